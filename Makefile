@@ -1,0 +1,81 @@
+# make run    builds kthwd and runs a controller, data in ./.kthwd
+# make test   runs all that needs no root and no foreign package
+# make help   lists the rest
+#
+# The first build compiles Kubernetes (about 6 minutes on two cores); the later
+# ones take seconds as long as all use the same flags, hence the exports here.
+
+export CGO_ENABLED := 0
+export GOFLAGS     := $(GOFLAGS) -trimpath -buildvcs=false
+
+BIN        ?= bin/kthwd
+VERSION    ?= $(shell git describe --tags --match 'v*' --dirty 2>/dev/null || echo v0.1.0-dev)
+COMMIT     ?= $(shell git describe --always --abbrev=12 --dirty --exclude '*' 2>/dev/null || echo unknown)
+KUBERNETES := $(shell awk '$$1 == "k8s.io/kubernetes" { print $$2; exit }' go.mod)
+MAJOR_MINOR := $(subst ., ,$(KUBERNETES:v%=%))
+
+# Of the commit, not of the clock: the same sources give the same binary.
+export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+BUILD_DATE := $(shell date -u -d @$(SOURCE_DATE_EPOCH) +%Y-%m-%dT%H:%M:%SZ)
+
+# What Kubernetes' own build stamps (hack/lib/version.sh). Its commit stays
+# empty: a module has a version and a hash of its content, but no commit.
+STAMPS  = gitVersion=$(KUBERNETES) gitMajor=$(word 1,$(MAJOR_MINOR)) gitMinor=$(word 2,$(MAJOR_MINOR)) \
+          gitCommit= gitTreeState=clean buildDate=$(BUILD_DATE)
+LDFLAGS = $(if $(DBG),,-s -w) -X main.version=$(VERSION) -X main.commit=$(COMMIT) \
+          $(foreach p,k8s.io/component-base/version k8s.io/client-go/pkg/version,$(addprefix -X $(p).,$(STAMPS)))
+
+RUN_FLAGS ?= --role=controller --data-dir=./.kthwd --health-address=127.0.0.1:8080
+DIRS      := appliance cmd health rbacseed test
+LIGHT     := ./appliance/config ./appliance/logging ./appliance/pki ./appliance/status ./appliance/supervise ./health
+
+.DEFAULT_GOAL := help
+.PHONY: help build tool run test test-light test-e2e bench lint golden verify package clean FORCE
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+
+build: $(BIN) ## build bin/kthwd, one static binary, versions stamped (DBG=1 keeps debug information)
+
+$(BIN): FORCE
+	go build -ldflags '$(LDFLAGS)' -o $@ ./cmd/kthwd
+
+tool: ## build a program of go.mod with the same stamps: make tool PKG=k8s.io/kubernetes/cmd/kubectl OUT=bin/tools/kubectl
+	go build -ldflags '$(LDFLAGS)' -o $(OUT) $(PKG)
+
+run: build ## run a controller without root, data in ./.kthwd (RUN_FLAGS=… for others)
+	$(BIN) $(RUN_FLAGS)
+
+test: build ## all tests that need no root and no foreign package
+	KTHWD_BIN=$(abspath $(BIN)) go test ./...
+
+test-light: ## the tests that link no Kubernetes, in seconds
+	go test $(LIGHT)
+
+test-e2e: build ## whole clusters with kubectl and real nodes; parts need root and are skipped without
+	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=40m ./test/e2e/...
+
+bench: build ## kthwd against the four separate programs: a table and one JSON line
+	KTHWD_BENCH=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=60m -v ./test/bench/...
+
+lint: ## gofmt, go vet, staticcheck
+	@test -z "$$(gofmt -l $(DIRS) | tee /dev/stderr)"
+	go vet ./...
+	go tool staticcheck ./...
+
+golden: ## rewrite golden files and docs/configuration.md from the code
+	go test $$(grep -rl --include='*_test.go' '"update"' $(DIRS) | xargs -n1 dirname | sort -u | sed 's,^,./,') -update
+
+verify: lint golden ## lint, and generated files are as their sources say
+	git diff --exit-code
+
+package: $(foreach a,amd64 arm64,dist/kthwd-$(VERSION)-linux-$(a).tar.gz) ## dist/: a static tarball for each architecture, and their sums
+	cd dist && sha256sum kthwd-$(VERSION)-linux-*.tar.gz | tee SHA256SUMS
+
+dist/kthwd-$(VERSION)-linux-%.tar.gz: FORCE
+	GOARCH=$* go build -ldflags '$(LDFLAGS)' -o $(@:.tar.gz=)/kthwd ./cmd/kthwd
+	cp LICENSE $(wildcard README.md) $(@:.tar.gz=)
+	tar -C dist --sort=name --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX --mtime=@$(SOURCE_DATE_EPOCH) -c $(basename $(basename $(@F))) | gzip -9n > $@
+
+clean: ## remove what was built; the data in ./.kthwd stays
+	rm -rf bin dist

@@ -1,0 +1,235 @@
+package appliance
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"k8s.io/client-go/rest"
+	"k8s.io/kube-aggregator/pkg/apiserver"
+	apiapp "k8s.io/kubernetes/cmd/kube-apiserver/app"
+	apioptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
+
+	"kthwd/appliance/pki"
+	"kthwd/appliance/supervise"
+)
+
+const (
+	readyPoll    = 50 * time.Millisecond
+	readyTimeout = time.Second
+	quorumProof  = 5 * time.Second // one linearizable read
+	rebuildPause = 2 * time.Second
+)
+
+// apiServer runs kube-apiserver.
+type apiServer struct {
+	args   []arg
+	server string // https://127.0.0.1:6443
+	layout pki.Layout
+	etcd   *etcd
+	log    *slog.Logger
+
+	mu       sync.Mutex
+	loopback *rest.Config
+}
+
+var _ supervise.Component = (*apiServer)(nil)
+
+// Name implements supervise.Component.
+func (a *apiServer) Name() string { return nameAPIServer }
+
+// Run implements supervise.Component. It is ready when /readyz says so to a
+// client that verifies the certificate.
+//
+// The server is built only once etcd has served a linearizable read, because its
+// bootstrap hooks end the process when they cannot write for 30 s to 5 min
+// (apiserver/pkg/server/hooks.go:runPostStartHook). What fails before the port
+// is open, because the quorum went away again, is built anew; what fails with a
+// healthy etcd, or after the port was open, ends kthwd.
+func (a *apiServer) Run(ctx context.Context, ready func()) error {
+	report := supervise.Report(ctx)
+	for ctx.Err() == nil {
+		if !a.awaitQuorum(ctx, report) {
+			return nil
+		}
+		report.Starting("building the API server")
+		prepared, err := a.build()
+		if err == nil {
+			return a.serve(ctx, prepared, ready)
+		}
+		if a.quorum(ctx) == nil {
+			return err
+		}
+		a.log.Warn("not built, etcd has no quorum: trying again", "err", err)
+		report.Restarted(err)
+		sleep(ctx, rebuildPause)
+	}
+	return nil
+}
+
+// awaitQuorum waits until etcd serves a linearizable read; false when ctx ends first.
+func (a *apiServer) awaitQuorum(ctx context.Context, report supervise.Reporter) bool {
+	for ctx.Err() == nil {
+		err := a.quorum(ctx)
+		if err == nil {
+			return true
+		}
+		report.Waiting("waiting for etcd quorum")
+		sleep(ctx, readyPoll)
+	}
+	return false
+}
+
+func (a *apiServer) quorum(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, quorumProof)
+	defer cancel()
+	return a.etcd.LinearizableRead(ctx)
+}
+
+// prepared is a server that has everything but an open handler.
+type prepared interface {
+	Run(ctx context.Context) error
+}
+
+// build is kube-apiserver/app/server.go:Run up to its last line, with the two
+// bootstrap hooks replaced.
+func (a *apiServer) build() (prepared, error) {
+	opts, err := parseAPIServer(a.args)
+	if err != nil {
+		return nil, err
+	}
+	completed, err := opts.Complete(context.Background())
+	if err != nil {
+		return nil, err
+	}
+	config, err := apiapp.NewConfig(completed)
+	if err != nil {
+		return nil, err
+	}
+	// NewConfig has opened the port; whoever fails below must close it.
+	listener := config.KubeAPIs.ControlPlane.Generic.SecureServing.Listener
+	server, err := a.assemble(config)
+	if err != nil {
+		return nil, errors.Join(err, listener.Close())
+	}
+	a.mu.Lock()
+	a.loopback = rest.CopyConfig(config.KubeAPIs.ControlPlane.Generic.LoopbackClientConfig)
+	a.mu.Unlock()
+	return server, nil
+}
+
+func (a *apiServer) assemble(config *apiapp.Config) (prepared, error) {
+	if err := replaceBootstrapHooks(config.KubeAPIs.ControlPlane.Generic, a.log); err != nil {
+		return nil, err
+	}
+	completed, err := config.Complete()
+	if err != nil {
+		return nil, err
+	}
+	var chain *apiserver.APIAggregator
+	if chain, err = apiapp.CreateServerChain(completed); err != nil {
+		return nil, err
+	}
+	return chain.PrepareRun()
+}
+
+// serve runs the server until ctx ends and its drain is over.
+func (a *apiServer) serve(ctx context.Context, server prepared, ready func()) error {
+	done := make(chan error, 1)
+	go func() { done <- server.Run(ctx) }()
+	probing, stopProbing := context.WithCancel(ctx)
+	defer stopProbing()
+	go a.probe(probing, ready)
+	return <-done
+}
+
+// probe polls /readyz until it is ok once, then calls ready.
+func (a *apiServer) probe(ctx context.Context, ready func()) {
+	report := supervise.Report(ctx)
+	client, err := a.client()
+	if err != nil {
+		report.Starting(err.Error())
+		return
+	}
+	defer client.CloseIdleConnections()
+	for ctx.Err() == nil {
+		err := get(ctx, client, a.server+"/readyz")
+		if err == nil {
+			ready()
+			return
+		}
+		report.Starting(err.Error())
+		sleep(ctx, readyPoll)
+	}
+}
+
+// client verifies the API server against the CA and shows the certificate that
+// has no other right.
+func (a *apiServer) client() (*http.Client, error) {
+	pem, err := os.ReadFile(a.layout.CA())
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(pem)
+	cert, err := tls.LoadX509KeyPair(a.layout.Cert(pki.NameHealth), a.layout.Key(pki.NameHealth))
+	if err != nil {
+		return nil, err
+	}
+	return &http.Client{
+		Timeout:   readyTimeout,
+		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}},
+	}, nil
+}
+
+// get asks url and returns the first line of what is wrong.
+func get(ctx context.Context, client *http.Client, url string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode == http.StatusOK {
+		return nil
+	}
+	for line := range strings.SplitSeq(string(body), "\n") {
+		if check, failing := strings.CutPrefix(line, "[-]"); failing {
+			return fmt.Errorf("/readyz: %s", check)
+		}
+	}
+	return fmt.Errorf("/readyz: %s", resp.Status)
+}
+
+// Loopback is the server's own privileged client configuration, for the RBAC
+// seed. It fails until the server is built.
+func (a *apiServer) Loopback() (*rest.Config, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.loopback == nil {
+		return nil, errors.New("the API server is not built yet")
+	}
+	return rest.CopyConfig(a.loopback), nil
+}
+
+// parseAPIServer reads a kube-apiserver command line with upstream's own options.
+func parseAPIServer(args []arg) (*apioptions.ServerRunOptions, error) {
+	opts := apioptions.NewServerRunOptions()
+	return opts, parseFlags(nameAPIServer, opts.Flags(), args)
+}

@@ -1,0 +1,362 @@
+// Package appliance runs the Kubernetes control plane "the hard way" as
+// goroutines of one process: etcd, kube-apiserver, kube-controller-manager and
+// kube-scheduler, with the flags, files and users that the guide gives them by
+// hand, the HTTP health bridge and the RBAC seed.
+//
+//	health bridge, status ─► etcd ─► kube-apiserver ─► { rbac seed, kube-controller-manager, kube-scheduler }
+//
+// An arrow means: starts when the left one is ready, stops before it. Run is the
+// wiring, to be read as a list. Each program is one file with one Component;
+// args.go is the guide's unit files as data.
+//
+// What upstream's code would do to its host is caught here: a lost lease ends
+// one term of one program and not the process (leader.go); a missing quorum is
+// a state in which everything waits (etcd.go, apiserver.go); a fatal log line
+// becomes an orderly stop (exit.go). Only the caller exits the process.
+//
+// Feature gates, metrics registries and the klog logger are process-wide, so
+// there is one Run at a time in a process.
+package appliance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"strconv"
+	"time"
+
+	rbacclient "k8s.io/client-go/kubernetes/typed/rbac/v1"
+
+	"kthwd/appliance/config"
+	"kthwd/appliance/logging"
+	"kthwd/appliance/pki"
+	"kthwd/appliance/supervise"
+	"kthwd/health"
+	"kthwd/rbacseed"
+)
+
+// Options are what the caller of Run provides.
+type Options struct {
+	Logs     *logging.Logs                     // where everything is logged
+	Version  string                            // kthwd's own, for status
+	Started  time.Time                         // when the process began; zero means now
+	OnReady  func(timeline []supervise.Status) // called once, when everything is ready; may be nil
+	OnChange func(ready bool, reason string)   // called after each change of the state record; may be nil
+}
+
+// Stop budgets: what a component may take from its cancellation to its return.
+// They add up along the chain to about 40 s, the bound of every stop.
+const (
+	stopControllers = 10 * time.Second // upstream's own --controller-shutdown-timeout
+	stopAPIServer   = 15 * time.Second // drain of short requests and watches, removal from Endpoints
+	stopEtcd        = 10 * time.Second // 5 s + 2 elections for its clients, then the hand-over
+	stopBridges     = 5 * time.Second
+)
+
+// Run runs a controller until ctx ends or a component fails. It blocks, and
+// returns nil only after a clean stop that was asked for.
+func Run(ctx context.Context, cfg config.Controller, o Options) error {
+	if o.Started.IsZero() {
+		o.Started = time.Now()
+	}
+	settled := tuneRuntime(o.Logs.Logger("kthwd"))
+	p, err := newPlant(cfg, o)
+	if err != nil {
+		return err
+	}
+	defer p.close()
+	g, err := p.wire()
+	if err != nil {
+		return err
+	}
+	restore := catchExits(g, o.Logs.Logger("kthwd"))
+	defer restore()
+	watching, stopWatching := context.WithCancel(context.Background())
+	defer stopWatching()
+	go announce(watching, g, o, settled)
+	return g.Run(ctx)
+}
+
+// plant is everything that must be right before the first component starts.
+type plant struct {
+	cfg      config.Controller
+	o        Options
+	layout   pki.Layout
+	log      *slog.Logger
+	lock     *os.File
+	socket   *socketDir
+	args     map[string][]arg
+	programs *programs
+	identity string
+}
+
+// newPlant takes the data directory, makes or checks its files, and parses all
+// command lines. Every problem that can be seen without starting anything is
+// reported here, together.
+func newPlant(cfg config.Controller, o Options) (_ *plant, err error) {
+	p := &plant{cfg: cfg, o: o, layout: cfg.Layout(), log: o.Logs.Logger("kthwd")}
+	defer func() {
+		if err != nil {
+			p.close()
+		}
+	}()
+	bridgeKlog(o.Logs)
+	quietClients()
+	if p.lock, err = lockDataDir(p.layout); err != nil {
+		return nil, err
+	}
+	if err := errors.Join(checkPorts(cfg), p.ensurePKI()); err != nil {
+		return nil, err
+	}
+	if p.socket, err = newSocketDir(p.layout); err != nil {
+		return nil, err
+	}
+	if p.identity, err = instanceIdentity(p.layout, cfg.Name); err != nil {
+		return nil, err
+	}
+	if err := p.buildArgs(); err != nil {
+		return nil, err
+	}
+	p.programs, err = parsePrograms(p.args)
+	return p, err
+}
+
+func (p *plant) close() {
+	p.socket.close()
+	if p.lock != nil {
+		p.lock.Close()
+	}
+}
+
+func (p *plant) ensurePKI() error {
+	report, err := pki.Ensure(p.layout, p.cfg.PKISpec())
+	if len(report.Created) > 0 {
+		p.log.Info("files made", "dir", p.layout.Dir, "count", len(report.Created))
+	}
+	for _, w := range report.Warnings {
+		p.log.Warn(w)
+	}
+	return err
+}
+
+// buildArgs makes the four command lines: kthwd's, under the user's, in today's words.
+func (p *plant) buildArgs() error {
+	p.args = map[string][]arg{}
+	var errs []error
+	for _, c := range []struct {
+		program string
+		ours    []arg
+		users   []string
+	}{
+		{nameEtcd, etcdArgs(p.cfg, p.layout, p.socket.etcd), p.cfg.EtcdArgs},
+		{nameAPIServer, apiserverArgs(p.cfg, p.layout, p.socket.etcd), p.cfg.APIServerArgs},
+		{nameControllerManager, controllerManagerArgs(p.cfg, p.layout), p.cfg.ControllerManagerArgs},
+		{nameScheduler, schedulerArgs(p.cfg, p.layout), p.cfg.SchedulerArgs},
+	} {
+		users, old := translate(c.program, parseUserArgs(c.users))
+		users, dropped, refused := checkOwned(c.program, c.ours, users)
+		errs = append(errs, refused...)
+		for _, w := range append(old, dropped...) {
+			p.log.Warn(w)
+		}
+		users = p.takeVerbosity(c.program, users)
+		merged, overrides := merge(c.program, c.ours, users)
+		for _, o := range overrides {
+			p.log.Info("flag overridden", "program", o.program, "flag", o.key, "was", o.ours, "is", o.users)
+		}
+		p.args[c.program] = merged
+	}
+	return errors.Join(append(errs, p.oldFiles())...)
+}
+
+// takeVerbosity turns --v=2, which upstream would apply to its own logging
+// setup, into the component's log level.
+func (p *plant) takeVerbosity(program string, users []arg) []arg {
+	var rest []arg
+	for _, u := range users {
+		if u.key != "v" {
+			rest = append(rest, u)
+			continue
+		}
+		n, err := strconv.Atoi(u.value)
+		if err == nil {
+			err = p.o.Logs.SetLevel(program, verbosityLevel(n))
+		}
+		if err != nil {
+			p.log.Warn("verbosity ignored", "program", program, "err", err)
+		}
+	}
+	return rest
+}
+
+// oldFiles reads the configuration files that may be written in an old form.
+func (p *plant) oldFiles() error {
+	warning, err := encryptionWarning(value(p.args[nameAPIServer], "encryption-provider-config"))
+	if err != nil {
+		return err
+	}
+	file, schedWarning, err := schedulerConfig(value(p.args[nameScheduler], "config"), p.layout)
+	if err != nil {
+		return err
+	}
+	for _, w := range []string{warning, schedWarning} {
+		if w != "" {
+			p.log.Warn(w)
+		}
+	}
+	if file != "" {
+		p.args[nameScheduler], _ = merge(nameScheduler, p.args[nameScheduler], []arg{{"config", file}})
+	}
+	return nil
+}
+
+func value(args []arg, key string) string {
+	for _, a := range args {
+		if a.key == key {
+			return a.value
+		}
+	}
+	return ""
+}
+
+// wire puts the components together. Stops run from the bottom of this list to
+// its top.
+func (p *plant) wire() (*supervise.Group, error) {
+	logs := p.o.Logs
+	etcd, err := newEtcd(p.args[nameEtcd], logs.Logger(nameEtcd))
+	if err != nil {
+		return nil, err
+	}
+	g := supervise.New(p.log)
+	api := &apiServer{
+		args: withoutGates(p.args[nameAPIServer]), server: p.cfg.LocalServer(),
+		layout: p.layout, etcd: etcd, log: logs.Logger(nameAPIServer),
+	}
+	kcm := &controllerManager{
+		args: withoutGates(p.args[nameControllerManager]), options: p.programs.kcm, identity: p.identity,
+		alive: aliveCheck(g, nameControllerManager), logs: logs, log: logs.Logger(nameControllerManager),
+	}
+	sched := &kubeScheduler{
+		args: withoutGates(p.args[nameScheduler]), options: p.programs.sched, settings: p.programs.settings, identity: p.identity,
+		alive: aliveCheck(g, nameScheduler), logs: logs, log: logs.Logger(nameScheduler),
+	}
+
+	bridges := []*supervise.Node{g.Add(newControl(p, g, etcd)).StopWithin(stopBridges)}
+	if p.cfg.HealthAddress != "" {
+		bridges = append(bridges, g.Add(p.newHealth(g)).StopWithin(stopBridges))
+	}
+	etcdNode := g.Add(etcd, bridges...).StopWithin(stopEtcd)
+	apiNode := g.Add(api, etcdNode).StopWithin(stopAPIServer)
+	g.Add(p.newSeed(api), apiNode)
+	// The ports open at once; the programs behind them wait for the API server.
+	kcmPort := g.Add(kcm.server(), bridges...).StopWithin(stopBridges)
+	schedPort := g.Add(sched.server(), bridges...).StopWithin(stopBridges)
+	g.Add(kcm, apiNode, kcmPort).StopWithin(stopControllers)
+	g.Add(sched, apiNode, schedPort).StopWithin(stopControllers)
+	return g, nil
+}
+
+func (p *plant) newHealth(g *supervise.Group) supervise.Component {
+	return health.New(health.Config{
+		Address:    p.cfg.HealthAddress,
+		ServerName: p.cfg.HealthServerName,
+		Target:     p.cfg.LocalServer(),
+		CAFile:     p.layout.CA(),
+		CertFile:   p.layout.Cert(pki.NameHealth),
+		KeyFile:    p.layout.Key(pki.NameHealth),
+		Local:      g.Ready,
+		Components: func() []health.Check { return checks(g) },
+		Log:        p.o.Logs.Logger("health"),
+	})
+}
+
+// checks is the state record as the bridge's ?verbose shows it.
+func checks(g *supervise.Group) []health.Check {
+	var all []health.Check
+	for _, s := range g.Status() {
+		reason := s.Reason
+		if reason == "" {
+			reason = string(s.State)
+		}
+		all = append(all, health.Check{Name: s.Name, OK: s.Healthy(), Reason: reason})
+	}
+	return all
+}
+
+// newSeed binds the role to the user in the certificate that the API server
+// shows to kubelets.
+func (p *plant) newSeed(api *apiServer) supervise.Component {
+	return rbacseed.New(rbacseed.Config{
+		User: kubeletClientUser(value(p.args[nameAPIServer], "kubelet-client-certificate")),
+		Client: func() (rbacclient.RbacV1Interface, error) {
+			loopback, err := api.Loopback()
+			if err != nil {
+				return nil, err
+			}
+			return rbacclient.NewForConfig(loopback)
+		},
+		Log: p.o.Logs.Logger("rbac-seed"),
+	})
+}
+
+// announce calls the caller's hooks for as long as the group lives, and settled
+// when everything is ready for the first time.
+func announce(ctx context.Context, g *supervise.Group, o Options, settled func(context.Context)) {
+	told := false
+	for {
+		changed := g.Changed()
+		ready, reason := g.Ready()
+		if o.OnChange != nil {
+			o.OnChange(ready, reason)
+		}
+		if ready && !told {
+			told = true
+			go settled(ctx)
+			if o.OnReady != nil {
+				o.OnReady(g.Timeline())
+			}
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// checkPorts finds all ports in use before anything is written or started.
+func checkPorts(c config.Controller) error {
+	type port struct {
+		component, host, flag string
+		number                int
+	}
+	ports := []port{
+		{nameAPIServer, c.BindAddress, "--secure-port", c.SecurePort},
+		{nameEtcd, c.AdvertiseAddress, "--etcd-client-port", c.EtcdClientPort},
+		{nameEtcd, c.AdvertiseAddress, "--etcd-peer-port", c.EtcdPeerPort},
+		{nameControllerManager, controllersBind(c), "--controller-manager-port", c.ControllerManagerPort},
+		{nameScheduler, controllersBind(c), "--scheduler-port", c.SchedulerPort},
+	}
+	var errs []error
+	for _, p := range ports {
+		errs = append(errs, tryListen(p.component, net.JoinHostPort(p.host, fmt.Sprint(p.number)), p.flag))
+	}
+	if c.HealthAddress != "" {
+		errs = append(errs, tryListen("health", c.HealthAddress, "--health-address"))
+	}
+	if c.MetricsAddress != "" {
+		errs = append(errs, tryListen("status", c.MetricsAddress, "--metrics-address"))
+	}
+	return errors.Join(errs...)
+}
+
+func tryListen(component, address, flag string) error {
+	l, err := net.Listen("tcp", address)
+	if err == nil {
+		return l.Close()
+	}
+	return WithHint(fmt.Errorf("%s: %w", component, err), portHint(err, address, flag))
+}

@@ -1,0 +1,232 @@
+package appliance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	genericapiserver "k8s.io/apiserver/pkg/server"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/util/retry"
+	"k8s.io/component-helpers/auth/rbac/reconciliation"
+	internalscheduling "k8s.io/kubernetes/pkg/apis/scheduling/v1"
+	rbacrest "k8s.io/kubernetes/pkg/registry/rbac/rest"
+	schedulingrest "k8s.io/kubernetes/pkg/registry/scheduling/rest"
+	"k8s.io/kubernetes/plugin/pkg/auth/authorizer/rbac/bootstrappolicy"
+
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	bootstrapWorkers = 8
+	bootstrapPause   = 250 * time.Millisecond
+)
+
+// replaceBootstrapHooks swaps upstream's two slow hooks for kthwd's own. Upstream's
+// wait a second before they begin, write 134 objects one after the other, and
+// end the process when etcd does not answer for 30 s
+// (pkg/registry/rbac/rest/storage_rbac.go, pkg/registry/scheduling/rest/storage_scheduling.go).
+// Disabling a hook by name is upstream's own mechanism for an API server without
+// RBAC (pkg/controlplane/apiserver/config.go).
+func replaceBootstrapHooks(config *genericapiserver.Config, log *slog.Logger) error {
+	config.DisabledPostStartHooks.Insert(rbacrest.PostStartHookName, schedulingrest.PostStartHookName)
+	return errors.Join(
+		config.AddPostStartHook("kthwd/bootstrap-roles", bootstrapHook(log, bootstrapRBAC)),
+		config.AddPostStartHook("kthwd/bootstrap-priority-classes", bootstrapHook(log, bootstrapPriorityClasses)),
+	)
+}
+
+// bootstrapHook repeats write until it succeeds or the server stops. It returns
+// no error, which would end the process.
+func bootstrapHook(log *slog.Logger, write func(context.Context, kubernetes.Interface) error) genericapiserver.PostStartHookFunc {
+	return func(hook genericapiserver.PostStartHookContext) error {
+		loopback := rest.CopyConfig(hook.LoopbackClientConfig)
+		client, err := kubernetes.NewForConfig(loopback)
+		if err != nil {
+			return err
+		}
+		for hook.Err() == nil {
+			if err := write(hook, client); err == nil {
+				return nil
+			} else if hook.Err() == nil {
+				log.Warn("bootstrap objects not written, trying again", "err", err)
+			}
+			sleep(hook, bootstrapPause)
+		}
+		return nil
+	}
+}
+
+// bootstrapRBAC reconciles upstream's bootstrap policy as upstream does, but in
+// parallel: roles first, then the bindings that need them.
+func bootstrapRBAC(ctx context.Context, client kubernetes.Interface) error {
+	if err := primeAggregatedRoles(ctx, client); err != nil {
+		return err
+	}
+	if err := splitBindings(ctx, client); err != nil {
+		return err
+	}
+	roles := limited(ctx)
+	for _, role := range append(bootstrappolicy.ClusterRoles(), bootstrappolicy.ControllerRoles()...) {
+		roles.Go(func() error { return reconcileClusterRole(client, role) })
+	}
+	for _, inNamespace := range bootstrappolicy.NamespaceRoles() {
+		for _, role := range inNamespace {
+			roles.Go(func() error { return reconcileRole(client, role) })
+		}
+	}
+	if err := roles.Wait(); err != nil {
+		return err
+	}
+	bindings := limited(ctx)
+	for _, b := range append(bootstrappolicy.ClusterRoleBindings(), bootstrappolicy.ControllerRoleBindings()...) {
+		bindings.Go(func() error { return reconcileClusterRoleBinding(client, b) })
+	}
+	for _, inNamespace := range bootstrappolicy.NamespaceRoleBindings() {
+		for _, b := range inNamespace {
+			bindings.Go(func() error { return reconcileRoleBinding(client, b) })
+		}
+	}
+	return bindings.Wait()
+}
+
+func limited(ctx context.Context) *errgroup.Group {
+	g, _ := errgroup.WithContext(ctx)
+	g.SetLimit(bootstrapWorkers)
+	return g
+}
+
+// another controller may write the same objects at this moment
+func again(err error) bool {
+	return apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) || apierrors.IsServiceUnavailable(err)
+}
+
+func reconcile(what string, run func() error) error {
+	if err := retry.OnError(retry.DefaultBackoff, again, run); err != nil {
+		return fmt.Errorf("reconcile %s: %w", what, err)
+	}
+	return nil
+}
+
+func reconcileClusterRole(client kubernetes.Interface, role rbacv1.ClusterRole) error {
+	return reconcile("clusterrole "+role.Name, func() error {
+		_, err := (&reconciliation.ReconcileRoleOptions{
+			Role:    reconciliation.ClusterRoleRuleOwner{ClusterRole: role.DeepCopy()},
+			Client:  reconciliation.ClusterRoleModifier{Client: client.RbacV1().ClusterRoles()},
+			Confirm: true,
+		}).Run()
+		return err
+	})
+}
+
+func reconcileRole(client kubernetes.Interface, role rbacv1.Role) error {
+	return reconcile("role "+role.Namespace+"/"+role.Name, func() error {
+		_, err := (&reconciliation.ReconcileRoleOptions{
+			Role:    reconciliation.RoleRuleOwner{Role: role.DeepCopy()},
+			Client:  reconciliation.RoleModifier{Client: client.RbacV1(), NamespaceClient: client.CoreV1().Namespaces()},
+			Confirm: true,
+		}).Run()
+		return err
+	})
+}
+
+func reconcileClusterRoleBinding(client kubernetes.Interface, b rbacv1.ClusterRoleBinding) error {
+	return reconcile("clusterrolebinding "+b.Name, func() error {
+		_, err := (&reconciliation.ReconcileRoleBindingOptions{
+			RoleBinding: reconciliation.ClusterRoleBindingAdapter{ClusterRoleBinding: b.DeepCopy()},
+			Client:      reconciliation.ClusterRoleBindingClientAdapter{Client: client.RbacV1().ClusterRoleBindings()},
+			Confirm:     true,
+		}).Run()
+		return err
+	})
+}
+
+func reconcileRoleBinding(client kubernetes.Interface, b rbacv1.RoleBinding) error {
+	return reconcile("rolebinding "+b.Namespace+"/"+b.Name, func() error {
+		_, err := (&reconciliation.ReconcileRoleBindingOptions{
+			RoleBinding: reconciliation.RoleBindingAdapter{RoleBinding: b.DeepCopy()},
+			Client:      reconciliation.RoleBindingClientAdapter{Client: client.RbacV1(), NamespaceClient: client.CoreV1().Namespaces()},
+			Confirm:     true,
+		}).Run()
+		return err
+	})
+}
+
+// primeAggregatedRoles copies what an administrator changed in roles that became
+// aggregated in Kubernetes 1.9: data that a guide's old cluster may still hold
+// (storage_rbac.go:primeAggregatedClusterRoles).
+func primeAggregatedRoles(ctx context.Context, client kubernetes.Interface) error {
+	roles := client.RbacV1().ClusterRoles()
+	for oldName, newName := range bootstrappolicy.ClusterRolesToAggregate() {
+		_, err := roles.Get(ctx, newName, metav1.GetOptions{})
+		if err == nil {
+			continue
+		}
+		if !apierrors.IsNotFound(err) {
+			return err
+		}
+		existing, err := roles.Get(ctx, oldName, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if existing.AggregationRule != nil {
+			return nil // primed in an earlier run
+		}
+		existing.Name, existing.ResourceVersion, existing.UID = newName, "", ""
+		if _, err := roles.Create(ctx, existing, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
+			return err
+		}
+	}
+	return nil
+}
+
+// splitBindings gives the holders of a binding that upstream split in two the
+// second half as well (storage_rbac.go:primeSplitClusterRoleBindings).
+func splitBindings(ctx context.Context, client kubernetes.Interface) error {
+	bindings := client.RbacV1().ClusterRoleBindings()
+	for existingName, template := range bootstrappolicy.ClusterRoleBindingsToSplit() {
+		existing, err := bindings.Get(ctx, existingName, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if _, err := bindings.Get(ctx, template.Name, metav1.GetOptions{}); err == nil || !apierrors.IsNotFound(err) {
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		split := template.DeepCopy()
+		split.Subjects, split.Labels, split.Annotations = existing.Subjects, existing.Labels, existing.Annotations
+		if _, err := bindings.Create(ctx, split, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
+			return err
+		}
+	}
+	return nil
+}
+
+// bootstrapPriorityClasses creates system-node-critical and system-cluster-critical.
+func bootstrapPriorityClasses(ctx context.Context, client kubernetes.Interface) error {
+	classes := client.SchedulingV1().PriorityClasses()
+	for _, class := range internalscheduling.SystemPriorityClasses() {
+		_, err := classes.Get(ctx, class.Name, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			_, err = classes.Create(ctx, class, metav1.CreateOptions{})
+		}
+		if err != nil && !apierrors.IsAlreadyExists(err) {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,96 @@
+// Package config is kthwd's configuration: what can be set, what it is when
+// nobody sets it, and which combinations are refused.
+//
+// It goes one way. Default gives every value once; Load reads the YAML file
+// over it and the command line over that; Validate names all problems at once;
+// afterwards nothing changes it. Keys of the file are the names of the flags.
+//
+// The package links no Kubernetes and no etcd, so that it compiles and is
+// tested in seconds. It reads no environment variable and keeps no global.
+package config
+
+import (
+	"net"
+	"strconv"
+)
+
+// Config is the configuration of one kthwd process.
+type Config struct {
+	Role       []string // what this process is: "controller"
+	LogFormat  string   // "text" or "json"
+	LogLevel   []string // "info", or per component "etcd=debug"; later ones win
+	Controller Controller
+}
+
+// Controller is the configuration of the controller role.
+type Controller struct {
+	DataDir     string // all files of the tutorial, flat; see pki.Layout
+	EtcdDataDir string // etcd's own data; empty means <DataDir>/etcd
+	Name        string // etcd member name and lease holder; empty means the host name
+
+	BindAddress      string // where the API server listens
+	SecurePort       int
+	AdvertiseAddress string   // what other machines reach this one by; empty means the address of the default route
+	SubjectAltNames  []string // further names and addresses for a kubernetes.pem that is made here
+
+	EtcdClientPort        int
+	EtcdPeerPort          int
+	ControllerManagerPort int
+	SchedulerPort         int
+
+	HealthAddress    string // the plain HTTP bridge; "" switches it off
+	HealthServerName string // the only Host it answers; "" means any
+	MetricsAddress   string // metrics and status, plain HTTP; "" switches it off
+
+	ServiceClusterIPRange string
+	ClusterCIDR           string
+
+	// Passed to the programs after kthwd's own flags, each "key=value"; the user's wins.
+	EtcdArgs              []string
+	APIServerArgs         []string
+	ControllerManagerArgs []string
+	SchedulerArgs         []string
+}
+
+// Default is the configuration when nobody says otherwise: the tutorial's
+// paths, ports and ranges. Every default of kthwd's own is written here and
+// nowhere else.
+func Default() Config {
+	return Config{
+		LogFormat: "text",
+		LogLevel:  []string{"info"},
+		Controller: Controller{
+			DataDir:               "/var/lib/kubernetes",
+			BindAddress:           "0.0.0.0",
+			SecurePort:            6443,
+			EtcdClientPort:        2379,
+			EtcdPeerPort:          2380,
+			ControllerManagerPort: 10257, // 10257 and 10259 are fixed in kubectl get componentstatuses
+			SchedulerPort:         10259,
+			HealthAddress:         ":80",
+			HealthServerName:      "",
+			MetricsAddress:        "127.0.0.1:10300",
+			ServiceClusterIPRange: "10.32.0.0/24",
+			ClusterCIDR:           "10.200.0.0/16",
+		},
+	}
+}
+
+// LocalAddress is the address on which a client on this machine reaches a
+// server that listens on BindAddress.
+func (c Controller) LocalAddress() string {
+	ip := net.ParseIP(c.BindAddress)
+	switch {
+	case ip == nil || ip.Equal(net.IPv4zero):
+		return "127.0.0.1"
+	case ip.Equal(net.IPv6unspecified):
+		return "::1"
+	default:
+		return c.BindAddress
+	}
+}
+
+// LocalServer is the URL of the API server for clients on this machine.
+func (c Controller) LocalServer() string {
+	return "https://" + net.JoinHostPort(c.LocalAddress(), strconv.Itoa(c.SecurePort))
+}

@@ -1,0 +1,245 @@
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"regexp"
+	"strings"
+
+	"github.com/spf13/pflag"
+	"go.yaml.in/yaml/v3"
+)
+
+// maxFile bounds what is read of a configuration file.
+const maxFile = 1 << 20
+
+// Load reads the configuration file, if there is one, into every setting that
+// the command line did not set. All that is wrong with the file is in the error,
+// each as a *Problem with its line. Call it once the flags are parsed.
+func (l *Loader) Load() error {
+	text, err := l.readFile()
+	if err != nil || text == nil {
+		return err
+	}
+	return l.parseFile(l.file, text)
+}
+
+// File is the configuration file that Load has read; empty when there is none.
+func (l *Loader) File() string { return l.file }
+
+// readFile returns nil, and no error, when there is no file to read.
+func (l *Loader) readFile() ([]byte, error) {
+	path, asked := l.file, l.fs.Lookup("config").Changed
+	if !asked {
+		path = DefaultFile
+	}
+	if path == "" {
+		return nil, nil
+	}
+	text, err := readAtMost(path, maxFile)
+	switch {
+	case err == nil:
+		l.file = path
+		return text, nil
+	case errors.Is(err, fs.ErrNotExist) && !asked:
+		return nil, nil
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, &Problem{Key: "config", Origin: OriginFlag, Text: path + ": no such file", Hint: "kthwd needs no file; leave --config out to run on defaults and flags"}
+	case errors.Is(err, fs.ErrPermission) && !asked:
+		return nil, &Problem{Text: "read " + path + ": permission denied", Hint: "run as the user who may read it, or leave the file out with --config="}
+	default:
+		var path *fs.PathError
+		if errors.As(err, &path) && path.Op == "open" {
+			path.Op = "read"
+		}
+		return nil, &Problem{Text: err.Error()}
+	}
+}
+
+func readAtMost(path string, most int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, most+1))
+	if err == nil && int64(len(text)) > most {
+		err = fmt.Errorf("%s: larger than %d bytes", path, most)
+	}
+	if text == nil {
+		text = []byte{}
+	}
+	return text, err
+}
+
+// entry is one "key: value" of the file.
+type entry struct {
+	key    string
+	values []string
+	list   bool
+	line   int
+}
+
+// parseFile sets what the file says. The values go through the flags, so that
+// types, errors and origins are one mechanism; first through the flags of a
+// scratch Loader, so that a wrong value is found even if a flag overrides it.
+func (l *Loader) parseFile(path string, text []byte) error {
+	entries, problems := parseYAML(path, text)
+	scratch := NewLoader()
+	for _, e := range entries {
+		origin := fmt.Sprintf("%s:%d", path, e.line)
+		if p := scratch.setFromFile(e, origin); p != nil {
+			problems = append(problems, p)
+			continue
+		}
+		if f := l.fs.Lookup(e.key); !f.Changed {
+			setValues(f, e)
+			l.origins[e.key] = origin
+		}
+	}
+	return joinProblems(problems)
+}
+
+func (l *Loader) setFromFile(e entry, origin string) *Problem {
+	f := l.fs.Lookup(e.key)
+	switch {
+	case f == nil:
+		return &Problem{Origin: origin, Text: fmt.Sprintf("unknown key %q", e.key), Hint: didYouMean("", l.nearest(e.key))}
+	case e.key == "config":
+		return &Problem{Origin: origin, Text: `"config" names this file and cannot stand in it`}
+	case e.list && !isList(f):
+		return &Problem{Key: e.key, Origin: origin, Text: "takes one value, not a list"}
+	}
+	if err := setValues(f, e); err != nil {
+		return &Problem{Key: e.key, Origin: origin, Text: wrongType(f, e.values[0])}
+	}
+	return nil
+}
+
+func isList(f *pflag.Flag) bool {
+	_, ok := f.Value.(pflag.SliceValue)
+	return ok
+}
+
+// setValues gives a flag its values from the file, without marking it as given
+// on the command line. One value is read as on the command line; the elements
+// of a list are taken as they are.
+func setValues(f *pflag.Flag, e entry) error {
+	if e.list {
+		return f.Value.(pflag.SliceValue).Replace(append([]string{}, e.values...))
+	}
+	return f.Value.Set(e.values[0])
+}
+
+var yamlLine = regexp.MustCompile(`^yaml: (?:unmarshal errors:\s+)?(?:line (\d+): )?`)
+
+// parseYAML reads the file's mapping, in its order. It returns the entries that
+// could be read beside the problems with the others.
+func parseYAML(path string, text []byte) ([]entry, []*Problem) {
+	var doc, more yaml.Node
+	d := yaml.NewDecoder(bytes.NewReader(text))
+	switch err := d.Decode(&doc); {
+	case err == io.EOF:
+		return nil, nil // empty, or comments only
+	case err != nil:
+		return nil, []*Problem{syntaxProblem(path, err)}
+	}
+	switch err := d.Decode(&more); {
+	case err == nil:
+		return nil, []*Problem{{Origin: fmt.Sprintf("%s:%d", path, more.Line), Text: "a second document begins, want one"}}
+	case err != io.EOF:
+		return nil, []*Problem{syntaxProblem(path, err)}
+	}
+	return parseMapping(path, doc.Content[0])
+}
+
+func syntaxProblem(path string, err error) *Problem {
+	text := err.Error()
+	if m := yamlLine.FindStringSubmatch(text); m != nil {
+		text = strings.TrimPrefix(text, m[0])
+		if m[1] != "" {
+			path += ":" + m[1]
+		}
+	}
+	return &Problem{Origin: path, Text: "not YAML: " + oneLine(text)}
+}
+
+// aKey is what all keys look like, and misspelled ones.
+var aKey = regexp.MustCompile(`^[-_.a-zA-Z0-9]{1,64}$`)
+
+func parseMapping(path string, root *yaml.Node) (entries []entry, problems []*Problem) {
+	if root.Tag == "!!null" {
+		return nil, nil
+	}
+	at := func(n *yaml.Node) string { return fmt.Sprintf("%s:%d", path, n.Line) }
+	if root.Kind != yaml.MappingNode {
+		return nil, []*Problem{{Origin: at(root), Text: `want lines of the form "key: value", got ` + kindName(root)}}
+	}
+	seen := map[string]int{}
+	for i := 0; i+1 < len(root.Content); i += 2 {
+		k, v := root.Content[i], resolve(root.Content[i+1])
+		if k.Kind != yaml.ScalarNode || !aKey.MatchString(k.Value) {
+			problems = append(problems, &Problem{Origin: at(k), Text: "want a key, got " + kindName(k)})
+			continue
+		}
+		if line, ok := seen[k.Value]; ok {
+			problems = append(problems, &Problem{Key: k.Value, Origin: at(k), Text: fmt.Sprintf("is there already, in line %d", line)})
+			continue
+		}
+		seen[k.Value] = k.Line
+		e := entry{key: k.Value, line: k.Line}
+		if bad, text := e.read(v); text != "" {
+			problems = append(problems, &Problem{Key: k.Value, Origin: at(bad), Text: text})
+			continue
+		}
+		entries = append(entries, e)
+	}
+	return entries, problems
+}
+
+// read takes the value of an entry. It returns the node it cannot take, and why.
+func (e *entry) read(v *yaml.Node) (bad *yaml.Node, problem string) {
+	switch {
+	case v.Tag == "!!null":
+		return v, `has no value; write "" for an empty one, or leave the line out`
+	case v.Kind == yaml.ScalarNode:
+		e.values = []string{v.Value}
+	case v.Kind == yaml.SequenceNode:
+		e.list = true
+		for i, n := range v.Content {
+			if n = resolve(n); n.Kind != yaml.ScalarNode || n.Tag == "!!null" {
+				return n, fmt.Sprintf("needs one value as element %d, not %s", i+1, kindName(n))
+			}
+			e.values = append(e.values, n.Value)
+		}
+	default:
+		return v, "needs a value or a list, not " + kindName(v)
+	}
+	return nil, ""
+}
+
+func resolve(n *yaml.Node) *yaml.Node {
+	if n.Kind == yaml.AliasNode && n.Alias != nil {
+		return n.Alias
+	}
+	return n
+}
+
+func kindName(n *yaml.Node) string {
+	switch {
+	case n.Tag == "!!null":
+		return "nothing"
+	case n.Kind == yaml.MappingNode:
+		return "a mapping"
+	case n.Kind == yaml.SequenceNode:
+		return "a list"
+	case n.Kind == yaml.ScalarNode:
+		return fmt.Sprintf("%.40q", n.Value)
+	default:
+		return "an alias"
+	}
+}

@@ -1,0 +1,236 @@
+package config
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"kthwd/appliance/logging"
+)
+
+// DefaultFile is the configuration file that is read if it exists and --config
+// was not given.
+const DefaultFile = "/etc/kthwd/kthwd.yaml"
+
+// The roles of a kthwd process. All marks what belongs to each of them.
+const (
+	RoleController = "controller"
+	RoleLB         = "lb"
+	RoleAll        = "all"
+)
+
+// setting is one thing that can be set: a flag, and a key of the file by the
+// same name. Its default is what value points to when it is bound.
+type setting struct {
+	name  string
+	role  string
+	group string
+	arg   string // stands for the value in the usage text
+	help  string // one sentence, with its interplay; the default is added
+	value any    // *string, *int, *commaList or *repeated
+}
+
+// commaList is a list whose elements have no commas: --x=a,b and --x=a --x=b are the same.
+type commaList []string
+
+// repeated is a list whose flag is given once for each element.
+type repeated []string
+
+// The groups of the usage text and of docs/configuration.md, in order.
+const (
+	groupProcess  = "Process"
+	groupFiles    = "Files"
+	groupMachine  = "This machine"
+	groupPorts    = "Ports and listeners"
+	groupCluster  = "Cluster"
+	groupPrograms = "Passed to the programs"
+)
+
+var groups = []string{groupProcess, groupFiles, groupMachine, groupPorts, groupCluster, groupPrograms}
+
+// settings is the table of all flags, bound to the fields of l.
+func (l *Loader) settings() []setting {
+	c, k := &l.Config, &l.Config.Controller
+	return []setting{
+		{"role", RoleAll, groupProcess, "ROLE", "What this process is: controller. Required to run; the verbs need none.", (*commaList)(&c.Role)},
+		{"config", RoleAll, groupProcess, "FILE", "YAML file with these names as keys; flags win over it. Without this flag " + DefaultFile + " is read if it exists; --config= reads none.", &l.file},
+		{"log-format", RoleAll, groupProcess, "FORMAT", "Form of the log: text or json. Text is shorter and coloured on a terminal.", &c.LogFormat},
+		{"log-level", RoleAll, groupProcess, "LEVEL", "What is logged: error, warn, info, debug or a klog verbosity number, for all or as COMPONENT=LEVEL for one; repeatable, later ones win. Changed at run time with kthwd log-level.", (*commaList)(&c.LogLevel)},
+
+		{"data-dir", RoleController, groupFiles, "DIR", "Directory of certificates, keys and kubeconfigs under the tutorial's names; made if it is missing.", &k.DataDir},
+		{"etcd-data-dir", RoleController, groupFiles, "DIR", "Directory of etcd's own data; empty means etcd below --data-dir.", &k.EtcdDataDir},
+
+		{"name", RoleController, groupMachine, "NAME", "Name of this controller, as etcd member and as holder of leases; empty means the host name.", &k.Name},
+		{"bind-address", RoleController, groupMachine, "ADDRESS", "Address the API server listens on; 0.0.0.0 or :: means all.", &k.BindAddress},
+		{"advertise-address", RoleController, groupMachine, "ADDRESS", "Address other machines reach this one by; empty means --bind-address if that is one, else the address the default route leaves from. It becomes a name in kubernetes.pem.", &k.AdvertiseAddress},
+		{"subject-alt-name", RoleController, groupMachine, "NAME", "Further name or address for a kubernetes.pem made here, such as the load balancer's; repeatable. A kubernetes.pem that exists is not changed.", (*commaList)(&k.SubjectAltNames)},
+
+		{"secure-port", RoleController, groupPorts, "PORT", "Port of the API server, on --bind-address.", &k.SecurePort},
+		{"etcd-client-port", RoleController, groupPorts, "PORT", "Port of etcd for etcdctl and other clients; asks for a client certificate.", &k.EtcdClientPort},
+		{"etcd-peer-port", RoleController, groupPorts, "PORT", "Port of etcd for the other controllers; asks for a client certificate.", &k.EtcdPeerPort},
+		{"controller-manager-port", RoleController, groupPorts, "PORT", "Port of kube-controller-manager; kubectl get componentstatuses asks the default one only.", &k.ControllerManagerPort},
+		{"scheduler-port", RoleController, groupPorts, "PORT", "Port of kube-scheduler; kubectl get componentstatuses asks the default one only.", &k.SchedulerPort},
+		{"health-address", RoleController, groupPorts, "ADDRESS:PORT", "Where the plain HTTP health bridge answers /healthz, for load balancers; empty switches it off.", &k.HealthAddress},
+		{"health-server-name", RoleController, groupPorts, "HOST", "The only Host the health bridge answers, such as kubernetes.default.svc.cluster.local; empty means any.", &k.HealthServerName},
+		{"metrics-address", RoleController, groupPorts, "ADDRESS:PORT", "Where kthwd's metrics and status are served, plain HTTP; empty switches it off.", &k.MetricsAddress},
+
+		{"service-cluster-ip-range", RoleController, groupCluster, "CIDR", "Range of service addresses, two with a comma for dual stack; its first address becomes a name in kubernetes.pem. Must not overlap --cluster-cidr.", &k.ServiceClusterIPRange},
+		{"cluster-cidr", RoleController, groupCluster, "CIDR", "Range of pod addresses, two with a comma for dual stack. Must not overlap --service-cluster-ip-range.", &k.ClusterCIDR},
+
+		{"etcd-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag of etcd; wins over kthwd's own; repeatable.", (*repeated)(&k.EtcdArgs)},
+		{"kube-apiserver-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag of kube-apiserver; wins over kthwd's own; repeatable.", (*repeated)(&k.APIServerArgs)},
+		{"kube-controller-manager-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag of kube-controller-manager; wins over kthwd's own; repeatable.", (*repeated)(&k.ControllerManagerArgs)},
+		{"kube-scheduler-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag of kube-scheduler; wins over kthwd's own; repeatable.", (*repeated)(&k.SchedulerArgs)},
+
+		// Known so that they are refused by name, not as a misspelling.
+		{"listen", RoleLB, "", "ADDRESS:PORT", "Where the load balancer listens.", &l.ofLB},
+		{"backend", RoleLB, "", "ADDRESS:PORT", "An API server behind the load balancer; repeatable.", &l.ofLB},
+	}
+}
+
+// bind makes the flag of a setting; its default is the value at this moment.
+func (s setting) bind(fs *pflag.FlagSet) {
+	usage := "`" + s.arg + "` " + s.help
+	switch v := s.value.(type) {
+	case *string:
+		fs.StringVar(v, s.name, *v, usage)
+	case *int:
+		fs.IntVar(v, s.name, *v, usage)
+	case *commaList:
+		fs.StringSliceVar((*[]string)(v), s.name, *v, usage)
+	case *repeated:
+		fs.StringArrayVar((*[]string)(v), s.name, *v, usage)
+	default:
+		panic(fmt.Sprintf("setting %s: cannot bind %T", s.name, s.value))
+	}
+	fs.Lookup(s.name).Hidden = s.role == RoleLB
+}
+
+// Usage is the usage text of all flags, in groups, width characters wide.
+func (l *Loader) Usage(width int) string {
+	var b strings.Builder
+	for _, group := range groups {
+		fs := pflag.NewFlagSet(group, pflag.ContinueOnError)
+		fs.SortFlags = false
+		for _, s := range l.table {
+			if s.group == group {
+				fs.AddFlag(l.fs.Lookup(s.name))
+			}
+		}
+		fmt.Fprintf(&b, "%s:\n%s\n", group, FlagUsage(fs, width))
+	}
+	return b.String()
+}
+
+// FlagUsage is the usage text of a command's flags. A flag whose usage begins
+// with a word in back quotes has that word stand for its value.
+func FlagUsage(fs *pflag.FlagSet, width int) string {
+	const column = 36
+	var b strings.Builder
+	fs.VisitAll(func(f *pflag.Flag) {
+		if f.Hidden {
+			return
+		}
+		arg, text := pflag.UnquoteUsage(f)
+		text = strings.TrimPrefix(text, arg+" ")
+		if v := strings.Trim(f.DefValue, "[]"); v != "" && v != "false" {
+			text += " (default " + v + ")"
+		}
+		name := "--" + f.Name
+		if f.Shorthand != "" {
+			name = "-" + f.Shorthand + ", " + name
+		}
+		if arg != "" {
+			name += " " + arg
+		}
+		for i, line := range wrap(text, max(width-column, 30)) {
+			switch {
+			case i > 0:
+				name = ""
+			case len(name) > column-4:
+				fmt.Fprintf(&b, "  %s\n", name)
+				name = ""
+			}
+			fmt.Fprintf(&b, "  %-*s%s\n", column-2, name, line)
+		}
+	})
+	return b.String()
+}
+
+func wrap(text string, width int) (lines []string) {
+	line := ""
+	for word := range strings.FieldsSeq(text) {
+		if line != "" && len(line)+1+len(word) > width {
+			lines = append(lines, line)
+			line = ""
+		}
+		if line != "" {
+			line += " "
+		}
+		line += word
+	}
+	return append(lines, line)
+}
+
+// Values lists what the value of a flag may be, for shell completion; nil when
+// it is free.
+func Values(name string) []string {
+	switch name {
+	case "role":
+		return []string{RoleController}
+	case "log-format":
+		return []string{logging.Text, logging.JSON}
+	case "log-level":
+		return []string{"error", "warn", "info", "debug"}
+	}
+	return nil
+}
+
+// nearest is the setting a misspelled name most likely meant, or "".
+func (l *Loader) nearest(name string) string {
+	name = strings.ToLower(strings.ReplaceAll(strings.TrimLeft(name, "-"), "_", "-"))
+	best, distance := "", 1+max(2, len(name)/4)
+	for _, s := range l.table {
+		if s.role == RoleLB {
+			continue
+		}
+		if d := editDistance(name, s.name); d < distance {
+			best, distance = s.name, d
+		}
+	}
+	return best
+}
+
+// editDistance is Levenshtein's.
+func editDistance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := 1
+			if a[i] == b[j] {
+				cost = 0
+			}
+			diagonal, row[j+1] = row[j+1], min(diagonal+cost, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}
+
+// Names lists the settings that a role has, in the order of the table; those of
+// all roles included.
+func (l *Loader) Names(role string) []string {
+	var names []string
+	for _, s := range l.table {
+		if s.role == role || s.role == RoleAll && role != RoleLB {
+			names = append(names, s.name)
+		}
+	}
+	return slices.Clip(names)
+}

@@ -1,0 +1,115 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/spf13/pflag"
+)
+
+// Loader reads a configuration: defaults, then the file, then the command line.
+//
+//	l := config.NewLoader()
+//	l.AddFlags(cmd.Flags())          // all, or those named
+//	…                                // the command line is parsed
+//	err := l.Load()                  // the file, under the flags
+//	err = l.Resolve()                // what this machine decides
+//	err = l.Validate()               // all problems at once
+//	run(l.Config)
+//
+// The order matters; each step wants the one before it. A Loader is used once.
+type Loader struct {
+	// Config is the result. Do not change it.
+	Config Config
+
+	file    string   // --config
+	ofLB    repeated // values of the flags that are only known to be refused
+	table   []setting
+	fs      *pflag.FlagSet
+	origins map[string]string
+}
+
+// NewLoader makes a Loader that holds the defaults.
+func NewLoader() *Loader {
+	l := &Loader{Config: Default(), origins: map[string]string{}}
+	l.table = l.settings()
+	l.fs = pflag.NewFlagSet("kthwd", pflag.ContinueOnError)
+	for _, s := range l.table {
+		s.bind(l.fs)
+	}
+	return l
+}
+
+// AddFlags adds the flags of the given names to a command's flags, all of them
+// when none is given. Commands may share a Loader, for only one of them runs.
+func (l *Loader) AddFlags(fs *pflag.FlagSet, names ...string) {
+	l.fs.VisitAll(func(f *pflag.Flag) {
+		if len(names) == 0 || slices.Contains(names, f.Name) {
+			fs.AddFlag(f)
+		}
+	})
+}
+
+// The origins that Origin gives beside FILE:LINE.
+const (
+	OriginDefault = "default"
+	OriginFlag    = "flag"
+)
+
+// Origin tells where the value of a setting came from: "default", "flag",
+// "FILE:LINE", or "default, …" with what it was derived from.
+func (l *Loader) Origin(name string) string {
+	if o, ok := l.origins[name]; ok {
+		return o
+	}
+	if f := l.fs.Lookup(name); f != nil && f.Changed {
+		return OriginFlag
+	}
+	return OriginDefault
+}
+
+// FlagError makes a Problem of an error of the command line's parser, with the
+// flag that was probably meant.
+func (l *Loader) FlagError(err error) error {
+	var unknown *pflag.NotExistError
+	var value *pflag.InvalidValueError
+	switch {
+	case errors.As(err, &unknown) && unknown.GetSpecifiedShortnames() == "":
+		return l.unknownFlag(unknown.GetSpecifiedName())
+	case errors.As(err, &value):
+		f := value.GetFlag()
+		return &Problem{Key: f.Name, Origin: OriginFlag, Text: wrongType(f, value.GetValue())}
+	default:
+		return &Problem{Text: oneLine(err.Error())}
+	}
+}
+
+func (l *Loader) unknownFlag(name string) *Problem {
+	if f := l.fs.Lookup(name); f != nil {
+		return &Problem{Text: "flag --" + name + " is not for this verb"}
+	}
+	return &Problem{Text: "unknown flag --" + name, Hint: didYouMean("--", l.nearest(name))}
+}
+
+func didYouMean(prefix, name string) string {
+	if name == "" {
+		return ""
+	}
+	return "did you mean " + prefix + name + "?"
+}
+
+// wrongType says why the text s is no value of the flag f.
+func wrongType(f *pflag.Flag, s string) string {
+	switch {
+	case f.Value.Type() == "int":
+		return fmt.Sprintf("%q is not a whole number", s)
+	case isList(f):
+		return fmt.Sprintf("%q is not a list with commas", s)
+	default:
+		return fmt.Sprintf("%q is not a %s", s, f.Value.Type())
+	}
+}
+
+func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }

@@ -1,0 +1,86 @@
+package config
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// Print writes the configuration as a file that Load reads back, each line with
+// the origin of its value as a comment. Nothing in it is secret: kthwd is told
+// where its keys are, never what they are.
+func (l *Loader) Print(w io.Writer) error {
+	var b bytes.Buffer
+	if l.file != "" {
+		fmt.Fprintf(&b, "# %s, under the flags of this command\n", l.file)
+	}
+	lines, width := l.lines()
+	for _, line := range lines {
+		fmt.Fprintf(&b, "%-*s  # %s\n", width, line.text, line.origin)
+	}
+	_, err := w.Write(b.Bytes())
+	return err
+}
+
+type line struct{ text, origin string }
+
+// lines are the "key: value" lines and the width of a usual one.
+func (l *Loader) lines() (lines []line, width int) {
+	for _, s := range l.table {
+		if s.role == RoleLB || s.name == "config" {
+			continue
+		}
+		text := s.name + ": " + s.yaml()
+		lines = append(lines, line{text, l.Origin(s.name)})
+		if len(text) <= 60 {
+			width = max(width, len(text))
+		}
+	}
+	return lines, width
+}
+
+// yaml is the value of a setting on one line of YAML.
+func (s setting) yaml() string {
+	switch v := s.value.(type) {
+	case *string:
+		return yamlText(*v)
+	case *int:
+		return fmt.Sprint(*v)
+	case *commaList:
+		return yamlList(*v)
+	case *repeated:
+		return yamlList(*v)
+	}
+	return ""
+}
+
+func yamlText(s string) string {
+	n := yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: s}
+	if strings.ContainsAny(s, "\n\r\u0085\u2028\u2029") || s == "" {
+		n.Style = yaml.DoubleQuotedStyle // on one line
+	}
+	return yamlLineOf(&n)
+}
+
+func yamlList(all []string) string {
+	n := yaml.Node{Kind: yaml.SequenceNode, Style: yaml.FlowStyle}
+	for _, s := range all {
+		e := &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: s}
+		if strings.ContainsAny(s, "\n\r\u0085\u2028\u2029") {
+			e.Style = yaml.DoubleQuotedStyle
+		}
+		n.Content = append(n.Content, e)
+	}
+	return yamlLineOf(&n)
+}
+
+func yamlLineOf(n *yaml.Node) string {
+	text, err := yaml.Marshal(n)
+	if err != nil {
+		return fmt.Sprintf("# %v", err)
+	}
+	return strings.TrimSuffix(string(text), "\n")
+}

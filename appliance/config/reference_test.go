@@ -1,0 +1,102 @@
+package config
+
+import (
+	"bytes"
+	"flag"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+var update = flag.Bool("update", false, "rewrite golden files")
+
+// The reference cannot be out of date: it is the table.
+func TestReference(t *testing.T) {
+	golden(t, "../../docs/configuration.md", reference())
+}
+
+func TestUsage(t *testing.T) {
+	golden(t, "testdata/usage.golden", []byte(NewLoader().Usage(100)))
+}
+
+func golden(t *testing.T, path string, got []byte) {
+	t.Helper()
+	if *update {
+		if err := os.WriteFile(path, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), string(got)); diff != "" {
+		t.Errorf("%s is out of date (run make golden): -file +table\n%s", path, diff)
+	}
+}
+
+func reference() []byte {
+	var b bytes.Buffer
+	b.WriteString(`<!-- Generated from the table in appliance/config/flags.go by "make golden". Do not edit. -->
+
+# Configuration
+
+What can be set is set in one place: by a flag, or by a key of the same name in a YAML file.
+The order is: default, then file, then flag; a flag replaces the file's value, lists included.
+The file is the one of ` + "`--config`, else `" + DefaultFile + "`" + ` if it exists. Unknown keys, keys given twice and
+values of the wrong type are refused with their line; all problems are reported at once.
+
+` + "`kthwd config`" + ` prints the configuration a start would have, each value with where it came from. What it
+prints can be used as a file.
+
+`)
+	l := NewLoader()
+	for _, group := range groups {
+		fmt.Fprintf(&b, "## %s\n\n| key and flag | default | role | meaning |\n|---|---|---|---|\n", group)
+		for _, s := range l.table {
+			if s.group == group {
+				fmt.Fprintf(&b, "| `%s` *%s* | %s | %s | %s |\n", s.name, s.arg, defaultCell(s), s.role, s.help)
+			}
+		}
+		b.WriteByte('\n')
+	}
+	b.WriteString(`## Example
+
+Every key with its default; keys without one are shown empty.
+
+` + "```yaml\n")
+	for _, s := range l.table {
+		if s.role != RoleLB && s.name != "config" {
+			fmt.Fprintf(&b, "%s: %s\n", s.name, exampleValue(s))
+		}
+	}
+	b.WriteString("```\n\nA list may be written in either form:\n\n```yaml\nkube-apiserver-arg:\n- event-ttl=2h\n- v=4\nsubject-alt-name: [lb.example.com, 10.0.0.20]\n```\n")
+	return b.Bytes()
+}
+
+func defaultCell(s setting) string {
+	if v := s.yaml(); v != `""` && v != "[]" {
+		return "`" + strings.Trim(v, `[]`) + "`"
+	}
+	return ""
+}
+
+func exampleValue(s setting) string {
+	if s.name == "role" {
+		return RoleController // required: there is no default
+	}
+	return s.yaml()
+}
+
+// The example of the reference is a file that kthwd takes.
+func TestReferenceExample(t *testing.T) {
+	_, example, _ := strings.Cut(string(reference()), "```yaml\n")
+	example, _, _ = strings.Cut(example, "```")
+	if _, err := load(t, example); err != nil {
+		t.Errorf("%v\n%s", err, example)
+	}
+}

@@ -1,0 +1,354 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"kthwd/appliance/logging"
+)
+
+// Problem is one thing that is wrong with a configuration.
+type Problem struct {
+	Key    string // the setting; empty when it is not about one
+	Text   string // what is wrong, beginning with the value
+	Hint   string // what to do about it; may be empty
+	Origin string // where the value was written: FILE:LINE, or one of the Origin constants; may be empty
+}
+
+// Error names the setting the way it was written: "--secure-port 0 is no port",
+// or "kthwd.yaml:7: secure-port 0 is no port".
+func (p *Problem) Error() string {
+	inFile := p.Origin != "" && p.Origin != OriginFlag && !strings.HasPrefix(p.Origin, OriginDefault)
+	switch {
+	case inFile && p.Key != "":
+		return p.Origin + ": " + p.Key + " " + p.Text
+	case inFile:
+		return p.Origin + ": " + p.Text
+	case p.Key != "":
+		return "--" + p.Key + " " + p.Text
+	default:
+		return p.Text
+	}
+}
+
+// joinProblems is errors.Join, typed. It is nil when there is none.
+func joinProblems(problems []*Problem) error {
+	errs := make([]error, len(problems))
+	for i, p := range problems {
+		errs[i] = p
+	}
+	return errors.Join(errs...)
+}
+
+// Validate reports all that is wrong with the configuration, joined *Problems
+// that say where each value was written. Call it after Resolve.
+func (l *Loader) Validate() error {
+	return l.located(append(l.roleProblems(), l.Config.problems()...))
+}
+
+// ValidateController is Validate for a verb, which has no role: it looks at the
+// controller's part only.
+func (l *Loader) ValidateController() error { return l.located(l.Config.Controller.problems()) }
+
+func (l *Loader) located(problems []*Problem) error {
+	for _, p := range problems {
+		if p.Key != "" && p.Origin == "" {
+			p.Origin = l.Origin(p.Key)
+		}
+	}
+	return joinProblems(problems)
+}
+
+// Validate reports all that is wrong with the configuration, joined *Problems.
+func (c Config) Validate() error { return joinProblems(c.problems()) }
+
+// Validate reports all that is wrong with the controller's part, joined *Problems.
+func (c Controller) Validate() error { return joinProblems(c.problems()) }
+
+func (c Config) problems() []*Problem {
+	v := &validator{}
+	v.role(c.Role)
+	if _, err := logging.New(nil, c.LogFormat, nil); err != nil || c.LogFormat != logging.Text && c.LogFormat != logging.JSON {
+		v.add("log-format", "%q is no format: want text or json", c.LogFormat)
+	}
+	for _, s := range c.LogLevel {
+		if _, _, err := logging.ParseLevel(s); err != nil {
+			v.add("log-level", "%s: %v", s, err)
+		}
+	}
+	return append(v.problems, c.Controller.problems()...)
+}
+
+func (c Controller) problems() []*Problem {
+	v := &validator{}
+	v.paths(c)
+	v.machine(c)
+	v.listeners(c)
+	v.ranges(c)
+	v.args("etcd-arg", c.EtcdArgs)
+	v.args("kube-apiserver-arg", c.APIServerArgs)
+	v.args("kube-controller-manager-arg", c.ControllerManagerArgs)
+	v.args("kube-scheduler-arg", c.SchedulerArgs)
+	return v.problems
+}
+
+// validator gathers problems.
+type validator struct{ problems []*Problem }
+
+func (v *validator) add(key, format string, args ...any) *Problem {
+	p := &Problem{Key: key, Text: fmt.Sprintf(format, args...)}
+	v.problems = append(v.problems, p)
+	return p
+}
+
+func (v *validator) role(roles []string) {
+	if len(roles) == 0 {
+		v.problems = append(v.problems, &Problem{Text: "no role given", Hint: "kthwd --role=controller runs a control plane; kthwd --help lists flags and verbs"})
+	}
+	for i, role := range roles {
+		switch {
+		case role == RoleLB:
+			v.problems = append(v.problems, &Problem{Text: "role lb: this version of kthwd has no load balancer yet; roles: controller"})
+		case role != RoleController:
+			p := v.add("role", "%q is no role; roles: controller", role)
+			if editDistance(role, RoleController) < 4 {
+				p.Hint = didYouMean("--role=", RoleController)
+			}
+		case slices.Contains(roles[:i], role):
+			v.add("role", "%s is given twice", role)
+		}
+	}
+}
+
+// roleProblems refuses, by name, what belongs to another role.
+func (l *Loader) roleProblems() (problems []*Problem) {
+	role := strings.Join(l.Config.Role, ",")
+	if role == "" || slices.Contains(l.Config.Role, RoleLB) {
+		return nil // that is said already
+	}
+	for _, s := range l.table {
+		if s.role != RoleLB || l.Origin(s.name) == OriginDefault {
+			continue
+		}
+		problems = append(problems, &Problem{Key: s.name, Text: fmt.Sprintf("belongs to --role=%s; this process is --role=%s", s.role, role)})
+	}
+	return problems
+}
+
+func (v *validator) paths(c Controller) {
+	if c.DataDir == "" {
+		v.add("data-dir", "is empty")
+		return
+	}
+	if c.EtcdDataDir != "" && c.EtcdDataDir == c.DataDir {
+		v.add("etcd-data-dir", "%s is --data-dir as well", c.EtcdDataDir).Hint = "leave it out to use etcd below the data directory"
+	}
+}
+
+// aName is what host names and member names look like.
+var aName = regexp.MustCompile(`^[a-zA-Z0-9]([-a-zA-Z0-9_.]{0,251}[a-zA-Z0-9])?$`)
+
+func (v *validator) machine(c Controller) {
+	if c.Name != "" && !aName.MatchString(c.Name) {
+		v.add("name", "%q is no name: want letters, digits, dots and dashes", c.Name)
+	}
+	if _, err := netip.ParseAddr(c.BindAddress); err != nil {
+		v.add("bind-address", "%q is no IP address", c.BindAddress).Hint = "0.0.0.0 listens on all addresses"
+	}
+	if c.AdvertiseAddress != "" {
+		switch ip, err := netip.ParseAddr(c.AdvertiseAddress); {
+		case err != nil:
+			v.add("advertise-address", "%q is no IP address", c.AdvertiseAddress)
+		case ip.IsUnspecified() || ip.IsMulticast():
+			v.add("advertise-address", "%s is no address that other machines can reach", ip).Hint = "give the address of this machine"
+		case ip.Zone() != "":
+			v.add("advertise-address", "%s has a zone, which other machines cannot use", ip)
+		}
+	}
+	for _, name := range c.SubjectAltNames {
+		if _, err := netip.ParseAddr(name); err != nil && !aName.MatchString(strings.TrimPrefix(name, "*.")) {
+			v.add("subject-alt-name", "%q is neither a name nor an address", name)
+		}
+	}
+	if c.HealthServerName != "" && !aName.MatchString(c.HealthServerName) {
+		v.add("health-server-name", "%q is no host name", c.HealthServerName)
+	}
+}
+
+// listener is one port that kthwd will listen on, on each of hosts.
+type listener struct {
+	key   string
+	hosts []string
+	port  int
+}
+
+// listeners checks each port, and that no two meet on one address.
+func (v *validator) listeners(c Controller) {
+	here := []string{c.BindAddress, "127.0.0.1"}
+	all := []listener{
+		{"secure-port", []string{c.BindAddress}, c.SecurePort},
+		{"etcd-client-port", append(here, c.AdvertiseAddress), c.EtcdClientPort},
+		{"etcd-peer-port", append(here, c.AdvertiseAddress), c.EtcdPeerPort},
+		{"controller-manager-port", here, c.ControllerManagerPort},
+		{"scheduler-port", here, c.SchedulerPort},
+	}
+	for _, l := range all {
+		if l.port < 1 || l.port > 65535 {
+			v.add(l.key, "%d is no port: want 1 to 65535", l.port)
+		}
+	}
+	all = v.addListener(all, "health-address", c.HealthAddress)
+	all = v.addListener(all, "metrics-address", c.MetricsAddress)
+	for i, a := range all {
+		for _, b := range all[:i] {
+			if a.meets(b) {
+				v.add(a.key, "and --%s both want port %d", b.key, a.port)
+			}
+		}
+	}
+}
+
+func (v *validator) addListener(all []listener, key, address string) []listener {
+	if address == "" {
+		return all
+	}
+	host, port, problem := splitAddress(address)
+	if problem != "" {
+		v.add(key, "%q %s", address, problem).Hint = "want ADDRESS:PORT, such as 127.0.0.1:8080, or :8080 for all addresses"
+		return all
+	}
+	return append(all, listener{key, []string{host}, port})
+}
+
+func splitAddress(address string) (host string, port int, problem string) {
+	i := strings.LastIndexByte(address, ':')
+	if i < 0 {
+		return "", 0, "has no port"
+	}
+	host, text := address[:i], address[i+1:]
+	port, err := strconv.Atoi(text)
+	if err != nil || port < 1 || port > 65535 {
+		return "", 0, fmt.Sprintf("has no port from 1 to 65535, but %q", text)
+	}
+	inner, bracketed := strings.CutPrefix(host, "[")
+	if bracketed {
+		inner, bracketed = strings.CutSuffix(inner, "]")
+	}
+	switch ip, err := netip.ParseAddr(inner); {
+	case host == "":
+		return "", port, ""
+	case host == "localhost":
+		return "127.0.0.1", port, ""
+	case err != nil:
+		return "", 0, fmt.Sprintf("has no IP address, but %q", host)
+	case ip.Is6() != bracketed:
+		return "", 0, "needs brackets around an IPv6 address, and around no other"
+	}
+	return inner, port, ""
+}
+
+func (l listener) meets(other listener) bool {
+	if l.port != other.port {
+		return false
+	}
+	for _, a := range l.hosts {
+		for _, b := range other.hosts {
+			if a == b || isAny(a) || isAny(b) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func isAny(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	return host == "" || err == nil && ip.IsUnspecified()
+}
+
+// ranges checks the address ranges of the cluster, and that they keep apart.
+func (v *validator) ranges(c Controller) {
+	service := v.parseRanges("service-cluster-ip-range", c.ServiceClusterIPRange)
+	cluster := v.parseRanges("cluster-cidr", c.ClusterCIDR)
+	for _, s := range service {
+		for _, p := range cluster {
+			if s.Overlaps(p) {
+				v.add("service-cluster-ip-range", "%s overlaps --cluster-cidr %s", s, p).Hint =
+					"services and pods need ranges of their own; the defaults are " + Default().Controller.ServiceClusterIPRange + " and " + Default().Controller.ClusterCIDR
+			}
+		}
+	}
+	if ip, err := netip.ParseAddr(c.AdvertiseAddress); err == nil {
+		v.outside(ip.Unmap(), "service-cluster-ip-range", service)
+		v.outside(ip.Unmap(), "cluster-cidr", cluster)
+	}
+}
+
+// outside refuses a range with this machine in it: its address would belong to
+// a service or a pod as well.
+func (v *validator) outside(ip netip.Addr, key string, ranges []netip.Prefix) {
+	for _, r := range ranges {
+		if r.Contains(ip) {
+			v.add(key, "%s contains --advertise-address %s", r, ip).Hint = "choose a range that no machine has an address in"
+		}
+	}
+}
+
+func (v *validator) parseRanges(key, text string) (ranges []netip.Prefix) {
+	if text == "" {
+		v.add(key, "is empty")
+		return nil
+	}
+	for s := range strings.SplitSeq(text, ",") {
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			v.add(key, "%q is no CIDR: want ADDRESS/BITS, such as 10.32.0.0/24", s)
+			continue
+		}
+		ranges = append(ranges, p.Masked())
+	}
+	switch {
+	case len(ranges) > 2:
+		v.add(key, "%s has %d ranges: want one, or one each of IPv4 and IPv6", text, len(ranges))
+	case len(ranges) == 2 && ranges[0].Addr().Is4() == ranges[1].Addr().Is4():
+		v.add(key, "%s has two ranges of the same family: want one each of IPv4 and IPv6", text)
+	}
+	return ranges
+}
+
+var anArg = regexp.MustCompile(`^[a-zA-Z][-_.a-zA-Z0-9]*$`)
+
+func (v *validator) args(key string, args []string) {
+	for _, arg := range args {
+		if name, _ := SplitArg(arg); !anArg.MatchString(name) {
+			v.add(key, "%q is not KEY=VALUE", arg).Hint = "such as --" + key + "=v=4"
+		}
+	}
+}
+
+// SplitArg parts a pass-through argument: "v=4", "--v=4", and "profiling" for
+// "profiling=true".
+func SplitArg(arg string) (key, value string) {
+	key, value, ok := strings.Cut(strings.TrimLeft(arg, "-"), "=")
+	if !ok {
+		value = "true"
+	}
+	return key, value
+}
+
+// Warnings lists what is allowed and probably not meant, one line each.
+func (c Controller) Warnings() (lines []string) {
+	if ip, err := netip.ParseAddr(c.AdvertiseAddress); err == nil && ip.IsLoopback() {
+		lines = append(lines, fmt.Sprintf("--advertise-address %s is loopback: no other machine reaches this controller", ip))
+	}
+	d := Default().Controller
+	if c.ControllerManagerPort != d.ControllerManagerPort || c.SchedulerPort != d.SchedulerPort {
+		lines = append(lines, fmt.Sprintf("kubectl get componentstatuses asks ports %d and %d only; it will call what moved elsewhere unhealthy", d.ControllerManagerPort, d.SchedulerPort))
+	}
+	return lines
+}

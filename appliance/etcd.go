@@ -1,0 +1,363 @@
+package appliance
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	dto "github.com/prometheus/client_model/go"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.etcd.io/etcd/client/pkg/v3/types"
+	"go.etcd.io/etcd/pkg/v3/flags"
+	"go.etcd.io/etcd/server/v3/embed"
+
+	"kthwd/appliance/status"
+	"kthwd/appliance/supervise"
+)
+
+// quorumPoll is how often the member is asked whether it knows a leader: an
+// atomic load, so that watching costs nothing.
+const quorumPoll = 500 * time.Millisecond
+
+// etcd is the member of this controller.
+type etcd struct {
+	cfg *embed.Config
+	log *slog.Logger
+
+	mu     sync.Mutex
+	server *embed.Etcd // nil until started
+	fatal  chan error  // what etcd's logger called fatal; etcd cannot go on after it
+}
+
+var _ supervise.Component = (*etcd)(nil)
+
+// newEtcd prepares the member that args describe. It touches no file.
+func newEtcd(args []arg, log *slog.Logger) (*etcd, error) {
+	e := &etcd{log: log, fatal: make(chan error, 1)}
+	var err error
+	e.cfg, err = parseEtcd(args, embed.NewZapLoggerBuilder(newZap(log, e.died)))
+	return e, err
+}
+
+// parseEtcd reads an etcd command line into etcd's own configuration. etcd's
+// parser is not used because it exits the process (etcdmain/config.go:parse);
+// what that does after flag.Parse is done here with the same exported helpers.
+func parseEtcd(args []arg, logger func(*embed.Config) error) (*embed.Config, error) {
+	cfg := embed.NewConfig()
+	cfg.ZapLoggerBuilder = logger
+	// 3.6 forgets this default outside etcdmain and would then log every request (embed/config.go:NewConfig).
+	cfg.WarningUnaryRequestDuration = embed.DefaultWarningUnaryRequestDuration
+	fs := flag.NewFlagSet(nameEtcd, flag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	cfg.AddFlags(fs)
+	state := flags.NewSelectiveStringValue(embed.ClusterStateFlagNew, embed.ClusterStateFlagExisting)
+	fs.Var(state, "initial-cluster-state", "")
+	if err := fs.Parse(render(args)); err != nil {
+		return nil, unknownFlag(nameEtcd, err)
+	}
+	cfg.ListenPeerUrls = flags.UniqueURLsFromFlag(fs, "listen-peer-urls")
+	cfg.AdvertisePeerUrls = flags.UniqueURLsFromFlag(fs, "initial-advertise-peer-urls")
+	cfg.ListenClientUrls = flags.UniqueURLsFromFlag(fs, "listen-client-urls")
+	cfg.ListenClientHttpUrls = flags.UniqueURLsFromFlag(fs, "listen-client-http-urls")
+	cfg.AdvertiseClientUrls = flags.UniqueURLsFromFlag(fs, "advertise-client-urls")
+	cfg.ListenMetricsUrls = flags.UniqueURLsFromFlag(fs, "listen-metrics-urls")
+	cfg.CORS = flags.UniqueURLsMapFromFlag(fs, "cors")
+	cfg.HostWhitelist = flags.UniqueStringsMapFromFlag(fs, "host-whitelist")
+	cfg.ClientTLSInfo.AllowedHostnames = flags.StringsFromFlag(fs, "client-cert-allowed-hostname")
+	cfg.PeerTLSInfo.AllowedCNs = flags.StringsFromFlag(fs, "peer-cert-allowed-cn")
+	cfg.PeerTLSInfo.AllowedHostnames = flags.StringsFromFlag(fs, "peer-cert-allowed-hostname")
+	cfg.CipherSuites = flags.StringsFromFlag(fs, "cipher-suites")
+	cfg.MaxConcurrentStreams = flags.Uint32FromFlag(fs, "max-concurrent-streams")
+	cfg.ClusterState = state.String()
+	fs.Visit(func(f *flag.Flag) { cfg.FlagsExplicitlySet[f.Name] = true })
+	if err := etcdFeatureGates(cfg, fs); err != nil {
+		return nil, err
+	}
+	fastElection(cfg)
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("%s: %w", nameEtcd, err)
+	}
+	return cfg, nil
+}
+
+func etcdFeatureGates(cfg *embed.Config, fs *flag.FlagSet) error {
+	get := func(name string) *bool {
+		v, err := flags.GetBoolFlagVal(fs, name)
+		if err != nil {
+			return nil
+		}
+		return v
+	}
+	gates := fs.Lookup(embed.ServerFeatureGateFlagName).Value.String()
+	if err := embed.SetFeatureGatesFromExperimentalFlags(cfg.ServerFeatureGate, get, gates); err != nil {
+		return fmt.Errorf("%s: %w", nameEtcd, err)
+	}
+	return nil
+}
+
+// fastElection lets a member that is alone elect itself in 50–250 ms instead of
+// 0.1–1 s. Heartbeats go to nobody there, so nothing else depends on the tick;
+// a shorter one would only wake an idle process more often.
+func fastElection(cfg *embed.Config) {
+	set := cfg.FlagsExplicitlySet
+	alone := !strings.Contains(cfg.InitialCluster, ",") && cfg.ClusterState == embed.ClusterStateFlagNew
+	if alone && !set["heartbeat-interval"] && !set["election-timeout"] {
+		cfg.TickMs, cfg.ElectionMs = 50, 250
+	}
+}
+
+// Name implements supervise.Component.
+func (e *etcd) Name() string { return nameEtcd }
+
+// Run implements supervise.Component. It is ready once this member has taken
+// part in a raft write, hence once there is a quorum; until then it waits
+// without a deadline, because a member that gives up can never form one.
+func (e *etcd) Run(ctx context.Context, ready func()) error {
+	if err := e.prepare(); err != nil {
+		return err
+	}
+	report := supervise.Report(ctx)
+	server, err := e.start(ctx, report)
+	if err != nil || server == nil {
+		return err
+	}
+	e.mu.Lock()
+	e.server = server
+	e.mu.Unlock()
+	return e.watch(ctx, server, report, ready)
+}
+
+// prepare makes the data directory, readable by its owner only.
+func (e *etcd) prepare() error {
+	if err := os.MkdirAll(e.cfg.Dir, 0o700); err != nil {
+		return err
+	}
+	return refuseForeignData(e.cfg.Dir)
+}
+
+// refuseForeignData stops before etcd makes its own files in a directory that
+// holds something else.
+func refuseForeignData(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		if entry.Name() == "member" || strings.HasPrefix(entry.Name(), ".") || entry.Name() == "lost+found" {
+			continue
+		}
+		return WithHint(fmt.Errorf("%s holds %q, which is not etcd's", dir, entry.Name()),
+			"give etcd a directory of its own with --etcd-data-dir")
+	}
+	return nil
+}
+
+// start runs embed.StartEtcd, which may log a fatal line or panic on damaged
+// data; both become errors here. It returns nil, nil when ctx ends first.
+func (e *etcd) start(ctx context.Context, report supervise.Reporter) (*embed.Etcd, error) {
+	type result struct {
+		server *embed.Etcd
+		err    error
+	}
+	started := make(chan result, 1)
+	go func() {
+		defer func() {
+			if v := recover(); v != nil {
+				started <- result{nil, damaged(e.cfg.Dir, fmt.Errorf("%v", v))}
+			}
+		}()
+		server, err := embed.StartEtcd(e.cfg)
+		started <- result{server, err}
+	}()
+	report.Starting("opening " + e.cfg.Dir)
+	select {
+	case r := <-started:
+		return r.server, r.err
+	case err := <-e.fatal:
+		return nil, damaged(e.cfg.Dir, err)
+	case <-ctx.Done():
+		// StartEtcd knows no context; if it still returns, close what it made.
+		if r := <-started; r.server != nil {
+			e.close(r.server)
+		}
+		return nil, nil
+	}
+}
+
+func damaged(dir string, err error) error {
+	return WithHint(fmt.Errorf("etcd cannot use its data in %s: %w", dir, err),
+		"nothing was changed; restore a snapshot into this directory, or move it away and let this member join anew")
+}
+
+// watch calls ready at the first quorum, reports a lost and a regained one, and
+// ends when ctx does or when etcd has ended by itself.
+func (e *etcd) watch(ctx context.Context, server *embed.Etcd, report supervise.Reporter, ready func()) error {
+	tick := time.NewTicker(quorumPoll)
+	defer tick.Stop()
+	first := server.Server.ReadyNotify()
+	state := quorumState{etcd: e, report: report}
+	for {
+		select {
+		case <-first:
+			first = nil
+			ready()
+			state.begun = true
+		case <-tick.C:
+			state.check(server.Server.Leader() != 0)
+		case <-ctx.Done():
+			e.close(server)
+			return nil
+		case err := <-e.fatal:
+			return err // a goroutine of etcd is parked in its logger: Close would wait for it for ever
+		case err := <-server.Err():
+			e.close(server)
+			return err
+		case <-server.Server.StopNotify():
+			e.close(server)
+			return errors.New("the member has stopped: it was removed from the cluster")
+		}
+	}
+}
+
+// quorumState turns "is there a leader" into lines and states, once per change.
+type quorumState struct {
+	etcd   *etcd
+	report supervise.Reporter
+	begun  bool // there was a quorum once
+	lost   bool
+}
+
+func (q *quorumState) check(leader bool) {
+	if leader && q.begun && !q.lost {
+		return
+	}
+	now := q.etcd.Quorum()
+	switch {
+	case !q.begun:
+		q.report.Waiting(cmp.Or(now.Note, "waiting for the first write"))
+	case !leader:
+		if !q.lost {
+			q.etcd.log.Warn("quorum lost", "members", now.Members, "reachable", now.Active)
+		}
+		q.report.Waiting(now.Note)
+		q.lost = true
+	case q.lost:
+		q.etcd.log.Info("quorum is back", "leader", now.Leader)
+		q.report.Ready("")
+		q.lost = false
+	}
+}
+
+// close stops the member: clients first, then leadership is handed over, then
+// the write-ahead log is closed (embed/etcd.go:Close).
+func (e *etcd) close(server *embed.Etcd) {
+	select {
+	case <-server.Server.ReadyNotify():
+		// Before the listeners close, so that other members wait less for a leader.
+		if err := server.Server.TryTransferLeadershipOnShutdown(); err != nil {
+			e.log.Warn("leadership not handed over", "err", err)
+		}
+	default:
+		// Close waits for the client listeners, which wait for a quorum that never
+		// was, or for the end of the server (embed/serve.go:serve).
+		server.Server.HardStop()
+	}
+	server.Close()
+	os.Remove(socketPath(e.cfg))
+}
+
+// died is called from etcd's logger, on the goroutine that cannot go on.
+func (e *etcd) died(err error) {
+	select {
+	case e.fatal <- err:
+	default:
+	}
+}
+
+// LinearizableRead returns nil once a quorum has confirmed this member's view.
+func (e *etcd) LinearizableRead(ctx context.Context) error {
+	e.mu.Lock()
+	server := e.server
+	e.mu.Unlock()
+	if server == nil {
+		return errors.New("etcd has not started")
+	}
+	return server.Server.LinearizableReadNotify(ctx)
+}
+
+// Quorum says how many members there are, how many are needed and how many can
+// be reached from here.
+func (e *etcd) Quorum() status.Quorum {
+	e.mu.Lock()
+	server := e.server
+	e.mu.Unlock()
+	if server == nil {
+		return status.Quorum{Note: "waiting for etcd to start"}
+	}
+	voters := 0
+	for _, m := range server.Server.Cluster().Members() {
+		if !m.IsLearner {
+			voters++
+		}
+	}
+	q := status.Quorum{Members: voters, Needed: voters/2 + 1, Active: min(1+activePeers(server.Server.MemberID()), max(voters, 1))}
+	if leader := server.Server.Leader(); leader != 0 {
+		q.Leader = leader.String()
+		if m := server.Server.Cluster().Member(leader); m != nil && m.Name != "" {
+			q.Leader = m.Name
+		}
+		return q
+	}
+	q.Note = fmt.Sprintf("waiting for etcd quorum (%d of %d)", q.Active, q.Members)
+	return q
+}
+
+// activePeers counts the peers with a live stream to the local member, from the
+// gauge that rafthttp keeps: the transport itself is not exported.
+func activePeers(local types.ID) int {
+	families, err := prometheus.DefaultGatherer.Gather()
+	if err != nil && len(families) == 0 {
+		return 0
+	}
+	active := 0
+	for _, f := range families {
+		if f.GetName() != "etcd_network_active_peers" {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			if label(m, "Local") == local.String() && m.GetGauge().GetValue() > 0 {
+				active++
+			}
+		}
+	}
+	return active
+}
+
+func label(m *dto.Metric, name string) string {
+	for _, l := range m.GetLabel() {
+		if l.GetName() == name {
+			return l.GetValue()
+		}
+	}
+	return ""
+}
+
+// socketPath finds the unix socket among the client URLs.
+func socketPath(cfg *embed.Config) string {
+	for _, u := range cfg.ListenClientUrls {
+		if u.Scheme == "unix" {
+			return filepath.Join(u.Host, u.Path)
+		}
+	}
+	return ""
+}

@@ -1,0 +1,218 @@
+package appliance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	coordinationv1 "k8s.io/client-go/kubernetes/typed/coordination/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/leaderelection"
+	"k8s.io/client-go/tools/leaderelection/resourcelock"
+	componentbaseconfig "k8s.io/component-base/config"
+
+	"kthwd/appliance/supervise"
+)
+
+// The pause before a component whose term ended is run again.
+const (
+	firstTermPause = 500 * time.Millisecond
+	lastTermPause  = 30 * time.Second
+	steadyTerm     = 5 * time.Minute // a term this long makes the next pause short again
+)
+
+// errLeaseLost ends a term whose lease could not be renewed in time.
+var errLeaseLost = errors.New("lease lost")
+
+// lease is the right to act as the one kube-controller-manager or kube-scheduler
+// of the cluster. kthwd holds it itself, under upstream's name, because the
+// programs' own leader election ends the process when the lease is lost
+// (kube-controller-manager/app/controllermanager.go, kube-scheduler/app/server.go:
+// OnStoppedLeading).
+type lease struct {
+	component string
+	identity  string
+	election  componentbaseconfig.LeaderElectionConfiguration
+	client    *rest.Config
+	log       *slog.Logger
+
+	leading atomic.Bool
+}
+
+// standby prepares a term while another controller leads and returns the
+// function that is the term. It is called anew for each term.
+//
+// term blocks until its context ends and everything it started has stopped; the
+// context ends with the lease.
+type standby func(ctx context.Context) (term func(ctx context.Context) error, err error)
+
+// run campaigns, leads, and begins again when a term ends, until ctx ends. It
+// returns an error only for what makes it unsafe to go on in this process: a
+// term that did not stop within the lease's safety margin.
+func (l *lease) run(ctx context.Context, ready func(), prepare standby) error {
+	report := supervise.Report(ctx)
+	pause := firstTermPause
+	for ctx.Err() == nil {
+		begun := time.Now()
+		err := l.term(ctx, report, ready, prepare)
+		var stuck *stuckTermError
+		switch {
+		case errors.As(err, &stuck):
+			return err
+		case ctx.Err() != nil:
+			return nil
+		case err == nil:
+			err = errors.New("ended without being asked to")
+		}
+		if time.Since(begun) > steadyTerm {
+			pause = firstTermPause
+		}
+		l.log.Warn("term ended, beginning again", "err", err, "pause", pause)
+		report.Restarted(err)
+		report.Starting("begins again after: " + err.Error())
+		sleep(ctx, pause)
+		pause = min(2*pause, lastTermPause)
+	}
+	return nil
+}
+
+// term is one round: prepare, campaign, lead, stop, give the lease back.
+func (l *lease) term(ctx context.Context, report supervise.Reporter, ready func(), prepare standby) error {
+	work, stopWork := context.WithCancel(ctx)
+	defer stopWork()
+	lead, err := prepare(work)
+	if err != nil {
+		return err
+	}
+	if !l.election.LeaderElect {
+		l.leading.Store(true)
+		defer l.leading.Store(false)
+		report.Ready("")
+		ready()
+		return lead(work)
+	}
+	campaign, err := l.campaign(report, ready)
+	if err != nil {
+		return err
+	}
+	defer campaign.resign() // last: the lease is given back when the work has stopped
+	select {
+	case <-campaign.won:
+	case <-ctx.Done():
+		return nil
+	}
+	l.leading.Store(true)
+	defer l.leading.Store(false)
+	l.log.Info("leading", "identity", l.identity)
+	report.Ready("leading")
+	ready()
+	return l.serve(campaign, work, stopWork, lead)
+}
+
+// serve runs the term until it ends, or until the lease does.
+func (l *lease) serve(c *campaign, work context.Context, stopWork func(), lead func(context.Context) error) error {
+	done := make(chan error, 1)
+	go func() { done <- lead(work) }()
+	select {
+	case err := <-done: // by itself, or because kthwd stops
+		return err
+	case <-c.over:
+	}
+	if work.Err() == nil {
+		l.log.Warn("lease lost, stopping", "margin", l.margin())
+	}
+	stopWork()
+	select {
+	case <-done:
+		return errLeaseLost
+	case <-time.After(l.margin()):
+		return &stuckTermError{l.component, l.margin()}
+	}
+}
+
+// margin is how long work may go on after the lease was lost for us and before
+// another controller may take it.
+func (l *lease) margin() time.Duration {
+	return l.election.LeaseDuration.Duration - l.election.RenewDeadline.Duration
+}
+
+// stuckTermError means that two controllers could soon act at once.
+type stuckTermError struct {
+	component string
+	margin    time.Duration
+}
+
+func (e *stuckTermError) Error() string {
+	return fmt.Sprintf("did not stop within %v of losing its lease: the process ends, so that two of %s never act at once", e.margin, e.component)
+}
+
+// campaign is one elector's life.
+type campaign struct {
+	won    <-chan struct{} // closed when the lease is ours
+	over   <-chan struct{} // closed when it is not any more, or never will be
+	resign func()          // gives the lease back; blocks until done
+}
+
+// campaign starts an elector. Its context is its own: the lease must be renewed
+// for as long as the work is stopping.
+func (l *lease) campaign(report supervise.Reporter, ready func()) (*campaign, error) {
+	client, err := coordinationv1.NewForConfig(l.leaseClient())
+	if err != nil {
+		return nil, err
+	}
+	won, over := make(chan struct{}), make(chan struct{})
+	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
+		Lock: &resourcelock.LeaseLock{
+			LeaseMeta:  metav1.ObjectMeta{Namespace: l.election.ResourceNamespace, Name: l.election.ResourceName},
+			Client:     client,
+			LockConfig: resourcelock.ResourceLockConfig{Identity: l.identity},
+		},
+		LeaseDuration:   l.election.LeaseDuration.Duration,
+		RenewDeadline:   l.election.RenewDeadline.Duration,
+		RetryPeriod:     l.election.RetryPeriod.Duration,
+		ReleaseOnCancel: true,
+		Name:            l.component,
+		Callbacks: leaderelection.LeaderCallbacks{
+			OnStartedLeading: func(context.Context) { close(won) },
+			OnStoppedLeading: func() {},
+			OnNewLeader: func(id string) {
+				if id != l.identity {
+					report.Standby("lease held by " + id)
+					ready()
+				}
+			},
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		defer close(over)
+		elector.Run(ctx)
+	}()
+	return &campaign{won: won, over: over, resign: func() { cancel(); <-over }}, nil
+}
+
+// leaseClient is the component's own identity with a client of its own, so that
+// renewals never wait behind the component's requests.
+func (l *lease) leaseClient() *rest.Config {
+	c := rest.CopyConfig(l.client)
+	c.UserAgent = "kthwd/leader-election"
+	c.Timeout = l.election.RenewDeadline.Duration / 2 // as resourcelock.NewFromKubeconfig does
+	return c
+}
+
+// sleep waits for d or until ctx ends.
+func sleep(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}

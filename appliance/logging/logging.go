@@ -1,0 +1,241 @@
+// Package logging makes the one log of the process: text or JSON lines, each
+// naming its component, with a level per component that can be changed while
+// the process runs.
+//
+//	logs, err := logging.New(os.Stderr, logging.Text, []string{"info", "etcd=debug"})
+//	log := logs.Logger("kthwd")
+//	log.Info("ready", "took", took)         // … level=INFO component=kthwd msg=ready took=2.1s
+//	logs.SetLevel("kube-apiserver", "4")    // klog's V(4) and below
+//
+// A level is error, warn, info or debug, or a klog verbosity number: klog's
+// V(n) arrives in slog as level -n, hence "2" is slog level -2, and debug is 4.
+//
+// An attribute "component" outside any group, given with With or with the
+// record, replaces the logger's own: the line carries it once. With also
+// switches to that component's level; a record's can only be held back by it.
+//
+// The package imports only the standard library. The bridges from klog, zap and
+// gRPC live in appliance; they ask Level and OnLevelChange. Nothing here keeps a
+// secret out of a line: that is the caller's duty.
+package logging
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+)
+
+// The formats of New. Terminal and Plain are shorter than Text and aligned, for
+// people; Terminal is coloured.
+const (
+	Text     = "text"
+	JSON     = "json"
+	Terminal = "terminal"
+	Plain    = "plain"
+)
+
+// All names the default level in SetLevel and Levels: that of each component
+// without one of its own.
+const All = "all"
+
+// MaxLine is the length, in bytes, that no line exceeds.
+const MaxLine = 16 << 10
+
+// Logs is the log of the process. Make one with New; all methods may be called
+// from any goroutine.
+type Logs struct {
+	encode encoder
+
+	outMu sync.Mutex
+	out   io.Writer
+
+	standard atomic.Int64
+	levels   atomic.Pointer[map[string]*level] // read without a lock, replaced under mu
+
+	mu    sync.Mutex // held while levels change
+	hooks []func()
+}
+
+// level is the level of one component, read without a lock for each record.
+type level struct {
+	atomic.Int64
+	own bool // guarded by Logs.mu: set for this component, does not follow the default
+}
+
+func (l *level) enabled(at slog.Level) bool { return at >= slog.Level(l.Load()) }
+
+// New makes a log that writes to w, one Write a line. Each of levels is "LEVEL"
+// or "COMPONENT=LEVEL", later ones win; without any the level is info.
+func New(w io.Writer, format string, levels []string) (*Logs, error) {
+	encode, ok := encoders[format]
+	if !ok {
+		return nil, fmt.Errorf("unknown log format %q: want %s or %s", format, Text, JSON)
+	}
+	l := &Logs{encode: encode, out: w}
+	l.levels.Store(&map[string]*level{})
+	for _, s := range levels {
+		component, level, err := ParseLevel(s)
+		if err != nil {
+			return nil, err
+		}
+		l.set(component, level)
+	}
+	return l, nil
+}
+
+// ParseLevel reads "LEVEL" or "COMPONENT=LEVEL". The component of a bare level is All.
+func ParseLevel(s string) (component string, at slog.Level, err error) {
+	component, name, ok := strings.Cut(s, "=")
+	if !ok {
+		component, name = All, s
+	}
+	if component == "" || strings.ContainsAny(component, " \t\n\"") {
+		return "", 0, fmt.Errorf("%q is not COMPONENT=LEVEL", s)
+	}
+	at, err = parseName(name)
+	return component, at, err
+}
+
+func parseName(name string) (slog.Level, error) {
+	switch name {
+	case "error":
+		return slog.LevelError, nil
+	case "warn":
+		return slog.LevelWarn, nil
+	case "info":
+		return slog.LevelInfo, nil
+	case "debug":
+		return slog.LevelDebug, nil
+	}
+	n, err := strconv.ParseUint(name, 10, 8)
+	if err != nil || n > 20 {
+		return 0, fmt.Errorf("unknown log level %q: want error, warn, info, debug or a verbosity from 0 to 20", name)
+	}
+	return slog.Level(-int(n)), nil
+}
+
+// levelName is the opposite of parseName.
+func levelName(at slog.Level) string {
+	switch {
+	case at >= slog.LevelError:
+		return "error"
+	case at >= slog.LevelWarn:
+		return "warn"
+	case at >= slog.LevelInfo:
+		return "info"
+	case at == slog.LevelDebug:
+		return "debug"
+	default:
+		return strconv.Itoa(-int(at))
+	}
+}
+
+// Logger is a logger whose lines name component.
+func (l *Logs) Logger(component string) *slog.Logger { return slog.New(l.Handler(component)) }
+
+// Handler is the slog.Handler of Logger.
+func (l *Logs) Handler(component string) slog.Handler {
+	return &handler{logs: l, component: component, level: l.level(component)}
+}
+
+// level finds or makes the level of a component.
+func (l *Logs) level(component string) *level {
+	if v, ok := (*l.levels.Load())[component]; ok {
+		return v
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.levelLocked(component)
+}
+
+func (l *Logs) levelLocked(component string) *level {
+	if v, ok := (*l.levels.Load())[component]; ok {
+		return v
+	}
+	v := new(level)
+	v.Store(l.standard.Load())
+	next := maps.Clone(*l.levels.Load())
+	next[component] = v
+	l.levels.Store(&next)
+	return v
+}
+
+// Level is the lowest level that the component's lines are written at. It
+// takes no lock and does not allocate.
+func (l *Logs) Level(component string) slog.Level {
+	if v, ok := (*l.levels.Load())[component]; ok {
+		return slog.Level(v.Load())
+	}
+	return slog.Level(l.standard.Load())
+}
+
+// SetLevel changes the level of one component from now on. With component ""
+// or All it changes the default, that of all components that were not given a
+// level of their own.
+func (l *Logs) SetLevel(component, level string) error {
+	at, err := parseName(level)
+	if err != nil {
+		return err
+	}
+	l.set(component, at)
+	return nil
+}
+
+func (l *Logs) set(component string, at slog.Level) {
+	l.mu.Lock()
+	if component == "" || component == All {
+		l.standard.Store(int64(at))
+		for _, v := range *l.levels.Load() {
+			if !v.own {
+				v.Store(int64(at))
+			}
+		}
+	} else {
+		v := l.levelLocked(component)
+		v.own = true
+		v.Store(int64(at))
+	}
+	l.mu.Unlock()
+	l.changed()
+}
+
+// Levels is the level of each component that has logged or was given one, and
+// the default as All.
+func (l *Logs) Levels() map[string]string {
+	names := map[string]string{All: levelName(slog.Level(l.standard.Load()))}
+	for component, v := range *l.levels.Load() {
+		names[component] = levelName(slog.Level(v.Load()))
+	}
+	return names
+}
+
+// OnLevelChange has f called after each change of a level, from the goroutine
+// that made the change. It is how a bridge passes a level on to a library that
+// decides by itself, such as klog.
+func (l *Logs) OnLevelChange(f func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.hooks = append(l.hooks, f)
+}
+
+func (l *Logs) changed() {
+	l.mu.Lock()
+	hooks := slices.Clone(l.hooks)
+	l.mu.Unlock()
+	for _, f := range hooks {
+		f()
+	}
+}
+
+func (l *Logs) write(line []byte) error {
+	l.outMu.Lock()
+	defer l.outMu.Unlock()
+	_, err := l.out.Write(line)
+	return err
+}

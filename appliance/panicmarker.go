@@ -1,0 +1,30 @@
+package appliance
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"runtime"
+)
+
+// panicMarker writes a line that names the component before upstream's
+// HandleCrash panics again and the process dies: a Go panic trace does not say
+// which of the four programs it was.
+func panicMarker(log *slog.Logger) func(context.Context, any) {
+	return func(_ context.Context, v any) {
+		pcs := make([]uintptr, 32)
+		frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs)])
+		component := nameKubernetes
+		for {
+			frame, more := frames.Next()
+			if c := componentOf(frame.PC); c != nameKubernetes {
+				component = c
+				break
+			}
+			if !more {
+				break
+			}
+		}
+		log.Error("panic, the process crashes now", "component", component, "panic", fmt.Sprint(v))
+	}
+}

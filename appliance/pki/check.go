@@ -1,0 +1,335 @@
+package pki
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"crypto/x509"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// checkCA judges a CA by itself, and settles whether it is to be made.
+func (v *survey) checkCA(r row) {
+	l, p := r.in(v.layout), v.pairs[r.name]
+	cert, key := l.Cert(r.name), l.Key(r.name)
+	leaves := v.signedBy(r.name)
+	switch {
+	case r.given && !p.hasCert:
+		v.misfit(&Misfit{File: cert, Problem: "missing", Hint: "make or copy the CA first"})
+		return
+	case p.staged != nil:
+		v.want(cert)
+	case !p.hasCert && p.hasKey:
+		v.misfit(&Misfit{File: key, Problem: "is here without its certificate", Other: cert,
+			Hint: "copy " + filepath.Base(cert) + " from where the key comes from; kthwd makes no second CA for a key that may have signed before"})
+	case !p.hasCert && len(leaves) > 0:
+		v.misfit(&Misfit{File: cert, Problem: "missing, though here is what a CA has signed:", Other: strings.Join(leaves, ", "),
+			Hint: "copy " + filepath.Base(cert) + " from where these come from, or move them all away for kthwd to begin anew"})
+	case !p.hasCert:
+		v.want(key)
+		v.want(cert)
+	}
+	if p.chain == nil {
+		return
+	}
+	ca := p.chain[0]
+	if !ca.BasicConstraintsValid || !ca.IsCA || ca.KeyUsage != 0 && ca.KeyUsage&x509.KeyUsageCertSign == 0 {
+		v.misfit(&Misfit{File: cert, Problem: fmt.Sprintf("not the certificate of a CA (it is %q)", ca.Subject), Hint: "another certificate may have been copied under this name"})
+	}
+	v.checkKey(cert, key, r, p)
+	v.checkDates(cert, "", ca, false)
+}
+
+// signedBy lists the files that a CA must have been there for.
+func (v *survey) signedBy(ca string) []string {
+	var files []string
+	for _, r := range v.rows {
+		if p := v.pairs[r.name]; r.issuer == ca && p.hasCert && (len(p.chain) > 0 || len(p.public) == 0) {
+			files = append(files, r.in(v.layout).Cert(r.name))
+		}
+	}
+	for _, k := range v.configs {
+		if _, err := os.Lstat(k.path(v.layout)); err == nil && v.row(k.cert).issuer == ca {
+			files = append(files, k.path(v.layout))
+		}
+	}
+	return files
+}
+
+// checkLeaf judges a certificate, or settles that it is to be made.
+func (v *survey) checkLeaf(r row) {
+	l, p := r.in(v.layout), v.pairs[r.name]
+	cert, key := l.Cert(r.name), l.Key(r.name)
+	wanted := v.wanted(r)
+	switch {
+	case wanted && p.hasCert && !p.hasKey:
+		v.misfit(&Misfit{File: cert, Problem: "is here without its key", Other: key,
+			Hint: "copy the key from where the certificate comes from, or move the certificate away and kthwd issues a new pair"})
+	case wanted && !p.hasCert && !p.hasKey:
+		v.want(key)
+		v.want(cert)
+	case wanted && !p.hasCert:
+		v.want(cert)
+	}
+	v.checkAlgorithm(r, key, p)
+	v.checkKey(cert, key, r, p)
+	if p.chain == nil {
+		return
+	}
+	v.checkSignature(cert, "", r, p)
+	v.checkDates(cert, "", p.chain[0], r.publicOnly || !wanted)
+	v.checkUses(cert, "", r, p.chain[0])
+	v.checkIdentity(cert, "", r, p.chain[0])
+	v.checkNames(cert, r, p.chain[0])
+}
+
+// wanted reports whether the pair has to be there: always, unless it only
+// serves to make kubeconfigs and these are there.
+func (v *survey) wanted(r row) bool {
+	return !r.configOnly || slices.ContainsFunc(v.configs, func(k config) bool {
+		return k.cert == r.name && v.absent[k.path(v.layout)]
+	})
+}
+
+func (v *survey) checkAlgorithm(r row, file string, p pair) {
+	if !r.publicOnly || p.key == nil {
+		return
+	}
+	switch p.key.(type) {
+	case *rsa.PrivateKey, *ecdsa.PrivateKey:
+	default:
+		v.misfit(&Misfit{File: file, Problem: "kubernetes signs tokens with RSA or ECDSA keys only; this one is " + keyType(p.key.Public())})
+	}
+}
+
+// checkKey compares key and certificate. Any of several public keys will do for
+// the service account: the others are of tokens signed before a rotation.
+func (v *survey) checkKey(cert, key string, r row, p pair) {
+	if p.key == nil || len(p.public) == 0 {
+		return
+	}
+	public := p.public[:1]
+	if r.publicOnly {
+		public = p.public
+	}
+	if !slices.ContainsFunc(public, func(k crypto.PublicKey) bool { return fits(p.key, k) }) {
+		v.misfit(&Misfit{File: key, Problem: "not the key of", Other: cert,
+			Hint: "the two come from different runs: copy the pair that belongs together"})
+	}
+}
+
+func (v *survey) checkSignature(file, what string, r row, p pair) {
+	ca, issuer := v.pairs[r.issuer], v.row(r.issuer).in(v.layout).Cert(r.issuer)
+	if ca.chain == nil {
+		return
+	}
+	if !signed(p.chain, ca.chain) {
+		v.misfit(&Misfit{File: file, Problem: what + "not signed by", Other: issuer,
+			Hint: "the two come from different runs: copy the files that belong together, or move " + filepath.Base(file) +
+				" and its key away and kthwd makes new ones"})
+		return
+	}
+	if !current(p.chain[0], v.now) || !current(ca.chain[0], v.now) {
+		return // said elsewhere, and better
+	}
+	if err := verify(p.chain, ca.chain, v.now); err != nil {
+		v.misfit(&Misfit{File: file, Problem: fmt.Sprintf("%srefused by crypto/x509 (%v) as a certificate of", what, err), Other: issuer})
+	}
+}
+
+// signed follows the chain up to one of the CAs, whatever the dates.
+func signed(chain, cas []*x509.Certificate) bool {
+	by := func(c, parent *x509.Certificate) bool {
+		return bytes.Equal(c.RawIssuer, parent.RawSubject) && c.CheckSignatureFrom(parent) == nil
+	}
+	for i, c := range chain {
+		if slices.ContainsFunc(cas, func(ca *x509.Certificate) bool { return by(c, ca) }) {
+			return true
+		}
+		if i+1 == len(chain) || !by(c, chain[i+1]) {
+			break
+		}
+	}
+	return false
+}
+
+// verify asks the library that will be asked in every handshake.
+func verify(chain, cas []*x509.Certificate, now time.Time) error {
+	o := x509.VerifyOptions{
+		Roots: x509.NewCertPool(), Intermediates: x509.NewCertPool(), CurrentTime: now,
+		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+	}
+	for _, c := range cas {
+		o.Roots.AddCert(c)
+	}
+	for _, c := range chain[1:] {
+		o.Intermediates.AddCert(c)
+	}
+	_, err := chain[0].Verify(o)
+	return err
+}
+
+func current(c *x509.Certificate, now time.Time) bool {
+	return !now.Before(c.NotBefore) && !now.After(c.NotAfter)
+}
+
+// checkDates warns only when nothing depends on the dates.
+func (v *survey) checkDates(file, what string, c *x509.Certificate, idle bool) {
+	m := &Misfit{File: file}
+	switch left := c.NotAfter.Sub(v.now); {
+	case v.now.Before(c.NotBefore):
+		m.Problem = fmt.Sprintf("%sis only valid from %s on, and now it is %s", what, day(c.NotBefore), day(v.now))
+		m.Hint = "look at this machine's clock"
+	case left < 0:
+		m.Problem = fmt.Sprintf("%sexpired on %s, and now it is %s", what, day(c.NotAfter), day(v.now))
+		m.Hint = "renew it, or move it (and its key, if that is a file) away and kthwd makes new ones"
+		if c.IsCA {
+			m.Hint = "a CA that has expired takes everything it signed with it: all of part 2 has to be done anew"
+		}
+	case left < expiresSoon:
+		v.warn("%s: %sexpires on %s, in %d days", file, what, day(c.NotAfter), int(left.Hours()/24))
+	}
+	switch {
+	case m.Problem == "":
+	case idle:
+		v.warn("%v; nothing uses its dates", m)
+	default:
+		v.misfit(m)
+	}
+}
+
+func day(t time.Time) string { return t.UTC().Format("2006-01-02 15:04 MST") }
+
+func (v *survey) checkUses(file, what string, r row, c *x509.Certificate) {
+	for _, use := range r.uses {
+		if !allows(c, use) {
+			v.misfit(&Misfit{File: file, Problem: fmt.Sprintf("%snot good for %s use (only for: %s)", what, useName(use), strings.Join(uses(c), ", ")),
+				Hint: "issue it again with extended key usage " + useName(use) + "Auth"})
+		}
+	}
+}
+
+func allows(c *x509.Certificate, use x509.ExtKeyUsage) bool {
+	return len(c.ExtKeyUsage)+len(c.UnknownExtKeyUsage) == 0 ||
+		slices.Contains(c.ExtKeyUsage, use) || slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageAny)
+}
+
+func (v *survey) checkIdentity(file, what string, r row, c *x509.Certificate) {
+	name := c.Subject
+	switch {
+	case r.identity == free:
+	case r.identity == expected && name.CommonName != r.cn:
+		v.warn("%s: its common name is %q; kubelets are opened to the user %q", file, name.CommonName, r.cn)
+	case r.identity == required && (name.CommonName != r.cn || r.org != "" && !slices.Contains(name.Organization, r.org)):
+		v.misfit(&Misfit{File: file, Problem: fmt.Sprintf("%sis for %q, want %q", what, name, r.subject()),
+			Hint: "another certificate may have been copied under this name"})
+	}
+}
+
+func (v *survey) checkNames(file string, r row, c *x509.Certificate) {
+	if r.must == nil {
+		return
+	}
+	if lack := lacking(c, r.must(v.spec)); len(lack) > 0 {
+		v.misfit(&Misfit{File: file, Problem: fmt.Sprintf("not valid for %s, where it will be served (it is for %s)",
+			strings.Join(lack, ", "), strings.Join(sans(c), ", ")),
+			Hint: "issue it again with this address, or move it and its key away and kthwd makes new ones"})
+	}
+	if r.name != NameKubernetes {
+		return
+	}
+	addresses, inCluster := wishedNames(v.spec)
+	addresses = slices.DeleteFunc(addresses, func(a string) bool { return slices.Contains(v.spec.Local, a) })
+	if lack := lacking(c, addresses); len(lack) > 0 {
+		v.warn("%s: not valid for %s: clients that connect there will not verify it", file, strings.Join(lack, ", "))
+	}
+	if lack := lacking(c, inCluster); len(lack) > 0 {
+		v.warn("%s: not valid for %s: clients in pods that use this will not verify it", file, strings.Join(lack, ", "))
+	}
+}
+
+func lacking(c *x509.Certificate, names []string) []string {
+	var lack []string
+	for _, name := range names {
+		verbatim := slices.ContainsFunc(c.DNSNames, func(n string) bool { return strings.EqualFold(n, name) })
+		if !verbatim && c.VerifyHostname(name) != nil {
+			lack = append(lack, name)
+		}
+	}
+	return lack
+}
+
+// checkSigner looks for the CA's key, once it is known what there is to sign.
+func (v *survey) checkSigner(r row) {
+	l, p := r.in(v.layout), v.pairs[r.name]
+	if !p.hasCert || p.hasKey {
+		return
+	}
+	var unsigned []string
+	for _, leaf := range v.rows {
+		if path := leaf.in(v.layout).Cert(leaf.name); leaf.issuer == r.name && v.absent[path] {
+			unsigned = append(unsigned, path)
+		}
+	}
+	switch {
+	case len(unsigned) > 0:
+		v.misfit(&Misfit{File: l.Key(r.name), Problem: "missing, but needed to issue", Other: strings.Join(unsigned, ", "),
+			Hint: fmt.Sprintf("copy %s from where %s was made, at least for the first start, or issue these there and copy them with their keys",
+				filepath.Base(l.Key(r.name)), filepath.Base(l.Cert(r.name)))})
+	case r.name == nameCA && !r.given:
+		v.warn("%s: missing, so kube-controller-manager cannot sign certificates for kubelets and others", l.Key(r.name))
+	}
+}
+
+// checkConfig judges a kubeconfig: it, not the pair beside it, is what runs.
+func (v *survey) checkConfig(k config) {
+	path, a, r := k.path(v.layout), v.access[k.name], v.row(k.cert)
+	if v.absent[path] {
+		v.report.Missing = append(v.report.Missing, path)
+	}
+	if a == nil {
+		return
+	}
+	const what = "its client certificate is "
+	ca := v.pairs[r.issuer]
+	if ca.chain != nil && !slices.ContainsFunc(a.cas, func(c *x509.Certificate) bool { return c.Equal(ca.chain[0]) }) {
+		v.misfit(&Misfit{File: path, Problem: "the certificate authority in it is not", Other: v.row(r.issuer).in(v.layout).Cert(r.issuer),
+			Hint: "the two come from different runs: copy the files that belong together"})
+	}
+	if !fits(a.client.key, a.client.public[0]) {
+		v.misfit(&Misfit{File: path, Problem: "its client key is not the key of its client certificate"})
+	}
+	v.checkSignature(path, what, r, a.client)
+	v.checkDates(path, "its client certificate ", a.client.chain[0], false)
+	v.checkUses(path, what, r, a.client.chain[0])
+	v.checkIdentity(path, "its client certificate ", r, a.client.chain[0])
+	if k.local && checkServer(v.spec.Server) == nil {
+		if problem := strayed(a.server, v.spec.Server); problem != "" {
+			v.misfit(&Misfit{File: path, Problem: problem, Hint: "correct the server in it, or the port that kthwd is told to serve on"})
+		}
+	}
+}
+
+func (v *survey) checkDocument(d document) {
+	path, refuse := d.path(v.layout), forAll
+	if d.mode == modeSecret {
+		refuse = forTheGroup
+	}
+	data, there := v.read(path, refuse)
+	if !there {
+		v.want(path)
+	}
+	if data != nil {
+		v.garbage(path, checkDocument(data))
+	}
+}
+
+func (v *survey) row(name string) row {
+	return v.rows[slices.IndexFunc(v.rows, func(r row) bool { return r.name == name })]
+}

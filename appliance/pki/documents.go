@@ -1,0 +1,83 @@
+package pki
+
+import (
+	"crypto/rand"
+	_ "embed"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io/fs"
+	"regexp"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// A document is a YAML file that the API server reads.
+type document struct {
+	path   func(Layout) string
+	render func() ([]byte, error)
+	mode   fs.FileMode
+}
+
+var documents = []document{
+	{Layout.EncryptionConfig, renderEncryption, modeSecret},
+	{Layout.AuditPolicy, func() ([]byte, error) { return auditPolicy, nil }, modePublic},
+}
+
+//go:embed audit-policy.yaml
+var auditPolicy []byte
+
+const encryptionConfig = `# How kube-apiserver encrypts secrets in etcd: new ones with key1; those written
+# before there was a key are still readable.
+#
+# Whoever has this file and a copy of etcd has the secrets. Without it, nobody
+# has: keep a copy, but not beside etcd's snapshots. Every controller needs the
+# same one.
+kind: EncryptionConfiguration
+apiVersion: apiserver.config.k8s.io/v1
+resources:
+  - resources:
+      - secrets
+    providers:
+      - secretbox:
+          keys:
+            - name: key1
+              secret: %s
+      - identity: {}
+`
+
+func renderEncryption() ([]byte, error) {
+	key := make([]byte, 32)
+	if _, err := rand.Read(key); err != nil {
+		return nil, err
+	}
+	return fmt.Appendf(nil, encryptionConfig, base64.StdEncoding.EncodeToString(key)), nil
+}
+
+// checkDocument wants YAML with a kind; what kind, the API server knows better.
+func checkDocument(data []byte) error {
+	var d struct {
+		Kind string `yaml:"kind"`
+	}
+	if err := decodeYAML(data, &d); err != nil {
+		return err
+	}
+	if d.Kind == "" {
+		return errors.New("has no kind")
+	}
+	return nil
+}
+
+var yamlLine = regexp.MustCompile(`line \d+`)
+
+// decodeYAML keeps of yaml's error the line only: the rest may quote the file.
+func decodeYAML(data []byte, into any) error {
+	err := yaml.Unmarshal(data, into)
+	if err == nil {
+		return nil
+	}
+	if line := yamlLine.FindString(err.Error()); line != "" {
+		return fmt.Errorf("not the YAML it should be, at %s", line)
+	}
+	return errors.New("not the YAML it should be")
+}

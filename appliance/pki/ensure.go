@@ -1,0 +1,165 @@
+package pki
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+)
+
+// Ensure makes what is missing below l.Dir, keeps what is there, and refuses
+// what does not fit: then the error joins one *Misfit for each problem, see
+// Misfits, and nothing has been written.
+//
+// It may be called at every start. It waits for another Ensure on the same
+// directory, which takes no longer than making the files, and for nothing else.
+func Ensure(l Layout, s Spec) (Report, error) {
+	if v := newSurvey(l, s); !isDir(l.Dir) { // make no directory for a Spec that is wrong
+		if v.run(); len(v.problems) > 0 {
+			return v.report, errors.Join(v.problems...)
+		}
+		if err := makeDir(l.Dir); err != nil {
+			return Report{}, err
+		}
+	}
+	held, err := lock(l.Dir, syscall.LOCK_EX)
+	if err != nil {
+		return Report{}, err
+	}
+	defer held.Close()
+	return newSurvey(l, s).ensure(l.Dir)
+}
+
+func isDir(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
+}
+
+// ensure carries the survey out in dir, which is locked.
+func (v *survey) ensure(dir string) (Report, error) {
+	v.run()
+	if len(v.problems) > 0 {
+		return v.report, errors.Join(v.problems...)
+	}
+	v.report.Missing = nil
+	files, err := v.files()
+	if err != nil {
+		return v.report, err
+	}
+	if len(files) > 0 {
+		if err := write(dir, files); err != nil {
+			return v.report, err
+		}
+	}
+	for _, f := range files {
+		v.report.Created = append(v.report.Created, f.path)
+	}
+	v.sweep()
+	v.warnOfOldData()
+	return v.report, nil
+}
+
+// files makes all that is missing, in memory.
+func (v *survey) files() ([]file, error) {
+	var files []file
+	for _, r := range v.rows {
+		made, err := v.issue(r)
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, made...)
+	}
+	for _, k := range v.configs {
+		path := k.path(v.layout)
+		if !v.absent[path] {
+			continue
+		}
+		data, err := renderKubeconfig(v.spec, k.server(v.spec), v.pairs[v.row(k.cert).issuer], v.pairs[k.cert])
+		if err != nil {
+			return nil, fmt.Errorf("make %s: %w", path, err)
+		}
+		files = append(files, file{path: path, data: data, mode: modeSecret})
+	}
+	for _, d := range v.documents {
+		path := d.path(v.layout)
+		if !v.absent[path] {
+			continue
+		}
+		data, err := d.render()
+		if err != nil {
+			return nil, fmt.Errorf("make %s: %w", path, err)
+		}
+		files = append(files, file{path: path, data: data, mode: d.mode})
+	}
+	return files, nil
+}
+
+// issue makes what is missing of a pair, and puts it where the kubeconfigs and,
+// if it is a CA, the later rows find it.
+func (v *survey) issue(r row) ([]file, error) {
+	var files []file
+	l, p := r.in(v.layout), v.pairs[r.name]
+	cert, key := l.Cert(r.name), l.Key(r.name)
+	if v.absent[key] {
+		var err error
+		if p.key, err = newKey(); err != nil {
+			return nil, fmt.Errorf("make %s: %w", key, err)
+		}
+		data, err := encodeKey(p.key)
+		if err != nil {
+			return nil, fmt.Errorf("make %s: %w", key, err)
+		}
+		files = append(files, file{path: key, data: data, mode: modeSecret, isKey: true})
+	}
+	if v.absent[cert] && p.staged == nil {
+		var names []string
+		if r.names != nil {
+			names = r.names(v.spec)
+		}
+		c, err := issue(r, names, p.key, v.pairs[r.issuer], v.now)
+		if err != nil {
+			return nil, err
+		}
+		p.chain = append(p.chain, c)
+	}
+	if v.absent[cert] {
+		files = append(files, file{path: cert, data: encodeCertificates(p.chain), mode: modePublic, staged: p.staged != nil})
+	}
+	v.pairs[r.name] = p
+	return files, nil
+}
+
+// sweep removes what an interrupted Ensure left under hidden names. All have
+// their own names by now, or were made anew.
+func (v *survey) sweep() {
+	for _, r := range v.rows {
+		if l := r.in(v.layout); !r.given {
+			os.Remove(hidden(l.Cert(r.name)))
+			os.Remove(hidden(l.Key(r.name)))
+		}
+	}
+	for _, k := range v.configs {
+		os.Remove(hidden(k.path(v.layout)))
+	}
+	for _, d := range v.documents {
+		os.Remove(hidden(d.path(v.layout)))
+	}
+}
+
+// warnOfOldData says what making keys beside an old etcd means: data without
+// its keys, which is seldom what somebody wanted.
+func (v *survey) warnOfOldData() {
+	member := filepath.Join(v.layout.Etcd(), "member")
+	if !isDir(member) {
+		return
+	}
+	for _, lost := range []struct{ path, so string }{
+		{v.layout.CA(), "nodes and kubeconfigs of before will not be trusted"},
+		{v.layout.EncryptionConfig(), "secrets encrypted with another key cannot be read"},
+	} {
+		if v.absent[lost.path] {
+			v.warn("%s: made anew, although %s is there: %s", lost.path, member, lost.so)
+		}
+	}
+}

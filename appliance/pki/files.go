@@ -1,0 +1,204 @@
+package pki
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+)
+
+const (
+	modeSecret fs.FileMode = 0o600
+	modePublic fs.FileMode = 0o644
+	modeDir    fs.FileMode = 0o700
+
+	maxSize = 1 << 20 // no file here comes near it
+)
+
+// A file is one to be made.
+type file struct {
+	path   string
+	data   []byte
+	mode   fs.FileMode
+	isKey  bool // linked, and on the disk, before any that is not
+	staged bool // lies under its hidden name already
+}
+
+// hidden is where a new file is written before it gets its name.
+func hidden(path string) string {
+	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".new")
+}
+
+// write makes the files of one directory, which the caller has locked.
+//
+// Until each is whole and on the disk, none has its name: a full disk is found
+// out here, and costs nothing. After that, failure and crash are the same: keys
+// may lack their certificates, and the hidden files stay for the next Ensure.
+func write(dir string, files []file) error {
+	if err := stage(files); err != nil {
+		return err
+	}
+	for _, keys := range []bool{true, false} {
+		if err := syncDir(dir); err != nil {
+			return err
+		}
+		if err := link(files, keys); err != nil {
+			return err
+		}
+	}
+	for _, f := range files {
+		if err := os.Remove(hidden(f.path)); err != nil {
+			return err
+		}
+	}
+	return syncDir(dir)
+}
+
+// stage writes all files under their hidden names, or none.
+func stage(files []file) error {
+	for i, f := range files {
+		if f.staged {
+			continue
+		}
+		if err := writeHidden(f); err != nil {
+			for _, f := range files[:i+1] {
+				if !f.staged {
+					os.Remove(hidden(f.path))
+				}
+			}
+			return fmt.Errorf("write %s: %w", f.path, err)
+		}
+	}
+	return nil
+}
+
+func writeHidden(f file) (err error) {
+	name := hidden(f.path)
+	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	out, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, f.mode)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, out.Close()) }()
+	if err := out.Chmod(f.mode); err != nil { // whatever the umask is
+		return err
+	}
+	if _, err := out.Write(f.data); err != nil {
+		return err
+	}
+	return out.Sync()
+}
+
+// link gives files their names: the keys, or all the others.
+func link(files []file, keys bool) error {
+	for _, f := range files {
+		if f.isKey != keys {
+			continue
+		}
+		err := os.Link(hidden(f.path), f.path)
+		if errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("write %s: it appeared meanwhile, and kthwd replaces no file: %w", f.path, fs.ErrExist)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// makeDir makes the directory and what lacks above it.
+func makeDir(dir string) error {
+	if _, err := os.Stat(dir); err == nil {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, modeDir); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return syncDir(filepath.Dir(dir))
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := d.Sync(); err != nil {
+		return fmt.Errorf("sync %s: %w", dir, err)
+	}
+	return nil
+}
+
+// lock waits for the directory's lock, syscall.LOCK_EX to write or LOCK_SH to
+// read. It locks the directory itself, so no lock file is left behind and a
+// read-only one can be read. Closing the result, or the end of the process,
+// gives it back.
+func lock(dir string, how int) (io.Closer, error) {
+	d, err := os.Open(dir)
+	if errors.Is(err, fs.ErrPermission) {
+		info, _ := os.Stat(dir)
+		return nil, unreadable(dir, info)
+	}
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err = syscall.Flock(int(d.Fd()), how)
+		if !errors.Is(err, syscall.EINTR) {
+			break
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), d.Close())
+	}
+	return d, nil
+}
+
+// read returns the content of the file, or a Misfit when it cannot be one of
+// ours. A file that is not there is fs.ErrNotExist and nothing else.
+func read(path string) ([]byte, fs.FileInfo, error) {
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, fs.ErrNotExist
+	}
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, &Misfit{File: path, Problem: "a symbolic link to nothing", Hint: "restore what it points to, or remove it"}
+	}
+	if err == nil && !info.Mode().IsRegular() {
+		return nil, nil, &Misfit{File: path, Problem: "not a regular file"}
+	}
+	if err == nil && info.Size() > maxSize {
+		return nil, nil, &Misfit{File: path, Problem: fmt.Sprintf("too large to be what its name says (%d bytes)", info.Size())}
+	}
+	var data []byte
+	if err == nil {
+		data, err = os.ReadFile(path)
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, nil, unreadable(path, info)
+	}
+	if err != nil {
+		return nil, nil, &Misfit{File: path, Problem: fmt.Sprintf("cannot be read: %v", errors.Unwrap(err))}
+	}
+	return data, info, nil
+}
+
+func unreadable(path string, info fs.FileInfo) *Misfit {
+	m := &Misfit{File: path, Problem: fmt.Sprintf("not readable by kthwd, which runs as uid %d", os.Geteuid())}
+	if info == nil {
+		return m
+	}
+	if owner, ok := info.Sys().(*syscall.Stat_t); ok {
+		m.Problem += fmt.Sprintf("; it belongs to uid %d (mode %04o)", owner.Uid, info.Mode().Perm())
+		m.Hint = fmt.Sprintf("chown %d %s, or run kthwd as its owner", os.Geteuid(), path)
+	}
+	return m
+}

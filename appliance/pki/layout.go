@@ -1,0 +1,81 @@
+package pki
+
+import "path/filepath"
+
+// The names of the certificates, for Layout.Cert, Layout.Key and, where there
+// is one, Layout.Kubeconfig.
+const (
+	NameKubernetes        = "kubernetes"              // API server, etcd member and client, kubelet client
+	NameServiceAccount    = "service-account"         // signs service account tokens
+	NameAdmin             = "admin"                   // system:masters
+	NameControllerManager = "kube-controller-manager" // system:kube-controller-manager
+	NameScheduler         = "kube-scheduler"          // system:kube-scheduler
+	NameHealth            = "kthwd-health"            // the health bridge: no right beyond any authenticated user's
+	NameFrontProxyCA      = "front-proxy-ca"          // signs front-proxy-client, and nothing else
+	NameFrontProxyClient  = "front-proxy-client"      // API server towards extension API servers
+	NameAdminRemote       = "admin-remote"            // a kubeconfig only: admin by way of Spec.RemoteServer
+)
+
+const nameCA = "ca" // Layout.CA and Layout.CAKey
+
+// Layout knows every path below the data directory, once. Its methods only
+// join strings: they make nothing and look at nothing.
+type Layout struct {
+	Dir     string // the data directory, such as /var/lib/kubernetes
+	EtcdDir string // etcd's data directory; "" is <Dir>/etcd
+}
+
+// CA is the certificate of the cluster's CA.
+func (l Layout) CA() string { return l.Cert(nameCA) }
+
+// CAKey is the key of the cluster's CA.
+func (l Layout) CAKey() string { return l.Key(nameCA) }
+
+// Cert is the certificate called name, one of the Name constants.
+func (l Layout) Cert(name string) string { return l.path(name + ".pem") }
+
+// Key is the key of Cert(name).
+func (l Layout) Key(name string) string { return l.path(name + "-key.pem") }
+
+// Kubeconfig is the kubeconfig called name: of NameAdmin, NameAdminRemote,
+// NameControllerManager or NameScheduler.
+func (l Layout) Kubeconfig(name string) string { return l.path(name + ".kubeconfig") }
+
+// EncryptionConfig says how the API server encrypts secrets in etcd. It holds
+// the key to them.
+func (l Layout) EncryptionConfig() string { return l.path("encryption-config.yaml") }
+
+// AuditPolicy says what the API server records.
+func (l Layout) AuditPolicy() string { return l.path("audit-policy.yaml") }
+
+// AuditLog is where it records it.
+func (l Layout) AuditLog() string { return l.path("audit.log") }
+
+// SchedulerConfig is the KubeSchedulerConfiguration.
+func (l Layout) SchedulerConfig() string { return l.path("kube-scheduler.yaml") }
+
+// Etcd is etcd's data directory.
+func (l Layout) Etcd() string {
+	if l.EtcdDir != "" {
+		return l.EtcdDir
+	}
+	return l.path("etcd")
+}
+
+// Run is the directory of the unix sockets. Who makes it makes it 0700: etcd's
+// socket asks for no certificate.
+func (l Layout) Run() string { return l.path("run") }
+
+// EtcdSocket is where the local API server reaches the local etcd member.
+func (l Layout) EtcdSocket() string { return filepath.Join(l.Run(), "etcd.sock") }
+
+// ControlSocket is where kthwd's verbs reach the running kthwd.
+func (l Layout) ControlSocket() string { return filepath.Join(l.Run(), "kthwd.sock") }
+
+// Lock is held by the one kthwd that runs on this data directory.
+func (l Layout) Lock() string { return l.path("kthwd.lock") }
+
+// InstanceID tells this data directory from every other one.
+func (l Layout) InstanceID() string { return l.path("instance-id") }
+
+func (l Layout) path(name string) string { return filepath.Join(l.Dir, name) }

@@ -1,0 +1,132 @@
+package pki
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// A pair is a certificate and its key, as far as they are there.
+type pair struct {
+	chain  []*x509.Certificate // the leaf first; nil without a readable certificate
+	public []crypto.PublicKey  // of everything in the certificate's file
+	key    crypto.Signer       // nil without a readable key
+
+	hasCert, hasKey bool   // there is a file, whatever is in it
+	staged          []byte // what an interrupted Ensure left to be linked as the certificate
+}
+
+// parseCertificates reads the certificates of a PEM file, and the public keys
+// of these and of the PUBLIC KEY blocks beside them: a service-account.pem may
+// consist of such. Other blocks are passed over. It never returns neither.
+func parseCertificates(data []byte) ([]*x509.Certificate, []crypto.PublicKey, error) {
+	var chain []*x509.Certificate
+	var public []crypto.PublicKey
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		switch block.Type {
+		case "CERTIFICATE":
+			c, err := x509.ParseCertificate(block.Bytes)
+			if err != nil {
+				return nil, nil, fmt.Errorf("certificate %d in it: %w", len(chain)+1, err)
+			}
+			chain, public = append(chain, c), append(public, c.PublicKey)
+		case "PUBLIC KEY":
+			key, err := x509.ParsePKIXPublicKey(block.Bytes)
+			if err != nil {
+				return nil, nil, fmt.Errorf("public key in it: %w", err)
+			}
+			public = append(public, key)
+		}
+	}
+	if len(public) == 0 {
+		return nil, nil, errors.New("holds no PEM certificate")
+	}
+	return chain, public, nil
+}
+
+// parseKey reads the first private key of a PEM file: SEC1 and PKCS#1, as cfssl
+// and older openssl write them, or PKCS#8. Its errors say nothing of the content.
+func parseKey(data []byte) (crypto.Signer, error) {
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		if !strings.HasSuffix(block.Type, "PRIVATE KEY") {
+			continue // such as EC PARAMETERS, which openssl puts first
+		}
+		if block.Type == "ENCRYPTED PRIVATE KEY" || block.Headers["DEK-Info"] != "" {
+			return nil, errors.New("the key is encrypted with a passphrase")
+		}
+		return parseKeyBlock(block)
+	}
+	return nil, errors.New("holds no PEM private key")
+}
+
+func parseKeyBlock(block *pem.Block) (crypto.Signer, error) {
+	var key any
+	var err error
+	switch block.Type {
+	case "EC PRIVATE KEY":
+		key, err = x509.ParseECPrivateKey(block.Bytes)
+	case "RSA PRIVATE KEY":
+		key, err = x509.ParsePKCS1PrivateKey(block.Bytes)
+	default:
+		key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the %s in it is broken", block.Type)
+	}
+	signer, ok := key.(crypto.Signer)
+	if !ok {
+		return nil, fmt.Errorf("the %s in it cannot sign", block.Type)
+	}
+	return signer, nil
+}
+
+func encodeCertificates(chain []*x509.Certificate) []byte {
+	var out []byte
+	for _, c := range chain {
+		out = append(out, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
+	}
+	return out
+}
+
+// encodeKey writes SEC1 and PKCS#1, the forms that everything since Kubernetes
+// 1.0 reads, and PKCS#8 for what has neither.
+func encodeKey(key crypto.Signer) ([]byte, error) {
+	block := &pem.Block{Type: "PRIVATE KEY"}
+	var err error
+	switch k := key.(type) {
+	case *ecdsa.PrivateKey:
+		block.Type = "EC PRIVATE KEY"
+		block.Bytes, err = x509.MarshalECPrivateKey(k)
+	case *rsa.PrivateKey:
+		block.Type = "RSA PRIVATE KEY"
+		block.Bytes = x509.MarshalPKCS1PrivateKey(k)
+	default:
+		block.Bytes, err = x509.MarshalPKCS8PrivateKey(k)
+	}
+	return pem.EncodeToMemory(block), err
+}
+
+// fits reports whether key is the private half of public.
+func fits(key crypto.Signer, public crypto.PublicKey) bool {
+	own, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool })
+	return ok && own.Equal(public)
+}
+
+// keyType names the algorithm for people.
+func keyType(public crypto.PublicKey) string {
+	switch k := public.(type) {
+	case *rsa.PublicKey:
+		return fmt.Sprintf("RSA %d", k.N.BitLen())
+	case *ecdsa.PublicKey:
+		return "ECDSA " + k.Curve.Params().Name
+	case ed25519.PublicKey:
+		return "Ed25519"
+	}
+	return fmt.Sprintf("%T", public)
+}

@@ -1,0 +1,216 @@
+package pki
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+// Check reads what Ensure would read and reports what it would do, as
+// Report.Missing, or why it would refuse. It writes nothing. A data directory
+// that is not there lacks everything, which is no error.
+func Check(l Layout, s Spec) (Report, error) {
+	if _, err := os.Stat(l.Dir); err == nil {
+		held, err := lock(l.Dir, syscall.LOCK_SH)
+		if err != nil {
+			return Report{}, err
+		}
+		defer held.Close()
+	}
+	v := newSurvey(l, s)
+	v.run()
+	return v.report, errors.Join(v.problems...)
+}
+
+// A survey is one reading of all files: what they are, what is wrong, what
+// lacks. It is the plan that Ensure carries out.
+type survey struct {
+	layout    Layout
+	spec      Spec
+	now       time.Time
+	rows      []row
+	configs   []config
+	documents []document
+
+	pairs    map[string]pair // by row name
+	access   map[string]*access
+	absent   map[string]bool // files that are wanted and not there
+	report   Report
+	problems []error
+}
+
+func newSurvey(l Layout, s Spec) *survey {
+	return &survey{
+		layout: l, spec: s, now: s.now(),
+		rows: certificates, configs: kubeconfigs, documents: documents,
+		pairs: map[string]pair{}, access: map[string]*access{}, absent: map[string]bool{},
+	}
+}
+
+// run reads all, then judges all: a misfit does not hide another one.
+func (v *survey) run() {
+	v.problems = append(v.problems, v.spec.validate()...)
+	if !v.checkDir() {
+		return
+	}
+	for _, r := range v.rows {
+		v.pairs[r.name] = v.load(r)
+	}
+	for _, k := range v.configs {
+		v.loadConfig(k)
+	}
+	for _, r := range v.rows {
+		if r.isCA() {
+			v.checkCA(r)
+		} else {
+			v.checkLeaf(r)
+		}
+	}
+	for _, k := range v.configs {
+		v.checkConfig(k)
+	}
+	for _, d := range v.documents {
+		v.checkDocument(d)
+	}
+	for _, r := range v.rows {
+		if r.isCA() {
+			v.checkSigner(r)
+		}
+	}
+}
+
+func (v *survey) misfit(m *Misfit) { v.problems = append(v.problems, m) }
+
+func (v *survey) warn(format string, args ...any) {
+	v.report.Warnings = append(v.report.Warnings, fmt.Sprintf(format, args...))
+}
+
+// want notes a file that Ensure will make.
+func (v *survey) want(path string) {
+	v.absent[path] = true
+	v.report.Missing = append(v.report.Missing, path)
+}
+
+// checkDir reports whether it makes sense to look for files.
+func (v *survey) checkDir() bool {
+	dir := v.layout.Dir
+	if dir == "" {
+		v.problems = append(v.problems, errors.New("data directory: not named"))
+		return false
+	}
+	info, err := os.Stat(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return true
+	case errors.Is(err, fs.ErrPermission):
+		v.misfit(unreadable(dir, info))
+		return false
+	case err != nil:
+		v.problems = append(v.problems, err)
+		return false
+	case !info.IsDir():
+		v.misfit(&Misfit{File: dir, Problem: "not a directory"})
+		return false
+	case info.Mode().Perm()&0o022 != 0 && info.Mode()&fs.ModeSticky == 0:
+		v.warn("%s: writable by group or others (mode %04o), who can replace every key in it; chmod go-w %[1]s",
+			dir, info.Mode().Perm())
+	}
+	return true
+}
+
+// Reading.
+
+// Who else may do what with a file. The key alone must not even be a group's;
+// a kubeconfig is sometimes shared with one on purpose.
+const (
+	forNobodyElse fs.FileMode = 0o066
+	forTheGroup   fs.FileMode = 0o006
+	forAll        fs.FileMode = 0
+)
+
+// read is what every file goes through: there or not, readable, kept secret.
+// The data of a misfit is nil.
+func (v *survey) read(path string, refuse fs.FileMode) (data []byte, there bool) {
+	data, info, err := read(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, false
+	}
+	if err != nil {
+		v.problems = append(v.problems, err)
+		return nil, true
+	}
+	v.report.Kept = append(v.report.Kept, path)
+	mode := info.Mode().Perm()
+	switch {
+	case refuse == forTheGroup && mode&refuse != 0:
+		v.misfit(&Misfit{File: path, Problem: fmt.Sprintf("readable or writable by others (mode %04o)", mode), Hint: "chmod 600 " + path})
+	case mode&refuse != 0:
+		v.misfit(&Misfit{File: path, Problem: fmt.Sprintf("readable or writable by group or others (mode %04o)", mode), Hint: "chmod 600 " + path})
+	case refuse == forTheGroup && mode&forNobodyElse != 0:
+		v.warn("%s: readable or writable by its group (mode %04o)", path, mode)
+	case refuse == forAll && mode&0o022 != 0:
+		v.warn("%s: writable by group or others (mode %04o); chmod go-w %[1]s", path, mode)
+	}
+	return data, true
+}
+
+func (v *survey) load(r row) pair {
+	var p pair
+	var data []byte
+	var err error
+	l := r.in(v.layout)
+	cert, key := l.Cert(r.name), l.Key(r.name)
+	if data, p.hasCert = v.read(cert, forAll); data != nil {
+		p.chain, p.public, err = parseCertificates(data)
+		if err == nil && len(p.chain) == 0 && !r.publicOnly {
+			err = errors.New("holds a public key and no certificate")
+		}
+		v.garbage(cert, err)
+	}
+	if data, p.hasKey = v.read(key, forNobodyElse); data != nil {
+		p.key, err = parseKey(data)
+		v.garbage(key, err)
+	}
+	if r.isCA() && p.key != nil && !p.hasCert {
+		p.resume(hidden(cert))
+	}
+	return p
+}
+
+// resume takes up the CA certificate that an interrupted Ensure had made for
+// this key and not yet linked.
+func (p *pair) resume(path string) {
+	data, _, err := read(path)
+	if err != nil {
+		return
+	}
+	chain, public, err := parseCertificates(data)
+	if err == nil && len(chain) == 1 && chain[0].IsCA && fits(p.key, public[0]) {
+		p.chain, p.public, p.staged = chain, public, data
+	}
+}
+
+func (v *survey) loadConfig(k config) {
+	path := k.path(v.layout)
+	data, there := v.read(path, forTheGroup)
+	if !there && k.server(v.spec) != "" {
+		v.absent[path] = true // reported in its turn, after the certificates
+	}
+	if data == nil {
+		return
+	}
+	a, err := parseKubeconfig(data, filepath.Dir(path))
+	if v.garbage(path, err); err == nil {
+		v.access[k.name] = &a
+	}
+}
+
+func (v *survey) garbage(path string, err error) {
+	if err != nil {
+		v.misfit(&Misfit{File: path, Problem: err.Error(), Hint: "restore it, or move it away"})
+	}
+}

@@ -1,0 +1,72 @@
+package appliance
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+
+	genericapiserver "k8s.io/apiserver/pkg/server"
+	genericoptions "k8s.io/apiserver/pkg/server/options"
+	genericcontrollermanager "k8s.io/controller-manager/app"
+
+	"kthwd/appliance/supervise"
+)
+
+// secureServer is 10257 or 10259. The port belongs to kthwd for the whole life
+// of the process, so that /healthz answers on leader and standby alike and
+// across terms.
+type secureServer struct {
+	name    string
+	serving *genericoptions.SecureServingOptions
+	authn   *genericoptions.DelegatingAuthenticationOptions
+	authz   *genericoptions.DelegatingAuthorizationOptions
+	handler func(*servingAuth) http.Handler
+}
+
+var _ supervise.Component = (*secureServer)(nil)
+
+// servingAuth asks the API server who a caller is and what it may do;
+// /healthz, /readyz and /livez are open to all, as upstream.
+type servingAuth struct {
+	authn genericapiserver.AuthenticationInfo
+	authz genericapiserver.AuthorizationInfo
+}
+
+func (a *servingAuth) wrap(h http.Handler) http.Handler {
+	return genericcontrollermanager.BuildHandlerChain(h, &a.authz, &a.authn)
+}
+
+// Name implements supervise.Component.
+func (s *secureServer) Name() string { return s.name }
+
+// Run implements supervise.Component. It is ready as soon as the port is open.
+func (s *secureServer) Run(ctx context.Context, ready func()) error {
+	if err := s.serving.MaybeDefaultWithSelfSignedCerts("localhost", nil, []net.IP{net.IPv4(127, 0, 0, 1)}); err != nil {
+		return err
+	}
+	var serving *genericapiserver.SecureServingInfo
+	if err := s.serving.ApplyTo(&serving); err != nil {
+		return err
+	}
+	if serving == nil { // secure-port=0
+		ready()
+		<-ctx.Done()
+		return nil
+	}
+	auth := &servingAuth{}
+	if err := s.authn.ApplyTo(&auth.authn, serving, nil); err != nil {
+		return fmt.Errorf("authentication: %w", err)
+	}
+	if err := s.authz.ApplyTo(&auth.authz); err != nil {
+		return fmt.Errorf("authorization: %w", err)
+	}
+	stopped, _, err := serving.Serve(s.handler(auth), 2*time.Second, ctx.Done())
+	if err != nil {
+		return err
+	}
+	ready()
+	<-stopped
+	return nil
+}

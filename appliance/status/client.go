@@ -1,0 +1,128 @@
+package status
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+// ErrNotRunning means that no kthwd answers.
+var ErrNotRunning = errors.New("kthwd is not running")
+
+// Client asks a running kthwd. Its zero value reaches none.
+type Client struct {
+	Socket string // its unix socket; only the user it runs as can open it
+	Addr   string // its metrics address, which gives the status to those who cannot; may be empty
+
+	// Anywhere has Addr asked also when none runs on Socket. Another kthwd may
+	// answer there.
+	Anywhere bool
+}
+
+// Status asks for the report, on the socket first and then at Addr.
+func (c Client) Status(ctx context.Context) (Report, error) {
+	body, err := c.socket(ctx, http.MethodGet, "/status", "")
+	if c.Addr != "" && (errors.Is(err, fs.ErrPermission) || c.Anywhere && errors.Is(err, ErrNotRunning)) {
+		second, errSecond := ask(ctx, &http.Transport{DisableKeepAlives: true}, http.MethodGet, "http://"+reachable(c.Addr)+"/status", "")
+		if errSecond == nil || !errors.Is(errSecond, ErrNotRunning) {
+			body, err = second, errSecond
+		}
+	}
+	if err != nil {
+		return Report{}, err
+	}
+	var r Report
+	if err := json.Unmarshal(body, &r); err != nil || r.PID == 0 {
+		return Report{}, fmt.Errorf("what answered is no kthwd (at %s or %s)", c.Socket, c.Addr)
+	}
+	return r, nil
+}
+
+// Levels asks for the log level of each component.
+func (c Client) Levels(ctx context.Context) (map[string]string, error) {
+	body, err := c.socket(ctx, http.MethodGet, "/log-level", "")
+	return parseLevels(body), err
+}
+
+// SetLevels changes log levels, each "LEVEL" or "COMPONENT=LEVEL", and returns
+// those that hold afterwards. When one is refused, none is changed.
+func (c Client) SetLevels(ctx context.Context, levels ...string) (map[string]string, error) {
+	body, err := c.socket(ctx, http.MethodPut, "/log-level", strings.Join(levels, "\n")+"\n")
+	return parseLevels(body), err
+}
+
+func parseLevels(body []byte) map[string]string {
+	levels := map[string]string{}
+	for line := range strings.Lines(string(body)) {
+		if component, level, ok := strings.Cut(strings.TrimSpace(line), "="); ok {
+			levels[component] = level
+		}
+	}
+	return levels
+}
+
+func (c Client) socket(ctx context.Context, method, path, body string) ([]byte, error) {
+	t := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dialUnix(ctx, c.Socket) }}
+	defer t.CloseIdleConnections()
+	return ask(ctx, t, method, "http://kthwd"+path, body)
+}
+
+// dialUnix connects to a socket whose path may be longer than a socket address
+// holds: the way through the opened directory is short.
+func dialUnix(ctx context.Context, path string) (net.Conn, error) {
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	var d net.Dialer
+	return d.DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(path)))
+}
+
+// reachable makes an address to listen on one to connect to.
+func reachable(addr string) string {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return addr
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "localhost"
+	}
+	return net.JoinHostPort(host, port)
+}
+
+const maxBody = 4 << 20
+
+func ask(ctx context.Context, t http.RoundTripper, method, url, body string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, method, url, strings.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	resp, err := t.RoundTrip(req)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ENOTDIR):
+		return nil, fmt.Errorf("%w: %w", ErrNotRunning, err)
+	case errors.Is(err, context.DeadlineExceeded):
+		return nil, fmt.Errorf("kthwd does not answer: %w", err)
+	case err != nil:
+		return nil, err
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("%s", oneLine(strings.TrimSpace(string(answer[:min(len(answer), 500)]))))
+	}
+	return answer, nil
+}

@@ -1,0 +1,174 @@
+// Package status is what a running kthwd tells about itself, as JSON between
+// the process and its verbs, and as a table for people.
+//
+// appliance serves a Report on the unix socket of the data directory and on the
+// metrics address; Client asks for it. The socket also takes log levels, since
+// only the owner of the data directory can open it. Nothing in a Report is
+// secret: the metrics address answers everybody.
+package status
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"kthwd/appliance/supervise"
+)
+
+// Report is the state of a kthwd process at one moment.
+type Report struct {
+	Version    string             `json:"version"` // kthwd's own
+	Kubernetes string             `json:"kubernetes"`
+	Etcd       string             `json:"etcd"`
+	PID        int                `json:"pid"`
+	Started    time.Time          `json:"started"`
+	Ready      bool               `json:"ready"`
+	Reason     string             `json:"reason,omitempty"` // why not, one line
+	Components []supervise.Status `json:"components"`
+	Quorum     *Quorum            `json:"quorum,omitempty"` // of etcd; nil where none runs
+}
+
+// Quorum is how far etcd's members can agree.
+type Quorum struct {
+	Members int    `json:"members"`          // that vote
+	Needed  int    `json:"needed"`           // of them, to write
+	Active  int    `json:"active"`           // of them, as this member sees it
+	Leader  string `json:"leader,omitempty"` // name of the leading member; empty when none is known
+	Note    string `json:"note,omitempty"`   // what else there is to say, one line
+}
+
+// WriteTable writes a Report for people, with times as they are at now.
+func WriteTable(w io.Writer, r Report, now time.Time, colour bool) error {
+	p := painter(colour)
+	var b strings.Builder
+	fmt.Fprintf(&b, "kthwd %s (Kubernetes %s, etcd %s), process %d, up %s\n\n", r.Version, r.Kubernetes, r.Etcd, r.PID, Age(now.Sub(r.Started)))
+	r.components(now, p).write(&b)
+	if r.Quorum != nil {
+		fmt.Fprintf(&b, "\n%s\n", r.Quorum.line(p))
+	}
+	if r.Ready {
+		fmt.Fprintf(&b, "%s\n", p(green, "ready"))
+	} else {
+		fmt.Fprintf(&b, "%s: %s\n", p(red, "not ready"), oneLine(r.Reason))
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+func (r Report) components(now time.Time, p func(colour, string) string) table {
+	t := table{{{text: "COMPONENT"}, {text: "STATE"}, {text: "SINCE"}, {text: "RESTARTS"}, {text: "REASON"}, {text: "LAST ERROR"}}}
+	for _, c := range r.Components {
+		t = append(t, []cell{
+			{text: c.Name},
+			{text: string(c.State), shown: p(colours[c.State], string(c.State))},
+			{text: Age(now.Sub(c.Since))},
+			{text: fmt.Sprint(c.Restarts)},
+			{text: oneLine(c.Reason)},
+			{text: oneLine(c.LastError)},
+		})
+	}
+	return t.withoutEmptyColumn(4)
+}
+
+func (q Quorum) line(p func(colour, string) string) string {
+	state := p(green, "quorum")
+	if q.Active < q.Needed || q.Leader == "" {
+		state = p(red, "no quorum")
+	}
+	line := fmt.Sprintf("etcd: %s, %d of %d members active, %d needed", state, q.Active, q.Members, q.Needed)
+	if q.Leader != "" {
+		line += ", leader " + oneLine(q.Leader)
+	}
+	if q.Note != "" {
+		line += "; " + oneLine(q.Note)
+	}
+	return line
+}
+
+// Age is a duration in at most two units: 45s, 3m5s, 2h10m, 4d3h.
+func Age(d time.Duration) string {
+	switch d = max(d, 0).Truncate(time.Second); {
+	case d < time.Minute:
+		return fmt.Sprintf("%ds", d/time.Second)
+	case d < time.Hour:
+		return fmt.Sprintf("%dm%ds", d/time.Minute, d%time.Minute/time.Second)
+	case d < 24*time.Hour:
+		return fmt.Sprintf("%dh%dm", d/time.Hour, d%time.Hour/time.Minute)
+	default:
+		return fmt.Sprintf("%dd%dh", d/(24*time.Hour), d%(24*time.Hour)/time.Hour)
+	}
+}
+
+// colour is an SGR parameter.
+type colour string
+
+const (
+	red    colour = "31"
+	green  colour = "32"
+	yellow colour = "33"
+	cyan   colour = "36"
+)
+
+var colours = map[supervise.State]colour{
+	supervise.Waiting: yellow, supervise.Starting: yellow, supervise.Stopping: yellow,
+	supervise.Ready: green, supervise.Standby: cyan, supervise.Failed: red,
+}
+
+func painter(on bool) func(colour, string) string {
+	return func(c colour, s string) string {
+		if !on || c == "" {
+			return s
+		}
+		return "\x1b[" + string(c) + "m" + s + "\x1b[0m"
+	}
+}
+
+// table is rows of cells, aligned by the text and written as shown.
+type table [][]cell
+
+type cell struct{ text, shown string }
+
+func (t table) withoutEmptyColumn(i int) table {
+	for _, row := range t[1:] {
+		if row[i].text != "" {
+			return t
+		}
+	}
+	for n, row := range t {
+		t[n] = append(row[:i], row[i+1:]...)
+	}
+	return t
+}
+
+func (t table) write(b *strings.Builder) {
+	widths := make([]int, len(t[0]))
+	for _, row := range t {
+		for i, c := range row {
+			widths[i] = max(widths[i], utf8.RuneCountInString(c.text))
+		}
+	}
+	for _, row := range t {
+		var line strings.Builder
+		for i, c := range row {
+			if c.shown == "" {
+				c.shown = c.text
+			}
+			line.WriteString(c.shown + strings.Repeat(" ", widths[i]-utf8.RuneCountInString(c.text)+2))
+		}
+		b.WriteString(strings.TrimRight(line.String(), " ") + "\n")
+	}
+}
+
+// oneLine keeps a text from another program out of the layout and away from
+// the terminal's controls.
+func oneLine(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return ' '
+	}, s)
+}

@@ -1,0 +1,214 @@
+package status
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"kthwd/appliance/supervise"
+)
+
+var update = flag.Bool("update", false, "rewrite golden files")
+
+var noon = time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
+
+func reports() map[string]Report {
+	ready := Report{
+		Version: "v0.1.0", Kubernetes: "v1.36.3", Etcd: "3.6.16", PID: 4711, Started: noon.Add(-51 * time.Hour), Ready: true,
+		Components: []supervise.Status{
+			{Name: "health", State: supervise.Ready, Since: noon.Add(-51 * time.Hour)},
+			{Name: "etcd", State: supervise.Ready, Since: noon.Add(-50 * time.Hour)},
+			{Name: "kube-apiserver", State: supervise.Ready, Since: noon.Add(-125 * time.Minute)},
+			{Name: "kube-controller-manager", State: supervise.Ready, Since: noon.Add(-65 * time.Second), Restarts: 2, LastError: "lease lost:\ncontext deadline exceeded"},
+			{Name: "kube-scheduler", State: supervise.Ready, Since: noon.Add(-3 * time.Second)},
+		},
+		Quorum: &Quorum{Members: 3, Needed: 2, Active: 3, Leader: "one"},
+	}
+	waiting := ready
+	waiting.Ready, waiting.Reason = false, "etcd: waiting for etcd quorum (1 of 3)"
+	waiting.Components = append([]supervise.Status{}, ready.Components...)
+	waiting.Components[1].State, waiting.Components[1].Reason = supervise.Waiting, "waiting for etcd quorum (1 of 3)"
+	waiting.Components[3].State, waiting.Components[3].Reason = supervise.Standby, "two holds the lease"
+	waiting.Components[4].State = supervise.Failed
+	waiting.Quorum = &Quorum{Members: 3, Needed: 2, Active: 1, Note: "two and three do not answer"}
+	return map[string]Report{"ready": ready, "waiting": waiting, "starting": {Version: "v0.1.0", Kubernetes: "v1.36.3", Etcd: "3.6.16", PID: 1, Started: noon}}
+}
+
+func TestWriteTable(t *testing.T) {
+	for name, r := range reports() {
+		for suffix, colour := range map[string]bool{"": false, "-colour": true} {
+			t.Run(name+suffix, func(t *testing.T) {
+				var got bytes.Buffer
+				if err := WriteTable(&got, r, noon, colour); err != nil {
+					t.Fatal(err)
+				}
+				golden(t, filepath.Join("testdata", name+suffix+".golden"), got.Bytes())
+			})
+		}
+	}
+}
+
+// The JSON is read by scripts: its keys stay.
+func TestJSON(t *testing.T) {
+	got, err := json.MarshalIndent(reports()["waiting"], "", "  ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "testdata/waiting.json", append(got, '\n'))
+}
+
+func golden(t *testing.T, path string, got []byte) {
+	t.Helper()
+	if *update {
+		if err := os.WriteFile(path, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), string(got)); diff != "" {
+		t.Errorf("%s: -want +got\n%s", path, diff)
+	}
+}
+
+func TestAge(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		-time.Second: "0s", 59900 * time.Millisecond: "59s", time.Minute: "1m0s", 3600 * time.Second: "1h0m", 25*time.Hour + 59*time.Minute: "1d1h",
+	} {
+		if got := Age(d); got != want {
+			t.Errorf("Age(%v) = %s, want %s", d, got, want)
+		}
+	}
+}
+
+// serve answers on a unix socket, below a path too long for a socket address.
+func serve(t *testing.T, h http.Handler) (socket string) {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), strings.Repeat("long", 40))
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	l, err := net.Listen("unix", fmt.Sprintf("/proc/self/fd/%d/kthwd.sock", d.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &http.Server{Handler: h}
+	go s.Serve(l)
+	t.Cleanup(func() { s.Close() })
+	return filepath.Join(dir, "kthwd.sock")
+}
+
+func answer(r Report) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { json.NewEncoder(w).Encode(r) })
+	mux.HandleFunc("GET /log-level", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "all=info\netcd=debug\n") })
+	mux.HandleFunc("PUT /log-level", func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		if strings.Contains(string(body), "loud") {
+			http.Error(w, "unknown log level \"loud\"", http.StatusBadRequest)
+			return
+		}
+		w.Write(body)
+	})
+	return mux
+}
+
+func TestClient(t *testing.T) {
+	ctx := context.Background()
+	want := reports()["waiting"]
+	c := Client{Socket: serve(t, answer(want))}
+	got, err := c.Status(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	levels, err := c.Levels(ctx)
+	if diff := cmp.Diff(map[string]string{"all": "info", "etcd": "debug"}, levels); err != nil || diff != "" {
+		t.Errorf("Levels: %v, -want +got:\n%s", err, diff)
+	}
+	levels, err = c.SetLevels(ctx, "all=warn", "etcd=2")
+	if diff := cmp.Diff(map[string]string{"all": "warn", "etcd": "2"}, levels); err != nil || diff != "" {
+		t.Errorf("SetLevels: %v, -want +got:\n%s", err, diff)
+	}
+	if _, err := c.SetLevels(ctx, "loud"); err == nil || err.Error() != `unknown log level "loud"` {
+		t.Errorf("SetLevels(loud): got %v", err)
+	}
+}
+
+func TestClientFallsBackToTheAddress(t *testing.T) {
+	s := httptest.NewServer(answer(reports()["ready"]))
+	defer s.Close()
+	addr := strings.TrimPrefix(s.URL, "http://")
+	missing := filepath.Join(t.TempDir(), "kthwd.sock")
+	if r, err := (Client{Socket: missing, Addr: addr, Anywhere: true}).Status(context.Background()); err != nil || r.PID != 4711 {
+		t.Errorf("got %+v, %v", r, err)
+	}
+	if r, err := (Client{Socket: missing, Addr: addr}).Status(context.Background()); !errors.Is(err, ErrNotRunning) {
+		t.Errorf("another kthwd may answer there: got %+v, %v", r, err)
+	}
+}
+
+func TestClientWithoutServer(t *testing.T) {
+	ctx := context.Background()
+	dir := t.TempDir()
+	missing := filepath.Join(dir, "kthwd.sock")
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close() // nobody listens there now
+	stale, err := net.Listen("unix", filepath.Join(dir, "stale.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stale.(*net.UnixListener).SetUnlinkOnClose(false)
+	stale.Close()
+	for name, c := range map[string]Client{
+		"nothing":        {Socket: missing},
+		"no directory":   {Socket: filepath.Join(dir, "x", "y")},
+		"refused":        {Socket: missing, Addr: l.Addr().String(), Anywhere: true},
+		"a stale socket": {Socket: filepath.Join(dir, "stale.sock")},
+	} {
+		if _, err := c.Status(ctx); !errors.Is(err, ErrNotRunning) {
+			t.Errorf("%s: got %v, want ErrNotRunning", name, err)
+		}
+	}
+
+	other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "<html>") }))
+	defer other.Close()
+	_, err = Client{Socket: missing, Addr: strings.TrimPrefix(other.URL, "http://"), Anywhere: true}.Status(ctx)
+	if err == nil || errors.Is(err, ErrNotRunning) || !strings.Contains(err.Error(), "no kthwd") {
+		t.Errorf("another program: got %v", err)
+	}
+
+	short, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
+	defer cancel()
+	silent := serve(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+	if _, err := (Client{Socket: silent}).Status(short); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a silent one: got %v", err)
+	}
+}

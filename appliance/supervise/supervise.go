@@ -1,0 +1,288 @@
+// Package supervise starts components in the order of their dependencies,
+// keeps one record of their states, and stops them in reverse.
+//
+// The wiring reads as a list:
+//
+//	g := supervise.New(log)
+//	etcd := g.Add(newEtcd(cfg))
+//	api := g.Add(newAPIServer(cfg), etcd).StopWithin(20 * time.Second)
+//	g.Add(newScheduler(cfg), api)
+//	err := g.Run(ctx)
+//
+// A component starts as soon as everything it was added after is ready;
+// independent ones start in parallel. Each has a context of its own, which is
+// cancelled only once all its dependents have returned: etcd outlives the
+// apiserver, the apiserver outlives its clients, in every stop.
+//
+// A component that returns without having been asked to ends the whole group in
+// that same order; Run then returns its error. A component that does not return
+// within its stop budget is named in the log and in Run's error, and the stop
+// goes on without it, so that what it depends on is still closed properly.
+//
+// A panic is not caught: it crashes the process after a log line that names the
+// component, because a program that panicked must not go on writing. Running a
+// component again after a failure is the component's own affair (see Reporter);
+// the group never restarts anything. The package exits no process, installs no
+// signal handler and imports only the standard library.
+package supervise
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Component is a long-running part of the process.
+type Component interface {
+	// Name is what a person calls it: "etcd", "kube-apiserver". It is used in
+	// logs, metrics and status, and does not change.
+	Name() string
+	// Run blocks until ctx ends and everything it started has stopped. It calls
+	// ready at most once, on success only; dependents start then. Returning
+	// before ctx ends is a failure, with or without an error.
+	Run(ctx context.Context, ready func()) error
+}
+
+// DefaultStopBudget bounds the stop of a component for which StopWithin was not called.
+const DefaultStopBudget = 10 * time.Second
+
+// Group is a set of components with dependencies. Make one with New, Add the
+// components, then Run it once.
+type Group struct {
+	log   *slog.Logger
+	now   func() time.Time
+	begun time.Time
+	nodes []*Node
+	rec   record
+
+	stopOnce sync.Once
+	stopping chan struct{}
+	cause    error // why the group stops; nil when it was asked to. Read after stopping is closed.
+
+	overrunMu sync.Mutex
+	overruns  []error
+}
+
+// Node is a component's place in its group.
+type Node struct {
+	component  Component
+	after      []*Node
+	dependents []*Node
+	budget     time.Duration
+	status     Status // guarded by the record
+
+	ready chan struct{}
+	gone  chan struct{} // closed when the component and all its dependents have returned, or were given up
+}
+
+// New makes an empty group that logs state changes to log.
+func New(log *slog.Logger) *Group {
+	return &Group{log: log, now: time.Now, stopping: make(chan struct{})}
+}
+
+// Add puts c into the group, to be started once all of after are ready and
+// stopped before any of them. Call it before Run. What c depends on must have
+// been added before, hence there is never a cycle.
+func (g *Group) Add(c Component, after ...*Node) *Node {
+	n := &Node{
+		component: c, after: after, budget: DefaultStopBudget,
+		status: Status{Name: c.Name(), State: Waiting},
+		ready:  make(chan struct{}), gone: make(chan struct{}),
+	}
+	for _, d := range after {
+		d.dependents = append(d.dependents, n)
+	}
+	g.nodes = append(g.nodes, n)
+	return n
+}
+
+// StopWithin sets how long the component may take from the cancellation of its
+// context to its return. It returns n, for use in a list.
+func (n *Node) StopWithin(d time.Duration) *Node {
+	n.budget = d
+	return n
+}
+
+// Run starts all components, blocks until they have all returned (or overrun
+// their stop budgets), and returns why the group ended: nil when ctx ended and
+// every stop kept its budget, else the first failure and all overruns.
+// The whole stop takes at most the sum of the budgets along the longest chain.
+func (g *Group) Run(ctx context.Context) error {
+	g.begun = g.now()
+	var wg sync.WaitGroup
+	for _, n := range g.nodes {
+		wg.Go(func() { g.live(n) })
+	}
+	unhook := context.AfterFunc(ctx, func() { g.stop(nil) })
+	wg.Wait()
+	unhook()
+	return errors.Join(append([]error{g.cause}, g.overruns...)...)
+}
+
+// Fail ends the group in order, as if a component had returned err. The first
+// call, or the first failure of a component, decides what Run returns. It does
+// not block and may be called from any goroutine, also before Run.
+func (g *Group) Fail(err error) { g.stop(err) }
+
+func (g *Group) stop(cause error) {
+	g.stopOnce.Do(func() {
+		g.cause = cause
+		if cause != nil {
+			g.log.Error("stopping all components", "err", cause)
+		} else {
+			g.log.Info("stopping all components")
+		}
+		close(g.stopping)
+	})
+}
+
+func (g *Group) isStopping() bool {
+	select {
+	case <-g.stopping:
+		return true
+	default:
+		return false
+	}
+}
+
+// live is the whole life of one component.
+func (g *Group) live(n *Node) {
+	defer n.leave()
+	if !g.awaitDependencies(n) {
+		g.set(n, Stopped, "")
+		return
+	}
+	ctx, cancel := context.WithCancel(context.WithValue(context.Background(), reporterKey{}, Reporter{g, n}))
+	defer cancel()
+	g.set(n, Starting, "")
+	started := g.now()
+	done := make(chan error, 1)
+	go g.call(ctx, n, started, done)
+
+	select {
+	case err := <-done:
+		g.returnedEarly(n, err)
+	case <-g.stopping:
+		g.stopNode(n, cancel, done)
+	}
+}
+
+// leave lets what n depends on go, but not before n's own dependents have gone:
+// n may have returned early, and they may still be stopping.
+func (n *Node) leave() {
+	for _, d := range n.dependents {
+		<-d.gone
+	}
+	close(n.gone)
+}
+
+// awaitDependencies waits for all that n was added after. It is false when the
+// group stops first.
+func (g *Group) awaitDependencies(n *Node) bool {
+	for _, d := range n.after {
+		g.set(n, Waiting, "waiting for "+d.status.Name)
+		select {
+		case <-d.ready:
+		case <-g.stopping:
+			return false
+		}
+	}
+	return !g.isStopping()
+}
+
+// call runs the component in a goroutine of its own.
+func (g *Group) call(ctx context.Context, n *Node, started time.Time, done chan<- error) {
+	defer func() {
+		if v := recover(); v != nil {
+			// The marker: a Go panic trace does not say which component it was.
+			g.log.Error("panic, the process crashes now", "component", n.status.Name, "panic", fmt.Sprint(v))
+			panic(v)
+		}
+	}()
+	var once sync.Once
+	done <- n.component.Run(ctx, func() { once.Do(func() { g.markReady(n, started) }) })
+}
+
+func (g *Group) markReady(n *Node, started time.Time) {
+	now := g.now()
+	took := now.Sub(started)
+	g.rec.update(n, func(s *Status) {
+		s.Took, s.ReadyAt = took, now.Sub(g.begun)
+		if s.State == Starting || s.State == Waiting {
+			s.State, s.Since, s.Reason = Ready, now, ""
+		}
+	})
+	g.log.Info("ready", "component", n.status.Name, "took", took.Round(time.Millisecond))
+	close(n.ready)
+}
+
+func (g *Group) returnedEarly(n *Node, err error) {
+	if err == nil {
+		err = errors.New("ended without being asked to")
+	}
+	err = fmt.Errorf("%s: %w", n.status.Name, err)
+	g.rec.update(n, func(s *Status) { s.LastError = err.Error() })
+	if g.isStopping() { // it fell over while its dependents were stopping
+		g.log.Warn("ended during the stop", "component", n.status.Name, "err", err)
+	}
+	g.set(n, Failed, err.Error())
+	g.stop(err)
+}
+
+// stopNode waits for n's dependents, then gives n its budget to return.
+func (g *Group) stopNode(n *Node, cancel func(), done <-chan error) {
+	for _, d := range n.dependents {
+		select {
+		case <-d.gone:
+		case err := <-done:
+			g.returnedEarly(n, err)
+			return
+		}
+	}
+	g.set(n, Stopping, "")
+	begun := g.now()
+	cancel()
+	timer := time.NewTimer(n.budget)
+	defer timer.Stop()
+	select {
+	case err := <-done:
+		g.set(n, Stopped, "")
+		took := g.now().Sub(begun).Round(time.Millisecond)
+		if err != nil && !errors.Is(err, context.Canceled) {
+			g.log.Warn("stopped with an error", "component", n.status.Name, "took", took, "err", err)
+			return
+		}
+		g.log.Info("stopped", "component", n.status.Name, "took", took)
+	case <-timer.C:
+		g.overran(n)
+	}
+}
+
+func (g *Group) overran(n *Node) {
+	err := fmt.Errorf("%s: did not stop within %v", n.status.Name, n.budget)
+	g.log.Error("given up", "component", n.status.Name, "err", err)
+	g.set(n, Failed, err.Error())
+	g.overrunMu.Lock()
+	defer g.overrunMu.Unlock()
+	g.overruns = append(g.overruns, err)
+}
+
+func (g *Group) set(n *Node, state State, reason string) {
+	g.rec.update(n, func(s *Status) {
+		if s.State != state {
+			s.State, s.Since = state, g.now()
+		}
+		s.Reason = reason
+	})
+}
+
+// Timeline lists the components that have become ready, in that order.
+func (g *Group) Timeline() []Status {
+	all := slices.DeleteFunc(g.Status(), func(s Status) bool { return s.ReadyAt == 0 })
+	slices.SortStableFunc(all, func(a, b Status) int { return int(a.ReadyAt - b.ReadyAt) })
+	return all
+}

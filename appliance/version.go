@@ -1,0 +1,37 @@
+package appliance
+
+import (
+	"runtime"
+	"strings"
+
+	etcdversion "go.etcd.io/etcd/api/v3/version"
+	"k8s.io/component-base/version"
+)
+
+// VersionInfo is what a binary contains.
+type VersionInfo struct {
+	Kubernetes string `json:"kubernetes"` // as /version says it: v1.36.3
+	Etcd       string `json:"etcd"`
+	Go         string `json:"go"`
+	Stamped    bool   `json:"-"` // false when the binary was linked without the versions that make build sets
+}
+
+// Versions reads the versions that were linked in.
+func Versions() VersionInfo {
+	k := version.Get()
+	return VersionInfo{
+		Kubernetes: k.GitVersion,
+		Etcd:       etcdversion.Version,
+		Go:         runtime.Version(),
+		// component-base/version/base.go has this placeholder for a build without -ldflags.
+		Stamped: !strings.Contains(k.GitVersion, "$Format") && !strings.HasPrefix(k.GitVersion, "v0.0.0"),
+	}
+}
+
+// reference is where upstream documents a program's flags.
+func (v VersionInfo) reference(program string) string {
+	if program == nameEtcd {
+		return "https://etcd.io/docs/v3.6/op-guide/configuration/"
+	}
+	return "https://kubernetes.io/docs/reference/command-line-tools-reference/" + program + "/"
+}

@@ -1,0 +1,37 @@
+package main
+
+import (
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+func (a *app) completionVerb() *cobra.Command {
+	shells := []string{"bash", "zsh", "fish"}
+	return &cobra.Command{
+		Use:       "completion bash|zsh|fish",
+		Short:     "Print a script that completes kthwd's flags and verbs in a shell",
+		Example:   "  source <(kthwd completion bash)",
+		ValidArgs: shells,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) != 1 || !slices.Contains(shells, args[0]) {
+				return &usageError{"completion: want one shell", "shells: " + strings.Join(shells, ", ")}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error { return writeCompletion(cmd.Root(), a.out, args[0]) },
+	}
+}
+
+func writeCompletion(root *cobra.Command, w io.Writer, shell string) error {
+	switch shell {
+	case "zsh":
+		return root.GenZshCompletion(w)
+	case "fish":
+		return root.GenFishCompletion(w, true)
+	default:
+		return root.GenBashCompletionV2(w, true)
+	}
+}

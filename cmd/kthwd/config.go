@@ -1,0 +1,38 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+
+	"kthwd/appliance/config"
+)
+
+func (a *app) configVerb(l *config.Loader) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "config [flags]",
+		Short: "Print the configuration a start would have, each value with its origin",
+		Long: "Print the configuration that a start with these flags would have, as a file that kthwd\n" +
+			"takes, each value with where it came from: default, FILE:LINE or flag. What is wrong\n" +
+			"with it follows on standard error, with exit code 2.",
+		Example: "  kthwd config\n  kthwd config --role=controller --config=/etc/kthwd/kthwd.yaml",
+		Args:    noVerb,
+		RunE:    func(*cobra.Command, []string) error { return a.config(l) },
+	}
+	l.AddFlags(cmd.Flags())
+	return cmd
+}
+
+func (a *app) config(l *config.Loader) error {
+	if err := l.Load(); err != nil {
+		return err
+	}
+	if err := l.Resolve(); err != nil {
+		return err
+	}
+	if err := l.Print(a.out); err != nil {
+		return err
+	}
+	if len(l.Config.Role) == 0 {
+		return l.ValidateController() // to look at a configuration needs no role
+	}
+	return l.Validate()
+}

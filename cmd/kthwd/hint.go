@@ -1,0 +1,46 @@
+package main
+
+import (
+	"errors"
+	"io/fs"
+	"syscall"
+
+	"kthwd/appliance/config"
+	"kthwd/appliance/pki"
+	"kthwd/appliance/status"
+)
+
+// hintFor is one line of advice on an error that a person can meet, or "". What
+// the error itself advises comes first.
+func hintFor(err error) string {
+	var own interface{ Hint() string }
+	var problem *config.Problem
+	var misfit *pki.Misfit
+	switch {
+	case errors.As(err, &own):
+		return own.Hint()
+	case errors.As(err, &problem):
+		return problem.Hint
+	case errors.As(err, &misfit):
+		return misfit.Hint
+	}
+	for _, h := range hints {
+		if errors.Is(err, h.is) {
+			return h.text
+		}
+	}
+	return ""
+}
+
+var hints = []struct {
+	is   error
+	text string
+}{
+	{status.ErrNotRunning, "start it with kthwd --role=controller, or name its data directory with --data-dir"},
+	{syscall.EADDRINUSE, "another program listens there: find it with ss -ltnp, or choose another port"},
+	{syscall.EADDRNOTAVAIL, "this machine does not have that address; ip address lists those it has"},
+	{syscall.ENOSPC, "the disk is full: make room, then start again; nothing that was acknowledged is lost"},
+	{syscall.EDQUOT, "the disk quota is used up: make room, then start again"},
+	{syscall.EROFS, "the file system is mounted read-only"},
+	{fs.ErrPermission, "run as the user the files belong to, or choose a directory of your own with --data-dir"},
+}

@@ -1,0 +1,83 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"kthwd/appliance/config"
+	"kthwd/appliance/logging"
+)
+
+func (a *app) logLevelVerb(l *config.Loader) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "log-level [LEVEL | COMPONENT=LEVEL]... [flags]",
+		Short: "Show or change the log levels of the running kthwd",
+		Long: "Show the log levels of the running kthwd, or change them until it ends. A level is\n" +
+			"error, warn, info, debug or a klog verbosity number. A LEVEL alone is that of all\n" +
+			"components without one of their own.",
+		Example: "  kthwd log-level etcd=debug kube-apiserver=4\n  kthwd log-level warn",
+		RunE:    func(cmd *cobra.Command, args []string) error { return a.logLevel(cmd.Context(), l, args) },
+	}
+	l.AddFlags(cmd.Flags(), "config", "data-dir")
+	return cmd
+}
+
+func (a *app) logLevel(ctx context.Context, l *config.Loader, args []string) error {
+	for _, arg := range args {
+		if _, _, err := logging.ParseLevel(arg); err != nil {
+			return usagef("%v", err)
+		}
+	}
+	c, err := client(l)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	levels, err := c.Levels(ctx)
+	if err != nil {
+		return err
+	}
+	if err := knownComponents(args, levels); err != nil {
+		return err
+	}
+	if len(args) > 0 {
+		if levels, err = c.SetLevels(ctx, args...); err != nil {
+			return err
+		}
+	}
+	return a.showLevels(levels)
+}
+
+// knownComponents refuses to set the level of what does not log.
+func knownComponents(args []string, levels map[string]string) error {
+	for _, arg := range args {
+		component, _, _ := logging.ParseLevel(arg)
+		if _, ok := levels[component]; !ok && component != logging.All {
+			u := usagef("unknown component %q", component)
+			u.hint = "components: " + strings.Join(slices.Sorted(maps.Keys(levels)), ", ")
+			return u
+		}
+	}
+	return nil
+}
+
+func (a *app) showLevels(levels map[string]string) error {
+	width := len("COMPONENT")
+	for component := range levels {
+		width = max(width, len(component))
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "%-*s  LEVEL\n", width, "COMPONENT")
+	for _, component := range slices.Sorted(maps.Keys(levels)) {
+		fmt.Fprintf(&b, "%-*s  %s\n", width, component, levels[component])
+	}
+	_, err := fmt.Fprint(a.out, b.String())
+	return err
+}

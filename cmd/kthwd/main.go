@@ -1,0 +1,39 @@
+// kthwd runs the Kubernetes control plane "the hard way" as one daemon.
+//
+// The process is in package appliance; here are the command line, the words a
+// person reads, signals and exit codes: 0 asked to stop, 1 failed, 2 wrong
+// usage or configuration.
+package main
+
+import (
+	"context"
+	"io"
+	"os"
+	"time"
+)
+
+// Set by the Makefile, with the versions of Kubernetes; see appliance.Versions.
+var (
+	version = "unknown"
+	commit  = "unknown"
+)
+
+// app is one run of the program.
+type app struct {
+	out, err io.Writer
+	exit     func(code int) // at the second signal; it does not return
+	notify   *notifier
+	started  time.Time
+}
+
+func main() {
+	a := &app{out: os.Stdout, err: os.Stderr, exit: os.Exit, notify: takeNotifier(), started: time.Now()}
+	a.exit(a.run(context.Background(), os.Args[1:]))
+}
+
+// run does what args say and returns the exit code.
+func (a *app) run(ctx context.Context, args []string) (code int) {
+	root := a.newRoot()
+	root.SetArgs(args)
+	return a.report(root.ExecuteContext(ctx))
+}

@@ -1,0 +1,187 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+var update = flag.Bool("update", false, "rewrite golden files, those in the scripts too")
+
+// binary is the real kthwd, as make build links it.
+var binary string
+
+// TestMain builds the real binary, once, unless KTHWD_BIN names one.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	dir, err := os.MkdirTemp("", "kthwd-test-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	code := 1
+	if binary, err = buildBinary(dir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	} else {
+		code = m.Run()
+	}
+	os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// buildBinary puts kthwd into dir and returns its path.
+func buildBinary(dir string) (string, error) {
+	path := filepath.Join(dir, "kthwd")
+	if given := os.Getenv("KTHWD_BIN"); given != "" {
+		if !filepath.IsAbs(given) {
+			return "", fmt.Errorf("KTHWD_BIN=%s is no absolute path", given)
+		}
+		return path, os.Symlink(given, path)
+	}
+	cmd := exec.Command("make", "--no-print-directory", "-C", "../..", "build", "BIN="+path)
+	for _, v := range os.Environ() {
+		if !strings.HasPrefix(v, "MAKE") && !strings.HasPrefix(v, "MFLAGS") { // of a make that runs this test
+			cmd.Env = append(cmd.Env, v)
+		}
+	}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("make build: %w\n%s", err, out)
+	}
+	return path, nil
+}
+
+// TestScripts runs the user stories in testdata on the real binary.
+//
+// Beside testscript's own commands there are:
+//
+//	exits CODE PROGRAM [ARG...]         runs a program; its exit code must be CODE
+//	freeport NAME...                    sets each variable to a port that is free
+//	waitfor TIMEOUT PROGRAM [ARG...]    runs a program until it succeeds
+//	background NAME PROGRAM [ARG...]    starts a program, its output in NAME.log
+//	signal NAME SIGNAL                  sends it a signal: TERM, INT, HUP, KILL
+//	ended NAME CODE TIMEOUT             waits for its end; its exit code must be CODE
+//
+// A process that is still there when its script ends is killed.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata",
+		UpdateScripts:       *update,
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("PATH", filepath.Dir(binary)+string(os.PathListSeparator)+env.Getenv("PATH"))
+			env.Setenv("NO_COLOR", "1")
+			env.Values[processesKey{}] = map[string]*process{}
+			return nil
+		},
+		Condition: func(cond string) (bool, error) {
+			if cond == "root" {
+				return os.Geteuid() == 0, nil
+			}
+			return false, fmt.Errorf("unknown condition %q", cond)
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"exits": exits, "freeport": freeport, "waitfor": waitFor,
+			"background": background, "signal": sendSignal, "ended": ended,
+		},
+	})
+}
+
+func exits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits CODE PROGRAM [ARG...]")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	err = ts.Exec(args[1], args[2:]...)
+	var exit *exec.ExitError
+	switch {
+	case err == nil && want == 0:
+	case errors.As(err, &exit) && exit.ExitCode() == want:
+	default:
+		ts.Fatalf("%s: got %v, want exit code %d", strings.Join(args[1:], " "), err, want)
+	}
+}
+
+func freeport(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) == 0 {
+		ts.Fatalf("usage: freeport NAME...")
+	}
+	for _, name := range args {
+		ts.Setenv(name, strconv.Itoa(freePort(ts)))
+	}
+}
+
+// nextPort walks through the ports below those that Linux gives to outgoing
+// connections (net.ipv4.ip_local_port_range), so that none is taken before its
+// script listens on it; each test process begins elsewhere.
+var nextPort atomic.Int32
+
+func freePort(ts *testscript.TestScript) int {
+	const first, count = 15000, 17000
+	nextPort.CompareAndSwap(0, int32(os.Getpid()*31%count)+1)
+	for range count {
+		port := first + int(nextPort.Add(1))%count
+		if l, err := net.Listen("tcp", fmt.Sprintf(":%d", port)); err == nil {
+			l.Close()
+			return port
+		}
+	}
+	ts.Fatalf("no free port")
+	return 0
+}
+
+// waitFor polls a condition: there is no event to wait for in another process.
+func waitFor(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: waitfor TIMEOUT PROGRAM [ARG...]")
+	}
+	timeout, err := time.ParseDuration(args[0])
+	ts.Check(err)
+	deadline := time.Now().Add(timeout)
+	for {
+		ctx, cancel := context.WithDeadline(context.Background(), deadline)
+		out, err := command(ctx, ts, args[1:]).CombinedOutput()
+		cancel()
+		if err == nil {
+			return
+		}
+		for name, p := range processes(ts) {
+			if p.hasEnded() {
+				ts.Fatalf("waitfor %s: meanwhile %s ended: %v\n%s", strings.Join(args[1:], " "), name, p.err, p.log(ts))
+			}
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("waitfor %s: not within %s: %v\n%s", strings.Join(args[1:], " "), timeout, err, out)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// command runs in the script's directory with the script's environment.
+func command(ctx context.Context, ts *testscript.TestScript, args []string) *exec.Cmd {
+	program := args[0]
+	if program == "kthwd" {
+		program = binary
+	}
+	cmd := exec.CommandContext(ctx, program, args[1:]...)
+	cmd.Dir = ts.MkAbs(".")
+	for _, name := range []string{"PATH", "HOME", "TMPDIR", "NO_COLOR", "NOTIFY_SOCKET", "WORK"} {
+		if v := ts.Getenv(name); v != "" {
+			cmd.Env = append(cmd.Env, name+"="+v)
+		}
+	}
+	return cmd
+}

@@ -1,0 +1,45 @@
+package main
+
+import (
+	"net"
+	"os"
+	"strings"
+)
+
+// notifier tells systemd how the process is (sd_notify(3)). A nil notifier tells
+// nobody.
+//
+// It takes NOTIFY_SOCKET out of the environment, for the embedded API server
+// would use it to say READY=1 for the whole process, when it alone is ready
+// (k8s.io/apiserver/pkg/server/genericapiserver.go).
+type notifier struct{ conn *net.UnixConn }
+
+// takeNotifier must be called before anything else looks at the environment.
+func takeNotifier() *notifier {
+	path := os.Getenv("NOTIFY_SOCKET")
+	os.Unsetenv("NOTIFY_SOCKET")
+	if path == "" {
+		return nil
+	}
+	// A name that begins with @ is an abstract one, to systemd as to package net.
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		return nil // a supervisor that does not listen is none
+	}
+	return &notifier{conn}
+}
+
+// ready says that everything is.
+func (n *notifier) ready() { n.send("READY=1", "STATUS=ready") }
+
+// stopping says that the process has begun to stop.
+func (n *notifier) stopping() { n.send("STOPPING=1", "STATUS=stopping") }
+
+// status is the line that systemctl status shows.
+func (n *notifier) status(text string) { n.send("STATUS=" + oneLine(text)) }
+
+func (n *notifier) send(states ...string) {
+	if n != nil {
+		n.conn.Write([]byte(strings.Join(states, "\n"))) // systemd may be gone; that changes nothing here
+	}
+}

@@ -1,0 +1,127 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"kthwd/appliance/config"
+	"kthwd/appliance/pki"
+	"kthwd/appliance/status"
+	"kthwd/appliance/supervise"
+)
+
+func TestReport(t *testing.T) {
+	two := errors.Join(
+		&config.Problem{Key: "secure-port", Text: "0 is no port"},
+		&config.Problem{Key: "data-dir", Text: "is empty", Hint: "give one"},
+	)
+	tests := []struct {
+		name string
+		err  error
+		code int
+		want string
+	}{
+		{name: "none"},
+		{"plain", errors.New("etcd: no such thing"), 1, "kthwd: error: etcd: no such thing\n"},
+		{"port in use", fmt.Errorf("etcd: %w", &net.OpError{Op: "listen", Net: "tcp", Err: syscall.EADDRINUSE}), 1,
+			"kthwd: error: etcd: listen tcp: address already in use\nkthwd: hint: another program listens there: find it with ss -ltnp, or choose another port\n"},
+		{"permission", &fs.PathError{Op: "mkdir", Path: "/x", Err: syscall.EACCES}, 1,
+			"kthwd: error: mkdir /x: permission denied\nkthwd: hint: run as the user the files belong to, or choose a directory of your own with --data-dir\n"},
+		{"misfit", &pki.Misfit{File: "a.pem", Problem: "is not signed by", Other: "ca.pem", Hint: "copy it"}, 1,
+			"kthwd: error: a.pem is not signed by ca.pem\nkthwd: hint: copy it\n"},
+		{"own hint first", &hintedError{syscall.EADDRINUSE, "use --secure-port"}, 1, "kthwd: error: address already in use\nkthwd: hint: use --secure-port\n"},
+		{"usage", usagef("unknown verb %q", "x"), 2, "kthwd: error: unknown verb \"x\"\n"},
+		{"several", two, 2, "kthwd: error: --secure-port 0 is no port\nkthwd: error: --data-dir is empty\nkthwd: hint: give one\n"},
+		{"joined twice", errors.Join(errors.Join(two), errors.New("x")), 2,
+			"kthwd: error: --secure-port 0 is no port\nkthwd: error: --data-dir is empty\nkthwd: hint: give one\nkthwd: error: x\n"},
+		{"the same hint once", errors.Join(syscall.EROFS, fmt.Errorf("x: %w", syscall.EROFS)), 1,
+			"kthwd: error: read-only file system\nkthwd: hint: the file system is mounted read-only\nkthwd: error: x: read-only file system\n"},
+		{"two causes in a sentence", fmt.Errorf("%w: %w", status.ErrNotRunning, syscall.ECONNREFUSED), 1,
+			"kthwd: error: kthwd is not running: connection refused\nkthwd: hint: start it with kthwd --role=controller, or name its data directory with --data-dir\n"},
+		{"lines", errors.New("one\n\ttwo\n"), 1, "kthwd: error: one; two\n"},
+		{"not ready", errNotReady, 1, ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var out bytes.Buffer
+			code := (&app{err: &out}).report(tt.err)
+			if got := out.String(); code != tt.code || !sameButMisfit(got, tt.want) {
+				t.Errorf("got code %d and\n%swant %d and\n%s", code, got, tt.code, tt.want)
+			}
+		})
+	}
+}
+
+// sameButMisfit leaves the sentence of a misfit to package pki.
+func sameButMisfit(got, want string) bool {
+	if strings.HasPrefix(want, "kthwd: error: a.pem") {
+		return strings.HasPrefix(got, "kthwd: error: ") && strings.Contains(got, "ca.pem") && strings.HasSuffix(got, "\nkthwd: hint: copy it\n")
+	}
+	return got == want
+}
+
+func TestTimeline(t *testing.T) {
+	got := timelineText([]supervise.Status{
+		{Name: "etcd", Took: 120 * time.Millisecond, ReadyAt: 130 * time.Millisecond},
+		{Name: "kube-apiserver", Took: 2 * time.Second, ReadyAt: 2130 * time.Millisecond},
+	}, 2240*time.Millisecond)
+	want := "                   took  ready at\n" +
+		"etcd              0.12s     0.13s\n" +
+		"kube-apiserver    2.00s     2.13s\n" +
+		"all ready                   2.24s\n"
+	if got != want {
+		t.Errorf("got\n%swant\n%s", got, want)
+	}
+}
+
+func TestShellWord(t *testing.T) {
+	for in, want := range map[string]string{
+		"/var/lib/kubernetes/admin.kubeconfig": "/var/lib/kubernetes/admin.kubeconfig",
+		"/a b":                                 "'/a b'", "/it's": `'/it'\''s'`, "": "''", "$x": "'$x'",
+	} {
+		if got := shellWord(in); got != want {
+			t.Errorf("shellWord(%q) = %s, want %s", in, got, want)
+		}
+	}
+}
+
+func TestNotifier(t *testing.T) {
+	t.Setenv("NOTIFY_SOCKET", "")
+	if n := takeNotifier(); n != nil {
+		t.Errorf("without a socket: got %v, want none", n)
+	}
+	var nobody *notifier
+	nobody.ready() // does nothing
+
+	path := filepath.Join(t.TempDir(), "notify")
+	systemd, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer systemd.Close()
+	t.Setenv("NOTIFY_SOCKET", path)
+	n := takeNotifier()
+	if v, ok := os.LookupEnv("NOTIFY_SOCKET"); ok {
+		t.Errorf("NOTIFY_SOCKET=%s is left to the embedded programs", v)
+	}
+	n.status("etcd: waiting\nfor quorum")
+	n.ready()
+	n.stopping()
+	for _, want := range []string{"STATUS=etcd: waiting; for quorum", "READY=1\nSTATUS=ready", "STOPPING=1\nSTATUS=stopping"} {
+		b := make([]byte, 1024)
+		systemd.SetReadDeadline(time.Now().Add(5 * time.Second))
+		size, err := systemd.Read(b)
+		if err != nil || string(b[:size]) != want {
+			t.Errorf("got %q, %v; want %q", b[:size], err, want)
+		}
+	}
+}

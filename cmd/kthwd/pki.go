@@ -1,0 +1,139 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"kthwd/appliance/config"
+	"kthwd/appliance/pki"
+)
+
+func (a *app) pkiVerb(l *config.Loader) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "pki VERB",
+		Short: "Make, show and issue certificates and kubeconfigs",
+		Args:  noVerb,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return &usageError{"pki: no verb given", "verbs: init, show, node"}
+		},
+	}
+	cmd.AddCommand(a.pkiInitVerb(l), a.pkiShowVerb(l), a.pkiNodeVerb(l))
+	return cmd
+}
+
+func (a *app) pkiInitVerb(l *config.Loader) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "init [flags]",
+		Short: "Make the files of the data directory that are missing",
+		Long: "Make the certificates, keys and kubeconfigs of the data directory that are missing, as\n" +
+			"kthwd --role=controller does at its start. A file that exists is used as it is and\n" +
+			"never changed; one that does not fit the others is refused.",
+		Example: "  kthwd pki init --data-dir=/var/lib/kubernetes --subject-alt-name=10.0.0.20,lb.example.com",
+		Args:    noVerb,
+		RunE:    func(*cobra.Command, []string) error { return a.pkiInit(l) },
+	}
+	l.AddFlags(cmd.Flags(), "config", "data-dir", "bind-address", "advertise-address", "subject-alt-name",
+		"secure-port", "service-cluster-ip-range", "cluster-cidr")
+	return cmd
+}
+
+func (a *app) pkiInit(l *config.Loader) error {
+	c, err := controller(l)
+	if err != nil {
+		return err
+	}
+	r, err := pki.Ensure(c.Layout(), c.PKISpec())
+	for _, w := range r.Warnings {
+		a.warn(w)
+	}
+	for _, file := range r.Created {
+		fmt.Fprintf(a.out, "made  %s\n", file)
+	}
+	for _, file := range r.Kept {
+		fmt.Fprintf(a.out, "kept  %s\n", file)
+	}
+	return err
+}
+
+func (a *app) pkiShowVerb(l *config.Loader) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "show [flags]",
+		Short: "List certificates: file, subject, names, use, expiry",
+		Args:  noVerb,
+		RunE:  func(*cobra.Command, []string) error { return a.pkiShow(l) },
+	}
+	l.AddFlags(cmd.Flags(), "config", "data-dir")
+	return cmd
+}
+
+func (a *app) pkiShow(l *config.Loader) error {
+	c, err := controller(l)
+	if err != nil {
+		return err
+	}
+	entries, err := pki.List(c.Layout())
+	if err == nil && len(entries) == 0 || errors.Is(err, fs.ErrNotExist) {
+		return &hintedError{fmt.Errorf("%s: no certificates", c.DataDir), "make them with kthwd pki init, or name another directory with --data-dir"}
+	}
+	if err != nil {
+		return err
+	}
+	return pki.WriteTable(a.out, entries, time.Now())
+}
+
+func (a *app) pkiNodeVerb(l *config.Loader) *cobra.Command {
+	const usage = "NAME ADDRESS..."
+	var dir, server string
+	cmd := &cobra.Command{
+		Use:   "node " + usage + " [flags]",
+		Short: "Issue the certificate and the kubeconfig of a worker node",
+		Long: "Issue the certificate, the key and the kubeconfig with which the kubelet of the node\n" +
+			"NAME joins, as in part 2 of the tutorial. ADDRESSES are those that the API server\n" +
+			"reaches the kubelet by. The files are made in the current directory.",
+		Example: "  kthwd pki node worker-0 10.0.0.31 --server=https://10.0.0.20:6443",
+		Args:    wantArgs(2, -1, usage),
+		RunE: func(_ *cobra.Command, args []string) error {
+			return a.pkiNode(l, dir, server, args[0], args[1:])
+		},
+	}
+	cmd.Flags().StringVar(&dir, "output-dir", ".", "`DIR` Directory the files are made in.")
+	cmd.Flags().StringVar(&server, "server", "", "`URL` The API server, as the node reaches it; empty means this machine at --advertise-address.")
+	l.AddFlags(cmd.Flags(), "config", "data-dir", "bind-address", "advertise-address", "secure-port")
+	return cmd
+}
+
+func (a *app) pkiNode(l *config.Loader, dir, server, name string, addresses []string) error {
+	c, err := controller(l)
+	if err != nil {
+		return err
+	}
+	if server == "" {
+		server = "https://" + net.JoinHostPort(c.AdvertiseAddress, strconv.Itoa(c.SecurePort))
+	}
+	if u, err := url.Parse(server); err != nil || u.Scheme != "https" || u.Host == "" {
+		return usagef("--server %q is no https URL", server)
+	}
+	files, err := pki.IssueNode(c.Layout(), dir, name, addresses, server)
+	for _, file := range files {
+		fmt.Fprintf(a.out, "made  %s\n", file)
+	}
+	return err
+}
+
+// controller is the controller's configuration for a verb.
+func controller(l *config.Loader) (config.Controller, error) {
+	if err := l.Load(); err != nil {
+		return config.Controller{}, err
+	}
+	if err := l.Resolve(); err != nil {
+		return config.Controller{}, err
+	}
+	return l.Config.Controller, l.ValidateController()
+}

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// process is a program that a script has started in the background.
+type process struct {
+	name string
+	cmd  *exec.Cmd
+	gone chan struct{} // closed when it has ended; err is set then
+	err  error
+}
+
+type processesKey struct{}
+
+func processes(ts *testscript.TestScript) map[string]*process {
+	return ts.Value(processesKey{}).(map[string]*process)
+}
+
+func background(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: background NAME PROGRAM [ARG...]")
+	}
+	p := &process{name: args[0], cmd: command(context.Background(), ts, args[1:]), gone: make(chan struct{})}
+	log, err := os.OpenFile(ts.MkAbs(p.name+".log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	ts.Check(err)
+	p.cmd.Stdout, p.cmd.Stderr = log, log
+	ts.Check(p.cmd.Start())
+	log.Close() // the process has its own
+	go func() {
+		p.err = p.cmd.Wait()
+		close(p.gone)
+	}()
+	processes(ts)[p.name] = p
+	ts.Defer(func() {
+		p.cmd.Process.Kill()
+		<-p.gone
+	})
+}
+
+func (p *process) hasEnded() bool {
+	select {
+	case <-p.gone:
+		return true
+	default:
+		return false
+	}
+}
+
+func (p *process) log(ts *testscript.TestScript) string { return ts.ReadFile(p.name + ".log") }
+
+func (p *process) exitCode() int {
+	var exit *exec.ExitError
+	if errors.As(p.err, &exit) {
+		return exit.ExitCode()
+	}
+	return 0
+}
+
+func find(ts *testscript.TestScript, name string) *process {
+	p, ok := processes(ts)[name]
+	if !ok {
+		ts.Fatalf("no background process %s", name)
+	}
+	return p
+}
+
+func sendSignal(ts *testscript.TestScript, neg bool, args []string) {
+	signals := map[string]syscall.Signal{"TERM": syscall.SIGTERM, "INT": syscall.SIGINT, "HUP": syscall.SIGHUP, "KILL": syscall.SIGKILL}
+	if neg || len(args) != 2 || signals[args[1]] == 0 {
+		ts.Fatalf("usage: signal NAME TERM|INT|HUP|KILL")
+	}
+	ts.Check(find(ts, args[0]).cmd.Process.Signal(signals[args[1]]))
+}
+
+func ended(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 3 {
+		ts.Fatalf("usage: ended NAME CODE TIMEOUT")
+	}
+	p := find(ts, args[0])
+	want, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	timeout, err := time.ParseDuration(args[2])
+	ts.Check(err)
+	select {
+	case <-p.gone:
+	case <-time.After(timeout):
+		ts.Fatalf("%s: still there after %s\n%s", p.name, timeout, p.log(ts))
+	}
+	delete(processes(ts), p.name)
+	if got := p.exitCode(); got != want {
+		ts.Fatalf("%s: got exit code %d, want %d\n%s", p.name, got, want, p.log(ts))
+	}
+	if strings.Contains(p.log(ts), "goroutine 1 [") {
+		ts.Fatalf("%s: a stack trace\n%s", p.name, p.log(ts))
+	}
+}

@@ -1,0 +1,133 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"kthwd/appliance"
+	"kthwd/appliance/config"
+	"kthwd/appliance/logging"
+	"kthwd/appliance/pki"
+	"kthwd/appliance/supervise"
+)
+
+// serve is kthwd without a verb: it runs the role until it is asked to stop.
+func (a *app) serve(ctx context.Context, l *config.Loader) error {
+	if err := l.Load(); err != nil {
+		return err
+	}
+	if err := l.Resolve(); err != nil {
+		return err
+	}
+	if err := l.Validate(); err != nil {
+		return err
+	}
+	if !appliance.Versions().Stamped {
+		return &usageError{"this binary does not know the version of the Kubernetes in it, and will not serve", "build it with make build"}
+	}
+	logs, err := logging.New(a.err, a.logFormat(l.Config.LogFormat), l.Config.LogLevel)
+	if err != nil {
+		return err
+	}
+	log := logs.Logger("kthwd")
+	a.introduce(log, l)
+	ctx, release := a.untilSignal(ctx, log)
+	defer release()
+	return appliance.Run(ctx, l.Config.Controller, appliance.Options{
+		Logs:     logs,
+		Version:  version,
+		Started:  a.started,
+		OnReady:  func(timeline []supervise.Status) { a.ready(log, l.Config, timeline) },
+		OnChange: a.changed(ctx),
+	})
+}
+
+// logFormat makes text what suits the terminal, if standard error is one.
+func (a *app) logFormat(format string) string {
+	switch {
+	case format != logging.Text || !isTerminal(a.err):
+		return format
+	case colours(a.err):
+		return logging.Terminal
+	default:
+		return logging.Plain
+	}
+}
+
+// introduce logs what starts, with what was set other than by default.
+func (a *app) introduce(log *slog.Logger, l *config.Loader) {
+	v := appliance.Versions()
+	log.Info("starting", "version", version, "commit", commit, "kubernetes", v.Kubernetes, "etcd", v.Etcd, "go", v.Go)
+	c := l.Config.Controller
+	attrs := []any{"file", l.File(), "name", c.Name, "data-dir", c.DataDir, "advertise-address", c.AdvertiseAddress,
+		"secure-port", c.SecurePort, "health-address", c.HealthAddress, "metrics-address", c.MetricsAddress,
+		"service-cluster-ip-range", c.ServiceClusterIPRange, "cluster-cidr", c.ClusterCIDR}
+	log.Info("configuration; kthwd config shows all of it", attrs...)
+	for _, w := range c.Warnings() {
+		log.Warn(w)
+	}
+}
+
+// changed passes the state on to systemd, for as long as nobody asked to stop.
+func (a *app) changed(ctx context.Context) func(ready bool, reason string) {
+	last := ""
+	return func(ready bool, reason string) {
+		if ready {
+			reason = "ready"
+		}
+		if reason == last || ctx.Err() != nil {
+			return
+		}
+		last = reason
+		a.notify.status(reason)
+	}
+}
+
+// ready tells everybody that all components are ready.
+func (a *app) ready(log *slog.Logger, c config.Config, timeline []supervise.Status) {
+	a.notify.ready()
+	kubectl := "kubectl --kubeconfig " + shellWord(absolute(c.Controller.Layout().Kubeconfig(pki.NameAdmin))) + " get componentstatuses"
+	took := time.Since(a.started).Round(10 * time.Millisecond)
+	if c.LogFormat == logging.JSON {
+		log.Info("all ready", "took", took, "try", kubectl)
+		return
+	}
+	fmt.Fprintf(a.err, "%s\n%s\n", timelineText(timeline, took), kubectl)
+}
+
+// timelineText lists what took how long.
+func timelineText(timeline []supervise.Status, total time.Duration) string {
+	width := len("all ready")
+	for _, s := range timeline {
+		width = max(width, len(s.Name))
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "%-*s  %7s  %8s\n", width, "", "took", "ready at")
+	for _, s := range timeline {
+		fmt.Fprintf(&b, "%-*s  %6.2fs  %7.2fs\n", width, s.Name, s.Took.Seconds(), s.ReadyAt.Seconds())
+	}
+	fmt.Fprintf(&b, "%-*s  %7s  %7.2fs\n", width, "all ready", "", total.Seconds())
+	return b.String()
+}
+
+func absolute(path string) string {
+	if abs, err := filepath.Abs(path); err == nil {
+		return abs
+	}
+	return path
+}
+
+// shellWord quotes a path where a shell would part or change it.
+func shellWord(s string) string {
+	plain := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-+:@%,=", r)
+	}
+	if s != "" && strings.IndexFunc(s, func(r rune) bool { return !plain(r) }) < 0 {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}

@@ -1,0 +1,42 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+// untilSignal returns a context that ends at the first SIGINT or SIGTERM. The
+// second one ends the process at once, with exit code 1: whoever sends it does
+// not want to wait for the order in which things stop.
+func (a *app) untilSignal(ctx context.Context, log *slog.Logger) (_ context.Context, release func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	// A log that nobody reads any more, such as after a restart of journald, must
+	// not end the process: Go dies of SIGPIPE on descriptors 1 and 2.
+	signal.Ignore(syscall.SIGPIPE)
+	go func() {
+		for s := range signals {
+			switch {
+			case s == syscall.SIGHUP:
+				log.Info("signal ignored: the configuration is read at the start only", "signal", s.String())
+			case ctx.Err() == nil:
+				log.Info("asked to stop; a second signal ends the process at once", "signal", s.String())
+				a.notify.stopping()
+				cancel()
+			default:
+				fmt.Fprintf(a.err, "kthwd: error: second signal (%s) during the stop: ended at once\n", s)
+				a.exit(1)
+			}
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(signals)
+		close(signals)
+		cancel()
+	}
+}

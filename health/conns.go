@@ -1,0 +1,131 @@
+package health
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"sync"
+)
+
+// conns bounds the open connections of a server. The bridge shares its file
+// descriptors with etcd, so there must be a bound; but a server that stops accepting
+// at the bound is shut to honest askers by whoever opens connections and says nothing.
+// Here a new connection always gets in, and the one that has waited longest for a
+// request goes: an asker needs a millisecond, a hoarder has to outrun all the others.
+type conns struct {
+	max int
+
+	mu    sync.Mutex
+	open  map[net.Conn]*conn
+	turn  uint64        // counts changes of state; a clock without ties
+	kept  int           // of open, those that were not cut
+	cut   uint64        // ever
+	empty chan struct{} // closed when open becomes empty; nil if nobody waits
+}
+
+// A conn is one connection that has a goroutine in the server.
+type conn struct {
+	active bool   // a request has arrived and is not answered yet
+	since  uint64 // turn of the last change
+	cut    bool   // closed by us, the server has not noticed yet
+}
+
+func newConns(max int) *conns {
+	return &conns{max: max, open: map[net.Conn]*conn{}}
+}
+
+// track is an http.Server's ConnState hook.
+func (c *conns) track(nc net.Conn, state http.ConnState) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.turn++
+	switch state {
+	case http.StateNew:
+		c.open[nc] = &conn{since: c.turn}
+		if c.kept++; c.kept > c.max {
+			c.cutOne()
+		}
+	case http.StateActive, http.StateIdle:
+		if cn := c.open[nc]; cn != nil {
+			cn.active, cn.since = state == http.StateActive, c.turn
+		}
+	case http.StateClosed, http.StateHijacked:
+		c.remove(nc)
+	}
+}
+
+func (c *conns) remove(nc net.Conn) {
+	cn := c.open[nc]
+	if cn == nil {
+		return
+	}
+	if !cn.cut {
+		c.kept--
+	}
+	delete(c.open, nc)
+	if len(c.open) == 0 && c.empty != nil {
+		close(c.empty)
+		c.empty = nil
+	}
+}
+
+// cutOne closes the connection that has been without a request the longest, or if
+// all have one, the one whose request is the oldest.
+func (c *conns) cutOne() {
+	var victim net.Conn
+	var worst *conn
+	for nc, cn := range c.open {
+		if cn.cut || cn.since == c.turn { // cut already, or the newcomer
+			continue
+		}
+		if worst == nil || (worst.active && !cn.active) ||
+			(worst.active == cn.active && cn.since < worst.since) {
+			victim, worst = nc, cn
+		}
+	}
+	if worst != nil {
+		c.close(victim, worst)
+		c.cut++
+	}
+}
+
+// closeWaiting closes all that have no request.
+func (c *conns) closeWaiting() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for nc, cn := range c.open {
+		if !cn.cut && !cn.active {
+			c.close(nc, cn)
+		}
+	}
+}
+
+func (c *conns) close(nc net.Conn, cn *conn) {
+	nc.Close()
+	cn.cut = true
+	c.kept--
+}
+
+// wait returns when the goroutines of all connections are at their end or ctx is
+// done.
+func (c *conns) wait(ctx context.Context) {
+	c.mu.Lock()
+	if len(c.open) == 0 {
+		c.mu.Unlock()
+		return
+	}
+	empty := make(chan struct{})
+	c.empty = empty
+	c.mu.Unlock()
+	select {
+	case <-empty:
+	case <-ctx.Done():
+	}
+}
+
+// cuts is how many were closed to make room.
+func (c *conns) cuts() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.cut
+}

@@ -1,0 +1,62 @@
+// Package bench compares kthwd with the four programs that it embeds: etcd,
+// kube-apiserver, kube-controller-manager and kube-scheduler, built from the
+// same go.mod with the same compiler flags and started as the tutorial's unit
+// files start them.
+//
+//	make bench                                               # everything, about 20 minutes
+//	KTHWD_BENCH_ROUNDS=3 KTHWD_BENCH_ONLY=start make bench   # a part of it
+//
+// It prints a table and one line of JSON that begins with {"bench":"kthwd". A
+// target that is missed is reported and fails nothing; what breaks fails:
+// a program that ends, a request that is refused, an exit code other than 0.
+//
+// # What is compared
+//
+// Both sides have a fresh directory, free ports, the machine's first address
+// that is not loopback as advertise address, --v=2, and log files. The separate
+// programs have the tutorial's flags in their modern form (separate_test.go)
+// and upstream's defaults for all that the tutorial does not set; all four are
+// started at the same moment, as systemd does after a boot, and again 5 s after
+// a failure, as Restart=on-failure RestartSec=5 does. Their certificates are
+// there beforehand; kthwd makes its own within the measured time. kthwd has
+// no flags but addresses, ports and verbosity.
+//
+// The sides take turns, A B A B …, and each turn waits until the machine is
+// quiet. The parts, by the names that KTHWD_BENCH_ONLY takes, separated by commas:
+//
+//	start       exec to /readyz, to ServiceAccount default/default and to the first pod
+//	            bound; SIGTERM, then exec to /readyz on the same data
+//	idle        CPU and memory of a fresh cluster that nobody uses
+//	throughput  ConfigMaps of 1 KiB: create, get, list (1000 of them), delete, 32 clients
+//	pods        1000 pods on 100 fake nodes, from the first create to the last binding
+//	stop        SIGTERM to exit 0 while 50 clients watch; for information, the same of a
+//	            kube-apiserver by itself
+//
+// idle, throughput, pods and stop share one control plane in each turn, in this order.
+//
+// Settings, all from the environment:
+//
+//	KTHWD_BENCH=1             run; without it the benchmark is skipped
+//	KTHWD_BENCH_ROUNDS=N      rounds of each part; 5 of start and 3 of the others by default
+//	KTHWD_BENCH_ONLY=a,b      these parts only
+//	KTHWD_BENCH_IDLE=60s      length of the CPU window; it begins half as long after ready,
+//	                          and memory is read when this time has passed since ready
+//	KTHWD_BENCH_PHASE=5s      length of each throughput phase
+//	KTHWD_BENCH_QUIET=20s     how long to wait for a quiet machine before a turn
+//	KTHWD_BENCH_REDO=0        how often to repeat a turn of which others used more than 15 %
+//	                          of the machine
+//	KTHWD_BENCH_DIR=DIR       keep data and logs there; else they are removed
+//	KTHWD_BENCH_KTHWD_ARGS=…  further arguments of kthwd, separated by spaces
+//	KTHWD_BENCH_PROFILE=30s   save a CPU profile of kthwd, this long, from within the idle
+//	                          window to KTHWD_BENCH_DIR; spoils that turn's numbers a little
+//
+// # What it does not say
+//
+// Absolute times are this machine's: the clients run on the same cores as the
+// servers and are part of every number, and a disk that syncs faster or slower
+// moves the sides differently. Ratios carry further, and only those of one run.
+// One controller is measured: no replication, no load balancer, no kubelet,
+// nodes that exist on paper only. Lists are read whole but not decoded, so that
+// they cost the server and not the client. A RSS counts pages that several
+// processes share in each of them; PSS, printed beside it, does not.
+package bench

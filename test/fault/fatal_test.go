@@ -1,0 +1,98 @@
+package fault
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"kthwd/test/kthwtest"
+)
+
+// kube-scheduler ends its process when a pod moves from one node to another,
+// which the API server never lets happen (pkg/scheduler/backend/cache/cache.go:
+// UpdatePod). Somebody who writes into etcd can: a real way from outside to a
+// klog.FlushAndExit in upstream's code.
+func TestFatalInUpstreamCode(t *testing.T) {
+	t.Parallel()
+	c := kthwtest.Start(t, kthwtest.Options{})
+	client := c.Client(t)
+	kthwtest.WaitFor(t, "the scheduler leading", soon, func() error { return isLeading(c, sched) })
+	kthwtest.WaitFor(t, "a pod", soon, func() error {
+		p := pod("moved")
+		p.Spec.NodeName = "node-aaaa"
+		_, err := client.CoreV1().Pods("default").Create(t.Context(), &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "moved"}, Spec: p.Spec}, metav1.CreateOptions{})
+		return err
+	})
+	rewrite(t, c, "/registry/pods/default/moved", "node-aaaa", "node-bbbb")
+
+	if got := c.Wait(t, time.Minute); got != 1 {
+		t.Errorf("got exit code %d, want 1", got)
+	}
+	o := outcome{c.Cmd.ProcessState.ExitCode(), c.Log.String()}
+	problems, _ := o.errorLines()
+	if len(problems) == 0 || !strings.HasPrefix(problems[0], "kube-scheduler: upstream code wanted to exit the process with code 1, at ") || !strings.Contains(problems[0], "cache.go:") {
+		t.Errorf("got errors %q, want one that says who wanted to exit, and where", problems)
+	}
+	if strings.Contains(o.stderr, "goroutine ") {
+		t.Error("got a stack trace, want none")
+	}
+	for _, name := range []string{kcm, "kube-apiserver", "etcd"} {
+		if !strings.Contains(o.stderr, "component="+name+" msg=stopped ") {
+			t.Errorf("%s was not stopped in order", name)
+		}
+	}
+	if t.Failed() {
+		t.Logf("log:\n%s", o.stderr)
+	}
+}
+
+// rewrite changes a stored object in etcd itself, with a text of the same length.
+func rewrite(t *testing.T, c *kthwtest.Controller, key, was, is string) {
+	t.Helper()
+	etcd := etcdClient(t, c)
+	ctx, cancel := context.WithTimeout(t.Context(), soon)
+	defer cancel()
+	got, err := etcd.Get(ctx, key)
+	if err != nil || len(got.Kvs) != 1 || !bytes.Contains(got.Kvs[0].Value, []byte(was)) {
+		t.Fatalf("read %s: %v, %v; want an object with %s in it", key, got, err, was)
+	}
+	changed := bytes.ReplaceAll(got.Kvs[0].Value, []byte(was), []byte(is))
+	if _, err := etcd.Put(ctx, key, string(changed)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// etcdClient is what etcdctl would be: the guide's certificate, at port 2379.
+func etcdClient(t *testing.T, c *kthwtest.Controller) *clientv3.Client {
+	t.Helper()
+	cert, err := tls.LoadX509KeyPair(filepath.Join(c.Dir, "kubernetes.pem"), filepath.Join(c.Dir, "kubernetes-key.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pem, err := os.ReadFile(filepath.Join(c.Dir, "ca.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(pem)
+	client, err := clientv3.New(clientv3.Config{
+		Endpoints: []string{fmt.Sprintf("https://%s:%d", c.Address, c.Ports.EtcdClient)},
+		TLS:       &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close() })
+	return client
+}
