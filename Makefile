@@ -25,7 +25,8 @@ STAMPS  = gitVersion=$(KUBERNETES) gitMajor=$(word 1,$(MAJOR_MINOR)) gitMinor=$(
 LDFLAGS = $(if $(DBG),,-s -w) -X main.version=$(VERSION) -X main.commit=$(COMMIT) \
           $(foreach p,k8s.io/component-base/version k8s.io/client-go/pkg/version,$(addprefix -X $(p).,$(STAMPS)))
 
-RUN_FLAGS ?= --role=controller --data-dir=./.kthwd --health-address=127.0.0.1:8080
+RUN_FLAGS ?= --role=controller --data-dir=./.kthwd --health-address=127.0.0.1:8080 \
+             --bind-address=127.0.0.1 --advertise-address=127.0.0.1
 DIRS      := appliance cmd health rbacseed test
 LIGHT     := ./appliance/config ./appliance/logging ./appliance/pki ./appliance/status ./appliance/supervise ./health
 

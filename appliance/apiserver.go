@@ -24,7 +24,7 @@ import (
 )
 
 const (
-	readyPoll    = 50 * time.Millisecond
+	readyPoll    = 20 * time.Millisecond
 	readyTimeout = time.Second
 	quorumProof  = 5 * time.Second // one linearizable read
 	rebuildPause = 2 * time.Second
@@ -161,13 +161,17 @@ func (a *apiServer) probe(ctx context.Context, ready func()) {
 		return
 	}
 	defer client.CloseIdleConnections()
-	for ctx.Err() == nil {
+	for last := ""; ctx.Err() == nil; {
 		err := get(ctx, client, a.server+"/readyz")
 		if err == nil {
 			ready()
 			return
 		}
-		report.Starting(err.Error())
+		if err.Error() != last {
+			last = err.Error()
+			a.log.Debug("not ready yet", "reason", last)
+			report.Starting(last)
+		}
 		sleep(ctx, readyPoll)
 	}
 }

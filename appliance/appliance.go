@@ -153,7 +153,7 @@ func (p *plant) buildArgs() error {
 	}{
 		{nameEtcd, etcdArgs(p.cfg, p.layout, p.socket.etcd), p.cfg.EtcdArgs},
 		{nameAPIServer, apiserverArgs(p.cfg, p.layout, p.socket.etcd), p.cfg.APIServerArgs},
-		{nameControllerManager, controllerManagerArgs(p.cfg, p.layout), p.cfg.ControllerManagerArgs},
+		{nameControllerManager, withoutMissingKey(controllerManagerArgs(p.cfg, p.layout), p.layout), p.cfg.ControllerManagerArgs},
 		{nameScheduler, schedulerArgs(p.cfg, p.layout), p.cfg.SchedulerArgs},
 	} {
 		users, old := translate(c.program, parseUserArgs(c.users))

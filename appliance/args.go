@@ -1,8 +1,11 @@
 package appliance
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -129,6 +132,18 @@ func controllerManagerArgs(c config.Controller, l pki.Layout) []arg {
 		{"kube-api-qps", "300"},
 		{"kube-api-burst", "600"},
 	}, servingArgs(l, kubeconfig)...)
+}
+
+// withoutMissingKey drops the signing flags when the CA's key is kept elsewhere:
+// kube-controller-manager runs without signing, but not with a key that is not there
+// (kube-controller-manager/app/certificates.go).
+func withoutMissingKey(args []arg, l pki.Layout) []arg {
+	if _, err := os.Stat(l.CAKey()); !errors.Is(err, fs.ErrNotExist) {
+		return args
+	}
+	return slices.DeleteFunc(args, func(a arg) bool {
+		return a.key == "cluster-signing-cert-file" || a.key == "cluster-signing-key-file"
+	})
 }
 
 // schedulerArgs is the guide's kube-scheduler.service and kube-scheduler.yaml.

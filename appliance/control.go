@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"kthwd/appliance/logging"
@@ -190,7 +191,7 @@ func (c *control) setLevels(w http.ResponseWriter, r *http.Request) {
 // they are one process.
 func metricsHandler(g *supervise.Group, e *etcd) http.Handler {
 	r := prometheus.NewRegistry()
-	r.MustRegister(&stateCollector{g: g, etcd: e})
+	r.MustRegister(&stateCollector{g: g, etcd: e}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return promhttp.HandlerFor(r, promhttp.HandlerOpts{})
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"sync/atomic"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -39,8 +38,6 @@ type lease struct {
 	election  componentbaseconfig.LeaderElectionConfiguration
 	client    *rest.Config
 	log       *slog.Logger
-
-	leading atomic.Bool
 }
 
 // standby prepares a term while another controller leads and returns the
@@ -89,8 +86,6 @@ func (l *lease) term(ctx context.Context, report supervise.Reporter, ready func(
 		return err
 	}
 	if !l.election.LeaderElect {
-		l.leading.Store(true)
-		defer l.leading.Store(false)
 		report.Ready("")
 		ready()
 		return lead(work)
@@ -105,8 +100,6 @@ func (l *lease) term(ctx context.Context, report supervise.Reporter, ready func(
 	case <-ctx.Done():
 		return nil
 	}
-	l.leading.Store(true)
-	defer l.leading.Store(false)
 	l.log.Info("leading", "identity", l.identity)
 	report.Ready("leading")
 	ready()

@@ -23,9 +23,10 @@ import (
 // kthwd's one logger, each line with the component it came from.
 
 // contextFor gives code that logs through its context (klog.FromContext) the
-// logger of its component.
+// logger of its component. What it complains of once ctx has ended, because its
+// connections and caches go away under it, is logged at level debug.
 func contextFor(ctx context.Context, logs *logging.Logs, component string) context.Context {
-	return klog.NewContext(ctx, logr.FromSlogHandler(lowered{logs.Handler(component)}))
+	return klog.NewContext(ctx, logr.FromSlogHandler(lowered{newQuiet(ctx, logs.Handler(component))}))
 }
 
 // lower moves upstream's info one step down, so that level info has one line
@@ -54,7 +55,7 @@ func (l lowered) Enabled(ctx context.Context, level slog.Level) bool {
 // Handle implements slog.Handler.
 func (l lowered) Handle(ctx context.Context, r slog.Record) error {
 	r.Level = lower(r.Level)
-	return demoted(ctx, l.Handler, r)
+	return l.Handler.Handle(ctx, r)
 }
 
 // WithAttrs implements slog.Handler.
@@ -68,7 +69,7 @@ func (l lowered) WithGroup(name string) slog.Handler { return lowered{l.Handler.
 // bridgeKlog points klog's global functions at logs and keeps klog's verbosity
 // at what the most talkative component wants. It acts on the whole process.
 func bridgeKlog(logs *logging.Logs) {
-	klog.SetSlogLogger(slog.New(lowered{&router{logs: logs}}))
+	klog.SetSlogLogger(slog.New(lowered{newQuiet(nil, &router{logs: logs})}))
 	// klog flushes log files for up to 10 s in a fatal exit; there are none here.
 	klog.ExitFlushTimeout = 100 * time.Millisecond
 	fs := flag.NewFlagSet("klog", flag.ContinueOnError)
@@ -160,7 +161,7 @@ func componentOf(pc uintptr) string {
 // newZap is etcd's logger. A fatal line calls died with its text and then parks
 // the goroutine: etcd must not go on after it, and only main exits the process.
 func newZap(log *slog.Logger, died func(error)) *zap.Logger {
-	core := &zapCore{handler: log.Handler()}
+	core := &zapCore{handler: newQuiet(nil, log.Handler())}
 	return zap.New(core, zap.WithFatalHook(parked{died}))
 }
 
@@ -209,7 +210,7 @@ func (c *zapCore) Check(entry zapcore.Entry, checked *zapcore.CheckedEntry) *zap
 func (c *zapCore) Write(entry zapcore.Entry, fields []zapcore.Field) error {
 	record := slog.NewRecord(entry.Time, slogLevel(entry.Level), entry.Message, 0)
 	record.AddAttrs(attrs(fields)...)
-	return demoted(context.Background(), c.handler, record)
+	return c.handler.Handle(context.Background(), record)
 }
 
 // Sync implements zapcore.Core.

@@ -5,7 +5,10 @@ import (
 	"log/slog"
 	"math"
 	"os"
+	"runtime"
 	"runtime/debug"
+	"runtime/metrics"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -15,9 +18,10 @@ import (
 // collecting that again and again is a third of the start's CPU time. Later
 // little changes, and memory and an idle processor matter more.
 const (
-	startGrowth  = -1 // GOGC while starting: only startLimit makes it collect
-	startLimit   = 384 << 20
-	steadyGrowth = 50 // GOGC afterwards; Go's default is 100
+	startLimit   = 256 << 20 // no collection below this while starting; more would leave the heap in fragments
+	bigHeap      = startLimit / 2
+	bigGrowth    = 100 // GOGC of a start that finds more than bigHeap to keep: Go's default
+	steadyGrowth = 50  // GOGC afterwards
 	settle       = 5 * time.Second
 	settleAgain  = 25 * time.Second // the controllers' caches and first garbage
 
@@ -35,28 +39,54 @@ const (
 // gives the garbage of the start back to the system; it blocks for half a
 // minute or until ctx ends. Who sets GOGC or GOMEMLIMIT decides alone.
 func tuneRuntime(log *slog.Logger) (ready func(context.Context)) {
+	var starting atomic.Bool
+	starting.Store(true)
 	ours := os.Getenv("GOGC") == "" && os.Getenv("GOMEMLIMIT") == ""
 	if ours {
-		debug.SetGCPercent(startGrowth)
+		debug.SetGCPercent(-1)
 		debug.SetMemoryLimit(startLimit)
+		onBigHeap(&starting, func() { setGC(bigGrowth) })
 	}
 	return func(ctx context.Context) {
 		coalesceTimers(log)
 		if ours {
-			steadyMemory(ctx)
+			steadyMemory(ctx, &starting)
 		}
 	}
 }
 
-func steadyMemory(ctx context.Context) {
+func steadyMemory(ctx context.Context, starting *atomic.Bool) {
 	sleep(ctx, settle)
-	debug.SetGCPercent(steadyGrowth)
-	debug.SetMemoryLimit(math.MaxInt64)
+	starting.Store(false)
+	setGC(steadyGrowth)
 	debug.FreeOSMemory()
 	sleep(ctx, settleAgain)
 	if ctx.Err() == nil {
 		debug.FreeOSMemory()
 	}
+}
+
+func setGC(percent int) {
+	debug.SetGCPercent(percent)
+	debug.SetMemoryLimit(math.MaxInt64)
+}
+
+// onBigHeap calls f once, after the first collection during the start that
+// leaves more than bigHeap: on a cluster with much data the limit would make the
+// collector run all the time.
+func onBigHeap(starting *atomic.Bool, f func()) {
+	collected := new([16]byte) // unreachable: its finalizer runs after the next collection
+	runtime.SetFinalizer(collected, func(*[16]byte) {
+		live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+		metrics.Read(live)
+		switch {
+		case !starting.Load():
+		case live[0].Value.Uint64() > bigHeap:
+			f()
+		default:
+			onBigHeap(starting, f)
+		}
+	})
 }
 
 // coalesceTimers sets the timer slack of all threads; those that come later

@@ -38,7 +38,7 @@ func readSettings(t *testing.T) settings {
 		idle:      duration(t, "KTHWD_BENCH_IDLE", 60*time.Second),
 		phaseTime: duration(t, "KTHWD_BENCH_PHASE", 5*time.Second),
 		redo:      number(t, "KTHWD_BENCH_REDO", 0),
-		quiet:     duration(t, "KTHWD_BENCH_QUIET", 20*time.Second),
+		quiet:     duration(t, "KTHWD_BENCH_QUIET", 10*time.Second),
 		profile:   duration(t, "KTHWD_BENCH_PROFILE", 0),
 		dir:       os.Getenv("KTHWD_BENCH_DIR"),
 		kthwdArgs: strings.Fields(os.Getenv("KTHWD_BENCH_KTHWD_ARGS")),

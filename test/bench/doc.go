@@ -42,7 +42,7 @@
 //	KTHWD_BENCH_IDLE=60s      length of the CPU window; it begins half as long after ready,
 //	                          and memory is read when this time has passed since ready
 //	KTHWD_BENCH_PHASE=5s      length of each throughput phase
-//	KTHWD_BENCH_QUIET=20s     how long to wait for a quiet machine before a turn
+//	KTHWD_BENCH_QUIET=10s     how long to wait for a quiet machine before a turn
 //	KTHWD_BENCH_REDO=0        how often to repeat a turn of which others used more than 15 %
 //	                          of the machine
 //	KTHWD_BENCH_DIR=DIR       keep data and logs there; else they are removed
