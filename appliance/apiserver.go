@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"k8s.io/client-go/rest"
-	"k8s.io/kube-aggregator/pkg/apiserver"
 	apiapp "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	apioptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 
@@ -128,15 +127,16 @@ func (a *apiServer) build() (prepared, error) {
 }
 
 func (a *apiServer) assemble(config *apiapp.Config) (prepared, error) {
-	if err := replaceBootstrapHooks(config.KubeAPIs.ControlPlane.Generic, a.log); err != nil {
-		return nil, err
-	}
+	register := leaveOutBootstrapHooks(config.KubeAPIs.ControlPlane.Generic, a.log)
 	completed, err := config.Complete()
 	if err != nil {
 		return nil, err
 	}
-	var chain *apiserver.APIAggregator
-	if chain, err = apiapp.CreateServerChain(completed); err != nil {
+	chain, err := apiapp.CreateServerChain(completed)
+	if err != nil {
+		return nil, err
+	}
+	if err := register(chain.GenericAPIServer); err != nil {
 		return nil, err
 	}
 	return chain.PrepareRun()

@@ -208,8 +208,8 @@ func merge(program string, ours, users []arg) ([]arg, []override) {
 	return append(merged, users...), overrides
 }
 
-// parseUserArgs reads "key=value" pairs; leading dashes are forgiven, and a
-// bare key means true, as on a command line.
+// parseUserArgs reads "key=value" pairs; leading dashes are forgiven, a bare key
+// means true, as on a command line, and underscores are dashes, as upstream.
 func parseUserArgs(raw []string) []arg {
 	args := make([]arg, 0, len(raw))
 	for _, r := range raw {
@@ -217,7 +217,8 @@ func parseUserArgs(raw []string) []arg {
 		if !found {
 			value = "true"
 		}
-		args = append(args, arg{key, value})
+		// Upstream's parsers take foo_bar for foo-bar, too (component-base/cli/flag/flags.go).
+		args = append(args, arg{strings.ReplaceAll(key, "_", "-"), value})
 	}
 	return args
 }

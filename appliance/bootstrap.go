@@ -28,18 +28,32 @@ const (
 	bootstrapPause   = 250 * time.Millisecond
 )
 
-// replaceBootstrapHooks swaps upstream's two slow hooks for kthwd's own. Upstream's
-// wait a second before they begin, write 134 objects one after the other, and
-// end the process when etcd does not answer for 30 s
+// bootstrapHooks are upstream's two slow hooks, done by kthwd. Upstream's wait a
+// second before they begin, write 134 objects one after the other, and end the
+// process when etcd does not answer for 30 s
 // (pkg/registry/rbac/rest/storage_rbac.go, pkg/registry/scheduling/rest/storage_scheduling.go).
-// Disabling a hook by name is upstream's own mechanism for an API server without
-// RBAC (pkg/controlplane/apiserver/config.go).
-func replaceBootstrapHooks(config *genericapiserver.Config, log *slog.Logger) error {
-	config.DisabledPostStartHooks.Insert(rbacrest.PostStartHookName, schedulingrest.PostStartHookName)
-	return errors.Join(
-		config.AddPostStartHook("kthwd/bootstrap-roles", bootstrapHook(log, bootstrapRBAC)),
-		config.AddPostStartHook("kthwd/bootstrap-priority-classes", bootstrapHook(log, bootstrapPriorityClasses)),
-	)
+var bootstrapHooks = map[string]func(context.Context, kubernetes.Interface) error{
+	rbacrest.PostStartHookName:       bootstrapRBAC,
+	schedulingrest.PostStartHookName: bootstrapPriorityClasses,
+}
+
+// leaveOutBootstrapHooks keeps upstream's hooks from being registered, by the
+// mechanism upstream itself uses for an API server without RBAC
+// (pkg/controlplane/apiserver/config.go). The function it returns registers
+// kthwd's under the same names, so that /readyz has the checks that people know;
+// it is for the server that was built meanwhile.
+func leaveOutBootstrapHooks(config *genericapiserver.Config, log *slog.Logger) (register func(*genericapiserver.GenericAPIServer) error) {
+	for name := range bootstrapHooks {
+		config.DisabledPostStartHooks.Insert(name)
+	}
+	return func(server *genericapiserver.GenericAPIServer) error {
+		var errs []error
+		for name, write := range bootstrapHooks {
+			config.DisabledPostStartHooks.Delete(name) // one set, shared by the servers of the chain
+			errs = append(errs, server.AddPostStartHook(name, bootstrapHook(log, write)))
+		}
+		return errors.Join(errs...)
+	}
 }
 
 // bootstrapHook repeats write until it succeeds or the server stops. It returns

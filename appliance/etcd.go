@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -136,12 +137,18 @@ func (e *etcd) Run(ctx context.Context, ready func()) error {
 	return e.watch(ctx, server, report, ready)
 }
 
-// prepare makes the data directory, readable by its owner only.
+// prepare makes the data directory, readable by its owner only, and looks at what is in it.
 func (e *etcd) prepare() error {
 	if err := os.MkdirAll(e.cfg.Dir, 0o700); err != nil {
 		return err
 	}
-	return refuseForeignData(e.cfg.Dir)
+	if err := refuseForeignData(e.cfg.Dir); err != nil {
+		return err
+	}
+	if err := checkEtcdData(e.cfg.Dir); err != nil {
+		return unusable(e.cfg.Dir, err)
+	}
+	return nil
 }
 
 // refuseForeignData stops before etcd makes its own files in a directory that
@@ -172,7 +179,7 @@ func (e *etcd) start(ctx context.Context, report supervise.Reporter) (*embed.Etc
 	go func() {
 		defer func() {
 			if v := recover(); v != nil {
-				started <- result{nil, damaged(e.cfg.Dir, fmt.Errorf("%v", v))}
+				started <- result{nil, fmt.Errorf("%v", v)}
 			}
 		}()
 		server, err := embed.StartEtcd(e.cfg)
@@ -181,9 +188,9 @@ func (e *etcd) start(ctx context.Context, report supervise.Reporter) (*embed.Etc
 	report.Starting("opening " + e.cfg.Dir)
 	select {
 	case r := <-started:
-		return r.server, r.err
+		return r.server, e.explain(r.err)
 	case err := <-e.fatal:
-		return nil, damaged(e.cfg.Dir, err)
+		return nil, unusable(e.cfg.Dir, err)
 	case <-ctx.Done():
 		// StartEtcd knows no context; if it still returns, close what it made.
 		if r := <-started; r.server != nil {
@@ -193,9 +200,13 @@ func (e *etcd) start(ctx context.Context, report supervise.Reporter) (*embed.Etc
 	}
 }
 
-func damaged(dir string, err error) error {
-	return WithHint(fmt.Errorf("etcd cannot use its data in %s: %w", dir, err),
-		"nothing was changed; restore a snapshot into this directory, or move it away and let this member join anew")
+// explain adds advice to an error of StartEtcd that is about the data.
+func (e *etcd) explain(err error) error {
+	var network *net.OpError
+	if err == nil || errors.As(err, &network) {
+		return err
+	}
+	return unusable(e.cfg.Dir, err)
 }
 
 // watch calls ready at the first quorum, reports a lost and a regained one, and

@@ -158,11 +158,12 @@ func componentOf(pc uintptr) string {
 	return nameKubernetes
 }
 
-// newZap is etcd's logger. A fatal line calls died with its text and then parks
-// the goroutine: etcd must not go on after it, and only main exits the process.
+// newZap is etcd's logger. A fatal line, or one after which etcd would panic on
+// a goroutine of its own, calls died with its text and then parks the goroutine:
+// etcd must not go on after it, and only main exits the process.
 func newZap(log *slog.Logger, died func(error)) *zap.Logger {
 	core := &zapCore{handler: newQuiet(nil, log.Handler())}
-	return zap.New(core, zap.WithFatalHook(parked{died}))
+	return zap.New(core, zap.WithFatalHook(parked{died}), zap.WithPanicHook(parked{died}))
 }
 
 // parked is the hook that zap calls instead of os.Exit.

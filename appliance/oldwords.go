@@ -212,7 +212,7 @@ func schedulerConfig(given string, l pki.Layout) (path, warning string, err erro
 	if err != nil || meta.APIVersion == schedulerConfigVersion {
 		return path, "", err
 	}
-	today, err := translateScheduler(data)
+	today, err := translateScheduler(data, l.Kubeconfig(pki.NameScheduler))
 	if err != nil {
 		return "", "", fmt.Errorf("%s: %w", path, err)
 	}
@@ -233,7 +233,9 @@ type oldScheduler struct {
 	Profiles         []any          `json:"profiles"`
 }
 
-func translateScheduler(data []byte) ([]byte, error) {
+// kubeconfig stands in where the file names none: the API server's insecure port,
+// which that meant once, is gone.
+func translateScheduler(data []byte, kubeconfig string) ([]byte, error) {
 	var old oldScheduler
 	if err := yaml.Unmarshal(data, &old); err != nil {
 		return nil, err
@@ -245,6 +247,9 @@ func translateScheduler(data []byte) ([]byte, error) {
 		"enableContentionProfiling": false,
 	}
 	client := keep(old.ClientConnection, "kubeconfig", "qps", "burst", "acceptContentTypes", "contentType")
+	if client["kubeconfig"] == nil {
+		client["kubeconfig"] = kubeconfig
+	}
 	if client["qps"] == nil {
 		client["qps"], client["burst"] = 1000, 2000
 	}

@@ -50,12 +50,11 @@ var flagNotDefined = regexp.MustCompile(`(?:unknown flag: --|flag provided but n
 // unknownFlag turns a parser's error into a sentence with the argument that the
 // user wrote.
 func unknownFlag(program string, err error) error {
-	short := strings.TrimPrefix(program, "")
+	see := "see the flags of " + program + " at " + Versions().reference(program)
 	if m := flagNotDefined.FindStringSubmatch(err.Error()); m != nil {
-		return WithHint(fmt.Errorf("--%s-arg=%s: %s has no such flag in this version", short, m[1], program),
-			"see the flags of "+program+" at "+Versions().reference(program))
+		return WithHint(fmt.Errorf("--%s-arg=%s: %s has no such flag in this version", program, m[1], program), see)
 	}
-	return fmt.Errorf("--%s-arg: %w", short, err)
+	return WithHint(fmt.Errorf("--%s-arg: %w", program, err), see)
 }
 
 // gateFlags act on the whole process, because the three Kubernetes programs

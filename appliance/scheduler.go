@@ -153,6 +153,10 @@ func readSchedulerSettings(opts *schedoptions.Options) (schedulerSettings, error
 		opts.ApplyDeprecated()
 	}
 	opts.ApplyLeaderElectionTo(config)
+	if config.ClientConnection.Kubeconfig == "" {
+		return schedulerSettings{}, WithHint(fmt.Errorf("%s: %s: clientConnection.kubeconfig is missing", nameScheduler, opts.ConfigFile),
+			"add it: the file, not the flags, says how the scheduler connects")
+	}
 	return schedulerSettings{
 		kubeconfig: config.ClientConnection.Kubeconfig,
 		election:   config.LeaderElection,

@@ -18,7 +18,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-var update = flag.Bool("update", false, "rewrite golden files, those in the scripts too")
+var updateScripts = flag.Bool("update-scripts", false, "rewrite the expected output in the scripts")
 
 // binary is the real kthwd, as make build links it.
 var binary string
@@ -77,7 +77,7 @@ func buildBinary(dir string) (string, error) {
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",
-		UpdateScripts:       *update,
+		UpdateScripts:       *updateScripts,
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup: func(env *testscript.Env) error {

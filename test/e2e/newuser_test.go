@@ -69,7 +69,7 @@ func tryComponentStatuses(t *testing.T, c *kthwtest.Controller) {
 
 func tryReadyz(t *testing.T, c *kthwtest.Controller) {
 	out := c.Kubectl(t, "get", "--raw", "/readyz?verbose")
-	wantAll(t, out, "[+]etcd ok", "/bootstrap-roles ok", "readyz check passed")
+	wantAll(t, out, "[+]etcd ok", "[+]poststarthook/rbac/bootstrap-roles ok", "readyz check passed")
 	if strings.Contains(out, "[-]") {
 		t.Errorf("a check fails:\n%s", out)
 	}

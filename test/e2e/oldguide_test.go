@@ -164,4 +164,8 @@ func tryFoundFiles(t *testing.T, c *kthwtest.Controller, home string) {
 	waitBound(t, again, "web", 3)
 	wantKept(t, again.Dir, home)
 	stop(t, again)
+
+	// An old file that names no kubeconfig meant the insecure port, which is gone.
+	writeFile(t, found, "apiVersion: kubescheduler.config.k8s.io/v1alpha1\nkind: KubeSchedulerConfiguration\n")
+	stop(t, kthwtest.Start(t, kthwtest.Options{Plain: true}))
 }

@@ -37,17 +37,17 @@ func TestEtcdData(t *testing.T) {
 		parts []string
 	}{
 		{"database overwritten from its start", func(t *testing.T, etcd string) { scribble(t, filepath.Join(etcd, "member/snap/db"), 0, 64<<10) },
-			"restore a snapshot", []string{"etcd cannot use its data", "/etcd"}},
+			"restore a snapshot", []string{"etcd: cannot use the data in ", "/etcd: "}},
 		{"database overwritten in the middle", func(t *testing.T, etcd string) { scribble(t, filepath.Join(etcd, "member/snap/db"), 8<<10, 1<<20) },
-			"restore a snapshot", []string{"etcd cannot use its data", "/etcd"}},
+			"restore a snapshot", []string{"etcd: cannot use the data in ", "/etcd: "}},
 		{"database cut short", func(t *testing.T, etcd string) { truncate(t, filepath.Join(etcd, "member/snap/db"), 20<<10) },
-			"restore a snapshot", []string{"etcd cannot use its data", "/etcd"}},
+			"restore a snapshot", []string{"etcd: cannot use the data in ", "/etcd: "}},
 		{"write-ahead log overwritten from its start", func(t *testing.T, etcd string) { scribble(t, firstWAL(t, etcd), 0, 4<<10) },
-			"restore a snapshot", []string{"etcd cannot use its data", "/etcd"}},
+			"restore a snapshot", []string{"etcd: cannot use the data in ", "/etcd: "}},
 		{"write-ahead log overwritten in the middle", func(t *testing.T, etcd string) { scribble(t, firstWAL(t, etcd), 32<<10, 4<<10) },
-			"restore a snapshot", []string{"etcd cannot use its data", "/etcd"}},
+			"restore a snapshot", []string{"etcd: cannot use the data in ", "/etcd: "}},
 		{"database is a directory", func(t *testing.T, etcd string) { directory(t, filepath.Join(etcd, "member/snap/db")) },
-			"restore a snapshot", []string{"etcd cannot use its data", "/etcd"}},
+			"restore a snapshot", []string{"etcd: cannot use the data in ", "/etcd: "}},
 		{"foreign directory", func(t *testing.T, etcd string) { foreign(t, etcd) },
 			"--etcd-data-dir", []string{"PG_VERSION", "not etcd's"}},
 	} {
@@ -148,7 +148,7 @@ func TestDiskFullAtStart(t *testing.T) {
 			cmd.Path = "/bin/sh"
 		}
 		o := a.run(t)
-		o.check(t, 1, "", "file too large")
+		o.check(t, 1, "LimitFSIZE", "file too large")
 	})
 }
 
