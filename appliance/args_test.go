@@ -9,11 +9,17 @@ import (
 	"strings"
 	"testing"
 
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.uber.org/zap"
+
 	"kthwd/appliance/config"
 	"kthwd/appliance/pki"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
+
+// silent keeps etcd from making a logger of its own.
+var silent = embed.NewZapLoggerBuilder(zap.NewNop())
 
 // fixed is the default configuration on a machine that is the same everywhere.
 func fixed() config.Controller {
@@ -66,7 +72,7 @@ func TestArgs(t *testing.T) {
 // Upstream's own parsers take what kthwd gives them.
 func TestArgsParse(t *testing.T) {
 	c := fixed()
-	if _, err := parseEtcd(etcdArgs(c, c.Layout(), "/run/etcd.sock"), nil); err != nil {
+	if _, err := parseEtcd(etcdArgs(c, c.Layout(), "/run/etcd.sock"), silent); err != nil {
 		t.Error(err)
 	}
 	if _, err := parseAPIServer(apiserverArgs(c, c.Layout(), "/run/etcd.sock")); err != nil {
@@ -190,7 +196,7 @@ func TestOwnedFlagsExist(t *testing.T) {
 			var err error
 			switch program {
 			case nameEtcd:
-				_, err = parseEtcd(append(etcdArgs(fixed(), fixed().Layout(), "/s"), args...), nil)
+				_, err = parseEtcd(append(etcdArgs(fixed(), fixed().Layout(), "/s"), args...), silent)
 			case nameAPIServer:
 				_, err = parseAPIServer(args)
 			case nameControllerManager:

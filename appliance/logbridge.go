@@ -128,30 +128,34 @@ func (r *router) add(f func(slog.Handler) slog.Handler) slog.Handler {
 	return &router{r.logs, append(slices.Clip(r.with), f)}
 }
 
-// callers are the packages that belong to one program; the longest prefix wins.
+// callers are the packages, with those below them, that belong to one program.
 // What all three use (client-go, most of all) is logged as "kubernetes".
 var callers = []struct{ prefix, component string }{
-	{"k8s.io/apiserver/", nameAPIServer},
-	{"k8s.io/kube-aggregator/", nameAPIServer},
-	{"k8s.io/apiextensions-apiserver/", nameAPIServer},
-	{"k8s.io/kube-openapi/", nameAPIServer},
-	{"k8s.io/kubernetes/cmd/kube-apiserver/", nameAPIServer},
-	{"k8s.io/kubernetes/pkg/controlplane/", nameAPIServer},
-	{"k8s.io/kubernetes/pkg/registry/", nameAPIServer},
-	{"k8s.io/kubernetes/pkg/kubeapiserver/", nameAPIServer},
-	{"k8s.io/kubernetes/plugin/", nameAPIServer},
-	{"k8s.io/kubernetes/cmd/kube-controller-manager/", nameControllerManager},
-	{"k8s.io/kubernetes/pkg/controller/", nameControllerManager},
-	{"k8s.io/controller-manager/", nameControllerManager},
-	{"k8s.io/cloud-provider/", nameControllerManager},
-	{"k8s.io/kubernetes/cmd/kube-scheduler/", nameScheduler},
-	{"k8s.io/kubernetes/pkg/scheduler/", nameScheduler},
+	{"k8s.io/apiserver", nameAPIServer},
+	{"k8s.io/kube-aggregator", nameAPIServer},
+	{"k8s.io/apiextensions-apiserver", nameAPIServer},
+	{"k8s.io/kube-openapi", nameAPIServer},
+	{"k8s.io/kubernetes/cmd/kube-apiserver", nameAPIServer},
+	{"k8s.io/kubernetes/pkg/controlplane", nameAPIServer},
+	{"k8s.io/kubernetes/pkg/registry", nameAPIServer},
+	{"k8s.io/kubernetes/pkg/kubeapiserver", nameAPIServer},
+	{"k8s.io/kubernetes/plugin", nameAPIServer},
+	{"k8s.io/kubernetes/cmd/kube-controller-manager", nameControllerManager},
+	{"k8s.io/kubernetes/pkg/controller", nameControllerManager},
+	{"k8s.io/controller-manager", nameControllerManager},
+	{"k8s.io/cloud-provider", nameControllerManager},
+	{"k8s.io/kubernetes/cmd/kube-scheduler", nameScheduler},
+	{"k8s.io/kubernetes/pkg/scheduler", nameScheduler},
 }
 
 func componentOf(pc uintptr) string {
 	frame, _ := runtime.CallersFrames([]uintptr{pc}).Next()
+	return componentOfFunction(frame.Function)
+}
+
+func componentOfFunction(name string) string {
 	for _, c := range callers {
-		if strings.HasPrefix(frame.Function, c.prefix) {
+		if rest, ok := strings.CutPrefix(name, c.prefix); ok && (strings.HasPrefix(rest, "/") || strings.HasPrefix(rest, ".")) {
 			return c.component
 		}
 	}

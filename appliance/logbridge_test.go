@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"regexp"
 	"strings"
 	"sync"
@@ -68,17 +67,19 @@ func TestLinesLookAlike(t *testing.T) {
 		},
 			"level=WARN component=etcd msg=slow b=2 a=1 took=1s\n"},
 		{"klog, structured", func() { klog.ErrorS(boom, "it broke", "key", "x") }, "level=ERROR component=kubernetes msg=\"it broke\" err=boom key=x\n"},
-		{"klog, formatted", func() { klog.Warningf("it broke %d times", 2) }, "level=WARN component=kubernetes msg=\"it broke 2 times\"\n"},
+		{"klog, formatted", func() { klog.Errorf("it broke %d times", 2) }, "level=ERROR component=kubernetes msg=\"it broke 2 times\"\n"},
+		// klog hands its warnings on as V(0) (klog.go:printf), below level info here.
+		{"klog, a warning", func() { klog.Warningf("it broke %d times", 2) }, ""},
 		{"klog, a program's own logger", func() {
 			klog.FromContext(contextFor(t.Context(), logs, nameScheduler)).Error(boom, "it broke", "pod", klog.KRef("ns", "p"))
-		}, "level=ERROR component=kube-scheduler msg=\"it broke\" err=boom pod=ns/p\n"},
+		}, "level=ERROR component=kube-scheduler msg=\"it broke\" err=boom pod.name=p pod.namespace=ns\n"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			out.take()
 			tt.write()
 			if got := out.take(); got != tt.want {
-				t.Errorf("got  %swant %s", got, tt.want)
+				t.Errorf("got  %q\nwant %q", got, tt.want)
 			}
 		})
 	}
@@ -163,17 +164,14 @@ func TestComponentOf(t *testing.T) {
 		"k8s.io/kubernetes/pkg/controlplane/reconcilers.x":    nameAPIServer,
 		"k8s.io/kubernetes/pkg/controller/garbagecollector.x": nameControllerManager,
 		"k8s.io/kubernetes/pkg/scheduler.(*Scheduler).Run":    nameScheduler,
-		"k8s.io/kubernetes/pkg/util/iptables.x":               "",
-		"k8s.io/client-go/tools/cache.(*Reflector).Run":       "",
+		"k8s.io/kubernetes/pkg/scheduler/backend/cache.x":     nameScheduler,
+		"k8s.io/kubernetes/pkg/controlplane.(*Instance).x":    nameAPIServer,
+		"k8s.io/kubernetes/pkg/controller.x":                  nameControllerManager,
+		"k8s.io/kubernetes/pkg/controllers.x":                 nameKubernetes,
+		"k8s.io/kubernetes/pkg/util/iptables.x":               nameKubernetes,
+		"k8s.io/client-go/tools/cache.(*Reflector).Run":       nameKubernetes,
 	} {
-		got := ""
-		for _, c := range callers {
-			if strings.HasPrefix(function, c.prefix) {
-				got = c.component
-				break
-			}
-		}
-		if got != want {
+		if got := componentOfFunction(function); got != want {
 			t.Errorf("%s: got %q, want %q", function, got, want)
 		}
 	}
@@ -190,5 +188,3 @@ func TestPanicMarker(t *testing.T) {
 		t.Error("upstream has no panic handlers any more")
 	}
 }
-
-var _ slog.Handler = lowered{}

@@ -181,18 +181,25 @@ func readMeta(path string) (typeMeta, []byte, error) {
 	return meta, data, nil
 }
 
-// encryptionWarning says that an encryption configuration is written in an old
-// form. Upstream still reads both forms (apiserver/v1/register.go), so the file
-// is used as it is.
+// encryptionWarning says that an encryption configuration is written in the old
+// form. Upstream still reads the two forms, though no mixture of them
+// (apiserver/pkg/apis/apiserver/v1/register.go), so the file is used as it is.
 func encryptionWarning(path string) (string, error) {
+	if path == "" {
+		return "", nil // switched off
+	}
 	meta, _, err := readMeta(path)
 	if err != nil {
 		return "", err
 	}
-	if meta.Kind == "EncryptionConfiguration" && meta.APIVersion == "apiserver.config.k8s.io/v1" {
+	const today = "kind EncryptionConfiguration, apiVersion apiserver.config.k8s.io/v1"
+	switch meta {
+	case typeMeta{APIVersion: "apiserver.config.k8s.io/v1", Kind: "EncryptionConfiguration"}:
 		return "", nil
+	case typeMeta{APIVersion: "v1", Kind: "EncryptionConfig"}:
+		return fmt.Sprintf("%s: kind %s, apiVersion %s is read as %s", path, meta.Kind, meta.APIVersion, today), nil
 	}
-	return fmt.Sprintf("%s: kind %s, apiVersion %s is read as kind EncryptionConfiguration, apiVersion apiserver.config.k8s.io/v1", path, meta.Kind, meta.APIVersion), nil
+	return "", WithHint(fmt.Errorf("%s: kind %q, apiVersion %q is no encryption configuration", path, meta.Kind, meta.APIVersion), "want "+today)
 }
 
 const schedulerConfigVersion = "kubescheduler.config.k8s.io/v1"

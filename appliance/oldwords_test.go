@@ -134,7 +134,7 @@ func inTable(program, key string) bool {
 func TestTranslationsParse(t *testing.T) {
 	parse := map[string]func([]arg) error{
 		nameEtcd: func(a []arg) error {
-			_, err := parseEtcd(append(etcdArgs(fixed(), fixed().Layout(), "/s"), a...), nil)
+			_, err := parseEtcd(append(etcdArgs(fixed(), fixed().Layout(), "/s"), a...), silent)
 			return err
 		},
 		nameAPIServer:         func(a []arg) error { _, err := parseAPIServer(a); return err },
@@ -251,9 +251,9 @@ func TestEncryptionKinds(t *testing.T) {
 	}{
 		{"today's", "kind: EncryptionConfiguration\napiVersion: apiserver.config.k8s.io/v1\n", false, true},
 		{"the guide's", "kind: EncryptionConfig\napiVersion: v1\n", true, true},
-		{"new kind, old version", "kind: EncryptionConfiguration\napiVersion: v1\n", true, false},
-		{"old kind, new version", "kind: EncryptionConfig\napiVersion: apiserver.config.k8s.io/v1\n", true, true},
-		{"something else", "kind: Secret\napiVersion: v1\n", true, false},
+		{"new kind, old version", "kind: EncryptionConfiguration\napiVersion: v1\n", false, false},
+		{"old kind, new version", "kind: EncryptionConfig\napiVersion: apiserver.config.k8s.io/v1\n", false, false},
+		{"something else", "kind: Secret\napiVersion: v1\n", false, false},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

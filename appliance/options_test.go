@@ -9,7 +9,7 @@ import (
 func TestUnknownFlag(t *testing.T) {
 	const k8s, etcd = "https://kubernetes.io/docs/reference/command-line-tools-reference/", "https://etcd.io/docs/v3.6/op-guide/configuration/"
 	parsers := map[string]func([]arg) error{
-		nameEtcd:              func(a []arg) error { _, err := parseEtcd(a, nil); return err },
+		nameEtcd:              func(a []arg) error { _, err := parseEtcd(a, silent); return err },
 		nameAPIServer:         func(a []arg) error { _, err := parseAPIServer(a); return err },
 		nameControllerManager: func(a []arg) error { _, err := parseControllerManager(a); return err },
 		nameScheduler:         func(a []arg) error { _, err := parseScheduler(a); return err },

@@ -1,0 +1,113 @@
+package appliance
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	componentbaseconfig "k8s.io/component-base/config"
+)
+
+// newLease has upstream's timings: 15 s, 10 s, and so a margin of 5 s.
+func newLease() *lease {
+	return &lease{component: nameScheduler, log: slog.New(slog.DiscardHandler), election: componentbaseconfig.LeaderElectionConfiguration{
+		LeaseDuration: metav1.Duration{Duration: 15 * time.Second}, RenewDeadline: metav1.Duration{Duration: 10 * time.Second},
+	}}
+}
+
+// What a term does with its lease in real life, against a real API server, is in
+// test/fault; here are the ends that a healthy program never shows.
+func TestTermEnds(t *testing.T) {
+	failed := errors.New("controller shutdown timeout reached")
+	for _, tt := range []struct {
+		name  string
+		lost  bool                        // the lease is lost after a second
+		term  func(context.Context) error // the program
+		want  error
+		after time.Duration
+	}{
+		{"lost, and stops at once", true, func(ctx context.Context) error { <-ctx.Done(); return nil }, errLeaseLost, time.Second},
+		{"lost, and takes 4 s", true, slowly(4 * time.Second), errLeaseLost, 5 * time.Second},
+		{"lost, and does not stop", true, func(context.Context) error { time.Sleep(time.Hour); return nil }, &stuckTermError{nameScheduler, 5 * time.Second}, 6 * time.Second},
+		{"ends by itself", false, func(context.Context) error { return failed }, failed, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				work, stop := context.WithCancel(t.Context())
+				defer stop()
+				over := make(chan struct{})
+				if tt.lost {
+					time.AfterFunc(time.Second, func() { close(over) })
+				}
+				begun := time.Now()
+				err := newLease().serve(&campaign{over: over}, work, stop, tt.term)
+				if took := time.Since(begun); took != tt.after {
+					t.Errorf("ended after %v; want %v", took, tt.after)
+				}
+				time.Sleep(2 * time.Hour) // of the bubble's time: the program that does not stop must end in it
+				var stuck *stuckTermError
+				if errors.As(tt.want, &stuck) != errors.As(err, &stuck) || (stuck == nil && !errors.Is(err, tt.want)) {
+					t.Errorf("got %v; want %v", err, tt.want)
+				}
+			})
+		})
+	}
+}
+
+// slowly is a program that stops d after it was asked to.
+func slowly(d time.Duration) func(context.Context) error {
+	return func(ctx context.Context) error {
+		<-ctx.Done()
+		time.Sleep(d)
+		return nil
+	}
+}
+
+// A stuck term ends the component for good: the group then ends the process.
+func TestStuckTermIsNotRunAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLease()
+		l.election.LeaderElect = false
+		terms := 0
+		prepare := func(context.Context) (func(context.Context) error, error) {
+			terms++
+			return func(context.Context) error { return &stuckTermError{nameScheduler, l.margin()} }, nil
+		}
+		var stuck *stuckTermError
+		if err := l.run(t.Context(), func() {}, prepare); !errors.As(err, &stuck) {
+			t.Errorf("got %v; want a stuck term", err)
+		}
+		if terms != 1 {
+			t.Errorf("got %d terms; want 1", terms)
+		}
+	})
+}
+
+// A term that fails is begun again, after pauses that double up to 30 s.
+func TestFailedTermIsBegunAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLease()
+		l.election.LeaderElect = false
+		ctx, stop := context.WithCancel(t.Context())
+		var begun []time.Time
+		prepare := func(context.Context) (func(context.Context) error, error) {
+			if begun = append(begun, time.Now()); len(begun) == 9 {
+				stop()
+			}
+			return func(context.Context) error { return errors.New("no") }, nil
+		}
+		if err := l.run(ctx, func() {}, prepare); err != nil {
+			t.Errorf("got %v; want nil after a stop", err)
+		}
+		if first := begun[1].Sub(begun[0]); first != firstTermPause {
+			t.Errorf("got a first pause of %v; want %v", first, firstTermPause)
+		}
+		if last := begun[8].Sub(begun[7]); last != lastTermPause {
+			t.Errorf("got a last pause of %v; want %v", last, lastTermPause)
+		}
+	})
+}

@@ -1,0 +1,264 @@
+package docs
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"kthwd/test/kthwtest"
+)
+
+// notRun is how many blocks of commands are not run, each with its reason in a
+// comment "<!-- not run: … -->" in the line above. Think twice before you raise it.
+const notRun = 0
+
+// TestBlocks holds that every block of commands is one that TestCommands runs.
+func TestBlocks(t *testing.T) {
+	shells := []string{"sh", "bash", "shell", "zsh", "console", ""}
+	skipped := 0
+	for _, p := range pages(t) {
+		for _, b := range p.blocks() {
+			switch {
+			case strings.HasPrefix(b.comment, "<!-- not run: "):
+				skipped++
+			case b.kind == "console" && (len(b.lines) == 0 || !strings.HasPrefix(b.lines[0], "$ ")):
+				t.Errorf("%s:%d: a console block begins with a line \"$ command\"", p.path, b.line)
+			case b.kind != "console" && slices.Contains(shells, b.kind):
+				t.Errorf("%s:%d: commands are written as a console block with lines \"$ command\", so that they are run; other blocks say what they are", p.path, b.line)
+			}
+		}
+	}
+	if skipped != notRun {
+		t.Errorf("got %d blocks that are not run, want %d", skipped, notRun)
+	}
+}
+
+// A command is a line "$ command" and what the page says that it prints: these
+// lines in this order. "…" stands for anything, and a line of it for more lines.
+type command struct {
+	at   string // docs/operations.md:17
+	text string
+	want []string
+}
+
+func (p page) commands() (all []command) {
+	for _, b := range p.blocks() {
+		if b.kind != "console" || strings.HasPrefix(b.comment, "<!-- not run: ") {
+			continue
+		}
+		for i, line := range b.lines {
+			text, isCommand := strings.CutPrefix(line, "$ ")
+			switch {
+			case isCommand:
+				all = append(all, command{at: fmt.Sprintf("%s:%d", p.path, b.line+1+i), text: text})
+			case len(all) > 0 && strings.Trim(line, " …") != "":
+				all[len(all)-1].want = append(all[len(all)-1].want, line)
+			}
+		}
+	}
+	return all
+}
+
+// staysUp tells whether a command stays in the foreground. It is then ended by
+// the page, by the next one that stays, or at the end of the page.
+func (c command) staysUp() bool {
+	return c.text == "make run" || strings.HasPrefix(c.text, "kthwd --role=")
+}
+
+// failure tells whether the page shows the command failing.
+func (c command) failure() bool {
+	return slices.ContainsFunc(c.want, func(line string) bool { return strings.HasPrefix(line, "kthwd: error: ") })
+}
+
+// check holds the output of a command to what the page says.
+func (c command) check(output string) error {
+	lines := strings.Split(output, "\n")
+	for _, want := range c.want {
+		pattern := linePattern(want)
+		i := slices.IndexFunc(lines, func(line string) bool { return pattern.MatchString(strings.TrimSpace(line)) })
+		if i < 0 {
+			return fmt.Errorf("lacks the line %q:\n%s", want, output)
+		}
+		lines = lines[i+1:]
+	}
+	return nil
+}
+
+func linePattern(line string) *regexp.Regexp {
+	pattern := regexp.QuoteMeta(strings.Join(strings.Fields(line), " "))
+	pattern = strings.NewReplacer(" … ", ".*", " …", ".*", "… ", ".*", "…", ".*", " ", `\s+`).Replace(pattern)
+	return regexp.MustCompile("^" + pattern + "$")
+}
+
+func TestLinePattern(t *testing.T) {
+	for _, tt := range []struct {
+		line, output string
+		want         bool
+	}{
+		{"all ready …", "all ready                 3.04s", true},
+		{"etcd  ready  …  0", "etcd                          ready  3s     0", true},
+		{"etcd  ready  …  0", "etcd                          ready  3s     0         lost", false},
+		{"ready", "not ready", false},
+		{"kubectl --kubeconfig …/.kthwd/admin.kubeconfig get", "kubectl --kubeconfig /x/.kthwd/admin.kubeconfig get", true},
+	} {
+		if got := linePattern(tt.line).MatchString(tt.output); got != tt.want {
+			t.Errorf("%q for %q: got %v, want %v", tt.line, tt.output, got, tt.want)
+		}
+	}
+}
+
+// TestCommands runs the commands of each page, in order, on a machine of the
+// page's own: with the guide's files in /var/lib/kubernetes, in a copy of the
+// checkout, as root or what passes for it there.
+func TestCommands(t *testing.T) {
+	if *update {
+		t.Skip("-update is about tables")
+	}
+	for _, p := range pages(t) {
+		if len(p.commands()) == 0 {
+			continue
+		}
+		t.Run(p.path, func(t *testing.T) {
+			if os.Getenv(machineEnv) == "" {
+				runMachine(t, p.path)
+				return
+			}
+			if os.Getenv(machineEnv) != p.path {
+				t.Skip("another page's machine")
+			}
+			s := session{dir: setUpMachine(t)}
+			for _, c := range p.commands() {
+				s.run(t, c)
+			}
+			s.end(t)
+		})
+	}
+}
+
+// session is a person at a terminal, and at a second one.
+type session struct {
+	dir string
+	up  *process // what stays in the foreground of the first terminal
+}
+
+// process is a command that stays.
+type process struct {
+	command
+	cmd  *exec.Cmd
+	log  kthwtest.Log
+	gone chan struct{} // closed when it has ended; err is set then
+	err  error
+}
+
+func (s *session) run(t *testing.T, c command) {
+	t.Helper()
+	t.Logf("%s: $ %s", c.at, c.text)
+	if c.staysUp() {
+		s.end(t)
+		s.up = s.start(t, c)
+		return
+	}
+	var first error // the reason that matters when a repeated command meets what it did before
+	kthwtest.WaitFor(t, c.at+": "+c.text, 30*time.Second, func() error {
+		err := s.try(t.Context(), c)
+		if first == nil {
+			first = err
+		}
+		if err != nil {
+			err = fmt.Errorf("%w\nat first: %w", err, first)
+		}
+		return err
+	})
+}
+
+// try runs a command once.
+func (s *session) try(ctx context.Context, c command) error {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "sh", "-c", c.text)
+	var stdout, stderr bytes.Buffer
+	cmd.Dir, cmd.Stdout, cmd.Stderr = s.dir, &stdout, &stderr
+	err := cmd.Run()
+	output := stdout.String() + "\n" + stderr.String()
+	var exit *exec.ExitError
+	switch {
+	case c.failure() && !errors.As(err, &exit):
+		return fmt.Errorf("got %v, want it to fail:\n%s", err, output)
+	case !c.failure() && err != nil:
+		return fmt.Errorf("%w:\n%s", err, output)
+	}
+	return c.check(output)
+}
+
+// start begins a command that stays, and waits for what it prints at its start.
+func (s *session) start(t *testing.T, c command) *process {
+	t.Helper()
+	p := &process{command: c, cmd: exec.Command("sh", "-c", "exec "+c.text), gone: make(chan struct{})}
+	p.cmd.Dir, p.cmd.Stdout, p.cmd.Stderr = s.dir, &p.log, &p.log
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatalf("%s: %v", c.at, err)
+	}
+	go func() {
+		p.err = p.cmd.Wait()
+		close(p.gone)
+	}()
+	t.Cleanup(func() {
+		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL) // none is left, unless the test has failed
+		<-p.gone
+		if t.Failed() {
+			t.Logf("%s: $ %s\n%s", c.at, c.text, p.log.Tail(60))
+		}
+	})
+	kthwtest.WaitFor(t, c.at+": "+c.text, 5*time.Minute, func() error {
+		if p.hasGone() {
+			t.Fatalf("%s: %s: ended: %v\n%s", c.at, c.text, p.err, p.log.String())
+		}
+		return c.check(p.log.String())
+	})
+	return p
+}
+
+func (p *process) hasGone() bool {
+	select {
+	case <-p.gone:
+		return true
+	default:
+		return false
+	}
+}
+
+// end is Ctrl-C in the first terminal, unless the page has ended it. kthwd must
+// then have said that it was asked to, and 0.
+func (s *session) end(t *testing.T) {
+	t.Helper()
+	p := s.up
+	if p == nil {
+		return
+	}
+	s.up = nil
+	if !strings.Contains(p.log.String(), "asked to stop") {
+		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGINT)
+	}
+	kthwtest.WaitFor(t, p.at+": end of "+p.text, time.Minute, func() error {
+		if !p.hasGone() {
+			return errors.New("it runs")
+		}
+		return nil
+	})
+	if p.err != nil && !strings.HasPrefix(p.text, "make ") { // make says 130 or 2 after Ctrl-C, whatever its program says
+		t.Errorf("%s: %s: got %v, want exit code 0", p.at, p.text, p.err)
+	}
+	if log := p.log.String(); !strings.Contains(log, "msg=\"asked to stop") || strings.Contains(log, "goroutine ") {
+		t.Errorf("%s: %s: no orderly stop:\n%s", p.at, p.text, p.log.Tail(30))
+	}
+}

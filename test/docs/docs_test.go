@@ -1,0 +1,146 @@
+// Package docs holds README.md, CONTRIBUTING.md and docs/*.md to what they say.
+//
+//   - Every line "$ command" of a console block is run, see TestCommands;
+//   - the flag tables of docs/tutorial-differences.md are what kthwd passes, see TestFlags;
+//   - its table of old words is written from the source, see TestOldWords;
+//   - every package, path, test, make target and link that they name is there.
+//
+// It reads the checkout it lies in and changes nothing but the generated table, with -update.
+package docs
+
+import (
+	"flag"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"kthwd/test/kthwtest"
+)
+
+var update = flag.Bool("update", false, "rewrite the generated table of old words")
+
+// A page is one document.
+type page struct {
+	path string // below the checkout: docs/operations.md
+	text string
+}
+
+// pages are all documents that people read.
+func pages(t *testing.T) []page {
+	t.Helper()
+	paths := []string{"README.md", "CONTRIBUTING.md"}
+	more, err := filepath.Glob(filepath.Join(kthwtest.Root(), "docs", "*.md"))
+	if err != nil || len(more) < 4 {
+		t.Fatalf("docs/*.md: got %d, want at least 4 (%v)", len(more), err)
+	}
+	for _, path := range more {
+		paths = append(paths, filepath.Join("docs", filepath.Base(path)))
+	}
+	var all []page
+	for _, path := range paths {
+		all = append(all, page{path, read(t, path)})
+	}
+	return all
+}
+
+// read is the text of a file of the checkout.
+func read(t *testing.T, path string) string {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(kthwtest.Root(), path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+// A block is a fenced block.
+type block struct {
+	line    int // of the fence, from 1
+	kind    string
+	lines   []string
+	comment string // the HTML comment in the line above
+}
+
+// blocks are the fenced blocks of a page.
+func (p page) blocks() (all []block) {
+	var open *block
+	previous := ""
+	for i, line := range strings.Split(p.text, "\n") {
+		kind, fence := strings.CutPrefix(line, "```")
+		switch {
+		case fence && open == nil:
+			open = &block{line: i + 1, kind: kind}
+			if strings.HasPrefix(previous, "<!--") {
+				open.comment = previous
+			}
+		case fence:
+			all, open = append(all, *open), nil
+		case open != nil:
+			open.lines = append(open.lines, line)
+		}
+		previous = line
+	}
+	return all
+}
+
+// prose is the page without its blocks.
+func (p page) prose() string {
+	var b strings.Builder
+	inside := false
+	for line := range strings.Lines(p.text) {
+		if strings.HasPrefix(line, "```") {
+			inside = !inside
+			continue
+		}
+		if !inside {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
+}
+
+var span = regexp.MustCompile("`([^`\n]+)`")
+
+// spans are the pieces of code in the prose.
+func (p page) spans() (all []string) {
+	for _, m := range span.FindAllStringSubmatch(p.prose(), -1) {
+		all = append(all, m[1])
+	}
+	return all
+}
+
+// section is the text from a heading to the next one of its level or above.
+func (p page) section(t *testing.T, heading string) string {
+	t.Helper()
+	_, rest, found := strings.Cut("\n"+p.text, "\n"+heading+"\n")
+	if !found {
+		t.Fatalf("%s has no heading %q", p.path, heading)
+	}
+	level, _, _ := strings.Cut(heading, " ")
+	for end := level; end != ""; end = end[1:] {
+		rest, _, _ = strings.Cut(rest, "\n"+end+" ")
+	}
+	return rest
+}
+
+// rows are the rows of a section's tables, cells trimmed, without their heads.
+func rows(section string) (all [][]string) {
+	for line := range strings.Lines(section) {
+		line = strings.TrimSpace(line)
+		if !strings.HasPrefix(line, "|") || !strings.HasSuffix(line, "|") {
+			continue
+		}
+		if strings.HasPrefix(line, "|---") {
+			all = all[:len(all)-1]
+			continue
+		}
+		var cells []string
+		for cell := range strings.SplitSeq(line[1:len(line)-1], "|") {
+			cells = append(cells, strings.TrimSpace(cell))
+		}
+		all = append(all, cells)
+	}
+	return all
+}

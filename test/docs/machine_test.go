@@ -1,0 +1,186 @@
+package docs
+
+import (
+	"encoding/json"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"kthwd/test/kthwtest"
+)
+
+const (
+	machineEnv = "KTHWD_DOCS_MACHINE"   // the page that this process is the machine of
+	address    = "10.0.1.48"            // the guide's first controller
+	guideDir   = "/var/lib/kubernetes"  // where the guide puts its files
+	machineDir = "KTHWD_DOCS_DIRECTORY" // the copy of the checkout
+)
+
+// guideFiles are what part 3 of the guide copies into guideDir. Its keys come
+// from cfssl and kubectl, which make them 0600; the encryption configuration from
+// a heredoc, which does not.
+var guideFiles = map[string]fs.FileMode{
+	"ca.pem": 0o644, "ca-key.pem": 0o600, "kubernetes.pem": 0o644, "kubernetes-key.pem": 0o600,
+	"service-account.pem": 0o644, "service-account-key.pem": 0o600, "encryption-config.yaml": 0o644,
+	"kube-controller-manager.kubeconfig": 0o600, "kube-scheduler.kubeconfig": 0o600,
+}
+
+// runMachine runs TestCommands for one page in namespaces of its own, where the
+// guide's ports and paths are free. Without root it is root in a user namespace.
+func runMachine(t *testing.T, path string) {
+	for _, program := range []string{"ip", "curl", "make"} {
+		if _, err := exec.LookPath(program); err != nil {
+			t.Skipf("needs %s", program)
+		}
+	}
+	if home, _ := os.UserHomeDir(); strings.HasPrefix(home, "/var/lib/") || strings.HasPrefix(kthwtest.Root(), "/var/lib/") {
+		t.Skip("needs /var/lib for itself, and the checkout or the home directory is there")
+	}
+	dir := copyCheckout(t)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), self, "-test.run=^TestCommands$/^"+strings.ReplaceAll(path, "/", "$/^")+"$", "-test.v", "-test.timeout=8m")
+	cmd.Env = append(withoutMake(os.Environ()), machineEnv+"="+path, machineDir+"="+dir, "NO_COLOR=1",
+		"PATH="+filepath.Join(dir, "path")+":"+os.Getenv("PATH"))
+	cmd.Env = append(cmd.Env, stamps(t)...)
+	cmd.Stdout, cmd.Stderr = t.Output(), t.Output()
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWUTS,
+		Pdeathsig:  syscall.SIGKILL, // the machine does not outlive a test that is killed
+	}
+	if os.Geteuid() != 0 {
+		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
+		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{HostID: os.Geteuid(), Size: 1}}
+		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{HostID: os.Getegid(), Size: 1}}
+	}
+	runtime.LockOSThread() // the death signal is about the thread
+	defer runtime.UnlockOSThread()
+	if err := cmd.Start(); err != nil {
+		t.Skipf("needs namespaces of its own, which this machine does not give: %v", err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("%s on a machine of its own: %v", path, err)
+	}
+}
+
+// copyCheckout is a fresh clone: the sources, and what the first build has left.
+// In path are the programs that the pages take to be in the PATH.
+func copyCheckout(t *testing.T) string {
+	t.Helper()
+	dir, root := t.TempDir(), kthwtest.Root()
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		name, _ := filepath.Rel(root, path)
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && slices.Contains([]string{".git", ".kthwd", "bin", "dist"}, name):
+			return filepath.SkipDir
+		case d.IsDir():
+			return os.MkdirAll(filepath.Join(dir, name), 0o755)
+		case !d.Type().IsRegular():
+			return nil
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(filepath.Join(dir, name), data, 0o644)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"bin", "path"} {
+		if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	binary := filepath.Join(dir, "bin", "kthwd")
+	run(t, "cp", kthwtest.Binary(t), binary)
+	for name, target := range map[string]string{"kthwd": binary, "kubectl": kthwtest.Kubectl(t)} {
+		if err := os.Symlink(target, filepath.Join(dir, "path", name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// withoutMake leaves out what a make that runs this test tells its own makes.
+func withoutMake(env []string) []string {
+	return slices.DeleteFunc(slices.Clone(env), func(v string) bool {
+		return strings.HasPrefix(v, "MAKE") || strings.HasPrefix(v, "MFLAGS")
+	})
+}
+
+// stamps are the versions in the binary, so that make does not link it anew in a
+// copy that has no history.
+func stamps(t *testing.T) []string {
+	t.Helper()
+	var v struct{ Kthwd, Commit string }
+	if err := json.Unmarshal([]byte(run(t, kthwtest.Binary(t), "version", "-o", "json")), &v); err != nil {
+		t.Fatal(err)
+	}
+	date := "0"
+	if out, err := exec.Command("git", "-C", kthwtest.Root(), "log", "-1", "--format=%ct").Output(); err == nil {
+		date = strings.TrimSpace(string(out))
+	}
+	return []string{"VERSION=" + v.Kthwd, "COMMIT=" + v.Commit, "SOURCE_DATE_EPOCH=" + date}
+}
+
+// setUpMachine gives the new namespaces what the guide's controller has, and
+// returns the directory that the commands are typed in.
+func setUpMachine(t *testing.T) string {
+	t.Helper()
+	dir := os.Getenv(machineDir)
+	if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
+		t.Fatal(err)
+	}
+	hidden := []string{"/var/lib"}
+	if _, err := os.Stat("/etc/kthwd"); err == nil {
+		hidden = append(hidden, "/etc/kthwd") // a configuration that would be read
+	}
+	for _, path := range hidden {
+		if err := syscall.Mount("tmpfs", path, "tmpfs", 0, ""); err != nil {
+			t.Fatalf("mount %s: %v", path, err)
+		}
+	}
+	if err := syscall.Sethostname([]byte("controller-0")); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "ip", "link", "set", "lo", "up")
+	run(t, "ip", "address", "add", address+"/32", "dev", "lo")
+	run(t, "ip", "route", "add", "default", "dev", "lo", "src", address)
+
+	home := t.TempDir() // where the guide's second part was typed
+	run(t, "kthwd", "pki", "init", "--data-dir="+home, "--advertise-address="+address)
+	if err := os.Mkdir(guideDir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, mode := range guideFiles {
+		data, err := os.ReadFile(filepath.Join(home, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(guideDir, name), data, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// run runs a program that has to succeed and returns what it printed.
+func run(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
