@@ -62,8 +62,8 @@ func Run(ctx context.Context, cfg config.Controller, o Options) error {
 	if o.Started.IsZero() {
 		o.Started = time.Now()
 	}
-	settled := tuneRuntime(o.Logs.Logger("kthwd"))
-	p, err := newPlant(cfg, o)
+	settled := tuneProcess(o.Logs.Logger("kthwd"))
+	p, err := newPlant(ctx, cfg, o)
 	if err != nil {
 		return err
 	}
@@ -96,19 +96,23 @@ type plant struct {
 // newPlant takes the data directory, makes or checks its files, and parses all
 // command lines. Every problem that can be seen without starting anything is
 // reported here, together.
-func newPlant(cfg config.Controller, o Options) (_ *plant, err error) {
+func newPlant(ctx context.Context, cfg config.Controller, o Options) (_ *plant, err error) {
 	p := &plant{cfg: cfg, o: o, layout: cfg.Layout(), log: o.Logs.Logger("kthwd")}
 	defer func() {
 		if err != nil {
 			p.close()
 		}
 	}()
-	bridgeKlog(o.Logs)
+	bridgeKlog(ctx, o.Logs)
 	quietClients()
 	if p.lock, err = lockDataDir(p.layout); err != nil {
 		return nil, err
 	}
-	if err := errors.Join(checkPorts(cfg), p.ensurePKI()); err != nil {
+	if err := checkPorts(cfg); err != nil {
+		_, misfits := pki.Check(p.layout, cfg.PKISpec()) // reads only: all that is wrong is said at once
+		return nil, errors.Join(err, misfits)
+	}
+	if err := p.ensurePKI(); err != nil {
 		return nil, err
 	}
 	if p.socket, err = newSocketDir(p.layout); err != nil {
@@ -127,6 +131,7 @@ func newPlant(cfg config.Controller, o Options) (_ *plant, err error) {
 func (p *plant) close() {
 	p.socket.close()
 	if p.lock != nil {
+		_ = p.lock.Truncate(0) // nobody is to signal a number that is another process's by then
 		p.lock.Close()
 	}
 }
@@ -183,13 +188,25 @@ func (p *plant) takeVerbosity(program string, users []arg) []arg {
 		}
 		n, err := strconv.Atoi(u.value)
 		if err == nil {
-			err = p.o.Logs.SetLevel(program, verbosityLevel(n))
+			err = p.setVerbosity(program, n)
 		}
 		if err != nil {
 			p.log.Warn("verbosity ignored", "program", program, "err", err)
 		}
 	}
 	return rest
+}
+
+// setVerbosity does for a program, and for the code that it shares with the
+// others, what --v=n does upstream.
+func (p *plant) setVerbosity(program string, n int) error {
+	logs := p.o.Logs
+	if program != nameEtcd && logs.Level(nameKubernetes) > slog.Level(-n-1) {
+		if err := logs.SetLevel(nameKubernetes, verbosityLevel(n)); err != nil {
+			return err
+		}
+	}
+	return logs.SetLevel(program, verbosityLevel(n))
 }
 
 // oldFiles reads the configuration files that may be written in an old form.
@@ -339,6 +356,9 @@ func checkPorts(c config.Controller) error {
 		{nameEtcd, c.AdvertiseAddress, "--etcd-peer-port", c.EtcdPeerPort},
 		{nameControllerManager, controllersBind(c), "--controller-manager-port", c.ControllerManagerPort},
 		{nameScheduler, controllersBind(c), "--scheduler-port", c.SchedulerPort},
+	}
+	if c.AdvertiseAddress != "127.0.0.1" {
+		ports = append(ports, port{nameEtcd, "127.0.0.1", "--etcd-client-port", c.EtcdClientPort})
 	}
 	var errs []error
 	for _, p := range ports {

@@ -67,9 +67,14 @@ func (l lowered) WithAttrs(attrs []slog.Attr) slog.Handler {
 func (l lowered) WithGroup(name string) slog.Handler { return lowered{l.Handler.WithGroup(name)} }
 
 // bridgeKlog points klog's global functions at logs and keeps klog's verbosity
-// at what the most talkative component wants. It acts on the whole process.
-func bridgeKlog(logs *logging.Logs) {
-	klog.SetSlogLogger(slog.New(lowered{newQuiet(nil, &router{logs: logs})}))
+// at what the most talkative component wants. It acts on the whole process. What
+// upstream complains of once live has ended, when it was asked to stop, is logged
+// at level debug.
+func bridgeKlog(live context.Context, logs *logging.Logs) {
+	for _, c := range klogComponents {
+		logs.Logger(c) // known to kthwd log-level before its first line
+	}
+	klog.SetSlogLogger(slog.New(lowered{newQuiet(live, &router{logs: logs})}))
 	// klog flushes log files for up to 10 s in a fatal exit; there are none here.
 	klog.ExitFlushTimeout = 100 * time.Millisecond
 	fs := flag.NewFlagSet("klog", flag.ContinueOnError)

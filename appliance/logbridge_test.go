@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/http"
 	"regexp"
 	"strings"
 	"sync"
@@ -52,7 +53,7 @@ func newLogs(t *testing.T, levels ...string) (*logging.Logs, *output) {
 // component it came from.
 func TestLinesLookAlike(t *testing.T) {
 	logs, out := newLogs(t, "info")
-	bridgeKlog(logs)
+	bridgeKlog(t.Context(), logs)
 	t.Cleanup(klog.ClearLogger)
 	boom := errors.New("boom")
 	tests := []struct {
@@ -88,7 +89,7 @@ func TestLinesLookAlike(t *testing.T) {
 // Upstream's info is a step below kthwd's: level info shows kthwd's alone.
 func TestLevels(t *testing.T) {
 	logs, out := newLogs(t, "info")
-	bridgeKlog(logs)
+	bridgeKlog(t.Context(), logs)
 	t.Cleanup(klog.ClearLogger)
 	etcd := newZap(logs.Logger(nameEtcd), nil)
 	say := func() {
@@ -183,6 +184,10 @@ func TestPanicMarker(t *testing.T) {
 	panicMarker(logs.Logger("kthwd"))(t.Context(), fmt.Errorf("index out of reach"))
 	if got, want := out.take(), "level=ERROR component=kubernetes msg=\"panic, the process crashes now\" panic=\"index out of reach\"\n"; got != want {
 		t.Errorf("got  %swant %s", got, want)
+	}
+	panicMarker(logs.Logger("kthwd"))(t.Context(), http.ErrAbortHandler)
+	if got := out.take(); got != "" {
+		t.Errorf("for a handler that ends its connection: got %s, want nothing", got)
 	}
 	if len(utilruntime.PanicHandlers) == 0 {
 		t.Error("upstream has no panic handlers any more")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"runtime"
 )
 
@@ -12,6 +13,9 @@ import (
 // which of the four programs it was.
 func panicMarker(log *slog.Logger) func(context.Context, any) {
 	return func(_ context.Context, v any) {
+		if v == http.ErrAbortHandler {
+			return // how a handler ends its connection; net/http catches it
+		}
 		pcs := make([]uintptr, 32)
 		frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs)])
 		component := nameKubernetes

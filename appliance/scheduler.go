@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"runtime"
 	"sync/atomic"
 
 	"k8s.io/apiserver/pkg/server/healthz"
@@ -58,6 +59,7 @@ type schedulerSettings struct {
 	kubeconfig string
 	election   componentbaseconfig.LeaderElectionConfiguration
 	profiling  bool
+	contention bool // profile what goroutines wait for, in the whole process
 }
 
 // Name implements supervise.Component.
@@ -161,6 +163,7 @@ func readSchedulerSettings(opts *schedoptions.Options) (schedulerSettings, error
 		kubeconfig: config.ClientConnection.Kubeconfig,
 		election:   config.LeaderElection,
 		profiling:  config.EnableProfiling,
+		contention: config.EnableContentionProfiling,
 	}, nil
 }
 
@@ -177,6 +180,9 @@ func (s *kubeScheduler) handler(auth *servingAuth) http.Handler {
 	slis.SLIMetricsWithReset{}.Install(m)
 	if s.settings.profiling {
 		routes.Profiling{}.Install(m)
+		if s.settings.contention {
+			runtime.SetBlockProfileRate(1)
+		}
 		routes.DebugFlags{}.Install(m, "v", routes.StringFlagPutHandler(logs.GlogSetter))
 	}
 	return auth.wrap(m)

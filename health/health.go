@@ -5,8 +5,8 @@
 //	b := health.New(health.Config{
 //		Address:  ":80",
 //		CAFile:   "/var/lib/kubernetes/ca.pem",
-//		CertFile: "/var/lib/kthwd/health.pem", // an identity without rights
-//		KeyFile:  "/var/lib/kthwd/health-key.pem",
+//		CertFile: "/var/lib/kubernetes/kthwd-health.pem", // an identity without rights
+//		KeyFile:  "/var/lib/kubernetes/kthwd-health-key.pem",
 //		Local:    status.Ready,
 //	})
 //	err := b.Run(ctx, ready) // blocks

@@ -57,7 +57,7 @@ func (l *Loader) settings() []setting {
 		{"role", RoleAll, groupProcess, "ROLE", "What this process is: controller. Required to run; the verbs need none.", (*commaList)(&c.Role)},
 		{"config", RoleAll, groupProcess, "FILE", "YAML file with these names as keys; flags win over it. Without this flag " + DefaultFile + " is read if it exists; --config= reads none.", &l.file},
 		{"log-format", RoleAll, groupProcess, "FORMAT", "Form of the log: text or json. Text is shorter and coloured on a terminal.", &c.LogFormat},
-		{"log-level", RoleAll, groupProcess, "LEVEL", "What is logged: error, warn, info, debug or a klog verbosity number, for all or as COMPONENT=LEVEL for one; repeatable, later ones win. Changed at run time with kthwd log-level.", (*commaList)(&c.LogLevel)},
+		{"log-level", RoleAll, groupProcess, "LEVEL", "What is logged: error, warn, info, debug or a number n, which shows upstream's lines of V(n-1) and below, for all or as COMPONENT=LEVEL for one; repeatable, later ones win. Changed at run time with kthwd log-level.", (*commaList)(&c.LogLevel)},
 
 		{"data-dir", RoleController, groupFiles, "DIR", "Directory of certificates, keys and kubeconfigs under the tutorial's names; made if it is missing.", &k.DataDir},
 		{"etcd-data-dir", RoleController, groupFiles, "DIR", "Directory of etcd's own data; empty means etcd below --data-dir.", &k.EtcdDataDir},

@@ -5,10 +5,11 @@
 //	logs, err := logging.New(os.Stderr, logging.Text, []string{"info", "etcd=debug"})
 //	log := logs.Logger("kthwd")
 //	log.Info("ready", "took", took)         // … level=INFO component=kthwd msg=ready took=2.1s
-//	logs.SetLevel("kube-apiserver", "4")    // klog's V(4) and below
+//	logs.SetLevel("kube-apiserver", "4")    // slog level -4, the same as debug
 //
-// A level is error, warn, info or debug, or a klog verbosity number: klog's
-// V(n) arrives in slog as level -n, hence "2" is slog level -2, and debug is 4.
+// A level is error, warn, info or debug, or a number n: slog level -n, as klog's
+// verbosities arrive in slog. What upstream's lines are worth is decided where
+// they are bridged; see package appliance.
 //
 // An attribute "component" outside any group, given with With or with the
 // record, replaces the logger's own: the line carries it once. With also

@@ -16,8 +16,9 @@
 //
 // A component that returns without having been asked to ends the whole group in
 // that same order; Run then returns its error. A component that does not return
-// within its stop budget is named in the log and in Run's error, and the stop
-// goes on without it, so that what it depends on is still closed properly.
+// within its stop budget is named in the log, and in Run's error unless a failure
+// is the reason of the stop; the stop goes on without it, so that what it depends
+// on is still closed properly.
 //
 // A panic is not caught: it crashes the process after a log line that names the
 // component, because a program that panicked must not go on writing. Running a
@@ -108,8 +109,8 @@ func (n *Node) StopWithin(d time.Duration) *Node {
 }
 
 // Run starts all components, blocks until they have all returned (or overrun
-// their stop budgets), and returns why the group ended: nil when ctx ended and
-// every stop kept its budget, else the first failure and all overruns.
+// their stop budgets), and returns why the group ended: the first failure, else
+// the overruns, else nil. Overruns that follow a failure are only logged.
 // The whole stop takes at most the sum of the budgets along the longest chain.
 func (g *Group) Run(ctx context.Context) error {
 	g.begun = g.now()
@@ -120,7 +121,10 @@ func (g *Group) Run(ctx context.Context) error {
 	unhook := context.AfterFunc(ctx, func() { g.stop(nil) })
 	wg.Wait()
 	unhook()
-	return errors.Join(append([]error{g.cause}, g.overruns...)...)
+	if g.cause != nil {
+		return g.cause
+	}
+	return errors.Join(g.overruns...)
 }
 
 // Fail ends the group in order, as if a component had returned err. The first

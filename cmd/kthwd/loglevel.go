@@ -19,7 +19,8 @@ func (a *app) logLevelVerb(l *config.Loader) *cobra.Command {
 		Use:   "log-level [LEVEL | COMPONENT=LEVEL]... [flags]",
 		Short: "Show or change the log levels of the running kthwd",
 		Long: "Show the log levels of the running kthwd, or change them until it ends. A level is\n" +
-			"error, warn, info, debug or a klog verbosity number. A LEVEL alone is that of all\n" +
+			"error, warn, info, debug or a number n, which shows upstream's lines of V(n-1)\n" +
+			"and below. A LEVEL alone is that of all\n" +
 			"components without one of their own.",
 		Example: "  kthwd log-level etcd=debug kube-apiserver=4\n  kthwd log-level warn",
 		RunE:    func(cmd *cobra.Command, args []string) error { return a.logLevel(cmd.Context(), l, args) },

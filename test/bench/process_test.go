@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	restartSec = 5 * time.Second // the unit files' RestartSec
-	stopBudget = 90 * time.Second
+	restartPause = 5 * time.Second // the unit files' RestartSec
+	stopBudget   = 90 * time.Second
 )
 
 // unit is a program that is kept running, as a systemd unit with
@@ -100,7 +100,7 @@ func (u *unit) keep() {
 		select {
 		case <-u.stopping:
 			return
-		case <-time.After(restartSec):
+		case <-time.After(restartPause):
 		}
 		u.mu.Lock()
 		u.restarts++

@@ -167,6 +167,12 @@ func (s *session) run(t *testing.T, c command) {
 		s.up = s.start(t, c)
 		return
 	}
+	if s.up == nil { // nothing comes up or goes down that there would be to wait for
+		if err := s.try(t.Context(), c); err != nil {
+			t.Fatalf("%s: %s: %v", c.at, c.text, err)
+		}
+		return
+	}
 	var first error // the reason that matters when a repeated command meets what it did before
 	kthwtest.WaitFor(t, c.at+": "+c.text, 30*time.Second, func() error {
 		err := s.try(t.Context(), c)

@@ -99,7 +99,7 @@ func leadsAtOnce(t *testing.T, c *kthwtest.Controller) {
 
 func TestKillUnderWrites(t *testing.T) {
 	t.Parallel()
-	c := kthwtest.Start(t, kthwtest.Options{})
+	c := start(t, kthwtest.Options{})
 	for range 2 {
 		w := startWriters(t, c.Client(t), 8)
 		w.until(t, 300)
@@ -118,7 +118,7 @@ func TestOrderlyStop(t *testing.T) {
 	for _, s := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
 		t.Run(s.String(), func(t *testing.T) {
 			t.Parallel()
-			c := kthwtest.Start(t, kthwtest.Options{})
+			c := start(t, kthwtest.Options{})
 			for range 20 {
 				watchUntilTheEnd(t, ownConnection(t, c))
 			}
@@ -186,7 +186,7 @@ func checkStopOrder(t *testing.T, log string) {
 
 func TestSecondSignal(t *testing.T) {
 	t.Parallel()
-	c := kthwtest.Start(t, kthwtest.Options{})
+	c := start(t, kthwtest.Options{})
 	watchUntilTheEnd(t, ownConnection(t, c)) // holds the stop up for as long as watches are given
 	w := startWriters(t, c.Client(t), 4)
 	w.until(t, 100)
@@ -201,7 +201,7 @@ func TestSecondSignal(t *testing.T) {
 	if got := c.Wait(t, 5*time.Second); got != 1 {
 		t.Errorf("got exit code %d, want 1", got)
 	}
-	if log := c.Log.String(); !strings.Contains(log, "kthwd: error: second signal") || strings.Contains(log, "goroutine ") {
+	if log := c.Log.String(); !strings.Contains(log, "kthwd: error: second signal") || trace.MatchString(log) {
 		t.Errorf("got log\n%s\nwant a line on the second signal, and no stack trace", c.Log.Tail(20))
 	}
 	c = again(t, c, kthwtest.Options{})

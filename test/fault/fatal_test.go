@@ -25,7 +25,7 @@ import (
 // klog.FlushAndExit in upstream's code.
 func TestFatalInUpstreamCode(t *testing.T) {
 	t.Parallel()
-	c := kthwtest.Start(t, kthwtest.Options{})
+	c := start(t, kthwtest.Options{})
 	client := c.Client(t)
 	kthwtest.WaitFor(t, "the scheduler leading", soon, func() error { return isLeading(c, sched) })
 	kthwtest.WaitFor(t, "a pod", soon, func() error {
@@ -41,10 +41,11 @@ func TestFatalInUpstreamCode(t *testing.T) {
 	}
 	o := outcome{c.Cmd.ProcessState.ExitCode(), c.Log.String()}
 	problems, _ := o.errorLines()
-	if len(problems) == 0 || !strings.HasPrefix(problems[0], "kube-scheduler: upstream code wanted to exit the process with code 1, at ") || !strings.Contains(problems[0], "cache.go:") {
+	t.Logf("what a person reads: %s", strings.Join(problems, "\n"))
+	if len(problems) != 1 || !strings.HasPrefix(problems[0], "kube-scheduler: upstream code wanted to exit the process with code 1, at ") || !strings.Contains(problems[0], "cache.go:") {
 		t.Errorf("got errors %q, want one that says who wanted to exit, and where", problems)
 	}
-	if strings.Contains(o.stderr, "goroutine ") {
+	if trace.MatchString(o.stderr) {
 		t.Error("got a stack trace, want none")
 	}
 	for _, name := range []string{kcm, "kube-apiserver", "etcd"} {

@@ -24,6 +24,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -143,6 +144,37 @@ func stop(t *testing.T, c *kthwtest.Controller, s os.Signal, want int) {
 	}
 }
 
+var lastPort atomic.Int64
+
+func init() { lastPort.Store(int64(20000 + os.Getpid()*131%8000)) }
+
+// freePorts finds ports that no outgoing connection of another controller takes
+// meanwhile: they are below the range that Linux picks from by itself.
+func freePorts(t *testing.T) kthwtest.Ports {
+	t.Helper()
+	var p kthwtest.Ports
+	for _, port := range []*int{&p.Secure, &p.EtcdClient, &p.EtcdPeer, &p.ControllerManager, &p.Scheduler, &p.Health, &p.Metrics} {
+		for *port == 0 {
+			n := int(lastPort.Add(1))
+			if l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(n))); err == nil {
+				l.Close()
+				*port = n
+			}
+		}
+	}
+	return p
+}
+
+// start is kthwtest.Start with such ports.
+func start(t *testing.T, o kthwtest.Options) *kthwtest.Controller {
+	t.Helper()
+	if o.Ports == nil {
+		p := freePorts(t)
+		o.Ports = &p
+	}
+	return kthwtest.Start(t, o)
+}
+
 // again starts a controller on the directory and ports of one that has ended.
 func again(t *testing.T, c *kthwtest.Controller, o kthwtest.Options) *kthwtest.Controller {
 	t.Helper()
@@ -178,6 +210,9 @@ func runToEnd(t *testing.T, prepare func(*exec.Cmd), args ...string) outcome {
 	return outcome{cmd.ProcessState.ExitCode(), stderr.String()}
 }
 
+// trace is what a Go program that crashes writes.
+var trace = regexp.MustCompile(`(?m)^(panic: |fatal error: |goroutine \d+ )`)
+
 // errorLines are what a person is told at the end, without the log.
 func (o outcome) errorLines() (problems, hints []string) {
 	for line := range strings.SplitSeq(o.stderr, "\n") {
@@ -205,7 +240,7 @@ func (o outcome) check(t *testing.T, code int, hint string, parts ...string) {
 	if hint != "-" && (len(hints) != 1 || !strings.Contains(hints[0], hint)) {
 		t.Errorf("hints: got %q, want one with %q", hints, hint)
 	}
-	if strings.Contains(o.stderr, "goroutine ") || strings.Contains(o.stderr, "panic") {
+	if trace.MatchString(o.stderr) {
 		t.Error("got a stack trace, want none")
 	}
 	if t.Failed() {

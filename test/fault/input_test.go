@@ -44,7 +44,7 @@ func (a attempt) run(t *testing.T) outcome {
 // first start, for free ports, and no etcd data.
 func newAttempt(t *testing.T, args ...string) attempt {
 	t.Helper()
-	a := attempt{dir: filepath.Join(t.TempDir(), "data"), ports: kthwtest.FreePorts(t, "127.0.0.1"), args: args}
+	a := attempt{dir: filepath.Join(t.TempDir(), "data"), ports: freePorts(t), args: args}
 	a.makeFiles(t)
 	return a
 }
@@ -78,7 +78,7 @@ func TestPortInUse(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer l.Close()
-			a := attempt{dir: filepath.Join(t.TempDir(), "data"), ports: kthwtest.FreePorts(t, "127.0.0.1")}
+			a := attempt{dir: filepath.Join(t.TempDir(), "data"), ports: freePorts(t)}
 			*tt.port(&a.ports) = l.Addr().(*net.TCPAddr).Port
 			a.makeFiles(t)
 			before := contents(t, a.dir)
@@ -91,7 +91,7 @@ func TestPortInUse(t *testing.T) {
 // The same for all ports at once: each is named.
 func TestAllPortsInUse(t *testing.T) {
 	t.Parallel()
-	c := kthwtest.Start(t, kthwtest.Options{})
+	c := start(t, kthwtest.Options{})
 	dir := filepath.Join(t.TempDir(), "data")
 	o := attempt{dir: dir, ports: c.Ports}.run(t)
 	problems, hints := o.errorLines()
@@ -102,8 +102,8 @@ func TestAllPortsInUse(t *testing.T) {
 
 func TestSecondOnTheSameDirectory(t *testing.T) {
 	t.Parallel()
-	c := kthwtest.Start(t, kthwtest.Options{})
-	o := attempt{dir: c.Dir, ports: kthwtest.FreePorts(t, "127.0.0.1")}.run(t)
+	c := start(t, kthwtest.Options{})
+	o := attempt{dir: c.Dir, ports: freePorts(t)}.run(t)
 	o.check(t, 1, "stop that one first", c.Dir+" is in use by another kthwd", fmt.Sprintf("process %d", c.Cmd.Process.Pid))
 	if r, err := c.Status(); err != nil || !r.Ready {
 		t.Errorf("the first one: got ready %v (%v), want it untouched", r.Ready, err)
@@ -213,7 +213,7 @@ func TestWithoutCAKey(t *testing.T) {
 	t.Parallel()
 	a := newAttempt(t)
 	remove(t, a.dir, "ca-key.pem")
-	c := kthwtest.Start(t, kthwtest.Options{Dir: a.dir, Ports: &a.ports})
+	c := start(t, kthwtest.Options{Dir: a.dir, Ports: &a.ports})
 	kthwtest.WaitFor(t, "the controllers to work", soon, func() error {
 		_, err := c.Client(t).CoreV1().ServiceAccounts("default").Get(t.Context(), "default", metav1.GetOptions{})
 		return err
@@ -272,7 +272,7 @@ func TestDirectoryOfSomebodyElse(t *testing.T) {
 		if err := os.Mkdir(parent, 0o555); err != nil {
 			t.Fatal(err)
 		}
-		a := attempt{dir: filepath.Join(parent, "data"), ports: kthwtest.FreePorts(t, "127.0.0.1"), prepare: prepare}
+		a := attempt{dir: filepath.Join(parent, "data"), ports: freePorts(t), prepare: prepare}
 		a.run(t).check(t, 1, "--data-dir", a.dir, "permission denied")
 	})
 	for _, mode := range []os.FileMode{0o700, 0o755} {
@@ -280,7 +280,7 @@ func TestDirectoryOfSomebodyElse(t *testing.T) {
 			if os.Geteuid() != 0 {
 				t.Skip("needs root, to have files of two users")
 			}
-			a := attempt{dir: filepath.Join(open, fmt.Sprintf("data-%o", mode)), ports: kthwtest.FreePorts(t, "127.0.0.1"), prepare: prepare}
+			a := attempt{dir: filepath.Join(open, fmt.Sprintf("data-%o", mode)), ports: freePorts(t), prepare: prepare}
 			a.makeFiles(t)
 			if err := os.Chmod(a.dir, mode); err != nil {
 				t.Fatal(err)

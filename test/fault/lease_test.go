@@ -27,7 +27,7 @@ import (
 const (
 	losses        = 5
 	leaseDuration = 4 * time.Second
-	goroutineRoom = 60 // idle connections and requests in flight come and go
+	goroutineRoom = 60 // requests in flight come and go; idle connections close after 90 s
 )
 
 // quickLeases make a term end within seconds of its lease's loss.
@@ -44,7 +44,7 @@ func quickLeases() (args []string) {
 // server and their clients do not notice.
 func TestLeaseLoss(t *testing.T) {
 	t.Parallel()
-	c := kthwtest.Start(t, kthwtest.Options{Args: quickLeases()})
+	c := start(t, kthwtest.Options{Args: quickLeases()})
 	client := c.Client(t)
 	for _, name := range []string{kcm, sched} {
 		kthwtest.WaitFor(t, name+" leading", soon, func() error { return isLeading(c, name) })
@@ -62,12 +62,14 @@ func TestLeaseLoss(t *testing.T) {
 	}
 	rob(t, c, client, losses-1, leases, pods)
 
-	kthwtest.WaitFor(t, "no more goroutines than before", time.Minute, func() error {
+	kthwtest.WaitFor(t, "no more goroutines than before", 3*time.Minute, func() error {
 		now, err := goroutines(t.Context(), client)
 		if err == nil && now > before+goroutineRoom {
 			err = fmt.Errorf("got %d, want %d and at most %d more", now, before, goroutineRoom)
 		}
-		t.Logf("goroutines: %d after one loss of each, %d after %d", before, now, losses)
+		if err == nil {
+			t.Logf("goroutines: %d after one loss of each, %d after %d", before, now, losses)
+		}
 		return err
 	})
 	calm.check(t)

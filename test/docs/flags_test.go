@@ -1,0 +1,177 @@
+package docs
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"kthwd/test/kthwtest"
+)
+
+const differences = "docs/tutorial-differences.md"
+
+// goldens is where appliance's tests keep the command lines that kthwd makes.
+const goldens = "appliance/testdata/args"
+
+// A flagRow is a line of a flag table. "" is a side that has no such flag.
+type flagRow struct {
+	guide, kthwd string // --key=value
+	sometimes    bool   // kthwd sets it in some configurations only
+}
+
+// TestFlags holds the tables to the guide's flags and to kthwd's.
+func TestFlags(t *testing.T) {
+	p := page{differences, read(t, differences)}
+	guide := guideFlags(t)
+	for _, program := range []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"} {
+		t.Run(program, func(t *testing.T) {
+			table := flagRows(t, p.section(t, "## "+program))
+			checkGuide(t, table, guide[program])
+			checkKthwd(t, table, goldenFlags(t, program))
+		})
+	}
+}
+
+// guideFlags are the guide's flags by program.
+func guideFlags(t *testing.T) map[string][]string {
+	t.Helper()
+	data, err := os.ReadFile("testdata/guide-flags.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	flags, program := map[string][]string{}, ""
+	for line := range strings.Lines(string(data)) {
+		switch line = strings.TrimSpace(line); {
+		case strings.HasPrefix(line, "--"):
+			flags[program] = append(flags[program], line)
+		case line != "" && !strings.HasPrefix(line, "#"):
+			program = line
+		}
+	}
+	return flags
+}
+
+var flagCell = regexp.MustCompile("^`(--[^`]+)`( \\(loopback only\\))?$")
+
+func flagRows(t *testing.T, section string) (all []flagRow) {
+	t.Helper()
+	for _, cells := range rows(section) {
+		if len(cells) != 3 {
+			t.Fatalf("a row has %d cells, want 3: %q", len(cells), cells)
+		}
+		var r flagRow
+		if cells[0] != "—" {
+			m := flagCell.FindStringSubmatch(cells[0])
+			if m == nil {
+				t.Fatalf("%q is neither a flag nor —", cells[0])
+			}
+			r.guide = m[1]
+		}
+		switch m := flagCell.FindStringSubmatch(cells[1]); {
+		case cells[1] == "same":
+			r.kthwd = r.guide
+		case m != nil:
+			r.kthwd, r.sometimes = m[1], m[2] != ""
+		case cells[1] != "—":
+			t.Fatalf("%q is neither a flag nor same nor —", cells[1])
+		}
+		if r.kthwd != r.guide && cells[2] == "" {
+			t.Errorf("%s, %s: the row does not say why", r.guide, r.kthwd)
+		}
+		all = append(all, r)
+	}
+	return all
+}
+
+// checkGuide wants one row for each flag of the guide, and no other.
+func checkGuide(t *testing.T, table []flagRow, guide []string) {
+	t.Helper()
+	if len(guide) == 0 {
+		t.Error("testdata/guide-flags.txt has none")
+	}
+	var got []string
+	for _, r := range table {
+		if r.guide != "" {
+			got = append(got, r.guide)
+		}
+	}
+	for _, flag := range guide {
+		if !slices.Contains(got, flag) {
+			t.Errorf("the guide's %s has no row", flag)
+		}
+	}
+	for i, flag := range got {
+		if !slices.Contains(guide, flag) || slices.Contains(got[:i], flag) {
+			t.Errorf("%s: not a flag of the guide, or twice", flag)
+		}
+	}
+}
+
+// goldenFlags are kthwd's flags for a program in each configuration that
+// appliance's golden files have: every file whose name or path has the program's.
+func goldenFlags(t *testing.T, program string) map[string][]string {
+	t.Helper()
+	dir := filepath.Join(kthwtest.Root(), goldens)
+	found := map[string][]string{}
+	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		name := strings.TrimSuffix(filepath.Base(path), ".golden")
+		if err != nil || d.IsDir() || name != program && !strings.HasPrefix(name, program+"-") && !strings.HasPrefix(name, program+".") {
+			return nil
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Error(err)
+		}
+		for line := range strings.Lines(string(data)) {
+			if line = strings.TrimSpace(line); strings.HasPrefix(line, "--") {
+				found[path] = append(found[path], line)
+			}
+		}
+		return nil
+	})
+	if len(found) == 0 {
+		t.Skipf("%s has no golden file for %s yet", goldens, program)
+	}
+	return found
+}
+
+// checkKthwd wants a row for each flag of kthwd's, and a flag for each row.
+func checkKthwd(t *testing.T, table []flagRow, variants map[string][]string) {
+	t.Helper()
+	matched := map[flagRow]bool{}
+	for path, flags := range variants {
+		for _, flag := range flags {
+			key, _, _ := strings.Cut(flag, "=")
+			i := slices.IndexFunc(table, func(r flagRow) bool { return r.kthwd == key || strings.HasPrefix(r.kthwd, key+"=") })
+			if i < 0 {
+				t.Errorf("%s has no row (%s)", flag, filepath.Base(path))
+				continue
+			}
+			if flagPattern(table[i].kthwd).MatchString(flag) {
+				matched[table[i]] = true
+			}
+		}
+	}
+	for _, r := range table {
+		if r.kthwd == "" || matched[r] {
+			continue
+		}
+		if r.sometimes && len(variants) == 1 {
+			t.Logf("%s: no golden file has a configuration that sets it", r.kthwd)
+			continue
+		}
+		t.Errorf("kthwd does not pass %s", r.kthwd)
+	}
+}
+
+// flagPattern has NAME, ADDRESS and the guide's variables stand for what a
+// machine says.
+func flagPattern(flag string) *regexp.Regexp {
+	pattern := regexp.QuoteMeta(flag)
+	pattern = regexp.MustCompile(`NAME|ADDRESS|\\\$\\\{\w+\\\}|\\\$\w+`).ReplaceAllString(pattern, `[][\w.:-]+`)
+	return regexp.MustCompile("^" + pattern + "$")
+}

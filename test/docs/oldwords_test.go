@@ -1,0 +1,189 @@
+package docs
+
+import (
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"os"
+	"path/filepath"
+	"sort"
+	"strconv"
+	"strings"
+	"testing"
+
+	"kthwd/test/kthwtest"
+)
+
+// TestOldWords holds the table of old words to appliance/oldwords.go, which it
+// is written from.
+func TestOldWords(t *testing.T) {
+	text := read(t, differences)
+	head, rest, begins := strings.Cut(text, "<!-- old words: begin.")
+	note, rest, _ := strings.Cut(rest, "\n")
+	_, tail, ends := strings.Cut(rest, "<!-- old words: end -->")
+	if !begins || !ends {
+		t.Fatalf("%s lacks the marks of the table", differences)
+	}
+	want := head + "<!-- old words: begin." + note + "\n\n" + oldWordsTable(t) + "\n<!-- old words: end -->" + tail
+	if text == want {
+		return
+	}
+	if *update {
+		if err := os.WriteFile(filepath.Join(kthwtest.Root(), differences), []byte(want), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	got, wanted := strings.Split(text, "\n"), strings.Split(want, "\n")
+	for i, line := range wanted {
+		if i >= len(got) || got[i] != line {
+			t.Fatalf("%s:%d is out of date (run make golden): got %q, want %q", differences, i+1, got[min(i, len(got)-1)], line)
+		}
+	}
+	t.Fatalf("%s is out of date (run make golden)", differences)
+}
+
+// conditions are the functions of oldWord.when in words; one that is not here
+// fails the test, so that nobody forgets to find words for it.
+var conditions = map[string]string{
+	"isOn": "when it is on", "isOff": "when it is off", "isZero": "when it is 0", "notLeases": "with a lock other than leases",
+	"lacksValues": "entries without a value", "namesGonePlugins": "with plugins that are gone",
+}
+
+// values are the functions of oldWord.value.
+var values = map[string]string{
+	"explicitTrue": ", `=true` added", "leases": "=leases", "withoutGonePlugins": ", without plugins that are gone",
+}
+
+// oldWordsTable is the table, from the Go source.
+func oldWordsTable(t *testing.T) string {
+	src := parseAppliance(t)
+	var b strings.Builder
+	b.WriteString("| program | old flag | read as | because |\n|---|---|---|---|\n")
+	words, ok := src.vars["oldWords"].(*ast.CompositeLit)
+	if !ok {
+		t.Fatal("oldwords.go: oldWords is no map literal")
+	}
+	for _, element := range words.Elts {
+		entry := element.(*ast.KeyValueExpr)
+		for _, word := range src.list(t, entry.Value, "oldLogging") {
+			b.WriteString(src.row(t, src.text(t, entry.Key), word))
+		}
+	}
+	for _, word := range src.list(t, src.vars["oldLogging"], "") {
+		b.WriteString(src.row(t, "kube-…", word))
+	}
+	b.WriteString("\nAdmission plugins that are gone, and what took their place:\n\n| plugin | instead |\n|---|---|\n")
+	var gone []string
+	for _, element := range src.vars["gonePlugins"].(*ast.CompositeLit).Elts {
+		entry := element.(*ast.KeyValueExpr)
+		gone = append(gone, fmt.Sprintf("| `%s` | %s |\n", src.text(t, entry.Key), src.text(t, entry.Value)))
+	}
+	sort.Strings(gone)
+	b.WriteString(strings.Join(gone, ""))
+	return b.String()
+}
+
+// source is what the table needs of package appliance.
+type source struct {
+	vars   map[string]ast.Expr
+	consts map[string]string
+}
+
+func parseAppliance(t *testing.T) source {
+	t.Helper()
+	s := source{map[string]ast.Expr{}, map[string]string{}}
+	for _, name := range []string{"oldwords.go", "options.go"} {
+		file, err := parser.ParseFile(token.NewFileSet(), filepath.Join(kthwtest.Root(), "appliance", name), nil, parser.SkipObjectResolution)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, decl := range file.Decls {
+			general, ok := decl.(*ast.GenDecl)
+			if !ok {
+				continue
+			}
+			for _, spec := range general.Specs {
+				if v, ok := spec.(*ast.ValueSpec); ok && len(v.Values) == 1 {
+					s.vars[v.Names[0].Name] = v.Values[0]
+					if text, ok := literal(v.Values[0]); ok {
+						s.consts[v.Names[0].Name] = text
+					}
+				}
+			}
+		}
+	}
+	return s
+}
+
+func literal(e ast.Expr) (string, bool) {
+	lit, ok := e.(*ast.BasicLit)
+	if !ok || lit.Kind != token.STRING {
+		return "", false
+	}
+	text, err := strconv.Unquote(lit.Value)
+	return text, err == nil
+}
+
+// text is a string literal or constant.
+func (s source) text(t *testing.T, e ast.Expr) string {
+	t.Helper()
+	if text, ok := literal(e); ok {
+		return text
+	}
+	if name, ok := e.(*ast.Ident); ok {
+		if text, ok := s.consts[name.Name]; ok {
+			return text
+		}
+	}
+	t.Fatalf("oldwords.go: %T is no string that this test can read", e)
+	return ""
+}
+
+// list is a []oldWord literal, or an append of the list called shared to one.
+func (s source) list(t *testing.T, e ast.Expr, shared string) []ast.Expr {
+	t.Helper()
+	if call, ok := e.(*ast.CallExpr); ok && len(call.Args) == 2 {
+		if name, ok := call.Args[1].(*ast.Ident); !ok || name.Name != shared {
+			t.Fatal("oldwords.go: an append of something else than oldLogging")
+		}
+		e = call.Args[0]
+	}
+	lit, ok := e.(*ast.CompositeLit)
+	if !ok {
+		t.Fatalf("oldwords.go: %T is no list of old words", e)
+	}
+	return lit.Elts
+}
+
+// row is one oldWord as a row of the table.
+func (s source) row(t *testing.T, program string, e ast.Expr) string {
+	t.Helper()
+	fields := map[string]ast.Expr{}
+	for _, element := range e.(*ast.CompositeLit).Elts {
+		entry := element.(*ast.KeyValueExpr)
+		fields[entry.Key.(*ast.Ident).Name] = entry.Value
+	}
+	old := "`--" + s.text(t, fields["key"]) + "`"
+	if when := fields["when"]; when != nil {
+		old += " " + known(t, conditions, when)
+	}
+	today := "dropped"
+	if becomes := fields["becomes"]; becomes != nil {
+		today = "`--" + s.text(t, becomes) + "`"
+		if value := fields["value"]; value != nil {
+			today += known(t, values, value)
+		}
+	}
+	return fmt.Sprintf("| %s | %s | %s | %s |\n", program, old, today, s.text(t, fields["why"]))
+}
+
+func known(t *testing.T, words map[string]string, e ast.Expr) string {
+	t.Helper()
+	name, ok := e.(*ast.Ident)
+	if !ok || words[name.Name] == "" {
+		t.Fatalf("oldwords.go: find words for %v in test/docs/oldwords_test.go", e)
+	}
+	return words[name.Name]
+}
