@@ -122,10 +122,10 @@ func newPlant(ctx context.Context, cfg config.Controller, o Options) (_ *plant, 
 		return nil, err
 	}
 	if err := p.buildArgs(); err != nil {
-		return nil, err
+		return nil, asUsage(err)
 	}
 	p.programs, err = parsePrograms(p.args)
-	return p, err
+	return p, asUsage(err)
 }
 
 func (p *plant) close() {
@@ -215,6 +215,9 @@ func (p *plant) oldFiles() error {
 	if err != nil {
 		return err
 	}
+	if err := checkPolicies(p.args[nameAPIServer]); err != nil {
+		return err
+	}
 	file, schedWarning, err := schedulerConfig(value(p.args[nameScheduler], "config"), p.layout)
 	if err != nil {
 		return err
@@ -245,7 +248,7 @@ func (p *plant) wire() (*supervise.Group, error) {
 	logs := p.o.Logs
 	etcd, err := newEtcd(p.args[nameEtcd], logs.Logger(nameEtcd))
 	if err != nil {
-		return nil, err
+		return nil, asUsage(err)
 	}
 	g := supervise.New(p.log)
 	api := &apiServer{

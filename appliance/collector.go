@@ -29,7 +29,7 @@ const (
 	calmAfter  = 15 * time.Second // this long without a collection under load, and the load is over
 
 	settle      = 5 * time.Second // from ready to the idle setting
-	settleAgain = 25 * time.Second
+	settleAgain = 10 * time.Second
 )
 
 // collector is the one place that sets the garbage collector.
@@ -63,7 +63,7 @@ func newCollector() *collector {
 }
 
 // settled goes over from the start to the idle setting and gives the garbage of
-// the start back to the system. It blocks for half a minute or until ctx ends.
+// the start back to the system. It blocks for a quarter of a minute or until ctx ends.
 func (c *collector) settled(ctx context.Context) {
 	if c == nil {
 		return

@@ -1,5 +1,7 @@
 package appliance
 
+import "errors"
+
 // hinted is an error that knows what a person can do about it.
 type hinted struct {
 	error
@@ -12,6 +14,31 @@ func WithHint(err error, hint string) error { return &hinted{err, hint} }
 
 // Hint is the advice: one line, what to do.
 func (h *hinted) Hint() string { return h.hint }
+
+// usage is a mistake in what the user wrote, as opposed to what happened.
+type usage struct{ error }
+
+// Usage marks the error for the caller's exit code.
+func (usage) Usage() bool { return true }
+
+// Unwrap gives errors.Is and errors.As the error itself.
+func (u usage) Unwrap() error { return u.error }
+
+// asUsage marks err, or each error that errors.Join put into it.
+func asUsage(err error) error {
+	if err == nil {
+		return nil
+	}
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return usage{err}
+	}
+	var all []error
+	for _, e := range joined.Unwrap() {
+		all = append(all, asUsage(e))
+	}
+	return errors.Join(all...)
+}
 
 // Unwrap gives errors.Is and errors.As the error itself.
 func (h *hinted) Unwrap() error { return h.error }

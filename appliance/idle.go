@@ -11,12 +11,12 @@ import (
 )
 
 const (
-	// timerSlack lets the kernel put timers that end within 10 ms of each other
+	// timerSlack lets the kernel put timers that end within 20 ms of each other
 	// into one wake-up. The programs have some 400 short timers a second when
 	// idle (a bookmark timer for each watch cache, two metrics ticks a second
 	// for each work queue), each of which would wake a sleeping processor on its
-	// own. No timer of theirs, raft's ticks of 25–100 ms included, needs better.
-	timerSlack      = 10 * time.Millisecond
+	// own. No timer of theirs, raft's ticks of 50–100 ms included, needs better.
+	timerSlack      = 20 * time.Millisecond
 	prSetTimerSlack = 29 // PR_SET_TIMERSLACK, prctl(2)
 	madvDontNeed    = 4  // MADV_DONTNEED, madvise(2)
 )
@@ -70,7 +70,7 @@ func readOnlyMapping(line, file string) (from, to uintptr, ok bool) {
 
 // tuneProcess prepares this process for its start. The function it returns,
 // called when everything is ready, goes over to the steady state; it blocks for
-// half a minute or until ctx ends.
+// a quarter of a minute or until ctx ends.
 func tuneProcess(log *slog.Logger) (ready func(context.Context)) {
 	c := newCollector()
 	return func(ctx context.Context) {

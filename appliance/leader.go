@@ -20,8 +20,8 @@ import (
 // The pause before a component whose term ended is run again.
 const (
 	firstTermPause = 500 * time.Millisecond
-	lastTermPause  = 30 * time.Second
-	steadyTerm     = 5 * time.Minute // a term this long makes the next pause short again
+	lastTermPause  = 15 * time.Second // below aliveCheck's patience
+	steadyTerm     = 5 * time.Minute  // a term this long makes the next pause short again
 )
 
 // errLeaseLost ends a term whose lease could not be renewed in time.

@@ -87,7 +87,7 @@ func TestStuckTermIsNotRunAgain(t *testing.T) {
 	})
 }
 
-// A term that fails is begun again, after pauses that double up to 30 s.
+// A term that fails is begun again, after pauses that double up to 15 s.
 func TestFailedTermIsBegunAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLease()

@@ -2,6 +2,7 @@ package appliance
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,6 +11,8 @@ import (
 	"slices"
 	"strings"
 
+	auditpolicy "k8s.io/apiserver/pkg/audit/policy"
+	"k8s.io/apiserver/pkg/server/options/encryptionconfig"
 	"sigs.k8s.io/yaml"
 
 	"kthwd/appliance/pki"
@@ -200,6 +203,26 @@ func encryptionWarning(path string) (string, error) {
 		return fmt.Sprintf("%s: kind %s, apiVersion %s is read as %s", path, meta.Kind, meta.APIVersion, today), nil
 	}
 	return "", WithHint(fmt.Errorf("%s: kind %q, apiVersion %q is no encryption configuration", path, meta.Kind, meta.APIVersion), "want "+today)
+}
+
+// checkPolicies reads the files that the API server would refuse only once etcd
+// has made its data.
+func checkPolicies(args []arg) error {
+	if path := value(args, "audit-policy-file"); path != "" {
+		if _, err := auditpolicy.LoadPolicyFromFile(path); err != nil {
+			return WithHint(err, "mend the file, or move it away and kthwd writes its own")
+		}
+	}
+	path := value(args, "encryption-provider-config")
+	if path == "" {
+		return nil
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel() // ends the probes of KMS plugins, where there are any
+	if _, err := encryptionconfig.LoadEncryptionConfig(ctx, path, false, ""); err != nil {
+		return WithHint(fmt.Errorf("%s: %w", path, err), "mend the file; secrets that are stored already need their old key in it")
+	}
+	return nil
 }
 
 const schedulerConfigVersion = "kubescheduler.config.k8s.io/v1"

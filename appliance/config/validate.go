@@ -135,7 +135,7 @@ func (l *Loader) roleProblems() (problems []*Problem) {
 		if s.role != RoleLB || l.Origin(s.name) == OriginDefault {
 			continue
 		}
-		problems = append(problems, &Problem{Key: s.name, Text: fmt.Sprintf("belongs to --role=%s; this process is --role=%s", s.role, role)})
+		problems = append(problems, &Problem{Key: s.name, Text: fmt.Sprintf("belongs to --role=%s; this process is --role=%s", s.role, role), Hint: "leave it out; kthwd --help lists what this role takes"})
 	}
 	return problems
 }

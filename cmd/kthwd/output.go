@@ -62,7 +62,8 @@ func (a *app) report(err error) (code int) {
 	}
 	var usage *usageError
 	var problem *config.Problem
-	if errors.As(err, &usage) || errors.As(err, &problem) {
+	var written interface{ Usage() bool } // from package appliance: arguments that a program does not take
+	if errors.As(err, &usage) || errors.As(err, &problem) || errors.As(err, &written) {
 		return 2
 	}
 	return 1

@@ -28,7 +28,8 @@
 //	            bound; SIGTERM, then exec to /readyz on the same data
 //	idle        CPU and memory of a fresh cluster that nobody uses
 //	throughput  ConfigMaps of 1 KiB: create, get, list (1000 of them), delete, 32 clients
-//	pods        1000 pods on 100 fake nodes, from the first create to the last binding
+//	pods        1000 pods on 100 fake nodes, from the first create to the last binding, by
+//	            clients that speak protobuf, as controllers do
 //	stop        SIGTERM to exit 0 while 50 clients watch; for information, the same of a
 //	            kube-apiserver by itself
 //

@@ -239,12 +239,18 @@ func ask(ctx context.Context, client *http.Client, url string) error {
 // client-side limit.
 func (p *plane) clients(t *testing.T, n int) []*kubernetes.Clientset {
 	t.Helper()
+	return p.clientsThatSpeak(t, n, "application/json")
+}
+
+// clientsThatSpeak is clients with another form of what they send and receive.
+func (p *plane) clientsThatSpeak(t *testing.T, n int, contentType string) []*kubernetes.Clientset {
+	t.Helper()
 	config, err := clientcmd.BuildConfigFromFlags("", p.layout.Kubeconfig(pki.NameAdmin))
 	if err != nil {
 		t.Fatal(err)
 	}
 	config.QPS, config.Burst = -1, -1
-	config.ContentType, config.AcceptContentTypes = "application/json", "application/json"
+	config.ContentType, config.AcceptContentTypes = contentType, contentType
 	clients := make([]*kubernetes.Clientset, n)
 	for i := range clients {
 		own := rest.CopyConfig(config)

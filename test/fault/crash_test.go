@@ -99,7 +99,7 @@ func leadsAtOnce(t *testing.T, c *kthwtest.Controller) {
 
 func TestKillUnderWrites(t *testing.T) {
 	t.Parallel()
-	c := start(t, kthwtest.Options{})
+	c := kthwtest.Start(t, kthwtest.Options{})
 	for range 2 {
 		w := startWriters(t, c.Client(t), 8)
 		w.until(t, 300)
@@ -118,7 +118,7 @@ func TestOrderlyStop(t *testing.T) {
 	for _, s := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
 		t.Run(s.String(), func(t *testing.T) {
 			t.Parallel()
-			c := start(t, kthwtest.Options{})
+			c := kthwtest.Start(t, kthwtest.Options{})
 			for range 20 {
 				watchUntilTheEnd(t, ownConnection(t, c))
 			}
@@ -186,7 +186,7 @@ func checkStopOrder(t *testing.T, log string) {
 
 func TestSecondSignal(t *testing.T) {
 	t.Parallel()
-	c := start(t, kthwtest.Options{})
+	c := kthwtest.Start(t, kthwtest.Options{})
 	watchUntilTheEnd(t, ownConnection(t, c)) // holds the stop up for as long as watches are given
 	w := startWriters(t, c.Client(t), 4)
 	w.until(t, 100)

@@ -23,7 +23,7 @@ import (
 
 func TestEtcdData(t *testing.T) {
 	t.Parallel()
-	c := start(t, kthwtest.Options{})
+	c := kthwtest.Start(t, kthwtest.Options{})
 	w := startWriters(t, c.Client(t), 4)
 	w.until(t, 200)
 	stop(t, c, syscall.SIGTERM, 0)
@@ -54,7 +54,7 @@ func TestEtcdData(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			a := attempt{dir: copyDir(t, c.Dir), ports: c.Ports}
-			a.ports = freePorts(t)
+			a.ports = kthwtest.FreePorts(t, "127.0.0.1")
 			a.ports.Secure = c.Ports.Secure // the kubeconfigs name it; nothing listens before etcd is ready
 			tt.spoil(t, filepath.Join(a.dir, "etcd"))
 			before := contents(t, a.dir)
@@ -137,7 +137,7 @@ func TestDiskFullAtStart(t *testing.T) {
 	for _, size := range []string{"32k", "8m"} { // too small for the certificates, for the write-ahead log
 		t.Run(size, func(t *testing.T) {
 			dir := filepath.Join(tmpfs(t, size), "data")
-			a := attempt{dir: dir, ports: freePorts(t)}
+			a := attempt{dir: dir, ports: kthwtest.FreePorts(t, "127.0.0.1")}
 			a.run(t).check(t, 1, makeRoom, noSpace)
 		})
 	}
@@ -155,7 +155,7 @@ func TestDiskFullAtStart(t *testing.T) {
 func TestDiskFullWhileRunning(t *testing.T) {
 	t.Parallel()
 	disk := tmpfs(t, "192m") // two pieces of the write-ahead log are 128 MB
-	c := start(t, kthwtest.Options{Dir: filepath.Join(disk, "data")})
+	c := kthwtest.Start(t, kthwtest.Options{Dir: filepath.Join(disk, "data")})
 	client := c.Client(t)
 	ctx, cancel := context.WithTimeout(t.Context(), soon)
 	defer cancel()

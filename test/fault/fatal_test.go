@@ -25,7 +25,7 @@ import (
 // klog.FlushAndExit in upstream's code.
 func TestFatalInUpstreamCode(t *testing.T) {
 	t.Parallel()
-	c := start(t, kthwtest.Options{})
+	c := kthwtest.Start(t, kthwtest.Options{})
 	client := c.Client(t)
 	kthwtest.WaitFor(t, "the scheduler leading", soon, func() error { return isLeading(c, sched) })
 	kthwtest.WaitFor(t, "a pod", soon, func() error {

@@ -24,7 +24,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -142,37 +141,6 @@ func stop(t *testing.T, c *kthwtest.Controller, s os.Signal, want int) {
 	if got := c.Wait(t, time.Minute); got != want {
 		t.Fatalf("after %v: got exit code %d, want %d; log:\n%s", s, got, want, c.Log.Tail(40))
 	}
-}
-
-var lastPort atomic.Int64
-
-func init() { lastPort.Store(int64(20000 + os.Getpid()*131%8000)) }
-
-// freePorts finds ports that no outgoing connection of another controller takes
-// meanwhile: they are below the range that Linux picks from by itself.
-func freePorts(t *testing.T) kthwtest.Ports {
-	t.Helper()
-	var p kthwtest.Ports
-	for _, port := range []*int{&p.Secure, &p.EtcdClient, &p.EtcdPeer, &p.ControllerManager, &p.Scheduler, &p.Health, &p.Metrics} {
-		for *port == 0 {
-			n := int(lastPort.Add(1))
-			if l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(n))); err == nil {
-				l.Close()
-				*port = n
-			}
-		}
-	}
-	return p
-}
-
-// start is kthwtest.Start with such ports.
-func start(t *testing.T, o kthwtest.Options) *kthwtest.Controller {
-	t.Helper()
-	if o.Ports == nil {
-		p := freePorts(t)
-		o.Ports = &p
-	}
-	return kthwtest.Start(t, o)
 }
 
 // again starts a controller on the directory and ports of one that has ended.

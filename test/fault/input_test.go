@@ -44,7 +44,7 @@ func (a attempt) run(t *testing.T) outcome {
 // first start, for free ports, and no etcd data.
 func newAttempt(t *testing.T, args ...string) attempt {
 	t.Helper()
-	a := attempt{dir: filepath.Join(t.TempDir(), "data"), ports: freePorts(t), args: args}
+	a := attempt{dir: filepath.Join(t.TempDir(), "data"), ports: kthwtest.FreePorts(t, "127.0.0.1"), args: args}
 	a.makeFiles(t)
 	return a
 }
@@ -78,7 +78,7 @@ func TestPortInUse(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer l.Close()
-			a := attempt{dir: filepath.Join(t.TempDir(), "data"), ports: freePorts(t)}
+			a := attempt{dir: filepath.Join(t.TempDir(), "data"), ports: kthwtest.FreePorts(t, "127.0.0.1")}
 			*tt.port(&a.ports) = l.Addr().(*net.TCPAddr).Port
 			a.makeFiles(t)
 			before := contents(t, a.dir)
@@ -91,7 +91,7 @@ func TestPortInUse(t *testing.T) {
 // The same for all ports at once: each is named.
 func TestAllPortsInUse(t *testing.T) {
 	t.Parallel()
-	c := start(t, kthwtest.Options{})
+	c := kthwtest.Start(t, kthwtest.Options{})
 	dir := filepath.Join(t.TempDir(), "data")
 	o := attempt{dir: dir, ports: c.Ports}.run(t)
 	problems, hints := o.errorLines()
@@ -102,8 +102,8 @@ func TestAllPortsInUse(t *testing.T) {
 
 func TestSecondOnTheSameDirectory(t *testing.T) {
 	t.Parallel()
-	c := start(t, kthwtest.Options{})
-	o := attempt{dir: c.Dir, ports: freePorts(t)}.run(t)
+	c := kthwtest.Start(t, kthwtest.Options{})
+	o := attempt{dir: c.Dir, ports: kthwtest.FreePorts(t, "127.0.0.1")}.run(t)
 	o.check(t, 1, "stop that one first", c.Dir+" is in use by another kthwd", fmt.Sprintf("process %d", c.Cmd.Process.Pid))
 	if r, err := c.Status(); err != nil || !r.Ready {
 		t.Errorf("the first one: got ready %v (%v), want it untouched", r.Ready, err)
@@ -179,20 +179,20 @@ func TestBadWords(t *testing.T) {
 		{"broken YAML", nil, "name: c0\nrole: [controller\n", 2, "-", []string{"kthwd.yaml:", "not YAML"}},
 		{"unknown key", nil, "name: c0\nsecure-prot: 6443\n", 2, "secure-port", []string{"kthwd.yaml:2", "secure-prot"}},
 		{"unknown role", []string{"--role=controler"}, "", 2, "controller", []string{`"controler" is no role`}},
-		{"flag of another role", []string{"--backend=10.0.0.1:6443"}, "", 2, "-", []string{"--backend belongs to --role=lb"}},
+		{"flag of another role", []string{"--backend=10.0.0.1:6443"}, "", 2, "kthwd --help", []string{"--backend belongs to --role=lb"}},
 		{"ranges overlap", []string{"--service-cluster-ip-range=10.200.1.0/24"}, "", 2, "ranges of their own", []string{"10.200.1.0/24 overlaps --cluster-cidr 10.200.0.0/16"}},
 		{"unknown flag", []string{"--secure-prot=1"}, "", 2, "--secure-port", []string{"--secure-prot"}},
-		{"unknown flag of kube-apiserver", []string{"--kube-apiserver-arg=nonsense=1"}, "", 1, "kubernetes.io", []string{"--kube-apiserver-arg=nonsense", "kube-apiserver has no such flag"}},
-		{"unknown flag of etcd", []string{"--etcd-arg=nonsense=1"}, "", 1, "etcd.io", []string{"--etcd-arg=nonsense", "etcd has no such flag"}},
-		{"unknown flag of kube-controller-manager", []string{"--kube-controller-manager-arg=nonsense"}, "", 1, "kubernetes.io", []string{"--kube-controller-manager-arg=nonsense"}},
-		{"unknown flag of kube-scheduler", []string{"--kube-scheduler-arg=--nonsense=1"}, "", 1, "kubernetes.io", []string{"--kube-scheduler-arg=nonsense"}},
-		{"bad value of kube-apiserver", []string{"--kube-apiserver-arg=event-ttl=long"}, "", 1, "kubernetes.io", []string{"--kube-apiserver-arg", "event-ttl", "long"}},
-		{"bad value of etcd", []string{"--etcd-arg=heartbeat-interval=long"}, "", 1, "etcd.io", []string{"--etcd-arg", "heartbeat-interval", "long"}},
-		{"kthwd's own flag of kube-apiserver", []string{"--kube-apiserver-arg=secure-port=1"}, "", 1, "--secure-port", []string{"--kube-apiserver-arg=secure-port=1", "kthwd sets this flag itself"}},
-		{"kthwd's own flag of etcd", []string{"--etcd-arg=data-dir=/x"}, "", 1, "--etcd-data-dir", []string{"--etcd-arg=data-dir=/x", "kthwd sets this flag itself"}},
-		{"kthwd's own flag of kube-scheduler", []string{"--kube-scheduler-arg=write-config-to=/x"}, "", 1, "", []string{"kthwd sets this flag itself"}},
-		{"feature gates that differ", []string{"--kube-apiserver-arg=feature-gates=AllAlpha=true", "--kube-scheduler-arg=feature-gates=AllAlpha=false"}, "", 1, "whole process", []string{"AllAlpha=true", "AllAlpha=false"}},
-		{"unknown feature gate", []string{"--kube-apiserver-arg=feature-gates=Nonsense=true"}, "", 1, "-", []string{"Nonsense"}},
+		{"unknown flag of kube-apiserver", []string{"--kube-apiserver-arg=nonsense=1"}, "", 2, "kubernetes.io", []string{"--kube-apiserver-arg=nonsense", "kube-apiserver has no such flag"}},
+		{"unknown flag of etcd", []string{"--etcd-arg=nonsense=1"}, "", 2, "etcd.io", []string{"--etcd-arg=nonsense", "etcd has no such flag"}},
+		{"unknown flag of kube-controller-manager", []string{"--kube-controller-manager-arg=nonsense"}, "", 2, "kubernetes.io", []string{"--kube-controller-manager-arg=nonsense"}},
+		{"unknown flag of kube-scheduler", []string{"--kube-scheduler-arg=--nonsense=1"}, "", 2, "kubernetes.io", []string{"--kube-scheduler-arg=nonsense"}},
+		{"bad value of kube-apiserver", []string{"--kube-apiserver-arg=event-ttl=long"}, "", 2, "kubernetes.io", []string{"--kube-apiserver-arg", "event-ttl", "long"}},
+		{"bad value of etcd", []string{"--etcd-arg=heartbeat-interval=long"}, "", 2, "etcd.io", []string{"--etcd-arg", "heartbeat-interval", "long"}},
+		{"kthwd's own flag of kube-apiserver", []string{"--kube-apiserver-arg=secure-port=1"}, "", 2, "--secure-port", []string{"--kube-apiserver-arg=secure-port=1", "kthwd sets this flag itself"}},
+		{"kthwd's own flag of etcd", []string{"--etcd-arg=data-dir=/x"}, "", 2, "--etcd-data-dir", []string{"--etcd-arg=data-dir=/x", "kthwd sets this flag itself"}},
+		{"kthwd's own flag of kube-scheduler", []string{"--kube-scheduler-arg=write-config-to=/x"}, "", 2, "", []string{"kthwd sets this flag itself"}},
+		{"feature gates that differ", []string{"--kube-apiserver-arg=feature-gates=AllAlpha=true", "--kube-scheduler-arg=feature-gates=AllAlpha=false"}, "", 2, "whole process", []string{"AllAlpha=true", "AllAlpha=false"}},
+		{"unknown feature gate", []string{"--kube-apiserver-arg=feature-gates=Nonsense=true"}, "", 2, "-", []string{"Nonsense"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -213,7 +213,7 @@ func TestWithoutCAKey(t *testing.T) {
 	t.Parallel()
 	a := newAttempt(t)
 	remove(t, a.dir, "ca-key.pem")
-	c := start(t, kthwtest.Options{Dir: a.dir, Ports: &a.ports})
+	c := kthwtest.Start(t, kthwtest.Options{Dir: a.dir, Ports: &a.ports})
 	kthwtest.WaitFor(t, "the controllers to work", soon, func() error {
 		_, err := c.Client(t).CoreV1().ServiceAccounts("default").Get(t.Context(), "default", metav1.GetOptions{})
 		return err
@@ -272,7 +272,7 @@ func TestDirectoryOfSomebodyElse(t *testing.T) {
 		if err := os.Mkdir(parent, 0o555); err != nil {
 			t.Fatal(err)
 		}
-		a := attempt{dir: filepath.Join(parent, "data"), ports: freePorts(t), prepare: prepare}
+		a := attempt{dir: filepath.Join(parent, "data"), ports: kthwtest.FreePorts(t, "127.0.0.1"), prepare: prepare}
 		a.run(t).check(t, 1, "--data-dir", a.dir, "permission denied")
 	})
 	for _, mode := range []os.FileMode{0o700, 0o755} {
@@ -280,7 +280,7 @@ func TestDirectoryOfSomebodyElse(t *testing.T) {
 			if os.Geteuid() != 0 {
 				t.Skip("needs root, to have files of two users")
 			}
-			a := attempt{dir: filepath.Join(open, fmt.Sprintf("data-%o", mode)), ports: freePorts(t), prepare: prepare}
+			a := attempt{dir: filepath.Join(open, fmt.Sprintf("data-%o", mode)), ports: kthwtest.FreePorts(t, "127.0.0.1"), prepare: prepare}
 			a.makeFiles(t)
 			if err := os.Chmod(a.dir, mode); err != nil {
 				t.Fatal(err)

@@ -44,7 +44,7 @@ func quickLeases() (args []string) {
 // server and their clients do not notice.
 func TestLeaseLoss(t *testing.T) {
 	t.Parallel()
-	c := start(t, kthwtest.Options{Args: quickLeases()})
+	c := kthwtest.Start(t, kthwtest.Options{Args: quickLeases()})
 	client := c.Client(t)
 	for _, name := range []string{kcm, sched} {
 		kthwtest.WaitFor(t, name+" leading", soon, func() error { return isLeading(c, name) })

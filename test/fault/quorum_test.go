@@ -37,7 +37,7 @@ func newTrio(t *testing.T) *trio {
 	var peers []string
 	for i := range k.dirs {
 		k.dirs[i] = filepath.Join(t.TempDir(), "data")
-		k.ports[i] = freePorts(t)
+		k.ports[i] = kthwtest.FreePorts(t, "127.0.0.1")
 		peers = append(peers, fmt.Sprintf("c%d=https://%s", i, net.JoinHostPort("127.0.0.1", strconv.Itoa(k.ports[i].EtcdPeer))))
 	}
 	k.peers = strings.Join(peers, ",")
@@ -47,7 +47,7 @@ func newTrio(t *testing.T) *trio {
 // start runs controller i and does not wait for it.
 func (k *trio) start(t *testing.T, i int) *kthwtest.Controller {
 	t.Helper()
-	return start(t, kthwtest.Options{
+	return kthwtest.Start(t, kthwtest.Options{
 		Dir: k.dirs[i], Ports: &k.ports[i], NoWait: true,
 		Args: []string{fmt.Sprintf("--name=c%d", i), "--etcd-arg=initial-cluster=" + k.peers},
 	})

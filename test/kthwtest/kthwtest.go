@@ -29,6 +29,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -350,17 +351,24 @@ func WaitFor(t testing.TB, what string, within time.Duration, cond func() error)
 	}
 }
 
+var lastPort atomic.Int64
+
+// Below the ports that the kernel gives to outgoing connections (32768 and up),
+// so that none of another controller's takes one before its server listens.
+func init() { lastPort.Store(int64(20000 + os.Getpid()*131%8000)) }
+
 // FreePorts finds ports on which nothing listens.
 func FreePorts(t testing.TB, address string) Ports {
 	t.Helper()
 	var p Ports
 	for _, port := range []*int{&p.Secure, &p.EtcdClient, &p.EtcdPeer, &p.ControllerManager, &p.Scheduler, &p.Health, &p.Metrics} {
-		l, err := net.Listen("tcp", net.JoinHostPort(address, "0"))
-		if err != nil {
-			t.Fatal(err)
+		for *port == 0 {
+			n := int(lastPort.Add(1))
+			if l, err := net.Listen("tcp", net.JoinHostPort(address, strconv.Itoa(n))); err == nil {
+				l.Close()
+				*port = n
+			}
 		}
-		defer l.Close()
-		*port = l.Addr().(*net.TCPAddr).Port
 	}
 	return p
 }
