@@ -171,7 +171,7 @@ func componentOfFunction(name string) string {
 // a goroutine of its own, calls died with its text and then parks the goroutine:
 // etcd must not go on after it, and only main exits the process.
 func newZap(log *slog.Logger, died func(error)) *zap.Logger {
-	core := &zapCore{handler: newQuiet(nil, log.Handler())}
+	core := &zapCore{handler: newQuiet(context.Background(), log.Handler())}
 	return zap.New(core, zap.WithFatalHook(parked{died}), zap.WithPanicHook(parked{died}))
 }
 

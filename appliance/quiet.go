@@ -13,7 +13,7 @@ import (
 // again and again does not fill the disk.
 type quiet struct {
 	slog.Handler
-	live    context.Context // lines after its end come from a stop and go to level debug; nil: always live
+	live    context.Context // lines after its end come from a stop and go to level debug
 	repeats *repeats
 }
 
@@ -26,7 +26,7 @@ func (q *quiet) Handle(ctx context.Context, r slog.Record) error {
 	if r.Level < slog.LevelWarn {
 		return q.Handler.Handle(ctx, r)
 	}
-	if isExpected(r) || (q.live != nil && q.live.Err() != nil) {
+	if isExpected(r) || q.live.Err() != nil {
 		r.Level = slog.LevelDebug
 	}
 	if q.Handler.Enabled(ctx, slog.LevelDebug) {

@@ -20,7 +20,7 @@ func lines(t *testing.T, level slog.Level, live context.Context) (*quiet, *slog.
 }
 
 func TestRepeatsAreCounted(t *testing.T) {
-	q, log, got := lines(t, slog.LevelInfo, nil)
+	q, log, got := lines(t, slog.LevelInfo, context.Background())
 	now := time.Unix(0, 0)
 	q.repeats.now = func() time.Time { return now }
 	for range 100 {
@@ -48,12 +48,12 @@ func TestRepeatKindsAreBounded(t *testing.T) {
 }
 
 func TestRequestsAreNotDumped(t *testing.T) {
-	_, log, got := lines(t, slog.LevelInfo, nil)
+	_, log, got := lines(t, slog.LevelInfo, context.Background())
 	log.Warn("apply request took too long", "took", "1s", "request", "key:secret", "response", "size:9", "request content", "key:secret")
 	if line := got()[0]; strings.Contains(line, "secret") || strings.Contains(line, "response") || !strings.Contains(line, "took=1s") {
 		t.Errorf("got %q; want the line without requests", line)
 	}
-	_, log, got = lines(t, slog.LevelDebug, nil)
+	_, log, got = lines(t, slog.LevelDebug, context.Background())
 	log.Warn("apply request took too long", "request", "key:secret")
 	if line := got()[0]; !strings.Contains(line, "key:secret") {
 		t.Errorf("at level debug: got %q; want the request in it", line)
@@ -66,7 +66,7 @@ func TestExpectedLines(t *testing.T) {
 			if e.why == "" {
 				t.Error("no reason given")
 			}
-			_, log, got := lines(t, slog.LevelInfo, nil)
+			_, log, got := lines(t, slog.LevelInfo, context.Background())
 			log.Error(e.message, "err", "before "+e.about+" after")
 			if line := got()[0]; line != "" {
 				t.Errorf("at level info: got %q; want nothing", line)
