@@ -29,6 +29,7 @@ import (
 	"time"
 
 	rbacclient "k8s.io/client-go/kubernetes/typed/rbac/v1"
+	schedoptions "k8s.io/kubernetes/cmd/kube-scheduler/app/options"
 
 	"kthwd/appliance/config"
 	"kthwd/appliance/logging"
@@ -124,6 +125,9 @@ func newPlant(ctx context.Context, cfg config.Controller, o Options) (_ *plant, 
 	if err := p.buildArgs(); err != nil {
 		return nil, asUsage(err)
 	}
+	if err := p.oldFiles(); err != nil {
+		return nil, err
+	}
 	p.programs, err = parsePrograms(p.args)
 	return p, asUsage(err)
 }
@@ -174,7 +178,7 @@ func (p *plant) buildArgs() error {
 		}
 		p.args[c.program] = merged
 	}
-	return errors.Join(append(errs, p.oldFiles())...)
+	return errors.Join(errs...)
 }
 
 // takeVerbosity turns --v=2, which upstream would apply to its own logging
@@ -228,6 +232,9 @@ func (p *plant) oldFiles() error {
 		}
 	}
 	if file != "" {
+		if _, err := schedoptions.LoadConfigFromFile(discardLogger, file); err != nil {
+			return WithHint(fmt.Errorf("%s: %s: %w", nameScheduler, file, err), "mend the file, or move it away and the scheduler runs by its flags")
+		}
 		p.args[nameScheduler], _ = merge(nameScheduler, p.args[nameScheduler], []arg{{"config", file}})
 	}
 	return nil

@@ -138,12 +138,12 @@ func TestBadFiles(t *testing.T) {
 			"", []string{"encryption-config.yaml"}},
 		{"encryption configuration without a provider", func(t *testing.T, dir string) {
 			overwrite(t, dir, "encryption-config.yaml", "kind: EncryptionConfiguration\napiVersion: apiserver.config.k8s.io/v1\nresources:\n- resources: [secrets]\n")
-		}, "-", []string{"kube-apiserver: ", "at least one resources[0].providers is required"}},
+		}, "mend the file", []string{"encryption-config.yaml", "at least one resources[0].providers is required"}},
 		{"audit policy is no policy", func(t *testing.T, dir string) { overwrite(t, dir, "audit-policy.yaml", "kind: Pod\n") },
-			"-", []string{"audit-policy.yaml"}},
+			"mend the file", []string{"audit-policy.yaml"}},
 		{"scheduler configuration is none", func(t *testing.T, dir string) {
 			overwrite(t, dir, "kube-scheduler.yaml", "kind: KubeSchedulerConfiguration\napiVersion: kubescheduler.config.k8s.io/v1\nprofile: []\n")
-		}, "-", []string{"kube-scheduler.yaml", "profile"}},
+		}, "mend the file", []string{"kube-scheduler.yaml", "profile"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
