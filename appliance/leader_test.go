@@ -26,31 +26,35 @@ func TestTermEnds(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
 		lost  bool                        // the lease is lost after a second
-		term  func(context.Context) error // the program
+		term  func(context.Context) error // the program; nil does not stop
 		want  error
 		after time.Duration
 	}{
 		{"lost, and stops at once", true, func(ctx context.Context) error { <-ctx.Done(); return nil }, errLeaseLost, time.Second},
 		{"lost, and takes 4 s", true, slowly(4 * time.Second), errLeaseLost, 5 * time.Second},
-		{"lost, and does not stop", true, func(context.Context) error { time.Sleep(time.Hour); return nil }, &stuckTermError{nameScheduler, 5 * time.Second}, 6 * time.Second},
+		{"lost, and does not stop", true, nil, &stuckTermError{nameScheduler, 5 * time.Second}, 6 * time.Second},
 		{"ends by itself", false, func(context.Context) error { return failed }, failed, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				work, stop := context.WithCancel(t.Context())
 				defer stop()
-				over := make(chan struct{})
+				over, release := make(chan struct{}), make(chan struct{})
+				term := tt.term
+				if term == nil {
+					term = func(context.Context) error { <-release; return nil }
+				}
 				if tt.lost {
 					time.AfterFunc(time.Second, func() { close(over) })
 				}
 				begun := time.Now()
-				err := newLease().serve(&campaign{over: over}, work, stop, tt.term)
+				err := newLease().serve(&campaign{over: over}, work, stop, term)
 				if took := time.Since(begun); took != tt.after {
 					t.Errorf("ended after %v; want %v", took, tt.after)
 				}
-				time.Sleep(2 * time.Hour) // of the bubble's time: the program that does not stop must end in it
-				var stuck *stuckTermError
-				if errors.As(tt.want, &stuck) != errors.As(err, &stuck) || (stuck == nil && !errors.Is(err, tt.want)) {
+				close(release) // the program that does not stop must end within the bubble
+				var got *stuckTermError
+				if errors.As(tt.want, &got) != errors.As(err, &got) || (got == nil && !errors.Is(err, tt.want)) {
 					t.Errorf("got %v; want %v", err, tt.want)
 				}
 			})
@@ -62,7 +66,7 @@ func TestTermEnds(t *testing.T) {
 func slowly(d time.Duration) func(context.Context) error {
 	return func(ctx context.Context) error {
 		<-ctx.Done()
-		time.Sleep(d)
+		<-time.After(d) // of the bubble's time
 		return nil
 	}
 }
