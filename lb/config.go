@@ -1,0 +1,323 @@
+package lb
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// The ways to check a backend.
+const (
+	CheckHTTPS = "https" // TLS, then GET of CheckPath: ready, not ready and dead are told apart
+	CheckTCP   = "tcp"   // a connection that is closed again
+	CheckNone  = "none"  // connect errors of clients' connections only
+)
+
+// The ways to choose a backend.
+const (
+	LeastConnections = "least-connections"
+	RoundRobin       = "round-robin"
+	SourceHash       = "source"
+	FirstAlive       = "first"
+)
+
+// The PROXY protocol headers that a backend can be sent.
+const (
+	ProxyOff = "off"
+	ProxyV1  = "v1"
+	ProxyV2  = "v2"
+)
+
+// Config is the configuration of a load balancer. Begin with Default.
+type Config struct {
+	Listen   []string // ADDRESS:PORT, each a listener of its own
+	Backends []string // HOST:PORT of the API servers; a name is resolved again while kthwd runs
+
+	Check          string        // CheckHTTPS, CheckTCP or CheckNone
+	CheckPath      string        // what CheckHTTPS asks for; status 200 is ready
+	CheckInterval  time.Duration // between the starts of two checks of a backend; jittered by 10 %
+	CheckTimeout   time.Duration // one whole check: connect, TLS, answer
+	CheckFall      int           // failed checks in a row that make a backend dead
+	CheckRise      int           // passed checks in a row that make it ready again
+	BackendCA      string        // PEM file that backends' certificates are checked against; "" checks them against nothing, and status says "unverified"
+	BackendName    string        // name in the backends' certificates; "" means the host of each
+	CheckCert      string        // client certificate shown by checks, where anonymous requests are refused; "" shows none
+	CheckKey       string        // its key
+	Balance        string        // LeastConnections, RoundRobin, SourceHash or FirstAlive
+	SlowStart      time.Duration // in which a recovered backend gets a growing share; 0 switches it off
+	ConnectTimeout time.Duration // one attempt to connect to a backend
+	HedgeAfter     time.Duration // after which a second backend is tried beside a slow one; 0 switches it off
+	ConnectBudget  time.Duration // all attempts for one client, before it is held
+
+	HoldTimeout      time.Duration // how long a client waits for a backend when none answers; 0 refuses it at once
+	MaxHeld          int           // clients that may wait so at one time
+	FirstByteTimeout time.Duration // a client that sends nothing is closed; no backend hears of it
+	HalfCloseTimeout time.Duration // without data, after one side has ended
+	MaxConnections   int           // at one time; 0 means what the descriptor limit allows
+	MaxPerSource     int           // at one time from one address; 0 means no limit
+
+	ShutdownDelay time.Duration // after SIGTERM: still accepting, but no longer ready
+	DrainTimeout  time.Duration // how long connections may go on when a backend is removed, or the process stops
+
+	ProxyProtocol string // ProxyOff, ProxyV1 or ProxyV2
+	AccessLog     string // file, one JSON line a connection; "" for none
+	UpgradeSocket string // unix socket for the hand-over to a new process; a name with @ is abstract; "" means one named after the listeners
+
+	DiscoveryKubeconfig string // with it, backends follow the EndpointSlices of default/kubernetes
+	DiscoveryCache      string // file with the last list of them
+}
+
+// Default is the configuration when nobody says otherwise. It lacks Backends.
+func Default() Config {
+	return Config{
+		Listen:           []string{":6443", ":443"},
+		Check:            CheckHTTPS,
+		CheckPath:        "/readyz",
+		CheckInterval:    time.Second,
+		CheckTimeout:     time.Second,
+		CheckFall:        2,
+		CheckRise:        2,
+		Balance:          LeastConnections,
+		SlowStart:        10 * time.Second,
+		ConnectTimeout:   time.Second,
+		HedgeAfter:       250 * time.Millisecond,
+		ConnectBudget:    5 * time.Second,
+		HoldTimeout:      10 * time.Second,
+		MaxHeld:          1000,
+		FirstByteTimeout: 10 * time.Second,
+		HalfCloseTimeout: 30 * time.Second,
+		DrainTimeout:     30 * time.Second,
+		ProxyProtocol:    ProxyOff,
+	}
+}
+
+// Problem is one thing that is wrong with a Config.
+type Problem struct {
+	Field string // of Config
+	Text  string // what is wrong, beginning with the value
+	Hint  string // what to do about it; may be empty
+}
+
+// Error names the field.
+func (p *Problem) Error() string { return p.Field + " " + p.Text }
+
+// Problems lists all that can be seen to be wrong without opening a file or a
+// socket. Files are read by New.
+func (c Config) Problems() []*Problem {
+	v := &validator{}
+	v.listeners(c)
+	v.backends(c)
+	v.choices(c)
+	v.limits(c)
+	if (c.CheckCert == "") != (c.CheckKey == "") {
+		v.add("CheckCert", "and CheckKey go together: one of them is empty")
+	}
+	if c.DiscoveryCache != "" && c.DiscoveryKubeconfig == "" {
+		v.add("DiscoveryCache", "%s is of no use without a DiscoveryKubeconfig", c.DiscoveryCache)
+	}
+	return v.problems
+}
+
+// Validate is Problems as one joined error; nil when there is none.
+func (c Config) Validate() error {
+	var errs []error
+	for _, p := range c.Problems() {
+		errs = append(errs, p)
+	}
+	return errors.Join(errs...)
+}
+
+type validator struct{ problems []*Problem }
+
+func (v *validator) add(field, format string, args ...any) *Problem {
+	p := &Problem{Field: field, Text: fmt.Sprintf(format, args...)}
+	v.problems = append(v.problems, p)
+	return p
+}
+
+func (v *validator) listeners(c Config) {
+	if len(c.Listen) == 0 {
+		v.add("Listen", "is empty").Hint = "such as :6443"
+	}
+	for i, l := range c.Listen {
+		if _, err := listenAddress(l); err != nil {
+			v.add("Listen", "%q %v", l, err).Hint = "want ADDRESS:PORT, such as 10.0.1.48:6443, or :6443 for all addresses"
+		} else if slices.Contains(c.Listen[:i], l) {
+			v.add("Listen", "%s is given twice", l)
+		}
+	}
+}
+
+// listenAddress reads ADDRESS:PORT; an empty address means all.
+func listenAddress(s string) (netip.AddrPort, error) {
+	host, port, err := splitHostPort(s)
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	switch host {
+	case "":
+		return netip.AddrPortFrom(netip.IPv6Unspecified(), port), nil
+	case "localhost":
+		host = "127.0.0.1"
+	}
+	ip, err := netip.ParseAddr(host)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("has no IP address, but %q", host)
+	}
+	return netip.AddrPortFrom(ip, port), nil
+}
+
+// splitHostPort reads HOST:PORT with a port that can be connected to.
+func splitHostPort(s string) (host string, port uint16, err error) {
+	host, text, err := net.SplitHostPort(s)
+	if err != nil {
+		if strings.Count(s, ":") > 1 {
+			return "", 0, errors.New("needs brackets around an IPv6 address")
+		}
+		return "", 0, errors.New("has no port")
+	}
+	n, err := strconv.ParseUint(text, 10, 16)
+	if err != nil || n == 0 {
+		return "", 0, fmt.Errorf("has no port from 1 to 65535, but %q", text)
+	}
+	return host, uint16(n), nil
+}
+
+func (v *validator) backends(c Config) {
+	if len(c.Backends) == 0 && c.DiscoveryKubeconfig == "" {
+		v.add("Backends", "is empty: there is nothing to balance").Hint = "name each API server, such as 10.0.1.73:6443"
+	}
+	var seen []string
+	for _, b := range c.Backends {
+		name, err := normalBackend(b)
+		switch {
+		case err != nil:
+			v.add("Backends", "%q %v", b, err).Hint = "want HOST:PORT, such as 10.0.1.73:6443"
+		case slices.Contains(seen, name):
+			v.add("Backends", "%s is given twice", b)
+		default:
+			if l := ownListener(c.Listen, name); l != "" {
+				v.add("Backends", "%s is this load balancer itself, which listens on %s", b, l).Hint = "a backend is an API server; give the controllers' addresses, or listen on one address only"
+			}
+		}
+		seen = append(seen, name)
+	}
+}
+
+// normalBackend is HOST:PORT in the one form that names a backend everywhere.
+func normalBackend(s string) (string, error) {
+	host, port, err := splitHostPort(s)
+	if err != nil {
+		return "", err
+	}
+	if host == "" {
+		return "", errors.New("has no host")
+	}
+	if ip, err := netip.ParseAddr(host); err == nil {
+		if ip.IsUnspecified() || ip.IsMulticast() {
+			return "", errors.New("is no address that can be connected to")
+		}
+		return netip.AddrPortFrom(ip.Unmap(), port).String(), nil
+	}
+	return net.JoinHostPort(strings.ToLower(strings.TrimSuffix(host, ".")), strconv.Itoa(int(port))), nil
+}
+
+// ownListener is the listener that a connection to the backend would arrive at,
+// or "". Names are looked at again when they are resolved.
+func ownListener(listen []string, backend string) string {
+	host, text, _ := net.SplitHostPort(backend)
+	if host == "localhost" {
+		host = "127.0.0.1"
+	}
+	ip, err := netip.ParseAddr(host)
+	if err != nil {
+		return ""
+	}
+	port, _ := strconv.ParseUint(text, 10, 16)
+	for _, l := range listen {
+		a, err := listenAddress(l)
+		if err != nil || a.Port() != uint16(port) {
+			continue
+		}
+		if a.Addr().Unmap() == ip || a.Addr().IsUnspecified() && isLocal(ip) {
+			return l
+		}
+	}
+	return ""
+}
+
+// isLocal tells whether a connection to ip stays on this machine.
+func isLocal(ip netip.Addr) bool {
+	if ip.IsLoopback() {
+		return true
+	}
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return false
+	}
+	for _, a := range addrs {
+		if n, ok := a.(*net.IPNet); ok && n.IP.Equal(ip.AsSlice()) {
+			return true
+		}
+	}
+	return false
+}
+
+func (v *validator) choices(c Config) {
+	v.oneOf("Check", c.Check, CheckHTTPS, CheckTCP, CheckNone)
+	v.oneOf("Balance", c.Balance, LeastConnections, RoundRobin, SourceHash, FirstAlive)
+	v.oneOf("ProxyProtocol", c.ProxyProtocol, ProxyOff, ProxyV1, ProxyV2)
+	if !strings.HasPrefix(c.CheckPath, "/") || strings.ContainsAny(c.CheckPath, " \r\n\x00") {
+		v.add("CheckPath", "%q is no path: want one that begins with /", c.CheckPath)
+	}
+}
+
+func (v *validator) oneOf(field, value string, choices ...string) {
+	if !slices.Contains(choices, value) {
+		v.add(field, "%q is none of %s", value, strings.Join(choices, ", "))
+	}
+}
+
+func (v *validator) limits(c Config) {
+	for _, d := range []struct {
+		field string
+		value time.Duration
+		least time.Duration
+	}{
+		{"CheckInterval", c.CheckInterval, 10 * time.Millisecond},
+		{"CheckTimeout", c.CheckTimeout, 10 * time.Millisecond},
+		{"SlowStart", c.SlowStart, 0},
+		{"ConnectTimeout", c.ConnectTimeout, 10 * time.Millisecond},
+		{"HedgeAfter", c.HedgeAfter, 0},
+		{"ConnectBudget", c.ConnectBudget, c.ConnectTimeout},
+		{"HoldTimeout", c.HoldTimeout, 0},
+		{"FirstByteTimeout", c.FirstByteTimeout, 100 * time.Millisecond},
+		{"HalfCloseTimeout", c.HalfCloseTimeout, 100 * time.Millisecond},
+		{"ShutdownDelay", c.ShutdownDelay, 0},
+		{"DrainTimeout", c.DrainTimeout, 0},
+	} {
+		if d.value < d.least || d.value > 24*time.Hour {
+			v.add(d.field, "%v is out of range: want %v to 24h", d.value, d.least)
+		}
+	}
+	for _, n := range []struct {
+		field       string
+		value, most int
+		least       int
+	}{
+		{"CheckFall", c.CheckFall, 100, 1},
+		{"CheckRise", c.CheckRise, 100, 1},
+		{"MaxHeld", c.MaxHeld, 1 << 20, 0},
+		{"MaxConnections", c.MaxConnections, 1 << 20, 0},
+		{"MaxPerSource", c.MaxPerSource, 1 << 20, 0},
+	} {
+		if n.value < n.least || n.value > n.most {
+			v.add(n.field, "%d is out of range: want %d to %d", n.value, n.least, n.most)
+		}
+	}
+}
