@@ -53,14 +53,14 @@ func (l *loop) beginConnect(p *pair) {
 	p.connect.began, p.connect.tried = l.now, p.connect.tried[:0]
 	p.phase = connecting
 	l.requeue(&l.connects, p, 0)
-	if !l.tryNext(p, false) {
+	if !l.tryNext(p, l.now, false) {
 		l.hold(p)
 	}
 }
 
 // tryNext begins an attempt with the best backend that was not tried in this
 // round. It is false when there is none.
-func (l *loop) tryNext(p *pair, hedge bool) bool {
+func (l *loop) tryNext(p *pair, now int64, hedge bool) bool {
 	c := p.connect
 	at := slices.IndexFunc(c.tries[:], func(a attempt) bool { return a.to == nil })
 	if at < 0 {
@@ -78,7 +78,7 @@ func (l *loop) tryNext(p *pair, hedge bool) bool {
 		fd, errno := l.start(p, b)
 		if errno == 0 {
 			b.connecting.Add(1)
-			c.tries[at] = attempt{to: b, fd: fd, began: l.now, hedge: hedge}
+			c.tries[at] = attempt{to: b, fd: fd, began: now, hedge: hedge}
 			return true
 		}
 		b.connectFailed(errno)
@@ -154,8 +154,13 @@ func (l *loop) connected(p *pair, a *attempt, events uint32) {
 		p.doom = endRemoved
 		l.requeue(&l.doomed, p, l.now)
 	}
-	if header := l.s.proxyHeader(p); header != nil && !l.write(p, &p.server, header) && p.phase != relaying {
-		return
+	if first := append(l.s.proxyHeader(p), p.first...); len(first) > 0 {
+		p.up += uint64(len(p.first))
+		p.traffic.count(true, len(p.first))
+		p.first = nil
+		if !l.write(p, &p.server, first) && p.phase != relaying {
+			return
+		}
 	}
 	if c.heldFrom != 0 || c.scout {
 		l.releaseHeld()
@@ -180,7 +185,7 @@ func (l *loop) goOn(p *pair) {
 	if p.connect.flying() > 0 {
 		return
 	}
-	if l.now-p.connect.began >= l.s.settings().connectBudget || !l.tryNext(p, false) {
+	if l.now-p.connect.began >= l.s.settings().connectBudget || !l.tryNext(p, l.now, false) {
 		l.hold(p)
 	}
 }
@@ -201,7 +206,7 @@ func (l *loop) expireConnects() {
 			l.goOn(p)
 		case t.hedgeAfter > 0 && n < len(c.tries) && l.now-c.newest() >= t.hedgeAfter:
 			l.suspectSlow(c)
-			l.tryNext(p, true)
+			l.tryNext(p, l.now, true)
 		}
 	}
 }

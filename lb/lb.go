@@ -23,6 +23,7 @@
 package lb
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -37,6 +38,7 @@ import (
 	"time"
 
 	"github.com/inetaf/tcpproxy"
+	"golang.org/x/sys/unix"
 
 	"kthwd/lb/check"
 )
@@ -310,17 +312,39 @@ func (s *Server) closeListeners(proxy *tcpproxy.Proxy) {
 // HandleConn implements tcpproxy.Target: it gives the connection to a loop.
 func (s *Server) HandleConn(c net.Conn) {
 	a := c.(*accepted)
-	s.take(a, &pair{client: newEnd(a.fd), listener: a.listener, peer: a.peer, born: s.clock()})
-}
-
-func (s *Server) take(a *accepted, p *pair) {
+	p := &pair{client: newEnd(a.fd), listener: a.listener, peer: a.peer, born: s.clock()}
 	if most := s.settings().maxPerSource; most > 0 && !s.sources.enter(p, most) {
 		s.refuse(p, rejectPerSource)
+		return
+	}
+	if !p.readFirst() {
+		s.refuse(p, rejectSilent)
 		return
 	}
 	if !s.loops[s.next.Add(1)%uint64(len(s.loops))].adopt(p) {
 		s.refuse(p, rejectError)
 	}
+}
+
+// firstBuffers hold what a client has sent when its connection is accepted: a
+// ClientHello, as a rule.
+var firstBuffers = sync.Pool{New: func() any { return new([16 << 10]byte) }}
+
+// readFirst takes the first bytes, if they are there. It is false for a client
+// that has left without any, such as a port check.
+func (p *pair) readFirst() bool {
+	buf := firstBuffers.Get().(*[16 << 10]byte)
+	defer firstBuffers.Put(buf)
+	n, errno := recv(p.client.fd, buf[:])
+	switch {
+	case errno == unix.EAGAIN || errno == unix.EINTR:
+		return true
+	case errno != 0 || n == 0:
+		return false
+	}
+	p.first = bytes.Clone(buf[:n])
+	p.client.readable = n == len(buf) // else what comes later is a new edge
+	return true
 }
 
 // refuse closes a connection that no loop has seen.

@@ -231,10 +231,11 @@ const (
 	rejectPerSource rejectReason = iota
 	rejectNoBackend
 	rejectFirstByte
+	rejectSilent
 	rejectError
 )
 
-var rejectNames = [...]string{"per_source", "no_backend", "first_byte_timeout", "error"}
+var rejectNames = [...]string{"per_source", "no_backend", "first_byte_timeout", "closed_silently", "error"}
 
 type acceptError uint8
 

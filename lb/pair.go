@@ -2,7 +2,6 @@ package lb
 
 import (
 	"net/netip"
-	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -20,13 +19,15 @@ type pair struct {
 	traffic  *traffic // where bytes are counted; nil before there is a backend
 	peer     netip.AddrPort
 	born     int64
+	first    []byte // what the client has sent before there was a backend; nil afterwards
 	up, down uint64 // bytes from and to the client
 
-	phase   phase
-	doom    endReason
-	queued  bool        // in loop.again
-	counted bool        // in Server.sources
-	broken  atomic.Bool // it could not be watched; set before the loop has it
+	phase     phase
+	doom      endReason
+	known     bool // to its loop
+	unwatched bool // the client's descriptor could not be watched
+	queued    bool // in loop.again
+	counted   bool // in Server.sources
 
 	index      int // in loop.pairs
 	in         *queue

@@ -72,7 +72,7 @@ type handed struct {
 type handedEnd struct {
 	EOF  bool   `json:"eof,omitempty"`
 	Shut bool   `json:"shut,omitempty"`
-	Out  []byte `json:"out,omitempty"` // to be written to this end
+	Out  []byte `json:"out,omitempty"` // to be written to this end, once there is one
 }
 
 // wire sends and receives frames.
@@ -338,6 +338,8 @@ func (s *Server) pairOf(h handed, fds []int) *pair {
 		p.server.eof, p.server.shut, p.server.out = h.Server.EOF, h.Server.Shut, h.Server.Out
 		p.backend, p.phase = s.backendOf(h.Backend), relaying
 		p.traffic = p.listener.trafficWith(p.backend)
+	} else {
+		p.first = h.Server.Out
 	}
 	return p
 }
@@ -380,8 +382,11 @@ func (l *loop) takeBack(p *pair) {
 		return
 	}
 	if p.phase != relaying {
-		l.fresh.push(p, l.now+l.s.settings().firstByte)
 		watch(l.epfd, unix.EPOLL_CTL_ADD, p.client.fd, unix.EPOLLIN|unix.EPOLLRDHUP)
+		l.fresh.push(p, l.now+l.s.settings().firstByte)
+		if len(p.first) > 0 {
+			l.beginConnect(p)
+		}
 		return
 	}
 	l.young.push(p, l.now)
@@ -589,6 +594,8 @@ func (s *Server) frameOf(all []*pair) (f frame, fds []int) {
 			h.Backend = p.backend.name
 			h.Server = handedEnd{EOF: p.server.eof, Shut: p.server.shut, Out: p.server.out}
 			fds = append(fds, int(p.server.fd))
+		} else {
+			h.Server.Out = p.first
 		}
 		f.Pairs = append(f.Pairs, h)
 	}
