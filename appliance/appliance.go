@@ -43,6 +43,7 @@ import (
 type Options struct {
 	Logs     *logging.Logs                     // where everything is logged
 	Version  string                            // kthwd's own, for status
+	Metrics  string                            // address of metrics and status, plain HTTP; empty for none
 	Started  time.Time                         // when the process began; zero means now
 	OnReady  func(timeline []supervise.Status) // called once, when everything is ready; may be nil
 	OnChange func(ready bool, reason string)   // called after each change of the state record; may be nil
@@ -109,7 +110,7 @@ func newPlant(ctx context.Context, cfg config.Controller, o Options) (_ *plant, 
 	if p.lock, err = lockDataDir(p.layout); err != nil {
 		return nil, err
 	}
-	if err := checkPorts(cfg); err != nil {
+	if err := checkPorts(cfg, o.Metrics); err != nil {
 		_, misfits := pki.Check(p.layout, cfg.PKISpec()) // reads only: all that is wrong is said at once
 		return nil, errors.Join(err, misfits)
 	}
@@ -355,7 +356,7 @@ func announce(ctx context.Context, g *supervise.Group, o Options, settled func(c
 }
 
 // checkPorts finds all ports in use before anything is written or started.
-func checkPorts(c config.Controller) error {
+func checkPorts(c config.Controller, metrics string) error {
 	type port struct {
 		component, host, flag string
 		number                int
@@ -377,8 +378,8 @@ func checkPorts(c config.Controller) error {
 	if c.HealthAddress != "" {
 		errs = append(errs, tryListen("health", c.HealthAddress, "--health-address"))
 	}
-	if c.MetricsAddress != "" {
-		errs = append(errs, tryListen("status", c.MetricsAddress, "--metrics-address"))
+	if metrics != "" {
+		errs = append(errs, tryListen("status", metrics, "--metrics-address"))
 	}
 	return errors.Join(errs...)
 }

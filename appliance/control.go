@@ -40,7 +40,7 @@ var _ supervise.Component = (*control)(nil)
 func newControl(p *plant, g *supervise.Group, e *etcd) *control {
 	versions := Versions()
 	return &control{
-		socket: p.socket.control, address: p.cfg.MetricsAddress,
+		socket: p.socket.control, address: p.o.Metrics,
 		metrics: metricsHandler(g, e), logs: p.o.Logs, log: p.o.Logs.Logger("status"),
 		report: func() status.Report {
 			ready, reason := g.Ready()

@@ -26,6 +26,9 @@ func (a *app) serve(ctx context.Context, l *config.Loader) error {
 	if err := l.Validate(); err != nil {
 		return err
 	}
+	if l.Config.Is(config.RoleLB) {
+		return usagef("role lb: this version of kthwd has no load balancer yet")
+	}
 	if !appliance.Versions().Stamped {
 		return &usageError{"this binary does not know the version of the Kubernetes in it, and will not serve", "build it with make build"}
 	}
@@ -40,6 +43,7 @@ func (a *app) serve(ctx context.Context, l *config.Loader) error {
 	return appliance.Run(ctx, l.Config.Controller, appliance.Options{
 		Logs:     logs,
 		Version:  version,
+		Metrics:  l.Config.MetricsAddress,
 		Started:  a.started,
 		OnReady:  func(timeline []supervise.Status) { a.ready(log, l.Config, timeline) },
 		OnChange: a.changed(ctx),
@@ -64,7 +68,7 @@ func (a *app) introduce(log *slog.Logger, l *config.Loader) {
 	log.Info("starting", "version", version, "commit", commit, "kubernetes", v.Kubernetes, "etcd", v.Etcd, "go", v.Go)
 	c := l.Config.Controller
 	attrs := []any{"file", l.File(), "name", c.Name, "data-dir", c.DataDir, "advertise-address", c.AdvertiseAddress,
-		"secure-port", c.SecurePort, "health-address", c.HealthAddress, "metrics-address", c.MetricsAddress,
+		"secure-port", c.SecurePort, "health-address", c.HealthAddress, "metrics-address", l.Config.MetricsAddress,
 		"service-cluster-ip-range", c.ServiceClusterIPRange, "cluster-cidr", c.ClusterCIDR}
 	log.Info("configuration; kthwd config shows all of it", attrs...)
 	for _, w := range c.Warnings() {

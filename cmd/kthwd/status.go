@@ -69,7 +69,7 @@ func client(l *config.Loader) (status.Client, error) {
 		return status.Client{}, usagef("--data-dir is empty")
 	}
 	return status.Client{
-		Socket: c.Layout().ControlSocket(), Addr: c.MetricsAddress,
+		Socket: c.Layout().ControlSocket(), Addr: l.Config.MetricsAddress,
 		// Who names a data directory means the kthwd that runs on it, and no other.
 		Anywhere: l.Origin("data-dir") == config.OriginDefault,
 	}, nil
