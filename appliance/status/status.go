@@ -1,10 +1,10 @@
 // Package status is what a running kthwd tells about itself, as JSON between
 // the process and its verbs, and as a table for people.
 //
-// appliance serves a Report on the unix socket of the data directory and on the
-// metrics address; Client asks for it. The socket also takes log levels, since
-// only the owner of the data directory can open it. Nothing in a Report is
-// secret: the metrics address answers everybody.
+// Server serves a Report on the unix socket of the data directory, where there is
+// one, and on the metrics address; Client asks for it. The socket also takes log
+// levels, since only the owner of the data directory can open it. Nothing in a
+// Report is secret: the metrics address answers everybody.
 package status
 
 import (
@@ -16,19 +16,21 @@ import (
 	"unicode/utf8"
 
 	"kthwd/appliance/supervise"
+	"kthwd/lb"
 )
 
 // Report is the state of a kthwd process at one moment.
 type Report struct {
-	Version    string             `json:"version"` // kthwd's own
-	Kubernetes string             `json:"kubernetes"`
-	Etcd       string             `json:"etcd"`
+	Version    string             `json:"version"`              // kthwd's own
+	Kubernetes string             `json:"kubernetes,omitempty"` // these two are empty where no controller runs
+	Etcd       string             `json:"etcd,omitempty"`
 	PID        int                `json:"pid"`
 	Started    time.Time          `json:"started"`
 	Ready      bool               `json:"ready"`
 	Reason     string             `json:"reason,omitempty"` // why not, one line
 	Components []supervise.Status `json:"components"`
 	Quorum     *Quorum            `json:"quorum,omitempty"` // of etcd; nil where none runs
+	LB         *lb.Status         `json:"lb,omitempty"`     // nil where none runs
 }
 
 // Quorum is how far etcd's members can agree.
