@@ -79,3 +79,14 @@ func (l *Loader) Locate(err error) error {
 	}
 	return err
 }
+
+// LBWarnings lists what is allowed and probably not meant, one line each.
+func LBWarnings(c lb.Config) (lines []string) {
+	if c.Check == lb.CheckHTTPS && c.BackendCA == "" {
+		lines = append(lines, "the certificates of the backends are not verified by checks: give the cluster's ca.pem with --backend-ca")
+	}
+	if c.ProxyProtocol != lb.ProxyOff {
+		lines = append(lines, "--proxy-protocol "+c.ProxyProtocol+": kube-apiserver does not understand the header, and will answer no client")
+	}
+	return lines
+}
