@@ -31,9 +31,10 @@ type ServerConfig struct {
 	// the process.
 	Collectors []prometheus.Collector
 
-	// Shared lets a new process of this user open Address beside this one, for
-	// the moment in which it takes over.
-	Shared bool
+	// Shared tells whether the process that answers at Address is one that this
+	// one takes over from: the two then listen beside each other for that moment.
+	// Nil means that nobody is, and that nobody can take over later.
+	Shared func(Report) bool
 	// Hold has the Server open its listeners at once and answer when Hold is
 	// closed, or after two seconds, so that nobody is told "not ready" by a
 	// process that takes over from one that is. Nil answers at once.
@@ -92,7 +93,12 @@ const soReusePort = 15
 
 func (s *Server) listen(ctx context.Context) (net.Listener, error) {
 	var c net.ListenConfig
-	if s.Shared {
+	if s.Shared != nil {
+		asking, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		if r, err := (Client{Addr: s.Address}).Status(asking); err == nil && !s.Shared(r) {
+			return nil, fmt.Errorf("listen tcp %s: process %d, another kthwd: %w", s.Address, r.PID, syscall.EADDRINUSE)
+		}
 		c.Control = func(_, _ string, raw syscall.RawConn) (err error) {
 			return errors.Join(raw.Control(func(fd uintptr) {
 				err = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, soReusePort, 1)

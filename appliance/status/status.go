@@ -10,6 +10,7 @@ package status
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -46,10 +47,18 @@ type Quorum struct {
 func WriteTable(w io.Writer, r Report, now time.Time, colour bool) error {
 	p := painter(colour)
 	var b strings.Builder
-	fmt.Fprintf(&b, "kthwd %s (Kubernetes %s, etcd %s), process %d, up %s\n\n", r.Version, r.Kubernetes, r.Etcd, r.PID, Age(now.Sub(r.Started)))
-	r.components(now, p).write(&b)
+	fmt.Fprintf(&b, "kthwd %s (%s), process %d, up %s\n\n", r.Version, r.what(), r.PID, Age(now.Sub(r.Started)))
+	if !r.onlyLB() || !r.healthy() {
+		r.components(now, p).write(&b)
+		if r.LB != nil || r.Quorum != nil {
+			b.WriteByte('\n')
+		}
+	}
+	if r.LB != nil {
+		writeLB(&b, *r.LB, now, p)
+	}
 	if r.Quorum != nil {
-		fmt.Fprintf(&b, "\n%s\n", r.Quorum.line(p))
+		fmt.Fprintf(&b, "%s\n", r.Quorum.line(p))
 	}
 	if r.Ready {
 		fmt.Fprintf(&b, "%s\n", p(green, "ready"))
@@ -58,6 +67,19 @@ func WriteTable(w io.Writer, r Report, now time.Time, colour bool) error {
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// what is in the process.
+func (r Report) what() string {
+	if r.onlyLB() {
+		return "load balancer"
+	}
+	return fmt.Sprintf("Kubernetes %s, etcd %s", r.Kubernetes, r.Etcd)
+}
+
+// healthy tells whether there is nothing to say of a component.
+func (r Report) healthy() bool {
+	return !slices.ContainsFunc(r.Components, func(s supervise.Status) bool { return !s.Healthy() || s.LastError != "" })
 }
 
 func (r Report) components(now time.Time, p func(colour, string) string) table {

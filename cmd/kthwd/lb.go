@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
+	"net"
 	"os"
 	"slices"
 	"strings"
@@ -26,10 +28,18 @@ const (
 	stopStatus = 5 * time.Second
 )
 
+// balancing is what this program wants of an lb.Server.
+type balancing interface {
+	supervise.Component
+	Reload(lb.Config) error
+	Status() lb.Status
+	Collector() prometheus.Collector
+}
+
 // balancer is the load balancer of this process, as a component of its group. It
 // adds to lb.Server what concerns the process: reload, upgrade, status.
 type balancer struct {
-	server *lb.Server
+	server balancing
 	app    *app
 	logs   *logging.Logs
 	log    *slog.Logger // of the process: kthwd
@@ -52,9 +62,12 @@ func (a *app) newBalancer(l *config.Loader, logs *logging.Logs) (*balancer, erro
 		app: a, logs: logs, log: logs.Logger("kthwd"), alone: !l.Config.Is(config.RoleController),
 		up: make(chan struct{}), loader: l,
 	}
-	var err error
-	b.server, err = lb.New(l.Config.LB, lb.Options{Log: logs.Logger(nameLB), OnSuccessor: b.successor})
-	return b, l.Locate(err)
+	server, err := lb.New(l.Config.LB, lb.Options{Log: logs.Logger(nameLB), OnSuccessor: b.successor})
+	if err != nil {
+		return nil, l.Locate(err)
+	}
+	b.server = server
+	return b, nil
 }
 
 // nameLB is the component's name in logs.
@@ -127,7 +140,7 @@ func (b *balancer) run(ctx context.Context) error {
 	g := supervise.New(b.log)
 	c := b.loader.Config
 	st := g.Add(status.NewServer(status.ServerConfig{
-		Address: c.MetricsAddress, Logs: b.logs, Collectors: b.collectors(), Shared: true, Hold: b.up,
+		Address: c.MetricsAddress, Logs: b.logs, Collectors: b.collectors(), Shared: b.takesOver, Hold: b.up,
 		Report: func() status.Report {
 			ready, reason := g.Ready()
 			r := status.Report{
@@ -148,6 +161,39 @@ func (b *balancer) run(ctx context.Context) error {
 		}
 	})
 	return g.Run(ctx)
+}
+
+// takesOver tells whether the process that reports is a load balancer with the
+// same listeners, which this one is about to take over.
+func (b *balancer) takesOver(r status.Report) bool {
+	if r.LB == nil {
+		return false
+	}
+	ours, theirs := map[string]bool{}, map[string]bool{}
+	for _, l := range b.loader.Config.LB.Listen {
+		ours[sameListener(l)] = true
+	}
+	for _, l := range r.LB.Listen {
+		theirs[sameListener(l.Address)] = true
+	}
+	return maps.Equal(ours, theirs)
+}
+
+// sameListener writes a listening address in one form.
+func sameListener(address string) string {
+	host, port, err := net.SplitHostPort(address)
+	ip := net.ParseIP(host)
+	switch {
+	case err != nil:
+		return address
+	case ip != nil && ip.IsUnspecified():
+		host = ""
+	case ip != nil:
+		host = ip.String()
+	case host == "localhost":
+		host = "127.0.0.1"
+	}
+	return net.JoinHostPort(host, port)
 }
 
 // whenUp waits for the balancer, and for SIGHUP before that it is too early.
@@ -232,7 +278,7 @@ func (b *balancer) refused(err error) {
 
 // count counts one attempt to reload.
 func (b *balancer) count(err error) {
-	if c, ok := any(b.server).(interface{ CountReload(error) }); ok {
+	if c, ok := b.server.(interface{ CountReload(error) }); ok {
 		c.CountReload(err)
 	}
 }
