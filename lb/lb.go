@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
 	"time"
 
 	"github.com/inetaf/tcpproxy"
@@ -13,11 +14,18 @@ import (
 
 var _ tcpproxy.Target
 
-// Options are what the caller of New provides.
+// Options are what the caller of New provides. The zero value logs nothing.
 type Options struct {
 	Log *slog.Logger
+	// Sockets are listening sockets that the service manager has opened. Those
+	// whose address is one of Config.Listen are used, and all are closed.
+	Sockets []*os.File
+	// TakeOver has Run take the listeners and the connections of the process that
+	// runs with the same Config.Listen, or UpgradeSocket. Without one it fails.
+	TakeOver bool
 	// OnSuccessor is called when a new process is about to take over, with its
-	// process number, so that the service manager can be told. May be nil.
+	// process number, so that the service manager can be told; and with this
+	// process' own, should that break off. May be nil.
 	OnSuccessor func(pid int)
 }
 

@@ -3,13 +3,13 @@ package main
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"log/slog"
-	"maps"
-	"net"
 	"os"
 	"slices"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -52,6 +52,7 @@ type balancer struct {
 	handedOver atomic.Bool   // to a new process
 	upgrading  atomic.Bool
 	loader     *config.Loader // of the configuration in force; of the reloading goroutine
+	uncounted  bool           // the last reload failed before package lb heard of it; of the same goroutine
 	quiet      slog.Level     // of the component lb, while debug is on for a while
 }
 
@@ -62,7 +63,10 @@ func (a *app) newBalancer(l *config.Loader, logs *logging.Logs) (*balancer, erro
 		app: a, logs: logs, log: logs.Logger("kthwd"), alone: !l.Config.Is(config.RoleController),
 		up: make(chan struct{}), loader: l,
 	}
-	server, err := lb.New(l.Config.LB, lb.Options{Log: logs.Logger(nameLB), OnSuccessor: b.successor})
+	server, err := lb.New(l.Config.LB, lb.Options{
+		Log: logs.Logger(nameLB), Sockets: a.inherits.sockets,
+		TakeOver: a.inherits.predecessor != 0, OnSuccessor: b.successor,
+	})
 	if err != nil {
 		return nil, l.Locate(err)
 	}
@@ -83,12 +87,16 @@ func (b *balancer) Run(ctx context.Context, ready func()) error {
 		ready()
 		close(b.up)
 	})
-	if !errors.Is(err, lb.ErrHandedOver) {
+	var file *fs.PathError
+	switch {
+	case errors.Is(err, syscall.EACCES) && !errors.As(err, &file):
+		return &hintedError{err, "ports below 1024 need root or CAP_NET_BIND_SERVICE; or choose others with --listen"}
+	case !errors.Is(err, lb.ErrHandedOver):
 		return err
 	}
 	b.handedOver.Store(true)
 	if b.alone {
-		b.log.Info("handed over")
+		b.log.Info("handed over, ending")
 		b.end()
 	} else {
 		b.log.Warn("handed over; the control plane goes on")
@@ -163,38 +171,9 @@ func (b *balancer) run(ctx context.Context) error {
 	return g.Run(ctx)
 }
 
-// takesOver tells whether the process that reports is a load balancer with the
-// same listeners, which this one is about to take over.
-func (b *balancer) takesOver(r status.Report) bool {
-	if r.LB == nil {
-		return false
-	}
-	ours, theirs := map[string]bool{}, map[string]bool{}
-	for _, l := range b.loader.Config.LB.Listen {
-		ours[sameListener(l)] = true
-	}
-	for _, l := range r.LB.Listen {
-		theirs[sameListener(l.Address)] = true
-	}
-	return maps.Equal(ours, theirs)
-}
-
-// sameListener writes a listening address in one form.
-func sameListener(address string) string {
-	host, port, err := net.SplitHostPort(address)
-	ip := net.ParseIP(host)
-	switch {
-	case err != nil:
-		return address
-	case ip != nil && ip.IsUnspecified():
-		host = ""
-	case ip != nil:
-		host = ip.String()
-	case host == "localhost":
-		host = "127.0.0.1"
-	}
-	return net.JoinHostPort(host, port)
-}
+// takesOver tells whether the process that reports is the one that this one is
+// about to take over from.
+func (b *balancer) takesOver(r status.Report) bool { return r.PID == b.app.inherits.predecessor }
 
 // whenUp waits for the balancer, and for SIGHUP before that it is too early.
 func (b *balancer) whenUp(ctx context.Context, f func()) {
@@ -242,10 +221,10 @@ func (b *balancer) reload() error {
 	b.app.notify.reloading()
 	defer b.app.notify.reloaded()
 	l, err := b.app.reread()
-	if err != nil {
-		return err
+	if err == nil {
+		err = l.CheckReload(b.loader)
 	}
-	if err := l.CheckReload(b.loader); err != nil {
+	if b.uncounted = err != nil; b.uncounted {
 		return err
 	}
 	if err := b.server.Reload(l.Config.LB); err != nil {
@@ -259,26 +238,20 @@ func (b *balancer) reload() error {
 	}
 	b.loader = l
 	b.stopWithin(l.Config.LB)
-	b.count(nil)
 	b.log.Info("configuration reloaded", "file", l.File(), "changed", strings.Join(changes, ","))
 	return nil
 }
 
 // refused says and counts that a configuration was not taken.
 func (b *balancer) refused(err error) {
-	b.count(err)
+	if c, ok := b.server.(interface{ CountReload(error) }); ok && b.uncounted {
+		c.CountReload(err)
+	}
 	for _, e := range flatten(err) {
 		var attrs []any
 		if hint := hintFor(e); hint != "" {
 			attrs = append(attrs, "hint", oneLine(hint))
 		}
 		b.log.Error("reload refused, the old configuration stays", append([]any{"err", oneLine(e.Error())}, attrs...)...)
-	}
-}
-
-// count counts one attempt to reload.
-func (b *balancer) count(err error) {
-	if c, ok := b.server.(interface{ CountReload(error) }); ok {
-		c.CountReload(err)
 	}
 }

@@ -24,12 +24,13 @@ type app struct {
 	out, err io.Writer
 	exit     func(code int) // at the second signal; it does not return
 	notify   *notifier
+	inherits inheritance
 	started  time.Time
 	args     []string // of the command line, without the program
 }
 
 func main() {
-	a := &app{out: os.Stdout, err: os.Stderr, exit: os.Exit, notify: takeNotifier(), started: time.Now()}
+	a := &app{out: os.Stdout, err: os.Stderr, exit: os.Exit, notify: takeNotifier(), inherits: takeInheritance(), started: time.Now()}
 	a.exit(a.run(context.Background(), os.Args[1:]))
 }
 

@@ -44,15 +44,18 @@ func (b *balancer) upgrade() {
 }
 
 // successor is called when a new process, whoever started it, is about to take over.
+// With this process' own number it says that this was broken off.
 func (b *balancer) successor(pid int) {
-	b.log.Info("a new process takes over", "process", pid)
 	if b.alone {
 		b.app.notify.mainPID(pid)
+	}
+	if pid != os.Getpid() {
+		b.log.Info("a new process takes over", "process", pid)
 	}
 }
 
 // successor is the command that starts kthwd anew: its arguments, its
-// environment, and the way to systemd.
+// environment, the way to systemd, and what it is to do.
 func (a *app) successor() (*exec.Cmd, error) {
 	path := os.Args[0] // as the service manager named it: a link there may lead to a new version
 	if !filepath.IsAbs(path) {
@@ -63,6 +66,7 @@ func (a *app) successor() (*exec.Cmd, error) {
 	}
 	cmd := exec.Command(path, a.args...)
 	cmd.Env = append(os.Environ(), a.notify.environment()...)
+	cmd.Env = append(cmd.Env, fmt.Sprintf("%s=%d", takeOverFrom, os.Getpid()))
 	cmd.Stdout, cmd.Stderr = a.out, a.err
 	return cmd, nil
 }
