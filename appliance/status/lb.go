@@ -41,7 +41,10 @@ func listenerTable(s lb.Status) table {
 func backendTable(s lb.Status, now time.Time, p func(colour, string) string) table {
 	t := table{{{text: "BACKEND"}, {text: "ADDRESS"}, {text: "SOURCE"}, {text: "STATE"}, {text: "SINCE"}, {text: "LAST CHECK"}, {text: "ACTIVE"}, {text: "TOTAL"}, {text: "CONNECT ERRORS"}, {text: "REASON"}}}
 	for _, b := range s.Backends {
-		resolved, source, since := b.Resolved, b.Source, ""
+		resolved, source, since, reason := b.Resolved, b.Source, "", b.Reason
+		if reason == b.LastCheck {
+			reason = "" // it says no more
+		}
 		if resolved == b.Address {
 			resolved = ""
 		}
@@ -61,7 +64,7 @@ func backendTable(s lb.Status, now time.Time, p func(colour, string) string) tab
 			{text: fmt.Sprint(b.Active)},
 			{text: fmt.Sprint(b.Total)},
 			{text: fmt.Sprint(b.Errors)},
-			{text: oneLine(b.Reason)},
+			{text: oneLine(reason)},
 		})
 	}
 	return t.withoutEmptyColumn(5).withoutEmptyColumn(2).withoutEmptyColumn(1)

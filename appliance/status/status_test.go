@@ -55,7 +55,7 @@ func reports() map[string]Report {
 			Ready: true, Check: "https /readyz", Verified: true,
 			Listen: []lb.ListenerStatus{{Address: ":6443", Active: 120, Accepted: 48211}, {Address: ":443", Accepted: 17, Rejected: 2}},
 			Backends: []lb.BackendStatus{
-				{Address: "10.0.1.73:6443", State: "ready", Since: noon.Add(-89 * time.Minute), LastCheck: "ok", Active: 60, Total: 24011, Source: "static"},
+				{Address: "10.0.1.73:6443", State: "ready", Since: noon.Add(-89 * time.Minute), Reason: "ok", LastCheck: "ok", Active: 60, Total: 24011, Source: "static"},
 				{Address: "10.0.1.35:6443", State: "ready", Since: noon.Add(-89 * time.Minute), LastCheck: "ok", Active: 60, Total: 24217, Source: "static"},
 			},
 		},

@@ -46,7 +46,11 @@ func (a *app) logLevel(ctx context.Context, l *config.Loader, args []string) err
 	defer cancel()
 	levels, err := c.Levels(ctx)
 	if errors.Is(err, status.ErrNotRunning) {
-		if r, asked := c.Status(ctx); asked == nil && r.LB != nil {
+		r, asked := c.Status(ctx)
+		if asked != nil && c.Socket == "" {
+			return asked
+		}
+		if asked == nil && r.LB != nil {
 			return &hintedError{
 				fmt.Errorf("the load balancer (process %d) has no socket to change its log levels on", r.PID),
 				fmt.Sprintf("kill -USR1 %d switches its debug lines on and off; or change log-level in its file", r.PID),
