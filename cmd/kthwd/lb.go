@@ -83,6 +83,7 @@ func (b *balancer) Name() string { return b.server.Name() }
 // Run implements supervise.Component. A process that has handed over is done,
 // unless it is a controller as well.
 func (b *balancer) Run(ctx context.Context, ready func()) error {
+	l := b.loader
 	err := b.server.Run(ctx, func() {
 		ready()
 		close(b.up)
@@ -92,7 +93,7 @@ func (b *balancer) Run(ctx context.Context, ready func()) error {
 	case errors.Is(err, syscall.EACCES) && !errors.As(err, &file):
 		return &hintedError{err, "ports below 1024 need root or CAP_NET_BIND_SERVICE; or choose others with --listen"}
 	case !errors.Is(err, lb.ErrHandedOver):
-		return err
+		return l.Locate(err)
 	}
 	b.handedOver.Store(true)
 	if b.alone {

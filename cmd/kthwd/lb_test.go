@@ -321,6 +321,16 @@ func TestNoRightToThePort(t *testing.T) {
 	}
 }
 
+// A file that is opened at the start only is named by its key, too.
+func TestProblemOfRun(t *testing.T) {
+	b, f, _, _ := newFake(t, "backend: 10.0.0.1:6443\n", "--access-log=/x")
+	f.end <- &lb.Problem{Field: "AccessLog", Text: "permission denied: /x", Hint: "h"}
+	err := b.Run(t.Context(), func() {})
+	if err == nil || err.Error() != "--access-log permission denied: /x" || hintFor(err) != "h" {
+		t.Errorf("got %v with hint %q", err, hintFor(err))
+	}
+}
+
 func TestToggleDebug(t *testing.T) {
 	b, _, _, _ := newFake(t, "backend: 10.0.0.1:6443\nlog-level: warn\n")
 	for _, want := range []string{"debug", "warn", "debug"} {
