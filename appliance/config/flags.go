@@ -87,9 +87,9 @@ func (l *Loader) settings() []setting {
 		{"kube-controller-manager-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag of kube-controller-manager; wins over kthwd's own; repeatable.", (*repeated)(&k.ControllerManagerArgs)},
 		{"kube-scheduler-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag of kube-scheduler; wins over kthwd's own; repeatable.", (*repeated)(&k.SchedulerArgs)},
 
-		{"listen", RoleLB, groupLB, "ADDRESS:PORT", "Where clients connect to; no address means all; repeatable. Taken over, not changed, at run time.", (*repeated)(&b.Listen)},
+		{"listen", RoleLB, groupLB, "ADDRESS:PORT", "Where clients connect to; no address means all; repeatable.", (*repeated)(&b.Listen)},
 		{"backend", RoleLB, groupLB, "HOST:PORT", "An API server behind the load balancer; a name is resolved again while kthwd runs; repeatable.", (*repeated)(&b.Backends)},
-		{"check", RoleLB, groupLB, "KIND", "How backends are checked: https asks for --check-path over TLS, tcp connects, none waits for connections that fail.", &b.Check},
+		{"check", RoleLB, groupLB, "KIND", "How backends are checked: https asks for --check-path over TLS, tcp connects, none goes by the connections of clients that fail.", &b.Check},
 		{"check-path", RoleLB, groupLB, "PATH", "What --check=https asks for; status 200 is ready, another one is not ready, no answer is dead.", &b.CheckPath},
 		{"check-interval", RoleLB, groupLB, "DURATION", "From one check of a backend to the next; shorter while its state is in doubt.", &b.CheckInterval},
 		{"check-timeout", RoleLB, groupLB, "DURATION", "How long one check may take: connection, TLS and answer.", &b.CheckTimeout},
