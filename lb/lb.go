@@ -69,7 +69,7 @@ type Server struct {
 	loops []*loop
 	slots slots
 	turn  atomic.Uint64 // where the next choice among equals begins
-	next  atomic.Uint64 // which loop gets the next connection
+	next  atomic.Uint64 // which loop gets the next connection of another process
 
 	listeners []*listener
 	active    atomic.Int64 // connections, of all listeners
@@ -155,16 +155,17 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 		return err
 	}
 	defer s.closeAccessLog()
-	if err := s.startLoops(); err != nil {
+	defer s.stopLoops()
+	if err := s.makeLoops(); err != nil {
 		return err
 	}
-	defer s.stopLoops()
 	defer s.stopBackends()
 	old, err := s.predecessor(ctx)
 	if err != nil {
 		return err
 	}
 	defer old.close()
+	defer s.closeListeners()
 	if err := s.openListeners(old); err != nil {
 		return err
 	}
@@ -173,7 +174,6 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
-	defer s.closeListeners(proxy)
 	if err := s.takeOver(old); err != nil {
 		return err
 	}
@@ -188,7 +188,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	ready()
 	select {
 	case <-ctx.Done():
-		return s.drain(proxy, successor)
+		return s.drain(successor)
 	case <-successor:
 		return ErrHandedOver
 	case err := <-waitFor(proxy):
@@ -208,21 +208,24 @@ func (s *Server) setState(why string) {
 	s.mu.Unlock()
 }
 
-// startLoops makes a loop for each processor.
-func (s *Server) startLoops() error {
+// makeLoops makes a loop for each processor.
+func (s *Server) makeLoops() error {
 	for range max(1, runtime.GOMAXPROCS(0)) {
 		l, err := newLoop(s)
 		if err != nil {
 			return fmt.Errorf("make an epoll set: %w", err)
 		}
 		s.loops = append(s.loops, l)
-		go l.run()
 	}
 	return nil
 }
 
+// stopLoops ends the loops, and with them every connection that is left.
 func (s *Server) stopLoops() {
 	for _, l := range s.loops {
+		if !l.running {
+			go l.run()
+		}
 		l.stop(endDrain)
 	}
 }
@@ -245,7 +248,7 @@ func (s *Server) openListeners(old *predecessor) error {
 				continue
 			}
 		}
-		l, err := s.newListener(address, ln)
+		l, err := newListener(address, ln)
 		if err != nil {
 			errs = append(errs, listenError(address, err))
 			continue
@@ -255,11 +258,6 @@ func (s *Server) openListeners(old *predecessor) error {
 	for _, l := range inherited {
 		s.log.Warn("inherited socket not used: no --listen has its address", "address", l.Addr().String())
 		l.Close()
-	}
-	if len(errs) > 0 {
-		for _, l := range s.listeners {
-			l.Close()
-		}
 	}
 	return errors.Join(errs...)
 }
@@ -292,20 +290,30 @@ func sameListener(address string, a net.Addr) bool {
 	return want.Port() == got.Port() && (bothAny || want.Addr().Unmap() == got.Addr().Unmap())
 }
 
-// accept has tcpproxy accept from the listeners, each with a route of its own.
+// accept has tcpproxy accept: from the loops, each with a route of its own. The
+// names of the routes are nobody's addresses.
 func (s *Server) accept() (*tcpproxy.Proxy, error) {
-	byName := map[string]*listener{}
+	byName := map[string]*loop{}
 	proxy := &tcpproxy.Proxy{ListenFunc: func(_, name string) (net.Listener, error) { return byName[name], nil }}
-	for _, l := range s.listeners {
-		byName[l.address] = l
-		proxy.AddRoute(l.address, s)
+	for i, l := range s.loops {
+		name := fmt.Sprintf("loop %d", i)
+		byName[name], l.running = l, true
+		l.post(l.listen)
+		proxy.AddRoute(name, s)
 	}
 	return proxy, proxy.Start()
 }
 
-func (s *Server) closeListeners(proxy *tcpproxy.Proxy) {
-	for _, l := range s.listeners {
-		l.Close()
+// closeListeners has nobody accept any more.
+func (s *Server) closeListeners() {
+	for _, l := range s.loops {
+		if l.running {
+			l.call(l.unlisten)
+			l.Close()
+		}
+	}
+	for _, ln := range s.listeners {
+		ln.close()
 	}
 }
 
@@ -321,7 +329,7 @@ func (s *Server) HandleConn(c net.Conn) {
 		s.refuse(p, rejectSilent)
 		return
 	}
-	if !s.loops[s.next.Add(1)%uint64(len(s.loops))].adopt(p) {
+	if !s.loopFor(a.loop).adopt(p) {
 		s.refuse(p, rejectError)
 	}
 }
@@ -432,7 +440,7 @@ func (s *Server) allChecked() bool {
 
 // drain is the stop: first others learn that it comes, then no connection is
 // accepted any more, then those that are left have a while.
-func (s *Server) drain(proxy *tcpproxy.Proxy, successor <-chan struct{}) error {
+func (s *Server) drain(successor <-chan struct{}) error {
 	cfg := s.cfg.Load()
 	s.setState("stopping")
 	s.log.Info("draining", "connections", s.active.Load(), "shutdown-delay", cfg.ShutdownDelay, "drain-timeout", cfg.DrainTimeout)
@@ -441,7 +449,7 @@ func (s *Server) drain(proxy *tcpproxy.Proxy, successor <-chan struct{}) error {
 	case <-successor:
 		return ErrHandedOver
 	}
-	s.closeListeners(proxy)
+	s.closeListeners()
 	over := time.NewTimer(cfg.DrainTimeout)
 	defer over.Stop()
 	tick := time.NewTicker(20 * time.Millisecond)

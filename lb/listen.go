@@ -10,20 +10,14 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// listener is one listening socket, as tcpproxy wants it: Accept never returns
-// an error that passes, for tcpproxy would end the listener at it
-// (tcpproxy.go:serveListener). Shortage of descriptors, and the limit on
-// connections, make it wait; clients wait in the kernel's queue meanwhile.
+// listener is one listening socket. The loops accept from it (accept.go).
 type listener struct {
-	s       *Server
-	address string   // as configured
-	file    *os.File // the socket; a net.TCPListener's SyscallConn cannot wait (net/rawconn.go:rawListener)
-	raw     syscall.RawConn
+	address string // as configured
+	fd      int32
 	addr    net.Addr
 
 	active   atomic.Int64
@@ -31,18 +25,11 @@ type listener struct {
 	rejected [len(rejectNames)]atomic.Uint64
 	errors   [len(acceptErrorNames)]atomic.Uint64
 	traffic  sync.Map // *Backend to *traffic
-
-	mu     sync.Mutex
-	paused chan struct{} // closed when it goes on; nil while it accepts
-	over   chan struct{} // closed by Close
-	once   sync.Once
+	once     sync.Once
 }
 
-const (
-	acceptPauseLeast = 5 * time.Millisecond
-	acceptPauseMost  = 100 * time.Millisecond
-	deferAccept      = 5 // seconds in which the kernel keeps a silent client to itself
-)
+// deferAccept is how many seconds the kernel keeps a silent client to itself.
+const deferAccept = 5
 
 // listen opens a listening socket.
 func listen(address string) (*net.TCPListener, error) {
@@ -55,21 +42,27 @@ func listen(address string) (*net.TCPListener, error) {
 	return ln.(*net.TCPListener), nil
 }
 
-// newListener makes ln, which it closes, a listener of the server's kind.
-func (s *Server) newListener(address string, ln *net.TCPListener) (*listener, error) {
+// newListener makes ln, which it closes, a listener of the server's kind: a bare
+// descriptor, of which Go's poller does not hear.
+func newListener(address string, ln *net.TCPListener) (*listener, error) {
 	defer ln.Close()
-	file, err := ln.File()
+	raw, err := ln.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
-	raw, err := file.SyscallConn()
-	if err == nil {
-		err = errors.Join(raw.Control(func(fd uintptr) { err = prepareListener(int32(fd)) }), err)
+	l := &listener{address: address, addr: ln.Addr()}
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		var n int
+		if n, failed = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0); failed == nil {
+			l.fd = int32(n)
+			failed = prepareListener(l.fd)
+		}
+	})
+	if err := errors.Join(err, failed); err != nil {
+		return nil, err
 	}
-	if err != nil {
-		return nil, errors.Join(err, file.Close())
-	}
-	return &listener{s: s, address: address, file: file, raw: raw, addr: ln.Addr(), over: make(chan struct{})}, nil
+	return l, nil
 }
 
 // prepareListener sets what accepted connections inherit.
@@ -89,102 +82,8 @@ func prepareListener(fd int32) error {
 	return nil
 }
 
-// Accept implements net.Listener. What it returns is an *accepted.
-func (l *listener) Accept() (net.Conn, error) {
-	pause := acceptPauseLeast
-	for {
-		if err := l.await(); err != nil {
-			return nil, err
-		}
-		if l.s.full() {
-			l.errors[acceptLimit].Add(1)
-			pause = l.pause(pause)
-			continue
-		}
-		c := &accepted{listener: l}
-		var errno syscall.Errno
-		err := l.raw.Read(func(fd uintptr) bool {
-			c.fd, c.peer, errno = accept(int(fd))
-			return errno != unix.EAGAIN
-		})
-		switch {
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			continue // paused
-		case err != nil:
-			return nil, net.ErrClosed
-		case errno == 0:
-			l.s.active.Add(1)
-			l.active.Add(1)
-			l.accepted.Add(1)
-			return c, nil
-		default:
-			if kind, wait := acceptErrorOf(errno); wait {
-				l.errors[kind].Add(1)
-				pause = l.pause(pause)
-			}
-		}
-	}
-}
-
-// await blocks while the listener is paused.
-func (l *listener) await() error {
-	l.mu.Lock()
-	paused := l.paused
-	l.mu.Unlock()
-	if paused != nil {
-		select {
-		case <-paused:
-		case <-l.over:
-		}
-	}
-	select {
-	case <-l.over:
-		return net.ErrClosed
-	default:
-		return nil
-	}
-}
-
-func (l *listener) pause(d time.Duration) (next time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-l.over:
-	}
-	return min(2*d, acceptPauseMost)
-}
-
-// hold stops accepting: who connects waits in the kernel's queue, which outlives
-// this process where another one has the socket, too.
-func (l *listener) hold() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.paused == nil {
-		l.paused = make(chan struct{})
-		l.file.SetDeadline(time.Unix(1, 0))
-	}
-}
-
-// goOn takes hold back.
-func (l *listener) goOn() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.paused != nil {
-		l.file.SetDeadline(time.Time{})
-		close(l.paused)
-		l.paused = nil
-	}
-}
-
-// Close implements net.Listener.
-func (l *listener) Close() error {
-	l.once.Do(func() { close(l.over) })
-	return l.file.Close()
-}
-
-// Addr implements net.Listener.
-func (l *listener) Addr() net.Addr { return l.addr }
+// close closes the socket. No loop may watch it any more.
+func (l *listener) close() { l.once.Do(func() { closeFD(l.fd) }) }
 
 // trafficWith counts the bytes between this listener's clients and a backend.
 func (l *listener) trafficWith(b *Backend) *traffic {
@@ -206,12 +105,13 @@ func (t *traffic) count(fromClient bool, n int) {
 	}
 }
 
-// accepted is a connection on its way from a listener to the target. It is a
-// bare descriptor: Go's poller never hears of it. tcpproxy reads nothing of it,
-// because the route matches always (tcpproxy.go:fixedTarget).
+// accepted is a connection on its way from a loop through tcpproxy to the
+// target. It is a bare descriptor. tcpproxy reads nothing of it, because the
+// route matches always (tcpproxy.go:fixedTarget).
 type accepted struct {
 	net.Conn // nil: nobody may read or write it
 	listener *listener
+	loop     *loop
 	fd       int32
 	peer     netip.AddrPort
 }
@@ -223,7 +123,7 @@ func (c *accepted) Close() error { closeFD(c.fd); return nil }
 func (c *accepted) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(c.peer) }
 
 // LocalAddr implements net.Conn.
-func (c *accepted) LocalAddr() net.Addr { return c.listener.Addr() }
+func (c *accepted) LocalAddr() net.Addr { return c.listener.addr }
 
 type rejectReason uint8
 

@@ -39,7 +39,17 @@ type loop struct {
 	doomed    queue // to be cut, a few at a time
 	nextScout int64 // when a held pair may try again
 	scouts    int   // that do
-	yielded   int64 // when it last let others run
+
+	listening   bool  // the listeners are watched
+	listenAgain int64 // when they are to be watched again after a shortage; 0 for never
+	acceptPause int64 // how long the last shortage was waited for
+	newcomers   []*accepted
+	routing     bool // Accept has returned a connection
+	closed      atomic.Bool
+
+	events  [256]unix.EpollEvent
+	count   atomic.Int64 // of pairs, for other goroutines
+	yielded int64        // when it last let others run
 
 	mu      sync.Mutex
 	arrived []*pair // from the listeners
@@ -47,6 +57,7 @@ type loop struct {
 	inbox   atomic.Bool  // there is something in arrived or posted
 	sleep   atomic.Int32 // how it waits: awake, dozing or asleep
 
+	running bool // tcpproxy or run runs it
 	stopped bool
 	done    chan struct{}
 }
@@ -89,31 +100,35 @@ func newLoop(s *Server) (*loop, error) {
 	return l, nil
 }
 
-// run is the loop. It returns after stop.
+// run is the loop once nobody accepts any more. It returns after stop.
 func (l *loop) run() {
 	defer close(l.done)
-	var events [256]unix.EpollEvent
 	for !l.stopped {
-		n, err := unix.EpollWait(l.epfd, events[:], l.fallAsleep())
-		l.sleep.Store(awake)
-		if err != nil && err != syscall.EINTR {
-			panic("epoll_wait: " + err.Error()) // the set is ours: nothing but a bug closes it
-		}
-		l.now = l.s.clock()
-		if l.inbox.Load() {
-			l.readInbox()
-		}
-		for _, e := range events[:max(n, 0)] {
-			l.event(e.Fd, e.Events)
-		}
-		l.takeTurns()
-		l.expire()
-		l.closeAll()
-		l.yield()
+		l.turn()
 	}
 	l.pipes.close()
 	unix.Close(int(l.wakefd))
 	unix.Close(l.epfd)
+}
+
+// turn waits for events and deals with a batch of them.
+func (l *loop) turn() {
+	n, err := unix.EpollWait(l.epfd, l.events[:], l.fallAsleep())
+	l.sleep.Store(awake)
+	if err != nil && err != syscall.EINTR {
+		panic("epoll_wait: " + err.Error()) // the set is ours: nothing but a bug closes it
+	}
+	l.now = l.s.clock()
+	if l.inbox.Load() {
+		l.readInbox()
+	}
+	for _, e := range l.events[:max(n, 0)] {
+		l.event(e.Fd, e.Events)
+	}
+	l.takeTurns()
+	l.expire()
+	l.closeAll()
+	l.yield()
 }
 
 // yield lets the scheduler see that a busy loop is no goroutine to be preempted.
@@ -132,7 +147,7 @@ func (l *loop) fallAsleep() int {
 	switch {
 	case len(l.again) > 0:
 		return 0
-	case !l.connects.empty() || !l.held.empty() || !l.doomed.empty():
+	case !l.connects.empty() || !l.held.empty() || !l.doomed.empty() || l.listenAgain != 0:
 		wait, how = int(quickTick/time.Millisecond), dozing
 	case !l.fresh.empty() || !l.young.empty() || !l.lingering.empty():
 		wait, how = int(slowTick/time.Millisecond), dozing
@@ -234,6 +249,7 @@ func (l *loop) add(p *pair) {
 	p.known = true
 	p.index = len(l.pairs)
 	l.pairs = append(l.pairs, p)
+	l.count.Store(int64(len(l.pairs)))
 }
 
 func (l *loop) forget(p *pair) {
@@ -242,6 +258,7 @@ func (l *loop) forget(p *pair) {
 	l.pairs[p.index].index = p.index
 	l.pairs[last] = nil
 	l.pairs = l.pairs[:last]
+	l.count.Store(int64(last))
 }
 
 func (l *loop) event(fd int32, events uint32) {
@@ -251,8 +268,14 @@ func (l *loop) event(fd int32, events uint32) {
 		return
 	}
 	p := l.s.slots.get(fd)
-	if p == nil || p.loop != l {
-		return // ended earlier in this batch
+	if p == nil {
+		if ln := l.s.atListener(fd); ln != nil {
+			l.accept(ln)
+		}
+		return // else it ended earlier in this batch
+	}
+	if p.loop != l {
+		return
 	}
 	if !p.known {
 		l.readInbox()
@@ -312,6 +335,9 @@ func (l *loop) expire() {
 	}
 	for p := l.lingering.due(l.now); p != nil; p = l.lingering.due(l.now) {
 		l.end(p, endHalfClose)
+	}
+	if l.listenAgain != 0 && l.listenAgain <= l.now {
+		l.listen()
 	}
 	if !l.connects.empty() {
 		l.expireConnects()

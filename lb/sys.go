@@ -32,7 +32,7 @@ func splice(from, to int32, n int) (int, syscall.Errno) {
 
 // accept takes one connection off a listener. The socket options that matter
 // are inherited from the listener (listen.go).
-func accept(fd int) (int32, netip.AddrPort, syscall.Errno) {
+func accept(fd int32) (int32, netip.AddrPort, syscall.Errno) {
 	var sa unix.RawSockaddrInet6 // large enough for both families
 	size := uint32(unsafe.Sizeof(sa))
 	n, _, errno := syscall.RawSyscall6(unix.SYS_ACCEPT4, uintptr(fd), uintptr(unsafe.Pointer(&sa)), uintptr(unsafe.Pointer(&size)), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0, 0)
@@ -87,6 +87,13 @@ func watch(epfd int, op int, fd int32, events uint32) syscall.Errno {
 	e := unix.EpollEvent{Events: events | edge, Fd: fd}
 	_, _, errno := syscall.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(epfd), uintptr(op), uintptr(fd), uintptr(unsafe.Pointer(&e)), 0, 0)
 	return errno
+}
+
+// watchListener is watch for a listening socket: as long as clients wait, of one
+// epoll set at a time.
+func watchListener(epfd int, op int, fd int32) {
+	e := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLEXCLUSIVE, Fd: fd}
+	syscall.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(epfd), uintptr(op), uintptr(fd), uintptr(unsafe.Pointer(&e)), 0, 0)
 }
 
 const edge = unix.EPOLLET & 0xffffffff

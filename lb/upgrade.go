@@ -486,16 +486,16 @@ func (s *Server) succeed(w wire, closeSocket func()) bool {
 		s.log.Warn("a new process did not take over", "pid", pid, "err", err)
 		return false
 	}
-	for _, l := range s.listeners {
-		l.hold()
+	for _, l := range s.loops {
+		l.call(l.unlisten)
 	}
 	if s.o.OnSuccessor != nil {
 		s.o.OnSuccessor(pid)
 	}
 	if err := s.givePairs(w); err != nil {
 		s.log.Error("handing over was broken off, going on", "pid", pid, "err", err)
-		for _, l := range s.listeners {
-			l.goOn()
+		for _, l := range s.loops {
+			l.call(l.listen)
 		}
 		if s.o.OnSuccessor != nil {
 			s.o.OnSuccessor(os.Getpid())
@@ -519,9 +519,7 @@ func (s *Server) giveListeners(w wire) error {
 	reply := frame{Kind: "listeners", Version: upgradeVersion, PID: os.Getpid()}
 	var fds []int
 	for _, l := range s.listeners {
-		if err := l.raw.Control(func(fd uintptr) { fds = append(fds, int(fd)) }); err != nil {
-			return err
-		}
+		fds = append(fds, int(l.fd))
 		reply.Addresses = append(reply.Addresses, l.address)
 	}
 	return w.send(reply, fds...)
