@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/tls"
 	"encoding/pem"
 	"fmt"
@@ -53,7 +54,7 @@ func connect(ts *testscript.TestScript, neg bool, args []string) {
 	c := &connection{conn: conn, url: "https://" + args[1]}
 	opened := false
 	c.client = http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
-		DialTLS: func(string, string) (net.Conn, error) {
+		DialTLSContext: func(context.Context, string, string) (net.Conn, error) {
 			if opened {
 				return nil, fmt.Errorf("the connection %s was closed", args[0])
 			}

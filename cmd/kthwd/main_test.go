@@ -75,6 +75,7 @@ func buildBinary(dir string) (string, error) {
 //	signal NAME SIGNAL                  sends it a signal: TERM, INT, HUP, KILL, USR1, USR2
 //	ended NAME CODE TIMEOUT             waits for its end; its exit code must be CODE
 //	adopt NAME ADDRESS                  makes a background process of the kthwd with that metrics address
+//	systemd NAME                        listens on NOTIFY_SOCKET and writes what it hears to NAME.log, one message a line
 //	backend NAME...                     sets each variable to the address of a TLS server whose /readyz says ok; its CA is NAME.pem
 //	connect NAME ADDRESS                opens a connection that stays, through a load balancer
 //	carries NAME                        a request is answered on that connection
@@ -108,7 +109,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": exits, "freeport": freeport, "waitfor": waitFor,
-			"background": background, "signal": sendSignal, "ended": ended, "adopt": adopt,
+			"background": background, "signal": sendSignal, "ended": ended, "adopt": adopt, "systemd": systemd,
 			"backend": backend, "connect": connect, "carries": carries, "hangup": hangup,
 		},
 	})

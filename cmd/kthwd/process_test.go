@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"strconv"
@@ -80,6 +81,36 @@ func adopt(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Defer(func() {
 		p.pid.Kill()
 		<-p.gone
+	})
+}
+
+// systemd hears what processes say to it.
+func systemd(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: systemd NAME")
+	}
+	path := ts.MkAbs(args[0] + ".sock")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	ts.Check(err)
+	log, err := os.Create(ts.MkAbs(args[0] + ".log"))
+	ts.Check(err)
+	ts.Setenv("NOTIFY_SOCKET", path)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		b := make([]byte, 4096)
+		for {
+			n, err := conn.Read(b)
+			if err != nil {
+				return
+			}
+			fmt.Fprintln(log, strings.ReplaceAll(string(b[:n]), "\n", " "))
+		}
+	}()
+	ts.Defer(func() {
+		conn.Close()
+		<-done
+		log.Close()
 	})
 }
 
