@@ -31,7 +31,7 @@ DIRS      := appliance cmd health rbacseed test
 LIGHT     := ./appliance/config ./appliance/logging ./appliance/pki ./appliance/status ./appliance/supervise ./health
 
 .DEFAULT_GOAL := help
-.PHONY: help build tool run test test-light test-e2e bench lint golden verify package clean FORCE
+.PHONY: help build tool run test test-light test-e2e bench bench-lb lint golden verify package clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -58,6 +58,10 @@ test-e2e: build ## whole clusters with kubectl and real nodes; parts need root a
 
 bench: build ## kthwd against the four separate programs: a table and one JSON line
 	KTHWD_BENCH=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=60m -v ./test/bench/...
+
+# KTHWD_LB_BIN names any program that takes the flags of kthwd --role=lb.
+bench-lb: $(if $(KTHWD_LB_BIN),,build) ## kthwd --role=lb against nginx, HAProxy and tcpproxy: a table and one JSON line; needs root
+	KTHWD_BENCH_LB=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=30m -v ./test/benchlb
 
 lint: ## gofmt, go vet, staticcheck (the first time it reads all of Kubernetes: some 5 minutes)
 	@test -z "$$(gofmt -l $(DIRS) | tee /dev/stderr)"
