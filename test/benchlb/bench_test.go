@@ -31,6 +31,8 @@ type settings struct {
 	clients   int
 	idle      int
 	quiet     time.Duration
+	redo      int
+	rate      float64 // of latency; 0: half of what the slowest balancer manages
 	peers     []string
 	kthwdArgs []string
 	dir       string
@@ -42,6 +44,8 @@ func readSettings(t *testing.T) settings {
 		rounds:    number(t, "KTHWD_BENCH_ROUNDS", 5),
 		clients:   number(t, "KTHWD_BENCH_CLIENTS", 64),
 		idle:      number(t, "KTHWD_BENCH_IDLE", 10000),
+		rate:      float64(number(t, "KTHWD_BENCH_RATE", 0)),
+		redo:      number(t, "KTHWD_BENCH_REDO", 0),
 		time:      duration(t, "KTHWD_BENCH_PHASE", 3*time.Second),
 		quiet:     duration(t, "KTHWD_BENCH_QUIET", 2*time.Second),
 		peers:     list("KTHWD_BENCH_BALANCERS", []string{"kthwd", "nginx", "haproxy", "tcpproxy"}),
@@ -80,7 +84,7 @@ func number(t *testing.T, name string, otherwise int) int {
 		return otherwise
 	}
 	n, err := strconv.Atoi(text)
-	if err != nil || n < 1 {
+	if err != nil || n < 0 {
 		t.Fatalf("%s=%s: want a number", name, text)
 	}
 	return n
@@ -121,7 +125,6 @@ type bench struct {
 	sides   []*lbtest.Balancer
 	results *results
 	limit   int     // descriptors a process may have
-	rates   float64 // half of the slowest balancer's requests per second
 }
 
 func (b *bench) findSides(t *testing.T) {
@@ -143,27 +146,50 @@ func (b *bench) findSides(t *testing.T) {
 
 // measure runs one part with each side, beginning with another one each round.
 func (b *bench) measure(t *testing.T, part string, round int) {
-	if part == "latency" {
-		b.measureLatency(t, round)
-		return
+	if part == "latency" && b.rate == 0 {
+		b.findRate(t)
 	}
 	for i := range b.sides {
+		if t.Failed() {
+			return
+		}
 		s := b.sides[(i+round)%len(b.sides)]
-		t.Run(fmt.Sprintf("%s-%d-%s", part, round+1, s.Name), func(t *testing.T) {
-			switch r := b.newRig(t, s); part {
-			case "requests":
-				r.measureRequests(t, round)
-			case "connections":
-				r.measureConnections(t, round)
-			case "bulk":
-				r.measureBulk(t, round)
-			case "idle":
-				r.measureIdle(t, round)
+		b.turn(t, fmt.Sprintf("%s-%d-%s", part, round+1, s.Name), s, func(t *testing.T, r *rig) {
+			map[string]func(*testing.T){
+				"requests": r.measureRequests, "connections": r.measureConnections,
+				"bulk": r.measureBulk, "idle": r.measureIdle, "latency": r.measureLatency,
+			}[part](t)
+		}, round)
+	}
+}
+
+// noisyShare is the share of the machine that spoils a turn when others use it.
+const noisyShare = 15
+
+// turn measures one side, again while others use too much of the machine and
+// KTHWD_BENCH_REDO allows it. The least disturbed of the tries counts.
+func (b *bench) turn(t *testing.T, name string, s *lbtest.Balancer, measure func(*testing.T, *rig), round int) {
+	var best *rig
+	for try := range b.redo + 1 {
+		if try > 0 {
+			name += "-again"
+		}
+		t.Run(name, func(t *testing.T) {
+			r := b.newRig(t, s)
+			measure(t, r)
+			if best == nil || r.others() < best.others() {
+				best = r
 			}
 		})
 		if t.Failed() {
 			return
 		}
+		if best.others() < noisyShare {
+			break
+		}
+	}
+	for _, sample := range best.samples {
+		b.results.add(sample.metric, s.Name, round, sample.value)
 	}
 }
 
@@ -174,10 +200,30 @@ var backends = []string{"127.0.0.11:6443", "127.0.0.12:6443", "127.0.0.13:6443"}
 // rig is a balancer between load and backends, in a network of its own.
 type rig struct {
 	bench    *bench
-	side     *lbtest.Balancer // nil: no balancer
+	side     *lbtest.Balancer
 	ns       *lbtest.Namespace
 	backend  *lbtest.Process
 	balancer *lbtest.Process
+	samples  []measuredSample
+}
+
+type measuredSample struct {
+	metric *metric
+	value  float64
+}
+
+func (r *rig) add(m *metric, value float64) { r.samples = append(r.samples, measuredSample{m, value}) }
+
+// others is the largest share of the machine that other processes used while it
+// was measured, in percent.
+func (r *rig) others() float64 {
+	largest := 0.0
+	for _, s := range r.samples {
+		if s.metric == metricOthers {
+			largest = max(largest, s.value)
+		}
+	}
+	return largest
 }
 
 func (b *bench) newRig(t *testing.T, s *lbtest.Balancer) *rig {
@@ -188,9 +234,6 @@ func (b *bench) newRig(t *testing.T, s *lbtest.Balancer) *rig {
 	r.backend = lbtest.StartHelper(t, r.ns, "backend", backends...)
 	if line := r.backend.Line(t); line != "ready" {
 		t.Fatalf("backend said %q", line)
-	}
-	if s == nil {
-		return r
 	}
 	dir := filepath.Join(b.dir, s.Name)
 	if err := os.MkdirAll(dir, 0o777); err != nil {
@@ -302,6 +345,7 @@ func (r *rig) run(t *testing.T, o order, while func(load *lbtest.Process)) measu
 	if err := json.Unmarshal([]byte(line), &m.outcome); err != nil {
 		t.Fatal(err)
 	}
+	r.add(metricOthers, m.others)
 	if m.Failed > 0 {
 		t.Errorf("%d connections failed: %s", m.Failed, m.Reason)
 	}
@@ -316,51 +360,35 @@ type usage struct {
 
 func (r *rig) usage(load *lbtest.Process) usage {
 	u := usage{at: time.Now(), machine: lbtest.MachineCPU()}
-	if r.balancer != nil {
-		u.balancer = lbtest.CPU(r.balancer.Tree()...)
-	}
+	u.balancer = lbtest.CPU(r.balancer.Tree()...)
 	u.ours = u.balancer + lbtest.CPU(os.Getpid(), r.backend.PID, load.PID)
 	return u
 }
 
-func (r *rig) add(m *metric, round int, value float64) {
-	r.bench.results.add(m, r.name(), round, value)
-}
-
-func (r *rig) name() string {
-	if r.side == nil {
-		return "direct"
-	}
-	return r.side.Name
-}
-
 const warm = 500 * time.Millisecond
 
-func (r *rig) measureRequests(t *testing.T, round int) {
+func (r *rig) measureRequests(t *testing.T) {
 	m := r.run(t, order{Kind: "requests", Clients: r.bench.clients, Warm: warm, Time: r.bench.time}, nil)
-	r.add(metricRequests, round, m.Done/m.Seconds)
-	r.add(metricRequestCPU, round, float64(m.cpu.Microseconds())/m.Done)
-	r.add(metricOthers, round, m.others)
+	r.add(metricRequests, m.Done/m.Seconds)
+	r.add(metricRequestCPU, float64(m.cpu.Microseconds())/m.Done)
 }
 
-func (r *rig) measureConnections(t *testing.T, round int) {
+func (r *rig) measureConnections(t *testing.T) {
 	m := r.run(t, order{Kind: "connections", Clients: r.bench.clients, Warm: warm, Time: r.bench.time}, nil)
-	r.add(metricConnections, round, m.Done/m.Seconds)
-	r.add(metricConnectionCPU, round, float64(m.cpu.Microseconds())/m.Done)
-	r.add(metricOthers, round, m.others)
+	r.add(metricConnections, m.Done/m.Seconds)
+	r.add(metricConnectionCPU, float64(m.cpu.Microseconds())/m.Done)
 }
 
-func (r *rig) measureBulk(t *testing.T, round int) {
+func (r *rig) measureBulk(t *testing.T) {
 	m := r.run(t, order{Kind: "bulk", Clients: 1, Warm: warm, Time: r.bench.time}, nil)
-	r.add(metricBulk, round, m.Done*8/1e9/m.Seconds)
-	r.add(metricBulkCPU, round, m.cpu.Seconds()*1e9/m.Done)
-	r.add(metricOthers, round, m.others)
+	r.add(metricBulk, m.Done*8/1e9/m.Seconds)
+	r.add(metricBulkCPU, m.cpu.Seconds()*1e9/m.Done)
 }
 
 // settle is how long after the last exchange memory is read.
 const settle = 3 * time.Second
 
-func (r *rig) measureIdle(t *testing.T, round int) {
+func (r *rig) measureIdle(t *testing.T) {
 	before := lbtest.AnonymousMemory(r.balancer.Tree()...)
 	fdsBefore, pipesBefore := lbtest.Descriptors(r.balancer.Tree()...)
 	n := r.idleConnections()
@@ -374,11 +402,11 @@ func (r *rig) measureIdle(t *testing.T, round int) {
 		cpu := lbtest.CPU(r.balancer.Tree()...)
 		<-time.After(2 * time.Second)
 		cpu = lbtest.CPU(r.balancer.Tree()...) - cpu
-		r.add(metricIdleMemory, round, (after-before)/1024/float64(n))
-		r.add(metricIdleTotal, round, after/(1<<20))
-		r.add(metricIdleDescriptors, round, float64(fds-fdsBefore)/float64(n))
-		r.add(metricIdlePipes, round, float64(pipes-pipesBefore)/float64(n))
-		r.add(metricIdleCPU, round, cpu.Seconds()/2*100)
+		r.add(metricIdleMemory, (after-before)/1024/float64(n))
+		r.add(metricIdleTotal, after/(1<<20))
+		r.add(metricIdleDescriptors, float64(fds-fdsBefore)/float64(n))
+		r.add(metricIdlePipes, float64(pipes-pipesBefore)/float64(n))
+		r.add(metricIdleCPU, cpu.Seconds()/2*100)
 		load.Stdin.Close()
 	})
 }
@@ -392,38 +420,34 @@ func (r *rig) idleConnections() int {
 	return min(r.bench.idle, (r.bench.limit-600)/each)
 }
 
-// measureLatency sends the same rate, half of what the slowest manages, through
-// each side and past them.
-func (b *bench) measureLatency(t *testing.T, round int) {
-	if b.rates == 0 {
-		b.findRate(t)
-	}
-	order := order{Kind: "rate", Clients: b.clients, Rate: b.rates, Warm: warm, Time: b.time}
-	var direct measured
-	t.Run(fmt.Sprintf("latency-%d-direct", round+1), func(t *testing.T) {
-		order := order
-		order.Address = backends[0]
-		r := b.newRig(t, nil)
-		direct = r.run(t, order, nil)
-		b.results.direct.add(round, direct)
-	})
-	for i := range b.sides {
-		s := b.sides[(i+round)%len(b.sides)]
-		if t.Failed() {
-			return
+// latencySlices is how often latency through the balancer and past it take turns.
+const latencySlices = 3
+
+// measureLatency sends the same rate, half of what the slowest balancer manages,
+// through the balancer and past it, in turns.
+func (r *rig) measureLatency(t *testing.T) {
+	var direct, through struct{ p50, p99 []float64 }
+	var cpu time.Duration
+	done := 0.0
+	o := order{Kind: "rate", Clients: r.bench.clients, Rate: r.bench.rate, Warm: warm / 2, Time: r.bench.time / latencySlices}
+	for range latencySlices {
+		o.Address = backends[0]
+		m := r.run(t, o, nil)
+		direct.p50, direct.p99 = append(direct.p50, m.P50), append(direct.p99, m.P99)
+		o.Address = listenAt
+		m = r.run(t, o, nil)
+		through.p50, through.p99 = append(through.p50, m.P50), append(through.p99, m.P99)
+		cpu += m.cpu
+		done += m.Done
+		if m.Done < 0.98*r.bench.rate*m.Seconds {
+			t.Logf("only %.0f of %.0f requests were answered in time", m.Done, r.bench.rate*m.Seconds)
 		}
-		t.Run(fmt.Sprintf("latency-%d-%s", round+1, s.Name), func(t *testing.T) {
-			r := b.newRig(t, s)
-			m := r.run(t, order, nil)
-			if wanted := b.rates * m.Seconds; m.Done < 0.98*wanted {
-				t.Logf("%s managed only %.0f of %.0f requests", s.Name, m.Done, wanted)
-			}
-			r.add(metricP50, round, m.P50-direct.P50)
-			r.add(metricP99, round, m.P99-direct.P99)
-			r.add(metricLatencyCPU, round, float64(m.cpu.Microseconds())/m.Done)
-			r.add(metricOthers, round, m.others)
-		})
 	}
+	r.add(metricP50, median(through.p50)-median(direct.p50))
+	r.add(metricP99, median(through.p99)-median(direct.p99))
+	r.add(metricDirectP50, median(direct.p50))
+	r.add(metricDirectP99, median(direct.p99))
+	r.add(metricLatencyCPU, float64(cpu.Microseconds())/done)
 }
 
 // findRate takes the rate from the requests that were measured before, else
@@ -440,8 +464,7 @@ func (b *bench) findRate(t *testing.T) {
 		}
 		slowest = min(slowest, value)
 	}
-	b.rates = math.Round(slowest / 2)
-	b.results.rate = b.rates
+	b.rate = math.Round(slowest / 2)
 }
 
 var errMissing = errors.New("not measured")

@@ -1,7 +1,7 @@
 // Package benchlb compares kthwd --role=lb with Debian's nginx (the guide's
 // stream block), Debian's HAProxy (mode tcp) and a plain tcpproxy.
 //
-//	make bench-lb                                               # everything, about 8 minutes
+//	make bench-lb                                               # everything, about 10 minutes
 //	KTHWD_BENCH_ROUNDS=1 make bench-lb                          # a first look, 1.5 minutes
 //	KTHWD_BENCH_ONLY=requests,connections make bench-lb         # a part of it
 //	KTHWD_LB_BIN=PROGRAM KTHWD_BENCH_LB=1 go test -v ./test/benchlb # a program that takes the same flags
@@ -37,8 +37,9 @@
 //	             20 600; a third of that for tcpproxy) after one exchange, at most
 //	             64 being opened at a time; memory is read 3 s after the last
 //	latency      requests at a fixed rate, half of what the slowest balancer managed,
-//	             over 64 connections; what is told is the percentile through the
-//	             balancer minus the percentile past it, from the same round
+//	             over 64 connections; through the balancer and past it, three times
+//	             in turns of a third of the time; what is told is the median of the
+//	             percentiles through the balancer minus that past it
 //
 // CPU time is user and system time of the balancer with its workers, from the
 // first counted request to the last, divided by their number. On loopback the
@@ -56,7 +57,10 @@
 //	KTHWD_BENCH_PHASE=3s      how long a part counts, after half a second that does not
 //	KTHWD_BENCH_CLIENTS=64    connections of requests, connections and latency
 //	KTHWD_BENCH_IDLE=10000    connections of idle
+//	KTHWD_BENCH_RATE=N        requests per second of latency; half of what the slowest manages by default
 //	KTHWD_BENCH_QUIET=2s      how long to wait for a quiet machine before a turn
+//	KTHWD_BENCH_REDO=0        how often to repeat a turn of which others used more than 15 %
+//	                          of the machine; the least disturbed try counts
 //	KTHWD_BENCH_KTHWD_ARGS=…  further arguments of kthwd, separated by spaces
 //
 // # What it does not say

@@ -54,13 +54,15 @@ var (
 	metricIdleCPU         = &metric{"idle_cpu", "  CPU used by the balancer meanwhile", "%", false, target{}}
 	metricP50             = &metric{"p50", "added latency at half load, p50", "µs", false, target{}}
 	metricP99             = &metric{"p99", "added latency at half load, p99", "µs", false, target{ofNginx, 1}}
+	metricDirectP50       = &metric{"direct_p50", "  latency without a balancer, p50", "µs", false, target{}}
+	metricDirectP99       = &metric{"direct_p99", "  latency without a balancer, p99", "µs", false, target{}}
 	metricLatencyCPU      = &metric{"latency_cpu", "  balancer's CPU time per request then", "µs", false, target{}}
 	metricOthers          = &metric{"others", "machine used by other processes meanwhile", "%", false, target{}}
 
 	metrics = []*metric{
 		metricRequests, metricRequestCPU, metricConnections, metricConnectionCPU, metricBulk, metricBulkCPU,
 		metricIdleMemory, metricIdleTotal, metricIdleDescriptors, metricIdlePipes, metricIdleCPU,
-		metricP50, metricP99, metricLatencyCPU, metricOthers,
+		metricP50, metricP99, metricDirectP50, metricDirectP99, metricLatencyCPU, metricOthers,
 	}
 )
 
@@ -87,18 +89,6 @@ type sample struct {
 type results struct {
 	samples  map[*metric]map[string][]sample // by side
 	versions map[string]string
-	direct   directLatency
-	rate     float64
-}
-
-// directLatency is what the latency is without a balancer.
-type directLatency struct {
-	P50 []float64 `json:"p50,omitempty"`
-	P99 []float64 `json:"p99,omitempty"`
-}
-
-func (d *directLatency) add(_ int, m measured) {
-	d.P50, d.P99 = append(d.P50, round3(m.P50)), append(d.P99, round3(m.P99))
 }
 
 func newResults() *results {
@@ -229,9 +219,8 @@ func (b *bench) report(t *testing.T) {
 	fmt.Println()
 	b.results.table(os.Stdout, names)
 	fmt.Printf("\nmedian (min–max) of %d; ratio: kthwd to the better of nginx and HAProxy, of the medians (of the pairs)\n", b.rounds)
-	if b.rates > 0 {
-		fmt.Printf("latency at %.0f requests/s; without a balancer p50 %.0f µs, p99 %.0f µs\n", b.rates,
-			median(b.results.direct.P50), median(b.results.direct.P99))
+	if b.rate > 0 {
+		fmt.Printf("latency at %.0f requests/s\n", b.rate)
 	}
 	all := map[string]summary{}
 	for m := range b.results.samples {
@@ -247,12 +236,11 @@ func (b *bench) report(t *testing.T) {
 		Idle     int                `json:"idle"`
 		Phase    string             `json:"phase"`
 		Rate     float64            `json:"rate,omitempty"`
-		Direct   directLatency      `json:"direct"`
 		Args     []string           `json:"kthwd_args,omitempty"`
 		Metrics  map[string]summary `json:"metrics"`
 	}{
 		Bench: "kthwd-lb", Versions: b.results.versions, Cores: cores(), User: lbtest.Nobody, Rounds: b.rounds,
-		Clients: b.clients, Idle: b.idle, Phase: b.time.String(), Rate: b.rates, Direct: b.results.direct,
+		Clients: b.clients, Idle: b.idle, Phase: b.time.String(), Rate: b.rate,
 		Args: b.kthwdArgs, Metrics: all,
 	})
 	if err != nil {
