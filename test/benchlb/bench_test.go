@@ -124,7 +124,7 @@ type bench struct {
 	settings
 	sides   []*lbtest.Balancer
 	results *results
-	limit   int     // descriptors a process may have
+	limit   int // descriptors a process may have
 }
 
 func (b *bench) findSides(t *testing.T) {

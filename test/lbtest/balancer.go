@@ -22,7 +22,10 @@ type Setup struct {
 	HTTPS     bool   // check GET /readyz over TLS; else that a connection can be made
 	CA        string // certificate that HTTPS checks verify with; "" verifies nothing
 	Args      []string
-	Prefix    []string // put before the command line, such as prlimit and its flags
+	Reloads   bool // Change will be called: backends are in a file
+	Upgrades  bool // it will be told to replace itself
+	// Descriptors is a limit of descriptors that is not this process's; 0 when it is.
+	Descriptors int
 }
 
 // Balancer is a program that is compared.
@@ -32,6 +35,10 @@ type Balancer struct {
 	Missing func() string
 	// Command makes the files that it needs.
 	Command func(t testing.TB, s Setup) Command
+	// Reload makes a running one read the files that Command has written anew.
+	Reload syscall.Signal
+	// Upgrade makes a running one replace itself, or its workers.
+	Upgrade syscall.Signal
 	// Version is its first line about itself.
 	Version func() string
 }
@@ -41,8 +48,18 @@ func (b *Balancer) Start(t testing.TB, s Setup) *Process {
 	t.Helper()
 	c := b.Command(t, s)
 	c.Name, c.Namespace, c.Nobody = b.Name, s.Namespace, s.Nobody
-	c.Argv = append(append([]string{}, s.Prefix...), c.Argv...)
+	if s.Descriptors > 0 {
+		c.Argv = append([]string{"prlimit", fmt.Sprintf("--nofile=%d:%d", s.Descriptors, s.Descriptors)}, c.Argv...)
+	}
 	return Start(t, c)
+}
+
+// Change rewrites the files of a running balancer that was set up with Reloads,
+// and makes it read them.
+func (b *Balancer) Change(t testing.TB, p *Process, s Setup) {
+	t.Helper()
+	b.Command(t, s)
+	p.Signal(t, b.Reload)
 }
 
 // Kthwd is the program that KTHWD_LB_BIN, else KTHWD_BIN, names.
@@ -55,6 +72,8 @@ var Kthwd = &Balancer{
 		return ""
 	},
 	Command: kthwdCommand,
+	Reload:  syscall.SIGHUP,
+	Upgrade: syscall.SIGUSR2,
 	Version: func() string { return firstLine(kthwdBinary(), "version") },
 }
 
@@ -76,8 +95,13 @@ func kthwdCommand(t testing.TB, s Setup) Command {
 		binary = copied
 	}
 	argv := []string{binary, "--role=lb", "--listen=" + s.Listen}
-	for _, b := range s.Backends {
-		argv = append(argv, "--backend="+b)
+	if s.Reloads {
+		file := writeConfig(t, s.Dir, "kthwd.yaml", "backend: ["+strings.Join(s.Backends, ", ")+"]\n")
+		argv = append(argv, "--config="+file)
+	} else {
+		for _, b := range s.Backends {
+			argv = append(argv, "--backend="+b)
+		}
 	}
 	if s.HTTPS {
 		argv = append(argv, "--check=https")
@@ -112,6 +136,8 @@ var Nginx = &Balancer{
 		return missing(nginxProgram, "nginx")
 	},
 	Command: nginxCommand,
+	Reload:  syscall.SIGHUP,
+	Upgrade: syscall.SIGHUP, // SIGUSR2 is ignored with daemon off; for connections it is the same
 	Version: func() string { return firstLine(nginxProgram, "-v") },
 }
 
@@ -156,6 +182,8 @@ var Haproxy = &Balancer{
 	Name:    "haproxy",
 	Missing: func() string { return missing(haproxyProgram, "haproxy") },
 	Command: haproxyCommand,
+	Reload:  syscall.SIGUSR2,
+	Upgrade: syscall.SIGUSR2,
 	Version: func() string { return firstLine(haproxyProgram, "-v") },
 }
 
@@ -169,11 +197,16 @@ func haproxyCommand(t testing.TB, s Setup) Command {
 	for i, b := range s.Backends {
 		fmt.Fprintf(&servers, "  server s%d %s %s\n", i, b, check)
 	}
+	maxconn := (descriptorLimit() - 500) / 2
+	if s.Descriptors > 0 {
+		maxconn = (s.Descriptors - 40) / 2 // it does not start with more than the limit allows
+	}
 	config := writeConfig(t, s.Dir, "haproxy.cfg", fmt.Sprintf(`global
   maxconn %d
   stats socket %s mode 600 level admin
 defaults
   mode tcp
+  option redispatch
   timeout connect 5s
   timeout client 1h
   timeout server 1h
@@ -182,8 +215,12 @@ frontend apiservers
   default_backend controllers
 backend controllers
   balance roundrobin%s
-%s`, (descriptorLimit()-500)/2, filepath.Join(s.Dir, "haproxy.sock"), s.Listen, option, servers.String()))
-	return Command{Argv: []string{haproxyProgram, "-db", "-f", config}}
+%s`, maxconn, filepath.Join(s.Dir, "haproxy.sock"), s.Listen, option, servers.String()))
+	argv := []string{haproxyProgram, "-db", "-f", config}
+	if s.Reloads || s.Upgrades {
+		argv = append(argv, "-W") // a master that can be told to start another worker
+	}
+	return Command{Argv: argv}
 }
 
 // descriptorLimit is what a process that is started may have open: both peers

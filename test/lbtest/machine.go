@@ -40,8 +40,9 @@ func Main(m *testing.M, helpers map[string]Helper) {
 
 // OwnMachine tells whether the test runs on a machine of its own. When it does
 // not, the test has been run on one when this returns, and has nothing left to
-// do. What it prints goes to standard output as it is. Needs root.
-func OwnMachine(t *testing.T) bool {
+// do. What it prints goes to standard output as it is. args
+// are further arguments for that run, such as -test.parallel=4. Needs root.
+func OwnMachine(t *testing.T, args ...string) bool {
 	t.Helper()
 	if os.Getenv(machineEnv) == t.Name() {
 		setUpMachine(t)
@@ -51,7 +52,7 @@ func OwnMachine(t *testing.T) bool {
 	if err != nil {
 		t.Fatal(err)
 	}
-	args := []string{"-test.run=^" + t.Name() + "$", "-test.v"}
+	args = append(args, "-test.run=^"+t.Name()+"$", "-test.v")
 	if deadline, ok := t.Deadline(); ok {
 		args = append(args, "-test.timeout="+(time.Until(deadline)-time.Second).String())
 	}

@@ -1,9 +1,15 @@
 package lbtest
 
 import (
+	"context"
 	"fmt"
+	"net"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"runtime"
+	"strconv"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -13,6 +19,7 @@ import (
 type Namespace struct {
 	calls chan func()
 	tid   int
+	fd    int // stands for the namespace
 }
 
 // NewNamespace makes one that lasts as long as the test or a process in it.
@@ -24,7 +31,13 @@ func NewNamespace(t testing.TB) *Namespace {
 	if err := <-made; err != nil {
 		t.Fatalf("new network namespace: %v", err)
 	}
-	t.Cleanup(func() { close(n.calls) })
+	t.Cleanup(func() {
+		for _, pid := range n.Processes() { // those that nobody knows of any more
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
+		close(n.calls)
+		unix.Close(n.fd)
+	})
 	return n
 }
 
@@ -35,6 +48,9 @@ func (n *Namespace) live(made chan error) {
 	err := unix.Unshare(unix.CLONE_NEWNET)
 	if err == nil {
 		err = loopbackUp()
+	}
+	if err == nil {
+		n.fd, err = unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	}
 	made <- err
 	if err != nil {
@@ -58,6 +74,57 @@ func (n *Namespace) Do(f func()) {
 		f()
 	}
 	<-done
+}
+
+// Dial connects from within the namespace. Many may do so at the same time.
+func (n *Namespace) Dial(ctx context.Context, address string) (net.Conn, error) {
+	if n == nil {
+		return new(net.Dialer).DialContext(ctx, "tcp", address)
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(home)
+	if err := unix.Setns(n.fd, unix.CLONE_NEWNET); err != nil {
+		return nil, fmt.Errorf("setns: %w", err)
+	}
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", address)
+	if err := unix.Setns(home, unix.CLONE_NEWNET); err != nil {
+		panic(fmt.Sprintf("a thread does not find back to its network: %v", err))
+	}
+	return conn, err
+}
+
+// Run runs a program in the namespace, which has to succeed.
+func (n *Namespace) Run(t testing.TB, argv ...string) {
+	t.Helper()
+	var out []byte
+	var err error
+	n.Do(func() { out, err = exec.Command(argv[0], argv[1:]...).CombinedOutput() })
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", strings.Join(argv, " "), err, out)
+	}
+}
+
+// Processes are the processes in the namespace, but for this one.
+func (n *Namespace) Processes() []int {
+	var ours unix.Stat_t
+	if err := unix.Fstat(n.fd, &ours); err != nil {
+		return nil
+	}
+	var pids []int
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range dirs {
+		var st unix.Stat_t
+		pid, err := strconv.Atoi(filepath.Base(dir))
+		if err == nil && pid != os.Getpid() && unix.Stat(dir+"/ns/net", &st) == nil && st.Ino == ours.Ino && st.Dev == ours.Dev {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }
 
 // Path is a file that stands for the namespace, for ip link set netns.
