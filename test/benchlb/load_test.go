@@ -49,10 +49,9 @@ type load struct {
 }
 
 type loadConn struct {
-	got      int // bytes of the response so far
-	sent     bool
-	finished bool
-	begin    time.Time
+	got   int // bytes of the response so far
+	sent  bool
+	begin time.Time
 }
 
 // runLoad is the helper: it prints "begin" when it begins to count and "end"

@@ -22,11 +22,9 @@ type elapsed struct {
 func took(d time.Duration) elapsed { return elapsed{d: d} }
 
 func (e elapsed) String() string {
-	text := e.d.Round(time.Millisecond).String()
+	text := fmt.Sprintf("%d ms", e.d.Milliseconds())
 	if e.d >= time.Second {
 		text = fmt.Sprintf("%.2f s", e.d.Seconds())
-	} else {
-		text = fmt.Sprintf("%d ms", e.d.Milliseconds())
 	}
 	if e.more {
 		return "> " + text
