@@ -31,10 +31,10 @@ DIRS      := appliance cmd health lb rbacseed test
 LIGHT     := ./appliance/config ./appliance/logging ./appliance/pki ./appliance/status ./appliance/supervise ./health ./lb/...
 
 .DEFAULT_GOAL := help
-.PHONY: help build tool run test test-light test-e2e bench lint golden verify package clean FORCE
+.PHONY: help build tool run test test-light test-e2e test-lb-peers bench bench-lb lint golden verify package clean FORCE
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 build: $(BIN) ## build bin/kthwd, one static binary, versions stamped (DBG=1 keeps debug information)
 
@@ -53,11 +53,19 @@ test: build ## all tests that need no root and no foreign package
 test-light: ## the tests that link no Kubernetes, in seconds
 	go test $(LIGHT)
 
-test-e2e: build ## whole clusters with kubectl and real nodes; parts need root and are skipped without
+test-e2e: build ## whole clusters with kubectl and real nodes, and the load balancer's failure table; parts need root and are skipped without
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=40m ./test/e2e/...
+	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=15m -v ./test/lb
 
 bench: build ## kthwd against the four separate programs: a table and one JSON line
 	KTHWD_BENCH=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=60m -v ./test/bench/...
+
+# KTHWD_LB_BIN names any program that takes the flags of kthwd --role=lb.
+test-lb-peers: $(if $(KTHWD_LB_BIN),,build) ## the load balancer's failure table with nginx and HAProxy beside kthwd; needs root
+	KTHWD_LB_PEERS=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=30m -v ./test/lb
+
+bench-lb: $(if $(KTHWD_LB_BIN),,build) ## kthwd --role=lb against nginx, HAProxy and tcpproxy: a table and one JSON line; needs root
+	KTHWD_BENCH_LB=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=30m -v ./test/benchlb
 
 lint: ## gofmt, go vet, staticcheck (the first time it reads all of Kubernetes: some 5 minutes)
 	@test -z "$$(gofmt -l $(DIRS) | tee /dev/stderr)"

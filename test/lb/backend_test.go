@@ -1,0 +1,286 @@
+package lb
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"kthwd/test/lbtest"
+)
+
+// The backend is a small TLS server that stands for a kube-apiserver:
+//
+//	GET /readyz   200 or what it was told to answer
+//	GET /watch    a line each second until one side closes; with ?idle none after the first
+//	GET /…        200, and closes
+//
+// Each answer begins with the backend's name. What is told to its standard
+// input, a line each, is answered on standard output, a line each.
+type backend struct {
+	name   string
+	tls    *tls.Config
+	listen string
+
+	mu       sync.Mutex
+	listener net.Listener
+	conns    map[net.Conn]bool // and whether something was asked on it
+	readyz   int
+	stats    stats
+	watches  sync.WaitGroup
+	stop     context.Context // ends watches
+	end      context.CancelFunc
+}
+
+// stats is what a backend tells about itself.
+type stats struct {
+	Accepted int // connections since it began
+	Open     int // now
+	Silent   int // of them those on which nothing was asked
+	Requests int // answered, without /readyz
+	Probes   int // of /readyz, answered
+	Watches  int // now
+}
+
+// runBackend is the helper: NAME LISTEN CERTIFICATE KEY.
+func runBackend(args []string) error {
+	if len(args) != 4 {
+		return fmt.Errorf("got %d arguments, want NAME LISTEN CERTIFICATE KEY", len(args))
+	}
+	pair, err := tls.LoadX509KeyPair(args[2], args[3])
+	if err != nil {
+		return err
+	}
+	b := &backend{
+		name: args[0], listen: args[1], readyz: 200, conns: map[net.Conn]bool{},
+		tls: &tls.Config{Certificates: []tls.Certificate{pair}, SessionTicketsDisabled: true},
+	}
+	b.stop, b.end = context.WithCancel(context.Background())
+	if err := b.open(); err != nil {
+		return err
+	}
+	fmt.Println("ready")
+	for orders := bufio.NewScanner(os.Stdin); orders.Scan(); {
+		if err := b.obey(orders.Text()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *backend) obey(order string) error {
+	var code int
+	switch {
+	case order == "stats":
+	case order == "crash": // as if it were killed, and back at once when told to open
+		b.crash()
+	case order == "open":
+		if err := b.open(); err != nil {
+			return err
+		}
+	case order == "finish": // what a kube-apiserver does after its shutdown delay
+		b.finish()
+		os.Exit(0)
+	default:
+		if _, err := fmt.Sscanf(order, "readyz %d", &code); err != nil {
+			return fmt.Errorf("order %q", order)
+		}
+		b.mu.Lock()
+		b.readyz = code
+		b.mu.Unlock()
+	}
+	return json.NewEncoder(os.Stdout).Encode(b.count())
+}
+
+func (b *backend) count() stats {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := b.stats
+	s.Open = len(b.conns)
+	for _, asked := range b.conns {
+		if !asked {
+			s.Silent++
+		}
+	}
+	return s
+}
+
+func (b *backend) open() error {
+	l, err := net.Listen("tcp", b.listen)
+	if err != nil {
+		return err
+	}
+	b.mu.Lock()
+	b.listener = l
+	b.mu.Unlock()
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if err == nil {
+				go b.handle(conn)
+			}
+		}
+	}()
+	return nil
+}
+
+func (b *backend) crash() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.listener.Close()
+	for conn := range b.conns {
+		_ = conn.(*net.TCPConn).SetLinger(0)
+		conn.Close()
+	}
+}
+
+func (b *backend) finish() {
+	b.listener.Close()
+	b.end()
+	b.watches.Wait()
+	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); {
+		if s := b.count(); s.Open == s.Silent {
+			return // requests are answered
+		}
+		<-time.After(5 * time.Millisecond)
+	}
+}
+
+func (b *backend) handle(raw net.Conn) {
+	b.mu.Lock()
+	b.stats.Accepted++
+	b.conns[raw] = false
+	b.mu.Unlock()
+	defer func() {
+		b.mu.Lock()
+		delete(b.conns, raw)
+		b.mu.Unlock()
+		raw.Close()
+	}()
+	conn := tls.Server(raw, b.tls)
+	in := bufio.NewReader(conn)
+	path, err := readRequest(in)
+	if err != nil {
+		return
+	}
+	b.mu.Lock()
+	b.conns[raw] = true
+	code := b.readyz
+	b.mu.Unlock()
+	switch {
+	case path.Path == "/readyz":
+		b.counted(&b.stats.Probes, 1)
+		b.answer(conn, code)
+	case path.Path == "/watch":
+		b.watch(conn, in, path.Query().Has("idle"))
+	default:
+		b.counted(&b.stats.Requests, 1)
+		b.answer(conn, 200)
+	}
+}
+
+func (b *backend) counted(n *int, by int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	*n += by
+}
+
+func readRequest(in *bufio.Reader) (*url.URL, error) {
+	line, err := in.ReadString('\n')
+	if err != nil {
+		return nil, err
+	}
+	for {
+		header, err := in.ReadString('\n')
+		if err != nil {
+			return nil, err
+		}
+		if strings.TrimSpace(header) == "" {
+			break
+		}
+	}
+	words := strings.Fields(line)
+	if len(words) != 3 {
+		return nil, fmt.Errorf("request %q", line)
+	}
+	return url.Parse(words[1])
+}
+
+func (b *backend) answer(conn *tls.Conn, code int) {
+	body := b.name + "\n"
+	fmt.Fprintf(conn, "HTTP/1.1 %d x\r\nContent-Type: text/plain\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", code, len(body), body)
+	conn.Close()
+}
+
+// watch sends lines with the time at which they were sent. Lines of the client
+// are read and dropped.
+func (b *backend) watch(conn *tls.Conn, in *bufio.Reader, idle bool) {
+	b.watches.Add(1)
+	defer b.watches.Done()
+	b.counted(&b.stats.Watches, 1)
+	defer b.counted(&b.stats.Watches, -1)
+	if _, err := fmt.Fprintf(conn, "HTTP/1.0 200 OK\r\n\r\n%s\n", b.name); err != nil {
+		return
+	}
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		_, _ = io.Copy(io.Discard, in)
+	}()
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	if idle {
+		tick.Stop()
+	}
+	for {
+		select {
+		case <-gone:
+			return
+		case <-b.stop.Done():
+			conn.Close()
+			<-gone
+			return
+		case <-tick.C:
+			if _, err := fmt.Fprintf(conn, "%d\n", monotonic()); err != nil {
+				return
+			}
+		}
+	}
+}
+
+// monotonic is the machine's clock that all processes share, in nanoseconds.
+func monotonic() int64 {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
+		panic(err)
+	}
+	return ts.Nano()
+}
+
+// tell gives a backend an order and returns what it answers.
+func tell(t *testing.T, p *lbtest.Process, order string) stats {
+	t.Helper()
+	if _, err := fmt.Fprintln(p.Stdin, order); err != nil {
+		t.Fatalf("%s to %s: %v", order, p.Name, err)
+	}
+	var s stats
+	if err := json.Unmarshal([]byte(p.Line(t)), &s); err != nil {
+		t.Fatalf("%s to %s: %v", order, p.Name, err)
+	}
+	return s
+}

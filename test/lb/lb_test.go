@@ -1,0 +1,124 @@
+package lb
+
+import (
+	"crypto/x509"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"kthwd/test/lbtest"
+)
+
+func TestMain(m *testing.M) {
+	lbtest.Main(m, map[string]lbtest.Helper{"backend": runBackend})
+}
+
+// row is one way to fail. Several lines of the table may come of it.
+type row struct {
+	name    string
+	prepare func(*lbtest.Setup) // may be nil
+	run     func(*testing.T, *rig)
+}
+
+// rows are in the order in which they begin: the longest first.
+var rows = []*row{
+	{name: "10", run: vanishedClients},
+	{name: "4", run: flapping},
+	{name: "6", run: rollingRestart},
+	{name: "5", run: allDown},
+	{name: "2", run: blackHole},
+	{name: "9a", run: silentClients},
+	{name: "3", run: stopped},
+	{name: "7a", run: reload, prepare: func(s *lbtest.Setup) { s.Reloads, s.Backends = true, s.Backends[:2] }},
+	{name: "7b", run: upgrade, prepare: func(s *lbtest.Setup) { s.Upgrades = true }},
+	{name: "5b", run: noneReady},
+	{name: "9b", run: descriptors, prepare: func(s *lbtest.Setup) { s.Descriptors = 200 }},
+	{name: "11", run: starved},
+	{name: "1", run: killed},
+}
+
+// suite is what the rows share.
+type suite struct {
+	sides            []*lbtest.Balancer
+	figures          figures
+	certificate, key string
+	pool             *x509.CertPool
+}
+
+// judged tells whether the targets are for this balancer.
+func (r *rig) judged() bool { return r.side == lbtest.Kthwd }
+
+// window is how long something is waited for: as long as kthwd may need, and
+// longer for others, to see where they stand.
+func (r *rig) window(kthwd, others time.Duration) time.Duration {
+	if r.judged() {
+		return kthwd
+	}
+	return others
+}
+
+// TestFailures is the failure table: see the package comment.
+func TestFailures(t *testing.T) {
+	sides := sidesToRun(t)
+	if !lbtest.OwnMachine(t, "-test.parallel=4") {
+		return
+	}
+	lbtest.RaiseDescriptorLimit(t, 1<<16)
+	s := &suite{sides: sides}
+	s.certificate, s.key, s.pool = makeCertificate(t, lbtest.PublicDir(t))
+	t.Run("row", func(t *testing.T) {
+		for _, row := range rows {
+			for _, side := range sides {
+				if !wanted(row.name) {
+					continue
+				}
+				t.Run(row.name+"-"+side.Name, func(t *testing.T) {
+					t.Parallel()
+					row.run(t, s.newRig(t, row, side))
+				})
+			}
+		}
+	})
+	s.report(t)
+}
+
+func wanted(row string) bool {
+	only := os.Getenv("KTHWD_LB_ROWS")
+	return only == "" || slices.Contains(strings.Split(only, ","), row)
+}
+
+// sidesToRun skips what cannot be run here, with the reason.
+func sidesToRun(t *testing.T) []*lbtest.Balancer {
+	t.Helper()
+	peers := os.Getenv("KTHWD_LB_PEERS") != ""
+	if os.Getenv("KTHWD_E2E") == "" && !peers {
+		t.Skip("neither KTHWD_E2E nor KTHWD_LB_PEERS is set: run make test-e2e or make test-lb-peers")
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, for namespaces of its own")
+	}
+	for program, pkg := range map[string]string{"ip": "iproute2", "prlimit": "util-linux"} {
+		if _, err := exec.LookPath(program); err != nil {
+			t.Skipf("needs %s (Debian: %s)", program, pkg)
+		}
+	}
+	candidates := []*lbtest.Balancer{lbtest.Kthwd}
+	if peers {
+		candidates = append(candidates, lbtest.Nginx, lbtest.Haproxy)
+	}
+	var sides []*lbtest.Balancer
+	for _, side := range candidates {
+		if lacks := side.Missing(); lacks != "" {
+			t.Logf("%s is left out: %s", side.Name, lacks)
+			continue
+		}
+		sides = append(sides, side)
+	}
+	if len(sides) == 0 {
+		t.Skip("no balancer to test")
+	}
+	return sides
+}

@@ -1,0 +1,164 @@
+package lb
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"text/tabwriter"
+	"time"
+)
+
+// elapsed is how long something took, or that it took longer than it was waited for.
+type elapsed struct {
+	d    time.Duration
+	more bool
+}
+
+func took(d time.Duration) elapsed { return elapsed{d: d} }
+
+func (e elapsed) String() string {
+	text := fmt.Sprintf("%d ms", e.d.Milliseconds())
+	if e.d >= time.Second {
+		text = fmt.Sprintf("%.2f s", e.d.Seconds())
+	}
+	if e.more {
+		return "> " + text
+	}
+	return text
+}
+
+// figure is one line of the table.
+type figure struct {
+	Row    string            `json:"row"`
+	What   string            `json:"what"`
+	Target string            `json:"target,omitempty"`
+	Values map[string]string `json:"values"` // by balancer
+}
+
+// figures are all of them, from rows that run at the same time.
+type figures struct {
+	mu  sync.Mutex
+	all []*figure
+}
+
+func (f *figures) add(row, what, target, side, value string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	i := slices.IndexFunc(f.all, func(g *figure) bool { return g.Row == row && g.What == what })
+	if i < 0 {
+		f.all = append(f.all, &figure{Row: row, What: what, Target: target, Values: map[string]string{}})
+		i = len(f.all) - 1
+	}
+	f.all[i].Values[side] = value
+}
+
+// count records a number that is to be at most limit for kthwd.
+func (r *rig) count(t *testing.T, row, what string, got, limit int) {
+	t.Helper()
+	target := "0"
+	if limit > 0 {
+		target = fmt.Sprintf("≤ %d", limit)
+	}
+	r.figures.add(row, what, target, r.side.Name, fmt.Sprint(got))
+	if r.judged() && got > limit {
+		t.Errorf("row %s: %s: got %d, want ≤ %d", row, what, got, limit)
+	}
+}
+
+// failures records requests of which none is to fail for kthwd.
+func (r *rig) failures(t *testing.T, row, what string, of requests) {
+	t.Helper()
+	failed := of.failed()
+	r.figures.add(row, what, "0", r.side.Name, fmt.Sprintf("%d of %d", len(failed), len(of)))
+	if len(failed) > 0 {
+		t.Logf("row %s: %s: %s, the first begun %v after the first of them, the last %v",
+			row, what, of.text(), failed[0].at.Sub(of[0].at), failed[len(failed)-1].at.Sub(of[0].at))
+	}
+	if r.judged() && (len(failed) > 0 || len(of) == 0) {
+		t.Errorf("row %s: %s: got %s, want 0", row, what, of.text())
+	}
+}
+
+// within records a time that is to be at most target for kthwd. It fails when
+// it is more than allowed, which leaves room for a busy machine.
+func (r *rig) within(t *testing.T, row, what string, got elapsed, target, allowed time.Duration) {
+	t.Helper()
+	r.figures.add(row, what, "≤ "+took(target).String(), r.side.Name, got.String())
+	if r.judged() && (got.more || got.d > allowed) {
+		t.Errorf("row %s: %s: got %v, want ≤ %v (allowed %v)", row, what, got, target, allowed)
+	}
+}
+
+// note records what has no target.
+func (r *rig) note(row, what, format string, args ...any) {
+	r.figures.add(row, what, "", r.side.Name, fmt.Sprintf(format, args...))
+}
+
+// report prints the table and one line of JSON, on standard output and as they
+// are, so that scripts can read them.
+func (s *suite) report(t *testing.T) {
+	t.Helper()
+	s.figures.sort()
+	var names []string
+	versions := map[string]string{}
+	for _, side := range s.sides {
+		names = append(names, side.Name)
+		versions[side.Name] = side.Version()
+	}
+	fmt.Println()
+	s.figures.table(os.Stdout, names)
+	line, err := json.Marshal(struct {
+		Table    string            `json:"table"`
+		Versions map[string]string `json:"versions"`
+		Figures  []*figure         `json:"figures"`
+	}{"kthwd-lb-failures", versions, s.figures.all})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Printf("\n%s\n\n", line)
+}
+
+// sort brings the figures into the order of the rows.
+func (f *figures) sort() {
+	slices.SortStableFunc(f.all, func(a, b *figure) int { return rowNumber(a.Row) - rowNumber(b.Row) })
+}
+
+// rowNumber of "2b" is 202.
+func rowNumber(row string) int {
+	n, letter := 0, ""
+	if _, err := fmt.Sscanf(row, "%d%s", &n, &letter); err != nil && n == 0 {
+		return 0
+	}
+	if letter != "" {
+		return n*100 + int(letter[0]-'a') + 1
+	}
+	return n * 100
+}
+
+func (f *figures) table(out io.Writer, sides []string) {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(w, "row\twhat\t%s\ttarget\n", strings.Join(sides, "\t"))
+	last := ""
+	for _, g := range f.all {
+		row := g.Row
+		if row == last {
+			row = ""
+		}
+		last = g.Row
+		fmt.Fprintf(w, "%s\t%s", row, g.What)
+		for _, side := range sides {
+			value, ok := g.Values[side]
+			if !ok {
+				value = "—"
+			}
+			fmt.Fprintf(w, "\t%s", value)
+		}
+		fmt.Fprintf(w, "\t%s\n", g.Target)
+	}
+	w.Flush()
+}

@@ -1,0 +1,262 @@
+package lbtest
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Setup is what a balancer is to do.
+type Setup struct {
+	Dir       string // of its own, for configuration files
+	Namespace *Namespace
+	Nobody    bool
+	Listen    string
+	Backends  []string
+	HTTPS     bool   // check GET /readyz over TLS; else that a connection can be made
+	CA        string // certificate that HTTPS checks verify with; "" verifies nothing
+	Args      []string
+	Reloads   bool // Change will be called: backends are in a file
+	Upgrades  bool // it will be told to replace itself
+	// Descriptors is a limit of descriptors that is not this process's; 0 when it is.
+	Descriptors int
+}
+
+// Balancer is a program that is compared.
+type Balancer struct {
+	Name string
+	// Missing says why it cannot be run here; "" when it can.
+	Missing func() string
+	// Command makes the files that it needs.
+	Command func(t testing.TB, s Setup) Command
+	// Reload makes a running one read the files that Command has written anew.
+	Reload syscall.Signal
+	// Upgrade makes a running one replace itself, or its workers.
+	Upgrade syscall.Signal
+	// Version is its first line about itself.
+	Version func() string
+}
+
+// Start starts the balancer.
+func (b *Balancer) Start(t testing.TB, s Setup) *Process {
+	t.Helper()
+	c := b.Command(t, s)
+	c.Name, c.Namespace, c.Nobody = b.Name, s.Namespace, s.Nobody
+	if s.Descriptors > 0 {
+		c.Argv = append([]string{"prlimit", fmt.Sprintf("--nofile=%d:%d", s.Descriptors, s.Descriptors)}, c.Argv...)
+	}
+	return Start(t, c)
+}
+
+// Change rewrites the files of a running balancer that was set up with Reloads,
+// and makes it read them.
+func (b *Balancer) Change(t testing.TB, p *Process, s Setup) {
+	t.Helper()
+	b.Command(t, s)
+	p.Signal(t, b.Reload)
+}
+
+// Kthwd is the program that KTHWD_LB_BIN, else KTHWD_BIN, names.
+var Kthwd = &Balancer{
+	Name: "kthwd",
+	Missing: func() string {
+		if kthwdBinary() == "" {
+			return "neither KTHWD_LB_BIN nor KTHWD_BIN names a program"
+		}
+		return ""
+	},
+	Command: kthwdCommand,
+	Reload:  syscall.SIGHUP,
+	Upgrade: syscall.SIGUSR2,
+	Version: func() string { return firstLine(kthwdBinary(), "version") },
+}
+
+func kthwdBinary() string {
+	if path := os.Getenv("KTHWD_LB_BIN"); path != "" {
+		return path
+	}
+	return os.Getenv("KTHWD_BIN")
+}
+
+func kthwdCommand(t testing.TB, s Setup) Command {
+	t.Helper()
+	binary := kthwdBinary()
+	if s.Nobody {
+		copied := filepath.Join(s.Dir, "kthwd")
+		if _, err := os.Stat(copied); err != nil {
+			PublicCopy(t, s.Dir, binary, "kthwd")
+		}
+		binary = copied
+	}
+	argv := []string{binary, "--role=lb", "--listen=" + s.Listen}
+	if s.Reloads {
+		file := writeConfig(t, s.Dir, "kthwd.yaml", "backend: ["+strings.Join(s.Backends, ", ")+"]\n")
+		argv = append(argv, "--config="+file)
+	} else {
+		for _, b := range s.Backends {
+			argv = append(argv, "--backend="+b)
+		}
+	}
+	if s.HTTPS {
+		argv = append(argv, "--check=https")
+		if s.CA != "" {
+			argv = append(argv, "--backend-ca="+s.CA)
+		}
+	} else {
+		argv = append(argv, "--check=tcp")
+	}
+	if !hasFlag(s.Args, "--metrics-address") {
+		argv = append(argv, "--metrics-address=")
+	}
+	return Command{Argv: append(argv, s.Args...)}
+}
+
+func hasFlag(args []string, name string) bool {
+	for _, a := range args {
+		if strings.HasPrefix(a, name+"=") {
+			return true
+		}
+	}
+	return false
+}
+
+// Nginx is Debian's, with the stream block of the guide.
+var Nginx = &Balancer{
+	Name: "nginx",
+	Missing: func() string {
+		if _, err := os.Stat(streamModule); err != nil {
+			return "needs nginx with stream (Debian: nginx libnginx-mod-stream)"
+		}
+		return missing(nginxProgram, "nginx")
+	},
+	Command: nginxCommand,
+	Reload:  syscall.SIGHUP,
+	Upgrade: syscall.SIGHUP, // SIGUSR2 is ignored with daemon off; for connections it is the same
+	Version: func() string { return firstLine(nginxProgram, "-v") },
+}
+
+const (
+	nginxProgram   = "/usr/sbin/nginx"
+	haproxyProgram = "/usr/sbin/haproxy"
+	streamModule   = "/usr/lib/nginx/modules/ngx_stream_module.so"
+)
+
+func nginxCommand(t testing.TB, s Setup) Command {
+	t.Helper()
+	var servers strings.Builder
+	for _, b := range s.Backends {
+		fmt.Fprintf(&servers, "    server %s;\n", b)
+	}
+	user := ""
+	if os.Geteuid() == 0 && !s.Nobody {
+		user = "user root;\n"
+	}
+	config := writeConfig(t, s.Dir, "nginx.conf", fmt.Sprintf(`load_module %s;
+%sdaemon off;
+pid %s;
+error_log stderr;
+worker_processes auto;
+events {
+  worker_connections %d;
+}
+stream {
+  upstream kubernetes {
+%s  }
+  server {
+    listen %s;
+    proxy_pass kubernetes;
+  }
+}
+`, streamModule, user, filepath.Join(s.Dir, "nginx.pid"), descriptorLimit(), servers.String(), s.Listen))
+	return Command{Argv: []string{nginxProgram, "-p", s.Dir, "-e", "stderr", "-c", config}, Stop: syscall.SIGTERM}
+}
+
+// Haproxy is Debian's, in TCP mode with checks.
+var Haproxy = &Balancer{
+	Name:    "haproxy",
+	Missing: func() string { return missing(haproxyProgram, "haproxy") },
+	Command: haproxyCommand,
+	Reload:  syscall.SIGUSR2,
+	Upgrade: syscall.SIGUSR2,
+	Version: func() string { return firstLine(haproxyProgram, "-v") },
+}
+
+func haproxyCommand(t testing.TB, s Setup) Command {
+	t.Helper()
+	check, option := "check", ""
+	if s.HTTPS {
+		check, option = "check check-ssl verify none", "\n  option httpchk GET /readyz\n  http-check expect status 200"
+	}
+	var servers strings.Builder
+	for i, b := range s.Backends {
+		fmt.Fprintf(&servers, "  server s%d %s %s\n", i, b, check)
+	}
+	maxconn := (descriptorLimit() - 500) / 2
+	if s.Descriptors > 0 {
+		maxconn = (s.Descriptors - 40) / 2 // it does not start with more than the limit allows
+	}
+	config := writeConfig(t, s.Dir, "haproxy.cfg", fmt.Sprintf(`global
+  maxconn %d
+  stats socket %s mode 600 level admin
+defaults
+  mode tcp
+  option redispatch
+  timeout connect 5s
+  timeout client 1h
+  timeout server 1h
+frontend apiservers
+  bind %s
+  default_backend controllers
+backend controllers
+  balance roundrobin%s
+%s`, maxconn, filepath.Join(s.Dir, "haproxy.sock"), s.Listen, option, servers.String()))
+	argv := []string{haproxyProgram, "-db", "-f", config}
+	if s.Reloads || s.Upgrades {
+		argv = append(argv, "-W") // a master that can be told to start another worker
+	}
+	return Command{Argv: argv}
+}
+
+// descriptorLimit is what a process that is started may have open: both peers
+// are told to use all of it.
+func descriptorLimit() int {
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return 1024
+	}
+	return int(min(limit.Cur, 1<<16))
+}
+
+func missing(program, pkg string) string {
+	if _, err := os.Stat(program); err != nil {
+		return "needs " + program + " (Debian: " + pkg + ")"
+	}
+	return ""
+}
+
+func writeConfig(t testing.TB, dir, name, text string) string {
+	t.Helper()
+	path := filepath.Join(dir, name)
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// firstLine asks a program about itself.
+func firstLine(program string, args ...string) string {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, program, args...).CombinedOutput()
+	if err != nil {
+		return ""
+	}
+	line, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
+	return line
+}

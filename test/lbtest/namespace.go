@@ -1,0 +1,157 @@
+package lbtest
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// Namespace is a network of its own with lo up. A nil one is the test's.
+type Namespace struct {
+	calls chan func()
+	tid   int
+	fd    int // stands for the namespace
+}
+
+// NewNamespace makes one that lasts as long as the test or a process in it.
+func NewNamespace(t testing.TB) *Namespace {
+	t.Helper()
+	n := &Namespace{calls: make(chan func())}
+	made := make(chan error)
+	go n.live(made)
+	if err := <-made; err != nil {
+		t.Fatalf("new network namespace: %v", err)
+	}
+	t.Cleanup(func() {
+		for _, pid := range n.Processes() { // those that nobody knows of any more
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
+		close(n.calls)
+		unix.Close(n.fd)
+	})
+	return n
+}
+
+// live is the thread that is in the namespace; it never leaves it, and ends with it.
+func (n *Namespace) live(made chan error) {
+	runtime.LockOSThread()
+	n.tid = unix.Gettid()
+	err := unix.Unshare(unix.CLONE_NEWNET)
+	if err == nil {
+		err = loopbackUp()
+	}
+	if err == nil {
+		n.fd, err = unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	}
+	made <- err
+	if err != nil {
+		return
+	}
+	for call := range n.calls {
+		call()
+	}
+}
+
+// Do calls f on a thread in the namespace. Sockets made and processes started
+// by f are in the namespace; goroutines started by f are not.
+func (n *Namespace) Do(f func()) {
+	if n == nil {
+		f()
+		return
+	}
+	done := make(chan struct{})
+	n.calls <- func() {
+		defer close(done)
+		f()
+	}
+	<-done
+}
+
+// Dial connects from within the namespace. Many may do so at the same time.
+func (n *Namespace) Dial(ctx context.Context, address string) (net.Conn, error) {
+	if n == nil {
+		return new(net.Dialer).DialContext(ctx, "tcp", address)
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(home)
+	if err := unix.Setns(n.fd, unix.CLONE_NEWNET); err != nil {
+		return nil, fmt.Errorf("setns: %w", err)
+	}
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", address)
+	if err := unix.Setns(home, unix.CLONE_NEWNET); err != nil {
+		panic(fmt.Sprintf("a thread does not find back to its network: %v", err))
+	}
+	return conn, err
+}
+
+// Run runs a program in the namespace, which has to succeed.
+func (n *Namespace) Run(t testing.TB, argv ...string) {
+	t.Helper()
+	var out []byte
+	var err error
+	n.Do(func() { out, err = exec.Command(argv[0], argv[1:]...).CombinedOutput() })
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", strings.Join(argv, " "), err, out)
+	}
+}
+
+// Processes are the processes in the namespace, but for this one.
+func (n *Namespace) Processes() []int {
+	var ours unix.Stat_t
+	if err := unix.Fstat(n.fd, &ours); err != nil {
+		return nil
+	}
+	var pids []int
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range dirs {
+		var st unix.Stat_t
+		pid, err := strconv.Atoi(filepath.Base(dir))
+		if err == nil && pid != os.Getpid() && unix.Stat(dir+"/ns/net", &st) == nil && st.Ino == ours.Ino && st.Dev == ours.Dev {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// Path is a file that stands for the namespace, for ip link set netns.
+func (n *Namespace) Path() string {
+	return fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), n.tid)
+}
+
+// Sysctl sets one of the namespace's own settings, such as net/ipv4/ip_local_port_range.
+func (n *Namespace) Sysctl(t testing.TB, name, value string) {
+	t.Helper()
+	n.Do(func() {
+		if err := os.WriteFile("/proc/sys/"+name, []byte(value), 0); err != nil {
+			t.Errorf("sysctl %s: %v", name, err)
+		}
+	})
+}
+
+func loopbackUp() error {
+	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(s)
+	request, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	request.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
+	return unix.IoctlIfreq(s, unix.SIOCSIFFLAGS, request)
+}
