@@ -16,6 +16,7 @@ const (
 	bulkReads = 2         // full reads in a row after which a stream is bulk
 	pipeSize  = 1 << 20   // what fs.pipe-max-size allows by default
 	sparePipe = 8         // kept by each loop
+	maxPipes  = 32        // in use of each loop: slow readers beyond that are copied to, from 64 KiB
 	pipeChunk = 512 << 10 // one splice; a pipe's buffers are pages, and not all are full
 )
 
@@ -27,11 +28,15 @@ type pipe struct {
 // pipes are a loop's spare ones.
 type pipes struct {
 	spare []*pipe
+	used  int  // that are full
 	none  bool // none can be made: copy
 }
 
 // ready makes sure that there is a spare one.
 func (s *pipes) ready() bool {
+	if s.used >= maxPipes {
+		return false
+	}
 	if len(s.spare) > 0 {
 		return true
 	}
@@ -51,6 +56,7 @@ func (s *pipes) get() *pipe {
 	last := len(s.spare) - 1
 	p := s.spare[last]
 	s.spare = s.spare[:last]
+	s.used++
 	return p
 }
 
@@ -76,6 +82,7 @@ func (s *pipes) put(p *pipe) {
 	if p == nil {
 		return
 	}
+	s.used--
 	if p.full > 0 || len(s.spare) >= sparePipe {
 		p.close()
 		s.none = false
