@@ -63,6 +63,9 @@ func (l *loop) Addr() net.Addr { return l.s.listeners[0].addr }
 
 // listen has the loop accept.
 func (l *loop) listen() {
+	if l.closed.Load() {
+		return
+	}
 	l.listening, l.listenAgain = true, 0
 	for _, ln := range l.s.listeners {
 		watchListener(l.epfd, unix.EPOLL_CTL_ADD, ln.fd)

@@ -177,10 +177,12 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	if err := s.takeOver(old); err != nil {
 		return err
 	}
+	var watchers sync.WaitGroup
+	defer watchers.Wait()
 	watching, stopWatching := context.WithCancel(context.Background())
 	defer stopWatching()
-	go s.watchBackends(watching)
-	successor, err := s.awaitSuccessor(watching)
+	watchers.Go(func() { s.watchBackends(watching) })
+	successor, err := s.awaitSuccessor(watching, &watchers)
 	if err != nil {
 		return err
 	}
@@ -210,6 +212,8 @@ func (s *Server) setState(why string) {
 
 // makeLoops makes a loop for each processor.
 func (s *Server) makeLoops() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for range max(1, runtime.GOMAXPROCS(0)) {
 		l, err := newLoop(s)
 		if err != nil {
@@ -235,6 +239,8 @@ func (s *Server) stopLoops() {
 func (s *Server) openListeners(old *predecessor) error {
 	inherited := append(old.sockets(), s.activated()...)
 	var errs []error
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, address := range s.cfg.Load().Listen {
 		var ln *net.TCPListener
 		at := slices.IndexFunc(inherited, func(l *net.TCPListener) bool { return sameListener(address, l.Addr()) })
@@ -308,8 +314,8 @@ func (s *Server) accept() (*tcpproxy.Proxy, error) {
 func (s *Server) closeListeners() {
 	for _, l := range s.loops {
 		if l.running {
+			l.Close() // first, so that it cannot listen again
 			l.call(l.unlisten)
-			l.Close()
 		}
 	}
 	for _, ln := range s.listeners {
@@ -454,7 +460,7 @@ func (s *Server) drain(successor <-chan struct{}) error {
 	defer over.Stop()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	for s.active.Load() > 0 {
+	for s.active.Load() > 0 || s.handover.now.Load() {
 		select {
 		case <-over.C:
 			s.log.Warn("drain time is over: closing the connections that are left", "connections", s.active.Load())

@@ -56,7 +56,9 @@ func newListener(address string, ln *net.TCPListener) (*listener, error) {
 		var n int
 		if n, failed = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0); failed == nil {
 			l.fd = int32(n)
-			failed = prepareListener(l.fd)
+			if failed = prepareListener(l.fd); failed != nil {
+				l.close()
+			}
 		}
 	})
 	if err := errors.Join(err, failed); err != nil {
