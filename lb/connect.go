@@ -259,6 +259,10 @@ func (l *loop) hold(p *pair) {
 	if c.heldFrom == 0 {
 		c.heldFrom = l.now
 	}
+	if p.client.fin { // as it would while it is held
+		l.end(p, endClient)
+		return
+	}
 	t := l.s.settings()
 	until := c.heldFrom + t.hold
 	if l.now >= until || l.s.heldNow.Load() >= t.maxHeld {
