@@ -75,6 +75,7 @@ type Server struct {
 	active    atomic.Int64 // connections, of all listeners
 	heldNow   atomic.Int64
 	sources   sources
+	reserve   reserve
 
 	cfg      atomic.Pointer[Config]
 	set      atomic.Pointer[settings]
@@ -126,6 +127,7 @@ func New(cfg Config, o Options) (*Server, error) {
 		log: o.Log, o: o, begun: time.Now(), draining: map[*Backend]*time.Timer{},
 		changes: make(chan struct{}, 1), state: "starting", lastReload: time.Now(),
 	}
+	s.reserve.s = s
 	s.pool.Store(&pool{})
 	s.metrics = newMetrics(s)
 	f, err := readFiles(cfg)
@@ -220,6 +222,7 @@ func (s *Server) makeLoops() error {
 			return fmt.Errorf("make an epoll set: %w", err)
 		}
 		s.loops = append(s.loops, l)
+		s.reserve.missing.Add(acceptBatch)
 	}
 	return nil
 }
@@ -232,6 +235,7 @@ func (s *Server) stopLoops() {
 		}
 		l.stop(endDrain)
 	}
+	s.reserve.close()
 }
 
 // openListeners takes the sockets that exist already, from the old process or
@@ -314,8 +318,8 @@ func (s *Server) accept() (*tcpproxy.Proxy, error) {
 func (s *Server) closeListeners() {
 	for _, l := range s.loops {
 		if l.running {
-			l.Close() // first, so that it cannot listen again
-			l.call(l.unlisten)
+			l.call(func() { l.unlisten(); l.barred = true }) // before Close, or newcomers are not routed
+			l.Close()
 		}
 	}
 	for _, ln := range s.listeners {

@@ -41,6 +41,7 @@ type loop struct {
 	scouts    int   // that do
 
 	listening   bool  // the listeners are watched
+	barred      bool  // they are closed, or about to be
 	listenAgain int64 // when they are to be watched again after a shortage; 0 for never
 	acceptPause int64 // how long the last shortage was waited for
 	newcomers   []*accepted
