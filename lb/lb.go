@@ -153,6 +153,8 @@ func (s *Server) full() bool { return s.active.Load() >= s.limit.Load() }
 // opens the listeners, calls ready, and balances until ctx ends and the drain is
 // over. It returns ErrHandedOver when a new process took over.
 func (s *Server) Run(ctx context.Context, ready func()) error {
+	defer s.closeSockets()
+	defer s.stopBackends()
 	if err := s.openAccessLog(); err != nil {
 		return err
 	}
@@ -161,7 +163,6 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	if err := s.makeLoops(); err != nil {
 		return err
 	}
-	defer s.stopBackends()
 	old, err := s.predecessor(ctx)
 	if err != nil {
 		return err
@@ -287,6 +288,13 @@ func (s *Server) activated() (all []*net.TCPListener) {
 		s.log.Warn("socket of the service manager not used: it is no listening TCP socket", "name", f.Name(), "err", err)
 	}
 	return all
+}
+
+// closeSockets closes what activated has not seen.
+func (s *Server) closeSockets() {
+	for _, f := range s.o.Sockets {
+		f.Close()
+	}
 }
 
 func sameListener(address string, a net.Addr) bool {

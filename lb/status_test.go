@@ -1,0 +1,71 @@
+package lb
+
+import (
+	"encoding/json"
+	"flag"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+
+	"kthwd/lb/check"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+// golden compares got with a file.
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := "testdata/" + name
+	if *update {
+		must(t, os.WriteFile(path, []byte(got), 0o644))
+		return
+	}
+	want, err := os.ReadFile(path)
+	must(t, err)
+	if got != string(want) {
+		t.Errorf("%s: got\n%s\nwant\n%s", path, got, want)
+	}
+}
+
+func TestStatus(t *testing.T) {
+	a, b, dead, gone := newAPIServer(t), newAPIServer(t), unused(t), newAPIServer(t)
+	b.status.Store(500)
+	cfg := checkedConfig(a, b, gone)
+	cfg.BackendCA = a.caFile()
+	cfg.DrainTimeout = patience
+	r := run(t, cfg, Options{})
+	r.awaitState(gone, check.Ready)
+	gone.refuse() // its connection stays
+	eventually(t, "it is dead", func() error { return equal("state", r.state(gone), "dead") })
+	cfg = *r.cfg.Load()
+	cfg.Backends = []string{a.addr, b.addr, dead}
+	must(t, r.Reload(cfg))
+	v := r.visit()
+	v.at(t, a)
+	eventually(t, "the dead one is known", func() error { return equal("state", r.Status().Backends[3].State, "dead") })
+	r.awaitState(b, check.NotReady)
+	text, err := json.MarshalIndent(r.Status(), "", "  ")
+	must(t, err)
+	got := regexp.MustCompile(`"since": "20[^"]*"`).ReplaceAllString(string(text), `"since": "TIME"`)
+	got = strings.NewReplacer(r.addr, "LISTEN", a.addr, "A", b.addr, "B", dead, "DEAD", gone.addr, "GONE").Replace(got)
+	golden(t, "status.json", regexp.MustCompile(`"connectErrors": \d+`).ReplaceAllString(got, `"connectErrors": N`)+"\n")
+	v.Close()
+	r.empty()
+	r.mu.Lock()
+	for _, timer := range r.draining {
+		timer.Reset(0)
+	}
+	r.mu.Unlock()
+}
+
+// Before Run there is a status, too.
+func TestStatusEarly(t *testing.T) {
+	watchLeaks(t)
+	cfg := testConfig(unused(t))
+	s, err := New(cfg, Options{})
+	must(t, err)
+	defer s.stopBackends()
+	st := s.Status()
+	must(t, equal("ready", st.Ready, false), equal("reason", st.Reason, "starting"), equal("backends", len(st.Backends), 1))
+}
