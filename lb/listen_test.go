@@ -326,7 +326,7 @@ func TestDrain(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			p := newPeer(t)
 			cfg := testConfig(p.addr)
-			cfg.ShutdownDelay, cfg.DrainTimeout = 200*time.Millisecond, 500*time.Millisecond
+			cfg.ShutdownDelay, cfg.DrainTimeout = 100*time.Millisecond, 300*time.Millisecond
 			r := run(t, cfg, Options{})
 			tt.do(t, r, p)
 			must(t, receive(t, "the end of Run", r.ended))

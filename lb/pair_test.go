@@ -201,7 +201,7 @@ func slowReader(t *testing.T, from, to *net.TCPConn) {
 		sent, buf := 0, make([]byte, 64<<10)
 		for sent < n {
 			src.Read(buf)
-			from.SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
+			from.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
 			m, err := from.Write(buf)
 			sent += m
 			if err != nil {
@@ -305,7 +305,7 @@ func TestHalfCloseTimeout(t *testing.T) {
 				a, b = b, a
 			}
 			must(t, a.CloseWrite(), expectEOF(b))
-			for range 10 { // as long as data comes, it goes on
+			for range 8 { // as long as data comes, it goes on
 				say(t, b, a, "still here")
 				pause(50 * time.Millisecond)
 			}
@@ -323,7 +323,7 @@ func TestSlowReadersHoldFewPipes(t *testing.T) {
 	r := run(t, testConfig(p.addr), Options{})
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	const readers = 250
+	const readers = 200
 	blocked := make(chan bool, readers)
 	for range readers {
 		_, server, _ := r.pairUp(p)
@@ -331,7 +331,7 @@ func TestSlowReadersHoldFewPipes(t *testing.T) {
 		go func() {
 			buf := make([]byte, 1<<20)
 			for {
-				server.SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
+				server.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
 				if _, err := server.Write(buf); err != nil {
 					blocked <- true
 					return
