@@ -248,7 +248,7 @@ func (s *Server) openListeners(old *predecessor) error {
 				continue
 			}
 		}
-		l, err := newListener(address, ln)
+		l, err := newListener(address, ln, deferAccept(s.cfg.Load().FirstByteTimeout))
 		if err != nil {
 			errs = append(errs, listenError(address, err))
 			continue

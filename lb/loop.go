@@ -236,7 +236,7 @@ func (l *loop) readInbox() {
 			l.connects.push(p, 0)
 			l.goOn(p)
 		default:
-			l.fresh.push(p, p.born+l.s.settings().firstByte)
+			l.fresh.push(p, p.listener.silentUntil(p.born, l.s.settings().firstByte))
 		}
 	}
 	for _, f := range posted {

@@ -383,7 +383,7 @@ func (l *loop) takeBack(p *pair) {
 	}
 	if p.phase != relaying {
 		watch(l.epfd, unix.EPOLL_CTL_ADD, p.client.fd, unix.EPOLLIN|unix.EPOLLRDHUP)
-		l.fresh.push(p, l.now+l.s.settings().firstByte)
+		l.fresh.push(p, p.listener.silentUntil(l.now, l.s.settings().firstByte))
 		if len(p.first) > 0 {
 			l.beginConnect(p)
 		}
