@@ -28,12 +28,14 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	rbacclient "k8s.io/client-go/kubernetes/typed/rbac/v1"
 	schedoptions "k8s.io/kubernetes/cmd/kube-scheduler/app/options"
 
 	"kthwd/appliance/config"
 	"kthwd/appliance/logging"
 	"kthwd/appliance/pki"
+	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
 	"kthwd/health"
 	"kthwd/rbacseed"
@@ -43,9 +45,19 @@ import (
 type Options struct {
 	Logs     *logging.Logs                     // where everything is logged
 	Version  string                            // kthwd's own, for status
+	Metrics  string                            // address of metrics and status, plain HTTP; empty for none
 	Started  time.Time                         // when the process began; zero means now
 	OnReady  func(timeline []supervise.Status) // called once, when everything is ready; may be nil
 	OnChange func(ready bool, reason string)   // called after each change of the state record; may be nil
+	Beside   *Beside                           // another role of the process; may be nil
+}
+
+// Beside is another role in a controller's process: its components, and what
+// the status says of it.
+type Beside struct {
+	Add        func(g *supervise.Group, status *supervise.Node) // adds them, after status and before etcd
+	Report     func(*status.Report)                             // completes the report
+	Collectors []prometheus.Collector
 }
 
 // Stop budgets: what a component may take from its cancellation to its return.
@@ -109,7 +121,7 @@ func newPlant(ctx context.Context, cfg config.Controller, o Options) (_ *plant, 
 	if p.lock, err = lockDataDir(p.layout); err != nil {
 		return nil, err
 	}
-	if err := checkPorts(cfg); err != nil {
+	if err := checkPorts(cfg, o.Metrics); err != nil {
 		_, misfits := pki.Check(p.layout, cfg.PKISpec()) // reads only: all that is wrong is said at once
 		return nil, errors.Join(err, misfits)
 	}
@@ -271,9 +283,12 @@ func (p *plant) wire() (*supervise.Group, error) {
 		alive: aliveCheck(g, nameScheduler), logs: logs, log: logs.Logger(nameScheduler),
 	}
 
-	bridges := []*supervise.Node{g.Add(newControl(p, g, etcd)).StopWithin(stopBridges)}
+	bridges := []*supervise.Node{g.Add(p.newStatus(g, etcd)).StopWithin(stopBridges)}
 	if p.cfg.HealthAddress != "" {
 		bridges = append(bridges, g.Add(p.newHealth(g)).StopWithin(stopBridges))
+	}
+	if p.o.Beside != nil {
+		p.o.Beside.Add(g, bridges[0])
 	}
 	etcdNode := g.Add(etcd, bridges...).StopWithin(stopEtcd)
 	apiNode := g.Add(api, etcdNode).StopWithin(stopAPIServer)
@@ -284,6 +299,28 @@ func (p *plant) wire() (*supervise.Group, error) {
 	g.Add(kcm, apiNode, kcmPort).StopWithin(stopControllers)
 	g.Add(sched, apiNode, schedPort).StopWithin(stopControllers)
 	return g, nil
+}
+
+// newStatus answers questions about this process.
+func (p *plant) newStatus(g *supervise.Group, e *etcd) supervise.Component {
+	versions, beside := Versions(), p.o.Beside
+	if beside == nil {
+		beside = &Beside{Report: func(*status.Report) {}}
+	}
+	return status.NewServer(status.ServerConfig{
+		Socket: p.socket.control, Address: p.o.Metrics, Logs: p.o.Logs, Collectors: beside.Collectors,
+		Report: func() status.Report {
+			ready, reason := g.Ready()
+			quorum := e.Quorum()
+			r := status.Report{
+				Version: p.o.Version, Kubernetes: versions.Kubernetes, Etcd: versions.Etcd,
+				PID: os.Getpid(), Started: p.o.Started, Ready: ready, Reason: reason,
+				Components: g.Status(), Quorum: &quorum,
+			}
+			beside.Report(&r)
+			return r
+		},
+	})
 }
 
 func (p *plant) newHealth(g *supervise.Group) supervise.Component {
@@ -333,9 +370,7 @@ func (p *plant) newSeed(api *apiServer) supervise.Component {
 // when everything is ready for the first time.
 func announce(ctx context.Context, g *supervise.Group, o Options, settled func(context.Context)) {
 	told := false
-	for {
-		changed := g.Changed()
-		ready, reason := g.Ready()
+	g.Follow(ctx, func(ready bool, reason string) {
 		if o.OnChange != nil {
 			o.OnChange(ready, reason)
 		}
@@ -346,16 +381,11 @@ func announce(ctx context.Context, g *supervise.Group, o Options, settled func(c
 				o.OnReady(g.Timeline())
 			}
 		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return
-		}
-	}
+	})
 }
 
 // checkPorts finds all ports in use before anything is written or started.
-func checkPorts(c config.Controller) error {
+func checkPorts(c config.Controller, metrics string) error {
 	type port struct {
 		component, host, flag string
 		number                int
@@ -377,8 +407,8 @@ func checkPorts(c config.Controller) error {
 	if c.HealthAddress != "" {
 		errs = append(errs, tryListen("health", c.HealthAddress, "--health-address"))
 	}
-	if c.MetricsAddress != "" {
-		errs = append(errs, tryListen("status", c.MetricsAddress, "--metrics-address"))
+	if metrics != "" {
+		errs = append(errs, tryListen("status", metrics, "--metrics-address"))
 	}
 	return errors.Join(errs...)
 }

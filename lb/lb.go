@@ -1,23 +1,60 @@
 // Package lb is a TCP load balancer for kube-apiservers.
+//
+//	s, err := lb.New(cfg, lb.Options{Log: log})
+//	…
+//	err = s.Run(ctx, ready)
+//
+// It balances connections, not requests: what is inside a connection is TLS
+// between a client and an API server, and stays theirs. So it can do three things
+// well: send a new connection where it will be answered, cut one that never will
+// be, and leave all others alone, for hours, through changes of its configuration
+// and of its own binary.
+//
+// A goroutine for each backend checks it (package check); its verdict is one
+// number, the tier, in the Backend that the data path reads (choose.go).
+// Connections are accepted through tcpproxy (listen.go), and handed to one of a few
+// loops (loop.go), each one goroutine around an epoll set, which connects to a
+// backend (connect.go) and moves the bytes (pair.go, pipe.go). A new process takes
+// the listeners and the live connections over from an old one (upgrade.go).
+//
+// The package links neither Kubernetes nor etcd. It does not look into TLS, it
+// does not retry a request that was sent, and it does not move connections that
+// are healthy.
 package lb
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/inetaf/tcpproxy"
-	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
+
+	"kthwd/lb/check"
 )
 
-var _ tcpproxy.Target
-
-// Options are what the caller of New provides.
+// Options are what the caller of New provides. The zero value logs nothing.
 type Options struct {
 	Log *slog.Logger
+	// Sockets are listening sockets that the service manager has opened. Those
+	// whose address is one of Config.Listen are used, and all are closed.
+	Sockets []*os.File
+	// TakeOver has Run take the listeners and the connections of the process that
+	// runs with the same Config.Listen, or UpgradeSocket. Without one it fails.
+	TakeOver bool
 	// OnSuccessor is called when a new process is about to take over, with its
-	// process number, so that the service manager can be told. May be nil.
+	// process number, so that the service manager can be told; and with this
+	// process' own, should that break off. May be nil.
 	OnSuccessor func(pid int)
 }
 
@@ -25,65 +62,407 @@ type Options struct {
 var ErrHandedOver = errors.New("handed over to a new process")
 
 // Server is a load balancer. Make one with New and Run it once.
-type Server struct{}
+type Server struct {
+	log   *slog.Logger
+	o     Options
+	begun time.Time
+	loops []*loop
+	slots slots
+	turn  atomic.Uint64 // where the next choice among equals begins
+	next  atomic.Uint64 // which loop gets the next connection of another process
+
+	listeners []*listener
+	active    atomic.Int64 // connections, of all listeners
+	heldNow   atomic.Int64
+	sources   sources
+
+	cfg      atomic.Pointer[Config]
+	set      atomic.Pointer[settings]
+	pool     atomic.Pointer[pool]
+	limit    atomic.Int64 // of connections
+	access   atomic.Pointer[accessLog]
+	handover handover
+
+	accessDropped atomic.Uint64
+
+	mu         sync.Mutex // guards what follows, and changes of the above
+	files      *files
+	backends   []*Backend // of the pool, and those that drain
+	draining   map[*Backend]*time.Timer
+	discovered []string
+	reloads    [2]uint64 // that failed, and that did not
+	lastReload time.Time
+	state      string // why it is not ready; "" when it is
+
+	changes chan struct{} // something about a backend has changed
+	metrics *metrics
+}
+
+// settings are what the data path reads of a Config, in nanoseconds.
+type settings struct {
+	firstByte, halfClose                      int64
+	connectTimeout, hedgeAfter, connectBudget int64
+	hold, slowStart                           int64
+	maxHeld, maxPerSource                     int64
+	proxy                                     string
+}
+
+func settingsOf(c Config) *settings {
+	return &settings{
+		firstByte: int64(c.FirstByteTimeout), halfClose: int64(c.HalfCloseTimeout),
+		connectTimeout: int64(c.ConnectTimeout), hedgeAfter: int64(c.HedgeAfter), connectBudget: int64(c.ConnectBudget),
+		hold: int64(c.HoldTimeout), slowStart: int64(c.SlowStart),
+		maxHeld: int64(c.MaxHeld), maxPerSource: int64(c.MaxPerSource), proxy: c.ProxyProtocol,
+	}
+}
 
 // New reads the files that cfg names and makes a Server. It opens no socket. The
 // error joins all that is wrong.
-func New(cfg Config, o Options) (*Server, error) { return nil, errors.New("not built yet") }
+func New(cfg Config, o Options) (*Server, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	s := &Server{
+		log: o.Log, o: o, begun: time.Now(), draining: map[*Backend]*time.Timer{},
+		changes: make(chan struct{}, 1), state: "starting", lastReload: time.Now(),
+	}
+	s.pool.Store(&pool{})
+	s.metrics = newMetrics(s)
+	f, err := readFiles(cfg)
+	if err := errors.Join(cfg.Validate(), err); err != nil {
+		return nil, err
+	}
+	s.put(cfg, f)
+	return s, nil
+}
 
 // Name implements supervise.Component.
 func (s *Server) Name() string { return "lb" }
 
+// clock is nanoseconds since the server was made.
+func (s *Server) clock() int64 { return int64(time.Since(s.begun)) }
+
+func (s *Server) settings() *settings { return s.set.Load() }
+
+// full tells whether there are as many connections as there may be.
+func (s *Server) full() bool { return s.active.Load() >= s.limit.Load() }
+
 // Run implements supervise.Component: it takes over from a running process or
 // opens the listeners, calls ready, and balances until ctx ends and the drain is
 // over. It returns ErrHandedOver when a new process took over.
-func (s *Server) Run(ctx context.Context, ready func()) error { return errors.New("not built yet") }
-
-// Reload puts a new configuration in place; no connection is closed by it. What
-// cannot change at run time (Listen, UpgradeSocket) must be as it was. On an
-// error nothing has changed.
-func (s *Server) Reload(cfg Config) error { return errors.New("not built yet") }
-
-// SetDiscovered replaces the backends that discovery has found. They are used
-// beside the static ones until the first list that is not empty, then instead.
-func (s *Server) SetDiscovered(backends []string) error { return errors.New("not built yet") }
-
-// Collector gives the kthwd_lb_* series.
-func (s *Server) Collector() prometheus.Collector { return nil }
-
-// Status is a copy of what is known at this moment.
-func (s *Server) Status() Status { return Status{} }
-
-// Status is the state of a load balancer, for people and programs.
-type Status struct {
-	Ready    bool             `json:"ready"`            // accepting, and not about to stop
-	Reason   string           `json:"reason,omitempty"` // why not, one line
-	FailOpen bool             `json:"failOpen"`         // no backend is ready, so any is used
-	Held     int              `json:"held"`             // clients that wait for a backend
-	Listen   []ListenerStatus `json:"listeners"`
-	Backends []BackendStatus  `json:"backends"`
-	Verified bool             `json:"verified"` // checks verify certificates
-	Check    string           `json:"check"`
+func (s *Server) Run(ctx context.Context, ready func()) error {
+	if err := s.openAccessLog(); err != nil {
+		return err
+	}
+	defer s.closeAccessLog()
+	defer s.stopLoops()
+	if err := s.makeLoops(); err != nil {
+		return err
+	}
+	defer s.stopBackends()
+	old, err := s.predecessor(ctx)
+	if err != nil {
+		return err
+	}
+	defer old.close()
+	defer s.closeListeners()
+	if err := s.openListeners(old); err != nil {
+		return err
+	}
+	s.firstVerdicts(ctx)
+	proxy, err := s.accept()
+	if err != nil {
+		return err
+	}
+	if err := s.takeOver(old); err != nil {
+		return err
+	}
+	watching, stopWatching := context.WithCancel(context.Background())
+	defer stopWatching()
+	go s.watchBackends(watching)
+	successor, err := s.awaitSuccessor(watching)
+	if err != nil {
+		return err
+	}
+	s.setState("")
+	ready()
+	select {
+	case <-ctx.Done():
+		return s.drain(successor)
+	case <-successor:
+		return ErrHandedOver
+	case err := <-waitFor(proxy):
+		return fmt.Errorf("accept: %w", err)
+	}
 }
 
-// ListenerStatus is one listening address.
-type ListenerStatus struct {
-	Address  string `json:"address"`
-	Active   int    `json:"active"`
-	Accepted uint64 `json:"accepted"`
-	Rejected uint64 `json:"rejected"`
+func waitFor(p *tcpproxy.Proxy) <-chan error {
+	failed := make(chan error, 1)
+	go func() { failed <- p.Wait() }()
+	return failed
 }
 
-// BackendStatus is one backend.
-type BackendStatus struct {
-	Address   string    `json:"address"`            // as configured
-	Resolved  string    `json:"resolved,omitempty"` // where connections go, when Address is a name
-	State     string    `json:"state"`              // unknown, ready, slow_start, not_ready, dead, draining
-	Since     time.Time `json:"since"`
-	Reason    string    `json:"reason,omitempty"`    // of the last change: "bad_cert: x509: …"
-	LastCheck string    `json:"lastCheck,omitempty"` // ok, not_ready, connect_error, tls_error, timeout, bad_status, bad_cert
-	Active    int       `json:"active"`
-	Total     uint64    `json:"total"`
-	Errors    uint64    `json:"connectErrors"`
-	Source    string    `json:"source"` // "static" or "discovered"
+func (s *Server) setState(why string) {
+	s.mu.Lock()
+	s.state = why
+	s.mu.Unlock()
+}
+
+// makeLoops makes a loop for each processor.
+func (s *Server) makeLoops() error {
+	for range max(1, runtime.GOMAXPROCS(0)) {
+		l, err := newLoop(s)
+		if err != nil {
+			return fmt.Errorf("make an epoll set: %w", err)
+		}
+		s.loops = append(s.loops, l)
+	}
+	return nil
+}
+
+// stopLoops ends the loops, and with them every connection that is left.
+func (s *Server) stopLoops() {
+	for _, l := range s.loops {
+		if !l.running {
+			go l.run()
+		}
+		l.stop(endDrain)
+	}
+}
+
+// openListeners takes the sockets that exist already, from the old process or
+// the service manager, and opens the others. All that fail are reported.
+func (s *Server) openListeners(old *predecessor) error {
+	inherited := append(old.sockets(), s.activated()...)
+	var errs []error
+	for _, address := range s.cfg.Load().Listen {
+		var ln *net.TCPListener
+		at := slices.IndexFunc(inherited, func(l *net.TCPListener) bool { return sameListener(address, l.Addr()) })
+		if at >= 0 {
+			ln = inherited[at]
+			inherited = slices.Delete(inherited, at, at+1)
+		} else {
+			var err error
+			if ln, err = listen(address); err != nil {
+				errs = append(errs, listenError(address, err))
+				continue
+			}
+		}
+		l, err := newListener(address, ln)
+		if err != nil {
+			errs = append(errs, listenError(address, err))
+			continue
+		}
+		s.listeners = append(s.listeners, l)
+	}
+	for _, l := range inherited {
+		s.log.Warn("inherited socket not used: no --listen has its address", "address", l.Addr().String())
+		l.Close()
+	}
+	return errors.Join(errs...)
+}
+
+// activated makes listeners of what the service manager has passed.
+func (s *Server) activated() (all []*net.TCPListener) {
+	for _, f := range s.o.Sockets {
+		ln, err := net.FileListener(f)
+		f.Close()
+		if tcp, ok := ln.(*net.TCPListener); ok {
+			all = append(all, tcp)
+			continue
+		}
+		if ln != nil {
+			ln.Close()
+		}
+		s.log.Warn("socket of the service manager not used: it is no listening TCP socket", "name", f.Name(), "err", err)
+	}
+	return all
+}
+
+func sameListener(address string, a net.Addr) bool {
+	want, err := listenAddress(address)
+	tcp, ok := a.(*net.TCPAddr)
+	if err != nil || !ok {
+		return false
+	}
+	got := tcp.AddrPort()
+	bothAny := want.Addr().IsUnspecified() && got.Addr().IsUnspecified()
+	return want.Port() == got.Port() && (bothAny || want.Addr().Unmap() == got.Addr().Unmap())
+}
+
+// accept has tcpproxy accept: from the loops, each with a route of its own. The
+// names of the routes are nobody's addresses.
+func (s *Server) accept() (*tcpproxy.Proxy, error) {
+	byName := map[string]*loop{}
+	proxy := &tcpproxy.Proxy{ListenFunc: func(_, name string) (net.Listener, error) { return byName[name], nil }}
+	for i, l := range s.loops {
+		name := fmt.Sprintf("loop %d", i)
+		byName[name], l.running = l, true
+		l.post(l.listen)
+		proxy.AddRoute(name, s)
+	}
+	return proxy, proxy.Start()
+}
+
+// closeListeners has nobody accept any more.
+func (s *Server) closeListeners() {
+	for _, l := range s.loops {
+		if l.running {
+			l.call(l.unlisten)
+			l.Close()
+		}
+	}
+	for _, ln := range s.listeners {
+		ln.close()
+	}
+}
+
+// HandleConn implements tcpproxy.Target: it gives the connection to a loop.
+func (s *Server) HandleConn(c net.Conn) {
+	a := c.(*accepted)
+	p := &pair{client: newEnd(a.fd), listener: a.listener, peer: a.peer, born: s.clock()}
+	if most := s.settings().maxPerSource; most > 0 && !s.sources.enter(p, most) {
+		s.refuse(p, rejectPerSource)
+		return
+	}
+	if !p.readFirst() {
+		s.refuse(p, rejectSilent)
+		return
+	}
+	if !s.loopFor(a.loop).adopt(p) {
+		s.refuse(p, rejectError)
+	}
+}
+
+// firstBuffers hold what a client has sent when its connection is accepted: a
+// ClientHello, as a rule.
+var firstBuffers = sync.Pool{New: func() any { return new([16 << 10]byte) }}
+
+// readFirst takes the first bytes, if they are there. It is false for a client
+// that has left without any, such as a port check.
+func (p *pair) readFirst() bool {
+	buf := firstBuffers.Get().(*[16 << 10]byte)
+	defer firstBuffers.Put(buf)
+	n, errno := recv(p.client.fd, buf[:])
+	switch {
+	case errno == unix.EAGAIN || errno == unix.EINTR:
+		return true
+	case errno != 0 || n == 0:
+		return false
+	}
+	p.first = bytes.Clone(buf[:n])
+	p.client.readable = n == len(buf) // else what comes later is a new edge
+	return true
+}
+
+// refuse closes a connection that no loop has seen.
+func (s *Server) refuse(p *pair, why rejectReason) {
+	s.reject(p.listener, why)
+	s.sources.leave(p)
+	p.listener.active.Add(-1)
+	s.active.Add(-1)
+	closeFD(p.client.fd)
+}
+
+func (s *Server) reject(l *listener, why rejectReason) { l.rejected[why].Add(1) }
+
+// ended counts a pair that has just ended.
+func (s *Server) ended(p *pair, why endReason, now int64) {
+	s.sources.leave(p)
+	p.listener.active.Add(-1)
+	s.active.Add(-1)
+	lasted := time.Duration(now - p.born)
+	s.metrics.duration(p.listener, lasted)
+	if p.backend != nil {
+		p.backend.closed[why].Add(1)
+	}
+	if log := s.access.Load(); log != nil {
+		log.add(p, why, lasted)
+	}
+}
+
+// sources counts the connections of each client address, where that is limited.
+type sources struct {
+	mu sync.Mutex
+	n  map[netip.Addr]int64
+}
+
+func (s *sources) enter(p *pair, most int64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.n == nil {
+		s.n = map[netip.Addr]int64{}
+	}
+	if s.n[p.peer.Addr()] >= most {
+		return false
+	}
+	s.n[p.peer.Addr()]++
+	p.counted = true
+	return true
+}
+
+func (s *sources) leave(p *pair) {
+	if !p.counted {
+		return
+	}
+	p.counted = false
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.n[p.peer.Addr()]--; s.n[p.peer.Addr()] <= 0 {
+		delete(s.n, p.peer.Addr())
+	}
+}
+
+// firstVerdicts waits until each backend was checked once, or should have been:
+// the first client is to find the balancer knowing.
+func (s *Server) firstVerdicts(ctx context.Context) {
+	limit := time.NewTimer(s.cfg.Load().CheckTimeout + 100*time.Millisecond)
+	defer limit.Stop()
+	for !s.allChecked() {
+		select {
+		case <-s.changes:
+		case <-limit.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (s *Server) allChecked() bool {
+	for _, b := range s.pool.Load().backends {
+		if st := b.status.Load(); st == nil || st.State == check.Unknown {
+			return false
+		}
+	}
+	return true
+}
+
+// drain is the stop: first others learn that it comes, then no connection is
+// accepted any more, then those that are left have a while.
+func (s *Server) drain(successor <-chan struct{}) error {
+	cfg := s.cfg.Load()
+	s.setState("stopping")
+	s.log.Info("draining", "connections", s.active.Load(), "shutdown-delay", cfg.ShutdownDelay, "drain-timeout", cfg.DrainTimeout)
+	select {
+	case <-time.After(cfg.ShutdownDelay):
+	case <-successor:
+		return ErrHandedOver
+	}
+	s.closeListeners()
+	over := time.NewTimer(cfg.DrainTimeout)
+	defer over.Stop()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for s.active.Load() > 0 {
+		select {
+		case <-over.C:
+			s.log.Warn("drain time is over: closing the connections that are left", "connections", s.active.Load())
+			return nil
+		case <-successor:
+			return ErrHandedOver
+		case <-tick.C:
+		}
+	}
+	return nil
 }

@@ -11,16 +11,24 @@ package config
 
 import (
 	"net"
+	"slices"
 	"strconv"
+
+	"kthwd/lb"
 )
 
 // Config is the configuration of one kthwd process.
 type Config struct {
-	Role       []string // what this process is: "controller"
-	LogFormat  string   // "text" or "json"
-	LogLevel   []string // "info", or per component "etcd=debug"; later ones win
-	Controller Controller
+	Role           []string // what this process is: RoleController, RoleLB or both
+	LogFormat      string   // "text" or "json"
+	LogLevel       []string // "info", or per component "etcd=debug"; later ones win
+	MetricsAddress string   // metrics and status, plain HTTP; "" switches it off
+	Controller     Controller
+	LB             lb.Config
 }
+
+// Is tells whether the process has the role.
+func (c Config) Is(role string) bool { return slices.Contains(c.Role, role) }
 
 // Controller is the configuration of the controller role.
 type Controller struct {
@@ -40,7 +48,6 @@ type Controller struct {
 
 	HealthAddress    string // the plain HTTP bridge; "" switches it off
 	HealthServerName string // the only Host it answers; "" means any
-	MetricsAddress   string // metrics and status, plain HTTP; "" switches it off
 
 	ServiceClusterIPRange string
 	ClusterCIDR           string
@@ -53,12 +60,14 @@ type Controller struct {
 }
 
 // Default is the configuration when nobody says otherwise: the tutorial's
-// paths, ports and ranges. Every default of kthwd's own is written here and
-// nowhere else.
+// paths, ports and ranges, and lb.Default. Every default of kthwd's own is
+// written in one of the two and nowhere else.
 func Default() Config {
 	return Config{
-		LogFormat: "text",
-		LogLevel:  []string{"info"},
+		LogFormat:      "text",
+		LogLevel:       []string{"info"},
+		MetricsAddress: "127.0.0.1:10300",
+		LB:             lb.Default(),
 		Controller: Controller{
 			DataDir:               "/var/lib/kubernetes",
 			BindAddress:           "0.0.0.0",
@@ -69,7 +78,6 @@ func Default() Config {
 			SchedulerPort:         10259,
 			HealthAddress:         ":80",
 			HealthServerName:      "",
-			MetricsAddress:        "127.0.0.1:10300",
 			ServiceClusterIPRange: "10.32.0.0/24",
 			ClusterCIDR:           "10.200.0.0/16",
 		},

@@ -84,14 +84,19 @@ func TestExactFlags(t *testing.T) {
 // Every field is bound to one flag, so that none can be set by file or flag alone.
 func TestEveryFieldHasAFlag(t *testing.T) {
 	l := NewLoader()
-	bound := map[any]bool{}
+	bound := map[uintptr]string{}
 	for _, s := range l.table {
-		bound[reflect.ValueOf(s.value).Pointer()] = true
+		bound[reflect.ValueOf(s.value).Pointer()] = s.role
 	}
-	for _, v := range []reflect.Value{reflect.ValueOf(&l.Config).Elem(), reflect.ValueOf(&l.Config.Controller).Elem()} {
+	for _, part := range []struct {
+		of   any
+		role string
+	}{{&l.Config, RoleAll}, {&l.Config.Controller, RoleController}, {&l.Config.LB, RoleLB}} {
+		v := reflect.ValueOf(part.of).Elem()
 		for i := range v.NumField() {
-			if name := v.Type().Field(i).Name; name != "Controller" && !bound[v.Field(i).Addr().Pointer()] {
-				t.Errorf("%s.%s has no flag", v.Type().Name(), name)
+			name := v.Type().Field(i).Name
+			if role := bound[v.Field(i).Addr().Pointer()]; role != part.role && name != "Controller" && name != "LB" {
+				t.Errorf("%s.%s has a flag of role %q, want %q", v.Type(), name, role, part.role)
 			}
 		}
 	}
@@ -169,10 +174,10 @@ func TestProblems(t *testing.T) {
 		want       string // all lines
 	}{
 		{name: "no role", want: "no role given"},
-		{name: "unknown role", args: []string{"--role=controler"}, want: `--role "controler" is no role; roles: controller`},
-		{name: "role lb", args: []string{"--role=lb"}, want: "role lb: this version of kthwd has no load balancer yet; roles: controller"},
-		{name: "role lb and its flags", args: []string{"--role=controller,lb", "--backend=a:1"}, want: "role lb: this version of kthwd has no load balancer yet; roles: controller"},
+		{name: "unknown role", args: []string{"--role=controler"}, want: `--role "controler" is no role; roles: controller, lb`},
 		{name: "role twice", args: []string{"--role=controller", "--role=controller"}, want: "--role controller is given twice"},
+		{name: "flags of a controller", args: []string{"--role=lb", "--backend=10.0.0.1:6443", "--data-dir=/x", "--secure-port=6443"},
+			want: "--data-dir belongs to --role=controller; this process is --role=lb\n--secure-port belongs to --role=controller; this process is --role=lb"},
 		{name: "flag of another role", args: []string{"--role=controller", "--backend=10.0.0.1:6443"},
 			want: "--backend belongs to --role=lb; this process is --role=controller"},
 		{name: "key of another role", file: "role: controller\nlisten: :6443\n",
@@ -265,7 +270,10 @@ func TestHints(t *testing.T) {
 		{args: []string{"--xyzzy"}, want: ""},
 		{args: []string{"--role=contoller"}, want: "did you mean --role=controller?"},
 		{file: "clusterCIDR: x\n", want: "did you mean cluster-cidr?"},
-		{file: "backends: x\n", want: ""},
+		{file: "backends: x\n", want: "did you mean backend?"},
+		{file: "role: lb\ncheck_interval: 1s\n", want: "did you mean check-interval?"},
+		{args: []string{"--role=lbs"}, want: "did you mean --role=lb?"},
+		{args: []string{"--role=lb", "--data-dir=x"}, want: "leave it out; kthwd config --role=lb lists what this role takes"},
 	}
 	for _, tt := range tests {
 		_, err := load(t, tt.file, tt.args...)

@@ -4,10 +4,12 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 
 	"kthwd/appliance/logging"
+	"kthwd/lb"
 )
 
 // DefaultFile is the configuration file that is read if it exists and --config
@@ -29,7 +31,7 @@ type setting struct {
 	group string
 	arg   string // stands for the value in the usage text
 	help  string // one sentence, with its interplay; the default is added
-	value any    // *string, *int, *commaList or *repeated
+	value any    // *string, *int, *time.Duration, *commaList or *repeated
 }
 
 // commaList is a list whose elements have no commas: --x=a,b and --x=a --x=b are the same.
@@ -46,18 +48,20 @@ const (
 	groupPorts    = "Ports and listeners"
 	groupCluster  = "Cluster"
 	groupPrograms = "Passed to the programs"
+	groupLB       = "Load balancer"
 )
 
-var groups = []string{groupProcess, groupFiles, groupMachine, groupPorts, groupCluster, groupPrograms}
+var groups = []string{groupProcess, groupFiles, groupMachine, groupPorts, groupCluster, groupPrograms, groupLB}
 
 // settings is the table of all flags, bound to the fields of l.
 func (l *Loader) settings() []setting {
-	c, k := &l.Config, &l.Config.Controller
+	c, k, b := &l.Config, &l.Config.Controller, &l.Config.LB
 	return []setting{
-		{"role", RoleAll, groupProcess, "ROLE", "What this process is: controller. Required to run; the verbs need none.", (*commaList)(&c.Role)},
+		{"role", RoleAll, groupProcess, "ROLE", "What this process is: controller, lb, or both with a comma. Required to run; the verbs need none.", (*commaList)(&c.Role)},
 		{"config", RoleAll, groupProcess, "FILE", "YAML file with these names as keys; flags win over it. Without this flag " + DefaultFile + " is read if it exists; --config= reads none.", &l.file},
 		{"log-format", RoleAll, groupProcess, "FORMAT", "Form of the log: text or json. Text is shorter and coloured on a terminal.", &c.LogFormat},
 		{"log-level", RoleAll, groupProcess, "LEVEL", "What is logged: error, warn, info, debug or a number n, which shows upstream's lines of V(n-1) and below, for all or as COMPONENT=LEVEL for one; repeatable, later ones win. Changed at run time with kthwd log-level.", (*commaList)(&c.LogLevel)},
+		{"metrics-address", RoleAll, groupProcess, "ADDRESS:PORT", "Where kthwd's metrics and status are served, plain HTTP; empty switches it off.", &c.MetricsAddress},
 
 		{"data-dir", RoleController, groupFiles, "DIR", "Directory of certificates, keys and kubeconfigs under the tutorial's names; made if it is missing.", &k.DataDir},
 		{"etcd-data-dir", RoleController, groupFiles, "DIR", "Directory of etcd's own data; empty means etcd below --data-dir.", &k.EtcdDataDir},
@@ -74,7 +78,6 @@ func (l *Loader) settings() []setting {
 		{"scheduler-port", RoleController, groupPorts, "PORT", "Port of kube-scheduler; kubectl get componentstatuses asks the default one only.", &k.SchedulerPort},
 		{"health-address", RoleController, groupPorts, "ADDRESS:PORT", "Where the plain HTTP health bridge answers /healthz, for load balancers; empty switches it off.", &k.HealthAddress},
 		{"health-server-name", RoleController, groupPorts, "HOST", "The only Host the health bridge answers, such as kubernetes.default.svc.cluster.local; empty means any.", &k.HealthServerName},
-		{"metrics-address", RoleController, groupPorts, "ADDRESS:PORT", "Where kthwd's metrics and status are served, plain HTTP; empty switches it off.", &k.MetricsAddress},
 
 		{"service-cluster-ip-range", RoleController, groupCluster, "CIDR", "Range of service addresses, two with a comma for dual stack; its first address becomes a name in kubernetes.pem. Must not overlap --cluster-cidr.", &k.ServiceClusterIPRange},
 		{"cluster-cidr", RoleController, groupCluster, "CIDR", "Range of pod addresses, two with a comma for dual stack. Must not overlap --service-cluster-ip-range.", &k.ClusterCIDR},
@@ -84,9 +87,36 @@ func (l *Loader) settings() []setting {
 		{"kube-controller-manager-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag of kube-controller-manager; wins over kthwd's own; repeatable.", (*repeated)(&k.ControllerManagerArgs)},
 		{"kube-scheduler-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag of kube-scheduler; wins over kthwd's own; repeatable.", (*repeated)(&k.SchedulerArgs)},
 
-		// Known so that they are refused by name, not as a misspelling.
-		{"listen", RoleLB, "", "ADDRESS:PORT", "Where the load balancer listens.", &l.ofLB},
-		{"backend", RoleLB, "", "ADDRESS:PORT", "An API server behind the load balancer; repeatable.", &l.ofLB},
+		{"listen", RoleLB, groupLB, "ADDRESS:PORT", "Where clients connect to; no address means all; repeatable.", (*repeated)(&b.Listen)},
+		{"backend", RoleLB, groupLB, "HOST:PORT", "An API server behind the load balancer; a name is resolved again while kthwd runs; repeatable.", (*repeated)(&b.Backends)},
+		{"check", RoleLB, groupLB, "KIND", "How backends are checked: https asks for --check-path over TLS, tcp connects, none goes by the connections of clients that fail.", &b.Check},
+		{"check-path", RoleLB, groupLB, "PATH", "What --check=https asks for; status 200 is ready, another one is not ready, no answer is dead.", &b.CheckPath},
+		{"check-interval", RoleLB, groupLB, "DURATION", "From one check of a backend to the next; shorter while its state is in doubt.", &b.CheckInterval},
+		{"check-timeout", RoleLB, groupLB, "DURATION", "How long one check may take: connection, TLS and answer.", &b.CheckTimeout},
+		{"check-fall", RoleLB, groupLB, "N", "Failed checks in a row that end a state of ready.", &b.CheckFall},
+		{"check-rise", RoleLB, groupLB, "N", "Passed checks in a row that make a backend ready again.", &b.CheckRise},
+		{"backend-ca", RoleLB, groupLB, "FILE", "CA that the certificates of the backends are checked against, such as the cluster's ca.pem; empty checks them against nothing, and status says unverified.", &b.BackendCA},
+		{"backend-server-name", RoleLB, groupLB, "NAME", "Name or address that must be in the certificates of the backends; empty means the host of each --backend.", &b.BackendName},
+		{"check-client-certificate", RoleLB, groupLB, "FILE", "Client certificate for checks, where the API servers refuse anonymous requests; goes with --check-client-key.", &b.CheckCert},
+		{"check-client-key", RoleLB, groupLB, "FILE", "Key of --check-client-certificate.", &b.CheckKey},
+		{"balance", RoleLB, groupLB, "ALGORITHM", "How a backend is chosen: least-connections, round-robin, source (by a hash of the client's address) or first (the first that is ready).", &b.Balance},
+		{"slow-start", RoleLB, groupLB, "DURATION", "How long a backend that comes back gets a growing share only; 0 switches it off.", &b.SlowStart},
+		{"connect-timeout", RoleLB, groupLB, "DURATION", "How long one attempt to connect to a backend may take.", &b.ConnectTimeout},
+		{"hedge-after", RoleLB, groupLB, "DURATION", "After which a second backend is tried beside a slow one; 0 switches it off.", &b.HedgeAfter},
+		{"connect-budget", RoleLB, groupLB, "DURATION", "How long all attempts for one client may take before it is held.", &b.ConnectBudget},
+		{"hold-timeout", RoleLB, groupLB, "DURATION", "How long a client is held when no backend answers; 0 closes it at once.", &b.HoldTimeout},
+		{"max-held", RoleLB, groupLB, "N", "Clients that may be held at one time.", &b.MaxHeld},
+		{"first-byte-timeout", RoleLB, groupLB, "DURATION", "After which a client that sends nothing is closed; no backend hears of it.", &b.FirstByteTimeout},
+		{"half-close-timeout", RoleLB, groupLB, "DURATION", "How long a connection may be without data once one side has ended; there is no other idle timeout.", &b.HalfCloseTimeout},
+		{"max-connections", RoleLB, groupLB, "N", "Connections at one time; 0 means what the limit of descriptors allows.", &b.MaxConnections},
+		{"max-connections-per-source", RoleLB, groupLB, "N", "Connections at one time from one address; 0 means no limit.", &b.MaxPerSource},
+		{"shutdown-delay", RoleLB, groupLB, "DURATION", "How long, after SIGTERM, clients are still accepted while /readyz says 503.", &b.ShutdownDelay},
+		{"drain-timeout", RoleLB, groupLB, "DURATION", "How long connections may go on when their backend is removed, or kthwd stops.", &b.DrainTimeout},
+		{"proxy-protocol", RoleLB, groupLB, "VERSION", "PROXY protocol header sent to backends: off, v1 or v2. kube-apiserver does not understand it.", &b.ProxyProtocol},
+		{"access-log", RoleLB, groupLB, "FILE", "File that gets one line of JSON for each connection; empty writes none.", &b.AccessLog},
+		{"upgrade-socket", RoleLB, groupLB, "PATH", "Unix socket on which a new kthwd takes over listeners and connections; @NAME is an abstract one; empty means one named after --listen.", &b.UpgradeSocket},
+		{"discovery-kubeconfig", RoleLB, groupLB, "FILE", "Kubeconfig with which the backends follow the EndpointSlices of default/kubernetes; --backend is where it starts.", &b.DiscoveryKubeconfig},
+		{"discovery-cache", RoleLB, groupLB, "FILE", "File that keeps the last list of --discovery-kubeconfig over a restart.", &b.DiscoveryCache},
 	}
 }
 
@@ -98,6 +128,8 @@ func (s setting) bind(fs *pflag.FlagSet) {
 		fs.StringVar(v, s.name, *v, usage)
 	case *int:
 		fs.IntVar(v, s.name, *v, usage)
+	case *time.Duration:
+		fs.DurationVar(v, s.name, *v, usage)
 	case *commaList:
 		fs.StringSliceVar((*[]string)(v), s.name, *v, usage)
 	case *repeated:
@@ -105,7 +137,6 @@ func (s setting) bind(fs *pflag.FlagSet) {
 	default:
 		panic(fmt.Sprintf("setting %s: cannot bind %T", s.name, s.value))
 	}
-	fs.Lookup(s.name).Hidden = s.role == RoleLB
 }
 
 // Usage is the usage text of all flags, in groups, width characters wide.
@@ -114,12 +145,17 @@ func (l *Loader) Usage(width int) string {
 	for _, group := range groups {
 		fs := pflag.NewFlagSet(group, pflag.ContinueOnError)
 		fs.SortFlags = false
+		of := ""
 		for _, s := range l.table {
-			if s.group == group {
-				fs.AddFlag(l.fs.Lookup(s.name))
+			if s.group != group {
+				continue
+			}
+			fs.AddFlag(l.fs.Lookup(s.name))
+			if s.role != RoleAll {
+				of = " (--role=" + s.role + ")"
 			}
 		}
-		fmt.Fprintf(&b, "%s:\n%s\n", group, FlagUsage(fs, width))
+		fmt.Fprintf(&b, "%s%s:\n%s\n", group, of, FlagUsage(fs, width))
 	}
 	return b.String()
 }
@@ -179,11 +215,17 @@ func wrap(text string, width int) (lines []string) {
 func Values(name string) []string {
 	switch name {
 	case "role":
-		return []string{RoleController}
+		return []string{RoleController, RoleLB, RoleController + "," + RoleLB}
 	case "log-format":
 		return []string{logging.Text, logging.JSON}
 	case "log-level":
 		return []string{"error", "warn", "info", "debug"}
+	case "check":
+		return []string{lb.CheckHTTPS, lb.CheckTCP, lb.CheckNone}
+	case "balance":
+		return []string{lb.LeastConnections, lb.RoundRobin, lb.SourceHash, lb.FirstAlive}
+	case "proxy-protocol":
+		return []string{lb.ProxyOff, lb.ProxyV1, lb.ProxyV2}
 	}
 	return nil
 }
@@ -193,9 +235,6 @@ func (l *Loader) nearest(name string) string {
 	name = strings.ToLower(strings.ReplaceAll(strings.TrimLeft(name, "-"), "_", "-"))
 	best, distance := "", 1+max(2, len(name)/4)
 	for _, s := range l.table {
-		if s.role == RoleLB {
-			continue
-		}
 		if d := editDistance(name, s.name); d < distance {
 			best, distance = s.name, d
 		}
@@ -223,14 +262,19 @@ func editDistance(a, b string) int {
 	return row[len(b)]
 }
 
-// Names lists the settings that a role has, in the order of the table; those of
-// all roles included.
-func (l *Loader) Names(role string) []string {
+// Names lists the settings that one of the roles has, in the order of the
+// table; those of all roles included. Without a role it lists all.
+func (l *Loader) Names(roles ...string) []string {
 	var names []string
 	for _, s := range l.table {
-		if s.role == role || s.role == RoleAll && role != RoleLB {
+		if s.of(roles) {
 			names = append(names, s.name)
 		}
 	}
-	return slices.Clip(names)
+	return names
+}
+
+// of tells whether one of the roles has the setting.
+func (s setting) of(roles []string) bool {
+	return len(roles) == 0 || s.role == RoleAll || slices.Contains(roles, s.role)
 }

@@ -24,8 +24,7 @@ type Loader struct {
 	// Config is the result. Do not change it.
 	Config Config
 
-	file    string   // --config
-	ofLB    repeated // values of the flags that are only known to be refused
+	file    string // --config
 	table   []setting
 	fs      *pflag.FlagSet
 	origins map[string]string
@@ -70,6 +69,12 @@ func (l *Loader) Origin(name string) string {
 	return OriginDefault
 }
 
+// isSet tells whether somebody wrote the setting, in the file or as a flag.
+func (l *Loader) isSet(name string) bool {
+	o := l.Origin(name)
+	return o != OriginDefault && !strings.HasPrefix(o, OriginDefault+", ")
+}
+
 // FlagError makes a Problem of an error of the command line's parser, with the
 // flag that was probably meant.
 func (l *Loader) FlagError(err error) error {
@@ -105,6 +110,8 @@ func wrongType(f *pflag.Flag, s string) string {
 	switch {
 	case f.Value.Type() == "int":
 		return fmt.Sprintf("%q is not a whole number", s)
+	case f.Value.Type() == "duration":
+		return fmt.Sprintf("%q is not a duration, such as 30s", s)
 	case isList(f):
 		return fmt.Sprintf("%q is not a list with commas", s)
 	default:

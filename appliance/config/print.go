@@ -5,17 +5,22 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 )
 
 // Print writes the configuration as a file that Load reads back, each line with
-// the origin of its value as a comment. Nothing in it is secret: kthwd is told
+// the origin of its value as a comment: the settings of its roles, or of all when
+// it has none. Nothing in it is secret: kthwd is told
 // where its keys are, never what they are.
 func (l *Loader) Print(w io.Writer) error {
 	var b bytes.Buffer
 	if l.file != "" {
 		fmt.Fprintf(&b, "# %s, under the flags of this command\n", l.file)
+	}
+	if len(l.Config.Role) == 0 {
+		fmt.Fprintln(&b, "# of all roles, since none is given; a start takes those of its own only")
 	}
 	lines, width := l.lines()
 	for _, line := range lines {
@@ -30,7 +35,7 @@ type line struct{ text, origin string }
 // lines are the "key: value" lines and the width of a usual one.
 func (l *Loader) lines() (lines []line, width int) {
 	for _, s := range l.table {
-		if s.role == RoleLB || s.name == "config" {
+		if !s.of(l.Config.Role) || s.name == "config" {
 			continue
 		}
 		text := s.name + ": " + s.yaml()
@@ -49,6 +54,8 @@ func (s setting) yaml() string {
 		return yamlText(*v)
 	case *int:
 		return fmt.Sprint(*v)
+	case *time.Duration:
+		return v.String()
 	case *commaList:
 		return yamlList(*v)
 	case *repeated:

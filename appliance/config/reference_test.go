@@ -64,17 +64,11 @@ prints can be used as a file.
 		}
 		b.WriteByte('\n')
 	}
-	b.WriteString(`## Example
-
-Every key with its default; keys without one are shown empty.
-
-` + "```yaml\n")
-	for _, s := range l.table {
-		if s.role != RoleLB && s.name != "config" {
-			fmt.Fprintf(&b, "%s: %s\n", s.name, exampleValue(s))
-		}
+	b.WriteString("## Examples\n\nEvery key of a role with its default; keys without one are shown empty.\n")
+	for _, role := range []string{RoleController, RoleLB} {
+		fmt.Fprintf(&b, "\n```yaml\n%s```\n", example(l, role))
 	}
-	b.WriteString("```\n\nA list may be written in either form:\n\n```yaml\nkube-apiserver-arg:\n- event-ttl=2h\n- v=4\nsubject-alt-name: [lb.example.com, 10.0.0.20]\n```\n")
+	b.WriteString("\nA list may be written in either form:\n\n```yaml\nkube-apiserver-arg:\n- event-ttl=2h\n- v=4\nsubject-alt-name: [lb.example.com, 10.0.0.20]\n```\n")
 	return b.Bytes()
 }
 
@@ -85,18 +79,31 @@ func defaultCell(s setting) string {
 	return ""
 }
 
-func exampleValue(s setting) string {
-	if s.name == "role" {
-		return RoleController // required: there is no default
+// example is a file of one role; what is required has no default.
+func example(l *Loader, role string) string {
+	var b strings.Builder
+	required := map[string]string{"role": role, "backend": "[10.0.1.73:6443, 10.0.1.35:6443]"}
+	for _, s := range l.table {
+		value := s.yaml()
+		if v, ok := required[s.name]; ok {
+			value = v
+		}
+		if s.of([]string{role}) && s.name != "config" {
+			fmt.Fprintf(&b, "%s: %s\n", s.name, value)
+		}
 	}
-	return s.yaml()
+	return b.String()
 }
 
-// The example of the reference is a file that kthwd takes.
+// The examples of the reference are files that kthwd takes.
 func TestReferenceExample(t *testing.T) {
-	_, example, _ := strings.Cut(string(reference()), "```yaml\n")
-	example, _, _ = strings.Cut(example, "```")
-	if _, err := load(t, example); err != nil {
-		t.Errorf("%v\n%s", err, example)
+	for _, role := range []string{RoleController, RoleLB} {
+		text := example(NewLoader(), role)
+		if !strings.Contains(string(reference()), text) {
+			t.Errorf("the reference lacks the example of role %s", role)
+		}
+		if _, err := load(t, text); err != nil {
+			t.Errorf("%v\n%s", err, text)
+		}
 	}
 }

@@ -10,11 +10,26 @@ import (
 	"strings"
 
 	"kthwd/appliance/pki"
+	"kthwd/lb"
 )
 
-// Resolve fills in what this machine decides: absolute paths, the host name,
-// the address of the default route. Origin tells so afterwards.
+// Resolve fills in what this machine decides, for the parts of its roles, or for
+// all when it has none: absolute paths, the host name, the address of the default
+// route. Origin tells so afterwards.
 func (l *Loader) Resolve() error {
+	if l.Config.Is(RoleLB) || len(l.Config.Role) == 0 {
+		if err := resolveLB(&l.Config.LB); err != nil {
+			return err
+		}
+	}
+	if l.Config.Is(RoleLB) && !l.Config.Is(RoleController) {
+		return nil
+	}
+	return l.ResolveController()
+}
+
+// ResolveController is Resolve for a verb that looks at the controller's part only.
+func (l *Loader) ResolveController() error {
 	before := l.Config.Controller
 	if err := l.Config.Controller.Resolve(); err != nil {
 		return err
@@ -28,6 +43,20 @@ func (l *Loader) Resolve() error {
 	derived("name", before.Name, after.Name, "the host name")
 	derived("etcd-data-dir", before.EtcdDataDir, after.EtcdDataDir, "below data-dir")
 	derived("advertise-address", before.AdvertiseAddress, after.AdvertiseAddress, "where the default route leaves from")
+	return nil
+}
+
+// resolveLB makes the paths absolute.
+func resolveLB(c *lb.Config) (err error) {
+	paths := []*string{&c.BackendCA, &c.CheckCert, &c.CheckKey, &c.AccessLog, &c.DiscoveryKubeconfig, &c.DiscoveryCache}
+	if !strings.HasPrefix(c.UpgradeSocket, "@") { // that is no file
+		paths = append(paths, &c.UpgradeSocket)
+	}
+	for _, path := range paths {
+		if *path, err = absolute(*path); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

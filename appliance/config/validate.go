@@ -53,7 +53,20 @@ func (l *Loader) Validate() error {
 
 // ValidateController is Validate for a verb, which has no role: it looks at the
 // controller's part only.
-func (l *Loader) ValidateController() error { return l.located(l.Config.Controller.problems()) }
+func (l *Loader) ValidateController() error { return l.located(l.Config.parts(true, false)) }
+
+// ValidateWithoutRole is Validate for a look at a configuration that says no
+// role: what is wrong for a controller, and each value for a load balancer that
+// somebody wrote.
+func (l *Loader) ValidateWithoutRole() error {
+	problems := l.Config.parts(true, false)
+	for _, p := range lbProblems(l.Config.LB) {
+		if l.isSet(p.Key) {
+			problems = append(problems, p)
+		}
+	}
+	return l.located(problems)
+}
 
 func (l *Loader) located(problems []*Problem) error {
 	for _, p := range problems {
@@ -63,12 +76,6 @@ func (l *Loader) located(problems []*Problem) error {
 	}
 	return joinProblems(problems)
 }
-
-// Validate reports all that is wrong with the configuration, joined *Problems.
-func (c Config) Validate() error { return joinProblems(c.problems()) }
-
-// Validate reports all that is wrong with the controller's part, joined *Problems.
-func (c Controller) Validate() error { return joinProblems(c.problems()) }
 
 func (c Config) problems() []*Problem {
 	v := &validator{}
@@ -81,20 +88,34 @@ func (c Config) problems() []*Problem {
 			v.add("log-level", "%s: %v", s, err)
 		}
 	}
-	return append(v.problems, c.Controller.problems()...)
+	return append(v.problems, c.parts(c.Is(RoleController) || !c.Is(RoleLB), c.Is(RoleLB))...)
 }
 
-func (c Controller) problems() []*Problem {
+// parts checks what belongs to the roles, and that all listeners keep apart.
+func (c Config) parts(controller, lb bool) []*Problem {
 	v := &validator{}
+	var listeners []listener
+	if controller {
+		listeners = v.controller(c.Controller)
+	}
+	if lb {
+		v.problems = append(v.problems, lbProblems(c.LB)...)
+		listeners = append(listeners, lbListeners(c.LB)...)
+	}
+	v.apart(v.addListener(listeners, "metrics-address", c.MetricsAddress))
+	return v.problems
+}
+
+func (v *validator) controller(c Controller) []listener {
 	v.paths(c)
 	v.machine(c)
-	v.listeners(c)
+	listeners := v.listeners(c)
 	v.ranges(c)
 	v.args("etcd-arg", c.EtcdArgs)
 	v.args("kube-apiserver-arg", c.APIServerArgs)
 	v.args("kube-controller-manager-arg", c.ControllerManagerArgs)
 	v.args("kube-scheduler-arg", c.SchedulerArgs)
-	return v.problems
+	return listeners
 }
 
 // validator gathers problems.
@@ -108,16 +129,16 @@ func (v *validator) add(key, format string, args ...any) *Problem {
 
 func (v *validator) role(roles []string) {
 	if len(roles) == 0 {
-		v.problems = append(v.problems, &Problem{Text: "no role given", Hint: "kthwd --role=controller runs a control plane; kthwd --help lists flags and verbs"})
+		v.problems = append(v.problems, &Problem{Text: "no role given", Hint: "kthwd --role=controller runs a control plane, kthwd --role=lb a load balancer; kthwd --help lists flags and verbs"})
 	}
 	for i, role := range roles {
 		switch {
-		case role == RoleLB:
-			v.problems = append(v.problems, &Problem{Text: "role lb: this version of kthwd has no load balancer yet; roles: controller"})
-		case role != RoleController:
-			p := v.add("role", "%q is no role; roles: controller", role)
+		case role != RoleController && role != RoleLB:
+			p := v.add("role", "%q is no role; roles: %s, %s", role, RoleController, RoleLB)
 			if editDistance(role, RoleController) < 4 {
 				p.Hint = didYouMean("--role=", RoleController)
+			} else if editDistance(role, RoleLB) < 2 {
+				p.Hint = didYouMean("--role=", RoleLB)
 			}
 		case slices.Contains(roles[:i], role):
 			v.add("role", "%s is given twice", role)
@@ -127,15 +148,18 @@ func (v *validator) role(roles []string) {
 
 // roleProblems refuses, by name, what belongs to another role.
 func (l *Loader) roleProblems() (problems []*Problem) {
-	role := strings.Join(l.Config.Role, ",")
-	if role == "" || slices.Contains(l.Config.Role, RoleLB) {
+	if !l.Config.Is(RoleController) && !l.Config.Is(RoleLB) {
 		return nil // that is said already
 	}
+	role := strings.Join(l.Config.Role, ",")
 	for _, s := range l.table {
-		if s.role != RoleLB || l.Origin(s.name) == OriginDefault {
+		if s.of(l.Config.Role) || !l.isSet(s.name) {
 			continue
 		}
-		problems = append(problems, &Problem{Key: s.name, Text: fmt.Sprintf("belongs to --role=%s; this process is --role=%s", s.role, role), Hint: "leave it out; kthwd --help lists what this role takes"})
+		problems = append(problems, &Problem{
+			Key: s.name, Text: fmt.Sprintf("belongs to --role=%s; this process is --role=%s", s.role, role),
+			Hint: fmt.Sprintf("leave it out; kthwd config --role=%s lists what this role takes", role),
+		})
 	}
 	return problems
 }
@@ -187,8 +211,8 @@ type listener struct {
 	port  int
 }
 
-// listeners checks each port, and that no two meet on one address.
-func (v *validator) listeners(c Controller) {
+// listeners checks each port of a controller.
+func (v *validator) listeners(c Controller) []listener {
 	here := []string{c.BindAddress, "127.0.0.1"}
 	all := []listener{
 		{"secure-port", []string{c.BindAddress}, c.SecurePort},
@@ -202,12 +226,19 @@ func (v *validator) listeners(c Controller) {
 			v.add(l.key, "%d is no port: want 1 to 65535", l.port)
 		}
 	}
-	all = v.addListener(all, "health-address", c.HealthAddress)
-	all = v.addListener(all, "metrics-address", c.MetricsAddress)
+	return v.addListener(all, "health-address", c.HealthAddress)
+}
+
+// apart refuses two listeners that meet on one address.
+func (v *validator) apart(all []listener) {
 	for i, a := range all {
 		for _, b := range all[:i] {
-			if a.meets(b) {
-				v.add(a.key, "and --%s both want port %d", b.key, a.port)
+			if !a.meets(b) {
+				continue
+			}
+			p := v.add(a.key, "and --%s both want port %d", b.key, a.port)
+			if a.key == "listen" && b.key == "secure-port" {
+				p.Hint = "in one process with an API server, the load balancer needs another port or address, such as --listen=:443"
 			}
 		}
 	}
@@ -258,7 +289,7 @@ func (l listener) meets(other listener) bool {
 	}
 	for _, a := range l.hosts {
 		for _, b := range other.hosts {
-			if a == b || isAny(a) || isAny(b) {
+			if a == b || covers(a, b) || covers(b, a) {
 				return true
 			}
 		}
@@ -266,9 +297,17 @@ func (l listener) meets(other listener) bool {
 	return false
 }
 
-func isAny(host string) bool {
+// covers tells whether a listener on host also gets what is for other.
+func covers(host, other string) bool {
+	if host == "" {
+		return true
+	}
 	ip, err := netip.ParseAddr(host)
-	return host == "" || err == nil && ip.IsUnspecified()
+	if err != nil || !ip.IsUnspecified() {
+		return false
+	}
+	o, err := netip.ParseAddr(other)
+	return ip.Is6() || err != nil || o.Is4() || o.IsUnspecified()
 }
 
 // ranges checks the address ranges of the cluster, and that they keep apart.

@@ -188,6 +188,27 @@ func (l *Logs) SetLevel(component, level string) error {
 	return nil
 }
 
+// SetLevels replaces all levels, those of components included, by what New takes.
+// On an error none has changed.
+func (l *Logs) SetLevels(levels []string) error {
+	for _, s := range levels {
+		if _, _, err := ParseLevel(s); err != nil {
+			return err
+		}
+	}
+	l.mu.Lock()
+	for _, v := range *l.levels.Load() {
+		v.own = false
+	}
+	l.mu.Unlock()
+	l.set(All, slog.LevelInfo)
+	for _, s := range levels {
+		component, level, _ := ParseLevel(s)
+		l.set(component, level)
+	}
+	return nil
+}
+
 func (l *Logs) set(component string, at slog.Level) {
 	l.mu.Lock()
 	if component == "" || component == All {

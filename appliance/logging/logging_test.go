@@ -199,6 +199,24 @@ func TestLevelsPerComponent(t *testing.T) {
 	}
 }
 
+func TestSetLevels(t *testing.T) {
+	logs, _ := newLogs(t, Text, "warn", "etcd=debug")
+	logs.Logger("lb")
+	for _, tt := range []struct {
+		levels []string
+		want   map[string]string
+	}{
+		{[]string{"error", "lb=debug"}, map[string]string{"all": "error", "etcd": "error", "lb": "debug"}},
+		{[]string{"etcd=4", "x=loud"}, map[string]string{"all": "error", "etcd": "error", "lb": "debug"}}, // refused
+		{nil, map[string]string{"all": "info", "etcd": "info", "lb": "info"}},
+	} {
+		err := logs.SetLevels(tt.levels)
+		if got := logs.Levels(); fmt.Sprint(got) != fmt.Sprint(tt.want) {
+			t.Errorf("SetLevels(%q): got %v, %v; want %v", tt.levels, got, err, tt.want)
+		}
+	}
+}
+
 func TestLongLinesAreCut(t *testing.T) {
 	huge := strings.Repeat("ä\"", MaxLine)
 	many := make([]any, 0, 8000)

@@ -20,7 +20,7 @@ var ErrNotRunning = errors.New("kthwd is not running")
 
 // Client asks a running kthwd. Its zero value reaches none.
 type Client struct {
-	Socket string // its unix socket; only the user it runs as can open it
+	Socket string // its unix socket; only the user it runs as can open it; "" for none
 	Addr   string // its metrics address, which gives the status to those who cannot; may be empty
 
 	// Anywhere has Addr asked also when none runs on Socket. Another kthwd may
@@ -31,9 +31,10 @@ type Client struct {
 // Status asks for the report, on the socket first and then at Addr.
 func (c Client) Status(ctx context.Context) (Report, error) {
 	body, err := c.socket(ctx, http.MethodGet, "/status", "")
+	c.Anywhere = c.Anywhere || c.Socket == ""
 	if c.Addr != "" && (errors.Is(err, fs.ErrPermission) || c.Anywhere && errors.Is(err, ErrNotRunning)) {
 		second, errSecond := ask(ctx, &http.Transport{DisableKeepAlives: true}, http.MethodGet, "http://"+reachable(c.Addr)+"/status", "")
-		if errSecond == nil || !errors.Is(errSecond, ErrNotRunning) {
+		if errSecond == nil || !errors.Is(errSecond, ErrNotRunning) || c.Socket == "" {
 			body, err = second, errSecond
 		}
 	}
@@ -71,6 +72,9 @@ func parseLevels(body []byte) map[string]string {
 }
 
 func (c Client) socket(ctx context.Context, method, path, body string) ([]byte, error) {
+	if c.Socket == "" {
+		return nil, fmt.Errorf("%w: it has no socket", ErrNotRunning)
+	}
 	t := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dialUnix(ctx, c.Socket) }}
 	defer t.CloseIdleConnections()
 	return ask(ctx, t, method, "http://kthwd"+path, body)

@@ -1,34 +1,37 @@
 // Package status is what a running kthwd tells about itself, as JSON between
 // the process and its verbs, and as a table for people.
 //
-// appliance serves a Report on the unix socket of the data directory and on the
-// metrics address; Client asks for it. The socket also takes log levels, since
-// only the owner of the data directory can open it. Nothing in a Report is
-// secret: the metrics address answers everybody.
+// Server serves a Report on the unix socket of the data directory, where there is
+// one, and on the metrics address; Client asks for it. The socket also takes log
+// levels, since only the owner of the data directory can open it. Nothing in a
+// Report is secret: the metrics address answers everybody.
 package status
 
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
 	"unicode/utf8"
 
 	"kthwd/appliance/supervise"
+	"kthwd/lb"
 )
 
 // Report is the state of a kthwd process at one moment.
 type Report struct {
-	Version    string             `json:"version"` // kthwd's own
-	Kubernetes string             `json:"kubernetes"`
-	Etcd       string             `json:"etcd"`
+	Version    string             `json:"version"`              // kthwd's own
+	Kubernetes string             `json:"kubernetes,omitempty"` // these two are empty where no controller runs
+	Etcd       string             `json:"etcd,omitempty"`
 	PID        int                `json:"pid"`
 	Started    time.Time          `json:"started"`
 	Ready      bool               `json:"ready"`
 	Reason     string             `json:"reason,omitempty"` // why not, one line
 	Components []supervise.Status `json:"components"`
 	Quorum     *Quorum            `json:"quorum,omitempty"` // of etcd; nil where none runs
+	LB         *lb.Status         `json:"lb,omitempty"`     // nil where none runs
 }
 
 // Quorum is how far etcd's members can agree.
@@ -44,10 +47,18 @@ type Quorum struct {
 func WriteTable(w io.Writer, r Report, now time.Time, colour bool) error {
 	p := painter(colour)
 	var b strings.Builder
-	fmt.Fprintf(&b, "kthwd %s (Kubernetes %s, etcd %s), process %d, up %s\n\n", r.Version, r.Kubernetes, r.Etcd, r.PID, Age(now.Sub(r.Started)))
-	r.components(now, p).write(&b)
+	fmt.Fprintf(&b, "kthwd %s (%s), process %d, up %s\n\n", r.Version, r.what(), r.PID, Age(now.Sub(r.Started)))
+	if !r.onlyLB() || !r.healthy() {
+		r.components(now, p).write(&b)
+		if r.LB != nil || r.Quorum != nil {
+			b.WriteByte('\n')
+		}
+	}
+	if r.LB != nil {
+		writeLB(&b, *r.LB, now, p)
+	}
 	if r.Quorum != nil {
-		fmt.Fprintf(&b, "\n%s\n", r.Quorum.line(p))
+		fmt.Fprintf(&b, "%s\n", r.Quorum.line(p))
 	}
 	if r.Ready {
 		fmt.Fprintf(&b, "%s\n", p(green, "ready"))
@@ -56,6 +67,19 @@ func WriteTable(w io.Writer, r Report, now time.Time, colour bool) error {
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// what is in the process.
+func (r Report) what() string {
+	if r.onlyLB() {
+		return "load balancer"
+	}
+	return fmt.Sprintf("Kubernetes %s, etcd %s", r.Kubernetes, r.Etcd)
+}
+
+// healthy tells whether there is nothing to say of a component.
+func (r Report) healthy() bool {
+	return !slices.ContainsFunc(r.Components, func(s supervise.Status) bool { return !s.Healthy() || s.LastError != "" })
 }
 
 func (r Report) components(now time.Time, p func(colour, string) string) table {

@@ -20,6 +20,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"kthwd/appliance/supervise"
+	"kthwd/lb"
 )
 
 var update = flag.Bool("update", false, "rewrite golden files")
@@ -45,7 +46,42 @@ func reports() map[string]Report {
 	waiting.Components[3].State, waiting.Components[3].Reason = supervise.Standby, "two holds the lease"
 	waiting.Components[4].State = supervise.Failed
 	waiting.Quorum = &Quorum{Members: 3, Needed: 2, Active: 1, Note: "two and three do not answer"}
-	return map[string]Report{"ready": ready, "waiting": waiting, "starting": {Version: "v0.1.0", Kubernetes: "v1.36.3", Etcd: "3.6.16", PID: 1, Started: noon}}
+	all := map[string]Report{"ready": ready, "waiting": waiting, "starting": {Version: "v0.1.0", Kubernetes: "v1.36.3", Etcd: "3.6.16", PID: 1, Started: noon}}
+
+	balances := Report{
+		Version: "v0.1.0", PID: 815, Started: noon.Add(-90 * time.Minute), Ready: true,
+		Components: []supervise.Status{{Name: "status", State: supervise.Ready, Since: noon}, {Name: "lb", State: supervise.Ready, Since: noon}},
+		LB: &lb.Status{
+			Ready: true, Check: "https /readyz", Verified: true,
+			Listen: []lb.ListenerStatus{{Address: ":6443", Active: 120, Accepted: 48211}, {Address: ":443", Accepted: 17, Rejected: 2}},
+			Backends: []lb.BackendStatus{
+				{Address: "10.0.1.73:6443", State: "ready", Since: noon.Add(-89 * time.Minute), Reason: "ok", LastCheck: "ok", Active: 60, Total: 24011, Source: "static"},
+				{Address: "10.0.1.35:6443", State: "ready", Since: noon.Add(-89 * time.Minute), LastCheck: "ok", Active: 60, Total: 24217, Source: "static"},
+			},
+		},
+	}
+	all["lb"] = balances
+
+	trouble := balances
+	trouble.Ready, trouble.Reason = false, "lb: draining"
+	trouble.Components = []supervise.Status{{Name: "status", State: supervise.Ready, Since: noon}, {Name: "lb", State: supervise.Stopping, Since: noon.Add(-4 * time.Second)}}
+	trouble.LB = &lb.Status{
+		Reason: "draining", Check: "https /readyz", FailOpen: true, Held: 3,
+		Listen: balances.LB.Listen,
+		Backends: []lb.BackendStatus{
+			{Address: "10.0.1.73:6443", State: "dead", Since: noon.Add(-12 * time.Second), Reason: "connect: connection refused", LastCheck: "connect_error", Total: 24011, Errors: 7, Source: "static"},
+			{Address: "api.example.com:6443", Resolved: "10.0.1.35:6443", State: "not_ready", Since: noon.Add(-3 * time.Second), Reason: "/readyz says 500:\netcd", LastCheck: "not_ready", Active: 2, Total: 5, Source: "static"},
+			{Address: "10.0.1.36:6443", State: "slow_start", Since: noon.Add(-5 * time.Second), LastCheck: "ok", Active: 1, Total: 1, Source: "discovered"},
+			{Address: "10.0.1.37:6443", State: "draining", Since: noon, Source: "discovered"},
+			{Address: "10.0.1.38:6443", State: "unknown", Source: "discovered"},
+		},
+	}
+	all["lb-trouble"] = trouble
+
+	both := ready
+	both.LB = &lb.Status{Ready: true, Check: "tcp", Listen: balances.LB.Listen[1:], Backends: balances.LB.Backends[:1]}
+	all["both"] = both
+	return all
 }
 
 func TestWriteTable(t *testing.T) {
@@ -64,11 +100,13 @@ func TestWriteTable(t *testing.T) {
 
 // The JSON is read by scripts: its keys stay.
 func TestJSON(t *testing.T) {
-	got, err := json.MarshalIndent(reports()["waiting"], "", "  ")
-	if err != nil {
-		t.Fatal(err)
+	for _, name := range []string{"waiting", "lb"} {
+		got, err := json.MarshalIndent(reports()[name], "", "  ")
+		if err != nil {
+			t.Fatal(err)
+		}
+		golden(t, filepath.Join("testdata", name+".json"), append(got, '\n'))
 	}
-	golden(t, "testdata/waiting.json", append(got, '\n'))
 }
 
 func golden(t *testing.T, path string, got []byte) {
@@ -167,6 +205,9 @@ func TestClientFallsBackToTheAddress(t *testing.T) {
 	if r, err := (Client{Socket: missing, Addr: addr, Anywhere: true}).Status(context.Background()); err != nil || r.PID != 4711 {
 		t.Errorf("got %+v, %v", r, err)
 	}
+	if r, err := (Client{Addr: addr}).Status(context.Background()); err != nil || r.PID != 4711 {
+		t.Errorf("a load balancer has no socket: got %+v, %v", r, err)
+	}
 	if r, err := (Client{Socket: missing, Addr: addr}).Status(context.Background()); !errors.Is(err, ErrNotRunning) {
 		t.Errorf("another kthwd may answer there: got %+v, %v", r, err)
 	}
@@ -191,6 +232,7 @@ func TestClientWithoutServer(t *testing.T) {
 		"nothing":        {Socket: missing},
 		"no directory":   {Socket: filepath.Join(dir, "x", "y")},
 		"refused":        {Socket: missing, Addr: l.Addr().String(), Anywhere: true},
+		"no socket":      {Addr: l.Addr().String()},
 		"a stale socket": {Socket: filepath.Join(dir, "stale.sock")},
 	} {
 		if _, err := c.Status(ctx); !errors.Is(err, ErrNotRunning) {

@@ -122,6 +122,20 @@ func (g *Group) Changed() <-chan struct{} {
 	return g.rec.changed
 }
 
+// Follow calls f with what Ready says, now and after each change of the record,
+// until ctx ends.
+func (g *Group) Follow(ctx context.Context, f func(ready bool, reason string)) {
+	for {
+		changed := g.Changed()
+		f(g.Ready())
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 // Status copies the record, in the order of Add.
 func (g *Group) Status() []Status {
 	g.rec.mu.Lock()

@@ -3,6 +3,7 @@ package supervise
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -268,4 +269,47 @@ func TestReporterWithoutAGroup(t *testing.T) {
 	r.Standby("x")
 	r.Ready("x")
 	r.Restarted(errors.New("x"))
+}
+
+func TestFollow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, log := newGroup()
+		c := newScripted("lb")
+		g.Add(c)
+		r := run(g, log)
+		ctx, cancel := context.WithCancel(t.Context())
+		var heard []string
+		done := make(chan struct{})
+		synctest.Wait()
+		go func() {
+			defer close(done)
+			g.Follow(ctx, func(ready bool, reason string) { heard = append(heard, fmt.Sprint(ready, reason)) })
+		}()
+		synctest.Wait()
+		c.do(func(_ Reporter, ready func()) { ready() })
+		c.do(func(r Reporter, _ func()) { r.Waiting("x") })
+		cancel()
+		<-done
+		if got, want := strings.Join(heard, " / "), "falselb: starting / true / falselb: x"; got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+		r.stop()
+		checkError(t, r.ended(t), "")
+	})
+}
+
+// A budget that changes while the component runs is the one of its stop.
+func TestStopBudgetChanges(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, log := newGroup()
+		d := newDiary()
+		n := g.Add(d.server("lb", 0, 20*time.Second)).StopWithin(time.Second)
+		r := run(g, log)
+		synctest.Wait()
+		n.StopWithin(30 * time.Second)
+		r.stop()
+		time.Sleep(25 * time.Second)
+		checkError(t, r.ended(t), "")
+		checkStates(t, g, "lb=stopped")
+	})
 }

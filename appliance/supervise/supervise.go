@@ -34,6 +34,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -73,8 +74,8 @@ type Node struct {
 	component  Component
 	after      []*Node
 	dependents []*Node
-	budget     time.Duration
-	status     Status // guarded by the record
+	budget     atomic.Int64 // a time.Duration
+	status     Status       // guarded by the record
 
 	ready chan struct{}
 	gone  chan struct{} // closed when the component and all its dependents have returned, or were given up
@@ -90,10 +91,11 @@ func New(log *slog.Logger) *Group {
 // been added before, hence there is never a cycle.
 func (g *Group) Add(c Component, after ...*Node) *Node {
 	n := &Node{
-		component: c, after: after, budget: DefaultStopBudget,
+		component: c, after: after,
 		status: Status{Name: c.Name(), State: Waiting},
 		ready:  make(chan struct{}), gone: make(chan struct{}),
 	}
+	n.StopWithin(DefaultStopBudget)
 	for _, d := range after {
 		d.dependents = append(d.dependents, n)
 	}
@@ -102,9 +104,10 @@ func (g *Group) Add(c Component, after ...*Node) *Node {
 }
 
 // StopWithin sets how long the component may take from the cancellation of its
-// context to its return. It returns n, for use in a list.
+// context to its return. It may be called again while the group runs. It returns
+// n, for use in a list.
 func (n *Node) StopWithin(d time.Duration) *Node {
-	n.budget = d
+	n.budget.Store(int64(d))
 	return n
 }
 
@@ -250,7 +253,8 @@ func (g *Group) stopNode(n *Node, cancel func(), done <-chan error) {
 	g.set(n, Stopping, "")
 	begun := g.now()
 	cancel()
-	timer := time.NewTimer(n.budget)
+	budget := time.Duration(n.budget.Load())
+	timer := time.NewTimer(budget)
 	defer timer.Stop()
 	select {
 	case err := <-done:
@@ -262,12 +266,12 @@ func (g *Group) stopNode(n *Node, cancel func(), done <-chan error) {
 		}
 		g.log.Info("stopped", "component", n.status.Name, "took", took)
 	case <-timer.C:
-		g.overran(n)
+		g.overran(n, budget)
 	}
 }
 
-func (g *Group) overran(n *Node) {
-	err := fmt.Errorf("%s: did not stop within %v", n.status.Name, n.budget)
+func (g *Group) overran(n *Node, budget time.Duration) {
+	err := fmt.Errorf("%s: did not stop within %v", n.status.Name, budget)
 	g.log.Error("given up", "component", n.status.Name, "err", err)
 	g.set(n, Failed, err.Error())
 	g.overrunMu.Lock()

@@ -11,9 +11,10 @@ func (a *app) configVerb(l *config.Loader) *cobra.Command {
 		Use:   "config [flags]",
 		Short: "Print the configuration a start would have, each value with its origin",
 		Long: "Print the configuration that a start with these flags would have, as a file that kthwd\n" +
-			"takes, each value with where it came from: default, FILE:LINE or flag. What is wrong\n" +
-			"with it follows on standard error, with exit code 2.",
-		Example: "  kthwd config\n  kthwd config --role=controller --config=/etc/kthwd/kthwd.yaml",
+			"takes, each value with where it came from: default, FILE:LINE or flag. With a role these\n" +
+			"are the settings of that role, else all. What is wrong with it follows on standard\n" +
+			"error, with exit code 2.",
+		Example: "  kthwd config\n  kthwd config --role=controller --config=/etc/kthwd/kthwd.yaml\n  kthwd config --role=lb --backend=10.0.1.73:6443",
 		Args:    noVerb,
 		RunE:    func(*cobra.Command, []string) error { return a.config(l) },
 	}
@@ -32,7 +33,7 @@ func (a *app) config(l *config.Loader) error {
 		return err
 	}
 	if len(l.Config.Role) == 0 {
-		return l.ValidateController() // to look at a configuration needs no role
+		return l.ValidateWithoutRole() // to look at a configuration needs no role
 	}
 	return l.Validate()
 }

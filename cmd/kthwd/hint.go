@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"io/fs"
+	"net"
 	"syscall"
 
 	"kthwd/appliance/config"
@@ -24,6 +25,10 @@ func hintFor(err error) string {
 	case errors.As(err, &misfit):
 		return misfit.Hint
 	}
+	var op *net.OpError
+	if errors.As(err, &op) && op.Op == "listen" && errors.Is(err, fs.ErrPermission) {
+		return "ports below 1024 need root or CAP_NET_BIND_SERVICE; or choose others, with --listen for the load balancer"
+	}
 	for _, h := range hints {
 		if errors.Is(err, h.is) {
 			return h.text
@@ -36,7 +41,7 @@ var hints = []struct {
 	is   error
 	text string
 }{
-	{status.ErrNotRunning, "start it with kthwd --role=controller, or name its data directory with --data-dir"},
+	{status.ErrNotRunning, "start it with kthwd --role=controller or --role=lb, or name a controller's data directory with --data-dir"},
 	{syscall.EADDRINUSE, "another program listens there: find it with ss -ltnp, or choose another port"},
 	{syscall.EADDRNOTAVAIL, "this machine does not have that address; ip address lists those it has"},
 	{syscall.ENOSPC, "the disk is full: make room, then start again; nothing that was acknowledged is lost"},

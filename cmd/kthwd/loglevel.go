@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -12,6 +13,7 @@ import (
 
 	"kthwd/appliance/config"
 	"kthwd/appliance/logging"
+	"kthwd/appliance/status"
 )
 
 func (a *app) logLevelVerb(l *config.Loader) *cobra.Command {
@@ -21,7 +23,8 @@ func (a *app) logLevelVerb(l *config.Loader) *cobra.Command {
 		Long: "Show the log levels of the running kthwd, or change them until it ends. A level is\n" +
 			"error, warn, info, debug or a number n, which shows upstream's lines of V(n-1)\n" +
 			"and below. A LEVEL alone is that of all\n" +
-			"components without one of their own.",
+			"components without one of their own. A process that is a load balancer only has no\n" +
+			"socket for this: SIGUSR1 switches its debug lines on and off.",
 		Example: "  kthwd log-level etcd=debug kube-apiserver=4\n  kthwd log-level warn",
 		RunE:    func(cmd *cobra.Command, args []string) error { return a.logLevel(cmd.Context(), l, args) },
 	}
@@ -42,6 +45,18 @@ func (a *app) logLevel(ctx context.Context, l *config.Loader, args []string) err
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	levels, err := c.Levels(ctx)
+	if errors.Is(err, status.ErrNotRunning) {
+		r, asked := c.Status(ctx)
+		if asked != nil && c.Socket == "" {
+			return asked
+		}
+		if asked == nil && r.LB != nil {
+			return &hintedError{
+				fmt.Errorf("the load balancer (process %d) has no socket to change its log levels on", r.PID),
+				fmt.Sprintf("kill -USR1 %d switches its debug lines on and off; or change log-level in its file", r.PID),
+			}
+		}
+	}
 	if err != nil {
 		return err
 	}

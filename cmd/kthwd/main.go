@@ -1,6 +1,7 @@
-// kthwd runs the Kubernetes control plane "the hard way" as one daemon.
+// kthwd runs the Kubernetes control plane "the hard way" as one daemon, or the
+// load balancer in front of several.
 //
-// The process is in package appliance; here are the command line, the words a
+// The control plane is in package appliance, the load balancer in lb; here are the command line, the words a
 // person reads, signals and exit codes: 0 asked to stop, 1 failed, 2 wrong
 // usage or configuration.
 package main
@@ -23,16 +24,19 @@ type app struct {
 	out, err io.Writer
 	exit     func(code int) // at the second signal; it does not return
 	notify   *notifier
+	inherits inheritance
 	started  time.Time
+	args     []string // of the command line, without the program
 }
 
 func main() {
-	a := &app{out: os.Stdout, err: os.Stderr, exit: os.Exit, notify: takeNotifier(), started: time.Now()}
+	a := &app{out: os.Stdout, err: os.Stderr, exit: os.Exit, notify: takeNotifier(), inherits: takeInheritance(), started: time.Now()}
 	a.exit(a.run(context.Background(), os.Args[1:]))
 }
 
 // run does what args say and returns the exit code.
 func (a *app) run(ctx context.Context, args []string) (code int) {
+	a.args = args
 	root := a.newRoot()
 	root.SetArgs(args)
 	return a.report(root.ExecuteContext(ctx))

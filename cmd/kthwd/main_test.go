@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"kthwd/lb"
 )
 
 var updateScripts = flag.Bool("update-scripts", false, "rewrite the expected output in the scripts")
@@ -70,8 +72,14 @@ func buildBinary(dir string) (string, error) {
 //	freeport NAME...                    sets each variable to a port that is free
 //	waitfor TIMEOUT PROGRAM [ARG...]    runs a program until it succeeds
 //	background NAME PROGRAM [ARG...]    starts a program, its output in NAME.log
-//	signal NAME SIGNAL                  sends it a signal: TERM, INT, HUP, KILL
+//	signal NAME SIGNAL                  sends it a signal: TERM, INT, HUP, KILL, USR1, USR2
 //	ended NAME CODE TIMEOUT             waits for its end; its exit code must be CODE
+//	adopt NAME ADDRESS                  makes a background process of the kthwd with that metrics address
+//	systemd NAME                        listens on NOTIFY_SOCKET and writes what it hears to NAME.log, one message a line
+//	backend NAME...                     sets each variable to the address of a TLS server whose /readyz says ok; its CA is NAME.pem
+//	connect NAME ADDRESS                opens a connection that stays, through a load balancer
+//	carries NAME                        a request is answered on that connection
+//	hangup NAME                         closes it
 //
 // A process that is still there when its script ends is killed.
 func TestScripts(t *testing.T) {
@@ -84,17 +92,25 @@ func TestScripts(t *testing.T) {
 			env.Setenv("PATH", filepath.Dir(binary)+string(os.PathListSeparator)+env.Getenv("PATH"))
 			env.Setenv("NO_COLOR", "1")
 			env.Values[processesKey{}] = map[string]*process{}
+			env.Values[connectionsKey{}] = map[string]*connection{}
 			return nil
 		},
 		Condition: func(cond string) (bool, error) {
-			if cond == "root" {
+			switch cond {
+			case "root":
 				return os.Geteuid() == 0, nil
+			case "lb": // there is a data path
+				c := lb.Default()
+				c.Backends = []string{"192.0.2.1:6443"}
+				_, err := lb.New(c, lb.Options{})
+				return err == nil, nil
 			}
 			return false, fmt.Errorf("unknown condition %q", cond)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": exits, "freeport": freeport, "waitfor": waitFor,
-			"background": background, "signal": sendSignal, "ended": ended,
+			"background": background, "signal": sendSignal, "ended": ended, "adopt": adopt, "systemd": systemd,
+			"backend": backend, "connect": connect, "carries": carries, "hangup": hangup,
 		},
 	})
 }

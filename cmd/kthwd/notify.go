@@ -1,9 +1,13 @@
 package main
 
 import (
+	"fmt"
 	"net"
 	"os"
 	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // notifier tells systemd how the process is (sd_notify(3)). A nil notifier tells
@@ -12,7 +16,10 @@ import (
 // It takes NOTIFY_SOCKET out of the environment, for the embedded API server
 // would use it to say READY=1 for the whole process, when it alone is ready
 // (k8s.io/apiserver/pkg/server/genericapiserver.go).
-type notifier struct{ conn *net.UnixConn }
+type notifier struct {
+	path string
+	conn *net.UnixConn
+}
 
 // takeNotifier must be called before anything else looks at the environment.
 func takeNotifier() *notifier {
@@ -26,7 +33,7 @@ func takeNotifier() *notifier {
 	if err != nil {
 		return nil // a supervisor that does not listen is none
 	}
-	return &notifier{conn}
+	return &notifier{path, conn}
 }
 
 // ready says that everything is.
@@ -34,6 +41,33 @@ func (n *notifier) ready() { n.send("READY=1", "STATUS=ready") }
 
 // stopping says that the process has begun to stop.
 func (n *notifier) stopping() { n.send("STOPPING=1", "STATUS=stopping") }
+
+// reloading says that the configuration is being read again; reloaded must follow.
+func (n *notifier) reloading() {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err == nil {
+		n.send("RELOADING=1", fmt.Sprintf("MONOTONIC_USEC=%d", now.Nano()/1000))
+	}
+}
+
+// reloaded says that the configuration was read, whether it was taken or not.
+func (n *notifier) reloaded() { n.send("READY=1") }
+
+// extend asks for time: what is going on, such as the stop, may take so long.
+func (n *notifier) extend(d time.Duration) {
+	n.send(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", d.Microseconds()))
+}
+
+// mainPID says which process is the service from now on.
+func (n *notifier) mainPID(pid int) { n.send(fmt.Sprintf("MAINPID=%d", pid)) }
+
+// environment is what another process needs to tell systemd, too.
+func (n *notifier) environment() []string {
+	if n == nil {
+		return nil
+	}
+	return []string{"NOTIFY_SOCKET=" + n.path}
+}
 
 // status is the line that systemctl status shows.
 func (n *notifier) status(text string) { n.send("STATUS=" + oneLine(text)) }

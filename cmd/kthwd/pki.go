@@ -132,7 +132,7 @@ func controller(l *config.Loader) (config.Controller, error) {
 	if err := l.Load(); err != nil {
 		return config.Controller{}, err
 	}
-	if err := l.Resolve(); err != nil {
+	if err := l.ResolveController(); err != nil {
 		return config.Controller{}, err
 	}
 	return l.Config.Controller, l.ValidateController()

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"strconv"
@@ -11,12 +13,15 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"kthwd/appliance/status"
 )
 
 // process is a program that a script has started in the background.
 type process struct {
 	name string
-	cmd  *exec.Cmd
+	cmd  *exec.Cmd     // nil for one that was adopted
+	pid  *os.Process   // of that
 	gone chan struct{} // closed when it has ended; err is set then
 	err  error
 }
@@ -48,6 +53,74 @@ func background(ts *testscript.TestScript, neg bool, args []string) {
 	})
 }
 
+func (p *process) process() *os.Process {
+	if p.cmd == nil {
+		return p.pid
+	}
+	return p.cmd.Process
+}
+
+// adopt makes a process of the script of the one that another has started. It
+// writes to the same log.
+func adopt(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: adopt NAME ADDRESS")
+	}
+	r, err := status.Client{Addr: args[1]}.Status(context.Background())
+	ts.Check(err)
+	p := &process{name: args[0], gone: make(chan struct{})}
+	p.pid, err = os.FindProcess(r.PID)
+	ts.Check(err)
+	go func() { // it is nobody's child here: there is no event to wait for
+		for p.pid.Signal(syscall.Signal(0)) == nil && !isZombie(r.PID) {
+			time.Sleep(20 * time.Millisecond)
+		}
+		close(p.gone)
+	}()
+	processes(ts)[p.name] = p
+	ts.Defer(func() {
+		p.pid.Kill()
+		<-p.gone
+	})
+}
+
+// systemd hears what processes say to it.
+func systemd(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: systemd NAME")
+	}
+	path := ts.MkAbs(args[0] + ".sock")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	ts.Check(err)
+	log, err := os.Create(ts.MkAbs(args[0] + ".log"))
+	ts.Check(err)
+	ts.Setenv("NOTIFY_SOCKET", path)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		b := make([]byte, 4096)
+		for {
+			n, err := conn.Read(b)
+			if err != nil {
+				return
+			}
+			fmt.Fprintln(log, strings.ReplaceAll(string(b[:n]), "\n", " "))
+		}
+	}()
+	ts.Defer(func() {
+		conn.Close()
+		<-done
+		log.Close()
+	})
+}
+
+// isZombie tells whether a process has ended and its new parent has not noticed.
+func isZombie(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	_, after, _ := strings.Cut(string(stat), ") ")
+	return err != nil || strings.HasPrefix(after, "Z")
+}
+
 func (p *process) hasEnded() bool {
 	select {
 	case <-p.gone:
@@ -76,11 +149,11 @@ func find(ts *testscript.TestScript, name string) *process {
 }
 
 func sendSignal(ts *testscript.TestScript, neg bool, args []string) {
-	signals := map[string]syscall.Signal{"TERM": syscall.SIGTERM, "INT": syscall.SIGINT, "HUP": syscall.SIGHUP, "KILL": syscall.SIGKILL}
+	signals := map[string]syscall.Signal{"TERM": syscall.SIGTERM, "INT": syscall.SIGINT, "HUP": syscall.SIGHUP, "KILL": syscall.SIGKILL, "USR1": syscall.SIGUSR1, "USR2": syscall.SIGUSR2}
 	if neg || len(args) != 2 || signals[args[1]] == 0 {
-		ts.Fatalf("usage: signal NAME TERM|INT|HUP|KILL")
+		ts.Fatalf("usage: signal NAME TERM|INT|HUP|KILL|USR1|USR2")
 	}
-	ts.Check(find(ts, args[0]).cmd.Process.Signal(signals[args[1]]))
+	ts.Check(find(ts, args[0]).process().Signal(signals[args[1]]))
 }
 
 func ended(ts *testscript.TestScript, neg bool, args []string) {

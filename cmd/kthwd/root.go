@@ -15,8 +15,8 @@ func (a *app) newRoot() *cobra.Command {
 	l := config.NewLoader()
 	root := &cobra.Command{
 		Use:           "kthwd",
-		Short:         "kthwd runs the Kubernetes control plane, the hard way, as one daemon.",
-		Example:       "  kthwd --role=controller\n  kthwd status",
+		Short:         "kthwd runs the Kubernetes control plane, the hard way, as one daemon, or the load balancer in front of several.",
+		Example:       "  kthwd --role=controller\n  kthwd --role=lb --backend=10.0.1.73:6443 --backend=10.0.1.35:6443\n  kthwd status",
 		Args:          noVerb,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return a.serve(cmd.Context(), l) },
 		SilenceErrors: true,
@@ -28,7 +28,7 @@ func (a *app) newRoot() *cobra.Command {
 	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) { a.help(cmd, l) })
 	root.SetHelpCommand(helpVerb())
 	l.AddFlags(root.Flags())
-	for _, name := range l.Names(config.RoleController) {
+	for _, name := range l.Names() {
 		if values := config.Values(name); values != nil {
 			cobra.CheckErr(root.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)))
 		}
@@ -103,7 +103,7 @@ func (a *app) help(cmd *cobra.Command, l *config.Loader) {
 	if cmd.HasParent() {
 		fmt.Fprintf(&b, "  %s\n", cmd.UseLine())
 	} else {
-		fmt.Fprintf(&b, "  kthwd --role=controller [flags]\n  kthwd VERB [flags]\n")
+		fmt.Fprintf(&b, "  kthwd --role=controller [flags]\n  kthwd --role=lb --backend=HOST:PORT... [flags]\n  kthwd VERB [flags]\n")
 	}
 	if cmd.Example != "" {
 		fmt.Fprintf(&b, "\nExamples:\n%s\n", cmd.Example)

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"kthwd/appliance"
@@ -15,18 +16,13 @@ import (
 	"kthwd/appliance/supervise"
 )
 
-// serve is kthwd without a verb: it runs the role until it is asked to stop.
+// serve is kthwd without a verb: it runs the roles until it is asked to stop.
 func (a *app) serve(ctx context.Context, l *config.Loader) error {
-	if err := l.Load(); err != nil {
+	before := statFile(l.Watched())
+	if err := read(l); err != nil {
 		return err
 	}
-	if err := l.Resolve(); err != nil {
-		return err
-	}
-	if err := l.Validate(); err != nil {
-		return err
-	}
-	if !appliance.Versions().Stamped {
+	if l.Config.Is(config.RoleController) && !appliance.Versions().Stamped {
 		return &usageError{"this binary does not know the version of the Kubernetes in it, and will not serve", "build it with make build"}
 	}
 	logs, err := logging.New(a.err, a.logFormat(l.Config.LogFormat), l.Config.LogLevel)
@@ -35,14 +31,57 @@ func (a *app) serve(ctx context.Context, l *config.Loader) error {
 	}
 	log := logs.Logger("kthwd")
 	a.introduce(log, l)
-	ctx, release := a.untilSignal(ctx, log)
+	if !l.Config.Is(config.RoleLB) {
+		ctx, release := a.untilSignal(ctx, log, reactions{
+			syscall.SIGHUP: func() { log.Info("signal ignored: the configuration is read at the start only", "signal", "hangup") },
+		})
+		defer release()
+		return a.control(ctx, l, logs, nil)
+	}
+	b, err := a.newBalancer(l, logs)
+	if err != nil {
+		return err
+	}
+	return a.balance(ctx, l, logs, b, before)
+}
+
+// balance runs the load balancer, and the controller beside it if there is that
+// role, too. before is what the file was like when it was read.
+func (a *app) balance(ctx context.Context, l *config.Loader, logs *logging.Logs, b *balancer, before fileVersion) error {
+	asked := make(chan struct{}, 1)
+	ctx, release := a.untilSignal(ctx, b.log, reactions{
+		syscall.SIGHUP: func() {
+			select {
+			case asked <- struct{}{}:
+			default: // one is under way already, and one waits
+			}
+		},
+		syscall.SIGUSR1: b.toggleDebug,
+		syscall.SIGUSR2: b.upgrade,
+	})
 	defer release()
+	ctx, b.end = context.WithCancel(ctx)
+	defer b.end()
+	file := l.Watched()
+	w := &watcher{stat: func() fileVersion { return statFile(file) }, reload: b.reload, refused: b.refused, seen: before}
+	go b.whenUp(ctx, func() { w.run(ctx, asked) })
+	if b.alone {
+		return b.run(ctx)
+	}
+	return a.control(ctx, l, logs, b.beside())
+}
+
+// control runs the controller.
+func (a *app) control(ctx context.Context, l *config.Loader, logs *logging.Logs, beside *appliance.Beside) error {
+	log := logs.Logger("kthwd")
 	return appliance.Run(ctx, l.Config.Controller, appliance.Options{
 		Logs:     logs,
 		Version:  version,
+		Metrics:  l.Config.MetricsAddress,
 		Started:  a.started,
 		OnReady:  func(timeline []supervise.Status) { a.ready(log, l.Config, timeline) },
 		OnChange: a.changed(ctx),
+		Beside:   beside,
 	})
 }
 
@@ -61,13 +100,26 @@ func (a *app) logFormat(format string) string {
 // introduce logs what starts, with what was set other than by default.
 func (a *app) introduce(log *slog.Logger, l *config.Loader) {
 	v := appliance.Versions()
-	log.Info("starting", "version", version, "commit", commit, "kubernetes", v.Kubernetes, "etcd", v.Etcd, "go", v.Go)
-	c := l.Config.Controller
-	attrs := []any{"file", l.File(), "name", c.Name, "data-dir", c.DataDir, "advertise-address", c.AdvertiseAddress,
-		"secure-port", c.SecurePort, "health-address", c.HealthAddress, "metrics-address", c.MetricsAddress,
-		"service-cluster-ip-range", c.ServiceClusterIPRange, "cluster-cidr", c.ClusterCIDR}
+	in := []any{"version", version, "commit", commit, "go", v.Go}
+	if l.Config.Is(config.RoleController) {
+		in = append(in, "kubernetes", v.Kubernetes, "etcd", v.Etcd)
+	}
+	log.Info("starting", in...)
+	attrs := []any{"file", l.File(), "role", strings.Join(l.Config.Role, ","), "metrics-address", l.Config.MetricsAddress}
+	var warnings []string
+	if c := l.Config.Controller; l.Config.Is(config.RoleController) {
+		attrs = append(attrs, "name", c.Name, "data-dir", c.DataDir, "advertise-address", c.AdvertiseAddress,
+			"secure-port", c.SecurePort, "health-address", c.HealthAddress,
+			"service-cluster-ip-range", c.ServiceClusterIPRange, "cluster-cidr", c.ClusterCIDR)
+		warnings = c.Warnings()
+	}
+	if c := l.Config.LB; l.Config.Is(config.RoleLB) {
+		attrs = append(attrs, "listen", strings.Join(c.Listen, ","), "backend", strings.Join(c.Backends, ","),
+			"check", c.Check, "balance", c.Balance)
+		warnings = append(warnings, config.LBWarnings(c)...)
+	}
 	log.Info("configuration; kthwd config shows all of it", attrs...)
-	for _, w := range c.Warnings() {
+	for _, w := range warnings {
 		log.Warn(w)
 	}
 }

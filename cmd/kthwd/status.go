@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -15,9 +16,10 @@ func (a *app) statusVerb(l *config.Loader) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status [flags]",
 		Short: "Show the components of the running kthwd; exit code 1 when it is not ready",
-		Long: "Show the components of the running kthwd, and the quorum of etcd. The exit code is 1\n" +
-			"when it is not ready or not running. It is asked on the unix socket of its data\n" +
-			"directory, or, without the right to that, at its metrics address.",
+		Long: "Show the components of the running kthwd and the quorum of etcd, or the listeners and\n" +
+			"backends of a load balancer. The exit code is 1 when it is not ready or not running.\n" +
+			"A controller is asked on the unix socket of its data directory, or, without the right\n" +
+			"to that, at its metrics address, as a load balancer is.",
 		Args: noVerb,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			asJSON, err := checkOutput(output)
@@ -59,17 +61,24 @@ func (a *app) status(ctx context.Context, l *config.Loader, asJSON bool) error {
 	return err
 }
 
-// client reaches the kthwd that runs on the configured data directory.
+// client reaches the kthwd that runs on the configured data directory, or the
+// load balancer, which has none.
 func client(l *config.Loader) (status.Client, error) {
 	if err := l.Load(); err != nil {
 		return status.Client{}, err
 	}
 	c := l.Config.Controller
+	if l.Config.Is(config.RoleLB) && !l.Config.Is(config.RoleController) { // as its file says
+		if l.Config.MetricsAddress == "" {
+			return status.Client{}, &hintedError{errors.New("a load balancer without --metrics-address answers nobody"), "give it one, such as " + config.Default().MetricsAddress}
+		}
+		return status.Client{Addr: l.Config.MetricsAddress}, nil
+	}
 	if c.DataDir == "" {
 		return status.Client{}, usagef("--data-dir is empty")
 	}
 	return status.Client{
-		Socket: c.Layout().ControlSocket(), Addr: c.MetricsAddress,
+		Socket: c.Layout().ControlSocket(), Addr: l.Config.MetricsAddress,
 		// Who names a data directory means the kthwd that runs on it, and no other.
 		Anywhere: l.Origin("data-dir") == config.OriginDefault,
 	}, nil

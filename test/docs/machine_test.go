@@ -168,7 +168,8 @@ func setUpMachine(t *testing.T) string {
 	run(t, "ip", "route", "add", "default", "dev", "lo", "src", address)
 
 	home := t.TempDir() // where the guide's second part was typed
-	run(t, "kthwd", "pki", "init", "--data-dir="+home, "--advertise-address="+address)
+	run(t, "kthwd", "pki", "init", "--data-dir="+home, "--advertise-address="+address, "--subject-alt-name="+strings.Join(neighbours, ","))
+	startNeighbours(t, home)
 	if err := os.Mkdir(guideDir, 0o755); err != nil {
 		t.Fatal(err)
 	}

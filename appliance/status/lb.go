@@ -1,0 +1,75 @@
+package status
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"kthwd/lb"
+)
+
+// onlyLB tells whether the process is a load balancer and nothing else.
+func (r Report) onlyLB() bool { return r.LB != nil && r.Kubernetes == "" }
+
+// writeLB writes what there is to say of a load balancer.
+func writeLB(b *strings.Builder, s lb.Status, now time.Time, p func(colour, string) string) {
+	listenerTable(s).write(b)
+	b.WriteByte('\n')
+	backendTable(s, now, p).write(b)
+	b.WriteByte('\n')
+	checks := "checks: " + oneLine(s.Check)
+	if strings.HasPrefix(s.Check, lb.CheckHTTPS) && !s.Verified {
+		checks += ", " + p(yellow, "unverified") + ": give --backend-ca"
+	}
+	fmt.Fprintln(b, checks)
+	if s.FailOpen {
+		fmt.Fprintf(b, "%s: no backend is ready, so connections go to any that answers\n", p(red, "FAIL OPEN"))
+	}
+	if s.Held > 0 {
+		fmt.Fprintf(b, "clients held until a backend answers: %s\n", p(yellow, fmt.Sprint(s.Held)))
+	}
+}
+
+func listenerTable(s lb.Status) table {
+	t := table{{{text: "LISTENER"}, {text: "ACTIVE"}, {text: "ACCEPTED"}, {text: "REJECTED"}}}
+	for _, l := range s.Listen {
+		t = append(t, []cell{{text: oneLine(l.Address)}, {text: fmt.Sprint(l.Active)}, {text: fmt.Sprint(l.Accepted)}, {text: fmt.Sprint(l.Rejected)}})
+	}
+	return t
+}
+
+func backendTable(s lb.Status, now time.Time, p func(colour, string) string) table {
+	t := table{{{text: "BACKEND"}, {text: "ADDRESS"}, {text: "SOURCE"}, {text: "STATE"}, {text: "SINCE"}, {text: "LAST CHECK"}, {text: "ACTIVE"}, {text: "TOTAL"}, {text: "CONNECT ERRORS"}, {text: "REASON"}}}
+	for _, b := range s.Backends {
+		resolved, source, since, reason := b.Resolved, b.Source, "", b.Reason
+		if reason == b.LastCheck {
+			reason = "" // it says no more
+		}
+		if resolved == b.Address {
+			resolved = ""
+		}
+		if source == "static" {
+			source = ""
+		}
+		if !b.Since.IsZero() {
+			since = Age(now.Sub(b.Since))
+		}
+		t = append(t, []cell{
+			{text: oneLine(b.Address)},
+			{text: oneLine(resolved)},
+			{text: oneLine(source)},
+			{text: oneLine(b.State), shown: p(backendColours[b.State], oneLine(b.State))},
+			{text: since},
+			{text: oneLine(b.LastCheck)},
+			{text: fmt.Sprint(b.Active)},
+			{text: fmt.Sprint(b.Total)},
+			{text: fmt.Sprint(b.Errors)},
+			{text: oneLine(reason)},
+		})
+	}
+	return t.withoutEmptyColumn(5).withoutEmptyColumn(2).withoutEmptyColumn(1)
+}
+
+var backendColours = map[string]colour{
+	"ready": green, "slow_start": cyan, "unknown": yellow, "not_ready": yellow, "draining": yellow, "dead": red,
+}

@@ -1,0 +1,258 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"kthwd/appliance"
+	"kthwd/appliance/config"
+	"kthwd/appliance/logging"
+	"kthwd/appliance/status"
+	"kthwd/appliance/supervise"
+	"kthwd/lb"
+)
+
+// The stop of a load balancer takes as long as the configuration says, and this.
+const (
+	stopMargin = 5 * time.Second
+	stopStatus = 5 * time.Second
+)
+
+// balancing is what this program wants of an lb.Server.
+type balancing interface {
+	supervise.Component
+	Reload(lb.Config) error
+	Status() lb.Status
+	Collector() prometheus.Collector
+}
+
+// balancer is the load balancer of this process, as a component of its group. It
+// adds to lb.Server what concerns the process: reload, upgrade, status.
+type balancer struct {
+	server balancing
+	app    *app
+	logs   *logging.Logs
+	log    *slog.Logger // of the process: kthwd
+	alone  bool         // no other role is in this process
+	end    func()       // ends the process in order; set before Run
+
+	node       *supervise.Node
+	budget     atomic.Int64  // of the stop, a time.Duration
+	up         chan struct{} // closed when it balances
+	handedOver atomic.Bool   // to a new process
+	upgrading  atomic.Bool
+	loader     *config.Loader // of the configuration in force; of the reloading goroutine
+	uncounted  bool           // the last reload failed before package lb heard of it; of the same goroutine
+	quiet      slog.Level     // of the component lb, while debug is on for a while
+}
+
+var _ supervise.Component = (*balancer)(nil)
+
+func (a *app) newBalancer(l *config.Loader, logs *logging.Logs) (*balancer, error) {
+	b := &balancer{
+		app: a, logs: logs, log: logs.Logger("kthwd"), alone: !l.Config.Is(config.RoleController),
+		up: make(chan struct{}), loader: l,
+	}
+	server, err := lb.New(l.Config.LB, lb.Options{
+		Log: logs.Logger(nameLB), Sockets: a.inherits.sockets,
+		TakeOver: a.inherits.predecessor != 0, OnSuccessor: b.successor,
+	})
+	if err != nil {
+		return nil, l.Locate(err)
+	}
+	b.server = server
+	return b, nil
+}
+
+// nameLB is the component's name in logs.
+const nameLB = "lb"
+
+// Name implements supervise.Component.
+func (b *balancer) Name() string { return b.server.Name() }
+
+// Run implements supervise.Component. A process that has handed over is done,
+// unless it is a controller as well.
+func (b *balancer) Run(ctx context.Context, ready func()) error {
+	l := b.loader
+	err := b.server.Run(ctx, func() {
+		ready()
+		close(b.up)
+	})
+	var file *fs.PathError
+	switch {
+	case errors.Is(err, syscall.EACCES) && !errors.As(err, &file):
+		return &hintedError{err, "ports below 1024 need root or CAP_NET_BIND_SERVICE; or choose others with --listen"}
+	case !errors.Is(err, lb.ErrHandedOver):
+		return l.Locate(err)
+	}
+	b.handedOver.Store(true)
+	if b.alone {
+		b.log.Info("handed over, ending")
+		b.end()
+	} else {
+		b.log.Warn("handed over; the control plane goes on")
+		supervise.Report(ctx).Standby("another process balances")
+	}
+	<-ctx.Done()
+	return nil
+}
+
+// add puts it into a group.
+func (b *balancer) add(g *supervise.Group, status *supervise.Node) {
+	b.node = g.Add(b, status)
+	b.stopWithin(b.loader.Config.LB)
+}
+
+func (b *balancer) stopWithin(c lb.Config) {
+	budget := c.ShutdownDelay + c.DrainTimeout + stopMargin
+	b.budget.Store(int64(budget))
+	b.node.StopWithin(budget)
+}
+
+// report completes the report of the process. One that has handed over is not
+// the one to say "not ready".
+func (b *balancer) report(r *status.Report) {
+	s := b.server.Status()
+	r.LB = &s
+	switch {
+	case b.handedOver.Load():
+		r.Ready, r.Reason = r.Ready || b.alone, ""
+	case r.Ready && !s.Ready:
+		r.Ready, r.Reason = false, b.Name()+": "+s.Reason
+	}
+}
+
+func (b *balancer) collectors() []prometheus.Collector {
+	if c := b.server.Collector(); c != nil {
+		return []prometheus.Collector{c}
+	}
+	return nil
+}
+
+// beside is the balancer as a role in a controller's process.
+func (b *balancer) beside() *appliance.Beside {
+	return &appliance.Beside{Add: b.add, Report: b.report, Collectors: b.collectors()}
+}
+
+// run is a process that is a load balancer only.
+func (b *balancer) run(ctx context.Context) error {
+	g := supervise.New(b.log)
+	c := b.loader.Config
+	st := g.Add(status.NewServer(status.ServerConfig{
+		Address: c.MetricsAddress, Logs: b.logs, Collectors: b.collectors(), Shared: b.takesOver, Hold: b.up,
+		Report: func() status.Report {
+			ready, reason := g.Ready()
+			r := status.Report{
+				Version: version, PID: os.Getpid(), Started: b.app.started,
+				Ready: ready, Reason: reason, Components: g.Status(),
+			}
+			b.report(&r)
+			return r
+		},
+	})).StopWithin(stopStatus)
+	b.add(g, st)
+	watching, stop := context.WithCancel(context.Background())
+	defer stop()
+	go g.Follow(watching, b.told(ctx))
+	context.AfterFunc(ctx, func() {
+		if !b.handedOver.Load() {
+			b.app.notify.extend(time.Duration(b.budget.Load()) + stopStatus)
+		}
+	})
+	return g.Run(ctx)
+}
+
+// takesOver tells whether the process that reports is the one that this one is
+// about to take over from.
+func (b *balancer) takesOver(r status.Report) bool { return r.PID == b.app.inherits.predecessor }
+
+// whenUp waits for the balancer, and for SIGHUP before that it is too early.
+func (b *balancer) whenUp(ctx context.Context, f func()) {
+	select {
+	case <-b.up:
+		f()
+	case <-ctx.Done():
+	}
+}
+
+// told tells systemd, and the log once, when it is ready.
+func (b *balancer) told(ctx context.Context) func(ready bool, reason string) {
+	changed, before := b.app.changed(ctx), false
+	return func(ready bool, reason string) {
+		changed(ready, reason)
+		if ready && !before {
+			before = true
+			b.app.notify.ready()
+			b.log.Info("all ready", "took", time.Since(b.app.started).Round(10*time.Millisecond))
+		}
+	}
+}
+
+// toggleDebug is SIGUSR1: there is no socket that log levels are changed on.
+func (b *balancer) toggleDebug() {
+	level := "debug"
+	switch at := b.logs.Level(nameLB); {
+	case at > slog.LevelDebug:
+		b.quiet = at
+	case b.quiet > slog.LevelDebug:
+		level = strings.ToLower(b.quiet.String())
+	default:
+		level = "info" // it was on from the start
+	}
+	if err := b.logs.SetLevel(nameLB, level); err != nil {
+		b.log.Error("log level not changed", "err", err)
+		return
+	}
+	b.log.Info("log level changed", "of", nameLB, "level", level)
+}
+
+// reload reads file and command line again and puts the result in force, or
+// returns why it does not and leaves everything as it was.
+func (b *balancer) reload() error {
+	b.app.notify.reloading()
+	defer b.app.notify.reloaded()
+	l, err := b.app.reread()
+	if err == nil {
+		err = l.CheckReload(b.loader)
+	}
+	if b.uncounted = err != nil; b.uncounted {
+		return err
+	}
+	if err := b.server.Reload(l.Config.LB); err != nil {
+		return l.Locate(err)
+	}
+	changes := l.Changes(b.loader)
+	if slices.Contains(changes, "log-level") {
+		if err := b.logs.SetLevels(l.Config.LogLevel); err != nil {
+			b.log.Error("log level not changed", "err", err)
+		}
+	}
+	b.loader = l
+	b.stopWithin(l.Config.LB)
+	b.log.Info("configuration reloaded", "file", l.File(), "changed", strings.Join(changes, ","))
+	return nil
+}
+
+// refused says and counts that a configuration was not taken.
+func (b *balancer) refused(err error) {
+	if c, ok := b.server.(interface{ CountReload(error) }); ok && b.uncounted {
+		c.CountReload(err)
+	}
+	for _, e := range flatten(err) {
+		var attrs []any
+		if hint := hintFor(e); hint != "" {
+			attrs = append(attrs, "hint", oneLine(hint))
+		}
+		b.log.Error("reload refused, the old configuration stays", append([]any{"err", oneLine(e.Error())}, attrs...)...)
+	}
+}

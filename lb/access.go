@@ -1,0 +1,128 @@
+package lb
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync/atomic"
+	"time"
+)
+
+// accessLog writes one JSON line for each connection that has ended. A loop
+// never waits for the disk: when the writer falls behind, lines are dropped and
+// counted.
+type accessLog struct {
+	file    *os.File
+	lines   chan accessLine
+	dropped *atomic.Uint64
+	done    chan struct{}
+}
+
+type accessLine struct {
+	at       time.Time
+	client   string
+	listener string
+	backend  string
+	up, down uint64
+	lasted   time.Duration
+	why      endReason
+}
+
+const accessBacklog = 4096
+
+func openAccessLog(path string, dropped *atomic.Uint64) (*accessLog, error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o640)
+	if err != nil {
+		return nil, err
+	}
+	a := &accessLog{file: f, lines: make(chan accessLine, accessBacklog), dropped: dropped, done: make(chan struct{})}
+	go a.run()
+	return a, nil
+}
+
+func (a *accessLog) add(p *pair, why endReason, lasted time.Duration) {
+	line := accessLine{
+		at: time.Now(), client: p.peer.String(), listener: p.listener.address,
+		up: p.up, down: p.down, lasted: lasted, why: why,
+	}
+	if p.backend != nil {
+		line.backend = p.backend.name
+	}
+	select {
+	case a.lines <- line:
+	default:
+		a.dropped.Add(1)
+	}
+}
+
+func (a *accessLog) run() {
+	defer close(a.done)
+	defer a.file.Close()
+	w := bufio.NewWriterSize(a.file, 64<<10)
+	h := slog.NewJSONHandler(w, &slog.HandlerOptions{ReplaceAttr: withoutLevel})
+	for line := range a.lines {
+		line.write(h)
+		if len(a.lines) == 0 {
+			a.flush(w)
+		}
+	}
+	a.flush(w)
+}
+
+// flush drops what a full disk does not take, and goes on.
+func (a *accessLog) flush(w *bufio.Writer) {
+	if w.Flush() != nil {
+		a.dropped.Add(1)
+		w.Reset(a.file)
+	}
+}
+
+func (l accessLine) write(h slog.Handler) {
+	r := slog.NewRecord(l.at, slog.LevelInfo, "connection", 0)
+	r.Add("client", l.client, "listener", l.listener, "backend", l.backend, "received", l.up, "sent", l.down, "seconds", l.lasted.Seconds(), "end", endNames[l.why])
+	_ = h.Handle(context.Background(), r) // the buffer remembers an error; see flush
+}
+
+func withoutLevel(_ []string, a slog.Attr) slog.Attr {
+	if a.Key == slog.LevelKey || a.Key == slog.MessageKey {
+		return slog.Attr{}
+	}
+	return a
+}
+
+// close writes what is left. Nobody may add any more.
+func (a *accessLog) close() {
+	close(a.lines)
+	<-a.done
+}
+
+func (s *Server) openAccessLog() error { return s.reopenAccessLog(s.cfg.Load().AccessLog) }
+
+// reopenAccessLog opens the file anew, so that it can be rotated by a reload.
+func (s *Server) reopenAccessLog(path string) error {
+	var fresh *accessLog
+	if path != "" {
+		var err error
+		if fresh, err = openAccessLog(path, &s.accessDropped); err != nil {
+			return &Problem{Field: "AccessLog", Text: fmt.Sprint(errors.Unwrap(err), ": ", path), Hint: "the user kthwd runs as must be able to write it"}
+		}
+	}
+	old := s.access.Swap(fresh)
+	if old != nil && len(s.loops) > 0 {
+		// A loop may be about to add a line: it has done so when it has run this.
+		for _, l := range s.loops {
+			l.call(func() {})
+		}
+		old.close()
+	}
+	return nil
+}
+
+func (s *Server) closeAccessLog() {
+	if old := s.access.Swap(nil); old != nil {
+		old.close() // the loops have stopped
+	}
+}

@@ -1,0 +1,247 @@
+package check
+
+import (
+	"fmt"
+	"time"
+)
+
+const (
+	// A backend that falls within fallsAgain of its last rise is flapping. Its next rise
+	// needs good checks for holdDown without a gap, for twice as long after each further
+	// such fall up to maxHoldDown, and all is forgiven once it was ready for forgiveAfter.
+	fallsAgain   = 60 * time.Second
+	holdDown     = 5 * time.Second
+	maxHoldDown  = 60 * time.Second
+	forgiveAfter = 2 * time.Minute
+
+	// In mode None, a backend that a connect failed to is avoided for minAvoid, for twice
+	// as long after each further failure up to maxAvoid, and then tried again.
+	minAvoid = 5 * time.Second
+	maxAvoid = 30 * time.Second
+)
+
+// A verdict is what a kind of result means for the state.
+type verdict int
+
+const (
+	good     verdict = iota // towards Ready
+	answered                // towards NotReady
+	failed                  // towards Dead
+)
+
+func (k Kind) verdict() verdict {
+	switch k {
+	case KindOK:
+		return good
+	case KindNotReady, KindBadStatus, KindBadCert:
+		return answered
+	}
+	return failed
+}
+
+// A machine makes a state out of results and reports. It knows no clock and no
+// socket; Checker's mutex guards it.
+type machine struct {
+	mode       Mode
+	fall, rise int
+	s          Status // as told, but for Reason while held down
+
+	goods, answers, fails int       // results in a row of each verdict
+	bads                  int       // answers and fails in a row, mixed
+	goodSince             time.Time // the first of goods
+
+	lastBad bool   // the last result was not ok
+	reports uint64 // calls of connectFailed
+	cleared uint64 // reports that an ok check came after
+
+	risen time.Time     // the last rise; zero before it
+	falls int           // that came within fallsAgain of a rise
+	hold  time.Duration // the next rise needs good checks for so long
+
+	avoidUntil time.Time // mode None
+	avoided    int       // mode None: times in a row
+}
+
+func newMachine(cfg Config, now time.Time) machine {
+	m := machine{mode: cfg.Mode, fall: max(cfg.Fall, 1), rise: max(cfg.Rise, 1)}
+	m.s = Status{State: Unknown, Since: now, Reason: "not checked yet"}
+	if cfg.Mode == None {
+		m.s.State, m.s.Reason, m.s.Connectable = Ready, "backends are not checked", true
+	}
+	return m
+}
+
+// see takes a result in. covers is the value of reports when its check began.
+func (m *machine) see(r Result, covers uint64, now time.Time) {
+	if r.NoVerdict != "" {
+		m.s.Late++
+		if r.ours { // it may last, so it must be seen in status
+			m.lastBad, m.s.SuspectReason = true, r.reason()
+			m.suspect()
+		}
+		return
+	}
+	m.count(r.Kind.verdict(), now)
+	m.s.Last, m.s.Connectable = r.Kind, !r.ConnectPhase
+	if !r.CertExpiry.IsZero() {
+		m.s.CertExpiry = r.CertExpiry
+	}
+	reason := r.reason()
+	if m.lastBad = r.Kind != KindOK; m.lastBad {
+		m.s.SuspectReason = reason
+	} else {
+		m.cleared = covers
+	}
+	m.suspect()
+	if to := m.verdict(now); to != m.s.State {
+		m.become(to, reason, now)
+	}
+}
+
+// reason is the result in one line, such as "timeout: no TLS answer within 1s".
+func (r Result) reason() string {
+	if r.Err == "" {
+		return string(r.Kind)
+	}
+	return string(r.Kind) + ": " + r.Err
+}
+
+func (m *machine) count(v verdict, now time.Time) {
+	if v == good {
+		if m.goods++; m.goods == 1 {
+			m.goodSince = now
+		}
+		m.bads, m.answers, m.fails = 0, 0, 0
+		return
+	}
+	m.goods = 0
+	m.bads++
+	if v == answered {
+		m.answers, m.fails = m.answers+1, 0
+	} else {
+		m.answers, m.fails = 0, m.fails+1
+	}
+}
+
+// verdict is the state that the results so far ask for.
+func (m *machine) verdict(now time.Time) State {
+	first := m.s.State == Unknown // one answer of any kind is better than none
+	switch {
+	case m.goods > 0 && first, m.goods >= m.rise && now.Sub(m.goodSince) >= m.hold:
+		return Ready
+	case m.fails >= m.fall:
+		return Dead
+	case m.answers >= m.fall, m.answers > 0 && first:
+		return NotReady
+	case m.bads >= m.fall && m.s.State == Ready:
+		return NotReady // answers and failures by turns: not good enough, but not dead
+	}
+	return m.s.State
+}
+
+func (m *machine) become(to State, reason string, now time.Time) {
+	switch {
+	case m.s.State == Ready:
+		m.fell(now)
+	case to == Ready:
+		m.rose(now)
+	}
+	switch to {
+	case Ready:
+		m.s.Transitions.Ready++
+	case NotReady:
+		m.s.Transitions.NotReady++
+	case Dead:
+		m.s.Transitions.Dead++
+	}
+	m.s.State, m.s.Since, m.s.Reason = to, now, reason
+}
+
+// fell decides how long the backend will be held down. The first fall is free.
+func (m *machine) fell(now time.Time) {
+	up := now.Sub(m.risen)
+	switch {
+	case m.risen.IsZero() || up > forgiveAfter:
+		m.falls = 0
+	case up < fallsAgain:
+		m.falls++
+		m.hold = min(holdDown<<min(m.falls-1, 10), maxHoldDown)
+	}
+}
+
+func (m *machine) rose(now time.Time) {
+	m.hold = 0
+	if m.s.State != Unknown { // else it was never seen down
+		m.risen = now
+	}
+}
+
+// held is how long the backend will still be held down if its checks go on passing.
+func (m *machine) held(now time.Time) time.Duration {
+	if m.s.State == Ready || m.goods == 0 {
+		return 0
+	}
+	return max(0, m.hold-now.Sub(m.goodSince))
+}
+
+// unsettled tells whether a change may be near, so that checks should come faster.
+func (m *machine) unsettled() bool {
+	switch m.s.State {
+	case Ready:
+		return m.bads > 0
+	case NotReady:
+		return m.answers == 0
+	}
+	return true
+}
+
+func (m *machine) suspect() {
+	if m.s.Suspect = m.lastBad || m.reports != m.cleared; !m.s.Suspect {
+		m.s.SuspectReason = ""
+	}
+}
+
+func (m *machine) connectFailed(reason string, now time.Time) {
+	if m.mode == None {
+		m.avoid(reason, now)
+		return
+	}
+	m.reports++
+	m.s.SuspectReason = "connect failed: " + oneLine(reason)
+	m.suspect()
+}
+
+// avoid begins a time in which the backend is Suspect. Failures within it are those of
+// connects that were under way, or of clients without a choice: they count once.
+func (m *machine) avoid(reason string, now time.Time) {
+	if m.s.Suspect {
+		return
+	}
+	m.avoidUntil = now.Add(min(minAvoid<<min(m.avoided, 10), maxAvoid))
+	m.avoided++
+	m.s.Suspect, m.s.Connectable = true, false
+	m.s.SuspectReason = "connect failed: " + oneLine(reason)
+}
+
+// tryAgain ends the time that avoid began when it is over, and says how much is left.
+func (m *machine) tryAgain(now time.Time) time.Duration {
+	left := m.avoidUntil.Sub(now)
+	if m.s.Suspect && left <= 0 {
+		m.s.Suspect, m.s.Connectable, m.s.SuspectReason = false, true, ""
+	}
+	return left
+}
+
+func (m *machine) connectOK() {
+	m.avoided, m.avoidUntil = 0, time.Time{}
+	m.s.Suspect, m.s.Connectable, m.s.SuspectReason = false, true, ""
+}
+
+func (m *machine) snapshot(now time.Time) Status {
+	s := m.s
+	if d := m.held(now); d > 0 {
+		left := (d + time.Second - 1).Truncate(time.Second)
+		s.Reason = fmt.Sprintf("held down for another %v: it fell %d times", left, m.falls+1)
+	}
+	return s
+}

@@ -1,0 +1,208 @@
+package check
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+	"unicode"
+)
+
+// A resumed session shows no certificate, so one that was replaced by a bad one would
+// go unnoticed. Sessions are forgotten so often.
+const sessionLife = time.Minute
+
+// A prober makes checks, one at a time.
+type prober struct {
+	cfg  Config
+	addr func() (netip.AddrPort, error)
+
+	tls      *tls.Config // of the last check
+	tlsSince time.Time
+}
+
+// probe is one check, by the deadline of ctx. A Result for a ctx that was cancelled
+// means nothing.
+func (p *prober) probe(ctx context.Context) (r Result) {
+	conn, to := p.connect(ctx, &r)
+	if conn == nil {
+		return r
+	}
+	defer conn.Close()
+	if p.cfg.Mode == TCP {
+		r.Kind = KindOK
+		return r
+	}
+	deadline, _ := ctx.Deadline()
+	conn.SetDeadline(deadline)
+	defer context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })()
+
+	if c := p.handshake(conn, to, &r); c != nil {
+		p.ask(c, to, &r)
+	}
+	return r
+}
+
+// connect makes the TCP connection; nil when it could not, then r says why.
+func (p *prober) connect(ctx context.Context, r *Result) (net.Conn, netip.AddrPort) {
+	to, err := p.addr()
+	if err != nil {
+		*r = Result{Kind: KindConnectError, ConnectPhase: true, Err: oneLine(err.Error())}
+		return nil, to
+	}
+	start := time.Now()
+	d := net.Dialer{KeepAlive: -1} // it does not live long enough
+	conn, err := d.DialContext(ctx, "tcp", to.String())
+	r.Connect = time.Since(start)
+	if err == nil {
+		return conn, to
+	}
+	r.ConnectPhase = true
+	p.fail(r, KindConnectError, "no connection", err)
+	if isOurs(err) {
+		r.NoVerdict, r.ours = r.Err, true
+	}
+	return nil, to
+}
+
+// handshake makes the TLS connection; nil when it could not, then r says why.
+func (p *prober) handshake(conn net.Conn, to netip.AddrPort, r *Result) net.Conn {
+	start := time.Now()
+	c := tls.Client(conn, p.tlsConfig(to))
+	err := c.Handshake()
+	r.TLS = time.Since(start)
+	if err != nil {
+		p.fail(r, KindTLSError, "no TLS answer", err)
+		return nil
+	}
+	if certs := c.ConnectionState().PeerCertificates; len(certs) > 0 {
+		r.CertExpiry = certs[0].NotAfter
+	}
+	return c
+}
+
+// tlsConfig is the one of the last check as long as possible: it has the session.
+func (p *prober) tlsConfig(to netip.AddrPort) *tls.Config {
+	name := p.name(to)
+	if p.tls != nil && p.tls.ServerName == name && time.Since(p.tlsSince) < sessionLife {
+		return p.tls
+	}
+	p.tlsSince = time.Now()
+	p.tls = &tls.Config{
+		MinVersion:         tls.VersionTLS12,
+		ServerName:         name,
+		RootCAs:            p.cfg.Roots,
+		InsecureSkipVerify: p.cfg.Roots == nil,
+		ClientSessionCache: tls.NewLRUClientSessionCache(1),
+	}
+	if p.cfg.Certificate != nil {
+		p.tls.Certificates = []tls.Certificate{*p.cfg.Certificate}
+	}
+	return p.tls
+}
+
+// name is what the backend is called in its certificate.
+func (p *prober) name(to netip.AddrPort) string {
+	if p.cfg.ServerName != "" {
+		return p.cfg.ServerName
+	}
+	return to.Addr().Unmap().WithZone("").String()
+}
+
+// ask sends the request and reads the answer.
+func (p *prober) ask(c net.Conn, to netip.AddrPort, r *Result) {
+	host := net.JoinHostPort(p.name(to), strconv.Itoa(int(to.Port())))
+	start := time.Now()
+	var a answer
+	_, err := fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: kthwd-lb\r\nConnection: close\r\n\r\n", p.cfg.Path, host)
+	if err == nil {
+		a, err = readAnswer(c)
+	}
+	r.HTTP = time.Since(start)
+	switch {
+	case errors.Is(err, errNoHTTP):
+		r.Kind, r.Err = KindBadStatus, oneLine(err.Error())
+	case err != nil:
+		p.fail(r, KindTLSError, "no answer to GET "+p.cfg.Path, err)
+	default:
+		r.Kind, r.Err = a.judge(p.cfg.Path, p.cfg.Certificate != nil)
+	}
+}
+
+// fail fills in the result of a phase that did not work out. missing is what it should
+// have given, kind what it is when nothing better is known.
+func (p *prober) fail(r *Result, kind Kind, missing string, err error) {
+	r.Kind, r.Err = kind, oneLine(cause(err))
+	var bad *tls.CertificateVerificationError
+	var record tls.RecordHeaderError
+	switch {
+	case isTimeout(err):
+		r.Kind, r.Err = KindTimeout, fmt.Sprintf("%s within %v", oneLine(missing), p.cfg.Timeout)
+	case errors.As(err, &bad):
+		r.Kind, r.Err = KindBadCert, oneLine(bad.Err.Error())
+		if len(bad.UnverifiedCertificates) > 0 {
+			r.CertExpiry = bad.UnverifiedCertificates[0].NotAfter
+		}
+	case refusesOurs(err):
+		r.Kind, r.Err = KindBadCert, "the backend does not accept the client certificate of the checks: "+r.Err
+	case errors.As(err, &record) && string(record.RecordHeader[:]) == "HTTP/":
+		r.Err = "it speaks plain HTTP"
+	case kind == KindTLSError && isEnd(err):
+		r.Err = missing + ": " + r.Err
+	}
+}
+
+func isTimeout(err error) bool {
+	var ne net.Error
+	return errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) || errors.As(err, &ne) && ne.Timeout()
+}
+
+// refusesOurs tells whether the backend has ended TLS because of our certificate or
+// the lack of one. The type of alerts is private to crypto/tls, their text is in alert.go.
+func refusesOurs(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "remote error" && strings.Contains(op.Err.Error(), "certificate")
+}
+
+// cause leaves out what everybody knows: that it was a dial, over tcp, to the backend.
+func cause(err error) string {
+	var op *net.OpError
+	if errors.As(err, &op) && op.Op != "remote error" {
+		return op.Err.Error()
+	}
+	return err.Error()
+}
+
+// isOurs tells whether this machine is to blame for an error of connect: it is out of
+// descriptors, memory or local ports.
+func isOurs(err error) bool {
+	return slices.ContainsFunc([]error{
+		syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL,
+	}, func(e error) bool { return errors.Is(err, e) })
+}
+
+// maxLine bounds what ends up in logs and in status.
+const maxLine = 200
+
+// oneLine makes a text that somebody else has written fit to be printed.
+func oneLine(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, s[:min(len(s), 4*maxLine)])
+	s = strings.Join(strings.Fields(s), " ")
+	if r := []rune(s); len(r) > maxLine {
+		return string(r[:maxLine-1]) + "…"
+	}
+	return s
+}

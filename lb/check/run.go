@@ -1,0 +1,237 @@
+package check
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+const (
+	fastInterval = 200 * time.Millisecond // between checks while a change may be near
+	extraGap     = 200 * time.Millisecond // between checks that ConnectFailed asks for
+)
+
+// A plan says when the next check starts.
+type plan struct {
+	due       time.Time
+	extra     bool      // ConnectFailed asked for it
+	lastExtra time.Time // start of the last such check
+}
+
+// set plans the next check.
+func (p *plan) set(due, now time.Time) {
+	p.due, p.extra = due, false
+	if due.Before(now) { // the last check took longer than the interval: nobody was late
+		p.due = now
+	}
+}
+
+// hurry has the next check begin at once, but not sooner than extraGap after the last
+// one that came so.
+func (p *plan) hurry(now time.Time) {
+	due := p.lastExtra.Add(extraGap)
+	if due.Before(now) {
+		due = now
+	}
+	if due.Before(p.due) {
+		p.due, p.extra = due, true
+	}
+}
+
+func (p *plan) started(now time.Time) {
+	if p.extra {
+		p.lastExtra, p.extra = now, false
+	}
+}
+
+// Run checks the backend until ctx ends. It blocks; when it returns, all that it
+// started has stopped and no observer is called any more.
+func (c *Checker) Run(ctx context.Context) {
+	if c.cfg.Mode == None {
+		c.listen(ctx)
+		return
+	}
+	now := time.Now()
+	c.plan.set(now, now)
+	for c.wait(ctx) {
+		t, ok := c.check(ctx)
+		if !ok {
+			return
+		}
+		c.judge(t)
+	}
+}
+
+// listen is Run for mode None: it only ends the times in which the backend is avoided.
+func (c *Checker) listen(ctx context.Context) {
+	for ctx.Err() == nil {
+		c.mu.Lock()
+		left := c.m.tryAgain(time.Now())
+		c.mu.Unlock()
+		c.tell()
+		var over <-chan time.Time
+		if left > 0 {
+			over = time.After(left)
+		}
+		select {
+		case <-ctx.Done():
+		case <-over:
+		case <-c.kick:
+		}
+	}
+}
+
+// wait returns when the next check is to start: true, or false when ctx has ended.
+func (c *Checker) wait(ctx context.Context) bool {
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(time.Until(c.plan.due)):
+			return ctx.Err() == nil
+		case <-c.kick:
+			c.plan.hurry(time.Now())
+			c.tell()
+		}
+	}
+}
+
+// A trial is one check and how punctual we were.
+type trial struct {
+	result    Result
+	covers    uint64 // reports of failed connects when it began
+	hurry     bool   // there were more since
+	due       time.Time
+	start     time.Time
+	end       time.Time
+	oversleep time.Duration // of our own timers meanwhile
+}
+
+// check makes one check. It is false when ctx has ended. The check has a goroutine of
+// its own, so that a report is passed on while a dead backend is waited for.
+func (c *Checker) check(ctx context.Context) (trial, bool) {
+	t := trial{due: c.plan.due, start: time.Now(), covers: c.begin()}
+	c.plan.started(t.start)
+	within, cancel := context.WithDeadline(ctx, t.start.Add(c.cfg.Timeout))
+	defer cancel()
+	done := make(chan Result, 1)
+	go func() { done <- c.probe(within) }()
+	for {
+		nap := c.cfg.Timeout / 8
+		wakeUp := time.Now().Add(nap)
+		select {
+		case t.result = <-done:
+			t.end = time.Now()
+			return t, ctx.Err() == nil
+		case <-time.After(nap):
+			t.oversleep += time.Since(wakeUp)
+		case <-c.kick:
+			t.hurry = true
+			c.tell()
+		}
+	}
+}
+
+// begin counts the reports that the check to come is an answer to.
+func (c *Checker) begin() uint64 {
+	select {
+	case <-c.kick:
+	default:
+	}
+	c.tell()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.m.reports
+}
+
+// judge draws the conclusions from a check and plans the next one.
+func (c *Checker) judge(t trial) {
+	r := t.result
+	if late := t.late(c.cfg.Timeout); late != "" && r.Kind.verdict() == failed {
+		r.NoVerdict = late
+	}
+	c.mu.Lock()
+	was := c.m.s
+	c.m.see(r, t.covers, t.end)
+	is := c.m.snapshot(t.end)
+	pause := c.pause(r)
+	c.mu.Unlock()
+
+	now := time.Now()
+	c.plan.set(t.start.Add(pause), now)
+	if t.hurry {
+		c.plan.hurry(now)
+	}
+	if is.State != was.State {
+		c.logChange(was, is)
+	}
+	if c.observer.Checked != nil {
+		c.observer.Checked(r)
+	}
+	c.tell()
+}
+
+// late says how this process was too late for a failure to count, "" when it was not:
+// the check began or ended long after its time, or our timers show that it was asleep
+// for half of it.
+func (t trial) late(timeout time.Duration) string {
+	for _, l := range []struct {
+		what     string
+		by, most time.Duration
+	}{
+		{"began", t.start.Sub(t.due), timeout},
+		{"ended", t.end.Sub(t.start.Add(timeout)), timeout / 2},
+		{"ran", t.oversleep, timeout / 2},
+	} {
+		if l.by > l.most {
+			return fmt.Sprintf("the check %s %v late: no CPU", l.what, l.by.Round(time.Millisecond))
+		}
+	}
+	return ""
+}
+
+// pause is the time from the start of this check to the start of the next. It is
+// called with the mutex held.
+func (c *Checker) pause(r Result) time.Duration {
+	fast := min(fastInterval, c.cfg.Interval)
+	switch {
+	case r.ours:
+		return c.jitter(fast) // a descriptor does not come free at once
+	case r.NoVerdict != "":
+		return 0
+	case c.m.fails == 1 && c.m.s.State != Dead:
+		return 0
+	case c.m.unsettled():
+		return c.jitter(fast)
+	}
+	return c.jitter(c.cfg.Interval)
+}
+
+// tell calls Changed when there is news.
+func (c *Checker) tell() {
+	s := c.Status()
+	n := news{s.State, s.Suspect, s.Connectable}
+	if n == c.told {
+		return
+	}
+	c.told = n
+	if c.observer.Changed != nil {
+		c.observer.Changed(s)
+	}
+}
+
+func (c *Checker) logChange(was, is Status) {
+	name := c.cfg.Backend
+	if a, err := c.addr(); name == "" && err == nil {
+		name = a.String()
+	}
+	attrs := []any{"backend", name, "reason", is.Reason, "was", was.State, "after", is.Since.Sub(was.Since).Round(time.Millisecond)}
+	switch is.State {
+	case Ready:
+		c.log.Info("backend ready", attrs...)
+	case NotReady:
+		c.log.Warn("backend not ready", attrs...)
+	case Dead:
+		c.log.Warn("backend dead", attrs...)
+	}
+}

@@ -1,0 +1,303 @@
+package lb
+
+import (
+	"slices"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// connectState is what a pair has while it looks for a backend: attempts under
+// way at the same time, each to another one. The first that is answered wins.
+type connectState struct {
+	began    int64 // of this round
+	heldFrom int64 // when it began to be held; 0 when it never was
+	tries    [3]attempt
+	tried    []*Backend // in this round
+	scout    bool       // it tries for all that are held
+}
+
+// attempt is one connection on its way. The zero value is none.
+type attempt struct {
+	to    *Backend
+	fd    int32
+	began int64
+	hedge bool // made because an earlier one was slow
+}
+
+func (c *connectState) flying() (n int) {
+	for i := range c.tries {
+		if c.tries[i].to != nil {
+			n++
+		}
+	}
+	return n
+}
+
+// newest is when the last attempt that still flies began.
+func (c *connectState) newest() (began int64) {
+	for i := range c.tries {
+		if c.tries[i].to != nil {
+			began = max(began, c.tries[i].began)
+		}
+	}
+	return began
+}
+
+// beginConnect looks for a backend for a client that has none.
+func (l *loop) beginConnect(p *pair) {
+	if p.connect == nil {
+		p.connect = &connectState{}
+	}
+	p.connect.began, p.connect.tried = l.now, p.connect.tried[:0]
+	p.phase = connecting
+	l.requeue(&l.connects, p, 0)
+	if !l.tryNext(p, l.now, false) {
+		l.hold(p)
+	}
+}
+
+// tryNext begins an attempt with the best backend that was not tried in this
+// round. It is false when there is none.
+func (l *loop) tryNext(p *pair, now int64, hedge bool) bool {
+	c := p.connect
+	at := slices.IndexFunc(c.tries[:], func(a attempt) bool { return a.to == nil })
+	if at < 0 {
+		return false
+	}
+	for {
+		b := l.s.choose(p.peer.Addr(), c.tried)
+		if b == nil {
+			return false
+		}
+		if len(c.tried) > 0 {
+			b.retries.Add(1)
+		}
+		c.tried = append(c.tried, b)
+		fd, errno := l.start(p, b)
+		if errno == 0 {
+			b.connecting.Add(1)
+			c.tries[at] = attempt{to: b, fd: fd, began: now, hedge: hedge}
+			return true
+		}
+		b.connectFailed(errno)
+	}
+}
+
+// start begins one connection.
+func (l *loop) start(p *pair, b *Backend) (int32, syscall.Errno) {
+	to := b.addr.Load()
+	if to == nil {
+		return -1, unix.EDESTADDRREQ // its name is not resolved
+	}
+	fd, errno := streamSocket(to.family())
+	if errno != 0 {
+		return -1, errno
+	}
+	setInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	if !l.s.slots.set(fd, p) {
+		closeFD(fd)
+		return -1, unix.EMFILE
+	}
+	if errno = connect(fd, to); errno == unix.EINPROGRESS {
+		errno = 0
+	}
+	if errno == 0 {
+		errno = watch(l.epfd, unix.EPOLL_CTL_ADD, fd, unix.EPOLLIN|unix.EPOLLOUT|unix.EPOLLRDHUP)
+	}
+	if errno != 0 {
+		l.s.slots.clear(fd)
+		closeFD(fd)
+	}
+	return fd, errno
+}
+
+// connectEvent is the answer to an attempt.
+func (l *loop) connectEvent(p *pair, fd int32, events uint32) {
+	if p.connect == nil {
+		return
+	}
+	for i := range p.connect.tries {
+		a := &p.connect.tries[i]
+		if a.to == nil || a.fd != fd {
+			continue
+		}
+		if events&(unix.EPOLLERR|unix.EPOLLHUP) != 0 {
+			l.failed(p, a, socketError(fd))
+			l.goOn(p)
+		} else if events&unix.EPOLLOUT != 0 {
+			l.connected(p, a, events)
+		}
+		return
+	}
+}
+
+// connected makes a pair of the client and the first backend that answered.
+func (l *loop) connected(p *pair, a *attempt, events uint32) {
+	won, c := *a, p.connect
+	b := won.to
+	a.to = nil
+	b.connecting.Add(-1)
+	b.connected(time.Duration(l.now-won.began), won.hedge)
+	l.endConnect(p)
+	p.connect = nil
+	p.server = newEnd(won.fd)
+	p.server.watched = true
+	p.server.note(events)
+	p.backend, p.phase = b, relaying
+	p.traffic = p.listener.trafficWith(b)
+	b.active.Add(1)
+	b.total.Add(1)
+	l.requeue(&l.young, p, l.now+int64(keepAliveAge))
+	if b.drained.Load() { // removed, and its time is over, while this was under way
+		p.doom = endRemoved
+		l.requeue(&l.doomed, p, l.now)
+	}
+	if first := append(l.s.proxyHeader(p), p.first...); len(first) > 0 {
+		p.up += uint64(len(p.first))
+		p.traffic.count(true, len(p.first))
+		p.first = nil
+		if !l.write(p, &p.server, first) && p.phase != relaying {
+			return
+		}
+	}
+	if c.heldFrom != 0 || c.scout {
+		l.releaseHeld()
+	}
+	l.relay(p)
+}
+
+// failed ends an attempt that was refused, or took too long.
+func (l *loop) failed(p *pair, a *attempt, errno syscall.Errno) {
+	b := a.to
+	l.close(a.fd)
+	a.to = nil
+	b.connecting.Add(-1)
+	b.connectFailed(errno)
+	if a.hedge {
+		b.hedgeLost.Add(1)
+	}
+}
+
+// goOn looks for the next backend when no attempt is under way any more.
+func (l *loop) goOn(p *pair) {
+	if p.connect.flying() > 0 {
+		return
+	}
+	if l.now-p.connect.began >= l.s.settings().connectBudget || !l.tryNext(p, l.now, false) {
+		l.hold(p)
+	}
+}
+
+// expireConnects gives up attempts that took too long, and hedges slow ones.
+func (l *loop) expireConnects() {
+	t := l.s.settings()
+	for p := range l.connects.all() {
+		c := p.connect
+		over := l.now-c.began >= t.connectBudget
+		for i := range c.tries {
+			if a := &c.tries[i]; a.to != nil && (over || l.now-a.began >= t.connectTimeout) {
+				l.failed(p, a, unix.ETIMEDOUT)
+			}
+		}
+		switch n := c.flying(); {
+		case n == 0:
+			l.goOn(p)
+		case t.hedgeAfter > 0 && n < len(c.tries) && l.now-c.newest() >= t.hedgeAfter:
+			l.suspectSlow(c)
+			l.tryNext(p, l.now, true)
+		}
+	}
+}
+
+// suspectSlow has the backends that have not answered yet looked at, and avoided
+// until a check has passed: the next client is not to wait as long.
+func (l *loop) suspectSlow(c *connectState) {
+	for i := range c.tries {
+		if b := c.tries[i].to; b != nil {
+			b.suspectSlow()
+		}
+	}
+}
+
+// endConnect gives up whatever attempts are under way.
+func (l *loop) endConnect(p *pair) {
+	c := p.connect
+	if c == nil {
+		return
+	}
+	for i := range c.tries {
+		a := &c.tries[i]
+		if a.to == nil {
+			continue
+		}
+		l.close(a.fd)
+		a.to.connecting.Add(-1)
+		if a.hedge {
+			a.to.hedgeLost.Add(1)
+		}
+		a.to = nil
+	}
+	if c.scout {
+		c.scout = false
+		l.scouts--
+	}
+	if p.phase == holding {
+		l.s.heldNow.Add(-1)
+	}
+}
+
+// hold keeps a client that no backend answered, for a while: refusing it would
+// only have it come back.
+func (l *loop) hold(p *pair) {
+	c := p.connect
+	if c.scout {
+		c.scout = false
+		l.scouts--
+	}
+	if c.heldFrom == 0 {
+		c.heldFrom = l.now
+	}
+	t := l.s.settings()
+	until := c.heldFrom + t.hold
+	if l.now >= until || l.s.heldNow.Load() >= t.maxHeld {
+		l.s.reject(p.listener, rejectNoBackend)
+		l.end(p, endNoBackend)
+		return
+	}
+	l.s.heldNow.Add(1)
+	p.phase = holding
+	l.requeue(&l.held, p, until)
+}
+
+// expireHeld lets those go that waited long enough, and one of the others try.
+func (l *loop) expireHeld() {
+	for p := range l.held.all() {
+		if p.dueAt <= l.now {
+			l.s.reject(p.listener, rejectNoBackend)
+			l.end(p, endNoBackend)
+		}
+	}
+	if l.held.empty() || l.scouts > 0 || l.now < l.nextScout {
+		return
+	}
+	l.nextScout = l.now + int64(scoutInterval)
+	p := l.held.first
+	p.connect.scout = true
+	l.scouts++
+	l.retryHeld(p)
+}
+
+// releaseHeld has all that are held try again: a backend has answered.
+func (l *loop) releaseHeld() {
+	for _, p := range slices.Collect(l.held.all()) { // a copy: who fails again is held again
+		l.retryHeld(p)
+	}
+}
+
+func (l *loop) retryHeld(p *pair) {
+	l.s.heldNow.Add(-1)
+	p.phase = connecting
+	l.beginConnect(p)
+}

@@ -1,0 +1,230 @@
+package lb
+
+import (
+	"fmt"
+	"hash/fnv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"kthwd/lb/check"
+)
+
+// metrics are the histograms, and the description of what else Collector reads
+// from the server when Prometheus asks.
+type metrics struct {
+	s         *Server
+	durations sync.Map // listener address to prometheus.Histogram
+}
+
+func newMetrics(s *Server) *metrics { return &metrics{s: s} }
+
+// Collector gives the kthwd_lb_* series. No label has a client's address in it.
+func (s *Server) Collector() prometheus.Collector { return s.metrics }
+
+var (
+	connectBuckets  = []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5}
+	durationBuckets = []float64{.01, .1, 1, 10, 60, 600, 3600, 6 * 3600, 24 * 3600}
+)
+
+func histogram(name, help string, buckets []float64, labels prometheus.Labels) prometheus.Histogram {
+	return prometheus.NewHistogram(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets, ConstLabels: labels})
+}
+
+func (m *metrics) duration(l *listener, lasted time.Duration) {
+	h, ok := m.durations.Load(l.address)
+	if !ok {
+		h, _ = m.durations.LoadOrStore(l.address, histogram("kthwd_lb_connection_duration_seconds", "Time from accept to end of a connection.", durationBuckets, prometheus.Labels{"listener": l.address}))
+	}
+	h.(prometheus.Histogram).Observe(lasted.Seconds())
+}
+
+// backendTimes are the histograms of one backend.
+type backendTimes struct {
+	connect prometheus.Histogram
+	phases  map[string]prometheus.Histogram
+	expiry  atomic.Int64 // of its certificate, Unix seconds; 0 when unknown
+}
+
+func newBackendTimes(name string) *backendTimes {
+	t := &backendTimes{
+		connect: histogram("kthwd_lb_backend_connect_duration_seconds", "Time from the first SYN to an answered connection.", connectBuckets, prometheus.Labels{"backend": name}),
+		phases:  map[string]prometheus.Histogram{},
+	}
+	for _, phase := range []string{"connect", "tls", "http"} {
+		t.phases[phase] = histogram("kthwd_lb_health_check_duration_seconds", "Time that a phase of a health check took.", connectBuckets, prometheus.Labels{"backend": name, "phase": phase})
+	}
+	return t
+}
+
+func (t *backendTimes) check(r check.Result) {
+	for phase, took := range map[string]time.Duration{"connect": r.Connect, "tls": r.TLS, "http": r.HTTP} {
+		if took > 0 {
+			t.phases[phase].Observe(took.Seconds())
+		}
+	}
+	if !r.CertExpiry.IsZero() {
+		t.expiry.Store(r.CertExpiry.Unix())
+	}
+}
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("kthwd_lb_"+name, help, labels, nil)
+}
+
+var (
+	acceptedDesc     = desc("connections_accepted_total", "Connections accepted.", "listener")
+	activeDesc       = desc("connections_active", "Connections that are open.", "listener")
+	rejectedDesc     = desc("connections_rejected_total", "Connections closed without a backend.", "listener", "reason")
+	acceptErrorsDesc = desc("accept_errors_total", "Times that no connection could be accepted for a while; clients wait in the kernel's queue.", "listener", "reason")
+	receivedDesc     = desc("received_bytes_total", "Bytes from clients.", "listener", "backend")
+	sentDesc         = desc("sent_bytes_total", "Bytes to clients.", "listener", "backend")
+
+	backendActiveDesc = desc("backend_connections_active", "Connections to the backend that are open.", "backend")
+	backendTotalDesc  = desc("backend_connections_total", "Connections that the backend has answered.", "backend")
+	failuresDesc      = desc("backend_connect_failures_total", "Attempts to connect that failed.", "backend", "reason")
+	retriesDesc       = desc("backend_connect_retries_total", "Attempts with this backend after another one had failed, or was slow.", "backend")
+	hedgedDesc        = desc("backend_hedged_connects_total", "Attempts made because another backend was slow to answer.", "backend", "result")
+	closedDesc        = desc("backend_connections_closed_total", "Connections that have ended.", "backend", "reason")
+
+	stateDesc       = desc("backend_state", "1 for the state that the backend is in.", "backend", "state")
+	upDesc          = desc("backend_up", "1 while the backend gets new connections before others are considered.", "backend")
+	checksDesc      = desc("health_checks_total", "Health checks.", "backend", "result")
+	transitionsDesc = desc("backend_state_transitions_total", "Changes of the state that health checks have found.", "backend", "to")
+	transitionAt    = desc("backend_last_transition_timestamp_seconds", "When the state changed last.", "backend")
+	countDesc       = desc("backends", "Backends in a state.", "state")
+	failOpenDesc    = desc("fail_open", "1 while no backend is ready, so that any is used.")
+	heldDesc        = desc("connections_held", "Clients that wait for a backend.")
+	expiryDesc      = desc("backend_certificate_expiry_timestamp_seconds", "When the certificate that the backend showed expires.", "backend")
+
+	reloadsDesc    = desc("config_reloads_total", "Reloads of the configuration.", "result")
+	reloadAtDesc   = desc("config_last_reload_success_timestamp_seconds", "When a configuration was put in place last.")
+	hashDesc       = desc("config_hash", "A number that changes with the configuration.")
+	handoverDesc   = desc("handover_connections_total", "Connections in upgrades of the binary.", "result")
+	handoverTime   = desc("handover_duration_seconds", "How long the last upgrade kept a connection still, at most.")
+	accessDropDesc = desc("access_log_dropped_total", "Lines that were not written to the access log.")
+	limitDesc      = desc("connections_limit", "How many connections there may be.")
+)
+
+// Describe implements prometheus.Collector. It names nothing: the collector is
+// unchecked, because its series depend on the configuration.
+func (m *metrics) Describe(chan<- *prometheus.Desc) {}
+
+// Collect implements prometheus.Collector.
+func (m *metrics) Collect(ch chan<- prometheus.Metric) {
+	s := m.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := collector{ch}
+	for _, l := range s.listeners {
+		out.listener(l)
+	}
+	states := map[string]int{}
+	for _, b := range s.backends {
+		state := b.state(s.draining[b] != nil)
+		states[state]++
+		out.backend(b, state)
+	}
+	for _, state := range allStates {
+		out.gauge(countDesc, float64(states[state]), state)
+	}
+	m.durations.Range(func(_, h any) bool { h.(prometheus.Histogram).Collect(ch); return true })
+	out.gauge(failOpenDesc, number(s.bestTier() > tierReady))
+	out.gauge(heldDesc, float64(s.heldNow.Load()))
+	out.gauge(limitDesc, float64(s.limit.Load()))
+	out.counter(reloadsDesc, s.reloads[0], "error")
+	out.counter(reloadsDesc, s.reloads[1], "success")
+	out.gauge(reloadAtDesc, float64(s.lastReload.UnixNano())/1e9)
+	out.gauge(hashDesc, s.cfg.Load().hash())
+	out.counter(accessDropDesc, s.accessDropped.Load())
+	for result, n := range s.handover.counts() {
+		out.counter(handoverDesc, n, result)
+	}
+	out.gauge(handoverTime, s.handover.pause().Seconds())
+}
+
+var allStates = []string{string(check.Unknown), string(check.Ready), stateSlowStart, string(check.NotReady), string(check.Dead), stateDraining}
+
+type collector struct{ ch chan<- prometheus.Metric }
+
+func (c collector) gauge(d *prometheus.Desc, v float64, labels ...string) {
+	c.ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+}
+
+func (c collector) counter(d *prometheus.Desc, v uint64, labels ...string) {
+	c.ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+}
+
+func (c collector) listener(l *listener) {
+	c.counter(acceptedDesc, l.accepted.Load(), l.address)
+	c.gauge(activeDesc, float64(l.active.Load()), l.address)
+	for i, name := range rejectNames {
+		c.counter(rejectedDesc, l.rejected[i].Load(), l.address, name)
+	}
+	for i, name := range acceptErrorNames {
+		c.counter(acceptErrorsDesc, l.errors[i].Load(), l.address, name)
+	}
+	sums := map[string][2]uint64{} // a backend that was removed and came back has one series
+	l.traffic.Range(func(b, t any) bool {
+		name, sum := b.(*Backend).name, t.(*traffic)
+		was := sums[name]
+		sums[name] = [2]uint64{was[0] + sum.received.Load(), was[1] + sum.sent.Load()}
+		return true
+	})
+	for name, sum := range sums {
+		c.counter(receivedDesc, sum[0], l.address, name)
+		c.counter(sentDesc, sum[1], l.address, name)
+	}
+}
+
+func (c collector) backend(b *Backend, state string) {
+	c.gauge(backendActiveDesc, float64(b.active.Load()), b.name)
+	c.counter(backendTotalDesc, b.total.Load(), b.name)
+	c.counter(retriesDesc, b.retries.Load(), b.name)
+	c.counter(hedgedDesc, b.hedgeWon.Load(), b.name, "won")
+	c.counter(hedgedDesc, b.hedgeLost.Load(), b.name, "lost")
+	for i, name := range failureNames {
+		c.counter(failuresDesc, b.failures[i].Load(), b.name, name)
+	}
+	for i, name := range endNames[:endFirstByte] {
+		c.counter(closedDesc, b.closed[i].Load(), b.name, name)
+	}
+	for _, name := range allStates {
+		c.gauge(stateDesc, number(name == state), b.name, name)
+	}
+	c.gauge(upDesc, number(state != stateDraining && b.tier.Load() == tierReady), b.name)
+	if st := b.status.Load(); st != nil {
+		c.gauge(transitionAt, float64(st.Since.UnixNano())/1e9, b.name)
+		t := b.checker.Load().Status().Transitions
+		c.counter(transitionsDesc, t.Ready, b.name, string(check.Ready))
+		c.counter(transitionsDesc, t.NotReady, b.name, string(check.NotReady))
+		c.counter(transitionsDesc, t.Dead, b.name, string(check.Dead))
+	}
+	b.results.Range(func(kind, n any) bool {
+		c.counter(checksDesc, n.(*atomic.Uint64).Load(), b.name, string(kind.(check.Kind)))
+		return true
+	})
+	if at := b.times.expiry.Load(); at != 0 {
+		c.gauge(expiryDesc, float64(at), b.name)
+	}
+	b.times.connect.Collect(c.ch)
+	for _, h := range b.times.phases {
+		h.Collect(c.ch)
+	}
+}
+
+func number(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// hash is a number of the configuration, exact as a float.
+func (c Config) hash() float64 {
+	h := fnv.New32a()
+	fmt.Fprintf(h, "%+v", c)
+	return float64(h.Sum32())
+}

@@ -1,0 +1,317 @@
+package lb
+
+import (
+	"net/netip"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// pair is a client's connection and, once it has one, its connection to a
+// backend. It belongs to one loop, whose goroutine alone touches it after adopt.
+type pair struct {
+	loop     *loop
+	client   end
+	server   end
+	backend  *Backend
+	connect  *connectState // while connecting or holding
+	listener *listener
+	traffic  *traffic // where bytes are counted; nil before there is a backend
+	peer     netip.AddrPort
+	born     int64
+	first    []byte // what the client has sent before there was a backend; nil afterwards
+	up, down uint64 // bytes from and to the client
+
+	phase     phase
+	doom      endReason
+	known     bool // to its loop
+	unwatched bool // the client's descriptor could not be watched
+	queued    bool // in loop.again
+	counted   bool // in Server.sources
+
+	index      int // in loop.pairs
+	in         *queue
+	dueAt      int64
+	prev, next *pair
+}
+
+type phase uint8
+
+const (
+	fresh      phase = iota // accepted, and nothing was sent yet: no backend hears of it
+	connecting              // attempts are under way
+	holding                 // no backend answered; it waits
+	relaying                // both ends are there
+	ended
+)
+
+// end is one of a pair's two sockets.
+//
+// It is watched edge-triggered, so the loop remembers what the edges said. A
+// read that comes short has drained the socket: whatever arrives after it is a
+// new edge. That saves nginx, and us, the read that ends in EAGAIN. It holds
+// unless a FIN is behind the data; EPOLLRDHUP says so.
+type end struct {
+	fd       int32
+	readable bool
+	writable bool
+	fin      bool   // the peer's FIN has arrived, or worse: read until the end
+	eof      bool   // the end was read
+	shut     bool   // our FIN was sent
+	watched  bool   // for room to write, too
+	slow     bool   // the last write did not take everything
+	bulk     uint8  // full reads in a row
+	out      []byte // taken from the other end, not yet written here
+	pipe     *pipe  // the same, while data is spliced; nil when empty
+}
+
+func newEnd(fd int32) end { return end{fd: fd, writable: true} }
+
+// note remembers what an event said.
+func (e *end) note(events uint32) {
+	if events&(unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+		e.readable = true
+	}
+	if events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+		e.fin = true
+	}
+	if events&(unix.EPOLLOUT|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+		e.writable = true
+	}
+}
+
+// pending tells whether something read for this end is not written yet.
+func (e *end) pending() bool { return len(e.out) > 0 || e.pipe != nil }
+
+// wantWrite has the loop told when there is room again. Most connections never
+// need it, so it is asked for only then.
+func (l *loop) wantWrite(e *end) {
+	e.writable = false
+	if e.watched {
+		return
+	}
+	e.watched = true
+	watch(l.epfd, unix.EPOLL_CTL_MOD, e.fd, unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLOUT)
+}
+
+// firstBytes begins to connect once the client has sent something. A client
+// that leaves without a word, such as a port check, costs no backend anything.
+func (l *loop) firstBytes(p *pair) {
+	if p.client.fin {
+		var one [1]byte
+		if n, _, _ := unix.Recvfrom(int(p.client.fd), one[:], unix.MSG_PEEK); n <= 0 {
+			l.end(p, endClient)
+			return
+		}
+	}
+	if p.client.readable {
+		l.fresh.remove(p)
+		l.beginConnect(p)
+	}
+}
+
+// clientWhileWaiting looks at a client that has no backend yet. One that was
+// reset is gone. One that sent FIN may still want an answer, but not for ever.
+func (l *loop) clientWhileWaiting(p *pair, events uint32) {
+	if events&(unix.EPOLLHUP|unix.EPOLLERR) != 0 || p.phase == holding && p.client.fin {
+		l.end(p, endClient)
+	}
+}
+
+// relay moves what can be moved now, both ways, and looks whether the pair has
+// come to its end.
+func (l *loop) relay(p *pair) {
+	if !l.pump(p, &p.client, &p.server, &p.up) || !l.pump(p, &p.server, &p.client, &p.down) {
+		return
+	}
+	if !p.client.eof && !p.server.eof {
+		return
+	}
+	if p.client.eof && p.server.eof && !p.client.pending() && !p.server.pending() {
+		l.end(p, p.doneBy())
+		return
+	}
+	l.halfClose(&p.client, &p.server)
+	l.halfClose(&p.server, &p.client)
+	if p.in != &l.doomed {
+		l.requeue(&l.lingering, p, l.now+l.s.settings().halfClose)
+	}
+}
+
+// doneBy tells whose end of a stream was the first.
+func (p *pair) doneBy() endReason {
+	if p.client.shut {
+		return endBackend
+	}
+	return endClient
+}
+
+// halfClose passes the end of a stream on, when all before it is written.
+func (l *loop) halfClose(src, dst *end) {
+	if src.eof && !dst.shut && !dst.pending() {
+		dst.shut = true
+		shutdownWrite(dst.fd)
+	}
+}
+
+// pump moves bytes one way until one side has no more, or the other takes no
+// more, or the others should have their turn. It is false when the pair ended.
+func (l *loop) pump(p *pair, src, dst *end, count *uint64) bool {
+	if dst.pending() && !l.flush(p, dst) {
+		return p.phase == relaying
+	}
+	for range turnReads {
+		if !src.readable || src.eof {
+			return true
+		}
+		if src.bulk < bulkReads || !l.canSplice(src) {
+			if !l.copy(p, src, dst, count) {
+				return p.phase == relaying
+			}
+		} else if !l.splice(p, src, dst, count) {
+			return p.phase == relaying
+		}
+	}
+	l.turnLater(p)
+	return true
+}
+
+// copy reads once and writes what it read. It is false when this way is blocked
+// or the pair has ended.
+func (l *loop) copy(p *pair, src, dst *end, count *uint64) bool {
+	buf := l.buf
+	if dst.slow {
+		buf = buf[:bufferSize/4] // what a slow reader does not take stays in memory
+	}
+	n, errno := recv(src.fd, buf)
+	switch {
+	case errno == syscall.EAGAIN:
+		src.readable, src.bulk = false, 0
+		return false
+	case errno == syscall.EINTR:
+		return true
+	case errno != 0:
+		l.broke(p, src)
+		return false
+	case n == 0:
+		src.readable, src.eof = false, true
+		return false
+	case n < len(buf):
+		src.readable, src.bulk = src.fin, 0
+	case src.bulk < bulkReads:
+		src.bulk++
+	}
+	*count += uint64(n)
+	p.traffic.count(src == &p.client, n)
+	return l.write(p, dst, buf[:n])
+}
+
+// write sends b, or keeps what was not taken. It is false when something is kept
+// or the pair has ended.
+func (l *loop) write(p *pair, dst *end, b []byte) bool {
+	n, errno := send(dst.fd, b)
+	for errno == syscall.EINTR {
+		n, errno = send(dst.fd, b)
+	}
+	switch {
+	case errno == syscall.EAGAIN:
+		n = 0
+	case errno != 0:
+		l.broke(p, dst)
+		return false
+	case n == len(b):
+		dst.slow = false
+		return true
+	}
+	dst.out = append(dst.out[:0], b[n:]...)
+	dst.slow = true
+	l.wantWrite(dst)
+	return false
+}
+
+// flush writes what is pending. It is false when something still is, or the pair
+// has ended.
+func (l *loop) flush(p *pair, dst *end) bool {
+	if !dst.writable {
+		return false
+	}
+	if dst.pipe != nil {
+		return l.drainPipe(p, dst)
+	}
+	n, errno := send(dst.fd, dst.out)
+	switch {
+	case errno == syscall.EAGAIN:
+		l.wantWrite(dst)
+		return false
+	case errno == syscall.EINTR:
+		l.turnLater(p)
+		return false
+	case errno != 0:
+		l.broke(p, dst)
+		return false
+	case n < len(dst.out):
+		dst.out = append(dst.out[:0], dst.out[n:]...)
+		l.wantWrite(dst)
+		return false
+	}
+	dst.out = nil // an idle pair holds no buffer
+	return true
+}
+
+// broke ends a pair one of whose ends met an error; the other learns of it by a
+// reset, as it would without a balancer.
+func (l *loop) broke(p *pair, e *end) {
+	other, reason := &p.client, endBackend
+	if e == &p.client {
+		other, reason = &p.server, endClient
+	}
+	resetOnClose(other.fd)
+	l.end(p, reason)
+}
+
+// cut ends a connection whose backend is gone: the client sees an orderly end,
+// and the dead side is not sent anything any more.
+func (l *loop) cut(p *pair) {
+	resetOnClose(p.server.fd)
+	l.end(p, p.doom)
+}
+
+// end closes what a pair has and counts it.
+func (l *loop) end(p *pair, reason endReason) {
+	if p.phase == ended {
+		return
+	}
+	if p.in != nil {
+		p.in.remove(p)
+	}
+	l.endConnect(p)
+	l.close(p.client.fd)
+	if p.phase == relaying {
+		l.close(p.server.fd)
+		l.pipes.put(p.client.pipe)
+		l.pipes.put(p.server.pipe)
+		p.backend.active.Add(-1)
+	}
+	l.forget(p)
+	l.s.ended(p, reason, l.now)
+	p.phase = ended
+}
+
+// keepAlive has the kernel notice a peer that vanished: after 30 s of silence,
+// three questions 10 s apart; or data that nobody acknowledges for 30 s.
+func keepAlive(fd int32) {
+	for _, o := range keepAliveOptions {
+		setInt(fd, o.level, o.name, o.value)
+	}
+}
+
+var keepAliveOptions = []struct {
+	level, name int
+	value       int32
+}{
+	{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+	{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 30},
+	{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 10},
+	{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 3},
+	{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 30_000},
+}

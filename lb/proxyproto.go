@@ -1,0 +1,48 @@
+package lb
+
+import (
+	"net"
+
+	"github.com/pires/go-proxyproto"
+	"golang.org/x/sys/unix"
+)
+
+// proxyHeader is what a backend that wants it is told of the client, before the
+// client's own bytes; nil when it is told nothing. kube-apiserver cannot read it.
+func (s *Server) proxyHeader(p *pair) []byte {
+	var version byte
+	switch s.settings().proxy {
+	case ProxyV1:
+		version = 1
+	case ProxyV2:
+		version = 2
+	default:
+		return nil
+	}
+	header := proxyproto.HeaderProxyFromAddrs(version, net.TCPAddrFromAddrPort(p.peer), localAddr(p.client.fd))
+	b, err := header.Format()
+	if err != nil {
+		s.log.Debug("no PROXY header", "client", p.peer, "err", err)
+		return nil
+	}
+	return b
+}
+
+// localAddr is where the client connected to.
+func localAddr(fd int32) net.Addr {
+	sa, err := unix.Getsockname(int(fd))
+	if err != nil {
+		return &net.TCPAddr{}
+	}
+	switch a := sa.(type) {
+	case *unix.SockaddrInet4:
+		return &net.TCPAddr{IP: a.Addr[:], Port: a.Port}
+	case *unix.SockaddrInet6:
+		ip := net.IP(a.Addr[:])
+		if four := ip.To4(); four != nil {
+			ip = four
+		}
+		return &net.TCPAddr{IP: ip, Port: a.Port}
+	}
+	return &net.TCPAddr{}
+}

@@ -1,0 +1,115 @@
+package lb
+
+import (
+	"time"
+
+	"kthwd/lb/check"
+)
+
+// Status is the state of a load balancer, for people and programs.
+type Status struct {
+	Ready       bool             `json:"ready"`            // accepting, and not about to stop
+	Reason      string           `json:"reason,omitempty"` // why not, one line
+	FailOpen    bool             `json:"failOpen"`         // no backend is ready, so any is used
+	Connections int              `json:"connections"`
+	Held        int              `json:"held"` // clients that wait for a backend
+	Listen      []ListenerStatus `json:"listeners"`
+	Backends    []BackendStatus  `json:"backends"`
+	Verified    bool             `json:"verified"` // checks verify certificates
+	Check       string           `json:"check"`
+}
+
+// ListenerStatus is one listening address.
+type ListenerStatus struct {
+	Address  string `json:"address"`
+	Active   int    `json:"active"`
+	Accepted uint64 `json:"accepted"`
+	Rejected uint64 `json:"rejected"`
+}
+
+// BackendStatus is one backend.
+type BackendStatus struct {
+	Address   string    `json:"address"`            // as configured
+	Resolved  string    `json:"resolved,omitempty"` // where connections go, when Address is a name
+	State     string    `json:"state"`              // unknown, ready, slow_start, not_ready, dead, draining
+	Since     time.Time `json:"since"`
+	Reason    string    `json:"reason,omitempty"`    // of the last change: "bad_cert: x509: …"
+	LastCheck string    `json:"lastCheck,omitempty"` // ok, not_ready, connect_error, tls_error, timeout, bad_status, bad_cert
+	Active    int       `json:"active"`
+	Total     uint64    `json:"total"`
+	Errors    uint64    `json:"connectErrors"`
+	Source    string    `json:"source"` // "static" or "discovered"
+}
+
+// The states that a backend has beside those of package check.
+const (
+	stateSlowStart = "slow_start"
+	stateDraining  = "draining" // removed from the configuration; its connections may go on for a while
+)
+
+// Status is a copy of what is known at this moment.
+func (s *Server) Status() Status {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	cfg := s.cfg.Load()
+	st := Status{
+		Ready: s.state == "", Reason: s.state, FailOpen: s.bestTier() > tierReady,
+		Connections: int(s.active.Load()), Held: int(s.heldNow.Load()),
+		Verified: cfg.Check == CheckHTTPS && s.files.roots != nil, Check: cfg.Check,
+	}
+	if cfg.Check == CheckHTTPS {
+		st.Check += " " + cfg.CheckPath
+	}
+	for _, l := range s.listeners {
+		ls := ListenerStatus{Address: l.address, Active: int(l.active.Load()), Accepted: l.accepted.Load()}
+		for i := range l.rejected {
+			ls.Rejected += l.rejected[i].Load()
+		}
+		st.Listen = append(st.Listen, ls)
+	}
+	for _, b := range s.backends {
+		st.Backends = append(st.Backends, b.report(s.draining[b] != nil))
+	}
+	return st
+}
+
+func (b *Backend) report(draining bool) BackendStatus {
+	r := BackendStatus{Address: b.name, State: b.state(draining), Active: int(b.active.Load()), Total: b.total.Load(), Source: "static"}
+	if b.discovered {
+		r.Source = "discovered"
+	}
+	for i := range b.failures {
+		r.Errors += b.failures[i].Load()
+	}
+	if to := b.addr.Load(); to == nil {
+		if err := b.resolveErr.Load(); err != nil {
+			r.Reason = (*err).Error()
+		}
+	} else if at := to.addrPort().String(); at != b.name {
+		r.Resolved = at
+	}
+	if st := b.status.Load(); st != nil {
+		r.Since, r.LastCheck = st.Since, string(st.Last)
+		switch {
+		case st.Reason != "":
+			r.Reason = st.Reason
+		case st.Suspect:
+			r.Reason = st.SuspectReason
+		}
+	}
+	return r
+}
+
+// state is the word for where the backend is.
+func (b *Backend) state(draining bool) string {
+	st := b.status.Load()
+	switch {
+	case draining:
+		return stateDraining
+	case st == nil:
+		return string(check.Unknown)
+	case st.State == check.Ready && b.share(b.s.clock()) < 1:
+		return stateSlowStart
+	}
+	return string(st.State)
+}

@@ -1,0 +1,601 @@
+package lb
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// An upgrade hands the listeners and the live connections of an old process to a
+// new one, over a unix socket, as descriptors (SCM_RIGHTS, unix(7)). What passes
+// through a connection is TLS, of which a balancer holds no state; two descriptors,
+// the bytes that were read but not yet written, and which directions have ended
+// are all there is to it.
+//
+//	new                                   old
+//	hello ─────────────────────────────►
+//	     ◄───────────────────────────── listeners   (and their descriptors)
+//	 … checks its backends, accepts …
+//	go ────────────────────────────────►            stops accepting
+//	     ◄───────────────────────────── pairs       (at most 120, and their descriptors)
+//	ack ───────────────────────────────►            closes its copies
+//	 … until there are no more …
+//	     ◄───────────────────────────── done        ends
+//
+// Both accept for a moment, which nobody notices: it is one socket. Until go
+// nothing has happened to the old process; when the new one breaks off later, the
+// old one takes back what was not acknowledged and goes on. Each looks at the
+// user of the other (SO_PEERCRED).
+const (
+	upgradeVersion = 1
+	pairsPerFrame  = 120 // two descriptors each; the kernel takes 253 at once (SCM_MAX_FD)
+	frameTimeout   = 5 * time.Second
+	maxFrame       = 64 << 20
+)
+
+// frame is one message.
+type frame struct {
+	Kind      string   `json:"kind"` // hello, listeners, go, pairs, ack, done
+	Version   int      `json:"version,omitempty"`
+	PID       int      `json:"pid,omitempty"`
+	Addresses []string `json:"addresses,omitempty"`
+	Pairs     []handed `json:"pairs,omitempty"`
+}
+
+// handed is a pair on its way to another process.
+type handed struct {
+	Listener string         `json:"listener"`
+	Backend  string         `json:"backend,omitempty"` // "" for a client that has none yet: one descriptor, not two
+	Peer     netip.AddrPort `json:"peer"`
+	Age      time.Duration  `json:"age"`
+	Up       uint64         `json:"up"`
+	Down     uint64         `json:"down"`
+	Client   handedEnd      `json:"client"`
+	Server   handedEnd      `json:"server"`
+}
+
+type handedEnd struct {
+	EOF  bool   `json:"eof,omitempty"`
+	Shut bool   `json:"shut,omitempty"`
+	Out  []byte `json:"out,omitempty"` // to be written to this end, once there is one
+}
+
+// wire sends and receives frames.
+type wire struct{ conn *net.UnixConn }
+
+// send writes a frame: its length and the number of descriptors, with the
+// descriptors, and then the text.
+func (w wire) send(f frame, fds ...int) error {
+	text, err := json.Marshal(f)
+	if err != nil {
+		return err
+	}
+	var header [8]byte
+	binary.BigEndian.PutUint32(header[:4], uint32(len(text)))
+	binary.BigEndian.PutUint32(header[4:], uint32(len(fds)))
+	w.conn.SetDeadline(time.Now().Add(frameTimeout))
+	var rights []byte
+	if len(fds) > 0 {
+		rights = unix.UnixRights(fds...)
+	}
+	if _, _, err := w.conn.WriteMsgUnix(header[:], rights, nil); err != nil {
+		return err
+	}
+	_, err = w.conn.Write(text)
+	return err
+}
+
+// receive reads a frame of the wanted kind. Whoever gets descriptors closes them.
+func (w wire) receive(timeout time.Duration, kinds ...string) (f frame, fds []int, err error) {
+	defer func() {
+		if err != nil {
+			closeAll(fds)
+			fds = nil
+		}
+	}()
+	w.conn.SetDeadline(time.Now().Add(timeout))
+	var header [8]byte
+	rights := make([]byte, unix.CmsgSpace(4*2*pairsPerFrame))
+	n, m, _, _, err := w.conn.ReadMsgUnix(header[:], rights)
+	if err != nil {
+		return f, nil, err
+	}
+	if fds, err = descriptors(rights[:m]); err != nil {
+		return f, fds, err
+	}
+	if _, err = io.ReadFull(w.conn, header[n:]); err != nil {
+		return f, fds, err
+	}
+	size, count := binary.BigEndian.Uint32(header[:4]), binary.BigEndian.Uint32(header[4:])
+	if size > maxFrame || int(count) != len(fds) {
+		return f, fds, fmt.Errorf("a frame of %d bytes with %d of %d descriptors", size, len(fds), count)
+	}
+	text := make([]byte, size)
+	if _, err = io.ReadFull(w.conn, text); err != nil {
+		return f, fds, err
+	}
+	if err = json.Unmarshal(text, &f); err == nil && !slices.Contains(kinds, f.Kind) {
+		err = fmt.Errorf("got %q, want %s", f.Kind, strings.Join(kinds, " or "))
+	}
+	return f, fds, err
+}
+
+func descriptors(rights []byte) (fds []int, err error) {
+	if len(rights) == 0 {
+		return nil, nil
+	}
+	messages, err := unix.ParseSocketControlMessage(rights)
+	for _, m := range messages {
+		some, errRights := unix.ParseUnixRights(&m)
+		fds, err = append(fds, some...), errors.Join(err, errRights)
+	}
+	return fds, err
+}
+
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
+}
+
+// upgradeSocket is the name of the socket. By default it is an abstract one,
+// which needs no directory, leaves nothing behind, and ends with the process.
+func (s *Server) upgradeSocket() *net.UnixAddr {
+	cfg := s.cfg.Load()
+	name := cfg.UpgradeSocket
+	if name == "" {
+		h := fnv.New64a()
+		for _, l := range slices.Sorted(slices.Values(cfg.Listen)) {
+			fmt.Fprintln(h, l)
+		}
+		name = fmt.Sprintf("@kthwd-lb-%d-%x", os.Getuid(), h.Sum64())
+	}
+	return &net.UnixAddr{Name: name, Net: "unix"}
+}
+
+// checkPeer refuses a process of another user, root excepted.
+func checkPeer(conn *net.UnixConn) (pid int, err error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var cred *unix.Ucred
+	var errCred error
+	if err := raw.Control(func(fd uintptr) { cred, errCred = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
+		return 0, err
+	}
+	if errCred != nil {
+		return 0, errCred
+	}
+	if cred.Uid != 0 && int(cred.Uid) != os.Getuid() {
+		return 0, fmt.Errorf("process %d there is another user's (%d)", cred.Pid, cred.Uid)
+	}
+	return int(cred.Pid), nil
+}
+
+// handover counts what upgrades did.
+type handover struct {
+	taken, given, lost atomic.Uint64
+	longest            atomic.Int64
+}
+
+func (h *handover) counts() map[string]uint64 {
+	return map[string]uint64{"taken_over": h.taken.Load(), "handed_over": h.given.Load(), "failed": h.lost.Load()}
+}
+
+func (h *handover) pause() time.Duration { return time.Duration(h.longest.Load()) }
+
+// predecessor is the process that is being taken over from; nil when there is none.
+type predecessor struct {
+	wire
+	pid       int
+	listeners []*net.TCPListener
+	done      bool
+}
+
+// predecessor asks the running process for its listeners. It returns nil when
+// this process was not started to take over.
+func (s *Server) predecessor(ctx context.Context) (*predecessor, error) {
+	if !s.o.TakeOver {
+		return nil, nil
+	}
+	conn, err := (&net.Dialer{Timeout: frameTimeout}).DialContext(ctx, "unix", s.upgradeSocket().Name)
+	if err != nil {
+		return nil, fmt.Errorf("take over: %w", err)
+	}
+	old := &predecessor{wire: wire{conn.(*net.UnixConn)}}
+	if old.pid, err = checkPeer(old.conn); err == nil {
+		err = old.ask()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("take over: %w", errors.Join(err, conn.Close()))
+	}
+	s.log.Info("taking over", "from", old.pid, "listeners", len(old.listeners))
+	return old, nil
+}
+
+func (o *predecessor) ask() error {
+	if err := o.send(frame{Kind: "hello", Version: upgradeVersion, PID: os.Getpid()}); err != nil {
+		return err
+	}
+	f, fds, err := o.receive(frameTimeout, "listeners")
+	if err != nil {
+		return err
+	}
+	if f.Version != upgradeVersion {
+		closeAll(fds)
+		return fmt.Errorf("process %d speaks version %d of the hand-over, this one %d", o.pid, f.Version, upgradeVersion)
+	}
+	for _, fd := range fds {
+		file := os.NewFile(uintptr(fd), "listener")
+		ln, err := net.FileListener(file)
+		file.Close()
+		if err != nil {
+			return err
+		}
+		o.listeners = append(o.listeners, ln.(*net.TCPListener))
+	}
+	return nil
+}
+
+// sockets are the old process' listeners; the caller owns them.
+func (o *predecessor) sockets() (all []*net.TCPListener) {
+	if o == nil {
+		return nil
+	}
+	all, o.listeners = o.listeners, nil
+	return all
+}
+
+func (o *predecessor) close() {
+	if o == nil {
+		return
+	}
+	o.conn.Close()
+	for _, l := range o.listeners {
+		l.Close()
+	}
+}
+
+// takeOver receives all connections of the old process. An error after the first
+// ones have come would lose them, so it is logged, and the process goes on with
+// what it has.
+func (s *Server) takeOver(old *predecessor) error {
+	if old == nil {
+		return nil
+	}
+	if err := old.send(frame{Kind: "go"}); err != nil {
+		return fmt.Errorf("take over: %w", err)
+	}
+	begun, n := time.Now(), 0
+	for {
+		f, fds, err := old.receive(frameTimeout, "pairs", "done")
+		switch {
+		case err != nil && n == 0:
+			return fmt.Errorf("take over: %w", err)
+		case err != nil:
+			s.log.Error("taking over was broken off", "from", old.pid, "connections", n, "err", err)
+			return nil
+		case f.Kind == "done":
+			s.log.Info("taken over", "from", old.pid, "connections", n, "took", time.Since(begun).Round(time.Millisecond))
+			return nil
+		}
+		if err := old.send(frame{Kind: "ack"}); err != nil { // the old process takes these back
+			closeAll(fds)
+			s.log.Error("taking over was broken off", "from", old.pid, "connections", n, "err", err)
+			return nil
+		}
+		s.adoptHanded(f.Pairs, fds)
+		n += len(f.Pairs)
+	}
+}
+
+// adoptHanded makes pairs of what has come, and gives them to the loops.
+func (s *Server) adoptHanded(all []handed, fds []int) {
+	for _, h := range all {
+		want := 1
+		if h.Backend != "" {
+			want = 2
+		}
+		if len(fds) < want {
+			s.handover.lost.Add(1)
+			return
+		}
+		p := s.pairOf(h, fds[:want])
+		fds = fds[want:]
+		s.active.Add(1)
+		p.listener.active.Add(1)
+		s.handover.taken.Add(1)
+		if p.backend != nil {
+			p.backend.active.Add(1)
+		}
+		s.sources.enter(p, 1<<62)
+		l := s.loops[s.next.Add(1)%uint64(len(s.loops))]
+		l.post(func() { l.takeBack(p) })
+	}
+}
+
+func (s *Server) pairOf(h handed, fds []int) *pair {
+	p := &pair{client: newEnd(int32(fds[0])), peer: h.Peer, born: s.clock() - int64(h.Age), up: h.Up, down: h.Down, listener: s.listenerOf(h.Listener)}
+	p.client.eof, p.client.shut, p.client.out = h.Client.EOF, h.Client.Shut, h.Client.Out
+	if h.Backend != "" {
+		p.server = newEnd(int32(fds[1]))
+		p.server.eof, p.server.shut, p.server.out = h.Server.EOF, h.Server.Shut, h.Server.Out
+		p.backend, p.phase = s.backendOf(h.Backend), relaying
+		p.traffic = p.listener.trafficWith(p.backend)
+	} else {
+		p.first = h.Server.Out
+	}
+	return p
+}
+
+// listenerOf is the listener of that address, or, where the new configuration has
+// none, the first: the connection lives on.
+func (s *Server) listenerOf(address string) *listener {
+	for _, l := range s.listeners {
+		if l.address == address {
+			return l
+		}
+	}
+	return s.listeners[0]
+}
+
+// backendOf is the backend of that name. One that the new configuration does not
+// have is drained.
+func (s *Server) backendOf(name string) *Backend {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, b := range s.backends {
+		if b.name == name {
+			return b
+		}
+	}
+	cfg := s.cfg.Load()
+	b := s.newBackend(name, false)
+	b.start(*cfg, s.files)
+	s.backends = append(s.backends, b)
+	s.remove(b, cfg.DrainTimeout)
+	return b
+}
+
+// takeBack puts a pair that is whole, but belongs to no loop, into this one.
+func (l *loop) takeBack(p *pair) {
+	p.loop = l
+	l.add(p)
+	if !l.s.slots.set(p.client.fd, p) || p.phase == relaying && !l.s.slots.set(p.server.fd, p) {
+		l.end(p, endError)
+		return
+	}
+	if p.phase != relaying {
+		watch(l.epfd, unix.EPOLL_CTL_ADD, p.client.fd, unix.EPOLLIN|unix.EPOLLRDHUP)
+		l.fresh.push(p, l.now+l.s.settings().firstByte)
+		if len(p.first) > 0 {
+			l.beginConnect(p)
+		}
+		return
+	}
+	l.young.push(p, l.now)
+	for _, e := range []*end{&p.client, &p.server} {
+		e.readable, e.writable, e.watched = true, true, true
+		watch(l.epfd, unix.EPOLL_CTL_ADD, e.fd, unix.EPOLLIN|unix.EPOLLOUT|unix.EPOLLRDHUP)
+	}
+	l.relay(p)
+}
+
+// letGo takes up to n pairs out of the loop, whole, with nothing left in a pipe.
+// Their descriptors stay open; they are watched no more, which must be said, for
+// the copies in another process would keep the watch alive (epoll(7)).
+func (l *loop) letGo(n int) (all []*pair) {
+	for len(l.pairs) > 0 && len(all) < n {
+		p := l.pairs[len(l.pairs)-1]
+		if p.in != nil {
+			p.in.remove(p)
+		}
+		l.endConnect(p)
+		p.connect = nil
+		l.unwatch(p.client.fd)
+		if p.phase == relaying {
+			l.unwatch(p.server.fd)
+			l.emptyPipe(&p.client)
+			l.emptyPipe(&p.server)
+		} else {
+			p.phase = fresh
+		}
+		l.forget(p)
+		p.loop, p.queued = nil, false
+		all = append(all, p)
+	}
+	return all
+}
+
+func (l *loop) unwatch(fd int32) {
+	watch(l.epfd, unix.EPOLL_CTL_DEL, fd, 0)
+	l.s.slots.clear(fd)
+}
+
+// emptyPipe makes bytes of what is in the pipe to an end.
+func (l *loop) emptyPipe(e *end) {
+	if e.pipe == nil {
+		return
+	}
+	e.out = make([]byte, e.pipe.full)
+	for at := 0; at < len(e.out); {
+		n, err := unix.Read(int(e.pipe.r), e.out[at:])
+		if n <= 0 && err != syscall.EINTR {
+			break // cannot be: it holds as much
+		}
+		at += max(n, 0)
+	}
+	e.pipe.full = 0
+	l.pipes.put(e.pipe)
+	e.pipe = nil
+}
+
+// awaitSuccessor listens for a new process. The channel is closed when one has
+// taken over.
+func (s *Server) awaitSuccessor(ctx context.Context) (<-chan struct{}, error) {
+	ln, err := net.ListenUnix("unix", s.upgradeSocket())
+	if err != nil {
+		return nil, fmt.Errorf("upgrade socket: %w", err)
+	}
+	gone := make(chan struct{})
+	var once sync.Once
+	closeSocket := func() { once.Do(func() { ln.Close() }) }
+	context.AfterFunc(ctx, closeSocket)
+	go func() {
+		for {
+			conn, err := ln.AcceptUnix()
+			if err != nil {
+				return
+			}
+			if s.succeed(wire{conn}, closeSocket) {
+				close(gone)
+				return
+			}
+		}
+	}()
+	return gone, nil
+}
+
+// succeed serves one new process. It is true when that one has everything.
+func (s *Server) succeed(w wire, closeSocket func()) bool {
+	defer w.conn.Close()
+	pid, err := checkPeer(w.conn)
+	if err == nil {
+		err = s.giveListeners(w)
+	}
+	if err == nil {
+		_, _, err = w.receive(time.Minute, "go") // it checks its backends first
+	}
+	if err != nil {
+		s.log.Warn("a new process did not take over", "pid", pid, "err", err)
+		return false
+	}
+	for _, l := range s.loops {
+		l.call(l.unlisten)
+	}
+	if s.o.OnSuccessor != nil {
+		s.o.OnSuccessor(pid)
+	}
+	if err := s.givePairs(w); err != nil {
+		s.log.Error("handing over was broken off, going on", "pid", pid, "err", err)
+		for _, l := range s.loops {
+			l.call(l.listen)
+		}
+		if s.o.OnSuccessor != nil {
+			s.o.OnSuccessor(os.Getpid())
+		}
+		return false
+	}
+	closeSocket() // the new process opens its own, once it hears done
+	if err := w.send(frame{Kind: "done"}); err != nil {
+		s.log.Warn("the new process did not hear that it has everything", "pid", pid, "err", err)
+	}
+	s.log.Info("handed over", "pid", pid, "connections", s.handover.given.Load(), "longest-pause", s.handover.pause())
+	return true
+}
+
+func (s *Server) giveListeners(w wire) error {
+	f, _, err := w.receive(frameTimeout, "hello")
+	if err != nil {
+		return err
+	}
+	s.log.Info("a new process wants to take over", "pid", f.PID, "version", f.Version)
+	reply := frame{Kind: "listeners", Version: upgradeVersion, PID: os.Getpid()}
+	var fds []int
+	for _, l := range s.listeners {
+		fds = append(fds, int(l.fd))
+		reply.Addresses = append(reply.Addresses, l.address)
+	}
+	return w.send(reply, fds...)
+}
+
+// givePairs hands all connections over, a frame at a time, and those that are
+// accepted meanwhile.
+func (s *Server) givePairs(w wire) error {
+	for {
+		sent := false
+		for _, l := range s.loops {
+			n, err := s.giveSome(w, l)
+			if err != nil {
+				return err
+			}
+			sent = sent || n > 0
+		}
+		if !sent && s.active.Load() == 0 {
+			return nil
+		}
+		if !sent { // accepted, and on its way to a loop
+			time.Sleep(time.Millisecond)
+		}
+	}
+}
+
+func (s *Server) giveSome(w wire, l *loop) (int, error) {
+	begun := time.Now()
+	var all []*pair
+	if !l.call(func() { all = l.letGo(pairsPerFrame) }) || len(all) == 0 {
+		return 0, nil
+	}
+	f, fds := s.frameOf(all)
+	err := w.send(f, fds...)
+	if err == nil {
+		_, _, err = w.receive(frameTimeout, "ack")
+	}
+	if err != nil {
+		l.post(func() {
+			for _, p := range all {
+				l.takeBack(p)
+			}
+		})
+		s.handover.lost.Add(uint64(len(all)))
+		return 0, err
+	}
+	closeAll(fds) // copies: the connections live on
+	for _, p := range all {
+		s.sources.leave(p)
+		s.active.Add(-1)
+		p.listener.active.Add(-1)
+		if p.phase == relaying {
+			p.backend.active.Add(-1)
+		}
+	}
+	s.handover.given.Add(uint64(len(all)))
+	s.handover.longest.Store(max(s.handover.longest.Load(), int64(time.Since(begun))))
+	return len(all), nil
+}
+
+func (s *Server) frameOf(all []*pair) (f frame, fds []int) {
+	f.Kind = "pairs"
+	for _, p := range all {
+		h := handed{
+			Listener: p.listener.address, Peer: p.peer, Age: time.Duration(s.clock() - p.born), Up: p.up, Down: p.down,
+			Client: handedEnd{EOF: p.client.eof, Shut: p.client.shut, Out: p.client.out},
+		}
+		fds = append(fds, int(p.client.fd))
+		if p.phase == relaying {
+			h.Backend = p.backend.name
+			h.Server = handedEnd{EOF: p.server.eof, Shut: p.server.shut, Out: p.server.out}
+			fds = append(fds, int(p.server.fd))
+		} else {
+			h.Server.Out = p.first
+		}
+		f.Pairs = append(f.Pairs, h)
+	}
+	return f, fds
+}
