@@ -3,6 +3,7 @@ package lb
 import (
 	"net"
 	"runtime"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -30,17 +31,16 @@ const (
 // passes, such as a shortage of descriptors, must not end the listener
 // (tcpproxy.go:serveListener).
 func (l *loop) Accept() (net.Conn, error) {
-	if l.routing { // the connection that was returned before
+	if l.routing { // what was returned before
 		l.routing, l.yielded = false, l.now
 		runtime.Gosched()
 	}
 	for {
-		if n := len(l.newcomers); n > 0 {
-			c := l.newcomers[n-1]
-			l.newcomers[n-1] = nil
-			l.newcomers = l.newcomers[:n-1]
+		if len(l.newcomers) > 0 {
+			a := &arrivals{loop: l, clients: slices.Clone(l.newcomers)}
+			l.newcomers = l.newcomers[:0]
 			l.routing = true
-			return c, nil
+			return a, nil
 		}
 		if l.closed.Load() {
 			go l.run() // the connections that are there go on
@@ -111,7 +111,7 @@ func (l *loop) accept(ln *listener) {
 			l.s.active.Add(1)
 			ln.active.Add(1)
 			ln.accepted.Add(1)
-			l.newcomers = append(l.newcomers, &accepted{listener: ln, loop: l, fd: fd, peer: peer})
+			l.newcomers = append(l.newcomers, arrival{listener: ln, fd: fd, peer: peer})
 		}
 	}
 }

@@ -317,10 +317,16 @@ func (s *Server) closeListeners() {
 	}
 }
 
-// HandleConn implements tcpproxy.Target: it gives the connection to a loop.
+// HandleConn implements tcpproxy.Target: it gives what has arrived to the loops.
 func (s *Server) HandleConn(c net.Conn) {
-	a := c.(*accepted)
-	p := &pair{client: newEnd(a.fd), listener: a.listener, peer: a.peer, born: s.clock()}
+	a := c.(*arrivals)
+	for _, c := range a.clients {
+		s.handle(c, a.loop)
+	}
+}
+
+func (s *Server) handle(c arrival, by *loop) {
+	p := &pair{client: newEnd(c.fd), listener: c.listener, peer: c.peer, born: s.clock()}
 	if most := s.settings().maxPerSource; most > 0 && !s.sources.enter(p, most) {
 		s.refuse(p, rejectPerSource)
 		return
@@ -329,7 +335,7 @@ func (s *Server) HandleConn(c net.Conn) {
 		s.refuse(p, rejectSilent)
 		return
 	}
-	if !s.loopFor(a.loop).adopt(p) {
+	if !s.loopFor(by).adopt(p) {
 		s.refuse(p, rejectError)
 	}
 }

@@ -123,25 +123,35 @@ func (t *traffic) count(fromClient bool, n int) {
 	}
 }
 
-// accepted is a connection on its way from a loop through tcpproxy to the
-// target. It is a bare descriptor. tcpproxy reads nothing of it, because the
-// route matches always (tcpproxy.go:fixedTarget).
-type accepted struct {
+// arrivals are clients that a loop has accepted at one go, on their way through
+// tcpproxy to the target: bare descriptors, which pass as one connection, so that
+// what tcpproxy does for each (a goroutine, a buffer) is done once for all. It
+// reads nothing of it, because the route matches always (tcpproxy.go:fixedTarget).
+type arrivals struct {
 	net.Conn // nil: nobody may read or write it
-	listener *listener
 	loop     *loop
+	clients  []arrival
+}
+
+type arrival struct {
+	listener *listener
 	fd       int32
 	peer     netip.AddrPort
 }
 
 // Close implements net.Conn.
-func (c *accepted) Close() error { closeFD(c.fd); return nil }
+func (a *arrivals) Close() error {
+	for _, c := range a.clients {
+		closeFD(c.fd)
+	}
+	return nil
+}
 
 // RemoteAddr implements net.Conn.
-func (c *accepted) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(c.peer) }
+func (a *arrivals) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(a.clients[0].peer) }
 
 // LocalAddr implements net.Conn.
-func (c *accepted) LocalAddr() net.Addr { return c.listener.addr }
+func (a *arrivals) LocalAddr() net.Addr { return a.clients[0].listener.addr }
 
 type rejectReason uint8
 

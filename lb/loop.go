@@ -43,8 +43,8 @@ type loop struct {
 	listening   bool  // the listeners are watched
 	listenAgain int64 // when they are to be watched again after a shortage; 0 for never
 	acceptPause int64 // how long the last shortage was waited for
-	newcomers   []*accepted
-	routing     bool // Accept has returned a connection
+	newcomers   []arrival
+	routing     bool // Accept has returned some
 	closed      atomic.Bool
 
 	events  [256]unix.EpollEvent
@@ -205,7 +205,7 @@ func (l *loop) adopt(p *pair) bool {
 		return false
 	}
 	if len(p.first) > 0 {
-		p.phase, p.connect = connecting, &connectState{began: p.born}
+		p.phase, p.connect = connecting, newConnectState(p.born)
 		l.tryNext(p, p.born, false)
 	}
 	p.unwatched = watch(l.epfd, unix.EPOLL_CTL_ADD, p.client.fd, unix.EPOLLIN|unix.EPOLLRDHUP) != 0
