@@ -72,7 +72,7 @@ const (
 
 const (
 	bufferSize    = 64 << 10
-	turnReads     = 16 // reads of one pair before the others have their turn
+	turnBytes     = 1 << 20 // of one pair, before the others have their turn: less than a millisecond
 	quickTick     = 25 * time.Millisecond
 	slowTick      = 250 * time.Millisecond
 	yieldEvery    = 4 * time.Millisecond

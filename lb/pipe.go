@@ -14,6 +14,7 @@ import (
 
 const (
 	bulkReads = 2         // full reads in a row after which a stream is bulk
+	mostPipes = 16        // of a loop at one time; the streams beyond are copied, so slow readers do not hold more
 	pipeSize  = 1 << 20   // what fs.pipe-max-size allows by default
 	sparePipe = 8         // kept by each loop
 	pipeChunk = 512 << 10 // one splice; a pipe's buffers are pages, and not all are full
@@ -27,7 +28,8 @@ type pipe struct {
 // pipes are a loop's spare ones.
 type pipes struct {
 	spare []*pipe
-	none  bool // none can be made: copy
+	made  int  // those that are in use included
+	none  bool // only small ones can be made: copy
 }
 
 // ready makes sure that there is a spare one.
@@ -35,7 +37,7 @@ func (s *pipes) ready() bool {
 	if len(s.spare) > 0 {
 		return true
 	}
-	if s.none {
+	if s.none || s.made >= mostPipes {
 		return false
 	}
 	p, err := newPipe()
@@ -43,6 +45,7 @@ func (s *pipes) ready() bool {
 		s.none = errors.Is(err, errSmallPipe)
 		return false
 	}
+	s.made++
 	s.spare = append(s.spare, p)
 	return true
 }
@@ -78,6 +81,7 @@ func (s *pipes) put(p *pipe) {
 	}
 	if p.full > 0 || len(s.spare) >= sparePipe {
 		p.close()
+		s.made--
 		s.none = false
 		return
 	}

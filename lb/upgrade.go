@@ -528,7 +528,7 @@ func (s *Server) giveListeners(w wire) error {
 // givePairs hands all connections over, a frame at a time, and those that are
 // accepted meanwhile.
 func (s *Server) givePairs(w wire) error {
-	for {
+	for quiet := time.Now(); ; {
 		sent := false
 		for _, l := range s.loops {
 			n, err := s.giveSome(w, l)
@@ -537,11 +537,16 @@ func (s *Server) givePairs(w wire) error {
 			}
 			sent = sent || n > 0
 		}
-		if !sent && s.active.Load() == 0 {
+		switch {
+		case sent:
+			quiet = time.Now()
+		case s.active.Load() == 0:
 			return nil
-		}
-		if !sent { // accepted, and on its way to a loop
-			time.Sleep(time.Millisecond)
+		case time.Since(quiet) > frameTimeout:
+			s.log.Error("connections not found in any loop, they are lost", "connections", s.active.Load())
+			return nil
+		default:
+			time.Sleep(time.Millisecond) // one was accepted, and is on its way to a loop
 		}
 	}
 }
