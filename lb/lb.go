@@ -235,6 +235,7 @@ func (s *Server) stopLoops() {
 func (s *Server) openListeners(old *predecessor) error {
 	inherited := append(old.sockets(), s.activated()...)
 	var errs []error
+	var opened []*listener
 	for _, address := range s.cfg.Load().Listen {
 		var ln *net.TCPListener
 		at := slices.IndexFunc(inherited, func(l *net.TCPListener) bool { return sameListener(address, l.Addr()) })
@@ -253,12 +254,15 @@ func (s *Server) openListeners(old *predecessor) error {
 			errs = append(errs, listenError(address, err))
 			continue
 		}
-		s.listeners = append(s.listeners, l)
+		opened = append(opened, l)
 	}
 	for _, l := range inherited {
 		s.log.Warn("inherited socket not used: no --listen has its address", "address", l.Addr().String())
 		l.Close()
 	}
+	s.mu.Lock()
+	s.listeners = opened
+	s.mu.Unlock()
 	return errors.Join(errs...)
 }
 
