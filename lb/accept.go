@@ -23,7 +23,7 @@ var _ net.Listener = (*loop)(nil)
 const (
 	acceptBatch      = 8 // from one listener, before other events have their turn
 	acceptPauseLeast = int64(5 * time.Millisecond)
-	acceptPauseMost  = int64(100 * time.Millisecond)
+	acceptPauseMost  = int64(25 * time.Millisecond)
 	loopSlack        = 8 // connections that a loop may have more than another
 )
 
