@@ -12,13 +12,13 @@ import (
 )
 
 // Four programs share one heap, and no single GOGC suits it. While they start,
-// 600 MB of schemas and OpenAPI documents are made and thrown away: collecting
+// 300 MB are allocated, most of it for OpenAPI documents, and thrown away: collecting
 // that again and again is a third of the start's CPU time. An idle control plane
 // makes less than 1 MB of garbage a second: a tight heap costs nothing then.
 // Under load a tight heap costs throughput. So the collector is set by what
 // there is to do. Who sets GOGC or GOMEMLIMIT decides alone.
 const (
-	startLimit = 320 << 20 // no collection below this while starting; more would leave the heap in fragments
+	startLimit = 256 << 20 // no collection below this while starting; more would leave the heap in fragments
 	bigHeap    = startLimit / 2
 	bigGrowth  = 100 // GOGC of a start that finds more than bigHeap to keep: Go's default
 
