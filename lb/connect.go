@@ -283,6 +283,10 @@ func (l *loop) hold(p *pair) {
 	}
 	t := l.s.settings()
 	until := c.heldFrom + t.hold
+	if p.client.fin { // it left meanwhile; there will be no event any more
+		l.end(p, endClient)
+		return
+	}
 	if l.now >= until || l.s.heldNow.Load() >= t.maxHeld {
 		l.s.reject(p.listener, rejectNoBackend)
 		l.end(p, endNoBackend)

@@ -308,7 +308,7 @@ func (l *loop) takeTurns() {
 	l.again = l.turned[:0]
 	for _, p := range turns {
 		p.queued = false
-		if p.phase == relaying {
+		if p.phase == relaying && p.loop == l { // not handed over since
 			l.relay(p)
 		}
 	}
