@@ -15,8 +15,9 @@ import (
 // Accept again, which lets that goroutine run first. So a connection is accepted,
 // routed and connected on one thread, which wakes no other for it.
 //
-// Every loop accepts from every listener. One that has more than its share of the
-// connections gives the next ones to another (Server.loopFor).
+// Every loop accepts from every listener and keeps what it accepts. The kernel
+// wakes one of those that wait, the same one first (EPOLLEXCLUSIVE): while the load
+// is low, few threads are awake, and the others join when that one is busy.
 
 var _ net.Listener = (*loop)(nil)
 
@@ -24,7 +25,6 @@ const (
 	acceptBatch      = 8 // from one listener, before other events have their turn
 	acceptPauseLeast = int64(5 * time.Millisecond)
 	acceptPauseMost  = int64(25 * time.Millisecond)
-	loopSlack        = 8 // connections that a loop may have more than another
 )
 
 // Accept implements net.Listener. It returns an error only after Close: what
@@ -124,19 +124,4 @@ func (s *Server) atListener(fd int32) *listener {
 		}
 	}
 	return nil
-}
-
-// loopFor is the loop that gets a connection which own has accepted: own, unless
-// another one has fewer by far.
-func (s *Server) loopFor(own *loop) *loop {
-	least := own
-	for _, l := range s.loops {
-		if l.count.Load() < least.count.Load() {
-			least = l
-		}
-	}
-	if own.count.Load() <= least.count.Load()+loopSlack {
-		return own
-	}
-	return least
 }

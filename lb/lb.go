@@ -52,6 +52,9 @@ type Options struct {
 	// TakeOver has Run take the listeners and the connections of the process that
 	// runs with the same Config.Listen, or UpgradeSocket. Without one it fails.
 	TakeOver bool
+	// Alone says that nothing else in the process is in a hurry, so that the loops may
+	// keep processors from other goroutines, for a millisecond at a time.
+	Alone bool
 	// OnSuccessor is called when a new process is about to take over, with its
 	// process number, so that the service manager can be told; and with this
 	// process' own, should that break off. May be nil.
@@ -180,6 +183,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	watching, stopWatching := context.WithCancel(context.Background())
 	defer stopWatching()
 	go s.watchBackends(watching)
+	go s.rebalance(watching)
 	successor, err := s.awaitSuccessor(watching)
 	if err != nil {
 		return err
@@ -339,7 +343,7 @@ func (s *Server) handle(c arrival, by *loop) {
 		s.refuse(p, rejectSilent)
 		return
 	}
-	if !s.loopFor(by).adopt(p) {
+	if !by.adopt(p) {
 		s.refuse(p, rejectError)
 	}
 }
