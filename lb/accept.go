@@ -63,6 +63,9 @@ func (l *loop) Addr() net.Addr { return l.s.listeners[0].addr }
 
 // listen has the loop accept.
 func (l *loop) listen() {
+	if l.barred {
+		return
+	}
 	l.listening, l.listenAgain = true, 0
 	for _, ln := range l.s.listeners {
 		watchListener(l.epfd, unix.EPOLL_CTL_ADD, ln.fd)
@@ -93,6 +96,11 @@ func (l *loop) accept(ln *listener) {
 		}
 		if l.s.full() {
 			ln.errors[acceptLimit].Add(1)
+			l.pauseAccept()
+			return
+		}
+		if !l.s.reserve.whole() {
+			ln.errors[acceptEMFILE].Add(1)
 			l.pauseAccept()
 			return
 		}

@@ -110,10 +110,13 @@ func (s *Server) reopenAccessLog(path string) error {
 			return &Problem{Field: "AccessLog", Text: fmt.Sprint(errors.Unwrap(err), ": ", path), Hint: "the user kthwd runs as must be able to write it"}
 		}
 	}
+	s.mu.Lock()
+	loops := s.loops
+	s.mu.Unlock()
 	old := s.access.Swap(fresh)
-	if old != nil && len(s.loops) > 0 {
+	if old != nil {
 		// A loop may be about to add a line: it has done so when it has run this.
-		for _, l := range s.loops {
+		for _, l := range loops {
 			l.call(func() {})
 		}
 		old.close()

@@ -111,6 +111,9 @@ func (l *loop) start(p *pair, b *Backend) (int32, syscall.Errno) {
 		return -1, unix.EDESTADDRREQ // its name is not resolved
 	}
 	fd, errno := streamSocket(to.family())
+	if errno == unix.EMFILE && p.connect.flying() == 0 {
+		fd, errno = l.s.reserve.socket(to.family())
+	}
 	if errno != 0 {
 		return -1, errno
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -82,34 +83,32 @@ func watchLeaks(t *testing.T) {
 	if _, watched := leaksWatched.LoadOrStore(t, true); watched {
 		return
 	}
-	before := descriptorsOpen()
+	fds, goroutines := descriptorsOpen(), ownGoroutines()
 	t.Cleanup(func() {
 		leaksWatched.Delete(t)
 		if t.Failed() {
 			return // it may have ended anywhere
 		}
-		eventuallyClean(t, before)
+		eventuallyClean(t, fds, goroutines)
 	})
 }
 
 var leaksWatched sync.Map
 
-func eventuallyClean(t *testing.T, before map[string]string) {
+func eventuallyClean(t *testing.T, fdsBefore, goroutinesBefore map[string]string) {
 	deadline := time.Now().Add(patience)
 	for {
-		stacks, fds := ownGoroutines(), descriptorsOpen()
-		for fd := range before {
-			delete(fds, fd)
-		}
+		fds, goroutines := descriptorsOpen(), ownGoroutines()
+		maps.DeleteFunc(fds, func(fd, _ string) bool { return fdsBefore[fd] != "" })
+		maps.DeleteFunc(goroutines, func(id, _ string) bool { return goroutinesBefore[id] != "" })
 		switch {
-		case stacks == "" && len(fds) == 0:
+		case len(goroutines) == 0 && len(fds) == 0:
 			return
 		case time.Now().After(deadline):
-			t.Errorf("left behind: descriptors %v, goroutines:\n%s", fds, stacks)
+			t.Errorf("left behind: descriptors %v, goroutines %v", fds, goroutines)
 			return
 		}
-		runtime.Gosched()
-		time.Sleep(time.Millisecond) // between two looks
+		pause(time.Millisecond)
 	}
 }
 
@@ -130,16 +129,20 @@ func descriptorsOpen() map[string]string {
 }
 
 // ownGoroutines are the stacks of goroutines that the package has started.
-func ownGoroutines() string {
+func ownGoroutines() map[string]string {
 	buf := make([]byte, 4<<20)
-	var own []string
+	own := map[string]string{}
 	for _, g := range strings.Split(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
 		if strings.Contains(g, "kthwd/lb") && !strings.Contains(g, "testing.(*T).Run") && !strings.Contains(g, "lb.ownGoroutines") {
-			own = append(own, g)
+			id, _, _ := strings.Cut(g, " [")
+			own[id] = g
 		}
 	}
-	return strings.Join(own, "\n\n")
+	return own
 }
+
+// pause is time in which nothing is done, where that is what is tested.
+func pause(d time.Duration) { <-time.After(d) }
 
 // rig is a Server that runs.
 type rig struct {
@@ -228,7 +231,7 @@ func begin(t *testing.T, cfg Config, o Options) *rig {
 		select {
 		case <-returned:
 		case <-time.After(patience):
-			t.Errorf("Run did not return\n%s", ownGoroutines())
+			t.Errorf("Run did not return: %v", ownGoroutines())
 		}
 		if t.Failed() {
 			t.Logf("log of %s:\n%s", r.addr, r.log)
@@ -309,7 +312,7 @@ func dial(t *testing.T, addr string) *net.TCPConn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(patience))
+	c.SetDeadline(time.Now().Add(3 * patience))
 	return c.(*net.TCPConn)
 }
 
@@ -321,6 +324,7 @@ type peer struct {
 
 	mu     sync.Mutex
 	named  map[uint64]chan *net.TCPConn
+	all    []net.Conn
 	count  atomic.Int64     // connections that were accepted
 	handle func(c net.Conn) // instead of named
 }
@@ -349,7 +353,7 @@ func newPeerAt(t *testing.T, addr string, handle func(net.Conn)) *peer {
 			all.Go(func() { p.serve(c.(*net.TCPConn)) })
 		}
 	})
-	t.Cleanup(func() { ln.Close(); all.Wait() })
+	t.Cleanup(func() { ln.Close(); p.closeAll(); all.Wait() })
 	return p
 }
 
@@ -364,7 +368,10 @@ func (p *peer) serve(c *net.TCPConn) {
 		c.Close()
 		return
 	}
-	c.SetDeadline(time.Now().Add(patience))
+	c.SetDeadline(time.Now().Add(3 * patience))
+	p.mu.Lock()
+	p.all = append(p.all, c)
+	p.mu.Unlock()
 	p.waiting(binary.BigEndian.Uint64(name[:])) <- c
 }
 
@@ -414,6 +421,32 @@ func introduce(t *testing.T, client *net.TCPConn, peers ...*peer) (*net.TCPConn,
 	a := receive(t, "a connection at a backend", found)
 	t.Cleanup(func() { a.c.Close() })
 	return a.c, a.p
+}
+
+// parentsLife ends with the process that has started this one.
+func parentsLife() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() { io.Copy(io.Discard, os.Stdin); cancel() }()
+	return ctx
+}
+
+// blackHole is the address of a server whose queue is full: it answers no SYN.
+func blackHole(t *testing.T) string {
+	t.Helper()
+	watchLeaks(t)
+	addr := unused(t)
+	fd := boundTo(t, addr)
+	must(t, unix.Listen(fd, 0))
+	a := netip.MustParseAddrPort(addr)
+	for range 4 { // what its queue takes, and more
+		c, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		must(t, err)
+		t.Cleanup(func() { unix.Close(c) })
+		if err := unix.Connect(c, &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}); err != nil && err != unix.EINPROGRESS {
+			t.Fatal(err)
+		}
+	}
+	return addr
 }
 
 // stream is endless bytes that depend on a seed.
@@ -522,19 +555,25 @@ func together(t *testing.T, all ...func() error) {
 	must(t, errs...)
 }
 
-// unused is an address of 127.0.0.1 where nobody listens, and which is nobody's
-// else while the test runs.
+// unused is an address of 127.0.0.1 where nobody listens, and which nobody else
+// gets while the test runs.
 func unused(t *testing.T) string {
 	t.Helper()
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { unix.Close(fd) })
-	must(t, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1), unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}))
+	watchLeaks(t)
+	fd := boundTo(t, "127.0.0.1:0")
 	sa, err := unix.Getsockname(fd)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(sa.(*unix.SockaddrInet4).Port)).String()
+}
+
+// boundTo is a socket that has an address and does not listen.
+func boundTo(t *testing.T, addr string) int {
+	t.Helper()
+	a := netip.MustParseAddrPort(addr)
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	must(t, err)
+	t.Cleanup(func() { unix.Close(fd) })
+	must(t, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
+		unix.Bind(fd, &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}))
+	return fd
 }

@@ -78,6 +78,7 @@ type Server struct {
 	active    atomic.Int64 // connections, of all listeners
 	heldNow   atomic.Int64
 	sources   sources
+	reserve   reserve
 
 	cfg      atomic.Pointer[Config]
 	set      atomic.Pointer[settings]
@@ -129,6 +130,7 @@ func New(cfg Config, o Options) (*Server, error) {
 		log: o.Log, o: o, begun: time.Now(), draining: map[*Backend]*time.Timer{},
 		changes: make(chan struct{}, 1), state: "starting", lastReload: time.Now(),
 	}
+	s.reserve.s = s
 	s.pool.Store(&pool{})
 	s.metrics = newMetrics(s)
 	f, err := readFiles(cfg)
@@ -180,11 +182,13 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	if err := s.takeOver(old); err != nil {
 		return err
 	}
+	var watchers sync.WaitGroup
+	defer watchers.Wait()
 	watching, stopWatching := context.WithCancel(context.Background())
 	defer stopWatching()
-	go s.watchBackends(watching)
-	go s.rebalance(watching)
-	successor, err := s.awaitSuccessor(watching)
+	watchers.Go(func() { s.watchBackends(watching) })
+	watchers.Go(func() { s.rebalance(watching) })
+	successor, err := s.awaitSuccessor(watching, &watchers)
 	if err != nil {
 		return err
 	}
@@ -214,12 +218,15 @@ func (s *Server) setState(why string) {
 
 // makeLoops makes a loop for each processor.
 func (s *Server) makeLoops() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for range max(1, runtime.GOMAXPROCS(0)) {
 		l, err := newLoop(s)
 		if err != nil {
 			return fmt.Errorf("make an epoll set: %w", err)
 		}
 		s.loops = append(s.loops, l)
+		s.reserve.missing.Add(acceptBatch)
 	}
 	return nil
 }
@@ -232,6 +239,7 @@ func (s *Server) stopLoops() {
 		}
 		l.stop(endDrain)
 	}
+	s.reserve.close()
 }
 
 // openListeners takes the sockets that exist already, from the old process or
@@ -316,7 +324,7 @@ func (s *Server) accept() (*tcpproxy.Proxy, error) {
 func (s *Server) closeListeners() {
 	for _, l := range s.loops {
 		if l.running {
-			l.call(l.unlisten)
+			l.call(func() { l.unlisten(); l.barred = true }) // before Close, or newcomers are not routed
 			l.Close()
 		}
 	}
@@ -468,7 +476,7 @@ func (s *Server) drain(successor <-chan struct{}) error {
 	defer over.Stop()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	for s.active.Load() > 0 {
+	for s.active.Load() > 0 || s.handover.now.Load() {
 		select {
 		case <-over.C:
 			s.log.Warn("drain time is over: closing the connections that are left", "connections", s.active.Load())

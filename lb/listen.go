@@ -68,7 +68,9 @@ func newListener(address string, ln *net.TCPListener, defers time.Duration) (*li
 		var n int
 		if n, failed = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0); failed == nil {
 			l.fd = int32(n)
-			failed = prepareListener(l.fd, defers)
+			if failed = prepareListener(l.fd, defers); failed != nil {
+				l.close()
+			}
 		}
 	})
 	if err := errors.Join(err, failed); err != nil {

@@ -41,6 +41,7 @@ type loop struct {
 	scouts    int   // that do
 
 	listening   bool  // the listeners are watched
+	barred      bool  // they are closed, or about to be
 	listenAgain int64 // when they are to be watched again after a shortage; 0 for never
 	acceptPause int64 // how long the last shortage was waited for
 	newcomers   []arrival
@@ -61,6 +62,7 @@ type loop struct {
 
 	running bool // tcpproxy or run runs it
 	stopped bool
+	gone    bool // guarded by mu: it takes nothing any more
 	done    chan struct{}
 }
 
@@ -108,6 +110,12 @@ func (l *loop) run() {
 	for !l.stopped {
 		l.turn()
 	}
+	l.mu.Lock()
+	l.gone = true // who comes now is refused, and nobody wakes a descriptor that is no longer ours
+	l.mu.Unlock()
+	l.readInbox()
+	l.endAll(endDrain)
+	l.closeAll()
 	l.pipes.close()
 	unix.Close(int(l.wakefd))
 	unix.Close(l.epfd)
@@ -184,27 +192,30 @@ func (l *loop) fallAsleep() int {
 }
 
 // post has the loop run f between two batches of events. Any goroutine may call
-// it, and it does not wait. After the loop has stopped, f is not run.
-func (l *loop) post(f func()) {
+// it, and it does not wait. It is false, and f is not run, when the loop has
+// stopped.
+func (l *loop) post(f func()) bool {
 	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.gone {
+		return false
+	}
 	l.posted = append(l.posted, f)
-	l.mu.Unlock()
 	l.inbox.Store(true)
 	if l.sleep.Load() != awake {
 		l.wake()
 	}
+	return true
 }
 
-// call is post that waits. It is false when the loop has stopped.
+// call is post that waits.
 func (l *loop) call(f func()) bool {
 	done := make(chan struct{})
-	l.post(func() { defer close(done); f() })
-	select {
-	case <-done:
-		return true
-	case <-l.done:
+	if !l.post(func() { defer close(done); f() }) {
 		return false
 	}
+	<-done
+	return true
 }
 
 func (l *loop) wake() {
@@ -216,15 +227,15 @@ func (l *loop) wake() {
 // If the client has sent something already, as TCP_DEFER_ACCEPT has it, a
 // backend is being connected to when adopt returns: one wake-up less than if the
 // loop had to begin with that. It is false, and nothing was kept, when the
-// descriptor cannot be watched.
+// descriptor cannot be watched, or the loop has stopped.
 //
 // Events may come at once. The loop waits for the lock when it meets a pair that
 // it does not know, hence finds it whole.
 func (l *loop) adopt(p *pair) bool {
 	p.loop = l
 	l.mu.Lock()
-	if !l.s.slots.set(p.client.fd, p) {
-		l.mu.Unlock()
+	defer l.mu.Unlock()
+	if l.gone || !l.s.slots.set(p.client.fd, p) {
 		return false
 	}
 	if len(p.first) > 0 {
@@ -235,7 +246,6 @@ func (l *loop) adopt(p *pair) bool {
 	wake := p.unwatched || p.phase == connecting && p.connect.flying() == 0
 	l.arrived = append(l.arrived, p)
 	l.inbox.Store(true)
-	l.mu.Unlock()
 	// Somebody must look at the time that is running now; an answer wakes the loop by itself.
 	if how := l.sleep.Load(); how == asleep || wake && how != awake {
 		l.wake()
@@ -301,7 +311,9 @@ func (l *loop) event(fd int32, events uint32) {
 		return
 	}
 	if !p.known {
-		l.readInbox()
+		if l.readInbox(); l.s.slots.get(fd) != p {
+			return // what was posted has ended it, or let it go
+		}
 	}
 	switch fd {
 	case p.client.fd:
@@ -331,7 +343,7 @@ func (l *loop) takeTurns() {
 	l.again = l.turned[:0]
 	for _, p := range turns {
 		p.queued = false
-		if p.phase == relaying && p.loop == l { // not handed over since
+		if p.phase == relaying {
 			l.relay(p)
 		}
 	}
@@ -406,7 +418,11 @@ func (l *loop) doom(b *Backend, reason endReason) {
 // reprieve is doom taken back, for those that are not yet cut.
 func (l *loop) reprieve(b *Backend) {
 	for p := range l.doomed.all() {
-		if p.backend == b {
+		switch {
+		case p.backend != b:
+		case p.client.eof || p.server.eof:
+			l.requeue(&l.lingering, p, l.now+l.s.settings().halfClose)
+		default:
 			l.requeue(&l.young, p, l.now)
 		}
 	}
@@ -422,16 +438,20 @@ func (l *loop) requeue(q *queue, p *pair, due int64) {
 // stop ends every pair and then the loop.
 func (l *loop) stop(reason endReason) {
 	l.call(func() {
-		for _, p := range slices.Clone(l.pairs) {
-			if p.phase == relaying {
-				resetOnClose(p.client.fd)
-				resetOnClose(p.server.fd)
-			}
-			l.end(p, reason)
-		}
+		l.endAll(reason)
 		l.stopped = true
 	})
 	<-l.done
+}
+
+func (l *loop) endAll(reason endReason) {
+	for _, p := range slices.Clone(l.pairs) {
+		if p.phase == relaying {
+			resetOnClose(p.client.fd)
+			resetOnClose(p.server.fd)
+		}
+		l.end(p, reason)
+	}
 }
 
 // queue is a list of pairs with deadlines. A pair is in one at most. Where all

@@ -189,9 +189,6 @@ func (s *trickle) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// pause is time in which a reader does nothing: the thing that is tested.
-func pause(d time.Duration) { <-time.After(d) }
-
 // slowReader has a reader stand still until its sender is blocked, which shows
 // that memory is bounded, and then read everything.
 func slowReader(t *testing.T, from, to *net.TCPConn) {

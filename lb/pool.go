@@ -105,7 +105,9 @@ func (s *Server) SetDiscovered(backends []string) error {
 			s.log.Warn("discovered backend left out: it is this load balancer itself", "backend", b, "listen", l)
 			continue
 		}
-		names = append(names, name)
+		if !slices.Contains(names, name) { // an EndpointSlice may name one twice
+			names = append(names, name)
+		}
 	}
 	if len(names) == 0 {
 		return nil
@@ -189,6 +191,7 @@ func (s *Server) fill(cfg Config, checksChanged bool) {
 			before[at].stop()
 			before[at].start(cfg, s.files)
 		}
+		before[at].discovered = len(s.discovered) > 0
 		after.backends = append(after.backends, before[at])
 	}
 	s.pool.Store(after)
@@ -207,25 +210,34 @@ func (s *Server) remove(b *Backend, after time.Duration) {
 	s.log.Info("backend removed", "backend", b.name, "connections", b.active.Load(), "drain-timeout", after)
 	s.draining[b] = time.AfterFunc(after, func() {
 		b.drained.Store(true)
-		s.each(func(l *loop) { l.doom(b, endRemoved) })
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		delete(s.draining, b)
-		for _, l := range s.listeners {
-			l.traffic.Delete(b)
-		}
-		s.backends = slices.DeleteFunc(s.backends, func(other *Backend) bool { return other == b })
+		s.each(func(l *loop) { l.doom(b, endRemoved) })
+		s.forget(b)
 	})
+}
+
+func (s *Server) forget(b *Backend) {
+	delete(s.draining, b)
+	for _, l := range s.listeners {
+		l.traffic.Delete(b)
+	}
+	s.backends = slices.DeleteFunc(s.backends, func(other *Backend) bool { return other == b })
 }
 
 // revive takes a removal back that is not over yet.
 func (s *Server) revive(name string, cfg Config) *Backend {
 	for b, timer := range s.draining {
-		if b.name == name && timer.Stop() {
+		switch {
+		case b.name != name:
+		case timer.Stop():
 			delete(s.draining, b)
+			b.discovered = len(s.discovered) > 0
 			b.start(cfg, s.files)
 			s.log.Info("removed backend is back", "backend", name)
 			return b
+		default: // its time is over just now
+			s.forget(b)
 		}
 	}
 	return nil
@@ -252,7 +264,7 @@ func (s *Server) poke() {
 
 // killDelay is how long a backend that still takes connections, but answers
 // none, may be dead before its connections are cut: it may only be suspended.
-const killDelay = 5 * time.Second
+var killDelay = 5 * time.Second // a variable for tests
 
 // watchBackends cuts the connections of dead backends, once another backend is
 // ready to take them, and lets held clients try when there is hope.
@@ -321,14 +333,16 @@ func (s *Server) cutDead(cut map[*Backend]bool) (wait time.Duration) {
 			left = 0
 		}
 		switch {
-		case b.active.Load() == 0 || s.bestTier() > tierReady:
+		case s.bestTier() > tierReady:
 			left = 0
-		case left == 0:
-			if !cut[b] {
+		case left == 0: // again and again: one may be connecting to it still
+			if !cut[b] && b.active.Load() > 0 {
 				s.log.Warn("cutting the connections of a dead backend", "backend", b.name, "connections", b.active.Load())
 			}
-			cut[b] = true
-			s.each(func(l *loop) { l.doom(b, endDead) })
+			if b.active.Load() > 0 {
+				cut[b] = true
+				s.each(func(l *loop) { l.doom(b, endDead) })
+			}
 			left = time.Second
 		}
 		if left > 0 && (wait == 0 || left < wait) {

@@ -38,4 +38,12 @@ func (s *slots) set(fd int32, p *pair) bool {
 	return true
 }
 
-func (s *slots) clear(fd int32) { s.pages[fd/slotPageSize].Load()[fd%slotPageSize].Store(nil) }
+// clear takes back set, also one that was false.
+func (s *slots) clear(fd int32) {
+	if fd < 0 || int(fd/slotPageSize) >= len(s.pages) {
+		return
+	}
+	if page := s.pages[fd/slotPageSize].Load(); page != nil {
+		page[fd%slotPageSize].Store(nil)
+	}
+}

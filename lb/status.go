@@ -81,13 +81,6 @@ func (b *Backend) report(draining bool) BackendStatus {
 	for i := range b.failures {
 		r.Errors += b.failures[i].Load()
 	}
-	if to := b.addr.Load(); to == nil {
-		if err := b.resolveErr.Load(); err != nil {
-			r.Reason = (*err).Error()
-		}
-	} else if at := to.addrPort().String(); at != b.name {
-		r.Resolved = at
-	}
 	if st := b.status.Load(); st != nil {
 		r.Since, r.LastCheck = st.Since, string(st.Last)
 		switch {
@@ -96,6 +89,13 @@ func (b *Backend) report(draining bool) BackendStatus {
 		case st.Suspect:
 			r.Reason = st.SuspectReason
 		}
+	}
+	if to := b.addr.Load(); to == nil {
+		if err := b.resolveErr.Load(); err != nil {
+			r.Reason = (*err).Error()
+		}
+	} else if at := to.addrPort().String(); at != b.name {
+		r.Resolved = at
 	}
 	return r
 }

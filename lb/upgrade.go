@@ -46,6 +46,7 @@ const (
 	pairsPerFrame  = 120 // two descriptors each; the kernel takes 253 at once (SCM_MAX_FD)
 	frameTimeout   = 5 * time.Second
 	maxFrame       = 64 << 20
+	bytesPerFrame  = 8 << 20 // of connections; the last one may add what two pipes hold
 )
 
 // frame is one message.
@@ -79,24 +80,24 @@ type handedEnd struct {
 type wire struct{ conn *net.UnixConn }
 
 // send writes a frame: its length and the number of descriptors, with the
-// descriptors, and then the text.
+// descriptors, and the text. A short one is sent whole or not at all.
 func (w wire) send(f frame, fds ...int) error {
 	text, err := json.Marshal(f)
 	if err != nil {
 		return err
 	}
-	var header [8]byte
-	binary.BigEndian.PutUint32(header[:4], uint32(len(text)))
-	binary.BigEndian.PutUint32(header[4:], uint32(len(fds)))
+	message := binary.BigEndian.AppendUint32(nil, uint32(len(text)))
+	message = binary.BigEndian.AppendUint32(message, uint32(len(fds)))
+	message = append(message, text...)
 	w.conn.SetDeadline(time.Now().Add(frameTimeout))
 	var rights []byte
 	if len(fds) > 0 {
 		rights = unix.UnixRights(fds...)
 	}
-	if _, _, err := w.conn.WriteMsgUnix(header[:], rights, nil); err != nil {
-		return err
+	n, _, err := w.conn.WriteMsgUnix(message, rights, nil)
+	if err == nil && n < len(message) {
+		_, err = w.conn.Write(message[n:])
 	}
-	_, err = w.conn.Write(text)
 	return err
 }
 
@@ -122,7 +123,7 @@ func (w wire) receive(timeout time.Duration, kinds ...string) (f frame, fds []in
 		return f, fds, err
 	}
 	size, count := binary.BigEndian.Uint32(header[:4]), binary.BigEndian.Uint32(header[4:])
-	if size > maxFrame || int(count) != len(fds) {
+	if size > maxFrame || int(count) != len(fds) || count > 0 && !slices.Contains(kinds, "listeners") && !slices.Contains(kinds, "pairs") {
 		return f, fds, fmt.Errorf("a frame of %d bytes with %d of %d descriptors", size, len(fds), count)
 	}
 	text := make([]byte, size)
@@ -192,6 +193,7 @@ func checkPeer(conn *net.UnixConn) (pid int, err error) {
 type handover struct {
 	taken, given, lost atomic.Uint64
 	longest            atomic.Int64
+	now                atomic.Bool // connections are being handed over
 }
 
 func (h *handover) counts() map[string]uint64 {
@@ -314,7 +316,7 @@ func (s *Server) adoptHanded(all []handed, fds []int) {
 		}
 		if len(fds) < want {
 			s.handover.lost.Add(1)
-			return
+			break
 		}
 		p := s.pairOf(h, fds[:want])
 		fds = fds[want:]
@@ -328,6 +330,7 @@ func (s *Server) adoptHanded(all []handed, fds []int) {
 		l := s.loops[s.next.Add(1)%uint64(len(s.loops))]
 		l.post(func() { l.takeBack(p) })
 	}
+	closeAll(fds)
 }
 
 func (s *Server) pairOf(h handed, fds []int) *pair {
@@ -397,11 +400,12 @@ func (l *loop) takeBack(p *pair) {
 	l.relay(p)
 }
 
-// letGo takes up to n pairs out of the loop, whole, with nothing left in a pipe.
-// Their descriptors stay open; they are watched no more, which must be said, for
-// the copies in another process would keep the watch alive (epoll(7)).
+// letGo takes up to n pairs out of the loop, whole, with nothing left in a pipe,
+// and with no more to be written than a frame may hold. Their descriptors stay
+// open; they are watched no more, which must be said, for the copies in another
+// process would keep the watch alive (epoll(7)).
 func (l *loop) letGo(n int) (all []*pair) {
-	for len(l.pairs) > 0 && len(all) < n {
+	for pending := 0; len(l.pairs) > 0 && len(all) < n && pending < bytesPerFrame; {
 		p := l.pairs[len(l.pairs)-1]
 		if p.in != nil {
 			p.in.remove(p)
@@ -417,8 +421,11 @@ func (l *loop) letGo(n int) (all []*pair) {
 			p.phase = fresh
 		}
 		l.forget(p)
-		p.loop, p.queued = nil, false
-		all = append(all, p)
+		whole := *p
+		whole.loop, whole.known, whole.queued = nil, false, false
+		p.phase = ended // what the loop still knows of it, such as its turn
+		pending += len(whole.first) + len(whole.client.out) + len(whole.server.out)
+		all = append(all, &whole)
 	}
 	return all
 }
@@ -447,34 +454,84 @@ func (l *loop) emptyPipe(e *end) {
 }
 
 // awaitSuccessor listens for a new process. The channel is closed when one has
-// taken over.
-func (s *Server) awaitSuccessor(ctx context.Context) (<-chan struct{}, error) {
-	ln, err := net.ListenUnix("unix", s.upgradeSocket())
-	if err != nil {
+// taken over. It ends with ctx, and others then waits for it.
+func (s *Server) awaitSuccessor(ctx context.Context, others *sync.WaitGroup) (<-chan struct{}, error) {
+	ln, err := s.listenForSuccessor()
+	if err != nil && !errors.Is(err, unix.EADDRINUSE) {
 		return nil, fmt.Errorf("upgrade socket: %w", err)
 	}
 	gone := make(chan struct{})
-	var once sync.Once
-	closeSocket := func() { once.Do(func() { ln.Close() }) }
-	context.AfterFunc(ctx, closeSocket)
-	go func() {
+	others.Go(func() {
+		if ln == nil {
+			ln = s.keepTrying(ctx)
+		}
+		if ln == nil {
+			return
+		}
+		defer ln.Close()
+		defer context.AfterFunc(ctx, func() { ln.Close() })()
 		for {
 			conn, err := ln.AcceptUnix()
 			if err != nil {
 				return
 			}
-			if s.succeed(wire{conn}, closeSocket) {
+			if s.succeed(ctx, wire{conn}) {
+				ln.Close()
 				close(gone)
 				return
 			}
 		}
-	}()
+	})
 	return gone, nil
 }
 
+// listenForSuccessor opens the upgrade socket. A file that a killed process has
+// left behind is in nobody's use.
+func (s *Server) listenForSuccessor() (*net.UnixListener, error) {
+	at := s.upgradeSocket()
+	ln, err := net.ListenUnix("unix", at)
+	if !errors.Is(err, unix.EADDRINUSE) || strings.HasPrefix(at.Name, "@") {
+		return ln, err
+	}
+	conn, errDial := net.DialUnix("unix", nil, at)
+	if errDial == nil {
+		conn.Close()
+		return nil, err
+	}
+	if errors.Is(errDial, unix.ECONNREFUSED) {
+		os.Remove(at.Name)
+	}
+	return net.ListenUnix("unix", at)
+}
+
+// keepTrying opens the upgrade socket once the process that has it is gone: the
+// old one closes it after it has said that it is done, or keeps it when the
+// hand-over broke off. To serve without is better than to end with all the
+// connections that are here. It returns nil when ctx ends first.
+func (s *Server) keepTrying(ctx context.Context) *net.UnixListener {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for tries := 1; ; tries++ {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		ln, err := s.listenForSuccessor()
+		if err == nil {
+			return ln
+		}
+		if tries == 100 {
+			s.log.Warn("no upgrade of this process is possible for now", "err", err)
+			tick.Reset(time.Second)
+		}
+	}
+}
+
 // succeed serves one new process. It is true when that one has everything.
-func (s *Server) succeed(w wire, closeSocket func()) bool {
+func (s *Server) succeed(ctx context.Context, w wire) bool {
 	defer w.conn.Close()
+	defer context.AfterFunc(ctx, func() { w.conn.Close() })()
 	pid, err := checkPeer(w.conn)
 	if err == nil {
 		err = s.giveListeners(w)
@@ -486,13 +543,18 @@ func (s *Server) succeed(w wire, closeSocket func()) bool {
 		s.log.Warn("a new process did not take over", "pid", pid, "err", err)
 		return false
 	}
+	s.handover.now.Store(true)
+	defer s.handover.now.Store(false)
 	for _, l := range s.loops {
 		l.call(l.unlisten)
 	}
 	if s.o.OnSuccessor != nil {
 		s.o.OnSuccessor(pid)
 	}
-	if err := s.givePairs(w); err != nil {
+	if err = s.givePairs(w); err == nil {
+		err = w.send(frame{Kind: "done"})
+	}
+	if err != nil {
 		s.log.Error("handing over was broken off, going on", "pid", pid, "err", err)
 		for _, l := range s.loops {
 			l.call(l.listen)
@@ -501,10 +563,6 @@ func (s *Server) succeed(w wire, closeSocket func()) bool {
 			s.o.OnSuccessor(os.Getpid())
 		}
 		return false
-	}
-	closeSocket() // the new process opens its own, once it hears done
-	if err := w.send(frame{Kind: "done"}); err != nil {
-		s.log.Warn("the new process did not hear that it has everything", "pid", pid, "err", err)
 	}
 	s.log.Info("handed over", "pid", pid, "connections", s.handover.given.Load(), "longest-pause", s.handover.pause())
 	return true
@@ -525,10 +583,10 @@ func (s *Server) giveListeners(w wire) error {
 	return w.send(reply, fds...)
 }
 
-// givePairs hands all connections over, a frame at a time, and those that are
-// accepted meanwhile.
+// givePairs hands all connections over, a frame at a time, and those that were
+// accepted before and are on their way to a loop.
 func (s *Server) givePairs(w wire) error {
-	for quiet := time.Now(); ; {
+	for moved := time.Now(); ; {
 		sent := false
 		for _, l := range s.loops {
 			n, err := s.giveSome(w, l)
@@ -539,14 +597,13 @@ func (s *Server) givePairs(w wire) error {
 		}
 		switch {
 		case sent:
-			quiet = time.Now()
+			moved = time.Now()
 		case s.active.Load() == 0:
 			return nil
-		case time.Since(quiet) > frameTimeout:
-			s.log.Error("connections not found in any loop, they are lost", "connections", s.active.Load())
-			return nil
+		case time.Since(moved) > frameTimeout:
+			return fmt.Errorf("%d connections belong to no loop", s.active.Load())
 		default:
-			time.Sleep(time.Millisecond) // one was accepted, and is on its way to a loop
+			time.Sleep(time.Millisecond)
 		}
 	}
 }
@@ -558,11 +615,7 @@ func (s *Server) giveSome(w wire, l *loop) (int, error) {
 		return 0, nil
 	}
 	f, fds := s.frameOf(all)
-	err := w.send(f, fds...)
-	if err == nil {
-		_, _, err = w.receive(frameTimeout, "ack")
-	}
-	if err != nil {
+	if err := w.exchange(f, fds); err != nil {
 		l.post(func() {
 			for _, p := range all {
 				l.takeBack(p)
@@ -571,7 +624,11 @@ func (s *Server) giveSome(w wire, l *loop) (int, error) {
 		s.handover.lost.Add(uint64(len(all)))
 		return 0, err
 	}
-	closeAll(fds) // copies: the connections live on
+	l.post(func() { // copies: the connections live on
+		for _, fd := range fds {
+			l.closing = append(l.closing, int32(fd))
+		}
+	})
 	for _, p := range all {
 		s.sources.leave(p)
 		s.active.Add(-1)
@@ -583,6 +640,23 @@ func (s *Server) giveSome(w wire, l *loop) (int, error) {
 	s.handover.given.Add(uint64(len(all)))
 	s.handover.longest.Store(max(s.handover.longest.Load(), int64(time.Since(begun))))
 	return len(all), nil
+}
+
+// exchange sends connections and waits until the other process has said that they
+// are its own. Both must come to the same end: one that is late with its answer
+// either still gets it in, or cannot send it any more (unix(7): EPIPE).
+func (w wire) exchange(f frame, fds []int) error {
+	err := w.send(f, fds...)
+	if err != nil {
+		return err
+	}
+	if _, _, err = w.receive(frameTimeout, "ack"); err != nil {
+		w.conn.CloseRead()
+		if _, _, late := w.receive(frameTimeout, "ack"); late == nil {
+			return nil
+		}
+	}
+	return err
 }
 
 func (s *Server) frameOf(all []*pair) (f frame, fds []int) {

@@ -1,0 +1,342 @@
+package lb
+
+import (
+	"bufio"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"math/big"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"kthwd/lb/check"
+)
+
+// apiServer is a TLS server with /readyz.
+type apiServer struct {
+	t      *testing.T
+	addr   string
+	status atomic.Int32 // of /readyz
+	paths  sync.Map     // asked for
+
+	mu      sync.Mutex
+	resumed chan bool // closed when it is not stopped
+	http    *httptest.Server
+}
+
+func newAPIServer(t *testing.T) *apiServer {
+	t.Helper()
+	watchLeaks(t)
+	a := &apiServer{t: t, addr: "127.0.0.1:0", resumed: make(chan bool)}
+	close(a.resumed)
+	a.status.Store(200)
+	a.start()
+	t.Cleanup(func() { a.resume(); a.kill() })
+	return a
+}
+
+// start has it listen, again at the same address.
+func (a *apiServer) start() {
+	a.t.Helper()
+	ln, err := net.Listen("tcp", a.addr)
+	must(a.t, err)
+	a.addr = ln.Addr().String()
+	a.http = &httptest.Server{
+		Listener: stoppable{ln, a},
+		Config:   &http.Server{Handler: a, ErrorLog: log.New(io.Discard, "", 0)},
+	}
+	a.http.StartTLS()
+}
+
+func (a *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path == "/who" {
+		fmt.Fprint(w, a.addr)
+		return
+	}
+	a.paths.Store(r.URL.Path, true)
+	w.WriteHeader(int(a.status.Load()))
+}
+
+// refuse has it listen no more; what is connected stays.
+func (a *apiServer) refuse() { a.http.Listener.Close() }
+
+// kill is refuse that closes what is connected.
+func (a *apiServer) kill() {
+	a.http.Listener.Close()
+	a.http.CloseClientConnections()
+	a.http.Close()
+}
+
+// suspend has it answer nothing, while its kernel takes connections.
+func (a *apiServer) suspend() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.resumed = make(chan bool)
+}
+
+func (a *apiServer) resume() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	select {
+	case <-a.resumed:
+	default:
+		close(a.resumed)
+	}
+}
+
+func (a *apiServer) running() chan bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.resumed
+}
+
+// caFile is the file of the CA that signed its certificate.
+func (a *apiServer) caFile() string {
+	a.t.Helper()
+	name := filepath.Join(a.t.TempDir(), "ca.pem")
+	must(a.t, os.WriteFile(name, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.http.Certificate().Raw}), 0o600))
+	return name
+}
+
+// stoppable are connections that nothing is read of while the server is suspended.
+type stoppable struct {
+	net.Listener
+	a *apiServer
+}
+
+func (s stoppable) Accept() (net.Conn, error) {
+	c, err := s.Listener.Accept()
+	return stoppableConn{c, s.a}, err
+}
+
+type stoppableConn struct {
+	net.Conn
+	a *apiServer
+}
+
+func (c stoppableConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	<-c.a.running()
+	return n, err
+}
+
+// visit is a TLS connection through r that asks which backend it has.
+type visit struct {
+	*tls.Conn
+	in *bufio.Reader
+}
+
+func (r *rig) visit() *visit {
+	r.t.Helper()
+	c := tls.Client(r.dial(), &tls.Config{InsecureSkipVerify: true})
+	return &visit{c, bufio.NewReader(c)}
+}
+
+func (v *visit) who() (string, error) {
+	if _, err := io.WriteString(v, "GET /who HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+		return "", err
+	}
+	resp, err := http.ReadResponse(v.in, nil)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return string(b), err
+}
+
+// at fails unless the connection is with a backend.
+func (v *visit) at(t *testing.T, a *apiServer) {
+	t.Helper()
+	who, err := v.who()
+	must(t, err, equal("backend", who, a.addr))
+}
+
+// cut waits until the connection is ended.
+func (v *visit) cut(t *testing.T) {
+	t.Helper()
+	if err := expectGone(v.NetConn()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// checkedConfig has backends checked, quickly.
+func checkedConfig(backends ...*apiServer) Config {
+	c := testConfig()
+	for _, a := range backends {
+		c.Backends = append(c.Backends, a.addr)
+	}
+	c.Check, c.CheckInterval, c.CheckTimeout = CheckHTTPS, 40*time.Millisecond, 250*time.Millisecond
+	c.Balance = FirstAlive
+	return c
+}
+
+func (r *rig) state(a *apiServer) string {
+	for _, b := range r.Status().Backends {
+		if b.Address == a.addr {
+			return b.State
+		}
+	}
+	return "none"
+}
+
+func (r *rig) awaitState(a *apiServer, want check.State) {
+	r.t.Helper()
+	eventually(r.t, "a backend's state", func() error { return equal("state", r.state(a), string(want)) })
+}
+
+func (r *rig) awaitTier(a *apiServer, want int32) {
+	r.t.Helper()
+	b := r.backend(a.addr)
+	eventually(r.t, "a backend's tier", func() error { return equal("tier", b.tier.Load(), want) })
+}
+
+func TestVerdictTier(t *testing.T) {
+	for _, tt := range []struct {
+		st   check.Status
+		want int32
+	}{
+		{check.Status{State: check.Unknown}, tierHopeful},
+		{check.Status{State: check.Unknown, Suspect: true}, tierDoubted},
+		{check.Status{State: check.Ready, Connectable: true}, tierReady},
+		{check.Status{State: check.Ready, Connectable: true, Suspect: true}, tierDoubted},
+		{check.Status{State: check.Ready, Suspect: true}, tierBad},
+		{check.Status{State: check.NotReady, Connectable: true, Suspect: true}, tierDoubted},
+		{check.Status{State: check.NotReady, Connectable: true}, tierHopeful},
+		{check.Status{State: check.NotReady, Suspect: true}, tierBad},
+		{check.Status{State: check.Dead, Connectable: true, Suspect: true}, tierBad},
+		{check.Status{State: check.Dead, Suspect: true}, tierBad},
+		{check.Status{State: check.Dead, Connectable: true}, tierHopeful},
+	} {
+		if got := tierOf(tt.st); got != tt.want {
+			t.Errorf("%+v: got tier %d, want %d", tt.st, got, tt.want)
+		}
+	}
+}
+
+// A doubt about a backend ends with the next check that passes.
+func TestDoubtIsTakenBack(t *testing.T) {
+	a := newAPIServer(t)
+	r := run(t, checkedConfig(a), Options{})
+	r.awaitTier(a, tierReady)
+	a.suspend() // no check passes meanwhile
+	b := r.backend(a.addr)
+	b.doubt("for a test")
+	if b.tier.Load() == tierReady {
+		t.Error("the doubt is not heard")
+	}
+	a.resume()
+	r.awaitTier(a, tierReady)
+}
+
+// Where backends are not checked, each is ready, from the beginning, until a
+// connection fails.
+func TestCheckNone(t *testing.T) {
+	p := newPeer(t)
+	begun := time.Now()
+	r := run(t, testConfig(p.addr), Options{})
+	if took := time.Since(begun); took > 400*time.Millisecond {
+		t.Errorf("it was ready after %v", took)
+	}
+	st := r.Status()
+	must(t, equal("state", st.Backends[0].State, "ready"), equal("fail open", st.FailOpen, false))
+}
+
+func TestCheckTCP(t *testing.T) {
+	p, dead := newPeer(t), unused(t)
+	cfg := testConfig(dead, p.addr)
+	cfg.Check = CheckTCP
+	r := run(t, cfg, Options{})
+	eventually(t, "states", func() error {
+		st := r.Status().Backends
+		return errors.Join(equal("first", st[0].State, "dead"), equal("second", st[1].State, "ready"))
+	})
+}
+
+func TestBadCertificate(t *testing.T) {
+	a := newAPIServer(t)
+	cfg := checkedConfig(a)
+	cfg.BackendCA = a.caFile()
+	r := run(t, cfg, Options{})
+	r.awaitState(a, check.Ready)
+	must(t, equal("verified", r.Status().Verified, true))
+
+	cfg = *r.cfg.Load()
+	cfg.BackendCA = otherCA(t)
+	must(t, r.Reload(cfg))
+	eventually(t, "bad_cert in status", func() error {
+		b := r.Status().Backends[0]
+		if b.State != "not_ready" || b.LastCheck != "bad_cert" || !strings.HasPrefix(b.Reason, "bad_cert: x509") {
+			return fmt.Errorf("got %s, %s, %q", b.State, b.LastCheck, b.Reason)
+		}
+		return nil
+	})
+	must(t, equal("fail open", r.Status().FailOpen, true))
+	r.visit().at(t, a) // there is no better one
+}
+
+// otherCA is the file of a CA that has signed nothing here.
+func otherCA(t *testing.T) string {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(t, err)
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), IsCA: true, BasicConstraintsValid: true, NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
+	must(t, err)
+	name := filepath.Join(t.TempDir(), "other.pem")
+	must(t, os.WriteFile(name, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600))
+	return name
+}
+
+// A name is resolved, and shown with its address.
+func TestBackendName(t *testing.T) {
+	p := newPeer(t)
+	_, port, _ := net.SplitHostPort(p.addr)
+	r := run(t, testConfig("localhost:"+port), Options{})
+	eventually(t, "resolved", func() error {
+		if a, err := netip.ParseAddrPort(r.Status().Backends[0].Resolved); err != nil || !a.Addr().IsLoopback() {
+			return fmt.Errorf("it is %v: %v", a, err)
+		}
+		return nil
+	})
+	if a := r.allBackends()[0].addr.Load().addrPort(); a.Addr().Is4() {
+		client, server, _ := r.pairUp(p)
+		say(t, client, server, "hello")
+	}
+
+	t.Run("that does not exist", func(t *testing.T) {
+		r := begin(t, testConfig("nobody.invalid:6443"), Options{})
+		eventually(t, "the reason in status", func() error {
+			if b := r.Status().Backends[0]; !strings.Contains(b.Reason, "nobody.invalid") {
+				return errors.New(b.Reason)
+			}
+			return nil
+		})
+	})
+	t.Run("that is the balancer itself", func(t *testing.T) {
+		f, addr := socket(t, "127.0.0.1:0")
+		_, port, _ := net.SplitHostPort(addr)
+		cfg := testConfig("LocalHost.:" + port)
+		cfg.Listen = []string{"127.0.0.1:" + port}
+		if _, err := New(cfg, Options{}); err == nil || !strings.Contains(err.Error(), "itself") {
+			t.Errorf("New: %v", err)
+		}
+		f.Close()
+	})
+}
