@@ -36,9 +36,16 @@ type apiServer struct {
 	layout pki.Layout
 	etcd   *etcd
 	log    *slog.Logger
+	early  chan configured // the first half of the first build, once begin was called
 
 	mu       sync.Mutex
 	loopback *rest.Config
+}
+
+// configured is the first half of a build: what apiapp.NewConfig returned.
+type configured struct {
+	config *apiapp.Config
+	err    error
 }
 
 var _ supervise.Component = (*apiServer)(nil)
@@ -99,9 +106,53 @@ type prepared interface {
 	Run(ctx context.Context) error
 }
 
+// begin starts the first build before there is a quorum, up to the point where
+// upstream needs one. It is called at most once, before Run, when etcd's socket is
+// open. Most of that half is the RSA key of the loopback certificate, 0.2 s on one
+// core, for which a lone etcd need not be elected (apiserver/pkg/server/options/
+// serving_with_loopback.go).
+func (a *apiServer) begin() {
+	early := make(chan configured, 1)
+	a.early = early
+	go func() {
+		config, err := a.configure()
+		early <- configured{config, err}
+	}()
+}
+
 // build is kube-apiserver/app/server.go:Run up to its last line, with the two
-// bootstrap hooks replaced.
+// bootstrap hooks replaced and the OpenAPI documents built side by side.
 func (a *apiServer) build() (prepared, error) {
+	config, err := a.configuration()
+	if err != nil {
+		return nil, err
+	}
+	server, err := a.assemble(config)
+	if err != nil {
+		// NewConfig has opened the port; whoever fails later must close it.
+		return nil, errors.Join(err, config.KubeAPIs.ControlPlane.Generic.SecureServing.Listener.Close())
+	}
+	a.mu.Lock()
+	a.loopback = rest.CopyConfig(config.KubeAPIs.ControlPlane.Generic.LoopbackClientConfig)
+	a.mu.Unlock()
+	return server, nil
+}
+
+// configuration is what begin has made, once, and made now after that.
+func (a *apiServer) configuration() (*apiapp.Config, error) {
+	if early := a.early; early != nil {
+		a.early = nil
+		made := <-early
+		if made.err == nil {
+			return made.config, nil
+		}
+		a.log.Debug("not configured before the quorum", "err", made.err) // upstream waits 20 s for etcd
+	}
+	return a.configure()
+}
+
+// configure reads the files, opens the port and connects to etcd.
+func (a *apiServer) configure() (*apiapp.Config, error) {
 	opts, err := parseAPIServer(a.args)
 	if err != nil {
 		return nil, err
@@ -111,23 +162,15 @@ func (a *apiServer) build() (prepared, error) {
 		return nil, err
 	}
 	config, err := apiapp.NewConfig(completed)
-	if err != nil {
-		return nil, err
+	if err != nil && completed.SecureServing.Listener != nil {
+		err = errors.Join(err, completed.SecureServing.Listener.Close())
 	}
-	// NewConfig has opened the port; whoever fails below must close it.
-	listener := config.KubeAPIs.ControlPlane.Generic.SecureServing.Listener
-	server, err := a.assemble(config)
-	if err != nil {
-		return nil, errors.Join(err, listener.Close())
-	}
-	a.mu.Lock()
-	a.loopback = rest.CopyConfig(config.KubeAPIs.ControlPlane.Generic.LoopbackClientConfig)
-	a.mu.Unlock()
-	return server, nil
+	return config, err
 }
 
 func (a *apiServer) assemble(config *apiapp.Config) (prepared, error) {
 	register := leaveOutBootstrapHooks(config.KubeAPIs.ControlPlane.Generic, a.log)
+	installOpenAPI := leaveOutOpenAPI(config.KubeAPIs.ControlPlane.Generic)
 	completed, err := config.Complete()
 	if err != nil {
 		return nil, err
@@ -137,6 +180,9 @@ func (a *apiServer) assemble(config *apiapp.Config) (prepared, error) {
 		return nil, err
 	}
 	if err := register(chain.GenericAPIServer); err != nil {
+		return nil, err
+	}
+	if err := installOpenAPI(chain.GenericAPIServer.NextDelegate()); err != nil {
 		return nil, err
 	}
 	return chain.PrepareRun()

@@ -274,6 +274,9 @@ func (p *plant) wire() (*supervise.Group, error) {
 		args: withoutGates(p.args[nameAPIServer]), server: p.cfg.LocalServer(),
 		layout: p.layout, etcd: etcd, log: logs.Logger(nameAPIServer),
 	}
+	if alone(etcd.cfg) {
+		etcd.open = api.begin
+	}
 	kcm := &controllerManager{
 		args: withoutGates(p.args[nameControllerManager]), options: p.programs.kcm, identity: p.identity,
 		alive: aliveCheck(g, nameControllerManager), logs: logs, log: logs.Logger(nameControllerManager),

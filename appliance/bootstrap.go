@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/client-go/kubernetes"
+	rbacclient "k8s.io/client-go/kubernetes/typed/rbac/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/util/retry"
 	"k8s.io/component-helpers/auth/rbac/reconciliation"
@@ -86,9 +87,13 @@ func bootstrapRBAC(ctx context.Context, client kubernetes.Interface) error {
 	if err := splitBindings(ctx, client); err != nil {
 		return err
 	}
+	existing, err := listClusterScoped(ctx, client)
+	if err != nil {
+		return err
+	}
 	roles := limited(ctx)
 	for _, role := range append(bootstrappolicy.ClusterRoles(), bootstrappolicy.ControllerRoles()...) {
-		roles.Go(func() error { return reconcileClusterRole(client, role) })
+		roles.Go(func() error { return reconcileClusterRole(client, existing, role) })
 	}
 	for _, inNamespace := range bootstrappolicy.NamespaceRoles() {
 		for _, role := range inNamespace {
@@ -100,7 +105,7 @@ func bootstrapRBAC(ctx context.Context, client kubernetes.Interface) error {
 	}
 	bindings := limited(ctx)
 	for _, b := range append(bootstrappolicy.ClusterRoleBindings(), bootstrappolicy.ControllerRoleBindings()...) {
-		bindings.Go(func() error { return reconcileClusterRoleBinding(client, b) })
+		bindings.Go(func() error { return reconcileClusterRoleBinding(client, existing, b) })
 	}
 	for _, inNamespace := range bootstrappolicy.NamespaceRoleBindings() {
 		for _, b := range inNamespace {
@@ -128,13 +133,66 @@ func reconcile(what string, run func() error) error {
 	return nil
 }
 
-func reconcileClusterRole(client kubernetes.Interface, role rbacv1.ClusterRole) error {
+// clusterScoped is what was there before: it answers Get, so that an object that
+// is missing, as 120 are at the first start, costs one request and not two.
+type clusterScoped struct {
+	roles    map[string]*rbacv1.ClusterRole
+	bindings map[string]*rbacv1.ClusterRoleBinding
+}
+
+func listClusterScoped(ctx context.Context, client kubernetes.Interface) (*clusterScoped, error) {
+	c := &clusterScoped{map[string]*rbacv1.ClusterRole{}, map[string]*rbacv1.ClusterRoleBinding{}}
+	roles, err := client.RbacV1().ClusterRoles().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, err
+	}
+	for i := range roles.Items {
+		c.roles[roles.Items[i].Name] = &roles.Items[i]
+	}
+	bindings, err := client.RbacV1().ClusterRoleBindings().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, err
+	}
+	for i := range bindings.Items {
+		c.bindings[bindings.Items[i].Name] = &bindings.Items[i]
+	}
+	return c, nil
+}
+
+type listedRoles struct {
+	rbacclient.ClusterRoleInterface
+	listed map[string]*rbacv1.ClusterRole
+}
+
+func (l listedRoles) Get(_ context.Context, name string, _ metav1.GetOptions) (*rbacv1.ClusterRole, error) {
+	if role, ok := l.listed[name]; ok {
+		return role.DeepCopy(), nil
+	}
+	return nil, apierrors.NewNotFound(rbacv1.Resource("clusterroles"), name)
+}
+
+type listedBindings struct {
+	rbacclient.ClusterRoleBindingInterface
+	listed map[string]*rbacv1.ClusterRoleBinding
+}
+
+func (l listedBindings) Get(_ context.Context, name string, _ metav1.GetOptions) (*rbacv1.ClusterRoleBinding, error) {
+	if binding, ok := l.listed[name]; ok {
+		return binding.DeepCopy(), nil
+	}
+	return nil, apierrors.NewNotFound(rbacv1.Resource("clusterrolebindings"), name)
+}
+
+func reconcileClusterRole(client kubernetes.Interface, existing *clusterScoped, role rbacv1.ClusterRole) error {
+	roles := client.RbacV1().ClusterRoles()
+	var asked rbacclient.ClusterRoleInterface = listedRoles{roles, existing.roles}
 	return reconcile("clusterrole "+role.Name, func() error {
 		_, err := (&reconciliation.ReconcileRoleOptions{
 			Role:    reconciliation.ClusterRoleRuleOwner{ClusterRole: role.DeepCopy()},
-			Client:  reconciliation.ClusterRoleModifier{Client: client.RbacV1().ClusterRoles()},
+			Client:  reconciliation.ClusterRoleModifier{Client: asked},
 			Confirm: true,
 		}).Run()
+		asked = roles // it has changed since it was listed: ask anew
 		return err
 	})
 }
@@ -150,13 +208,16 @@ func reconcileRole(client kubernetes.Interface, role rbacv1.Role) error {
 	})
 }
 
-func reconcileClusterRoleBinding(client kubernetes.Interface, b rbacv1.ClusterRoleBinding) error {
+func reconcileClusterRoleBinding(client kubernetes.Interface, existing *clusterScoped, b rbacv1.ClusterRoleBinding) error {
+	bindings := client.RbacV1().ClusterRoleBindings()
+	var asked rbacclient.ClusterRoleBindingInterface = listedBindings{bindings, existing.bindings}
 	return reconcile("clusterrolebinding "+b.Name, func() error {
 		_, err := (&reconciliation.ReconcileRoleBindingOptions{
 			RoleBinding: reconciliation.ClusterRoleBindingAdapter{ClusterRoleBinding: b.DeepCopy()},
-			Client:      reconciliation.ClusterRoleBindingClientAdapter{Client: client.RbacV1().ClusterRoleBindings()},
+			Client:      reconciliation.ClusterRoleBindingClientAdapter{Client: asked},
 			Confirm:     true,
 		}).Run()
+		asked = bindings
 		return err
 	})
 }

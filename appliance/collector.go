@@ -12,7 +12,7 @@ import (
 )
 
 // Four programs share one heap, and no single GOGC suits it. While they start,
-// 600 MB of schemas and OpenAPI documents are made and thrown away: collecting
+// 300 MB are allocated, most of it for OpenAPI documents, and thrown away: collecting
 // that again and again is a third of the start's CPU time. An idle control plane
 // makes less than 1 MB of garbage a second: a tight heap costs nothing then.
 // Under load a tight heap costs throughput. So the collector is set by what
@@ -22,11 +22,12 @@ const (
 	bigHeap    = startLimit / 2
 	bigGrowth  = 100 // GOGC of a start that finds more than bigHeap to keep: Go's default
 
-	idleGrowth = 30              // GOGC while little happens
-	busyEvery  = 5 * time.Second // two collections within this time mean load
-	busyGrowth = 200             // GOGC under load, less where it would be more than busyRoom
-	busyRoom   = 256 << 20
-	calmAfter  = 15 * time.Second // this long without a collection under load, and the load is over
+	idleGrowth = 30               // GOGC while little happens
+	busyEvery  = 5 * time.Second  // two collections within this time mean load
+	busyGrowth = 400              // GOGC under load, less where it would be more than the room
+	busyRoom   = 512 << 20        // what a load may add to the heap, less on a small machine
+	busyShare  = 16               // … where it is this part of the memory
+	calmAfter  = 15 * time.Second // this long with less garbage than that, and the load is over
 
 	settle      = 5 * time.Second // from ready to the idle setting
 	settleAgain = 10 * time.Second
@@ -34,10 +35,13 @@ const (
 
 // collector is the one place that sets the garbage collector.
 type collector struct {
-	mu     sync.Mutex
-	phase  phase
-	cycles uint64    // automatic collections seen
-	last   time.Time // when the newest of them was seen
+	room uint64 // what a load may add to the heap
+
+	mu        sync.Mutex
+	phase     phase
+	cycles    uint64    // automatic collections seen
+	last      time.Time // when the newest of them was seen
+	allocated uint64    // in the whole life of the process, at the last check for calm
 }
 
 type phase int
@@ -55,7 +59,7 @@ func newCollector() *collector {
 	if os.Getenv("GOGC") != "" || os.Getenv("GOMEMLIMIT") != "" {
 		return nil
 	}
-	c := &collector{last: time.Now()}
+	c := &collector{room: roomUnderLoad(usableMemory()), last: time.Now()}
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(startLimit)
 	c.afterNextCollection()
@@ -100,42 +104,55 @@ func (c *collector) afterNextCollection() {
 
 // collected looks at the collection that has just ended.
 func (c *collector) collected() {
-	sample := []metrics.Sample{{Name: "/gc/cycles/automatic:gc-cycles"}, {Name: "/gc/heap/live:bytes"}}
-	metrics.Read(sample)
-	cycles, live := sample[0].Value.Uint64(), sample[1].Value.Uint64()
+	now := readHeap()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if cycles == c.cycles { // FreeOSMemory's, or the runtime's own after two quiet minutes
+	if now.cycles == c.cycles { // FreeOSMemory's, or the runtime's own after two quiet minutes
 		return
 	}
 	pause := time.Since(c.last)
-	c.cycles, c.last = cycles, time.Now()
+	c.cycles, c.last = now.cycles, time.Now()
 	switch {
-	case c.phase == starting && live > bigHeap:
+	case c.phase == starting && now.live > bigHeap:
 		// On a cluster with much data the limit would make the collector run all the time.
 		c.phase = startingBig
 		setGrowth(bigGrowth)
 	case c.phase == idle && pause < busyEvery:
-		c.phase = busy
-		setGrowth(growthUnderLoad(live))
+		c.phase, c.allocated = busy, now.allocated
+		setGrowth(growthUnderLoad(now.live, c.room))
 		time.AfterFunc(calmAfter, c.checkCalm)
 	case c.phase == busy:
-		setGrowth(growthUnderLoad(live))
+		setGrowth(growthUnderLoad(now.live, c.room))
 	}
 }
 
-// growthUnderLoad bounds what a load may add to a heap that is large already.
-func growthUnderLoad(live uint64) int {
-	return int(min(busyGrowth, max(idleGrowth, busyRoom*100/max(live, 1))))
+// heap is what the runtime knows of its heap, in bytes.
+type heap struct{ cycles, live, allocated uint64 }
+
+func readHeap() heap {
+	sample := []metrics.Sample{{Name: "/gc/cycles/automatic:gc-cycles"}, {Name: "/gc/heap/live:bytes"}, {Name: "/gc/heap/allocs:bytes"}}
+	metrics.Read(sample)
+	return heap{sample[0].Value.Uint64(), sample[1].Value.Uint64(), sample[2].Value.Uint64()}
 }
 
-// checkCalm ends the busy phase when collections have become rare.
+// roomUnderLoad is what a load may add to the heap where there is that much memory.
+func roomUnderLoad(memory uint64) uint64 { return min(busyRoom, memory/busyShare) }
+
+// growthUnderLoad bounds what a load may add to a heap that is large already.
+func growthUnderLoad(live, room uint64) int {
+	return int(min(busyGrowth, max(idleGrowth, room*100/max(live, 1))))
+}
+
+// checkCalm ends the busy phase when so little was allocated since the last check
+// that the idle setting would not call it load.
 func (c *collector) checkCalm() {
+	now := readHeap()
 	c.mu.Lock()
-	quiet := time.Since(c.last)
+	made := now.allocated - c.allocated
+	c.allocated = now.allocated
 	c.mu.Unlock()
-	if quiet < calmAfter {
-		time.AfterFunc(calmAfter-quiet, c.checkCalm)
+	if made > now.live*idleGrowth/100*uint64(calmAfter/busyEvery) {
+		time.AfterFunc(calmAfter, c.checkCalm)
 		return
 	}
 	c.calm()

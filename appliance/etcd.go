@@ -32,8 +32,9 @@ const quorumPoll = 500 * time.Millisecond
 
 // etcd is the member of this controller.
 type etcd struct {
-	cfg *embed.Config
-	log *slog.Logger
+	cfg  *embed.Config
+	log  *slog.Logger
+	open func() // called once the socket is open, before there is a quorum; may be nil
 
 	mu     sync.Mutex
 	server *embed.Etcd // nil until started
@@ -111,10 +112,15 @@ func etcdFeatureGates(cfg *embed.Config, fs *flag.FlagSet) error {
 // shorter one wakes an idle process five times as often (raft, monitorLeader).
 func fastElection(cfg *embed.Config) {
 	set := cfg.FlagsExplicitlySet
-	alone := !strings.Contains(cfg.InitialCluster, ",") && cfg.ClusterState == embed.ClusterStateFlagNew
-	if alone && !set["heartbeat-interval"] && !set["election-timeout"] {
+	if alone(cfg) && !set["heartbeat-interval"] && !set["election-timeout"] {
 		cfg.TickMs, cfg.ElectionMs = 50, 250
 	}
+}
+
+// alone tells whether the member was made as the only one of its cluster. Others
+// may have been added since; then it may still wait for a quorum.
+func alone(cfg *embed.Config) bool {
+	return !strings.Contains(cfg.InitialCluster, ",") && cfg.ClusterState == embed.ClusterStateFlagNew
 }
 
 // Name implements supervise.Component.
@@ -135,6 +141,9 @@ func (e *etcd) Run(ctx context.Context, ready func()) error {
 	e.mu.Lock()
 	e.server = server
 	e.mu.Unlock()
+	if e.open != nil {
+		e.open()
+	}
 	return e.watch(ctx, server, report, ready)
 }
 

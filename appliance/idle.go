@@ -73,6 +73,9 @@ func readOnlyMapping(line, file string) (from, to uintptr, ok bool) {
 // a quarter of a minute or until ctx ends.
 func tuneProcess(log *slog.Logger) (ready func(context.Context)) {
 	c := newCollector()
+	if c != nil {
+		go prefault(log)
+	}
 	return func(ctx context.Context) {
 		coalesceTimers(log)
 		c.settled(ctx)

@@ -3,6 +3,7 @@ package lb
 import (
 	"net"
 	"runtime"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -14,33 +15,32 @@ import (
 // Accept again, which lets that goroutine run first. So a connection is accepted,
 // routed and connected on one thread, which wakes no other for it.
 //
-// Every loop accepts from every listener. One that has more than its share of the
-// connections gives the next ones to another (Server.loopFor).
+// Every loop accepts from every listener and keeps what it accepts. The kernel
+// wakes one of those that wait, the same one first (EPOLLEXCLUSIVE): while the load
+// is low, few threads are awake, and the others join when that one is busy.
 
 var _ net.Listener = (*loop)(nil)
 
 const (
 	acceptBatch      = 8 // from one listener, before other events have their turn
 	acceptPauseLeast = int64(5 * time.Millisecond)
-	acceptPauseMost  = int64(100 * time.Millisecond)
-	loopSlack        = 8 // connections that a loop may have more than another
+	acceptPauseMost  = int64(25 * time.Millisecond)
 )
 
 // Accept implements net.Listener. It returns an error only after Close: what
 // passes, such as a shortage of descriptors, must not end the listener
 // (tcpproxy.go:serveListener).
 func (l *loop) Accept() (net.Conn, error) {
-	if l.routing { // the connection that was returned before
+	if l.routing { // what was returned before
 		l.routing, l.yielded = false, l.now
 		runtime.Gosched()
 	}
 	for {
-		if n := len(l.newcomers); n > 0 {
-			c := l.newcomers[n-1]
-			l.newcomers[n-1] = nil
-			l.newcomers = l.newcomers[:n-1]
+		if len(l.newcomers) > 0 {
+			a := &arrivals{loop: l, clients: slices.Clone(l.newcomers)}
+			l.newcomers = l.newcomers[:0]
 			l.routing = true
-			return c, nil
+			return a, nil
 		}
 		if l.closed.Load() {
 			go l.run() // the connections that are there go on
@@ -119,7 +119,7 @@ func (l *loop) accept(ln *listener) {
 			l.s.active.Add(1)
 			ln.active.Add(1)
 			ln.accepted.Add(1)
-			l.newcomers = append(l.newcomers, &accepted{listener: ln, loop: l, fd: fd, peer: peer})
+			l.newcomers = append(l.newcomers, arrival{listener: ln, fd: fd, peer: peer})
 		}
 	}
 }
@@ -132,19 +132,4 @@ func (s *Server) atListener(fd int32) *listener {
 		}
 	}
 	return nil
-}
-
-// loopFor is the loop that gets a connection which own has accepted: own, unless
-// another one has fewer by far.
-func (s *Server) loopFor(own *loop) *loop {
-	least := own
-	for _, l := range s.loops {
-		if l.count.Load() < least.count.Load() {
-			least = l
-		}
-	}
-	if own.count.Load() <= least.count.Load()+loopSlack {
-		return own
-	}
-	return least
 }

@@ -2,6 +2,7 @@ package lb
 
 import (
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 
@@ -16,6 +17,24 @@ type connectState struct {
 	tries    [3]attempt
 	tried    []*Backend // in this round
 	scout    bool       // it tries for all that are held
+
+	few [4]*Backend // what tried is made of, for as long as it suffices
+}
+
+// connectStates are used again: a connection needs one for a moment only.
+var connectStates = sync.Pool{New: func() any { return new(connectState) }}
+
+func newConnectState(began int64) *connectState {
+	c := connectStates.Get().(*connectState)
+	c.began = began
+	c.tried = c.few[:0]
+	return c
+}
+
+// forget gives the state back. No attempt may be under way.
+func (c *connectState) forget() {
+	*c = connectState{}
+	connectStates.Put(c)
 }
 
 // attempt is one connection on its way. The zero value is none.
@@ -48,7 +67,7 @@ func (c *connectState) newest() (began int64) {
 // beginConnect looks for a backend for a client that has none.
 func (l *loop) beginConnect(p *pair) {
 	if p.connect == nil {
-		p.connect = &connectState{}
+		p.connect = newConnectState(l.now)
 	}
 	p.connect.began, p.connect.tried = l.now, p.connect.tried[:0]
 	p.phase = connecting
@@ -162,10 +181,13 @@ func (l *loop) connected(p *pair, a *attempt, events uint32) {
 		p.traffic.count(true, len(p.first))
 		p.first = nil
 		if !l.write(p, &p.server, first) && p.phase != relaying {
+			c.forget()
 			return
 		}
 	}
-	if c.heldFrom != 0 || c.scout {
+	wasHeld := c.heldFrom != 0
+	c.forget()
+	if wasHeld {
 		l.releaseHeld()
 	}
 	l.relay(p)
@@ -262,12 +284,12 @@ func (l *loop) hold(p *pair) {
 	if c.heldFrom == 0 {
 		c.heldFrom = l.now
 	}
-	if p.client.fin { // as it would while it is held
+	t := l.s.settings()
+	until := c.heldFrom + t.hold
+	if p.client.fin { // it left meanwhile; there will be no event any more
 		l.end(p, endClient)
 		return
 	}
-	t := l.s.settings()
-	until := c.heldFrom + t.hold
 	if l.now >= until || l.s.heldNow.Load() >= t.maxHeld {
 		l.s.reject(p.listener, rejectNoBackend)
 		l.end(p, endNoBackend)

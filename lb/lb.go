@@ -52,6 +52,9 @@ type Options struct {
 	// TakeOver has Run take the listeners and the connections of the process that
 	// runs with the same Config.Listen, or UpgradeSocket. Without one it fails.
 	TakeOver bool
+	// Alone says that nothing else in the process is in a hurry, so that the loops may
+	// keep processors from other goroutines, for a millisecond at a time.
+	Alone bool
 	// OnSuccessor is called when a new process is about to take over, with its
 	// process number, so that the service manager can be told; and with this
 	// process' own, should that break off. May be nil.
@@ -185,6 +188,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	watching, stopWatching := context.WithCancel(context.Background())
 	defer stopWatching()
 	watchers.Go(func() { s.watchBackends(watching) })
+	watchers.Go(func() { s.rebalance(watching) })
 	successor, err := s.awaitSuccessor(watching, &watchers)
 	if err != nil {
 		return err
@@ -244,8 +248,7 @@ func (s *Server) stopLoops() {
 func (s *Server) openListeners(old *predecessor) error {
 	inherited := append(old.sockets(), s.activated()...)
 	var errs []error
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	var opened []*listener
 	for _, address := range s.cfg.Load().Listen {
 		var ln *net.TCPListener
 		at := slices.IndexFunc(inherited, func(l *net.TCPListener) bool { return sameListener(address, l.Addr()) })
@@ -259,17 +262,20 @@ func (s *Server) openListeners(old *predecessor) error {
 				continue
 			}
 		}
-		l, err := newListener(address, ln)
+		l, err := newListener(address, ln, deferAccept(s.cfg.Load().FirstByteTimeout))
 		if err != nil {
 			errs = append(errs, listenError(address, err))
 			continue
 		}
-		s.listeners = append(s.listeners, l)
+		opened = append(opened, l)
 	}
 	for _, l := range inherited {
 		s.log.Warn("inherited socket not used: no --listen has its address", "address", l.Addr().String())
 		l.Close()
 	}
+	s.mu.Lock()
+	s.listeners = opened
+	s.mu.Unlock()
 	return errors.Join(errs...)
 }
 
@@ -335,10 +341,16 @@ func (s *Server) closeListeners() {
 	}
 }
 
-// HandleConn implements tcpproxy.Target: it gives the connection to a loop.
+// HandleConn implements tcpproxy.Target: it gives what has arrived to the loops.
 func (s *Server) HandleConn(c net.Conn) {
-	a := c.(*accepted)
-	p := &pair{client: newEnd(a.fd), listener: a.listener, peer: a.peer, born: s.clock()}
+	a := c.(*arrivals)
+	for _, c := range a.clients {
+		s.handle(c, a.loop)
+	}
+}
+
+func (s *Server) handle(c arrival, by *loop) {
+	p := &pair{client: newEnd(c.fd), listener: c.listener, peer: c.peer, born: s.clock()}
 	if most := s.settings().maxPerSource; most > 0 && !s.sources.enter(p, most) {
 		s.refuse(p, rejectPerSource)
 		return
@@ -347,7 +359,7 @@ func (s *Server) HandleConn(c net.Conn) {
 		s.refuse(p, rejectSilent)
 		return
 	}
-	if !s.loopFor(a.loop).adopt(p) {
+	if !by.adopt(p) {
 		s.refuse(p, rejectError)
 	}
 }

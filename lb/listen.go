@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,6 +20,7 @@ type listener struct {
 	address string // as configured
 	fd      int32
 	addr    net.Addr
+	defers  int64 // nanoseconds that a silent client has waited already when it is accepted
 
 	active   atomic.Int64
 	accepted atomic.Uint64
@@ -28,8 +30,18 @@ type listener struct {
 	once     sync.Once
 }
 
-// deferAccept is how many seconds the kernel keeps a silent client to itself.
-const deferAccept = 5
+// deferAccept is how long the kernel keeps a silent client to itself
+// (TCP_DEFER_ACCEPT, tcp(7)): a part of the time that it has for its first byte.
+// The kernel counts in retransmissions of its SYN-ACK, after 1 s and 3 s.
+func deferAccept(firstByte time.Duration) time.Duration {
+	switch {
+	case firstByte >= 6*time.Second:
+		return 3 * time.Second
+	case firstByte >= 2*time.Second:
+		return time.Second
+	}
+	return 0
+}
 
 // listen opens a listening socket.
 func listen(address string) (*net.TCPListener, error) {
@@ -44,19 +56,19 @@ func listen(address string) (*net.TCPListener, error) {
 
 // newListener makes ln, which it closes, a listener of the server's kind: a bare
 // descriptor, of which Go's poller does not hear.
-func newListener(address string, ln *net.TCPListener) (*listener, error) {
+func newListener(address string, ln *net.TCPListener, defers time.Duration) (*listener, error) {
 	defer ln.Close()
 	raw, err := ln.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
-	l := &listener{address: address, addr: ln.Addr()}
+	l := &listener{address: address, addr: ln.Addr(), defers: int64(defers)}
 	var failed error
 	err = raw.Control(func(fd uintptr) {
 		var n int
 		if n, failed = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0); failed == nil {
 			l.fd = int32(n)
-			if failed = prepareListener(l.fd); failed != nil {
+			if failed = prepareListener(l.fd, defers); failed != nil {
 				l.close()
 			}
 		}
@@ -68,13 +80,13 @@ func newListener(address string, ln *net.TCPListener) (*listener, error) {
 }
 
 // prepareListener sets what accepted connections inherit.
-func prepareListener(fd int32) error {
+func prepareListener(fd int32, defers time.Duration) error {
 	options := append([]struct {
 		level, name int
 		value       int32
 	}{
 		{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
-		{unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, deferAccept},
+		{unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, int32(defers / time.Second)},
 	}, keepAliveOptions...)
 	for _, o := range options {
 		if errno := setInt(fd, o.level, o.name, o.value); errno != 0 {
@@ -96,6 +108,12 @@ func (l *listener) trafficWith(b *Backend) *traffic {
 	return t.(*traffic)
 }
 
+// silentUntil is when a client that was accepted at born, and has sent nothing
+// yet, is closed.
+func (l *listener) silentUntil(born, firstByte int64) int64 {
+	return born + max(firstByte-l.defers, int64(100*time.Millisecond))
+}
+
 // traffic is bytes, from clients and to them.
 type traffic struct{ received, sent atomic.Uint64 }
 
@@ -107,25 +125,35 @@ func (t *traffic) count(fromClient bool, n int) {
 	}
 }
 
-// accepted is a connection on its way from a loop through tcpproxy to the
-// target. It is a bare descriptor. tcpproxy reads nothing of it, because the
-// route matches always (tcpproxy.go:fixedTarget).
-type accepted struct {
+// arrivals are clients that a loop has accepted at one go, on their way through
+// tcpproxy to the target: bare descriptors, which pass as one connection, so that
+// what tcpproxy does for each (a goroutine, a buffer) is done once for all. It
+// reads nothing of it, because the route matches always (tcpproxy.go:fixedTarget).
+type arrivals struct {
 	net.Conn // nil: nobody may read or write it
-	listener *listener
 	loop     *loop
+	clients  []arrival
+}
+
+type arrival struct {
+	listener *listener
 	fd       int32
 	peer     netip.AddrPort
 }
 
 // Close implements net.Conn.
-func (c *accepted) Close() error { closeFD(c.fd); return nil }
+func (a *arrivals) Close() error {
+	for _, c := range a.clients {
+		closeFD(c.fd)
+	}
+	return nil
+}
 
 // RemoteAddr implements net.Conn.
-func (c *accepted) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(c.peer) }
+func (a *arrivals) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(a.clients[0].peer) }
 
 // LocalAddr implements net.Conn.
-func (c *accepted) LocalAddr() net.Addr { return c.listener.addr }
+func (a *arrivals) LocalAddr() net.Addr { return a.clients[0].listener.addr }
 
 type rejectReason uint8
 

@@ -160,7 +160,7 @@ func (l *loop) pump(p *pair, src, dst *end, count *uint64) bool {
 	if dst.pending() && !l.flush(p, dst) {
 		return p.phase == relaying
 	}
-	for range turnReads {
+	for budget := turnBytes; budget > 0; budget -= bufferSize {
 		if !src.readable || src.eof {
 			return true
 		}
@@ -168,7 +168,7 @@ func (l *loop) pump(p *pair, src, dst *end, count *uint64) bool {
 			if !l.copy(p, src, dst, count) {
 				return p.phase == relaying
 			}
-		} else if !l.splice(p, src, dst, count) {
+		} else if budget -= pipeChunk; !l.splice(p, src, dst, count) {
 			return p.phase == relaying
 		}
 	}

@@ -355,7 +355,7 @@ func TestSlowReadersHoldFewPipes(t *testing.T) {
 			}
 		})
 	}
-	if most := maxPipes * len(r.loops); used > most {
+	if most := mostPipes * len(r.loops); used > most {
 		t.Errorf("%d pipes are full, want %d at most", used, most)
 	}
 }

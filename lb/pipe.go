@@ -14,9 +14,9 @@ import (
 
 const (
 	bulkReads = 2         // full reads in a row after which a stream is bulk
+	mostPipes = 16        // of a loop at one time; the streams beyond are copied, so slow readers do not hold more
 	pipeSize  = 1 << 20   // what fs.pipe-max-size allows by default
 	sparePipe = 8         // kept by each loop
-	maxPipes  = 32        // in use of each loop: slow readers beyond that are copied to, from 64 KiB
 	pipeChunk = 512 << 10 // one splice; a pipe's buffers are pages, and not all are full
 )
 
@@ -28,19 +28,16 @@ type pipe struct {
 // pipes are a loop's spare ones.
 type pipes struct {
 	spare []*pipe
-	used  int  // that are full
-	none  bool // none can be made: copy
+	made  int  // those that are in use included
+	none  bool // only small ones can be made: copy
 }
 
 // ready makes sure that there is a spare one.
 func (s *pipes) ready() bool {
-	if s.used >= maxPipes {
-		return false
-	}
 	if len(s.spare) > 0 {
 		return true
 	}
-	if s.none {
+	if s.none || s.made >= mostPipes {
 		return false
 	}
 	p, err := newPipe()
@@ -48,6 +45,7 @@ func (s *pipes) ready() bool {
 		s.none = errors.Is(err, errSmallPipe)
 		return false
 	}
+	s.made++
 	s.spare = append(s.spare, p)
 	return true
 }
@@ -56,7 +54,6 @@ func (s *pipes) get() *pipe {
 	last := len(s.spare) - 1
 	p := s.spare[last]
 	s.spare = s.spare[:last]
-	s.used++
 	return p
 }
 
@@ -82,9 +79,9 @@ func (s *pipes) put(p *pipe) {
 	if p == nil {
 		return
 	}
-	s.used--
 	if p.full > 0 || len(s.spare) >= sparePipe {
 		p.close()
+		s.made--
 		s.none = false
 		return
 	}

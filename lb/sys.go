@@ -89,6 +89,16 @@ func watch(epfd int, op int, fd int32, events uint32) syscall.Errno {
 	return errno
 }
 
+// epollWait is unix.EpollWait without a word to the scheduler: for waits that are
+// short. It returns 0 events where there is an error; a signal is the usual one.
+func epollWait(epfd int, events []unix.EpollEvent, ms int) (int, syscall.Errno) {
+	n, _, errno := syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(epfd), uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), uintptr(ms), 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), 0
+}
+
 // watchListener is watch for a listening socket: as long as clients wait, of one
 // epoll set at a time.
 func watchListener(epfd int, op int, fd int32) {

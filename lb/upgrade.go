@@ -386,7 +386,7 @@ func (l *loop) takeBack(p *pair) {
 	}
 	if p.phase != relaying {
 		watch(l.epfd, unix.EPOLL_CTL_ADD, p.client.fd, unix.EPOLLIN|unix.EPOLLRDHUP)
-		l.fresh.push(p, l.now+l.s.settings().firstByte)
+		l.fresh.push(p, p.listener.silentUntil(l.now, l.s.settings().firstByte))
 		if len(p.first) > 0 {
 			l.beginConnect(p)
 		}
@@ -421,12 +421,11 @@ func (l *loop) letGo(n int) (all []*pair) {
 			p.phase = fresh
 		}
 		l.forget(p)
-		if p.queued {
-			l.again = slices.DeleteFunc(l.again, func(other *pair) bool { return other == p })
-		}
-		p.loop, p.queued = nil, false
-		pending += len(p.first) + len(p.client.out) + len(p.server.out)
-		all = append(all, p)
+		whole := *p
+		whole.loop, whole.known, whole.queued = nil, false, false
+		p.phase = ended // what the loop still knows of it, such as its turn
+		pending += len(whole.first) + len(whole.client.out) + len(whole.server.out)
+		all = append(all, &whole)
 	}
 	return all
 }

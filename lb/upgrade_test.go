@@ -668,7 +668,14 @@ func TestLetGoTakesTurnsBack(t *testing.T) {
 				l.turnLater(p)
 			}
 			all := l.letGo(10)
-			must(t, equal("turns", len(l.again), 0), equal("pairs", len(l.pairs), 0))
+			for _, p := range l.again {
+				if p.phase != ended {
+					t.Errorf("a pair that was let go has a turn in phase %d", p.phase)
+				}
+			}
+			if err := equal("pairs", len(l.pairs), 0); err != nil {
+				t.Error(err)
+			}
 			for _, p := range all {
 				l.takeBack(p)
 			}

@@ -65,7 +65,7 @@ func (a *app) newBalancer(l *config.Loader, logs *logging.Logs) (*balancer, erro
 	}
 	server, err := lb.New(l.Config.LB, lb.Options{
 		Log: logs.Logger(nameLB), Sockets: a.inherits.sockets,
-		TakeOver: a.inherits.predecessor != 0, OnSuccessor: b.successor,
+		TakeOver: a.inherits.predecessor != 0, OnSuccessor: b.successor, Alone: b.alone,
 	})
 	if err != nil {
 		return nil, l.Locate(err)

@@ -57,7 +57,7 @@
 // servers and are part of every number, and a disk that syncs faster or slower
 // moves the sides differently. Ratios carry further, and only those of one run.
 // One controller is measured: no replication, no load balancer, no kubelet,
-// nodes that exist on paper only. Lists are read whole but not decoded, so that
-// they cost the server and not the client. A RSS counts pages that several
+// nodes that exist on paper only. Lists are read whole but neither unpacked nor
+// decoded, so that they cost the server and not the client. A RSS counts pages that several
 // processes share in each of them; PSS, printed beside it, does not.
 package bench

@@ -421,15 +421,16 @@ func (r *rig) idleConnections() int {
 }
 
 // latencySlices is how often latency through the balancer and past it take turns.
-const latencySlices = 3
+const latencySlices = 6
 
 // measureLatency sends the same rate, half of what the slowest balancer manages,
-// through the balancer and past it, in turns.
+// through the balancer and past it, in turns. Others who use the machine can only
+// make a percentile higher: the lowest of the turns is the balancer's.
 func (r *rig) measureLatency(t *testing.T) {
 	var direct, through struct{ p50, p99 []float64 }
 	var cpu time.Duration
-	done := 0.0
-	o := order{Kind: "rate", Clients: r.bench.clients, Rate: r.bench.rate, Warm: warm / 2, Time: r.bench.time / latencySlices}
+	done, wanted := 0.0, 0.0
+	o := order{Kind: "rate", Clients: r.bench.clients, Rate: r.bench.rate, Warm: warm / 5, Time: r.bench.time / latencySlices}
 	for range latencySlices {
 		o.Address = backends[0]
 		m := r.run(t, o, nil)
@@ -439,14 +440,15 @@ func (r *rig) measureLatency(t *testing.T) {
 		through.p50, through.p99 = append(through.p50, m.P50), append(through.p99, m.P99)
 		cpu += m.cpu
 		done += m.Done
-		if m.Done < 0.98*r.bench.rate*m.Seconds {
-			t.Logf("only %.0f of %.0f requests were answered in time", m.Done, r.bench.rate*m.Seconds)
-		}
+		wanted += r.bench.rate * m.Seconds
 	}
-	r.add(metricP50, median(through.p50)-median(direct.p50))
-	r.add(metricP99, median(through.p99)-median(direct.p99))
-	r.add(metricDirectP50, median(direct.p50))
-	r.add(metricDirectP99, median(direct.p99))
+	if done < 0.98*wanted {
+		t.Logf("only %.0f of %.0f requests were answered in time", done, wanted)
+	}
+	r.add(metricP50, slices.Min(through.p50)-slices.Min(direct.p50))
+	r.add(metricP99, slices.Min(through.p99)-slices.Min(direct.p99))
+	r.add(metricDirectP50, slices.Min(direct.p50))
+	r.add(metricDirectP99, slices.Min(direct.p99))
 	r.add(metricLatencyCPU, float64(cpu.Microseconds())/done)
 }
 

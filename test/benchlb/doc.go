@@ -37,15 +37,20 @@
 //	             20 600; a third of that for tcpproxy) after one exchange, at most
 //	             64 being opened at a time; memory is read 3 s after the last
 //	latency      requests at a fixed rate, half of what the slowest balancer managed,
-//	             over 64 connections; through the balancer and past it, three times
-//	             in turns of a third of the time; what is told is the median of the
-//	             percentiles through the balancer minus that past it
+//	             over 64 connections; through the balancer and past it, six times in
+//	             turns of a sixth of the time; what is told is the lowest of the
+//	             percentiles through the balancer minus the lowest of those past it
 //
 // CPU time is user and system time of the balancer with its workers, from the
 // first counted request to the last, divided by their number. On loopback the
 // kernel delivers what is sent within the sender's time: a balancer's figure
 // has the delivery of what it sent, and not of what it received, for all alike.
 // It is the figure least disturbed by others who use the machine.
+//
+// On a machine that others use, more and shorter turns tell more than long ones:
+// KTHWD_BENCH_PHASE=1s KTHWD_BENCH_ROUNDS=9. Rates and latencies of a turn during
+// which others used the machine (a row of the table) are worth little; the pairs'
+// ratios, and CPU times, are worth more.
 //
 // Settings, all from the environment:
 //

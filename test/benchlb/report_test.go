@@ -135,7 +135,7 @@ func (r *results) summary(m *metric) summary {
 		s.Sides[side] = spreadOf(samples)
 	}
 	s.To = r.other(m, s)
-	if ours, theirs := s.Sides["kthwd"], s.Sides[s.To]; ours != nil && theirs != nil && theirs.Median != 0 && m != metricOthers {
+	if ours, theirs := s.Sides["kthwd"], s.Sides[s.To]; ours != nil && theirs != nil && theirs.Median > 0 && m != metricOthers {
 		ratio := round3(ours.Median / theirs.Median)
 		s.Ratio = &ratio
 		s.Pairs = r.pairs(m, s.To)
@@ -161,7 +161,7 @@ func (r *results) pairs(m *metric, other string) []float64 {
 	var pairs []float64
 	for _, a := range r.samples[m]["kthwd"] {
 		for _, b := range r.samples[m][other] {
-			if a.round == b.round && b.value != 0 {
+			if a.round == b.round && b.value > 0 {
 				pairs = append(pairs, round3(a.value/b.value))
 			}
 		}

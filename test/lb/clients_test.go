@@ -165,6 +165,17 @@ func (rs requests) of(backend string) requests {
 	return some
 }
 
+// since are those that were begun at or after a moment.
+func (rs requests) since(moment time.Time) requests {
+	var some requests
+	for _, s := range rs {
+		if !s.at.Before(moment) {
+			some = append(some, s)
+		}
+	}
+	return some
+}
+
 // slower are those that failed or took longer.
 func (rs requests) slower(than time.Duration) requests {
 	var slow requests

@@ -94,6 +94,19 @@ func (r *rig) within(t *testing.T, row, what string, got elapsed, target, allowe
 	}
 }
 
+// lastOf records when the last of some requests was begun, which is to be at
+// most target after the fault for kthwd. It fails when more than one in twenty of
+// those begun later than allowed are among them: on a busy machine some are slow
+// by themselves.
+func (r *rig) lastOf(t *testing.T, row, what string, all requests, slow time.Duration, fault time.Time, target, allowed time.Duration) {
+	t.Helper()
+	r.figures.add(row, what, "≤ "+took(target).String(), r.side.Name, took(all.slower(slow).lastBegin(fault)).String())
+	late := all.since(fault.Add(allowed))
+	if slower := late.slower(slow); r.judged() && len(slower)*20 > len(late) {
+		t.Errorf("row %s: %s: got %d of %d begun later than %v", row, what, len(slower), len(late), allowed)
+	}
+}
+
 // note records what has no target.
 func (r *rig) note(row, what, format string, args ...any) {
 	r.figures.add(row, what, "", r.side.Name, fmt.Sprintf(format, args...))

@@ -1,0 +1,55 @@
+package appliance
+
+import (
+	"math"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+func TestGrowthUnderLoad(t *testing.T) {
+	for name, c := range map[string]struct {
+		live, memory uint64
+		want         int
+	}{
+		"large machine": {128 << 20, 64 << 30, 400},
+		"large heap":    {1 << 30, 64 << 30, 50},
+		"huge heap":     {8 << 30, 64 << 30, idleGrowth},
+		"small machine": {128 << 20, 2 << 30, 100},
+		"unknown":       {128 << 20, 0, idleGrowth},
+	} {
+		if got := growthUnderLoad(c.live, roomUnderLoad(c.memory)); got != c.want {
+			t.Errorf("%s: got %d, want %d", name, got, c.want)
+		}
+	}
+}
+
+func TestMemoryLimit(t *testing.T) {
+	root := t.TempDir()
+	for file, text := range map[string]string{
+		"a.slice/memory.max":            "4096\n",
+		"a.slice/b.service/memory.max":  "max\n",
+		"a.slice/b.service/memory.high": "8192\n",
+		"c.slice/memory.max":            "max\n",
+	} {
+		path := filepath.Join(root, file)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for groups, want := range map[string]uint64{
+		"0::/a.slice/b.service\n":               4096,
+		"3:cpu:/x\n0::/a.slice\n":               4096,
+		"0::/c.slice\n":                         math.MaxUint64,
+		"0::/\n":                                math.MaxUint64,
+		"":                                      math.MaxUint64,
+		"0::/a.slice/b.service/not-there-yet\n": 4096,
+	} {
+		if got := memoryLimit(root, groups); got != want {
+			t.Errorf("%q: got %d, want %d", groups, got, want)
+		}
+	}
+}
