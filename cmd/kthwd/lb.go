@@ -67,15 +67,12 @@ func (a *app) newBalancer(l *config.Loader, logs *logging.Logs) (*balancer, erro
 		app: a, logs: logs, log: logs.Logger("kthwd"), alone: !l.Config.Is(config.RoleController),
 		up: make(chan struct{}), loader: l,
 	}
-	last, err := b.newDiscovery()
-	if err != nil {
-		return nil, l.Locate(err)
-	}
+	last, problem := b.newDiscovery()
 	server, err := lb.New(l.Config.LB, lb.Options{
 		Log: logs.Logger(nameLB), Sockets: a.inherits.sockets, Discovered: last,
 		TakeOver: a.inherits.predecessor != 0, OnSuccessor: b.successor, Alone: b.alone,
 	})
-	if err != nil {
+	if err := errors.Join(err, problem); err != nil {
 		return nil, l.Locate(err)
 	}
 	b.server = server
@@ -99,14 +96,15 @@ func (b *balancer) newDiscovery() (last []string, err error) {
 		return nil, nil
 	}
 	b.static.Store(&c.Backends)
-	b.discovery, err = discovery.New(discovery.Config{
+	d, err := discovery.New(discovery.Config{
 		Kubeconfig: c.DiscoveryKubeconfig, Cache: c.DiscoveryCache,
 		Static: func() []string { return *b.static.Load() }, Log: b.logs.Logger(nameDiscovery),
 	})
 	if err != nil {
 		return nil, err
 	}
-	return b.discovery.Last(), nil
+	b.discovery = d
+	return d.Last(), nil
 }
 
 // awaitBackends is false when ctx ends before there is any backend to balance to.
