@@ -425,6 +425,8 @@ func TestBadKubeconfig(t *testing.T) {
 		}), want: missing},
 		"CA is none":     {path: s.kubeconfig(func(c *api.Config) { c.Clusters["kubernetes"].CertificateAuthorityData = []byte("x") }), want: "unable to load root certificates"},
 		"key is missing": {path: s.kubeconfig(func(c *api.Config) { c.AuthInfos["lb"] = &api.AuthInfo{ClientCertificate: missing, ClientKey: missing} }), want: missing},
+		"readable token": {path: tokenFile(t, s, 0o644)},
+		"writable token": {path: tokenFile(t, s, 0o646), want: "readable or writable by others (mode 0646)", hint: "chmod 600 "},
 		"readable":       {path: s.kubeconfig(), mode: 0o604, want: "readable or writable by others (mode 0604)", hint: "chmod 600 "},
 		"writable":       {path: keyless, mode: 0o602, want: "readable or writable by others (mode 0602)", hint: "chmod 600 "},
 		"a group's":      {path: s.kubeconfig(), mode: 0o640},
@@ -449,11 +451,21 @@ func TestBadKubeconfig(t *testing.T) {
 				return
 			}
 			var p *lb.Problem
-			if !errors.As(err, &p) || p.Field != "DiscoveryKubeconfig" || !strings.Contains(p.Text, tt.want) || !strings.Contains(p.Text, path) || !strings.HasPrefix(p.Hint, tt.hint) {
+			if !errors.As(err, &p) || p.Field != "DiscoveryKubeconfig" || !strings.Contains(p.Text, tt.want) || !(strings.Contains(p.Text, path) || strings.Contains(p.Text, "token")) || !strings.HasPrefix(p.Hint, tt.hint) {
 				t.Errorf("got %#v, want %q, the path and the hint %q", err, tt.want, tt.hint)
 			}
 		})
 	}
+}
+
+// tokenFile is a kubeconfig with the token in another file.
+func tokenFile(t *testing.T, s *apiServer, mode os.FileMode) string {
+	path := filepath.Join(t.TempDir(), "token")
+	write(t, path, token)
+	if err := os.Chmod(path, mode); err != nil {
+		t.Fatal(err)
+	}
+	return s.kubeconfig(func(c *api.Config) { c.AuthInfos["lb"] = &api.AuthInfo{TokenFile: path} })
 }
 
 // only is one series of a collector.

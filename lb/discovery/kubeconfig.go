@@ -73,10 +73,11 @@ func keptSecret(path string, user *api.AuthInfo) error {
 		if len(user.ClientKeyData) > 0 || user.Token != "" || user.Password != "" {
 			forbidden[path] = 0o006
 		}
-		for _, secret := range []string{user.ClientKey, user.TokenFile} {
-			if secret != "" {
-				forbidden[secret] = 0o006
-			}
+		if user.ClientKey != "" {
+			forbidden[user.ClientKey] = 0o006
+		}
+		if user.TokenFile != "" {
+			forbidden[user.TokenFile] = 0o002 // a pod's own can be read by all in it
 		}
 	}
 	for file, bits := range forbidden {
