@@ -124,10 +124,10 @@ func (c *cache) replace(content cached) error {
 // fill writes the data to the disk, and closes f in any case.
 func fill(f *os.File, data []byte) error {
 	defer f.Close()
-	if err := f.Chmod(0o644); err != nil { // whatever the umask is
+	if _, err := f.Write(data); err != nil {
 		return err
 	}
-	if _, err := f.Write(data); err != nil {
+	if err := f.Chmod(0o644); err != nil { // whatever the umask is
 		return err
 	}
 	return f.Sync()
