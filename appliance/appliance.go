@@ -25,7 +25,9 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -156,11 +158,21 @@ func (p *plant) ensurePKI() error {
 	report, err := pki.Ensure(p.layout, p.cfg.PKISpec())
 	if len(report.Created) > 0 {
 		p.log.Info("files made", "dir", p.layout.Dir, "count", len(report.Created))
+		p.warnOfOwnCA(report.Created)
 	}
 	for _, w := range report.Warnings {
 		p.log.Warn(w)
 	}
 	return err
+}
+
+// warnOfOwnCA says that a controller of several has just made itself a cluster of
+// its own, with which no other one will speak.
+func (p *plant) warnOfOwnCA(created []string) {
+	if len(p.cfg.InitialCluster) > 1 && slices.Contains(created, p.layout.CA()) {
+		p.log.Warn("a CA was made here, and the other controllers need this very one; kthwd pki init --controllers makes the files of all",
+			"file", p.layout.CA(), "initial-cluster", strings.Join(p.cfg.InitialCluster, ","))
+	}
 }
 
 // buildArgs makes the four command lines: kthwd's, under the user's, in today's words.

@@ -255,6 +255,7 @@ type quorumState struct {
 	report supervise.Reporter
 	begun  bool // there was a quorum once
 	lost   bool
+	active int // members, this one included, when it last said that it waits for the first quorum
 }
 
 func (q *quorumState) check(leader bool) {
@@ -264,6 +265,10 @@ func (q *quorumState) check(leader bool) {
 	now := q.etcd.Quorum()
 	switch {
 	case !q.begun:
+		if now.Note != "" && now.Members > 1 && now.Active != q.active {
+			q.etcd.log.Info("waiting for a quorum: start the other controllers", "members", now.Members, "reachable", now.Active, "needed", now.Needed)
+			q.active = now.Active
+		}
 		q.report.Waiting(cmp.Or(now.Note, "waiting for the first write"))
 	case !leader:
 		if !q.lost {
