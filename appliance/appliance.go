@@ -31,6 +31,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.etcd.io/etcd/server/v3/embed"
 	rbacclient "k8s.io/client-go/kubernetes/typed/rbac/v1"
 	schedoptions "k8s.io/kubernetes/cmd/kube-scheduler/app/options"
 
@@ -280,6 +281,9 @@ func (p *plant) wire() (*supervise.Group, error) {
 	etcd, err := newEtcd(p.args[nameEtcd], logs.Logger(nameEtcd))
 	if err != nil {
 		return nil, asUsage(err)
+	}
+	etcd.admit = func(ctx context.Context, server *embed.Etcd) error {
+		return p.checkShared(ctx, server, etcd.Quorum().Members, etcd.log)
 	}
 	g := supervise.New(p.log)
 	api := &apiServer{

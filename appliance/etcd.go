@@ -35,6 +35,9 @@ type etcd struct {
 	cfg  *embed.Config
 	log  *slog.Logger
 	open func() // called once the socket is open, before there is a quorum; may be nil
+	// admit is asked at the first quorum whether this controller belongs to the
+	// cluster; it may wait as long as ctx lasts. May be nil.
+	admit func(ctx context.Context, server *embed.Etcd) error
 
 	mu     sync.Mutex
 	server *embed.Etcd // nil until started
@@ -225,11 +228,22 @@ func (e *etcd) watch(ctx context.Context, server *embed.Etcd, report supervise.R
 	tick := time.NewTicker(quorumPoll)
 	defer tick.Stop()
 	first := server.Server.ReadyNotify()
+	admitted := make(chan error, 1)
 	state := quorumState{etcd: e, report: report}
+	var asks sync.WaitGroup
+	defer asks.Wait()
+	asking, stopAsking := context.WithCancel(ctx)
+	defer stopAsking()
 	for {
 		select {
 		case <-first:
 			first = nil
+			asks.Go(func() { admitted <- e.admission(asking, server) })
+		case err := <-admitted:
+			if err != nil {
+				e.close(server)
+				return err
+			}
 			ready()
 			state.begun = true
 		case <-tick.C:
@@ -247,6 +261,13 @@ func (e *etcd) watch(ctx context.Context, server *embed.Etcd, report supervise.R
 			return errors.New("the member has stopped: it was removed from the cluster")
 		}
 	}
+}
+
+func (e *etcd) admission(ctx context.Context, server *embed.Etcd) error {
+	if e.admit == nil {
+		return nil
+	}
+	return e.admit(ctx, server)
 }
 
 // quorumState turns "is there a leader" into lines and states, once per change.

@@ -1,8 +1,12 @@
 package fault
 
 import (
+	"crypto"
+	"crypto/x509"
+	"encoding/pem"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -104,6 +108,79 @@ func TestMadeCluster(t *testing.T) {
 	all[lost].Wait(t, soon)
 	kthwtest.WaitFor(t, "/readyz with one controller gone", soon, ready)
 	kthwtest.WaitFor(t, "a write with one controller gone", soon, func() error { return write(t, client, "one-down") })
+	m.refusesOthersFiles(t, lost)
 	all[lost] = m.start(t, lost)
 	all[lost].WaitReady(t)
+}
+
+// refusesOthersFiles starts the controller with keys of its own in place of the
+// cluster's. It must end, name the files, and have written nothing with them.
+func (m *made) refusesOthersFiles(t *testing.T, i int) {
+	t.Helper()
+	dir, away := filepath.Join(m.dir, fmt.Sprintf("c%d", i)), t.TempDir()
+	names := []string{"encryption-config.yaml", "service-account.pem", "service-account-key.pem"}
+	other := filepath.Join(t.TempDir(), "other")
+	if out, err := exec.Command(kthwtest.Binary(t), "pki", "init", "--config=", "--advertise-address=127.0.0.1", "--data-dir="+other).CombinedOutput(); err != nil {
+		t.Fatalf("kthwd pki init: %v\n%s", err, out)
+	}
+	// The token's certificate must fit the cluster's CA, the key only must not.
+	for _, name := range names {
+		moveFile(t, filepath.Join(dir, name), filepath.Join(away, name))
+	}
+	moveFile(t, filepath.Join(other, "encryption-config.yaml"), filepath.Join(dir, "encryption-config.yaml"))
+	moveFile(t, filepath.Join(other, "service-account-key.pem"), filepath.Join(dir, "service-account-key.pem"))
+	if err := os.WriteFile(filepath.Join(dir, "service-account.pem"), publicKey(t, filepath.Join(dir, "service-account-key.pem")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := m.start(t, i)
+	if code := c.Wait(t, soon); code != 1 {
+		t.Errorf("a controller with other shared files: got exit code %d, want 1", code)
+	}
+	for _, name := range []string{"encryption-config.yaml", "service-account.pem"} {
+		if want := filepath.Join(dir, name) + ": not that of the other controllers"; !strings.Contains(c.Log.String(), want) {
+			t.Errorf("a controller with other shared files does not say %q:\n%s", want, c.Log.Tail(20))
+		}
+	}
+	for _, name := range names {
+		moveFile(t, filepath.Join(away, name), filepath.Join(dir, name))
+	}
+}
+
+func moveFile(t *testing.T, from, to string) {
+	t.Helper()
+	data, err := os.ReadFile(from)
+	if err == nil {
+		err = os.WriteFile(to, data, 0o600)
+	}
+	if err == nil {
+		err = os.Remove(from)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// publicKey is the public half of a key, as service-account.pem may hold it.
+func publicKey(t *testing.T, path string) []byte {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, _ := pem.Decode(data)
+	if block == nil {
+		t.Fatalf("%s: no PEM", path)
+	}
+	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		key, err = x509.ParseECPrivateKey(block.Bytes)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKIXPublicKey(key.(crypto.Signer).Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
 }
