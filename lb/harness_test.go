@@ -343,7 +343,9 @@ func newPeerAt(t *testing.T, addr string, handle func(net.Conn)) *peer {
 	}
 	p := &peer{t: t, addr: ln.Addr().String(), ln: ln, named: map[uint64]chan *net.TCPConn{}, handle: handle}
 	var all sync.WaitGroup
+	accepting := make(chan struct{}) // else a look for leaks might take it for a new goroutine
 	all.Go(func() {
+		close(accepting)
 		for {
 			c, err := ln.Accept()
 			if err != nil {
@@ -354,6 +356,7 @@ func newPeerAt(t *testing.T, addr string, handle func(net.Conn)) *peer {
 			all.Go(func() { p.serve(c.(*net.TCPConn)) })
 		}
 	})
+	<-accepting
 	t.Cleanup(func() { ln.Close(); p.closeAll(); all.Wait() })
 	return p
 }

@@ -207,7 +207,6 @@ type predecessor struct {
 	wire
 	pid       int
 	listeners []*net.TCPListener
-	done      bool
 }
 
 // predecessor asks the running process for its listeners. It returns nil when
