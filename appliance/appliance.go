@@ -25,10 +25,13 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.etcd.io/etcd/server/v3/embed"
 	rbacclient "k8s.io/client-go/kubernetes/typed/rbac/v1"
 	schedoptions "k8s.io/kubernetes/cmd/kube-scheduler/app/options"
 
@@ -156,11 +159,21 @@ func (p *plant) ensurePKI() error {
 	report, err := pki.Ensure(p.layout, p.cfg.PKISpec())
 	if len(report.Created) > 0 {
 		p.log.Info("files made", "dir", p.layout.Dir, "count", len(report.Created))
+		p.warnOfOwnCA(report.Created)
 	}
 	for _, w := range report.Warnings {
 		p.log.Warn(w)
 	}
 	return err
+}
+
+// warnOfOwnCA says that a controller of several has just made itself a cluster of
+// its own, with which no other one will speak.
+func (p *plant) warnOfOwnCA(created []string) {
+	if len(p.cfg.InitialCluster) > 1 && slices.Contains(created, p.layout.CA()) {
+		p.log.Warn("a CA was made here, and the other controllers need this very one; kthwd pki init --controllers makes the files of all",
+			"file", p.layout.CA(), "initial-cluster", strings.Join(p.cfg.InitialCluster, ","))
+	}
 }
 
 // buildArgs makes the four command lines: kthwd's, under the user's, in today's words.
@@ -268,6 +281,9 @@ func (p *plant) wire() (*supervise.Group, error) {
 	etcd, err := newEtcd(p.args[nameEtcd], logs.Logger(nameEtcd))
 	if err != nil {
 		return nil, asUsage(err)
+	}
+	etcd.admit = func(ctx context.Context, server *embed.Etcd) error {
+		return p.checkShared(ctx, server, etcd.Quorum().Members, etcd.log)
 	}
 	g := supervise.New(p.log)
 	api := &apiServer{

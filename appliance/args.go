@@ -56,7 +56,7 @@ func etcdArgs(c config.Controller, l pki.Layout, socket string) []arg {
 		{"listen-client-urls", strings.Join(clients, ",")},
 		{"advertise-client-urls", host(c.EtcdClientPort)},
 		{"initial-cluster-token", "etcd-cluster-0"},
-		{"initial-cluster", c.Name + "=" + host(c.EtcdPeerPort)},
+		{"initial-cluster", c.EtcdInitialCluster()},
 		{"initial-cluster-state", "new"},
 		{"data-dir", l.Etcd()},
 		{"snapshot-catchup-entries", "1000"},  // 5000 by default, all kept in memory (etcdserver/server.go)

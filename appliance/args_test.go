@@ -51,6 +51,8 @@ func TestArgs(t *testing.T) {
 	c := fixed()
 	local := c
 	local.BindAddress, local.AdvertiseAddress = "127.0.0.1", "127.0.0.1"
+	of3 := c
+	of3.InitialCluster = []string{"controller-0=10.240.0.10", "controller-1=10.240.0.11", "controller-2=10.240.0.12"}
 	const socket = "/var/lib/kubernetes/run/etcd.sock"
 	for _, tt := range []struct {
 		name string
@@ -60,6 +62,7 @@ func TestArgs(t *testing.T) {
 		{nameAPIServer, apiserverArgs(c, c.Layout(), socket)},
 		{nameControllerManager, controllerManagerArgs(c, c.Layout())},
 		{nameScheduler, schedulerArgs(c, c.Layout())},
+		{nameEtcd + "-cluster", etcdArgs(of3, of3.Layout(), socket)},
 		{nameEtcd + "-local", etcdArgs(local, c.Layout(), socket)},
 		{nameAPIServer + "-local", apiserverArgs(local, c.Layout(), socket)},
 	} {

@@ -35,6 +35,9 @@ type etcd struct {
 	cfg  *embed.Config
 	log  *slog.Logger
 	open func() // called once the socket is open, before there is a quorum; may be nil
+	// admit is asked at the first quorum whether this controller belongs to the
+	// cluster; it may wait as long as ctx lasts. May be nil.
+	admit func(ctx context.Context, server *embed.Etcd) error
 
 	mu     sync.Mutex
 	server *embed.Etcd // nil until started
@@ -225,11 +228,22 @@ func (e *etcd) watch(ctx context.Context, server *embed.Etcd, report supervise.R
 	tick := time.NewTicker(quorumPoll)
 	defer tick.Stop()
 	first := server.Server.ReadyNotify()
+	admitted := make(chan error, 1)
 	state := quorumState{etcd: e, report: report}
+	var asks sync.WaitGroup
+	defer asks.Wait()
+	asking, stopAsking := context.WithCancel(ctx)
+	defer stopAsking()
 	for {
 		select {
 		case <-first:
 			first = nil
+			asks.Go(func() { admitted <- e.admission(asking, server) })
+		case err := <-admitted:
+			if err != nil {
+				e.close(server)
+				return err
+			}
 			ready()
 			state.begun = true
 		case <-tick.C:
@@ -249,12 +263,20 @@ func (e *etcd) watch(ctx context.Context, server *embed.Etcd, report supervise.R
 	}
 }
 
+func (e *etcd) admission(ctx context.Context, server *embed.Etcd) error {
+	if e.admit == nil {
+		return nil
+	}
+	return e.admit(ctx, server)
+}
+
 // quorumState turns "is there a leader" into lines and states, once per change.
 type quorumState struct {
 	etcd   *etcd
 	report supervise.Reporter
 	begun  bool // there was a quorum once
 	lost   bool
+	active int // members, this one included, when it last said that it waits for the first quorum
 }
 
 func (q *quorumState) check(leader bool) {
@@ -264,6 +286,10 @@ func (q *quorumState) check(leader bool) {
 	now := q.etcd.Quorum()
 	switch {
 	case !q.begun:
+		if now.Note != "" && now.Members > 1 && now.Active != q.active {
+			q.etcd.log.Info("waiting for a quorum: start the other controllers", "members", now.Members, "reachable", now.Active, "needed", now.Needed)
+			q.active = now.Active
+		}
 		q.report.Waiting(cmp.Or(now.Note, "waiting for the first write"))
 	case !leader:
 		if !q.lost {

@@ -23,7 +23,7 @@ import (
 type Backend struct {
 	s          *Server
 	name       string // HOST:PORT, in the one form of normalBackend
-	discovered bool
+	discovered bool   // and not configured; guarded by the server's lock
 	log        *slog.Logger
 
 	addr       atomic.Pointer[sockaddr] // where connections go; nil while its name is not resolved

@@ -55,6 +55,9 @@ type Options struct {
 	// Alone says that nothing else in the process is in a hurry, so that the loops may
 	// keep processors from other goroutines, for a millisecond at a time.
 	Alone bool
+	// Discovered is the last list of backends that discovery knew before this
+	// process; SetDiscovered replaces it. Empty means that Config.Backends are used.
+	Discovered []string
 	// OnSuccessor is called when a new process is about to take over, with its
 	// process number, so that the service manager can be told; and with this
 	// process' own, should that break off. May be nil.
@@ -137,6 +140,11 @@ func New(cfg Config, o Options) (*Server, error) {
 	if err := errors.Join(cfg.Validate(), err); err != nil {
 		return nil, err
 	}
+	discovered, err := s.usable(cfg.Listen, o.Discovered)
+	if err != nil {
+		return nil, err
+	}
+	s.discovered = discovered
 	s.put(cfg, f)
 	return s, nil
 }

@@ -131,7 +131,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		out.gauge(countDesc, float64(states[state]), state)
 	}
 	m.durations.Range(func(_, h any) bool { h.(prometheus.Histogram).Collect(ch); return true })
-	out.gauge(failOpenDesc, number(s.bestTier() > tierReady))
+	out.gauge(failOpenDesc, number(s.failsOpen()))
 	out.gauge(heldDesc, float64(s.heldNow.Load()))
 	out.gauge(limitDesc, float64(s.limit.Load()))
 	out.counter(reloadsDesc, s.reloads[0], "error")

@@ -46,8 +46,8 @@ func readFiles(c Config) (*files, error) {
 
 // Reload puts a new configuration in place; no connection is closed by it:
 // those to a backend that is gone may go on for its DrainTimeout. What cannot
-// change at run time (Listen, UpgradeSocket) must be as it was. On an error
-// nothing has changed.
+// change at run time (Listen, UpgradeSocket, what discovery reads) must be as it
+// was. On an error nothing has changed.
 func (s *Server) Reload(cfg Config) error {
 	err := s.reload(cfg)
 	s.CountReload(err)
@@ -74,8 +74,17 @@ func (s *Server) reload(cfg Config) error {
 	if !slices.Equal(old.Listen, cfg.Listen) {
 		errs = append(errs, &Problem{Field: "Listen", Text: "cannot change while kthwd runs", Hint: hint})
 	}
-	if old.UpgradeSocket != cfg.UpgradeSocket {
-		errs = append(errs, &Problem{Field: "UpgradeSocket", Text: "cannot change while kthwd runs", Hint: hint})
+	for _, fixed := range []struct{ field, old, new string }{
+		{"UpgradeSocket", old.UpgradeSocket, cfg.UpgradeSocket},
+		{"DiscoveryKubeconfig", old.DiscoveryKubeconfig, cfg.DiscoveryKubeconfig},
+		{"DiscoveryCache", old.DiscoveryCache, cfg.DiscoveryCache},
+	} {
+		if fixed.old != fixed.new {
+			errs = append(errs, &Problem{Field: fixed.field, Text: "cannot change while kthwd runs", Hint: hint})
+		}
+	}
+	if len(cfg.Backends) == 0 && len(old.Backends) > 0 && !s.hasDiscovered() {
+		errs = append(errs, &Problem{Field: "Backends", Text: "is empty, and nothing is discovered yet", Hint: "leave them in until status lists discovered ones"})
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err
@@ -91,17 +100,35 @@ func (s *Server) reload(cfg Config) error {
 	return nil
 }
 
+func (s *Server) hasDiscovered() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.discovered) > 0
+}
+
 // SetDiscovered replaces the backends that discovery has found. From the first
 // list that is not empty they are used instead of the static ones; an empty list
 // changes nothing, for a cluster has an API server as long as somebody tells so.
 func (s *Server) SetDiscovered(backends []string) error {
-	var names []string
+	names, err := s.usable(s.cfg.Load().Listen, backends)
+	if err != nil || len(names) == 0 {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.discovered = names
+	s.fill(*s.cfg.Load(), false)
+	return nil
+}
+
+// usable are the discovered backends by their names, but for ourselves.
+func (s *Server) usable(listen, backends []string) (names []string, err error) {
 	for _, b := range backends {
 		name, err := normalBackend(b)
 		if err != nil {
-			return fmt.Errorf("discovered backend %q %w", b, err)
+			return nil, fmt.Errorf("discovered backend %q %w", b, err)
 		}
-		if l := ownListener(s.cfg.Load().Listen, name); l != "" {
+		if l := ownListener(listen, name); l != "" {
 			s.log.Warn("discovered backend left out: it is this load balancer itself", "backend", b, "listen", l)
 			continue
 		}
@@ -109,14 +136,7 @@ func (s *Server) SetDiscovered(backends []string) error {
 			names = append(names, name)
 		}
 	}
-	if len(names) == 0 {
-		return nil
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.discovered = names
-	s.fill(*s.cfg.Load(), false)
-	return nil
+	return names, nil
 }
 
 // put makes cfg what holds. The caller has the lock, or is New.
@@ -164,7 +184,8 @@ func connectionLimit(configured int) int64 {
 // are started, and those that are gone drain.
 func (s *Server) fill(cfg Config, checksChanged bool) {
 	names := s.discovered
-	if len(names) == 0 {
+	discovered := len(names) > 0
+	if !discovered {
 		for _, b := range cfg.Backends {
 			name, _ := normalBackend(b)
 			names = append(names, name)
@@ -176,13 +197,14 @@ func (s *Server) fill(cfg Config, checksChanged bool) {
 		at := slices.IndexFunc(before, func(b *Backend) bool { return b.name == name })
 		if at < 0 {
 			if b := s.revive(name, cfg); b != nil {
+				b.discovered = discovered
 				after.backends = append(after.backends, b)
 				continue
 			}
 		}
 		switch {
 		case at < 0:
-			b := s.newBackend(name, len(s.discovered) > 0)
+			b := s.newBackend(name, discovered)
 			b.start(cfg, s.files)
 			s.backends = append(s.backends, b)
 			after.backends = append(after.backends, b)
@@ -191,7 +213,7 @@ func (s *Server) fill(cfg Config, checksChanged bool) {
 			before[at].stop()
 			before[at].start(cfg, s.files)
 		}
-		before[at].discovered = len(s.discovered) > 0
+		before[at].discovered = discovered
 		after.backends = append(after.backends, before[at])
 	}
 	s.pool.Store(after)
@@ -307,6 +329,9 @@ func (s *Server) logFailOpen(open bool) {
 		s.log.Info("a backend is ready again")
 	}
 }
+
+// failsOpen tells whether no backend is ready, so that any is used.
+func (s *Server) failsOpen() bool { return len(s.pool.Load().backends) > 0 && s.bestTier() > tierReady }
 
 func (s *Server) bestTier() int32 {
 	best := tierBad

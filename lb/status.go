@@ -17,6 +17,16 @@ type Status struct {
 	Backends    []BackendStatus  `json:"backends"`
 	Verified    bool             `json:"verified"` // checks verify certificates
 	Check       string           `json:"check"`
+
+	Discovery *DiscoveryStatus `json:"discovery,omitempty"` // nil without one; not for this package to know
+}
+
+// DiscoveryStatus is how the list of backends is followed.
+type DiscoveryStatus struct {
+	Server      string    `json:"server,omitempty"` // the API server that is watched; "" for none
+	Since       time.Time `json:"since"`            // when Error came, or went
+	LastSuccess time.Time `json:"lastSuccess"`      // when it was heard last; zero for never
+	Error       string    `json:"error,omitempty"`  // why none is watched, one line
 }
 
 // ListenerStatus is one listening address.
@@ -53,7 +63,7 @@ func (s *Server) Status() Status {
 	defer s.mu.Unlock()
 	cfg := s.cfg.Load()
 	st := Status{
-		Ready: s.state == "", Reason: s.state, FailOpen: s.bestTier() > tierReady,
+		Ready: s.state == "", Reason: s.state, FailOpen: s.failsOpen(),
 		Connections: int(s.active.Load()), Held: int(s.heldNow.Load()),
 		Verified: cfg.Check == CheckHTTPS && s.files.roots != nil, Check: cfg.Check,
 	}

@@ -49,6 +49,7 @@ type Controller struct {
 	HealthAddress    string // the plain HTTP bridge; "" switches it off
 	HealthServerName string // the only Host it answers; "" means any
 
+	InitialCluster        []string // NAME=ADDRESS of every controller, this one included; empty means this one only
 	ServiceClusterIPRange string
 	ClusterCIDR           string
 

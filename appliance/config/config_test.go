@@ -72,7 +72,7 @@ func TestDefaultsAreValid(t *testing.T) {
 func TestExactFlags(t *testing.T) {
 	l := NewLoader()
 	for name := range strings.FieldsSeq(`role data-dir etcd-data-dir config bind-address secure-port advertise-address
-		etcd-client-port etcd-peer-port health-address metrics-address service-cluster-ip-range cluster-cidr log-format
+		etcd-client-port etcd-peer-port health-address metrics-address initial-cluster service-cluster-ip-range cluster-cidr log-format
 		name subject-alt-name controller-manager-port scheduler-port health-server-name log-level
 		etcd-arg kube-apiserver-arg kube-controller-manager-arg kube-scheduler-arg`) {
 		if f := l.fs.Lookup(name); f == nil || f.Hidden {

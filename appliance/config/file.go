@@ -7,7 +7,9 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -98,10 +100,23 @@ func (l *Loader) parseFile(path string, text []byte) error {
 		}
 		if f := l.fs.Lookup(e.key); !f.Changed {
 			setValues(f, e)
+			l.anchor(e.key, filepath.Dir(path))
 			l.origins[e.key] = origin
 		}
 	}
 	return joinProblems(problems)
+}
+
+// anchor means a relative path in the file from the file's own directory, so
+// that a directory with its file in it may lie anywhere.
+func (l *Loader) anchor(key, dir string) {
+	i := slices.IndexFunc(l.table, func(s setting) bool { return s.name == key })
+	isPath := l.table[i].arg == "FILE" || l.table[i].arg == "DIR" || key == "upgrade-socket"
+	path, isText := l.table[i].value.(*string)
+	if !isPath || !isText || *path == "" || filepath.IsAbs(*path) || strings.HasPrefix(*path, "@") {
+		return
+	}
+	*path = filepath.Join(dir, *path)
 }
 
 func (l *Loader) setFromFile(e entry, origin string) *Problem {

@@ -58,7 +58,7 @@ func (l *Loader) settings() []setting {
 	c, k, b := &l.Config, &l.Config.Controller, &l.Config.LB
 	return []setting{
 		{"role", RoleAll, groupProcess, "ROLE", "What this process is: controller, lb, or both with a comma. Required to run; the verbs need none.", (*commaList)(&c.Role)},
-		{"config", RoleAll, groupProcess, "FILE", "YAML file with these names as keys; flags win over it. Without this flag " + DefaultFile + " is read if it exists; --config= reads none.", &l.file},
+		{"config", RoleAll, groupProcess, "FILE", "YAML file with these names as keys; flags win over it, and relative paths in it are meant from its directory. Without this flag " + DefaultFile + " is read if it exists; --config= reads none.", &l.file},
 		{"log-format", RoleAll, groupProcess, "FORMAT", "Form of the log: text or json. Text is shorter and coloured on a terminal.", &c.LogFormat},
 		{"log-level", RoleAll, groupProcess, "LEVEL", "What is logged: error, warn, info, debug or a number n, which shows upstream's lines of V(n-1) and below, for all or as COMPONENT=LEVEL for one; repeatable, later ones win. Changed at run time with kthwd log-level.", (*commaList)(&c.LogLevel)},
 		{"metrics-address", RoleAll, groupProcess, "ADDRESS:PORT", "Where kthwd's metrics and status are served, plain HTTP; empty switches it off.", &c.MetricsAddress},
@@ -79,6 +79,7 @@ func (l *Loader) settings() []setting {
 		{"health-address", RoleController, groupPorts, "ADDRESS:PORT", "Where the plain HTTP health bridge answers /healthz, for load balancers; empty switches it off.", &k.HealthAddress},
 		{"health-server-name", RoleController, groupPorts, "HOST", "The only Host the health bridge answers, such as kubernetes.default.svc.cluster.local; empty means any.", &k.HealthServerName},
 
+		{"initial-cluster", RoleController, groupCluster, "NAME=ADDRESS", "The controllers that the cluster begins with, the same list on each, this one included with its --name and --advertise-address; empty means this one alone. What etcd's data know of the members counts once there are any.", (*commaList)(&k.InitialCluster)},
 		{"service-cluster-ip-range", RoleController, groupCluster, "CIDR", "Range of service addresses, two with a comma for dual stack; its first address becomes a name in kubernetes.pem. Must not overlap --cluster-cidr.", &k.ServiceClusterIPRange},
 		{"cluster-cidr", RoleController, groupCluster, "CIDR", "Range of pod addresses, two with a comma for dual stack. Must not overlap --service-cluster-ip-range.", &k.ClusterCIDR},
 

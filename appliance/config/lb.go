@@ -64,8 +64,8 @@ func lbListeners(c lb.Config) (all []listener) {
 	return all
 }
 
-// Locate makes *Problems of the *lb.Problems that are joined in err, each with
-// where its value was written, and leaves other errors as they are.
+// Locate makes *Problems of the *lb.Problems that are joined in err, and gives
+// each *Problem where its value was written. It leaves other errors as they are.
 func (l *Loader) Locate(err error) error {
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		var all []error
@@ -74,8 +74,11 @@ func (l *Loader) Locate(err error) error {
 		}
 		return errors.Join(all...)
 	}
-	if p, ok := err.(*lb.Problem); ok {
+	switch p := err.(type) {
+	case *lb.Problem:
 		return l.located([]*Problem{fromLB(p)})
+	case *Problem:
+		return l.located([]*Problem{p})
 	}
 	return err
 }

@@ -191,6 +191,8 @@ func TestCheckReload(t *testing.T) {
 		{args: lbArgs("--listen=:6443", "--upgrade-socket=@x"), want: `--upgrade-socket is '@x' now and was "": it cannot change while kthwd runs`},
 		{args: lbArgs("--listen=:6443", "--metrics-address=", "--log-format=json"),
 			want: "--log-format is json now and was text: it cannot change while kthwd runs\n--metrics-address is \"\" now and was 127.0.0.1:10300: it cannot change while kthwd runs"},
+		{args: lbArgs("--listen=:6443", "--discovery-kubeconfig=/x", "--discovery-cache=/y"),
+			want: "--discovery-kubeconfig is /x now and was \"\": it cannot change while kthwd runs\n--discovery-cache is /y now and was \"\": it cannot change while kthwd runs"},
 		{args: []string{"--role=controller"}, want: "--role is [controller] now and was [lb]: it cannot change while kthwd runs"},
 	} {
 		l, err := load(t, "", tt.args...)

@@ -49,6 +49,7 @@ What can be set is set in one place: by a flag, or by a key of the same name in 
 The order is: default, then file, then flag; a flag replaces the file's value, lists included.
 The file is the one of ` + "`--config`, else `" + DefaultFile + "`" + ` if it exists. Unknown keys, keys given twice and
 values of the wrong type are refused with their line; all problems are reported at once.
+A relative path in the file is meant from the file's directory, one in a flag from the working directory.
 
 ` + "`kthwd config`" + ` prints the configuration a start would have, each value with where it came from. What it
 prints can be used as a file.

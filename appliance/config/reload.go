@@ -3,11 +3,12 @@ package config
 import (
 	"fmt"
 	"slices"
+	"strings"
 )
 
 // fixed are the settings of the load balancer that do not change while it runs.
 // The others of its role do, and the log levels; no other role's.
-var fixed = []string{"listen", "upgrade-socket"}
+var fixed = []string{"listen", "upgrade-socket", "discovery-kubeconfig", "discovery-cache"}
 
 // reloads tells whether a running process takes a new value of the setting.
 func (s setting) reloads() bool {
@@ -37,7 +38,8 @@ func (l *Loader) CheckReload(running *Loader) error {
 			continue
 		}
 		p := &Problem{Key: s.name, Text: fmt.Sprintf("is %s now and was %s: it cannot change while kthwd runs", s.yaml(), running.table[i].yaml()), Hint: "restart kthwd"}
-		if s.role == RoleAll && s.name != "role" && !l.Config.Is(RoleController) {
+		upgradable := s.role == RoleAll && s.name != "role" || strings.HasPrefix(s.name, "discovery-")
+		if upgradable && !l.Config.Is(RoleController) {
 			p.Hint = "restart kthwd, or send it SIGUSR2: a new process then takes over with all connections"
 		}
 		problems = append(problems, p)

@@ -109,6 +109,7 @@ func (c Config) parts(controller, lb bool) []*Problem {
 func (v *validator) controller(c Controller) []listener {
 	v.paths(c)
 	v.machine(c)
+	v.members(c)
 	listeners := v.listeners(c)
 	v.ranges(c)
 	v.args("etcd-arg", c.EtcdArgs)
@@ -385,6 +386,7 @@ func (c Controller) Warnings() (lines []string) {
 	if ip, err := netip.ParseAddr(c.AdvertiseAddress); err == nil && ip.IsLoopback() {
 		lines = append(lines, fmt.Sprintf("--advertise-address %s is loopback: no other machine reaches this controller", ip))
 	}
+	lines = append(lines, evenWarning(len(c.InitialCluster))...)
 	d := Default().Controller
 	if c.ControllerManagerPort != d.ControllerManagerPort || c.SchedulerPort != d.SchedulerPort {
 		lines = append(lines, fmt.Sprintf("kubectl get componentstatuses asks ports %d and %d only; it will call what moved elsewhere unhealthy", d.ControllerManagerPort, d.SchedulerPort))

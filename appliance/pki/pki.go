@@ -29,9 +29,8 @@
 //   - a lock on the directory itself makes two Ensures wait for each other.
 //
 // Several controllers must share these files, the CA, the service account key
-// and the encryption key above all. Run Ensure once, with the Addresses of all
-// of them, and copy the directory; an Ensure on each would make as many
-// clusters.
+// and the encryption key above all. EnsureCluster makes a directory for each
+// machine; an Ensure on each would make as many clusters.
 //
 // The package does not renew, rotate or revoke, makes neither the etcd nor the
 // run directory, does not translate encryption configurations of old releases

@@ -22,12 +22,25 @@ func writeLB(b *strings.Builder, s lb.Status, now time.Time, p func(colour, stri
 		checks += ", " + p(yellow, "unverified") + ": give --backend-ca"
 	}
 	fmt.Fprintln(b, checks)
+	if s.Discovery != nil {
+		fmt.Fprintln(b, discoveryLine(*s.Discovery, now, p))
+	}
 	if s.FailOpen {
 		fmt.Fprintf(b, "%s: no backend is ready, so connections go to any that answers\n", p(red, "FAIL OPEN"))
 	}
 	if s.Held > 0 {
 		fmt.Fprintf(b, "clients held until a backend answers: %s\n", p(yellow, fmt.Sprint(s.Held)))
 	}
+}
+
+func discoveryLine(s lb.DiscoveryStatus, now time.Time, p func(colour, string) string) string {
+	switch {
+	case s.Error != "":
+		return fmt.Sprintf("discovery: %s for %s, the last list stays: %s", p(yellow, "no answer"), Age(now.Sub(s.Since)), oneLine(s.Error))
+	case s.Server == "":
+		return "discovery: " + p(yellow, "no answer yet")
+	}
+	return "discovery: from " + oneLine(s.Server)
 }
 
 func listenerTable(s lb.Status) table {

@@ -62,6 +62,13 @@ func reports() map[string]Report {
 	}
 	all["lb"] = balances
 
+	discovers := balances
+	discovered := *balances.LB
+	discovered.Backends = []lb.BackendStatus{{Address: "10.0.1.36:6443", State: "ready", Since: noon.Add(-5 * time.Minute), LastCheck: "ok", Source: "discovered"}}
+	discovered.Discovery = &lb.DiscoveryStatus{Server: "https://10.0.1.48:6443", Since: noon.Add(-5 * time.Minute), LastSuccess: noon.Add(-time.Second)}
+	discovers.LB = &discovered
+	all["lb-discovery"] = discovers
+
 	trouble := balances
 	trouble.Ready, trouble.Reason = false, "lb: draining"
 	trouble.Components = []supervise.Status{{Name: "status", State: supervise.Ready, Since: noon}, {Name: "lb", State: supervise.Stopping, Since: noon.Add(-4 * time.Second)}}
@@ -75,6 +82,7 @@ func reports() map[string]Report {
 			{Address: "10.0.1.37:6443", State: "draining", Since: noon, Source: "discovered"},
 			{Address: "10.0.1.38:6443", State: "unknown", Source: "discovered"},
 		},
+		Discovery: &lb.DiscoveryStatus{Since: noon.Add(-3 * time.Minute), LastSuccess: noon.Add(-4 * time.Minute), Error: "https://10.0.1.48:6443: connection\nrefused"},
 	}
 	all["lb-trouble"] = trouble
 
@@ -100,7 +108,7 @@ func TestWriteTable(t *testing.T) {
 
 // The JSON is read by scripts: its keys stay.
 func TestJSON(t *testing.T) {
-	for _, name := range []string{"waiting", "lb"} {
+	for _, name := range []string{"waiting", "lb", "lb-discovery"} {
 		got, err := json.MarshalIndent(reports()[name], "", "  ")
 		if err != nil {
 			t.Fatal(err)

@@ -20,6 +20,7 @@ import (
 	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
 	"kthwd/lb"
+	"kthwd/lb/discovery"
 )
 
 // The stop of a load balancer takes as long as the configuration says, and this.
@@ -46,14 +47,17 @@ type balancer struct {
 	alone  bool         // no other role is in this process
 	end    func()       // ends the process in order; set before Run
 
+	discovery *discovery.Discovery // nil without one
+
 	node       *supervise.Node
 	budget     atomic.Int64  // of the stop, a time.Duration
 	up         chan struct{} // closed when it balances
 	handedOver atomic.Bool   // to a new process
 	upgrading  atomic.Bool
-	loader     *config.Loader // of the configuration in force; of the reloading goroutine
-	uncounted  bool           // the last reload failed before package lb heard of it; of the same goroutine
-	quiet      slog.Level     // of the component lb, while debug is on for a while
+	loader     *config.Loader           // of the configuration in force; of the reloading goroutine
+	static     atomic.Pointer[[]string] // backends of the configuration in force
+	uncounted  bool                     // the last reload failed before package lb heard of it; of the same goroutine
+	quiet      slog.Level               // of the component lb, while debug is on for a while
 }
 
 var _ supervise.Component = (*balancer)(nil)
@@ -63,19 +67,65 @@ func (a *app) newBalancer(l *config.Loader, logs *logging.Logs) (*balancer, erro
 		app: a, logs: logs, log: logs.Logger("kthwd"), alone: !l.Config.Is(config.RoleController),
 		up: make(chan struct{}), loader: l,
 	}
+	last, problem := b.newDiscovery()
 	server, err := lb.New(l.Config.LB, lb.Options{
-		Log: logs.Logger(nameLB), Sockets: a.inherits.sockets,
+		Log: logs.Logger(nameLB), Sockets: a.inherits.sockets, Discovered: last,
 		TakeOver: a.inherits.predecessor != 0, OnSuccessor: b.successor, Alone: b.alone,
 	})
-	if err != nil {
+	if err := errors.Join(err, problem); err != nil {
 		return nil, l.Locate(err)
 	}
 	b.server = server
+	if b.discovery != nil {
+		b.discovery.OnList(server.SetDiscovered)
+	}
 	return b, nil
 }
 
-// nameLB is the component's name in logs.
-const nameLB = "lb"
+// The components' names in logs.
+const (
+	nameLB        = "lb"
+	nameDiscovery = "lb-discovery"
+)
+
+// newDiscovery makes what follows the list of backends, if it is to be followed,
+// and returns the last list that is known.
+func (b *balancer) newDiscovery() (last []string, err error) {
+	c := b.loader.Config.LB
+	if c.DiscoveryKubeconfig == "" {
+		return nil, nil
+	}
+	b.static.Store(&c.Backends)
+	d, err := discovery.New(discovery.Config{
+		Kubeconfig: c.DiscoveryKubeconfig, Cache: c.DiscoveryCache,
+		Static: func() []string { return *b.static.Load() }, Log: b.logs.Logger(nameDiscovery),
+	})
+	if err != nil {
+		return nil, err
+	}
+	b.discovery = d
+	return d.Last(), nil
+}
+
+// awaitBackends is false when ctx ends before there is any backend to balance to.
+func (b *balancer) awaitBackends(ctx context.Context) bool {
+	if b.discovery == nil || len(b.loader.Config.LB.Backends) > 0 {
+		return true
+	}
+	select {
+	case <-b.discovery.First():
+		return true
+	default:
+	}
+	supervise.Report(ctx).Waiting("waiting for the first list of backends")
+	select {
+	case <-b.discovery.First():
+		supervise.Report(ctx).Starting("")
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
 
 // Name implements supervise.Component.
 func (b *balancer) Name() string { return b.server.Name() }
@@ -84,6 +134,9 @@ func (b *balancer) Name() string { return b.server.Name() }
 // unless it is a controller as well.
 func (b *balancer) Run(ctx context.Context, ready func()) error {
 	l := b.loader
+	if !b.awaitBackends(ctx) {
+		return nil
+	}
 	err := b.server.Run(ctx, func() {
 		ready()
 		close(b.up)
@@ -107,10 +160,14 @@ func (b *balancer) Run(ctx context.Context, ready func()) error {
 	return nil
 }
 
-// add puts it into a group.
+// add puts it into a group. Discovery depends on nothing and nothing on it: it may
+// reach the API through this balancer, and is gone before that drains.
 func (b *balancer) add(g *supervise.Group, status *supervise.Node) {
 	b.node = g.Add(b, status)
 	b.stopWithin(b.loader.Config.LB)
+	if b.discovery != nil {
+		g.Add(b.discovery, status).StopWithin(stopMargin)
+	}
 }
 
 func (b *balancer) stopWithin(c lb.Config) {
@@ -124,6 +181,10 @@ func (b *balancer) stopWithin(c lb.Config) {
 func (b *balancer) report(r *status.Report) {
 	s := b.server.Status()
 	r.LB = &s
+	if b.discovery != nil {
+		d := b.discovery.Status()
+		s.Discovery = &d
+	}
 	switch {
 	case b.handedOver.Load():
 		r.Ready, r.Reason = r.Ready || b.alone, ""
@@ -132,11 +193,14 @@ func (b *balancer) report(r *status.Report) {
 	}
 }
 
-func (b *balancer) collectors() []prometheus.Collector {
+func (b *balancer) collectors() (all []prometheus.Collector) {
 	if c := b.server.Collector(); c != nil {
-		return []prometheus.Collector{c}
+		all = append(all, c)
 	}
-	return nil
+	if b.discovery != nil {
+		all = append(all, b.discovery.Collector())
+	}
+	return all
 }
 
 // beside is the balancer as a role in a controller's process.
@@ -213,6 +277,9 @@ func (b *balancer) toggleDebug() {
 		b.log.Error("log level not changed", "err", err)
 		return
 	}
+	if b.discovery != nil {
+		_ = b.logs.SetLevel(nameDiscovery, level) // as good as the one before
+	}
 	b.log.Info("log level changed", "of", nameLB, "level", level)
 }
 
@@ -238,6 +305,7 @@ func (b *balancer) reload() error {
 		}
 	}
 	b.loader = l
+	b.static.Store(&l.Config.LB.Backends)
 	b.stopWithin(l.Config.LB)
 	b.log.Info("configuration reloaded", "file", l.File(), "changed", strings.Join(changes, ","))
 	return nil

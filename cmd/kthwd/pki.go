@@ -29,18 +29,28 @@ func (a *app) pkiVerb(l *config.Loader) *cobra.Command {
 }
 
 func (a *app) pkiInitVerb(l *config.Loader) *cobra.Command {
+	f := &clusterFlags{}
 	cmd := &cobra.Command{
 		Use:   "init [flags]",
 		Short: "Make the files of the data directory that are missing",
 		Long: "Make the certificates, keys and kubeconfigs of the data directory that are missing, as\n" +
 			"kthwd --role=controller does at its start. A file that exists is used as it is and\n" +
-			"never changed; one that does not fit the others is refused.",
-		Example: "  kthwd pki init --data-dir=/var/lib/kubernetes --subject-alt-name=10.0.0.20,lb.example.com",
-		Args:    noVerb,
-		RunE:    func(*cobra.Command, []string) error { return a.pkiInit(l) },
+			"never changed; one that does not fit the others is refused.\n\n" +
+			"With --controllers, make those of a whole cluster: below --out, a directory for each\n" +
+			"machine with its files and a kthwd.yaml, and ca with both CAs, for whoever keeps them.",
+		Example: "  kthwd pki init --data-dir=/var/lib/kubernetes --subject-alt-name=10.0.0.20,lb.example.com\n" +
+			"  kthwd pki init --controllers=c0=10.0.1.73,c1=10.0.1.35,c2=10.0.1.36 --lb=10.0.1.48 --out=cluster",
+		Args: noVerb,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if f.asked(cmd.Flags()) {
+				return a.pkiInitCluster(l, f, cmd.Flags())
+			}
+			return a.pkiInit(l)
+		},
 	}
+	f.add(cmd.Flags())
 	l.AddFlags(cmd.Flags(), "config", "data-dir", "bind-address", "advertise-address", "subject-alt-name",
-		"secure-port", "service-cluster-ip-range", "cluster-cidr")
+		"secure-port", "etcd-peer-port", "service-cluster-ip-range", "cluster-cidr")
 	return cmd
 }
 
@@ -50,6 +60,12 @@ func (a *app) pkiInit(l *config.Loader) error {
 		return err
 	}
 	r, err := pki.Ensure(c.Layout(), c.PKISpec())
+	a.list(r)
+	return err
+}
+
+// list writes what became of each file.
+func (a *app) list(r pki.Report) {
 	for _, w := range r.Warnings {
 		a.warn(w)
 	}
@@ -59,7 +75,6 @@ func (a *app) pkiInit(l *config.Loader) error {
 	for _, file := range r.Kept {
 		fmt.Fprintf(a.out, "kept  %s\n", file)
 	}
-	return err
 }
 
 func (a *app) pkiShowVerb(l *config.Loader) *cobra.Command {

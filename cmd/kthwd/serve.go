@@ -116,6 +116,9 @@ func (a *app) introduce(log *slog.Logger, l *config.Loader) {
 	if c := l.Config.LB; l.Config.Is(config.RoleLB) {
 		attrs = append(attrs, "listen", strings.Join(c.Listen, ","), "backend", strings.Join(c.Backends, ","),
 			"check", c.Check, "balance", c.Balance)
+		if c.DiscoveryKubeconfig != "" {
+			attrs = append(attrs, "discovery-kubeconfig", c.DiscoveryKubeconfig, "discovery-cache", c.DiscoveryCache)
+		}
 		warnings = append(warnings, config.LBWarnings(c)...)
 	}
 	log.Info("configuration; kthwd config shows all of it", attrs...)

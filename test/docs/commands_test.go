@@ -71,7 +71,7 @@ func (p page) commands() (all []command) {
 // staysUp tells whether a command stays in the foreground. It is then ended by
 // the page, by the next one that stays, or at the end of the page.
 func (c command) staysUp() bool {
-	return c.text == "make run" || strings.HasPrefix(c.text, "kthwd --role=")
+	return c.text == "make run" || strings.HasPrefix(c.text, "kthwd --role=") || strings.HasPrefix(c.text, "kthwd --config=")
 }
 
 // failure tells whether the page shows the command failing.

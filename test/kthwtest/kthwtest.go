@@ -130,6 +130,9 @@ type Options struct {
 	// Plain leaves out what Start gives: the controller has the guide's paths
 	// and ports, and what Args say. For machines that belong to the test.
 	Plain bool
+	// File is a configuration file that says what Start gives otherwise, but for
+	// the metrics address. It may be a load balancer's.
+	File string
 }
 
 // Ports are the ports of one controller.
@@ -144,6 +147,7 @@ type Controller struct {
 	Log     *Log
 
 	plain  bool
+	file   string
 	exited chan struct{}
 	err    error
 }
@@ -152,7 +156,7 @@ type Controller struct {
 // test ends, and its log is shown when the test failed.
 func Start(t testing.TB, o Options) *Controller {
 	t.Helper()
-	c := &Controller{Dir: o.Dir, Address: o.Address, Log: &Log{}, plain: o.Plain, exited: make(chan struct{})}
+	c := &Controller{Dir: o.Dir, Address: o.Address, Log: &Log{}, plain: o.Plain, file: o.File, exited: make(chan struct{})}
 	if c.Dir == "" && o.Plain {
 		c.Dir = config.Default().Controller.DataDir
 	}
@@ -200,6 +204,9 @@ func (c *Controller) Args() []string {
 		return []string{"--role=controller"}
 	}
 	at := func(port int) string { return net.JoinHostPort(c.Address, strconv.Itoa(port)) }
+	if c.file != "" {
+		return []string{"--config=" + c.file, "--metrics-address=" + at(c.Ports.Metrics)}
+	}
 	return []string{
 		"--role=controller", "--data-dir=" + c.Dir, "--name=" + "c0",
 		"--bind-address=" + c.Address, "--advertise-address=" + c.Address,

@@ -1,0 +1,238 @@
+package config
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"kthwd/appliance/pki"
+)
+
+// Cluster is several controllers that are to be made, and the load balancers in
+// front of them. What all machines have in common is in Shared.
+type Cluster struct {
+	Controllers []string // NAME=ADDRESS
+	LBs         []string // addresses
+	CAKey       []string // names of the controllers that get the CA's key
+	Dir         string   // in which each machine has a directory
+	Shared      Controller
+}
+
+// The names that are taken below Cluster.Dir, and that of the configuration files.
+const (
+	clusterHome = "ca"
+	fileName    = "kthwd.yaml"
+)
+
+// Plan is what pki.EnsureCluster makes of the cluster. The error joins all
+// *Problems with it; keys are the flags of kthwd pki init.
+func (c Cluster) Plan() (pki.Cluster, error) {
+	members, problems := parseMembers("controllers", c.Controllers)
+	v := &validator{problems: problems}
+	v.cluster(c, members)
+	for _, m := range members {
+		part := &validator{}
+		part.controller(c.controller(m))
+		for _, p := range part.problems {
+			if p.Key == "initial-cluster" {
+				continue // it is --controllers
+			}
+			if !slices.ContainsFunc(v.problems, func(q *Problem) bool { return q.Error() == p.Error() }) {
+				v.problems = append(v.problems, p)
+			}
+		}
+	}
+	if len(v.problems) > 0 {
+		return pki.Cluster{}, joinProblems(v.problems)
+	}
+	return c.plan(members), nil
+}
+
+func (v *validator) cluster(c Cluster, members []Member) {
+	if len(c.Controllers) == 0 {
+		v.add("controllers", "is empty").Hint = "such as --controllers=c0=10.0.1.73,c1=10.0.1.35,c2=10.0.1.36"
+	}
+	if c.Dir == "" {
+		v.problems = append(v.problems, &Problem{Text: "--out is missing: the directory that gets one directory for each machine", Hint: "such as --out=cluster"})
+	}
+	for _, m := range members {
+		if m.Name == clusterHome || strings.HasPrefix(m.Name, "lb-") {
+			v.add("controllers", "%s: the directory %s is another one's", m, m.Name).Hint = "choose another name"
+		}
+	}
+	for i, lb := range c.LBs {
+		if problem := unusable(lb); problem != "" {
+			v.add("lb", "%q %s", lb, problem)
+		}
+		if slices.Contains(c.LBs[:i], lb) {
+			v.add("lb", "%s is given twice", lb)
+		}
+		for _, m := range members {
+			if m.Address == lb {
+				v.add("lb", "%s is the address of the controller %s, too", lb, m.Name).Hint =
+					"a load balancer needs a machine of its own here; beside a controller, set role and listen in its file by hand"
+			}
+		}
+	}
+	for _, name := range c.CAKey {
+		if !slices.ContainsFunc(members, func(m Member) bool { return m.Name == name }) {
+			v.add("with-ca-key", "%q is no name in --controllers", name)
+		}
+	}
+}
+
+// Warnings lists what is allowed and probably not meant, one line each.
+func (c Cluster) Warnings() []string {
+	lines := evenWarning(len(c.Controllers))
+	if n := len(c.CAKey); n > 0 && n < len(c.Controllers) {
+		lines = append(lines, fmt.Sprintf("--with-ca-key %s: kube-controller-manager signs certificates only while it leads there; give the key to all controllers, or to none", strings.Join(c.CAKey, ",")))
+	}
+	return lines
+}
+
+// controller is the configuration of one controller, as its file will say.
+func (c Cluster) controller(m Member) Controller {
+	k := c.Shared
+	k.Name, k.AdvertiseAddress, k.InitialCluster = m.Name, m.Address, c.Controllers
+	k.DataDir = filepath.Join(c.Dir, m.Name)
+	k.EtcdDataDir = k.Layout().Etcd()
+	if isLoopback(m.Address) {
+		k.BindAddress = m.Address // several on one machine
+	}
+	return k
+}
+
+func isLoopback(address string) bool {
+	ip, err := netip.ParseAddr(address)
+	return err == nil && ip.IsLoopback()
+}
+
+func (c Cluster) plan(members []Member) pki.Cluster {
+	server := func(address string) string {
+		return "https://" + net.JoinHostPort(address, strconv.Itoa(c.Shared.SecurePort))
+	}
+	out := pki.Cluster{Dir: filepath.Join(c.Dir, clusterHome), Spec: pki.Spec{ServiceIP: c.Shared.ServiceIP()}, Admin: server(members[0].Address)}
+	if len(c.LBs) > 0 {
+		out.Admin = server(c.LBs[0])
+	}
+	for _, m := range members {
+		k := c.controller(m)
+		out.Addresses = append(out.Addresses, m.Address)
+		admin := server(m.Address)
+		if len(c.LBs) > 0 {
+			admin = out.Admin
+		}
+		out.Machines = append(out.Machines, pki.Machine{
+			Dir: k.DataDir, Server: k.LocalServer(), Admin: admin, CAKey: slices.Contains(c.CAKey, m.Name),
+			ConfigName: fileName, Config: controllerFile(k), Fits: fits(controllerFile(k)),
+		})
+	}
+	for _, lb := range c.LBs {
+		out.Machines = append(out.Machines, pki.Machine{
+			Dir: filepath.Join(c.Dir, "lb-"+lb), ConfigName: fileName, Config: c.lbFile(lb, members), Fits: fits(c.lbFile(lb, members)),
+		})
+	}
+	out.Addresses = unique(append(append(out.Addresses, c.LBs...), c.Shared.SubjectAltNames...))
+	return out
+}
+
+// controllerFile is the kthwd.yaml of a controller.
+func controllerFile(c Controller) []byte {
+	var b bytes.Buffer
+	fmt.Fprintf(&b, `# The controller %[1]s. This directory is its data directory, wherever it lies:
+#   kthwd --config=kthwd.yaml
+# kthwd config --config=kthwd.yaml shows all that can be set.
+role: controller
+
+# Relative paths are meant from this file's directory.
+data-dir: .
+
+# Who this machine is, for the others.
+name: %[1]s
+advertise-address: %[2]s
+`, yamlText(c.Name), yamlText(c.AdvertiseAddress))
+	if c.BindAddress != Default().Controller.BindAddress {
+		fmt.Fprintf(&b, "bind-address: %s\n", yamlText(c.BindAddress))
+	}
+	fmt.Fprintf(&b, `
+# All controllers that the cluster begins with: the same list on each.
+initial-cluster: %s
+
+# The same on each, too.
+service-cluster-ip-range: %s
+cluster-cidr: %s
+`, yamlList(c.InitialCluster), yamlText(c.ServiceClusterIPRange), yamlText(c.ClusterCIDR))
+	d := Default().Controller
+	for _, port := range []struct {
+		key     string
+		is, was int
+	}{{"secure-port", c.SecurePort, d.SecurePort}, {"etcd-peer-port", c.EtcdPeerPort, d.EtcdPeerPort}} {
+		if port.is != port.was {
+			fmt.Fprintf(&b, "%s: %d\n", port.key, port.is)
+		}
+	}
+	fmt.Fprintf(&b, `
+# Plain HTTP /healthz, for load balancers that know no TLS; "" switches it off.
+health-address: %s
+`, yamlText(c.HealthAddress))
+	return b.Bytes()
+}
+
+// lbFile is the kthwd.yaml of a load balancer.
+func (c Cluster) lbFile(address string, members []Member) []byte {
+	var backends []string
+	for _, m := range members {
+		backends = append(backends, net.JoinHostPort(m.Address, strconv.Itoa(c.Shared.SecurePort)))
+	}
+	host := ""
+	if isLoopback(address) {
+		host = address // several on one machine
+	}
+	listen := []string{net.JoinHostPort(host, strconv.Itoa(c.Shared.SecurePort))}
+	if c.Shared.SecurePort == Default().Controller.SecurePort && host == "" {
+		listen = Default().LB.Listen
+	}
+	return fmt.Appendf(nil, `# The load balancer %s. Nothing in this directory is secret.
+#   kthwd --config=kthwd.yaml
+# kthwd config --config=kthwd.yaml shows all that can be set.
+role: lb
+listen: %s
+
+# The API server of each controller. A change here is taken up at once, and no
+# connection is closed for it.
+backend: %s
+
+# Relative paths are meant from this file's directory.
+backend-ca: ca.pem
+`, address, yamlList(listen), yamlList(backends))
+}
+
+// agree are the settings that a file which is there already must have as they
+// would be written now. The others are its owner's.
+var agree = []string{"role", "name", "advertise-address", "initial-cluster", "service-cluster-ip-range", "cluster-cidr",
+	"secure-port", "etcd-peer-port", "backend"}
+
+// fits compares a configuration file with the one that would be written.
+func fits(want []byte) func([]byte) string {
+	return func(existing []byte) string {
+		w, is := NewLoader(), NewLoader()
+		if err := w.parseFile(fileName, want); err != nil {
+			return err.Error()
+		}
+		if err := is.parseFile(fileName, existing); err != nil {
+			return strings.ReplaceAll(err.Error(), "\n", "; ")
+		}
+		var problems []string
+		for i, s := range w.table {
+			if slices.Contains(agree, s.name) && s.yaml() != is.table[i].yaml() {
+				problems = append(problems, fmt.Sprintf("its %s is %s, want %s", s.name, is.table[i].yaml(), s.yaml()))
+			}
+		}
+		return strings.Join(problems, "; ")
+	}
+}

@@ -1,0 +1,98 @@
+package pki
+
+import (
+	"crypto"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"slices"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// Fingerprints are what the controllers of a cluster compare to know that they
+// share their keys: for each file that must be shared, by its path, a salted
+// SHA-256 of every public key or encryption key in it. A file that is not
+// there, or has no key in it, has none. salt keeps two clusters from being
+// compared; nobody learns a key from the result.
+func Fingerprints(l Layout, salt []byte) (map[string][]string, error) {
+	all := map[string][]string{}
+	for _, shared := range []struct {
+		path string
+		keys func([]byte) ([][]byte, error)
+	}{
+		{l.CA(), publicKeys},
+		{l.Cert(NameServiceAccount), publicKeys},
+		{l.Cert(NameFrontProxyCA), publicKeys},
+		{l.EncryptionConfig(), encryptionKeys},
+	} {
+		data, _, err := read(shared.path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		var keys [][]byte
+		if err == nil {
+			keys, err = shared.keys(data)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", shared.path, err)
+		}
+		for _, key := range keys {
+			h := sha256.New()
+			h.Write(salt)
+			h.Write([]byte(filepath.Base(shared.path) + "\x00"))
+			h.Write(key)
+			all[shared.path] = append(all[shared.path], hex.EncodeToString(h.Sum(nil)))
+		}
+	}
+	return all, nil
+}
+
+// NotShared judges what Fingerprints said of a file when the cluster has others.
+func NotShared(path string) *Misfit {
+	hint := "copy " + filepath.Base(path) + " from another controller"
+	if base := filepath.Base(path); base == NameServiceAccount+".pem" {
+		hint += ", and its key with it"
+	}
+	return &Misfit{File: path, Problem: "not that of the other controllers, which must all have the same", Hint: hint}
+}
+
+func publicKeys(data []byte) (keys [][]byte, err error) {
+	_, public, err := parseCertificates(data)
+	if err != nil {
+		return nil, err
+	}
+	for _, k := range public {
+		der, err := x509.MarshalPKIXPublicKey(crypto.PublicKey(k))
+		if err != nil {
+			return nil, err
+		}
+		keys = append(keys, der)
+	}
+	return keys, nil
+}
+
+// encryptionKeys are the secrets in an EncryptionConfiguration, whatever provider
+// they belong to. One of a key server has none.
+func encryptionKeys(data []byte) (keys [][]byte, err error) {
+	var doc yaml.Node
+	if err := decodeYAML(data, &doc); err != nil {
+		return nil, err
+	}
+	var walk func(n *yaml.Node)
+	walk = func(n *yaml.Node) {
+		for i, c := range n.Content {
+			if n.Kind == yaml.MappingNode && i%2 == 1 && n.Content[i-1].Value == "secret" && c.Kind == yaml.ScalarNode {
+				keys = append(keys, []byte(c.Value))
+			}
+			walk(c)
+		}
+	}
+	walk(&doc)
+	slices.SortFunc(keys, slices.Compare)
+	return keys, nil
+}

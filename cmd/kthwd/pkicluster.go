@@ -1,0 +1,55 @@
+package main
+
+import (
+	"errors"
+
+	"github.com/spf13/pflag"
+
+	"kthwd/appliance/config"
+	"kthwd/appliance/pki"
+)
+
+// clusterFlags are those of kthwd pki init that make it about a cluster.
+type clusterFlags struct {
+	controllers, lbs, caKey []string
+	out                     string
+}
+
+func (f *clusterFlags) add(fs *pflag.FlagSet) {
+	fs.StringSliceVar(&f.controllers, "controllers", nil, "`NAME=ADDRESS` The controllers of a cluster: a directory for each is made in --out, ready to be copied.")
+	fs.StringSliceVar(&f.lbs, "lb", nil, "`ADDRESS` The load balancers before --controllers; the first one is the server of admin.kubeconfig.")
+	fs.StringSliceVar(&f.caKey, "with-ca-key", nil, "`NAME` Those of --controllers that get the CA's key, to sign certificates; without it the key stays in ca below --out.")
+	fs.StringVar(&f.out, "out", "", "`DIR` The directory for --controllers and --lb; made if it is missing.")
+}
+
+// asked tells whether any of the flags is given.
+func (f *clusterFlags) asked(fs *pflag.FlagSet) bool {
+	return fs.Changed("controllers") || fs.Changed("lb") || fs.Changed("with-ca-key") || fs.Changed("out")
+}
+
+// pkiInitCluster makes the directories of all machines of a cluster.
+func (a *app) pkiInitCluster(l *config.Loader, f *clusterFlags, fs *pflag.FlagSet) error {
+	var errs []error
+	for _, name := range []string{"data-dir", "bind-address", "advertise-address"} {
+		if fs.Changed(name) {
+			errs = append(errs, &usageError{"--" + name + " is about one machine and does not go with --controllers", "leave it out: each machine's is in its kthwd.yaml"})
+		}
+	}
+	if err := l.Load(); err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	c := config.Cluster{Controllers: f.controllers, LBs: f.lbs, CAKey: f.caKey, Dir: f.out, Shared: l.Config.Controller}
+	plan, err := c.Plan()
+	if err != nil {
+		errs = append(errs, l.Locate(err))
+	}
+	if len(errs) > 0 {
+		return errors.Join(errs...)
+	}
+	for _, w := range c.Warnings() {
+		a.warn(w)
+	}
+	r, err := pki.EnsureCluster(plan)
+	a.list(r)
+	return err
+}

@@ -1,0 +1,88 @@
+package lb
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"testing"
+)
+
+// bySource is all backends with where they come from.
+func bySource(s *Server) string {
+	var all []string
+	for _, b := range s.Status().Backends {
+		all = append(all, fmt.Sprintf("%s %s %v", b.Address, b.Source, b.State == stateDraining))
+	}
+	return strings.Join(all, "\n")
+}
+
+func discovering(t *testing.T, backends, discovered []string) *Server {
+	t.Helper()
+	c := Default()
+	c.Listen = []string{"127.0.0.1:7443"}
+	c.Check = CheckNone
+	c.Backends, c.DiscoveryKubeconfig = backends, "/kubeconfig"
+	s, err := New(c, Options{Log: slog.New(slog.DiscardHandler), Discovered: discovered})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.stopBackends)
+	return s
+}
+
+func TestSourceOfBackends(t *testing.T) {
+	s := discovering(t, []string{"127.9.1.1:6443", "127.9.1.2:6443"}, nil)
+	for _, step := range []struct {
+		name string
+		set  []string
+		want string
+	}{
+		{"nothing yet", nil, "127.9.1.1:6443 static false\n127.9.1.2:6443 static false"},
+		{"one of them, and another", []string{"127.9.1.2:6443", "[::1]:6443"}, "127.9.1.1:6443 static true\n127.9.1.2:6443 discovered false\n[::1]:6443 discovered false"},
+		{"ourselves", []string{"127.0.0.1:7443"}, "127.9.1.1:6443 static true\n127.9.1.2:6443 discovered false\n[::1]:6443 discovered false"},
+		{"one that comes back", []string{"127.9.1.1:6443", "127.9.1.2:6443", "[::1]:6443"}, "127.9.1.1:6443 discovered false\n127.9.1.2:6443 discovered false\n[::1]:6443 discovered false"},
+	} {
+		if err := s.SetDiscovered(step.set); err != nil {
+			t.Fatalf("%s: %v", step.name, err)
+		}
+		if got := bySource(s); got != step.want {
+			t.Errorf("%s: got\n%s\nwant\n%s", step.name, got, step.want)
+		}
+	}
+	if err := s.SetDiscovered([]string{"0.0.0.0:6443"}); err == nil {
+		t.Error("an address that cannot be connected to is taken")
+	}
+}
+
+func TestDiscoveredBefore(t *testing.T) {
+	s := discovering(t, []string{"127.9.1.1:6443"}, []string{"127.9.1.2:6443", "127.0.0.1:7443"})
+	if got := bySource(s); got != "127.9.1.2:6443 discovered false" {
+		t.Errorf("got %s", got)
+	}
+}
+
+func TestReloadOfDiscovery(t *testing.T) {
+	for name, tt := range map[string]struct {
+		discovered []string
+		change     func(*Config)
+		field      string
+	}{
+		"kubeconfig":                       {change: func(c *Config) { c.DiscoveryKubeconfig = "/other" }, field: "DiscoveryKubeconfig"},
+		"cache":                            {change: func(c *Config) { c.DiscoveryCache = "/other" }, field: "DiscoveryCache"},
+		"static backends, too early":       {change: func(c *Config) { c.Backends = nil }, field: "Backends"},
+		"static backends, when discovered": {discovered: []string{"127.9.1.2:6443"}, change: func(c *Config) { c.Backends = nil }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := discovering(t, []string{"127.9.1.1:6443"}, tt.discovered)
+			c := *s.cfg.Load()
+			tt.change(&c)
+			err := s.Reload(c)
+			var p *Problem
+			switch errors.As(err, &p); {
+			case tt.field == "" && err != nil, tt.field != "" && (p == nil || p.Field != tt.field || p.Hint == ""):
+				t.Errorf("got %v, want a problem of %q with a hint", err, tt.field)
+			}
+		})
+	}
+}

@@ -1,0 +1,53 @@
+package discovery
+
+import "github.com/prometheus/client_golang/prometheus"
+
+// reason is what an error is counted as.
+type reason int
+
+const (
+	apiErrors reason = iota
+	cacheErrors
+	reasons // how many there are
+)
+
+var reasonNames = [reasons]string{"api", "cache"}
+
+func (d *Discovery) count(r reason) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.errors[r]++
+}
+
+var (
+	successDesc  = prometheus.NewDesc("kthwd_lb_discovery_last_success_timestamp_seconds", "When an API server was heard last; 0 for never.", nil, nil)
+	backendsDesc = prometheus.NewDesc("kthwd_lb_discovery_backends", "Backends in the list that is in force; 0 when the static ones are.", nil, nil)
+	errorsDesc   = prometheus.NewDesc("kthwd_lb_discovery_errors_total", "Lists and watches that failed, and times that the list was not cached.", []string{"reason"}, nil)
+)
+
+// Collector gives the kthwd_lb_discovery_* series.
+func (d *Discovery) Collector() prometheus.Collector { return collector{d} }
+
+type collector struct{ d *Discovery }
+
+// Describe implements prometheus.Collector.
+func (c collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{successDesc, backendsDesc, errorsDesc} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c collector) Collect(ch chan<- prometheus.Metric) {
+	c.d.mu.Lock()
+	defer c.d.mu.Unlock()
+	at := 0.0
+	if t := c.d.status.LastSuccess; !t.IsZero() {
+		at = float64(t.UnixNano()) / 1e9
+	}
+	ch <- prometheus.MustNewConstMetric(successDesc, prometheus.GaugeValue, at)
+	ch <- prometheus.MustNewConstMetric(backendsDesc, prometheus.GaugeValue, float64(len(c.d.last.Backends)))
+	for i, name := range reasonNames {
+		ch <- prometheus.MustNewConstMetric(errorsDesc, prometheus.CounterValue, float64(c.d.errors[i]), name)
+	}
+}
