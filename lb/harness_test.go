@@ -84,13 +84,13 @@ func watchLeaks(t *testing.T) {
 	if _, watched := leaksWatched.LoadOrStore(t, true); watched {
 		return
 	}
-	fds, goroutines := descriptorsOpen(), ownGoroutines()
+	fds, all := descriptorsOpen(), goroutines()
 	t.Cleanup(func() {
 		leaksWatched.Delete(t)
 		if t.Failed() {
 			return // it may have ended anywhere
 		}
-		eventuallyClean(t, fds, goroutines)
+		eventuallyClean(t, fds, all)
 	})
 }
 
@@ -99,14 +99,14 @@ var leaksWatched sync.Map
 func eventuallyClean(t *testing.T, fdsBefore, goroutinesBefore map[string]string) {
 	deadline := time.Now().Add(patience)
 	for {
-		fds, goroutines := descriptorsOpen(), ownGoroutines()
+		fds, own := descriptorsOpen(), ownGoroutines()
 		maps.DeleteFunc(fds, func(fd, _ string) bool { return fdsBefore[fd] != "" })
-		maps.DeleteFunc(goroutines, func(id, _ string) bool { return goroutinesBefore[id] != "" })
+		maps.DeleteFunc(own, func(id, _ string) bool { return goroutinesBefore[id] != "" })
 		switch {
-		case len(goroutines) == 0 && len(fds) == 0:
+		case len(own) == 0 && len(fds) == 0:
 			return
 		case time.Now().After(deadline):
-			t.Errorf("left behind: descriptors %v, goroutines %v", fds, goroutines)
+			t.Errorf("left behind: descriptors %v, goroutines %v", fds, own)
 			return
 		}
 		pause(time.Millisecond)
@@ -129,17 +129,24 @@ func descriptorsOpen() map[string]string {
 	return all
 }
 
-// ownGoroutines are the stacks of goroutines that the package has started.
-func ownGoroutines() map[string]string {
+// goroutines are the stacks of all.
+func goroutines() map[string]string {
 	buf := make([]byte, 4<<20)
-	own := map[string]string{}
+	all := map[string]string{}
 	for _, g := range strings.Split(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
-		if strings.Contains(g, "kthwd/lb") && !strings.Contains(g, "testing.(*T).Run") && !strings.Contains(g, "lb.ownGoroutines") {
-			id, _, _ := strings.Cut(g, " [")
-			own[id] = g
-		}
+		id, _, _ := strings.Cut(g, " [")
+		all[id] = g
 	}
-	return own
+	return all
+}
+
+// ownGoroutines are the stacks of those that the package has started.
+func ownGoroutines() map[string]string {
+	all := goroutines()
+	maps.DeleteFunc(all, func(_, g string) bool {
+		return !strings.Contains(g, "kthwd/lb") || strings.Contains(g, "testing.(*T).Run") || strings.Contains(g, "lb.goroutines(")
+	})
+	return all
 }
 
 // pause is time in which nothing is done, where that is what is tested.

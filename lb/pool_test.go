@@ -260,6 +260,26 @@ func TestRemovedWhileConnecting(t *testing.T) {
 	must(t, equal("removed", b.closed[endRemoved].Load(), 1))
 }
 
+// One that was to be cut for that reason is cut wherever it has moved meanwhile.
+func TestRemovedWhileMoving(t *testing.T) {
+	p := newPeer(t)
+	r := run(t, testConfig(p.addr), Options{})
+	b := r.backend(p.addr)
+	client, _, _ := r.pairUp(p)
+	b.drained.Store(true)
+	for _, l := range r.loops {
+		l.call(func() {
+			l.doom(b, endRemoved)
+			for _, p := range l.letGo(1) {
+				l.takeBack(p)
+			}
+		})
+	}
+	must(t, expectEOF(client))
+	r.empty()
+	must(t, equal("removed", b.closed[endRemoved].Load(), 1))
+}
+
 func TestReloadChangesChecks(t *testing.T) {
 	a := newAPIServer(t)
 	r := run(t, checkedConfig(a), Options{})

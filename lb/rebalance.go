@@ -69,10 +69,13 @@ func move(shares []float64, pairs []int64) (from, to, n int) {
 func (s *Server) movePairs(from, to *loop, n int) {
 	from.post(func() {
 		all := from.letGo(n)
-		to.post(func() {
+		take := func(l *loop) {
 			for _, p := range all {
-				to.takeBack(p)
+				l.takeBack(p)
 			}
-		})
+		}
+		if !to.post(func() { take(to) }) {
+			take(from) // the other one has stopped
+		}
 	})
 }

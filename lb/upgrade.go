@@ -396,6 +396,10 @@ func (l *loop) takeBack(p *pair) {
 		e.readable, e.writable, e.watched = true, true, true
 		watch(l.epfd, unix.EPOLL_CTL_ADD, e.fd, unix.EPOLLIN|unix.EPOLLOUT|unix.EPOLLRDHUP)
 	}
+	if p.backend.drained.Load() { // it was among those to be cut, or would have been
+		p.doom = endRemoved
+		l.requeue(&l.doomed, p, l.now)
+	}
 	l.relay(p)
 }
 

@@ -106,11 +106,11 @@ func TestUpgrade(t *testing.T) {
 	var talks []*talk
 	for i := range 10 {
 		client, server, _ := r.pairUp(p)
-		talks = append(talks, startTalk(client, server, uint64(100+2*i), 500+i, 4*time.Millisecond))
+		talks = append(talks, startTalk(client, server, uint64(100+2*i), 500+i, 10*time.Millisecond))
 	}
-	for i := range 4 {
+	for i := range 3 {
 		client, server, _ := r.pairUp(p)
-		talks = append(talks, startTalk(client, server, uint64(200+2*i), 512<<10, 20*time.Millisecond))
+		talks = append(talks, startTalk(client, server, uint64(200+2*i), 300<<10, 50*time.Millisecond))
 	}
 	halfA, halfB, _ := r.pairUp(p)
 	must(t, halfA.CloseWrite(), expectEOF(halfB))
@@ -125,7 +125,7 @@ func TestUpgrade(t *testing.T) {
 		stuck = append(stuck, block(t, client, server, uint64(300+i)))
 	}
 	eventually(t, "all were accepted", func() error {
-		return equal("connections", r.active.Load(), int64(5+150+14+2+8))
+		return equal("connections", r.active.Load(), int64(5+150+13+2+8))
 	})
 	old := r
 	for range 3 {
@@ -134,7 +134,7 @@ func TestUpgrade(t *testing.T) {
 		old.handedOver()
 		old.empty()
 		must(t, equal("connections of the new process", r.active.Load(), old.handedOut()),
-			equal("at the backend", r.backend(p.addr).active.Load(), 150+14+2+8))
+			equal("at the backend", r.backend(p.addr).active.Load(), 150+13+2+8))
 		old = r
 		for _, k := range talks { // goes on for a while
 			if len(k.done) > 0 {
@@ -290,9 +290,10 @@ func TestUpgradeWhileConnecting(t *testing.T) {
 // nothing but what the new one had acknowledged.
 func TestUpgradeBrokenOff(t *testing.T) {
 	hello := frame{Kind: "hello", Version: upgradeVersion, PID: 1}
+	var acknowledged int
 	for _, tt := range []struct {
 		name string
-		kept int // of 130 connections
+		kept int // of 130 connections; -1 for those that were not acknowledged
 		do   func(t *testing.T, w wire)
 	}{
 		{"at once", 130, func(t *testing.T, w wire) {}},
@@ -319,12 +320,11 @@ func TestUpgradeBrokenOff(t *testing.T) {
 		{"in the middle", -1, func(t *testing.T, w wire) {
 			begun(t, w, hello)
 			must(t, w.send(frame{Kind: "go"}))
-			n := pairsReceived(t, w)
+			acknowledged = pairsReceived(t, w)
 			must(t, w.send(frame{Kind: "ack"}))
 			_, fds, err := w.receive(patience, "pairs")
 			must(t, err)
 			closeAll(fds)
-			t.Logf("%d of 130 were acknowledged", n)
 		}},
 		{"with half an ack", 130, func(t *testing.T, w wire) {
 			begun(t, w, hello)
@@ -350,6 +350,7 @@ func TestUpgradeBrokenOff(t *testing.T) {
 			}
 			conn, err := net.DialUnix("unix", nil, r.upgradeSocket())
 			must(t, err)
+			acknowledged = 0
 			tt.do(t, wire{conn})
 			conn.Close()
 			eventually(t, "the old process has noticed", func() error {
@@ -374,8 +375,8 @@ func TestUpgradeBrokenOff(t *testing.T) {
 				for _, k := range talks {
 					k.stop(t)
 				}
-			} else if kept == 0 || kept == 120 {
-				t.Errorf("%d connections were kept, want some", kept)
+			} else if acknowledged == 0 || kept < 120-acknowledged || kept > 130-acknowledged {
+				t.Errorf("%d connections of 120 were kept, when %d of 130 were acknowledged", kept, acknowledged)
 			}
 			client, server, _ := r.pairUp(p)
 			say(t, client, server, "new clients are served")
