@@ -336,6 +336,7 @@ func TestUpgradeBrokenOff(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			p := newPeer(t)
 			cfg := testConfig(p.addr)
+			cfg.DrainTimeout = 0
 			var told atomic.Int64
 			r := run(t, cfg, Options{OnSuccessor: func(pid int) { told.Store(int64(pid)) }})
 			var all [][2]*net.TCPConn
