@@ -215,8 +215,12 @@ func normalBackend(s string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	host = strings.ToLower(strings.TrimSuffix(host, "."))
 	if host == "" {
 		return "", errors.New("has no host")
+	}
+	if strings.HasPrefix(host, ".") || strings.HasSuffix(host, ".") || strings.Contains(host, "..") {
+		return "", errors.New("is no host name: a part between two dots is empty")
 	}
 	if ip, err := netip.ParseAddr(host); err == nil {
 		if ip.IsUnspecified() || ip.IsMulticast() {
@@ -224,7 +228,7 @@ func normalBackend(s string) (string, error) {
 		}
 		return netip.AddrPortFrom(ip.Unmap(), port).String(), nil
 	}
-	return net.JoinHostPort(strings.ToLower(strings.TrimSuffix(host, ".")), strconv.Itoa(int(port))), nil
+	return net.JoinHostPort(host, strconv.Itoa(int(port))), nil
 }
 
 // ownListener is the listener that a connection to the backend would arrive at,

@@ -27,6 +27,8 @@ func TestProblems(t *testing.T) {
 		{"IPv6 without brackets", func(c *Config) { c.Backends = []string{"2001:db8::1:6443"} }, []string{`Backends "2001:db8::1:6443" needs brackets around an IPv6 address`}},
 		{"IPv6", func(c *Config) { c.Backends = []string{"[2001:db8::1]:6443"} }, nil},
 		{"no host", func(c *Config) { c.Backends = []string{":6443"} }, []string{`Backends ":6443" has no host`}},
+		{"a dot for a host", func(c *Config) { c.Backends = []string{".:6443"} }, []string{`Backends ".:6443" has no host`}},
+		{"two dots", func(c *Config) { c.Backends = []string{"a..:6443"} }, []string{`Backends "a..:6443" is no host name`}},
 		{"unspecified", func(c *Config) { c.Backends = []string{"0.0.0.0:6443"} }, []string{`Backends "0.0.0.0:6443" is no address that can be connected to`}},
 		{"multicast", func(c *Config) { c.Backends = []string{"224.0.0.1:6443"} }, []string{`Backends "224.0.0.1:6443" is no address`}},
 		{"backend twice", func(c *Config) { c.Backends = []string{"a:1", "A.:1"} }, []string{"Backends A.:1 is given twice"}},
@@ -70,7 +72,7 @@ func TestProblems(t *testing.T) {
 }
 
 func FuzzNormalBackend(f *testing.F) {
-	for _, s := range []string{"a:1", "[::1]:6443", "10.0.0.1:6443", "[fe80::1%eth0]:1", "A.B.:1", ":1", "[::ffff:1.2.3.4]:5", "x", "[:]:1"} {
+	for _, s := range []string{"a:1", "[::1]:6443", "10.0.0.1:6443", "[fe80::1%eth0]:1", "A.B.:1", ":1", "[::ffff:1.2.3.4]:5", "x", "[:]:1", ".:1"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
