@@ -230,18 +230,20 @@ func (l *loop) expireConnects() {
 		case n == 0:
 			l.goOn(p)
 		case t.hedgeAfter > 0 && n < len(c.tries) && l.now-c.newest() >= t.hedgeAfter:
-			l.suspectSlow(c)
-			l.tryNext(p, l.now, true)
+			slow := c.tries
+			if l.tryNext(p, l.now, true) {
+				suspectSlow(slow)
+			}
 		}
 	}
 }
 
 // suspectSlow has the backends that have not answered yet looked at, and avoided
 // until a check has passed: the next client is not to wait as long.
-func (l *loop) suspectSlow(c *connectState) {
-	for i := range c.tries {
-		if b := c.tries[i].to; b != nil {
-			b.suspectSlow()
+func suspectSlow(tries [3]attempt) {
+	for _, a := range tries {
+		if a.to != nil {
+			a.to.suspectSlow()
 		}
 	}
 }

@@ -38,6 +38,7 @@ type loop struct {
 	lingering queue // one side has ended
 	doomed    queue // to be cut, a few at a time
 	nextScout int64 // when a held pair may try again
+	looked    int64 // when those that wait were looked at
 	scouts    int   // that do
 
 	listening   bool  // the listeners are watched
@@ -374,10 +375,9 @@ func (l *loop) expire() {
 	if l.listenAgain != 0 && l.listenAgain <= l.now {
 		l.listen()
 	}
-	if !l.connects.empty() {
+	if l.now-l.looked >= int64(quickTick) { // these look at all that wait, so not at each wake-up
+		l.looked = l.now
 		l.expireConnects()
-	}
-	if !l.held.empty() {
 		l.expireHeld()
 	}
 	for range doomedPerTick {

@@ -270,7 +270,7 @@ func TestRemovedWhileMoving(t *testing.T) {
 	for _, l := range r.loops {
 		l.call(func() {
 			l.doom(b, endRemoved)
-			for _, p := range l.letGo(1) {
+			for _, p := range l.letGo(1, anyPair) {
 				l.takeBack(p)
 			}
 		})

@@ -1,6 +1,7 @@
 package lb
 
 import (
+	"slices"
 	"time"
 
 	"kthwd/lb/check"
@@ -77,7 +78,9 @@ func (s *Server) Status() Status {
 		}
 		st.Listen = append(st.Listen, ls)
 	}
-	for _, b := range s.backends {
+	inUse := s.pool.Load().backends
+	gone := slices.DeleteFunc(slices.Clone(s.backends), func(b *Backend) bool { return slices.Contains(inUse, b) })
+	for _, b := range slices.Concat(inUse, gone) {
 		st.Backends = append(st.Backends, b.report(s.draining[b] != nil))
 	}
 	return st

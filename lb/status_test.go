@@ -43,7 +43,7 @@ func TestStatus(t *testing.T) {
 	must(t, r.Reload(cfg))
 	v := r.visit()
 	v.at(t, a)
-	eventually(t, "the dead one is known", func() error { return equal("state", r.Status().Backends[3].State, "dead") })
+	eventually(t, "the dead one is known", func() error { return equal("state", r.Status().Backends[2].State, "dead") })
 	r.awaitState(b, check.NotReady)
 	text, err := json.MarshalIndent(r.Status(), "", "  ")
 	must(t, err)

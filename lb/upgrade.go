@@ -403,34 +403,49 @@ func (l *loop) takeBack(p *pair) {
 	l.relay(p)
 }
 
-// letGo takes up to n pairs out of the loop, whole, with nothing left in a pipe,
+// letGo takes up to n of those pairs out of the loop, whole, with nothing left in a pipe,
 // and with no more to be written than a frame may hold. Their descriptors stay
 // open; they are watched no more, which must be said, for the copies in another
 // process would keep the watch alive (epoll(7)).
-func (l *loop) letGo(n int) (all []*pair) {
-	for pending := 0; len(l.pairs) > 0 && len(all) < n && pending < bytesPerFrame; {
-		p := l.pairs[len(l.pairs)-1]
-		if p.in != nil {
-			p.in.remove(p)
+func (l *loop) letGo(n int, which func(*pair) bool) (all []*pair) {
+	pending := 0
+	for i := len(l.pairs) - 1; i >= 0 && len(all) < n && pending < bytesPerFrame; i-- {
+		p := l.pairs[i] // another one, seen already, takes its place
+		if !which(p) {
+			continue
 		}
-		l.endConnect(p)
-		p.connect = nil
-		l.unwatch(p.client.fd)
-		if p.phase == relaying {
-			l.unwatch(p.server.fd)
-			l.emptyPipe(&p.client)
-			l.emptyPipe(&p.server)
-		} else {
-			p.phase = fresh
-		}
-		l.forget(p)
-		whole := *p
-		whole.loop, whole.known, whole.queued = nil, false, false
-		p.phase = ended // what the loop still knows of it, such as its turn
+		whole := l.part(p)
 		pending += len(whole.first) + len(whole.client.out) + len(whole.server.out)
-		all = append(all, &whole)
+		all = append(all, whole)
 	}
 	return all
+}
+
+// Which pairs letGo takes.
+func anyPair(*pair) bool        { return true }
+func relayingPair(p *pair) bool { return p.phase == relaying }
+
+// part takes a pair out of the loop. What the loop still has of it, such as its
+// turn, is a pair that has ended.
+func (l *loop) part(p *pair) *pair {
+	if p.in != nil {
+		p.in.remove(p)
+	}
+	l.endConnect(p)
+	p.connect = nil
+	l.unwatch(p.client.fd)
+	if p.phase == relaying {
+		l.unwatch(p.server.fd)
+		l.emptyPipe(&p.client)
+		l.emptyPipe(&p.server)
+	} else {
+		p.phase = fresh
+	}
+	l.forget(p)
+	whole := *p
+	whole.loop, whole.known, whole.queued = nil, false, false
+	p.phase = ended
+	return &whole
 }
 
 func (l *loop) unwatch(fd int32) {
@@ -614,7 +629,7 @@ func (s *Server) givePairs(w wire) error {
 func (s *Server) giveSome(w wire, l *loop) (int, error) {
 	begun := time.Now()
 	var all []*pair
-	if !l.call(func() { all = l.letGo(pairsPerFrame) }) || len(all) == 0 {
+	if !l.call(func() { all = l.letGo(pairsPerFrame, anyPair) }) || len(all) == 0 {
 		return 0, nil
 	}
 	f, fds := s.frameOf(all)

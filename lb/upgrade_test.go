@@ -669,7 +669,7 @@ func TestLetGoTakesTurnsBack(t *testing.T) {
 			for _, p := range l.pairs {
 				l.turnLater(p)
 			}
-			all := l.letGo(10)
+			all := l.letGo(10, anyPair)
 			for _, p := range l.again {
 				if p.phase != ended {
 					t.Errorf("a pair that was let go has a turn in phase %d", p.phase)
