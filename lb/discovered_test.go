@@ -39,8 +39,8 @@ func TestSourceOfBackends(t *testing.T) {
 		want string
 	}{
 		{"nothing yet", nil, "127.9.1.1:6443 static false\n127.9.1.2:6443 static false"},
-		{"one of them, and another", []string{"127.9.1.2:6443", "[::1]:6443"}, "127.9.1.1:6443 static true\n127.9.1.2:6443 discovered false\n[::1]:6443 discovered false"},
-		{"ourselves", []string{"127.0.0.1:7443"}, "127.9.1.1:6443 static true\n127.9.1.2:6443 discovered false\n[::1]:6443 discovered false"},
+		{"one of them, and another", []string{"127.9.1.2:6443", "[::1]:6443"}, "127.9.1.2:6443 discovered false\n[::1]:6443 discovered false\n127.9.1.1:6443 static true"},
+		{"ourselves", []string{"127.0.0.1:7443"}, "127.9.1.2:6443 discovered false\n[::1]:6443 discovered false\n127.9.1.1:6443 static true"},
 		{"one that comes back", []string{"127.9.1.1:6443", "127.9.1.2:6443", "[::1]:6443"}, "127.9.1.1:6443 discovered false\n127.9.1.2:6443 discovered false\n[::1]:6443 discovered false"},
 	} {
 		if err := s.SetDiscovered(step.set); err != nil {

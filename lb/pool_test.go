@@ -231,7 +231,7 @@ func TestRemovedBackendDrains(t *testing.T) {
 		must(t, r.Reload(cfg))
 	}
 	with(q.addr)
-	must(t, equal("state", r.Status().Backends[0].State, "draining"))
+	must(t, equal("state", r.Status().Backends[1].State, "draining")) // after those in use
 	r.pairUp(q)
 	say(t, client, server, "goes on")
 	with(p.addr) // back in time
