@@ -117,7 +117,6 @@ func (l *loop) start(p *pair, b *Backend) (int32, syscall.Errno) {
 	if errno != 0 {
 		return -1, errno
 	}
-	setInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	if !l.s.slots.set(fd, p) {
 		closeFD(fd)
 		return -1, unix.EMFILE

@@ -410,7 +410,7 @@ func (s *Server) ended(p *pair, why endReason, now int64) {
 	p.listener.active.Add(-1)
 	s.active.Add(-1)
 	lasted := time.Duration(now - p.born)
-	s.metrics.duration(p.listener, lasted)
+	p.listener.durations.Observe(lasted.Seconds())
 	if p.backend != nil {
 		p.backend.closed[why].Add(1)
 	}

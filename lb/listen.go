@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
 )
 
@@ -21,6 +22,8 @@ type listener struct {
 	fd      int32
 	addr    net.Addr
 	defers  int64 // nanoseconds that a silent client has waited already when it is accepted
+
+	durations prometheus.Histogram // of connections
 
 	active   atomic.Int64
 	accepted atomic.Uint64
@@ -62,7 +65,7 @@ func newListener(address string, ln *net.TCPListener, defers time.Duration) (*li
 	if err != nil {
 		return nil, err
 	}
-	l := &listener{address: address, addr: ln.Addr(), defers: int64(defers)}
+	l := &listener{address: address, addr: ln.Addr(), defers: int64(defers), durations: newDurations(address)}
 	var failed error
 	err = raw.Control(func(fd uintptr) {
 		var n int

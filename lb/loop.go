@@ -51,9 +51,10 @@ type loop struct {
 
 	events  [256]unix.EpollEvent
 	count   atomic.Int64 // of pairs, for other goroutines
-	busy    atomic.Int64 // nanoseconds in which it did not wait
-	yielded int64        // when it last let others run
-	warm    bool         // there were events the last time
+	busy    atomic.Int64 // nanoseconds in which it did not wait, from one turn in busySample
+	turns   uint
+	yielded int64 // when it last let others run
+	warm    bool  // there were events the last time
 
 	mu      sync.Mutex
 	arrived []*pair // from the listeners
@@ -81,6 +82,7 @@ const (
 	quickTick     = 25 * time.Millisecond
 	slowTick      = 250 * time.Millisecond
 	yieldEvery    = 4 * time.Millisecond
+	busySample    = 8
 	keepAliveAge  = 5 * time.Second
 	scoutInterval = 100 * time.Millisecond
 	doomedPerTick = 125 // 1000 connections are cut within 200 ms, not at once: they all come back
@@ -148,7 +150,9 @@ func (l *loop) turn() {
 // no longer than that.
 func (l *loop) wait() (n int) {
 	ms := l.fallAsleep()
-	l.busy.Add(l.s.clock() - l.now)
+	if l.turns++; l.turns%busySample == 0 {
+		l.busy.Add(busySample * (l.s.clock() - l.now))
+	}
 	if l.s.o.Alone && l.warm && ms != 0 {
 		if n, _ = epollWait(l.epfd, l.events[:], 1); n > 0 {
 			return n

@@ -3,7 +3,6 @@ package lb
 import (
 	"fmt"
 	"hash/fnv"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -15,8 +14,7 @@ import (
 // metrics are the histograms, and the description of what else Collector reads
 // from the server when Prometheus asks.
 type metrics struct {
-	s         *Server
-	durations sync.Map // listener address to prometheus.Histogram
+	s *Server
 }
 
 func newMetrics(s *Server) *metrics { return &metrics{s: s} }
@@ -33,12 +31,9 @@ func histogram(name, help string, buckets []float64, labels prometheus.Labels) p
 	return prometheus.NewHistogram(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets, ConstLabels: labels})
 }
 
-func (m *metrics) duration(l *listener, lasted time.Duration) {
-	h, ok := m.durations.Load(l.address)
-	if !ok {
-		h, _ = m.durations.LoadOrStore(l.address, histogram("kthwd_lb_connection_duration_seconds", "Time from accept to end of a connection.", durationBuckets, prometheus.Labels{"listener": l.address}))
-	}
-	h.(prometheus.Histogram).Observe(lasted.Seconds())
+// newDurations is how long the connections of a listener last.
+func newDurations(address string) prometheus.Histogram {
+	return histogram("kthwd_lb_connection_duration_seconds", "Time from accept to end of a connection.", durationBuckets, prometheus.Labels{"listener": address})
 }
 
 // backendTimes are the histograms of one backend.
@@ -130,7 +125,6 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	for _, state := range allStates {
 		out.gauge(countDesc, float64(states[state]), state)
 	}
-	m.durations.Range(func(_, h any) bool { h.(prometheus.Histogram).Collect(ch); return true })
 	out.gauge(failOpenDesc, number(s.failsOpen()))
 	out.gauge(heldDesc, float64(s.heldNow.Load()))
 	out.gauge(limitDesc, float64(s.limit.Load()))
@@ -160,6 +154,7 @@ func (c collector) counter(d *prometheus.Desc, v uint64, labels ...string) {
 func (c collector) listener(l *listener) {
 	c.counter(acceptedDesc, l.accepted.Load(), l.address)
 	c.gauge(activeDesc, float64(l.active.Load()), l.address)
+	l.durations.Collect(c.ch)
 	for i, name := range rejectNames {
 		c.counter(rejectedDesc, l.rejected[i].Load(), l.address, name)
 	}

@@ -27,6 +27,7 @@ type pair struct {
 	known     bool // to its loop
 	unwatched bool // the client's descriptor could not be watched
 	queued    bool // in loop.again
+	prompt    bool // the backend's socket does not wait for more to send (TCP_NODELAY)
 	counted   bool // in Server.sources
 
 	index      int // in loop.pairs
@@ -203,6 +204,10 @@ func (l *loop) copy(p *pair, src, dst *end, count *uint64) bool {
 	}
 	*count += uint64(n)
 	p.traffic.count(src == &p.client, n)
+	if dst == &p.server && !p.prompt { // what was sent first, in connected, had nothing to wait for
+		p.prompt = true
+		setInt(dst.fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	}
 	return l.write(p, dst, buf[:n])
 }
 

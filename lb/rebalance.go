@@ -10,8 +10,8 @@ import (
 // while another is idle. Then half of the difference is moved: a pair is whole
 // between two events, as in a hand-over to another process.
 const (
-	balanceEvery = time.Second
-	busyLoop     = 0.9 // of a processor: a loop that has no more to give
+	balanceEvery = 250 * time.Millisecond
+	busyLoop     = 0.7 // of a processor: a loop that has not much more to give
 	idleLoop     = 0.5
 )
 

@@ -14,7 +14,7 @@ func TestMove(t *testing.T) {
 		{"idle", []float64{0.1, 0}, []int64{1000, 0}, 0, 0, 0},
 		{"one is busy", []float64{0.95, 0.1}, []int64{1000, 10}, 0, 1, 495},
 		{"the other one is busy", []float64{0.2, 1, 0.1}, []int64{10, 100, 20}, 1, 2, 40},
-		{"both are", []float64{0.95, 0.8}, []int64{1000, 10}, 0, 0, 0},
+		{"both are", []float64{0.95, 0.6}, []int64{1000, 10}, 0, 0, 0},
 		{"one connection makes it busy", []float64{1, 0}, []int64{1, 0}, 0, 0, 0},
 		{"with fewer connections", []float64{1, 0}, []int64{10, 100}, 0, 0, 0},
 	} {
