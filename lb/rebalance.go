@@ -68,7 +68,7 @@ func move(shares []float64, pairs []int64) (from, to, n int) {
 // movePairs gives n pairs of a loop to another one.
 func (s *Server) movePairs(from, to *loop, n int) {
 	from.post(func() {
-		all := from.letGo(n, relayingPair)
+		all := from.letGo(n, settledPair)
 		take := func(l *loop) {
 			for _, p := range all {
 				l.takeBack(p)

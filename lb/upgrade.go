@@ -422,8 +422,13 @@ func (l *loop) letGo(n int, which func(*pair) bool) (all []*pair) {
 }
 
 // Which pairs letGo takes.
-func anyPair(*pair) bool        { return true }
-func relayingPair(p *pair) bool { return p.phase == relaying }
+func anyPair(*pair) bool { return true }
+
+// settledPair is for a move within the process: what is in a pipe stays there, not
+// in memory.
+func settledPair(p *pair) bool {
+	return p.phase == relaying && p.client.pipe == nil && p.server.pipe == nil
+}
 
 // part takes a pair out of the loop. What the loop still has of it, such as its
 // turn, is a pair that has ended.
