@@ -123,8 +123,8 @@ func settingsOf(c Config) *settings {
 	}
 }
 
-// New reads the files that cfg names and makes a Server. It opens no socket. The
-// error joins all that is wrong.
+// New reads the files that cfg names, makes a Server, and begins to check its
+// backends. It opens no listening socket. The error joins all that is wrong.
 func New(cfg Config, o Options) (*Server, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
