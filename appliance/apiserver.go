@@ -171,6 +171,7 @@ func (a *apiServer) configure() (*apiapp.Config, error) {
 func (a *apiServer) assemble(config *apiapp.Config) (prepared, error) {
 	register := leaveOutBootstrapHooks(config.KubeAPIs.ControlPlane.Generic, a.log)
 	installOpenAPI := leaveOutOpenAPI(config.KubeAPIs.ControlPlane.Generic)
+	rememberClients(config)
 	completed, err := config.Complete()
 	if err != nil {
 		return nil, err
