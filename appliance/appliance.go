@@ -48,11 +48,18 @@ import (
 type Options struct {
 	Logs     *logging.Logs                     // where everything is logged
 	Version  string                            // kthwd's own, for status
-	Metrics  string                            // address of metrics and status, plain HTTP; empty for none
+	Metrics  Metrics                           // where metrics and status are served
 	Started  time.Time                         // when the process began; zero means now
 	OnReady  func(timeline []supervise.Status) // called once, when everything is ready; may be nil
 	OnChange func(ready bool, reason string)   // called after each change of the state record; may be nil
 	Beside   *Beside                           // another role of the process; may be nil
+}
+
+// Metrics is where metrics and status are served.
+type Metrics struct {
+	Address string // empty for none
+	Web     string // web configuration file; empty for plain HTTP
+	Pprof   bool   // profiles beside them
 }
 
 // Beside is another role in a controller's process: its components, and what
@@ -124,7 +131,7 @@ func newPlant(ctx context.Context, cfg config.Controller, o Options) (_ *plant, 
 	if p.lock, err = lockDataDir(p.layout); err != nil {
 		return nil, err
 	}
-	if err := checkPorts(cfg, o.Metrics); err != nil {
+	if err := checkPorts(cfg, o.Metrics.Address); err != nil {
 		_, misfits := pki.Check(p.layout, cfg.PKISpec()) // reads only: all that is wrong is said at once
 		return nil, errors.Join(err, misfits)
 	}
@@ -327,7 +334,8 @@ func (p *plant) newStatus(g *supervise.Group, e *etcd) supervise.Component {
 		beside = &Beside{Report: func(*status.Report) {}}
 	}
 	return status.NewServer(status.ServerConfig{
-		Socket: p.socket.control, Address: p.o.Metrics, Logs: p.o.Logs, Collectors: beside.Collectors,
+		Socket: p.socket.control, Address: p.o.Metrics.Address, Web: p.o.Metrics.Web, Pprof: p.o.Metrics.Pprof,
+		Logs: p.o.Logs, Collectors: beside.Collectors, Programs: programSeries(),
 		Report: func() status.Report {
 			ready, reason := g.Ready()
 			quorum := e.Quorum()

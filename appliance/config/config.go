@@ -22,7 +22,10 @@ type Config struct {
 	Role           []string // what this process is: RoleController, RoleLB or both
 	LogFormat      string   // "text" or "json"
 	LogLevel       []string // "info", or per component "etcd=debug"; later ones win
-	MetricsAddress string   // metrics and status, plain HTTP; "" switches it off
+	MetricsAddress string   // metrics and status; "" switches it off
+	MetricsWeb     string   // exporter-toolkit's web configuration: TLS, client certificates, basic auth; "" is plain HTTP
+	MetricsOpen    bool     // plain HTTP on an address that other machines reach is meant
+	MetricsPprof   bool     // profiles beside them
 	Controller     Controller
 	LB             lb.Config
 }

@@ -31,7 +31,7 @@ type setting struct {
 	group string
 	arg   string // stands for the value in the usage text
 	help  string // one sentence, with its interplay; the default is added
-	value any    // *string, *int, *time.Duration, *commaList or *repeated
+	value any    // *string, *int, *bool, *time.Duration, *commaList or *repeated
 }
 
 // commaList is a list whose elements have no commas: --x=a,b and --x=a --x=b are the same.
@@ -61,7 +61,10 @@ func (l *Loader) settings() []setting {
 		{"config", RoleAll, groupProcess, "FILE", "YAML file with these names as keys; flags win over it, and relative paths in it are meant from its directory. Without this flag " + DefaultFile + " is read if it exists; --config= reads none.", &l.file},
 		{"log-format", RoleAll, groupProcess, "FORMAT", "Form of the log: text or json. Text is shorter and coloured on a terminal.", &c.LogFormat},
 		{"log-level", RoleAll, groupProcess, "LEVEL", "What is logged: error, warn, info, debug or a number n, which shows upstream's lines of V(n-1) and below, for all or as COMPONENT=LEVEL for one; repeatable, later ones win. Changed at run time with kthwd log-level.", (*commaList)(&c.LogLevel)},
-		{"metrics-address", RoleAll, groupProcess, "ADDRESS:PORT", "Where kthwd's metrics and status are served, plain HTTP; empty switches it off.", &c.MetricsAddress},
+		{"metrics-address", RoleAll, groupProcess, "ADDRESS:PORT", "Where metrics, status and the status page are served; other than on loopback it wants --metrics-web-config, or --metrics-insecure. Empty switches it off.", &c.MetricsAddress},
+		{"metrics-web-config", RoleAll, groupProcess, "FILE", "Web configuration of the Prometheus exporter toolkit for --metrics-address: TLS, client certificates, basic auth; read again while kthwd runs.", &c.MetricsWeb},
+		{"metrics-insecure", RoleAll, groupProcess, "", "Serve --metrics-address in plain HTTP to whoever reaches it, other machines too.", &c.MetricsOpen},
+		{"metrics-pprof", RoleAll, groupProcess, "", "Serve profiles at /debug/pprof/ of --metrics-address. They show what the process does, also to whom nobody trusts.", &c.MetricsPprof},
 
 		{"data-dir", RoleController, groupFiles, "DIR", "Directory of certificates, keys and kubeconfigs under the tutorial's names; made if it is missing.", &k.DataDir},
 		{"etcd-data-dir", RoleController, groupFiles, "DIR", "Directory of etcd's own data; empty means etcd below --data-dir.", &k.EtcdDataDir},
@@ -129,6 +132,8 @@ func (s setting) bind(fs *pflag.FlagSet) {
 		fs.StringVar(v, s.name, *v, usage)
 	case *int:
 		fs.IntVar(v, s.name, *v, usage)
+	case *bool:
+		fs.BoolVar(v, s.name, *v, usage)
 	case *time.Duration:
 		fs.DurationVar(v, s.name, *v, usage)
 	case *commaList:

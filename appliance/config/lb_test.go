@@ -27,7 +27,7 @@ check-interval: 500ms
 slow-start: 0
 access-log: /var/log/kthwd-access.log
 upgrade-socket: "@kthwd"
-`, "--drain-timeout=1m30s", "--metrics-address=:9999", "--max-connections-per-source=100")
+`, "--drain-timeout=1m30s", "--metrics-address=:9999", "--metrics-insecure", "--max-connections-per-source=100")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,7 +111,7 @@ func TestProblemsOfALoadBalancer(t *testing.T) {
 		{name: "listen and metrics", args: lbArgs("--listen=:10300"), want: "--metrics-address and --listen both want port 10300"},
 		{name: "flag of a controller", args: lbArgs("--kube-apiserver-arg=v=4"), want: "--kube-apiserver-arg belongs to --role=controller; this process is --role=lb"},
 		{name: "key of a controller", file: "role: lb\nbackend: a:1\ndata-dir: /x\n", want: "kthwd.yaml:3: data-dir belongs to --role=controller; this process is --role=lb"},
-		{name: "a controller's values do not matter", args: lbArgs("--metrics-address=:6444")},
+		{name: "a controller's values do not matter", args: lbArgs("--metrics-address=127.0.0.1:6444")},
 
 		{name: "joined, same port", args: joined(), want: "--listen and --secure-port both want port 6443"},
 		{name: "joined", args: joined("--listen=:443")},

@@ -110,6 +110,8 @@ func wrongType(f *pflag.Flag, s string) string {
 	switch {
 	case f.Value.Type() == "int":
 		return fmt.Sprintf("%q is not a whole number", s)
+	case f.Value.Type() == "bool":
+		return fmt.Sprintf("%q is neither true nor false", s)
 	case f.Value.Type() == "duration":
 		return fmt.Sprintf("%q is not a duration, such as 30s", s)
 	case isList(f):

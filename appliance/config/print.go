@@ -54,6 +54,8 @@ func (s setting) yaml() string {
 		return yamlText(*v)
 	case *int:
 		return fmt.Sprint(*v)
+	case *bool:
+		return fmt.Sprint(*v)
 	case *time.Duration:
 		return v.String()
 	case *commaList:

@@ -60,7 +60,7 @@ prints can be used as a file.
 		fmt.Fprintf(&b, "## %s\n\n| key and flag | default | role | meaning |\n|---|---|---|---|\n", group)
 		for _, s := range l.table {
 			if s.group == group {
-				fmt.Fprintf(&b, "| `%s` *%s* | %s | %s | %s |\n", s.name, s.arg, defaultCell(s), s.role, s.help)
+				fmt.Fprintf(&b, "| `%s`%s | %s | %s | %s |\n", s.name, argCell(s), defaultCell(s), s.role, s.help)
 			}
 		}
 		b.WriteByte('\n')
@@ -71,6 +71,13 @@ prints can be used as a file.
 	}
 	b.WriteString("\nA list may be written in either form:\n\n```yaml\nkube-apiserver-arg:\n- event-ttl=2h\n- v=4\nsubject-alt-name: [lb.example.com, 10.0.0.20]\n```\n")
 	return b.Bytes()
+}
+
+func argCell(s setting) string {
+	if s.arg == "" {
+		return ""
+	}
+	return " *" + s.arg + "*"
 }
 
 func defaultCell(s setting) string {

@@ -16,7 +16,10 @@ import (
 // Resolve fills in what this machine decides, for the parts of its roles, or for
 // all when it has none: absolute paths, the host name, the address of the default
 // route. Origin tells so afterwards.
-func (l *Loader) Resolve() error {
+func (l *Loader) Resolve() (err error) {
+	if l.Config.MetricsWeb, err = absolute(l.Config.MetricsWeb); err != nil {
+		return err
+	}
 	if l.Config.Is(RoleLB) || len(l.Config.Role) == 0 {
 		if err := resolveLB(&l.Config.LB); err != nil {
 			return err

@@ -103,7 +103,20 @@ func (c Config) parts(controller, lb bool) []*Problem {
 		listeners = append(listeners, lbListeners(c.LB)...)
 	}
 	v.apart(v.addListener(listeners, "metrics-address", c.MetricsAddress))
+	v.metrics(c)
 	return v.problems
+}
+
+// metrics refuses to show the process to other machines unless that is meant.
+func (v *validator) metrics(c Config) {
+	host, _, problem := splitAddress(c.MetricsAddress)
+	if c.MetricsAddress == "" || problem != "" || c.MetricsWeb != "" || c.MetricsOpen {
+		return
+	}
+	if ip, err := netip.ParseAddr(host); err != nil || !ip.IsLoopback() {
+		v.add("metrics-address", "%s is reached from other machines, and is plain HTTP", c.MetricsAddress).Hint =
+			"give --metrics-web-config=FILE with TLS and client certificates, or --metrics-insecure if anybody may read it"
+	}
 }
 
 func (v *validator) controller(c Controller) []listener {

@@ -2,6 +2,8 @@ package status
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -21,11 +23,44 @@ var ErrNotRunning = errors.New("kthwd is not running")
 // Client asks a running kthwd. Its zero value reaches none.
 type Client struct {
 	Socket string // its unix socket; only the user it runs as can open it; "" for none
-	Addr   string // its metrics address, which gives the status to those who cannot; may be empty
+	Addr   string // its metrics address, which gives the status to those who cannot; may be empty; https://ADDRESS where it speaks TLS
+	TLS    TLSFiles
 
 	// Anywhere has Addr asked also when none runs on Socket. Another kthwd may
 	// answer there.
 	Anywhere bool
+}
+
+// TLSFiles are what it takes to ask a metrics address that speaks TLS.
+type TLSFiles struct {
+	CA        string // that has signed the server's certificate; "" means those of the system
+	Cert, Key string // the client's certificate; "" for none
+}
+
+// config reads the files.
+func (f TLSFiles) config() (*tls.Config, error) {
+	c := &tls.Config{MinVersion: tls.VersionTLS12}
+	if f.CA != "" {
+		pem, err := os.ReadFile(f.CA)
+		if err != nil {
+			return nil, err
+		}
+		c.RootCAs = x509.NewCertPool()
+		if !c.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("%s: no certificate in it", f.CA)
+		}
+	}
+	if (f.Cert == "") != (f.Key == "") {
+		return nil, errors.New("a client certificate goes with its key")
+	}
+	if f.Cert != "" {
+		pair, err := tls.LoadX509KeyPair(f.Cert, f.Key)
+		if err != nil {
+			return nil, fmt.Errorf("%s and %s: %w", f.Cert, f.Key, err)
+		}
+		c.Certificates = []tls.Certificate{pair}
+	}
+	return c, nil
 }
 
 // Status asks for the report, on the socket first and then at Addr.
@@ -33,7 +68,7 @@ func (c Client) Status(ctx context.Context) (Report, error) {
 	body, err := c.socket(ctx, http.MethodGet, "/status", "")
 	c.Anywhere = c.Anywhere || c.Socket == ""
 	if c.Addr != "" && (errors.Is(err, fs.ErrPermission) || c.Anywhere && errors.Is(err, ErrNotRunning)) {
-		second, errSecond := ask(ctx, &http.Transport{DisableKeepAlives: true}, http.MethodGet, "http://"+reachable(c.Addr)+"/status", "")
+		second, errSecond := c.remote(ctx)
 		if errSecond == nil || !errors.Is(errSecond, ErrNotRunning) || c.Socket == "" {
 			body, err = second, errSecond
 		}
@@ -46,6 +81,20 @@ func (c Client) Status(ctx context.Context) (Report, error) {
 		return Report{}, fmt.Errorf("what answered is no kthwd (at %s or %s)", c.Socket, c.Addr)
 	}
 	return r, nil
+}
+
+// remote asks at Addr.
+func (c Client) remote(ctx context.Context) ([]byte, error) {
+	host, secure := strings.CutPrefix(c.Addr, "https://")
+	t := &http.Transport{DisableKeepAlives: true}
+	if !secure {
+		return ask(ctx, t, http.MethodGet, "http://"+reachable(strings.TrimPrefix(host, "http://"))+"/status", "")
+	}
+	var err error
+	if t.TLSClientConfig, err = c.TLS.config(); err != nil {
+		return nil, err
+	}
+	return ask(ctx, t, http.MethodGet, "https://"+reachable(strings.TrimSuffix(host, "/"))+"/status", "")
 }
 
 // Levels asks for the log level of each component.

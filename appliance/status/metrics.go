@@ -1,24 +1,26 @@
 package status
 
 import (
-	"net/http"
 	"runtime"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"kthwd/appliance/supervise"
 )
 
-// metricsHandler serves kthwd's own series. etcd's and Kubernetes' are at their
-// own ports, as upstream; the Go and process collectors cover all of them, since
-// they are one process.
-func metricsHandler(report func() Report, more []prometheus.Collector) http.Handler {
+// ownSeries are kthwd's own. The Go and process collectors cover all programs
+// that are in it, since they are one process; where there are any, with all that
+// Kubernetes shows of the runtime.
+func ownSeries(c ServerConfig) prometheus.Gatherer {
 	r := prometheus.NewRegistry()
-	r.MustRegister(reportCollector(report), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	r.MustRegister(more...)
-	return promhttp.HandlerFor(r, promhttp.HandlerOpts{})
+	runtime := collectors.NewGoCollector()
+	if len(c.Programs) > 0 {
+		runtime = collectors.NewGoCollector(collectors.WithGoCollectorRuntimeMetrics(collectors.MetricsAll))
+	}
+	r.MustRegister(reportCollector(c.Report), runtime, collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	r.MustRegister(c.Collectors...)
+	return r
 }
 
 var (

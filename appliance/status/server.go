@@ -24,17 +24,24 @@ import (
 type ServerConfig struct {
 	Socket  string        // unix socket; "" for none
 	Address string        // the metrics address; "" for none
+	Web     string        // web configuration file of the metrics address; "" is plain HTTP
+	Pprof   bool          // profiles at the metrics address
 	Report  func() Report // the state at this moment
 	Logs    *logging.Logs // whose levels are shown and changed
 
 	// Collectors give further series, beside those of the report, of Go and of
 	// the process.
 	Collectors []prometheus.Collector
+	// Programs have their series at paths of their own.
+	Programs []Program
 
 	// Shared tells whether the process that answers at Address is one that this
 	// one takes over from: the two then listen beside each other for that moment.
 	// Nil means that nobody is, and that nobody can take over later.
 	Shared func(Report) bool
+	// TakeOver has it listen beside whoever is there when that one cannot be
+	// asked, since it wants a certificate.
+	TakeOver bool
 	// Hold has the Server open its listeners at once and answer when Hold is
 	// closed, or after two seconds, so that nobody is told "not ready" by a
 	// process that takes over from one that is. Nil answers at once.
@@ -46,13 +53,15 @@ type ServerConfig struct {
 // for everybody, read only. Make one with NewServer and Run it once.
 type Server struct {
 	ServerConfig
-	metrics http.Handler
-	log     *slog.Logger
+	log    *slog.Logger
+	public http.Handler
 }
 
 // NewServer makes a Server. It opens nothing.
 func NewServer(c ServerConfig) *Server {
-	return &Server{ServerConfig: c, metrics: metricsHandler(c.Report, c.Collectors), log: c.Logs.Logger("status")}
+	s := &Server{ServerConfig: c, log: c.Logs.Logger("status")}
+	s.public = s.newPublic()
+	return s
 }
 
 // Name implements supervise.Component.
@@ -60,8 +69,7 @@ func (s *Server) Name() string { return "status" }
 
 // Run implements supervise.Component.
 func (s *Server) Run(ctx context.Context, ready func()) error {
-	var servers []*http.Server
-	var listeners []net.Listener
+	var all []serving
 	if s.Socket != "" {
 		if err := os.Remove(s.Socket); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
@@ -70,21 +78,21 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 		if err != nil {
 			return err
 		}
-		servers, listeners = append(servers, newHTTPServer(s.private())), append(listeners, unix)
+		all = append(all, serving{server: s.newHTTPServer(s.private()), listener: unix})
 	}
 	if s.Address != "" {
 		tcp, err := s.listen(ctx)
 		if err != nil {
-			for _, l := range listeners {
-				err = errors.Join(err, l.Close())
+			for _, a := range all {
+				err = errors.Join(err, a.listener.Close())
 			}
 			return err
 		}
-		servers, listeners = append(servers, newHTTPServer(s.public())), append(listeners, tcp)
+		all = append(all, serving{s.newHTTPServer(s.public), tcp, s.Web})
 	}
 	ready()
 	s.hold(ctx)
-	return serveAll(ctx, servers, listeners)
+	return s.serveAll(ctx, all)
 }
 
 // soReusePort is SO_REUSEPORT of Linux, which package syscall lacks on some
@@ -96,8 +104,12 @@ func (s *Server) listen(ctx context.Context) (net.Listener, error) {
 	if s.Shared != nil {
 		asking, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
-		if r, err := (Client{Addr: s.Address}).Status(asking); err == nil && !s.Shared(r) {
+		r, err := Client{Addr: s.Address}.Status(asking)
+		switch {
+		case err == nil && !s.Shared(r):
 			return nil, fmt.Errorf("listen tcp %s: process %d, another kthwd: %w", s.Address, r.PID, syscall.EADDRINUSE)
+		case err != nil && !s.TakeOver && !errors.Is(err, ErrNotRunning): // TLS, perhaps; the kernel would let both listen
+			return nil, fmt.Errorf("listen tcp %s: %w", s.Address, syscall.EADDRINUSE)
 		}
 		c.Control = func(_, _ string, raw syscall.RawConn) (err error) {
 			return errors.Join(raw.Control(func(fd uintptr) {
@@ -121,11 +133,19 @@ func (s *Server) hold(ctx context.Context) {
 	}
 }
 
+// serving is a server with its listener, and the web configuration file between
+// the two.
+type serving struct {
+	server   *http.Server
+	listener net.Listener
+	web      string
+}
+
 // serveAll serves until ctx ends or a server fails, and leaves none running.
-func serveAll(ctx context.Context, servers []*http.Server, listeners []net.Listener) error {
-	done := make(chan error, len(servers)+1)
-	for i, s := range servers {
-		go func() { done <- s.Serve(listeners[i]) }()
+func (s *Server) serveAll(ctx context.Context, all []serving) error {
+	done := make(chan error, len(all)+1)
+	for _, a := range all {
+		go func() { done <- serveWeb(a.server, a.listener, a.web, s.log) }()
 	}
 	var failed error
 	select {
@@ -135,39 +155,56 @@ func serveAll(ctx context.Context, servers []*http.Server, listeners []net.Liste
 	}
 	stop, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	for _, s := range servers {
-		if s.Shutdown(stop) != nil {
-			s.Close()
+	for _, a := range all {
+		if a.server.Shutdown(stop) != nil {
+			a.server.Close()
 		}
+		a.listener.Close() // when it failed before it served
 	}
-	for range servers {
+	for range all {
 		<-done
 	}
 	return failed
 }
 
 // newHTTPServer bounds what a client can hold on to.
-func newHTTPServer(h http.Handler) *http.Server {
+func (s *Server) newHTTPServer(h http.Handler) *http.Server {
+	write := 30 * time.Second
+	if s.Pprof {
+		write = 2 * time.Minute // a profile takes 30 s when nobody says how long
+	}
 	return &http.Server{
 		Handler: h, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
-		WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
+		WriteTimeout: write, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
+		// Clients without the right certificate, and such.
+		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
 }
 
-// public is what anybody may read.
-func (s *Server) public() http.Handler {
+// newPublic is what whoever reaches the metrics address may read.
+func (s *Server) newPublic() http.Handler {
 	mux := http.NewServeMux()
+	paths := []string{"/livez", "/readyz", "/status", "/metrics"}
 	mux.HandleFunc("GET /status", s.status)
 	mux.HandleFunc("GET /readyz", s.readyz)
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
-	mux.Handle("GET /metrics", s.metrics)
+	mux.Handle("GET /metrics", exposition(ownSeries(s.ServerConfig), s.log))
+	for _, p := range s.Programs {
+		mux.Handle("GET /metrics/"+p.Name, exposition(p.Gatherer, s.log))
+		paths = append(paths, "/metrics/"+p.Name)
+	}
+	if s.Pprof {
+		addProfiles(mux)
+		paths = append(paths, "/debug/pprof/")
+	}
+	mux.Handle("/", unknown(paths))
 	return mux
 }
 
 // private adds what only the owner of the socket's directory may do.
 func (s *Server) private() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("/", s.public())
+	mux.Handle("/", s.public)
 	mux.HandleFunc("GET /log-level", s.levels)
 	mux.HandleFunc("PUT /log-level", s.setLevels)
 	return mux

@@ -213,7 +213,7 @@ func (b *balancer) run(ctx context.Context) error {
 	g := supervise.New(b.log)
 	c := b.loader.Config
 	st := g.Add(status.NewServer(status.ServerConfig{
-		Address: c.MetricsAddress, Logs: b.logs, Collectors: b.collectors(), Shared: b.takesOver, Hold: b.up,
+		Address: c.MetricsAddress, Web: c.MetricsWeb, Pprof: c.MetricsPprof, TakeOver: b.app.inherits.predecessor != 0, Logs: b.logs, Collectors: b.collectors(), Shared: b.takesOver, Hold: b.up,
 		Report: func() status.Report {
 			ready, reason := g.Ready()
 			r := status.Report{

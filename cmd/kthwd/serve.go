@@ -13,6 +13,7 @@ import (
 	"kthwd/appliance/config"
 	"kthwd/appliance/logging"
 	"kthwd/appliance/pki"
+	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
 )
 
@@ -20,6 +21,9 @@ import (
 func (a *app) serve(ctx context.Context, l *config.Loader) error {
 	before := statFile(l.Watched())
 	if err := read(l); err != nil {
+		return err
+	}
+	if err := checkWeb(l); err != nil {
 		return err
 	}
 	if l.Config.Is(config.RoleController) && !appliance.Versions().Stamped {
@@ -43,6 +47,23 @@ func (a *app) serve(ctx context.Context, l *config.Loader) error {
 		return err
 	}
 	return a.balance(ctx, l, logs, b, before)
+}
+
+// checkWeb looks at the web configuration of the metrics address before anything starts.
+func checkWeb(l *config.Loader) error {
+	c := l.Config
+	if c.MetricsAddress == "" || c.MetricsWeb == "" {
+		return nil
+	}
+	w, err := status.ReadWeb(c.MetricsWeb)
+	if err == nil && !w.TLS && !w.Users && !c.MetricsOpen {
+		err = fmt.Errorf("%s: neither TLS nor users are in it, so that it protects nothing", c.MetricsWeb)
+	}
+	if err == nil {
+		return nil
+	}
+	return l.Locate(&config.Problem{Key: "metrics-web-config", Text: err.Error(),
+		Hint: "its form: https://github.com/prometheus/exporter-toolkit/blob/master/docs/web-configuration.md"})
 }
 
 // balance runs the load balancer, and the controller beside it if there is that
@@ -77,7 +98,7 @@ func (a *app) control(ctx context.Context, l *config.Loader, logs *logging.Logs,
 	return appliance.Run(ctx, l.Config.Controller, appliance.Options{
 		Logs:     logs,
 		Version:  version,
-		Metrics:  l.Config.MetricsAddress,
+		Metrics:  appliance.Metrics{Address: l.Config.MetricsAddress, Web: l.Config.MetricsWeb, Pprof: l.Config.MetricsPprof},
 		Started:  a.started,
 		OnReady:  func(timeline []supervise.Status) { a.ready(log, l.Config, timeline) },
 		OnChange: a.changed(ctx),

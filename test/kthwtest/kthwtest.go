@@ -205,7 +205,7 @@ func (c *Controller) Args() []string {
 	}
 	at := func(port int) string { return net.JoinHostPort(c.Address, strconv.Itoa(port)) }
 	if c.file != "" {
-		return []string{"--config=" + c.file, "--metrics-address=" + at(c.Ports.Metrics)}
+		return []string{"--config=" + c.file, "--metrics-address=" + at(c.Ports.Metrics), "--metrics-insecure"}
 	}
 	return []string{
 		"--role=controller", "--data-dir=" + c.Dir, "--name=" + "c0",
@@ -216,7 +216,7 @@ func (c *Controller) Args() []string {
 		"--controller-manager-port=" + strconv.Itoa(c.Ports.ControllerManager),
 		"--scheduler-port=" + strconv.Itoa(c.Ports.Scheduler),
 		"--health-address=" + at(c.Ports.Health),
-		"--metrics-address=" + at(c.Ports.Metrics),
+		"--metrics-address=" + at(c.Ports.Metrics), "--metrics-insecure",
 	}
 }
 
