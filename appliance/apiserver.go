@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/client-go/rest"
 	apiapp "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	apioptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
@@ -37,6 +38,8 @@ type apiServer struct {
 	etcd   *etcd
 	log    *slog.Logger
 	early  chan configured // the first half of the first build, once begin was called
+
+	usersDelay bool // the user's flags say for how long to serve while leaving
 
 	mu       sync.Mutex
 	loopback *rest.Config
@@ -101,9 +104,11 @@ func (a *apiServer) quorum(ctx context.Context) error {
 	return a.etcd.LinearizableRead(ctx)
 }
 
-// prepared is a server that has everything but an open handler.
-type prepared interface {
-	Run(ctx context.Context) error
+// server has everything but an open handler.
+type server struct {
+	farewell
+	generic *genericapiserver.GenericAPIServer
+	run     func(ctx context.Context) error
 }
 
 // begin starts the first build before there is a quorum, up to the point where
@@ -122,7 +127,7 @@ func (a *apiServer) begin() {
 
 // build is kube-apiserver/app/server.go:Run up to its last line, with the two
 // bootstrap hooks replaced and the OpenAPI documents built side by side.
-func (a *apiServer) build() (prepared, error) {
+func (a *apiServer) build() (*server, error) {
 	config, err := a.configuration()
 	if err != nil {
 		return nil, err
@@ -168,10 +173,13 @@ func (a *apiServer) configure() (*apiapp.Config, error) {
 	return config, err
 }
 
-func (a *apiServer) assemble(config *apiapp.Config) (prepared, error) {
+func (a *apiServer) assemble(config *apiapp.Config) (*server, error) {
 	register := leaveOutBootstrapHooks(config.KubeAPIs.ControlPlane.Generic, a.log)
 	installOpenAPI := leaveOutOpenAPI(config.KubeAPIs.ControlPlane.Generic)
 	rememberClients(config)
+	s := &server{}
+	front := &config.Aggregator.GenericConfig.Config
+	front.BuildHandlerChainFunc = s.chained(front.BuildHandlerChainFunc)
 	completed, err := config.Complete()
 	if err != nil {
 		return nil, err
@@ -186,16 +194,38 @@ func (a *apiServer) assemble(config *apiapp.Config) (prepared, error) {
 	if err := installOpenAPI(chain.GenericAPIServer.NextDelegate()); err != nil {
 		return nil, err
 	}
-	return chain.PrepareRun()
+	s.generic = chain.GenericAPIServer
+	if err := s.generic.AddReadyzChecks(s.readyz()); err != nil {
+		return nil, err
+	}
+	prepared, err := chain.PrepareRun()
+	s.run = prepared.Run
+	return s, err
 }
 
 // serve runs the server until ctx ends and its drain is over.
-func (a *apiServer) serve(ctx context.Context, server prepared, ready func()) error {
+func (a *apiServer) serve(ctx context.Context, s *server, ready func()) error {
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
 	done := make(chan error, 1)
-	go func() { done <- server.Run(ctx) }()
+	go func() { done <- s.run(running) }()
+	go func() {
+		select {
+		case <-supervise.Leaving(ctx).Done():
+		case <-ctx.Done():
+		case <-running.Done():
+			return
+		}
+		rest := a.leave(ctx, s)
+		s.generic.ShutdownDelayDuration = rest
+		stop()
+	}()
 	probing, stopProbing := context.WithCancel(ctx)
 	defer stopProbing()
-	go a.probe(probing, ready)
+	go a.probe(probing, func() {
+		s.welcome.Store(true)
+		ready()
+	})
 	return <-done
 }
 

@@ -71,10 +71,10 @@ type Beside struct {
 }
 
 // Stop budgets: what a component may take from its cancellation to its return.
-// They add up along the chain to about 40 s, the bound of every stop.
+// They add up along the chain to about 43 s, the bound of every stop by default.
 const (
 	stopControllers = 10 * time.Second // upstream's own --controller-shutdown-timeout
-	stopAPIServer   = 15 * time.Second // drain of short requests and watches, removal from Endpoints
+	stopAPIServer   = 15 * time.Second // drain of short requests and watches, removal from Endpoints; and the shutdown delay
 	stopEtcd        = 10 * time.Second // 5 s + 2 elections for its clients, then the hand-over
 	stopBridges     = 5 * time.Second
 )
@@ -272,8 +272,9 @@ func (p *plant) oldFiles() error {
 	return nil
 }
 
+// value is what a program makes of a flag that may be given several times.
 func value(args []arg, key string) string {
-	for _, a := range args {
+	for _, a := range slices.Backward(args) {
 		if a.key == key {
 			return a.value
 		}
@@ -297,6 +298,8 @@ func (p *plant) wire() (*supervise.Group, error) {
 		args: withoutGates(p.args[nameAPIServer]), server: p.cfg.LocalServer(),
 		layout: p.layout, etcd: etcd, log: logs.Logger(nameAPIServer),
 	}
+	api.usersDelay = slices.ContainsFunc(parseUserArgs(p.cfg.APIServerArgs), func(a arg) bool { return a.key == keyShutdownDelay })
+	delay, _ := time.ParseDuration(value(p.args[nameAPIServer], keyShutdownDelay)) // upstream's parser has had it already
 	if alone(etcd.cfg) {
 		etcd.open = api.begin
 	}
@@ -317,7 +320,7 @@ func (p *plant) wire() (*supervise.Group, error) {
 		p.o.Beside.Add(g, bridges[0])
 	}
 	etcdNode := g.Add(etcd, bridges...).StopWithin(stopEtcd)
-	apiNode := g.Add(api, etcdNode).StopWithin(stopAPIServer)
+	apiNode := g.Add(api, etcdNode).StopWithin(stopAPIServer + delay)
 	g.Add(p.newSeed(api), apiNode)
 	// The ports open at once; the programs behind them wait for the API server.
 	kcmPort := g.Add(kcm.server(), bridges...).StopWithin(stopBridges)

@@ -19,6 +19,9 @@ type arg struct{ key, value string }
 
 func (a arg) String() string { return "--" + a.key + "=" + a.value }
 
+// keyShutdownDelay is the API server's flag for how long to serve while leaving.
+const keyShutdownDelay = "shutdown-delay-duration"
+
 func render(args []arg) []string {
 	out := make([]string, len(args))
 	for i, a := range args {
@@ -101,7 +104,8 @@ func apiserverArgs(c config.Controller, l pki.Layout, socket string) []arg {
 		{"requestheader-extra-headers-prefix", "X-Remote-Extra-"},
 		{"proxy-client-cert-file", l.Cert(pki.NameFrontProxyClient)},
 		{"proxy-client-key-file", l.Key(pki.NameFrontProxyClient)},
-		{"enable-aggregator-routing", "true"}, // no kube-proxy here: a service IP leads nowhere
+		{"enable-aggregator-routing", "true"},      // no kube-proxy here: a service IP leads nowhere
+		{keyShutdownDelay, shutdownDelay.String()}, // not of a cluster of one: see leaving.go
 		// Without it the stop waits up to 60 s for every kubelet's and kubectl's watch (genericapiserver.go).
 		{"shutdown-watch-termination-grace-period", "2s"},
 	}

@@ -42,13 +42,14 @@ type etcd struct {
 	mu     sync.Mutex
 	server *embed.Etcd // nil until started
 	fatal  chan error  // what etcd's logger called fatal; etcd cannot go on after it
+	leave  chan struct{}
 }
 
 var _ supervise.Component = (*etcd)(nil)
 
 // newEtcd prepares the member that args describe. It touches no file.
 func newEtcd(args []arg, log *slog.Logger) (*etcd, error) {
-	e := &etcd{log: log, fatal: make(chan error, 1)}
+	e := &etcd{log: log, fatal: make(chan error, 1), leave: make(chan struct{}, 1)}
 	var err error
 	e.cfg, err = parseEtcd(args, embed.NewZapLoggerBuilder(newZap(log, e.died)))
 	return e, err
@@ -248,6 +249,8 @@ func (e *etcd) watch(ctx context.Context, server *embed.Etcd, report supervise.R
 			state.begun = true
 		case <-tick.C:
 			state.check(server.Server.Leader() != 0)
+		case <-e.leave:
+			asks.Go(func() { e.handOver(server, slog.LevelInfo) })
 		case <-ctx.Done():
 			e.close(server)
 			return nil
@@ -309,10 +312,7 @@ func (q *quorumState) check(leader bool) {
 func (e *etcd) close(server *embed.Etcd) {
 	select {
 	case <-server.Server.ReadyNotify():
-		// Before the listeners close, so that other members wait less for a leader.
-		if err := server.Server.TryTransferLeadershipOnShutdown(); err != nil {
-			e.log.Warn("leadership not handed over", "err", err)
-		}
+		e.handOver(server, slog.LevelWarn) // if it leads again, or still
 	default:
 		// Close waits for the client listeners, which wait for a quorum that never
 		// was, or for the end of the server (embed/serve.go:serve).
@@ -320,6 +320,29 @@ func (e *etcd) close(server *embed.Etcd) {
 	}
 	server.Close()
 	os.Remove(socketPath(e.cfg))
+}
+
+// HandOver makes another member the leader, if there is one, while this one goes on
+// as a follower. It does not block: a stop tries again before the listeners close.
+func (e *etcd) HandOver() {
+	select {
+	case e.leave <- struct{}{}:
+	default:
+	}
+}
+
+// handOver blocks until another member leads, or for some seconds. A failure is
+// logged at level.
+func (e *etcd) handOver(server *embed.Etcd, level slog.Level) {
+	leads := server.Server.Leader() == server.Server.MemberID()
+	begun := time.Now()
+	if err := server.Server.TryTransferLeadershipOnShutdown(); err != nil {
+		e.log.Log(context.Background(), level, "leadership not handed over", "err", err)
+		return
+	}
+	if now := e.Quorum().Leader; leads && server.Server.Leader() != server.Server.MemberID() {
+		e.log.Info("leadership handed over", "to", now, "took", time.Since(begun).Round(time.Millisecond))
+	}
 }
 
 // died is called from etcd's logger, on the goroutine that cannot go on.
@@ -350,12 +373,7 @@ func (e *etcd) Quorum() status.Quorum {
 	if server == nil {
 		return status.Quorum{Note: "waiting for etcd to start"}
 	}
-	voters := 0
-	for _, m := range server.Server.Cluster().Members() {
-		if !m.IsLearner {
-			voters++
-		}
-	}
+	voters := voters(server)
 	q := status.Quorum{Members: voters, Needed: voters/2 + 1, Active: min(1+activePeers(server.Server.MemberID()), max(voters, 1))}
 	if leader := server.Server.Leader(); leader != 0 {
 		q.Leader = leader.String()
@@ -366,6 +384,23 @@ func (e *etcd) Quorum() status.Quorum {
 	}
 	q.Note = fmt.Sprintf("waiting for etcd quorum (%d of %d)", q.Active, q.Members)
 	return q
+}
+
+func voters(server *embed.Etcd) (n int) {
+	for _, m := range server.Server.Cluster().Members() {
+		if !m.IsLearner {
+			n++
+		}
+	}
+	return n
+}
+
+// Redundant tells whether the cluster has other voting members, and a leader.
+func (e *etcd) Redundant() bool {
+	e.mu.Lock()
+	server := e.server
+	e.mu.Unlock()
+	return server != nil && voters(server) > 1 && server.Server.Leader() != 0
 }
 
 // activePeers counts the peers with a live stream to the local member, from the

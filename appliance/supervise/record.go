@@ -151,7 +151,7 @@ func (g *Group) Status() []Status {
 // names the first one, in the order of Add, that is not, and why:
 // "etcd: waiting for etcd quorum (1 of 3)".
 func (g *Group) Ready() (ok bool, reason string) {
-	if g.isStopping() {
+	if g.leaving.Err() != nil {
 		return false, "stopping"
 	}
 	for _, s := range g.Status() {

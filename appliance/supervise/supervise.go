@@ -14,6 +14,10 @@
 // cancelled only once all its dependents have returned: etcd outlives the
 // apiserver, the apiserver outlives its clients, in every stop.
 //
+// A component that others use over the network may want to tell them before it stops:
+// Leaving ends as soon as the group begins to stop, when the component's own
+// dependents are still to be waited for.
+//
 // A component that returns without having been asked to ends the whole group in
 // that same order; Run then returns its error. A component that does not return
 // within its stop budget is named in the log, and in Run's error unless a failure
@@ -62,6 +66,8 @@ type Group struct {
 	rec   record
 
 	stopOnce sync.Once
+	leaving  context.Context // ends just before stopping is closed, with the same cause
+	leave    context.CancelCauseFunc
 	stopping chan struct{}
 	cause    error // why the group stops; nil when it was asked to. Read after stopping is closed.
 
@@ -83,7 +89,9 @@ type Node struct {
 
 // New makes an empty group that logs state changes to log.
 func New(log *slog.Logger) *Group {
-	return &Group{log: log, now: time.Now, stopping: make(chan struct{})}
+	g := &Group{log: log, now: time.Now, stopping: make(chan struct{})}
+	g.leaving, g.leave = context.WithCancelCause(context.Background())
+	return g
 }
 
 // Add puts c into the group, to be started once all of after are ready and
@@ -143,8 +151,20 @@ func (g *Group) stop(cause error) {
 		} else {
 			g.log.Info("stopping all components")
 		}
+		g.leave(cause)
 		close(g.stopping)
 	})
+}
+
+// Leaving returns a context that ends when the group of the component whose Run was
+// given ctx begins to stop: before any component is asked to. Its context.Cause
+// is the failure that the group stops for, or context.Canceled when it was asked to
+// stop. Without a group it never ends.
+func Leaving(ctx context.Context) context.Context {
+	if g := Report(ctx).g; g != nil {
+		return g.leaving
+	}
+	return context.Background()
 }
 
 func (g *Group) isStopping() bool {

@@ -73,6 +73,57 @@ func TestReverseStop(t *testing.T) {
 	})
 }
 
+// patient notes when its group begins to stop, and when it is asked to itself.
+func (d *diary) patient(name string) part {
+	return part{name, func(ctx context.Context, ready func()) error {
+		ready()
+		leaving := Leaving(ctx)
+		<-leaving.Done()
+		d.note("%s leaves: %v, is asked to stop: %v", name, context.Cause(leaving), ctx.Err() != nil)
+		<-ctx.Done()
+		d.note("%s asked to stop", name)
+		return nil
+	}}
+}
+
+func TestLeaving(t *testing.T) {
+	for _, tt := range []struct {
+		name, want string
+		end        func(*running)
+	}{
+		{"asked to", "context canceled", func(r *running) { r.stop() }},
+		{"after a failure", "boom", func(r *running) { r.Fail(errors.New("boom")) }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g, log := newGroup()
+				d := newDiary()
+				api := g.Add(d.patient("api"))
+				g.Add(d.server("kcm", 0, 3*time.Second), api)
+				r := run(g, log)
+				synctest.Wait()
+				checkStates(t, g, "api=ready kcm=ready")
+				d.begun, d.lines = time.Now(), nil
+
+				tt.end(r)
+				synctest.Wait()
+				if ok, reason := g.Ready(); ok || reason != "stopping" {
+					t.Errorf("Ready: got %v %q, want false and stopping", ok, reason)
+				}
+				time.Sleep(3 * time.Second)
+				_ = r.ended(t)
+				d.check(t, "0s api leaves: "+tt.want+", is asked to stop: false", "0s kcm asked to stop", "3s kcm stopped", "3s api asked to stop")
+			})
+		})
+	}
+}
+
+func TestLeavingWithoutAGroup(t *testing.T) {
+	if err := Leaving(t.Context()).Err(); err != nil {
+		t.Errorf("got %v, want a context that goes on", err)
+	}
+}
+
 func TestEarlyReturn(t *testing.T) {
 	boom := errors.New("boom")
 	tests := []struct {
