@@ -292,10 +292,10 @@ func get(ctx context.Context, client *http.Client, url string) error {
 	}
 	for line := range strings.SplitSeq(string(body), "\n") {
 		if check, failing := strings.CutPrefix(line, "[-]"); failing {
-			return fmt.Errorf("/readyz: %s", check)
+			return fmt.Errorf("%s: %s", req.URL.Path, check)
 		}
 	}
-	return fmt.Errorf("/readyz: %s", resp.Status)
+	return fmt.Errorf("%s: %s", req.URL.Path, resp.Status)
 }
 
 // Loopback is the server's own privileged client configuration, for the RBAC

@@ -52,6 +52,7 @@ type Options struct {
 	Started  time.Time                         // when the process began; zero means now
 	OnReady  func(timeline []supervise.Status) // called once, when everything is ready; may be nil
 	OnChange func(ready bool, reason string)   // called after each change of the state record; may be nil
+	OnWired  func(*Pulse)                      // called once, before the first component starts; may be nil
 	Beside   *Beside                           // another role of the process; may be nil
 }
 
@@ -91,9 +92,12 @@ func Run(ctx context.Context, cfg config.Controller, o Options) error {
 		return err
 	}
 	defer p.close()
-	g, err := p.wire()
+	g, pulse, err := p.wire()
 	if err != nil {
 		return err
+	}
+	if o.OnWired != nil {
+		o.OnWired(pulse)
 	}
 	restore := catchExits(g, o.Logs.Logger("kthwd"))
 	defer restore()
@@ -284,11 +288,11 @@ func value(args []arg, key string) string {
 
 // wire puts the components together. Stops run from the bottom of this list to
 // its top.
-func (p *plant) wire() (*supervise.Group, error) {
+func (p *plant) wire() (*supervise.Group, *Pulse, error) {
 	logs := p.o.Logs
 	etcd, err := newEtcd(p.args[nameEtcd], logs.Logger(nameEtcd))
 	if err != nil {
-		return nil, asUsage(err)
+		return nil, nil, asUsage(err)
 	}
 	etcd.admit = func(ctx context.Context, server *embed.Etcd) error {
 		return p.checkShared(ctx, server, etcd.Quorum().Members, etcd.log)
@@ -327,7 +331,7 @@ func (p *plant) wire() (*supervise.Group, error) {
 	schedPort := g.Add(sched.server(), bridges...).StopWithin(stopBridges)
 	g.Add(kcm, apiNode, kcmPort).StopWithin(stopControllers)
 	g.Add(sched, apiNode, schedPort).StopWithin(stopControllers)
-	return g, nil
+	return g, &Pulse{group: g, etcd: etcd, api: api}, nil
 }
 
 // newStatus answers questions about this process.

@@ -2,7 +2,6 @@ package appliance
 
 import (
 	"context"
-	"math"
 	"os"
 	"runtime"
 	"runtime/debug"
@@ -36,6 +35,7 @@ const (
 // collector is the one place that sets the garbage collector.
 type collector struct {
 	room uint64 // what a load may add to the heap
+	most int64  // what all of it may be; the largest number for no limit
 
 	mu        sync.Mutex
 	phase     phase
@@ -59,9 +59,9 @@ func newCollector() *collector {
 	if os.Getenv("GOGC") != "" || os.Getenv("GOMEMLIMIT") != "" {
 		return nil
 	}
-	c := &collector{room: roomUnderLoad(usableMemory()), last: time.Now()}
+	c := &collector{room: roomUnderLoad(usableMemory()), most: softLimit(groupMemory()), last: time.Now()}
 	debug.SetGCPercent(-1)
-	debug.SetMemoryLimit(startLimit)
+	debug.SetMemoryLimit(min(startLimit, c.most))
 	c.afterNextCollection()
 	return c
 }
@@ -83,14 +83,14 @@ func (c *collector) settled(ctx context.Context) {
 func (c *collector) calm() {
 	c.mu.Lock()
 	c.phase = idle
-	setGrowth(idleGrowth)
+	c.setGrowth(idleGrowth)
 	c.mu.Unlock()
 	debug.FreeOSMemory()
 }
 
-func setGrowth(percent int) {
+func (c *collector) setGrowth(percent int) {
 	debug.SetGCPercent(percent)
-	debug.SetMemoryLimit(math.MaxInt64)
+	debug.SetMemoryLimit(c.most)
 }
 
 // afterNextCollection calls collected once the next collection is over: the
@@ -116,13 +116,13 @@ func (c *collector) collected() {
 	case c.phase == starting && now.live > bigHeap:
 		// On a cluster with much data the limit would make the collector run all the time.
 		c.phase = startingBig
-		setGrowth(bigGrowth)
+		c.setGrowth(bigGrowth)
 	case c.phase == idle && pause < busyEvery:
 		c.phase, c.allocated = busy, now.allocated
-		setGrowth(growthUnderLoad(now.live, c.room))
+		c.setGrowth(growthUnderLoad(now.live, c.room))
 		time.AfterFunc(calmAfter, c.checkCalm)
 	case c.phase == busy:
-		setGrowth(growthUnderLoad(now.live, c.room))
+		c.setGrowth(growthUnderLoad(now.live, c.room))
 	}
 }
 

@@ -75,6 +75,8 @@ func tuneProcess(log *slog.Logger) (ready func(context.Context)) {
 	c := newCollector()
 	if c != nil {
 		go prefault(log)
+	} else {
+		LimitMemory(log)
 	}
 	return func(ctx context.Context) {
 		coalesceTimers(log)

@@ -504,3 +504,27 @@ func (s *Server) drain(successor <-chan struct{}) error {
 	}
 	return nil
 }
+
+// Alive returns nil once each loop has been between two batches of events, or has
+// none to run; it blocks until then, or until ctx ends. A loop that balances and
+// does not come round is one that serves nobody.
+func (s *Server) Alive(ctx context.Context) error {
+	s.mu.Lock()
+	loops := s.loops
+	s.mu.Unlock()
+	turned := make(chan struct{}, len(loops))
+	waiting := 0
+	for _, l := range loops {
+		if l.post(func() { turned <- struct{}{} }) {
+			waiting++
+		}
+	}
+	for ; waiting > 0; waiting-- {
+		select {
+		case <-turned:
+		case <-ctx.Done():
+			return fmt.Errorf("%d of %d loops do not turn: %w", waiting, len(loops), ctx.Err())
+		}
+	}
+	return nil
+}

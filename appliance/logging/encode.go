@@ -19,6 +19,7 @@ var encoders = map[string]encoder{
 	Text:     encodeText,
 	JSON:     encodeJSON,
 	Terminal: func(b *bytes.Buffer, r slog.Record, c string, a []slog.Attr) { encodeTerminal(b, r, c, a, true) },
+	Journal:  encodeJournal,
 	Plain:    func(b *bytes.Buffer, r slog.Record, c string, a []slog.Attr) { encodeTerminal(b, r, c, a, false) },
 }
 
@@ -101,6 +102,34 @@ func withoutLevel(groups []string, a slog.Attr) slog.Attr {
 	return a
 }
 
+// encodeJournal writes a line for systemd's journal, which knows the time by
+// itself and takes the level from the number before the line (sd-daemon(3)).
+func encodeJournal(b *bytes.Buffer, r slog.Record, component string, attrs []slog.Attr) {
+	b.WriteString(Priority(r.Level))
+	b.WriteString(printable(component))
+	b.WriteString(": ")
+	b.WriteString(printable(r.Message))
+	if len(attrs) > 0 {
+		b.WriteByte(' ')
+		b.WriteString(pairs(r.Level, attrs))
+	}
+	b.WriteByte('\n')
+}
+
+// Priority is what stands before a line of that level in systemd's journal.
+func Priority(at slog.Level) string {
+	switch {
+	case at >= slog.LevelError:
+		return "<3>"
+	case at >= slog.LevelWarn:
+		return "<4>"
+	case at >= slog.LevelInfo:
+		return "<6>"
+	default:
+		return "<7>"
+	}
+}
+
 func encodeJSON(b *bytes.Buffer, r slog.Record, component string, attrs []slog.Attr) {
 	named := slog.NewRecord(r.Time, r.Level, r.Message, 0)
 	named.AddAttrs(slog.String(componentKey, component))
@@ -152,14 +181,19 @@ func encodeTerminal(b *bytes.Buffer, r slog.Record, component string, attrs []sl
 	b.WriteByte(' ')
 	b.WriteString(printable(r.Message))
 	if len(attrs) > 0 {
-		var pairs bytes.Buffer
-		rest := slog.NewRecord(time.Time{}, r.Level, "", 0)
-		rest.AddAttrs(attrs...)
-		slog.NewTextHandler(&pairs, &slog.HandlerOptions{Level: r.Level, ReplaceAttr: onlyGiven}).Handle(context.Background(), rest)
 		b.WriteByte(' ')
-		b.WriteString(paint("2", strings.TrimSuffix(pairs.String(), "\n")))
+		b.WriteString(paint("2", pairs(r.Level, attrs)))
 	}
 	b.WriteByte('\n')
+}
+
+// pairs are attributes as key=value.
+func pairs(at slog.Level, attrs []slog.Attr) string {
+	var b bytes.Buffer
+	r := slog.NewRecord(time.Time{}, at, "", 0)
+	r.AddAttrs(attrs...)
+	slog.NewTextHandler(&b, &slog.HandlerOptions{Level: at, ReplaceAttr: onlyGiven}).Handle(context.Background(), r)
+	return strings.TrimSuffix(b.String(), "\n")
 }
 
 // onlyGiven drops the level and the (empty) message that slog's handler adds.

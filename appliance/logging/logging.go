@@ -33,12 +33,14 @@ import (
 )
 
 // The formats of New. Terminal and Plain are shorter than Text and aligned, for
-// people; Terminal is coloured.
+// people; Terminal is coloured. Journal is for systemd's journal: no time, and
+// the level as its priority.
 const (
 	Text     = "text"
 	JSON     = "json"
 	Terminal = "terminal"
 	Plain    = "plain"
+	Journal  = "journal"
 )
 
 // All names the default level in SetLevel and Levels: that of each component

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -34,6 +35,7 @@ type balancing interface {
 	supervise.Component
 	Reload(lb.Config) error
 	Status() lb.Status
+	Alive(context.Context) error
 	Collector() prometheus.Collector
 }
 
@@ -210,6 +212,7 @@ func (b *balancer) beside() *appliance.Beside {
 
 // run is a process that is a load balancer only.
 func (b *balancer) run(ctx context.Context) error {
+	appliance.LimitMemory(b.log)
 	g := supervise.New(b.log)
 	c := b.loader.Config
 	st := g.Add(status.NewServer(status.ServerConfig{
@@ -228,12 +231,32 @@ func (b *balancer) run(ctx context.Context) error {
 	watching, stop := context.WithCancel(context.Background())
 	defer stop()
 	go g.Follow(watching, b.told(ctx))
+	b.app.attend(ctx, b.log, lbPulse{g, b})
 	context.AfterFunc(ctx, func() {
 		if !b.handedOver.Load() {
 			b.app.notify.extend(time.Duration(b.budget.Load()) + stopStatus)
 		}
 	})
 	return g.Run(ctx)
+}
+
+// lbPulse is the pulse of a process that is a load balancer only.
+type lbPulse struct {
+	*supervise.Group
+	b *balancer
+}
+
+// Alive asks the loops, once they run. Whether backends answer is not the
+// balancer's life.
+func (p lbPulse) Alive(ctx context.Context) error {
+	p.Status()
+	if p.b.handedOver.Load() {
+		return nil
+	}
+	if err := p.b.server.Alive(ctx); err != nil {
+		return fmt.Errorf("%s: %w", nameLB, err)
+	}
+	return nil
 }
 
 // takesOver tells whether the process that reports is the one that this one is

@@ -52,6 +52,7 @@ func (f *fakeServer) Reload(c lb.Config) error {
 }
 
 func (f *fakeServer) CountReload(err error)           { f.counted = append(f.counted, err) }
+func (f *fakeServer) Alive(context.Context) error     { return nil }
 func (f *fakeServer) Status() lb.Status               { return f.reported }
 func (f *fakeServer) Collector() prometheus.Collector { return nil }
 

@@ -194,7 +194,7 @@ func command(ctx context.Context, ts *testscript.TestScript, args []string) *exe
 	}
 	cmd := exec.CommandContext(ctx, program, args[1:]...)
 	cmd.Dir = ts.MkAbs(".")
-	for _, name := range []string{"PATH", "HOME", "TMPDIR", "NO_COLOR", "NOTIFY_SOCKET", "WORK"} {
+	for _, name := range []string{"PATH", "HOME", "TMPDIR", "NO_COLOR", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WORK"} {
 		if v := ts.Getenv(name); v != "" {
 			cmd.Env = append(cmd.Env, name+"="+v)
 		}

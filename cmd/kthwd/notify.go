@@ -2,9 +2,12 @@ package main
 
 import (
 	"fmt"
+	"math"
 	"net"
 	"os"
+	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -17,14 +20,19 @@ import (
 // would use it to say READY=1 for the whole process, when it alone is ready
 // (k8s.io/apiserver/pkg/server/genericapiserver.go).
 type notifier struct {
-	path string
-	conn *net.UnixConn
+	path     string
+	conn     *net.UnixConn
+	watchdog time.Duration // systemd wants to hear from the process that often; 0 for never
+	once     sync.Once
+	up       chan struct{} // closed at the first ready
 }
 
 // takeNotifier must be called before anything else looks at the environment.
 func takeNotifier() *notifier {
-	path := os.Getenv("NOTIFY_SOCKET")
-	os.Unsetenv("NOTIFY_SOCKET")
+	path, watchdog := os.Getenv("NOTIFY_SOCKET"), watchdogLimit()
+	for _, name := range []string{"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"} {
+		os.Unsetenv(name)
+	}
 	if path == "" {
 		return nil
 	}
@@ -33,11 +41,31 @@ func takeNotifier() *notifier {
 	if err != nil {
 		return nil // a supervisor that does not listen is none
 	}
-	return &notifier{path, conn}
+	return &notifier{path: path, conn: conn, watchdog: watchdog, up: make(chan struct{})}
+}
+
+// watchdogLimit is what sd_watchdog_enabled(3) would say.
+func watchdogLimit() time.Duration {
+	if pid := os.Getenv("WATCHDOG_PID"); pid != "" && pid != strconv.Itoa(os.Getpid()) {
+		return 0
+	}
+	usec, err := strconv.ParseUint(os.Getenv("WATCHDOG_USEC"), 10, 63)
+	if err != nil || usec > uint64(math.MaxInt64/time.Microsecond) {
+		return 0
+	}
+	return time.Duration(usec) * time.Microsecond
 }
 
 // ready says that everything is.
-func (n *notifier) ready() { n.send("READY=1", "STATUS=ready") }
+func (n *notifier) ready() {
+	n.send("READY=1", "STATUS=ready")
+	if n != nil {
+		n.once.Do(func() { close(n.up) })
+	}
+}
+
+// feed says that the process is alive.
+func (n *notifier) feed() { n.send("WATCHDOG=1") }
 
 // stopping says that the process has begun to stop.
 func (n *notifier) stopping() { n.send("STOPPING=1", "STATUS=stopping") }
@@ -66,11 +94,27 @@ func (n *notifier) environment() []string {
 	if n == nil {
 		return nil
 	}
-	return []string{"NOTIFY_SOCKET=" + n.path}
+	environment := []string{"NOTIFY_SOCKET=" + n.path}
+	if n.watchdog > 0 {
+		environment = append(environment, fmt.Sprintf("WATCHDOG_USEC=%d", n.watchdog.Microseconds()))
+	}
+	return environment
 }
 
 // status is the line that systemctl status shows.
 func (n *notifier) status(text string) { n.send("STATUS=" + oneLine(text)) }
+
+// failed leaves in that line why the process ends.
+func (n *notifier) failed(errs []error) {
+	text := "error: " + errs[0].Error()
+	if more := len(errs) - 1; more > 0 {
+		text += fmt.Sprintf(" (and %d more)", more)
+	}
+	if hint := hintFor(errs[0]); hint != "" {
+		text += "; hint: " + hint
+	}
+	n.status(text)
+}
 
 func (n *notifier) send(states ...string) {
 	if n != nil {

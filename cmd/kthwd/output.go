@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"strings"
 
@@ -51,13 +52,15 @@ func (a *app) report(err error) (code int) {
 	if errors.Is(err, errNotReady) {
 		return 1
 	}
-	p := painter(a.err)
+	p, level := painter(a.err), a.priority(slog.LevelError)
 	said := map[string]bool{}
-	for _, e := range flatten(err) {
-		fmt.Fprintf(a.err, "kthwd: %s %s\n", p("31;1", "error:"), oneLine(e.Error()))
+	all := flatten(err)
+	a.notify.failed(all)
+	for _, e := range all {
+		fmt.Fprintf(a.err, "%skthwd: %s %s\n", level, p("31;1", "error:"), oneLine(e.Error()))
 		if hint := hintFor(e); hint != "" && !said[hint] {
 			said[hint] = true
-			fmt.Fprintf(a.err, "kthwd: %s %s\n", p("36", "hint:"), oneLine(hint))
+			fmt.Fprintf(a.err, "%skthwd: %s %s\n", level, p("36", "hint:"), oneLine(hint))
 		}
 	}
 	var usage *usageError
@@ -70,7 +73,7 @@ func (a *app) report(err error) (code int) {
 }
 
 func (a *app) warn(text string) {
-	fmt.Fprintf(a.err, "kthwd: %s %s\n", painter(a.err)("33", "warning:"), oneLine(text))
+	fmt.Fprintf(a.err, "%skthwd: %s %s\n", a.priority(slog.LevelWarn), painter(a.err)("33", "warning:"), oneLine(text))
 }
 
 // flatten takes errors.Join apart, and only that: an error that wraps two causes

@@ -102,13 +102,16 @@ func (a *app) control(ctx context.Context, l *config.Loader, logs *logging.Logs,
 		Started:  a.started,
 		OnReady:  func(timeline []supervise.Status) { a.ready(log, l.Config, timeline) },
 		OnChange: a.changed(ctx),
+		OnWired:  func(p *appliance.Pulse) { a.attend(ctx, log, p) },
 		Beside:   beside,
 	})
 }
 
-// logFormat makes text what suits the terminal, if standard error is one.
+// logFormat makes text what suits the terminal or the journal, if standard error is one.
 func (a *app) logFormat(format string) string {
 	switch {
+	case format == logging.Text && isJournal(a.err):
+		return logging.Journal
 	case format != logging.Text || !isTerminal(a.err):
 		return format
 	case colours(a.err):
@@ -159,8 +162,17 @@ func (a *app) changed(ctx context.Context) func(ready bool, reason string) {
 			return
 		}
 		last = reason
-		a.notify.status(reason)
+		a.notify.status(sentence(reason))
 	}
+}
+
+// sentence is a reason as a sentence of its own: what is waited for says enough
+// without who waits.
+func sentence(reason string) string {
+	if _, what, found := strings.Cut(reason, ": "); found && strings.HasPrefix(what, "waiting for ") {
+		return what
+	}
+	return reason
 }
 
 // ready tells everybody that all components are ready.
@@ -168,7 +180,7 @@ func (a *app) ready(log *slog.Logger, c config.Config, timeline []supervise.Stat
 	a.notify.ready()
 	kubectl := "kubectl --kubeconfig " + shellWord(absolute(c.Controller.Layout().Kubeconfig(pki.NameAdmin))) + " get componentstatuses"
 	took := time.Since(a.started).Round(10 * time.Millisecond)
-	if c.LogFormat == logging.JSON {
+	if c.LogFormat == logging.JSON || isJournal(a.err) {
 		log.Info("all ready", "took", took, "try", kubectl)
 		return
 	}

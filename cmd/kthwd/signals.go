@@ -37,7 +37,7 @@ func (a *app) untilSignal(ctx context.Context, log *slog.Logger, other reactions
 				a.notify.stopping()
 				cancel()
 			default:
-				fmt.Fprintf(a.err, "kthwd: error: second signal (%s) during the stop: ended at once\n", s)
+				fmt.Fprintf(a.err, "%skthwd: error: second signal (%s) during the stop: ended at once\n", a.priority(slog.LevelError), s)
 				a.exit(1)
 			}
 		}

@@ -1,0 +1,92 @@
+package appliance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"sync"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"k8s.io/client-go/rest"
+
+	"kthwd/appliance/supervise"
+)
+
+// Pulse is what a service manager wants to know of a running controller. Its
+// methods may be called from any goroutine, until Run returns.
+type Pulse struct {
+	group *supervise.Group
+	etcd  *etcd
+	api   *apiServer
+
+	mu     sync.Mutex
+	client *http.Client // of api's loopback, made at first use
+	server string
+}
+
+// Status is the state record; see supervise.Group.Status.
+func (p *Pulse) Status() []supervise.Status { return p.group.Status() }
+
+// Alive returns nil while this process does its own part: the state record
+// answers, etcd reads from its own data, the API server says /livez. Nothing of
+// it asks the other controllers: a lost quorum is no reason to be restarted.
+// What does not serve at the moment, for a reason that the record knows, is not asked.
+func (p *Pulse) Alive(ctx context.Context) error {
+	serves := map[string]bool{}
+	for _, s := range p.group.Status() {
+		serves[s.Name] = s.Healthy()
+	}
+	if serves[nameEtcd] {
+		if err := p.etcd.serializableRead(ctx); err != nil {
+			return fmt.Errorf("%s: a read of its own data: %w", nameEtcd, err)
+		}
+	}
+	if serves[nameAPIServer] {
+		if err := p.livez(ctx); err != nil {
+			return fmt.Errorf("%s: %w", nameAPIServer, err)
+		}
+	}
+	return nil
+}
+
+// livez asks the API server over its port. Its check of etcd is left out, for
+// that one reads through the quorum (apiserver/pkg/storage/storagebackend/factory/etcd3.go).
+func (p *Pulse) livez(ctx context.Context) error {
+	client, server, err := p.loopback()
+	if err != nil {
+		return err
+	}
+	return get(ctx, client, server+"/livez?exclude=etcd")
+}
+
+func (p *Pulse) loopback() (*http.Client, string, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.client != nil {
+		return p.client, p.server, nil
+	}
+	config, err := p.api.Loopback()
+	if err != nil {
+		return nil, "", err
+	}
+	config.QPS = -1
+	client, err := rest.HTTPClientFor(config)
+	if err != nil {
+		return nil, "", err
+	}
+	p.client, p.server = client, config.Host
+	return client, config.Host, nil
+}
+
+// serializableRead reads a key that is not there, as this member has it.
+func (e *etcd) serializableRead(ctx context.Context) error {
+	e.mu.Lock()
+	server := e.server
+	e.mu.Unlock()
+	if server == nil {
+		return errors.New("etcd has not started")
+	}
+	_, err := server.Server.Range(ctx, &pb.RangeRequest{Key: []byte("kthwd"), Serializable: true, Limit: 1})
+	return err
+}

@@ -1,0 +1,28 @@
+package lb
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+)
+
+// TestAlive holds that a loop that does not turn is found, and one that turns again.
+func TestAlive(t *testing.T) {
+	p := newPeer(t)
+	r := run(t, testConfig(p.addr), Options{})
+	if err := r.Alive(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	release := make(chan struct{})
+	r.loops[0].post(func() { <-release })
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := r.Alive(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a loop that hangs: got %v", err)
+	}
+	close(release)
+	if err := r.Alive(t.Context()); err != nil {
+		t.Errorf("a loop that goes on: got %v", err)
+	}
+}
