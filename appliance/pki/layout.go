@@ -78,4 +78,27 @@ func (l Layout) Lock() string { return l.path("kthwd.lock") }
 // InstanceID tells this data directory from every other one.
 func (l Layout) InstanceID() string { return l.path("instance-id") }
 
+// Versions says which versions last served the data.
+func (l Layout) Versions() string { return l.path("versions") }
+
+// Files are the names, below Dir, of all that kthwd may make there, etcd's data in
+// its usual place included. Whatever else lies there is somebody else's.
+func (l Layout) Files() []string {
+	l.Dir, l.EtcdDir = "", ""
+	files := []string{
+		l.CA(), l.CAKey(), l.EncryptionConfig(), l.AuditPolicy(), l.AuditLog(), l.SchedulerConfig(),
+		filepath.Join(l.Etcd(), "member"), l.Run(), l.Lock(), l.InstanceID(), l.Versions(),
+	}
+	for _, name := range []string{
+		NameKubernetes, NameServiceAccount, NameAdmin, NameControllerManager, NameScheduler,
+		NameHealth, NameFrontProxyCA, NameFrontProxyClient,
+	} {
+		files = append(files, l.Cert(name), l.Key(name))
+	}
+	for _, name := range []string{NameAdmin, NameControllerManager, NameScheduler, NameAdminRemote} {
+		files = append(files, l.Kubeconfig(name))
+	}
+	return files
+}
+
 func (l Layout) path(name string) string { return filepath.Join(l.Dir, name) }
