@@ -21,6 +21,7 @@ import (
 	"go.etcd.io/etcd/client/pkg/v3/types"
 	"go.etcd.io/etcd/pkg/v3/flags"
 	"go.etcd.io/etcd/server/v3/embed"
+	"google.golang.org/grpc"
 
 	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
@@ -43,6 +44,8 @@ type etcd struct {
 	server *embed.Etcd // nil until started
 	fatal  chan error  // what etcd's logger called fatal; etcd cannot go on after it
 	leave  chan struct{}
+
+	gate writeGate // shut for a moment when leadership moves
 }
 
 var _ supervise.Component = (*etcd)(nil)
@@ -51,8 +54,11 @@ var _ supervise.Component = (*etcd)(nil)
 func newEtcd(args []arg, log *slog.Logger) (*etcd, error) {
 	e := &etcd{log: log, fatal: make(chan error, 1), leave: make(chan struct{}, 1)}
 	var err error
-	e.cfg, err = parseEtcd(args, embed.NewZapLoggerBuilder(newZap(log, e.died)))
-	return e, err
+	if e.cfg, err = parseEtcd(args, embed.NewZapLoggerBuilder(newZap(log, e.died))); err != nil {
+		return nil, err
+	}
+	e.cfg.GRPCAdditionalServerOptions = append(e.cfg.GRPCAdditionalServerOptions, grpc.ChainUnaryInterceptor(e.gate.intercept))
+	return e, nil
 }
 
 // parseEtcd reads an etcd command line into etcd's own configuration. etcd's
@@ -247,10 +253,11 @@ func (e *etcd) watch(ctx context.Context, server *embed.Etcd, report supervise.R
 			}
 			ready()
 			state.begun = true
+			asks.Go(func() { e.followHandOvers(asking, server) })
 		case <-tick.C:
 			state.check(server.Server.Leader() != 0)
 		case <-e.leave:
-			asks.Go(func() { e.handOver(server, slog.LevelInfo) })
+			asks.Go(func() { e.handOver(asking, server, slog.LevelInfo) })
 		case <-ctx.Done():
 			e.close(server)
 			return nil
@@ -312,7 +319,7 @@ func (q *quorumState) check(leader bool) {
 func (e *etcd) close(server *embed.Etcd) {
 	select {
 	case <-server.Server.ReadyNotify():
-		e.handOver(server, slog.LevelWarn) // if it leads again, or still
+		e.handOver(context.Background(), server, slog.LevelWarn) // if it leads again, or still
 	default:
 		// Close waits for the client listeners, which wait for a quorum that never
 		// was, or for the end of the server (embed/serve.go:serve).
@@ -328,20 +335,6 @@ func (e *etcd) HandOver() {
 	select {
 	case e.leave <- struct{}{}:
 	default:
-	}
-}
-
-// handOver blocks until another member leads, or for some seconds. A failure is
-// logged at level.
-func (e *etcd) handOver(server *embed.Etcd, level slog.Level) {
-	leads := server.Server.Leader() == server.Server.MemberID()
-	begun := time.Now()
-	if err := server.Server.TryTransferLeadershipOnShutdown(); err != nil {
-		e.log.Log(context.Background(), level, "leadership not handed over", "err", err)
-		return
-	}
-	if now := e.Quorum().Leader; leads && server.Server.Leader() != server.Server.MemberID() {
-		e.log.Info("leadership handed over", "to", now, "took", time.Since(begun).Round(time.Millisecond))
 	}
 }
 

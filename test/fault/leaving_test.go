@@ -92,9 +92,6 @@ func (c *crowd) ask(client *http.Client, who, name string, write bool) {
 	defer c.mu.Unlock()
 	took := time.Since(begun)
 	c.slow = max(c.slow, took)
-	if write && err != nil && (strings.Contains(err.Error(), "etcdserver: request timed out") || strings.Contains(err.Error(), "raft proposal dropped")) {
-		return // a leader drops what comes to it while it hands over (raft.go:stepLeader)
-	}
 	if err != nil {
 		c.errors = append(c.errors, fmt.Sprintf("%s %s, write %v, after %v: %v", begun.Format("05.000"), who, write, took.Round(time.Millisecond), err))
 	}
