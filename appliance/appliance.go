@@ -19,6 +19,7 @@
 package appliance
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -276,6 +277,11 @@ func (p *plant) oldFiles() error {
 	return nil
 }
 
+// storagePrefix is what kube-apiserver's keys in etcd begin with.
+func (p *plant) storagePrefix() string {
+	return cmp.Or(value(p.args[nameAPIServer], "etcd-prefix"), "/registry") // genericoptions.NewEtcdOptions
+}
+
 // value is what a program makes of a flag that may be given several times.
 func value(args []arg, key string) string {
 	for _, a := range slices.Backward(args) {
@@ -316,7 +322,9 @@ func (p *plant) wire() (*supervise.Group, *Pulse, error) {
 		alive: aliveCheck(g, nameScheduler), logs: logs, log: logs.Logger(nameScheduler),
 	}
 
-	bridges := []*supervise.Node{g.Add(p.newStatus(g, etcd)).StopWithin(stopBridges)}
+	members := &members{etcd: etcd, cfg: p.cfg, layout: p.layout, prefix: p.storagePrefix(), log: logs.Logger("members")}
+
+	bridges := []*supervise.Node{g.Add(p.newStatus(g, etcd, members)).StopWithin(stopBridges)}
 	if p.cfg.HealthAddress != "" {
 		bridges = append(bridges, g.Add(p.newHealth(g)).StopWithin(stopBridges))
 	}
@@ -335,14 +343,14 @@ func (p *plant) wire() (*supervise.Group, *Pulse, error) {
 }
 
 // newStatus answers questions about this process.
-func (p *plant) newStatus(g *supervise.Group, e *etcd) supervise.Component {
+func (p *plant) newStatus(g *supervise.Group, e *etcd, m *members) supervise.Component {
 	versions, beside := Versions(), p.o.Beside
 	if beside == nil {
 		beside = &Beside{Report: func(*status.Report) {}}
 	}
 	return status.NewServer(status.ServerConfig{
 		Socket: p.socket.control, Address: p.o.Metrics.Address, Web: p.o.Metrics.Web, Pprof: p.o.Metrics.Pprof,
-		Logs: p.o.Logs, Collectors: beside.Collectors, Programs: programSeries(),
+		Logs: p.o.Logs, Collectors: beside.Collectors, Programs: programSeries(), Private: m.private(),
 		Report: func() status.Report {
 			ready, reason := g.Ready()
 			quorum := e.Quorum()

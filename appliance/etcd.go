@@ -23,6 +23,7 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 	"google.golang.org/grpc"
 
+	"kthwd/appliance/config"
 	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
 )
@@ -262,15 +263,57 @@ func (e *etcd) watch(ctx context.Context, server *embed.Etcd, report supervise.R
 			e.close(server)
 			return nil
 		case err := <-e.fatal:
+			if strings.Contains(err.Error(), metItsRemoval) {
+				return e.gone(server)
+			}
 			return err // a goroutine of etcd is parked in its logger: Close would wait for it for ever
 		case err := <-server.Err():
+			if isStopping(server) { // its listeners notice first, and say less
+				return e.gone(server)
+			}
 			e.close(server)
 			return err
 		case <-server.Server.StopNotify():
-			e.close(server)
-			return errors.New("the member has stopped: it was removed from the cluster")
+			return e.gone(server)
 		}
 	}
+}
+
+// isStopping tells whether the member stops by itself, which it does when the
+// others say that it was removed, and only then (etcdserver/server.go:run).
+func isStopping(server *embed.Etcd) bool {
+	select {
+	case <-server.Server.StoppingNotify():
+		return true
+	default:
+		return false
+	}
+}
+
+// metItsRemoval is what a goroutine of etcd dies of that looks for the member it
+// belongs to, with the lock on all members held (api/membership/cluster.go:
+// IsLocalMemberLearner; api/v3rpc/maintenance.go:Status calls it).
+const metItsRemoval = "failed to find local ID in cluster members"
+
+// gone closes what can be closed of a member that was removed, and says how to
+// bring the controller back. Its data are void, so nothing is lost by what cannot.
+func (e *etcd) gone(server *embed.Etcd) error {
+	e.mu.Lock()
+	e.server = nil // nobody is to wait for a lock of it
+	e.mu.Unlock()
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		server.Close()
+	}()
+	select {
+	case <-closed:
+	case <-e.fatal:
+	case <-time.After(stopBridges):
+	}
+	os.Remove(socketPath(e.cfg))
+	return WithHint(fmt.Errorf("this controller, %s, was removed from the cluster", e.cfg.Name),
+		"to bring it back: kthwd member add NAME ADDRESS on another controller, then kthwd join with --replace-data here")
 }
 
 func (e *etcd) admission(ctx context.Context, server *embed.Etcd) error {
@@ -346,11 +389,16 @@ func (e *etcd) died(err error) {
 	}
 }
 
+// running is the member once it has started, or nil.
+func (e *etcd) running() *embed.Etcd {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.server
+}
+
 // LinearizableRead returns nil once a quorum has confirmed this member's view.
 func (e *etcd) LinearizableRead(ctx context.Context) error {
-	e.mu.Lock()
-	server := e.server
-	e.mu.Unlock()
+	server := e.running()
 	if server == nil {
 		return errors.New("etcd has not started")
 	}
@@ -360,14 +408,23 @@ func (e *etcd) LinearizableRead(ctx context.Context) error {
 // Quorum says how many members there are, how many are needed and how many can
 // be reached from here.
 func (e *etcd) Quorum() status.Quorum {
-	e.mu.Lock()
-	server := e.server
-	e.mu.Unlock()
+	server := e.running()
 	if server == nil {
 		return status.Quorum{Note: "waiting for etcd to start"}
 	}
-	voters := voters(server)
-	q := status.Quorum{Members: voters, Needed: voters/2 + 1, Active: min(1+activePeers(server.Server.MemberID()), max(voters, 1))}
+	self := server.Server.MemberID()
+	active, q := activePeers(self), status.Quorum{}
+	for _, m := range server.Server.Cluster().Members() {
+		if m.IsLearner {
+			continue
+		}
+		q.Members++
+		if m.ID == self || active[m.ID.String()] {
+			q.Active++
+		}
+	}
+	q.Needed = q.Members/2 + 1
+	q.Warning = strings.Join(config.EvenWarning(q.Members), "")
 	if leader := server.Server.Leader(); leader != 0 {
 		q.Leader = leader.String()
 		if m := server.Server.Cluster().Member(leader); m != nil && m.Name != "" {
@@ -390,27 +447,25 @@ func voters(server *embed.Etcd) (n int) {
 
 // Redundant tells whether the cluster has other voting members, and a leader.
 func (e *etcd) Redundant() bool {
-	e.mu.Lock()
-	server := e.server
-	e.mu.Unlock()
+	server := e.running()
 	return server != nil && voters(server) > 1 && server.Server.Leader() != 0
 }
 
-// activePeers counts the peers with a live stream to the local member, from the
-// gauge that rafthttp keeps: the transport itself is not exported.
-func activePeers(local types.ID) int {
+// activePeers are those with a live stream to the local member, by their ID, from
+// the gauge that rafthttp keeps: the transport itself is not exported.
+func activePeers(local types.ID) map[string]bool {
+	active := map[string]bool{}
 	families, err := prometheus.DefaultGatherer.Gather()
 	if err != nil && len(families) == 0 {
-		return 0
+		return active
 	}
-	active := 0
 	for _, f := range families {
 		if f.GetName() != "etcd_network_active_peers" {
 			continue
 		}
 		for _, m := range f.GetMetric() {
 			if label(m, "Local") == local.String() && m.GetGauge().GetValue() > 0 {
-				active++
+				active[label(m, "Remote")] = true
 			}
 		}
 	}

@@ -68,7 +68,7 @@ func (e *etcd) handOver(ctx context.Context, server *embed.Etcd, level slog.Leve
 func (e *etcd) holdEverywhere(ctx context.Context, server *embed.Etcd, client *clientv3.Client, opened chan struct{}) (silent int) {
 	ctx, cancel := context.WithTimeout(ctx, heldBefore)
 	defer cancel()
-	others := activePeers(server.Server.MemberID())
+	others := len(activePeers(server.Server.MemberID()))
 	e.hold(ctx, server, opened)
 	asked, err := client.Put(ctx, handOverKey, strconv.FormatUint(uint64(server.Server.MemberID()), 16))
 	if err != nil {

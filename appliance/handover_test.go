@@ -20,14 +20,14 @@ import (
 	"kthwd/appliance/supervise"
 )
 
-// member is an etcd of the test's own process, and a client on its socket.
-type member struct {
+// testMember is an etcd of the test's own process, and a client on its socket.
+type testMember struct {
 	*etcd
 	client *clientv3.Client
 }
 
 // threeMembers starts a cluster on loopback; it ends with the test.
-func threeMembers(t *testing.T) []*member {
+func threeMembers(t *testing.T) []*testMember {
 	t.Helper()
 	dir := t.TempDir()
 	var urls, cluster []string
@@ -44,7 +44,7 @@ func threeMembers(t *testing.T) []*member {
 	for _, l := range closers {
 		l.Close()
 	}
-	var all []*member
+	var all []*testMember
 	group := supervise.New(slog.New(slog.DiscardHandler))
 	for i, url := range urls {
 		socket := "unix://" + filepath.Join(dir, fmt.Sprintf("s%d", i))
@@ -57,7 +57,7 @@ func threeMembers(t *testing.T) []*member {
 		if err != nil {
 			t.Fatal(err)
 		}
-		all = append(all, &member{etcd: e})
+		all = append(all, &testMember{etcd: e})
 		group.Add(renamed{e, e.cfg.Name})
 	}
 	ctx, stop := context.WithCancel(t.Context())
@@ -99,7 +99,7 @@ type renamed struct {
 func (r renamed) Name() string { return r.name }
 
 // leader is the member that leads.
-func leader(t *testing.T, all []*member) *member {
+func leader(t *testing.T, all []*testMember) *testMember {
 	t.Helper()
 	for range 1000 {
 		for _, m := range all {

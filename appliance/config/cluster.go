@@ -88,7 +88,7 @@ func (v *validator) cluster(c Cluster, members []Member) {
 
 // Warnings lists what is allowed and probably not meant, one line each.
 func (c Cluster) Warnings() []string {
-	lines := evenWarning(len(c.Controllers))
+	lines := EvenWarning(len(c.Controllers))
 	if n := len(c.CAKey); n > 0 && n < len(c.Controllers) {
 		lines = append(lines, fmt.Sprintf("--with-ca-key %s: kube-controller-manager signs certificates only while it leads there; give the key to all controllers, or to none", strings.Join(c.CAKey, ",")))
 	}

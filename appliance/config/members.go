@@ -103,8 +103,9 @@ func (v *validator) members(c Controller) {
 	}
 }
 
-// evenWarning is about a number of controllers that costs and brings nothing.
-func evenWarning(n int) (lines []string) {
+// EvenWarning is about a number of controllers that costs and brings nothing: one
+// line at most.
+func EvenWarning(n int) (lines []string) {
 	switch {
 	case n == 2:
 		lines = append(lines, "2 controllers survive the loss of none: both are needed for a quorum; take 1 or 3")

@@ -53,7 +53,7 @@ func TestEvenWarning(t *testing.T) {
 		1: "", 2: "2 controllers survive the loss of none: both are needed for a quorum; take 1 or 3", 3: "",
 		4: "4 controllers survive the loss of 1, as 3 do: take 3 or 5", 5: "", 6: "6 controllers survive the loss of 2, as 5 do: take 5 or 7",
 	} {
-		if got := strings.Join(evenWarning(n), "\n"); got != want {
+		if got := strings.Join(EvenWarning(n), "\n"); got != want {
 			t.Errorf("%d: got %q, want %q", n, got, want)
 		}
 	}

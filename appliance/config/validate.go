@@ -399,7 +399,7 @@ func (c Controller) Warnings() (lines []string) {
 	if ip, err := netip.ParseAddr(c.AdvertiseAddress); err == nil && ip.IsLoopback() {
 		lines = append(lines, fmt.Sprintf("--advertise-address %s is loopback: no other machine reaches this controller", ip))
 	}
-	lines = append(lines, evenWarning(len(c.InitialCluster))...)
+	lines = append(lines, EvenWarning(len(c.InitialCluster))...)
 	d := Default().Controller
 	if c.ControllerManagerPort != d.ControllerManagerPort || c.SchedulerPort != d.SchedulerPort {
 		lines = append(lines, fmt.Sprintf("kubectl get componentstatuses asks ports %d and %d only; it will call what moved elsewhere unhealthy", d.ControllerManagerPort, d.SchedulerPort))

@@ -110,6 +110,36 @@ func (c Client) SetLevels(ctx context.Context, levels ...string) (map[string]str
 	return parseLevels(body), err
 }
 
+// Do asks the running kthwd something on its socket: one of ServerConfig.Private.
+// in and out are JSON; either may be nil. An error that Refuse has answered with
+// keeps its hint.
+func (c Client) Do(ctx context.Context, method, path string, in, out any) error {
+	body := ""
+	if in != nil {
+		text, err := json.Marshal(in)
+		if err != nil {
+			return err
+		}
+		body = string(text)
+	}
+	answer, err := c.socket(ctx, method, path, body)
+	if err != nil || out == nil {
+		return err
+	}
+	if err := json.Unmarshal(answer, out); err != nil {
+		return fmt.Errorf("the answer of kthwd at %s: %w", c.Socket, err)
+	}
+	return nil
+}
+
+// refused is an error that the running kthwd answered with.
+type refused struct{ text, hint string }
+
+func (r *refused) Error() string { return r.text }
+
+// Hint is the advice that came with it.
+func (r *refused) Hint() string { return r.hint }
+
 func parseLevels(body []byte) map[string]string {
 	levels := map[string]string{}
 	for line := range strings.Lines(string(body)) {
@@ -175,7 +205,7 @@ func ask(ctx context.Context, t http.RoundTripper, method, url, body string) ([]
 		return nil, err
 	}
 	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%s", oneLine(strings.TrimSpace(string(answer[:min(len(answer), 500)]))))
+		return nil, &refused{oneLine(strings.TrimSpace(string(answer[:min(len(answer), 500)]))), oneLine(resp.Header.Get(hintHeader))}
 	}
 	return answer, nil
 }

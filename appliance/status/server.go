@@ -35,6 +35,10 @@ type ServerConfig struct {
 	// Programs have their series at paths of their own.
 	Programs []Program
 
+	// Private are further patterns of the unix socket, which only the owner of its
+	// directory can ask; see http.ServeMux. An error answers with Refuse.
+	Private map[string]http.HandlerFunc
+
 	// Shared tells whether the process that answers at Address is one that this
 	// one takes over from: the two then listen beside each other for that moment.
 	// Nil means that nobody is, and that nobody can take over later.
@@ -207,7 +211,23 @@ func (s *Server) private() http.Handler {
 	mux.Handle("/", s.public)
 	mux.HandleFunc("GET /log-level", s.levels)
 	mux.HandleFunc("PUT /log-level", s.setLevels)
+	for pattern, handler := range s.ServerConfig.Private {
+		mux.HandleFunc(pattern, handler)
+	}
 	return mux
+}
+
+// hintHeader carries what to do about an error.
+const hintHeader = "Kthwd-Hint"
+
+// Refuse answers a request of Client.Do with an error, and with its hint if it
+// has one. Nothing secret may be in it.
+func Refuse(w http.ResponseWriter, code int, err error) {
+	var own interface{ Hint() string }
+	if errors.As(err, &own) && own.Hint() != "" {
+		w.Header().Set(hintHeader, oneLine(own.Hint()))
+	}
+	http.Error(w, err.Error(), code)
 }
 
 func (s *Server) status(w http.ResponseWriter, _ *http.Request) {

@@ -36,11 +36,12 @@ type Report struct {
 
 // Quorum is how far etcd's members can agree.
 type Quorum struct {
-	Members int    `json:"members"`          // that vote
-	Needed  int    `json:"needed"`           // of them, to write
-	Active  int    `json:"active"`           // of them, as this member sees it
-	Leader  string `json:"leader,omitempty"` // name of the leading member; empty when none is known
-	Note    string `json:"note,omitempty"`   // what else there is to say, one line
+	Members int    `json:"members"`           // that vote
+	Needed  int    `json:"needed"`            // of them, to write
+	Active  int    `json:"active"`            // of them, as this member sees it
+	Leader  string `json:"leader,omitempty"`  // name of the leading member; empty when none is known
+	Note    string `json:"note,omitempty"`    // what else there is to say, one line
+	Warning string `json:"warning,omitempty"` // of a number of members that is probably not meant
 }
 
 // WriteTable writes a Report for people, with times as they are at now.
@@ -108,6 +109,9 @@ func (q Quorum) line(p func(colour, string) string) string {
 	}
 	if q.Note != "" {
 		line += "; " + oneLine(q.Note)
+	}
+	if q.Warning != "" {
+		line += "\n" + p(yellow, "warning") + ": " + oneLine(q.Warning)
 	}
 	return line
 }

@@ -1,0 +1,199 @@
+// Package member is what kthwd and its verbs say to each other about the
+// controllers of a cluster: the list of them, the token with which a further
+// one joins, and the join itself.
+//
+// It decides what needs no etcd: whether a removal would lose the quorum, what
+// a token must look like, whether two releases fit. The package links no
+// Kubernetes and no etcd; who changes the membership is package appliance.
+package member
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"kthwd/appliance/config"
+)
+
+// Role is what a member is to the cluster.
+type Role string
+
+// The roles. A joining one is no member yet: there is a token for it.
+const (
+	Voter   Role = "voter"
+	Learner Role = "learner"
+	Joining Role = "joining"
+)
+
+// Member is one controller.
+type Member struct {
+	Name    string `json:"name"`         // as it was added; its ID when nobody knows the name
+	Address string `json:"address"`      // host of its peer URL
+	ID      string `json:"id,omitempty"` // etcd's, hexadecimal; empty while it is joining
+	Role    Role   `json:"role"`
+	Up      bool   `json:"up"` // as the controller that was asked sees it
+	Leader  bool   `json:"leader,omitempty"`
+	Self    bool   `json:"self,omitempty"` // the controller that was asked
+	// Remains is how long a token is good for, or a learner has to arrive; 0 when
+	// neither, or when it is not known.
+	Remains time.Duration `json:"remainsNanoseconds,omitempty"`
+}
+
+// List is the cluster as one of its members sees it.
+type List struct {
+	Members []Member `json:"members"`
+}
+
+// Voters are those that count for a quorum.
+func (l List) Voters() (voters []Member) {
+	for _, m := range l.Members {
+		if m.Role == Voter {
+			voters = append(voters, m)
+		}
+	}
+	return voters
+}
+
+// Find returns the member of that name or ID.
+func (l List) Find(name string) (Member, bool) {
+	for _, m := range l.Members {
+		if m.Name == name || m.ID != "" && m.ID == name {
+			return m, true
+		}
+	}
+	return Member{}, false
+}
+
+// Warnings are about what is allowed and probably not meant, one line each.
+func (l List) Warnings() []string { return config.EvenWarning(len(l.Voters())) }
+
+// names lists members for a person.
+func names(members []Member) string {
+	var all []string
+	for _, m := range members {
+		all = append(all, m.Name)
+	}
+	slices.Sort(all)
+	return strings.Join(all, ", ")
+}
+
+func up(members []Member) (up, down []Member) {
+	for _, m := range members {
+		if m.Up {
+			up = append(up, m)
+		} else {
+			down = append(down, m)
+		}
+	}
+	return up, down
+}
+
+// Refusal is why a change of the membership is not made, and what to do about it.
+type Refusal struct {
+	Text, Advice string
+	Retry        bool // it may be made in a moment
+}
+
+func (r *Refusal) Error() string { return r.Text }
+
+// Hint is the advice.
+func (r *Refusal) Hint() string { return r.Advice }
+
+// MayRemove refuses, with a *Refusal, what would cost the cluster its quorum,
+// the controller that is asked, and a name that nobody has.
+func (l List) MayRemove(name string) (Member, error) {
+	m, found := l.Find(name)
+	switch {
+	case !found:
+		return m, &Refusal{Text: fmt.Sprintf("there is no member %q", name), Advice: "members: " + names(l.Members)}
+	case m.Role != Voter:
+		return m, nil
+	case m.Self && len(l.Voters()) == 1:
+		return m, &Refusal{Text: fmt.Sprintf("%s is the only controller: without it there is no cluster", m.Name)}
+	case m.Self:
+		others := slices.DeleteFunc(l.Voters(), func(o Member) bool { return o.Self })
+		return m, &Refusal{Text: fmt.Sprintf("%s is this very controller", m.Name), Advice: "run this on another one: " + names(others)}
+	}
+	return m, l.quorumWithout(m)
+}
+
+// quorumWithout asks for two quorums: one to agree on the removal, and one after it.
+func (l List) quorumWithout(gone Member) error {
+	all := l.Voters()
+	nowUp, nowDown := up(all)
+	if needed := len(all)/2 + 1; len(nowUp) < needed {
+		return &Refusal{Text: fmt.Sprintf("%d of %d members are up and %d are needed to agree on anything", len(nowUp), len(all), needed),
+			Advice: "bring one of these back: " + names(nowDown) + "; if they are lost for good: kthwd etcd recover"}
+	}
+	rest := slices.DeleteFunc(slices.Clone(all), func(m Member) bool { return m.Name == gone.Name })
+	restUp, restDown := up(rest)
+	if needed := len(rest)/2 + 1; len(restUp) < needed {
+		return &Refusal{Text: fmt.Sprintf("removing %s would lose the quorum: %d of the %d that remain are up (down: %s), and %d are needed",
+			gone.Name, len(restUp), len(rest), names(restDown), needed),
+			Advice: "bring one of these back first: " + names(restDown) + "; or remove what is down instead"}
+	}
+	return nil
+}
+
+// WriteTable writes the list for people.
+func (l List) WriteTable(w io.Writer) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "NAME\tADDRESS\tROLE\tSTATE")
+	for _, m := range l.Members {
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", m.Name, m.Address, m.Role, m.state())
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintln(w, l.summary())
+	return err
+}
+
+func (m Member) state() string {
+	parts := []string{"down"}
+	if m.Up {
+		parts[0] = "up"
+	}
+	remains := ""
+	if m.Remains > 0 {
+		remains = m.Remains.Truncate(time.Second).String()
+	}
+	switch {
+	case m.Role == Joining && remains != "":
+		return "its token is good for " + remains
+	case m.Role == Joining:
+		return "its token has expired"
+	case m.Role == Learner && m.Up:
+		parts = append(parts, "catching up")
+	case m.Role == Learner && remains != "":
+		parts = append(parts, "given up in "+remains+" unless it arrives")
+	case m.Leader:
+		parts = append(parts, "leader")
+	}
+	return strings.Join(parts, ", ")
+}
+
+func (l List) summary() string {
+	voters := l.Voters()
+	active, _ := up(voters)
+	needed := len(voters)/2 + 1
+	s := fmt.Sprintf("%d of %d voters up, %d needed", len(active), len(voters), needed)
+	switch spare := len(active) - needed; {
+	case spare < 0:
+		return s + ": no quorum"
+	case spare == 0:
+		return s + ": the loss of one more would lose the quorum"
+	default:
+		return s + fmt.Sprintf(": the loss of %d more is survived", spare)
+	}
+}
+
+// IsRefusal tells whether err is a *Refusal.
+func IsRefusal(err error) bool {
+	var r *Refusal
+	return errors.As(err, &r)
+}

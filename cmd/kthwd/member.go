@@ -1,0 +1,116 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"kthwd/appliance/config"
+	"kthwd/appliance/member"
+	"kthwd/appliance/status"
+)
+
+// memberTimeout is more than a running kthwd takes to change the membership.
+const memberTimeout = 25 * time.Second
+
+func (a *app) memberVerb(l *config.Loader) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "member VERB",
+		Short: "List, add and remove the controllers of the cluster",
+		Args:  noVerb,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return &usageError{"member: no verb given", "verbs: list, remove"}
+		},
+	}
+	cmd.AddCommand(a.memberListVerb(l), a.memberRemoveVerb(l))
+	return cmd
+}
+
+func (a *app) memberListVerb(l *config.Loader) *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "list [flags]",
+		Short: "Show the controllers of the cluster, as the running kthwd sees them",
+		Long: "Show the controllers of the cluster, as the kthwd that runs on this data directory sees\n" +
+			"them, with or without a quorum.",
+		Args: noVerb,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			asJSON, err := checkOutput(output)
+			if err != nil {
+				return err
+			}
+			return a.memberList(cmd.Context(), l, asJSON)
+		},
+	}
+	l.AddFlags(cmd.Flags(), "config", "data-dir")
+	outputFlag(cmd, &output)
+	return cmd
+}
+
+func (a *app) memberList(ctx context.Context, l *config.Loader, asJSON bool) error {
+	var list member.List
+	if err := askMembers(ctx, l, http.MethodGet, "/members", nil, &list); err != nil {
+		return err
+	}
+	if asJSON {
+		return writeJSON(a.out, list)
+	}
+	if err := list.WriteTable(a.out); err != nil {
+		return err
+	}
+	for _, w := range list.Warnings() {
+		a.warn(w)
+	}
+	return nil
+}
+
+func (a *app) memberRemoveVerb(l *config.Loader) *cobra.Command {
+	const usage = "NAME"
+	cmd := &cobra.Command{
+		Use:   "remove " + usage + " [flags]",
+		Short: "Take a controller out of the cluster, for good",
+		Long: "Take the controller NAME out of the cluster: its etcd data are void after that, and the\n" +
+			"kthwd there ends. It may be down. What would cost the others their quorum is refused.\n" +
+			"Run it on another controller. A NAME that has a token only loses that.",
+		Example: "  kthwd member remove c2",
+		Args:    wantArgs(1, 1, usage),
+		RunE:    func(cmd *cobra.Command, args []string) error { return a.memberRemove(cmd.Context(), l, args[0]) },
+	}
+	l.AddFlags(cmd.Flags(), "config", "data-dir")
+	return cmd
+}
+
+func (a *app) memberRemove(ctx context.Context, l *config.Loader, name string) error {
+	var gone member.Member
+	if err := askMembers(ctx, l, http.MethodDelete, "/members/"+url.PathEscape(name), nil, &gone); err != nil {
+		return err
+	}
+	fmt.Fprintf(a.out, "removed  %s  %s\n", gone.Name, gone.Address)
+	var list member.List
+	if askMembers(ctx, l, http.MethodGet, "/members", nil, &list) == nil {
+		for _, w := range list.Warnings() {
+			a.warn(w)
+		}
+	}
+	return nil
+}
+
+// askMembers asks the kthwd that runs on the configured data directory.
+func askMembers(ctx context.Context, l *config.Loader, method, path string, in, out any) error {
+	c, err := client(l)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, memberTimeout)
+	defer cancel()
+	err = c.Do(ctx, method, path, in, out)
+	if errors.Is(err, status.ErrNotRunning) && c.Socket == "" {
+		return &hintedError{errors.New("a load balancer has no members"), "run this on a controller"}
+	}
+	return err
+}

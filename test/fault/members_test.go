@@ -1,0 +1,128 @@
+package fault
+
+import (
+	"fmt"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+
+	"k8s.io/client-go/kubernetes"
+
+	"kthwd/test/kthwtest"
+)
+
+// verb runs a verb of kthwd about the controller and returns its exit code and all it printed.
+func verb(t *testing.T, c *kthwtest.Controller, args ...string) (code int, output string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), kthwtest.Binary(t), append(args, "--config=", "--data-dir="+c.Dir)...)
+	out, err := cmd.CombinedOutput()
+	if cmd.ProcessState == nil {
+		t.Fatalf("kthwd %s: %v", strings.Join(args, " "), err)
+	}
+	return cmd.ProcessState.ExitCode(), string(out)
+}
+
+// refuses holds that a verb ends with code 1, says all of want, and has changed nothing.
+func refuses(t *testing.T, c *kthwtest.Controller, args []string, want ...string) {
+	t.Helper()
+	_, before := verb(t, c, "member", "list", "-o", "json")
+	code, out := verb(t, c, args...)
+	if code != 1 {
+		t.Errorf("kthwd %s: got exit code %d, want 1:\n%s", strings.Join(args, " "), code, out)
+	}
+	for _, w := range want {
+		if !strings.Contains(out, w) {
+			t.Errorf("kthwd %s does not say %q:\n%s", strings.Join(args, " "), w, out)
+		}
+	}
+	if _, after := verb(t, c, "member", "list", "-o", "json"); after != before {
+		t.Errorf("kthwd %s, which is refused, changed the members from\n%s\nto\n%s", strings.Join(args, " "), before, after)
+	}
+}
+
+// lists waits until kthwd member list shows exactly these lines, in this order.
+func lists(t *testing.T, c *kthwtest.Controller, want ...string) {
+	t.Helper()
+	kthwtest.WaitFor(t, "the members "+strings.Join(want, "; "), soon, func() error {
+		code, out := verb(t, c, "member", "list")
+		var lines []string
+		for line := range strings.Lines(out) {
+			if fields := strings.Fields(line); strings.HasPrefix(line, "c") && len(fields) > 3 {
+				lines = append(lines, fields[0]+" "+fields[2]+" "+strings.Trim(fields[3], ","))
+			}
+		}
+		if got := strings.Join(lines, "; "); code != 0 || got != strings.Join(want, "; ") {
+			return fmt.Errorf("got %q:\n%s", got, out)
+		}
+		return nil
+	})
+}
+
+// Controllers leave the cluster for good, the leader too, and what would cost the
+// others their quorum is refused. One that comes back is told how.
+func TestMemberRemove(t *testing.T) {
+	t.Parallel()
+	m := makeCluster(t)
+	var all [3]*kthwtest.Controller
+	for i := range all {
+		all[i] = m.start(t, i)
+	}
+	for _, c := range all {
+		c.WaitReady(t)
+	}
+	lists(t, all[0], "c0 voter up", "c1 voter up", "c2 voter up")
+	refuses(t, all[0], []string{"member", "remove", "c0"}, "error: c0 is this very controller", "hint: run this on another one: c1, c2")
+	refuses(t, all[0], []string{"member", "remove", "c7"}, `error: there is no member "c7"`, "hint: members: c0, c1, c2")
+
+	all[2].Signal(t, syscall.SIGKILL)
+	all[2].Wait(t, soon)
+	lists(t, all[0], "c0 voter up", "c1 voter up", "c2 voter down")
+	refuses(t, all[0], []string{"member", "remove", "c1"}, "error: removing c1 would lose the quorum: 1 of the 2 that remain are up (down: c2), and 2 are needed", "hint: bring one of these back first: c2")
+	if code, out := verb(t, all[0], "member", "remove", "c2"); code != 0 || !strings.Contains(out, "removed  c2") || !strings.Contains(out, "warning: 2 controllers survive the loss of none") {
+		t.Fatalf("the removal of the one that is down: got exit code %d:\n%s", code, out)
+	}
+	lists(t, all[0], "c0 voter up", "c1 voter up")
+	all[2] = m.start(t, 2)
+	comesBackInVain(t, all[2])
+
+	// The one that leads, from the other one.
+	leader, other := 0, 1
+	if r, err := all[0].Status(); err != nil || r.Quorum.Leader != "c0" {
+		leader, other = 1, 0
+	}
+	if r, err := all[other].Status(); err != nil || !strings.Contains(r.Quorum.Warning, "2 controllers survive the loss of none") {
+		t.Errorf("the status of one of two: got the warning %+v (%v)", r.Quorum, err)
+	}
+	if code, out := verb(t, all[other], "member", "remove", fmt.Sprintf("c%d", leader)); code != 0 {
+		t.Fatalf("the removal of the leader: got exit code %d:\n%s", code, out)
+	}
+	lists(t, all[other], fmt.Sprintf("c%d voter up", other))
+	comesBackInVain(t, all[leader])
+	kthwtest.WaitFor(t, "the last one to write", soon, func() error { return write(t, ownClient(t, all[other]), "alone") })
+}
+
+// comesBackInVain holds that a controller that was removed ends, and says what to do.
+func comesBackInVain(t *testing.T, c *kthwtest.Controller) {
+	t.Helper()
+	if code := c.Wait(t, soon); code != 1 {
+		t.Errorf("a controller that was removed: got exit code %d, want 1", code)
+	}
+	for _, want := range []string{"was removed from the cluster", "kthwd member add NAME ADDRESS on another controller", "kthwd join"} {
+		if !strings.Contains(c.Log.String(), want) {
+			t.Errorf("a controller that was removed does not say %q:\n%s", want, c.Log.Tail(20))
+		}
+	}
+}
+
+// ownClient is the administrator's client of one controller, without the balancer.
+func ownClient(t *testing.T, c *kthwtest.Controller) kubernetes.Interface {
+	t.Helper()
+	config := c.RESTConfig(t)
+	config.Host = fmt.Sprintf("https://%s:%d", c.Address, c.Ports.Secure)
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return client
+}
