@@ -119,6 +119,7 @@ type plant struct {
 	args     map[string][]arg
 	programs *programs
 	identity string
+	record   memberRecord // as written last by this process; etcd's goroutine has it
 }
 
 // newPlant takes the data directory, makes or checks its files, and parses all
@@ -134,6 +135,9 @@ func newPlant(ctx context.Context, cfg config.Controller, o Options) (_ *plant, 
 	bridgeKlog(ctx, o.Logs)
 	quietClients()
 	if p.lock, err = lockDataDir(p.layout); err != nil {
+		return nil, err
+	}
+	if err := guard(p.layout, parseUserArgs(cfg.EtcdArgs), versionsOf(o.Version)); err != nil {
 		return nil, err
 	}
 	if err := checkPorts(cfg, o.Metrics.Address); err != nil {
@@ -303,6 +307,7 @@ func (p *plant) wire() (*supervise.Group, *Pulse, error) {
 	etcd.admit = func(ctx context.Context, server *embed.Etcd) error {
 		return p.checkShared(ctx, server, etcd.Quorum().Members, etcd.log)
 	}
+	etcd.counted = p.remember
 	g := supervise.New(p.log)
 	api := &apiServer{
 		args: withoutGates(p.args[nameAPIServer]), server: p.cfg.LocalServer(),

@@ -39,7 +39,8 @@ type etcd struct {
 	open func() // called once the socket is open, before there is a quorum; may be nil
 	// admit is asked at the first quorum whether this controller belongs to the
 	// cluster; it may wait as long as ctx lasts. May be nil.
-	admit func(ctx context.Context, server *embed.Etcd) error
+	admit   func(ctx context.Context, server *embed.Etcd) error
+	counted func(server *embed.Etcd) // called once it belongs, and now and then; may be nil
 
 	mu     sync.Mutex
 	server *embed.Etcd // nil until started
@@ -227,7 +228,25 @@ func (e *etcd) explain(err error) error {
 	if err == nil || errors.As(err, &network) {
 		return err
 	}
+	for _, r := range refusals {
+		if strings.Contains(err.Error(), r.theirs) {
+			return WithHint(fmt.Errorf("%s: %w", r.ours, err), r.hint)
+		}
+	}
 	return unusable(e.cfg.Dir, err)
+}
+
+// refusals are etcd's reasons not to begin that are no fault of the data
+// (etcdserver/bootstrap.go), with what to do.
+var refusals = []struct{ theirs, ours, hint string }{
+	{"has already been bootstrapped", "the cluster knows this member, but its data are not here",
+		"if they are on a disk that is not mounted, mount it; if they are lost, run kthwd member remove and kthwd member add on another controller, then kthwd join here"},
+	{"error validating peerURLs", "initial-cluster does not list the members that the cluster has",
+		"kthwd member list on another controller shows them; kthwd member add there and kthwd join here make it right"},
+	{"cannot fetch cluster info from peer urls", "no member of the cluster answers",
+		"check that the other controllers run and that their peer ports (2380) can be reached from here"},
+	{"incompatible with current running cluster", "the etcd in this kthwd does not fit the other members'",
+		"kthwd version on every controller shows which ones run"},
 }
 
 // watch calls ready at the first quorum, reports a lost and a regained one, and
@@ -255,8 +274,12 @@ func (e *etcd) watch(ctx context.Context, server *embed.Etcd, report supervise.R
 			ready()
 			state.begun = true
 			asks.Go(func() { e.followHandOvers(asking, server) })
+			e.count(server)
 		case <-tick.C:
 			state.check(server.Server.Leader() != 0)
+			if state.begun {
+				e.count(server)
+			}
 		case <-e.leave:
 			asks.Go(func() { e.handOver(asking, server, slog.LevelInfo) })
 		case <-ctx.Done():
@@ -321,6 +344,12 @@ func (e *etcd) admission(ctx context.Context, server *embed.Etcd) error {
 		return nil
 	}
 	return e.admit(ctx, server)
+}
+
+func (e *etcd) count(server *embed.Etcd) {
+	if e.counted != nil {
+		e.counted(server)
+	}
 }
 
 // quorumState turns "is there a leader" into lines and states, once per change.

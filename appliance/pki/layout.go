@@ -78,8 +78,9 @@ func (l Layout) Lock() string { return l.path("kthwd.lock") }
 // InstanceID tells this data directory from every other one.
 func (l Layout) InstanceID() string { return l.path("instance-id") }
 
-// Versions says which versions last served the data.
-func (l Layout) Versions() string { return l.path("versions") }
+// Record is what the data directory remembers of its etcd member, and by which
+// versions it was served last.
+func (l Layout) Record() string { return l.path("member.json") }
 
 // Files are the names, below Dir, of all that kthwd may make there, etcd's data in
 // its usual place included. Whatever else lies there is somebody else's.
@@ -87,7 +88,7 @@ func (l Layout) Files() []string {
 	l.Dir, l.EtcdDir = "", ""
 	files := []string{
 		l.CA(), l.CAKey(), l.EncryptionConfig(), l.AuditPolicy(), l.AuditLog(), l.SchedulerConfig(),
-		filepath.Join(l.Etcd(), "member"), l.Run(), l.Lock(), l.InstanceID(), l.Versions(),
+		filepath.Join(l.Etcd(), "member"), l.Run(), l.Lock(), l.InstanceID(), l.Record(),
 	}
 	for _, name := range []string{
 		NameKubernetes, NameServiceAccount, NameAdmin, NameControllerManager, NameScheduler,

@@ -233,7 +233,7 @@ func contents(t *testing.T, dir string) map[string]string {
 		switch {
 		case name == "run" && d.IsDir():
 			return fs.SkipDir
-		case name == "kthwd.lock" || name == "instance-id" || name == ".":
+		case name == "kthwd.lock" || name == "instance-id" || name == "member.json" || name == ".":
 			return nil
 		case !d.Type().IsRegular():
 			found[name] = info.Mode().String()

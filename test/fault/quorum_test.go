@@ -154,3 +154,8 @@ func write(t *testing.T, client kubernetes.Interface, name string) error {
 	_, err := client.CoreV1().ConfigMaps("default").Create(t.Context(), configMap(name, nil), metav1.CreateOptions{})
 	return err
 }
+
+func has(t *testing.T, client kubernetes.Interface, name string) error {
+	_, err := client.CoreV1().ConfigMaps("default").Get(t.Context(), name, metav1.GetOptions{})
+	return err
+}
