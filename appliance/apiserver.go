@@ -79,7 +79,7 @@ func (a *apiServer) Run(ctx context.Context, ready func()) error {
 			return err
 		}
 		a.log.Warn("not built, etcd has no quorum: trying again", "err", err)
-		report.Restarted(err)
+		report.Restarted("no_quorum", err)
 		sleep(ctx, rebuildPause)
 	}
 	return nil

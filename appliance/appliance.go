@@ -320,25 +320,32 @@ func (p *plant) wire() (*supervise.Group, *Pulse, error) {
 	}
 	kcm := &controllerManager{
 		args: withoutGates(p.args[nameControllerManager]), options: p.programs.kcm, identity: p.identity,
-		alive: aliveCheck(g, nameControllerManager), logs: logs, log: logs.Logger(nameControllerManager),
+		record: newLeaseRecord(nameControllerManager, p.identity), alive: aliveCheck(g, nameControllerManager), logs: logs, log: logs.Logger(nameControllerManager),
 	}
 	sched := &kubeScheduler{
 		args: withoutGates(p.args[nameScheduler]), options: p.programs.sched, settings: p.programs.settings, identity: p.identity,
-		alive: aliveCheck(g, nameScheduler), logs: logs, log: logs.Logger(nameScheduler),
+		record: newLeaseRecord(nameScheduler, p.identity), alive: aliveCheck(g, nameScheduler), logs: logs, log: logs.Logger(nameScheduler),
 	}
 
 	members := &members{etcd: etcd, cfg: p.cfg, layout: p.layout, prefix: p.storagePrefix(), log: logs.Logger("members")}
 
-	bridges := []*supervise.Node{g.Add(p.newStatus(g, etcd, members)).StopWithin(stopBridges)}
+	seed := p.newSeed(api)
+	collectors := []prometheus.Collector{seed.Collector()}
+	var bridge *health.Bridge
 	if p.cfg.HealthAddress != "" {
-		bridges = append(bridges, g.Add(p.newHealth(g)).StopWithin(stopBridges))
+		bridge = p.newHealth(g)
+		collectors = append(collectors, bridge.Collector())
+	}
+	bridges := []*supervise.Node{g.Add(p.newStatus(g, etcd, members, api, []*leaseRecord{kcm.record, sched.record}, collectors...)).StopWithin(stopBridges)}
+	if bridge != nil {
+		bridges = append(bridges, g.Add(bridge).StopWithin(stopBridges))
 	}
 	if p.o.Beside != nil {
 		p.o.Beside.Add(g, bridges[0])
 	}
 	etcdNode := g.Add(etcd, bridges...).StopWithin(stopEtcd)
 	apiNode := g.Add(api, etcdNode).StopWithin(stopAPIServer + delay)
-	g.Add(p.newSeed(api), apiNode)
+	g.Add(seed, apiNode)
 	// The ports open at once; the programs behind them wait for the API server.
 	kcmPort := g.Add(kcm.server(), bridges...).StopWithin(stopBridges)
 	schedPort := g.Add(sched.server(), bridges...).StopWithin(stopBridges)
@@ -348,14 +355,16 @@ func (p *plant) wire() (*supervise.Group, *Pulse, error) {
 }
 
 // newStatus answers questions about this process.
-func (p *plant) newStatus(g *supervise.Group, e *etcd, m *members) supervise.Component {
+func (p *plant) newStatus(g *supervise.Group, e *etcd, m *members, api *apiServer, leases []*leaseRecord, collectors ...prometheus.Collector) supervise.Component {
 	versions, beside := Versions(), p.o.Beside
 	if beside == nil {
 		beside = &Beside{Report: func(*status.Report) {}}
 	}
+	used := status.CertificatesOf(p.usedFiles)
 	return status.NewServer(status.ServerConfig{
-		Socket: p.socket.control, Address: p.o.Metrics.Address, Web: p.o.Metrics.Web, Pprof: p.o.Metrics.Pprof,
-		Logs: p.o.Logs, Collectors: beside.Collectors, Programs: programSeries(), Private: m.private(),
+		Changed: g.Changed,
+		Socket:  p.socket.control, Address: p.o.Metrics.Address, Web: p.o.Metrics.Web, Pprof: p.o.Metrics.Pprof,
+		Logs: p.o.Logs, Collectors: append(collectors, beside.Collectors...), Programs: programSeries(), Private: m.private(),
 		Report: func() status.Report {
 			ready, reason := g.Ready()
 			quorum := e.Quorum()
@@ -363,6 +372,11 @@ func (p *plant) newStatus(g *supervise.Group, e *etcd, m *members) supervise.Com
 				Version: p.o.Version, Kubernetes: versions.Kubernetes, Etcd: versions.Etcd,
 				PID: os.Getpid(), Started: p.o.Started, Ready: ready, Reason: reason,
 				Components: g.Status(), Quorum: &quorum,
+				Name: p.cfg.Name, Dependencies: g.Dependencies(), Restarts: g.Restarts(),
+				Member: e.Member(), Certificates: append(used(), api.loopbackCertificate()...),
+			}
+			for _, l := range leases {
+				r.Leases = append(r.Leases, l.Lease())
 			}
 			beside.Report(&r)
 			return r
@@ -370,7 +384,7 @@ func (p *plant) newStatus(g *supervise.Group, e *etcd, m *members) supervise.Com
 	})
 }
 
-func (p *plant) newHealth(g *supervise.Group) supervise.Component {
+func (p *plant) newHealth(g *supervise.Group) *health.Bridge {
 	return health.New(health.Config{
 		Address:    p.cfg.HealthAddress,
 		ServerName: p.cfg.HealthServerName,
@@ -399,7 +413,7 @@ func checks(g *supervise.Group) []health.Check {
 
 // newSeed binds the role to the user in the certificate that the API server
 // shows to kubelets.
-func (p *plant) newSeed(api *apiServer) supervise.Component {
+func (p *plant) newSeed(api *apiServer) *rbacseed.Seed {
 	return rbacseed.New(rbacseed.Config{
 		User: kubeletClientUser(value(p.args[nameAPIServer], "kubelet-client-certificate")),
 		Client: func() (rbacclient.RbacV1Interface, error) {

@@ -27,6 +27,7 @@ type controllerManager struct {
 	args     []arg
 	options  *kcmoptions.KubeControllerManagerOptions // parsed once; read only
 	identity string
+	record   *leaseRecord
 	alive    healthz.HealthChecker
 	logs     *logging.Logs
 	log      *slog.Logger
@@ -45,7 +46,7 @@ func (m *controllerManager) Run(ctx context.Context, ready func()) error {
 	}
 	l := &lease{
 		component: nameControllerManager, identity: m.identity,
-		election: m.options.Generic.LeaderElection, client: client, log: m.log,
+		election: m.options.Generic.LeaderElection, client: client, log: m.log, record: m.record,
 	}
 	return l.run(ctx, ready, func(context.Context) (func(context.Context) error, error) { return m.term, nil })
 }

@@ -15,10 +15,6 @@ import (
 	"sync"
 	"time"
 
-	dto "github.com/prometheus/client_model/go"
-
-	"github.com/prometheus/client_golang/prometheus"
-	"go.etcd.io/etcd/client/pkg/v3/types"
 	"go.etcd.io/etcd/pkg/v3/flags"
 	"go.etcd.io/etcd/server/v3/embed"
 	"google.golang.org/grpc"
@@ -41,6 +37,8 @@ type etcd struct {
 	// cluster; it may wait as long as ctx lasts. May be nil.
 	admit   func(ctx context.Context, server *embed.Etcd) error
 	counted func(server *embed.Etcd) // called once it belongs, and now and then; may be nil
+
+	fsyncs fsyncs // of the last minutes
 
 	mu     sync.Mutex
 	server *embed.Etcd // nil until started
@@ -277,6 +275,7 @@ func (e *etcd) watch(ctx context.Context, server *embed.Etcd, report supervise.R
 			e.count(server)
 		case <-tick.C:
 			state.check(server.Server.Leader() != 0)
+			e.fsyncs.sample(time.Now())
 			if state.begun {
 				e.count(server)
 			}
@@ -478,36 +477,6 @@ func voters(server *embed.Etcd) (n int) {
 func (e *etcd) Redundant() bool {
 	server := e.running()
 	return server != nil && voters(server) > 1 && server.Server.Leader() != 0
-}
-
-// activePeers are those with a live stream to the local member, by their ID, from
-// the gauge that rafthttp keeps: the transport itself is not exported.
-func activePeers(local types.ID) map[string]bool {
-	active := map[string]bool{}
-	families, err := prometheus.DefaultGatherer.Gather()
-	if err != nil && len(families) == 0 {
-		return active
-	}
-	for _, f := range families {
-		if f.GetName() != "etcd_network_active_peers" {
-			continue
-		}
-		for _, m := range f.GetMetric() {
-			if label(m, "Local") == local.String() && m.GetGauge().GetValue() > 0 {
-				active[label(m, "Remote")] = true
-			}
-		}
-	}
-	return active
-}
-
-func label(m *dto.Metric, name string) string {
-	for _, l := range m.GetLabel() {
-		if l.GetName() == name {
-			return l.GetValue()
-		}
-	}
-	return ""
 }
 
 // socketPath finds the unix socket among the client URLs.

@@ -38,6 +38,7 @@ type lease struct {
 	election  componentbaseconfig.LeaderElectionConfiguration
 	client    *rest.Config
 	log       *slog.Logger
+	record    *leaseRecord // what is shown of it; nil in tests
 }
 
 // standby prepares a term while another controller leads and returns the
@@ -69,12 +70,20 @@ func (l *lease) run(ctx context.Context, ready func(), prepare standby) error {
 			pause = firstTermPause
 		}
 		l.log.Warn("term ended, beginning again", "err", err, "pause", pause)
-		report.Restarted(err)
+		report.Restarted(restartReason(err), err)
 		report.Starting("begins again after: " + err.Error())
 		sleep(ctx, pause)
 		pause = min(2*pause, lastTermPause)
 	}
 	return nil
+}
+
+// restartReason is what a term's end is counted as.
+func restartReason(err error) string {
+	if errors.Is(err, errLeaseLost) {
+		return "lease_lost"
+	}
+	return "failed"
 }
 
 // term is one round: prepare, campaign, lead, stop, give the lease back.
@@ -101,6 +110,8 @@ func (l *lease) term(ctx context.Context, report supervise.Reporter, ready func(
 		return nil
 	}
 	l.log.Info("leading", "identity", l.identity)
+	l.record.lead()
+	defer l.record.end()
 	report.Ready("leading")
 	ready()
 	return l.serve(campaign, work, stopWork, lead)
@@ -173,6 +184,7 @@ func (l *lease) campaign(report supervise.Reporter, ready func()) (*campaign, er
 			OnStartedLeading: func(context.Context) { close(won) },
 			OnStoppedLeading: func() {},
 			OnNewLeader: func(id string) {
+				l.record.held(id)
 				if id != l.identity {
 					report.Standby("lease held by " + id)
 					ready()

@@ -43,6 +43,7 @@ type kubeScheduler struct {
 	options  *schedoptions.Options // parsed once; read only
 	settings schedulerSettings
 	identity string
+	record   *leaseRecord
 	alive    healthz.HealthChecker
 	logs     *logging.Logs
 	log      *slog.Logger
@@ -71,7 +72,7 @@ func (s *kubeScheduler) Run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
-	l := &lease{component: nameScheduler, identity: s.identity, election: s.settings.election, client: client, log: s.log}
+	l := &lease{component: nameScheduler, identity: s.identity, election: s.settings.election, client: client, log: s.log, record: s.record}
 	return l.run(ctx, ready, s.prepare)
 }
 

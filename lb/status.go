@@ -49,7 +49,9 @@ type BackendStatus struct {
 	Active    int       `json:"active"`
 	Total     uint64    `json:"total"`
 	Errors    uint64    `json:"connectErrors"`
-	Source    string    `json:"source"` // "static" or "discovered"
+	Source    string    `json:"source"`        // "static" or "discovered"
+	Received  uint64    `json:"receivedBytes"` // from clients
+	Sent      uint64    `json:"sentBytes"`     // to clients
 }
 
 // The states that a backend has beside those of package check.
@@ -81,7 +83,14 @@ func (s *Server) Status() Status {
 	inUse := s.pool.Load().backends
 	gone := slices.DeleteFunc(slices.Clone(s.backends), func(b *Backend) bool { return slices.Contains(inUse, b) })
 	for _, b := range slices.Concat(inUse, gone) {
-		st.Backends = append(st.Backends, b.report(s.draining[b] != nil))
+		r := b.report(s.draining[b] != nil)
+		for _, l := range s.listeners {
+			if t, ok := l.traffic.Load(b); ok {
+				r.Received += t.(*traffic).received.Load()
+				r.Sent += t.(*traffic).sent.Load()
+			}
+		}
+		st.Backends = append(st.Backends, r)
 	}
 	return st
 }

@@ -34,6 +34,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"sync"
 	"time"
 
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -209,6 +210,11 @@ const (
 type Seed struct {
 	cfg        Config
 	firstPause time.Duration // tests shorten it
+
+	mu        sync.Mutex // of what Collector shows
+	appliedAt time.Time
+	failures  uint64
+	result    Result
 }
 
 // New makes a seed. It does no I/O.
@@ -241,6 +247,7 @@ func (s *Seed) apply(ctx context.Context) bool {
 	var told string
 	for pause := s.firstPause; ; pause = min(2*pause, longestPause) {
 		result, err := s.attempt(ctx)
+		s.note(result, err)
 		if err == nil {
 			s.report(result)
 			return true

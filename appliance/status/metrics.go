@@ -2,6 +2,9 @@ package status
 
 import (
 	"runtime"
+	"slices"
+	"strings"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -12,26 +15,63 @@ import (
 // ownSeries are kthwd's own. The Go and process collectors cover all programs
 // that are in it, since they are one process; where there are any, with all that
 // Kubernetes shows of the runtime.
-func ownSeries(c ServerConfig) prometheus.Gatherer {
+func ownSeries(c ServerConfig, report func(time.Time) Report) prometheus.Gatherer {
 	r := prometheus.NewRegistry()
-	runtime := collectors.NewGoCollector()
+	golang := collectors.NewGoCollector()
 	if len(c.Programs) > 0 {
-		runtime = collectors.NewGoCollector(collectors.WithGoCollectorRuntimeMetrics(collectors.MetricsAll))
+		golang = collectors.NewGoCollector(collectors.WithGoCollectorRuntimeMetrics(collectors.MetricsAll))
 	}
-	r.MustRegister(reportCollector(c.Report), runtime, collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	r.MustRegister(reportCollector(func() Report { return report(time.Now()) }), golang, collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	r.MustRegister(c.Collectors...)
 	return r
 }
 
+// reportDescs are all series that are made of a Report.
+var reportDescs []*prometheus.Desc
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	d := prometheus.NewDesc("kthwd_"+name, help, labels, nil)
+	reportDescs = append(reportDescs, d)
+	return d
+}
+
 var (
-	buildDesc  = prometheus.NewDesc("kthwd_build_info", "1, with the versions of what is in the binary.", []string{"version", "kubernetes", "etcd", "go"}, nil)
-	readyDesc  = prometheus.NewDesc("kthwd_ready", "1 when every component is ready or standby.", nil, nil)
-	stateDesc  = prometheus.NewDesc("kthwd_component_state", "1 for the state that the component is in.", []string{"component", "state"}, nil)
-	termsDesc  = prometheus.NewDesc("kthwd_component_restarts_total", "Terms of the component that ended in a failure and were begun again in process.", []string{"component"}, nil)
-	startDesc  = prometheus.NewDesc("kthwd_startup_seconds", "Time from the start of the process to the component's first ready.", []string{"component"}, nil)
-	votersDesc = prometheus.NewDesc("kthwd_etcd_members", "Voting members of the etcd cluster.", nil, nil)
-	quorumDesc = prometheus.NewDesc("kthwd_etcd_quorum", "1 while this member knows a leader.", nil, nil)
+	buildDesc    = desc("build_info", "1, with the versions of what is in the binary.", "version", "kubernetes", "etcd", "go")
+	readyDesc    = desc("ready", "1 when every component is ready or standby.")
+	healthDesc   = desc("health", "1 for the word that kthwd status has for the process.", "health")
+	stateDesc    = desc("component_state", "1 for the state that the component is in.", "component", "state")
+	sinceDesc    = desc("component_state_since_timestamp_seconds", "When the component entered that state.", "component")
+	restartsDesc = desc("component_restarts_total", "Terms of the component that ended in a failure and were begun again in process.", "component", "reason")
+	startDesc    = desc("startup_seconds", "Time from the start of the process to the component's first ready.", "component")
+	phaseDesc    = desc("startup_phase_seconds", "Time from the start of the component to its first ready.", "component")
+
+	leaderDesc = desc("leader", "1 while this controller holds the lease and the component acts.", "component")
+	leadsDesc  = desc("leader_terms_total", "Times that this process has begun to lead.", "component")
+
+	certDesc = desc("certificate_expiry_timestamp_seconds", "When a certificate that is in use expires; of a file that cannot be read it is 0.", "file", "subject", "use")
+
+	votersDesc   = desc("etcd_members", "Voting members of the etcd cluster.")
+	learnersDesc = desc("etcd_learners", "Members of the etcd cluster that do not vote yet.")
+	activeDesc   = desc("etcd_members_active", "Voting members that this one is connected to, itself included.")
+	neededDesc   = desc("etcd_members_needed", "Voting members that must agree, to write.")
+	quorumDesc   = desc("etcd_quorum", "1 while this member knows a leader.")
+	leadDesc     = desc("etcd_leader", "1 while this member leads.")
+	termDesc     = desc("etcd_raft_term", "Raft term, which goes up with each election.")
+	sizeDesc     = desc("etcd_db_size_bytes", "Size of the database's file.")
+	inUseDesc    = desc("etcd_db_in_use_bytes", "What of it holds data; the rest is free for new ones, or for a defragmentation.")
+	quotaDesc    = desc("etcd_db_quota_bytes", "Size at which etcd takes no more writes.")
+	fsyncDesc    = desc("etcd_fsync_p99_seconds", "99th percentile of what fsync took for the write-ahead log in the last minutes; 0 while there was none.")
+	slowDesc     = desc("etcd_disk_slow", "1 when that is too long for a control plane.")
+	alarmDesc    = desc("etcd_alarms", "Alarms of etcd that are raised.")
 )
+
+// restartReasons are those that each component can have, so that a series is
+// there before the first restart.
+var restartReasons = map[string][]string{
+	"kube-apiserver":          {"no_quorum"},
+	"kube-controller-manager": {"failed", "lease_lost"},
+	"kube-scheduler":          {"failed", "lease_lost"},
+}
 
 // reportCollector makes series of the report when Prometheus asks.
 type reportCollector func() Report
@@ -40,32 +80,120 @@ var states = []supervise.State{supervise.Waiting, supervise.Starting, supervise.
 
 // Describe implements prometheus.Collector.
 func (c reportCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{buildDesc, readyDesc, stateDesc, termsDesc, startDesc, votersDesc, quorumDesc} {
+	for _, d := range reportDescs {
 		ch <- d
 	}
 }
 
 // Collect implements prometheus.Collector.
 func (c reportCollector) Collect(ch chan<- prometheus.Metric) {
-	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
-	}
+	out := series{ch}
 	r := c()
-	gauge(buildDesc, 1, r.Version, r.Kubernetes, r.Etcd, runtime.Version())
-	gauge(readyDesc, number(r.Ready))
+	out.gauge(buildDesc, 1, r.Version, r.Kubernetes, r.Etcd, runtime.Version())
+	out.gauge(readyDesc, number(r.Ready))
+	health := r.Health
+	for _, h := range []Health{Healthy, Degraded, Down} {
+		out.gauge(healthDesc, number(h == health), string(h))
+	}
 	for _, s := range r.Components {
-		for _, state := range states {
-			gauge(stateDesc, number(s.State == state), s.Name, string(state))
-		}
-		ch <- prometheus.MustNewConstMetric(termsDesc, prometheus.CounterValue, float64(s.Restarts), s.Name)
-		if s.ReadyAt > 0 {
-			gauge(startDesc, s.ReadyAt.Seconds(), s.Name)
-		}
+		out.component(s, r.Restarts[s.Name])
 	}
+	for _, l := range r.Leases {
+		out.gauge(leaderDesc, number(l.Leading), l.Name)
+		out.counter(leadsDesc, float64(l.Terms), l.Name)
+	}
+	out.certificates(r.Certificates)
 	if q := r.Quorum; q != nil {
-		gauge(votersDesc, float64(q.Members))
-		gauge(quorumDesc, number(q.Leader != ""))
+		out.gauge(votersDesc, float64(q.Members))
+		out.gauge(activeDesc, float64(q.Active))
+		out.gauge(neededDesc, float64(q.Needed))
+		out.gauge(quorumDesc, number(q.Leader != ""))
 	}
+	if r.Member != nil {
+		out.member(*r.Member)
+	}
+}
+
+// series makes metrics whose labels may be any text.
+type series struct{ ch chan<- prometheus.Metric }
+
+func (s series) gauge(d *prometheus.Desc, v float64, labels ...string) {
+	s.ch <- metric(d, prometheus.GaugeValue, v, labels)
+}
+
+func (s series) counter(d *prometheus.Desc, v float64, labels ...string) {
+	s.ch <- metric(d, prometheus.CounterValue, v, labels)
+}
+
+// metric never panics: what comes from files and from other members need not be
+// text at all.
+func metric(d *prometheus.Desc, t prometheus.ValueType, v float64, labels []string) prometheus.Metric {
+	for i, l := range labels {
+		labels[i] = strings.ToValidUTF8(oneLine(l), "?")
+	}
+	m, err := prometheus.NewConstMetric(d, t, v, labels...)
+	if err != nil {
+		return prometheus.NewInvalidMetric(d, err)
+	}
+	return m
+}
+
+func (s series) component(c supervise.Status, restarts map[string]int) {
+	for _, state := range states {
+		s.gauge(stateDesc, number(c.State == state), c.Name, string(state))
+	}
+	if !c.Since.IsZero() {
+		s.gauge(sinceDesc, float64(c.Since.UnixNano())/1e9, c.Name)
+	}
+	reasons := slices.Clone(restartReasons[c.Name])
+	for reason := range restarts {
+		if !slices.Contains(reasons, reason) {
+			reasons = append(reasons, reason)
+		}
+	}
+	for _, reason := range reasons {
+		s.counter(restartsDesc, float64(restarts[reason]), c.Name, reason)
+	}
+	if c.ReadyAt > 0 {
+		s.gauge(startDesc, c.ReadyAt.Seconds(), c.Name)
+		s.gauge(phaseDesc, c.Took.Seconds(), c.Name)
+	}
+}
+
+// certificates shows each once, whoever uses it.
+func (s series) certificates(all []Certificate) {
+	type key struct{ file, subject, use string }
+	seen := map[key]bool{}
+	for _, c := range all {
+		k := key{oneLine(c.File), oneLine(c.Subject), c.Use}
+		if seen[k] {
+			continue
+		}
+		seen[k] = true
+		at := 0.0
+		if c.Problem == "" {
+			at = float64(c.NotAfter.Unix())
+		}
+		s.gauge(certDesc, at, c.File, c.Subject, c.Use)
+	}
+}
+
+func (s series) member(m Member) {
+	learners := 0
+	for _, p := range m.Members {
+		if p.Learner {
+			learners++
+		}
+	}
+	s.gauge(learnersDesc, float64(learners))
+	s.gauge(leadDesc, number(m.Leader))
+	s.gauge(termDesc, float64(m.Term))
+	s.gauge(sizeDesc, float64(m.Size))
+	s.gauge(inUseDesc, float64(m.InUse))
+	s.gauge(quotaDesc, float64(m.Quota))
+	s.gauge(fsyncDesc, m.Fsync.P99.Seconds())
+	s.gauge(slowDesc, number(m.Fsync.slow()))
+	s.gauge(alarmDesc, float64(len(m.Alarms)))
 }
 
 func number(b bool) float64 {

@@ -12,6 +12,7 @@ import (
 	"os"
 	"sort"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -22,12 +23,14 @@ import (
 
 // ServerConfig is what a Server is made of.
 type ServerConfig struct {
-	Socket  string        // unix socket; "" for none
-	Address string        // the metrics address; "" for none
-	Web     string        // web configuration file of the metrics address; "" is plain HTTP
-	Pprof   bool          // profiles at the metrics address
-	Report  func() Report // the state at this moment
-	Logs    *logging.Logs // whose levels are shown and changed
+	Socket  string                 // unix socket; "" for none
+	Address string                 // the metrics address; "" for none
+	Web     string                 // web configuration file of the metrics address; "" is plain HTTP
+	Pprof   bool                   // profiles at the metrics address
+	Report  func() Report          // the state at this moment
+	Changed func() <-chan struct{} // closed at the next change of the state record; nil looks every few seconds
+	OnEvent func(Event)            // told of each change that is seen; may be nil
+	Logs    *logging.Logs          // whose levels are shown and changed
 
 	// Collectors give further series, beside those of the report, of Go and of
 	// the process.
@@ -57,8 +60,9 @@ type ServerConfig struct {
 // for everybody, read only. Make one with NewServer and Run it once.
 type Server struct {
 	ServerConfig
-	log    *slog.Logger
-	public http.Handler
+	log     *slog.Logger
+	public  http.Handler
+	watcher watcher
 }
 
 // NewServer makes a Server. It opens nothing.
@@ -94,6 +98,11 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 		}
 		all = append(all, serving{s.newHTTPServer(s.public), tcp, s.Web})
 	}
+	watching, stopWatching := context.WithCancel(ctx)
+	var watch sync.WaitGroup
+	watch.Go(func() { s.watcher.watch(watching, s.Report, s.Changed, s.OnEvent) })
+	defer watch.Wait()
+	defer stopWatching()
 	ready()
 	s.hold(ctx)
 	return s.serveAll(ctx, all)
@@ -188,11 +197,12 @@ func (s *Server) newHTTPServer(h http.Handler) *http.Server {
 // newPublic is what whoever reaches the metrics address may read.
 func (s *Server) newPublic() http.Handler {
 	mux := http.NewServeMux()
-	paths := []string{"/livez", "/readyz", "/status", "/metrics"}
+	paths := []string{"/livez", "/readyz", "/status", "/status.json", "/metrics"}
 	mux.HandleFunc("GET /status", s.status)
+	mux.HandleFunc("GET /status.json", s.status)
 	mux.HandleFunc("GET /readyz", s.readyz)
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
-	mux.Handle("GET /metrics", exposition(ownSeries(s.ServerConfig), s.log))
+	mux.Handle("GET /metrics", exposition(ownSeries(s.ServerConfig, s.report), s.log))
 	for _, p := range s.Programs {
 		mux.Handle("GET /metrics/"+p.Name, exposition(p.Gatherer, s.log))
 		paths = append(paths, "/metrics/"+p.Name)
@@ -234,7 +244,15 @@ func (s *Server) status(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	enc := json.NewEncoder(w)
 	enc.SetIndent("", "  ")
-	_ = enc.Encode(s.Report()) // the client has gone; there is nobody to tell
+	_ = enc.Encode(s.report(time.Now())) // the client has gone; there is nobody to tell
+}
+
+// report is the report with what is to be said of it.
+func (s *Server) report(now time.Time) Report {
+	r := s.Report()
+	s.watcher.complete(&r, now)
+	r.Health, r.Findings = Assess(r, now)
+	return r
 }
 
 func (s *Server) readyz(w http.ResponseWriter, _ *http.Request) {

@@ -32,6 +32,18 @@ type Report struct {
 	Components []supervise.Status `json:"components"`
 	Quorum     *Quorum            `json:"quorum,omitempty"` // of etcd; nil where none runs
 	LB         *lb.Status         `json:"lb,omitempty"`     // nil where none runs
+
+	Health       Health                    `json:"health,omitempty"` // these two are what Assess says
+	Findings     []Finding                 `json:"findings,omitempty"`
+	Name         string                    `json:"name,omitempty"`           // of this controller, or machine
+	Dependencies map[string][]string       `json:"dependencies,omitempty"`   // of components: what each starts after
+	Restarts     map[string]map[string]int `json:"restartReasons,omitempty"` // of components, by reason
+	Member       *Member                   `json:"member,omitempty"`         // of etcd; nil where none has started
+	Leases       []Lease                   `json:"leases,omitempty"`
+	Certificates []Certificate             `json:"certificates,omitempty"` // in use
+	Rates        map[string]Rate           `json:"backendRates,omitempty"` // of a load balancer, by backend
+	Events       []Event                   `json:"events,omitempty"`       // the last changes, newest first
+	HandedOver   bool                      `json:"handedOver,omitempty"`   // another process has taken this load balancer's connections over
 }
 
 // Quorum is how far etcd's members can agree.

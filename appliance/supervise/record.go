@@ -2,6 +2,7 @@ package supervise
 
 import (
 	"context"
+	"maps"
 	"sync"
 	"time"
 )
@@ -64,12 +65,17 @@ func (r Reporter) Standby(reason string) { r.set(Standby, reason) }
 // component's dependents: only the ready function given to Run does.
 func (r Reporter) Ready(reason string) { r.set(Ready, reason) }
 
-// Restarted counts a term that ended in err and will be begun again.
-func (r Reporter) Restarted(err error) {
+// Restarted counts a term that ended in err and will be begun again. reason is
+// one word for the kind of error, as counted by Restarts.
+func (r Reporter) Restarted(reason string, err error) {
 	if r.g == nil {
 		return
 	}
 	r.g.rec.update(r.n, func(s *Status) {
+		if r.n.reasons == nil {
+			r.n.reasons = map[string]int{}
+		}
+		r.n.reasons[reason]++
 		s.Restarts++
 		s.LastError = err.Error()
 	})
@@ -143,6 +149,30 @@ func (g *Group) Status() []Status {
 	all := make([]Status, len(g.nodes))
 	for i, n := range g.nodes {
 		all[i] = n.status
+	}
+	return all
+}
+
+// Restarts counts, for each component that has had any, its restarts by reason.
+func (g *Group) Restarts() map[string]map[string]int {
+	g.rec.mu.Lock()
+	defer g.rec.mu.Unlock()
+	all := map[string]map[string]int{}
+	for _, n := range g.nodes {
+		if len(n.reasons) > 0 {
+			all[n.status.Name] = maps.Clone(n.reasons)
+		}
+	}
+	return all
+}
+
+// Dependencies names, for each component that has any, what it was added after.
+func (g *Group) Dependencies() map[string][]string {
+	all := map[string][]string{}
+	for _, n := range g.nodes {
+		for _, d := range n.after {
+			all[n.component.Name()] = append(all[n.component.Name()], d.component.Name())
+		}
 	}
 	return all
 }

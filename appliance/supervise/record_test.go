@@ -53,7 +53,10 @@ func TestRecord(t *testing.T) {
 		{"loses what it had", func(r Reporter, _ func()) { r.Waiting("waiting for etcd quorum (1 of 3)") }, Waiting, false, "etcd: waiting for etcd quorum (1 of 3)"},
 		{"ready again", func(r Reporter, _ func()) { r.Ready("") }, Ready, true, ""},
 		{"standby", func(r Reporter, _ func()) { r.Standby("lease held by c1") }, Standby, true, ""},
-		{"begins again", func(r Reporter, _ func()) { r.Restarted(errors.New("lease lost")); r.Starting("after: lease lost") }, Starting, false, "etcd: after: lease lost"},
+		{"begins again", func(r Reporter, _ func()) {
+			r.Restarted("lease_lost", errors.New("lease lost"))
+			r.Starting("after: lease lost")
+		}, Starting, false, "etcd: after: lease lost"},
 		{"leads", func(r Reporter, _ func()) { r.Ready("leading") }, Ready, true, ""},
 	}
 	synctest.Test(t, func(t *testing.T) {
@@ -268,7 +271,7 @@ func TestReporterWithoutAGroup(t *testing.T) {
 	r.Starting("x")
 	r.Standby("x")
 	r.Ready("x")
-	r.Restarted(errors.New("x"))
+	r.Restarted("failed", errors.New("x"))
 }
 
 func TestFollow(t *testing.T) {

@@ -80,8 +80,9 @@ type Node struct {
 	component  Component
 	after      []*Node
 	dependents []*Node
-	budget     atomic.Int64 // a time.Duration
-	status     Status       // guarded by the record
+	budget     atomic.Int64   // a time.Duration
+	status     Status         // guarded by the record
+	reasons    map[string]int // of restarts; guarded by the record
 
 	ready chan struct{}
 	gone  chan struct{} // closed when the component and all its dependents have returned, or were given up

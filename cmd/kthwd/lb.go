@@ -57,9 +57,11 @@ type balancer struct {
 	handedOver atomic.Bool   // to a new process
 	upgrading  atomic.Bool
 	loader     *config.Loader           // of the configuration in force; of the reloading goroutine
+	files      atomic.Pointer[[]string] // with certificates, of the configuration in force
 	static     atomic.Pointer[[]string] // backends of the configuration in force
 	uncounted  bool                     // the last reload failed before package lb heard of it; of the same goroutine
-	quiet      slog.Level               // of the component lb, while debug is on for a while
+	used       func() []status.Certificate
+	quiet      slog.Level // of the component lb, while debug is on for a while
 }
 
 var _ supervise.Component = (*balancer)(nil)
@@ -78,6 +80,8 @@ func (a *app) newBalancer(l *config.Loader, logs *logging.Logs) (*balancer, erro
 		return nil, l.Locate(err)
 	}
 	b.server = server
+	b.files.Store(b.certificateFiles(l.Config))
+	b.used = status.CertificatesOf(func() []string { return *b.files.Load() })
 	if b.discovery != nil {
 		b.discovery.OnList(server.SetDiscovered)
 	}
@@ -183,16 +187,41 @@ func (b *balancer) stopWithin(c lb.Config) {
 func (b *balancer) report(r *status.Report) {
 	s := b.server.Status()
 	r.LB = &s
+	for _, c := range b.certificates() {
+		if !slices.Contains(r.Certificates, c) {
+			r.Certificates = append(r.Certificates, c)
+		}
+	}
 	if b.discovery != nil {
 		d := b.discovery.Status()
 		s.Discovery = &d
 	}
 	switch {
 	case b.handedOver.Load():
+		r.HandedOver = true
 		r.Ready, r.Reason = r.Ready || b.alone, ""
 	case r.Ready && !s.Ready:
 		r.Ready, r.Reason = false, b.Name()+": "+s.Reason
 	}
+}
+
+// certificates are those in use; none in a test that gives no files.
+func (b *balancer) certificates() []status.Certificate {
+	if b.used == nil {
+		return nil
+	}
+	return b.used()
+}
+
+// certificateFiles are the certificates and kubeconfigs that a configuration names.
+func (b *balancer) certificateFiles(c config.Config) *[]string {
+	files := []string{c.LB.BackendCA, c.LB.CheckCert, c.LB.DiscoveryKubeconfig}
+	if b.alone && c.MetricsWeb != "" {
+		if w, err := status.ReadWeb(c.MetricsWeb); err == nil {
+			files = append(files, w.Files()...)
+		}
+	}
+	return &files
 }
 
 func (b *balancer) collectors() (all []prometheus.Collector) {
@@ -216,12 +245,12 @@ func (b *balancer) run(ctx context.Context) error {
 	g := supervise.New(b.log)
 	c := b.loader.Config
 	st := g.Add(status.NewServer(status.ServerConfig{
-		Address: c.MetricsAddress, Web: c.MetricsWeb, Pprof: c.MetricsPprof, TakeOver: b.app.inherits.predecessor != 0, Logs: b.logs, Collectors: b.collectors(), Shared: b.takesOver, Hold: b.up,
+		Address: c.MetricsAddress, Web: c.MetricsWeb, Pprof: c.MetricsPprof, TakeOver: b.app.inherits.predecessor != 0, Logs: b.logs, Collectors: b.collectors(), Shared: b.takesOver, Hold: b.up, Changed: g.Changed,
 		Report: func() status.Report {
 			ready, reason := g.Ready()
 			r := status.Report{
 				Version: version, PID: os.Getpid(), Started: b.app.started,
-				Ready: ready, Reason: reason, Components: g.Status(),
+				Ready: ready, Reason: reason, Components: g.Status(), Dependencies: g.Dependencies(),
 			}
 			b.report(&r)
 			return r
@@ -328,6 +357,7 @@ func (b *balancer) reload() error {
 		}
 	}
 	b.loader = l
+	b.files.Store(b.certificateFiles(l.Config))
 	b.static.Store(&l.Config.LB.Backends)
 	b.stopWithin(l.Config.LB)
 	b.log.Info("configuration reloaded", "file", l.File(), "changed", strings.Join(changes, ","))

@@ -1,0 +1,75 @@
+package pki
+
+import (
+	"bytes"
+	"crypto/x509"
+	"path/filepath"
+)
+
+// Used reads the certificates of one file that somebody uses: the first of a
+// certificate file, all of a file of CAs, the client's of a kubeconfig and the CAs
+// in it. Of several CAs with one subject, as while one replaces the other, it is the
+// one that lasts longest. A file without any, such as a kubeconfig with a token,
+// is none; one that cannot be read is an Entry with a Problem.
+func Used(path string) []Entry {
+	data, _, err := read(path)
+	if err != nil {
+		return []Entry{{File: path, Problem: problem(path, err)}}
+	}
+	if !bytes.Contains(data, []byte("-----BEGIN")) {
+		return usedByKubeconfig(path, data)
+	}
+	chain, _, err := parseCertificates(data)
+	if err != nil {
+		return []Entry{{File: path, Problem: problem(path, err)}}
+	}
+	return usedOf(path, chain)
+}
+
+func usedOf(path string, chain []*x509.Certificate) (all []Entry) {
+	newest := map[string]int{}
+	for i, c := range chain {
+		if !c.IsCA {
+			if i == 0 {
+				return []Entry{describe(path, c)}
+			}
+			continue
+		}
+		e := describe(path, c)
+		if at, seen := newest[e.Subject]; !seen {
+			newest[e.Subject] = len(all)
+			all = append(all, e)
+		} else if all[at].NotAfter.Before(e.NotAfter) {
+			all[at] = e
+		}
+	}
+	return all
+}
+
+// usedByKubeconfig is lenient: who uses the file says what is wrong with it.
+func usedByKubeconfig(path string, data []byte) (all []Entry) {
+	var f kubeconfigFile
+	if err := decodeYAML(data, &f); err != nil {
+		return []Entry{{File: path, Problem: problem(path, err)}}
+	}
+	cluster, user, err := f.current()
+	if err != nil {
+		return []Entry{{File: path, Problem: problem(path, err)}}
+	}
+	dir := filepath.Dir(path)
+	for _, part := range []struct{ data, file string }{
+		{user.User.CertData, user.User.CertFile}, {cluster.Cluster.CAData, cluster.Cluster.CAFile},
+	} {
+		if part.data == "" && part.file == "" {
+			continue
+		}
+		pem, err := content(part.data, part.file, dir)
+		if err != nil {
+			continue
+		}
+		if chain, _, err := parseCertificates(pem); err == nil {
+			all = append(all, usedOf(path, chain)...)
+		}
+	}
+	return all
+}

@@ -1,0 +1,232 @@
+package status
+
+import (
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"kthwd/appliance/supervise"
+	"kthwd/lb"
+)
+
+// Health is the state of a kthwd in one word.
+type Health string
+
+// The healths. What is degraded works, but less well than it should, or not for
+// long; what is down does not do what it is there for.
+const (
+	Healthy  Health = "healthy"
+	Degraded Health = "degraded"
+	Down     Health = "down"
+)
+
+// Finding is one thing that an operator should know, with what to do about it.
+type Finding struct {
+	Health Health `json:"health"` // what this alone would make of it; healthy is a word of advice
+	Text   string `json:"text"`
+	Do     string `json:"do,omitempty"`
+}
+
+// What is worth a word.
+const (
+	fsyncSlow  = 100 * time.Millisecond // a heartbeat: a write of the leader's then holds up the next one
+	fsyncWord  = 25 * time.Millisecond  // etcd wants less than 10 ms
+	fsyncLeast = 100                    // of which a 99th percentile says something
+	quotaShare = 0.8
+	certWord   = 30 * 24 * time.Hour
+	certSoon   = 7 * 24 * time.Hour
+)
+
+// Assess says what is to be said of r at now, the worst first, and the word for
+// all of it. It looks at nothing else than r.
+func Assess(r Report, now time.Time) (Health, []Finding) {
+	var a assessment
+	a.components(r)
+	a.quorum(r)
+	a.member(r)
+	a.balancer(r)
+	a.certificates(r, now)
+	slices.SortStableFunc(a.findings, func(x, y Finding) int { return rank[y.Health] - rank[x.Health] })
+	health := Healthy
+	for _, f := range a.findings {
+		if rank[f.Health] > rank[health] {
+			health = f.Health
+		}
+	}
+	return health, a.findings
+}
+
+var rank = map[Health]int{Healthy: 0, Degraded: 1, Down: 2}
+
+type assessment struct{ findings []Finding }
+
+func (a *assessment) add(h Health, do, format string, args ...any) {
+	a.findings = append(a.findings, Finding{Health: h, Text: oneLine(fmt.Sprintf(format, args...)), Do: do})
+}
+
+// essential are the components without which clients are not served.
+var essential = []string{"etcd", "kube-apiserver", "lb"}
+
+func (a *assessment) components(r Report) {
+	quorum := r.Quorum == nil || r.Quorum.Leader != "" // the lack of one is said below
+	for _, s := range r.Components {
+		if s.Healthy() || !quorum && (s.State == supervise.Waiting || s.Name == "kube-apiserver") {
+			continue
+		}
+		h := Degraded
+		if slices.Contains(essential, s.Name) {
+			h = Down
+		}
+		text := s.Name + " is " + string(s.State)
+		if s.Reason != "" && s.Reason != s.LastError {
+			text += ": " + s.Reason
+		}
+		do := ""
+		switch s.State {
+		case supervise.Failed:
+			do = "read the log's last lines; systemd starts kthwd again"
+		case supervise.Starting:
+			if s.LastError != "" {
+				text += "; last error: " + s.LastError
+				do = "it begins again by itself; if it goes on, look for a slow disk, a starved CPU or a cut network"
+			}
+		}
+		a.add(h, do, "%s", text)
+	}
+	if !r.Ready && len(a.findings) == 0 && quorum {
+		a.add(Down, "", "not ready: %s", r.Reason)
+	}
+}
+
+func (a *assessment) quorum(r Report) {
+	q := r.Quorum
+	switch {
+	case q == nil || q.Members == 0:
+	case q.Leader == "":
+		a.add(Down, "start the other controllers, and see that they reach each other's etcd peer port; nothing is lost meanwhile",
+			"etcd has no quorum: %d of %d members can be reached, %d are needed; nothing can be written", q.Active, q.Members, q.Needed)
+	case q.Active < q.Members:
+		a.add(Degraded, "bring it back before another one fails", "%s cannot be reached: %d of %d etcd members are there, %d are needed",
+			missing(r.Member), q.Active, q.Members, q.Needed)
+	case q.Members%2 == 0:
+		a.add(Healthy, "", "etcd has %d members: one more or one less survives as many failures", q.Members)
+	}
+}
+
+// missing names the members that are not connected.
+func missing(m *Member) string {
+	var names []string
+	if m != nil {
+		for _, p := range m.Members {
+			if !p.Active && !p.Learner {
+				name := p.Name
+				if name == "" {
+					name = p.ID + " (never started)"
+				}
+				names = append(names, name)
+			}
+		}
+	}
+	if len(names) == 0 {
+		return "a member of etcd"
+	}
+	return strings.Join(names, " and ")
+}
+
+func (a *assessment) member(r Report) {
+	m := r.Member
+	if m == nil {
+		return
+	}
+	if f := m.Fsync; f.Count >= fsyncLeast && f.P99 >= fsyncWord {
+		h, text := Healthy, "the disk is slower than etcd likes (10 ms)"
+		if f.slow() {
+			h, text = Degraded, "the disk is too slow: leases and leadership may be lost"
+		}
+		a.add(h, "give etcd a disk of its own with --etcd-data-dir, an SSD, and see what else writes to this one",
+			"etcd fsync p99 is %d ms; %s", f.P99.Milliseconds(), text)
+	}
+	for _, alarm := range m.Alarms {
+		do := "compact and defragment it with etcdctl, then disarm the alarm"
+		if alarm != "NOSPACE" {
+			do = "stop this member and compare its data with the others' before anything is written"
+		}
+		a.add(Down, do, "etcd has the alarm %s", alarm)
+	}
+	if m.Quota > 0 && float64(m.Size) >= quotaShare*float64(m.Quota) && len(m.Alarms) == 0 {
+		a.add(Degraded, "compact and defragment it with etcdctl, or raise --etcd-arg=quota-backend-bytes",
+			"etcd's database is at %s of %s; at its quota it takes no more writes", bytesText(m.Size), bytesText(m.Quota))
+	}
+}
+
+func (a *assessment) balancer(r Report) {
+	s := r.LB
+	if s == nil || r.HandedOver {
+		return
+	}
+	var bad []string
+	ready, hoped := 0, 0
+	for _, b := range s.Backends {
+		switch b.State {
+		case "ready", "slow_start":
+			ready++
+		case "not_ready", "dead":
+			why := b.Reason
+			if why == "" {
+				why = b.LastCheck
+			}
+			bad = append(bad, b.Address+" is "+b.State+" ("+why+")")
+		case "unknown":
+			hoped++
+		}
+	}
+	switch {
+	case len(s.Backends) > 0 && ready == 0 && hoped == 0:
+		a.add(Down, "look at kthwd status on these machines; connections go to any that answers", "no backend is ready: %s", strings.Join(bad, ", "))
+	case len(bad) > 0:
+		a.add(Degraded, "look at kthwd status there", "%d of %d backends are not ready: %s", len(bad), len(s.Backends), strings.Join(bad, ", "))
+	}
+	if s.Held > 0 {
+		a.add(Degraded, "", "%d clients wait for a backend", s.Held)
+	}
+	if s.Discovery != nil && s.Discovery.Error != "" {
+		a.add(Degraded, "the last list stays in force until an API server answers", "no API server tells the list of backends: %s", s.Discovery.Error)
+	}
+	if strings.HasPrefix(s.Check, lb.CheckHTTPS) && !s.Verified {
+		a.add(Healthy, "give the cluster's ca.pem with --backend-ca", "the backends' certificates are not verified by checks")
+	}
+}
+
+func (a *assessment) certificates(r Report, now time.Time) {
+	for _, c := range r.Certificates {
+		file, left := filepath.Base(c.File), c.NotAfter.Sub(now)
+		switch {
+		case c.Problem != "":
+			a.add(Degraded, "", "%s: %s", c.File, c.Problem)
+		case c.Use == "signing": // only the key in it is used
+		case left <= 0:
+			a.add(Down, "issue it anew, and restart what uses it", "%s (%s) has expired on %s", file, c.Subject, c.NotAfter.UTC().Format(time.DateOnly))
+		case left < certSoon:
+			a.add(Degraded, "issue it anew, and restart what uses it", "%s (%s) expires in %s", file, c.Subject, Age(left))
+		case left < certWord:
+			a.add(Healthy, "issue it anew within that time", "%s (%s) expires in %d days", file, c.Subject, int(left.Hours()/24))
+		}
+	}
+}
+
+// slow tells whether the disk is too slow for a control plane.
+func (l Latency) slow() bool { return l.Count >= fsyncLeast && l.P99 >= fsyncSlow }
+
+// bytesText is a size for people.
+func bytesText(n int64) string {
+	f, unit := float64(n), 0
+	for ; f >= 1024 && unit < 4; unit++ {
+		f /= 1024
+	}
+	if unit == 0 {
+		return fmt.Sprintf("%d B", n)
+	}
+	return fmt.Sprintf("%.1f %ciB", f, "BKMGT"[unit])
+}

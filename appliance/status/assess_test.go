@@ -1,0 +1,164 @@
+package status
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"kthwd/appliance/supervise"
+	"kthwd/lb"
+)
+
+// healthyReport is of one of three controllers.
+func healthyReport() Report {
+	r := reports()["ready"]
+	r.Quorum = &Quorum{Members: 3, Needed: 2, Active: 3, Leader: "one"}
+	r.Member = &Member{Quota: 8 << 30, Size: 1 << 20, Fsync: Latency{P99: 3 * time.Millisecond, Count: 500}, Members: []MemberInfo{
+		{ID: "1", Name: "one", Active: true, Local: true, Leader: true}, {ID: "2", Name: "two", Active: true}, {ID: "3", Name: "three", Active: true},
+	}}
+	r.Certificates = []Certificate{{File: "/d/ca.pem", Subject: "CN=ca", Use: "ca", NotAfter: noon.Add(100 * 24 * time.Hour)}}
+	return r
+}
+
+func balancing(states ...string) Report {
+	r := reports()["lb"]
+	s := lb.Status{Ready: true, Check: "tcp"}
+	for i, state := range states {
+		s.Backends = append(s.Backends, lb.BackendStatus{Address: string(rune('a'+i)) + ":6443", State: state, LastCheck: "x"})
+	}
+	r.LB = &s
+	return r
+}
+
+func TestAssess(t *testing.T) {
+	change := func(f func(*Report)) Report {
+		r := healthyReport()
+		r.Components = append([]supervise.Status{}, r.Components...)
+		f(&r)
+		return r
+	}
+	for name, tt := range map[string]struct {
+		r    Report
+		want Health
+		text string // of the first finding; "" for none
+		do   string
+	}{
+		"nothing":          {healthyReport(), Healthy, "", ""},
+		"a program begins": {change(func(r *Report) { r.Components[4].State = supervise.Starting }), Degraded, "kube-scheduler is starting", ""},
+		"a program failed": {change(func(r *Report) { r.Components[4].State = supervise.Failed }), Degraded, "kube-scheduler is failed", "log"},
+		"no API server": {change(func(r *Report) {
+			r.Ready = false
+			r.Components[2].State, r.Components[2].Reason = supervise.Starting, "building the API server"
+		}), Down, "kube-apiserver is starting: building the API server", ""},
+		"no quorum": {change(func(r *Report) {
+			r.Ready = false
+			r.Quorum = &Quorum{Members: 3, Needed: 2, Active: 1}
+			r.Components[1].State = supervise.Waiting
+		}), Down, "etcd has no quorum: 1 of 3 members can be reached, 2 are needed", "start the other controllers"},
+		"a member away": {change(func(r *Report) {
+			r.Quorum.Active = 2
+			r.Member.Members[1].Active = false
+		}), Degraded, "two cannot be reached: 2 of 3 etcd members are there, 2 are needed", "before another one fails"},
+		"an even number":                    {change(func(r *Report) { r.Quorum.Members, r.Quorum.Active = 4, 4 }), Healthy, "etcd has 4 members", ""},
+		"a slow disk":                       {change(func(r *Report) { r.Member.Fsync.P99 = 184 * time.Millisecond }), Degraded, "etcd fsync p99 is 184 ms; the disk is too slow", "--etcd-data-dir"},
+		"a slowish disk":                    {change(func(r *Report) { r.Member.Fsync.P99 = 84 * time.Millisecond }), Healthy, "etcd fsync p99 is 84 ms", "SSD"},
+		"a few fsyncs":                      {change(func(r *Report) { r.Member.Fsync = Latency{P99: time.Second, Count: 3} }), Healthy, "", ""},
+		"nearly full":                       {change(func(r *Report) { r.Member.Size = 7 << 30 }), Degraded, "etcd's database is at 7.0 GiB of 8.0 GiB", "defragment"},
+		"full":                              {change(func(r *Report) { r.Member.Size, r.Member.Alarms = 8<<30, []string{"NOSPACE"} }), Down, "etcd has the alarm NOSPACE", "disarm"},
+		"29 days":                           {change(func(r *Report) { r.Certificates[0].NotAfter = noon.Add(29 * 24 * time.Hour) }), Healthy, "ca.pem (CN=ca) expires in 29 days", ""},
+		"6 days":                            {change(func(r *Report) { r.Certificates[0].NotAfter = noon.Add(6 * 24 * time.Hour) }), Degraded, "ca.pem (CN=ca) expires in 6d0h", ""},
+		"expired":                           {change(func(r *Report) { r.Certificates[0].NotAfter = noon }), Down, "ca.pem (CN=ca) has expired on 2026-01-02", ""},
+		"expired, and only its key is used": {change(func(r *Report) { r.Certificates[0].NotAfter, r.Certificates[0].Use = noon, "signing" }), Healthy, "", ""},
+		"no certificate":                    {change(func(r *Report) { r.Certificates[0].Problem = "permission\ndenied" }), Degraded, "/d/ca.pem: permission denied", ""},
+		"stopping":                          {change(func(r *Report) { r.Ready, r.Reason = false, "stopping" }), Down, "not ready: stopping", ""},
+
+		"all backends ready":   {balancing("ready", "slow_start"), Healthy, "", ""},
+		"a backend dead":       {balancing("ready", "dead"), Degraded, "1 of 2 backends are not ready: b:6443 is dead (x)", ""},
+		"all backends dead":    {balancing("dead", "not_ready"), Down, "no backend is ready: a:6443 is dead (x), b:6443 is not_ready (x)", ""},
+		"not checked yet":      {balancing("unknown", "dead"), Degraded, "1 of 2", ""},
+		"what has handed over": {func() Report { r := balancing("dead"); r.HandedOver = true; return r }(), Healthy, "", ""},
+	} {
+		got, findings := Assess(tt.r, noon)
+		if got != tt.want {
+			t.Errorf("%s: got %s, want %s", name, got, tt.want)
+		}
+		switch {
+		case tt.text == "" && len(findings) > 0:
+			t.Errorf("%s: got %+v, want nothing", name, findings)
+		case tt.text == "":
+		case len(findings) == 0 || !strings.HasPrefix(findings[0].Text, tt.text) || !strings.Contains(findings[0].Do, tt.do):
+			t.Errorf("%s: got %+v, want %q, %q", name, findings, tt.text, tt.do)
+		}
+	}
+}
+
+func TestWatcher(t *testing.T) {
+	var w watcher
+	first := healthyReport()
+	w.see(first, noon)
+	second := healthyReport()
+	second.Components = append([]supervise.Status{}, first.Components...)
+	second.Components[4].State, second.Components[4].Since = supervise.Standby, noon
+	second.Quorum = &Quorum{Members: 3, Needed: 2, Active: 1, Note: "waiting"}
+	second.Member.Members[2].Active = false
+	var got []string
+	for _, e := range w.see(second, noon) {
+		got = append(got, e.Object+": "+e.From+" > "+e.To)
+	}
+	want := "kube-scheduler: ready > standby; etcd quorum:  > lost; etcd member three: connected > not connected"
+	if strings.Join(got, "; ") != want {
+		t.Errorf("got  %s\nwant %s", strings.Join(got, "; "), want)
+	}
+	if again := w.see(second, noon); len(again) > 0 {
+		t.Errorf("the same again: got %+v", again)
+	}
+	for range 3 * maxEvents {
+		w.see(first, noon)
+		w.see(second, noon)
+	}
+	w.complete(&second, noon)
+	if len(second.Events) != maxEvents || second.Events[0].Object != "etcd member three" {
+		t.Errorf("got %d events, the newest %+v; want %d", len(second.Events), second.Events[0], maxEvents)
+	}
+}
+
+func TestRates(t *testing.T) {
+	var w watcher
+	r := balancing("ready", "ready")
+	w.see(r, noon)
+	later := balancing("ready", "dead", "ready")
+	later.LB.Backends[0].Total, later.LB.Backends[0].Sent = 50, 1000
+	w.complete(&later, noon.Add(10*time.Second))
+	if got := later.Rates["a:6443"]; got.Connections != 5 || got.Sent != 100 {
+		t.Errorf("got %+v", later.Rates)
+	}
+	if _, known := later.Rates["c:6443"]; known {
+		t.Error("a new backend has a rate")
+	}
+	events := w.see(later, noon.Add(10*time.Second))
+	if len(events) != 2 || events[0].Object != "backend b:6443" || events[0].To != "dead" || events[1].To != "added" {
+		t.Errorf("got %+v", events)
+	}
+}
+
+// What comes from files and other machines cannot break a scrape.
+func TestHostileLabels(t *testing.T) {
+	r := healthyReport()
+	r.Certificates = []Certificate{
+		{File: "a\xff\n\"", Subject: "CN=\\{evil=\"1\"}\x00", Use: "ca"},
+		{File: "a\xff\n\"", Subject: "CN=\\{evil=\"1\"}\x00", Use: "ca"},
+	}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(reportCollector(func() Report { return r }))
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == "kthwd_certificate_expiry_timestamp_seconds" && len(f.GetMetric()) != 1 {
+			t.Errorf("got %v", f)
+		}
+	}
+}
