@@ -36,6 +36,7 @@ type apiServer struct {
 	server string // https://127.0.0.1:6443
 	layout pki.Layout
 	etcd   *etcd
+	fences *fences
 	log    *slog.Logger
 	early  chan configured // the first half of the first build, once begin was called
 
@@ -179,7 +180,7 @@ func (a *apiServer) assemble(config *apiapp.Config) (*server, error) {
 	rememberClients(config)
 	s := &server{}
 	front := &config.Aggregator.GenericConfig.Config
-	front.BuildHandlerChainFunc = s.chained(front.BuildHandlerChainFunc)
+	front.BuildHandlerChainFunc = a.fences.chained(s.chained(front.BuildHandlerChainFunc))
 	completed, err := config.Complete()
 	if err != nil {
 		return nil, err

@@ -309,9 +309,10 @@ func (p *plant) wire() (*supervise.Group, *Pulse, error) {
 	}
 	etcd.counted = p.remember
 	g := supervise.New(p.log)
+	var leased fences
 	api := &apiServer{
 		args: withoutGates(p.args[nameAPIServer]), server: p.cfg.LocalServer(),
-		layout: p.layout, etcd: etcd, log: logs.Logger(nameAPIServer),
+		layout: p.layout, etcd: etcd, fences: &leased, log: logs.Logger(nameAPIServer),
 	}
 	api.usersDelay = slices.ContainsFunc(parseUserArgs(p.cfg.APIServerArgs), func(a arg) bool { return a.key == keyShutdownDelay })
 	delay, _ := time.ParseDuration(value(p.args[nameAPIServer], keyShutdownDelay)) // upstream's parser has had it already
@@ -319,11 +320,11 @@ func (p *plant) wire() (*supervise.Group, *Pulse, error) {
 		etcd.open = api.begin
 	}
 	kcm := &controllerManager{
-		args: withoutGates(p.args[nameControllerManager]), options: p.programs.kcm, identity: p.identity,
+		args: withoutGates(p.args[nameControllerManager]), options: p.programs.kcm, identity: p.identity, fence: &leased.controllerManager,
 		record: newLeaseRecord(nameControllerManager, p.identity), alive: aliveCheck(g, nameControllerManager), logs: logs, log: logs.Logger(nameControllerManager),
 	}
 	sched := &kubeScheduler{
-		args: withoutGates(p.args[nameScheduler]), options: p.programs.sched, settings: p.programs.settings, identity: p.identity,
+		args: withoutGates(p.args[nameScheduler]), options: p.programs.sched, settings: p.programs.settings, identity: p.identity, fence: &leased.scheduler,
 		record: newLeaseRecord(nameScheduler, p.identity), alive: aliveCheck(g, nameScheduler), logs: logs, log: logs.Logger(nameScheduler),
 	}
 

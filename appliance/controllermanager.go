@@ -28,6 +28,7 @@ type controllerManager struct {
 	options  *kcmoptions.KubeControllerManagerOptions // parsed once; read only
 	identity string
 	record   *leaseRecord
+	fence    *fence
 	alive    healthz.HealthChecker
 	logs     *logging.Logs
 	log      *slog.Logger
@@ -46,7 +47,7 @@ func (m *controllerManager) Run(ctx context.Context, ready func()) error {
 	}
 	l := &lease{
 		component: nameControllerManager, identity: m.identity,
-		election: m.options.Generic.LeaderElection, client: client, log: m.log, record: m.record,
+		election: m.options.Generic.LeaderElection, client: client, log: m.log, record: m.record, fence: m.fence,
 	}
 	return l.run(ctx, ready, func(context.Context) (func(context.Context) error, error) { return m.term, nil })
 }

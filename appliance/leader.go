@@ -37,6 +37,7 @@ type lease struct {
 	identity  string
 	election  componentbaseconfig.LeaderElectionConfiguration
 	client    *rest.Config
+	fence     *fence
 	log       *slog.Logger
 	record    *leaseRecord // what is shown of it; nil in tests
 }
@@ -53,6 +54,10 @@ type standby func(ctx context.Context) (term func(ctx context.Context) error, er
 // term that did not stop within the lease's safety margin.
 func (l *lease) run(ctx context.Context, ready func(), prepare standby) error {
 	report := supervise.Report(ctx)
+	l.fence.limit = l.election.RenewDeadline.Duration
+	if !l.election.LeaderElect {
+		l.fence.open()
+	}
 	pause := firstTermPause
 	for ctx.Err() == nil {
 		begun := time.Now()
@@ -170,11 +175,11 @@ func (l *lease) campaign(report supervise.Reporter, ready func()) (*campaign, er
 	}
 	won, over := make(chan struct{}), make(chan struct{})
 	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
-		Lock: &resourcelock.LeaseLock{
+		Lock: l.fence.lock(&resourcelock.LeaseLock{
 			LeaseMeta:  metav1.ObjectMeta{Namespace: l.election.ResourceNamespace, Name: l.election.ResourceName},
 			Client:     client,
 			LockConfig: resourcelock.ResourceLockConfig{Identity: l.identity},
-		},
+		}),
 		LeaseDuration:   l.election.LeaseDuration.Duration,
 		RenewDeadline:   l.election.RenewDeadline.Duration,
 		RetryPeriod:     l.election.RetryPeriod.Duration,

@@ -14,7 +14,7 @@ import (
 
 // newLease has upstream's timings: 15 s, 10 s, and so a margin of 5 s.
 func newLease() *lease {
-	return &lease{component: nameScheduler, log: slog.New(slog.DiscardHandler), election: componentbaseconfig.LeaderElectionConfiguration{
+	return &lease{component: nameScheduler, fence: &fence{}, log: slog.New(slog.DiscardHandler), election: componentbaseconfig.LeaderElectionConfiguration{
 		LeaseDuration: metav1.Duration{Duration: 15 * time.Second}, RenewDeadline: metav1.Duration{Duration: 10 * time.Second},
 	}}
 }

@@ -44,6 +44,7 @@ type kubeScheduler struct {
 	settings schedulerSettings
 	identity string
 	record   *leaseRecord
+	fence    *fence
 	alive    healthz.HealthChecker
 	logs     *logging.Logs
 	log      *slog.Logger
@@ -72,7 +73,7 @@ func (s *kubeScheduler) Run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
-	l := &lease{component: nameScheduler, identity: s.identity, election: s.settings.election, client: client, log: s.log, record: s.record}
+	l := &lease{component: nameScheduler, identity: s.identity, election: s.settings.election, client: client, log: s.log, record: s.record, fence: s.fence}
 	return l.run(ctx, ready, s.prepare)
 }
 
