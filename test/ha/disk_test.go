@@ -1,0 +1,110 @@
+package ha
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	diskSize = 2 << 30 // of the image, which takes room only where it is written
+
+	// linux/fs.h, which x/sys/unix lacks.
+	fiFreeze = 0xc0045877
+	fiThaw   = 0xc0045878
+)
+
+// disk is a file system of its own, an ext4 image on a loop device, that can
+// stall and be filled.
+type disk struct {
+	path string
+	root *os.File
+
+	mu     sync.Mutex
+	frozen *time.Timer // thaws it whatever becomes of the test
+}
+
+func newDisk(t *testing.T, path string) *disk {
+	t.Helper()
+	image := filepath.Join(t.TempDir(), "image")
+	f, err := os.Create(image)
+	if err == nil {
+		err = errors.Join(f.Truncate(diskSize), f.Close(), os.Mkdir(path, 0o755))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, "mkfs.ext4", "-q", "-F", "-m", "0", image)
+	run(t, "mount", "-o", "loop", image, path)
+	d := &disk{path: path}
+	t.Cleanup(func() {
+		if d.root != nil {
+			d.thaw()
+			d.root.Close()
+		}
+		if err := syscall.Unmount(path, syscall.MNT_DETACH); err != nil {
+			t.Errorf("unmount %s: %v", path, err)
+		}
+	})
+	if d.root, err = os.Open(path); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// stall makes every write wait, and every fsync, for as long as thaw is not
+// called, but not for longer than a minute.
+func (d *disk) stall(t testing.TB) {
+	t.Helper()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := unix.IoctlSetInt(int(d.root.Fd()), fiFreeze, 0); err != nil {
+		t.Fatalf("freeze %s: %v", d.path, err)
+	}
+	d.frozen = time.AfterFunc(time.Minute, d.thaw)
+}
+
+func (d *disk) thaw() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.frozen == nil {
+		return
+	}
+	d.frozen.Stop()
+	d.frozen = nil
+	_ = unix.IoctlSetInt(int(d.root.Fd()), fiThaw, 0)
+}
+
+func (d *disk) filler() string { return filepath.Join(d.path, "filler") }
+
+// fill leaves no room.
+func (d *disk) fill(t testing.TB) {
+	t.Helper()
+	f, err := os.Create(d.filler())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for chunk, end := int64(64<<20), int64(0); chunk >= 4096; {
+		if err := unix.Fallocate(int(f.Fd()), 0, end, chunk); err == nil {
+			end += chunk
+		} else if errors.Is(err, unix.ENOSPC) {
+			chunk /= 2
+		} else {
+			t.Fatalf("fill %s: %v", d.path, err)
+		}
+	}
+}
+
+func (d *disk) makeRoom(t testing.TB) {
+	t.Helper()
+	if err := os.Remove(d.filler()); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,136 @@
+package ha
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+)
+
+const (
+	loadRate    = 200 // requests a second, of which every fourth is a write
+	loadClients = 10  // with a connection each
+	loadObject  = "load"
+
+	probeRate    = 20 // new connections a second
+	loadPatience = 10 * time.Second
+)
+
+// requests are made at a fixed rate, whatever becomes of the ones before, and
+// each only once: what client-go would try again counts as failed.
+type requests struct {
+	stopped context.CancelFunc
+	done    sync.WaitGroup
+
+	mu       sync.Mutex
+	total    int
+	longest  time.Duration
+	failures []string
+}
+
+func makeRequests(rate int, request func(ctx context.Context, n int) error) *requests {
+	ctx, cancel := context.WithCancel(context.Background())
+	l := &requests{stopped: cancel}
+	l.done.Go(func() {
+		tick := time.NewTicker(time.Second / time.Duration(rate))
+		defer tick.Stop()
+		for n := 0; ; n++ {
+			select {
+			case <-tick.C:
+				l.done.Go(func() { l.one(n, request) })
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	return l
+}
+
+func (l *requests) one(n int, request func(ctx context.Context, n int) error) {
+	ctx, cancel := context.WithTimeout(context.Background(), loadPatience)
+	defer cancel()
+	begun := time.Now()
+	err := request(ctx, n)
+	took := time.Since(begun)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.total++
+	l.longest = max(l.longest, took)
+	if err != nil {
+		l.failures = append(l.failures, fmt.Sprintf("%s, after %v: %v", begun.Format(clock), took.Round(time.Millisecond), err))
+	}
+}
+
+// stop waits for the answers that are still to come.
+func (l *requests) stop() {
+	l.stopped()
+	l.done.Wait()
+}
+
+// none fails the row for every request that failed, and for too few of them.
+func (l *requests) none(o *round, what string, least int) {
+	o.t.Helper()
+	l.stop()
+	o.result.Measured = fmt.Sprintf("%d of %d failed", len(l.failures), l.total)
+	o.note("longest %s %s", what, seconds(l.longest))
+	slices.Sort(l.failures)
+	for _, f := range shorten(l.failures, 10) {
+		o.fault("%s failed: %s", what, f)
+	}
+	if l.total < least {
+		o.fault("%d of %s, want at least %d", l.total, what, least)
+	}
+}
+
+// apiLoad reads and writes one object.
+func (o *round) apiLoad(t testing.TB) *requests {
+	t.Helper()
+	var all []kubernetes.Interface
+	for range loadClients {
+		client, _ := o.client(t, "", 0)
+		all = append(all, client)
+	}
+	_, err := all[0].CoreV1().ConfigMaps("default").Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: loadObject}}, metav1.CreateOptions{})
+	if err != nil && !apierrors.IsAlreadyExists(err) {
+		t.Fatal(err)
+	}
+	return makeRequests(loadRate, func(ctx context.Context, n int) error {
+		rest := all[n%loadClients].CoreV1().RESTClient()
+		if n%4 != 0 {
+			return rest.Get().MaxRetries(0).Namespace("default").Resource("configmaps").Name(loadObject).Do(ctx).Error()
+		}
+		body := fmt.Appendf(nil, `{"metadata":{"annotations":{"load-%d":"%d"}}}`, n%loadClients, n)
+		return rest.Patch(types.MergePatchType).MaxRetries(0).Namespace("default").Resource("configmaps").Name(loadObject).Body(body).Do(ctx).Error()
+	})
+}
+
+// newConnections makes a new TLS connection for each request.
+func (o *round) newConnections() *requests {
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: o.pool, MinVersion: tls.VersionTLS12}}}
+	return makeRequests(probeRate, func(ctx context.Context, _ int) error {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+o.server+"/version", nil)
+		if err != nil {
+			return err
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			return errors.New(resp.Status)
+		}
+		return nil
+	})
+}

@@ -1,0 +1,71 @@
+package ha
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"testing"
+	"text/tabwriter"
+	"time"
+)
+
+// result is one line of the table.
+type result struct {
+	Row           string
+	Fault         string
+	Reach         string
+	Measured      string
+	Gap           time.Duration // longest time in which no writer was acknowledged
+	OneWriter     time.Duration // longest that one impatient writer waited
+	PatientWriter time.Duration // longest that the patient one waited
+	Recovered     time.Duration // from the end of the fault until all was ready
+	Restarts      int           // of processes
+	Writes        int           // acknowledged, and looked for
+	Events        int           // that each watcher had to see
+	Relists       int
+	Actions       int // of kube-controller-manager and kube-scheduler
+	Notes         []string
+	Problems      []string
+}
+
+func seconds(d time.Duration) string { return fmt.Sprintf("%.2f s", d.Seconds()) }
+
+func (r *result) verdict() string {
+	if len(r.Problems) > 0 {
+		return "FAILED"
+	}
+	return "ok"
+}
+
+// table prints the results for people.
+func table(out io.Writer, results []*result) {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "fault\treach\tmeasured\tno write\tone writer\tpatient\tready again\trestarts\twrites\tevents\tactions\tverdict\tnotes")
+	for _, r := range results {
+		if r.Measured == "" {
+			fmt.Fprintf(w, "%s\t%s\t%s\n", r.Fault, r.Reach, strings.Join(r.Notes, "; "))
+			continue
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%s\t%s\n", r.Fault, r.Reach, r.Measured, seconds(r.Gap), seconds(r.OneWriter),
+			seconds(r.PatientWriter), seconds(r.Recovered), r.Restarts, r.Writes, r.Events, r.Actions, r.verdict(), strings.Join(r.Notes, "; "))
+	}
+	w.Flush()
+}
+
+// report prints the table and one line of JSON, on standard output and as they
+// are, so that scripts can read them.
+func report(t *testing.T, results []*result) {
+	t.Helper()
+	fmt.Println()
+	table(os.Stdout, results)
+	line, err := json.Marshal(struct {
+		Table   string    `json:"table"`
+		Results []*result `json:"results"`
+	}{"kthwd-ha", results})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Printf("\n%s\n\n", line)
+}
