@@ -26,6 +26,7 @@ type Config struct {
 	MetricsWeb     string   // exporter-toolkit's web configuration: TLS, client certificates, basic auth; "" is plain HTTP
 	MetricsOpen    bool     // plain HTTP on an address that other machines reach is meant
 	MetricsPprof   bool     // profiles beside them
+	StatusSocket   string   // of a load balancer; "" for none. A controller's is in its data directory
 	Controller     Controller
 	LB             lb.Config
 }
@@ -71,6 +72,7 @@ func Default() Config {
 		LogFormat:      "text",
 		LogLevel:       []string{"info"},
 		MetricsAddress: "127.0.0.1:10300",
+		StatusSocket:   "/run/kthwd-lb/status.sock",
 		LB:             lb.Default(),
 		Controller: Controller{
 			DataDir:               "/var/lib/kubernetes",

@@ -111,7 +111,7 @@ func (l *Loader) parseFile(path string, text []byte) error {
 // that a directory with its file in it may lie anywhere.
 func (l *Loader) anchor(key, dir string) {
 	i := slices.IndexFunc(l.table, func(s setting) bool { return s.name == key })
-	isPath := l.table[i].arg == "FILE" || l.table[i].arg == "DIR" || key == "upgrade-socket"
+	isPath := l.table[i].arg == "FILE" || l.table[i].arg == "DIR" || key == "upgrade-socket" || key == "status-socket"
 	path, isText := l.table[i].value.(*string)
 	if !isPath || !isText || *path == "" || filepath.IsAbs(*path) || strings.HasPrefix(*path, "@") {
 		return

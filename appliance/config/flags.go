@@ -119,6 +119,7 @@ func (l *Loader) settings() []setting {
 		{"proxy-protocol", RoleLB, groupLB, "VERSION", "PROXY protocol header sent to backends: off, v1 or v2. kube-apiserver does not understand it.", &b.ProxyProtocol},
 		{"access-log", RoleLB, groupLB, "FILE", "File that gets one line of JSON for each connection; empty writes none.", &b.AccessLog},
 		{"upgrade-socket", RoleLB, groupLB, "PATH", "Unix socket on which a new kthwd takes over listeners and connections; @NAME is an abstract one; empty means one named after --listen.", &b.UpgradeSocket},
+		{"status-socket", RoleLB, groupLB, "PATH", "Unix socket on which kthwd status asks a load balancer that has no controller beside it; its directory is the user's alone. Empty switches it off; so does, for the default, a directory that cannot be made.", &c.StatusSocket},
 		{"discovery-kubeconfig", RoleLB, groupLB, "FILE", "Kubeconfig with which the backends follow the EndpointSlices of default/kubernetes; --backend is where it starts.", &b.DiscoveryKubeconfig},
 		{"discovery-cache", RoleLB, groupLB, "FILE", "File that keeps the last list of --discovery-kubeconfig over a restart.", &b.DiscoveryCache},
 	}

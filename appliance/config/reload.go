@@ -8,7 +8,7 @@ import (
 
 // fixed are the settings of the load balancer that do not change while it runs.
 // The others of its role do, and the log levels; no other role's.
-var fixed = []string{"listen", "upgrade-socket", "discovery-kubeconfig", "discovery-cache"}
+var fixed = []string{"listen", "upgrade-socket", "status-socket", "discovery-kubeconfig", "discovery-cache"}
 
 // reloads tells whether a running process takes a new value of the setting.
 func (s setting) reloads() bool {

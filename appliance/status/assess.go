@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"kthwd/appliance/supervise"
-	"kthwd/lb"
 )
 
 // Health is the state of a kthwd in one word.
@@ -192,10 +191,7 @@ func (a *assessment) balancer(r Report) {
 		a.add(Degraded, "", "%d clients wait for a backend", s.Held)
 	}
 	if s.Discovery != nil && s.Discovery.Error != "" {
-		a.add(Degraded, "the last list stays in force until an API server answers", "no API server tells the list of backends: %s", s.Discovery.Error)
-	}
-	if strings.HasPrefix(s.Check, lb.CheckHTTPS) && !s.Verified {
-		a.add(Healthy, "give the cluster's ca.pem with --backend-ca", "the backends' certificates are not verified by checks")
+		a.add(Healthy, "the last list stays in force until an API server answers", "no API server tells the list of backends: %s", s.Discovery.Error)
 	}
 }
 

@@ -82,10 +82,11 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 		if err := os.Remove(s.Socket); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
-		unix, err := net.Listen("unix", s.Socket)
+		unix, remove, err := listenUnix(s.Socket)
 		if err != nil {
 			return err
 		}
+		defer remove()
 		all = append(all, serving{server: s.newHTTPServer(s.private()), listener: unix})
 	}
 	if s.Address != "" {
@@ -106,6 +107,26 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	ready()
 	s.hold(ctx)
 	return s.serveAll(ctx, all)
+}
+
+// listenUnix also returns what removes the socket in the end, unless it is
+// another process's by then, which has taken over.
+func listenUnix(path string) (_ net.Listener, remove func(), err error) {
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, nil, err
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	ours, err := os.Stat(path)
+	if err != nil {
+		l.Close()
+		return nil, nil, err
+	}
+	return l, func() {
+		if there, err := os.Stat(path); err == nil && os.SameFile(ours, there) {
+			os.Remove(path)
+		}
+	}, nil
 }
 
 // soReusePort is SO_REUSEPORT of Linux, which package syscall lacks on some

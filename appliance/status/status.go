@@ -73,6 +73,7 @@ func WriteTable(w io.Writer, r Report, now time.Time, colour bool) error {
 	if r.Quorum != nil {
 		fmt.Fprintf(&b, "%s\n", r.Quorum.line(p))
 	}
+	writeFindings(&b, r, p)
 	if r.Ready {
 		fmt.Fprintf(&b, "%s\n", p(green, "ready"))
 	} else {

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -244,7 +246,12 @@ func (b *balancer) run(ctx context.Context) error {
 	appliance.LimitMemory(b.log)
 	g := supervise.New(b.log)
 	c := b.loader.Config
+	socket, err := b.statusSocket()
+	if err != nil {
+		return err
+	}
 	st := g.Add(status.NewServer(status.ServerConfig{
+		Socket:  socket,
 		Address: c.MetricsAddress, Web: c.MetricsWeb, Pprof: c.MetricsPprof, TakeOver: b.app.inherits.predecessor != 0, Logs: b.logs, Collectors: b.collectors(), Shared: b.takesOver, Hold: b.up, Changed: g.Changed,
 		Report: func() status.Report {
 			ready, reason := g.Ready()
@@ -284,6 +291,45 @@ func (p lbPulse) Alive(ctx context.Context) error {
 	}
 	if err := p.b.server.Alive(ctx); err != nil {
 		return fmt.Errorf("%s: %w", nameLB, err)
+	}
+	return nil
+}
+
+// statusSocket is where this process answers kthwd status: "" when it has no
+// right to the default place, or another one answers there.
+func (b *balancer) statusSocket() (string, error) {
+	path := b.loader.Config.StatusSocket
+	if path == "" {
+		return "", nil
+	}
+	err := privateDir(filepath.Dir(path))
+	if err == nil && b.app.inherits.predecessor == 0 {
+		if conn, dialed := net.Dial("unix", path); dialed == nil {
+			conn.Close()
+			err = fmt.Errorf("%s: %w", path, syscall.EADDRINUSE)
+		}
+	}
+	if err != nil && b.loader.Origin("status-socket") != config.OriginDefault {
+		return "", &hintedError{err, "choose another path with --status-socket, or none with --status-socket="}
+	}
+	if err != nil {
+		b.log.Info("no status socket; the metrics address answers", "reason", oneLine(err.Error()))
+		return "", nil
+	}
+	return path, nil
+}
+
+// privateDir makes a directory that is its user's alone, or sees that it is.
+func privateDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	if owner, ok := info.Sys().(*syscall.Stat_t); ok && int(owner.Uid) != os.Geteuid() || info.Mode().Perm()&0o077 != 0 {
+		return fmt.Errorf("%s: not this user's alone (want mode 0700)", dir)
 	}
 	return nil
 }

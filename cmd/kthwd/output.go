@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"golang.org/x/term"
+	"sigs.k8s.io/yaml"
 
 	"kthwd/appliance/config"
 )
@@ -41,16 +42,22 @@ type hintedError struct {
 func (h *hintedError) Hint() string  { return h.hint }
 func (h *hintedError) Unwrap() error { return h.error }
 
-// errNotReady is an exit code of 1 without a word: the answer was the word.
-var errNotReady = errors.New("not ready")
+// These are exit codes of 1 and 2 without a word: the answer was the word.
+var (
+	errDegraded = errors.New("degraded")
+	errDown     = errors.New("down")
+)
 
 // report writes err and returns the exit code that goes with it.
 func (a *app) report(err error) (code int) {
 	if err == nil {
 		return 0
 	}
-	if errors.Is(err, errNotReady) {
+	switch {
+	case errors.Is(err, errDegraded):
 		return 1
+	case errors.Is(err, errDown):
+		return 2
 	}
 	p, level := painter(a.err), a.priority(slog.LevelError)
 	said := map[string]bool{}
@@ -62,6 +69,10 @@ func (a *app) report(err error) (code int) {
 			said[hint] = true
 			fmt.Fprintf(a.err, "%skthwd: %s %s\n", level, p("36", "hint:"), oneLine(hint))
 		}
+	}
+	var down *downError
+	if errors.As(err, &down) {
+		return 2
 	}
 	var usage *usageError
 	var problem *config.Problem
@@ -109,6 +120,15 @@ func writeJSON(w io.Writer, v any) error {
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")
 	return e.Encode(v)
+}
+
+// writeYAML writes v, with the keys that it has in JSON, for people and programs.
+func writeYAML(w io.Writer, v any) error {
+	text, err := yaml.Marshal(v)
+	if err == nil {
+		_, err = w.Write(text)
+	}
+	return err
 }
 
 // checkOutput reads the value of -o.

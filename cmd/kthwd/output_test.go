@@ -48,7 +48,8 @@ func TestReport(t *testing.T) {
 		{"two causes in a sentence", fmt.Errorf("%w: %w", status.ErrNotRunning, syscall.ECONNREFUSED), 1,
 			"kthwd: error: kthwd is not running: connection refused\nkthwd: hint: start it with kthwd --role=controller or --role=lb, or name a controller's data directory with --data-dir\n"},
 		{"lines", errors.New("one\n\ttwo\n"), 1, "kthwd: error: one; two\n"},
-		{"not ready", errNotReady, 1, ""},
+		{"degraded", errDegraded, 1, ""},
+		{"down", errDown, 2, ""},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -3,6 +3,11 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"slices"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -11,55 +16,146 @@ import (
 	"kthwd/appliance/status"
 )
 
+// statusFlags are what kthwd status can be told beside what the configuration says.
+type statusFlags struct {
+	output string
+	watch  bool
+	server string // of another machine
+	tls    status.TLSFiles
+}
+
 func (a *app) statusVerb(l *config.Loader) *cobra.Command {
-	var output string
+	var f statusFlags
 	cmd := &cobra.Command{
 		Use:   "status [flags]",
-		Short: "Show the components of the running kthwd; exit code 1 when it is not ready",
+		Short: "Show the components of the running kthwd, what is wrong and what to do",
 		Long: "Show the components of the running kthwd and the quorum of etcd, or the listeners and\n" +
-			"backends of a load balancer. The exit code is 1 when it is not ready or not running.\n" +
-			"A controller is asked on the unix socket of its data directory, or, without the right\n" +
-			"to that, at its metrics address, as a load balancer is.",
+			"backends of a load balancer, then what is wrong and what to do about it. The exit code\n" +
+			"is 0 when it is healthy, 1 when it is degraded, 2 when it is down or does not answer.\n" +
+			"It is asked on a unix socket, a controller's in its data directory, or, without the right\n" +
+			"to that, at its metrics address; with --server, on another machine.",
 		Args: noVerb,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			asJSON, err := checkOutput(output)
-			if err != nil {
-				return err
+			if !slices.Contains(statusOutputs, f.output) {
+				return usagef("--output %q is no format: want json, yaml or wide", f.output)
 			}
-			return a.status(cmd.Context(), l, asJSON)
+			return a.status(cmd.Context(), l, f)
 		},
 	}
-	l.AddFlags(cmd.Flags(), "config", "data-dir", "metrics-address")
-	outputFlag(cmd, &output)
+	l.AddFlags(cmd.Flags(), "config", "data-dir", "metrics-address", "status-socket")
+	cmd.Flags().StringVarP(&f.output, "output", "o", "", "`FORMAT` Form of the output: json, yaml, wide (with members, leases, certificates and the last changes), or a table for people.")
+	cmd.Flags().BoolVarP(&f.watch, "watch", "w", false, "Show it again after each change, until Ctrl-C.")
+	cmd.Flags().StringVar(&f.server, "server", "", "`ADDRESS:PORT` Metrics address of another machine's kthwd; https://ADDRESS:PORT where it has a web configuration with TLS.")
+	cmd.Flags().StringVar(&f.tls.CA, "certificate-authority", "", "`FILE` CA of the certificate that --server shows; empty means the system's.")
+	cmd.Flags().StringVar(&f.tls.Cert, "client-certificate", "", "`FILE` Certificate to show to --server.")
+	cmd.Flags().StringVar(&f.tls.Key, "client-key", "", "`FILE` Key of --client-certificate.")
+	cobra.CheckErr(cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(statusOutputs[1:], cobra.ShellCompDirectiveNoFileComp)))
 	return cmd
 }
+
+var statusOutputs = []string{"", "json", "yaml", "wide"}
 
 func outputFlag(cmd *cobra.Command, output *string) {
 	cmd.Flags().StringVarP(output, "output", "o", "", "`FORMAT` Form of the output: json, or a table for people.")
 	cobra.CheckErr(cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"json"}, cobra.ShellCompDirectiveNoFileComp)))
 }
 
-func (a *app) status(ctx context.Context, l *config.Loader, asJSON bool) error {
+func (a *app) status(ctx context.Context, l *config.Loader, f statusFlags) error {
 	c, err := client(l)
+	if f.server != "" {
+		c, err = status.Client{Addr: f.server, TLS: f.tls}, nil
+	}
 	if err != nil {
 		return err
 	}
+	if f.watch {
+		return a.watchStatus(ctx, c, f.output)
+	}
+	return a.showStatus(ctx, c, f.output)
+}
+
+func (a *app) showStatus(ctx context.Context, c status.Client, output string) error {
+	r, err := askStatus(ctx, c)
+	if err != nil {
+		return err
+	}
+	if err := a.writeStatus(r, output); err != nil {
+		return err
+	}
+	return exitOf(r.Health)
+}
+
+func askStatus(ctx context.Context, c status.Client) (status.Report, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	r, err := c.Status(ctx)
 	if err != nil {
-		return err
+		return r, &downError{err}
 	}
-	if asJSON {
-		err = writeJSON(a.out, r)
-	} else {
-		err = status.WriteTable(a.out, r, time.Now(), colours(a.out))
-	}
-	if err == nil && !r.Ready {
-		err = errNotReady
-	}
-	return err
+	return r, nil
 }
+
+func (a *app) writeStatus(r status.Report, output string) error {
+	switch output {
+	case "json":
+		return writeJSON(a.out, r)
+	case "yaml":
+		return writeYAML(a.out, r)
+	}
+	write := status.WriteTable
+	if output == "wide" {
+		write = status.WriteWide
+	}
+	return write(a.out, r, time.Now(), colours(a.out))
+}
+
+// watchStatus shows the status again when anything but the time has changed.
+func (a *app) watchStatus(ctx context.Context, c status.Client, output string) error {
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	last := ""
+	for {
+		r, err := askStatus(ctx, c)
+		key := r.Fingerprint()
+		if err != nil {
+			key = err.Error()
+		}
+		if ctx.Err() == nil && key != last {
+			if last != "" && output != "json" && output != "yaml" {
+				fmt.Fprintf(a.out, "\n%s\n", time.Now().Format(time.TimeOnly))
+			}
+			last = key
+			if err != nil {
+				a.report(err)
+			} else if err := a.writeStatus(r, output); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// exitOf is the exit code that a health has.
+func exitOf(h status.Health) error {
+	switch h {
+	case status.Degraded:
+		return errDegraded
+	case status.Down:
+		return errDown
+	}
+	return nil
+}
+
+// downError is why a kthwd that was asked for its status gave none.
+type downError struct{ error }
+
+func (d *downError) Unwrap() error { return d.error }
 
 // client reaches the kthwd that runs on the configured data directory, or the
 // load balancer, which has none.
@@ -69,10 +165,10 @@ func client(l *config.Loader) (status.Client, error) {
 	}
 	c := l.Config.Controller
 	if l.Config.Is(config.RoleLB) && !l.Config.Is(config.RoleController) { // as its file says
-		if l.Config.MetricsAddress == "" {
-			return status.Client{}, &hintedError{errors.New("a load balancer without --metrics-address answers nobody"), "give it one, such as " + config.Default().MetricsAddress}
-		}
-		return status.Client{Addr: l.Config.MetricsAddress}, nil
+		return balancerClient(l)
+	}
+	if len(l.Config.Role) == 0 && l.Origin("data-dir") == config.OriginDefault && !exists(c.Layout().ControlSocket()) && exists(l.Config.StatusSocket) {
+		return balancerClient(l) // which runs on flags, so that its role is in no file
 	}
 	if c.DataDir == "" {
 		return status.Client{}, usagef("--data-dir is empty")
@@ -82,4 +178,22 @@ func client(l *config.Loader) (status.Client, error) {
 		// Who names a data directory means the kthwd that runs on it, and no other.
 		Anywhere: l.Origin("data-dir") == config.OriginDefault,
 	}, nil
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// balancerClient reaches a load balancer that is alone in its process. Who names
+// its metrics address and no socket means the one that answers there.
+func balancerClient(l *config.Loader) (status.Client, error) {
+	socket, address := l.Config.StatusSocket, l.Config.MetricsAddress
+	if socket == "" && address == "" {
+		return status.Client{}, &hintedError{errors.New("a load balancer without --metrics-address and --status-socket answers nobody"), "give it one, such as " + config.Default().MetricsAddress}
+	}
+	if l.Origin("status-socket") == config.OriginDefault && l.Origin("metrics-address") != config.OriginDefault {
+		socket = ""
+	}
+	return status.Client{Socket: socket, Addr: address, Anywhere: true}, nil
 }
