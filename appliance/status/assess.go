@@ -30,6 +30,7 @@ type Finding struct {
 
 // What is worth a word.
 const (
+	fsyncBad   = 500 * time.Millisecond // half an election timeout, and where the alert of etcd's own rules begins
 	fsyncSlow  = 100 * time.Millisecond // a heartbeat: a write of the leader's then holds up the next one
 	fsyncWord  = 25 * time.Millisecond  // etcd wants less than 10 ms
 	fsyncLeast = 100                    // of which a 99th percentile says something
@@ -142,7 +143,10 @@ func (a *assessment) member(r Report) {
 	if f := m.Fsync; f.Count >= fsyncLeast && f.P99 >= fsyncWord {
 		h, text := Healthy, "the disk is slower than etcd likes (10 ms)"
 		if f.slow() {
-			h, text = Degraded, "the disk is too slow: leases and leadership may be lost"
+			text = "the disk is too slow: leases and leadership may be lost"
+		}
+		if f.P99 >= fsyncBad {
+			h = Degraded
 		}
 		a.add(h, "give etcd a disk of its own with --etcd-data-dir, an SSD, and see what else writes to this one",
 			"etcd fsync p99 is %d ms; %s", f.P99.Milliseconds(), text)

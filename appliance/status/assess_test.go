@@ -62,7 +62,8 @@ func TestAssess(t *testing.T) {
 			r.Member.Members[1].Active = false
 		}), Degraded, "two cannot be reached: 2 of 3 etcd members are there, 2 are needed", "before another one fails"},
 		"an even number":                    {change(func(r *Report) { r.Quorum.Members, r.Quorum.Active = 4, 4 }), Healthy, "etcd has 4 members", ""},
-		"a slow disk":                       {change(func(r *Report) { r.Member.Fsync.P99 = 184 * time.Millisecond }), Degraded, "etcd fsync p99 is 184 ms; the disk is too slow", "--etcd-data-dir"},
+		"a slow disk":                       {change(func(r *Report) { r.Member.Fsync.P99 = 184 * time.Millisecond }), Healthy, "etcd fsync p99 is 184 ms; the disk is too slow", "--etcd-data-dir"},
+		"a very slow disk":                  {change(func(r *Report) { r.Member.Fsync.P99 = 600 * time.Millisecond }), Degraded, "etcd fsync p99 is 600 ms; the disk is too slow", ""},
 		"a slowish disk":                    {change(func(r *Report) { r.Member.Fsync.P99 = 84 * time.Millisecond }), Healthy, "etcd fsync p99 is 84 ms", "SSD"},
 		"a few fsyncs":                      {change(func(r *Report) { r.Member.Fsync = Latency{P99: time.Second, Count: 3} }), Healthy, "", ""},
 		"nearly full":                       {change(func(r *Report) { r.Member.Size = 7 << 30 }), Degraded, "etcd's database is at 7.0 GiB of 8.0 GiB", "defragment"},

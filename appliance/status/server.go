@@ -62,6 +62,7 @@ type Server struct {
 	ServerConfig
 	log     *slog.Logger
 	public  http.Handler
+	paths   []string // beside the page
 	watcher watcher
 }
 
@@ -218,7 +219,7 @@ func (s *Server) newHTTPServer(h http.Handler) *http.Server {
 // newPublic is what whoever reaches the metrics address may read.
 func (s *Server) newPublic() http.Handler {
 	mux := http.NewServeMux()
-	paths := []string{"/livez", "/readyz", "/status", "/status.json", "/metrics"}
+	paths := []string{"/", "/livez", "/readyz", "/status", "/status.json", "/metrics"}
 	mux.HandleFunc("GET /status", s.status)
 	mux.HandleFunc("GET /status.json", s.status)
 	mux.HandleFunc("GET /readyz", s.readyz)
@@ -232,6 +233,8 @@ func (s *Server) newPublic() http.Handler {
 		addProfiles(mux)
 		paths = append(paths, "/debug/pprof/")
 	}
+	s.paths = paths[1:]
+	mux.HandleFunc("GET /{$}", s.page)
 	mux.Handle("/", unknown(paths))
 	return mux
 }

@@ -1,0 +1,79 @@
+package status
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"kthwd/appliance/supervise"
+)
+
+// pageOf is the page of a report, and its headers.
+func pageOf(t *testing.T, r Report) (string, http.Header) {
+	t.Helper()
+	s := NewServer(ServerConfig{Logs: quiet(), Report: func() Report { return r }})
+	w := httptest.NewRecorder()
+	s.public.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/", nil))
+	if w.Code != 200 {
+		t.Fatalf("got %d %s", w.Code, w.Body)
+	}
+	return w.Body.String(), w.Header()
+}
+
+// Each report of the golden files has a page, and with it all that it is about.
+func TestPage(t *testing.T) {
+	for name, r := range reports() {
+		text, h := pageOf(t, r)
+		wants := []string{"<h1>kthwd", r.Version, `<meta http-equiv="refresh"`}
+		for _, c := range r.Components {
+			wants = append(wants, c.Name)
+		}
+		if r.LB != nil {
+			for _, b := range r.LB.Backends {
+				wants = append(wants, b.Address, b.State)
+			}
+		}
+		for _, want := range wants {
+			if !strings.Contains(text, want) {
+				t.Errorf("%s: lacks %q", name, want)
+			}
+		}
+		if strings.Contains(text, "ZgotmplZ") || regexp.MustCompile(`(src|href)="(https?:)?//`).MatchString(text) {
+			t.Errorf("%s: something is from elsewhere, or was refused by the template", name)
+		}
+		for _, tag := range []string{"style", "script"} {
+			m := regexp.MustCompile(`(?s)<` + tag + `>(.*?)</` + tag + `>`).FindStringSubmatch(text)
+			if m == nil || !strings.Contains(h.Get("Content-Security-Policy"), tag+"-src '"+hashOf(m[1])+"'") {
+				t.Errorf("%s: the policy does not have the hash of the %s", name, tag)
+			}
+		}
+	}
+}
+
+// What others call themselves stays text.
+func TestHostilePage(t *testing.T) {
+	const evil = `"><script>alert(1)</script><img src=x onerror=alert(2)>'`
+	r := reports()["lb-trouble"]
+	r.Name, r.Version, r.Reason = evil, evil, evil
+	r.Components = []supervise.Status{{Name: evil, State: supervise.State(evil), Reason: evil, LastError: evil, ReadyAt: time.Second, Took: time.Second}}
+	r.Dependencies = map[string][]string{evil: {"x"}}
+	lb := *r.LB
+	lb.Backends = append(lb.Backends[:0:0], lb.Backends...)
+	lb.Backends[0].Address, lb.Backends[0].Reason, lb.Backends[0].State, lb.Backends[0].LastCheck = evil, evil, evil, evil
+	lb.Check = evil
+	discovery := *lb.Discovery
+	discovery.Error = evil
+	lb.Discovery, r.LB = &discovery, &lb
+	r.Quorum = &Quorum{Members: 1, Leader: evil}
+	r.Member = &Member{Members: []MemberInfo{{Name: evil, ID: evil, URLs: []string{evil}}}}
+	r.Leases = []Lease{{Name: evil, Holder: evil}}
+	r.Certificates = []Certificate{{File: evil, Subject: evil, Use: evil}, {File: evil, Problem: evil}}
+	r.Events = []Event{{Object: evil, From: evil, To: evil, Reason: evil}}
+	text, _ := pageOf(t, r)
+	if strings.Contains(text, "<script>alert") || strings.Contains(text, "<img") || strings.Contains(text, `x onerror=alert(2)>`) {
+		t.Errorf("a name became markup:\n%s", text)
+	}
+}
