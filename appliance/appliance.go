@@ -308,6 +308,8 @@ func (p *plant) wire() (*supervise.Group, *Pulse, error) {
 		return p.checkShared(ctx, server, etcd.Quorum().Members, etcd.log)
 	}
 	etcd.counted = p.remember
+	before, _ := readRecord(p.layout) // guard has looked at it
+	etcd.once.Store(before != nil)
 	g := supervise.New(p.log)
 	var leased fences
 	api := &apiServer{

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/pkg/v3/flags"
@@ -37,6 +38,7 @@ type etcd struct {
 	// cluster; it may wait as long as ctx lasts. May be nil.
 	admit   func(ctx context.Context, server *embed.Etcd) error
 	counted func(server *embed.Etcd) // called once it belongs, and now and then; may be nil
+	once    atomic.Bool              // there was a quorum, in this life or in an earlier one
 
 	fsyncs fsyncs // of the last minutes
 
@@ -271,6 +273,7 @@ func (e *etcd) watch(ctx context.Context, server *embed.Etcd, report supervise.R
 			}
 			ready()
 			state.begun = true
+			e.once.Store(true)
 			asks.Go(func() { e.followHandOvers(asking, server) })
 			e.count(server)
 		case <-tick.C:
@@ -368,13 +371,13 @@ func (q *quorumState) check(leader bool) {
 	switch {
 	case !q.begun:
 		if now.Note != "" && now.Members > 1 && now.Active != q.active {
-			q.etcd.log.Info("waiting for a quorum: start the other controllers", "members", now.Members, "reachable", now.Active, "needed", now.Needed)
+			q.etcd.log.Info("waiting for a quorum: start the other controllers", q.seen(now)...)
 			q.active = now.Active
 		}
 		q.report.Waiting(cmp.Or(now.Note, "waiting for the first write"))
 	case !leader:
 		if !q.lost {
-			q.etcd.log.Warn("quorum lost", "members", now.Members, "reachable", now.Active)
+			q.etcd.log.Warn("quorum lost", q.seen(now)...)
 		}
 		q.report.Waiting(now.Note)
 		q.lost = true
@@ -383,6 +386,14 @@ func (q *quorumState) check(leader bool) {
 		q.report.Ready("")
 		q.lost = false
 	}
+}
+
+func (q *quorumState) seen(now status.Quorum) []any {
+	attrs := []any{"members", now.Members, "reachable", now.Active, "needed", now.Needed}
+	if now.Advice != "" {
+		attrs = append(attrs, "hint", now.Advice)
+	}
+	return attrs
 }
 
 // close stops the member: clients first, then leadership is handed over, then
@@ -461,6 +472,9 @@ func (e *etcd) Quorum() status.Quorum {
 		return q
 	}
 	q.Note = fmt.Sprintf("waiting for etcd quorum (%d of %d)", q.Active, q.Members)
+	if e.once.Load() && q.Members > 1 && q.Active < q.Needed {
+		q.Advice = "if so many are lost for good that there will be no quorum again, stop kthwd here and run kthwd etcd recover"
+	}
 	return q
 }
 

@@ -105,7 +105,11 @@ func (a *assessment) quorum(r Report) {
 	switch {
 	case q == nil || q.Members == 0:
 	case q.Leader == "":
-		a.add(Down, "start the other controllers, and see that they reach each other's etcd peer port; nothing is lost meanwhile",
+		do := "start the other controllers, and see that they reach each other's etcd peer port; nothing is lost meanwhile"
+		if q.Advice != "" {
+			do += "; " + q.Advice
+		}
+		a.add(Down, do,
 			"etcd has no quorum: %d of %d members can be reached, %d are needed; nothing can be written", q.Active, q.Members, q.Needed)
 	case q.Active < q.Members:
 		a.add(Degraded, "bring it back before another one fails", "%s cannot be reached: %d of %d etcd members are there, %d are needed",

@@ -54,6 +54,7 @@ type Quorum struct {
 	Leader  string `json:"leader,omitempty"`  // name of the leading member; empty when none is known
 	Note    string `json:"note,omitempty"`    // what else there is to say, one line
 	Warning string `json:"warning,omitempty"` // of a number of members that is probably not meant
+	Advice  string `json:"advice,omitempty"`  // what is left to do when the others do not come back
 }
 
 // WriteTable writes a Report for people, with times as they are at now.
@@ -122,6 +123,9 @@ func (q Quorum) line(p func(colour, string) string) string {
 	}
 	if q.Note != "" {
 		line += "; " + oneLine(q.Note)
+	}
+	if q.Advice != "" {
+		line += "\n" + p(yellow, "hint") + ": " + oneLine(q.Advice)
 	}
 	if q.Warning != "" {
 		line += "\n" + p(yellow, "warning") + ": " + oneLine(q.Warning)

@@ -1,0 +1,137 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"kthwd/appliance"
+	"kthwd/appliance/config"
+	"kthwd/appliance/logging"
+)
+
+func (a *app) etcdVerb(l *config.Loader) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "etcd VERB",
+		Short: "Recover etcd when its other members are lost",
+		Args:  noVerb,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return &usageError{"etcd: no verb given", "verbs: recover"}
+		},
+	}
+	cmd.AddCommand(a.etcdRecoverVerb(l))
+	return cmd
+}
+
+func (a *app) etcdRecoverVerb(l *config.Loader) *cobra.Command {
+	var yes bool
+	cmd := &cobra.Command{
+		Use:   "recover [flags]",
+		Short: "Make this member a cluster of its own, when the others are lost for good",
+		Long: "Make the etcd member of this data directory a cluster of its own, with all its data, when\n" +
+			"so many of the others are lost for good that there will be no quorum again. kthwd must be\n" +
+			"stopped. What only the lost members had is lost. On a terminal it asks first.\n\n" +
+			"It works on a copy, beside the data, and has the two change places when all is done: stopped\n" +
+			"at any moment, it leaves the old data or the new ones in place, and the old ones are kept.",
+		Example: "  kthwd etcd recover --config=/etc/kthwd/kthwd.yaml",
+		Args:    noVerb,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return a.etcdRecover(cmd.Context(), l, yes) },
+	}
+	cmd.Flags().BoolVar(&yes, "yes", false, "Do not ask. Needed where standard input is not a terminal.")
+	l.AddFlags(cmd.Flags(), "config", "data-dir", "etcd-data-dir")
+	return cmd
+}
+
+func (a *app) etcdRecover(ctx context.Context, l *config.Loader, yes bool) error {
+	if err := l.Load(); err != nil {
+		return err
+	}
+	logs, err := logging.New(a.err, a.logFormat(l.Config.LogFormat), l.Config.LogLevel)
+	if err != nil {
+		return err
+	}
+	ctx, release := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	defer release()
+	r, err := appliance.BeginRecovery(ctx, l.Config.Controller, version, logs.Logger("etcd"))
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	a.describe(r)
+	if !yes {
+		if err := a.confirm(ctx); err != nil {
+			return err
+		}
+	}
+	revision, err := r.Run(ctx)
+	if errors.Is(err, context.Canceled) {
+		return errors.New("interrupted: nothing has changed")
+	}
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(a.out, "\n%s is a cluster of its own, at revision %d; the data as they were are in %s\n"+
+		"Start kthwd here; then, for each other controller, kthwd member add here and kthwd join there.\n", r.Name, revision, r.Backup)
+	return nil
+}
+
+// describe says what would happen.
+func (a *app) describe(r *appliance.Recovery) {
+	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(w, "cluster\t%s\n", r.Cluster)
+	fmt.Fprintf(w, "stays\t%s, member %s\n", r.Name, r.Member)
+	for i, lost := range r.Lost {
+		what := "given up"
+		if i > 0 {
+			what = ""
+		}
+		name := lost.Name
+		if name == "" {
+			name = "a member that never started"
+		}
+		fmt.Fprintf(w, "%s\t%s, %s\n", what, name, strings.Join(lost.Peers, " "))
+	}
+	fmt.Fprintf(w, "revision\t%d; what only the others have is lost\n", r.Rev)
+	fmt.Fprintf(w, "data\t%s, %d MB\n", r.Data, r.Size>>20)
+	fmt.Fprintf(w, "kept in\t%s\n", r.Backup)
+	for _, dir := range r.Cleared {
+		fmt.Fprintf(w, "removed\t%s, which was not finished\n", dir)
+	}
+	w.Flush()
+}
+
+// confirm returns nil when a person at the terminal says yes.
+func (a *app) confirm(ctx context.Context) error {
+	if !term.IsTerminal(int(os.Stdin.Fd())) {
+		return &usageError{"nobody is there to confirm: standard input is not a terminal", "give --yes to go on without being asked"}
+	}
+	fmt.Fprint(a.out, "\nGive the others up? Type yes to go on: ")
+	answer := make(chan string, 1)
+	go func() {
+		line, err := bufio.NewReader(os.Stdin).ReadString('\n')
+		if err != nil && !errors.Is(err, io.EOF) {
+			line = ""
+		}
+		answer <- strings.TrimSpace(line)
+	}()
+	select {
+	case line := <-answer:
+		if line == "yes" {
+			return nil
+		}
+		return errors.New("not confirmed: nothing has changed")
+	case <-ctx.Done():
+		fmt.Fprintln(a.out)
+		return errors.New("interrupted: nothing has changed")
+	}
+}
