@@ -41,11 +41,14 @@ type etcd struct {
 	once    atomic.Bool              // there was a quorum, in this life or in an earlier one
 
 	fsyncs fsyncs // of the last minutes
+	peers  peersHeard
 
 	mu     sync.Mutex
 	server *embed.Etcd // nil until started
 	fatal  chan error  // what etcd's logger called fatal; etcd cannot go on after it
 	leave  chan struct{}
+
+	leaderless time.Time // since when no leader is known; zero while there is one
 
 	gate writeGate // shut for a moment when leadership moves
 }
@@ -277,7 +280,9 @@ func (e *etcd) watch(ctx context.Context, server *embed.Etcd, report supervise.R
 			asks.Go(func() { e.followHandOvers(asking, server) })
 			e.count(server)
 		case <-tick.C:
-			state.check(server.Server.Leader() != 0)
+			leader := server.Server.Leader() != 0
+			e.listen(leader)
+			state.check(leader)
 			e.fsyncs.sample(time.Now())
 			if state.begun {
 				e.count(server)
@@ -452,7 +457,7 @@ func (e *etcd) Quorum() status.Quorum {
 		return status.Quorum{Note: "waiting for etcd to start"}
 	}
 	self := server.Server.MemberID()
-	active, q := activePeers(self), status.Quorum{}
+	active, q := e.reachable(server), status.Quorum{}
 	for _, m := range server.Server.Cluster().Members() {
 		if m.IsLearner {
 			continue

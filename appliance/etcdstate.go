@@ -179,7 +179,7 @@ func (e *etcd) Member() *status.Member {
 			m.Alarms = append(m.Alarms, alarm)
 		}
 	}
-	active := activePeers(s.MemberID())
+	active := e.reachable(server)
 	for _, p := range s.Cluster().Members() {
 		local := p.ID == s.MemberID()
 		m.Members = append(m.Members, status.MemberInfo{

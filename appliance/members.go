@@ -75,7 +75,7 @@ func (m *members) list(context.Context) (member.List, error) {
 		return member.List{}, err
 	}
 	self, leader := server.Server.MemberID(), server.Server.Leader()
-	active := activePeers(self)
+	active := m.etcd.reachable(server)
 	var l member.List
 	for _, e := range server.Server.Cluster().Members() {
 		id := e.ID.String()
