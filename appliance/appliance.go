@@ -311,10 +311,10 @@ func (p *plant) wire() (*supervise.Group, *Pulse, error) {
 	before, _ := readRecord(p.layout) // guard has looked at it
 	etcd.once.Store(before != nil)
 	g := supervise.New(p.log)
-	var leased fences
+	leased := newFences(p.cfg.LocalServer())
 	api := &apiServer{
 		args: withoutGates(p.args[nameAPIServer]), server: p.cfg.LocalServer(),
-		layout: p.layout, etcd: etcd, fences: &leased, log: logs.Logger(nameAPIServer),
+		layout: p.layout, etcd: etcd, fences: leased, log: logs.Logger(nameAPIServer),
 	}
 	api.usersDelay = slices.ContainsFunc(parseUserArgs(p.cfg.APIServerArgs), func(a arg) bool { return a.key == keyShutdownDelay })
 	delay, _ := time.ParseDuration(value(p.args[nameAPIServer], keyShutdownDelay)) // upstream's parser has had it already

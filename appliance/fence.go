@@ -30,9 +30,10 @@ import (
 //
 // The zero value is closed. open takes it away, for who runs without a lease.
 type fence struct {
-	limit time.Duration // after a renewal was begun; the component has stopped by itself then, if it could
-	off   atomic.Bool
-	until atomic.Int64 // of bootTime; 0 while there is no lease
+	server string        // the API server that has it: https://127.0.0.1:6443
+	limit  time.Duration // after a renewal was begun; the component has stopped by itself then, if it could
+	off    atomic.Bool
+	until  atomic.Int64 // of bootTime; 0 while there is no lease
 }
 
 // bootTime goes on while the machine sleeps, unlike Go's monotonic clock. It is a
@@ -85,6 +86,11 @@ func (l *fencedLock) renew(ctx context.Context, r resourcelock.LeaderElectionRec
 
 // fences are those of the two components that need a lease.
 type fences struct{ controllerManager, scheduler fence }
+
+// newFences makes those of an API server, which is known to its clients as server.
+func newFences(server string) *fences {
+	return &fences{fence{server: server}, fence{server: server}}
+}
 
 // chained puts the fences behind the filters that say who asks, and for what.
 func (f *fences) chained(build func(http.Handler, *genericapiserver.Config) http.Handler) func(http.Handler, *genericapiserver.Config) http.Handler {

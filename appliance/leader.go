@@ -22,6 +22,10 @@ const (
 	firstTermPause = 500 * time.Millisecond
 	lastTermPause  = 15 * time.Second // below aliveCheck's patience
 	steadyTerm     = 5 * time.Minute  // a term this long makes the next pause short again
+
+	// How long a term without its lease may take to stop when the API server refuses
+	// its writes: a request that hangs on a disk can be answered only by the disk.
+	fencedPatience = time.Minute
 )
 
 // errLeaseLost ends a term whose lease could not be renewed in time.
@@ -50,8 +54,9 @@ type lease struct {
 type standby func(ctx context.Context) (term func(ctx context.Context) error, err error)
 
 // run campaigns, leads, and begins again when a term ends, until ctx ends. It
-// returns an error only for what makes it unsafe to go on in this process: a
-// term that did not stop within the lease's safety margin.
+// returns an error only for what makes it unsafe, or of no use, to go on in this
+// process: a term that did not stop within the lease's safety margin, or within
+// fencedPatience where the fence keeps it from acting.
 func (l *lease) run(ctx context.Context, ready func(), prepare standby) error {
 	report := supervise.Report(ctx)
 	l.fence.limit = l.election.RenewDeadline.Duration
@@ -135,12 +140,22 @@ func (l *lease) serve(c *campaign, work context.Context, stopWork func(), lead f
 		l.log.Warn("lease lost, stopping", "margin", l.margin())
 	}
 	stopWork()
+	patience := l.margin()
+	if l.fenced() {
+		patience = fencedPatience
+	}
 	select {
 	case <-done:
 		return errLeaseLost
-	case <-time.After(l.margin()):
-		return &stuckTermError{l.component, l.margin()}
+	case <-time.After(patience):
+		return &stuckTermError{l.component, patience}
 	}
+}
+
+// fenced tells whether the component speaks to the API server of this process,
+// which takes no write from it without the lease. Its kubeconfig may name another.
+func (l *lease) fenced() bool {
+	return l.fence.server != "" && l.client != nil && l.client.Host == l.fence.server
 }
 
 // margin is how long work may go on after the lease was lost for us and before
@@ -152,11 +167,11 @@ func (l *lease) margin() time.Duration {
 // stuckTermError means that two controllers could soon act at once.
 type stuckTermError struct {
 	component string
-	margin    time.Duration
+	patience  time.Duration
 }
 
 func (e *stuckTermError) Error() string {
-	return fmt.Sprintf("did not stop within %v of losing its lease: the process ends, so that two of %s never act at once", e.margin, e.component)
+	return fmt.Sprintf("did not stop within %v of losing its lease: the process ends, so that two of %s never act at once", e.patience, e.component)
 }
 
 // campaign is one elector's life.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
 	componentbaseconfig "k8s.io/component-base/config"
 )
 
@@ -26,14 +27,18 @@ func TestTermEnds(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
 		lost  bool                        // the lease is lost after a second
+		host  string                      // of the API server that the component uses
 		term  func(context.Context) error // the program; nil does not stop
 		want  error
 		after time.Duration
 	}{
-		{"lost, and stops at once", true, func(ctx context.Context) error { <-ctx.Done(); return nil }, errLeaseLost, time.Second},
-		{"lost, and takes 4 s", true, slowly(4 * time.Second), errLeaseLost, 5 * time.Second},
-		{"lost, and does not stop", true, nil, &stuckTermError{nameScheduler, 5 * time.Second}, 6 * time.Second},
-		{"ends by itself", false, func(context.Context) error { return failed }, failed, 0},
+		{"lost, and stops at once", true, "", func(ctx context.Context) error { <-ctx.Done(); return nil }, errLeaseLost, time.Second},
+		{"lost, and takes 4 s", true, "", slowly(4 * time.Second), errLeaseLost, 5 * time.Second},
+		{"lost, and does not stop", true, "", nil, &stuckTermError{nameScheduler, 5 * time.Second}, 6 * time.Second},
+		{"lost, behind another's fence", true, "https://10.0.1.48:6443", nil, &stuckTermError{nameScheduler, 5 * time.Second}, 6 * time.Second},
+		{"lost, behind the fence, and takes 40 s", true, "https://127.0.0.1:6443", slowly(40 * time.Second), errLeaseLost, 41 * time.Second},
+		{"lost, behind the fence, and does not stop", true, "https://127.0.0.1:6443", nil, &stuckTermError{nameScheduler, time.Minute}, 61 * time.Second},
+		{"ends by itself", false, "", func(context.Context) error { return failed }, failed, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -48,7 +53,9 @@ func TestTermEnds(t *testing.T) {
 					time.AfterFunc(time.Second, func() { close(over) })
 				}
 				begun := time.Now()
-				err := newLease().serve(&campaign{over: over}, work, stop, term)
+				l := newLease()
+				l.fence, l.client = &fence{server: "https://127.0.0.1:6443"}, &rest.Config{Host: tt.host}
+				err := l.serve(&campaign{over: over}, work, stop, term)
 				if took := time.Since(begun); took != tt.after {
 					t.Errorf("ended after %v; want %v", took, tt.after)
 				}
