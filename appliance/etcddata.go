@@ -89,17 +89,30 @@ func readRecords(d wal.Decoder) error {
 	}
 }
 
+// largestRecord is more than any that etcd writes: a request is at most 1.5 MiB
+// unless --max-request-bytes says otherwise, and a record holds one.
+const largestRecord = 64 << 20
+
 // torn tells whether the record at offset may be a write that did not end: not the
 // first one of a file, and of a length that fits into it. The length is eight aligned
 // bytes, which a disk writes whole or not at all.
+//
+// A record at the end of a file makes it longer. Where there was no room for that, the
+// file ends in its middle, and only its beginning tells that it is one.
 func torn(f *os.File, offset int64) bool {
 	info, err := f.Stat()
-	length := make([]byte, 8)
-	if _, short := f.ReadAt(length, offset); err != nil || short != nil || offset == 0 {
+	head := make([]byte, 11)
+	if _, short := f.ReadAt(head, offset); err != nil || short != nil || offset == 0 {
 		return false
 	}
 	const lengthBits = 1<<56 - 1 // the rest is padding (storage/wal/decoder.go:decodeFrameSize)
-	return int64(binary.LittleEndian.Uint64(length)&lengthBits) <= info.Size()-offset-8
+	length := int64(binary.LittleEndian.Uint64(head[:8]) & lengthBits)
+	if length <= info.Size()-offset-8 {
+		return true
+	}
+	// walpb.Record begins with its type, field 1, and the checksum, field 2.
+	begins := head[8] == 1<<3 && int64(head[9]) >= wal.MetadataType && int64(head[9]) <= wal.SnapshotType && head[10] == 2<<3
+	return begins && length <= largestRecord
 }
 
 // commitAll marks all entries of the log in dir, a member directory, as committed, up to
