@@ -305,7 +305,11 @@ func (p *plant) wire() (*supervise.Group, *Pulse, error) {
 		return nil, nil, asUsage(err)
 	}
 	etcd.admit = func(ctx context.Context, server *embed.Etcd) error {
-		return p.checkShared(ctx, server, etcd.Quorum().Members, etcd.log)
+		err := p.checkShared(ctx, server, etcd.sharers(), etcd.log)
+		if err == nil {
+			arrive(ctx, server)
+		}
+		return err
 	}
 	etcd.counted = p.remember
 	before, _ := readRecord(p.layout) // guard has looked at it
@@ -318,7 +322,10 @@ func (p *plant) wire() (*supervise.Group, *Pulse, error) {
 	}
 	api.usersDelay = slices.ContainsFunc(parseUserArgs(p.cfg.APIServerArgs), func(a arg) bool { return a.key == keyShutdownDelay })
 	delay, _ := time.ParseDuration(value(p.args[nameAPIServer], keyShutdownDelay)) // upstream's parser has had it already
-	if alone(etcd.cfg) {
+	switch {
+	case p.hadOthers():
+		etcd.steady()
+	case alone(etcd.cfg):
 		etcd.open = api.begin
 	}
 	kcm := &controllerManager{
@@ -330,7 +337,9 @@ func (p *plant) wire() (*supervise.Group, *Pulse, error) {
 		record: newLeaseRecord(nameScheduler, p.identity), alive: aliveCheck(g, nameScheduler), logs: logs, log: logs.Logger(nameScheduler),
 	}
 
-	members := &members{etcd: etcd, cfg: p.cfg, layout: p.layout, prefix: p.storagePrefix(), log: logs.Logger("members")}
+	members := newMembers(members{
+		etcd: etcd, cfg: p.cfg, layout: p.layout, version: p.o.Version, prefix: p.storagePrefix(), log: logs.Logger(nameMembers),
+	})
 
 	seed := p.newSeed(api)
 	collectors := []prometheus.Collector{seed.Collector()}
@@ -347,6 +356,7 @@ func (p *plant) wire() (*supervise.Group, *Pulse, error) {
 		p.o.Beside.Add(g, bridges[0])
 	}
 	etcdNode := g.Add(etcd, bridges...).StopWithin(stopEtcd)
+	g.Add(members, etcdNode).StopWithin(stopBridges)
 	apiNode := g.Add(api, etcdNode).StopWithin(stopAPIServer + delay)
 	g.Add(seed, apiNode)
 	// The ports open at once; the programs behind them wait for the API server.
@@ -355,6 +365,13 @@ func (p *plant) wire() (*supervise.Group, *Pulse, error) {
 	g.Add(kcm, apiNode, kcmPort).StopWithin(stopControllers)
 	g.Add(sched, apiNode, schedPort).StopWithin(stopControllers)
 	return g, &Pulse{group: g, etcd: etcd, api: api}, nil
+}
+
+// hadOthers tells whether the member was one of several when this directory was
+// last in use.
+func (p *plant) hadOthers() bool {
+	r, err := readRecord(p.layout)
+	return err == nil && r != nil && r.Members > 1
 }
 
 // newStatus answers questions about this process.

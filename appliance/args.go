@@ -60,7 +60,7 @@ func etcdArgs(c config.Controller, l pki.Layout, socket string) []arg {
 		{"advertise-client-urls", host(c.EtcdClientPort)},
 		{"initial-cluster-token", "etcd-cluster-0"},
 		{"initial-cluster", c.EtcdInitialCluster()},
-		{"initial-cluster-state", "new"},
+		{"initial-cluster-state", c.InitialClusterState},
 		{"data-dir", l.Etcd()},
 		{"snapshot-catchup-entries", "1000"},  // 5000 by default, all kept in memory (etcdserver/server.go)
 		{"quota-backend-bytes", "8589934592"}, // 8 GiB, the most etcd advises; 2 GiB by default

@@ -122,14 +122,32 @@ func etcdFeatureGates(cfg *embed.Config, fs *flag.FlagSet) error {
 	return nil
 }
 
+// hastyTick is the tick of a member that is alone, in milliseconds.
+const hastyTick = 50
+
 // fastElection lets a member that is alone elect itself in 50–250 ms instead of
 // 0.1–1 s. Heartbeats go to nobody there, so nothing else depends on the tick; a
 // shorter one wakes an idle process five times as often (raft, monitorLeader).
 func fastElection(cfg *embed.Config) {
 	set := cfg.FlagsExplicitlySet
 	if alone(cfg) && !set["heartbeat-interval"] && !set["election-timeout"] {
-		cfg.TickMs, cfg.ElectionMs = 50, 250
+		cfg.TickMs, cfg.ElectionMs = hastyTick, 250
 	}
+}
+
+// steady gives a member back etcd's own timing: it was made as the only one, and
+// has others by now.
+func (e *etcd) steady() {
+	if set := e.cfg.FlagsExplicitlySet; !set["heartbeat-interval"] && !set["election-timeout"] {
+		d := embed.NewConfig()
+		e.cfg.TickMs, e.cfg.ElectionMs = d.TickMs, d.ElectionMs
+	}
+}
+
+// hasty tells whether the member has the timing of fastElection. As the leader of
+// several it would step down whenever they do not answer for 250 ms.
+func (e *etcd) hasty() bool {
+	return e.cfg.TickMs == hastyTick && !e.cfg.FlagsExplicitlySet["heartbeat-interval"]
 }
 
 // alone tells whether the member was made as the only one of its cluster. Others
@@ -149,6 +167,9 @@ func (e *etcd) Run(ctx context.Context, ready func()) error {
 		return err
 	}
 	report := supervise.Report(ctx)
+	if err := e.learnMembers(ctx, report); err != nil || ctx.Err() != nil {
+		return err
+	}
 	server, err := e.start(ctx, report)
 	if err != nil || server == nil {
 		return err
@@ -347,10 +368,48 @@ func (e *etcd) gone(server *embed.Etcd) error {
 }
 
 func (e *etcd) admission(ctx context.Context, server *embed.Etcd) error {
-	if e.admit == nil {
-		return nil
+	if e.admit != nil {
+		if err := e.admit(ctx, server); err != nil {
+			return err
+		}
 	}
-	return e.admit(ctx, server)
+	e.awaitVote(ctx, server)
+	return nil
+}
+
+// awaitVote returns when this member is a voter, or ctx ends. Clients are refused by
+// a learner, so an API server must not be built on one.
+func (e *etcd) awaitVote(ctx context.Context, server *embed.Etcd) {
+	if !learns(server) {
+		return
+	}
+	begun := time.Now()
+	e.log.Info("this member is a learner: catching up with the others")
+	for learns(server) && ctx.Err() == nil {
+		sleep(ctx, readyPoll)
+	}
+	if ctx.Err() == nil {
+		e.log.Info("caught up: this member votes now", "took", time.Since(begun).Round(time.Millisecond))
+	}
+}
+
+// learns tells whether the member does not vote yet. EtcdServer.IsLearner panics
+// for one that was removed.
+func learns(server *embed.Etcd) bool {
+	m := server.Server.Cluster().Member(server.Server.MemberID())
+	return m != nil && m.IsLearner
+}
+
+// sharers is how many members must have the same shared files.
+func (e *etcd) sharers() int {
+	server := e.running()
+	if server == nil {
+		return 0
+	}
+	if learns(server) {
+		return len(server.Server.Cluster().Members())
+	}
+	return voters(server)
 }
 
 func (e *etcd) count(server *embed.Etcd) {
@@ -375,7 +434,7 @@ func (q *quorumState) check(leader bool) {
 	now := q.etcd.Quorum()
 	switch {
 	case !q.begun:
-		if now.Note != "" && now.Members > 1 && now.Active != q.active {
+		if !leader && now.Note != "" && now.Members > 1 && now.Active != q.active {
 			q.etcd.log.Info("waiting for a quorum: start the other controllers", q.seen(now)...)
 			q.active = now.Active
 		}
@@ -473,6 +532,9 @@ func (e *etcd) Quorum() status.Quorum {
 		q.Leader = leader.String()
 		if m := server.Server.Cluster().Member(leader); m != nil && m.Name != "" {
 			q.Leader = m.Name
+		}
+		if learns(server) {
+			q.Note = "learner: catching up; it votes once it has"
 		}
 		return q
 	}

@@ -32,17 +32,31 @@ import (
 // members is what this controller does about the membership of its cluster: the
 // list, removals, and further controllers that join.
 type members struct {
-	etcd   *etcd
-	cfg    config.Controller
-	layout pki.Layout
-	prefix string // of kube-apiserver's keys in etcd
-	log    *slog.Logger
+	etcd    *etcd
+	cfg     config.Controller
+	layout  pki.Layout
+	version string // kthwd's own
+	prefix  string // of kube-apiserver's keys in etcd
+	log     *slog.Logger
+
+	endpoint *joinEndpoint
+	passedOn bool // of Run
+}
+
+// newMembers prepares it. It opens nothing.
+func newMembers(m members) *members {
+	m.endpoint = &joinEndpoint{
+		address: net.JoinHostPort(m.cfg.AdvertiseAddress, strconv.Itoa(m.cfg.JoinPort)),
+		layout:  m.layout, handler: m.joinHandler(), log: m.log,
+	}
+	return &m
 }
 
 // private are the requests of kthwd's verbs, for the unix socket.
 func (m *members) private() map[string]http.HandlerFunc {
 	return map[string]http.HandlerFunc{
 		"GET /members":           answer(func(r *http.Request) (any, error) { return m.list(r.Context()) }),
+		"POST /members":          answer(m.addRequest),
 		"DELETE /members/{name}": answer(func(r *http.Request) (any, error) { return m.remove(r.Context(), r.PathValue("name")) }),
 	}
 }
@@ -68,12 +82,23 @@ func (m *members) server() (*embed.Etcd, error) {
 	return nil, WithHint(errors.New("etcd has not started yet"), "kthwd status says what it waits for")
 }
 
+// client is one of the member that runs. The caller calls done.
+func (m *members) client() (client *clientv3.Client, server *embed.Etcd, done func(), err error) {
+	if server, err = m.server(); err != nil {
+		return nil, nil, nil, err
+	}
+	client = v3client.New(server.Server)
+	return client, server, func() { client.Close() }, nil
+}
+
 // list is the cluster as this controller sees it, whether there is a quorum or not.
-func (m *members) list(context.Context) (member.List, error) {
-	server, err := m.server()
+func (m *members) list(ctx context.Context) (member.List, error) {
+	client, server, done, err := m.client()
 	if err != nil {
 		return member.List{}, err
 	}
+	defer done()
+	under := m.underWay(ctx, client)
 	self, leader := server.Server.MemberID(), server.Server.Leader()
 	active := m.etcd.reachable(server)
 	var l member.List
@@ -87,12 +112,46 @@ func (m *members) list(context.Context) (member.List, error) {
 			one.Role = member.Learner
 		}
 		if one.Name == "" {
-			one.Name = id // it has never run
+			one.Name = id // it has never run, and nobody here has added it
+		}
+		for i, j := range under {
+			if j.member([]*membership.Member{e}) == nil {
+				continue
+			}
+			under = slices.Delete(under, i, i+1)
+			if one.Role == member.Learner {
+				one.Name, one.Remains = j.Name, j.left
+			}
+			break
 		}
 		l.Members = append(l.Members, one)
 	}
+	for _, j := range under {
+		l.Members = append(l.Members, member.Member{Name: j.Name, Address: j.Address, Role: member.Joining, Remains: j.left})
+	}
 	slices.SortFunc(l.Members, func(a, b member.Member) int { return strings.Compare(a.Name, b.Name) })
 	return l, nil
+}
+
+// timed is a join, and how long it has left.
+type timed struct {
+	join
+	left time.Duration
+}
+
+// underWay are the joins as this member knows them. Without a quorum it is not
+// known how long they have left.
+func (m *members) underWay(ctx context.Context, client *clientv3.Client) (all []timed) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	pending, _, err := joins(ctx, client, clientv3.WithSerializable())
+	if err != nil {
+		m.log.Debug("joins not read", "err", err)
+	}
+	for _, j := range pending {
+		all = append(all, timed{j, j.remains(ctx, client)})
+	}
+	return all
 }
 
 // peerHost is where the other members reach one.
@@ -132,12 +191,13 @@ func (m *members) remove(ctx context.Context, name string) (member.Member, error
 	if gone.Leader && !gone.Self {
 		m.takeOver(ctx, server)
 	}
-	if err := m.removeID(ctx, server, gone); err != nil {
-		return gone, err
+	if gone.ID != "" {
+		if err := m.removeID(ctx, server, gone.ID); err != nil {
+			return gone, err
+		}
 	}
 	m.log.Info("member removed", "name", gone.Name, "address", gone.Address, "id", gone.ID)
-	m.forget(ctx, server, gone)
-	return gone, nil
+	return gone, m.forget(ctx, gone)
 }
 
 // takeOver has the leader pass the leadership on to this member: without that, the
@@ -191,10 +251,10 @@ func clusterTLS(l pki.Layout) (*tls.Config, error) {
 }
 
 // removeID asks etcd, again while it is not content yet.
-func (m *members) removeID(ctx context.Context, server *embed.Etcd, gone member.Member) error {
-	id, err := memberID(gone.ID)
+func (m *members) removeID(ctx context.Context, server *embed.Etcd, hex string) error {
+	id, err := strconv.ParseUint(hex, 16, 64)
 	if err != nil {
-		return err
+		return fmt.Errorf("member ID %q: %w", hex, err)
 	}
 	return settled(ctx, func() error {
 		_, err := server.Server.RemoveMember(ctx, id)
@@ -231,24 +291,33 @@ func changeError(err error) error {
 	return err
 }
 
-func memberID(hex string) (uint64, error) {
-	id, err := strconv.ParseUint(hex, 16, 64)
+// forget deletes what would remind the cluster of a removed member: the join that
+// it was to come by, which is an error when it stays, and its API server's place
+// among the endpoints of the service kubernetes, which would be there for 15 more
+// seconds.
+func (m *members) forget(ctx context.Context, gone member.Member) error {
+	client, _, done, err := m.client()
 	if err != nil {
-		return 0, fmt.Errorf("member ID %q: %w", hex, err)
+		return err
 	}
-	return id, nil
-}
-
-// forget deletes what would remind the cluster of a removed member: its API
-// server's place among the endpoints of the service kubernetes, which would be
-// there for 15 more seconds. Failing that costs nothing else.
-func (m *members) forget(ctx context.Context, server *embed.Etcd, gone member.Member) {
-	client := v3client.New(server.Server)
-	defer client.Close()
-	if net.ParseIP(gone.Address) == nil {
-		return
+	defer done()
+	pending, _, err := joins(ctx, client)
+	if err != nil {
+		return changeError(err)
+	}
+	for _, j := range pending {
+		if j.Name != gone.Name || j.Address != gone.Address {
+			continue
+		}
+		if err := j.forget(ctx, client); err != nil {
+			return changeError(err)
+		}
+	}
+	if gone.Role != member.Voter || net.ParseIP(gone.Address) == nil {
+		return nil
 	}
 	if _, err := client.Delete(ctx, m.prefix+"/masterleases/"+gone.Address); err != nil {
 		m.log.Warn("the removed member's API server stays among the endpoints until its lease ends", "address", gone.Address, "err", err)
 	}
+	return nil
 }

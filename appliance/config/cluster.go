@@ -26,8 +26,11 @@ type Cluster struct {
 // The names that are taken below Cluster.Dir, and that of the configuration files.
 const (
 	clusterHome = "ca"
-	fileName    = "kthwd.yaml"
+	fileName    = FileName
 )
+
+// FileName is that of a machine's configuration file in its directory.
+const FileName = "kthwd.yaml"
 
 // Plan is what pki.EnsureCluster makes of the cluster. The error joins all
 // *Problems with it; keys are the flags of kthwd pki init.
@@ -141,8 +144,38 @@ func (c Cluster) plan(members []Member) pki.Cluster {
 	return out
 }
 
-// controllerFile is the kthwd.yaml of a controller.
-func controllerFile(c Controller) []byte {
+// controllerFile is the kthwd.yaml of a controller, in its data directory.
+func controllerFile(c Controller) []byte { return writeController(c, ".") }
+
+// JoinedFile is the kthwd.yaml of a controller that joins: as kthwd pki init would
+// write it, and every setting that is not the default.
+func JoinedFile(c Config) []byte {
+	k := c.Controller
+	b := bytes.NewBuffer(writeController(k, k.DataDir))
+	said := NewLoader()
+	if err := said.parseFile(FileName, b.Bytes()); err != nil {
+		panic(err) // it is ours
+	}
+	is := NewLoader()
+	is.Config = c
+	if k.EtcdDataDir == (Controller{DataDir: k.DataDir}).Layout().Etcd() {
+		is.Config.Controller.EtcdDataDir = ""
+	}
+	begun := false
+	for i, s := range is.table {
+		if s.role == RoleLB || s.name == "role" || s.name == "config" || s.yaml() == said.table[i].yaml() {
+			continue
+		}
+		if !begun {
+			fmt.Fprintln(b, "\n# As it was said when this controller joined.")
+			begun = true
+		}
+		fmt.Fprintf(b, "%s: %s\n", s.name, s.yaml())
+	}
+	return b.Bytes()
+}
+
+func writeController(c Controller, dataDir string) []byte {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, `# The controller %[1]s. This directory is its data directory, wherever it lies:
 #   kthwd --config=kthwd.yaml
@@ -150,23 +183,23 @@ func controllerFile(c Controller) []byte {
 role: controller
 
 # Relative paths are meant from this file's directory.
-data-dir: .
+data-dir: %[3]s
 
 # Who this machine is, for the others.
 name: %[1]s
 advertise-address: %[2]s
-`, yamlText(c.Name), yamlText(c.AdvertiseAddress))
+`, yamlText(c.Name), yamlText(c.AdvertiseAddress), yamlText(dataDir))
 	if c.BindAddress != Default().Controller.BindAddress {
 		fmt.Fprintf(&b, "bind-address: %s\n", yamlText(c.BindAddress))
 	}
 	fmt.Fprintf(&b, `
-# All controllers that the cluster begins with: the same list on each.
+%s
 initial-cluster: %s
 
 # The same on each, too.
 service-cluster-ip-range: %s
 cluster-cidr: %s
-`, yamlList(c.InitialCluster), yamlText(c.ServiceClusterIPRange), yamlText(c.ClusterCIDR))
+`, beginning(c), yamlList(c.InitialCluster), yamlText(c.ServiceClusterIPRange), yamlText(c.ClusterCIDR))
 	d := Default().Controller
 	for _, port := range []struct {
 		key     string
@@ -181,6 +214,15 @@ cluster-cidr: %s
 health-address: %s
 `, yamlText(c.HealthAddress))
 	return b.Bytes()
+}
+
+// beginning says what initial-cluster is.
+func beginning(c Controller) string {
+	if c.InitialClusterState == StateExisting {
+		return "# The controllers that were there when this one joined, and it. At its first start\n" +
+			"# it asks them who the members are; after that, its data say it.\ninitial-cluster-state: existing"
+	}
+	return "# All controllers that the cluster begins with: the same list on each."
 }
 
 // lbFile is the kthwd.yaml of a load balancer.

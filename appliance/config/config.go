@@ -49,11 +49,13 @@ type Controller struct {
 	EtcdPeerPort          int
 	ControllerManagerPort int
 	SchedulerPort         int
+	JoinPort              int // open on AdvertiseAddress while another controller may join
 
 	HealthAddress    string // the plain HTTP bridge; "" switches it off
 	HealthServerName string // the only Host it answers; "" means any
 
 	InitialCluster        []string // NAME=ADDRESS of every controller, this one included; empty means this one only
+	InitialClusterState   string   // StateNew or StateExisting; counts until etcd has data
 	ServiceClusterIPRange string
 	ClusterCIDR           string
 
@@ -63,6 +65,12 @@ type Controller struct {
 	ControllerManagerArgs []string
 	SchedulerArgs         []string
 }
+
+// What InitialClusterState may be.
+const (
+	StateNew      = "new"
+	StateExisting = "existing"
+)
 
 // Default is the configuration when nobody says otherwise: the tutorial's
 // paths, ports and ranges, and lb.Default. Every default of kthwd's own is
@@ -82,6 +90,8 @@ func Default() Config {
 			EtcdPeerPort:          2380,
 			ControllerManagerPort: 10257, // 10257 and 10259 are fixed in kubectl get componentstatuses
 			SchedulerPort:         10259,
+			JoinPort:              10301,
+			InitialClusterState:   StateNew,
 			HealthAddress:         ":80",
 			HealthServerName:      "",
 			ServiceClusterIPRange: "10.32.0.0/24",

@@ -79,10 +79,12 @@ func (l *Loader) settings() []setting {
 		{"etcd-peer-port", RoleController, groupPorts, "PORT", "Port of etcd for the other controllers; asks for a client certificate.", &k.EtcdPeerPort},
 		{"controller-manager-port", RoleController, groupPorts, "PORT", "Port of kube-controller-manager; kubectl get componentstatuses asks the default one only.", &k.ControllerManagerPort},
 		{"scheduler-port", RoleController, groupPorts, "PORT", "Port of kube-scheduler; kubectl get componentstatuses asks the default one only.", &k.SchedulerPort},
+		{"join-port", RoleController, groupPorts, "PORT", "Port on --advertise-address that is open while a token of kthwd member add is good; the same on all controllers.", &k.JoinPort},
 		{"health-address", RoleController, groupPorts, "ADDRESS:PORT", "Where the plain HTTP health bridge answers /healthz, for load balancers; empty switches it off.", &k.HealthAddress},
 		{"health-server-name", RoleController, groupPorts, "HOST", "The only Host the health bridge answers, such as kubernetes.default.svc.cluster.local; empty means any.", &k.HealthServerName},
 
 		{"initial-cluster", RoleController, groupCluster, "NAME=ADDRESS", "The controllers that the cluster begins with, the same list on each, this one included with its --name and --advertise-address; empty means this one alone. What etcd's data know of the members counts once there are any.", (*commaList)(&k.InitialCluster)},
+		{"initial-cluster-state", RoleController, groupCluster, "STATE", "new when --initial-cluster begins a cluster; existing when it is one that has added this controller, as kthwd join writes it. It counts until etcd has data.", &k.InitialClusterState},
 		{"service-cluster-ip-range", RoleController, groupCluster, "CIDR", "Range of service addresses, two with a comma for dual stack; its first address becomes a name in kubernetes.pem. Must not overlap --cluster-cidr.", &k.ServiceClusterIPRange},
 		{"cluster-cidr", RoleController, groupCluster, "CIDR", "Range of pod addresses, two with a comma for dual stack. Must not overlap --service-cluster-ip-range.", &k.ClusterCIDR},
 
@@ -223,6 +225,8 @@ func Values(name string) []string {
 	switch name {
 	case "role":
 		return []string{RoleController, RoleLB, RoleController + "," + RoleLB}
+	case "initial-cluster-state":
+		return []string{StateNew, StateExisting}
 	case "log-format":
 		return []string{logging.Text, logging.JSON}
 	case "log-level":

@@ -69,6 +69,9 @@ func (l *Loader) Origin(name string) string {
 	return OriginDefault
 }
 
+// IsSet tells whether somebody wrote the setting, in the file or as a flag.
+func (l *Loader) IsSet(name string) bool { return l.isSet(name) }
+
 // isSet tells whether somebody wrote the setting, in the file or as a flag.
 func (l *Loader) isSet(name string) bool {
 	o := l.Origin(name)

@@ -81,10 +81,26 @@ func unusable(address string) string {
 	return ""
 }
 
+// ParseMember reads a further controller. The error joins all *Problems with it;
+// they belong to no setting.
+func ParseMember(name, address string) (Member, error) {
+	members, problems := parseMembers("", []string{name + "=" + address})
+	if len(problems) > 0 {
+		return Member{}, joinProblems(problems)
+	}
+	return members[0], nil
+}
+
 // members checks that the list is one, and that this controller is in it.
 func (v *validator) members(c Controller) {
 	members, problems := parseMembers("initial-cluster", c.InitialCluster)
 	v.problems = append(v.problems, problems...)
+	switch {
+	case c.InitialClusterState != StateNew && c.InitialClusterState != StateExisting:
+		v.add("initial-cluster-state", "%q is neither %s nor %s", c.InitialClusterState, StateNew, StateExisting)
+	case c.InitialClusterState == StateExisting && len(c.InitialCluster) < 2:
+		v.add("initial-cluster-state", "is existing, and --initial-cluster names no other controller to ask").Hint = "kthwd join writes both"
+	}
 	if len(members) == 0 || len(problems) > 0 {
 		return
 	}

@@ -89,3 +89,33 @@ func TestRelativePaths(t *testing.T) {
 		}
 	}
 }
+
+// The file of a controller that joined says all that was set for it, and no more.
+func TestJoinedFile(t *testing.T) {
+	c := Default()
+	c.Role, c.LogLevel = []string{RoleController}, []string{"info", "etcd=debug"}
+	c.MetricsAddress, c.MetricsPprof = "127.0.0.1:10310", true
+	k := &c.Controller
+	k.DataDir, k.Name, k.AdvertiseAddress, k.SecurePort = "/var/lib/kubernetes-c1", "c1", "10.0.1.35", 7443
+	k.EtcdDataDir = k.Layout().Etcd()
+	k.InitialCluster, k.InitialClusterState = []string{"c0=10.0.1.73", "c1=10.0.1.35"}, StateExisting
+	k.APIServerArgs = []string{"v=2", "feature-gates=A=true,B=false"}
+	is := NewLoader()
+	if err := is.parseFile(FileName, JoinedFile(c)); err != nil {
+		t.Fatal(err)
+	}
+	want := NewLoader()
+	want.Config = c
+	want.Config.Controller.EtcdDataDir = ""
+	for i, s := range want.table {
+		if got := is.table[i].yaml(); got != s.yaml() {
+			t.Errorf("%s: got %s, want %s", s.name, got, s.yaml())
+		}
+	}
+	if text := string(JoinedFile(c)); strings.Contains(text, "scheduler-port") || strings.Contains(text, "listen") {
+		t.Errorf("says what is the default, or another role's:\n%s", text)
+	}
+	if err := is.Validate(); err != nil {
+		t.Errorf("kthwd does not take it: %v", err)
+	}
+}

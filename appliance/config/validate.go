@@ -234,6 +234,7 @@ func (v *validator) listeners(c Controller) []listener {
 		{"etcd-peer-port", append(here, c.AdvertiseAddress), c.EtcdPeerPort},
 		{"controller-manager-port", here, c.ControllerManagerPort},
 		{"scheduler-port", here, c.SchedulerPort},
+		{"join-port", []string{c.AdvertiseAddress}, c.JoinPort},
 	}
 	for _, l := range all {
 		if l.port < 1 || l.port > 65535 {

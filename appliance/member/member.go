@@ -121,6 +121,32 @@ func (l List) MayRemove(name string) (Member, error) {
 	return m, l.quorumWithout(m)
 }
 
+// MayAdd refuses, with a *Refusal, a further controller whose name or address
+// another one has, and one for which too few members are up: etcd counts the new
+// one as down until it has been seen.
+func (l List) MayAdd(name, address string) error {
+	for _, m := range l.Members {
+		remove := "to replace it, remove it first: kthwd member remove " + m.Name
+		switch {
+		case m.Role == Joining && (m.Name == name) != (m.Address == address):
+			return &Refusal{Text: fmt.Sprintf("there is a token for %s at %s, and not for %s at %s", m.Name, m.Address, name, address),
+				Advice: "if that one is not to come: kthwd member remove " + m.Name}
+		case m.Role == Joining:
+		case m.Name == name:
+			return &Refusal{Text: fmt.Sprintf("%s is a member already, at %s", name, m.Address), Advice: remove}
+		case m.Address == address:
+			return &Refusal{Text: fmt.Sprintf("%s is the address of %s, which is a member already", address, m.Name), Advice: remove}
+		}
+	}
+	all := l.Voters()
+	active, down := up(all)
+	if needed := (len(all)+1)/2 + 1; len(all) > 1 && len(active) < needed {
+		return &Refusal{Text: fmt.Sprintf("%d of %d members are up, and %d must be while a further one is added", len(active), len(all), needed),
+			Advice: "bring one of these back, or remove it: " + names(down)}
+	}
+	return nil
+}
+
 // quorumWithout asks for two quorums: one to agree on the removal, and one after it.
 func (l List) quorumWithout(gone Member) error {
 	all := l.Voters()

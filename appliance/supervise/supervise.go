@@ -302,7 +302,7 @@ func (g *Group) overran(n *Node, budget time.Duration) {
 
 func (g *Group) set(n *Node, state State, reason string) {
 	g.rec.update(n, func(s *Status) {
-		if s.State != state {
+		if s.State != state || s.Since.IsZero() {
 			s.State, s.Since = state, g.now()
 		}
 		s.Reason = reason

@@ -24,10 +24,10 @@ func (a *app) memberVerb(l *config.Loader) *cobra.Command {
 		Short: "List, add and remove the controllers of the cluster",
 		Args:  noVerb,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return &usageError{"member: no verb given", "verbs: list, remove"}
+			return &usageError{"member: no verb given", "verbs: add, list, remove"}
 		},
 	}
-	cmd.AddCommand(a.memberListVerb(l), a.memberRemoveVerb(l))
+	cmd.AddCommand(a.memberAddVerb(l), a.memberListVerb(l), a.memberRemoveVerb(l))
 	return cmd
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -21,10 +22,10 @@ func (a *app) pkiVerb(l *config.Loader) *cobra.Command {
 		Short: "Make, show and issue certificates and kubeconfigs",
 		Args:  noVerb,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return &usageError{"pki: no verb given", "verbs: init, show, node"}
+			return &usageError{"pki: no verb given", "verbs: init, show, node, controller"}
 		},
 	}
-	cmd.AddCommand(a.pkiInitVerb(l), a.pkiShowVerb(l), a.pkiNodeVerb(l))
+	cmd.AddCommand(a.pkiInitVerb(l), a.pkiShowVerb(l), a.pkiNodeVerb(l), a.pkiControllerVerb(l))
 	return cmd
 }
 
@@ -139,6 +140,48 @@ func (a *app) pkiNode(l *config.Loader, dir, server, name string, addresses []st
 	for _, file := range files {
 		fmt.Fprintf(a.out, "made  %s\n", file)
 	}
+	return err
+}
+
+func (a *app) pkiControllerVerb(l *config.Loader) *cobra.Command {
+	const usage = "NAME ADDRESS..."
+	var dir string
+	cmd := &cobra.Command{
+		Use:   "controller " + usage + " [flags]",
+		Short: "Issue the certificate of a further controller",
+		Long: "Issue kubernetes.pem and its key for a further controller NAME: with ADDRESSES and the\n" +
+			"names of the kubernetes.pem in --data-dir, where the key of the CA must be. A controller\n" +
+			"that has them before kthwd join needs no other one that has the key of the CA.",
+		Example: "  kthwd pki controller c3 10.0.1.50 --data-dir=cluster/ca --output-dir=c3",
+		Args:    wantArgs(2, -1, usage),
+		RunE: func(_ *cobra.Command, args []string) error {
+			return a.pkiController(l, dir, args[0], args[1:])
+		},
+	}
+	cmd.Flags().StringVar(&dir, "output-dir", "", "`DIR` Directory the files are made in; empty means one called NAME.")
+	l.AddFlags(cmd.Flags(), "config", "data-dir")
+	return cmd
+}
+
+func (a *app) pkiController(l *config.Loader, dir, name string, addresses []string) error {
+	c, err := controller(l)
+	if err != nil {
+		return err
+	}
+	for _, address := range addresses {
+		if _, err := config.ParseMember(name, address); err != nil {
+			return err
+		}
+	}
+	issued, err := pki.IssueController(c.Layout(), addresses)
+	switch {
+	case errors.Is(err, pki.ErrNoCAKey):
+		return &hintedError{err, "run this where ca-key.pem is: for a cluster of kthwd pki init, --data-dir=ca below its --out"}
+	case err != nil:
+		return err
+	}
+	r, err := issued.Alone(cmp.Or(dir, name))
+	a.list(r)
 	return err
 }
 

@@ -136,7 +136,7 @@ type Options struct {
 }
 
 // Ports are the ports of one controller.
-type Ports struct{ Secure, EtcdClient, EtcdPeer, ControllerManager, Scheduler, Health, Metrics int }
+type Ports struct{ Secure, EtcdClient, EtcdPeer, ControllerManager, Scheduler, Health, Metrics, Join int }
 
 // Controller is a running kthwd.
 type Controller struct {
@@ -195,7 +195,7 @@ func Start(t testing.TB, o Options) *Controller {
 // guidePorts are the ports of a controller that is told none.
 func guidePorts() Ports {
 	d := config.Default().Controller
-	return Ports{d.SecurePort, d.EtcdClientPort, d.EtcdPeerPort, d.ControllerManagerPort, d.SchedulerPort, 80, 10300}
+	return Ports{d.SecurePort, d.EtcdClientPort, d.EtcdPeerPort, d.ControllerManagerPort, d.SchedulerPort, 80, 10300, d.JoinPort}
 }
 
 // Args are the flags that Start gives: role, directory, addresses and ports.
@@ -215,6 +215,7 @@ func (c *Controller) Args() []string {
 		"--etcd-peer-port=" + strconv.Itoa(c.Ports.EtcdPeer),
 		"--controller-manager-port=" + strconv.Itoa(c.Ports.ControllerManager),
 		"--scheduler-port=" + strconv.Itoa(c.Ports.Scheduler),
+		"--join-port=" + strconv.Itoa(c.Ports.Join),
 		"--health-address=" + at(c.Ports.Health),
 		"--metrics-address=" + at(c.Ports.Metrics), "--metrics-insecure",
 	}
@@ -368,7 +369,7 @@ func init() { lastPort.Store(int64(20000 + os.Getpid()*131%8000)) }
 func FreePorts(t testing.TB, address string) Ports {
 	t.Helper()
 	var p Ports
-	for _, port := range []*int{&p.Secure, &p.EtcdClient, &p.EtcdPeer, &p.ControllerManager, &p.Scheduler, &p.Health, &p.Metrics} {
+	for _, port := range []*int{&p.Secure, &p.EtcdClient, &p.EtcdPeer, &p.ControllerManager, &p.Scheduler, &p.Health, &p.Metrics, &p.Join} {
 		for *port == 0 {
 			n := int(lastPort.Add(1))
 			if l, err := net.Listen("tcp", net.JoinHostPort(address, strconv.Itoa(n))); err == nil {

@@ -1,0 +1,334 @@
+package appliance
+
+import (
+	"context"
+	"crypto/subtle"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"go.etcd.io/etcd/client/pkg/v3/types"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/membership"
+
+	"kthwd/appliance/config"
+	"kthwd/appliance/member"
+	"kthwd/appliance/pki"
+)
+
+// joinEndpoint is the port on which further controllers join. It is open only
+// while there is a token for one.
+type joinEndpoint struct {
+	address string
+	layout  pki.Layout
+	handler http.Handler
+	log     *slog.Logger
+
+	mu     sync.Mutex
+	server *http.Server
+	failed string // why it could not be opened, said once
+}
+
+// open opens it, unless it is open.
+func (e *joinEndpoint) open() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.server != nil {
+		return nil
+	}
+	tls, err := e.tls()
+	if err != nil {
+		return err
+	}
+	l, err := net.Listen("tcp", e.address)
+	if err != nil {
+		if err.Error() != e.failed {
+			e.failed = err.Error()
+			e.log.Warn("no controller can join here", "err", err)
+		}
+		return WithHint(err, portHint(err, e.address, "--join-port"))
+	}
+	e.failed = ""
+	e.server = &http.Server{
+		Handler: e.handler, TLSConfig: tls, ErrorLog: slog.NewLogLogger(e.log.Handler(), slog.LevelDebug),
+		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 40 * time.Second, MaxHeaderBytes: 16 << 10,
+	}
+	go e.server.ServeTLS(l, "", "") // until close
+	e.log.Info("open for controllers that join", "addr", e.address)
+	return nil
+}
+
+// close closes it, if it is open.
+func (e *joinEndpoint) close() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.server == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if e.server.Shutdown(ctx) != nil {
+		e.server.Close()
+	}
+	e.server = nil
+	e.log.Info("closed for controllers that join", "addr", e.address)
+}
+
+// tls serves kubernetes.pem, and the CA's certificate after it: the joiner knows
+// that by its hash only.
+func (e *joinEndpoint) tls() (*tls.Config, error) {
+	cert, err := tls.LoadX509KeyPair(e.layout.Cert(pki.NameKubernetes), e.layout.Key(pki.NameKubernetes))
+	if err != nil {
+		return nil, err
+	}
+	_, ca, err := pki.Pin(e.layout)
+	if err != nil {
+		return nil, err
+	}
+	cert.Certificate = append(slices.Clone(cert.Certificate), ca)
+	return &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13}, nil
+}
+
+// joinHandler answers joiners.
+func (m *members) joinHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST "+member.FilesPath, joinAnswer(m.log, m.giveFiles))
+	mux.HandleFunc("POST "+member.AdmitPath, joinAnswer(m.log, m.admit))
+	return mux
+}
+
+// joinAnswer makes a handler of one step. What is refused is in the log, too.
+func joinAnswer[T any](log *slog.Logger, step func(context.Context, member.Request) (T, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		var in member.Request
+		err := json.NewDecoder(io.LimitReader(r.Body, 64<<10)).Decode(&in)
+		if err != nil {
+			http.Error(w, "no request of kthwd join", http.StatusBadRequest)
+			return
+		}
+		out, err := step(r.Context(), in)
+		w.Header().Set("Content-Type", "application/json")
+		if err == nil {
+			_ = json.NewEncoder(w).Encode(out) // the joiner has gone, and may ask again
+			return
+		}
+		f := member.Failed{Error: err.Error()}
+		var refusal *member.Refusal
+		var own interface{ Hint() string }
+		if errors.As(err, &refusal) {
+			f.Retry = refusal.Retry
+		}
+		if errors.As(err, &own) {
+			f.Hint = own.Hint()
+		}
+		level := slog.LevelWarn
+		if f.Retry {
+			level = slog.LevelDebug
+		}
+		log.Log(r.Context(), level, "join refused", "from", r.RemoteAddr, "join", printableID(in.ID), "err", err)
+		w.WriteHeader(http.StatusConflict)
+		_ = json.NewEncoder(w).Encode(f)
+	}
+}
+
+func printableID(id string) string { return fmt.Sprintf("%.16q", id) }
+
+// newToken is what to do when a token is of no use.
+const newToken = "make a new one on a controller: kthwd member add NAME ADDRESS"
+
+// joinOf finds the join that a request's token is for.
+func (m *members) joinOf(ctx context.Context, client *clientv3.Client, in member.Request) (join, error) {
+	all, _, err := joins(ctx, client)
+	if err != nil {
+		return join{}, err
+	}
+	i := slices.IndexFunc(all, func(j join) bool { return j.ID == in.ID })
+	if i < 0 {
+		return join{}, &member.Refusal{Text: "the token is not known here: it has expired, was used, or there is a newer one", Advice: newToken}
+	}
+	j := all[i]
+	switch hash := (member.Token{ID: in.ID, Secret: in.Secret}).Hash(); {
+	case subtle.ConstantTimeCompare(hash, j.Secret) != 1:
+		return j, &member.Refusal{Text: "the token is wrong", Advice: newToken}
+	case !j.valid:
+		return j, &member.Refusal{Text: "the token has expired", Advice: newToken}
+	case j.Joiner != "" && j.Joiner != in.Joiner:
+		return j, &member.Refusal{Text: fmt.Sprintf("the token was used already: %s is being added", j.Name),
+			Advice: fmt.Sprintf("if that was not meant: kthwd member remove %s on a controller, then kthwd member add %[1]s %s", j.Name, j.Address)}
+	}
+	return j, ownVersions(m.version).Fits(in.Versions)
+}
+
+// giveFiles is the first step: what a controller needs before it can be one. It
+// changes nothing.
+func (m *members) giveFiles(ctx context.Context, in member.Request) (member.Files, error) {
+	var f member.Files
+	client, _, done, err := m.client()
+	if err != nil {
+		return f, err
+	}
+	defer done()
+	j, err := m.joinOf(ctx, client, in)
+	if err != nil {
+		return f, err
+	}
+	shared, err := pki.Share(m.layout, m.ownServers(), j.CAKey)
+	if err != nil {
+		return f, err
+	}
+	if in.NeedsCertificate {
+		if err := m.issueFor(j, shared); err != nil {
+			return f, err
+		}
+	}
+	m.log.Info("files given to a controller that joins", "name", j.Name, "address", j.Address)
+	return member.Files{Name: j.Name, Address: j.Address, Settings: m.settings(), Admin: shared.Admin, Files: shared.Files}, nil
+}
+
+// issueFor adds a kubernetes.pem for the joiner's address.
+func (m *members) issueFor(j join, shared pki.Shared) error {
+	issued, err := pki.IssueController(m.layout, []string{j.Address})
+	if errors.Is(err, pki.ErrNoCAKey) {
+		return &member.Refusal{Text: fmt.Sprintf("%s has no key of the CA, so it cannot issue kubernetes.pem for %s", m.cfg.Name, j.Address),
+			Advice: fmt.Sprintf("where the key is: kthwd pki controller %s %s --data-dir=DIR; copy kubernetes.pem and its key into the new data directory, then join again", j.Name, j.Address)}
+	}
+	for name, data := range issued.Files {
+		shared.Files[name] = data
+	}
+	return err
+}
+
+// ownServers are the URLs of this controller's API server.
+func (m *members) ownServers() []string {
+	return []string{m.cfg.LocalServer(), "https://" + net.JoinHostPort(m.cfg.AdvertiseAddress, strconv.Itoa(m.cfg.SecurePort))}
+}
+
+// settings are what the controllers of this cluster have in common.
+func (m *members) settings() member.Settings {
+	s := member.Settings{
+		ServiceClusterIPRange: m.cfg.ServiceClusterIPRange, ClusterCIDR: m.cfg.ClusterCIDR, SecurePort: m.cfg.SecurePort,
+		EtcdClientPort: m.cfg.EtcdClientPort, EtcdPeerPort: m.cfg.EtcdPeerPort, JoinPort: m.cfg.JoinPort,
+	}
+	for _, a := range []struct {
+		key  string
+		args []string
+	}{
+		{"etcd-arg", m.cfg.EtcdArgs}, {"kube-apiserver-arg", m.cfg.APIServerArgs},
+		{"kube-controller-manager-arg", m.cfg.ControllerManagerArgs}, {"kube-scheduler-arg", m.cfg.SchedulerArgs},
+	} {
+		for _, arg := range a.args {
+			key, _ := config.SplitArg(arg) // a value may be secret
+			s.Arguments = append(s.Arguments, a.key+"="+key)
+		}
+	}
+	return s
+}
+
+// admit is the second step: the joiner becomes a learner, if it is there.
+func (m *members) admit(ctx context.Context, in member.Request) (member.Admitted, error) {
+	var a member.Admitted
+	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
+	defer cancel()
+	client, server, done, err := m.client()
+	if err != nil {
+		return a, err
+	}
+	defer done()
+	j, err := m.joinOf(ctx, client, in)
+	if err != nil {
+		return a, err
+	}
+	peer := "https://" + net.JoinHostPort(j.Address, strconv.Itoa(in.PeerPort))
+	if j.member(server.Server.Cluster().Members()) == nil {
+		if err := m.addLearner(ctx, client, server, &j, in.Joiner, peer); err != nil {
+			return a, err
+		}
+	}
+	// The learner has as long to arrive as the token was good for.
+	if _, err := client.KeepAliveOnce(ctx, clientv3.LeaseID(j.Lease)); err != nil {
+		m.log.Warn("the time to arrive is not prolonged", "name", j.Name, "err", err)
+	}
+	a.Within = j.TTL
+	for _, e := range server.Server.Cluster().Members() {
+		name := e.Name
+		if name == "" {
+			name = j.Name
+		}
+		a.Members = append(a.Members, config.Member{Name: name, Address: peerHost(e)})
+	}
+	return a, nil
+}
+
+// addLearner spends the token and changes the membership, in this order: a crash
+// between the two leaves a record that expires.
+func (m *members) addLearner(ctx context.Context, client *clientv3.Client, server *embed.Etcd, j *join, joiner, peer string) error {
+	for _, e := range server.Server.Cluster().Members() {
+		if e.IsLearner {
+			return &member.Refusal{Text: "another controller is catching up, at " + peerHost(e), Advice: "wait until kthwd member list shows that it votes", Retry: true}
+		}
+	}
+	urls, err := types.NewURLs([]string{peer})
+	if err != nil {
+		return err
+	}
+	if err := m.dialBack(ctx, *j, peer, joiner); err != nil {
+		return err
+	}
+	before := *j
+	j.Joiner, j.PeerURL = joiner, urls.StringSlice()[0]
+	if done, err := j.update(ctx, client); err != nil || !done {
+		return errors.Join(err, &member.Refusal{Text: "two want to join with this token at one time", Advice: newToken, Retry: true})
+	}
+	now := time.Now()
+	err = settled(ctx, func() error {
+		_, err := server.Server.AddMember(ctx, *membership.NewMemberAsLearner("", urls, "", &now))
+		return err
+	})
+	if err != nil {
+		before.revision = j.revision
+		if _, again := before.update(context.WithoutCancel(ctx), client); again != nil {
+			m.log.Warn("the token stays spent", "name", j.Name, "err", again)
+		}
+		return err
+	}
+	m.log.Info("learner added", "name", j.Name, "address", j.Address)
+	return nil
+}
+
+// dialBack makes sure that the joiner is there, on its peer port, with a certificate
+// of the cluster's CA, before anything counts on it.
+func (m *members) dialBack(ctx context.Context, j join, peer, joiner string) error {
+	tls, err := clusterTLS(m.layout)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: tls, DisableKeepAlives: true}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, peer+member.DialPath+j.ID, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return &member.Refusal{Text: fmt.Sprintf("%s cannot reach the new controller's peer port: %v", m.cfg.Name, err),
+			Advice: "open that port there for the other controllers; the token is as good as before"}
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
+	if err != nil || string(body) != joiner {
+		return &member.Refusal{Text: fmt.Sprintf("at %s answers something else than the controller that wants to join", peer),
+			Advice: "look for what listens there; the token is as good as before"}
+	}
+	return nil
+}

@@ -1,0 +1,112 @@
+package member
+
+import (
+	"fmt"
+	"kthwd/appliance/config"
+	"strings"
+	"time"
+)
+
+// How a join goes, after kthwd member add has made a token:
+//
+//	joiner                              any controller, port 10301
+//	  POST /v1/files  ─────────────────►  token, releases
+//	                  ◄─────────────────  settings, shared files, a kubernetes.pem
+//	  opens its peer port
+//	  POST /v1/admit  ─────────────────►  token
+//	                  ◄── GET DialPath ─  is it there, with a certificate of the CA?
+//	                                      learner added; the secret is spent
+//	                  ◄─────────────────  the members
+//	  writes kthwd.yaml
+//
+// Until the learner is added, nothing in the cluster has changed, and the token
+// is as good as before.
+const (
+	FilesPath = "/v1/files"
+	AdmitPath = "/v1/admit"
+	DialPath  = "/kthwd/join/" // on the joiner's peer port; the ID follows
+)
+
+// AddRequest is what kthwd member add asks the running kthwd for.
+type AddRequest struct {
+	Name    string        `json:"name"`
+	Address string        `json:"address"`
+	TTL     time.Duration `json:"ttlNanoseconds"`
+	CAKey   bool          `json:"caKey"` // the new controller gets the CA's key
+}
+
+// Added is the answer.
+type Added struct {
+	Token    string   `json:"token"`
+	Warnings []string `json:"warnings,omitempty"`
+}
+
+// Versions are what must fit between controllers of a cluster.
+type Versions struct {
+	Kthwd      string `json:"kthwd"`
+	Kubernetes string `json:"kubernetes"` // v1.36.3
+	Etcd       string `json:"etcd"`       // 3.6.16
+}
+
+// Fits refuses a joiner with another minor version.
+func (v Versions) Fits(joiner Versions) error {
+	for _, c := range []struct{ what, here, there string }{
+		{"Kubernetes", v.Kubernetes, joiner.Kubernetes}, {"etcd", v.Etcd, joiner.Etcd},
+	} {
+		if minor(c.here) != minor(c.there) {
+			return &Refusal{Text: fmt.Sprintf("the kthwd that wants to join has %s %s, the cluster has %s: the minor versions must be the same", c.what, c.there, c.here),
+				Advice: "install the kthwd of the other controllers: " + v.Kthwd}
+		}
+	}
+	return nil
+}
+
+// minor is v1.36 of v1.36.3.
+func minor(version string) string {
+	parts := strings.SplitN(strings.TrimPrefix(version, "v"), ".", 3)
+	return strings.Join(parts[:min(2, len(parts))], ".")
+}
+
+// Request is what a joiner says in both steps.
+type Request struct {
+	ID       string   `json:"id"`
+	Secret   []byte   `json:"secret"`
+	Joiner   string   `json:"joiner"` // random, of this one run; a repeated request is known by it
+	Versions Versions `json:"versions"`
+
+	NeedsCertificate bool `json:"needsCertificate,omitempty"` // of FilesPath: it has no kubernetes.pem
+	PeerPort         int  `json:"peerPort,omitempty"`         // of AdmitPath: where it listens
+}
+
+// Files is the answer to FilesPath.
+type Files struct {
+	Name     string            `json:"name"`
+	Address  string            `json:"address"`
+	Settings Settings          `json:"settings"`
+	Admin    string            `json:"admin,omitempty"` // server of admin.kubeconfig; empty is the joiner's own
+	Files    map[string][]byte `json:"files"`           // by name; secret
+}
+
+// Settings are those that a cluster's controllers have in common.
+type Settings struct {
+	ServiceClusterIPRange string   `json:"serviceClusterIPRange"`
+	ClusterCIDR           string   `json:"clusterCIDR"`
+	SecurePort            int      `json:"securePort"`
+	EtcdClientPort        int      `json:"etcdClientPort"`
+	EtcdPeerPort          int      `json:"etcdPeerPort"`
+	JoinPort              int      `json:"joinPort"`
+	Arguments             []string `json:"arguments,omitempty"` // names of the pass-through settings in use there
+}
+
+// Admitted is the answer to AdmitPath.
+type Admitted struct {
+	Members []config.Member `json:"members"`           // the joiner included
+	Within  time.Duration   `json:"withinNanoseconds"` // how long it may take to arrive
+}
+
+// Failed is the answer to either when it is refused.
+type Failed struct {
+	Error string `json:"error"`
+	Hint  string `json:"hint,omitempty"`
+	Retry bool   `json:"retry,omitempty"`
+}

@@ -1,0 +1,141 @@
+package member
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"time"
+)
+
+// Client asks the join endpoints that a token names. It believes only a server
+// whose certificate is of the CA that the token pins.
+type Client struct {
+	Token    Token
+	Joiner   string
+	Versions Versions
+}
+
+// Files asks for what the joiner needs before it can be admitted.
+func (c Client) Files(ctx context.Context, needsCertificate bool) (f Files, err error) {
+	return f, c.ask(ctx, FilesPath, Request{NeedsCertificate: needsCertificate}, &f)
+}
+
+// Admit asks to be added to the cluster. Whoever calls listens on the peer port.
+func (c Client) Admit(ctx context.Context, peerPort int) (a Admitted, err error) {
+	return a, c.ask(ctx, AdmitPath, Request{PeerPort: peerPort}, &a)
+}
+
+// ask tries one endpoint after the other, until one answers yes or no. The same
+// one is asked again when it says that it may work in a moment.
+func (c Client) ask(ctx context.Context, path string, in Request, out any) error {
+	in.ID, in.Secret, in.Joiner, in.Versions = c.Token.ID, c.Token.Secret, c.Joiner, c.Versions
+	body, err := json.Marshal(in)
+	if err != nil {
+		return err
+	}
+	var failed []error
+	for _, address := range c.Token.Addresses {
+		err := c.askOne(ctx, address, path, body, out)
+		var refusal *Refusal
+		for errors.As(err, &refusal) && refusal.Retry && pause(ctx) {
+			refusal = nil
+			err = c.askOne(ctx, address, path, body, out)
+		}
+		if err == nil || errors.As(err, &refusal) && !refusal.Retry {
+			return err
+		}
+		failed = append(failed, err)
+	}
+	if len(failed) == 1 && errors.As(failed[0], new(*Refusal)) {
+		return failed[0]
+	}
+	return &Refusal{Text: "no controller answers: " + errors.Join(failed...).Error(),
+		Advice: "the port must be open there, and is only while the token is good; kthwd member list on a controller shows that"}
+}
+
+func pause(ctx context.Context) bool {
+	t := time.NewTimer(time.Second)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// answerTimeout is longer than a controller takes to change the membership.
+const answerTimeout = 30 * time.Second
+
+// maxAnswer bounds what is read of an answer: a dozen files of a few KiB.
+const maxAnswer = 16 << 20
+
+func (c Client) askOne(ctx context.Context, address, path string, body []byte, out any) error {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	host, _, _ := net.SplitHostPort(address)
+	t := &http.Transport{
+		DisableKeepAlives: true,
+		TLSClientConfig:   c.pinned(host),
+		DialContext:       (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+address+path, bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	resp, err := t.RoundTrip(req)
+	if err != nil {
+		return fmt.Errorf("%s: %w", address, err)
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return fmt.Errorf("%s: %w", address, err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		var f Failed
+		if json.Unmarshal(answer, &f) != nil || f.Error == "" {
+			return fmt.Errorf("%s: answers %s", address, resp.Status)
+		}
+		return &Refusal{Text: f.Error, Advice: f.Hint, Retry: f.Retry}
+	}
+	return json.Unmarshal(answer, out)
+}
+
+// errOtherCA is a server that the token does not vouch for.
+var errOtherCA = errors.New("its certificate is not of the CA in the token")
+
+// pinned verifies against the CA that the token names by its hash. The server
+// sends the CA's certificate along, for the joiner does not have it yet.
+func (c Client) pinned(host string) *tls.Config {
+	return &tls.Config{
+		MinVersion:         tls.VersionTLS13,
+		ServerName:         host,
+		InsecureSkipVerify: true, // VerifyConnection does it, against the pin
+		VerifyConnection: func(s tls.ConnectionState) error {
+			roots, found := x509.NewCertPool(), false
+			rest := x509.NewCertPool()
+			for _, cert := range s.PeerCertificates[1:] {
+				if sha256.Sum256(cert.Raw) == c.Token.CA {
+					roots.AddCert(cert)
+					found = true
+				} else {
+					rest.AddCert(cert)
+				}
+			}
+			if !found {
+				return errOtherCA
+			}
+			_, err := s.PeerCertificates[0].Verify(x509.VerifyOptions{DNSName: host, Roots: roots, Intermediates: rest})
+			return err
+		},
+	}
+}

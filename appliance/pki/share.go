@@ -1,0 +1,248 @@
+package pki
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+)
+
+// Shared is what a further controller needs of the files of one that is there:
+// all but kubernetes.pem and its key, which name the machine. By the file's name.
+type Shared struct {
+	Files map[string][]byte
+	Admin string // the server of admin.kubeconfig; "" is each controller's own
+}
+
+// Share reads them from l. own are the URLs of that controller's API server. The
+// CA's key is among them only with caKey. What is not there is left out.
+func Share(l Layout, own []string, caKey bool) (Shared, error) {
+	s := Shared{Files: map[string][]byte{}}
+	var problems []error
+	add := func(path string) {
+		data, _, err := read(path)
+		switch {
+		case err == nil:
+			s.Files[filepath.Base(path)] = data
+		case !errors.Is(err, fs.ErrNotExist):
+			problems = append(problems, err)
+		}
+	}
+	for _, r := range certificates {
+		if r.configOnly || r.name == NameKubernetes {
+			continue
+		}
+		add(l.Cert(r.name))
+		if !r.isCA() || r.name == nameCA && caKey {
+			add(l.Key(r.name))
+		}
+	}
+	for _, d := range documents {
+		add(d.path(l))
+	}
+	for _, name := range machineConfigs {
+		data, a, err := embedded(l.Kubeconfig(name))
+		if err != nil {
+			problems = append(problems, err)
+			continue
+		}
+		s.Files[name+".kubeconfig"] = data
+		if name == NameAdmin && !slices.Contains(own, a.server) {
+			s.Admin = a.server
+		}
+	}
+	return s, errors.Join(problems...)
+}
+
+// machineConfigs are the kubeconfigs that each controller has.
+var machineConfigs = []string{NameAdmin, NameControllerManager, NameScheduler}
+
+// embedded is a kubeconfig with everything in it that it may name as a file.
+func embedded(path string) ([]byte, access, error) {
+	data, _, err := read(path)
+	if err != nil {
+		return nil, access{}, fmt.Errorf("%s: %w", path, err)
+	}
+	a, err := parseKubeconfig(data, filepath.Dir(path))
+	if err == nil {
+		data, err = renderKubeconfig(Spec{}, a.server, pair{chain: a.cas}, a.client)
+	}
+	if err != nil {
+		err = fmt.Errorf("%s: %w", path, err)
+	}
+	return data, a, err
+}
+
+// Adopt writes what l lacks of s, for the API server at server. What is there is
+// kept: a key that all controllers must share has to be the same, and the rest is
+// for Check to judge. The error joins all that differ; then nothing is written.
+func (s Shared) Adopt(l Layout, server string) (Report, error) {
+	if err := makeDir(l.Dir); err != nil {
+		return Report{}, err
+	}
+	held, err := lock(l.Dir, syscall.LOCK_EX)
+	if err != nil {
+		return Report{}, err
+	}
+	defer held.Close()
+	report, files, err := s.plan(l, server)
+	if err != nil || len(files) == 0 {
+		return report, err
+	}
+	if err := write(l.Dir, files); err != nil {
+		return report, err
+	}
+	for _, f := range files {
+		report.Created = append(report.Created, f.path)
+	}
+	return report, nil
+}
+
+func (s Shared) plan(l Layout, server string) (report Report, files []file, err error) {
+	var problems []error
+	for _, name := range s.order() {
+		path := filepath.Join(l.Dir, name)
+		there, _, err := read(path)
+		switch {
+		case err == nil:
+			report.Kept = append(report.Kept, path)
+			if mustBeShared(name) && !bytes.Equal(there, s.Files[name]) {
+				problems = append(problems, &Misfit{File: path, Problem: "is not that of the cluster",
+					Hint: "move it away, and the cluster's is fetched"})
+			}
+			continue
+		case !errors.Is(err, fs.ErrNotExist):
+			problems = append(problems, err)
+			continue
+		}
+		data, err := s.content(name, server)
+		if err != nil {
+			problems = append(problems, fmt.Errorf("%s, as the cluster has it: %w", name, err))
+			continue
+		}
+		mode := modeSecret
+		if strings.HasSuffix(name, ".pem") && !strings.HasSuffix(name, "-key.pem") || name == filepath.Base(l.AuditPolicy()) {
+			mode = modePublic
+		}
+		files = append(files, file{path: path, data: data, mode: mode, isKey: strings.HasSuffix(name, "-key.pem")})
+	}
+	return report, files, errors.Join(problems...)
+}
+
+// content is a file as this machine needs it.
+func (s Shared) content(name, server string) ([]byte, error) {
+	config, isConfig := strings.CutSuffix(name, ".kubeconfig")
+	if !isConfig {
+		return s.Files[name], nil
+	}
+	a, err := parseKubeconfig(s.Files[name], "")
+	if err != nil {
+		return nil, err
+	}
+	if config == NameAdmin && s.Admin != "" {
+		server = s.Admin
+	}
+	return renderKubeconfig(Spec{}, server, pair{chain: a.cas}, a.client)
+}
+
+// order lists the files that kthwd knows, whatever else somebody sent.
+func (s Shared) order() (names []string) {
+	add := func(name string) {
+		if _, ok := s.Files[name]; ok {
+			names = append(names, name)
+		}
+	}
+	for _, r := range certificates {
+		add(r.name + ".pem")
+		add(r.name + "-key.pem")
+	}
+	for _, name := range machineConfigs {
+		add(name + ".kubeconfig")
+	}
+	for _, d := range documents {
+		add(filepath.Base(d.path(Layout{})))
+	}
+	return names
+}
+
+// mustBeShared tells whether two controllers with different ones would harm each other.
+func mustBeShared(name string) bool {
+	l := Layout{}
+	return slices.Contains([]string{
+		l.CA(), l.CAKey(), l.Cert(NameServiceAccount), l.Key(NameServiceAccount), l.Cert(NameFrontProxyCA), l.EncryptionConfig(),
+	}, name)
+}
+
+// Alone writes the files of s into dir, and nothing when one of them is there.
+func (s Shared) Alone(dir string) (Report, error) {
+	var problems []error
+	for name := range s.Files {
+		if path := filepath.Join(dir, name); there(path) {
+			problems = append(problems, &Misfit{File: path, Problem: "is there already, and kthwd replaces no file", Hint: "move it away, or name another directory"})
+		}
+	}
+	if len(problems) > 0 {
+		return Report{}, errors.Join(problems...)
+	}
+	return s.Adopt(Layout{Dir: dir}, "")
+}
+
+// ErrNoCAKey is why no certificate can be issued here.
+var ErrNoCAKey = errors.New("the key of the CA is not here")
+
+// IssueController makes a kubernetes.pem and its key for a further controller: with
+// the names of the one in l, and addresses. It writes nothing. Without the key of
+// the CA it fails with ErrNoCAKey.
+func IssueController(l Layout, addresses []string) (Shared, error) {
+	held, err := lock(l.Dir, syscall.LOCK_SH)
+	if err != nil {
+		return Shared{}, err
+	}
+	defer held.Close()
+	v := newSurvey(l, Spec{})
+	ca, own := v.load(v.row(nameCA)), v.load(v.row(NameKubernetes))
+	switch {
+	case len(v.problems) > 0:
+		return Shared{}, errors.Join(v.problems...)
+	case ca.key == nil || ca.chain == nil:
+		return Shared{}, fmt.Errorf("%s: %w", l.CAKey(), ErrNoCAKey)
+	case own.chain == nil:
+		return Shared{}, &Misfit{File: l.Cert(NameKubernetes), Problem: "is missing: its names are those that a further controller's needs as well"}
+	}
+	key, err := newKey()
+	if err != nil {
+		return Shared{}, err
+	}
+	names := unique(slices.Concat(addresses, sans(own.chain[0])))
+	cert, err := issue(v.row(NameKubernetes), names, key, ca, v.now)
+	if err != nil {
+		return Shared{}, err
+	}
+	keyData, err := encodeKey(key)
+	if err != nil {
+		return Shared{}, err
+	}
+	return Shared{Files: map[string][]byte{
+		NameKubernetes + ".pem": encodeCertificates([]*x509.Certificate{cert}), NameKubernetes + "-key.pem": keyData,
+	}}, nil
+}
+
+// Pin is the SHA-256 of the CA's certificate, by which a joiner knows the cluster,
+// and that certificate.
+func Pin(l Layout) (pin [sha256.Size]byte, der []byte, err error) {
+	data, _, err := read(l.CA())
+	if err != nil {
+		return pin, nil, fmt.Errorf("%s: %w", l.CA(), err)
+	}
+	chain, _, err := parseCertificates(data)
+	if err != nil || len(chain) == 0 {
+		return pin, nil, fmt.Errorf("%s: holds no certificate", l.CA())
+	}
+	return sha256.Sum256(chain[0].Raw), chain[0].Raw, nil
+}

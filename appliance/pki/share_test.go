@@ -1,0 +1,178 @@
+package pki
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// sharing makes the files of a controller at 10.0.1.73, for others to share.
+func sharing(t *testing.T) Layout {
+	t.Helper()
+	l := Layout{Dir: filepath.Join(t.TempDir(), "c0")}
+	spec := Spec{Addresses: []string{"10.0.1.73", "10.0.1.10"}, Local: []string{"10.0.1.73", "127.0.0.1"}, ServiceIP: net.ParseIP("10.32.0.1"), Server: "https://127.0.0.1:6443"}
+	if _, err := Ensure(l, spec); err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+func joinerSpec() Spec {
+	return Spec{Addresses: []string{"10.0.1.35"}, Local: []string{"10.0.1.35", "127.0.0.1"}, ServiceIP: net.ParseIP("10.32.0.1"), Server: "https://127.0.0.1:7443"}
+}
+
+// A further controller has what it needs, and nothing that is not meant for it.
+func TestShare(t *testing.T) {
+	c0 := sharing(t)
+	for _, caKey := range []bool{false, true} {
+		shared, err := Share(c0, []string{"https://127.0.0.1:6443", "https://10.0.1.73:6443"}, caKey)
+		if err != nil {
+			t.Fatal(err)
+		}
+		issued, err := IssueController(c0, []string{"10.0.1.35"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, data := range issued.Files {
+			shared.Files[name] = data
+		}
+		c1 := Layout{Dir: filepath.Join(t.TempDir(), "new", "c1")}
+		report, err := shared.Adopt(c1, joinerSpec().Server)
+		if err != nil || len(report.Created) != len(shared.Files) {
+			t.Fatalf("Adopt: made %d of %d files: %v", len(report.Created), len(shared.Files), err)
+		}
+		report, err = Check(c1, joinerSpec())
+		if err != nil || len(report.Missing) > 0 {
+			t.Errorf("what was adopted: got %v, missing %v; want a whole directory", err, report.Missing)
+		}
+		for _, key := range []string{c1.CAKey(), c1.Key(NameFrontProxyCA)} {
+			if got, want := there(key), caKey && key == c1.CAKey(); got != want {
+				t.Errorf("%s with caKey %v: there is %v, want %v", filepath.Base(key), caKey, got, want)
+			}
+		}
+		for _, name := range machineConfigs {
+			data, err := os.ReadFile(c1.Kubeconfig(name))
+			if err != nil || !bytes.Contains(data, []byte("server: "+joinerSpec().Server)) {
+				t.Errorf("%s.kubeconfig: its server is not the controller's own (%v)", name, err)
+			}
+		}
+		for _, path := range []string{c1.Key(NameKubernetes), c1.Key(NameServiceAccount), c1.EncryptionConfig(), c1.Kubeconfig(NameAdmin)} {
+			if info, err := os.Stat(path); err != nil || info.Mode().Perm() != modeSecret {
+				t.Errorf("%s: got %v (%v), want mode 0600", path, info.Mode(), err)
+			}
+		}
+		if again, err := shared.Adopt(c1, joinerSpec().Server); err != nil || len(again.Created) > 0 {
+			t.Errorf("a second time: made %v (%v), want nothing", again.Created, err)
+		}
+	}
+}
+
+// admin.kubeconfig of a cluster with a load balancer goes on naming that.
+func TestShareKeepsTheBalancer(t *testing.T) {
+	c0 := sharing(t)
+	data, err := os.ReadFile(c0.Kubeconfig(NameAdmin))
+	if err == nil {
+		err = os.WriteFile(c0.Kubeconfig(NameAdmin), bytes.ReplaceAll(data, []byte("https://127.0.0.1:6443"), []byte("https://10.0.1.10:6443")), modeSecret)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	shared, err := Share(c0, []string{"https://127.0.0.1:6443"}, false)
+	if err != nil || shared.Admin != "https://10.0.1.10:6443" {
+		t.Fatalf("got the server %q (%v), want the balancer", shared.Admin, err)
+	}
+	c1 := Layout{Dir: filepath.Join(t.TempDir(), "c1")}
+	if _, err := shared.Adopt(c1, joinerSpec().Server); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{NameAdmin: "https://10.0.1.10:6443", NameScheduler: joinerSpec().Server} {
+		if data, err := os.ReadFile(c1.Kubeconfig(name)); err != nil || !bytes.Contains(data, []byte("server: "+want)) {
+			t.Errorf("%s.kubeconfig: its server is not %s (%v)", name, want, err)
+		}
+	}
+}
+
+// What is there is kept, and refused where it must be the cluster's.
+func TestAdoptRefuses(t *testing.T) {
+	c0, other := sharing(t), sharing(t)
+	shared, err := Share(c0, nil, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := map[string][]byte{}
+	for name := range shared.Files {
+		data, err := os.ReadFile(filepath.Join(other.Dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		before[name] = data
+	}
+	if err := os.Remove(other.AuditPolicy()); err != nil {
+		t.Fatal(err)
+	}
+	_, err = shared.Adopt(other, joinerSpec().Server)
+	var got []string
+	for _, m := range Misfits(err) {
+		got = append(got, filepath.Base(m.File))
+	}
+	slices.Sort(got)
+	want := "ca-key.pem ca.pem encryption-config.yaml front-proxy-ca.pem service-account-key.pem service-account.pem"
+	if strings.Join(got, " ") != want {
+		t.Errorf("got misfits %v, want %s", got, want)
+	}
+	if there(other.AuditPolicy()) {
+		t.Errorf("a file was written although others do not fit")
+	}
+	for name, data := range before {
+		if after, err := os.ReadFile(filepath.Join(other.Dir, name)); name != filepath.Base(other.AuditPolicy()) && (err != nil || !bytes.Equal(after, data)) {
+			t.Errorf("%s has changed (%v)", name, err)
+		}
+	}
+}
+
+func TestIssueController(t *testing.T) {
+	c0 := sharing(t)
+	issued, err := IssueController(c0, []string{"10.0.1.35"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	chain, _, err := parseCertificates(issued.Files["kubernetes.pem"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if lack := lacking(chain[0], []string{"10.0.1.35", "10.0.1.10", "127.0.0.1", "10.32.0.1", "kubernetes.default.svc.cluster.local"}); len(lack) > 0 {
+		t.Errorf("the certificate lacks %v", lack)
+	}
+	dir := filepath.Join(t.TempDir(), "c1")
+	if _, err := issued.Alone(dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := issued.Alone(dir); len(Misfits(err)) != 2 {
+		t.Errorf("over files that are there: got %v, want both refused", err)
+	}
+	if err := os.Remove(c0.CAKey()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := IssueController(c0, []string{"10.0.1.35"}); !errors.Is(err, ErrNoCAKey) {
+		t.Errorf("without the CA's key: got %v, want ErrNoCAKey", err)
+	}
+}
+
+func TestPin(t *testing.T) {
+	pin, der, err := Pin(sharing(t))
+	if err != nil || pin != sha256.Sum256(der) {
+		t.Errorf("got %x of %d bytes (%v)", pin, len(der), err)
+	}
+	if other, _, err := Pin(sharing(t)); err != nil || other == pin {
+		t.Errorf("another CA: got the same pin (%v)", err)
+	}
+	if _, _, err := Pin(Layout{Dir: t.TempDir()}); err == nil {
+		t.Errorf("without a CA: got no error")
+	}
+}

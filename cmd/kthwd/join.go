@@ -1,0 +1,165 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"kthwd/appliance"
+	"kthwd/appliance/config"
+	"kthwd/appliance/member"
+)
+
+// memberAddFlags are those of kthwd member add.
+type memberAddFlags struct {
+	ttl   time.Duration
+	caKey bool
+}
+
+func (a *app) memberAddVerb(l *config.Loader) *cobra.Command {
+	const usage = "NAME ADDRESS"
+	f := &memberAddFlags{}
+	cmd := &cobra.Command{
+		Use:   "add " + usage + " [flags]",
+		Short: "Make a token with which a further controller joins",
+		Long: "Make a token with which a further controller NAME at ADDRESS joins the cluster, and print\n" +
+			"the command for that machine. The token is good once, and for a while; until it is used,\n" +
+			"the cluster is as it was. A second one for the same controller takes the place of the first.",
+		Example: "  kthwd member add c1 10.0.1.35",
+		Args:    wantArgs(2, 2, usage),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.memberAdd(cmd.Context(), l, args[0], args[1], f)
+		},
+	}
+	f.add(cmd.Flags())
+	l.AddFlags(cmd.Flags(), "config", "data-dir")
+	return cmd
+}
+
+func (f *memberAddFlags) add(fs *pflag.FlagSet) {
+	fs.DurationVar(&f.ttl, "ttl", 15*time.Minute, "`DURATION` How long the token is good, and how long the controller may take to arrive after it has joined.")
+	fs.BoolVar(&f.caKey, "with-ca-key", false, "Give the new controller the key of the CA, so that kube-controller-manager can sign certificates there.")
+}
+
+func (a *app) memberAdd(ctx context.Context, l *config.Loader, name, address string, f *memberAddFlags) error {
+	if _, err := config.ParseMember(name, address); err != nil {
+		return err
+	}
+	var added member.Added
+	in := member.AddRequest{Name: name, Address: address, TTL: f.ttl, CAKey: f.caKey}
+	if err := askMembers(ctx, l, http.MethodPost, "/members", in, &added); err != nil {
+		return err
+	}
+	for _, w := range added.Warnings {
+		a.warn(w)
+	}
+	fmt.Fprintf(a.out, "The token is good for %v, once. On %s, as the user that runs kthwd there:\n\n  kthwd join %s\n", f.ttl, address, added.Token)
+	return nil
+}
+
+func (a *app) joinVerb(l *config.Loader) *cobra.Command {
+	const usage = "TOKEN"
+	var replace bool
+	cmd := &cobra.Command{
+		Use:   "join " + usage + " [flags]",
+		Short: "Make this machine a further controller of a running cluster",
+		Long: "Make this machine a further controller of a running cluster, with a token that kthwd\n" +
+			"member add has made there. It fetches the files that the controllers share, is added to\n" +
+			"etcd's members as a learner, and writes kthwd.yaml into the data directory; starting\n" +
+			"kthwd on that is the last step. Ports are those of the other controllers unless they are\n" +
+			"given. TOKEN - is read from standard input.",
+		Example: "  kthwd join kthwd1.mPfX…\n  kthwd join - --replace-data <token",
+		Args:    wantArgs(1, 1, usage),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.join(cmd.Context(), l, args[0], replace, cmd.InOrStdin())
+		},
+	}
+	cmd.Flags().BoolVar(&replace, "replace-data", false, "Move etcd's data and the kthwd.yaml of before aside; nothing is deleted.")
+	l.AddFlags(cmd.Flags(), "config", "data-dir", "etcd-data-dir", "bind-address", "subject-alt-name", "secure-port", "etcd-client-port",
+		"etcd-peer-port", "controller-manager-port", "scheduler-port", "join-port", "health-address", "health-server-name", "metrics-address", "metrics-web-config",
+		"metrics-insecure", "metrics-pprof", "log-format", "log-level",
+		"etcd-arg", "kube-apiserver-arg", "kube-controller-manager-arg", "kube-scheduler-arg")
+	return cmd
+}
+
+func (a *app) join(ctx context.Context, l *config.Loader, token string, replace bool, in io.Reader) error {
+	if token == "-" {
+		text, err := io.ReadAll(io.LimitReader(in, 4<<10))
+		if err != nil {
+			return err
+		}
+		token = strings.TrimSpace(string(text))
+	}
+	if err := l.Load(); err != nil {
+		return err
+	}
+	if l.Config.Controller.DataDir == "" {
+		return usagef("--data-dir is empty")
+	}
+	paths := l.Config.Controller
+	if err := paths.Resolve(); err != nil {
+		return err
+	}
+	joined, err := appliance.Join(ctx, paths.Layout(), appliance.JoinOptions{
+		Token: token, Version: version, Config: l.Config, ReplaceData: replace,
+		Configure: func(f member.Files) (config.Controller, error) { return configureJoiner(l, f) },
+		Say:       func(line string) { fmt.Fprintln(a.out, line) },
+	})
+	if err != nil {
+		return err
+	}
+	for _, w := range joined.Warnings {
+		a.warn(w)
+	}
+	fmt.Fprintf(a.out, "%s is a member of the cluster, and votes once it has caught up. Within %v, start it:\n\n  kthwd --config=%s\n\n"+
+		"Then give the load balancers the backend %s, unless they discover it.\n", joined.Name, joined.Within, shellWord(joined.File), joined.Server)
+	return nil
+}
+
+// configureJoiner fills in what the cluster decides. What somebody set on this
+// machine wins, where it is the machine's.
+func configureJoiner(l *config.Loader, f member.Files) (config.Controller, error) {
+	c, s := &l.Config.Controller, f.Settings
+	var errs []error
+	for _, v := range []struct {
+		key   string
+		is    *string
+		other string
+	}{
+		{"name", &c.Name, f.Name}, {"advertise-address", &c.AdvertiseAddress, f.Address},
+		{"service-cluster-ip-range", &c.ServiceClusterIPRange, s.ServiceClusterIPRange}, {"cluster-cidr", &c.ClusterCIDR, s.ClusterCIDR},
+	} {
+		if l.IsSet(v.key) && *v.is != v.other {
+			errs = append(errs, &hintedError{fmt.Errorf("%s: %s is %s here, and %s for the cluster", l.Origin(v.key), v.key, *v.is, v.other), "leave it out, or name another file with --config"})
+		}
+		*v.is = v.other
+	}
+	for _, p := range []struct {
+		key   string
+		is    *int
+		other int
+	}{
+		{"secure-port", &c.SecurePort, s.SecurePort}, {"etcd-client-port", &c.EtcdClientPort, s.EtcdClientPort},
+		{"etcd-peer-port", &c.EtcdPeerPort, s.EtcdPeerPort}, {"join-port", &c.JoinPort, s.JoinPort},
+	} {
+		if !l.IsSet(p.key) {
+			*p.is = p.other
+		}
+	}
+	if ip, err := netip.ParseAddr(f.Address); err == nil && ip.IsLoopback() && !l.IsSet("bind-address") {
+		c.BindAddress = f.Address // several on one machine
+	}
+	c.InitialCluster, c.InitialClusterState = nil, config.StateNew // until it is admitted
+	if err := l.ResolveController(); err != nil {
+		return *c, err
+	}
+	return *c, errors.Join(append(errs, l.ValidateController())...)
+}
