@@ -170,8 +170,70 @@ func (v victim) rob(t *testing.T, c *kthwtest.Controller, client kubernetes.Inte
 	}
 }
 
+// A leader whose clock is an hour ahead or behind is the leader for as long as it
+// renews its lease, and no longer: kthwd looks at what others write, and measures how
+// long ago that was by its own clock.
+func TestLeaseOfAnotherClock(t *testing.T) {
+	t.Parallel()
+	c := kthwtest.Start(t, kthwtest.Options{Args: quickLeases()})
+	client := c.Client(t)
+	for _, jump := range []time.Duration{time.Hour, -time.Hour} {
+		for _, name := range []string{kcm, sched} {
+			kthwtest.WaitFor(t, name+" leading", soon, func() error { return isLeading(c, name) })
+		}
+		begun, since := time.Now(), time.Time{} // of the last renewal; and since when all was as it must be
+		kthwtest.WaitFor(t, fmt.Sprintf("standby beside a leader whose clock is off by %v", jump), time.Minute, func() error {
+			late := time.Since(begun) > leaseDuration/2 // this test's fault, on a busy machine
+			err := standbyBeside(t.Context(), c, client, time.Now().Add(jump))
+			begun = time.Now()
+			switch {
+			case err != nil && !late && !since.IsZero():
+				t.Fatalf("beside a leader that renews, with a clock that is off by %v: %v", jump, err)
+			case err != nil:
+				since = time.Time{}
+				return err
+			case since.IsZero():
+				since = begun
+			}
+			if left := 2*leaseDuration - time.Since(since); left > 0 {
+				return fmt.Errorf("%v to go", left)
+			}
+			return nil
+		})
+		for _, name := range []string{kcm, sched} { // nobody renews any more
+			kthwtest.WaitFor(t, name+" leading again", soon, func() error { return isLeading(c, name) })
+		}
+		if took := time.Since(begun); took < leaseDuration/2 {
+			t.Errorf("a lease of %v that was renewed just now, by a clock that is off by %v, was taken after %v", leaseDuration, jump, took)
+		}
+	}
+}
+
+// standbyBeside renews both leases for a thief, by its clock, and wants kthwd to
+// see that.
+func standbyBeside(ctx context.Context, c *kthwtest.Controller, client kubernetes.Interface, now time.Time) error {
+	for _, name := range []string{kcm, sched} {
+		if err := setHolderAt(ctx, client, name, "thief", now); err != nil {
+			return err
+		}
+		s, err := component(c, name)
+		if err == nil && (s.State != supervise.Standby || s.Reason != "lease held by thief") {
+			err = fmt.Errorf("%s is %s: %s", name, s.State, s.Reason)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // setHolder writes a lease that is fresh, in the name of holder; "" releases it.
 func setHolder(ctx context.Context, client kubernetes.Interface, name, holder string) error {
+	return setHolderAt(ctx, client, name, holder, time.Now())
+}
+
+// setHolderAt is setHolder by a clock that says now.
+func setHolderAt(ctx context.Context, client kubernetes.Interface, name, holder string, now time.Time) error {
 	leases := client.CoordinationV1().Leases("kube-system")
 	lease, err := leases.Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
@@ -179,7 +241,7 @@ func setHolder(ctx context.Context, client kubernetes.Interface, name, holder st
 	}
 	lease.Spec.HolderIdentity = &holder
 	lease.Spec.LeaseDurationSeconds = ptr.To(int32(leaseDuration / time.Second))
-	lease.Spec.RenewTime = ptr.To(metav1.NowMicro())
+	lease.Spec.RenewTime = ptr.To(metav1.NewMicroTime(now))
 	_, err = leases.Update(ctx, lease, metav1.UpdateOptions{})
 	return err
 }
