@@ -21,7 +21,6 @@ import (
 const (
 	loadRate    = 200 // requests a second, of which every fourth is a write
 	loadClients = 10  // with a connection each
-	loadObject  = "load"
 
 	probeRate    = 20 // new connections a second
 	loadPatience = 10 * time.Second
@@ -93,25 +92,26 @@ func (l *requests) none(o *round, what string, least int) {
 	}
 }
 
-// apiLoad reads and writes one object.
+// apiLoad reads and writes, each client an object of its own.
 func (o *round) apiLoad(t testing.TB) *requests {
 	t.Helper()
 	var all []kubernetes.Interface
-	for range loadClients {
+	object := func(n int) string { return fmt.Sprintf("load-%d", n%loadClients) }
+	for n := range loadClients {
 		client, _ := o.client(t, "", 0)
 		all = append(all, client)
-	}
-	_, err := all[0].CoreV1().ConfigMaps("default").Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: loadObject}}, metav1.CreateOptions{})
-	if err != nil && !apierrors.IsAlreadyExists(err) {
-		t.Fatal(err)
+		_, err := client.CoreV1().ConfigMaps("default").Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: object(n)}}, metav1.CreateOptions{})
+		if err != nil && !apierrors.IsAlreadyExists(err) {
+			t.Fatal(err)
+		}
 	}
 	return makeRequests(loadRate, func(ctx context.Context, n int) error {
 		rest := all[n%loadClients].CoreV1().RESTClient()
 		if n%4 != 0 {
-			return rest.Get().MaxRetries(0).Namespace("default").Resource("configmaps").Name(loadObject).Do(ctx).Error()
+			return rest.Get().MaxRetries(0).Namespace("default").Resource("configmaps").Name(object(n)).Do(ctx).Error()
 		}
-		body := fmt.Appendf(nil, `{"metadata":{"annotations":{"load-%d":"%d"}}}`, n%loadClients, n)
-		return rest.Patch(types.MergePatchType).MaxRetries(0).Namespace("default").Resource("configmaps").Name(loadObject).Body(body).Do(ctx).Error()
+		body := fmt.Appendf(nil, `{"data":{"n":"%d"}}`, n)
+		return rest.Patch(types.MergePatchType).MaxRetries(0).Namespace("default").Resource("configmaps").Name(object(n)).Body(body).Do(ctx).Error()
 	})
 }
 

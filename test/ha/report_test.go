@@ -13,21 +13,21 @@ import (
 
 // result is one line of the table.
 type result struct {
-	Row           string
-	Fault         string
-	Reach         string
-	Measured      string
-	Gap           time.Duration // longest time in which no writer was acknowledged
-	OneWriter     time.Duration // longest that one impatient writer waited
-	PatientWriter time.Duration // longest that the patient one waited
-	Recovered     time.Duration // from the end of the fault until all was ready
-	Restarts      int           // of processes
-	Writes        int           // acknowledged, and looked for
-	Events        int           // that each watcher had to see
-	Relists       int
-	Actions       int // of kube-controller-manager and kube-scheduler
-	Notes         []string
-	Problems      []string
+	Row           string        `json:"row"`
+	Fault         string        `json:"fault"`
+	Reach         string        `json:"reach"`
+	Measured      string        `json:"measured"`
+	Gap           time.Duration `json:"no_write_ns"`       // longest time in which no writer was acknowledged
+	OneWriter     time.Duration `json:"one_writer_ns"`     // longest that one impatient writer waited
+	PatientWriter time.Duration `json:"patient_writer_ns"` // longest that the patient one waited
+	Recovered     time.Duration `json:"ready_again_ns"`    // from the end of the fault until all was ready
+	Restarts      int           `json:"restarts"`          // of processes
+	Writes        int           `json:"writes"`            // acknowledged, and looked for
+	Events        int           `json:"events"`            // that each watcher had to see
+	Relists       int           `json:"relists"`
+	Actions       int           `json:"actions"` // of kube-controller-manager and kube-scheduler
+	Notes         []string      `json:"notes"`
+	Problems      []string      `json:"problems"`
 }
 
 func seconds(d time.Duration) string { return fmt.Sprintf("%.2f s", d.Seconds()) }

@@ -140,7 +140,7 @@ func saysNoQuorum(m *machine) error {
 	if err != nil {
 		return err
 	}
-	if r.Ready || r.Quorum == nil || !strings.HasPrefix(r.Quorum.Note, "waiting for etcd quorum (") {
+	if r.Ready || r.Quorum == nil || !strings.HasPrefix(r.Quorum.Note, "waiting for etcd quorum (1 of 3)") {
 		return fmt.Errorf("ready %v, reason %q, quorum %+v", r.Ready, r.Reason, r.Quorum)
 	}
 	return nil

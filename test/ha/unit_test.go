@@ -2,6 +2,7 @@ package ha
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,6 +27,7 @@ type unit struct {
 	host *lbtest.Namespace // with a host name of its own; nil: this process's
 	log  *kthwtest.Log
 
+	output  io.Writer // log, and a file where one is wanted
 	mu      sync.Mutex
 	process *os.Process // nil while none runs
 	off     bool        // as if the machine was
@@ -51,6 +53,15 @@ func newUnit(t testing.TB, name string, host *lbtest.Namespace, argv ...string) 
 	if host != nil {
 		u.argv = append([]string{lbtest.Self(t), name}, argv...)
 		u.env = []string{lbtest.HelperEnv("host")}
+	}
+	u.output = u.log
+	if dir := os.Getenv("KTHWD_HA_LOGS"); dir != "" {
+		f, err := os.Create(filepath.Join(dir, name+".log"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		u.output = io.MultiWriter(u.log, f)
 	}
 	go u.run()
 	t.Cleanup(func() { u.cleanup(t) })
@@ -83,7 +94,7 @@ func (u *unit) run() {
 func (u *unit) once() {
 	cmd := exec.Command(u.argv[0], u.argv[1:]...)
 	cmd.Env = append(os.Environ(), u.env...)
-	cmd.Stdout, cmd.Stderr = u.log, u.log
+	cmd.Stdout, cmd.Stderr = u.output, u.output
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for the test
 	if u.host != nil {
 		cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWUTS
@@ -171,11 +182,6 @@ func (u *unit) cleanup(t testing.TB) {
 	u.set(func() { u.ended, u.off = true, true })
 	u.kill() // how it stops is the business of rows; without a quorum it takes long
 	<-u.done
-	if dir := os.Getenv("KTHWD_HA_LOGS"); dir != "" {
-		if err := os.WriteFile(filepath.Join(dir, u.name+".log"), []byte(u.log.String()), 0o600); err != nil {
-			t.Error(err)
-		}
-	}
 	if t.Failed() {
 		t.Logf("log of %s:\n%s", u.name, u.log.Tail(150))
 	}
