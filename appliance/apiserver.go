@@ -28,6 +28,8 @@ const (
 	readyTimeout = time.Second
 	quorumProof  = 5 * time.Second // one linearizable read
 	rebuildPause = 2 * time.Second
+
+	hopelessGrace = 4 * time.Second // more than its drain takes
 )
 
 // apiServer runs kube-apiserver.
@@ -227,7 +229,27 @@ func (a *apiServer) serve(ctx context.Context, s *server, ready func()) error {
 		s.welcome.Store(true)
 		ready()
 	})
-	return <-done
+	select {
+	case err := <-done:
+		return err
+	case <-a.etcd.hope.ctx.Done():
+		return a.hopeless(ctx, done)
+	}
+}
+
+// hopeless waits for a server that stops without a quorum, but not for long: its own
+// lease is held in a loop that only a success ends (component-helpers/apimachinery/
+// lease/controller.go:backoffEnsureLease). It can do nothing any more, for etcd
+// answers all with an error, and the process is about to end.
+func (a *apiServer) hopeless(ctx context.Context, done <-chan error) error {
+	<-ctx.Done()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(hopelessGrace):
+		a.log.Warn("not waited for any longer: without a quorum it cannot end in order")
+		return nil
+	}
 }
 
 // probe polls /readyz until it is ok once, then calls ready.

@@ -51,18 +51,19 @@ type etcd struct {
 	leaderless time.Time // since when no leader is known; zero while there is one
 
 	gate writeGate // shut for a moment when leadership moves
+	hope *hope     // lost in a stop without a quorum
 }
 
 var _ supervise.Component = (*etcd)(nil)
 
 // newEtcd prepares the member that args describe. It touches no file.
 func newEtcd(args []arg, log *slog.Logger) (*etcd, error) {
-	e := &etcd{log: log, fatal: make(chan error, 1), leave: make(chan struct{}, 1)}
+	e := &etcd{log: log, fatal: make(chan error, 1), leave: make(chan struct{}, 1), hope: newHope()}
 	var err error
 	if e.cfg, err = parseEtcd(args, embed.NewZapLoggerBuilder(newZap(log, e.died))); err != nil {
 		return nil, err
 	}
-	e.cfg.GRPCAdditionalServerOptions = append(e.cfg.GRPCAdditionalServerOptions, grpc.ChainUnaryInterceptor(e.gate.intercept))
+	e.cfg.GRPCAdditionalServerOptions = append(e.cfg.GRPCAdditionalServerOptions, grpc.ChainUnaryInterceptor(e.hope.intercept, e.gate.intercept))
 	return e, nil
 }
 

@@ -23,6 +23,9 @@ const shutdownDelay = 3 * time.Second
 // long the API server serves after it has left them, if the delay is that long.
 const settleTime = time.Second
 
+// quorumPatience is how long a stop waits for a leader: somewhat more than an election.
+const quorumPatience = 3 * time.Second
+
 // farewell is how an API server leaves its clients to the other controllers'. The
 // zero value is ready for use; it belongs to one server.
 type farewell struct {
@@ -74,6 +77,7 @@ func (f *farewell) part(delay time.Duration) {
 func (a *apiServer) leave(ctx context.Context, s *server) time.Duration {
 	begun := time.Now()
 	s.leaving.Store(true)
+	go a.etcd.Abandon(context.WithoutCancel(ctx), quorumPatience)
 	delay := a.delay(context.Cause(supervise.Leaving(ctx)), s)
 	s.part(delay)
 	if delay > 0 {
