@@ -31,7 +31,7 @@ DIRS      := appliance cmd health lb rbacseed test
 LIGHT     := ./appliance/config ./appliance/logging ./appliance/member ./appliance/pki ./appliance/status ./appliance/supervise ./health ./lb ./lb/check
 
 .DEFAULT_GOAL := help
-.PHONY: help build tool run test test-light test-e2e test-lb-peers soak bench bench-lb lint golden verify package clean FORCE
+.PHONY: help build tool run test test-light test-e2e test-lb-peers soak screenshots bench bench-lb lint golden verify package clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -57,10 +57,14 @@ test-e2e: build ## whole clusters with kubectl and real nodes, and the failure t
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=40m ./test/e2e/...
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=15m -v ./test/lb
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=15m -v -run 'TestFaults' ./test/ha
+	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=20m ./test/observe
 
 SOAK ?= 10m
 soak: build ## the faults of three controllers in random order for SOAK=10m; KTHWD_SOAK_SEED repeats one; in namespaces as root, else on loopback
 	KTHWD_SOAK=$(SOAK) KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=0 -v -run 'TestSoak' ./test/ha
+
+screenshots: build ## make docs/images from the pages of a controller and a load balancer; needs chromium
+	KTHWD_SCREENSHOTS=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -run TestScreenshots ./test/observe
 
 bench: build ## kthwd against the four separate programs: a table and one JSON line
 	KTHWD_BENCH=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=60m -v ./test/bench/...

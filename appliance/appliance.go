@@ -105,6 +105,7 @@ func Run(ctx context.Context, cfg config.Controller, o Options) error {
 	watching, stopWatching := context.WithCancel(context.Background())
 	defer stopWatching()
 	go announce(watching, g, o, settled)
+	go p.events.run(watching)
 	return g.Run(ctx)
 }
 
@@ -120,6 +121,7 @@ type plant struct {
 	programs *programs
 	identity string
 	record   memberRecord // as written last by this process; etcd's goroutine has it
+	events   *eventWriter // of wire
 }
 
 // newPlant takes the data directory, makes or checks its files, and parses all
@@ -148,6 +150,9 @@ func newPlant(ctx context.Context, cfg config.Controller, o Options) (_ *plant, 
 		return nil, err
 	}
 	if p.socket, err = newSocketDir(p.layout); err != nil {
+		return nil, err
+	}
+	if err := writeTracing(cfg, p.layout); err != nil {
 		return nil, err
 	}
 	if p.identity, err = instanceIdentity(p.layout, cfg.Name); err != nil {
@@ -381,9 +386,10 @@ func (p *plant) newStatus(g *supervise.Group, e *etcd, m *members, api *apiServe
 		beside = &Beside{Report: func(*status.Report) {}}
 	}
 	used := status.CertificatesOf(p.usedFiles)
+	p.events = newEventWriter(p.cfg.Name, api.Loopback, used, p.o.Logs.Logger("kthwd"))
 	return status.NewServer(status.ServerConfig{
-		Changed: g.Changed,
-		Socket:  p.socket.control, Address: p.o.Metrics.Address, Web: p.o.Metrics.Web, Pprof: p.o.Metrics.Pprof,
+		Changed: g.Changed, OnEvent: p.events.seen,
+		Socket: p.socket.control, Address: p.o.Metrics.Address, Web: p.o.Metrics.Web, Pprof: p.o.Metrics.Pprof,
 		Logs: p.o.Logs, Collectors: append(collectors, beside.Collectors...), Programs: programSeries(), Private: m.private(),
 		Report: func() status.Report {
 			ready, reason := g.Ready()

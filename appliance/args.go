@@ -44,7 +44,7 @@ func etcdArgs(c config.Controller, l pki.Layout, socket string) []arg {
 		clients = append(clients, local)
 	}
 	clients = append(clients, "unix://"+socket)
-	return []arg{
+	return append([]arg{
 		{"name", c.Name},
 		{"cert-file", l.Cert(pki.NameKubernetes)},
 		{"key-file", l.Key(pki.NameKubernetes)},
@@ -64,7 +64,7 @@ func etcdArgs(c config.Controller, l pki.Layout, socket string) []arg {
 		{"data-dir", l.Etcd()},
 		{"snapshot-catchup-entries", "1000"},  // 5000 by default, all kept in memory (etcdserver/server.go)
 		{"quota-backend-bytes", "8589934592"}, // 8 GiB, the most etcd advises; 2 GiB by default
-	}
+	}, etcdTracingArgs(c)...)
 }
 
 // apiserverArgs is the guide's kube-apiserver.service.
@@ -112,6 +112,9 @@ func apiserverArgs(c config.Controller, l pki.Layout, socket string) []arg {
 	if ip := net.ParseIP(c.AdvertiseAddress); ip != nil && ip.IsLoopback() {
 		// The API refuses loopback addresses in Endpoints, so there is nothing to reconcile.
 		args = append(args, arg{"endpoint-reconciler-type", "none"})
+	}
+	if c.TracingEndpoint != "" {
+		args = append(args, arg{"tracing-config-file", l.Tracing()})
 	}
 	return args
 }

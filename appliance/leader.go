@@ -28,6 +28,9 @@ const (
 	fencedPatience = time.Minute
 )
 
+// beginsAgain is how a term that follows a failed one says why.
+const beginsAgain = "begins again after: "
+
 // errLeaseLost ends a term whose lease could not be renewed in time.
 var errLeaseLost = errors.New("lease lost")
 
@@ -81,7 +84,7 @@ func (l *lease) run(ctx context.Context, ready func(), prepare standby) error {
 		}
 		l.log.Warn("term ended, beginning again", "err", err, "pause", pause)
 		report.Restarted(restartReason(err), err)
-		report.Starting("begins again after: " + err.Error())
+		report.Starting(beginsAgain + err.Error())
 		sleep(ctx, pause)
 		pause = min(2*pause, lastTermPause)
 	}

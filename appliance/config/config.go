@@ -59,6 +59,8 @@ type Controller struct {
 	ServiceClusterIPRange string
 	ClusterCIDR           string
 
+	TracingEndpoint string // HOST:PORT of an OpenTelemetry collector, gRPC without TLS; empty for no traces
+
 	// Passed to the programs after kthwd's own flags, each "key=value"; the user's wins.
 	EtcdArgs              []string
 	APIServerArgs         []string

@@ -88,6 +88,7 @@ func (l *Loader) settings() []setting {
 		{"service-cluster-ip-range", RoleController, groupCluster, "CIDR", "Range of service addresses, two with a comma for dual stack; its first address becomes a name in kubernetes.pem. Must not overlap --cluster-cidr.", &k.ServiceClusterIPRange},
 		{"cluster-cidr", RoleController, groupCluster, "CIDR", "Range of pod addresses, two with a comma for dual stack. Must not overlap --service-cluster-ip-range.", &k.ClusterCIDR},
 
+		{"tracing-endpoint", RoleController, groupPrograms, "HOST:PORT", "OpenTelemetry collector that etcd and kube-apiserver send traces to, one request in a hundred, by OTLP over gRPC without TLS; empty sends none.", &k.TracingEndpoint},
 		{"etcd-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag of etcd; wins over kthwd's own; repeatable.", (*repeated)(&k.EtcdArgs)},
 		{"kube-apiserver-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag of kube-apiserver; wins over kthwd's own; repeatable.", (*repeated)(&k.APIServerArgs)},
 		{"kube-controller-manager-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag of kube-controller-manager; wins over kthwd's own; repeatable.", (*repeated)(&k.ControllerManagerArgs)},

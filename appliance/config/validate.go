@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"regexp"
 	"slices"
@@ -125,11 +126,22 @@ func (v *validator) controller(c Controller) []listener {
 	v.members(c)
 	listeners := v.listeners(c)
 	v.ranges(c)
+	v.tracing(c.TracingEndpoint)
 	v.args("etcd-arg", c.EtcdArgs)
 	v.args("kube-apiserver-arg", c.APIServerArgs)
 	v.args("kube-controller-manager-arg", c.ControllerManagerArgs)
 	v.args("kube-scheduler-arg", c.SchedulerArgs)
 	return listeners
+}
+
+func (v *validator) tracing(endpoint string) {
+	if endpoint == "" {
+		return
+	}
+	host, port, err := net.SplitHostPort(endpoint)
+	if n, bad := strconv.Atoi(port); err != nil || bad != nil || host == "" || n < 1 || n > 65535 || strings.ContainsAny(host, "/ \"'") {
+		v.add("tracing-endpoint", "%q is not HOST:PORT", endpoint).Hint = "such as 127.0.0.1:4317, where an OpenTelemetry collector takes OTLP over gRPC"
+	}
 }
 
 // validator gathers problems.

@@ -72,6 +72,10 @@ func (l Layout) EtcdSocket() string { return filepath.Join(l.Run(), "etcd.sock")
 // ControlSocket is where kthwd's verbs reach the running kthwd.
 func (l Layout) ControlSocket() string { return filepath.Join(l.Run(), "kthwd.sock") }
 
+// Tracing says where the API server sends traces. It is made at each start that
+// wants any.
+func (l Layout) Tracing() string { return filepath.Join(l.Run(), "tracing.yaml") }
+
 // Lock is held by the one kthwd that runs on this data directory.
 func (l Layout) Lock() string { return l.path("kthwd.lock") }
 

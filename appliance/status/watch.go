@@ -107,10 +107,12 @@ func rates(from, to lbSample) map[string]Rate {
 	return all
 }
 
-// The objects of events that are not components.
+// The objects of events that are not components, and what becomes of a quorum.
 const (
-	objectQuorum = "etcd quorum"
+	ObjectQuorum = "etcd quorum"
 	objectLeader = "etcd leader"
+	QuorumLost   = "lost"
+	QuorumThere  = "there"
 )
 
 // changes lists what differs between two reports of one process.
@@ -141,9 +143,9 @@ func memberChanges(before, after *Member, was, is *Quorum, now time.Time) (all [
 	if was != nil && is != nil && was.Leader != is.Leader {
 		switch {
 		case is.Leader == "":
-			all = append(all, Event{Time: now, Object: objectQuorum, To: "lost", Reason: is.Note})
+			all = append(all, Event{Time: now, Object: ObjectQuorum, To: QuorumLost, Reason: is.Note})
 		case was.Leader == "" && was.Members > 0:
-			all = append(all, Event{Time: now, Object: objectQuorum, To: "there", Reason: "leader " + oneLine(is.Leader)})
+			all = append(all, Event{Time: now, Object: ObjectQuorum, To: QuorumThere, Reason: "leader " + oneLine(is.Leader)})
 		case was.Leader != "":
 			all = append(all, Event{Time: now, Object: objectLeader, From: oneLine(was.Leader), To: oneLine(is.Leader)})
 		}

@@ -71,7 +71,7 @@ func TestMetricsPage(t *testing.T) {
 	if err != nil && !*update {
 		t.Fatal(err)
 	}
-	got := page(t, c, lb, old)
+	got := metricsText(t, c, lb, old)
 	if *update {
 		if err := os.WriteFile(metricsPage, got, 0o644); err != nil {
 			t.Fatal(err)
@@ -96,7 +96,7 @@ func through(t *testing.T, c, lb *kthwtest.Controller) {
 	})
 }
 
-func page(t *testing.T, c, lb *kthwtest.Controller, old []byte) []byte {
+func metricsText(t *testing.T, c, lb *kthwtest.Controller, old []byte) []byte {
 	var b bytes.Buffer
 	b.WriteString(`<!-- Generated from what a controller and a load balancer show, by "make golden". Do not edit. -->
 
