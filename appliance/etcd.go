@@ -48,6 +48,8 @@ type etcd struct {
 	fatal  chan error  // what etcd's logger called fatal; etcd cannot go on after it
 	leave  chan struct{}
 
+	strangers atomic.Pointer[string] // peers of another CA, as lookForStrangers found them; nil for none
+
 	leaderless time.Time // since when no leader is known; zero while there is one
 
 	gate writeGate // shut for a moment when leadership moves
@@ -286,6 +288,7 @@ func (e *etcd) watch(ctx context.Context, server *embed.Etcd, report supervise.R
 	defer asks.Wait()
 	asking, stopAsking := context.WithCancel(ctx)
 	defer stopAsking()
+	go e.lookForStrangers(asking, server) // not waited for: it may hang with the member, see gone
 	for {
 		select {
 		case <-first:
@@ -302,6 +305,9 @@ func (e *etcd) watch(ctx context.Context, server *embed.Etcd, report supervise.R
 			asks.Go(func() { e.followHandOvers(asking, server) })
 			e.count(server)
 		case <-tick.C:
+			if len(e.fatal) > 0 {
+				continue // what follows may wait for a lock that is never given back
+			}
 			leader := server.Server.Leader() != 0
 			e.listen(leader)
 			state.check(leader)
@@ -540,6 +546,9 @@ func (e *etcd) Quorum() status.Quorum {
 		return q
 	}
 	q.Note = fmt.Sprintf("waiting for etcd quorum (%d of %d)", q.Active, q.Members)
+	if strangers := e.strangers.Load(); strangers != nil {
+		q.Note += "; " + *strangers
+	}
 	if e.once.Load() && q.Members > 1 && q.Active < q.Needed {
 		q.Advice = "if so many are lost for good that there will be no quorum again, stop kthwd here and run kthwd etcd recover"
 	}

@@ -3,6 +3,7 @@ package appliance
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -137,4 +138,51 @@ func peerError(err error) string {
 		return "no answer"
 	}
 	return err.Error()
+}
+
+// strangerPoll is how often a member without a leader looks for the reason.
+const strangerPoll = 5 * time.Second
+
+// lookForStrangers finds the peers whose certificate is of another CA, as long as
+// this member has no leader: it would wait for them for ever, and etcd's transport
+// says that of each connection at level debug only.
+func (e *etcd) lookForStrangers(ctx context.Context, server *embed.Etcd) {
+	tls, err := e.cfg.PeerTLSInfo.ClientConfig()
+	if err != nil || e.cfg.PeerTLSInfo.Empty() {
+		return
+	}
+	for said := ""; ctx.Err() == nil; sleep(ctx, strangerPoll) {
+		var found []string
+		if server.Server.Leader() == 0 {
+			found = e.findStrangers(ctx, tls, server)
+		}
+		text := strings.Join(found, "; ")
+		switch {
+		case ctx.Err() != nil:
+			return
+		case text == "":
+			e.strangers.Store(nil)
+		default:
+			e.strangers.Store(&text)
+		}
+		if text != said && text != "" {
+			e.log.Warn("a controller of another CA: it and this one do not speak with each other", "err", text,
+				"hint", "all controllers need the ca.pem, and a kubernetes.pem of it, from one run of kthwd pki init")
+		}
+		said = text
+	}
+}
+
+func (e *etcd) findStrangers(ctx context.Context, tls *tls.Config, server *embed.Etcd) (found []string) {
+	for _, m := range server.Server.Cluster().Members() {
+		if m.ID == server.Server.MemberID() || len(m.PeerURLs) == 0 {
+			continue
+		}
+		_, err := askMembers(ctx, tls, m.PeerURLs[0])
+		if errors.As(err, new(x509.UnknownAuthorityError)) {
+			found = append(found, fmt.Sprintf("%s at %s shows a certificate of another CA than %s", m.Name, peerHost(m), e.cfg.PeerTLSInfo.TrustedCAFile))
+		}
+	}
+	slices.Sort(found)
+	return found
 }

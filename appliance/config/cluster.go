@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,7 +18,7 @@ import (
 // front of them. What all machines have in common is in Shared.
 type Cluster struct {
 	Controllers []string // NAME=ADDRESS
-	LBs         []string // addresses
+	LBs         []string // addresses or names
 	CAKey       []string // names of the controllers that get the CA's key
 	Dir         string   // in which each machine has a directory
 	Shared      Controller
@@ -69,7 +70,7 @@ func (v *validator) cluster(c Cluster, members []Member) {
 		}
 	}
 	for i, lb := range c.LBs {
-		if problem := unusable(lb); problem != "" {
+		if problem := unusableHost(lb); problem != "" {
 			v.add("lb", "%q %s", lb, problem)
 		}
 		if slices.Contains(c.LBs[:i], lb) {
@@ -88,6 +89,20 @@ func (v *validator) cluster(c Cluster, members []Member) {
 		}
 	}
 }
+
+// unusableHost says why clients cannot use a load balancer's address or name, or "".
+func unusableHost(host string) string {
+	switch problem := unusable(host); {
+	case problem == "" || problem != notAnAddress:
+		return problem
+	case !aName.MatchString(host) || numeric.MatchString(host):
+		return "is neither a name nor an IP address"
+	}
+	return ""
+}
+
+// numeric is what no name looks like, and a mistyped address does.
+var numeric = regexp.MustCompile(`^[0-9.]+$`)
 
 // Warnings lists what is allowed and probably not meant, one line each.
 func (c Cluster) Warnings() []string {

@@ -68,11 +68,13 @@ func parseMembers(key string, list []string) (members []Member, problems []*Prob
 	return members, problems
 }
 
+const notAnAddress = "is no IP address"
+
 // unusable says why other machines cannot use an address, or "".
 func unusable(address string) string {
 	switch ip, err := netip.ParseAddr(address); {
 	case err != nil:
-		return "is no IP address"
+		return notAnAddress
 	case ip.IsUnspecified() || ip.IsMulticast():
 		return "is no address that other machines can reach"
 	case ip.Zone() != "":

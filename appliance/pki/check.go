@@ -232,12 +232,14 @@ func (v *survey) checkIdentity(file, what string, r row, c *x509.Certificate) {
 	}
 }
 
+const notValidFor = "not valid for "
+
 func (v *survey) checkNames(file string, r row, c *x509.Certificate) {
 	if r.must == nil {
 		return
 	}
 	if lack := lacking(c, r.must(v.spec)); len(lack) > 0 {
-		v.misfit(&Misfit{File: file, Problem: fmt.Sprintf("not valid for %s, where it will be served (it is for %s)",
+		v.misfit(&Misfit{File: file, Problem: fmt.Sprintf(notValidFor+"%s, where it will be served (it is for %s)",
 			strings.Join(lack, ", "), strings.Join(sans(c), ", ")),
 			Hint: "issue it again with this address, or move it and its key away and kthwd makes new ones"})
 	}

@@ -17,7 +17,7 @@ type clusterFlags struct {
 
 func (f *clusterFlags) add(fs *pflag.FlagSet) {
 	fs.StringSliceVar(&f.controllers, "controllers", nil, "`NAME=ADDRESS` The controllers of a cluster: a directory for each is made in --out, ready to be copied.")
-	fs.StringSliceVar(&f.lbs, "lb", nil, "`ADDRESS` The load balancers before --controllers; the first one is the server of admin.kubeconfig.")
+	fs.StringSliceVar(&f.lbs, "lb", nil, "`HOST` The load balancers before --controllers, by address or name; the first one is the server of admin.kubeconfig.")
 	fs.StringSliceVar(&f.caKey, "with-ca-key", nil, "`NAME` Those of --controllers that get the CA's key, to sign certificates; without it the key stays in ca below --out.")
 	fs.StringVar(&f.out, "out", "", "`DIR` The directory for --controllers and --lb; made if it is missing.")
 }

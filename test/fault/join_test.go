@@ -408,3 +408,25 @@ func TestJoinExpires(t *testing.T) {
 		t.Errorf("a learner that comes too late: got exit code %d:\n%s", code, late.Log.Tail(10))
 	}
 }
+
+// A controller with another CA waits, as one whose peers are down; but it says who
+// shows a certificate that it does not believe.
+func TestOtherCA(t *testing.T) {
+	t.Parallel()
+	k := newTrio(t)
+	c0 := k.start(t, 0)
+	kthwtest.WaitFor(t, "the lone member to say what it waits for", soon, func() error { return waitsForQuorum(c0) })
+	c1 := k.start(t, 1) // it makes a CA of its own
+	for i, c := range []*kthwtest.Controller{c0, c1} {
+		want := fmt.Sprintf("%s; c%d at 127.0.0.1 shows a certificate of another CA than %s", noQuorum, 1-i, filepath.Join(c.Dir, "ca.pem"))
+		kthwtest.WaitFor(t, fmt.Sprintf("c%d to name the other one", i), soon, func() error {
+			if r, err := c.Status(); err != nil || r.Quorum == nil || r.Quorum.Note != want || r.Reason != "etcd: "+want {
+				return fmt.Errorf("got %+v, reason %q (%v), want %q", r.Quorum, r.Reason, err, want)
+			}
+			return nil
+		})
+		if !strings.Contains(c.Log.String(), "a controller of another CA") {
+			t.Errorf("c%d does not log it:\n%s", i, c.Log.Tail(10))
+		}
+	}
+}
