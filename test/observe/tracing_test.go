@@ -53,7 +53,7 @@ func TestTracing(t *testing.T) {
 	t.Cleanup(server.Stop)
 	c := kthwtest.Start(t, kthwtest.Options{Args: []string{"--tracing-endpoint=" + l.Addr().String()}})
 	client := c.Client(t).CoreV1().Namespaces()
-	kthwtest.WaitFor(t, "spans of both", 90*time.Second, func() error {
+	kthwtest.WaitFor(t, "spans of both", 3*time.Minute, func() error {
 		for range 200 { // one in a hundred is traced
 			if _, err := client.Get(t.Context(), "default", metav1.GetOptions{}); err != nil {
 				return err
