@@ -124,9 +124,6 @@ func (q Quorum) line(p func(colour, string) string) string {
 	if q.Note != "" {
 		line += "; " + oneLine(q.Note)
 	}
-	if q.Advice != "" {
-		line += "\n" + p(yellow, "hint") + ": " + oneLine(q.Advice)
-	}
 	if q.Warning != "" {
 		line += "\n" + p(yellow, "warning") + ": " + oneLine(q.Warning)
 	}

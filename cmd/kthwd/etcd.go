@@ -81,7 +81,7 @@ func (a *app) etcdRecover(ctx context.Context, l *config.Loader, yes bool) error
 		return err
 	}
 	fmt.Fprintf(a.out, "\n%s is a cluster of its own, at revision %d; the data as they were are in %s\n"+
-		"Start kthwd here; then, for each other controller, kthwd member add here and kthwd join there.\n", r.Name, revision, r.Backup)
+		"Start kthwd here; then, for each other controller, kthwd member add here and kthwd join --replace-data there.\n", r.Name, revision, r.Backup)
 	return nil
 }
 

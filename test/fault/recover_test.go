@@ -85,6 +85,10 @@ func TestRecover(t *testing.T) {
 	}
 	w.check(t, last.Client(t))
 	kthwtest.WaitFor(t, "a write", soon, func() error { return write(t, last.Client(t), "recovered") })
+	back := k.start(t, (leader+1)%3)
+	if code := back.Wait(t, soon); code != 1 || !strings.Contains(back.Log.String(), "was removed from the cluster") {
+		t.Errorf("a given-up controller that comes back: got exit code %d, want 1 and that it was removed\n%s", code, back.Log.Tail(10))
+	}
 	stop(t, last, syscall.SIGTERM, 0)
 	runToEnd(t, nil, recoverArgs(last.Dir, "--yes")...).check(t, 1, "start kthwd", "the only member of its cluster")
 }
