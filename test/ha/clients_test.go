@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/rest"
 )
 
 const (
@@ -66,7 +67,7 @@ func startClients(t *testing.T, c *cluster) *clients {
 		}
 		var client kubernetes.Interface
 		client, w.hangUp = c.client(t, "", timeout)
-		w.objects = client.CoreV1().ConfigMaps(namespace)
+		w.objects, w.rest = client.CoreV1().ConfigMaps(namespace), client.CoreV1().RESTClient()
 		step := w.count
 		if i%2 == 1 {
 			step = w.create
@@ -119,6 +120,7 @@ type writer struct {
 	patient bool
 	hangUp  func()
 	objects typedcorev1.ConfigMapInterface
+	rest    rest.Interface
 
 	n       int64
 	tries   []string          // at the write that is under way
@@ -172,17 +174,16 @@ func (w *writer) count(ctx context.Context) {
 		token := fmt.Sprintf("%s/%d/%d", w.name, w.n+1, attempt)
 		tokens[token] = true
 		object.Data = map[string]string{"n": strconv.FormatInt(w.n+1, 10), "token": token}
-		put := w.objects.Update
 		var got *corev1.ConfigMap
 		var err error
 		if w.counter == nil {
 			got, err = w.objects.Create(ctx, object, metav1.CreateOptions{})
 		} else {
-			got, err = put(ctx, object, metav1.UpdateOptions{})
+			got, err = w.objects.Update(ctx, object, metav1.UpdateOptions{})
 		}
 		if err != nil {
 			w.failed(ctx, err)
-			if got, err = w.objects.Get(ctx, w.name, metav1.GetOptions{}); err != nil {
+			if got, err = w.get(ctx, w.name); err != nil {
 				w.failed(ctx, err)
 				continue
 			}
@@ -217,7 +218,7 @@ func (w *writer) create(ctx context.Context) {
 			ObjectMeta: metav1.ObjectMeta{Name: name}, Data: map[string]string{"n": "1", "token": token},
 		}, metav1.CreateOptions{})
 		if apierrors.IsAlreadyExists(err) { // by an attempt whose answer was lost
-			got, err = w.objects.Get(ctx, name, metav1.GetOptions{})
+			got, err = w.get(ctx, name)
 		}
 		if err == nil {
 			w.acknowledged(begun, changeOf(got))
@@ -232,6 +233,17 @@ func (w *writer) create(ctx context.Context) {
 		w.delete(ctx, w.made[0])
 		w.made = w.made[1:]
 	}
+}
+
+// get reads an object, once: by itself client-go tries again after a second when a
+// connection broke, which is all the time that an impatient writer has.
+func (w *writer) get(ctx context.Context, name string) (*corev1.ConfigMap, error) {
+	var m corev1.ConfigMap
+	r := w.rest.Get().Namespace(namespace).Resource("configmaps").Name(name)
+	if !w.patient {
+		r = r.MaxRetries(0)
+	}
+	return &m, r.Do(ctx).Into(&m)
 }
 
 func (w *writer) delete(ctx context.Context, name string) {

@@ -215,8 +215,7 @@ func (o *round) mark() (rev int64) {
 		ctx, cancel := context.WithTimeout(o.t.Context(), 5*time.Second)
 		defer cancel()
 		want := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: marker}, Data: map[string]string{"n": fmt.Sprint(o.rounds)}}
-		put := o.clients.objects.Update
-		got, err := put(ctx, want, metav1.UpdateOptions{})
+		got, err := o.clients.objects.Update(ctx, want, metav1.UpdateOptions{})
 		if err != nil && o.rounds == 1 {
 			got, err = o.clients.objects.Create(ctx, want, metav1.CreateOptions{})
 		}
