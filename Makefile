@@ -27,11 +27,11 @@ LDFLAGS = $(if $(DBG),,-s -w) -X main.version=$(VERSION) -X main.commit=$(COMMIT
 
 RUN_FLAGS ?= --role=controller --data-dir=./.kthwd --health-address=127.0.0.1:8080 \
              --bind-address=127.0.0.1 --advertise-address=127.0.0.1
-DIRS      := appliance cmd health lb rbacseed test
+DIRS      := appliance cmd health lb packaging rbacseed test
 LIGHT     := ./appliance/config ./appliance/logging ./appliance/member ./appliance/pki ./appliance/status ./appliance/supervise ./health ./lb ./lb/check
 
 .DEFAULT_GOAL := help
-.PHONY: help build tool run test test-light test-e2e test-lb-peers soak screenshots bench bench-lb lint golden verify package clean FORCE
+.PHONY: help build tool run test test-light test-e2e test-lb-peers soak screenshots bench bench-lb lint golden verify package generated install test-systemd clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -76,6 +76,12 @@ test-lb-peers: $(if $(KTHWD_LB_BIN),,build) ## the load balancer's failure table
 bench-lb: $(if $(KTHWD_LB_BIN),,build) ## kthwd --role=lb against nginx, HAProxy and tcpproxy: a table and one JSON line; needs root
 	KTHWD_BENCH_LB=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=30m -v ./test/benchlb
 
+# The names of packages need versions that differ; what is in them is the same.
+test-systemd: ## the .deb on Debian machines that systemd boots: life of the units, upgrade, remove; needs root
+	$(MAKE) --no-print-directory package-deb-amd64 VERSION=v0.9.0
+	$(MAKE) --no-print-directory package-deb-amd64 VERSION=v0.10.0
+	KTHWD_SYSTEMD=$(abspath dist) go test -count=1 -timeout=20m -v ./test/systemd
+
 lint: ## gofmt, go vet, staticcheck (the first time it reads all of Kubernetes: some 5 minutes)
 	@test -z "$$(gofmt -l $(DIRS) | tee /dev/stderr)"
 	go vet ./...
@@ -87,13 +93,48 @@ golden: ## rewrite golden files and docs/configuration.md from the code
 verify: lint golden ## lint, and generated files are as their sources say
 	git diff --exit-code
 
-package: $(foreach a,amd64 arm64,dist/kthwd-$(VERSION)-linux-$(a).tar.gz) ## dist/: a static tarball for each architecture, and their sums
-	cd dist && sha256sum kthwd-$(VERSION)-linux-*.tar.gz | tee SHA256SUMS
+# Packages and tarballs; VERSION=v0.2.0 names them. nfpm is a module of its own,
+# so that it does not move a version of go.mod.
+ARCHS     := amd64 arm64
+ETCD      := $(shell awk '$$1 == "go.etcd.io/etcd/server/v3" { print $$2; exit }' go.mod)
+NFPM      := dist/tools/nfpm
+GENERATED := dist/generated
 
-dist/kthwd-$(VERSION)-linux-%.tar.gz: FORCE
-	GOARCH=$* go build -ldflags '$(LDFLAGS)' -o $(@:.tar.gz=)/kthwd ./cmd/kthwd
-	cp LICENSE $(wildcard README.md) $(@:.tar.gz=)
+package: $(foreach a,$(ARCHS),dist/kthwd-$(VERSION)-linux-$(a).tar.gz package-deb-$(a) package-rpm-$(a)) ## dist/: .deb, .rpm and a static tarball for amd64 and arm64, and their sums
+	cd dist && sha256sum kthwd-$(VERSION)-linux-*.tar.gz $$(sed 's,.*/,,' packages-*.list) | tee SHA256SUMS
+
+dist/kthwd-$(VERSION)-linux-%.tar.gz: dist/bin-%/kthwd
+	rm -rf $(@:.tar.gz=) && mkdir -p $(@:.tar.gz=)
+	cp dist/bin-$*/kthwd LICENSE README.md $(@:.tar.gz=)
 	tar -C dist --sort=name --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX --mtime=@$(SOURCE_DATE_EPOCH) -c $(basename $(basename $(@F))) | gzip -9n > $@
+
+dist/bin-$(shell go env GOHOSTARCH)/kthwd: build
+	@install -D $(BIN) $@
+
+dist/bin-%/kthwd: FORCE
+	GOARCH=$* go build -ldflags '$(LDFLAGS)' -o $@ ./cmd/kthwd
+
+# $(1) is deb or rpm, $(2) the architecture.
+define package_of
+package-$(1)-$(2): $(NFPM) generated dist/bin-$(2)/kthwd
+	@rm -rf dist/tree-$(1)-$(2)
+	@packaging/install.sh dist/tree-$(1)-$(2) dist/bin-$(2)/kthwd $(GENERATED) $(1)
+	$(NFPM) -kind $(1) -arch $(2) -version $(VERSION) -root dist/tree-$(1)-$(2) -scripts dist/scripts -out dist > dist/packages-$(1)-$(2).list
+endef
+$(foreach k,deb rpm,$(foreach a,$(ARCHS),$(eval $(call package_of,$(k),$(a)))))
+
+$(NFPM): FORCE
+	cd packaging/nfpm && go build -o $(abspath $(NFPM)) .
+
+generated: build
+	@rm -rf $(GENERATED) && $(BIN) generate $(GENERATED)
+	@{ cat packaging/etc/copyright; printf 'Files: *\nCopyright: 2026 the authors of kthwd\nLicense: Apache-2.0\n On Debian systems the full text is in /usr/share/common-licenses/Apache-2.0.\n'; } > $(GENERATED)/copyright
+	@printf 'kthwd (%s) stable; urgency=medium\n\n  * Commit %s; Kubernetes %s, etcd %s.\n\n -- kthwd maintainers <kthwd@example.com>  %s\n' \
+		'$(VERSION:v%=%)-1' '$(COMMIT)' '$(KUBERNETES)' '$(ETCD)' "$$(LC_ALL=C date -u -R -d @$(SOURCE_DATE_EPOCH))" > $(GENERATED)/changelog
+	@packaging/scripts.sh dist/scripts $(GENERATED) $(VERSION) $(KUBERNETES) $(ETCD)
+
+install: generated ## put kthwd and its units, pages and settings below DESTDIR; existing settings stay
+	packaging/install.sh '$(DESTDIR)' $(BIN) $(GENERATED)
 
 clean: ## remove what was built; the data in ./.kthwd stays
 	rm -rf bin dist

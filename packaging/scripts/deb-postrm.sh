@@ -1,0 +1,26 @@
+#!/bin/sh
+# remove keeps configuration, data and logs; purge removes what is kthwd's by name
+# and leaves what somebody else has put beside it. The user stays, so that no other
+# one gets the number of its files.
+set -e
+@COMMON@
+case $1 in
+remove) removed ;;
+purge)
+	removed
+	rm -f /etc/systemd/system/multi-user.target.wants/kthwd-controller.service
+	rm -f /etc/systemd/system/multi-user.target.wants/kthwd-lb.service
+	rm -f /etc/systemd/system/sockets.target.wants/kthwd-lb.socket
+	rm -rf /var/lib/kthwd-lb /var/log/kthwd
+	data=/var/lib/kubernetes
+	if [ -d "$data" ]; then
+		for name in @DATA_FILES@; do
+			rm -rf "$data/$name"
+		done
+		rm -f "$data"/audit-[0-9]*.log "$data"/audit-[0-9]*.log.gz
+		rmdir "$data/etcd" 2>/dev/null || true
+		rmdir "$data" 2>/dev/null || say "$data is not empty, and what is in it is not kthwd's: it stays"
+	fi
+	rmdir /etc/kthwd 2>/dev/null || true
+	;;
+esac

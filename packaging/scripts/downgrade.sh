@@ -1,0 +1,21 @@
+# refuse_downgrade ends the script when the data were last served by a later minor
+# than what is in this package. kthwd refuses them as well, but at its start, when
+# the version that can serve them is gone.
+refuse_downgrade() {
+	record=/var/lib/kubernetes/member.json
+	[ -r "$record" ] || return 0
+	for part in kthwd kubernetes etcd; do
+		case $part in
+		kthwd) own=@KTHWD@ ;;
+		kubernetes) own=@KUBERNETES@ ;;
+		etcd) own=@ETCD@ ;;
+		esac
+		had=$(sed -n "s/^ *\"$part\": \"v*\([0-9]*\.[0-9]*\)\.[^\"]*\",*\$/\1/p" "$record")
+		[ -n "$had" ] || continue
+		if [ "${had%%.*}" -gt "${own%%.*}" ] || { [ "${had%%.*}" -eq "${own%%.*}" ] && [ "${had#*.}" -gt "${own#*.}" ]; }; then
+			echo "kthwd: error: /var/lib/kubernetes was last run with $part $had, and this package has $own: there is no way back to an older minor" >&2
+			echo "kthwd: hint: keep the installed version; to go back, put back a copy of etcd's data from before the upgrade and move $record away" >&2
+			exit 1
+		fi
+	done
+}

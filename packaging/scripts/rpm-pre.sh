@@ -1,0 +1,2 @@
+@DOWNGRADE@
+refuse_downgrade

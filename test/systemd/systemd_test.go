@@ -1,0 +1,359 @@
+package systemd
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"kthwd/test/kthwtest"
+)
+
+const (
+	controllerAddress = "10.0.0.1"
+	balancerAddress   = "10.0.0.2"
+
+	controllerUnit = "kthwd-controller.service"
+	balancerUnit   = "kthwd-lb.service"
+)
+
+// TestDebian is the life of two machines, one step after the other.
+func TestDebian(t *testing.T) {
+	ns := network(t, controllerAddress, balancerAddress)
+	c, b := boot(t, "kthwd-controller-"+old, ns), boot(t, "kthwd-lb-"+old, ns)
+	for _, step := range []struct {
+		name string
+		run  func(t *testing.T, c, b *machine)
+	}{
+		{"installs and starts nothing", installs},
+		{"units are clean", cleanUnits},
+		{"controller serves", controllerServes},
+		{"load balancer serves", balancerServes},
+		{"kill -9 of the controller", controllerKilled},
+		{"kill -9 of the load balancer", balancerKilled},
+		{"watchdog", watchdog},
+		{"reboot", reboot},
+		{"upgrade", upgrade},
+		{"downgrade", downgrade},
+		{"bad input", badInput},
+		{"remove and purge", removeAndPurge},
+	} {
+		begun := time.Now()
+		if !t.Run(step.name, func(t *testing.T) {
+			for _, m := range []*machine{c, b} {
+				m.t = t
+			}
+			step.run(t, c, b)
+		}) {
+			break
+		}
+		t.Logf("%s: %v", step.name, time.Since(begun).Round(100*time.Millisecond))
+	}
+	c.t, b.t = t, t
+}
+
+func installs(t *testing.T, c, b *machine) {
+	for _, m := range []*machine{c, b} {
+		m.install(old)
+		for _, unit := range []string{controllerUnit, balancerUnit, "kthwd-lb.socket"} {
+			if got := m.property(unit, "ActiveState") + " " + m.property(unit, "UnitFileState"); got != "inactive disabled" {
+				t.Errorf("%s: %s after the installation", unit, got)
+			}
+		}
+		m.shows("getent passwd kthwd", "/usr/sbin/nologin")
+		m.shows("stat -c '%a %U' /var/lib/kubernetes", "700 kthwd")
+		m.shows("dpkg-query --showformat '${Conffiles}' --show kthwd", "/etc/kthwd/controller.yaml", "/etc/kthwd/lb.yaml", "/etc/default/kthwd", "/etc/logrotate.d/kthwd")
+		m.run("logrotate --debug /etc/logrotate.d/kthwd")
+		m.run("bash -c 'source /usr/share/bash-completion/bash_completion && source /usr/share/bash-completion/completions/kthwd && complete -p kthwd'")
+	}
+}
+
+var exposure = regexp.MustCompile(`Overall exposure level for (\S+): ([0-9.]+)`)
+
+// cleanUnits prints systemd's own figures and holds them to 2.0.
+func cleanUnits(t *testing.T, c, _ *machine) {
+	if out := c.run("systemd-analyze --man=no verify kthwd-controller.service kthwd-lb.service kthwd-lb.socket 2>&1"); out != "" {
+		t.Errorf("systemd-analyze verify:\n%s", out)
+	}
+	for _, unit := range []string{controllerUnit, balancerUnit} {
+		m := exposure.FindStringSubmatch(c.run("systemd-analyze security --no-pager " + unit))
+		if m == nil {
+			t.Fatalf("%s: no exposure level", unit)
+		}
+		t.Logf("systemd-analyze security %s: %s", unit, m[2])
+		if level, err := strconv.ParseFloat(m[2], 64); err != nil || level > 2.0 {
+			t.Errorf("%s: exposure %s, want at most 2.0", unit, m[2])
+		}
+	}
+}
+
+const controllerYAML = `advertise-address: ` + controllerAddress + `
+bind-address: ` + controllerAddress + `
+subject-alt-name: [` + balancerAddress + `]
+name: c0
+`
+
+const kubectl = "kubectl --kubeconfig /var/lib/kubernetes/admin.kubeconfig "
+
+func controllerServes(t *testing.T, c, _ *machine) {
+	c.run("cat >> /etc/kthwd/controller.yaml <<'E'\n" + controllerYAML + "E")
+	c.run("systemctl enable --now " + controllerUnit)
+	c.shows("systemctl status --no-pager "+controllerUnit, "active (running)", `Status: "ready"`)
+	out := c.shows(kubectl+"get componentstatuses", "etcd-0", "scheduler", "controller-manager")
+	if strings.Count(out, "Healthy") != 3 {
+		t.Errorf("component statuses:\n%s", out)
+	}
+	c.run(kubectl + "create configmap before --from-literal=x=1")
+	if out := c.run("find /var/lib/kubernetes ! -user kthwd -print -o ! -type l -perm /077 -print"); out != "" {
+		t.Errorf("not of user kthwd, or not 0600 and 0700:\n%s", out)
+	}
+	journal := c.run("journalctl --no-pager -o cat -u " + controllerUnit)
+	if !strings.Contains(journal, "kthwd: all ready took=") || regexp.MustCompile(`(?m)^(<[0-7]>|time=|\{)`).MatchString(journal) {
+		t.Errorf("the journal:\n%s", journal)
+	}
+	c.shows("journalctl --no-pager -o json -u "+controllerUnit, `"PRIORITY":"6"`, `"PRIORITY":"4"`)
+	if warned := c.run("journalctl --no-pager -o cat -p info -u " + controllerUnit); warned == "" {
+		t.Error("nothing at info")
+	}
+	if got := c.run("ps -o user= -C kthwd"); strings.TrimSpace(got) != "kthwd" {
+		t.Errorf("it runs as %q", got)
+	}
+}
+
+const balancerYAML = `listen: ['` + balancerAddress + `:6443']
+backend: ['` + controllerAddress + `:6443']
+backend-ca: /etc/kthwd/ca.pem
+metrics-address: 127.0.0.1:10301
+access-log: /var/log/kthwd/access.log
+`
+
+func balancerServes(t *testing.T, c, b *machine) {
+	for _, name := range []string{"ca.pem", "admin.kubeconfig"} {
+		b.write("/etc/kthwd/"+name, c.run("cat /var/lib/kubernetes/"+name))
+	}
+	b.run("sed -i s/" + controllerAddress + ":/" + balancerAddress + ":/ /etc/kthwd/admin.kubeconfig")
+	b.run("cat >> /etc/kthwd/lb.yaml <<'E'\n" + balancerYAML + "E")
+	b.write("/etc/systemd/system/kthwd-lb.socket.d/here.conf", "[Socket]\nListenStream=\nListenStream="+balancerAddress+":6443\n")
+	b.run("systemctl daemon-reload && systemctl enable --now kthwd-lb.socket kthwd-lb.service")
+	b.shows("systemctl status --no-pager "+balancerUnit, "active (running)", `Status: "ready"`)
+	b.shows("kubectl --kubeconfig /etc/kthwd/admin.kubeconfig get configmap before", "before")
+	if out := b.run("journalctl --no-pager -o cat -p warning -u " + balancerUnit); strings.Contains(out, "inherited socket") {
+		t.Errorf("the socket of the unit was not used:\n%s", out)
+	}
+	b.shows("logrotate --force /etc/logrotate.d/kthwd; ls /var/log/kthwd", "access.log.1")
+	b.shows("kubectl --kubeconfig /etc/kthwd/admin.kubeconfig version && sleep 1 && cat /var/log/kthwd/access.log", `"backend"`)
+}
+
+func (m *machine) restarts(unit string) int {
+	n, err := strconv.Atoi(m.property(unit, "NRestarts"))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return n
+}
+
+// comesBack waits for one more restart than before, and for the unit to serve.
+func (m *machine) comesBack(unit string, before int) {
+	m.t.Helper()
+	kthwtest.WaitFor(m.t, unit+" to be restarted", 2*time.Minute, func() error {
+		if got := m.restarts(unit); got <= before {
+			return fmt.Errorf("it was restarted %d times, %d before", got, before)
+		}
+		return nil
+	})
+	m.state(unit, "active")
+}
+
+func controllerKilled(t *testing.T, c, _ *machine) {
+	before := c.restarts(controllerUnit)
+	c.run("systemctl kill --signal=KILL " + controllerUnit)
+	c.comesBack(controllerUnit, before)
+	c.shows(kubectl+"get configmap before", "before")
+}
+
+// balancerKilled: the socket is systemd's, so nobody is refused while there is no process.
+func balancerKilled(t *testing.T, c, b *machine) {
+	before := b.restarts(balancerUnit)
+	b.run("systemctl kill --signal=KILL " + balancerUnit)
+	out, err := b.try("curl --silent --show-error --max-time 60 --cacert /etc/kthwd/ca.pem https://" + balancerAddress + ":6443/version")
+	if err != nil || !strings.Contains(out, "gitVersion") {
+		t.Errorf("a client that comes while no process is there: %v\n%s", err, out)
+	}
+	b.comesBack(balancerUnit, before)
+}
+
+// watchdog stops the process, as a kernel or a machine might. The limit is cut to
+// keep the test short.
+func watchdog(t *testing.T, c, _ *machine) {
+	c.write("/etc/systemd/system/kthwd-controller.service.d/test.conf", "[Service]\nWatchdogSec=8\n")
+	c.run("systemctl daemon-reload && systemctl restart " + controllerUnit)
+	c.state(controllerUnit, "active")
+	before := c.restarts(controllerUnit)
+	pid := c.property(controllerUnit, "MainPID")
+	c.run("kill -STOP " + pid)
+	c.comesBack(controllerUnit, before)
+	c.shows("journalctl --no-pager -u "+controllerUnit, "Watchdog timeout", "result 'watchdog'")
+	if now := c.property(controllerUnit, "MainPID"); now == pid {
+		t.Errorf("the same process: %s", pid)
+	}
+	c.shows(kubectl+"get configmap before", "before")
+	c.run("rm /etc/systemd/system/kthwd-controller.service.d/test.conf && systemctl daemon-reload")
+}
+
+func reboot(t *testing.T, c, _ *machine) {
+	first := c.init()
+	c.run("systemctl reboot")
+	kthwtest.WaitFor(t, "the machine to go down", 3*time.Minute, func() error {
+		if now := c.init(); now == 0 || now == first {
+			return errors.New("it is up")
+		}
+		return nil
+	})
+	c.booted()
+	c.state(controllerUnit, "active")
+	c.shows(kubectl+"get configmap before", "before")
+}
+
+// upgrade: the controller restarts with its data; of the load balancer, the
+// watches that go through it notice nothing.
+func upgrade(t *testing.T, c, b *machine) {
+	if out := c.install(fresh); !strings.Contains(out, "kthwd: the controller was restarted and is ready") {
+		t.Errorf("it does not say what it did:\n%s", out)
+	}
+	c.state(controllerUnit, "active")
+	c.shows("kthwd status", "kthwd v"+fresh, "\nready")
+	c.shows(kubectl+"get configmap before", "before")
+
+	b.run("systemd-run --unit=watch --property=StandardOutput=file:/root/watch.out kubectl --kubeconfig /etc/kthwd/admin.kubeconfig get configmaps --watch")
+	b.shows("cat /root/watch.out", "before")
+	watcher, process := b.property("watch", "MainPID"), b.property(balancerUnit, "MainPID")
+	sockets := b.run("ss -Htn state established dst " + balancerAddress + ":6443 | awk '{print $3}' | sort")
+	if out := b.install(fresh); !strings.Contains(out, "kthwd: the load balancer has handed its connections over to the new version") {
+		t.Errorf("it does not say what it did:\n%s", out)
+	}
+	if now := b.property(balancerUnit, "MainPID"); now == process {
+		t.Error("the process is the old one")
+	}
+	c.run(kubectl + "create configmap after")
+	b.shows("cat /root/watch.out", "after")
+	if now := b.property("watch", "MainPID"); now != watcher || now == "0" {
+		t.Errorf("the watching kubectl was process %s, and is %s", watcher, now)
+	}
+	if now := b.run("ss -Htn state established dst " + balancerAddress + ":6443 | awk '{print $3}' | sort"); !strings.Contains(now, strings.TrimSpace(sockets)) {
+		t.Errorf("connections before:\n%s\nafterwards:\n%s", sockets, now)
+	}
+	b.shows("kthwd status --metrics-address=127.0.0.1:10301", "kthwd v"+fresh)
+	b.state(balancerUnit, "active")
+	b.run("systemctl stop watch")
+	// What was handed over is still a unit like any other one.
+	before := b.restarts(balancerUnit)
+	b.run("systemctl kill --signal=KILL " + balancerUnit)
+	b.comesBack(balancerUnit, before)
+}
+
+func downgrade(t *testing.T, c, b *machine) {
+	out := c.fails("apt-get install -y -q --no-download --allow-downgrades ./kthwd_" + old + "-1_amd64.deb")
+	for _, want := range []string{"kthwd: error: /var/lib/kubernetes was last run with kthwd 0.10", "this package has 0.9", "kthwd: hint: "} {
+		if !strings.Contains(out, want) {
+			t.Errorf("the refusal lacks %q:\n%s", want, out)
+		}
+	}
+	c.shows("dpkg-query --showformat '${Version} ${Status}' --show kthwd", fresh+"-1 install ok installed")
+	c.state(controllerUnit, "active")
+	b.install(old) // there are no data
+	b.shows("kthwd status --metrics-address=127.0.0.1:10301", "kthwd v"+old)
+	b.install(fresh)
+}
+
+// badInput: the unit ends, says why in one line, and what to do.
+func badInput(t *testing.T, c, b *machine) {
+	const dropin = "/etc/systemd/system/kthwd-controller.service.d/bad.conf"
+	fast := "[Unit]\nStartLimitBurst=2\n[Service]\nRestartSec=100ms\n"
+	for _, tt := range []struct {
+		name, set, undo string
+		dropin          string
+		exit            string
+		want            []string
+	}{
+		{
+			name: "a broken file", set: "cp /etc/kthwd/controller.yaml /root/good.yaml; echo 'secure-prt: 1' >> /etc/kthwd/controller.yaml",
+			undo: "cp /root/good.yaml /etc/kthwd/controller.yaml", exit: "2",
+			want: []string{"error: /etc/kthwd/controller.yaml:", `unknown key "secure-prt"`, "did you mean secure-port?"},
+		},
+		{
+			name: "a port that is taken", set: "systemd-run --unit=squatter kthwd --role=lb --config= --check=tcp --backend=192.0.2.1:1 --listen=" + controllerAddress + ":2380 --metrics-address=",
+			undo: "systemctl stop squatter", dropin: fast, exit: "1",
+			want: []string{"etcd: listen tcp 10.0.0.1:2380: bind: address already in use", "ss -ltnp"},
+		},
+		{
+			name: "a read-only file system", dropin: fast + "ReadOnlyPaths=/var/lib/kubernetes\n", exit: "1",
+			want: []string{"read-only file system", "/var/lib/kubernetes"},
+		},
+		{
+			name: "a full disk", set: "mkdir -p /var/lib/full && mount -t tmpfs -o size=64k tmpfs /var/lib/full && chown kthwd: /var/lib/full && chmod 700 /var/lib/full && head -c 1M /dev/zero > /var/lib/full/ballast || true",
+			undo: "umount /var/lib/full", dropin: fast + "ReadWritePaths=/var/lib/full\nEnvironment=KTHWD_CONTROLLER_OPTS=--data-dir=/var/lib/full\n", exit: "1",
+			want: []string{"no space left on device", "make room"},
+		},
+		{
+			name: "a capability that is missing", dropin: fast + "AmbientCapabilities=\nCapabilityBoundingSet=\n", exit: "1",
+			want: []string{":80: bind: permission denied", "CAP_NET_BIND_SERVICE"},
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c.t = t
+			c.run("systemctl stop " + controllerUnit)
+			c.write(dropin, tt.dropin)
+			if tt.set != "" {
+				c.run(tt.set)
+			}
+			c.run("systemctl daemon-reload; systemctl reset-failed " + controllerUnit)
+			c.run("systemctl start --no-block " + controllerUnit)
+			c.state(controllerUnit, "failed")
+			if got := c.property(controllerUnit, "ExecMainStatus"); got != tt.exit {
+				t.Errorf("exit code: got %s, want %s", got, tt.exit)
+			}
+			if tt.exit == "2" && c.restarts(controllerUnit) != 0 {
+				t.Error("it was tried again")
+			}
+			status, _ := c.try("systemctl status --no-pager --full " + controllerUnit)
+			for _, want := range tt.want {
+				if !strings.Contains(status, want) {
+					t.Errorf("systemctl status lacks %q:\n%s", want, status)
+				}
+			}
+			if tt.undo != "" {
+				c.run(tt.undo)
+			}
+			c.run("rm " + dropin)
+		})
+	}
+	c.t = t
+	c.run("systemctl daemon-reload; systemctl reset-failed " + controllerUnit + "; systemctl start " + controllerUnit)
+	c.state(controllerUnit, "active")
+	c.shows(kubectl+"get configmap before", "before")
+}
+
+func removeAndPurge(t *testing.T, c, b *machine) {
+	c.run("apt-get remove -y -q kthwd")
+	c.run("test -e /var/lib/kubernetes/ca-key.pem -a -d /var/lib/kubernetes/etcd/member -a -e /etc/kthwd/controller.yaml -a ! -e /usr/bin/kthwd")
+	if got := c.run("ps -C kthwd || true"); strings.Contains(got, "kthwd") {
+		t.Errorf("it still runs:\n%s", got)
+	}
+	c.install(fresh)
+	c.run("systemctl start " + controllerUnit)
+	c.shows(kubectl+"get configmap before", "before")
+
+	c.run("touch /var/lib/kubernetes/mine")
+	out := c.run("apt-get purge -y -q kthwd")
+	if !strings.Contains(out, "is not kthwd's: it stays") {
+		t.Errorf("it does not say what stays:\n%s", out)
+	}
+	if left := c.run("find /var/lib/kubernetes /etc/kthwd /etc/default/kthwd /var/log/kthwd /lib/systemd/system/kthwd* /etc/systemd/system -name '*kthwd*' -o -path '/var/lib/kubernetes/*' 2>/dev/null || true"); strings.TrimSpace(left) != "/var/lib/kubernetes/mine" {
+		t.Errorf("left after the purge:\n%s", left)
+	}
+	b.run("apt-get purge -y -q kthwd")
+	b.run("test ! -e /var/lib/kthwd-lb -a ! -e /var/lib/kubernetes -a ! -e /run/kthwd-lb")
+}
