@@ -142,7 +142,7 @@ func newPlant(ctx context.Context, cfg config.Controller, o Options) (_ *plant, 
 	if err := guard(p.layout, parseUserArgs(cfg.EtcdArgs), versionsOf(o.Version)); err != nil {
 		return nil, err
 	}
-	if err := checkPorts(cfg, o.Metrics.Address); err != nil {
+	if err := CheckPorts(cfg, o.Metrics.Address); err != nil {
 		_, misfits := pki.Check(p.layout, cfg.PKISpec()) // reads only: all that is wrong is said at once
 		return nil, errors.Join(err, misfits)
 	}
@@ -471,8 +471,8 @@ func announce(ctx context.Context, g *supervise.Group, o Options, settled func(c
 	})
 }
 
-// checkPorts finds all ports in use before anything is written or started.
-func checkPorts(c config.Controller, metrics string) error {
+// CheckPorts finds all ports in use before anything is written or started.
+func CheckPorts(c config.Controller, metrics string) error {
 	type port struct {
 		component, host, flag string
 		number                int

@@ -123,7 +123,7 @@ func (j *joiner) fetch(ctx context.Context) error {
 	if j.cfg, err = j.o.Configure(files); err != nil {
 		return err
 	}
-	if err := checkPorts(j.cfg, j.o.Config.MetricsAddress); err != nil {
+	if err := CheckPorts(j.cfg, j.o.Config.MetricsAddress); err != nil {
 		return notHere(err, files)
 	}
 	if args := files.Settings.Arguments; len(args) > 0 {

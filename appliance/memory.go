@@ -13,9 +13,9 @@ import (
 
 const cgroups = "/sys/fs/cgroup"
 
-// usableMemory is the machine's memory, or less where a control group of this
+// UsableMemory is the machine's memory, or less where a control group of this
 // process has a limit (systemd's MemoryMax= and MemoryHigh=, a container's).
-func usableMemory() uint64 {
+func UsableMemory() uint64 {
 	var info syscall.Sysinfo_t
 	if err := syscall.Sysinfo(&info); err != nil {
 		return 0

@@ -21,7 +21,7 @@ const (
 // small, leaves its pages to what is allocated next. They go back to the system
 // with the garbage of the start.
 func prefault(log *slog.Logger) {
-	if usableMemory()/prefaultRoom < prefaultSize {
+	if UsableMemory()/prefaultRoom < prefaultSize {
 		return
 	}
 	block := make([]byte, prefaultSize)

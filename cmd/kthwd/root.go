@@ -33,7 +33,7 @@ func (a *app) newRoot() *cobra.Command {
 			cobra.CheckErr(root.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)))
 		}
 	}
-	root.AddCommand(a.statusVerb(l), a.etcdVerb(l), a.configVerb(l), a.pkiVerb(l), a.memberVerb(l), a.joinVerb(l), a.logLevelVerb(l), a.versionVerb(), a.completionVerb(), a.generateVerb())
+	root.AddCommand(a.statusVerb(l), a.etcdVerb(l), a.configVerb(l), a.pkiVerb(l), a.memberVerb(l), a.joinVerb(l), a.logLevelVerb(l), a.versionVerb(), a.completionVerb(), a.preflightVerb(l), a.generateVerb())
 	return root
 }
 

@@ -106,11 +106,19 @@ type machine struct {
 	log    kthwtest.Log
 }
 
-// boot makes a machine and starts it.
+// boot makes a machine, starts it and waits for it.
 func boot(t *testing.T, name, network string) *machine {
 	t.Helper()
+	m := start(t, name, network)
+	m.booted()
+	return m
+}
+
+// start is boot that does not wait.
+func start(t *testing.T, name, network string) *machine {
+	t.Helper()
 	m := &machine{t: t, name: name, root: filepath.Join(t.TempDir(), "root"), gone: make(chan struct{})}
-	host(t, "cp", "-a", "--reflink=auto", debian(t), m.root)
+	clone(t, debian(t), m.root)
 	for _, deb := range []string{old, fresh} {
 		file := "kthwd_" + deb + "-1_amd64.deb"
 		host(t, "cp", "--reflink=auto", filepath.Join(os.Getenv(packagesEnv), file), filepath.Join(m.root, "root", file))
@@ -127,8 +135,25 @@ func boot(t *testing.T, name, network string) *machine {
 		close(m.gone)
 	}()
 	t.Cleanup(m.off)
-	m.booted()
 	return m
+}
+
+// clone gives a machine a tree of its own: a layer over the common one, or a copy
+// where the file system cannot have layers.
+func clone(t *testing.T, tree, root string) {
+	t.Helper()
+	upper, work := root+"-upper", root+"-work"
+	for _, dir := range []string{root, upper, work} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	options := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", tree, upper, work)
+	if exec.Command("mount", "-t", "overlay", "overlay", "-o", options, root).Run() != nil {
+		host(t, "cp", "-a", "--reflink=auto", tree+"/.", root)
+		return
+	}
+	t.Cleanup(func() { host(t, "umount", "--lazy", root) })
 }
 
 // ownGroup runs a command in control groups of its own: two machines must not find

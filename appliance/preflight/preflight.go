@@ -1,0 +1,257 @@
+// Package preflight looks at a machine before kthwd starts on it: disk, memory,
+// clock, addresses, limits. A check changes nothing that lasts, takes about a second
+// at most, and says what it found and what to do about it.
+//
+// It links no Kubernetes and no etcd. Ports and configuration are the caller's.
+package preflight
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Verdict is what a check comes to.
+type Verdict string
+
+// The verdicts. With Warn kthwd serves, but not as it should; with Fail it will not.
+const (
+	OK   Verdict = "ok"
+	Warn Verdict = "warn"
+	Fail Verdict = "fail"
+)
+
+// Result is one line of the table.
+type Result struct {
+	What    string  `json:"what"`
+	Verdict Verdict `json:"verdict"`
+	Found   string  `json:"found"`
+	Do      string  `json:"do,omitempty"` // empty when all is well
+}
+
+// Failed tells whether one of them failed.
+func Failed(all []Result) bool {
+	return slices.ContainsFunc(all, func(r Result) bool { return r.Verdict == Fail })
+}
+
+// WriteTable writes them for people.
+func WriteTable(w io.Writer, all []Result, paint func(Verdict) string) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "CHECK\tVERDICT\tFOUND\tWHAT TO DO")
+	for _, r := range all {
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", r.What, paint(r.Verdict), r.Found, r.Do)
+	}
+	return t.Flush()
+}
+
+const (
+	roomWarn = 2 << 30   // free, of a disk: etcd's data may be 2 GiB by default
+	roomFail = 128 << 20 // etcd's log alone takes 64 MiB at a time
+)
+
+// Directory looks whether dir, or the one that it would be made in, can be written
+// and has room.
+func Directory(dir string) Result {
+	r := Result{What: "data directory", Verdict: OK}
+	at := dir
+	for _, err := os.Stat(at); errors.Is(err, os.ErrNotExist) && at != "/"; _, err = os.Stat(at) {
+		at = filepath.Dir(at)
+	}
+	f, err := os.CreateTemp(at, ".preflight-")
+	switch {
+	case errors.Is(err, unix.EROFS):
+		return Result{r.What, Fail, at + ": the file system is read-only", "mount it for writing; under systemd, name it in ReadWritePaths="}
+	case errors.Is(err, unix.ENOSPC):
+		return Result{r.What, Fail, at + ": the disk is full", "make room"}
+	case err != nil:
+		return Result{r.What, Fail, fmt.Sprintf("%s: %v", at, errors.Unwrap(err)), fmt.Sprintf("give it to the user of kthwd: chown -R %d: %s", os.Getuid(), at)}
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	var fs unix.Statfs_t
+	if err := unix.Statfs(at, &fs); err != nil {
+		return Result{r.What, Warn, fmt.Sprintf("%s: room unknown: %v", at, err), "look at df"}
+	}
+	free := fs.Bavail * uint64(fs.Bsize)
+	r.Found = fmt.Sprintf("%s: writable, %s free", at, size(free))
+	switch {
+	case free < roomFail:
+		r.Verdict, r.Do = Fail, "make room: "+size(roomFail)+" at the least"
+	case free < roomWarn:
+		r.Verdict, r.Do = Warn, "make room: "+size(roomWarn)+" for etcd's data"
+	}
+	return r
+}
+
+const (
+	syncWant   = 10 * time.Millisecond // etcd's own advice for the 99th percentile
+	syncWrites = 200
+	syncSize   = 2300 // about what etcd appends to its log for a write
+	syncMost   = time.Second
+)
+
+// Sync measures how long real fdatasync calls take on dir's disk.
+func Sync(dir string) Result {
+	r := Result{What: "disk fdatasync", Verdict: OK}
+	for _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) && dir != "/"; _, err = os.Stat(dir) {
+		dir = filepath.Dir(dir)
+	}
+	took, err := syncTimes(dir)
+	if err != nil {
+		return Result{r.What, Warn, fmt.Sprintf("not measured: %v", err), ""}
+	}
+	slices.Sort(took)
+	p99 := took[(len(took)*99-1)/100]
+	r.Found = fmt.Sprintf("p99 %v of %d writes, median %v", p99.Round(10*time.Microsecond), len(took), took[len(took)/2].Round(10*time.Microsecond))
+	if p99 > syncWant {
+		r.Verdict, r.Do = Warn, fmt.Sprintf("etcd wants %v: a faster disk, or one of its own, with etcd-data-dir; leases are lost on a slow one", syncWant)
+	}
+	return r
+}
+
+func syncTimes(dir string) (took []time.Duration, err error) {
+	f, err := os.CreateTemp(dir, ".preflight-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	block := make([]byte, syncSize)
+	for begun := time.Now(); len(took) < syncWrites && (time.Since(begun) < syncMost || len(took) == 0); {
+		if _, err := f.Write(block); err != nil {
+			return nil, err
+		}
+		at := time.Now()
+		if err := unix.Fdatasync(int(f.Fd())); err != nil {
+			return nil, err
+		}
+		took = append(took, time.Since(at))
+	}
+	return took, nil
+}
+
+const (
+	memoryWarn = 1 << 30
+	memoryFail = 384 << 20 // an empty control plane holds 0.3 GiB
+)
+
+// Memory judges what this process may use, in bytes.
+func Memory(usable uint64) Result {
+	r := Result{What: "memory", Verdict: OK, Found: size(usable)}
+	switch {
+	case usable < memoryFail:
+		r.Verdict, r.Do = Fail, "a control plane needs "+size(memoryFail)+" when it is empty; raise MemoryMax=, or take another machine"
+	case usable < memoryWarn:
+		r.Verdict, r.Do = Warn, size(memoryWarn)+" leave room for objects and watches"
+	}
+	return r
+}
+
+// Clock judges the time against that of a file that kthwd has made earlier, if it
+// is there, and asks the kernel whether something keeps it right.
+func Clock(now time.Time, earlier string) Result {
+	r := Result{What: "clock", Verdict: OK, Found: now.UTC().Format("2006-01-02 15:04 UTC")}
+	if info, err := os.Stat(earlier); err == nil && info.ModTime().After(now.Add(time.Minute)) || now.Year() < 2025 {
+		r.Verdict, r.Do = Fail, "set it: certificates made here would not be valid, or are not yet"
+		return r
+	}
+	var t unix.Timex
+	state, err := unix.Adjtimex(&t)
+	if err != nil { // a sandbox may forbid the question
+		return r
+	}
+	const unsynchronised = 5 // TIME_ERROR, adjtimex(2)
+	if state == unsynchronised {
+		r.Found += ", not synchronised"
+		r.Verdict, r.Do = Warn, "run systemd-timesyncd or chrony: certificates and leases go by the clock"
+	}
+	return r
+}
+
+// Address looks whether this machine has an address of the configuration.
+func Address(key, address string) Result {
+	r := Result{What: key, Verdict: OK, Found: address}
+	ip, err := netip.ParseAddr(address)
+	if err != nil || ip.IsUnspecified() {
+		return r
+	}
+	own, err := net.InterfaceAddrs()
+	if err != nil {
+		return Result{key, Warn, err.Error(), ""}
+	}
+	has := slices.ContainsFunc(own, func(a net.Addr) bool {
+		n, ok := a.(*net.IPNet)
+		return ok && n.IP.Equal(net.IP(ip.AsSlice()))
+	})
+	switch {
+	case !has && !ip.IsLoopback():
+		r.Verdict, r.Found, r.Do = Fail, address+" is not an address of this machine", "correct "+key+", or the network; ip address lists what it has"
+	case ip.IsLoopback():
+		r.Verdict, r.Found, r.Do = Warn, address+" is loopback", "no other machine reaches this one; set "+key
+	}
+	return r
+}
+
+const filesWarn = 65536
+
+// Files judges how many descriptors the process may open.
+func Files() Result {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return Result{"open files", Warn, err.Error(), ""}
+	}
+	r := Result{What: "open files", Verdict: OK, Found: strconv.FormatUint(limit.Max, 10)}
+	if limit.Max < filesWarn {
+		r.Verdict, r.Do = Warn, fmt.Sprintf("each client takes one, or two in the load balancer; LimitNOFILE=%d or more", filesWarn)
+	}
+	return r
+}
+
+const leastSystemd = 247 // the first that knows all that the units use
+
+// Systemd judges the service manager; ok is false where there is none.
+func Systemd() (_ Result, ok bool) {
+	if _, err := os.Stat("/run/systemd/system"); err != nil {
+		return Result{}, false
+	}
+	out, err := exec.Command("systemctl", "--version").Output()
+	if err != nil {
+		return Result{"systemd", Warn, err.Error(), ""}, true
+	}
+	return judgeSystemd(string(out)), true
+}
+
+// judgeSystemd reads what systemctl --version prints: "systemd 252 (252.38-1~deb12u1)".
+func judgeSystemd(text string) Result {
+	r := Result{What: "systemd", Verdict: OK}
+	fields := strings.Fields(text)
+	if len(fields) < 2 {
+		return Result{r.What, Warn, fmt.Sprintf("%.40q", text), ""}
+	}
+	number, _, _ := strings.Cut(fields[1], ".")
+	n, err := strconv.Atoi(number)
+	r.Found = fields[1]
+	if err != nil || n < leastSystemd {
+		r.Verdict, r.Do = Warn, fmt.Sprintf("too old: it ignores a part of the units' protection; %d or later, or another service manager", leastSystemd)
+	}
+	return r
+}
+
+func size(n uint64) string {
+	if n < 1<<30 {
+		return fmt.Sprintf("%d MiB", n>>20)
+	}
+	return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30))
+}

@@ -1,0 +1,173 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"kthwd/appliance"
+	"kthwd/appliance/config"
+	"kthwd/appliance/preflight"
+)
+
+func (a *app) preflightVerb(l *config.Loader) *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "preflight --role=ROLE [flags]",
+		Short: "Look at this machine before a start: ports, disk, memory, clock, addresses, limits",
+		Long: "Look at this machine as a start with these flags would find it, and say what to do about\n" +
+			"what is not right. With \"warn\" kthwd serves, but not as it should; with \"fail\" it will\n" +
+			"not, and the exit code is 1. The latency of the disk is measured in the data directory,\n" +
+			"for a second at most.",
+		Example: "  kthwd preflight --role=controller --config=/etc/kthwd/controller.yaml",
+		Args:    noVerb,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			asJSON, err := checkOutput(output)
+			if err != nil {
+				return err
+			}
+			return a.preflight(cmd.Context(), l, asJSON)
+		},
+	}
+	l.AddFlags(cmd.Flags())
+	outputFlag(cmd, &output)
+	return cmd
+}
+
+func (a *app) preflight(ctx context.Context, l *config.Loader, asJSON bool) error {
+	if err := read(l); err != nil {
+		return err
+	}
+	var all []preflight.Result
+	if l.Config.Is(config.RoleController) {
+		all = append(all, controllerChecks(ctx, l)...)
+	}
+	if l.Config.Is(config.RoleLB) {
+		all = append(all, balancerChecks(ctx, l)...)
+	}
+	all = append(all, preflight.Memory(appliance.UsableMemory()), preflight.Files())
+	if r, ok := preflight.Systemd(); ok {
+		all = append(all, r)
+	}
+	if err := a.showPreflight(all, asJSON); err != nil {
+		return err
+	}
+	if preflight.Failed(all) {
+		return errNotReady
+	}
+	return nil
+}
+
+// showPreflight writes the table; to the journal only what is not right, with its level.
+func (a *app) showPreflight(all []preflight.Result, asJSON bool) error {
+	switch {
+	case asJSON:
+		return writeJSON(a.out, all)
+	case isJournal(a.err):
+		for _, r := range all {
+			level := map[preflight.Verdict]slog.Level{preflight.Warn: slog.LevelWarn, preflight.Fail: slog.LevelError}[r.Verdict]
+			if r.Verdict != preflight.OK {
+				fmt.Fprintf(a.err, "%spreflight: %s: %s; %s\n", a.priority(level), r.What, r.Found, r.Do)
+			}
+		}
+		return nil
+	}
+	p := painter(a.out)
+	colour := map[preflight.Verdict]string{preflight.OK: "32", preflight.Warn: "33", preflight.Fail: "31;1"}
+	return preflight.WriteTable(a.out, all, func(v preflight.Verdict) string { return p(colour[v], string(v)) })
+}
+
+func controllerChecks(ctx context.Context, l *config.Loader) []preflight.Result {
+	c := l.Config.Controller
+	all := []preflight.Result{controllerPorts(ctx, l)}
+	all = append(all, preflight.Address("advertise-address", c.AdvertiseAddress))
+	if c.BindAddress != c.AdvertiseAddress {
+		if r := preflight.Address("bind-address", c.BindAddress); r.Verdict != preflight.OK {
+			all = append(all, r)
+		}
+	}
+	return append(all, preflight.Directory(c.DataDir), preflight.Sync(c.Layout().Etcd()), preflight.Clock(time.Now(), c.Layout().CA()))
+}
+
+// controllerPorts are free, or those of the kthwd that runs on this directory.
+func controllerPorts(ctx context.Context, l *config.Loader) preflight.Result {
+	r := preflight.Result{What: "ports", Verdict: preflight.OK, Found: "free"}
+	errs := flattened(appliance.CheckPorts(l.Config.Controller, l.Config.MetricsAddress))
+	if len(errs) == 0 {
+		return r
+	}
+	if c, err := client(l); err == nil {
+		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+		defer cancel()
+		if report, err := c.Status(ctx); err == nil {
+			r.Found = fmt.Sprintf("in use by kthwd itself, process %d", report.PID)
+			return r
+		}
+	}
+	return failedListens(r, errs)
+}
+
+func failedListens(r preflight.Result, errs []error) preflight.Result {
+	var found []string
+	for _, err := range errs {
+		found = append(found, oneLine(err.Error()))
+	}
+	r.Verdict, r.Found, r.Do = preflight.Fail, strings.Join(found, "; "), hintFor(errs[0])
+	return r
+}
+
+func flattened(err error) []error {
+	if err == nil {
+		return nil
+	}
+	return flatten(err)
+}
+
+// balancerChecks: a port in use may be the socket unit's, or that of the kthwd that
+// this one is to take over from.
+func balancerChecks(ctx context.Context, l *config.Loader) []preflight.Result {
+	c := l.Config.LB
+	listens := preflight.Result{What: "listen", Verdict: preflight.OK, Found: strings.Join(c.Listen, ", ") + " free"}
+	var errs []error
+	for _, address := range c.Listen {
+		ln, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		ln.Close()
+	}
+	if len(errs) > 0 {
+		listens = failedListens(listens, errs)
+		if errors.Is(errs[0], syscall.EADDRINUSE) {
+			listens.Verdict, listens.Do = preflight.Warn, "right if it is kthwd-lb.socket or kthwd; else find it with ss -ltnp"
+		}
+	}
+	return []preflight.Result{listens, backends(ctx, c.Backends)}
+}
+
+func backends(ctx context.Context, all []string) preflight.Result {
+	r := preflight.Result{What: "backends", Verdict: preflight.OK}
+	dialer := net.Dialer{Timeout: time.Second}
+	var silent []string
+	for _, b := range all {
+		conn, err := dialer.DialContext(ctx, "tcp", b)
+		if err != nil {
+			silent = append(silent, b)
+			continue
+		}
+		conn.Close()
+	}
+	r.Found = fmt.Sprintf("%d of %d accept connections", len(all)-len(silent), len(all))
+	if len(silent) > 0 {
+		r.Verdict, r.Do = preflight.Warn, "look at "+strings.Join(silent, ", ")
+	}
+	return r
+}

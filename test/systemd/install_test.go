@@ -1,0 +1,159 @@
+package systemd
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"kthwd/test/kthwtest"
+)
+
+// TestInstall runs the commands of docs/install.md, in order, each block on the
+// machines that the comment above it names.
+func TestInstall(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(kthwtest.Root(), "docs", "install.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	machines := installed(t)
+	for _, b := range installBlocks(t, string(text)) {
+		for _, name := range b.on {
+			for _, c := range b.commands {
+				command := strings.ReplaceAll(c.text, "cluster/c0", "cluster/"+name)
+				t.Logf("%s: $ %s", name, command)
+				machines[name].prints(command, c.want)
+			}
+		}
+		share(t, machines)
+	}
+}
+
+// installed are the machines of the page, each with the package and, where there is
+// none to be installed, with what make install puts there.
+func installed(t *testing.T) map[string]*machine {
+	t.Helper()
+	nets := bridged(t, map[string]string{"one": "10.0.1.10", "c0": "10.0.1.73", "c1": "10.0.1.35", "c2": "10.0.1.36", "lb": "10.0.1.48", "bare": "10.0.1.11"})
+	machines := map[string]*machine{}
+	for name, ns := range nets {
+		machines[name] = start(t, name, ns)
+	}
+	for name, m := range machines {
+		m.booted()
+		m.run("rm kthwd_" + old + "-1_amd64.deb")
+		if name == "bare" {
+			host(t, "make", "-s", "-C", kthwtest.Root(), "install", "DESTDIR="+m.root)
+		}
+	}
+	return machines
+}
+
+// share copies cluster, once it is there, to the machines that lack it, as a person
+// does by scp.
+func share(t *testing.T, machines map[string]*machine) {
+	t.Helper()
+	from := filepath.Join(machines["c0"].root, "root", "cluster")
+	if _, err := os.Stat(from); err != nil {
+		return
+	}
+	for _, name := range []string{"c1", "c2", "lb"} {
+		if _, err := os.Stat(filepath.Join(machines[name].root, "root", "cluster")); err != nil {
+			host(t, "cp", "-a", from, filepath.Join(machines[name].root, "root"))
+		}
+	}
+}
+
+// bridged makes a network namespace with an address for each machine, and a bridge
+// between them.
+func bridged(t *testing.T, addresses map[string]string) map[string]string {
+	t.Helper()
+	hub := fmt.Sprintf("kthwd-hub-%d", os.Getpid())
+	names := map[string]string{}
+	netns := func(name string) {
+		host(t, "ip", "netns", "add", name)
+		t.Cleanup(func() { host(t, "ip", "netns", "delete", name) })
+		host(t, "ip", "-n", name, "link", "set", "lo", "up")
+	}
+	netns(hub)
+	host(t, "ip", "-n", hub, "link", "add", "bridge", "type", "bridge")
+	host(t, "ip", "-n", hub, "link", "set", "bridge", "up")
+	for machine, address := range addresses {
+		name := fmt.Sprintf("kthwd-%s-%d", machine, os.Getpid())
+		netns(name)
+		host(t, "ip", "-n", hub, "link", "add", "to-"+machine, "type", "veth", "peer", "name", "host0", "netns", name)
+		host(t, "ip", "-n", hub, "link", "set", "to-"+machine, "master", "bridge", "up")
+		host(t, "ip", "-n", name, "address", "add", address+"/24", "dev", "host0")
+		host(t, "ip", "-n", name, "link", "set", "host0", "up")
+		host(t, "ip", "-n", name, "route", "add", "default", "via", "10.0.1.1")
+		names[machine] = "/run/netns/" + name
+	}
+	return names
+}
+
+type installBlock struct {
+	on       []string
+	commands []installCommand
+}
+
+type installCommand struct {
+	text string
+	want []string
+}
+
+var onMachines = regexp.MustCompile(`^<!-- on: ([a-z0-9 ]+) -->$`)
+
+func installBlocks(t *testing.T, text string) (all []installBlock) {
+	t.Helper()
+	lines := strings.Split(text, "\n")
+	for i := 0; i < len(lines); i++ {
+		if lines[i] != "```console" {
+			continue
+		}
+		m := onMachines.FindStringSubmatch(lines[i-1])
+		if m == nil {
+			t.Fatalf("docs/install.md:%d: no comment says on which machines", i+1)
+		}
+		b := installBlock{on: strings.Fields(m[1])}
+		for i++; lines[i] != "```"; i++ {
+			if command, is := strings.CutPrefix(lines[i], "$ "); is {
+				b.commands = append(b.commands, installCommand{text: command})
+			} else if last := &b.commands[len(b.commands)-1]; strings.Trim(lines[i], " …") != "" {
+				last.want = append(last.want, lines[i])
+			}
+		}
+		all = append(all, b)
+	}
+	if len(all) < 7 {
+		t.Fatalf("docs/install.md: got %d blocks", len(all))
+	}
+	return all
+}
+
+// prints runs a command, again where it looks at something that is on its way, until
+// it prints the wanted lines in order; "…" stands for anything.
+func (m *machine) prints(command string, want []string) {
+	m.t.Helper()
+	if len(want) == 0 {
+		m.run(command)
+		return
+	}
+	kthwtest.WaitFor(m.t, m.name+": "+command, 2*time.Minute, func() error {
+		out, err := m.try(command)
+		if err != nil {
+			return fmt.Errorf("%w\n%s", err, out)
+		}
+		rest := out
+		for _, line := range want {
+			pattern := strings.ReplaceAll(regexp.QuoteMeta(strings.Join(strings.Fields(line), " ")), "…", ".*")
+			at := regexp.MustCompile(`(?m)^\s*` + strings.ReplaceAll(pattern, " ", `\s+`)).FindStringIndex(rest)
+			if at == nil {
+				return fmt.Errorf("it lacks %q:\n%s", line, out)
+			}
+			rest = rest[at[1]:]
+		}
+		return nil
+	})
+}
