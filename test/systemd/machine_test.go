@@ -218,8 +218,8 @@ func (m *machine) try(command string) (string, error) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "nsenter", "--target", strconv.Itoa(pid), "--mount", "--uts", "--ipc", "--net", "--pid", "--root", "--wd=/root",
-		"env", "-i", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8", "DEBIAN_FRONTEND=noninteractive",
+	cmd := exec.CommandContext(ctx, "nsenter", "--target", strconv.Itoa(pid), "--mount", "--uts", "--ipc", "--net", "--pid", "--root", "--wd",
+		"env", "-i", "-C", "/root", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8", "DEBIAN_FRONTEND=noninteractive",
 		"bash", "-c", command)
 	var b bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &b, &b
@@ -297,7 +297,7 @@ func (m *machine) state(unit, want string) {
 
 func (m *machine) install(version string) string {
 	m.t.Helper()
-	return m.run("apt-get install -y -q --no-download --allow-downgrades ./kthwd_" + version + "-1_amd64.deb")
+	return m.run("apt-get install -y -q --allow-downgrades ./kthwd_" + version + "-1_amd64.deb")
 }
 
 func tail(s string, n int) string {

@@ -114,7 +114,7 @@ func controllerServes(t *testing.T, c, _ *machine) {
 	if !strings.Contains(journal, "kthwd: all ready took=") || regexp.MustCompile(`(?m)^(<[0-7]>|time=|\{)`).MatchString(journal) {
 		t.Errorf("the journal:\n%s", journal)
 	}
-	c.shows("journalctl --no-pager -o json -u "+controllerUnit, `"PRIORITY":"6"`, `"PRIORITY":"4"`)
+	c.shows("journalctl --no-pager -o json -u "+controllerUnit, `"PRIORITY":"6"`)
 	if warned := c.run("journalctl --no-pager -o cat -p info -u " + controllerUnit); warned == "" {
 		t.Error("nothing at info")
 	}
@@ -255,7 +255,7 @@ func upgrade(t *testing.T, c, b *machine) {
 }
 
 func downgrade(t *testing.T, c, b *machine) {
-	out := c.fails("apt-get install -y -q --no-download --allow-downgrades ./kthwd_" + old + "-1_amd64.deb")
+	out := c.fails("apt-get install -y -q --allow-downgrades ./kthwd_" + old + "-1_amd64.deb")
 	for _, want := range []string{"kthwd: error: /var/lib/kubernetes was last run with kthwd 0.10", "this package has 0.9", "kthwd: hint: "} {
 		if !strings.Contains(out, want) {
 			t.Errorf("the refusal lacks %q:\n%s", want, out)
