@@ -141,6 +141,7 @@ var expectedLines = []expected{
 	{"Failed to ensure lease exists, will retry", `namespaces "kube-system" not found`, "the namespace is made a moment later"},
 	{"Found stale data, removed previous endpoints on kubernetes service, apiserver didn't exit successfully previously", "", "upstream finds its own service without endpoints at a start"},
 	{"unable to register metrics", "duplicate", "an earlier term of kube-controller-manager in this process has done it"},
+	{"Error initializing dynamic plugin prober", "/usr/libexec/kubernetes", "FlexVolume plugins are the kubelet's; the user of the unit may not make their directory, nor need it"},
 	{"Error while syncing ConfigMap", `namespaces "kube-system" not found`, "the namespace is made a moment later"},
 }
 

@@ -60,7 +60,7 @@ func (a *app) preflight(ctx context.Context, l *config.Loader, asJSON bool) erro
 		return err
 	}
 	if preflight.Failed(all) {
-		return errNotReady
+		return errDegraded
 	}
 	return nil
 }

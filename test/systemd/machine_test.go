@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -98,12 +99,13 @@ func host(t *testing.T, command ...string) string {
 
 // machine is a Debian that systemd has booted.
 type machine struct {
-	t      *testing.T
-	name   string
-	root   string
-	nspawn *exec.Cmd
-	gone   chan struct{}
-	log    kthwtest.Log
+	t       *testing.T
+	name    string
+	root    string
+	network string
+	nspawn  atomic.Pointer[exec.Cmd]
+	gone    chan struct{}
+	log     kthwtest.Log
 }
 
 // boot makes a machine, starts it and waits for it.
@@ -124,16 +126,9 @@ func start(t *testing.T, name, network string) *machine {
 		host(t, "cp", "--reflink=auto", filepath.Join(os.Getenv(packagesEnv), file), filepath.Join(m.root, "root", file))
 	}
 	host(t, "install", "-m", "0755", kthwtest.Kubectl(t), filepath.Join(m.root, "usr/local/bin/kubectl"))
-	m.nspawn = exec.Command("sh", "-c", ownGroup, name, "systemd-nspawn", "--quiet", "--boot", "--directory="+m.root, "--machine="+name, "--register=no",
-		"--keep-unit", "--network-namespace-path="+network, "--console=pipe", "--link-journal=no", "systemd.unit=multi-user.target")
-	m.nspawn.Stdout, m.nspawn.Stderr = &m.log, &m.log
-	if err := m.nspawn.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() {
-		_ = m.nspawn.Wait()
-		close(m.gone)
-	}()
+	m.network = network
+	m.plugIn()
+	go m.power()
 	t.Cleanup(m.off)
 	return m
 }
@@ -165,6 +160,30 @@ for top in /sys/fs/cgroup /sys/fs/cgroup/unified /sys/fs/cgroup/systemd; do
 done
 exec "$@"`
 
+// plugIn starts nspawn.
+func (m *machine) plugIn() {
+	cmd := exec.Command("sh", "-c", ownGroup, m.name, "systemd-nspawn", "--quiet", "--boot", "--directory="+m.root, "--machine="+m.name, "--register=no",
+		"--keep-unit", "--network-namespace-path="+m.network, "--console=pipe", "--link-journal=no", "systemd.unit=multi-user.target")
+	cmd.Stdout, cmd.Stderr = &m.log, &m.log
+	if err := cmd.Start(); err != nil {
+		m.t.Error(err)
+	}
+	m.nspawn.Store(cmd)
+}
+
+// power waits for nspawn, and starts it again when its machine wants a reboot.
+func (m *machine) power() {
+	defer close(m.gone)
+	const reboot = 133
+	for {
+		var exit *exec.ExitError
+		if err := m.nspawn.Load().Wait(); !errors.As(err, &exit) || exit.ExitCode() != reboot {
+			return
+		}
+		m.plugIn()
+	}
+}
+
 // off is the plug that is pulled.
 func (m *machine) off() {
 	if m.t.Failed() {
@@ -173,18 +192,18 @@ func (m *machine) off() {
 			m.t.Logf("%s: %s\n%s", m.name, unit, out)
 		}
 	}
-	_ = m.nspawn.Process.Signal(syscall.SIGTERM) // nspawn then ends its machine at once
+	_ = m.nspawn.Load().Process.Signal(syscall.SIGTERM) // nspawn then ends its machine at once
 	select {
 	case <-m.gone:
 	case <-time.After(20 * time.Second):
-		_ = m.nspawn.Process.Kill()
+		_ = m.nspawn.Load().Process.Kill()
 		<-m.gone
 	}
 }
 
 // init is the process number of the machine's systemd, 0 when there is none.
 func (m *machine) init() int {
-	pid := m.nspawn.Process.Pid
+	pid := m.nspawn.Load().Process.Pid
 	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
 	if err != nil {
 		return 0
