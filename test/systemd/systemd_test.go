@@ -3,6 +3,8 @@ package systemd
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -56,6 +58,10 @@ func TestDebian(t *testing.T) {
 }
 
 func installs(t *testing.T, c, b *machine) {
+	deb := filepath.Join(os.Getenv(packagesEnv), "kthwd_"+fresh+"-1_amd64.deb")
+	if out := host(t, "lintian", "--allow-root", "--fail-on=error,warning", deb); out != "" {
+		t.Errorf("lintian:\n%s", out)
+	}
 	for _, m := range []*machine{c, b} {
 		m.install(old)
 		for _, unit := range []string{controllerUnit, balancerUnit, "kthwd-lb.socket"} {
@@ -328,7 +334,7 @@ func badInput(t *testing.T, c, b *machine) {
 			if tt.undo != "" {
 				c.run(tt.undo)
 			}
-			c.run("rm " + dropin)
+			c.run("rm --recursive " + filepath.Dir(dropin))
 		})
 	}
 	c.t = t
