@@ -267,7 +267,7 @@ func (m *members) addWarnings(l member.List, in member.AddRequest) (lines []stri
 	}
 	switch has := fileExists(m.layout.CAKey()); {
 	case !has:
-		lines = append(lines, fmt.Sprintf("this controller has no ca-key.pem: unless another one has it, the new data directory needs its kubernetes.pem before the join; kthwd pki controller %s %s makes it where the key is", in.Name, in.Address))
+		lines = append(lines, fmt.Sprintf("this controller has no ca-key.pem: run this on one that has it, or give the new data directory its kubernetes.pem before the join; kthwd pki controller %s %s makes it where the key is", in.Name, in.Address))
 	case !in.CAKey:
 		lines = append(lines, fmt.Sprintf("%s does not get ca-key.pem, so kube-controller-manager there signs no certificates; --with-ca-key gives it", in.Name))
 	}
