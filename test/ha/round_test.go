@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -111,13 +112,30 @@ func (r *rig) run(t *testing.T, w *row) *result {
 // the writes is seen, too.
 const settle = time.Second
 
+// tooLate is how many times as long as promised something may take: more is not
+// the machine's fault.
+const tooLate = 3
+
 // reach holds a time to what the row promises.
 func (o *round) reach(got, within time.Duration) {
 	o.result.Measured = seconds(got)
 	if got > within {
 		o.explain()
-		o.fault("reach: got %v, want ≤ %v", got.Round(time.Millisecond), within)
+		o.missed(got > tooLate*within, "reach: got %v, want ≤ %v", got.Round(time.Millisecond), within)
 	}
+}
+
+// missed notes that a figure is not what the row promises. On a machine that others
+// use that decides nothing: it is a fault if it is bad, or if KTHWD_HA_STRICT is set.
+func (o *round) missed(bad bool, format string, args ...any) {
+	o.t.Helper()
+	if bad || os.Getenv("KTHWD_HA_STRICT") != "" {
+		o.fault(format, args...)
+		return
+	}
+	text := fmt.Sprintf(format, args...)
+	o.result.Missed = append(o.result.Missed, text)
+	o.t.Logf("%s: missed: %s", o.result.Row, text)
 }
 
 // explain says what the longest waits were about.

@@ -232,7 +232,7 @@ func stalledLeader(o *round) {
 	holder := o.rig.leases.holder(kcm)
 	o.note("%s's lease: %s", kcm, holder)
 	if holder == m.name {
-		o.fault("%s still holds the lease of %s after its disk stalled", m.name, kcm)
+		o.missed(false, "%s still holds the lease of %s after its disk stalled", m.name, kcm)
 	} else {
 		o.result.Measured += ", moved"
 	}
