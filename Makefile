@@ -48,7 +48,7 @@ run: build ## run a controller without root, data in ./.kthwd (RUN_FLAGS=… for
 	$(BIN) $(RUN_FLAGS)
 
 test: build ## all tests that need no root and no foreign package
-	KTHWD_BIN=$(abspath $(BIN)) go test ./...
+	KTHWD_BIN=$(abspath $(BIN)) go test -timeout=20m ./...
 
 test-light: ## the tests that link no Kubernetes, in seconds
 	go test $(LIGHT)
