@@ -65,7 +65,9 @@ func newEtcd(args []arg, log *slog.Logger) (*etcd, error) {
 	if e.cfg, err = parseEtcd(args, embed.NewZapLoggerBuilder(newZap(log, e.died))); err != nil {
 		return nil, err
 	}
-	e.cfg.GRPCAdditionalServerOptions = append(e.cfg.GRPCAdditionalServerOptions, grpc.ChainUnaryInterceptor(e.hope.intercept, e.gate.intercept))
+	e.cfg.GRPCAdditionalServerOptions = append(e.cfg.GRPCAdditionalServerOptions,
+		grpc.ChainUnaryInterceptor(e.hope.intercept, e.gate.intercept),
+		grpc.StreamInterceptor(e.slowNoLeader)) // this one is before etcd's own, which are chained
 	return e, nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -134,7 +135,12 @@ func TestQuorum(t *testing.T) {
 		return nil
 	})
 	// Longer than a renew deadline: both components lose their leases meanwhile.
+	before := begunWatches(t, c0)
 	stays(t, "waits for a quorum", 12*time.Second, waits)
+	// Upstream's caches ask etcd again as soon as they are refused: thousands of times a second.
+	if n := begunWatches(t, c0) - before; n > 12*500 {
+		t.Errorf("without a quorum %d watches of etcd were begun in 12 s", n)
+	}
 
 	c1 = k.start(t, 1)
 	c0.WaitReady(t)
@@ -148,6 +154,23 @@ func TestQuorum(t *testing.T) {
 	if r, err := c0.Status(); err != nil || r.PID != c0.Cmd.Process.Pid {
 		t.Errorf("the survivor: got process %d (%v), want %d as before", r.PID, err, c0.Cmd.Process.Pid)
 	}
+}
+
+var watchesBegun = regexp.MustCompile(`(?m)^grpc_server_started_total\{grpc_method="Watch",[^}]*\} (\S+)$`)
+
+// begunWatches is how many watches etcd has been asked for so far.
+func begunWatches(t *testing.T, c *kthwtest.Controller) int {
+	t.Helper()
+	_, body, err := ask(http.DefaultTransport, fmt.Sprintf("http://%s:%d/metrics/etcd", c.Address, c.Ports.Metrics))
+	found := watchesBegun.FindStringSubmatch(body)
+	if err != nil || found == nil {
+		t.Fatalf("etcd's metrics: %v, %.300s", err, body)
+	}
+	n, err := strconv.ParseFloat(found[1], 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return int(n)
 }
 
 func write(t *testing.T, client kubernetes.Interface, name string) error {
