@@ -67,7 +67,7 @@ func newEtcd(args []arg, log *slog.Logger) (*etcd, error) {
 	}
 	e.cfg.GRPCAdditionalServerOptions = append(e.cfg.GRPCAdditionalServerOptions,
 		grpc.ChainUnaryInterceptor(e.hope.intercept, e.gate.intercept),
-		grpc.StreamInterceptor(e.slowNoLeader)) // this one is before etcd's own, which are chained
+		grpc.StreamInterceptor(e.awaitLeader)) // this one is before etcd's own, which are chained
 	return e, nil
 }
 

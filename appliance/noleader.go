@@ -1,42 +1,41 @@
 package appliance
 
 import (
-	"errors"
+	"context"
+	"slices"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 )
 
-// noLeaderPause is how long a watch that fails for want of a leader is kept waiting
-// for the answer.
-const noLeaderPause = time.Second
+// leaderPatience is how long a new watch waits for a leader before etcd refuses it: as
+// long as etcd lets one go on that is there already, three election timeouts.
+const leaderPatience = 3 * time.Second
 
-// slowNoLeader is a grpc.StreamServerInterceptor around etcd's own. Without a leader
+// awaitLeader is a grpc.StreamServerInterceptor before etcd's own. Without a leader
 // etcd refuses watches at once, and each of the API server's hundred caches asks again at
 // once, for half a minute (client-go/tools/cache/reflector.go, "Retrying watch after
-// internal error"; storage/cacher/cacher.go, MaxInternalErrorRetryDuration):
-// 8700 watches a second were begun, with two processors and 600 MiB for them. So the
-// refusal waits until there is a leader, or for a while.
-func (e *etcd) slowNoLeader(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
-	err := handle(srv, stream)
-	if !errors.Is(err, rpctypes.ErrGRPCNoLeader) {
-		return err
+// internal error"; storage/cacher/cacher.go, MaxInternalErrorRetryDuration): 8700
+// watches a second, with two processors and 600 MiB for them. Then the caches list anew,
+// and clients must, too. While a new leader is elected, there is nothing to refuse.
+func (e *etcd) awaitLeader(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
+	md, _ := metadata.FromIncomingContext(stream.Context())
+	if slices.Contains(md[rpctypes.MetadataRequireLeaderKey], rpctypes.MetadataHasLeader) {
+		e.leaderWithin(stream.Context(), leaderPatience)
 	}
-	pause := time.NewTimer(noLeaderPause)
-	defer pause.Stop()
-	tick := time.NewTicker(readyPoll)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-			if server := e.running(); server != nil && server.Server.Leader() != 0 {
-				return err
-			}
-		case <-pause.C:
-			return err
-		case <-stream.Context().Done():
-			return err
+	return handle(srv, stream)
+}
+
+// leaderWithin returns when there is a leader, after some time, or when ctx ends.
+func (e *etcd) leaderWithin(ctx context.Context, patience time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for ctx.Err() == nil {
+		if server := e.running(); server != nil && server.Server.Leader() != 0 {
+			return
 		}
+		sleep(ctx, readyPoll)
 	}
 }
