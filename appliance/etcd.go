@@ -29,6 +29,9 @@ import (
 // atomic load, so that watching costs nothing.
 const quorumPoll = 500 * time.Millisecond
 
+// countEvery is how many polls go by between two looks at the membership.
+const countEvery = 10
+
 // etcd is the member of this controller.
 type etcd struct {
 	cfg  *embed.Config
@@ -281,6 +284,7 @@ var refusals = []struct{ theirs, ours, hint string }{
 // watch calls ready at the first quorum, reports a lost and a regained one, and
 // ends when ctx does or when etcd has ended by itself.
 func (e *etcd) watch(ctx context.Context, server *embed.Etcd, report supervise.Reporter, ready func()) error {
+	ticks := 0
 	tick := time.NewTicker(quorumPoll)
 	defer tick.Stop()
 	first := server.Server.ReadyNotify()
@@ -314,7 +318,7 @@ func (e *etcd) watch(ctx context.Context, server *embed.Etcd, report supervise.R
 			e.listen(leader)
 			state.check(leader)
 			e.fsyncs.sample(time.Now())
-			if state.begun {
+			if ticks++; state.begun && ticks%countEvery == 0 {
 				e.count(server)
 			}
 		case <-e.leave:

@@ -66,17 +66,15 @@ func (m *members) follow(ctx context.Context, client *clientv3.Client, server *e
 		return err
 	}
 	changes := client.Watch(ctx, joinsPrefix, clientv3.WithPrefix(), clientv3.WithRev(revision+1))
-	tick := time.NewTicker(joinPoll)
-	defer tick.Stop()
 	for {
 		m.act(ctx, client, server, pending)
 		again := m.passOn(ctx, server)
-		ticks := tick.C
-		if len(pending) == 0 && !again {
-			ticks = nil
+		var soon <-chan time.Time // never, at most times: an idle process is not woken for nothing
+		if len(pending) > 0 || again {
+			soon = time.After(joinPoll)
 		}
 		select {
-		case <-ticks:
+		case <-soon:
 		case <-server.Server.LeaderChangedNotify():
 		case change, ok := <-changes:
 			if !ok {

@@ -31,7 +31,7 @@ type peersHeard struct {
 	at    map[string]time.Time
 }
 
-// sample looks at the counters. It is called all the time.
+// sample looks at the counters. It is called all the time while there is no leader.
 func (p *peersHeard) sample(now time.Time) {
 	counts := map[string]float64{}
 	for _, m := range collect(receivedBytes()) {
@@ -85,7 +85,9 @@ func (e *etcd) reachable(server *embed.Etcd) map[string]bool {
 // listen notes who is heard, and since when there has been no leader.
 func (e *etcd) listen(leader bool) {
 	now := time.Now()
-	e.peers.sample(now)
+	if !leader {
+		e.peers.sample(now) // who is silent is asked only then
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	switch {
