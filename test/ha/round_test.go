@@ -182,7 +182,7 @@ func (o *round) check(relistsAllowed bool) {
 	o.result.Writes, o.result.Events, o.result.Relists = len(h.Acks), len(h.Truth), relists
 	problems := append(h.check(), o.clients.takeProblems()...)
 	if relists > 0 && !relistsAllowed {
-		problems = append(problems, fmt.Sprintf("watch: %d times no API server knew what came after the last event", relists))
+		o.missed(false, "watch: %d times no API server knew what came after the last event", relists) // clients list anew then
 	}
 	actions := o.takeActions()
 	o.result.Actions = len(actions)
