@@ -105,6 +105,12 @@ func TestHistory(t *testing.T) {
 		{"a watcher listed anew, and found an old state", func(h *history) {
 			h.Watches["b"] = []seen{{change: change{Rev: 15}, Relisted: []change{h.Truth[0], h.Truth[1], h.Before["old"]}}, {change: h.Truth[3]}}
 		}, []string{"watcher b: listed anew: old=1 (old) at revision 5, want none"}},
+		{"a watcher listed anew when all was over", func(h *history) {
+			h.Watches["b"] = []seen{{change: h.Truth[0]}, {change: change{Rev: 25}, Relisted: []change{h.Truth[1], h.Truth[3]}}}
+		}, nil},
+		{"a watcher listed anew when all was over, and found an old state", func(h *history) {
+			h.Watches["b"] = []seen{{change: h.Truth[0]}, {change: change{Rev: 25}, Relisted: []change{h.Truth[0], h.Truth[1]}}}
+		}, []string{"watcher b: listed anew: counter=2 (2/1) at revision 11, want counter=3"}},
 		{"a controller has an old value", func(h *history) {
 			h.Finals["c1"][1] = h.Truth[0]
 		}, []string{"c1 has at the end: counter=2 (2/1) at revision 11, want counter=3"}},
@@ -116,6 +122,31 @@ func TestHistory(t *testing.T) {
 			h := sound()
 			tt.spoil(h)
 			wantProblems(t, h.check(), tt.want)
+		})
+	}
+}
+
+// A watcher gives away what belongs to the round that ends, and keeps the rest.
+func TestWatcherTake(t *testing.T) {
+	event := func(rev int64) seen { return seen{change: change{Rev: rev}} }
+	list := func(rev int64) seen { return seen{change: change{Rev: rev}, Relisted: []change{}} }
+	for _, tt := range []struct {
+		name           string
+		events         []seen
+		taken, relists int
+	}{
+		{"events", []seen{event(11), event(20), event(21)}, 2, 0},
+		{"a list in between", []seen{event(11), list(15), event(20), event(21)}, 3, 1},
+		{"a list past the end, in place of the last events", []seen{event(11), list(25), event(26)}, 2, 1},
+		{"a list past the end, in place of all", []seen{list(25), event(26)}, 1, 1},
+		{"a list after the last event", []seen{event(11), event(20), list(25)}, 2, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := &watcher{events: tt.events}
+			taken, relists := w.take(20)
+			if len(taken) != tt.taken || relists != tt.relists || len(w.events) != len(tt.events)-tt.taken {
+				t.Errorf("got %d taken, %d kept and %d lists; want %d of %d, and %d", len(taken), len(w.events), relists, tt.taken, len(tt.events), tt.relists)
+			}
 		})
 	}
 }

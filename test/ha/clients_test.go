@@ -360,15 +360,17 @@ func (w *watcher) reached(rev int64) error {
 }
 
 // take returns what was seen until rev, forgets it, and counts how often the
-// watcher had to list anew.
+// watcher had to list anew. A list that leads past rev belongs to what comes before
+// when nothing else does: etcd's revision goes on with each lease, while the writers pause.
 func (w *watcher) take(rev int64) (events []seen, relisted int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	n := 0
-	for n < len(w.events) && w.events[n].Rev <= rev {
+	n, at := 0, int64(0)
+	for n < len(w.events) && (w.events[n].Rev <= rev || w.events[n].Relisted != nil && at < rev) {
 		if w.events[n].Relisted != nil {
 			relisted++
 		}
+		at = w.events[n].Rev
 		n++
 	}
 	events, w.events = w.events[:n:n], append([]seen(nil), w.events[n:]...)

@@ -60,11 +60,6 @@
 // it is three times what was promised, when one request in a hundred failed, or with
 // KTHWD_HA_STRICT. The checks above fail it always.
 //
-// Open: when the quorum was lost for a minute after controllers had been cut off, watchers
-// that list anew were seen to miss the events right after the quorum's return, while
-// all API servers list the same. In the two rows where a watcher may list anew this is
-// reported as missed until it is explained; everywhere else a missing event fails.
-//
 // # What it does not say
 //
 // All machines share one kernel, its clock and its processors: round trips

@@ -154,7 +154,7 @@ func (h *history) unwatched() (problems []string) {
 func (h *history) unwatchedBy(events []seen) (problems []string) {
 	next := 0 // in Truth
 	for _, e := range events {
-		if e.Rev <= h.Start || e.Rev > h.End {
+		if e.Rev <= h.Start || e.Rev > h.End && e.Relisted == nil {
 			continue
 		}
 		if e.Relisted != nil {

@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -182,7 +181,7 @@ func (o *round) check(relistsAllowed bool) {
 	o.result.Writes, o.result.Events, o.result.Relists = len(h.Acks), len(h.Truth), relists
 	problems := append(h.check(), o.clients.takeProblems()...)
 	if relists > 0 && !relistsAllowed {
-		o.missed(false, "watch: %d times no API server knew what came after the last event", relists) // clients list anew then
+		problems = append(problems, fmt.Sprintf("watch: %d times no API server knew what came after the last event", relists))
 	}
 	actions := o.takeActions()
 	o.result.Actions = len(actions)
@@ -191,19 +190,12 @@ func (o *round) check(relistsAllowed bool) {
 		problems = append(problems, err.Error())
 	}
 	for _, p := range problems {
-		if relistsAllowed && aboutWatches.MatchString(p) {
-			o.missed(false, "%s", p) // an open defect: see the package comment
-			continue
-		}
 		o.fault("%s", p)
 	}
 	if len(h.Acks) < 20 || len(actions) == 0 {
 		o.fault("%d writes and %d actions of controllers: too few to say anything", len(h.Acks), len(actions))
 	}
 }
-
-// aboutWatches are the problems of history.unwatched that say that events are missing.
-var aboutWatches = regexp.MustCompile(`^watcher \S+: did not see|^… and \d+ more`)
 
 // takeHistory is everything from the last check to now.
 func (o *round) takeHistory() (h *history, relists int) {
