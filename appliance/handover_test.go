@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc"
 
 	"kthwd/appliance/supervise"
+	"kthwd/test/kthwtest"
 )
 
 // testMember is an etcd of the test's own process, and a client on its socket.
@@ -99,18 +100,18 @@ type renamed struct {
 func (r renamed) Name() string { return r.name }
 
 // leader is the member that leads.
-func leader(t *testing.T, all []*testMember) *testMember {
+func leader(t *testing.T, all []*testMember) (found *testMember) {
 	t.Helper()
-	for range 1000 {
+	kthwtest.WaitFor(t, "a leader", time.Minute, func() error {
 		for _, m := range all {
 			if s := m.server.Server; s.Lead() == uint64(s.MemberID()) {
-				return m
+				found = m
+				return nil
 			}
 		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Fatal("nobody leads")
-	return nil
+		return errors.New("nobody leads")
+	})
+	return found
 }
 
 // Without the gates, etcd drops some of these writes each time.
@@ -143,9 +144,12 @@ func TestNoWriteFailsWhileLeadershipMoves(t *testing.T) {
 		if now := leader(t, all); now == was {
 			t.Errorf("%s leads still", was.cfg.Name)
 		}
-		for writes.Load() < before+100 { // all write again
-			time.Sleep(time.Millisecond)
-		}
+		kthwtest.WaitFor(t, "all to write again", time.Minute, func() error {
+			if n := writes.Load() - before; n < 100 {
+				return fmt.Errorf("%d writes since", n)
+			}
+			return nil
+		})
 	}
 	stop()
 	writers.Wait()

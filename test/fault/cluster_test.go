@@ -113,6 +113,18 @@ func TestMadeCluster(t *testing.T) {
 	all[lost].WaitReady(t)
 }
 
+// startAll starts the three controllers, and returns when all are ready.
+func (m *made) startAll(t *testing.T) (all [3]*kthwtest.Controller) {
+	t.Helper()
+	for i := range all {
+		all[i] = m.start(t, i)
+	}
+	for _, c := range all {
+		c.WaitReady(t)
+	}
+	return all
+}
+
 // refusesOthersFiles starts the controller with keys of its own in place of the
 // cluster's. It must end, name the files, and have written nothing with them.
 func (m *made) refusesOthersFiles(t *testing.T, i int) {

@@ -149,13 +149,7 @@ func leaderOf(c *kthwtest.Controller) (int, error) {
 func TestLeaving(t *testing.T) {
 	t.Parallel()
 	m := makeCluster(t)
-	var all [3]*kthwtest.Controller
-	for i := range all {
-		all[i] = m.start(t, i)
-	}
-	for _, c := range all {
-		c.WaitReady(t)
-	}
+	all := m.startAll(t)
 	m.start(t, 3).WaitReady(t)
 	clients := startCrowd(t, all[0].RESTConfig(t))
 	kthwtest.WaitFor(t, "the crowd to have asked", soon, func() error {

@@ -64,13 +64,7 @@ func lists(t *testing.T, c *kthwtest.Controller, want ...string) {
 func TestMemberRemove(t *testing.T) {
 	t.Parallel()
 	m := makeCluster(t)
-	var all [3]*kthwtest.Controller
-	for i := range all {
-		all[i] = m.start(t, i)
-	}
-	for _, c := range all {
-		c.WaitReady(t)
-	}
+	all := m.startAll(t)
 	lists(t, all[0], "c0 voter up", "c1 voter up", "c2 voter up")
 	refuses(t, all[0], []string{"member", "remove", "c0"}, "error: c0 is this very controller", "hint: run this on another one: c1, c2")
 	refuses(t, all[0], []string{"member", "remove", "c7"}, `error: there is no member "c7"`, "hint: members: c0, c1, c2")

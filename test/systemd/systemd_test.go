@@ -234,8 +234,8 @@ func upgrade(t *testing.T, c, b *machine) {
 	c.shows("kthwd status", "kthwd v"+fresh, "\nready")
 	c.shows(kubectl+"get configmap before", "before")
 
-	b.run("systemd-run --unit=watch --property=StandardOutput=file:/root/watch.out kubectl --kubeconfig /etc/kthwd/admin.kubeconfig get configmaps --watch")
-	b.shows("cat /root/watch.out", "before")
+	b.run("systemd-run --unit=watch --property=StandardOutput=file:/run/watch.out kubectl --kubeconfig /etc/kthwd/admin.kubeconfig get configmaps --watch")
+	b.shows("cat /run/watch.out", "before")
 	watcher, process := b.property("watch", "MainPID"), b.property(balancerUnit, "MainPID")
 	sockets := b.run("ss -Htn state established dst " + balancerAddress + ":6443 | awk '{print $3}' | sort")
 	if out := b.install(fresh); !strings.Contains(out, "kthwd: the load balancer has handed its connections over to the new version") {
@@ -245,7 +245,7 @@ func upgrade(t *testing.T, c, b *machine) {
 		t.Error("the process is the old one")
 	}
 	c.run(kubectl + "create configmap after")
-	b.shows("cat /root/watch.out", "after")
+	b.shows("cat /run/watch.out", "after")
 	if now := b.property("watch", "MainPID"); now != watcher || now == "0" {
 		t.Errorf("the watching kubectl was process %s, and is %s", watcher, now)
 	}
@@ -286,8 +286,8 @@ func badInput(t *testing.T, c, b *machine) {
 		want            []string
 	}{
 		{
-			name: "a broken file", set: "cp /etc/kthwd/controller.yaml /root/good.yaml; echo 'secure-prt: 1' >> /etc/kthwd/controller.yaml",
-			undo: "cp /root/good.yaml /etc/kthwd/controller.yaml", exit: "2",
+			name: "a broken file", set: "cp /etc/kthwd/controller.yaml /run/good.yaml; echo 'secure-prt: 1' >> /etc/kthwd/controller.yaml",
+			undo: "cp /run/good.yaml /etc/kthwd/controller.yaml", exit: "2",
 			want: []string{"error: /etc/kthwd/controller.yaml:", `unknown key "secure-prt"`, "did you mean secure-port?"},
 		},
 		{
