@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"kthwd/appliance/config"
 )
@@ -28,6 +29,10 @@ func (a *app) newRoot() *cobra.Command {
 	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) { a.help(cmd, l) })
 	root.SetHelpCommand(helpVerb())
 	l.AddFlags(root.Flags())
+	// Kubernetes has one of its own for all programs (component-base/version/verflag), which cobra shows with each verb.
+	if f := pflag.CommandLine.Lookup("version"); f != nil {
+		f.Hidden = true
+	}
 	for _, name := range l.Names() {
 		if values := config.Values(name); values != nil {
 			cobra.CheckErr(root.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)))
