@@ -55,7 +55,7 @@ func TestSocketActivation(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "sh", "-c", `LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=api exec "$0" "$@"`,
-		binary, "--config=", "--role=lb", "--check=tcp", "--metrics-address=", "--listen="+address, "--backend="+server.Addr().String())
+		binary, "--config=", "--role=lb", "--check=tcp", "--metrics-address=", "--status-socket=", "--listen="+address, "--backend="+server.Addr().String())
 	var log bytes.Buffer
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = &log, &log, []*os.File{file}
 	if err := cmd.Start(); err != nil {

@@ -312,11 +312,19 @@ func (b *balancer) statusSocket() (string, error) {
 	if err != nil && b.loader.Origin("status-socket") != config.OriginDefault {
 		return "", &hintedError{err, "choose another path with --status-socket, or none with --status-socket="}
 	}
-	if err != nil {
+	switch address := b.loader.Config.MetricsAddress; {
+	case err == nil:
+		return path, nil
+	case errors.Is(err, syscall.EADDRINUSE):
+		hint := "kthwd status --metrics-address=" + address + " asks this one; --status-socket gives it a socket of its own"
+		if address == "" {
+			hint = "nothing asks this one; --status-socket gives it a socket of its own"
+		}
+		b.log.Warn("no status socket: another kthwd answers there, and kthwd status shows that one", "path", path, "hint", hint)
+	default:
 		b.log.Info("no status socket; the metrics address answers", "reason", oneLine(err.Error()))
-		return "", nil
 	}
-	return path, nil
+	return "", nil
 }
 
 // privateDir makes a directory that is its user's alone, or sees that it is.

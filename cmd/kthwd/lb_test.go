@@ -426,3 +426,47 @@ func TestNotifierOfALoadBalancer(t *testing.T) {
 		t.Error("nobody has a socket")
 	}
 }
+
+// Of two load balancers on one machine, one has the default socket; the other one
+// says who it is not, and how it is asked.
+func TestStatusSocket(t *testing.T) {
+	dir, open := t.TempDir(), t.TempDir()
+	for d, mode := range map[string]os.FileMode{dir: 0o700, open: 0o755} {
+		if err := os.Chmod(d, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	taken := filepath.Join(dir, "taken.sock")
+	other, err := net.Listen("unix", taken)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	for _, tt := range []struct {
+		name, path, log, err string
+		args                 []string
+		want                 bool
+	}{
+		{name: "free", path: filepath.Join(dir, "free.sock"), want: true},
+		{name: "none", path: ""},
+		{name: "taken", path: taken, log: "kthwd status --metrics-address=127.0.0.1:10301 asks this one", args: []string{"--metrics-address=127.0.0.1:10301"}},
+		{name: "taken, and no metrics address", path: taken, log: "nothing asks this one"},
+		{name: "taken, and named", path: taken, args: []string{"--status-socket=" + taken}, err: "address already in use"},
+		{name: "a directory for all", path: filepath.Join(open, "x.sock"), log: "not this user's alone"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b, _, _, log := newFake(t, "backend: [10.0.0.1:6443]\n", tt.args...)
+			b.loader.Config.StatusSocket = tt.path // as if it were the default
+			got, err := b.statusSocket()
+			if want := map[bool]string{true: tt.path}[tt.want]; got != want {
+				t.Errorf("got %q, want %q", got, want)
+			}
+			if err != nil && tt.err == "" || tt.err != "" && !strings.Contains(fmt.Sprint(err), tt.err) {
+				t.Errorf("got error %v, want %q", err, tt.err)
+			}
+			if !strings.Contains(log.String(), tt.log) || tt.log == "" && log.String() != "" {
+				t.Errorf("got log %q, want %q", log, tt.log)
+			}
+		})
+	}
+}

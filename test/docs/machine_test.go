@@ -151,7 +151,7 @@ func setUpMachine(t *testing.T) string {
 	case err != nil:
 		t.Fatal(err)
 	}
-	hidden := []string{"/var/lib"}
+	hidden := []string{"/run", "/var/lib"}
 	if _, err := os.Stat("/etc/kthwd"); err == nil {
 		hidden = append(hidden, "/etc/kthwd") // a configuration that would be read
 	}

@@ -54,6 +54,7 @@ func (m *made) start(t *testing.T, i int) *kthwtest.Controller {
 	o.Dir = filepath.Join(m.dir, fmt.Sprintf("c%d", i))
 	if i == 3 {
 		o.Dir = filepath.Join(m.dir, "lb-"+m.lb)
+		o.Args = []string{"--status-socket="}
 	} else {
 		o.Args = []string{
 			fmt.Sprintf("--etcd-client-port=%d", m.ports[i].EtcdClient),

@@ -71,9 +71,10 @@ func requireMachine(t *testing.T) {
 
 func runTable(t *testing.T, network bool) {
 	t.Helper()
+	var results []*result
+	t.Cleanup(func() { whatFailed(os.Stdout, results) }) // after all logs
 	r := newRig(t, network)
 	r.random = rand.New(rand.NewPCG(seed(t), 0))
-	var results []*result
 	for _, w := range rows() {
 		if !wanted(w.name) || w.network && !network {
 			continue
@@ -122,9 +123,10 @@ func seed(t *testing.T) uint64 {
 
 func soak(t *testing.T, network bool, length time.Duration) {
 	t.Helper()
+	var results []*result
+	t.Cleanup(func() { whatFailed(os.Stdout, results) }) // after all logs
 	r := newRig(t, network)
 	r.random = rand.New(rand.NewPCG(seed(t), 0))
-	var results []*result
 	for end := time.Now().Add(length); time.Now().Before(end); {
 		all := slices.DeleteFunc(rows(), func(w *row) bool { return !wanted(w.name) || w.network && !network })
 		r.random.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })

@@ -58,6 +58,16 @@ func table(out io.Writer, results []*result) {
 	w.Flush()
 }
 
+// whatFailed prints once more what must not be, so that the end of a long output
+// tells why it ends badly.
+func whatFailed(out io.Writer, results []*result) {
+	for _, r := range results {
+		for _, p := range r.Problems {
+			fmt.Fprintf(out, "FAILED %s: %s\n", r.Row, p)
+		}
+	}
+}
+
 // report prints the table and one line of JSON, on standard output and as they
 // are, so that scripts can read them.
 func report(t *testing.T, results []*result) {

@@ -111,8 +111,10 @@ func kthwdCommand(t testing.TB, s Setup) Command {
 	} else {
 		argv = append(argv, "--check=tcp")
 	}
-	if !hasFlag(s.Args, "--metrics-address") {
-		argv = append(argv, "--metrics-address=")
+	for _, shared := range []string{"--metrics-address", "--status-socket"} { // by all on one machine, unless told otherwise
+		if !hasFlag(s.Args, shared) {
+			argv = append(argv, shared+"=")
+		}
 	}
 	return Command{Argv: append(argv, s.Args...)}
 }

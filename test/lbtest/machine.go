@@ -79,6 +79,9 @@ func setUpMachine(t *testing.T) {
 	if err := syscall.Mount("proc", "/proc", "proc", 0, ""); err != nil {
 		t.Fatalf("mount /proc: %v", err)
 	}
+	if err := syscall.Mount("tmpfs", "/run", "tmpfs", 0, ""); err != nil { // where sockets are that others would take
+		t.Fatalf("mount /run: %v", err)
+	}
 }
 
 // RaiseDescriptorLimit lets this process and what it starts have n descriptors,

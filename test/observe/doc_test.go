@@ -33,7 +33,7 @@ func startBalancer(t testing.TB, c *kthwtest.Controller, more ...string) *kthwte
 	t.Helper()
 	ports := kthwtest.FreePorts(t, "127.0.0.1")
 	file := filepath.Join(t.TempDir(), "lb.yaml")
-	text := fmt.Sprintf("role: lb\nlisten: ['127.0.0.1:%d']\nbackend: ['127.0.0.1:%d']\nbackend-ca: %s\n%s", ports.Secure, c.Ports.Secure, filepath.Join(c.Dir, "ca.pem"), strings.Join(more, "\n"))
+	text := fmt.Sprintf("role: lb\nstatus-socket: ''\nlisten: ['127.0.0.1:%d']\nbackend: ['127.0.0.1:%d']\nbackend-ca: %s\n%s", ports.Secure, c.Ports.Secure, filepath.Join(c.Dir, "ca.pem"), strings.Join(more, "\n"))
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}

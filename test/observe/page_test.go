@@ -103,7 +103,7 @@ func twoBackends(t *testing.T) (lb *kthwtest.Controller, backends [2]*backend) {
 	backends = [2]*backend{startBackend(t), startBackend(t)}
 	ports := kthwtest.FreePorts(t, "127.0.0.1")
 	file := filepath.Join(t.TempDir(), "lb.yaml")
-	put(t, file, fmt.Sprintf("role: lb\ncheck: tcp\nslow-start: 0s\nlisten: ['127.0.0.1:%d']\nbackend: ['%s', '%s']\n", ports.Secure, backends[0].address, backends[1].address))
+	put(t, file, fmt.Sprintf("role: lb\nstatus-socket: ''\ncheck: tcp\nslow-start: 0s\nlisten: ['127.0.0.1:%d']\nbackend: ['%s', '%s']\n", ports.Secure, backends[0].address, backends[1].address))
 	return kthwtest.Start(t, kthwtest.Options{File: file, Ports: &ports}), backends
 }
 

@@ -271,7 +271,7 @@ func TestAlerts(t *testing.T) {
 	dir := t.TempDir()
 	short := filepath.Join(dir, "ca.pem")
 	issue(t, short, 3*24*time.Hour)
-	put(t, filepath.Join(dir, "lb.yaml"), fmt.Sprintf("role: lb\ncheck: tcp\nlisten: ['127.0.0.1:%d']\nbackend: ['%s', '127.0.0.1:%d']\nbackend-ca: ca.pem\n", lbPorts.Secure, backend.address, plants[0].Ports.Secure))
+	put(t, filepath.Join(dir, "lb.yaml"), fmt.Sprintf("role: lb\nstatus-socket: ''\ncheck: tcp\nlisten: ['127.0.0.1:%d']\nbackend: ['%s', '127.0.0.1:%d']\nbackend-ca: ca.pem\n", lbPorts.Secure, backend.address, plants[0].Ports.Secure))
 	lb := kthwtest.Start(t, kthwtest.Options{File: filepath.Join(dir, "lb.yaml"), Ports: &lbPorts})
 
 	var controllers []string
