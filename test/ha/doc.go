@@ -43,6 +43,7 @@
 //   - every write of kube-controller-manager and kube-scheduler, by the audit log of
 //     the API server beside them, was made while their controller held the lease
 //     in etcd's history (misdeeds);
+//   - both programs go on: each has written something after the fault (awaitWork);
 //   - all components of all machines are ready, the load balancer has no doubt about
 //     any controller, and processes that had to survive have the same number.
 //
@@ -51,8 +52,10 @@
 // # What the figures mean
 //
 // "one writer" is the longest that one impatient writer waited for an acknowledgement,
-// from the fault until all was ready again and a second more; it is what the reach is about
-// where it is a time. "no write" is the longest time in which no writer had
+// from the fault until all was ready and at work again and a second more; it is what the reach
+// is about where it is a time. "ready again" is from the end of the fault until every component was
+// ready, "works again" from there until kube-controller-manager and kube-scheduler had both
+// written something: a lease whose holder was killed has to run out first. "no write" is the longest time in which no writer had
 // one, "patient" the longest wait of the patient one: a request that the lost leader
 // of etcd had taken is answered after etcd's own 7 s at the latest.
 //

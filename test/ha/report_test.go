@@ -21,6 +21,7 @@ type result struct {
 	OneWriter     time.Duration `json:"one_writer_ns"`     // longest that one impatient writer waited
 	PatientWriter time.Duration `json:"patient_writer_ns"` // longest that the patient one waited
 	Recovered     time.Duration `json:"ready_again_ns"`    // from the end of the fault until all was ready
+	Works         time.Duration `json:"works_again_ns"`    // from the end of the fault until both programs had acted
 	Restarts      int           `json:"restarts"`          // of processes
 	Writes        int           `json:"writes"`            // acknowledged, and looked for
 	Events        int           `json:"events"`            // that each watcher had to see
@@ -46,14 +47,14 @@ func (r *result) verdict() string {
 // table prints the results for people.
 func table(out io.Writer, results []*result) {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "fault\treach\tmeasured\tno write\tone writer\tpatient\tready again\trestarts\twrites\tevents\tactions\tverdict\tnotes")
+	fmt.Fprintln(w, "fault\treach\tmeasured\tno write\tone writer\tpatient\tready again\tworks again\trestarts\twrites\tevents\tactions\tverdict\tnotes")
 	for _, r := range results {
 		if r.Measured == "" {
 			fmt.Fprintf(w, "%s\t%s\t%s\n", r.Fault, r.Reach, strings.Join(r.Notes, "; "))
 			continue
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%s\t%s\n", r.Fault, r.Reach, r.Measured, seconds(r.Gap), seconds(r.OneWriter),
-			seconds(r.PatientWriter), seconds(r.Recovered), r.Restarts, r.Writes, r.Events, r.Actions, r.verdict(), strings.Join(append(r.Missed, r.Notes...), "; "))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%s\t%s\n", r.Fault, r.Reach, r.Measured, seconds(r.Gap), seconds(r.OneWriter),
+			seconds(r.PatientWriter), seconds(r.Recovered), seconds(r.Works), r.Restarts, r.Writes, r.Events, r.Actions, r.verdict(), strings.Join(append(r.Missed, r.Notes...), "; "))
 	}
 	w.Flush()
 }
