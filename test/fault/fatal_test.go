@@ -3,16 +3,10 @@ package fault
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
-	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -61,7 +55,7 @@ func TestFatalInUpstreamCode(t *testing.T) {
 // rewrite changes a stored object in etcd itself, with a text of the same length.
 func rewrite(t *testing.T, c *kthwtest.Controller, key, was, is string) {
 	t.Helper()
-	etcd := etcdClient(t, c)
+	etcd := c.Etcd(t)
 	ctx, cancel := context.WithTimeout(t.Context(), soon)
 	defer cancel()
 	got, err := etcd.Get(ctx, key)
@@ -72,28 +66,4 @@ func rewrite(t *testing.T, c *kthwtest.Controller, key, was, is string) {
 	if _, err := etcd.Put(ctx, key, string(changed)); err != nil {
 		t.Fatal(err)
 	}
-}
-
-// etcdClient is what etcdctl would be: the guide's certificate, at port 2379.
-func etcdClient(t *testing.T, c *kthwtest.Controller) *clientv3.Client {
-	t.Helper()
-	cert, err := tls.LoadX509KeyPair(filepath.Join(c.Dir, "kubernetes.pem"), filepath.Join(c.Dir, "kubernetes-key.pem"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	pem, err := os.ReadFile(filepath.Join(c.Dir, "ca.pem"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(pem)
-	client, err := clientv3.New(clientv3.Config{
-		Endpoints: []string{fmt.Sprintf("https://%s:%d", c.Address, c.Ports.EtcdClient)},
-		TLS:       &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { client.Close() })
-	return client
 }

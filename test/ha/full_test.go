@@ -24,12 +24,12 @@ func diskFull(o *round) {
 	o.samePIDAtTheEnd(o.others(m)...)
 	seen, ends := len(m.log.String()), m.count()
 	o.begun = time.Now()
-	m.disk.fill(o.t)
+	m.disk.Fill(o.t)
 	full := true
 	heal := func() {
 		if full {
 			full = false
-			m.disk.makeRoom(o.t)
+			m.disk.MakeRoom(o.t)
 		}
 	}
 	defer heal()

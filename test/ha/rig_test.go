@@ -48,7 +48,7 @@ type machine struct {
 	dir     string
 	ports   kthwtest.Ports
 	metrics string
-	disk    *disk // nil when it is not its own
+	disk    *kthwtest.Disk // nil when it is not its own
 }
 
 // cluster is three controllers and a load balancer, made as docs/operations.md
@@ -117,7 +117,7 @@ func (c *cluster) makeDirectories(t *testing.T) {
 		}
 		m.dir = filepath.Join(home, m.name)
 		if c.network && m != lb {
-			m.disk = newDisk(t, m.dir)
+			m.disk = kthwtest.NewDisk(t, m.dir)
 			m.dir = filepath.Join(m.dir, "kubernetes")
 		}
 		run(t, "cp", "-r", from, m.dir)

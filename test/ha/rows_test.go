@@ -216,11 +216,11 @@ func (o *round) stalled(m *machine, d time.Duration) {
 	o.t.Helper()
 	o.note("%s", m.name)
 	o.samePIDAtTheEnd(o.controllers()...)
-	defer m.disk.thaw()
+	defer m.disk.Thaw()
 	o.begun = time.Now()
-	m.disk.stall(o.t)
+	m.disk.Stall(o.t)
 	o.hold(d)
-	m.disk.thaw()
+	m.disk.Thaw()
 	o.over = time.Now()
 	o.result.Measured = "survived"
 }

@@ -16,6 +16,8 @@ package kthwtest
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -34,11 +36,13 @@ import (
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
 	"kthwd/appliance/config"
+	"kthwd/appliance/pki"
 	"kthwd/appliance/status"
 )
 
@@ -310,6 +314,9 @@ func (c *Controller) RESTConfig(t testing.TB) *rest.Config {
 	return config
 }
 
+// File is the configuration file that the process has, of Options.
+func (c *Controller) File() string { return c.file }
+
 // Client is the administrator's client.
 func (c *Controller) Client(t testing.TB) kubernetes.Interface {
 	t.Helper()
@@ -317,6 +324,31 @@ func (c *Controller) Client(t testing.TB) kubernetes.Interface {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return client
+}
+
+// Etcd is what etcdctl would be: a client of this member, with the guide's certificate.
+func (c *Controller) Etcd(t testing.TB) *clientv3.Client {
+	t.Helper()
+	l := pki.Layout{Dir: c.Dir}
+	pair, err := tls.LoadX509KeyPair(l.Cert(pki.NameKubernetes), l.Key(pki.NameKubernetes))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca, err := os.ReadFile(l.CA())
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(ca)
+	client, err := clientv3.New(clientv3.Config{
+		Endpoints: []string{fmt.Sprintf("https://%s:%d", c.Address, c.Ports.EtcdClient)},
+		TLS:       &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close() })
 	return client
 }
 

@@ -1,8 +1,9 @@
-package ha
+package kthwtest
 
 import (
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
 	"syscall"
@@ -20,9 +21,9 @@ const (
 	fiThaw   = 0xc0045878
 )
 
-// disk is a file system of its own, an ext4 image on a loop device, that can
-// stall and be filled.
-type disk struct {
+// Disk is a file system of its own, an ext4 image on a loop device, that can
+// stall and be filled. Making one needs root.
+type Disk struct {
 	path string
 	root *os.File
 
@@ -30,9 +31,14 @@ type disk struct {
 	frozen *time.Timer // thaws it whatever becomes of the test
 }
 
-func newDisk(t *testing.T, path string) *disk {
+// NewDisk mounts a disk at path, which it makes, until the test ends. Its image
+// is in a new directory of the test's.
+func NewDisk(t testing.TB, path string) *Disk { return NewDiskIn(t, path, t.TempDir()) }
+
+// NewDiskIn is NewDisk with the image in a directory that is there.
+func NewDiskIn(t testing.TB, path, in string) *Disk {
 	t.Helper()
-	image := filepath.Join(t.TempDir(), "image")
+	image := filepath.Join(in, "image")
 	f, err := os.Create(image)
 	if err == nil {
 		err = errors.Join(f.Truncate(diskSize), f.Close(), os.Mkdir(path, 0o755))
@@ -40,12 +46,15 @@ func newDisk(t *testing.T, path string) *disk {
 	if err != nil {
 		t.Fatal(err)
 	}
-	run(t, "mkfs.ext4", "-q", "-F", "-m", "0", image)
-	run(t, "mount", "-o", "loop", image, path)
-	d := &disk{path: path}
+	for _, argv := range [][]string{{"mkfs.ext4", "-q", "-F", "-m", "0", image}, {"mount", "-o", "loop", image, path}} {
+		if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%q: %v\n%s", argv, err, out)
+		}
+	}
+	d := &Disk{path: path}
 	t.Cleanup(func() {
 		if d.root != nil {
-			d.thaw()
+			d.Thaw()
 			d.root.Close()
 		}
 		if err := syscall.Unmount(path, syscall.MNT_DETACH); err != nil {
@@ -58,19 +67,20 @@ func newDisk(t *testing.T, path string) *disk {
 	return d
 }
 
-// stall makes every write wait, and every fsync, for as long as thaw is not
+// Stall makes every write wait, and every fsync, for as long as Thaw is not
 // called, but not for longer than a minute.
-func (d *disk) stall(t testing.TB) {
+func (d *Disk) Stall(t testing.TB) {
 	t.Helper()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err := unix.IoctlSetInt(int(d.root.Fd()), fiFreeze, 0); err != nil {
 		t.Fatalf("freeze %s: %v", d.path, err)
 	}
-	d.frozen = time.AfterFunc(time.Minute, d.thaw)
+	d.frozen = time.AfterFunc(time.Minute, d.Thaw)
 }
 
-func (d *disk) thaw() {
+// Thaw ends a stall, if there is one.
+func (d *Disk) Thaw() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.frozen == nil {
@@ -81,10 +91,10 @@ func (d *disk) thaw() {
 	_ = unix.IoctlSetInt(int(d.root.Fd()), fiThaw, 0)
 }
 
-func (d *disk) filler() string { return filepath.Join(d.path, "filler") }
+func (d *Disk) filler() string { return filepath.Join(d.path, "filler") }
 
-// fill leaves no room.
-func (d *disk) fill(t testing.TB) {
+// Fill leaves no room.
+func (d *Disk) Fill(t testing.TB) {
 	t.Helper()
 	f, err := os.Create(d.filler())
 	if err != nil {
@@ -102,7 +112,8 @@ func (d *disk) fill(t testing.TB) {
 	}
 }
 
-func (d *disk) makeRoom(t testing.TB) {
+// MakeRoom gives back what Fill took.
+func (d *Disk) MakeRoom(t testing.TB) {
 	t.Helper()
 	if err := os.Remove(d.filler()); err != nil {
 		t.Error(err)
