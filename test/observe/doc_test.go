@@ -29,15 +29,9 @@ var update = flag.Bool("update", false, "rewrite docs/metrics.md")
 const metricsPage = "../../docs/metrics.md"
 
 // startBalancer runs a load balancer before the API server of c.
-func startBalancer(t testing.TB, c *kthwtest.Controller, more ...string) *kthwtest.Controller {
+func startBalancer(t testing.TB, c *kthwtest.Controller) *kthwtest.Controller {
 	t.Helper()
-	ports := kthwtest.FreePorts(t, "127.0.0.1")
-	file := filepath.Join(t.TempDir(), "lb.yaml")
-	text := fmt.Sprintf("role: lb\nstatus-socket: ''\nlisten: ['127.0.0.1:%d']\nbackend: ['127.0.0.1:%d']\nbackend-ca: %s\n%s", ports.Secure, c.Ports.Secure, filepath.Join(c.Dir, "ca.pem"), strings.Join(more, "\n"))
-	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return kthwtest.Start(t, kthwtest.Options{File: file, Ports: &ports})
+	return balance(t, []string{fmt.Sprintf("127.0.0.1:%d", c.Ports.Secure)}, "backend-ca: "+filepath.Join(c.Dir, "ca.pem"))
 }
 
 // count is how many series a family is in a scrape.

@@ -101,10 +101,7 @@ func withoutScript() chromedp.Action[chromedp.Void] {
 func twoBackends(t *testing.T) (lb *kthwtest.Controller, backends [2]*backend) {
 	t.Helper()
 	backends = [2]*backend{startBackend(t), startBackend(t)}
-	ports := kthwtest.FreePorts(t, "127.0.0.1")
-	file := filepath.Join(t.TempDir(), "lb.yaml")
-	put(t, file, fmt.Sprintf("role: lb\nstatus-socket: ''\ncheck: tcp\nslow-start: 0s\nlisten: ['127.0.0.1:%d']\nbackend: ['%s', '%s']\n", ports.Secure, backends[0].address, backends[1].address))
-	return kthwtest.Start(t, kthwtest.Options{File: file, Ports: &ports}), backends
+	return balance(t, []string{backends[0].address, backends[1].address}, "check: tcp", "slow-start: 0s"), backends
 }
 
 // TestStatusPage opens the page of a load balancer, kills a backend and sees the page

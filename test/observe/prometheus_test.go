@@ -1,33 +1,20 @@
 package observe
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
-	"net"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
-	"kthwd/appliance/status"
 	"kthwd/test/kthwtest"
 )
 
@@ -78,7 +65,8 @@ type server struct {
 }
 
 // startPrometheus runs Debian's Prometheus with the shipped configuration and
-// rules, scraping each second, and with alerts that wait for a second only.
+// rules, scraping each second, with alerts that wait for a second only and look half
+// a minute back.
 func startPrometheus(t *testing.T, controllers, all []string) *server {
 	t.Helper()
 	path := tool(t, "prometheus", "prometheus")
@@ -88,7 +76,8 @@ func startPrometheus(t *testing.T, controllers, all []string) *server {
 	config = strings.Replace(config, "['127.0.0.1:10300']", quoted(all), 1) // of job kthwd
 	config = strings.ReplaceAll(config, "['127.0.0.1:10300']", quoted(controllers))
 	config = strings.ReplaceAll(config, "_interval: 15s", "_interval: 1s")
-	rules := regexp.MustCompile(`for: \d+[sm]`).ReplaceAllString(shipped(t, "prometheus/kthwd.rules.yml"), "for: 1s")
+	rules := regexp.MustCompile(`for: \d+[smh]`).ReplaceAllString(shipped(t, "prometheus/kthwd.rules.yml"), "for: 1s")
+	rules = regexp.MustCompile(`\[\d+[mh]\]`).ReplaceAllString(rules, "[30s]")
 	put(t, filepath.Join(dir, "prometheus.yml"), config)
 	put(t, filepath.Join(dir, "kthwd.rules.yml"), rules)
 	address := fmt.Sprintf("127.0.0.1:%d", kthwtest.FreePorts(t, "127.0.0.1").Metrics)
@@ -117,7 +106,7 @@ func shipped(t *testing.T, name string) string {
 	return string(text)
 }
 
-func put(t *testing.T, path, text string) {
+func put(t testing.TB, path, text string) {
 	t.Helper()
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -258,187 +247,4 @@ func TestDashboard(t *testing.T) {
 		}
 	}
 	p.clean(t)
-}
-
-// TestAlerts makes faults and sees that the alerts fire, and are over when the
-// faults are.
-func TestAlerts(t *testing.T) {
-	needE2E(t)
-	t.Parallel()
-	plants := threeControllers(t)
-	backend := startBackend(t)
-	lbPorts := kthwtest.FreePorts(t, "127.0.0.1")
-	dir := t.TempDir()
-	short := filepath.Join(dir, "ca.pem")
-	issue(t, short, 3*24*time.Hour)
-	put(t, filepath.Join(dir, "lb.yaml"), fmt.Sprintf("role: lb\nstatus-socket: ''\ncheck: tcp\nlisten: ['127.0.0.1:%d']\nbackend: ['%s', '127.0.0.1:%d']\nbackend-ca: ca.pem\n", lbPorts.Secure, backend.address, plants[0].Ports.Secure))
-	lb := kthwtest.Start(t, kthwtest.Options{File: filepath.Join(dir, "lb.yaml"), Ports: &lbPorts})
-
-	var controllers []string
-	for _, c := range plants {
-		controllers = append(controllers, metricsAddress(c))
-	}
-	p := startPrometheus(t, controllers, append(controllers, metricsAddress(lb)))
-	p.up(t, 5*len(plants)+1)
-
-	t.Log("a certificate that expires in three days, then one that does not")
-	p.await(t, "KthwdCertificateExpiresSoon", true, time.Minute)
-	issue(t, short, 300*24*time.Hour)
-	p.await(t, "KthwdCertificateExpiresSoon", false, time.Minute)
-
-	t.Log("a backend that is gone, then back")
-	for _, alert := range []string{"KthwdBackendDown", "KthwdFailOpen", "KthwdQuorumLost", "KthwdMemberAway", "KthwdDown"} {
-		if is, err := p.firing(alert); is || err != nil {
-			t.Errorf("%s fires before there is a fault (%v)", alert, err)
-		}
-	}
-	backend.stop()
-	p.await(t, "KthwdBackendDown", true, time.Minute)
-	backend.start(t)
-	p.await(t, "KthwdBackendDown", false, time.Minute)
-
-	t.Log("one of three controllers is killed: away and down, with a quorum; then two: without")
-	plants[1].Signal(t, syscall.SIGKILL)
-	p.await(t, "KthwdMemberAway", true, time.Minute)
-	p.await(t, "KthwdDown", true, time.Minute)
-	r, err := plants[0].Status()
-	if err != nil {
-		t.Fatal(err)
-	}
-	leads := slices.ContainsFunc(r.Leases, func(l status.Lease) bool { return l.Leading })
-	plants[2].Signal(t, syscall.SIGKILL)
-	p.await(t, "KthwdQuorumLost", true, time.Minute)
-	if leads {
-		p.await(t, "KthwdComponentRestarting", true, time.Minute) // its lease cannot be renewed
-	}
-	for _, c := range plants[1:] {
-		c.Wait(t, time.Minute)
-		kthwtest.Start(t, kthwtest.Options{Dir: c.Dir, Ports: &c.Ports, NoWait: true, Args: c.Cmd.Args[1+len(c.Args()):]})
-	}
-	for _, alert := range []string{"KthwdQuorumLost", "KthwdMemberAway", "KthwdDown"} {
-		p.await(t, alert, false, 2*time.Minute)
-	}
-	if leads {
-		eventWritten(t, plants[0], "TermLost")
-	}
-	eventWritten(t, plants[0], "QuorumLost")
-	eventWritten(t, plants[0], "QuorumBack")
-	p.clean(t)
-}
-
-// eventWritten waits for a Kubernetes Event of a controller.
-func eventWritten(t *testing.T, c *kthwtest.Controller, reason string) {
-	t.Helper()
-	kthwtest.WaitFor(t, "the event "+reason, time.Minute, func() error {
-		list, err := c.Client(t).CoreV1().Events("default").List(t.Context(), metav1.ListOptions{FieldSelector: "reason=" + reason + ",source=kthwd"})
-		if err == nil && len(list.Items) == 0 {
-			err = errors.New("none")
-		}
-		return err
-	})
-}
-
-// shared are the files that the controllers of one cluster have in common.
-var shared = []string{"ca.pem", "ca-key.pem", "service-account.pem", "service-account-key.pem", "front-proxy-ca.pem", "front-proxy-ca-key.pem", "encryption-config.yaml"}
-
-// threeControllers are a cluster on one address, each with ports of its own.
-func threeControllers(t *testing.T) (all []*kthwtest.Controller) {
-	t.Helper()
-	var ports [3]kthwtest.Ports
-	var peers, dirs []string
-	for i := range ports {
-		ports[i] = kthwtest.FreePorts(t, "127.0.0.1")
-		dirs = append(dirs, filepath.Join(t.TempDir(), "data"))
-		peers = append(peers, fmt.Sprintf("c%d=https://127.0.0.1:%d", i, ports[i].EtcdPeer))
-	}
-	for i := range ports {
-		if i == 1 {
-			shareFiles(t, dirs)
-		}
-		all = append(all, kthwtest.Start(t, kthwtest.Options{
-			Dir: dirs[i], Ports: &ports[i], NoWait: true,
-			Args: []string{fmt.Sprintf("--name=c%d", i), "--etcd-arg=initial-cluster=" + strings.Join(peers, ",")},
-		}))
-	}
-	for _, c := range all {
-		c.WaitReady(t)
-	}
-	return all
-}
-
-// shareFiles gives the others the files of the cluster that the first one makes.
-func shareFiles(t *testing.T, dirs []string) {
-	t.Helper()
-	for _, dir := range dirs[1:] {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			t.Fatal(err)
-		}
-		for _, name := range shared {
-			kthwtest.WaitFor(t, name, time.Minute, func() error {
-				data, err := os.ReadFile(filepath.Join(dirs[0], name))
-				if err == nil {
-					err = os.WriteFile(filepath.Join(dir, name), data, 0o600)
-				}
-				return err
-			})
-		}
-	}
-}
-
-// backend accepts connections, while it is there.
-type backend struct {
-	address string
-	mu      sync.Mutex
-	l       net.Listener
-}
-
-func startBackend(t *testing.T) *backend {
-	b := &backend{address: fmt.Sprintf("127.0.0.1:%d", kthwtest.FreePorts(t, "127.0.0.1").Secure)}
-	b.start(t)
-	t.Cleanup(b.stop)
-	return b
-}
-
-func (b *backend) start(t *testing.T) {
-	t.Helper()
-	l, err := net.Listen("tcp", b.address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	b.mu.Lock()
-	b.l = l
-	b.mu.Unlock()
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			conn.Close()
-		}
-	}()
-}
-
-func (b *backend) stop() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.l.Close()
-}
-
-// issue writes a CA that lasts for some time.
-func issue(t *testing.T, path string, lasts time.Duration) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: "test"}, IsCA: true, BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageCertSign, NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(lasts),
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	put(t, path, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})))
 }

@@ -1,0 +1,360 @@
+package observe
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"syscall"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"kthwd/appliance/status"
+	"kthwd/test/kthwtest"
+)
+
+// fault is something that goes wrong for real, with the alerts that say so.
+type fault struct {
+	name   string
+	alerts []string
+	root   bool // takes root
+	set    func(t *testing.T) scene
+}
+
+// scene is what a fault happens to. An alert must be quiet before the fault is made,
+// fire after it, and be over after it is mended.
+type scene struct {
+	controllers, balancers []*kthwtest.Controller
+	make, mend             func(p *server)
+}
+
+// faults has each alert that is shipped.
+var faults = []fault{
+	{"controllers are killed", []string{"KthwdDown", "KthwdMemberAway", "KthwdQuorumLost", "KthwdComponentNotReady", "KthwdNobodyLeads", "KthwdComponentRestarting"}, false, killedControllers},
+	{"a database is filled", []string{"KthwdDatabaseNearQuota", "KthwdEtcdAlarm", "KthwdAPIErrorBudgetFast", "KthwdAPIErrorBudgetSlow"}, false, fullDatabase},
+	{"a disk stalls", []string{"KthwdFsyncSlow"}, true, slowDisk},
+	{"backends go away", []string{"KthwdBackendDown", "KthwdFailOpen"}, false, lostBackends},
+	{"certificates end", []string{"KthwdCertificateExpiresSoon", "KthwdCertificateExpires", "KthwdCertificateUnreadable", "KthwdBackendCertificateExpires"}, false, endingCertificates},
+	{"a process is killed again and again", []string{"KthwdRestartLoop"}, false, restartLoop},
+}
+
+// TestAlerts makes the fault of each shipped alert and sees that it fires, and is over
+// when the fault is. Only times are others than those that are shipped: an alert waits
+// for a second, and looks half a minute back (startPrometheus).
+func TestAlerts(t *testing.T) {
+	var made []string
+	for _, f := range faults {
+		made = append(made, f.alerts...)
+	}
+	for _, m := range regexp.MustCompile(`- alert: (\w+)`).FindAllStringSubmatch(shipped(t, "prometheus/kthwd.rules.yml"), -1) {
+		if !slices.Contains(made, m[1]) {
+			t.Errorf("no fault makes %s fire", m[1])
+		}
+	}
+	needE2E(t)
+	for _, f := range faults {
+		t.Run(f.name, func(t *testing.T) {
+			t.Parallel()
+			if f.root && os.Geteuid() != 0 {
+				t.Skip("needs root")
+			}
+			f.play(t)
+		})
+	}
+}
+
+func (f fault) play(t *testing.T) {
+	s := f.set(t)
+	var controllers, all []string
+	for _, c := range s.controllers {
+		controllers = append(controllers, metricsAddress(c))
+	}
+	all = slices.Clone(controllers)
+	for _, c := range s.balancers {
+		all = append(all, metricsAddress(c))
+	}
+	begun := time.Now()
+	p := startPrometheus(t, controllers, all)
+	p.up(t, 4*len(controllers)+len(all))
+	for _, alert := range f.alerts {
+		p.await(t, alert, false, time.Minute) // from the start of what was just made
+	}
+	before := time.Now()
+	t.Logf("ready after %v", before.Sub(begun).Round(time.Second))
+	s.make(p)
+	for _, alert := range f.alerts {
+		p.hasFired(t, alert, before, time.Minute)
+	}
+	mended := time.Now()
+	t.Logf("all have fired after %v", mended.Sub(before).Round(time.Second))
+	s.mend(p)
+	for _, alert := range f.alerts {
+		p.await(t, alert, false, 2*time.Minute)
+	}
+	t.Logf("all are over after %v", time.Since(mended).Round(time.Second))
+	p.clean(t)
+}
+
+// hasFired waits until an alert has fired since some time; it may be over again.
+func (s *server) hasFired(t *testing.T, alert string, since time.Time, within time.Duration) {
+	t.Helper()
+	kthwtest.WaitFor(t, alert+" to have fired", within, func() error {
+		n, err := s.values(fmt.Sprintf("max_over_time(ALERTS{alertname=%q,alertstate=\"firing\"}[%.0fs])", alert, math.Ceil(time.Since(since).Seconds())))
+		if err == nil && n == 0 {
+			err = errors.New("not yet")
+		}
+		return err
+	})
+}
+
+// killedControllers kills one of three, then a second. What is left has the leases,
+// and loses them.
+func killedControllers(t *testing.T) scene {
+	plants := threeControllers(t)
+	leads := func(c *kthwtest.Controller) bool {
+		r, err := c.Status()
+		return err == nil && slices.ContainsFunc(r.Leases, func(l status.Lease) bool { return l.Leading })
+	}
+	var last *kthwtest.Controller
+	kthwtest.WaitFor(t, "a controller that leads", time.Minute, func() error {
+		i := slices.IndexFunc(plants, leads)
+		if i < 0 {
+			return errors.New("none")
+		}
+		last = plants[i]
+		return nil
+	})
+	var others []*kthwtest.Controller
+	for _, c := range plants {
+		if c != last {
+			others = append(others, c)
+		}
+	}
+	return scene{
+		controllers: plants,
+		make: func(p *server) {
+			others[0].Signal(t, syscall.SIGKILL)
+			p.await(t, "KthwdMemberAway", true, time.Minute)
+			p.await(t, "KthwdDown", true, time.Minute)
+			if is, err := p.firing("KthwdQuorumLost"); is || err != nil {
+				t.Errorf("KthwdQuorumLost fires with two of three (%v)", err)
+			}
+			others[1].Signal(t, syscall.SIGKILL)
+		},
+		mend: func(*server) {
+			for _, c := range others {
+				c.Wait(t, time.Minute)
+				kthwtest.Start(t, kthwtest.Options{Dir: c.Dir, Ports: &c.Ports, NoWait: true, Args: c.Cmd.Args[1+len(c.Args()):]})
+			}
+			for _, reason := range []string{"TermLost", "QuorumLost", "QuorumBack"} {
+				eventWritten(t, last, reason)
+			}
+		},
+	}
+}
+
+// eventWritten waits for a Kubernetes Event of a controller.
+func eventWritten(t *testing.T, c *kthwtest.Controller, reason string) {
+	t.Helper()
+	kthwtest.WaitFor(t, "the event "+reason, time.Minute, func() error {
+		list, err := c.Client(t).CoreV1().Events("default").List(t.Context(), metav1.ListOptions{FieldSelector: "reason=" + reason + ",source=kthwd"})
+		if err == nil && len(list.Items) == 0 {
+			err = errors.New("none")
+		}
+		return err
+	})
+}
+
+// fullDatabase fills etcd to its quota, goes on writing, which gets 500, and does what
+// the status says then.
+func fullDatabase(t *testing.T) scene {
+	const piece = 256 << 10
+	c := kthwtest.Start(t, kthwtest.Options{Args: []string{"--etcd-arg=quota-backend-bytes=16777216"}})
+	maps := c.Client(t).CoreV1().ConfigMaps("default")
+	n := 0
+	write := func() error {
+		n++
+		_, err := maps.Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("fill-%d", n)}, BinaryData: map[string][]byte{"x": make([]byte, piece)}}, metav1.CreateOptions{})
+		return err
+	}
+	until := func(what string, p *server, alerts ...string) {
+		t.Helper()
+		kthwtest.WaitFor(t, what, time.Minute, func() error {
+			_ = write() // which is refused in the end
+			for _, alert := range alerts {
+				if is, err := p.firing(alert); err != nil || !is {
+					return fmt.Errorf("%s does not fire after %d writes (%v)", alert, n, err)
+				}
+			}
+			return nil
+		})
+	}
+	return scene{
+		controllers: []*kthwtest.Controller{c},
+		make: func(p *server) {
+			kthwtest.WaitFor(t, "a database at 80 % of its quota", time.Minute, func() error {
+				r, err := c.Status()
+				if err != nil || r.Member.Size*10 > r.Member.Quota*8 {
+					return err
+				}
+				return errors.Join(errors.New("not yet"), write())
+			})
+			p.await(t, "KthwdDatabaseNearQuota", true, time.Minute)
+			if is, err := p.firing("KthwdEtcdAlarm"); is || err != nil {
+				t.Errorf("KthwdEtcdAlarm fires before the quota is reached (%v)", err)
+			}
+			until("writes that fail", p, "KthwdEtcdAlarm", "KthwdAPIErrorBudgetFast", "KthwdAPIErrorBudgetSlow")
+		},
+		mend: func(*server) {
+			if err := maps.DeleteCollection(t.Context(), metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
+				t.Error(err)
+			}
+			makeRoom(t, c)
+			kthwtest.WaitFor(t, "a write", time.Minute, write)
+		},
+	}
+}
+
+// makeRoom is etcdctl compact, defrag and alarm disarm.
+func makeRoom(t *testing.T, c *kthwtest.Controller) {
+	t.Helper()
+	etcd, ctx := c.Etcd(t), t.Context()
+	endpoint := etcd.Endpoints()[0]
+	now, err := etcd.Status(ctx, endpoint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := etcd.Compact(ctx, now.Header.Revision, clientv3.WithCompactPhysical()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := etcd.Defragment(ctx, endpoint); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := etcd.AlarmDisarm(ctx, &clientv3.AlarmMember{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// slowDisk has etcd's disk stall for a moment, again and again. A file system that
+// stalls keeps its writers waiting before they get as far as fsync; so the one that
+// stalls is below the disk, under its image. It is in memory, so that the disk is as
+// slow as the test makes it and no slower.
+func slowDisk(t *testing.T) scene {
+	const stall = 300 * time.Millisecond
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	if err := os.Mkdir(at("memory"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mount("tmpfs", at("memory"), "tmpfs", 0, "size=1g"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Unmount(at("memory"), syscall.MNT_DETACH) })
+	below := kthwtest.NewDiskIn(t, at("below"), at("memory"))
+	kthwtest.NewDiskIn(t, at("disk"), at("below"))
+	c := kthwtest.Start(t, kthwtest.Options{Args: []string{"--etcd-data-dir=" + filepath.Join(at("disk"), "etcd")}})
+	maps := c.Client(t).CoreV1().ConfigMaps("default")
+	write := func(i int) {
+		_, _ = maps.Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("write-%d", i)}}, metav1.CreateOptions{})
+	}
+	return scene{
+		controllers: []*kthwtest.Controller{c},
+		make: func(p *server) {
+			i := 0
+			kthwtest.WaitFor(t, "KthwdFsyncSlow to fire", time.Minute, func() error {
+				below.Stall(t)
+				thawed := time.AfterFunc(stall, below.Thaw)
+				write(i) // which waits for that
+				i++
+				thawed.Stop()
+				below.Thaw()
+				is, err := p.firing("KthwdFsyncSlow")
+				if err == nil && !is {
+					err = fmt.Errorf("quiet after %d stalls", i)
+				}
+				return err
+			})
+		},
+		mend: func(*server) {},
+	}
+}
+
+// lostBackends stops one of two backends, then the other.
+func lostBackends(t *testing.T) scene {
+	lb, backends := twoBackends(t)
+	return scene{
+		balancers: []*kthwtest.Controller{lb},
+		make: func(p *server) {
+			backends[0].stop()
+			p.await(t, "KthwdBackendDown", true, time.Minute)
+			if is, err := p.firing("KthwdFailOpen"); is || err != nil {
+				t.Errorf("KthwdFailOpen fires with one of two (%v)", err)
+			}
+			backends[1].stop()
+		},
+		mend: func(*server) {
+			for _, b := range backends {
+				b.start(t)
+			}
+		},
+	}
+}
+
+// endingCertificates has certificates near their end, and one that is none.
+func endingCertificates(t *testing.T) scene {
+	const day = 24 * time.Hour
+	backend := startTLSBackend(t, 300*day)
+	files := map[string]string{} // by what becomes of them
+	balancers := []*kthwtest.Controller{balance(t, []string{backend.address})}
+	for _, name := range []string{"soon", "later", "unreadable"} {
+		files[name] = filepath.Join(t.TempDir(), "ca.pem")
+		issue(t, files[name], 300*day)
+		balancers = append(balancers, balance(t, []string{backend.address}, "check: tcp", "backend-ca: "+files[name]))
+	}
+	return scene{
+		balancers: balancers,
+		make: func(*server) {
+			issue(t, files["soon"], 3*day)
+			issue(t, files["later"], 20*day)
+			put(t, files["unreadable"], "-----BEGIN CERTIFICATE-----\ncut off")
+			backend.lasts(t, 20*day)
+		},
+		mend: func(*server) {
+			for _, file := range files {
+				issue(t, file, 300*day)
+			}
+			backend.lasts(t, 300*day)
+		},
+	}
+}
+
+// restartLoop kills a load balancer as soon as Prometheus has seen it, as a process
+// dies that systemd starts again and again.
+func restartLoop(t *testing.T) scene {
+	lb, _ := twoBackends(t)
+	return scene{
+		balancers: []*kthwtest.Controller{lb},
+		make: func(p *server) {
+			for i := range 3 {
+				lb.Signal(t, syscall.SIGKILL)
+				lb.Wait(t, time.Minute)
+				lb = kthwtest.Start(t, kthwtest.Options{File: lb.File(), Ports: &lb.Ports})
+				kthwtest.WaitFor(t, "a scrape of the new process", time.Minute, func() error {
+					n, err := p.values(fmt.Sprintf("changes(process_start_time_seconds[5m]) > %d", i))
+					if err == nil && n == 0 {
+						err = errors.New("none")
+					}
+					return err
+				})
+			}
+		},
+		mend: func(*server) {}, // nothing kills it any more
+	}
+}
