@@ -2,8 +2,6 @@ package status
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -25,42 +23,11 @@ type Client struct {
 	Socket string // its unix socket; only the user it runs as can open it; "" for none
 	Addr   string // its metrics address, which gives the status to those who cannot; may be empty; https://ADDRESS where it speaks TLS
 	TLS    TLSFiles
+	Login  Login
 
 	// Anywhere has Addr asked also when none runs on Socket. Another kthwd may
 	// answer there.
 	Anywhere bool
-}
-
-// TLSFiles are what it takes to ask a metrics address that speaks TLS.
-type TLSFiles struct {
-	CA        string // that has signed the server's certificate; "" means those of the system
-	Cert, Key string // the client's certificate; "" for none
-}
-
-// config reads the files.
-func (f TLSFiles) config() (*tls.Config, error) {
-	c := &tls.Config{MinVersion: tls.VersionTLS12}
-	if f.CA != "" {
-		pem, err := os.ReadFile(f.CA)
-		if err != nil {
-			return nil, err
-		}
-		c.RootCAs = x509.NewCertPool()
-		if !c.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("%s: no certificate in it", f.CA)
-		}
-	}
-	if (f.Cert == "") != (f.Key == "") {
-		return nil, errors.New("a client certificate goes with its key")
-	}
-	if f.Cert != "" {
-		pair, err := tls.LoadX509KeyPair(f.Cert, f.Key)
-		if err != nil {
-			return nil, fmt.Errorf("%s and %s: %w", f.Cert, f.Key, err)
-		}
-		c.Certificates = []tls.Certificate{pair}
-	}
-	return c, nil
 }
 
 // Status asks for the report, on the socket first and then at Addr.
@@ -81,20 +48,6 @@ func (c Client) Status(ctx context.Context) (Report, error) {
 		return Report{}, fmt.Errorf("what answered is no kthwd (at %s or %s)", c.Socket, c.Addr)
 	}
 	return r, nil
-}
-
-// remote asks at Addr.
-func (c Client) remote(ctx context.Context) ([]byte, error) {
-	host, secure := strings.CutPrefix(c.Addr, "https://")
-	t := &http.Transport{DisableKeepAlives: true}
-	if !secure {
-		return ask(ctx, t, http.MethodGet, "http://"+reachable(strings.TrimPrefix(host, "http://"))+"/status", "")
-	}
-	var err error
-	if t.TLSClientConfig, err = c.TLS.config(); err != nil {
-		return nil, err
-	}
-	return ask(ctx, t, http.MethodGet, "https://"+reachable(strings.TrimSuffix(host, "/"))+"/status", "")
 }
 
 // Levels asks for the log level of each component.
@@ -133,7 +86,10 @@ func (c Client) Do(ctx context.Context, method, path string, in, out any) error 
 }
 
 // refused is an error that the running kthwd answered with.
-type refused struct{ text, hint string }
+type refused struct {
+	code       int
+	text, hint string
+}
 
 func (r *refused) Error() string { return r.text }
 
@@ -156,7 +112,7 @@ func (c Client) socket(ctx context.Context, method, path, body string) ([]byte, 
 	}
 	t := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dialUnix(ctx, c.Socket) }}
 	defer t.CloseIdleConnections()
-	return ask(ctx, t, method, "http://kthwd"+path, body)
+	return ask(ctx, t, method, "http://kthwd"+path, body, Login{})
 }
 
 // dialUnix connects to a socket whose path may be longer than a socket address
@@ -171,24 +127,15 @@ func dialUnix(ctx context.Context, path string) (net.Conn, error) {
 	return d.DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(path)))
 }
 
-// reachable makes an address to listen on one to connect to.
-func reachable(addr string) string {
-	host, port, err := net.SplitHostPort(addr)
-	if err != nil {
-		return addr
-	}
-	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
-		host = "localhost"
-	}
-	return net.JoinHostPort(host, port)
-}
-
 const maxBody = 4 << 20
 
-func ask(ctx context.Context, t http.RoundTripper, method, url, body string) ([]byte, error) {
+func ask(ctx context.Context, t http.RoundTripper, method, url, body string, login Login) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, method, url, strings.NewReader(body))
 	if err != nil {
 		return nil, err
+	}
+	if login.User != "" {
+		req.SetBasicAuth(login.User, login.Password)
 	}
 	resp, err := t.RoundTrip(req)
 	switch {
@@ -205,7 +152,7 @@ func ask(ctx context.Context, t http.RoundTripper, method, url, body string) ([]
 		return nil, err
 	}
 	if resp.StatusCode != http.StatusOK {
-		return nil, &refused{oneLine(strings.TrimSpace(string(answer[:min(len(answer), 500)]))), oneLine(resp.Header.Get(hintHeader))}
+		return nil, &refused{resp.StatusCode, oneLine(strings.TrimSpace(string(answer[:min(len(answer), 500)]))), oneLine(resp.Header.Get(hintHeader))}
 	}
 	return answer, nil
 }

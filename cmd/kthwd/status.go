@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -22,7 +23,12 @@ type statusFlags struct {
 	watch  bool
 	server string // of another machine
 	tls    status.TLSFiles
+	user   string
+	secret string // file with its password
 }
+
+// passwordVariable has the password where no file has.
+const passwordVariable = "KTHWD_PASSWORD"
 
 func (a *app) statusVerb(l *config.Loader) *cobra.Command {
 	var f statusFlags
@@ -49,6 +55,8 @@ func (a *app) statusVerb(l *config.Loader) *cobra.Command {
 	cmd.Flags().StringVar(&f.tls.CA, "certificate-authority", "", "`FILE` CA of the certificate that --server shows; empty means the system's.")
 	cmd.Flags().StringVar(&f.tls.Cert, "client-certificate", "", "`FILE` Certificate to show to --server.")
 	cmd.Flags().StringVar(&f.tls.Key, "client-key", "", "`FILE` Key of --client-certificate.")
+	cmd.Flags().StringVar(&f.user, "user", "", "`NAME` User that --server is asked as, where its web configuration has users.")
+	cmd.Flags().StringVar(&f.secret, "password-file", "", "`FILE` First line is the password of --user; without it the environment's KTHWD_PASSWORD is.")
 	cobra.CheckErr(cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(statusOutputs[1:], cobra.ShellCompDirectiveNoFileComp)))
 	return cmd
 }
@@ -61,10 +69,13 @@ func outputFlag(cmd *cobra.Command, output *string) {
 }
 
 func (a *app) status(ctx context.Context, l *config.Loader, f statusFlags) error {
-	c, err := client(l)
+	ask := client
 	if f.server != "" {
-		c, err = status.Client{Addr: f.server, TLS: f.tls}, nil
+		ask = f.remote
+	} else if f.user != "" || f.secret != "" || f.tls != (status.TLSFiles{}) {
+		return &usageError{text: "a certificate or a user without --server", hint: "the kthwd of this machine is asked on a socket; --server=ADDRESS:PORT asks at a metrics address"}
 	}
+	c, err := ask(l)
 	if err != nil {
 		return err
 	}
@@ -72,6 +83,26 @@ func (a *app) status(ctx context.Context, l *config.Loader, f statusFlags) error
 		return a.watchStatus(ctx, c, f.output)
 	}
 	return a.showStatus(ctx, c, f.output)
+}
+
+// remote reaches the kthwd at the metrics address that --server names.
+func (f statusFlags) remote(*config.Loader) (status.Client, error) {
+	c := status.Client{Addr: f.server, TLS: f.tls, Login: status.Login{User: f.user, Password: os.Getenv(passwordVariable)}}
+	switch {
+	case f.user == "" && f.secret == "":
+		c.Login = status.Login{}
+	case f.user == "" || strings.Contains(f.user, ":"):
+		return c, usagef("--user %q is no user: want a name without a colon", f.user)
+	case f.secret != "":
+		password, err := status.ReadPassword(f.secret)
+		if err != nil {
+			return c, &downError{fmt.Errorf("--password-file: %w", err)}
+		}
+		c.Login.Password = password
+	case c.Login.Password == "":
+		return c, &usageError{text: "--user without a password", hint: "give --password-file, or the password in " + passwordVariable}
+	}
+	return c, nil
 }
 
 func (a *app) showStatus(ctx context.Context, c status.Client, output string) error {

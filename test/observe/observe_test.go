@@ -66,11 +66,17 @@ func asAdmin(t testing.TB, c *kthwtest.Controller) *http.Client {
 	}
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(ca)
-	pair, err := tls.LoadX509KeyPair(filepath.Join(c.Dir, "admin.pem"), filepath.Join(c.Dir, "admin-key.pem"))
+	return &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{clientPair(t, c.Dir)}}}}
+}
+
+// clientPair is the administrator's certificate in a data directory.
+func clientPair(t testing.TB, dir string) tls.Certificate {
+	t.Helper()
+	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "admin.pem"), filepath.Join(dir, "admin-key.pem"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}}}}
+	return pair
 }
 
 // TestFamilies holds that what upstream shows, at any of its ports, is shown at

@@ -67,7 +67,7 @@ type server struct {
 // startPrometheus runs Debian's Prometheus with the shipped configuration and
 // rules, scraping each second, with alerts that wait for a second only and look half
 // a minute back.
-func startPrometheus(t *testing.T, controllers, all []string) *server {
+func startPrometheus(t *testing.T, controllers, all []string, changes ...func(string) string) *server {
 	t.Helper()
 	path := tool(t, "prometheus", "prometheus")
 	dir := t.TempDir()
@@ -76,6 +76,9 @@ func startPrometheus(t *testing.T, controllers, all []string) *server {
 	config = strings.Replace(config, "['127.0.0.1:10300']", quoted(all), 1) // of job kthwd
 	config = strings.ReplaceAll(config, "['127.0.0.1:10300']", quoted(controllers))
 	config = strings.ReplaceAll(config, "_interval: 15s", "_interval: 1s")
+	for _, change := range changes {
+		config = change(config)
+	}
 	rules := regexp.MustCompile(`for: \d+[smh]`).ReplaceAllString(shipped(t, "prometheus/kthwd.rules.yml"), "for: 1s")
 	rules = regexp.MustCompile(`\[\d+[mh]\]`).ReplaceAllString(rules, "[30s]")
 	put(t, filepath.Join(dir, "prometheus.yml"), config)
@@ -96,6 +99,9 @@ func startPrometheus(t *testing.T, controllers, all []string) *server {
 	})
 	return s
 }
+
+// jobLine begins a job of the configuration.
+var jobLine = regexp.MustCompile(`- job_name: .*`)
 
 func shipped(t *testing.T, name string) string {
 	t.Helper()
