@@ -63,7 +63,7 @@ func TestAlerts(t *testing.T) {
 		t.Run(f.name, func(t *testing.T) {
 			t.Parallel()
 			if f.root && os.Geteuid() != 0 {
-				t.Skip("needs root")
+				lacks(t, "needs root")
 			}
 			f.play(t)
 		})

@@ -183,10 +183,7 @@ func about(n, said int) int {
 // TestPromtool has promtool judge the names and the help of kthwd's own series.
 func TestPromtool(t *testing.T) {
 	t.Parallel()
-	promtool, err := exec.LookPath("promtool")
-	if err != nil {
-		t.Skip("no promtool: Debian's package prometheus has it")
-	}
+	promtool := tool(t, "promtool", "prometheus")
 	c := kthwtest.Start(t, kthwtest.Options{})
 	for _, p := range []*kthwtest.Controller{c, startBalancer(t, c)} {
 		cmd := exec.Command(promtool, "check", "metrics")

@@ -25,9 +25,19 @@ func tool(t *testing.T, name, pkg string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
 	if err != nil {
-		t.Skipf("no %s: Debian's package %s has it", name, pkg)
+		lacks(t, "no %s: Debian's package %s has it", name, pkg)
 	}
 	return path
+}
+
+// lacks skips a test that the machine lacks something for. Where everything has been
+// installed, KTHWD_NO_SKIP makes that a failure.
+func lacks(t *testing.T, format string, args ...any) {
+	t.Helper()
+	if os.Getenv("KTHWD_NO_SKIP") != "" {
+		t.Fatalf(format, args...)
+	}
+	t.Skipf(format, args...)
 }
 
 // TestRules has promtool check what is shipped, and run the unit tests, of which
