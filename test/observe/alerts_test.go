@@ -81,7 +81,7 @@ func (f fault) play(t *testing.T) {
 		all = append(all, metricsAddress(c))
 	}
 	begun := time.Now()
-	p := startPrometheus(t, controllers, all)
+	p := startPrometheus(t, controllers, all, prometheusOptions{})
 	p.up(t, 4*len(controllers)+len(all))
 	for _, alert := range f.alerts {
 		p.await(t, alert, false, time.Minute) // from the start of what was just made

@@ -17,6 +17,16 @@ import (
 // does not stretch much.
 func TestScrapeCost(t *testing.T) {
 	c := kthwtest.Start(t, kthwtest.Options{})
+	for form, accept := range map[string]string{
+		"text": "application/openmetrics-text;version=1.0.0,text/plain;q=0.5",
+		// A Prometheus that wants native histograms.
+		"protobuf": "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited,text/plain;q=0.5",
+	} {
+		t.Run(form, func(t *testing.T) { scrapeCost(t, c, accept) })
+	}
+}
+
+func scrapeCost(t *testing.T, c *kthwtest.Controller, accept string) {
 	const rounds = 30
 	scrape := func() {
 		for _, path := range paths {
@@ -24,7 +34,7 @@ func TestScrapeCost(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			req.Header.Set("Accept", "application/openmetrics-text;version=1.0.0,text/plain;q=0.5") // as Prometheus
+			req.Header.Set("Accept", accept)
 			req.Header.Set("Accept-Encoding", "gzip")
 			resp, err := plain.Do(req)
 			if err != nil {

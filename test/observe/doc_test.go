@@ -140,6 +140,11 @@ Of a new cluster without nodes; those of kube-apiserver and kube-controller-mana
 			}
 		}
 	}
+	b.WriteString(`
+A histogram has the classic buckets, and a native histogram beside them for a Prometheus that scrapes those: it tells times of 10 % apart, also of
+connections that last for milliseconds or for days. The dashboard has queries for both. There are no exemplars here, since a connection that is
+passed on belongs to no trace; with ` + "`--tracing-endpoint`" + ` the histograms at /metrics/kube-apiserver have those of requests that are traced.
+`)
 	b.WriteString("\nA load balancer that discovers its backends has the `kthwd_lb_discovery_*` series of [Operating kthwd](operations.md#discovery) as well.\n")
 	return b.Bytes()
 }

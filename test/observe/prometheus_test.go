@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"kthwd/test/kthwtest"
 )
 
@@ -74,10 +76,16 @@ type server struct {
 	log *kthwtest.Log
 }
 
+// prometheusOptions are what a test wants of Prometheus beside what is shipped.
+type prometheusOptions struct {
+	change func(config string) string
+	args   []string
+}
+
 // startPrometheus runs Debian's Prometheus with the shipped configuration and
 // rules, scraping each second, with alerts that wait for a second only and look half
 // a minute back.
-func startPrometheus(t *testing.T, controllers, all []string, changes ...func(string) string) *server {
+func startPrometheus(t *testing.T, controllers, all []string, o prometheusOptions) *server {
 	t.Helper()
 	path := tool(t, "prometheus", "prometheus")
 	dir := t.TempDir()
@@ -86,8 +94,8 @@ func startPrometheus(t *testing.T, controllers, all []string, changes ...func(st
 	config = strings.Replace(config, "['127.0.0.1:10300']", quoted(all), 1) // of job kthwd
 	config = strings.ReplaceAll(config, "['127.0.0.1:10300']", quoted(controllers))
 	config = strings.ReplaceAll(config, "_interval: 15s", "_interval: 1s")
-	for _, change := range changes {
-		config = change(config)
+	if o.change != nil {
+		config = o.change(config)
 	}
 	rules := regexp.MustCompile(`for: \d+[smh]`).ReplaceAllString(shipped(t, "prometheus/kthwd.rules.yml"), "for: 1s")
 	rules = regexp.MustCompile(`\[\d+[mh]\]`).ReplaceAllString(rules, "[30s]")
@@ -95,7 +103,7 @@ func startPrometheus(t *testing.T, controllers, all []string, changes ...func(st
 	put(t, filepath.Join(dir, "kthwd.rules.yml"), rules)
 	address := fmt.Sprintf("127.0.0.1:%d", kthwtest.FreePorts(t, "127.0.0.1").Metrics)
 	s := &server{url: "http://" + address, log: &kthwtest.Log{}}
-	cmd := exec.Command(path, "--config.file="+filepath.Join(dir, "prometheus.yml"), "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address="+address)
+	cmd := exec.Command(path, append(o.args, "--config.file="+filepath.Join(dir, "prometheus.yml"), "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address="+address)...)
 	cmd.Stdout, cmd.Stderr = s.log, s.log
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -227,8 +235,15 @@ func TestDashboard(t *testing.T) {
 	t.Parallel()
 	c := kthwtest.Start(t, kthwtest.Options{})
 	lb := startBalancer(t, c)
-	p := startPrometheus(t, []string{metricsAddress(c)}, []string{metricsAddress(c), metricsAddress(lb)})
+	p := startPrometheus(t, []string{metricsAddress(c)}, []string{metricsAddress(c), metricsAddress(lb)}, prometheusOptions{})
 	p.up(t, 6)
+	p.panels(t, c, lb)
+	p.clean(t)
+}
+
+// panels waits for a value in each panel of the dashboard.
+func (s *server) panels(t *testing.T, c, lb *kthwtest.Controller) {
+	t.Helper()
 	var dashboard struct {
 		Panels []struct {
 			Title, Type string
@@ -254,7 +269,7 @@ func TestDashboard(t *testing.T) {
 					resp.Body.Close()
 					admin.CloseIdleConnections()
 				}
-				n, err := p.values(query)
+				n, err := s.values(query)
 				if err == nil && n == 0 {
 					err = fmt.Errorf("empty: %s", query)
 				}
@@ -262,5 +277,46 @@ func TestDashboard(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestNativeHistograms has a Prometheus that wants native histograms, hence protobuf,
+// and keeps exemplars. It gets both, and the dashboard has its values there, too, where
+// the load balancer's classic buckets are not.
+func TestNativeHistograms(t *testing.T) {
+	needE2E(t)
+	t.Parallel()
+	_, collector := startTraces(t)
+	c := kthwtest.Start(t, kthwtest.Options{Args: []string{"--tracing-endpoint=" + collector}})
+	lb := startBalancer(t, c)
+	p := startPrometheus(t, []string{metricsAddress(c)}, []string{metricsAddress(c), metricsAddress(lb)}, prometheusOptions{args: []string{"--enable-feature=native-histograms,exemplar-storage"}})
+	p.up(t, 6)
+	p.panels(t, c, lb)
+	for _, name := range []string{"kthwd_lb_backend_connect_duration_seconds", "kthwd_lb_connection_duration_seconds", "kthwd_lb_health_check_duration_seconds"} {
+		for query, want := range map[string]bool{
+			"histogram_count(" + name + ") > 0": true, "histogram_quantile(0.99, " + name + ") > 0": true, name + "_bucket": false,
+		} {
+			if n, err := p.values(query); err != nil || n > 0 != want {
+				t.Errorf("%s: got %d series, %v, want some: %v", query, n, err, want)
+			}
+		}
+	}
+	namespaces := c.Client(t).CoreV1().Namespaces()
+	kthwtest.WaitFor(t, "the trace of a request in an exemplar", time.Minute, func() error {
+		for range 50 { // one in a hundred is traced
+			if _, err := namespaces.Get(t.Context(), "default", metav1.GetOptions{}); err != nil {
+				return err
+			}
+		}
+		var found []struct {
+			Exemplars []struct{ Labels map[string]string }
+		}
+		err := p.api("query_exemplars", url.Values{
+			"query": {"apiserver_request_duration_seconds_bucket"}, "start": {fmt.Sprint(time.Now().Add(-time.Hour).Unix())}, "end": {fmt.Sprint(time.Now().Add(time.Hour).Unix())},
+		}, &found)
+		if err == nil && (len(found) == 0 || found[0].Exemplars[0].Labels["trace_id"] == "") {
+			err = fmt.Errorf("got %v", found)
+		}
+		return err
+	})
 	p.clean(t)
 }

@@ -66,9 +66,9 @@ func TestBehindTLS(t *testing.T) {
 		}
 	}
 	secure := fmt.Sprintf("\n  scheme: https\n  tls_config: {ca_file: %s, cert_file: %s, key_file: %s}\n", file("ca.pem"), file("admin.pem"), file("admin-key.pem"))
-	p := startPrometheus(t, []string{metricsAddress(c)}, []string{metricsAddress(c), metricsAddress(lb)}, func(config string) string {
+	p := startPrometheus(t, []string{metricsAddress(c)}, []string{metricsAddress(c), metricsAddress(lb)}, prometheusOptions{change: func(config string) string {
 		return jobLine.ReplaceAllString(config, "$0"+secure)
-	})
+	}})
 	p.up(t, 6)
 	p.clean(t)
 }

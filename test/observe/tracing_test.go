@@ -39,9 +39,8 @@ func (c *traces) Export(_ context.Context, r *collector.ExportTraceServiceReques
 	return &collector.ExportTraceServiceResponse{}, nil
 }
 
-// TestTracing holds that one setting has the API server and etcd send traces.
-func TestTracing(t *testing.T) {
-	t.Parallel()
+func startTraces(t *testing.T) (_ *traces, address string) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -51,7 +50,14 @@ func TestTracing(t *testing.T) {
 	collector.RegisterTraceServiceServer(server, got)
 	go server.Serve(l)
 	t.Cleanup(server.Stop)
-	c := kthwtest.Start(t, kthwtest.Options{Args: []string{"--tracing-endpoint=" + l.Addr().String()}})
+	return got, l.Addr().String()
+}
+
+// TestTracing holds that one setting has the API server and etcd send traces.
+func TestTracing(t *testing.T) {
+	t.Parallel()
+	got, address := startTraces(t)
+	c := kthwtest.Start(t, kthwtest.Options{Args: []string{"--tracing-endpoint=" + address}})
 	client := c.Client(t).CoreV1().Namespaces()
 	kthwtest.WaitFor(t, "spans of both", 3*time.Minute, func() error {
 		for range 200 { // one in a hundred is traced
