@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"kthwd/appliance/supervise"
+	"kthwd/lb"
+	"kthwd/lb/check"
 )
 
 // Health is the state of a kthwd in one word.
@@ -72,7 +74,7 @@ var essential = []string{"etcd", "kube-apiserver", "lb"}
 func (a *assessment) components(r Report) {
 	quorum := r.Quorum == nil || r.Quorum.Leader != "" // the lack of one is said below
 	for _, s := range r.Components {
-		if s.Healthy() || !quorum && (s.State == supervise.Waiting || s.Name == "kube-apiserver") {
+		if s.Healthy() || !quorum && r.wantsQuorum(s) {
 			continue
 		}
 		h := Degraded
@@ -89,7 +91,9 @@ func (a *assessment) components(r Report) {
 			do = "read the log's last lines; systemd starts kthwd again"
 		case supervise.Starting:
 			if s.LastError != "" {
-				text += "; last error: " + s.LastError
+				if !strings.Contains(text, s.LastError) {
+					text += "; last error: " + s.LastError
+				}
 				do = "it begins again by itself; if it goes on, look for a slow disk, a starved CPU or a cut network"
 			}
 		}
@@ -98,6 +102,14 @@ func (a *assessment) components(r Report) {
 	if !r.Ready && len(a.findings) == 0 && quorum {
 		a.add(Down, "", "not ready: %s", r.Reason)
 	}
+}
+
+// wantsQuorum tells whether nothing but the lack of a quorum need be wrong with a
+// component: it waits for one, is the API server, or has lost its lease, which cannot be
+// renewed.
+func (r Report) wantsQuorum(s supervise.Status) bool {
+	return s.State == supervise.Waiting || s.Name == "kube-apiserver" ||
+		s.State == supervise.Starting && slices.ContainsFunc(r.Leases, func(l Lease) bool { return l.Name == s.Name })
 }
 
 func (a *assessment) quorum(r Report) {
@@ -191,9 +203,9 @@ func (a *assessment) balancer(r Report) {
 	}
 	switch {
 	case len(s.Backends) > 0 && ready == 0 && hoped == 0:
-		a.add(Down, "look at kthwd status on these machines; connections go to any that answers", "no backend is ready: %s", strings.Join(bad, ", "))
+		a.add(Down, adviceOnBackends(s.Backends, "look at kthwd status on these machines; connections go to any that answers"), "no backend is ready: %s", strings.Join(bad, ", "))
 	case len(bad) > 0:
-		a.add(Degraded, "look at kthwd status there", "%d of %d backends are not ready: %s", len(bad), len(s.Backends), strings.Join(bad, ", "))
+		a.add(Degraded, adviceOnBackends(s.Backends, "look at kthwd status there"), "%d of %d backends are not ready: %s", len(bad), len(s.Backends), strings.Join(bad, ", "))
 	}
 	if s.Held > 0 {
 		a.add(Degraded, "", "%d clients wait for a backend", s.Held)
@@ -201,6 +213,15 @@ func (a *assessment) balancer(r Report) {
 	if s.Discovery != nil && s.Discovery.Error != "" {
 		a.add(Healthy, "the last list stays in force until an API server answers", "no API server tells the list of backends: %s", s.Discovery.Error)
 	}
+}
+
+// adviceOnBackends adds what is to be done about a certificate, which kthwd status on the
+// other machine may find nothing wrong with.
+func adviceOnBackends(all []lb.BackendStatus, advice string) string {
+	if slices.ContainsFunc(all, func(b lb.BackendStatus) bool { return b.LastCheck == string(check.KindBadCert) }) {
+		advice += "; for bad_cert issue that certificate anew, or correct --backend-ca or --backend-server-name"
+	}
+	return advice
 }
 
 func (a *assessment) certificates(r Report, now time.Time) {

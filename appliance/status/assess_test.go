@@ -163,3 +163,40 @@ func TestHostileLabels(t *testing.T) {
 		}
 	}
 }
+
+// Without a quorum the leases are lost as well: that is said once, where it can be mended.
+func TestAssessOneCause(t *testing.T) {
+	r := healthyReport()
+	r.Ready = false
+	r.Quorum = &Quorum{Members: 3, Needed: 2, Active: 1}
+	r.Leases = []Lease{{Name: "kube-scheduler"}}
+	r.Components = []supervise.Status{
+		{Name: "etcd", State: supervise.Waiting}, {Name: "kube-apiserver", State: supervise.Starting},
+		{Name: "kube-scheduler", State: supervise.Starting, Reason: "begins again after: lease lost", LastError: "lease lost"},
+	}
+	if health, findings := Assess(r, noon); health != Down || len(findings) != 1 || !strings.Contains(findings[0].Text, "no quorum") {
+		t.Errorf("got %s, %+v, want the quorum alone", health, findings)
+	}
+	r.Quorum = healthyReport().Quorum
+	_, findings := Assess(r, noon)
+	var said []string
+	for _, f := range findings {
+		said = append(said, f.Text)
+	}
+	if text := strings.Join(said, "\n"); strings.Count(text, "lease lost") != 1 || !strings.Contains(text, "kube-scheduler is starting: begins again after: lease lost") {
+		t.Errorf("with a quorum: got %s", text)
+	}
+}
+
+// kthwd status finds nothing wrong on a machine whose certificate another one does not
+// take.
+func TestAssessBackendCertificate(t *testing.T) {
+	r := balancing("ready", "not_ready")
+	if _, findings := Assess(r, noon); strings.Contains(findings[0].Do, "bad_cert") {
+		t.Errorf("got %+v", findings)
+	}
+	r.LB.Backends[1].LastCheck = "bad_cert"
+	if _, findings := Assess(r, noon); !strings.Contains(findings[0].Do, "for bad_cert issue that certificate anew") {
+		t.Errorf("got %+v", findings)
+	}
+}

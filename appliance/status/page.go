@@ -158,10 +158,12 @@ func (p *page) rest(r Report, now time.Time) {
 		p.Leases = append(p.Leases, row)
 	}
 	for _, c := range r.Certificates {
-		row := pageCertificate{File: filepath.Base(c.File), Subject: c.Subject, Use: c.Use, Left: c.daysLeft(now) + " days", Until: c.NotAfter.UTC().Format(time.DateOnly), Tone: "good"}
+		row := pageCertificate{File: filepath.Base(c.File), Subject: c.Subject, Use: c.Use, Left: c.left(now), Until: c.NotAfter.UTC().Format(time.DateOnly), Tone: "good"}
 		switch left := c.NotAfter.Sub(now); {
 		case c.Problem != "":
 			row.Left, row.Until, row.Tone = c.Problem, "", "bad"
+		case c.Use == "signing": // only the key in it is used
+			row.Tone = "plain"
 		case left < certSoon:
 			row.Tone = "bad"
 		case left < certWord:

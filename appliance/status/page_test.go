@@ -77,3 +77,21 @@ func TestHostilePage(t *testing.T) {
 		t.Errorf("a name became markup:\n%s", text)
 	}
 }
+
+// What is left of a certificate is said in the unit that matters.
+func TestCertificatesOnThePage(t *testing.T) {
+	for left, want := range map[time.Duration]string{
+		-time.Hour: `<span class="tone bad">expired</span>`, 5 * time.Hour: `<span class="tone bad">5h0m</span>`,
+		6 * 24 * time.Hour: `<span class="tone bad">6 days</span>`, 20 * 24 * time.Hour: `<span class="tone warn">20 days</span>`, 99 * 24 * time.Hour: `<span class="tone good">99 days</span>`,
+	} {
+		p := newPage(Report{Certificates: []Certificate{{File: "a.pem", NotAfter: noon.Add(left)}}}, noon, nil)
+		c := p.Certificates[0]
+		if got := `<span class="tone ` + c.Tone + `">` + c.Left + `</span>`; got != want {
+			t.Errorf("%v: got %s, want %s", left, got, want)
+		}
+	}
+	p := newPage(Report{Certificates: []Certificate{{File: "a.pem", Use: "signing", NotAfter: noon.Add(-time.Hour)}}}, noon, nil)
+	if tone := p.Certificates[0].Tone; tone != "plain" {
+		t.Errorf("of a certificate that only signs: got the tone %s", tone)
+	}
+}

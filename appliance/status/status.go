@@ -75,9 +75,12 @@ func WriteTable(w io.Writer, r Report, now time.Time, colour bool) error {
 		fmt.Fprintf(&b, "%s\n", r.Quorum.line(p))
 	}
 	writeFindings(&b, r, p)
-	if r.Ready {
+	switch {
+	case r.Ready && r.Health == Down: // a load balancer without a backend
+		fmt.Fprintf(&b, "ready, but %s as said above\n", p(red, "down"))
+	case r.Ready:
 		fmt.Fprintf(&b, "%s\n", p(green, "ready"))
-	} else {
+	default:
 		fmt.Fprintf(&b, "%s: %s\n", p(red, "not ready"), oneLine(r.Reason))
 	}
 	_, err := io.WriteString(w, b.String())

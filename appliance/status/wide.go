@@ -100,19 +100,25 @@ func leaseTable(r Report, now time.Time) table {
 }
 
 func certificateTable(r Report, now time.Time) table {
-	t := header("CERTIFICATE", "SUBJECT", "USE", "DAYS LEFT", "PROBLEM")
+	t := header("CERTIFICATE", "SUBJECT", "USE", "LEFT", "PROBLEM")
 	for _, c := range r.Certificates {
-		t = t.add(filepath.Base(c.File), c.Subject, c.Use, c.daysLeft(now), c.Problem)
+		t = t.add(filepath.Base(c.File), c.Subject, c.Use, c.left(now), c.Problem)
 	}
 	return t.withoutEmptyColumn(4)
 }
 
-// daysLeft is empty for what cannot be read.
-func (c Certificate) daysLeft(now time.Time) string {
-	if c.Problem != "" {
+// left is how long the certificate lasts; empty for what cannot be read.
+func (c Certificate) left(now time.Time) string {
+	switch left := c.NotAfter.Sub(now); {
+	case c.Problem != "":
 		return ""
+	case left <= 0:
+		return "expired"
+	case left < 2*24*time.Hour:
+		return Age(left)
+	default:
+		return fmt.Sprintf("%d days", int(left.Hours()/24))
 	}
-	return fmt.Sprint(int(c.NotAfter.Sub(now).Hours() / 24))
 }
 
 func eventTable(r Report, now time.Time) table {
