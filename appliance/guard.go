@@ -230,7 +230,7 @@ func (p *plant) remember(server *embed.Etcd) {
 	if r == p.record {
 		return
 	}
-	if err := r.write(p.layout); err != nil {
+	if err := errors.Join(r.write(p.layout), forgetJoin(p.layout)); err != nil {
 		p.log.Debug("member record not written", "file", p.layout.Record(), "err", err)
 		return
 	}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log"
 	"net"
 	"net/http"
@@ -52,6 +53,8 @@ type Joined struct {
 // Join makes the data directory of a further controller of a running cluster, and
 // adds it to the cluster as a learner. Whatever can be refused is refused before the
 // cluster has changed; what was written until then is kept and used by the next try.
+// One that ends early, at whatever moment, is gone on with by another one with the
+// same token in the same directory.
 func Join(ctx context.Context, l pki.Layout, o JoinOptions) (Joined, error) {
 	token, err := member.ParseToken(o.Token)
 	if err != nil {
@@ -63,7 +66,12 @@ func Join(ctx context.Context, l pki.Layout, o JoinOptions) (Joined, error) {
 	}
 	defer lock.Close()
 	defer lock.Truncate(0)
-	j := &joiner{layout: l, o: o, client: member.Client{Token: token, Joiner: randomName(), Versions: ownVersions(o.Version)}}
+	j := &joiner{layout: l, o: o, client: member.Client{
+		Token: token, Versions: ownVersions(o.Version), Waiting: func(why string) { o.Say("waiting  " + why) },
+	}}
+	if err := j.resume(); err != nil {
+		return Joined{}, err
+	}
 	if err := j.checkEmpty(); err != nil {
 		return Joined{}, err
 	}
@@ -95,6 +103,37 @@ type joiner struct {
 	cfg      config.Controller
 	admitted member.Admitted
 	warnings []string
+	resumed  bool // there was an earlier run with this token
+}
+
+// resume takes the name that the cluster knows this joiner by from an earlier run
+// with the same token, or makes one and keeps it: once the cluster has spent the
+// token, it answers that name only.
+func (j *joiner) resume() error {
+	path := j.layout.JoinRecord()
+	data, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if id, name, _ := strings.Cut(strings.TrimSpace(string(data)), " "); id == j.client.Token.ID && len(name) == len(randomName()) {
+		j.client.Joiner, j.resumed = name, true
+		return nil
+	}
+	j.client.Joiner = randomName()
+	if err := writeSynced(path, []byte(j.client.Token.ID+" "+j.client.Joiner+"\n")); err != nil {
+		return err
+	}
+	return syncPath(j.layout.Dir)
+}
+
+// forgetJoin ends what resume began: at the first start with a quorum, so that whoever did
+// not see a join come to its end may give the command again.
+func forgetJoin(l pki.Layout) error {
+	err := os.Remove(l.JoinRecord())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return errors.Join(err, syncPath(l.Dir))
 }
 
 func (j *joiner) file() string { return filepath.Join(j.layout.Dir, config.FileName) }
@@ -104,9 +143,14 @@ func (j *joiner) checkEmpty() error {
 	if j.o.ReplaceData {
 		return nil
 	}
+	paths := []string{filepath.Join(j.layout.Etcd(), "member")}
+	if !j.resumed { // else it may be what that run wrote last
+		paths = append(paths, j.file())
+	}
 	const hint = "a controller that was removed joins again with --replace-data, which moves it aside; otherwise choose another --data-dir"
-	for _, path := range []string{filepath.Join(j.layout.Etcd(), "member"), j.file()} {
+	for _, path := range paths {
 		if fileExists(path) {
+			_ = forgetJoin(j.layout) // the refusal is what counts
 			return WithHint(fmt.Errorf("%s is there already: this directory is, or was, a controller's", path), hint)
 		}
 	}
@@ -115,8 +159,11 @@ func (j *joiner) checkEmpty() error {
 
 // fetch makes the directory complete, but for kthwd.yaml.
 func (j *joiner) fetch(ctx context.Context) error {
-	needs := !fileExists(j.layout.Cert(pki.NameKubernetes)) && !fileExists(j.layout.CAKey())
-	files, err := j.client.Files(ctx, needs)
+	has, err := pki.HasCertificate(j.layout, pki.NameKubernetes)
+	if err != nil {
+		return err
+	}
+	files, err := j.client.Files(ctx, !has && !fileExists(j.layout.CAKey()))
 	if err != nil {
 		return err
 	}
@@ -201,9 +248,12 @@ func (j *joiner) settle() (Joined, error) {
 	if err := errors.Join(writeSynced(j.file(), config.JoinedFile(whole)), os.Chmod(j.file(), 0o644)); err != nil {
 		return Joined{}, err
 	}
+	if err := syncPath(j.layout.Dir); err != nil {
+		return Joined{}, err
+	}
 	j.o.Say("wrote    " + j.file())
 	return Joined{
 		File: j.file(), Name: j.cfg.Name, Within: j.admitted.Within, Warnings: j.warnings,
 		Server: net.JoinHostPort(j.cfg.AdvertiseAddress, strconv.Itoa(j.cfg.SecurePort)),
-	}, syncPath(j.layout.Dir)
+	}, nil
 }

@@ -234,10 +234,11 @@ func (m *members) settings() member.Settings {
 	return s
 }
 
-// admit is the second step: the joiner becomes a learner, if it is there.
+// admit is the second step: the joiner becomes a learner, if it is there. One that
+// hangs up meanwhile ends nothing: a change of the membership cannot be called back.
 func (m *members) admit(ctx context.Context, in member.Request) (member.Admitted, error) {
 	var a member.Admitted
-	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeTimeout)
 	defer cancel()
 	client, server, done, err := m.client()
 	if err != nil {
@@ -270,10 +271,11 @@ func (m *members) admit(ctx context.Context, in member.Request) (member.Admitted
 }
 
 // addLearner spends the token and changes the membership, in this order: a crash
-// between the two leaves a record that expires.
+// between the two leaves a record that expires. When nobody knows whether the change
+// was made, the token stays spent, and the joiner that has spent it may ask again.
 func (m *members) addLearner(ctx context.Context, client *clientv3.Client, server *embed.Etcd, j *join, joiner, peer string) error {
 	for _, e := range server.Server.Cluster().Members() {
-		if e.IsLearner {
+		if e.IsLearner && !slices.Contains(e.PeerURLs, peer) {
 			return &member.Refusal{Text: "another controller is catching up, at " + peerHost(e), Advice: "wait until kthwd member list shows that it votes", Retry: true}
 		}
 	}
@@ -291,14 +293,19 @@ func (m *members) addLearner(ctx context.Context, client *clientv3.Client, serve
 	}
 	now := time.Now()
 	err = settled(ctx, func() error {
+		if j.member(server.Server.Cluster().Members()) != nil {
+			return nil // by an attempt of which nobody knew
+		}
 		_, err := server.Server.AddMember(ctx, *membership.NewMemberAsLearner("", urls, "", &now))
 		return err
 	})
-	if err != nil {
+	if err != nil && !notKnown(err) {
 		before.revision = j.revision
 		if _, again := before.update(context.WithoutCancel(ctx), client); again != nil {
 			m.log.Warn("the token stays spent", "name", j.Name, "err", again)
 		}
+	}
+	if err != nil {
 		return err
 	}
 	m.log.Info("learner added", "name", j.Name, "address", j.Address)

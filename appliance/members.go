@@ -278,14 +278,26 @@ func settled(ctx context.Context, change func() error) error {
 	}
 }
 
+// notKnown tells whether a change that failed with err may have been made all the same.
+func notKnown(err error) bool {
+	for _, unsure := range []error{
+		etcderrors.ErrTimeout, etcderrors.ErrTimeoutDueToConnectionLost, etcderrors.ErrTimeoutDueToLeaderFail,
+		etcderrors.ErrStopped, context.DeadlineExceeded, context.Canceled,
+	} {
+		if errors.Is(err, unsure) {
+			return true
+		}
+	}
+	return false
+}
+
 // changeError puts etcd's reasons into other words.
 func changeError(err error) error {
 	switch {
 	case errors.Is(err, etcderrors.ErrUnhealthy), errors.Is(err, etcderrors.ErrNotEnoughStartedMembers):
 		return WithHint(errors.New("etcd refuses the change: too few members have been connected for the last five seconds"),
 			"kthwd member list shows who is down; bring them back, or remove them first")
-	case errors.Is(err, etcderrors.ErrTimeout), errors.Is(err, etcderrors.ErrNoLeader), errors.Is(err, context.DeadlineExceeded),
-		errors.Is(err, etcderrors.ErrTimeoutDueToConnectionLost), errors.Is(err, etcderrors.ErrTimeoutDueToLeaderFail):
+	case notKnown(err), errors.Is(err, etcderrors.ErrNoLeader):
 		return WithHint(fmt.Errorf("the members did not agree in time: %w", err), "kthwd status says whether there is a quorum; look with kthwd member list before you try again")
 	}
 	return err

@@ -21,6 +21,7 @@ type Client struct {
 	Token    Token
 	Joiner   string
 	Versions Versions
+	Waiting  func(why string) // told once per reason when the answer is to ask again; may be nil
 }
 
 // Files asks for what the joiner needs before it can be admitted.
@@ -45,8 +46,11 @@ func (c Client) ask(ctx context.Context, path string, in Request, out any) error
 	for _, address := range c.Token.Addresses {
 		err := c.askOne(ctx, address, path, body, out)
 		var refusal *Refusal
-		for errors.As(err, &refusal) && refusal.Retry && pause(ctx) {
-			refusal = nil
+		for said := ""; errors.As(err, &refusal) && refusal.Retry && pause(ctx); {
+			if c.Waiting != nil && refusal.Text != said {
+				c.Waiting(refusal.Text)
+			}
+			said, refusal = refusal.Text, nil
 			err = c.askOne(ctx, address, path, body, out)
 		}
 		if err == nil || errors.As(err, &refusal) && !refusal.Retry {

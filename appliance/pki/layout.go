@@ -86,13 +86,16 @@ func (l Layout) InstanceID() string { return l.path("instance-id") }
 // versions it was served last.
 func (l Layout) Record() string { return l.path("member.json") }
 
+// JoinRecord tells, from kthwd join to the first start, which join that was.
+func (l Layout) JoinRecord() string { return l.path("kthwd.join") }
+
 // Files are the names, below Dir, of all that kthwd may make there, etcd's data in
 // its usual place included. Whatever else lies there is somebody else's.
 func (l Layout) Files() []string {
 	l.Dir, l.EtcdDir = "", ""
 	files := []string{
 		l.CA(), l.CAKey(), l.EncryptionConfig(), l.AuditPolicy(), l.AuditLog(), l.SchedulerConfig(),
-		filepath.Join(l.Etcd(), "member"), l.Run(), l.Lock(), l.InstanceID(), l.Record(),
+		filepath.Join(l.Etcd(), "member"), l.Run(), l.Lock(), l.InstanceID(), l.Record(), l.JoinRecord(),
 	}
 	for _, name := range []string{
 		NameKubernetes, NameServiceAccount, NameAdmin, NameControllerManager, NameScheduler,

@@ -135,6 +135,42 @@ func (s Shared) plan(l Layout, server string) (report Report, files []file, err 
 	return report, files, errors.Join(problems...)
 }
 
+// HasCertificate tells whether the certificate of that name is there, issued by
+// someone whose CA key is not. An Adopt that was interrupted after it had given the
+// key its name had the certificate ready; it gets its name now, for another one
+// would not fit the key.
+func HasCertificate(l Layout, name string) (bool, error) {
+	cert := l.Cert(name)
+	if there(cert) {
+		return true, nil
+	}
+	keyData, _, err := read(l.Key(name))
+	if err != nil {
+		return false, notThere(err)
+	}
+	certData, _, err := read(hidden(cert))
+	if err != nil {
+		return false, notThere(err)
+	}
+	key, errKey := parseKey(keyData)
+	_, public, errCert := parseCertificates(certData)
+	if errors.Join(errKey, errCert) != nil || len(public) == 0 || !fits(key, public[0]) {
+		return false, nil
+	}
+	if err := link([]file{{path: cert}}, false); err != nil {
+		return false, err
+	}
+	return true, syncDir(l.Dir)
+}
+
+// notThere is nil for a file that is not there.
+func notThere(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
 // content is a file as this machine needs it.
 func (s Shared) content(name, server string) ([]byte, error) {
 	config, isConfig := strings.CutSuffix(name, ".kubeconfig")

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"errors"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -174,5 +175,58 @@ func TestPin(t *testing.T) {
 	}
 	if _, _, err := Pin(Layout{Dir: t.TempDir()}); err == nil {
 		t.Errorf("without a CA: got no error")
+	}
+}
+
+// TestCrashOfAdopt stops an Adopt after each of its steps. The next one has what the
+// interrupted one lacks, be it with a certificate of its own or a new one.
+func TestCrashOfAdopt(t *testing.T) {
+	c0 := sharing(t)
+	offer := func(t *testing.T, needs bool) Shared {
+		t.Helper()
+		shared, err := Share(c0, nil, false)
+		if err == nil && needs {
+			var issued Shared
+			if issued, err = IssueController(c0, []string{"10.0.1.35"}); err == nil {
+				maps.Copy(shared.Files, issued.Files)
+			}
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return shared
+	}
+	plan := func(t *testing.T, l Layout) []file {
+		t.Helper()
+		_, files, err := offer(t, true).plan(l, joinerSpec().Server)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return files
+	}
+	kept := 0
+	for step := range 3*len(plan(t, Layout{Dir: t.TempDir()})) + 1 {
+		l := Layout{Dir: t.TempDir()}
+		crashAfter(t, step, plan(t, l))
+		has, err := HasCertificate(l, NameKubernetes)
+		if err != nil {
+			t.Fatalf("after %d steps: %v", step, err)
+		}
+		if has {
+			kept++
+		}
+		if _, err := offer(t, !has).Adopt(l, joinerSpec().Server); err != nil {
+			t.Errorf("Adopt after %d steps: %v", step, err)
+			continue
+		}
+		if _, err := Ensure(l, joinerSpec()); err != nil {
+			t.Errorf("Ensure after %d steps: %v", step, err)
+		}
+		if report, err := Check(l, joinerSpec()); err != nil || len(report.Missing) > 0 {
+			t.Errorf("after %d steps: got %v, missing %v; want a whole directory", step, err, report.Missing)
+		}
+	}
+	if kept == 0 {
+		t.Error("no certificate of an interrupted Adopt was used")
 	}
 }

@@ -7,7 +7,9 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"os/signal"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -108,11 +110,16 @@ func (a *app) join(ctx context.Context, l *config.Loader, token string, replace 
 	if err := paths.Resolve(); err != nil {
 		return err
 	}
+	ctx, release := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	defer release()
 	joined, err := appliance.Join(ctx, paths.Layout(), appliance.JoinOptions{
 		Token: token, Version: version, Config: l.Config, ReplaceData: replace,
 		Configure: func(f member.Files) (config.Controller, error) { return configureJoiner(l, f) },
 		Say:       func(line string) { fmt.Fprintln(a.out, line) },
 	})
+	if err != nil && ctx.Err() != nil {
+		return &hintedError{errors.New("interrupted"), "the same command goes on where it was; to give it up, on a controller: kthwd member remove NAME"}
+	}
 	if err != nil {
 		return err
 	}

@@ -5,11 +5,13 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -378,6 +380,80 @@ func (g *growing) newerToken(t *testing.T, first string) {
 	}
 	g.start(t, 1).WaitReady(t)
 	lists(t, g.c[0], "c0 voter up", "c1 voter up")
+}
+
+// Killed and interrupted again and again, at any moment, a join is gone on with by the
+// same command, even after the cluster has spent the token; nothing is left over.
+func TestJoinInterrupted(t *testing.T) {
+	t.Parallel()
+	g := begin(t, 77)
+	ended := map[string]int{} // runs, by their end
+	for round := 1; round <= 2; round++ {
+		token := g.token(t, round)
+		for longest, done := 100, false; !done; longest += 100 {
+			if longest > 10_000 {
+				t.Fatalf("c%d: no end after %v", round, ended)
+			}
+			cmd := exec.Command(kthwtest.Binary(t), g.joinArgs(t, round, token)...)
+			var out bytes.Buffer
+			cmd.Stdout, cmd.Stderr = &out, &out
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			signal := []os.Signal{syscall.SIGKILL, syscall.SIGINT}[longest/100%2]
+			ctx, over := context.WithTimeout(t.Context(), soon)
+			go func() {
+				within := longest // at any moment
+				switch {
+				case longest <= 200:
+					within = 100 // before it can be done
+				case longest <= 600:
+					g.awaitPeerPort(ctx, round)
+					within = 20 // while the cluster looks whether it is there, and adds it
+				}
+				time.Sleep(time.Duration(rand.IntN(within)) * time.Millisecond)
+				cmd.Process.Signal(signal)
+			}()
+			err := cmd.Wait()
+			over()
+			switch code := cmd.ProcessState.ExitCode(); {
+			case err == nil:
+				done = true
+			case code == -1: // it was killed, or interrupted before it was told to look
+				ended["killed"]++
+			case code == 1 && strings.Contains(out.String(), "error: interrupted") && strings.Contains(out.String(), "hint: the same command goes on"):
+				ended["interrupted"]++
+			default:
+				t.Fatalf("kthwd join as c%d, after %v: got exit code %d:\n%s", round, ended, code, &out)
+			}
+		}
+		ended["done"]++
+		g.start(t, round).WaitReady(t)
+		for _, left := range []string{"kthwd.join", ".*.new"} {
+			kthwtest.WaitFor(t, left+" to be gone", soon, func() error {
+				if found, err := filepath.Glob(filepath.Join(g.data(round), left)); err != nil || len(found) > 0 {
+					return fmt.Errorf("%v (%v)", found, err)
+				}
+				return nil
+			})
+		}
+	}
+	t.Logf("ends: %v", ended)
+	if ended["killed"]+ended["interrupted"] < 2 {
+		t.Errorf("got %v: want some that were cut short", ended)
+	}
+	lists(t, g.c[0], "c0 voter up", "c1 voter up", "c2 voter up")
+}
+
+// awaitPeerPort waits until a joiner listens on its peer port, or ctx ends.
+func (g *growing) awaitPeerPort(ctx context.Context, i int) {
+	address := net.JoinHostPort(g.address(i), strconv.Itoa(g.ports[0].EtcdPeer))
+	for ctx.Err() == nil {
+		if conn, err := net.Dial("tcp", address); err == nil {
+			conn.Close()
+			return
+		}
+	}
 }
 
 // A token that nobody uses, and a learner that nobody starts, are given up.
