@@ -21,6 +21,7 @@ import (
 const (
 	loadRate    = 200 // requests a second, of which every fourth is a write
 	loadClients = 10  // with a connection each
+	loadObjects = 50  // each is written once a second
 
 	probeRate    = 20 // new connections a second
 	loadPatience = 10 * time.Second
@@ -92,15 +93,19 @@ func (l *requests) none(o *round, what string, least int) {
 	}
 }
 
-// apiLoad reads and writes, each client an object of its own.
+// apiLoad reads and writes. Writes of one object that are under way together get into
+// each other's way, and the API server begins each of them again up to five times:
+// they must be far apart, for a machine that is slow for a moment is to catch up.
 func (o *round) apiLoad(t testing.TB) *requests {
 	t.Helper()
 	var all []kubernetes.Interface
-	object := func(n int) string { return fmt.Sprintf("load-%d", n%loadClients) }
-	for n := range loadClients {
+	for range loadClients {
 		client, _ := o.client(t, "", 0)
 		all = append(all, client)
-		_, err := client.CoreV1().ConfigMaps("default").Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: object(n)}}, metav1.CreateOptions{})
+	}
+	object := func(n int) string { return fmt.Sprintf("load-%d", n/4%loadObjects) }
+	for n := 0; n < 4*loadObjects; n += 4 {
+		_, err := all[0].CoreV1().ConfigMaps("default").Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: object(n)}}, metav1.CreateOptions{})
 		if err != nil && !apierrors.IsAlreadyExists(err) {
 			t.Fatal(err)
 		}
