@@ -59,6 +59,7 @@ func TestAlerts(t *testing.T) {
 		}
 	}
 	needE2E(t)
+	t.Parallel()
 	for _, f := range faults {
 		t.Run(f.name, func(t *testing.T) {
 			t.Parallel()

@@ -45,6 +45,7 @@ func lacks(t *testing.T, format string, args ...any) {
 // TestRules has promtool check what is shipped, and run the unit tests, of which
 // each alert has one that fires and one that does not.
 func TestRules(t *testing.T) {
+	t.Parallel()
 	rules, err := os.ReadFile(filepath.Join(packaging, "prometheus/kthwd.rules.yml"))
 	if err != nil {
 		t.Fatal(err)

@@ -148,19 +148,19 @@ func startTLSBackend(t *testing.T, lasts time.Duration) *tlsBackend {
 // lasts gives it a certificate for some time.
 func (b *tlsBackend) lasts(t *testing.T, d time.Duration) {
 	t.Helper()
-	pair := selfSigned(t, d)
+	pair := selfSigned(t, d, pkix.Name{CommonName: "test"})
 	b.pair.Store(&pair)
 }
 
 // selfSigned is a CA, or the certificate of a server, that lasts for some time.
-func selfSigned(t *testing.T, lasts time.Duration) tls.Certificate {
+func selfSigned(t *testing.T, lasts time.Duration, subject pkix.Name) tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: "test"}, IsCA: true, BasicConstraintsValid: true,
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: subject, IsCA: true, BasicConstraintsValid: true,
 		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature, NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(lasts),
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
@@ -173,5 +173,5 @@ func selfSigned(t *testing.T, lasts time.Duration) tls.Certificate {
 // issue writes a CA that lasts for some time.
 func issue(t *testing.T, path string, lasts time.Duration) {
 	t.Helper()
-	put(t, path, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: selfSigned(t, lasts).Certificate[0]})))
+	put(t, path, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: selfSigned(t, lasts, pkix.Name{CommonName: "test"}).Certificate[0]})))
 }

@@ -1,0 +1,117 @@
+package observe
+
+import (
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"kthwd/test/kthwtest"
+)
+
+// TestSlowScraper has as many as are answered at one time ask for the largest path and
+// read nothing of it. Who comes then is told to come back, a crowd of such costs
+// nothing, other paths are answered, and the slow ones are cut off.
+func TestSlowScraper(t *testing.T) {
+	needE2E(t)
+	t.Parallel()
+	c := kthwtest.Start(t, kthwtest.Options{})
+	url := metricsURL(c, "/metrics/kube-apiserver")
+	ask := func(url string) int {
+		resp, err := plain.Get(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		return resp.StatusCode
+	}
+	await := func(what string, code int, within time.Duration) {
+		t.Helper()
+		kthwtest.WaitFor(t, what, within, func() error {
+			if got := ask(url); got != code {
+				return fmt.Errorf("got %d", got)
+			}
+			return nil
+		})
+	}
+	neverRead := func(connections int) {
+		const questions = 50 // whose answers fill any buffer
+		request := fmt.Sprintf("GET /metrics/kube-apiserver HTTP/1.1\r\nHost: %s\r\n\r\n", metricsAddress(c))
+		for range connections {
+			conn, err := net.Dial("tcp", metricsAddress(c))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { conn.Close() })
+			if _, err := fmt.Fprint(conn, strings.Repeat(request, questions)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if code := ask(url); code != http.StatusOK {
+		t.Fatalf("before: got %d", code)
+	}
+	before, begun := memory(t, c), time.Now()
+	neverRead(4)
+	await("a scrape that is told to come back", http.StatusServiceUnavailable, 20*time.Second)
+	neverRead(40)
+	for _, path := range []string{"/", "/readyz", "/metrics", "/metrics/etcd"} {
+		if code := ask(metricsURL(c, path)); code != http.StatusOK {
+			t.Errorf("%s meanwhile: got %d", path, code)
+		}
+	}
+	if grown := memory(t, c) - before; grown > 128<<20 {
+		t.Errorf("the process has grown by %d MiB", grown>>20)
+	}
+	await("an answer after the slow ones were cut off", http.StatusOK, 90*time.Second)
+	t.Logf("after %v", time.Since(begun).Round(time.Second))
+}
+
+// memory is what a process has in memory, in bytes.
+func memory(t *testing.T, c *kthwtest.Controller) int64 {
+	t.Helper()
+	for _, m := range parse(t, read(t, plain, metricsURL(c, "/metrics")))["process_resident_memory_bytes"].GetMetric() {
+		return int64(m.GetGauge().GetValue())
+	}
+	t.Fatal("no process_resident_memory_bytes")
+	return 0
+}
+
+// TestHostileNames has a certificate named to break what shows it.
+func TestHostileNames(t *testing.T) {
+	needE2E(t)
+	t.Parallel()
+	promtool := tool(t, "promtool", "prometheus")
+	const name = "x\"}\nkthwd_evil{a=\"\\ 1\n\x1b[31m</td><script>document.title='evil'</script>"
+	file := filepath.Join(t.TempDir(), "ca.pem")
+	put(t, file, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: selfSigned(t, 300*24*time.Hour, pkix.Name{CommonName: name}).Certificate[0]})))
+	lb := balance(t, []string{startBackend(t).address}, "check: tcp", "backend-ca: "+file)
+
+	text := read(t, plain, metricsURL(lb, "/metrics"))
+	if strings.Contains(text, "\nkthwd_evil") || !strings.Contains(text, "document.title") {
+		t.Errorf("the name is not in a label, or is a series:\n%s", text)
+	}
+	check := exec.Command(promtool, "check", "metrics")
+	check.Stdin = strings.NewReader(text)
+	if out, err := check.CombinedOutput(); err != nil || len(out) > 0 {
+		t.Errorf("promtool: %v\n%s", err, out)
+	}
+	if page := read(t, plain, metricsURL(lb, "/")); strings.Count(page, "<script") != 1 || !strings.Contains(page, "document.title=") {
+		t.Errorf("the page: the name is not on it, or is markup")
+	}
+	out, err := exec.Command(kthwtest.Binary(t), "status", "-o", "wide", "--server="+metricsAddress(lb)).CombinedOutput()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(out), "\x1b") || strings.Contains(string(out), "\nkthwd_evil") || !strings.Contains(string(out), "kthwd_evil") {
+		t.Errorf("the table: the name is not in it, or moves the terminal:\n%q", out)
+	}
+}
