@@ -15,11 +15,16 @@ import (
 func (a *app) newRoot() *cobra.Command {
 	l := config.NewLoader()
 	root := &cobra.Command{
-		Use:           "kthwd",
-		Short:         "kthwd runs the Kubernetes control plane, the hard way, as one daemon, or the load balancer in front of several.",
-		Example:       "  kthwd --role=controller\n  kthwd --role=lb --backend=10.0.1.73:6443 --backend=10.0.1.35:6443\n  kthwd status",
-		Args:          noVerb,
-		RunE:          func(cmd *cobra.Command, _ []string) error { return a.serve(cmd.Context(), l) },
+		Use:     "kthwd",
+		Short:   "kthwd runs the Kubernetes control plane, the hard way, as one daemon, or the load balancer in front of several.",
+		Example: "  kthwd --role=controller\n  kthwd --role=lb --backend=10.0.1.73:6443 --backend=10.0.1.35:6443\n  kthwd status",
+		Args:    noVerb,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if only, _ := cmd.Flags().GetBool("version"); only {
+				return a.version(false)
+			}
+			return a.serve(cmd.Context(), l)
+		},
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
@@ -29,6 +34,7 @@ func (a *app) newRoot() *cobra.Command {
 	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) { a.help(cmd, l) })
 	root.SetHelpCommand(helpVerb())
 	l.AddFlags(root.Flags())
+	root.Flags().Bool("version", false, "The same as kthwd version.")
 	// Kubernetes has one of its own for all programs (component-base/version/verflag), which cobra shows with each verb.
 	if f := pflag.CommandLine.Lookup("version"); f != nil {
 		f.Hidden = true
