@@ -142,6 +142,8 @@ var expectedLines = []expected{
 	{"Found stale data, removed previous endpoints on kubernetes service, apiserver didn't exit successfully previously", "", "upstream finds its own service without endpoints at a start"},
 	{"unable to register metrics", "duplicate", "an earlier term of kube-controller-manager in this process has done it"},
 	{"Error initializing dynamic plugin prober", "/usr/libexec/kubernetes", "FlexVolume plugins are the kubelet's; the user of the unit may not make their directory, nor need it"},
+	{"retrying of unary invoker failed", "context canceled", "whoever asked has gone"},
+	{"retrying of unary invoker failed", "the client connection is closing", "a client of etcd that is not needed any more"},
 	{"Error while syncing ConfigMap", `namespaces "kube-system" not found`, "the namespace is made a moment later"},
 }
 

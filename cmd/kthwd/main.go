@@ -11,6 +11,9 @@ import (
 	"io"
 	"os"
 	"time"
+
+	"kthwd/appliance"
+	"kthwd/appliance/logging"
 )
 
 // Set by the Makefile, with the versions of Kubernetes; see appliance.Versions.
@@ -27,10 +30,13 @@ type app struct {
 	inherits inheritance
 	started  time.Time
 	args     []string // of the command line, without the program
+
+	catchStderr func(*logging.Logs) error // of a controller; nil where os.Stderr is a test's
 }
 
 func main() {
-	a := &app{out: os.Stdout, err: os.Stderr, exit: os.Exit, notify: takeNotifier(), inherits: takeInheritance(), started: time.Now()}
+	own := *os.Stderr // goes on when the other one is caught
+	a := &app{out: os.Stdout, err: &own, exit: os.Exit, notify: takeNotifier(), inherits: takeInheritance(), started: time.Now(), catchStderr: appliance.CatchStderr}
 	a.exit(a.run(context.Background(), os.Args[1:]))
 }
 

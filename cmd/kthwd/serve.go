@@ -35,6 +35,11 @@ func (a *app) serve(ctx context.Context, l *config.Loader) error {
 	}
 	log := logs.Logger("kthwd")
 	a.introduce(log, l)
+	if a.catchStderr != nil && l.Config.Is(config.RoleController) {
+		if err := a.catchStderr(logs); err != nil {
+			log.Warn("what is written past the log stays as it is", "err", err)
+		}
+	}
 	if !l.Config.Is(config.RoleLB) {
 		ctx, release := a.untilSignal(ctx, log, reactions{
 			syscall.SIGHUP: func() { log.Info("signal ignored: the configuration is read at the start only", "signal", "hangup") },

@@ -192,6 +192,11 @@ func (o *round) check(relistsAllowed bool) {
 	if err := o.sameHash(); err != nil {
 		problems = append(problems, err.Error())
 	}
+	for _, m := range o.controllers() {
+		if n := m.log.Strays(); n > 0 {
+			problems = append(problems, fmt.Sprintf("%d lines of %s's log are not kthwd's own", n, m.name))
+		}
+	}
 	for _, p := range problems {
 		o.fault("%s", p)
 	}

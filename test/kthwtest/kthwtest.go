@@ -236,6 +236,9 @@ func (c *Controller) cleanup(t testing.TB) {
 			<-c.exited
 		}
 	}
+	if n := c.Log.Strays(); n > 0 {
+		t.Errorf("%d lines of kthwd's log are not its own", n)
+	}
 	if t.Failed() {
 		t.Logf("log of kthwd in %s:\n%s", c.Dir, c.Log.Tail(200))
 	}
@@ -434,6 +437,9 @@ func (l *Log) String() string {
 	defer l.mu.Unlock()
 	return l.buf.String()
 }
+
+// Strays are the lines that a logger of upstream's has written past kthwd's.
+func (l *Log) Strays() int { return strings.Count("\n"+l.String(), "\n{\"level\":") }
 
 // Tail is the last n lines.
 func (l *Log) Tail(n int) string {
