@@ -31,7 +31,7 @@ DIRS      := appliance cmd health lb packaging rbacseed test
 LIGHT     := ./appliance/config ./appliance/logging ./appliance/member ./appliance/pki ./appliance/preflight ./appliance/status ./appliance/supervise ./health ./lb ./lb/check
 
 .DEFAULT_GOAL := help
-.PHONY: help build tool run test test-light test-e2e test-lb-peers soak screenshots bench bench-lb lint golden verify package generated install test-systemd clean FORCE
+.PHONY: help build tool run test test-light test-e2e test-lb-peers soak screenshots bench bench-lb lint golden verify package package-check generated install test-systemd clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -102,6 +102,10 @@ GENERATED := dist/generated
 
 package: $(foreach a,$(ARCHS),dist/kthwd-$(VERSION)-linux-$(a).tar.gz package-deb-$(a) package-rpm-$(a)) ## dist/: .deb, .rpm and a static tarball for amd64 and arm64, and their sums
 	cd dist && sha256sum kthwd-$(VERSION)-linux-*.tar.gz $$(sed 's,.*/,,' packages-*.list) | tee SHA256SUMS
+
+# ARCHS=amd64 is half of the time, here as with make package.
+package-check: package ## the packages once more, from a copy of the sources elsewhere: are the bytes the same?
+	packaging/check.sh VERSION='$(VERSION)' COMMIT='$(COMMIT)' SOURCE_DATE_EPOCH='$(SOURCE_DATE_EPOCH)' ARCHS='$(ARCHS)'
 
 dist/kthwd-$(VERSION)-linux-%.tar.gz: dist/bin-%/kthwd
 	rm -rf $(@:.tar.gz=) && mkdir -p $(@:.tar.gz=)
