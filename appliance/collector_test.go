@@ -25,7 +25,15 @@ func TestGrowthUnderLoad(t *testing.T) {
 }
 
 func TestMemoryLimit(t *testing.T) {
-	root := t.TempDir()
+	root, container := t.TempDir(), t.TempDir()
+	if err := os.WriteFile(filepath.Join(container, "memory.max"), []byte("1024\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, groups := range []string{"0::/\n", "0::/init.scope\n"} {
+		if got := memoryLimit(container, groups); got != 1024 {
+			t.Errorf("a container that sees its own group as /, %q: got %d, want 1024", groups, got)
+		}
+	}
 	for file, text := range map[string]string{
 		"a.slice/memory.max":                   "4096\n",
 		"a.slice/b.service/memory.max":         "max\n",

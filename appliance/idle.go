@@ -74,6 +74,7 @@ func readOnlyMapping(line, file string) (from, to uintptr, ok bool) {
 func tuneProcess(log *slog.Logger) (ready func(context.Context)) {
 	c := newCollector()
 	if c != nil {
+		logLimit(log, c.most)
 		go prefault(log)
 	} else {
 		LimitMemory(log)

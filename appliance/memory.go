@@ -47,12 +47,15 @@ func memoryLimit(root, groups string) uint64 {
 		default:
 			continue
 		}
-		for group := fields[2]; group != "/" && group != "."; group = filepath.Dir(group) {
+		for group := filepath.Clean("/" + fields[2]); ; group = filepath.Dir(group) {
 			for _, file := range files {
 				text, _ := os.ReadFile(filepath.Join(dir, group, file))
 				if n, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64); err == nil { // else "max", or not there
 					limit = min(limit, n)
 				}
+			}
+			if group == "/" { // the machine's has no limit; a container sees its own as /
+				break
 			}
 		}
 	}
@@ -80,6 +83,14 @@ func softLimit(limit uint64) int64 {
 func LimitMemory(log *slog.Logger) {
 	if limit := softLimit(groupMemory()); limit != math.MaxInt64 && os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(limit)
+		logLimit(log, limit)
+	}
+}
+
+// logLimit tells of a limit, for a collector that works hard is not explained by
+// anything else.
+func logLimit(log *slog.Logger, limit int64) {
+	if limit != math.MaxInt64 {
 		log.Info("memory is limited by the control group", "limit-mib", limit>>20)
 	}
 }
