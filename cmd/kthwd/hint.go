@@ -41,7 +41,7 @@ var hints = []struct {
 	is   error
 	text string
 }{
-	{status.ErrNotRunning, "start it with kthwd --role=controller or --role=lb, or name a controller's data directory with --data-dir"},
+	{status.ErrNotRunning, "start it with kthwd --role=controller or --role=lb (a service: systemctl status kthwd-controller kthwd-lb), or name a controller's data directory with --data-dir"},
 	{syscall.EADDRINUSE, "another program listens there: find it with ss -ltnp, or choose another port"},
 	{syscall.EADDRNOTAVAIL, "this machine does not have that address; ip address lists those it has"},
 	{syscall.ENOSPC, "the disk is full: make room, then start again; nothing that was acknowledged is lost"},

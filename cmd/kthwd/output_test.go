@@ -46,7 +46,7 @@ func TestReport(t *testing.T) {
 		{"the same hint once", errors.Join(syscall.EROFS, fmt.Errorf("x: %w", syscall.EROFS)), 1,
 			"kthwd: error: read-only file system\nkthwd: hint: the file system is mounted read-only\nkthwd: error: x: read-only file system\n"},
 		{"two causes in a sentence", fmt.Errorf("%w: %w", status.ErrNotRunning, syscall.ECONNREFUSED), 1,
-			"kthwd: error: kthwd is not running: connection refused\nkthwd: hint: start it with kthwd --role=controller or --role=lb, or name a controller's data directory with --data-dir\n"},
+			"kthwd: error: kthwd is not running: connection refused\nkthwd: hint: start it with kthwd --role=controller or --role=lb (a service: systemctl status kthwd-controller kthwd-lb), or name a controller's data directory with --data-dir\n"},
 		{"lines", errors.New("one\n\ttwo\n"), 1, "kthwd: error: one; two\n"},
 		{"degraded", errDegraded, 1, ""},
 		{"down", errDown, 2, ""},
