@@ -77,8 +77,8 @@ bench-lb: $(if $(KTHWD_LB_BIN),,build) ## kthwd --role=lb against nginx, HAProxy
 	KTHWD_BENCH_LB=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=30m -v ./test/benchlb
 
 # The names of packages need versions that differ; what is in them is the same.
-test-systemd: ## the .deb on Debian machines that systemd boots: life of the units, upgrade, remove; needs root
-	$(MAKE) --no-print-directory package-deb-amd64 VERSION=v0.9.0
+test-systemd: ## the .deb and the .rpm on Debian machines that systemd boots: life of the units, upgrade, remove; needs root
+	$(MAKE) --no-print-directory package-deb-amd64 package-rpm-amd64 VERSION=v0.9.0
 	$(MAKE) --no-print-directory package-deb-amd64 VERSION=v0.10.0
 	KTHWD_SYSTEMD=$(abspath dist) go test -count=1 -timeout=20m -v ./test/systemd
 

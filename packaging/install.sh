@@ -19,11 +19,13 @@ settings() { # SOURCE DESTINATION
 }
 
 put 0755 "$binary" /usr/bin/kthwd
+units=/lib/systemd/system
+[ "$kind" != rpm ] || units=/usr/lib/systemd/system
 for unit in kthwd-controller.service kthwd-lb.service kthwd-lb.socket; do
-	put 0644 "$from/systemd/$unit" "/lib/systemd/system/$unit"
+	put 0644 "$from/systemd/$unit" "$units/$unit"
 done
 put 0644 "$from/systemd/restart-steps.conf" /usr/share/kthwd/restart-steps.conf
-put 0644 "$from/etc/90-kthwd.preset" /usr/lib/systemd/system-preset/90-kthwd.preset
+put 0644 "$from/etc/90-kthwd.preset" "$units-preset/90-kthwd.preset"
 put 0644 "$from/etc/sysusers.conf" /usr/lib/sysusers.d/kthwd.conf
 put 0644 "$from/etc/tmpfiles.conf" /usr/lib/tmpfiles.d/kthwd.conf
 settings "$generated/controller.yaml" /etc/kthwd/controller.yaml

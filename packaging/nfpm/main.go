@@ -104,7 +104,8 @@ func (o options) relations(info *nfpm.Info) {
 		info.Depends = []string{"systemd (>= 247)"}
 		info.Recommends = []string{"ca-certificates", "logrotate"}
 		info.License, info.Deb.Compression = "", "gzip" // in copyright; xz takes minutes for a seventh less
-		info.Deb.Triggers.InterestNoAwait = []string{"/lib/systemd/systemd"}
+		// restart_steps looks anew at a systemd that was upgraded: until Debian 12 here, from 13 on there.
+		info.Deb.Triggers.InterestNoAwait = []string{"/lib/systemd/systemd", "/usr/lib/systemd/systemd"}
 		return
 	}
 	info.Scripts = nfpm.Scripts{
@@ -117,9 +118,21 @@ func (o options) relations(info *nfpm.Info) {
 	info.RPM.Summary = strings.SplitN(description, "\n", 2)[0]
 }
 
+// own are directories that are nobody else's. rpm leaves behind what no package has
+// named; a Debian package names each by itself.
+var own = []string{"/etc/kthwd", "/usr/share/kthwd", "/usr/share/licenses/kthwd"}
+
 // contents are the files of the tree. What lies below /etc is the user's once it
 // is there.
 func (o options) contents(date time.Time) (all files.Contents, err error) {
+	if o.kind == "rpm" {
+		for _, dir := range own {
+			all = append(all, &files.Content{
+				Destination: dir, Type: files.TypeDir,
+				FileInfo: &files.ContentFileInfo{Owner: "root", Group: "root", Mode: 0o755, MTime: date},
+			})
+		}
+	}
 	err = filepath.WalkDir(o.root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err

@@ -108,6 +108,12 @@ stop_all() {
 	done
 }
 
+disable_all() {
+	for unit in kthwd-controller.service kthwd-lb.service kthwd-lb.socket; do
+		rm -f "/etc/systemd/system/multi-user.target.wants/$unit" "/etc/systemd/system/sockets.target.wants/$unit"
+	done
+}
+
 removed() {
 	if booted; then
 		systemctl daemon-reload

@@ -8,9 +8,7 @@ case $1 in
 remove) removed ;;
 purge)
 	removed
-	rm -f /etc/systemd/system/multi-user.target.wants/kthwd-controller.service
-	rm -f /etc/systemd/system/multi-user.target.wants/kthwd-lb.service
-	rm -f /etc/systemd/system/sockets.target.wants/kthwd-lb.socket
+	disable_all
 	rm -rf /var/lib/kthwd-lb /var/log/kthwd
 	data=/var/lib/kubernetes
 	if [ -d "$data" ]; then

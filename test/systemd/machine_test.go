@@ -1,11 +1,12 @@
-// Package systemd runs the Debian package on Debian machines that systemd boots
-// (systemd-nspawn), and holds it to what someone who installs it may expect: life
+// Package systemd runs the packages on Debian machines that systemd boots
+// (systemd-nspawn), and holds them to what someone who installs one may expect: life
 // and death of the units, watchdog, reboot, upgrade, downgrade, remove, purge, what
 // is said to bad input, and the commands of docs/install.md.
 //
-// KTHWD_SYSTEMD names the directory with the two packages; make test-systemd makes
+// KTHWD_SYSTEMD names the directory with the packages; make test-systemd makes
 // them. It needs root, systemd-container and debootstrap. The tree that debootstrap
-// makes is kept in KTHWD_DEBIAN, or in the user's cache directory.
+// makes is kept in KTHWD_DEBIAN, or in the user's cache directory. KTHWD_SUITE=trixie
+// takes another Debian than bookworm.
 package systemd
 
 import (
@@ -18,6 +19,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -33,7 +35,7 @@ const packagesEnv = "KTHWD_SYSTEMD"
 const old, fresh = "0.9.0", "0.10.0"
 
 // included is what the machine has beside Debian's minimum.
-const included = "systemd,systemd-sysv,dbus,iproute2,procps,ca-certificates,curl,logrotate,bash-completion"
+const included = "systemd,systemd-sysv,dbus,iproute2,procps,ca-certificates,curl,logrotate,bash-completion,rpm"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(packagesEnv) == "" {
@@ -43,9 +45,13 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+var making sync.Mutex
+
 // debian is the tree that machines are copies of.
 func debian(t *testing.T) string {
 	t.Helper()
+	making.Lock()
+	defer making.Unlock()
 	dir := os.Getenv("KTHWD_DEBIAN")
 	if dir == "" {
 		cache, err := os.UserCacheDir()
@@ -54,8 +60,11 @@ func debian(t *testing.T) string {
 		}
 		dir = filepath.Join(cache, "kthwd-test")
 	}
-	tree := filepath.Join(dir, "bookworm")
-	stamp := filepath.Join(dir, "bookworm.has")
+	suite := "bookworm"
+	if s := os.Getenv("KTHWD_SUITE"); s != "" {
+		suite = s
+	}
+	tree, stamp := filepath.Join(dir, suite), filepath.Join(dir, suite+".has")
 	if had, err := os.ReadFile(stamp); err == nil && string(had) == included {
 		return tree
 	}
@@ -63,7 +72,7 @@ func debian(t *testing.T) string {
 		t.Fatal(err)
 	}
 	begun := time.Now()
-	out, err := exec.Command("debootstrap", "--variant=minbase", "--include="+included, "bookworm", tree).CombinedOutput()
+	out, err := exec.Command("debootstrap", "--variant=minbase", "--include="+included, suite, tree).CombinedOutput()
 	if err != nil {
 		t.Fatalf("debootstrap: %v\n%s", err, tail(string(out), 20))
 	}
@@ -104,7 +113,8 @@ type machine struct {
 	root    string
 	network string
 	nspawn  atomic.Pointer[exec.Cmd]
-	gone    chan struct{}
+	gone    chan struct{} // closed when nspawn has ended
+	end     error         // why, once gone is closed
 	log     kthwtest.Log
 }
 
@@ -151,18 +161,48 @@ func clone(t *testing.T, tree, root string) {
 	t.Cleanup(func() { host(t, "umount", "--lazy", root) })
 }
 
+// ownGroups are the trees of control groups, of both versions, where there are any.
+var ownGroups = []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup/memory"}
+
 // ownGroup runs a command in control groups of its own: two machines must not find
 // each other's units in theirs.
-const ownGroup = `
-for top in /sys/fs/cgroup /sys/fs/cgroup/unified /sys/fs/cgroup/systemd; do
+var ownGroup = `
+for top in ` + strings.Join(ownGroups, " ") + `; do
 	[ -e $top/cgroup.procs ] || continue
 	mkdir -p $top/$0 && echo $$ > $top/$0/cgroup.procs
 done
 exec "$@"`
 
+// group is the name of the machine's control groups, and the machine's own for
+// nspawn, which has one of a name at a time, whoever runs it.
+func (m *machine) group() string { return fmt.Sprintf("%s-%d", m.name, os.Getpid()) }
+
+// limitMemory is memory that is taken out of the machine while it runs. It returns
+// what puts it back.
+func (m *machine) limitMemory(bytes uint64) (undo func()) {
+	m.t.Helper()
+	for file, none := range map[string]string{
+		"/sys/fs/cgroup/memory/" + m.group() + "/memory.limit_in_bytes": "-1",
+		"/sys/fs/cgroup/" + m.group() + "/memory.max":                   "max",
+	} {
+		if _, err := os.Stat(file); err != nil {
+			continue
+		}
+		set := func(limit string) {
+			if err := os.WriteFile(file, []byte(limit), 0o644); err != nil {
+				m.t.Error(err)
+			}
+		}
+		set(strconv.FormatUint(bytes, 10))
+		return func() { set(none) }
+	}
+	m.t.Fatal("this machine has no control groups for memory")
+	return nil
+}
+
 // plugIn starts nspawn.
 func (m *machine) plugIn() {
-	cmd := exec.Command("sh", "-c", ownGroup, m.name, "systemd-nspawn", "--quiet", "--boot", "--directory="+m.root, "--machine="+m.name, "--register=no",
+	cmd := exec.Command("sh", "-c", ownGroup, m.group(), "systemd-nspawn", "--quiet", "--boot", "--directory="+m.root, "--machine="+m.group(), "--register=no",
 		"--keep-unit", "--network-namespace-path="+m.network, "--console=pipe", "--link-journal=no", "systemd.unit=multi-user.target")
 	cmd.Stdout, cmd.Stderr = &m.log, &m.log
 	if err := cmd.Start(); err != nil {
@@ -178,6 +218,7 @@ func (m *machine) power() {
 	for {
 		var exit *exec.ExitError
 		if err := m.nspawn.Load().Wait(); !errors.As(err, &exit) || exit.ExitCode() != reboot {
+			m.end = err
 			return
 		}
 		m.plugIn()
@@ -198,6 +239,9 @@ func (m *machine) off() {
 	case <-time.After(20 * time.Second):
 		_ = m.nspawn.Load().Process.Kill()
 		<-m.gone
+	}
+	for _, top := range ownGroups {
+		_ = exec.Command("find", top+"/"+m.group(), "-depth", "-type", "d", "-exec", "rmdir", "{}", ";").Run() // what is in use stays
 	}
 }
 
@@ -221,6 +265,11 @@ func (m *machine) init() int {
 func (m *machine) booted() {
 	m.t.Helper()
 	kthwtest.WaitFor(m.t, m.name+" to boot", 2*time.Minute, func() error {
+		select {
+		case <-m.gone:
+			m.t.Fatalf("%s: nspawn has ended: %v\n%s", m.name, m.end, m.log.Tail(10))
+		default:
+		}
 		out, _ := m.try("systemctl is-system-running")
 		if s := strings.TrimSpace(out); s != "running" && s != "degraded" {
 			return fmt.Errorf("%s\n%s", s, m.log.Tail(10))

@@ -34,6 +34,7 @@ func TestDebian(t *testing.T) {
 		{"units are clean", cleanUnits},
 		{"controller serves", controllerServes},
 		{"load balancer serves", balancerServes},
+		{"limits of memory", memoryLimits},
 		{"kill -9 of the controller", controllerKilled},
 		{"kill -9 of the load balancer", balancerKilled},
 		{"watchdog", watchdog},
@@ -62,6 +63,12 @@ func installs(t *testing.T, c, b *machine) {
 	if out := host(t, "lintian", "--allow-root", "--fail-on=error,warning", deb); out != "" {
 		t.Errorf("lintian:\n%s", out)
 	}
+	// The systemd of Debian 10, and nowhere to get a later one.
+	c.run(`sed '/^Package: systemd$/,/^$/s/^Version: .*/Version: 241-7~deb10u10/' /var/lib/dpkg/status > /run/status`)
+	out := c.fails("apt-get install --simulate -o Dir::State::status=/run/status -o Dir::State::lists=/run/none -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= ./kthwd_" + old + "-1_amd64.deb")
+	if !strings.Contains(out, "kthwd : Depends: systemd (>= 247)") {
+		t.Errorf("a systemd that is too old:\n%s", out)
+	}
 	for _, m := range []*machine{c, b} {
 		m.install(old)
 		for _, unit := range []string{controllerUnit, balancerUnit, "kthwd-lb.socket"} {
@@ -72,7 +79,9 @@ func installs(t *testing.T, c, b *machine) {
 		m.shows("getent passwd kthwd", "/usr/sbin/nologin")
 		m.shows("stat -c '%a %U' /var/lib/kubernetes", "700 kthwd")
 		m.shows("dpkg-query --showformat '${Conffiles}' --show kthwd", "/etc/kthwd/controller.yaml", "/etc/kthwd/lb.yaml", "/etc/default/kthwd", "/etc/logrotate.d/kthwd")
-		m.run("logrotate --debug /etc/logrotate.d/kthwd")
+		if out := m.run("logrotate --debug /etc/logrotate.d/kthwd 2>&1"); strings.Contains(out, "error") || !strings.Contains(out, "/var/log/kthwd/*.log") {
+			t.Errorf("logrotate --debug:\n%s", out)
+		}
 		m.run("bash -c 'source /usr/share/bash-completion/bash_completion && source /usr/share/bash-completion/completions/kthwd && complete -p kthwd'")
 	}
 }
@@ -130,6 +139,19 @@ func controllerServes(t *testing.T, c, _ *machine) {
 	}
 }
 
+// rotates: the load balancer is told, and goes on in the new file.
+func rotates(t *testing.T, b *machine) {
+	const request = "kubectl --kubeconfig /etc/kthwd/admin.kubeconfig version"
+	b.shows(request+" && cat /var/log/kthwd/access.log", `"backend"`)
+	process := b.property(balancerUnit, "MainPID")
+	b.run("logrotate --force /etc/logrotate.d/kthwd")
+	b.shows("stat --format '%a %U:%G %n' /var/log/kthwd/*", "640 kthwd:kthwd /var/log/kthwd/access.log\n", "600 kthwd:kthwd /var/log/kthwd/access.log.1\n")
+	b.shows(request+" && cat /var/log/kthwd/access.log", `"backend"`)
+	if now := b.property(balancerUnit, "MainPID"); now != process {
+		t.Errorf("logrotate restarted it: process %s, before %s", now, process)
+	}
+}
+
 const balancerYAML = `listen: ['` + balancerAddress + `:6443']
 backend: ['` + controllerAddress + `:6443']
 backend-ca: /etc/kthwd/ca.pem
@@ -150,8 +172,30 @@ func balancerServes(t *testing.T, c, b *machine) {
 	if out := b.run("journalctl --no-pager -o cat -p warning -u " + balancerUnit); strings.Contains(out, "inherited socket") {
 		t.Errorf("the socket of the unit was not used:\n%s", out)
 	}
-	b.shows("logrotate --force /etc/logrotate.d/kthwd; ls /var/log/kthwd", "access.log.1")
-	b.shows("kubectl --kubeconfig /etc/kthwd/admin.kubeconfig version && sleep 1 && cat /var/log/kthwd/access.log", `"backend"`)
+	rotates(t, b)
+}
+
+// memoryLimits: the garbage collector keeps below MemoryMax= of the unit. Where the
+// machine that runs the test gives the tested ones no control over memory, as one
+// with version 1 of control groups does, the whole tested machine has the limit:
+// systemd then does not write the unit's.
+func memoryLimits(t *testing.T, c, b *machine) {
+	const limit, want = 1 << 30, "memory is limited by the control group limit-mib=921"
+	for m, unit := range map[*machine]string{c: controllerUnit, b: balancerUnit} {
+		if bad := m.run("journalctl --no-pager -o cat -u " + unit); strings.Contains(bad, "memory is limited") {
+			t.Errorf("%s: without a limit:\n%s", unit, bad)
+		}
+		m.run("systemctl set-property " + unit + " MemoryMax=1G")
+		if _, err := m.try("grep --quiet --word-regexp memory /sys/fs/cgroup/cgroup.controllers"); err != nil {
+			t.Logf("%s: memory is not this machine's to share out: the limit is the machine's", m.name)
+			defer m.limitMemory(limit)()
+		}
+		m.run("systemctl restart " + unit)
+		m.shows("journalctl --no-pager -o cat -u "+unit, want)
+		m.state(unit, "active")
+		m.run("systemctl revert " + unit)
+	}
+	b.run("systemctl restart " + balancerUnit)
 }
 
 func (m *machine) restarts(unit string) int {
@@ -192,10 +236,10 @@ func balancerKilled(t *testing.T, c, b *machine) {
 	b.comesBack(balancerUnit, before)
 }
 
-// watchdog stops the process, as a kernel or a machine might. The limit is cut to
+// watchdog stops the process, as a kernel or a machine might. The limits are cut to
 // keep the test short.
 func watchdog(t *testing.T, c, _ *machine) {
-	c.write("/etc/systemd/system/kthwd-controller.service.d/test.conf", "[Service]\nWatchdogSec=8\n")
+	c.write("/etc/systemd/system/kthwd-controller.service.d/test.conf", "[Service]\nWatchdogSec=8\nTimeoutAbortSec=2\n")
 	c.run("systemctl daemon-reload && systemctl restart " + controllerUnit)
 	c.state(controllerUnit, "active")
 	before := c.restarts(controllerUnit)
@@ -277,10 +321,10 @@ func downgrade(t *testing.T, c, b *machine) {
 
 // badInput: the unit ends, says why in one line, and what to do.
 func badInput(t *testing.T, c, b *machine) {
-	const dropin = "/etc/systemd/system/kthwd-controller.service.d/bad.conf"
 	fast := "[Unit]\nStartLimitBurst=2\n[Service]\nRestartSec=100ms\n"
 	for _, tt := range []struct {
 		name, set, undo string
+		balancer        bool // it is the load balancer's, not the controller's
 		dropin          string
 		exit            string
 		want            []string
@@ -308,38 +352,62 @@ func badInput(t *testing.T, c, b *machine) {
 			name: "a capability that is missing", dropin: fast + "AmbientCapabilities=\nCapabilityBoundingSet=\n", exit: "1",
 			want: []string{":80: bind: permission denied", "CAP_NET_BIND_SERVICE"},
 		},
+		{
+			name: "a broken file of the load balancer", balancer: true,
+			set:  "cp /etc/kthwd/lb.yaml /run/good.yaml; printf 'balance: fastest\\nbackends: [a]\\n' >> /etc/kthwd/lb.yaml",
+			undo: "cp /run/good.yaml /etc/kthwd/lb.yaml", exit: "2",
+			want: []string{"error: /etc/kthwd/lb.yaml:", `unknown key "backends"`, "did you mean backend?"},
+		},
+		{
+			name: "a port of the load balancer that is taken", balancer: true, dropin: fast,
+			set:  "systemctl stop kthwd-lb.socket; systemd-run --unit=squatter kthwd --role=lb --config= --check=tcp --backend=192.0.2.1:1 --listen=" + balancerAddress + ":6443 --metrics-address=",
+			undo: "systemctl stop squatter; systemctl start kthwd-lb.socket", exit: "1",
+			want: []string{"listen on " + balancerAddress + ":6443: address already in use", "ss -ltnp"},
+		},
+		{
+			name: "a port of the load balancer without the capability", balancer: true, dropin: fast + "AmbientCapabilities=\nCapabilityBoundingSet=\nEnvironment=KTHWD_LB_OPTS=--listen=" + balancerAddress + ":443\n",
+			set: "systemctl stop kthwd-lb.socket", undo: "systemctl start kthwd-lb.socket", exit: "1",
+			want: []string{":443: permission denied", "CAP_NET_BIND_SERVICE"},
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			c.t = t
-			c.run("systemctl stop " + controllerUnit)
-			c.write(dropin, tt.dropin)
-			if tt.set != "" {
-				c.run(tt.set)
+			m, unit := c, controllerUnit
+			if tt.balancer {
+				m, unit = b, balancerUnit
 			}
-			c.run("systemctl daemon-reload; systemctl reset-failed " + controllerUnit)
-			c.run("systemctl start --no-block " + controllerUnit)
-			c.state(controllerUnit, "failed")
-			if got := c.property(controllerUnit, "ExecMainStatus"); got != tt.exit {
+			m.t = t
+			m.run("systemctl stop " + unit)
+			dropin := "/etc/systemd/system/" + unit + ".d/bad.conf"
+			m.write(dropin, tt.dropin)
+			if tt.set != "" {
+				m.run(tt.set)
+			}
+			m.run("systemctl daemon-reload; systemctl reset-failed " + unit)
+			m.run("systemctl start --no-block " + unit)
+			m.state(unit, "failed")
+			if got := m.property(unit, "ExecMainStatus"); got != tt.exit {
 				t.Errorf("exit code: got %s, want %s", got, tt.exit)
 			}
-			if tt.exit == "2" && c.restarts(controllerUnit) != 0 {
+			if tt.exit == "2" && m.restarts(unit) != 0 {
 				t.Error("it was tried again")
 			}
-			status, _ := c.try("systemctl status --no-pager --full " + controllerUnit)
+			status, _ := m.try("systemctl status --no-pager --full " + unit)
 			for _, want := range tt.want {
 				if !strings.Contains(status, want) {
 					t.Errorf("systemctl status lacks %q:\n%s", want, status)
 				}
 			}
 			if tt.undo != "" {
-				c.run(tt.undo)
+				m.run(tt.undo)
 			}
-			c.run("rm --recursive " + filepath.Dir(dropin))
+			m.run("rm --recursive " + filepath.Dir(dropin))
 		})
 	}
-	c.t = t
-	c.run("systemctl daemon-reload; systemctl reset-failed " + controllerUnit + "; systemctl start " + controllerUnit)
-	c.state(controllerUnit, "active")
+	c.t, b.t = t, t
+	for m, unit := range map[*machine]string{c: controllerUnit, b: balancerUnit} {
+		m.run("systemctl daemon-reload; systemctl reset-failed " + unit + "; systemctl start " + unit)
+		m.state(unit, "active")
+	}
 	c.shows(kubectl+"get configmap before", "before")
 }
 
