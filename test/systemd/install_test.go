@@ -13,8 +13,9 @@ import (
 )
 
 // TestInstall runs the commands of docs/install.md, in order, each block on the
-// machines that the comment above it names.
+// machines that the comment above it names; the packages are then upgraded.
 func TestInstall(t *testing.T) {
+	t.Parallel() // with TestRPM, when TestDebian, where times matter, is over
 	text, err := os.ReadFile(filepath.Join(kthwtest.Root(), "docs", "install.md"))
 	if err != nil {
 		t.Fatal(err)
@@ -30,6 +31,66 @@ func TestInstall(t *testing.T) {
 		}
 		share(t, machines)
 	}
+	upgradesInTurn(t, machines)
+}
+
+const upgradePackage = "apt-get install -y -q ./upgrade/kthwd_" + fresh + "-1_amd64.deb"
+
+// upgradesInTurn: a controller that the others cannot do without keeps the old
+// version, and the package says so. When all are there, each is restarted in its
+// turn, and who asks through the load balancer is always answered.
+func upgradesInTurn(t *testing.T, machines map[string]*machine) {
+	c0, c1, c2, lb := machines["c0"], machines["c1"], machines["c2"], machines["lb"]
+	begun := time.Now()
+	lb.write("/root/ask", `n=0
+while sleep 0.5; do
+	n=$((n + 1))
+	kubectl --kubeconfig cluster/c0/admin.kubeconfig create configmap asked-$n >>answered 2>>refused
+done
+`)
+	lb.run("systemd-run --unit=ask --working-directory=/root bash ask")
+	lb.shows("cat answered", "asked-1 created")
+
+	c2.run("systemctl stop " + controllerUnit)
+	c0.shows("kthwd status", "2 of 3 members active")
+	process := c0.property(controllerUnit, "MainPID")
+	out := c0.run(upgradePackage)
+	const advice = "systemctl restart " + controllerUnit
+	if want := "kthwd: the controller goes on with the old version, for without it there is no quorum (2 of 3 active); once the others are back: " + advice; !strings.Contains(out, want) {
+		t.Errorf("with one of three down it does not say %q:\n%s", want, out)
+	}
+	if now := c0.property(controllerUnit, "MainPID"); now != process {
+		t.Errorf("with one of three down it was restarted: process %s, before %s", now, process)
+	}
+	c0.shows("kthwd status", "kthwd v"+old)
+	c0.run(kubectl + "create configmap two-of-three")
+
+	// One that is stopped stays so.
+	if out := c2.run(upgradePackage); strings.Contains(out, "restarted") {
+		t.Errorf("a stopped one:\n%s", out)
+	}
+	c2.state(controllerUnit, "inactive")
+	c2.run("systemctl start " + controllerUnit)
+	c0.shows("kthwd status", "3 of 3 members active", "\nready")
+	c0.run(advice)
+	c0.shows("kthwd status", "kthwd v"+fresh, "3 of 3 members active", "\nready")
+
+	if out := c1.run(upgradePackage); !strings.Contains(out, "kthwd: the controller was restarted and is ready") {
+		t.Errorf("with all there it does not say what it did:\n%s", out)
+	}
+	c1.shows("kthwd status", "kthwd v"+fresh, "3 of 3 members active", "\nready")
+	if out := lb.run(upgradePackage); !strings.Contains(out, "has handed its connections over") {
+		t.Errorf("the load balancer:\n%s", out)
+	}
+	lb.run("systemctl stop ask")
+	refused, asked := lb.run("cat refused"), strings.Count(lb.run("cat answered"), "created")
+	t.Logf("upgrade in turn: %v, %d configmaps created through the load balancer meanwhile", time.Since(begun).Round(time.Second), asked)
+	if refused != "" {
+		t.Errorf("not answered:\n%s", refused)
+	}
+	if got := len(strings.Fields(c2.run(kubectl + "get configmaps --output=name | grep asked-"))); got != asked {
+		t.Errorf("there are %d configmaps, %d were created", got, asked)
+	}
 }
 
 // installed are the machines of the page, each with the package and, where there is
@@ -43,9 +104,9 @@ func installed(t *testing.T) map[string]*machine {
 	}
 	for name, m := range machines {
 		m.booted()
-		m.run("rm kthwd_" + old + "-1_amd64.deb")
+		m.run("mkdir upgrade && mv kthwd_" + fresh + "-1_amd64.deb upgrade")
 		if name == "bare" {
-			host(t, "make", "-s", "-C", kthwtest.Root(), "install", "DESTDIR="+m.root)
+			host(t, "make", "-s", "-C", kthwtest.Root(), "install", "DESTDIR="+m.root, "VERSION=v"+fresh)
 		}
 	}
 	return machines
