@@ -37,9 +37,9 @@
 //	             20 600; a third of that for tcpproxy) after one exchange, at most
 //	             64 being opened at a time; memory is read 3 s after the last
 //	latency      requests at a fixed rate, half of what the slowest balancer managed,
-//	             over 64 connections; through the balancer and past it, six times in
-//	             turns of a sixth of the time; what is told is the lowest of the
-//	             percentiles through the balancer minus the lowest of those past it
+//	             over 64 connections; through the balancer and past it, sixteen times in
+//	             turns of a quarter of a second; what is told is the median of the turns'
+//	             percentiles through the balancer minus the median of those past it
 //
 // CPU time is user and system time of the balancer with its workers, from the
 // first counted request to the last, divided by their number. On loopback the
