@@ -44,8 +44,11 @@ type fileVersion struct {
 
 // statFile follows symbolic links, so that a link that points elsewhere is a change.
 func statFile(path string) (v fileVersion) {
+	if path == "" {
+		return v
+	}
 	info, err := os.Stat(path)
-	if path == "" || err != nil {
+	if err != nil {
 		return v
 	}
 	v = fileVersion{there: true, size: info.Size(), modified: info.ModTime()}

@@ -1,7 +1,7 @@
 // Package benchlb compares kthwd --role=lb with Debian's nginx (the guide's
 // stream block), Debian's HAProxy (mode tcp) and a plain tcpproxy.
 //
-//	make bench-lb                                               # everything, about 10 minutes
+//	make bench-lb                                               # everything, about 12 minutes
 //	KTHWD_BENCH_ROUNDS=1 make bench-lb                          # a first look, 1.5 minutes
 //	KTHWD_BENCH_ONLY=requests,connections make bench-lb         # a part of it
 //	KTHWD_LB_BIN=PROGRAM KTHWD_BENCH_LB=1 go test -v ./test/benchlb # a program that takes the same flags
