@@ -159,7 +159,7 @@ func (j *joiner) checkEmpty() error {
 
 // fetch makes the directory complete, but for kthwd.yaml.
 func (j *joiner) fetch(ctx context.Context) error {
-	has, err := pki.HasCertificate(j.layout, pki.NameKubernetes)
+	has, err := pki.FinishCertificate(j.layout, pki.NameKubernetes)
 	if err != nil {
 		return err
 	}

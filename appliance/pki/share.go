@@ -135,11 +135,20 @@ func (s Shared) plan(l Layout, server string) (report Report, files []file, err 
 	return report, files, errors.Join(problems...)
 }
 
-// HasCertificate tells whether the certificate of that name is there, issued by
+// FinishCertificate tells whether the certificate of that name is there, issued by
 // someone whose CA key is not. An Adopt that was interrupted after it had given the
 // key its name had the certificate ready; it gets its name now, for another one
-// would not fit the key.
-func HasCertificate(l Layout, name string) (bool, error) {
+// would not fit the key. The directory must be there.
+func FinishCertificate(l Layout, name string) (there bool, err error) {
+	held, err := lock(l.Dir, syscall.LOCK_EX)
+	if err != nil {
+		return false, err
+	}
+	defer held.Close()
+	return finishCertificate(l, name)
+}
+
+func finishCertificate(l Layout, name string) (bool, error) {
 	cert := l.Cert(name)
 	if there(cert) {
 		return true, nil

@@ -208,7 +208,7 @@ func TestCrashOfAdopt(t *testing.T) {
 	for step := range 3*len(plan(t, Layout{Dir: t.TempDir()})) + 1 {
 		l := Layout{Dir: t.TempDir()}
 		crashAfter(t, step, plan(t, l))
-		has, err := HasCertificate(l, NameKubernetes)
+		has, err := FinishCertificate(l, NameKubernetes)
 		if err != nil {
 			t.Fatalf("after %d steps: %v", step, err)
 		}

@@ -411,8 +411,11 @@ func TestJoinInterrupted(t *testing.T) {
 					g.awaitPeerPort(ctx, round)
 					within = 20 // while the cluster looks whether it is there, and adds it
 				}
-				time.Sleep(time.Duration(rand.IntN(within)) * time.Millisecond)
-				cmd.Process.Signal(signal)
+				select {
+				case <-time.After(time.Duration(rand.IntN(within)) * time.Millisecond):
+					cmd.Process.Signal(signal)
+				case <-ctx.Done(): // it has ended by itself
+				}
 			}()
 			err := cmd.Wait()
 			over()

@@ -319,57 +319,62 @@ func downgrade(t *testing.T, c, b *machine) {
 	b.install(fresh)
 }
 
+// fast has a unit give up soon.
+const fast = "[Unit]\nStartLimitBurst=2\n[Service]\nRestartSec=100ms\n"
+
+// badInputs are what must not be tried for ever, and what systemctl status says of each.
+var badInputs = []struct {
+	name, set, undo string
+	balancer        bool // it is the load balancer's, not the controller's
+	dropin          string
+	exit            string
+	want            []string
+}{
+	{
+		name: "a broken file", set: "cp /etc/kthwd/controller.yaml /run/good.yaml; echo 'secure-prt: 1' >> /etc/kthwd/controller.yaml",
+		undo: "cp /run/good.yaml /etc/kthwd/controller.yaml", exit: "2",
+		want: []string{"error: /etc/kthwd/controller.yaml:", `unknown key "secure-prt"`, "did you mean secure-port?"},
+	},
+	{
+		name: "a port that is taken", set: "systemd-run --unit=squatter kthwd --role=lb --config= --check=tcp --backend=192.0.2.1:1 --listen=" + controllerAddress + ":2380 --metrics-address=",
+		undo: "systemctl stop squatter", dropin: fast, exit: "1",
+		want: []string{"etcd: listen tcp 10.0.0.1:2380: bind: address already in use", "ss -ltnp"},
+	},
+	{
+		name: "a read-only file system", dropin: fast + "ReadOnlyPaths=/var/lib/kubernetes\n", exit: "1",
+		want: []string{"read-only file system", "/var/lib/kubernetes"},
+	},
+	{
+		name: "a full disk", set: "mkdir -p /var/lib/full && mount -t tmpfs -o size=64k tmpfs /var/lib/full && chown kthwd: /var/lib/full && chmod 700 /var/lib/full && head -c 1M /dev/zero > /var/lib/full/ballast || true",
+		undo: "umount /var/lib/full", dropin: fast + "ReadWritePaths=/var/lib/full\nEnvironment=KTHWD_CONTROLLER_OPTS=--data-dir=/var/lib/full\n", exit: "1",
+		want: []string{"no space left on device", "make room"},
+	},
+	{
+		name: "a capability that is missing", dropin: fast + "AmbientCapabilities=\nCapabilityBoundingSet=\n", exit: "1",
+		want: []string{":80: bind: permission denied", "CAP_NET_BIND_SERVICE"},
+	},
+	{
+		name: "a broken file of the load balancer", balancer: true,
+		set:  "cp /etc/kthwd/lb.yaml /run/good.yaml; printf 'balance: fastest\\nbackends: [a]\\n' >> /etc/kthwd/lb.yaml",
+		undo: "cp /run/good.yaml /etc/kthwd/lb.yaml", exit: "2",
+		want: []string{"error: /etc/kthwd/lb.yaml:", `unknown key "backends"`, "did you mean backend?"},
+	},
+	{
+		name: "a port of the load balancer that is taken", balancer: true, dropin: fast,
+		set:  "systemctl stop kthwd-lb.socket; systemd-run --unit=squatter kthwd --role=lb --config= --check=tcp --backend=192.0.2.1:1 --listen=" + balancerAddress + ":6443 --metrics-address=",
+		undo: "systemctl stop squatter; systemctl start kthwd-lb.socket", exit: "1",
+		want: []string{"listen on " + balancerAddress + ":6443: address already in use", "ss -ltnp"},
+	},
+	{
+		name: "a port of the load balancer without the capability", balancer: true, dropin: fast + "AmbientCapabilities=\nCapabilityBoundingSet=\nEnvironment=KTHWD_LB_OPTS=--listen=" + balancerAddress + ":443\n",
+		set: "systemctl stop kthwd-lb.socket", undo: "systemctl start kthwd-lb.socket", exit: "1",
+		want: []string{":443: permission denied", "CAP_NET_BIND_SERVICE"},
+	},
+}
+
 // badInput: the unit ends, says why in one line, and what to do.
 func badInput(t *testing.T, c, b *machine) {
-	fast := "[Unit]\nStartLimitBurst=2\n[Service]\nRestartSec=100ms\n"
-	for _, tt := range []struct {
-		name, set, undo string
-		balancer        bool // it is the load balancer's, not the controller's
-		dropin          string
-		exit            string
-		want            []string
-	}{
-		{
-			name: "a broken file", set: "cp /etc/kthwd/controller.yaml /run/good.yaml; echo 'secure-prt: 1' >> /etc/kthwd/controller.yaml",
-			undo: "cp /run/good.yaml /etc/kthwd/controller.yaml", exit: "2",
-			want: []string{"error: /etc/kthwd/controller.yaml:", `unknown key "secure-prt"`, "did you mean secure-port?"},
-		},
-		{
-			name: "a port that is taken", set: "systemd-run --unit=squatter kthwd --role=lb --config= --check=tcp --backend=192.0.2.1:1 --listen=" + controllerAddress + ":2380 --metrics-address=",
-			undo: "systemctl stop squatter", dropin: fast, exit: "1",
-			want: []string{"etcd: listen tcp 10.0.0.1:2380: bind: address already in use", "ss -ltnp"},
-		},
-		{
-			name: "a read-only file system", dropin: fast + "ReadOnlyPaths=/var/lib/kubernetes\n", exit: "1",
-			want: []string{"read-only file system", "/var/lib/kubernetes"},
-		},
-		{
-			name: "a full disk", set: "mkdir -p /var/lib/full && mount -t tmpfs -o size=64k tmpfs /var/lib/full && chown kthwd: /var/lib/full && chmod 700 /var/lib/full && head -c 1M /dev/zero > /var/lib/full/ballast || true",
-			undo: "umount /var/lib/full", dropin: fast + "ReadWritePaths=/var/lib/full\nEnvironment=KTHWD_CONTROLLER_OPTS=--data-dir=/var/lib/full\n", exit: "1",
-			want: []string{"no space left on device", "make room"},
-		},
-		{
-			name: "a capability that is missing", dropin: fast + "AmbientCapabilities=\nCapabilityBoundingSet=\n", exit: "1",
-			want: []string{":80: bind: permission denied", "CAP_NET_BIND_SERVICE"},
-		},
-		{
-			name: "a broken file of the load balancer", balancer: true,
-			set:  "cp /etc/kthwd/lb.yaml /run/good.yaml; printf 'balance: fastest\\nbackends: [a]\\n' >> /etc/kthwd/lb.yaml",
-			undo: "cp /run/good.yaml /etc/kthwd/lb.yaml", exit: "2",
-			want: []string{"error: /etc/kthwd/lb.yaml:", `unknown key "backends"`, "did you mean backend?"},
-		},
-		{
-			name: "a port of the load balancer that is taken", balancer: true, dropin: fast,
-			set:  "systemctl stop kthwd-lb.socket; systemd-run --unit=squatter kthwd --role=lb --config= --check=tcp --backend=192.0.2.1:1 --listen=" + balancerAddress + ":6443 --metrics-address=",
-			undo: "systemctl stop squatter; systemctl start kthwd-lb.socket", exit: "1",
-			want: []string{"listen on " + balancerAddress + ":6443: address already in use", "ss -ltnp"},
-		},
-		{
-			name: "a port of the load balancer without the capability", balancer: true, dropin: fast + "AmbientCapabilities=\nCapabilityBoundingSet=\nEnvironment=KTHWD_LB_OPTS=--listen=" + balancerAddress + ":443\n",
-			set: "systemctl stop kthwd-lb.socket", undo: "systemctl start kthwd-lb.socket", exit: "1",
-			want: []string{":443: permission denied", "CAP_NET_BIND_SERVICE"},
-		},
-	} {
+	for _, tt := range badInputs {
 		t.Run(tt.name, func(t *testing.T) {
 			m, unit := c, controllerUnit
 			if tt.balancer {
