@@ -144,6 +144,7 @@ var expectedLines = []expected{
 	{"Error initializing dynamic plugin prober", "/usr/libexec/kubernetes", "FlexVolume plugins are the kubelet's; the user of the unit may not make their directory, nor need it"},
 	{"retrying of unary invoker failed", "context canceled", "whoever asked has gone"},
 	{"retrying of unary invoker failed", "the client connection is closing", "a client of etcd that is not needed any more"},
+	{"Unhandled Error", "for Service default/kubernetes is not allocated; repairing", "a first look at addresses between the making of the service and its allocation; upstream mends it itself"},
 	{"Error while syncing ConfigMap", `namespaces "kube-system" not found`, "the namespace is made a moment later"},
 }
 
