@@ -206,13 +206,7 @@ func (l *lease) campaign(report supervise.Reporter, ready func()) (*campaign, er
 		Callbacks: leaderelection.LeaderCallbacks{
 			OnStartedLeading: func(context.Context) { close(won) },
 			OnStoppedLeading: func() {},
-			OnNewLeader: func(id string) {
-				l.record.held(id)
-				if id != l.identity {
-					report.Standby("lease held by " + id)
-					ready()
-				}
-			},
+			OnNewLeader:      func(id string) { l.newLeader(id, won, report, ready) },
 		},
 	})
 	if err != nil {
@@ -224,6 +218,21 @@ func (l *lease) campaign(report supervise.Reporter, ready func()) (*campaign, er
 		elector.Run(ctx)
 	}()
 	return &campaign{won: won, over: over, resign: func() { cancel(); <-over }}, nil
+}
+
+// newLeader takes note of who holds the lease. A term that was won is over only when
+// its work has stopped: that another holds its lease makes it no standby.
+func (l *lease) newLeader(id string, won <-chan struct{}, report supervise.Reporter, ready func()) {
+	l.record.held(id)
+	select {
+	case <-won:
+		return
+	default:
+	}
+	if id != l.identity {
+		report.Standby("lease held by " + id)
+		ready()
+	}
 }
 
 // leaseClient is the component's own identity with a client of its own, so that

@@ -11,6 +11,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
 	componentbaseconfig "k8s.io/component-base/config"
+
+	"kthwd/appliance/supervise"
 )
 
 // newLease has upstream's timings: 15 s, 10 s, and so a margin of 5 s.
@@ -121,4 +123,29 @@ func TestFailedTermIsBegunAgain(t *testing.T) {
 			t.Errorf("got a last pause of %v; want %v", last, lastTermPause)
 		}
 	})
+}
+
+// Only a campaign that has not been won makes a standby of another's lease.
+func TestStandbyIsWhoHasNotWon(t *testing.T) {
+	won, open := make(chan struct{}), make(chan struct{})
+	close(won)
+	for _, tt := range []struct {
+		name   string
+		holder string
+		won    <-chan struct{}
+		want   bool
+	}{
+		{"another's, before the term", "c1", open, true},
+		{"another's, in a term", "c1", won, false},
+		{"ours", "c0", open, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			l, got := newLease(), false
+			l.identity = "c0"
+			l.newLeader(tt.holder, tt.won, supervise.Reporter{}, func() { got = true })
+			if got != tt.want {
+				t.Errorf("standby: got %v, want %v", got, tt.want)
+			}
+		})
+	}
 }
