@@ -1,6 +1,7 @@
 package lb
 
 import (
+	"bytes"
 	"net"
 	"runtime"
 	"slices"
@@ -11,9 +12,11 @@ import (
 
 // A loop is what tcpproxy calls a listener: each of its Accept calls is a piece
 // of the loop, which ends when a client has connected. tcpproxy then starts a
-// goroutine that routes the connection and ends in Server.HandleConn, and calls
-// Accept again, which lets that goroutine run first. So a connection is accepted,
-// routed and connected on one thread, which wakes no other for it.
+// goroutine that routes the connection and ends in Server.HandleConn, which gives it
+// back to the loop, and calls Accept again, which lets that goroutine run first. So a
+// connection is accepted, routed and connected on one thread, which wakes no other
+// for it; and what is done for it is done on the loop's stack, not on one that has to
+// grow first.
 //
 // Every loop accepts from every listener and keeps what it accepts. The kernel
 // wakes one of those that wait, the same one first (EPOLLEXCLUSIVE): while the load
@@ -32,8 +35,13 @@ const (
 // (tcpproxy.go:serveListener).
 func (l *loop) Accept() (net.Conn, error) {
 	if l.routing { // what was returned before
-		l.routing, l.yielded = false, l.now
+		l.routing = false
 		runtime.Gosched()
+		l.now = l.s.clock()
+		l.yielded = l.now
+		if l.inbox.Load() { // else another thread has taken that goroutine, and will wake the loop
+			l.readInbox()
+		}
 	}
 	for {
 		if len(l.newcomers) > 0 {
@@ -122,6 +130,51 @@ func (l *loop) accept(ln *listener) {
 			l.newcomers = append(l.newcomers, arrival{listener: ln, fd: fd, peer: peer})
 		}
 	}
+}
+
+// admit makes a pair of a client. If that has sent something already, as
+// TCP_DEFER_ACCEPT has it, a backend is being connected to when admit returns.
+func (l *loop) admit(a arrival) {
+	p := &pair{loop: l, client: newEnd(a.fd), listener: a.listener, peer: a.peer, born: l.now}
+	if most := l.s.settings().maxPerSource; most > 0 && !l.s.sources.enter(p, most) {
+		l.s.refuse(a, rejectPerSource)
+		return
+	}
+	if !l.readFirst(p) {
+		l.s.sources.leave(p)
+		l.s.refuse(a, rejectSilent)
+		return
+	}
+	if !l.s.slots.set(a.fd, p) {
+		l.s.sources.leave(p)
+		l.s.refuse(a, rejectError)
+		return
+	}
+	l.add(p)
+	switch {
+	case watch(l.epfd, unix.EPOLL_CTL_ADD, a.fd, unix.EPOLLIN|unix.EPOLLRDHUP) != 0:
+		l.end(p, endError)
+	case len(p.first) > 0:
+		l.beginConnect(p)
+	default:
+		l.fresh.push(p, p.listener.silentUntil(p.born, l.s.settings().firstByte))
+	}
+}
+
+// readFirst takes the first bytes, if they are there: a ClientHello, as a rule. It
+// is false for a client that has left without any, such as a port check.
+func (l *loop) readFirst(p *pair) bool {
+	buf := l.buf[:16<<10]
+	n, errno := recv(p.client.fd, buf)
+	switch {
+	case errno == unix.EAGAIN || errno == unix.EINTR:
+		return true
+	case errno != 0 || n == 0:
+		return false
+	}
+	p.first = bytes.Clone(buf[:n])
+	p.client.readable = n == len(buf) // else what comes later is a new edge
+	return true
 }
 
 // atListener finds the listener that an event is about.

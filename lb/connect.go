@@ -167,7 +167,7 @@ func (l *loop) connected(p *pair, a *attempt, events uint32) {
 	p.server.watched = true
 	p.server.note(events)
 	p.backend, p.phase = b, relaying
-	p.traffic = p.listener.trafficWith(b)
+	p.traffic = p.listener.trafficWith(b, l)
 	b.active.Add(1)
 	b.total.Add(1)
 	l.requeue(&l.young, p, l.now+int64(keepAliveAge))
@@ -175,7 +175,11 @@ func (l *loop) connected(p *pair, a *attempt, events uint32) {
 		p.doom = endRemoved
 		l.requeue(&l.doomed, p, l.now)
 	}
-	if first := append(l.s.proxyHeader(p), p.first...); len(first) > 0 {
+	first := p.first
+	if header := l.s.proxyHeader(p); header != nil {
+		first = append(header, first...)
+	}
+	if len(first) > 0 {
 		p.up += uint64(len(p.first))
 		p.traffic.count(true, len(p.first))
 		p.first = nil

@@ -23,7 +23,6 @@
 package lb
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -38,7 +37,6 @@ import (
 	"time"
 
 	"github.com/inetaf/tcpproxy"
-	"golang.org/x/sys/unix"
 
 	"kthwd/lb/check"
 )
@@ -229,8 +227,8 @@ func (s *Server) setState(why string) {
 func (s *Server) makeLoops() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for range max(1, runtime.GOMAXPROCS(0)) {
-		l, err := newLoop(s)
+	for i := range max(1, runtime.GOMAXPROCS(0)) {
+		l, err := newLoop(s, i)
 		if err != nil {
 			return fmt.Errorf("make an epoll set: %w", err)
 		}
@@ -349,57 +347,24 @@ func (s *Server) closeListeners() {
 	}
 }
 
-// HandleConn implements tcpproxy.Target: it gives what has arrived to the loops.
+// HandleConn implements tcpproxy.Target: it gives what has arrived back to the loop
+// that has accepted it.
 func (s *Server) HandleConn(c net.Conn) {
 	a := c.(*arrivals)
+	if a.loop.route(a.clients) {
+		return
+	}
 	for _, c := range a.clients {
-		s.handle(c, a.loop)
+		s.refuse(c, rejectError)
 	}
 }
 
-func (s *Server) handle(c arrival, by *loop) {
-	p := &pair{client: newEnd(c.fd), listener: c.listener, peer: c.peer, born: s.clock()}
-	if most := s.settings().maxPerSource; most > 0 && !s.sources.enter(p, most) {
-		s.refuse(p, rejectPerSource)
-		return
-	}
-	if !p.readFirst() {
-		s.refuse(p, rejectSilent)
-		return
-	}
-	if !by.adopt(p) {
-		s.refuse(p, rejectError)
-	}
-}
-
-// firstBuffers hold what a client has sent when its connection is accepted: a
-// ClientHello, as a rule.
-var firstBuffers = sync.Pool{New: func() any { return new([16 << 10]byte) }}
-
-// readFirst takes the first bytes, if they are there. It is false for a client
-// that has left without any, such as a port check.
-func (p *pair) readFirst() bool {
-	buf := firstBuffers.Get().(*[16 << 10]byte)
-	defer firstBuffers.Put(buf)
-	n, errno := recv(p.client.fd, buf[:])
-	switch {
-	case errno == unix.EAGAIN || errno == unix.EINTR:
-		return true
-	case errno != 0 || n == 0:
-		return false
-	}
-	p.first = bytes.Clone(buf[:n])
-	p.client.readable = n == len(buf) // else what comes later is a new edge
-	return true
-}
-
-// refuse closes a connection that no loop has seen.
-func (s *Server) refuse(p *pair, why rejectReason) {
-	s.reject(p.listener, why)
-	s.sources.leave(p)
-	p.listener.active.Add(-1)
+// refuse closes a client's connection that has become no pair.
+func (s *Server) refuse(a arrival, why rejectReason) {
+	s.reject(a.listener, why)
+	a.listener.active.Add(-1)
 	s.active.Add(-1)
-	closeFD(p.client.fd)
+	closeFD(a.fd)
 }
 
 func (s *Server) reject(l *listener, why rejectReason) { l.rejected[why].Add(1) }

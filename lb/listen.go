@@ -29,7 +29,7 @@ type listener struct {
 	accepted atomic.Uint64
 	rejected [len(rejectNames)]atomic.Uint64
 	errors   [len(acceptErrorNames)]atomic.Uint64
-	traffic  sync.Map // *Backend to *traffic
+	traffic  sync.Map // *Backend to []traffic, by loop.index
 	once     sync.Once
 }
 
@@ -48,7 +48,7 @@ func deferAccept(firstByte time.Duration) time.Duration {
 
 // listen opens a listening socket.
 func listen(address string) (*net.TCPListener, error) {
-	lc := net.ListenConfig{KeepAlive: -1} // set on the listener, and inherited: no system call for each connection
+	lc := net.ListenConfig{KeepAlive: -1} // see keepAliveOptions
 	lc.SetMultipathTCP(false)
 	ln, err := lc.Listen(context.Background(), "tcp", address)
 	if err != nil {
@@ -82,7 +82,9 @@ func newListener(address string, ln *net.TCPListener, defers time.Duration) (*li
 	return l, nil
 }
 
-// prepareListener sets what accepted connections inherit.
+// prepareListener sets what accepted connections inherit: no system call for each.
+// Keep-alive itself is off, for its timer is work that a short connection can do
+// without (tcp_create_openreq_child); keepAlive turns it on.
 func prepareListener(fd int32, defers time.Duration) error {
 	options := append([]struct {
 		level, name int
@@ -90,6 +92,7 @@ func prepareListener(fd int32, defers time.Duration) error {
 	}{
 		{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
 		{unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, int32(defers / time.Second)},
+		{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 0}, // systemd's KeepAlive=
 	}, keepAliveOptions...)
 	for _, o := range options {
 		if errno := setInt(fd, o.level, o.name, o.value); errno != 0 {
@@ -102,13 +105,31 @@ func prepareListener(fd int32, defers time.Duration) error {
 // close closes the socket. No loop may watch it any more.
 func (l *listener) close() { l.once.Do(func() { closeFD(l.fd) }) }
 
-// trafficWith counts the bytes between this listener's clients and a backend.
-func (l *listener) trafficWith(b *Backend) *traffic {
-	if t, ok := l.traffic.Load(b); ok {
-		return t.(*traffic)
+// trafficWith counts the bytes that loop moves between this listener's clients and
+// a backend.
+func (l *listener) trafficWith(b *Backend, loop *loop) *traffic {
+	all, ok := l.traffic.Load(b)
+	if !ok {
+		all, _ = l.traffic.LoadOrStore(b, make([]traffic, len(loop.s.loops)))
 	}
-	t, _ := l.traffic.LoadOrStore(b, &traffic{})
-	return t.(*traffic)
+	return &all.([]traffic)[loop.index]
+}
+
+// total is all bytes between this listener's clients and a backend.
+func (l *listener) total(b *Backend) (received, sent uint64) {
+	if all, ok := l.traffic.Load(b); ok {
+		return sumTraffic(all)
+	}
+	return 0, 0
+}
+
+func sumTraffic(all any) (received, sent uint64) {
+	for i := range all.([]traffic) {
+		t := &all.([]traffic)[i]
+		received += t.received.Load()
+		sent += t.sent.Load()
+	}
+	return received, sent
 }
 
 // silentUntil is when a client that was accepted at born, and has sent nothing
@@ -117,8 +138,12 @@ func (l *listener) silentUntil(born, firstByte int64) int64 {
 	return born + max(firstByte-l.defers, int64(100*time.Millisecond))
 }
 
-// traffic is bytes, from clients and to them.
-type traffic struct{ received, sent atomic.Uint64 }
+// traffic is bytes, from clients and to them, that one loop has moved. Each loop has
+// its own, a cache line or two away from the next one's: they count at each read.
+type traffic struct {
+	received, sent atomic.Uint64
+	_              [112]byte
+}
 
 func (t *traffic) count(fromClient bool, n int) {
 	if fromClient {

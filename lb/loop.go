@@ -20,6 +20,7 @@ import (
 // of the batch never finds another connection under its number.
 type loop struct {
 	s      *Server
+	index  int // in Server.loops
 	epfd   int
 	wakefd int32
 	now    int64 // nanoseconds on the server's clock, at the last wake-up
@@ -57,24 +58,17 @@ type loop struct {
 	warm    bool  // there were events the last time
 
 	mu      sync.Mutex
-	arrived []*pair // from the listeners
+	arrived []arrival // routed
 	posted  []func()
-	inbox   atomic.Bool  // there is something in arrived or posted
-	sleep   atomic.Int32 // how it waits: awake, dozing or asleep
+	emptied []arrival   // what arrived was before, for reuse
+	inbox   atomic.Bool // there is something in arrived or posted
+	waits   atomic.Bool // whoever posts something has to wake it
 
 	running bool // tcpproxy or run runs it
 	stopped bool
 	gone    bool // guarded by mu: it takes nothing any more
 	done    chan struct{}
 }
-
-// How a loop waits. Whoever posts something wakes it from either; a new pair
-// without data wakes it only from the sleep without end, for it has a deadline.
-const (
-	awake int32 = iota
-	dozing
-	asleep
-)
 
 const (
 	bufferSize    = 64 << 10
@@ -88,7 +82,7 @@ const (
 	doomedPerTick = 125 // 1000 connections are cut within 200 ms, not at once: they all come back
 )
 
-func newLoop(s *Server) (*loop, error) {
+func newLoop(s *Server, index int) (*loop, error) {
 	epfd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, err
@@ -98,7 +92,7 @@ func newLoop(s *Server) (*loop, error) {
 		unix.Close(epfd)
 		return nil, err
 	}
-	l := &loop{s: s, epfd: epfd, wakefd: int32(wakefd), buf: make([]byte, bufferSize), now: s.clock(), done: make(chan struct{})}
+	l := &loop{s: s, index: index, epfd: epfd, wakefd: int32(wakefd), buf: make([]byte, bufferSize), now: s.clock(), done: make(chan struct{})}
 	if errno := watch(epfd, unix.EPOLL_CTL_ADD, l.wakefd, unix.EPOLLIN); errno != 0 {
 		unix.Close(epfd)
 		unix.Close(wakefd)
@@ -127,7 +121,7 @@ func (l *loop) run() {
 // turn waits for events and deals with a batch of them.
 func (l *loop) turn() {
 	n := l.wait()
-	l.sleep.Store(awake)
+	l.waits.Store(false)
 	l.now = l.s.clock()
 	if l.inbox.Load() {
 		l.readInbox()
@@ -179,18 +173,18 @@ func (l *loop) yield() {
 
 // fallAsleep says how long to wait, in milliseconds.
 func (l *loop) fallAsleep() int {
-	wait, how := -1, asleep
+	wait := -1
 	switch {
 	case len(l.again) > 0:
 		return 0
 	case !l.connects.empty() || !l.held.empty() || !l.doomed.empty() || l.listenAgain != 0:
-		wait, how = int(quickTick/time.Millisecond), dozing
+		wait = int(quickTick / time.Millisecond)
 	case !l.fresh.empty() || !l.young.empty() || !l.lingering.empty():
-		wait, how = int(slowTick/time.Millisecond), dozing
+		wait = int(slowTick / time.Millisecond)
 	}
-	l.sleep.Store(how)
-	if l.inbox.Load() { // posted before it was known to sleep
-		l.sleep.Store(awake)
+	l.waits.Store(true)
+	if l.inbox.Load() { // posted before it was known to wait
+		l.waits.Store(false)
 		return 0
 	}
 	return wait
@@ -207,7 +201,7 @@ func (l *loop) post(f func()) bool {
 	}
 	l.posted = append(l.posted, f)
 	l.inbox.Store(true)
-	if l.sleep.Load() != awake {
+	if l.waits.Load() {
 		l.wake()
 	}
 	return true
@@ -228,31 +222,18 @@ func (l *loop) wake() {
 	unix.Write(int(l.wakefd), one[:]) // a full counter wakes as well
 }
 
-// adopt gives the loop a pair that has just been accepted, from any goroutine.
-// If the client has sent something already, as TCP_DEFER_ACCEPT has it, a
-// backend is being connected to when adopt returns: one wake-up less than if the
-// loop had to begin with that. It is false, and nothing was kept, when the
-// descriptor cannot be watched, or the loop has stopped.
-//
-// Events may come at once. The loop waits for the lock when it meets a pair that
-// it does not know, hence finds it whole.
-func (l *loop) adopt(p *pair) bool {
-	p.loop = l
+// route gives the loop clients that it has accepted, once tcpproxy has routed them.
+// Any goroutine may call it. It is false, and nothing was kept, when the loop has
+// stopped.
+func (l *loop) route(clients []arrival) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.gone || !l.s.slots.set(p.client.fd, p) {
+	if l.gone {
 		return false
 	}
-	if len(p.first) > 0 {
-		p.phase, p.connect = connecting, newConnectState(p.born)
-		l.tryNext(p, p.born, false)
-	}
-	p.unwatched = watch(l.epfd, unix.EPOLL_CTL_ADD, p.client.fd, unix.EPOLLIN|unix.EPOLLRDHUP) != 0
-	wake := p.unwatched || p.phase == connecting && p.connect.flying() == 0
-	l.arrived = append(l.arrived, p)
+	l.arrived = append(l.arrived, clients...)
 	l.inbox.Store(true)
-	// Somebody must look at the time that is running now; an answer wakes the loop by itself.
-	if how := l.sleep.Load(); how == asleep || wake && how != awake {
+	if l.waits.Load() {
 		l.wake()
 	}
 	return true
@@ -263,20 +244,13 @@ func (l *loop) readInbox() {
 	l.mu.Lock()
 	l.inbox.Store(false)
 	arrived, posted := l.arrived, l.posted
-	l.arrived, l.posted = nil, nil
+	l.arrived, l.posted, l.emptied = l.emptied, nil, nil
 	l.mu.Unlock()
-	for _, p := range arrived {
-		l.add(p)
-		switch {
-		case p.unwatched:
-			l.end(p, endError)
-		case p.phase == connecting:
-			l.connects.push(p, 0)
-			l.goOn(p)
-		default:
-			l.fresh.push(p, p.listener.silentUntil(p.born, l.s.settings().firstByte))
-		}
+	for _, a := range arrived {
+		l.admit(a)
 	}
+	clear(arrived)
+	l.emptied = arrived[:0]
 	for _, f := range posted {
 		f()
 	}
@@ -284,7 +258,6 @@ func (l *loop) readInbox() {
 
 // add counts a pair among the loop's.
 func (l *loop) add(p *pair) {
-	p.known = true
 	p.index = len(l.pairs)
 	l.pairs = append(l.pairs, p)
 	l.count.Store(int64(len(l.pairs)))
@@ -314,11 +287,6 @@ func (l *loop) event(fd int32, events uint32) {
 	}
 	if p.loop != l {
 		return
-	}
-	if !p.known {
-		if l.readInbox(); l.s.slots.get(fd) != p {
-			return // what was posted has ended it, or let it go
-		}
 	}
 	switch fd {
 	case p.client.fd:
@@ -371,7 +339,7 @@ func (l *loop) expire() {
 	}
 	for p := l.young.due(l.now); p != nil; p = l.young.due(l.now) {
 		l.young.remove(p)
-		keepAlive(p.server.fd)
+		keepAlive(p)
 	}
 	for p := l.lingering.due(l.now); p != nil; p = l.lingering.due(l.now) {
 		l.end(p, endHalfClose)

@@ -168,10 +168,10 @@ func (c collector) listener(l *listener) {
 		c.counter(acceptErrorsDesc, l.errors[i].Load(), l.address, name)
 	}
 	sums := map[string][2]uint64{} // a backend that was removed and came back has one series
-	l.traffic.Range(func(b, t any) bool {
-		name, sum := b.(*Backend).name, t.(*traffic)
-		was := sums[name]
-		sums[name] = [2]uint64{was[0] + sum.received.Load(), was[1] + sum.sent.Load()}
+	l.traffic.Range(func(b, all any) bool {
+		name := b.(*Backend).name
+		received, sent := sumTraffic(all)
+		sums[name] = [2]uint64{sums[name][0] + received, sums[name][1] + sent}
 		return true
 	})
 	for name, sum := range sums {

@@ -8,7 +8,7 @@ import (
 )
 
 // pair is a client's connection and, once it has one, its connection to a
-// backend. It belongs to one loop, whose goroutine alone touches it after adopt.
+// backend. It belongs to one loop, whose goroutine alone touches it.
 type pair struct {
 	loop     *loop
 	client   end
@@ -22,13 +22,11 @@ type pair struct {
 	first    []byte // what the client has sent before there was a backend; nil afterwards
 	up, down uint64 // bytes from and to the client
 
-	phase     phase
-	doom      endReason
-	known     bool // to its loop
-	unwatched bool // the client's descriptor could not be watched
-	queued    bool // in loop.again
-	prompt    bool // the backend's socket does not wait for more to send (TCP_NODELAY)
-	counted   bool // in Server.sources
+	phase   phase
+	doom    endReason
+	queued  bool // in loop.again
+	prompt  bool // the backend's socket does not wait for more to send (TCP_NODELAY)
+	counted bool // in Server.sources
 
 	index      int // in loop.pairs
 	in         *queue
@@ -302,19 +300,23 @@ func (l *loop) end(p *pair, reason endReason) {
 	p.phase = ended
 }
 
-// keepAlive has the kernel notice a peer that vanished: after 30 s of silence,
-// three questions 10 s apart; or data that nobody acknowledges for 30 s.
-func keepAlive(fd int32) {
+// keepAlive has the kernel notice a peer that vanished. The client's socket has all
+// but the switch from its listener.
+func keepAlive(p *pair) {
 	for _, o := range keepAliveOptions {
-		setInt(fd, o.level, o.name, o.value)
+		setInt(p.server.fd, o.level, o.name, o.value)
 	}
+	setInt(p.server.fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
+	setInt(p.client.fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
 }
+
+// keepAliveOptions say when a peer has vanished: after 30 s of silence, three
+// questions 10 s apart; or when nobody acknowledges data for 30 s.
 
 var keepAliveOptions = []struct {
 	level, name int
 	value       int32
 }{
-	{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
 	{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 30},
 	{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 10},
 	{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 3},

@@ -85,10 +85,9 @@ func (s *Server) Status() Status {
 	for _, b := range slices.Concat(inUse, gone) {
 		r := b.report(s.draining[b] != nil)
 		for _, l := range s.listeners {
-			if t, ok := l.traffic.Load(b); ok {
-				r.Received += t.(*traffic).received.Load()
-				r.Sent += t.(*traffic).sent.Load()
-			}
+			received, sent := l.total(b)
+			r.Received += received
+			r.Sent += sent
 		}
 		st.Backends = append(st.Backends, r)
 	}

@@ -339,7 +339,6 @@ func (s *Server) pairOf(h handed, fds []int) *pair {
 		p.server = newEnd(int32(fds[1]))
 		p.server.eof, p.server.shut, p.server.out = h.Server.EOF, h.Server.Shut, h.Server.Out
 		p.backend, p.phase = s.backendOf(h.Backend), relaying
-		p.traffic = p.listener.trafficWith(p.backend)
 	} else {
 		p.first = h.Server.Out
 	}
@@ -378,6 +377,9 @@ func (s *Server) backendOf(name string) *Backend {
 // takeBack puts a pair that is whole, but belongs to no loop, into this one.
 func (l *loop) takeBack(p *pair) {
 	p.loop = l
+	if p.backend != nil {
+		p.traffic = p.listener.trafficWith(p.backend, l)
+	}
 	l.add(p)
 	if !l.s.slots.set(p.client.fd, p) || p.phase == relaying && !l.s.slots.set(p.server.fd, p) {
 		l.end(p, endError)
@@ -448,7 +450,7 @@ func (l *loop) part(p *pair) *pair {
 	}
 	l.forget(p)
 	whole := *p
-	whole.loop, whole.known, whole.queued = nil, false, false
+	whole.loop, whole.queued = nil, false
 	p.phase = ended
 	return &whole
 }

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -241,9 +242,17 @@ func (b *balancer) beside() *appliance.Beside {
 	return &appliance.Beside{Add: b.add, Report: b.report, Collectors: b.collectors()}
 }
 
+// balancerGrowth is GOGC of a process that is a load balancer only. It keeps some 6 MiB
+// and 400 bytes for each connection, and throws 2 KiB away for each that comes: with
+// Go's 100, a collection for every 3000 connections took 2 % of its processor time.
+const balancerGrowth = 400
+
 // run is a process that is a load balancer only.
 func (b *balancer) run(ctx context.Context) error {
 	appliance.LimitMemory(b.log)
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(balancerGrowth)
+	}
 	g := supervise.New(b.log)
 	c := b.loader.Config
 	socket, err := b.statusSocket()
