@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/cpu"
 	"golang.org/x/sys/unix"
 
 	"kthwd/lb/check"
@@ -32,6 +33,9 @@ type Backend struct {
 	readyAt    atomic.Int64 // when it recovered, on the server's clock; 0 when it needs no slow start
 	drained    atomic.Bool  // removed, and the time for its connections is over
 
+	traffic [][]traffic // by listener.index and loop.index
+
+	_          cpu.CacheLinePad // what all loops write for each connection, away from what they read
 	connecting atomic.Int64
 	active     atomic.Int64
 	total      atomic.Uint64
@@ -40,8 +44,10 @@ type Backend struct {
 	hedgeLost  atomic.Uint64
 	failures   [len(failureNames)]atomic.Uint64
 	closed     [len(endNames)]atomic.Uint64
-	times      *backendTimes
-	results    sync.Map // check.Kind to *atomic.Uint64
+	_          cpu.CacheLinePad
+
+	times   *backendTimes
+	results sync.Map // check.Kind to *atomic.Uint64
 
 	checker atomic.Pointer[check.Checker]
 	status  atomic.Pointer[check.Status]
@@ -54,10 +60,26 @@ const resolveEvery = 10 * time.Second
 func (s *Server) newBackend(name string, discovered bool) *Backend {
 	b := &Backend{s: s, name: name, discovered: discovered, log: s.log.With("backend", name), times: newBackendTimes(name)}
 	b.tier.Store(tierHopeful)
+	for range s.cfg.Load().Listen { // which stays as it is
+		b.traffic = append(b.traffic, make([]traffic, s.processors))
+	}
 	if a, err := netip.ParseAddrPort(name); err == nil {
 		b.addr.Store(newSockaddr(a))
 	}
 	return b
+}
+
+// trafficOf is where a loop counts the bytes between a listener's clients and b.
+func (b *Backend) trafficOf(ln *listener, l *loop) *traffic { return &b.traffic[ln.index][l.index] }
+
+// moved is all bytes between the clients of the listener of that index and b.
+func (b *Backend) moved(listener int) (received, sent uint64) {
+	for i := range b.traffic[listener] {
+		t := &b.traffic[listener][i]
+		received += t.received.Load()
+		sent += t.sent.Load()
+	}
+	return received, sent
 }
 
 // start begins to check the backend, in the way that the configuration says now.
@@ -188,13 +210,13 @@ func count[K comparable](m *sync.Map, k K) {
 }
 
 // share is the part of its connections that a backend gets in its slow start.
-func (b *Backend) share(now int64) float64 {
+func (b *Backend) share() float64 {
 	at := b.readyAt.Load()
 	if at == 0 {
 		return 1
 	}
 	slow := b.s.settings().slowStart
-	passed := now - at
+	passed := b.s.clock() - at
 	if passed >= slow {
 		b.readyAt.CompareAndSwap(at, 0)
 		return 1

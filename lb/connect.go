@@ -121,6 +121,7 @@ func (l *loop) start(p *pair, b *Backend) (int32, syscall.Errno) {
 		closeFD(fd)
 		return -1, unix.EMFILE
 	}
+	setInt(fd, unix.IPPROTO_TCP, unix.TCP_QUICKACK, 0) // see prepareListener; here the client's first bytes complete the handshake
 	if errno = connect(fd, to); errno == unix.EINPROGRESS {
 		errno = 0
 	}
@@ -167,7 +168,7 @@ func (l *loop) connected(p *pair, a *attempt, events uint32) {
 	p.server.watched = true
 	p.server.note(events)
 	p.backend, p.phase = b, relaying
-	p.traffic = p.listener.trafficWith(b, l)
+	p.traffic = b.trafficOf(p.listener, l)
 	b.active.Add(1)
 	b.total.Add(1)
 	l.requeue(&l.young, p, l.now+int64(keepAliveAge))

@@ -37,6 +37,7 @@ import (
 	"time"
 
 	"github.com/inetaf/tcpproxy"
+	"golang.org/x/sys/cpu"
 
 	"kthwd/lb/check"
 )
@@ -67,27 +68,29 @@ var ErrHandedOver = errors.New("handed over to a new process")
 
 // Server is a load balancer. Make one with New and Run it once.
 type Server struct {
-	log   *slog.Logger
-	o     Options
-	begun time.Time
-	loops []*loop
-	slots slots
-	turn  atomic.Uint64 // where the next choice among equals begins
-	next  atomic.Uint64 // which loop gets the next connection of another process
+	log        *slog.Logger
+	o          Options
+	begun      time.Time
+	processors int // each has a loop
+	loops      []*loop
+	listeners  []*listener
+	cfg        atomic.Pointer[Config]
+	set        atomic.Pointer[settings]
+	pool       atomic.Pointer[pool]
+	limit      atomic.Int64 // of connections
+	access     atomic.Pointer[accessLog]
+	slots      slots
 
-	listeners []*listener
-	active    atomic.Int64 // connections, of all listeners
-	heldNow   atomic.Int64
-	sources   sources
-	reserve   reserve
+	_       cpu.CacheLinePad // what all loops write for each connection, away from what they read
+	active  atomic.Int64     // connections, of all listeners
+	turn    atomic.Uint64    // where the next choice among equals begins
+	next    atomic.Uint64    // which loop gets the next connection of another process
+	heldNow atomic.Int64
+	sources sources
+	_       cpu.CacheLinePad
 
-	cfg      atomic.Pointer[Config]
-	set      atomic.Pointer[settings]
-	pool     atomic.Pointer[pool]
-	limit    atomic.Int64 // of connections
-	access   atomic.Pointer[accessLog]
-	handover handover
-
+	reserve       reserve
+	handover      handover
 	accessDropped atomic.Uint64
 
 	mu         sync.Mutex // guards what follows, and changes of the above
@@ -128,7 +131,7 @@ func New(cfg Config, o Options) (*Server, error) {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &Server{
-		log: o.Log, o: o, begun: time.Now(), draining: map[*Backend]*time.Timer{},
+		log: o.Log, o: o, begun: time.Now(), processors: max(1, runtime.GOMAXPROCS(0)), draining: map[*Backend]*time.Timer{},
 		changes: make(chan struct{}, 1), state: "starting", lastReload: time.Now(),
 	}
 	s.reserve.s = s
@@ -227,7 +230,7 @@ func (s *Server) setState(why string) {
 func (s *Server) makeLoops() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for i := range max(1, runtime.GOMAXPROCS(0)) {
+	for i := range s.processors {
 		l, err := newLoop(s, i)
 		if err != nil {
 			return fmt.Errorf("make an epoll set: %w", err)
@@ -255,7 +258,7 @@ func (s *Server) openListeners(old *predecessor) error {
 	inherited := append(old.sockets(), s.activated()...)
 	var errs []error
 	var opened []*listener
-	for _, address := range s.cfg.Load().Listen {
+	for i, address := range s.cfg.Load().Listen {
 		var ln *net.TCPListener
 		at := slices.IndexFunc(inherited, func(l *net.TCPListener) bool { return sameListener(address, l.Addr()) })
 		if at >= 0 {
@@ -268,7 +271,7 @@ func (s *Server) openListeners(old *predecessor) error {
 				continue
 			}
 		}
-		l, err := newListener(address, ln, deferAccept(s.cfg.Load().FirstByteTimeout))
+		l, err := newListener(address, i, ln, deferAccept(s.cfg.Load().FirstByteTimeout))
 		if err != nil {
 			errs = append(errs, listenError(address, err))
 			continue

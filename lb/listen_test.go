@@ -167,9 +167,9 @@ func TestNoDescriptors(t *testing.T) {
 	if first == 0 || first > 28 {
 		t.Errorf("%d clients were answered with 60 descriptors", first)
 	}
-	busy := cpu(t, cmd.Process.Pid)
+	busy := cpuTime(t, cmd.Process.Pid)
 	pause(500 * time.Millisecond)
-	if busy = cpu(t, cmd.Process.Pid) - busy; busy > 150*time.Millisecond {
+	if busy = cpuTime(t, cmd.Process.Pid) - busy; busy > 150*time.Millisecond {
 		t.Errorf("it was busy for %v of 500ms, while it had nothing to do but wait", busy)
 	}
 	// Wherever a client goes, another one is served: all are, in the end.
@@ -200,8 +200,8 @@ func TestNoDescriptors(t *testing.T) {
 	}
 }
 
-// cpu is the time that a process has used.
-func cpu(t *testing.T, pid int) time.Duration {
+// cpuTime is the time that a process has used.
+func cpuTime(t *testing.T, pid int) time.Duration {
 	t.Helper()
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	must(t, err)

@@ -120,7 +120,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	defer s.mu.Unlock()
 	out := collector{ch}
 	for _, l := range s.listeners {
-		out.listener(l)
+		out.listener(l, s.backends)
 	}
 	states := map[string]int{}
 	for _, b := range s.backends {
@@ -157,7 +157,7 @@ func (c collector) counter(d *prometheus.Desc, v uint64, labels ...string) {
 	c.ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
 }
 
-func (c collector) listener(l *listener) {
+func (c collector) listener(l *listener, backends []*Backend) {
 	c.counter(acceptedDesc, l.accepted.Load(), l.address)
 	c.gauge(activeDesc, float64(l.active.Load()), l.address)
 	l.durations.Collect(c.ch)
@@ -168,12 +168,10 @@ func (c collector) listener(l *listener) {
 		c.counter(acceptErrorsDesc, l.errors[i].Load(), l.address, name)
 	}
 	sums := map[string][2]uint64{} // a backend that was removed and came back has one series
-	l.traffic.Range(func(b, all any) bool {
-		name := b.(*Backend).name
-		received, sent := sumTraffic(all)
-		sums[name] = [2]uint64{sums[name][0] + received, sums[name][1] + sent}
-		return true
-	})
+	for _, b := range backends {
+		received, sent := b.moved(l.index)
+		sums[b.name] = [2]uint64{sums[b.name][0] + received, sums[b.name][1] + sent}
+	}
 	for name, sum := range sums {
 		c.counter(receivedDesc, sum[0], l.address, name)
 		c.counter(sentDesc, sum[1], l.address, name)

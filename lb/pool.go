@@ -241,9 +241,6 @@ func (s *Server) remove(b *Backend, after time.Duration) {
 
 func (s *Server) forget(b *Backend) {
 	delete(s.draining, b)
-	for _, l := range s.listeners {
-		l.traffic.Delete(b)
-	}
 	s.backends = slices.DeleteFunc(s.backends, func(other *Backend) bool { return other == b })
 }
 

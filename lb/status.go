@@ -84,8 +84,8 @@ func (s *Server) Status() Status {
 	gone := slices.DeleteFunc(slices.Clone(s.backends), func(b *Backend) bool { return slices.Contains(inUse, b) })
 	for _, b := range slices.Concat(inUse, gone) {
 		r := b.report(s.draining[b] != nil)
-		for _, l := range s.listeners {
-			received, sent := l.total(b)
+		for i := range b.traffic {
+			received, sent := b.moved(i)
 			r.Received += received
 			r.Sent += sent
 		}
@@ -129,7 +129,7 @@ func (b *Backend) state(draining bool) string {
 		return stateDraining
 	case st == nil:
 		return string(check.Unknown)
-	case st.State == check.Ready && b.share(b.s.clock()) < 1:
+	case st.State == check.Ready && b.share() < 1:
 		return stateSlowStart
 	}
 	return string(st.State)

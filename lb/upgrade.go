@@ -378,7 +378,7 @@ func (s *Server) backendOf(name string) *Backend {
 func (l *loop) takeBack(p *pair) {
 	p.loop = l
 	if p.backend != nil {
-		p.traffic = p.listener.trafficWith(p.backend, l)
+		p.traffic = p.backend.trafficOf(p.listener, l)
 	}
 	l.add(p)
 	if !l.s.slots.set(p.client.fd, p) || p.phase == relaying && !l.s.slots.set(p.server.fd, p) {
