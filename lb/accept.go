@@ -135,19 +135,18 @@ func (l *loop) accept(ln *listener) {
 // admit makes a pair of a client. If that has sent something already, as
 // TCP_DEFER_ACCEPT has it, a backend is being connected to when admit returns.
 func (l *loop) admit(a arrival) {
-	p := &pair{loop: l, client: newEnd(a.fd), listener: a.listener, peer: a.peer, born: l.now}
+	p := a.pair()
+	p.loop, p.born = l, l.now
 	if most := l.s.settings().maxPerSource; most > 0 && !l.s.sources.enter(p, most) {
-		l.s.refuse(a, rejectPerSource)
+		l.s.refuse(p, rejectPerSource)
 		return
 	}
 	if !l.readFirst(p) {
-		l.s.sources.leave(p)
-		l.s.refuse(a, rejectSilent)
+		l.s.refuse(p, rejectSilent)
 		return
 	}
 	if !l.s.slots.set(a.fd, p) {
-		l.s.sources.leave(p)
-		l.s.refuse(a, rejectError)
+		l.s.refuse(p, rejectError)
 		return
 	}
 	l.add(p)

@@ -210,13 +210,13 @@ func count[K comparable](m *sync.Map, k K) {
 }
 
 // share is the part of its connections that a backend gets in its slow start.
-func (b *Backend) share() float64 {
+func (b *Backend) share(now int64) float64 {
 	at := b.readyAt.Load()
 	if at == 0 {
 		return 1
 	}
 	slow := b.s.settings().slowStart
-	passed := b.s.clock() - at
+	passed := now - at
 	if passed >= slow {
 		b.readyAt.CompareAndSwap(at, 0)
 		return 1

@@ -79,12 +79,13 @@ func (s *Server) leastConnections(p *pool, usable func(*Backend) bool) (chosen *
 	least := math.Inf(1)
 	n := len(p.backends)
 	start := int(s.turn.Add(1) % uint64(n))
+	now := s.clock()
 	for i := range n {
 		b := p.backends[(start+i)%n]
 		if !usable(b) {
 			continue
 		}
-		if load := float64(b.active.Load()+b.connecting.Load()+1) / b.share(); load < least {
+		if load := float64(b.active.Load()+b.connecting.Load()+1) / b.share(now); load < least {
 			chosen, least = b, load
 		}
 	}

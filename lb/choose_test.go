@@ -158,8 +158,9 @@ func TestSlowStart(t *testing.T) {
 		for _, b := range all {
 			b.active.Store(0)
 		}
-		all[1].readyAt.Store(s.clock() - int64(tt.passed))
-		if got := all[1].share(); got < tt.share-0.01 || got > tt.share+0.01 {
+		now := s.clock()
+		all[1].readyAt.Store(now - int64(tt.passed))
+		if got := all[1].share(now); got < tt.share-0.01 || got > tt.share+0.01 {
 			t.Errorf("after %v: share %v, want %v", tt.passed, got, tt.share)
 		}
 		for range 1000 {

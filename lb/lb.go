@@ -358,16 +358,17 @@ func (s *Server) HandleConn(c net.Conn) {
 		return
 	}
 	for _, c := range a.clients {
-		s.refuse(c, rejectError)
+		s.refuse(c.pair(), rejectError)
 	}
 }
 
-// refuse closes a client's connection that has become no pair.
-func (s *Server) refuse(a arrival, why rejectReason) {
-	s.reject(a.listener, why)
-	a.listener.active.Add(-1)
+// refuse closes a connection that is no loop's, nor ever was.
+func (s *Server) refuse(p *pair, why rejectReason) {
+	s.reject(p.listener, why)
+	s.sources.leave(p)
+	p.listener.active.Add(-1)
 	s.active.Add(-1)
-	closeFD(a.fd)
+	closeFD(p.client.fd)
 }
 
 func (s *Server) reject(l *listener, why rejectReason) { l.rejected[why].Add(1) }

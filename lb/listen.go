@@ -152,6 +152,8 @@ type arrival struct {
 	peer     netip.AddrPort
 }
 
+func (a arrival) pair() *pair { return &pair{client: newEnd(a.fd), listener: a.listener, peer: a.peer} }
+
 // Close implements net.Conn.
 func (a *arrivals) Close() error {
 	for _, c := range a.clients {

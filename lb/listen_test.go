@@ -108,21 +108,22 @@ func childServes() {
 	fmt.Println("Run:", s.Run(ctx, func() { fmt.Println("READY") }))
 }
 
-// A process without descriptors waits for some, and serves again soon after.
-func TestNoDescriptors(t *testing.T) {
-	p := newPeerAt(t, "127.0.0.1:0", answer)
+// serveApart starts a balancer in a process of its own, and waits until it is ready.
+// ended tells that the process has; whoever takes that from it puts it back.
+func serveApart(t *testing.T, backend string) (cmd *exec.Cmd, addr string, out *logBuffer, ended chan error) {
+	t.Helper()
 	f, addr := socket(t, "127.0.0.1:0")
 	exe, err := os.Executable()
 	must(t, err)
-	out := &logBuffer{}
-	cmd := exec.Command(exe)
-	cmd.Env = append(os.Environ(), "LB_TEST_CHILD=serve", "LB_TEST_BACKEND="+p.addr, "LB_TEST_LISTEN="+addr)
+	out = &logBuffer{}
+	cmd = exec.Command(exe)
+	cmd.Env = append(os.Environ(), "LB_TEST_CHILD=serve", "LB_TEST_BACKEND="+backend, "LB_TEST_LISTEN="+addr)
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = out, out, []*os.File{f}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	in, err := cmd.StdinPipe()
 	must(t, err, cmd.Start())
 	f.Close()
-	ended := make(chan error, 1)
+	ended = make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	t.Cleanup(func() { in.Close(); <-ended })
 	eventually(t, "the process is ready", func() error {
@@ -131,6 +132,13 @@ func TestNoDescriptors(t *testing.T) {
 		}
 		return nil
 	})
+	return cmd, addr, out, ended
+}
+
+// A process without descriptors waits for some, and serves again soon after.
+func TestNoDescriptors(t *testing.T) {
+	p := newPeerAt(t, "127.0.0.1:0", answer)
+	cmd, addr, out, ended := serveApart(t, p.addr)
 	must(t, ask(addr))
 	limit := unix.Rlimit{Cur: 60, Max: 60}
 	must(t, unix.Prlimit(cmd.Process.Pid, unix.RLIMIT_NOFILE, &limit, nil))

@@ -45,45 +45,59 @@ func TestPacketsSaved(t *testing.T) {
 	})
 }
 
-// Keep-alive is for who stays: for both ends, with times that both have from the start.
+// Keep-alive is for who stays: for both ends, with times that both have then.
 func TestKeepAlive(t *testing.T) {
 	p := newPeer(t)
 	r := run(t, testConfig(p.addr), Options{})
 	r.pairUp(p)
-	of := func(name string, option int) (values [2]int) {
-		for _, l := range r.loops {
-			l.call(func() {
-				for _, p := range l.pairs {
-					for i, fd := range []int32{p.client.fd, p.server.fd} {
-						level := unix.IPPROTO_TCP
-						if option == unix.SO_KEEPALIVE {
-							level = unix.SOL_SOCKET
-						}
-						n, err := unix.GetsockoptInt(int(fd), level, option)
-						if err != nil {
-							t.Errorf("%s: %v", name, err)
-						}
-						values[i] = n
-					}
-				}
-			})
+	must(t, r.eachPair(func(l *loop, p *pair) error {
+		if p.in != &l.young {
+			return nil // it took seconds to come here
 		}
-		return values
-	}
-	must(t, equal("keep-alive of a young connection", of("SO_KEEPALIVE", unix.SO_KEEPALIVE), [2]int{0, 0}))
+		err := equal("keep-alive of a young connection", valuesOf(p, unix.SOL_SOCKET, unix.SO_KEEPALIVE), [2]int{})
+		l.requeue(&l.young, p, l.now) // it is older than it was
+		return err
+	}))
+	eventually(t, "keep-alive", func() error {
+		return r.eachPair(func(_ *loop, p *pair) error {
+			return equal("of client and backend", valuesOf(p, unix.SOL_SOCKET, unix.SO_KEEPALIVE), [2]int{1, 1})
+		})
+	})
+	must(t, r.eachPair(func(_ *loop, p *pair) (err error) {
+		for _, o := range keepAliveOptions {
+			err = errors.Join(err, equal(fmt.Sprintf("option %d", o.name), valuesOf(p, o.level, o.name), [2]int{int(o.value), int(o.value)}))
+		}
+		return err
+	}))
+}
+
+// eachPair has the loops look at their pairs. It is an error when there is none.
+func (r *rig) eachPair(look func(*loop, *pair) error) error {
+	var errs []error
+	n := 0
 	for _, l := range r.loops {
-		l.call(func() { // it is older than it was
-			for p := range l.young.all() {
-				l.requeue(&l.young, p, l.now)
+		l.call(func() {
+			for _, p := range l.pairs {
+				n++
+				errs = append(errs, look(l, p))
 			}
 		})
 	}
-	eventually(t, "keep-alive", func() error {
-		return equal("of client and backend", of("SO_KEEPALIVE", unix.SO_KEEPALIVE), [2]int{1, 1})
-	})
-	for _, o := range keepAliveOptions {
-		must(t, equal(fmt.Sprintf("option %d", o.name), of("TCP", o.name), [2]int{int(o.value), int(o.value)}))
+	if n == 0 {
+		return errors.New("no pair")
 	}
+	return errors.Join(errs...)
+}
+
+// valuesOf are an option's values for the client and for the backend; -1 for an error.
+func valuesOf(p *pair, level, option int) (values [2]int) {
+	for i, fd := range []int32{p.client.fd, p.server.fd} {
+		var err error
+		if values[i], err = unix.GetsockoptInt(int(fd), level, option); err != nil {
+			values[i] = -1
+		}
+	}
+	return values
 }
 
 func tcpInfo(c net.Conn) (info *unix.TCPInfo, err error) {

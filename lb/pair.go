@@ -312,7 +312,6 @@ func keepAlive(p *pair) {
 
 // keepAliveOptions say when a peer has vanished: after 30 s of silence, three
 // questions 10 s apart; or when nobody acknowledges data for 30 s.
-
 var keepAliveOptions = []struct {
 	level, name int
 	value       int32

@@ -129,7 +129,7 @@ func (b *Backend) state(draining bool) string {
 		return stateDraining
 	case st == nil:
 		return string(check.Unknown)
-	case st.State == check.Ready && b.share() < 1:
+	case st.State == check.Ready && b.share(b.s.clock()) < 1:
 		return stateSlowStart
 	}
 	return string(st.State)
