@@ -71,7 +71,7 @@ func (l *loop) Addr() net.Addr { return l.s.listeners[0].addr }
 
 // listen has the loop accept.
 func (l *loop) listen() {
-	if l.barred {
+	if l.barred || l.resting {
 		return
 	}
 	l.listening, l.listenAgain = true, 0

@@ -23,6 +23,7 @@
 package lb
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -61,6 +62,8 @@ type Options struct {
 	// process number, so that the service manager can be told; and with this
 	// process' own, should that break off. May be nil.
 	OnSuccessor func(pid int)
+
+	balanceEvery time.Duration // how often rebalance looks; balanceEvery for 0
 }
 
 // ErrHandedOver is returned by Run when a new process has taken everything over.
@@ -73,6 +76,7 @@ type Server struct {
 	begun      time.Time
 	processors int // each has a loop
 	loops      []*loop
+	inUse      atomic.Int64 // the first so many of them
 	listeners  []*listener
 	cfg        atomic.Pointer[Config]
 	set        atomic.Pointer[settings]
@@ -130,6 +134,7 @@ func New(cfg Config, o Options) (*Server, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	o.balanceEvery = cmp.Or(o.balanceEvery, balanceEvery)
 	s := &Server{
 		log: o.Log, o: o, begun: time.Now(), processors: max(1, runtime.GOMAXPROCS(0)), draining: map[*Backend]*time.Timer{},
 		changes: make(chan struct{}, 1), state: "starting", lastReload: time.Now(),
@@ -185,6 +190,10 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 		return err
 	}
 	s.firstVerdicts(ctx)
+	s.inUse.Store(1)
+	if old != nil { // what has kept that one busy comes all at once
+		s.inUse.Store(int64(len(s.loops)))
+	}
 	proxy, err := s.accept()
 	if err != nil {
 		return err
@@ -331,7 +340,7 @@ func (s *Server) accept() (*tcpproxy.Proxy, error) {
 	for i, l := range s.loops {
 		name := fmt.Sprintf("loop %d", i)
 		byName[name], l.running = l, true
-		l.post(l.listen)
+		l.post(func() { l.rest(i >= int(s.inUse.Load())) })
 		proxy.AddRoute(name, s)
 	}
 	return proxy, proxy.Start()

@@ -23,7 +23,8 @@ type loop struct {
 	index  int // in Server.loops
 	epfd   int
 	wakefd int32
-	now    int64 // nanoseconds on the server's clock, at the last wake-up
+	woke   int64 // nanoseconds on the server's clock, at the last wake-up
+	now    int64 // the same, a little later where that matters
 	buf    []byte
 	pipes  pipes
 
@@ -43,6 +44,7 @@ type loop struct {
 	scouts    int   // that do
 
 	listening   bool  // the listeners are watched
+	resting     bool  // others do the work (rebalance.go)
 	barred      bool  // they are closed, or about to be
 	listenAgain int64 // when they are to be watched again after a shortage; 0 for never
 	acceptPause int64 // how long the last shortage was waited for
@@ -75,7 +77,7 @@ const (
 	turnBytes     = 1 << 20 // of one pair, before the others have their turn: less than a millisecond
 	quickTick     = 25 * time.Millisecond
 	slowTick      = 250 * time.Millisecond
-	yieldEvery    = 4 * time.Millisecond
+	yieldEvery    = 9 * time.Millisecond
 	busySample    = 8
 	keepAliveAge  = 5 * time.Second
 	scoutInterval = 100 * time.Millisecond
@@ -123,6 +125,7 @@ func (l *loop) turn() {
 	n := l.wait()
 	l.waits.Store(false)
 	l.now = l.s.clock()
+	l.woke = l.now
 	if l.inbox.Load() {
 		l.readInbox()
 	}
@@ -145,7 +148,7 @@ func (l *loop) turn() {
 func (l *loop) wait() (n int) {
 	ms := l.fallAsleep()
 	if l.turns++; l.turns%busySample == 0 {
-		l.busy.Add(busySample * (l.s.clock() - l.now))
+		l.busy.Add(busySample * (l.s.clock() - l.woke))
 	}
 	if l.s.o.Alone && l.warm && ms != 0 {
 		if n, _ = epollWait(l.epfd, l.events[:], 1); n > 0 {
@@ -163,7 +166,9 @@ func (l *loop) wait() (n int) {
 
 // yield lets the scheduler see that a busy loop is no goroutine to be preempted.
 // Else its monitor does so after 10 ms, and stays awake for it, at 20 µs a time:
-// 4 % of a busy balancer's processor time (runtime/proc.go: sysmon, retake).
+// 4 % of a busy balancer's processor time (runtime/proc.go: sysmon, retake). Not more
+// often than it must: each time the scheduler wakes a thread to look for work
+// (goschedImpl), which takes a processor from those who wait for an answer.
 func (l *loop) yield() {
 	if l.now-l.yielded > int64(yieldEvery) {
 		l.yielded = l.now

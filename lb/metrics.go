@@ -3,6 +3,7 @@ package lb
 import (
 	"fmt"
 	"hash/fnv"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -97,6 +98,8 @@ var (
 	transitionAt    = desc("backend_last_transition_timestamp_seconds", "When the state changed last.", "backend")
 	countDesc       = desc("backends", "Backends in a state.", "state")
 	failOpenDesc    = desc("fail_open", "1 while no backend is ready, so that any is used.")
+	inUseDesc       = desc("loops_in_use", "Threads that accept connections. There is one a processor; one more joins when those are busy.")
+	loopBusyDesc    = desc("loop_busy_seconds_total", "Time in which a thread had something to do.", "loop")
 	heldDesc        = desc("connections_held", "Clients that wait for a backend.")
 	expiryDesc      = desc("backend_certificate_expiry_timestamp_seconds", "When the certificate that the backend showed expires.", "backend")
 
@@ -133,6 +136,10 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	out.gauge(failOpenDesc, number(s.failsOpen()))
 	out.gauge(heldDesc, float64(s.heldNow.Load()))
+	out.gauge(inUseDesc, float64(s.inUse.Load()))
+	for i, l := range s.loops {
+		out.seconds(loopBusyDesc, time.Duration(l.busy.Load()), strconv.Itoa(i))
+	}
 	out.gauge(limitDesc, float64(s.limit.Load()))
 	out.counter(reloadsDesc, s.reloads[0], "error")
 	out.counter(reloadsDesc, s.reloads[1], "success")
@@ -155,6 +162,10 @@ func (c collector) gauge(d *prometheus.Desc, v float64, labels ...string) {
 
 func (c collector) counter(d *prometheus.Desc, v uint64, labels ...string) {
 	c.ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+}
+
+func (c collector) seconds(d *prometheus.Desc, v time.Duration, labels ...string) {
+	c.ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v.Seconds(), labels...)
 }
 
 func (c collector) listener(l *listener, backends []*Backend) {

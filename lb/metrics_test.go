@@ -42,6 +42,8 @@ var series = []string{
 	"handover_duration_seconds{}",
 	"health_check_duration_seconds{backend,phase}",
 	"health_checks_total{backend,result}",
+	"loop_busy_seconds_total{loop}",
+	"loops_in_use{}",
 	"received_bytes_total{backend,listener}",
 	"sent_bytes_total{backend,listener}",
 }

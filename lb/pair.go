@@ -19,6 +19,7 @@ type pair struct {
 	traffic  *traffic // where bytes are counted; nil before there is a backend
 	peer     netip.AddrPort
 	born     int64
+	seen     int64  // when something happened to it last
 	first    []byte // what the client has sent before there was a backend; nil afterwards
 	up, down uint64 // bytes from and to the client
 
@@ -120,6 +121,7 @@ func (l *loop) clientWhileWaiting(p *pair, events uint32) {
 // relay moves what can be moved now, both ways, and looks whether the pair has
 // come to its end.
 func (l *loop) relay(p *pair) {
+	p.seen = l.now
 	if !l.pump(p, &p.client, &p.server, &p.up) || !l.pump(p, &p.server, &p.client, &p.down) {
 		return
 	}

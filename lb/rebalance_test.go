@@ -1,27 +1,107 @@
 package lb
 
 import (
+	"errors"
+	"slices"
 	"testing"
+	"time"
 )
 
-func TestMove(t *testing.T) {
+func TestLook(t *testing.T) {
 	for _, c := range []struct {
-		name        string
-		shares      []float64
-		pairs       []int64
-		from, to, n int
+		name  string
+		inUse int
+		busy  []float64
+		want  int // in use afterwards
+		moves []move
 	}{
-		{"idle", []float64{0.1, 0}, []int64{1000, 0}, 0, 0, 0},
-		{"one is busy", []float64{0.95, 0.1}, []int64{1000, 10}, 0, 1, 495},
-		{"the other one is busy", []float64{0.2, 1, 0.1}, []int64{10, 100, 20}, 1, 2, 40},
-		{"both are", []float64{0.95, 0.6}, []int64{1000, 10}, 0, 0, 0},
-		{"one connection makes it busy", []float64{1, 0}, []int64{1, 0}, 0, 0, 0},
-		{"with fewer connections", []float64{1, 0}, []int64{10, 100}, 0, 0, 0},
+		{"idle", 1, []float64{0.1, 0, 0}, 1, nil},
+		{"half of one", 1, []float64{0.6, 0, 0}, 1, nil},
+		{"one is busy: one more", 1, []float64{0.8, 0, 0}, 2, []move{{0, 1, 0.5}}},
+		{"two are, a third helps the busier", 2, []float64{0.8, 1, 0}, 3, []move{{1, 2, 0.5}}},
+		{"one of two is, the other one helps", 2, []float64{1, 0.2, 0}, 2, []move{{0, 1, 0.4}}},
+		{"one of all, another one is less so", 3, []float64{0.9, 1, 0.5}, 3, []move{{1, 2, 0.25}}},
+		{"all are", 3, []float64{0.9, 1, 0.6}, 3, nil},
+		{"what rests has something to do", 1, []float64{0.3, 0, 0.1}, 1, []move{{2, 0, 1}}},
+		{"two that rest, to the less busy", 2, []float64{0.7, 0.6, 0.1, 0.1}, 2, []move{{2, 1, 1}, {3, 1, 1}}},
+		{"hardly anything", 1, []float64{0.3, 0.001, 0}, 1, nil},
+		{"calm, but not yet for long", 3, []float64{0.1, 0.1, 0.1}, 3, nil},
+		{"a single processor", 1, []float64{1}, 1, nil},
 	} {
-		if from, to, n := move(c.shares, c.pairs); from != c.from || to != c.to || n != c.n {
-			t.Errorf("%s: move(%v, %v) = %d, %d, %d; want %d, %d, %d", c.name, c.shares, c.pairs, from, to, n, c.from, c.to, c.n)
+		b := balance{inUse: c.inUse}
+		if moves := b.look(c.busy); b.inUse != c.want || !slices.Equal(moves, c.moves) {
+			t.Errorf("%s: look(%v) = %v, %d in use; want %v, %d", c.name, c.busy, moves, b.inUse, c.moves, c.want)
 		}
 	}
+}
+
+// A loop rests after a while of calm only, one at a time, and pairs do not move to
+// and fro at each look.
+func TestLookPatiently(t *testing.T) {
+	b := balance{inUse: 3}
+	calm := []float64{0.3, 0.2, 0.1}
+	looks := func(n int, busy []float64, inUse int, moves []move) {
+		t.Helper()
+		for i := range n {
+			if got := b.look(busy); b.inUse != inUse || !slices.Equal(got, moves) {
+				t.Fatalf("look %d at %v: %v, %d in use; want %v, %d", i+1, busy, got, b.inUse, moves, inUse)
+			}
+		}
+	}
+	looks(calmLooks-1, calm, 3, nil)
+	looks(1, []float64{0.7, 0.5, 0.3}, 3, nil) // not calm: it begins anew
+	looks(calmLooks-1, calm, 3, nil)
+	looks(1, calm, 2, []move{{2, 1, 1}})
+	looks(calmLooks-1, []float64{0.3, 0.3, 0}, 2, nil)
+	looks(1, []float64{0.3, 0.3, 0}, 1, []move{{1, 0, 1}})
+	looks(3*calmLooks, []float64{0.6, 0, 0}, 1, nil)
+	looks(3*calmLooks, []float64{0, 0, 0}, 1, nil)
+
+	b = balance{inUse: 2}
+	uneven := []float64{1, 0.2}
+	looks(1, uneven, 2, []move{{0, 1, 0.4}})
+	looks(moveLooks-1, uneven, 2, nil)
+	looks(1, uneven, 2, []move{{0, 1, 0.4}})
+}
+
+// TestLoopsInUse: one loop does all until it is too much for it.
+func TestLoopsInUse(t *testing.T) {
+	p := newPeer(t)
+	r := run(t, testConfig(p.addr), Options{balanceEvery: time.Hour}) // the test looks
+	if len(r.loops) != 2 {
+		t.Skip("wants two processors")
+	}
+	connect := func(n int) {
+		for range n {
+			r.pairUp(p)
+		}
+	}
+	counts := func() [2]int64 { return [2]int64{r.loops[0].count.Load(), r.loops[1].count.Load()} }
+	have := func(what string, want [2]int64) {
+		t.Helper()
+		eventually(t, what, func() error {
+			return errors.Join(equal("pairs", counts(), want), equal("in use", r.value("loops_in_use", ""), float64(1+min(want[1], 1))))
+		})
+	}
+	connect(6)
+	have("all at one loop", [2]int64{6, 0})
+	b := balance{inUse: 1}
+	r.look(&b, []float64{0.9, 0})
+	have("half moved", [2]int64{3, 3})
+
+	blocked, release := make(chan struct{}), make(chan struct{})
+	r.loops[0].post(func() { close(blocked); <-release }) // so the other one accepts
+	<-blocked
+	connect(2)
+	close(release)
+	have("the second accepts too", [2]int64{3, 5})
+
+	for range calmLooks {
+		r.look(&b, []float64{0.1, 0.1})
+	}
+	have("all at one loop again", [2]int64{8, 0})
+	connect(2)
+	have("and so are those that come", [2]int64{10, 0})
 }
 
 // Streams go on while their pairs are moved to and fro.
@@ -42,7 +122,7 @@ func TestMovePairs(t *testing.T) {
 			default:
 			}
 			for i, l := range r.loops {
-				r.movePairs(l, r.loops[(i+1)%len(r.loops)], 3)
+				r.movePairs(l, r.loops[(i+1)%len(r.loops)], 0.5)
 				l.call(func() {})
 			}
 		}

@@ -156,8 +156,8 @@ func (c Client) explain(err error, u *url.URL) error {
 		return &advised{err, "it speaks TLS: ask https://" + u.Host}
 	case errors.As(err, &record):
 		return &advised{fmt.Errorf("%s does not speak TLS", u.Host), "leave https:// away"}
-	case errors.As(err, &op) && op.Op == "remote error":
-		return &advised{err, "it wants a client certificate of its client_ca_file: give --client-certificate and --client-key"}
+	case errors.As(err, &op) && op.Op == "remote error": // without what net/http says of where it met that
+		return &advised{op, "it wants a client certificate of its client_ca_file: give --client-certificate and --client-key"}
 	case errors.As(err, &authority):
 		return &advised{err, "name the CA that has signed its certificate with --certificate-authority"}
 	case errors.As(err, &name):
