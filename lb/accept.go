@@ -18,9 +18,9 @@ import (
 // for it; and what is done for it is done on the loop's stack, not on one that has to
 // grow first.
 //
-// Every loop accepts from every listener and keeps what it accepts. The kernel
-// wakes one of those that wait, the same one first (EPOLLEXCLUSIVE): while the load
-// is low, few threads are awake, and the others join when that one is busy.
+// Every loop that is in use (rebalance.go) accepts from every listener, and keeps what
+// it accepts. The kernel wakes one of those that wait, the same one first
+// (EPOLLEXCLUSIVE).
 
 var _ net.Listener = (*loop)(nil)
 

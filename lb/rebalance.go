@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// As few loops are in use as can do the work; the others rest. A rested loop accepts
+// As few loops are in use as can do the work; the others rest. A loop that rests accepts
 // nobody, and what is busy of its pairs moves to one that is in use. With 55 000
 // requests/s, half of what two processors can do, the balancer adds 25 µs (p50) when
 // one loop has all connections and 75 µs when two have them: a loop that is awake
