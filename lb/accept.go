@@ -71,7 +71,7 @@ func (l *loop) Addr() net.Addr { return l.s.listeners[0].addr }
 
 // listen has the loop accept.
 func (l *loop) listen() {
-	if l.barred || l.resting {
+	if l.barred || l.resting || l.handing {
 		return
 	}
 	l.listening, l.listenAgain = true, 0

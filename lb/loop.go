@@ -45,6 +45,7 @@ type loop struct {
 
 	listening   bool  // the listeners are watched
 	resting     bool  // others do the work (rebalance.go)
+	handing     bool  // what it has goes to a new process, which accepts (upgrade.go)
 	barred      bool  // they are closed, or about to be
 	listenAgain int64 // when they are to be watched again after a shortage; 0 for never
 	acceptPause int64 // how long the last shortage was waited for

@@ -104,6 +104,37 @@ func TestLoopsInUse(t *testing.T) {
 	have("and so are those that come", [2]int64{10, 0})
 }
 
+// A loop that joins while a new process takes over accepts nobody: its client would be
+// lost with this process.
+func TestJoinsInHandOver(t *testing.T) {
+	p := newPeer(t)
+	r := run(t, testConfig(p.addr), Options{balanceEvery: time.Hour})
+	if len(r.loops) < 2 {
+		t.Skip("one processor, one loop")
+	}
+	accept := func(what string, want int) {
+		t.Helper()
+		n := 0
+		for _, l := range r.loops {
+			l.call(func() {
+				if l.listening {
+					n++
+				}
+			})
+		}
+		must(t, equal(what, n, want))
+	}
+	accept("at first", 1)
+	r.handLoops(true)
+	r.use(2)
+	accept("handing over", 0)
+	r.handLoops(false)
+	accept("after it broke off", 2)
+	r.use(1)
+	accept("at rest again", 1)
+	r.pairUp(p)
+}
+
 // Streams go on while their pairs are moved to and fro.
 func TestMovePairs(t *testing.T) {
 	p := newPeer(t)

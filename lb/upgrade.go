@@ -570,9 +570,7 @@ func (s *Server) succeed(ctx context.Context, w wire) bool {
 	}
 	s.handover.now.Store(true)
 	defer s.handover.now.Store(false)
-	for _, l := range s.loops {
-		l.call(l.unlisten)
-	}
+	s.handLoops(true)
 	if s.o.OnSuccessor != nil {
 		s.o.OnSuccessor(pid)
 	}
@@ -581,9 +579,7 @@ func (s *Server) succeed(ctx context.Context, w wire) bool {
 	}
 	if err != nil {
 		s.log.Error("handing over was broken off, going on", "pid", pid, "err", err)
-		for _, l := range s.loops {
-			l.call(l.listen)
-		}
+		s.handLoops(false)
 		if s.o.OnSuccessor != nil {
 			s.o.OnSuccessor(os.Getpid())
 		}
@@ -591,6 +587,21 @@ func (s *Server) succeed(ctx context.Context, w wire) bool {
 	}
 	s.log.Info("handed over", "pid", pid, "connections", s.handover.given.Load(), "longest-pause", s.handover.pause())
 	return true
+}
+
+// handLoops has no loop accept while a new process takes over: not one that joins
+// meanwhile, for all this work, either. Should that break off, they accept again.
+func (s *Server) handLoops(handing bool) {
+	for _, l := range s.loops {
+		l.call(func() {
+			l.handing = handing
+			if handing {
+				l.unlisten()
+			} else {
+				l.listen()
+			}
+		})
+	}
 }
 
 func (s *Server) giveListeners(w wire) error {
