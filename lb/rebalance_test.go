@@ -68,8 +68,8 @@ func TestLookPatiently(t *testing.T) {
 func TestLoopsInUse(t *testing.T) {
 	p := newPeer(t)
 	r := run(t, testConfig(p.addr), Options{balanceEvery: time.Hour}) // the test looks
-	if len(r.loops) != 2 {
-		t.Skip("wants two processors")
+	if len(r.loops) < 2 {
+		t.Skip("one processor, one loop")
 	}
 	connect := func(n int) {
 		for range n {
