@@ -310,7 +310,7 @@ func (p *plant) wire() (*supervise.Group, *Pulse, error) {
 		return nil, nil, asUsage(err)
 	}
 	etcd.admit = func(ctx context.Context, server *embed.Etcd) error {
-		err := p.checkShared(ctx, server, etcd.sharers(), etcd.log)
+		err := (&sharedFiles{layout: p.layout, inUse: p.usesShared}).check(ctx, server, etcd.sharers(), etcd.log)
 		if err == nil {
 			arrive(ctx, server)
 		}

@@ -322,7 +322,7 @@ func (e *etcd) watch(ctx context.Context, server *embed.Etcd, report supervise.R
 				e.count(server)
 			}
 		case <-e.leave:
-			asks.Go(func() { e.handOver(asking, server, slog.LevelInfo) })
+			asks.Go(func() { e.transferLeadership(asking, server, slog.LevelInfo) })
 		case <-ctx.Done():
 			e.close(server)
 			return nil
@@ -478,7 +478,7 @@ func (q *quorumState) seen(now status.Quorum) []any {
 func (e *etcd) close(server *embed.Etcd) {
 	select {
 	case <-server.Server.ReadyNotify():
-		e.handOver(context.Background(), server, slog.LevelWarn) // if it leads again, or still
+		e.transferLeadership(context.Background(), server, slog.LevelWarn) // if it leads again, or still
 	default:
 		// Close waits for the client listeners, which wait for a quorum that never
 		// was, or for the end of the server (embed/serve.go:serve).

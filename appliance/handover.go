@@ -35,7 +35,7 @@ const (
 
 // handOver makes another member the leader, if there is one, and holds the writes of
 // all members until it leads. It blocks for some seconds at most. A failure is logged at level.
-func (e *etcd) handOver(ctx context.Context, server *embed.Etcd, level slog.Level) {
+func (e *etcd) transferLeadership(ctx context.Context, server *embed.Etcd, level slog.Level) {
 	us := uint64(server.Server.MemberID())
 	if server.Server.Lead() != us || voters(server) < 2 {
 		return

@@ -140,7 +140,7 @@ func TestNoWriteFailsWhileLeadershipMoves(t *testing.T) {
 	for range 10 {
 		before := writes.Load()
 		was := leader(t, all)
-		was.handOver(t.Context(), was.server, slog.LevelWarn)
+		was.transferLeadership(t.Context(), was.server, slog.LevelWarn)
 		if now := leader(t, all); now == was {
 			t.Errorf("%s leads still", was.cfg.Name)
 		}

@@ -103,7 +103,7 @@ func (m *members) passOn(ctx context.Context, server *embed.Etcd) (again bool) {
 		m.passedOn = true
 		m.log.Info("etcd has the timing of a lone member here until the next start: another one is to lead")
 	}
-	m.etcd.handOver(ctx, server, slog.LevelInfo)
+	m.etcd.transferLeadership(ctx, server, slog.LevelInfo)
 	return true
 }
 

@@ -50,7 +50,7 @@ var flagNotDefined = regexp.MustCompile(`(?:unknown flag: --|flag provided but n
 // unknownFlag turns a parser's error into a sentence with the argument that the
 // user wrote.
 func unknownFlag(program string, err error) error {
-	see := "see the flags of " + program + " at " + Versions().reference(program)
+	see := "see the flags of " + program + " at " + reference(program)
 	if m := flagNotDefined.FindStringSubmatch(err.Error()); m != nil {
 		return WithHint(fmt.Errorf("--%s-arg=%s: %s has no such flag in this version", program, m[1], program), see)
 	}

@@ -278,7 +278,7 @@ func (r *Recovery) steps(ctx context.Context, revision *int64) []step {
 		{"remove what was not finished", false, r.clear},
 		{"mark the copy", false, func() error { return r.mark(mark) }},
 		{"copy etcd's data", false, func() error { return copyTree(ctx, r.Data, copied) }},
-		{"force a new cluster", false, func() (err error) { *revision, err = r.force(ctx); return err }},
+		{"force a new cluster", false, func() (err error) { *revision, err = forceAlone(ctx, r.Name, r.Backup, r.self.ClientURLs, r.log); return err }},
 		{"write the new data to the disk", false, func() error { return errors.Join(syncTree(copied), syncPath(r.Backup), syncPath(r.layout.Etcd())) }},
 		{"put the new data in place", false, func() error { return exchange(r.Data, copied) }},
 		{"write the change to the disk", true, func() error { return errors.Join(syncPath(r.layout.Etcd()), syncPath(r.Backup)) }},
@@ -340,22 +340,22 @@ func (r *Recovery) clear() error {
 	return nil
 }
 
-// force lets etcd make a cluster of one of the copy. It listens nowhere.
-func (r *Recovery) force(ctx context.Context) (revision int64, err error) {
-	kept, err := commitAll(filepath.Join(r.Backup, "member"))
+// forceAlone lets etcd make a cluster of one of the copy in dir. It listens nowhere.
+func forceAlone(ctx context.Context, name, dir string, clientURLs []string, log *slog.Logger) (revision int64, err error) {
+	kept, err := commitAll(filepath.Join(dir, "member"))
 	if err != nil {
 		return 0, err
 	}
 	if kept > 0 {
-		r.log.Info("writes kept that the lost members may not have confirmed", "entries", kept)
+		log.Info("writes kept that the lost members may not have confirmed", "entries", kept)
 	}
-	e := &etcd{log: r.log, fatal: make(chan error, 1)}
+	e := &etcd{log: log, fatal: make(chan error, 1)}
 	e.cfg = embed.NewConfig()
-	e.cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(newZap(r.log, e.died))
-	e.cfg.Name, e.cfg.Dir, e.cfg.ForceNewCluster = r.Name, r.Backup, true
-	e.cfg.InitialCluster = e.cfg.InitialClusterFromName(r.Name) // not looked at where there is a log
+	e.cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(newZap(log, e.died))
+	e.cfg.Name, e.cfg.Dir, e.cfg.ForceNewCluster = name, dir, true
+	e.cfg.InitialCluster = e.cfg.InitialClusterFromName(name) // not looked at where there is a log
 	e.cfg.ListenPeerUrls, e.cfg.ListenClientUrls = nil, nil
-	e.cfg.AdvertiseClientUrls = parseURLs(r.self.ClientURLs)
+	e.cfg.AdvertiseClientUrls = parseURLs(clientURLs)
 	e.cfg.QuotaBackendBytes = 8 << 30
 	fastElection(e.cfg)
 	server, err := e.start(ctx, supervise.Reporter{})

@@ -30,15 +30,21 @@ type fingerprints struct {
 	Files map[string][]string `json:"files"` // by the file's name
 }
 
-// checkShared compares the files that all controllers must share with what the
+// sharedFiles are what all controllers have in common.
+type sharedFiles struct {
+	layout pki.Layout
+	inUse  func(path string) bool
+}
+
+// check compares the files that all controllers must share with what the
 // cluster knows of them, before an API server is built on them: one with
 // another encryption key would write what no other can read. It waits for a
 // quorum. Of a cluster of one the files may change.
-func (p *plant) checkShared(ctx context.Context, server *embed.Etcd, members int, log *slog.Logger) error {
+func (p *sharedFiles) check(ctx context.Context, server *embed.Etcd, members int, log *slog.Logger) error {
 	client := v3client.New(server.Server)
 	defer client.Close()
 	for {
-		done, err := p.tryShared(ctx, client, members, log)
+		done, err := p.try(ctx, client, members, log)
 		if done || ctx.Err() != nil {
 			return err
 		}
@@ -55,7 +61,7 @@ func (p *plant) checkShared(ctx context.Context, server *embed.Etcd, members int
 
 // tryShared is one attempt. It is done with a verdict; otherwise etcd did not
 // answer, or another controller was faster.
-func (p *plant) tryShared(ctx context.Context, client *clientv3.Client, members int, log *slog.Logger) (done bool, err error) {
+func (p *sharedFiles) try(ctx context.Context, client *clientv3.Client, members int, log *slog.Logger) (done bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	answer, err := client.Get(ctx, fingerprintsKey)
@@ -69,7 +75,7 @@ func (p *plant) tryShared(ctx context.Context, client *clientv3.Client, members 
 			return true, fmt.Errorf("%s in etcd: %w", fingerprintsKey, err)
 		}
 	}
-	next, misfits, err := known.with(p.layout, p.usesShared)
+	next, misfits, err := known.with(p.layout, p.inUse)
 	switch {
 	case err != nil:
 		return true, err

@@ -29,7 +29,7 @@ func Versions() VersionInfo {
 }
 
 // reference is where upstream documents a program's flags.
-func (v VersionInfo) reference(program string) string {
+func reference(program string) string {
 	if program == nameEtcd {
 		return "https://etcd.io/docs/v3.6/op-guide/configuration/"
 	}
