@@ -16,7 +16,7 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/storage/wal"
 	"go.etcd.io/etcd/server/v3/storage/wal/walpb"
-	"k8s.io/apimachinery/pkg/util/version"
+	utilversion "k8s.io/apimachinery/pkg/util/version"
 
 	"kthwd/appliance/pki"
 )
@@ -186,8 +186,8 @@ func (r *memberRecord) checkVersions(l pki.Layout, now memberRecord) error {
 		{"Kubernetes", r.Kubernetes, now.Kubernetes, false},
 		{"etcd", r.Etcd, now.Etcd, false},
 	} {
-		was, err := version.ParseGeneric(p.was)
-		is, err2 := version.ParseGeneric(p.is)
+		was, err := utilversion.ParseGeneric(p.was)
+		is, err2 := utilversion.ParseGeneric(p.is)
 		if err != nil || err2 != nil {
 			continue
 		}
@@ -205,7 +205,7 @@ func (r *memberRecord) checkVersions(l pki.Layout, now memberRecord) error {
 }
 
 // minor counts minors, and takes majors for steps of many.
-func minor(v *version.Version) int { return int(v.Major())*1000 + int(v.Minor()) }
+func minor(v *utilversion.Version) int { return int(v.Major())*1000 + int(v.Minor()) }
 
 // released is a version that can be compared: a developer's builds can not.
 func released(v string) string {
