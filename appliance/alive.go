@@ -2,12 +2,10 @@ package appliance
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"sync"
 
-	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"k8s.io/client-go/rest"
 
 	"kthwd/appliance/supervise"
@@ -77,16 +75,4 @@ func (p *Pulse) loopback() (*http.Client, string, error) {
 	}
 	p.client, p.server = client, config.Host
 	return client, config.Host, nil
-}
-
-// serializableRead reads a key that is not there, as this member has it.
-func (e *etcd) serializableRead(ctx context.Context) error {
-	e.mu.Lock()
-	server := e.server
-	e.mu.Unlock()
-	if server == nil {
-		return errors.New("etcd has not started")
-	}
-	_, err := server.Server.Range(ctx, &pb.RangeRequest{Key: []byte("kthwd"), Serializable: true, Limit: 1})
-	return err
 }

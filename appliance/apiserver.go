@@ -2,35 +2,27 @@ package appliance
 
 import (
 	"context"
-	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
-	"fmt"
-	"io"
 	"log/slog"
-	"net/http"
-	"os"
-	"strings"
 	"sync"
 	"time"
 
-	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/client-go/rest"
-	apiapp "k8s.io/kubernetes/cmd/kube-apiserver/app"
-	apioptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 
 	"kthwd/appliance/pki"
+	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
 )
 
-const (
-	readyPoll    = 20 * time.Millisecond
-	readyTimeout = time.Second
-	quorumProof  = 5 * time.Second // one linearizable read
-	rebuildPause = 2 * time.Second
+const readyTimeout = time.Second
 
-	hopelessGrace = 4 * time.Second // more than its drain takes
-)
+const quorumProof = 5 * time.Second // one linearizable read
+
+const rebuildPause = 2 * time.Second
+
+const hopelessGrace = 4 * time.Second // more than its drain takes
 
 // apiServer runs kube-apiserver.
 type apiServer struct {
@@ -46,12 +38,6 @@ type apiServer struct {
 
 	mu       sync.Mutex
 	loopback *rest.Config
-}
-
-// configured is the first half of a build: what apiapp.NewConfig returned.
-type configured struct {
-	config *apiapp.Config
-	err    error
 }
 
 var _ supervise.Component = (*apiServer)(nil)
@@ -107,13 +93,6 @@ func (a *apiServer) quorum(ctx context.Context) error {
 	return a.etcd.LinearizableRead(ctx)
 }
 
-// server has everything but an open handler.
-type server struct {
-	farewell
-	generic *genericapiserver.GenericAPIServer
-	run     func(ctx context.Context) error
-}
-
 // begin starts the first build before there is a quorum, up to the point where
 // upstream needs one. It is called at most once, before Run, when etcd's socket is
 // open. Most of that half is the RSA key of the loopback certificate, 0.2 s on one
@@ -126,84 +105,6 @@ func (a *apiServer) begin() {
 		config, err := a.configure()
 		early <- configured{config, err}
 	}()
-}
-
-// build is kube-apiserver/app/server.go:Run up to its last line, with the two
-// bootstrap hooks replaced and the OpenAPI documents built side by side.
-func (a *apiServer) build() (*server, error) {
-	config, err := a.configuration()
-	if err != nil {
-		return nil, err
-	}
-	server, err := a.assemble(config)
-	if err != nil {
-		// NewConfig has opened the port; whoever fails later must close it.
-		return nil, errors.Join(err, config.KubeAPIs.ControlPlane.Generic.SecureServing.Listener.Close())
-	}
-	a.mu.Lock()
-	a.loopback = rest.CopyConfig(config.KubeAPIs.ControlPlane.Generic.LoopbackClientConfig)
-	a.mu.Unlock()
-	return server, nil
-}
-
-// configuration is what begin has made, once, and made now after that.
-func (a *apiServer) configuration() (*apiapp.Config, error) {
-	if early := a.early; early != nil {
-		a.early = nil
-		made := <-early
-		if made.err == nil {
-			return made.config, nil
-		}
-		a.log.Debug("not configured before the quorum", "err", made.err) // upstream waits 20 s for etcd
-	}
-	return a.configure()
-}
-
-// configure reads the files, opens the port and connects to etcd.
-func (a *apiServer) configure() (*apiapp.Config, error) {
-	opts, err := parseAPIServer(a.args)
-	if err != nil {
-		return nil, err
-	}
-	completed, err := opts.Complete(context.Background())
-	if err != nil {
-		return nil, err
-	}
-	config, err := apiapp.NewConfig(completed)
-	if err != nil && completed.SecureServing.Listener != nil {
-		err = errors.Join(err, completed.SecureServing.Listener.Close())
-	}
-	return config, err
-}
-
-func (a *apiServer) assemble(config *apiapp.Config) (*server, error) {
-	register := leaveOutBootstrapHooks(config.KubeAPIs.ControlPlane.Generic, a.log)
-	installOpenAPI := leaveOutOpenAPI(config.KubeAPIs.ControlPlane.Generic)
-	rememberClients(config)
-	s := &server{}
-	front := &config.Aggregator.GenericConfig.Config
-	front.BuildHandlerChainFunc = a.fences.chained(s.chained(front.BuildHandlerChainFunc))
-	completed, err := config.Complete()
-	if err != nil {
-		return nil, err
-	}
-	chain, err := apiapp.CreateServerChain(completed)
-	if err != nil {
-		return nil, err
-	}
-	if err := register(chain.GenericAPIServer); err != nil {
-		return nil, err
-	}
-	if err := installOpenAPI(chain.GenericAPIServer.NextDelegate()); err != nil {
-		return nil, err
-	}
-	s.generic = chain.GenericAPIServer
-	if err := s.generic.AddReadyzChecks(s.readyz()); err != nil {
-		return nil, err
-	}
-	prepared, err := chain.PrepareRun()
-	s.run = prepared.Run
-	return s, err
 }
 
 // serve runs the server until ctx ends and its drain is over.
@@ -252,75 +153,6 @@ func (a *apiServer) hopeless(ctx context.Context, done <-chan error) error {
 	}
 }
 
-// probe polls /readyz until it is ok once, then calls ready.
-func (a *apiServer) probe(ctx context.Context, ready func()) {
-	report := supervise.Report(ctx)
-	client, err := a.client()
-	if err != nil {
-		report.Starting(err.Error())
-		return
-	}
-	defer client.CloseIdleConnections()
-	for last := ""; ctx.Err() == nil; {
-		err := get(ctx, client, a.server+"/readyz")
-		if err == nil {
-			ready()
-			return
-		}
-		if err.Error() != last {
-			last = err.Error()
-			a.log.Debug("not ready yet", "reason", last)
-			report.Starting(last)
-		}
-		sleep(ctx, readyPoll)
-	}
-}
-
-// client verifies the API server against the CA and shows the certificate that
-// has no other right.
-func (a *apiServer) client() (*http.Client, error) {
-	pem, err := os.ReadFile(a.layout.CA())
-	if err != nil {
-		return nil, err
-	}
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(pem)
-	cert, err := tls.LoadX509KeyPair(a.layout.Cert(pki.NameHealth), a.layout.Key(pki.NameHealth))
-	if err != nil {
-		return nil, err
-	}
-	return &http.Client{
-		Timeout:   readyTimeout,
-		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}},
-	}, nil
-}
-
-// get asks url and returns the first line of what is wrong.
-func get(ctx context.Context, client *http.Client, url string) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return err
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
-	if err != nil {
-		return err
-	}
-	if resp.StatusCode == http.StatusOK {
-		return nil
-	}
-	for line := range strings.SplitSeq(string(body), "\n") {
-		if check, failing := strings.CutPrefix(line, "[-]"); failing {
-			return fmt.Errorf("%s: %s", req.URL.Path, check)
-		}
-	}
-	return fmt.Errorf("%s: %s", req.URL.Path, resp.Status)
-}
-
 // Loopback is the server's own privileged client configuration, for the RBAC
 // seed. It fails until the server is built.
 func (a *apiServer) Loopback() (*rest.Config, error) {
@@ -332,8 +164,20 @@ func (a *apiServer) Loopback() (*rest.Config, error) {
 	return rest.CopyConfig(a.loopback), nil
 }
 
-// parseAPIServer reads a kube-apiserver command line with upstream's own options.
-func parseAPIServer(args []arg) (*apioptions.ServerRunOptions, error) {
-	opts := apioptions.NewServerRunOptions()
-	return opts, parseFlags(nameAPIServer, opts.Flags(), args)
+// loopbackCertificate is the one that the API server has made for itself in memory,
+// for a year; nil until then (apiserver/pkg/server/options/serving_with_loopback.go).
+func (a *apiServer) loopbackCertificate() []status.Certificate {
+	loopback, err := a.Loopback()
+	if err != nil {
+		return nil
+	}
+	block, _ := pem.Decode(loopback.CAData)
+	if block == nil {
+		return nil
+	}
+	c, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil
+	}
+	return []status.Certificate{{File: "kube-apiserver, in memory", Subject: "loopback", Use: "server", NotAfter: c.NotAfter}}
 }

@@ -1,14 +1,49 @@
 package appliance
 
 import (
-	"crypto/x509"
-	"encoding/pem"
+	"errors"
+	"os"
 	"slices"
 	"strings"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"go.etcd.io/etcd/server/v3/embed"
+
 	"kthwd/appliance/pki"
 	"kthwd/appliance/status"
+	"kthwd/appliance/supervise"
 )
+
+// newStatus answers questions about this process.
+func (p *plant) newStatus(g *supervise.Group, e *etcd, m *members, api *apiServer, leases []*leaseRecord, collectors ...prometheus.Collector) supervise.Component {
+	versions, beside := Versions(), p.o.Beside
+	if beside == nil {
+		beside = &Beside{Report: func(*status.Report) {}}
+	}
+	used := status.CertificatesOf(p.usedFiles)
+	p.events = newEventWriter(p.cfg.Name, api.Loopback, used, p.o.Logs.Logger("kthwd"))
+	return status.NewServer(status.ServerConfig{
+		Changed: g.Changed, OnEvent: p.events.seen,
+		Socket: p.socket.control, Address: p.o.Metrics.Address, Web: p.o.Metrics.Web, Pprof: p.o.Metrics.Pprof,
+		Logs: p.o.Logs, Collectors: append(collectors, beside.Collectors...), Programs: programSeries(), Private: m.private(),
+		Report: func() status.Report {
+			ready, reason := g.Ready()
+			quorum := e.Quorum()
+			r := status.Report{
+				Version: p.o.Version, Kubernetes: versions.Kubernetes, Etcd: versions.Etcd,
+				PID: os.Getpid(), Started: p.o.Started, Ready: ready, Reason: reason,
+				Components: g.Status(), Quorum: &quorum,
+				Name: p.cfg.Name, Dependencies: g.Dependencies(), Restarts: g.Restarts(),
+				Member: e.Member(), Certificates: append(used(), api.loopbackCertificate()...),
+			}
+			for _, l := range leases {
+				r.Leases = append(r.Leases, l.Lease())
+			}
+			beside.Report(&r)
+			return r
+		},
+	})
+}
 
 // usedFiles are the certificates and kubeconfigs that the programs are told to
 // use, and those that kthwd and its verbs use beside them, each once.
@@ -50,20 +85,18 @@ func namesCertificate(key string) bool {
 	return false
 }
 
-// loopbackCertificate is the one that the API server has made for itself in memory,
-// for a year; nil until then (apiserver/pkg/server/options/serving_with_loopback.go).
-func (a *apiServer) loopbackCertificate() []status.Certificate {
-	loopback, err := a.Loopback()
-	if err != nil {
-		return nil
+// remember keeps the record true while the member runs. A failure is no reason to
+// stop: it is tried again.
+func (p *plant) remember(server *embed.Etcd) {
+	r := versionsOf(p.o.Version)
+	ids := recordOf(server.Server.Cluster().ID(), server.Server.MemberID())
+	r.Cluster, r.Member, r.Members = ids.Cluster, ids.Member, voters(server)
+	if r == p.record {
+		return
 	}
-	block, _ := pem.Decode(loopback.CAData)
-	if block == nil {
-		return nil
+	if err := errors.Join(r.write(p.layout), forgetJoin(p.layout)); err != nil {
+		p.log.Debug("member record not written", "file", p.layout.Record(), "err", err)
+		return
 	}
-	c, err := x509.ParseCertificate(block.Bytes)
-	if err != nil {
-		return nil
-	}
-	return []status.Certificate{{File: "kube-apiserver, in memory", Subject: "loopback", Use: "server", NotAfter: c.NotAfter}}
+	p.record = r
 }

@@ -6,7 +6,6 @@ import (
 	"net/http"
 
 	"k8s.io/apiserver/pkg/server/healthz"
-	restclient "k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
 	componentbaseconfig "k8s.io/component-base/config"
@@ -102,7 +101,3 @@ func (m *controllerManager) server() *secureServer {
 		authn: m.options.Authentication, authz: m.options.Authorization, handler: m.handler,
 	}
 }
-
-// quietClients keeps client-go from logging a warning for each deprecated API
-// that the programs themselves use, as both upstream commands do.
-func quietClients() { restclient.SetDefaultWarningHandler(restclient.NoWarnings{}) }

@@ -1,6 +1,7 @@
 package appliance
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"sync"
@@ -8,11 +9,24 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/client/pkg/v3/types"
 	"go.etcd.io/etcd/server/v3/embed"
 
 	"kthwd/appliance/status"
 )
+
+// serializableRead reads a key that is not there, as this member has it.
+func (e *etcd) serializableRead(ctx context.Context) error {
+	e.mu.Lock()
+	server := e.server
+	e.mu.Unlock()
+	if server == nil {
+		return errors.New("etcd has not started")
+	}
+	_, err := server.Server.Range(ctx, &pb.RangeRequest{Key: []byte("kthwd"), Serializable: true, Limit: 1})
+	return err
+}
 
 // What etcd keeps in unexported variables is found through the registry: who
 // registers the same collector again is told which one is there.

@@ -3,14 +3,11 @@ package appliance
 import (
 	"fmt"
 	"log/slog"
-	"net/http"
 	"runtime"
 	"strings"
-	"time"
 
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
-	"k8s.io/apiserver/pkg/server/healthz"
-	"k8s.io/klog/v2"
+	klog "k8s.io/klog/v2"
 
 	"kthwd/appliance/supervise"
 )
@@ -44,18 +41,4 @@ func exitCaller() (where, component string) {
 			return "an unknown place", nameKubernetes
 		}
 	}
-}
-
-// aliveCheck is the health check of 10257 and 10259: unhealthy when the
-// component has been trying to come back for longer than upstream's own
-// watchdog allows a lease to be overdue (20 s).
-func aliveCheck(g *supervise.Group, component string) healthz.HealthChecker {
-	return healthz.NamedCheck("leaderElection", func(*http.Request) error {
-		for _, s := range g.Status() {
-			if s.Name == component && s.Restarts > 0 && s.State == supervise.Starting && time.Since(s.Since) > 20*time.Second {
-				return fmt.Errorf("%s: %s", s.Name, s.Reason)
-			}
-		}
-		return nil
-	})
 }

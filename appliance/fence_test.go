@@ -24,9 +24,11 @@ type fakeLock struct {
 }
 
 func (l *fakeLock) Identity() string { return "c0_1" }
+
 func (l *fakeLock) Create(context.Context, resourcelock.LeaderElectionRecord) error {
 	return l.err
 }
+
 func (l *fakeLock) Update(context.Context, resourcelock.LeaderElectionRecord) error {
 	return l.err
 }

@@ -13,7 +13,6 @@ import (
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/client/pkg/v3/fileutil"
 	"go.etcd.io/etcd/client/pkg/v3/types"
-	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/storage/wal"
 	"go.etcd.io/etcd/server/v3/storage/wal/walpb"
 	utilversion "k8s.io/apimachinery/pkg/util/version"
@@ -59,33 +58,6 @@ func (r memberRecord) write(l pki.Layout) error {
 		return errors.Join(err, os.Remove(staged))
 	}
 	if err := os.Rename(staged, l.Record()); err != nil {
-		return err
-	}
-	return syncPath(l.Dir)
-}
-
-func writeSynced(path string, data []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	return errors.Join(err, f.Sync(), f.Close())
-}
-
-// syncPath makes the names in a directory last, or a file's content.
-func syncPath(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
-}
-
-// clearGuard makes the directory forget its member: etcd's data were moved away,
-// and what comes is another one. The caller has the directory's lock.
-func clearGuard(l pki.Layout) error {
-	if err := os.Remove(l.Record()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return syncPath(l.Dir)
@@ -219,20 +191,4 @@ func released(v string) string {
 func versionsOf(kthwd string) memberRecord {
 	v := Versions()
 	return memberRecord{Kthwd: kthwd, Kubernetes: v.Kubernetes, Etcd: v.Etcd}
-}
-
-// remember keeps the record true while the member runs. A failure is no reason to
-// stop: it is tried again.
-func (p *plant) remember(server *embed.Etcd) {
-	r := versionsOf(p.o.Version)
-	ids := recordOf(server.Server.Cluster().ID(), server.Server.MemberID())
-	r.Cluster, r.Member, r.Members = ids.Cluster, ids.Member, voters(server)
-	if r == p.record {
-		return
-	}
-	if err := errors.Join(r.write(p.layout), forgetJoin(p.layout)); err != nil {
-		p.log.Debug("member record not written", "file", p.layout.Record(), "err", err)
-		return
-	}
-	p.record = r
 }

@@ -1,6 +1,8 @@
 package appliance
 
-import "errors"
+import (
+	"errors"
+)
 
 // hinted is an error that knows what a person can do about it.
 type hinted struct {

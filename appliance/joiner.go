@@ -84,11 +84,6 @@ func Join(ctx context.Context, l pki.Layout, o JoinOptions) (Joined, error) {
 	return j.settle()
 }
 
-func ownVersions(own string) member.Versions {
-	v := Versions()
-	return member.Versions{Kthwd: own, Kubernetes: v.Kubernetes, Etcd: v.Etcd}
-}
-
 func randomName() string {
 	name := make([]byte, 16)
 	_, _ = rand.Read(name) // it never fails
@@ -124,16 +119,6 @@ func (j *joiner) resume() error {
 		return err
 	}
 	return syncPath(j.layout.Dir)
-}
-
-// forgetJoin ends what resume began: at the first start with a quorum, so that whoever did
-// not see a join come to its end may give the command again.
-func forgetJoin(l pki.Layout) error {
-	err := os.Remove(l.JoinRecord())
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return errors.Join(err, syncPath(l.Dir))
 }
 
 func (j *joiner) file() string { return filepath.Join(j.layout.Dir, config.FileName) }

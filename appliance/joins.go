@@ -19,8 +19,10 @@ import (
 // clocks of controllers may differ.
 const joinsPrefix = "/kthwd/joins/"
 
-func joinKey(id string) string    { return joinsPrefix + id }
-func validKey(id string) string   { return joinsPrefix + id + "/valid" }
+func joinKey(id string) string { return joinsPrefix + id }
+
+func validKey(id string) string { return joinsPrefix + id + "/valid" }
+
 func arrivedKey(id string) string { return joinsPrefix + id + "/arrived" }
 
 // join is the record of a controller that is to join.

@@ -243,13 +243,3 @@ func (l *lease) leaseClient() *rest.Config {
 	c.Timeout = l.election.RenewDeadline.Duration / 2 // as resourcelock.NewFromKubeconfig does
 	return c
 }
-
-// sleep waits for d or until ctx ends.
-func sleep(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
-	}
-}

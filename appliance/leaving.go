@@ -13,12 +13,6 @@ import (
 	"kthwd/appliance/supervise"
 )
 
-// shutdownDelay is for how long the API server of one controller of several goes on
-// serving after its /readyz has begun to fail. kthwd's load balancer looks once a
-// second, give or take a tenth, and gives an answer a second: the look that finds
-// out has ended after 2.1 s. Later than that it sends no new connection here.
-const shutdownDelay = 3 * time.Second
-
 // settleTime is what those are given who follow the endpoints and not /readyz: so
 // long the API server serves after it has left them, if the delay is that long.
 const settleTime = time.Second

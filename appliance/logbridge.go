@@ -14,7 +14,7 @@ import (
 	"github.com/go-logr/logr"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
-	"k8s.io/klog/v2"
+	klog "k8s.io/klog/v2"
 
 	"kthwd/appliance/logging"
 )

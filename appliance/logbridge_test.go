@@ -14,7 +14,7 @@ import (
 
 	"go.uber.org/zap"
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
-	"k8s.io/klog/v2"
+	klog "k8s.io/klog/v2"
 
 	"kthwd/appliance/logging"
 )

@@ -107,11 +107,16 @@ var gonePlugins = map[string]string{
 
 const gonePluginsWhy = "admission plugins that no longer exist are left out (Initializers gave way to mutating webhooks, PodSecurityPolicy to PodSecurity)"
 
-func isOn(v string) bool        { return v == "true" || v == "1" }
-func isOff(v string) bool       { return v == "false" || v == "0" || v == "" || v == "off" }
-func isZero(v string) bool      { return v == "0" }
-func notLeases(v string) bool   { return v != "leases" }
-func leases(string) string      { return "leases" }
+func isOn(v string) bool { return v == "true" || v == "1" }
+
+func isOff(v string) bool { return v == "false" || v == "0" || v == "" || v == "off" }
+
+func isZero(v string) bool { return v == "0" }
+
+func notLeases(v string) bool { return v != "leases" }
+
+func leases(string) string { return "leases" }
+
 func lacksValues(v string) bool { return explicitTrue(v) != v }
 
 // explicitTrue turns "api/all" into "api/all=true".

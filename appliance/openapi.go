@@ -48,6 +48,8 @@ func renderOpenAPIV3(handler http.Handler) {
 // discard is a response that nobody reads.
 type discard http.Header
 
-func (d discard) Header() http.Header       { return http.Header(d) }
+func (d discard) Header() http.Header { return http.Header(d) }
+
 func (discard) Write(b []byte) (int, error) { return len(b), nil }
-func (discard) WriteHeader(int)             {}
+
+func (discard) WriteHeader(int) {}

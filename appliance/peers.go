@@ -10,6 +10,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"net/url"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -21,6 +22,18 @@ import (
 
 	"kthwd/appliance/supervise"
 )
+
+// peerHost is where the other members reach one.
+func peerHost(e *membership.Member) string {
+	if len(e.PeerURLs) == 0 {
+		return ""
+	}
+	u, err := url.Parse(e.PeerURLs[0])
+	if err != nil {
+		return e.PeerURLs[0]
+	}
+	return u.Hostname()
+}
 
 // membersTimeout bounds one question to one peer.
 const membersTimeout = 3 * time.Second

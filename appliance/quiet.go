@@ -6,7 +6,13 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	restclient "k8s.io/client-go/rest"
 )
+
+// quietClients keeps client-go from logging a warning for each deprecated API
+// that the programs themselves use, as both upstream commands do.
+func quietClients() { restclient.SetDefaultWarningHandler(restclient.NoWarnings{}) }
 
 // quiet is the last step of the bridge from upstream's loggers: what is expected
 // goes to level debug, requests are not dumped, and a line that is repeated

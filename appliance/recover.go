@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -19,12 +18,10 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
-	"go.etcd.io/etcd/server/v3/embed"
 	"golang.org/x/sys/unix"
 
 	"kthwd/appliance/config"
 	"kthwd/appliance/pki"
-	"kthwd/appliance/supervise"
 )
 
 // Recovery makes the member of one data directory the only one of its cluster, after
@@ -65,13 +62,13 @@ type Lost struct {
 	Answers string // which of Peers somebody listens at, "" for none
 }
 
-const (
-	backupPrefix  = ".before-recover-"
-	unfinished    = "unfinished"
-	recoverMargin = 128 << 20       // etcd makes two files of 64 MB of its log
-	recoverLimit  = 2 * time.Minute // until the new cluster of one must have a leader
-	peerTimeout   = 2 * time.Second // to connect to a member that is said to be lost
-)
+const backupPrefix = ".before-recover-"
+
+const unfinished = "unfinished"
+
+const recoverMargin = 128 << 20 // etcd makes two files of 64 MB of its log
+
+const peerTimeout = 2 * time.Second // to connect to a member that is said to be lost
 
 // storedMember is a member as etcd's database has it (etcdserver/api/membership/member.go).
 type storedMember struct {
@@ -278,7 +275,10 @@ func (r *Recovery) steps(ctx context.Context, revision *int64) []step {
 		{"remove what was not finished", false, r.clear},
 		{"mark the copy", false, func() error { return r.mark(mark) }},
 		{"copy etcd's data", false, func() error { return copyTree(ctx, r.Data, copied) }},
-		{"force a new cluster", false, func() (err error) { *revision, err = forceAlone(ctx, r.Name, r.Backup, r.self.ClientURLs, r.log); return err }},
+		{"force a new cluster", false, func() (err error) {
+			*revision, err = forceAlone(ctx, r.Name, r.Backup, r.self.ClientURLs, r.log)
+			return err
+		}},
 		{"write the new data to the disk", false, func() error { return errors.Join(syncTree(copied), syncPath(r.Backup), syncPath(r.layout.Etcd())) }},
 		{"put the new data in place", false, func() error { return exchange(r.Data, copied) }},
 		{"write the change to the disk", true, func() error { return errors.Join(syncPath(r.layout.Etcd()), syncPath(r.Backup)) }},
@@ -298,14 +298,6 @@ func (r *Recovery) mark(path string) error {
 		return err
 	}
 	return errors.Join(writeSynced(path, fmt.Appendln(nil, inode)), syncPath(r.Backup), syncPath(r.layout.Etcd()))
-}
-
-func inodeOf(path string) (string, error) {
-	var s unix.Stat_t
-	if err := unix.Stat(path, &s); err != nil {
-		return "", fmt.Errorf("%s: %w", path, err)
-	}
-	return fmt.Sprintf("%d:%d", s.Dev, s.Ino), nil
 }
 
 // findLeftovers finds copies that were never put in place.
@@ -340,105 +332,9 @@ func (r *Recovery) clear() error {
 	return nil
 }
 
-// forceAlone lets etcd make a cluster of one of the copy in dir. It listens nowhere.
-func forceAlone(ctx context.Context, name, dir string, clientURLs []string, log *slog.Logger) (revision int64, err error) {
-	kept, err := commitAll(filepath.Join(dir, "member"))
-	if err != nil {
-		return 0, err
-	}
-	if kept > 0 {
-		log.Info("writes kept that the lost members may not have confirmed", "entries", kept)
-	}
-	e := &etcd{log: log, fatal: make(chan error, 1)}
-	e.cfg = embed.NewConfig()
-	e.cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(newZap(log, e.died))
-	e.cfg.Name, e.cfg.Dir, e.cfg.ForceNewCluster = name, dir, true
-	e.cfg.InitialCluster = e.cfg.InitialClusterFromName(name) // not looked at where there is a log
-	e.cfg.ListenPeerUrls, e.cfg.ListenClientUrls = nil, nil
-	e.cfg.AdvertiseClientUrls = parseURLs(clientURLs)
-	e.cfg.QuotaBackendBytes = 8 << 30
-	fastElection(e.cfg)
-	server, err := e.start(ctx, supervise.Reporter{})
-	if err != nil || server == nil {
-		return 0, errors.Join(err, ctx.Err())
-	}
-	defer server.Close()
-	select {
-	case <-server.Server.ReadyNotify():
-		return server.Server.KV().Rev(), nil
-	case err := <-e.fatal:
-		return 0, err
-	case err := <-server.Err():
-		return 0, err
-	case <-ctx.Done():
-		server.Server.HardStop()
-		return 0, ctx.Err()
-	case <-time.After(recoverLimit):
-		server.Server.HardStop()
-		return 0, fmt.Errorf("no leader within %v", recoverLimit)
-	}
-}
-
-func parseURLs(all []string) (urls []url.URL) {
-	for _, s := range all {
-		if u, err := url.Parse(s); err == nil {
-			urls = append(urls, *u)
-		}
-	}
-	return urls
-}
-
 // remember writes into the record that the member is alone now.
 func (r *Recovery) remember() error {
 	record := versionsOf(r.version)
 	record.Cluster, record.Member, record.Members = r.Cluster, r.Member, 1
 	return record.write(r.layout)
-}
-
-// exchange makes two directories change their names.
-func exchange(a, b string) error {
-	err := unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
-		return WithHint(fmt.Errorf("the file system of %s cannot exchange two directories", a),
-			"copy etcd's directory to a disk with ext4, XFS or Btrfs and name it with --etcd-data-dir")
-	}
-	return err
-}
-
-// copyTree copies a directory of plain files. A file that is there already is an error.
-func copyTree(ctx context.Context, from, to string) error {
-	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
-		if err = errors.Join(err, ctx.Err()); err != nil {
-			return err
-		}
-		name, err := filepath.Rel(from, path)
-		if err != nil {
-			return err
-		}
-		if d.IsDir() {
-			return os.Mkdir(filepath.Join(to, name), 0o700)
-		}
-		return copyFile(path, filepath.Join(to, name))
-	})
-}
-
-func copyFile(from, to string) error {
-	in, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(out, in)
-	return errors.Join(err, out.Sync(), out.Close())
-}
-
-// syncTree makes everything below dir last.
-func syncTree(dir string) error {
-	return filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
-		return errors.Join(err, syncPath(path))
-	})
 }

@@ -8,11 +8,26 @@ import (
 	"time"
 
 	genericapiserver "k8s.io/apiserver/pkg/server"
+	"k8s.io/apiserver/pkg/server/healthz"
 	genericoptions "k8s.io/apiserver/pkg/server/options"
 	genericcontrollermanager "k8s.io/controller-manager/app"
 
 	"kthwd/appliance/supervise"
 )
+
+// aliveCheck is the health check of 10257 and 10259: unhealthy when the
+// component has been trying to come back for longer than upstream's own
+// watchdog allows a lease to be overdue (20 s).
+func aliveCheck(g *supervise.Group, component string) healthz.HealthChecker {
+	return healthz.NamedCheck("leaderElection", func(*http.Request) error {
+		for _, s := range g.Status() {
+			if s.Name == component && s.Restarts > 0 && s.State == supervise.Starting && time.Since(s.Since) > 20*time.Second {
+				return fmt.Errorf("%s: %s", s.Name, s.Reason)
+			}
+		}
+		return nil
+	})
+}
 
 // secureServer is 10257 or 10259. The port belongs to kthwd for the whole life
 // of the process, so that /healthz answers on leader and standby alike and

@@ -96,12 +96,6 @@ func (p *sharedFiles) try(ctx context.Context, client *clientv3.Client, members 
 	return err == nil && put.Succeeded, err
 }
 
-// usesShared tells whether the API server is told to use a file: the user's flags
-// may name another one.
-func (p *plant) usesShared(path string) bool {
-	return slices.ContainsFunc(p.args[nameAPIServer], func(a arg) bool { return a.value == path })
-}
-
 // with adds the files of l that are in use. It returns nil when there is nothing to add, and a
 // misfit for each file that has no key in common with what was known.
 func (known fingerprints) with(l pki.Layout, inUse func(path string) bool) (next *fingerprints, misfits []error, err error) {

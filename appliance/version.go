@@ -6,7 +6,14 @@ import (
 
 	etcdversion "go.etcd.io/etcd/api/v3/version"
 	"k8s.io/component-base/version"
+
+	"kthwd/appliance/member"
 )
+
+func ownVersions(own string) member.Versions {
+	v := Versions()
+	return member.Versions{Kthwd: own, Kubernetes: v.Kubernetes, Etcd: v.Etcd}
+}
 
 // VersionInfo is what a binary contains.
 type VersionInfo struct {
@@ -26,12 +33,4 @@ func Versions() VersionInfo {
 		// component-base/version/base.go has this placeholder for a build without -ldflags.
 		Stamped: !strings.Contains(k.GitVersion, "$Format") && !strings.HasPrefix(k.GitVersion, "v0.0.0"),
 	}
-}
-
-// reference is where upstream documents a program's flags.
-func reference(program string) string {
-	if program == nameEtcd {
-		return "https://etcd.io/docs/v3.6/op-guide/configuration/"
-	}
-	return "https://kubernetes.io/docs/reference/command-line-tools-reference/" + program + "/"
 }

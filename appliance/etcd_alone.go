@@ -1,0 +1,65 @@
+package appliance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"path/filepath"
+	"time"
+
+	"go.etcd.io/etcd/server/v3/embed"
+
+	"kthwd/appliance/supervise"
+)
+
+const recoverLimit = 2 * time.Minute // until the new cluster of one must have a leader
+
+// forceAlone lets etcd make a cluster of one of the copy in dir. It listens nowhere.
+func forceAlone(ctx context.Context, name, dir string, clientURLs []string, log *slog.Logger) (revision int64, err error) {
+	kept, err := commitAll(filepath.Join(dir, "member"))
+	if err != nil {
+		return 0, err
+	}
+	if kept > 0 {
+		log.Info("writes kept that the lost members may not have confirmed", "entries", kept)
+	}
+	e := &etcd{log: log, fatal: make(chan error, 1)}
+	e.cfg = embed.NewConfig()
+	e.cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(newZap(log, e.died))
+	e.cfg.Name, e.cfg.Dir, e.cfg.ForceNewCluster = name, dir, true
+	e.cfg.InitialCluster = e.cfg.InitialClusterFromName(name) // not looked at where there is a log
+	e.cfg.ListenPeerUrls, e.cfg.ListenClientUrls = nil, nil
+	e.cfg.AdvertiseClientUrls = parseURLs(clientURLs)
+	e.cfg.QuotaBackendBytes = 8 << 30
+	fastElection(e.cfg)
+	server, err := e.start(ctx, supervise.Reporter{})
+	if err != nil || server == nil {
+		return 0, errors.Join(err, ctx.Err())
+	}
+	defer server.Close()
+	select {
+	case <-server.Server.ReadyNotify():
+		return server.Server.KV().Rev(), nil
+	case err := <-e.fatal:
+		return 0, err
+	case err := <-server.Err():
+		return 0, err
+	case <-ctx.Done():
+		server.Server.HardStop()
+		return 0, ctx.Err()
+	case <-time.After(recoverLimit):
+		server.Server.HardStop()
+		return 0, fmt.Errorf("no leader within %v", recoverLimit)
+	}
+}
+
+func parseURLs(all []string) (urls []url.URL) {
+	for _, s := range all {
+		if u, err := url.Parse(s); err == nil {
+			urls = append(urls, *u)
+		}
+	}
+	return urls
+}
