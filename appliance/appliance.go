@@ -28,6 +28,8 @@ import (
 	"kthwd/appliance/logging"
 	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
+	"kthwd/appliance/tune"
+	"kthwd/appliance/upstream"
 )
 
 // Options are what the caller of Run provides.
@@ -63,8 +65,8 @@ func Run(ctx context.Context, cfg config.Controller, o Options) error {
 	if o.Started.IsZero() {
 		o.Started = time.Now()
 	}
-	settled := tuneProcess(o.Logs.Logger("kthwd"))
-	p, err := newPlant(ctx, cfg, o)
+	settled := tune.Process(o.Logs.Logger("kthwd"))
+	p, err := prepare(ctx, cfg, o)
 	if err != nil {
 		return err
 	}
@@ -76,7 +78,7 @@ func Run(ctx context.Context, cfg config.Controller, o Options) error {
 	if o.OnWired != nil {
 		o.OnWired(pulse)
 	}
-	restore := catchExits(g, o.Logs.Logger("kthwd"))
+	restore := upstream.CatchExits(g, o.Logs.Logger("kthwd"))
 	defer restore()
 	watching, stopWatching := context.WithCancel(context.Background())
 	defer stopWatching()

@@ -12,8 +12,13 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
 
+	"kthwd/appliance/advice"
+	"kthwd/appliance/apiserver"
 	"kthwd/appliance/config"
+	"kthwd/appliance/controllers"
+	"kthwd/appliance/etcd"
 	"kthwd/appliance/pki"
+	"kthwd/appliance/program"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -56,18 +61,18 @@ func TestArgs(t *testing.T) {
 	const socket = "/var/lib/kubernetes/run/etcd.sock"
 	for _, tt := range []struct {
 		name string
-		args []arg
+		args []program.Arg
 	}{
-		{nameEtcd, etcdArgs(c, c.Layout(), socket)},
-		{nameAPIServer, apiserverArgs(c, c.Layout(), socket)},
-		{nameControllerManager, controllerManagerArgs(c, c.Layout())},
-		{nameScheduler, schedulerArgs(c, c.Layout())},
-		{nameEtcd + "-cluster", etcdArgs(of3, of3.Layout(), socket)},
-		{nameEtcd + "-local", etcdArgs(local, c.Layout(), socket)},
-		{nameAPIServer + "-local", apiserverArgs(local, c.Layout(), socket)},
+		{program.Etcd, program.EtcdArgs(c, c.Layout(), socket)},
+		{program.APIServer, program.APIServerArgs(c, c.Layout(), socket)},
+		{program.ControllerManager, program.ControllerManagerArgs(c, c.Layout())},
+		{program.Scheduler, program.SchedulerArgs(c, c.Layout())},
+		{program.Etcd + "-cluster", program.EtcdArgs(of3, of3.Layout(), socket)},
+		{program.Etcd + "-local", program.EtcdArgs(local, c.Layout(), socket)},
+		{program.APIServer + "-local", program.APIServerArgs(local, c.Layout(), socket)},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			golden(t, filepath.Join("args", tt.name+".golden"), strings.Join(render(tt.args), "\n")+"\n")
+			golden(t, filepath.Join("args", tt.name+".golden"), strings.Join(program.Render(tt.args), "\n")+"\n")
 		})
 	}
 }
@@ -75,49 +80,49 @@ func TestArgs(t *testing.T) {
 // Upstream's own parsers take what kthwd gives them.
 func TestArgsParse(t *testing.T) {
 	c := fixed()
-	if _, err := parseEtcd(etcdArgs(c, c.Layout(), "/run/etcd.sock"), silent); err != nil {
+	if _, err := etcd.Parse(program.EtcdArgs(c, c.Layout(), "/run/etcd.sock"), silent); err != nil {
 		t.Error(err)
 	}
-	if _, err := parseAPIServer(apiserverArgs(c, c.Layout(), "/run/etcd.sock")); err != nil {
+	if _, err := apiserver.Parse(program.APIServerArgs(c, c.Layout(), "/run/etcd.sock")); err != nil {
 		t.Error(err)
 	}
-	if _, err := parseControllerManager(controllerManagerArgs(c, c.Layout())); err != nil {
+	if _, err := controllers.ParseManager(program.ControllerManagerArgs(c, c.Layout())); err != nil {
 		t.Error(err)
 	}
-	if _, err := parseScheduler(schedulerArgs(c, c.Layout())); err != nil {
+	if _, err := controllers.ParseScheduler(program.SchedulerArgs(c, c.Layout())); err != nil {
 		t.Error(err)
 	}
 }
 
 func TestNoFlagTwice(t *testing.T) {
 	c := fixed()
-	for _, args := range [][]arg{etcdArgs(c, c.Layout(), ""), apiserverArgs(c, c.Layout(), ""), controllerManagerArgs(c, c.Layout()), schedulerArgs(c, c.Layout())} {
+	for _, args := range [][]program.Arg{program.EtcdArgs(c, c.Layout(), ""), program.APIServerArgs(c, c.Layout(), ""), program.ControllerManagerArgs(c, c.Layout()), program.SchedulerArgs(c, c.Layout())} {
 		seen := map[string]bool{}
 		for _, a := range args {
-			if seen[a.key] {
-				t.Errorf("--%s is there twice", a.key)
+			if seen[a.Key] {
+				t.Errorf("--%s is there twice", a.Key)
 			}
-			seen[a.key] = true
+			seen[a.Key] = true
 		}
 	}
 }
 
 func TestWithoutMissingKey(t *testing.T) {
 	l := pki.Layout{Dir: t.TempDir()}
-	args := []arg{{"cluster-signing-cert-file", l.CA()}, {"cluster-signing-key-file", l.CAKey()}, {"root-ca-file", l.CA()}}
-	if got, want := render(withoutMissingKey(slices.Clone(args), l)), "--root-ca-file="+l.CA(); strings.Join(got, " ") != want {
+	args := []program.Arg{{Key: "cluster-signing-cert-file", Value: l.CA()}, {Key: "cluster-signing-key-file", Value: l.CAKey()}, {Key: "root-ca-file", Value: l.CA()}}
+	if got, want := program.Render(program.WithoutMissingKey(slices.Clone(args), l)), "--root-ca-file="+l.CA(); strings.Join(got, " ") != want {
 		t.Errorf("without the key: got %q, want %q", got, want)
 	}
 	if err := os.WriteFile(l.CAKey(), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if got := withoutMissingKey(slices.Clone(args), l); !slices.Equal(got, args) {
+	if got := program.WithoutMissingKey(slices.Clone(args), l); !slices.Equal(got, args) {
 		t.Errorf("with the key: got %q, want all three", got)
 	}
 }
 
 func TestMerge(t *testing.T) {
-	ours := []arg{{"name", "c0"}, {"v", "0"}, {"plugins", "a,b"}}
+	ours := []program.Arg{{Key: "name", Value: "c0"}, {Key: "v", Value: "0"}, {Key: "plugins", Value: "a,b"}}
 	tests := []struct {
 		name      string
 		users     []string
@@ -134,8 +139,8 @@ func TestMerge(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got, overrides := merge("etcd", ours, parseUserArgs(tt.users))
-			if all := strings.Join(render(got), " "); all != tt.want {
+			got, overrides := program.Merge("etcd", ours, program.ParseUser(tt.users))
+			if all := strings.Join(program.Render(got), " "); all != tt.want {
 				t.Errorf("got %s, want %s", all, tt.want)
 			}
 			if len(overrides) != tt.overrides {
@@ -146,24 +151,24 @@ func TestMerge(t *testing.T) {
 }
 
 func TestOwnedFlags(t *testing.T) {
-	ours := apiserverArgs(fixed(), fixed().Layout(), "/run/etcd.sock")
+	ours := program.APIServerArgs(fixed(), fixed().Layout(), "/run/etcd.sock")
 	tests := []struct {
 		name, program, arg string
 		kept               bool
 		warning, err, hint string
 	}{
-		{"free", nameAPIServer, "event-ttl=2h", true, "", "", ""},
-		{"owned, another value", nameAPIServer, "secure-port=1", false, "", "--kube-apiserver-arg=secure-port=1: kthwd sets this flag itself", "set --secure-port"},
-		{"owned, with underscores", nameAPIServer, "--secure_port=1", false, "", "--kube-apiserver-arg=secure-port=1: kthwd sets this flag itself", "set --secure-port"},
-		{"owned, kthwd's value", nameAPIServer, "secure-port=6443", true, "", "", ""},
-		{"owned, the guide's value cannot be kept", nameAPIServer, "etcd-servers=https://10.240.0.10:2379", false,
+		{"free", program.APIServer, "event-ttl=2h", true, "", "", ""},
+		{"owned, another value", program.APIServer, "secure-port=1", false, "", "--kube-apiserver-arg=secure-port=1: kthwd sets this flag itself", "set --secure-port"},
+		{"owned, with underscores", program.APIServer, "--secure_port=1", false, "", "--kube-apiserver-arg=secure-port=1: kthwd sets this flag itself", "set --secure-port"},
+		{"owned, kthwd's value", program.APIServer, "secure-port=6443", true, "", "", ""},
+		{"owned, the guide's value cannot be kept", program.APIServer, "etcd-servers=https://10.240.0.10:2379", false,
 			"kube-apiserver: --etcd-servers=https://10.240.0.10:2379 dropped: a kthwd API server uses the member beside it", "", ""},
-		{"another program's", nameScheduler, "secure-port=1", false, "", "--kube-scheduler-arg=secure-port=1: kthwd sets this flag itself", "set --scheduler-port"},
-		{"would exit the process", nameScheduler, "write-config-to=/x", false, "", "--kube-scheduler-arg=write-config-to=/x: kthwd sets this flag itself", "upstream's code exits the process there"},
+		{"another program's", program.Scheduler, "secure-port=1", false, "", "--kube-scheduler-arg=secure-port=1: kthwd sets this flag itself", "set --scheduler-port"},
+		{"would exit the process", program.Scheduler, "write-config-to=/x", false, "", "--kube-scheduler-arg=write-config-to=/x: kthwd sets this flag itself", "upstream's code exits the process there"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			kept, warnings, errs := checkOwned(tt.program, ours, parseUserArgs([]string{tt.arg}))
+			kept, warnings, errs := program.CheckOwned(tt.program, ours, program.ParseUser([]string{tt.arg}))
 			if (len(kept) == 1) != tt.kept || strings.Join(warnings, "") != tt.warning {
 				t.Errorf("got kept %v, warnings %q; want %v, %q", kept, warnings, tt.kept, tt.warning)
 			}
@@ -184,32 +189,30 @@ func checkHinted(t *testing.T, err error, want, hint string) {
 	if err.Error() != want {
 		t.Errorf("got error %q, want %q", err, want)
 	}
-	var h *hinted
-	errors.As(err, &h)
-	if h == nil || h.Hint() != hint {
-		t.Errorf("got hint %v, want %q", h, hint)
+	if got, ok := advice.Of(err); !ok || got != hint {
+		t.Errorf("got hint %q, want %q", got, hint)
 	}
 }
 
 // What the owned flags say must be flags that the programs really have.
 func TestOwnedFlagsExist(t *testing.T) {
-	for program, keys := range owned {
+	for name, keys := range program.Owned {
 		for key := range keys {
-			args := []arg{{key, ""}}
+			args := []program.Arg{{Key: key, Value: ""}}
 			var err error
-			switch program {
-			case nameEtcd:
-				_, err = parseEtcd(append(etcdArgs(fixed(), fixed().Layout(), "/s"), args...), silent)
-			case nameAPIServer:
-				_, err = parseAPIServer(args)
-			case nameControllerManager:
-				_, err = parseControllerManager(args)
-			case nameScheduler:
-				_, err = parseScheduler(args)
+			switch name {
+			case program.Etcd:
+				_, err = etcd.Parse(append(program.EtcdArgs(fixed(), fixed().Layout(), "/s"), args...), silent)
+			case program.APIServer:
+				_, err = apiserver.Parse(args)
+			case program.ControllerManager:
+				_, err = controllers.ParseManager(args)
+			case program.Scheduler:
+				_, err = controllers.ParseScheduler(args)
 			}
 			// log-outputs and config-file are etcd's, though not in embed's own set.
 			if err != nil && strings.Contains(err.Error(), "no such flag") && key != "config-file" {
-				t.Errorf("%s: %v", program, err)
+				t.Errorf("%s: %v", name, err)
 			}
 		}
 	}

@@ -13,7 +13,10 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
+	"kthwd/appliance/lease"
+	"kthwd/appliance/program"
 	"kthwd/appliance/status"
+	"kthwd/appliance/supervise"
 )
 
 // What is written as a Kubernetes Event, and how patiently.
@@ -67,7 +70,7 @@ func (w *eventWriter) seen(e status.Event) {
 // judge tells which changes are notable.
 func (w *eventWriter) judge(e status.Event) (notable, bool) {
 	switch {
-	case (e.Object == nameControllerManager || e.Object == nameScheduler) && strings.HasPrefix(e.Reason, beginsAgain):
+	case (e.Object == program.ControllerManager || e.Object == program.Scheduler) && strings.HasPrefix(e.Reason, lease.BeginsAgain):
 		return notable{e.Time, corev1.EventTypeWarning, "TermLost", fmt.Sprintf("%s %s", e.Object, e.Reason)}, true
 	case e.Object == status.ObjectQuorum && e.To == status.QuorumLost:
 		w.lost = true
@@ -119,7 +122,7 @@ func (w *eventWriter) write(ctx context.Context, n notable) {
 			return
 		}
 		w.log.Debug("event not written yet", "reason", n.reason, "err", err)
-		sleep(ctx, eventRetry)
+		supervise.Sleep(ctx, eventRetry)
 	}
 }
 

@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"kthwd/appliance/lease"
+	"kthwd/appliance/program"
 	"kthwd/appliance/status"
 )
 
@@ -15,9 +17,9 @@ func TestNotable(t *testing.T) {
 		want string // reason; "" for none
 	}{
 		{status.Event{Object: status.ObjectQuorum, To: status.QuorumThere}, ""}, // the first one
-		{status.Event{Object: nameScheduler, From: "waiting", To: "starting"}, ""},
-		{status.Event{Object: nameScheduler, From: "ready", To: "starting", Reason: beginsAgain + "lease lost"}, "TermLost"},
-		{status.Event{Object: nameEtcd, From: "ready", To: "waiting"}, ""},
+		{status.Event{Object: program.Scheduler, From: "waiting", To: "starting"}, ""},
+		{status.Event{Object: program.Scheduler, From: "ready", To: "starting", Reason: lease.BeginsAgain + "lease lost"}, "TermLost"},
+		{status.Event{Object: program.Etcd, From: "ready", To: "waiting"}, ""},
 		{status.Event{Object: status.ObjectQuorum, To: status.QuorumLost}, "QuorumLost"},
 		{status.Event{Object: status.ObjectQuorum, To: status.QuorumThere}, "QuorumBack"},
 		{status.Event{Object: status.ObjectQuorum, To: status.QuorumThere}, ""},

@@ -17,78 +17,87 @@ import (
 	kcmoptions "k8s.io/kubernetes/cmd/kube-controller-manager/app/options"
 	schedoptions "k8s.io/kubernetes/cmd/kube-scheduler/app/options"
 
+	"kthwd/appliance/advice"
+	"kthwd/appliance/apiserver"
+	"kthwd/appliance/cmdline"
 	"kthwd/appliance/config"
+	"kthwd/appliance/controllers"
+	"kthwd/appliance/datadir"
+	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/pki"
+	"kthwd/appliance/preflight"
+	"kthwd/appliance/program"
+	"kthwd/appliance/upstream"
 )
 
-// plant is everything that must be right before the first component starts.
-type plant struct {
+// prepared is everything that must be right before the first component starts.
+type prepared struct {
 	cfg      config.Controller
 	o        Options
 	layout   pki.Layout
 	log      *slog.Logger
 	lock     *os.File
-	socket   *socketDir
-	args     map[string][]arg
+	socket   *datadir.Sockets
+	args     map[string][]program.Arg
 	programs *programs
 	identity string
-	record   memberRecord // as written last by this process; etcd's goroutine has it
-	events   *eventWriter // of wire
+	record   etcdfiles.Record // as written last by this process; etcd's goroutine has it
+	events   *eventWriter     // of wire
 }
 
-// newPlant takes the data directory, makes or checks its files, and parses all
+// prepare takes the data directory, makes or checks its files, and parses all
 // command lines. Every problem that can be seen without starting anything is
 // reported here, together.
-func newPlant(ctx context.Context, cfg config.Controller, o Options) (_ *plant, err error) {
-	p := &plant{cfg: cfg, o: o, layout: cfg.Layout(), log: o.Logs.Logger("kthwd")}
+func prepare(ctx context.Context, cfg config.Controller, o Options) (_ *prepared, err error) {
+	p := &prepared{cfg: cfg, o: o, layout: cfg.Layout(), log: o.Logs.Logger("kthwd")}
 	defer func() {
 		if err != nil {
 			p.close()
 		}
 	}()
-	bridgeKlog(ctx, o.Logs)
-	quietClients()
-	if p.lock, err = lockDataDir(p.layout); err != nil {
+	upstream.BridgeKlog(ctx, o.Logs)
+	upstream.QuietClients()
+	if p.lock, err = datadir.Lock(p.layout); err != nil {
 		return nil, err
 	}
-	if err := guard(p.layout, parseUserArgs(cfg.EtcdArgs), versionsOf(o.Version)); err != nil {
+	if err := etcdfiles.Guard(p.layout, program.ParseUser(cfg.EtcdArgs), etcdfiles.Versions(o.Version)); err != nil {
 		return nil, err
 	}
-	if err := CheckPorts(cfg, o.Metrics.Address); err != nil {
+	if err := preflight.Ports(cfg, o.Metrics.Address); err != nil {
 		_, misfits := pki.Check(p.layout, cfg.PKISpec()) // reads only: all that is wrong is said at once
 		return nil, errors.Join(err, misfits)
 	}
 	if err := p.ensurePKI(); err != nil {
 		return nil, err
 	}
-	if p.socket, err = newSocketDir(p.layout); err != nil {
+	if p.socket, err = datadir.NewSockets(p.layout); err != nil {
 		return nil, err
 	}
-	if err := writeTracing(cfg, p.layout); err != nil {
+	if err := program.WriteTracing(cfg, p.layout); err != nil {
 		return nil, err
 	}
-	if p.identity, err = instanceIdentity(p.layout, cfg.Name); err != nil {
+	if p.identity, err = datadir.Identity(p.layout, cfg.Name); err != nil {
 		return nil, err
 	}
 	if err := p.buildArgs(); err != nil {
-		return nil, asUsage(err)
+		return nil, advice.Usage(err)
 	}
 	if err := p.oldFiles(); err != nil {
 		return nil, err
 	}
 	p.programs, err = parsePrograms(p.args)
-	return p, asUsage(err)
+	return p, advice.Usage(err)
 }
 
-func (p *plant) close() {
-	p.socket.close()
+func (p *prepared) close() {
+	p.socket.Close()
 	if p.lock != nil {
 		_ = p.lock.Truncate(0) // nobody is to signal a number that is another process's by then
 		p.lock.Close()
 	}
 }
 
-func (p *plant) ensurePKI() error {
+func (p *prepared) ensurePKI() error {
 	report, err := pki.Ensure(p.layout, p.cfg.PKISpec())
 	if len(report.Created) > 0 {
 		p.log.Info("files made", "dir", p.layout.Dir, "count", len(report.Created))
@@ -102,7 +111,7 @@ func (p *plant) ensurePKI() error {
 
 // warnOfOwnCA says that a controller of several has just made itself a cluster of
 // its own, with which no other one will speak.
-func (p *plant) warnOfOwnCA(created []string) {
+func (p *prepared) warnOfOwnCA(created []string) {
 	if len(p.cfg.InitialCluster) > 1 && slices.Contains(created, p.layout.CA()) {
 		p.log.Warn("a CA was made here, and the other controllers need this very one; kthwd pki init --controllers makes the files of all",
 			"file", p.layout.CA(), "initial-cluster", strings.Join(p.cfg.InitialCluster, ","))
@@ -110,29 +119,29 @@ func (p *plant) warnOfOwnCA(created []string) {
 }
 
 // buildArgs makes the four command lines: kthwd's, under the user's, in today's words.
-func (p *plant) buildArgs() error {
-	p.args = map[string][]arg{}
+func (p *prepared) buildArgs() error {
+	p.args = map[string][]program.Arg{}
 	var errs []error
 	for _, c := range []struct {
 		program string
-		ours    []arg
+		ours    []program.Arg
 		users   []string
 	}{
-		{nameEtcd, etcdArgs(p.cfg, p.layout, p.socket.etcd), p.cfg.EtcdArgs},
-		{nameAPIServer, apiserverArgs(p.cfg, p.layout, p.socket.etcd), p.cfg.APIServerArgs},
-		{nameControllerManager, withoutMissingKey(controllerManagerArgs(p.cfg, p.layout), p.layout), p.cfg.ControllerManagerArgs},
-		{nameScheduler, schedulerArgs(p.cfg, p.layout), p.cfg.SchedulerArgs},
+		{program.Etcd, program.EtcdArgs(p.cfg, p.layout, p.socket.Etcd), p.cfg.EtcdArgs},
+		{program.APIServer, program.APIServerArgs(p.cfg, p.layout, p.socket.Etcd), p.cfg.APIServerArgs},
+		{program.ControllerManager, program.WithoutMissingKey(program.ControllerManagerArgs(p.cfg, p.layout), p.layout), p.cfg.ControllerManagerArgs},
+		{program.Scheduler, program.SchedulerArgs(p.cfg, p.layout), p.cfg.SchedulerArgs},
 	} {
-		users, old := translate(c.program, parseUserArgs(c.users))
-		users, dropped, refused := checkOwned(c.program, c.ours, users)
+		users, old := cmdline.Translate(c.program, program.ParseUser(c.users))
+		users, dropped, refused := program.CheckOwned(c.program, c.ours, users)
 		errs = append(errs, refused...)
 		for _, w := range append(old, dropped...) {
 			p.log.Warn(w)
 		}
 		users = p.takeVerbosity(c.program, users)
-		merged, overrides := merge(c.program, c.ours, users)
+		merged, overrides := program.Merge(c.program, c.ours, users)
 		for _, o := range overrides {
-			p.log.Info("flag overridden", "program", o.program, "flag", o.key, "was", o.ours, "is", o.users)
+			p.log.Info("flag overridden", "program", o.Program, "flag", o.Key, "was", o.Ours, "is", o.Users)
 		}
 		p.args[c.program] = merged
 	}
@@ -141,19 +150,19 @@ func (p *plant) buildArgs() error {
 
 // takeVerbosity turns --v=2, which upstream would apply to its own logging
 // setup, into the component's log level.
-func (p *plant) takeVerbosity(program string, users []arg) []arg {
-	var rest []arg
+func (p *prepared) takeVerbosity(name string, users []program.Arg) []program.Arg {
+	var rest []program.Arg
 	for _, u := range users {
-		if u.key != "v" {
+		if u.Key != "v" {
 			rest = append(rest, u)
 			continue
 		}
-		n, err := strconv.Atoi(u.value)
+		n, err := strconv.Atoi(u.Value)
 		if err == nil {
-			err = p.setVerbosity(program, n)
+			err = p.setVerbosity(name, n)
 		}
 		if err != nil {
-			p.log.Warn("verbosity ignored", "program", program, "err", err)
+			p.log.Warn("verbosity ignored", "program", name, "err", err)
 		}
 	}
 	return rest
@@ -161,26 +170,26 @@ func (p *plant) takeVerbosity(program string, users []arg) []arg {
 
 // setVerbosity does for a program, and for the code that it shares with the
 // others, what --v=n does upstream.
-func (p *plant) setVerbosity(program string, n int) error {
+func (p *prepared) setVerbosity(name string, n int) error {
 	logs := p.o.Logs
-	if program != nameEtcd && logs.Level(nameKubernetes) > slog.Level(-n-1) {
-		if err := logs.SetLevel(nameKubernetes, verbosityLevel(n)); err != nil {
+	if name != program.Etcd && logs.Level(program.Kubernetes) > slog.Level(-n-1) {
+		if err := logs.SetLevel(program.Kubernetes, upstream.VerbosityLevel(n)); err != nil {
 			return err
 		}
 	}
-	return logs.SetLevel(program, verbosityLevel(n))
+	return logs.SetLevel(name, upstream.VerbosityLevel(n))
 }
 
 // oldFiles reads the configuration files that may be written in an old form.
-func (p *plant) oldFiles() error {
-	warning, err := encryptionWarning(value(p.args[nameAPIServer], "encryption-provider-config"))
+func (p *prepared) oldFiles() error {
+	warning, err := cmdline.EncryptionWarning(program.Value(p.args[program.APIServer], "encryption-provider-config"))
 	if err != nil {
 		return err
 	}
-	if err := checkPolicies(p.args[nameAPIServer]); err != nil {
+	if err := cmdline.CheckPolicies(p.args[program.APIServer]); err != nil {
 		return err
 	}
-	file, schedWarning, err := schedulerConfig(value(p.args[nameScheduler], "config"), p.layout)
+	file, schedWarning, err := cmdline.SchedulerConfig(program.Value(p.args[program.Scheduler], "config"), p.layout)
 	if err != nil {
 		return err
 	}
@@ -190,17 +199,17 @@ func (p *plant) oldFiles() error {
 		}
 	}
 	if file != "" {
-		if _, err := schedoptions.LoadConfigFromFile(discardLogger, file); err != nil {
-			return WithHint(fmt.Errorf("%s: %s: %w", nameScheduler, file, err), "mend the file, or move it away and the scheduler runs by its flags")
+		if _, err := schedoptions.LoadConfigFromFile(cmdline.DiscardLogger, file); err != nil {
+			return advice.With(fmt.Errorf("%s: %s: %w", program.Scheduler, file, err), "mend the file, or move it away and the scheduler runs by its flags")
 		}
-		p.args[nameScheduler], _ = merge(nameScheduler, p.args[nameScheduler], []arg{{"config", file}})
+		p.args[program.Scheduler], _ = program.Merge(program.Scheduler, p.args[program.Scheduler], []program.Arg{{Key: "config", Value: file}})
 	}
 	return nil
 }
 
 // storagePrefix is what kube-apiserver's keys in etcd begin with.
-func (p *plant) storagePrefix() string {
-	return cmp.Or(value(p.args[nameAPIServer], "etcd-prefix"), "/registry") // genericoptions.NewEtcdOptions
+func (p *prepared) storagePrefix() string {
+	return cmp.Or(program.Value(p.args[program.APIServer], "etcd-prefix"), "/registry") // genericoptions.NewEtcdOptions
 }
 
 // programs are the three Kubernetes programs' options, parsed and valid.
@@ -208,20 +217,20 @@ type programs struct {
 	api      *apioptions.ServerRunOptions
 	kcm      *kcmoptions.KubeControllerManagerOptions
 	sched    *schedoptions.Options
-	settings schedulerSettings
+	settings controllers.Settings
 }
 
 // parsePrograms parses all three command lines, sets the feature gates once,
 // and validates. It changes nothing but the process-wide gates.
-func parsePrograms(args map[string][]arg) (*programs, error) {
-	if err := checkGates(args); err != nil {
+func parsePrograms(args map[string][]program.Arg) (*programs, error) {
+	if err := cmdline.CheckGates(args); err != nil {
 		return nil, err
 	}
 	p := &programs{}
 	var errs [3]error
-	p.api, errs[0] = parseAPIServer(args[nameAPIServer])
-	p.kcm, errs[1] = parseControllerManager(args[nameControllerManager])
-	p.sched, errs[2] = parseScheduler(args[nameScheduler])
+	p.api, errs[0] = apiserver.Parse(args[program.APIServer])
+	p.kcm, errs[1] = controllers.ParseManager(args[program.ControllerManager])
+	p.sched, errs[2] = controllers.ParseScheduler(args[program.Scheduler])
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err
 	}
@@ -238,28 +247,28 @@ func parsePrograms(args map[string][]arg) (*programs, error) {
 
 func (p *programs) validate() error {
 	var errs []error
-	add := func(program string, err error) {
+	add := func(name string, err error) {
 		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", program, err))
+			errs = append(errs, fmt.Errorf("%s: %w", name, err))
 		}
 	}
 	completed, err := p.api.Complete(context.Background())
-	add(nameAPIServer, err)
+	add(program.APIServer, err)
 	if err == nil {
-		add(nameAPIServer, errors.Join(completed.Validate()...))
+		add(program.APIServer, errors.Join(completed.Validate()...))
 	}
-	add(nameControllerManager, p.kcm.Validate(kcmapp.KnownControllers(), kcmapp.ControllersDisabledByDefault(), kcmapp.ControllerAliases()))
-	p.settings, err = readSchedulerSettings(p.sched)
+	add(program.ControllerManager, p.kcm.Validate(kcmapp.KnownControllers(), kcmapp.ControllersDisabledByDefault(), kcmapp.ControllerAliases()))
+	p.settings, err = controllers.ReadSettings(p.sched)
 	if err != nil {
 		errs = append(errs, err)
 	} else if p.sched.ComponentConfig != nil {
-		add(nameScheduler, errors.Join(p.sched.Validate()...))
+		add(program.Scheduler, errors.Join(p.sched.Validate()...))
 	}
 	return errors.Join(errs...)
 }
 
 // usesShared tells whether the API server is told to use a file: the user's flags
 // may name another one.
-func (p *plant) usesShared(path string) bool {
-	return slices.ContainsFunc(p.args[nameAPIServer], func(a arg) bool { return a.value == path })
+func (p *prepared) usesShared(path string) bool {
+	return slices.ContainsFunc(p.args[program.APIServer], func(a program.Arg) bool { return a.Value == path })
 }

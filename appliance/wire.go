@@ -12,61 +12,73 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 	rbacclient "k8s.io/client-go/kubernetes/typed/rbac/v1"
 
+	"kthwd/appliance/advice"
+	"kthwd/appliance/apiserver"
+	"kthwd/appliance/cmdline"
+	"kthwd/appliance/controllers"
+	"kthwd/appliance/etcd"
+	"kthwd/appliance/etcdfiles"
+	"kthwd/appliance/lease"
+	"kthwd/appliance/membership"
 	"kthwd/appliance/pki"
+	"kthwd/appliance/program"
 	"kthwd/appliance/supervise"
 	"kthwd/health"
 	"kthwd/rbacseed"
 )
 
-const stopControllers = 10 * time.Second // upstream's own --controller-shutdown-timeout
-
-const stopAPIServer = 15 * time.Second // drain of short requests and watches, removal from Endpoints; and the shutdown delay
-
-const stopEtcd = 10 * time.Second // 5 s + 2 elections for its clients, then the hand-over
+// Stop budgets: the longest time from a component's cancellation to its return.
+// They add up along the chain to about 43 s, the bound of every stop by default.
+const (
+	stopControllers = 10 * time.Second // upstream's own --controller-shutdown-timeout
+	stopAPIServer   = 15 * time.Second // drain of short requests and watches, removal from Endpoints; and the shutdown delay
+	stopEtcd        = 10 * time.Second // 5 s + 2 elections for its clients, then the hand-over
+	stopBridges     = etcd.StopBridges
+)
 
 // wire puts the components together. Stops run from the bottom of this list to
 // its top.
-func (p *plant) wire() (*supervise.Group, *Pulse, error) {
+func (p *prepared) wire() (*supervise.Group, *Pulse, error) {
 	logs := p.o.Logs
-	etcd, err := newEtcd(p.args[nameEtcd], logs.Logger(nameEtcd))
+	etcdMember, err := etcd.New(p.args[program.Etcd], logs.Logger(program.Etcd))
 	if err != nil {
-		return nil, nil, asUsage(err)
+		return nil, nil, advice.Usage(err)
 	}
-	etcd.admit = func(ctx context.Context, server *embed.Etcd) error {
-		err := (&sharedFiles{layout: p.layout, inUse: p.usesShared}).check(ctx, server, etcd.sharers(), etcd.log)
+	etcdMember.Admit = func(ctx context.Context, server *embed.Etcd) error {
+		err := (&membership.SharedFiles{Layout: p.layout, InUse: p.usesShared}).Check(ctx, server, etcdMember.Sharers(), etcdMember.Log)
 		if err == nil {
-			arrive(ctx, server)
+			membership.Arrive(ctx, server)
 		}
 		return err
 	}
-	etcd.counted = p.remember
-	before, _ := readRecord(p.layout) // guard has looked at it
-	etcd.once.Store(before != nil)
+	etcdMember.Counted = p.remember
+	before, _ := etcdfiles.ReadRecord(p.layout) // guard has looked at it
+	etcdMember.HadQuorum.Store(before != nil)
 	g := supervise.New(p.log)
-	leased := newFences(p.cfg.LocalServer())
-	api := &apiServer{
-		args: withoutGates(p.args[nameAPIServer]), server: p.cfg.LocalServer(),
-		layout: p.layout, etcd: etcd, fences: leased, log: logs.Logger(nameAPIServer),
+	leased := lease.NewFences(p.cfg.LocalServer())
+	api := &apiserver.Server{
+		Args: cmdline.WithoutGates(p.args[program.APIServer]), Server: p.cfg.LocalServer(),
+		Layout: p.layout, Etcd: etcdMember, Fences: leased, Log: logs.Logger(program.APIServer),
 	}
-	api.usersDelay = slices.ContainsFunc(parseUserArgs(p.cfg.APIServerArgs), func(a arg) bool { return a.key == keyShutdownDelay })
-	delay, _ := time.ParseDuration(value(p.args[nameAPIServer], keyShutdownDelay)) // upstream's parser has had it already
+	api.UsersDelay = slices.ContainsFunc(program.ParseUser(p.cfg.APIServerArgs), func(a program.Arg) bool { return a.Key == program.KeyShutdownDelay })
+	delay, _ := time.ParseDuration(program.Value(p.args[program.APIServer], program.KeyShutdownDelay)) // upstream's parser has had it already
 	switch {
 	case p.hadOthers():
-		etcd.steady()
-	case alone(etcd.cfg):
-		etcd.open = api.begin
+		etcdMember.Steady()
+	case etcd.Alone(etcdMember.Cfg):
+		etcdMember.Open = api.Begin
 	}
-	kcm := &controllerManager{
-		args: withoutGates(p.args[nameControllerManager]), options: p.programs.kcm, identity: p.identity, fence: &leased.controllerManager,
-		record: newLeaseRecord(nameControllerManager, p.identity), alive: aliveCheck(g, nameControllerManager), logs: logs, log: logs.Logger(nameControllerManager),
+	kcm := &controllers.Manager{
+		Args: cmdline.WithoutGates(p.args[program.ControllerManager]), Options: p.programs.kcm, Identity: p.identity, Fence: &leased.ControllerManager,
+		Record: lease.NewRecord(program.ControllerManager, p.identity), Alive: controllers.Alive(g, program.ControllerManager), Logs: logs, Log: logs.Logger(program.ControllerManager),
 	}
-	sched := &kubeScheduler{
-		args: withoutGates(p.args[nameScheduler]), options: p.programs.sched, settings: p.programs.settings, identity: p.identity, fence: &leased.scheduler,
-		record: newLeaseRecord(nameScheduler, p.identity), alive: aliveCheck(g, nameScheduler), logs: logs, log: logs.Logger(nameScheduler),
+	sched := &controllers.Scheduler{
+		Args: cmdline.WithoutGates(p.args[program.Scheduler]), Options: p.programs.sched, Settings: p.programs.settings, Identity: p.identity, Fence: &leased.Scheduler,
+		Record: lease.NewRecord(program.Scheduler, p.identity), Alive: controllers.Alive(g, program.Scheduler), Logs: logs, Log: logs.Logger(program.Scheduler),
 	}
 
-	members := newMembers(members{
-		etcd: etcd, cfg: p.cfg, layout: p.layout, version: p.o.Version, prefix: p.storagePrefix(), log: logs.Logger(nameMembers),
+	members := membership.New(membership.Members{
+		Etcd: etcdMember, Cfg: p.cfg, Layout: p.layout, Version: p.o.Version, Prefix: p.storagePrefix(), Log: logs.Logger(membership.Name),
 	})
 
 	seed := p.newSeed(api)
@@ -76,33 +88,33 @@ func (p *plant) wire() (*supervise.Group, *Pulse, error) {
 		bridge = p.newHealth(g)
 		collectors = append(collectors, bridge.Collector())
 	}
-	bridges := []*supervise.Node{g.Add(p.newStatus(g, etcd, members, api, []*leaseRecord{kcm.record, sched.record}, collectors...)).StopWithin(stopBridges)}
+	bridges := []*supervise.Node{g.Add(p.newStatus(g, etcdMember, members, api, []*lease.Record{kcm.Record, sched.Record}, collectors...)).StopWithin(stopBridges)}
 	if bridge != nil {
 		bridges = append(bridges, g.Add(bridge).StopWithin(stopBridges))
 	}
 	if p.o.Beside != nil {
 		p.o.Beside.Add(g, bridges[0])
 	}
-	etcdNode := g.Add(etcd, bridges...).StopWithin(stopEtcd)
+	etcdNode := g.Add(etcdMember, bridges...).StopWithin(stopEtcd)
 	g.Add(members, etcdNode).StopWithin(stopBridges)
 	apiNode := g.Add(api, etcdNode).StopWithin(stopAPIServer + delay)
 	g.Add(seed, apiNode)
 	// The ports open at once; the programs behind them wait for the API server.
-	kcmPort := g.Add(kcm.server(), bridges...).StopWithin(stopBridges)
-	schedPort := g.Add(sched.server(), bridges...).StopWithin(stopBridges)
+	kcmPort := g.Add(kcm.Port(), bridges...).StopWithin(stopBridges)
+	schedPort := g.Add(sched.Port(), bridges...).StopWithin(stopBridges)
 	g.Add(kcm, apiNode, kcmPort).StopWithin(stopControllers)
 	g.Add(sched, apiNode, schedPort).StopWithin(stopControllers)
-	return g, &Pulse{group: g, etcd: etcd, api: api}, nil
+	return g, &Pulse{group: g, etcd: etcdMember, api: api}, nil
 }
 
 // hadOthers tells whether the member was one of several when this directory was
 // last in use.
-func (p *plant) hadOthers() bool {
-	r, err := readRecord(p.layout)
+func (p *prepared) hadOthers() bool {
+	r, err := etcdfiles.ReadRecord(p.layout)
 	return err == nil && r != nil && r.Members > 1
 }
 
-func (p *plant) newHealth(g *supervise.Group) *health.Bridge {
+func (p *prepared) newHealth(g *supervise.Group) *health.Bridge {
 	return health.New(health.Config{
 		Address:    p.cfg.HealthAddress,
 		ServerName: p.cfg.HealthServerName,
@@ -131,9 +143,9 @@ func checks(g *supervise.Group) []health.Check {
 
 // newSeed binds the role to the user in the certificate that the API server
 // shows to kubelets.
-func (p *plant) newSeed(api *apiServer) *rbacseed.Seed {
+func (p *prepared) newSeed(api *apiserver.Server) *rbacseed.Seed {
 	return rbacseed.New(rbacseed.Config{
-		User: kubeletClientUser(value(p.args[nameAPIServer], "kubelet-client-certificate")),
+		User: kubeletClientUser(program.Value(p.args[program.APIServer], "kubelet-client-certificate")),
 		Client: func() (rbacclient.RbacV1Interface, error) {
 			loopback, err := api.Loopback()
 			if err != nil {

@@ -15,9 +15,9 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
-	"kthwd/appliance"
 	"kthwd/appliance/config"
 	"kthwd/appliance/logging"
+	"kthwd/appliance/recovery"
 )
 
 func (a *app) etcdVerb(l *config.Loader) *cobra.Command {
@@ -62,7 +62,7 @@ func (a *app) etcdRecover(ctx context.Context, l *config.Loader, yes bool) error
 	}
 	ctx, release := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 	defer release()
-	r, err := appliance.BeginRecovery(ctx, l.Config.Controller, version, logs.Logger("etcd"))
+	r, err := recovery.Begin(ctx, l.Config.Controller, version, logs.Logger("etcd"))
 	if err != nil {
 		return err
 	}
@@ -86,7 +86,7 @@ func (a *app) etcdRecover(ctx context.Context, l *config.Loader, yes bool) error
 }
 
 // describe says what would happen.
-func (a *app) describe(r *appliance.Recovery) {
+func (a *app) describe(r *recovery.Recovery) {
 	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "cluster\t%s\n", r.Cluster)
 	fmt.Fprintf(w, "stays\t%s, member %s\n", r.Name, r.Member)

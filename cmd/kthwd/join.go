@@ -15,8 +15,8 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"kthwd/appliance"
 	"kthwd/appliance/config"
+	"kthwd/appliance/join"
 	"kthwd/appliance/member"
 )
 
@@ -112,7 +112,7 @@ func (a *app) join(ctx context.Context, l *config.Loader, token string, replace 
 	}
 	ctx, release := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 	defer release()
-	joined, err := appliance.Join(ctx, paths.Layout(), appliance.JoinOptions{
+	joined, err := join.Join(ctx, paths.Layout(), join.Options{
 		Token: token, Version: version, Config: l.Config, ReplaceData: replace,
 		Configure: func(f member.Files) (config.Controller, error) { return configureJoiner(l, f) },
 		Say:       func(line string) { fmt.Fprintln(a.out, line) },

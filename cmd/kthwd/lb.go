@@ -23,6 +23,7 @@ import (
 	"kthwd/appliance/logging"
 	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
+	"kthwd/appliance/tune"
 	"kthwd/lb"
 	"kthwd/lb/discovery"
 )
@@ -250,7 +251,7 @@ const balancerGrowth = 400
 
 // run is a process that is a load balancer only.
 func (b *balancer) run(ctx context.Context) error {
-	appliance.LimitMemory(b.log)
+	tune.LimitMemory(b.log)
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(balancerGrowth)
 	}

@@ -12,11 +12,11 @@ import (
 	"os"
 	"time"
 
-	"kthwd/appliance"
 	"kthwd/appliance/logging"
+	"kthwd/appliance/upstream"
 )
 
-// Set by the Makefile, with the versions of Kubernetes; see appliance.Versions.
+// Set by the Makefile, with the versions of Kubernetes; see version.Linked.
 var (
 	version = "unknown"
 	commit  = "unknown"
@@ -36,7 +36,7 @@ type app struct {
 
 func main() {
 	own := *os.Stderr // goes on when the other one is caught
-	a := &app{out: os.Stdout, err: &own, exit: os.Exit, notify: takeNotifier(), inherits: takeInheritance(), started: time.Now(), catchStderr: appliance.CatchStderr}
+	a := &app{out: os.Stdout, err: &own, exit: os.Exit, notify: takeNotifier(), inherits: takeInheritance(), started: time.Now(), catchStderr: upstream.CatchStderr}
 	a.exit(a.run(context.Background(), os.Args[1:]))
 }
 

@@ -12,9 +12,9 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"kthwd/appliance"
 	"kthwd/appliance/config"
 	"kthwd/appliance/preflight"
+	"kthwd/appliance/tune"
 )
 
 func (a *app) preflightVerb(l *config.Loader) *cobra.Command {
@@ -52,7 +52,7 @@ func (a *app) preflight(ctx context.Context, l *config.Loader, asJSON bool) erro
 	if l.Config.Is(config.RoleLB) {
 		all = append(all, balancerChecks(ctx, l)...)
 	}
-	all = append(all, preflight.Memory(appliance.UsableMemory()), preflight.Files())
+	all = append(all, preflight.Memory(tune.UsableMemory()), preflight.Files())
 	if r, ok := preflight.Systemd(); ok {
 		all = append(all, r)
 	}
@@ -99,7 +99,7 @@ func controllerChecks(ctx context.Context, l *config.Loader) []preflight.Result 
 // controllerPorts are free, or those of the kthwd that runs on this directory.
 func controllerPorts(ctx context.Context, l *config.Loader) preflight.Result {
 	r := preflight.Result{What: "ports", Verdict: preflight.OK, Found: "free"}
-	errs := flattened(appliance.CheckPorts(l.Config.Controller, l.Config.MetricsAddress))
+	errs := flattened(preflight.Ports(l.Config.Controller, l.Config.MetricsAddress))
 	if len(errs) == 0 {
 		return r
 	}

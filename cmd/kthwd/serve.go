@@ -15,6 +15,7 @@ import (
 	"kthwd/appliance/pki"
 	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
+	linked "kthwd/appliance/version"
 )
 
 // serve is kthwd without a verb: it runs the roles until it is asked to stop.
@@ -26,7 +27,7 @@ func (a *app) serve(ctx context.Context, l *config.Loader) error {
 	if err := checkWeb(l); err != nil {
 		return err
 	}
-	if l.Config.Is(config.RoleController) && !appliance.Versions().Stamped {
+	if l.Config.Is(config.RoleController) && !linked.Linked().Stamped {
 		return &usageError{"this binary does not know the version of the Kubernetes in it, and will not serve", "build it with make build"}
 	}
 	logs, err := logging.New(a.err, a.logFormat(l.Config.LogFormat), l.Config.LogLevel)
@@ -128,7 +129,7 @@ func (a *app) logFormat(format string) string {
 
 // introduce logs what starts, with what was set other than by default.
 func (a *app) introduce(log *slog.Logger, l *config.Loader) {
-	v := appliance.Versions()
+	v := linked.Linked()
 	in := []any{"version", version, "commit", commit, "go", v.Go}
 	if l.Config.Is(config.RoleController) {
 		in = append(in, "kubernetes", v.Kubernetes, "etcd", v.Etcd)

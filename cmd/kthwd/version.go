@@ -5,7 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"kthwd/appliance"
+	linked "kthwd/appliance/version"
 )
 
 // versions is what kthwd version says.
@@ -36,7 +36,7 @@ func (a *app) versionVerb() *cobra.Command {
 }
 
 func (a *app) version(asJSON bool) error {
-	in := appliance.Versions()
+	in := linked.Linked()
 	v := versions{version, commit, in.Kubernetes, in.Etcd, in.Go}
 	if !in.Stamped {
 		v.Kubernetes = "unknown"

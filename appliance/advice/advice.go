@@ -1,0 +1,56 @@
+package advice
+
+import "errors"
+
+// hinted is an error that knows what a person can do about it.
+type hinted struct {
+	error
+	hint string
+}
+
+// With adds advice to err. Whoever shows the error finds it with errors.As
+// on an interface with the method Hint() string.
+func With(err error, hint string) error { return &hinted{err, hint} }
+
+// Hint is the advice: one line, what to do.
+func (h *hinted) Hint() string { return h.hint }
+
+// usage is a mistake in what the user wrote, as opposed to what happened.
+type usage struct{ error }
+
+// Usage marks the error for the caller's exit code.
+func (usage) Usage() bool { return true }
+
+// Unwrap gives errors.Is and errors.As the error itself.
+func (u usage) Unwrap() error { return u.error }
+
+// Usage marks err, or each error that errors.Join put into it.
+func Usage(err error) error {
+	if err == nil {
+		return nil
+	}
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return usage{err}
+	}
+	var all []error
+	for _, e := range joined.Unwrap() {
+		all = append(all, Usage(e))
+	}
+	return errors.Join(all...)
+}
+
+// Unwrap gives errors.Is and errors.As the error itself.
+func (h *hinted) Unwrap() error { return h.error }
+
+// Of is the advice that err carries, and whether it carries any.
+func Of(err error) (hint string, ok bool) {
+	h, ok := errors.AsType[interface {
+		error
+		Hint() string
+	}](err)
+	if !ok {
+		return "", false
+	}
+	return h.Hint(), true
+}

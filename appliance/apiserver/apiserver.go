@@ -1,0 +1,186 @@
+package apiserver
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"k8s.io/client-go/rest"
+
+	"kthwd/appliance/etcd"
+	"kthwd/appliance/lease"
+	"kthwd/appliance/pki"
+	"kthwd/appliance/program"
+	"kthwd/appliance/status"
+	"kthwd/appliance/supervise"
+)
+
+const readyTimeout = time.Second
+
+const quorumProof = 5 * time.Second // one linearizable read
+
+const rebuildPause = 2 * time.Second
+
+const hopelessGrace = 4 * time.Second // more than its drain takes
+
+// Server runs kube-apiserver.
+type Server struct {
+	Args   []program.Arg
+	Server string // https://127.0.0.1:6443
+	Layout pki.Layout
+	Etcd   *etcd.Member
+	Fences *lease.Fences
+	Log    *slog.Logger
+	early  chan configured // the first half of the first build, once begin was called
+
+	UsersDelay bool // the user's flags say for how long to serve while leaving
+
+	mu       sync.Mutex
+	loopback *rest.Config
+}
+
+var _ supervise.Component = (*Server)(nil)
+
+// Name implements supervise.Component.
+func (a *Server) Name() string { return program.APIServer }
+
+// Run implements supervise.Component. It is ready when /readyz says so to a
+// client that verifies the certificate.
+//
+// The server is built only once etcd has served a linearizable read, because its
+// bootstrap hooks end the process when they cannot write for 30 s to 5 min
+// (apiserver/pkg/server/hooks.go:runPostStartHook). What fails before the port
+// is open, because the quorum went away again, is built anew; what fails with a
+// healthy etcd, or after the port was open, ends kthwd.
+func (a *Server) Run(ctx context.Context, ready func()) error {
+	report := supervise.Report(ctx)
+	for ctx.Err() == nil {
+		if !a.awaitQuorum(ctx, report) {
+			return nil
+		}
+		report.Starting("building the API server")
+		prepared, err := a.build()
+		if err == nil {
+			return a.serve(ctx, prepared, ready)
+		}
+		if a.quorum(ctx) == nil {
+			return err
+		}
+		a.Log.Warn("not built, etcd has no quorum: trying again", "err", err)
+		report.Restarted("no_quorum", err)
+		supervise.Sleep(ctx, rebuildPause)
+	}
+	return nil
+}
+
+// awaitQuorum waits until etcd serves a linearizable read; false when ctx ends first.
+func (a *Server) awaitQuorum(ctx context.Context, report supervise.Reporter) bool {
+	for ctx.Err() == nil {
+		err := a.quorum(ctx)
+		if err == nil {
+			return true
+		}
+		report.Waiting("waiting for etcd quorum")
+		supervise.Sleep(ctx, etcd.ReadyPoll)
+	}
+	return false
+}
+
+func (a *Server) quorum(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, quorumProof)
+	defer cancel()
+	return a.Etcd.LinearizableRead(ctx)
+}
+
+// Begin starts the first build before there is a quorum, up to the point where
+// upstream needs one. It is called at most once, before Run, when etcd's socket is
+// open. Most of that half is the RSA key of the loopback certificate, 0.2 s on one
+// core, for which a lone etcd need not be elected (apiserver/pkg/server/options/
+// serving_with_loopback.go).
+func (a *Server) Begin() {
+	early := make(chan configured, 1)
+	a.early = early
+	go func() {
+		config, err := a.configure()
+		early <- configured{config, err}
+	}()
+}
+
+// serve runs the server until ctx ends and its drain is over.
+func (a *Server) serve(ctx context.Context, s *built, ready func()) error {
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	done := make(chan error, 1)
+	go func() { done <- s.run(running) }()
+	go func() {
+		select {
+		case <-supervise.Leaving(ctx).Done():
+		case <-ctx.Done():
+		case <-running.Done():
+			return
+		}
+		rest := a.leave(ctx, s)
+		s.generic.ShutdownDelayDuration = rest
+		stop()
+	}()
+	probing, stopProbing := context.WithCancel(ctx)
+	defer stopProbing()
+	go a.probe(probing, func() {
+		s.welcome.Store(true)
+		ready()
+	})
+	select {
+	case err := <-done:
+		return err
+	case <-a.Etcd.Hope.Ctx.Done():
+		return a.hopeless(ctx, done)
+	}
+}
+
+// hopeless waits for a server that stops without a quorum, but not for long: its own
+// lease is held in a loop that only a success ends (component-helpers/apimachinery/
+// lease/controller.go:backoffEnsureLease). It can do nothing any more, for etcd
+// answers all with an error, and the process is about to end.
+func (a *Server) hopeless(ctx context.Context, done <-chan error) error {
+	<-ctx.Done()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(hopelessGrace):
+		a.Log.Warn("not waited for any longer: without a quorum it cannot end in order")
+		return nil
+	}
+}
+
+// Loopback is the server's own privileged client configuration, for the RBAC
+// seed. It fails until the server is built.
+func (a *Server) Loopback() (*rest.Config, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.loopback == nil {
+		return nil, errors.New("the API server is not built yet")
+	}
+	return rest.CopyConfig(a.loopback), nil
+}
+
+// LoopbackCertificate is the one that the API server has made for itself in memory,
+// for a year; nil until then (apiserver/pkg/server/options/serving_with_loopback.go).
+func (a *Server) LoopbackCertificate() []status.Certificate {
+	loopback, err := a.Loopback()
+	if err != nil {
+		return nil
+	}
+	block, _ := pem.Decode(loopback.CAData)
+	if block == nil {
+		return nil
+	}
+	c, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil
+	}
+	return []status.Certificate{{File: "kube-apiserver, in memory", Subject: "loopback", Use: "server", NotAfter: c.NotAfter}}
+}

@@ -1,0 +1,308 @@
+package apiserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	genericapiserver "k8s.io/apiserver/pkg/server"
+	"k8s.io/client-go/kubernetes"
+	rbacclient "k8s.io/client-go/kubernetes/typed/rbac/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/util/retry"
+	"k8s.io/component-helpers/auth/rbac/reconciliation"
+	internalscheduling "k8s.io/kubernetes/pkg/apis/scheduling/v1"
+	rbacrest "k8s.io/kubernetes/pkg/registry/rbac/rest"
+	schedulingrest "k8s.io/kubernetes/pkg/registry/scheduling/rest"
+	"k8s.io/kubernetes/plugin/pkg/auth/authorizer/rbac/bootstrappolicy"
+
+	"kthwd/appliance/supervise"
+)
+
+const (
+	bootstrapWorkers = 8
+	bootstrapPause   = 250 * time.Millisecond
+)
+
+// bootstrapHooks are upstream's two slow hooks, done by kthwd. Upstream's wait a
+// second before they begin, write 134 objects one after the other, and end the
+// process when etcd does not answer for 30 s
+// (pkg/registry/rbac/rest/storage_rbac.go, pkg/registry/scheduling/rest/storage_scheduling.go).
+var bootstrapHooks = map[string]func(context.Context, kubernetes.Interface) error{
+	rbacrest.PostStartHookName:       bootstrapRBAC,
+	schedulingrest.PostStartHookName: bootstrapPriorityClasses,
+}
+
+// leaveOutBootstrapHooks keeps upstream's hooks from being registered, by the
+// mechanism upstream itself uses for an API server without RBAC
+// (pkg/controlplane/apiserver/config.go). The function it returns registers
+// kthwd's under the same names, so that /readyz has the checks that people know;
+// it is for the server that was built meanwhile.
+func leaveOutBootstrapHooks(config *genericapiserver.Config, log *slog.Logger) (register func(*genericapiserver.GenericAPIServer) error) {
+	for name := range bootstrapHooks {
+		config.DisabledPostStartHooks.Insert(name)
+	}
+	return func(server *genericapiserver.GenericAPIServer) error {
+		var errs []error
+		for name, write := range bootstrapHooks {
+			config.DisabledPostStartHooks.Delete(name) // one set, shared by the servers of the chain
+			errs = append(errs, server.AddPostStartHook(name, bootstrapHook(log, write)))
+		}
+		return errors.Join(errs...)
+	}
+}
+
+// bootstrapHook repeats write until it succeeds or the server stops. It returns
+// no error, which would end the process.
+func bootstrapHook(log *slog.Logger, write func(context.Context, kubernetes.Interface) error) genericapiserver.PostStartHookFunc {
+	return func(hook genericapiserver.PostStartHookContext) error {
+		loopback := rest.CopyConfig(hook.LoopbackClientConfig)
+		client, err := kubernetes.NewForConfig(loopback)
+		if err != nil {
+			return err
+		}
+		for hook.Err() == nil {
+			if err := write(hook, client); err == nil {
+				return nil
+			} else if hook.Err() == nil {
+				log.Warn("bootstrap objects not written, trying again", "err", err)
+			}
+			supervise.Sleep(hook, bootstrapPause)
+		}
+		return nil
+	}
+}
+
+// bootstrapRBAC reconciles upstream's bootstrap policy as upstream does, but in
+// parallel: roles first, then the bindings that need them.
+func bootstrapRBAC(ctx context.Context, client kubernetes.Interface) error {
+	if err := primeAggregatedRoles(ctx, client); err != nil {
+		return err
+	}
+	if err := splitBindings(ctx, client); err != nil {
+		return err
+	}
+	existing, err := listClusterScoped(ctx, client)
+	if err != nil {
+		return err
+	}
+	roles := limited(ctx)
+	for _, role := range append(bootstrappolicy.ClusterRoles(), bootstrappolicy.ControllerRoles()...) {
+		roles.Go(func() error { return reconcileClusterRole(client, existing, role) })
+	}
+	for _, inNamespace := range bootstrappolicy.NamespaceRoles() {
+		for _, role := range inNamespace {
+			roles.Go(func() error { return reconcileRole(client, role) })
+		}
+	}
+	if err := roles.Wait(); err != nil {
+		return err
+	}
+	bindings := limited(ctx)
+	for _, b := range append(bootstrappolicy.ClusterRoleBindings(), bootstrappolicy.ControllerRoleBindings()...) {
+		bindings.Go(func() error { return reconcileClusterRoleBinding(client, existing, b) })
+	}
+	for _, inNamespace := range bootstrappolicy.NamespaceRoleBindings() {
+		for _, b := range inNamespace {
+			bindings.Go(func() error { return reconcileRoleBinding(client, b) })
+		}
+	}
+	return bindings.Wait()
+}
+
+func limited(ctx context.Context) *errgroup.Group {
+	g, _ := errgroup.WithContext(ctx)
+	g.SetLimit(bootstrapWorkers)
+	return g
+}
+
+// another controller may write the same objects at this moment
+func again(err error) bool {
+	return apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) || apierrors.IsServiceUnavailable(err)
+}
+
+func reconcile(what string, run func() error) error {
+	if err := retry.OnError(retry.DefaultBackoff, again, run); err != nil {
+		return fmt.Errorf("reconcile %s: %w", what, err)
+	}
+	return nil
+}
+
+// clusterScoped is what was there before: it answers Get, so that an object that
+// is missing, as 120 are at the first start, costs one request and not two.
+type clusterScoped struct {
+	roles    map[string]*rbacv1.ClusterRole
+	bindings map[string]*rbacv1.ClusterRoleBinding
+}
+
+func listClusterScoped(ctx context.Context, client kubernetes.Interface) (*clusterScoped, error) {
+	c := &clusterScoped{map[string]*rbacv1.ClusterRole{}, map[string]*rbacv1.ClusterRoleBinding{}}
+	roles, err := client.RbacV1().ClusterRoles().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, err
+	}
+	for i := range roles.Items {
+		c.roles[roles.Items[i].Name] = &roles.Items[i]
+	}
+	bindings, err := client.RbacV1().ClusterRoleBindings().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, err
+	}
+	for i := range bindings.Items {
+		c.bindings[bindings.Items[i].Name] = &bindings.Items[i]
+	}
+	return c, nil
+}
+
+type listedRoles struct {
+	rbacclient.ClusterRoleInterface
+	listed map[string]*rbacv1.ClusterRole
+}
+
+func (l listedRoles) Get(_ context.Context, name string, _ metav1.GetOptions) (*rbacv1.ClusterRole, error) {
+	if role, ok := l.listed[name]; ok {
+		return role.DeepCopy(), nil
+	}
+	return nil, apierrors.NewNotFound(rbacv1.Resource("clusterroles"), name)
+}
+
+type listedBindings struct {
+	rbacclient.ClusterRoleBindingInterface
+	listed map[string]*rbacv1.ClusterRoleBinding
+}
+
+func (l listedBindings) Get(_ context.Context, name string, _ metav1.GetOptions) (*rbacv1.ClusterRoleBinding, error) {
+	if binding, ok := l.listed[name]; ok {
+		return binding.DeepCopy(), nil
+	}
+	return nil, apierrors.NewNotFound(rbacv1.Resource("clusterrolebindings"), name)
+}
+
+func reconcileClusterRole(client kubernetes.Interface, existing *clusterScoped, role rbacv1.ClusterRole) error {
+	roles := client.RbacV1().ClusterRoles()
+	var asked rbacclient.ClusterRoleInterface = listedRoles{roles, existing.roles}
+	return reconcile("clusterrole "+role.Name, func() error {
+		_, err := (&reconciliation.ReconcileRoleOptions{
+			Role:    reconciliation.ClusterRoleRuleOwner{ClusterRole: role.DeepCopy()},
+			Client:  reconciliation.ClusterRoleModifier{Client: asked},
+			Confirm: true,
+		}).Run()
+		asked = roles // it has changed since it was listed: ask anew
+		return err
+	})
+}
+
+func reconcileRole(client kubernetes.Interface, role rbacv1.Role) error {
+	return reconcile("role "+role.Namespace+"/"+role.Name, func() error {
+		_, err := (&reconciliation.ReconcileRoleOptions{
+			Role:    reconciliation.RoleRuleOwner{Role: role.DeepCopy()},
+			Client:  reconciliation.RoleModifier{Client: client.RbacV1(), NamespaceClient: client.CoreV1().Namespaces()},
+			Confirm: true,
+		}).Run()
+		return err
+	})
+}
+
+func reconcileClusterRoleBinding(client kubernetes.Interface, existing *clusterScoped, b rbacv1.ClusterRoleBinding) error {
+	bindings := client.RbacV1().ClusterRoleBindings()
+	var asked rbacclient.ClusterRoleBindingInterface = listedBindings{bindings, existing.bindings}
+	return reconcile("clusterrolebinding "+b.Name, func() error {
+		_, err := (&reconciliation.ReconcileRoleBindingOptions{
+			RoleBinding: reconciliation.ClusterRoleBindingAdapter{ClusterRoleBinding: b.DeepCopy()},
+			Client:      reconciliation.ClusterRoleBindingClientAdapter{Client: asked},
+			Confirm:     true,
+		}).Run()
+		asked = bindings
+		return err
+	})
+}
+
+func reconcileRoleBinding(client kubernetes.Interface, b rbacv1.RoleBinding) error {
+	return reconcile("rolebinding "+b.Namespace+"/"+b.Name, func() error {
+		_, err := (&reconciliation.ReconcileRoleBindingOptions{
+			RoleBinding: reconciliation.RoleBindingAdapter{RoleBinding: b.DeepCopy()},
+			Client:      reconciliation.RoleBindingClientAdapter{Client: client.RbacV1(), NamespaceClient: client.CoreV1().Namespaces()},
+			Confirm:     true,
+		}).Run()
+		return err
+	})
+}
+
+// primeAggregatedRoles copies what an administrator changed in roles that became
+// aggregated in Kubernetes 1.9: data that a guide's old cluster may still hold
+// (storage_rbac.go:primeAggregatedClusterRoles).
+func primeAggregatedRoles(ctx context.Context, client kubernetes.Interface) error {
+	roles := client.RbacV1().ClusterRoles()
+	for oldName, newName := range bootstrappolicy.ClusterRolesToAggregate() {
+		_, err := roles.Get(ctx, newName, metav1.GetOptions{})
+		if err == nil {
+			continue
+		}
+		if !apierrors.IsNotFound(err) {
+			return err
+		}
+		existing, err := roles.Get(ctx, oldName, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if existing.AggregationRule != nil {
+			return nil // primed in an earlier run
+		}
+		existing.Name, existing.ResourceVersion, existing.UID = newName, "", ""
+		if _, err := roles.Create(ctx, existing, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
+			return err
+		}
+	}
+	return nil
+}
+
+// splitBindings gives the holders of a binding that upstream split in two the
+// second half as well (storage_rbac.go:primeSplitClusterRoleBindings).
+func splitBindings(ctx context.Context, client kubernetes.Interface) error {
+	bindings := client.RbacV1().ClusterRoleBindings()
+	for existingName, template := range bootstrappolicy.ClusterRoleBindingsToSplit() {
+		existing, err := bindings.Get(ctx, existingName, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if _, err := bindings.Get(ctx, template.Name, metav1.GetOptions{}); err == nil || !apierrors.IsNotFound(err) {
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		split := template.DeepCopy()
+		split.Subjects, split.Labels, split.Annotations = existing.Subjects, existing.Labels, existing.Annotations
+		if _, err := bindings.Create(ctx, split, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
+			return err
+		}
+	}
+	return nil
+}
+
+// bootstrapPriorityClasses creates system-node-critical and system-cluster-critical.
+func bootstrapPriorityClasses(ctx context.Context, client kubernetes.Interface) error {
+	classes := client.SchedulingV1().PriorityClasses()
+	for _, class := range internalscheduling.SystemPriorityClasses() {
+		_, err := classes.Get(ctx, class.Name, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			_, err = classes.Create(ctx, class, metav1.CreateOptions{})
+		}
+		if err != nil && !apierrors.IsAlreadyExists(err) {
+			return err
+		}
+	}
+	return nil
+}

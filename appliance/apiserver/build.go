@@ -1,0 +1,111 @@
+package apiserver
+
+import (
+	"context"
+	"errors"
+
+	genericapiserver "k8s.io/apiserver/pkg/server"
+	"k8s.io/client-go/rest"
+	apiapp "k8s.io/kubernetes/cmd/kube-apiserver/app"
+	apioptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
+
+	"kthwd/appliance/cmdline"
+	"kthwd/appliance/program"
+)
+
+// configured is the first half of a build: what apiapp.NewConfig returned.
+type configured struct {
+	config *apiapp.Config
+	err    error
+}
+
+// built has everything but an open handler.
+type built struct {
+	farewell
+	generic *genericapiserver.GenericAPIServer
+	run     func(ctx context.Context) error
+}
+
+// build is kube-apiserver/app/server.go:Run up to its last line, with the two
+// bootstrap hooks replaced and the OpenAPI documents built side by side.
+func (a *Server) build() (*built, error) {
+	config, err := a.configuration()
+	if err != nil {
+		return nil, err
+	}
+	server, err := a.assemble(config)
+	if err != nil {
+		// NewConfig has opened the port; whoever fails later must close it.
+		return nil, errors.Join(err, config.KubeAPIs.ControlPlane.Generic.SecureServing.Listener.Close())
+	}
+	a.mu.Lock()
+	a.loopback = rest.CopyConfig(config.KubeAPIs.ControlPlane.Generic.LoopbackClientConfig)
+	a.mu.Unlock()
+	return server, nil
+}
+
+// configuration is what begin has made, once, and made now after that.
+func (a *Server) configuration() (*apiapp.Config, error) {
+	if early := a.early; early != nil {
+		a.early = nil
+		made := <-early
+		if made.err == nil {
+			return made.config, nil
+		}
+		a.Log.Debug("not configured before the quorum", "err", made.err) // upstream waits 20 s for etcd
+	}
+	return a.configure()
+}
+
+// configure reads the files, opens the port and connects to etcd.
+func (a *Server) configure() (*apiapp.Config, error) {
+	opts, err := Parse(a.Args)
+	if err != nil {
+		return nil, err
+	}
+	completed, err := opts.Complete(context.Background())
+	if err != nil {
+		return nil, err
+	}
+	config, err := apiapp.NewConfig(completed)
+	if err != nil && completed.SecureServing.Listener != nil {
+		err = errors.Join(err, completed.SecureServing.Listener.Close())
+	}
+	return config, err
+}
+
+func (a *Server) assemble(config *apiapp.Config) (*built, error) {
+	register := leaveOutBootstrapHooks(config.KubeAPIs.ControlPlane.Generic, a.Log)
+	installOpenAPI := leaveOutOpenAPI(config.KubeAPIs.ControlPlane.Generic)
+	rememberClients(config)
+	s := &built{}
+	front := &config.Aggregator.GenericConfig.Config
+	front.BuildHandlerChainFunc = a.Fences.Chained(s.chained(front.BuildHandlerChainFunc))
+	completed, err := config.Complete()
+	if err != nil {
+		return nil, err
+	}
+	chain, err := apiapp.CreateServerChain(completed)
+	if err != nil {
+		return nil, err
+	}
+	if err := register(chain.GenericAPIServer); err != nil {
+		return nil, err
+	}
+	if err := installOpenAPI(chain.GenericAPIServer.NextDelegate()); err != nil {
+		return nil, err
+	}
+	s.generic = chain.GenericAPIServer
+	if err := s.generic.AddReadyzChecks(s.readyz()); err != nil {
+		return nil, err
+	}
+	prepared, err := chain.PrepareRun()
+	s.run = prepared.Run
+	return s, err
+}
+
+// Parse reads a kube-apiserver command line with upstream's own options.
+func Parse(args []program.Arg) (*apioptions.ServerRunOptions, error) {
+	opts := apioptions.NewServerRunOptions()
+	return opts, cmdline.Parse(program.APIServer, opts.Flags(), args)
+}

@@ -1,0 +1,85 @@
+package apiserver
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+
+	"kthwd/appliance/etcd"
+	"kthwd/appliance/pki"
+	"kthwd/appliance/supervise"
+)
+
+// probe polls /readyz until it is ok once, then calls ready.
+func (a *Server) probe(ctx context.Context, ready func()) {
+	report := supervise.Report(ctx)
+	client, err := a.client()
+	if err != nil {
+		report.Starting(err.Error())
+		return
+	}
+	defer client.CloseIdleConnections()
+	for last := ""; ctx.Err() == nil; {
+		err := Get(ctx, client, a.Server+"/readyz")
+		if err == nil {
+			ready()
+			return
+		}
+		if err.Error() != last {
+			last = err.Error()
+			a.Log.Debug("not ready yet", "reason", last)
+			report.Starting(last)
+		}
+		supervise.Sleep(ctx, etcd.ReadyPoll)
+	}
+}
+
+// client verifies the API server against the CA and shows the certificate that
+// has no other right.
+func (a *Server) client() (*http.Client, error) {
+	pem, err := os.ReadFile(a.Layout.CA())
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(pem)
+	cert, err := tls.LoadX509KeyPair(a.Layout.Cert(pki.NameHealth), a.Layout.Key(pki.NameHealth))
+	if err != nil {
+		return nil, err
+	}
+	return &http.Client{
+		Timeout:   readyTimeout,
+		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}},
+	}, nil
+}
+
+// Get asks url and returns the first line of what is wrong.
+func Get(ctx context.Context, client *http.Client, url string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode == http.StatusOK {
+		return nil
+	}
+	for line := range strings.SplitSeq(string(body), "\n") {
+		if check, failing := strings.CutPrefix(line, "[-]"); failing {
+			return fmt.Errorf("%s: %s", req.URL.Path, check)
+		}
+	}
+	return fmt.Errorf("%s: %s", req.URL.Path, resp.Status)
+}

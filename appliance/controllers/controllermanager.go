@@ -1,0 +1,107 @@
+package controllers
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+
+	"k8s.io/apiserver/pkg/server/healthz"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/clientcmd"
+	componentbaseconfig "k8s.io/component-base/config"
+	"k8s.io/component-base/configz"
+	"k8s.io/component-base/metrics/prometheus/slis"
+	genericcontrollermanager "k8s.io/controller-manager/app"
+	controllerhealthz "k8s.io/controller-manager/pkg/healthz"
+	kcmapp "k8s.io/kubernetes/cmd/kube-controller-manager/app"
+	kcmoptions "k8s.io/kubernetes/cmd/kube-controller-manager/app/options"
+
+	"kthwd/appliance/cmdline"
+	"kthwd/appliance/lease"
+	"kthwd/appliance/logging"
+	"kthwd/appliance/program"
+	"kthwd/appliance/supervise"
+	"kthwd/appliance/upstream"
+)
+
+// Manager runs kube-controller-manager for as long as its lease lasts,
+// again and again.
+type Manager struct {
+	Args     []program.Arg
+	Options  *kcmoptions.KubeControllerManagerOptions // parsed once; read only
+	Identity string
+	Record   *lease.Record
+	Fence    *lease.Fence
+	Alive    healthz.HealthChecker
+	Logs     *logging.Logs
+	Log      *slog.Logger
+}
+
+var _ supervise.Component = (*Manager)(nil)
+
+// Name implements supervise.Component.
+func (m *Manager) Name() string { return program.ControllerManager }
+
+// Run implements supervise.Component. It is ready when it leads, or knows who does.
+func (m *Manager) Run(ctx context.Context, ready func()) error {
+	client, err := clientcmd.BuildConfigFromFlags(m.Options.Master, m.Options.Generic.ClientConnection.Kubeconfig)
+	if err != nil {
+		return err
+	}
+	l := &lease.Lease{
+		Component: program.ControllerManager, Identity: m.Identity,
+		Election: m.Options.Generic.LeaderElection, Client: client, Log: m.Log, Record: m.Record, Fence: m.Fence,
+	}
+	return l.Run(ctx, ready, func(context.Context) (func(context.Context) error, error) { return m.term, nil })
+}
+
+// term is one run of kube-controller-manager without leader election of its
+// own. kcmapp.Run then returns only when all controllers have stopped.
+func (m *Manager) term(ctx context.Context) error {
+	// KCM registers its informers under a process-wide unique name and never
+	// releases it (client-go/tools/cache/identity.go); nothing else in this process uses such names.
+	cache.ResetInformerNamesForTesting()
+	configz.Delete(kcmapp.ConfigzName)
+	opts, err := ParseManager(m.Args)
+	if err != nil {
+		return err
+	}
+	opts.SecureServing.BindPort = 0 // 10257 outlives every term: see server
+	opts.Generic.LeaderElection.LeaderElect = false
+	ctx = upstream.ContextFor(ctx, m.Logs, program.ControllerManager)
+	config, err := opts.Config(ctx, kcmapp.KnownControllers(), kcmapp.ControllersDisabledByDefault(), kcmapp.ControllerAliases())
+	if err != nil {
+		return err
+	}
+	return kcmapp.Run(ctx, config.Complete())
+}
+
+// ParseManager reads a kube-controller-manager command line with
+// upstream's own options.
+func ParseManager(args []program.Arg) (*kcmoptions.KubeControllerManagerOptions, error) {
+	opts, err := kcmoptions.NewKubeControllerManagerOptions()
+	if err != nil {
+		return nil, err
+	}
+	sets := opts.Flags(kcmapp.KnownControllers(), kcmapp.ControllersDisabledByDefault(), kcmapp.ControllerAliases())
+	opts.ParsedFlags = &sets
+	return opts, cmdline.Parse(program.ControllerManager, sets, args)
+}
+
+// handler is what 10257 answers, leader or not: kcmapp.Run's handler without
+// its per-term parts.
+func (m *Manager) handler(auth *servingAuth) http.Handler {
+	debugging := &componentbaseconfig.DebuggingConfiguration{}
+	_ = m.Options.Generic.Debugging.ApplyTo(debugging) // copies two fields; its error is always nil
+	mux := genericcontrollermanager.NewBaseHandler(debugging, controllerhealthz.NewMutableHealthzHandler(m.Alive))
+	slis.SLIMetricsWithReset{}.Install(mux)
+	return auth.wrap(mux)
+}
+
+// Port is the component that answers on 10257.
+func (m *Manager) Port() *Port {
+	return &Port{
+		name: program.ControllerManager + "-port", serving: m.Options.SecureServing,
+		authn: m.Options.Authentication, authz: m.Options.Authorization, handler: m.handler,
+	}
+}

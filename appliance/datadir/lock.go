@@ -1,0 +1,40 @@
+package datadir
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"syscall"
+
+	"kthwd/appliance/advice"
+	"kthwd/appliance/pki"
+)
+
+// Lock takes the data directory for this process. The lock goes with the
+// process, however it ends; the caller closes the file to give it back earlier.
+func Lock(l pki.Layout) (*os.File, error) {
+	if err := os.MkdirAll(l.Dir, 0o700); err != nil {
+		return nil, advice.With(err, "make the directory for the user that runs kthwd, or choose another with --data-dir")
+	}
+	f, err := os.OpenFile(l.Lock(), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, advice.With(err, "the data directory must belong to the user that runs kthwd; or choose another with --data-dir")
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		holder, _ := io.ReadAll(io.LimitReader(f, 32))
+		f.Close()
+		if !errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, fmt.Errorf("lock %s: %w", l.Lock(), err)
+		}
+		return nil, advice.With(fmt.Errorf("%s is in use by another kthwd (process %s)", l.Dir, strings.TrimSpace(string(holder))),
+			"stop that one first, or choose another --data-dir")
+	}
+	return f, errors.Join(f.Truncate(0), writeAt(f, fmt.Sprintln(os.Getpid())))
+}
+
+func writeAt(f *os.File, s string) error {
+	_, err := f.WriteAt([]byte(s), 0)
+	return err
+}

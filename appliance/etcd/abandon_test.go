@@ -1,0 +1,49 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+func TestHope(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHope()
+		boom := errors.New("boom")
+		call := func(handle func(context.Context) (any, error)) (any, error) {
+			return h.intercept(t.Context(), nil, nil, func(ctx context.Context, _ any) (any, error) { return handle(ctx) })
+		}
+		if got, err := call(func(context.Context) (any, error) { return 7, nil }); got != 7 || err != nil {
+			t.Errorf("got %v %v, want the handler's answer", got, err)
+		}
+		if _, err := call(func(context.Context) (any, error) { return nil, boom }); err != boom {
+			t.Errorf("got %v, want the handler's error", err)
+		}
+		waits, late := make(chan error, 1), make(chan any, 1)
+		go func() {
+			_, err := call(func(ctx context.Context) (any, error) { <-ctx.Done(); return nil, ctx.Err() })
+			waits <- err
+		}()
+		go func() {
+			got, _ := call(func(ctx context.Context) (any, error) { <-ctx.Done(); return "done", nil })
+			late <- got
+		}()
+		synctest.Wait()
+		h.lose()
+		synctest.Wait()
+		if err := <-waits; status.Code(err) != codes.FailedPrecondition {
+			t.Errorf("one that waits: got %v, want FailedPrecondition", err)
+		}
+		if got := <-late; got != "done" {
+			t.Errorf("one that was done all the same: got %v, want its answer", got)
+		}
+		_, err := call(func(context.Context) (any, error) { t.Error("a later one is handled"); return nil, nil })
+		if status.Code(err) != codes.FailedPrecondition {
+			t.Errorf("a later one: got %v, want FailedPrecondition", err)
+		}
+	})
+}

@@ -1,0 +1,115 @@
+package etcd
+
+import (
+	"flag"
+	"fmt"
+	"io"
+	"path/filepath"
+	"strings"
+
+	"go.etcd.io/etcd/pkg/v3/flags"
+	"go.etcd.io/etcd/server/v3/embed"
+
+	"kthwd/appliance/cmdline"
+	"kthwd/appliance/program"
+)
+
+// Parse reads an etcd command line into etcd's own configuration. etcd's
+// parser is not used because it exits the process (etcdmain/config.go:parse);
+// what that does after flag.Parse is done here with the same exported helpers.
+func Parse(args []program.Arg, logger func(*embed.Config) error) (*embed.Config, error) {
+	cfg := embed.NewConfig()
+	cfg.ZapLoggerBuilder = logger
+	// 3.6 forgets this default outside etcdmain and would then log every request (embed/config.go:NewConfig).
+	cfg.WarningUnaryRequestDuration = embed.DefaultWarningUnaryRequestDuration
+	fs := flag.NewFlagSet(program.Etcd, flag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	cfg.AddFlags(fs)
+	state := flags.NewSelectiveStringValue(embed.ClusterStateFlagNew, embed.ClusterStateFlagExisting)
+	fs.Var(state, "initial-cluster-state", "")
+	if err := fs.Parse(program.Render(args)); err != nil {
+		return nil, cmdline.UnknownFlag(program.Etcd, err)
+	}
+	cfg.ListenPeerUrls = flags.UniqueURLsFromFlag(fs, "listen-peer-urls")
+	cfg.AdvertisePeerUrls = flags.UniqueURLsFromFlag(fs, "initial-advertise-peer-urls")
+	cfg.ListenClientUrls = flags.UniqueURLsFromFlag(fs, "listen-client-urls")
+	cfg.ListenClientHttpUrls = flags.UniqueURLsFromFlag(fs, "listen-client-http-urls")
+	cfg.AdvertiseClientUrls = flags.UniqueURLsFromFlag(fs, "advertise-client-urls")
+	cfg.ListenMetricsUrls = flags.UniqueURLsFromFlag(fs, "listen-metrics-urls")
+	cfg.CORS = flags.UniqueURLsMapFromFlag(fs, "cors")
+	cfg.HostWhitelist = flags.UniqueStringsMapFromFlag(fs, "host-whitelist")
+	cfg.ClientTLSInfo.AllowedHostnames = flags.StringsFromFlag(fs, "client-cert-allowed-hostname")
+	cfg.PeerTLSInfo.AllowedCNs = flags.StringsFromFlag(fs, "peer-cert-allowed-cn")
+	cfg.PeerTLSInfo.AllowedHostnames = flags.StringsFromFlag(fs, "peer-cert-allowed-hostname")
+	cfg.CipherSuites = flags.StringsFromFlag(fs, "cipher-suites")
+	cfg.MaxConcurrentStreams = flags.Uint32FromFlag(fs, "max-concurrent-streams")
+	cfg.ClusterState = state.String()
+	fs.Visit(func(f *flag.Flag) { cfg.FlagsExplicitlySet[f.Name] = true })
+	if err := etcdFeatureGates(cfg, fs); err != nil {
+		return nil, err
+	}
+	fastElection(cfg)
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("%s: %w", program.Etcd, err)
+	}
+	return cfg, nil
+}
+
+func etcdFeatureGates(cfg *embed.Config, fs *flag.FlagSet) error {
+	get := func(name string) *bool {
+		v, err := flags.GetBoolFlagVal(fs, name)
+		if err != nil {
+			return nil
+		}
+		return v
+	}
+	gates := fs.Lookup(embed.ServerFeatureGateFlagName).Value.String()
+	if err := embed.SetFeatureGatesFromExperimentalFlags(cfg.ServerFeatureGate, get, gates); err != nil {
+		return fmt.Errorf("%s: %w", program.Etcd, err)
+	}
+	return nil
+}
+
+// hastyTick is the tick of a member that is alone, in milliseconds.
+const hastyTick = 50
+
+// fastElection lets a member that is alone elect itself in 50–250 ms instead of
+// 0.1–1 s. Heartbeats go to nobody there, so nothing else depends on the tick; a
+// shorter one wakes an idle process five times as often (raft, monitorLeader).
+func fastElection(cfg *embed.Config) {
+	set := cfg.FlagsExplicitlySet
+	if Alone(cfg) && !set["heartbeat-interval"] && !set["election-timeout"] {
+		cfg.TickMs, cfg.ElectionMs = hastyTick, 250
+	}
+}
+
+// Steady gives a member back etcd's own timing: it was made as the only one, and
+// has others by now.
+func (e *Member) Steady() {
+	if set := e.Cfg.FlagsExplicitlySet; !set["heartbeat-interval"] && !set["election-timeout"] {
+		d := embed.NewConfig()
+		e.Cfg.TickMs, e.Cfg.ElectionMs = d.TickMs, d.ElectionMs
+	}
+}
+
+// Hasty tells whether the member has the timing of fastElection. As the leader of
+// several it would step down whenever they do not answer for 250 ms.
+func (e *Member) Hasty() bool {
+	return e.Cfg.TickMs == hastyTick && !e.Cfg.FlagsExplicitlySet["heartbeat-interval"]
+}
+
+// Alone tells whether the member was made as the only one of its cluster. Others
+// may have been added since; then it may still wait for a quorum.
+func Alone(cfg *embed.Config) bool {
+	return !strings.Contains(cfg.InitialCluster, ",") && cfg.ClusterState == embed.ClusterStateFlagNew
+}
+
+// socketPath finds the unix socket among the client URLs.
+func socketPath(cfg *embed.Config) string {
+	for _, u := range cfg.ListenClientUrls {
+		if u.Scheme == "unix" {
+			return filepath.Join(u.Host, u.Path)
+		}
+	}
+	return ""
+}

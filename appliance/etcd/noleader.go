@@ -1,0 +1,43 @@
+package etcd
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+
+	"kthwd/appliance/supervise"
+)
+
+// leaderPatience is how long a new watch waits for a leader before etcd refuses it: as
+// long as etcd lets one go on that is there already, three election timeouts.
+const leaderPatience = 3 * time.Second
+
+// awaitLeader is a grpc.StreamServerInterceptor before etcd's own. Without a leader
+// etcd refuses watches at once, and each of the API server's hundred caches asks again at
+// once, for half a minute (client-go/tools/cache/reflector.go, "Retrying watch after
+// internal error"; storage/cacher/cacher.go, MaxInternalErrorRetryDuration): 8700
+// watches a second, with two processors and 600 MiB for them. Then the caches list anew,
+// and clients must, too. While a new leader is elected, there is nothing to refuse.
+func (e *Member) awaitLeader(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
+	md, _ := metadata.FromIncomingContext(stream.Context())
+	if slices.Contains(md[rpctypes.MetadataRequireLeaderKey], rpctypes.MetadataHasLeader) {
+		e.leaderWithin(stream.Context(), leaderPatience)
+	}
+	return handle(srv, stream)
+}
+
+// leaderWithin returns when there is a leader, after some time, or when ctx ends.
+func (e *Member) leaderWithin(ctx context.Context, patience time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for ctx.Err() == nil {
+		if server := e.Running(); server != nil && server.Server.Leader() != 0 {
+			return
+		}
+		supervise.Sleep(ctx, ReadyPoll)
+	}
+}

@@ -1,0 +1,202 @@
+package etcd
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"net/url"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"go.etcd.io/etcd/client/pkg/v3/types"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/membership"
+
+	"kthwd/appliance/advice"
+	"kthwd/appliance/supervise"
+)
+
+// PeerHost is where the other members reach one.
+func PeerHost(e *membership.Member) string {
+	if len(e.PeerURLs) == 0 {
+		return ""
+	}
+	u, err := url.Parse(e.PeerURLs[0])
+	if err != nil {
+		return e.PeerURLs[0]
+	}
+	return u.Hostname()
+}
+
+// membersTimeout bounds one question to one peer.
+const membersTimeout = 3 * time.Second
+
+// askMembers asks the peer at url who the members are, as etcd itself does
+// (etcdserver/cluster_util.go:GetClusterFromRemotePeers), and says why not.
+func askMembers(ctx context.Context, tls *tls.Config, url string) ([]*membership.Member, error) {
+	ctx, cancel := context.WithTimeout(ctx, membersTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/members", nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := (&http.Transport{TLSClientConfig: tls, DisableKeepAlives: true}).RoundTrip(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err != nil {
+		return nil, err
+	}
+	var members []*membership.Member
+	if err := json.Unmarshal(body, &members); err != nil || resp.StatusCode != http.StatusOK || len(members) == 0 {
+		return nil, fmt.Errorf("it does not say who the members are (%s)", resp.Status)
+	}
+	return members, nil
+}
+
+// learnMembers asks the controllers of the cluster, before the first start of one
+// that has joined it, who the members are by now: etcd wants to be told exactly
+// those, and somebody may have come or gone since kthwd join has written them down.
+// It waits for an answer as long as ctx lasts.
+func (e *Member) learnMembers(ctx context.Context, report supervise.Reporter) error {
+	if e.Cfg.ClusterState != embed.ClusterStateFlagExisting || e.hasData() {
+		return nil
+	}
+	known, err := types.NewURLsMap(e.Cfg.InitialCluster)
+	if err != nil {
+		return fmt.Errorf("initial-cluster: %w", err)
+	}
+	tls, err := e.Cfg.PeerTLSInfo.ClientConfig()
+	if err != nil {
+		return err
+	}
+	delete(known, e.Cfg.Name)
+	for last := ""; ctx.Err() == nil; supervise.Sleep(ctx, time.Second) {
+		members, reasons := e.anyMembers(ctx, tls, known)
+		if members != nil {
+			return e.joinThese(members)
+		}
+		if last != reasons && ctx.Err() == nil {
+			last = reasons
+			e.Log.Warn("no controller of the cluster answers", "err", reasons)
+			report.Waiting("waiting for a controller of the cluster: " + reasons)
+		}
+	}
+	return nil
+}
+
+// anyMembers asks one after the other.
+func (e *Member) anyMembers(ctx context.Context, tls *tls.Config, known types.URLsMap) ([]*membership.Member, string) {
+	var reasons []string
+	for _, name := range slices.Sorted(maps.Keys(known)) {
+		for _, url := range known[name].StringSlice() {
+			members, err := askMembers(ctx, tls, url)
+			if err == nil {
+				return members, ""
+			}
+			reasons = append(reasons, name+": "+peerError(err))
+		}
+	}
+	return nil, strings.Join(reasons, "; ")
+}
+
+// joinThese tells etcd the members, this one among them.
+func (e *Member) joinThese(members []*membership.Member) error {
+	own := e.Cfg.AdvertisePeerUrls[0].String()
+	var all []string
+	found := false
+	for _, m := range members {
+		name := m.Name
+		switch {
+		case slices.Contains(m.PeerURLs, own):
+			name, found = e.Cfg.Name, true
+		case name == "":
+			name = m.ID.String() // it has not started
+		}
+		for _, url := range m.PeerURLs {
+			all = append(all, name+"="+url)
+		}
+	}
+	if !found {
+		return advice.With(fmt.Errorf("this controller, %s at %s, is not among the members of the cluster: it was removed, or given up because it did not arrive in time", e.Cfg.Name, own),
+			"kthwd member add NAME ADDRESS on another controller, then kthwd join with --replace-data here")
+	}
+	e.Cfg.InitialCluster = strings.Join(all, ",")
+	return nil
+}
+
+// hasData tells whether the member has a write-ahead log, and hence knows better.
+func (e *Member) hasData() bool {
+	dir := e.Cfg.WalDir
+	if dir == "" {
+		dir = filepath.Join(e.Cfg.Dir, "member", "wal")
+	}
+	names, err := filepath.Glob(filepath.Join(dir, "*.wal"))
+	return err == nil && len(names) > 0
+}
+
+// peerError says in a few words why a peer did not answer.
+func peerError(err error) string {
+	var op interface{ Timeout() bool }
+	if errors.As(err, &op) && op.Timeout() {
+		return "no answer"
+	}
+	return err.Error()
+}
+
+// strangerPoll is how often a member without a leader looks for the reason.
+const strangerPoll = 5 * time.Second
+
+// lookForStrangers finds the peers whose certificate is of another CA, as long as
+// this member has no leader: it would wait for them for ever, and etcd's transport
+// says that of each connection at level debug only.
+func (e *Member) lookForStrangers(ctx context.Context, server *embed.Etcd) {
+	tls, err := e.Cfg.PeerTLSInfo.ClientConfig()
+	if err != nil || e.Cfg.PeerTLSInfo.Empty() {
+		return
+	}
+	for said := ""; ctx.Err() == nil; supervise.Sleep(ctx, strangerPoll) {
+		var found []string
+		if server.Server.Leader() == 0 {
+			found = e.findStrangers(ctx, tls, server)
+		}
+		text := strings.Join(found, "; ")
+		switch {
+		case ctx.Err() != nil:
+			return
+		case text == "":
+			e.strangers.Store(nil)
+		default:
+			e.strangers.Store(&text)
+		}
+		if text != said && text != "" {
+			e.Log.Warn("a controller of another CA: it and this one do not speak with each other", "err", text,
+				"hint", "all controllers need the ca.pem, and a kubernetes.pem of it, from one run of kthwd pki init")
+		}
+		said = text
+	}
+}
+
+func (e *Member) findStrangers(ctx context.Context, tls *tls.Config, server *embed.Etcd) (found []string) {
+	for _, m := range server.Server.Cluster().Members() {
+		if m.ID == server.Server.MemberID() || len(m.PeerURLs) == 0 {
+			continue
+		}
+		_, err := askMembers(ctx, tls, m.PeerURLs[0])
+		if errors.As(err, new(x509.UnknownAuthorityError)) {
+			found = append(found, fmt.Sprintf("%s at %s shows a certificate of another CA than %s", m.Name, PeerHost(m), e.Cfg.PeerTLSInfo.TrustedCAFile))
+		}
+	}
+	slices.Sort(found)
+	return found
+}

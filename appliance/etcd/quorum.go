@@ -1,0 +1,140 @@
+package etcd
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"go.etcd.io/etcd/server/v3/embed"
+
+	"kthwd/appliance/config"
+	"kthwd/appliance/status"
+	"kthwd/appliance/supervise"
+)
+
+// Learns tells whether the member does not vote yet. EtcdServer.IsLearner panics
+// for one that was removed.
+func Learns(server *embed.Etcd) bool {
+	m := server.Server.Cluster().Member(server.Server.MemberID())
+	return m != nil && m.IsLearner
+}
+
+// Sharers is how many members must have the same shared files.
+func (e *Member) Sharers() int {
+	server := e.Running()
+	if server == nil {
+		return 0
+	}
+	if Learns(server) {
+		return len(server.Server.Cluster().Members())
+	}
+	return Voters(server)
+}
+
+// quorumState turns "is there a leader" into lines and states, once per change.
+type quorumState struct {
+	etcd   *Member
+	report supervise.Reporter
+	begun  bool // there was a quorum once
+	lost   bool
+	active int // members, this one included, when it last said that it waits for the first quorum
+}
+
+func (q *quorumState) check(leader bool) {
+	if leader && q.begun && !q.lost {
+		return
+	}
+	now := q.etcd.Quorum()
+	switch {
+	case !q.begun:
+		if !leader && now.Note != "" && now.Members > 1 && now.Active != q.active {
+			q.etcd.Log.Info("waiting for a quorum: start the other controllers", q.seen(now)...)
+			q.active = now.Active
+		}
+		q.report.Waiting(cmp.Or(now.Note, "waiting for the first write"))
+	case !leader:
+		if !q.lost {
+			q.etcd.Log.Warn("quorum lost", q.seen(now)...)
+		}
+		q.report.Waiting(now.Note)
+		q.lost = true
+	case q.lost:
+		q.etcd.Log.Info("quorum is back", "leader", now.Leader)
+		q.report.Ready("")
+		q.lost = false
+	}
+}
+
+func (q *quorumState) seen(now status.Quorum) []any {
+	attrs := []any{"members", now.Members, "reachable", now.Active, "needed", now.Needed}
+	if now.Advice != "" {
+		attrs = append(attrs, "hint", now.Advice)
+	}
+	return attrs
+}
+
+// LinearizableRead returns nil once a quorum has confirmed this member's view.
+func (e *Member) LinearizableRead(ctx context.Context) error {
+	server := e.Running()
+	if server == nil {
+		return errors.New("etcd has not started")
+	}
+	return server.Server.LinearizableReadNotify(ctx)
+}
+
+// Quorum says how many members there are, how many are needed and how many can
+// be reached from here.
+func (e *Member) Quorum() status.Quorum {
+	server := e.Running()
+	if server == nil {
+		return status.Quorum{Note: "waiting for etcd to start"}
+	}
+	self := server.Server.MemberID()
+	active, q := e.Reachable(server), status.Quorum{}
+	for _, m := range server.Server.Cluster().Members() {
+		if m.IsLearner {
+			continue
+		}
+		q.Members++
+		if m.ID == self || active[m.ID.String()] {
+			q.Active++
+		}
+	}
+	q.Needed = q.Members/2 + 1
+	q.Warning = strings.Join(config.EvenWarning(q.Members), "")
+	if leader := server.Server.Leader(); leader != 0 {
+		q.Leader = leader.String()
+		if m := server.Server.Cluster().Member(leader); m != nil && m.Name != "" {
+			q.Leader = m.Name
+		}
+		if Learns(server) {
+			q.Note = "learner: catching up; it votes once it has"
+		}
+		return q
+	}
+	q.Note = fmt.Sprintf("waiting for etcd quorum (%d of %d)", q.Active, q.Members)
+	if strangers := e.strangers.Load(); strangers != nil {
+		q.Note += "; " + *strangers
+	}
+	if e.HadQuorum.Load() && q.Members > 1 && q.Active < q.Needed {
+		q.Advice = "if so many are lost for good that there will be no quorum again, stop kthwd here and run kthwd etcd recover"
+	}
+	return q
+}
+
+func Voters(server *embed.Etcd) (n int) {
+	for _, m := range server.Server.Cluster().Members() {
+		if !m.IsLearner {
+			n++
+		}
+	}
+	return n
+}
+
+// Redundant tells whether the cluster has other voting members, and a leader.
+func (e *Member) Redundant() bool {
+	server := e.Running()
+	return server != nil && Voters(server) > 1 && server.Server.Leader() != 0
+}

@@ -1,0 +1,44 @@
+package etcd
+
+import (
+	"testing"
+	"time"
+
+	dto "github.com/prometheus/client_model/go"
+)
+
+// The collectors of etcd that are found by their description are there.
+func TestRegistered(t *testing.T) {
+	if activePeersGauge() == nil {
+		t.Error("etcd_network_active_peers: not found")
+	}
+	if fsyncHistogram() == nil || len(readFsyncs(time.Now()).buckets) == 0 {
+		t.Error("etcd_disk_wal_fsync_duration_seconds: not found")
+	}
+}
+
+func TestBetween(t *testing.T) {
+	bounds := []float64{0.001, 0.002, 0.004}
+	sample := func(at time.Duration, cumulative ...uint64) fsyncAt {
+		s := fsyncAt{at: time.Unix(0, 0).Add(at), count: cumulative[len(bounds)]}
+		for i := range bounds {
+			s.buckets = append(s.buckets, &dto.Bucket{UpperBound: &bounds[i], CumulativeCount: &cumulative[i]})
+		}
+		return s
+	}
+	for _, tt := range []struct {
+		from, to fsyncAt
+		p99      time.Duration
+		count    uint64
+	}{
+		{sample(0, 0, 0, 0, 0), sample(time.Minute, 0, 100, 100, 100), 1990 * time.Microsecond, 100},
+		{sample(0, 500, 500, 500, 500), sample(time.Minute, 500, 500, 600, 600), 3980 * time.Microsecond, 100}, // what was before does not count
+		{sample(0, 0, 0, 0, 0), sample(time.Minute, 0, 0, 0, 10), 4 * time.Millisecond, 10},                    // at least
+		{sample(0, 9, 9, 9, 9), sample(time.Minute, 9, 9, 9, 9), 4 * time.Millisecond, 0},
+	} {
+		got := between(tt.from, tt.to)
+		if got.Count != tt.count || got.Window != time.Minute || tt.count > 0 && got.P99 != tt.p99 {
+			t.Errorf("got %+v, want p99 %v of %d", got, tt.p99, tt.count)
+		}
+	}
+}

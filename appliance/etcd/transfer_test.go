@@ -1,0 +1,237 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+
+	"kthwd/appliance/program"
+	"kthwd/appliance/supervise"
+	"kthwd/test/kthwtest"
+)
+
+// testMember is an etcd of the test's own process, and a client on its socket.
+type testMember struct {
+	*Member
+	client *clientv3.Client
+}
+
+// threeMembers starts a cluster on loopback; it ends with the test.
+func threeMembers(t *testing.T) []*testMember {
+	t.Helper()
+	dir := t.TempDir()
+	var urls, cluster []string
+	var closers []net.Listener // open until all ports are known
+	for i := range 3 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		urls = append(urls, "http://"+l.Addr().String())
+		cluster = append(cluster, fmt.Sprintf("m%d=%s", i, urls[i]))
+		closers = append(closers, l)
+	}
+	for _, l := range closers {
+		l.Close()
+	}
+	var all []*testMember
+	group := supervise.New(slog.New(slog.DiscardHandler))
+	for i, url := range urls {
+		socket := "unix://" + filepath.Join(dir, fmt.Sprintf("s%d", i))
+		e, err := New([]program.Arg{
+			{Key: "name", Value: fmt.Sprintf("m%d", i)}, {Key: "data-dir", Value: filepath.Join(dir, fmt.Sprintf("m%d", i))},
+			{Key: "listen-peer-urls", Value: url}, {Key: "initial-advertise-peer-urls", Value: url},
+			{Key: "listen-client-urls", Value: socket}, {Key: "advertise-client-urls", Value: url},
+			{Key: "initial-cluster", Value: strings.Join(cluster, ",")},
+		}, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, &testMember{Member: e})
+		group.Add(renamed{e, e.Cfg.Name})
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- group.Run(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-done; err != nil {
+			t.Errorf("the members' end: %v", err)
+		}
+	})
+	for ready := false; !ready; {
+		changed := group.Changed()
+		if ready, _ = group.Ready(); !ready {
+			select {
+			case <-changed:
+			case <-time.After(time.Minute):
+				t.Fatal("no quorum within a minute")
+			}
+		}
+	}
+	for _, m := range all { // closed before the members, or they would complain
+		client, err := clientv3.New(clientv3.Config{Endpoints: []string{m.Cfg.ListenClientUrls[0].String()}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { client.Close() })
+		m.client = client
+	}
+	return all
+}
+
+// renamed is one of several components of the same kind in a group.
+type renamed struct {
+	supervise.Component
+	name string
+}
+
+func (r renamed) Name() string { return r.name }
+
+// leader is the member that leads.
+func leader(t *testing.T, all []*testMember) (found *testMember) {
+	t.Helper()
+	kthwtest.WaitFor(t, "a leader", time.Minute, func() error {
+		for _, m := range all {
+			if s := m.server.Server; s.Lead() == uint64(s.MemberID()) {
+				found = m
+				return nil
+			}
+		}
+		return errors.New("nobody leads")
+	})
+	return found
+}
+
+// Without the gates, etcd drops some of these writes each time.
+func TestNoWriteFailsWhileLeadershipMoves(t *testing.T) {
+	all := threeMembers(t)
+	var writes, longest atomic.Int64
+	var writers sync.WaitGroup
+	ctx, stop := context.WithCancel(t.Context())
+	for i, m := range all {
+		for w := range 8 {
+			writers.Go(func() {
+				for n := 0; ctx.Err() == nil; n++ {
+					key := fmt.Sprintf("w/%d/%d/%d", i, w, n)
+					begun := time.Now()
+					put, err := m.client.Txn(context.Background()).If(clientv3.Compare(clientv3.ModRevision(key), "=", 0)).Then(clientv3.OpPut(key, "")).Commit()
+					if err != nil || !put.Succeeded {
+						t.Errorf("a write through m%d: %v, %+v", i, err, put)
+					}
+					if writes.Add(1); int64(time.Since(begun)) > longest.Load() {
+						longest.Store(int64(time.Since(begun)))
+					}
+				}
+			})
+		}
+	}
+	for range 10 {
+		before := writes.Load()
+		was := leader(t, all)
+		was.TransferLeadership(t.Context(), was.server, slog.LevelWarn)
+		if now := leader(t, all); now == was {
+			t.Errorf("%s leads still", was.Cfg.Name)
+		}
+		kthwtest.WaitFor(t, "all to write again", time.Minute, func() error {
+			if n := writes.Load() - before; n < 100 {
+				return fmt.Errorf("%d writes since", n)
+			}
+			return nil
+		})
+	}
+	stop()
+	writers.Wait()
+	t.Logf("%d writes, the slowest took %v", writes.Load(), time.Duration(longest.Load()).Round(time.Millisecond))
+	left, err := all[0].client.Get(t.Context(), transferKey, clientv3.WithPrefix())
+	if err != nil || left.Count != 0 {
+		t.Errorf("left in etcd: %v, %v", left, err)
+	}
+}
+
+// When leadership stays where it is, the writes go on after a while.
+func TestHeldWritesGoOn(t *testing.T) {
+	m := threeMembers(t)[0]
+	opened := make(chan struct{})
+	m.hold(t.Context(), m.server, opened)
+	select {
+	case <-opened:
+		t.Error("the gate is open already")
+	default:
+	}
+	if _, err := m.client.Put(t.Context(), "held", ""); err != nil {
+		t.Error(err)
+	}
+	<-opened
+}
+
+func TestWriteGate(t *testing.T) {
+	const put, get = "/etcdserverpb.KV/Put", "/etcdserverpb.KV/Range"
+	synctest.Test(t, func(t *testing.T) {
+		var g writeGate
+		call := func(ctx context.Context, method string, takes time.Duration) <-chan error {
+			done := make(chan error, 1)
+			go func() {
+				_, err := g.intercept(ctx, nil, &grpc.UnaryServerInfo{FullMethod: method}, func(context.Context, any) (any, error) {
+					time.Sleep(takes)
+					return nil, nil
+				})
+				done <- err
+			}()
+			synctest.Wait()
+			return done
+		}
+		under := call(t.Context(), put, 100*time.Millisecond)
+		begun := time.Now()
+		if !g.close(t.Context()) {
+			t.Error("the gate was shut already")
+		}
+		if got := time.Since(begun); got != 100*time.Millisecond {
+			t.Errorf("waited %v for the write that was under way, want 100ms", got)
+		}
+		<-under
+		if g.close(t.Context()) {
+			t.Error("a gate that is shut was shut again")
+		}
+		held := call(t.Context(), put, 0)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		tired := call(ctx, put, 0)
+		if err := <-call(t.Context(), get, 0); err != nil {
+			t.Error(err)
+		}
+		if err := <-tired; !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("a client that waits a second: got %v", err)
+		}
+		select {
+		case <-held:
+			t.Error("a write went through a shut gate")
+		default:
+		}
+		g.open()
+		if err := <-held; err != nil {
+			t.Error(err)
+		}
+		slow := call(t.Context(), put, time.Hour)
+		short, stop := context.WithTimeout(t.Context(), time.Second)
+		defer stop()
+		begun = time.Now()
+		if !g.close(short) || time.Since(begun) != time.Second {
+			t.Errorf("waited %v for a write that hangs, want 1s", time.Since(begun))
+		}
+		g.open()
+		<-slow
+	})
+}

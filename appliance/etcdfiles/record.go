@@ -1,0 +1,198 @@
+package etcdfiles
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/client/pkg/v3/fileutil"
+	"go.etcd.io/etcd/client/pkg/v3/types"
+	"go.etcd.io/etcd/server/v3/storage/wal"
+	"go.etcd.io/etcd/server/v3/storage/wal/walpb"
+	utilversion "k8s.io/apimachinery/pkg/util/version"
+
+	"kthwd/appliance/advice"
+	"kthwd/appliance/datadir"
+	"kthwd/appliance/pki"
+	"kthwd/appliance/program"
+	"kthwd/appliance/version"
+)
+
+// Record is what a data directory remembers of its etcd member, from the
+// first quorum on. A directory without one is not asked anything.
+type Record struct {
+	Cluster    string `json:"cluster"` // ids as etcd writes them, in hexadecimal
+	Member     string `json:"member"`
+	Members    int    `json:"members"` // that vote
+	Kthwd      string `json:"kthwd"`
+	Kubernetes string `json:"kubernetes"`
+	Etcd       string `json:"etcd"`
+}
+
+// ReadRecord returns nil when there is none.
+func ReadRecord(l pki.Layout) (*Record, error) {
+	data, err := os.ReadFile(l.Record())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	r := &Record{}
+	if err == nil {
+		err = json.Unmarshal(data, r)
+	}
+	if err != nil {
+		return nil, advice.With(fmt.Errorf("%s: %w", l.Record(), err), "it says to which cluster this directory belongs; if that is certain, move it away, and it is made anew")
+	}
+	return r, nil
+}
+
+// Write replaces the record as a whole or not at all.
+func (r Record) Write(l pki.Layout) error {
+	data, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	staged := l.Record() + ".new"
+	if err := datadir.Write(staged, append(data, '\n')); err != nil {
+		return errors.Join(err, os.Remove(staged))
+	}
+	if err := os.Rename(staged, l.Record()); err != nil {
+		return err
+	}
+	return datadir.Sync(l.Dir)
+}
+
+// Guard refuses to start on a directory that this binary, or this member, must not
+// touch: another cluster's data, none where there were some, or those of versions
+// that do not follow one another. It only reads. etcdArgs are the user's.
+func Guard(l pki.Layout, etcdArgs []program.Arg, now Record) error {
+	r, err := ReadRecord(l)
+	if r == nil || err != nil {
+		return err
+	}
+	return errors.Join(r.checkVersions(l, now), r.checkData(l, walDir(l, etcdArgs)))
+}
+
+// walDir is where etcd has its log.
+func walDir(l pki.Layout, etcdArgs []program.Arg) string {
+	if dir := program.Value(etcdArgs, "wal-dir"); dir != "" {
+		return dir
+	}
+	return filepath.Join(l.Etcd(), "member", "wal")
+}
+
+// checkData compares the data that are there with the member that is remembered.
+func (r *Record) checkData(l pki.Layout, walDir string) error {
+	ids, err := ReadIDs(walDir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return r.dataGone(l)
+	case err != nil:
+		return nil // etcd.prepare looks closer, and knows what to say
+	case ids.Cluster != r.Cluster || ids.Member != r.Member:
+		return advice.With(fmt.Errorf("%s holds data of etcd cluster %s, member %s, but this controller is member %s of cluster %s",
+			l.Etcd(), ids.Cluster, ids.Member, r.Member, r.Cluster),
+			fmt.Sprintf("put back this controller's own data; or, if a snapshot was restored here, move %s away", l.Record()))
+	}
+	return nil
+}
+
+// dataGone is the error for a member without its data: begun anew with the same
+// name, it would break promises that it has made to the others; alone, it would be an
+// empty cluster where there was one.
+func (r *Record) dataGone(l pki.Layout) error {
+	if err := RefuseForeign(l.Etcd()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if r.Members > 1 {
+		return advice.With(fmt.Errorf("%s holds no data of etcd, but this controller was one of %d members, and must not begin anew as the same one", l.Etcd(), r.Members),
+			"if they are on a disk that is not mounted, mount it; if they are lost, run kthwd member remove and kthwd member add on another controller, then kthwd join here")
+	}
+	return advice.With(fmt.Errorf("%s holds no data of etcd, but it did: a start would make an empty cluster", l.Etcd()),
+		fmt.Sprintf("if they are on a disk that is not mounted, mount it; or restore a snapshot; for an empty cluster, move %s away", l.Record()))
+}
+
+// ReadIDs finds out whose log is in dir: each of its files begins with it.
+func ReadIDs(dir string) (Record, error) {
+	names, err := filepath.Glob(filepath.Join(dir, "*.wal"))
+	if err == nil && len(names) == 0 {
+		err = fs.ErrNotExist
+	}
+	if err != nil {
+		return Record{}, err
+	}
+	f, err := os.Open(slices.Max(names))
+	if err != nil {
+		return Record{}, err
+	}
+	defer f.Close()
+	d := wal.NewDecoder(fileutil.NewFileReader(f))
+	for rec := (walpb.Record{}); ; {
+		if err := d.Decode(&rec); err != nil {
+			return Record{}, err
+		}
+		switch rec.Type {
+		case wal.CrcType:
+			d.UpdateCRC(rec.Crc)
+		case wal.MetadataType:
+			var m etcdserverpb.Metadata
+			err := m.Unmarshal(rec.Data)
+			return RecordOf(types.ID(m.ClusterID), types.ID(m.NodeID)), err
+		}
+	}
+}
+
+func RecordOf(cluster, member types.ID) Record {
+	return Record{Cluster: cluster.String(), Member: member.String()}
+}
+
+// checkVersions compares what ran here last with what is to run.
+func (r *Record) checkVersions(l pki.Layout, now Record) error {
+	var errs []error
+	for _, p := range []struct {
+		program, was, is string
+		skips            bool // may skip a minor
+	}{
+		{"kthwd", released(r.Kthwd), released(now.Kthwd), true},
+		{"Kubernetes", r.Kubernetes, now.Kubernetes, false},
+		{"etcd", r.Etcd, now.Etcd, false},
+	} {
+		was, err := utilversion.ParseGeneric(p.was)
+		is, err2 := utilversion.ParseGeneric(p.is)
+		if err != nil || err2 != nil {
+			continue
+		}
+		steps := minor(is) - minor(was)
+		switch {
+		case steps < 0:
+			errs = append(errs, advice.With(fmt.Errorf("%s was last run with %s %s, and this kthwd has %s: there is no way back to an older minor", l.Dir, p.program, p.was, p.is),
+				fmt.Sprintf("run kthwd %s again, or a newer one; to go back, put back a copy of etcd's data from before the upgrade and move %s away", r.Kthwd, l.Record())))
+		case steps > 1 && !p.skips:
+			errs = append(errs, advice.With(fmt.Errorf("%s was last run with %s %s, and this kthwd has %s: a minor must not be skipped", l.Dir, p.program, p.was, p.is),
+				fmt.Sprintf("run a kthwd with %s %d.%d first, on every controller", p.program, was.Major(), was.Minor()+1)))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// minor counts minors, and takes majors for steps of many.
+func minor(v *utilversion.Version) int { return int(v.Major())*1000 + int(v.Minor()) }
+
+// released is a version that can be compared: a developer's builds can not.
+func released(v string) string {
+	if strings.ContainsAny(v, "-+") {
+		return ""
+	}
+	return v
+}
+
+// Versions is the part of a record that a binary decides.
+func Versions(kthwd string) Record {
+	v := version.Linked()
+	return Record{Kthwd: kthwd, Kubernetes: v.Kubernetes, Etcd: v.Etcd}
+}

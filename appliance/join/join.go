@@ -1,0 +1,248 @@
+package join
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"kthwd/appliance/advice"
+	"kthwd/appliance/config"
+	"kthwd/appliance/datadir"
+	"kthwd/appliance/member"
+	"kthwd/appliance/pki"
+	"kthwd/appliance/preflight"
+	"kthwd/appliance/version"
+)
+
+// Options are what the caller of Join provides.
+type Options struct {
+	Token   string
+	Version string        // kthwd's own
+	Config  config.Config // what was set here; its Controller is Configure's to complete
+
+	// Configure is the configuration of this controller, complete and valid, as the
+	// cluster's settings and its own ones make it.
+	Configure func(member.Files) (config.Controller, error)
+
+	// ReplaceData moves etcd's data and a kthwd.yaml that are there aside. Without it
+	// they are a reason to refuse.
+	ReplaceData bool
+
+	Say func(line string) // what has been done, for a person; must not be nil
+}
+
+// Joined is a controller that may be started.
+type Joined struct {
+	File     string // its configuration
+	Name     string
+	Within   time.Duration // in which it has to be started
+	Server   string        // HOST:PORT of its API server
+	Warnings []string
+}
+
+// Join makes the data directory of a further controller of a running cluster, and
+// adds it to the cluster as a learner. Whatever can be refused is refused before the
+// cluster has changed; what was written until then is kept and used by the next try.
+// One that ends early, at whatever moment, is gone on with by another one with the
+// same token in the same directory.
+func Join(ctx context.Context, l pki.Layout, o Options) (Joined, error) {
+	token, err := member.ParseToken(o.Token)
+	if err != nil {
+		return Joined{}, err
+	}
+	lock, err := datadir.Lock(l)
+	if err != nil {
+		return Joined{}, err
+	}
+	defer lock.Close()
+	defer lock.Truncate(0)
+	j := &joiner{layout: l, o: o, client: member.Client{
+		Token: token, Versions: version.Member(o.Version), Waiting: func(why string) { o.Say("waiting  " + why) },
+	}}
+	if err := j.resume(); err != nil {
+		return Joined{}, err
+	}
+	if err := j.checkEmpty(); err != nil {
+		return Joined{}, err
+	}
+	if err := j.fetch(ctx); err != nil {
+		return Joined{}, err
+	}
+	if err := j.admit(ctx); err != nil {
+		return Joined{}, err
+	}
+	return j.settle()
+}
+
+func randomName() string {
+	name := make([]byte, 16)
+	_, _ = rand.Read(name) // it never fails
+	return hex.EncodeToString(name)
+}
+
+// joiner is one run of Join.
+type joiner struct {
+	layout   pki.Layout
+	o        Options
+	client   member.Client
+	cfg      config.Controller
+	admitted member.Admitted
+	warnings []string
+	resumed  bool // there was an earlier run with this token
+}
+
+// resume takes the name that the cluster knows this joiner by from an earlier run
+// with the same token, or makes one and keeps it: once the cluster has spent the
+// token, it answers that name only.
+func (j *joiner) resume() error {
+	path := j.layout.JoinRecord()
+	data, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if id, name, _ := strings.Cut(strings.TrimSpace(string(data)), " "); id == j.client.Token.ID && len(name) == len(randomName()) {
+		j.client.Joiner, j.resumed = name, true
+		return nil
+	}
+	j.client.Joiner = randomName()
+	if err := datadir.Write(path, []byte(j.client.Token.ID+" "+j.client.Joiner+"\n")); err != nil {
+		return err
+	}
+	return datadir.Sync(j.layout.Dir)
+}
+
+func (j *joiner) file() string { return filepath.Join(j.layout.Dir, config.FileName) }
+
+// checkEmpty refuses a directory that is another controller's, or was this one's.
+func (j *joiner) checkEmpty() error {
+	if j.o.ReplaceData {
+		return nil
+	}
+	paths := []string{filepath.Join(j.layout.Etcd(), "member")}
+	if !j.resumed { // else it may be what that run wrote last
+		paths = append(paths, j.file())
+	}
+	const hint = "a controller that was removed joins again with --replace-data, which moves it aside; otherwise choose another --data-dir"
+	for _, path := range paths {
+		if datadir.Exists(path) {
+			_ = datadir.ForgetJoin(j.layout) // the refusal is what counts
+			return advice.With(fmt.Errorf("%s is there already: this directory is, or was, a controller's", path), hint)
+		}
+	}
+	return nil
+}
+
+// fetch makes the directory complete, but for kthwd.yaml.
+func (j *joiner) fetch(ctx context.Context) error {
+	has, err := pki.FinishCertificate(j.layout, pki.NameKubernetes)
+	if err != nil {
+		return err
+	}
+	files, err := j.client.Files(ctx, !has && !datadir.Exists(j.layout.CAKey()))
+	if err != nil {
+		return err
+	}
+	if j.cfg, err = j.o.Configure(files); err != nil {
+		return err
+	}
+	if err := preflight.Ports(j.cfg, j.o.Config.MetricsAddress); err != nil {
+		return notHere(err, files)
+	}
+	if args := files.Settings.Arguments; len(args) > 0 {
+		j.warnings = append(j.warnings, "the other controllers are given arguments that are not taken over; if all need them, write them into the file: "+strings.Join(args, ", "))
+	}
+	shared := pki.Shared{Files: files.Files, Admin: files.Admin}
+	report, err := shared.Adopt(j.layout, j.cfg.LocalServer())
+	if err != nil {
+		return err
+	}
+	made, err := pki.Ensure(j.layout, j.cfg.PKISpec())
+	j.warnings = append(j.warnings, made.Warnings...)
+	if n := len(report.Created) + len(made.Created); n > 0 {
+		j.o.Say(fmt.Sprintf("fetched  %d files into %s", n, j.layout.Dir))
+	}
+	return err
+}
+
+// notHere names the address if that is what is wrong.
+func notHere(err error, f member.Files) error {
+	if !errors.Is(err, syscall.EADDRNOTAVAIL) {
+		return err
+	}
+	return advice.With(fmt.Errorf("the token is for a controller at %s, which is not an address of this machine", f.Address),
+		fmt.Sprintf("on a controller: kthwd member add %s ADDRESS, with one of those that ip address lists here", f.Name))
+}
+
+// admit listens on the peer port while the cluster looks whether it is there, and
+// becomes a learner.
+func (j *joiner) admit(ctx context.Context) error {
+	tlsConfig, err := pki.ClientTLS(j.layout)
+	if err != nil {
+		return err
+	}
+	tlsConfig.ClientCAs, tlsConfig.ClientAuth = tlsConfig.RootCAs, tls.RequireAndVerifyClientCert
+	address := net.JoinHostPort(j.cfg.AdvertiseAddress, strconv.Itoa(j.cfg.EtcdPeerPort))
+	listener, err := tls.Listen("tcp", address, tlsConfig)
+	if err != nil {
+		return advice.With(err, preflight.PortHint(err, address, "--etcd-peer-port"))
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+member.DialPath+j.client.Token.ID, func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, j.client.Joiner) })
+	server := &http.Server{Handler: mux, ErrorLog: log.New(io.Discard, "", 0), ReadHeaderTimeout: 5 * time.Second}
+	go server.Serve(listener) // until Close
+	defer server.Close()
+	j.admitted, err = j.client.Admit(ctx, j.cfg.EtcdPeerPort)
+	return err
+}
+
+// settle moves away what was there, and writes the configuration.
+func (j *joiner) settle() (Joined, error) {
+	stamp := time.Now().UTC().Format("20060102T150405Z")
+	for _, m := range []struct{ from, to string }{
+		{filepath.Join(j.layout.Etcd(), "member"), filepath.Join(j.layout.Etcd(), ".member."+stamp)},
+		{j.file(), j.file() + "." + stamp},
+	} {
+		if !datadir.Exists(m.from) {
+			continue
+		}
+		if err := os.Rename(m.from, m.to); err != nil {
+			return Joined{}, err
+		}
+		j.o.Say(fmt.Sprintf("moved    %s to %s", m.from, m.to))
+	}
+	if err := datadir.Forget(j.layout); err != nil {
+		return Joined{}, err
+	}
+	j.cfg.InitialClusterState = config.StateExisting
+	j.cfg.InitialCluster = nil
+	for _, m := range j.admitted.Members {
+		j.cfg.InitialCluster = append(j.cfg.InitialCluster, m.String())
+	}
+	whole := j.o.Config
+	whole.Controller = j.cfg
+	if err := errors.Join(datadir.Write(j.file(), config.JoinedFile(whole)), os.Chmod(j.file(), 0o644)); err != nil {
+		return Joined{}, err
+	}
+	if err := datadir.Sync(j.layout.Dir); err != nil {
+		return Joined{}, err
+	}
+	j.o.Say("wrote    " + j.file())
+	return Joined{
+		File: j.file(), Name: j.cfg.Name, Within: j.admitted.Within, Warnings: j.warnings,
+		Server: net.JoinHostPort(j.cfg.AdvertiseAddress, strconv.Itoa(j.cfg.SecurePort)),
+	}, nil
+}

@@ -1,0 +1,163 @@
+package lease
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apiserver/pkg/endpoints/handlers/responsewriters"
+	genericapirequest "k8s.io/apiserver/pkg/endpoints/request"
+	genericapiserver "k8s.io/apiserver/pkg/server"
+	restclient "k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/leaderelection/resourcelock"
+
+	"kthwd/appliance/program"
+)
+
+// Fence keeps a component from acting on a lease that it has lost without having
+// noticed. A process that was stopped for longer than a lease, or a machine that
+// slept, goes on in the middle of its work: its elector needs a moment to find out,
+// and the controllers are faster. The API server, in the same process, therefore
+// looks at the clock before it takes a write from them.
+//
+// What the API server had begun before the process was stopped is beyond a fence;
+// Kubernetes has none around etcd.
+//
+// The zero value is closed. open takes it away, for who runs without a lease.
+type Fence struct {
+	server string        // the API server that has it: https://127.0.0.1:6443
+	limit  time.Duration // after a renewal was begun; the component has stopped by itself then, if it could
+	off    atomic.Bool
+	until  atomic.Int64 // of bootTime; 0 while there is no lease
+}
+
+// bootTime goes on while the machine sleeps, unlike Go's monotonic clock. It is a
+// variable for tests.
+var bootTime = func() time.Duration {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &t); err != nil {
+		return 0
+	}
+	return time.Duration(t.Nano())
+}
+
+func (f *Fence) open() { f.off.Store(true) }
+
+// left is for how long the component may still act by its lease; not more than 0
+// when it must not.
+func (f *Fence) left() time.Duration {
+	return time.Duration(f.until.Load()) - bootTime()
+}
+
+// lock is a lease lock that moves the fence with each renewal.
+func (f *Fence) lock(l resourcelock.Interface) resourcelock.Interface { return &fencedLock{l, f} }
+
+type fencedLock struct {
+	resourcelock.Interface
+	fence *Fence
+}
+
+// Create implements resourcelock.Interface.
+func (l *fencedLock) Create(ctx context.Context, r resourcelock.LeaderElectionRecord) error {
+	return l.renew(ctx, r, l.Interface.Create)
+}
+
+// Update implements resourcelock.Interface.
+func (l *fencedLock) Update(ctx context.Context, r resourcelock.LeaderElectionRecord) error {
+	return l.renew(ctx, r, l.Interface.Update)
+}
+
+func (l *fencedLock) renew(ctx context.Context, r resourcelock.LeaderElectionRecord, write func(context.Context, resourcelock.LeaderElectionRecord) error) error {
+	begun := bootTime() // others count from when they see it, which is later
+	if r.HolderIdentity == "" {
+		l.fence.until.Store(0)
+	}
+	err := write(ctx, r)
+	if err == nil && r.HolderIdentity == l.Identity() {
+		l.fence.until.Store(int64(begun + l.fence.limit))
+	}
+	return err
+}
+
+// Fences are those of the two components that need a lease.
+type Fences struct{ ControllerManager, Scheduler Fence }
+
+// NewFences makes those of an API server, which is known to its clients as server.
+func NewFences(server string) *Fences {
+	return &Fences{Fence{server: server}, Fence{server: server}}
+}
+
+// Chained puts the fences behind the filters that say who asks, and for what.
+func (f *Fences) Chained(build func(http.Handler, *genericapiserver.Config) http.Handler) func(http.Handler, *genericapiserver.Config) http.Handler {
+	return func(h http.Handler, c *genericapiserver.Config) http.Handler { return build(f.wrap(h, c), c) }
+}
+
+func (f *Fences) wrap(next http.Handler, c *genericapiserver.Config) http.Handler {
+	agent := restclient.DefaultKubernetesUserAgent()
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		fence := f.of(req, agent)
+		if fence == nil || fence.off.Load() {
+			next.ServeHTTP(w, req)
+			return
+		}
+		left := fence.left()
+		if left <= 0 {
+			info, _ := genericapirequest.RequestInfoFrom(req.Context())
+			err := apierrors.NewForbidden(schema.GroupResource{Group: info.APIGroup, Resource: info.Resource}, info.Name, errNoLease)
+			responsewriters.ErrorNegotiated(err, c.Serializer, schema.GroupVersion{Group: info.APIGroup, Version: info.APIVersion}, w, req)
+			return
+		}
+		ctx, cancel := context.WithTimeout(req.Context(), left)
+		defer cancel()
+		next.ServeHTTP(w, req.WithContext(ctx))
+	})
+}
+
+var errNoLease = errors.New("this controller does not hold the lease of the component that asks")
+
+// of is the fence that a request has to pass; nil for none. Only a write of the
+// components in this process has one: another program under the same user, such as
+// the guide's own kube-scheduler beside kthwd, looks after its lease itself.
+func (f *Fences) of(req *http.Request, agent string) *Fence {
+	ctx := req.Context()
+	info, ok := genericapirequest.RequestInfoFrom(ctx)
+	if !ok || !info.IsResourceRequest || !strings.HasPrefix(req.UserAgent(), agent) || !fromHere(req) {
+		return nil
+	}
+	switch info.Verb {
+	case "create", "update", "patch", "delete", "deletecollection":
+	default:
+		return nil
+	}
+	switch info.APIGroup {
+	case "authentication.k8s.io", "authorization.k8s.io": // questions, also of the ports that a standby serves
+		return nil
+	}
+	user, ok := genericapirequest.UserFrom(ctx)
+	switch {
+	case !ok:
+	case user.GetName() == "system:"+program.Scheduler:
+		return &f.Scheduler
+	case user.GetName() == "system:"+program.ControllerManager, strings.HasPrefix(user.GetName(), "system:serviceaccount:kube-system:"):
+		return &f.ControllerManager
+	}
+	return nil
+}
+
+// fromHere tells whether a request comes from this machine.
+func fromHere(req *http.Request) bool {
+	host, _, err := net.SplitHostPort(req.RemoteAddr)
+	ip := net.ParseIP(host)
+	if err != nil || ip == nil {
+		return false
+	}
+	local, ok := req.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr)
+	return ip.IsLoopback() || ok && local.IP.Equal(ip)
+}

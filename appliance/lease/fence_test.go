@@ -1,0 +1,145 @@
+package lease
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"time"
+
+	"k8s.io/apiserver/pkg/authentication/user"
+	genericapirequest "k8s.io/apiserver/pkg/endpoints/request"
+	genericapiserver "k8s.io/apiserver/pkg/server"
+	restclient "k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/leaderelection/resourcelock"
+	"k8s.io/kubernetes/pkg/api/legacyscheme"
+
+	"kthwd/appliance/program"
+)
+
+// fakeLock is a lease lock that nobody else wants.
+type fakeLock struct {
+	resourcelock.Interface
+	err error
+}
+
+func (l *fakeLock) Identity() string { return "c0_1" }
+
+func (l *fakeLock) Create(context.Context, resourcelock.LeaderElectionRecord) error {
+	return l.err
+}
+
+func (l *fakeLock) Update(context.Context, resourcelock.LeaderElectionRecord) error {
+	return l.err
+}
+
+// atBoot makes bootTime a clock of the test's.
+func atBoot(t *testing.T) *time.Duration {
+	t.Helper()
+	real, now := bootTime, time.Hour
+	bootTime = func() time.Duration { return now }
+	t.Cleanup(func() { bootTime = real })
+	return &now
+}
+
+// A fence is open from the beginning of the last renewal that succeeded, for the
+// renew deadline, on a clock that goes on while the machine sleeps.
+func TestFenceFollowsTheLease(t *testing.T) {
+	now := atBoot(t)
+	f := &Fence{limit: 10 * time.Second}
+	inner := &fakeLock{}
+	lock := f.lock(inner)
+	ours, others, nobodys := resourcelock.LeaderElectionRecord{HolderIdentity: "c0_1"}, resourcelock.LeaderElectionRecord{HolderIdentity: "c1_1"}, resourcelock.LeaderElectionRecord{}
+	want := func(what string, left time.Duration) {
+		t.Helper()
+		if got := max(f.left(), 0); got != left {
+			t.Errorf("%s: got %v left, want %v", what, got, left)
+		}
+	}
+	want("before there is a lease", 0)
+	_ = lock.Create(t.Context(), others)
+	want("made for another one", 0)
+	_ = lock.Create(t.Context(), ours)
+	want("made", 10*time.Second)
+	*now += 9 * time.Second
+	want("9 s later", time.Second)
+	_ = lock.Update(t.Context(), ours)
+	want("renewed", 10*time.Second)
+	inner.err = errors.New("no quorum")
+	*now += 4 * time.Second
+	_ = lock.Update(t.Context(), ours)
+	want("not renewed", 6*time.Second)
+	*now += time.Hour // asleep
+	want("an hour later", 0)
+	inner.err = nil
+	_ = lock.Update(t.Context(), ours)
+	want("renewed again", 10*time.Second)
+	_ = lock.Update(t.Context(), nobodys)
+	want("given back", 0)
+}
+
+// The API server lets a component write for as long as the fence is open, and
+// takes no notice of anybody else's requests.
+func TestFenceInTheAPIServer(t *testing.T) {
+	atBoot(t)
+	const kubernetesUser = "system:serviceaccount:kube-system:replicaset-controller"
+	ours := restclient.DefaultKubernetesUserAgent() + "/replicaset-controller"
+	for _, tt := range []struct {
+		name, user, verb, group, resource, agent, from string
+		fenced                                         string // which fence; empty for none
+	}{
+		{"the scheduler binds", "system:kube-scheduler", "create", "", "pods", ours, "127.0.0.1:1", program.Scheduler},
+		{"a controller deletes", kubernetesUser, "delete", "", "pods", ours, "10.0.1.73:1", program.ControllerManager},
+		{"kube-controller-manager patches", "system:kube-controller-manager", "patch", "apps", "deployments", ours, "[::1]:1", program.ControllerManager},
+		{"a controller watches", kubernetesUser, "watch", "", "pods", ours, "127.0.0.1:1", ""},
+		{"a port asks who somebody is", "system:kube-scheduler", "create", "authentication.k8s.io", "tokenreviews", ours, "127.0.0.1:1", ""},
+		{"the lease itself", "system:kube-scheduler", "update", "coordination.k8s.io", "leases", "kthwd/leader-election", "127.0.0.1:1", ""},
+		{"the guide's scheduler on this machine", "system:kube-scheduler", "create", "", "pods", "kube-scheduler/v1.36.3 (linux/amd64)", "127.0.0.1:1", ""},
+		{"a kthwd elsewhere", "system:kube-scheduler", "create", "", "pods", ours, "10.0.1.35:1", ""},
+		{"an administrator", "admin", "create", "", "pods", ours, "127.0.0.1:1", ""},
+		{"a service account of somebody's", "system:serviceaccount:default:builder", "create", "", "pods", ours, "127.0.0.1:1", ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var f Fences
+			served := false
+			h := f.wrap(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { served = true }), &genericapiserver.Config{Serializer: legacyscheme.Codecs})
+			ask := func() int {
+				served = false
+				req := httptest.NewRequest(http.MethodPost, "/", nil)
+				req.RemoteAddr = tt.from
+				req.Header.Set("User-Agent", tt.agent)
+				ctx := context.WithValue(req.Context(), http.LocalAddrContextKey, &net.TCPAddr{IP: net.ParseIP("10.0.1.73"), Port: 6443})
+				ctx = genericapirequest.WithUser(ctx, &user.DefaultInfo{Name: tt.user})
+				ctx = genericapirequest.WithRequestInfo(ctx, &genericapirequest.RequestInfo{IsResourceRequest: true, Verb: tt.verb, APIGroup: tt.group, APIVersion: "v1", Resource: tt.resource})
+				w := httptest.NewRecorder()
+				h.ServeHTTP(w, req.WithContext(ctx))
+				if served != (w.Code == http.StatusOK) || !served && w.Code != http.StatusForbidden {
+					t.Errorf("served %v with status %d", served, w.Code)
+				}
+				return w.Code
+			}
+			if got := ask() != http.StatusOK; got != (tt.fenced != "") {
+				t.Errorf("without a lease: refused %v, want it fenced by %q", got, tt.fenced)
+			}
+			mine, other := &f.Scheduler, &f.ControllerManager
+			if tt.fenced == program.ControllerManager {
+				mine, other = other, mine
+			}
+			other.open()
+			if got := ask() != http.StatusOK; got != (tt.fenced != "") {
+				t.Errorf("with the other's lease: refused %v, want it fenced by %q", got, tt.fenced)
+			}
+			mine.until.Store(int64(bootTime() + time.Second))
+			if got := ask(); got != http.StatusOK {
+				t.Errorf("with the lease: got status %d", got)
+			}
+			mine.until.Store(0)
+			mine.open()
+			if got := ask(); got != http.StatusOK {
+				t.Errorf("without leader election: got status %d", got)
+			}
+		})
+	}
+}

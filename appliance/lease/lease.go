@@ -1,0 +1,245 @@
+package lease
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	coordinationv1 "k8s.io/client-go/kubernetes/typed/coordination/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/leaderelection"
+	"k8s.io/client-go/tools/leaderelection/resourcelock"
+	componentbaseconfig "k8s.io/component-base/config"
+
+	"kthwd/appliance/supervise"
+)
+
+// The pause before a component whose term ended is run again.
+const (
+	firstTermPause = 500 * time.Millisecond
+	lastTermPause  = 15 * time.Second // below aliveCheck's patience
+	steadyTerm     = 5 * time.Minute  // a term this long makes the next pause short again
+
+	// How long a term without its lease may take to stop when the API server refuses
+	// its writes: a request that hangs on a disk can be answered only by the disk.
+	fencedPatience = time.Minute
+)
+
+// BeginsAgain is how a term that follows a failed one says why.
+const BeginsAgain = "begins again after: "
+
+// errLeaseLost ends a term whose lease could not be renewed in time.
+var errLeaseLost = errors.New("lease lost")
+
+// Lease is the right to act as the one kube-controller-manager or kube-scheduler
+// of the cluster. kthwd holds it itself, under upstream's name, because the
+// programs' own leader election ends the process when the lease is lost
+// (kube-controller-manager/app/controllermanager.go, kube-scheduler/app/server.go:
+// OnStoppedLeading).
+type Lease struct {
+	Component string
+	Identity  string
+	Election  componentbaseconfig.LeaderElectionConfiguration
+	Client    *rest.Config
+	Fence     *Fence
+	Log       *slog.Logger
+	Record    *Record // what is shown of it; nil in tests
+}
+
+// standby prepares a term while another controller leads and returns the
+// function that is the term. It is called anew for each term.
+//
+// term blocks until its context ends and everything it started has stopped; the
+// context ends with the lease.
+type standby func(ctx context.Context) (term func(ctx context.Context) error, err error)
+
+// Run campaigns, leads, and begins again when a term ends, until ctx ends. It
+// returns an error only for what makes it unsafe, or of no use, to go on in this
+// process: a term that did not stop within the lease's safety margin, or within
+// fencedPatience where the fence keeps it from acting.
+func (l *Lease) Run(ctx context.Context, ready func(), prepare standby) error {
+	report := supervise.Report(ctx)
+	l.Fence.limit = l.Election.RenewDeadline.Duration
+	if !l.Election.LeaderElect {
+		l.Fence.open()
+	}
+	pause := firstTermPause
+	for ctx.Err() == nil {
+		begun := time.Now()
+		err := l.term(ctx, report, ready, prepare)
+		var stuck *stuckTermError
+		switch {
+		case errors.As(err, &stuck):
+			return err
+		case ctx.Err() != nil:
+			return nil
+		case err == nil:
+			err = errors.New("ended without being asked to")
+		}
+		if time.Since(begun) > steadyTerm {
+			pause = firstTermPause
+		}
+		l.Log.Warn("term ended, beginning again", "err", err, "pause", pause)
+		report.Restarted(restartReason(err), err)
+		report.Starting(BeginsAgain + err.Error())
+		supervise.Sleep(ctx, pause)
+		pause = min(2*pause, lastTermPause)
+	}
+	return nil
+}
+
+// restartReason is what a term's end is counted as.
+func restartReason(err error) string {
+	if errors.Is(err, errLeaseLost) {
+		return "lease_lost"
+	}
+	return "failed"
+}
+
+// term is one round: prepare, campaign, lead, stop, give the lease back.
+func (l *Lease) term(ctx context.Context, report supervise.Reporter, ready func(), prepare standby) error {
+	work, stopWork := context.WithCancel(ctx)
+	defer stopWork()
+	lead, err := prepare(work)
+	if err != nil {
+		return err
+	}
+	if !l.Election.LeaderElect {
+		report.Ready("")
+		ready()
+		return lead(work)
+	}
+	campaign, err := l.campaign(report, ready)
+	if err != nil {
+		return err
+	}
+	defer campaign.resign() // last: the lease is given back when the work has stopped
+	select {
+	case <-campaign.won:
+	case <-ctx.Done():
+		return nil
+	}
+	l.Log.Info("leading", "identity", l.Identity)
+	l.Record.lead()
+	defer l.Record.end()
+	report.Ready("leading")
+	ready()
+	return l.serve(campaign, work, stopWork, lead)
+}
+
+// serve runs the term until it ends, or until the lease does.
+func (l *Lease) serve(c *campaign, work context.Context, stopWork func(), lead func(context.Context) error) error {
+	done := make(chan error, 1)
+	go func() { done <- lead(work) }()
+	select {
+	case err := <-done: // by itself, or because kthwd stops
+		return err
+	case <-c.over:
+	}
+	if work.Err() == nil {
+		l.Log.Warn("lease lost, stopping", "margin", l.margin())
+	}
+	stopWork()
+	patience := l.margin()
+	if l.fenced() {
+		patience = fencedPatience
+	}
+	select {
+	case <-done:
+		return errLeaseLost
+	case <-time.After(patience):
+		return &stuckTermError{l.Component, patience}
+	}
+}
+
+// fenced tells whether the component speaks to the API server of this process,
+// which takes no write from it without the lease. Its kubeconfig may name another.
+func (l *Lease) fenced() bool {
+	return l.Fence.server != "" && l.Client != nil && l.Client.Host == l.Fence.server
+}
+
+// margin is how long work may go on after the lease was lost for us and before
+// another controller may take it.
+func (l *Lease) margin() time.Duration {
+	return l.Election.LeaseDuration.Duration - l.Election.RenewDeadline.Duration
+}
+
+// stuckTermError means that two controllers could soon act at once.
+type stuckTermError struct {
+	component string
+	patience  time.Duration
+}
+
+func (e *stuckTermError) Error() string {
+	return fmt.Sprintf("did not stop within %v of losing its lease: the process ends, so that two of %s never act at once", e.patience, e.component)
+}
+
+// campaign is one elector's life.
+type campaign struct {
+	won    <-chan struct{} // closed when the lease is ours
+	over   <-chan struct{} // closed when it is not any more, or never will be
+	resign func()          // gives the lease back; blocks until done
+}
+
+// campaign starts an elector. Its context is its own: the lease must be renewed
+// for as long as the work is stopping.
+func (l *Lease) campaign(report supervise.Reporter, ready func()) (*campaign, error) {
+	client, err := coordinationv1.NewForConfig(l.leaseClient())
+	if err != nil {
+		return nil, err
+	}
+	won, over := make(chan struct{}), make(chan struct{})
+	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
+		Lock: l.Fence.lock(&resourcelock.LeaseLock{
+			LeaseMeta:  metav1.ObjectMeta{Namespace: l.Election.ResourceNamespace, Name: l.Election.ResourceName},
+			Client:     client,
+			LockConfig: resourcelock.ResourceLockConfig{Identity: l.Identity},
+		}),
+		LeaseDuration:   l.Election.LeaseDuration.Duration,
+		RenewDeadline:   l.Election.RenewDeadline.Duration,
+		RetryPeriod:     l.Election.RetryPeriod.Duration,
+		ReleaseOnCancel: true,
+		Name:            l.Component,
+		Callbacks: leaderelection.LeaderCallbacks{
+			OnStartedLeading: func(context.Context) { close(won) },
+			OnStoppedLeading: func() {},
+			OnNewLeader:      func(id string) { l.newLeader(id, won, report, ready) },
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		defer close(over)
+		elector.Run(ctx)
+	}()
+	return &campaign{won: won, over: over, resign: func() { cancel(); <-over }}, nil
+}
+
+// newLeader takes note of who holds the lease. A term that was won is over only when
+// its work has stopped: that another holds its lease makes it no standby.
+func (l *Lease) newLeader(id string, won <-chan struct{}, report supervise.Reporter, ready func()) {
+	l.Record.held(id)
+	select {
+	case <-won:
+		return
+	default:
+	}
+	if id != l.Identity {
+		report.Standby("lease held by " + id)
+		ready()
+	}
+}
+
+// leaseClient is the component's own identity with a client of its own, so that
+// renewals never wait behind the component's requests.
+func (l *Lease) leaseClient() *rest.Config {
+	c := rest.CopyConfig(l.Client)
+	c.UserAgent = "kthwd/leader-election"
+	c.Timeout = l.Election.RenewDeadline.Duration / 2 // as resourcelock.NewFromKubeconfig does
+	return c
+}

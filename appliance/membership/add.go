@@ -1,0 +1,125 @@
+package membership
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strconv"
+	"time"
+
+	"kthwd/appliance/advice"
+	"kthwd/appliance/config"
+	"kthwd/appliance/datadir"
+	"kthwd/appliance/member"
+	"kthwd/appliance/pki"
+)
+
+// maxTTL is how long a token may be good for: it is a key to everything.
+const maxTTL = 24 * time.Hour
+
+// addRequest is kthwd member add.
+func (m *Members) addRequest(r *http.Request) (any, error) {
+	var in member.AddRequest
+	if err := json.NewDecoder(io.LimitReader(r.Body, 64<<10)).Decode(&in); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), changeTimeout)
+	defer cancel()
+	return m.add(ctx, in)
+}
+
+// add makes a token for a further controller. The membership does not change.
+func (m *Members) add(ctx context.Context, in member.AddRequest) (member.Added, error) {
+	client, _, done, err := m.client()
+	if err != nil {
+		return member.Added{}, err
+	}
+	defer done()
+	l, err := m.list(ctx)
+	if err != nil {
+		return member.Added{}, err
+	}
+	if err := m.mayAdd(l, in); err != nil {
+		return member.Added{}, err
+	}
+	pin, _, err := pki.Pin(m.Layout)
+	if err != nil {
+		return member.Added{}, err
+	}
+	token, err := member.NewToken(pin, m.joinAddresses(l))
+	if err != nil {
+		return member.Added{}, err
+	}
+	if err := m.endpoint.open(); err != nil {
+		return member.Added{}, err
+	}
+	pending, _, err := joins(ctx, client)
+	if err != nil {
+		return member.Added{}, changeError(err)
+	}
+	j := join{ID: token.ID, Name: in.Name, Address: in.Address, Secret: token.Hash(), CAKey: in.CAKey, TTL: in.TTL}
+	if err := j.record(ctx, client, slices.DeleteFunc(pending, func(p join) bool { return p.Name != in.Name })); err != nil {
+		return member.Added{}, changeError(err)
+	}
+	m.Log.Info("token made for a further controller", "name", in.Name, "address", in.Address, "ttl", in.TTL)
+	return member.Added{Token: token.String(), Warnings: m.addWarnings(l, in)}, nil
+}
+
+func (m *Members) mayAdd(l member.List, in member.AddRequest) error {
+	if _, err := config.ParseMember(in.Name, in.Address); err != nil {
+		return err
+	}
+	if in.TTL < time.Second || in.TTL > maxTTL {
+		return fmt.Errorf("a token cannot be good for %v: want %v to %v", in.TTL, time.Second, maxTTL)
+	}
+	new, own := netip.MustParseAddr(in.Address), netip.MustParseAddr(m.Cfg.AdvertiseAddress)
+	switch {
+	case own.IsLoopback() && !new.IsLoopback():
+		return advice.With(fmt.Errorf("this controller's own address %s is loopback, which no other machine reaches", own),
+			"a controller that others join needs --advertise-address with an address of its network from its first start on")
+	case new.IsLoopback() && !own.IsLoopback():
+		return advice.With(fmt.Errorf("%s is loopback, which this controller cannot reach on another machine", new), "give the address of the new machine")
+	}
+	if in.CAKey && !datadir.Exists(m.Layout.CAKey()) {
+		return fmt.Errorf("this controller has no key of the CA to give: %s is missing", m.Layout.CAKey())
+	}
+	return l.MayAdd(in.Name, in.Address)
+}
+
+// joinAddresses are where the joiner asks: here first, for this one has just
+// opened its port.
+func (m *Members) joinAddresses(l member.List) (all []string) {
+	for _, v := range l.Voters() {
+		address := net.JoinHostPort(v.Address, strconv.Itoa(m.Cfg.JoinPort))
+		if v.Self {
+			all = slices.Insert(all, 0, address)
+		} else {
+			all = append(all, address)
+		}
+	}
+	return slices.Compact(all)
+}
+
+func (m *Members) addWarnings(l member.List, in member.AddRequest) (lines []string) {
+	coming := len(l.Voters()) + 1
+	for _, o := range l.Members {
+		if o.Role != member.Voter && o.Name != in.Name {
+			coming++
+		}
+	}
+	for _, w := range config.EvenWarning(coming) {
+		lines = append(lines, "with "+in.Name+", "+w)
+	}
+	switch has := datadir.Exists(m.Layout.CAKey()); {
+	case !has:
+		lines = append(lines, fmt.Sprintf("this controller has no ca-key.pem: run this on one that has it, or give the new data directory its kubernetes.pem before the join; kthwd pki controller %s %s makes it where the key is", in.Name, in.Address))
+	case !in.CAKey:
+		lines = append(lines, fmt.Sprintf("%s does not get ca-key.pem, so kube-controller-manager there signs no certificates; --with-ca-key gives it", in.Name))
+	}
+	return lines
+}

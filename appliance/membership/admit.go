@@ -1,0 +1,129 @@
+package membership
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"strconv"
+	"time"
+
+	"go.etcd.io/etcd/client/pkg/v3/types"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/membership"
+
+	"kthwd/appliance/config"
+	"kthwd/appliance/etcd"
+	"kthwd/appliance/member"
+	"kthwd/appliance/pki"
+)
+
+// admit is the second step: the joiner becomes a learner, if it is there. One that
+// hangs up meanwhile ends nothing: a change of the membership cannot be called back.
+func (m *Members) admit(ctx context.Context, in member.Request) (member.Admitted, error) {
+	var a member.Admitted
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeTimeout)
+	defer cancel()
+	client, server, done, err := m.client()
+	if err != nil {
+		return a, err
+	}
+	defer done()
+	j, err := m.joinOf(ctx, client, in)
+	if err != nil {
+		return a, err
+	}
+	peer := "https://" + net.JoinHostPort(j.Address, strconv.Itoa(in.PeerPort))
+	if j.member(server.Server.Cluster().Members()) == nil {
+		if err := m.addLearner(ctx, client, server, &j, in.Joiner, peer); err != nil {
+			return a, err
+		}
+	}
+	// The learner has as long to arrive as the token was good for.
+	if _, err := client.KeepAliveOnce(ctx, clientv3.LeaseID(j.Lease)); err != nil {
+		m.Log.Warn("the time to arrive is not prolonged", "name", j.Name, "err", err)
+	}
+	a.Within = j.TTL
+	for _, e := range server.Server.Cluster().Members() {
+		name := e.Name
+		if name == "" {
+			name = j.Name
+		}
+		a.Members = append(a.Members, config.Member{Name: name, Address: etcd.PeerHost(e)})
+	}
+	return a, nil
+}
+
+// addLearner spends the token and changes the membership, in this order: a crash
+// between the two leaves a record that expires. When nobody knows whether the change
+// was made, the token stays spent, and the joiner that has spent it may ask again.
+func (m *Members) addLearner(ctx context.Context, client *clientv3.Client, server *embed.Etcd, j *join, joiner, peer string) error {
+	for _, e := range server.Server.Cluster().Members() {
+		if e.IsLearner && !slices.Contains(e.PeerURLs, peer) {
+			return &member.Refusal{Text: "another controller is catching up, at " + etcd.PeerHost(e), Advice: "wait until kthwd member list shows that it votes", Retry: true}
+		}
+	}
+	urls, err := types.NewURLs([]string{peer})
+	if err != nil {
+		return err
+	}
+	if err := m.dialBack(ctx, *j, peer, joiner); err != nil {
+		return err
+	}
+	before := *j
+	j.Joiner, j.PeerURL = joiner, urls.StringSlice()[0]
+	if done, err := j.update(ctx, client); err != nil || !done {
+		return errors.Join(err, &member.Refusal{Text: "two want to join with this token at one time", Advice: newToken, Retry: true})
+	}
+	now := time.Now()
+	err = settled(ctx, func() error {
+		if j.member(server.Server.Cluster().Members()) != nil {
+			return nil // by an attempt of which nobody knew
+		}
+		_, err := server.Server.AddMember(ctx, *membership.NewMemberAsLearner("", urls, "", &now))
+		return err
+	})
+	if err != nil && !notKnown(err) {
+		before.revision = j.revision
+		if _, again := before.update(context.WithoutCancel(ctx), client); again != nil {
+			m.Log.Warn("the token stays spent", "name", j.Name, "err", again)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	m.Log.Info("learner added", "name", j.Name, "address", j.Address)
+	return nil
+}
+
+// dialBack makes sure that the joiner is there, on its peer port, with a certificate
+// of the cluster's CA, before anything counts on it.
+func (m *Members) dialBack(ctx context.Context, j join, peer, joiner string) error {
+	tls, err := pki.ClientTLS(m.Layout)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: tls, DisableKeepAlives: true}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, peer+member.DialPath+j.ID, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return &member.Refusal{Text: fmt.Sprintf("%s cannot reach the new controller's peer port: %v", m.Cfg.Name, err),
+			Advice: "open that port there for the other controllers; the token is as good as before"}
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
+	if err != nil || string(body) != joiner {
+		return &member.Refusal{Text: fmt.Sprintf("at %s answers something else than the controller that wants to join", peer),
+			Advice: "look for what listens there; the token is as good as before"}
+	}
+	return nil
+}

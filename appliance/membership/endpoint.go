@@ -1,0 +1,235 @@
+package membership
+
+import (
+	"context"
+	"crypto/subtle"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"kthwd/appliance/advice"
+	"kthwd/appliance/config"
+	"kthwd/appliance/member"
+	"kthwd/appliance/pki"
+	"kthwd/appliance/preflight"
+	"kthwd/appliance/version"
+)
+
+// joinEndpoint is the port on which further controllers join. It is open only
+// while there is a token for one.
+type joinEndpoint struct {
+	address string
+	layout  pki.Layout
+	handler http.Handler
+	log     *slog.Logger
+
+	mu     sync.Mutex
+	server *http.Server
+	failed string // why it could not be opened, said once
+}
+
+// open opens it, unless it is open.
+func (e *joinEndpoint) open() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.server != nil {
+		return nil
+	}
+	tls, err := e.tls()
+	if err != nil {
+		return err
+	}
+	l, err := net.Listen("tcp", e.address)
+	if err != nil {
+		if err.Error() != e.failed {
+			e.failed = err.Error()
+			e.log.Warn("no controller can join here", "err", err)
+		}
+		return advice.With(err, preflight.PortHint(err, e.address, "--join-port"))
+	}
+	e.failed = ""
+	e.server = &http.Server{
+		Handler: e.handler, TLSConfig: tls, ErrorLog: slog.NewLogLogger(e.log.Handler(), slog.LevelDebug),
+		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 40 * time.Second, MaxHeaderBytes: 16 << 10,
+	}
+	go e.server.ServeTLS(l, "", "") // until close
+	e.log.Info("open for controllers that join", "addr", e.address)
+	return nil
+}
+
+// close closes it, if it is open.
+func (e *joinEndpoint) close() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.server == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if e.server.Shutdown(ctx) != nil {
+		e.server.Close()
+	}
+	e.server = nil
+	e.log.Info("closed for controllers that join", "addr", e.address)
+}
+
+// tls serves kubernetes.pem, and the CA's certificate after it: the joiner knows
+// that by its hash only.
+func (e *joinEndpoint) tls() (*tls.Config, error) {
+	cert, err := tls.LoadX509KeyPair(e.layout.Cert(pki.NameKubernetes), e.layout.Key(pki.NameKubernetes))
+	if err != nil {
+		return nil, err
+	}
+	_, ca, err := pki.Pin(e.layout)
+	if err != nil {
+		return nil, err
+	}
+	cert.Certificate = append(slices.Clone(cert.Certificate), ca)
+	return &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13}, nil
+}
+
+// joinHandler answers joiners.
+func (m *Members) joinHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST "+member.FilesPath, joinAnswer(m.Log, m.giveFiles))
+	mux.HandleFunc("POST "+member.AdmitPath, joinAnswer(m.Log, m.admit))
+	return mux
+}
+
+// joinAnswer makes a handler of one step. What is refused is in the log, too.
+func joinAnswer[T any](log *slog.Logger, step func(context.Context, member.Request) (T, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		var in member.Request
+		err := json.NewDecoder(io.LimitReader(r.Body, 64<<10)).Decode(&in)
+		if err != nil {
+			http.Error(w, "no request of kthwd join", http.StatusBadRequest)
+			return
+		}
+		out, err := step(r.Context(), in)
+		w.Header().Set("Content-Type", "application/json")
+		if err == nil {
+			_ = json.NewEncoder(w).Encode(out) // the joiner has gone, and may ask again
+			return
+		}
+		f := member.Failed{Error: err.Error()}
+		var refusal *member.Refusal
+		var own interface{ Hint() string }
+		if errors.As(err, &refusal) {
+			f.Retry = refusal.Retry
+		}
+		if errors.As(err, &own) {
+			f.Hint = own.Hint()
+		}
+		level := slog.LevelWarn
+		if f.Retry {
+			level = slog.LevelDebug
+		}
+		log.Log(r.Context(), level, "join refused", "from", r.RemoteAddr, "join", printableID(in.ID), "err", err)
+		w.WriteHeader(http.StatusConflict)
+		_ = json.NewEncoder(w).Encode(f)
+	}
+}
+
+func printableID(id string) string { return fmt.Sprintf("%.16q", id) }
+
+// newToken is what to do when a token is of no use.
+const newToken = "make a new one on a controller: kthwd member add NAME ADDRESS"
+
+// joinOf finds the join that a request's token is for.
+func (m *Members) joinOf(ctx context.Context, client *clientv3.Client, in member.Request) (join, error) {
+	all, _, err := joins(ctx, client)
+	if err != nil {
+		return join{}, err
+	}
+	i := slices.IndexFunc(all, func(j join) bool { return j.ID == in.ID })
+	if i < 0 {
+		return join{}, &member.Refusal{Text: "the token is not known here: it has expired, was used, or there is a newer one", Advice: newToken}
+	}
+	j := all[i]
+	switch hash := (member.Token{ID: in.ID, Secret: in.Secret}).Hash(); {
+	case subtle.ConstantTimeCompare(hash, j.Secret) != 1:
+		return j, &member.Refusal{Text: "the token is wrong", Advice: newToken}
+	case !j.valid:
+		return j, &member.Refusal{Text: "the token has expired", Advice: newToken}
+	case j.Joiner != "" && j.Joiner != in.Joiner:
+		return j, &member.Refusal{Text: fmt.Sprintf("the token was used already: %s is being added", j.Name),
+			Advice: fmt.Sprintf("if that was not meant: kthwd member remove %s on a controller, then kthwd member add %[1]s %s", j.Name, j.Address)}
+	}
+	return j, version.Member(m.Version).Fits(in.Versions)
+}
+
+// giveFiles is the first step: what a controller needs before it can be one. It
+// changes nothing.
+func (m *Members) giveFiles(ctx context.Context, in member.Request) (member.Files, error) {
+	var f member.Files
+	client, _, done, err := m.client()
+	if err != nil {
+		return f, err
+	}
+	defer done()
+	j, err := m.joinOf(ctx, client, in)
+	if err != nil {
+		return f, err
+	}
+	shared, err := pki.Share(m.Layout, m.ownServers(), j.CAKey)
+	if err != nil {
+		return f, err
+	}
+	if in.NeedsCertificate {
+		if err := m.issueFor(j, shared); err != nil {
+			return f, err
+		}
+	}
+	m.Log.Info("files given to a controller that joins", "name", j.Name, "address", j.Address)
+	return member.Files{Name: j.Name, Address: j.Address, Settings: m.settings(), Admin: shared.Admin, Files: shared.Files}, nil
+}
+
+// issueFor adds a kubernetes.pem for the joiner's address.
+func (m *Members) issueFor(j join, shared pki.Shared) error {
+	issued, err := pki.IssueController(m.Layout, []string{j.Address})
+	if errors.Is(err, pki.ErrNoCAKey) {
+		return &member.Refusal{Text: fmt.Sprintf("%s has no key of the CA, so it cannot issue kubernetes.pem for %s", m.Cfg.Name, j.Address),
+			Advice: fmt.Sprintf("where the key is: kthwd pki controller %s %s --data-dir=DIR; copy kubernetes.pem and its key into the new data directory, then join again", j.Name, j.Address)}
+	}
+	for name, data := range issued.Files {
+		shared.Files[name] = data
+	}
+	return err
+}
+
+// ownServers are the URLs of this controller's API server.
+func (m *Members) ownServers() []string {
+	return []string{m.Cfg.LocalServer(), "https://" + net.JoinHostPort(m.Cfg.AdvertiseAddress, strconv.Itoa(m.Cfg.SecurePort))}
+}
+
+// settings are what the controllers of this cluster have in common.
+func (m *Members) settings() member.Settings {
+	s := member.Settings{
+		ServiceClusterIPRange: m.Cfg.ServiceClusterIPRange, ClusterCIDR: m.Cfg.ClusterCIDR, SecurePort: m.Cfg.SecurePort,
+		EtcdClientPort: m.Cfg.EtcdClientPort, EtcdPeerPort: m.Cfg.EtcdPeerPort, JoinPort: m.Cfg.JoinPort,
+	}
+	for _, a := range []struct {
+		key  string
+		args []string
+	}{
+		{"etcd-arg", m.Cfg.EtcdArgs}, {"kube-apiserver-arg", m.Cfg.APIServerArgs},
+		{"kube-controller-manager-arg", m.Cfg.ControllerManagerArgs}, {"kube-scheduler-arg", m.Cfg.SchedulerArgs},
+	} {
+		for _, arg := range a.args {
+			key, _ := config.SplitArg(arg) // a value may be secret
+			s.Arguments = append(s.Arguments, a.key+"="+key)
+		}
+	}
+	return s
+}

@@ -1,0 +1,169 @@
+package membership
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/membership"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+
+	"kthwd/appliance/etcd"
+	"kthwd/appliance/supervise"
+)
+
+// joinsPrefix is where the cluster keeps the joins that are under way: one record
+// each, and beside it a key with a lease, for as long as the token is good, and
+// after that for as long as the learner may take to arrive. A lease, because
+// clocks of controllers may differ.
+const joinsPrefix = "/kthwd/joins/"
+
+func joinKey(id string) string { return joinsPrefix + id }
+
+func validKey(id string) string { return joinsPrefix + id + "/valid" }
+
+func arrivedKey(id string) string { return joinsPrefix + id + "/arrived" }
+
+// join is the record of a controller that is to join.
+type join struct {
+	ID      string        `json:"id"`
+	Name    string        `json:"name"`
+	Address string        `json:"address"`
+	Secret  []byte        `json:"secret"` // its hash
+	CAKey   bool          `json:"caKey,omitempty"`
+	TTL     time.Duration `json:"ttlNanoseconds"`
+	Lease   int64         `json:"lease"`
+
+	// Once the token is spent: who has spent it, and the learner's peer URL.
+	Joiner  string `json:"joiner,omitempty"`
+	PeerURL string `json:"peerURL,omitempty"`
+
+	valid    bool  // the lease lives
+	arrived  bool  // the learner runs, and has the cluster's shared files
+	revision int64 // of the record
+}
+
+// member is the one that has come of the join, or nil.
+func (j join) member(all []*membership.Member) *membership.Member {
+	for _, m := range all {
+		if j.PeerURL != "" && len(m.PeerURLs) > 0 && m.PeerURLs[0] == j.PeerURL {
+			return m
+		}
+	}
+	return nil
+}
+
+// joins reads all records, in the order of their IDs.
+func joins(ctx context.Context, client *clientv3.Client, o ...clientv3.OpOption) (all []join, revision int64, err error) {
+	answer, err := client.Get(ctx, joinsPrefix, append(o, clientv3.WithPrefix())...)
+	if err != nil {
+		return nil, 0, err
+	}
+	there := map[string]bool{}
+	for _, kv := range answer.Kvs {
+		if there[string(kv.Key)] = true; strings.Contains(strings.TrimPrefix(string(kv.Key), joinsPrefix), "/") {
+			continue
+		}
+		j := join{revision: kv.ModRevision}
+		if err := json.Unmarshal(kv.Value, &j); err != nil {
+			return nil, 0, fmt.Errorf("%s in etcd: %w", kv.Key, err)
+		}
+		all = append(all, j)
+	}
+	for i := range all {
+		all[i].valid, all[i].arrived = there[validKey(all[i].ID)], there[arrivedKey(all[i].ID)]
+	}
+	return all, answer.Header.Revision, nil
+}
+
+// record writes a new join, with a lease of its own, in the place of others for the
+// same controller.
+func (j join) record(ctx context.Context, client *clientv3.Client, replaced []join) error {
+	lease, err := client.Grant(ctx, int64(j.TTL/time.Second))
+	if err != nil {
+		return err
+	}
+	j.Lease = int64(lease.ID)
+	value, err := json.Marshal(j)
+	if err != nil {
+		return err
+	}
+	ops := []clientv3.Op{clientv3.OpPut(joinKey(j.ID), string(value)), clientv3.OpPut(validKey(j.ID), "", clientv3.WithLease(lease.ID))}
+	for _, r := range replaced {
+		ops = append(ops, r.deletion()...)
+	}
+	_, err = client.Txn(ctx).Then(ops...).Commit()
+	return err
+}
+
+// update replaces the record, unless somebody else has.
+func (j *join) update(ctx context.Context, client *clientv3.Client) (done bool, err error) {
+	value, err := json.Marshal(j)
+	if err != nil {
+		return false, err
+	}
+	answer, err := client.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(joinKey(j.ID)), "=", j.revision)).
+		Then(clientv3.OpPut(joinKey(j.ID), string(value))).Commit()
+	if err != nil || !answer.Succeeded {
+		return false, err
+	}
+	j.revision = answer.Header.Revision
+	return true, nil
+}
+
+func (j join) deletion() []clientv3.Op {
+	return []clientv3.Op{clientv3.OpDelete(joinKey(j.ID)), clientv3.OpDelete(validKey(j.ID)), clientv3.OpDelete(arrivedKey(j.ID))}
+}
+
+// forget deletes the record: the join is over, one way or the other.
+func (j join) forget(ctx context.Context, client *clientv3.Client) error {
+	_, err := client.Txn(ctx).Then(j.deletion()...).Commit()
+	return err
+}
+
+// Arrive says for a learner that it runs, with the files that it must share: only
+// then does the leader make a voter of it. It waits for a quorum as long as ctx lasts.
+func Arrive(ctx context.Context, server *embed.Etcd) {
+	client := v3client.New(server.Server)
+	defer client.Close()
+	for etcd.Learns(server) && ctx.Err() == nil {
+		if tryArrive(ctx, client, server) == nil {
+			return
+		}
+		supervise.Sleep(ctx, etcd.QuorumPoll)
+	}
+}
+
+func tryArrive(ctx context.Context, client *clientv3.Client, server *embed.Etcd) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	all, _, err := joins(ctx, client)
+	if err != nil {
+		return err
+	}
+	self := server.Server.Cluster().Member(server.Server.MemberID())
+	for _, j := range all {
+		if self == nil || j.member([]*membership.Member{self}) == nil {
+			continue
+		}
+		_, err = client.Txn(ctx).If(clientv3.Compare(clientv3.CreateRevision(joinKey(j.ID)), ">", 0)).
+			Then(clientv3.OpPut(arrivedKey(j.ID), "")).Commit()
+	}
+	return err
+}
+
+// remains is how long the lease lives; 0 when that is not known.
+func (j join) remains(ctx context.Context, client *clientv3.Client) time.Duration {
+	if !j.valid {
+		return 0
+	}
+	answer, err := client.TimeToLive(ctx, clientv3.LeaseID(j.Lease))
+	if err != nil {
+		return 0
+	}
+	return max(time.Duration(answer.TTL)*time.Second, 0)
+}

@@ -1,0 +1,154 @@
+package membership
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/membership"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+
+	"kthwd/appliance/advice"
+	"kthwd/appliance/config"
+	"kthwd/appliance/etcd"
+	"kthwd/appliance/member"
+	"kthwd/appliance/pki"
+	"kthwd/appliance/status"
+	"kthwd/appliance/supervise"
+)
+
+// Members is what this controller does about the membership of its cluster: the
+// list, removals, and further controllers that join.
+type Members struct {
+	Etcd    *etcd.Member
+	Cfg     config.Controller
+	Layout  pki.Layout
+	Version string // kthwd's own
+	Prefix  string // of kube-apiserver's keys in etcd
+	Log     *slog.Logger
+
+	endpoint *joinEndpoint
+	passedOn bool // of Run
+}
+
+// New prepares it. It opens nothing.
+func New(m Members) *Members {
+	m.endpoint = &joinEndpoint{
+		address: net.JoinHostPort(m.Cfg.AdvertiseAddress, strconv.Itoa(m.Cfg.JoinPort)),
+		layout:  m.Layout, handler: m.joinHandler(), log: m.Log,
+	}
+	return &m
+}
+
+// Private are the requests of kthwd's verbs, for the unix socket.
+func (m *Members) Private() map[string]http.HandlerFunc {
+	return map[string]http.HandlerFunc{
+		"GET /members":           answer(func(r *http.Request) (any, error) { return m.list(r.Context()) }),
+		"POST /members":          answer(m.addRequest),
+		"DELETE /members/{name}": answer(func(r *http.Request) (any, error) { return m.remove(r.Context(), r.PathValue("name")) }),
+	}
+}
+
+// answer makes a handler of a function that returns what is to be JSON, or why not.
+func answer(f func(*http.Request) (any, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		v, err := f(r)
+		if err != nil {
+			status.Refuse(w, http.StatusConflict, err)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(v) // the client has gone; there is nobody to tell
+	}
+}
+
+// server is the member that runs.
+func (m *Members) server() (*embed.Etcd, error) {
+	if server := m.Etcd.Running(); server != nil {
+		return server, nil
+	}
+	return nil, advice.With(errors.New("etcd has not started yet"), "kthwd status says what it waits for")
+}
+
+// client is one of the member that runs. The caller calls done.
+func (m *Members) client() (client *clientv3.Client, server *embed.Etcd, done func(), err error) {
+	if server, err = m.server(); err != nil {
+		return nil, nil, nil, err
+	}
+	client = v3client.New(server.Server)
+	return client, server, func() { client.Close() }, nil
+}
+
+// list is the cluster as this controller sees it, whether there is a quorum or not.
+func (m *Members) list(ctx context.Context) (member.List, error) {
+	client, server, done, err := m.client()
+	if err != nil {
+		return member.List{}, err
+	}
+	defer done()
+	under := m.underWay(ctx, client)
+	self, leader := server.Server.MemberID(), server.Server.Leader()
+	active := m.Etcd.Reachable(server)
+	var l member.List
+	for _, e := range server.Server.Cluster().Members() {
+		id := e.ID.String()
+		one := member.Member{
+			Name: e.Name, Address: etcd.PeerHost(e), ID: id, Role: member.Voter,
+			Up: e.ID == self || active[id], Leader: e.ID == leader, Self: e.ID == self,
+		}
+		if e.IsLearner {
+			one.Role = member.Learner
+		}
+		if one.Name == "" {
+			one.Name = id // it has never run, and nobody here has added it
+		}
+		for i, j := range under {
+			if j.member([]*membership.Member{e}) == nil {
+				continue
+			}
+			under = slices.Delete(under, i, i+1)
+			if one.Role == member.Learner {
+				one.Name, one.Remains = j.Name, j.left
+			}
+			break
+		}
+		l.Members = append(l.Members, one)
+	}
+	for _, j := range under {
+		l.Members = append(l.Members, member.Member{Name: j.Name, Address: j.Address, Role: member.Joining, Remains: j.left})
+	}
+	slices.SortFunc(l.Members, func(a, b member.Member) int { return strings.Compare(a.Name, b.Name) })
+	return l, nil
+}
+
+// timed is a join, and how long it has left.
+type timed struct {
+	join
+	left time.Duration
+}
+
+// underWay are the joins as this member knows them. Without a quorum it is not
+// known how long they have left.
+func (m *Members) underWay(ctx context.Context, client *clientv3.Client) (all []timed) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	pending, _, err := joins(ctx, client, clientv3.WithSerializable())
+	if err != nil {
+		m.Log.Debug("joins not read", "err", err)
+	}
+	for _, j := range pending {
+		all = append(all, timed{j, j.remains(ctx, client)})
+	}
+	return all
+}
+
+var _ supervise.Component = (*Members)(nil)

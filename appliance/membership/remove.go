@@ -1,0 +1,172 @@
+package membership
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+	etcderrors "go.etcd.io/etcd/server/v3/etcdserver/errors"
+
+	"kthwd/appliance/advice"
+	"kthwd/appliance/etcd"
+	"kthwd/appliance/member"
+	"kthwd/appliance/pki"
+	"kthwd/appliance/supervise"
+)
+
+// changeTimeout bounds one change of the membership, and how long etcd may find
+// that the members have not been connected for long enough (etcdserver/server.go:
+// HealthInterval).
+const changeTimeout = 15 * time.Second
+
+// remove takes a member out of the cluster, if the others are then still one. It
+// returns the member as it was.
+func (m *Members) remove(ctx context.Context, name string) (member.Member, error) {
+	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
+	defer cancel()
+	server, err := m.server()
+	if err != nil {
+		return member.Member{}, err
+	}
+	l, err := m.list(ctx)
+	if err != nil {
+		return member.Member{}, err
+	}
+	gone, err := l.MayRemove(name)
+	if err != nil {
+		return gone, err
+	}
+	if gone.Leader && !gone.Self {
+		m.takeOver(ctx, server)
+	}
+	if gone.ID != "" {
+		if err := m.removeID(ctx, server, gone.ID); err != nil {
+			return gone, err
+		}
+	}
+	m.Log.Info("member removed", "name", gone.Name, "address", gone.Address, "id", gone.ID)
+	return gone, m.forget(ctx, gone)
+}
+
+// takeOver has the leader pass the leadership on to this member: without that, the
+// others notice after an election timeout that it has gone. Failing costs that.
+func (m *Members) takeOver(ctx context.Context, server *embed.Etcd) {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	err := m.tryTakeOver(ctx, server)
+	if err != nil {
+		m.Log.Warn("the leader is removed without handing over: no writes until the others have elected one", "err", err)
+	}
+}
+
+func (m *Members) tryTakeOver(ctx context.Context, server *embed.Etcd) error {
+	leader := server.Server.Cluster().Member(server.Server.Leader())
+	if leader == nil {
+		return etcderrors.ErrNoLeader
+	}
+	tls, err := pki.ClientTLS(m.Layout)
+	if err != nil {
+		return err
+	}
+	client, err := clientv3.New(clientv3.Config{Endpoints: leader.ClientURLs, TLS: tls, Context: ctx, Logger: server.Server.Logger()})
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	if _, err := client.MoveLeader(ctx, uint64(server.Server.MemberID())); err != nil {
+		return err
+	}
+	for server.Server.Leader() != server.Server.MemberID() && ctx.Err() == nil {
+		supervise.Sleep(ctx, etcd.ReadyPoll)
+	}
+	return ctx.Err()
+}
+
+// removeID asks etcd, again while it is not content yet.
+func (m *Members) removeID(ctx context.Context, server *embed.Etcd, hex string) error {
+	id, err := strconv.ParseUint(hex, 16, 64)
+	if err != nil {
+		return fmt.Errorf("member ID %q: %w", hex, err)
+	}
+	return settled(ctx, func() error {
+		_, err := server.Server.RemoveMember(ctx, id)
+		return err
+	})
+}
+
+// settled repeats a change of the membership that etcd refuses because somebody
+// has come or gone within the last five seconds.
+func settled(ctx context.Context, change func() error) error {
+	for {
+		err := change()
+		if !errors.Is(err, etcderrors.ErrUnhealthy) {
+			return changeError(err)
+		}
+		select {
+		case <-time.After(etcd.QuorumPoll):
+		case <-ctx.Done():
+			return changeError(err)
+		}
+	}
+}
+
+// notKnown tells whether a change that failed with err may have been made all the same.
+func notKnown(err error) bool {
+	for _, unsure := range []error{
+		etcderrors.ErrTimeout, etcderrors.ErrTimeoutDueToConnectionLost, etcderrors.ErrTimeoutDueToLeaderFail,
+		etcderrors.ErrStopped, context.DeadlineExceeded, context.Canceled,
+	} {
+		if errors.Is(err, unsure) {
+			return true
+		}
+	}
+	return false
+}
+
+// changeError puts etcd's reasons into other words.
+func changeError(err error) error {
+	switch {
+	case errors.Is(err, etcderrors.ErrUnhealthy), errors.Is(err, etcderrors.ErrNotEnoughStartedMembers):
+		return advice.With(errors.New("etcd refuses the change: too few members have been connected for the last five seconds"),
+			"kthwd member list shows who is down; bring them back, or remove them first")
+	case notKnown(err), errors.Is(err, etcderrors.ErrNoLeader):
+		return advice.With(fmt.Errorf("the members did not agree in time: %w", err), "kthwd status says whether there is a quorum; look with kthwd member list before you try again")
+	}
+	return err
+}
+
+// forget deletes what would remind the cluster of a removed member: the join that
+// it was to come by, which is an error when it stays, and its API server's place
+// among the endpoints of the service kubernetes, which would be there for 15 more
+// seconds.
+func (m *Members) forget(ctx context.Context, gone member.Member) error {
+	client, _, done, err := m.client()
+	if err != nil {
+		return err
+	}
+	defer done()
+	pending, _, err := joins(ctx, client)
+	if err != nil {
+		return changeError(err)
+	}
+	for _, j := range pending {
+		if j.Name != gone.Name || j.Address != gone.Address {
+			continue
+		}
+		if err := j.forget(ctx, client); err != nil {
+			return changeError(err)
+		}
+	}
+	if gone.Role != member.Voter || net.ParseIP(gone.Address) == nil {
+		return nil
+	}
+	if _, err := client.Delete(ctx, m.Prefix+"/masterleases/"+gone.Address); err != nil {
+		m.Log.Warn("the removed member's API server stays among the endpoints until its lease ends", "address", gone.Address, "err", err)
+	}
+	return nil
+}

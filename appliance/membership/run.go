@@ -1,0 +1,155 @@
+package membership
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/membership"
+	etcderrors "go.etcd.io/etcd/server/v3/etcdserver/errors"
+
+	"kthwd/appliance/etcd"
+	"kthwd/appliance/supervise"
+)
+
+const Name = "members"
+
+// Name implements supervise.Component.
+func (m *Members) Name() string { return Name }
+
+// Run implements supervise.Component. While another controller may join, it keeps
+// the join endpoint open; while this member leads etcd, it makes a voter of each
+// learner that has caught up, and gives up on those that do not come. At other
+// times it does nothing but watch.
+func (m *Members) Run(ctx context.Context, ready func()) error {
+	client, server, done, err := m.client()
+	if err != nil {
+		return err
+	}
+	defer done()
+	defer m.endpoint.close()
+	ready()
+	for ctx.Err() == nil {
+		if err := m.follow(ctx, client, server); err != nil && ctx.Err() == nil {
+			m.Log.Debug("joins not followed", "err", err)
+			supervise.Sleep(ctx, time.Second)
+		}
+	}
+	return nil
+}
+
+// joinPoll is how often a join that is under way is looked at.
+const joinPoll = 500 * time.Millisecond
+
+// follow acts on the joins after each change and, while there are any, at each tick.
+func (m *Members) follow(ctx context.Context, client *clientv3.Client, server *embed.Etcd) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	pending, revision, err := joins(ctx, client, clientv3.WithSerializable())
+	if err != nil {
+		return err
+	}
+	changes := client.Watch(ctx, joinsPrefix, clientv3.WithPrefix(), clientv3.WithRev(revision+1))
+	for {
+		m.act(ctx, client, server, pending)
+		again := m.passOn(ctx, server)
+		var soon <-chan time.Time // never, at most times: an idle process is not woken for nothing
+		if len(pending) > 0 || again {
+			soon = time.After(joinPoll)
+		}
+		select {
+		case <-soon:
+		case <-server.Server.LeaderChangedNotify():
+		case change, ok := <-changes:
+			if !ok {
+				return ctx.Err()
+			}
+			if err := change.Err(); err != nil {
+				return err
+			}
+			if pending, _, err = joins(ctx, client, clientv3.WithSerializable()); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// passOn gives leadership to another member as long as this one has the timing of a
+// lone one, which it keeps until it is started again. It returns true when it is to
+// be called again.
+func (m *Members) passOn(ctx context.Context, server *embed.Etcd) (again bool) {
+	if !m.Etcd.Hasty() || etcd.Voters(server) < 2 || server.Server.Leader() != server.Server.MemberID() {
+		return false
+	}
+	if !m.passedOn {
+		m.passedOn = true
+		m.Log.Info("etcd has the timing of a lone member here until the next start: another one is to lead")
+	}
+	m.Etcd.TransferLeadership(ctx, server, slog.LevelInfo)
+	return true
+}
+
+// act opens or closes the endpoint and, on the leader, brings joins to an end.
+func (m *Members) act(ctx context.Context, client *clientv3.Client, server *embed.Etcd, pending []join) {
+	if len(pending) == 0 {
+		m.endpoint.close()
+		return
+	}
+	_ = m.endpoint.open() // it says why not, once
+	if server.Server.Leader() != server.Server.MemberID() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
+	defer cancel()
+	for _, j := range pending {
+		over, err := m.advance(ctx, server, j)
+		if err == nil && over {
+			err = j.forget(ctx, client)
+		}
+		if err != nil {
+			m.Log.Debug("join not advanced", "name", j.Name, "err", err)
+		}
+	}
+}
+
+// advance brings one join further. It is over when the controller votes, or when
+// it has not come in time.
+func (m *Members) advance(ctx context.Context, server *embed.Etcd, j join) (over bool, err error) {
+	learner := j.member(server.Server.Cluster().Members())
+	switch {
+	case learner == nil && !j.valid:
+		m.Log.Info("the token has expired", "name", j.Name, "address", j.Address)
+		return true, nil
+	case learner == nil:
+		return false, nil
+	case !learner.IsLearner:
+		return true, nil
+	case j.arrived && etcd.ActivePeers(server.Server.MemberID())[learner.ID.String()]:
+		if err := m.promote(ctx, server, learner, j); err == nil || !errors.Is(err, etcderrors.ErrLearnerNotReady) {
+			return err == nil, err
+		}
+	}
+	if j.valid {
+		return false, nil
+	}
+	if err := m.removeID(ctx, server, learner.ID.String()); err != nil {
+		return false, err
+	}
+	m.Log.Warn("a controller did not arrive in time and is no member any more", "name", j.Name, "address", j.Address)
+	return true, nil
+}
+
+// promote makes a voter of a learner that has caught up.
+func (m *Members) promote(ctx context.Context, server *embed.Etcd, learner *membership.Member, j join) error {
+	_, err := server.Server.PromoteMember(ctx, uint64(learner.ID))
+	if err != nil {
+		return err
+	}
+	m.Log.Info("learner has caught up and votes now", "name", j.Name, "address", j.Address, "members", etcd.Voters(server))
+	return nil
+}

@@ -1,0 +1,139 @@
+package membership
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"path/filepath"
+	"slices"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+
+	"kthwd/appliance/etcd"
+	"kthwd/appliance/pki"
+)
+
+// fingerprintsKey is where the controllers of a cluster keep what their shared
+// files are known by. Beside it, kube-apiserver has /registry.
+const fingerprintsKey = "/kthwd/fingerprints"
+
+// fingerprints is the value. A file has several when it has several keys, as
+// during a rotation: two controllers fit if they have one in common.
+type fingerprints struct {
+	Salt  []byte              `json:"salt"`
+	Files map[string][]string `json:"files"` // by the file's name
+}
+
+// SharedFiles are what all controllers have in common.
+type SharedFiles struct {
+	Layout pki.Layout
+	InUse  func(path string) bool
+}
+
+// Check compares the files that all controllers must share with what the
+// cluster knows of them, before an API server is built on them: one with
+// another encryption key would write what no other can read. It waits for a
+// quorum. Of a cluster of one the files may change.
+func (p *SharedFiles) Check(ctx context.Context, server *embed.Etcd, members int, log *slog.Logger) error {
+	client := v3client.New(server.Server)
+	defer client.Close()
+	for {
+		done, err := p.try(ctx, client, members, log)
+		if done || ctx.Err() != nil {
+			return err
+		}
+		if err != nil {
+			log.Debug("shared files not compared yet", "err", err)
+		}
+		select {
+		case <-time.After(etcd.QuorumPoll):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// tryShared is one attempt. It is done with a verdict; otherwise etcd did not
+// answer, or another controller was faster.
+func (p *SharedFiles) try(ctx context.Context, client *clientv3.Client, members int, log *slog.Logger) (done bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	answer, err := client.Get(ctx, fingerprintsKey)
+	if err != nil {
+		return false, err
+	}
+	known, revision := fingerprints{}, int64(0)
+	if len(answer.Kvs) > 0 {
+		revision = answer.Kvs[0].ModRevision
+		if err := json.Unmarshal(answer.Kvs[0].Value, &known); err != nil {
+			return true, fmt.Errorf("%s in etcd: %w", fingerprintsKey, err)
+		}
+	}
+	next, misfits, err := known.with(p.Layout, p.InUse)
+	switch {
+	case err != nil:
+		return true, err
+	case len(misfits) > 0 && members > 1:
+		return true, errors.Join(misfits...)
+	case next == nil:
+		return true, nil
+	}
+	for _, m := range misfits {
+		log.Warn("a shared file is another one than before; no other controller has it to compare", "err", m)
+	}
+	value, err := json.Marshal(next)
+	if err != nil {
+		return true, err
+	}
+	put, err := client.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(fingerprintsKey), "=", revision)).
+		Then(clientv3.OpPut(fingerprintsKey, string(value))).Commit()
+	return err == nil && put.Succeeded, err
+}
+
+// with adds the files of l that are in use. It returns nil when there is nothing to add, and a
+// misfit for each file that has no key in common with what was known.
+func (known fingerprints) with(l pki.Layout, inUse func(path string) bool) (next *fingerprints, misfits []error, err error) {
+	next = &fingerprints{Salt: known.Salt, Files: map[string][]string{}}
+	if len(next.Salt) == 0 {
+		next.Salt = make([]byte, 16)
+		if _, err := rand.Read(next.Salt); err != nil {
+			return nil, nil, err
+		}
+	}
+	for name, prints := range known.Files {
+		next.Files[name] = slices.Clone(prints)
+	}
+	here, err := pki.Fingerprints(l, next.Salt)
+	if err != nil {
+		return nil, nil, err
+	}
+	changed := false
+	for _, path := range slices.Sorted(maps.Keys(here)) {
+		if !inUse(path) {
+			continue
+		}
+		name := filepath.Base(path)
+		added := slices.DeleteFunc(slices.Clone(here[path]), func(p string) bool { return slices.Contains(known.Files[name], p) })
+		switch {
+		case len(added) == 0:
+			continue
+		case len(known.Files[name]) > 0 && len(added) == len(here[path]):
+			misfits = append(misfits, pki.NotShared(path))
+			next.Files[name] = here[path]
+		default:
+			next.Files[name] = append(next.Files[name], added...)
+		}
+		changed = true
+	}
+	if !changed {
+		return nil, nil, nil
+	}
+	return next, misfits, nil
+}

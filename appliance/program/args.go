@@ -1,0 +1,76 @@
+package program
+
+import (
+	"slices"
+	"strings"
+	"time"
+)
+
+// Value is what a program makes of a flag that may be given several times.
+func Value(args []Arg, key string) string {
+	for _, a := range slices.Backward(args) {
+		if a.Key == key {
+			return a.Value
+		}
+	}
+	return ""
+}
+
+// Arg is one --key=value of an embedded program.
+type Arg struct{ Key, Value string }
+
+func (a Arg) String() string { return "--" + a.Key + "=" + a.Value }
+
+func Render(args []Arg) []string {
+	out := make([]string, len(args))
+	for i, a := range args {
+		out[i] = a.String()
+	}
+	return out
+}
+
+// override is a flag of kthwd's that the user's pass-through argument replaced.
+type override struct{ Program, Key, Ours, Users string }
+
+// Merge lays the user's arguments over kthwd's. A key that the user gives
+// replaces kthwd's wholly, because list flags would otherwise add up.
+func Merge(program string, ours, users []Arg) ([]Arg, []override) {
+	given := map[string][]string{}
+	for _, a := range users {
+		given[a.Key] = append(given[a.Key], a.Value)
+	}
+	var overrides []override
+	merged := make([]Arg, 0, len(ours)+len(users))
+	for _, a := range ours {
+		values, replaced := given[a.Key]
+		if !replaced {
+			merged = append(merged, a)
+			continue
+		}
+		if theirs := strings.Join(values, ","); theirs != a.Value {
+			overrides = append(overrides, override{program, a.Key, a.Value, theirs})
+		}
+	}
+	return append(merged, users...), overrides
+}
+
+// ParseUser reads "key=value" pairs; leading dashes are forgiven, a bare key
+// means true, as on a command line, and underscores are dashes, as upstream.
+func ParseUser(raw []string) []Arg {
+	args := make([]Arg, 0, len(raw))
+	for _, r := range raw {
+		key, value, found := strings.Cut(strings.TrimLeft(r, "-"), "=")
+		if !found {
+			value = "true"
+		}
+		// Upstream's parsers take foo_bar for foo-bar, too (component-base/cli/flag/flags.go).
+		args = append(args, Arg{strings.ReplaceAll(key, "_", "-"), value})
+	}
+	return args
+}
+
+// shutdownDelay is for how long the API server of one controller of several goes on
+// serving after its /readyz has begun to fail. kthwd's load balancer looks once a
+// second, give or take a tenth, and gives an answer a second: the look that finds
+// out has ended after 2.1 s. Later than that it sends no new connection here.
+const shutdownDelay = 3 * time.Second

@@ -1,0 +1,37 @@
+package program
+
+import (
+	"fmt"
+	"os"
+
+	"kthwd/appliance/config"
+	"kthwd/appliance/pki"
+)
+
+// tracesPerMillion of requests are sampled.
+const tracesPerMillion = 10000
+
+// etcdTracingArgs has etcd send traces, if anybody wants them.
+func etcdTracingArgs(c config.Controller) []Arg {
+	if c.TracingEndpoint == "" {
+		return nil
+	}
+	return []Arg{
+		{"enable-distributed-tracing", "true"},
+		{"distributed-tracing-address", c.TracingEndpoint},
+		{"distributed-tracing-instance-id", c.Name},
+		{"distributed-tracing-sampling-rate", fmt.Sprint(tracesPerMillion)},
+	}
+}
+
+// WriteTracing makes the file that kube-apiserver's --tracing-config-file names.
+func WriteTracing(c config.Controller, l pki.Layout) error {
+	if c.TracingEndpoint == "" {
+		return nil
+	}
+	return os.WriteFile(l.Tracing(), fmt.Appendf(nil, `apiVersion: apiserver.config.k8s.io/v1
+kind: TracingConfiguration
+endpoint: %q
+samplingRatePerMillion: %d
+`, c.TracingEndpoint, tracesPerMillion), 0o600)
+}

@@ -1,0 +1,177 @@
+package program
+
+import (
+	"errors"
+	"io/fs"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"kthwd/appliance/config"
+	"kthwd/appliance/pki"
+)
+
+// KeyShutdownDelay is the API server's flag for how long to serve while leaving.
+const KeyShutdownDelay = "shutdown-delay-duration"
+
+// The four functions below are the tutorial's unit files as data: each yields
+// the flag set of one program in the order of the guide, in today's words.
+// docs/tutorial-differences.md explains every line that is not the guide's own.
+
+// EtcdArgs is the etcd.service of the guide's second part. socket is the path
+// of the unix socket that only the local API server uses.
+func EtcdArgs(c config.Controller, l pki.Layout, socket string) []Arg {
+	host := func(port int) string { return "https://" + net.JoinHostPort(c.AdvertiseAddress, strconv.Itoa(port)) }
+	local := "https://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(c.EtcdClientPort))
+	clients := []string{host(c.EtcdClientPort)}
+	if c.AdvertiseAddress != "127.0.0.1" {
+		clients = append(clients, local)
+	}
+	clients = append(clients, "unix://"+socket)
+	return append([]Arg{
+		{"name", c.Name},
+		{"cert-file", l.Cert(pki.NameKubernetes)},
+		{"key-file", l.Key(pki.NameKubernetes)},
+		{"peer-cert-file", l.Cert(pki.NameKubernetes)},
+		{"peer-key-file", l.Key(pki.NameKubernetes)},
+		{"trusted-ca-file", l.CA()},
+		{"peer-trusted-ca-file", l.CA()},
+		{"peer-client-cert-auth", "true"},
+		{"client-cert-auth", "true"},
+		{"initial-advertise-peer-urls", host(c.EtcdPeerPort)},
+		{"listen-peer-urls", host(c.EtcdPeerPort)},
+		{"listen-client-urls", strings.Join(clients, ",")},
+		{"advertise-client-urls", host(c.EtcdClientPort)},
+		{"initial-cluster-token", "etcd-cluster-0"},
+		{"initial-cluster", c.EtcdInitialCluster()},
+		{"initial-cluster-state", c.InitialClusterState},
+		{"data-dir", l.Etcd()},
+		{"snapshot-catchup-entries", "1000"},  // 5000 by default, all kept in memory (etcdserver/server.go)
+		{"quota-backend-bytes", "8589934592"}, // 8 GiB, the most etcd advises; 2 GiB by default
+	}, etcdTracingArgs(c)...)
+}
+
+// APIServerArgs is the guide's kube-apiserver.service.
+func APIServerArgs(c config.Controller, l pki.Layout, socket string) []Arg {
+	args := []Arg{
+		{"advertise-address", c.AdvertiseAddress},
+		{"allow-privileged", "true"},
+		{"audit-log-maxage", "30"},
+		{"audit-log-maxbackup", "3"},
+		{"audit-log-maxsize", "100"},
+		{"audit-log-path", l.AuditLog()},
+		{"audit-policy-file", l.AuditPolicy()},
+		{"authorization-mode", "Node,RBAC"},
+		{"bind-address", c.BindAddress},
+		{"secure-port", strconv.Itoa(c.SecurePort)},
+		{"client-ca-file", l.CA()},
+		{"enable-admission-plugins", "NamespaceLifecycle,NodeRestriction,LimitRanger,ServiceAccount,DefaultStorageClass,ResourceQuota"},
+		{"etcd-servers", "unix://" + socket},
+		{"event-ttl", "1h"},
+		{"encryption-provider-config", l.EncryptionConfig()},
+		{"kubelet-certificate-authority", l.CA()},
+		{"kubelet-client-certificate", l.Cert(pki.NameKubernetes)},
+		{"kubelet-client-key", l.Key(pki.NameKubernetes)},
+		{"kubelet-preferred-address-types", "InternalIP,InternalDNS,Hostname,ExternalIP,ExternalDNS"},
+		{"runtime-config", "api/all=true"},
+		{"service-account-issuer", "https://kubernetes.default.svc.cluster.local"},
+		{"service-account-key-file", l.Cert(pki.NameServiceAccount)},
+		{"service-account-signing-key-file", l.Key(pki.NameServiceAccount)},
+		{"service-cluster-ip-range", c.ServiceClusterIPRange},
+		{"service-node-port-range", "30000-32767"},
+		{"tls-cert-file", l.Cert(pki.NameKubernetes)},
+		{"tls-private-key-file", l.Key(pki.NameKubernetes)},
+		{"requestheader-client-ca-file", l.Cert(pki.NameFrontProxyCA)},
+		{"requestheader-allowed-names", "front-proxy-client"},
+		{"requestheader-username-headers", "X-Remote-User"},
+		{"requestheader-group-headers", "X-Remote-Group"},
+		{"requestheader-extra-headers-prefix", "X-Remote-Extra-"},
+		{"proxy-client-cert-file", l.Cert(pki.NameFrontProxyClient)},
+		{"proxy-client-key-file", l.Key(pki.NameFrontProxyClient)},
+		{"enable-aggregator-routing", "true"},      // no kube-proxy here: a service IP leads nowhere
+		{KeyShutdownDelay, shutdownDelay.String()}, // not of a cluster of one: see leaving.go
+		// Without it the stop waits up to 60 s for every kubelet's and kubectl's watch (genericapiserver.go).
+		{"shutdown-watch-termination-grace-period", "2s"},
+	}
+	if ip := net.ParseIP(c.AdvertiseAddress); ip != nil && ip.IsLoopback() {
+		// The API refuses loopback addresses in Endpoints, so there is nothing to reconcile.
+		args = append(args, Arg{"endpoint-reconciler-type", "none"})
+	}
+	if c.TracingEndpoint != "" {
+		args = append(args, Arg{"tracing-config-file", l.Tracing()})
+	}
+	return args
+}
+
+// ControllerManagerArgs is the guide's kube-controller-manager.service.
+func ControllerManagerArgs(c config.Controller, l pki.Layout) []Arg {
+	kubeconfig := l.Kubeconfig(pki.NameControllerManager)
+	return append([]Arg{
+		{"bind-address", ControllersBind(c)},
+		{"secure-port", strconv.Itoa(c.ControllerManagerPort)},
+		{"cluster-cidr", c.ClusterCIDR},
+		{"cluster-name", "kubernetes"},
+		{"cluster-signing-cert-file", l.CA()},
+		{"cluster-signing-key-file", l.CAKey()},
+		{"kubeconfig", kubeconfig},
+		{"leader-elect", "true"},
+		{"root-ca-file", l.CA()},
+		{"service-account-private-key-file", l.Key(pki.NameServiceAccount)},
+		{"service-cluster-ip-range", c.ServiceClusterIPRange},
+		{"use-service-account-credentials", "true"},
+		// 20 and 30 by default, which alone is 4.5 s of a first start (119 requests).
+		{"kube-api-qps", "300"},
+		{"kube-api-burst", "600"},
+	}, servingArgs(l, kubeconfig)...)
+}
+
+// WithoutMissingKey drops the signing flags when the CA's key is kept elsewhere:
+// kube-controller-manager runs without signing, but not with a key that is not there
+// (kube-controller-manager/app/certificates.go).
+func WithoutMissingKey(args []Arg, l pki.Layout) []Arg {
+	if _, err := os.Stat(l.CAKey()); !errors.Is(err, fs.ErrNotExist) {
+		return args
+	}
+	return slices.DeleteFunc(args, func(a Arg) bool {
+		return a.Key == "cluster-signing-cert-file" || a.Key == "cluster-signing-key-file"
+	})
+}
+
+// SchedulerArgs is the guide's kube-scheduler.service and kube-scheduler.yaml.
+func SchedulerArgs(c config.Controller, l pki.Layout) []Arg {
+	kubeconfig := l.Kubeconfig(pki.NameScheduler)
+	return append([]Arg{
+		{"bind-address", ControllersBind(c)},
+		{"secure-port", strconv.Itoa(c.SchedulerPort)},
+		{"kubeconfig", kubeconfig},
+		{"leader-elect", "true"},
+		{"kube-api-qps", "1000"}, // 50 and 100 by default bind 55 pods a second
+		{"kube-api-burst", "2000"},
+		// On by default, and it would record every blocking event of etcd and the API server too.
+		{"contention-profiling", "false"},
+	}, servingArgs(l, kubeconfig)...)
+}
+
+// servingArgs lets /metrics on 10257 and 10259 know who asks; the guide's flags
+// leave only /healthz open there.
+func servingArgs(l pki.Layout, kubeconfig string) []Arg {
+	return []Arg{
+		{"authentication-kubeconfig", kubeconfig},
+		{"authorization-kubeconfig", kubeconfig},
+		{"authentication-skip-lookup", "true"}, // a lookup at start would need the API server
+		{"client-ca-file", l.CA()},
+		{"tls-cert-file", l.Cert(pki.NameKubernetes)},
+		{"tls-private-key-file", l.Key(pki.NameKubernetes)},
+	}
+}
+
+// ControllersBind keeps the guide's 0.0.0.0: kubectl get componentstatuses asks
+// 127.0.0.1, whatever address the API server listens on.
+func ControllersBind(c config.Controller) string {
+	if ip := net.ParseIP(c.BindAddress); ip != nil && ip.IsLoopback() {
+		return c.BindAddress
+	}
+	return "0.0.0.0"
+}

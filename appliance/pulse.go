@@ -1,0 +1,81 @@
+package appliance
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"sync"
+
+	"k8s.io/client-go/rest"
+
+	"kthwd/appliance/apiserver"
+	"kthwd/appliance/etcd"
+	"kthwd/appliance/program"
+	"kthwd/appliance/supervise"
+)
+
+// Pulse is what a service manager wants to know of a running controller. Its
+// methods may be called from any goroutine, until Run returns.
+type Pulse struct {
+	group *supervise.Group
+	etcd  *etcd.Member
+	api   *apiserver.Server
+
+	mu     sync.Mutex
+	client *http.Client // of api's loopback, made at first use
+	server string
+}
+
+// Status is the state record; see supervise.Group.Status.
+func (p *Pulse) Status() []supervise.Status { return p.group.Status() }
+
+// Alive returns nil while this process does its own part: the state record
+// answers, etcd reads from its own data, the API server says /livez. Nothing of
+// it asks the other controllers: a lost quorum is no reason to be restarted.
+// What does not serve at the moment, for a reason that the record knows, is not asked.
+func (p *Pulse) Alive(ctx context.Context) error {
+	serves := map[string]bool{}
+	for _, s := range p.group.Status() {
+		serves[s.Name] = s.Healthy()
+	}
+	if serves[program.Etcd] {
+		if err := p.etcd.SerializableRead(ctx); err != nil {
+			return fmt.Errorf("%s: a read of its own data: %w", program.Etcd, err)
+		}
+	}
+	if serves[program.APIServer] {
+		if err := p.livez(ctx); err != nil {
+			return fmt.Errorf("%s: %w", program.APIServer, err)
+		}
+	}
+	return nil
+}
+
+// livez asks the API server over its port. Its check of etcd is left out, for
+// that one reads through the quorum (apiserver/pkg/storage/storagebackend/factory/etcd3.go).
+func (p *Pulse) livez(ctx context.Context) error {
+	client, server, err := p.loopback()
+	if err != nil {
+		return err
+	}
+	return apiserver.Get(ctx, client, server+"/livez?exclude=etcd")
+}
+
+func (p *Pulse) loopback() (*http.Client, string, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.client != nil {
+		return p.client, p.server, nil
+	}
+	config, err := p.api.Loopback()
+	if err != nil {
+		return nil, "", err
+	}
+	config.QPS = -1
+	client, err := rest.HTTPClientFor(config)
+	if err != nil {
+		return nil, "", err
+	}
+	p.client, p.server = client, config.Host
+	return client, config.Host, nil
+}

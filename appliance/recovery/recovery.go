@@ -1,0 +1,347 @@
+package recovery
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
+
+	"kthwd/appliance/advice"
+	"kthwd/appliance/config"
+	"kthwd/appliance/datadir"
+	"kthwd/appliance/etcd"
+	"kthwd/appliance/etcdfiles"
+	"kthwd/appliance/pki"
+	"kthwd/appliance/program"
+)
+
+// Recovery makes the member of one data directory the only one of its cluster, after
+// the others are lost for good. Begin it, show what it would do, Run it, Close it.
+//
+// It works on a copy, inside etcd's data directory, and never on the data themselves:
+//
+//	etcd/member                           the data
+//	etcd/.before-recover-TIME/member      the copy, on which etcd forces a new cluster
+//	etcd/.before-recover-TIME/unfinished  which of the two is the older one
+//
+// When the copy is whole and on the disk, the two directories change places, in one
+// system call. So whenever the process or the machine dies, etcd/member is either what
+// it was or all that it is to become; what was stays beside it.
+type Recovery struct {
+	Name    string   // of the member
+	Member  string   // ids as etcd writes them, in hexadecimal
+	Cluster string   //
+	Lost    []Lost   // who is given up
+	Rev     int64    // what the store has written, at least
+	Data    string   // the directory that is copied
+	Size    int64    // of the data, in bytes
+	Backup  string   // where the data are afterwards
+	Cleared []string // what earlier recoveries left that did not end; removed by Run
+
+	layout  pki.Layout
+	version string
+	log     *slog.Logger
+	lock    *os.File
+	self    storedMember
+}
+
+// Lost is a member that is given up.
+type Lost struct {
+	Name    string
+	Peers   []string
+	Learner bool
+	Answers string // which of Peers somebody listens at, "" for none
+}
+
+const backupPrefix = ".before-recover-"
+
+const unfinished = "unfinished"
+
+const recoverMargin = 128 << 20 // etcd makes two files of 64 MB of its log
+
+const peerTimeout = 2 * time.Second // to connect to a member that is said to be lost
+
+// storedMember is a member as etcd's database has it (etcdserver/api/membership/member.go).
+type storedMember struct {
+	ID         string   `json:"-"`
+	PeerURLs   []string `json:"peerURLs"`
+	IsLearner  bool     `json:"isLearner"`
+	Name       string   `json:"name"`
+	ClientURLs []string `json:"clientURLs"`
+}
+
+// Begin takes the data directory, which no kthwd may use, and looks at its
+// member. It changes nothing. version is kthwd's own.
+func Begin(ctx context.Context, c config.Controller, version string, log *slog.Logger) (_ *Recovery, err error) {
+	r := &Recovery{layout: c.Layout(), version: version, log: log}
+	r.Data = filepath.Join(r.layout.Etcd(), "member")
+	users := program.ParseUser(c.EtcdArgs)
+	if dir := program.Value(users, "wal-dir"); dir != "" {
+		return nil, advice.With(fmt.Errorf("etcd's log is in %s (--etcd-arg=wal-dir): kthwd etcd recover wants it beside the database", dir),
+			fmt.Sprintf("move its files into %s and leave the argument out", filepath.Join(r.Data, "wal")))
+	}
+	if _, err := os.Stat(filepath.Join(r.Data, "wal")); err != nil {
+		return nil, advice.With(fmt.Errorf("no data of etcd in %s: %w", r.layout.Etcd(), err), "name the directory with --data-dir, or the configuration file with --config")
+	}
+	if r.lock, err = datadir.Lock(r.layout); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			r.Close()
+		}
+	}()
+	if err := etcdfiles.Guard(r.layout, users, etcdfiles.Versions(version)); err != nil {
+		return nil, err
+	}
+	if err := etcdfiles.Check(r.layout.Etcd()); err != nil {
+		return nil, etcdfiles.Unusable(r.layout.Etcd(), err)
+	}
+	if err := errors.Join(r.readLog(), r.readStore(), r.measure(), r.findLeftovers()); err != nil {
+		return nil, err
+	}
+	r.Backup = newName(filepath.Join(r.layout.Etcd(), backupPrefix+time.Now().UTC().Format("20060102T150405Z")))
+	r.knock(ctx)
+	return r, r.refuse()
+}
+
+// newName is path, or path with a number when there is something of that name.
+func newName(path string) string {
+	name := path
+	for i := 2; ; i++ {
+		if _, err := os.Lstat(name); errors.Is(err, fs.ErrNotExist) {
+			return name
+		}
+		name = fmt.Sprintf("%s-%d", path, i)
+	}
+}
+
+// Close gives the data directory back.
+func (r *Recovery) Close() {
+	if r.lock != nil {
+		_ = r.lock.Truncate(0)
+		r.lock.Close()
+	}
+}
+
+func (r *Recovery) readLog() error {
+	ids, err := etcdfiles.ReadIDs(filepath.Join(r.Data, "wal"))
+	r.Member, r.Cluster = ids.Member, ids.Cluster
+	return err
+}
+
+// readStore finds the members and the revision in etcd's database, which may lag
+// behind the log by a moment.
+func (r *Recovery) readStore() error {
+	path := filepath.Join(r.Data, "snap", "db")
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	defer db.Close()
+	return db.View(func(tx *bbolt.Tx) error {
+		if keys := tx.Bucket([]byte("key")); keys != nil {
+			if last, _ := keys.Cursor().Last(); len(last) >= 8 {
+				r.Rev = int64(binary.BigEndian.Uint64(last)) // the main revision (storage/mvcc/revision.go)
+			}
+		}
+		members := tx.Bucket([]byte("members"))
+		if members == nil {
+			return fmt.Errorf("%s: no members in it", path)
+		}
+		return members.ForEach(func(id, data []byte) error {
+			m := storedMember{ID: string(id)}
+			if err := json.Unmarshal(data, &m); err != nil {
+				return fmt.Errorf("%s: member %s: %w", path, id, err)
+			}
+			if m.ID == r.Member {
+				r.self, r.Name = m, m.Name
+			} else {
+				r.Lost = append(r.Lost, Lost{Name: m.Name, Peers: m.PeerURLs, Learner: m.IsLearner})
+			}
+			return nil
+		})
+	})
+}
+
+// measure adds up the data. What is no plain file or directory would not be copied.
+func (r *Recovery) measure() error {
+	return filepath.WalkDir(r.Data, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		info, err := d.Info()
+		if err == nil && !info.Mode().IsRegular() {
+			err = advice.With(fmt.Errorf("%s is neither a file nor a directory", path), "put what it stands for in its place")
+		}
+		if err == nil {
+			r.Size += info.Size()
+		}
+		return err
+	})
+}
+
+// knock looks whether the members that are to be given up are there.
+func (r *Recovery) knock(ctx context.Context) {
+	var all sync.WaitGroup
+	for i := range r.Lost {
+		all.Go(func() {
+			for _, peer := range r.Lost[i].Peers {
+				if u, err := url.Parse(peer); err == nil && listens(ctx, u.Host) {
+					r.Lost[i].Answers = peer
+				}
+			}
+		})
+	}
+	all.Wait()
+	slices.SortFunc(r.Lost, func(a, b Lost) int { return strings.Compare(a.Name, b.Name) })
+}
+
+func listens(ctx context.Context, address string) bool {
+	d := net.Dialer{Timeout: peerTimeout}
+	c, err := d.DialContext(ctx, "tcp", address)
+	if err == nil {
+		c.Close()
+	}
+	return err == nil
+}
+
+// refuse is why this must not be done, or nil.
+func (r *Recovery) refuse() error {
+	for _, l := range r.Lost {
+		if l.Answers != "" {
+			return advice.With(fmt.Errorf("%s is not lost: somebody listens at %s; with it there would be two clusters of the same name", l.Name, l.Answers),
+				"start kthwd here, and they find each other; or stop it there, for good")
+		}
+	}
+	switch {
+	case len(r.Lost) == 0:
+		return advice.With(fmt.Errorf("%s is the only member of its cluster: there is nothing to recover from", r.Name), "start kthwd")
+	case r.self.IsLearner || r.Name == "":
+		return advice.With(errors.New("this member had no vote yet, so it may lack what the others have acknowledged"),
+			"recover on a controller that was a full member, or restore a snapshot")
+	}
+	return r.room()
+}
+
+// room looks whether the copy fits on the disk.
+func (r *Recovery) room() error {
+	var disk unix.Statfs_t
+	if err := unix.Statfs(r.layout.Etcd(), &disk); err != nil {
+		return fmt.Errorf("free space of %s: %w", r.layout.Etcd(), err)
+	}
+	if free := int64(disk.Bavail) * disk.Bsize; free < r.Size+recoverMargin {
+		return advice.With(fmt.Errorf("%s has %d MB free, and the copy of etcd's data needs %d MB", r.layout.Etcd(), free>>20, (r.Size+recoverMargin)>>20),
+			"make room; or copy etcd's directory to a larger disk and name it with --etcd-data-dir")
+	}
+	return nil
+}
+
+// Run does it. When ctx ends before the directories change places, nothing has
+// changed. It returns the revision of the store.
+func (r *Recovery) Run(ctx context.Context) (revision int64, err error) {
+	steps := r.steps(ctx, &revision)
+	for _, s := range steps {
+		if err := errors.Join(ctx.Err(), s.do()); err != nil {
+			if s.changed {
+				return revision, fmt.Errorf("%s, after the new data took their place: %w", s.what, err)
+			}
+			return 0, fmt.Errorf("%s, nothing has changed: %w", s.what, errors.Join(err, os.RemoveAll(r.Backup)))
+		}
+	}
+	return revision, nil
+}
+
+// step is a part of a recovery. The process may die in it, or after it.
+type step struct {
+	what    string
+	changed bool // the new data are in place when it begins
+	do      func() error
+}
+
+func (r *Recovery) steps(ctx context.Context, revision *int64) []step {
+	copied := filepath.Join(r.Backup, "member")
+	mark := filepath.Join(r.Backup, unfinished)
+	return []step{
+		{"remove what was not finished", false, r.clear},
+		{"mark the copy", false, func() error { return r.mark(mark) }},
+		{"copy etcd's data", false, func() error { return copyTree(ctx, r.Data, copied) }},
+		{"force a new cluster", false, func() (err error) {
+			*revision, err = etcd.ForceAlone(ctx, r.Name, r.Backup, r.self.ClientURLs, r.log)
+			return err
+		}},
+		{"write the new data to the disk", false, func() error {
+			return errors.Join(syncTree(copied), datadir.Sync(r.Backup), datadir.Sync(r.layout.Etcd()))
+		}},
+		{"put the new data in place", false, func() error { return exchange(r.Data, copied) }},
+		{"write the change to the disk", true, func() error { return errors.Join(datadir.Sync(r.layout.Etcd()), datadir.Sync(r.Backup)) }},
+		{"remember the new cluster", true, r.remember},
+		{"take the mark away", true, func() error { return errors.Join(os.Remove(mark), datadir.Sync(r.Backup)) }},
+	}
+}
+
+// mark writes down which directory the data are in now: while it is still the one
+// with their name, what is beside it is an unfinished copy.
+func (r *Recovery) mark(path string) error {
+	inode, err := inodeOf(r.Data)
+	if err == nil {
+		err = os.Mkdir(r.Backup, 0o700)
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(datadir.Write(path, fmt.Appendln(nil, inode)), datadir.Sync(r.Backup), datadir.Sync(r.layout.Etcd()))
+}
+
+// findLeftovers finds copies that were never put in place.
+func (r *Recovery) findLeftovers() error {
+	marks, err := filepath.Glob(filepath.Join(r.layout.Etcd(), backupPrefix+"*", unfinished))
+	if err != nil || len(marks) == 0 {
+		return err
+	}
+	inode, err := inodeOf(r.Data)
+	if err != nil {
+		return err
+	}
+	for _, m := range marks {
+		data, err := os.ReadFile(m)
+		if err != nil {
+			return err
+		}
+		// An empty mark was not written to its end, hence there is no copy either.
+		if was := strings.TrimSpace(string(data)); was == inode || was == "" {
+			r.Cleared = append(r.Cleared, filepath.Dir(m))
+		}
+	}
+	return nil
+}
+
+func (r *Recovery) clear() error {
+	for _, dir := range r.Cleared {
+		if err := os.RemoveAll(dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// remember writes into the record that the member is alone now.
+func (r *Recovery) remember() error {
+	record := etcdfiles.Versions(r.version)
+	record.Cluster, record.Member, record.Members = r.Cluster, r.Member, 1
+	return record.Write(r.layout)
+}

@@ -1,0 +1,110 @@
+package appliance
+
+import (
+	"errors"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.etcd.io/etcd/server/v3/embed"
+
+	"kthwd/appliance/apiserver"
+	"kthwd/appliance/datadir"
+	"kthwd/appliance/etcd"
+	"kthwd/appliance/etcdfiles"
+	"kthwd/appliance/lease"
+	"kthwd/appliance/membership"
+	"kthwd/appliance/pki"
+	"kthwd/appliance/program"
+	"kthwd/appliance/status"
+	"kthwd/appliance/supervise"
+	"kthwd/appliance/version"
+)
+
+// newStatus answers questions about this process.
+func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.Members, api *apiserver.Server, leases []*lease.Record, collectors ...prometheus.Collector) supervise.Component {
+	versions, beside := version.Linked(), p.o.Beside
+	if beside == nil {
+		beside = &Beside{Report: func(*status.Report) {}}
+	}
+	used := status.CertificatesOf(p.usedFiles)
+	p.events = newEventWriter(p.cfg.Name, api.Loopback, used, p.o.Logs.Logger("kthwd"))
+	return status.NewServer(status.ServerConfig{
+		Changed: g.Changed, OnEvent: p.events.seen,
+		Socket: p.socket.Control, Address: p.o.Metrics.Address, Web: p.o.Metrics.Web, Pprof: p.o.Metrics.Pprof,
+		Logs: p.o.Logs, Collectors: append(collectors, beside.Collectors...), Programs: programSeries(), Private: m.Private(),
+		Report: func() status.Report {
+			ready, reason := g.Ready()
+			quorum := e.Quorum()
+			r := status.Report{
+				Version: p.o.Version, Kubernetes: versions.Kubernetes, Etcd: versions.Etcd,
+				PID: os.Getpid(), Started: p.o.Started, Ready: ready, Reason: reason,
+				Components: g.Status(), Quorum: &quorum,
+				Name: p.cfg.Name, Dependencies: g.Dependencies(), Restarts: g.Restarts(),
+				Member: e.Member(), Certificates: append(used(), api.LoopbackCertificate()...),
+			}
+			for _, l := range leases {
+				r.Leases = append(r.Leases, l.Lease())
+			}
+			beside.Report(&r)
+			return r
+		},
+	})
+}
+
+// usedFiles are the certificates and kubeconfigs that the programs are told to
+// use, and those that kthwd and its verbs use beside them, each once.
+func (p *prepared) usedFiles() (files []string) {
+	add := func(path string) {
+		if path != "" && !slices.Contains(files, path) {
+			files = append(files, path)
+		}
+	}
+	for _, name := range []string{program.Etcd, program.APIServer, program.ControllerManager, program.Scheduler} {
+		for _, a := range p.args[name] {
+			if namesCertificate(a.Key) {
+				add(a.Value)
+			}
+		}
+	}
+	add(p.layout.Cert(pki.NameHealth))
+	add(p.layout.Kubeconfig(pki.NameAdmin))
+	if p.o.Metrics.Web != "" {
+		if w, err := status.ReadWeb(p.o.Metrics.Web); err == nil {
+			add(w.CertFile)
+			add(w.CAFile)
+		}
+	}
+	return files
+}
+
+// namesCertificate tells whether the value of a program's flag is a file of
+// certificates, or a kubeconfig.
+func namesCertificate(key string) bool {
+	if strings.HasPrefix(key, "service-account-") {
+		return key == "service-account-key-file"
+	}
+	for _, end := range []string{"ca-file", "cert-file", "client-certificate", "certificate-authority", "kubeconfig"} {
+		if strings.HasSuffix(key, end) {
+			return true
+		}
+	}
+	return false
+}
+
+// remember keeps the record true while the member runs. A failure is no reason to
+// stop: it is tried again.
+func (p *prepared) remember(server *embed.Etcd) {
+	r := etcdfiles.Versions(p.o.Version)
+	ids := etcdfiles.RecordOf(server.Server.Cluster().ID(), server.Server.MemberID())
+	r.Cluster, r.Member, r.Members = ids.Cluster, ids.Member, etcd.Voters(server)
+	if r == p.record {
+		return
+	}
+	if err := errors.Join(r.Write(p.layout), datadir.ForgetJoin(p.layout)); err != nil {
+		p.log.Debug("member record not written", "file", p.layout.Record(), "err", err)
+		return
+	}
+	p.record = r
+}

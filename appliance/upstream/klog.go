@@ -1,0 +1,254 @@
+package upstream
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/go-logr/logr"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	klog "k8s.io/klog/v2"
+
+	"kthwd/appliance/logging"
+	"kthwd/appliance/program"
+)
+
+// The embedded programs log through klog and zap. This file leads both into
+// kthwd's one logger, each line with the component it came from.
+
+// ContextFor gives code that logs through its context (klog.FromContext) the
+// logger of its component. What it complains of once ctx has ended, because its
+// connections and caches go away under it, is logged at level debug.
+func ContextFor(ctx context.Context, logs *logging.Logs, component string) context.Context {
+	return klog.NewContext(ctx, logr.FromSlogHandler(lowered{newQuiet(ctx, logs.Handler(component))}))
+}
+
+// lower moves upstream's info one step down, so that level info has one line
+// for each change of state, not the three hundred that the programs write at
+// every start. Upstream's V(n) is level n+1 of its component; warnings and
+// errors stay what they are.
+func lower(level slog.Level) slog.Level {
+	if level > slog.LevelInfo {
+		return level
+	}
+	return level - 1
+}
+
+// VerbosityLevel is the log level at which a component says what upstream says
+// with --v=n.
+func VerbosityLevel(n int) string { return strconv.Itoa(n + 1) }
+
+// lowered applies lower to what reaches a handler.
+type lowered struct{ slog.Handler }
+
+// Enabled implements slog.Handler.
+func (l lowered) Enabled(ctx context.Context, level slog.Level) bool {
+	return l.Handler.Enabled(ctx, lower(level))
+}
+
+// Handle implements slog.Handler.
+func (l lowered) Handle(ctx context.Context, r slog.Record) error {
+	r.Level = lower(r.Level)
+	return l.Handler.Handle(ctx, r)
+}
+
+// WithAttrs implements slog.Handler.
+func (l lowered) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return lowered{l.Handler.WithAttrs(attrs)}
+}
+
+// WithGroup implements slog.Handler.
+func (l lowered) WithGroup(name string) slog.Handler { return lowered{l.Handler.WithGroup(name)} }
+
+// BridgeKlog points klog's global functions at logs and keeps klog's verbosity
+// at what the most talkative component wants. It acts on the whole process. What
+// upstream complains of once live has ended, when it was asked to stop, is logged
+// at level debug.
+func BridgeKlog(live context.Context, logs *logging.Logs) {
+	for _, c := range klogComponents {
+		logs.Logger(c) // known to kthwd log-level before its first line
+	}
+	klog.SetSlogLogger(slog.New(lowered{newQuiet(live, &router{logs: logs})}))
+	// klog flushes log files for up to 10 s in a fatal exit; there are none here.
+	klog.ExitFlushTimeout = 100 * time.Millisecond
+	fs := flag.NewFlagSet("klog", flag.ContinueOnError)
+	klog.InitFlags(fs)
+	follow := func() { _ = fs.Set("v", strconv.Itoa(verbosity(logs))) }
+	follow()
+	logs.OnLevelChange(follow)
+}
+
+// verbosity is the highest V(n) that any component wants.
+func verbosity(logs *logging.Logs) int {
+	lowest := slog.LevelInfo
+	for _, c := range klogComponents {
+		lowest = min(lowest, logs.Level(c))
+	}
+	return max(0, int(-lowest)-1)
+}
+
+var klogComponents = []string{program.APIServer, program.ControllerManager, program.Scheduler, program.Kubernetes}
+
+// router is the handler behind klog's global functions, which know no
+// component: the package of the calling function tells it.
+type router struct {
+	logs *logging.Logs
+	with []func(slog.Handler) slog.Handler
+}
+
+// Enabled implements slog.Handler.
+func (r *router) Enabled(_ context.Context, level slog.Level) bool {
+	return slices.ContainsFunc(klogComponents, func(c string) bool { return level >= r.logs.Level(c) })
+}
+
+// Handle implements slog.Handler.
+func (r *router) Handle(ctx context.Context, record slog.Record) error {
+	h := r.logs.Handler(componentOf(record.PC))
+	for _, f := range r.with {
+		h = f(h)
+	}
+	if !h.Enabled(ctx, record.Level) {
+		return nil
+	}
+	return h.Handle(ctx, record)
+}
+
+// WithAttrs implements slog.Handler.
+func (r *router) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return r.add(func(h slog.Handler) slog.Handler { return h.WithAttrs(attrs) })
+}
+
+// WithGroup implements slog.Handler.
+func (r *router) WithGroup(name string) slog.Handler {
+	return r.add(func(h slog.Handler) slog.Handler { return h.WithGroup(name) })
+}
+
+func (r *router) add(f func(slog.Handler) slog.Handler) slog.Handler {
+	return &router{r.logs, append(slices.Clip(r.with), f)}
+}
+
+// callers are the packages, with those below them, that belong to one program.
+// What all three use (client-go, most of all) is logged as "kubernetes".
+var callers = []struct{ prefix, component string }{
+	{"k8s.io/apiserver", program.APIServer},
+	{"k8s.io/kube-aggregator", program.APIServer},
+	{"k8s.io/apiextensions-apiserver", program.APIServer},
+	{"k8s.io/kube-openapi", program.APIServer},
+	{"k8s.io/kubernetes/cmd/kube-apiserver", program.APIServer},
+	{"k8s.io/kubernetes/pkg/controlplane", program.APIServer},
+	{"k8s.io/kubernetes/pkg/registry", program.APIServer},
+	{"k8s.io/kubernetes/pkg/kubeapiserver", program.APIServer},
+	{"k8s.io/kubernetes/plugin", program.APIServer},
+	{"k8s.io/kubernetes/cmd/kube-controller-manager", program.ControllerManager},
+	{"k8s.io/kubernetes/pkg/controller", program.ControllerManager},
+	{"k8s.io/controller-manager", program.ControllerManager},
+	{"k8s.io/cloud-provider", program.ControllerManager},
+	{"k8s.io/kubernetes/cmd/kube-scheduler", program.Scheduler},
+	{"k8s.io/kubernetes/pkg/scheduler", program.Scheduler},
+}
+
+func componentOf(pc uintptr) string {
+	frame, _ := runtime.CallersFrames([]uintptr{pc}).Next()
+	return componentOfFunction(frame.Function)
+}
+
+func componentOfFunction(name string) string {
+	for _, c := range callers {
+		if rest, ok := strings.CutPrefix(name, c.prefix); ok && (strings.HasPrefix(rest, "/") || strings.HasPrefix(rest, ".")) {
+			return c.component
+		}
+	}
+	return program.Kubernetes
+}
+
+// NewZap is etcd's logger. A fatal line, or one after which etcd would panic on
+// a goroutine of its own, calls died with its text and then parks the goroutine:
+// etcd must not go on after it, and only main exits the process.
+func NewZap(log *slog.Logger, died func(error)) *zap.Logger {
+	core := &zapCore{handler: newQuiet(context.Background(), log.Handler())}
+	return zap.New(core, zap.WithFatalHook(parked{died}), zap.WithPanicHook(parked{died}))
+}
+
+// parked is the hook that zap calls instead of os.Exit.
+type parked struct{ died func(error) }
+
+// OnWrite implements zapcore.CheckWriteHook. It does not return.
+func (p parked) OnWrite(entry *zapcore.CheckedEntry, fields []zapcore.Field) {
+	p.died(fatalText(entry.Message, fields))
+	select {}
+}
+
+func fatalText(message string, fields []zapcore.Field) error {
+	for _, f := range fields {
+		if err, ok := f.Interface.(error); ok && f.Type == zapcore.ErrorType {
+			return fmt.Errorf("%s: %w", message, err)
+		}
+	}
+	return fmt.Errorf("%s", message)
+}
+
+// zapCore writes zap's entries to a slog handler.
+type zapCore struct{ handler slog.Handler }
+
+var _ zapcore.Core = (*zapCore)(nil)
+
+// Enabled implements zapcore.LevelEnabler.
+func (c *zapCore) Enabled(level zapcore.Level) bool {
+	return c.handler.Enabled(context.Background(), slogLevel(level))
+}
+
+// With implements zapcore.Core.
+func (c *zapCore) With(fields []zapcore.Field) zapcore.Core {
+	return &zapCore{c.handler.WithAttrs(attrs(fields))}
+}
+
+// Check implements zapcore.Core.
+func (c *zapCore) Check(entry zapcore.Entry, checked *zapcore.CheckedEntry) *zapcore.CheckedEntry {
+	if c.Enabled(entry.Level) {
+		return checked.AddCore(entry, c)
+	}
+	return checked
+}
+
+// Write implements zapcore.Core.
+func (c *zapCore) Write(entry zapcore.Entry, fields []zapcore.Field) error {
+	record := slog.NewRecord(entry.Time, slogLevel(entry.Level), entry.Message, 0)
+	record.AddAttrs(attrs(fields)...)
+	return c.handler.Handle(context.Background(), record)
+}
+
+// Sync implements zapcore.Core.
+func (c *zapCore) Sync() error { return nil }
+
+func attrs(fields []zapcore.Field) []slog.Attr {
+	enc := zapcore.NewMapObjectEncoder()
+	out := make([]slog.Attr, 0, len(fields))
+	for _, f := range fields {
+		f.AddTo(enc)
+	}
+	for key, value := range enc.Fields {
+		out = append(out, slog.Any(key, value))
+	}
+	slices.SortFunc(out, func(a, b slog.Attr) int { return strings.Compare(a.Key, b.Key) })
+	return out
+}
+
+func slogLevel(level zapcore.Level) slog.Level {
+	switch {
+	case level >= zapcore.ErrorLevel:
+		return slog.LevelError
+	case level == zapcore.WarnLevel:
+		return slog.LevelWarn
+	case level == zapcore.InfoLevel:
+		return lower(slog.LevelInfo)
+	default:
+		return slog.LevelDebug
+	}
+}

@@ -1,0 +1,188 @@
+package upstream
+
+import (
+	"context"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	restclient "k8s.io/client-go/rest"
+)
+
+// QuietClients keeps client-go from logging a warning for each deprecated API
+// that the programs themselves use, as both upstream commands do.
+func QuietClients() { restclient.SetDefaultWarningHandler(restclient.NoWarnings{}) }
+
+// quiet is the last step of the bridge from upstream's loggers: what is expected
+// goes to level debug, requests are not dumped, and a line that is repeated
+// again and again does not fill the disk.
+type quiet struct {
+	slog.Handler
+	live    context.Context // lines after its end come from a stop and go to level debug
+	repeats *repeats
+}
+
+func newQuiet(live context.Context, h slog.Handler) *quiet {
+	return &quiet{h, live, &repeats{now: time.Now, seen: map[string]*window{}}}
+}
+
+// Handle implements slog.Handler.
+func (q *quiet) Handle(ctx context.Context, r slog.Record) error {
+	if r.Level < slog.LevelWarn {
+		return q.Handler.Handle(ctx, r)
+	}
+	if isExpected(r) || q.live.Err() != nil {
+		r.Level = slog.LevelDebug
+	}
+	if q.Handler.Enabled(ctx, slog.LevelDebug) {
+		return q.Handler.Handle(ctx, r)
+	}
+	if r.Level == slog.LevelDebug {
+		return nil
+	}
+	allowed, suppressed := q.repeats.allow(r.Message)
+	if !allowed {
+		return nil
+	}
+	r = withoutDumps(r)
+	if suppressed > 0 {
+		r.AddAttrs(slog.Int("suppressed", suppressed))
+	}
+	return q.Handler.Handle(ctx, r)
+}
+
+// WithAttrs implements slog.Handler.
+func (q *quiet) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return &quiet{q.Handler.WithAttrs(attrs), q.live, q.repeats}
+}
+
+// WithGroup implements slog.Handler.
+func (q *quiet) WithGroup(name string) slog.Handler {
+	return &quiet{q.Handler.WithGroup(name), q.live, q.repeats}
+}
+
+// repeats lets the first few lines of a kind through and counts the others.
+type repeats struct {
+	now  func() time.Time
+	mu   sync.Mutex
+	seen map[string]*window
+}
+
+// A slow disk makes etcd warn about each request, a thousand a second.
+const (
+	repeatWindow = 10 * time.Second
+	repeatBurst  = 3
+	repeatKinds  = 1000 // messages remembered; a message may hold a name, so that there is no end to them
+)
+
+type window struct {
+	began      time.Time
+	count      int
+	suppressed int
+}
+
+// allow tells whether the line may be written, and how many like it were not
+// since the last one.
+func (r *repeats) allow(message string) (ok bool, suppressed int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.now()
+	w := r.seen[message]
+	if w == nil {
+		if len(r.seen) >= repeatKinds {
+			clear(r.seen)
+		}
+		w = &window{began: now}
+		r.seen[message] = w
+	}
+	if now.Sub(w.began) >= repeatWindow {
+		suppressed = w.suppressed
+		*w = window{began: now}
+	}
+	if w.count++; w.count > repeatBurst {
+		w.suppressed++
+		return false, 0
+	}
+	return true, suppressed
+}
+
+// dumps are the values in which etcd shows whole requests.
+var dumps = map[string]bool{"request": true, "response": true, "request content": true}
+
+func withoutDumps(r slog.Record) slog.Record {
+	short := slog.NewRecord(r.Time, r.Level, r.Message, r.PC)
+	r.Attrs(func(a slog.Attr) bool {
+		if !dumps[a.Key] {
+			short.AddAttrs(a)
+		}
+		return true
+	})
+	return short
+}
+
+// expected is a line that upstream logs as a warning or an error although
+// nothing is wrong in a kthwd: an operator who greps for ERROR at 3 a.m. must
+// not find it in every healthy start. It is still written, at level debug.
+type expected struct {
+	message string
+	about   string // in a value of the record; empty: any
+	why     string
+}
+
+var expectedLines = []expected{
+	{"Running http and grpc server on single port. This is not recommended for production.", "", "2379 is for other machines and etcdctl; the API server uses the socket"},
+	{"scheme is http or unix while key and cert files are present; ignoring key and cert files", "unix:", "the socket is guarded by its directory"},
+	{"scheme is http or unix while --client-cert-auth is enabled; ignoring client cert auth for this URL", "unix:", "the socket is guarded by its directory"},
+	{"simple token is not cryptographically signed", "", "etcd's own users are not used"},
+	{"Failed to detect schema version", "missing term information", "the database is new"},
+	{"failed to update storage version", "missing term information", "the database is new"},
+	{"request stats", "", "the same request is in a line of its own when it was slow"},
+	{"setting up serving from embedded etcd failed.", "closed", "etcd stops"},
+	{"stopping insecure grpc server due to error", "closed", "etcd stops"},
+	{"stopped insecure grpc server due to error", "closed", "etcd stops"},
+	{"stopping secure grpc server due to error", "closed", "etcd stops"},
+	{"stopped secure grpc server due to error", "closed", "etcd stops"},
+	{"The manifest file is empty, ignoring.", "", "no --allow-metric-labels-manifest is given"},
+	{"Failed to ensure lease exists, will retry", `namespaces "kube-system" not found`, "the namespace is made a moment later"},
+	{"Found stale data, removed previous endpoints on kubernetes service, apiserver didn't exit successfully previously", "", "upstream finds its own service without endpoints at a start"},
+	{"unable to register metrics", "duplicate", "an earlier term of kube-controller-manager in this process has done it"},
+	{"Error initializing dynamic plugin prober", "/usr/libexec/kubernetes", "FlexVolume plugins are the kubelet's; the user of the unit may not make their directory, nor need it"},
+	{"retrying of unary invoker failed", "context canceled", "whoever asked has gone"},
+	{"retrying of unary invoker failed", "the client connection is closing", "a client of etcd that is not needed any more"},
+	{"Unhandled Error", "for Service default/kubernetes is not allocated; repairing", "a first look at addresses between the making of the service and its allocation; upstream mends it itself"},
+	{"Error while syncing ConfigMap", `namespaces "kube-system" not found`, "the namespace is made a moment later"},
+}
+
+// expectedParts are in messages that hold more than words.
+var expectedParts = []string{
+	"cannot campaign at term", // a lone etcd member in its first ticks
+	"Error removing old endpoints from kubernetes service: no API server IP addresses were listed in storage", // a restart of the only API server
+}
+
+// isExpected tells whether a record is one of expectedLines.
+func isExpected(r slog.Record) bool {
+	for _, e := range expectedLines {
+		if r.Message == e.message && mentions(r, e.about) {
+			return true
+		}
+	}
+	for _, part := range expectedParts {
+		if strings.Contains(r.Message, part) {
+			return true
+		}
+	}
+	return false
+}
+
+func mentions(r slog.Record, about string) bool {
+	if about == "" {
+		return true
+	}
+	found := false
+	r.Attrs(func(a slog.Attr) bool {
+		found = strings.Contains(a.Value.String(), about)
+		return !found
+	})
+	return found
+}
