@@ -45,8 +45,7 @@ func sources(t *testing.T) (files []string) {
 	return files
 }
 
-// TestCodeMap wants every package in the code map, and every file of appliance,
-// whose list is the feature list.
+// TestCodeMap requires every package in the code map, and every path there to exist.
 func TestCodeMap(t *testing.T) {
 	p := page{architecture, read(t, architecture)}
 	codeMap := p.section(t, "## Code map")
@@ -62,14 +61,8 @@ func TestCodeMap(t *testing.T) {
 			named[dir] = true
 			t.Errorf("the code map in %s lacks the package %s", architecture, dir)
 		}
-		if base := filepath.Base(file); dir == "appliance" && !strings.HasSuffix(base, "_test.go") && !named[base] {
-			t.Errorf("the code map in %s lacks the file %s", architecture, file)
-		}
 	}
 	for name := range named {
-		if filepath.Ext(name) == ".go" {
-			name = filepath.Join("appliance", name)
-		}
 		exists(t, p, name)
 	}
 }

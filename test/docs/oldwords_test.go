@@ -15,7 +15,7 @@ import (
 	"kthwd/test/kthwtest"
 )
 
-// TestOldWords holds the table of old words to appliance/oldwords.go, which it
+// TestOldWords holds the table of old words to appliance/cmdline/oldwords.go, which it
 // is written from.
 func TestOldWords(t *testing.T) {
 	text := read(t, differences)
@@ -85,7 +85,7 @@ func oldWordsTable(t *testing.T) string {
 	return b.String()
 }
 
-// source is what the table needs of package appliance.
+// source is what the table needs of the packages cmdline and program.
 type source struct {
 	vars   map[string]ast.Expr
 	consts map[string]string
@@ -94,7 +94,7 @@ type source struct {
 func parseAppliance(t *testing.T) source {
 	t.Helper()
 	s := source{map[string]ast.Expr{}, map[string]string{}}
-	for _, name := range []string{"oldwords.go", "options.go"} {
+	for _, name := range []string{"cmdline/oldwords.go", "program/names.go"} {
 		file, err := parser.ParseFile(token.NewFileSet(), filepath.Join(kthwtest.Root(), "appliance", name), nil, parser.SkipObjectResolution)
 		if err != nil {
 			t.Fatal(err)
@@ -131,6 +131,9 @@ func (s source) text(t *testing.T, e ast.Expr) string {
 	t.Helper()
 	if text, ok := literal(e); ok {
 		return text
+	}
+	if selected, ok := e.(*ast.SelectorExpr); ok {
+		e = selected.Sel
 	}
 	if name, ok := e.(*ast.Ident); ok {
 		if text, ok := s.consts[name.Name]; ok {
