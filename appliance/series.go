@@ -76,8 +76,8 @@ func familyOf(name string) string {
 
 // programSeries are the programs of this process with the series of each.
 func programSeries() []status.Program {
-	of := func(name string) prometheus.Gatherer {
-		return selected{legacyregistry.DefaultGatherer, func(name string) bool { return familyOf(name) == name }}
+	of := func(owner string) prometheus.Gatherer {
+		return selected{legacyregistry.DefaultGatherer, func(name string) bool { return familyOf(name) == owner }}
 	}
 	return []status.Program{
 		{Name: program.Etcd, Gatherer: selected{prometheus.DefaultGatherer, func(name string) bool { return hasPrefix(name, ofEtcd) }}},

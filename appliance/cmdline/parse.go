@@ -21,8 +21,8 @@ func Parse(name string, sets cliflag.NamedFlagSets, args []program.Arg) error {
 	fs.SetOutput(io.Discard)
 	fs.SetNormalizeFunc(cliflag.WordSepNormalizeFunc)
 	fs.Usage = func() {}
-	for _, name := range sets.Order {
-		fs.AddFlagSet(sets.FlagSets[name])
+	for _, set := range sets.Order {
+		fs.AddFlagSet(sets.FlagSets[set])
 	}
 	if err := fs.Parse(program.Render(args)); err != nil {
 		return UnknownFlag(name, err)
