@@ -5,14 +5,13 @@
 //
 //	health bridge, status ─► etcd ─► kube-apiserver ─► { rbac seed, kube-controller-manager, kube-scheduler }
 //
-// An arrow means: starts when the left one is ready, stops before it. Run is the
-// wiring, to be read as a list. Each program is one file with one Component;
-// args.go is the guide's unit files as data.
+// An arrow means: starts when the left one is ready, stops before it. wire.go is
+// that list; prepare.go is everything that must be right before it.
 //
-// What upstream's code would do to its host is caught here: a lost lease ends
-// one term of one program and not the process (leader.go); a missing quorum is
-// a state in which everything waits (etcd.go, apiserver.go); a fatal log line
-// becomes an orderly stop (exit.go). Only the caller exits the process.
+// What upstream's code would do to its host is caught below: a lost lease ends
+// one term of one program and not the process (package lease); a missing quorum
+// is a state in which everything waits (etcd, apiserver); a fatal log line
+// becomes an orderly stop (upstream). Only the caller exits the process.
 //
 // Feature gates, metrics registries and the klog logger are process-wide, so
 // there is one Run at a time in a process.

@@ -1,3 +1,16 @@
+// Package advice attaches a hint to an error: one line that tells a person what to do.
+//
+// With adds the hint where the error is made, because that code has the facts:
+//
+//	return advice.With(fmt.Errorf("read %s: %w", path, err), "mount the disk")
+//
+// Of finds the hint of an error, however deep it is wrapped; the program that
+// shows errors calls it once, at the end. Usage marks an error as a mistake in the
+// command line or the configuration, from which the exit code 2 follows. Usage
+// marks each error of an errors.Join; With does not look into one, so add the hint
+// before joining.
+//
+// The package prints nothing and imports nothing of kthwd.
 package advice
 
 import "errors"

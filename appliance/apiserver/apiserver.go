@@ -1,3 +1,20 @@
+// Package apiserver runs kube-apiserver as a component.
+//
+// Run waits until etcd serves a linearizable read, builds the server, serves, and
+// calls ready when /readyz succeeds for a client that verifies the certificate. A
+// build that fails without a quorum is repeated; any other failure ends Run.
+// Begin starts the first half of the build before there is a quorum; call it at
+// most once, before Run, and only when etcd's socket is open.
+//
+// The order of a stop: supervise.Leaving ends first, and /readyz fails from then
+// on; the server leaves the endpoints of the kubernetes service, keeps serving for
+// the shutdown delay, tells clients to reconnect elsewhere, and then drains. etcd
+// must outlive it. Without a quorum the drain would hang, so it asks etcd to
+// abandon the waiting requests.
+//
+// Two start-up hooks of upstream end the process when etcd is slow; bootstrap.go
+// replaces them. The package sets no feature gates: the caller does, once, before
+// Run.
 package apiserver
 
 import (

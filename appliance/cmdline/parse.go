@@ -1,3 +1,18 @@
+// Package cmdline reads the command lines of the embedded programs the way
+// today's programs read them.
+//
+// Translate turns the flags and values of older guides into today's; it comes
+// first, because Parse, like the programs, refuses an old flag. CheckGates comes
+// before the feature gates are set: the three Kubernetes programs share one set of
+// gates, and the last of three different values would win silently. WithoutGates
+// drops the gate flags from a command line that is parsed a second time.
+//
+// SchedulerConfig, EncryptionWarning and CheckPolicies do the same for the files
+// that a flag can name. No file of the user is changed: a translated
+// kube-scheduler.yaml is written into the run directory.
+//
+// The package sets no feature gate and starts nothing. Old flags that decide who
+// may do what are not translated; they stay errors.
 package cmdline
 
 import (

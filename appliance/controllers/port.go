@@ -1,3 +1,19 @@
+// Package controllers runs kube-controller-manager and kube-scheduler, one term
+// after another, each while it holds its lease.
+//
+// Manager and Scheduler are components. Each has a second one, its Port, which
+// answers on 10257 or 10259 from the start of the process to its end, whether the
+// program leads or not; add the port before the program, which depends on it and on
+// the API server. A term parses its command line again, since upstream's options
+// can be used once only.
+//
+// ParseManager and ParseScheduler check a command line before anything starts.
+// ReadSettings returns what kthwd itself needs of the scheduler's configuration.
+// Alive is the health check that both ports show.
+//
+// Both programs share process-wide registries with the rest of Kubernetes (informer
+// names, configz), which each term resets first: there can be one Manager and one
+// Scheduler in a process. Leader election is not upstream's; see package lease.
 package controllers
 
 import (

@@ -1,3 +1,25 @@
+// Package etcd runs the etcd member of this controller as a component.
+//
+// New parses nothing from disk and touches no file; Run does the rest and blocks
+// until its context ends:
+//
+//	m, err := etcd.New(etcd.Config{Args: args, Log: log})
+//	node := group.Add(m)
+//
+// Run prepares the data directory, learns the current members when it joins a
+// cluster, starts the server and waits for a quorum without a deadline. It calls
+// ready once the member votes and has taken part in a write. A
+// lone member gets a short election timeout, unless Config says that it had others
+// when it last ran.
+//
+// A stop has an order that the caller can break: RequestTransfer, or Run's own
+// stop, moves leadership to another member first, while every member holds its
+// writes, so that no write fails; the API server must stop before etcd. When there
+// is no quorum any stop would hang, and Abandon makes the waiting requests fail.
+//
+// A fatal line in etcd's log ends Run with an error, never the process. The
+// package does not change the membership (see membership) and does not repair data
+// (see etcdfiles and recovery); ForceAlone is there for recovery only.
 package etcd
 
 import (

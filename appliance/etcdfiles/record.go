@@ -1,3 +1,17 @@
+// Package etcdfiles works on etcd's files while no etcd runs on them.
+//
+// A Record is what a data directory remembers of its member: the cluster, the
+// member, and the versions that last ran. Guard compares it with etcd's
+// write-ahead log and with this binary, and refuses a start that would lose data: a
+// directory whose data are gone or belong to another cluster, and versions that do
+// not follow one another. Guard comes after datadir.Lock and before etcd opens
+// anything. Versions is the part of a Record that a binary decides.
+//
+// Check reads the log and the backend for damage before etcd does, since etcd
+// panics or logs a fatal line instead of returning an error. CommitAll marks every entry of a log
+// as committed; only a recovery calls it, on a copy.
+//
+// No function here may be called on the data of a running etcd.
 package etcdfiles
 
 import (

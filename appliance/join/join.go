@@ -1,3 +1,17 @@
+// Package join makes this machine a controller of a running cluster.
+//
+// Join runs once, offline, as "kthwd join": it takes a token, fetches the shared
+// files from a controller, makes this machine's own certificates, asks to be
+// admitted, and writes the configuration that the first start reads. It blocks
+// until then, and starts nothing.
+//
+// After a failure at any moment, Join with the same token in the same directory
+// continues where the last attempt ended. It refuses a data directory that holds another member's
+// data, unless Options says to replace them, and a machine whose ports are in use,
+// before it changes anything.
+//
+// The other side of the conversation is in package membership, the messages in
+// package member.
 package join
 
 import (

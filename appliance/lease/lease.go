@@ -1,3 +1,26 @@
+// Package lease runs work for as long as this controller holds a lease of the
+// cluster, again and again.
+//
+// kube-controller-manager and kube-scheduler may act on one controller only. Their
+// own leader election ends the process when a lease is lost, so kthwd holds the
+// leases, under upstream's names, with client-go's election:
+//
+//	l := &lease.Lease{…}
+//	return l.Run(ctx, ready, standby)
+//
+// standby prepares a term while another controller leads, and returns the function
+// that is the term. A term must end soon after its context: when its lease is lost,
+// it has the lease's safety margin (a minute where the fence holds), and a term that
+// takes longer ends Run with an error, because two must never act at once. The lease is given back after the
+// term's work has stopped, never before.
+//
+// A Fence closes the remaining gap. The API server of the same process refuses
+// writes of a component whose lease is over, so that a process that slept longer
+// than its lease does no harm. Fences.Wrap must be in the API server's handler
+// chain before the first term begins.
+//
+// Record is the state of one lease for the status. The package knows nothing of
+// what a term does.
 package lease
 
 import (

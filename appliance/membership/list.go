@@ -1,3 +1,22 @@
+// Package membership changes which controllers are members of a running cluster.
+//
+// Members is a component that stands on etcd. Its Private handlers serve the verbs
+// "kthwd member list, add, remove" on the unix socket. While a join is under way it
+// keeps the join port open; while its etcd leads, it promotes learners that have
+// caught up and gives up those that never come.
+//
+// A join goes in this order: add records a join and makes a token; the new machine
+// fetches the shared files with it; admit dials back to the machine's peer address
+// and only then adds the learner; Run makes it a voter. Arrive records, on the new
+// machine, that it came. Every step is in etcd below /kthwd/joins, so any
+// controller can continue what another began.
+//
+// SharedFiles.Check compares the files that all controllers must share with what
+// the cluster recorded. It must pass before an API server is built on them, or a
+// controller with another encryption key would write what no other can read.
+//
+// The joining machine's own side is in package join, the offline recovery in
+// recovery.
 package membership
 
 import (

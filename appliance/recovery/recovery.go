@@ -1,3 +1,21 @@
+// Package recovery makes a cluster of one from one member's data, after the others
+// are lost for good.
+//
+// Begin takes the data directory's lock, reads the log and the store, and refuses
+// what must not be recovered: a member that is alone already or had no vote, or
+// whose lost members still answer. The caller shows the result, asks the user, and calls Run;
+// Close gives the lock back.
+//
+//	r, err := recovery.Begin(ctx, cfg, version, log)
+//	defer r.Close()
+//	revision, err := r.Run(ctx)
+//
+// Run works on a copy and exchanges the two directories in one system call, so that
+// the old data or the new ones are in place whenever the process dies; the next Run
+// removes what an unfinished one left. The old data stay beside the new ones.
+//
+// Nothing here may run beside a kthwd on the same directory. The package does not
+// tell the lost members: whoever starts one of them again has two clusters.
 package recovery
 
 import (

@@ -1,3 +1,20 @@
+// Package tune makes four programs in one heap cheap: at the start, under load, and
+// while idle.
+//
+// Call Process once, first: it holds the garbage collector back during the start.
+// Call the function that it returns when everything is ready: it switches to the
+// idle setting, returns the start's memory, and lets the kernel coalesce timers. It
+// blocks for a quarter of a minute.
+//
+//	settled := tune.Process(log)
+//	…
+//	go settled(ctx)
+//
+// UsableMemory is what the machine and its control groups leave to this process.
+// LimitMemory sets a soft limit from it, for a process that only balances.
+//
+// A user who sets GOGC or GOMEMLIMIT decides alone: then the package changes
+// nothing of the collector. It never calls into a program.
 package tune
 
 import (

@@ -1,3 +1,17 @@
+// Package upstream keeps Kubernetes' and etcd's code from acting on its host: from
+// ending the process, and from writing its own logs.
+//
+// BridgeKlog sends klog's lines to the one log, under the component whose package
+// wrote them, and must be called before any code of Kubernetes logs. ContextFor
+// gives a program a context that carries its logger. NewZap is etcd's logger, which
+// turns a fatal line into a call. QuietClients silences warnings of client-go.
+//
+// CatchExits turns klog.Fatal and klog.FlushAndExit into an orderly stop of the
+// group, and makes a panic name its component; call its result to restore klog. CatchStderr takes lines that bypass every
+// logger; main calls it once, and it cannot be undone.
+//
+// All of these are process-wide, so one Run of the appliance at a time. The package
+// cannot catch a direct os.Exit: ARCHITECTURE lists the places that upstream has.
 package upstream
 
 import (

@@ -1,3 +1,11 @@
+// Package version tells which Kubernetes, etcd and Go are linked into this binary.
+//
+// Linked returns the versions as "kthwd version" prints them. Stamped is false for
+// a binary that was built without the Makefile's -ldflags; such a binary must not
+// serve, because it would report Kubernetes v0.0.0 to its clients. Member returns
+// the same versions as another controller compares them when this one joins.
+//
+// kthwd's own version is not here: main has it and passes it on.
 package version
 
 import (
