@@ -33,88 +33,108 @@ const (
 	stopControllers = 10 * time.Second // upstream's own --controller-shutdown-timeout
 	stopAPIServer   = 15 * time.Second // drain of short requests and watches, removal from Endpoints; and the shutdown delay
 	stopEtcd        = 10 * time.Second // 5 s + 2 elections for its clients, then the hand-over
-	stopBridges     = etcd.StopBridges
+	stopBridges     = 5 * time.Second
 )
 
 // wire puts the components together. Stops run from the bottom of this list to
 // its top.
 func (p *prepared) wire() (*supervise.Group, *Pulse, error) {
-	logs := p.o.Logs
-	etcdMember, err := etcd.New(p.args[program.Etcd], logs.Logger(program.Etcd))
+	g := supervise.New(p.log)
+	fences := lease.NewFences(p.cfg.LocalServer())
+	var api *apiserver.Server
+	member, err := p.newEtcd(func() { api.Begin() })
 	if err != nil {
 		return nil, nil, advice.Usage(err)
 	}
-	etcdMember.Admit = func(ctx context.Context, server *embed.Etcd) error {
-		err := (&membership.SharedFiles{Layout: p.layout, InUse: p.usesShared}).Check(ctx, server, etcdMember.Sharers(), etcdMember.Log)
-		if err == nil {
-			membership.Arrive(ctx, server)
-		}
-		return err
-	}
-	etcdMember.Counted = p.remember
-	before, _ := etcdfiles.ReadRecord(p.layout) // guard has looked at it
-	etcdMember.HadQuorum.Store(before != nil)
-	g := supervise.New(p.log)
-	leased := lease.NewFences(p.cfg.LocalServer())
-	api := &apiserver.Server{
-		Args: cmdline.WithoutGates(p.args[program.APIServer]), Server: p.cfg.LocalServer(),
-		Layout: p.layout, Etcd: etcdMember, Fences: leased, Log: logs.Logger(program.APIServer),
-	}
-	api.UsersDelay = slices.ContainsFunc(program.ParseUser(p.cfg.APIServerArgs), func(a program.Arg) bool { return a.Key == program.KeyShutdownDelay })
-	delay, _ := time.ParseDuration(program.Value(p.args[program.APIServer], program.KeyShutdownDelay)) // upstream's parser has had it already
-	switch {
-	case p.hadOthers():
-		etcdMember.Steady()
-	case etcd.Alone(etcdMember.Cfg):
-		etcdMember.Open = api.Begin
-	}
-	kcm := &controllers.Manager{
-		Args: cmdline.WithoutGates(p.args[program.ControllerManager]), Options: p.programs.kcm, Identity: p.identity, Fence: &leased.ControllerManager,
-		Record: lease.NewRecord(program.ControllerManager, p.identity), Alive: controllers.Alive(g, program.ControllerManager), Logs: logs, Log: logs.Logger(program.ControllerManager),
-	}
-	sched := &controllers.Scheduler{
-		Args: cmdline.WithoutGates(p.args[program.Scheduler]), Options: p.programs.sched, Settings: p.programs.settings, Identity: p.identity, Fence: &leased.Scheduler,
-		Record: lease.NewRecord(program.Scheduler, p.identity), Alive: controllers.Alive(g, program.Scheduler), Logs: logs, Log: logs.Logger(program.Scheduler),
-	}
-
-	members := membership.New(membership.Members{
-		Etcd: etcdMember, Cfg: p.cfg, Layout: p.layout, Version: p.o.Version, Prefix: p.storagePrefix(), Log: logs.Logger(membership.Name),
-	})
-
+	api = p.newAPIServer(member, fences)
+	kcm := controllers.NewManager(p.controllersConfig(g, program.ControllerManager, &fences.ControllerManager), p.programs.kcm)
+	sched := controllers.NewScheduler(p.controllersConfig(g, program.Scheduler, &fences.Scheduler), p.programs.sched, p.programs.settings)
+	members := p.newMembers(member)
 	seed := p.newSeed(api)
-	collectors := []prometheus.Collector{seed.Collector()}
-	var bridge *health.Bridge
-	if p.cfg.HealthAddress != "" {
-		bridge = p.newHealth(g)
-		collectors = append(collectors, bridge.Collector())
-	}
-	bridges := []*supervise.Node{g.Add(p.newStatus(g, etcdMember, members, api, []*lease.Record{kcm.Record, sched.Record}, collectors...)).StopWithin(stopBridges)}
+	bridge := p.newHealth(g)
+
+	statusServer := p.newStatus(g, member, members, api, []*lease.Record{kcm.Record(), sched.Record()}, collectorsOf(seed, bridge)...)
+	bridges := []*supervise.Node{g.Add(statusServer).StopWithin(stopBridges)}
 	if bridge != nil {
 		bridges = append(bridges, g.Add(bridge).StopWithin(stopBridges))
 	}
 	if p.o.Beside != nil {
 		p.o.Beside.Add(g, bridges[0])
 	}
-	etcdNode := g.Add(etcdMember, bridges...).StopWithin(stopEtcd)
+	etcdNode := g.Add(member, bridges...).StopWithin(stopEtcd)
 	g.Add(members, etcdNode).StopWithin(stopBridges)
-	apiNode := g.Add(api, etcdNode).StopWithin(stopAPIServer + delay)
+	apiNode := g.Add(api, etcdNode).StopWithin(stopAPIServer + p.shutdownDelay())
 	g.Add(seed, apiNode)
 	// The ports open at once; the programs behind them wait for the API server.
 	kcmPort := g.Add(kcm.Port(), bridges...).StopWithin(stopBridges)
 	schedPort := g.Add(sched.Port(), bridges...).StopWithin(stopBridges)
 	g.Add(kcm, apiNode, kcmPort).StopWithin(stopControllers)
 	g.Add(sched, apiNode, schedPort).StopWithin(stopControllers)
-	return g, &Pulse{group: g, etcd: etcdMember, api: api}, nil
+	return g, &Pulse{group: g, etcd: member, api: api}, nil
 }
 
-// hadOthers tells whether the member was one of several when this directory was
-// last in use.
-func (p *prepared) hadOthers() bool {
-	r, err := etcdfiles.ReadRecord(p.layout)
-	return err == nil && r != nil && r.Members > 1
+// newEtcd makes the member as it was when this directory was last in use: one that
+// had others keeps etcd's own timing.
+func (p *prepared) newEtcd(onOpen func()) (*etcd.Member, error) {
+	before, _ := etcdfiles.ReadRecord(p.layout) // Guard has read it, too
+	return etcd.New(etcd.Config{
+		Args: p.args[program.Etcd], Log: p.o.Logs.Logger(program.Etcd),
+		HadQuorum: before != nil, HadOthers: before != nil && before.Members > 1,
+		OnOpen: onOpen, Admit: p.admit, OnMembership: p.remember,
+	})
 }
 
+// admit decides whether this controller belongs to the cluster.
+func (p *prepared) admit(ctx context.Context, member *etcd.Member, server *embed.Etcd) error {
+	shared := membership.SharedFiles{Layout: p.layout, InUse: p.usesShared}
+	if err := shared.Check(ctx, server, member.Sharers(), p.o.Logs.Logger(program.Etcd)); err != nil {
+		return err
+	}
+	membership.Arrive(ctx, server)
+	return nil
+}
+
+func (p *prepared) newAPIServer(member *etcd.Member, fences *lease.Fences) *apiserver.Server {
+	users := program.ParseUser(p.cfg.APIServerArgs)
+	return apiserver.New(apiserver.Config{
+		Args: cmdline.WithoutGates(p.args[program.APIServer]), Server: p.cfg.LocalServer(),
+		Layout: p.layout, Etcd: member, Fences: fences, Log: p.o.Logs.Logger(program.APIServer),
+		UsersDelay: slices.ContainsFunc(users, func(a program.Arg) bool { return a.Key == program.KeyShutdownDelay }),
+	})
+}
+
+// shutdownDelay is how long the API server keeps serving in a stop.
+func (p *prepared) shutdownDelay() time.Duration {
+	delay, _ := time.ParseDuration(program.Value(p.args[program.APIServer], program.KeyShutdownDelay)) // upstream has parsed it before
+	return delay
+}
+
+func (p *prepared) controllersConfig(g *supervise.Group, name string, fence *lease.Fence) controllers.Config {
+	return controllers.Config{
+		Args: cmdline.WithoutGates(p.args[name]), Identity: p.identity,
+		Fence: fence, Alive: controllers.Alive(g, name), Logs: p.o.Logs,
+	}
+}
+
+func (p *prepared) newMembers(member *etcd.Member) *membership.Members {
+	return membership.New(membership.Config{
+		Etcd: member, Controller: p.cfg, Layout: p.layout, Version: p.o.Version,
+		Prefix: p.storagePrefix(), Log: p.o.Logs.Logger(membership.Name),
+	})
+}
+
+func collectorsOf(seed *rbacseed.Seed, bridge *health.Bridge) []prometheus.Collector {
+	if bridge == nil {
+		return []prometheus.Collector{seed.Collector()}
+	}
+	return []prometheus.Collector{seed.Collector(), bridge.Collector()}
+}
+
+// newHealth makes the health bridge; nil where it is switched off.
 func (p *prepared) newHealth(g *supervise.Group) *health.Bridge {
+	if p.cfg.HealthAddress == "" {
+		return nil
+	}
 	return health.New(health.Config{
 		Address:    p.cfg.HealthAddress,
 		ServerName: p.cfg.HealthServerName,

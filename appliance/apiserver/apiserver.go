@@ -44,23 +44,42 @@ const rebuildPause = 2 * time.Second
 
 const hopelessGrace = 4 * time.Second // more than its drain takes
 
-// Server runs kube-apiserver.
-type Server struct {
-	Args   []program.Arg
-	Server string // https://127.0.0.1:6443
-	Layout pki.Layout
-	Etcd   *etcd.Member
-	Fences *lease.Fences
-	Log    *slog.Logger
-	early  chan configured // the first half of the first build, once begin was called
+// Config is what New needs to know of a server.
+type Config struct {
+	Args       []program.Arg // kube-apiserver's command line, without feature gates
+	Server     string        // its URL on this machine: https://127.0.0.1:6443
+	Layout     pki.Layout
+	Etcd       *etcd.Member
+	Fences     *lease.Fences
+	UsersDelay bool // the user's flags set how long to serve while leaving
+	Log        *slog.Logger
+}
 
-	UsersDelay bool // the user's flags say for how long to serve while leaving
+// Server runs kube-apiserver. Make one with New.
+type Server struct {
+	args       []program.Arg
+	server     string
+	layout     pki.Layout
+	etcd       *etcd.Member
+	fences     *lease.Fences
+	usersDelay bool
+	log        *slog.Logger
+
+	early chan configured // the first half of the first build, once Begin was called
 
 	mu       sync.Mutex
 	loopback *rest.Config
 }
 
 var _ supervise.Component = (*Server)(nil)
+
+// New prepares a server. It opens and builds nothing.
+func New(c Config) *Server {
+	return &Server{
+		args: c.Args, server: c.Server, layout: c.Layout, etcd: c.Etcd,
+		fences: c.Fences, usersDelay: c.UsersDelay, log: c.Log,
+	}
+}
 
 // Name implements supervise.Component.
 func (a *Server) Name() string { return program.APIServer }
@@ -87,7 +106,7 @@ func (a *Server) Run(ctx context.Context, ready func()) error {
 		if a.quorum(ctx) == nil {
 			return err
 		}
-		a.Log.Warn("not built, etcd has no quorum: trying again", "err", err)
+		a.log.Warn("not built, etcd has no quorum: trying again", "err", err)
 		report.Restarted("no_quorum", err)
 		supervise.Sleep(ctx, rebuildPause)
 	}
@@ -110,7 +129,7 @@ func (a *Server) awaitQuorum(ctx context.Context, report supervise.Reporter) boo
 func (a *Server) quorum(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, quorumProof)
 	defer cancel()
-	return a.Etcd.LinearizableRead(ctx)
+	return a.etcd.LinearizableRead(ctx)
 }
 
 // Begin starts the first build before there is a quorum, up to the point where
@@ -153,7 +172,7 @@ func (a *Server) serve(ctx context.Context, s *built, ready func()) error {
 	select {
 	case err := <-done:
 		return err
-	case <-a.Etcd.Hope.Ctx.Done():
+	case <-a.etcd.Abandoned():
 		return a.hopeless(ctx, done)
 	}
 }
@@ -168,7 +187,7 @@ func (a *Server) hopeless(ctx context.Context, done <-chan error) error {
 	case err := <-done:
 		return err
 	case <-time.After(hopelessGrace):
-		a.Log.Warn("not waited for any longer: without a quorum it cannot end in order")
+		a.log.Warn("not waited for any longer: without a quorum it cannot end in order")
 		return nil
 	}
 }

@@ -52,14 +52,14 @@ func (a *Server) configuration() (*apiapp.Config, error) {
 		if made.err == nil {
 			return made.config, nil
 		}
-		a.Log.Debug("not configured before the quorum", "err", made.err) // upstream waits 20 s for etcd
+		a.log.Debug("not configured before the quorum", "err", made.err) // upstream waits 20 s for etcd
 	}
 	return a.configure()
 }
 
 // configure reads the files, opens the port and connects to etcd.
 func (a *Server) configure() (*apiapp.Config, error) {
-	opts, err := Parse(a.Args)
+	opts, err := Parse(a.args)
 	if err != nil {
 		return nil, err
 	}
@@ -75,12 +75,12 @@ func (a *Server) configure() (*apiapp.Config, error) {
 }
 
 func (a *Server) assemble(config *apiapp.Config) (*built, error) {
-	register := leaveOutBootstrapHooks(config.KubeAPIs.ControlPlane.Generic, a.Log)
+	register := leaveOutBootstrapHooks(config.KubeAPIs.ControlPlane.Generic, a.log)
 	installOpenAPI := leaveOutOpenAPI(config.KubeAPIs.ControlPlane.Generic)
 	rememberClients(config)
 	s := &built{}
 	front := &config.Aggregator.GenericConfig.Config
-	front.BuildHandlerChainFunc = a.Fences.Chained(s.chained(front.BuildHandlerChainFunc))
+	front.BuildHandlerChainFunc = a.fences.Wrap(s.chained(front.BuildHandlerChainFunc))
 	completed, err := config.Complete()
 	if err != nil {
 		return nil, err

@@ -71,17 +71,17 @@ func (f *farewell) part(delay time.Duration) {
 func (a *Server) leave(ctx context.Context, s *built) time.Duration {
 	begun := time.Now()
 	s.leaving.Store(true)
-	go a.Etcd.Abandon(context.WithoutCancel(ctx), quorumPatience)
+	go a.etcd.Abandon(context.WithoutCancel(ctx), quorumPatience)
 	delay := a.delay(context.Cause(supervise.Leaving(ctx)), s)
 	s.part(delay)
 	if delay > 0 {
-		a.Log.Info("leaving: /readyz fails, requests are served", "for", delay)
+		a.log.Info("leaving: /readyz fails, requests are served", "for", delay)
 		supervise.Report(ctx).Ready("leaving")
 	}
 	<-ctx.Done()
 	// The leases are given back, and nobody but clients from outside is left: from
 	// now on another member may lead.
-	a.Etcd.RequestTransfer()
+	a.etcd.RequestTransfer()
 	if delay == 0 {
 		return 0
 	}
@@ -93,7 +93,7 @@ func (a *Server) delay(cause error, s *built) time.Duration {
 	if !s.welcome.Load() || !errors.Is(cause, context.Canceled) {
 		return 0 // nobody is here, or something has failed and may still be at work
 	}
-	if !a.UsersDelay && !a.Etcd.Redundant() {
+	if !a.usersDelay && !a.etcd.Redundant() {
 		return 0 // nobody could serve instead
 	}
 	return s.generic.ShutdownDelayDuration

@@ -25,14 +25,14 @@ func (a *Server) probe(ctx context.Context, ready func()) {
 	}
 	defer client.CloseIdleConnections()
 	for last := ""; ctx.Err() == nil; {
-		err := Get(ctx, client, a.Server+"/readyz")
+		err := Get(ctx, client, a.server+"/readyz")
 		if err == nil {
 			ready()
 			return
 		}
 		if err.Error() != last {
 			last = err.Error()
-			a.Log.Debug("not ready yet", "reason", last)
+			a.log.Debug("not ready yet", "reason", last)
 			report.Starting(last)
 		}
 		supervise.Sleep(ctx, etcd.ReadyPoll)
@@ -42,13 +42,13 @@ func (a *Server) probe(ctx context.Context, ready func()) {
 // client verifies the API server against the CA and shows the certificate that
 // has no other right.
 func (a *Server) client() (*http.Client, error) {
-	pem, err := os.ReadFile(a.Layout.CA())
+	pem, err := os.ReadFile(a.layout.CA())
 	if err != nil {
 		return nil, err
 	}
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(pem)
-	cert, err := tls.LoadX509KeyPair(a.Layout.Cert(pki.NameHealth), a.Layout.Key(pki.NameHealth))
+	cert, err := tls.LoadX509KeyPair(a.layout.Cert(pki.NameHealth), a.layout.Key(pki.NameHealth))
 	if err != nil {
 		return nil, err
 	}

@@ -2,10 +2,8 @@ package controllers
 
 import (
 	"context"
-	"log/slog"
 	"net/http"
 
-	"k8s.io/apiserver/pkg/server/healthz"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
 	componentbaseconfig "k8s.io/component-base/config"
@@ -17,41 +15,32 @@ import (
 	kcmoptions "k8s.io/kubernetes/cmd/kube-controller-manager/app/options"
 
 	"kthwd/appliance/cmdline"
-	"kthwd/appliance/lease"
-	"kthwd/appliance/logging"
 	"kthwd/appliance/program"
 	"kthwd/appliance/supervise"
 	"kthwd/appliance/upstream"
 )
 
-// Manager runs kube-controller-manager for as long as its lease lasts,
-// again and again.
+// Manager runs kube-controller-manager for as long as its lease lasts, again and
+// again. Make one with NewManager.
 type Manager struct {
-	Args     []program.Arg
-	Options  *kcmoptions.KubeControllerManagerOptions // parsed once; read only
-	Identity string
-	Record   *lease.Record
-	Fence    *lease.Fence
-	Alive    healthz.HealthChecker
-	Logs     *logging.Logs
-	Log      *slog.Logger
+	common
+	options *kcmoptions.KubeControllerManagerOptions // parsed once; read only
 }
 
 var _ supervise.Component = (*Manager)(nil)
 
-// Name implements supervise.Component.
-func (m *Manager) Name() string { return program.ControllerManager }
+// NewManager prepares kube-controller-manager. options are those of c.Args, parsed.
+func NewManager(c Config, options *kcmoptions.KubeControllerManagerOptions) *Manager {
+	return &Manager{common: newCommon(program.ControllerManager, c), options: options}
+}
 
 // Run implements supervise.Component. It is ready when it leads, or knows who does.
 func (m *Manager) Run(ctx context.Context, ready func()) error {
-	client, err := clientcmd.BuildConfigFromFlags(m.Options.Master, m.Options.Generic.ClientConnection.Kubeconfig)
+	client, err := clientcmd.BuildConfigFromFlags(m.options.Master, m.options.Generic.ClientConnection.Kubeconfig)
 	if err != nil {
 		return err
 	}
-	l := &lease.Lease{
-		Component: program.ControllerManager, Identity: m.Identity,
-		Election: m.Options.Generic.LeaderElection, Client: client, Log: m.Log, Record: m.Record, Fence: m.Fence,
-	}
+	l := m.lease(m.options.Generic.LeaderElection, client)
 	return l.Run(ctx, ready, func(context.Context) (func(context.Context) error, error) { return m.term, nil })
 }
 
@@ -62,13 +51,13 @@ func (m *Manager) term(ctx context.Context) error {
 	// releases it (client-go/tools/cache/identity.go); nothing else in this process uses such names.
 	cache.ResetInformerNamesForTesting()
 	configz.Delete(kcmapp.ConfigzName)
-	opts, err := ParseManager(m.Args)
+	opts, err := ParseManager(m.args)
 	if err != nil {
 		return err
 	}
 	opts.SecureServing.BindPort = 0 // 10257 outlives every term: see server
 	opts.Generic.LeaderElection.LeaderElect = false
-	ctx = upstream.ContextFor(ctx, m.Logs, program.ControllerManager)
+	ctx = upstream.ContextFor(ctx, m.logs, program.ControllerManager)
 	config, err := opts.Config(ctx, kcmapp.KnownControllers(), kcmapp.ControllersDisabledByDefault(), kcmapp.ControllerAliases())
 	if err != nil {
 		return err
@@ -92,8 +81,8 @@ func ParseManager(args []program.Arg) (*kcmoptions.KubeControllerManagerOptions,
 // its per-term parts.
 func (m *Manager) handler(auth *servingAuth) http.Handler {
 	debugging := &componentbaseconfig.DebuggingConfiguration{}
-	_ = m.Options.Generic.Debugging.ApplyTo(debugging) // copies two fields; its error is always nil
-	mux := genericcontrollermanager.NewBaseHandler(debugging, controllerhealthz.NewMutableHealthzHandler(m.Alive))
+	_ = m.options.Generic.Debugging.ApplyTo(debugging) // copies two fields; its error is always nil
+	mux := genericcontrollermanager.NewBaseHandler(debugging, controllerhealthz.NewMutableHealthzHandler(m.alive))
 	slis.SLIMetricsWithReset{}.Install(mux)
 	return auth.wrap(mux)
 }
@@ -101,7 +90,7 @@ func (m *Manager) handler(auth *servingAuth) http.Handler {
 // Port is the component that answers on 10257.
 func (m *Manager) Port() *Port {
 	return &Port{
-		name: program.ControllerManager + "-port", serving: m.Options.SecureServing,
-		authn: m.Options.Authentication, authz: m.Options.Authorization, handler: m.handler,
+		name: program.ControllerManager + "-port", serving: m.options.SecureServing,
+		authn: m.options.Authentication, authz: m.options.Authorization, handler: m.handler,
 	}
 }

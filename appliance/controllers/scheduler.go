@@ -3,7 +3,6 @@ package controllers
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"net/http"
 	"runtime"
 	"sync/atomic"
@@ -29,8 +28,6 @@ import (
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/cmdline"
-	"kthwd/appliance/lease"
-	"kthwd/appliance/logging"
 	"kthwd/appliance/program"
 	"kthwd/appliance/supervise"
 	"kthwd/appliance/upstream"
@@ -42,23 +39,23 @@ const schedulerConfigz = "componentconfig"
 
 // Scheduler runs kube-scheduler for as long as its lease lasts, again and
 // again. Its caches are filled while it is standby, so that it binds at once
-// when the lease comes.
+// when the lease comes. Make one with NewScheduler.
 type Scheduler struct {
-	Args     []program.Arg
-	Options  *schedoptions.Options // parsed once; read only
-	Settings Settings
-	Identity string
-	Record   *lease.Record
-	Fence    *lease.Fence
-	Alive    healthz.HealthChecker
-	Logs     *logging.Logs
-	Log      *slog.Logger
+	common
+	options  *schedoptions.Options // parsed once; read only
+	settings Settings
 
 	leading   atomic.Bool
 	informers atomic.Pointer[informers.SharedInformerFactory] // of the newest term
 }
 
 var _ supervise.Component = (*Scheduler)(nil)
+
+// NewScheduler prepares kube-scheduler. options and settings are those of c.Args,
+// parsed.
+func NewScheduler(c Config, options *schedoptions.Options, settings Settings) *Scheduler {
+	return &Scheduler{common: newCommon(program.Scheduler, c), options: options, settings: settings}
+}
 
 // Settings are what kthwd itself needs to know of the scheduler's
 // effective configuration, from flags or from its file.
@@ -69,16 +66,13 @@ type Settings struct {
 	contention bool // profile what goroutines wait for, in the whole process
 }
 
-// Name implements supervise.Component.
-func (s *Scheduler) Name() string { return program.Scheduler }
-
 // Run implements supervise.Component. It is ready when it leads, or knows who does.
 func (s *Scheduler) Run(ctx context.Context, ready func()) error {
-	client, err := clientcmd.BuildConfigFromFlags(s.Options.Master, s.Settings.kubeconfig)
+	client, err := clientcmd.BuildConfigFromFlags(s.options.Master, s.settings.kubeconfig)
 	if err != nil {
 		return err
 	}
-	l := &lease.Lease{Component: program.Scheduler, Identity: s.Identity, Election: s.Settings.election, Client: client, Log: s.Log, Record: s.Record, Fence: s.Fence}
+	l := s.lease(s.settings.election, client)
 	return l.Run(ctx, ready, s.prepare)
 }
 
@@ -87,13 +81,13 @@ func (s *Scheduler) Run(ctx context.Context, ready func()) error {
 // process there, even on a clean stop.
 func (s *Scheduler) prepare(ctx context.Context) (func(context.Context) error, error) {
 	configz.Delete(schedulerConfigz)
-	opts, err := ParseScheduler(s.Args)
+	opts, err := ParseScheduler(s.args)
 	if err != nil {
 		return nil, err
 	}
 	opts.SecureServing.BindPort = 0         // 10259 outlives every term: see server
 	opts.LeaderElection.LeaderElect = false // the lease is kthwd's
-	ctx = upstream.ContextFor(ctx, s.Logs, program.Scheduler)
+	ctx = upstream.ContextFor(ctx, s.logs, program.Scheduler)
 	config, sched, err := schedapp.Setup(ctx, opts)
 	if err != nil {
 		return nil, err
@@ -112,7 +106,7 @@ func (s *Scheduler) prepare(ctx context.Context) (func(context.Context) error, e
 	}
 	s.informers.Store(&config.InformerFactory)
 	return func(work context.Context) error {
-		return s.term(upstream.ContextFor(work, s.Logs, program.Scheduler), config, sched)
+		return s.term(upstream.ContextFor(work, s.logs, program.Scheduler), config, sched)
 	}, nil
 }
 
@@ -178,16 +172,16 @@ func ReadSettings(opts *schedoptions.Options) (Settings, error) {
 // (kube-scheduler/app/server.go:newEndpointsHandler).
 func (s *Scheduler) handler(auth *servingAuth) http.Handler {
 	m := mux.NewPathRecorderMux(program.Scheduler)
-	healthz.InstallHandler(m, s.Alive)
+	healthz.InstallHandler(m, s.alive)
 	healthz.InstallLivezHandler(m)
-	healthz.InstallReadyzHandler(m, s.Alive)
+	healthz.InstallReadyzHandler(m, s.alive)
 	configz.InstallHandler(m)
 	m.Handle("/metrics", legacyregistry.HandlerWithReset())
 	m.HandleFunc("/metrics/resources", s.resourceMetrics)
 	slis.SLIMetricsWithReset{}.Install(m)
-	if s.Settings.profiling {
+	if s.settings.profiling {
 		routes.Profiling{}.Install(m)
-		if s.Settings.contention {
+		if s.settings.contention {
 			runtime.SetBlockProfileRate(1)
 		}
 		routes.DebugFlags{}.Install(m, "v", routes.StringFlagPutHandler(logs.GlogSetter))
@@ -205,7 +199,7 @@ func (s *Scheduler) resourceMetrics(w http.ResponseWriter, req *http.Request) {
 // Port is the component that answers on 10259.
 func (s *Scheduler) Port() *Port {
 	return &Port{
-		name: program.Scheduler + "-port", serving: s.Options.SecureServing,
-		authn: s.Options.Authentication, authz: s.Options.Authorization, handler: s.handler,
+		name: program.Scheduler + "-port", serving: s.options.SecureServing,
+		authn: s.options.Authentication, authz: s.options.Authorization, handler: s.handler,
 	}
 }

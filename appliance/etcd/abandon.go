@@ -15,38 +15,41 @@ import (
 // (client/v3/retry_interceptor.go:isSafeRetry).
 var errAbandoned = status.Error(codes.FailedPrecondition, "kthwd stops, and etcd has no quorum")
 
-// hope ends for all requests at a time, when no quorum is to be expected in this life
-// any more. Make one with newHope.
-type hope struct {
-	Ctx  context.Context
-	lose context.CancelFunc
+// requests are those that wait for etcd. abandoned is cancelled, for all of them at
+// once, when the process is stopping and can no longer expect a quorum.
+type requests struct {
+	abandoned context.Context
+	fail      context.CancelFunc
 }
 
-func newHope() *hope {
-	h := &hope{}
-	h.Ctx, h.lose = context.WithCancel(context.Background())
-	return h
+func newRequests() *requests {
+	r := &requests{}
+	r.abandoned, r.fail = context.WithCancel(context.Background())
+	return r
 }
 
 // intercept is a grpc.UnaryServerInterceptor.
-func (h *hope) intercept(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
-	if h.Ctx.Err() != nil {
+func (r *requests) intercept(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+	if r.abandoned.Err() != nil {
 		return nil, errAbandoned
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(h.Ctx, cancel)()
+	defer context.AfterFunc(r.abandoned, cancel)()
 	answer, err := handle(ctx, req)
-	if err != nil && h.Ctx.Err() != nil {
+	if err != nil && r.abandoned.Err() != nil {
 		return nil, errAbandoned
 	}
 	return answer, err
 }
 
-// Abandon lets every request that waits for etcd fail at once, and those that come
-// later, too, when there is no quorum and none is back within patience. Without it
-// a stop of the API server would wait for them, and for its own last words, beyond its
-// budget. It blocks meanwhile, or until ctx ends.
+// Abandoned is closed once requests have been abandoned.
+func (e *Member) Abandoned() <-chan struct{} { return e.requests.abandoned.Done() }
+
+// Abandon makes every request that waits for etcd fail at once, and every later one,
+// when there is no quorum and none returns within patience. Without it, a stop of the
+// API server would wait for those requests, and for its own last writes, beyond its
+// budget. Abandon blocks until then, or until ctx ends.
 func (e *Member) Abandon(ctx context.Context, patience time.Duration) {
 	server := e.Running()
 	if server == nil {
@@ -57,6 +60,6 @@ func (e *Member) Abandon(ctx context.Context, patience time.Duration) {
 			return
 		}
 	}
-	e.Log.Warn("stopping without a quorum: requests that wait for one fail now")
-	e.Hope.lose()
+	e.log.Warn("stopping without a quorum: requests that wait for one fail now")
+	e.requests.fail()
 }

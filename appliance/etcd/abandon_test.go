@@ -10,12 +10,12 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-func TestHope(t *testing.T) {
+func TestAbandonedRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHope()
+		r := newRequests()
 		boom := errors.New("boom")
 		call := func(handle func(context.Context) (any, error)) (any, error) {
-			return h.intercept(t.Context(), nil, nil, func(ctx context.Context, _ any) (any, error) { return handle(ctx) })
+			return r.intercept(t.Context(), nil, nil, func(ctx context.Context, _ any) (any, error) { return handle(ctx) })
 		}
 		if got, err := call(func(context.Context) (any, error) { return 7, nil }); got != 7 || err != nil {
 			t.Errorf("got %v %v, want the handler's answer", got, err)
@@ -33,7 +33,7 @@ func TestHope(t *testing.T) {
 			late <- got
 		}()
 		synctest.Wait()
-		h.lose()
+		r.fail()
 		synctest.Wait()
 		if err := <-waits; status.Code(err) != codes.FailedPrecondition {
 			t.Errorf("one that waits: got %v, want FailedPrecondition", err)

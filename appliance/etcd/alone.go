@@ -18,7 +18,8 @@ import (
 
 const recoverLimit = 2 * time.Minute // until the new cluster of one must have a leader
 
-// ForceAlone lets etcd make a cluster of one of the copy in dir. It listens nowhere.
+// ForceAlone makes etcd form a cluster of one from the copy in dir, and returns the
+// revision of its store. It blocks until the new cluster has a leader; it opens no port.
 func ForceAlone(ctx context.Context, name, dir string, clientURLs []string, log *slog.Logger) (revision int64, err error) {
 	kept, err := etcdfiles.CommitAll(filepath.Join(dir, "member"))
 	if err != nil {
@@ -27,15 +28,15 @@ func ForceAlone(ctx context.Context, name, dir string, clientURLs []string, log 
 	if kept > 0 {
 		log.Info("writes kept that the lost members may not have confirmed", "entries", kept)
 	}
-	e := &Member{Log: log, fatal: make(chan error, 1)}
-	e.Cfg = embed.NewConfig()
-	e.Cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(upstream.NewZap(log, e.died))
-	e.Cfg.Name, e.Cfg.Dir, e.Cfg.ForceNewCluster = name, dir, true
-	e.Cfg.InitialCluster = e.Cfg.InitialClusterFromName(name) // not looked at where there is a log
-	e.Cfg.ListenPeerUrls, e.Cfg.ListenClientUrls = nil, nil
-	e.Cfg.AdvertiseClientUrls = parseURLs(clientURLs)
-	e.Cfg.QuotaBackendBytes = 8 << 30
-	fastElection(e.Cfg)
+	e := &Member{log: log, fatal: make(chan error, 1)}
+	e.cfg = embed.NewConfig()
+	e.cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(upstream.NewZap(log, e.died))
+	e.cfg.Name, e.cfg.Dir, e.cfg.ForceNewCluster = name, dir, true
+	e.cfg.InitialCluster = e.cfg.InitialClusterFromName(name) // not looked at where there is a log
+	e.cfg.ListenPeerUrls, e.cfg.ListenClientUrls = nil, nil
+	e.cfg.AdvertiseClientUrls = parseURLs(clientURLs)
+	e.cfg.QuotaBackendBytes = 8 << 30
+	useLoneTiming(e.cfg)
 	server, err := e.start(ctx, supervise.Reporter{})
 	if err != nil || server == nil {
 		return 0, errors.Join(err, ctx.Err())

@@ -48,7 +48,7 @@ func Parse(args []program.Arg, logger func(*embed.Config) error) (*embed.Config,
 	if err := etcdFeatureGates(cfg, fs); err != nil {
 		return nil, err
 	}
-	fastElection(cfg)
+	useLoneTiming(cfg)
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("%s: %w", program.Etcd, err)
 	}
@@ -70,37 +70,37 @@ func etcdFeatureGates(cfg *embed.Config, fs *flag.FlagSet) error {
 	return nil
 }
 
-// hastyTick is the tick of a member that is alone, in milliseconds.
-const hastyTick = 50
+// loneTick is the tick of a member that is alone, in milliseconds.
+const loneTick = 50
 
-// fastElection lets a member that is alone elect itself in 50–250 ms instead of
+// useLoneTiming lets a member that is alone elect itself in 50–250 ms instead of
 // 0.1–1 s. Heartbeats go to nobody there, so nothing else depends on the tick; a
 // shorter one wakes an idle process five times as often (raft, monitorLeader).
-func fastElection(cfg *embed.Config) {
+func useLoneTiming(cfg *embed.Config) {
 	set := cfg.FlagsExplicitlySet
-	if Alone(cfg) && !set["heartbeat-interval"] && !set["election-timeout"] {
-		cfg.TickMs, cfg.ElectionMs = hastyTick, 250
+	if alone(cfg) && !set["heartbeat-interval"] && !set["election-timeout"] {
+		cfg.TickMs, cfg.ElectionMs = loneTick, 250
 	}
 }
 
-// Steady gives a member back etcd's own timing: it was made as the only one, and
-// has others by now.
-func (e *Member) Steady() {
-	if set := e.Cfg.FlagsExplicitlySet; !set["heartbeat-interval"] && !set["election-timeout"] {
+// useDefaultTiming gives a member etcd's own timing back: it was created as the only
+// one, and the cluster has had others since.
+func useDefaultTiming(cfg *embed.Config) {
+	if set := cfg.FlagsExplicitlySet; !set["heartbeat-interval"] && !set["election-timeout"] {
 		d := embed.NewConfig()
-		e.Cfg.TickMs, e.Cfg.ElectionMs = d.TickMs, d.ElectionMs
+		cfg.TickMs, cfg.ElectionMs = d.TickMs, d.ElectionMs
 	}
 }
 
-// Hasty tells whether the member has the timing of fastElection. As the leader of
-// several it would step down whenever they do not answer for 250 ms.
-func (e *Member) Hasty() bool {
-	return e.Cfg.TickMs == hastyTick && !e.Cfg.FlagsExplicitlySet["heartbeat-interval"]
+// HasLoneTiming tells whether the member has the timing of a lone member. As the
+// leader of several it would step down whenever they do not answer for 250 ms.
+func (e *Member) HasLoneTiming() bool {
+	return e.cfg.TickMs == loneTick && !e.cfg.FlagsExplicitlySet["heartbeat-interval"]
 }
 
-// Alone tells whether the member was made as the only one of its cluster. Others
+// alone tells whether the member was created as the only one of its cluster. Others
 // may have been added since; then it may still wait for a quorum.
-func Alone(cfg *embed.Config) bool {
+func alone(cfg *embed.Config) bool {
 	return !strings.Contains(cfg.InitialCluster, ",") && cfg.ClusterState == embed.ClusterStateFlagNew
 }
 

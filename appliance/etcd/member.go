@@ -44,44 +44,71 @@ import (
 	"kthwd/appliance/upstream"
 )
 
-// Member is the member of this controller.
-type Member struct {
-	Cfg  *embed.Config
-	Log  *slog.Logger
-	Open func() // called once the socket is open, before there is a quorum; may be nil
-	// admit is asked at the first quorum whether this controller belongs to the
+// Config is what New needs to know of a member.
+type Config struct {
+	Args      []program.Arg // etcd's command line
+	Log       *slog.Logger
+	HadQuorum bool // an earlier run in this data directory had a quorum
+	HadOthers bool // … and the cluster had other members
+
+	// OnOpen is called once, when the socket of a lone member is open and before it
+	// has a quorum; may be nil.
+	OnOpen func()
+	// Admit decides at the first quorum whether this controller belongs to the
 	// cluster; it may wait as long as ctx lasts. May be nil.
-	Admit     func(ctx context.Context, server *embed.Etcd) error
-	Counted   func(server *embed.Etcd) // called once it belongs, and now and then; may be nil
-	HadQuorum atomic.Bool              // there was a quorum, in this life or in an earlier one
+	Admit func(ctx context.Context, e *Member, server *embed.Etcd) error
+	// OnMembership is called once the controller belongs, and every few seconds after
+	// that; may be nil.
+	OnMembership func(server *embed.Etcd)
+}
+
+// Member is the etcd member of this controller. Make one with New, run it once. Its
+// other methods may be called from any goroutine, before, during and after Run.
+type Member struct {
+	cfg          *embed.Config
+	log          *slog.Logger
+	onOpen       func()
+	admit        func(ctx context.Context, e *Member, server *embed.Etcd) error
+	onMembership func(server *embed.Etcd)
+	hadQuorum    atomic.Bool // in this run or in an earlier one
 
 	fsyncs fsyncs // of the last minutes
 	peers  peersHeard
 
 	mu     sync.Mutex
 	server *embed.Etcd // nil until started
-	fatal  chan error  // what etcd's logger called fatal; etcd cannot go on after it
+	fatal  chan error  // what etcd's logger called fatal; etcd cannot continue after it
 	leave  chan struct{}
 
 	strangers atomic.Pointer[string] // peers of another CA, as lookForStrangers found them; nil for none
 
 	leaderless time.Time // since when no leader is known; zero while there is one
 
-	gate writeGate // shut for a moment when leadership moves
-	Hope *hope     // lost in a stop without a quorum
+	gate     writeGate // shut for a moment while leadership moves
+	requests *requests // abandoned in a stop without a quorum
 }
 
 var _ supervise.Component = (*Member)(nil)
 
-// New prepares the member that args describe. It touches no file.
-func New(args []program.Arg, log *slog.Logger) (*Member, error) {
-	e := &Member{Log: log, fatal: make(chan error, 1), leave: make(chan struct{}, 1), Hope: newHope()}
+// New prepares the member that c describes. It touches no file.
+func New(c Config) (*Member, error) {
+	e := &Member{
+		log: c.Log, admit: c.Admit, onMembership: c.OnMembership,
+		fatal: make(chan error, 1), leave: make(chan struct{}, 1), requests: newRequests(),
+	}
+	e.hadQuorum.Store(c.HadQuorum)
 	var err error
-	if e.Cfg, err = Parse(args, embed.NewZapLoggerBuilder(upstream.NewZap(log, e.died))); err != nil {
+	if e.cfg, err = Parse(c.Args, embed.NewZapLoggerBuilder(upstream.NewZap(c.Log, e.died))); err != nil {
 		return nil, err
 	}
-	e.Cfg.GRPCAdditionalServerOptions = append(e.Cfg.GRPCAdditionalServerOptions,
-		grpc.ChainUnaryInterceptor(e.Hope.intercept, e.gate.intercept),
+	switch {
+	case c.HadOthers:
+		useDefaultTiming(e.cfg)
+	case alone(e.cfg):
+		e.onOpen = c.OnOpen
+	}
+	e.cfg.GRPCAdditionalServerOptions = append(e.cfg.GRPCAdditionalServerOptions,
+		grpc.ChainUnaryInterceptor(e.requests.intercept, e.gate.intercept),
 		grpc.StreamInterceptor(e.awaitLeader)) // this one is before etcd's own, which are chained
 	return e, nil
 }
@@ -107,22 +134,22 @@ func (e *Member) Run(ctx context.Context, ready func()) error {
 	e.mu.Lock()
 	e.server = server
 	e.mu.Unlock()
-	if e.Open != nil {
-		e.Open()
+	if e.onOpen != nil {
+		e.onOpen()
 	}
 	return e.watch(ctx, server, report, ready)
 }
 
 // prepare makes the data directory, readable by its owner only, and looks at what is in it.
 func (e *Member) prepare() error {
-	if err := os.MkdirAll(e.Cfg.Dir, 0o700); err != nil {
+	if err := os.MkdirAll(e.cfg.Dir, 0o700); err != nil {
 		return err
 	}
-	if err := etcdfiles.RefuseForeign(e.Cfg.Dir); err != nil {
+	if err := etcdfiles.RefuseForeign(e.cfg.Dir); err != nil {
 		return err
 	}
-	if err := etcdfiles.Check(e.Cfg.Dir); err != nil {
-		return etcdfiles.Unusable(e.Cfg.Dir, err)
+	if err := etcdfiles.Check(e.cfg.Dir); err != nil {
+		return etcdfiles.Unusable(e.cfg.Dir, err)
 	}
 	return nil
 }
@@ -141,15 +168,15 @@ func (e *Member) start(ctx context.Context, report supervise.Reporter) (*embed.E
 				started <- result{nil, fmt.Errorf("%v", v)}
 			}
 		}()
-		server, err := embed.StartEtcd(e.Cfg)
+		server, err := embed.StartEtcd(e.cfg)
 		started <- result{server, err}
 	}()
-	report.Starting("opening " + e.Cfg.Dir)
+	report.Starting("opening " + e.cfg.Dir)
 	select {
 	case r := <-started:
 		return r.server, e.explain(r.err)
 	case err := <-e.fatal:
-		return nil, etcdfiles.Unusable(e.Cfg.Dir, err)
+		return nil, etcdfiles.Unusable(e.cfg.Dir, err)
 	case <-ctx.Done():
 		// StartEtcd knows no context; if it still returns, close what it made.
 		if r := <-started; r.server != nil {
@@ -170,7 +197,7 @@ func (e *Member) explain(err error) error {
 			return advice.With(fmt.Errorf("%s: %w", r.ours, err), r.hint)
 		}
 	}
-	return etcdfiles.Unusable(e.Cfg.Dir, err)
+	return etcdfiles.Unusable(e.cfg.Dir, err)
 }
 
 // refusals are etcd's reasons not to begin that are no fault of the data
@@ -198,11 +225,12 @@ func (e *Member) close(server *embed.Etcd) {
 		server.Server.HardStop()
 	}
 	server.Close()
-	os.Remove(socketPath(e.Cfg))
+	os.Remove(socketPath(e.cfg))
 }
 
-// RequestTransfer makes another member the leader, if there is one, while this one goes on
-// as a follower. It does not block: a stop tries again before the listeners close.
+// RequestTransfer asks Run to make another member the leader, if there is one, while this
+// one continues as a follower. It does not block: a stop tries again before the listeners
+// close.
 func (e *Member) RequestTransfer() {
 	select {
 	case e.leave <- struct{}{}:
@@ -218,7 +246,7 @@ func (e *Member) died(err error) {
 	}
 }
 
-// Running is the member once it has started, or nil.
+// Running returns the server once it has started, or nil.
 func (e *Member) Running() *embed.Etcd {
 	e.mu.Lock()
 	defer e.mu.Unlock()

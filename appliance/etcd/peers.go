@@ -69,18 +69,18 @@ func askMembers(ctx context.Context, tls *tls.Config, url string) ([]*membership
 // those, and somebody may have come or gone since kthwd join has written them down.
 // It waits for an answer as long as ctx lasts.
 func (e *Member) learnMembers(ctx context.Context, report supervise.Reporter) error {
-	if e.Cfg.ClusterState != embed.ClusterStateFlagExisting || e.hasData() {
+	if e.cfg.ClusterState != embed.ClusterStateFlagExisting || e.hasData() {
 		return nil
 	}
-	known, err := types.NewURLsMap(e.Cfg.InitialCluster)
+	known, err := types.NewURLsMap(e.cfg.InitialCluster)
 	if err != nil {
 		return fmt.Errorf("initial-cluster: %w", err)
 	}
-	tls, err := e.Cfg.PeerTLSInfo.ClientConfig()
+	tls, err := e.cfg.PeerTLSInfo.ClientConfig()
 	if err != nil {
 		return err
 	}
-	delete(known, e.Cfg.Name)
+	delete(known, e.cfg.Name)
 	for last := ""; ctx.Err() == nil; supervise.Sleep(ctx, time.Second) {
 		members, reasons := e.anyMembers(ctx, tls, known)
 		if members != nil {
@@ -88,7 +88,7 @@ func (e *Member) learnMembers(ctx context.Context, report supervise.Reporter) er
 		}
 		if last != reasons && ctx.Err() == nil {
 			last = reasons
-			e.Log.Warn("no controller of the cluster answers", "err", reasons)
+			e.log.Warn("no controller of the cluster answers", "err", reasons)
 			report.Waiting("waiting for a controller of the cluster: " + reasons)
 		}
 	}
@@ -112,14 +112,14 @@ func (e *Member) anyMembers(ctx context.Context, tls *tls.Config, known types.UR
 
 // joinThese tells etcd the members, this one among them.
 func (e *Member) joinThese(members []*membership.Member) error {
-	own := e.Cfg.AdvertisePeerUrls[0].String()
+	own := e.cfg.AdvertisePeerUrls[0].String()
 	var all []string
 	found := false
 	for _, m := range members {
 		name := m.Name
 		switch {
 		case slices.Contains(m.PeerURLs, own):
-			name, found = e.Cfg.Name, true
+			name, found = e.cfg.Name, true
 		case name == "":
 			name = m.ID.String() // it has not started
 		}
@@ -128,18 +128,18 @@ func (e *Member) joinThese(members []*membership.Member) error {
 		}
 	}
 	if !found {
-		return advice.With(fmt.Errorf("this controller, %s at %s, is not among the members of the cluster: it was removed, or given up because it did not arrive in time", e.Cfg.Name, own),
+		return advice.With(fmt.Errorf("this controller, %s at %s, is not among the members of the cluster: it was removed, or given up because it did not arrive in time", e.cfg.Name, own),
 			"kthwd member add NAME ADDRESS on another controller, then kthwd join with --replace-data here")
 	}
-	e.Cfg.InitialCluster = strings.Join(all, ",")
+	e.cfg.InitialCluster = strings.Join(all, ",")
 	return nil
 }
 
 // hasData tells whether the member has a write-ahead log, and hence knows better.
 func (e *Member) hasData() bool {
-	dir := e.Cfg.WalDir
+	dir := e.cfg.WalDir
 	if dir == "" {
-		dir = filepath.Join(e.Cfg.Dir, "member", "wal")
+		dir = filepath.Join(e.cfg.Dir, "member", "wal")
 	}
 	names, err := filepath.Glob(filepath.Join(dir, "*.wal"))
 	return err == nil && len(names) > 0
@@ -161,8 +161,8 @@ const strangerPoll = 5 * time.Second
 // this member has no leader: it would wait for them for ever, and etcd's transport
 // says that of each connection at level debug only.
 func (e *Member) lookForStrangers(ctx context.Context, server *embed.Etcd) {
-	tls, err := e.Cfg.PeerTLSInfo.ClientConfig()
-	if err != nil || e.Cfg.PeerTLSInfo.Empty() {
+	tls, err := e.cfg.PeerTLSInfo.ClientConfig()
+	if err != nil || e.cfg.PeerTLSInfo.Empty() {
 		return
 	}
 	for said := ""; ctx.Err() == nil; supervise.Sleep(ctx, strangerPoll) {
@@ -180,7 +180,7 @@ func (e *Member) lookForStrangers(ctx context.Context, server *embed.Etcd) {
 			e.strangers.Store(&text)
 		}
 		if text != said && text != "" {
-			e.Log.Warn("a controller of another CA: it and this one do not speak with each other", "err", text,
+			e.log.Warn("a controller of another CA: it and this one do not speak with each other", "err", text,
 				"hint", "all controllers need the ca.pem, and a kubernetes.pem of it, from one run of kthwd pki init")
 		}
 		said = text
@@ -194,7 +194,7 @@ func (e *Member) findStrangers(ctx context.Context, tls *tls.Config, server *emb
 		}
 		_, err := askMembers(ctx, tls, m.PeerURLs[0])
 		if errors.As(err, new(x509.UnknownAuthorityError)) {
-			found = append(found, fmt.Sprintf("%s at %s shows a certificate of another CA than %s", m.Name, PeerHost(m), e.Cfg.PeerTLSInfo.TrustedCAFile))
+			found = append(found, fmt.Sprintf("%s at %s shows a certificate of another CA than %s", m.Name, PeerHost(m), e.cfg.PeerTLSInfo.TrustedCAFile))
 		}
 	}
 	slices.Sort(found)

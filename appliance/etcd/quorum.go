@@ -50,18 +50,18 @@ func (q *quorumState) check(leader bool) {
 	switch {
 	case !q.begun:
 		if !leader && now.Note != "" && now.Members > 1 && now.Active != q.active {
-			q.etcd.Log.Info("waiting for a quorum: start the other controllers", q.seen(now)...)
+			q.etcd.log.Info("waiting for a quorum: start the other controllers", q.seen(now)...)
 			q.active = now.Active
 		}
 		q.report.Waiting(cmp.Or(now.Note, "waiting for the first write"))
 	case !leader:
 		if !q.lost {
-			q.etcd.Log.Warn("quorum lost", q.seen(now)...)
+			q.etcd.log.Warn("quorum lost", q.seen(now)...)
 		}
 		q.report.Waiting(now.Note)
 		q.lost = true
 	case q.lost:
-		q.etcd.Log.Info("quorum is back", "leader", now.Leader)
+		q.etcd.log.Info("quorum is back", "leader", now.Leader)
 		q.report.Ready("")
 		q.lost = false
 	}
@@ -118,7 +118,7 @@ func (e *Member) Quorum() status.Quorum {
 	if strangers := e.strangers.Load(); strangers != nil {
 		q.Note += "; " + *strangers
 	}
-	if e.HadQuorum.Load() && q.Members > 1 && q.Active < q.Needed {
+	if e.hadQuorum.Load() && q.Members > 1 && q.Active < q.Needed {
 		q.Advice = "if so many are lost for good that there will be no quorum again, stop kthwd here and run kthwd etcd recover"
 	}
 	return q

@@ -181,9 +181,9 @@ func (e *Member) Member() *status.Member {
 	}
 	s := server.Server
 	m := &status.Member{
-		ID: s.MemberID().String(), Name: e.Cfg.Name, Leader: s.Leader() == s.MemberID() && s.Leader() != 0,
+		ID: s.MemberID().String(), Name: e.cfg.Name, Leader: s.Leader() == s.MemberID() && s.Leader() != 0,
 		Learner: s.IsLearner(), Term: s.Term(), Applied: s.AppliedIndex(),
-		Quota: quota(e.Cfg), Fsync: e.fsyncs.latency(time.Now()),
+		Quota: quota(e.cfg), Fsync: e.fsyncs.latency(time.Now()),
 	}
 	if b := s.Backend(); b != nil {
 		m.Size, m.InUse = b.Size(), b.SizeInUse()

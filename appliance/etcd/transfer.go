@@ -51,17 +51,17 @@ func (e *Member) TransferLeadership(ctx context.Context, server *embed.Etcd, lev
 	<-opened
 	switch {
 	case err != nil:
-		e.Log.Log(context.Background(), level, "leadership not handed over", "err", err)
+		e.log.Log(context.Background(), level, "leadership not handed over", "err", err)
 	case server.Server.Lead() != us:
-		e.Log.Info("leadership handed over", "to", e.Quorum().Leader, "took", time.Since(begun).Round(time.Millisecond))
+		e.log.Info("leadership handed over", "to", e.Quorum().Leader, "took", time.Since(begun).Round(time.Millisecond))
 	}
 	if silent > 0 {
-		e.Log.Warn("leadership moved while some members still took writes; one of those may have failed", "members", silent)
+		e.log.Warn("leadership moved while some members still took writes; one of those may have failed", "members", silent)
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), heldBefore)
 	defer cancel()
 	if _, err := client.Delete(ctx, transferKey, clientv3.WithPrefix()); err != nil {
-		e.Log.Debug("keys of the hand-over are left", "err", err) // the next one replaces the first, and overlooks the others
+		e.log.Debug("keys of the hand-over are left", "err", err) // the next one replaces the first, and overlooks the others
 	}
 }
 
@@ -119,8 +119,8 @@ func (e *Member) hold(ctx context.Context, server *embed.Etcd, opened chan struc
 	}()
 }
 
-// followHandOvers holds this member's writes when another one hands leadership over, until ctx ends.
-func (e *Member) followHandOvers(ctx context.Context, server *embed.Etcd) {
+// followTransfers holds this member's writes when another one hands leadership over, until ctx ends.
+func (e *Member) followTransfers(ctx context.Context, server *embed.Etcd) {
 	client := v3client.New(server.Server)
 	defer client.Close()
 	for ctx.Err() == nil {
@@ -129,7 +129,7 @@ func (e *Member) followHandOvers(ctx context.Context, server *embed.Etcd) {
 	}
 }
 
-// followWatch is followHandOvers until the watch is broken off.
+// followWatch is followTransfers until the watch is broken off.
 func (e *Member) followWatch(ctx context.Context, server *embed.Etcd, client *clientv3.Client) {
 	us := server.Server.MemberID().String()
 	for events := range client.Watch(ctx, transferKey, clientv3.WithFilterDelete()) {
@@ -150,7 +150,7 @@ func (e *Member) holdFor(ctx context.Context, server *embed.Etcd, client *client
 	opened := make(chan struct{})
 	e.hold(ctx, server, opened)
 	if _, err := client.Put(ctx, key, ""); err != nil {
-		e.Log.Debug("a hand-over goes on without this member's word", "err", err)
+		e.log.Debug("a hand-over goes on without this member's word", "err", err)
 	}
 	<-opened
 }

@@ -50,17 +50,17 @@ func threeMembers(t *testing.T) []*testMember {
 	group := supervise.New(slog.New(slog.DiscardHandler))
 	for i, url := range urls {
 		socket := "unix://" + filepath.Join(dir, fmt.Sprintf("s%d", i))
-		e, err := New([]program.Arg{
+		e, err := New(Config{Log: slog.New(slog.DiscardHandler), Args: []program.Arg{
 			{Key: "name", Value: fmt.Sprintf("m%d", i)}, {Key: "data-dir", Value: filepath.Join(dir, fmt.Sprintf("m%d", i))},
 			{Key: "listen-peer-urls", Value: url}, {Key: "initial-advertise-peer-urls", Value: url},
 			{Key: "listen-client-urls", Value: socket}, {Key: "advertise-client-urls", Value: url},
 			{Key: "initial-cluster", Value: strings.Join(cluster, ",")},
-		}, slog.New(slog.DiscardHandler))
+		}})
 		if err != nil {
 			t.Fatal(err)
 		}
 		all = append(all, &testMember{Member: e})
-		group.Add(renamed{e, e.Cfg.Name})
+		group.Add(renamed{e, e.cfg.Name})
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -82,7 +82,7 @@ func threeMembers(t *testing.T) []*testMember {
 		}
 	}
 	for _, m := range all { // closed before the members, or they would complain
-		client, err := clientv3.New(clientv3.Config{Endpoints: []string{m.Cfg.ListenClientUrls[0].String()}})
+		client, err := clientv3.New(clientv3.Config{Endpoints: []string{m.cfg.ListenClientUrls[0].String()}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -143,7 +143,7 @@ func TestNoWriteFailsWhileLeadershipMoves(t *testing.T) {
 		was := leader(t, all)
 		was.TransferLeadership(t.Context(), was.server, slog.LevelWarn)
 		if now := leader(t, all); now == was {
-			t.Errorf("%s leads still", was.Cfg.Name)
+			t.Errorf("%s leads still", was.cfg.Name)
 		}
 		kthwtest.WaitFor(t, "all to write again", time.Minute, func() error {
 			if n := writes.Load() - before; n < 100 {

@@ -48,7 +48,7 @@ var bootTime = func() time.Duration {
 	return time.Duration(t.Nano())
 }
 
-func (f *Fence) open() { f.off.Store(true) }
+func (f *Fence) disable() { f.off.Store(true) }
 
 // left is for how long the component may still act by its lease; not more than 0
 // when it must not.
@@ -94,8 +94,8 @@ func NewFences(server string) *Fences {
 	return &Fences{Fence{server: server}, Fence{server: server}}
 }
 
-// Chained puts the fences behind the filters that say who asks, and for what.
-func (f *Fences) Chained(build func(http.Handler, *genericapiserver.Config) http.Handler) func(http.Handler, *genericapiserver.Config) http.Handler {
+// Wrap puts the fences behind the filters that say who asks, and for what.
+func (f *Fences) Wrap(build func(http.Handler, *genericapiserver.Config) http.Handler) func(http.Handler, *genericapiserver.Config) http.Handler {
 	return func(h http.Handler, c *genericapiserver.Config) http.Handler { return build(f.wrap(h, c), c) }
 }
 

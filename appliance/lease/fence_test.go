@@ -127,7 +127,7 @@ func TestFenceInTheAPIServer(t *testing.T) {
 			if tt.fenced == program.ControllerManager {
 				mine, other = other, mine
 			}
-			other.open()
+			other.disable()
 			if got := ask() != http.StatusOK; got != (tt.fenced != "") {
 				t.Errorf("with the other's lease: refused %v, want it fenced by %q", got, tt.fenced)
 			}
@@ -136,7 +136,7 @@ func TestFenceInTheAPIServer(t *testing.T) {
 				t.Errorf("with the lease: got status %d", got)
 			}
 			mine.until.Store(0)
-			mine.open()
+			mine.disable()
 			if got := ask(); got != http.StatusOK {
 				t.Errorf("without leader election: got status %d", got)
 			}

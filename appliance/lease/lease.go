@@ -5,7 +5,7 @@
 // own leader election ends the process when a lease is lost, so kthwd holds the
 // leases, under upstream's names, with client-go's election:
 //
-//	l := &lease.Lease{…}
+//	l := lease.New(lease.Config{…})
 //	return l.Run(ctx, ready, standby)
 //
 // standby prepares a term while another controller leads, and returns the function
@@ -57,19 +57,38 @@ const BeginsAgain = "begins again after: "
 // errLeaseLost ends a term whose lease could not be renewed in time.
 var errLeaseLost = errors.New("lease lost")
 
+// Config is what New needs to know of a lease.
+type Config struct {
+	Component string
+	Identity  string // of this controller
+	Election  componentbaseconfig.LeaderElectionConfiguration
+	Client    *rest.Config
+	Fence     *Fence
+	Record    *Record // the lease as status shows it; nil in tests
+	Log       *slog.Logger
+}
+
 // Lease is the right to act as the one kube-controller-manager or kube-scheduler
 // of the cluster. kthwd holds it itself, under upstream's name, because the
 // programs' own leader election ends the process when the lease is lost
 // (kube-controller-manager/app/controllermanager.go, kube-scheduler/app/server.go:
-// OnStoppedLeading).
+// OnStoppedLeading). Make one with New, run it once.
 type Lease struct {
-	Component string
-	Identity  string
-	Election  componentbaseconfig.LeaderElectionConfiguration
-	Client    *rest.Config
-	Fence     *Fence
-	Log       *slog.Logger
-	Record    *Record // what is shown of it; nil in tests
+	component string
+	identity  string
+	election  componentbaseconfig.LeaderElectionConfiguration
+	client    *rest.Config
+	fence     *Fence
+	record    *Record
+	log       *slog.Logger
+}
+
+// New prepares a lease. It contacts nobody.
+func New(c Config) *Lease {
+	return &Lease{
+		component: c.Component, identity: c.Identity, election: c.Election, client: c.Client,
+		fence: c.Fence, record: c.Record, log: c.Log,
+	}
 }
 
 // standby prepares a term while another controller leads and returns the
@@ -85,9 +104,9 @@ type standby func(ctx context.Context) (term func(ctx context.Context) error, er
 // fencedPatience where the fence keeps it from acting.
 func (l *Lease) Run(ctx context.Context, ready func(), prepare standby) error {
 	report := supervise.Report(ctx)
-	l.Fence.limit = l.Election.RenewDeadline.Duration
-	if !l.Election.LeaderElect {
-		l.Fence.open()
+	l.fence.limit = l.election.RenewDeadline.Duration
+	if !l.election.LeaderElect {
+		l.fence.disable()
 	}
 	pause := firstTermPause
 	for ctx.Err() == nil {
@@ -105,7 +124,7 @@ func (l *Lease) Run(ctx context.Context, ready func(), prepare standby) error {
 		if time.Since(begun) > steadyTerm {
 			pause = firstTermPause
 		}
-		l.Log.Warn("term ended, beginning again", "err", err, "pause", pause)
+		l.log.Warn("term ended, beginning again", "err", err, "pause", pause)
 		report.Restarted(restartReason(err), err)
 		report.Starting(BeginsAgain + err.Error())
 		supervise.Sleep(ctx, pause)
@@ -130,7 +149,7 @@ func (l *Lease) term(ctx context.Context, report supervise.Reporter, ready func(
 	if err != nil {
 		return err
 	}
-	if !l.Election.LeaderElect {
+	if !l.election.LeaderElect {
 		report.Ready("")
 		ready()
 		return lead(work)
@@ -145,9 +164,9 @@ func (l *Lease) term(ctx context.Context, report supervise.Reporter, ready func(
 	case <-ctx.Done():
 		return nil
 	}
-	l.Log.Info("leading", "identity", l.Identity)
-	l.Record.lead()
-	defer l.Record.end()
+	l.log.Info("leading", "identity", l.identity)
+	l.record.lead()
+	defer l.record.end()
 	report.Ready("leading")
 	ready()
 	return l.serve(campaign, work, stopWork, lead)
@@ -163,7 +182,7 @@ func (l *Lease) serve(c *campaign, work context.Context, stopWork func(), lead f
 	case <-c.over:
 	}
 	if work.Err() == nil {
-		l.Log.Warn("lease lost, stopping", "margin", l.margin())
+		l.log.Warn("lease lost, stopping", "margin", l.margin())
 	}
 	stopWork()
 	patience := l.margin()
@@ -174,20 +193,20 @@ func (l *Lease) serve(c *campaign, work context.Context, stopWork func(), lead f
 	case <-done:
 		return errLeaseLost
 	case <-time.After(patience):
-		return &stuckTermError{l.Component, patience}
+		return &stuckTermError{l.component, patience}
 	}
 }
 
 // fenced tells whether the component speaks to the API server of this process,
 // which takes no write from it without the lease. Its kubeconfig may name another.
 func (l *Lease) fenced() bool {
-	return l.Fence.server != "" && l.Client != nil && l.Client.Host == l.Fence.server
+	return l.fence.server != "" && l.client != nil && l.client.Host == l.fence.server
 }
 
 // margin is how long work may go on after the lease was lost for us and before
 // another controller may take it.
 func (l *Lease) margin() time.Duration {
-	return l.Election.LeaseDuration.Duration - l.Election.RenewDeadline.Duration
+	return l.election.LeaseDuration.Duration - l.election.RenewDeadline.Duration
 }
 
 // stuckTermError means that two controllers could soon act at once.
@@ -216,16 +235,16 @@ func (l *Lease) campaign(report supervise.Reporter, ready func()) (*campaign, er
 	}
 	won, over := make(chan struct{}), make(chan struct{})
 	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
-		Lock: l.Fence.lock(&resourcelock.LeaseLock{
-			LeaseMeta:  metav1.ObjectMeta{Namespace: l.Election.ResourceNamespace, Name: l.Election.ResourceName},
+		Lock: l.fence.lock(&resourcelock.LeaseLock{
+			LeaseMeta:  metav1.ObjectMeta{Namespace: l.election.ResourceNamespace, Name: l.election.ResourceName},
 			Client:     client,
-			LockConfig: resourcelock.ResourceLockConfig{Identity: l.Identity},
+			LockConfig: resourcelock.ResourceLockConfig{Identity: l.identity},
 		}),
-		LeaseDuration:   l.Election.LeaseDuration.Duration,
-		RenewDeadline:   l.Election.RenewDeadline.Duration,
-		RetryPeriod:     l.Election.RetryPeriod.Duration,
+		LeaseDuration:   l.election.LeaseDuration.Duration,
+		RenewDeadline:   l.election.RenewDeadline.Duration,
+		RetryPeriod:     l.election.RetryPeriod.Duration,
 		ReleaseOnCancel: true,
-		Name:            l.Component,
+		Name:            l.component,
 		Callbacks: leaderelection.LeaderCallbacks{
 			OnStartedLeading: func(context.Context) { close(won) },
 			OnStoppedLeading: func() {},
@@ -246,13 +265,13 @@ func (l *Lease) campaign(report supervise.Reporter, ready func()) (*campaign, er
 // newLeader takes note of who holds the lease. A term that was won is over only when
 // its work has stopped: that another holds its lease makes it no standby.
 func (l *Lease) newLeader(id string, won <-chan struct{}, report supervise.Reporter, ready func()) {
-	l.Record.held(id)
+	l.record.held(id)
 	select {
 	case <-won:
 		return
 	default:
 	}
-	if id != l.Identity {
+	if id != l.identity {
 		report.Standby("lease held by " + id)
 		ready()
 	}
@@ -261,8 +280,8 @@ func (l *Lease) newLeader(id string, won <-chan struct{}, report supervise.Repor
 // leaseClient is the component's own identity with a client of its own, so that
 // renewals never wait behind the component's requests.
 func (l *Lease) leaseClient() *rest.Config {
-	c := rest.CopyConfig(l.Client)
+	c := rest.CopyConfig(l.client)
 	c.UserAgent = "kthwd/leader-election"
-	c.Timeout = l.Election.RenewDeadline.Duration / 2 // as resourcelock.NewFromKubeconfig does
+	c.Timeout = l.election.RenewDeadline.Duration / 2 // as resourcelock.NewFromKubeconfig does
 	return c
 }

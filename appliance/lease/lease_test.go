@@ -18,9 +18,9 @@ import (
 
 // newLease has upstream's timings: 15 s, 10 s, and so a margin of 5 s.
 func newLease() *Lease {
-	return &Lease{Component: program.Scheduler, Fence: &Fence{}, Log: slog.New(slog.DiscardHandler), Election: componentbaseconfig.LeaderElectionConfiguration{
+	return New(Config{Component: program.Scheduler, Fence: &Fence{}, Log: slog.New(slog.DiscardHandler), Election: componentbaseconfig.LeaderElectionConfiguration{
 		LeaseDuration: metav1.Duration{Duration: 15 * time.Second}, RenewDeadline: metav1.Duration{Duration: 10 * time.Second},
-	}}
+	}})
 }
 
 // What a term does with its lease in real life, against a real API server, is in
@@ -57,7 +57,7 @@ func TestTermEnds(t *testing.T) {
 				}
 				begun := time.Now()
 				l := newLease()
-				l.Fence, l.Client = &Fence{server: "https://127.0.0.1:6443"}, &rest.Config{Host: tt.host}
+				l.fence, l.client = &Fence{server: "https://127.0.0.1:6443"}, &rest.Config{Host: tt.host}
 				err := l.serve(&campaign{over: over}, work, stop, term)
 				if took := time.Since(begun); took != tt.after {
 					t.Errorf("ended after %v; want %v", took, tt.after)
@@ -85,7 +85,7 @@ func slowly(d time.Duration) func(context.Context) error {
 func TestStuckTermIsNotRunAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLease()
-		l.Election.LeaderElect = false
+		l.election.LeaderElect = false
 		terms := 0
 		prepare := func(context.Context) (func(context.Context) error, error) {
 			terms++
@@ -105,7 +105,7 @@ func TestStuckTermIsNotRunAgain(t *testing.T) {
 func TestFailedTermIsBegunAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLease()
-		l.Election.LeaderElect = false
+		l.election.LeaderElect = false
 		ctx, stop := context.WithCancel(t.Context())
 		var begun []time.Time
 		prepare := func(context.Context) (func(context.Context) error, error) {
@@ -142,7 +142,7 @@ func TestStandbyIsWhoHasNotWon(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			l, got := newLease(), false
-			l.Identity = "c0"
+			l.identity = "c0"
 			l.newLeader(tt.holder, tt.won, supervise.Reporter{}, func() { got = true })
 			if got != tt.want {
 				t.Errorf("standby: got %v, want %v", got, tt.want)

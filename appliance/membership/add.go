@@ -47,7 +47,7 @@ func (m *Members) add(ctx context.Context, in member.AddRequest) (member.Added, 
 	if err := m.mayAdd(l, in); err != nil {
 		return member.Added{}, err
 	}
-	pin, _, err := pki.Pin(m.Layout)
+	pin, _, err := pki.Pin(m.layout)
 	if err != nil {
 		return member.Added{}, err
 	}
@@ -66,7 +66,7 @@ func (m *Members) add(ctx context.Context, in member.AddRequest) (member.Added, 
 	if err := j.record(ctx, client, slices.DeleteFunc(pending, func(p join) bool { return p.Name != in.Name })); err != nil {
 		return member.Added{}, changeError(err)
 	}
-	m.Log.Info("token made for a further controller", "name", in.Name, "address", in.Address, "ttl", in.TTL)
+	m.log.Info("token made for a further controller", "name", in.Name, "address", in.Address, "ttl", in.TTL)
 	return member.Added{Token: token.String(), Warnings: m.addWarnings(l, in)}, nil
 }
 
@@ -77,7 +77,7 @@ func (m *Members) mayAdd(l member.List, in member.AddRequest) error {
 	if in.TTL < time.Second || in.TTL > maxTTL {
 		return fmt.Errorf("a token cannot be good for %v: want %v to %v", in.TTL, time.Second, maxTTL)
 	}
-	new, own := netip.MustParseAddr(in.Address), netip.MustParseAddr(m.Cfg.AdvertiseAddress)
+	new, own := netip.MustParseAddr(in.Address), netip.MustParseAddr(m.cfg.AdvertiseAddress)
 	switch {
 	case own.IsLoopback() && !new.IsLoopback():
 		return advice.With(fmt.Errorf("this controller's own address %s is loopback, which no other machine reaches", own),
@@ -85,8 +85,8 @@ func (m *Members) mayAdd(l member.List, in member.AddRequest) error {
 	case new.IsLoopback() && !own.IsLoopback():
 		return advice.With(fmt.Errorf("%s is loopback, which this controller cannot reach on another machine", new), "give the address of the new machine")
 	}
-	if in.CAKey && !datadir.Exists(m.Layout.CAKey()) {
-		return fmt.Errorf("this controller has no key of the CA to give: %s is missing", m.Layout.CAKey())
+	if in.CAKey && !datadir.Exists(m.layout.CAKey()) {
+		return fmt.Errorf("this controller has no key of the CA to give: %s is missing", m.layout.CAKey())
 	}
 	return l.MayAdd(in.Name, in.Address)
 }
@@ -95,7 +95,7 @@ func (m *Members) mayAdd(l member.List, in member.AddRequest) error {
 // opened its port.
 func (m *Members) joinAddresses(l member.List) (all []string) {
 	for _, v := range l.Voters() {
-		address := net.JoinHostPort(v.Address, strconv.Itoa(m.Cfg.JoinPort))
+		address := net.JoinHostPort(v.Address, strconv.Itoa(m.cfg.JoinPort))
 		if v.Self {
 			all = slices.Insert(all, 0, address)
 		} else {
@@ -115,7 +115,7 @@ func (m *Members) addWarnings(l member.List, in member.AddRequest) (lines []stri
 	for _, w := range config.EvenWarning(coming) {
 		lines = append(lines, "with "+in.Name+", "+w)
 	}
-	switch has := datadir.Exists(m.Layout.CAKey()); {
+	switch has := datadir.Exists(m.layout.CAKey()); {
 	case !has:
 		lines = append(lines, fmt.Sprintf("this controller has no ca-key.pem: run this on one that has it, or give the new data directory its kubernetes.pem before the join; kthwd pki controller %s %s makes it where the key is", in.Name, in.Address))
 	case !in.CAKey:

@@ -45,7 +45,7 @@ func (m *Members) admit(ctx context.Context, in member.Request) (member.Admitted
 	}
 	// The learner has as long to arrive as the token was good for.
 	if _, err := client.KeepAliveOnce(ctx, clientv3.LeaseID(j.Lease)); err != nil {
-		m.Log.Warn("the time to arrive is not prolonged", "name", j.Name, "err", err)
+		m.log.Warn("the time to arrive is not prolonged", "name", j.Name, "err", err)
 	}
 	a.Within = j.TTL
 	for _, e := range server.Server.Cluster().Members() {
@@ -90,20 +90,20 @@ func (m *Members) addLearner(ctx context.Context, client *clientv3.Client, serve
 	if err != nil && !notKnown(err) {
 		before.revision = j.revision
 		if _, again := before.update(context.WithoutCancel(ctx), client); again != nil {
-			m.Log.Warn("the token stays spent", "name", j.Name, "err", again)
+			m.log.Warn("the token stays spent", "name", j.Name, "err", again)
 		}
 	}
 	if err != nil {
 		return err
 	}
-	m.Log.Info("learner added", "name", j.Name, "address", j.Address)
+	m.log.Info("learner added", "name", j.Name, "address", j.Address)
 	return nil
 }
 
 // dialBack makes sure that the joiner is there, on its peer port, with a certificate
 // of the cluster's CA, before anything counts on it.
 func (m *Members) dialBack(ctx context.Context, j join, peer, joiner string) error {
-	tls, err := pki.ClientTLS(m.Layout)
+	tls, err := pki.ClientTLS(m.layout)
 	if err != nil {
 		return err
 	}
@@ -116,7 +116,7 @@ func (m *Members) dialBack(ctx context.Context, j join, peer, joiner string) err
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return &member.Refusal{Text: fmt.Sprintf("%s cannot reach the new controller's peer port: %v", m.Cfg.Name, err),
+		return &member.Refusal{Text: fmt.Sprintf("%s cannot reach the new controller's peer port: %v", m.cfg.Name, err),
 			Advice: "open that port there for the other controllers; the token is as good as before"}
 	}
 	defer resp.Body.Close()

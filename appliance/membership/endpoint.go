@@ -102,8 +102,8 @@ func (e *joinEndpoint) tls() (*tls.Config, error) {
 // joinHandler answers joiners.
 func (m *Members) joinHandler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("POST "+member.FilesPath, joinAnswer(m.Log, m.giveFiles))
-	mux.HandleFunc("POST "+member.AdmitPath, joinAnswer(m.Log, m.admit))
+	mux.HandleFunc("POST "+member.FilesPath, joinAnswer(m.log, m.giveFiles))
+	mux.HandleFunc("POST "+member.AdmitPath, joinAnswer(m.log, m.admit))
 	return mux
 }
 
@@ -166,7 +166,7 @@ func (m *Members) joinOf(ctx context.Context, client *clientv3.Client, in member
 		return j, &member.Refusal{Text: fmt.Sprintf("the token was used already: %s is being added", j.Name),
 			Advice: fmt.Sprintf("if that was not meant: kthwd member remove %s on a controller, then kthwd member add %[1]s %s", j.Name, j.Address)}
 	}
-	return j, version.Member(m.Version).Fits(in.Versions)
+	return j, version.Member(m.version).Fits(in.Versions)
 }
 
 // giveFiles is the first step: what a controller needs before it can be one. It
@@ -182,7 +182,7 @@ func (m *Members) giveFiles(ctx context.Context, in member.Request) (member.File
 	if err != nil {
 		return f, err
 	}
-	shared, err := pki.Share(m.Layout, m.ownServers(), j.CAKey)
+	shared, err := pki.Share(m.layout, m.ownServers(), j.CAKey)
 	if err != nil {
 		return f, err
 	}
@@ -191,15 +191,15 @@ func (m *Members) giveFiles(ctx context.Context, in member.Request) (member.File
 			return f, err
 		}
 	}
-	m.Log.Info("files given to a controller that joins", "name", j.Name, "address", j.Address)
+	m.log.Info("files given to a controller that joins", "name", j.Name, "address", j.Address)
 	return member.Files{Name: j.Name, Address: j.Address, Settings: m.settings(), Admin: shared.Admin, Files: shared.Files}, nil
 }
 
 // issueFor adds a kubernetes.pem for the joiner's address.
 func (m *Members) issueFor(j join, shared pki.Shared) error {
-	issued, err := pki.IssueController(m.Layout, []string{j.Address})
+	issued, err := pki.IssueController(m.layout, []string{j.Address})
 	if errors.Is(err, pki.ErrNoCAKey) {
-		return &member.Refusal{Text: fmt.Sprintf("%s has no key of the CA, so it cannot issue kubernetes.pem for %s", m.Cfg.Name, j.Address),
+		return &member.Refusal{Text: fmt.Sprintf("%s has no key of the CA, so it cannot issue kubernetes.pem for %s", m.cfg.Name, j.Address),
 			Advice: fmt.Sprintf("where the key is: kthwd pki controller %s %s --data-dir=DIR; copy kubernetes.pem and its key into the new data directory, then join again", j.Name, j.Address)}
 	}
 	for name, data := range issued.Files {
@@ -210,21 +210,21 @@ func (m *Members) issueFor(j join, shared pki.Shared) error {
 
 // ownServers are the URLs of this controller's API server.
 func (m *Members) ownServers() []string {
-	return []string{m.Cfg.LocalServer(), "https://" + net.JoinHostPort(m.Cfg.AdvertiseAddress, strconv.Itoa(m.Cfg.SecurePort))}
+	return []string{m.cfg.LocalServer(), "https://" + net.JoinHostPort(m.cfg.AdvertiseAddress, strconv.Itoa(m.cfg.SecurePort))}
 }
 
 // settings are what the controllers of this cluster have in common.
 func (m *Members) settings() member.Settings {
 	s := member.Settings{
-		ServiceClusterIPRange: m.Cfg.ServiceClusterIPRange, ClusterCIDR: m.Cfg.ClusterCIDR, SecurePort: m.Cfg.SecurePort,
-		EtcdClientPort: m.Cfg.EtcdClientPort, EtcdPeerPort: m.Cfg.EtcdPeerPort, JoinPort: m.Cfg.JoinPort,
+		ServiceClusterIPRange: m.cfg.ServiceClusterIPRange, ClusterCIDR: m.cfg.ClusterCIDR, SecurePort: m.cfg.SecurePort,
+		EtcdClientPort: m.cfg.EtcdClientPort, EtcdPeerPort: m.cfg.EtcdPeerPort, JoinPort: m.cfg.JoinPort,
 	}
 	for _, a := range []struct {
 		key  string
 		args []string
 	}{
-		{"etcd-arg", m.Cfg.EtcdArgs}, {"kube-apiserver-arg", m.Cfg.APIServerArgs},
-		{"kube-controller-manager-arg", m.Cfg.ControllerManagerArgs}, {"kube-scheduler-arg", m.Cfg.SchedulerArgs},
+		{"etcd-arg", m.cfg.EtcdArgs}, {"kube-apiserver-arg", m.cfg.APIServerArgs},
+		{"kube-controller-manager-arg", m.cfg.ControllerManagerArgs}, {"kube-scheduler-arg", m.cfg.SchedulerArgs},
 	} {
 		for _, arg := range a.args {
 			key, _ := config.SplitArg(arg) // a value may be secret

@@ -45,27 +45,38 @@ import (
 	"kthwd/appliance/supervise"
 )
 
-// Members is what this controller does about the membership of its cluster: the
-// list, removals, and further controllers that join.
-type Members struct {
-	Etcd    *etcd.Member
-	Cfg     config.Controller
-	Layout  pki.Layout
-	Version string // kthwd's own
-	Prefix  string // of kube-apiserver's keys in etcd
-	Log     *slog.Logger
-
-	endpoint *joinEndpoint
-	passedOn bool // of Run
+// Config is what New needs to know.
+type Config struct {
+	Etcd       *etcd.Member
+	Controller config.Controller
+	Layout     pki.Layout
+	Version    string // kthwd's own
+	Prefix     string // of kube-apiserver's keys in etcd
+	Log        *slog.Logger
 }
 
-// New prepares it. It opens nothing.
-func New(m Members) *Members {
+// Members lists and removes the members of this controller's cluster, and adds
+// further controllers. Make one with New.
+type Members struct {
+	etcd    *etcd.Member
+	cfg     config.Controller
+	layout  pki.Layout
+	version string
+	prefix  string
+	log     *slog.Logger
+
+	endpoint *joinEndpoint
+	passedOn bool // used by Run's goroutine only
+}
+
+// New prepares the component. It opens nothing.
+func New(c Config) *Members {
+	m := &Members{etcd: c.Etcd, cfg: c.Controller, layout: c.Layout, version: c.Version, prefix: c.Prefix, log: c.Log}
 	m.endpoint = &joinEndpoint{
-		address: net.JoinHostPort(m.Cfg.AdvertiseAddress, strconv.Itoa(m.Cfg.JoinPort)),
-		layout:  m.Layout, handler: m.joinHandler(), log: m.Log,
+		address: net.JoinHostPort(m.cfg.AdvertiseAddress, strconv.Itoa(m.cfg.JoinPort)),
+		layout:  m.layout, handler: m.joinHandler(), log: m.log,
 	}
-	return &m
+	return m
 }
 
 // Private are the requests of kthwd's verbs, for the unix socket.
@@ -92,7 +103,7 @@ func answer(f func(*http.Request) (any, error)) http.HandlerFunc {
 
 // server is the member that runs.
 func (m *Members) server() (*embed.Etcd, error) {
-	if server := m.Etcd.Running(); server != nil {
+	if server := m.etcd.Running(); server != nil {
 		return server, nil
 	}
 	return nil, advice.With(errors.New("etcd has not started yet"), "kthwd status says what it waits for")
@@ -116,7 +127,7 @@ func (m *Members) list(ctx context.Context) (member.List, error) {
 	defer done()
 	under := m.underWay(ctx, client)
 	self, leader := server.Server.MemberID(), server.Server.Leader()
-	active := m.Etcd.Reachable(server)
+	active := m.etcd.Reachable(server)
 	var l member.List
 	for _, e := range server.Server.Cluster().Members() {
 		id := e.ID.String()
@@ -162,7 +173,7 @@ func (m *Members) underWay(ctx context.Context, client *clientv3.Client) (all []
 	defer cancel()
 	pending, _, err := joins(ctx, client, clientv3.WithSerializable())
 	if err != nil {
-		m.Log.Debug("joins not read", "err", err)
+		m.log.Debug("joins not read", "err", err)
 	}
 	for _, j := range pending {
 		all = append(all, timed{j, j.remains(ctx, client)})

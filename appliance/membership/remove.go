@@ -49,7 +49,7 @@ func (m *Members) remove(ctx context.Context, name string) (member.Member, error
 			return gone, err
 		}
 	}
-	m.Log.Info("member removed", "name", gone.Name, "address", gone.Address, "id", gone.ID)
+	m.log.Info("member removed", "name", gone.Name, "address", gone.Address, "id", gone.ID)
 	return gone, m.forget(ctx, gone)
 }
 
@@ -60,7 +60,7 @@ func (m *Members) takeOver(ctx context.Context, server *embed.Etcd) {
 	defer cancel()
 	err := m.tryTakeOver(ctx, server)
 	if err != nil {
-		m.Log.Warn("the leader is removed without handing over: no writes until the others have elected one", "err", err)
+		m.log.Warn("the leader is removed without handing over: no writes until the others have elected one", "err", err)
 	}
 }
 
@@ -69,7 +69,7 @@ func (m *Members) tryTakeOver(ctx context.Context, server *embed.Etcd) error {
 	if leader == nil {
 		return etcderrors.ErrNoLeader
 	}
-	tls, err := pki.ClientTLS(m.Layout)
+	tls, err := pki.ClientTLS(m.layout)
 	if err != nil {
 		return err
 	}
@@ -165,8 +165,8 @@ func (m *Members) forget(ctx context.Context, gone member.Member) error {
 	if gone.Role != member.Voter || net.ParseIP(gone.Address) == nil {
 		return nil
 	}
-	if _, err := client.Delete(ctx, m.Prefix+"/masterleases/"+gone.Address); err != nil {
-		m.Log.Warn("the removed member's API server stays among the endpoints until its lease ends", "address", gone.Address, "err", err)
+	if _, err := client.Delete(ctx, m.prefix+"/masterleases/"+gone.Address); err != nil {
+		m.log.Warn("the removed member's API server stays among the endpoints until its lease ends", "address", gone.Address, "err", err)
 	}
 	return nil
 }

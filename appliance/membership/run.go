@@ -34,7 +34,7 @@ func (m *Members) Run(ctx context.Context, ready func()) error {
 	ready()
 	for ctx.Err() == nil {
 		if err := m.follow(ctx, client, server); err != nil && ctx.Err() == nil {
-			m.Log.Debug("joins not followed", "err", err)
+			m.log.Debug("joins not followed", "err", err)
 			supervise.Sleep(ctx, time.Second)
 		}
 	}
@@ -83,14 +83,14 @@ func (m *Members) follow(ctx context.Context, client *clientv3.Client, server *e
 // lone one, which it keeps until it is started again. It returns true when it is to
 // be called again.
 func (m *Members) passOn(ctx context.Context, server *embed.Etcd) (again bool) {
-	if !m.Etcd.Hasty() || etcd.Voters(server) < 2 || server.Server.Leader() != server.Server.MemberID() {
+	if !m.etcd.HasLoneTiming() || etcd.Voters(server) < 2 || server.Server.Leader() != server.Server.MemberID() {
 		return false
 	}
 	if !m.passedOn {
 		m.passedOn = true
-		m.Log.Info("etcd has the timing of a lone member here until the next start: another one is to lead")
+		m.log.Info("etcd has the timing of a lone member here until the next start: another one is to lead")
 	}
-	m.Etcd.TransferLeadership(ctx, server, slog.LevelInfo)
+	m.etcd.TransferLeadership(ctx, server, slog.LevelInfo)
 	return true
 }
 
@@ -112,7 +112,7 @@ func (m *Members) act(ctx context.Context, client *clientv3.Client, server *embe
 			err = j.forget(ctx, client)
 		}
 		if err != nil {
-			m.Log.Debug("join not advanced", "name", j.Name, "err", err)
+			m.log.Debug("join not advanced", "name", j.Name, "err", err)
 		}
 	}
 }
@@ -123,7 +123,7 @@ func (m *Members) advance(ctx context.Context, server *embed.Etcd, j join) (over
 	learner := j.member(server.Server.Cluster().Members())
 	switch {
 	case learner == nil && !j.valid:
-		m.Log.Info("the token has expired", "name", j.Name, "address", j.Address)
+		m.log.Info("the token has expired", "name", j.Name, "address", j.Address)
 		return true, nil
 	case learner == nil:
 		return false, nil
@@ -140,7 +140,7 @@ func (m *Members) advance(ctx context.Context, server *embed.Etcd, j join) (over
 	if err := m.removeID(ctx, server, learner.ID.String()); err != nil {
 		return false, err
 	}
-	m.Log.Warn("a controller did not arrive in time and is no member any more", "name", j.Name, "address", j.Address)
+	m.log.Warn("a controller did not arrive in time and is no member any more", "name", j.Name, "address", j.Address)
 	return true, nil
 }
 
@@ -150,6 +150,6 @@ func (m *Members) promote(ctx context.Context, server *embed.Etcd, learner *memb
 	if err != nil {
 		return err
 	}
-	m.Log.Info("learner has caught up and votes now", "name", j.Name, "address", j.Address, "members", etcd.Voters(server))
+	m.log.Info("learner has caught up and votes now", "name", j.Name, "address", j.Address, "members", etcd.Voters(server))
 	return nil
 }

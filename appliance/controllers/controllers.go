@@ -1,0 +1,54 @@
+package controllers
+
+import (
+	"log/slog"
+
+	"k8s.io/apiserver/pkg/server/healthz"
+	"k8s.io/client-go/rest"
+	componentbaseconfig "k8s.io/component-base/config"
+
+	"kthwd/appliance/lease"
+	"kthwd/appliance/logging"
+	"kthwd/appliance/program"
+)
+
+// Config is what both programs need to know.
+type Config struct {
+	Args     []program.Arg // the program's command line, without feature gates
+	Identity string        // of this controller, as the holder of a lease
+	Fence    *lease.Fence
+	Alive    healthz.HealthChecker
+	Logs     *logging.Logs
+}
+
+// common is what both programs have.
+type common struct {
+	name     string
+	args     []program.Arg
+	identity string
+	record   *lease.Record
+	fence    *lease.Fence
+	alive    healthz.HealthChecker
+	logs     *logging.Logs
+	log      *slog.Logger
+}
+
+func newCommon(name string, c Config) common {
+	return common{
+		name: name, args: c.Args, identity: c.Identity, record: lease.NewRecord(name, c.Identity),
+		fence: c.Fence, alive: c.Alive, logs: c.Logs, log: c.Logs.Logger(name),
+	}
+}
+
+// Name implements supervise.Component.
+func (c *common) Name() string { return c.name }
+
+// Record is the program's lease, for the status.
+func (c *common) Record() *lease.Record { return c.record }
+
+func (c *common) lease(election componentbaseconfig.LeaderElectionConfiguration, client *rest.Config) *lease.Lease {
+	return lease.New(lease.Config{
+		Component: c.name, Identity: c.identity, Election: election, Client: client,
+		Fence: c.fence, Record: c.record, Log: c.log,
+	})
+}
