@@ -51,7 +51,7 @@ func (e *etcd) Abandon(ctx context.Context, patience time.Duration) {
 		return
 	}
 	for end := time.Now().Add(patience); time.Now().Before(end); sleep(ctx, readyPoll) {
-		if server.Server.Leader() != 0 || ctx.Err() != nil {
+		if leaderOf(server) != 0 || ctx.Err() != nil {
 			return
 		}
 	}

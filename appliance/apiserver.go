@@ -161,7 +161,7 @@ func (a *apiServer) configuration() (*apiapp.Config, error) {
 
 // configure reads the files, opens the port and connects to etcd.
 func (a *apiServer) configure() (*apiapp.Config, error) {
-	opts, err := parseAPIServer(a.args)
+	opts, err := parseAPIServer(a.args, a.etcd.controllerNames())
 	if err != nil {
 		return nil, err
 	}
@@ -333,7 +333,9 @@ func (a *apiServer) Loopback() (*rest.Config, error) {
 }
 
 // parseAPIServer reads a kube-apiserver command line with upstream's own options.
-func parseAPIServer(args []arg) (*apioptions.ServerRunOptions, error) {
+// Nobody is given a certificate with one of the controllers' names.
+func parseAPIServer(args []arg, controllers pki.ControllerNames) (*apioptions.ServerRunOptions, error) {
 	opts := apioptions.NewServerRunOptions()
+	protectControllerNames(opts, controllers)
 	return opts, parseFlags(nameAPIServer, opts.Flags(), args)
 }

@@ -309,6 +309,9 @@ func (p *plant) wire() (*supervise.Group, *Pulse, error) {
 	if err != nil {
 		return nil, nil, asUsage(err)
 	}
+	if err := etcd.admitControllers(p.layout.CA()); err != nil {
+		return nil, nil, err
+	}
 	etcd.admit = func(ctx context.Context, server *embed.Etcd) error {
 		err := p.checkShared(ctx, server, etcd.sharers(), etcd.log)
 		if err == nil {

@@ -78,7 +78,7 @@ func TestArgsParse(t *testing.T) {
 	if _, err := parseEtcd(etcdArgs(c, c.Layout(), "/run/etcd.sock"), silent); err != nil {
 		t.Error(err)
 	}
-	if _, err := parseAPIServer(apiserverArgs(c, c.Layout(), "/run/etcd.sock")); err != nil {
+	if _, err := parseAPIServer(apiserverArgs(c, c.Layout(), "/run/etcd.sock"), pki.ControllerNames{}); err != nil {
 		t.Error(err)
 	}
 	if _, err := parseControllerManager(controllerManagerArgs(c, c.Layout())); err != nil {
@@ -201,7 +201,7 @@ func TestOwnedFlagsExist(t *testing.T) {
 			case nameEtcd:
 				_, err = parseEtcd(append(etcdArgs(fixed(), fixed().Layout(), "/s"), args...), silent)
 			case nameAPIServer:
-				_, err = parseAPIServer(args)
+				_, err = parseAPIServer(args, pki.ControllerNames{})
 			case nameControllerManager:
 				_, err = parseControllerManager(args)
 			case nameScheduler:

@@ -57,6 +57,8 @@ type etcd struct {
 
 	gate writeGate // shut for a moment when leadership moves
 	hope *hope     // lost in a stop without a quorum
+
+	gateway *gateway // etcd's HTTP API; nil when it is switched off
 }
 
 var _ supervise.Component = (*etcd)(nil)
@@ -176,6 +178,9 @@ func (e *etcd) Run(ctx context.Context, ready func()) error {
 	}
 	report := supervise.Report(ctx)
 	if err := e.learnMembers(ctx, report); err != nil || ctx.Err() != nil {
+		return err
+	}
+	if err := e.refuseToShutOut(ctx); err != nil {
 		return err
 	}
 	server, err := e.start(ctx, report)
@@ -314,7 +319,7 @@ func (e *etcd) watch(ctx context.Context, server *embed.Etcd, report supervise.R
 			if len(e.fatal) > 0 {
 				continue // what follows may wait for a lock that is never given back
 			}
-			leader := server.Server.Leader() != 0
+			leader := leaderOf(server) != 0
 			e.listen(leader)
 			state.check(leader)
 			e.fsyncs.sample(time.Now())
@@ -366,6 +371,7 @@ func (e *etcd) gone(server *embed.Etcd) error {
 	e.server = nil // nobody is to wait for a lock of it
 	e.mu.Unlock()
 	closed := make(chan struct{})
+	e.gateway.close()
 	go func() {
 		defer close(closed)
 		server.Close()
@@ -484,6 +490,7 @@ func (e *etcd) close(server *embed.Etcd) {
 		// was, or for the end of the server (embed/serve.go:serve).
 		server.Server.HardStop()
 	}
+	e.gateway.close()
 	server.Close()
 	os.Remove(socketPath(e.cfg))
 }
@@ -541,7 +548,7 @@ func (e *etcd) Quorum() status.Quorum {
 	}
 	q.Needed = q.Members/2 + 1
 	q.Warning = strings.Join(config.EvenWarning(q.Members), "")
-	if leader := server.Server.Leader(); leader != 0 {
+	if leader := leaderOf(server); leader != 0 {
 		q.Leader = leader.String()
 		if m := server.Server.Cluster().Member(leader); m != nil && m.Name != "" {
 			q.Leader = m.Name
@@ -573,7 +580,7 @@ func voters(server *embed.Etcd) (n int) {
 // Redundant tells whether the cluster has other voting members, and a leader.
 func (e *etcd) Redundant() bool {
 	server := e.running()
-	return server != nil && voters(server) > 1 && server.Server.Leader() != 0
+	return server != nil && voters(server) > 1 && leaderOf(server) != 0
 }
 
 // socketPath finds the unix socket among the client URLs.

@@ -33,7 +33,7 @@ func (e *etcd) leaderWithin(ctx context.Context, patience time.Duration) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for ctx.Err() == nil {
-		if server := e.running(); server != nil && server.Server.Leader() != 0 {
+		if server := e.running(); server != nil && leaderOf(server) != 0 {
 			return
 		}
 		sleep(ctx, readyPoll)

@@ -137,7 +137,7 @@ func TestTranslationsParse(t *testing.T) {
 			_, err := parseEtcd(append(etcdArgs(fixed(), fixed().Layout(), "/s"), a...), silent)
 			return err
 		},
-		nameAPIServer:         func(a []arg) error { _, err := parseAPIServer(a); return err },
+		nameAPIServer:         func(a []arg) error { _, err := parseAPIServer(a, pki.ControllerNames{}); return err },
 		nameControllerManager: func(a []arg) error { _, err := parseControllerManager(a); return err },
 		nameScheduler:         func(a []arg) error { _, err := parseScheduler(a); return err },
 	}

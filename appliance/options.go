@@ -17,6 +17,8 @@ import (
 	kcmapp "k8s.io/kubernetes/cmd/kube-controller-manager/app"
 	kcmoptions "k8s.io/kubernetes/cmd/kube-controller-manager/app/options"
 	schedoptions "k8s.io/kubernetes/cmd/kube-scheduler/app/options"
+
+	"kthwd/appliance/pki"
 )
 
 // The programs' names, as a person knows them.
@@ -121,7 +123,7 @@ func parsePrograms(args map[string][]arg) (*programs, error) {
 	}
 	p := &programs{}
 	var errs [3]error
-	p.api, errs[0] = parseAPIServer(args[nameAPIServer])
+	p.api, errs[0] = parseAPIServer(args[nameAPIServer], pki.ControllerNames{})
 	p.kcm, errs[1] = parseControllerManager(args[nameControllerManager])
 	p.sched, errs[2] = parseScheduler(args[nameScheduler])
 	if err := errors.Join(errs[:]...); err != nil {

@@ -4,13 +4,15 @@ import (
 	"errors"
 	"strings"
 	"testing"
+
+	"kthwd/appliance/pki"
 )
 
 func TestUnknownFlag(t *testing.T) {
 	const k8s, etcd = "https://kubernetes.io/docs/reference/command-line-tools-reference/", "https://etcd.io/docs/v3.6/op-guide/configuration/"
 	parsers := map[string]func([]arg) error{
 		nameEtcd:              func(a []arg) error { _, err := parseEtcd(a, silent); return err },
-		nameAPIServer:         func(a []arg) error { _, err := parseAPIServer(a); return err },
+		nameAPIServer:         func(a []arg) error { _, err := parseAPIServer(a, pki.ControllerNames{}); return err },
 		nameControllerManager: func(a []arg) error { _, err := parseControllerManager(a); return err },
 		nameScheduler:         func(a []arg) error { _, err := parseScheduler(a); return err },
 	}
@@ -35,7 +37,7 @@ func TestUnknownFlag(t *testing.T) {
 
 // Underscores are dashes, as in the programs themselves.
 func TestUnderscoresAreDashes(t *testing.T) {
-	opts, err := parseAPIServer([]arg{{"event_ttl", "2h"}})
+	opts, err := parseAPIServer([]arg{{"event_ttl", "2h"}}, pki.ControllerNames{})
 	if err != nil || opts.EventTTL.Hours() != 2 {
 		t.Errorf("got %v, %v; want 2h", opts.EventTTL, err)
 	}

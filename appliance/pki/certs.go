@@ -54,6 +54,10 @@ var (
 	serverAndClient = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
 )
 
+// controllerCN is the common name of every controller's kubernetes.pem, the guide's
+// included. etcd lets it in, so no other certificate may have it: see ControllerNames.
+const controllerCN = "kubernetes"
+
 // certificates is all there is, in the order of the tutorial; a CA comes before
 // what it signs.
 var certificates = []row{
@@ -61,7 +65,7 @@ var certificates = []row{
 	// etcd's peers and the API server towards etcd and kubelets are clients
 	// with this one, too. The user "kubernetes" is who part 3 binds
 	// system:kube-apiserver-to-kubelet to.
-	{name: NameKubernetes, issuer: nameCA, cn: "kubernetes", org: "Kubernetes", uses: serverAndClient,
+	{name: NameKubernetes, issuer: nameCA, cn: controllerCN, org: "Kubernetes", uses: serverAndClient,
 		identity: expected, names: serverNames, must: func(s Spec) []string { return s.Local }},
 	{name: NameServiceAccount, issuer: nameCA, cn: "service-accounts", publicOnly: true},
 	{name: NameAdmin, issuer: nameCA, cn: "admin", org: "system:masters", uses: client, configOnly: true},

@@ -3,7 +3,9 @@ package pki
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -17,6 +19,9 @@ import (
 // As in Ensure, what is there is kept when it fits and refused when it does not.
 func IssueNode(l Layout, dir, name string, addresses []string, server string) ([]string, error) {
 	if err := checkNodeName(name); err != nil {
+		return nil, err
+	}
+	if err := checkNodeIdentity(l, append([]string{name}, addresses...)); err != nil {
 		return nil, err
 	}
 	if dir == "" {
@@ -87,4 +92,32 @@ func checkNodeName(name string) error {
 		return fmt.Errorf("node name %q: its files would be taken for others of kthwd", name)
 	}
 	return nil
+}
+
+// numeric is a name that looks like an IPv4 address; net.ParseIP decides whether it is one.
+var numeric = regexp.MustCompile(`^[0-9.]+$`)
+
+// checkNodeIdentity refuses names under which a node could serve as something else:
+// the API server's, this machine's own and wildcards. The address of a controller is
+// allowed, for a kubelet may run beside one.
+func checkNodeIdentity(l Layout, names []string) error {
+	taken := append([]string{"localhost", "kube-apiserver", "kubernetes.default.svc.cluster"}, clusterNames...)
+	if leaf, err := leafOf(l.Cert(NameKubernetes)); err == nil { // the directory of a CA alone has none
+		taken = append(taken, leaf.DNSNames...)
+	}
+	var errs []error
+	for _, name := range names {
+		ip := net.ParseIP(name)
+		switch lower := strings.ToLower(name); {
+		case ip != nil && (ip.IsLoopback() || ip.IsUnspecified() || ip.IsMulticast()):
+			errs = append(errs, fmt.Errorf("address %q: want one by which other machines reach the node", name))
+		case ip == nil && numeric.MatchString(name):
+			errs = append(errs, fmt.Errorf("address %q: want an IP address or a DNS name", name))
+		case strings.HasPrefix(lower, "*"):
+			errs = append(errs, fmt.Errorf("address %q: a wildcard would be the certificate of other machines, too", name))
+		case slices.ContainsFunc(taken, func(t string) bool { return strings.EqualFold(t, name) }):
+			errs = append(errs, fmt.Errorf("address %q: is a name of the API server: a node with it could take its place", name))
+		}
+	}
+	return errors.Join(errs...)
 }
