@@ -144,7 +144,7 @@ type timed struct {
 func (m *members) underWay(ctx context.Context, client *clientv3.Client) (all []timed) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	pending, _, err := joins(ctx, client, clientv3.WithSerializable())
+	pending, _, err := m.joins(ctx, client, clientv3.WithSerializable())
 	if err != nil {
 		m.log.Debug("joins not read", "err", err)
 	}
@@ -313,7 +313,7 @@ func (m *members) forget(ctx context.Context, gone member.Member) error {
 		return err
 	}
 	defer done()
-	pending, _, err := joins(ctx, client)
+	pending, _, err := m.joins(ctx, client)
 	if err != nil {
 		return changeError(err)
 	}

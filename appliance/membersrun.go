@@ -61,7 +61,7 @@ const joinPoll = 500 * time.Millisecond
 func (m *members) follow(ctx context.Context, client *clientv3.Client, server *embed.Etcd) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	pending, revision, err := joins(ctx, client, clientv3.WithSerializable())
+	pending, revision, err := m.joins(ctx, client, clientv3.WithSerializable())
 	if err != nil {
 		return err
 	}
@@ -83,7 +83,7 @@ func (m *members) follow(ctx context.Context, client *clientv3.Client, server *e
 			if err := change.Err(); err != nil {
 				return err
 			}
-			if pending, _, err = joins(ctx, client, clientv3.WithSerializable()); err != nil {
+			if pending, _, err = m.joins(ctx, client, clientv3.WithSerializable()); err != nil {
 				return err
 			}
 		case <-ctx.Done():
@@ -195,6 +195,10 @@ func (m *members) add(ctx context.Context, in member.AddRequest) (member.Added, 
 	if err := m.mayAdd(l, in); err != nil {
 		return member.Added{}, err
 	}
+	key, err := m.sealKey()
+	if err != nil {
+		return member.Added{}, err
+	}
 	pin, _, err := pki.Pin(m.layout)
 	if err != nil {
 		return member.Added{}, err
@@ -206,12 +210,12 @@ func (m *members) add(ctx context.Context, in member.AddRequest) (member.Added, 
 	if err := m.endpoint.open(); err != nil {
 		return member.Added{}, err
 	}
-	pending, _, err := joins(ctx, client)
+	pending, _, err := m.joins(ctx, client)
 	if err != nil {
 		return member.Added{}, changeError(err)
 	}
-	j := join{ID: token.ID, Name: in.Name, Address: in.Address, Secret: token.Hash(), CAKey: in.CAKey, TTL: in.TTL}
-	if err := j.record(ctx, client, slices.DeleteFunc(pending, func(p join) bool { return p.Name != in.Name })); err != nil {
+	j := join{ID: token.ID, Name: in.Name, Address: in.Address, From: in.From, Secret: token.Hash(), CAKey: in.CAKey, TTL: in.TTL}
+	if err := j.record(ctx, client, key, slices.DeleteFunc(pending, func(p join) bool { return p.Name != in.Name })); err != nil {
 		return member.Added{}, changeError(err)
 	}
 	m.log.Info("token made for a further controller", "name", in.Name, "address", in.Address, "ttl", in.TTL)
@@ -224,6 +228,9 @@ func (m *members) mayAdd(l member.List, in member.AddRequest) error {
 	}
 	if in.TTL < time.Second || in.TTL > maxTTL {
 		return fmt.Errorf("a token cannot be good for %v: want %v to %v", in.TTL, time.Second, maxTTL)
+	}
+	if _, err := netip.ParseAddr(in.From); in.From != "" && err != nil {
+		return fmt.Errorf("%q is no address that a controller could come from: want an IP address", in.From)
 	}
 	new, own := netip.MustParseAddr(in.Address), netip.MustParseAddr(m.cfg.AdvertiseAddress)
 	switch {

@@ -19,8 +19,8 @@ import (
 //	                  ◄─────────────────  the members
 //	  writes kthwd.yaml
 //
-// Until the learner is added, nothing in the cluster has changed, and the token
-// is as good as before.
+// The first request binds the token to its joiner. Until the learner is added,
+// nothing else in the cluster has changed, and that joiner may ask again.
 const (
 	FilesPath = "/v1/files"
 	AdmitPath = "/v1/admit"
@@ -32,7 +32,8 @@ type AddRequest struct {
 	Name    string        `json:"name"`
 	Address string        `json:"address"`
 	TTL     time.Duration `json:"ttlNanoseconds"`
-	CAKey   bool          `json:"caKey"` // the new controller gets the CA's key
+	CAKey   bool          `json:"caKey"`          // the new controller gets the CA's key
+	From    string        `json:"from,omitempty"` // address that it speaks from; empty is Address
 }
 
 // Added is the answer.
@@ -76,6 +77,8 @@ type Request struct {
 
 	NeedsCertificate bool `json:"needsCertificate,omitempty"` // of FilesPath: it has no kubernetes.pem
 	PeerPort         int  `json:"peerPort,omitempty"`         // of AdmitPath: where it listens
+
+	From string `json:"-"` // HOST:PORT that the request came from, as the server saw it
 }
 
 // Files is the answer to FilesPath.

@@ -24,6 +24,7 @@ import (
 type memberAddFlags struct {
 	ttl   time.Duration
 	caKey bool
+	from  string
 }
 
 func (a *app) memberAddVerb(l *config.Loader) *cobra.Command {
@@ -33,8 +34,8 @@ func (a *app) memberAddVerb(l *config.Loader) *cobra.Command {
 		Use:   "add " + usage + " [flags]",
 		Short: "Make a token with which a further controller joins",
 		Long: "Make a token with which a further controller NAME at ADDRESS joins the cluster, and print\n" +
-			"the command for that machine. The token is good once, and for a while; until it is used,\n" +
-			"the cluster is as it was. A second one for the same controller takes the place of the first.",
+			"the command for that machine. The token is good once, for a while, and from ADDRESS only; until\n" +
+			"it is used, the cluster is as it was. A second one for the same controller takes the place of the first.",
 		Example: "  kthwd member add c1 10.0.1.35",
 		Args:    wantArgs(2, 2, usage),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -48,6 +49,7 @@ func (a *app) memberAddVerb(l *config.Loader) *cobra.Command {
 
 func (f *memberAddFlags) add(fs *pflag.FlagSet) {
 	fs.DurationVar(&f.ttl, "ttl", 15*time.Minute, "`DURATION` How long the token is good, and how long the controller may take to arrive after it has joined.")
+	fs.StringVar(&f.from, "from", "", "`ADDRESS` Address that the new controller speaks from, where that is not ADDRESS: behind address translation, or with several interfaces.")
 	fs.BoolVar(&f.caKey, "with-ca-key", false, "Give the new controller the key of the CA, so that kube-controller-manager can sign certificates there.")
 }
 
@@ -56,7 +58,7 @@ func (a *app) memberAdd(ctx context.Context, l *config.Loader, name, address str
 		return err
 	}
 	var added member.Added
-	in := member.AddRequest{Name: name, Address: address, TTL: f.ttl, CAKey: f.caKey}
+	in := member.AddRequest{Name: name, Address: address, TTL: f.ttl, CAKey: f.caKey, From: f.from}
 	if err := askMembers(ctx, l, http.MethodPost, "/members", in, &added); err != nil {
 		return err
 	}
