@@ -31,7 +31,7 @@ DIRS      := appliance cmd health lb packaging rbacseed test
 LIGHT     := ./appliance/config ./appliance/logging ./appliance/member ./appliance/pki ./appliance/preflight ./appliance/status ./appliance/supervise ./health ./lb ./lb/check
 
 .DEFAULT_GOAL := help
-.PHONY: help build tool run test test-light test-e2e test-lb-peers soak screenshots bench bench-lb lint golden verify package package-check generated install test-systemd clean FORCE
+.PHONY: help build tool run test test-light test-e2e test-lb-peers soak screenshots bench bench-lb lint golden verify bump package package-check generated install test-systemd clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -89,6 +89,9 @@ lint: ## gofmt, go vet, staticcheck (the first time it reads all of Kubernetes: 
 
 golden: ## rewrite golden files and docs/configuration.md from the code
 	go test $$(grep -rl --include='*_test.go' '"update"' $(DIRS) | xargs -n1 dirname | sort -u | sed 's,^,./,') -update
+
+bump: ## other versions of Kubernetes and etcd in go.mod, then what to check: make bump K8S=v1.36.4 ETCD=v3.6.17 (DRY=1 only prints)
+	@DRY='$(DRY)' packaging/bump.sh '$(K8S)' '$(ETCD)'
 
 verify: lint golden ## lint, and generated files are as their sources say
 	git diff --exit-code
