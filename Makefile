@@ -31,7 +31,7 @@ DIRS      := appliance cmd health lb packaging rbacseed test
 LIGHT     := ./appliance/config ./appliance/logging ./appliance/member ./appliance/pki ./appliance/preflight ./appliance/status ./appliance/supervise ./health ./lb ./lb/check
 
 .DEFAULT_GOAL := help
-.PHONY: help build tool run test test-light test-e2e test-lb-peers soak screenshots bench bench-lb lint golden verify bump package package-check generated install test-systemd clean FORCE
+.PHONY: help build tool run test test-light test-e2e test-lb-peers soak screenshots bench bench-lb lint golden verify bump hooks package package-check generated install test-systemd clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -92,6 +92,9 @@ golden: ## rewrite golden files and docs/configuration.md from the code
 
 bump: ## other versions of Kubernetes and etcd in go.mod, then what to check: make bump K8S=v1.36.4 ETCD=v3.6.17 (DRY=1 only prints)
 	@DRY='$(DRY)' packaging/bump.sh '$(K8S)' '$(ETCD)'
+
+hooks: ## let git check each commit of this clone: format, light tests, subject
+	git config core.hooksPath .githooks
 
 verify: lint golden ## lint, and generated files are as their sources say
 	git diff --exit-code
