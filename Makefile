@@ -31,7 +31,7 @@ DIRS      := appliance cmd health lb packaging rbacseed test
 LIGHT     := ./appliance/config ./appliance/logging ./appliance/member ./appliance/pki ./appliance/preflight ./appliance/status ./appliance/supervise ./health ./lb ./lb/check
 
 .DEFAULT_GOAL := help
-.PHONY: help build tool run test test-light test-e2e test-lb-peers soak screenshots bench bench-lb lint golden verify bump hooks package package-check generated install test-systemd clean FORCE
+.PHONY: help build tool run test test-light test-one cover test-e2e test-lb-peers soak screenshots bench bench-lb lint golden verify bump hooks package package-check generated install test-systemd clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -52,6 +52,19 @@ test: build ## all tests that need no root and no foreign package
 
 test-light: ## the tests that link no Kubernetes, in seconds
 	go test $(LIGHT)
+
+# Tests of whole clusters need their switch as well: KTHWD_E2E=1 make test-one T=TestNewUser
+packages_of = $(shell grep -rlE --include='*_test.go' '^func $(firstword $(subst /, ,$(1)) none)\b' $(DIRS) | xargs -rn1 dirname | sort -u | sed 's,^,./,')
+test-one: ## one test, in whichever package it is: make test-one T=TestGrow, or T=TestGuard/data_gone
+	$(if $(call packages_of,$(T)),,$(error there is no test "$(T)": make test-one T=TestGrow))
+	go test -count=1 -timeout=20m -v -run '^$(subst /,$$/^,$(T))$$' $(call packages_of,$(T))
+
+COVER ?= $(LIGHT)
+cover: ## which lines the light tests run: dist/cover.html and the total (COVER=./lb/... for other packages)
+	@mkdir -p dist
+	go test -coverprofile=dist/cover.out $(COVER)
+	go tool cover -html=dist/cover.out -o dist/cover.html
+	@go tool cover -func=dist/cover.out | tail -n 1
 
 test-e2e: build ## whole clusters with kubectl and real nodes, and the failure tables of the load balancer and of three controllers; parts need root and are skipped without
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=40m ./test/e2e/...
