@@ -31,7 +31,7 @@ DIRS      := appliance cmd health lb packaging rbacseed test
 LIGHT     := ./appliance/config ./appliance/logging ./appliance/member ./appliance/pki ./appliance/preflight ./appliance/status ./appliance/supervise ./health ./lb ./lb/check
 
 .DEFAULT_GOAL := help
-.PHONY: help build tool run test test-light test-one cover test-e2e test-lb-peers soak screenshots bench bench-lb lint golden verify bump hooks package package-check generated install test-systemd clean FORCE
+.PHONY: help build tool run test test-light test-one cover test-e2e test-lb-peers soak screenshots bench bench-lb lint lint-extra golden verify bump hooks package package-check generated install test-systemd clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -99,6 +99,9 @@ lint: ## gofmt, go vet, staticcheck (the first time it reads all of Kubernetes: 
 	@test -z "$$(gofmt -l $(DIRS) | tee /dev/stderr)"
 	go vet ./...
 	go tool staticcheck ./...
+
+lint-extra: ## golangci-lint with .golangci.yml, where it is installed
+	@if command -v golangci-lint >/dev/null; then golangci-lint run ./...; else echo "lint-extra: golangci-lint is not in PATH, nothing was checked"; fi
 
 golden: ## rewrite golden files and docs/configuration.md from the code
 	go test $$(grep -rl --include='*_test.go' '"update"' $(DIRS) | xargs -n1 dirname | sort -u | sed 's,^,./,') -update
