@@ -32,7 +32,7 @@ type page struct {
 func pages(t *testing.T) []page {
 	t.Helper()
 	paths := []string{"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", bugTemplate, changeTemplate}
-	for _, dir := range []string{"docs"} {
+	for _, dir := range []string{"docs", "docs/decisions"} {
 		more, err := filepath.Glob(filepath.Join(kthwtest.Root(), dir, "*.md"))
 		if err != nil || len(more) < 4 {
 			t.Fatalf("%s/*.md: got %d, want at least 4 (%v)", dir, len(more), err)

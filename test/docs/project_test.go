@@ -1,9 +1,12 @@
 package docs
 
 import (
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+
+	"kthwd/test/kthwtest"
 )
 
 const (
@@ -57,6 +60,27 @@ func TestNeverSend(t *testing.T) {
 		for _, secret := range []string{"-key.pem", ".kubeconfig", "encryption-config.yaml"} {
 			if !strings.Contains(read(t, path), secret) {
 				t.Errorf("%s does not warn of sending %s", path, secret)
+			}
+		}
+	}
+}
+
+// TestDecisions wants each decision in their index, with the four parts of its form.
+func TestDecisions(t *testing.T) {
+	index := read(t, "docs/decisions/README.md")
+	all, err := filepath.Glob(filepath.Join(kthwtest.Root(), "docs", "decisions", "0*.md"))
+	if err != nil || len(all) < 6 {
+		t.Fatalf("got %d decisions, want at least 6 (%v)", len(all), err)
+	}
+	for _, path := range all {
+		name := filepath.Base(path)
+		if !strings.Contains(index, "]("+name+")") {
+			t.Errorf("the index lacks %s", name)
+		}
+		p := page{name, read(t, "docs/decisions/"+name)}
+		for _, part := range []string{"## Context", "## Decision", "## Consequences", "## Evidence"} {
+			if strings.TrimSpace(p.section(t, part)) == "" {
+				t.Errorf("%s: nothing under %s", name, part)
 			}
 		}
 	}
