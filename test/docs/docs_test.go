@@ -1,4 +1,5 @@
-// Package docs holds README.md, CONTRIBUTING.md and docs/*.md to what they say.
+// Package docs holds README.md, CONTRIBUTING.md, the other pages at the top, docs and
+// .github to what they say.
 //
 //   - Every line "$ command" of a console block is run, see TestCommands;
 //   - the flag tables of docs/tutorial-differences.md are what kthwd passes, see TestFlags;
@@ -30,13 +31,15 @@ type page struct {
 // pages are all documents that people read.
 func pages(t *testing.T) []page {
 	t.Helper()
-	paths := []string{"README.md", "CONTRIBUTING.md"}
-	more, err := filepath.Glob(filepath.Join(kthwtest.Root(), "docs", "*.md"))
-	if err != nil || len(more) < 4 {
-		t.Fatalf("docs/*.md: got %d, want at least 4 (%v)", len(more), err)
-	}
-	for _, path := range more {
-		paths = append(paths, filepath.Join("docs", filepath.Base(path)))
+	paths := []string{"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", bugTemplate, changeTemplate}
+	for _, dir := range []string{"docs", "docs/decisions"} {
+		more, err := filepath.Glob(filepath.Join(kthwtest.Root(), dir, "*.md"))
+		if err != nil || len(more) < 4 {
+			t.Fatalf("%s/*.md: got %d, want at least 4 (%v)", dir, len(more), err)
+		}
+		for _, path := range more {
+			paths = append(paths, filepath.Join(dir, filepath.Base(path)))
+		}
 	}
 	var all []page
 	for _, path := range paths {
