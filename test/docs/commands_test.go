@@ -49,25 +49,37 @@ func TestBlocks(t *testing.T) {
 // A command is a line "$ command" and what the page says that it prints: these
 // lines in this order. "…" stands for anything, and a line of it for more lines.
 type command struct {
-	at   string // docs/operations.md:17
+	at   string // docs/operations/status.md:17
 	text string
 	want []string
 }
 
+// first matches the comment with a command that the reader of a page has run before:
+// it starts the controller that the page is about, for example.
+var first = regexp.MustCompile("^<!-- first: (.+) -->$")
+
 func (p page) commands() (all []command) {
-	for _, b := range p.blocks() {
-		if b.kind != "console" || p.path == installation || strings.HasPrefix(b.comment, "<!-- not run: ") {
-			continue
-		}
-		for i, line := range b.lines {
-			text, isCommand := strings.CutPrefix(line, "$ ")
-			switch {
-			case isCommand:
-				all = append(all, command{at: fmt.Sprintf("%s:%d", p.path, b.line+1+i), text: text})
-			case len(all) > 0 && strings.Trim(line, " …") != "":
-				all[len(all)-1].want = append(all[len(all)-1].want, line)
+	inside := false // a console block that is run
+	previous := ""
+	for i, line := range strings.Split(p.text, "\n") {
+		text, isCommand := strings.CutPrefix(line, "$ ")
+		at := fmt.Sprintf("%s:%d", p.path, i+1)
+		switch m := first.FindStringSubmatch(line); {
+		case strings.HasPrefix(line, "```"):
+			inside = line == "```console" && p.path != installation && !strings.HasPrefix(previous, "<!-- not run: ")
+		case m != nil:
+			c := command{at: at, text: m[1]}
+			if c.staysUp() {
+				c.want = []string{"… all ready …"}
 			}
+			all = append(all, c)
+		case !inside:
+		case isCommand:
+			all = append(all, command{at: at, text: text})
+		case len(all) > 0 && strings.Trim(line, " …") != "":
+			all[len(all)-1].want = append(all[len(all)-1].want, line)
 		}
+		previous = line
 	}
 	return all
 }

@@ -1,4 +1,4 @@
-// Package docs holds README.md, CONTRIBUTING.md and docs/*.md to what they say.
+// Package docs checks README.md, CONTRIBUTING.md and the pages below docs.
 //
 //   - Every line "$ command" of a console block is run, see TestCommands;
 //   - the flag tables of docs/tutorial-differences.md are what kthwd passes, see TestFlags;
@@ -10,6 +10,7 @@ package docs
 
 import (
 	"flag"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -23,7 +24,7 @@ var update = flag.Bool("update", false, "rewrite the generated table of old word
 
 // A page is one document.
 type page struct {
-	path string // below the checkout: docs/operations.md
+	path string // below the checkout: docs/operations/status.md
 	text string
 }
 
@@ -31,12 +32,14 @@ type page struct {
 func pages(t *testing.T) []page {
 	t.Helper()
 	paths := []string{"README.md", "CONTRIBUTING.md"}
-	more, err := filepath.Glob(filepath.Join(kthwtest.Root(), "docs", "*.md"))
-	if err != nil || len(more) < 4 {
-		t.Fatalf("docs/*.md: got %d, want at least 4 (%v)", len(more), err)
-	}
-	for _, path := range more {
-		paths = append(paths, filepath.Join("docs", filepath.Base(path)))
+	err := fs.WalkDir(os.DirFS(kthwtest.Root()), "docs", func(path string, _ fs.DirEntry, err error) error {
+		if err == nil && strings.HasSuffix(path, ".md") {
+			paths = append(paths, path)
+		}
+		return err
+	})
+	if err != nil || len(paths) < 20 {
+		t.Fatalf("got %d pages, want at least 20 (%v): %q", len(paths), err, paths)
 	}
 	var all []page
 	for _, path := range paths {
