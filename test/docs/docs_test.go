@@ -3,9 +3,10 @@
 //   - Every line "$ command" of a console block is run, see TestCommands;
 //   - the flag tables of docs/tutorial-differences.md are what kthwd passes, see TestFlags;
 //   - its table of old words is written from the source, see TestOldWords;
+//   - the tables of docs/performance.md are written from a run's JSON, see TestPerformance;
 //   - every package, path, test, make target and link that they name is there.
 //
-// It reads the checkout it lies in and changes nothing but the generated table, with -update.
+// It reads the checkout it lies in and changes nothing but the generated tables, with -update.
 package docs
 
 import (
@@ -20,7 +21,7 @@ import (
 	"kthwd/test/kthwtest"
 )
 
-var update = flag.Bool("update", false, "rewrite the generated table of old words")
+var update = flag.Bool("update", false, "rewrite the generated tables of old words and of performance")
 
 // A page is one document.
 type page struct {
