@@ -4,6 +4,7 @@
 //   - the flag tables of docs/tutorial-differences.md are what kthwd passes, see TestFlags;
 //   - its table of old words is written from the source, see TestOldWords;
 //   - the tables of docs/performance.md are written from a run's JSON, see TestPerformance;
+//   - each word of docs/glossary.md is used, and no user's page uses one to avoid, see TestGlossary;
 //   - every package, path, test, make target and link that they name is there.
 //
 // It reads the checkout it lies in and changes nothing but the generated tables, with -update.
