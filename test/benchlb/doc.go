@@ -10,6 +10,13 @@
 // target that is missed is reported and fails nothing; what breaks fails: a
 // connection that is refused, reset or closed while idle.
 //
+// To publish a run, append one line to history.jsonl here, then run make golden, which
+// writes docs/performance.md:
+//
+//	{"commit":"…","date":"…","machine":"two cores; nothing else ran","note":"…","run":LINE}
+//
+// where LINE is the line of JSON, and date is the day of the commit.
+//
 // # What is compared
 //
 // The balancers take turns, part by part: A B C D for requests, A B C D for
