@@ -69,6 +69,9 @@ type Event struct {
 	From   string    `json:"from,omitempty"`
 	To     string    `json:"to"`
 	Reason string    `json:"reason,omitempty"`
+	// RestartReason is the kind of failure after which a component starts again,
+	// as its supervise.Status has it; empty for every other change.
+	RestartReason string `json:"restartReason,omitempty"`
 }
 
 // Rate is what happened each second, lately.

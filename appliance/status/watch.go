@@ -126,7 +126,7 @@ func changes(before, after Report, now time.Time) (all []Event) {
 			if !known && c.Since.IsZero() {
 				continue
 			}
-			all = append(all, Event{Time: c.Since, Object: c.Name, From: from, To: string(c.State), Reason: oneLine(c.Reason)})
+			all = append(all, Event{Time: c.Since, Object: c.Name, From: from, To: string(c.State), Reason: oneLine(c.Reason), RestartReason: c.RestartReason})
 		}
 	}
 	all = append(all, memberChanges(before.Member, after.Member, before.Quorum, after.Quorum, now)...)

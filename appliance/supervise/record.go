@@ -27,14 +27,17 @@ func (s Status) Healthy() bool { return s.State == Ready || s.State == Standby }
 
 // Status is a copy of what is known of one component.
 type Status struct {
-	Name      string        `json:"name"`
-	State     State         `json:"state"`
-	Since     time.Time     `json:"since"`               // when State was entered
-	Reason    string        `json:"reason,omitempty"`    // why it is in State, one line
-	LastError string        `json:"lastError,omitempty"` // the newest failure, kept after recovery
-	Restarts  int           `json:"restarts"`            // terms ended by a failure and begun again in process
-	Took      time.Duration `json:"tookNanoseconds"`     // start of Run to first ready; 0 before that
-	ReadyAt   time.Duration `json:"readyAtNanoseconds"`  // start of the group to first ready; 0 before that
+	Name      string    `json:"name"`
+	State     State     `json:"state"`
+	Since     time.Time `json:"since"`               // when State was entered
+	Reason    string    `json:"reason,omitempty"`    // why it is in State, one line
+	LastError string    `json:"lastError,omitempty"` // the newest failure, kept after recovery
+	Restarts  int       `json:"restarts"`            // terms ended by a failure and begun again in process
+	// RestartReason is the kind of failure, as given to Restarted, from which a
+	// component in Starting recovers; empty otherwise.
+	RestartReason string        `json:"restartReason,omitempty"`
+	Took          time.Duration `json:"tookNanoseconds"`    // start of Run to first ready; 0 before that
+	ReadyAt       time.Duration `json:"readyAtNanoseconds"` // start of the group to first ready; 0 before that
 }
 
 // Reporter is a component's pen in the record. The zero value writes nowhere,
@@ -77,6 +80,7 @@ func (r Reporter) Restarted(reason string, err error) {
 		}
 		r.n.reasons[reason]++
 		s.Restarts++
+		s.RestartReason = reason
 		s.LastError = err.Error()
 	})
 }
@@ -90,11 +94,19 @@ func (r Reporter) set(state State, reason string) {
 		case Stopping, Stopped, Failed:
 			return // the end of a life is the group's to write
 		}
-		if s.State != state {
-			s.State, s.Since = state, r.g.now()
-		}
-		s.Reason = reason
+		s.enter(state, reason, r.g.now())
 	})
+}
+
+// enter puts the component into a state at now; it may be in it already.
+func (s *Status) enter(state State, reason string, now time.Time) {
+	if s.State != state || s.Since.IsZero() {
+		s.State, s.Since = state, now
+	}
+	if state != Starting {
+		s.RestartReason = ""
+	}
+	s.Reason = reason
 }
 
 // record is the one place where component states live.

@@ -74,6 +74,13 @@ func TestRecord(t *testing.T) {
 			if ok, reason := g.Ready(); ok != tt.ok || reason != tt.reason {
 				t.Errorf("%s: Ready: got %v %q, want %v %q", tt.name, ok, reason, tt.ok, tt.reason)
 			}
+			wantRestart := ""
+			if tt.name == "begins again" {
+				wantRestart = "lease_lost"
+			}
+			if got.RestartReason != wantRestart {
+				t.Errorf("%s: restart reason: got %q, want %q", tt.name, got.RestartReason, wantRestart)
+			}
 		}
 		got := g.Status()[0]
 		if got.Restarts != 1 || got.LastError != "lease lost" || got.Reason != "leading" {

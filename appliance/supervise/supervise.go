@@ -241,7 +241,7 @@ func (g *Group) markReady(n *Node, started time.Time) {
 	g.rec.update(n, func(s *Status) {
 		s.Took, s.ReadyAt = took, now.Sub(g.begun)
 		if s.State == Starting || s.State == Waiting {
-			s.State, s.Since, s.Reason = Ready, now, ""
+			s.enter(Ready, "", now)
 		}
 	})
 	g.log.Info("ready", "component", n.status.Name, "took", took.Round(time.Millisecond))
@@ -301,12 +301,7 @@ func (g *Group) overran(n *Node, budget time.Duration) {
 }
 
 func (g *Group) set(n *Node, state State, reason string) {
-	g.rec.update(n, func(s *Status) {
-		if s.State != state || s.Since.IsZero() {
-			s.State, s.Since = state, g.now()
-		}
-		s.Reason = reason
-	})
+	g.rec.update(n, func(s *Status) { s.enter(state, reason, g.now()) })
 }
 
 // Timeline lists the components that have become ready, in that order.
