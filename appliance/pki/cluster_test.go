@@ -133,7 +133,7 @@ func TestClusterMisfits(t *testing.T) {
 			[]string{"c1/ca-key.pem: is here, though it is not asked for"}},
 		{"no kubeconfig", func(t *testing.T, c *Cluster) {
 			put(t, filepath.Join(c.Machines[1].Dir, "kube-scheduler.kubeconfig"), "kind: Config\n")
-		}, []string{`c1/kube-scheduler.kubeconfig: current-context "" is not in it`}},
+		}, []string{`c1/kube-scheduler.kubeconfig: its current-context is not in it`}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			c := madeCluster(t)

@@ -112,7 +112,7 @@ func TestStaleHiddenCA(t *testing.T) {
 		}
 	}
 	put(t, hidden(l.CA()), get(t, other.CA()))
-	if _, err := Ensure(l, testSpec()); len(Misfits(err)) != 1 {
+	if _, err := Ensure(l, testSpec()); len(misfits(err)) != 1 {
 		t.Errorf("Ensure = %v, want the CA key refused", err)
 	}
 }

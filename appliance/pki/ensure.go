@@ -9,8 +9,8 @@ import (
 )
 
 // Ensure makes what is missing below l.Dir, keeps what is there, and refuses
-// what does not fit: then the error joins one *Misfit for each problem, see
-// Misfits, and nothing has been written.
+// what does not fit: then the error joins one *Misfit for each problem, and
+// nothing has been written.
 //
 // It may be called at every start. It waits for another Ensure on the same
 // directory, which takes no longer than making the files, and for nothing else.

@@ -69,7 +69,8 @@ func FuzzKubeconfig(f *testing.F) {
 		f.Fatal(err)
 	}
 	for _, seed := range []string{"", string(whole), string(whole[:len(whole)/2]), filesConfig, "kind: Config", "{}", "[]", "- &a [*a]",
-		strings.ReplaceAll(string(whole), "user: admin", "user: ~"), "kind: Config\nusers: s3cretsecret"} {
+		strings.ReplaceAll(string(whole), "user: admin", "user: ~"), "kind: Config\nusers: s3cretsecret",
+		"kind: s3cretsecret", "kind: Config\ncurrent-context: s3cretsecret"} {
 		f.Add(seed)
 	}
 	dir := f.TempDir()

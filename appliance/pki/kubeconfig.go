@@ -134,20 +134,20 @@ func parseKubeconfig(data []byte, dir string) (access, error) {
 // current finds what the current context names.
 func (f kubeconfigFile) current() (cluster namedCluster, user namedUser, err error) {
 	if f.Kind != "Config" {
-		return cluster, user, fmt.Errorf("kind is %q, want Config", f.Kind)
+		return cluster, user, errors.New("its kind is not Config")
 	}
 	i := slices.IndexFunc(f.Contexts, func(c namedContext) bool { return c.Name == f.Current })
 	if i < 0 {
-		return cluster, user, fmt.Errorf("current-context %q is not in it", f.Current)
+		return cluster, user, errors.New("its current-context is not in it")
 	}
 	context := f.Contexts[i].Context
 	i = slices.IndexFunc(f.Clusters, func(c namedCluster) bool { return c.Name == context.Cluster })
 	if i < 0 {
-		return cluster, user, fmt.Errorf("cluster %q of context %q is not in it", context.Cluster, f.Current)
+		return cluster, user, errors.New("the cluster of its current-context is not in it")
 	}
 	j := slices.IndexFunc(f.Users, func(u namedUser) bool { return u.Name == context.User })
 	if j < 0 {
-		return cluster, user, fmt.Errorf("user %q of context %q is not in it", context.User, f.Current)
+		return cluster, user, errors.New("the user of its current-context is not in it")
 	}
 	return f.Clusters[i], f.Users[j], nil
 }

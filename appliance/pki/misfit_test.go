@@ -208,16 +208,16 @@ func TestMisfits(t *testing.T) {
 			put(t, l.Kubeconfig(NameAdmin), "kind: Config\nusers: hunter2\n")
 		}, []string{"admin.kubeconfig"}, ": not the YAML it should be, at line 2"},
 		{"a kubeconfig of another kind", func(t *testing.T, l Layout, s *Spec) { put(t, l.Kubeconfig(NameAdmin), "kind: Secret\n") },
-			[]string{"admin.kubeconfig"}, `: kind is "Secret", want Config`},
+			[]string{"admin.kubeconfig"}, `: its kind is not Config`},
 		{"a kubeconfig without its context", func(t *testing.T, l Layout, s *Spec) {
 			replace(t, l.Kubeconfig(NameAdmin), "current-context: default", "current-context: prod")
-		}, []string{"admin.kubeconfig"}, `: current-context "prod" is not in it`},
+		}, []string{"admin.kubeconfig"}, `: its current-context is not in it`},
 		{"a kubeconfig without its user", func(t *testing.T, l Layout, s *Spec) {
 			replace(t, l.Kubeconfig(NameAdmin), "user: admin", "user: bob")
-		}, []string{"admin.kubeconfig"}, `: user "bob" of context "default" is not in it`},
+		}, []string{"admin.kubeconfig"}, `: the user of its current-context is not in it`},
 		{"a kubeconfig without its cluster", func(t *testing.T, l Layout, s *Spec) {
 			replace(t, l.Kubeconfig(NameAdmin), "cluster: kubernetes", "cluster: other")
-		}, []string{"admin.kubeconfig"}, `: cluster "other" of context "default" is not in it`},
+		}, []string{"admin.kubeconfig"}, `: the cluster of its current-context is not in it`},
 		{"a kubeconfig with a token", func(t *testing.T, l Layout, s *Spec) {
 			put(t, l.Kubeconfig(NameAdmin), regexp.MustCompile(`client-(certificate|key)-data: .*`).ReplaceAllString(get(t, l.Kubeconfig(NameAdmin)), "token$1: hunter2"))
 		}, []string{"admin.kubeconfig"}, ": client-certificate: is missing"},
@@ -285,7 +285,7 @@ func TestMisfits(t *testing.T) {
 
 func wantMisfit(t *testing.T, l Layout, err error, files []string, want string) {
 	t.Helper()
-	for _, m := range Misfits(err) {
+	for _, m := range misfits(err) {
 		message := m.Error()
 		lacks := func(file string) bool { return !strings.Contains(message, filepath.Join(l.Dir, file)) }
 		if strings.Contains(message, want) && !slices.ContainsFunc(files, lacks) && strings.HasPrefix(message, filepath.Join(l.Dir, files[0])) {
@@ -303,7 +303,7 @@ func wantMisfit(t *testing.T, l Layout, err error, files []string, want string) 
 func wantNoSecret(t *testing.T, err error, files map[string]string) {
 	t.Helper()
 	text := err.Error()
-	for _, m := range Misfits(err) {
+	for _, m := range misfits(err) {
 		text += m.Hint
 	}
 	for name, content := range files {
@@ -322,7 +322,7 @@ func TestModeHint(t *testing.T) {
 	l := fresh(t)
 	os.Chmod(l.CAKey(), 0o644)
 	_, err := Ensure(l, testSpec())
-	if ms := Misfits(err); len(ms) != 1 || ms[0].Hint != "chmod 600 "+l.CAKey() {
+	if ms := misfits(err); len(ms) != 1 || ms[0].Hint != "chmod 600 "+l.CAKey() {
 		t.Errorf("Misfits = %+v, want the chmod line", ms)
 	}
 }
@@ -336,7 +336,7 @@ func TestAllAtOnce(t *testing.T) {
 	s.Server, s.RemoteServer = "127.0.0.1:6443", "http://x"
 	s.Addresses = append(s.Addresses, "10.0.0.11:6443", "")
 	_, err := Ensure(l, s)
-	if got := len(Misfits(err)); got != 3 {
+	if got := len(misfits(err)); got != 3 {
 		t.Errorf("%d misfits, want 3:\n%v", got, err)
 	}
 	if got := len(strings.Split(err.Error(), "\n")); got != 7 {
@@ -389,7 +389,7 @@ func TestUnreadable(t *testing.T) {
 	}()
 	err = <-done
 	wantMisfit(t, l, err, []string{"ca-key.pem"}, "not readable by kthwd, which runs as uid ")
-	if ms := Misfits(err); len(ms) == 0 || !strings.Contains(ms[0].Hint, "chown") {
+	if ms := misfits(err); len(ms) == 0 || !strings.Contains(ms[0].Hint, "chown") {
 		t.Errorf("hint of %v lacks chown", err)
 	}
 }
@@ -409,4 +409,21 @@ func TestFrozenSeconds(t *testing.T) {
 			t.Errorf("at %v: %v, want ok = %v", test.now, err, test.ok)
 		}
 	}
+}
+
+// misfits returns every Misfit in err, which may be joined or wrapped.
+func misfits(err error) []*Misfit {
+	if m, ok := err.(*Misfit); ok {
+		return []*Misfit{m}
+	}
+	var found []*Misfit
+	switch e := err.(type) {
+	case interface{ Unwrap() error }:
+		found = misfits(e.Unwrap())
+	case interface{ Unwrap() []error }:
+		for _, err := range e.Unwrap() {
+			found = append(found, misfits(err)...)
+		}
+	}
+	return found
 }

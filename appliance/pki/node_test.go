@@ -28,7 +28,7 @@ func TestIssueNode(t *testing.T) {
 			if again, err := IssueNode(l, dir, "w1", []string{"10.0.1.1"}, "https://10.0.0.20:6443"); err != nil || len(again) > 0 {
 				t.Errorf("IssueNode again = %q, %v; want nothing", again, err)
 			}
-			if _, err := IssueNode(l, dir, "w1", []string{"10.0.1.2"}, "https://10.0.0.20:6443"); len(Misfits(err)) != 1 {
+			if _, err := IssueNode(l, dir, "w1", []string{"10.0.1.2"}, "https://10.0.0.20:6443"); len(misfits(err)) != 1 {
 				t.Errorf("IssueNode for another address = %v, want a Misfit", err)
 			}
 			wantSame(t, dir, made)

@@ -106,24 +106,6 @@ func (m *Misfit) Error() string {
 	return printable(text)
 }
 
-// Misfits returns each Misfit in err, which may be joined or wrapped.
-// errors.As would find the first one only.
-func Misfits(err error) []*Misfit {
-	if m, ok := err.(*Misfit); ok {
-		return []*Misfit{m}
-	}
-	var found []*Misfit
-	switch e := err.(type) {
-	case interface{ Unwrap() error }:
-		found = Misfits(e.Unwrap())
-	case interface{ Unwrap() []error }:
-		for _, err := range e.Unwrap() {
-			found = append(found, Misfits(err)...)
-		}
-	}
-	return found
-}
-
 func (s Spec) clusterName() string {
 	if s.ClusterName == "" {
 		return "kubernetes"

@@ -119,7 +119,7 @@ func TestAdoptRefuses(t *testing.T) {
 	}
 	_, err = shared.Adopt(other, joinerSpec().Server)
 	var got []string
-	for _, m := range Misfits(err) {
+	for _, m := range misfits(err) {
 		got = append(got, filepath.Base(m.File))
 	}
 	slices.Sort(got)
@@ -154,7 +154,7 @@ func TestIssueController(t *testing.T) {
 	if _, err := issued.Alone(dir); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := issued.Alone(dir); len(Misfits(err)) != 2 {
+	if _, err := issued.Alone(dir); len(misfits(err)) != 2 {
 		t.Errorf("over files that are there: got %v, want both refused", err)
 	}
 	if err := os.Remove(c0.CAKey()); err != nil {
