@@ -388,6 +388,7 @@ func FuzzFile(f *testing.F) {
 		"", "role: controller\n", "role: [controller]\nsecure-port: 1\n", "a: &a [*a]\n", "? x\n: y\n", "<<: {a: b}\n",
 		"data-dir: |\n  x\n", "log-level: \"a\\\"b\"\n", "---\n---\n", "\x00", "role: controller\n\tx", "{role: controller, name: x}",
 		"secure-port: 0x1F\n", "secure-port: 1_000\n", "etcd-arg: [a=b, 'c', \"d\\n\"]\n", "name: ~\n", "role: [a, '']\n", "role: ['a,b', \"c\\\"\"]\n", "role: a,b\n", "!!binary x: y\n", "&a a: *a\n",
+		"role: 0\nsecure-port: 0", "role: controller\nlisten: [a:1]\n",
 	} {
 		f.Add([]byte(s))
 	}

@@ -14,6 +14,8 @@ import (
 
 	"github.com/spf13/pflag"
 	"go.yaml.in/yaml/v3"
+
+	"kthwd/appliance/text"
 )
 
 // maxFile bounds what is read of a configuration file.
@@ -173,14 +175,14 @@ func parseYAML(path string, text []byte) ([]entry, []*Problem) {
 }
 
 func syntaxProblem(path string, err error) *Problem {
-	text := err.Error()
-	if m := yamlLine.FindStringSubmatch(text); m != nil {
-		text = strings.TrimPrefix(text, m[0])
+	message := err.Error()
+	if m := yamlLine.FindStringSubmatch(message); m != nil {
+		message = strings.TrimPrefix(message, m[0])
 		if m[1] != "" {
 			path += ":" + m[1]
 		}
 	}
-	return &Problem{Origin: path, Text: "not YAML: " + oneLine(text)}
+	return &Problem{Origin: path, Text: "not YAML: " + text.Line(message)}
 }
 
 // aKey is what all keys look like, and misspelled ones.

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/spf13/pflag"
+
+	"kthwd/appliance/text"
 )
 
 // Loader reads a configuration: defaults, then the file, then the command line.
@@ -69,14 +71,14 @@ func (l *Loader) Origin(name string) string {
 	return OriginDefault
 }
 
-// IsSet tells whether somebody wrote the setting, in the file or as a flag.
-func (l *Loader) IsSet(name string) bool { return l.isSet(name) }
-
-// isSet tells whether somebody wrote the setting, in the file or as a flag.
-func (l *Loader) isSet(name string) bool {
+// IsSet reports whether the file or a flag sets the setting.
+func (l *Loader) IsSet(name string) bool {
 	o := l.Origin(name)
 	return o != OriginDefault && !strings.HasPrefix(o, OriginDefault+", ")
 }
+
+// inFile reports whether the value of the setting is the file's.
+func (l *Loader) inFile(name string) bool { return l.IsSet(name) && l.Origin(name) != OriginFlag }
 
 // FlagError makes a Problem of an error of the command line's parser, with the
 // flag that was probably meant.
@@ -90,7 +92,7 @@ func (l *Loader) FlagError(err error) error {
 		f := value.GetFlag()
 		return &Problem{Key: f.Name, Origin: OriginFlag, Text: wrongType(f, value.GetValue())}
 	default:
-		return &Problem{Text: oneLine(err.Error())}
+		return &Problem{Text: text.Line(err.Error())}
 	}
 }
 
@@ -123,5 +125,3 @@ func wrongType(f *pflag.Flag, s string) string {
 		return fmt.Sprintf("%q is not a %s", s, f.Value.Type())
 	}
 }
-
-func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }

@@ -10,10 +10,11 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// Print writes the configuration as a file that Load reads back, each line with
-// the origin of its value as a comment: the settings of its roles, or of all when
-// it has none. Nothing in it is secret: kthwd is told
-// where its keys are, never what they are.
+// Print writes the configuration as a file that Load reads back, with the origin
+// of each value as a comment. It writes the settings of the configuration's roles,
+// or of all roles when there is none, and every other setting that the file sets,
+// so that nothing the file says is lost. Nothing in it is secret: settings name key
+// files, never keys.
 func (l *Loader) Print(w io.Writer) error {
 	var b bytes.Buffer
 	if l.file != "" {
@@ -35,7 +36,7 @@ type line struct{ text, origin string }
 // lines are the "key: value" lines and the width of a usual one.
 func (l *Loader) lines() (lines []line, width int) {
 	for _, s := range l.table {
-		if !s.of(l.Config.Role) || s.name == "config" {
+		if s.name == "config" || !s.of(l.Config.Role) && !l.inFile(s.name) {
 			continue
 		}
 		text := s.name + ": " + s.yaml()

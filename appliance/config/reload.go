@@ -19,7 +19,7 @@ func (s setting) reloads() bool {
 // decides is no change. Both Loaders are resolved.
 func (l *Loader) Changes(running *Loader) (names []string) {
 	for i, s := range l.table {
-		written := l.isSet(s.name) || running.isSet(s.name)
+		written := l.IsSet(s.name) || running.IsSet(s.name)
 		if written && s.name != "config" && s.yaml() != running.table[i].yaml() {
 			names = append(names, s.name)
 		}

@@ -62,7 +62,7 @@ func (l *Loader) ValidateController() error { return l.located(l.Config.parts(tr
 func (l *Loader) ValidateWithoutRole() error {
 	problems := l.Config.parts(true, false)
 	for _, p := range lbProblems(l.Config.LB) {
-		if l.isSet(p.Key) {
+		if l.IsSet(p.Key) {
 			problems = append(problems, p)
 		}
 	}
@@ -179,7 +179,7 @@ func (l *Loader) roleProblems() (problems []*Problem) {
 	}
 	role := strings.Join(l.Config.Role, ",")
 	for _, s := range l.table {
-		if s.of(l.Config.Role) || !l.isSet(s.name) {
+		if s.of(l.Config.Role) || !l.IsSet(s.name) {
 			continue
 		}
 		problems = append(problems, &Problem{
