@@ -12,7 +12,7 @@ func TestLightPackagesStayLight(t *testing.T) {
 	if testing.Short() {
 		t.Skip("runs go list")
 	}
-	light := []string{"kthwd/appliance/config", "kthwd/appliance/logging", "kthwd/appliance/member", "kthwd/appliance/pki", "kthwd/appliance/status", "kthwd/appliance/supervise", "kthwd/health", "kthwd/lb", "kthwd/lb/check"}
+	light := []string{"kthwd/appliance/config", "kthwd/appliance/logging", "kthwd/appliance/member", "kthwd/appliance/pki", "kthwd/appliance/preflight", "kthwd/appliance/program", "kthwd/appliance/status", "kthwd/appliance/supervise", "kthwd/appliance/text", "kthwd/health", "kthwd/lb", "kthwd/lb/check"}
 	for _, pkg := range light {
 		out, err := exec.Command("go", "list", "-deps", pkg).Output()
 		if err != nil {

@@ -8,7 +8,6 @@
 package member
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -216,10 +215,4 @@ func (l List) summary() string {
 	default:
 		return s + fmt.Sprintf(": the loss of %d more is survived", spare)
 	}
-}
-
-// IsRefusal tells whether err is a *Refusal.
-func IsRefusal(err error) bool {
-	var r *Refusal
-	return errors.As(err, &r)
 }

@@ -7,7 +7,9 @@ import (
 	"strings"
 	"time"
 
+	"kthwd/appliance/program"
 	"kthwd/appliance/supervise"
+	"kthwd/appliance/text"
 	"kthwd/lb"
 	"kthwd/lb/check"
 )
@@ -65,11 +67,11 @@ var rank = map[Health]int{Healthy: 0, Degraded: 1, Down: 2}
 type assessment struct{ findings []Finding }
 
 func (a *assessment) add(h Health, do, format string, args ...any) {
-	a.findings = append(a.findings, Finding{Health: h, Text: oneLine(fmt.Sprintf(format, args...)), Do: do})
+	a.findings = append(a.findings, Finding{Health: h, Text: text.Line(fmt.Sprintf(format, args...)), Do: do})
 }
 
 // essential are the components without which clients are not served.
-var essential = []string{"etcd", "kube-apiserver", "lb"}
+var essential = []string{program.Etcd, program.APIServer, program.LB}
 
 func (a *assessment) components(r Report) {
 	quorum := r.Quorum == nil || r.Quorum.Leader != "" // the lack of one is said below
@@ -108,7 +110,7 @@ func (a *assessment) components(r Report) {
 // component: it waits for one, is the API server, or has lost its lease, which cannot be
 // renewed.
 func (r Report) wantsQuorum(s supervise.Status) bool {
-	return s.State == supervise.Waiting || s.Name == "kube-apiserver" ||
+	return s.State == supervise.Waiting || s.Name == program.APIServer ||
 		s.State == supervise.Starting && slices.ContainsFunc(r.Leases, func(l Lease) bool { return l.Name == s.Name })
 }
 

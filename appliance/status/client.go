@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+
+	"kthwd/appliance/text"
 )
 
 // ErrNotRunning means that no kthwd answers.
@@ -152,7 +154,7 @@ func ask(ctx context.Context, t http.RoundTripper, method, url, body string, log
 		return nil, err
 	}
 	if resp.StatusCode != http.StatusOK {
-		return nil, &refused{resp.StatusCode, oneLine(strings.TrimSpace(string(answer[:min(len(answer), 500)]))), oneLine(resp.Header.Get(hintHeader))}
+		return nil, &refused{resp.StatusCode, text.Line(strings.TrimSpace(string(answer[:min(len(answer), 500)]))), text.Line(resp.Header.Get(hintHeader))}
 	}
 	return answer, nil
 }

@@ -9,7 +9,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"kthwd/appliance/program"
 	"kthwd/appliance/supervise"
+	"kthwd/appliance/text"
 )
 
 // ownSeries are kthwd's own. The Go and process collectors cover all programs
@@ -68,9 +70,9 @@ var (
 // restartReasons are those that each component can have, so that a series is
 // there before the first restart.
 var restartReasons = map[string][]string{
-	"kube-apiserver":          {"no_quorum"},
-	"kube-controller-manager": {"failed", "lease_lost"},
-	"kube-scheduler":          {"failed", "lease_lost"},
+	program.APIServer:         {"no_quorum"},
+	program.ControllerManager: {"failed", "lease_lost"},
+	program.Scheduler:         {"failed", "lease_lost"},
 }
 
 // reportCollector makes series of the report when Prometheus asks.
@@ -129,7 +131,7 @@ func (s series) counter(d *prometheus.Desc, v float64, labels ...string) {
 // text at all.
 func metric(d *prometheus.Desc, t prometheus.ValueType, v float64, labels []string) prometheus.Metric {
 	for i, l := range labels {
-		labels[i] = strings.ToValidUTF8(oneLine(l), "?")
+		labels[i] = strings.ToValidUTF8(text.Line(l), "?")
 	}
 	m, err := prometheus.NewConstMetric(d, t, v, labels...)
 	if err != nil {
@@ -165,7 +167,7 @@ func (s series) certificates(all []Certificate) {
 	type key struct{ file, subject, use string }
 	seen := map[key]bool{}
 	for _, c := range all {
-		k := key{oneLine(c.File), oneLine(c.Subject), c.Use}
+		k := key{text.Line(c.File), text.Line(c.Subject), c.Use}
 		if seen[k] {
 			continue
 		}

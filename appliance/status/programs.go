@@ -11,6 +11,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"kthwd/appliance/text"
 )
 
 // Program is one of the programs in this process, with the series that are its own.
@@ -43,7 +45,7 @@ type errorLog struct{ log *slog.Logger }
 
 // Println implements promhttp.Logger.
 func (l errorLog) Println(v ...any) {
-	l.log.Warn("scrape", "err", oneLine(strings.TrimSpace(fmt.Sprintln(v...))))
+	l.log.Warn("scrape", "err", text.Line(strings.TrimSpace(fmt.Sprintln(v...))))
 }
 
 // limit turns away who comes while n requests are being answered, so that slow

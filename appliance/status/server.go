@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"kthwd/appliance/logging"
+	"kthwd/appliance/text"
 )
 
 // ServerConfig is what a Server is made of.
@@ -259,7 +260,7 @@ const hintHeader = "Kthwd-Hint"
 func Refuse(w http.ResponseWriter, code int, err error) {
 	var own interface{ Hint() string }
 	if errors.As(err, &own) && own.Hint() != "" {
-		w.Header().Set(hintHeader, oneLine(own.Hint()))
+		w.Header().Set(hintHeader, text.Line(own.Hint()))
 	}
 	http.Error(w, err.Error(), code)
 }

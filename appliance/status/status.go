@@ -13,10 +13,10 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unicode"
 	"unicode/utf8"
 
 	"kthwd/appliance/supervise"
+	"kthwd/appliance/text"
 	"kthwd/lb"
 )
 
@@ -81,7 +81,7 @@ func WriteTable(w io.Writer, r Report, now time.Time, colour bool) error {
 	case r.Ready:
 		fmt.Fprintf(&b, "%s\n", p(green, "ready"))
 	default:
-		fmt.Fprintf(&b, "%s: %s\n", p(red, "not ready"), oneLine(r.Reason))
+		fmt.Fprintf(&b, "%s: %s\n", p(red, "not ready"), text.Line(r.Reason))
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
@@ -108,8 +108,8 @@ func (r Report) components(now time.Time, p func(colour, string) string) table {
 			{text: string(c.State), shown: p(colours[c.State], string(c.State))},
 			{text: Age(now.Sub(c.Since))},
 			{text: fmt.Sprint(c.Restarts)},
-			{text: oneLine(c.Reason)},
-			{text: oneLine(c.LastError)},
+			{text: text.Line(c.Reason)},
+			{text: text.Line(c.LastError)},
 		})
 	}
 	return t.withoutEmptyColumn(4)
@@ -122,13 +122,13 @@ func (q Quorum) line(p func(colour, string) string) string {
 	}
 	line := fmt.Sprintf("etcd: %s, %d of %d members active, %d needed", state, q.Active, q.Members, q.Needed)
 	if q.Leader != "" {
-		line += ", leader " + oneLine(q.Leader)
+		line += ", leader " + text.Line(q.Leader)
 	}
 	if q.Note != "" {
-		line += "; " + oneLine(q.Note)
+		line += "; " + text.Line(q.Note)
 	}
 	if q.Warning != "" {
-		line += "\n" + p(yellow, "warning") + ": " + oneLine(q.Warning)
+		line += "\n" + p(yellow, "warning") + ": " + text.Line(q.Warning)
 	}
 	return line
 }
@@ -205,15 +205,4 @@ func (t table) write(b *strings.Builder) {
 		}
 		b.WriteString(strings.TrimRight(line.String(), " ") + "\n")
 	}
-}
-
-// oneLine keeps a text from another program out of the layout and away from
-// the terminal's controls.
-func oneLine(s string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return ' '
-	}, s)
 }

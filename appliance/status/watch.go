@@ -6,6 +6,8 @@ import (
 	"sync"
 	"time"
 
+	"kthwd/appliance/program"
+	"kthwd/appliance/text"
 	"kthwd/lb"
 )
 
@@ -126,7 +128,7 @@ func changes(before, after Report, now time.Time) (all []Event) {
 			if !known && c.Since.IsZero() {
 				continue
 			}
-			all = append(all, Event{Time: c.Since, Object: c.Name, From: from, To: string(c.State), Reason: oneLine(c.Reason), RestartReason: c.RestartReason})
+			all = append(all, Event{Time: c.Since, Object: c.Name, From: from, To: string(c.State), Reason: text.Line(c.Reason), RestartReason: c.RestartReason})
 		}
 	}
 	all = append(all, memberChanges(before.Member, after.Member, before.Quorum, after.Quorum, now)...)
@@ -145,9 +147,9 @@ func memberChanges(before, after *Member, was, is *Quorum, now time.Time) (all [
 		case is.Leader == "":
 			all = append(all, Event{Time: now, Object: ObjectQuorum, To: QuorumLost, Reason: is.Note})
 		case was.Leader == "" && was.Members > 0:
-			all = append(all, Event{Time: now, Object: ObjectQuorum, To: QuorumThere, Reason: "leader " + oneLine(is.Leader)})
+			all = append(all, Event{Time: now, Object: ObjectQuorum, To: QuorumThere, Reason: "leader " + text.Line(is.Leader)})
 		case was.Leader != "":
-			all = append(all, Event{Time: now, Object: objectLeader, From: oneLine(was.Leader), To: oneLine(is.Leader)})
+			all = append(all, Event{Time: now, Object: objectLeader, From: text.Line(was.Leader), To: text.Line(is.Leader)})
 		}
 	}
 	if before == nil || after == nil {
@@ -161,7 +163,7 @@ func memberChanges(before, after *Member, was, is *Quorum, now time.Time) (all [
 	for _, m := range after.Members {
 		old, known := seen[m.ID]
 		delete(seen, m.ID)
-		object := "etcd member " + oneLine(m.Name)
+		object := "etcd member " + text.Line(m.Name)
 		switch {
 		case !known:
 			all = append(all, Event{Time: now, Object: object, To: "added"})
@@ -170,7 +172,7 @@ func memberChanges(before, after *Member, was, is *Quorum, now time.Time) (all [
 		}
 	}
 	for _, m := range seen {
-		all = append(all, Event{Time: now, Object: "etcd member " + oneLine(m.Name), To: "removed"})
+		all = append(all, Event{Time: now, Object: "etcd member " + text.Line(m.Name), To: "removed"})
 	}
 	return all
 }
@@ -186,7 +188,7 @@ func backendChanges(before, after *lb.Status, now time.Time) (all []Event) {
 	for _, b := range after.Backends {
 		old, known := was[b.Address]
 		delete(was, b.Address)
-		object := "backend " + oneLine(b.Address)
+		object := "backend " + text.Line(b.Address)
 		switch {
 		case !known:
 			all = append(all, Event{Time: now, Object: object, To: "added"})
@@ -195,14 +197,14 @@ func backendChanges(before, after *lb.Status, now time.Time) (all []Event) {
 			if at.IsZero() || at.Before(old.Since) {
 				at = now
 			}
-			all = append(all, Event{Time: at, Object: object, From: old.State, To: b.State, Reason: oneLine(b.Reason)})
+			all = append(all, Event{Time: at, Object: object, From: old.State, To: b.State, Reason: text.Line(b.Reason)})
 		}
 	}
 	for address := range was {
-		all = append(all, Event{Time: now, Object: "backend " + oneLine(address), To: "removed"})
+		all = append(all, Event{Time: now, Object: "backend " + text.Line(address), To: "removed"})
 	}
 	if before.FailOpen != after.FailOpen {
-		all = append(all, Event{Time: now, Object: "lb", To: map[bool]string{true: "fails open", false: "chooses among ready backends"}[after.FailOpen]})
+		all = append(all, Event{Time: now, Object: program.LB, To: map[bool]string{true: "fails open", false: "chooses among ready backends"}[after.FailOpen]})
 	}
 	return all
 }

@@ -13,6 +13,8 @@ import (
 
 	"github.com/prometheus/exporter-toolkit/web"
 	"go.yaml.in/yaml/v3"
+
+	"kthwd/appliance/text"
 )
 
 // Web is what a web configuration file says, as far as kthwd must know. The file
@@ -71,7 +73,7 @@ func inFile(path string, err error) error {
 	if errors.As(err, &in) {
 		return err
 	}
-	return fmt.Errorf("%s: %s", path, oneLine(err.Error()))
+	return fmt.Errorf("%s: %s", path, text.Line(err.Error()))
 }
 
 // serveWeb is server.Serve behind a web configuration file; "" is plain HTTP.

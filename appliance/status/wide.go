@@ -7,15 +7,17 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"kthwd/appliance/text"
 )
 
 // writeFindings writes what is to be said, each with what to do below it.
 func writeFindings(b *strings.Builder, r Report, p func(colour, string) string) {
 	words := map[Health]string{Healthy: p(cyan, "note"), Degraded: p(yellow, "degraded"), Down: p(red, "down")}
 	for _, f := range r.Findings {
-		fmt.Fprintf(b, "%s: %s\n", words[f.Health], oneLine(f.Text))
+		fmt.Fprintf(b, "%s: %s\n", words[f.Health], text.Line(f.Text))
 		if f.Do != "" {
-			fmt.Fprintf(b, "  %s\n", oneLine(f.Do))
+			fmt.Fprintf(b, "  %s\n", text.Line(f.Do))
 		}
 	}
 }
@@ -48,7 +50,7 @@ func header(names ...string) table {
 func (t table) add(cells ...string) table {
 	row := make([]cell, len(cells))
 	for i, c := range cells {
-		row[i].text = oneLine(c)
+		row[i].text = text.Line(c)
 	}
 	return append(t, row)
 }
