@@ -9,6 +9,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 )
 
@@ -84,6 +85,19 @@ func parseKeyBlock(block *pem.Block) (crypto.Signer, error) {
 		return nil, fmt.Errorf("the %s in it cannot sign", block.Type)
 	}
 	return signer, nil
+}
+
+// Pool reads the certificates of a PEM file into a pool, to verify peers against.
+func Pool(path string) (*x509.CertPool, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(data) {
+		return nil, fmt.Errorf("%s: no certificate in it", path)
+	}
+	return pool, nil
 }
 
 func encodeCertificates(chain []*x509.Certificate) []byte {

@@ -11,6 +11,8 @@ import (
 	"net/url"
 	"os"
 	"strings"
+
+	"kthwd/appliance/pki"
 )
 
 // TLSFiles are what it takes to ask a metrics address that speaks TLS.
@@ -23,13 +25,9 @@ type TLSFiles struct {
 func (f TLSFiles) config() (*tls.Config, error) {
 	c := &tls.Config{MinVersion: tls.VersionTLS12}
 	if f.CA != "" {
-		pem, err := os.ReadFile(f.CA)
-		if err != nil {
+		var err error
+		if c.RootCAs, err = pki.Pool(f.CA); err != nil {
 			return nil, err
-		}
-		c.RootCAs = x509.NewCertPool()
-		if !c.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("%s: no certificate in it", f.CA)
 		}
 	}
 	if (f.Cert == "") != (f.Key == "") {
