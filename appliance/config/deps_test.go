@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// The packages that are worked on most compile and are tested in seconds,
-// because none of them links what is heavy.
+// These packages compile and run their tests in seconds, because they link neither
+// Kubernetes nor etcd.
 func TestLightPackagesStayLight(t *testing.T) {
 	if testing.Short() {
 		t.Skip("runs go list")

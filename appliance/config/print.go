@@ -18,10 +18,10 @@ import (
 func (l *Loader) Print(w io.Writer) error {
 	var b bytes.Buffer
 	if l.file != "" {
-		fmt.Fprintf(&b, "# %s, under the flags of this command\n", l.file)
+		fmt.Fprintf(&b, "# %s, overridden by the flags of this command\n", l.file)
 	}
 	if len(l.Config.Role) == 0 {
-		fmt.Fprintln(&b, "# of all roles, since none is given; a start takes those of its own only")
+		fmt.Fprintln(&b, "# the settings of all roles, since none is given; a start reads only those of its roles")
 	}
 	lines, width := l.lines()
 	for _, line := range lines {
@@ -33,7 +33,7 @@ func (l *Loader) Print(w io.Writer) error {
 
 type line struct{ text, origin string }
 
-// lines are the "key: value" lines and the width of a usual one.
+// lines returns the "key: value" lines and the width of the longest usual one.
 func (l *Loader) lines() (lines []line, width int) {
 	for _, s := range l.table {
 		if s.name == "config" || !s.of(l.Config.Role) && !l.inFile(s.name) {
@@ -48,7 +48,7 @@ func (l *Loader) lines() (lines []line, width int) {
 	return lines, width
 }
 
-// yaml is the value of a setting on one line of YAML.
+// yaml returns the value of a setting as one line of YAML.
 func (s setting) yaml() string {
 	switch v := s.value.(type) {
 	case *string:
@@ -70,7 +70,7 @@ func (s setting) yaml() string {
 func yamlText(s string) string {
 	n := yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: s}
 	if strings.ContainsAny(s, "\n\r\u0085\u2028\u2029") || s == "" {
-		n.Style = yaml.DoubleQuotedStyle // on one line
+		n.Style = yaml.DoubleQuotedStyle // keeps it on one line
 	}
 	return yamlLineOf(&n)
 }

@@ -13,7 +13,7 @@ import (
 
 var update = flag.Bool("update", false, "rewrite golden files")
 
-// The reference cannot be out of date: it is the table.
+// The reference is generated from the table, so it cannot be out of date.
 func TestReference(t *testing.T) {
 	golden(t, "../../docs/configuration.md", reference())
 }
@@ -45,14 +45,14 @@ func reference() []byte {
 
 # Configuration
 
-What can be set is set in one place: by a flag, or by a key of the same name in a YAML file.
-The order is: default, then file, then flag; a flag replaces the file's value, lists included.
-The file is the one of ` + "`--config`, else `" + DefaultFile + "`" + ` if it exists. Unknown keys, keys given twice and
+Each setting is a flag, and a key of the same name in a YAML file.
+The file overrides the default, and the flag overrides the file; a flag replaces the file's whole value, lists included.
+The file is the one given with ` + "`--config`, else `" + DefaultFile + "`" + ` if it exists. Unknown keys, duplicate keys and
 values of the wrong type are refused with their line; all problems are reported at once.
-A relative path in the file is meant from the file's directory, one in a flag from the working directory.
+A relative path in the file starts from the file's directory, one in a flag from the working directory.
 
-` + "`kthwd config`" + ` prints the configuration a start would have, each value with where it came from. What it
-prints can be used as a file.
+` + "`kthwd config`" + ` prints the resulting configuration, each value with its origin. Its
+output can be used as a file.
 
 `)
 	l := NewLoader()
@@ -87,7 +87,7 @@ func defaultCell(s setting) string {
 	return ""
 }
 
-// example is a file of one role; what is required has no default.
+// example returns a file of one role, with a value for settings that have no default.
 func example(l *Loader, role string) string {
 	var b strings.Builder
 	required := map[string]string{"role": role, "backend": "[10.0.1.73:6443, 10.0.1.35:6443]"}
@@ -103,7 +103,7 @@ func example(l *Loader, role string) string {
 	return b.String()
 }
 
-// The examples of the reference are files that kthwd takes.
+// The examples of the reference are files that kthwd accepts.
 func TestReferenceExample(t *testing.T) {
 	for _, role := range []string{RoleController, RoleLB} {
 		text := example(NewLoader(), role)

@@ -84,7 +84,7 @@ c4    10.0.1.5  joining  its token is good for 10m0s
 			t.Errorf("%s: got %q, want %q", states, got, want)
 		}
 	}
-	if got := strings.Join(voters("uul").Warnings(), ";"); !strings.Contains(got, "2 controllers survive the loss of none") {
+	if got := strings.Join(voters("uul").Warnings(), ";"); !strings.Contains(got, "2 controllers survive no loss") {
 		t.Errorf("two voters: got the warning %q", got)
 	}
 }

@@ -243,9 +243,9 @@ func TestJoinRefused(t *testing.T) {
 		{[]string{"c0", g.address(1)}, 1, []string{"error: c0 is a member already, at " + g.address(0), "kthwd member remove c0"}},
 		{[]string{"c1", g.address(0)}, 1, []string{"error: " + g.address(0) + " is the address of c0, which is a member already"}},
 		{[]string{"c1", "10.0.1.35"}, 1, []string{"is loopback, which no other machine reaches"}},
-		{[]string{"c1", "nowhere"}, 2, []string{`error: c1=nowhere: "nowhere" is no IP address`}},
+		{[]string{"c1", "nowhere"}, 2, []string{`error: c1=nowhere: "nowhere" is not an IP address`}},
 		{[]string{"-x", g.address(1)}, 2, []string{"error: "}},
-		{[]string{"c/1", g.address(1)}, 2, []string{`"c/1" is no name`}},
+		{[]string{"c/1", g.address(1)}, 2, []string{`"c/1" is not a name`}},
 		{[]string{"c1"}, 2, []string{"hint: usage: kthwd member add NAME ADDRESS"}},
 		{[]string{"c1", g.address(1), "--ttl=48h"}, 1, []string{"error: a token cannot be good for 48h0m0s: want 1s to 24h0m0s"}},
 	} {
