@@ -9,10 +9,10 @@ import (
 	"kthwd/lb"
 )
 
-// onlyLB tells whether the process is a load balancer and nothing else.
+// onlyLB reports whether the process is only a load balancer.
 func (r Report) onlyLB() bool { return r.LB != nil && r.Kubernetes == "" }
 
-// writeLB writes what there is to say of a load balancer.
+// writeLB writes the state of a load balancer.
 func writeLB(b *strings.Builder, s lb.Status, now time.Time, p func(colour, string) string) {
 	listenerTable(s).write(b)
 	b.WriteByte('\n')
@@ -20,14 +20,14 @@ func writeLB(b *strings.Builder, s lb.Status, now time.Time, p func(colour, stri
 	b.WriteByte('\n')
 	checks := "checks: " + text.Line(s.Check)
 	if strings.HasPrefix(s.Check, lb.CheckHTTPS) && !s.Verified {
-		checks += ", " + p(yellow, "unverified") + ": give --backend-ca"
+		checks += ", " + p(yellow, "unverified") + ": set --backend-ca"
 	}
 	fmt.Fprintln(b, checks)
 	if s.Discovery != nil {
 		fmt.Fprintln(b, discoveryLine(*s.Discovery, now, p))
 	}
 	if s.FailOpen {
-		fmt.Fprintf(b, "%s: no backend is ready, so connections go to any that answers\n", p(red, "FAIL OPEN"))
+		fmt.Fprintf(b, "%s: no backend is ready, so connections go to any backend that answers\n", p(red, "FAIL OPEN"))
 	}
 	if s.Held > 0 {
 		fmt.Fprintf(b, "clients held until a backend answers: %s\n", p(yellow, fmt.Sprint(s.Held)))
@@ -37,7 +37,7 @@ func writeLB(b *strings.Builder, s lb.Status, now time.Time, p func(colour, stri
 func discoveryLine(s lb.DiscoveryStatus, now time.Time, p func(colour, string) string) string {
 	switch {
 	case s.Error != "":
-		return fmt.Sprintf("discovery: %s for %s, the last list stays: %s", p(yellow, "no answer"), Age(now.Sub(s.Since)), text.Line(s.Error))
+		return fmt.Sprintf("discovery: %s for %s, the last list remains in force: %s", p(yellow, "no answer"), Age(now.Sub(s.Since)), text.Line(s.Error))
 	case s.Server == "":
 		return "discovery: " + p(yellow, "no answer yet")
 	}
@@ -57,7 +57,7 @@ func backendTable(s lb.Status, now time.Time, p func(colour, string) string) tab
 	for _, b := range s.Backends {
 		resolved, source, since, reason := b.Resolved, b.Source, "", b.Reason
 		if reason == b.LastCheck {
-			reason = "" // it says no more
+			reason = "" // it adds nothing
 		}
 		if resolved == b.Address {
 			resolved = ""

@@ -1,10 +1,10 @@
-// Package status is what a running kthwd tells about itself, as JSON between
-// the process and its verbs, and as a table for people.
+// Package status reports the state of a running kthwd: as JSON between the process
+// and its verbs, and as tables and a page for people.
 //
 // Server serves a Report on the unix socket of the data directory, where there is
-// one, and on the metrics address; Client asks for it. The socket also takes log
-// levels, since only the owner of the data directory can open it. Nothing in a
-// Report is secret: the metrics address answers everybody.
+// one, and on the metrics address. Client requests it. The socket also accepts log
+// levels, because only the owner of the data directory can open it. A Report holds
+// no secret: the metrics address answers every client.
 package status
 
 import (
@@ -22,42 +22,42 @@ import (
 
 // Report is the state of a kthwd process at one moment.
 type Report struct {
-	Version    string             `json:"version"`              // kthwd's own
-	Kubernetes string             `json:"kubernetes,omitempty"` // these two are empty where no controller runs
+	Version    string             `json:"version"`              // of kthwd
+	Kubernetes string             `json:"kubernetes,omitempty"` // this and Etcd are empty where no controller runs
 	Etcd       string             `json:"etcd,omitempty"`
 	PID        int                `json:"pid"`
 	Started    time.Time          `json:"started"`
 	Ready      bool               `json:"ready"`
-	Reason     string             `json:"reason,omitempty"` // why not, one line
+	Reason     string             `json:"reason,omitempty"` // why it is not ready, one line
 	Components []supervise.Status `json:"components"`
 	Quorum     *Quorum            `json:"quorum,omitempty"` // of etcd; nil where none runs
 	LB         *lb.Status         `json:"lb,omitempty"`     // nil where none runs
 
-	Health       Health                    `json:"health,omitempty"` // these two are what Assess says
+	Health       Health                    `json:"health,omitempty"` // this and Findings come from Assess
 	Findings     []Finding                 `json:"findings,omitempty"`
 	Name         string                    `json:"name,omitempty"`           // of this controller, or machine
-	Dependencies map[string][]string       `json:"dependencies,omitempty"`   // of components: what each starts after
-	Restarts     map[string]map[string]int `json:"restartReasons,omitempty"` // of components, by reason
+	Dependencies map[string][]string       `json:"dependencies,omitempty"`   // the components after which each component starts
+	Restarts     map[string]map[string]int `json:"restartReasons,omitempty"` // restarts by component and reason
 	Member       *Member                   `json:"member,omitempty"`         // of etcd; nil where none has started
 	Leases       []Lease                   `json:"leases,omitempty"`
 	Certificates []Certificate             `json:"certificates,omitempty"` // in use
-	Rates        map[string]Rate           `json:"backendRates,omitempty"` // of a load balancer, by backend
+	Rates        map[string]Rate           `json:"backendRates,omitempty"` // a load balancer's, by backend
 	Events       []Event                   `json:"events,omitempty"`       // the last changes, newest first
-	HandedOver   bool                      `json:"handedOver,omitempty"`   // another process has taken this load balancer's connections over
+	HandedOver   bool                      `json:"handedOver,omitempty"`   // another process has taken over this load balancer's connections
 }
 
-// Quorum is how far etcd's members can agree.
+// Quorum is the state of etcd's quorum.
 type Quorum struct {
-	Members int    `json:"members"`           // that vote
-	Needed  int    `json:"needed"`            // of them, to write
-	Active  int    `json:"active"`            // of them, as this member sees it
-	Leader  string `json:"leader,omitempty"`  // name of the leading member; empty when none is known
-	Note    string `json:"note,omitempty"`    // what else there is to say, one line
-	Warning string `json:"warning,omitempty"` // of a number of members that is probably not meant
-	Advice  string `json:"advice,omitempty"`  // what is left to do when the others do not come back
+	Members int    `json:"members"`           // voting members
+	Needed  int    `json:"needed"`            // voting members needed for a write
+	Active  int    `json:"active"`            // voting members that this member is connected to, itself included
+	Leader  string `json:"leader,omitempty"`  // name of the leader; empty when none is known
+	Note    string `json:"note,omitempty"`    // a further remark, one line
+	Warning string `json:"warning,omitempty"` // about a number of members that is probably a mistake
+	Advice  string `json:"advice,omitempty"`  // what remains to be done when the other members do not return
 }
 
-// WriteTable writes a Report for people, with times as they are at now.
+// WriteTable writes a Report for people, with ages as of now.
 func WriteTable(w io.Writer, r Report, now time.Time, colour bool) error {
 	p := painter(colour)
 	var b strings.Builder
@@ -77,7 +77,7 @@ func WriteTable(w io.Writer, r Report, now time.Time, colour bool) error {
 	writeFindings(&b, r, p)
 	switch {
 	case r.Ready && r.Health == Down: // a load balancer without a backend
-		fmt.Fprintf(&b, "ready, but %s as said above\n", p(red, "down"))
+		fmt.Fprintf(&b, "ready, but %s as reported above\n", p(red, "down"))
 	case r.Ready:
 		fmt.Fprintf(&b, "%s\n", p(green, "ready"))
 	default:
@@ -87,7 +87,7 @@ func WriteTable(w io.Writer, r Report, now time.Time, colour bool) error {
 	return err
 }
 
-// what is in the process.
+// what names the software in the process.
 func (r Report) what() string {
 	if r.onlyLB() {
 		return "load balancer"
@@ -95,7 +95,7 @@ func (r Report) what() string {
 	return fmt.Sprintf("Kubernetes %s, etcd %s", r.Kubernetes, r.Etcd)
 }
 
-// healthy tells whether there is nothing to say of a component.
+// healthy reports whether every component is healthy and has had no error.
 func (r Report) healthy() bool {
 	return !slices.ContainsFunc(r.Components, func(s supervise.Status) bool { return !s.Healthy() || s.LastError != "" })
 }
@@ -133,7 +133,7 @@ func (q Quorum) line(p func(colour, string) string) string {
 	return line
 }
 
-// Age is a duration in at most two units: 45s, 3m5s, 2h10m, 4d3h.
+// Age formats a duration in at most two units: 45s, 3m5s, 2h10m, 4d3h.
 func Age(d time.Duration) string {
 	switch d = max(d, 0).Truncate(time.Second); {
 	case d < time.Minute:
@@ -171,7 +171,8 @@ func painter(on bool) func(colour, string) string {
 	}
 }
 
-// table is rows of cells, aligned by the text and written as shown.
+// table is rows of cells. write aligns them by their text, and prints shown, which
+// may hold colours, in its place.
 type table [][]cell
 
 type cell struct{ text, shown string }

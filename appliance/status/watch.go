@@ -11,15 +11,13 @@ import (
 	"kthwd/lb"
 )
 
-// How often a process is looked at for changes that nobody tells, such as of
-// backends, and over how long rates go.
 const (
-	watchInterval = 5 * time.Second
-	rateWindow    = 15 * time.Second
+	watchInterval = 5 * time.Second  // poll for changes that are not announced, such as of backends
+	rateWindow    = 15 * time.Second // time over which rates are measured
 	maxEvents     = 50
 )
 
-// watcher keeps the last changes, and the rates of the moment.
+// watcher keeps the last changes and the samples from which rates are computed.
 type watcher struct {
 	mu      sync.Mutex
 	last    Report
@@ -27,13 +25,14 @@ type watcher struct {
 	samples []lbSample
 }
 
-// lbSample is what backends have counted at one time.
+// lbSample is the counters of all backends at one time.
 type lbSample struct {
 	at       time.Time
 	backends []lb.BackendStatus
 }
 
-// watch looks at report now and after each change, until ctx ends. changed may be nil.
+// watch reads report now, after each change and every watchInterval, until ctx ends.
+// It calls tell, unless nil, with each event. changed may be nil.
 func (w *watcher) watch(ctx context.Context, report func() Report, changed func() <-chan struct{}, tell func(Event)) {
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
@@ -56,7 +55,7 @@ func (w *watcher) watch(ctx context.Context, report func() Report, changed func(
 	}
 }
 
-// see notes what has changed since the last time and returns it.
+// see records the changes since the previous report and returns them.
 func (w *watcher) see(r Report, now time.Time) []Event {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -84,7 +83,7 @@ func (w *watcher) complete(r *Report, now time.Time) {
 	}
 }
 
-// rates is what each backend did each second between two samples.
+// rates returns the traffic per second of each backend between two samples.
 func rates(from, to lbSample) map[string]Rate {
 	seconds := to.at.Sub(from.at).Seconds()
 	if seconds < 0.5 {
@@ -109,7 +108,7 @@ func rates(from, to lbSample) map[string]Rate {
 	return all
 }
 
-// The objects of events that are not components, and what becomes of a quorum.
+// The objects of events that are not components, and the states of a quorum.
 const (
 	ObjectQuorum = "etcd quorum"
 	objectLeader = "etcd leader"
@@ -117,7 +116,7 @@ const (
 	QuorumThere  = "there"
 )
 
-// changes lists what differs between two reports of one process.
+// changes lists the differences between two reports of one process.
 func changes(before, after Report, now time.Time) (all []Event) {
 	was := map[string]string{}
 	for _, c := range before.Components {

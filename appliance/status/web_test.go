@@ -122,7 +122,7 @@ func TestServerBehindTLS(t *testing.T) {
 		"no such CA":           {TLSFiles{CA: filepath.Join(dir, "missing.pem")}, "no such file"},
 		"a key for a CA":       {TLSFiles{CA: filepath.Join(dir, "client-key.pem")}, "no certificate in it"},
 		"another's key":        {TLSFiles{CA: client.CA, Cert: client.Cert, Key: filepath.Join(dir, "server-key.pem")}, "private key does not match"},
-		"a certificate, alone": {TLSFiles{CA: client.CA, Cert: client.Cert}, "goes with"},
+		"a certificate, alone": {TLSFiles{CA: client.CA, Cert: client.Cert}, "go together"},
 	} {
 		_, err := Client{Addr: "https://" + addr, TLS: c.files}.Status(t.Context())
 		if err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "PRIVATE") {
@@ -181,7 +181,7 @@ func TestBadWebConfiguration(t *testing.T) {
 		"a CA, unused":    {"tls_server_config:\n  cert_file: server.pem\n  key_file: server-key.pem\n  client_ca_file: ca.pem\n", "without a Client Auth Policy"},
 		"a word":          {"tls_server_config:\n  cert_file: server.pem\n  key_file: server-key.pem\n  client_auth_type: Sometimes\n", "Sometimes"},
 		"no hash":         {"basic_auth_users:\n  prometheus: secret\n", "hash"},
-		"readable by all": {"basic_auth_users:\n  prometheus: " + secretHash + "\n", "everybody can read it"},
+		"readable by all": {"basic_auth_users:\n  prometheus: " + secretHash + "\n", "every user can read it"},
 	} {
 		path := write(t, filepath.Join(dir, "web.yaml"), tt.text, 0o644)
 		_, err := ReadWeb(path)
@@ -223,7 +223,7 @@ func TestSlowScrapers(t *testing.T) {
 		}()
 		<-begun
 	}
-	if code, body := get(t, "http://"+l.Addr().String()); code != 503 || !strings.Contains(body, "come back later") {
+	if code, body := get(t, "http://"+l.Addr().String()); code != 503 || !strings.Contains(body, "try again later") {
 		t.Errorf("a third one: got %d %s", code, body)
 	}
 	close(release)

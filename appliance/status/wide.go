@@ -11,7 +11,7 @@ import (
 	"kthwd/appliance/text"
 )
 
-// writeFindings writes what is to be said, each with what to do below it.
+// writeFindings writes each finding, with what to do on the line below it.
 func writeFindings(b *strings.Builder, r Report, p func(colour, string) string) {
 	words := map[Health]string{Healthy: p(cyan, "note"), Degraded: p(yellow, "degraded"), Down: p(red, "down")}
 	for _, f := range r.Findings {
@@ -22,7 +22,7 @@ func writeFindings(b *strings.Builder, r Report, p func(colour, string) string) 
 	}
 }
 
-// WriteWide writes all that WriteTable does, and the members of etcd, the leases,
+// WriteWide writes the output of WriteTable, then the members of etcd, the leases,
 // the certificates in use and the last changes.
 func WriteWide(w io.Writer, r Report, now time.Time, colour bool) error {
 	var b strings.Builder
@@ -71,7 +71,7 @@ func memberTable(r Report) table {
 	return t
 }
 
-// role of a member, in one word.
+// role returns the role of a member in one word.
 func (m MemberInfo) role() string {
 	switch {
 	case m.Leader:
@@ -109,7 +109,7 @@ func certificateTable(r Report, now time.Time) table {
 	return t.withoutEmptyColumn(4)
 }
 
-// left is how long the certificate lasts; empty for what cannot be read.
+// left returns how long the certificate remains valid, or "" if it cannot be read.
 func (c Certificate) left(now time.Time) string {
 	switch left := c.NotAfter.Sub(now); {
 	case c.Problem != "":
@@ -131,8 +131,8 @@ func eventTable(r Report, now time.Time) table {
 	return t
 }
 
-// Fingerprint changes with what a person would want to see again: states and
-// findings, not times and counters.
+// Fingerprint changes when the report should be shown to a person again: with states
+// and findings, not with times and counters.
 func (r Report) Fingerprint() string {
 	key := struct {
 		Ready    bool
@@ -150,6 +150,6 @@ func (r Report) Fingerprint() string {
 			key.States = append(key.States, b.Address+b.State)
 		}
 	}
-	text, _ := json.Marshal(key) // it has no types that could fail
+	text, _ := json.Marshal(key) // no type in key can fail to marshal
 	return string(text)
 }
