@@ -31,12 +31,12 @@ func TestMayRemove(t *testing.T) {
 		{"uul", "c2", "", ""},
 		{"uddl", "c3", "", ""}, // etcd says what it needs
 		{"uuu", "a2", "", ""},
-		{"uuddd", "c4", "2 of 5 members are up and 3 are needed to agree on anything", "bring one of these back: c2, c3, c4; if they are lost for good: kthwd etcd recover"},
-		{"uud", "c1", "removing c1 would lose the quorum: 1 of the 2 that remain are up (down: c2), and 2 are needed", "bring one of these back first: c2; or remove what is down instead"},
-		{"uuudd", "c1", "removing c1 would lose the quorum: 2 of the 4 that remain are up (down: c3, c4), and 3 are needed", "bring one of these back first: c3, c4; or remove what is down instead"},
+		{"uuddd", "c4", "2 of 5 members are up, and 3 are needed for any change", "bring one of these back: c2, c3, c4; if they are lost for good: kthwd etcd recover"},
+		{"uud", "c1", "removing c1 would lose the quorum: 1 of the 2 that remain are up (down: c2), and 2 are needed", "bring one of these back first: c2; or remove a member that is down instead"},
+		{"uuudd", "c1", "removing c1 would lose the quorum: 2 of the 4 that remain are up (down: c3, c4), and 3 are needed", "bring one of these back first: c3, c4; or remove a member that is down instead"},
 		{"uuudd", "c4", "", ""},
-		{"ud", "c1", "1 of 2 members are up and 2 are needed to agree on anything", "bring one of these back: c1; if they are lost for good: kthwd etcd recover"},
-		{"uuu", "c0", "c0 is this very controller", "run this on another one: c1, c2"},
+		{"ud", "c1", "1 of 2 members are up, and 2 are needed for any change", "bring one of these back: c1; if they are lost for good: kthwd etcd recover"},
+		{"uuu", "c0", "c0 is this controller itself", "run this on another one: c1, c2"},
 		{"u", "c0", "c0 is the only controller: without it there is no cluster", ""},
 		{"ul", "c0", "c0 is the only controller: without it there is no cluster", ""},
 		{"uuu", "c9", `there is no member "c9"`, "members: c0, c1, c2"},
@@ -68,15 +68,15 @@ func TestWriteTable(t *testing.T) {
 c0    10.0.1.1  voter    up, leader
 c1    10.0.1.2  voter    down
 c2    10.0.1.3  learner  up, catching up
-c3    10.0.1.4  learner  down, given up in 1m30s unless it arrives
-c4    10.0.1.5  joining  its token is good for 10m0s
+c3    10.0.1.4  learner  down, removed in 1m30s unless it catches up
+c4    10.0.1.5  joining  its token is valid for 10m0s
 1 of 2 voters up, 2 needed: no quorum
 `
 	if b.String() != want {
 		t.Errorf("got:\n%s\nwant:\n%s", b.String(), want)
 	}
 	for states, want := range map[string]string{
-		"uuu": "3 of 3 voters up, 2 needed: the loss of 1 more is survived",
+		"uuu": "3 of 3 voters up, 2 needed: the quorum survives the loss of 1 more",
 		"uud": "2 of 3 voters up, 2 needed: the loss of one more would lose the quorum",
 		"u":   "1 of 1 voters up, 1 needed: the loss of one more would lose the quorum",
 	} {

@@ -157,7 +157,7 @@ func TestWarnings(t *testing.T) {
 		{"encryption key lost", func(t *testing.T, l Layout, s *Spec) {
 			os.Remove(l.EncryptionConfig())
 			os.MkdirAll(filepath.Join(l.Etcd(), "member"), 0o700)
-		}, []string{"encryption-config.yaml: made anew, although"}},
+		}, []string{"encryption-config.yaml: newly made, although"}},
 		{"a pair beside its kubeconfig that has expired", func(t *testing.T, l Layout, s *Spec) {
 			old := &x509.Certificate{Subject: row{cn: "admin", org: "system:masters"}.subject(), ExtKeyUsage: client,
 				NotBefore: noon.AddDate(-2, 0, 0), NotAfter: noon.AddDate(-1, 0, 0)}

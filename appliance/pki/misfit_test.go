@@ -107,34 +107,34 @@ func TestMisfits(t *testing.T) {
 			data, _ := encodeKey(key)
 			put(t, l.Key(NameServiceAccount), string(data))
 			remove(t, l.Cert(NameServiceAccount))
-		}, []string{"service-account-key.pem"}, "this one is Ed25519"},
+		}, []string{"service-account-key.pem"}, "this key is Ed25519"},
 		{"certificate without its key", func(t *testing.T, l Layout, s *Spec) {
 			remove(t, l.Key(NameKubernetes))
-		}, []string{"kubernetes.pem", "kubernetes-key.pem"}, ": is here without its key "},
+		}, []string{"kubernetes.pem", "kubernetes-key.pem"}, ": exists without its key "},
 		{"certificate for a kubeconfig without its key", func(t *testing.T, l Layout, s *Spec) {
 			remove(t, l.Key(NameAdmin), l.Kubeconfig(NameAdmin))
-		}, []string{"admin.pem", "admin-key.pem"}, ": is here without its key "},
+		}, []string{"admin.pem", "admin-key.pem"}, ": exists without its key "},
 		{"service account without its key", func(t *testing.T, l Layout, s *Spec) {
 			remove(t, l.Key(NameServiceAccount))
-		}, []string{"service-account.pem", "service-account-key.pem"}, ": is here without its key "},
+		}, []string{"service-account.pem", "service-account-key.pem"}, ": exists without its key "},
 		{"expired", func(t *testing.T, l Layout, s *Spec) {
 			s.Now = at(noon.AddDate(10, 1, 0))
-		}, []string{"kubernetes.pem"}, ": expired on 2036-01-16 12:00 UTC, and now it is 2036-02-15 12:00 UTC"},
+		}, []string{"kubernetes.pem"}, ": expired on 2036-01-16 12:00 UTC, and it is now 2036-02-15 12:00 UTC"},
 		{"expired kubeconfig", func(t *testing.T, l Layout, s *Spec) {
 			s.Now = at(noon.AddDate(10, 1, 0))
 		}, []string{"kube-scheduler.kubeconfig"}, ": its client certificate expired on 2036-01-16 12:00 UTC"},
 		{"not yet valid", func(t *testing.T, l Layout, s *Spec) {
 			s.Now = at(noon.AddDate(-1, 0, 0))
-		}, []string{"kubernetes.pem"}, ": is only valid from 2026-01-15 11:55 UTC on, and now it is 2025-01-15 12:00 UTC"},
+		}, []string{"kubernetes.pem"}, ": is valid only from 2026-01-15 11:55 UTC on, and it is now 2025-01-15 12:00 UTC"},
 		{"lacks a local address", func(t *testing.T, l Layout, s *Spec) {
 			s.Local = append(s.Local, "10.0.0.13", "c3.example.org")
 		}, []string{"kubernetes.pem"}, ": not valid for 10.0.0.13, c3.example.org, where it will be served (it is for lb.example.org"},
 		{"not for servers", func(t *testing.T, l Layout, s *Spec) {
 			reissue(t, l, NameKubernetes, func(c *x509.Certificate) { c.ExtKeyUsage = client })
-		}, []string{"kubernetes.pem"}, ": not good for server use (only for: client)"},
+		}, []string{"kubernetes.pem"}, ": not issued for server use (only for: client)"},
 		{"not for clients", func(t *testing.T, l Layout, s *Spec) {
 			reissue(t, l, NameKubernetes, func(c *x509.Certificate) { c.ExtKeyUsage = serverAndClient[:1] })
-		}, []string{"kubernetes.pem"}, ": not good for client use (only for: server)"},
+		}, []string{"kubernetes.pem"}, ": not issued for client use (only for: server)"},
 		{"a CA that is none", func(t *testing.T, l Layout, s *Spec) {
 			put(t, l.CA(), get(t, l.Cert(NameKubernetes)))
 			put(t, l.CAKey(), get(t, l.Key(NameKubernetes)))
@@ -144,26 +144,26 @@ func TestMisfits(t *testing.T) {
 			put(t, l.Key(NameFrontProxyCA), get(t, l.Key(NameHealth)))
 		}, []string{"front-proxy-ca.pem"}, ": not the certificate of a CA"},
 		{"CA key without the CA", func(t *testing.T, l Layout, s *Spec) { remove(t, l.CA()) },
-			[]string{"ca-key.pem", "ca.pem"}, ": is here without its certificate "},
+			[]string{"ca-key.pem", "ca.pem"}, ": exists without its certificate "},
 		{"CA key alone", func(t *testing.T, l Layout, s *Spec) {
 			key := get(t, l.CAKey())
 			for name := range contents(t, l.Dir) {
 				os.Remove(filepath.Join(l.Dir, name))
 			}
 			put(t, l.CAKey(), key)
-		}, []string{"ca-key.pem", "ca.pem"}, ": is here without its certificate "},
+		}, []string{"ca-key.pem", "ca.pem"}, ": exists without its certificate "},
 		{"leaves without the CA", func(t *testing.T, l Layout, s *Spec) { remove(t, l.CA(), l.CAKey()) },
-			[]string{"ca.pem", "kubernetes.pem", "kthwd-health.pem", "admin.kubeconfig"}, ": missing, though here is what a CA has signed: "},
+			[]string{"ca.pem", "kubernetes.pem", "kthwd-health.pem", "admin.kubeconfig"}, ": missing, although these files are signed by a CA: "},
 		{"kubeconfigs without the CA", func(t *testing.T, l Layout, s *Spec) {
 			for name := range contents(t, l.Dir) {
 				if !strings.HasSuffix(name, ".kubeconfig") {
 					os.Remove(filepath.Join(l.Dir, name))
 				}
 			}
-		}, []string{"ca.pem", "kube-scheduler.kubeconfig"}, ": missing, though here is what a CA has signed: "},
+		}, []string{"ca.pem", "kube-scheduler.kubeconfig"}, ": missing, although these files are signed by a CA: "},
 		{"front proxy without its CA", func(t *testing.T, l Layout, s *Spec) {
 			remove(t, l.Cert(NameFrontProxyCA), l.Key(NameFrontProxyCA))
-		}, []string{"front-proxy-ca.pem", "front-proxy-client.pem"}, ": missing, though here is what a CA has signed: "},
+		}, []string{"front-proxy-ca.pem", "front-proxy-client.pem"}, ": missing, although these files are signed by a CA: "},
 		{"something to sign and no CA key", func(t *testing.T, l Layout, s *Spec) {
 			remove(t, l.CAKey(), l.Cert(NameHealth), l.Key(NameHealth), l.Cert(NameKubernetes))
 		}, []string{"ca-key.pem", "kthwd-health.pem", "kubernetes.pem"}, ": missing, but needed to issue "},
@@ -206,7 +206,7 @@ func TestMisfits(t *testing.T) {
 			[]string{"ca-key.pem"}, ": a symbolic link to nothing"},
 		{"a kubeconfig that is no YAML", func(t *testing.T, l Layout, s *Spec) {
 			put(t, l.Kubeconfig(NameAdmin), "kind: Config\nusers: hunter2\n")
-		}, []string{"admin.kubeconfig"}, ": not the YAML it should be, at line 2"},
+		}, []string{"admin.kubeconfig"}, ": not the expected YAML, at line 2"},
 		{"a kubeconfig of another kind", func(t *testing.T, l Layout, s *Spec) { put(t, l.Kubeconfig(NameAdmin), "kind: Secret\n") },
 			[]string{"admin.kubeconfig"}, `: its kind is not Config`},
 		{"a kubeconfig without its context", func(t *testing.T, l Layout, s *Spec) {
@@ -244,7 +244,7 @@ func TestMisfits(t *testing.T) {
 		{"a kubeconfig with a server's certificate", func(t *testing.T, l Layout, s *Spec) {
 			reissue(t, l, NameScheduler, func(c *x509.Certificate) { c.ExtKeyUsage = serverAndClient[:1] })
 			repack(t, l, NameScheduler, loadPair(t, l, NameScheduler), loadPair(t, l, nameCA))
-		}, []string{"kube-scheduler.kubeconfig"}, ": its client certificate is not good for client use (only for: server)"},
+		}, []string{"kube-scheduler.kubeconfig"}, ": its client certificate is not issued for client use (only for: server)"},
 		{"a kubeconfig for another port", func(t *testing.T, l Layout, s *Spec) { s.Server = "https://127.0.0.1:7443" },
 			[]string{"kube-scheduler.kubeconfig"}, ": its server is https://127.0.0.1:6443, but the API server of this kthwd is at https://127.0.0.1:7443"},
 		{"a kubeconfig for the insecure port", func(t *testing.T, l Layout, s *Spec) {
@@ -252,7 +252,7 @@ func TestMisfits(t *testing.T) {
 		}, []string{"kube-controller-manager.kubeconfig"}, ": its server is not an https URL"},
 		{"an encryption configuration that is no YAML", func(t *testing.T, l Layout, s *Spec) {
 			put(t, l.EncryptionConfig(), "kind: [hunter2]\n")
-		}, []string{"encryption-config.yaml"}, ": not the YAML it should be, at line 1"},
+		}, []string{"encryption-config.yaml"}, ": not the expected YAML, at line 1"},
 		{"an encryption configuration without kind", func(t *testing.T, l Layout, s *Spec) {
 			put(t, l.EncryptionConfig(), "resources: []\n")
 		}, []string{"encryption-config.yaml"}, ": has no kind"},

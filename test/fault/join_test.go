@@ -208,7 +208,7 @@ func TestRejoin(t *testing.T) {
 	g.c[2].Signal(t, syscall.SIGKILL)
 	g.c[2].Wait(t, soon)
 	lists(t, g.c[0], "c0 voter up", "c1 voter up", "c2 voter down")
-	refuses(t, g.c[0], []string{"member", "add", "c3", g.address(3)}, "error: 2 of 3 members are up, and 3 must be while a further one is added", "hint: bring one of these back, or remove it: c2")
+	refuses(t, g.c[0], []string{"member", "add", "c3", g.address(3)}, "error: 2 of 3 members are up, and 3 must be up to add another one", "hint: bring one of these back, or remove it: c2")
 	refuses(t, g.c[0], []string{"member", "add", "c2", g.address(2)}, "error: c2 is a member already", "hint: to replace it, remove it first: kthwd member remove c2")
 	if code, out := verb(t, g.c[0], "member", "remove", "c2"); code != 0 {
 		t.Fatalf("kthwd member remove: got exit code %d:\n%s", code, out)

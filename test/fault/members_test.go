@@ -66,7 +66,7 @@ func TestMemberRemove(t *testing.T) {
 	m := makeCluster(t)
 	all := m.startAll(t)
 	lists(t, all[0], "c0 voter up", "c1 voter up", "c2 voter up")
-	refuses(t, all[0], []string{"member", "remove", "c0"}, "error: c0 is this very controller", "hint: run this on another one: c1, c2")
+	refuses(t, all[0], []string{"member", "remove", "c0"}, "error: c0 is this controller itself", "hint: run this on another one: c1, c2")
 	refuses(t, all[0], []string{"member", "remove", "c7"}, `error: there is no member "c7"`, "hint: members: c0, c1, c2")
 
 	all[2].Signal(t, syscall.SIGKILL)
