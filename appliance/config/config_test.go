@@ -14,7 +14,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// load does what main does, with a file and a command line.
+// load reads a file and a command line as main does.
 func load(t testing.TB, file string, args ...string) (*Loader, error) {
 	t.Helper()
 	l := NewLoader()
@@ -41,7 +41,7 @@ func load(t testing.TB, file string, args ...string) (*Loader, error) {
 	return l, l.Validate()
 }
 
-// lines is an error's text without the directory of the test's file.
+// lines returns an error's text without the directory of the test's file.
 func lines(l *Loader, err error) string {
 	if err == nil {
 		return ""
@@ -81,7 +81,7 @@ func TestExactFlags(t *testing.T) {
 	}
 }
 
-// Every field is bound to one flag, so that none can be set by file or flag alone.
+// Every field is bound to one flag, so that file and flag can set all of them.
 func TestEveryFieldHasAFlag(t *testing.T) {
 	l := NewLoader()
 	bound := map[uintptr]string{}
@@ -313,7 +313,7 @@ func TestFileThatIsNotThere(t *testing.T) {
 	}
 }
 
-// What Print writes is a file that says the same.
+// Print writes a file that sets the same configuration.
 func TestPrintCanBeReadBack(t *testing.T) {
 	l, err := load(t, "role: controller\ndata-dir: /srv/a b\nname: 'yes'\n",
 		"--kube-apiserver-arg=x=a: b # c", "--kube-apiserver-arg=y=1\n2", "--subject-alt-name=a,b", "--health-address=")
@@ -381,8 +381,8 @@ func TestSplitArg(t *testing.T) {
 	}
 }
 
-// FuzzFile: whatever a file says, the parser answers with settings or with
-// problems that name the file; and what it accepted can be printed and read.
+// FuzzFile: for any file the parser returns settings, or problems that name the file.
+// Accepted settings can be printed and read back.
 func FuzzFile(f *testing.F) {
 	for _, s := range []string{
 		"", "role: controller\n", "role: [controller]\nsecure-port: 1\n", "a: &a [*a]\n", "? x\n: y\n", "<<: {a: b}\n",

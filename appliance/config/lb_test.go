@@ -12,7 +12,7 @@ import (
 	"kthwd/lb"
 )
 
-// lbArgs is the least that a load balancer is told.
+// lbArgs returns the minimal flags of a load balancer.
 func lbArgs(more ...string) []string {
 	return append([]string{"--role=lb", "--backend=10.0.1.73:6443"}, more...)
 }
@@ -42,7 +42,7 @@ upgrade-socket: "@kthwd"
 	if l.Config.MetricsAddress != ":9999" {
 		t.Errorf("MetricsAddress: got %q", l.Config.MetricsAddress)
 	}
-	// Nothing of a controller was looked at.
+	// The controller's part was not resolved.
 	if diff := cmp.Diff(Default().Controller, l.Config.Controller); diff != "" {
 		t.Errorf("the controller's part: -want +got:\n%s", diff)
 	}
@@ -131,7 +131,7 @@ func TestProblemsOfALoadBalancer(t *testing.T) {
 	}
 }
 
-// Each role prints its own settings; what a role prints, it takes.
+// Each role prints its own settings and accepts its own output.
 func TestPrintOfARole(t *testing.T) {
 	for role, want := range map[string][2]bool{"controller": {true, false}, "lb": {false, true}, "controller,lb": {true, true}, "": {true, true}} {
 		l, err := load(t, "", "--role="+role, "--backend=a:1", "--listen=:443", "--drain-timeout=2m")
@@ -205,7 +205,7 @@ func TestCheckReload(t *testing.T) {
 	}
 }
 
-// What package lb finds when it reads files is said in the words of flags, too.
+// Problems that package lb finds in files name flags, too.
 func TestLocate(t *testing.T) {
 	l, err := load(t, "role: lb\nbackend: a:1\nbackend-ca: /x\n")
 	if err != nil {

@@ -59,8 +59,8 @@ func TestEvenWarning(t *testing.T) {
 	}
 }
 
-// A relative path is meant from where it is written: in the file from its
-// directory, in a flag from the working directory.
+// A relative path in the file starts from the file's directory, one in a flag from the
+// working directory.
 func TestRelativePaths(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "kthwd.yaml")
 	text := "data-dir: .\netcd-data-dir: ../etcd\nbackend-ca: ca.pem\naccess-log: \"\"\nupgrade-socket: '@name'\ndiscovery-cache: /abs\ncheck-path: /readyz\n"
@@ -90,7 +90,8 @@ func TestRelativePaths(t *testing.T) {
 	}
 }
 
-// The file of a controller that joined says all that was set for it, and no more.
+// The file of a controller that joined has all settings that were set for it, and no
+// others.
 func TestJoinedFile(t *testing.T) {
 	c := Default()
 	c.Role, c.LogLevel = []string{RoleController}, []string{"info", "etcd=debug"}

@@ -7,7 +7,7 @@ import (
 )
 
 // voters makes a list of c0, c1, … with a letter for each: u up, d down, l a
-// learner that is up. The first one is the one that is asked.
+// learner that is up. The first one is the controller that answers.
 func voters(states string) List {
 	var l List
 	for i, s := range states {
@@ -29,7 +29,7 @@ func TestMayRemove(t *testing.T) {
 		{"uud", "c2", "", ""},
 		{"uu", "c1", "", ""},
 		{"uul", "c2", "", ""},
-		{"uddl", "c3", "", ""}, // etcd says what it needs
+		{"uddl", "c3", "", ""}, // etcd decides about learners
 		{"uuu", "a2", "", ""},
 		{"uuddd", "c4", "2 of 5 members are up, and 3 are needed for any change", "bring one of these back: c2, c3, c4; if they are lost for good: kthwd etcd recover"},
 		{"uud", "c1", "removing c1 would lose the quorum: 1 of the 2 that remain are up (down: c2), and 2 are needed", "bring one of these back first: c2; or remove a member that is down instead"},

@@ -34,7 +34,7 @@ func TestToken(t *testing.T) {
 	}
 }
 
-// No single character of a token can be another one, or lack.
+// A token with one character changed or missing is refused.
 func TestDamagedToken(t *testing.T) {
 	s := newTestToken(t).String()
 	for i := range len(s) {

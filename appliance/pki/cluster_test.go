@@ -89,7 +89,7 @@ func TestSecondClusterChangesNothing(t *testing.T) {
 	}
 	wantSame(t, dir, before)
 
-	// What an interrupted one lacks is copied, or made anew.
+	// Files that an interrupted run lacks are copied, or made again.
 	lost := filepath.Join(c.Machines[0].Dir, "kubernetes-key.pem")
 	if err := os.Remove(lost); err != nil {
 		t.Fatal(err)

@@ -35,7 +35,7 @@ func publicKey(t *testing.T, p pair) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))
 }
 
-// reissue changes a certificate, the key and the CA staying the same.
+// reissue changes a certificate but keeps its key and CA.
 func reissue(t *testing.T, l Layout, name string, change func(*x509.Certificate)) {
 	t.Helper()
 	p, ca := loadPair(t, l, name), loadPair(t, l, nameCA)
@@ -63,16 +63,16 @@ func remove(t *testing.T, paths ...string) {
 	}
 }
 
-// TestMisfits: each is refused, named with all its files, and nothing is
-// written, although something is missing in every case.
+// TestMisfits: each misfit is refused and named with all its files. Nothing is written,
+// although a file is missing in every case.
 func TestMisfits(t *testing.T) {
 	other := filled(t) // another cluster's files
 	broken := "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
 	for _, test := range []struct {
 		name  string
 		do    func(*testing.T, Layout, *Spec)
-		files []string // of the message
-		want  string   // in it, too
+		files []string // named in the message
+		want  string   // also in the message
 	}{
 		{"leaf of another CA", func(t *testing.T, l Layout, s *Spec) {
 			put(t, l.Cert(NameKubernetes), get(t, other.Cert(NameKubernetes)))
@@ -309,12 +309,12 @@ func wantNoSecret(t *testing.T, err error, files map[string]string) {
 	for name, content := range files {
 		for _, word := range strings.Fields(content) {
 			if len(word) > 40 && !strings.Contains(word, "kube-controller-manager") && strings.Contains(text, word) {
-				t.Errorf("error tells the content of %s: %q", name, text)
+				t.Errorf("error quotes the content of %s: %q", name, text)
 			}
 		}
 	}
 	if strings.Contains(text, "hunter2") {
-		t.Errorf("error tells a secret: %q", text)
+		t.Errorf("error contains a secret: %q", text)
 	}
 }
 
@@ -327,7 +327,7 @@ func TestModeHint(t *testing.T) {
 	}
 }
 
-// TestAllAtOnce: one start tells everything.
+// TestAllAtOnce: one start reports everything.
 func TestAllAtOnce(t *testing.T) {
 	l, s := fresh(t), testSpec()
 	os.Chmod(l.CAKey(), 0o644)
@@ -363,8 +363,8 @@ func TestDirectoryThatIsNone(t *testing.T) {
 	}
 }
 
-// TestUnreadable takes the place of another user, for as long as one thread
-// lives: root may read everything.
+// TestUnreadable acts as another user, on one thread only, because root may read
+// everything.
 func TestUnreadable(t *testing.T) {
 	dir, err := os.MkdirTemp("", "kthwd-pki")
 	if err != nil {

@@ -11,7 +11,7 @@ import (
 
 func TestIssueNode(t *testing.T) {
 	l, s := Layout{Dir: filepath.Join(t.TempDir(), "kubernetes")}, testSpec()
-	s.Now = nil // IssueNode goes by the real time
+	s.Now = nil // IssueNode uses the real time
 	ensure(t, l, s)
 	for name, dir := range map[string]string{"another directory": filepath.Join(t.TempDir(), "w1"), "the data directory": l.Dir} {
 		t.Run(name, func(t *testing.T) {

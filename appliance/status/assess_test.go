@@ -11,7 +11,7 @@ import (
 	"kthwd/lb"
 )
 
-// healthyReport is of one of three controllers.
+// healthyReport returns the report of one of three healthy controllers.
 func healthyReport() Report {
 	r := reports()["ready"]
 	r.Quorum = &Quorum{Members: 3, Needed: 2, Active: 3, Leader: "one"}
@@ -144,7 +144,7 @@ func TestRates(t *testing.T) {
 	}
 }
 
-// What comes from files and other machines cannot break a scrape.
+// Text from files and other machines cannot break a scrape.
 func TestHostileLabels(t *testing.T) {
 	r := healthyReport()
 	r.Certificates = []Certificate{
@@ -164,7 +164,7 @@ func TestHostileLabels(t *testing.T) {
 	}
 }
 
-// Without a quorum the leases are lost as well: that is said once, where it can be mended.
+// Without a quorum the leases are lost, too: the finding appears once, about the quorum.
 func TestAssessOneCause(t *testing.T) {
 	r := healthyReport()
 	r.Ready = false
@@ -188,8 +188,8 @@ func TestAssessOneCause(t *testing.T) {
 	}
 }
 
-// kthwd status finds nothing wrong on a machine whose certificate another one does not
-// take.
+// kthwd status finds nothing wrong on a machine whose certificate another machine
+// refuses.
 func TestAssessBackendCertificate(t *testing.T) {
 	r := balancing("ready", "not_ready")
 	if _, findings := Assess(r, noon); strings.Contains(findings[0].Do, "bad_cert") {

@@ -56,7 +56,7 @@ var (
 	learnersDesc = desc("etcd_learners", "Members of the etcd cluster that do not vote yet.")
 	activeDesc   = desc("etcd_members_active", "Voting members that this one is connected to, itself included.")
 	neededDesc   = desc("etcd_members_needed", "Voting members that must agree to a write.")
-	quorumDesc   = desc("etcd_quorum", "1 while this member knows a leader.")
+	quorumDesc   = desc("etcd_quorum", "1 while this member has a leader.")
 	leadDesc     = desc("etcd_leader", "1 while this member leads.")
 	termDesc     = desc("etcd_raft_term", "Raft term, which increases with each election.")
 	sizeDesc     = desc("etcd_db_size_bytes", "Size of the database's file.")

@@ -23,7 +23,7 @@ func TestReadPassword(t *testing.T) {
 	}
 }
 
-// A Client can be printed, in a log or by a debugger's hand.
+// Printing a Client, in a log or while debugging, shows no password.
 func TestLoginHidesItsPassword(t *testing.T) {
 	c := Client{Addr: "127.0.0.1:1", Login: Login{User: "me", Password: "secret"}}
 	for _, format := range []string{"%v", "%+v", "%#v", "%s"} {

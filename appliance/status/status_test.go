@@ -106,7 +106,7 @@ func TestWriteTable(t *testing.T) {
 	}
 }
 
-// The JSON is read by scripts: its keys stay.
+// Scripts read the JSON, so its keys must not change.
 func TestJSON(t *testing.T) {
 	for _, name := range []string{"waiting", "lb", "lb-discovery"} {
 		got, err := json.MarshalIndent(reports()[name], "", "  ")
