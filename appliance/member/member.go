@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"kthwd/appliance/config"
+	"kthwd/appliance/text"
 )
 
 // Role is the role of a controller in the cluster.
@@ -169,7 +170,7 @@ func (l List) WriteTable(w io.Writer) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "NAME\tADDRESS\tROLE\tSTATE")
 	for _, m := range l.Members {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", m.Name, m.Address, m.Role, m.state())
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", text.Line(m.Name), text.Line(m.Address), text.Line(string(m.Role)), m.state())
 	}
 	if err := t.Flush(); err != nil {
 		return err

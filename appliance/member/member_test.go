@@ -54,6 +54,22 @@ func TestMayRemove(t *testing.T) {
 	}
 }
 
+// Names and addresses come from join records, which any controller can write.
+func TestWriteTableEscapes(t *testing.T) {
+	l := List{Members: []Member{{Name: "ev\x1b]0;pwned\a\x1b[2Jil\nc0 10.0.0.1 voter up", Address: "10.0.0.9\u202e\t", Role: "voter\r"}}}
+	var b strings.Builder
+	if err := l.WriteTable(&b); err != nil {
+		t.Fatal(err)
+	}
+	want := `NAME                                    ADDRESS   ROLE   STATE
+ev ]0;pwned [2Jil c0 10.0.0.1 voter up  10.0.0.9  voter  down
+0 of 0 voters up, 1 needed: no quorum
+`
+	if b.String() != want {
+		t.Errorf("got:\n%s\nwant:\n%s", b.String(), want)
+	}
+}
+
 func TestWriteTable(t *testing.T) {
 	l := voters("udl")
 	l.Members[0].Leader = true

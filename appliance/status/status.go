@@ -61,7 +61,7 @@ type Quorum struct {
 func WriteTable(w io.Writer, r Report, now time.Time, colour bool) error {
 	p := painter(colour)
 	var b strings.Builder
-	fmt.Fprintf(&b, "kthwd %s (%s), process %d, up %s\n\n", r.Version, r.what(), r.PID, Age(now.Sub(r.Started)))
+	fmt.Fprintf(&b, "kthwd %s (%s), process %d, up %s\n\n", text.Line(r.Version), text.Line(r.what()), r.PID, Age(now.Sub(r.Started)))
 	if !r.onlyLB() || !r.healthy() {
 		r.components(now, p).write(&b)
 		if r.LB != nil || r.Quorum != nil {
@@ -104,8 +104,8 @@ func (r Report) components(now time.Time, p func(colour, string) string) table {
 	t := table{{{text: "COMPONENT"}, {text: "STATE"}, {text: "SINCE"}, {text: "RESTARTS"}, {text: "REASON"}, {text: "LAST ERROR"}}}
 	for _, c := range r.Components {
 		t = append(t, []cell{
-			{text: c.Name},
-			{text: string(c.State), shown: p(colours[c.State], string(c.State))},
+			{text: text.Line(c.Name)},
+			{text: text.Line(string(c.State)), shown: p(colours[c.State], text.Line(string(c.State)))},
 			{text: Age(now.Sub(c.Since))},
 			{text: fmt.Sprint(c.Restarts)},
 			{text: text.Line(c.Reason)},
@@ -163,11 +163,9 @@ var colours = map[supervise.State]colour{
 }
 
 func painter(on bool) func(colour, string) string {
+	paint := text.Painter(on)
 	return func(c colour, s string) string {
-		if !on || c == "" {
-			return s
-		}
-		return "\x1b[" + string(c) + "m" + s + "\x1b[0m"
+		return paint(string(c), s)
 	}
 }
 
