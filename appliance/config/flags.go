@@ -149,23 +149,26 @@ func (s setting) bind(fs *pflag.FlagSet) {
 	}
 }
 
-// Usage returns the usage text of all flags, in groups, width characters wide.
-func (l *Loader) Usage(width int) string {
+// Usage returns the usage text of the flags of the roles, in groups, width characters
+// wide. Without a role it has all flags.
+func (l *Loader) Usage(width int, roles ...string) string {
 	var b strings.Builder
 	for _, group := range groups {
 		fs := pflag.NewFlagSet(group, pflag.ContinueOnError)
 		fs.SortFlags = false
 		of := ""
 		for _, s := range l.table {
-			if s.group != group {
+			if s.group != group || !s.of(roles) {
 				continue
 			}
 			fs.AddFlag(l.fs.Lookup(s.name))
-			if s.role != RoleAll {
+			if s.role != RoleAll && len(roles) != 1 {
 				of = " (--role=" + s.role + ")"
 			}
 		}
-		fmt.Fprintf(&b, "%s%s:\n%s\n", group, of, FlagUsage(fs, width))
+		if fs.HasFlags() {
+			fmt.Fprintf(&b, "%s%s:\n%s\n", group, of, FlagUsage(fs, width))
+		}
 	}
 	return b.String()
 }

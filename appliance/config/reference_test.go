@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -20,6 +21,23 @@ func TestReference(t *testing.T) {
 
 func TestUsage(t *testing.T) {
 	golden(t, "testdata/usage.golden", []byte(NewLoader().Usage(100)))
+}
+
+// The usage text of a role has the flags of the role and no other.
+func TestUsageOfRole(t *testing.T) {
+	for _, role := range []string{RoleController, RoleLB} {
+		l := NewLoader()
+		text := l.Usage(100, role)
+		for _, name := range l.Names() {
+			got := strings.Contains(text, "\n  --"+name+" ") || strings.Contains(text, "\n  --"+name+"\n")
+			if want := slices.Contains(l.Names(role), name); got != want {
+				t.Errorf("role %s: --%s is in the text: %t, want %t", role, name, got, want)
+			}
+		}
+		if strings.Contains(text, "(--role=") {
+			t.Errorf("the text of role %s names roles at its groups", role)
+		}
+	}
 }
 
 func golden(t *testing.T, path string, got []byte) {

@@ -155,7 +155,7 @@ func (v *validator) add(key, format string, args ...any) *Problem {
 
 func (v *validator) role(roles []string) {
 	if len(roles) == 0 {
-		v.problems = append(v.problems, &Problem{Text: "no role given", Hint: "kthwd --role=controller runs a control plane, kthwd --role=lb a load balancer; kthwd --help lists flags and verbs"})
+		v.problems = append(v.problems, &Problem{Text: "no role given", Hint: "kthwd --role=controller runs a control plane, kthwd --role=lb a load balancer; kthwd --help lists the verbs, kthwd help ROLE the flags"})
 	}
 	for i, role := range roles {
 		switch {

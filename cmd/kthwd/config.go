@@ -9,7 +9,7 @@ import (
 func (a *app) configVerb(l *config.Loader) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "config [flags]",
-		Short: "Print the configuration a start would have, each value with its origin",
+		Short: "Print the resulting configuration and each value's origin",
 		Long: "Print the configuration that a start with these flags would have, as a file that kthwd\n" +
 			"takes, each value with where it came from: default, FILE:LINE or flag. With a role these\n" +
 			"are the settings of that role, else all. What is wrong with it follows on standard\n" +

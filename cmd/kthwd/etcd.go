@@ -25,9 +25,7 @@ func (a *app) etcdVerb(l *config.Loader) *cobra.Command {
 		Use:   "etcd VERB",
 		Short: "Recover etcd when its other members are lost",
 		Args:  noVerb,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return &usageError{"etcd: no verb given", "verbs: recover"}
-		},
+		RunE:  noVerbGiven,
 	}
 	cmd.AddCommand(a.etcdRecoverVerb(l))
 	return cmd
@@ -37,7 +35,7 @@ func (a *app) etcdRecoverVerb(l *config.Loader) *cobra.Command {
 	var yes bool
 	cmd := &cobra.Command{
 		Use:   "recover [flags]",
-		Short: "Make this member a cluster of its own, when the others are lost for good",
+		Short: "Make this member a one-member cluster when the rest is lost",
 		Long: "Make the etcd member of this data directory a cluster of its own, with all its data, when\n" +
 			"so many of the others are lost for good that there will be no quorum again. kthwd must be\n" +
 			"stopped. What only the lost members had is lost. On a terminal it asks first.\n\n" +
@@ -113,7 +111,7 @@ func (a *app) describe(r *appliance.Recovery) {
 // confirm returns nil when a person at the terminal says yes.
 func (a *app) confirm(ctx context.Context) error {
 	if !term.IsTerminal(int(os.Stdin.Fd())) {
-		return &usageError{"nobody is there to confirm: standard input is not a terminal", "give --yes to go on without being asked"}
+		return withHint(usagef("cannot ask for confirmation: standard input is not a terminal"), "give --yes to continue without confirmation")
 	}
 	fmt.Fprint(a.out, "\nGive the others up? Type yes to go on: ")
 	answer := make(chan string, 1)

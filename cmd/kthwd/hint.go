@@ -27,7 +27,7 @@ func hintFor(err error) string {
 	}
 	var op *net.OpError
 	if errors.As(err, &op) && op.Op == "listen" && errors.Is(err, fs.ErrPermission) {
-		return "ports below 1024 need root or CAP_NET_BIND_SERVICE; or choose others, with --listen for the load balancer"
+		return lowPortHint + ", with --listen for the load balancer"
 	}
 	for _, h := range hints {
 		if errors.Is(err, h.is) {
@@ -36,6 +36,9 @@ func hintFor(err error) string {
 	}
 	return ""
 }
+
+// lowPortHint is completed by the flag that chooses the port.
+const lowPortHint = "ports below 1024 need root or CAP_NET_BIND_SERVICE; or choose others"
 
 var hints = []struct {
 	is   error

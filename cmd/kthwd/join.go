@@ -31,7 +31,7 @@ func (a *app) memberAddVerb(l *config.Loader) *cobra.Command {
 	f := &memberAddFlags{}
 	cmd := &cobra.Command{
 		Use:   "add " + usage + " [flags]",
-		Short: "Make a token with which a further controller joins",
+		Short: "Make a token that lets another controller join",
 		Long: "Make a token with which a further controller NAME at ADDRESS joins the cluster, and print\n" +
 			"the command for that machine. The token is good once, and for a while; until it is used,\n" +
 			"the cluster is as it was. A second one for the same controller takes the place of the first.",
@@ -72,7 +72,7 @@ func (a *app) joinVerb(l *config.Loader) *cobra.Command {
 	var replace bool
 	cmd := &cobra.Command{
 		Use:   "join " + usage + " [flags]",
-		Short: "Make this machine a further controller of a running cluster",
+		Short: "Join this machine to a running cluster as a controller",
 		Long: "Make this machine a further controller of a running cluster, with a token that kthwd\n" +
 			"member add has made there. It fetches the files that the controllers share, is added to\n" +
 			"etcd's members as a learner, and writes kthwd.yaml into the data directory; starting\n" +
@@ -118,7 +118,7 @@ func (a *app) join(ctx context.Context, l *config.Loader, token string, replace 
 		Say:       func(line string) { fmt.Fprintln(a.out, line) },
 	})
 	if err != nil && ctx.Err() != nil {
-		return &hintedError{errors.New("interrupted"), "the same command goes on where it was; to give it up, on a controller: kthwd member remove NAME"}
+		return withHint(errors.New("interrupted"), "the same command continues where it stopped; to cancel the join, run kthwd member remove NAME on a controller")
 	}
 	if err != nil {
 		return err
@@ -145,7 +145,7 @@ func configureJoiner(l *config.Loader, f member.Files) (config.Controller, error
 		{"service-cluster-ip-range", &c.ServiceClusterIPRange, s.ServiceClusterIPRange}, {"cluster-cidr", &c.ClusterCIDR, s.ClusterCIDR},
 	} {
 		if l.IsSet(v.key) && *v.is != v.other {
-			errs = append(errs, &hintedError{fmt.Errorf("%s: %s is %s here, and %s for the cluster", l.Origin(v.key), v.key, *v.is, v.other), "leave it out, or name another file with --config"})
+			errs = append(errs, withHint(fmt.Errorf("%s: %s is %s here, but %s in the cluster", l.Origin(v.key), v.key, *v.is, v.other), "leave it out, or name another file with --config"))
 		}
 		*v.is = v.other
 	}

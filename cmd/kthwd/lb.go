@@ -23,6 +23,7 @@ import (
 	"kthwd/appliance/logging"
 	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
+	"kthwd/appliance/text"
 	"kthwd/lb"
 	"kthwd/lb/discovery"
 )
@@ -153,7 +154,7 @@ func (b *balancer) Run(ctx context.Context, ready func()) error {
 	var file *fs.PathError
 	switch {
 	case errors.Is(err, syscall.EACCES) && !errors.As(err, &file):
-		return &hintedError{err, "ports below 1024 need root or CAP_NET_BIND_SERVICE; or choose others with --listen"}
+		return withHint(err, lowPortHint+" with --listen")
 	case !errors.Is(err, lb.ErrHandedOver):
 		return l.Locate(err)
 	}
@@ -320,7 +321,7 @@ func (b *balancer) statusSocket() (string, error) {
 		}
 	}
 	if err != nil && b.loader.Origin("status-socket") != config.OriginDefault {
-		return "", &hintedError{err, "choose another path with --status-socket, or none with --status-socket="}
+		return "", withHint(err, "choose another path with --status-socket, or disable it with --status-socket=")
 	}
 	switch address := b.loader.Config.MetricsAddress; {
 	case err == nil:
@@ -332,7 +333,7 @@ func (b *balancer) statusSocket() (string, error) {
 		}
 		b.log.Warn("no status socket: another kthwd answers there, and kthwd status shows that one", "path", path, "hint", hint)
 	default:
-		b.log.Info("no status socket; the metrics address answers", "reason", oneLine(err.Error()))
+		b.log.Info("no status socket; the metrics address answers", "reason", text.Joined(err.Error()))
 	}
 	return "", nil
 }
@@ -436,8 +437,8 @@ func (b *balancer) refused(err error) {
 	for _, e := range flatten(err) {
 		var attrs []any
 		if hint := hintFor(e); hint != "" {
-			attrs = append(attrs, "hint", oneLine(hint))
+			attrs = append(attrs, "hint", text.Joined(hint))
 		}
-		b.log.Error("reload refused, the old configuration stays", append([]any{"err", oneLine(e.Error())}, attrs...)...)
+		b.log.Error("reload refused, the old configuration stays", append([]any{"err", text.Joined(e.Error())}, attrs...)...)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"kthwd/appliance/config"
 	"kthwd/appliance/logging"
 	"kthwd/appliance/status"
+	"kthwd/appliance/text"
 )
 
 func (a *app) logLevelVerb(l *config.Loader) *cobra.Command {
@@ -51,10 +52,10 @@ func (a *app) logLevel(ctx context.Context, l *config.Loader, args []string) err
 			return asked
 		}
 		if asked == nil && r.LB != nil {
-			return &hintedError{
+			return withHint(
 				fmt.Errorf("the load balancer (process %d) has no socket to change its log levels on", r.PID),
 				fmt.Sprintf("kill -USR1 %d switches its debug lines on and off; or change log-level in its file", r.PID),
-			}
+			)
 		}
 	}
 	if err != nil {
@@ -76,9 +77,7 @@ func knownComponents(args []string, levels map[string]string) error {
 	for _, arg := range args {
 		component, _, _ := logging.ParseLevel(arg)
 		if _, ok := levels[component]; !ok && component != logging.All {
-			u := usagef("unknown component %q", component)
-			u.hint = "components: " + strings.Join(slices.Sorted(maps.Keys(levels)), ", ")
-			return u
+			return withHint(usagef("unknown component %q", component), "components: "+strings.Join(slices.Sorted(maps.Keys(levels)), ", "))
 		}
 	}
 	return nil
@@ -92,7 +91,7 @@ func (a *app) showLevels(levels map[string]string) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%-*s  LEVEL\n", width, "COMPONENT")
 	for _, component := range slices.Sorted(maps.Keys(levels)) {
-		fmt.Fprintf(&b, "%-*s  %s\n", width, component, levels[component])
+		fmt.Fprintf(&b, "%-*s  %s\n", width, text.Line(component), text.Line(levels[component]))
 	}
 	_, err := fmt.Fprint(a.out, b.String())
 	return err

@@ -13,6 +13,7 @@ import (
 	"kthwd/appliance/config"
 	"kthwd/appliance/member"
 	"kthwd/appliance/status"
+	"kthwd/appliance/text"
 )
 
 // memberTimeout is more than a running kthwd takes to change the membership.
@@ -23,9 +24,7 @@ func (a *app) memberVerb(l *config.Loader) *cobra.Command {
 		Use:   "member VERB",
 		Short: "List, add and remove the controllers of the cluster",
 		Args:  noVerb,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return &usageError{"member: no verb given", "verbs: add, list, remove"}
-		},
+		RunE:  noVerbGiven,
 	}
 	cmd.AddCommand(a.memberAddVerb(l), a.memberListVerb(l), a.memberRemoveVerb(l))
 	return cmd
@@ -35,7 +34,7 @@ func (a *app) memberListVerb(l *config.Loader) *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
 		Use:   "list [flags]",
-		Short: "Show the controllers of the cluster, as the running kthwd sees them",
+		Short: "List the controllers as the running kthwd sees them",
 		Long: "Show the controllers of the cluster, as the kthwd that runs on this data directory sees\n" +
 			"them, with or without a quorum.",
 		Args: noVerb,
@@ -73,7 +72,7 @@ func (a *app) memberRemoveVerb(l *config.Loader) *cobra.Command {
 	const usage = "NAME"
 	cmd := &cobra.Command{
 		Use:   "remove " + usage + " [flags]",
-		Short: "Take a controller out of the cluster, for good",
+		Short: "Remove a controller from the cluster for good",
 		Long: "Take the controller NAME out of the cluster: its etcd data are void after that, and the\n" +
 			"kthwd there ends. It may be down. What would cost the others their quorum is refused.\n" +
 			"Run it on another controller. A NAME that has a token only loses that.",
@@ -90,7 +89,7 @@ func (a *app) memberRemove(ctx context.Context, l *config.Loader, name string) e
 	if err := askMembers(ctx, l, http.MethodDelete, "/members/"+url.PathEscape(name), nil, &gone); err != nil {
 		return err
 	}
-	fmt.Fprintf(a.out, "removed  %s  %s\n", gone.Name, gone.Address)
+	fmt.Fprintf(a.out, "removed  %s  %s\n", text.Line(gone.Name), text.Line(gone.Address))
 	var list member.List
 	if askMembers(ctx, l, http.MethodGet, "/members", nil, &list) == nil {
 		for _, w := range list.Warnings() {
@@ -110,7 +109,7 @@ func askMembers(ctx context.Context, l *config.Loader, method, path string, in, 
 	defer cancel()
 	err = c.Do(ctx, method, path, in, out)
 	if errors.Is(err, status.ErrNotRunning) && c.Socket == "" {
-		return &hintedError{errors.New("a load balancer has no members"), "run this on a controller"}
+		return withHint(errors.New("a load balancer has no members"), "run this on a controller")
 	}
 	return err
 }

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"kthwd/appliance/text"
 )
 
 // notifier tells systemd how the process is (sd_notify(3)). A nil notifier tells
@@ -102,18 +104,18 @@ func (n *notifier) environment() []string {
 }
 
 // status is the line that systemctl status shows.
-func (n *notifier) status(text string) { n.send("STATUS=" + oneLine(text)) }
+func (n *notifier) status(state string) { n.send("STATUS=" + text.Joined(state)) }
 
 // failed leaves in that line why the process ends.
 func (n *notifier) failed(errs []error) {
-	text := "error: " + errs[0].Error()
+	state := "error: " + errs[0].Error()
 	if more := len(errs) - 1; more > 0 {
-		text += fmt.Sprintf(" (and %d more)", more)
+		state += fmt.Sprintf(" (and %d more)", more)
 	}
 	if hint := hintFor(errs[0]); hint != "" {
-		text += "; hint: " + hint
+		state += "; hint: " + hint
 	}
-	n.status(text)
+	n.status(state)
 }
 
 func (n *notifier) send(states ...string) {

@@ -21,9 +21,7 @@ func (a *app) pkiVerb(l *config.Loader) *cobra.Command {
 		Use:   "pki VERB",
 		Short: "Make, show and issue certificates and kubeconfigs",
 		Args:  noVerb,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return &usageError{"pki: no verb given", "verbs: init, show, node, controller"}
-		},
+		RunE:  noVerbGiven,
 	}
 	cmd.AddCommand(a.pkiInitVerb(l), a.pkiShowVerb(l), a.pkiNodeVerb(l), a.pkiControllerVerb(l))
 	return cmd
@@ -33,7 +31,7 @@ func (a *app) pkiInitVerb(l *config.Loader) *cobra.Command {
 	f := &clusterFlags{}
 	cmd := &cobra.Command{
 		Use:   "init [flags]",
-		Short: "Make the files of the data directory that are missing",
+		Short: "Make missing certificates, keys and kubeconfigs",
 		Long: "Make the certificates, keys and kubeconfigs of the data directory that are missing, as\n" +
 			"kthwd --role=controller does at its start. A file that exists is used as it is and\n" +
 			"never changed; one that does not fit the others is refused.\n\n" +
@@ -96,7 +94,7 @@ func (a *app) pkiShow(l *config.Loader) error {
 	}
 	entries, err := pki.List(c.Layout())
 	if err == nil && len(entries) == 0 || errors.Is(err, fs.ErrNotExist) {
-		return &hintedError{fmt.Errorf("%s: no certificates", c.DataDir), "make them with kthwd pki init, or name another directory with --data-dir"}
+		return withHint(fmt.Errorf("%s: no certificates", c.DataDir), "make them with kthwd pki init, or name another directory with --data-dir")
 	}
 	if err != nil {
 		return err
@@ -148,7 +146,7 @@ func (a *app) pkiControllerVerb(l *config.Loader) *cobra.Command {
 	var dir string
 	cmd := &cobra.Command{
 		Use:   "controller " + usage + " [flags]",
-		Short: "Issue the certificate of a further controller",
+		Short: "Issue the certificate of another controller",
 		Long: "Issue kubernetes.pem and its key for a further controller NAME: with ADDRESSES and the\n" +
 			"names of the kubernetes.pem in --data-dir, where the key of the CA must be. A controller\n" +
 			"that has them before kthwd join needs no other one that has the key of the CA.",
@@ -176,7 +174,7 @@ func (a *app) pkiController(l *config.Loader, dir, name string, addresses []stri
 	issued, err := pki.IssueController(c.Layout(), addresses)
 	switch {
 	case errors.Is(err, pki.ErrNoCAKey):
-		return &hintedError{err, "run this where ca-key.pem is: for a cluster of kthwd pki init, --data-dir=ca below its --out"}
+		return withHint(err, "run this where ca-key.pem is: for a cluster of kthwd pki init, --data-dir=ca below its --out")
 	case err != nil:
 		return err
 	}

@@ -32,7 +32,7 @@ func (a *app) pkiInitCluster(l *config.Loader, f *clusterFlags, fs *pflag.FlagSe
 	var errs []error
 	for _, name := range []string{"data-dir", "bind-address", "advertise-address"} {
 		if fs.Changed(name) {
-			errs = append(errs, &usageError{"--" + name + " is about one machine and does not go with --controllers", "leave it out: each machine's is in its kthwd.yaml"})
+			errs = append(errs, withHint(usagef("--%s is about one machine and does not go with --controllers", name), "leave it out: each machine's is in its kthwd.yaml"))
 		}
 	}
 	if err := l.Load(); err != nil {

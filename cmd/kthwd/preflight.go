@@ -15,13 +15,14 @@ import (
 	"kthwd/appliance"
 	"kthwd/appliance/config"
 	"kthwd/appliance/preflight"
+	"kthwd/appliance/text"
 )
 
 func (a *app) preflightVerb(l *config.Loader) *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
 		Use:   "preflight --role=ROLE [flags]",
-		Short: "Look at this machine before a start: ports, disk, memory, clock, addresses, limits",
+		Short: "Check ports, addresses, disk, memory, clock and limits",
 		Long: "Look at this machine as a start with these flags would find it, and say what to do about\n" +
 			"what is not right. With \"warn\" kthwd serves, but not as it should; with \"fail\" it will\n" +
 			"not, and the exit code is 1. The latency of the disk is measured in the data directory,\n" +
@@ -99,7 +100,7 @@ func controllerChecks(ctx context.Context, l *config.Loader) []preflight.Result 
 // controllerPorts are free, or those of the kthwd that runs on this directory.
 func controllerPorts(ctx context.Context, l *config.Loader) preflight.Result {
 	r := preflight.Result{What: "ports", Verdict: preflight.OK, Found: "free"}
-	errs := flattened(appliance.CheckPorts(l.Config.Controller, l.Config.MetricsAddress))
+	errs := flatten(appliance.CheckPorts(l.Config.Controller, l.Config.MetricsAddress))
 	if len(errs) == 0 {
 		return r
 	}
@@ -117,17 +118,10 @@ func controllerPorts(ctx context.Context, l *config.Loader) preflight.Result {
 func failedListens(r preflight.Result, errs []error) preflight.Result {
 	var found []string
 	for _, err := range errs {
-		found = append(found, oneLine(err.Error()))
+		found = append(found, text.Joined(err.Error()))
 	}
 	r.Verdict, r.Found, r.Do = preflight.Fail, strings.Join(found, "; "), hintFor(errs[0])
 	return r
-}
-
-func flattened(err error) []error {
-	if err == nil {
-		return nil
-	}
-	return flatten(err)
 }
 
 // balancerChecks: a port in use may be the socket unit's, or that of the kthwd that

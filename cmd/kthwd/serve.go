@@ -27,7 +27,7 @@ func (a *app) serve(ctx context.Context, l *config.Loader) error {
 		return err
 	}
 	if l.Config.Is(config.RoleController) && !appliance.Versions().Stamped {
-		return &usageError{"this binary does not know the version of the Kubernetes in it, and will not serve", "build it with make build"}
+		return withHint(usagef("this binary has no version of its Kubernetes stamped in and will not serve"), "build it with make build")
 	}
 	logs, err := logging.New(a.err, a.logFormat(l.Config.LogFormat), l.Config.LogLevel)
 	if err != nil {

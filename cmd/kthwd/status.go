@@ -34,7 +34,7 @@ func (a *app) statusVerb(l *config.Loader) *cobra.Command {
 	var f statusFlags
 	cmd := &cobra.Command{
 		Use:   "status [flags]",
-		Short: "Show the components of the running kthwd, what is wrong and what to do",
+		Short: "Show components, problems and remedies of the running kthwd",
 		Long: "Show the components of the running kthwd and the quorum of etcd, or the listeners and\n" +
 			"backends of a load balancer, then what is wrong and what to do about it. The exit code\n" +
 			"is 0 when it is healthy, 1 when it is degraded, 2 when it is down or does not answer.\n" +
@@ -73,7 +73,7 @@ func (a *app) status(ctx context.Context, l *config.Loader, f statusFlags) error
 	if f.server != "" {
 		ask = f.remote
 	} else if f.user != "" || f.secret != "" || f.tls != (status.TLSFiles{}) {
-		return &usageError{text: "a certificate or a user without --server", hint: "the kthwd of this machine is asked on a socket; --server=ADDRESS:PORT asks at a metrics address"}
+		return withHint(usagef("a certificate or a user without --server"), "kthwd on this machine answers on a socket; --server=ADDRESS:PORT queries a metrics address")
 	}
 	c, err := ask(l)
 	if err != nil {
@@ -100,7 +100,7 @@ func (f statusFlags) remote(*config.Loader) (status.Client, error) {
 		}
 		c.Login.Password = password
 	case c.Login.Password == "":
-		return c, &usageError{text: "--user without a password", hint: "give --password-file, or the password in " + passwordVariable}
+		return c, withHint(usagef("--user without a password"), "give --password-file, or the password in "+passwordVariable)
 	}
 	return c, nil
 }
@@ -183,11 +183,6 @@ func exitOf(h status.Health) error {
 	return nil
 }
 
-// downError is why a kthwd that was asked for its status gave none.
-type downError struct{ error }
-
-func (d *downError) Unwrap() error { return d.error }
-
 // client reaches the kthwd that runs on the configured data directory, or the
 // load balancer, which has none.
 func client(l *config.Loader) (status.Client, error) {
@@ -221,7 +216,7 @@ func exists(path string) bool {
 func balancerClient(l *config.Loader) (status.Client, error) {
 	socket, address := l.Config.StatusSocket, l.Config.MetricsAddress
 	if socket == "" && address == "" {
-		return status.Client{}, &hintedError{errors.New("a load balancer without --metrics-address and --status-socket answers nobody"), "give it one, such as " + config.Default().MetricsAddress}
+		return status.Client{}, withHint(errors.New("a load balancer without --metrics-address and --status-socket answers no queries"), "give it one, such as "+config.Default().MetricsAddress)
 	}
 	if l.Origin("status-socket") == config.OriginDefault && l.Origin("metrics-address") != config.OriginDefault {
 		socket = ""
