@@ -183,13 +183,13 @@ func TestWatcher(t *testing.T) {
 		go w.run(t.Context(), asked)
 		step := func(what string, wantRead, wantComplaints int) {
 			t.Helper()
-			time.Sleep(lookEvery)
+			time.Sleep(checkEvery)
 			synctest.Wait()
 			if read != wantRead || complaints != wantComplaints {
 				t.Errorf("%s: read %d times with %d complaints, want %d and %d", what, read, complaints, wantRead, wantComplaints)
 			}
 		}
-		time.Sleep(lookEvery / 2)
+		time.Sleep(checkEvery / 2)
 		step("no change", 0, 0)
 		now.size = 10
 		step("a change may go on", 0, 0)
@@ -347,7 +347,7 @@ func TestToggleDebug(t *testing.T) {
 
 func TestSuccessor(t *testing.T) {
 	a := &app{args: []string{"--role=lb"}, notify: &notifier{path: "@systemd"}}
-	cmd, err := a.successor()
+	cmd, err := a.successorCommand()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -449,10 +449,10 @@ func TestStatusSocket(t *testing.T) {
 	}{
 		{name: "free", path: filepath.Join(dir, "free.sock"), want: true},
 		{name: "none", path: ""},
-		{name: "taken", path: taken, log: "kthwd status --metrics-address=127.0.0.1:10301 asks this one", args: []string{"--metrics-address=127.0.0.1:10301"}},
-		{name: "taken, and no metrics address", path: taken, log: "nothing asks this one"},
+		{name: "taken", path: taken, log: "kthwd status --metrics-address=127.0.0.1:10301 queries this one", args: []string{"--metrics-address=127.0.0.1:10301"}},
+		{name: "taken, and no metrics address", path: taken, log: "nothing can query this one"},
 		{name: "taken, and named", path: taken, args: []string{"--status-socket=" + taken}, err: "address already in use"},
-		{name: "a directory for all", path: filepath.Join(open, "x.sock"), log: "not this user's alone"},
+		{name: "a directory for all", path: filepath.Join(open, "x.sock"), log: "other users have access"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			b, _, _, log := newFake(t, "backend: [10.0.0.1:6443]\n", tt.args...)

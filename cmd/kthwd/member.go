@@ -16,7 +16,7 @@ import (
 	"kthwd/appliance/text"
 )
 
-// memberTimeout is more than a running kthwd takes to change the membership.
+// memberTimeout exceeds the time that a running kthwd takes to change the membership.
 const memberTimeout = 25 * time.Second
 
 func (a *app) memberVerb(l *config.Loader) *cobra.Command {
@@ -35,7 +35,7 @@ func (a *app) memberListVerb(l *config.Loader) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list [flags]",
 		Short: "List the controllers as the running kthwd sees them",
-		Long: "Show the controllers of the cluster, as the kthwd that runs on this data directory sees\n" +
+		Long: "List the controllers of the cluster as the kthwd that runs on this data directory sees\n" +
 			"them, with or without a quorum.",
 		Args: noVerb,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -73,9 +73,9 @@ func (a *app) memberRemoveVerb(l *config.Loader) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "remove " + usage + " [flags]",
 		Short: "Remove a controller from the cluster for good",
-		Long: "Take the controller NAME out of the cluster: its etcd data are void after that, and the\n" +
-			"kthwd there ends. It may be down. What would cost the others their quorum is refused.\n" +
-			"Run it on another controller. A NAME that has a token only loses that.",
+		Long: "Remove the controller NAME from the cluster. Its etcd data becomes void, and its kthwd\n" +
+			"ends; it may be down already. A removal that would cost the others their quorum is\n" +
+			"refused. Run this on another controller. If NAME has only a token, the token is removed.",
 		Example: "  kthwd member remove c2",
 		Args:    wantArgs(1, 1, usage),
 		RunE:    func(cmd *cobra.Command, args []string) error { return a.memberRemove(cmd.Context(), l, args[0]) },
@@ -99,7 +99,7 @@ func (a *app) memberRemove(ctx context.Context, l *config.Loader, name string) e
 	return nil
 }
 
-// askMembers asks the kthwd that runs on the configured data directory.
+// askMembers sends a request to the kthwd that runs on the configured data directory.
 func askMembers(ctx context.Context, l *config.Loader, method, path string, in, out any) error {
 	c, err := client(l)
 	if err != nil {

@@ -14,15 +14,15 @@ import (
 	"kthwd/appliance/text"
 )
 
-// What a person reads goes through this file:
+// Every line for a person goes through this file:
 //
-//   - what was asked for goes to standard output;
-//   - all else goes to standard error, as "kthwd: error: …", each on one line,
-//     followed by "kthwd: hint: …" where there is advice;
+//   - the requested output goes to standard output;
+//   - everything else goes to standard error, as "kthwd: error: …", one line each,
+//     followed by "kthwd: hint: …" if there is advice;
 //   - no capital initials, no full stops, no stack traces;
 //   - colours on a terminal only, and none with NO_COLOR.
 
-// report writes err and returns the exit code that goes with it.
+// report prints err and returns its exit code.
 func (a *app) report(err error) (code int) {
 	if err == nil {
 		return 0
@@ -62,7 +62,7 @@ func writeJSON(w io.Writer, v any) error {
 	return e.Encode(v)
 }
 
-// writeYAML writes v, with the keys that it has in JSON, for people and programs.
+// writeYAML writes v, with its JSON keys, for people and programs.
 func writeYAML(w io.Writer, v any) error {
 	document, err := yaml.Marshal(v)
 	if err == nil {
@@ -96,7 +96,7 @@ func terminalWidth(w io.Writer, otherwise int) int {
 	return otherwise
 }
 
-// colours tells whether w takes them. https://no-color.org
+// colours reports whether w supports colours and they are wanted (https://no-color.org).
 func colours(w io.Writer) bool {
 	return isTerminal(w) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
 }

@@ -8,7 +8,7 @@ import (
 	"kthwd/appliance"
 )
 
-// versions is what kthwd version says.
+// versions is the output of kthwd version.
 type versions struct {
 	Kthwd      string `json:"kthwd"`
 	Commit     string `json:"commit"`
