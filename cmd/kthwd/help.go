@@ -3,9 +3,11 @@ package main
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"kthwd/appliance/config"
 )
@@ -88,7 +90,7 @@ func (a *app) help(cmd *cobra.Command, l *config.Loader) {
 	roles := rolesIn(strings.Join(l.Config.Role, ","))
 	switch {
 	case cmd.HasParent():
-		a.writeVerbHelp(cmd)
+		a.writeVerbHelp(cmd, l)
 	case roles != nil:
 		a.writeRoleHelp(l, roles)
 	default:
@@ -141,7 +143,7 @@ func (a *app) writeRoleHelp(l *config.Loader, roles []string) {
 	fmt.Fprint(a.out, b.String())
 }
 
-func (a *app) writeVerbHelp(cmd *cobra.Command) {
+func (a *app) writeVerbHelp(cmd *cobra.Command, l *config.Loader) {
 	var b strings.Builder
 	text := cmd.Long
 	if text == "" {
@@ -157,12 +159,28 @@ func (a *app) writeVerbHelp(cmd *cobra.Command) {
 			fmt.Fprintf(&b, "  %-12s %s\n", c.Name(), c.Short)
 		}
 	}
-	cmd.InitDefaultHelpFlag()
-	cmd.Flags().Lookup("help").Hidden = true
-	if flags := config.FlagUsage(cmd.Flags(), a.helpWidth()); flags != "" {
+	own, all := ownFlags(cmd, l)
+	if flags := config.FlagUsage(own, a.helpWidth()); flags != "" {
 		fmt.Fprintf(&b, "\nFlags:\n%s", flags)
 	}
+	if all {
+		b.WriteString("\nIt takes the flags of a role as well: kthwd help controller, kthwd help lb\n")
+	}
 	fmt.Fprint(a.out, b.String())
+}
+
+// ownFlags are the flags that the help of a command lists. A command that takes all
+// settings, as a start does, leaves them to the help of a role.
+func ownFlags(cmd *cobra.Command, l *config.Loader) (own *pflag.FlagSet, all bool) {
+	settings := l.Names()
+	all = !slices.ContainsFunc(settings, func(name string) bool { return cmd.Flags().Lookup(name) == nil })
+	own = pflag.NewFlagSet(cmd.Name(), pflag.ContinueOnError)
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		if f.Name != "help" && !(all && slices.Contains(settings, f.Name)) {
+			own.AddFlag(f)
+		}
+	})
+	return own, all
 }
 
 func (a *app) helpWidth() int { return min(terminalWidth(a.out, 100), 120) }

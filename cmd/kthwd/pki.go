@@ -36,7 +36,7 @@ func (a *app) pkiInitVerb(l *config.Loader) *cobra.Command {
 			"kthwd --role=controller does when it starts. An existing file is used and never changed;\n" +
 			"one that does not fit the others is refused.\n\n" +
 			"With --controllers, make the files of a whole cluster: below --out, a directory for each\n" +
-			"machine with its files and a kthwd.yaml, and the directory ca with both CAs, to keep apart.",
+			"machine with its files and a kthwd.yaml, and the directory ca with both CAs, to keep safe.",
 		Example: "  kthwd pki init --data-dir=/var/lib/kubernetes --subject-alt-name=10.0.0.20,lb.example.com\n" +
 			"  kthwd pki init --controllers=c0=10.0.1.73,c1=10.0.1.35,c2=10.0.1.36 --lb=10.0.1.48 --out=cluster",
 		Args: noVerb,
