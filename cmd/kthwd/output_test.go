@@ -62,7 +62,7 @@ func TestReport(t *testing.T) {
 	}
 }
 
-// sameButMisfit leaves the sentence of a misfit to package pki.
+// sameButMisfit ignores the wording of a misfit, which belongs to package pki.
 func sameButMisfit(got, want string) bool {
 	if strings.HasPrefix(want, "kthwd: error: a.pem") {
 		return strings.HasPrefix(got, "kthwd: error: ") && strings.Contains(got, "ca.pem") && strings.HasSuffix(got, "\nkthwd: hint: copy it\n")
