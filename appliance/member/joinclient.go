@@ -13,6 +13,8 @@ import (
 	"net"
 	"net/http"
 	"time"
+
+	"kthwd/appliance/text"
 )
 
 // Client sends requests to the join endpoints that a token names. It trusts only a
@@ -48,7 +50,7 @@ func (c Client) ask(ctx context.Context, path string, in Request, out any) error
 		var refusal *Refusal
 		for said := ""; errors.As(err, &refusal) && refusal.Retry && pause(ctx); {
 			if c.Waiting != nil && refusal.Text != said {
-				c.Waiting(refusal.Text)
+				c.Waiting(text.Line(refusal.Text))
 			}
 			said, refusal = refusal.Text, nil
 			err = c.askOne(ctx, address, path, body, out)
