@@ -28,7 +28,7 @@ LDFLAGS = $(if $(DBG),,-s -w) -X main.version=$(VERSION) -X main.commit=$(COMMIT
 RUN_FLAGS ?= --role=controller --data-dir=./.kthwd --health-address=127.0.0.1:8080 \
              --bind-address=127.0.0.1 --advertise-address=127.0.0.1
 DIRS      := appliance cmd health lb packaging rbacseed test
-LIGHT     := ./appliance/config ./appliance/logging ./appliance/member ./appliance/pki ./appliance/preflight ./appliance/status ./appliance/supervise ./health ./lb ./lb/check
+LIGHT     := ./appliance/config ./appliance/logging ./appliance/member ./appliance/pki ./appliance/preflight ./appliance/program ./appliance/status ./appliance/supervise ./appliance/text ./health ./lb ./lb/check
 
 .DEFAULT_GOAL := help
 .PHONY: help build tool run test test-attacks test-light test-one cover test-e2e test-lb-peers soak screenshots bench bench-lb lint lint-extra golden verify bump hooks package package-check generated install test-systemd clean FORCE

@@ -3,13 +3,11 @@ package appliance
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
-	"os"
 	"strings"
 	"sync"
 	"time"
@@ -279,12 +277,10 @@ func (a *apiServer) probe(ctx context.Context, ready func()) {
 // client verifies the API server against the CA and shows the certificate that
 // has no other right.
 func (a *apiServer) client() (*http.Client, error) {
-	pem, err := os.ReadFile(a.layout.CA())
+	pool, err := pki.Pool(a.layout.CA())
 	if err != nil {
 		return nil, err
 	}
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(pem)
 	cert, err := tls.LoadX509KeyPair(a.layout.Cert(pki.NameHealth), a.layout.Key(pki.NameHealth))
 	if err != nil {
 		return nil, err

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
-	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -67,7 +66,7 @@ func (w *eventWriter) seen(e status.Event) {
 // judge tells which changes are notable.
 func (w *eventWriter) judge(e status.Event) (notable, bool) {
 	switch {
-	case (e.Object == nameControllerManager || e.Object == nameScheduler) && strings.HasPrefix(e.Reason, beginsAgain):
+	case (e.Object == nameControllerManager || e.Object == nameScheduler) && e.RestartReason != "":
 		return notable{e.Time, corev1.EventTypeWarning, "TermLost", fmt.Sprintf("%s %s", e.Object, e.Reason)}, true
 	case e.Object == status.ObjectQuorum && e.To == status.QuorumLost:
 		w.lost = true

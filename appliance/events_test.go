@@ -16,7 +16,7 @@ func TestNotable(t *testing.T) {
 	}{
 		{status.Event{Object: status.ObjectQuorum, To: status.QuorumThere}, ""}, // the first one
 		{status.Event{Object: nameScheduler, From: "waiting", To: "starting"}, ""},
-		{status.Event{Object: nameScheduler, From: "ready", To: "starting", Reason: beginsAgain + "lease lost"}, "TermLost"},
+		{status.Event{Object: nameScheduler, From: "ready", To: "starting", Reason: "begins again after: lease lost", RestartReason: "lease_lost"}, "TermLost"},
 		{status.Event{Object: nameEtcd, From: "ready", To: "waiting"}, ""},
 		{status.Event{Object: status.ObjectQuorum, To: status.QuorumLost}, "QuorumLost"},
 		{status.Event{Object: status.ObjectQuorum, To: status.QuorumThere}, "QuorumBack"},

@@ -3,7 +3,6 @@ package appliance
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -237,12 +235,10 @@ func (m *members) tryTakeOver(ctx context.Context, server *embed.Etcd) error {
 // clusterTLS is how the members of a cluster talk to each other: kubernetes.pem
 // on both sides, of the one CA.
 func clusterTLS(l pki.Layout) (*tls.Config, error) {
-	pem, err := os.ReadFile(l.CA())
+	pool, err := pki.Pool(l.CA())
 	if err != nil {
 		return nil, err
 	}
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(pem)
 	cert, err := tls.LoadX509KeyPair(l.Cert(pki.NameKubernetes), l.Key(pki.NameKubernetes))
 	if err != nil {
 		return nil, err

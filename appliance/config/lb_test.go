@@ -12,7 +12,7 @@ import (
 	"kthwd/lb"
 )
 
-// lbArgs is the least that a load balancer is told.
+// lbArgs returns the minimal flags of a load balancer.
 func lbArgs(more ...string) []string {
 	return append([]string{"--role=lb", "--backend=10.0.1.73:6443"}, more...)
 }
@@ -42,7 +42,7 @@ upgrade-socket: "@kthwd"
 	if l.Config.MetricsAddress != ":9999" {
 		t.Errorf("MetricsAddress: got %q", l.Config.MetricsAddress)
 	}
-	// Nothing of a controller was looked at.
+	// The controller's part was not resolved.
 	if diff := cmp.Diff(Default().Controller, l.Config.Controller); diff != "" {
 		t.Errorf("the controller's part: -want +got:\n%s", diff)
 	}
@@ -106,19 +106,19 @@ func TestProblemsOfALoadBalancer(t *testing.T) {
 		{name: "cache alone", args: lbArgs("--discovery-cache=/x"), want: "--discovery-cache /x is of no use without a --discovery-kubeconfig"},
 		{name: "unknown key", file: "role: lb\nbackend: a:1\nbalancer: x\n", want: `kthwd.yaml:3: unknown key "balancer"`},
 		{name: "listen twice", args: lbArgs("--listen=:6443", "--listen=:6443"), want: "--listen :6443 is given twice"},
-		{name: "listen on all and on one", args: lbArgs("--listen=:6443", "--listen=10.0.1.48:6443"), want: "--listen and --listen both want port 6443"},
+		{name: "listen on all and on one", args: lbArgs("--listen=:6443", "--listen=10.0.1.48:6443"), want: "--listen and --listen both use port 6443"},
 		{name: "listen on both families", args: lbArgs("--listen=0.0.0.0:6443", "--listen=[fd00::1]:6443")},
-		{name: "listen and metrics", args: lbArgs("--listen=:10300"), want: "--metrics-address and --listen both want port 10300"},
+		{name: "listen and metrics", args: lbArgs("--listen=:10300"), want: "--metrics-address and --listen both use port 10300"},
 		{name: "flag of a controller", args: lbArgs("--kube-apiserver-arg=v=4"), want: "--kube-apiserver-arg belongs to --role=controller; this process is --role=lb"},
 		{name: "key of a controller", file: "role: lb\nbackend: a:1\ndata-dir: /x\n", want: "kthwd.yaml:3: data-dir belongs to --role=controller; this process is --role=lb"},
 		{name: "a controller's values do not matter", args: lbArgs("--metrics-address=127.0.0.1:6444")},
 
-		{name: "joined, same port", args: joined(), want: "--listen and --secure-port both want port 6443"},
+		{name: "joined, same port", args: joined(), want: "--listen and --secure-port both use port 6443"},
 		{name: "joined", args: joined("--listen=:443")},
 		{name: "joined, flags of both", args: joined("--listen=:443", "--data-dir=/x", "--balance=first")},
-		{name: "joined, port of the health bridge", args: joined("--listen=:80"), want: "--listen and --health-address both want port 80"},
+		{name: "joined, port of the health bridge", args: joined("--listen=:80"), want: "--listen and --health-address both use port 80"},
 		{name: "joined, both parts wrong", args: joined("--listen=:443", "--secure-port=0", "--check-fall=0"),
-			want: "--secure-port 0 is no port: want 1 to 65535\n--check-fall 0 is out of range: want 1 to 100"},
+			want: "--secure-port 0 is not a port: want 1 to 65535\n--check-fall 0 is out of range: want 1 to 100"},
 		{name: "lb twice", args: lbArgs("--role=lb"), want: "--role lb is given twice"},
 	}
 	for _, tt := range tests {
@@ -131,7 +131,7 @@ func TestProblemsOfALoadBalancer(t *testing.T) {
 	}
 }
 
-// Each role prints its own settings; what a role prints, it takes.
+// Each role prints its own settings and accepts its own output.
 func TestPrintOfARole(t *testing.T) {
 	for role, want := range map[string][2]bool{"controller": {true, false}, "lb": {false, true}, "controller,lb": {true, true}, "": {true, true}} {
 		l, err := load(t, "", "--role="+role, "--backend=a:1", "--listen=:443", "--drain-timeout=2m")
@@ -205,7 +205,7 @@ func TestCheckReload(t *testing.T) {
 	}
 }
 
-// What package lb finds when it reads files is said in the words of flags, too.
+// Problems that package lb finds in files name flags, too.
 func TestLocate(t *testing.T) {
 	l, err := load(t, "role: lb\nbackend: a:1\nbackend-ca: /x\n")
 	if err != nil {

@@ -11,12 +11,12 @@ import (
 	"syscall"
 )
 
-// IssueNode makes what the kubelet of the node called name needs: NAME.pem,
-// which it serves with and is a client with, NAME-key.pem and NAME.kubeconfig
-// for server, signed by the CA of l. Files go into dir, which may be l.Dir, and
-// the ones written are returned. addresses are the node's, beside its name.
+// IssueNode makes the files of the kubelet on the node called name, signed by the CA
+// of l: NAME.pem, its certificate as server and as client, NAME-key.pem, and
+// NAME.kubeconfig for server. It writes them to dir, which may be l.Dir, and returns
+// those that it wrote. addresses are the node's addresses in addition to its name.
 //
-// As in Ensure, what is there is kept when it fits and refused when it does not.
+// As in Ensure, an existing file is kept if it fits and refused if it does not.
 func IssueNode(l Layout, dir, name string, addresses []string, server string) ([]string, error) {
 	if err := checkNodeName(name); err != nil {
 		return nil, err
@@ -30,7 +30,7 @@ func IssueNode(l Layout, dir, name string, addresses []string, server string) ([
 	spec := Spec{Addresses: addresses, Server: server}
 	survey := func() *survey { v := newSurvey(l, spec); v.forNode(dir, name); return v }
 
-	if v := survey(); !isDir(dir) { // make no directory for nothing
+	if v := survey(); !isDir(dir) { // create no directory for an invalid request
 		if v.run(); len(v.problems) > 0 {
 			return nil, errors.Join(v.problems...)
 		}
@@ -47,8 +47,8 @@ func IssueNode(l Layout, dir, name string, addresses []string, server string) ([
 	return report.Created, err
 }
 
-// lockBoth keeps the CA from being made while it is read, and locks dir, which
-// may be the same directory by another path.
+// lockBoth locks ca, so that no Ensure makes the CA while it is read, and dir, which
+// may be the same directory under another path.
 func lockBoth(ca, dir string) (release func(), err error) {
 	a, err := os.Stat(ca)
 	if err != nil {
@@ -70,7 +70,7 @@ func lockBoth(ca, dir string) (release func(), err error) {
 	return func() { second.Close(); first.Close() }, nil
 }
 
-// forNode narrows the survey to the CA, which must be there, and the node.
+// forNode narrows the survey to the CA, which must exist, and the node.
 func (v *survey) forNode(dir, name string) {
 	ca := v.row(nameCA)
 	ca.given = true
@@ -81,8 +81,8 @@ func (v *survey) forNode(dir, name string) {
 	v.documents = nil
 }
 
-// checkNodeName wants what Kubernetes accepts as a node's name, and no file
-// name that is taken.
+// checkNodeName accepts a name that Kubernetes accepts for a node, unless its files
+// would have the names of kthwd's.
 func checkNodeName(name string) error {
 	if len(name) > 253 || name != strings.ToLower(name) || strings.HasPrefix(name, "*") || !dnsName.MatchString(name) {
 		return fmt.Errorf("node name %q: want a lowercase DNS name", name)

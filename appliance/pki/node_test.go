@@ -11,7 +11,7 @@ import (
 
 func TestIssueNode(t *testing.T) {
 	l, s := Layout{Dir: filepath.Join(t.TempDir(), "kubernetes")}, testSpec()
-	s.Now = nil // IssueNode goes by the real time
+	s.Now = nil // IssueNode uses the real time
 	ensure(t, l, s)
 	for name, dir := range map[string]string{"another directory": filepath.Join(t.TempDir(), "w1"), "the data directory": l.Dir} {
 		t.Run(name, func(t *testing.T) {
@@ -28,7 +28,7 @@ func TestIssueNode(t *testing.T) {
 			if again, err := IssueNode(l, dir, "w1", []string{"10.0.1.1"}, "https://10.0.0.20:6443"); err != nil || len(again) > 0 {
 				t.Errorf("IssueNode again = %q, %v; want nothing", again, err)
 			}
-			if _, err := IssueNode(l, dir, "w1", []string{"10.0.1.2"}, "https://10.0.0.20:6443"); len(Misfits(err)) != 1 {
+			if _, err := IssueNode(l, dir, "w1", []string{"10.0.1.2"}, "https://10.0.0.20:6443"); len(misfits(err)) != 1 {
 				t.Errorf("IssueNode for another address = %v, want a Misfit", err)
 			}
 			wantSame(t, dir, made)

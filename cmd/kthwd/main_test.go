@@ -54,7 +54,7 @@ func buildBinary(dir string) (string, error) {
 	}
 	cmd := exec.Command("make", "--no-print-directory", "-C", "../..", "build", "BIN="+path)
 	for _, v := range os.Environ() {
-		if !strings.HasPrefix(v, "MAKE") && !strings.HasPrefix(v, "MFLAGS") { // of a make that runs this test
+		if !strings.HasPrefix(v, "MAKE") && !strings.HasPrefix(v, "MFLAGS") { // set by a make that runs this test
 			cmd.Env = append(cmd.Env, v)
 		}
 	}
@@ -66,7 +66,7 @@ func buildBinary(dir string) (string, error) {
 
 // TestScripts runs the user stories in testdata on the real binary.
 //
-// Beside testscript's own commands there are:
+// The commands beside testscript's own:
 //
 //	exits CODE PROGRAM [ARG...]         runs a program; its exit code must be CODE
 //	freeport NAME...                    sets each variable to a port that is free
@@ -75,13 +75,13 @@ func buildBinary(dir string) (string, error) {
 //	signal NAME SIGNAL                  sends it a signal: TERM, INT, HUP, KILL, USR1, USR2
 //	ended NAME CODE TIMEOUT             waits for its end; its exit code must be CODE
 //	adopt NAME ADDRESS                  makes a background process of the kthwd with that metrics address
-//	systemd NAME                        listens on NOTIFY_SOCKET and writes what it hears to NAME.log, one message a line
+//	systemd NAME                        listens on NOTIFY_SOCKET and writes each message to NAME.log, one a line
 //	backend NAME...                     sets each variable to the address of a TLS server whose /readyz says ok; its CA is NAME.pem
-//	connect NAME ADDRESS                opens a connection that stays, through a load balancer
+//	connect NAME ADDRESS                opens a connection through a load balancer and keeps it
 //	carries NAME                        a request is answered on that connection
 //	hangup NAME                         closes it
 //
-// A process that is still there when its script ends is killed.
+// A process that outlives its script is killed.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",
@@ -99,7 +99,7 @@ func TestScripts(t *testing.T) {
 			switch cond {
 			case "root":
 				return os.Geteuid() == 0, nil
-			case "lb": // there is a data path
+			case "lb": // this build has a data path
 				c := lb.Default()
 				c.Backends = []string{"192.0.2.1:6443"}
 				_, err := lb.New(c, lb.Options{})
@@ -140,9 +140,9 @@ func freeport(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// nextPort walks through the ports below those that Linux gives to outgoing
-// connections (net.ipv4.ip_local_port_range), so that none is taken before its
-// script listens on it; each test process begins elsewhere.
+// nextPort counts through the ports below those that Linux gives to outgoing
+// connections (net.ipv4.ip_local_port_range), so that no such connection takes one
+// before its script listens there. Each test process begins at another port.
 var nextPort atomic.Int32
 
 func freePort(ts *testscript.TestScript) int {
@@ -159,7 +159,7 @@ func freePort(ts *testscript.TestScript) int {
 	return 0
 }
 
-// waitFor polls a condition: there is no event to wait for in another process.
+// waitFor polls, because another process gives no event to wait for.
 func waitFor(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: waitfor TIMEOUT PROGRAM [ARG...]")

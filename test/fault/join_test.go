@@ -208,7 +208,7 @@ func TestRejoin(t *testing.T) {
 	g.c[2].Signal(t, syscall.SIGKILL)
 	g.c[2].Wait(t, soon)
 	lists(t, g.c[0], "c0 voter up", "c1 voter up", "c2 voter down")
-	refuses(t, g.c[0], []string{"member", "add", "c3", g.address(3)}, "error: 2 of 3 members are up, and 3 must be while a further one is added", "hint: bring one of these back, or remove it: c2")
+	refuses(t, g.c[0], []string{"member", "add", "c3", g.address(3)}, "error: 2 of 3 members are up, and 3 must be up to add another one", "hint: bring one of these back, or remove it: c2")
 	refuses(t, g.c[0], []string{"member", "add", "c2", g.address(2)}, "error: c2 is a member already", "hint: to replace it, remove it first: kthwd member remove c2")
 	if code, out := verb(t, g.c[0], "member", "remove", "c2"); code != 0 {
 		t.Fatalf("kthwd member remove: got exit code %d:\n%s", code, out)
@@ -243,9 +243,9 @@ func TestJoinRefused(t *testing.T) {
 		{[]string{"c0", g.address(1)}, 1, []string{"error: c0 is a member already, at " + g.address(0), "kthwd member remove c0"}},
 		{[]string{"c1", g.address(0)}, 1, []string{"error: " + g.address(0) + " is the address of c0, which is a member already"}},
 		{[]string{"c1", "10.0.1.35"}, 1, []string{"is loopback, which no other machine reaches"}},
-		{[]string{"c1", "nowhere"}, 2, []string{`error: c1=nowhere: "nowhere" is no IP address`}},
+		{[]string{"c1", "nowhere"}, 2, []string{`error: c1=nowhere: "nowhere" is not an IP address`}},
 		{[]string{"-x", g.address(1)}, 2, []string{"error: "}},
-		{[]string{"c/1", g.address(1)}, 2, []string{`"c/1" is no name`}},
+		{[]string{"c/1", g.address(1)}, 2, []string{`"c/1" is not a name`}},
 		{[]string{"c1"}, 2, []string{"hint: usage: kthwd member add NAME ADDRESS"}},
 		{[]string{"c1", g.address(1), "--ttl=48h"}, 1, []string{"error: a token cannot be good for 48h0m0s: want 1s to 24h0m0s"}},
 	} {
