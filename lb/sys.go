@@ -1,6 +1,7 @@
 package lb
 
 import (
+	"encoding/binary"
 	"net"
 	"net/netip"
 	"syscall"
@@ -117,7 +118,7 @@ type sockaddr struct {
 func (s sockaddr) family() uint16 { return s.raw.Family }
 
 func newSockaddr(a netip.AddrPort) *sockaddr {
-	port := a.Port()<<8 | a.Port()>>8 // network order, on little-endian machines
+	port := networkOrder(a.Port())
 	if ip := a.Addr().Unmap(); ip.Is4() {
 		s := &sockaddr{size: unix.SizeofSockaddrInet4}
 		*(*unix.RawSockaddrInet4)(unsafe.Pointer(&s.raw)) = unix.RawSockaddrInet4{Family: unix.AF_INET, Port: port, Addr: ip.As4()}
@@ -127,6 +128,14 @@ func newSockaddr(a netip.AddrPort) *sockaddr {
 		size: unix.SizeofSockaddrInet6,
 		raw:  unix.RawSockaddrInet6{Family: unix.AF_INET6, Port: port, Addr: a.Addr().As16(), Scope_id: scopeID(a.Addr().Zone())},
 	}
+}
+
+// networkOrder converts a port between this machine's byte order and the network's;
+// both directions are the same operation.
+func networkOrder(port uint16) uint16 {
+	var wire [2]byte
+	binary.BigEndian.PutUint16(wire[:], port)
+	return binary.NativeEndian.Uint16(wire[:])
 }
 
 func scopeID(zone string) uint32 {
@@ -140,7 +149,7 @@ func scopeID(zone string) uint32 {
 }
 
 func (s sockaddr) addrPort() netip.AddrPort {
-	port := s.raw.Port<<8 | s.raw.Port>>8
+	port := networkOrder(s.raw.Port)
 	if s.raw.Family == unix.AF_INET {
 		four := *(*unix.RawSockaddrInet4)(unsafe.Pointer(&s.raw))
 		return netip.AddrPortFrom(netip.AddrFrom4(four.Addr), port)
