@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
-	"reflect"
 	"slices"
 	"time"
 
@@ -96,17 +95,18 @@ func (d *Discovery) followAs(ctx context.Context, server *rest.Config) (followed
 			return followed || expired(err), err
 		}
 		begun := time.Now()
-		followed = true
-		d.follows(server.Host)
 		before := version
 		version, err = d.events(ctx, server.Host, w, version)
 		w.stop()
 		switch {
+		case errors.Is(err, errNoWatch):
+			return followed, err
 		case err != nil:
 			return true, err
 		case version == before && time.Since(begun) < shortWatch:
 			return true, errors.New("the watch ended at once")
 		}
+		followed = true
 	}
 }
 
@@ -171,10 +171,6 @@ func open(ctx context.Context, api rest.Interface, version string) (stream, erro
 	ctx, cancel := context.WithTimeout(ctx, lasts+answerTimeout)
 	seconds := int64(lasts / time.Second)
 	w, err := ask(api, metav1.ListOptions{Watch: true, ResourceVersion: version, AllowWatchBookmarks: true, TimeoutSeconds: &seconds}).Watch(ctx)
-	if err == nil && reflect.TypeOf(w) == reflect.TypeOf(watch.NewEmptyWatch()) {
-		// What rest.Request.Watch makes of a time-out, and of a connection that ends.
-		err = errors.New("the watch did not begin")
-	}
 	if err != nil {
 		cancel()
 		return stream{}, err
@@ -182,37 +178,58 @@ func open(ctx context.Context, api rest.Interface, version string) (stream, erro
 	return stream{w, func() { cancel(); w.Stop() }}, nil
 }
 
-// events applies what a watch says until it ends, and returns the version to go
-// on from. An error is a reason to list anew.
-func (d *Discovery) events(ctx context.Context, server string, w watch.Interface, version string) (string, error) {
-	for {
-		var e watch.Event
-		var more bool
-		select {
-		case e, more = <-w.ResultChan():
-		case <-ctx.Done():
-		}
+// errNoWatch is returned for a watch that ended before it could be read from.
+// rest.Request.Watch returns one, without an error, for a timeout and for a
+// connection that ends early.
+var errNoWatch = errors.New("the watch did not begin")
+
+// events applies the events of a watch until it ends, and returns the version to
+// continue from. After an error the caller must list again.
+func (d *Discovery) events(ctx context.Context, server string, w watch.Interface, version string) (_ string, err error) {
+	select {
+	case e, more := <-w.ResultChan():
 		if !more {
+			return version, errNoWatch
+		}
+		if version, err = d.event(e, version); err != nil {
+			return version, err
+		}
+	default: // it is open and quiet
+	}
+	for {
+		d.follows(server)
+		select {
+		case e, more := <-w.ResultChan():
+			if !more {
+				return version, ctx.Err()
+			}
+			if version, err = d.event(e, version); err != nil {
+				return version, err
+			}
+		case <-ctx.Done():
 			return version, ctx.Err()
 		}
-		if e.Type == watch.Error {
-			return version, apierrors.FromObject(e.Object)
-		}
-		slice, ok := e.Object.(*discoveryv1.EndpointSlice)
-		if !ok {
-			return version, fmt.Errorf("the watch has sent a %T", e.Object)
-		}
-		version = slice.ResourceVersion
-		switch e.Type {
-		case watch.Added, watch.Modified:
-			d.slices[slice.Name] = backends(slice)
-			d.apply()
-		case watch.Deleted:
-			delete(d.slices, slice.Name)
-			d.apply()
-		}
-		d.follows(server)
 	}
+}
+
+// event applies one event and returns the version after it.
+func (d *Discovery) event(e watch.Event, version string) (string, error) {
+	if e.Type == watch.Error {
+		return version, apierrors.FromObject(e.Object)
+	}
+	slice, ok := e.Object.(*discoveryv1.EndpointSlice)
+	if !ok {
+		return version, fmt.Errorf("the watch sent a %T", e.Object)
+	}
+	switch e.Type {
+	case watch.Added, watch.Modified:
+		d.slices[slice.Name] = backends(slice)
+		d.apply()
+	case watch.Deleted:
+		delete(d.slices, slice.Name)
+		d.apply()
+	}
+	return slice.ResourceVersion, nil
 }
 
 // expired tells that the server does not remember as far back as we do.
