@@ -96,15 +96,20 @@ func Default() Config {
 	}
 }
 
-// Problem is one thing that is wrong with a Config.
+// Problem is one fault in a Config. The names of its fields are in Field and Other
+// only, so that a caller can print its own names for them: Field, then Text, then
+// Other.
 type Problem struct {
-	Field string // of Config
-	Text  string // what is wrong, beginning with the value
-	Hint  string // what to do about it; may be empty
+	Field string   // the faulty field of Config
+	Text  string   // the fault, starting with the value
+	Other []string // fields that complete Text, as in "/cache needs" and DiscoveryKubeconfig
+	Hint  string   // the remedy; may be empty
 }
 
-// Error names the field.
-func (p *Problem) Error() string { return p.Field + " " + p.Text }
+// Error names the fields as Config does.
+func (p *Problem) Error() string {
+	return strings.Join(append([]string{p.Field, p.Text}, p.Other...), " ")
+}
 
 // Problems lists all that can be seen to be wrong without opening a file or a
 // socket. Files are read by New.
@@ -114,12 +119,9 @@ func (c Config) Problems() []*Problem {
 	v.backends(c)
 	v.choices(c)
 	v.limits(c)
-	if (c.CheckCert == "") != (c.CheckKey == "") {
-		v.add("CheckCert", "and CheckKey go together: one of them is empty")
-	}
-	if c.DiscoveryCache != "" && c.DiscoveryKubeconfig == "" {
-		v.add("DiscoveryCache", "%s is of no use without a DiscoveryKubeconfig", c.DiscoveryCache)
-	}
+	v.needs("CheckCert", c.CheckCert, "CheckKey", c.CheckKey)
+	v.needs("CheckKey", c.CheckKey, "CheckCert", c.CheckCert)
+	v.needs("DiscoveryCache", c.DiscoveryCache, "DiscoveryKubeconfig", c.DiscoveryKubeconfig)
 	return v.problems
 }
 
@@ -138,6 +140,13 @@ func (v *validator) add(field, format string, args ...any) *Problem {
 	p := &Problem{Field: field, Text: fmt.Sprintf(format, args...)}
 	v.problems = append(v.problems, p)
 	return p
+}
+
+// needs refuses a field that is set without the other one.
+func (v *validator) needs(field, value, other, otherValue string) {
+	if value != "" && otherValue == "" {
+		v.add(field, "%s needs", value).Other = []string{other}
+	}
 }
 
 func (v *validator) listeners(c Config) {
