@@ -237,7 +237,7 @@ func TestDoubtIsTakenBack(t *testing.T) {
 	r.awaitTier(a, tierReady)
 	a.suspend() // no check passes meanwhile
 	b := r.backend(a.addr)
-	b.doubt("for a test")
+	b.suspect("for a test")
 	if b.tier.Load() == tierReady {
 		t.Error("the doubt is not heard")
 	}

@@ -191,7 +191,7 @@ func testConfig(backends ...string) Config {
 // socket opens a listening socket and gives it away.
 func socket(t *testing.T, address string) (*os.File, string) {
 	t.Helper()
-	ln, err := listen(address)
+	ln, err := openListener(address)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,15 +12,14 @@ import (
 	"kthwd/lb/check"
 )
 
-// metrics are the histograms, and the description of what else Collector reads
-// from the server when Prometheus asks.
+// metrics is the collector of a server: at each scrape it reads the server's counters.
 type metrics struct {
 	s *Server
 }
 
 func newMetrics(s *Server) *metrics { return &metrics{s: s} }
 
-// Collector gives the kthwd_lb_* series. No label has a client's address in it.
+// Collector returns the kthwd_lb_* series. No label contains a client's address.
 func (s *Server) Collector() prometheus.Collector { return s.metrics }
 
 var (
@@ -28,9 +27,10 @@ var (
 	durationBuckets = []float64{.01, .1, 1, 10, 60, 600, 3600, 6 * 3600, 24 * 3600}
 )
 
-// histogram is one with the buckets given, and a native one beside, for a Prometheus
-// that asks for it. That knows a time to within 10 % where the buckets are a factor of
-// two apart, or of ten; it costs 40 ns and no allocation for each connection and check.
+// histogram returns a histogram with the given buckets and, for a Prometheus that
+// requests it, a native one. The native one resolves a time to within 10 %, where the
+// buckets are a factor of two or ten apart; it costs 40 ns and no allocation for each
+// connection and check.
 func histogram(name, help string, buckets []float64, labels prometheus.Labels) prometheus.Histogram {
 	return prometheus.NewHistogram(prometheus.HistogramOpts{
 		Name: name, Help: help, Buckets: buckets, ConstLabels: labels,
@@ -38,7 +38,7 @@ func histogram(name, help string, buckets []float64, labels prometheus.Labels) p
 	})
 }
 
-// newDurations is how long the connections of a listener last.
+// newDurations returns the histogram of how long a listener's connections last.
 func newDurations(address string) prometheus.Histogram {
 	return histogram("kthwd_lb_connection_duration_seconds", "Time from accept to end of a connection.", durationBuckets, prometheus.Labels{"listener": address})
 }
@@ -47,7 +47,7 @@ func newDurations(address string) prometheus.Histogram {
 type backendTimes struct {
 	connect prometheus.Histogram
 	phases  map[string]prometheus.Histogram
-	expiry  atomic.Int64 // of its certificate, Unix seconds; 0 when unknown
+	expiry  atomic.Int64 // of the backend's certificate, in Unix seconds; 0 when unknown
 }
 
 func newBackendTimes(name string) *backendTimes {
@@ -112,7 +112,7 @@ var (
 	limitDesc      = desc("connections_limit", "How many connections there may be.")
 )
 
-// Describe implements prometheus.Collector. It names nothing: the collector is
+// Describe implements prometheus.Collector. It sends nothing: the collector is
 // unchecked, because its series depend on the configuration.
 func (m *metrics) Describe(chan<- *prometheus.Desc) {}
 
@@ -178,9 +178,9 @@ func (c collector) listener(l *listener, backends []*Backend) {
 	for i, name := range acceptErrorNames {
 		c.counter(acceptErrorsDesc, l.errors[i].Load(), l.address, name)
 	}
-	sums := map[string][2]uint64{} // a backend that was removed and came back has one series
+	sums := map[string][2]uint64{} // a backend that was removed and added again has one series
 	for _, b := range backends {
-		received, sent := b.moved(l.index)
+		received, sent := b.bytesMoved(l.index)
 		sums[b.name] = [2]uint64{sums[b.name][0] + received, sums[b.name][1] + sent}
 	}
 	for name, sum := range sums {
@@ -232,7 +232,7 @@ func number(b bool) float64 {
 	return 0
 }
 
-// hash is a number of the configuration, exact as a float.
+// hash returns a hash of the configuration that a float64 holds exactly.
 func (c Config) hash() float64 {
 	h := fnv.New32a()
 	fmt.Fprintf(h, "%+v", c)

@@ -110,7 +110,7 @@ func TestManyAreCut(t *testing.T) {
 	for range conns {
 		r.pairUp(p)
 	}
-	r.each(func(l *loop) { l.doom(b, endDead); l.doom(b, endDead) })
+	r.onEachLoop(func(l *loop) { l.doom(b, endDead); l.doom(b, endDead) })
 	r.empty()
 	must(t, equal("killed_dead", b.closed[endDead].Load(), conns))
 }
@@ -270,8 +270,8 @@ func TestRemovedWhileMoving(t *testing.T) {
 	for _, l := range r.loops {
 		l.call(func() {
 			l.doom(b, endRemoved)
-			for _, p := range l.letGo(1, anyPair) {
-				l.takeBack(p)
+			for _, p := range l.detachPairs(1, anyPair) {
+				l.attach(p)
 			}
 		})
 	}

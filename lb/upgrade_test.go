@@ -355,7 +355,7 @@ func TestUpgradeBrokenOff(t *testing.T) {
 			tt.do(t, wire{conn})
 			conn.Close()
 			eventually(t, "the old process has noticed", func() error {
-				if log := r.log.String(); !strings.Contains(log, "did not take over") && !strings.Contains(log, "broken off, going on") {
+				if log := r.log.String(); !strings.Contains(log, "did not take over") && !strings.Contains(log, "hand-over failed, continuing") {
 					return errors.New("nothing is in its log")
 				}
 				return nil
@@ -540,7 +540,7 @@ func TestUpgradeOldFails(t *testing.T) {
 // tcpPair is a connection, one end of which is a bare descriptor.
 func tcpPair(t *testing.T) (*net.TCPConn, int) {
 	t.Helper()
-	ln, err := listen("127.0.0.1:0")
+	ln, err := openListener("127.0.0.1:0")
 	must(t, err)
 	defer ln.Close()
 	c := dial(t, ln.Addr().String())
@@ -636,7 +636,7 @@ func TestUpgradeOtherProcess(t *testing.T) {
 	}
 	_, out := start(65534)
 	eventually(t, "the other user's process is refused", func() error {
-		if !strings.Contains(out.String(), "Run: take over") || !strings.Contains(r.log.String(), "another user's") {
+		if !strings.Contains(out.String(), "Run: take over") || !strings.Contains(r.log.String(), "belongs to another user") {
 			return fmt.Errorf("it said %q", out)
 		}
 		return nil
@@ -669,7 +669,7 @@ func TestLetGoTakesTurnsBack(t *testing.T) {
 			for _, p := range l.pairs {
 				l.turnLater(p)
 			}
-			all := l.letGo(10, anyPair)
+			all := l.detachPairs(10, anyPair)
 			for _, p := range l.again {
 				if p.phase != ended {
 					t.Errorf("a pair that was let go has a turn in phase %d", p.phase)
@@ -679,7 +679,7 @@ func TestLetGoTakesTurnsBack(t *testing.T) {
 				t.Error(err)
 			}
 			for _, p := range all {
-				l.takeBack(p)
+				l.attach(p)
 			}
 		})
 	}
