@@ -86,7 +86,7 @@ func FuzzReadAnswer(f *testing.F) {
 			}
 			return
 		}
-		kind, reason := a.judge("/readyz", false)
+		kind, reason := a.result("/readyz", false)
 		if (kind == KindOK) != (a.code == 200) || (kind == KindOK) != (reason == "") || kind.verdict() == failed {
 			t.Errorf("got %s %q for %d", kind, reason, a.code)
 		}

@@ -254,7 +254,7 @@ func TestProbe(t *testing.T) {
 				return serveTLS(t, good, true, "HTTP/1.1 500 No\r\nContent-Length: 900\r\n\r\n")
 			}},
 
-		{name: "401", kind: KindBadStatus, err: "401 Unauthorized: anonymous access to /readyz is off, the checks need a client certificate",
+		{name: "401", kind: KindBadStatus, err: "401 Unauthorized: anonymous access to /readyz is off; the checks need a client certificate",
 			addr: func(t *testing.T) netip.AddrPort { return serveHTTP(t, good, status(401, "")) }},
 		{name: "403", kind: KindBadStatus, err: "403 Forbidden: anonymous access to /readyz is off",
 			addr: func(t *testing.T) netip.AddrPort { return serveHTTP(t, good, status(403, "")) }},
@@ -269,9 +269,9 @@ func TestProbe(t *testing.T) {
 			}},
 		{name: "204", kind: KindBadStatus, err: "204 No Content",
 			addr: func(t *testing.T) netip.AddrPort { return serveHTTP(t, good, status(204, "")) }},
-		{name: "no HTTP", kind: KindBadStatus, err: "no HTTP",
+		{name: "no HTTP", kind: KindBadStatus, err: "not HTTP",
 			addr: func(t *testing.T) netip.AddrPort { return serveTLS(t, good, true, "220 mail.example.com ESMTP\r\n") }},
-		{name: "header without end", kind: KindBadStatus, err: "no HTTP",
+		{name: "header without end", kind: KindBadStatus, err: "not HTTP",
 			addr: func(t *testing.T) netip.AddrPort {
 				return serveTLS(t, good, true, "HTTP/1.1 200 OK\r\n"+strings.Repeat("A: b\r\n", 20000))
 			}},
@@ -286,7 +286,7 @@ func TestProbe(t *testing.T) {
 			}},
 		{name: "wrong name", kind: KindBadCert, err: "valid for kubernetes, not elsewhere", change: func(c *Config) { c.ServerName = "elsewhere" },
 			addr: func(t *testing.T) netip.AddrPort { return serveHTTP(t, good, status(200, "ok")) }},
-		{name: "client certificate missing", kind: KindBadCert, err: "does not accept the client certificate of the checks",
+		{name: "client certificate missing", kind: KindBadCert, err: "rejects the client certificate of the checks",
 			addr: func(t *testing.T) netip.AddrPort { return serveHTTP(t, wantCert, status(200, "ok")) }},
 		{name: "client certificate shown", kind: KindOK, change: func(c *Config) { c.Certificate = &client },
 			addr: func(t *testing.T) netip.AddrPort { return serveHTTP(t, wantCert, status(200, "ok")) }},

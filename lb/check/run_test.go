@@ -105,7 +105,7 @@ func (r *rig) since(at time.Duration) []time.Duration {
 }
 
 // told is the last Status that Changed was given.
-func (r *rig) told() Status { c := r.seen().changes; return c[len(c)-1] }
+func (r *rig) lastReported() Status { c := r.seen().changes; return c[len(c)-1] }
 
 func (r *rig) started() { r.write(func() { r.starts = append(r.starts, r.now()) }) }
 
@@ -550,7 +550,7 @@ func TestConnectFailed(t *testing.T) {
 			t.Errorf("got %+v", s)
 		}
 		synctest.Wait()
-		if !r.told().Suspect {
+		if !r.lastReported().Suspect {
 			t.Error("Changed was not called at once")
 		}
 		if got := r.since(2100 * time.Millisecond); !slices.Equal(got, []time.Duration{2500 * time.Millisecond}) {
@@ -611,7 +611,7 @@ func TestConnectFailedDuringCheck(t *testing.T) {
 		r.start().until(1200 * time.Millisecond)
 		r.ConnectFailed("refused")
 		synctest.Wait()
-		if !r.told().Suspect {
+		if !r.lastReported().Suspect {
 			t.Error("Changed was not called during the check")
 		}
 		r.until(1600 * time.Millisecond)
@@ -660,7 +660,7 @@ func TestModeNone(t *testing.T) {
 		synctest.Wait()
 		r.ConnectOK()
 		synctest.Wait()
-		if r.told().Suspect || r.Status().Suspect {
+		if r.lastReported().Suspect || r.Status().Suspect {
 			t.Error("ConnectOK did not clear it")
 		}
 		r.wantState(Ready)
