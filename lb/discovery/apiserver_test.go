@@ -189,7 +189,7 @@ func (s *apiServer) cut() {
 }
 
 // forget makes the server one that lacks the history that a watch needs.
-func (s *apiServer) forget() {
+func (s *apiServer) expireVersions() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.version += 100

@@ -87,7 +87,7 @@ func TestListsAnewWhenTheVersionIsGone(t *testing.T) {
 	f := follow(t, Config{Kubeconfig: s.kubeconfig()})
 	f.want("127.9.1.1:6443")
 	<-s.opened
-	s.forget()
+	s.expireVersions()
 	<-s.opened
 	if s.listed() != 2 {
 		t.Errorf("listed %d times, want 2", s.listed())
@@ -98,7 +98,7 @@ func TestListsAnewWhenTheVersionIsGone(t *testing.T) {
 
 	// Gone already when the watch begins, for a while.
 	s.refuses("watch", 410, metav1.StatusReasonExpired)
-	s.forget()
+	s.expireVersions()
 	before := s.listed()
 	eventually(t, "some lists", func() error {
 		if s.listed() < before+3 {
@@ -125,7 +125,7 @@ func TestAnEmptyListChangesNothing(t *testing.T) {
 	f.says("lists no backend that is ready")
 	s.put(slice("kubernetes", "!127.9.1.1"))
 	s.remove("kubernetes")
-	s.forget()
+	s.expireVersions()
 	<-s.opened
 	f.wantNone()
 	if n := f.log.count("WARN", "lists no backend"); n != 1 {
@@ -344,15 +344,15 @@ func TestKubeconfigChanges(t *testing.T) {
 	f.want("127.9.1.1:6443")
 	<-s.opened
 	write(t, path, "[")
-	s.forget()
+	s.expireVersions()
 	<-s.opened
-	f.says("kubeconfig not read again")
+	f.says("changed kubeconfig not used")
 	if err := os.Rename(other.kubeconfig(), path); err != nil {
 		t.Fatal(err)
 	}
 	s.cut()
 	f.want("127.9.1.2:6443")
-	if n := f.log.count("WARN", "kubeconfig not read again"); n != 1 {
+	if n := f.log.count("WARN", "changed kubeconfig not used"); n != 1 {
 		t.Errorf("said %d times, want once", n)
 	}
 }
@@ -414,11 +414,11 @@ func TestBadKubeconfig(t *testing.T) {
 	}{
 		"missing":         {path: missing, want: missing + ": no such file or directory", hint: "want the kubeconfig of a user"},
 		"a directory":     {path: dir, want: "is a directory"},
-		"broken YAML":     {text: "a: [", want: ": no kubeconfig: "},
-		"of another kind": {text: "kind: Pod\napiVersion: v1\n", want: ": no kubeconfig: "},
+		"broken YAML":     {text: "a: [", want: ": not a kubeconfig: "},
+		"of another kind": {text: "kind: Pod\napiVersion: v1\n", want: ": not a kubeconfig: "},
 		"empty":           {text: "", want: "has no current-context", hint: "kubectl config use-context"},
 		"no cluster":      {path: s.kubeconfig(func(c *api.Config) { c.Contexts["lb"].Cluster = "x" }), want: `its current-context "lb" has no cluster`},
-		"no TLS":          {path: s.kubeconfig(at("http://127.0.0.1:8080")), want: `server "http://127.0.0.1:8080" is no https URL`},
+		"no TLS":          {path: s.kubeconfig(at("http://127.0.0.1:8080")), want: `server "http://127.0.0.1:8080" is not an https URL`},
 		"no server":       {path: s.kubeconfig(at("")), want: "no server found for cluster"},
 		"CA is missing": {path: s.kubeconfig(func(c *api.Config) {
 			*c.Clusters["kubernetes"] = api.Cluster{Server: s.URL, CertificateAuthority: missing}

@@ -2,13 +2,13 @@ package discovery
 
 import "github.com/prometheus/client_golang/prometheus"
 
-// reason is what an error is counted as.
+// reason is the label under which an error is counted.
 type reason int
 
 const (
 	apiErrors reason = iota
 	cacheErrors
-	reasons // how many there are
+	reasons // their number
 )
 
 var reasonNames = [reasons]string{"api", "cache"}
@@ -25,7 +25,7 @@ var (
 	errorsDesc   = prometheus.NewDesc("kthwd_lb_discovery_errors_total", "Lists and watches that failed, and times that the list was not cached.", []string{"reason"}, nil)
 )
 
-// Collector gives the kthwd_lb_discovery_* series.
+// Collector returns the kthwd_lb_discovery_* series.
 func (d *Discovery) Collector() prometheus.Collector { return collector{d} }
 
 type collector struct{ d *Discovery }
