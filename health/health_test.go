@@ -254,7 +254,7 @@ func TestAnswers(t *testing.T) {
 	if got := s.lastPeer(); got != "health" {
 		t.Errorf("client certificate of %q; want that of health", got)
 	}
-	stats := b.Stats()
+	stats := b.stats()
 	if want := map[int]uint64{200: 5, 404: 4, 405: 2}; !maps.Equal(stats.Requests, want) {
 		t.Errorf("Stats.Requests = %v; want %v", stats.Requests, want)
 	}
@@ -331,7 +331,7 @@ func TestFailsClosed(t *testing.T) {
 		{name: "expired", tls: ours.server(-time.Hour),
 			reason: "kube-apiserver /readyz: its certificate, or the CA's, has expired or is not valid yet"},
 		{name: "other address", tls: ours.serverFor(time.Hour, net.IPv4(10, 0, 0, 1)),
-			reason: "kube-apiserver /readyz: its certificate does not name the address it is asked at"},
+			reason: "kube-apiserver /readyz: its certificate does not name the address it is queried at"},
 		{name: "client of another CA", files: func() files {
 			f := inDir(t.TempDir())
 			f.write(ours, other, "health")
@@ -365,7 +365,7 @@ func TestFailsClosed(t *testing.T) {
 					t.Errorf("verbose tells %q: %q", leak, verbose)
 				}
 			}
-			if got := b.Stats(); got.Probes != 1 || got.ProbeFailures != 1 {
+			if got := b.stats(); got.Probes != 1 || got.ProbeFailures != 1 {
 				t.Errorf("Stats = %+v; want 1 probe, failed, for three requests", got)
 			}
 		})
@@ -510,7 +510,7 @@ func TestAskerLeaves(t *testing.T) {
 	leave()
 	<-left
 	// The handler of the one who left ends with a 503 that nobody reads.
-	waitFor(t, "the handler to notice", func() bool { return b.Stats().Requests[503] == 1 })
+	waitFor(t, "the handler to notice", func() bool { return b.stats().Requests[503] == 1 })
 	close(release)
 	b.want("/healthz", 200, "ok")
 	if got := s.asked.Load(); got != 1 {
@@ -643,7 +643,7 @@ func TestSlowloris(t *testing.T) {
 		hoard = append(hoard, c)
 	}
 	b.want("/healthz", 200, "ok")
-	if got := b.Stats().Cut; got != 17 {
+	if got := b.stats().Cut; got != 17 {
 		t.Errorf("%d connections cut; want 17: 20 and the asker's, less 4", got)
 	}
 	hoard[0].SetReadDeadline(time.Now().Add(patience))
