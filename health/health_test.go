@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -20,6 +21,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"kthwd/test/harness"
 )
 
 // patience bounds every wait of these tests; none waits that long when it passes.
@@ -134,47 +137,25 @@ func config(s *apiserver, f files) Config {
 // A running is a bridge that runs.
 type running struct {
 	*Bridge
-	t      *testing.T
-	clock  *clock
-	url    string
-	cancel context.CancelFunc
-	result chan error
+	*harness.Running
+	t     *testing.T
+	clock *clock
+	url   string
 }
 
-// start runs a bridge and stops it at the end of the test, expecting nil.
+// start runs a bridge and stops it at the end of the test.
 func start(t *testing.T, cfg Config, tune ...func(*Bridge)) *running {
 	t.Helper()
-	r := &running{Bridge: New(cfg), t: t, clock: &clock{t: time.Now()}, result: make(chan error, 1)}
-	r.now = r.clock.now
+	b := New(cfg)
+	clock := &clock{t: time.Now()}
+	b.now = clock.now
 	for _, f := range tune {
-		f(r.Bridge)
+		f(b)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	r.cancel = cancel
-	ready := make(chan struct{})
-	go func() { r.result <- r.Run(ctx, func() { close(ready) }) }()
-	t.Cleanup(func() { r.stop() })
-	select {
-	case <-ready:
-	case err := <-r.result:
-		t.Fatalf("Run returned %v before ready", err)
-	}
+	r := &running{Bridge: b, Running: harness.Start(t, b), t: t, clock: clock}
+	r.WaitReady(patience)
 	r.url = "http://" + r.Addr().String()
 	return r
-}
-
-func (r *running) stop() {
-	r.t.Helper()
-	r.cancel()
-	select {
-	case err := <-r.result:
-		if err != nil {
-			r.t.Errorf("Run = %v; want nil", err)
-		}
-		r.result <- nil // stop may be called again
-	case <-time.After(patience):
-		r.t.Error("Run did not return")
-	}
 }
 
 // client keeps no connections, so that none outlives a test.
@@ -475,7 +456,7 @@ func TestNobodyAsks(t *testing.T) {
 	b := start(t, config(s, ca.files("health")))
 	b.clock.advance(time.Hour)
 	b.do("GET", "/nothing", "")
-	b.stop()
+	b.Stop()
 	if got := s.asked.Load(); got != 0 {
 		t.Errorf("%d probes; want 0", got)
 	}
@@ -510,7 +491,7 @@ func TestAskerLeaves(t *testing.T) {
 	leave()
 	<-left
 	// The handler of the one who left ends with a 503 that nobody reads.
-	waitFor(t, "the handler to notice", func() bool { return b.stats().Requests[503] == 1 })
+	harness.WaitFor(t, "the handler notices", patience, func() error { return unless(b.stats().Requests[503] == 1, "no 503 counted") })
 	close(release)
 	b.want("/healthz", 200, "ok")
 	if got := s.asked.Load(); got != 1 {
@@ -720,9 +701,9 @@ func TestNothingLeft(t *testing.T) {
 		body, _ := io.ReadAll(resp.Body)
 		answered <- fmt.Sprintf("%d %s", resp.StatusCode, body)
 	}()
-	waitFor(t, "the probe", func() bool { return s.asked.Load() == 2 })
+	harness.WaitFor(t, "the probe", patience, func() error { return unless(s.asked.Load() == 2, "not asked twice") })
 	begin := time.Now()
-	b.stop()
+	b.Stop()
 	if took := time.Since(begin); took > patience/2 {
 		t.Errorf("stop took %v", took)
 	}
@@ -732,7 +713,10 @@ func TestNothingLeft(t *testing.T) {
 	if _, err := net.Dial("tcp", b.Addr().String()); err == nil {
 		t.Error("still listening")
 	}
-	waitFor(t, "goroutines to end", func() bool { return !strings.Contains(goroutines(), "health.(*") })
+	harness.WaitFor(t, "goroutines end", patience, func() error {
+		left := goroutines()
+		return unless(!strings.Contains(left, "health.(*"), left)
+	})
 }
 
 // goroutines are the stacks of all but the callers of tests and their helpers.
@@ -748,19 +732,12 @@ func goroutines() string {
 	return strings.Join(left, "\n\n")
 }
 
-// waitFor polls a condition that nothing signals.
-func waitFor(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	deadline := time.After(patience)
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for !ok() {
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatalf("waited in vain for %s\n%s", what, goroutines())
-		}
+// unless returns an error with the text, unless ok.
+func unless(ok bool, text string) error {
+	if ok {
+		return nil
 	}
+	return errors.New(text)
 }
 
 func TestRunErrors(t *testing.T) {
@@ -808,7 +785,7 @@ func TestRunAgain(t *testing.T) {
 	s := newAPIServer(t, ca.server(time.Hour))
 	b := start(t, config(s, ca.files("health")))
 	b.want("/healthz", 200, "ok")
-	b.stop()
+	b.Stop()
 
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -829,9 +806,9 @@ func TestRunAgain(t *testing.T) {
 func TestLog(t *testing.T) {
 	ca := newCA(t)
 	s := newAPIServer(t, ca.server(time.Hour))
-	var lines lockedBuilder
+	var lines harness.Log
 	cfg := config(s, ca.files("health"))
-	cfg.Log = slog.New(slog.NewTextHandler(&lines, nil))
+	cfg.Log = lines.Logger(slog.LevelInfo)
 	b := start(t, cfg)
 	for _, code := range []int{200, 200, 500, 500, 503, 200} {
 		s.will(say(code, "token=hunter2"))
@@ -844,23 +821,6 @@ func TestLog(t *testing.T) {
 			t.Errorf("%q is logged %d times; want %d:\n%s", msg, c, n, got)
 		}
 	}
-}
-
-type lockedBuilder struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (l *lockedBuilder) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuilder) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 var _ interface {

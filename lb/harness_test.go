@@ -22,6 +22,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"kthwd/test/harness"
 )
 
 // patience is how long a test waits for what must come. Nothing takes as long.
@@ -41,21 +43,7 @@ var children = map[string]func(){}
 // eventually waits until ok returns nil.
 func eventually(t *testing.T, what string, ok func() error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := ok()
-		if err == nil {
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			t.Fatalf("%s: %v", what, err)
-		}
-	}
+	harness.WaitFor(t, what, patience, ok)
 }
 
 // equal is for eventually: an error unless got is want.
@@ -157,26 +145,9 @@ type rig struct {
 	*Server
 	t     *testing.T
 	addr  string // where it listens first
-	log   *logBuffer
+	log   *harness.Log
 	stop  context.CancelFunc // its context
 	ended chan error         // what Run has returned, once
-}
-
-type logBuffer struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // testConfig is a quick one that does not check its backends.
@@ -220,8 +191,8 @@ func begin(t *testing.T, cfg Config, o Options) *rig {
 		f, addr := socket(t, "127.0.0.1:0")
 		o.Sockets, cfg.Listen = append(o.Sockets, f), []string{addr}
 	}
-	r := &rig{t: t, addr: cfg.Listen[0], log: &logBuffer{}, ended: make(chan error, 1)}
-	o.Log = slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	r := &rig{t: t, addr: cfg.Listen[0], log: &harness.Log{}, ended: make(chan error, 1)}
+	o.Log = r.log.Logger(slog.LevelDebug)
 	s, err := New(cfg, o)
 	if err != nil {
 		t.Fatal(err)

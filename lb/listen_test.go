@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"kthwd/test/harness"
 )
 
 // Beyond the limit, clients wait, and are served when there is room.
@@ -110,12 +112,12 @@ func childServes() {
 
 // serveApart starts a balancer in a process of its own, and waits until it is ready.
 // ended tells that the process has; whoever takes that from it puts it back.
-func serveApart(t *testing.T, backend string) (cmd *exec.Cmd, addr string, out *logBuffer, ended chan error) {
+func serveApart(t *testing.T, backend string) (cmd *exec.Cmd, addr string, out *harness.Log, ended chan error) {
 	t.Helper()
 	f, addr := socket(t, "127.0.0.1:0")
 	exe, err := os.Executable()
 	must(t, err)
-	out = &logBuffer{}
+	out = &harness.Log{}
 	cmd = exec.Command(exe)
 	cmd.Env = append(os.Environ(), "LB_TEST_CHILD=serve", "LB_TEST_BACKEND="+backend, "LB_TEST_LISTEN="+addr)
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = out, out, []*os.File{f}

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"kthwd/test/harness"
 )
 
 // successor starts a server that takes over from r.
@@ -616,14 +618,14 @@ func TestUpgradeOtherProcess(t *testing.T) {
 	talking, server2, _ := r.pairUp(p)
 	talk := startTalk(talking, server2, 1, 64<<10, time.Millisecond)
 
-	start := func(uid uint32) (*exec.Cmd, *logBuffer) {
+	start := func(uid uint32) (*exec.Cmd, *harness.Log) {
 		exe, err := os.ReadFile("/proc/self/exe") // which is in a directory of ours
 		must(t, err)
 		dir, err := os.MkdirTemp("", "lb")
 		must(t, err)
 		t.Cleanup(func() { os.RemoveAll(dir) })
 		must(t, os.Chmod(dir, 0o755), os.WriteFile(filepath.Join(dir, "lb.test"), exe, 0o755))
-		out := &logBuffer{}
+		out := &harness.Log{}
 		cmd := exec.Command(filepath.Join(dir, "lb.test"))
 		cmd.Env = append(os.Environ(), "LB_TEST_CHILD=take over", "LB_TEST_BACKEND="+p.addr, "LB_TEST_LISTEN="+r.addr, "LB_TEST_SOCKET="+cfg.UpgradeSocket)
 		cmd.Dir = dir

@@ -36,8 +36,8 @@ func TestAgainstAPIServer(t *testing.T) {
 		c.reset()
 		t.Cleanup(func() { cluster{t, context.Background(), client}.reset() })
 		r := start(t, Config{Client: func() (rbacv1client.RbacV1Interface, error) { return client, nil }})
-		r.waitReady(time.Minute)
+		r.WaitReady(time.Minute)
 		c.wantSeed()
-		r.stop()
+		r.Stop()
 	})
 }

@@ -20,15 +20,13 @@ import (
 	"kthwd/lb"
 )
 
-func cancellable(t *testing.T) (context.Context, func()) { return context.WithCancel(t.Context()) }
-
 func TestFollows(t *testing.T) {
 	s := newAPIServer(t)
 	s.put(slice("kubernetes", "127.9.1.73", "127.9.1.35"))
 	f := follow(t, Config{Kubeconfig: s.kubeconfig()})
 	f.want("127.9.1.35:6443,127.9.1.73:6443")
 	<-s.opened
-	<-f.ready
+	<-f.Ready
 	<-f.First()
 	for _, step := range []struct {
 		name string
@@ -51,7 +49,7 @@ func TestFollows(t *testing.T) {
 	if st := f.Status(); st.Server != s.URL || st.Error != "" || st.LastSuccess.IsZero() {
 		t.Errorf("status: %+v", st)
 	}
-	if n := f.log.count("INFO", "following the backends"); n != 1 {
+	if n := f.log.Count("INFO", "following the backends"); n != 1 {
 		t.Errorf("said %d times that it follows, want once", n)
 	}
 }
@@ -128,14 +126,14 @@ func TestAnEmptyListChangesNothing(t *testing.T) {
 	s.expireVersions()
 	<-s.opened
 	f.wantNone()
-	if n := f.log.count("WARN", "lists no backend"); n != 1 {
+	if n := f.log.Count("WARN", "lists no backend"); n != 1 {
 		t.Errorf("said %d times, want once", n)
 	}
 	s.put(slice("kubernetes", "127.9.1.2"))
 	f.want("127.9.1.2:6443")
 	s.put(slice("kubernetes"))
 	eventually(t, "said again", func() error {
-		if f.log.count("WARN", "lists no backend") != 2 {
+		if f.log.Count("WARN", "lists no backend") != 2 {
 			return errors.New("not yet")
 		}
 		return nil
@@ -177,7 +175,7 @@ func TestUnreachable(t *testing.T) {
 			}
 			return nil
 		})
-		if lost, back := f.log.count("WARN", "backends not followed"), f.log.count("INFO", "following the backends"); lost != round || back != round+1 {
+		if lost, back := f.log.Count("WARN", "backends not followed"), f.log.Count("INFO", "following the backends"); lost != round || back != round+1 {
 			t.Errorf("said %d times that nobody answers and %d times that somebody does, want %d and %d", lost, back, round, round+1)
 		}
 	}
@@ -257,7 +255,7 @@ func TestThroughABackend(t *testing.T) {
 			}
 			f.want("127.9.1.1:6443")
 			<-s.opened
-			<-f.ready
+			<-f.Ready
 			f.says(`msg="following the backends" server=https://` + s.address())
 		})
 	}
@@ -289,14 +287,14 @@ func TestReady(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			c.Kubeconfig = s.kubeconfig()
 			f := follow(t, c)
-			<-f.ready
+			<-f.Ready
 		})
 	}
 	t.Run("neither", func(t *testing.T) {
 		f := follow(t, Config{Kubeconfig: s.kubeconfig()})
 		f.says("backends not followed")
 		select {
-		case <-f.ready:
+		case <-f.Ready:
 			t.Error("ready without a backend")
 		case <-f.First():
 			t.Error("a list out of nothing")
@@ -305,7 +303,7 @@ func TestReady(t *testing.T) {
 		s.put(slice("kubernetes", "127.9.1.2"))
 		s.refuses("list", 0, "")
 		f.want("127.9.1.2:6443")
-		<-f.ready
+		<-f.Ready
 		<-f.First()
 	})
 }
@@ -352,7 +350,7 @@ func TestKubeconfigChanges(t *testing.T) {
 	}
 	s.cut()
 	f.want("127.9.1.2:6443")
-	if n := f.log.count("WARN", "changed kubeconfig not used"); n != 1 {
+	if n := f.log.Count("WARN", "changed kubeconfig not used"); n != 1 {
 		t.Errorf("said %d times, want once", n)
 	}
 }
@@ -364,7 +362,7 @@ func TestHangsUp(t *testing.T) {
 	f := follow(t, Config{Kubeconfig: s.kubeconfig()})
 	f.want("127.9.1.1:6443")
 	<-s.opened
-	f.end()
+	f.Stop()
 	eventually(t, "no watch is left", func() error {
 		s.mu.Lock()
 		defer s.mu.Unlock()

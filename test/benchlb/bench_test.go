@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"kthwd/test/harness"
 	"kthwd/test/lbtest"
 )
 
@@ -269,7 +270,7 @@ func (b *bench) awaitQuiet() {
 // awaitReady makes exchanges until one works, and some more for good measure.
 func (r *rig) awaitReady(t *testing.T) {
 	t.Helper()
-	lbtest.WaitFor(t, r.side.Name+" balances", 10*time.Second, func() (err error) {
+	harness.WaitFor(t, r.side.Name+" balances", 10*time.Second, func() (err error) {
 		if !r.balancer.Running() {
 			t.Fatalf("%s has ended", r.side.Name)
 		}

@@ -22,6 +22,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"kthwd/test/harness"
 	"kthwd/test/lbtest"
 )
 
@@ -140,7 +141,7 @@ func (r *rig) awaitReady(t *testing.T) {
 			}
 		}
 	}
-	lbtest.WaitFor(t, r.side.Name+" balances to all backends", 20*time.Second, func() error {
+	harness.WaitFor(t, r.side.Name+" balances to all backends", 20*time.Second, func() error {
 		if !r.balancer.Running() {
 			t.Fatalf("%s has ended:\n%s", r.side.Name, r.balancer.Log.Tail(40))
 		}

@@ -1,7 +1,6 @@
 package lbtest
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -141,24 +140,4 @@ func Self(t testing.TB) string {
 		t.Fatal(err)
 	}
 	return self
-}
-
-// WaitFor polls until the condition is met, and fails by its name and last reason.
-func WaitFor(t testing.TB, what string, within time.Duration, condition func() error) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), within)
-	defer cancel()
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := condition()
-		if err == nil {
-			return
-		}
-		select {
-		case <-ctx.Done():
-			t.Fatalf("%s: not within %v: %v", what, within, err)
-		case <-tick.C:
-		}
-	}
 }
