@@ -16,6 +16,7 @@ import (
 
 	"kthwd/test/harness"
 	"kthwd/test/lbtest"
+	"kthwd/test/report"
 )
 
 func TestMain(m *testing.M) {
@@ -451,10 +452,10 @@ func (r *rig) measureLatency(t *testing.T) {
 	if done < 0.98*wanted {
 		t.Logf("only %.0f of %.0f requests were answered in time", done, wanted)
 	}
-	r.add(metricP50, median(through.p50)-median(direct.p50))
-	r.add(metricP99, median(through.p99)-median(direct.p99))
-	r.add(metricDirectP50, median(direct.p50))
-	r.add(metricDirectP99, median(direct.p99))
+	r.add(metricP50, report.Median(through.p50)-report.Median(direct.p50))
+	r.add(metricP99, report.Median(through.p99)-report.Median(direct.p99))
+	r.add(metricDirectP50, report.Median(direct.p50))
+	r.add(metricDirectP99, report.Median(direct.p99))
 	r.add(metricLatencyCPU, float64(cpu.Microseconds())/done)
 }
 
