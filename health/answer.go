@@ -85,7 +85,7 @@ func (b *Bridge) verdictOf(ctx context.Context, p *probe) verdict {
 		return verdict{reason: "health bridge: not configured"}
 	}
 	ok, reason := b.cfg.Local()
-	if reason = oneLine(reason); !ok && reason == "" {
+	if reason = firstLine(reason); !ok && reason == "" {
 		reason = "not ready"
 	}
 	if !ok && p == b.ready {
@@ -124,9 +124,9 @@ func (b *Bridge) verbose(name string, v verdict) string {
 
 // writeCheck writes "[+]name ok", "[+]name ok: standby" or "[-]name starting".
 func writeCheck(s *strings.Builder, c Check) {
-	reason := oneLine(c.Reason)
+	reason := firstLine(c.Reason)
 	if c.OK {
-		s.WriteString("[+]" + oneLine(c.Name) + " ok")
+		s.WriteString("[+]" + firstLine(c.Name) + " ok")
 		if reason != "" {
 			s.WriteString(": " + reason)
 		}
@@ -134,7 +134,7 @@ func writeCheck(s *strings.Builder, c Check) {
 		if reason == "" {
 			reason = "failed"
 		}
-		s.WriteString("[-]" + oneLine(c.Name) + " " + reason)
+		s.WriteString("[-]" + firstLine(c.Name) + " " + reason)
 	}
 	s.WriteByte('\n')
 }
@@ -142,9 +142,9 @@ func writeCheck(s *strings.Builder, c Check) {
 // maxLine limits a line supplied by the caller, in bytes.
 const maxLine = 200
 
-// oneLine makes s presentable: one short line of printable text. Further lines (such as
+// firstLine makes s presentable: one short line of printable text. Further lines (such as
 // a stack) are not public.
-func oneLine(s string) string {
+func firstLine(s string) string {
 	s, _, _ = strings.Cut(strings.TrimSpace(s), "\n")
 	s = strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {

@@ -216,7 +216,7 @@ func (u *upstream) explain(err error) string {
 	case errors.As(err, &record):
 		return "it does not speak TLS"
 	case errors.As(err, &op) && op.Op == "remote error": // a TLS alert; the type is unexported
-		return "TLS refused: " + strings.TrimPrefix(oneLine(op.Err.Error()), "tls: ")
+		return "TLS refused: " + strings.TrimPrefix(firstLine(op.Err.Error()), "tls: ")
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
 		return "connection closed before the end of the answer"
 	}

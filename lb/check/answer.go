@@ -70,7 +70,7 @@ func failingCheck(body io.Reader) string {
 	lines.Buffer(nil, maxBody)
 	for lines.Scan() {
 		if strings.HasPrefix(lines.Text(), "[-]") {
-			return oneLine(lines.Text())
+			return printable(lines.Text())
 		}
 	}
 	return ""
@@ -79,7 +79,7 @@ func failingCheck(body io.Reader) string {
 // result returns the kind of the answer and, unless it is ok, the reason. shown tells
 // whether the check sent a client certificate.
 func (a answer) result(path string, shown bool) (Kind, string) {
-	status := oneLine(fmt.Sprintf("GET %s: %d %s", path, a.code, http.StatusText(a.code)))
+	status := printable(fmt.Sprintf("GET %s: %d %s", path, a.code, http.StatusText(a.code)))
 	switch a.code {
 	case http.StatusOK:
 		return KindOK, ""
@@ -87,7 +87,7 @@ func (a answer) result(path string, shown bool) (Kind, string) {
 		if shown {
 			return KindBadStatus, status + ": the client certificate of the checks does not allow it"
 		}
-		return KindBadStatus, status + ": anonymous access to " + oneLine(path) + " is off; the checks need a client certificate"
+		return KindBadStatus, status + ": anonymous access to " + printable(path) + " is off; the checks need a client certificate"
 	case http.StatusInternalServerError, http.StatusServiceUnavailable, http.StatusTooManyRequests:
 		if a.failing != "" {
 			return KindNotReady, a.failing

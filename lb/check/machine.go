@@ -207,7 +207,7 @@ func (m *machine) connectFailed(reason string, now time.Time) {
 		return
 	}
 	m.reports++
-	m.s.SuspectReason = "connect failed: " + oneLine(reason)
+	m.s.SuspectReason = "connect failed: " + printable(reason)
 	m.suspect()
 }
 
@@ -220,7 +220,7 @@ func (m *machine) avoid(reason string, now time.Time) {
 	m.avoidUntil = now.Add(min(minAvoid<<min(m.avoided, 10), maxAvoid))
 	m.avoided++
 	m.s.Suspect, m.s.Connectable = true, false
-	m.s.SuspectReason = "connect failed: " + oneLine(reason)
+	m.s.SuspectReason = "connect failed: " + printable(reason)
 }
 
 // tryAgain ends the period of avoid when it is over, and returns the time left.

@@ -55,7 +55,7 @@ func (p *prober) probe(ctx context.Context) (r Result) {
 func (p *prober) connect(ctx context.Context, r *Result) (net.Conn, netip.AddrPort) {
 	to, err := p.addr()
 	if err != nil {
-		*r = Result{Kind: KindConnectError, ConnectPhase: true, Err: oneLine(err.Error())}
+		*r = Result{Kind: KindConnectError, ConnectPhase: true, Err: printable(err.Error())}
 		return nil, to
 	}
 	start := time.Now()
@@ -130,7 +130,7 @@ func (p *prober) request(c net.Conn, to netip.AddrPort, r *Result) {
 	r.HTTP = time.Since(start)
 	switch {
 	case errors.Is(err, errNoHTTP):
-		r.Kind, r.Err = KindBadStatus, oneLine(err.Error())
+		r.Kind, r.Err = KindBadStatus, printable(err.Error())
 	case err != nil:
 		p.fail(r, KindTLSError, "no answer to GET "+p.cfg.Path, err)
 	default:
@@ -141,14 +141,14 @@ func (p *prober) request(c net.Conn, to netip.AddrPort, r *Result) {
 // fail fills in the result of a failed phase. missing names the missing outcome; kind is
 // the fallback.
 func (p *prober) fail(r *Result, kind Kind, missing string, err error) {
-	r.Kind, r.Err = kind, oneLine(cause(err))
+	r.Kind, r.Err = kind, printable(cause(err))
 	var bad *tls.CertificateVerificationError
 	var record tls.RecordHeaderError
 	switch {
 	case isTimeout(err):
-		r.Kind, r.Err = KindTimeout, fmt.Sprintf("%s within %v", oneLine(missing), p.cfg.Timeout)
+		r.Kind, r.Err = KindTimeout, fmt.Sprintf("%s within %v", printable(missing), p.cfg.Timeout)
 	case errors.As(err, &bad):
-		r.Kind, r.Err = KindBadCert, oneLine(bad.Err.Error())
+		r.Kind, r.Err = KindBadCert, printable(bad.Err.Error())
 		if len(bad.UnverifiedCertificates) > 0 {
 			r.CertExpiry = bad.UnverifiedCertificates[0].NotAfter
 		}
@@ -194,9 +194,9 @@ func isOurs(err error) bool {
 // maxLine limits a text in logs and in status, in runes.
 const maxLine = 200
 
-// oneLine makes foreign text printable: one line without control characters, cut at
+// printable makes foreign text printable: one line without control characters, cut at
 // maxLine.
-func oneLine(s string) string {
+func printable(s string) string {
 	s = strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
 			return ' '

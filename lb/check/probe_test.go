@@ -432,7 +432,7 @@ func TestIsOurs(t *testing.T) {
 	}
 }
 
-func TestOneLine(t *testing.T) {
+func TestPrintable(t *testing.T) {
 	for in, want := range map[string]string{
 		"":                        "",
 		"plain":                   "plain",
@@ -442,7 +442,7 @@ func TestOneLine(t *testing.T) {
 		strings.Repeat("ä", 201):  strings.Repeat("ä", 199) + "…",
 		strings.Repeat("x", 1e6):  strings.Repeat("x", 199) + "…",
 	} {
-		if got := oneLine(in); got != want {
+		if got := printable(in); got != want {
 			t.Errorf("%.20q: got %q, want %q", in, got, want)
 		}
 	}

@@ -88,7 +88,7 @@ func (c *cache) write(content cached) (complaint string, err error) {
 	}
 	if err := c.replace(content); err != nil {
 		err = fmt.Errorf("%s: %w", c.path, withoutPath(err))
-		if text := oneLine(err); text != c.broken {
+		if text := joinLines(err); text != c.broken {
 			c.broken, complaint = text, text
 		}
 		return complaint, err

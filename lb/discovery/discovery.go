@@ -185,7 +185,7 @@ func (d *Discovery) rereadKubeconfig() {
 // noteFailed records that no server answers, and logs it once.
 func (d *Discovery) noteFailed(errs []error) {
 	err := errors.Join(errs...)
-	text := oneLine(err)
+	text := joinLines(err)
 	d.updateStatus(func(s *lb.DiscoveryStatus) { s.Server, s.Error = "", text })
 	if d.failing {
 		d.Log.Debug("backends still not followed", "err", text)
@@ -307,5 +307,5 @@ func (p *pause) wait(ctx context.Context) {
 	}
 }
 
-// oneLine returns a joined error as one line.
-func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
+// joinLines returns a joined error as one line.
+func joinLines(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }

@@ -24,7 +24,7 @@ func readKubeconfig(path string) (*rest.Config, error) {
 	}
 	config, err := clientcmd.Load(file)
 	if err != nil {
-		return nil, problem("", "%s: not a kubeconfig: %s", path, oneLine(err))
+		return nil, problem("", "%s: not a kubeconfig: %s", path, joinLines(err))
 	}
 	for _, c := range config.Clusters {
 		c.LocationOfOrigin = path
@@ -33,7 +33,7 @@ func readKubeconfig(path string) (*rest.Config, error) {
 		u.LocationOfOrigin = path
 	}
 	if err := clientcmd.ResolveLocalPaths(config); err != nil {
-		return nil, problem("", "%s: %s", path, oneLine(err))
+		return nil, problem("", "%s: %s", path, joinLines(err))
 	}
 	context := config.Contexts[config.CurrentContext]
 	switch {
@@ -47,13 +47,13 @@ func readKubeconfig(path string) (*rest.Config, error) {
 	}
 	c, err := clientcmd.NewDefaultClientConfig(*config, &clientcmd.ConfigOverrides{}).ClientConfig()
 	if err != nil {
-		return nil, problem("", "%s: %s", path, oneLine(err))
+		return nil, problem("", "%s: %s", path, joinLines(err))
 	}
 	if u, err := url.Parse(c.Host); err != nil || u.Scheme != "https" || u.Host == "" {
 		return nil, problem("want a server such as https://10.0.1.48:6443", "%s: server %q is not an https URL", path, c.Host)
 	}
 	if _, err := rest.TLSConfigFor(c); err != nil { // the files it names exist and fit together
-		return nil, problem("", "%s: %s", path, oneLine(err))
+		return nil, problem("", "%s: %s", path, joinLines(err))
 	}
 	c.QPS = -1 // no client-side limit: requests are rare and have their own pause
 	c.UserAgent = "kthwd-lb-discovery"
