@@ -8,10 +8,10 @@ import (
 )
 
 var (
-	requestsDesc = prometheus.NewDesc("kthwd_health_requests_total", "Requests that the health bridge has answered.", []string{"code"}, nil)
-	probesDesc   = prometheus.NewDesc("kthwd_health_probes_total", "Questions that the health bridge has asked the API server.", []string{"result"}, nil)
-	probeDesc    = prometheus.NewDesc("kthwd_health_last_probe_duration_seconds", "How long the last of these took.", nil, nil)
-	cutDesc      = prometheus.NewDesc("kthwd_health_connections_cut_total", "Connections to the health bridge that were closed to make room for others.", nil, nil)
+	requestsDesc = prometheus.NewDesc("kthwd_health_requests_total", "Requests answered by the health bridge.", []string{"code"}, nil)
+	probesDesc   = prometheus.NewDesc("kthwd_health_probes_total", "Probes of the API server by the health bridge.", []string{"result"}, nil)
+	probeDesc    = prometheus.NewDesc("kthwd_health_last_probe_duration_seconds", "Duration of the last probe.", nil, nil)
+	cutDesc      = prometheus.NewDesc("kthwd_health_connections_cut_total", "Connections to the health bridge closed to make room for others.", nil, nil)
 )
 
 // Collector returns the kthwd_health_* series.

@@ -229,11 +229,11 @@ func normalBackend(s string) (string, error) {
 		return "", errors.New("has no host")
 	}
 	if strings.HasPrefix(host, ".") || strings.HasSuffix(host, ".") || strings.Contains(host, "..") {
-		return "", errors.New("is no host name: a part between two dots is empty")
+		return "", errors.New("is not a host name: a part between two dots is empty")
 	}
 	if ip, err := netip.ParseAddr(host); err == nil {
 		if ip.IsUnspecified() || ip.IsMulticast() {
-			return "", errors.New("is no address that can be connected to")
+			return "", errors.New("is not an address that can be connected to")
 		}
 		return netip.AddrPortFrom(ip.Unmap(), port).String(), nil
 	}
@@ -286,7 +286,7 @@ func (v *validator) choices(c Config) {
 	v.oneOf("Balance", c.Balance, LeastConnections, RoundRobin, SourceHash, FirstAlive)
 	v.oneOf("ProxyProtocol", c.ProxyProtocol, ProxyOff, ProxyV1, ProxyV2)
 	if !strings.HasPrefix(c.CheckPath, "/") || strings.ContainsAny(c.CheckPath, " \r\n\x00") {
-		v.add("CheckPath", "%q is no path: want one that begins with /", c.CheckPath)
+		v.add("CheckPath", "%q is not a path: it must start with /", c.CheckPath)
 	}
 }
 

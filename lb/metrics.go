@@ -56,7 +56,7 @@ func newBackendTimes(name string) *backendTimes {
 		phases:  map[string]prometheus.Histogram{},
 	}
 	for _, phase := range []string{"connect", "tls", "http"} {
-		t.phases[phase] = histogram("kthwd_lb_health_check_duration_seconds", "Time that a phase of a health check took.", connectBuckets, prometheus.Labels{"backend": name, "phase": phase})
+		t.phases[phase] = histogram("kthwd_lb_health_check_duration_seconds", "Duration of a phase of a health check.", connectBuckets, prometheus.Labels{"backend": name, "phase": phase})
 	}
 	return t
 }
@@ -78,38 +78,38 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 
 var (
 	acceptedDesc     = desc("connections_accepted_total", "Connections accepted.", "listener")
-	activeDesc       = desc("connections_active", "Connections that are open.", "listener")
+	activeDesc       = desc("connections_active", "Open connections.", "listener")
 	rejectedDesc     = desc("connections_rejected_total", "Connections closed without a backend.", "listener", "reason")
-	acceptErrorsDesc = desc("accept_errors_total", "Times that no connection could be accepted for a while; clients wait in the kernel's queue.", "listener", "reason")
+	acceptErrorsDesc = desc("accept_errors_total", "Pauses in accepting connections; meanwhile clients wait in the kernel's queue.", "listener", "reason")
 	receivedDesc     = desc("received_bytes_total", "Bytes from clients.", "listener", "backend")
 	sentDesc         = desc("sent_bytes_total", "Bytes to clients.", "listener", "backend")
 
-	backendActiveDesc = desc("backend_connections_active", "Connections to the backend that are open.", "backend")
-	backendTotalDesc  = desc("backend_connections_total", "Connections that the backend has answered.", "backend")
-	failuresDesc      = desc("backend_connect_failures_total", "Attempts to connect that failed.", "backend", "reason")
-	retriesDesc       = desc("backend_connect_retries_total", "Attempts with this backend after another one had failed, or was slow.", "backend")
-	hedgedDesc        = desc("backend_hedged_connects_total", "Attempts made because another backend was slow to answer.", "backend", "result")
-	closedDesc        = desc("backend_connections_closed_total", "Connections that have ended.", "backend", "reason")
+	backendActiveDesc = desc("backend_connections_active", "Open connections to the backend.", "backend")
+	backendTotalDesc  = desc("backend_connections_total", "Connections answered by the backend.", "backend")
+	failuresDesc      = desc("backend_connect_failures_total", "Failed attempts to connect.", "backend", "reason")
+	retriesDesc       = desc("backend_connect_retries_total", "Attempts to connect to this backend after another one failed or was slow.", "backend")
+	hedgedDesc        = desc("backend_hedged_connects_total", "Attempts to connect made because another backend was slow.", "backend", "result")
+	closedDesc        = desc("backend_connections_closed_total", "Ended connections.", "backend", "reason")
 
-	stateDesc       = desc("backend_state", "1 for the state that the backend is in.", "backend", "state")
-	upDesc          = desc("backend_up", "1 while the backend gets new connections before others are considered.", "backend")
+	stateDesc       = desc("backend_state", "1 for the present state of the backend.", "backend", "state")
+	upDesc          = desc("backend_up", "1 while the backend is preferred for new connections.", "backend")
 	checksDesc      = desc("health_checks_total", "Health checks.", "backend", "result")
-	transitionsDesc = desc("backend_state_transitions_total", "Changes of the state that health checks have found.", "backend", "to")
-	transitionAt    = desc("backend_last_transition_timestamp_seconds", "When the state changed last.", "backend")
-	countDesc       = desc("backends", "Backends in a state.", "state")
-	failOpenDesc    = desc("fail_open", "1 while no backend is ready, so that any is used.")
-	inUseDesc       = desc("loops_in_use", "Threads that accept connections. There is one a processor; one more joins when those are busy.")
-	loopBusyDesc    = desc("loop_busy_seconds_total", "Time in which a thread had something to do.", "loop")
-	heldDesc        = desc("connections_held", "Clients that wait for a backend.")
-	expiryDesc      = desc("backend_certificate_expiry_timestamp_seconds", "When the certificate that the backend showed expires.", "backend")
+	transitionsDesc = desc("backend_state_transitions_total", "Changes of the state found by health checks.", "backend", "to")
+	transitionAt    = desc("backend_last_transition_timestamp_seconds", "When the state last changed.", "backend")
+	countDesc       = desc("backends", "Backends in each state.", "state")
+	failOpenDesc    = desc("fail_open", "1 while no backend is ready, so that any backend is used.")
+	inUseDesc       = desc("loops_in_use", "Loops that accept connections, one more when these are busy, at most one per processor.")
+	loopBusyDesc    = desc("loop_busy_seconds_total", "Time in which a loop was busy.", "loop")
+	heldDesc        = desc("connections_held", "Clients waiting for a backend.")
+	expiryDesc      = desc("backend_certificate_expiry_timestamp_seconds", "When the backend's certificate expires.", "backend")
 
 	reloadsDesc    = desc("config_reloads_total", "Reloads of the configuration.", "result")
-	reloadAtDesc   = desc("config_last_reload_success_timestamp_seconds", "When a configuration was put in place last.")
+	reloadAtDesc   = desc("config_last_reload_success_timestamp_seconds", "When a configuration was last applied.")
 	hashDesc       = desc("config_hash", "A number that changes with the configuration.")
-	handoverDesc   = desc("handover_connections_total", "Connections in upgrades of the binary.", "result")
-	handoverTime   = desc("handover_duration_seconds", "How long the last upgrade kept a connection still, at most.")
-	accessDropDesc = desc("access_log_dropped_total", "Lines that were not written to the access log.")
-	limitDesc      = desc("connections_limit", "How many connections there may be.")
+	handoverDesc   = desc("handover_connections_total", "Connections handed over in upgrades of the binary.", "result")
+	handoverTime   = desc("handover_duration_seconds", "The longest pause of a connection in the last upgrade.")
+	accessDropDesc = desc("access_log_dropped_total", "Lines not written to the access log.")
+	limitDesc      = desc("connections_limit", "The most connections at one time.")
 )
 
 // Describe implements prometheus.Collector. It sends nothing: the collector is

@@ -7,9 +7,9 @@ import (
 )
 
 var (
-	appliedDesc  = prometheus.NewDesc("kthwd_rbac_seed_applied_timestamp_seconds", "When the rights of the API server on kubelets were applied; 0 until then.", nil, nil)
-	failuresDesc = prometheus.NewDesc("kthwd_rbac_seed_failures_total", "Attempts to apply them that failed.", nil, nil)
-	resultDesc   = prometheus.NewDesc("kthwd_rbac_seed_result", "1 for what became of each object.", []string{"object", "result"}, nil)
+	appliedDesc  = prometheus.NewDesc("kthwd_rbac_seed_applied_timestamp_seconds", "When the API server's rights on kubelets were applied; 0 until then.", nil, nil)
+	failuresDesc = prometheus.NewDesc("kthwd_rbac_seed_failures_total", "Failed attempts to apply these rights.", nil, nil)
+	resultDesc   = prometheus.NewDesc("kthwd_rbac_seed_result", "1 for the action taken on each object.", []string{"object", "result"}, nil)
 )
 
 // Collector returns the kthwd_rbac_seed_* series.
