@@ -12,7 +12,7 @@ import (
 
 var allBalances = []string{LeastConnections, RoundRobin, SourceHash, FirstAlive}
 
-// poolOf is a server with backends of these tiers, named b0, b1 and so on.
+// poolOf returns a server with backends of these tiers, named b0, b1 and so on.
 func poolOf(balance string, tiers ...int32) (*Server, []*Backend) {
 	s := &Server{begun: time.Now()}
 	cfg := Default()
@@ -35,7 +35,7 @@ func TestChooseTier(t *testing.T) {
 		name  string
 		tiers []int32
 		tried []int
-		want  []int // one of them; none for nil
+		want  []int // any of them; nil for no backend
 	}{
 		{"none", nil, nil, nil},
 		{"one", []int32{ready}, nil, []int{0}},
@@ -67,8 +67,8 @@ func TestChooseTier(t *testing.T) {
 	}
 }
 
-// Never a worse tier while a better one was not tried, and never nobody while
-// somebody was not tried.
+// choose never returns a worse tier while a better one is untried, nor nil while a
+// backend is untried.
 func TestChooseInvariant(t *testing.T) {
 	r := rand.New(stream(1))
 	for range 20_000 {
@@ -102,7 +102,7 @@ func TestChooseInvariant(t *testing.T) {
 	}
 }
 
-// Tiers change while one is chosen; there is always somebody.
+// choose returns a backend even when tiers change meanwhile.
 func TestChooseWhileTiersChange(t *testing.T) {
 	for _, balance := range allBalances {
 		s, all := poolOf(balance, 0, 0, 0)
@@ -188,7 +188,7 @@ func TestRoundRobin(t *testing.T) {
 	}
 }
 
-// When a backend goes, only its own clients move, and they come back with it.
+// When a backend leaves, only its own clients move, and they return with it.
 func TestSourceHash(t *testing.T) {
 	s, all := poolOf(SourceHash, 0, 0, 0)
 	before, count := map[netip.Addr]*Backend{}, map[*Backend]int{}

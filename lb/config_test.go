@@ -11,7 +11,7 @@ func TestProblems(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
 		change func(*Config)
-		want   []string // how each begins
+		want   []string // prefix of each problem
 	}{
 		{"nothing", func(c *Config) {}, nil},
 		{"empty", func(c *Config) { *c = Config{} }, []string{

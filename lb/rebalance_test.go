@@ -12,7 +12,7 @@ func TestLook(t *testing.T) {
 		name  string
 		inUse int
 		busy  []float64
-		want  int // in use afterwards
+		want  int // loops in use afterwards
 		moves []move
 	}{
 		{"idle", 1, []float64{0.1, 0, 0}, 1, nil},
@@ -35,8 +35,8 @@ func TestLook(t *testing.T) {
 	}
 }
 
-// A loop rests after a while of calm only, one at a time, and pairs do not move to
-// and fro at each look.
+// A loop rests only after several calm rounds, one loop at a time, and pairs do not move
+// back and forth in each round.
 func TestLookPatiently(t *testing.T) {
 	b := balance{inUse: 3}
 	calm := []float64{0.3, 0.2, 0.1}
@@ -49,7 +49,7 @@ func TestLookPatiently(t *testing.T) {
 		}
 	}
 	looks(calmRounds-1, calm, 3, nil)
-	looks(1, []float64{0.7, 0.5, 0.3}, 3, nil) // not calm: it begins anew
+	looks(1, []float64{0.7, 0.5, 0.3}, 3, nil) // not calm: the count restarts
 	looks(calmRounds-1, calm, 3, nil)
 	looks(1, calm, 2, []move{{2, 1, 1}})
 	looks(calmRounds-1, []float64{0.3, 0.3, 0}, 2, nil)
@@ -64,10 +64,10 @@ func TestLookPatiently(t *testing.T) {
 	looks(1, uneven, 2, []move{{0, 1, 0.4}})
 }
 
-// TestLoopsInUse: one loop does all until it is too much for it.
+// TestLoopsInUse: one loop does all the work until it is saturated.
 func TestLoopsInUse(t *testing.T) {
 	p := newPeer(t)
-	r := run(t, testConfig(p.addr), Options{balanceEvery: time.Hour}) // the test looks
+	r := run(t, testConfig(p.addr), Options{balanceEvery: time.Hour}) // the test makes each round
 	if len(r.loops) < 2 {
 		t.Skip("one processor, one loop")
 	}
@@ -90,7 +90,7 @@ func TestLoopsInUse(t *testing.T) {
 	have("half moved", [2]int64{3, 3})
 
 	blocked, release := make(chan struct{}), make(chan struct{})
-	r.loops[0].post(func() { close(blocked); <-release }) // so the other one accepts
+	r.loops[0].post(func() { close(blocked); <-release }) // so that the other loop accepts
 	<-blocked
 	connect(2)
 	close(release)
@@ -104,8 +104,8 @@ func TestLoopsInUse(t *testing.T) {
 	have("and so are those that come", [2]int64{10, 0})
 }
 
-// A loop that joins while a new process takes over accepts nobody: its client would be
-// lost with this process.
+// A loop that joins while a new process takes over accepts no client, which would be lost
+// with this process.
 func TestJoinsInHandOver(t *testing.T) {
 	p := newPeer(t)
 	r := run(t, testConfig(p.addr), Options{balanceEvery: time.Hour})
@@ -135,7 +135,7 @@ func TestJoinsInHandOver(t *testing.T) {
 	r.pairUp(p)
 }
 
-// Streams go on while their pairs are moved to and fro.
+// Streams continue while their pairs move back and forth.
 func TestMovePairs(t *testing.T) {
 	p := newPeer(t)
 	r := run(t, testConfig(p.addr), Options{})

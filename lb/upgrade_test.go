@@ -32,7 +32,7 @@ func (r *rig) successor(change func(*Config)) *rig {
 	return begin(r.t, cfg, Options{TakeOver: true})
 }
 
-// handedOver waits until r has ended because it was taken over from.
+// handedOver waits until r has ended with ErrHandedOver.
 func (r *rig) handedOver() {
 	r.t.Helper()
 	if err := receive(r.t, "the end of the old process", r.ended); !errors.Is(err, ErrHandedOver) {
@@ -40,8 +40,8 @@ func (r *rig) handedOver() {
 	}
 }
 
-// talk has both ends of a connection send streams to each other, at once and
-// without an end, until stop is called, which says how much went through.
+// talk makes both ends of a connection send endless streams to each other until stop is
+// called, which returns the number of bytes that arrived.
 type talk struct {
 	client, server *net.TCPConn
 	over           atomic.Bool
@@ -89,7 +89,7 @@ func (k *talk) stop(t *testing.T) {
 	}
 }
 
-// Connections in all phases move, again and again, and nothing is lost of them.
+// Connections in all phases move repeatedly, and lose no byte.
 func TestUpgrade(t *testing.T) {
 	p := newPeer(t)
 	cfg := testConfig(p.addr)
@@ -101,7 +101,7 @@ func TestUpgrade(t *testing.T) {
 		fresh = append(fresh, r.dial())
 	}
 	var idle [][2]*net.TCPConn
-	for range 150 { // more than a frame takes
+	for range 150 { // more than a frame holds
 		client, server, _ := r.pairUp(p)
 		idle = append(idle, [2]*net.TCPConn{client, server})
 	}
@@ -138,7 +138,7 @@ func TestUpgrade(t *testing.T) {
 		must(t, equal("connections of the new process", r.active.Load(), old.handedOut()),
 			equal("at the backend", r.backend(p.addr).active.Load(), 150+13+2+8))
 		old = r
-		for _, k := range talks { // goes on for a while
+		for _, k := range talks { // let them continue for a while
 			if len(k.done) > 0 {
 				t.Fatal(<-k.done)
 			}
@@ -180,7 +180,7 @@ func TestUpgrade(t *testing.T) {
 
 func (r *rig) handedOut() int64 { return int64(r.handover.given.Load()) }
 
-// closeAll is for connections that nobody looks at any more.
+// closeAll closes connections that are no longer needed.
 func (p *peer) closeAll() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -189,8 +189,8 @@ func (p *peer) closeAll() {
 	}
 }
 
-// blocked is a stream whose reader stands still, so that a part of it is in the
-// balancer's memory or in a pipe.
+// blocked is a stream whose reader has stopped, so that part of it is in the balancer's
+// memory or in a pipe.
 type blocked struct {
 	from, to *net.TCPConn
 	seed     uint64
@@ -223,8 +223,7 @@ func (b *blocked) release(t *testing.T) {
 	must(t, b.to.Close(), expectEOF(b.from))
 }
 
-// Many pairs, each with as much as it can have in a pipe: more than one frame
-// can take.
+// Many pairs, each with a full pipe: more than one frame can hold.
 func TestUpgradeWithFullPipes(t *testing.T) {
 	p := newPeer(t)
 	r := run(t, testConfig(p.addr), Options{})
@@ -288,14 +287,14 @@ func TestUpgradeWhileConnecting(t *testing.T) {
 	}
 }
 
-// A new process may die at each step. The old one then goes on, and has lost
-// nothing but what the new one had acknowledged.
+// A new process may die at each step. The old one then continues, and has lost only the
+// connections that the new one had acknowledged.
 func TestUpgradeBrokenOff(t *testing.T) {
 	hello := frame{Kind: "hello", Version: upgradeVersion, PID: 1}
 	var acknowledged int
 	for _, tt := range []struct {
 		name string
-		kept int // of 130 connections; -1 for those that were not acknowledged
+		kept int // connections kept of 130; -1 means those not acknowledged
 		do   func(t *testing.T, w wire)
 	}{
 		{"at once", 130, func(t *testing.T, w wire) {}},
@@ -414,8 +413,8 @@ func pairsReceived(t *testing.T, w wire) int {
 	return len(f.Pairs)
 }
 
-// An ack that comes too late still counts, or can not be sent: no connection may
-// belong to both processes.
+// A late acknowledgement still counts, or cannot be sent: no connection may belong to
+// both processes.
 func TestUpgradeLateAck(t *testing.T) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	must(t, err)
@@ -450,7 +449,7 @@ func unixConn(t *testing.T, fd int) *net.UnixConn {
 	return c.(*net.UnixConn)
 }
 
-// fakeOld plays the old process.
+// fakeOld acts as the old process.
 func fakeOld(t *testing.T, cfg Config, play func(w wire)) {
 	t.Helper()
 	s := &Server{}
@@ -471,8 +470,8 @@ func fakeOld(t *testing.T, cfg Config, play func(w wire)) {
 	t.Cleanup(func() { ln.Close(); <-done })
 }
 
-// The new process ends when it cannot begin to take over, and goes on with what
-// it has when the old one dies in the middle.
+// The new process ends when it cannot start to take over, and continues with its
+// connections when the old one dies midway.
 func TestUpgradeOldFails(t *testing.T) {
 	sock, addr := socket(t, "127.0.0.1:0")
 	defer sock.Close()
@@ -521,7 +520,7 @@ func TestUpgradeOldFails(t *testing.T) {
 			w.receive(patience, "ack")
 			closeAll([]int{left, right})
 			w.conn.Close()
-			<-stays // with the upgrade socket
+			<-stays // holding the upgrade socket
 		})
 		cfg := cfg
 		cfg.DrainTimeout = 500 * time.Millisecond
@@ -533,13 +532,13 @@ func TestUpgradeOldFails(t *testing.T) {
 		say(t, server, client, "it goes")
 		a, b, _ := r.pairUp(p)
 		say(t, a, b, "new ones too")
-		// The backend is not in the configuration, so the connection may not stay.
+		// The backend is not configured, so the connection must be drained.
 		must(t, expectEOF(client), expectReset(server))
 		must(t, equal("state", r.Status().Reason, ""))
 	})
 }
 
-// tcpPair is a connection, one end of which is a bare descriptor.
+// tcpPair returns a connection with a bare descriptor as one end.
 func tcpPair(t *testing.T) (*net.TCPConn, int) {
 	t.Helper()
 	ln, err := openListener("127.0.0.1:0")
@@ -557,8 +556,8 @@ func tcpPair(t *testing.T) (*net.TCPConn, int) {
 	return c, fd
 }
 
-// A file that is in the place of the socket, left by a process that was killed,
-// does not keep the next one from starting; a socket in use does not either.
+// Neither a socket file left by a killed process nor a socket in use keeps the next
+// process from starting.
 func TestUpgradeSocketFile(t *testing.T) {
 	p := newPeer(t)
 	cfg := testConfig(p.addr)
@@ -592,7 +591,7 @@ func TestUpgradeSocketFile(t *testing.T) {
 
 func init() { children["take over"] = childTakesOver }
 
-// childTakesOver runs as another process, and another user.
+// childTakesOver runs as another process, of another user.
 func childTakesOver() {
 	cfg := testConfig(os.Getenv("LB_TEST_BACKEND"))
 	cfg.Listen = []string{os.Getenv("LB_TEST_LISTEN")}
@@ -619,7 +618,7 @@ func TestUpgradeOtherProcess(t *testing.T) {
 	talk := startTalk(talking, server2, 1, 64<<10, time.Millisecond)
 
 	start := func(uid uint32) (*exec.Cmd, *harness.Log) {
-		exe, err := os.ReadFile("/proc/self/exe") // which is in a directory of ours
+		exe, err := os.ReadFile("/proc/self/exe") // this user's directory is closed to the other user
 		must(t, err)
 		dir, err := os.MkdirTemp("", "lb")
 		must(t, err)
@@ -655,13 +654,13 @@ func TestUpgradeOtherProcess(t *testing.T) {
 	})
 	say(t, server, client, "another process now")
 	talk.stop(t)
-	c, s, _ := r.pairUp(p) // r.addr is served by it
+	c, s, _ := r.pairUp(p) // the child serves r.addr
 	say(t, c, s, "hello")
 	p.closeAll()
 }
 
-// A pair that has a turn to come is let go without it: else it would be read
-// after another process has it.
+// A pair is detached without its pending turn, or it would be read after another process
+// has received it.
 func TestLetGoTakesTurnsBack(t *testing.T) {
 	p := newPeer(t)
 	r := run(t, testConfig(p.addr), Options{})
