@@ -25,7 +25,7 @@ import (
 	"kthwd/test/harness"
 )
 
-// patience bounds every wait of these tests; none waits that long when it passes.
+// patience limits every wait of these tests; none waits that long when it passes.
 const patience = 10 * time.Second
 
 const readyzOK = "[+]ping ok\n[+]etcd ok\n[+]poststarthook/rbac/bootstrap-roles ok\nreadyz check passed\n"
@@ -63,7 +63,7 @@ func newAPIServer(t *testing.T, conf *tls.Config) *apiserver {
 	return s
 }
 
-// will changes what the server answers.
+// will changes the server's answer.
 func (s *apiserver) will(h http.HandlerFunc) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -92,7 +92,7 @@ func say(code int, body string) http.HandlerFunc {
 	}
 }
 
-// hang accepts the request and says nothing until the client or the test is gone.
+// hang accepts the request and does not answer until the client or the test is gone.
 func hang(t *testing.T) http.HandlerFunc {
 	done := make(chan struct{})
 	t.Cleanup(func() { close(done) })
@@ -122,7 +122,7 @@ func (c *clock) advance(d time.Duration) {
 	c.t = c.t.Add(d)
 }
 
-// config is a bridge's for that server and those files, on a port of its own.
+// config returns the configuration for that server and those files, on a free port.
 func config(s *apiserver, f files) Config {
 	return Config{
 		Address:  "127.0.0.1:0",
@@ -181,7 +181,7 @@ func (r *running) do(method, path, host string) (*http.Response, string) {
 	return resp, string(body)
 }
 
-// want asks for path and compares.
+// want requests path and compares the answer.
 func (r *running) want(path string, code int, body string) {
 	r.t.Helper()
 	resp, got := r.do("GET", path, "")
@@ -269,7 +269,7 @@ func TestHost(t *testing.T) {
 	}
 }
 
-// TestFailsClosed has everything that is not an honest 200.
+// TestFailsClosed: everything but an honest 200 is a 503.
 func TestFailsClosed(t *testing.T) {
 	const secret = "Zm9vYmFyLXNlY3JldA"
 	ours, other := newCA(t), newCA(t)
@@ -364,8 +364,8 @@ func TestDeadListener(t *testing.T) {
 	b.want("/livez", 503, "kube-apiserver /livez: connection refused\n")
 }
 
-// TestHungUpstream has a server that takes the request, and one that takes only the
-// connection, as the kernel does for a stopped process.
+// TestHungUpstream uses a server that accepts the request but hangs, and one that accepts
+// only the connection, as the kernel does for a stopped process.
 func TestHungUpstream(t *testing.T) {
 	ca := newCA(t)
 	s := newAPIServer(t, ca.server(time.Hour))
@@ -390,8 +390,8 @@ func TestHungUpstream(t *testing.T) {
 	}
 }
 
-// TestSharedProbe has 200 askers wait for one probe, 200 more take its verdict, and
-// the next one, an interval later, cause the second.
+// TestSharedProbe: 200 clients wait for one probe, 200 more get its verdict, and the next
+// client, an interval later, causes the second probe.
 func TestSharedProbe(t *testing.T) {
 	for _, tt := range []struct {
 		name string
@@ -449,7 +449,7 @@ func TestSharedProbe(t *testing.T) {
 	}
 }
 
-// TestNobodyAsks holds that an idle bridge leaves the apiserver alone.
+// TestNobodyAsks: an idle bridge does not query the apiserver.
 func TestNobodyAsks(t *testing.T) {
 	ca := newCA(t)
 	s := newAPIServer(t, ca.server(time.Hour))
@@ -462,7 +462,7 @@ func TestNobodyAsks(t *testing.T) {
 	}
 }
 
-// TestAskerLeaves holds that one who does not wait takes nothing from the others.
+// TestAskerLeaves: a client that leaves does not affect the others.
 func TestAskerLeaves(t *testing.T) {
 	ca := newCA(t)
 	s := newAPIServer(t, ca.server(time.Hour))
@@ -490,7 +490,7 @@ func TestAskerLeaves(t *testing.T) {
 	<-arrived
 	leave()
 	<-left
-	// The handler of the one who left ends with a 503 that nobody reads.
+	// The handler of the client that left ends with a 503 that is not read.
 	harness.WaitFor(t, "the handler notices", patience, func() error { return unless(b.stats().Requests[503] == 1, "no 503 counted") })
 	close(release)
 	b.want("/healthz", 200, "ok")
@@ -530,7 +530,7 @@ func TestLocal(t *testing.T) {
 	local.Store(state{true, ""})
 	b.want("/healthz", 200, "ok")
 	local.Store(state{false, "stopping"})
-	b.want("/healthz", 503, "stopping\n") // at once, whatever is cached
+	b.want("/healthz", 503, "stopping\n") // at once, independent of the cache
 	b.want("/livez", 200, "ok")           // draining is not dead
 
 	s.Close()
@@ -633,7 +633,7 @@ func TestSlowloris(t *testing.T) {
 	}
 }
 
-// TestListenerLimits has requests that are late or too large.
+// TestListenerLimits sends requests that are late or too large.
 func TestListenerLimits(t *testing.T) {
 	ca := newCA(t)
 	s := newAPIServer(t, ca.server(time.Hour))
@@ -665,8 +665,8 @@ func TestListenerLimits(t *testing.T) {
 	}
 }
 
-// TestNothingLeft stops a bridge that has a probe in flight, an asker who waits for
-// it, an idle connection and one that has said nothing.
+// TestNothingLeft stops a bridge with a probe under way, a client waiting for it, an idle
+// connection and a silent one.
 func TestNothingLeft(t *testing.T) {
 	ca := newCA(t)
 	s := newAPIServer(t, ca.server(time.Hour))
@@ -770,7 +770,7 @@ func TestRunErrors(t *testing.T) {
 	}
 }
 
-// TestUnconfigured holds that a bridge which Run would refuse does not pass either.
+// TestUnconfigured: a bridge with an invalid configuration answers 503.
 func TestUnconfigured(t *testing.T) {
 	w := httptest.NewRecorder()
 	New(Config{}).ServeHTTP(w, httptest.NewRequest("GET", "/healthz", nil))
@@ -779,7 +779,7 @@ func TestUnconfigured(t *testing.T) {
 	}
 }
 
-// TestRunAgain holds that a bridge can be run a second time.
+// TestRunAgain: a bridge can be run a second time.
 func TestRunAgain(t *testing.T) {
 	ca := newCA(t)
 	s := newAPIServer(t, ca.server(time.Hour))
@@ -802,7 +802,7 @@ func TestRunAgain(t *testing.T) {
 	}
 }
 
-// TestLog holds that a verdict is logged when it changes and not when it stays.
+// TestLog: a verdict is logged when it changes, and only then.
 func TestLog(t *testing.T) {
 	ca := newCA(t)
 	s := newAPIServer(t, ca.server(time.Hour))

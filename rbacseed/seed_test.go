@@ -22,13 +22,13 @@ import (
 	"kthwd/test/harness"
 )
 
-// patience bounds every wait of these tests; none waits that long when it passes.
+// patience limits every wait of these tests; none waits that long when it passes.
 const patience = 10 * time.Second
 
 var clusterroles = schema.GroupResource{Group: rbacv1.GroupName, Resource: "clusterroles"}
 
-// TestManifestsAreTheTutorials holds that the manifests are the tutorial's heredocs, to
-// the letter, but for the API version.
+// TestManifestsAreTheTutorials: the manifests are the tutorial's heredocs, to the letter,
+// except for the API version.
 func TestManifestsAreTheTutorials(t *testing.T) {
 	for _, name := range []string{"clusterrole", "clusterrolebinding"} {
 		tutorial, err := os.ReadFile("testdata/tutorial-" + name + ".yaml")
@@ -70,7 +70,7 @@ func TestUser(t *testing.T) {
 // TestAgainstStandIn runs the cases against the stand-in; see there.
 func TestAgainstStandIn(t *testing.T) { semantics(t, newStandIn(t).config()) }
 
-// TestConflict has others win: once, which is made good, and for ever, which is not.
+// TestConflict: two lost races are retried; losing every race is an error.
 func TestConflict(t *testing.T) {
 	s := newStandIn(t)
 	client := newClient(t, s.config())
@@ -105,8 +105,8 @@ func TestConflict(t *testing.T) {
 	c.wantSeed()
 }
 
-// TestRunWaits starts the seed without an apiserver, then with one that refuses, and
-// holds that each reason is logged once and ready called when it is through.
+// TestRunWaits starts the seed without an apiserver, then with one that refuses. Each
+// reason is logged once, and ready is called when the seed is applied.
 func TestRunWaits(t *testing.T) {
 	s := newStandIn(t)
 	forbidden := apierrors.NewForbidden(clusterroles, roleName, errors.New("no such right"))
@@ -146,7 +146,7 @@ func TestRunWaits(t *testing.T) {
 	}
 }
 
-// TestRunWarns holds that rights beyond the seed, and a seed that opted out, are told.
+// TestRunWarns: extra rights, and an object that opts out, are logged.
 func TestRunWarns(t *testing.T) {
 	s := newStandIn(t)
 	client := newClient(t, s.config())
@@ -170,8 +170,8 @@ func TestRunWarns(t *testing.T) {
 	}
 }
 
-// TestRunStops holds that the seed lets go of an apiserver that hangs, and of one that
-// never was, without a word of ready.
+// TestRunStops: the seed stops while the apiserver hangs, and while there is none, without
+// calling ready.
 func TestRunStops(t *testing.T) {
 	s := newStandIn(t)
 	asked, over := make(chan struct{}, 1), make(chan struct{})
@@ -228,7 +228,7 @@ func newClient(t *testing.T, cfg *rest.Config) rbacv1client.RbacV1Interface {
 	return client
 }
 
-// unusedAddress is the URL of a port where nobody listens any more.
+// unusedAddress returns the URL of a port without a listener.
 func unusedAddress(t *testing.T) string {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")

@@ -54,7 +54,7 @@ func TestReadAnswer(t *testing.T) {
 	}
 }
 
-// endlessLine never ends, and never has a line.
+// endlessLine is an endless stream without a line break.
 type endlessLine struct{ read int }
 
 func (e *endlessLine) Read(b []byte) (int, error) {

@@ -126,8 +126,8 @@ func serveRaw(t *testing.T, f func(net.Conn)) netip.AddrPort {
 	return addr
 }
 
-// serveTLS is serveRaw after a handshake and a request, with an answer that is written
-// as it is; hang keeps the connection open afterwards, until the client closes it.
+// serveTLS is serveRaw with a handshake and a request, then the raw answer; hang keeps the
+// connection open afterwards until the client closes it.
 func serveTLS(t *testing.T, conf *tls.Config, hang bool, answer string) netip.AddrPort {
 	return serveRaw(t, func(c net.Conn) {
 		s := tls.Server(c, conf)
@@ -149,7 +149,7 @@ func status(code int, body string) http.HandlerFunc {
 	}
 }
 
-// endless is a handler whose body has no end.
+// endless returns a handler with an endless body.
 func endless(code int, line string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(code)
@@ -448,7 +448,7 @@ func TestPrintable(t *testing.T) {
 	}
 }
 
-// The whole way, with a real backend that is well, falls and rises, and reports from
+// End to end, with a real backend that is ready, falls and rises, and with reports from
 // many goroutines.
 func TestRun(t *testing.T) {
 	ca := newAuthority(t)

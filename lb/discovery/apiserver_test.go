@@ -24,8 +24,8 @@ import (
 	"kthwd/test/harness"
 )
 
-// apiServer speaks what this package asks for, over TLS: list and watch of
-// endpointslices. The test says what is in it and how it misbehaves.
+// apiServer serves the requests of this package over TLS: list and watch of
+// endpointslices. The test sets its content and its faults.
 type apiServer struct {
 	*httptest.Server
 	t *testing.T
@@ -44,7 +44,7 @@ type event struct {
 	Object any             `json:"object"`
 }
 
-// hangsUp is a status that is no answer, but the end of the connection.
+// hangsUp is a status that stands for closing the connection without an answer.
 const hangsUp = -1
 
 const token = "a token"
@@ -59,7 +59,7 @@ func newAPIServer(t *testing.T) *apiServer {
 	return s
 }
 
-// stop is what its clients see when it is killed.
+// stop ends the server and its connections, as a kill does.
 func (s *apiServer) stop() {
 	s.cut()
 	s.CloseClientConnections()
@@ -148,7 +148,7 @@ func (s *apiServer) watch(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// put makes or changes a slice, and says so to those who watch.
+// put creates or changes a slice, and sends the event to all watches.
 func (s *apiServer) put(slice *discoveryv1.EndpointSlice) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -202,7 +202,7 @@ func (s *apiServer) expireVersions() {
 	}
 }
 
-// refuses answers list or watch with a status; 0 is none.
+// refuses makes it answer list or watch with a status; 0 ends that.
 func (s *apiServer) refuses(verb string, code int32, reason metav1.StatusReason) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -260,7 +260,7 @@ func (s *apiServer) ca() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw})
 }
 
-// at has the kubeconfig name another server.
+// at makes the kubeconfig name another server.
 func at(url string) func(*api.Config) {
 	return func(c *api.Config) { c.Clusters["kubernetes"].Server = url }
 }
@@ -272,7 +272,7 @@ func deaf(t *testing.T) string {
 	return s.Listener.Addr().String()
 }
 
-// following is a Discovery that runs, and what it has told.
+// following is a running Discovery with its lists and its log.
 type following struct {
 	*Discovery
 	*harness.Running
@@ -326,7 +326,7 @@ func (f *following) want(list string) {
 	}
 }
 
-// wantNone holds that no list came.
+// wantNone fails if a list has come.
 func (f *following) wantNone() {
 	f.t.Helper()
 	select {

@@ -28,7 +28,8 @@ func hasLabel(m prometheus.Metric, value string) bool {
 	return false
 }
 
-// wantCache holds what is in the file, and that nothing is beside it.
+// wantCache compares the content of the file, and holds that its directory has no other
+// file.
 func wantCache(t *testing.T, path, want string) {
 	t.Helper()
 	data, err := os.ReadFile(path)
@@ -98,8 +99,8 @@ func TestBadCache(t *testing.T) {
 	}
 }
 
-// A cache that cannot be written is said once, changes nothing else, and is
-// written when that is possible.
+// A cache that cannot be written is logged once, affects nothing else, and is written
+// once that is possible.
 func TestCacheNotWritten(t *testing.T) {
 	s := newAPIServer(t)
 	full := func(path string) (*os.File, error) {

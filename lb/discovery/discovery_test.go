@@ -94,7 +94,7 @@ func TestListsAnewWhenTheVersionIsGone(t *testing.T) {
 	s.put(slice("kubernetes", "127.9.1.2"))
 	f.want("127.9.1.2:6443")
 
-	// Gone already when the watch begins, for a while.
+	// For a while, the version has expired when the watch starts.
 	s.refuses("watch", 410, metav1.StatusReasonExpired)
 	s.expireVersions()
 	before := s.listed()
@@ -188,7 +188,7 @@ func TestUnreachable(t *testing.T) {
 	}
 }
 
-// A server that lists and then hangs up is none that is followed.
+// A server that answers the list but hangs up on the watch is not followed.
 func TestWatchDoesNotBegin(t *testing.T) {
 	s := newAPIServer(t)
 	s.put(slice("kubernetes", "127.9.1.1"))
@@ -209,7 +209,7 @@ func TestForbidden(t *testing.T) {
 	s.put(slice("kubernetes", "127.9.1.1"))
 	s.refuses("watch", 403, metav1.StatusReasonForbidden)
 	f := follow(t, Config{Kubeconfig: s.kubeconfig()})
-	f.want("127.9.1.1:6443") // what it may it does
+	f.want("127.9.1.1:6443") // the list is allowed
 	f.says(`hint="the user of the kubeconfig must be allowed to get, list and watch endpointslices`)
 	s.refuses("watch", 0, "")
 	<-s.opened
@@ -217,9 +217,8 @@ func TestForbidden(t *testing.T) {
 	f.want("127.9.1.2:6443")
 }
 
-// The server of the kubeconfig is away, or is the load balancer that has nowhere
-// to go: the backends that are known are asked, by the name in the kubeconfig, or
-// by their own.
+// The server of the kubeconfig is down, or is the load balancer without a backend: the
+// known backends are queried, by the name in the kubeconfig or by their own address.
 func TestThroughABackend(t *testing.T) {
 	for name, tt := range map[string]struct {
 		server   string
@@ -261,8 +260,8 @@ func TestThroughABackend(t *testing.T) {
 	}
 }
 
-// The API servers have stopped one after the other, each taking itself off the
-// list; the first to come back is not the last that was on it.
+// The API servers have stopped one after the other, each removing itself from the list;
+// the first to return is not the last one on the list.
 func TestThroughAFormerBackend(t *testing.T) {
 	s := newAPIServer(t)
 	s.put(slice("kubernetes", "127.9.1.1"))
@@ -308,7 +307,7 @@ func TestReady(t *testing.T) {
 	})
 }
 
-// A list that is not taken is not cached, and is offered again.
+// A rejected list is not cached, and is offered again.
 func TestListThatIsNotTaken(t *testing.T) {
 	s := newAPIServer(t)
 	s.put(slice("kubernetes", "127.9.1.1"))
