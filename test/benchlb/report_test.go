@@ -23,7 +23,7 @@ type metric struct {
 	reach  target
 }
 
-// target is what the issue asks for; the zero value asks for nothing.
+// target is the goal for a metric; the zero value is none.
 type target struct {
 	kind  targetKind
 	value float64
@@ -78,7 +78,7 @@ func (t target) String() string {
 	}
 }
 
-// results are the numbers of a run.
+// results holds the samples of a run.
 type results struct {
 	samples  map[*metric]map[string][]report.Sample // by side
 	versions map[string]string
@@ -95,7 +95,7 @@ func (r *results) add(m *metric, side string, round int, value float64) {
 	r.samples[m][side] = append(r.samples[m][side], report.Sample{Round: round, Value: value})
 }
 
-// first is the first number of a metric.
+// first returns the first sample of a metric.
 func (r *results) first(m *metric, side string) (float64, error) {
 	if samples := r.samples[m][side]; len(samples) > 0 {
 		return samples[0].Value, nil
@@ -103,13 +103,13 @@ func (r *results) first(m *metric, side string) (float64, error) {
 	return 0, errMissing
 }
 
-// summary is what is told of one metric.
+// summary is the JSON of one metric.
 type summary struct {
 	Unit  string                    `json:"unit,omitempty"`
 	Sides map[string]*report.Spread `json:"sides"`
-	Ratio *float64                  `json:"ratio,omitempty"` // kthwd's median to the other's
+	Ratio *float64                  `json:"ratio,omitempty"` // of kthwd's median to the other's
 	Pairs []float64                 `json:"pairs,omitempty"` // the same of each round
-	To    string                    `json:"to,omitempty"`    // what the ratio is to: the better of nginx and haproxy, or nginx
+	To    string                    `json:"to,omitempty"`    // the other side of the ratio: the better of nginx and haproxy, or nginx
 	Reach string                    `json:"reach,omitempty"`
 	Met   string                    `json:"met,omitempty"`
 }
@@ -129,7 +129,7 @@ func (r *results) summary(m *metric) summary {
 	return s
 }
 
-// other is the side that kthwd is compared with.
+// other returns the side that kthwd is compared with.
 func (r *results) other(m *metric, s summary) string {
 	nginx, haproxy := s.Sides["nginx"], s.Sides["haproxy"]
 	switch {
@@ -166,8 +166,8 @@ func (m *metric) met(s summary) string {
 
 func cores() int { return runtime.NumCPU() }
 
-// report prints the table and the JSON line, on standard output and as they
-// are, so that scripts can read them.
+// report prints the table and the JSON line, unchanged on standard output, so that
+// scripts can read them.
 func (b *bench) report(t *testing.T) {
 	t.Helper()
 	names := sideNames(b.sides)
