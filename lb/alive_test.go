@@ -23,6 +23,6 @@ func TestAlive(t *testing.T) {
 	}
 	close(release)
 	if err := r.Alive(t.Context()); err != nil {
-		t.Errorf("a loop that goes on: got %v", err)
+		t.Errorf("a loop that runs again: got %v", err)
 	}
 }

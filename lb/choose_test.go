@@ -43,7 +43,7 @@ func TestChooseTier(t *testing.T) {
 		{"ready before all", []int32{bad, doubted, hopeful, ready}, nil, []int{3}},
 		{"hopeful before doubted", []int32{bad, doubted, hopeful}, nil, []int{2}},
 		{"doubted before bad", []int32{bad, doubted}, nil, []int{1}},
-		{"bad before nobody", []int32{bad, bad}, nil, []int{0, 1}},
+		{"bad before none", []int32{bad, bad}, nil, []int{0, 1}},
 		{"the next tier when the best was tried", []int32{ready, bad, doubted}, []int{0}, []int{2}},
 		{"the last one", []int32{ready, bad, doubted}, []int{0, 2}, []int{1}},
 		{"all were tried", []int32{ready, bad, doubted}, []int{0, 1, 2}, nil},
@@ -94,7 +94,7 @@ func TestChooseInvariant(t *testing.T) {
 		switch {
 		case got == nil:
 			if best >= 0 {
-				t.Fatalf("nobody of %v without %d", tiers, len(tried))
+				t.Fatalf("no backend of %v after %d tried", tiers, len(tried))
 			}
 		case slices.Contains(tried, got) || got.tier.Load() != best:
 			t.Fatalf("%s with tier %d, want tier %d; of %v", got.name, got.tier.Load(), best, tiers)
@@ -122,7 +122,7 @@ func TestChooseWhileTiersChange(t *testing.T) {
 		}
 		for range 20_000 {
 			if s.choose(someClient, all[:1]) == nil {
-				t.Fatal("nobody")
+				t.Fatal("no backend")
 			}
 		}
 		close(stop)

@@ -306,7 +306,7 @@ func TestDrain(t *testing.T) {
 		do   func(t *testing.T, r *rig, p *peer)
 	}{
 		{"nothing to drain", func(t *testing.T, r *rig, _ *peer) { r.stop() }},
-		{"first it says that it will stop", func(t *testing.T, r *rig, p *peer) {
+		{"first it announces the stop", func(t *testing.T, r *rig, p *peer) {
 			r.stop()
 			eventually(t, "not ready", func() error { return equal("state", r.Status().Reason, "stopping") })
 			client, server, _ := r.pairUp(p) // within ShutdownDelay

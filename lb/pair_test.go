@@ -75,7 +75,7 @@ func TestRelay(t *testing.T) {
 				},
 				func() error {
 					if err := sendStream(client, 1, 64<<20); err == nil {
-						return fmt.Errorf("all was sent to nobody")
+						return fmt.Errorf("everything was sent without a reader")
 					}
 					return nil
 				})

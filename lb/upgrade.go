@@ -610,7 +610,7 @@ func (s *Server) giveListeners(w wire) error {
 	if err != nil {
 		return err
 	}
-	s.log.Info("a new process wants to take over", "pid", f.PID, "version", f.Version)
+	s.log.Info("a new process is about to take over", "pid", f.PID, "version", f.Version)
 	reply := frame{Kind: "listeners", Version: upgradeVersion, PID: os.Getpid()}
 	var fds []int
 	for _, l := range s.listeners {

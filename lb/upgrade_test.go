@@ -302,7 +302,7 @@ func TestUpgradeBrokenOff(t *testing.T) {
 		{"a huge frame", 130, func(t *testing.T, w wire) { w.conn.Write([]byte{255, 255, 255, 255, 0, 0, 0, 0}) }},
 		{"half a frame", 130, func(t *testing.T, w wire) { w.conn.Write([]byte{0, 0, 0, 20, 0, 0, 0, 0, '{'}) }},
 		{"no JSON", 130, func(t *testing.T, w wire) { w.conn.Write([]byte{0, 0, 0, 1, 0, 0, 0, 0, '{'}) }},
-		{"descriptors that nobody wants", 130, func(t *testing.T, w wire) {
+		{"unexpected descriptors", 130, func(t *testing.T, w wire) {
 			must(t, w.send(hello, 0, 1, 2))
 			w.receive(patience, "listeners")
 		}},
@@ -486,7 +486,7 @@ func TestUpgradeOldFails(t *testing.T) {
 		name, want string
 		play       func(w wire)
 	}{
-		{"says nothing", "take over: ", func(w wire) {}},
+		{"silent", "take over: ", func(w wire) {}},
 		{"another version", "version 2", func(w wire) { listeners(w, 2) }},
 		{"ends before it gives anything", "take over", func(w wire) { listeners(w, upgradeVersion); w.receive(patience, "go") }},
 	} {
@@ -498,7 +498,7 @@ func TestUpgradeOldFails(t *testing.T) {
 			}
 		})
 	}
-	t.Run("nobody is there", func(t *testing.T) {
+	t.Run("no old process", func(t *testing.T) {
 		r := begin(t, cfg, Options{TakeOver: true})
 		if err := receive(t, "the end of Run", r.ended); !errors.Is(err, unix.ECONNREFUSED) {
 			t.Errorf("got %v, want %v", err, unix.ECONNREFUSED)

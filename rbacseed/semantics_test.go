@@ -105,7 +105,7 @@ func (c cluster) binding() *rbacv1.ClusterRoleBinding {
 	return binding
 }
 
-// changeRole is somebody with kubectl edit.
+// changeRole changes the role, as kubectl edit does.
 func (c cluster) changeRole(change func(*rbacv1.ClusterRole)) {
 	c.t.Helper()
 	role := c.role()

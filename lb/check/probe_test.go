@@ -237,7 +237,7 @@ func TestProbe(t *testing.T) {
 
 		{name: "etcd is away", kind: KindNotReady, err: "[-]etcd failed: reason withheld",
 			addr: func(t *testing.T) netip.AddrPort { return serveHTTP(t, good, status(500, kubeFailing)) }},
-		{name: "503 with a body of somebody else", kind: KindNotReady, err: "GET /readyz: 503 Service Unavailable",
+		{name: "503 with a foreign body", kind: KindNotReady, err: "GET /readyz: 503 Service Unavailable",
 			addr: func(t *testing.T) netip.AddrPort { return serveHTTP(t, good, status(503, "password=hunter2")) }},
 		{name: "429", kind: KindNotReady, err: "429 Too Many Requests",
 			addr: func(t *testing.T) netip.AddrPort { return serveHTTP(t, good, status(429, "")) }},

@@ -63,7 +63,7 @@ func TestCache(t *testing.T) {
 	f.Stop()
 	wantCache(t, path, `{"backends":["[fd00::1]:6443"],"former":["127.9.1.1:6443","127.9.1.2:6443"]}`+"\n")
 
-	// The next process knows it before anybody answers, and does not write it again.
+	// The next process has it before a server answers, and does not write it again.
 	info, _ = os.Stat(path)
 	f = follow(t, Config{Kubeconfig: kubeconfig, Cache: path})
 	<-f.First()

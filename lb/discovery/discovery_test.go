@@ -176,7 +176,7 @@ func TestUnreachable(t *testing.T) {
 			return nil
 		})
 		if lost, back := f.log.Count("WARN", "backends not followed"), f.log.Count("INFO", "following the backends"); lost != round || back != round+1 {
-			t.Errorf("said %d times that nobody answers and %d times that somebody does, want %d and %d", lost, back, round, round+1)
+			t.Errorf("logged %d times that no server answers and %d times that one does, want %d and %d", lost, back, round, round+1)
 		}
 	}
 	f.wantNone()
@@ -230,7 +230,7 @@ func TestThroughABackend(t *testing.T) {
 		"static":                       {server: "127.0.0.1", static: true, follows: true},
 		"cached":                       {server: "127.0.0.1", follows: true},
 		"by its own name":              {server: "localhost", static: true, follows: true},
-		"by the name that is asked":    {server: "localhost", tlsName: "example.com", static: true, follows: true},
+		"by the queried name":          {server: "localhost", tlsName: "example.com", static: true, follows: true},
 		"not by a name that is no one": {server: "127.0.0.1", tlsName: "other.example.org", static: true, problems: "not other.example.org"},
 	} {
 		t.Run(name, func(t *testing.T) {

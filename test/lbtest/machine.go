@@ -65,7 +65,7 @@ func OwnMachine(t *testing.T, args ...string) bool {
 	runtime.LockOSThread() // the death signal belongs to the thread
 	defer runtime.UnlockOSThread()
 	if err := cmd.Run(); err != nil {
-		t.Errorf("%s on a machine of its own: %v", t.Name(), err)
+		t.Errorf("%s on its separate machine: %v", t.Name(), err)
 	}
 	return false
 }
