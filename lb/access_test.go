@@ -116,7 +116,7 @@ func TestAccessLog(t *testing.T) {
 	})
 }
 
-// A disk that takes nothing loses lines, which are counted, and keeps nobody.
+// A full disk loses lines, which are counted, and delays no connection.
 func TestAccessLogFullDisk(t *testing.T) {
 	if _, err := os.Stat("/dev/full"); err != nil {
 		t.Skip(err)

@@ -54,7 +54,7 @@ func TestHeldUntilABackendListens(t *testing.T) {
 	r.empty()
 }
 
-// answer is a backend that answers "question".
+// answer starts a backend that answers "question".
 func answer(c net.Conn) {
 	var b [8]byte
 	for {
@@ -72,7 +72,7 @@ func write(c net.Conn, text string) error {
 	return err
 }
 
-// expectGone reads an end of either kind.
+// expectGone expects an orderly end or a reset.
 func expectGone(c net.Conn) error {
 	var b [1]byte
 	if _, err := c.Read(b[:]); err != io.EOF && !errors.Is(err, unix.ECONNRESET) {
@@ -98,7 +98,7 @@ func TestHoldLimits(t *testing.T) {
 			cfg.MaxHeld, cfg.HoldTimeout = tt.held, tt.timeout
 			r := run(t, cfg, Options{})
 			var clients []*net.TCPConn
-			for i := range 6 { // one by one: two loops may both see the last place
+			for i := range 6 { // one at a time: two loops may both see the last place
 				c := r.dial()
 				must(t, write(c, "x"))
 				clients = append(clients, c)
@@ -143,7 +143,7 @@ func TestHedge(t *testing.T) {
 	must(t, equal("to the slow one", r.backend(hole).connecting.Load(), 0))
 }
 
-// With more slow backends than attempts at once, the fast one is found all the same.
+// The fast backend is found even with more slow backends than concurrent attempts.
 func TestManySlowBackends(t *testing.T) {
 	p := newPeer(t)
 	cfg := testConfig(blackHole(t), blackHole(t), blackHole(t), blackHole(t), p.addr)
@@ -171,7 +171,7 @@ func TestConnectBudget(t *testing.T) {
 	r.empty()
 }
 
-// A client that leaves frees all it has, wherever it is.
+// A client that leaves frees all its resources, in every phase.
 func TestClientLeavesWhileWaiting(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
@@ -203,7 +203,7 @@ func TestConnectFailures(t *testing.T) {
 	for _, tt := range []struct {
 		errno unix.Errno
 		want  failure
-		held  bool // against the backend
+		held  bool // counts against the backend
 	}{
 		{unix.ECONNREFUSED, failRefused, true},
 		{unix.ETIMEDOUT, failTimeout, true},

@@ -75,7 +75,7 @@ func TestRelay(t *testing.T) {
 				},
 				func() error {
 					if err := sendStream(client, 1, 64<<20); err == nil {
-						return fmt.Errorf("all was sent to nobody")
+						return fmt.Errorf("everything was sent without a reader")
 					}
 					return nil
 				})
@@ -117,7 +117,7 @@ func TestRelay(t *testing.T) {
 				p := newPeer(t)
 				r := run(t, testConfig(p.addr), Options{})
 				switch mode {
-				case "copied": // as where only small pipes are left
+				case "copied": // as when only small pipes are left
 					for _, l := range r.loops {
 						l.call(func() { l.pipes.none = true })
 					}
@@ -135,7 +135,7 @@ func TestRelay(t *testing.T) {
 	}
 }
 
-// noPipes checks that loops that have nothing to do keep few pipes.
+// noPipes holds that idle loops keep few pipes.
 func (r *rig) noPipes() {
 	r.t.Helper()
 	for _, l := range r.loops {
@@ -168,8 +168,8 @@ func corked(c *net.TCPConn, text string) error {
 	return c.CloseWrite()
 }
 
-// trickle reads slowly: at most so many bytes at a time, with a pause every so
-// many, in which whatever is before it fills up.
+// trickle reads slowly: a limited number of bytes at a time, with pauses in which the
+// buffers before it fill up.
 type trickle struct {
 	r     io.Reader
 	most  int // 0 for no limit
@@ -189,8 +189,8 @@ func (s *trickle) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// slowReader has a reader stand still until its sender is blocked, which shows
-// that memory is bounded, and then read everything.
+// slowReader stops reading until the sender is blocked, which shows that memory is
+// bounded, and then reads everything.
 func slowReader(t *testing.T, from, to *net.TCPConn) {
 	t.Helper()
 	must(t, from.SetWriteBuffer(64<<10), to.SetReadBuffer(64<<10))
@@ -255,7 +255,7 @@ func errorsOf(errs ...error) error {
 	return nil
 }
 
-// size is that of a stream: most are small, and some are not.
+// size returns the size of a stream: most are small, some are large.
 func size(r *rand.Rand) int { return r.IntN(1 << (4 + r.IntN(18))) }
 
 func TestSilentClients(t *testing.T) {
@@ -305,7 +305,7 @@ func TestHalfCloseTimeout(t *testing.T) {
 				a, b = b, a
 			}
 			must(t, a.CloseWrite(), expectEOF(b))
-			for range 8 { // as long as data comes, it goes on
+			for range 8 { // it lives while data arrives
 				say(t, b, a, "still here")
 				pause(50 * time.Millisecond)
 			}
@@ -316,8 +316,8 @@ func TestHalfCloseTimeout(t *testing.T) {
 	}
 }
 
-// Whoever reads nothing keeps a bounded amount of this process' memory, however
-// many there are.
+// Clients that do not read use a bounded amount of this process's memory, whatever their
+// number.
 func TestSlowReadersHoldFewPipes(t *testing.T) {
 	p := newPeer(t)
 	r := run(t, testConfig(p.addr), Options{})

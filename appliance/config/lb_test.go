@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -67,15 +68,20 @@ func TestPathsOfALoadBalancerAreAbsolute(t *testing.T) {
 	}
 }
 
-func TestLBKeys(t *testing.T) {
-	keys := lbKeys()
-	for field, want := range map[string]string{
-		"Listen": "listen", "Backends": "backend", "BackendName": "backend-server-name", "CheckCert": "check-client-certificate",
-		"MaxPerSource": "max-connections-per-source", "DiscoveryCache": "discovery-cache",
-	} {
-		if keys[field] != want {
-			t.Errorf("field %s: got flag %q, want %q", field, keys[field], want)
-		}
+// Each field of lb.Config has the setting that is bound to it, and no other.
+func TestLBSettings(t *testing.T) {
+	l := NewLoader()
+	bound := map[uintptr]string{}
+	for _, s := range l.table {
+		bound[reflect.ValueOf(s.value).Pointer()] = s.name
+	}
+	config := reflect.ValueOf(&l.Config.LB).Elem()
+	want := map[string]string{}
+	for i := range config.NumField() {
+		want[config.Type().Field(i).Name] = bound[config.Field(i).Addr().Pointer()]
+	}
+	if diff := cmp.Diff(want, lbSettings); diff != "" {
+		t.Errorf("-bound +lbSettings:\n%s", diff)
 	}
 }
 
@@ -102,8 +108,9 @@ func TestProblemsOfALoadBalancer(t *testing.T) {
 		{name: "duration without unit, in a file", file: "role: lb\nbackend: a:1\ndrain-timeout: 30\n", want: `kthwd.yaml:3: drain-timeout "30" is not a duration, such as 30s`},
 		{name: "duration out of range", args: lbArgs("--check-interval=1ms"), want: "--check-interval 1ms is out of range: want 10ms to 24h"},
 		{name: "number", args: lbArgs("--check-fall=0"), want: "--check-fall 0 is out of range: want 1 to 100"},
-		{name: "half a certificate", args: lbArgs("--check-client-certificate=/x"), want: "--check-client-certificate and --check-client-key go together: one of them is empty"},
-		{name: "cache alone", args: lbArgs("--discovery-cache=/x"), want: "--discovery-cache /x is of no use without a --discovery-kubeconfig"},
+		{name: "half a certificate", args: lbArgs("--check-client-certificate=/x"), want: "--check-client-certificate /x needs --check-client-key"},
+		{name: "the other half", args: lbArgs("--check-client-key=/x"), want: "--check-client-key /x needs --check-client-certificate"},
+		{name: "cache alone", args: lbArgs("--discovery-cache=/x"), want: "--discovery-cache /x needs --discovery-kubeconfig"},
 		{name: "unknown key", file: "role: lb\nbackend: a:1\nbalancer: x\n", want: `kthwd.yaml:3: unknown key "balancer"`},
 		{name: "listen twice", args: lbArgs("--listen=:6443", "--listen=:6443"), want: "--listen :6443 is given twice"},
 		{name: "listen on all and on one", args: lbArgs("--listen=:6443", "--listen=10.0.1.48:6443"), want: "--listen and --listen both use port 6443"},
