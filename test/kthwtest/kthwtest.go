@@ -14,14 +14,11 @@
 package kthwtest
 
 import (
-	"bytes"
-	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
@@ -31,7 +28,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -371,78 +367,4 @@ func (c *Controller) TryKubectl(t testing.TB, args ...string) (string, error) {
 	cmd := exec.Command(Kubectl(t), append([]string{"--kubeconfig", c.Kubeconfig("admin")}, args...)...)
 	out, err := cmd.CombinedOutput()
 	return string(out), err
-}
-
-// WaitFor polls cond until it returns nil, and fails the test by name and last
-// reason when that takes longer than within.
-func WaitFor(t testing.TB, what string, within time.Duration, cond func() error) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), within)
-	defer cancel()
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := cond()
-		if err == nil {
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			t.Fatalf("waiting for %s: not within %v: %v", what, within, err)
-		}
-	}
-}
-
-var lastPort atomic.Int64
-
-// Below the ports that the kernel gives to outgoing connections (32768 and up),
-// so that none of another controller's takes one before its server listens.
-func init() { lastPort.Store(int64(20000 + os.Getpid()*131%8000)) }
-
-// FreePorts finds ports on which nothing listens.
-func FreePorts(t testing.TB, address string) Ports {
-	t.Helper()
-	var p Ports
-	for _, port := range []*int{&p.Secure, &p.EtcdClient, &p.EtcdPeer, &p.ControllerManager, &p.Scheduler, &p.Health, &p.Metrics, &p.Join} {
-		for *port == 0 {
-			n := int(lastPort.Add(1))
-			if l, err := net.Listen("tcp", net.JoinHostPort(address, strconv.Itoa(n))); err == nil {
-				l.Close()
-				*port = n
-			}
-		}
-	}
-	return p
-}
-
-// Log keeps what a process prints.
-type Log struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-var _ io.Writer = (*Log)(nil)
-
-// Write implements io.Writer.
-func (l *Log) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(p)
-}
-
-// String is all that was printed so far.
-func (l *Log) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.String()
-}
-
-// Strays are the lines that a logger of upstream's has written past kthwd's.
-func (l *Log) Strays() int { return strings.Count("\n"+l.String(), "\n{\"level\":") }
-
-// Tail is the last n lines.
-func (l *Log) Tail(n int) string {
-	lines := strings.Split(strings.TrimRight(l.String(), "\n"), "\n")
-	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }
