@@ -226,8 +226,8 @@ func (c *Controller) cleanup(t testing.TB) {
 		_ = c.Cmd.Process.Signal(syscall.SIGTERM)
 		select {
 		case <-c.exited:
-		case <-time.After(60 * time.Second):
-			t.Errorf("kthwd did not stop within 60 s of SIGTERM")
+		case <-time.After(2 * time.Minute):
+			t.Errorf("kthwd did not stop within 2 minutes of SIGTERM")
 			_ = c.Cmd.Process.Kill()
 			<-c.exited
 		}
@@ -273,7 +273,7 @@ func (c *Controller) Wait(t testing.TB, within time.Duration) int {
 // WaitReady waits until every component is ready or standby.
 func (c *Controller) WaitReady(t testing.TB) {
 	t.Helper()
-	WaitFor(t, "controller ready", 2*time.Minute, func() error {
+	WaitFor(t, "controller ready", 5*time.Minute, func() error {
 		if c.Exited() {
 			t.Fatalf("kthwd ended before it was ready: %v\n%s", c.err, c.Log.Tail(60))
 		}
@@ -288,7 +288,7 @@ func (c *Controller) WaitReady(t testing.TB) {
 // Status reads the state record from the metrics address.
 func (c *Controller) Status() (status.Report, error) {
 	var r status.Report
-	client := http.Client{Timeout: 2 * time.Second}
+	client := http.Client{Timeout: time.Minute}
 	resp, err := client.Get("http://" + net.JoinHostPort(c.Address, strconv.Itoa(c.Ports.Metrics)) + "/status")
 	if err != nil {
 		return r, err
