@@ -24,8 +24,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// patience is how long a test waits for what must come. Nothing takes as long.
-const patience = 10 * time.Second
+// patience only bounds a hang: nothing takes as long, even on a busy machine.
+const patience = time.Minute
 
 func TestMain(m *testing.M) {
 	if child, ok := children[os.Getenv("LB_TEST_CHILD")]; ok {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"os"
 	"testing"
 	"time"
 
@@ -194,7 +195,7 @@ func (s *trickle) Read(p []byte) (int, error) {
 func slowReader(t *testing.T, from, to *net.TCPConn) {
 	t.Helper()
 	must(t, from.SetWriteBuffer(64<<10), to.SetReadBuffer(64<<10))
-	const n = 32 << 20
+	n := 2 * (largestBuffer(t, "tcp_rmem") + largestBuffer(t, "tcp_wmem")) // the balancer has one of each here
 	written := make(chan int, 1)
 	src := stream(7)
 	go func() {
@@ -219,6 +220,17 @@ func slowReader(t *testing.T, from, to *net.TCPConn) {
 		func() error { return from.CloseWrite() },
 		func() error { return expectStream(to, 7, sent) })
 	must(t, expectEOF(to))
+}
+
+// largestBuffer is what the kernel gives to one socket.
+func largestBuffer(t *testing.T, name string) (size int) {
+	t.Helper()
+	text, err := os.ReadFile("/proc/sys/net/ipv4/" + name)
+	must(t, err)
+	var least, first int
+	_, err = fmt.Sscan(string(text), &least, &first, &size)
+	must(t, err)
+	return size
 }
 
 func TestManyConnections(t *testing.T) {
@@ -285,6 +297,9 @@ func TestSilentClients(t *testing.T) {
 	})
 	must(t, equal("connections at the backend", p.count.Load(), 0))
 	t.Run("speaks in time", func(t *testing.T) {
+		cfg := *r.cfg.Load()
+		cfg.FirstByteTimeout = time.Hour
+		must(t, r.Reload(cfg))
 		c := r.dial()
 		eventually(t, "accepted", func() error { return equal("connections", r.active.Load(), 1) })
 		s, _ := introduce(t, c, p)

@@ -22,7 +22,7 @@ import (
 )
 
 // patience bounds every wait of these tests; none waits that long when it passes.
-const patience = 10 * time.Second
+const patience = time.Minute
 
 var clusterroles = schema.GroupResource{Group: rbacv1.GroupName, Resource: "clusterroles"}
 

@@ -316,7 +316,7 @@ func (f *following) run() {
 				if err != nil {
 					f.t.Errorf("Run: %v", err)
 				}
-			case <-time.After(20 * time.Second):
+			case <-time.After(time.Minute):
 				f.t.Error("Run does not end")
 			}
 		})
@@ -337,7 +337,7 @@ func (f *following) want(list string) {
 		if got != list {
 			f.t.Errorf("list: got %s, want %s", got, list)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		f.t.Fatalf("list: got none, want %s", list)
 	}
 }
@@ -366,7 +366,7 @@ func (f *following) says(want string) {
 // eventually polls: there is no event to wait for.
 func eventually(t *testing.T, what string, f func() error) {
 	t.Helper()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(time.Minute)
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for {
