@@ -47,7 +47,7 @@ func TestAccessLog(t *testing.T) {
 	p := newPeer(t)
 	path := filepath.Join(t.TempDir(), "access.log")
 	cfg := testConfig(p.addr)
-	cfg.AccessLog, cfg.HoldTimeout, cfg.FirstByteTimeout = path, 100*time.Millisecond, 100*time.Millisecond
+	cfg.AccessLog, cfg.HoldTimeout, cfg.FirstByteTimeout = path, 100*time.Millisecond, time.Hour
 	r := run(t, cfg, Options{}).noDefer()
 	dead := unused(t)
 	for _, tt := range []struct {
@@ -70,8 +70,12 @@ func TestAccessLog(t *testing.T) {
 			return client.LocalAddr()
 		}},
 		{"first_byte_timeout", "", 0, 0, func() net.Addr {
+			before := *r.cfg.Load()
+			silent := before
+			silent.FirstByteTimeout = 100 * time.Millisecond
+			must(t, r.Reload(silent))
 			c := r.dial()
-			must(t, expectEOF(c))
+			must(t, expectEOF(c), r.Reload(before))
 			return c.LocalAddr()
 		}},
 		{"no_backend", "", 0, 0, func() net.Addr {

@@ -310,25 +310,46 @@ func TestSilentClients(t *testing.T) {
 func TestHalfCloseTimeout(t *testing.T) {
 	for _, first := range []string{"client", "backend"} {
 		t.Run(first, func(t *testing.T) {
-			p := newPeer(t)
-			cfg := testConfig(p.addr)
-			cfg.HalfCloseTimeout = 300 * time.Millisecond
-			r := run(t, cfg, Options{})
-			client, server, _ := r.pairUp(p)
-			a, b := client, server
-			if first == "backend" {
-				a, b = b, a
+			for timeout := 300 * time.Millisecond; !staysHalfClosed(t, first, timeout); timeout *= 2 {
+				t.Logf("this machine cannot write once in %v", timeout)
 			}
-			must(t, a.CloseWrite(), expectEOF(b))
-			for range 8 { // as long as data comes, it goes on
-				say(t, b, a, "still here")
-				pause(50 * time.Millisecond)
-			}
-			must(t, expectEOF(a))
-			r.empty()
-			must(t, equal("half_close_timeout", r.backend(p.addr).closed[endHalfClose].Load(), 1))
 		})
 	}
+}
+
+// staysHalfClosed holds that a connection with one side closed stays for as long as data
+// comes, and no longer than the time-out. It is false when the data came too late.
+func staysHalfClosed(t *testing.T, first string, timeout time.Duration) bool {
+	t.Helper()
+	p := newPeer(t)
+	cfg := testConfig(p.addr)
+	cfg.HalfCloseTimeout = timeout
+	r := run(t, cfg, Options{})
+	client, server, _ := r.pairUp(p)
+	a, b := client, server
+	if first == "backend" {
+		a, b = b, a
+	}
+	last := time.Now()
+	must(t, a.CloseWrite(), expectEOF(b))
+	for range 8 {
+		_, err := io.WriteString(b, "still here")
+		if err == nil {
+			_, err = io.ReadFull(a, make([]byte, len("still here")))
+		}
+		switch late := time.Since(last) > timeout/2; {
+		case late && timeout < patience:
+			return false
+		case err != nil:
+			t.Fatalf("%v after the data before: %v", time.Since(last), err)
+		}
+		last = time.Now()
+		pause(timeout / 6)
+	}
+	must(t, expectEOF(a))
+	r.empty()
+	must(t, equal("half_close_timeout", r.backend(p.addr).closed[endHalfClose].Load(), 1))
+	return true
 }
 
 // Whoever reads nothing keeps a bounded amount of this process' memory, however

@@ -416,10 +416,11 @@ func TestJoinInterrupted(t *testing.T) {
 					g.awaitPeerPort(ctx, round)
 					within = 20 // while the cluster looks whether it is there, and adds it
 				}
-				select {
-				case <-time.After(time.Duration(rand.IntN(within)) * time.Millisecond):
+				pause(ctx, time.Duration(rand.IntN(within))*time.Millisecond)
+				for again := true; again && ctx.Err() == nil; again = held {
 					cmd.Process.Signal(signal)
-				case <-ctx.Done(): // it has ended by itself
+					// Until it listens, SIGINT is lost where the shell has it ignored.
+					pause(ctx, 100*time.Millisecond)
 				}
 			}()
 			err := cmd.Wait()
