@@ -47,8 +47,9 @@ tool: ## build a program of go.mod with the same stamps: make tool PKG=k8s.io/ku
 run: build ## run a controller without root, data in ./.kthwd (RUN_FLAGS=… for others)
 	$(BIN) $(RUN_FLAGS)
 
+# The longest first, beside the others: its tests wait more than they compute.
 test: build ## all tests that need no root and no foreign package
-	KTHWD_BIN=$(abspath $(BIN)) go test -timeout=20m ./...
+	KTHWD_BIN=$(abspath $(BIN)) go test -p 3 -timeout=60m ./test/fault ./...
 
 test-light: ## the tests that link no Kubernetes, in seconds
 	go test $(LIGHT)

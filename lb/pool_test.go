@@ -54,7 +54,7 @@ func TestSuspendedBackendIsCutLater(t *testing.T) {
 		v.at(t, a)
 		a.suspend()
 		r.awaitState(a, check.Dead)
-		died := time.Now()
+		died := r.Status().Backends[0].Since // by the balancer's clock: this test may be late
 		r.visit().at(t, b)
 		v.cut(t)
 		if after := time.Since(died); after < 300*time.Millisecond {
@@ -63,7 +63,7 @@ func TestSuspendedBackendIsCutLater(t *testing.T) {
 		a.resume()
 	})
 	t.Run("for a moment", func(t *testing.T) {
-		killDelay = 5 * time.Second
+		killDelay = time.Hour
 		r := run(t, cfg, Options{})
 		r.awaitState(a, check.Ready)
 		r.awaitState(b, check.Ready)

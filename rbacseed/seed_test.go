@@ -23,7 +23,7 @@ import (
 )
 
 // patience limits every wait of these tests; none waits that long when it passes.
-const patience = 10 * time.Second
+const patience = time.Minute
 
 var clusterroles = schema.GroupResource{Group: rbacv1.GroupName, Resource: "clusterroles"}
 

@@ -44,14 +44,14 @@ func TestSocketActivation(t *testing.T) {
 	defer backend.Close()
 	answer := make(chan error, 1)
 	go func() {
-		resp, err := (&http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}).Get("http://" + address)
+		resp, err := (&http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true}}).Get("http://" + address)
 		if err == nil {
 			err = resp.Body.Close()
 		}
 		answer <- err
 	}()
 
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "sh", "-c", `LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=api exec "$0" "$@"`,
 		binary, "--config=", "--role=lb", "--check=tcp", "--metrics-address=", "--status-socket=", "--listen="+address, "--backend="+server.Addr().String())

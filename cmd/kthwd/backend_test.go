@@ -53,7 +53,7 @@ func connect(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	c := &connection{conn: conn, url: "https://" + args[1]}
 	opened := false
-	c.client = http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
+	c.client = http.Client{Timeout: time.Minute, Transport: &http.Transport{
 		DialTLSContext: func(context.Context, string, string) (net.Conn, error) {
 			if opened {
 				return nil, fmt.Errorf("the connection %s was closed", args[0])

@@ -5,19 +5,18 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"kthwd/lb"
+	"kthwd/test/kthwtest"
 )
 
 var updateScripts = flag.Bool("update-scripts", false, "rewrite the expected output in the scripts")
@@ -136,27 +135,17 @@ func freeport(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: freeport NAME...")
 	}
 	for _, name := range args {
-		ts.Setenv(name, strconv.Itoa(freePort(ts)))
+		port, err := kthwtest.FreePort()
+		ts.Check(err)
+		ts.Setenv(name, strconv.Itoa(port))
 	}
 }
 
-// nextPort counts through the ports below those that Linux gives to outgoing
-// connections (net.ipv4.ip_local_port_range), so that no such connection takes one
-// before its script listens there. Each test process begins at another port.
-var nextPort atomic.Int32
-
-func freePort(ts *testscript.TestScript) int {
-	const first, count = 15000, 17000
-	nextPort.CompareAndSwap(0, int32(os.Getpid()*31%count)+1)
-	for range count {
-		port := first + int(nextPort.Add(1))%count
-		if l, err := net.Listen("tcp", fmt.Sprintf(":%d", port)); err == nil {
-			l.Close()
-			return port
-		}
-	}
-	ts.Fatalf("no free port")
-	return 0
+// patience is how long a script waits for an expected result. The time in the script
+// only bounds a hang: on a busy machine it is two minutes at least.
+func patience(text string) (time.Duration, error) {
+	d, err := time.ParseDuration(text)
+	return max(d, 2*time.Minute), err
 }
 
 // waitFor polls, because another process gives no event to wait for.
@@ -164,7 +153,7 @@ func waitFor(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: waitfor TIMEOUT PROGRAM [ARG...]")
 	}
-	timeout, err := time.ParseDuration(args[0])
+	timeout, err := patience(args[0])
 	ts.Check(err)
 	deadline := time.Now().Add(timeout)
 	for {

@@ -119,7 +119,7 @@ func TestNotifier(t *testing.T) {
 	n.stopping()
 	for _, want := range []string{"STATUS=etcd: waiting; for quorum", "READY=1\nSTATUS=ready", "STOPPING=1\nSTATUS=stopping"} {
 		b := make([]byte, 1024)
-		systemd.SetReadDeadline(time.Now().Add(5 * time.Second))
+		systemd.SetReadDeadline(time.Now().Add(time.Minute))
 		size, err := systemd.Read(b)
 		if err != nil || string(b[:size]) != want {
 			t.Errorf("got %q, %v; want %q", b[:size], err, want)

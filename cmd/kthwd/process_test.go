@@ -163,7 +163,7 @@ func ended(ts *testscript.TestScript, neg bool, args []string) {
 	p := find(ts, args[0])
 	want, err := strconv.Atoi(args[1])
 	ts.Check(err)
-	timeout, err := time.ParseDuration(args[2])
+	timeout, err := patience(args[2])
 	ts.Check(err)
 	select {
 	case <-p.gone:

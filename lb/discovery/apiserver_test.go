@@ -321,7 +321,7 @@ func (f *following) want(list string) {
 		if got != list {
 			f.t.Errorf("list: got %s, want %s", got, list)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		f.t.Fatalf("list: got none, want %s", list)
 	}
 }
@@ -350,7 +350,7 @@ func (f *following) says(want string) {
 // eventually waits until f returns nil.
 func eventually(t *testing.T, what string, f func() error) {
 	t.Helper()
-	harness.WaitFor(t, what, 20*time.Second, f)
+	harness.WaitFor(t, what, time.Minute, f)
 }
 
 func write(t *testing.T, path, text string) {

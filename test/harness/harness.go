@@ -22,7 +22,7 @@ import (
 )
 
 // patience limits the end of a component. No test that passes waits as long.
-const patience = 10 * time.Second
+const patience = time.Minute
 
 // WaitFor polls the condition until it returns nil. It fails the test, with the name and
 // the last error, when that takes longer than within.
