@@ -31,7 +31,7 @@ DIRS      := appliance cmd health lb packaging rbacseed test
 LIGHT      = $(shell awk '$$2 == "light" { print "./" $$1 }' appliance/config/testdata/arrows.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help build tool run test test-light test-e2e test-lb-peers soak screenshots bench bench-lb lint golden verify package package-check generated install test-systemd clean FORCE
+.PHONY: help build tool run test test-attacks test-light test-one cover test-e2e test-lb-peers soak screenshots bench bench-lb lint lint-extra golden verify bump hooks package package-check generated install test-systemd clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -47,11 +47,28 @@ tool: ## build a program of go.mod with the same stamps: make tool PKG=k8s.io/ku
 run: build ## run a controller without root, data in ./.kthwd (RUN_FLAGS=… for others)
 	$(BIN) $(RUN_FLAGS)
 
+# The longest first, beside the others: its tests wait more than they compute.
 test: build ## all tests that need no root and no foreign package
-	KTHWD_BIN=$(abspath $(BIN)) go test -timeout=20m ./...
+	KTHWD_BIN=$(abspath $(BIN)) go test -p 3 -timeout=60m ./test/fault ./...
 
 test-light: ## the tests that link no Kubernetes, in seconds
 	go test $(LIGHT)
+
+test-attacks: build ## attacks that once worked, on the real binary
+	KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=10m -v ./test/attack
+
+# Tests of whole clusters need their switch as well: KTHWD_E2E=1 make test-one T=TestNewUser
+packages_of = $(shell grep -rlE --include='*_test.go' '^func $(firstword $(subst /, ,$(1)) none)\b' $(DIRS) | xargs -rn1 dirname | sort -u | sed 's,^,./,')
+test-one: ## one test, in whichever package it is: make test-one T=TestGrow, or T=TestGuard/data_gone
+	$(if $(call packages_of,$(T)),,$(error there is no test "$(T)": make test-one T=TestGrow))
+	go test -count=1 -timeout=20m -v -run '^$(subst /,$$/^,$(T))$$' $(call packages_of,$(T))
+
+COVER ?= $(LIGHT)
+cover: ## which lines the light tests run: dist/cover.html and the total (COVER=./lb/... for other packages)
+	@mkdir -p dist
+	go test -coverprofile=dist/cover.out $(COVER)
+	go tool cover -html=dist/cover.out -o dist/cover.html
+	@go tool cover -func=dist/cover.out | tail -n 1
 
 test-e2e: build ## whole clusters with kubectl and real nodes, and the failure tables of the load balancer and of three controllers; parts need root and are skipped without
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=40m ./test/e2e/...
@@ -87,8 +104,17 @@ lint: ## gofmt, go vet, staticcheck (the first time it reads all of Kubernetes: 
 	go vet ./...
 	go tool staticcheck ./...
 
+lint-extra: ## golangci-lint with .golangci.yml, where it is installed
+	@if command -v golangci-lint >/dev/null; then golangci-lint run ./...; else echo "lint-extra: golangci-lint is not in PATH, nothing was checked"; fi
+
 golden: ## rewrite golden files and docs/configuration.md from the code
 	go test $$(grep -rl --include='*_test.go' '"update"' $(DIRS) | xargs -n1 dirname | sort -u | sed 's,^,./,') -update
+
+bump: ## other versions of Kubernetes and etcd in go.mod, then what to check: make bump K8S=v1.36.4 ETCD=v3.6.17 (DRY=1 only prints)
+	@DRY='$(DRY)' packaging/bump.sh '$(K8S)' '$(ETCD)'
+
+hooks: ## let git check each commit of this clone: format, light tests, subject
+	git config core.hooksPath .githooks
 
 verify: lint golden ## lint, and generated files are as their sources say
 	git diff --exit-code

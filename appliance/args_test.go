@@ -83,7 +83,7 @@ func TestArgsParse(t *testing.T) {
 	if _, err := etcd.Parse(program.EtcdArgs(c, c.Layout(), "/run/etcd.sock"), silent); err != nil {
 		t.Error(err)
 	}
-	if _, err := apiserver.Parse(program.APIServerArgs(c, c.Layout(), "/run/etcd.sock")); err != nil {
+	if _, err := apiserver.Parse(program.APIServerArgs(c, c.Layout(), "/run/etcd.sock"), pki.ControllerNames{}); err != nil {
 		t.Error(err)
 	}
 	if _, err := controllers.ParseManager(program.ControllerManagerArgs(c, c.Layout())); err != nil {
@@ -204,7 +204,7 @@ func TestOwnedFlagsExist(t *testing.T) {
 			case program.Etcd:
 				_, err = etcd.Parse(append(program.EtcdArgs(fixed(), fixed().Layout(), "/s"), args...), silent)
 			case program.APIServer:
-				_, err = apiserver.Parse(args)
+				_, err = apiserver.Parse(args, pki.ControllerNames{})
 			case program.ControllerManager:
 				_, err = controllers.ParseManager(args)
 			case program.Scheduler:

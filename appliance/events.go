@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
-	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -13,7 +12,6 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
-	"kthwd/appliance/lease"
 	"kthwd/appliance/program"
 	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
@@ -70,7 +68,7 @@ func (w *eventWriter) seen(e status.Event) {
 // judge tells which changes are notable.
 func (w *eventWriter) judge(e status.Event) (notable, bool) {
 	switch {
-	case (e.Object == program.ControllerManager || e.Object == program.Scheduler) && strings.HasPrefix(e.Reason, lease.BeginsAgain):
+	case (e.Object == program.ControllerManager || e.Object == program.Scheduler) && e.RestartReason != "":
 		return notable{e.Time, corev1.EventTypeWarning, "TermLost", fmt.Sprintf("%s %s", e.Object, e.Reason)}, true
 	case e.Object == status.ObjectQuorum && e.To == status.QuorumLost:
 		w.lost = true

@@ -5,7 +5,6 @@ import (
 	"testing"
 	"time"
 
-	"kthwd/appliance/lease"
 	"kthwd/appliance/program"
 	"kthwd/appliance/status"
 )
@@ -18,7 +17,7 @@ func TestNotable(t *testing.T) {
 	}{
 		{status.Event{Object: status.ObjectQuorum, To: status.QuorumThere}, ""}, // the first one
 		{status.Event{Object: program.Scheduler, From: "waiting", To: "starting"}, ""},
-		{status.Event{Object: program.Scheduler, From: "ready", To: "starting", Reason: lease.BeginsAgain + "lease lost"}, "TermLost"},
+		{status.Event{Object: program.Scheduler, From: "ready", To: "starting", Reason: "begins again after: lease lost", RestartReason: "lease_lost"}, "TermLost"},
 		{status.Event{Object: program.Etcd, From: "ready", To: "waiting"}, ""},
 		{status.Event{Object: status.ObjectQuorum, To: status.QuorumLost}, "QuorumLost"},
 		{status.Event{Object: status.ObjectQuorum, To: status.QuorumThere}, "QuorumBack"},

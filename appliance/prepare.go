@@ -228,7 +228,7 @@ func parsePrograms(args map[string][]program.Arg) (*programs, error) {
 	}
 	p := &programs{}
 	var errs [3]error
-	p.api, errs[0] = apiserver.Parse(args[program.APIServer])
+	p.api, errs[0] = apiserver.Parse(args[program.APIServer], pki.ControllerNames{})
 	p.kcm, errs[1] = controllers.ParseManager(args[program.ControllerManager])
 	p.sched, errs[2] = controllers.ParseScheduler(args[program.Scheduler])
 	if err := errors.Join(errs[:]...); err != nil {

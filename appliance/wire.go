@@ -44,7 +44,7 @@ func (p *prepared) wire() (*supervise.Group, *Pulse, error) {
 	var api *apiserver.Server
 	member, err := p.newEtcd(func() { api.Begin() })
 	if err != nil {
-		return nil, nil, advice.Usage(err)
+		return nil, nil, err
 	}
 	api = p.newAPIServer(member, fences)
 	kcm := controllers.NewManager(p.controllersConfig(g, program.ControllerManager, &fences.ControllerManager), p.programs.kcm)
@@ -77,11 +77,15 @@ func (p *prepared) wire() (*supervise.Group, *Pulse, error) {
 // had others keeps etcd's own timing.
 func (p *prepared) newEtcd(onOpen func()) (*etcd.Member, error) {
 	before, _ := etcdfiles.ReadRecord(p.layout) // Guard has read it, too
-	return etcd.New(etcd.Config{
+	member, err := etcd.New(etcd.Config{
 		Args: p.args[program.Etcd], Log: p.o.Logs.Logger(program.Etcd),
 		HadQuorum: before != nil, HadOthers: before != nil && before.Members > 1,
 		OnOpen: onOpen, Admit: p.admit, OnMembership: p.remember,
 	})
+	if err != nil {
+		return nil, advice.Usage(err)
+	}
+	return member, member.AdmitControllers(p.layout.CA())
 }
 
 // admit decides whether this controller belongs to the cluster.

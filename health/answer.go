@@ -9,8 +9,7 @@ import (
 	"unicode"
 )
 
-// ServeHTTP answers one question. It may be used without Run, on a server of the
-// caller's.
+// ServeHTTP answers one request. It may be used without Run, on a server of the caller.
 func (b *Bridge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	code, body := b.answer(r)
 	h := w.Header()
@@ -25,19 +24,19 @@ func (b *Bridge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	io.WriteString(w, body) // net/http drops it for HEAD
 }
 
-// answer is the status code and the body for r.
+// answer returns the status code and the body for r.
 func (b *Bridge) answer(r *http.Request) (int, string) {
 	p := b.probeFor(r.URL.Path)
 	switch {
-	case !b.serves(r.Host):
-		// Misdirected, not "not found": the path is fine, the name is not ours.
+	case !b.servesHost(r.Host):
+		// 421 rather than 404: the path exists, but not under this host.
 		return http.StatusMisdirectedRequest, "not the host this bridge answers for\n"
 	case p == nil:
 		return http.StatusNotFound, "not found; try /healthz, /readyz or /livez\n"
 	case r.Method != http.MethodGet && r.Method != http.MethodHead:
 		return http.StatusMethodNotAllowed, "method not allowed\n"
 	}
-	v := b.judge(r.Context(), p)
+	v := b.verdictOf(r.Context(), p)
 	code := http.StatusOK
 	if !v.ok {
 		code = http.StatusServiceUnavailable
@@ -52,7 +51,7 @@ func (b *Bridge) answer(r *http.Request) (int, string) {
 	}
 }
 
-// probeFor is the probe that a path stands for, nil for none.
+// probeFor returns the probe of a path, nil for none.
 func (b *Bridge) probeFor(path string) *probe {
 	switch path {
 	case "/healthz", "/readyz":
@@ -63,15 +62,15 @@ func (b *Bridge) probeFor(path string) *probe {
 	return nil
 }
 
-// serves reports whether the bridge answers for the request's host.
-func (b *Bridge) serves(host string) bool {
+// servesHost reports whether the bridge answers for the request's host.
+func (b *Bridge) servesHost(host string) bool {
 	if b.cfg.ServerName == "" {
 		return true
 	}
 	return bareHost(host) == bareHost(b.cfg.ServerName)
 }
 
-// bareHost is host without port, brackets, final dot and capitals.
+// bareHost returns host in lower case, without port, brackets and final dot.
 func bareHost(host string) string {
 	if h, _, err := net.SplitHostPort(host); err == nil {
 		host = h
@@ -79,32 +78,32 @@ func bareHost(host string) string {
 	return strings.ToLower(strings.TrimSuffix(strings.Trim(host, "[]"), "."))
 }
 
-// judge joins kthwd's own record with the apiserver's answer. Local decides about
-// readiness alone: an apiserver that is draining is not ready but alive.
-func (b *Bridge) judge(ctx context.Context, p *probe) verdict {
+// verdictOf combines kthwd's own record with the apiserver's answer. Local affects
+// readiness only: an apiserver that is draining is not ready but alive.
+func (b *Bridge) verdictOf(ctx context.Context, p *probe) verdict {
 	if b.invalid != nil {
 		return verdict{reason: "health bridge: not configured"}
 	}
 	ok, reason := b.cfg.Local()
-	if reason = oneLine(reason); !ok && reason == "" {
+	if reason = firstLine(reason); !ok && reason == "" {
 		reason = "not ready"
 	}
 	if !ok && p == b.ready {
 		return verdict{reason: reason}
 	}
-	// Twice the time a probe has: the asker is answered even if a probe hangs
-	// where no deadline reaches, in reading a file.
+	// Twice the limit of a probe: the client gets an answer even if a probe hangs
+	// where no deadline applies, in reading a file.
 	ctx, cancel := context.WithTimeout(ctx, 2*b.cfg.Timeout)
 	defer cancel()
 	v := p.verdict(ctx)
-	if !v.ok && !ok { // Local knows more than "connection refused" says
+	if !v.ok && !ok { // Local's reason is more specific than "connection refused"
 		v.reason += " (" + reason + ")"
 	}
 	return v
 }
 
-// verbose lists kthwd's components, then the apiserver's checks, then the verdict
-// on what was asked, in the form of upstream's healthz package.
+// verbose lists kthwd's components, the apiserver's checks and the verdict on the
+// requested path, in the form of upstream's healthz package.
 func (b *Bridge) verbose(name string, v verdict) string {
 	var s strings.Builder
 	for _, c := range b.cfg.Components() {
@@ -125,9 +124,9 @@ func (b *Bridge) verbose(name string, v verdict) string {
 
 // writeCheck writes "[+]name ok", "[+]name ok: standby" or "[-]name starting".
 func writeCheck(s *strings.Builder, c Check) {
-	reason := oneLine(c.Reason)
+	reason := firstLine(c.Reason)
 	if c.OK {
-		s.WriteString("[+]" + oneLine(c.Name) + " ok")
+		s.WriteString("[+]" + firstLine(c.Name) + " ok")
 		if reason != "" {
 			s.WriteString(": " + reason)
 		}
@@ -135,17 +134,17 @@ func writeCheck(s *strings.Builder, c Check) {
 		if reason == "" {
 			reason = "failed"
 		}
-		s.WriteString("[-]" + oneLine(c.Name) + " " + reason)
+		s.WriteString("[-]" + firstLine(c.Name) + " " + reason)
 	}
 	s.WriteByte('\n')
 }
 
-// maxLine bounds what a caller may say in one line, in bytes.
+// maxLine limits a line supplied by the caller, in bytes.
 const maxLine = 200
 
-// oneLine makes s fit to be shown: one short line of printable text. More than the
-// first line (a stack, say) is not for strangers.
-func oneLine(s string) string {
+// firstLine makes s presentable: one short line of printable text. Further lines (such as
+// a stack) are not public.
+func firstLine(s string) string {
 	s, _, _ = strings.Cut(strings.TrimSpace(s), "\n")
 	s = strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {

@@ -7,27 +7,27 @@ import (
 	"sync"
 )
 
-// conns bounds the open connections of a server. The bridge shares its file
-// descriptors with etcd, so there must be a bound; but a server that stops accepting
-// at the bound is shut to honest askers by whoever opens connections and says nothing.
-// Here a new connection always gets in, and the one that has waited longest for a
-// request goes: an asker needs a millisecond, a hoarder has to outrun all the others.
+// conns limits the open connections of a server. The bridge shares its file descriptors
+// with etcd, so it needs a limit. But if it stopped accepting at the limit, idle
+// connections could lock out honest clients. Here a new connection is always accepted,
+// and the one that has waited longest for a request is cut: an honest client needs a
+// millisecond, while an attacker has to outpace all others.
 type conns struct {
 	max int
 
 	mu    sync.Mutex
 	open  map[net.Conn]*conn
-	turn  uint64        // counts changes of state; a clock without ties
-	kept  int           // of open, those that were not cut
-	cut   uint64        // ever
-	empty chan struct{} // closed when open becomes empty; nil if nobody waits
+	turn  uint64        // number of changes of state; a clock without ties
+	kept  int           // connections in open that were not cut
+	cut   uint64        // connections cut since newConns
+	empty chan struct{} // closed when open becomes empty; nil without a waiter
 }
 
-// A conn is one connection that has a goroutine in the server.
+// A conn is one connection with a goroutine in the server.
 type conn struct {
-	active bool   // a request has arrived and is not answered yet
+	active bool   // it has an unanswered request
 	since  uint64 // turn of the last change
-	cut    bool   // closed by us, the server has not noticed yet
+	cut    bool   // closed here, but not yet noticed by the server
 }
 
 func newConns(max int) *conns {
@@ -69,13 +69,13 @@ func (c *conns) remove(nc net.Conn) {
 	}
 }
 
-// cutOne closes the connection that has been without a request the longest, or if
-// all have one, the one whose request is the oldest.
+// cutOne closes the connection without a request for the longest time or, if all have a
+// request, the one with the oldest request.
 func (c *conns) cutOne() {
 	var victim net.Conn
 	var worst *conn
 	for nc, cn := range c.open {
-		if cn.cut || cn.since == c.turn { // cut already, or the newcomer
+		if cn.cut || cn.since == c.turn { // cut already, or the new connection
 			continue
 		}
 		if worst == nil || (worst.active && !cn.active) ||
@@ -89,7 +89,7 @@ func (c *conns) cutOne() {
 	}
 }
 
-// closeWaiting closes all that have no request.
+// closeWaiting closes all connections without a request.
 func (c *conns) closeWaiting() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -106,8 +106,7 @@ func (c *conns) close(nc net.Conn, cn *conn) {
 	c.kept--
 }
 
-// wait returns when the goroutines of all connections are at their end or ctx is
-// done.
+// wait returns when the goroutines of all connections have ended or ctx is done.
 func (c *conns) wait(ctx context.Context) {
 	c.mu.Lock()
 	if len(c.open) == 0 {
@@ -123,7 +122,7 @@ func (c *conns) wait(ctx context.Context) {
 	}
 }
 
-// cuts is how many were closed to make room.
+// cuts returns the number of connections closed to make room.
 func (c *conns) cuts() uint64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -10,21 +10,21 @@ import (
 	"sync"
 )
 
-// credentials are the CA and the client certificate, as found in their files. The
-// files are read each time, at most twice a second: their times are too coarse to
-// tell that two quick writes happened, their content is not.
+// credentials are the CA and the client certificate, read from their files each time, at
+// most twice a second. Modification times are too coarse to detect two quick writes;
+// the content is not.
 type credentials struct {
 	ca, cert, key string // cert and key may be empty
 	log           *slog.Logger
 
 	mu     sync.Mutex
-	config *tls.Config // of the last good set; nil before the first
+	config *tls.Config // from the last good set; nil before the first
 	sum    [sha256.Size]byte
-	bad    string // the error that was logged since
+	bad    string // the last error logged since then
 }
 
-// load returns the TLS configuration for the files as they are now; if they are not
-// usable, that of the last time they were; if they never were, the error.
+// load returns the TLS configuration of the present files. If they are unusable, it
+// returns that of the last usable ones; if there were none, the error.
 func (c *credentials) load() (*tls.Config, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -41,7 +41,7 @@ func (c *credentials) load() (*tls.Config, error) {
 	return c.config, nil
 }
 
-// reload replaces config if the files have changed and are good.
+// reload replaces config if the files have changed and are usable.
 func (c *credentials) reload() error {
 	var files [3][]byte
 	h := sha256.New()
@@ -72,7 +72,7 @@ func (c *credentials) reload() error {
 	return nil
 }
 
-// parse makes a client configuration of three PEM files.
+// parse returns the client configuration of three PEM files.
 func (c *credentials) parse(ca, cert, key []byte) (*tls.Config, error) {
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(ca) {

@@ -1,6 +1,6 @@
-// Package health is the plain-HTTP bridge to the local kube-apiserver's health
-// endpoints. It replaces the nginx proxy of the tutorial, for load balancers and
-// people whose checks speak HTTP only.
+// Package health is the plain HTTP bridge to the health endpoints of the local
+// kube-apiserver. It replaces the nginx proxy of the tutorial, for load balancers and
+// people whose checks use HTTP only.
 //
 //	b := health.New(health.Config{
 //		Address:  ":80",
@@ -11,29 +11,28 @@
 //	})
 //	err := b.Run(ctx, ready) // blocks
 //
-// It answers GET and HEAD of three paths, 200 with "ok" or 503 with one line that
-// says why; ?verbose adds one line per check.
+// It answers GET and HEAD of three paths, with 200 and "ok" or with 503 and a one-line
+// reason; ?verbose adds one line per check.
 //
 //	/healthz, /readyz   the apiserver's /readyz, once Local agrees
 //	/livez              the apiserver's /livez, whatever Local says
 //
-// /healthz is the path the tutorial uses, but it is not asked upstream: during
-// --shutdown-delay-duration the apiserver's /healthz stays 200 and only /readyz
-// fails, so a balancer that follows /healthz would send clients to a server that is
-// about to leave.
+// The tutorial uses /healthz, but the bridge does not query the apiserver's /healthz:
+// during --shutdown-delay-duration that stays 200 and only /readyz fails, so a balancer
+// that follows /healthz would send clients to a server that is about to stop.
 //
-// The bridge fails closed: what is not a 200 from a server that the CA vouches for,
-// read to its end in time, is a 503. It probes only when somebody asks, and however
-// many ask at once, they share one probe; its verdict, good or bad, is kept for
-// Interval. Every probe is a connection of its own with a full TLS handshake: neither a
-// kept connection nor a resumed session can hide a listener that is gone or a certificate
-// that has expired. It costs both ends together some 5 ms of CPU with RSA-2048 keys.
+// The bridge fails closed: anything but a complete 200, in time, from a server whose
+// certificate the CA has signed is a 503. It probes only on request. Concurrent requests
+// share one probe, and its verdict, good or bad, is kept for Interval. Every probe uses a
+// new connection with a full TLS handshake, so that neither a kept connection nor a
+// resumed session can hide a closed listener or an expired certificate. A probe costs
+// both ends together about 5 ms of CPU with RSA-2048 keys.
 //
-// What it says is public. Reasons are made from the status code, the names of failed
-// checks and a fixed set of phrases; nothing else of an upstream answer is passed on.
+// All its answers are public. Reasons consist of the status code, the names of failed
+// checks and fixed phrases; no other part of the apiserver's answer is passed on.
 //
-// It does not retry, does not smooth (a balancer has its own rise and fall counts)
-// and knows nothing of other controllers.
+// It does not retry, does not smooth (a balancer has its own rise and fall counts) and
+// does not look at other controllers.
 package health
 
 import (
@@ -48,18 +47,18 @@ import (
 	"time"
 )
 
-// A Config says where the bridge listens and whom it asks.
+// A Config configures a Bridge.
 type Config struct {
-	// Address is where to listen, host:port. Empty means that of Default.
+	// Address is the address to listen on, host:port. Empty means that of Default.
 	Address string
 
-	// ServerName restricts the bridge to requests for this host; the port, the
-	// case and a final dot are ignored, other hosts get 421. Empty means any
-	// host, which a balancer that checks by address needs.
+	// ServerName restricts the bridge to requests for this host, ignoring port,
+	// case and a final dot; requests for other hosts get 421. Empty means any
+	// host, which a balancer that checks by address requires.
 	ServerName string
 
-	// Target is the local apiserver: https://host[:port] and nothing more. The
-	// host must be in its certificate. Empty means that of Default.
+	// Target is the URL of the local apiserver: https://host[:port] and nothing
+	// more. Its certificate must name the host. Empty means that of Default.
 	Target string
 
 	// CAFile is the PEM bundle that must have signed the apiserver's
@@ -68,35 +67,35 @@ type Config struct {
 
 	// CertFile and KeyFile are the client certificate shown to the apiserver.
 	// It needs no rights: system:public-info-viewer lets any authenticated user
-	// read /readyz and /livez. Both empty means to ask anonymously.
+	// read /readyz and /livez. Both empty means anonymous requests.
 	//
-	// The three files are read for each probe and used as soon as they change.
-	// While a change does not fit together (a new certificate, still the old
-	// key), the last good set is used and one warning is logged.
+	// The three files are read for each probe, so changes apply at once. While
+	// they do not fit together (a new certificate, still the old key), the last
+	// good set is used and one warning is logged.
 	CertFile, KeyFile string
 
-	// Timeout bounds one probe from dial to the end of the answer. Zero means
+	// Timeout limits one probe from dial to the end of the answer. Zero means
 	// that of Default, 1s, as in package lb. The apiserver's own etcd check may
-	// take 2s (--etcd-readycheck-timeout): above that, a stuck etcd is reported
-	// by name instead of as a missing answer. Keep it below the timeout of
-	// whoever asks.
+	// take 2s (--etcd-readycheck-timeout): with a longer Timeout, a stuck etcd is
+	// reported by name instead of as a missing answer. Keep Timeout below the
+	// timeout of the clients.
 	Timeout time.Duration
 
-	// Interval is how long a verdict is kept, counted from its end; each of
-	// /readyz and /livez is asked at most once in that time. Zero means that of
-	// Default, 1s.
+	// Interval is how long a verdict is kept, counted from the end of the probe;
+	// /readyz and /livez are each probed at most once in that time. Zero means that
+	// of Default, 1s.
 	Interval time.Duration
 
-	// Local is kthwd's own record: false, with the reason, makes /healthz and
-	// /readyz answer 503 without asking the apiserver. Nil means always ready.
-	// It is called for each request and must not block; its reason is public.
+	// Local returns kthwd's own readiness: false, with a reason, makes /healthz and
+	// /readyz answer 503 without a probe. Nil means always ready. It is called for
+	// each request and must not block; its reason is public.
 	Local func() (ready bool, reason string)
 
-	// Components lists kthwd's components for ?verbose. They inform and do not
-	// change the status code. Nil means none. As public as Local.
+	// Components lists kthwd's components for ?verbose. They do not affect the
+	// status code. Nil means none. The list is public.
 	Components func() []Check
 
-	// Log gets one line for each change of verdict. Nil means none.
+	// Log gets one line for each change of verdict. Nil logs nothing.
 	Log *slog.Logger
 }
 
@@ -104,10 +103,10 @@ type Config struct {
 type Check struct {
 	Name   string
 	OK     bool
-	Reason string // why not OK, or a remark such as "standby"; one line, may be empty
+	Reason string // the reason it is not OK, or a remark such as "standby"; one line, may be empty
 }
 
-// Default is the bridge of the tutorial, without the files.
+// Default returns the configuration of the tutorial's bridge, without the files.
 func Default() Config {
 	return Config{
 		Address:  ":80",
@@ -117,7 +116,7 @@ func Default() Config {
 	}
 }
 
-// withDefaults fills in what was left zero.
+// withDefaults returns c with defaults in place of zero values.
 func (c Config) withDefaults() Config {
 	d := Default()
 	if c.Address == "" {
@@ -144,8 +143,8 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// Validate says what is wrong with c, all of it at once. Whether the files are
-// usable is found out later, by the probes.
+// Validate returns every fault of c as one joined error. It does not open the files; the
+// probes do.
 func (c Config) Validate() error {
 	c = c.withDefaults()
 	var errs []error
@@ -164,12 +163,12 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// targetAddress is the host:port to dial for a target URL.
+// targetAddress returns the host:port to dial for a target URL.
 func targetAddress(target string) (string, error) {
 	u, err := url.Parse(target)
 	if err != nil || u.Scheme != "https" || u.Hostname() == "" ||
 		(u.Path != "" && u.Path != "/") || u.RawQuery != "" || u.User != nil {
-		// Not the text itself: it may hold a password.
+		// The URL is not repeated: it may contain a password.
 		return "", errors.New("target: want https://host[:port]")
 	}
 	port := u.Port()
@@ -179,8 +178,8 @@ func targetAddress(target string) (string, error) {
 	return net.JoinHostPort(u.Hostname(), port), nil
 }
 
-// Limits of the listening side. An honest asker sends some hundred bytes at once
-// and reads a short answer.
+// Limits for clients. An honest client sends a few hundred bytes at once and reads a
+// short answer.
 const (
 	maxConns       = 512              // open connections; see conns
 	headerTimeout  = 5 * time.Second  // from accept to the end of the request
@@ -188,24 +187,25 @@ const (
 	maxHeaderBytes = 8 << 10
 )
 
-// A Bridge answers health questions over plain HTTP. Make one with New; it is a
-// component (Name, Run) and, for embedding elsewhere, an http.Handler.
+// A Bridge answers health requests over plain HTTP. Create one with New. It is a
+// component (Name, Run) and, for use in another server, an http.Handler.
 type Bridge struct {
 	cfg         Config
-	invalid     error // of the configuration; Run returns it, every answer is 503
+	invalid     error // fault of the configuration: Run returns it, and every answer is 503
 	ready, live *probe
 	conns       *conns
 	count       counters
 
-	now           func() time.Time // for the age of verdicts; tests replace it
+	now           func() time.Time // clock for the age of verdicts; tests replace it
 	headerTimeout time.Duration
 
 	mu   sync.Mutex
-	base context.Context // parent of every probe; ended by Run
+	base context.Context // parent of every probe's context; Run cancels it
 	addr net.Addr
 }
 
-// New makes a bridge. It does no I/O; an invalid configuration is Run's error.
+// New creates a Bridge. It does no I/O; Run returns the error of an invalid
+// configuration.
 func New(cfg Config) *Bridge {
 	b := &Bridge{
 		invalid:       cfg.Validate(),
@@ -221,22 +221,21 @@ func New(cfg Config) *Bridge {
 	return b
 }
 
-// Name is "health".
+// Name implements supervise.Component.
 func (b *Bridge) Name() string { return "health" }
 
-// Addr is where the bridge listens, with the port that was chosen for ":0"; nil
-// before Run has called ready.
+// Addr returns the listening address, with the actual port for ":0"; nil before Run has
+// called ready.
 func (b *Bridge) Addr() net.Addr {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.addr
 }
 
-// Run listens, calls ready and serves until ctx is done; whether the apiserver is
-// up does not matter for ready. It returns nil after a stop, else why it could not
-// listen or serve. Requests in progress get the Timeout of a probe and a second to
-// end, then are cut; when Run returns, nothing it started is left. One Run at a
-// time; a further Run may follow.
+// Run listens, calls ready and serves until ctx is done. It calls ready even while the
+// apiserver is down. It returns nil after a stop, else the error of listening or serving.
+// Requests in progress have Timeout plus one second to end, then they are cut. When Run
+// returns, everything it started has ended. Only one Run at a time; another may follow.
 func (b *Bridge) Run(ctx context.Context, ready func()) error {
 	if b.invalid != nil {
 		return b.invalid
@@ -268,18 +267,18 @@ func (b *Bridge) Run(ctx context.Context, ready func()) error {
 	}
 }
 
-// stop ends srv and all that belongs to it. A probe in flight ends by itself within
-// Timeout, and those who wait for it are still answered.
+// stop ends srv, its connections and the probes. A probe under way ends within Timeout,
+// and requests that wait for it are still answered.
 func (b *Bridge) stop(srv *http.Server, stopProbes func()) {
 	ctx, cancel := context.WithTimeout(context.Background(), b.cfg.Timeout+time.Second)
 	defer cancel()
-	b.conns.closeWaiting() // else Shutdown waits 5s for those that have sent nothing
+	b.conns.closeWaiting() // or Shutdown waits 5s for connections that have sent nothing
 	if err := srv.Shutdown(ctx); err != nil {
 		b.cfg.Log.Warn("requests cut", "err", err)
 		srv.Close()
 	}
 	stopProbes()
-	// Past the budget only a hung disk is left to wait for, and nobody does.
+	// After the budget only a hung disk can be left, which is not waited for.
 	over, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	b.conns.wait(over)
@@ -287,7 +286,7 @@ func (b *Bridge) stop(srv *http.Server, stopProbes func()) {
 	b.live.wait(over)
 }
 
-// server has every limit set: net/http has none of its own.
+// server returns an HTTP server with every limit set: net/http has no default limits.
 func (b *Bridge) server() *http.Server {
 	return &http.Server{
 		Handler:                      b,
@@ -302,7 +301,7 @@ func (b *Bridge) server() *http.Server {
 	}
 }
 
-// lifetime is the parent of a probe's context.
+// lifetime returns the parent of a probe's context.
 func (b *Bridge) lifetime() context.Context {
 	b.mu.Lock()
 	defer b.mu.Unlock()

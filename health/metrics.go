@@ -8,13 +8,13 @@ import (
 )
 
 var (
-	requestsDesc = prometheus.NewDesc("kthwd_health_requests_total", "Requests that the health bridge has answered.", []string{"code"}, nil)
-	probesDesc   = prometheus.NewDesc("kthwd_health_probes_total", "Questions that the health bridge has asked the API server.", []string{"result"}, nil)
-	probeDesc    = prometheus.NewDesc("kthwd_health_last_probe_duration_seconds", "How long the last of these took.", nil, nil)
-	cutDesc      = prometheus.NewDesc("kthwd_health_connections_cut_total", "Connections to the health bridge that were closed to make room for others.", nil, nil)
+	requestsDesc = prometheus.NewDesc("kthwd_health_requests_total", "Requests answered by the health bridge.", []string{"code"}, nil)
+	probesDesc   = prometheus.NewDesc("kthwd_health_probes_total", "Probes of the API server by the health bridge.", []string{"result"}, nil)
+	probeDesc    = prometheus.NewDesc("kthwd_health_last_probe_duration_seconds", "Duration of the last probe.", nil, nil)
+	cutDesc      = prometheus.NewDesc("kthwd_health_connections_cut_total", "Connections to the health bridge closed to make room for others.", nil, nil)
 )
 
-// Collector gives the kthwd_health_* series.
+// Collector returns the kthwd_health_* series.
 func (b *Bridge) Collector() prometheus.Collector { return collector{b} }
 
 type collector struct{ b *Bridge }
@@ -28,11 +28,11 @@ func (c collector) Describe(ch chan<- *prometheus.Desc) {
 
 // Collect implements prometheus.Collector.
 func (c collector) Collect(ch chan<- prometheus.Metric) {
-	s := c.b.Stats()
+	s := c.b.stats()
 	counter := func(d *prometheus.Desc, n uint64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n), labels...)
 	}
-	for _, code := range []int{http.StatusOK, http.StatusServiceUnavailable} { // there before the first
+	for _, code := range []int{http.StatusOK, http.StatusServiceUnavailable} { // present before the first request
 		counter(requestsDesc, s.Requests[code], strconv.Itoa(code))
 		delete(s.Requests, code)
 	}

@@ -42,7 +42,7 @@ func newCA(t *testing.T) *ca {
 }
 
 // issue signs a certificate for 127.0.0.1 (or none, for a client) that is valid for
-// ttl; a negative ttl makes one that has expired.
+// ttl; a negative ttl makes an expired one.
 func (c *ca) issue(name string, ttl time.Duration, ips ...net.IP) (cert, key []byte) {
 	c.t.Helper()
 	tmpl := template(name, ttl)

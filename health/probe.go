@@ -18,34 +18,34 @@ import (
 	"time"
 )
 
-// A verdict is what one probe found.
+// A verdict is the result of one probe.
 type verdict struct {
 	ok     bool
-	reason string  // why not, fit for strangers; empty when ok
+	reason string  // public reason for not ok; empty when ok
 	checks []Check // the apiserver's own list
-	err    error   // the whole story, for the log only
+	err    error   // the full error, for the log only
 }
 
-// A probe asks one path of the apiserver on behalf of all who want to know.
+// A probe queries one path of the apiserver on behalf of all concurrent requests.
 type probe struct {
 	b    *Bridge
 	up   *upstream
 	path string
 
 	mu     sync.Mutex
-	last   *flight // the one in progress or else the latest; nil before the first
-	logged string  // reason of the last line logged; used by flights, one at a time
+	last   *flight // the flight in progress, or else the latest; nil before the first
+	logged string  // reason in the last log line; used by the flights, one at a time
 }
 
-// A flight is one question on its way. Its fields are set before done is closed.
+// A flight is one query under way. Its fields are set before done is closed.
 type flight struct {
 	done    chan struct{}
 	verdict verdict
 	ended   time.Time // guarded by probe.mu; zero while in progress
 }
 
-// verdict is the latest verdict if it is young enough, else that of the probe in
-// progress, else that of a new one. An asker who leaves takes nothing with it.
+// verdict returns the latest verdict if it is recent enough, else that of the flight in
+// progress, else that of a new one. A cancelled ctx does not cancel the flight.
 func (p *probe) verdict(ctx context.Context) verdict {
 	f := p.join()
 	select {
@@ -56,7 +56,7 @@ func (p *probe) verdict(ctx context.Context) verdict {
 	}
 }
 
-// join returns the flight to wait for and starts it if need be.
+// join returns the flight to wait for, and starts it if necessary.
 func (p *probe) join() *flight {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -68,12 +68,12 @@ func (p *probe) join() *flight {
 	return p.last
 }
 
-// fly asks once. Its context is the bridge's, not an asker's.
+// fly queries once, with the context of the bridge, not of a request.
 func (p *probe) fly(f *flight) {
 	ctx, cancel := context.WithTimeout(p.b.lifetime(), p.b.cfg.Timeout)
 	defer cancel()
 	start := time.Now()
-	v := p.up.ask(ctx, p.path)
+	v := p.up.query(ctx, p.path)
 	p.b.count.probe(start, v.ok)
 	p.log(v)
 
@@ -83,7 +83,7 @@ func (p *probe) fly(f *flight) {
 	close(f.done)
 }
 
-// log writes one line when the verdict differs from the one before.
+// log writes one line when the verdict differs from the previous one.
 func (p *probe) log(v verdict) {
 	now := v.reason
 	if v.ok {
@@ -114,17 +114,17 @@ func (p *probe) wait(ctx context.Context) {
 	}
 }
 
-// An upstream is the apiserver, asked over a connection that is made for the
-// question. http.Transport is not used: it would bring proxies from the environment,
-// redirects, retries, and dials that outlive the request that wanted them.
+// An upstream is the apiserver, queried over a new connection each time. It does not use
+// http.Transport, which would add proxies from the environment, redirects, retries, and
+// dials that outlive their request.
 type upstream struct {
 	addr    string
-	timeout time.Duration // to say it; the deadline is the context's
+	timeout time.Duration // for the message; the context has the deadline
 	creds   *credentials
 }
 
 func newUpstream(cfg Config) *upstream {
-	addr, _ := targetAddress(cfg.Target) // an error is Run's
+	addr, _ := targetAddress(cfg.Target) // Run returns the error
 	return &upstream{
 		addr:    addr,
 		timeout: cfg.Timeout,
@@ -132,29 +132,29 @@ func newUpstream(cfg Config) *upstream {
 	}
 }
 
-// ask asks for path, always verbosely: whoever wants the list can share the probe
-// of those who do not.
-func (u *upstream) ask(ctx context.Context, path string) verdict {
-	who := "kube-apiserver " + path + ": "
+// query requests path, always with ?verbose, so that requests with and without the list
+// can share one probe.
+func (u *upstream) query(ctx context.Context, path string) verdict {
+	prefix := "kube-apiserver " + path + ": "
 	conf, err := u.creds.load()
 	if err != nil {
 		return verdict{reason: "health bridge: no usable CA or client certificate", err: err}
 	}
 	status, body, err := u.get(ctx, conf, path+"?verbose")
 	if err != nil {
-		return verdict{reason: who + u.explain(err), err: err}
+		return verdict{reason: prefix + u.explain(err), err: err}
 	}
 	checks := parseChecks(body)
 	if status == http.StatusOK {
 		return verdict{ok: true, checks: checks}
 	}
-	return verdict{reason: who + explainStatus(status, checks), checks: checks}
+	return verdict{reason: prefix + explainStatus(status, checks), checks: checks}
 }
 
-// maxAnswer bounds an answer, header and body, in bytes. Some 60 checks make 3 kB.
+// maxAnswer limits an answer, header and body, in bytes. About 60 checks take 3 kB.
 const maxAnswer = 64 << 10
 
-// get makes one request on one connection, which is closed before it returns.
+// get makes one request on a new connection, and closes it.
 func (u *upstream) get(ctx context.Context, conf *tls.Config, uri string) (status int, body []byte, err error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+u.addr+uri, nil)
 	if err != nil {
@@ -181,7 +181,7 @@ func (u *upstream) get(ctx context.Context, conf *tls.Config, uri string) (statu
 	return resp.StatusCode, body, cause(ctx, err)
 }
 
-// cause puts the context's error in front of the i/o error that it led to.
+// cause puts the context's error in front of the i/o error it led to.
 func cause(ctx context.Context, err error) error {
 	if err != nil && ctx.Err() != nil {
 		return fmt.Errorf("%w: %w", ctx.Err(), err)
@@ -189,7 +189,7 @@ func cause(ctx context.Context, err error) error {
 	return err
 }
 
-// explain says what went wrong in words that are safe for strangers.
+// explain returns a public reason for an error.
 func (u *upstream) explain(err error) string {
 	var (
 		unknown x509.UnknownAuthorityError
@@ -212,18 +212,18 @@ func (u *upstream) explain(err error) string {
 	case errors.As(err, &invalid):
 		return "its certificate is not valid"
 	case errors.As(err, &host):
-		return "its certificate does not name the address it is asked at"
+		return "its certificate does not name the address it is queried at"
 	case errors.As(err, &record):
 		return "it does not speak TLS"
 	case errors.As(err, &op) && op.Op == "remote error": // a TLS alert; the type is unexported
-		return "TLS refused: " + strings.TrimPrefix(oneLine(op.Err.Error()), "tls: ")
+		return "TLS refused: " + strings.TrimPrefix(firstLine(op.Err.Error()), "tls: ")
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
 		return "connection closed before the end of the answer"
 	}
 	return "no usable answer"
 }
 
-// explainStatus is the status with the names of the failed checks, a few of them.
+// explainStatus returns the status with the names of the first failed checks.
 func explainStatus(status int, checks []Check) string {
 	const most = 5
 	var failed []string
@@ -244,11 +244,11 @@ func explainStatus(status int, checks []Check) string {
 	}
 }
 
-// checkLine is a line of an apiserver's answer; what follows the name is dropped.
+// checkLine matches a line of an apiserver's answer; the text after the name is dropped.
 // See k8s.io/apiserver/pkg/server/healthz, handleRootHealth.
 var checkLine = regexp.MustCompile(`(?m)^\[([+-])\]([A-Za-z0-9][A-Za-z0-9._/:-]{0,99})(?: .*)?$`)
 
-// parseChecks reads the apiserver's list, as far as it looks like one.
+// parseChecks returns the checks in the apiserver's answer, and skips other lines.
 func parseChecks(body []byte) []Check {
 	const most = 200
 	var checks []Check

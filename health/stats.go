@@ -6,27 +6,27 @@ import (
 	"time"
 )
 
-// Stats are counters since New, for the metrics page.
-type Stats struct {
-	Requests      map[int]uint64 // answered, by status code; what is not HTTP is not counted
-	Probes        uint64         // that have ended, of /readyz and /livez together
-	ProbeFailures uint64         // of those, the ones that were no 200
-	LastProbe     time.Duration  // how long the latest took
-	LastProbeAt   time.Time      // when it began; zero before the first
+// stats holds counters since New, for the metrics.
+type stats struct {
+	Requests      map[int]uint64 // answered requests by status code; malformed ones are not counted
+	Probes        uint64         // ended probes, of /readyz and /livez together
+	ProbeFailures uint64         // ended probes without a 200
+	LastProbe     time.Duration  // duration of the latest probe
+	LastProbeAt   time.Time      // start of the latest probe; zero before the first
 	Cut           uint64         // connections closed to make room for others
 }
 
-// Stats returns a copy of the counters. It may be called at any time.
-func (b *Bridge) Stats() Stats {
+// stats returns a copy of the counters. It may be called at any time.
+func (b *Bridge) stats() stats {
 	s := b.count.snapshot()
 	s.Cut = b.conns.cuts()
 	return s
 }
 
-// counters is Stats with a lock.
+// counters is stats with a lock.
 type counters struct {
 	mu sync.Mutex
-	s  Stats
+	s  stats
 }
 
 func (c *counters) request(code int) {
@@ -48,7 +48,7 @@ func (c *counters) probe(start time.Time, ok bool) {
 	c.s.LastProbe, c.s.LastProbeAt = time.Since(start), start
 }
 
-func (c *counters) snapshot() Stats {
+func (c *counters) snapshot() stats {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := c.s

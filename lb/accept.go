@@ -10,36 +10,35 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A loop is what tcpproxy calls a listener: each of its Accept calls is a piece
-// of the loop, which ends when a client has connected. tcpproxy then starts a
-// goroutine that routes the connection and ends in Server.HandleConn, which gives it
-// back to the loop, and calls Accept again, which lets that goroutine run first. So a
-// connection is accepted, routed and connected on one thread, which wakes no other
-// for it; and what is done for it is done on the loop's stack, not on one that has to
-// grow first.
+// To tcpproxy, a loop is a listener: each Accept call runs the loop until a client
+// has connected. tcpproxy then starts a goroutine that routes the connection and ends
+// in Server.HandleConn, which returns it to the loop. tcpproxy calls Accept again,
+// which lets that goroutine run first. So a connection is accepted, routed and
+// connected on one thread, which wakes no other, and on the loop's stack, which need
+// not grow first.
 //
-// Every loop that is in use (rebalance.go) accepts from every listener, and keeps what
-// it accepts. The kernel wakes one of those that wait, the same one first
-// (EPOLLEXCLUSIVE).
+// Every loop in use (rebalance.go) accepts from every listener, and keeps the
+// connections it accepts. The kernel wakes one of the waiting loops, always the same
+// one first (EPOLLEXCLUSIVE).
 
 var _ net.Listener = (*loop)(nil)
 
 const (
-	acceptBatch      = 8 // from one listener, before other events have their turn
+	acceptBatch      = 8 // connections from one listener before other events are handled
 	acceptPauseLeast = int64(5 * time.Millisecond)
 	acceptPauseMost  = int64(25 * time.Millisecond)
 )
 
-// Accept implements net.Listener. It returns an error only after Close: what
-// passes, such as a shortage of descriptors, must not end the listener
+// Accept implements net.Listener. It returns an error only after Close: a passing
+// fault, such as a shortage of descriptors, must not end the listener
 // (tcpproxy.go:serveListener).
 func (l *loop) Accept() (net.Conn, error) {
-	if l.routing { // what was returned before
+	if l.routing { // the clients returned by the previous call
 		l.routing = false
 		runtime.Gosched()
 		l.now = l.s.clock()
 		l.yielded = l.now
-		if l.inbox.Load() { // else another thread has taken that goroutine, and will wake the loop
+		if l.inbox.Load() { // else another thread runs that goroutine and will wake the loop
 			l.readInbox()
 		}
 	}
@@ -51,15 +50,15 @@ func (l *loop) Accept() (net.Conn, error) {
 			return a, nil
 		}
 		if l.closed.Load() {
-			go l.run() // the connections that are there go on
+			go l.run() // existing connections continue
 			return nil, net.ErrClosed
 		}
 		l.turn()
 	}
 }
 
-// Close implements net.Listener: Accept returns an error. The loop goes on, and
-// so does whatever it watches; see stop.
+// Close implements net.Listener: it makes Accept return an error. The loop and its
+// connections continue; see stop.
 func (l *loop) Close() error {
 	l.closed.Store(true)
 	l.post(func() {})
@@ -69,37 +68,38 @@ func (l *loop) Close() error {
 // Addr implements net.Listener.
 func (l *loop) Addr() net.Addr { return l.s.listeners[0].addr }
 
-// listen has the loop accept.
-func (l *loop) listen() {
-	if l.barred || l.resting || l.handing {
+// startAccepting watches the listeners, unless the loop is resting, handing over or
+// closed.
+func (l *loop) startAccepting() {
+	if l.barred || l.resting || l.handingOver {
 		return
 	}
-	l.listening, l.listenAgain = true, 0
+	l.accepting, l.acceptAgain = true, 0
 	for _, ln := range l.s.listeners {
 		watchListener(l.epfd, unix.EPOLL_CTL_ADD, ln.fd)
 	}
 }
 
-// unlisten has it stop. Who connects waits in the kernel's queue, which outlives
-// this process where another one has the socket, too.
-func (l *loop) unlisten() {
-	l.listening, l.listenAgain = false, 0
+// stopAccepting stops watching the listeners. New clients wait in the kernel's queue,
+// which outlives this process if another process has the socket, too.
+func (l *loop) stopAccepting() {
+	l.accepting, l.acceptAgain = false, 0
 	for _, ln := range l.s.listeners {
 		watchListener(l.epfd, unix.EPOLL_CTL_DEL, ln.fd)
 	}
 }
 
-// pauseAccept waits for a shortage to pass.
+// pauseAccept stops accepting until a shortage may have passed.
 func (l *loop) pauseAccept() {
-	l.unlisten()
+	l.stopAccepting()
 	l.acceptPause = min(max(2*l.acceptPause, acceptPauseLeast), acceptPauseMost)
-	l.listenAgain = l.now + l.acceptPause
+	l.acceptAgain = l.now + l.acceptPause
 }
 
-// accept takes the clients that wait at a listener.
+// accept accepts clients waiting at a listener.
 func (l *loop) accept(ln *listener) {
 	for range acceptBatch {
-		if !l.listening {
+		if !l.accepting {
 			return
 		}
 		if l.s.full() {
@@ -132,8 +132,9 @@ func (l *loop) accept(ln *listener) {
 	}
 }
 
-// admit makes a pair of a client. If that has sent something already, as
-// TCP_DEFER_ACCEPT has it, a backend is being connected to when admit returns.
+// admit creates the pair of a new client. If the client has already sent data, which
+// is usual with TCP_DEFER_ACCEPT, a connection to a backend is under way when admit
+// returns.
 func (l *loop) admit(a arrival) {
 	p := a.pair()
 	p.loop, p.born = l, l.now
@@ -160,8 +161,8 @@ func (l *loop) admit(a arrival) {
 	}
 }
 
-// readFirst takes the first bytes, if they are there: a ClientHello, as a rule. It
-// is false for a client that has left without any, such as a port check.
+// readFirst reads the first bytes if they have arrived; usually a ClientHello. It
+// returns false for a client that left without sending any, such as a port check.
 func (l *loop) readFirst(p *pair) bool {
 	buf := l.buf[:16<<10]
 	n, errno := recv(p.client.fd, buf)
@@ -172,12 +173,12 @@ func (l *loop) readFirst(p *pair) bool {
 		return false
 	}
 	p.first = bytes.Clone(buf[:n])
-	p.client.readable = n == len(buf) // else what comes later is a new edge
+	p.client.readable = n == len(buf) // else later data is a new edge
 	return true
 }
 
-// atListener finds the listener that an event is about.
-func (s *Server) atListener(fd int32) *listener {
+// listenerOfFD returns the listener with that descriptor, or nil.
+func (s *Server) listenerOfFD(fd int32) *listener {
 	for _, ln := range s.listeners {
 		if ln.fd == fd {
 			return ln

@@ -11,9 +11,8 @@ import (
 	"time"
 )
 
-// accessLog writes one JSON line for each connection that has ended. A loop
-// never waits for the disk: when the writer falls behind, lines are dropped and
-// counted.
+// accessLog writes one JSON line for each ended connection. A loop never waits for
+// the disk: when the writer falls behind, lines are dropped and counted.
 type accessLog struct {
 	file    *os.File
 	lines   chan accessLine
@@ -72,7 +71,7 @@ func (a *accessLog) run() {
 	a.flush(w)
 }
 
-// flush drops what a full disk does not take, and goes on.
+// flush writes the buffer, or drops and counts it when the disk is full.
 func (a *accessLog) flush(w *bufio.Writer) {
 	if w.Flush() != nil {
 		a.dropped.Add(1)
@@ -93,7 +92,7 @@ func withoutLevel(_ []string, a slog.Attr) slog.Attr {
 	return a
 }
 
-// close writes what is left. Nobody may add any more.
+// close writes the remaining lines. No line may be added afterwards.
 func (a *accessLog) close() {
 	close(a.lines)
 	<-a.done
@@ -101,7 +100,7 @@ func (a *accessLog) close() {
 
 func (s *Server) openAccessLog() error { return s.reopenAccessLog(s.cfg.Load().AccessLog) }
 
-// reopenAccessLog opens the file anew, so that it can be rotated by a reload.
+// reopenAccessLog opens the file again, so that a reload rotates it.
 func (s *Server) reopenAccessLog(path string) error {
 	var fresh *accessLog
 	if path != "" {
@@ -115,7 +114,7 @@ func (s *Server) reopenAccessLog(path string) error {
 	s.mu.Unlock()
 	old := s.access.Swap(fresh)
 	if old != nil {
-		// A loop may be about to add a line: it has done so when it has run this.
+		// A loop may be adding a line; it has finished once it has run this.
 		for _, l := range loops {
 			l.call(func() {})
 		}

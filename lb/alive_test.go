@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// TestAlive holds that a loop that does not turn is found, and one that turns again.
+// TestAlive: Alive reports a blocked loop, and nothing once it runs again.
 func TestAlive(t *testing.T) {
 	p := newPeer(t)
 	r := run(t, testConfig(p.addr), Options{})
@@ -23,6 +23,6 @@ func TestAlive(t *testing.T) {
 	}
 	close(release)
 	if err := r.Alive(t.Context()); err != nil {
-		t.Errorf("a loop that goes on: got %v", err)
+		t.Errorf("a loop that runs again: got %v", err)
 	}
 }

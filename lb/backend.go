@@ -19,27 +19,27 @@ import (
 	"kthwd/lb/check"
 )
 
-// Backend is one API server. The data path reads its atomics; a goroutine of its
-// own checks it, and resolves its name, until it is removed.
+// Backend is one API server. The data path reads its atomics. Two goroutines, until
+// the backend is removed, check it and resolve its name.
 type Backend struct {
 	s          *Server
-	name       string // HOST:PORT, in the one form of normalBackend
-	discovered bool   // and not configured; guarded by the server's lock
+	name       string // HOST:PORT as normalBackend returns it
+	discovered bool   // by discovery, not configured; guarded by Server.mu
 	log        *slog.Logger
 
-	addr       atomic.Pointer[sockaddr] // where connections go; nil while its name is not resolved
+	addr       atomic.Pointer[sockaddr] // destination of connections; nil until its name is resolved
 	resolveErr atomic.Pointer[error]
 	tier       atomic.Int32
-	readyAt    atomic.Int64 // when it recovered, on the server's clock; 0 when it needs no slow start
-	drained    atomic.Bool  // removed, and the time for its connections is over
+	readyAt    atomic.Int64 // time of recovery, on the server's clock; 0 when it needs no slow start
+	drained    atomic.Bool  // removed, and its drain time is over
 
-	traffic [][]traffic // by listener.index and loop.index
+	traffic [][]traffic // indexed by listener.index, then loop.index
 
-	_          cpu.CacheLinePad // what all loops write for each connection, away from what they read
+	_          cpu.CacheLinePad // separates fields that every loop writes per connection from fields it reads
 	connecting atomic.Int64
 	active     atomic.Int64
 	total      atomic.Uint64
-	retries    atomic.Uint64 // attempts after another backend had failed
+	retries    atomic.Uint64 // attempts made after another backend failed
 	hedgeWon   atomic.Uint64
 	hedgeLost  atomic.Uint64
 	failures   [len(failureNames)]atomic.Uint64
@@ -51,16 +51,16 @@ type Backend struct {
 
 	checker atomic.Pointer[check.Checker]
 	status  atomic.Pointer[check.Status]
-	stop    func() // ends its goroutines and waits for them; nil until start
+	stop    func() // stops its goroutines and waits for them; nil before start
 }
 
-// resolveEvery is how often a name is looked up again.
+// resolveEvery is the interval between look-ups of a name.
 const resolveEvery = 10 * time.Second
 
 func (s *Server) newBackend(name string, discovered bool) *Backend {
 	b := &Backend{s: s, name: name, discovered: discovered, log: s.log.With("backend", name), times: newBackendTimes(name)}
 	b.tier.Store(tierHopeful)
-	for range s.cfg.Load().Listen { // which stays as it is
+	for range s.cfg.Load().Listen { // a reload cannot change it
 		b.traffic = append(b.traffic, make([]traffic, s.processors))
 	}
 	if a, err := netip.ParseAddrPort(name); err == nil {
@@ -69,11 +69,12 @@ func (s *Server) newBackend(name string, discovered bool) *Backend {
 	return b
 }
 
-// trafficOf is where a loop counts the bytes between a listener's clients and b.
+// trafficOf returns the counters of loop l for bytes between clients of ln and b.
 func (b *Backend) trafficOf(ln *listener, l *loop) *traffic { return &b.traffic[ln.index][l.index] }
 
-// moved is all bytes between the clients of the listener of that index and b.
-func (b *Backend) moved(listener int) (received, sent uint64) {
+// bytesMoved totals the bytes exchanged between b and the clients of the listener with
+// that index.
+func (b *Backend) bytesMoved(listener int) (received, sent uint64) {
 	for i := range b.traffic[listener] {
 		t := &b.traffic[listener][i]
 		received += t.received.Load()
@@ -82,7 +83,7 @@ func (b *Backend) moved(listener int) (received, sent uint64) {
 	return received, sent
 }
 
-// start begins to check the backend, in the way that the configuration says now.
+// start starts checking the backend, as cfg says, and resolving its name.
 func (b *Backend) start(cfg Config, f *files) {
 	host, _, _ := net.SplitHostPort(b.name)
 	serverName := cfg.BackendName
@@ -92,7 +93,7 @@ func (b *Backend) start(cfg Config, f *files) {
 	checker := check.New(check.Config{
 		Backend: b.name, Mode: check.Mode(cfg.Check), Path: cfg.CheckPath, Interval: cfg.CheckInterval, Timeout: cfg.CheckTimeout,
 		Fall: cfg.CheckFall, Rise: cfg.CheckRise, Roots: f.roots, ServerName: serverName, Certificate: f.certificate, Log: b.s.log,
-	}, b.where, check.Observer{Changed: b.changed, Checked: b.checked})
+	}, b.address, check.Observer{Changed: b.changed, Checked: b.checked})
 	b.checker.Store(checker)
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
@@ -101,8 +102,8 @@ func (b *Backend) start(cfg Config, f *files) {
 	b.stop = func() { cancel(); wg.Wait() }
 }
 
-// where is the address that checks and connections use.
-func (b *Backend) where() (netip.AddrPort, error) {
+// address returns the address that checks and connections use.
+func (b *Backend) address() (netip.AddrPort, error) {
 	if to := b.addr.Load(); to != nil {
 		return to.addrPort(), nil
 	}
@@ -112,11 +113,12 @@ func (b *Backend) where() (netip.AddrPort, error) {
 	return netip.AddrPort{}, errors.New("its name is not resolved yet")
 }
 
-// keepResolved follows the backend's name. A name that cannot be resolved for a
-// while keeps its last address: that is more likely DNS than the API server.
+// keepResolved resolves the backend's name again and again. While it cannot be
+// resolved, the backend keeps its last address: a DNS fault is more likely than a
+// moved API server.
 func (b *Backend) keepResolved(ctx context.Context) {
 	if _, err := netip.ParseAddrPort(b.name); err == nil {
-		return // it has none
+		return // an IP address, not a name
 	}
 	t := time.NewTicker(resolveEvery)
 	defer t.Stop()
@@ -166,18 +168,18 @@ func (b *Backend) resolve(ctx context.Context) error {
 	return nil
 }
 
-// changed takes the checker's verdict over into the data path.
+// changed publishes the checker's verdict to the data path.
 func (b *Backend) changed(st check.Status) {
 	before := b.status.Swap(&st)
 	b.rank()
 	if before != nil && before.State != st.State && before.State != check.Unknown && st.State == check.Ready {
 		b.readyAt.Store(b.s.clock())
 	}
-	b.s.poke()
+	b.s.notifyWatcher()
 }
 
-// rank sets the tier anew. It is done after each check, for what ConnectFailed
-// says and a check takes back at once is no change to the checker.
+// rank sets the tier. It runs after each check, because the checker reports no change
+// when a check revokes at once what ConnectFailed said.
 func (b *Backend) rank() { b.tier.Store(tierOf(b.checker.Load().Status())) }
 
 func tierOf(st check.Status) int32 {
@@ -209,7 +211,7 @@ func count[K comparable](m *sync.Map, k K) {
 	n.(*atomic.Uint64).Add(1)
 }
 
-// share is the part of its connections that a backend gets in its slow start.
+// share is the fraction of its normal connections that b gets during its slow start.
 func (b *Backend) share(now int64) float64 {
 	at := b.readyAt.Load()
 	if at == 0 {
@@ -224,7 +226,7 @@ func (b *Backend) share(now int64) float64 {
 	return max(0.1, float64(passed)/float64(slow))
 }
 
-// connected is told of a connection that was answered.
+// connected records an answered connection.
 func (b *Backend) connected(took time.Duration, hedge bool) {
 	b.times.connect.Observe(took.Seconds())
 	if hedge {
@@ -233,8 +235,8 @@ func (b *Backend) connected(took time.Duration, hedge bool) {
 	b.checker.Load().ConnectOK()
 }
 
-// connectFailed is told of one that was not. What is this machine's own
-// shortage is not held against the backend.
+// connectFailed records a failed connection. A shortage on this machine does not count
+// against the backend.
 func (b *Backend) connectFailed(errno syscall.Errno) {
 	f := failureOf(errno)
 	b.failures[f].Add(1)
@@ -242,19 +244,19 @@ func (b *Backend) connectFailed(errno syscall.Errno) {
 	case unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM, unix.EADDRNOTAVAIL, unix.EAGAIN:
 		return
 	}
-	b.doubt("connect: " + errno.Error())
+	b.suspect("connect: " + errno.Error())
 }
 
-// suspectSlow is told of one that is not answered yet.
-func (b *Backend) suspectSlow() { b.doubt("connect: no answer yet") }
+// suspectSlow records a connection that is not answered yet.
+func (b *Backend) suspectSlow() { b.suspect("connect: no answer yet") }
 
-// doubt keeps new connections away, and has the backend checked at once.
-func (b *Backend) doubt(why string) {
+// suspect makes other backends preferred, and has the checker check b at once.
+func (b *Backend) suspect(why string) {
 	b.checker.Load().ConnectFailed(why)
 	b.rank()
 }
 
-// failure is why a connection to a backend failed.
+// failure is the reason a connection to a backend failed.
 type failure uint8
 
 const (
@@ -281,17 +283,17 @@ func failureOf(errno syscall.Errno) failure {
 	return failOther
 }
 
-// endReason is why a connection ended.
+// endReason is the reason a connection ended.
 type endReason uint8
 
 const (
-	endClient    endReason = iota // the client closed it, or was reset
-	endBackend                    // the backend did
-	endDead                       // its backend was dead while another one was ready
+	endClient    endReason = iota // the client closed or reset it
+	endBackend                    // the backend closed or reset it
+	endDead                       // the backend was dead while another one was ready
 	endDrain                      // the process stopped, and the drain time was over
-	endRemoved                    // its backend was removed, and the drain time was over
-	endHalfClose                  // one side had ended, and the other sent nothing for long
-	endError                      // this machine could not go on with it
+	endRemoved                    // the backend was removed, and the drain time was over
+	endHalfClose                  // one side had ended, and the other was silent for HalfCloseTimeout
+	endError                      // an error on this machine
 	endFirstByte                  // the client never sent anything
 	endNoBackend                  // no backend answered in time
 )

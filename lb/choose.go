@@ -7,24 +7,23 @@ import (
 	"slices"
 )
 
-// How good a backend is for a new connection. A worse one is chosen only where
-// no better one is left, so that the balancer fails open: while any backend
-// might answer, no client is refused.
+// The tiers of backends for a new connection. A backend of a worse tier is chosen only
+// when no better one is left, so the balancer fails open: while any backend might
+// answer, no client is refused.
 const (
 	tierReady   int32 = iota // checks pass
-	tierHopeful              // nothing is known, or checks pass but not for long enough
-	tierDoubted              // the last check did not pass, or it says that it is not ready
-	tierBad                  // nothing answers there
+	tierHopeful              // not checked yet, or checks have not passed for long enough
+	tierDoubted              // the last check failed, or the backend answered that it is not ready
+	tierBad                  // the backend does not answer
 )
 
-// pool is the backends that new connections may go to. It is never changed, only
-// replaced.
+// pool holds the backends for new connections. It is never changed, only replaced.
 type pool struct {
 	backends []*Backend
 	balance  string
 }
 
-// choose picks a backend for a client, none of tried; nil when none is left.
+// choose picks a backend that is not in tried; nil when none is left.
 func (s *Server) choose(client netip.Addr, tried []*Backend) *Backend {
 	p := s.pool.Load()
 	best := tierBad + 1
@@ -48,7 +47,7 @@ func (s *Server) choose(client netip.Addr, tried []*Backend) *Backend {
 	default:
 		chosen = s.leastConnections(p, usable)
 	}
-	if chosen == nil { // its tier has just changed; any is better than none
+	if chosen == nil { // tiers have just changed; any backend is better than none
 		chosen = first(p, func(b *Backend) bool { return !slices.Contains(tried, b) })
 	}
 	return chosen
@@ -73,8 +72,8 @@ func (s *Server) roundRobin(p *pool, usable func(*Backend) bool) *Backend {
 	return nil
 }
 
-// leastConnections counts those on their way, too. Where all have as many, they
-// take turns. A backend in its slow start counts as if it had more than it has.
+// leastConnections counts established connections and attempts. Backends with equal
+// counts take turns. During its slow start a backend is counted higher than it is.
 func (s *Server) leastConnections(p *pool, usable func(*Backend) bool) (chosen *Backend) {
 	least := math.Inf(1)
 	n := len(p.backends)
@@ -92,8 +91,8 @@ func (s *Server) leastConnections(p *pool, usable func(*Backend) bool) (chosen *
 	return chosen
 }
 
-// sourceHash gives a client the same backend as long as that one is usable
-// (rendezvous hashing: when a backend goes, only its own clients move).
+// sourceHash gives a client the same backend for as long as that backend is usable
+// (rendezvous hashing: when a backend leaves, only its own clients move).
 func sourceHash(p *pool, client netip.Addr, usable func(*Backend) bool) (chosen *Backend) {
 	var most uint64
 	address := client.As16()

@@ -12,7 +12,7 @@ import (
 
 var allBalances = []string{LeastConnections, RoundRobin, SourceHash, FirstAlive}
 
-// poolOf is a server with backends of these tiers, named b0, b1 and so on.
+// poolOf returns a server with backends of these tiers, named b0, b1 and so on.
 func poolOf(balance string, tiers ...int32) (*Server, []*Backend) {
 	s := &Server{begun: time.Now()}
 	cfg := Default()
@@ -35,7 +35,7 @@ func TestChooseTier(t *testing.T) {
 		name  string
 		tiers []int32
 		tried []int
-		want  []int // one of them; none for nil
+		want  []int // any of them; nil for no backend
 	}{
 		{"none", nil, nil, nil},
 		{"one", []int32{ready}, nil, []int{0}},
@@ -43,7 +43,7 @@ func TestChooseTier(t *testing.T) {
 		{"ready before all", []int32{bad, doubted, hopeful, ready}, nil, []int{3}},
 		{"hopeful before doubted", []int32{bad, doubted, hopeful}, nil, []int{2}},
 		{"doubted before bad", []int32{bad, doubted}, nil, []int{1}},
-		{"bad before nobody", []int32{bad, bad}, nil, []int{0, 1}},
+		{"bad before none", []int32{bad, bad}, nil, []int{0, 1}},
 		{"the next tier when the best was tried", []int32{ready, bad, doubted}, []int{0}, []int{2}},
 		{"the last one", []int32{ready, bad, doubted}, []int{0, 2}, []int{1}},
 		{"all were tried", []int32{ready, bad, doubted}, []int{0, 1, 2}, nil},
@@ -67,8 +67,8 @@ func TestChooseTier(t *testing.T) {
 	}
 }
 
-// Never a worse tier while a better one was not tried, and never nobody while
-// somebody was not tried.
+// choose never returns a worse tier while a better one is untried, nor nil while a
+// backend is untried.
 func TestChooseInvariant(t *testing.T) {
 	r := rand.New(stream(1))
 	for range 20_000 {
@@ -94,7 +94,7 @@ func TestChooseInvariant(t *testing.T) {
 		switch {
 		case got == nil:
 			if best >= 0 {
-				t.Fatalf("nobody of %v without %d", tiers, len(tried))
+				t.Fatalf("no backend of %v after %d tried", tiers, len(tried))
 			}
 		case slices.Contains(tried, got) || got.tier.Load() != best:
 			t.Fatalf("%s with tier %d, want tier %d; of %v", got.name, got.tier.Load(), best, tiers)
@@ -102,7 +102,7 @@ func TestChooseInvariant(t *testing.T) {
 	}
 }
 
-// Tiers change while one is chosen; there is always somebody.
+// choose returns a backend even when tiers change meanwhile.
 func TestChooseWhileTiersChange(t *testing.T) {
 	for _, balance := range allBalances {
 		s, all := poolOf(balance, 0, 0, 0)
@@ -122,7 +122,7 @@ func TestChooseWhileTiersChange(t *testing.T) {
 		}
 		for range 20_000 {
 			if s.choose(someClient, all[:1]) == nil {
-				t.Fatal("nobody")
+				t.Fatal("no backend")
 			}
 		}
 		close(stop)
@@ -188,7 +188,7 @@ func TestRoundRobin(t *testing.T) {
 	}
 }
 
-// When a backend goes, only its own clients move, and they come back with it.
+// When a backend leaves, only its own clients move, and they return with it.
 func TestSourceHash(t *testing.T) {
 	s, all := poolOf(SourceHash, 0, 0, 0)
 	before, count := map[netip.Addr]*Backend{}, map[*Backend]int{}

@@ -13,9 +13,9 @@ import (
 
 // The ways to check a backend.
 const (
-	CheckHTTPS = "https" // TLS, then GET of CheckPath: ready, not ready and dead are told apart
-	CheckTCP   = "tcp"   // a connection that is closed again
-	CheckNone  = "none"  // connect errors of clients' connections only
+	CheckHTTPS = "https" // TLS and a GET of CheckPath: distinguishes ready, not ready and dead
+	CheckTCP   = "tcp"   // opens a connection and closes it
+	CheckNone  = "none"  // relies on the connect errors of client connections
 )
 
 // The ways to choose a backend.
@@ -26,53 +26,53 @@ const (
 	FirstAlive       = "first"
 )
 
-// The PROXY protocol headers that a backend can be sent.
+// The versions of the PROXY protocol header sent to backends.
 const (
 	ProxyOff = "off"
 	ProxyV1  = "v1"
 	ProxyV2  = "v2"
 )
 
-// Config is the configuration of a load balancer. Begin with Default.
+// Config is the configuration of a load balancer. Start from Default.
 type Config struct {
-	Listen   []string // ADDRESS:PORT, each a listener of its own
-	Backends []string // HOST:PORT of the API servers; a name is resolved again while kthwd runs
+	Listen   []string // ADDRESS:PORT of each listener
+	Backends []string // HOST:PORT of each API server; a name is resolved again while kthwd runs
 
 	Check          string        // CheckHTTPS, CheckTCP or CheckNone
-	CheckPath      string        // what CheckHTTPS asks for; status 200 is ready
-	CheckInterval  time.Duration // between the starts of two checks of a backend; jittered by 10 %
-	CheckTimeout   time.Duration // one whole check: connect, TLS, answer
-	CheckFall      int           // failed checks in a row that make a backend dead
-	CheckRise      int           // passed checks in a row that make it ready again
-	BackendCA      string        // PEM file that backends' certificates are checked against; "" checks them against nothing, and status says "unverified"
-	BackendName    string        // name in the backends' certificates; "" means the host of each
-	CheckCert      string        // client certificate shown by checks, where anonymous requests are refused; "" shows none
-	CheckKey       string        // its key
+	CheckPath      string        // path that CheckHTTPS requests; status 200 means ready
+	CheckInterval  time.Duration // from the start of one check of a backend to the next; jittered by 10 %
+	CheckTimeout   time.Duration // limit of one check: connect, TLS, answer
+	CheckFall      int           // consecutive failed checks that make a backend dead
+	CheckRise      int           // consecutive passed checks that make it ready again
+	BackendCA      string        // PEM file of the CA that verifies the backends' certificates; "" verifies nothing, and status reports "unverified"
+	BackendName    string        // name in the backends' certificates; "" means the host of each backend
+	CheckCert      string        // client certificate of the checks, for API servers that refuse anonymous requests; "" sends none
+	CheckKey       string        // key of CheckCert
 	Balance        string        // LeastConnections, RoundRobin, SourceHash or FirstAlive
-	SlowStart      time.Duration // in which a recovered backend gets a growing share; 0 switches it off
-	ConnectTimeout time.Duration // one attempt to connect to a backend
-	HedgeAfter     time.Duration // after which a second backend is tried beside a slow one; 0 switches it off
-	ConnectBudget  time.Duration // all attempts for one client, before it is held
+	SlowStart      time.Duration // time over which a recovered backend gets a growing share; 0 switches it off
+	ConnectTimeout time.Duration // limit of one attempt to connect to a backend
+	HedgeAfter     time.Duration // delay before a second backend is tried beside a slow one; 0 switches it off
+	ConnectBudget  time.Duration // limit of all attempts for one client, before it is held
 
-	HoldTimeout      time.Duration // how long a client waits for a backend when none answers; 0 refuses it at once
-	MaxHeld          int           // clients that may wait so at one time
-	FirstByteTimeout time.Duration // a client that sends nothing is closed; no backend hears of it
-	HalfCloseTimeout time.Duration // without data, after one side has ended
-	MaxConnections   int           // at one time; 0 means what the descriptor limit allows
-	MaxPerSource     int           // at one time from one address; 0 means no limit
+	HoldTimeout      time.Duration // how long a client waits while no backend answers; 0 refuses it at once
+	MaxHeld          int           // most clients held at one time
+	FirstByteTimeout time.Duration // closes a client that sends nothing in this time; no backend is contacted for it
+	HalfCloseTimeout time.Duration // closes a connection without data for this time after one side has ended
+	MaxConnections   int           // most connections at one time; 0 means as many as the descriptor limit allows
+	MaxPerSource     int           // most connections at one time from one address; 0 means no limit
 
-	ShutdownDelay time.Duration // after SIGTERM: still accepting, but no longer ready
-	DrainTimeout  time.Duration // how long connections may go on when a backend is removed, or the process stops
+	ShutdownDelay time.Duration // time after SIGTERM in which it still accepts, but is no longer ready
+	DrainTimeout  time.Duration // how long connections may last after their backend is removed or the process stops
 
 	ProxyProtocol string // ProxyOff, ProxyV1 or ProxyV2
-	AccessLog     string // file, one JSON line a connection; "" for none
-	UpgradeSocket string // unix socket for the hand-over to a new process; a name with @ is abstract; "" means one named after the listeners
+	AccessLog     string // file with one JSON line per connection; "" for none
+	UpgradeSocket string // unix socket for the hand-over to a new process; a name that starts with @ is abstract; "" means one named after the listeners
 
-	DiscoveryKubeconfig string // with it, backends follow the EndpointSlices of default/kubernetes
-	DiscoveryCache      string // file with the last list of them
+	DiscoveryKubeconfig string // when set, backends follow the EndpointSlices of default/kubernetes
+	DiscoveryCache      string // file that stores the last discovered list
 }
 
-// Default is the configuration when nobody says otherwise. It lacks Backends.
+// Default returns the default configuration. It has no Backends.
 func Default() Config {
 	return Config{
 		Listen:           []string{":6443", ":443"},
@@ -96,34 +96,36 @@ func Default() Config {
 	}
 }
 
-// Problem is one thing that is wrong with a Config.
+// Problem is one fault in a Config. The names of its fields are in Field and Other
+// only, so that a caller can print its own names for them: Field, then Text, then
+// Other.
 type Problem struct {
-	Field string // of Config
-	Text  string // what is wrong, beginning with the value
-	Hint  string // what to do about it; may be empty
+	Field string   // the faulty field of Config
+	Text  string   // the fault, starting with the value
+	Other []string // fields that complete Text, as in "/cache needs" and DiscoveryKubeconfig
+	Hint  string   // the remedy; may be empty
 }
 
-// Error names the field.
-func (p *Problem) Error() string { return p.Field + " " + p.Text }
+// Error names the fields as Config does.
+func (p *Problem) Error() string {
+	return strings.Join(append([]string{p.Field, p.Text}, p.Other...), " ")
+}
 
-// Problems lists all that can be seen to be wrong without opening a file or a
-// socket. Files are read by New.
+// Problems lists every fault that shows without opening a file or a socket. New reads
+// the files.
 func (c Config) Problems() []*Problem {
 	v := &validator{}
 	v.listeners(c)
 	v.backends(c)
 	v.choices(c)
 	v.limits(c)
-	if (c.CheckCert == "") != (c.CheckKey == "") {
-		v.add("CheckCert", "and CheckKey go together: one of them is empty")
-	}
-	if c.DiscoveryCache != "" && c.DiscoveryKubeconfig == "" {
-		v.add("DiscoveryCache", "%s is of no use without a DiscoveryKubeconfig", c.DiscoveryCache)
-	}
+	v.needs("CheckCert", c.CheckCert, "CheckKey", c.CheckKey)
+	v.needs("CheckKey", c.CheckKey, "CheckCert", c.CheckCert)
+	v.needs("DiscoveryCache", c.DiscoveryCache, "DiscoveryKubeconfig", c.DiscoveryKubeconfig)
 	return v.problems
 }
 
-// Validate is Problems as one joined error; nil when there is none.
+// Validate returns Problems as one joined error, or nil.
 func (c Config) Validate() error {
 	var errs []error
 	for _, p := range c.Problems() {
@@ -140,6 +142,13 @@ func (v *validator) add(field, format string, args ...any) *Problem {
 	return p
 }
 
+// needs refuses a field that is set without the other one.
+func (v *validator) needs(field, value, other, otherValue string) {
+	if value != "" && otherValue == "" {
+		v.add(field, "%s needs", value).Other = []string{other}
+	}
+}
+
 func (v *validator) listeners(c Config) {
 	if len(c.Listen) == 0 {
 		v.add("Listen", "is empty").Hint = "such as :6443"
@@ -153,7 +162,7 @@ func (v *validator) listeners(c Config) {
 	}
 }
 
-// listenAddress reads ADDRESS:PORT; an empty address means all.
+// listenAddress parses ADDRESS:PORT; an empty address means all.
 func listenAddress(s string) (netip.AddrPort, error) {
 	host, port, err := splitHostPort(s)
 	if err != nil {
@@ -172,7 +181,7 @@ func listenAddress(s string) (netip.AddrPort, error) {
 	return netip.AddrPortFrom(ip, port), nil
 }
 
-// splitHostPort reads HOST:PORT with a port that can be connected to.
+// splitHostPort parses HOST:PORT, with a port from 1 to 65535.
 func splitHostPort(s string) (host string, port uint16, err error) {
 	host, text, err := net.SplitHostPort(s)
 	if err != nil {
@@ -209,7 +218,7 @@ func (v *validator) backends(c Config) {
 	}
 }
 
-// normalBackend is HOST:PORT in the one form that names a backend everywhere.
+// normalBackend returns HOST:PORT in the canonical form that names a backend everywhere.
 func normalBackend(s string) (string, error) {
 	host, port, err := splitHostPort(s)
 	if err != nil {
@@ -220,19 +229,19 @@ func normalBackend(s string) (string, error) {
 		return "", errors.New("has no host")
 	}
 	if strings.HasPrefix(host, ".") || strings.HasSuffix(host, ".") || strings.Contains(host, "..") {
-		return "", errors.New("is no host name: a part between two dots is empty")
+		return "", errors.New("is not a host name: a part between two dots is empty")
 	}
 	if ip, err := netip.ParseAddr(host); err == nil {
 		if ip.IsUnspecified() || ip.IsMulticast() {
-			return "", errors.New("is no address that can be connected to")
+			return "", errors.New("is not an address that can be connected to")
 		}
 		return netip.AddrPortFrom(ip.Unmap(), port).String(), nil
 	}
 	return net.JoinHostPort(host, strconv.Itoa(int(port))), nil
 }
 
-// ownListener is the listener that a connection to the backend would arrive at,
-// or "". Names are looked at again when they are resolved.
+// ownListener returns the listener of this balancer that a connection to the backend
+// would reach, or "". Names are tested again once they are resolved.
 func ownListener(listen []string, backend string) string {
 	host, text, _ := net.SplitHostPort(backend)
 	if host == "localhost" {
@@ -255,7 +264,7 @@ func ownListener(listen []string, backend string) string {
 	return ""
 }
 
-// isLocal tells whether a connection to ip stays on this machine.
+// isLocal reports whether ip is an address of this machine.
 func isLocal(ip netip.Addr) bool {
 	if ip.IsLoopback() {
 		return true
@@ -277,7 +286,7 @@ func (v *validator) choices(c Config) {
 	v.oneOf("Balance", c.Balance, LeastConnections, RoundRobin, SourceHash, FirstAlive)
 	v.oneOf("ProxyProtocol", c.ProxyProtocol, ProxyOff, ProxyV1, ProxyV2)
 	if !strings.HasPrefix(c.CheckPath, "/") || strings.ContainsAny(c.CheckPath, " \r\n\x00") {
-		v.add("CheckPath", "%q is no path: want one that begins with /", c.CheckPath)
+		v.add("CheckPath", "%q is not a path: it must start with /", c.CheckPath)
 	}
 }
 

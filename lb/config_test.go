@@ -11,12 +11,12 @@ func TestProblems(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
 		change func(*Config)
-		want   []string // how each begins
+		want   []string // prefix of each problem
 	}{
 		{"nothing", func(c *Config) {}, nil},
 		{"empty", func(c *Config) { *c = Config{} }, []string{
 			"Listen is empty", "Backends is empty", `Check "" is none of https, tcp, none`, `Balance "" is none of`, `ProxyProtocol "" is none of off, v1, v2`,
-			`CheckPath "" is no path`, "CheckInterval 0s is out of range: want 10ms to 24h", "CheckTimeout 0s", "ConnectTimeout 0s",
+			`CheckPath "" is not a path`, "CheckInterval 0s is out of range: want 10ms to 24h", "CheckTimeout 0s", "ConnectTimeout 0s",
 			"FirstByteTimeout 0s", "HalfCloseTimeout 0s", "CheckFall 0 is out of range: want 1 to 100", "CheckRise 0",
 		}},
 		{"no port", func(c *Config) { c.Listen = []string{"10.0.0.1"} }, []string{`Listen "10.0.0.1" has no port`}},
@@ -28,9 +28,9 @@ func TestProblems(t *testing.T) {
 		{"IPv6", func(c *Config) { c.Backends = []string{"[2001:db8::1]:6443"} }, nil},
 		{"no host", func(c *Config) { c.Backends = []string{":6443"} }, []string{`Backends ":6443" has no host`}},
 		{"a dot for a host", func(c *Config) { c.Backends = []string{".:6443"} }, []string{`Backends ".:6443" has no host`}},
-		{"two dots", func(c *Config) { c.Backends = []string{"a..:6443"} }, []string{`Backends "a..:6443" is no host name`}},
-		{"unspecified", func(c *Config) { c.Backends = []string{"0.0.0.0:6443"} }, []string{`Backends "0.0.0.0:6443" is no address that can be connected to`}},
-		{"multicast", func(c *Config) { c.Backends = []string{"224.0.0.1:6443"} }, []string{`Backends "224.0.0.1:6443" is no address`}},
+		{"two dots", func(c *Config) { c.Backends = []string{"a..:6443"} }, []string{`Backends "a..:6443" is not a host name`}},
+		{"unspecified", func(c *Config) { c.Backends = []string{"0.0.0.0:6443"} }, []string{`Backends "0.0.0.0:6443" is not an address that can be connected to`}},
+		{"multicast", func(c *Config) { c.Backends = []string{"224.0.0.1:6443"} }, []string{`Backends "224.0.0.1:6443" is not an address`}},
 		{"backend twice", func(c *Config) { c.Backends = []string{"a:1", "A.:1"} }, []string{"Backends A.:1 is given twice"}},
 		{"backend twice, in another form", func(c *Config) { c.Backends = []string{"10.0.0.9:1", "[::ffff:10.0.0.9]:1"} }, []string{"Backends [::ffff:10.0.0.9]:1 is given twice"}},
 		{"itself", func(c *Config) { c.Backends = []string{"127.0.0.1:6443"} }, []string{"Backends 127.0.0.1:6443 is this load balancer itself, which listens on :6443"}},
@@ -38,12 +38,12 @@ func TestProblems(t *testing.T) {
 		{"itself, by IPv6", func(c *Config) { c.Backends = []string{"[::1]:443"} }, []string{"Backends [::1]:443 is this load balancer itself"}},
 		{"the same port elsewhere", func(c *Config) { c.Listen = []string{"127.0.0.2:6443"}; c.Backends = []string{"127.0.0.1:6443"} }, nil},
 		{"no backend but discovery", func(c *Config) { c.Backends, c.DiscoveryKubeconfig = nil, "k" }, nil},
-		{"cache without discovery", func(c *Config) { c.DiscoveryCache = "c" }, []string{"DiscoveryCache c is of no use"}},
-		{"certificate without key", func(c *Config) { c.CheckCert = "c" }, []string{"CheckCert and CheckKey go together"}},
-		{"key without certificate", func(c *Config) { c.CheckKey = "c" }, []string{"CheckCert and CheckKey go together"}},
+		{"cache without discovery", func(c *Config) { c.DiscoveryCache = "c" }, []string{"DiscoveryCache c needs DiscoveryKubeconfig"}},
+		{"certificate without key", func(c *Config) { c.CheckCert = "c" }, []string{"CheckCert c needs CheckKey"}},
+		{"key without certificate", func(c *Config) { c.CheckKey = "c" }, []string{"CheckKey c needs CheckCert"}},
 		{"unknown check", func(c *Config) { c.Check = "ping" }, []string{`Check "ping" is none of`}},
 		{"unknown balance", func(c *Config) { c.Balance = "random" }, []string{`Balance "random" is none of least-connections, round-robin, source, first`}},
-		{"path without slash", func(c *Config) { c.CheckPath = "readyz" }, []string{`CheckPath "readyz" is no path`}},
+		{"path without slash", func(c *Config) { c.CheckPath = "readyz" }, []string{`CheckPath "readyz" is not a path`}},
 		{"path that ends the request", func(c *Config) { c.CheckPath = "/ HTTP/1.1\r\nX: y" }, []string{"CheckPath "}},
 		{"budget below one attempt", func(c *Config) { c.ConnectBudget = c.ConnectTimeout - 1 }, []string{"ConnectBudget "}},
 		{"negative", func(c *Config) {

@@ -9,19 +9,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// connectState is what a pair has while it looks for a backend: attempts under
-// way at the same time, each to another one. The first that is answered wins.
+// connectState is the state of a pair that has no backend yet: concurrent attempts,
+// each to a different backend. The first one answered wins.
 type connectState struct {
-	began    int64 // of this round
-	heldFrom int64 // when it began to be held; 0 when it never was
+	began    int64 // start of this round
+	heldFrom int64 // start of holding; 0 when never held
 	tries    [3]attempt
-	tried    []*Backend // in this round
-	scout    bool       // it tries for all that are held
+	tried    []*Backend // backends tried in this round
+	scout    bool       // it tries on behalf of all held pairs
 
-	few [4]*Backend // what tried is made of, for as long as it suffices
+	few [4]*Backend // initial storage of tried
 }
 
-// connectStates are used again: a connection needs one for a moment only.
+// connectStates recycles the states: a connection needs one for a moment only.
 var connectStates = sync.Pool{New: func() any { return new(connectState) }}
 
 func newConnectState(began int64) *connectState {
@@ -31,13 +31,13 @@ func newConnectState(began int64) *connectState {
 	return c
 }
 
-// forget gives the state back. No attempt may be under way.
-func (c *connectState) forget() {
+// release returns the state to the pool. No attempt may be under way.
+func (c *connectState) release() {
 	*c = connectState{}
 	connectStates.Put(c)
 }
 
-// attempt is one connection on its way. The zero value is none.
+// attempt is one connection attempt under way. The zero value means none.
 type attempt struct {
 	to    *Backend
 	fd    int32
@@ -54,7 +54,7 @@ func (c *connectState) flying() (n int) {
 	return n
 }
 
-// newest is when the last attempt that still flies began.
+// newest is the start of the latest attempt still under way.
 func (c *connectState) newest() (began int64) {
 	for i := range c.tries {
 		if c.tries[i].to != nil {
@@ -77,8 +77,8 @@ func (l *loop) beginConnect(p *pair) {
 	}
 }
 
-// tryNext begins an attempt with the best backend that was not tried in this
-// round. It is false when there is none.
+// tryNext starts an attempt to the best backend not tried in this round. It returns
+// false when there is none.
 func (l *loop) tryNext(p *pair, now int64, hedge bool) bool {
 	c := p.connect
 	at := slices.IndexFunc(c.tries[:], func(a attempt) bool { return a.to == nil })
@@ -104,7 +104,7 @@ func (l *loop) tryNext(p *pair, now int64, hedge bool) bool {
 	}
 }
 
-// start begins one connection.
+// start starts one connection to b.
 func (l *loop) start(p *pair, b *Backend) (int32, syscall.Errno) {
 	to := b.addr.Load()
 	if to == nil {
@@ -121,7 +121,7 @@ func (l *loop) start(p *pair, b *Backend) (int32, syscall.Errno) {
 		closeFD(fd)
 		return -1, unix.EMFILE
 	}
-	setInt(fd, unix.IPPROTO_TCP, unix.TCP_QUICKACK, 0) // see prepareListener; here the client's first bytes complete the handshake
+	setInt(fd, unix.IPPROTO_TCP, unix.TCP_QUICKACK, 0) // see prepareListener; here the client's first bytes carry the last ACK of the handshake
 	if errno = connect(fd, to); errno == unix.EINPROGRESS {
 		errno = 0
 	}
@@ -135,7 +135,7 @@ func (l *loop) start(p *pair, b *Backend) (int32, syscall.Errno) {
 	return fd, errno
 }
 
-// connectEvent is the answer to an attempt.
+// connectEvent handles an event on an attempt's socket.
 func (l *loop) connectEvent(p *pair, fd int32, events uint32) {
 	if p.connect == nil {
 		return
@@ -146,8 +146,8 @@ func (l *loop) connectEvent(p *pair, fd int32, events uint32) {
 			continue
 		}
 		if events&(unix.EPOLLERR|unix.EPOLLHUP) != 0 {
-			l.failed(p, a, socketError(fd))
-			l.goOn(p)
+			l.attemptFailed(p, a, socketError(fd))
+			l.continueConnect(p)
 		} else if events&unix.EPOLLOUT != 0 {
 			l.connected(p, a, events)
 		}
@@ -155,7 +155,7 @@ func (l *loop) connectEvent(p *pair, fd int32, events uint32) {
 	}
 }
 
-// connected makes a pair of the client and the first backend that answered.
+// connected joins the client to the first backend that answered.
 func (l *loop) connected(p *pair, a *attempt, events uint32) {
 	won, c := *a, p.connect
 	b := won.to
@@ -172,7 +172,7 @@ func (l *loop) connected(p *pair, a *attempt, events uint32) {
 	b.active.Add(1)
 	b.total.Add(1)
 	l.requeue(&l.young, p, l.now+int64(keepAliveAge))
-	if b.drained.Load() { // removed, and its time is over, while this was under way
+	if b.drained.Load() { // the drain ended during the attempt
 		p.doom = endRemoved
 		l.requeue(&l.doomed, p, l.now)
 	}
@@ -185,20 +185,20 @@ func (l *loop) connected(p *pair, a *attempt, events uint32) {
 		p.traffic.count(true, len(p.first))
 		p.first = nil
 		if !l.write(p, &p.server, first) && p.phase != relaying {
-			c.forget()
+			c.release()
 			return
 		}
 	}
 	wasHeld := c.heldFrom != 0
-	c.forget()
+	c.release()
 	if wasHeld {
 		l.releaseHeld()
 	}
 	l.relay(p)
 }
 
-// failed ends an attempt that was refused, or took too long.
-func (l *loop) failed(p *pair, a *attempt, errno syscall.Errno) {
+// attemptFailed ends an attempt that was refused or took too long.
+func (l *loop) attemptFailed(p *pair, a *attempt, errno syscall.Errno) {
 	b := a.to
 	l.close(a.fd)
 	a.to = nil
@@ -209,8 +209,8 @@ func (l *loop) failed(p *pair, a *attempt, errno syscall.Errno) {
 	}
 }
 
-// goOn looks for the next backend when no attempt is under way any more.
-func (l *loop) goOn(p *pair) {
+// continueConnect tries the next backend once no attempt is under way.
+func (l *loop) continueConnect(p *pair) {
 	if p.connect.flying() > 0 {
 		return
 	}
@@ -219,7 +219,7 @@ func (l *loop) goOn(p *pair) {
 	}
 }
 
-// expireConnects gives up attempts that took too long, and hedges slow ones.
+// expireConnects abandons attempts that took too long, and hedges slow ones.
 func (l *loop) expireConnects() {
 	t := l.s.settings()
 	for p := range l.connects.all() {
@@ -227,12 +227,12 @@ func (l *loop) expireConnects() {
 		over := l.now-c.began >= t.connectBudget
 		for i := range c.tries {
 			if a := &c.tries[i]; a.to != nil && (over || l.now-a.began >= t.connectTimeout) {
-				l.failed(p, a, unix.ETIMEDOUT)
+				l.attemptFailed(p, a, unix.ETIMEDOUT)
 			}
 		}
 		switch n := c.flying(); {
 		case n == 0:
-			l.goOn(p)
+			l.continueConnect(p)
 		case t.hedgeAfter > 0 && n < len(c.tries) && l.now-c.newest() >= t.hedgeAfter:
 			slow := c.tries
 			if l.tryNext(p, l.now, true) {
@@ -242,8 +242,8 @@ func (l *loop) expireConnects() {
 	}
 }
 
-// suspectSlow has the backends that have not answered yet looked at, and avoided
-// until a check has passed: the next client is not to wait as long.
+// suspectSlow makes backends that have not answered yet be checked, and be avoided
+// until a check passes, so that the next client does not wait as long.
 func suspectSlow(tries [3]attempt) {
 	for _, a := range tries {
 		if a.to != nil {
@@ -252,7 +252,7 @@ func suspectSlow(tries [3]attempt) {
 	}
 }
 
-// endConnect gives up whatever attempts are under way.
+// endConnect abandons all attempts under way.
 func (l *loop) endConnect(p *pair) {
 	c := p.connect
 	if c == nil {
@@ -279,8 +279,8 @@ func (l *loop) endConnect(p *pair) {
 	}
 }
 
-// hold keeps a client that no backend answered, for a while: refusing it would
-// only have it come back.
+// hold keeps a client that no backend answered, for a while: a refused client would
+// only come back.
 func (l *loop) hold(p *pair) {
 	c := p.connect
 	if c.scout {
@@ -292,7 +292,7 @@ func (l *loop) hold(p *pair) {
 	}
 	t := l.s.settings()
 	until := c.heldFrom + t.hold
-	if p.client.fin { // it left meanwhile; there will be no event any more
+	if p.client.fin { // it has left; no further event will come
 		l.end(p, endClient)
 		return
 	}
@@ -306,7 +306,7 @@ func (l *loop) hold(p *pair) {
 	l.requeue(&l.held, p, until)
 }
 
-// expireHeld lets those go that waited long enough, and one of the others try.
+// expireHeld closes clients held for too long, and lets one of the others try.
 func (l *loop) expireHeld() {
 	for p := range l.held.all() {
 		if p.dueAt <= l.now {
@@ -324,9 +324,9 @@ func (l *loop) expireHeld() {
 	l.retryHeld(p)
 }
 
-// releaseHeld has all that are held try again: a backend has answered.
+// releaseHeld makes all held clients try again: a backend has answered.
 func (l *loop) releaseHeld() {
-	for _, p := range slices.Collect(l.held.all()) { // a copy: who fails again is held again
+	for _, p := range slices.Collect(l.held.all()) { // a copy: clients that fail again are held again
 		l.retryHeld(p)
 	}
 }

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// bySource is all backends with where they come from.
+// bySource returns all backends with their source.
 func bySource(s *Server) string {
 	var all []string
 	for _, b := range s.Status().Backends {

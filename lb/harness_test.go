@@ -22,10 +22,12 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"kthwd/test/harness"
 )
 
-// patience is how long a test waits for what must come. Nothing takes as long.
-const patience = 10 * time.Second
+// patience limits every wait of these tests; none waits that long when it passes.
+const patience = time.Minute
 
 func TestMain(m *testing.M) {
 	if child, ok := children[os.Getenv("LB_TEST_CHILD")]; ok {
@@ -35,30 +37,16 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// children are what this binary does when a test runs it as another process.
+// children are the programs that this binary runs as another process of a test.
 var children = map[string]func(){}
 
 // eventually waits until ok returns nil.
 func eventually(t *testing.T, what string, ok func() error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := ok()
-		if err == nil {
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			t.Fatalf("%s: %v", what, err)
-		}
-	}
+	harness.WaitFor(t, what, patience, ok)
 }
 
-// equal is for eventually: an error unless got is want.
+// equal returns an error unless got is want, for eventually.
 func equal[T comparable](name string, got, want T) error {
 	if got != want {
 		return fmt.Errorf("%s: got %v, want %v", name, got, want)
@@ -66,7 +54,7 @@ func equal[T comparable](name string, got, want T) error {
 	return nil
 }
 
-// receive waits for a value of a channel.
+// receive waits for a value from a channel.
 func receive[T any](t *testing.T, what string, c <-chan T) T {
 	t.Helper()
 	select {
@@ -78,8 +66,8 @@ func receive[T any](t *testing.T, what string, c <-chan T) T {
 	}
 }
 
-// watchLeaks fails the test when it leaves a goroutine or a descriptor behind.
-// Whatever needs to be closed is registered after it.
+// watchLeaks fails the test when it leaves a goroutine or a descriptor behind. Call it
+// before registering the clean-up of anything else.
 func watchLeaks(t *testing.T) {
 	if _, watched := leaksWatched.LoadOrStore(t, true); watched {
 		return
@@ -88,7 +76,7 @@ func watchLeaks(t *testing.T) {
 	t.Cleanup(func() {
 		leaksWatched.Delete(t)
 		if t.Failed() {
-			return // it may have ended anywhere
+			return // the test may have ended anywhere
 		}
 		eventuallyClean(t, fds, all)
 	})
@@ -113,7 +101,8 @@ func eventuallyClean(t *testing.T, fdsBefore, goroutinesBefore map[string]string
 	}
 }
 
-// descriptorsOpen are the numbers and what they are, without those of Go's poller.
+// descriptorsOpen returns the open descriptors and their targets, without those of Go's
+// poller.
 func descriptorsOpen() map[string]string {
 	all := map[string]string{}
 	names, err := os.ReadDir("/proc/self/fd")
@@ -129,7 +118,7 @@ func descriptorsOpen() map[string]string {
 	return all
 }
 
-// goroutines are the stacks of all.
+// goroutines returns the stacks of all goroutines.
 func goroutines() map[string]string {
 	buf := make([]byte, 4<<20)
 	all := map[string]string{}
@@ -140,7 +129,7 @@ func goroutines() map[string]string {
 	return all
 }
 
-// ownGoroutines are the stacks of those that the package has started.
+// ownGoroutines returns the stacks of the goroutines started by the package.
 func ownGoroutines() map[string]string {
 	all := goroutines()
 	maps.DeleteFunc(all, func(_, g string) bool {
@@ -149,37 +138,20 @@ func ownGoroutines() map[string]string {
 	return all
 }
 
-// pause is time in which nothing is done, where that is what is tested.
+// pause lets time pass, where inactivity itself is tested.
 func pause(d time.Duration) { <-time.After(d) }
 
-// rig is a Server that runs.
+// rig is a running Server.
 type rig struct {
 	*Server
 	t     *testing.T
-	addr  string // where it listens first
-	log   *logBuffer
-	stop  context.CancelFunc // its context
-	ended chan error         // what Run has returned, once
+	addr  string // its first listening address
+	log   *harness.Log
+	stop  context.CancelFunc // cancels its context
+	ended chan error         // receives the error of Run, once
 }
 
-type logBuffer struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
-// testConfig is a quick one that does not check its backends.
+// testConfig returns a configuration with short times and without checks.
 func testConfig(backends ...string) Config {
 	c := Default()
 	c.Backends, c.Check, c.SlowStart = backends, CheckNone, 0
@@ -188,10 +160,10 @@ func testConfig(backends ...string) Config {
 	return c
 }
 
-// socket opens a listening socket and gives it away.
+// socket returns a listening socket and its address.
 func socket(t *testing.T, address string) (*os.File, string) {
 	t.Helper()
-	ln, err := listen(address)
+	ln, err := openListener(address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -212,7 +184,7 @@ func run(t *testing.T, cfg Config, o Options) *rig {
 	return r
 }
 
-// begin is run that does not wait.
+// begin is run without waiting.
 func begin(t *testing.T, cfg Config, o Options) *rig {
 	t.Helper()
 	watchLeaks(t)
@@ -220,8 +192,8 @@ func begin(t *testing.T, cfg Config, o Options) *rig {
 		f, addr := socket(t, "127.0.0.1:0")
 		o.Sockets, cfg.Listen = append(o.Sockets, f), []string{addr}
 	}
-	r := &rig{t: t, addr: cfg.Listen[0], log: &logBuffer{}, ended: make(chan error, 1)}
-	o.Log = slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	r := &rig{t: t, addr: cfg.Listen[0], log: &harness.Log{}, ended: make(chan error, 1)}
+	o.Log = r.log.Logger(slog.LevelDebug)
 	s, err := New(cfg, o)
 	if err != nil {
 		t.Fatal(err)
@@ -263,7 +235,7 @@ func (r *rig) awaitReady() {
 	})
 }
 
-// noDefer has clients accepted before they have sent anything.
+// noDefer makes clients be accepted before they have sent data.
 func (r *rig) noDefer() *rig {
 	for _, l := range r.listeners {
 		if errno := setInt(l.fd, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, 0); errno != 0 {
@@ -273,7 +245,7 @@ func (r *rig) noDefer() *rig {
 	return r
 }
 
-// empty waits until the server has no connection, and none of its counters says so.
+// empty waits until the server and all its counters have no connection.
 func (r *rig) empty() {
 	r.t.Helper()
 	eventually(r.t, "no connection left", func() error {
@@ -334,13 +306,13 @@ type peer struct {
 	named  map[uint64]chan *net.TCPConn
 	all    []net.Conn
 	count  atomic.Int64     // connections that were accepted
-	handle func(c net.Conn) // instead of named
+	handle func(c net.Conn) // serves connections without a name
 }
 
-// newPeer starts one. Each connection begins with 8 bytes that name it; see pairUp.
+// newPeer starts a peer. Each connection starts with 8 bytes that name it; see pairUp.
 func newPeer(t *testing.T) *peer { return newPeerAt(t, "127.0.0.1:0", nil) }
 
-// newPeerAt has handle serve the connections, unless it is nil.
+// newPeerAt is newPeer at an address, with handle serving the connections unless nil.
 func newPeerAt(t *testing.T, addr string, handle func(net.Conn)) *peer {
 	t.Helper()
 	watchLeaks(t)
@@ -350,7 +322,7 @@ func newPeerAt(t *testing.T, addr string, handle func(net.Conn)) *peer {
 	}
 	p := &peer{t: t, addr: ln.Addr().String(), ln: ln, named: map[uint64]chan *net.TCPConn{}, handle: handle}
 	var all sync.WaitGroup
-	accepting := make(chan struct{}) // else a look for leaks might take it for a new goroutine
+	accepting := make(chan struct{}) // or the search for leaks may find it as a new goroutine
 	all.Go(func() {
 		close(accepting)
 		for {
@@ -397,8 +369,7 @@ func (p *peer) waiting(name uint64) chan *net.TCPConn {
 
 var lastName atomic.Uint64
 
-// pairUp makes a connection through r to one of the peers, and returns its two
-// ends, outside of r.
+// pairUp connects through r to one of the peers, and returns the two outer ends.
 func (r *rig) pairUp(peers ...*peer) (client, server *net.TCPConn, at *peer) {
 	r.t.Helper()
 	client = r.dial()
@@ -406,7 +377,7 @@ func (r *rig) pairUp(peers ...*peer) (client, server *net.TCPConn, at *peer) {
 	return client, server, at
 }
 
-// introduce sends a name and waits for it at the peers.
+// introduce sends a name and waits for it to arrive at a peer.
 func introduce(t *testing.T, client *net.TCPConn, peers ...*peer) (*net.TCPConn, *peer) {
 	t.Helper()
 	name := lastName.Add(1)
@@ -434,14 +405,14 @@ func introduce(t *testing.T, client *net.TCPConn, peers ...*peer) (*net.TCPConn,
 	return a.c, a.p
 }
 
-// parentsLife ends with the process that has started this one.
+// parentsLife returns a context that ends with the parent process.
 func parentsLife() context.Context {
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() { io.Copy(io.Discard, os.Stdin); cancel() }()
 	return ctx
 }
 
-// blackHole is the address of a server whose queue is full: it answers no SYN.
+// blackHole returns the address of a server with a full queue, which answers no SYN.
 func blackHole(t *testing.T) string {
 	t.Helper()
 	watchLeaks(t)
@@ -449,7 +420,7 @@ func blackHole(t *testing.T) string {
 	fd := boundTo(t, addr)
 	must(t, unix.Listen(fd, 0))
 	a := netip.MustParseAddrPort(addr)
-	for range 4 { // what its queue takes, and more
+	for range 4 { // more than its queue holds
 		c, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 		must(t, err)
 		t.Cleanup(func() { unix.Close(c) })
@@ -460,20 +431,20 @@ func blackHole(t *testing.T) string {
 	return addr
 }
 
-// stream is endless bytes that depend on a seed.
+// stream returns endless bytes that depend on a seed.
 func stream(seed uint64) *rand.ChaCha8 {
 	var s [32]byte
 	binary.LittleEndian.PutUint64(s[:], seed)
 	return rand.NewChaCha8(s)
 }
 
-// send writes the first n bytes of a stream.
+// sendStream writes the first n bytes of a stream.
 func sendStream(w io.Writer, seed uint64, n int) error {
 	_, err := io.CopyN(w, stream(seed), int64(n))
 	return err
 }
 
-// checker compares what is written to it with a stream.
+// streamChecker compares the bytes written to it with a stream.
 type streamChecker struct {
 	want io.Reader
 	at   int
@@ -499,7 +470,7 @@ func (c *streamChecker) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// expectStream reads n bytes, which must be those of a stream.
+// expectStream reads n bytes and compares them with a stream.
 func expectStream(r io.Reader, seed uint64, n int) error {
 	c := newStreamChecker(seed)
 	if _, err := io.CopyBuffer(c, io.LimitReader(onlyReader{r}, int64(n)), make([]byte, 64<<10)); err != nil {
@@ -514,7 +485,7 @@ func expectStream(r io.Reader, seed uint64, n int) error {
 // onlyReader hides WriteTo.
 type onlyReader struct{ io.Reader }
 
-// expectEOF reads an orderly end.
+// expectEOF expects an orderly end.
 func expectEOF(r io.Reader) error {
 	var b [1]byte
 	if n, err := r.Read(b[:]); n != 0 || err != io.EOF {
@@ -523,7 +494,7 @@ func expectEOF(r io.Reader) error {
 	return nil
 }
 
-// expectReset reads a reset.
+// expectReset expects a reset.
 func expectReset(r io.Reader) error {
 	var b [1]byte
 	if n, err := r.Read(b[:]); n != 0 || !errors.Is(err, unix.ECONNRESET) {
@@ -556,7 +527,7 @@ func must(t *testing.T, errs ...error) {
 	}
 }
 
-// together runs all and fails with their errors.
+// together runs all concurrently and fails with their errors.
 func together(t *testing.T, all ...func() error) {
 	t.Helper()
 	errs := make([]error, len(all))
@@ -568,8 +539,8 @@ func together(t *testing.T, all ...func() error) {
 	must(t, errs...)
 }
 
-// unused is an address of 127.0.0.1 where nobody listens, and which nobody else
-// gets while the test runs.
+// unused returns an address of 127.0.0.1 without a listener, reserved while the test
+// runs.
 func unused(t *testing.T) string {
 	t.Helper()
 	watchLeaks(t)
@@ -579,7 +550,7 @@ func unused(t *testing.T) string {
 	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(sa.(*unix.SockaddrInet4).Port)).String()
 }
 
-// boundTo is a socket that has an address and does not listen.
+// boundTo returns a socket bound to an address that does not listen.
 func boundTo(t *testing.T, addr string) int {
 	t.Helper()
 	a := netip.MustParseAddrPort(addr)

@@ -4,22 +4,21 @@
 //	…
 //	err = s.Run(ctx, ready)
 //
-// It balances connections, not requests: what is inside a connection is TLS
-// between a client and an API server, and stays theirs. So it can do three things
-// well: send a new connection where it will be answered, cut one that never will
-// be, and leave all others alone, for hours, through changes of its configuration
-// and of its own binary.
+// It balances connections, not requests: the content of a connection is TLS between a
+// client and an API server, and stays private to them. It does three things: it sends
+// a new connection to a backend that will answer, it cuts a connection that will never
+// be answered, and it leaves all others alone, for hours, through changes of its
+// configuration and of its own binary.
 //
-// A goroutine for each backend checks it (package check); its verdict is one
-// number, the tier, in the Backend that the data path reads (choose.go).
-// Connections are accepted through tcpproxy (listen.go), and handed to one of a few
-// loops (loop.go), each one goroutine around an epoll set, which connects to a
-// backend (connect.go) and moves the bytes (pair.go, pipe.go). A new process takes
-// the listeners and the live connections over from an old one (upgrade.go).
+// One goroutine per backend checks it (package check); the verdict is one number, the
+// tier, which the data path reads from the Backend (choose.go). Connections are accepted
+// through tcpproxy (listen.go, accept.go) by a few loops (loop.go). A loop is one
+// goroutine around an epoll set; it connects to a backend (connect.go) and moves the
+// bytes (pair.go, pipe.go). A new process takes over the listeners and the live
+// connections of an old one (upgrade.go).
 //
-// The package links neither Kubernetes nor etcd. It does not look into TLS, it
-// does not retry a request that was sent, and it does not move connections that
-// are healthy.
+// The package links neither Kubernetes nor etcd. It does not decrypt TLS, does not
+// retry a request, and does not move healthy connections between backends.
 package lb
 
 import (
@@ -43,52 +42,54 @@ import (
 	"kthwd/lb/check"
 )
 
-// Options are what the caller of New provides. The zero value logs nothing.
+// Options are the settings that do not come from the configuration. The zero value is
+// valid and logs nothing.
 type Options struct {
 	Log *slog.Logger
-	// Sockets are listening sockets that the service manager has opened. Those
-	// whose address is one of Config.Listen are used, and all are closed.
+	// Sockets are listening sockets opened by the service manager. Those with an
+	// address in Config.Listen are used. The Server closes them all.
 	Sockets []*os.File
-	// TakeOver has Run take the listeners and the connections of the process that
-	// runs with the same Config.Listen, or UpgradeSocket. Without one it fails.
+	// TakeOver makes Run take over the listeners and the connections of the process
+	// that runs with the same Config.Listen or UpgradeSocket. Without such a process
+	// Run fails.
 	TakeOver bool
-	// Alone says that nothing else in the process is in a hurry, so that the loops may
-	// keep processors from other goroutines, for a millisecond at a time.
+	// Alone tells that no other goroutine of the process is urgent, so that the loops
+	// may keep processors from them for a millisecond at a time.
 	Alone bool
-	// Discovered is the last list of backends that discovery knew before this
-	// process; SetDiscovered replaces it. Empty means that Config.Backends are used.
+	// Discovered is the last list of backends that discovery stored before this
+	// process started; SetDiscovered replaces it. When empty, Config.Backends are used.
 	Discovered []string
-	// OnSuccessor is called when a new process is about to take over, with its
-	// process number, so that the service manager can be told; and with this
-	// process' own, should that break off. May be nil.
+	// OnSuccessor is called with the process number of a new process that is about to
+	// take over, so that the caller can tell the service manager, and with this
+	// process's own number if the hand-over fails. May be nil.
 	OnSuccessor func(pid int)
 
-	balanceEvery time.Duration // how often rebalance looks; balanceEvery for 0
+	balanceEvery time.Duration // interval of rebalance; zero means the constant balanceEvery
 }
 
-// ErrHandedOver is returned by Run when a new process has taken everything over.
+// ErrHandedOver is returned by Run once a new process has taken over everything.
 var ErrHandedOver = errors.New("handed over to a new process")
 
-// Server is a load balancer. Make one with New and Run it once.
+// Server is a load balancer. Create one with New and Run it once.
 type Server struct {
 	log        *slog.Logger
 	o          Options
 	begun      time.Time
-	processors int // each has a loop
+	processors int // number of loops
 	loops      []*loop
-	inUse      atomic.Int64 // the first so many of them
+	inUse      atomic.Int64 // number of loops in use, from the front
 	listeners  []*listener
 	cfg        atomic.Pointer[Config]
 	set        atomic.Pointer[settings]
 	pool       atomic.Pointer[pool]
-	limit      atomic.Int64 // of connections
+	limit      atomic.Int64 // most connections at one time
 	access     atomic.Pointer[accessLog]
 	slots      slots
 
-	_       cpu.CacheLinePad // what all loops write for each connection, away from what they read
-	active  atomic.Int64     // connections, of all listeners
-	turn    atomic.Uint64    // where the next choice among equals begins
-	next    atomic.Uint64    // which loop gets the next connection of another process
+	_       cpu.CacheLinePad // separates fields that every loop writes per connection from fields it reads
+	active  atomic.Int64     // connections of all listeners
+	turn    atomic.Uint64    // where the next choice among equal backends starts
+	next    atomic.Uint64    // which loop gets the next connection taken over
 	heldNow atomic.Int64
 	sources sources
 	_       cpu.CacheLinePad
@@ -97,20 +98,20 @@ type Server struct {
 	handover      handover
 	accessDropped atomic.Uint64
 
-	mu         sync.Mutex // guards what follows, and changes of the above
+	mu         sync.Mutex // guards the fields below, and changes of cfg, set and pool
 	files      *files
-	backends   []*Backend // of the pool, and those that drain
+	backends   []*Backend // those of the pool and the draining ones
 	draining   map[*Backend]*time.Timer
 	discovered []string
-	reloads    [2]uint64 // that failed, and that did not
+	reloads    [2]uint64 // failed, succeeded
 	lastReload time.Time
-	state      string // why it is not ready; "" when it is
+	state      string // the reason it is not ready; "" when it is ready
 
-	changes chan struct{} // something about a backend has changed
+	changes chan struct{} // signals a change of a backend
 	metrics *metrics
 }
 
-// settings are what the data path reads of a Config, in nanoseconds.
+// settings is the part of a Config that the data path reads; times in nanoseconds.
 type settings struct {
 	firstByte, halfClose                      int64
 	connectTimeout, hedgeAfter, connectBudget int64
@@ -128,8 +129,8 @@ func settingsOf(c Config) *settings {
 	}
 }
 
-// New reads the files that cfg names, makes a Server, and begins to check its
-// backends. It opens no listening socket. The error joins all that is wrong.
+// New reads the files named by cfg, creates a Server and starts checking its backends.
+// It opens no listening socket. The error joins every fault found.
 func New(cfg Config, o Options) (*Server, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -146,29 +147,29 @@ func New(cfg Config, o Options) (*Server, error) {
 	if err := errors.Join(cfg.Validate(), err); err != nil {
 		return nil, err
 	}
-	discovered, err := s.usable(cfg.Listen, o.Discovered)
+	discovered, err := s.usableBackends(cfg.Listen, o.Discovered)
 	if err != nil {
 		return nil, err
 	}
 	s.discovered = discovered
-	s.put(cfg, f)
+	s.install(cfg, f)
 	return s, nil
 }
 
 // Name implements supervise.Component.
 func (s *Server) Name() string { return "lb" }
 
-// clock is nanoseconds since the server was made.
+// clock returns the nanoseconds since the server was created.
 func (s *Server) clock() int64 { return int64(time.Since(s.begun)) }
 
 func (s *Server) settings() *settings { return s.set.Load() }
 
-// full tells whether there are as many connections as there may be.
+// full reports whether the limit of connections is reached.
 func (s *Server) full() bool { return s.active.Load() >= s.limit.Load() }
 
-// Run implements supervise.Component: it takes over from a running process or
-// opens the listeners, calls ready, and balances until ctx ends and the drain is
-// over. It returns ErrHandedOver when a new process took over.
+// Run implements supervise.Component: it takes over from a running process or opens
+// the listeners, calls ready, and balances until ctx ends and the drain is over. It
+// returns ErrHandedOver when a new process has taken over.
 func (s *Server) Run(ctx context.Context, ready func()) error {
 	defer s.closeSockets()
 	defer s.stopBackends()
@@ -189,9 +190,9 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	if err := s.openListeners(old); err != nil {
 		return err
 	}
-	s.firstVerdicts(ctx)
+	s.awaitFirstVerdicts(ctx)
 	s.inUse.Store(1)
-	if old != nil { // what has kept that one busy comes all at once
+	if old != nil { // its whole load arrives at once
 		s.inUse.Store(int64(len(s.loops)))
 	}
 	proxy, err := s.accept()
@@ -218,12 +219,12 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 		return s.drain(successor)
 	case <-successor:
 		return ErrHandedOver
-	case err := <-waitFor(proxy):
+	case err := <-proxyFailure(proxy):
 		return fmt.Errorf("accept: %w", err)
 	}
 }
 
-func waitFor(p *tcpproxy.Proxy) <-chan error {
+func proxyFailure(p *tcpproxy.Proxy) <-chan error {
 	failed := make(chan error, 1)
 	go func() { failed <- p.Wait() }()
 	return failed
@@ -235,7 +236,7 @@ func (s *Server) setState(why string) {
 	s.mu.Unlock()
 }
 
-// makeLoops makes a loop for each processor.
+// makeLoops creates one loop per processor.
 func (s *Server) makeLoops() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -250,7 +251,7 @@ func (s *Server) makeLoops() error {
 	return nil
 }
 
-// stopLoops ends the loops, and with them every connection that is left.
+// stopLoops ends the loops and with them every remaining connection.
 func (s *Server) stopLoops() {
 	for _, l := range s.loops {
 		if !l.running {
@@ -261,8 +262,8 @@ func (s *Server) stopLoops() {
 	s.reserve.close()
 }
 
-// openListeners takes the sockets that exist already, from the old process or
-// the service manager, and opens the others. All that fail are reported.
+// openListeners takes the sockets inherited from the old process or the service
+// manager, and opens the others. The error joins all failures.
 func (s *Server) openListeners(old *predecessor) error {
 	inherited := append(old.sockets(), s.activated()...)
 	var errs []error
@@ -275,7 +276,7 @@ func (s *Server) openListeners(old *predecessor) error {
 			inherited = slices.Delete(inherited, at, at+1)
 		} else {
 			var err error
-			if ln, err = listen(address); err != nil {
+			if ln, err = openListener(address); err != nil {
 				errs = append(errs, listenError(address, err))
 				continue
 			}
@@ -297,7 +298,7 @@ func (s *Server) openListeners(old *predecessor) error {
 	return errors.Join(errs...)
 }
 
-// activated makes listeners of what the service manager has passed.
+// activated returns the service manager's sockets as listeners.
 func (s *Server) activated() (all []*net.TCPListener) {
 	for _, f := range s.o.Sockets {
 		ln, err := net.FileListener(f)
@@ -309,12 +310,12 @@ func (s *Server) activated() (all []*net.TCPListener) {
 		if ln != nil {
 			ln.Close()
 		}
-		s.log.Warn("socket of the service manager not used: it is no listening TCP socket", "name", f.Name(), "err", err)
+		s.log.Warn("socket of the service manager not used: it is not a listening TCP socket", "name", f.Name(), "err", err)
 	}
 	return all
 }
 
-// closeSockets closes what activated has not seen.
+// closeSockets closes the sockets that activated did not reach.
 func (s *Server) closeSockets() {
 	for _, f := range s.o.Sockets {
 		f.Close()
@@ -332,25 +333,25 @@ func sameListener(address string, a net.Addr) bool {
 	return want.Port() == got.Port() && (bothAny || want.Addr().Unmap() == got.Addr().Unmap())
 }
 
-// accept has tcpproxy accept: from the loops, each with a route of its own. The
-// names of the routes are nobody's addresses.
+// accept starts tcpproxy with one route per loop. Route names are labels, not
+// addresses.
 func (s *Server) accept() (*tcpproxy.Proxy, error) {
 	byName := map[string]*loop{}
 	proxy := &tcpproxy.Proxy{ListenFunc: func(_, name string) (net.Listener, error) { return byName[name], nil }}
 	for i, l := range s.loops {
 		name := fmt.Sprintf("loop %d", i)
 		byName[name], l.running = l, true
-		l.post(func() { l.rest(i >= int(s.inUse.Load())) })
+		l.post(func() { l.setResting(i >= int(s.inUse.Load())) })
 		proxy.AddRoute(name, s)
 	}
 	return proxy, proxy.Start()
 }
 
-// closeListeners has nobody accept any more.
+// closeListeners stops all accepting and closes the listeners.
 func (s *Server) closeListeners() {
 	for _, l := range s.loops {
 		if l.running {
-			l.call(func() { l.unlisten(); l.barred = true }) // before Close, or newcomers are not routed
+			l.call(func() { l.stopAccepting(); l.barred = true }) // before Close, or new clients are not routed
 			l.Close()
 		}
 	}
@@ -359,8 +360,8 @@ func (s *Server) closeListeners() {
 	}
 }
 
-// HandleConn implements tcpproxy.Target: it gives what has arrived back to the loop
-// that has accepted it.
+// HandleConn implements tcpproxy.Target: it returns accepted clients to the loop that
+// accepted them.
 func (s *Server) HandleConn(c net.Conn) {
 	a := c.(*arrivals)
 	if a.loop.route(a.clients) {
@@ -371,7 +372,7 @@ func (s *Server) HandleConn(c net.Conn) {
 	}
 }
 
-// refuse closes a connection that is no loop's, nor ever was.
+// refuse closes a connection that has never belonged to a loop.
 func (s *Server) refuse(p *pair, why rejectReason) {
 	s.reject(p.listener, why)
 	s.sources.leave(p)
@@ -382,7 +383,7 @@ func (s *Server) refuse(p *pair, why rejectReason) {
 
 func (s *Server) reject(l *listener, why rejectReason) { l.rejected[why].Add(1) }
 
-// ended counts a pair that has just ended.
+// ended counts and logs a pair that has just ended.
 func (s *Server) ended(p *pair, why endReason, now int64) {
 	s.sources.leave(p)
 	p.listener.active.Add(-1)
@@ -397,7 +398,7 @@ func (s *Server) ended(p *pair, why endReason, now int64) {
 	}
 }
 
-// sources counts the connections of each client address, where that is limited.
+// sources counts connections per client address, when those are limited.
 type sources struct {
 	mu sync.Mutex
 	n  map[netip.Addr]int64
@@ -429,9 +430,9 @@ func (s *sources) leave(p *pair) {
 	}
 }
 
-// firstVerdicts waits until each backend was checked once, or should have been:
-// the first client is to find the balancer knowing.
-func (s *Server) firstVerdicts(ctx context.Context) {
+// awaitFirstVerdicts waits until each backend has its first verdict, at most for the
+// time of a check, so that the first client is balanced on facts.
+func (s *Server) awaitFirstVerdicts(ctx context.Context) {
 	limit := time.NewTimer(s.cfg.Load().CheckTimeout + 100*time.Millisecond)
 	defer limit.Stop()
 	for !s.allChecked() {
@@ -454,8 +455,8 @@ func (s *Server) allChecked() bool {
 	return true
 }
 
-// drain is the stop: first others learn that it comes, then no connection is
-// accepted any more, then those that are left have a while.
+// drain stops the server in three steps: status reports the stop for ShutdownDelay,
+// then the listeners close, then the remaining connections have DrainTimeout to end.
 func (s *Server) drain(successor <-chan struct{}) error {
 	cfg := s.cfg.Load()
 	s.setState("stopping")
@@ -483,9 +484,8 @@ func (s *Server) drain(successor <-chan struct{}) error {
 	return nil
 }
 
-// Alive returns nil once each loop has been between two batches of events, or has
-// none to run; it blocks until then, or until ctx ends. A loop that balances and
-// does not come round is one that serves nobody.
+// Alive returns nil once every running loop has completed a turn since the call. It
+// blocks until then or until ctx ends. A loop that completes no turn serves nobody.
 func (s *Server) Alive(ctx context.Context) error {
 	s.mu.Lock()
 	loops := s.loops
@@ -501,7 +501,7 @@ func (s *Server) Alive(ctx context.Context) error {
 		select {
 		case <-turned:
 		case <-ctx.Done():
-			return fmt.Errorf("%d of %d loops do not turn: %w", waiting, len(loops), ctx.Err())
+			return fmt.Errorf("%d of %d loops do not respond: %w", waiting, len(loops), ctx.Err())
 		}
 	}
 	return nil

@@ -20,11 +20,11 @@ import (
 // listener is one listening socket. The loops accept from it (accept.go).
 type listener struct {
 	address   string // as configured
-	index     int    // in Config.Listen
+	index     int    // position in Config.Listen
 	fd        int32
 	addr      net.Addr
-	defers    int64                // nanoseconds that a silent client has waited already when it is accepted
-	durations prometheus.Histogram // of connections
+	defers    int64                // nanoseconds that a silent client has already waited when it is accepted
+	durations prometheus.Histogram // how long connections last
 	once      sync.Once
 
 	_        cpu.CacheLinePad
@@ -34,9 +34,9 @@ type listener struct {
 	errors   [len(acceptErrorNames)]atomic.Uint64
 }
 
-// deferAccept is how long the kernel keeps a silent client to itself
-// (TCP_DEFER_ACCEPT, tcp(7)): a part of the time that it has for its first byte.
-// The kernel counts in retransmissions of its SYN-ACK, after 1 s and 3 s.
+// deferAccept is how long the kernel holds back a silent client (TCP_DEFER_ACCEPT,
+// tcp(7)): part of the client's time for its first byte. The kernel counts in
+// retransmissions of its SYN-ACK, after 1 s and 3 s.
 func deferAccept(firstByte time.Duration) time.Duration {
 	switch {
 	case firstByte >= 6*time.Second:
@@ -47,8 +47,8 @@ func deferAccept(firstByte time.Duration) time.Duration {
 	return 0
 }
 
-// listen opens a listening socket.
-func listen(address string) (*net.TCPListener, error) {
+// openListener opens a listening socket.
+func openListener(address string) (*net.TCPListener, error) {
 	lc := net.ListenConfig{KeepAlive: -1} // see keepAliveOptions
 	lc.SetMultipathTCP(false)
 	ln, err := lc.Listen(context.Background(), "tcp", address)
@@ -58,8 +58,7 @@ func listen(address string) (*net.TCPListener, error) {
 	return ln.(*net.TCPListener), nil
 }
 
-// newListener makes ln, which it closes, a listener of the server's kind: a bare
-// descriptor, of which Go's poller does not hear.
+// newListener converts ln, which it closes, to a bare descriptor outside Go's poller.
 func newListener(address string, index int, ln *net.TCPListener, defers time.Duration) (*listener, error) {
 	defer ln.Close()
 	raw, err := ln.SyscallConn()
@@ -83,16 +82,16 @@ func newListener(address string, index int, ln *net.TCPListener, defers time.Dur
 	return l, nil
 }
 
-// prepareListener sets what accepted connections inherit: no system call for each.
+// prepareListener sets the options that accepted connections inherit, which saves the
+// system calls per connection.
 //
-// Keep-alive itself is off, for its timer is work that a short connection can do
-// without (tcp_create_openreq_child); keepAlive turns it on.
+// Keep-alive itself is off, because a short connection does not need the work of its
+// timer (tcp_create_openreq_child); keepAlive turns it on later.
 //
-// Without TCP_QUICKACK the kernel waits, for 40 ms at most, whether what arrives can be
-// acknowledged together with an answer, as it does anyway later in a connection. With
-// the same for the backends, three packets of twenty are saved for a request on a
-// connection of its own. HAProxy has it as the options tcp-smart-accept and
-// tcp-smart-connect.
+// Without TCP_QUICKACK the kernel delays an acknowledgement, for 40 ms at most, so that
+// it may travel with an answer; later in a connection it does so anyway. Together with
+// the same option for backends this saves three packets of twenty for a request on its
+// own connection. HAProxy has the options tcp-smart-accept and tcp-smart-connect for it.
 func prepareListener(fd int32, defers time.Duration) error {
 	options := append([]struct {
 		level, name int
@@ -101,7 +100,7 @@ func prepareListener(fd int32, defers time.Duration) error {
 		{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
 		{unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, int32(defers / time.Second)},
 		{unix.IPPROTO_TCP, unix.TCP_QUICKACK, 0},
-		{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 0}, // it may come from another with it on
+		{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 0}, // an inherited socket may have it on
 	}, keepAliveOptions...)
 	for _, o := range options {
 		if errno := setInt(fd, o.level, o.name, o.value); errno != 0 {
@@ -111,18 +110,18 @@ func prepareListener(fd int32, defers time.Duration) error {
 	return nil
 }
 
-// close closes the socket. No loop may watch it any more.
+// close closes the socket. No loop may be watching it.
 func (l *listener) close() { l.once.Do(func() { closeFD(l.fd) }) }
 
-// silentUntil is when a client that was accepted at born, and has sent nothing
-// yet, is closed.
+// silentUntil is the time at which a client accepted at born is closed if it has sent
+// nothing.
 func (l *listener) silentUntil(born, firstByte int64) int64 {
 	return born + max(firstByte-l.defers, int64(100*time.Millisecond))
 }
 
-// traffic is bytes, from clients and to them, that one loop has moved between one
-// listener and one backend. The loops count at each read, so each has a cache line of
-// its own.
+// traffic counts the bytes, from clients and to clients, that one loop moved between one
+// listener and one backend. Loops count at each read, so each counter has its own cache
+// line.
 type traffic struct {
 	received, sent atomic.Uint64
 	_              cpu.CacheLinePad
@@ -136,12 +135,13 @@ func (t *traffic) count(fromClient bool, n int) {
 	}
 }
 
-// arrivals are clients that a loop has accepted at one go, on their way through
-// tcpproxy to the target: bare descriptors, which pass as one connection, so that
-// what tcpproxy does for each (a goroutine, a buffer) is done once for all. It
-// reads nothing of it, because the route matches always (tcpproxy.go:fixedTarget).
+// arrivals are the clients that a loop accepted in one go, on their way through
+// tcpproxy to the target. These bare descriptors pass as one connection, so that
+// tcpproxy's cost per connection (a goroutine, a buffer) arises once for all of them.
+// tcpproxy reads nothing from it, because the route always matches
+// (tcpproxy.go:fixedTarget).
 type arrivals struct {
-	net.Conn // nil: nobody may read or write it
+	net.Conn // nil: it cannot be read or written
 	loop     *loop
 	clients  []arrival
 }
@@ -192,8 +192,8 @@ const (
 
 var acceptErrorNames = [...]string{"emfile", "enfile", "enobufs", "other", "max_conns"}
 
-// acceptErrorOf tells whether an error is a shortage, which wants a pause. The
-// others are those of one connection, which is gone already (accept(2)).
+// acceptErrorOf classifies an error of accept. A shortage requires a pause; the other
+// errors concern one connection, which is gone already (accept(2)).
 func acceptErrorOf(errno syscall.Errno) (_ acceptError, wait bool) {
 	switch errno {
 	case unix.EMFILE:
@@ -208,7 +208,7 @@ func acceptErrorOf(errno syscall.Errno) (_ acceptError, wait bool) {
 	return acceptOther, true
 }
 
-// listenError says which address could not be listened on.
+// listenError adds the address to an error of listening on it.
 func listenError(address string, err error) error {
 	var sys *os.SyscallError
 	if errors.As(err, &sys) {

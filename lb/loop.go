@@ -11,78 +11,78 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// loop moves the bytes of its pairs. It is one goroutine around one epoll set:
-// no goroutine, stack or timer belongs to a connection, an idle one costs what
-// its pair struct costs, and to cut, drain or hand over a pair is a function
-// call between two events.
+// loop moves the bytes of its pairs. It is one goroutine around one epoll set: a
+// connection has no goroutine, stack or timer of its own, an idle one costs no more than
+// its pair struct, and cutting, draining or handing over a pair is a function call
+// between two events.
 //
-// Descriptors are closed at the end of a batch of events only, so that an event
-// of the batch never finds another connection under its number.
+// Descriptors are closed only at the end of a batch of events, so that no event of the
+// batch refers to a new connection with a reused number.
 type loop struct {
 	s      *Server
-	index  int // in Server.loops
+	index  int // position in Server.loops
 	epfd   int
 	wakefd int32
-	woke   int64 // nanoseconds on the server's clock, at the last wake-up
-	now    int64 // the same, a little later where that matters
+	woke   int64 // time of the last wake-up, in nanoseconds on the server's clock
+	now    int64 // current time, refreshed after the wake-up where that matters
 	buf    []byte
 	pipes  pipes
 
-	pairs   []*pair // all of them; a pair knows its index
-	closing []int32 // closed at the end of the batch
-	again   []*pair // have more to read than one turn allows
-	turned  []*pair // the list that again was in the turn before, for reuse
+	pairs   []*pair // all pairs; pair.index is the position
+	closing []int32 // descriptors to close at the end of the batch
+	again   []*pair // pairs with more to read than one turn allows
+	turned  []*pair // the previous list of again, for reuse
 
-	fresh     queue // nothing was sent yet
-	connects  queue // waiting for a backend's answer
-	held      queue // no backend answered
-	young     queue // have not yet lived for long: cheap to end, not worth a keep-alive
-	lingering queue // one side has ended
-	doomed    queue // to be cut, a few at a time
+	fresh     queue // clients that have sent nothing
+	connects  queue // pairs waiting for a backend's answer
+	held      queue // pairs that no backend answered
+	young     queue // pairs too short-lived so far to be worth a keep-alive
+	lingering queue // pairs with one side ended
+	doomed    queue // pairs to cut, a few at a time
 	nextScout int64 // when a held pair may try again
-	looked    int64 // when those that wait were looked at
-	scouts    int   // that do
+	expired   int64 // last run of expireConnects and expireHeld
+	scouts    int   // held pairs that are trying again
 
-	listening   bool  // the listeners are watched
-	resting     bool  // others do the work (rebalance.go)
-	handing     bool  // what it has goes to a new process, which accepts (upgrade.go)
-	barred      bool  // they are closed, or about to be
-	listenAgain int64 // when they are to be watched again after a shortage; 0 for never
-	acceptPause int64 // how long the last shortage was waited for
+	accepting   bool  // the listeners are watched
+	resting     bool  // other loops do the work (rebalance.go)
+	handingOver bool  // its pairs go to a new process, which accepts (upgrade.go)
+	barred      bool  // the listeners are closed, or about to be
+	acceptAgain int64 // when to accept again after a shortage; 0 when there is none
+	acceptPause int64 // length of the last pause for a shortage
 	newcomers   []arrival
-	routing     bool // Accept has returned some
+	routing     bool // Accept has just returned clients
 	closed      atomic.Bool
 
 	events  [256]unix.EpollEvent
-	count   atomic.Int64 // of pairs, for other goroutines
-	busy    atomic.Int64 // nanoseconds in which it did not wait, from one turn in busySample
+	count   atomic.Int64 // number of pairs, for other goroutines
+	busy    atomic.Int64 // nanoseconds spent working, estimated from one turn in busySample
 	turns   uint
-	yielded int64 // when it last let others run
-	warm    bool  // there were events the last time
+	yielded int64 // when it last yielded the processor
+	warm    bool  // the last wait returned events
 
 	mu      sync.Mutex
-	arrived []arrival // routed
+	arrived []arrival // routed clients
 	posted  []func()
-	emptied []arrival   // what arrived was before, for reuse
-	inbox   atomic.Bool // there is something in arrived or posted
-	waits   atomic.Bool // whoever posts something has to wake it
+	emptied []arrival   // the previous list of arrived, for reuse
+	inbox   atomic.Bool // arrived or posted is not empty
+	waits   atomic.Bool // the loop waits, so that a post must wake it
 
-	running bool // tcpproxy or run runs it
+	running bool // started, by tcpproxy or run
 	stopped bool
-	gone    bool // guarded by mu: it takes nothing any more
+	gone    bool // guarded by mu: the loop accepts no more work
 	done    chan struct{}
 }
 
 const (
 	bufferSize    = 64 << 10
-	turnBytes     = 1 << 20 // of one pair, before the others have their turn: less than a millisecond
+	turnBytes     = 1 << 20 // of one pair before the others have their turn: less than a millisecond
 	quickTick     = 25 * time.Millisecond
 	slowTick      = 250 * time.Millisecond
 	yieldEvery    = 9 * time.Millisecond
 	busySample    = 8
 	keepAliveAge  = 5 * time.Second
 	scoutInterval = 100 * time.Millisecond
-	doomedPerTick = 125 // 1000 connections are cut within 200 ms, not at once: they all come back
+	doomedPerTick = 125 // 1000 connections are cut over 200 ms, not at once, because all their clients reconnect
 )
 
 func newLoop(s *Server, index int) (*loop, error) {
@@ -104,14 +104,14 @@ func newLoop(s *Server, index int) (*loop, error) {
 	return l, nil
 }
 
-// run is the loop once nobody accepts any more. It returns after stop.
+// run runs the loop once tcpproxy no longer does. It returns after stop.
 func (l *loop) run() {
 	defer close(l.done)
 	for !l.stopped {
 		l.turn()
 	}
 	l.mu.Lock()
-	l.gone = true // who comes now is refused, and nobody wakes a descriptor that is no longer ours
+	l.gone = true // later work is refused, and the closed wakefd is not written to
 	l.mu.Unlock()
 	l.readInbox()
 	l.endAll(endDrain)
@@ -121,7 +121,7 @@ func (l *loop) run() {
 	unix.Close(l.epfd)
 }
 
-// turn waits for events and deals with a batch of them.
+// turn waits for events and handles one batch of them.
 func (l *loop) turn() {
 	n := l.wait()
 	l.waits.Store(false)
@@ -139,15 +139,14 @@ func (l *loop) turn() {
 	l.yield()
 }
 
-// wait waits for events. A loop that has the process to itself and has just had
-// some waits the first millisecond without a word to the scheduler. Else, with
-// waits of 20 µs and more, the runtime takes the processor away from the loop
-// each time, wakes a thread for it, and the loop has to get it back
-// (runtime/proc.go: retake, handoffp, exitsyscall): a fifth of its processor time
-// at half load. For other goroutines it is as if the loop computed meanwhile, but
-// no longer than that.
+// wait waits for events. With Options.Alone, a loop that has just had events waits the
+// first millisecond without telling the scheduler. Otherwise, at each wait of 20 µs or
+// more, the runtime takes the processor away from the loop and wakes a thread for it,
+// and the loop has to get it back (runtime/proc.go: retake, handoffp, exitsyscall): a
+// fifth of its processor time at half load. To other goroutines the loop appears to
+// compute for that millisecond.
 func (l *loop) wait() (n int) {
-	ms := l.fallAsleep()
+	ms := l.prepareWait()
 	if l.turns++; l.turns%busySample == 0 {
 		l.busy.Add(busySample * (l.s.clock() - l.woke))
 	}
@@ -159,17 +158,17 @@ func (l *loop) wait() (n int) {
 	}
 	n, err := unix.EpollWait(l.epfd, l.events[:], ms)
 	if err != nil && err != syscall.EINTR {
-		panic("epoll_wait: " + err.Error()) // the set is ours: nothing but a bug closes it
+		panic("epoll_wait: " + err.Error()) // the epoll set is the loop's own: only a bug closes it
 	}
 	l.warm = n > 0
 	return max(n, 0)
 }
 
-// yield lets the scheduler see that a busy loop is no goroutine to be preempted.
-// Else its monitor does so after 10 ms, and stays awake for it, at 20 µs a time:
-// 4 % of a busy balancer's processor time (runtime/proc.go: sysmon, retake). Not more
-// often than it must: each time the scheduler wakes a thread to look for work
-// (goschedImpl), which takes a processor from those who wait for an answer.
+// yield calls the scheduler, so that a busy loop is not preempted. Otherwise the
+// runtime's monitor preempts it after 10 ms and stays awake for that, polling every
+// 20 µs: 4 % of a busy balancer's processor time (runtime/proc.go: sysmon, retake). It
+// yields no more often than necessary, because each time the scheduler wakes a thread to
+// look for work (goschedImpl), which takes a processor from waiting clients.
 func (l *loop) yield() {
 	if l.now-l.yielded > int64(yieldEvery) {
 		l.yielded = l.now
@@ -177,27 +176,27 @@ func (l *loop) yield() {
 	}
 }
 
-// fallAsleep says how long to wait, in milliseconds.
-func (l *loop) fallAsleep() int {
+// prepareWait returns how long to wait for events, in milliseconds; -1 for no limit.
+func (l *loop) prepareWait() int {
 	wait := -1
 	switch {
 	case len(l.again) > 0:
 		return 0
-	case !l.connects.empty() || !l.held.empty() || !l.doomed.empty() || l.listenAgain != 0:
+	case !l.connects.empty() || !l.held.empty() || !l.doomed.empty() || l.acceptAgain != 0:
 		wait = int(quickTick / time.Millisecond)
 	case !l.fresh.empty() || !l.young.empty() || !l.lingering.empty():
 		wait = int(slowTick / time.Millisecond)
 	}
 	l.waits.Store(true)
-	if l.inbox.Load() { // posted before it was known to wait
+	if l.inbox.Load() { // posted before waits was set
 		l.waits.Store(false)
 		return 0
 	}
 	return wait
 }
 
-// post has the loop run f between two batches of events. Any goroutine may call
-// it, and it does not wait. It is false, and f is not run, when the loop has
+// post makes the loop run f between two batches of events, and does not wait for it. Any
+// goroutine may call it. It returns false, and f does not run, when the loop has
 // stopped.
 func (l *loop) post(f func()) bool {
 	l.mu.Lock()
@@ -213,7 +212,7 @@ func (l *loop) post(f func()) bool {
 	return true
 }
 
-// call is post that waits.
+// call is post, but waits until f has run.
 func (l *loop) call(f func()) bool {
 	done := make(chan struct{})
 	if !l.post(func() { defer close(done); f() }) {
@@ -225,12 +224,11 @@ func (l *loop) call(f func()) bool {
 
 func (l *loop) wake() {
 	one := [8]byte{1}
-	unix.Write(int(l.wakefd), one[:]) // a full counter wakes as well
+	unix.Write(int(l.wakefd), one[:]) // a failed write means a full counter, which wakes the loop as well
 }
 
-// route gives the loop clients that it has accepted, once tcpproxy has routed them.
-// Any goroutine may call it. It is false, and nothing was kept, when the loop has
-// stopped.
+// route returns accepted clients to the loop once tcpproxy has routed them. Any
+// goroutine may call it. It returns false, and keeps nothing, when the loop has stopped.
 func (l *loop) route(clients []arrival) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -245,7 +243,7 @@ func (l *loop) route(clients []arrival) bool {
 	return true
 }
 
-// readInbox takes what other goroutines have left.
+// readInbox handles the clients and functions left by other goroutines.
 func (l *loop) readInbox() {
 	l.mu.Lock()
 	l.inbox.Store(false)
@@ -262,14 +260,15 @@ func (l *loop) readInbox() {
 	}
 }
 
-// add counts a pair among the loop's.
+// add adds a pair to the loop's list.
 func (l *loop) add(p *pair) {
 	p.index = len(l.pairs)
 	l.pairs = append(l.pairs, p)
 	l.count.Store(int64(len(l.pairs)))
 }
 
-func (l *loop) forget(p *pair) {
+// drop removes a pair from the loop's list.
+func (l *loop) drop(p *pair) {
 	last := len(l.pairs) - 1
 	l.pairs[p.index] = l.pairs[last]
 	l.pairs[p.index].index = p.index
@@ -286,10 +285,10 @@ func (l *loop) event(fd int32, events uint32) {
 	}
 	p := l.s.slots.get(fd)
 	if p == nil {
-		if ln := l.s.atListener(fd); ln != nil {
+		if ln := l.s.listenerOfFD(fd); ln != nil {
 			l.accept(ln)
 		}
-		return // else it ended earlier in this batch
+		return // a pair that ended earlier in this batch
 	}
 	if p.loop != l {
 		return
@@ -313,7 +312,7 @@ func (l *loop) event(fd int32, events uint32) {
 	}
 }
 
-// takeTurns goes on with the pairs that had more to read than a turn allows.
+// takeTurns continues the pairs that had more to read than one turn allows.
 func (l *loop) takeTurns() {
 	if len(l.again) == 0 {
 		return
@@ -337,7 +336,7 @@ func (l *loop) turnLater(p *pair) {
 	}
 }
 
-// expire does what time alone brings about.
+// expire handles everything whose time has come.
 func (l *loop) expire() {
 	for p := l.fresh.due(l.now); p != nil; p = l.fresh.due(l.now) {
 		l.s.reject(p.listener, rejectFirstByte)
@@ -350,11 +349,11 @@ func (l *loop) expire() {
 	for p := l.lingering.due(l.now); p != nil; p = l.lingering.due(l.now) {
 		l.end(p, endHalfClose)
 	}
-	if l.listenAgain != 0 && l.listenAgain <= l.now {
-		l.listen()
+	if l.acceptAgain != 0 && l.acceptAgain <= l.now {
+		l.startAccepting()
 	}
-	if l.now-l.looked >= int64(quickTick) { // these look at all that wait, so not at each wake-up
-		l.looked = l.now
+	if l.now-l.expired >= int64(quickTick) { // both visit every waiting pair, so they do not run at each wake-up
+		l.expired = l.now
 		l.expireConnects()
 		l.expireHeld()
 	}
@@ -379,7 +378,7 @@ func (l *loop) closeAll() {
 	l.closing = l.closing[:0]
 }
 
-// doom cuts the connections to a backend. Many are cut over a while.
+// doom schedules the connections to a backend to be cut, doomedPerTick at a time.
 func (l *loop) doom(b *Backend, reason endReason) {
 	var all []*pair
 	for _, p := range l.pairs {
@@ -393,7 +392,7 @@ func (l *loop) doom(b *Backend, reason endReason) {
 	}
 }
 
-// reprieve is doom taken back, for those that are not yet cut.
+// reprieve undoes doom for the connections not cut yet.
 func (l *loop) reprieve(b *Backend) {
 	for p := range l.doomed.all() {
 		switch {
@@ -413,7 +412,7 @@ func (l *loop) requeue(q *queue, p *pair, due int64) {
 	q.push(p, due)
 }
 
-// stop ends every pair and then the loop.
+// stop ends every pair, then the loop, and waits for it.
 func (l *loop) stop(reason endReason) {
 	l.call(func() {
 		l.endAll(reason)
@@ -432,7 +431,7 @@ func (l *loop) endAll(reason endReason) {
 	}
 }
 
-// queue is a list of pairs with deadlines. A pair is in one at most. Where all
+// queue is a list of pairs with deadlines. A pair is in at most one queue. Where all
 // wait equally long, the first is due first.
 type queue struct{ first, last *pair }
 
@@ -462,7 +461,7 @@ func (q *queue) remove(p *pair) {
 	p.in, p.prev, p.next = nil, nil, nil
 }
 
-// due is the first pair, if its time has come.
+// due returns the first pair if its deadline has passed, else nil.
 func (q *queue) due(now int64) *pair {
 	if q.first == nil || q.first.dueAt > now {
 		return nil
@@ -470,7 +469,7 @@ func (q *queue) due(now int64) *pair {
 	return q.first
 }
 
-// all goes through the queue; the pair at hand may be removed.
+// all iterates over the queue; the current pair may be removed.
 func (q *queue) all() func(yield func(*pair) bool) {
 	return func(yield func(*pair) bool) {
 		for p := q.first; p != nil; {

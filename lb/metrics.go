@@ -12,15 +12,14 @@ import (
 	"kthwd/lb/check"
 )
 
-// metrics are the histograms, and the description of what else Collector reads
-// from the server when Prometheus asks.
+// metrics is the collector of a server: at each scrape it reads the server's counters.
 type metrics struct {
 	s *Server
 }
 
 func newMetrics(s *Server) *metrics { return &metrics{s: s} }
 
-// Collector gives the kthwd_lb_* series. No label has a client's address in it.
+// Collector returns the kthwd_lb_* series. No label contains a client's address.
 func (s *Server) Collector() prometheus.Collector { return s.metrics }
 
 var (
@@ -28,9 +27,10 @@ var (
 	durationBuckets = []float64{.01, .1, 1, 10, 60, 600, 3600, 6 * 3600, 24 * 3600}
 )
 
-// histogram is one with the buckets given, and a native one beside, for a Prometheus
-// that asks for it. That knows a time to within 10 % where the buckets are a factor of
-// two apart, or of ten; it costs 40 ns and no allocation for each connection and check.
+// histogram returns a histogram with the given buckets and, for a Prometheus that
+// requests it, a native one. The native one resolves a time to within 10 %, where the
+// buckets are a factor of two or ten apart; it costs 40 ns and no allocation for each
+// connection and check.
 func histogram(name, help string, buckets []float64, labels prometheus.Labels) prometheus.Histogram {
 	return prometheus.NewHistogram(prometheus.HistogramOpts{
 		Name: name, Help: help, Buckets: buckets, ConstLabels: labels,
@@ -38,7 +38,7 @@ func histogram(name, help string, buckets []float64, labels prometheus.Labels) p
 	})
 }
 
-// newDurations is how long the connections of a listener last.
+// newDurations returns the histogram of how long a listener's connections last.
 func newDurations(address string) prometheus.Histogram {
 	return histogram("kthwd_lb_connection_duration_seconds", "Time from accept to end of a connection.", durationBuckets, prometheus.Labels{"listener": address})
 }
@@ -47,7 +47,7 @@ func newDurations(address string) prometheus.Histogram {
 type backendTimes struct {
 	connect prometheus.Histogram
 	phases  map[string]prometheus.Histogram
-	expiry  atomic.Int64 // of its certificate, Unix seconds; 0 when unknown
+	expiry  atomic.Int64 // of the backend's certificate, in Unix seconds; 0 when unknown
 }
 
 func newBackendTimes(name string) *backendTimes {
@@ -56,7 +56,7 @@ func newBackendTimes(name string) *backendTimes {
 		phases:  map[string]prometheus.Histogram{},
 	}
 	for _, phase := range []string{"connect", "tls", "http"} {
-		t.phases[phase] = histogram("kthwd_lb_health_check_duration_seconds", "Time that a phase of a health check took.", connectBuckets, prometheus.Labels{"backend": name, "phase": phase})
+		t.phases[phase] = histogram("kthwd_lb_health_check_duration_seconds", "Duration of a phase of a health check.", connectBuckets, prometheus.Labels{"backend": name, "phase": phase})
 	}
 	return t
 }
@@ -78,41 +78,41 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 
 var (
 	acceptedDesc     = desc("connections_accepted_total", "Connections accepted.", "listener")
-	activeDesc       = desc("connections_active", "Connections that are open.", "listener")
+	activeDesc       = desc("connections_active", "Open connections.", "listener")
 	rejectedDesc     = desc("connections_rejected_total", "Connections closed without a backend.", "listener", "reason")
-	acceptErrorsDesc = desc("accept_errors_total", "Times that no connection could be accepted for a while; clients wait in the kernel's queue.", "listener", "reason")
+	acceptErrorsDesc = desc("accept_errors_total", "Pauses in accepting connections; meanwhile clients wait in the kernel's queue.", "listener", "reason")
 	receivedDesc     = desc("received_bytes_total", "Bytes from clients.", "listener", "backend")
 	sentDesc         = desc("sent_bytes_total", "Bytes to clients.", "listener", "backend")
 
-	backendActiveDesc = desc("backend_connections_active", "Connections to the backend that are open.", "backend")
-	backendTotalDesc  = desc("backend_connections_total", "Connections that the backend has answered.", "backend")
-	failuresDesc      = desc("backend_connect_failures_total", "Attempts to connect that failed.", "backend", "reason")
-	retriesDesc       = desc("backend_connect_retries_total", "Attempts with this backend after another one had failed, or was slow.", "backend")
-	hedgedDesc        = desc("backend_hedged_connects_total", "Attempts made because another backend was slow to answer.", "backend", "result")
-	closedDesc        = desc("backend_connections_closed_total", "Connections that have ended.", "backend", "reason")
+	backendActiveDesc = desc("backend_connections_active", "Open connections to the backend.", "backend")
+	backendTotalDesc  = desc("backend_connections_total", "Connections answered by the backend.", "backend")
+	failuresDesc      = desc("backend_connect_failures_total", "Failed attempts to connect.", "backend", "reason")
+	retriesDesc       = desc("backend_connect_retries_total", "Attempts to connect to this backend after another one failed or was slow.", "backend")
+	hedgedDesc        = desc("backend_hedged_connects_total", "Attempts to connect made because another backend was slow.", "backend", "result")
+	closedDesc        = desc("backend_connections_closed_total", "Ended connections.", "backend", "reason")
 
-	stateDesc       = desc("backend_state", "1 for the state that the backend is in.", "backend", "state")
-	upDesc          = desc("backend_up", "1 while the backend gets new connections before others are considered.", "backend")
+	stateDesc       = desc("backend_state", "1 for the present state of the backend.", "backend", "state")
+	upDesc          = desc("backend_up", "1 while the backend is preferred for new connections.", "backend")
 	checksDesc      = desc("health_checks_total", "Health checks.", "backend", "result")
-	transitionsDesc = desc("backend_state_transitions_total", "Changes of the state that health checks have found.", "backend", "to")
-	transitionAt    = desc("backend_last_transition_timestamp_seconds", "When the state changed last.", "backend")
-	countDesc       = desc("backends", "Backends in a state.", "state")
-	failOpenDesc    = desc("fail_open", "1 while no backend is ready, so that any is used.")
-	inUseDesc       = desc("loops_in_use", "Threads that accept connections. There is one a processor; one more joins when those are busy.")
-	loopBusyDesc    = desc("loop_busy_seconds_total", "Time in which a thread had something to do.", "loop")
-	heldDesc        = desc("connections_held", "Clients that wait for a backend.")
-	expiryDesc      = desc("backend_certificate_expiry_timestamp_seconds", "When the certificate that the backend showed expires.", "backend")
+	transitionsDesc = desc("backend_state_transitions_total", "Changes of the state found by health checks.", "backend", "to")
+	transitionAt    = desc("backend_last_transition_timestamp_seconds", "When the state last changed.", "backend")
+	countDesc       = desc("backends", "Backends in each state.", "state")
+	failOpenDesc    = desc("fail_open", "1 while no backend is ready, so that any backend is used.")
+	inUseDesc       = desc("loops_in_use", "Loops that accept connections, one more when these are busy, at most one per processor.")
+	loopBusyDesc    = desc("loop_busy_seconds_total", "Time in which a loop was busy.", "loop")
+	heldDesc        = desc("connections_held", "Clients waiting for a backend.")
+	expiryDesc      = desc("backend_certificate_expiry_timestamp_seconds", "When the backend's certificate expires.", "backend")
 
 	reloadsDesc    = desc("config_reloads_total", "Reloads of the configuration.", "result")
-	reloadAtDesc   = desc("config_last_reload_success_timestamp_seconds", "When a configuration was put in place last.")
+	reloadAtDesc   = desc("config_last_reload_success_timestamp_seconds", "When a configuration was last applied.")
 	hashDesc       = desc("config_hash", "A number that changes with the configuration.")
-	handoverDesc   = desc("handover_connections_total", "Connections in upgrades of the binary.", "result")
-	handoverTime   = desc("handover_duration_seconds", "How long the last upgrade kept a connection still, at most.")
-	accessDropDesc = desc("access_log_dropped_total", "Lines that were not written to the access log.")
-	limitDesc      = desc("connections_limit", "How many connections there may be.")
+	handoverDesc   = desc("handover_connections_total", "Connections handed over in upgrades of the binary.", "result")
+	handoverTime   = desc("handover_duration_seconds", "The longest pause of a connection in the last upgrade.")
+	accessDropDesc = desc("access_log_dropped_total", "Lines not written to the access log.")
+	limitDesc      = desc("connections_limit", "The most connections at one time.")
 )
 
-// Describe implements prometheus.Collector. It names nothing: the collector is
+// Describe implements prometheus.Collector. It sends nothing: the collector is
 // unchecked, because its series depend on the configuration.
 func (m *metrics) Describe(chan<- *prometheus.Desc) {}
 
@@ -178,9 +178,9 @@ func (c collector) listener(l *listener, backends []*Backend) {
 	for i, name := range acceptErrorNames {
 		c.counter(acceptErrorsDesc, l.errors[i].Load(), l.address, name)
 	}
-	sums := map[string][2]uint64{} // a backend that was removed and came back has one series
+	sums := map[string][2]uint64{} // a backend that was removed and added again has one series
 	for _, b := range backends {
-		received, sent := b.moved(l.index)
+		received, sent := b.bytesMoved(l.index)
 		sums[b.name] = [2]uint64{sums[b.name][0] + received, sums[b.name][1] + sent}
 	}
 	for name, sum := range sums {
@@ -232,7 +232,7 @@ func number(b bool) float64 {
 	return 0
 }
 
-// hash is a number of the configuration, exact as a float.
+// hash returns a hash of the configuration that a float64 holds exactly.
 func (c Config) hash() float64 {
 	h := fnv.New32a()
 	fmt.Fprintf(h, "%+v", c)

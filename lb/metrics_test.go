@@ -11,7 +11,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 )
 
-// series are all that there are once a client was served and a backend checked.
+// series are all series after a client was served and a backend checked.
 var series = []string{
 	"accept_errors_total{listener,reason}",
 	"access_log_dropped_total{}",
@@ -66,7 +66,7 @@ func (r *rig) gather() map[string]*dto.MetricFamily {
 	return all
 }
 
-// value is that of one series, by one of its labels' values; -1 when there is none.
+// value returns the value of the series with a label value; -1 when there is none.
 func (r *rig) value(name, label string) float64 {
 	for _, m := range r.gather()[name].GetMetric() {
 		if label == "" || slices.ContainsFunc(m.Label, func(l *dto.LabelPair) bool { return l.GetValue() == label }) {
@@ -138,7 +138,7 @@ func TestMetrics(t *testing.T) {
 	}
 	with(b.addr)
 	must(t, equal("draining", r.value("backends", "draining"), 1))
-	with(a.addr, b.addr) // back in time
+	with(a.addr, b.addr) // back before the drain ends
 	must(t, equal("draining", r.value("backends", "draining"), 0), equal("counted on", r.value("backend_connections_total", a.addr), 1))
 	with(b.addr)
 	eventually(t, "it is forgotten", func() error { return equal("its series", r.value("backend_up", a.addr), -1) })

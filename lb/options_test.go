@@ -10,8 +10,8 @@ import (
 )
 
 // An answer acknowledges its question, on both sides, and the question completes the
-// handshake with the backend: what a machine sends for itself alone is saved. The
-// kernel waits 40 ms for that, so on a busy machine it takes more than one attempt.
+// handshake with the backend, which saves separate acknowledgements. The kernel waits
+// 40 ms for that, so on a busy machine it takes more than one attempt.
 func TestPacketsSaved(t *testing.T) {
 	asked := make(chan uint32, 1)
 	p := newPeerAt(t, "127.0.0.1:0", func(c net.Conn) {
@@ -45,17 +45,17 @@ func TestPacketsSaved(t *testing.T) {
 	})
 }
 
-// Keep-alive is for who stays: for both ends, with times that both have then.
+// A connection that lasts gets keep-alive on both ends, with the same times.
 func TestKeepAlive(t *testing.T) {
 	p := newPeer(t)
 	r := run(t, testConfig(p.addr), Options{})
 	r.pairUp(p)
 	must(t, r.eachPair(func(l *loop, p *pair) error {
 		if p.in != &l.young {
-			return nil // it took seconds to come here
+			return nil // the machine took seconds to get here
 		}
 		err := equal("keep-alive of a young connection", valuesOf(p, unix.SOL_SOCKET, unix.SO_KEEPALIVE), [2]int{})
-		l.requeue(&l.young, p, l.now) // it is older than it was
+		l.requeue(&l.young, p, l.now) // as if it were old enough
 		return err
 	}))
 	eventually(t, "keep-alive", func() error {
@@ -71,7 +71,7 @@ func TestKeepAlive(t *testing.T) {
 	}))
 }
 
-// eachPair has the loops look at their pairs. It is an error when there is none.
+// eachPair runs look for every pair in its loop. No pair at all is an error.
 func (r *rig) eachPair(look func(*loop, *pair) error) error {
 	var errs []error
 	n := 0
@@ -89,7 +89,8 @@ func (r *rig) eachPair(look func(*loop, *pair) error) error {
 	return errors.Join(errs...)
 }
 
-// valuesOf are an option's values for the client and for the backend; -1 for an error.
+// valuesOf returns an option's values on the client's and the backend's socket; -1 for an
+// error.
 func valuesOf(p *pair, level, option int) (values [2]int) {
 	for i, fd := range []int32{p.client.fd, p.server.fd} {
 		var err error

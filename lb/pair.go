@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pair is a client's connection and, once it has one, its connection to a
-// backend. It belongs to one loop, whose goroutine alone touches it.
+// pair is a client's connection and, later, its connection to a backend. It belongs to
+// one loop; only the loop's goroutine touches it.
 type pair struct {
 	loop     *loop
 	client   end
@@ -16,20 +16,20 @@ type pair struct {
 	backend  *Backend
 	connect  *connectState // while connecting or holding
 	listener *listener
-	traffic  *traffic // where bytes are counted; nil before there is a backend
+	traffic  *traffic // byte counters; nil before there is a backend
 	peer     netip.AddrPort
 	born     int64
-	seen     int64  // when something happened to it last
-	first    []byte // what the client has sent before there was a backend; nil afterwards
+	seen     int64  // last activity
+	first    []byte // bytes the client sent before there was a backend; nil afterwards
 	up, down uint64 // bytes from and to the client
 
 	phase   phase
 	doom    endReason
-	queued  bool // in loop.again
-	prompt  bool // the backend's socket does not wait for more to send (TCP_NODELAY)
-	counted bool // in Server.sources
+	queued  bool // it is in loop.again
+	prompt  bool // the backend's socket sends at once (TCP_NODELAY)
+	counted bool // it is counted in Server.sources
 
-	index      int // in loop.pairs
+	index      int // position in loop.pairs
 	in         *queue
 	dueAt      int64
 	prev, next *pair
@@ -38,36 +38,36 @@ type pair struct {
 type phase uint8
 
 const (
-	fresh      phase = iota // accepted, and nothing was sent yet: no backend hears of it
+	fresh      phase = iota // accepted; the client has sent nothing, so no backend is contacted
 	connecting              // attempts are under way
-	holding                 // no backend answered; it waits
-	relaying                // both ends are there
+	holding                 // waiting, since no backend answered
+	relaying                // both ends are connected
 	ended
 )
 
 // end is one of a pair's two sockets.
 //
-// It is watched edge-triggered, so the loop remembers what the edges said. A
-// read that comes short has drained the socket: whatever arrives after it is a
-// new edge. That saves nginx, and us, the read that ends in EAGAIN. It holds
-// unless a FIN is behind the data; EPOLLRDHUP says so.
+// It is watched edge-triggered, so the loop remembers what the edges reported. A short
+// read has drained the socket: later data is a new edge. This saves the read that ends
+// in EAGAIN, as in nginx. The exception is a FIN behind the data, which EPOLLRDHUP
+// reports.
 type end struct {
 	fd       int32
 	readable bool
 	writable bool
-	fin      bool   // the peer's FIN has arrived, or worse: read until the end
-	eof      bool   // the end was read
+	fin      bool   // the peer's FIN, reset or an error has arrived: read until the end
+	eof      bool   // the end of the stream was read
 	shut     bool   // our FIN was sent
-	watched  bool   // for room to write, too
+	watched  bool   // watched for room to write, too
 	slow     bool   // the last write did not take everything
-	bulk     uint8  // full reads in a row
-	out      []byte // taken from the other end, not yet written here
-	pipe     *pipe  // the same, while data is spliced; nil when empty
+	bulk     uint8  // consecutive full reads
+	out      []byte // bytes read from the other end, not yet written here
+	pipe     *pipe  // spliced bytes not yet written here; nil when empty
 }
 
 func newEnd(fd int32) end { return end{fd: fd, writable: true} }
 
-// note remembers what an event said.
+// note records an event.
 func (e *end) note(events uint32) {
 	if events&(unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
 		e.readable = true
@@ -80,11 +80,11 @@ func (e *end) note(events uint32) {
 	}
 }
 
-// pending tells whether something read for this end is not written yet.
+// pending reports whether bytes for this end are not written yet.
 func (e *end) pending() bool { return len(e.out) > 0 || e.pipe != nil }
 
-// wantWrite has the loop told when there is room again. Most connections never
-// need it, so it is asked for only then.
+// wantWrite watches an end for room to write. Most connections never need it, so it
+// starts only when a write would block.
 func (l *loop) wantWrite(e *end) {
 	e.writable = false
 	if e.watched {
@@ -94,8 +94,8 @@ func (l *loop) wantWrite(e *end) {
 	watch(l.epfd, unix.EPOLL_CTL_MOD, e.fd, unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLOUT)
 }
 
-// firstBytes begins to connect once the client has sent something. A client
-// that leaves without a word, such as a port check, costs no backend anything.
+// firstBytes starts to connect once the client has sent data. A client that leaves
+// without sending any, such as a port check, costs no backend anything.
 func (l *loop) firstBytes(p *pair) {
 	if p.client.fin {
 		var one [1]byte
@@ -110,16 +110,17 @@ func (l *loop) firstBytes(p *pair) {
 	}
 }
 
-// clientWhileWaiting looks at a client that has no backend yet. One that was
-// reset is gone. One that sent FIN may still want an answer, but not for ever.
+// clientWhileWaiting handles an event of a client without a backend. A client that reset
+// its connection is gone. One that sent FIN may still expect an answer while attempts
+// are under way, but is not held.
 func (l *loop) clientWhileWaiting(p *pair, events uint32) {
 	if events&(unix.EPOLLHUP|unix.EPOLLERR) != 0 || p.phase == holding && p.client.fin {
 		l.end(p, endClient)
 	}
 }
 
-// relay moves what can be moved now, both ways, and looks whether the pair has
-// come to its end.
+// relay moves all bytes that can be moved now, both ways, and ends the pair when both
+// streams have ended.
 func (l *loop) relay(p *pair) {
 	p.seen = l.now
 	if !l.pump(p, &p.client, &p.server, &p.up) || !l.pump(p, &p.server, &p.client, &p.down) {
@@ -139,7 +140,7 @@ func (l *loop) relay(p *pair) {
 	}
 }
 
-// doneBy tells whose end of a stream was the first.
+// doneBy tells which side ended its stream first.
 func (p *pair) doneBy() endReason {
 	if p.client.shut {
 		return endBackend
@@ -147,7 +148,7 @@ func (p *pair) doneBy() endReason {
 	return endClient
 }
 
-// halfClose passes the end of a stream on, when all before it is written.
+// halfClose passes on the end of a stream once all bytes before it are written.
 func (l *loop) halfClose(src, dst *end) {
 	if src.eof && !dst.shut && !dst.pending() {
 		dst.shut = true
@@ -155,8 +156,8 @@ func (l *loop) halfClose(src, dst *end) {
 	}
 }
 
-// pump moves bytes one way until one side has no more, or the other takes no
-// more, or the others should have their turn. It is false when the pair ended.
+// pump moves bytes one way until the source has no more, the destination takes no more,
+// or the turn is over. It returns false when the pair has ended.
 func (l *loop) pump(p *pair, src, dst *end, count *uint64) bool {
 	if dst.pending() && !l.flush(p, dst) {
 		return p.phase == relaying
@@ -177,12 +178,12 @@ func (l *loop) pump(p *pair, src, dst *end, count *uint64) bool {
 	return true
 }
 
-// copy reads once and writes what it read. It is false when this way is blocked
+// copy reads once and writes the bytes. It returns false when this direction is blocked
 // or the pair has ended.
 func (l *loop) copy(p *pair, src, dst *end, count *uint64) bool {
 	buf := l.buf
 	if dst.slow {
-		buf = buf[:bufferSize/4] // what a slow reader does not take stays in memory
+		buf = buf[:bufferSize/4] // bytes that a slow reader does not take stay in memory
 	}
 	n, errno := recv(src.fd, buf)
 	switch {
@@ -192,7 +193,7 @@ func (l *loop) copy(p *pair, src, dst *end, count *uint64) bool {
 	case errno == syscall.EINTR:
 		return true
 	case errno != 0:
-		l.broke(p, src)
+		l.endBroken(p, src)
 		return false
 	case n == 0:
 		src.readable, src.eof = false, true
@@ -204,15 +205,15 @@ func (l *loop) copy(p *pair, src, dst *end, count *uint64) bool {
 	}
 	*count += uint64(n)
 	p.traffic.count(src == &p.client, n)
-	if dst == &p.server && !p.prompt { // what was sent first, in connected, had nothing to wait for
+	if dst == &p.server && !p.prompt { // the first bytes, sent in connected, had nothing to wait for
 		p.prompt = true
 		setInt(dst.fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	}
 	return l.write(p, dst, buf[:n])
 }
 
-// write sends b, or keeps what was not taken. It is false when something is kept
-// or the pair has ended.
+// write sends b and keeps the bytes that dst does not take. It returns false when bytes
+// are kept or the pair has ended.
 func (l *loop) write(p *pair, dst *end, b []byte) bool {
 	n, errno := send(dst.fd, b)
 	for errno == syscall.EINTR {
@@ -222,7 +223,7 @@ func (l *loop) write(p *pair, dst *end, b []byte) bool {
 	case errno == syscall.EAGAIN:
 		n = 0
 	case errno != 0:
-		l.broke(p, dst)
+		l.endBroken(p, dst)
 		return false
 	case n == len(b):
 		dst.slow = false
@@ -234,7 +235,7 @@ func (l *loop) write(p *pair, dst *end, b []byte) bool {
 	return false
 }
 
-// flush writes what is pending. It is false when something still is, or the pair
+// flush writes pending bytes. It returns false when some are still pending or the pair
 // has ended.
 func (l *loop) flush(p *pair, dst *end) bool {
 	if !dst.writable {
@@ -252,7 +253,7 @@ func (l *loop) flush(p *pair, dst *end) bool {
 		l.turnLater(p)
 		return false
 	case errno != 0:
-		l.broke(p, dst)
+		l.endBroken(p, dst)
 		return false
 	case n < len(dst.out):
 		dst.out = append(dst.out[:0], dst.out[n:]...)
@@ -263,9 +264,9 @@ func (l *loop) flush(p *pair, dst *end) bool {
 	return true
 }
 
-// broke ends a pair one of whose ends met an error; the other learns of it by a
-// reset, as it would without a balancer.
-func (l *loop) broke(p *pair, e *end) {
+// endBroken ends a pair after an error on end e. The other end gets a reset, as it would
+// without a balancer.
+func (l *loop) endBroken(p *pair, e *end) {
 	other, reason := &p.client, endBackend
 	if e == &p.client {
 		other, reason = &p.server, endClient
@@ -274,14 +275,14 @@ func (l *loop) broke(p *pair, e *end) {
 	l.end(p, reason)
 }
 
-// cut ends a connection whose backend is gone: the client sees an orderly end,
-// and the dead side is not sent anything any more.
+// cut ends a connection whose backend is gone. The client sees an orderly end; the dead
+// side gets no more data.
 func (l *loop) cut(p *pair) {
 	resetOnClose(p.server.fd)
 	l.end(p, p.doom)
 }
 
-// end closes what a pair has and counts it.
+// end closes and counts a pair.
 func (l *loop) end(p *pair, reason endReason) {
 	if p.phase == ended {
 		return
@@ -297,13 +298,13 @@ func (l *loop) end(p *pair, reason endReason) {
 		l.pipes.put(p.server.pipe)
 		p.backend.active.Add(-1)
 	}
-	l.forget(p)
+	l.drop(p)
 	l.s.ended(p, reason, l.now)
 	p.phase = ended
 }
 
-// keepAlive has the kernel notice a peer that vanished. The client's socket has all
-// but the switch from its listener.
+// keepAlive makes the kernel detect a vanished peer. The client's socket inherits every
+// option from its listener but the switch.
 func keepAlive(p *pair) {
 	for _, o := range keepAliveOptions {
 		setInt(p.server.fd, o.level, o.name, o.value)
@@ -312,8 +313,8 @@ func keepAlive(p *pair) {
 	setInt(p.client.fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
 }
 
-// keepAliveOptions say when a peer has vanished: after 30 s of silence, three
-// questions 10 s apart; or when nobody acknowledges data for 30 s.
+// keepAliveOptions define when a peer has vanished: after 30 s of silence and three
+// unanswered probes 10 s apart, or when data stays unacknowledged for 30 s.
 var keepAliveOptions = []struct {
 	level, name int
 	value       int32

@@ -7,32 +7,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Bulk data is spliced: it goes from socket to socket through a pipe and is
-// never copied to user space. A pipe belongs to a pair only while something is
-// in it, so that idle connections hold none, and an unprivileged process, which
-// gets few large pipes, does not run out.
+// Bulk data is spliced: it goes from socket to socket through a pipe and is never copied
+// to user space. A pair has a pipe only while data is in it, so that idle connections
+// hold none, and an unprivileged process does not run out of its few large pipes.
 
 const (
-	bulkReads = 2         // full reads in a row after which a stream is bulk
-	mostPipes = 16        // of a loop at one time; the streams beyond are copied, so slow readers do not hold more
-	pipeSize  = 1 << 20   // what fs.pipe-max-size allows by default
-	sparePipe = 8         // kept by each loop
-	pipeChunk = 512 << 10 // one splice; a pipe's buffers are pages, and not all are full
+	bulkReads = 2         // consecutive full reads that make a stream bulk
+	mostPipes = 16        // per loop at one time; further streams are copied, so slow readers cannot hold more
+	pipeSize  = 1 << 20   // the default of fs.pipe-max-size
+	sparePipe = 8         // unused pipes kept by each loop
+	pipeChunk = 512 << 10 // one splice; a pipe's buffers are pages, not all of them full
 )
 
 type pipe struct {
 	r, w int32
-	full int // bytes in it
+	full int // bytes in the pipe
 }
 
-// pipes are a loop's spare ones.
+// pipes are the spare pipes of a loop.
 type pipes struct {
 	spare []*pipe
-	made  int  // those that are in use included
-	none  bool // only small ones can be made: copy
+	made  int  // pipes in existence, those in use included
+	none  bool // only small pipes can be made, so data is copied
 }
 
-// ready makes sure that there is a spare one.
+// ready reports whether there is a spare pipe, and makes one if necessary.
 func (s *pipes) ready() bool {
 	if len(s.spare) > 0 {
 		return true
@@ -57,8 +56,8 @@ func (s *pipes) get() *pipe {
 	return p
 }
 
-// errSmallPipe is what a user meets who has had a share of large pipes
-// (fs.pipe-user-pages-soft). A small one is worse than copying.
+// errSmallPipe means that the user has reached the limit of large pipes
+// (fs.pipe-user-pages-soft). A small pipe is worse than copying.
 var errSmallPipe = errors.New("only small pipes are left")
 
 func newPipe() (*pipe, error) {
@@ -74,7 +73,7 @@ func newPipe() (*pipe, error) {
 	return p, nil
 }
 
-// put takes a pipe back, or closes it when something is in it.
+// put keeps a pipe as a spare one, or closes it when data is in it or there are enough.
 func (s *pipes) put(p *pipe) {
 	if p == nil {
 		return
@@ -100,7 +99,7 @@ func (p *pipe) close() {
 	closeFD(p.w)
 }
 
-// canSplice tells whether there is a pipe for a stream that has become bulk.
+// canSplice reports whether there is a pipe for a stream that has become bulk.
 func (l *loop) canSplice(src *end) bool {
 	if l.pipes.ready() {
 		return true
@@ -109,8 +108,8 @@ func (l *loop) canSplice(src *end) bool {
 	return false
 }
 
-// splice moves bulk data once. It is false when this way is blocked or the pair
-// has ended. An end or an error of the stream is left for copy to find.
+// splice moves bulk data once. It returns false when this direction is blocked or the
+// pair has ended. It leaves the end or an error of the stream to copy.
 func (l *loop) splice(p *pair, src, dst *end, count *uint64) bool {
 	pipe := l.pipes.get()
 	n, errno := splice(src.fd, pipe.w, pipeChunk)
@@ -126,8 +125,8 @@ func (l *loop) splice(p *pair, src, dst *end, count *uint64) bool {
 	return l.drainPipe(p, dst)
 }
 
-// drainPipe writes what is in the pipe, and gives the pipe back once it is
-// empty. It is false when something is left or the pair has ended.
+// drainPipe writes the data in the pipe and returns the pipe once it is empty. It
+// returns false when data is left or the pair has ended.
 func (l *loop) drainPipe(p *pair, dst *end) bool {
 	pipe := dst.pipe
 	for pipe.full > 0 {
@@ -138,7 +137,7 @@ func (l *loop) drainPipe(p *pair, dst *end) bool {
 			l.wantWrite(dst)
 			return false
 		case errno != 0 || n == 0:
-			l.broke(p, dst)
+			l.endBroken(p, dst)
 			return false
 		default:
 			pipe.full -= n

@@ -15,7 +15,7 @@ import (
 	"kthwd/lb/check"
 )
 
-// files are what a Config names, read.
+// files is the content of the files named by a Config.
 type files struct {
 	roots       *x509.CertPool
 	certificate *tls.Certificate
@@ -44,17 +44,17 @@ func readFiles(c Config) (*files, error) {
 	return f, errors.Join(errs...)
 }
 
-// Reload puts a new configuration in place; no connection is closed by it:
-// those to a backend that is gone may go on for its DrainTimeout. What cannot
-// change at run time (Listen, UpgradeSocket, what discovery reads) must be as it
-// was. On an error nothing has changed.
+// Reload applies a new configuration. It closes no connection: those to a removed
+// backend may last for DrainTimeout. The fields that cannot change at run time (Listen,
+// UpgradeSocket, DiscoveryKubeconfig, DiscoveryCache) must be unchanged. After an error
+// the old configuration is in force.
 func (s *Server) Reload(cfg Config) error {
 	err := s.reload(cfg)
 	s.CountReload(err)
 	return err
 }
 
-// CountReload counts a reload that failed before it came here; Reload counts its own.
+// CountReload counts a reload that failed before Reload was called; Reload counts its own.
 func (s *Server) CountReload(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -84,7 +84,7 @@ func (s *Server) reload(cfg Config) error {
 		}
 	}
 	if len(cfg.Backends) == 0 && len(old.Backends) > 0 && !s.hasDiscovered() {
-		errs = append(errs, &Problem{Field: "Backends", Text: "is empty, and nothing is discovered yet", Hint: "leave them in until status lists discovered ones"})
+		errs = append(errs, &Problem{Field: "Backends", Text: "is empty, and no backend is discovered yet", Hint: "keep the configured backends until status lists discovered ones"})
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err
@@ -96,7 +96,7 @@ func (s *Server) reload(cfg Config) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.put(cfg, f)
+	s.install(cfg, f)
 	return nil
 }
 
@@ -106,23 +106,24 @@ func (s *Server) hasDiscovered() bool {
 	return len(s.discovered) > 0
 }
 
-// SetDiscovered replaces the backends that discovery has found. From the first
-// list that is not empty they are used instead of the static ones; an empty list
-// changes nothing, for a cluster has an API server as long as somebody tells so.
+// SetDiscovered replaces the backends found by discovery. From the first non-empty list
+// on they are used instead of the configured ones. An empty list changes nothing: an API
+// server must have answered with it, so the cluster has at least one.
 func (s *Server) SetDiscovered(backends []string) error {
-	names, err := s.usable(s.cfg.Load().Listen, backends)
+	names, err := s.usableBackends(s.cfg.Load().Listen, backends)
 	if err != nil || len(names) == 0 {
 		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.discovered = names
-	s.fill(*s.cfg.Load(), false)
+	s.fillPool(*s.cfg.Load(), false)
 	return nil
 }
 
-// usable are the discovered backends by their names, but for ourselves.
-func (s *Server) usable(listen, backends []string) (names []string, err error) {
+// usableBackends returns the names of the discovered backends, without this balancer
+// itself.
+func (s *Server) usableBackends(listen, backends []string) (names []string, err error) {
 	for _, b := range backends {
 		name, err := normalBackend(b)
 		if err != nil {
@@ -132,25 +133,25 @@ func (s *Server) usable(listen, backends []string) (names []string, err error) {
 			s.log.Warn("discovered backend left out: it is this load balancer itself", "backend", b, "listen", l)
 			continue
 		}
-		if !slices.Contains(names, name) { // an EndpointSlice may name one twice
+		if !slices.Contains(names, name) { // EndpointSlices may list one twice
 			names = append(names, name)
 		}
 	}
 	return names, nil
 }
 
-// put makes cfg what holds. The caller has the lock, or is New.
-func (s *Server) put(cfg Config, f *files) {
+// install puts cfg in force. The caller holds the lock, or is New.
+func (s *Server) install(cfg Config, f *files) {
 	old := s.cfg.Load()
 	changed := old == nil || checksDiffer(*old, cfg) || !sameFiles(s.files, f)
 	s.cfg.Store(&cfg)
 	s.files = f
 	s.set.Store(settingsOf(cfg))
 	s.limit.Store(connectionLimit(cfg.MaxConnections))
-	s.fill(cfg, changed)
+	s.fillPool(cfg, changed)
 }
 
-// checksDiffer tells whether backends must be checked in another way.
+// checksDiffer reports whether a and b check backends differently.
 func checksDiffer(a, b Config) bool {
 	return a.Check != b.Check || a.CheckPath != b.CheckPath || a.CheckInterval != b.CheckInterval || a.CheckTimeout != b.CheckTimeout ||
 		a.CheckFall != b.CheckFall || a.CheckRise != b.CheckRise || a.BackendName != b.BackendName
@@ -165,8 +166,8 @@ func sameFiles(a, b *files) bool {
 	return sameRoots && sameCert
 }
 
-// connectionLimit is how many clients there may be: each takes two descriptors,
-// and a second attempt may take a third for a moment.
+// connectionLimit is the most clients at one time. Each client takes two descriptors,
+// and for a moment a second attempt may take a third.
 func connectionLimit(configured int) int64 {
 	const spare = 64 // listeners, checks, logs, pipes
 	limit := int64(1<<20-1) / 2
@@ -180,9 +181,9 @@ func connectionLimit(configured int) int64 {
 	return limit
 }
 
-// fill makes the pool anew: backends that stay are kept as they are, new ones
-// are started, and those that are gone drain.
-func (s *Server) fill(cfg Config, checksChanged bool) {
+// fillPool rebuilds the pool: it keeps backends that stay, starts new ones, and drains
+// removed ones.
+func (s *Server) fillPool(cfg Config, checksChanged bool) {
 	names := s.discovered
 	discovered := len(names) > 0
 	if !discovered {
@@ -222,11 +223,11 @@ func (s *Server) fill(cfg Config, checksChanged bool) {
 			s.remove(b, cfg.DrainTimeout)
 		}
 	}
-	s.poke()
+	s.notifyWatcher()
 }
 
-// remove lets the connections of a backend that is gone from the configuration
-// go on for a while, and then cuts them.
+// remove drains a backend: its connections may last for the time after, then they are
+// cut.
 func (s *Server) remove(b *Backend, after time.Duration) {
 	b.stop()
 	s.log.Info("backend removed", "backend", b.name, "connections", b.active.Load(), "drain-timeout", after)
@@ -234,17 +235,18 @@ func (s *Server) remove(b *Backend, after time.Duration) {
 		b.drained.Store(true)
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.each(func(l *loop) { l.doom(b, endRemoved) })
-		s.forget(b)
+		s.onEachLoop(func(l *loop) { l.doom(b, endRemoved) })
+		s.dropBackend(b)
 	})
 }
 
-func (s *Server) forget(b *Backend) {
+// dropBackend removes a drained backend from the server. The caller holds the lock.
+func (s *Server) dropBackend(b *Backend) {
 	delete(s.draining, b)
 	s.backends = slices.DeleteFunc(s.backends, func(other *Backend) bool { return other == b })
 }
 
-// revive takes a removal back that is not over yet.
+// revive returns a backend of that name that is still draining to service, or nil.
 func (s *Server) revive(name string, cfg Config) *Backend {
 	for b, timer := range s.draining {
 		switch {
@@ -255,8 +257,8 @@ func (s *Server) revive(name string, cfg Config) *Backend {
 			b.start(cfg, s.files)
 			s.log.Info("removed backend is back", "backend", name)
 			return b
-		default: // its time is over just now
-			s.forget(b)
+		default: // its drain time has just ended
+			s.dropBackend(b)
 		}
 	}
 	return nil
@@ -273,27 +275,27 @@ func (s *Server) stopBackends() {
 	}
 }
 
-// poke has watchBackends look again.
-func (s *Server) poke() {
+// notifyWatcher makes watchBackends examine the backends again.
+func (s *Server) notifyWatcher() {
 	select {
 	case s.changes <- struct{}{}:
 	default:
 	}
 }
 
-// killDelay is how long a backend that still takes connections, but answers
-// none, may be dead before its connections are cut: it may only be suspended.
+// killDelay is how long a backend may be dead, while it still accepts connections but
+// answers none, before its connections are cut: it may be suspended only.
 var killDelay = 5 * time.Second // a variable for tests
 
-// watchBackends cuts the connections of dead backends, once another backend is
-// ready to take them, and lets held clients try when there is hope.
+// watchBackends cuts the connections of dead backends once another backend is ready to
+// take them, and makes held clients try again when a backend may answer.
 func (s *Server) watchBackends(ctx context.Context) {
 	cut := map[*Backend]bool{}
 	failOpen := false
 	for {
 		wait := s.cutDead(cut)
 		if s.heldNow.Load() > 0 && s.bestTier() <= tierDoubted {
-			s.each(func(l *loop) { l.releaseHeld() })
+			s.onEachLoop(func(l *loop) { l.releaseHeld() })
 		}
 		if open := s.bestTier() > tierReady; open != failOpen {
 			failOpen = open
@@ -312,8 +314,8 @@ func (s *Server) watchBackends(ctx context.Context) {
 	}
 }
 
-// each has every loop do f, without waiting for it.
-func (s *Server) each(f func(*loop)) {
+// onEachLoop makes every loop run f, without waiting for it.
+func (s *Server) onEachLoop(f func(*loop)) {
 	for _, l := range s.loops {
 		l.post(func() { f(l) })
 	}
@@ -321,13 +323,13 @@ func (s *Server) each(f func(*loop)) {
 
 func (s *Server) logFailOpen(open bool) {
 	if open {
-		s.log.Warn("no backend is ready: new connections go wherever one might be answered")
+		s.log.Warn("no backend is ready: new connections go to any backend that might answer")
 	} else {
 		s.log.Info("a backend is ready again")
 	}
 }
 
-// failsOpen tells whether no backend is ready, so that any is used.
+// failsOpen reports whether no backend is ready, so that any backend is used.
 func (s *Server) failsOpen() bool { return len(s.pool.Load().backends) > 0 && s.bestTier() > tierReady }
 
 func (s *Server) bestTier() int32 {
@@ -338,15 +340,16 @@ func (s *Server) bestTier() int32 {
 	return best
 }
 
-// cutDead returns when it wants to look again at the latest; 0 for never. What
-// is connected to a dead backend because none was better is cut as well.
+// cutDead cuts the connections of dead backends and returns the time until it must run
+// again; 0 for none. It also cuts connections that went to a dead backend because no
+// better one was left.
 func (s *Server) cutDead(cut map[*Backend]bool) (wait time.Duration) {
 	for _, b := range s.pool.Load().backends {
 		st := b.status.Load()
 		if st == nil || st.State != check.Dead || !st.Suspect { // held down, but alive
 			if cut[b] {
 				delete(cut, b)
-				s.each(func(l *loop) { l.reprieve(b) })
+				s.onEachLoop(func(l *loop) { l.reprieve(b) })
 			}
 			continue
 		}
@@ -357,13 +360,13 @@ func (s *Server) cutDead(cut map[*Backend]bool) (wait time.Duration) {
 		switch {
 		case s.bestTier() > tierReady:
 			left = 0
-		case left == 0: // again and again: one may be connecting to it still
+		case left == 0: // repeatedly: a client may still be connecting to it
 			if !cut[b] && b.active.Load() > 0 {
 				s.log.Warn("cutting the connections of a dead backend", "backend", b.name, "connections", b.active.Load())
 			}
 			if b.active.Load() > 0 {
 				cut[b] = true
-				s.each(func(l *loop) { l.doom(b, endDead) })
+				s.onEachLoop(func(l *loop) { l.doom(b, endDead) })
 			}
 			left = time.Second
 		}

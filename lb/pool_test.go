@@ -31,7 +31,7 @@ func TestDeadBackendIsCut(t *testing.T) {
 	a.refuse()
 	r.awaitState(a, check.Dead)
 	pause(200 * time.Millisecond)
-	v.at(t, a) // its listener is dead, and there is no better one
+	v.at(t, a) // its listener is dead, but no better backend is left
 	b.status.Store(200)
 	r.awaitState(b, check.Ready)
 	v.cut(t)
@@ -39,8 +39,8 @@ func TestDeadBackendIsCut(t *testing.T) {
 	must(t, equal("killed_dead", r.backend(a.addr).closed[endDead].Load(), 1))
 }
 
-// A backend that only does not answer keeps its connections for a while, and for
-// good when it comes back in time.
+// A backend that accepts but does not answer keeps its connections for killDelay, and
+// for good when it recovers in time.
 func TestSuspendedBackendIsCutLater(t *testing.T) {
 	defer func(d time.Duration) { killDelay = d }(killDelay)
 	killDelay = 500 * time.Millisecond
@@ -54,7 +54,7 @@ func TestSuspendedBackendIsCutLater(t *testing.T) {
 		v.at(t, a)
 		a.suspend()
 		r.awaitState(a, check.Dead)
-		died := time.Now()
+		died := r.Status().Backends[0].Since // by the balancer's clock: this test may be late
 		r.visit().at(t, b)
 		v.cut(t)
 		if after := time.Since(died); after < 300*time.Millisecond {
@@ -63,7 +63,7 @@ func TestSuspendedBackendIsCutLater(t *testing.T) {
 		a.resume()
 	})
 	t.Run("for a moment", func(t *testing.T) {
-		killDelay = 5 * time.Second
+		killDelay = time.Hour
 		r := run(t, cfg, Options{})
 		r.awaitState(a, check.Ready)
 		r.awaitState(b, check.Ready)
@@ -77,8 +77,7 @@ func TestSuspendedBackendIsCutLater(t *testing.T) {
 	})
 }
 
-// Pairs that are to be cut are taken back when their backend is alive, into the
-// queues where they belong.
+// Doomed pairs whose backend is alive again return to the queues they came from.
 func TestReprieve(t *testing.T) {
 	p := newPeer(t)
 	cfg := testConfig(p.addr)
@@ -98,10 +97,10 @@ func TestReprieve(t *testing.T) {
 		})
 	}
 	say(t, client, server, "it lives")
-	must(t, expectEOF(half)) // its time goes on
+	must(t, expectEOF(half)) // its half-close timeout still applies
 }
 
-// Many are cut, a few at a time, and all of them.
+// Many connections are cut, a few at a time, until none is left.
 func TestManyAreCut(t *testing.T) {
 	p := newPeer(t)
 	r := run(t, testConfig(p.addr), Options{})
@@ -110,7 +109,7 @@ func TestManyAreCut(t *testing.T) {
 	for range conns {
 		r.pairUp(p)
 	}
-	r.each(func(l *loop) { l.doom(b, endDead); l.doom(b, endDead) })
+	r.onEachLoop(func(l *loop) { l.doom(b, endDead); l.doom(b, endDead) })
 	r.empty()
 	must(t, equal("killed_dead", b.closed[endDead].Load(), conns))
 }
@@ -129,7 +128,7 @@ func TestNotReadyDrains(t *testing.T) {
 		r.visit().at(t, b)
 	}
 	v.at(t, a)
-	b.status.Store(503) // all are bad: any is used
+	b.status.Store(503) // no backend is ready: any is used
 	r.awaitState(b, check.NotReady)
 	must(t, equal("fail open", r.Status().FailOpen, true))
 	if _, err := r.visit().who(); err != nil {
@@ -138,7 +137,7 @@ func TestNotReadyDrains(t *testing.T) {
 	v.at(t, a)
 }
 
-// load is clients that come all the time, each with one question.
+// load is a stream of clients, each with one question.
 type load struct {
 	stop     context.CancelFunc
 	all      sync.WaitGroup
@@ -231,10 +230,10 @@ func TestRemovedBackendDrains(t *testing.T) {
 		must(t, r.Reload(cfg))
 	}
 	with(q.addr)
-	must(t, equal("state", r.Status().Backends[1].State, "draining")) // after those in use
+	must(t, equal("state", r.Status().Backends[1].State, "draining")) // listed after those in use
 	r.pairUp(q)
 	say(t, client, server, "goes on")
-	with(p.addr) // back in time
+	with(p.addr) // back before the drain ends
 	must(t, equal("backends", len(r.allBackends()), 2))
 	pause(cfg.DrainTimeout + 100*time.Millisecond)
 	say(t, client, server, "and stays")
@@ -248,7 +247,7 @@ func TestRemovedBackendDrains(t *testing.T) {
 	eventually(t, "it is forgotten", func() error { return equal("backends", len(r.allBackends()), 1) })
 }
 
-// A connection that was under way when its backend's time was over is cut as well.
+// A connection that was being made when its backend's drain ended is cut as well.
 func TestRemovedWhileConnecting(t *testing.T) {
 	p := newPeer(t)
 	r := run(t, testConfig(p.addr), Options{})
@@ -260,7 +259,7 @@ func TestRemovedWhileConnecting(t *testing.T) {
 	must(t, equal("removed", b.closed[endRemoved].Load(), 1))
 }
 
-// One that was to be cut for that reason is cut wherever it has moved meanwhile.
+// A connection doomed for that reason is cut even if it has moved to another loop.
 func TestRemovedWhileMoving(t *testing.T) {
 	p := newPeer(t)
 	r := run(t, testConfig(p.addr), Options{})
@@ -270,8 +269,8 @@ func TestRemovedWhileMoving(t *testing.T) {
 	for _, l := range r.loops {
 		l.call(func() {
 			l.doom(b, endRemoved)
-			for _, p := range l.letGo(1, anyPair) {
-				l.takeBack(p)
+			for _, p := range l.detachPairs(1, anyPair) {
+				l.attach(p)
 			}
 		})
 	}
@@ -351,7 +350,7 @@ func TestDiscovered(t *testing.T) {
 	p, q := newPeer(t), newPeer(t)
 	r := run(t, testConfig(p.addr), Options{})
 	must(t, r.SetDiscovered(nil), equal("backend", r.Status().Backends[0].Source, "static"))
-	must(t, r.SetDiscovered([]string{q.addr, p.addr, q.addr, r.addr})) // one twice, and the balancer itself
+	must(t, r.SetDiscovered([]string{q.addr, p.addr, q.addr, r.addr})) // a duplicate, and the balancer itself
 	st := r.Status()
 	must(t, equal("backends", len(st.Backends), 2), equal("pool", len(r.pool.Load().backends), 2))
 	for _, b := range st.Backends {
@@ -365,12 +364,11 @@ func TestDiscovered(t *testing.T) {
 	if err := r.SetDiscovered([]string{"no port"}); err == nil {
 		t.Error("a bad address is taken")
 	}
-	must(t, r.SetDiscovered([]string{p.addr, q.addr})) // back within its time
+	must(t, r.SetDiscovered([]string{p.addr, q.addr})) // back before the drain ends
 	must(t, equal("backends", len(r.allBackends()), 2))
 }
 
-// Everything that may be called from outside, at once, from before Run until
-// after it.
+// All exported methods are called concurrently, from before Run until after it.
 func TestConcurrentCalls(t *testing.T) {
 	a, b := newPeerAt(t, "127.0.0.1:0", answer), newPeerAt(t, "127.0.0.1:0", answer)
 	dir := t.TempDir()

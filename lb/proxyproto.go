@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// proxyHeader is what a backend that wants it is told of the client, before the
-// client's own bytes; nil when it is told nothing. kube-apiserver cannot read it.
+// proxyHeader returns the PROXY header that precedes the client's bytes; nil when it is
+// off. kube-apiserver does not understand it.
 func (s *Server) proxyHeader(p *pair) []byte {
 	var version byte
 	switch s.settings().proxy {
@@ -28,7 +28,7 @@ func (s *Server) proxyHeader(p *pair) []byte {
 	return b
 }
 
-// localAddr is where the client connected to.
+// localAddr returns the address the client connected to.
 func localAddr(fd int32) net.Addr {
 	sa, err := unix.Getsockname(int(fd))
 	if err != nil {

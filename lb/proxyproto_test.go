@@ -11,8 +11,8 @@ import (
 	"github.com/pires/go-proxyproto"
 )
 
-// The header is the first that the backend sees, and says where the client comes
-// from and where it went to, also when the listener takes both families.
+// The header precedes all other data, and has the client's source and destination, even
+// when the listener serves both address families.
 func TestProxyHeader(t *testing.T) {
 	for _, tt := range []struct {
 		name, listen, dial string

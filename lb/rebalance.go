@@ -5,48 +5,47 @@ import (
 	"time"
 )
 
-// As few loops are in use as can do the work; the others rest. A loop that rests accepts
-// nobody, and what is busy of its pairs moves to one that is in use. With 55 000
-// requests/s, half of what two processors can do, the balancer adds 25 µs (p50) when
-// one loop has all connections and 75 µs when two have them: a loop that is awake
-// already answers at once, and the other processor is free for whoever is to be woken.
-// When one in use has not much more to give, one more joins.
+// The fewest loops that can do the work are in use; the others rest. A resting loop
+// accepts no clients, and its busy pairs move to a loop in use. At 55 000 requests/s,
+// half of what two processors can do, the balancer adds 25 µs (p50) when one loop has
+// all connections and 75 µs when two loops share them: a loop that is awake already
+// answers at once, and the other processor is free for the client that is woken. When a
+// loop in use is nearly saturated, one more joins.
 //
-// A pair moves as in a hand-over to another process: it is whole between two events.
-// Pairs that nothing has happened to lately stay where they are, for they cost
-// nothing anywhere.
+// A pair moves as in a hand-over to another process: between two events it is whole.
+// Pairs without recent activity stay where they are, because they cost nothing anywhere.
 const (
 	balanceEvery = 100 * time.Millisecond
-	busyLoop     = 0.8   // of the time: a loop that has not much more to give
-	idleLoop     = 0.5   // one that can take something off it
-	packedLoop   = 0.65  // what those that stay would have each if one more rested
-	restingLoop  = 0.005 // one that may keep what it has
-	calmLooks    = 10    // looks in a row after which one more rests
-	moveLooks    = 5     // looks from a move between loops in use to the next
-	mostMoved    = 256   // pairs at one time: some milliseconds of two loops
+	busyLoop     = 0.8   // share of time: a loop this busy is nearly saturated
+	idleLoop     = 0.5   // a loop less busy than this can take pairs from it
+	packedLoop   = 0.65  // most load for each remaining loop if one more rested
+	restingLoop  = 0.005 // load below which a resting loop keeps its pairs
+	calmRounds   = 10    // calm rounds in a row after which one more loop rests
+	moveRounds   = 5     // rounds from one move between loops in use to the next
+	mostMoved    = 256   // pairs moved at one time: some milliseconds of work for both loops
 )
 
-// balance is which loops are in use, and what was seen of them.
+// balance is the state of the decision which loops are in use.
 type balance struct {
-	inUse int // the first so many
-	calm  int // looks in a row at which fewer would have been enough
-	moved int // looks until pairs may move between loops in use again
+	inUse int // number of loops in use, from the front
+	calm  int // consecutive rounds in which fewer loops would have sufficed
+	moved int // rounds until pairs may move between loops in use again
 }
 
-// move is a share of a loop's busy pairs that another one is to have.
+// move is the share of one loop's busy pairs that goes to another loop.
 type move struct {
 	from, to int
 	share    float64
 }
 
-// look decides what follows from how busy each loop was: how many are in use, and
-// what moves.
-func (b *balance) look(busy []float64) (moves []move) {
+// decide sets, from how busy each loop was, the number of loops in use, and returns the
+// moves between loops.
+func (b *balance) decide(busy []float64) (moves []move) {
 	most, least, total := b.extremes(busy)
 	b.moved = max(0, b.moved-1)
 	half := func(to int) {
 		moves = append(moves, move{most, to, (busy[most] - busy[to]) / 2 / busy[most]})
-		b.moved = moveLooks
+		b.moved = moveRounds
 	}
 	calm := b.inUse > 1 && total <= packedLoop*float64(b.inUse-1)
 	switch {
@@ -60,7 +59,7 @@ func (b *balance) look(busy []float64) (moves []move) {
 	if b.calm++; !calm {
 		b.calm = 0
 	}
-	if b.calm == calmLooks {
+	if b.calm == calmRounds {
 		b.calm = 0
 		b.inUse--
 		_, least, _ = b.extremes(busy)
@@ -73,7 +72,7 @@ func (b *balance) look(busy []float64) (moves []move) {
 	return moves
 }
 
-// extremes are the most and the least busy of the loops in use, and the sum of all.
+// extremes returns the most and the least busy loop in use, and the sum over all loops.
 func (b *balance) extremes(busy []float64) (most, least int, total float64) {
 	for i, share := range busy {
 		total += share
@@ -90,7 +89,7 @@ func (b *balance) extremes(busy []float64) (most, least int, total float64) {
 	return most, least, total
 }
 
-// rebalance looks at the loops until ctx ends.
+// rebalance measures and redistributes the load of the loops until ctx ends.
 func (s *Server) rebalance(ctx context.Context) {
 	if len(s.loops) < 2 {
 		return
@@ -111,21 +110,21 @@ func (s *Server) rebalance(ctx context.Context) {
 			busy[i] = float64(now[i]-last[i]) / float64(took)
 		}
 		last, at = now, time.Now()
-		s.look(&b, busy)
+		s.redistribute(&b, busy)
 	}
 }
 
-// look does what follows from how busy each loop was.
-func (s *Server) look(b *balance, busy []float64) {
-	moves := b.look(busy)
-	s.use(b.inUse)
+// redistribute applies the decision that follows from how busy each loop was.
+func (s *Server) redistribute(b *balance, busy []float64) {
+	moves := b.decide(busy)
+	s.useLoops(b.inUse)
 	for _, m := range moves {
 		s.movePairs(s.loops[m.from], s.loops[m.to], m.share)
 	}
 }
 
-// use has the first n loops accept, and the others rest.
-func (s *Server) use(n int) {
+// useLoops makes the first n loops accept and the others rest.
+func (s *Server) useLoops(n int) {
 	before := int(s.inUse.Swap(int64(n)))
 	if before == n {
 		return
@@ -133,18 +132,18 @@ func (s *Server) use(n int) {
 	s.log.Debug("loops in use", "loops", n, "before", before, "of", len(s.loops))
 	for i, l := range s.loops {
 		if rests := i >= n; rests != (i >= before) {
-			l.post(func() { l.rest(rests) })
+			l.post(func() { l.setResting(rests) })
 		}
 	}
 }
 
-// rest has the loop accept nobody, or take part again.
-func (l *loop) rest(rests bool) {
+// setResting makes the loop stop accepting, or accept again.
+func (l *loop) setResting(rests bool) {
 	l.resting = rests
 	if rests {
-		l.unlisten()
+		l.stopAccepting()
 	} else {
-		l.listen()
+		l.startAccepting()
 	}
 }
 
@@ -155,8 +154,8 @@ func (s *Server) busyTimes() (all []int64) {
 	return all
 }
 
-// movePairs gives a share of a loop's pairs to another one, of those that something
-// has happened to in the last two looks.
+// movePairs moves a share of a loop's pairs, of those active in the last two rounds, to
+// another loop.
 func (s *Server) movePairs(from, to *loop, share float64) {
 	from.post(func() {
 		since := from.now - 2*int64(s.o.balanceEvery)
@@ -167,18 +166,18 @@ func (s *Server) movePairs(from, to *loop, share float64) {
 				n++
 			}
 		}
-		all := from.letGo(min(int(share*float64(n)), mostMoved), busy)
+		all := from.detachPairs(min(int(share*float64(n)), mostMoved), busy)
 		if len(all) == 0 {
 			return
 		}
 		s.log.Debug("connections move to another loop", "connections", len(all), "from", from.index, "to", to.index)
 		take := func(l *loop) {
 			for _, p := range all {
-				l.takeBack(p)
+				l.attach(p)
 			}
 		}
 		if !to.post(func() { take(to) }) {
-			take(from) // the other one has stopped
+			take(from) // the other loop has stopped
 		}
 	})
 }

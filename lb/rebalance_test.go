@@ -12,7 +12,7 @@ func TestLook(t *testing.T) {
 		name  string
 		inUse int
 		busy  []float64
-		want  int // in use afterwards
+		want  int // loops in use afterwards
 		moves []move
 	}{
 		{"idle", 1, []float64{0.1, 0, 0}, 1, nil},
@@ -29,45 +29,45 @@ func TestLook(t *testing.T) {
 		{"a single processor", 1, []float64{1}, 1, nil},
 	} {
 		b := balance{inUse: c.inUse}
-		if moves := b.look(c.busy); b.inUse != c.want || !slices.Equal(moves, c.moves) {
-			t.Errorf("%s: look(%v) = %v, %d in use; want %v, %d", c.name, c.busy, moves, b.inUse, c.moves, c.want)
+		if moves := b.decide(c.busy); b.inUse != c.want || !slices.Equal(moves, c.moves) {
+			t.Errorf("%s: decide(%v) = %v, %d in use; want %v, %d", c.name, c.busy, moves, b.inUse, c.moves, c.want)
 		}
 	}
 }
 
-// A loop rests after a while of calm only, one at a time, and pairs do not move to
-// and fro at each look.
+// A loop rests only after several calm rounds, one loop at a time, and pairs do not move
+// back and forth in each round.
 func TestLookPatiently(t *testing.T) {
 	b := balance{inUse: 3}
 	calm := []float64{0.3, 0.2, 0.1}
 	looks := func(n int, busy []float64, inUse int, moves []move) {
 		t.Helper()
 		for i := range n {
-			if got := b.look(busy); b.inUse != inUse || !slices.Equal(got, moves) {
+			if got := b.decide(busy); b.inUse != inUse || !slices.Equal(got, moves) {
 				t.Fatalf("look %d at %v: %v, %d in use; want %v, %d", i+1, busy, got, b.inUse, moves, inUse)
 			}
 		}
 	}
-	looks(calmLooks-1, calm, 3, nil)
-	looks(1, []float64{0.7, 0.5, 0.3}, 3, nil) // not calm: it begins anew
-	looks(calmLooks-1, calm, 3, nil)
+	looks(calmRounds-1, calm, 3, nil)
+	looks(1, []float64{0.7, 0.5, 0.3}, 3, nil) // not calm: the count restarts
+	looks(calmRounds-1, calm, 3, nil)
 	looks(1, calm, 2, []move{{2, 1, 1}})
-	looks(calmLooks-1, []float64{0.3, 0.3, 0}, 2, nil)
+	looks(calmRounds-1, []float64{0.3, 0.3, 0}, 2, nil)
 	looks(1, []float64{0.3, 0.3, 0}, 1, []move{{1, 0, 1}})
-	looks(3*calmLooks, []float64{0.6, 0, 0}, 1, nil)
-	looks(3*calmLooks, []float64{0, 0, 0}, 1, nil)
+	looks(3*calmRounds, []float64{0.6, 0, 0}, 1, nil)
+	looks(3*calmRounds, []float64{0, 0, 0}, 1, nil)
 
 	b = balance{inUse: 2}
 	uneven := []float64{1, 0.2}
 	looks(1, uneven, 2, []move{{0, 1, 0.4}})
-	looks(moveLooks-1, uneven, 2, nil)
+	looks(moveRounds-1, uneven, 2, nil)
 	looks(1, uneven, 2, []move{{0, 1, 0.4}})
 }
 
-// TestLoopsInUse: one loop does all until it is too much for it.
+// TestLoopsInUse: one loop does all the work until it is saturated.
 func TestLoopsInUse(t *testing.T) {
 	p := newPeer(t)
-	r := run(t, testConfig(p.addr), Options{balanceEvery: time.Hour}) // the test looks
+	r := run(t, testConfig(p.addr), Options{balanceEvery: time.Hour}) // the test makes each round
 	if len(r.loops) < 2 {
 		t.Skip("one processor, one loop")
 	}
@@ -86,26 +86,26 @@ func TestLoopsInUse(t *testing.T) {
 	connect(6)
 	have("all at one loop", [2]int64{6, 0})
 	b := balance{inUse: 1}
-	r.look(&b, []float64{0.9, 0})
+	r.redistribute(&b, []float64{0.9, 0})
 	have("half moved", [2]int64{3, 3})
 
 	blocked, release := make(chan struct{}), make(chan struct{})
-	r.loops[0].post(func() { close(blocked); <-release }) // so the other one accepts
+	r.loops[0].post(func() { close(blocked); <-release }) // so that the other loop accepts
 	<-blocked
 	connect(2)
 	close(release)
 	have("the second accepts too", [2]int64{3, 5})
 
-	for range calmLooks {
-		r.look(&b, []float64{0.1, 0.1})
+	for range calmRounds {
+		r.redistribute(&b, []float64{0.1, 0.1})
 	}
 	have("all at one loop again", [2]int64{8, 0})
 	connect(2)
 	have("and so are those that come", [2]int64{10, 0})
 }
 
-// A loop that joins while a new process takes over accepts nobody: its client would be
-// lost with this process.
+// A loop that joins while a new process takes over accepts no client, which would be lost
+// with this process.
 func TestJoinsInHandOver(t *testing.T) {
 	p := newPeer(t)
 	r := run(t, testConfig(p.addr), Options{balanceEvery: time.Hour})
@@ -117,7 +117,7 @@ func TestJoinsInHandOver(t *testing.T) {
 		n := 0
 		for _, l := range r.loops {
 			l.call(func() {
-				if l.listening {
+				if l.accepting {
 					n++
 				}
 			})
@@ -125,17 +125,17 @@ func TestJoinsInHandOver(t *testing.T) {
 		must(t, equal(what, n, want))
 	}
 	accept("at first", 1)
-	r.handLoops(true)
-	r.use(2)
+	r.setHandingOver(true)
+	r.useLoops(2)
 	accept("handing over", 0)
-	r.handLoops(false)
+	r.setHandingOver(false)
 	accept("after it broke off", 2)
-	r.use(1)
+	r.useLoops(1)
 	accept("at rest again", 1)
 	r.pairUp(p)
 }
 
-// Streams go on while their pairs are moved to and fro.
+// Streams continue while their pairs move back and forth.
 func TestMovePairs(t *testing.T) {
 	p := newPeer(t)
 	r := run(t, testConfig(p.addr), Options{})

@@ -8,10 +8,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// reserve is descriptors that are kept for connections to backends. Without it,
-// where descriptors are short, clients that are accepted take the last of them,
-// and then all wait for a backend that nobody can connect to. The loops accept
-// only while it is whole, so each client that was accepted can be served.
+// reserve holds descriptors for connections to backends. Without it, accepted clients
+// would take the last descriptors during a shortage, and then all of them would wait for
+// a backend that cannot be connected to. The loops accept only while the reserve is
+// whole, so that every accepted client can be served.
 type reserve struct {
 	s       *Server
 	missing atomic.Int32
@@ -20,8 +20,8 @@ type reserve struct {
 	fds []int
 }
 
-// whole fills the reserve up. It is false while that is not possible; but where
-// nobody is served, nobody will give a descriptor back.
+// whole refills the reserve. It returns false while that is impossible, except when no
+// client is connected: then no descriptor would ever be returned.
 func (r *reserve) whole() bool {
 	if r.missing.Load() == 0 {
 		return true
@@ -39,7 +39,7 @@ func (r *reserve) whole() bool {
 	return true
 }
 
-// socket makes one in the place of a reserved descriptor.
+// socket opens a socket in place of a reserved descriptor.
 func (r *reserve) socket(family uint16) (int32, syscall.Errno) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

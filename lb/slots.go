@@ -2,9 +2,9 @@ package lb
 
 import "sync/atomic"
 
-// slots finds the pair that a descriptor belongs to. Descriptors are small
-// numbers that are unique in the process, so it is an array, in pages that are
-// made when the first descriptor of one appears. Any goroutine may use it.
+// slots maps descriptors to pairs. Descriptors are small numbers, unique in the process,
+// so the map is an array, in pages that are allocated for their first descriptor. Any
+// goroutine may use it.
 type slots struct {
 	pages [1024]atomic.Pointer[slotPage] // 1024 pages: descriptors below 1 Mi, the kernel's own default limit (fs.nr_open)
 }
@@ -21,7 +21,7 @@ func (s *slots) get(fd int32) *pair {
 	return page[fd%slotPageSize].Load()
 }
 
-// set is false for a descriptor beyond the table.
+// set returns false for a descriptor beyond the table.
 func (s *slots) set(fd int32, p *pair) bool {
 	if fd < 0 || int(fd/slotPageSize) >= len(s.pages) {
 		return false
@@ -38,7 +38,7 @@ func (s *slots) set(fd int32, p *pair) bool {
 	return true
 }
 
-// clear takes back set, also one that was false.
+// clear undoes set, even a set that returned false.
 func (s *slots) clear(fd int32) {
 	if fd < 0 || int(fd/slotPageSize) >= len(s.pages) {
 		return

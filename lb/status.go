@@ -9,25 +9,25 @@ import (
 
 // Status is the state of a load balancer, for people and programs.
 type Status struct {
-	Ready       bool             `json:"ready"`            // accepting, and not about to stop
-	Reason      string           `json:"reason,omitempty"` // why not, one line
-	FailOpen    bool             `json:"failOpen"`         // no backend is ready, so any is used
+	Ready       bool             `json:"ready"`            // accepting and not stopping
+	Reason      string           `json:"reason,omitempty"` // the reason it is not ready, one line
+	FailOpen    bool             `json:"failOpen"`         // no backend is ready, so any backend is used
 	Connections int              `json:"connections"`
-	Held        int              `json:"held"` // clients that wait for a backend
+	Held        int              `json:"held"` // clients waiting for a backend
 	Listen      []ListenerStatus `json:"listeners"`
 	Backends    []BackendStatus  `json:"backends"`
 	Verified    bool             `json:"verified"` // checks verify certificates
 	Check       string           `json:"check"`
 
-	Discovery *DiscoveryStatus `json:"discovery,omitempty"` // nil without one; not for this package to know
+	Discovery *DiscoveryStatus `json:"discovery,omitempty"` // set by the caller; nil without discovery
 }
 
-// DiscoveryStatus is how the list of backends is followed.
+// DiscoveryStatus is the state of following the list of backends.
 type DiscoveryStatus struct {
-	Server      string    `json:"server,omitempty"` // the API server that is watched; "" for none
-	Since       time.Time `json:"since"`            // when Error came, or went
-	LastSuccess time.Time `json:"lastSuccess"`      // when it was heard last; zero for never
-	Error       string    `json:"error,omitempty"`  // why none is watched, one line
+	Server      string    `json:"server,omitempty"` // the API server being watched; "" for none
+	Since       time.Time `json:"since"`            // when Error appeared or vanished
+	LastSuccess time.Time `json:"lastSuccess"`      // last list or event; zero for never
+	Error       string    `json:"error,omitempty"`  // the reason none is watched, one line
 }
 
 // ListenerStatus is one listening address.
@@ -44,7 +44,7 @@ type BackendStatus struct {
 	Resolved  string    `json:"resolved,omitempty"` // where connections go, when Address is a name
 	State     string    `json:"state"`              // unknown, ready, slow_start, not_ready, dead, draining
 	Since     time.Time `json:"since"`
-	Reason    string    `json:"reason,omitempty"`    // of the last change: "bad_cert: x509: …"
+	Reason    string    `json:"reason,omitempty"`    // reason of the last change: "bad_cert: x509: …"
 	LastCheck string    `json:"lastCheck,omitempty"` // ok, not_ready, connect_error, tls_error, timeout, bad_status, bad_cert
 	Active    int       `json:"active"`
 	Total     uint64    `json:"total"`
@@ -54,13 +54,13 @@ type BackendStatus struct {
 	Sent      uint64    `json:"sentBytes"`     // to clients
 }
 
-// The states that a backend has beside those of package check.
+// The states of a backend besides those of package check.
 const (
 	stateSlowStart = "slow_start"
-	stateDraining  = "draining" // removed from the configuration; its connections may go on for a while
+	stateDraining  = "draining" // removed from the configuration; its connections may last for the drain time
 )
 
-// Status is a copy of what is known at this moment.
+// Status returns the current state. It may be called at any time.
 func (s *Server) Status() Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -85,7 +85,7 @@ func (s *Server) Status() Status {
 	for _, b := range slices.Concat(inUse, gone) {
 		r := b.report(s.draining[b] != nil)
 		for i := range b.traffic {
-			received, sent := b.moved(i)
+			received, sent := b.bytesMoved(i)
 			r.Received += received
 			r.Sent += sent
 		}
@@ -121,7 +121,7 @@ func (b *Backend) report(draining bool) BackendStatus {
 	return r
 }
 
-// state is the word for where the backend is.
+// state returns the state shown in status and metrics.
 func (b *Backend) state(draining bool) string {
 	st := b.status.Load()
 	switch {

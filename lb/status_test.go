@@ -59,7 +59,7 @@ func TestStatus(t *testing.T) {
 	r.mu.Unlock()
 }
 
-// Before Run there is a status, too.
+// Status works before Run.
 func TestStatusEarly(t *testing.T) {
 	watchLeaks(t)
 	cfg := testConfig(unused(t))

@@ -1,6 +1,7 @@
 package lb
 
 import (
+	"encoding/binary"
 	"net"
 	"net/netip"
 	"syscall"
@@ -9,9 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The system calls of the data path. All are on non-blocking descriptors, so
-// they are raw: the Go scheduler need not hear of them. This is the only file of
-// the package with unsafe in it.
+// The system calls of the data path. All are on non-blocking descriptors, so they are
+// raw, without notice to the Go scheduler. No other file of the package uses unsafe.
 
 func recv(fd int32, p []byte) (int, syscall.Errno) {
 	n, _, errno := syscall.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)), 0, 0, 0)
@@ -23,15 +23,15 @@ func send(fd int32, p []byte) (int, syscall.Errno) {
 	return int(n), errno
 }
 
-// splice moves up to n bytes between a socket and a pipe. Nothing is copied.
+// splice moves up to n bytes between a socket and a pipe, without copying them.
 func splice(from, to int32, n int) (int, syscall.Errno) {
 	const flags = unix.SPLICE_F_NONBLOCK | unix.SPLICE_F_MOVE
 	m, _, errno := syscall.RawSyscall6(unix.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(n), flags)
 	return int(m), errno
 }
 
-// accept takes one connection off a listener. The socket options that matter
-// are inherited from the listener (listen.go).
+// accept accepts one connection. It inherits its socket options from the listener
+// (listen.go).
 func accept(fd int32) (int32, netip.AddrPort, syscall.Errno) {
 	var sa unix.RawSockaddrInet6 // large enough for both families
 	size := uint32(unsafe.Sizeof(sa))
@@ -42,7 +42,7 @@ func accept(fd int32) (int32, netip.AddrPort, syscall.Errno) {
 	return int32(n), sockaddr{raw: sa}.addrPort(), 0
 }
 
-// connect begins a connection: EINPROGRESS is the usual answer.
+// connect starts a connection; it usually returns EINPROGRESS.
 func connect(fd int32, to *sockaddr) syscall.Errno {
 	_, _, errno := syscall.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&to.raw)), to.size)
 	return errno
@@ -58,7 +58,7 @@ func setInt(fd int32, level, option int, value int32) syscall.Errno {
 	return errno
 }
 
-// socketError takes the error that a socket has met.
+// socketError returns and clears the pending error of a socket.
 func socketError(fd int32) syscall.Errno {
 	var value int32
 	size := uint32(unsafe.Sizeof(value))
@@ -70,10 +70,10 @@ func socketError(fd int32) syscall.Errno {
 
 // shutdownWrite sends FIN.
 func shutdownWrite(fd int32) {
-	syscall.RawSyscall(unix.SYS_SHUTDOWN, uintptr(fd), unix.SHUT_WR, 0) //nolint:errcheck // a socket that is gone needs no FIN
+	syscall.RawSyscall(unix.SYS_SHUTDOWN, uintptr(fd), unix.SHUT_WR, 0) //nolint:errcheck // a broken socket needs no FIN
 }
 
-// resetOnClose has close send RST, and drop what was not sent yet.
+// resetOnClose makes close send RST and drop unsent data.
 func resetOnClose(fd int32) {
 	linger := unix.Linger{Onoff: 1}
 	syscall.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_LINGER, uintptr(unsafe.Pointer(&linger)), unsafe.Sizeof(linger), 0)
@@ -81,16 +81,16 @@ func resetOnClose(fd int32) {
 
 func closeFD(fd int32) { syscall.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0) }
 
-// watch puts a descriptor into an epoll set, edge-triggered: each arrival of
-// data, of a FIN, or of room to write is told once.
+// watch adds, changes or removes a descriptor of an epoll set, edge-triggered: each
+// arrival of data, of a FIN or of room to write is reported once.
 func watch(epfd int, op int, fd int32, events uint32) syscall.Errno {
 	e := unix.EpollEvent{Events: events | edge, Fd: fd}
 	_, _, errno := syscall.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(epfd), uintptr(op), uintptr(fd), uintptr(unsafe.Pointer(&e)), 0, 0)
 	return errno
 }
 
-// epollWait is unix.EpollWait without a word to the scheduler: for waits that are
-// short. It returns 0 events where there is an error; a signal is the usual one.
+// epollWait is unix.EpollWait without notice to the scheduler, for short waits. It
+// returns 0 events with an error, which is usually a signal.
 func epollWait(epfd int, events []unix.EpollEvent, ms int) (int, syscall.Errno) {
 	n, _, errno := syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(epfd), uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), uintptr(ms), 0, 0)
 	if errno != 0 {
@@ -99,8 +99,8 @@ func epollWait(epfd int, events []unix.EpollEvent, ms int) (int, syscall.Errno) 
 	return int(n), 0
 }
 
-// watchListener is watch for a listening socket: as long as clients wait, of one
-// epoll set at a time.
+// watchListener is watch for a listening socket: level-triggered, and waking one epoll
+// set at a time.
 func watchListener(epfd int, op int, fd int32) {
 	e := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLEXCLUSIVE, Fd: fd}
 	syscall.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(epfd), uintptr(op), uintptr(fd), uintptr(unsafe.Pointer(&e)), 0, 0)
@@ -108,16 +108,16 @@ func watchListener(epfd int, op int, fd int32) {
 
 const edge = unix.EPOLLET & 0xffffffff
 
-// sockaddr is an address in the form the kernel takes.
+// sockaddr is an address in the kernel's form.
 type sockaddr struct {
-	raw  unix.RawSockaddrInet6 // of either family: the first bytes agree
+	raw  unix.RawSockaddrInet6 // holds either family: family and port are in the same place
 	size uintptr
 }
 
 func (s sockaddr) family() uint16 { return s.raw.Family }
 
 func newSockaddr(a netip.AddrPort) *sockaddr {
-	port := a.Port()<<8 | a.Port()>>8 // network order, on little-endian machines
+	port := networkOrder(a.Port())
 	if ip := a.Addr().Unmap(); ip.Is4() {
 		s := &sockaddr{size: unix.SizeofSockaddrInet4}
 		*(*unix.RawSockaddrInet4)(unsafe.Pointer(&s.raw)) = unix.RawSockaddrInet4{Family: unix.AF_INET, Port: port, Addr: ip.As4()}
@@ -127,6 +127,14 @@ func newSockaddr(a netip.AddrPort) *sockaddr {
 		size: unix.SizeofSockaddrInet6,
 		raw:  unix.RawSockaddrInet6{Family: unix.AF_INET6, Port: port, Addr: a.Addr().As16(), Scope_id: scopeID(a.Addr().Zone())},
 	}
+}
+
+// networkOrder converts a port between this machine's byte order and the network's;
+// both directions are the same operation.
+func networkOrder(port uint16) uint16 {
+	var wire [2]byte
+	binary.BigEndian.PutUint16(wire[:], port)
+	return binary.NativeEndian.Uint16(wire[:])
 }
 
 func scopeID(zone string) uint32 {
@@ -140,7 +148,7 @@ func scopeID(zone string) uint32 {
 }
 
 func (s sockaddr) addrPort() netip.AddrPort {
-	port := s.raw.Port<<8 | s.raw.Port>>8
+	port := networkOrder(s.raw.Port)
 	if s.raw.Family == unix.AF_INET {
 		four := *(*unix.RawSockaddrInet4)(unsafe.Pointer(&s.raw))
 		return netip.AddrPortFrom(netip.AddrFrom4(four.Addr), port)

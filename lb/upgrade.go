@@ -21,11 +21,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An upgrade hands the listeners and the live connections of an old process to a
-// new one, over a unix socket, as descriptors (SCM_RIGHTS, unix(7)). What passes
-// through a connection is TLS, of which a balancer holds no state; two descriptors,
-// the bytes that were read but not yet written, and which directions have ended
-// are all there is to it.
+// An upgrade hands the listeners and the live connections of an old process to a new
+// one, as descriptors over a unix socket (SCM_RIGHTS, unix(7)). The balancer holds no
+// TLS state, so a connection is no more than two descriptors, the bytes read but not yet
+// written, and the directions that have ended.
 //
 //	new                                   old
 //	hello ─────────────────────────────►
@@ -37,16 +36,16 @@ import (
 //	 … until there are no more …
 //	     ◄───────────────────────────── done        ends
 //
-// Both accept for a moment, which nobody notices: it is one socket. Until go
-// nothing has happened to the old process; when the new one breaks off later, the
-// old one takes back what was not acknowledged and goes on. Each looks at the
-// user of the other (SO_PEERCRED).
+// For a moment both processes accept, which clients do not notice: it is one socket.
+// Until go the old process is unchanged. When the new one fails later, the old one takes
+// back the unacknowledged connections and continues. Each verifies the user of the other
+// (SO_PEERCRED).
 const (
 	upgradeVersion = 1
 	pairsPerFrame  = 120 // two descriptors each; the kernel takes 253 at once (SCM_MAX_FD)
 	frameTimeout   = 5 * time.Second
 	maxFrame       = 64 << 20
-	bytesPerFrame  = 8 << 20 // of connections; the last one may add what two pipes hold
+	bytesPerFrame  = 8 << 20 // of pending bytes; the last connection may exceed it by two full pipes
 )
 
 // frame is one message.
@@ -61,7 +60,7 @@ type frame struct {
 // handed is a pair on its way to another process.
 type handed struct {
 	Listener string         `json:"listener"`
-	Backend  string         `json:"backend,omitempty"` // "" for a client that has none yet: one descriptor, not two
+	Backend  string         `json:"backend,omitempty"` // "" for a client without a backend, which has one descriptor, not two
 	Peer     netip.AddrPort `json:"peer"`
 	Age      time.Duration  `json:"age"`
 	Up       uint64         `json:"up"`
@@ -73,14 +72,14 @@ type handed struct {
 type handedEnd struct {
 	EOF  bool   `json:"eof,omitempty"`
 	Shut bool   `json:"shut,omitempty"`
-	Out  []byte `json:"out,omitempty"` // to be written to this end, once there is one
+	Out  []byte `json:"out,omitempty"` // bytes to write to this end once it exists
 }
 
 // wire sends and receives frames.
 type wire struct{ conn *net.UnixConn }
 
-// send writes a frame: its length and the number of descriptors, with the
-// descriptors, and the text. A short one is sent whole or not at all.
+// send writes a frame: the length, the number of descriptors, the descriptors and the
+// text. A short frame is sent whole or not at all.
 func (w wire) send(f frame, fds ...int) error {
 	text, err := json.Marshal(f)
 	if err != nil {
@@ -101,7 +100,7 @@ func (w wire) send(f frame, fds ...int) error {
 	return err
 }
 
-// receive reads a frame of the wanted kind. Whoever gets descriptors closes them.
+// receive reads a frame of one of kinds. The caller closes the descriptors.
 func (w wire) receive(timeout time.Duration, kinds ...string) (f frame, fds []int, err error) {
 	defer func() {
 		if err != nil {
@@ -154,8 +153,8 @@ func closeAll(fds []int) {
 	}
 }
 
-// upgradeSocket is the name of the socket. By default it is an abstract one,
-// which needs no directory, leaves nothing behind, and ends with the process.
+// upgradeSocket returns the address of the socket. By default it is abstract: it needs
+// no directory, leaves no file behind, and ends with the process.
 func (s *Server) upgradeSocket() *net.UnixAddr {
 	cfg := s.cfg.Load()
 	name := cfg.UpgradeSocket
@@ -169,7 +168,7 @@ func (s *Server) upgradeSocket() *net.UnixAddr {
 	return &net.UnixAddr{Name: name, Net: "unix"}
 }
 
-// checkPeer refuses a process of another user, root excepted.
+// checkPeer refuses a process of another user, except root.
 func checkPeer(conn *net.UnixConn) (pid int, err error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
@@ -184,16 +183,16 @@ func checkPeer(conn *net.UnixConn) (pid int, err error) {
 		return 0, errCred
 	}
 	if cred.Uid != 0 && int(cred.Uid) != os.Getuid() {
-		return 0, fmt.Errorf("process %d there is another user's (%d)", cred.Pid, cred.Uid)
+		return 0, fmt.Errorf("process %d on the upgrade socket belongs to another user (%d)", cred.Pid, cred.Uid)
 	}
 	return int(cred.Pid), nil
 }
 
-// handover counts what upgrades did.
+// handover counts the results of upgrades.
 type handover struct {
 	taken, given, lost atomic.Uint64
 	longest            atomic.Int64
-	now                atomic.Bool // connections are being handed over
+	now                atomic.Bool // a hand-over is under way
 }
 
 func (h *handover) counts() map[string]uint64 {
@@ -202,15 +201,15 @@ func (h *handover) counts() map[string]uint64 {
 
 func (h *handover) pause() time.Duration { return time.Duration(h.longest.Load()) }
 
-// predecessor is the process that is being taken over from; nil when there is none.
+// predecessor is the old process of a take-over; nil when there is none.
 type predecessor struct {
 	wire
 	pid       int
 	listeners []*net.TCPListener
 }
 
-// predecessor asks the running process for its listeners. It returns nil when
-// this process was not started to take over.
+// predecessor requests the listeners of the running process. It returns nil when this
+// process was not started to take over.
 func (s *Server) predecessor(ctx context.Context) (*predecessor, error) {
 	if !s.o.TakeOver {
 		return nil, nil
@@ -221,7 +220,7 @@ func (s *Server) predecessor(ctx context.Context) (*predecessor, error) {
 	}
 	old := &predecessor{wire: wire{conn.(*net.UnixConn)}}
 	if old.pid, err = checkPeer(old.conn); err == nil {
-		err = old.ask()
+		err = old.requestListeners()
 	}
 	if err != nil {
 		return nil, fmt.Errorf("take over: %w", errors.Join(err, conn.Close()))
@@ -230,7 +229,7 @@ func (s *Server) predecessor(ctx context.Context) (*predecessor, error) {
 	return old, nil
 }
 
-func (o *predecessor) ask() error {
+func (o *predecessor) requestListeners() error {
 	if err := o.send(frame{Kind: "hello", Version: upgradeVersion, PID: os.Getpid()}); err != nil {
 		return err
 	}
@@ -254,7 +253,7 @@ func (o *predecessor) ask() error {
 	return nil
 }
 
-// sockets are the old process' listeners; the caller owns them.
+// sockets returns the listeners of the old process; the caller owns them.
 func (o *predecessor) sockets() (all []*net.TCPListener) {
 	if o == nil {
 		return nil
@@ -273,9 +272,9 @@ func (o *predecessor) close() {
 	}
 }
 
-// takeOver receives all connections of the old process. An error after the first
-// ones have come would lose them, so it is logged, and the process goes on with
-// what it has.
+// takeOver receives all connections of the old process. Failing after the first ones
+// have arrived would lose them, so a later error is logged, and the process continues
+// with the connections it has.
 func (s *Server) takeOver(old *predecessor) error {
 	if old == nil {
 		return nil
@@ -290,15 +289,15 @@ func (s *Server) takeOver(old *predecessor) error {
 		case err != nil && n == 0:
 			return fmt.Errorf("take over: %w", err)
 		case err != nil:
-			s.log.Error("taking over was broken off", "from", old.pid, "connections", n, "err", err)
+			s.log.Error("take-over failed midway", "from", old.pid, "connections", n, "err", err)
 			return nil
 		case f.Kind == "done":
 			s.log.Info("taken over", "from", old.pid, "connections", n, "took", time.Since(begun).Round(time.Millisecond))
 			return nil
 		}
-		if err := old.send(frame{Kind: "ack"}); err != nil { // the old process takes these back
+		if err := old.send(frame{Kind: "ack"}); err != nil { // the old process takes these connections back
 			closeAll(fds)
-			s.log.Error("taking over was broken off", "from", old.pid, "connections", n, "err", err)
+			s.log.Error("take-over failed midway", "from", old.pid, "connections", n, "err", err)
 			return nil
 		}
 		s.adoptHanded(f.Pairs, fds)
@@ -306,7 +305,7 @@ func (s *Server) takeOver(old *predecessor) error {
 	}
 }
 
-// adoptHanded makes pairs of what has come, and gives them to the loops.
+// adoptHanded converts received connections to pairs and gives them to the loops.
 func (s *Server) adoptHanded(all []handed, fds []int) {
 	for _, h := range all {
 		want := 1
@@ -327,27 +326,27 @@ func (s *Server) adoptHanded(all []handed, fds []int) {
 		}
 		s.sources.enter(p, 1<<62)
 		l := s.loops[s.next.Add(1)%uint64(len(s.loops))]
-		l.post(func() { l.takeBack(p) })
+		l.post(func() { l.attach(p) })
 	}
 	closeAll(fds)
 }
 
 func (s *Server) pairOf(h handed, fds []int) *pair {
-	p := &pair{client: newEnd(int32(fds[0])), peer: h.Peer, born: s.clock() - int64(h.Age), up: h.Up, down: h.Down, listener: s.listenerOf(h.Listener)}
+	p := &pair{client: newEnd(int32(fds[0])), peer: h.Peer, born: s.clock() - int64(h.Age), up: h.Up, down: h.Down, listener: s.listenerNamed(h.Listener)}
 	p.client.eof, p.client.shut, p.client.out = h.Client.EOF, h.Client.Shut, h.Client.Out
 	if h.Backend != "" {
 		p.server = newEnd(int32(fds[1]))
 		p.server.eof, p.server.shut, p.server.out = h.Server.EOF, h.Server.Shut, h.Server.Out
-		p.backend, p.phase = s.backendOf(h.Backend), relaying
+		p.backend, p.phase = s.backendNamed(h.Backend), relaying
 	} else {
 		p.first = h.Server.Out
 	}
 	return p
 }
 
-// listenerOf is the listener of that address, or, where the new configuration has
-// none, the first: the connection lives on.
-func (s *Server) listenerOf(address string) *listener {
+// listenerNamed returns the listener with that address, or the first one when the new
+// configuration has no such listener, so that the connection lives on.
+func (s *Server) listenerNamed(address string) *listener {
 	for _, l := range s.listeners {
 		if l.address == address {
 			return l
@@ -356,9 +355,9 @@ func (s *Server) listenerOf(address string) *listener {
 	return s.listeners[0]
 }
 
-// backendOf is the backend of that name. One that the new configuration does not
-// have is drained.
-func (s *Server) backendOf(name string) *Backend {
+// backendNamed returns the backend of that name. If the new configuration does not have
+// it, the backend is created and drained.
+func (s *Server) backendNamed(name string) *Backend {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, b := range s.backends {
@@ -374,8 +373,8 @@ func (s *Server) backendOf(name string) *Backend {
 	return b
 }
 
-// takeBack puts a pair that is whole, but belongs to no loop, into this one.
-func (l *loop) takeBack(p *pair) {
+// attach adds a whole pair that belongs to no loop to this loop.
+func (l *loop) attach(p *pair) {
 	p.loop = l
 	if p.backend != nil {
 		p.traffic = p.backend.trafficOf(p.listener, l)
@@ -398,43 +397,43 @@ func (l *loop) takeBack(p *pair) {
 		e.readable, e.writable, e.watched = true, true, true
 		watch(l.epfd, unix.EPOLL_CTL_ADD, e.fd, unix.EPOLLIN|unix.EPOLLOUT|unix.EPOLLRDHUP)
 	}
-	if p.backend.drained.Load() { // it was among those to be cut, or would have been
+	if p.backend.drained.Load() { // its drain time has ended
 		p.doom = endRemoved
 		l.requeue(&l.doomed, p, l.now)
 	}
 	l.relay(p)
 }
 
-// letGo takes up to n of those pairs out of the loop, whole, with nothing left in a pipe,
-// and with no more to be written than a frame may hold. Their descriptors stay
-// open; they are watched no more, which must be said, for the copies in another
-// process would keep the watch alive (epoll(7)).
-func (l *loop) letGo(n int, which func(*pair) bool) (all []*pair) {
+// detachPairs removes up to n of the pairs that which selects from the loop. They are
+// whole, with empty pipes, and have no more pending bytes than a frame may hold. Their
+// descriptors stay open but leave the epoll set explicitly, because the copies in
+// another process would keep the watch alive (epoll(7)).
+func (l *loop) detachPairs(n int, which func(*pair) bool) (all []*pair) {
 	pending := 0
 	for i := len(l.pairs) - 1; i >= 0 && len(all) < n && pending < bytesPerFrame; i-- {
-		p := l.pairs[i] // another one, seen already, takes its place
+		p := l.pairs[i] // when it is detached, a pair already visited takes its place
 		if !which(p) {
 			continue
 		}
-		whole := l.part(p)
+		whole := l.detach(p)
 		pending += len(whole.first) + len(whole.client.out) + len(whole.server.out)
 		all = append(all, whole)
 	}
 	return all
 }
 
-// Which pairs letGo takes.
+// anyPair selects every pair for detachPairs.
 func anyPair(*pair) bool { return true }
 
-// settledPair is for a move within the process: what is in a pipe stays there, not
-// in memory.
+// settledPair selects the pairs with empty pipes for a move within the process, so that
+// no spliced data is copied to memory.
 func settledPair(p *pair) bool {
 	return p.phase == relaying && p.client.pipe == nil && p.server.pipe == nil
 }
 
-// part takes a pair out of the loop. What the loop still has of it, such as its
-// turn, is a pair that has ended.
-func (l *loop) part(p *pair) *pair {
+// detach removes a pair from the loop and returns a whole copy. The original, which the
+// loop may still refer to in its lists, counts as ended.
+func (l *loop) detach(p *pair) *pair {
 	if p.in != nil {
 		p.in.remove(p)
 	}
@@ -448,7 +447,7 @@ func (l *loop) part(p *pair) *pair {
 	} else {
 		p.phase = fresh
 	}
-	l.forget(p)
+	l.drop(p)
 	whole := *p
 	whole.loop, whole.queued = nil, false
 	p.phase = ended
@@ -460,7 +459,7 @@ func (l *loop) unwatch(fd int32) {
 	l.s.slots.clear(fd)
 }
 
-// emptyPipe makes bytes of what is in the pipe to an end.
+// emptyPipe reads the data in an end's pipe into its pending bytes.
 func (l *loop) emptyPipe(e *end) {
 	if e.pipe == nil {
 		return
@@ -469,7 +468,7 @@ func (l *loop) emptyPipe(e *end) {
 	for at := 0; at < len(e.out); {
 		n, err := unix.Read(int(e.pipe.r), e.out[at:])
 		if n <= 0 && err != syscall.EINTR {
-			break // cannot be: it holds as much
+			break // impossible: the pipe holds that many bytes
 		}
 		at += max(n, 0)
 	}
@@ -478,8 +477,8 @@ func (l *loop) emptyPipe(e *end) {
 	e.pipe = nil
 }
 
-// awaitSuccessor listens for a new process. The channel is closed when one has
-// taken over. It ends with ctx, and others then waits for it.
+// awaitSuccessor serves the upgrade socket until ctx ends, in a goroutine of others. The
+// channel is closed when a new process has taken over.
 func (s *Server) awaitSuccessor(ctx context.Context, others *sync.WaitGroup) (<-chan struct{}, error) {
 	ln, err := s.listenForSuccessor()
 	if err != nil && !errors.Is(err, unix.EADDRINUSE) {
@@ -488,7 +487,7 @@ func (s *Server) awaitSuccessor(ctx context.Context, others *sync.WaitGroup) (<-
 	gone := make(chan struct{})
 	others.Go(func() {
 		if ln == nil {
-			ln = s.keepTrying(ctx)
+			ln = s.awaitUpgradeSocket(ctx)
 		}
 		if ln == nil {
 			return
@@ -500,7 +499,7 @@ func (s *Server) awaitSuccessor(ctx context.Context, others *sync.WaitGroup) (<-
 			if err != nil {
 				return
 			}
-			if s.succeed(ctx, wire{conn}) {
+			if s.serveSuccessor(ctx, wire{conn}) {
 				ln.Close()
 				close(gone)
 				return
@@ -510,8 +509,8 @@ func (s *Server) awaitSuccessor(ctx context.Context, others *sync.WaitGroup) (<-
 	return gone, nil
 }
 
-// listenForSuccessor opens the upgrade socket. A file that a killed process has
-// left behind is in nobody's use.
+// listenForSuccessor opens the upgrade socket. It replaces a socket file left behind by
+// a killed process.
 func (s *Server) listenForSuccessor() (*net.UnixListener, error) {
 	at := s.upgradeSocket()
 	ln, err := net.ListenUnix("unix", at)
@@ -529,11 +528,11 @@ func (s *Server) listenForSuccessor() (*net.UnixListener, error) {
 	return net.ListenUnix("unix", at)
 }
 
-// keepTrying opens the upgrade socket once the process that has it is gone: the
-// old one closes it after it has said that it is done, or keeps it when the
-// hand-over broke off. To serve without is better than to end with all the
-// connections that are here. It returns nil when ctx ends first.
-func (s *Server) keepTrying(ctx context.Context) *net.UnixListener {
+// awaitUpgradeSocket opens the upgrade socket once its present owner has closed it. The
+// old process closes it after it has sent done, or keeps it when the hand-over failed.
+// Serving without the socket is better than ending, which would lose all connections. It
+// returns nil when ctx ends first.
+func (s *Server) awaitUpgradeSocket(ctx context.Context) *net.UnixListener {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for tries := 1; ; tries++ {
@@ -547,14 +546,15 @@ func (s *Server) keepTrying(ctx context.Context) *net.UnixListener {
 			return ln
 		}
 		if tries == 100 {
-			s.log.Warn("no upgrade of this process is possible for now", "err", err)
+			s.log.Warn("this process cannot be upgraded for now", "err", err)
 			tick.Reset(time.Second)
 		}
 	}
 }
 
-// succeed serves one new process. It is true when that one has everything.
-func (s *Server) succeed(ctx context.Context, w wire) bool {
+// serveSuccessor serves one new process. It returns true once that process has
+// everything.
+func (s *Server) serveSuccessor(ctx context.Context, w wire) bool {
 	defer w.conn.Close()
 	defer context.AfterFunc(ctx, func() { w.conn.Close() })()
 	pid, err := checkPeer(w.conn)
@@ -562,7 +562,7 @@ func (s *Server) succeed(ctx context.Context, w wire) bool {
 		err = s.giveListeners(w)
 	}
 	if err == nil {
-		_, _, err = w.receive(time.Minute, "go") // it checks its backends first
+		_, _, err = w.receive(time.Minute, "go") // the new process checks its backends first
 	}
 	if err != nil {
 		s.log.Warn("a new process did not take over", "pid", pid, "err", err)
@@ -570,7 +570,7 @@ func (s *Server) succeed(ctx context.Context, w wire) bool {
 	}
 	s.handover.now.Store(true)
 	defer s.handover.now.Store(false)
-	s.handLoops(true)
+	s.setHandingOver(true)
 	if s.o.OnSuccessor != nil {
 		s.o.OnSuccessor(pid)
 	}
@@ -578,8 +578,8 @@ func (s *Server) succeed(ctx context.Context, w wire) bool {
 		err = w.send(frame{Kind: "done"})
 	}
 	if err != nil {
-		s.log.Error("handing over was broken off, going on", "pid", pid, "err", err)
-		s.handLoops(false)
+		s.log.Error("hand-over failed, continuing", "pid", pid, "err", err)
+		s.setHandingOver(false)
 		if s.o.OnSuccessor != nil {
 			s.o.OnSuccessor(os.Getpid())
 		}
@@ -589,16 +589,17 @@ func (s *Server) succeed(ctx context.Context, w wire) bool {
 	return true
 }
 
-// handLoops has no loop accept while a new process takes over: not one that joins
-// meanwhile, for all this work, either. Should that break off, they accept again.
-func (s *Server) handLoops(handing bool) {
+// setHandingOver stops all loops from accepting while a new process takes over, also a
+// loop that joins meanwhile because of the extra work. After a failed hand-over it makes
+// them accept again.
+func (s *Server) setHandingOver(on bool) {
 	for _, l := range s.loops {
 		l.call(func() {
-			l.handing = handing
-			if handing {
-				l.unlisten()
+			l.handingOver = on
+			if on {
+				l.stopAccepting()
 			} else {
-				l.listen()
+				l.startAccepting()
 			}
 		})
 	}
@@ -609,7 +610,7 @@ func (s *Server) giveListeners(w wire) error {
 	if err != nil {
 		return err
 	}
-	s.log.Info("a new process wants to take over", "pid", f.PID, "version", f.Version)
+	s.log.Info("a new process is about to take over", "pid", f.PID, "version", f.Version)
 	reply := frame{Kind: "listeners", Version: upgradeVersion, PID: os.Getpid()}
 	var fds []int
 	for _, l := range s.listeners {
@@ -619,8 +620,8 @@ func (s *Server) giveListeners(w wire) error {
 	return w.send(reply, fds...)
 }
 
-// givePairs hands all connections over, a frame at a time, and those that were
-// accepted before and are on their way to a loop.
+// givePairs hands over all connections, a frame at a time, including those already
+// accepted but still on their way to a loop.
 func (s *Server) givePairs(w wire) error {
 	for moved := time.Now(); ; {
 		sent := false
@@ -647,20 +648,20 @@ func (s *Server) givePairs(w wire) error {
 func (s *Server) giveSome(w wire, l *loop) (int, error) {
 	begun := time.Now()
 	var all []*pair
-	if !l.call(func() { all = l.letGo(pairsPerFrame, anyPair) }) || len(all) == 0 {
+	if !l.call(func() { all = l.detachPairs(pairsPerFrame, anyPair) }) || len(all) == 0 {
 		return 0, nil
 	}
 	f, fds := s.frameOf(all)
 	if err := w.exchange(f, fds); err != nil {
 		l.post(func() {
 			for _, p := range all {
-				l.takeBack(p)
+				l.attach(p)
 			}
 		})
 		s.handover.lost.Add(uint64(len(all)))
 		return 0, err
 	}
-	l.post(func() { // copies: the connections live on
+	l.post(func() { // only copies are closed: the connections live on
 		for _, fd := range fds {
 			l.closing = append(l.closing, int32(fd))
 		}
@@ -678,9 +679,9 @@ func (s *Server) giveSome(w wire, l *loop) (int, error) {
 	return len(all), nil
 }
 
-// exchange sends connections and waits until the other process has said that they
-// are its own. Both must come to the same end: one that is late with its answer
-// either still gets it in, or cannot send it any more (unix(7): EPIPE).
+// exchange sends connections and waits for the other process to acknowledge them. Both
+// must reach the same result: a late acknowledgement either still arrives or can no
+// longer be sent (unix(7): EPIPE).
 func (w wire) exchange(f frame, fds []int) error {
 	err := w.send(f, fds...)
 	if err != nil {

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"kthwd/test/harness"
 )
 
 // successor starts a server that takes over from r.
@@ -30,7 +32,7 @@ func (r *rig) successor(change func(*Config)) *rig {
 	return begin(r.t, cfg, Options{TakeOver: true})
 }
 
-// handedOver waits until r has ended because it was taken over from.
+// handedOver waits until r has ended with ErrHandedOver.
 func (r *rig) handedOver() {
 	r.t.Helper()
 	if err := receive(r.t, "the end of the old process", r.ended); !errors.Is(err, ErrHandedOver) {
@@ -38,8 +40,8 @@ func (r *rig) handedOver() {
 	}
 }
 
-// talk has both ends of a connection send streams to each other, at once and
-// without an end, until stop is called, which says how much went through.
+// talk makes both ends of a connection send endless streams to each other until stop is
+// called, which returns the number of bytes that arrived.
 type talk struct {
 	client, server *net.TCPConn
 	over           atomic.Bool
@@ -87,7 +89,7 @@ func (k *talk) stop(t *testing.T) {
 	}
 }
 
-// Connections in all phases move, again and again, and nothing is lost of them.
+// Connections in all phases move repeatedly, and lose no byte.
 func TestUpgrade(t *testing.T) {
 	p := newPeer(t)
 	cfg := testConfig(p.addr)
@@ -99,7 +101,7 @@ func TestUpgrade(t *testing.T) {
 		fresh = append(fresh, r.dial())
 	}
 	var idle [][2]*net.TCPConn
-	for range 150 { // more than a frame takes
+	for range 150 { // more than a frame holds
 		client, server, _ := r.pairUp(p)
 		idle = append(idle, [2]*net.TCPConn{client, server})
 	}
@@ -136,7 +138,7 @@ func TestUpgrade(t *testing.T) {
 		must(t, equal("connections of the new process", r.active.Load(), old.handedOut()),
 			equal("at the backend", r.backend(p.addr).active.Load(), 150+13+2+8))
 		old = r
-		for _, k := range talks { // goes on for a while
+		for _, k := range talks { // let them continue for a while
 			if len(k.done) > 0 {
 				t.Fatal(<-k.done)
 			}
@@ -178,7 +180,7 @@ func TestUpgrade(t *testing.T) {
 
 func (r *rig) handedOut() int64 { return int64(r.handover.given.Load()) }
 
-// closeAll is for connections that nobody looks at any more.
+// closeAll closes connections that are no longer needed.
 func (p *peer) closeAll() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -187,8 +189,8 @@ func (p *peer) closeAll() {
 	}
 }
 
-// blocked is a stream whose reader stands still, so that a part of it is in the
-// balancer's memory or in a pipe.
+// blocked is a stream whose reader has stopped, so that part of it is in the balancer's
+// memory or in a pipe.
 type blocked struct {
 	from, to *net.TCPConn
 	seed     uint64
@@ -221,8 +223,7 @@ func (b *blocked) release(t *testing.T) {
 	must(t, b.to.Close(), expectEOF(b.from))
 }
 
-// Many pairs, each with as much as it can have in a pipe: more than one frame
-// can take.
+// Many pairs, each with a full pipe: more than one frame can hold.
 func TestUpgradeWithFullPipes(t *testing.T) {
 	p := newPeer(t)
 	r := run(t, testConfig(p.addr), Options{})
@@ -286,14 +287,14 @@ func TestUpgradeWhileConnecting(t *testing.T) {
 	}
 }
 
-// A new process may die at each step. The old one then goes on, and has lost
-// nothing but what the new one had acknowledged.
+// A new process may die at each step. The old one then continues, and has lost only the
+// connections that the new one had acknowledged.
 func TestUpgradeBrokenOff(t *testing.T) {
 	hello := frame{Kind: "hello", Version: upgradeVersion, PID: 1}
 	var acknowledged int
 	for _, tt := range []struct {
 		name string
-		kept int // of 130 connections; -1 for those that were not acknowledged
+		kept int // connections kept of 130; -1 means those not acknowledged
 		do   func(t *testing.T, w wire)
 	}{
 		{"at once", 130, func(t *testing.T, w wire) {}},
@@ -301,7 +302,7 @@ func TestUpgradeBrokenOff(t *testing.T) {
 		{"a huge frame", 130, func(t *testing.T, w wire) { w.conn.Write([]byte{255, 255, 255, 255, 0, 0, 0, 0}) }},
 		{"half a frame", 130, func(t *testing.T, w wire) { w.conn.Write([]byte{0, 0, 0, 20, 0, 0, 0, 0, '{'}) }},
 		{"no JSON", 130, func(t *testing.T, w wire) { w.conn.Write([]byte{0, 0, 0, 1, 0, 0, 0, 0, '{'}) }},
-		{"descriptors that nobody wants", 130, func(t *testing.T, w wire) {
+		{"unexpected descriptors", 130, func(t *testing.T, w wire) {
 			must(t, w.send(hello, 0, 1, 2))
 			w.receive(patience, "listeners")
 		}},
@@ -355,7 +356,7 @@ func TestUpgradeBrokenOff(t *testing.T) {
 			tt.do(t, wire{conn})
 			conn.Close()
 			eventually(t, "the old process has noticed", func() error {
-				if log := r.log.String(); !strings.Contains(log, "did not take over") && !strings.Contains(log, "broken off, going on") {
+				if log := r.log.String(); !strings.Contains(log, "did not take over") && !strings.Contains(log, "hand-over failed, continuing") {
 					return errors.New("nothing is in its log")
 				}
 				return nil
@@ -412,8 +413,8 @@ func pairsReceived(t *testing.T, w wire) int {
 	return len(f.Pairs)
 }
 
-// An ack that comes too late still counts, or can not be sent: no connection may
-// belong to both processes.
+// A late acknowledgement still counts, or cannot be sent: no connection may belong to
+// both processes.
 func TestUpgradeLateAck(t *testing.T) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	must(t, err)
@@ -448,7 +449,7 @@ func unixConn(t *testing.T, fd int) *net.UnixConn {
 	return c.(*net.UnixConn)
 }
 
-// fakeOld plays the old process.
+// fakeOld acts as the old process.
 func fakeOld(t *testing.T, cfg Config, play func(w wire)) {
 	t.Helper()
 	s := &Server{}
@@ -469,8 +470,8 @@ func fakeOld(t *testing.T, cfg Config, play func(w wire)) {
 	t.Cleanup(func() { ln.Close(); <-done })
 }
 
-// The new process ends when it cannot begin to take over, and goes on with what
-// it has when the old one dies in the middle.
+// The new process ends when it cannot start to take over, and continues with its
+// connections when the old one dies midway.
 func TestUpgradeOldFails(t *testing.T) {
 	sock, addr := socket(t, "127.0.0.1:0")
 	defer sock.Close()
@@ -485,7 +486,7 @@ func TestUpgradeOldFails(t *testing.T) {
 		name, want string
 		play       func(w wire)
 	}{
-		{"says nothing", "take over: ", func(w wire) {}},
+		{"silent", "take over: ", func(w wire) {}},
 		{"another version", "version 2", func(w wire) { listeners(w, 2) }},
 		{"ends before it gives anything", "take over", func(w wire) { listeners(w, upgradeVersion); w.receive(patience, "go") }},
 	} {
@@ -497,7 +498,7 @@ func TestUpgradeOldFails(t *testing.T) {
 			}
 		})
 	}
-	t.Run("nobody is there", func(t *testing.T) {
+	t.Run("no old process", func(t *testing.T) {
 		r := begin(t, cfg, Options{TakeOver: true})
 		if err := receive(t, "the end of Run", r.ended); !errors.Is(err, unix.ECONNREFUSED) {
 			t.Errorf("got %v, want %v", err, unix.ECONNREFUSED)
@@ -519,7 +520,7 @@ func TestUpgradeOldFails(t *testing.T) {
 			w.receive(patience, "ack")
 			closeAll([]int{left, right})
 			w.conn.Close()
-			<-stays // with the upgrade socket
+			<-stays // holding the upgrade socket
 		})
 		cfg := cfg
 		cfg.DrainTimeout = 500 * time.Millisecond
@@ -531,16 +532,16 @@ func TestUpgradeOldFails(t *testing.T) {
 		say(t, server, client, "it goes")
 		a, b, _ := r.pairUp(p)
 		say(t, a, b, "new ones too")
-		// The backend is not in the configuration, so the connection may not stay.
+		// The backend is not configured, so the connection must be drained.
 		must(t, expectEOF(client), expectReset(server))
 		must(t, equal("state", r.Status().Reason, ""))
 	})
 }
 
-// tcpPair is a connection, one end of which is a bare descriptor.
+// tcpPair returns a connection with a bare descriptor as one end.
 func tcpPair(t *testing.T) (*net.TCPConn, int) {
 	t.Helper()
-	ln, err := listen("127.0.0.1:0")
+	ln, err := openListener("127.0.0.1:0")
 	must(t, err)
 	defer ln.Close()
 	c := dial(t, ln.Addr().String())
@@ -555,8 +556,8 @@ func tcpPair(t *testing.T) (*net.TCPConn, int) {
 	return c, fd
 }
 
-// A file that is in the place of the socket, left by a process that was killed,
-// does not keep the next one from starting; a socket in use does not either.
+// Neither a socket file left by a killed process nor a socket in use keeps the next
+// process from starting.
 func TestUpgradeSocketFile(t *testing.T) {
 	p := newPeer(t)
 	cfg := testConfig(p.addr)
@@ -590,7 +591,7 @@ func TestUpgradeSocketFile(t *testing.T) {
 
 func init() { children["take over"] = childTakesOver }
 
-// childTakesOver runs as another process, and another user.
+// childTakesOver runs as another process, of another user.
 func childTakesOver() {
 	cfg := testConfig(os.Getenv("LB_TEST_BACKEND"))
 	cfg.Listen = []string{os.Getenv("LB_TEST_LISTEN")}
@@ -616,14 +617,14 @@ func TestUpgradeOtherProcess(t *testing.T) {
 	talking, server2, _ := r.pairUp(p)
 	talk := startTalk(talking, server2, 1, 64<<10, time.Millisecond)
 
-	start := func(uid uint32) (*exec.Cmd, *logBuffer) {
-		exe, err := os.ReadFile("/proc/self/exe") // which is in a directory of ours
+	start := func(uid uint32) (*exec.Cmd, *harness.Log) {
+		exe, err := os.ReadFile("/proc/self/exe") // this user's directory is closed to the other user
 		must(t, err)
 		dir, err := os.MkdirTemp("", "lb")
 		must(t, err)
 		t.Cleanup(func() { os.RemoveAll(dir) })
 		must(t, os.Chmod(dir, 0o755), os.WriteFile(filepath.Join(dir, "lb.test"), exe, 0o755))
-		out := &logBuffer{}
+		out := &harness.Log{}
 		cmd := exec.Command(filepath.Join(dir, "lb.test"))
 		cmd.Env = append(os.Environ(), "LB_TEST_CHILD=take over", "LB_TEST_BACKEND="+p.addr, "LB_TEST_LISTEN="+r.addr, "LB_TEST_SOCKET="+cfg.UpgradeSocket)
 		cmd.Dir = dir
@@ -636,7 +637,7 @@ func TestUpgradeOtherProcess(t *testing.T) {
 	}
 	_, out := start(65534)
 	eventually(t, "the other user's process is refused", func() error {
-		if !strings.Contains(out.String(), "Run: take over") || !strings.Contains(r.log.String(), "another user's") {
+		if !strings.Contains(out.String(), "Run: take over") || !strings.Contains(r.log.String(), "belongs to another user") {
 			return fmt.Errorf("it said %q", out)
 		}
 		return nil
@@ -653,13 +654,13 @@ func TestUpgradeOtherProcess(t *testing.T) {
 	})
 	say(t, server, client, "another process now")
 	talk.stop(t)
-	c, s, _ := r.pairUp(p) // r.addr is served by it
+	c, s, _ := r.pairUp(p) // the child serves r.addr
 	say(t, c, s, "hello")
 	p.closeAll()
 }
 
-// A pair that has a turn to come is let go without it: else it would be read
-// after another process has it.
+// A pair is detached without its pending turn, or it would be read after another process
+// has received it.
 func TestLetGoTakesTurnsBack(t *testing.T) {
 	p := newPeer(t)
 	r := run(t, testConfig(p.addr), Options{})
@@ -669,7 +670,7 @@ func TestLetGoTakesTurnsBack(t *testing.T) {
 			for _, p := range l.pairs {
 				l.turnLater(p)
 			}
-			all := l.letGo(10, anyPair)
+			all := l.detachPairs(10, anyPair)
 			for _, p := range l.again {
 				if p.phase != ended {
 					t.Errorf("a pair that was let go has a turn in phase %d", p.phase)
@@ -679,7 +680,7 @@ func TestLetGoTakesTurnsBack(t *testing.T) {
 				t.Error(err)
 			}
 			for _, p := range all {
-				l.takeBack(p)
+				l.attach(p)
 			}
 		})
 	}

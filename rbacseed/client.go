@@ -10,8 +10,8 @@ import (
 )
 
 // roles and bindings are upstream's ClusterRoleModifier and
-// ClusterRoleBindingClientAdapter with one difference: upstream's ask with
-// context.TODO(), and a seed that waits for a hung apiserver must be able to stop.
+// ClusterRoleBindingClientAdapter with one difference: upstream's requests use
+// context.TODO(), but a seed that waits for a hung apiserver must be able to stop.
 
 type roles struct {
 	ctx    context.Context
@@ -53,7 +53,7 @@ func (b bindings) Update(in reconciliation.RoleBinding) (reconciliation.RoleBind
 	return reconciliation.ClusterRoleBindingAdapter{ClusterRoleBinding: got}, err
 }
 
-// Delete deletes the object that was read and no other of the same name.
+// Delete deletes the object that was read, not a newer one of the same name.
 func (b bindings) Delete(_, name string, uid types.UID) error {
 	return b.client.Delete(b.ctx, name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}})
 }

@@ -7,12 +7,12 @@ import (
 )
 
 var (
-	appliedDesc  = prometheus.NewDesc("kthwd_rbac_seed_applied_timestamp_seconds", "When the rights of the API server on kubelets were applied; 0 until then.", nil, nil)
-	failuresDesc = prometheus.NewDesc("kthwd_rbac_seed_failures_total", "Attempts to apply them that failed.", nil, nil)
-	resultDesc   = prometheus.NewDesc("kthwd_rbac_seed_result", "1 for what became of each object.", []string{"object", "result"}, nil)
+	appliedDesc  = prometheus.NewDesc("kthwd_rbac_seed_applied_timestamp_seconds", "When the API server's rights on kubelets were applied; 0 until then.", nil, nil)
+	failuresDesc = prometheus.NewDesc("kthwd_rbac_seed_failures_total", "Failed attempts to apply these rights.", nil, nil)
+	resultDesc   = prometheus.NewDesc("kthwd_rbac_seed_result", "1 for the action taken on each object.", []string{"object", "result"}, nil)
 )
 
-// Collector gives the kthwd_rbac_seed_* series.
+// Collector returns the kthwd_rbac_seed_* series.
 func (s *Seed) Collector() prometheus.Collector { return collector{s} }
 
 type collector struct{ s *Seed }
@@ -39,7 +39,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(resultDesc, prometheus.GaugeValue, 1, "clusterrolebinding", string(r.Binding))
 }
 
-// note keeps the outcome of an attempt for Collector.
+// note stores the result of an attempt for Collector.
 func (s *Seed) note(r Result, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

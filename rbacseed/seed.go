@@ -1,5 +1,5 @@
-// Package rbacseed gives the apiserver its rights on kubelets: the ClusterRole and
-// the ClusterRoleBinding that the tutorial applies by hand with kubectl, in
+// Package rbacseed grants the apiserver its rights on kubelets: the ClusterRole and the
+// ClusterRoleBinding that the tutorial applies by hand with kubectl, in
 // rbac.authorization.k8s.io/v1.
 //
 //	s := rbacseed.New(rbacseed.Config{
@@ -8,23 +8,23 @@
 //	})
 //	err := s.Run(ctx, ready) // start it once the apiserver is ready; blocks
 //
-// The objects are in manifests/*.yaml, embedded. They are reconciled once for each
-// start by the code that the apiserver uses for its own bootstrap roles,
+// The objects are embedded from manifests/*.yaml. They are reconciled once per start by
+// the code that the apiserver uses for its own bootstrap roles,
 // k8s.io/component-helpers/auth/rbac/reconciliation, with the same semantics as
 // EnsureRBACPolicy in kubernetes pkg/registry/rbac/rest/storage_rbac.go:
 //
-//   - what is missing comes back: the objects, rules (one for each resource that was
-//     missing), the subject, labels, annotations;
-//   - what somebody added stays: rules, subjects, labels. The Result counts extra
-//     rules and subjects, and Run logs them, for they are rights. So the user of
-//     an earlier start stays bound when User changes;
+//   - missing parts are restored: the objects, rules (one for each missing resource),
+//     the subject, labels, annotations;
+//   - additions stay: rules, subjects, labels. The Result counts extra rules and
+//     subjects, and Run logs them, because they are rights. So the user of an earlier
+//     start stays bound when User changes;
 //   - an object annotated rbac.authorization.kubernetes.io/autoupdate: "false" is left
-//     as it is, each of the two by itself;
-//   - a binding with another roleRef, which cannot be changed, is deleted and made
-//     again as in the manifest, without what had been added to it.
+//     unchanged, each of the two independently;
+//   - a binding with another roleRef, which cannot be changed, is deleted and recreated
+//     from the manifest, without its additions.
 //
-// Several controllers may do this at once: who loses a race reads again and finds
-// the work done. Damage done later is repaired at the next start, not before.
+// Several controllers may do this at once: the loser of a race reads again and finds the
+// work done. Later damage is repaired at the next start.
 package rbacseed
 
 import (
@@ -48,7 +48,7 @@ import (
 //go:embed manifests/*.yaml
 var manifests embed.FS
 
-// DefaultUser is the tutorial's: the common name of kubernetes.pem.
+// DefaultUser is the tutorial's user: the common name of kubernetes.pem.
 const DefaultUser = "kubernetes"
 
 // An Action is what Apply did to one object.
@@ -59,7 +59,7 @@ const (
 	Unchanged Action = "unchanged"
 	Created   Action = "created"
 	Updated   Action = "updated"
-	Recreated Action = "recreated"  // deleted and created, for another roleRef
+	Recreated Action = "recreated"  // deleted and created, because the roleRef differed
 	LeftAlone Action = "left alone" // differs, but its autoupdate annotation is "false"
 )
 
@@ -71,7 +71,7 @@ var actions = map[reconciliation.ReconcileOperation]Action{
 	reconciliation.ReconcileRecreate: Recreated,
 }
 
-// action is what became of one object.
+// action returns the action taken on one object.
 func action(op reconciliation.ReconcileOperation, protected bool) Action {
 	if protected && op != reconciliation.ReconcileNone {
 		return LeftAlone
@@ -79,18 +79,18 @@ func action(op reconciliation.ReconcileOperation, protected bool) Action {
 	return actions[op]
 }
 
-// A Result says what Apply did and what it found that is not of the seed.
+// A Result tells what Apply did and which additions it found.
 type Result struct {
 	Role, Binding Action
 	ExtraRules    int // rules the role has beyond the manifest's; kept
 	ExtraSubjects int // subjects the binding has beyond the user; kept
 }
 
-// Apply brings the role and the binding to what the manifests say, the binding's user
-// being user (empty: DefaultUser). It does nothing when they fit already. Conflicts
-// with others and "service unavailable" are tried again for half a second or so; every
-// other error is returned at once, as client-go's with the object in front, and the
-// Result then says how far it came.
+// Apply reconciles the role and the binding with the manifests, for user (empty means
+// DefaultUser). It does nothing when they match already. Conflicts and "service
+// unavailable" are retried for about half a second. Every other error is returned at
+// once, as client-go's error prefixed with the object; the Result then tells how far
+// Apply got.
 func Apply(ctx context.Context, client rbacv1client.RbacV1Interface, user string) (Result, error) {
 	var result Result
 	role, binding, err := objects(user)
@@ -132,7 +132,7 @@ func Apply(ctx context.Context, client rbacv1client.RbacV1Interface, user string
 	return result, nil
 }
 
-// objects are the manifests with the user put in.
+// objects returns the objects of the manifests, with the user filled in.
 func objects(user string) (*rbacv1.ClusterRole, *rbacv1.ClusterRoleBinding, error) {
 	var role rbacv1.ClusterRole
 	if err := decode("manifests/clusterrole.yaml", &role); err != nil {
@@ -162,10 +162,10 @@ func decode(name string, into any) error {
 	return nil
 }
 
-// retry runs f again while it loses against others. Upstream's reconciliation deals
-// with objects that come and go while it runs and leaves conflicts to its caller;
-// "service unavailable" is what the apiserver says during a storage version update.
-// Spread wide, for the controllers of a cluster tend to start together.
+// retry repeats f while it loses races. Upstream's reconciliation handles objects that
+// appear and vanish while it runs, and leaves conflicts to its caller. The apiserver
+// answers "service unavailable" during a storage version update. The jitter is wide,
+// because the controllers of a cluster tend to start together.
 func retry(ctx context.Context, f func() error) error {
 	var last error
 	backoff := wait.Backoff{Duration: 10 * time.Millisecond, Factor: 2, Jitter: 1, Steps: 6}
@@ -182,42 +182,40 @@ func retry(ctx context.Context, f func() error) error {
 	return err
 }
 
-// A Config is what the seed needs.
+// A Config configures a Seed.
 type Config struct {
-	// User is who gets the rights: the common name of the certificate that the
-	// apiserver shows to kubelets (--kubelet-client-certificate). Empty means
-	// DefaultUser.
+	// User gets the rights: the common name of the certificate that the apiserver
+	// shows to kubelets (--kubelet-client-certificate). Empty means DefaultUser.
 	User string
 
-	// Client yields a client that may create and change cluster roles with these
-	// rights, that is, a cluster admin's. It is called for each attempt, after
-	// Run was, and may fail but not block. Required.
+	// Client returns a client that may create and change cluster roles with these
+	// rights, that is, a cluster admin's. Run calls it for each attempt; it may fail
+	// but must not block. Required.
 	Client func() (rbacv1client.RbacV1Interface, error)
 
-	// Log gets the result, and the reason of waiting when it changes. Nil means
-	// none.
+	// Log gets the result, and each new reason for waiting. Nil logs nothing.
 	Log *slog.Logger
 }
 
-// Limits of an attempt and of the pause after a failed one.
+// The limits of an attempt and of the pause after a failed one.
 const (
 	attemptTimeout = 10 * time.Second
 	firstPause     = 200 * time.Millisecond // doubles, and varies by half
 	longestPause   = 5 * time.Second
 )
 
-// A Seed applies the manifests once and then stays. Make one with New.
+// A Seed applies the manifests once and then idles. Create one with New.
 type Seed struct {
 	cfg        Config
 	firstPause time.Duration // tests shorten it
 
-	mu        sync.Mutex // of what Collector shows
+	mu        sync.Mutex // guards the fields below, for Collector
 	appliedAt time.Time
 	failures  uint64
 	result    Result
 }
 
-// New makes a seed. It does no I/O.
+// New creates a Seed. It does no I/O.
 func New(cfg Config) *Seed {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -225,12 +223,12 @@ func New(cfg Config) *Seed {
 	return &Seed{cfg: cfg, firstPause: firstPause}
 }
 
-// Name is "rbac-seed".
+// Name implements supervise.Component.
 func (s *Seed) Name() string { return "rbac-seed" }
 
-// Run applies the seed, calls ready, and blocks until ctx is done; then it returns
-// nil, whether or not it got that far. An apiserver that cannot be reached or that
-// refuses is tried again, with pauses of up to 5s: it is never a reason to fail.
+// Run applies the seed, calls ready, and blocks until ctx is done; then it returns nil,
+// whether or not the seed was applied. It never fails because of an apiserver that is
+// unreachable or refuses, but retries with pauses of up to 5s.
 func (s *Seed) Run(ctx context.Context, ready func()) error {
 	if s.cfg.Client == nil {
 		return errors.New("no client")
@@ -242,9 +240,9 @@ func (s *Seed) Run(ctx context.Context, ready func()) error {
 	return nil
 }
 
-// apply tries until it has succeeded; false means that ctx is done.
+// apply tries until it succeeds; it returns false when ctx is done.
 func (s *Seed) apply(ctx context.Context) bool {
-	var told string
+	var logged string
 	for pause := s.firstPause; ; pause = min(2*pause, longestPause) {
 		result, err := s.attempt(ctx)
 		s.note(result, err)
@@ -252,8 +250,8 @@ func (s *Seed) apply(ctx context.Context) bool {
 			s.report(result)
 			return true
 		}
-		if why := root(err); ctx.Err() == nil && why != told {
-			told = why
+		if why := root(err); ctx.Err() == nil && why != logged {
+			logged = why
 			s.cfg.Log.Warn("rbac seed not applied yet", "err", err)
 		}
 		select {
@@ -264,7 +262,7 @@ func (s *Seed) apply(ctx context.Context) bool {
 	}
 }
 
-// attempt is one try, bounded.
+// attempt applies the seed once, within attemptTimeout.
 func (s *Seed) attempt(ctx context.Context) (Result, error) {
 	client, err := s.cfg.Client()
 	if err != nil {
@@ -275,7 +273,7 @@ func (s *Seed) attempt(ctx context.Context) (Result, error) {
 	return Apply(ctx, client, s.cfg.User)
 }
 
-// report logs the result, and apart from it what an operator should look at.
+// report logs the result, and in separate lines the findings an operator should check.
 func (s *Seed) report(r Result) {
 	s.cfg.Log.Info("rbac seed applied", "clusterrole", string(r.Role), "clusterrolebinding", string(r.Binding))
 	if r.Role == LeftAlone || r.Binding == LeftAlone {
@@ -286,8 +284,8 @@ func (s *Seed) report(r Result) {
 	}
 }
 
-// root is the innermost error's text. It is the same for the same trouble, while the
-// whole text of an i/o error has the port of the moment in it.
+// root returns the text of the innermost error. It is the same for the same fault, while
+// the whole text of an i/o error contains a port that changes.
 func root(err error) string {
 	for next := err; next != nil; next = errors.Unwrap(next) {
 		err = next

@@ -10,8 +10,8 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 )
 
-// kubeconfigEnv names a kubeconfig of a cluster admin. The two objects of the seed are
-// deleted and damaged there, again and again: give it a cluster that nobody needs.
+// kubeconfigEnv names a cluster admin's kubeconfig. The tests repeatedly delete and damage
+// the two objects of the seed: use a disposable cluster.
 const kubeconfigEnv = "KTHWD_TEST_KUBECONFIG"
 
 // TestAgainstAPIServer runs the cases against a real kube-apiserver.
@@ -36,8 +36,8 @@ func TestAgainstAPIServer(t *testing.T) {
 		c.reset()
 		t.Cleanup(func() { cluster{t, context.Background(), client}.reset() })
 		r := start(t, Config{Client: func() (rbacv1client.RbacV1Interface, error) { return client, nil }})
-		r.waitReady(time.Minute)
+		r.WaitReady(time.Minute)
 		c.wantSeed()
-		r.stop()
+		r.Stop()
 	})
 }

@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"os"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -19,15 +18,17 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	rbacv1client "k8s.io/client-go/kubernetes/typed/rbac/v1"
 	"k8s.io/client-go/rest"
+
+	"kthwd/test/harness"
 )
 
-// patience bounds every wait of these tests; none waits that long when it passes.
-const patience = 10 * time.Second
+// patience limits every wait of these tests; none waits that long when it passes.
+const patience = time.Minute
 
 var clusterroles = schema.GroupResource{Group: rbacv1.GroupName, Resource: "clusterroles"}
 
-// TestManifestsAreTheTutorials holds that the manifests are the tutorial's heredocs, to
-// the letter, but for the API version.
+// TestManifestsAreTheTutorials: the manifests are the tutorial's heredocs, to the letter,
+// except for the API version.
 func TestManifestsAreTheTutorials(t *testing.T) {
 	for _, name := range []string{"clusterrole", "clusterrolebinding"} {
 		tutorial, err := os.ReadFile("testdata/tutorial-" + name + ".yaml")
@@ -69,7 +70,7 @@ func TestUser(t *testing.T) {
 // TestAgainstStandIn runs the cases against the stand-in; see there.
 func TestAgainstStandIn(t *testing.T) { semantics(t, newStandIn(t).config()) }
 
-// TestConflict has others win: once, which is made good, and for ever, which is not.
+// TestConflict: two lost races are retried; losing every race is an error.
 func TestConflict(t *testing.T) {
 	s := newStandIn(t)
 	client := newClient(t, s.config())
@@ -104,8 +105,8 @@ func TestConflict(t *testing.T) {
 	c.wantSeed()
 }
 
-// TestRunWaits starts the seed without an apiserver, then with one that refuses, and
-// holds that each reason is logged once and ready called when it is through.
+// TestRunWaits starts the seed without an apiserver, then with one that refuses. Each
+// reason is logged once, and ready is called when the seed is applied.
 func TestRunWaits(t *testing.T) {
 	s := newStandIn(t)
 	forbidden := apierrors.NewForbidden(clusterroles, roleName, errors.New("no such right"))
@@ -113,9 +114,9 @@ func TestRunWaits(t *testing.T) {
 
 	var attempts atomic.Int32
 	nobody := unusedAddress(t)
-	log := &lockedBuilder{}
+	log := &harness.Log{}
 	r := start(t, Config{
-		Log: slog.New(slog.NewTextHandler(log, nil)),
+		Log: log.Logger(slog.LevelInfo),
 		Client: func() (rbacv1client.RbacV1Interface, error) {
 			switch n := attempts.Add(1); {
 			case n <= 2:
@@ -128,9 +129,9 @@ func TestRunWaits(t *testing.T) {
 			return rbacv1client.NewForConfig(s.config())
 		},
 	})
-	r.waitReady(patience)
+	r.WaitReady(patience)
 	cluster{t, t.Context(), newClient(t, s.config())}.wantSeed()
-	r.stop()
+	r.Stop()
 
 	if n := attempts.Load(); n != 7 {
 		t.Errorf("%d attempts; want 7 and none after", n)
@@ -145,7 +146,7 @@ func TestRunWaits(t *testing.T) {
 	}
 }
 
-// TestRunWarns holds that rights beyond the seed, and a seed that opted out, are told.
+// TestRunWarns: extra rights, and an object that opts out, are logged.
 func TestRunWarns(t *testing.T) {
 	s := newStandIn(t)
 	client := newClient(t, s.config())
@@ -155,13 +156,13 @@ func TestRunWarns(t *testing.T) {
 		r.Annotations[rbacv1.AutoUpdateAnnotationKey] = "false"
 		r.Rules[0].Resources = []string{"secrets"}
 	})
-	log := &lockedBuilder{}
+	log := &harness.Log{}
 	r := start(t, Config{
-		Log:    slog.New(slog.NewTextHandler(log, nil)),
+		Log:    log.Logger(slog.LevelInfo),
 		Client: func() (rbacv1client.RbacV1Interface, error) { return client, nil },
 	})
-	r.waitReady(patience)
-	r.stop()
+	r.WaitReady(patience)
+	r.Stop()
 	for _, want := range []string{`clusterrole="left alone"`, "is left alone", "has been extended", "rules=1"} {
 		if !strings.Contains(log.String(), want) {
 			t.Errorf("the log lacks %q:\n%s", want, log)
@@ -169,8 +170,8 @@ func TestRunWarns(t *testing.T) {
 	}
 }
 
-// TestRunStops holds that the seed lets go of an apiserver that hangs, and of one that
-// never was, without a word of ready.
+// TestRunStops: the seed stops while the apiserver hangs, and while there is none, without
+// calling ready.
 func TestRunStops(t *testing.T) {
 	s := newStandIn(t)
 	asked, over := make(chan struct{}, 1), make(chan struct{})
@@ -188,7 +189,7 @@ func TestRunStops(t *testing.T) {
 	defer close(over)
 	hung := start(t, Config{Client: func() (rbacv1client.RbacV1Interface, error) { return newClient(t, s.config()), nil }})
 	<-asked
-	hung.stop()
+	hung.Stop()
 
 	tried := make(chan struct{}, 100)
 	absent := start(t, Config{Client: func() (rbacv1client.RbacV1Interface, error) {
@@ -196,9 +197,9 @@ func TestRunStops(t *testing.T) {
 		return nil, errors.New("not yet")
 	}})
 	<-tried
-	absent.stop()
-	for name, r := range map[string]*running{"hung": hung, "absent": absent} {
-		if r.readies.Load() != 0 {
+	absent.Stop()
+	for name, r := range map[string]*harness.Running{"hung": hung, "absent": absent} {
+		if r.IsReady() {
 			t.Errorf("%s: ready was called", name)
 		}
 	}
@@ -210,66 +211,12 @@ func TestRunWithoutClient(t *testing.T) {
 	}
 }
 
-// A running is a seed that runs.
-type running struct {
-	t       *testing.T
-	cancel  context.CancelFunc
-	ready   chan struct{}
-	readies atomic.Int32
-	result  chan error
-}
-
 // start runs a seed with short pauses and stops it at the end of the test.
-func start(t *testing.T, cfg Config) *running {
+func start(t *testing.T, cfg Config) *harness.Running {
 	t.Helper()
-	ctx, cancel := context.WithCancel(t.Context())
-	r := &running{t: t, cancel: cancel, ready: make(chan struct{}, 10), result: make(chan error, 1)}
 	s := New(cfg)
 	s.firstPause = time.Millisecond
-	go func() {
-		r.result <- s.Run(ctx, func() { r.readies.Add(1); r.ready <- struct{}{} })
-	}()
-	t.Cleanup(r.stop)
-	return r
-}
-
-func (r *running) waitReady(d time.Duration) {
-	r.t.Helper()
-	select {
-	case <-r.ready:
-	case err := <-r.result:
-		r.t.Fatalf("Run returned %v before ready", err)
-	case <-time.After(d):
-		r.t.Fatalf("not ready after %v", d)
-	}
-}
-
-// stop ends the seed, which must have blocked until now and return nil at once.
-func (r *running) stop() {
-	r.t.Helper()
-	select {
-	case err := <-r.result:
-		if r.cancel != nil {
-			r.t.Errorf("Run returned %v on its own", err)
-		}
-		r.result <- nil
-		return
-	default:
-	}
-	r.cancel()
-	r.cancel = nil
-	select {
-	case err := <-r.result:
-		if err != nil {
-			r.t.Errorf("Run = %v; want nil", err)
-		}
-		r.result <- nil // stop may be called again
-	case <-time.After(patience):
-		r.t.Error("Run did not return")
-	}
-	if n := r.readies.Load(); n > 1 {
-		r.t.Errorf("ready was called %d times", n)
-	}
+	return harness.Start(t, s)
 }
 
 func newClient(t *testing.T, cfg *rest.Config) rbacv1client.RbacV1Interface {
@@ -281,7 +228,7 @@ func newClient(t *testing.T, cfg *rest.Config) rbacv1client.RbacV1Interface {
 	return client
 }
 
-// unusedAddress is the URL of a port where nobody listens any more.
+// unusedAddress returns the URL of a port without a listener.
 func unusedAddress(t *testing.T) string {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -290,23 +237,6 @@ func unusedAddress(t *testing.T) string {
 	}
 	ln.Close()
 	return "http://" + ln.Addr().String()
-}
-
-type lockedBuilder struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (l *lockedBuilder) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuilder) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 var _ interface {

@@ -20,17 +20,17 @@ const (
 	bindingName = "system:kube-apiserver"
 )
 
-// A cluster is what the cases below act on. They run against whatever apiserver the
-// rest.Config leads to: a real one in seed_integration_test.go, the stand-in of
-// standin_test.go otherwise.
+// A cluster is the client that the cases below use. They run against the apiserver of the
+// rest.Config: a real one in seed_integration_test.go, the stand-in of standin_test.go
+// otherwise.
 type cluster struct {
 	t   *testing.T
 	ctx context.Context
 	rbacv1client.RbacV1Interface
 }
 
-// semantics is what the package promises, case by case. Each begins without the two
-// objects; none is left at the end.
+// semantics tests the package's promises, case by case. Each case starts without the two
+// objects; they are deleted at the end.
 func semantics(t *testing.T, cfg *rest.Config) {
 	client, err := rbacv1client.NewForConfig(cfg)
 	if err != nil {
@@ -105,7 +105,7 @@ func (c cluster) binding() *rbacv1.ClusterRoleBinding {
 	return binding
 }
 
-// changeRole is somebody with kubectl edit.
+// changeRole changes the role, as kubectl edit does.
 func (c cluster) changeRole(change func(*rbacv1.ClusterRole)) {
 	c.t.Helper()
 	role := c.role()
@@ -138,7 +138,7 @@ func (c cluster) pointElsewhere() {
 	}
 }
 
-// wantSeed compares what is stored with the manifests.
+// wantSeed compares the stored objects with the manifests.
 func (c cluster) wantSeed() {
 	c.t.Helper()
 	wantRole, wantBinding, err := objects("")
@@ -173,7 +173,7 @@ func (c cluster) versions() string {
 	return c.role().ResourceVersion + " " + c.binding().ResourceVersion
 }
 
-// wantUntouched applies and holds that nothing was written.
+// wantUntouched applies the seed and holds that nothing was written.
 func (c cluster) wantUntouched(want Result) {
 	c.t.Helper()
 	before := c.versions()
@@ -200,7 +200,8 @@ func testIdempotent(c cluster) {
 	c.wantUntouched(Result{Role: Unchanged, Binding: Unchanged})
 }
 
-// applyAtOnce applies from eight controllers and holds that the work was done once.
+// applyAtOnce applies the seed from eight controllers at once and holds that the work was
+// done once.
 func (c cluster) applyAtOnce() {
 	c.t.Helper()
 	const n = 8

@@ -18,13 +18,13 @@ import (
 )
 
 // A standIn is a small HTTP server that keeps cluster roles and bindings the way the
-// apiserver does. A real apiserver cannot be linked here: the package has to compile
-// in seconds. The house rule is "no mocks of what can be run", so every case of
+// apiserver does. A real apiserver cannot be linked here, because the package must
+// compile in seconds. The house rule is "no mocks of what can be run", so every case of
 // semantics_test.go also runs against a real one (seed_integration_test.go, and in
-// test/e2e). client-go's fake clientset would not do: it knows no resource versions,
-// no UID preconditions and no immutable roleRef, which is what the cases are about,
-// and it leaves out the wire. The stand-in also does what a real one cannot be asked
-// to: refuse, fail or hang at a given request.
+// test/e2e). client-go's fake clientset does not suffice: it has no resource versions, no
+// UID preconditions and no immutable roleRef, which the cases test, and it bypasses the
+// network. Unlike a real apiserver, the stand-in can refuse, fail or hang at a given
+// request.
 type standIn struct {
 	*httptest.Server
 
@@ -44,7 +44,7 @@ func newStandIn(t *testing.T) *standIn {
 	return s
 }
 
-// config leads to the stand-in, which speaks JSON; the default is protobuf.
+// config points to the stand-in, which uses JSON; the default is protobuf.
 func (s *standIn) config() *rest.Config {
 	return &rest.Config{Host: s.URL, QPS: -1, ContentConfig: rest.ContentConfig{ContentType: "application/json"}}
 }

@@ -10,6 +10,7 @@ import (
 	apioptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 
 	"kthwd/appliance/cmdline"
+	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
 )
 
@@ -59,7 +60,7 @@ func (a *Server) configuration() (*apiapp.Config, error) {
 
 // configure reads the files, opens the port and connects to etcd.
 func (a *Server) configure() (*apiapp.Config, error) {
-	opts, err := Parse(a.args)
+	opts, err := Parse(a.args, a.etcd.ControllerNames())
 	if err != nil {
 		return nil, err
 	}
@@ -105,7 +106,9 @@ func (a *Server) assemble(config *apiapp.Config) (*built, error) {
 }
 
 // Parse reads a kube-apiserver command line with upstream's own options.
-func Parse(args []program.Arg) (*apioptions.ServerRunOptions, error) {
+// Nobody is given a certificate with one of the controllers' names.
+func Parse(args []program.Arg, controllers pki.ControllerNames) (*apioptions.ServerRunOptions, error) {
 	opts := apioptions.NewServerRunOptions()
+	protectControllerNames(opts, controllers)
 	return opts, cmdline.Parse(program.APIServer, opts.Flags(), args)
 }

@@ -3,11 +3,9 @@ package apiserver
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"strings"
 
 	"kthwd/appliance/etcd"
@@ -42,12 +40,10 @@ func (a *Server) probe(ctx context.Context, ready func()) {
 // client verifies the API server against the CA and shows the certificate that
 // has no other right.
 func (a *Server) client() (*http.Client, error) {
-	pem, err := os.ReadFile(a.layout.CA())
+	pool, err := pki.Pool(a.layout.CA())
 	if err != nil {
 		return nil, err
 	}
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(pem)
 	cert, err := tls.LoadX509KeyPair(a.layout.Cert(pki.NameHealth), a.layout.Key(pki.NameHealth))
 	if err != nil {
 		return nil, err

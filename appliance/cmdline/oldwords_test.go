@@ -147,7 +147,7 @@ func TestTranslationsParse(t *testing.T) {
 			_, err := etcd.Parse(append(program.EtcdArgs(c, c.Layout(), "/s"), a...), embed.NewZapLoggerBuilder(zap.NewNop()))
 			return err
 		},
-		program.APIServer:         func(a []program.Arg) error { _, err := apiserver.Parse(a); return err },
+		program.APIServer:         func(a []program.Arg) error { _, err := apiserver.Parse(a, pki.ControllerNames{}); return err },
 		program.ControllerManager: func(a []program.Arg) error { _, err := controllers.ParseManager(a); return err },
 		program.Scheduler:         func(a []program.Arg) error { _, err := controllers.ParseScheduler(a); return err },
 	}

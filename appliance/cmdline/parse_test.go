@@ -12,6 +12,7 @@ import (
 	"kthwd/appliance/cmdline"
 	"kthwd/appliance/controllers"
 	"kthwd/appliance/etcd"
+	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
 )
 
@@ -22,7 +23,7 @@ func TestUnknownFlag(t *testing.T) {
 			_, err := etcd.Parse(a, embed.NewZapLoggerBuilder(zap.NewNop()))
 			return err
 		},
-		program.APIServer:         func(a []program.Arg) error { _, err := apiserver.Parse(a); return err },
+		program.APIServer:         func(a []program.Arg) error { _, err := apiserver.Parse(a, pki.ControllerNames{}); return err },
 		program.ControllerManager: func(a []program.Arg) error { _, err := controllers.ParseManager(a); return err },
 		program.Scheduler:         func(a []program.Arg) error { _, err := controllers.ParseScheduler(a); return err },
 	}
@@ -47,7 +48,7 @@ func TestUnknownFlag(t *testing.T) {
 
 // Underscores are dashes, as in the programs themselves.
 func TestUnderscoresAreDashes(t *testing.T) {
-	opts, err := apiserver.Parse([]program.Arg{{Key: "event_ttl", Value: "2h"}})
+	opts, err := apiserver.Parse([]program.Arg{{Key: "event_ttl", Value: "2h"}}, pki.ControllerNames{})
 	if err != nil || opts.EventTTL.Hours() != 2 {
 		t.Errorf("got %v, %v; want 2h", opts.EventTTL, err)
 	}

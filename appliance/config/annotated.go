@@ -8,14 +8,14 @@ import (
 	"strings"
 )
 
-// Annotated writes a configuration file for a role, to be edited: each key with
-// what it means, commented out and with its default, but for those of set, which
-// have the given value. The role and the file itself are for the command line.
+// Annotated writes a configuration file for a role, for its owner to edit. It
+// explains each key. A key in set has the given value; every other one is commented
+// out and shows its default. The keys role and config belong on the command line.
 func Annotated(w io.Writer, role string, set map[string]string) error {
 	l := NewLoader()
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "# kthwd --role=%s. Each key is a flag of the same name, which wins over this file.\n", role)
-	b.WriteString("# What is commented out is the default. kthwd config --role=" + role + " --config=FILE shows\n# what a start would have, and what is wrong with it.\n")
+	fmt.Fprintf(&b, "# kthwd --role=%s. Each key is also a flag, which overrides this file.\n", role)
+	b.WriteString("# A line that is commented out shows the default. kthwd config --role=" + role + " --config=FILE\n# shows the resulting configuration and what is wrong with it.\n")
 	group := ""
 	for _, s := range l.table {
 		if !s.of([]string{role}) || s.name == "role" || s.name == "config" {
@@ -53,7 +53,7 @@ type Section struct {
 // Flag is one flag for a page of the manual.
 type Flag struct{ Name, Arg, Help, Default string }
 
-// Sections are all flags, as Usage has them.
+// Sections returns all flags in the groups of Usage.
 func (l *Loader) Sections() (all []Section) {
 	for _, group := range groups {
 		s := Section{Title: group}

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// TestAnnotated holds that the file that a package brings is a file that kthwd
-// takes, as it is and with every key switched on, and that it says what is so anyway.
+// TestAnnotated checks that kthwd accepts the file that a package installs, as it is
+// and with every key enabled, and that its values equal the defaults.
 func TestAnnotated(t *testing.T) {
 	for _, role := range []string{RoleController, RoleLB} {
 		var b bytes.Buffer

@@ -14,27 +14,24 @@ import (
 	"kthwd/appliance/pki"
 )
 
-// Cluster is several controllers that are to be made, and the load balancers in
-// front of them. What all machines have in common is in Shared.
+// Cluster describes the controllers of a new cluster and the load balancers in
+// front of them. Shared holds the settings that all machines have in common.
 type Cluster struct {
 	Controllers []string // NAME=ADDRESS
 	LBs         []string // addresses or names
-	CAKey       []string // names of the controllers that get the CA's key
-	Dir         string   // in which each machine has a directory
+	CAKey       []string // names of the controllers that receive the CA's key
+	Dir         string   // directory that holds one directory for each machine
 	Shared      Controller
 }
 
-// The names that are taken below Cluster.Dir, and that of the configuration files.
-const (
-	clusterHome = "ca"
-	fileName    = FileName
-)
+// clusterHome is the directory below Cluster.Dir that holds the CA.
+const clusterHome = "ca"
 
-// FileName is that of a machine's configuration file in its directory.
+// FileName is the name of a machine's configuration file in its directory.
 const FileName = "kthwd.yaml"
 
-// Plan is what pki.EnsureCluster makes of the cluster. The error joins all
-// *Problems with it; keys are the flags of kthwd pki init.
+// Plan returns the cluster for pki.EnsureCluster to make. The error joins all
+// *Problems; their keys are the flags of kthwd pki init.
 func (c Cluster) Plan() (pki.Cluster, error) {
 	members, problems := parseMembers("controllers", c.Controllers)
 	v := &validator{problems: problems}
@@ -44,7 +41,7 @@ func (c Cluster) Plan() (pki.Cluster, error) {
 		part.controller(c.controller(m))
 		for _, p := range part.problems {
 			if p.Key == "initial-cluster" {
-				continue // it is --controllers
+				continue // it repeats --controllers
 			}
 			if !slices.ContainsFunc(v.problems, func(q *Problem) bool { return q.Error() == p.Error() }) {
 				v.problems = append(v.problems, p)
@@ -62,11 +59,11 @@ func (v *validator) cluster(c Cluster, members []Member) {
 		v.add("controllers", "is empty").Hint = "such as --controllers=c0=10.0.1.73,c1=10.0.1.35,c2=10.0.1.36"
 	}
 	if c.Dir == "" {
-		v.problems = append(v.problems, &Problem{Text: "--out is missing: the directory that gets one directory for each machine", Hint: "such as --out=cluster"})
+		v.problems = append(v.problems, &Problem{Text: "--out is missing: it names the directory that receives one directory for each machine", Hint: "such as --out=cluster"})
 	}
 	for _, m := range members {
 		if m.Name == clusterHome || strings.HasPrefix(m.Name, "lb-") {
-			v.add("controllers", "%s: the directory %s is another one's", m, m.Name).Hint = "choose another name"
+			v.add("controllers", "%s: the directory %s is reserved", m, m.Name).Hint = "choose another name"
 		}
 	}
 	for i, lb := range c.LBs {
@@ -78,19 +75,19 @@ func (v *validator) cluster(c Cluster, members []Member) {
 		}
 		for _, m := range members {
 			if m.Address == lb {
-				v.add("lb", "%s is the address of the controller %s, too", lb, m.Name).Hint =
-					"a load balancer needs a machine of its own here; beside a controller, set role and listen in its file by hand"
+				v.add("lb", "%s is also the address of the controller %s", lb, m.Name).Hint =
+					"here a load balancer needs its own machine; to run one beside a controller, set role and listen in the controller's file"
 			}
 		}
 	}
 	for _, name := range c.CAKey {
 		if !slices.ContainsFunc(members, func(m Member) bool { return m.Name == name }) {
-			v.add("with-ca-key", "%q is no name in --controllers", name)
+			v.add("with-ca-key", "%q is not a name in --controllers", name)
 		}
 	}
 }
 
-// unusableHost says why clients cannot use a load balancer's address or name, or "".
+// unusableHost returns why clients cannot use a load balancer's address or name, or "".
 func unusableHost(host string) string {
 	switch problem := unusable(host); {
 	case problem == "" || problem != notAnAddress:
@@ -101,10 +98,10 @@ func unusableHost(host string) string {
 	return ""
 }
 
-// numeric is what no name looks like, and a mistyped address does.
+// numeric matches a mistyped address, which is never a name.
 var numeric = regexp.MustCompile(`^[0-9.]+$`)
 
-// Warnings lists what is allowed and probably not meant, one line each.
+// Warnings lists settings that are allowed but probably a mistake, one line each.
 func (c Cluster) Warnings() []string {
 	lines := EvenWarning(len(c.Controllers))
 	if n := len(c.CAKey); n > 0 && n < len(c.Controllers) {
@@ -113,7 +110,7 @@ func (c Cluster) Warnings() []string {
 	return lines
 }
 
-// controller is the configuration of one controller, as its file will say.
+// controller returns the configuration of one controller, as its file will have it.
 func (c Cluster) controller(m Member) Controller {
 	k := c.Shared
 	k.Name, k.AdvertiseAddress, k.InitialCluster = m.Name, m.Address, c.Controllers
@@ -147,29 +144,29 @@ func (c Cluster) plan(members []Member) pki.Cluster {
 		}
 		out.Machines = append(out.Machines, pki.Machine{
 			Dir: k.DataDir, Server: k.LocalServer(), Admin: admin, CAKey: slices.Contains(c.CAKey, m.Name),
-			ConfigName: fileName, Config: controllerFile(k), Fits: fits(controllerFile(k)),
+			ConfigName: FileName, Config: controllerFile(k), Fits: fits(controllerFile(k)),
 		})
 	}
 	for _, lb := range c.LBs {
 		out.Machines = append(out.Machines, pki.Machine{
-			Dir: filepath.Join(c.Dir, "lb-"+lb), ConfigName: fileName, Config: c.lbFile(lb, members), Fits: fits(c.lbFile(lb, members)),
+			Dir: filepath.Join(c.Dir, "lb-"+lb), ConfigName: FileName, Config: c.lbFile(lb, members), Fits: fits(c.lbFile(lb, members)),
 		})
 	}
 	out.Addresses = unique(append(append(out.Addresses, c.LBs...), c.Shared.SubjectAltNames...))
 	return out
 }
 
-// controllerFile is the kthwd.yaml of a controller, in its data directory.
+// controllerFile returns the kthwd.yaml of a controller, for its data directory.
 func controllerFile(c Controller) []byte { return writeController(c, ".") }
 
-// JoinedFile is the kthwd.yaml of a controller that joins: as kthwd pki init would
-// write it, and every setting that is not the default.
+// JoinedFile returns the kthwd.yaml of a controller that joins: the file that kthwd
+// pki init would write, and every setting that differs from its default.
 func JoinedFile(c Config) []byte {
 	k := c.Controller
 	b := bytes.NewBuffer(writeController(k, k.DataDir))
 	said := NewLoader()
 	if err := said.parseFile(FileName, b.Bytes()); err != nil {
-		panic(err) // it is ours
+		panic(err) // kthwd wrote it
 	}
 	is := NewLoader()
 	is.Config = c
@@ -182,7 +179,7 @@ func JoinedFile(c Config) []byte {
 			continue
 		}
 		if !begun {
-			fmt.Fprintln(b, "\n# As it was said when this controller joined.")
+			fmt.Fprintln(b, "\n# As set when this controller joined.")
 			begun = true
 		}
 		fmt.Fprintf(b, "%s: %s\n", s.name, s.yaml())
@@ -192,15 +189,15 @@ func JoinedFile(c Config) []byte {
 
 func writeController(c Controller, dataDir string) []byte {
 	var b bytes.Buffer
-	fmt.Fprintf(&b, `# The controller %[1]s. This directory is its data directory, wherever it lies:
+	fmt.Fprintf(&b, `# The controller %[1]s. This directory is its data directory, wherever it is:
 #   kthwd --config=kthwd.yaml
-# kthwd config --config=kthwd.yaml shows all that can be set.
+# kthwd config --config=kthwd.yaml shows every setting.
 role: controller
 
-# Relative paths are meant from this file's directory.
+# Relative paths start from this file's directory.
 data-dir: %[3]s
 
-# Who this machine is, for the others.
+# How the other machines know this one.
 name: %[1]s
 advertise-address: %[2]s
 `, yamlText(c.Name), yamlText(c.AdvertiseAddress), yamlText(dataDir))
@@ -211,7 +208,7 @@ advertise-address: %[2]s
 %s
 initial-cluster: %s
 
-# The same on each, too.
+# These are the same on each, too.
 service-cluster-ip-range: %s
 cluster-cidr: %s
 `, beginning(c), yamlList(c.InitialCluster), yamlText(c.ServiceClusterIPRange), yamlText(c.ClusterCIDR))
@@ -225,22 +222,22 @@ cluster-cidr: %s
 		}
 	}
 	fmt.Fprintf(&b, `
-# Plain HTTP /healthz, for load balancers that know no TLS; "" switches it off.
+# Plain HTTP /healthz, for load balancers without TLS; "" disables it.
 health-address: %s
 `, yamlText(c.HealthAddress))
 	return b.Bytes()
 }
 
-// beginning says what initial-cluster is.
+// beginning returns the lines that explain initial-cluster.
 func beginning(c Controller) string {
 	if c.InitialClusterState == StateExisting {
-		return "# The controllers that were there when this one joined, and it. At its first start\n" +
-			"# it asks them who the members are; after that, its data say it.\ninitial-cluster-state: existing"
+		return "# The controllers that were there when this one joined, and this one. At its first\n" +
+			"# start it asks them for the members; after that, its data lists them.\ninitial-cluster-state: existing"
 	}
 	return "# All controllers that the cluster begins with: the same list on each."
 }
 
-// lbFile is the kthwd.yaml of a load balancer.
+// lbFile returns the kthwd.yaml of a load balancer.
 func (c Cluster) lbFile(address string, members []Member) []byte {
 	var backends []string
 	for _, m := range members {
@@ -256,32 +253,32 @@ func (c Cluster) lbFile(address string, members []Member) []byte {
 	}
 	return fmt.Appendf(nil, `# The load balancer %s. Nothing in this directory is secret.
 #   kthwd --config=kthwd.yaml
-# kthwd config --config=kthwd.yaml shows all that can be set.
+# kthwd config --config=kthwd.yaml shows every setting.
 role: lb
 listen: %s
 
-# The API server of each controller. A change here is taken up at once, and no
-# connection is closed for it.
+# The API server of each controller. A change here takes effect at once and closes
+# no connection.
 backend: %s
 
-# Relative paths are meant from this file's directory.
+# Relative paths start from this file's directory.
 backend-ca: ca.pem
 `, address, yamlList(listen), yamlList(backends))
 }
 
-// agree are the settings that a file which is there already must have as they
-// would be written now. The others are its owner's.
+// agree lists the settings in which an existing file must equal the one that kthwd
+// would write now. The owner of the file may change the others.
 var agree = []string{"role", "name", "advertise-address", "initial-cluster", "service-cluster-ip-range", "cluster-cidr",
 	"secure-port", "etcd-peer-port", "backend"}
 
-// fits compares a configuration file with the one that would be written.
+// fits returns a function that compares an existing configuration file with want.
 func fits(want []byte) func([]byte) string {
 	return func(existing []byte) string {
 		w, is := NewLoader(), NewLoader()
-		if err := w.parseFile(fileName, want); err != nil {
+		if err := w.parseFile(FileName, want); err != nil {
 			return err.Error()
 		}
-		if err := is.parseFile(fileName, existing); err != nil {
+		if err := is.parseFile(FileName, existing); err != nil {
 			return strings.ReplaceAll(err.Error(), "\n", "; ")
 		}
 		var problems []string

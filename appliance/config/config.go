@@ -1,12 +1,12 @@
-// Package config is kthwd's configuration: what can be set, what it is when
-// nobody sets it, and which combinations are refused.
+// Package config is kthwd's configuration: the settings, their defaults, and the
+// combinations that are refused.
 //
-// It goes one way. Default gives every value once; Load reads the YAML file
-// over it and the command line over that; Validate names all problems at once;
-// afterwards nothing changes it. Keys of the file are the names of the flags.
+// It goes one way: Default gives every value once, the YAML file overrides it,
+// the command line overrides the file, Validate reports all problems at once, and
+// nothing changes the result. Keys of the file are names of flags. See Loader.
 //
-// The package links no Kubernetes and no etcd, so that it compiles and is
-// tested in seconds. It reads no environment variable and keeps no global.
+// The package links neither Kubernetes nor etcd, so it compiles and runs its tests
+// in seconds. It reads no environment variable and keeps no global state.
 package config
 
 import (
@@ -19,31 +19,31 @@ import (
 
 // Config is the configuration of one kthwd process.
 type Config struct {
-	Role           []string // what this process is: RoleController, RoleLB or both
+	Role           []string // RoleController, RoleLB or both
 	LogFormat      string   // "text" or "json"
-	LogLevel       []string // "info", or per component "etcd=debug"; later ones win
-	MetricsAddress string   // metrics and status; "" switches it off
-	MetricsWeb     string   // exporter-toolkit's web configuration: TLS, client certificates, basic auth; "" is plain HTTP
-	MetricsOpen    bool     // plain HTTP on an address that other machines reach is meant
-	MetricsPprof   bool     // profiles beside them
-	StatusSocket   string   // of a load balancer; "" for none. A controller's is in its data directory
+	LogLevel       []string // "info", or "etcd=debug" for one component; later ones win
+	MetricsAddress string   // address of metrics and status; "" disables it
+	MetricsWeb     string   // web configuration file of exporter-toolkit: TLS, client certificates, basic auth; "" means plain HTTP
+	MetricsOpen    bool     // plain HTTP on a non-loopback address is intended
+	MetricsPprof   bool     // also serve profiles at MetricsAddress
+	StatusSocket   string   // a load balancer's status socket; "" means none. A controller's is in its data directory
 	Controller     Controller
 	LB             lb.Config
 }
 
-// Is tells whether the process has the role.
+// Is reports whether the process has the role.
 func (c Config) Is(role string) bool { return slices.Contains(c.Role, role) }
 
 // Controller is the configuration of the controller role.
 type Controller struct {
-	DataDir     string // all files of the tutorial, flat; see pki.Layout
-	EtcdDataDir string // etcd's own data; empty means <DataDir>/etcd
+	DataDir     string // directory of all files of the tutorial, flat; see pki.Layout
+	EtcdDataDir string // directory of etcd's data; empty means <DataDir>/etcd
 	Name        string // etcd member name and lease holder; empty means the host name
 
-	BindAddress      string // where the API server listens
+	BindAddress      string // address on which the API server listens
 	SecurePort       int
-	AdvertiseAddress string   // what other machines reach this one by; empty means the address of the default route
-	SubjectAltNames  []string // further names and addresses for a kubernetes.pem that is made here
+	AdvertiseAddress string   // address at which other machines reach this one; empty means see ownAddress
+	SubjectAltNames  []string // additional names and addresses for a kubernetes.pem made here
 
 	EtcdClientPort        int
 	EtcdPeerPort          int
@@ -51,32 +51,31 @@ type Controller struct {
 	SchedulerPort         int
 	JoinPort              int // open on AdvertiseAddress while another controller may join
 
-	HealthAddress    string // the plain HTTP bridge; "" switches it off
-	HealthServerName string // the only Host it answers; "" means any
+	HealthAddress    string // address of the plain HTTP health bridge; "" disables it
+	HealthServerName string // the only Host that the bridge answers; "" means any
 
 	InitialCluster        []string // NAME=ADDRESS of every controller, this one included; empty means this one only
-	InitialClusterState   string   // StateNew or StateExisting; counts until etcd has data
+	InitialClusterState   string   // StateNew or StateExisting; ignored once etcd has data
 	ServiceClusterIPRange string
 	ClusterCIDR           string
 
-	TracingEndpoint string // HOST:PORT of an OpenTelemetry collector, gRPC without TLS; empty for no traces
+	TracingEndpoint string // HOST:PORT of an OpenTelemetry collector, gRPC without TLS; empty means no traces
 
-	// Passed to the programs after kthwd's own flags, each "key=value"; the user's wins.
+	// Flags for the programs, each "key=value". They override kthwd's own.
 	EtcdArgs              []string
 	APIServerArgs         []string
 	ControllerManagerArgs []string
 	SchedulerArgs         []string
 }
 
-// What InitialClusterState may be.
+// The values of InitialClusterState.
 const (
 	StateNew      = "new"
 	StateExisting = "existing"
 )
 
-// Default is the configuration when nobody says otherwise: the tutorial's
-// paths, ports and ranges, and lb.Default. Every default of kthwd's own is
-// written in one of the two and nowhere else.
+// Default returns the default configuration: the tutorial's paths, ports and
+// ranges, and lb.Default. These two functions hold every default of kthwd.
 func Default() Config {
 	return Config{
 		LogFormat:      "text",
@@ -102,7 +101,7 @@ func Default() Config {
 	}
 }
 
-// LocalAddress is the address on which a client on this machine reaches a
+// LocalAddress returns the address at which a client on this machine reaches a
 // server that listens on BindAddress.
 func (c Controller) LocalAddress() string {
 	ip := net.ParseIP(c.BindAddress)
@@ -116,7 +115,7 @@ func (c Controller) LocalAddress() string {
 	}
 }
 
-// LocalServer is the URL of the API server for clients on this machine.
+// LocalServer returns the URL of the API server for clients on this machine.
 func (c Controller) LocalServer() string {
 	return "https://" + net.JoinHostPort(c.LocalAddress(), strconv.Itoa(c.SecurePort))
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// load does what main does, with a file and a command line.
+// load reads a file and a command line as main does.
 func load(t testing.TB, file string, args ...string) (*Loader, error) {
 	t.Helper()
 	l := NewLoader()
@@ -41,7 +41,7 @@ func load(t testing.TB, file string, args ...string) (*Loader, error) {
 	return l, l.Validate()
 }
 
-// lines is an error's text without the directory of the test's file.
+// lines returns an error's text without the directory of the test's file.
 func lines(l *Loader, err error) string {
 	if err == nil {
 		return ""
@@ -81,7 +81,7 @@ func TestExactFlags(t *testing.T) {
 	}
 }
 
-// Every field is bound to one flag, so that none can be set by file or flag alone.
+// Every field is bound to one flag, so that file and flag can set all of them.
 func TestEveryFieldHasAFlag(t *testing.T) {
 	l := NewLoader()
 	bound := map[uintptr]string{}
@@ -174,7 +174,7 @@ func TestProblems(t *testing.T) {
 		want       string // all lines
 	}{
 		{name: "no role", want: "no role given"},
-		{name: "unknown role", args: []string{"--role=controler"}, want: `--role "controler" is no role; roles: controller, lb`},
+		{name: "unknown role", args: []string{"--role=controler"}, want: `--role "controler" is not a role: want controller, lb`},
 		{name: "role twice", args: []string{"--role=controller", "--role=controller"}, want: "--role controller is given twice"},
 		{name: "flags of a controller", args: []string{"--role=lb", "--backend=10.0.0.1:6443", "--data-dir=/x", "--secure-port=6443"},
 			want: "--data-dir belongs to --role=controller; this process is --role=lb\n--secure-port belongs to --role=controller; this process is --role=lb"},
@@ -188,48 +188,48 @@ func TestProblems(t *testing.T) {
 		{name: "flag of the wrong type", args: []string{"--secure-port=https"}, want: `--secure-port "https" is not a whole number`},
 
 		{name: "unknown key", file: "role: controller\nsecure_port: 1\n", want: `kthwd.yaml:2: unknown key "secure_port"`},
-		{name: "config in the file", file: "config: x\n", want: `kthwd.yaml:1: "config" names this file and cannot stand in it`},
-		{name: "duplicate", file: "role: controller\ndata-dir: /a\nrole: lb\n", want: "kthwd.yaml:3: role is there already, in line 1"},
+		{name: "config in the file", file: "config: x\n", want: `kthwd.yaml:1: "config" names this file and cannot be set in it`},
+		{name: "duplicate", file: "role: controller\ndata-dir: /a\nrole: lb\n", want: "kthwd.yaml:3: role is already set in line 1"},
 		{name: "wrong type", file: "role: controller\nsecure-port: https\n", want: `kthwd.yaml:2: secure-port "https" is not a whole number`},
 		{name: "wrong type below a flag", file: "secure-port: https\n", args: []string{"--secure-port=1"}, want: `kthwd.yaml:1: secure-port "https" is not a whole number`},
 		{name: "list for one value", file: "data-dir: [/a]\n", want: "kthwd.yaml:1: data-dir takes one value, not a list"},
 		{name: "mapping for a value", file: "data-dir: {a: b}\n", want: "kthwd.yaml:1: data-dir needs a value or a list, not a mapping"},
 		{name: "mapping in a list", file: "log-level:\n- warn\n- a: b\n", want: "kthwd.yaml:3: log-level needs one value as element 2, not a mapping"},
-		{name: "no value", file: "data-dir:\n", want: `kthwd.yaml:1: data-dir has no value; write "" for an empty one, or leave the line out`},
+		{name: "no value", file: "data-dir:\n", want: `kthwd.yaml:1: data-dir has no value; write "" for an empty value, or remove the line`},
 		{name: "nested", file: "controller:\n  data-dir: /a\n", want: `kthwd.yaml:2: controller needs a value or a list, not a mapping`},
 		{name: "not a mapping", file: "- role\n", want: `kthwd.yaml:1: want lines of the form "key: value", got a list`},
 		{name: "a word", file: "controller\n", want: `kthwd.yaml:1: want lines of the form "key: value", got "controller"`},
-		{name: "two documents", file: "role: controller\n---\ndata-dir: /a\n", want: "kthwd.yaml:2: a second document begins, want one"},
+		{name: "two documents", file: "role: controller\n---\ndata-dir: /a\n", want: "kthwd.yaml:2: a second document begins here, want one"},
 		{name: "broken", file: "role: controller\ndata-dir: 'a\nb: c\n", want: "kthwd.yaml:2: not YAML: found unexpected end of stream"},
 		{name: "tabs", file: "role: controller\n\tdata-dir: a\n", want: "kthwd.yaml:2: not YAML: found a tab character that violates indentation"},
 		{name: "several", file: "rolle: controller\nsecure-port: x\nrole: controller\n",
 			want: "kthwd.yaml:1: unknown key \"rolle\"\nkthwd.yaml:2: secure-port \"x\" is not a whole number"},
 
 		{name: "empty data dir", args: []string{"--role=controller", "--data-dir="}, want: "--data-dir is empty"},
-		{name: "same directories", args: []string{"--role=controller", "--data-dir=/a", "--etcd-data-dir=/a/"}, want: "--etcd-data-dir /a is --data-dir as well"},
+		{name: "same directories", args: []string{"--role=controller", "--data-dir=/a", "--etcd-data-dir=/a/"}, want: "--etcd-data-dir /a is also --data-dir"},
 		{name: "port", args: []string{"--role=controller", "--secure-port=0", "--etcd-peer-port=65536"},
-			want: "--secure-port 0 is no port: want 1 to 65535\n--etcd-peer-port 65536 is no port: want 1 to 65535"},
-		{name: "port in the file", file: "role: controller\nsecure-port: -1\n", want: "kthwd.yaml:2: secure-port -1 is no port: want 1 to 65535"},
-		{name: "same port", args: []string{"--role=controller", "--secure-port=2379"}, want: "--etcd-client-port and --secure-port both want port 2379"},
-		{name: "same port, one on all addresses", args: []string{"--role=controller", "--health-address=:10300"}, want: "--metrics-address and --health-address both want port 10300"},
+			want: "--secure-port 0 is not a port: want 1 to 65535\n--etcd-peer-port 65536 is not a port: want 1 to 65535"},
+		{name: "port in the file", file: "role: controller\nsecure-port: -1\n", want: "kthwd.yaml:2: secure-port -1 is not a port: want 1 to 65535"},
+		{name: "same port", args: []string{"--role=controller", "--secure-port=2379"}, want: "--etcd-client-port and --secure-port both use port 2379"},
+		{name: "same port, one on all addresses", args: []string{"--role=controller", "--health-address=:10300"}, want: "--metrics-address and --health-address both use port 10300"},
 		{name: "same port on different addresses", args: []string{"--role=controller", "--health-address=127.0.0.2:10300"}},
-		{name: "same port on one address", args: []string{"--role=controller", "--bind-address=127.0.0.2", "--health-address=localhost:10257"}, want: "--health-address and --controller-manager-port both want port 10257"},
+		{name: "same port on one address", args: []string{"--role=controller", "--bind-address=127.0.0.2", "--health-address=localhost:10257"}, want: "--health-address and --controller-manager-port both use port 10257"},
 		{name: "health address without port", args: []string{"--role=controller", "--health-address=localhost"}, want: `--health-address "localhost" has no port`},
-		{name: "health address with a name", args: []string{"--role=controller", "--health-address=example.com:80"}, want: `--health-address "example.com:80" has no IP address, but "example.com"`},
-		{name: "health address without brackets", args: []string{"--role=controller", "--health-address=::1:80"}, want: `--health-address "::1:80" needs brackets around an IPv6 address, and around no other`},
+		{name: "health address with a name", args: []string{"--role=controller", "--health-address=example.com:80"}, want: `--health-address "example.com:80" has "example.com" in place of an IP address`},
+		{name: "health address without brackets", args: []string{"--role=controller", "--health-address=::1:80"}, want: `--health-address "::1:80" needs brackets around an IPv6 address, and only there`},
 		{name: "health address on IPv6", args: []string{"--role=controller", "--health-address=[::1]:80"}},
-		{name: "metrics port", args: []string{"--role=controller", "--metrics-address=:http"}, want: `--metrics-address ":http" has no port from 1 to 65535, but "http"`},
+		{name: "metrics port", args: []string{"--role=controller", "--metrics-address=:http"}, want: `--metrics-address ":http" has the port "http": want 1 to 65535`},
 		{name: "listeners off", args: []string{"--role=controller", "--metrics-address=", "--health-address="}},
 
-		{name: "bind address", args: []string{"--role=controller", "--bind-address=eth0", "--advertise-address=127.0.0.1"}, want: `--bind-address "eth0" is no IP address`},
-		{name: "advertise all", args: []string{"--role=controller", "--advertise-address=0.0.0.0"}, want: "--advertise-address 0.0.0.0 is no address that other machines can reach"},
-		{name: "advertise a name", args: []string{"--role=controller", "--advertise-address=example.com"}, want: `--advertise-address "example.com" is no IP address`},
+		{name: "bind address", args: []string{"--role=controller", "--bind-address=eth0", "--advertise-address=127.0.0.1"}, want: `--bind-address "eth0" is not an IP address`},
+		{name: "advertise all", args: []string{"--role=controller", "--advertise-address=0.0.0.0"}, want: "--advertise-address 0.0.0.0 is not an address that other machines can reach"},
+		{name: "advertise a name", args: []string{"--role=controller", "--advertise-address=example.com"}, want: `--advertise-address "example.com" is not an IP address`},
 		{name: "advertise with zone", args: []string{"--role=controller", "--advertise-address=fe80::1%eth0"}, want: "--advertise-address fe80::1%eth0 has a zone, which other machines cannot use"},
 		{name: "advertise loopback", args: []string{"--role=controller", "--advertise-address=127.0.0.1"}},
-		{name: "name", args: []string{"--role=controller", "--name=a b"}, want: `--name "a b" is no name: want letters, digits, dots and dashes`},
+		{name: "name", args: []string{"--role=controller", "--name=a b"}, want: `--name "a b" is not a name: want letters, digits, dots and dashes`},
 		{name: "alt names", args: []string{"--role=controller", "--subject-alt-name=*.example.com,10.0.0.1,::1"}},
 		{name: "alt name", args: []string{"--role=controller", "--subject-alt-name=https://x"}, want: `--subject-alt-name "https://x" is neither a name nor an address`},
-		{name: "health server name", args: []string{"--role=controller", "--health-server-name=a:80"}, want: `--health-server-name "a:80" is no host name`},
+		{name: "health server name", args: []string{"--role=controller", "--health-server-name=a:80"}, want: `--health-server-name "a:80" is not a host name`},
 
 		{name: "overlap", args: []string{"--role=controller", "--cluster-cidr=10.0.0.0/8", "--advertise-address=192.168.1.1"},
 			want: "--service-cluster-ip-range 10.32.0.0/24 overlaps --cluster-cidr 10.0.0.0/8"},
@@ -238,17 +238,17 @@ func TestProblems(t *testing.T) {
 			want: "--service-cluster-ip-range fd00:1::/112 overlaps --cluster-cidr fd00::/16"},
 		{name: "two of a family", args: []string{"--role=controller", "--cluster-cidr=10.200.0.0/16,10.201.0.0/16"},
 			want: "--cluster-cidr 10.200.0.0/16,10.201.0.0/16 has two ranges of the same family: want one each of IPv4 and IPv6"},
-		{name: "no CIDR", args: []string{"--role=controller", "--cluster-cidr=10.200.0.0"}, want: `--cluster-cidr "10.200.0.0" is no CIDR: want ADDRESS/BITS, such as 10.32.0.0/24`},
+		{name: "no CIDR", args: []string{"--role=controller", "--cluster-cidr=10.200.0.0"}, want: `--cluster-cidr "10.200.0.0" is not a CIDR: want ADDRESS/BITS, such as 10.32.0.0/24`},
 		{name: "empty range", args: []string{"--role=controller", "--service-cluster-ip-range="}, want: "--service-cluster-ip-range is empty"},
 		{name: "this machine in a range", args: []string{"--role=controller", "--advertise-address=10.200.3.4"}, want: "--cluster-cidr 10.200.0.0/16 contains --advertise-address 10.200.3.4"},
 
-		{name: "log format", args: []string{"--role=controller", "--log-format=plain"}, want: `--log-format "plain" is no format: want text or json`},
+		{name: "log format", args: []string{"--role=controller", "--log-format=plain"}, want: `--log-format "plain" is not a format: want text or json`},
 		{name: "log level", args: []string{"--role=controller", "--log-level=etcd=loud"},
 			want: `--log-level etcd=loud: unknown log level "loud": want error, warn, info, debug or a verbosity from 0 to 20`},
 		{name: "arg", args: []string{"--role=controller", "--etcd-arg==x"}, want: `--etcd-arg "=x" is not KEY=VALUE`},
 		{name: "arg of two words", args: []string{"--role=controller", "--kube-apiserver-arg=v 4"}, want: `--kube-apiserver-arg "v 4" is not KEY=VALUE`},
 		{name: "all at once", args: []string{"--secure-port=0", "--log-format=xml", "--cluster-cidr=x"},
-			want: "no role given\n--log-format \"xml\" is no format: want text or json\n--secure-port 0 is no port: want 1 to 65535\n--cluster-cidr \"x\" is no CIDR: want ADDRESS/BITS, such as 10.32.0.0/24"},
+			want: "no role given\n--log-format \"xml\" is not a format: want text or json\n--secure-port 0 is not a port: want 1 to 65535\n--cluster-cidr \"x\" is not a CIDR: want ADDRESS/BITS, such as 10.32.0.0/24"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -273,7 +273,7 @@ func TestHints(t *testing.T) {
 		{file: "backends: x\n", want: "did you mean backend?"},
 		{file: "role: lb\ncheck_interval: 1s\n", want: "did you mean check-interval?"},
 		{args: []string{"--role=lbs"}, want: "did you mean --role=lb?"},
-		{args: []string{"--role=lb", "--data-dir=x"}, want: "leave it out; kthwd config --role=lb lists what this role takes"},
+		{args: []string{"--role=lb", "--data-dir=x"}, want: "remove it; kthwd config --role=lb lists the settings of this role"},
 	}
 	for _, tt := range tests {
 		_, err := load(t, tt.file, tt.args...)
@@ -313,7 +313,7 @@ func TestFileThatIsNotThere(t *testing.T) {
 	}
 }
 
-// What Print writes is a file that says the same.
+// Print writes a file that sets the same configuration.
 func TestPrintCanBeReadBack(t *testing.T) {
 	l, err := load(t, "role: controller\ndata-dir: /srv/a b\nname: 'yes'\n",
 		"--kube-apiserver-arg=x=a: b # c", "--kube-apiserver-arg=y=1\n2", "--subject-alt-name=a,b", "--health-address=")
@@ -381,13 +381,14 @@ func TestSplitArg(t *testing.T) {
 	}
 }
 
-// FuzzFile: whatever a file says, the parser answers with settings or with
-// problems that name the file; and what it accepted can be printed and read.
+// FuzzFile: for any file the parser returns settings, or problems that name the file.
+// Accepted settings can be printed and read back.
 func FuzzFile(f *testing.F) {
 	for _, s := range []string{
 		"", "role: controller\n", "role: [controller]\nsecure-port: 1\n", "a: &a [*a]\n", "? x\n: y\n", "<<: {a: b}\n",
 		"data-dir: |\n  x\n", "log-level: \"a\\\"b\"\n", "---\n---\n", "\x00", "role: controller\n\tx", "{role: controller, name: x}",
 		"secure-port: 0x1F\n", "secure-port: 1_000\n", "etcd-arg: [a=b, 'c', \"d\\n\"]\n", "name: ~\n", "role: [a, '']\n", "role: ['a,b', \"c\\\"\"]\n", "role: a,b\n", "!!binary x: y\n", "&a a: *a\n",
+		"role: 0\nsecure-port: 0", "role: controller\nlisten: [a:1]\n",
 	} {
 		f.Add([]byte(s))
 	}

@@ -14,14 +14,16 @@ import (
 
 	"github.com/spf13/pflag"
 	"go.yaml.in/yaml/v3"
+
+	"kthwd/appliance/text"
 )
 
-// maxFile bounds what is read of a configuration file.
+// maxFile is the size of the largest configuration file that Load reads.
 const maxFile = 1 << 20
 
 // Load reads the configuration file, if there is one, into every setting that
-// the command line did not set. All that is wrong with the file is in the error,
-// each as a *Problem with its line. Call it once the flags are parsed.
+// the command line did not set. The error joins everything that is wrong with the
+// file, each as a *Problem with its line. Call it after the flags are parsed.
 func (l *Loader) Load() error {
 	text, err := l.readFile()
 	if err != nil || text == nil {
@@ -30,7 +32,7 @@ func (l *Loader) Load() error {
 	return l.parseFile(l.file, text)
 }
 
-// File is the configuration file that Load has read; empty when there is none.
+// File returns the configuration file that Load has read, or "" when there is none.
 func (l *Loader) File() string { return l.file }
 
 // readFile returns nil, and no error, when there is no file to read.
@@ -50,9 +52,9 @@ func (l *Loader) readFile() ([]byte, error) {
 	case errors.Is(err, fs.ErrNotExist) && !asked:
 		return nil, nil
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, &Problem{Key: "config", Origin: OriginFlag, Text: path + ": no such file", Hint: "kthwd needs no file; leave --config out to run on defaults and flags"}
+		return nil, &Problem{Key: "config", Origin: OriginFlag, Text: path + ": no such file", Hint: "kthwd needs no file; omit --config to run with defaults and flags"}
 	case errors.Is(err, fs.ErrPermission) && !asked:
-		return nil, &Problem{Text: "read " + path + ": permission denied", Hint: "run as the user who may read it, or leave the file out with --config="}
+		return nil, &Problem{Text: "read " + path + ": permission denied", Hint: "run kthwd as a user that can read it, or skip the file with --config="}
 	default:
 		var path *fs.PathError
 		if errors.As(err, &path) && path.Op == "open" {
@@ -86,9 +88,9 @@ type entry struct {
 	line   int
 }
 
-// parseFile sets what the file says. The values go through the flags, so that
-// types, errors and origins are one mechanism; first through the flags of a
-// scratch Loader, so that a wrong value is found even if a flag overrides it.
+// parseFile applies the settings of the file. Values pass through the flags, so that
+// one mechanism handles types, errors and origins. They pass through the flags of a
+// scratch Loader first, which finds a wrong value even if a flag overrides it.
 func (l *Loader) parseFile(path string, text []byte) error {
 	entries, problems := parseYAML(path, text)
 	scratch := NewLoader()
@@ -107,8 +109,8 @@ func (l *Loader) parseFile(path string, text []byte) error {
 	return joinProblems(problems)
 }
 
-// anchor means a relative path in the file from the file's own directory, so
-// that a directory with its file in it may lie anywhere.
+// anchor makes a relative path in the file start from the file's own directory, so
+// that a directory that contains its file may be anywhere.
 func (l *Loader) anchor(key, dir string) {
 	i := slices.IndexFunc(l.table, func(s setting) bool { return s.name == key })
 	isPath := l.table[i].arg == "FILE" || l.table[i].arg == "DIR" || key == "upgrade-socket" || key == "status-socket"
@@ -125,7 +127,7 @@ func (l *Loader) setFromFile(e entry, origin string) *Problem {
 	case f == nil:
 		return &Problem{Origin: origin, Text: fmt.Sprintf("unknown key %q", e.key), Hint: didYouMean("", l.nearest(e.key))}
 	case e.key == "config":
-		return &Problem{Origin: origin, Text: `"config" names this file and cannot stand in it`}
+		return &Problem{Origin: origin, Text: `"config" names this file and cannot be set in it`}
 	case e.list && !isList(f):
 		return &Problem{Key: e.key, Origin: origin, Text: "takes one value, not a list"}
 	}
@@ -140,9 +142,9 @@ func isList(f *pflag.Flag) bool {
 	return ok
 }
 
-// setValues gives a flag its values from the file, without marking it as given
-// on the command line. One value is read as on the command line; the elements
-// of a list are taken as they are.
+// setValues sets a flag to its values from the file without marking it as set on
+// the command line. It parses a single value as the command line would, and takes
+// the elements of a list verbatim.
 func setValues(f *pflag.Flag, e entry) error {
 	if e.list {
 		return f.Value.(pflag.SliceValue).Replace(append([]string{}, e.values...))
@@ -152,8 +154,8 @@ func setValues(f *pflag.Flag, e entry) error {
 
 var yamlLine = regexp.MustCompile(`^yaml: (?:unmarshal errors:\s+)?(?:line (\d+): )?`)
 
-// parseYAML reads the file's mapping, in its order. It returns the entries that
-// could be read beside the problems with the others.
+// parseYAML reads the mapping in the file, in order. It returns the entries that it
+// could read and the problems with the others.
 func parseYAML(path string, text []byte) ([]entry, []*Problem) {
 	var doc, more yaml.Node
 	d := yaml.NewDecoder(bytes.NewReader(text))
@@ -165,7 +167,7 @@ func parseYAML(path string, text []byte) ([]entry, []*Problem) {
 	}
 	switch err := d.Decode(&more); {
 	case err == nil:
-		return nil, []*Problem{{Origin: fmt.Sprintf("%s:%d", path, more.Line), Text: "a second document begins, want one"}}
+		return nil, []*Problem{{Origin: fmt.Sprintf("%s:%d", path, more.Line), Text: "a second document begins here, want one"}}
 	case err != io.EOF:
 		return nil, []*Problem{syntaxProblem(path, err)}
 	}
@@ -173,17 +175,17 @@ func parseYAML(path string, text []byte) ([]entry, []*Problem) {
 }
 
 func syntaxProblem(path string, err error) *Problem {
-	text := err.Error()
-	if m := yamlLine.FindStringSubmatch(text); m != nil {
-		text = strings.TrimPrefix(text, m[0])
+	message := err.Error()
+	if m := yamlLine.FindStringSubmatch(message); m != nil {
+		message = strings.TrimPrefix(message, m[0])
 		if m[1] != "" {
 			path += ":" + m[1]
 		}
 	}
-	return &Problem{Origin: path, Text: "not YAML: " + oneLine(text)}
+	return &Problem{Origin: path, Text: "not YAML: " + text.Line(message)}
 }
 
-// aKey is what all keys look like, and misspelled ones.
+// aKey matches every key, and a misspelled one.
 var aKey = regexp.MustCompile(`^[-_.a-zA-Z0-9]{1,64}$`)
 
 func parseMapping(path string, root *yaml.Node) (entries []entry, problems []*Problem) {
@@ -202,7 +204,7 @@ func parseMapping(path string, root *yaml.Node) (entries []entry, problems []*Pr
 			continue
 		}
 		if line, ok := seen[k.Value]; ok {
-			problems = append(problems, &Problem{Key: k.Value, Origin: at(k), Text: fmt.Sprintf("is there already, in line %d", line)})
+			problems = append(problems, &Problem{Key: k.Value, Origin: at(k), Text: fmt.Sprintf("is already set in line %d", line)})
 			continue
 		}
 		seen[k.Value] = k.Line
@@ -216,11 +218,11 @@ func parseMapping(path string, root *yaml.Node) (entries []entry, problems []*Pr
 	return entries, problems
 }
 
-// read takes the value of an entry. It returns the node it cannot take, and why.
+// read stores the value of an entry. It returns the node that it cannot use, and why.
 func (e *entry) read(v *yaml.Node) (bad *yaml.Node, problem string) {
 	switch {
 	case v.Tag == "!!null":
-		return v, `has no value; write "" for an empty one, or leave the line out`
+		return v, `has no value; write "" for an empty value, or remove the line`
 	case v.Kind == yaml.ScalarNode:
 		e.values = []string{v.Value}
 	case v.Kind == yaml.SequenceNode:

@@ -16,28 +16,28 @@ import (
 // was not given.
 const DefaultFile = "/etc/kthwd/kthwd.yaml"
 
-// The roles of a kthwd process. All marks what belongs to each of them.
+// The roles of a kthwd process. RoleAll marks settings that every role has.
 const (
 	RoleController = "controller"
 	RoleLB         = "lb"
 	RoleAll        = "all"
 )
 
-// setting is one thing that can be set: a flag, and a key of the file by the
-// same name. Its default is what value points to when it is bound.
+// setting is a flag and the key of the file with the same name. The variable that
+// value points to holds the default when the setting is bound.
 type setting struct {
 	name  string
 	role  string
 	group string
 	arg   string // stands for the value in the usage text
-	help  string // one sentence, with its interplay; the default is added
+	help  string // what it does, and with which other settings; the usage text adds the default
 	value any    // *string, *int, *bool, *time.Duration, *commaList or *repeated
 }
 
-// commaList is a list whose elements have no commas: --x=a,b and --x=a --x=b are the same.
+// commaList is a list whose elements contain no comma: --x=a,b equals --x=a --x=b.
 type commaList []string
 
-// repeated is a list whose flag is given once for each element.
+// repeated is a list whose flag is repeated for each element.
 type repeated []string
 
 // The groups of the usage text and of docs/configuration.md, in order.
@@ -53,82 +53,82 @@ const (
 
 var groups = []string{groupProcess, groupFiles, groupMachine, groupPorts, groupCluster, groupPrograms, groupLB}
 
-// settings is the table of all flags, bound to the fields of l.
+// settings returns the table of all settings, bound to the fields of l.
 func (l *Loader) settings() []setting {
 	c, k, b := &l.Config, &l.Config.Controller, &l.Config.LB
 	return []setting{
-		{"role", RoleAll, groupProcess, "ROLE", "What this process is: controller, lb, or both with a comma. Required to run; the verbs need none.", (*commaList)(&c.Role)},
-		{"config", RoleAll, groupProcess, "FILE", "YAML file with these names as keys; flags win over it, and relative paths in it are meant from its directory. Without this flag " + DefaultFile + " is read if it exists; --config= reads none.", &l.file},
-		{"log-format", RoleAll, groupProcess, "FORMAT", "Form of the log: text or json. Text is shorter and coloured on a terminal.", &c.LogFormat},
-		{"log-level", RoleAll, groupProcess, "LEVEL", "What is logged: error, warn, info, debug or a number n, which shows upstream's lines of V(n-1) and below, for all or as COMPONENT=LEVEL for one; repeatable, later ones win. Changed at run time with kthwd log-level.", (*commaList)(&c.LogLevel)},
-		{"metrics-address", RoleAll, groupProcess, "ADDRESS:PORT", "Where metrics, status and the status page are served; other than on loopback it wants --metrics-web-config, or --metrics-insecure. Empty switches it off.", &c.MetricsAddress},
-		{"metrics-web-config", RoleAll, groupProcess, "FILE", "Web configuration of the Prometheus exporter toolkit for --metrics-address: TLS, client certificates, basic auth; read again while kthwd runs.", &c.MetricsWeb},
-		{"metrics-insecure", RoleAll, groupProcess, "", "Serve --metrics-address in plain HTTP to whoever reaches it, other machines too.", &c.MetricsOpen},
-		{"metrics-pprof", RoleAll, groupProcess, "", "Serve profiles at /debug/pprof/ of --metrics-address. They show what the process does, also to whom nobody trusts.", &c.MetricsPprof},
+		{"role", RoleAll, groupProcess, "ROLE", "Role of this process: controller, lb, or both separated by a comma. Required to run kthwd; the verbs need none.", (*commaList)(&c.Role)},
+		{"config", RoleAll, groupProcess, "FILE", "YAML file with these names as keys. Flags override it, and a relative path in it starts from its directory. Without this flag " + DefaultFile + " is read if it exists; --config= reads no file.", &l.file},
+		{"log-format", RoleAll, groupProcess, "FORMAT", "Format of the log: text or json. On a terminal, text is shorter and coloured.", &c.LogFormat},
+		{"log-level", RoleAll, groupProcess, "LEVEL", "Level of the log: error, warn, info, debug or a number n, which shows upstream's lines of V(n-1) and below. LEVEL is for all components, COMPONENT=LEVEL for one; repeatable, later values win. kthwd log-level changes it at run time.", (*commaList)(&c.LogLevel)},
+		{"metrics-address", RoleAll, groupProcess, "ADDRESS:PORT", "Address that serves metrics, status and the status page. A non-loopback address requires --metrics-web-config or --metrics-insecure. Empty disables it.", &c.MetricsAddress},
+		{"metrics-web-config", RoleAll, groupProcess, "FILE", "Web configuration of the Prometheus exporter toolkit for --metrics-address: TLS, client certificates, basic auth. kthwd reads it again while it runs.", &c.MetricsWeb},
+		{"metrics-insecure", RoleAll, groupProcess, "", "Serve --metrics-address in plain HTTP to every client that can reach it, on other machines too.", &c.MetricsOpen},
+		{"metrics-pprof", RoleAll, groupProcess, "", "Serve profiles at /debug/pprof/ of --metrics-address. They show every client of that address, trusted or not, what the process does.", &c.MetricsPprof},
 
-		{"data-dir", RoleController, groupFiles, "DIR", "Directory of certificates, keys and kubeconfigs under the tutorial's names; made if it is missing.", &k.DataDir},
-		{"etcd-data-dir", RoleController, groupFiles, "DIR", "Directory of etcd's own data; empty means etcd below --data-dir.", &k.EtcdDataDir},
+		{"data-dir", RoleController, groupFiles, "DIR", "Directory of certificates, keys and kubeconfigs under the tutorial's names; created if it is missing.", &k.DataDir},
+		{"etcd-data-dir", RoleController, groupFiles, "DIR", "Directory of etcd's own data. Empty means etcd below --data-dir.", &k.EtcdDataDir},
 
-		{"name", RoleController, groupMachine, "NAME", "Name of this controller, as etcd member and as holder of leases; empty means the host name.", &k.Name},
-		{"bind-address", RoleController, groupMachine, "ADDRESS", "Address the API server listens on; 0.0.0.0 or :: means all.", &k.BindAddress},
-		{"advertise-address", RoleController, groupMachine, "ADDRESS", "Address other machines reach this one by; empty means --bind-address if that is one, else the address the default route leaves from. It becomes a name in kubernetes.pem.", &k.AdvertiseAddress},
-		{"subject-alt-name", RoleController, groupMachine, "NAME", "Further name or address for a kubernetes.pem made here, such as the load balancer's; repeatable. A kubernetes.pem that exists is not changed.", (*commaList)(&k.SubjectAltNames)},
+		{"name", RoleController, groupMachine, "NAME", "Name of this controller, as etcd member and as lease holder. Empty means the host name.", &k.Name},
+		{"bind-address", RoleController, groupMachine, "ADDRESS", "Address on which the API server listens; 0.0.0.0 or :: means all.", &k.BindAddress},
+		{"advertise-address", RoleController, groupMachine, "ADDRESS", "Address at which other machines reach this one. Empty means --bind-address if that is a single address, otherwise the source address of the default route. It becomes a name in kubernetes.pem.", &k.AdvertiseAddress},
+		{"subject-alt-name", RoleController, groupMachine, "NAME", "Additional name or address for a kubernetes.pem made here, such as the load balancer's; repeatable. An existing kubernetes.pem is not changed.", (*commaList)(&k.SubjectAltNames)},
 
 		{"secure-port", RoleController, groupPorts, "PORT", "Port of the API server, on --bind-address.", &k.SecurePort},
-		{"etcd-client-port", RoleController, groupPorts, "PORT", "Port of etcd for etcdctl and other clients; asks for a client certificate.", &k.EtcdClientPort},
-		{"etcd-peer-port", RoleController, groupPorts, "PORT", "Port of etcd for the other controllers; asks for a client certificate.", &k.EtcdPeerPort},
-		{"controller-manager-port", RoleController, groupPorts, "PORT", "Port of kube-controller-manager; kubectl get componentstatuses asks the default one only.", &k.ControllerManagerPort},
-		{"scheduler-port", RoleController, groupPorts, "PORT", "Port of kube-scheduler; kubectl get componentstatuses asks the default one only.", &k.SchedulerPort},
-		{"join-port", RoleController, groupPorts, "PORT", "Port on --advertise-address that is open while a token of kthwd member add is good; the same on all controllers.", &k.JoinPort},
-		{"health-address", RoleController, groupPorts, "ADDRESS:PORT", "Where the plain HTTP health bridge answers /healthz, for load balancers; empty switches it off.", &k.HealthAddress},
-		{"health-server-name", RoleController, groupPorts, "HOST", "The only Host the health bridge answers, such as kubernetes.default.svc.cluster.local; empty means any.", &k.HealthServerName},
+		{"etcd-client-port", RoleController, groupPorts, "PORT", "Port of etcd for etcdctl and other clients; requires a client certificate.", &k.EtcdClientPort},
+		{"etcd-peer-port", RoleController, groupPorts, "PORT", "Port of etcd for the other controllers; requires a client certificate.", &k.EtcdPeerPort},
+		{"controller-manager-port", RoleController, groupPorts, "PORT", "Port of kube-controller-manager; kubectl get componentstatuses queries only the default.", &k.ControllerManagerPort},
+		{"scheduler-port", RoleController, groupPorts, "PORT", "Port of kube-scheduler; kubectl get componentstatuses queries only the default.", &k.SchedulerPort},
+		{"join-port", RoleController, groupPorts, "PORT", "Port on --advertise-address that is open while a token of kthwd member add is valid; the same on all controllers.", &k.JoinPort},
+		{"health-address", RoleController, groupPorts, "ADDRESS:PORT", "Address of the plain HTTP health bridge, which answers /healthz for load balancers. Empty disables it.", &k.HealthAddress},
+		{"health-server-name", RoleController, groupPorts, "HOST", "The only Host that the health bridge answers, such as kubernetes.default.svc.cluster.local. Empty means any.", &k.HealthServerName},
 
-		{"initial-cluster", RoleController, groupCluster, "NAME=ADDRESS", "The controllers that the cluster begins with, the same list on each, this one included with its --name and --advertise-address; empty means this one alone. What etcd's data know of the members counts once there are any.", (*commaList)(&k.InitialCluster)},
-		{"initial-cluster-state", RoleController, groupCluster, "STATE", "new when --initial-cluster begins a cluster; existing when it is one that has added this controller, as kthwd join writes it. It counts until etcd has data.", &k.InitialClusterState},
-		{"service-cluster-ip-range", RoleController, groupCluster, "CIDR", "Range of service addresses, two with a comma for dual stack; its first address becomes a name in kubernetes.pem. Must not overlap --cluster-cidr.", &k.ServiceClusterIPRange},
-		{"cluster-cidr", RoleController, groupCluster, "CIDR", "Range of pod addresses, two with a comma for dual stack. Must not overlap --service-cluster-ip-range.", &k.ClusterCIDR},
+		{"initial-cluster", RoleController, groupCluster, "NAME=ADDRESS", "The controllers with which the cluster begins, the same list on each, this one included with its --name and --advertise-address. Empty means this one alone. Once etcd's data lists members, that list is used instead.", (*commaList)(&k.InitialCluster)},
+		{"initial-cluster-state", RoleController, groupCluster, "STATE", "new when --initial-cluster begins a cluster; existing when it names a cluster that has added this controller, as kthwd join writes it. Ignored once etcd has data.", &k.InitialClusterState},
+		{"service-cluster-ip-range", RoleController, groupCluster, "CIDR", "Range of service addresses, or two separated by a comma for dual stack. Its first address becomes a name in kubernetes.pem. Must not overlap --cluster-cidr.", &k.ServiceClusterIPRange},
+		{"cluster-cidr", RoleController, groupCluster, "CIDR", "Range of pod addresses, or two separated by a comma for dual stack. Must not overlap --service-cluster-ip-range.", &k.ClusterCIDR},
 
-		{"tracing-endpoint", RoleController, groupPrograms, "HOST:PORT", "OpenTelemetry collector that etcd and kube-apiserver send traces to, one request in a hundred, by OTLP over gRPC without TLS; empty sends none.", &k.TracingEndpoint},
-		{"etcd-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag of etcd; wins over kthwd's own; repeatable.", (*repeated)(&k.EtcdArgs)},
-		{"kube-apiserver-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag of kube-apiserver; wins over kthwd's own; repeatable.", (*repeated)(&k.APIServerArgs)},
-		{"kube-controller-manager-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag of kube-controller-manager; wins over kthwd's own; repeatable.", (*repeated)(&k.ControllerManagerArgs)},
-		{"kube-scheduler-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag of kube-scheduler; wins over kthwd's own; repeatable.", (*repeated)(&k.SchedulerArgs)},
+		{"tracing-endpoint", RoleController, groupPrograms, "HOST:PORT", "OpenTelemetry collector to which etcd and kube-apiserver send traces, one request in a hundred, by OTLP over gRPC without TLS. Empty sends none.", &k.TracingEndpoint},
+		{"etcd-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag for etcd; overrides kthwd's own; repeatable.", (*repeated)(&k.EtcdArgs)},
+		{"kube-apiserver-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag for kube-apiserver; overrides kthwd's own; repeatable.", (*repeated)(&k.APIServerArgs)},
+		{"kube-controller-manager-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag for kube-controller-manager; overrides kthwd's own; repeatable.", (*repeated)(&k.ControllerManagerArgs)},
+		{"kube-scheduler-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag for kube-scheduler; overrides kthwd's own; repeatable.", (*repeated)(&k.SchedulerArgs)},
 
-		{"listen", RoleLB, groupLB, "ADDRESS:PORT", "Where clients connect to; no address means all; repeatable.", (*repeated)(&b.Listen)},
-		{"backend", RoleLB, groupLB, "HOST:PORT", "An API server behind the load balancer; a name is resolved again while kthwd runs; repeatable.", (*repeated)(&b.Backends)},
-		{"check", RoleLB, groupLB, "KIND", "How backends are checked: https asks for --check-path over TLS, tcp connects, none goes by the connections of clients that fail.", &b.Check},
-		{"check-path", RoleLB, groupLB, "PATH", "What --check=https asks for; status 200 is ready, another one is not ready, no answer is dead.", &b.CheckPath},
-		{"check-interval", RoleLB, groupLB, "DURATION", "From one check of a backend to the next; shorter while its state is in doubt.", &b.CheckInterval},
-		{"check-timeout", RoleLB, groupLB, "DURATION", "How long one check may take: connection, TLS and answer.", &b.CheckTimeout},
-		{"check-fall", RoleLB, groupLB, "N", "Failed checks in a row that end a state of ready.", &b.CheckFall},
-		{"check-rise", RoleLB, groupLB, "N", "Passed checks in a row that make a backend ready again.", &b.CheckRise},
-		{"backend-ca", RoleLB, groupLB, "FILE", "CA that the certificates of the backends are checked against, such as the cluster's ca.pem; empty checks them against nothing, and status says unverified.", &b.BackendCA},
-		{"backend-server-name", RoleLB, groupLB, "NAME", "Name or address that must be in the certificates of the backends; empty means the host of each --backend.", &b.BackendName},
-		{"check-client-certificate", RoleLB, groupLB, "FILE", "Client certificate for checks, where the API servers refuse anonymous requests; goes with --check-client-key.", &b.CheckCert},
+		{"listen", RoleLB, groupLB, "ADDRESS:PORT", "Address to which clients connect. Without ADDRESS it means all addresses; repeatable.", (*repeated)(&b.Listen)},
+		{"backend", RoleLB, groupLB, "HOST:PORT", "An API server behind the load balancer. A name is resolved again while kthwd runs; repeatable.", (*repeated)(&b.Backends)},
+		{"check", RoleLB, groupLB, "KIND", "How backends are checked: https requests --check-path over TLS, tcp connects, none relies on failed connections of clients.", &b.Check},
+		{"check-path", RoleLB, groupLB, "PATH", "Path that --check=https requests. Status 200 means ready, any other status not ready, no answer dead.", &b.CheckPath},
+		{"check-interval", RoleLB, groupLB, "DURATION", "Time from one check of a backend to the next; shorter while its state is in doubt.", &b.CheckInterval},
+		{"check-timeout", RoleLB, groupLB, "DURATION", "Time limit of one check: connection, TLS and answer.", &b.CheckTimeout},
+		{"check-fall", RoleLB, groupLB, "N", "Failed checks in a row after which a backend is no longer ready.", &b.CheckFall},
+		{"check-rise", RoleLB, groupLB, "N", "Passed checks in a row after which a backend is ready again.", &b.CheckRise},
+		{"backend-ca", RoleLB, groupLB, "FILE", "CA that verifies the certificates of the backends, such as the cluster's ca.pem. Empty skips the verification, and status says unverified.", &b.BackendCA},
+		{"backend-server-name", RoleLB, groupLB, "NAME", "Name or address that the certificates of the backends must contain. Empty means the host of each --backend.", &b.BackendName},
+		{"check-client-certificate", RoleLB, groupLB, "FILE", "Client certificate for checks, for API servers that refuse anonymous requests; goes with --check-client-key.", &b.CheckCert},
 		{"check-client-key", RoleLB, groupLB, "FILE", "Key of --check-client-certificate.", &b.CheckKey},
-		{"balance", RoleLB, groupLB, "ALGORITHM", "How a backend is chosen: least-connections, round-robin, source (by a hash of the client's address) or first (the first that is ready).", &b.Balance},
-		{"slow-start", RoleLB, groupLB, "DURATION", "How long a backend that comes back gets a growing share only; 0 switches it off.", &b.SlowStart},
-		{"connect-timeout", RoleLB, groupLB, "DURATION", "How long one attempt to connect to a backend may take.", &b.ConnectTimeout},
-		{"hedge-after", RoleLB, groupLB, "DURATION", "After which a second backend is tried beside a slow one; 0 switches it off.", &b.HedgeAfter},
-		{"connect-budget", RoleLB, groupLB, "DURATION", "How long all attempts for one client may take before it is held.", &b.ConnectBudget},
+		{"balance", RoleLB, groupLB, "ALGORITHM", "How a backend is chosen: least-connections, round-robin, source (by a hash of the client's address) or first (the first ready backend).", &b.Balance},
+		{"slow-start", RoleLB, groupLB, "DURATION", "How long a backend that is ready again gets only a growing share of connections; 0 disables it.", &b.SlowStart},
+		{"connect-timeout", RoleLB, groupLB, "DURATION", "Time limit of one attempt to connect to a backend.", &b.ConnectTimeout},
+		{"hedge-after", RoleLB, groupLB, "DURATION", "Time after which a second backend is tried beside a slow one; 0 disables it.", &b.HedgeAfter},
+		{"connect-budget", RoleLB, groupLB, "DURATION", "Time limit of all attempts for one client; after it the client is held.", &b.ConnectBudget},
 		{"hold-timeout", RoleLB, groupLB, "DURATION", "How long a client is held when no backend answers; 0 closes it at once.", &b.HoldTimeout},
-		{"max-held", RoleLB, groupLB, "N", "Clients that may be held at one time.", &b.MaxHeld},
-		{"first-byte-timeout", RoleLB, groupLB, "DURATION", "After which a client that sends nothing is closed; no backend hears of it.", &b.FirstByteTimeout},
-		{"half-close-timeout", RoleLB, groupLB, "DURATION", "How long a connection may be without data once one side has ended; there is no other idle timeout.", &b.HalfCloseTimeout},
-		{"max-connections", RoleLB, groupLB, "N", "Connections at one time; 0 means what the limit of descriptors allows.", &b.MaxConnections},
-		{"max-connections-per-source", RoleLB, groupLB, "N", "Connections at one time from one address; 0 means no limit.", &b.MaxPerSource},
-		{"shutdown-delay", RoleLB, groupLB, "DURATION", "How long, after SIGTERM, clients are still accepted while /readyz says 503.", &b.ShutdownDelay},
-		{"drain-timeout", RoleLB, groupLB, "DURATION", "How long connections may go on when their backend is removed, or kthwd stops.", &b.DrainTimeout},
+		{"max-held", RoleLB, groupLB, "N", "Clients that may be held at the same time.", &b.MaxHeld},
+		{"first-byte-timeout", RoleLB, groupLB, "DURATION", "Time after which a client that sends nothing is closed; no backend is contacted for it.", &b.FirstByteTimeout},
+		{"half-close-timeout", RoleLB, groupLB, "DURATION", "How long a connection may carry no data once one side has ended; there is no other idle timeout.", &b.HalfCloseTimeout},
+		{"max-connections", RoleLB, groupLB, "N", "Connections at the same time; 0 means as many as the limit of file descriptors allows.", &b.MaxConnections},
+		{"max-connections-per-source", RoleLB, groupLB, "N", "Connections at the same time from one address; 0 means no limit.", &b.MaxPerSource},
+		{"shutdown-delay", RoleLB, groupLB, "DURATION", "How long clients are still accepted after SIGTERM, while /readyz returns 503.", &b.ShutdownDelay},
+		{"drain-timeout", RoleLB, groupLB, "DURATION", "How long connections may continue after their backend is removed or kthwd begins to stop.", &b.DrainTimeout},
 		{"proxy-protocol", RoleLB, groupLB, "VERSION", "PROXY protocol header sent to backends: off, v1 or v2. kube-apiserver does not understand it.", &b.ProxyProtocol},
-		{"access-log", RoleLB, groupLB, "FILE", "File that gets one line of JSON for each connection; empty writes none.", &b.AccessLog},
-		{"upgrade-socket", RoleLB, groupLB, "PATH", "Unix socket on which a new kthwd takes over listeners and connections; @NAME is an abstract one; empty means one named after --listen.", &b.UpgradeSocket},
-		{"status-socket", RoleLB, groupLB, "PATH", "Unix socket on which kthwd status asks a load balancer that has no controller beside it; its directory is the user's alone. Empty switches it off; so does, for the default, a directory that cannot be made.", &c.StatusSocket},
-		{"discovery-kubeconfig", RoleLB, groupLB, "FILE", "Kubeconfig with which the backends follow the EndpointSlices of default/kubernetes; --backend is where it starts.", &b.DiscoveryKubeconfig},
-		{"discovery-cache", RoleLB, groupLB, "FILE", "File that keeps the last list of --discovery-kubeconfig over a restart.", &b.DiscoveryCache},
+		{"access-log", RoleLB, groupLB, "FILE", "File that receives one line of JSON for each connection; empty writes none.", &b.AccessLog},
+		{"upgrade-socket", RoleLB, groupLB, "PATH", "Unix socket on which a new kthwd takes over listeners and connections; @NAME is an abstract socket. Empty means one named after --listen.", &b.UpgradeSocket},
+		{"status-socket", RoleLB, groupLB, "PATH", "Unix socket on which kthwd status queries a load balancer without a controller beside it. Only kthwd's user can open its directory. Empty disables it; the default is also disabled when its directory cannot be created.", &c.StatusSocket},
+		{"discovery-kubeconfig", RoleLB, groupLB, "FILE", "Kubeconfig with which the load balancer follows the EndpointSlices of default/kubernetes to find its backends; --backend is the initial list.", &b.DiscoveryKubeconfig},
+		{"discovery-cache", RoleLB, groupLB, "FILE", "File that keeps the last list of --discovery-kubeconfig across restarts.", &b.DiscoveryCache},
 	}
 }
 
-// bind makes the flag of a setting; its default is the value at this moment.
+// bind adds the flag of a setting to fs. The present value becomes its default.
 func (s setting) bind(fs *pflag.FlagSet) {
 	usage := "`" + s.arg + "` " + s.help
 	switch v := s.value.(type) {
@@ -149,29 +149,32 @@ func (s setting) bind(fs *pflag.FlagSet) {
 	}
 }
 
-// Usage is the usage text of all flags, in groups, width characters wide.
-func (l *Loader) Usage(width int) string {
+// Usage returns the usage text of the flags of the roles, in groups, width characters
+// wide. Without a role it has all flags.
+func (l *Loader) Usage(width int, roles ...string) string {
 	var b strings.Builder
 	for _, group := range groups {
 		fs := pflag.NewFlagSet(group, pflag.ContinueOnError)
 		fs.SortFlags = false
 		of := ""
 		for _, s := range l.table {
-			if s.group != group {
+			if s.group != group || !s.of(roles) {
 				continue
 			}
 			fs.AddFlag(l.fs.Lookup(s.name))
-			if s.role != RoleAll {
+			if s.role != RoleAll && len(roles) != 1 {
 				of = " (--role=" + s.role + ")"
 			}
 		}
-		fmt.Fprintf(&b, "%s%s:\n%s\n", group, of, FlagUsage(fs, width))
+		if fs.HasFlags() {
+			fmt.Fprintf(&b, "%s%s:\n%s\n", group, of, FlagUsage(fs, width))
+		}
 	}
 	return b.String()
 }
 
-// FlagUsage is the usage text of a command's flags. A flag whose usage begins
-// with a word in back quotes has that word stand for its value.
+// FlagUsage returns the usage text of a command's flags. When a flag's usage begins
+// with a word in back quotes, that word stands for the flag's value.
 func FlagUsage(fs *pflag.FlagSet, width int) string {
 	const column = 36
 	var b strings.Builder
@@ -220,8 +223,8 @@ func wrap(text string, width int) (lines []string) {
 	return append(lines, line)
 }
 
-// Values lists what the value of a flag may be, for shell completion; nil when
-// it is free.
+// Values lists the values that a flag accepts, for shell completion. It returns nil
+// for a flag that accepts any text.
 func Values(name string) []string {
 	switch name {
 	case "role":
@@ -242,7 +245,7 @@ func Values(name string) []string {
 	return nil
 }
 
-// nearest is the setting a misspelled name most likely meant, or "".
+// nearest returns the setting whose name is closest to a misspelled one, or "".
 func (l *Loader) nearest(name string) string {
 	name = strings.ToLower(strings.ReplaceAll(strings.TrimLeft(name, "-"), "_", "-"))
 	best, distance := "", 1+max(2, len(name)/4)
@@ -254,7 +257,7 @@ func (l *Loader) nearest(name string) string {
 	return best
 }
 
-// editDistance is Levenshtein's.
+// editDistance is the Levenshtein distance.
 func editDistance(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {
@@ -274,8 +277,8 @@ func editDistance(a, b string) int {
 	return row[len(b)]
 }
 
-// Names lists the settings that one of the roles has, in the order of the
-// table; those of all roles included. Without a role it lists all.
+// Names lists the settings of the given roles, RoleAll included, in the order of
+// the table. Without a role it lists every setting.
 func (l *Loader) Names(roles ...string) []string {
 	var names []string
 	for _, s := range l.table {
@@ -286,7 +289,7 @@ func (l *Loader) Names(roles ...string) []string {
 	return names
 }
 
-// of tells whether one of the roles has the setting.
+// of reports whether one of the roles has the setting. Without a role it is true.
 func (s setting) of(roles []string) bool {
 	return len(roles) == 0 || s.role == RoleAll || slices.Contains(roles, s.role)
 }

@@ -2,14 +2,46 @@ package config
 
 import (
 	"errors"
-	"reflect"
-	"regexp"
 	"slices"
 
 	"kthwd/lb"
 )
 
-// lbProblems are those of package lb, in the words of flags and keys.
+// lbSettings names the setting of each field of lb.Config.
+var lbSettings = map[string]string{
+	"Listen":              "listen",
+	"Backends":            "backend",
+	"Check":               "check",
+	"CheckPath":           "check-path",
+	"CheckInterval":       "check-interval",
+	"CheckTimeout":        "check-timeout",
+	"CheckFall":           "check-fall",
+	"CheckRise":           "check-rise",
+	"BackendCA":           "backend-ca",
+	"BackendName":         "backend-server-name",
+	"CheckCert":           "check-client-certificate",
+	"CheckKey":            "check-client-key",
+	"Balance":             "balance",
+	"SlowStart":           "slow-start",
+	"ConnectTimeout":      "connect-timeout",
+	"HedgeAfter":          "hedge-after",
+	"ConnectBudget":       "connect-budget",
+	"HoldTimeout":         "hold-timeout",
+	"MaxHeld":             "max-held",
+	"FirstByteTimeout":    "first-byte-timeout",
+	"HalfCloseTimeout":    "half-close-timeout",
+	"MaxConnections":      "max-connections",
+	"MaxPerSource":        "max-connections-per-source",
+	"ShutdownDelay":       "shutdown-delay",
+	"DrainTimeout":        "drain-timeout",
+	"ProxyProtocol":       "proxy-protocol",
+	"AccessLog":           "access-log",
+	"UpgradeSocket":       "upgrade-socket",
+	"DiscoveryKubeconfig": "discovery-kubeconfig",
+	"DiscoveryCache":      "discovery-cache",
+}
+
+// lbProblems returns package lb's problems with c, with settings in place of fields.
 func lbProblems(c lb.Config) (problems []*Problem) {
 	for _, p := range c.Problems() {
 		problems = append(problems, fromLB(p))
@@ -17,45 +49,20 @@ func lbProblems(c lb.Config) (problems []*Problem) {
 	return problems
 }
 
-// fromLB names the flag where package lb names a field.
+// fromLB names the settings where package lb names the fields of its Config.
 func fromLB(p *lb.Problem) *Problem {
-	keys := lbKeys()
-	name := func(field string) string {
-		if key, ok := keys[field]; ok {
-			return "--" + key
-		}
-		return field
+	text := p.Text
+	for _, field := range p.Other {
+		text += " --" + lbSettings[field]
 	}
-	return &Problem{
-		Key:  keys[p.Field],
-		Text: aField.ReplaceAllStringFunc(p.Text, name),
-		Hint: aField.ReplaceAllStringFunc(p.Hint, name),
-	}
+	return &Problem{Key: lbSettings[p.Field], Text: text, Hint: p.Hint}
 }
 
-// aField is what names of fields look like, among other words.
-var aField = regexp.MustCompile(`\b[A-Z][a-zA-Z]+\b`)
-
-// lbKeys are the names of settings by the field of lb.Config that each is bound to.
-func lbKeys() map[string]string {
-	l := NewLoader()
-	c := reflect.ValueOf(&l.Config.LB).Elem()
-	keys := map[string]string{}
-	for i := range c.NumField() {
-		for _, s := range l.table {
-			if reflect.ValueOf(s.value).Pointer() == c.Field(i).Addr().Pointer() {
-				keys[c.Type().Field(i).Name] = s.name
-			}
-		}
-	}
-	return keys
-}
-
-// lbListeners are those that can be read; the others are problems already.
+// lbListeners returns the listeners with a valid address; the others are problems already.
 func lbListeners(c lb.Config) (all []listener) {
 	for i, l := range c.Listen {
 		if slices.Contains(c.Listen[:i], l) {
-			continue // so is this
+			continue // a problem as well
 		}
 		if host, port, problem := splitAddress(l); problem == "" {
 			all = append(all, listener{"listen", []string{host}, port})
@@ -64,8 +71,8 @@ func lbListeners(c lb.Config) (all []listener) {
 	return all
 }
 
-// Locate makes *Problems of the *lb.Problems that are joined in err, and gives
-// each *Problem where its value was written. It leaves other errors as they are.
+// Locate converts each *lb.Problem joined in err to a *Problem, and adds to every
+// *Problem the place where its value is set. It leaves other errors as they are.
 func (l *Loader) Locate(err error) error {
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		var all []error
@@ -83,13 +90,13 @@ func (l *Loader) Locate(err error) error {
 	return err
 }
 
-// LBWarnings lists what is allowed and probably not meant, one line each.
+// LBWarnings lists settings that are allowed but probably not intended, one line each.
 func LBWarnings(c lb.Config) (lines []string) {
 	if c.Check == lb.CheckHTTPS && c.BackendCA == "" {
-		lines = append(lines, "the certificates of the backends are not verified by checks: give the cluster's ca.pem with --backend-ca")
+		lines = append(lines, "checks do not verify the certificates of the backends: give the cluster's ca.pem with --backend-ca")
 	}
 	if c.ProxyProtocol != lb.ProxyOff {
-		lines = append(lines, "--proxy-protocol "+c.ProxyProtocol+": kube-apiserver does not understand the header, and will answer no client")
+		lines = append(lines, "--proxy-protocol "+c.ProxyProtocol+": kube-apiserver does not understand the header and will answer no client")
 	}
 	return lines
 }

@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -12,7 +13,7 @@ import (
 	"kthwd/lb"
 )
 
-// lbArgs is the least that a load balancer is told.
+// lbArgs returns the minimal flags of a load balancer.
 func lbArgs(more ...string) []string {
 	return append([]string{"--role=lb", "--backend=10.0.1.73:6443"}, more...)
 }
@@ -42,7 +43,7 @@ upgrade-socket: "@kthwd"
 	if l.Config.MetricsAddress != ":9999" {
 		t.Errorf("MetricsAddress: got %q", l.Config.MetricsAddress)
 	}
-	// Nothing of a controller was looked at.
+	// The controller's part was not resolved.
 	if diff := cmp.Diff(Default().Controller, l.Config.Controller); diff != "" {
 		t.Errorf("the controller's part: -want +got:\n%s", diff)
 	}
@@ -67,15 +68,20 @@ func TestPathsOfALoadBalancerAreAbsolute(t *testing.T) {
 	}
 }
 
-func TestLBKeys(t *testing.T) {
-	keys := lbKeys()
-	for field, want := range map[string]string{
-		"Listen": "listen", "Backends": "backend", "BackendName": "backend-server-name", "CheckCert": "check-client-certificate",
-		"MaxPerSource": "max-connections-per-source", "DiscoveryCache": "discovery-cache",
-	} {
-		if keys[field] != want {
-			t.Errorf("field %s: got flag %q, want %q", field, keys[field], want)
-		}
+// Each field of lb.Config has the setting that is bound to it, and no other.
+func TestLBSettings(t *testing.T) {
+	l := NewLoader()
+	bound := map[uintptr]string{}
+	for _, s := range l.table {
+		bound[reflect.ValueOf(s.value).Pointer()] = s.name
+	}
+	config := reflect.ValueOf(&l.Config.LB).Elem()
+	want := map[string]string{}
+	for i := range config.NumField() {
+		want[config.Type().Field(i).Name] = bound[config.Field(i).Addr().Pointer()]
+	}
+	if diff := cmp.Diff(want, lbSettings); diff != "" {
+		t.Errorf("-bound +lbSettings:\n%s", diff)
 	}
 }
 
@@ -102,23 +108,24 @@ func TestProblemsOfALoadBalancer(t *testing.T) {
 		{name: "duration without unit, in a file", file: "role: lb\nbackend: a:1\ndrain-timeout: 30\n", want: `kthwd.yaml:3: drain-timeout "30" is not a duration, such as 30s`},
 		{name: "duration out of range", args: lbArgs("--check-interval=1ms"), want: "--check-interval 1ms is out of range: want 10ms to 24h"},
 		{name: "number", args: lbArgs("--check-fall=0"), want: "--check-fall 0 is out of range: want 1 to 100"},
-		{name: "half a certificate", args: lbArgs("--check-client-certificate=/x"), want: "--check-client-certificate and --check-client-key go together: one of them is empty"},
-		{name: "cache alone", args: lbArgs("--discovery-cache=/x"), want: "--discovery-cache /x is of no use without a --discovery-kubeconfig"},
+		{name: "half a certificate", args: lbArgs("--check-client-certificate=/x"), want: "--check-client-certificate /x needs --check-client-key"},
+		{name: "the other half", args: lbArgs("--check-client-key=/x"), want: "--check-client-key /x needs --check-client-certificate"},
+		{name: "cache alone", args: lbArgs("--discovery-cache=/x"), want: "--discovery-cache /x needs --discovery-kubeconfig"},
 		{name: "unknown key", file: "role: lb\nbackend: a:1\nbalancer: x\n", want: `kthwd.yaml:3: unknown key "balancer"`},
 		{name: "listen twice", args: lbArgs("--listen=:6443", "--listen=:6443"), want: "--listen :6443 is given twice"},
-		{name: "listen on all and on one", args: lbArgs("--listen=:6443", "--listen=10.0.1.48:6443"), want: "--listen and --listen both want port 6443"},
+		{name: "listen on all and on one", args: lbArgs("--listen=:6443", "--listen=10.0.1.48:6443"), want: "--listen and --listen both use port 6443"},
 		{name: "listen on both families", args: lbArgs("--listen=0.0.0.0:6443", "--listen=[fd00::1]:6443")},
-		{name: "listen and metrics", args: lbArgs("--listen=:10300"), want: "--metrics-address and --listen both want port 10300"},
+		{name: "listen and metrics", args: lbArgs("--listen=:10300"), want: "--metrics-address and --listen both use port 10300"},
 		{name: "flag of a controller", args: lbArgs("--kube-apiserver-arg=v=4"), want: "--kube-apiserver-arg belongs to --role=controller; this process is --role=lb"},
 		{name: "key of a controller", file: "role: lb\nbackend: a:1\ndata-dir: /x\n", want: "kthwd.yaml:3: data-dir belongs to --role=controller; this process is --role=lb"},
 		{name: "a controller's values do not matter", args: lbArgs("--metrics-address=127.0.0.1:6444")},
 
-		{name: "joined, same port", args: joined(), want: "--listen and --secure-port both want port 6443"},
+		{name: "joined, same port", args: joined(), want: "--listen and --secure-port both use port 6443"},
 		{name: "joined", args: joined("--listen=:443")},
 		{name: "joined, flags of both", args: joined("--listen=:443", "--data-dir=/x", "--balance=first")},
-		{name: "joined, port of the health bridge", args: joined("--listen=:80"), want: "--listen and --health-address both want port 80"},
+		{name: "joined, port of the health bridge", args: joined("--listen=:80"), want: "--listen and --health-address both use port 80"},
 		{name: "joined, both parts wrong", args: joined("--listen=:443", "--secure-port=0", "--check-fall=0"),
-			want: "--secure-port 0 is no port: want 1 to 65535\n--check-fall 0 is out of range: want 1 to 100"},
+			want: "--secure-port 0 is not a port: want 1 to 65535\n--check-fall 0 is out of range: want 1 to 100"},
 		{name: "lb twice", args: lbArgs("--role=lb"), want: "--role lb is given twice"},
 	}
 	for _, tt := range tests {
@@ -131,7 +138,7 @@ func TestProblemsOfALoadBalancer(t *testing.T) {
 	}
 }
 
-// Each role prints its own settings; what a role prints, it takes.
+// Each role prints its own settings and accepts its own output.
 func TestPrintOfARole(t *testing.T) {
 	for role, want := range map[string][2]bool{"controller": {true, false}, "lb": {false, true}, "controller,lb": {true, true}, "": {true, true}} {
 		l, err := load(t, "", "--role="+role, "--backend=a:1", "--listen=:443", "--drain-timeout=2m")
@@ -205,7 +212,7 @@ func TestCheckReload(t *testing.T) {
 	}
 }
 
-// What package lb finds when it reads files is said in the words of flags, too.
+// Problems that package lb finds in files name flags, too.
 func TestLocate(t *testing.T) {
 	l, err := load(t, "role: lb\nbackend: a:1\nbackend-ca: /x\n")
 	if err != nil {

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/spf13/pflag"
+
+	"kthwd/appliance/text"
 )
 
 // Loader reads a configuration: defaults, then the file, then the command line.
@@ -14,14 +16,14 @@ import (
 //	l := config.NewLoader()
 //	l.AddFlags(cmd.Flags())          // all, or those named
 //	…                                // the command line is parsed
-//	err := l.Load()                  // the file, under the flags
-//	err = l.Resolve()                // what this machine decides
+//	err := l.Load()                  // the file, which flags override
+//	err = l.Resolve()                // values that depend on this machine
 //	err = l.Validate()               // all problems at once
 //	run(l.Config)
 //
-// The order matters; each step wants the one before it. A Loader is used once.
+// Each step requires the one before it. Use a Loader once.
 type Loader struct {
-	// Config is the result. Do not change it.
+	// Config is the result. Callers must not change it.
 	Config Config
 
 	file    string // --config
@@ -30,7 +32,7 @@ type Loader struct {
 	origins map[string]string
 }
 
-// NewLoader makes a Loader that holds the defaults.
+// NewLoader returns a Loader that holds the defaults.
 func NewLoader() *Loader {
 	l := &Loader{Config: Default(), origins: map[string]string{}}
 	l.table = l.settings()
@@ -41,8 +43,8 @@ func NewLoader() *Loader {
 	return l
 }
 
-// AddFlags adds the flags of the given names to a command's flags, all of them
-// when none is given. Commands may share a Loader, for only one of them runs.
+// AddFlags adds the flags with the given names to a command's flags, or all flags
+// when names is empty. Commands may share a Loader, because only one of them runs.
 func (l *Loader) AddFlags(fs *pflag.FlagSet, names ...string) {
 	l.fs.VisitAll(func(f *pflag.Flag) {
 		if len(names) == 0 || slices.Contains(names, f.Name) {
@@ -51,14 +53,14 @@ func (l *Loader) AddFlags(fs *pflag.FlagSet, names ...string) {
 	})
 }
 
-// The origins that Origin gives beside FILE:LINE.
+// The origins that Origin returns, other than FILE:LINE.
 const (
 	OriginDefault = "default"
 	OriginFlag    = "flag"
 )
 
-// Origin tells where the value of a setting came from: "default", "flag",
-// "FILE:LINE", or "default, …" with what it was derived from.
+// Origin returns where the value of a setting came from: "default", "flag",
+// "FILE:LINE", or "default, …" with the source of a derived value.
 func (l *Loader) Origin(name string) string {
 	if o, ok := l.origins[name]; ok {
 		return o
@@ -69,17 +71,17 @@ func (l *Loader) Origin(name string) string {
 	return OriginDefault
 }
 
-// IsSet tells whether somebody wrote the setting, in the file or as a flag.
-func (l *Loader) IsSet(name string) bool { return l.isSet(name) }
-
-// isSet tells whether somebody wrote the setting, in the file or as a flag.
-func (l *Loader) isSet(name string) bool {
+// IsSet reports whether the file or a flag sets the setting.
+func (l *Loader) IsSet(name string) bool {
 	o := l.Origin(name)
 	return o != OriginDefault && !strings.HasPrefix(o, OriginDefault+", ")
 }
 
-// FlagError makes a Problem of an error of the command line's parser, with the
-// flag that was probably meant.
+// inFile reports whether the value of the setting is the file's.
+func (l *Loader) inFile(name string) bool { return l.IsSet(name) && l.Origin(name) != OriginFlag }
+
+// FlagError turns an error of the command line's parser into a *Problem that
+// suggests the flag closest to a misspelled one.
 func (l *Loader) FlagError(err error) error {
 	var unknown *pflag.NotExistError
 	var value *pflag.InvalidValueError
@@ -90,13 +92,13 @@ func (l *Loader) FlagError(err error) error {
 		f := value.GetFlag()
 		return &Problem{Key: f.Name, Origin: OriginFlag, Text: wrongType(f, value.GetValue())}
 	default:
-		return &Problem{Text: oneLine(err.Error())}
+		return &Problem{Text: text.Line(err.Error())}
 	}
 }
 
 func (l *Loader) unknownFlag(name string) *Problem {
 	if f := l.fs.Lookup(name); f != nil {
-		return &Problem{Text: "flag --" + name + " is not for this verb"}
+		return &Problem{Text: "flag --" + name + " does not apply to this verb"}
 	}
 	return &Problem{Text: "unknown flag --" + name, Hint: didYouMean("--", l.nearest(name))}
 }
@@ -108,7 +110,7 @@ func didYouMean(prefix, name string) string {
 	return "did you mean " + prefix + name + "?"
 }
 
-// wrongType says why the text s is no value of the flag f.
+// wrongType returns why the text s is not a value of the flag f.
 func wrongType(f *pflag.Flag, s string) string {
 	switch {
 	case f.Value.Type() == "int":
@@ -118,10 +120,8 @@ func wrongType(f *pflag.Flag, s string) string {
 	case f.Value.Type() == "duration":
 		return fmt.Sprintf("%q is not a duration, such as 30s", s)
 	case isList(f):
-		return fmt.Sprintf("%q is not a list with commas", s)
+		return fmt.Sprintf("%q is not a comma-separated list", s)
 	default:
 		return fmt.Sprintf("%q is not a %s", s, f.Value.Type())
 	}
 }
-
-func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }

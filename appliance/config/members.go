@@ -14,14 +14,14 @@ type Member struct{ Name, Address string }
 
 func (m Member) String() string { return m.Name + "=" + m.Address }
 
-// Members are those of InitialCluster, which is valid.
+// Members returns the members in InitialCluster, which must be valid.
 func (c Controller) Members() []Member {
 	members, _ := parseMembers("initial-cluster", c.InitialCluster)
 	return members
 }
 
-// EtcdInitialCluster is what etcd is told: the members with the URLs of their
-// peers. Without InitialCluster, this controller is the only one.
+// EtcdInitialCluster returns etcd's initial cluster: the members with their peer
+// URLs. Without InitialCluster this controller is the only member.
 func (c Controller) EtcdInitialCluster() string {
 	members := c.Members()
 	if len(members) == 0 {
@@ -34,8 +34,8 @@ func (c Controller) EtcdInitialCluster() string {
 	return strings.Join(all, ",")
 }
 
-// parseMembers reads elements NAME=ADDRESS. It returns those that could be read
-// beside the problems with the others.
+// parseMembers reads elements of the form NAME=ADDRESS. It returns the members that
+// it could read and the problems with the others.
 func parseMembers(key string, list []string) (members []Member, problems []*Problem) {
 	add := func(hint, format string, args ...any) {
 		problems = append(problems, &Problem{Key: key, Text: fmt.Sprintf(format, args...), Hint: hint})
@@ -48,17 +48,17 @@ func parseMembers(key string, list []string) (members []Member, problems []*Prob
 		}
 		before := len(problems)
 		if !aName.MatchString(name) {
-			add("", "%s: %q is no name: want letters, digits, dots and dashes", s, name)
+			add("", "%s: %q is not a name: want letters, digits, dots and dashes", s, name)
 		}
 		if problem := unusable(address); problem != "" {
 			add("", "%s: %q %s", s, address, problem)
 		}
 		for _, m := range members {
 			if m.Name == name {
-				add("", "%s: the name is that of %s, too", s, m)
+				add("", "%s: the name is already that of %s", s, m)
 			}
 			if m.Address == address {
-				add("", "%s: the address is that of %s, too", s, m)
+				add("", "%s: the address is already that of %s", s, m)
 			}
 		}
 		if len(problems) == before {
@@ -68,23 +68,23 @@ func parseMembers(key string, list []string) (members []Member, problems []*Prob
 	return members, problems
 }
 
-const notAnAddress = "is no IP address"
+const notAnAddress = "is not an IP address"
 
-// unusable says why other machines cannot use an address, or "".
+// unusable returns why other machines cannot use an address, or "".
 func unusable(address string) string {
 	switch ip, err := netip.ParseAddr(address); {
 	case err != nil:
 		return notAnAddress
 	case ip.IsUnspecified() || ip.IsMulticast():
-		return "is no address that other machines can reach"
+		return "is not an address that other machines can reach"
 	case ip.Zone() != "":
 		return "has a zone, which other machines cannot use"
 	}
 	return ""
 }
 
-// ParseMember reads a further controller. The error joins all *Problems with it;
-// they belong to no setting.
+// ParseMember checks the name and address of a further controller. The error joins
+// all *Problems; they belong to no setting.
 func ParseMember(name, address string) (Member, error) {
 	members, problems := parseMembers("", []string{name + "=" + address})
 	if len(problems) > 0 {
@@ -93,7 +93,7 @@ func ParseMember(name, address string) (Member, error) {
 	return members[0], nil
 }
 
-// members checks that the list is one, and that this controller is in it.
+// members checks the list of members, and that this controller is in it.
 func (v *validator) members(c Controller) {
 	members, problems := parseMembers("initial-cluster", c.InitialCluster)
 	v.problems = append(v.problems, problems...)
@@ -101,7 +101,7 @@ func (v *validator) members(c Controller) {
 	case c.InitialClusterState != StateNew && c.InitialClusterState != StateExisting:
 		v.add("initial-cluster-state", "%q is neither %s nor %s", c.InitialClusterState, StateNew, StateExisting)
 	case c.InitialClusterState == StateExisting && len(c.InitialCluster) < 2:
-		v.add("initial-cluster-state", "is existing, and --initial-cluster names no other controller to ask").Hint = "kthwd join writes both"
+		v.add("initial-cluster-state", "is existing, but --initial-cluster names no other controller to query").Hint = "kthwd join writes both"
 	}
 	if len(members) == 0 || len(problems) > 0 {
 		return
@@ -111,7 +111,7 @@ func (v *validator) members(c Controller) {
 	switch {
 	case i < 0 && j < 0:
 		v.add("initial-cluster", "%s lacks this controller, %s=%s", strings.Join(c.InitialCluster, ","), c.Name, c.AdvertiseAddress).Hint =
-			"set --name and --advertise-address to what this machine is called there"
+			"set --name and --advertise-address to this machine's entry in that list"
 	case i < 0:
 		v.add("initial-cluster", "calls the controller at --advertise-address %s %q; its --name is %q", c.AdvertiseAddress, members[j].Name, c.Name).Hint =
 			"set --name=" + members[j].Name + ", or correct the list on all controllers"
@@ -121,14 +121,14 @@ func (v *validator) members(c Controller) {
 	}
 }
 
-// EvenWarning is about a number of controllers that costs and brings nothing: one
-// line at most.
+// EvenWarning warns, in at most one line, of a number of controllers that survives
+// no more failures than one controller fewer.
 func EvenWarning(n int) (lines []string) {
 	switch {
 	case n == 2:
-		lines = append(lines, "2 controllers survive the loss of none: both are needed for a quorum; take 1 or 3")
+		lines = append(lines, "2 controllers survive no loss: both are needed for a quorum; use 1 or 3")
 	case n > 2 && n%2 == 0:
-		lines = append(lines, fmt.Sprintf("%d controllers survive the loss of %d, as %d do: take %[3]d or %d", n, n/2-1, n-1, n+1))
+		lines = append(lines, fmt.Sprintf("%d controllers survive the loss of %d, no more than %d do: use %[3]d or %d", n, n/2-1, n-1, n+1))
 	}
 	return lines
 }

@@ -18,12 +18,12 @@ func TestInitialCluster(t *testing.T) {
 		{name: "three", list: "c0=10.0.1.73,c1=10.0.1.35,c2=10.0.1.36"},
 		{name: "one", list: "c0=10.0.1.73"},
 		{name: "no pair", list: "c0=10.0.1.73,c1", want: `--initial-cluster "c1" is not NAME=ADDRESS`},
-		{name: "a URL", list: "c0=https://10.0.1.73:2380", want: `--initial-cluster c0=https://10.0.1.73:2380: "https://10.0.1.73:2380" is no IP address`},
-		{name: "no name", list: "=10.0.1.73", want: `--initial-cluster =10.0.1.73: "" is no name: want letters, digits, dots and dashes`},
-		{name: "unreachable", list: "c0=0.0.0.0", want: `--initial-cluster c0=0.0.0.0: "0.0.0.0" is no address that other machines can reach`},
+		{name: "a URL", list: "c0=https://10.0.1.73:2380", want: `--initial-cluster c0=https://10.0.1.73:2380: "https://10.0.1.73:2380" is not an IP address`},
+		{name: "no name", list: "=10.0.1.73", want: `--initial-cluster =10.0.1.73: "" is not a name: want letters, digits, dots and dashes`},
+		{name: "unreachable", list: "c0=0.0.0.0", want: `--initial-cluster c0=0.0.0.0: "0.0.0.0" is not an address that other machines can reach`},
 		{name: "a zone", list: "c0=fe80::1%eth0", want: `--initial-cluster c0=fe80::1%eth0: "fe80::1%eth0" has a zone, which other machines cannot use`},
-		{name: "twice", list: "c0=10.0.1.73,c0=10.0.1.73", want: "--initial-cluster c0=10.0.1.73: the name is that of c0=10.0.1.73, too\n" +
-			"--initial-cluster c0=10.0.1.73: the address is that of c0=10.0.1.73, too"},
+		{name: "twice", list: "c0=10.0.1.73,c0=10.0.1.73", want: "--initial-cluster c0=10.0.1.73: the name is already that of c0=10.0.1.73\n" +
+			"--initial-cluster c0=10.0.1.73: the address is already that of c0=10.0.1.73"},
 		{name: "not in it", list: "c1=10.0.1.35,c2=10.0.1.36", want: "--initial-cluster c1=10.0.1.35,c2=10.0.1.36 lacks this controller, c0=10.0.1.73"},
 		{name: "another name", list: "c1=10.0.1.73,c2=10.0.1.36", want: `--initial-cluster calls the controller at --advertise-address 10.0.1.73 "c1"; its --name is "c0"`},
 		{name: "another address", list: "c0=10.0.1.35,c2=10.0.1.36", want: "--initial-cluster has c0=10.0.1.35; the --advertise-address of --name c0 is 10.0.1.73"},
@@ -50,8 +50,8 @@ func TestEtcdInitialCluster(t *testing.T) {
 
 func TestEvenWarning(t *testing.T) {
 	for n, want := range map[int]string{
-		1: "", 2: "2 controllers survive the loss of none: both are needed for a quorum; take 1 or 3", 3: "",
-		4: "4 controllers survive the loss of 1, as 3 do: take 3 or 5", 5: "", 6: "6 controllers survive the loss of 2, as 5 do: take 5 or 7",
+		1: "", 2: "2 controllers survive no loss: both are needed for a quorum; use 1 or 3", 3: "",
+		4: "4 controllers survive the loss of 1, no more than 3 do: use 3 or 5", 5: "", 6: "6 controllers survive the loss of 2, no more than 5 do: use 5 or 7",
 	} {
 		if got := strings.Join(EvenWarning(n), "\n"); got != want {
 			t.Errorf("%d: got %q, want %q", n, got, want)
@@ -59,8 +59,8 @@ func TestEvenWarning(t *testing.T) {
 	}
 }
 
-// A relative path is meant from where it is written: in the file from its
-// directory, in a flag from the working directory.
+// A relative path in the file starts from the file's directory, one in a flag from the
+// working directory.
 func TestRelativePaths(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "kthwd.yaml")
 	text := "data-dir: .\netcd-data-dir: ../etcd\nbackend-ca: ca.pem\naccess-log: \"\"\nupgrade-socket: '@name'\ndiscovery-cache: /abs\ncheck-path: /readyz\n"
@@ -90,7 +90,8 @@ func TestRelativePaths(t *testing.T) {
 	}
 }
 
-// The file of a controller that joined says all that was set for it, and no more.
+// The file of a controller that joined has all settings that were set for it, and no
+// others.
 func TestJoinedFile(t *testing.T) {
 	c := Default()
 	c.Role, c.LogLevel = []string{RoleController}, []string{"info", "etcd=debug"}

@@ -10,17 +10,18 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// Print writes the configuration as a file that Load reads back, each line with
-// the origin of its value as a comment: the settings of its roles, or of all when
-// it has none. Nothing in it is secret: kthwd is told
-// where its keys are, never what they are.
+// Print writes the configuration as a file that Load reads back, with the origin
+// of each value as a comment. It writes the settings of the configuration's roles,
+// or of all roles when there is none, and every other setting that the file sets,
+// so that nothing the file says is lost. Nothing in it is secret: settings name key
+// files, never keys.
 func (l *Loader) Print(w io.Writer) error {
 	var b bytes.Buffer
 	if l.file != "" {
-		fmt.Fprintf(&b, "# %s, under the flags of this command\n", l.file)
+		fmt.Fprintf(&b, "# %s, overridden by the flags of this command\n", l.file)
 	}
 	if len(l.Config.Role) == 0 {
-		fmt.Fprintln(&b, "# of all roles, since none is given; a start takes those of its own only")
+		fmt.Fprintln(&b, "# the settings of all roles, since none is given; a start reads only those of its roles")
 	}
 	lines, width := l.lines()
 	for _, line := range lines {
@@ -32,10 +33,10 @@ func (l *Loader) Print(w io.Writer) error {
 
 type line struct{ text, origin string }
 
-// lines are the "key: value" lines and the width of a usual one.
+// lines returns the "key: value" lines and the width of the longest usual one.
 func (l *Loader) lines() (lines []line, width int) {
 	for _, s := range l.table {
-		if !s.of(l.Config.Role) || s.name == "config" {
+		if s.name == "config" || !s.of(l.Config.Role) && !l.inFile(s.name) {
 			continue
 		}
 		text := s.name + ": " + s.yaml()
@@ -47,7 +48,7 @@ func (l *Loader) lines() (lines []line, width int) {
 	return lines, width
 }
 
-// yaml is the value of a setting on one line of YAML.
+// yaml returns the value of a setting as one line of YAML.
 func (s setting) yaml() string {
 	switch v := s.value.(type) {
 	case *string:
@@ -69,7 +70,7 @@ func (s setting) yaml() string {
 func yamlText(s string) string {
 	n := yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: s}
 	if strings.ContainsAny(s, "\n\r\u0085\u2028\u2029") || s == "" {
-		n.Style = yaml.DoubleQuotedStyle // on one line
+		n.Style = yaml.DoubleQuotedStyle // keeps it on one line
 	}
 	return yamlLineOf(&n)
 }

@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -13,13 +14,30 @@ import (
 
 var update = flag.Bool("update", false, "rewrite golden files")
 
-// The reference cannot be out of date: it is the table.
+// The reference is generated from the table, so it cannot be out of date.
 func TestReference(t *testing.T) {
 	golden(t, "../../docs/configuration.md", reference())
 }
 
 func TestUsage(t *testing.T) {
 	golden(t, "testdata/usage.golden", []byte(NewLoader().Usage(100)))
+}
+
+// The usage text of a role has the flags of the role and no other.
+func TestUsageOfRole(t *testing.T) {
+	for _, role := range []string{RoleController, RoleLB} {
+		l := NewLoader()
+		text := l.Usage(100, role)
+		for _, name := range l.Names() {
+			got := strings.Contains(text, "\n  --"+name+" ") || strings.Contains(text, "\n  --"+name+"\n")
+			if want := slices.Contains(l.Names(role), name); got != want {
+				t.Errorf("role %s: --%s is in the text: %t, want %t", role, name, got, want)
+			}
+		}
+		if strings.Contains(text, "(--role=") {
+			t.Errorf("the text of role %s names roles at its groups", role)
+		}
+	}
 }
 
 func golden(t *testing.T, path string, got []byte) {
@@ -45,14 +63,14 @@ func reference() []byte {
 
 # Configuration
 
-What can be set is set in one place: by a flag, or by a key of the same name in a YAML file.
-The order is: default, then file, then flag; a flag replaces the file's value, lists included.
-The file is the one of ` + "`--config`, else `" + DefaultFile + "`" + ` if it exists. Unknown keys, keys given twice and
+Each setting is a flag, and a key of the same name in a YAML file.
+The file overrides the default, and the flag overrides the file; a flag replaces the file's whole value, lists included.
+The file is the one given with ` + "`--config`, else `" + DefaultFile + "`" + ` if it exists. Unknown keys, duplicate keys and
 values of the wrong type are refused with their line; all problems are reported at once.
-A relative path in the file is meant from the file's directory, one in a flag from the working directory.
+A relative path in the file starts from the file's directory, one in a flag from the working directory.
 
-` + "`kthwd config`" + ` prints the configuration a start would have, each value with where it came from. What it
-prints can be used as a file.
+` + "`kthwd config`" + ` prints the resulting configuration, each value with its origin. Its
+output can be used as a file.
 
 `)
 	l := NewLoader()
@@ -87,7 +105,7 @@ func defaultCell(s setting) string {
 	return ""
 }
 
-// example is a file of one role; what is required has no default.
+// example returns a file of one role, with a value for settings that have no default.
 func example(l *Loader, role string) string {
 	var b strings.Builder
 	required := map[string]string{"role": role, "backend": "[10.0.1.73:6443, 10.0.1.35:6443]"}
@@ -103,7 +121,7 @@ func example(l *Loader, role string) string {
 	return b.String()
 }
 
-// The examples of the reference are files that kthwd takes.
+// The examples of the reference are files that kthwd accepts.
 func TestReferenceExample(t *testing.T) {
 	for _, role := range []string{RoleController, RoleLB} {
 		text := example(NewLoader(), role)

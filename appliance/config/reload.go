@@ -6,20 +6,20 @@ import (
 	"strings"
 )
 
-// fixed are the settings of the load balancer that do not change while it runs.
-// The others of its role do, and the log levels; no other role's.
+// fixed lists the settings of the load balancer that cannot change while it runs.
+// Its other settings and the log levels can; those of other roles cannot.
 var fixed = []string{"listen", "upgrade-socket", "status-socket", "discovery-kubeconfig", "discovery-cache"}
 
-// reloads tells whether a running process takes a new value of the setting.
+// reloads reports whether a running process accepts a new value of the setting.
 func (s setting) reloads() bool {
 	return s.name == "log-level" || s.role == RoleLB && !slices.Contains(fixed, s.name)
 }
 
-// Changes names the settings that differ from those of running. What the machine
-// decides is no change. Both Loaders are resolved.
+// Changes lists the settings that differ from those of running. A value derived
+// from the machine is not a change. Both Loaders must be resolved.
 func (l *Loader) Changes(running *Loader) (names []string) {
 	for i, s := range l.table {
-		written := l.isSet(s.name) || running.isSet(s.name)
+		written := l.IsSet(s.name) || running.IsSet(s.name)
 		if written && s.name != "config" && s.yaml() != running.table[i].yaml() {
 			names = append(names, s.name)
 		}
@@ -27,9 +27,9 @@ func (l *Loader) Changes(running *Loader) (names []string) {
 	return names
 }
 
-// CheckReload reports, as joined *Problems, what differs from the configuration
-// that the process runs on and cannot change while it runs. Both Loaders are
-// resolved and valid.
+// CheckReload returns, as joined *Problems, the settings that differ from those of
+// running and cannot change while the process runs. Both Loaders must be resolved
+// and valid.
 func (l *Loader) CheckReload(running *Loader) error {
 	changes := l.Changes(running)
 	var problems []*Problem
@@ -47,8 +47,8 @@ func (l *Loader) CheckReload(running *Loader) error {
 	return l.located(problems)
 }
 
-// Watched is the file whose change changes the configuration; it need not be
-// there. Empty when there is none to watch.
+// Watched returns the file to watch for changes of the configuration. The file need
+// not exist. Watched returns "" when there is none.
 func (l *Loader) Watched() string {
 	if !l.fs.Lookup("config").Changed {
 		return DefaultFile

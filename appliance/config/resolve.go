@@ -13,9 +13,9 @@ import (
 	"kthwd/lb"
 )
 
-// Resolve fills in what this machine decides, for the parts of its roles, or for
-// all when it has none: absolute paths, the host name, the address of the default
-// route. Origin tells so afterwards.
+// Resolve fills in the values that depend on this machine: absolute paths, the host
+// name, the address of the default route. It does so for the parts of its roles, or
+// for all parts when it has no role. Origin names the source of such a value.
 func (l *Loader) Resolve() (err error) {
 	if l.Config.MetricsWeb, err = absolute(l.Config.MetricsWeb); err != nil {
 		return err
@@ -31,7 +31,7 @@ func (l *Loader) Resolve() (err error) {
 	return l.ResolveController()
 }
 
-// ResolveController is Resolve for a verb that looks at the controller's part only.
+// ResolveController is Resolve for a verb that reads only the controller's part.
 func (l *Loader) ResolveController() error {
 	before := l.Config.Controller
 	if err := l.Config.Controller.Resolve(); err != nil {
@@ -49,10 +49,10 @@ func (l *Loader) ResolveController() error {
 	return nil
 }
 
-// resolveLB makes the paths absolute.
+// resolveLB makes the load balancer's paths absolute.
 func resolveLB(c *lb.Config) (err error) {
 	paths := []*string{&c.BackendCA, &c.CheckCert, &c.CheckKey, &c.AccessLog, &c.DiscoveryKubeconfig, &c.DiscoveryCache}
-	if !strings.HasPrefix(c.UpgradeSocket, "@") { // that is no file
+	if !strings.HasPrefix(c.UpgradeSocket, "@") { // an abstract socket is not a file
 		paths = append(paths, &c.UpgradeSocket)
 	}
 	for _, path := range paths {
@@ -63,8 +63,9 @@ func resolveLB(c *lb.Config) (err error) {
 	return nil
 }
 
-// Resolve fills in what this machine decides and writes the rest in one form:
-// paths absolute, pass-through arguments as "key=value". What was set stays.
+// Resolve fills in the values that depend on this machine and normalises the others:
+// it makes paths absolute and pass-through arguments "key=value". It keeps every
+// value that was set.
 func (c *Controller) Resolve() (err error) {
 	if c.DataDir, err = absolute(c.DataDir); err != nil {
 		return err
@@ -94,7 +95,7 @@ func (c *Controller) Resolve() (err error) {
 	return nil
 }
 
-// absolute is filepath.Abs that leaves an empty path empty, for Validate to name.
+// absolute is filepath.Abs, but keeps an empty path empty for Validate to report.
 func absolute(path string) (string, error) {
 	if path == "" {
 		return "", nil
@@ -102,24 +103,24 @@ func absolute(path string) (string, error) {
 	return filepath.Abs(path)
 }
 
-// hostName is the host name's first label, in lower case.
+// hostName returns the first label of the host name, in lower case.
 func hostName() (string, error) {
 	name, err := os.Hostname()
 	if err != nil {
-		return "", fmt.Errorf("ask for the host name: %w", err)
+		return "", fmt.Errorf("read the host name: %w", err)
 	}
 	name, _, _ = strings.Cut(strings.ToLower(name), ".")
 	return name, nil
 }
 
-// ownAddress is the address that other machines reach this one by: the one it
-// listens on, if it is one, else the one that the default route leaves from,
-// else 127.0.0.1.
+// ownAddress returns the address at which other machines reach this one: BindAddress
+// if that is a single address, else the source address of the default route, else
+// 127.0.0.1.
 func (c *Controller) ownAddress() string {
 	if ip, err := netip.ParseAddr(c.BindAddress); err == nil && !ip.IsUnspecified() {
 		return c.BindAddress
 	}
-	// Connecting a UDP socket sends nothing; these are addresses for documentation.
+	// Connecting a UDP socket sends nothing. These addresses are reserved for documentation.
 	for _, elsewhere := range []string{"192.0.2.1:9", "[2001:db8::1]:9"} {
 		conn, err := net.Dial("udp", elsewhere)
 		if err != nil {
@@ -133,13 +134,13 @@ func (c *Controller) ownAddress() string {
 	return "127.0.0.1"
 }
 
-// Layout knows the paths below the data directory.
+// Layout returns the paths below the data directory.
 func (c Controller) Layout() pki.Layout {
 	return pki.Layout{Dir: c.DataDir, EtcdDir: c.EtcdDataDir}
 }
 
-// PKISpec is what the certificates must be good for. It wants a configuration
-// that is resolved and valid.
+// PKISpec returns what the certificates must be valid for. The configuration must be
+// resolved and valid.
 func (c Controller) PKISpec() pki.Spec {
 	addresses := []string{c.AdvertiseAddress}
 	if ip, err := netip.ParseAddr(c.BindAddress); err == nil && !ip.IsUnspecified() {
@@ -153,8 +154,8 @@ func (c Controller) PKISpec() pki.Spec {
 	}
 }
 
-// ServiceIP is the first address of the service range, that of the service
-// "kubernetes"; nil when the range is no CIDR.
+// ServiceIP returns the first address of the service range, which is that of the
+// service "kubernetes". It returns nil when the range is not a CIDR.
 func (c Controller) ServiceIP() net.IP {
 	first, _, _ := strings.Cut(c.ServiceClusterIPRange, ",")
 	p, err := netip.ParsePrefix(first)

@@ -13,16 +13,16 @@ import (
 	"kthwd/appliance/logging"
 )
 
-// Problem is one thing that is wrong with a configuration.
+// Problem is one mistake in a configuration.
 type Problem struct {
-	Key    string // the setting; empty when it is not about one
+	Key    string // the setting; empty when the problem concerns no single one
 	Text   string // what is wrong, beginning with the value
 	Hint   string // what to do about it; may be empty
-	Origin string // where the value was written: FILE:LINE, or one of the Origin constants; may be empty
+	Origin string // where the value was set: FILE:LINE, or one of the Origin constants; may be empty
 }
 
-// Error names the setting the way it was written: "--secure-port 0 is no port",
-// or "kthwd.yaml:7: secure-port 0 is no port".
+// Error names the setting as it was set: "--secure-port 0 is not a port",
+// or "kthwd.yaml:7: secure-port 0 is not a port".
 func (p *Problem) Error() string {
 	inFile := p.Origin != "" && p.Origin != OriginFlag && !strings.HasPrefix(p.Origin, OriginDefault)
 	switch {
@@ -37,7 +37,7 @@ func (p *Problem) Error() string {
 	}
 }
 
-// joinProblems is errors.Join, typed. It is nil when there is none.
+// joinProblems is errors.Join for problems. It returns nil when there are none.
 func joinProblems(problems []*Problem) error {
 	errs := make([]error, len(problems))
 	for i, p := range problems {
@@ -46,23 +46,23 @@ func joinProblems(problems []*Problem) error {
 	return errors.Join(errs...)
 }
 
-// Validate reports all that is wrong with the configuration, joined *Problems
-// that say where each value was written. Call it after Resolve.
+// Validate returns everything that is wrong with the configuration as joined
+// *Problems, each with the origin of its value. Call it after Resolve.
 func (l *Loader) Validate() error {
 	return l.located(append(l.roleProblems(), l.Config.problems()...))
 }
 
-// ValidateController is Validate for a verb, which has no role: it looks at the
-// controller's part only.
+// ValidateController is Validate for a verb, which has no role. It checks only the
+// controller's part.
 func (l *Loader) ValidateController() error { return l.located(l.Config.parts(true, false)) }
 
-// ValidateWithoutRole is Validate for a look at a configuration that says no
-// role: what is wrong for a controller, and each value for a load balancer that
-// somebody wrote.
+// ValidateWithoutRole is Validate for a configuration without a role that is only
+// shown. It checks the controller's part, and the load balancer's settings that the
+// file or a flag sets.
 func (l *Loader) ValidateWithoutRole() error {
 	problems := l.Config.parts(true, false)
 	for _, p := range lbProblems(l.Config.LB) {
-		if l.isSet(p.Key) {
+		if l.IsSet(p.Key) {
 			problems = append(problems, p)
 		}
 	}
@@ -82,7 +82,7 @@ func (c Config) problems() []*Problem {
 	v := &validator{}
 	v.role(c.Role)
 	if _, err := logging.New(nil, c.LogFormat, nil); err != nil || c.LogFormat != logging.Text && c.LogFormat != logging.JSON {
-		v.add("log-format", "%q is no format: want text or json", c.LogFormat)
+		v.add("log-format", "%q is not a format: want text or json", c.LogFormat)
 	}
 	for _, s := range c.LogLevel {
 		if _, _, err := logging.ParseLevel(s); err != nil {
@@ -92,7 +92,7 @@ func (c Config) problems() []*Problem {
 	return append(v.problems, c.parts(c.Is(RoleController) || !c.Is(RoleLB), c.Is(RoleLB))...)
 }
 
-// parts checks what belongs to the roles, and that all listeners keep apart.
+// parts checks the settings of the roles, and that no two listeners collide.
 func (c Config) parts(controller, lb bool) []*Problem {
 	v := &validator{}
 	var listeners []listener
@@ -108,15 +108,15 @@ func (c Config) parts(controller, lb bool) []*Problem {
 	return v.problems
 }
 
-// metrics refuses to show the process to other machines unless that is meant.
+// metrics refuses to show the process to other machines unless that is intended.
 func (v *validator) metrics(c Config) {
 	host, _, problem := splitAddress(c.MetricsAddress)
 	if c.MetricsAddress == "" || problem != "" || c.MetricsWeb != "" || c.MetricsOpen {
 		return
 	}
 	if ip, err := netip.ParseAddr(host); err != nil || !ip.IsLoopback() {
-		v.add("metrics-address", "%s is reached from other machines, and is plain HTTP", c.MetricsAddress).Hint =
-			"give --metrics-web-config=FILE with TLS and client certificates, or --metrics-insecure if anybody may read it"
+		v.add("metrics-address", "%s is reachable from other machines and serves plain HTTP", c.MetricsAddress).Hint =
+			"set --metrics-web-config=FILE with TLS and client certificates, or --metrics-insecure if anyone may read it"
 	}
 }
 
@@ -140,11 +140,11 @@ func (v *validator) tracing(endpoint string) {
 	}
 	host, port, err := net.SplitHostPort(endpoint)
 	if n, bad := strconv.Atoi(port); err != nil || bad != nil || host == "" || n < 1 || n > 65535 || strings.ContainsAny(host, "/ \"'") {
-		v.add("tracing-endpoint", "%q is not HOST:PORT", endpoint).Hint = "such as 127.0.0.1:4317, where an OpenTelemetry collector takes OTLP over gRPC"
+		v.add("tracing-endpoint", "%q is not HOST:PORT", endpoint).Hint = "such as 127.0.0.1:4317, where an OpenTelemetry collector accepts OTLP over gRPC"
 	}
 }
 
-// validator gathers problems.
+// validator collects problems.
 type validator struct{ problems []*Problem }
 
 func (v *validator) add(key, format string, args ...any) *Problem {
@@ -155,12 +155,12 @@ func (v *validator) add(key, format string, args ...any) *Problem {
 
 func (v *validator) role(roles []string) {
 	if len(roles) == 0 {
-		v.problems = append(v.problems, &Problem{Text: "no role given", Hint: "kthwd --role=controller runs a control plane, kthwd --role=lb a load balancer; kthwd --help lists flags and verbs"})
+		v.problems = append(v.problems, &Problem{Text: "no role given", Hint: "kthwd --role=controller runs a control plane, kthwd --role=lb a load balancer; kthwd --help lists the verbs, kthwd help ROLE the flags"})
 	}
 	for i, role := range roles {
 		switch {
 		case role != RoleController && role != RoleLB:
-			p := v.add("role", "%q is no role; roles: %s, %s", role, RoleController, RoleLB)
+			p := v.add("role", "%q is not a role: want %s, %s", role, RoleController, RoleLB)
 			if editDistance(role, RoleController) < 4 {
 				p.Hint = didYouMean("--role=", RoleController)
 			} else if editDistance(role, RoleLB) < 2 {
@@ -172,19 +172,19 @@ func (v *validator) role(roles []string) {
 	}
 }
 
-// roleProblems refuses, by name, what belongs to another role.
+// roleProblems refuses each setting that belongs to another role.
 func (l *Loader) roleProblems() (problems []*Problem) {
 	if !l.Config.Is(RoleController) && !l.Config.Is(RoleLB) {
-		return nil // that is said already
+		return nil // role has reported it
 	}
 	role := strings.Join(l.Config.Role, ",")
 	for _, s := range l.table {
-		if s.of(l.Config.Role) || !l.isSet(s.name) {
+		if s.of(l.Config.Role) || !l.IsSet(s.name) {
 			continue
 		}
 		problems = append(problems, &Problem{
 			Key: s.name, Text: fmt.Sprintf("belongs to --role=%s; this process is --role=%s", s.role, role),
-			Hint: fmt.Sprintf("leave it out; kthwd config --role=%s lists what this role takes", role),
+			Hint: fmt.Sprintf("remove it; kthwd config --role=%s lists the settings of this role", role),
 		})
 	}
 	return problems
@@ -196,26 +196,26 @@ func (v *validator) paths(c Controller) {
 		return
 	}
 	if c.EtcdDataDir != "" && c.EtcdDataDir == c.DataDir {
-		v.add("etcd-data-dir", "%s is --data-dir as well", c.EtcdDataDir).Hint = "leave it out to use etcd below the data directory"
+		v.add("etcd-data-dir", "%s is also --data-dir", c.EtcdDataDir).Hint = "omit it to use etcd below the data directory"
 	}
 }
 
-// aName is what host names and member names look like.
+// aName matches host names and member names.
 var aName = regexp.MustCompile(`^[a-zA-Z0-9]([-a-zA-Z0-9_.]{0,251}[a-zA-Z0-9])?$`)
 
 func (v *validator) machine(c Controller) {
 	if c.Name != "" && !aName.MatchString(c.Name) {
-		v.add("name", "%q is no name: want letters, digits, dots and dashes", c.Name)
+		v.add("name", "%q is not a name: want letters, digits, dots and dashes", c.Name)
 	}
 	if _, err := netip.ParseAddr(c.BindAddress); err != nil {
-		v.add("bind-address", "%q is no IP address", c.BindAddress).Hint = "0.0.0.0 listens on all addresses"
+		v.add("bind-address", "%q is not an IP address", c.BindAddress).Hint = "0.0.0.0 listens on all addresses"
 	}
 	if c.AdvertiseAddress != "" {
 		switch ip, err := netip.ParseAddr(c.AdvertiseAddress); {
 		case err != nil:
-			v.add("advertise-address", "%q is no IP address", c.AdvertiseAddress)
+			v.add("advertise-address", "%q is not an IP address", c.AdvertiseAddress)
 		case ip.IsUnspecified() || ip.IsMulticast():
-			v.add("advertise-address", "%s is no address that other machines can reach", ip).Hint = "give the address of this machine"
+			v.add("advertise-address", "%s is not an address that other machines can reach", ip).Hint = "give the address of this machine"
 		case ip.Zone() != "":
 			v.add("advertise-address", "%s has a zone, which other machines cannot use", ip)
 		}
@@ -226,11 +226,11 @@ func (v *validator) machine(c Controller) {
 		}
 	}
 	if c.HealthServerName != "" && !aName.MatchString(c.HealthServerName) {
-		v.add("health-server-name", "%q is no host name", c.HealthServerName)
+		v.add("health-server-name", "%q is not a host name", c.HealthServerName)
 	}
 }
 
-// listener is one port that kthwd will listen on, on each of hosts.
+// listener is a port on which kthwd will listen, on each of hosts.
 type listener struct {
 	key   string
 	hosts []string
@@ -250,20 +250,20 @@ func (v *validator) listeners(c Controller) []listener {
 	}
 	for _, l := range all {
 		if l.port < 1 || l.port > 65535 {
-			v.add(l.key, "%d is no port: want 1 to 65535", l.port)
+			v.add(l.key, "%d is not a port: want 1 to 65535", l.port)
 		}
 	}
 	return v.addListener(all, "health-address", c.HealthAddress)
 }
 
-// apart refuses two listeners that meet on one address.
+// apart refuses two listeners that share an address and a port.
 func (v *validator) apart(all []listener) {
 	for i, a := range all {
 		for _, b := range all[:i] {
 			if !a.meets(b) {
 				continue
 			}
-			p := v.add(a.key, "and --%s both want port %d", b.key, a.port)
+			p := v.add(a.key, "and --%s both use port %d", b.key, a.port)
 			if a.key == "listen" && b.key == "secure-port" {
 				p.Hint = "in one process with an API server, the load balancer needs another port or address, such as --listen=:443"
 			}
@@ -291,7 +291,7 @@ func splitAddress(address string) (host string, port int, problem string) {
 	host, text := address[:i], address[i+1:]
 	port, err := strconv.Atoi(text)
 	if err != nil || port < 1 || port > 65535 {
-		return "", 0, fmt.Sprintf("has no port from 1 to 65535, but %q", text)
+		return "", 0, fmt.Sprintf("has the port %q: want 1 to 65535", text)
 	}
 	inner, bracketed := strings.CutPrefix(host, "[")
 	if bracketed {
@@ -303,9 +303,9 @@ func splitAddress(address string) (host string, port int, problem string) {
 	case host == "localhost":
 		return "127.0.0.1", port, ""
 	case err != nil:
-		return "", 0, fmt.Sprintf("has no IP address, but %q", host)
+		return "", 0, fmt.Sprintf("has %q in place of an IP address", host)
 	case ip.Is6() != bracketed:
-		return "", 0, "needs brackets around an IPv6 address, and around no other"
+		return "", 0, "needs brackets around an IPv6 address, and only there"
 	}
 	return inner, port, ""
 }
@@ -324,7 +324,7 @@ func (l listener) meets(other listener) bool {
 	return false
 }
 
-// covers tells whether a listener on host also gets what is for other.
+// covers reports whether a listener on host also receives connections to other.
 func covers(host, other string) bool {
 	if host == "" {
 		return true
@@ -337,7 +337,7 @@ func covers(host, other string) bool {
 	return ip.Is6() || err != nil || o.Is4() || o.IsUnspecified()
 }
 
-// ranges checks the address ranges of the cluster, and that they keep apart.
+// ranges checks the address ranges of the cluster, and that they do not overlap.
 func (v *validator) ranges(c Controller) {
 	service := v.parseRanges("service-cluster-ip-range", c.ServiceClusterIPRange)
 	cluster := v.parseRanges("cluster-cidr", c.ClusterCIDR)
@@ -345,7 +345,7 @@ func (v *validator) ranges(c Controller) {
 		for _, p := range cluster {
 			if s.Overlaps(p) {
 				v.add("service-cluster-ip-range", "%s overlaps --cluster-cidr %s", s, p).Hint =
-					"services and pods need ranges of their own; the defaults are " + Default().Controller.ServiceClusterIPRange + " and " + Default().Controller.ClusterCIDR
+					"services and pods need separate ranges; the defaults are " + Default().Controller.ServiceClusterIPRange + " and " + Default().Controller.ClusterCIDR
 			}
 		}
 	}
@@ -355,12 +355,12 @@ func (v *validator) ranges(c Controller) {
 	}
 }
 
-// outside refuses a range with this machine in it: its address would belong to
-// a service or a pod as well.
+// outside refuses a range that contains this machine's address, which would then
+// also belong to a service or a pod.
 func (v *validator) outside(ip netip.Addr, key string, ranges []netip.Prefix) {
 	for _, r := range ranges {
 		if r.Contains(ip) {
-			v.add(key, "%s contains --advertise-address %s", r, ip).Hint = "choose a range that no machine has an address in"
+			v.add(key, "%s contains --advertise-address %s", r, ip).Hint = "choose a range that contains no machine's address"
 		}
 	}
 }
@@ -373,7 +373,7 @@ func (v *validator) parseRanges(key, text string) (ranges []netip.Prefix) {
 	for s := range strings.SplitSeq(text, ",") {
 		p, err := netip.ParsePrefix(s)
 		if err != nil {
-			v.add(key, "%q is no CIDR: want ADDRESS/BITS, such as 10.32.0.0/24", s)
+			v.add(key, "%q is not a CIDR: want ADDRESS/BITS, such as 10.32.0.0/24", s)
 			continue
 		}
 		ranges = append(ranges, p.Masked())
@@ -397,8 +397,8 @@ func (v *validator) args(key string, args []string) {
 	}
 }
 
-// SplitArg parts a pass-through argument: "v=4", "--v=4", and "profiling" for
-// "profiling=true".
+// SplitArg splits a pass-through argument: "v=4", "--v=4", or "profiling", which
+// means "profiling=true".
 func SplitArg(arg string) (key, value string) {
 	key, value, ok := strings.Cut(strings.TrimLeft(arg, "-"), "=")
 	if !ok {
@@ -407,15 +407,15 @@ func SplitArg(arg string) (key, value string) {
 	return key, value
 }
 
-// Warnings lists what is allowed and probably not meant, one line each.
+// Warnings lists settings that are allowed but probably a mistake, one line each.
 func (c Controller) Warnings() (lines []string) {
 	if ip, err := netip.ParseAddr(c.AdvertiseAddress); err == nil && ip.IsLoopback() {
-		lines = append(lines, fmt.Sprintf("--advertise-address %s is loopback: no other machine reaches this controller", ip))
+		lines = append(lines, fmt.Sprintf("--advertise-address %s is loopback: no other machine can reach this controller", ip))
 	}
 	lines = append(lines, EvenWarning(len(c.InitialCluster))...)
 	d := Default().Controller
 	if c.ControllerManagerPort != d.ControllerManagerPort || c.SchedulerPort != d.SchedulerPort {
-		lines = append(lines, fmt.Sprintf("kubectl get componentstatuses asks ports %d and %d only; it will call what moved elsewhere unhealthy", d.ControllerManagerPort, d.SchedulerPort))
+		lines = append(lines, fmt.Sprintf("kubectl get componentstatuses queries only ports %d and %d; it reports a program on another port as unhealthy", d.ControllerManagerPort, d.SchedulerPort))
 	}
 	return lines
 }

@@ -86,6 +86,7 @@ type Member struct {
 
 	gate     writeGate // shut for a moment while leadership moves
 	requests *requests // abandoned in a stop without a quorum
+	gateway  *gateway  // etcd's HTTP API; nil when it is switched off
 }
 
 var _ supervise.Component = (*Member)(nil)
@@ -125,6 +126,9 @@ func (e *Member) Run(ctx context.Context, ready func()) error {
 	}
 	report := supervise.Report(ctx)
 	if err := e.learnMembers(ctx, report); err != nil || ctx.Err() != nil {
+		return err
+	}
+	if err := e.refuseToShutOut(ctx); err != nil {
 		return err
 	}
 	server, err := e.start(ctx, report)
@@ -224,6 +228,7 @@ func (e *Member) close(server *embed.Etcd) {
 		// was, or for the end of the server (embed/serve.go:serve).
 		server.Server.HardStop()
 	}
+	e.gateway.close()
 	server.Close()
 	os.Remove(socketPath(e.cfg))
 }

@@ -167,7 +167,7 @@ func (e *Member) lookForStrangers(ctx context.Context, server *embed.Etcd) {
 	}
 	for said := ""; ctx.Err() == nil; supervise.Sleep(ctx, strangerPoll) {
 		var found []string
-		if server.Server.Leader() == 0 {
+		if leaderOf(server) == 0 {
 			found = e.findStrangers(ctx, tls, server)
 		}
 		text := strings.Join(found, "; ")
@@ -180,8 +180,8 @@ func (e *Member) lookForStrangers(ctx context.Context, server *embed.Etcd) {
 			e.strangers.Store(&text)
 		}
 		if text != said && text != "" {
-			e.log.Warn("a controller of another CA: it and this one do not speak with each other", "err", text,
-				"hint", "all controllers need the ca.pem, and a kubernetes.pem of it, from one run of kthwd pki init")
+			e.log.Warn("a controller of another CA, or with another name: it and this one do not speak with each other", "err", text,
+				"hint", "all controllers need the ca.pem, and a kubernetes.pem of it with the same name, from one run of kthwd pki init")
 		}
 		said = text
 	}
@@ -195,6 +195,10 @@ func (e *Member) findStrangers(ctx context.Context, tls *tls.Config, server *emb
 		_, err := askMembers(ctx, tls, m.PeerURLs[0])
 		if errors.As(err, new(x509.UnknownAuthorityError)) {
 			found = append(found, fmt.Sprintf("%s at %s shows a certificate of another CA than %s", m.Name, PeerHost(m), e.cfg.PeerTLSInfo.TrustedCAFile))
+		} else if err != nil {
+			if why := e.strangeName(ctx, m.PeerURLs[0]); why != "" {
+				found = append(found, fmt.Sprintf("%s at %s %s", m.Name, PeerHost(m), why))
+			}
 		}
 	}
 	slices.Sort(found)

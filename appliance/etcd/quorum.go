@@ -104,7 +104,7 @@ func (e *Member) Quorum() status.Quorum {
 	}
 	q.Needed = q.Members/2 + 1
 	q.Warning = strings.Join(config.EvenWarning(q.Members), "")
-	if leader := server.Server.Leader(); leader != 0 {
+	if leader := leaderOf(server); leader != 0 {
 		q.Leader = leader.String()
 		if m := server.Server.Cluster().Member(leader); m != nil && m.Name != "" {
 			q.Leader = m.Name
@@ -136,5 +136,5 @@ func Voters(server *embed.Etcd) (n int) {
 // Redundant tells whether the cluster has other voting members, and a leader.
 func (e *Member) Redundant() bool {
 	server := e.Running()
-	return server != nil && Voters(server) > 1 && server.Server.Leader() != 0
+	return server != nil && Voters(server) > 1 && leaderOf(server) != 0
 }

@@ -99,7 +99,7 @@ func (w *watch) poll() {
 	if len(e.fatal) > 0 {
 		return // the rest may wait for a lock that is never given back
 	}
-	leader := w.server.Server.Leader() != 0
+	leader := leaderOf(w.server) != 0
 	e.listen(leader)
 	w.state.check(leader)
 	e.fsyncs.sample(time.Now())
@@ -151,6 +151,7 @@ func (e *Member) gone(server *embed.Etcd) error {
 	e.server = nil // nobody is to wait for a lock of it
 	e.mu.Unlock()
 	closed := make(chan struct{})
+	e.gateway.close()
 	go func() {
 		defer close(closed)
 		server.Close()

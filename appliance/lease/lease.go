@@ -51,8 +51,8 @@ const (
 	fencedPatience = time.Minute
 )
 
-// BeginsAgain is how a term that follows a failed one says why.
-const BeginsAgain = "begins again after: "
+// beginsAgain is how a term that follows a failed one says why.
+const beginsAgain = "begins again after: "
 
 // errLeaseLost ends a term whose lease could not be renewed in time.
 var errLeaseLost = errors.New("lease lost")
@@ -126,7 +126,7 @@ func (l *Lease) Run(ctx context.Context, ready func(), prepare standby) error {
 		}
 		l.log.Warn("term ended, beginning again", "err", err, "pause", pause)
 		report.Restarted(restartReason(err), err)
-		report.Starting(BeginsAgain + err.Error())
+		report.Starting(beginsAgain + err.Error())
 		supervise.Sleep(ctx, pause)
 		pause = min(2*pause, lastTermPause)
 	}

@@ -12,7 +12,7 @@ import (
 	"unicode/utf8"
 )
 
-// encoder appends one line, with its newline.
+// encoder appends one line, including the newline.
 type encoder func(b *bytes.Buffer, r slog.Record, component string, attrs []slog.Attr)
 
 var encoders = map[string]encoder{
@@ -23,9 +23,9 @@ var encoders = map[string]encoder{
 	Plain:    func(b *bytes.Buffer, r slog.Record, c string, a []slog.Attr) { encodeTerminal(b, r, c, a, false) },
 }
 
-// line encodes a record in at most MaxLine bytes. One that is too long is
-// encoded again with its texts cut, and if need be without its attributes, so
-// that a JSON line stays JSON. The attribute "truncated" has the full length.
+// line encodes a record in at most MaxLine bytes. It encodes a longer record again
+// with its texts cut, and if necessary without its attributes, so that a JSON line
+// remains JSON. The attribute "truncated" then has the full length.
 func (l *Logs) line(r slog.Record, component string, attrs []slog.Attr) []byte {
 	var b bytes.Buffer
 	l.encode(&b, r, component, attrs)
@@ -69,7 +69,7 @@ func cutAll(attrs []slog.Attr, keep int) []slog.Attr {
 	return short
 }
 
-// text is what slog's text form would print for a value.
+// text returns a value as slog's text form prints it.
 func text(v slog.Value) string {
 	if v.Kind() == slog.KindAny {
 		return fmt.Sprintf("%+v", v.Any())
@@ -77,7 +77,7 @@ func text(v slog.Value) string {
 	return v.String()
 }
 
-// encodeText writes slog's text form with the component before the message.
+// encodeText writes slog's text form, with the component before the message.
 func encodeText(b *bytes.Buffer, r slog.Record, component string, attrs []slog.Attr) {
 	if !r.Time.IsZero() {
 		b.WriteString("time=")
@@ -94,7 +94,7 @@ func encodeText(b *bytes.Buffer, r slog.Record, component string, attrs []slog.A
 	slog.NewTextHandler(b, &slog.HandlerOptions{Level: r.Level, ReplaceAttr: withoutLevel}).Handle(context.Background(), rest)
 }
 
-// withoutLevel drops the level that slog's handler adds by itself.
+// withoutLevel drops the level that slog's handler adds.
 func withoutLevel(groups []string, a slog.Attr) slog.Attr {
 	if _, ok := ownLevel(groups, a); ok {
 		return slog.Attr{}
@@ -102,8 +102,8 @@ func withoutLevel(groups []string, a slog.Attr) slog.Attr {
 	return a
 }
 
-// encodeJournal writes a line for systemd's journal, which knows the time by
-// itself and takes the level from the number before the line (sd-daemon(3)).
+// encodeJournal writes a line for systemd's journal, which adds the time and takes the
+// level from the number before the line (sd-daemon(3)).
 func encodeJournal(b *bytes.Buffer, r slog.Record, component string, attrs []slog.Attr) {
 	b.WriteString(Priority(r.Level))
 	b.WriteString(printable(component))
@@ -116,7 +116,7 @@ func encodeJournal(b *bytes.Buffer, r slog.Record, component string, attrs []slo
 	b.WriteByte('\n')
 }
 
-// Priority is what stands before a line of that level in systemd's journal.
+// Priority returns the prefix by which systemd's journal recognises a line's level.
 func Priority(at slog.Level) string {
 	switch {
 	case at >= slog.LevelError:
@@ -152,7 +152,7 @@ func ownLevel(groups []string, a slog.Attr) (slog.Level, bool) {
 	return level, ok
 }
 
-// label is a level as a line shows it: klog verbosities as V1, V2, ….
+// label returns a level as a line shows it: klog verbosities as V1, V2, ….
 func label(at slog.Level) string {
 	switch {
 	case at >= slog.LevelInfo:
@@ -187,7 +187,7 @@ func encodeTerminal(b *bytes.Buffer, r slog.Record, component string, attrs []sl
 	b.WriteByte('\n')
 }
 
-// pairs are attributes as key=value.
+// pairs formats attributes as key=value.
 func pairs(at slog.Level, attrs []slog.Attr) string {
 	var b bytes.Buffer
 	r := slog.NewRecord(time.Time{}, at, "", 0)
@@ -224,7 +224,7 @@ func quote(s string) string {
 	return s
 }
 
-// printable keeps what a message says and takes away what it could do to a terminal.
+// printable quotes a message with characters that could control a terminal.
 func printable(s string) string {
 	if strings.ContainsFunc(s, func(r rune) bool { return r == utf8.RuneError || !unicode.IsPrint(r) }) {
 		return strconv.Quote(s)

@@ -6,11 +6,11 @@ import (
 	"slices"
 )
 
-// componentKey is the attribute that says whose line it is.
+// componentKey is the attribute that names the component of a line.
 const componentKey = "component"
 
-// handler is a slog.Handler that gathers what With and WithGroup were given and
-// hands it, with the record, to the encoder of its Logs.
+// handler is a slog.Handler that collects the arguments of With and WithGroup and
+// passes them, with the record, to the encoder of its Logs.
 type handler struct {
 	logs      *Logs
 	component string
@@ -18,7 +18,7 @@ type handler struct {
 	given     []given // outermost first
 }
 
-// given is one call of WithGroup (a name) or of WithAttrs.
+// given is one call of WithGroup, with a name, or of WithAttrs.
 type given struct {
 	group string
 	attrs []slog.Attr
@@ -77,8 +77,8 @@ func (h *handler) Handle(_ context.Context, r slog.Record) error {
 	return h.logs.write(h.logs.line(r, component, h.nest(attrs)))
 }
 
-// nest puts the record's attributes into the groups and behind the attributes
-// that With gave.
+// nest puts the record's attributes into the groups, and after the attributes, that
+// With and WithGroup received.
 func (h *handler) nest(attrs []slog.Attr) []slog.Attr {
 	for _, g := range slices.Backward(h.given) {
 		if g.group != "" {
@@ -90,7 +90,7 @@ func (h *handler) nest(attrs []slog.Attr) []slog.Attr {
 	return attrs
 }
 
-// takeComponent parts the component, if one is named, from the other attributes.
+// takeComponent separates the component, if there is one, from the other attributes.
 func takeComponent(attrs []slog.Attr) (others []slog.Attr, component string) {
 	is := func(a slog.Attr) bool { return a.Key == componentKey && a.Value.Kind() == slog.KindString }
 	if !slices.ContainsFunc(attrs, is) {

@@ -1,23 +1,23 @@
-// Package logging makes the one log of the process: text or JSON lines, each
-// naming its component, with a level per component that can be changed while
-// the process runs.
+// Package logging writes the log of the process: text or JSON lines that each name
+// their component. Each component has a level, which can change while the process
+// runs.
 //
 //	logs, err := logging.New(os.Stderr, logging.Text, []string{"info", "etcd=debug"})
 //	log := logs.Logger("kthwd")
 //	log.Info("ready", "took", took)         // … level=INFO component=kthwd msg=ready took=2.1s
 //	logs.SetLevel("kube-apiserver", "4")    // slog level -4, the same as debug
 //
-// A level is error, warn, info or debug, or a number n: slog level -n, as klog's
-// verbosities arrive in slog. What upstream's lines are worth is decided where
-// they are bridged; see package appliance.
+// A level is error, warn, info, debug or a number n, which is slog level -n, to which
+// klog's verbosity n maps in slog. The bridges in package appliance decide the levels
+// of upstream's lines.
 //
-// An attribute "component" outside any group, given with With or with the
-// record, replaces the logger's own: the line carries it once. With also
-// switches to that component's level; a record's can only be held back by it.
+// An attribute "component" outside any group, given to With or with the record,
+// replaces the logger's own, so the line has it once. With also switches to that
+// component's level; a record's attribute can only suppress the line by that level.
 //
-// The package imports only the standard library. The bridges from klog, zap and
-// gRPC live in appliance; they ask Level and OnLevelChange. Nothing here keeps a
-// secret out of a line: that is the caller's duty.
+// The package imports only the standard library. The bridges from klog, zap and gRPC
+// are in appliance and use Level and OnLevelChange. Callers must keep secrets out of
+// their lines: this package does not remove them.
 package logging
 
 import (
@@ -32,9 +32,9 @@ import (
 	"sync/atomic"
 )
 
-// The formats of New. Terminal and Plain are shorter than Text and aligned, for
-// people; Terminal is coloured. Journal is for systemd's journal: no time, and
-// the level as its priority.
+// The formats of New. Terminal and Plain are for people: shorter than Text, and
+// aligned. Terminal is coloured. Journal is for systemd's journal: it has no time, and
+// the level becomes the journal's priority.
 const (
 	Text     = "text"
 	JSON     = "json"
@@ -43,15 +43,15 @@ const (
 	Journal  = "journal"
 )
 
-// All names the default level in SetLevel and Levels: that of each component
-// without one of its own.
+// All names the default level in SetLevel and Levels, which applies to each component
+// without its own level.
 const All = "all"
 
-// MaxLine is the length, in bytes, that no line exceeds.
+// MaxLine is the maximum length of a line in bytes.
 const MaxLine = 16 << 10
 
-// Logs is the log of the process. Make one with New; all methods may be called
-// from any goroutine.
+// Logs is the log of the process. Make one with New. All methods are safe for
+// concurrent use.
 type Logs struct {
 	encode encoder
 
@@ -68,13 +68,13 @@ type Logs struct {
 // level is the level of one component, read without a lock for each record.
 type level struct {
 	atomic.Int64
-	own bool // guarded by Logs.mu: set for this component, does not follow the default
+	own bool // set for this component, so it does not follow the default; guarded by Logs.mu
 }
 
 func (l *level) enabled(at slog.Level) bool { return at >= slog.Level(l.Load()) }
 
-// New makes a log that writes to w, one Write a line. Each of levels is "LEVEL"
-// or "COMPONENT=LEVEL", later ones win; without any the level is info.
+// New returns a log that writes to w with one Write per line. Each of levels is
+// "LEVEL" or "COMPONENT=LEVEL"; later ones win. Without levels the level is info.
 func New(w io.Writer, format string, levels []string) (*Logs, error) {
 	encode, ok := encoders[format]
 	if !ok {
@@ -92,7 +92,7 @@ func New(w io.Writer, format string, levels []string) (*Logs, error) {
 	return l, nil
 }
 
-// ParseLevel reads "LEVEL" or "COMPONENT=LEVEL". The component of a bare level is All.
+// ParseLevel parses "LEVEL" or "COMPONENT=LEVEL". Without a component it returns All.
 func ParseLevel(s string) (component string, at slog.Level, err error) {
 	component, name, ok := strings.Cut(s, "=")
 	if !ok {
@@ -123,7 +123,7 @@ func parseName(name string) (slog.Level, error) {
 	return slog.Level(-int(n)), nil
 }
 
-// levelName is the opposite of parseName.
+// levelName is the inverse of parseName.
 func levelName(at slog.Level) string {
 	switch {
 	case at >= slog.LevelError:
@@ -139,15 +139,15 @@ func levelName(at slog.Level) string {
 	}
 }
 
-// Logger is a logger whose lines name component.
+// Logger returns a logger whose lines name component.
 func (l *Logs) Logger(component string) *slog.Logger { return slog.New(l.Handler(component)) }
 
-// Handler is the slog.Handler of Logger.
+// Handler returns the slog.Handler of Logger.
 func (l *Logs) Handler(component string) slog.Handler {
 	return &handler{logs: l, component: component, level: l.level(component)}
 }
 
-// level finds or makes the level of a component.
+// level returns the level of a component, which it creates if necessary.
 func (l *Logs) level(component string) *level {
 	if v, ok := (*l.levels.Load())[component]; ok {
 		return v
@@ -169,8 +169,8 @@ func (l *Logs) levelLocked(component string) *level {
 	return v
 }
 
-// Level is the lowest level that the component's lines are written at. It
-// takes no lock and does not allocate.
+// Level returns the lowest level of the component's lines that are written. It takes
+// no lock and does not allocate.
 func (l *Logs) Level(component string) slog.Level {
 	if v, ok := (*l.levels.Load())[component]; ok {
 		return slog.Level(v.Load())
@@ -178,9 +178,8 @@ func (l *Logs) Level(component string) slog.Level {
 	return slog.Level(l.standard.Load())
 }
 
-// SetLevel changes the level of one component from now on. With component ""
-// or All it changes the default, that of all components that were not given a
-// level of their own.
+// SetLevel changes the level of one component. With component "" or All it changes
+// the default, which applies to all components without their own level.
 func (l *Logs) SetLevel(component, level string) error {
 	at, err := parseName(level)
 	if err != nil {
@@ -190,8 +189,8 @@ func (l *Logs) SetLevel(component, level string) error {
 	return nil
 }
 
-// SetLevels replaces all levels, those of components included, by what New takes.
-// On an error none has changed.
+// SetLevels replaces all levels, including those of components, with levels in the
+// form that New accepts. On an error it changes none.
 func (l *Logs) SetLevels(levels []string) error {
 	for _, s := range levels {
 		if _, _, err := ParseLevel(s); err != nil {
@@ -229,7 +228,7 @@ func (l *Logs) set(component string, at slog.Level) {
 	l.changed()
 }
 
-// Levels is the level of each component that has logged or was given one, and
+// Levels returns the level of each component that has a logger or its own level, and
 // the default as All.
 func (l *Logs) Levels() map[string]string {
 	names := map[string]string{All: levelName(slog.Level(l.standard.Load()))}
@@ -239,9 +238,9 @@ func (l *Logs) Levels() map[string]string {
 	return names
 }
 
-// OnLevelChange has f called after each change of a level, from the goroutine
-// that made the change. It is how a bridge passes a level on to a library that
-// decides by itself, such as klog.
+// OnLevelChange makes each change of a level call f, from the goroutine that makes the
+// change. With it a bridge passes the level to a library that filters lines itself,
+// such as klog.
 func (l *Logs) OnLevelChange(f func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -7,48 +7,49 @@ import (
 	"time"
 )
 
-// How a join goes, after kthwd member add has made a token:
+// The steps of a join, after kthwd member add has made a token:
 //
 //	joiner                              any controller, port 10301
 //	  POST /v1/files  ─────────────────►  token, releases
 //	                  ◄─────────────────  settings, shared files, a kubernetes.pem
 //	  opens its peer port
 //	  POST /v1/admit  ─────────────────►  token
-//	                  ◄── GET DialPath ─  is it there, with a certificate of the CA?
+//	                  ◄── GET DialPath ─  does it answer, with a certificate of the CA?
 //	                                      learner added; the secret is spent
 //	                  ◄─────────────────  the members
 //	  writes kthwd.yaml
 //
-// Until the learner is added, nothing in the cluster has changed, and the token
-// is as good as before.
+// The first request binds the token to its joiner. Until the learner is added,
+// nothing else in the cluster has changed, and that joiner may ask again.
 const (
 	FilesPath = "/v1/files"
 	AdmitPath = "/v1/admit"
-	DialPath  = "/kthwd/join/" // on the joiner's peer port; the ID follows
+	DialPath  = "/kthwd/join/" // on the joiner's peer port; followed by the ID
 )
 
-// AddRequest is what kthwd member add asks the running kthwd for.
+// AddRequest is the request of kthwd member add to the running kthwd.
 type AddRequest struct {
 	Name    string        `json:"name"`
 	Address string        `json:"address"`
 	TTL     time.Duration `json:"ttlNanoseconds"`
-	CAKey   bool          `json:"caKey"` // the new controller gets the CA's key
+	CAKey   bool          `json:"caKey"`          // the new controller receives the CA's key
+	From    string        `json:"from,omitempty"` // the address that it speaks from; empty means Address
 }
 
-// Added is the answer.
+// Added is the answer to AddRequest.
 type Added struct {
 	Token    string   `json:"token"`
 	Warnings []string `json:"warnings,omitempty"`
 }
 
-// Versions are what must fit between controllers of a cluster.
+// Versions are the versions of a controller that must fit those of its cluster.
 type Versions struct {
 	Kthwd      string `json:"kthwd"`
 	Kubernetes string `json:"kubernetes"` // v1.36.3
 	Etcd       string `json:"etcd"`       // 3.6.16
 }
 
-// Fits refuses a joiner with another minor version.
+// Fits refuses a joiner whose minor versions differ.
 func (v Versions) Fits(joiner Versions) error {
 	for _, c := range []struct{ what, here, there string }{
 		{"Kubernetes", v.Kubernetes, joiner.Kubernetes}, {"etcd", v.Etcd, joiner.Etcd},
@@ -61,21 +62,23 @@ func (v Versions) Fits(joiner Versions) error {
 	return nil
 }
 
-// minor is v1.36 of v1.36.3.
+// minor returns 1.36 for v1.36.3.
 func minor(version string) string {
 	parts := strings.SplitN(strings.TrimPrefix(version, "v"), ".", 3)
 	return strings.Join(parts[:min(2, len(parts))], ".")
 }
 
-// Request is what a joiner says in both steps.
+// Request is the joiner's request in both steps.
 type Request struct {
 	ID       string   `json:"id"`
 	Secret   []byte   `json:"secret"`
-	Joiner   string   `json:"joiner"` // random, of this one run; a repeated request is known by it
+	Joiner   string   `json:"joiner"` // random, one per run; identifies a repeated request
 	Versions Versions `json:"versions"`
 
-	NeedsCertificate bool `json:"needsCertificate,omitempty"` // of FilesPath: it has no kubernetes.pem
-	PeerPort         int  `json:"peerPort,omitempty"`         // of AdmitPath: where it listens
+	NeedsCertificate bool `json:"needsCertificate,omitempty"` // for FilesPath: the joiner has no kubernetes.pem
+	PeerPort         int  `json:"peerPort,omitempty"`         // for AdmitPath: where the joiner listens
+
+	From string `json:"-"` // HOST:PORT that the request came from, as the server saw it
 }
 
 // Files is the answer to FilesPath.
@@ -83,11 +86,11 @@ type Files struct {
 	Name     string            `json:"name"`
 	Address  string            `json:"address"`
 	Settings Settings          `json:"settings"`
-	Admin    string            `json:"admin,omitempty"` // server of admin.kubeconfig; empty is the joiner's own
+	Admin    string            `json:"admin,omitempty"` // server of admin.kubeconfig; empty means the joiner's own
 	Files    map[string][]byte `json:"files"`           // by name; secret
 }
 
-// Settings are those that a cluster's controllers have in common.
+// Settings are the settings that all controllers of a cluster share.
 type Settings struct {
 	ServiceClusterIPRange string   `json:"serviceClusterIPRange"`
 	ClusterCIDR           string   `json:"clusterCIDR"`
@@ -95,16 +98,16 @@ type Settings struct {
 	EtcdClientPort        int      `json:"etcdClientPort"`
 	EtcdPeerPort          int      `json:"etcdPeerPort"`
 	JoinPort              int      `json:"joinPort"`
-	Arguments             []string `json:"arguments,omitempty"` // names of the pass-through settings in use there
+	Arguments             []string `json:"arguments,omitempty"` // names of the pass-through settings in use on the controller that answers
 }
 
 // Admitted is the answer to AdmitPath.
 type Admitted struct {
-	Members []config.Member `json:"members"`           // the joiner included
-	Within  time.Duration   `json:"withinNanoseconds"` // how long it may take to arrive
+	Members []config.Member `json:"members"`           // including the joiner
+	Within  time.Duration   `json:"withinNanoseconds"` // how long the joiner may take to catch up
 }
 
-// Failed is the answer to either when it is refused.
+// Failed is the answer to a refused request of either step.
 type Failed struct {
 	Error string `json:"error"`
 	Hint  string `json:"hint,omitempty"`

@@ -13,29 +13,31 @@ import (
 	"net"
 	"net/http"
 	"time"
+
+	"kthwd/appliance/text"
 )
 
-// Client asks the join endpoints that a token names. It believes only a server
-// whose certificate is of the CA that the token pins.
+// Client sends requests to the join endpoints that a token names. It trusts only a
+// server whose certificate is issued by the CA that the token pins.
 type Client struct {
 	Token    Token
 	Joiner   string
 	Versions Versions
-	Waiting  func(why string) // told once per reason when the answer is to ask again; may be nil
+	Waiting  func(why string) // called once per reason when the answer is to retry; may be nil
 }
 
-// Files asks for what the joiner needs before it can be admitted.
+// Files requests the files and settings that the joiner needs before Admit.
 func (c Client) Files(ctx context.Context, needsCertificate bool) (f Files, err error) {
 	return f, c.ask(ctx, FilesPath, Request{NeedsCertificate: needsCertificate}, &f)
 }
 
-// Admit asks to be added to the cluster. Whoever calls listens on the peer port.
+// Admit requests to be added to the cluster. The caller must listen on peerPort.
 func (c Client) Admit(ctx context.Context, peerPort int) (a Admitted, err error) {
 	return a, c.ask(ctx, AdmitPath, Request{PeerPort: peerPort}, &a)
 }
 
-// ask tries one endpoint after the other, until one answers yes or no. The same
-// one is asked again when it says that it may work in a moment.
+// ask tries one endpoint after the other until one accepts or refuses. It retries an
+// endpoint that answers that the request may succeed in a moment.
 func (c Client) ask(ctx context.Context, path string, in Request, out any) error {
 	in.ID, in.Secret, in.Joiner, in.Versions = c.Token.ID, c.Token.Secret, c.Joiner, c.Versions
 	body, err := json.Marshal(in)
@@ -48,7 +50,7 @@ func (c Client) ask(ctx context.Context, path string, in Request, out any) error
 		var refusal *Refusal
 		for said := ""; errors.As(err, &refusal) && refusal.Retry && pause(ctx); {
 			if c.Waiting != nil && refusal.Text != said {
-				c.Waiting(refusal.Text)
+				c.Waiting(text.Line(refusal.Text))
 			}
 			said, refusal = refusal.Text, nil
 			err = c.askOne(ctx, address, path, body, out)
@@ -62,7 +64,7 @@ func (c Client) ask(ctx context.Context, path string, in Request, out any) error
 		return failed[0]
 	}
 	return &Refusal{Text: "no controller answers: " + errors.Join(failed...).Error(),
-		Advice: "the port must be open there, and is only while the token is good; kthwd member list on a controller shows that"}
+		Advice: "the port must be reachable, and is open only while the token is valid; kthwd member list on a controller shows that"}
 }
 
 func pause(ctx context.Context) bool {
@@ -79,7 +81,7 @@ func pause(ctx context.Context) bool {
 // answerTimeout is longer than a controller takes to change the membership.
 const answerTimeout = 30 * time.Second
 
-// maxAnswer bounds what is read of an answer: a dozen files of a few KiB.
+// maxAnswer bounds the size of an answer, which holds a dozen files of a few KiB.
 const maxAnswer = 16 << 20
 
 func (c Client) askOne(ctx context.Context, address, path string, body []byte, out any) error {
@@ -107,23 +109,23 @@ func (c Client) askOne(ctx context.Context, address, path string, body []byte, o
 	if resp.StatusCode != http.StatusOK {
 		var f Failed
 		if json.Unmarshal(answer, &f) != nil || f.Error == "" {
-			return fmt.Errorf("%s: answers %s", address, resp.Status)
+			return fmt.Errorf("%s: answered %s", address, resp.Status)
 		}
 		return &Refusal{Text: f.Error, Advice: f.Hint, Retry: f.Retry}
 	}
 	return json.Unmarshal(answer, out)
 }
 
-// errOtherCA is a server that the token does not vouch for.
+// errOtherCA means that the server's certificate is not issued by the token's CA.
 var errOtherCA = errors.New("its certificate is not of the CA in the token")
 
-// pinned verifies against the CA that the token names by its hash. The server
-// sends the CA's certificate along, for the joiner does not have it yet.
+// pinned verifies the server against the CA that the token names by its hash. The
+// server sends the CA's certificate, because the joiner does not have it yet.
 func (c Client) pinned(host string) *tls.Config {
 	return &tls.Config{
 		MinVersion:         tls.VersionTLS13,
 		ServerName:         host,
-		InsecureSkipVerify: true, // VerifyConnection does it, against the pin
+		InsecureSkipVerify: true, // VerifyConnection verifies against the pin instead
 		VerifyConnection: func(s tls.ConnectionState) error {
 			roots, found := x509.NewCertPool(), false
 			rest := x509.NewCertPool()

@@ -1,14 +1,13 @@
-// Package member is what kthwd and its verbs say to each other about the
-// controllers of a cluster: the list of them, the token with which a further
-// one joins, and the join itself.
+// Package member defines what kthwd and its verbs exchange about the controllers of a
+// cluster: the list of members, the token with which a further controller joins, and
+// the requests of a join.
 //
-// It decides what needs no etcd: whether a removal would lose the quorum, what
-// a token must look like, whether two releases fit. The package links no
-// Kubernetes and no etcd; who changes the membership is package appliance.
+// It decides what needs no etcd: whether a removal would lose the quorum, whether a
+// token is well-formed, whether two releases fit each other. The package links neither
+// Kubernetes nor etcd; package appliance changes the membership.
 package member
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -17,12 +16,13 @@ import (
 	"time"
 
 	"kthwd/appliance/config"
+	"kthwd/appliance/text"
 )
 
-// Role is what a member is to the cluster.
+// Role is the role of a controller in the cluster.
 type Role string
 
-// The roles. A joining one is no member yet: there is a token for it.
+// The roles. A joining controller is not a member yet: it has a token.
 const (
 	Voter   Role = "voter"
 	Learner Role = "learner"
@@ -31,24 +31,24 @@ const (
 
 // Member is one controller.
 type Member struct {
-	Name    string `json:"name"`         // as it was added; its ID when nobody knows the name
-	Address string `json:"address"`      // host of its peer URL
-	ID      string `json:"id,omitempty"` // etcd's, hexadecimal; empty while it is joining
+	Name    string `json:"name"`         // the name with which it was added; its ID when the name is unknown
+	Address string `json:"address"`      // the host of its peer URL
+	ID      string `json:"id,omitempty"` // etcd's ID, hexadecimal; empty while it is joining
 	Role    Role   `json:"role"`
-	Up      bool   `json:"up"` // as the controller that was asked sees it
+	Up      bool   `json:"up"` // as seen by the controller that answers
 	Leader  bool   `json:"leader,omitempty"`
-	Self    bool   `json:"self,omitempty"` // the controller that was asked
-	// Remains is how long a token is good for, or a learner has to arrive; 0 when
-	// neither, or when it is not known.
+	Self    bool   `json:"self,omitempty"` // the controller that answers
+	// Remains is how long a token remains valid, or how long a learner has to catch
+	// up; 0 for other members, or when it is not known.
 	Remains time.Duration `json:"remainsNanoseconds,omitempty"`
 }
 
-// List is the cluster as one of its members sees it.
+// List is the membership of a cluster as one of its members sees it.
 type List struct {
 	Members []Member `json:"members"`
 }
 
-// Voters are those that count for a quorum.
+// Voters returns the members that count for a quorum.
 func (l List) Voters() (voters []Member) {
 	for _, m := range l.Members {
 		if m.Role == Voter {
@@ -58,7 +58,7 @@ func (l List) Voters() (voters []Member) {
 	return voters
 }
 
-// Find returns the member of that name or ID.
+// Find returns the member with that name or ID.
 func (l List) Find(name string) (Member, bool) {
 	for _, m := range l.Members {
 		if m.Name == name || m.ID != "" && m.ID == name {
@@ -68,10 +68,10 @@ func (l List) Find(name string) (Member, bool) {
 	return Member{}, false
 }
 
-// Warnings are about what is allowed and probably not meant, one line each.
+// Warnings lists what is allowed but probably a mistake, one line each.
 func (l List) Warnings() []string { return config.EvenWarning(len(l.Voters())) }
 
-// names lists members for a person.
+// names lists the names of members for people.
 func names(members []Member) string {
 	var all []string
 	for _, m := range members {
@@ -92,19 +92,19 @@ func up(members []Member) (up, down []Member) {
 	return up, down
 }
 
-// Refusal is why a change of the membership is not made, and what to do about it.
+// Refusal is why a change of the membership is refused, and what to do about it.
 type Refusal struct {
 	Text, Advice string
-	Retry        bool // it may be made in a moment
+	Retry        bool // the change may be possible in a moment
 }
 
 func (r *Refusal) Error() string { return r.Text }
 
-// Hint is the advice.
+// Hint returns Advice.
 func (r *Refusal) Hint() string { return r.Advice }
 
-// MayRemove refuses, with a *Refusal, what would cost the cluster its quorum,
-// the controller that is asked, and a name that nobody has.
+// MayRemove returns the member to remove. With a *Refusal it refuses a removal that
+// would lose the quorum, the controller that answers, and an unknown name.
 func (l List) MayRemove(name string) (Member, error) {
 	m, found := l.Find(name)
 	switch {
@@ -116,21 +116,21 @@ func (l List) MayRemove(name string) (Member, error) {
 		return m, &Refusal{Text: fmt.Sprintf("%s is the only controller: without it there is no cluster", m.Name)}
 	case m.Self:
 		others := slices.DeleteFunc(l.Voters(), func(o Member) bool { return o.Self })
-		return m, &Refusal{Text: fmt.Sprintf("%s is this very controller", m.Name), Advice: "run this on another one: " + names(others)}
+		return m, &Refusal{Text: fmt.Sprintf("%s is this controller itself", m.Name), Advice: "run this on another one: " + names(others)}
 	}
 	return m, l.quorumWithout(m)
 }
 
-// MayAdd refuses, with a *Refusal, a further controller whose name or address
-// another one has, and one for which too few members are up: etcd counts the new
-// one as down until it has been seen.
+// MayAdd refuses, with a *Refusal, a further controller whose name or address another
+// one has. It also refuses one when too few members are up, because etcd counts the
+// new member as down until it has been seen.
 func (l List) MayAdd(name, address string) error {
 	for _, m := range l.Members {
 		remove := "to replace it, remove it first: kthwd member remove " + m.Name
 		switch {
 		case m.Role == Joining && (m.Name == name) != (m.Address == address):
-			return &Refusal{Text: fmt.Sprintf("there is a token for %s at %s, and not for %s at %s", m.Name, m.Address, name, address),
-				Advice: "if that one is not to come: kthwd member remove " + m.Name}
+			return &Refusal{Text: fmt.Sprintf("there is a token for %s at %s, not for %s at %s", m.Name, m.Address, name, address),
+				Advice: "to withdraw that token: kthwd member remove " + m.Name}
 		case m.Role == Joining:
 		case m.Name == name:
 			return &Refusal{Text: fmt.Sprintf("%s is a member already, at %s", name, m.Address), Advice: remove}
@@ -141,18 +141,18 @@ func (l List) MayAdd(name, address string) error {
 	all := l.Voters()
 	active, down := up(all)
 	if needed := (len(all)+1)/2 + 1; len(all) > 1 && len(active) < needed {
-		return &Refusal{Text: fmt.Sprintf("%d of %d members are up, and %d must be while a further one is added", len(active), len(all), needed),
+		return &Refusal{Text: fmt.Sprintf("%d of %d members are up, and %d must be up to add another one", len(active), len(all), needed),
 			Advice: "bring one of these back, or remove it: " + names(down)}
 	}
 	return nil
 }
 
-// quorumWithout asks for two quorums: one to agree on the removal, and one after it.
+// quorumWithout requires two quorums: one to agree on the removal, and one after it.
 func (l List) quorumWithout(gone Member) error {
 	all := l.Voters()
 	nowUp, nowDown := up(all)
 	if needed := len(all)/2 + 1; len(nowUp) < needed {
-		return &Refusal{Text: fmt.Sprintf("%d of %d members are up and %d are needed to agree on anything", len(nowUp), len(all), needed),
+		return &Refusal{Text: fmt.Sprintf("%d of %d members are up, and %d are needed for any change", len(nowUp), len(all), needed),
 			Advice: "bring one of these back: " + names(nowDown) + "; if they are lost for good: kthwd etcd recover"}
 	}
 	rest := slices.DeleteFunc(slices.Clone(all), func(m Member) bool { return m.Name == gone.Name })
@@ -160,7 +160,7 @@ func (l List) quorumWithout(gone Member) error {
 	if needed := len(rest)/2 + 1; len(restUp) < needed {
 		return &Refusal{Text: fmt.Sprintf("removing %s would lose the quorum: %d of the %d that remain are up (down: %s), and %d are needed",
 			gone.Name, len(restUp), len(rest), names(restDown), needed),
-			Advice: "bring one of these back first: " + names(restDown) + "; or remove what is down instead"}
+			Advice: "bring one of these back first: " + names(restDown) + "; or remove a member that is down instead"}
 	}
 	return nil
 }
@@ -170,7 +170,7 @@ func (l List) WriteTable(w io.Writer) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "NAME\tADDRESS\tROLE\tSTATE")
 	for _, m := range l.Members {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", m.Name, m.Address, m.Role, m.state())
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", text.Line(m.Name), text.Line(m.Address), text.Line(string(m.Role)), m.state())
 	}
 	if err := t.Flush(); err != nil {
 		return err
@@ -190,13 +190,13 @@ func (m Member) state() string {
 	}
 	switch {
 	case m.Role == Joining && remains != "":
-		return "its token is good for " + remains
+		return "its token is valid for " + remains
 	case m.Role == Joining:
 		return "its token has expired"
 	case m.Role == Learner && m.Up:
 		parts = append(parts, "catching up")
 	case m.Role == Learner && remains != "":
-		parts = append(parts, "given up in "+remains+" unless it arrives")
+		parts = append(parts, "removed in "+remains+" unless it catches up")
 	case m.Leader:
 		parts = append(parts, "leader")
 	}
@@ -214,12 +214,6 @@ func (l List) summary() string {
 	case spare == 0:
 		return s + ": the loss of one more would lose the quorum"
 	default:
-		return s + fmt.Sprintf(": the loss of %d more is survived", spare)
+		return s + fmt.Sprintf(": the quorum survives the loss of %d more", spare)
 	}
-}
-
-// IsRefusal tells whether err is a *Refusal.
-func IsRefusal(err error) bool {
-	var r *Refusal
-	return errors.As(err, &r)
 }

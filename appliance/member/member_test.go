@@ -7,7 +7,7 @@ import (
 )
 
 // voters makes a list of c0, c1, … with a letter for each: u up, d down, l a
-// learner that is up. The first one is the one that is asked.
+// learner that is up. The first one is the controller that answers.
 func voters(states string) List {
 	var l List
 	for i, s := range states {
@@ -29,14 +29,14 @@ func TestMayRemove(t *testing.T) {
 		{"uud", "c2", "", ""},
 		{"uu", "c1", "", ""},
 		{"uul", "c2", "", ""},
-		{"uddl", "c3", "", ""}, // etcd says what it needs
+		{"uddl", "c3", "", ""}, // etcd decides about learners
 		{"uuu", "a2", "", ""},
-		{"uuddd", "c4", "2 of 5 members are up and 3 are needed to agree on anything", "bring one of these back: c2, c3, c4; if they are lost for good: kthwd etcd recover"},
-		{"uud", "c1", "removing c1 would lose the quorum: 1 of the 2 that remain are up (down: c2), and 2 are needed", "bring one of these back first: c2; or remove what is down instead"},
-		{"uuudd", "c1", "removing c1 would lose the quorum: 2 of the 4 that remain are up (down: c3, c4), and 3 are needed", "bring one of these back first: c3, c4; or remove what is down instead"},
+		{"uuddd", "c4", "2 of 5 members are up, and 3 are needed for any change", "bring one of these back: c2, c3, c4; if they are lost for good: kthwd etcd recover"},
+		{"uud", "c1", "removing c1 would lose the quorum: 1 of the 2 that remain are up (down: c2), and 2 are needed", "bring one of these back first: c2; or remove a member that is down instead"},
+		{"uuudd", "c1", "removing c1 would lose the quorum: 2 of the 4 that remain are up (down: c3, c4), and 3 are needed", "bring one of these back first: c3, c4; or remove a member that is down instead"},
 		{"uuudd", "c4", "", ""},
-		{"ud", "c1", "1 of 2 members are up and 2 are needed to agree on anything", "bring one of these back: c1; if they are lost for good: kthwd etcd recover"},
-		{"uuu", "c0", "c0 is this very controller", "run this on another one: c1, c2"},
+		{"ud", "c1", "1 of 2 members are up, and 2 are needed for any change", "bring one of these back: c1; if they are lost for good: kthwd etcd recover"},
+		{"uuu", "c0", "c0 is this controller itself", "run this on another one: c1, c2"},
 		{"u", "c0", "c0 is the only controller: without it there is no cluster", ""},
 		{"ul", "c0", "c0 is the only controller: without it there is no cluster", ""},
 		{"uuu", "c9", `there is no member "c9"`, "members: c0, c1, c2"},
@@ -54,6 +54,22 @@ func TestMayRemove(t *testing.T) {
 	}
 }
 
+// Names and addresses come from join records, which any controller can write.
+func TestWriteTableEscapes(t *testing.T) {
+	l := List{Members: []Member{{Name: "ev\x1b]0;pwned\a\x1b[2Jil\nc0 10.0.0.1 voter up", Address: "10.0.0.9\u202e\t", Role: "voter\r"}}}
+	var b strings.Builder
+	if err := l.WriteTable(&b); err != nil {
+		t.Fatal(err)
+	}
+	want := `NAME                                    ADDRESS   ROLE   STATE
+ev ]0;pwned [2Jil c0 10.0.0.1 voter up  10.0.0.9  voter  down
+0 of 0 voters up, 1 needed: no quorum
+`
+	if b.String() != want {
+		t.Errorf("got:\n%s\nwant:\n%s", b.String(), want)
+	}
+}
+
 func TestWriteTable(t *testing.T) {
 	l := voters("udl")
 	l.Members[0].Leader = true
@@ -68,15 +84,15 @@ func TestWriteTable(t *testing.T) {
 c0    10.0.1.1  voter    up, leader
 c1    10.0.1.2  voter    down
 c2    10.0.1.3  learner  up, catching up
-c3    10.0.1.4  learner  down, given up in 1m30s unless it arrives
-c4    10.0.1.5  joining  its token is good for 10m0s
+c3    10.0.1.4  learner  down, removed in 1m30s unless it catches up
+c4    10.0.1.5  joining  its token is valid for 10m0s
 1 of 2 voters up, 2 needed: no quorum
 `
 	if b.String() != want {
 		t.Errorf("got:\n%s\nwant:\n%s", b.String(), want)
 	}
 	for states, want := range map[string]string{
-		"uuu": "3 of 3 voters up, 2 needed: the loss of 1 more is survived",
+		"uuu": "3 of 3 voters up, 2 needed: the quorum survives the loss of 1 more",
 		"uud": "2 of 3 voters up, 2 needed: the loss of one more would lose the quorum",
 		"u":   "1 of 1 voters up, 1 needed: the loss of one more would lose the quorum",
 	} {
@@ -84,7 +100,7 @@ c4    10.0.1.5  joining  its token is good for 10m0s
 			t.Errorf("%s: got %q, want %q", states, got, want)
 		}
 	}
-	if got := strings.Join(voters("uul").Warnings(), ";"); !strings.Contains(got, "2 controllers survive the loss of none") {
+	if got := strings.Join(voters("uul").Warnings(), ";"); !strings.Contains(got, "2 controllers survive no loss") {
 		t.Errorf("two voters: got the warning %q", got)
 	}
 }

@@ -10,23 +10,23 @@ import (
 	"strings"
 )
 
-// Token is what a further controller needs to join: where to ask, the CA that it
-// may believe, and a secret that is good once, for a while.
+// Token is what a further controller needs to join: the addresses of join endpoints,
+// the CA to trust, and a secret that is valid once and for a limited time.
 type Token struct {
-	ID        string            // of the pending join; not secret
+	ID        string            // ID of the pending join; not secret
 	Secret    []byte            // 16 bytes
-	CA        [sha256.Size]byte // of the CA's certificate, DER
+	CA        [sha256.Size]byte // SHA-256 of the CA's certificate, DER
 	Addresses []string          // HOST:PORT of the join endpoints
 }
 
 const (
-	tokenPrefix = "kthwd1." // the 1 is the form of what follows
+	tokenPrefix = "kthwd1." // the 1 is the version of the format
 	idBytes     = 6
 	secretBytes = 16
 	sumBytes    = 4
 )
 
-// NewToken makes a token with an ID and a secret of its own.
+// NewToken makes a token with a new ID and secret.
 func NewToken(ca [sha256.Size]byte, addresses []string) (Token, error) {
 	random := make([]byte, idBytes+secretBytes)
 	if _, err := rand.Read(random); err != nil {
@@ -35,14 +35,14 @@ func NewToken(ca [sha256.Size]byte, addresses []string) (Token, error) {
 	return Token{ID: hex.EncodeToString(random[:idBytes]), Secret: random[idBytes:], CA: ca, Addresses: addresses}, nil
 }
 
-// Hash is what the cluster keeps of the secret. It is random and long, so one
-// round is enough.
+// Hash returns the hash that the cluster stores in place of the secret. The secret is
+// random and long, so one round is enough.
 func (t Token) Hash() []byte {
 	sum := sha256.Sum256(append([]byte("kthwd join\x00"+t.ID+"\x00"), t.Secret...))
 	return sum[:]
 }
 
-// String is the token as it is typed. It holds the secret.
+// String returns the token as it is typed. It contains the secret.
 func (t Token) String() string {
 	id, _ := hex.DecodeString(t.ID)
 	body := bytes.Join([][]byte{id, t.Secret, t.CA[:], []byte(strings.Join(t.Addresses, ","))}, nil)
@@ -50,8 +50,8 @@ func (t Token) String() string {
 	return tokenPrefix + base64.RawURLEncoding.EncodeToString(append(body, sum[:sumBytes]...))
 }
 
-// ParseToken reads what String wrote. A token that was cut off or mistyped is a
-// *Refusal; its content is in no error.
+// ParseToken parses the output of String. For a truncated or mistyped token it returns
+// a *Refusal. No error contains any of the token.
 func ParseToken(s string) (Token, error) {
 	damaged := &Refusal{Text: "the token is not a whole one", Advice: "copy all of the line that kthwd member add printed"}
 	text, ok := strings.CutPrefix(strings.TrimSpace(s), tokenPrefix)

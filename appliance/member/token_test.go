@@ -34,7 +34,7 @@ func TestToken(t *testing.T) {
 	}
 }
 
-// No single character of a token can be another one, or lack.
+// A token with one character changed or missing is refused.
 func TestDamagedToken(t *testing.T) {
 	s := newTestToken(t).String()
 	for i := range len(s) {
@@ -107,13 +107,13 @@ func TestMayAdd(t *testing.T) {
 		{voters("uuu"), "c9", "10.0.1.9", ""},
 		{joining(voters("u")), "c8", "10.0.1.8", ""},
 		{joining(voters("u")), "c9", "10.0.1.9", ""},
-		{joining(voters("u")), "c8", "10.0.1.9", "there is a token for c8 at 10.0.1.8, and not for c8 at 10.0.1.9"},
-		{joining(voters("u")), "c9", "10.0.1.8", "there is a token for c8 at 10.0.1.8, and not for c9 at 10.0.1.8"},
+		{joining(voters("u")), "c8", "10.0.1.9", "there is a token for c8 at 10.0.1.8, not for c8 at 10.0.1.9"},
+		{joining(voters("u")), "c9", "10.0.1.8", "there is a token for c8 at 10.0.1.8, not for c9 at 10.0.1.8"},
 		{voters("uu"), "c1", "10.0.1.9", "c1 is a member already, at 10.0.1.2"},
 		{voters("uu"), "c9", "10.0.1.2", "10.0.1.2 is the address of c1, which is a member already"},
 		{voters("ul"), "c1", "10.0.1.2", "c1 is a member already, at 10.0.1.2"},
-		{voters("uud"), "c9", "10.0.1.9", "2 of 3 members are up, and 3 must be while a further one is added"},
-		{voters("ud"), "c9", "10.0.1.9", "1 of 2 members are up, and 2 must be while a further one is added"},
+		{voters("uud"), "c9", "10.0.1.9", "2 of 3 members are up, and 3 must be up to add another one"},
+		{voters("ud"), "c9", "10.0.1.9", "1 of 2 members are up, and 2 must be up to add another one"},
 		{voters("uuuud"), "c9", "10.0.1.9", ""},
 	} {
 		got := ""

@@ -47,6 +47,10 @@ func (m *Members) add(ctx context.Context, in member.AddRequest) (member.Added, 
 	if err := m.mayAdd(l, in); err != nil {
 		return member.Added{}, err
 	}
+	key, err := m.sealKey()
+	if err != nil {
+		return member.Added{}, err
+	}
 	pin, _, err := pki.Pin(m.layout)
 	if err != nil {
 		return member.Added{}, err
@@ -58,12 +62,12 @@ func (m *Members) add(ctx context.Context, in member.AddRequest) (member.Added, 
 	if err := m.endpoint.open(); err != nil {
 		return member.Added{}, err
 	}
-	pending, _, err := joins(ctx, client)
+	pending, _, err := m.joins(ctx, client)
 	if err != nil {
 		return member.Added{}, changeError(err)
 	}
-	j := join{ID: token.ID, Name: in.Name, Address: in.Address, Secret: token.Hash(), CAKey: in.CAKey, TTL: in.TTL}
-	if err := j.record(ctx, client, slices.DeleteFunc(pending, func(p join) bool { return p.Name != in.Name })); err != nil {
+	j := join{ID: token.ID, Name: in.Name, Address: in.Address, From: in.From, Secret: token.Hash(), CAKey: in.CAKey, TTL: in.TTL}
+	if err := j.record(ctx, client, key, slices.DeleteFunc(pending, func(p join) bool { return p.Name != in.Name })); err != nil {
 		return member.Added{}, changeError(err)
 	}
 	m.log.Info("token made for a further controller", "name", in.Name, "address", in.Address, "ttl", in.TTL)
@@ -76,6 +80,9 @@ func (m *Members) mayAdd(l member.List, in member.AddRequest) error {
 	}
 	if in.TTL < time.Second || in.TTL > maxTTL {
 		return fmt.Errorf("a token cannot be good for %v: want %v to %v", in.TTL, time.Second, maxTTL)
+	}
+	if _, err := netip.ParseAddr(in.From); in.From != "" && err != nil {
+		return fmt.Errorf("%q is no address that a controller could come from: want an IP address", in.From)
 	}
 	new, own := netip.MustParseAddr(in.Address), netip.MustParseAddr(m.cfg.AdvertiseAddress)
 	switch {

@@ -74,9 +74,13 @@ func (m *Members) addLearner(ctx context.Context, client *clientv3.Client, serve
 	if err := m.dialBack(ctx, *j, peer, joiner); err != nil {
 		return err
 	}
+	key, err := m.sealKey()
+	if err != nil {
+		return err
+	}
 	before := *j
 	j.Joiner, j.PeerURL = joiner, urls.StringSlice()[0]
-	if done, err := j.update(ctx, client); err != nil || !done {
+	if done, err := j.update(ctx, client, key); err != nil || !done {
 		return errors.Join(err, &member.Refusal{Text: "two want to join with this token at one time", Advice: newToken, Retry: true})
 	}
 	now := time.Now()
@@ -89,7 +93,7 @@ func (m *Members) addLearner(ctx context.Context, client *clientv3.Client, serve
 	})
 	if err != nil && !notKnown(err) {
 		before.revision = j.revision
-		if _, again := before.update(context.WithoutCancel(ctx), client); again != nil {
+		if _, again := before.update(context.WithoutCancel(ctx), client, key); again != nil {
 			m.log.Warn("the token stays spent", "name", j.Name, "err", again)
 		}
 	}
@@ -115,6 +119,11 @@ func (m *Members) dialBack(ctx context.Context, j join, peer, joiner string) err
 		return err
 	}
 	resp, err := client.Do(req)
+	if names := m.etcd.PeerNames(); resp != nil && !names.Match(resp.TLS.PeerCertificates[0]) {
+		resp.Body.Close()
+		return &member.Refusal{Text: fmt.Sprintf("kubernetes.pem of the new controller is for %s, and etcd here accepts %s: the cluster would shut it out", etcd.SubjectOf(resp.TLS.PeerCertificates[0]), names),
+			Advice: "move kubernetes.pem and its key away there and join again, and the cluster issues them; the token is as good as before"}
+	}
 	if err != nil {
 		return &member.Refusal{Text: fmt.Sprintf("%s cannot reach the new controller's peer port: %v", m.cfg.Name, err),
 			Advice: "open that port there for the other controllers; the token is as good as before"}

@@ -116,6 +116,7 @@ func joinAnswer[T any](log *slog.Logger, step func(context.Context, member.Reque
 			http.Error(w, "no request of kthwd join", http.StatusBadRequest)
 			return
 		}
+		in.From = r.RemoteAddr
 		out, err := step(r.Context(), in)
 		w.Header().Set("Content-Type", "application/json")
 		if err == nil {
@@ -148,7 +149,7 @@ const newToken = "make a new one on a controller: kthwd member add NAME ADDRESS"
 
 // joinOf finds the join that a request's token is for.
 func (m *Members) joinOf(ctx context.Context, client *clientv3.Client, in member.Request) (join, error) {
-	all, _, err := joins(ctx, client)
+	all, _, err := m.joins(ctx, client)
 	if err != nil {
 		return join{}, err
 	}
@@ -156,21 +157,29 @@ func (m *Members) joinOf(ctx context.Context, client *clientv3.Client, in member
 	if i < 0 {
 		return join{}, &member.Refusal{Text: "the token is not known here: it has expired, was used, or there is a newer one", Advice: newToken}
 	}
-	j := all[i]
+	j, fits := all[i], version.Member(m.version).Fits(in.Versions)
 	switch hash := (member.Token{ID: in.ID, Secret: in.Secret}).Hash(); {
 	case subtle.ConstantTimeCompare(hash, j.Secret) != 1:
 		return j, &member.Refusal{Text: "the token is wrong", Advice: newToken}
 	case !j.valid:
 		return j, &member.Refusal{Text: "the token has expired", Advice: newToken}
+	case fits != nil:
+		return j, fits
+	case !j.mayComeFrom(in.From):
+		return j, &member.Refusal{Text: fmt.Sprintf("the token is for %s at %s, and this request comes from %s", j.Name, j.source(), host(in.From)),
+			Advice: fmt.Sprintf("if that is the right machine: kthwd member add %s %s --from=%s; if not, somebody else has the token: kthwd member remove %[1]s", j.Name, j.Address, host(in.From))}
 	case j.Joiner != "" && j.Joiner != in.Joiner:
 		return j, &member.Refusal{Text: fmt.Sprintf("the token was used already: %s is being added", j.Name),
 			Advice: fmt.Sprintf("if that was not meant: kthwd member remove %s on a controller, then kthwd member add %[1]s %s", j.Name, j.Address)}
+	case j.Holder != "" && j.Holder != in.Joiner:
+		return j, &member.Refusal{Text: fmt.Sprintf("the token was used already, by another kthwd join than this one: the files for %s are given once", j.Name),
+			Advice: fmt.Sprintf("go on in the data directory where it was used first, or kthwd member add %s %s for a new token; if nobody has used it, somebody else has the cluster's keys", j.Name, j.Address)}
 	}
-	return j, version.Member(m.version).Fits(in.Versions)
+	return j, nil
 }
 
-// giveFiles is the first step: what a controller needs before it can be one. It
-// changes nothing.
+// giveFiles is the first step: what a controller needs before it can be one. From then
+// on the token is good for that joiner only.
 func (m *Members) giveFiles(ctx context.Context, in member.Request) (member.Files, error) {
 	var f member.Files
 	client, _, done, err := m.client()
@@ -191,8 +200,37 @@ func (m *Members) giveFiles(ctx context.Context, in member.Request) (member.File
 			return f, err
 		}
 	}
-	m.log.Info("files given to a controller that joins", "name", j.Name, "address", j.Address)
+	if err := m.hold(ctx, client, j, in); err != nil {
+		return f, err
+	}
+	m.log.Warn("files given to a controller that joins", "name", j.Name, "address", j.Address, "from", in.From, "ca-key", j.CAKey)
 	return member.Files{Name: j.Name, Address: j.Address, Settings: m.settings(), Admin: shared.Admin, Files: shared.Files}, nil
+}
+
+// hold binds the token to the joiner that asks, unless it is bound to it already.
+func (m *Members) hold(ctx context.Context, client *clientv3.Client, j join, in member.Request) error {
+	if j.Holder != "" {
+		return nil // joinOf has compared them
+	}
+	key, err := m.sealKey()
+	if err != nil {
+		return err
+	}
+	j.Holder = in.Joiner
+	done, err := j.update(ctx, client, key)
+	if err == nil && !done {
+		return &member.Refusal{Text: "the token is being used by another kthwd join at this moment", Advice: newToken, Retry: true}
+	}
+	return err
+}
+
+// host is the address without the port.
+func host(address string) string {
+	h, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return address
+	}
+	return h
 }
 
 // issueFor adds a kubernetes.pem for the joiner's address.

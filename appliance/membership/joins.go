@@ -3,7 +3,6 @@ package membership
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"strings"
 	"time"
 
@@ -35,12 +34,18 @@ type join struct {
 	Address string        `json:"address"`
 	Secret  []byte        `json:"secret"` // its hash
 	CAKey   bool          `json:"caKey,omitempty"`
+	From    string        `json:"from,omitempty"` // address that the joiner speaks from; empty is Address
 	TTL     time.Duration `json:"ttlNanoseconds"`
 	Lease   int64         `json:"lease"`
+
+	// Holder is the joiner that was given the files: nobody else is after it.
+	Holder string `json:"holder,omitempty"`
 
 	// Once the token is spent: who has spent it, and the learner's peer URL.
 	Joiner  string `json:"joiner,omitempty"`
 	PeerURL string `json:"peerURL,omitempty"`
+
+	Seal []byte `json:"seal,omitempty"` // see joinseal.go
 
 	valid    bool  // the lease lives
 	arrived  bool  // the learner runs, and has the cluster's shared files
@@ -57,37 +62,42 @@ func (j join) member(all []*membership.Member) *membership.Member {
 	return nil
 }
 
-// joins reads all records, in the order of their IDs.
-func joins(ctx context.Context, client *clientv3.Client, o ...clientv3.OpOption) (all []join, revision int64, err error) {
+// readJoins reads all records, in the order of their IDs, sealed or not.
+func readJoins(ctx context.Context, client *clientv3.Client, o ...clientv3.OpOption) (all []join, revision int64, err error) {
 	answer, err := client.Get(ctx, joinsPrefix, append(o, clientv3.WithPrefix())...)
 	if err != nil {
 		return nil, 0, err
 	}
-	there := map[string]bool{}
+	leases := map[string]int64{} // by the key; 0 is a key without a lease
 	for _, kv := range answer.Kvs {
-		if there[string(kv.Key)] = true; strings.Contains(strings.TrimPrefix(string(kv.Key), joinsPrefix), "/") {
+		leases[string(kv.Key)] = kv.Lease
+		id := strings.TrimPrefix(string(kv.Key), joinsPrefix)
+		if strings.Contains(id, "/") {
 			continue
 		}
-		j := join{revision: kv.ModRevision}
-		if err := json.Unmarshal(kv.Value, &j); err != nil {
-			return nil, 0, fmt.Errorf("%s in etcd: %w", kv.Key, err)
+		j := join{}
+		if err := json.Unmarshal(kv.Value, &j); err != nil || j.ID != id {
+			j = join{ID: id} // no controller has written it
 		}
+		j.revision = kv.ModRevision
 		all = append(all, j)
 	}
 	for i := range all {
-		all[i].valid, all[i].arrived = there[validKey(all[i].ID)], there[arrivedKey(all[i].ID)]
+		_, all[i].arrived = leases[arrivedKey(all[i].ID)]
+		all[i].valid = all[i].Lease != 0 && leases[validKey(all[i].ID)] == all[i].Lease
 	}
 	return all, answer.Header.Revision, nil
 }
 
 // record writes a new join, with a lease of its own, in the place of others for the
 // same controller.
-func (j join) record(ctx context.Context, client *clientv3.Client, replaced []join) error {
+func (j join) record(ctx context.Context, client *clientv3.Client, key []byte, replaced []join) error {
 	lease, err := client.Grant(ctx, int64(j.TTL/time.Second))
 	if err != nil {
 		return err
 	}
 	j.Lease = int64(lease.ID)
+	j.Seal = j.sealed(key)
 	value, err := json.Marshal(j)
 	if err != nil {
 		return err
@@ -101,7 +111,8 @@ func (j join) record(ctx context.Context, client *clientv3.Client, replaced []jo
 }
 
 // update replaces the record, unless somebody else has.
-func (j *join) update(ctx context.Context, client *clientv3.Client) (done bool, err error) {
+func (j *join) update(ctx context.Context, client *clientv3.Client, key []byte) (done bool, err error) {
+	j.Seal = j.sealed(key)
 	value, err := json.Marshal(j)
 	if err != nil {
 		return false, err
@@ -141,7 +152,7 @@ func Arrive(ctx context.Context, server *embed.Etcd) {
 func tryArrive(ctx context.Context, client *clientv3.Client, server *embed.Etcd) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	all, _, err := joins(ctx, client)
+	all, _, err := readJoins(ctx, client) // its own name in one of them is all that a learner looks for
 	if err != nil {
 		return err
 	}

@@ -171,7 +171,7 @@ type timed struct {
 func (m *Members) underWay(ctx context.Context, client *clientv3.Client) (all []timed) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	pending, _, err := joins(ctx, client, clientv3.WithSerializable())
+	pending, _, err := m.joins(ctx, client, clientv3.WithSerializable())
 	if err != nil {
 		m.log.Debug("joins not read", "err", err)
 	}

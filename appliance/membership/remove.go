@@ -150,7 +150,7 @@ func (m *Members) forget(ctx context.Context, gone member.Member) error {
 		return err
 	}
 	defer done()
-	pending, _, err := joins(ctx, client)
+	pending, _, err := m.joins(ctx, client)
 	if err != nil {
 		return changeError(err)
 	}

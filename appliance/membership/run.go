@@ -48,7 +48,7 @@ const joinPoll = 500 * time.Millisecond
 func (m *Members) follow(ctx context.Context, client *clientv3.Client, server *embed.Etcd) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	pending, revision, err := joins(ctx, client, clientv3.WithSerializable())
+	pending, revision, err := m.joins(ctx, client, clientv3.WithSerializable())
 	if err != nil {
 		return err
 	}
@@ -70,7 +70,7 @@ func (m *Members) follow(ctx context.Context, client *clientv3.Client, server *e
 			if err := change.Err(); err != nil {
 				return err
 			}
-			if pending, _, err = joins(ctx, client, clientv3.WithSerializable()); err != nil {
+			if pending, _, err = m.joins(ctx, client, clientv3.WithSerializable()); err != nil {
 				return err
 			}
 		case <-ctx.Done():

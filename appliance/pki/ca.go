@@ -21,8 +21,8 @@ func newKey() (crypto.Signer, error) {
 	return ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 }
 
-// issue makes the row's certificate for the public key of key: signed by
-// itself when the row is a CA, by ca otherwise.
+// issue makes the row's certificate for the public key of key. A CA is self-signed;
+// ca signs every other certificate.
 func issue(r row, names []string, key crypto.Signer, ca pair, now time.Time) (*x509.Certificate, error) {
 	template, err := r.template(names, key.Public(), now)
 	if err != nil {
@@ -90,8 +90,8 @@ func (r row) keyUsage(public crypto.PublicKey) x509.KeyUsage {
 	return usage
 }
 
-// within cuts the template's lifetime to its CA's: a chain is worth no more
-// than its shortest link.
+// within limits the template's lifetime to its CA's, beyond which the certificate
+// would not verify.
 func within(t, ca *x509.Certificate) {
 	if t.NotAfter.After(ca.NotAfter) {
 		t.NotAfter = ca.NotAfter
@@ -101,7 +101,7 @@ func within(t, ca *x509.Certificate) {
 	}
 }
 
-// keyID is the subject key identifier of RFC 7093, section 2, method 1.
+// keyID returns the subject key identifier of RFC 7093, section 2, method 1.
 // x509.CreateCertificate makes one for CAs only.
 func keyID(public crypto.PublicKey) ([]byte, error) {
 	der, err := x509.MarshalPKIXPublicKey(public)

@@ -7,46 +7,45 @@ import (
 )
 
 const (
-	// lifetime is what kelseyhightower/kubernetes-the-hard-way gives CA and
-	// leaves alike (openssl's -days 3653 over ca.conf). kthwd does not renew a
-	// certificate by itself yet, so a shorter one would only be an outage with
-	// a date.
+	// lifetime is that of CA and leaves in kelseyhightower/kubernetes-the-hard-way
+	// (openssl's -days 3653 over ca.conf). kthwd does not renew certificates by
+	// itself yet, so a shorter lifetime would only schedule an outage.
 	lifetime = 3653 * 24 * time.Hour
 
-	// backdate lets machines whose clocks run a little behind use a certificate
-	// at once.
+	// backdate lets machines whose clocks are slightly behind use a certificate at
+	// once.
 	backdate = 5 * time.Minute
 
-	// expiresSoon is when the warnings begin.
+	// expiresSoon is the remaining lifetime at which warnings begin.
 	expiresSoon = 30 * 24 * time.Hour
 )
 
 // A row is one certificate with its key.
 type row struct {
-	name     string // of its files
-	issuer   string // name of the CA that signs it; "" is a CA, signed by itself
+	name     string // base name of its files
+	issuer   string // name of the CA that signs it; "" means a self-signed CA
 	cn, org  string
 	uses     []x509.ExtKeyUsage
 	identity identity
 
 	names func(Spec) []string // its SANs
-	must  func(Spec) []string // of these, the ones an existing certificate must carry
+	must  func(Spec) []string // the SANs that an existing certificate must contain
 
-	configOnly bool // needed only to make a kubeconfig, which carries a copy
-	publicOnly bool // used for its public key alone, which may stand there bare
+	configOnly bool // needed only to make a kubeconfig, which contains a copy
+	publicOnly bool // only its public key is used, which may stand in place of the certificate
 
-	given bool   // read and judged, never made
-	dir   string // where its files are; "" is the data directory
+	given bool   // read and checked, never made
+	dir   string // directory of its files; "" means the data directory
 }
 
-// An identity says what it means when an existing certificate has another
-// subject than its row.
+// An identity is the consequence of an existing certificate whose subject differs
+// from its row's.
 type identity int
 
 const (
-	free     identity = iota // nothing
-	expected                 // a warning: the common name is in somebody's role binding
-	required                 // a Misfit: it would be nobody
+	free     identity = iota // none
+	expected                 // a warning: a role binding names the common name
+	required                 // a Misfit: the user would have no rights
 )
 
 var (
@@ -54,14 +53,18 @@ var (
 	serverAndClient = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
 )
 
-// certificates is all there is, in the order of the tutorial; a CA comes before
-// what it signs.
+// controllerCN is the common name of every controller's kubernetes.pem, the guide's
+// included. etcd accepts it, so no other certificate may have it: see ControllerNames.
+const controllerCN = "kubernetes"
+
+// certificates lists every certificate in the order of the tutorial. A CA precedes
+// the certificates that it signs.
 var certificates = []row{
 	{name: nameCA, cn: "Kubernetes", org: "Kubernetes"},
-	// etcd's peers and the API server towards etcd and kubelets are clients
-	// with this one, too. The user "kubernetes" is who part 3 binds
-	// system:kube-apiserver-to-kubelet to.
-	{name: NameKubernetes, issuer: nameCA, cn: "kubernetes", org: "Kubernetes", uses: serverAndClient,
+	// etcd's peers, and the API server as a client of etcd and kubelets, also use
+	// this certificate. Part 3 binds system:kube-apiserver-to-kubelet to the user
+	// "kubernetes".
+	{name: NameKubernetes, issuer: nameCA, cn: controllerCN, org: "Kubernetes", uses: serverAndClient,
 		identity: expected, names: serverNames, must: func(s Spec) []string { return s.Local }},
 	{name: NameServiceAccount, issuer: nameCA, cn: "service-accounts", publicOnly: true},
 	{name: NameAdmin, issuer: nameCA, cn: "admin", org: "system:masters", uses: client, configOnly: true},
@@ -70,8 +73,8 @@ var certificates = []row{
 	{name: NameScheduler, issuer: nameCA, cn: "system:kube-scheduler",
 		org: "system:kube-scheduler", uses: client, identity: required, configOnly: true},
 	{name: NameHealth, issuer: nameCA, cn: "kthwd-health", uses: client},
-	// The tutorial forgot these two. The CA must be another one: whoever it
-	// signed may say in a header which user a request comes from.
+	// The tutorial lacks these two. This CA must be separate: a client that it has
+	// signed may name the user of a request in a header.
 	{name: NameFrontProxyCA, cn: "front-proxy-ca"},
 	{name: NameFrontProxyClient, issuer: NameFrontProxyCA, cn: "front-proxy-client", uses: client,
 		identity: required},
@@ -79,7 +82,7 @@ var certificates = []row{
 
 func (r row) isCA() bool { return r.issuer == "" }
 
-// in is the layout that the row's files have their paths from.
+// in returns the layout of the row's files.
 func (r row) in(l Layout) Layout {
 	if r.dir != "" {
 		return Layout{Dir: r.dir}
@@ -89,14 +92,14 @@ func (r row) in(l Layout) Layout {
 
 // A config is one kubeconfig.
 type config struct {
-	name   string // of its file
-	cert   string // name of the certificate it carries
+	name   string // base name of its file
+	cert   string // name of the certificate that it contains
 	server func(Spec) string
-	local  bool // used by what runs in kthwd: a loopback server must be ours
+	local  bool // used by a program in kthwd, so a loopback server must be this machine's API server
 	dir    string
 }
 
-// kubeconfigs is all of them. One whose server is empty is not wanted.
+// kubeconfigs lists every kubeconfig. One with an empty server is not made.
 var kubeconfigs = []config{
 	{name: NameAdmin, cert: NameAdmin, server: localServer},
 	{name: NameControllerManager, cert: NameControllerManager, server: localServer, local: true},
@@ -110,14 +113,14 @@ func (k config) path(l Layout) string {
 	return row{dir: k.dir}.in(l).Kubeconfig(k.name)
 }
 
-// clusterNames are the names of the API server's own service. The fifth of the
-// tutorials' list, kubernetes.default.svc.cluster, resolves nowhere; it is
-// issued for likeness but not missed.
+// clusterNames are the names of the API server's own service. The fifth name in the
+// tutorials' list, kubernetes.default.svc.cluster, never resolves: it is issued for
+// likeness, and a certificate may lack it.
 var clusterNames = []string{
 	"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local",
 }
 
-// serverNames is what kubernetes.pem is issued for, without doubles.
+// serverNames returns the names in kubernetes.pem, without duplicates.
 func serverNames(s Spec) []string {
 	all := slices.Concat(s.Addresses, s.Local, []string{"127.0.0.1", "::1"})
 	if s.ServiceIP != nil {
@@ -128,7 +131,8 @@ func serverNames(s Spec) []string {
 	return unique(all)
 }
 
-// wishedNames is what an existing kubernetes.pem ought to carry, by the reason.
+// wishedNames returns the names that an existing kubernetes.pem should contain: those
+// of machines and those for pods.
 func wishedNames(s Spec) (addresses, inCluster []string) {
 	inCluster = slices.Clone(clusterNames)
 	if s.ServiceIP != nil {

@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// checkCA judges a CA by itself, and settles whether it is to be made.
+// checkCA checks a CA by itself and decides whether Ensure makes it.
 func (v *survey) checkCA(r row) {
 	l, p := r.in(v.layout), v.pairs[r.name]
 	cert, key := l.Cert(r.name), l.Key(r.name)
@@ -26,11 +26,11 @@ func (v *survey) checkCA(r row) {
 	case p.staged != nil:
 		v.want(cert)
 	case !p.hasCert && p.hasKey:
-		v.misfit(&Misfit{File: key, Problem: "is here without its certificate", Other: cert,
-			Hint: "copy " + filepath.Base(cert) + " from where the key comes from; kthwd makes no second CA for a key that may have signed before"})
+		v.misfit(&Misfit{File: key, Problem: "exists without its certificate", Other: cert,
+			Hint: "copy " + filepath.Base(cert) + " from the origin of the key; kthwd makes no second CA for a key that may already have signed"})
 	case !p.hasCert && len(leaves) > 0:
-		v.misfit(&Misfit{File: cert, Problem: "missing, though here is what a CA has signed:", Other: strings.Join(leaves, ", "),
-			Hint: "copy " + filepath.Base(cert) + " from where these come from, or move them all away for kthwd to begin anew"})
+		v.misfit(&Misfit{File: cert, Problem: "missing, although these files are signed by a CA:", Other: strings.Join(leaves, ", "),
+			Hint: "copy " + filepath.Base(cert) + " from the origin of these files, or move them all away and kthwd makes a new CA"})
 	case !p.hasCert:
 		v.want(key)
 		v.want(cert)
@@ -46,7 +46,7 @@ func (v *survey) checkCA(r row) {
 	v.checkDates(cert, "", ca, false)
 }
 
-// signedBy lists the files that a CA must have been there for.
+// signedBy lists the files that exist only if the CA has existed.
 func (v *survey) signedBy(ca string) []string {
 	var files []string
 	for _, r := range v.rows {
@@ -62,15 +62,15 @@ func (v *survey) signedBy(ca string) []string {
 	return files
 }
 
-// checkLeaf judges a certificate, or settles that it is to be made.
+// checkLeaf checks a certificate, or decides that Ensure makes it.
 func (v *survey) checkLeaf(r row) {
 	l, p := r.in(v.layout), v.pairs[r.name]
 	cert, key := l.Cert(r.name), l.Key(r.name)
 	wanted := v.wanted(r)
 	switch {
 	case wanted && p.hasCert && !p.hasKey:
-		v.misfit(&Misfit{File: cert, Problem: "is here without its key", Other: key,
-			Hint: "copy the key from where the certificate comes from, or move the certificate away and kthwd issues a new pair"})
+		v.misfit(&Misfit{File: cert, Problem: "exists without its key", Other: key,
+			Hint: "copy the key from the origin of the certificate, or move the certificate away and kthwd issues a new pair"})
 	case wanted && !p.hasCert && !p.hasKey:
 		v.want(key)
 		v.want(cert)
@@ -89,8 +89,8 @@ func (v *survey) checkLeaf(r row) {
 	v.checkNames(cert, r, p.chain[0])
 }
 
-// wanted reports whether the pair has to be there: always, unless it only
-// serves to make kubeconfigs and these are there.
+// wanted reports whether the pair must exist: always, unless it serves only to make
+// kubeconfigs and all of these exist.
 func (v *survey) wanted(r row) bool {
 	return !r.configOnly || slices.ContainsFunc(v.configs, func(k config) bool {
 		return k.cert == r.name && v.absent[k.path(v.layout)]
@@ -104,12 +104,12 @@ func (v *survey) checkAlgorithm(r row, file string, p pair) {
 	switch p.key.(type) {
 	case *rsa.PrivateKey, *ecdsa.PrivateKey:
 	default:
-		v.misfit(&Misfit{File: file, Problem: "kubernetes signs tokens with RSA or ECDSA keys only; this one is " + keyType(p.key.Public())})
+		v.misfit(&Misfit{File: file, Problem: "Kubernetes signs tokens with RSA and ECDSA keys only; this key is " + keyType(p.key.Public())})
 	}
 }
 
-// checkKey compares key and certificate. Any of several public keys will do for
-// the service account: the others are of tokens signed before a rotation.
+// checkKey compares key and certificate. The service account's key may match any of
+// several public keys: the others verify tokens signed before a rotation.
 func (v *survey) checkKey(cert, key string, r row, p pair) {
 	if p.key == nil || len(p.public) == 0 {
 		return
@@ -136,14 +136,14 @@ func (v *survey) checkSignature(file, what string, r row, p pair) {
 		return
 	}
 	if !current(p.chain[0], v.now) || !current(ca.chain[0], v.now) {
-		return // said elsewhere, and better
+		return // checkDates reports it
 	}
 	if err := verify(p.chain, ca.chain, v.now); err != nil {
 		v.misfit(&Misfit{File: file, Problem: fmt.Sprintf("%srefused by crypto/x509 (%v) as a certificate of", what, err), Other: issuer})
 	}
 }
 
-// signed follows the chain up to one of the CAs, whatever the dates.
+// signed reports whether the chain leads to one of the CAs, whatever the dates.
 func signed(chain, cas []*x509.Certificate) bool {
 	by := func(c, parent *x509.Certificate) bool {
 		return bytes.Equal(c.RawIssuer, parent.RawSubject) && c.CheckSignatureFrom(parent) == nil
@@ -159,7 +159,7 @@ func signed(chain, cas []*x509.Certificate) bool {
 	return false
 }
 
-// verify asks the library that will be asked in every handshake.
+// verify verifies the chain with the library that verifies every handshake.
 func verify(chain, cas []*x509.Certificate, now time.Time) error {
 	o := x509.VerifyOptions{
 		Roots: x509.NewCertPool(), Intermediates: x509.NewCertPool(), CurrentTime: now,
@@ -179,18 +179,19 @@ func current(c *x509.Certificate, now time.Time) bool {
 	return !now.Before(c.NotBefore) && !now.After(c.NotAfter)
 }
 
-// checkDates warns only when nothing depends on the dates.
+// checkDates refuses a certificate outside its dates; if it is idle, that is, nothing
+// uses its dates, it only warns.
 func (v *survey) checkDates(file, what string, c *x509.Certificate, idle bool) {
 	m := &Misfit{File: file}
 	switch left := c.NotAfter.Sub(v.now); {
 	case v.now.Before(c.NotBefore):
-		m.Problem = fmt.Sprintf("%sis only valid from %s on, and now it is %s", what, day(c.NotBefore), day(v.now))
-		m.Hint = "look at this machine's clock"
+		m.Problem = fmt.Sprintf("%sis valid only from %s on, and it is now %s", what, day(c.NotBefore), day(v.now))
+		m.Hint = "check this machine's clock"
 	case left < 0:
-		m.Problem = fmt.Sprintf("%sexpired on %s, and now it is %s", what, day(c.NotAfter), day(v.now))
+		m.Problem = fmt.Sprintf("%sexpired on %s, and it is now %s", what, day(c.NotAfter), day(v.now))
 		m.Hint = "renew it, or move it (and its key, if that is a file) away and kthwd makes new ones"
 		if c.IsCA {
-			m.Hint = "a CA that has expired takes everything it signed with it: all of part 2 has to be done anew"
+			m.Hint = "everything that an expired CA has signed is invalid, too: redo all of part 2"
 		}
 	case left < expiresSoon:
 		v.warn("%s: %sexpires on %s, in %d days", file, what, day(c.NotAfter), int(left.Hours()/24))
@@ -209,8 +210,8 @@ func day(t time.Time) string { return t.UTC().Format("2006-01-02 15:04 MST") }
 func (v *survey) checkUses(file, what string, r row, c *x509.Certificate) {
 	for _, use := range r.uses {
 		if !allows(c, use) {
-			v.misfit(&Misfit{File: file, Problem: fmt.Sprintf("%snot good for %s use (only for: %s)", what, useName(use), strings.Join(uses(c), ", ")),
-				Hint: "issue it again with extended key usage " + useName(use) + "Auth"})
+			v.misfit(&Misfit{File: file, Problem: fmt.Sprintf("%snot issued for %s use (only for: %s)", what, useName(use), strings.Join(uses(c), ", ")),
+				Hint: "reissue it with extended key usage " + useName(use) + "Auth"})
 		}
 	}
 }
@@ -225,7 +226,7 @@ func (v *survey) checkIdentity(file, what string, r row, c *x509.Certificate) {
 	switch {
 	case r.identity == free:
 	case r.identity == expected && name.CommonName != r.cn:
-		v.warn("%s: its common name is %q; kubelets are opened to the user %q", file, name.CommonName, r.cn)
+		v.warn("%s: its common name is %q; kubelets grant access to the user %q", file, name.CommonName, r.cn)
 	case r.identity == required && (name.CommonName != r.cn || r.org != "" && !slices.Contains(name.Organization, r.org)):
 		v.misfit(&Misfit{File: file, Problem: fmt.Sprintf("%sis for %q, want %q", what, name, r.subject()),
 			Hint: "another certificate may have been copied under this name"})
@@ -241,7 +242,7 @@ func (v *survey) checkNames(file string, r row, c *x509.Certificate) {
 	if lack := lacking(c, r.must(v.spec)); len(lack) > 0 {
 		v.misfit(&Misfit{File: file, Problem: fmt.Sprintf(notValidFor+"%s, where it will be served (it is for %s)",
 			strings.Join(lack, ", "), strings.Join(sans(c), ", ")),
-			Hint: "issue it again with this address, or move it and its key away and kthwd makes new ones"})
+			Hint: "reissue it with this address, or move it and its key away and kthwd makes new ones"})
 	}
 	if r.name != NameKubernetes {
 		return
@@ -249,10 +250,10 @@ func (v *survey) checkNames(file string, r row, c *x509.Certificate) {
 	addresses, inCluster := wishedNames(v.spec)
 	addresses = slices.DeleteFunc(addresses, func(a string) bool { return slices.Contains(v.spec.Local, a) })
 	if lack := lacking(c, addresses); len(lack) > 0 {
-		v.warn("%s: not valid for %s: clients that connect there will not verify it", file, strings.Join(lack, ", "))
+		v.warn("%s: not valid for %s: clients that connect there cannot verify it", file, strings.Join(lack, ", "))
 	}
 	if lack := lacking(c, inCluster); len(lack) > 0 {
-		v.warn("%s: not valid for %s: clients in pods that use this will not verify it", file, strings.Join(lack, ", "))
+		v.warn("%s: not valid for %s: clients in pods that use this name cannot verify it", file, strings.Join(lack, ", "))
 	}
 }
 
@@ -267,7 +268,8 @@ func lacking(c *x509.Certificate, names []string) []string {
 	return lack
 }
 
-// checkSigner looks for the CA's key, once it is known what there is to sign.
+// checkSigner requires the CA's key if there are certificates to sign, which are
+// known by then.
 func (v *survey) checkSigner(r row) {
 	l, p := r.in(v.layout), v.pairs[r.name]
 	if !p.hasCert || p.hasKey {
@@ -289,7 +291,7 @@ func (v *survey) checkSigner(r row) {
 	}
 }
 
-// checkConfig judges a kubeconfig: it, not the pair beside it, is what runs.
+// checkConfig checks a kubeconfig, because programs use it, not the pair beside it.
 func (v *survey) checkConfig(k config) {
 	path, a, r := k.path(v.layout), v.access[k.name], v.row(k.cert)
 	if v.absent[path] {
@@ -313,7 +315,7 @@ func (v *survey) checkConfig(k config) {
 	v.checkIdentity(path, "its client certificate ", r, a.client.chain[0])
 	if k.local && checkServer(v.spec.Server) == nil {
 		if problem := strayed(a.server, v.spec.Server); problem != "" {
-			v.misfit(&Misfit{File: path, Problem: problem, Hint: "correct the server in it, or the port that kthwd is told to serve on"})
+			v.misfit(&Misfit{File: path, Problem: problem, Hint: "correct the server in it, or the port on which kthwd serves"})
 		}
 	}
 }

@@ -12,38 +12,38 @@ import (
 	"syscall"
 )
 
-// Cluster is the files of several machines that share their secrets.
+// Cluster describes the files of several machines that share their secrets.
 type Cluster struct {
-	// Dir is where everything is made first: both CAs with their keys, and what
-	// the machines get copies of. It is for whoever looks after the cluster.
+	// Dir is where everything is made first: both CAs with their keys, and the
+	// originals of the machines' copies. Only the cluster's administrator needs it.
 	Dir string
 
-	// Addresses of every controller and load balancer, and further names.
-	// kubernetes.pem must carry them all.
+	// Addresses are those of every controller and load balancer, and further names.
+	// kubernetes.pem must contain them all.
 	Addresses []string
 
-	Spec     Spec // ServiceIP, ClusterName and Now only; the rest is said here
+	Spec     Spec // ServiceIP, ClusterName and Now only; Cluster sets the rest
 	Admin    string
 	Machines []Machine
 }
 
-// Machine is one directory that is ready to be copied to a machine.
+// Machine describes a directory to copy to one machine.
 type Machine struct {
 	Dir    string
-	Server string // its API server, for what runs beside it; "" is a load balancer, which gets ca.pem only
-	Admin  string // the API server, or the load balancer, for admin.kubeconfig
-	CAKey  bool   // whether it gets the key of the CA
+	Server string // URL of its API server, for programs on the machine; "" means a load balancer, which receives only ca.pem
+	Admin  string // URL of the API server or load balancer, for admin.kubeconfig
+	CAKey  bool   // the machine receives the key of the CA
 
-	// Config is its configuration file, called ConfigName. One that is there
-	// is kept if Fits has nothing to say about it.
+	// Config is the content of its configuration file, called ConfigName. An
+	// existing one is kept if Fits returns no problem.
 	Config     []byte
 	ConfigName string
 	Fits       func(existing []byte) (problem string)
 }
 
-// EnsureCluster is Ensure for all machines of a cluster: it makes what is
-// missing in c.Dir and in the directory of each machine, keeps what is there,
-// and refuses what does not fit the others. Then nothing has been written.
+// EnsureCluster is Ensure for all machines of a cluster. It makes the files missing
+// in c.Dir and in the directory of each machine, and keeps existing ones. If a file
+// does not fit the others, it reports every misfit and writes nothing.
 func EnsureCluster(c Cluster) (Report, error) {
 	report, err := c.check()
 	if err != nil {
@@ -79,7 +79,7 @@ func EnsureCluster(c Cluster) (Report, error) {
 	return report, nil
 }
 
-// dirs are those to be locked, always in the same order.
+// dirs lists the directories to lock, always in the same order.
 func (c Cluster) dirs() []string {
 	dirs := []string{c.Dir}
 	for _, m := range c.Machines {
@@ -88,7 +88,7 @@ func (c Cluster) dirs() []string {
 	return dirs
 }
 
-// check reads everything and reports all that does not fit. It writes nothing.
+// check reads every file and reports every misfit. It writes nothing.
 func (c Cluster) check() (Report, error) {
 	home := c.survey()
 	home.run()
@@ -104,27 +104,27 @@ func (c Cluster) check() (Report, error) {
 	return home.report, errors.Join(problems...)
 }
 
-// survey is that of the directory where everything is made.
+// survey returns the survey of c.Dir.
 func (c Cluster) survey() *survey {
 	spec := c.Spec
 	spec.Addresses, spec.Local, spec.Server = c.Addresses, c.Addresses, c.Admin
 	v := newSurvey(Layout{Dir: c.Dir}, spec)
 	v.rows = slices.Clone(v.rows)
 	for i := range v.rows {
-		v.rows[i].configOnly = false // the kubeconfigs of a machine that is added later are made from them
+		v.rows[i].configOnly = false // the kubeconfigs of machines added later are made from them
 	}
 	v.configs = []config{{name: NameAdmin, cert: NameAdmin, server: localServer}}
 	return v
 }
 
-// adviseToGrow says what to do about a kubernetes.pem that lacks an address: it is in
-// use on all machines by now, and making it anew here would change nothing there.
+// adviseToGrow adds a hint to a kubernetes.pem that lacks an address. All machines
+// already use that file, so making it again here would change nothing there.
 func (v *survey) adviseToGrow() {
 	for _, problem := range v.problems {
 		m, ok := problem.(*Misfit)
 		if ok && m.File == v.layout.Cert(NameKubernetes) && strings.HasPrefix(m.Problem, notValidFor) {
-			m.Hint = "a cluster that runs grows with kthwd member add and kthwd join, and kthwd pki controller issues this for one more; " +
-				"one that has not begun yet is made anew in another --out"
+			m.Hint = "extend a running cluster with kthwd member add and kthwd join; kthwd pki controller issues this for one more controller; " +
+				"make a cluster that has not started yet again, in another --out"
 		}
 	}
 }
@@ -145,9 +145,9 @@ func otherServer(path, got, want string) *Misfit {
 type part struct {
 	path   string
 	mode   fs.FileMode
-	copyOf string                                 // "" when it is made
-	make   func() ([]byte, error)                 // once the cluster's directory is complete
-	fits   func(path string, data []byte) *Misfit // judges one that is there
+	copyOf string                                 // path of the original; "" when it is made
+	make   func() ([]byte, error)                 // called once the cluster's directory is complete
+	fits   func(path string, data []byte) *Misfit // checks an existing file
 }
 
 // parts lists the files of a machine in the order of the tutorial.
@@ -161,7 +161,7 @@ func (c Cluster) parts(home *survey, m Machine) (parts []part) {
 			continue
 		}
 		if r.name == NameAdmin || r.name == NameControllerManager || r.name == NameScheduler {
-			continue // their kubeconfigs carry copies
+			continue // their kubeconfigs contain copies
 		}
 		add(home.layout.Cert(r.name), l.Cert(r.name), modePublic)
 		if !r.isCA() || r.name == nameCA && m.CAKey {
@@ -195,8 +195,8 @@ func (c Cluster) parts(home *survey, m Machine) (parts []part) {
 	})
 }
 
-// missing makes what the machine lacks, as far as the cluster's directory has
-// it, and lists what it has. All that does not fit is joined in the error.
+// missing makes the files that the machine lacks, as far as the cluster's directory
+// is complete, and lists those that it has. The error joins every misfit.
 func (c Cluster) missing(home *survey, m Machine) (files []file, kept []string, err error) {
 	var problems []error
 	for _, p := range c.parts(home, m) {
@@ -218,10 +218,10 @@ func (c Cluster) missing(home *survey, m Machine) (files []file, kept []string, 
 		}
 		kept = append(kept, p.path)
 	}
-	if !m.CAKey { // one that was asked for once
+	if !m.CAKey { // an earlier call may have requested it
 		if key := (Layout{Dir: m.Dir}).CAKey(); there(key) {
-			problems = append(problems, &Misfit{File: key, Problem: "is here, though it is not asked for",
-				Hint: "ask for it with --with-ca-key, or move it away"})
+			problems = append(problems, &Misfit{File: key, Problem: "exists, although it is not requested",
+				Hint: "request it with --with-ca-key, or move it away"})
 		}
 	}
 	return files, kept, errors.Join(problems...)
@@ -232,7 +232,8 @@ func there(path string) bool {
 	return !errors.Is(err, fs.ErrNotExist)
 }
 
-// content is nil as long as the cluster's directory is not complete.
+// content returns the content of the file, or nil while the cluster's directory is
+// incomplete.
 func (p part) content(home *survey) ([]byte, error) {
 	if len(home.report.Missing) > 0 || len(home.problems) > 0 {
 		return nil, nil
@@ -244,26 +245,26 @@ func (p part) content(home *survey) ([]byte, error) {
 	return data, err
 }
 
-// judge compares a file that is there with what it ought to be.
+// judge compares an existing file with what it should be.
 func (p part) judge(home *survey, data []byte) *Misfit {
 	if p.copyOf == "" {
 		return p.fits(p.path, data)
 	}
-	const hint = "the two come from different runs, or were made anew in one place only: keep the one that the cluster uses"
+	const hint = "the two come from different runs, or one of them was made again: keep the one that the cluster uses"
 	original, _, err := read(p.copyOf)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return &Misfit{File: p.path, Problem: "is here without what it is a copy of,", Other: p.copyOf,
-			Hint: "bring " + p.copyOf + " back, or move the copies away"}
+		return &Misfit{File: p.path, Problem: "exists without its original", Other: p.copyOf,
+			Hint: "restore " + p.copyOf + ", or move the copies away"}
 	case err != nil:
-		return nil // that is said already
+		return nil // the survey reports it
 	case !bytes.Equal(data, original):
 		return &Misfit{File: p.path, Problem: "differs from", Other: p.copyOf, Hint: hint}
 	}
 	return nil
 }
 
-// fitsConfig judges a kubeconfig that a machine has.
+// fitsConfig checks an existing kubeconfig of a machine.
 func fitsConfig(home *survey, path string, data []byte, server string) *Misfit {
 	a, err := parseKubeconfig(data, filepath.Dir(path))
 	if err != nil {

@@ -89,7 +89,7 @@ func TestSecondClusterChangesNothing(t *testing.T) {
 	}
 	wantSame(t, dir, before)
 
-	// What an interrupted one lacks is copied, or made anew.
+	// Files that an interrupted run lacks are copied, or made again.
 	lost := filepath.Join(c.Machines[0].Dir, "kubernetes-key.pem")
 	if err := os.Remove(lost); err != nil {
 		t.Fatal(err)
@@ -116,7 +116,7 @@ func TestClusterMisfits(t *testing.T) {
 			if err := os.Rename(c.Dir, c.Dir+"-away"); err != nil {
 				t.Fatal(err)
 			}
-		}, []string{"c0/ca.pem: is here without what it is a copy of, …/ca/ca.pem", "lb/ca.pem: is here without"}},
+		}, []string{"c0/ca.pem: exists without its original …/ca/ca.pem", "lb/ca.pem: exists without"}},
 		{"one controller more", func(_ *testing.T, c *Cluster) {
 			c.Addresses = append(c.Addresses, "10.0.0.13")
 			c.Machines = append(c.Machines, c.Machines[0])
@@ -130,10 +130,10 @@ func TestClusterMisfits(t *testing.T) {
 			put(t, filepath.Join(c.Machines[1].Dir, "kthwd.yaml"), "name: x\n")
 		}, []string{"c1/kthwd.yaml: its name is another one"}},
 		{"a key that is not asked for", func(_ *testing.T, c *Cluster) { c.Machines[1].CAKey = false },
-			[]string{"c1/ca-key.pem: is here, though it is not asked for"}},
+			[]string{"c1/ca-key.pem: exists, although it is not requested"}},
 		{"no kubeconfig", func(t *testing.T, c *Cluster) {
 			put(t, filepath.Join(c.Machines[1].Dir, "kube-scheduler.kubeconfig"), "kind: Config\n")
-		}, []string{`c1/kube-scheduler.kubeconfig: current-context "" is not in it`}},
+		}, []string{`c1/kube-scheduler.kubeconfig: its current-context is not in it`}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			c := madeCluster(t)

@@ -16,7 +16,7 @@ import (
 	"testing"
 )
 
-// planned are the files that an Ensure of an empty directory is about to write.
+// planned returns the files that an Ensure of an empty directory would write.
 func planned(t *testing.T, l Layout) []file {
 	t.Helper()
 	v := newSurvey(l, testSpec())
@@ -28,8 +28,8 @@ func planned(t *testing.T, l Layout) []file {
 	return files
 }
 
-// TestCrash stops an Ensure after each of its steps. Whatever is there by then,
-// the next one makes a whole of it and changes nothing.
+// TestCrash stops an Ensure after each of its steps. The next Ensure completes the
+// files and changes no existing one.
 func TestCrash(t *testing.T) {
 	count := len(planned(t, Layout{Dir: t.TempDir()}))
 	for step := 0; step <= 3*count; step += 1 + step%3 {
@@ -55,7 +55,8 @@ func TestCrash(t *testing.T) {
 	}
 }
 
-// crashAfter does so many of write's steps: staging, keys, all else, tidying up.
+// crashAfter performs only the first steps of write: staging, keys, all others,
+// cleaning up.
 func crashAfter(t *testing.T, steps int, files []file) {
 	t.Helper()
 	var all []func() error
@@ -79,7 +80,7 @@ func crashAfter(t *testing.T, steps int, files []file) {
 	}
 }
 
-// wantWhole wants every file, nothing hidden, and all of it fitting.
+// wantWhole requires every file, no hidden one, and that all of them fit.
 func wantWhole(t *testing.T, l Layout) {
 	t.Helper()
 	report, err := Check(l, testSpec())
@@ -102,8 +103,8 @@ func wantWhole(t *testing.T, l Layout) {
 	}
 }
 
-// TestStaleHiddenCA: a certificate left under a hidden name counts only for the
-// key that it was made for.
+// TestStaleHiddenCA: a certificate under a hidden name is used only with the key for
+// which it was made.
 func TestStaleHiddenCA(t *testing.T) {
 	l, other := fresh(t), filled(t)
 	for name := range contents(t, l.Dir) {
@@ -112,12 +113,12 @@ func TestStaleHiddenCA(t *testing.T) {
 		}
 	}
 	put(t, hidden(l.CA()), get(t, other.CA()))
-	if _, err := Ensure(l, testSpec()); len(Misfits(err)) != 1 {
+	if _, err := Ensure(l, testSpec()); len(misfits(err)) != 1 {
 		t.Errorf("Ensure = %v, want the CA key refused", err)
 	}
 }
 
-// TestNeverReplaces: not even a file that came after Ensure looked.
+// TestNeverReplaces: not even a file that appears after Ensure has looked is replaced.
 func TestNeverReplaces(t *testing.T) {
 	l := Layout{Dir: t.TempDir()}
 	files := planned(t, l)
@@ -163,7 +164,7 @@ func TestTogether(t *testing.T) {
 	}
 }
 
-// TestKill kills an Ensure for real, wherever it happens to be.
+// TestKill kills a process with an Ensure at an arbitrary moment.
 func TestKill(t *testing.T) {
 	l := Layout{Dir: filepath.Join(t.TempDir(), "kubernetes")}
 	for range 5 {
@@ -171,7 +172,7 @@ func TestKill(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		for range 1000 { // until it has begun
+		for range 1000 { // until Ensure has begun
 			if names, _ := os.ReadDir(l.Dir); len(names) > 0 {
 				break
 			}
@@ -183,7 +184,7 @@ func TestKill(t *testing.T) {
 	wantWhole(t, l)
 }
 
-// TestFullDisk: files end at some size, as on a full disk, and later do not.
+// TestFullDisk: the size of files is limited, as on a full disk, and later it is not.
 func TestFullDisk(t *testing.T) {
 	for _, limit := range []int{1, 100, 600, 1200, 2000} {
 		t.Run(fmt.Sprint(limit), func(t *testing.T) {
@@ -196,7 +197,7 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
-// TestFullTmpfs is the same with a disk that is full.
+// TestFullTmpfs is TestFullDisk with a disk that is full.
 func TestFullTmpfs(t *testing.T) {
 	l := Layout{Dir: filepath.Join(t.TempDir(), "kubernetes")}
 	os.Mkdir(l.Dir, 0o700)

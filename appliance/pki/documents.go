@@ -30,9 +30,9 @@ var auditPolicy []byte
 const encryptionConfig = `# How kube-apiserver encrypts secrets in etcd: new ones with key1; those written
 # before there was a key are still readable.
 #
-# Whoever has this file and a copy of etcd has the secrets. Without it, nobody
-# has: keep a copy, but not beside etcd's snapshots. Every controller needs the
-# same one.
+# Anyone with this file and a copy of etcd can read the secrets. Without it, no one
+# can: keep a copy, but not beside etcd's snapshots. Every controller needs the
+# same file.
 kind: EncryptionConfiguration
 apiVersion: apiserver.config.k8s.io/v1
 resources:
@@ -54,7 +54,7 @@ func renderEncryption() ([]byte, error) {
 	return fmt.Appendf(nil, encryptionConfig, base64.StdEncoding.EncodeToString(key)), nil
 }
 
-// checkDocument wants YAML with a kind; what kind, the API server knows better.
+// checkDocument requires YAML with a kind. The API server checks which kind it is.
 func checkDocument(data []byte) error {
 	var d struct {
 		Kind string `yaml:"kind"`
@@ -70,14 +70,14 @@ func checkDocument(data []byte) error {
 
 var yamlLine = regexp.MustCompile(`line \d+`)
 
-// decodeYAML keeps of yaml's error the line only: the rest may quote the file.
+// decodeYAML keeps only the line of yaml's error, because the rest may quote the file.
 func decodeYAML(data []byte, into any) error {
 	err := yaml.Unmarshal(data, into)
 	if err == nil {
 		return nil
 	}
 	if line := yamlLine.FindString(err.Error()); line != "" {
-		return fmt.Errorf("not the YAML it should be, at %s", line)
+		return fmt.Errorf("not the expected YAML, at %s", line)
 	}
-	return errors.New("not the YAML it should be")
+	return errors.New("not the expected YAML")
 }

@@ -8,14 +8,13 @@ import (
 	"syscall"
 )
 
-// Ensure makes what is missing below l.Dir, keeps what is there, and refuses
-// what does not fit: then the error joins one *Misfit for each problem, see
-// Misfits, and nothing has been written.
+// Ensure makes the files missing below l.Dir and keeps existing ones. If any does not
+// fit, the error joins one *Misfit for each problem, and Ensure writes nothing.
 //
-// It may be called at every start. It waits for another Ensure on the same
-// directory, which takes no longer than making the files, and for nothing else.
+// Call it at every start. It blocks only while another Ensure works on the same
+// directory, which takes no longer than making the files.
 func Ensure(l Layout, s Spec) (Report, error) {
-	if v := newSurvey(l, s); !isDir(l.Dir) { // make no directory for a Spec that is wrong
+	if v := newSurvey(l, s); !isDir(l.Dir) { // create no directory for an invalid Spec
 		if v.run(); len(v.problems) > 0 {
 			return v.report, errors.Join(v.problems...)
 		}
@@ -36,7 +35,7 @@ func isDir(path string) bool {
 	return err == nil && info.IsDir()
 }
 
-// ensure carries the survey out in dir, which is locked.
+// ensure carries out the survey in dir, which the caller has locked.
 func (v *survey) ensure(dir string) (Report, error) {
 	v.run()
 	if len(v.problems) > 0 {
@@ -60,7 +59,7 @@ func (v *survey) ensure(dir string) (Report, error) {
 	return v.report, nil
 }
 
-// files makes all that is missing, in memory.
+// files makes every missing file, in memory.
 func (v *survey) files() ([]file, error) {
 	var files []file
 	for _, r := range v.rows {
@@ -95,8 +94,8 @@ func (v *survey) files() ([]file, error) {
 	return files, nil
 }
 
-// issue makes what is missing of a pair, and puts it where the kubeconfigs and,
-// if it is a CA, the later rows find it.
+// issue makes the missing half, or both, of a pair, and stores the pair for the
+// kubeconfigs and, if it is a CA, for later rows.
 func (v *survey) issue(r row) ([]file, error) {
 	var files []file
 	l, p := r.in(v.layout), v.pairs[r.name]
@@ -130,8 +129,8 @@ func (v *survey) issue(r row) ([]file, error) {
 	return files, nil
 }
 
-// sweep removes what an interrupted Ensure left under hidden names. All have
-// their own names by now, or were made anew.
+// sweep removes the hidden files of an interrupted Ensure. By now each has its own
+// name, or has been made again.
 func (v *survey) sweep() {
 	for _, r := range v.rows {
 		if l := r.in(v.layout); !r.given {
@@ -147,19 +146,19 @@ func (v *survey) sweep() {
 	}
 }
 
-// warnOfOldData says what making keys beside an old etcd means: data without
-// its keys, which is seldom what somebody wanted.
+// warnOfOldData warns of new keys beside existing etcd data, which was written with
+// other keys: this is rarely intended.
 func (v *survey) warnOfOldData() {
 	member := filepath.Join(v.layout.Etcd(), "member")
 	if !isDir(member) {
 		return
 	}
 	for _, lost := range []struct{ path, so string }{
-		{v.layout.CA(), "nodes and kubeconfigs of before will not be trusted"},
+		{v.layout.CA(), "earlier nodes and kubeconfigs will not be trusted"},
 		{v.layout.EncryptionConfig(), "secrets encrypted with another key cannot be read"},
 	} {
 		if v.absent[lost.path] {
-			v.warn("%s: made anew, although %s is there: %s", lost.path, member, lost.so)
+			v.warn("%s: newly made, although %s exists: %s", lost.path, member, lost.so)
 		}
 	}
 }

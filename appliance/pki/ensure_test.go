@@ -65,7 +65,7 @@ func TestSecondEnsureChangesNothing(t *testing.T) {
 	wantSame(t, l.Dir, before)
 }
 
-// TestCertificates holds what is issued: everything but the bytes.
+// TestCertificates compares everything about issued certificates but their bytes.
 func TestCertificates(t *testing.T) {
 	l := fresh(t)
 	var got strings.Builder
@@ -101,8 +101,8 @@ func TestDocuments(t *testing.T) {
 	}
 }
 
-// TestTutorialDirectory: what the tutorial made is used as it is, and only what
-// it had not is added.
+// TestTutorialDirectory: the tutorial's files are used unchanged, and only missing ones
+// are added.
 func TestTutorialDirectory(t *testing.T) {
 	for encoding := range encodings {
 		t.Run(encoding, func(t *testing.T) {
@@ -133,7 +133,7 @@ func wantWarning(t *testing.T, report Report, parts ...string) {
 	}
 }
 
-// TestWarnings are about what works today.
+// TestWarnings covers files that work, but cause a warning.
 func TestWarnings(t *testing.T) {
 	dates := func(days int) func(*testing.T, Layout, *Spec) {
 		return func(t *testing.T, l Layout, s *Spec) {
@@ -143,7 +143,7 @@ func TestWarnings(t *testing.T) {
 	for _, test := range []struct {
 		name string
 		do   func(*testing.T, Layout, *Spec)
-		want []string // nil is no warning
+		want []string // nil means no warning
 	}{
 		{"31 days left", dates(31), nil},
 		{"29 days left", dates(29), []string{"kubernetes.pem: expires on", "in 29 days"}},
@@ -157,7 +157,7 @@ func TestWarnings(t *testing.T) {
 		{"encryption key lost", func(t *testing.T, l Layout, s *Spec) {
 			os.Remove(l.EncryptionConfig())
 			os.MkdirAll(filepath.Join(l.Etcd(), "member"), 0o700)
-		}, []string{"encryption-config.yaml: made anew, although"}},
+		}, []string{"encryption-config.yaml: newly made, although"}},
 		{"a pair beside its kubeconfig that has expired", func(t *testing.T, l Layout, s *Spec) {
 			old := &x509.Certificate{Subject: row{cn: "admin", org: "system:masters"}.subject(), ExtKeyUsage: client,
 				NotBefore: noon.AddDate(-2, 0, 0), NotAfter: noon.AddDate(-1, 0, 0)}
@@ -184,8 +184,8 @@ func TestWarnings(t *testing.T) {
 	}
 }
 
-// TestAccepted are directories that differ from a fresh one and are as good.
-// made is what Ensure adds to them.
+// TestAccepted covers directories that differ from a fresh one and are valid, too.
+// made lists the files that Ensure adds to them.
 func TestAccepted(t *testing.T) {
 	for _, test := range []struct {
 		name string
@@ -235,7 +235,7 @@ func TestAccepted(t *testing.T) {
 			put(t, l.CA(), string(encodeCertificates(sign(t, &x509.Certificate{Subject: row{cn: "Kubernetes", org: "Kubernetes"}.subject(),
 				IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}, loadPair(t, l, nameCA).key, pair{}).chain)))
 			for _, k := range kubeconfigs {
-				os.Remove(l.Kubeconfig(k.name)) // carry the CA that was
+				os.Remove(l.Kubeconfig(k.name)) // contain the previous CA
 			}
 			key, _ := newKey()
 			between := sign(t, &x509.Certificate{Subject: row{cn: "between"}.subject(), IsCA: true, BasicConstraintsValid: true,
@@ -294,7 +294,7 @@ clusters: [{name: a, cluster: {server: "https://localhost:6443", certificate-aut
 users: [{name: b, user: {client-certificate: kube-scheduler.pem, client-key: ./kube-scheduler-key.pem}}]
 `
 
-// TestLeafDoesNotOutliveItsCA: nothing would tell when the CA ends.
+// TestLeafDoesNotOutliveItsCA: otherwise no date in the leaf would show when the CA ends.
 func TestLeafDoesNotOutliveItsCA(t *testing.T) {
 	l, s := fresh(t), testSpec()
 	os.Remove(l.Cert(NameHealth))

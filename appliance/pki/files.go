@@ -15,28 +15,28 @@ const (
 	modePublic fs.FileMode = 0o644
 	modeDir    fs.FileMode = 0o700
 
-	maxSize = 1 << 20 // no file here comes near it
+	maxSize = 1 << 20 // far more than any of these files needs
 )
 
-// A file is one to be made.
+// A file is a file to make.
 type file struct {
 	path   string
 	data   []byte
 	mode   fs.FileMode
-	isKey  bool // linked, and on the disk, before any that is not
-	staged bool // lies under its hidden name already
+	isKey  bool // linked and synced before all others
+	staged bool // already exists under its hidden name
 }
 
-// hidden is where a new file is written before it gets its name.
+// hidden returns the path of a new file before it receives its name.
 func hidden(path string) string {
 	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".new")
 }
 
 // write makes the files of one directory, which the caller has locked.
 //
-// Until each is whole and on the disk, none has its name: a full disk is found
-// out here, and costs nothing. After that, failure and crash are the same: keys
-// may lack their certificates, and the hidden files stay for the next Ensure.
+// No file receives its name before all are whole and on the disk, so a full disk does
+// no harm. After that, a failure is like a crash: keys may lack their certificates,
+// and the hidden files remain for the next Ensure.
 func write(dir string, files []file) error {
 	if err := stage(files); err != nil {
 		return err
@@ -57,7 +57,7 @@ func write(dir string, files []file) error {
 	return syncDir(dir)
 }
 
-// stage writes all files under their hidden names, or none.
+// stage writes all files under their hidden names or, on failure, none.
 func stage(files []file) error {
 	for i, f := range files {
 		if f.staged {
@@ -85,7 +85,7 @@ func writeHidden(f file) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, out.Close()) }()
-	if err := out.Chmod(f.mode); err != nil { // whatever the umask is
+	if err := out.Chmod(f.mode); err != nil { // regardless of the umask
 		return err
 	}
 	if _, err := out.Write(f.data); err != nil {
@@ -94,7 +94,7 @@ func writeHidden(f file) (err error) {
 	return out.Sync()
 }
 
-// link gives files their names: the keys, or all the others.
+// link gives files their names: the keys or, if keys is false, all others.
 func link(files []file, keys bool) error {
 	for _, f := range files {
 		if f.isKey != keys {
@@ -111,7 +111,7 @@ func link(files []file, keys bool) error {
 	return nil
 }
 
-// makeDir makes the directory and what lacks above it.
+// makeDir creates the directory and its missing parents.
 func makeDir(dir string) error {
 	if _, err := os.Stat(dir); err == nil {
 		return nil
@@ -137,10 +137,9 @@ func syncDir(dir string) error {
 	return nil
 }
 
-// lock waits for the directory's lock, syscall.LOCK_EX to write or LOCK_SH to
-// read. It locks the directory itself, so no lock file is left behind and a
-// read-only one can be read. Closing the result, or the end of the process,
-// gives it back.
+// lock waits for the directory's lock: syscall.LOCK_EX to write, LOCK_SH to read. It
+// locks the directory itself, so it leaves no lock file behind and works on a
+// read-only directory. Closing the result, or the end of the process, releases it.
 func lock(dir string, how int) (io.Closer, error) {
 	d, err := os.Open(dir)
 	if errors.Is(err, fs.ErrPermission) {
@@ -162,8 +161,8 @@ func lock(dir string, how int) (io.Closer, error) {
 	return d, nil
 }
 
-// read returns the content of the file, or a Misfit when it cannot be one of
-// ours. A file that is not there is fs.ErrNotExist and nothing else.
+// read returns the content of the file, or a Misfit if it cannot be a file of this
+// package. For a missing file the error is exactly fs.ErrNotExist.
 func read(path string) ([]byte, fs.FileInfo, error) {
 	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
 		return nil, nil, fs.ErrNotExist
@@ -176,7 +175,7 @@ func read(path string) ([]byte, fs.FileInfo, error) {
 		return nil, nil, &Misfit{File: path, Problem: "not a regular file"}
 	}
 	if err == nil && info.Size() > maxSize {
-		return nil, nil, &Misfit{File: path, Problem: fmt.Sprintf("too large to be what its name says (%d bytes)", info.Size())}
+		return nil, nil, &Misfit{File: path, Problem: fmt.Sprintf("too large for a file of this name (%d bytes)", info.Size())}
 	}
 	var data []byte
 	if err == nil {

@@ -14,11 +14,10 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// Fingerprints are what the controllers of a cluster compare to know that they
-// share their keys: for each file that must be shared, by its path, a salted
-// SHA-256 of every public key or encryption key in it. A file that is not
-// there, or has no key in it, has none. salt keeps two clusters from being
-// compared; nobody learns a key from the result.
+// Fingerprints returns what the controllers of a cluster compare to verify that they
+// share their keys: for each file that must be shared, by its path, a salted SHA-256
+// of every public key or encryption key in it. A file that is missing or holds no key
+// has none. The salt makes two clusters incomparable, and the result reveals no key.
 func Fingerprints(l Layout, salt []byte) (map[string][]string, error) {
 	all := map[string][]string{}
 	for _, shared := range []struct {
@@ -52,13 +51,13 @@ func Fingerprints(l Layout, salt []byte) (map[string][]string, error) {
 	return all, nil
 }
 
-// NotShared judges what Fingerprints said of a file when the cluster has others.
+// NotShared returns the Misfit of a file whose Fingerprints differ from the cluster's.
 func NotShared(path string) *Misfit {
 	hint := "copy " + filepath.Base(path) + " from another controller"
 	if base := filepath.Base(path); base == NameServiceAccount+".pem" {
 		hint += ", and its key with it"
 	}
-	return &Misfit{File: path, Problem: "not that of the other controllers, which must all have the same", Hint: hint}
+	return &Misfit{File: path, Problem: "not that of the other controllers; all must have the same", Hint: hint}
 }
 
 func publicKeys(data []byte) (keys [][]byte, err error) {
@@ -76,8 +75,8 @@ func publicKeys(data []byte) (keys [][]byte, err error) {
 	return keys, nil
 }
 
-// encryptionKeys are the secrets in an EncryptionConfiguration, whatever provider
-// they belong to. One of a key server has none.
+// encryptionKeys returns the secrets in an EncryptionConfiguration, of all providers.
+// A configuration that uses a key server holds none.
 func encryptionKeys(data []byte) (keys [][]byte, err error) {
 	var doc yaml.Node
 	if err := decodeYAML(data, &doc); err != nil {

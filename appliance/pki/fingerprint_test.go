@@ -28,7 +28,7 @@ func TestFingerprints(t *testing.T) {
 		}
 	}
 
-	// A comment is no other key; a second key is one beside the first.
+	// A comment does not change the key. A second key is added to the first.
 	config := get(t, l.EncryptionConfig())
 	put(t, l.EncryptionConfig(), "# mine\n"+config)
 	if got := prints("a")[l.EncryptionConfig()]; !slices.Equal(got, before[l.EncryptionConfig()]) {

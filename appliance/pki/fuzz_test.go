@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// FuzzPEM: what certificates and keys are read from may be anything. What was
-// read can be written and read again.
+// FuzzPEM: the parsers accept any input, and what they have read can be written and
+// read again.
 func FuzzPEM(f *testing.F) {
 	key, err := newKey()
 	if err != nil {
@@ -53,7 +53,7 @@ func FuzzPEM(f *testing.F) {
 	})
 }
 
-// FuzzKubeconfig: neither a panic nor half a result, and no content in errors.
+// FuzzKubeconfig: no panic, no partial result, and no content in errors.
 func FuzzKubeconfig(f *testing.F) {
 	key, err := newKey()
 	if err != nil {
@@ -69,7 +69,8 @@ func FuzzKubeconfig(f *testing.F) {
 		f.Fatal(err)
 	}
 	for _, seed := range []string{"", string(whole), string(whole[:len(whole)/2]), filesConfig, "kind: Config", "{}", "[]", "- &a [*a]",
-		strings.ReplaceAll(string(whole), "user: admin", "user: ~"), "kind: Config\nusers: s3cretsecret"} {
+		strings.ReplaceAll(string(whole), "user: admin", "user: ~"), "kind: Config\nusers: s3cretsecret",
+		"kind: s3cretsecret", "kind: Config\ncurrent-context: s3cretsecret"} {
 		f.Add(seed)
 	}
 	dir := f.TempDir()
@@ -79,7 +80,7 @@ func FuzzKubeconfig(f *testing.F) {
 			t.Errorf("half a kubeconfig: %+v", a)
 		}
 		if err != nil && strings.Contains(err.Error(), "s3cretsecret") {
-			t.Errorf("error tells the content: %v", err)
+			t.Errorf("error quotes the content: %v", err)
 		}
 		checkDocument([]byte(data))
 	})

@@ -15,8 +15,8 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// kubeconfigFile is what kthwd reads and writes of a kubeconfig. The names are
-// upstream's: staging/src/k8s.io/client-go/tools/clientcmd/api/v1/types.go.
+// kubeconfigFile is the part of a kubeconfig that kthwd reads and writes. The names
+// are upstream's: staging/src/k8s.io/client-go/tools/clientcmd/api/v1/types.go.
 type kubeconfigFile struct {
 	APIVersion string         `yaml:"apiVersion"`
 	Kind       string         `yaml:"kind"`
@@ -53,14 +53,15 @@ type namedContext struct {
 	} `yaml:"context"`
 }
 
-// access is what a kubeconfig's current context amounts to.
+// access is the content of a kubeconfig's current context.
 type access struct {
 	server string
 	cas    []*x509.Certificate
 	client pair
 }
 
-// renderKubeconfig is what the tutorial's four kubectl config commands wrote.
+// renderKubeconfig returns the file that the tutorial's four kubectl config commands
+// write.
 func renderKubeconfig(s Spec, server string, ca, client pair) ([]byte, error) {
 	key, err := encodeKey(client.key)
 	if err != nil {
@@ -86,9 +87,9 @@ func renderKubeconfig(s Spec, server string, ca, client pair) ([]byte, error) {
 	return out.Bytes(), err
 }
 
-// parseKubeconfig reads a kubeconfig's current context. Files that it names
-// instead of embedding are looked up from dir, as client-go does.
-// Its errors are worded to follow the file's name and hold no content.
+// parseKubeconfig reads a kubeconfig's current context. Like client-go, it reads files
+// that the kubeconfig names relative to dir. Its errors follow the file's name in a
+// sentence. They quote nothing of the kubeconfig but the paths of these files.
 func parseKubeconfig(data []byte, dir string) (access, error) {
 	var f kubeconfigFile
 	if err := decodeYAML(data, &f); err != nil {
@@ -126,33 +127,33 @@ func parseKubeconfig(data []byte, dir string) (access, error) {
 		}
 	}
 	if len(a.cas) == 0 || len(a.client.chain) == 0 {
-		return access{}, errors.New("a public key stands where a certificate should")
+		return access{}, errors.New("holds a public key in place of a certificate")
 	}
 	return a, nil
 }
 
-// current finds what the current context names.
+// current returns the cluster and the user of the current context.
 func (f kubeconfigFile) current() (cluster namedCluster, user namedUser, err error) {
 	if f.Kind != "Config" {
-		return cluster, user, fmt.Errorf("kind is %q, want Config", f.Kind)
+		return cluster, user, errors.New("its kind is not Config")
 	}
 	i := slices.IndexFunc(f.Contexts, func(c namedContext) bool { return c.Name == f.Current })
 	if i < 0 {
-		return cluster, user, fmt.Errorf("current-context %q is not in it", f.Current)
+		return cluster, user, errors.New("its current-context is not in it")
 	}
 	context := f.Contexts[i].Context
 	i = slices.IndexFunc(f.Clusters, func(c namedCluster) bool { return c.Name == context.Cluster })
 	if i < 0 {
-		return cluster, user, fmt.Errorf("cluster %q of context %q is not in it", context.Cluster, f.Current)
+		return cluster, user, errors.New("the cluster of its current-context is not in it")
 	}
 	j := slices.IndexFunc(f.Users, func(u namedUser) bool { return u.Name == context.User })
 	if j < 0 {
-		return cluster, user, fmt.Errorf("user %q of context %q is not in it", context.User, f.Current)
+		return cluster, user, errors.New("the user of its current-context is not in it")
 	}
 	return f.Clusters[i], f.Users[j], nil
 }
 
-// content is the PEM of one field, embedded or in a file.
+// content returns the PEM of one field, embedded or in a file.
 func content(embedded, file, dir string) ([]byte, error) {
 	if embedded != "" {
 		pem, err := base64.StdEncoding.DecodeString(embedded)
@@ -174,8 +175,8 @@ func content(embedded, file, dir string) ([]byte, error) {
 	return pem, err
 }
 
-// strayed says what is wrong with a server that must be this machine's when it
-// is a loopback one; a load balancer's URL is as good as ours.
+// strayed returns what is wrong with a kubeconfig's server. A loopback server must be
+// this machine's API server; any other, such as a load balancer, is accepted.
 func strayed(server, own string) (problem string) {
 	u, err := url.Parse(server)
 	if err != nil || u.Scheme != "https" || u.Hostname() == "" {

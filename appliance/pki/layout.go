@@ -10,19 +10,19 @@ const (
 	NameAdmin             = "admin"                   // system:masters
 	NameControllerManager = "kube-controller-manager" // system:kube-controller-manager
 	NameScheduler         = "kube-scheduler"          // system:kube-scheduler
-	NameHealth            = "kthwd-health"            // the health bridge: no right beyond any authenticated user's
+	NameHealth            = "kthwd-health"            // client of the health bridge: no rights beyond any authenticated user's
 	NameFrontProxyCA      = "front-proxy-ca"          // signs front-proxy-client, and nothing else
-	NameFrontProxyClient  = "front-proxy-client"      // API server towards extension API servers
-	NameAdminRemote       = "admin-remote"            // a kubeconfig only: admin by way of Spec.RemoteServer
+	NameFrontProxyClient  = "front-proxy-client"      // API server as a client of extension API servers
+	NameAdminRemote       = "admin-remote"            // a kubeconfig only: admin through Spec.RemoteServer
 )
 
 const nameCA = "ca" // Layout.CA and Layout.CAKey
 
-// Layout knows every path below the data directory, once. Its methods only
-// join strings: they make nothing and look at nothing.
+// Layout defines every path below the data directory. Its methods only join strings;
+// they neither create nor read files.
 type Layout struct {
 	Dir     string // the data directory, such as /var/lib/kubernetes
-	EtcdDir string // etcd's data directory; "" is <Dir>/etcd
+	EtcdDir string // etcd's data directory; "" means <Dir>/etcd
 }
 
 // CA is the certificate of the cluster's CA.
@@ -41,14 +41,14 @@ func (l Layout) Key(name string) string { return l.path(name + "-key.pem") }
 // NameControllerManager or NameScheduler.
 func (l Layout) Kubeconfig(name string) string { return l.path(name + ".kubeconfig") }
 
-// EncryptionConfig says how the API server encrypts secrets in etcd. It holds
-// the key to them.
+// EncryptionConfig configures how the API server encrypts secrets in etcd. It holds
+// their key.
 func (l Layout) EncryptionConfig() string { return l.path("encryption-config.yaml") }
 
-// AuditPolicy says what the API server records.
+// AuditPolicy configures what the API server records.
 func (l Layout) AuditPolicy() string { return l.path("audit-policy.yaml") }
 
-// AuditLog is where it records it.
+// AuditLog is where the API server records it.
 func (l Layout) AuditLog() string { return l.path("audit.log") }
 
 // SchedulerConfig is the KubeSchedulerConfiguration.
@@ -62,35 +62,35 @@ func (l Layout) Etcd() string {
 	return l.path("etcd")
 }
 
-// Run is the directory of the unix sockets. Who makes it makes it 0700: etcd's
-// socket asks for no certificate.
+// Run is the directory of the unix sockets. It must be created with mode 0700,
+// because etcd's socket requires no certificate.
 func (l Layout) Run() string { return l.path("run") }
 
-// EtcdSocket is where the local API server reaches the local etcd member.
+// EtcdSocket is the socket at which the local API server reaches the etcd member.
 func (l Layout) EtcdSocket() string { return filepath.Join(l.Run(), "etcd.sock") }
 
-// ControlSocket is where kthwd's verbs reach the running kthwd.
+// ControlSocket is the socket at which kthwd's verbs reach the running kthwd.
 func (l Layout) ControlSocket() string { return filepath.Join(l.Run(), "kthwd.sock") }
 
-// Tracing says where the API server sends traces. It is made at each start that
-// wants any.
+// Tracing configures where the API server sends traces. Each start with tracing
+// writes it.
 func (l Layout) Tracing() string { return filepath.Join(l.Run(), "tracing.yaml") }
 
 // Lock is held by the one kthwd that runs on this data directory.
 func (l Layout) Lock() string { return l.path("kthwd.lock") }
 
-// InstanceID tells this data directory from every other one.
+// InstanceID distinguishes this data directory from every other one.
 func (l Layout) InstanceID() string { return l.path("instance-id") }
 
-// Record is what the data directory remembers of its etcd member, and by which
-// versions it was served last.
+// Record stores the identity of the data directory's etcd member, and the versions
+// that served it last.
 func (l Layout) Record() string { return l.path("member.json") }
 
-// JoinRecord tells, from kthwd join to the first start, which join that was.
+// JoinRecord identifies the join, from kthwd join to the first start.
 func (l Layout) JoinRecord() string { return l.path("kthwd.join") }
 
-// Files are the names, below Dir, of all that kthwd may make there, etcd's data in
-// its usual place included. Whatever else lies there is somebody else's.
+// Files lists the names, below Dir, of everything that kthwd may create there,
+// including etcd's data in its default place. Any other file is not kthwd's.
 func (l Layout) Files() []string {
 	l.Dir, l.EtcdDir = "", ""
 	files := []string{

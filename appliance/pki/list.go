@@ -17,22 +17,22 @@ import (
 	"unicode"
 )
 
-// An Entry is one certificate, or what stands in the place of one.
+// An Entry is one certificate, or a file in place of one.
 type Entry struct {
-	File                string   // full path; a kubeconfig's is of the client certificate in it
-	Subject, Issuer     string   // common name and organizations: what Kubernetes takes for user and groups
+	File                string   // full path; for a kubeconfig the entry is its client certificate
+	Subject, Issuer     string   // common name and organizations, which Kubernetes uses as user and groups
 	SANs, Uses          []string // Uses: ca, server, client, signing, any, or the OID of others
 	NotBefore, NotAfter time.Time
 	KeyType             string // such as "ECDSA P-256"
-	Problem             string // why it is of no use, its dates aside; "" when it is
+	Problem             string // why it cannot be used, apart from its dates; "" if it can
 }
 
-// List reads every certificate below l.Dir: those kthwd knows in the order of
-// the tutorial, then other *.pem and *.kubeconfig such as those of nodes, by
-// name. A CA that a kubeconfig embeds is listed only when it is not ca.pem's.
+// List reads every certificate below l.Dir: kthwd's own in the order of the tutorial,
+// then other *.pem and *.kubeconfig files, such as those of nodes, by name. It lists
+// the CA in a kubeconfig only if that differs from ca.pem's.
 //
-// A file that cannot be read is an Entry with a Problem. List writes nothing
-// and fails only when the directory cannot be read.
+// A file that cannot be read is an Entry with a Problem. List writes nothing and
+// fails only if the directory cannot be read.
 func List(l Layout) ([]Entry, error) {
 	names, err := listed(l.Dir)
 	if err != nil {
@@ -57,7 +57,7 @@ func List(l Layout) ([]Entry, error) {
 	return entries, nil
 }
 
-// listed are the names of the files to read, in order.
+// listed returns the names of the files to read, in order.
 func listed(dir string) ([]string, error) {
 	all, err := os.ReadDir(dir)
 	if err != nil {
@@ -82,7 +82,7 @@ func listed(dir string) ([]string, error) {
 	return append(order, names...), nil
 }
 
-// knownAs is the row of that name; a stranger is taken for a leaf of ca.pem.
+// knownAs returns the row of that name. An unknown name is treated as a leaf of ca.pem.
 func knownAs(name string) row {
 	for _, r := range certificates {
 		if r.name == name {
@@ -135,7 +135,7 @@ func listKubeconfig(path string, cas []*x509.Certificate) []Entry {
 	if !signed(a.client.chain, cas) {
 		e.Problem = "not signed by ca.pem"
 	} else if !fits(a.client.key, a.client.public[0]) {
-		e.Problem = "the key in it is another one's"
+		e.Problem = "the key in it belongs to another certificate"
 	}
 	entries := []Entry{e}
 	for _, ca := range a.cas {
@@ -148,7 +148,7 @@ func listKubeconfig(path string, cas []*x509.Certificate) []Entry {
 	return entries
 }
 
-// problem is err for a table that names the file already.
+// problem returns the text of err without the file, which the table names.
 func problem(path string, err error) string {
 	return strings.TrimPrefix(err.Error(), path+": ")
 }
@@ -176,7 +176,7 @@ func sans(c *x509.Certificate) []string {
 	return append(all, c.EmailAddresses...)
 }
 
-// uses puts key usage and extended key usage into the words of this package.
+// uses translates key usage and extended key usage to the words of Entry.Uses.
 func uses(c *x509.Certificate) []string {
 	if c.IsCA {
 		return []string{"ca"}
@@ -209,9 +209,9 @@ func useName(use x509.ExtKeyUsage) string {
 	return use.OID().String()
 }
 
-// WriteTable prints entries as an aligned table, with the days that each has
-// left at now. Long lists of SANs go on below; the column PROBLEM appears only
-// when there is one.
+// WriteTable prints entries as an aligned table, with the days that each has left at
+// now. Long lists of SANs continue on further lines. The column PROBLEM appears only
+// if there is a problem.
 func WriteTable(w io.Writer, entries []Entry, now time.Time) error {
 	header := []string{"FILE", "SUBJECT", "SANS", "USE", "EXPIRES"}
 	troubled := slices.ContainsFunc(entries, func(e Entry) bool { return e.Problem != "" })
@@ -238,7 +238,7 @@ func WriteTable(w io.Writer, entries []Entry, now time.Time) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	for line := range bytes.Lines(out.Bytes()) { // the last cell is padded, too
+	for line := range bytes.Lines(out.Bytes()) { // tabwriter pads the last cell, too
 		if _, err := fmt.Fprintf(w, "%s\n", bytes.TrimRight(line, " \n")); err != nil {
 			return err
 		}
@@ -267,8 +267,8 @@ func expires(e Entry, now time.Time) string {
 	return fmt.Sprintf("%s (%d days)", date, int(left.Hours()/24))
 }
 
-// wrap joins names with commas to lines of some width, of which there is at
-// least one.
+// wrap joins names with commas into lines of at most width, if names are not longer.
+// It returns at least one line.
 func wrap(names []string, width int) []string {
 	if len(names) == 0 {
 		return []string{"-"}
@@ -286,8 +286,8 @@ func wrap(names []string, width int) []string {
 	return lines
 }
 
-// printable keeps a foreign certificate from writing to the terminal, or to the
-// log, what it likes.
+// printable keeps control characters in a foreign certificate from the terminal and
+// the log.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {

@@ -32,7 +32,7 @@ func TestTableOfTutorial(t *testing.T) {
 	golden(t, "table-tutorial.golden", table(t, l, noon.AddDate(1, 1, 0)))
 }
 
-// TestTableOfTrouble: List looks at directories that Ensure refuses.
+// TestTableOfTrouble: List reads directories that Ensure refuses.
 func TestTableOfTrouble(t *testing.T) {
 	l, other := fresh(t), filled(t)
 	put(t, l.Cert(NameKubernetes), "garbage")

@@ -35,7 +35,7 @@ func publicKey(t *testing.T, p pair) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))
 }
 
-// reissue changes a certificate, the key and the CA staying the same.
+// reissue changes a certificate but keeps its key and CA.
 func reissue(t *testing.T, l Layout, name string, change func(*x509.Certificate)) {
 	t.Helper()
 	p, ca := loadPair(t, l, name), loadPair(t, l, nameCA)
@@ -63,16 +63,16 @@ func remove(t *testing.T, paths ...string) {
 	}
 }
 
-// TestMisfits: each is refused, named with all its files, and nothing is
-// written, although something is missing in every case.
+// TestMisfits: each misfit is refused and named with all its files. Nothing is written,
+// although a file is missing in every case.
 func TestMisfits(t *testing.T) {
 	other := filled(t) // another cluster's files
 	broken := "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
 	for _, test := range []struct {
 		name  string
 		do    func(*testing.T, Layout, *Spec)
-		files []string // of the message
-		want  string   // in it, too
+		files []string // named in the message
+		want  string   // also in the message
 	}{
 		{"leaf of another CA", func(t *testing.T, l Layout, s *Spec) {
 			put(t, l.Cert(NameKubernetes), get(t, other.Cert(NameKubernetes)))
@@ -107,34 +107,34 @@ func TestMisfits(t *testing.T) {
 			data, _ := encodeKey(key)
 			put(t, l.Key(NameServiceAccount), string(data))
 			remove(t, l.Cert(NameServiceAccount))
-		}, []string{"service-account-key.pem"}, "this one is Ed25519"},
+		}, []string{"service-account-key.pem"}, "this key is Ed25519"},
 		{"certificate without its key", func(t *testing.T, l Layout, s *Spec) {
 			remove(t, l.Key(NameKubernetes))
-		}, []string{"kubernetes.pem", "kubernetes-key.pem"}, ": is here without its key "},
+		}, []string{"kubernetes.pem", "kubernetes-key.pem"}, ": exists without its key "},
 		{"certificate for a kubeconfig without its key", func(t *testing.T, l Layout, s *Spec) {
 			remove(t, l.Key(NameAdmin), l.Kubeconfig(NameAdmin))
-		}, []string{"admin.pem", "admin-key.pem"}, ": is here without its key "},
+		}, []string{"admin.pem", "admin-key.pem"}, ": exists without its key "},
 		{"service account without its key", func(t *testing.T, l Layout, s *Spec) {
 			remove(t, l.Key(NameServiceAccount))
-		}, []string{"service-account.pem", "service-account-key.pem"}, ": is here without its key "},
+		}, []string{"service-account.pem", "service-account-key.pem"}, ": exists without its key "},
 		{"expired", func(t *testing.T, l Layout, s *Spec) {
 			s.Now = at(noon.AddDate(10, 1, 0))
-		}, []string{"kubernetes.pem"}, ": expired on 2036-01-16 12:00 UTC, and now it is 2036-02-15 12:00 UTC"},
+		}, []string{"kubernetes.pem"}, ": expired on 2036-01-16 12:00 UTC, and it is now 2036-02-15 12:00 UTC"},
 		{"expired kubeconfig", func(t *testing.T, l Layout, s *Spec) {
 			s.Now = at(noon.AddDate(10, 1, 0))
 		}, []string{"kube-scheduler.kubeconfig"}, ": its client certificate expired on 2036-01-16 12:00 UTC"},
 		{"not yet valid", func(t *testing.T, l Layout, s *Spec) {
 			s.Now = at(noon.AddDate(-1, 0, 0))
-		}, []string{"kubernetes.pem"}, ": is only valid from 2026-01-15 11:55 UTC on, and now it is 2025-01-15 12:00 UTC"},
+		}, []string{"kubernetes.pem"}, ": is valid only from 2026-01-15 11:55 UTC on, and it is now 2025-01-15 12:00 UTC"},
 		{"lacks a local address", func(t *testing.T, l Layout, s *Spec) {
 			s.Local = append(s.Local, "10.0.0.13", "c3.example.org")
 		}, []string{"kubernetes.pem"}, ": not valid for 10.0.0.13, c3.example.org, where it will be served (it is for lb.example.org"},
 		{"not for servers", func(t *testing.T, l Layout, s *Spec) {
 			reissue(t, l, NameKubernetes, func(c *x509.Certificate) { c.ExtKeyUsage = client })
-		}, []string{"kubernetes.pem"}, ": not good for server use (only for: client)"},
+		}, []string{"kubernetes.pem"}, ": not issued for server use (only for: client)"},
 		{"not for clients", func(t *testing.T, l Layout, s *Spec) {
 			reissue(t, l, NameKubernetes, func(c *x509.Certificate) { c.ExtKeyUsage = serverAndClient[:1] })
-		}, []string{"kubernetes.pem"}, ": not good for client use (only for: server)"},
+		}, []string{"kubernetes.pem"}, ": not issued for client use (only for: server)"},
 		{"a CA that is none", func(t *testing.T, l Layout, s *Spec) {
 			put(t, l.CA(), get(t, l.Cert(NameKubernetes)))
 			put(t, l.CAKey(), get(t, l.Key(NameKubernetes)))
@@ -144,26 +144,26 @@ func TestMisfits(t *testing.T) {
 			put(t, l.Key(NameFrontProxyCA), get(t, l.Key(NameHealth)))
 		}, []string{"front-proxy-ca.pem"}, ": not the certificate of a CA"},
 		{"CA key without the CA", func(t *testing.T, l Layout, s *Spec) { remove(t, l.CA()) },
-			[]string{"ca-key.pem", "ca.pem"}, ": is here without its certificate "},
+			[]string{"ca-key.pem", "ca.pem"}, ": exists without its certificate "},
 		{"CA key alone", func(t *testing.T, l Layout, s *Spec) {
 			key := get(t, l.CAKey())
 			for name := range contents(t, l.Dir) {
 				os.Remove(filepath.Join(l.Dir, name))
 			}
 			put(t, l.CAKey(), key)
-		}, []string{"ca-key.pem", "ca.pem"}, ": is here without its certificate "},
+		}, []string{"ca-key.pem", "ca.pem"}, ": exists without its certificate "},
 		{"leaves without the CA", func(t *testing.T, l Layout, s *Spec) { remove(t, l.CA(), l.CAKey()) },
-			[]string{"ca.pem", "kubernetes.pem", "kthwd-health.pem", "admin.kubeconfig"}, ": missing, though here is what a CA has signed: "},
+			[]string{"ca.pem", "kubernetes.pem", "kthwd-health.pem", "admin.kubeconfig"}, ": missing, although these files are signed by a CA: "},
 		{"kubeconfigs without the CA", func(t *testing.T, l Layout, s *Spec) {
 			for name := range contents(t, l.Dir) {
 				if !strings.HasSuffix(name, ".kubeconfig") {
 					os.Remove(filepath.Join(l.Dir, name))
 				}
 			}
-		}, []string{"ca.pem", "kube-scheduler.kubeconfig"}, ": missing, though here is what a CA has signed: "},
+		}, []string{"ca.pem", "kube-scheduler.kubeconfig"}, ": missing, although these files are signed by a CA: "},
 		{"front proxy without its CA", func(t *testing.T, l Layout, s *Spec) {
 			remove(t, l.Cert(NameFrontProxyCA), l.Key(NameFrontProxyCA))
-		}, []string{"front-proxy-ca.pem", "front-proxy-client.pem"}, ": missing, though here is what a CA has signed: "},
+		}, []string{"front-proxy-ca.pem", "front-proxy-client.pem"}, ": missing, although these files are signed by a CA: "},
 		{"something to sign and no CA key", func(t *testing.T, l Layout, s *Spec) {
 			remove(t, l.CAKey(), l.Cert(NameHealth), l.Key(NameHealth), l.Cert(NameKubernetes))
 		}, []string{"ca-key.pem", "kthwd-health.pem", "kubernetes.pem"}, ": missing, but needed to issue "},
@@ -206,18 +206,18 @@ func TestMisfits(t *testing.T) {
 			[]string{"ca-key.pem"}, ": a symbolic link to nothing"},
 		{"a kubeconfig that is no YAML", func(t *testing.T, l Layout, s *Spec) {
 			put(t, l.Kubeconfig(NameAdmin), "kind: Config\nusers: hunter2\n")
-		}, []string{"admin.kubeconfig"}, ": not the YAML it should be, at line 2"},
+		}, []string{"admin.kubeconfig"}, ": not the expected YAML, at line 2"},
 		{"a kubeconfig of another kind", func(t *testing.T, l Layout, s *Spec) { put(t, l.Kubeconfig(NameAdmin), "kind: Secret\n") },
-			[]string{"admin.kubeconfig"}, `: kind is "Secret", want Config`},
+			[]string{"admin.kubeconfig"}, `: its kind is not Config`},
 		{"a kubeconfig without its context", func(t *testing.T, l Layout, s *Spec) {
 			replace(t, l.Kubeconfig(NameAdmin), "current-context: default", "current-context: prod")
-		}, []string{"admin.kubeconfig"}, `: current-context "prod" is not in it`},
+		}, []string{"admin.kubeconfig"}, `: its current-context is not in it`},
 		{"a kubeconfig without its user", func(t *testing.T, l Layout, s *Spec) {
 			replace(t, l.Kubeconfig(NameAdmin), "user: admin", "user: bob")
-		}, []string{"admin.kubeconfig"}, `: user "bob" of context "default" is not in it`},
+		}, []string{"admin.kubeconfig"}, `: the user of its current-context is not in it`},
 		{"a kubeconfig without its cluster", func(t *testing.T, l Layout, s *Spec) {
 			replace(t, l.Kubeconfig(NameAdmin), "cluster: kubernetes", "cluster: other")
-		}, []string{"admin.kubeconfig"}, `: cluster "other" of context "default" is not in it`},
+		}, []string{"admin.kubeconfig"}, `: the cluster of its current-context is not in it`},
 		{"a kubeconfig with a token", func(t *testing.T, l Layout, s *Spec) {
 			put(t, l.Kubeconfig(NameAdmin), regexp.MustCompile(`client-(certificate|key)-data: .*`).ReplaceAllString(get(t, l.Kubeconfig(NameAdmin)), "token$1: hunter2"))
 		}, []string{"admin.kubeconfig"}, ": client-certificate: is missing"},
@@ -244,7 +244,7 @@ func TestMisfits(t *testing.T) {
 		{"a kubeconfig with a server's certificate", func(t *testing.T, l Layout, s *Spec) {
 			reissue(t, l, NameScheduler, func(c *x509.Certificate) { c.ExtKeyUsage = serverAndClient[:1] })
 			repack(t, l, NameScheduler, loadPair(t, l, NameScheduler), loadPair(t, l, nameCA))
-		}, []string{"kube-scheduler.kubeconfig"}, ": its client certificate is not good for client use (only for: server)"},
+		}, []string{"kube-scheduler.kubeconfig"}, ": its client certificate is not issued for client use (only for: server)"},
 		{"a kubeconfig for another port", func(t *testing.T, l Layout, s *Spec) { s.Server = "https://127.0.0.1:7443" },
 			[]string{"kube-scheduler.kubeconfig"}, ": its server is https://127.0.0.1:6443, but the API server of this kthwd is at https://127.0.0.1:7443"},
 		{"a kubeconfig for the insecure port", func(t *testing.T, l Layout, s *Spec) {
@@ -252,7 +252,7 @@ func TestMisfits(t *testing.T) {
 		}, []string{"kube-controller-manager.kubeconfig"}, ": its server is not an https URL"},
 		{"an encryption configuration that is no YAML", func(t *testing.T, l Layout, s *Spec) {
 			put(t, l.EncryptionConfig(), "kind: [hunter2]\n")
-		}, []string{"encryption-config.yaml"}, ": not the YAML it should be, at line 1"},
+		}, []string{"encryption-config.yaml"}, ": not the expected YAML, at line 1"},
 		{"an encryption configuration without kind", func(t *testing.T, l Layout, s *Spec) {
 			put(t, l.EncryptionConfig(), "resources: []\n")
 		}, []string{"encryption-config.yaml"}, ": has no kind"},
@@ -285,7 +285,7 @@ func TestMisfits(t *testing.T) {
 
 func wantMisfit(t *testing.T, l Layout, err error, files []string, want string) {
 	t.Helper()
-	for _, m := range Misfits(err) {
+	for _, m := range misfits(err) {
 		message := m.Error()
 		lacks := func(file string) bool { return !strings.Contains(message, filepath.Join(l.Dir, file)) }
 		if strings.Contains(message, want) && !slices.ContainsFunc(files, lacks) && strings.HasPrefix(message, filepath.Join(l.Dir, files[0])) {
@@ -303,18 +303,18 @@ func wantMisfit(t *testing.T, l Layout, err error, files []string, want string) 
 func wantNoSecret(t *testing.T, err error, files map[string]string) {
 	t.Helper()
 	text := err.Error()
-	for _, m := range Misfits(err) {
+	for _, m := range misfits(err) {
 		text += m.Hint
 	}
 	for name, content := range files {
 		for _, word := range strings.Fields(content) {
 			if len(word) > 40 && !strings.Contains(word, "kube-controller-manager") && strings.Contains(text, word) {
-				t.Errorf("error tells the content of %s: %q", name, text)
+				t.Errorf("error quotes the content of %s: %q", name, text)
 			}
 		}
 	}
 	if strings.Contains(text, "hunter2") {
-		t.Errorf("error tells a secret: %q", text)
+		t.Errorf("error contains a secret: %q", text)
 	}
 }
 
@@ -322,12 +322,12 @@ func TestModeHint(t *testing.T) {
 	l := fresh(t)
 	os.Chmod(l.CAKey(), 0o644)
 	_, err := Ensure(l, testSpec())
-	if ms := Misfits(err); len(ms) != 1 || ms[0].Hint != "chmod 600 "+l.CAKey() {
+	if ms := misfits(err); len(ms) != 1 || ms[0].Hint != "chmod 600 "+l.CAKey() {
 		t.Errorf("Misfits = %+v, want the chmod line", ms)
 	}
 }
 
-// TestAllAtOnce: one start tells everything.
+// TestAllAtOnce: one start reports everything.
 func TestAllAtOnce(t *testing.T) {
 	l, s := fresh(t), testSpec()
 	os.Chmod(l.CAKey(), 0o644)
@@ -336,7 +336,7 @@ func TestAllAtOnce(t *testing.T) {
 	s.Server, s.RemoteServer = "127.0.0.1:6443", "http://x"
 	s.Addresses = append(s.Addresses, "10.0.0.11:6443", "")
 	_, err := Ensure(l, s)
-	if got := len(Misfits(err)); got != 3 {
+	if got := len(misfits(err)); got != 3 {
 		t.Errorf("%d misfits, want 3:\n%v", got, err)
 	}
 	if got := len(strings.Split(err.Error(), "\n")); got != 7 {
@@ -363,8 +363,8 @@ func TestDirectoryThatIsNone(t *testing.T) {
 	}
 }
 
-// TestUnreadable takes the place of another user, for as long as one thread
-// lives: root may read everything.
+// TestUnreadable acts as another user, on one thread only, because root may read
+// everything.
 func TestUnreadable(t *testing.T) {
 	dir, err := os.MkdirTemp("", "kthwd-pki")
 	if err != nil {
@@ -389,7 +389,7 @@ func TestUnreadable(t *testing.T) {
 	}()
 	err = <-done
 	wantMisfit(t, l, err, []string{"ca-key.pem"}, "not readable by kthwd, which runs as uid ")
-	if ms := Misfits(err); len(ms) == 0 || !strings.Contains(ms[0].Hint, "chown") {
+	if ms := misfits(err); len(ms) == 0 || !strings.Contains(ms[0].Hint, "chown") {
 		t.Errorf("hint of %v lacks chown", err)
 	}
 }
@@ -409,4 +409,21 @@ func TestFrozenSeconds(t *testing.T) {
 			t.Errorf("at %v: %v, want ok = %v", test.now, err, test.ok)
 		}
 	}
+}
+
+// misfits returns every Misfit in err, which may be joined or wrapped.
+func misfits(err error) []*Misfit {
+	if m, ok := err.(*Misfit); ok {
+		return []*Misfit{m}
+	}
+	var found []*Misfit
+	switch e := err.(type) {
+	case interface{ Unwrap() error }:
+		found = misfits(e.Unwrap())
+	case interface{ Unwrap() []error }:
+		for _, err := range e.Unwrap() {
+			found = append(found, misfits(err)...)
+		}
+	}
+	return found
 }

@@ -3,20 +3,25 @@ package pki
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
 )
 
-// IssueNode makes what the kubelet of the node called name needs: NAME.pem,
-// which it serves with and is a client with, NAME-key.pem and NAME.kubeconfig
-// for server, signed by the CA of l. Files go into dir, which may be l.Dir, and
-// the ones written are returned. addresses are the node's, beside its name.
+// IssueNode makes the files of the kubelet on the node called name, signed by the CA
+// of l: NAME.pem, its certificate as server and as client, NAME-key.pem, and
+// NAME.kubeconfig for server. It writes them to dir, which may be l.Dir, and returns
+// those that it wrote. addresses are the node's addresses in addition to its name.
 //
-// As in Ensure, what is there is kept when it fits and refused when it does not.
+// As in Ensure, an existing file is kept if it fits and refused if it does not.
 func IssueNode(l Layout, dir, name string, addresses []string, server string) ([]string, error) {
 	if err := checkNodeName(name); err != nil {
+		return nil, err
+	}
+	if err := checkNodeIdentity(l, append([]string{name}, addresses...)); err != nil {
 		return nil, err
 	}
 	if dir == "" {
@@ -25,7 +30,7 @@ func IssueNode(l Layout, dir, name string, addresses []string, server string) ([
 	spec := Spec{Addresses: addresses, Server: server}
 	survey := func() *survey { v := newSurvey(l, spec); v.forNode(dir, name); return v }
 
-	if v := survey(); !isDir(dir) { // make no directory for nothing
+	if v := survey(); !isDir(dir) { // create no directory for an invalid request
 		if v.run(); len(v.problems) > 0 {
 			return nil, errors.Join(v.problems...)
 		}
@@ -42,8 +47,8 @@ func IssueNode(l Layout, dir, name string, addresses []string, server string) ([
 	return report.Created, err
 }
 
-// lockBoth keeps the CA from being made while it is read, and locks dir, which
-// may be the same directory by another path.
+// lockBoth locks ca, so that no Ensure makes the CA while it is read, and dir, which
+// may be the same directory under another path.
 func lockBoth(ca, dir string) (release func(), err error) {
 	a, err := os.Stat(ca)
 	if err != nil {
@@ -65,7 +70,7 @@ func lockBoth(ca, dir string) (release func(), err error) {
 	return func() { second.Close(); first.Close() }, nil
 }
 
-// forNode narrows the survey to the CA, which must be there, and the node.
+// forNode narrows the survey to the CA, which must exist, and the node.
 func (v *survey) forNode(dir, name string) {
 	ca := v.row(nameCA)
 	ca.given = true
@@ -76,8 +81,8 @@ func (v *survey) forNode(dir, name string) {
 	v.documents = nil
 }
 
-// checkNodeName wants what Kubernetes accepts as a node's name, and no file
-// name that is taken.
+// checkNodeName accepts a name that Kubernetes accepts for a node, unless its files
+// would have the names of kthwd's.
 func checkNodeName(name string) error {
 	if len(name) > 253 || name != strings.ToLower(name) || strings.HasPrefix(name, "*") || !dnsName.MatchString(name) {
 		return fmt.Errorf("node name %q: want a lowercase DNS name", name)
@@ -87,4 +92,32 @@ func checkNodeName(name string) error {
 		return fmt.Errorf("node name %q: its files would be taken for others of kthwd", name)
 	}
 	return nil
+}
+
+// numeric is a name that looks like an IPv4 address; net.ParseIP decides whether it is one.
+var numeric = regexp.MustCompile(`^[0-9.]+$`)
+
+// checkNodeIdentity refuses names under which a node could serve as something else:
+// the API server's, this machine's own and wildcards. The address of a controller is
+// allowed, for a kubelet may run beside one.
+func checkNodeIdentity(l Layout, names []string) error {
+	taken := append([]string{"localhost", "kube-apiserver", "kubernetes.default.svc.cluster"}, clusterNames...)
+	if leaf, err := leafOf(l.Cert(NameKubernetes)); err == nil { // the directory of a CA alone has none
+		taken = append(taken, leaf.DNSNames...)
+	}
+	var errs []error
+	for _, name := range names {
+		ip := net.ParseIP(name)
+		switch lower := strings.ToLower(name); {
+		case ip != nil && (ip.IsLoopback() || ip.IsUnspecified() || ip.IsMulticast()):
+			errs = append(errs, fmt.Errorf("address %q: want one by which other machines reach the node", name))
+		case ip == nil && numeric.MatchString(name):
+			errs = append(errs, fmt.Errorf("address %q: want an IP address or a DNS name", name))
+		case strings.HasPrefix(lower, "*"):
+			errs = append(errs, fmt.Errorf("address %q: a wildcard would be the certificate of other machines, too", name))
+		case slices.ContainsFunc(taken, func(t string) bool { return strings.EqualFold(t, name) }):
+			errs = append(errs, fmt.Errorf("address %q: is a name of the API server: a node with it could take its place", name))
+		}
+	}
+	return errors.Join(errs...)
 }

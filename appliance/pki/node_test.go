@@ -11,7 +11,7 @@ import (
 
 func TestIssueNode(t *testing.T) {
 	l, s := Layout{Dir: filepath.Join(t.TempDir(), "kubernetes")}, testSpec()
-	s.Now = nil // IssueNode goes by the real time
+	s.Now = nil // IssueNode uses the real time
 	ensure(t, l, s)
 	for name, dir := range map[string]string{"another directory": filepath.Join(t.TempDir(), "w1"), "the data directory": l.Dir} {
 		t.Run(name, func(t *testing.T) {
@@ -28,7 +28,7 @@ func TestIssueNode(t *testing.T) {
 			if again, err := IssueNode(l, dir, "w1", []string{"10.0.1.1"}, "https://10.0.0.20:6443"); err != nil || len(again) > 0 {
 				t.Errorf("IssueNode again = %q, %v; want nothing", again, err)
 			}
-			if _, err := IssueNode(l, dir, "w1", []string{"10.0.1.2"}, "https://10.0.0.20:6443"); len(Misfits(err)) != 1 {
+			if _, err := IssueNode(l, dir, "w1", []string{"10.0.1.2"}, "https://10.0.0.20:6443"); len(misfits(err)) != 1 {
 				t.Errorf("IssueNode for another address = %v, want a Misfit", err)
 			}
 			wantSame(t, dir, made)
@@ -66,6 +66,9 @@ func TestIssueNodeRefuses(t *testing.T) {
 	l, s := Layout{Dir: filepath.Join(t.TempDir(), "kubernetes")}, testSpec()
 	s.Now = nil
 	ensure(t, l, s)
+	named, withName := Layout{Dir: filepath.Join(t.TempDir(), "kubernetes")}, s
+	withName.Addresses = append(slices.Clone(s.Addresses), "api.example.org")
+	ensure(t, named, withName)
 	keyless := Layout{Dir: t.TempDir()}
 	put(t, keyless.CA(), get(t, l.CA()))
 	const server = "https://10.0.0.20:6443"
@@ -81,6 +84,13 @@ func TestIssueNodeRefuses(t *testing.T) {
 		{"capitals", "W1", server, `node name "W1"`, l, nil},
 		{"a server without scheme", "w1", "10.0.0.20:6443", `server "10.0.0.20:6443": want`, l, nil},
 		{"an address with a port", "w1", server, `address "10.0.1.1:10250"`, l, []string{"10.0.1.1:10250"}},
+		{"the API server's name as the node's", "kubernetes.default.svc", server, `"kubernetes.default.svc": is a name of the API server`, l, nil},
+		{"this machine as the node", "localhost", server, `"localhost": is a name of the API server`, l, nil},
+		{"the API server's name as an address", "w1", server, `"Kubernetes": is a name of the API server`, l, []string{"Kubernetes"}},
+		{"a balancer's name in kubernetes.pem", "w1", server, `is a name of the API server`, named, []string{"api.example.org"}},
+		{"a loopback address", "w1", server, `"127.0.0.1": want one by which`, l, []string{"127.0.0.1"}},
+		{"a wildcard", "w1", server, `"*.example.org": a wildcard`, l, []string{"*.example.org"}},
+		{"an address that is none", "w1", server, `"999.1.1.1": want an IP address`, l, []string{"999.1.1.1"}},
 		{"no CA", "w1", server, "ca.pem: missing", Layout{Dir: t.TempDir()}, nil},
 		{"no CA key", "w1", server, "ca-key.pem: missing, but needed to issue", keyless, nil},
 	} {

@@ -9,22 +9,23 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 )
 
-// A pair is a certificate and its key, as far as they are there.
+// A pair is a certificate and its key, as far as they exist.
 type pair struct {
 	chain  []*x509.Certificate // the leaf first; nil without a readable certificate
-	public []crypto.PublicKey  // of everything in the certificate's file
+	public []crypto.PublicKey  // public keys of all blocks in the certificate's file
 	key    crypto.Signer       // nil without a readable key
 
-	hasCert, hasKey bool   // there is a file, whatever is in it
-	staged          []byte // what an interrupted Ensure left to be linked as the certificate
+	hasCert, hasKey bool   // the file exists, whatever it contains
+	staged          []byte // the CA certificate that an interrupted Ensure has not linked
 }
 
-// parseCertificates reads the certificates of a PEM file, and the public keys
-// of these and of the PUBLIC KEY blocks beside them: a service-account.pem may
-// consist of such. Other blocks are passed over. It never returns neither.
+// parseCertificates reads the certificates of a PEM file, and the public keys of the
+// certificates and of PUBLIC KEY blocks: a service-account.pem may consist of the
+// latter. It ignores other blocks. Without an error it returns a public key at least.
 func parseCertificates(data []byte) ([]*x509.Certificate, []crypto.PublicKey, error) {
 	var chain []*x509.Certificate
 	var public []crypto.PublicKey
@@ -50,8 +51,8 @@ func parseCertificates(data []byte) ([]*x509.Certificate, []crypto.PublicKey, er
 	return chain, public, nil
 }
 
-// parseKey reads the first private key of a PEM file: SEC1 and PKCS#1, as cfssl
-// and older openssl write them, or PKCS#8. Its errors say nothing of the content.
+// parseKey reads the first private key of a PEM file: SEC1 and PKCS#1, as cfssl and
+// older openssl write them, or PKCS#8. Its errors quote nothing of the file.
 func parseKey(data []byte) (crypto.Signer, error) {
 	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
 		if !strings.HasSuffix(block.Type, "PRIVATE KEY") {
@@ -86,6 +87,19 @@ func parseKeyBlock(block *pem.Block) (crypto.Signer, error) {
 	return signer, nil
 }
 
+// Pool reads the certificates of a PEM file into a pool, to verify peers against.
+func Pool(path string) (*x509.CertPool, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(data) {
+		return nil, fmt.Errorf("%s: no certificate in it", path)
+	}
+	return pool, nil
+}
+
 func encodeCertificates(chain []*x509.Certificate) []byte {
 	var out []byte
 	for _, c := range chain {
@@ -94,8 +108,8 @@ func encodeCertificates(chain []*x509.Certificate) []byte {
 	return out
 }
 
-// encodeKey writes SEC1 and PKCS#1, the forms that everything since Kubernetes
-// 1.0 reads, and PKCS#8 for what has neither.
+// encodeKey writes SEC1 and PKCS#1, which every Kubernetes since 1.0 reads, and PKCS#8
+// for a key that has neither form.
 func encodeKey(key crypto.Signer) ([]byte, error) {
 	block := &pem.Block{Type: "PRIVATE KEY"}
 	var err error
@@ -118,7 +132,7 @@ func fits(key crypto.Signer, public crypto.PublicKey) bool {
 	return ok && own.Equal(public)
 }
 
-// keyType names the algorithm for people.
+// keyType names the algorithm of a key for people.
 func keyType(public crypto.PublicKey) string {
 	switch k := public.(type) {
 	case *rsa.PublicKey:

@@ -1,7 +1,7 @@
-// Package pki makes, keeps and judges the files that part 2 of the tutorial
-// series made by hand: certificates, keys, kubeconfigs, the encryption
-// configuration and the audit policy, under the tutorial's names, flat below
-// the data directory.
+// Package pki makes, keeps and checks the files that part 2 of the tutorial
+// series makes by hand: certificates, keys, kubeconfigs, the encryption
+// configuration and the audit policy. They have the tutorial's names and lie flat
+// in the data directory.
 //
 // Usage:
 //
@@ -13,28 +13,28 @@
 //		Server:    "https://127.0.0.1:6443",
 //	})
 //
-// Ensure reads everything first. When a single file does not fit, it reports
-// all that do not and writes nothing; otherwise it makes what is missing and
-// leaves what is there as it is, to the byte. Check is its reading half.
+// Ensure reads every file first. If any file does not fit, it reports every misfit
+// and writes nothing. Otherwise it makes the missing files and leaves existing ones
+// unchanged, to the byte. Check reads and reports, but writes nothing.
 //
-// What makes an Ensure safe to interrupt, and what a change here must keep:
+// These rules make an interrupted Ensure safe. A change must keep them:
 //
-//   - every new file is first written whole and synced under a hidden name
-//     (.NAME.new) and then linked to its own; link(2) never replaces a file;
+//   - a new file is written whole and synced under a hidden name (.NAME.new), then
+//     linked to its own name; link(2) never replaces a file;
 //   - keys are linked before certificates, so that a crash leaves keys without
 //     certificates, for which the next Ensure issues certificates;
-//   - a CA certificate cut off that way is taken from its hidden name. A CA key
-//     that lost its certificate otherwise is refused: a second certificate
-//     beside what the first one signed would fit nothing;
-//   - a lock on the directory itself makes two Ensures wait for each other.
+//   - a CA certificate that a crash left under its hidden name is used. A CA key
+//     that has lost its certificate in any other way is refused: a second CA
+//     certificate would not match what the first one signed;
+//   - a lock on the directory itself makes concurrent Ensures wait for each other.
 //
-// Several controllers must share these files, the CA, the service account key
-// and the encryption key above all. EnsureCluster makes a directory for each
-// machine; an Ensure on each would make as many clusters.
+// Several controllers must share these files, above all the CA, the service account
+// key and the encryption key. EnsureCluster makes a directory for each machine. An
+// Ensure on each machine would make a separate cluster on each.
 //
-// The package does not renew, rotate or revoke, makes neither the etcd nor the
-// run directory, does not translate encryption configurations of old releases
-// and knows nothing of Kubernetes but these formats.
+// The package does not renew, rotate or revoke anything, creates neither the etcd
+// nor the run directory, does not translate encryption configurations of old
+// releases, and uses nothing of Kubernetes but these formats.
 package pki
 
 import (
@@ -48,20 +48,20 @@ import (
 	"time"
 )
 
-// Spec is what the files must fit: those that Ensure makes are made for it,
-// those it finds are checked against it.
+// Spec is what the files must fit. Ensure makes new files for it and checks existing
+// ones against it.
 type Spec struct {
 	// Addresses are the IP addresses and DNS names of every controller and
-	// load balancer. They go into kubernetes.pem; a kubernetes.pem that was
-	// already there and lacks one is worth a warning.
+	// load balancer. They go into kubernetes.pem. An existing kubernetes.pem that
+	// lacks one causes a warning.
 	Addresses []string
 
-	// Local are the addresses of this machine that kubernetes.pem must carry,
-	// such as the advertise address and 127.0.0.1; the lack of one is a Misfit.
+	// Local are the addresses of this machine that kubernetes.pem must contain,
+	// such as the advertise address and 127.0.0.1. Lacking one is a Misfit.
 	Local []string
 
-	// ServiceIP is the first address of the service range, the one that pods
-	// reach the API server by. Nil leaves it out.
+	// ServiceIP is the first address of the service range, at which pods reach
+	// the API server. Nil leaves it out.
 	ServiceIP net.IP
 
 	// Server is the URL of this machine's API server, which goes into the
@@ -71,31 +71,31 @@ type Spec struct {
 
 	// RemoteServer is the URL by which other machines reach the cluster,
 	// usually the load balancer's. When it is set, admin-remote.kubeconfig is
-	// kept beside admin.kubeconfig: the same user, to be carried away.
+	// kept beside admin.kubeconfig, for the same user on another machine.
 	RemoteServer string
 
-	// ClusterName names the cluster in new kubeconfigs; "" is "kubernetes".
+	// ClusterName names the cluster in new kubeconfigs; "" means "kubernetes".
 	ClusterName string
 
-	// Now tells the time; nil is time.Now.
+	// Now returns the time; nil means time.Now.
 	Now func() time.Time
 }
 
-// Report is what Ensure did or what Check saw. All files are full paths, in the
-// order of the tutorial.
+// Report is the result of Ensure or Check. Files are full paths, in the order of the
+// tutorial.
 type Report struct {
-	Created  []string // by Ensure, in this call
-	Kept     []string // were there and are unchanged
-	Missing  []string // by Check: what Ensure would create
+	Created  []string // files that this Ensure made
+	Kept     []string // files that existed and are unchanged
+	Missing  []string // from Check: files that Ensure would make
 	Warnings []string // one line each, beginning with the file
 }
 
-// Misfit is a file that kthwd will not work with, and why. It carries no secret.
+// Misfit is a file that kthwd refuses to use, and why. It contains no secret.
 type Misfit struct {
 	File    string // the full path of the file in question
-	Other   string // the file (or files, separated by commas) it does not fit; may be empty
-	Problem string // what is wrong, worded so that Other ends the sentence
-	Hint    string // what to do about it, for the line after the error; may be empty
+	Other   string // the file, or files separated by commas, that it does not fit; may be empty
+	Problem string // what is wrong; Other ends the sentence
+	Hint    string // what to do about it; may be empty
 }
 
 func (m *Misfit) Error() string {
@@ -104,24 +104,6 @@ func (m *Misfit) Error() string {
 		text += " " + m.Other
 	}
 	return printable(text)
-}
-
-// Misfits returns each Misfit in err, which may be joined or wrapped.
-// errors.As would find the first one only.
-func Misfits(err error) []*Misfit {
-	if m, ok := err.(*Misfit); ok {
-		return []*Misfit{m}
-	}
-	var found []*Misfit
-	switch e := err.(type) {
-	case interface{ Unwrap() error }:
-		found = Misfits(e.Unwrap())
-	case interface{ Unwrap() []error }:
-		for _, err := range e.Unwrap() {
-			found = append(found, Misfits(err)...)
-		}
-	}
-	return found
 }
 
 func (s Spec) clusterName() string {

@@ -22,9 +22,9 @@ import (
 	"time"
 )
 
-var update = flag.Bool("update", false, "write the golden files anew")
+var update = flag.Bool("update", false, "rewrite the golden files")
 
-// noon is when the tests take place.
+// noon is the time of the tests.
 var noon = time.Date(2026, 1, 15, 12, 0, 0, 0, time.UTC)
 
 func at(t time.Time) func() time.Time { return func() time.Time { return t } }
@@ -39,7 +39,7 @@ func testSpec() Spec {
 	}
 }
 
-// filled is a data directory that Ensure has filled.
+// filled returns a data directory that Ensure has filled.
 func filled(t *testing.T) Layout {
 	t.Helper()
 	l := Layout{Dir: filepath.Join(t.TempDir(), "kubernetes")}
@@ -47,8 +47,8 @@ func filled(t *testing.T) Layout {
 	return l
 }
 
-// fresh is a copy of one that it has filled before: syncing every file again
-// for each of a hundred tests takes its time.
+// fresh returns a copy of such a directory, because syncing every file for each of a
+// hundred tests takes too long.
 func fresh(t *testing.T) Layout {
 	t.Helper()
 	once.Do(func() {
@@ -80,7 +80,7 @@ func ensure(t *testing.T, l Layout, s Spec) Report {
 	return report
 }
 
-// contents is everything in a directory, by name: mode and bytes.
+// contents returns the mode and bytes of every file in a directory, by name.
 func contents(t *testing.T, dir string) map[string]string {
 	t.Helper()
 	found := map[string]string{}
@@ -107,7 +107,7 @@ func contents(t *testing.T, dir string) map[string]string {
 	return found
 }
 
-// wantSame fails for each file that came, went or changed.
+// wantSame fails for each file that was added, removed or changed.
 func wantSame(t *testing.T, dir string, before map[string]string) {
 	t.Helper()
 	after := contents(t, dir)
@@ -137,7 +137,7 @@ func golden(t *testing.T, name, got string) {
 		t.Fatal(err)
 	}
 	if got != string(want) {
-		t.Errorf("differs from %s (go test -update writes it anew); got\n%s", path, got)
+		t.Errorf("differs from %s (go test -update rewrites it); got\n%s", path, got)
 	}
 }
 
@@ -184,7 +184,7 @@ func loadPair(t *testing.T, l Layout, name string) pair {
 	return pair{chain: []*x509.Certificate{c}, public: []crypto.PublicKey{c.PublicKey}, key: key}
 }
 
-// sign makes a certificate for key; ca without a chain signs with itself.
+// sign makes a certificate for key. Without a chain in ca it is self-signed.
 func sign(t *testing.T, template *x509.Certificate, key crypto.Signer, ca pair) pair {
 	t.Helper()
 	if template.SerialNumber == nil {
@@ -208,7 +208,7 @@ func sign(t *testing.T, template *x509.Certificate, key crypto.Signer, ca pair) 
 	return pair{chain: []*x509.Certificate{c}, public: []crypto.PublicKey{c.PublicKey}, key: key}
 }
 
-// rsaKeys are made once: they are slow.
+// rsaKeys are generated once, because that is slow.
 var rsaKeys = sync.OnceValue(func() (keys [4]*rsa.PrivateKey) {
 	for i := range keys {
 		keys[i], _ = rsa.GenerateKey(rand.Reader, 2048)
@@ -230,8 +230,8 @@ var encodings = map[string]func(*testing.T, crypto.Signer) string{
 	},
 }
 
-// tutorial is the directory as part 3 has copied it together: cfssl's RSA
-// certificates, one profile for all of them, and kubectl's kubeconfigs.
+// tutorial returns the directory that part 3 assembles: cfssl's RSA certificates, all
+// of one profile, and kubectl's kubeconfigs.
 func tutorial(t *testing.T, encoding string) Layout {
 	t.Helper()
 	l := Layout{Dir: t.TempDir()}
@@ -271,7 +271,7 @@ func tutorial(t *testing.T, encoding string) Layout {
 	return l
 }
 
-// kubectlConfig is a kubeconfig in kubectl's own hand.
+// kubectlConfig returns a kubeconfig as kubectl writes it.
 func kubectlConfig(server string, ca, cert, key []byte, user string) string {
 	b64 := base64.StdEncoding.EncodeToString
 	return fmt.Sprintf(`apiVersion: v1

@@ -13,15 +13,15 @@ import (
 	"syscall"
 )
 
-// Shared is what a further controller needs of the files of one that is there:
-// all but kubernetes.pem and its key, which name the machine. By the file's name.
+// Shared holds the files that a further controller needs from an existing one: all
+// but kubernetes.pem and its key, which name the machine.
 type Shared struct {
-	Files map[string][]byte
-	Admin string // the server of admin.kubeconfig; "" is each controller's own
+	Files map[string][]byte // by file name
+	Admin string            // the server of admin.kubeconfig; "" means each controller's own
 }
 
-// Share reads them from l. own are the URLs of that controller's API server. The
-// CA's key is among them only with caKey. What is not there is left out.
+// Share reads the shared files from l. own lists the URLs of that controller's API
+// server. The CA's key is included only with caKey. Missing files are left out.
 func Share(l Layout, own []string, caKey bool) (Shared, error) {
 	s := Shared{Files: map[string][]byte{}}
 	var problems []error
@@ -60,10 +60,10 @@ func Share(l Layout, own []string, caKey bool) (Shared, error) {
 	return s, errors.Join(problems...)
 }
 
-// machineConfigs are the kubeconfigs that each controller has.
+// machineConfigs lists the kubeconfigs that each controller has.
 var machineConfigs = []string{NameAdmin, NameControllerManager, NameScheduler}
 
-// embedded is a kubeconfig with everything in it that it may name as a file.
+// embedded returns a kubeconfig with the content of all files that it names.
 func embedded(path string) ([]byte, access, error) {
 	data, _, err := read(path)
 	if err != nil {
@@ -79,9 +79,9 @@ func embedded(path string) ([]byte, access, error) {
 	return data, a, err
 }
 
-// Adopt writes what l lacks of s, for the API server at server. What is there is
-// kept: a key that all controllers must share has to be the same, and the rest is
-// for Check to judge. The error joins all that differ; then nothing is written.
+// Adopt writes the files of s that l lacks, for the API server at server, and keeps
+// existing ones. A key that all controllers must share has to be identical; Check
+// judges the others. The error joins all that differ, and then Adopt writes nothing.
 func (s Shared) Adopt(l Layout, server string) (Report, error) {
 	if err := makeDir(l.Dir); err != nil {
 		return Report{}, err
@@ -114,7 +114,7 @@ func (s Shared) plan(l Layout, server string) (report Report, files []file, err 
 			report.Kept = append(report.Kept, path)
 			if mustBeShared(name) && !bytes.Equal(there, s.Files[name]) {
 				problems = append(problems, &Misfit{File: path, Problem: "is not that of the cluster",
-					Hint: "move it away, and the cluster's is fetched"})
+					Hint: "move it away, and kthwd fetches the cluster's"})
 			}
 			continue
 		case !errors.Is(err, fs.ErrNotExist):
@@ -135,10 +135,10 @@ func (s Shared) plan(l Layout, server string) (report Report, files []file, err 
 	return report, files, errors.Join(problems...)
 }
 
-// FinishCertificate tells whether the certificate of that name is there, issued by
-// someone whose CA key is not. An Adopt that was interrupted after it had given the
-// key its name had the certificate ready; it gets its name now, for another one
-// would not fit the key. The directory must be there.
+// FinishCertificate reports whether the certificate of that name exists, where the CA's
+// key that issued it does not. An Adopt that was interrupted after it had linked the
+// key left the certificate under its hidden name: FinishCertificate links it, because
+// a new certificate would not fit the key. The directory must exist.
 func FinishCertificate(l Layout, name string) (there bool, err error) {
 	held, err := lock(l.Dir, syscall.LOCK_EX)
 	if err != nil {
@@ -172,7 +172,7 @@ func finishCertificate(l Layout, name string) (bool, error) {
 	return true, syncDir(l.Dir)
 }
 
-// notThere is nil for a file that is not there.
+// notThere turns the error of a missing file into nil.
 func notThere(err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -180,7 +180,7 @@ func notThere(err error) error {
 	return err
 }
 
-// content is a file as this machine needs it.
+// content returns a file as this machine needs it.
 func (s Shared) content(name, server string) ([]byte, error) {
 	config, isConfig := strings.CutSuffix(name, ".kubeconfig")
 	if !isConfig {
@@ -196,7 +196,7 @@ func (s Shared) content(name, server string) ([]byte, error) {
 	return renderKubeconfig(Spec{}, server, pair{chain: a.cas}, a.client)
 }
 
-// order lists the files that kthwd knows, whatever else somebody sent.
+// order lists the names in s that kthwd knows, and ignores any other that was sent.
 func (s Shared) order() (names []string) {
 	add := func(name string) {
 		if _, ok := s.Files[name]; ok {
@@ -216,7 +216,8 @@ func (s Shared) order() (names []string) {
 	return names
 }
 
-// mustBeShared tells whether two controllers with different ones would harm each other.
+// mustBeShared reports whether controllers with different versions of the file would
+// harm each other.
 func mustBeShared(name string) bool {
 	l := Layout{}
 	return slices.Contains([]string{
@@ -224,12 +225,12 @@ func mustBeShared(name string) bool {
 	}, name)
 }
 
-// Alone writes the files of s into dir, and nothing when one of them is there.
+// Alone writes the files of s into dir, or nothing if one of them exists.
 func (s Shared) Alone(dir string) (Report, error) {
 	var problems []error
 	for name := range s.Files {
 		if path := filepath.Join(dir, name); there(path) {
-			problems = append(problems, &Misfit{File: path, Problem: "is there already, and kthwd replaces no file", Hint: "move it away, or name another directory"})
+			problems = append(problems, &Misfit{File: path, Problem: "already exists, and kthwd replaces no file", Hint: "move it away, or name another directory"})
 		}
 	}
 	if len(problems) > 0 {
@@ -238,12 +239,12 @@ func (s Shared) Alone(dir string) (Report, error) {
 	return s.Adopt(Layout{Dir: dir}, "")
 }
 
-// ErrNoCAKey is why no certificate can be issued here.
+// ErrNoCAKey means that no certificate can be issued here.
 var ErrNoCAKey = errors.New("the key of the CA is not here")
 
-// IssueController makes a kubernetes.pem and its key for a further controller: with
-// the names of the one in l, and addresses. It writes nothing. Without the key of
-// the CA it fails with ErrNoCAKey.
+// IssueController makes a kubernetes.pem and its key for a further controller, with
+// the names in the kubernetes.pem of l and addresses. It writes nothing. Without the
+// key of the CA it fails with ErrNoCAKey.
 func IssueController(l Layout, addresses []string) (Shared, error) {
 	held, err := lock(l.Dir, syscall.LOCK_SH)
 	if err != nil {
@@ -258,7 +259,7 @@ func IssueController(l Layout, addresses []string) (Shared, error) {
 	case ca.key == nil || ca.chain == nil:
 		return Shared{}, fmt.Errorf("%s: %w", l.CAKey(), ErrNoCAKey)
 	case own.chain == nil:
-		return Shared{}, &Misfit{File: l.Cert(NameKubernetes), Problem: "is missing: its names are those that a further controller's needs as well"}
+		return Shared{}, &Misfit{File: l.Cert(NameKubernetes), Problem: "is missing: a further controller's certificate needs its names"}
 	}
 	key, err := newKey()
 	if err != nil {
@@ -278,8 +279,8 @@ func IssueController(l Layout, addresses []string) (Shared, error) {
 	}}, nil
 }
 
-// Pin is the SHA-256 of the CA's certificate, by which a joiner knows the cluster,
-// and that certificate.
+// Pin returns the SHA-256 of the CA's certificate, by which a joiner recognises the
+// cluster, and that certificate.
 func Pin(l Layout) (pin [sha256.Size]byte, der []byte, err error) {
 	data, _, err := read(l.CA())
 	if err != nil {

@@ -28,7 +28,7 @@ func joinerSpec() Spec {
 	return Spec{Addresses: []string{"10.0.1.35"}, Local: []string{"10.0.1.35", "127.0.0.1"}, ServiceIP: net.ParseIP("10.32.0.1"), Server: "https://127.0.0.1:7443"}
 }
 
-// A further controller has what it needs, and nothing that is not meant for it.
+// A further controller receives the files that it needs, and no others.
 func TestShare(t *testing.T) {
 	c0 := sharing(t)
 	for _, caKey := range []bool{false, true} {
@@ -74,7 +74,7 @@ func TestShare(t *testing.T) {
 	}
 }
 
-// admin.kubeconfig of a cluster with a load balancer goes on naming that.
+// admin.kubeconfig of a cluster with a load balancer still names the load balancer.
 func TestShareKeepsTheBalancer(t *testing.T) {
 	c0 := sharing(t)
 	data, err := os.ReadFile(c0.Kubeconfig(NameAdmin))
@@ -99,7 +99,7 @@ func TestShareKeepsTheBalancer(t *testing.T) {
 	}
 }
 
-// What is there is kept, and refused where it must be the cluster's.
+// Existing files are kept, and refused where they must be the cluster's but are not.
 func TestAdoptRefuses(t *testing.T) {
 	c0, other := sharing(t), sharing(t)
 	shared, err := Share(c0, nil, true)
@@ -119,7 +119,7 @@ func TestAdoptRefuses(t *testing.T) {
 	}
 	_, err = shared.Adopt(other, joinerSpec().Server)
 	var got []string
-	for _, m := range Misfits(err) {
+	for _, m := range misfits(err) {
 		got = append(got, filepath.Base(m.File))
 	}
 	slices.Sort(got)
@@ -154,7 +154,7 @@ func TestIssueController(t *testing.T) {
 	if _, err := issued.Alone(dir); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := issued.Alone(dir); len(Misfits(err)) != 2 {
+	if _, err := issued.Alone(dir); len(misfits(err)) != 2 {
 		t.Errorf("over files that are there: got %v, want both refused", err)
 	}
 	if err := os.Remove(c0.CAKey()); err != nil {
@@ -178,8 +178,8 @@ func TestPin(t *testing.T) {
 	}
 }
 
-// TestCrashOfAdopt stops an Adopt after each of its steps. The next one has what the
-// interrupted one lacks, be it with a certificate of its own or a new one.
+// TestCrashOfAdopt stops an Adopt after each of its steps. The next one adds the
+// missing files, with the same certificate or with a new one.
 func TestCrashOfAdopt(t *testing.T) {
 	c0 := sharing(t)
 	offer := func(t *testing.T, needs bool) Shared {

@@ -10,9 +10,9 @@ import (
 	"time"
 )
 
-// Check reads what Ensure would read and reports what it would do, as
-// Report.Missing, or why it would refuse. It writes nothing. A data directory
-// that is not there lacks everything, which is no error.
+// Check reads what Ensure would read and returns the files that it would make, as
+// Report.Missing, or why it would refuse. It writes nothing. In a data directory that
+// does not exist every file is missing, which is not an error.
 func Check(l Layout, s Spec) (Report, error) {
 	if _, err := os.Stat(l.Dir); err == nil {
 		held, err := lock(l.Dir, syscall.LOCK_SH)
@@ -26,8 +26,8 @@ func Check(l Layout, s Spec) (Report, error) {
 	return v.report, errors.Join(v.problems...)
 }
 
-// A survey is one reading of all files: what they are, what is wrong, what
-// lacks. It is the plan that Ensure carries out.
+// A survey is one reading of all files: their content, their problems and which are
+// missing. It is the plan that Ensure carries out.
 type survey struct {
 	layout    Layout
 	spec      Spec
@@ -38,7 +38,7 @@ type survey struct {
 
 	pairs    map[string]pair // by row name
 	access   map[string]*access
-	absent   map[string]bool // files that are wanted and not there
+	absent   map[string]bool // files that are needed but missing
 	report   Report
 	problems []error
 }
@@ -51,7 +51,7 @@ func newSurvey(l Layout, s Spec) *survey {
 	}
 }
 
-// run reads all, then judges all: a misfit does not hide another one.
+// run reads all files, then checks all, so that no misfit hides another.
 func (v *survey) run() {
 	v.problems = append(v.problems, v.spec.validate()...)
 	if !v.checkDir() {
@@ -89,13 +89,13 @@ func (v *survey) warn(format string, args ...any) {
 	v.report.Warnings = append(v.report.Warnings, fmt.Sprintf(format, args...))
 }
 
-// want notes a file that Ensure will make.
+// want records a file that Ensure will make.
 func (v *survey) want(path string) {
 	v.absent[path] = true
 	v.report.Missing = append(v.report.Missing, path)
 }
 
-// checkDir reports whether it makes sense to look for files.
+// checkDir reports whether the directory can be searched for files.
 func (v *survey) checkDir() bool {
 	dir := v.layout.Dir
 	if dir == "" {
@@ -122,18 +122,15 @@ func (v *survey) checkDir() bool {
 	return true
 }
 
-// Reading.
-
-// Who else may do what with a file. The key alone must not even be a group's;
-// a kubeconfig is sometimes shared with one on purpose.
+// Permissions of others that make a file a Misfit. A key file must not even be open
+// to a group, while a kubeconfig is sometimes shared with one on purpose.
 const (
 	forNobodyElse fs.FileMode = 0o066
 	forTheGroup   fs.FileMode = 0o006
 	forAll        fs.FileMode = 0
 )
 
-// read is what every file goes through: there or not, readable, kept secret.
-// The data of a misfit is nil.
+// read reads a file and checks its permissions. The data of a misfit is nil.
 func (v *survey) read(path string, refuse fs.FileMode) (data []byte, there bool) {
 	data, info, err := read(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -181,8 +178,8 @@ func (v *survey) load(r row) pair {
 	return p
 }
 
-// resume takes up the CA certificate that an interrupted Ensure had made for
-// this key and not yet linked.
+// resume uses the CA certificate that an interrupted Ensure made for this key and has
+// not linked.
 func (p *pair) resume(path string) {
 	data, _, err := read(path)
 	if err != nil {
@@ -198,7 +195,7 @@ func (v *survey) loadConfig(k config) {
 	path := k.path(v.layout)
 	data, there := v.read(path, forTheGroup)
 	if !there && k.server(v.spec) != "" {
-		v.absent[path] = true // reported in its turn, after the certificates
+		v.absent[path] = true // checkConfig reports it, after the certificates
 	}
 	if data == nil {
 		return

@@ -77,7 +77,7 @@ func pool(t *testing.T, l Layout, name string) *x509.CertPool {
 	return p
 }
 
-// handshake sends a byte each way, so that each side has judged the other.
+// handshake sends a byte each way, so that each side has verified the other.
 func handshake(t *testing.T, server, client *tls.Config) error {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)

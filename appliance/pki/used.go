@@ -6,11 +6,11 @@ import (
 	"path/filepath"
 )
 
-// Used reads the certificates of one file that somebody uses: the first of a
-// certificate file, all of a file of CAs, the client's of a kubeconfig and the CAs
-// in it. Of several CAs with one subject, as while one replaces the other, it is the
-// one that lasts longest. A file without any, such as a kubeconfig with a token,
-// is none; one that cannot be read is an Entry with a Problem.
+// Used returns the certificates of one file that are in use: the first of a
+// certificate file, all of a file of CAs, and the client's and the CAs of a
+// kubeconfig. Of several CAs with one subject, as during a replacement, it returns the
+// one that expires last. A file without certificates, such as a kubeconfig with a
+// token, has no entry; one that cannot be read is an Entry with a Problem.
 func Used(path string) []Entry {
 	data, _, err := read(path)
 	if err != nil {
@@ -46,7 +46,8 @@ func usedOf(path string, chain []*x509.Certificate) (all []Entry) {
 	return all
 }
 
-// usedByKubeconfig is lenient: who uses the file says what is wrong with it.
+// usedByKubeconfig skips fields that it cannot read, because the program that uses the
+// file reports them.
 func usedByKubeconfig(path string, data []byte) (all []Entry) {
 	var f kubeconfigFile
 	if err := decodeYAML(data, &f); err != nil {

@@ -1,8 +1,9 @@
-// Package preflight looks at a machine before kthwd starts on it: disk, memory,
-// clock, addresses, limits. A check changes nothing that lasts, takes about a second
-// at most, and says what it found and what to do about it.
+// Package preflight checks a machine before kthwd starts on it: disk, memory, clock,
+// addresses, limits. A check leaves nothing changed, takes about a second at most, and
+// reports what it found and what to do about it.
 //
-// It links no Kubernetes and no etcd. Ports and configuration are the caller's.
+// The package links neither Kubernetes nor etcd. The caller checks ports and
+// configuration.
 package preflight
 
 import (
@@ -23,10 +24,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Verdict is what a check comes to.
+// Verdict is the result of a check.
 type Verdict string
 
-// The verdicts. With Warn kthwd serves, but not as it should; with Fail it will not.
+// The verdicts. After Warn kthwd serves, but not as it should; after Fail it will not.
 const (
 	OK   Verdict = "ok"
 	Warn Verdict = "warn"
@@ -41,12 +42,12 @@ type Result struct {
 	Do      string  `json:"do,omitempty"` // empty when all is well
 }
 
-// Failed tells whether one of them failed.
+// Failed reports whether a check failed.
 func Failed(all []Result) bool {
 	return slices.ContainsFunc(all, func(r Result) bool { return r.Verdict == Fail })
 }
 
-// WriteTable writes them for people.
+// WriteTable writes the results for people. paint returns a verdict as it is shown.
 func WriteTable(w io.Writer, all []Result, paint func(Verdict) string) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "CHECK\tVERDICT\tFOUND\tWHAT TO DO")
@@ -57,12 +58,12 @@ func WriteTable(w io.Writer, all []Result, paint func(Verdict) string) error {
 }
 
 const (
-	roomWarn = 2 << 30   // free, of a disk: etcd's data may be 2 GiB by default
-	roomFail = 128 << 20 // etcd's log alone takes 64 MiB at a time
+	roomWarn = 2 << 30   // bytes free on the disk: etcd's data may reach 2 GiB by default
+	roomFail = 128 << 20 // etcd's log alone grows by 64 MiB at a time
 )
 
-// Directory looks whether dir, or the one that it would be made in, can be written
-// and has room.
+// Directory checks that dir, or the directory in which it would be created, is
+// writable and has free space.
 func Directory(dir string) Result {
 	r := Result{What: "data directory", Verdict: OK}
 	at := dir
@@ -72,9 +73,9 @@ func Directory(dir string) Result {
 	f, err := os.CreateTemp(at, ".preflight-")
 	switch {
 	case errors.Is(err, unix.EROFS):
-		return Result{r.What, Fail, at + ": the file system is read-only", "mount it for writing; under systemd, name it in ReadWritePaths="}
+		return Result{r.What, Fail, at + ": the file system is read-only", "mount it read-write; under systemd, name it in ReadWritePaths="}
 	case errors.Is(err, unix.ENOSPC):
-		return Result{r.What, Fail, at + ": the disk is full", "make room"}
+		return Result{r.What, Fail, at + ": the disk is full", "free some space"}
 	case err != nil:
 		return Result{r.What, Fail, fmt.Sprintf("%s: %v", at, errors.Unwrap(err)), fmt.Sprintf("give it to the user of kthwd: chown -R %d: %s", os.Getuid(), at)}
 	}
@@ -82,21 +83,21 @@ func Directory(dir string) Result {
 	defer f.Close()
 	var fs unix.Statfs_t
 	if err := unix.Statfs(at, &fs); err != nil {
-		return Result{r.What, Warn, fmt.Sprintf("%s: room unknown: %v", at, err), "look at df"}
+		return Result{r.What, Warn, fmt.Sprintf("%s: free space unknown: %v", at, err), "check it with df"}
 	}
 	free := fs.Bavail * uint64(fs.Bsize)
 	r.Found = fmt.Sprintf("%s: writable, %s free", at, size(free))
 	switch {
 	case free < roomFail:
-		r.Verdict, r.Do = Fail, "make room: "+size(roomFail)+" at the least"
+		r.Verdict, r.Do = Fail, "free some space: at least "+size(roomFail)
 	case free < roomWarn:
-		r.Verdict, r.Do = Warn, "make room: "+size(roomWarn)+" for etcd's data"
+		r.Verdict, r.Do = Warn, "free some space: "+size(roomWarn)+" for etcd's data"
 	}
 	return r
 }
 
 const (
-	syncWant   = 10 * time.Millisecond // etcd's own advice for the 99th percentile
+	syncWant   = 10 * time.Millisecond // etcd's recommendation for the 99th percentile
 	syncWrites = 200
 	syncSize   = 2300 // about what etcd appends to its log for a write
 	syncMost   = time.Second
@@ -116,7 +117,7 @@ func Sync(dir string) Result {
 	p99 := took[(len(took)*99-1)/100]
 	r.Found = fmt.Sprintf("p99 %v of %d writes, median %v", p99.Round(10*time.Microsecond), len(took), took[len(took)/2].Round(10*time.Microsecond))
 	if p99 > syncWant {
-		r.Verdict, r.Do = Warn, fmt.Sprintf("etcd wants %v: a faster disk, or one of its own, with etcd-data-dir; leases are lost on a slow one", syncWant)
+		r.Verdict, r.Do = Warn, fmt.Sprintf("etcd recommends %v: use a faster disk, or a separate one with etcd-data-dir; a slow disk loses leases", syncWant)
 	}
 	return r
 }
@@ -147,40 +148,40 @@ const (
 	memoryFail = 384 << 20 // an empty control plane holds 0.3 GiB
 )
 
-// Memory judges what this process may use, in bytes.
+// Memory checks how many bytes this process may use.
 func Memory(usable uint64) Result {
 	r := Result{What: "memory", Verdict: OK, Found: size(usable)}
 	switch {
 	case usable < memoryFail:
-		r.Verdict, r.Do = Fail, "a control plane needs "+size(memoryFail)+" when it is empty; raise MemoryMax=, or take another machine"
+		r.Verdict, r.Do = Fail, "an empty control plane needs "+size(memoryFail)+"; raise MemoryMax=, or use a larger machine"
 	case usable < memoryWarn:
-		r.Verdict, r.Do = Warn, size(memoryWarn)+" leave room for objects and watches"
+		r.Verdict, r.Do = Warn, size(memoryWarn)+" leaves room for objects and watches"
 	}
 	return r
 }
 
-// Clock judges the time against that of a file that kthwd has made earlier, if it
-// is there, and asks the kernel whether something keeps it right.
+// Clock compares the time with that of a file that kthwd made earlier, if it exists,
+// and asks the kernel whether the clock is synchronised.
 func Clock(now time.Time, earlier string) Result {
 	r := Result{What: "clock", Verdict: OK, Found: now.UTC().Format("2006-01-02 15:04 UTC")}
 	if info, err := os.Stat(earlier); err == nil && info.ModTime().After(now.Add(time.Minute)) || now.Year() < 2025 {
-		r.Verdict, r.Do = Fail, "set it: certificates made here would not be valid, or are not yet"
+		r.Verdict, r.Do = Fail, "set it: certificates made here would not be valid, or not yet"
 		return r
 	}
 	var t unix.Timex
 	state, err := unix.Adjtimex(&t)
-	if err != nil { // a sandbox may forbid the question
+	if err != nil { // a sandbox may forbid the call
 		return r
 	}
 	const unsynchronised = 5 // TIME_ERROR, adjtimex(2)
 	if state == unsynchronised {
 		r.Found += ", not synchronised"
-		r.Verdict, r.Do = Warn, "run systemd-timesyncd or chrony: certificates and leases go by the clock"
+		r.Verdict, r.Do = Warn, "run systemd-timesyncd or chrony: certificates and leases depend on the clock"
 	}
 	return r
 }
 
-// Address looks whether this machine has an address of the configuration.
+// Address checks that this machine has an address of the configuration.
 func Address(key, address string) Result {
 	r := Result{What: key, Verdict: OK, Found: address}
 	ip, err := netip.ParseAddr(address)
@@ -197,16 +198,16 @@ func Address(key, address string) Result {
 	})
 	switch {
 	case !has && !ip.IsLoopback():
-		r.Verdict, r.Found, r.Do = Fail, address+" is not an address of this machine", "correct "+key+", or the network; ip address lists what it has"
+		r.Verdict, r.Found, r.Do = Fail, address+" is not an address of this machine", "correct "+key+", or the network; ip address lists the addresses of this machine"
 	case ip.IsLoopback():
-		r.Verdict, r.Found, r.Do = Warn, address+" is loopback", "no other machine reaches this one; set "+key
+		r.Verdict, r.Found, r.Do = Warn, address+" is loopback", "no other machine can reach this one; set "+key
 	}
 	return r
 }
 
 const filesWarn = 65536
 
-// Files judges how many descriptors the process may open.
+// Files checks how many file descriptors the process may open.
 func Files() Result {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
@@ -214,14 +215,14 @@ func Files() Result {
 	}
 	r := Result{What: "open files", Verdict: OK, Found: strconv.FormatUint(limit.Max, 10)}
 	if limit.Max < filesWarn {
-		r.Verdict, r.Do = Warn, fmt.Sprintf("each client takes one, or two in the load balancer; LimitNOFILE=%d or more", filesWarn)
+		r.Verdict, r.Do = Warn, fmt.Sprintf("each client needs one, or two in the load balancer; set LimitNOFILE=%d or more", filesWarn)
 	}
 	return r
 }
 
-const leastSystemd = 247 // the first that knows all that the units use
+const leastSystemd = 247 // the first version with every option that the units use
 
-// Systemd judges the service manager; ok is false where there is none.
+// Systemd checks the version of systemd; ok is false where it does not run.
 func Systemd() (_ Result, ok bool) {
 	if _, err := os.Stat("/run/systemd/system"); err != nil {
 		return Result{}, false
@@ -233,7 +234,7 @@ func Systemd() (_ Result, ok bool) {
 	return judgeSystemd(string(out)), true
 }
 
-// judgeSystemd reads what systemctl --version prints: "systemd 252 (252.38-1~deb12u1)".
+// judgeSystemd parses the output of systemctl --version: "systemd 252 (252.38-1~deb12u1)".
 func judgeSystemd(text string) Result {
 	r := Result{What: "systemd", Verdict: OK}
 	fields := strings.Fields(text)
@@ -244,7 +245,7 @@ func judgeSystemd(text string) Result {
 	n, err := strconv.Atoi(number)
 	r.Found = fields[1]
 	if err != nil || n < leastSystemd {
-		r.Verdict, r.Do = Warn, fmt.Sprintf("too old: it ignores a part of the units' protection; %d or later, or another service manager", leastSystemd)
+		r.Verdict, r.Do = Warn, fmt.Sprintf("too old: it ignores some of the units' protection; use %d or later, or another service manager", leastSystemd)
 	}
 	return r
 }

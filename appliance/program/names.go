@@ -16,11 +16,13 @@
 // links neither Kubernetes nor etcd.
 package program
 
-// The programs' names, as a person knows them.
+// The names of the programs and of kthwd's own load balancer, as they appear in
+// logs, metrics, status and flags.
 const (
-	Etcd              = "etcd"
-	APIServer         = "kube-apiserver"
-	ControllerManager = "kube-controller-manager"
-	Scheduler         = "kube-scheduler"
-	Kubernetes        = "kubernetes" // log lines of code that all three share
+	Etcd              = "etcd"                    // the etcd member
+	APIServer         = "kube-apiserver"          // the Kubernetes API server
+	ControllerManager = "kube-controller-manager" // Kubernetes' controllers
+	Scheduler         = "kube-scheduler"          // Kubernetes' scheduler
+	Kubernetes        = "kubernetes"              // log lines of code that the three share
+	LB                = "lb"                      // the load balancer
 )

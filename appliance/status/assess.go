@@ -7,42 +7,44 @@ import (
 	"strings"
 	"time"
 
+	"kthwd/appliance/program"
 	"kthwd/appliance/supervise"
+	"kthwd/appliance/text"
 	"kthwd/lb"
 	"kthwd/lb/check"
 )
 
-// Health is the state of a kthwd in one word.
+// Health is the state of a kthwd process in one word.
 type Health string
 
-// The healths. What is degraded works, but less well than it should, or not for
-// long; what is down does not do what it is there for.
+// The values of Health. A degraded process works, but less well than it should or
+// not for long. A process that is down does not fulfil its purpose.
 const (
 	Healthy  Health = "healthy"
 	Degraded Health = "degraded"
 	Down     Health = "down"
 )
 
-// Finding is one thing that an operator should know, with what to do about it.
+// Finding is one fact that an operator should know, with what to do about it.
 type Finding struct {
-	Health Health `json:"health"` // what this alone would make of it; healthy is a word of advice
+	Health Health `json:"health"` // the process's health if this were the only finding; healthy marks mere advice
 	Text   string `json:"text"`
 	Do     string `json:"do,omitempty"`
 }
 
-// What is worth a word.
+// The thresholds of findings.
 const (
-	fsyncBad   = 500 * time.Millisecond // half an election timeout, and where the alert of etcd's own rules begins
-	fsyncSlow  = 100 * time.Millisecond // a heartbeat: a write of the leader's then holds up the next one
-	fsyncWord  = 25 * time.Millisecond  // etcd wants less than 10 ms
-	fsyncLeast = 100                    // of which a 99th percentile says something
+	fsyncBad   = 500 * time.Millisecond // half an election timeout, and the threshold of the alert in etcd's own rules
+	fsyncSlow  = 100 * time.Millisecond // a heartbeat: a write of the leader then delays the next heartbeat
+	fsyncWord  = 25 * time.Millisecond  // etcd recommends less than 10 ms
+	fsyncLeast = 100                    // number of calls from which a 99th percentile is meaningful
 	quotaShare = 0.8
 	certWord   = 30 * 24 * time.Hour
 	certSoon   = 7 * 24 * time.Hour
 )
 
-// Assess says what is to be said of r at now, the worst first, and the word for
-// all of it. It looks at nothing else than r.
+// Assess derives findings from r as of now, worst first, and the overall health. It
+// reads nothing but r.
 func Assess(r Report, now time.Time) (Health, []Finding) {
 	var a assessment
 	a.components(r)
@@ -65,16 +67,16 @@ var rank = map[Health]int{Healthy: 0, Degraded: 1, Down: 2}
 type assessment struct{ findings []Finding }
 
 func (a *assessment) add(h Health, do, format string, args ...any) {
-	a.findings = append(a.findings, Finding{Health: h, Text: oneLine(fmt.Sprintf(format, args...)), Do: do})
+	a.findings = append(a.findings, Finding{Health: h, Text: text.Line(fmt.Sprintf(format, args...)), Do: do})
 }
 
-// essential are the components without which clients are not served.
-var essential = []string{"etcd", "kube-apiserver", "lb"}
+// essential lists the components without which clients are not served.
+var essential = []string{program.Etcd, program.APIServer, program.LB}
 
 func (a *assessment) components(r Report) {
-	quorum := r.Quorum == nil || r.Quorum.Leader != "" // the lack of one is said below
+	quorum := r.Quorum == nil || r.Quorum.Leader != "" // quorum reports the lack of one
 	for _, s := range r.Components {
-		if s.Healthy() || !quorum && r.wantsQuorum(s) {
+		if s.Healthy() || !quorum && r.needsQuorum(s) {
 			continue
 		}
 		h := Degraded
@@ -88,13 +90,13 @@ func (a *assessment) components(r Report) {
 		do := ""
 		switch s.State {
 		case supervise.Failed:
-			do = "read the log's last lines; systemd starts kthwd again"
+			do = "read the last lines of the log; systemd restarts kthwd"
 		case supervise.Starting:
 			if s.LastError != "" {
 				if !strings.Contains(text, s.LastError) {
 					text += "; last error: " + s.LastError
 				}
-				do = "it begins again by itself; if it goes on, look for a slow disk, a starved CPU or a cut network"
+				do = "it starts again by itself; if it keeps failing, look for a slow disk, a starved CPU or a broken network"
 			}
 		}
 		a.add(h, do, "%s", text)
@@ -104,11 +106,11 @@ func (a *assessment) components(r Report) {
 	}
 }
 
-// wantsQuorum tells whether nothing but the lack of a quorum need be wrong with a
-// component: it waits for one, is the API server, or has lost its lease, which cannot be
-// renewed.
-func (r Report) wantsQuorum(s supervise.Status) bool {
-	return s.State == supervise.Waiting || s.Name == "kube-apiserver" ||
+// needsQuorum reports whether the lack of a quorum explains the state of a component:
+// it waits for one, is the API server, or has lost its lease, which cannot be renewed
+// without a quorum.
+func (r Report) needsQuorum(s supervise.Status) bool {
+	return s.State == supervise.Waiting || s.Name == program.APIServer ||
 		s.State == supervise.Starting && slices.ContainsFunc(r.Leases, func(l Lease) bool { return l.Name == s.Name })
 }
 
@@ -117,21 +119,21 @@ func (a *assessment) quorum(r Report) {
 	switch {
 	case q == nil || q.Members == 0:
 	case q.Leader == "":
-		do := "start the other controllers, and see that they reach each other's etcd peer port; nothing is lost meanwhile"
+		do := "start the other controllers, and check that they can reach each other's etcd peer port; no data is lost meanwhile"
 		if q.Advice != "" {
 			do += "; " + q.Advice
 		}
 		a.add(Down, do,
 			"etcd has no quorum: %d of %d members can be reached, %d are needed; nothing can be written", q.Active, q.Members, q.Needed)
 	case q.Active < q.Members:
-		a.add(Degraded, "bring it back before another one fails", "%s cannot be reached: %d of %d etcd members are there, %d are needed",
+		a.add(Degraded, "bring it back before another one fails", "%s cannot be reached: %d of %d etcd members are reachable, %d are needed",
 			missing(r.Member), q.Active, q.Members, q.Needed)
 	case q.Members%2 == 0:
-		a.add(Healthy, "", "etcd has %d members: one more or one less survives as many failures", q.Members)
+		a.add(Healthy, "", "etcd has %d members: one member fewer survives as many failures", q.Members)
 	}
 }
 
-// missing names the members that are not connected.
+// missing lists the voting members that are not connected.
 func missing(m *Member) string {
 	var names []string
 	if m != nil {
@@ -157,14 +159,14 @@ func (a *assessment) member(r Report) {
 		return
 	}
 	if f := m.Fsync; f.Count >= fsyncLeast && f.P99 >= fsyncWord {
-		h, text := Healthy, "the disk is slower than etcd likes (10 ms)"
+		h, text := Healthy, "the disk is slower than etcd recommends (10 ms)"
 		if f.slow() {
 			text = "the disk is too slow: leases and leadership may be lost"
 		}
 		if f.P99 >= fsyncBad {
 			h = Degraded
 		}
-		a.add(h, "give etcd a disk of its own with --etcd-data-dir, an SSD, and see what else writes to this one",
+		a.add(h, "give etcd its own disk, an SSD, with --etcd-data-dir, and look for other writers to this one",
 			"etcd fsync p99 is %d ms; %s", f.P99.Milliseconds(), text)
 	}
 	for _, alarm := range m.Alarms {
@@ -176,7 +178,7 @@ func (a *assessment) member(r Report) {
 	}
 	if m.Quota > 0 && float64(m.Size) >= quotaShare*float64(m.Quota) && len(m.Alarms) == 0 {
 		a.add(Degraded, "compact and defragment it with etcdctl, or raise --etcd-arg=quota-backend-bytes",
-			"etcd's database is at %s of %s; at its quota it takes no more writes", bytesText(m.Size), bytesText(m.Quota))
+			"etcd's database is at %s of %s; at its quota it accepts no more writes", bytesText(m.Size), bytesText(m.Quota))
 	}
 }
 
@@ -203,23 +205,23 @@ func (a *assessment) balancer(r Report) {
 	}
 	switch {
 	case len(s.Backends) > 0 && ready == 0 && hoped == 0:
-		a.add(Down, adviceOnBackends(s.Backends, "look at kthwd status on these machines; connections go to any that answers"), "no backend is ready: %s", strings.Join(bad, ", "))
+		a.add(Down, adviceOnBackends(s.Backends, "run kthwd status on these machines; connections go to any backend that answers"), "no backend is ready: %s", strings.Join(bad, ", "))
 	case len(bad) > 0:
-		a.add(Degraded, adviceOnBackends(s.Backends, "look at kthwd status there"), "%d of %d backends are not ready: %s", len(bad), len(s.Backends), strings.Join(bad, ", "))
+		a.add(Degraded, adviceOnBackends(s.Backends, "run kthwd status there"), "%d of %d backends are not ready: %s", len(bad), len(s.Backends), strings.Join(bad, ", "))
 	}
 	if s.Held > 0 {
 		a.add(Degraded, "", "%d clients wait for a backend", s.Held)
 	}
 	if s.Discovery != nil && s.Discovery.Error != "" {
-		a.add(Healthy, "the last list stays in force until an API server answers", "no API server tells the list of backends: %s", s.Discovery.Error)
+		a.add(Healthy, "the last list stays in force until an API server answers", "no API server returns the list of backends: %s", s.Discovery.Error)
 	}
 }
 
-// adviceOnBackends adds what is to be done about a certificate, which kthwd status on the
-// other machine may find nothing wrong with.
+// adviceOnBackends adds advice about a bad certificate, with which kthwd status on the
+// other machine may find nothing wrong.
 func adviceOnBackends(all []lb.BackendStatus, advice string) string {
 	if slices.ContainsFunc(all, func(b lb.BackendStatus) bool { return b.LastCheck == string(check.KindBadCert) }) {
-		advice += "; for bad_cert issue that certificate anew, or correct --backend-ca or --backend-server-name"
+		advice += "; for bad_cert reissue that certificate, or correct --backend-ca or --backend-server-name"
 	}
 	return advice
 }
@@ -232,19 +234,19 @@ func (a *assessment) certificates(r Report, now time.Time) {
 			a.add(Degraded, "", "%s: %s", c.File, c.Problem)
 		case c.Use == "signing": // only the key in it is used
 		case left <= 0:
-			a.add(Down, "issue it anew, and restart what uses it", "%s (%s) has expired on %s", file, c.Subject, c.NotAfter.UTC().Format(time.DateOnly))
+			a.add(Down, "reissue it, and restart the programs that use it", "%s (%s) expired on %s", file, c.Subject, c.NotAfter.UTC().Format(time.DateOnly))
 		case left < certSoon:
-			a.add(Degraded, "issue it anew, and restart what uses it", "%s (%s) expires in %s", file, c.Subject, Age(left))
+			a.add(Degraded, "reissue it, and restart the programs that use it", "%s (%s) expires in %s", file, c.Subject, Age(left))
 		case left < certWord:
-			a.add(Healthy, "issue it anew within that time", "%s (%s) expires in %d days", file, c.Subject, int(left.Hours()/24))
+			a.add(Healthy, "reissue it within that time", "%s (%s) expires in %d days", file, c.Subject, int(left.Hours()/24))
 		}
 	}
 }
 
-// slow tells whether the disk is too slow for a control plane.
+// slow reports whether the disk is too slow for a control plane.
 func (l Latency) slow() bool { return l.Count >= fsyncLeast && l.P99 >= fsyncSlow }
 
-// bytesText is a size for people.
+// bytesText formats a size for people.
 func bytesText(n int64) string {
 	f, unit := float64(n), 0
 	for ; f >= 1024 && unit < 4; unit++ {

@@ -11,7 +11,7 @@ import (
 	"kthwd/lb"
 )
 
-// healthyReport is of one of three controllers.
+// healthyReport returns the report of one of three healthy controllers.
 func healthyReport() Report {
 	r := reports()["ready"]
 	r.Quorum = &Quorum{Members: 3, Needed: 2, Active: 3, Leader: "one"}
@@ -60,7 +60,7 @@ func TestAssess(t *testing.T) {
 		"a member away": {change(func(r *Report) {
 			r.Quorum.Active = 2
 			r.Member.Members[1].Active = false
-		}), Degraded, "two cannot be reached: 2 of 3 etcd members are there, 2 are needed", "before another one fails"},
+		}), Degraded, "two cannot be reached: 2 of 3 etcd members are reachable, 2 are needed", "before another one fails"},
 		"an even number":                    {change(func(r *Report) { r.Quorum.Members, r.Quorum.Active = 4, 4 }), Healthy, "etcd has 4 members", ""},
 		"a slow disk":                       {change(func(r *Report) { r.Member.Fsync.P99 = 184 * time.Millisecond }), Healthy, "etcd fsync p99 is 184 ms; the disk is too slow", "--etcd-data-dir"},
 		"a very slow disk":                  {change(func(r *Report) { r.Member.Fsync.P99 = 600 * time.Millisecond }), Degraded, "etcd fsync p99 is 600 ms; the disk is too slow", ""},
@@ -70,7 +70,7 @@ func TestAssess(t *testing.T) {
 		"full":                              {change(func(r *Report) { r.Member.Size, r.Member.Alarms = 8<<30, []string{"NOSPACE"} }), Down, "etcd has the alarm NOSPACE", "disarm"},
 		"29 days":                           {change(func(r *Report) { r.Certificates[0].NotAfter = noon.Add(29 * 24 * time.Hour) }), Healthy, "ca.pem (CN=ca) expires in 29 days", ""},
 		"6 days":                            {change(func(r *Report) { r.Certificates[0].NotAfter = noon.Add(6 * 24 * time.Hour) }), Degraded, "ca.pem (CN=ca) expires in 6d0h", ""},
-		"expired":                           {change(func(r *Report) { r.Certificates[0].NotAfter = noon }), Down, "ca.pem (CN=ca) has expired on 2026-01-02", ""},
+		"expired":                           {change(func(r *Report) { r.Certificates[0].NotAfter = noon }), Down, "ca.pem (CN=ca) expired on 2026-01-02", ""},
 		"expired, and only its key is used": {change(func(r *Report) { r.Certificates[0].NotAfter, r.Certificates[0].Use = noon, "signing" }), Healthy, "", ""},
 		"no certificate":                    {change(func(r *Report) { r.Certificates[0].Problem = "permission\ndenied" }), Degraded, "/d/ca.pem: permission denied", ""},
 		"stopping":                          {change(func(r *Report) { r.Ready, r.Reason = false, "stopping" }), Down, "not ready: stopping", ""},
@@ -144,7 +144,7 @@ func TestRates(t *testing.T) {
 	}
 }
 
-// What comes from files and other machines cannot break a scrape.
+// Text from files and other machines cannot break a scrape.
 func TestHostileLabels(t *testing.T) {
 	r := healthyReport()
 	r.Certificates = []Certificate{
@@ -164,7 +164,7 @@ func TestHostileLabels(t *testing.T) {
 	}
 }
 
-// Without a quorum the leases are lost as well: that is said once, where it can be mended.
+// Without a quorum the leases are lost, too: the finding appears once, about the quorum.
 func TestAssessOneCause(t *testing.T) {
 	r := healthyReport()
 	r.Ready = false
@@ -188,15 +188,15 @@ func TestAssessOneCause(t *testing.T) {
 	}
 }
 
-// kthwd status finds nothing wrong on a machine whose certificate another one does not
-// take.
+// kthwd status finds nothing wrong on a machine whose certificate another machine
+// refuses.
 func TestAssessBackendCertificate(t *testing.T) {
 	r := balancing("ready", "not_ready")
 	if _, findings := Assess(r, noon); strings.Contains(findings[0].Do, "bad_cert") {
 		t.Errorf("got %+v", findings)
 	}
 	r.LB.Backends[1].LastCheck = "bad_cert"
-	if _, findings := Assess(r, noon); !strings.Contains(findings[0].Do, "for bad_cert issue that certificate anew") {
+	if _, findings := Assess(r, noon); !strings.Contains(findings[0].Do, "for bad_cert reissue that certificate") {
 		t.Errorf("got %+v", findings)
 	}
 }

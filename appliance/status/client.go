@@ -13,24 +13,26 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+
+	"kthwd/appliance/text"
 )
 
-// ErrNotRunning means that no kthwd answers.
+// ErrNotRunning means that no kthwd process answers.
 var ErrNotRunning = errors.New("kthwd is not running")
 
-// Client asks a running kthwd. Its zero value reaches none.
+// Client queries a running kthwd. The zero value reaches none.
 type Client struct {
-	Socket string // its unix socket; only the user it runs as can open it; "" for none
-	Addr   string // its metrics address, which gives the status to those who cannot; may be empty; https://ADDRESS where it speaks TLS
+	Socket string // kthwd's unix socket, which only kthwd's user can open; "" means none
+	Addr   string // kthwd's metrics address, which gives other users the status; https://ADDRESS where it serves TLS; "" means none
 	TLS    TLSFiles
 	Login  Login
 
-	// Anywhere has Addr asked also when none runs on Socket. Another kthwd may
-	// answer there.
+	// Anywhere makes Status query Addr also when no kthwd runs on Socket. Another
+	// kthwd may answer there.
 	Anywhere bool
 }
 
-// Status asks for the report, on the socket first and then at Addr.
+// Status requests the report, from the socket first and then from Addr.
 func (c Client) Status(ctx context.Context) (Report, error) {
 	body, err := c.socket(ctx, http.MethodGet, "/status", "")
 	c.Anywhere = c.Anywhere || c.Socket == ""
@@ -45,27 +47,27 @@ func (c Client) Status(ctx context.Context) (Report, error) {
 	}
 	var r Report
 	if err := json.Unmarshal(body, &r); err != nil || r.PID == 0 {
-		return Report{}, fmt.Errorf("what answered is no kthwd (at %s or %s)", c.Socket, c.Addr)
+		return Report{}, fmt.Errorf("the server that answered is not kthwd (at %s or %s)", c.Socket, c.Addr)
 	}
 	return r, nil
 }
 
-// Levels asks for the log level of each component.
+// Levels requests the log level of each component.
 func (c Client) Levels(ctx context.Context) (map[string]string, error) {
 	body, err := c.socket(ctx, http.MethodGet, "/log-level", "")
 	return parseLevels(body), err
 }
 
-// SetLevels changes log levels, each "LEVEL" or "COMPONENT=LEVEL", and returns
-// those that hold afterwards. When one is refused, none is changed.
+// SetLevels changes log levels, each "LEVEL" or "COMPONENT=LEVEL", and returns the
+// resulting ones. When one is refused, none is changed.
 func (c Client) SetLevels(ctx context.Context, levels ...string) (map[string]string, error) {
 	body, err := c.socket(ctx, http.MethodPut, "/log-level", strings.Join(levels, "\n")+"\n")
 	return parseLevels(body), err
 }
 
-// Do asks the running kthwd something on its socket: one of ServerConfig.Private.
-// in and out are JSON; either may be nil. An error that Refuse has answered with
-// keeps its hint.
+// Do sends a request for one of ServerConfig.Private to the socket of the running
+// kthwd. in and out are JSON; either may be nil. An error answered with Refuse keeps
+// its hint.
 func (c Client) Do(ctx context.Context, method, path string, in, out any) error {
 	body := ""
 	if in != nil {
@@ -85,7 +87,7 @@ func (c Client) Do(ctx context.Context, method, path string, in, out any) error 
 	return nil
 }
 
-// refused is an error that the running kthwd answered with.
+// refused is an error with which the running kthwd answered.
 type refused struct {
 	code       int
 	text, hint string
@@ -93,7 +95,7 @@ type refused struct {
 
 func (r *refused) Error() string { return r.text }
 
-// Hint is the advice that came with it.
+// Hint returns the hint that came with it.
 func (r *refused) Hint() string { return r.hint }
 
 func parseLevels(body []byte) map[string]string {
@@ -116,7 +118,7 @@ func (c Client) socket(ctx context.Context, method, path, body string) ([]byte, 
 }
 
 // dialUnix connects to a socket whose path may be longer than a socket address
-// holds: the way through the opened directory is short.
+// allows. It uses a short path through the opened directory.
 func dialUnix(ctx context.Context, path string) (net.Conn, error) {
 	dir, err := os.Open(filepath.Dir(path))
 	if err != nil {
@@ -152,7 +154,7 @@ func ask(ctx context.Context, t http.RoundTripper, method, url, body string, log
 		return nil, err
 	}
 	if resp.StatusCode != http.StatusOK {
-		return nil, &refused{resp.StatusCode, oneLine(strings.TrimSpace(string(answer[:min(len(answer), 500)]))), oneLine(resp.Header.Get(hintHeader))}
+		return nil, &refused{resp.StatusCode, text.Line(strings.TrimSpace(string(answer[:min(len(answer), 500)]))), text.Line(resp.Header.Get(hintHeader))}
 	}
 	return answer, nil
 }

@@ -5,28 +5,29 @@ import (
 	"strings"
 	"time"
 
+	"kthwd/appliance/text"
 	"kthwd/lb"
 )
 
-// onlyLB tells whether the process is a load balancer and nothing else.
+// onlyLB reports whether the process is only a load balancer.
 func (r Report) onlyLB() bool { return r.LB != nil && r.Kubernetes == "" }
 
-// writeLB writes what there is to say of a load balancer.
+// writeLB writes the state of a load balancer.
 func writeLB(b *strings.Builder, s lb.Status, now time.Time, p func(colour, string) string) {
 	listenerTable(s).write(b)
 	b.WriteByte('\n')
 	backendTable(s, now, p).write(b)
 	b.WriteByte('\n')
-	checks := "checks: " + oneLine(s.Check)
+	checks := "checks: " + text.Line(s.Check)
 	if strings.HasPrefix(s.Check, lb.CheckHTTPS) && !s.Verified {
-		checks += ", " + p(yellow, "unverified") + ": give --backend-ca"
+		checks += ", " + p(yellow, "unverified") + ": set --backend-ca"
 	}
 	fmt.Fprintln(b, checks)
 	if s.Discovery != nil {
 		fmt.Fprintln(b, discoveryLine(*s.Discovery, now, p))
 	}
 	if s.FailOpen {
-		fmt.Fprintf(b, "%s: no backend is ready, so connections go to any that answers\n", p(red, "FAIL OPEN"))
+		fmt.Fprintf(b, "%s: no backend is ready, so connections go to any backend that answers\n", p(red, "FAIL OPEN"))
 	}
 	if s.Held > 0 {
 		fmt.Fprintf(b, "clients held until a backend answers: %s\n", p(yellow, fmt.Sprint(s.Held)))
@@ -36,17 +37,17 @@ func writeLB(b *strings.Builder, s lb.Status, now time.Time, p func(colour, stri
 func discoveryLine(s lb.DiscoveryStatus, now time.Time, p func(colour, string) string) string {
 	switch {
 	case s.Error != "":
-		return fmt.Sprintf("discovery: %s for %s, the last list stays: %s", p(yellow, "no answer"), Age(now.Sub(s.Since)), oneLine(s.Error))
+		return fmt.Sprintf("discovery: %s for %s, the last list remains in force: %s", p(yellow, "no answer"), Age(now.Sub(s.Since)), text.Line(s.Error))
 	case s.Server == "":
 		return "discovery: " + p(yellow, "no answer yet")
 	}
-	return "discovery: from " + oneLine(s.Server)
+	return "discovery: from " + text.Line(s.Server)
 }
 
 func listenerTable(s lb.Status) table {
 	t := table{{{text: "LISTENER"}, {text: "ACTIVE"}, {text: "ACCEPTED"}, {text: "REJECTED"}}}
 	for _, l := range s.Listen {
-		t = append(t, []cell{{text: oneLine(l.Address)}, {text: fmt.Sprint(l.Active)}, {text: fmt.Sprint(l.Accepted)}, {text: fmt.Sprint(l.Rejected)}})
+		t = append(t, []cell{{text: text.Line(l.Address)}, {text: fmt.Sprint(l.Active)}, {text: fmt.Sprint(l.Accepted)}, {text: fmt.Sprint(l.Rejected)}})
 	}
 	return t
 }
@@ -56,7 +57,7 @@ func backendTable(s lb.Status, now time.Time, p func(colour, string) string) tab
 	for _, b := range s.Backends {
 		resolved, source, since, reason := b.Resolved, b.Source, "", b.Reason
 		if reason == b.LastCheck {
-			reason = "" // it says no more
+			reason = "" // it adds nothing
 		}
 		if resolved == b.Address {
 			resolved = ""
@@ -68,16 +69,16 @@ func backendTable(s lb.Status, now time.Time, p func(colour, string) string) tab
 			since = Age(now.Sub(b.Since))
 		}
 		t = append(t, []cell{
-			{text: oneLine(b.Address)},
-			{text: oneLine(resolved)},
-			{text: oneLine(source)},
-			{text: oneLine(b.State), shown: p(backendColours[b.State], oneLine(b.State))},
+			{text: text.Line(b.Address)},
+			{text: text.Line(resolved)},
+			{text: text.Line(source)},
+			{text: text.Line(b.State), shown: p(backendColours[b.State], text.Line(b.State))},
 			{text: since},
-			{text: oneLine(b.LastCheck)},
+			{text: text.Line(b.LastCheck)},
 			{text: fmt.Sprint(b.Active)},
 			{text: fmt.Sprint(b.Total)},
 			{text: fmt.Sprint(b.Errors)},
-			{text: oneLine(reason)},
+			{text: text.Line(reason)},
 		})
 	}
 	return t.withoutEmptyColumn(5).withoutEmptyColumn(2).withoutEmptyColumn(1)

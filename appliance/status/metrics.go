@@ -9,12 +9,14 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"kthwd/appliance/program"
 	"kthwd/appliance/supervise"
+	"kthwd/appliance/text"
 )
 
-// ownSeries are kthwd's own. The Go and process collectors cover all programs
-// that are in it, since they are one process; where there are any, with all that
-// Kubernetes shows of the runtime.
+// ownSeries gathers kthwd's own series. The Go and process collectors cover all
+// programs, because these share the process. With programs, the Go collector has all
+// the runtime metrics that Kubernetes exposes.
 func ownSeries(c ServerConfig, report func(time.Time) Report) prometheus.Gatherer {
 	r := prometheus.NewRegistry()
 	golang := collectors.NewGoCollector()
@@ -26,7 +28,7 @@ func ownSeries(c ServerConfig, report func(time.Time) Report) prometheus.Gathere
 	return r
 }
 
-// reportDescs are all series that are made of a Report.
+// reportDescs describes all series that come from a Report.
 var reportDescs []*prometheus.Desc
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
@@ -36,44 +38,44 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 }
 
 var (
-	buildDesc    = desc("build_info", "1, with the versions of what is in the binary.", "version", "kubernetes", "etcd", "go")
+	buildDesc    = desc("build_info", "1, with the versions of the software in the binary.", "version", "kubernetes", "etcd", "go")
 	readyDesc    = desc("ready", "1 when every component is ready or standby.")
-	healthDesc   = desc("health", "1 for the word that kthwd status has for the process.", "health")
+	healthDesc   = desc("health", "1 for the health that kthwd status reports for the process.", "health")
 	stateDesc    = desc("component_state", "1 for the state that the component is in.", "component", "state")
 	sinceDesc    = desc("component_state_since_timestamp_seconds", "When the component entered that state.", "component")
-	restartsDesc = desc("component_restarts_total", "Terms of the component that ended in a failure and were begun again in process.", "component", "reason")
+	restartsDesc = desc("component_restarts_total", "Terms of the component that ended in a failure and were started again in process.", "component", "reason")
 	startDesc    = desc("startup_seconds", "Time from the start of the process to the component's first ready.", "component")
 	phaseDesc    = desc("startup_phase_seconds", "Time from the start of the component to its first ready.", "component")
 
 	leaderDesc = desc("leader", "1 while this controller holds the lease and the component acts.", "component")
-	leadsDesc  = desc("leader_terms_total", "Times that this process has begun to lead.", "component")
+	leadsDesc  = desc("leader_terms_total", "Times that this process has become the leader.", "component")
 
-	certDesc = desc("certificate_expiry_timestamp_seconds", "When a certificate that is in use expires; of a file that cannot be read it is 0.", "file", "subject", "use")
+	certDesc = desc("certificate_expiry_timestamp_seconds", "When a certificate in use expires; 0 for a file that cannot be read.", "file", "subject", "use")
 
 	votersDesc   = desc("etcd_members", "Voting members of the etcd cluster.")
 	learnersDesc = desc("etcd_learners", "Members of the etcd cluster that do not vote yet.")
 	activeDesc   = desc("etcd_members_active", "Voting members that this one is connected to, itself included.")
-	neededDesc   = desc("etcd_members_needed", "Voting members that must agree, to write.")
-	quorumDesc   = desc("etcd_quorum", "1 while this member knows a leader.")
+	neededDesc   = desc("etcd_members_needed", "Voting members that must agree to a write.")
+	quorumDesc   = desc("etcd_quorum", "1 while this member has a leader.")
 	leadDesc     = desc("etcd_leader", "1 while this member leads.")
-	termDesc     = desc("etcd_raft_term", "Raft term, which goes up with each election.")
+	termDesc     = desc("etcd_raft_term", "Raft term, which increases with each election.")
 	sizeDesc     = desc("etcd_db_size_bytes", "Size of the database's file.")
-	inUseDesc    = desc("etcd_db_in_use_bytes", "What of it holds data; the rest is free for new ones, or for a defragmentation.")
-	quotaDesc    = desc("etcd_db_quota_bytes", "Size at which etcd takes no more writes.")
-	fsyncDesc    = desc("etcd_fsync_p99_seconds", "99th percentile of what fsync took for the write-ahead log in the last minutes; 0 while there was none.")
-	slowDesc     = desc("etcd_disk_slow", "1 when that is too long for a control plane.")
-	alarmDesc    = desc("etcd_alarms", "Alarms of etcd that are raised.")
+	inUseDesc    = desc("etcd_db_in_use_bytes", "Part of the database's file that holds data; the rest is free for new data, or for a defragmentation to return.")
+	quotaDesc    = desc("etcd_db_quota_bytes", "Size at which etcd accepts no more writes.")
+	fsyncDesc    = desc("etcd_fsync_p99_seconds", "99th percentile of the duration of fsync of the write-ahead log in the last minutes; 0 when there was none.")
+	slowDesc     = desc("etcd_disk_slow", "1 when fsync takes too long for a control plane.")
+	alarmDesc    = desc("etcd_alarms", "Active alarms of etcd.")
 )
 
-// restartReasons are those that each component can have, so that a series is
-// there before the first restart.
+// restartReasons lists the reasons that each component can have, so that the series
+// exist before the first restart.
 var restartReasons = map[string][]string{
-	"kube-apiserver":          {"no_quorum"},
-	"kube-controller-manager": {"failed", "lease_lost"},
-	"kube-scheduler":          {"failed", "lease_lost"},
+	program.APIServer:         {"no_quorum"},
+	program.ControllerManager: {"failed", "lease_lost"},
+	program.Scheduler:         {"failed", "lease_lost"},
 }
 
-// reportCollector makes series of the report when Prometheus asks.
+// reportCollector turns the report into series when Prometheus scrapes.
 type reportCollector func() Report
 
 var states = []supervise.State{supervise.Waiting, supervise.Starting, supervise.Ready, supervise.Standby, supervise.Stopping, supervise.Stopped, supervise.Failed}
@@ -114,7 +116,7 @@ func (c reportCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// series makes metrics whose labels may be any text.
+// series sends metrics, whose labels may be any text, to a channel.
 type series struct{ ch chan<- prometheus.Metric }
 
 func (s series) gauge(d *prometheus.Desc, v float64, labels ...string) {
@@ -125,11 +127,10 @@ func (s series) counter(d *prometheus.Desc, v float64, labels ...string) {
 	s.ch <- metric(d, prometheus.CounterValue, v, labels)
 }
 
-// metric never panics: what comes from files and from other members need not be
-// text at all.
+// metric never panics: labels from files and other members need not be valid UTF-8.
 func metric(d *prometheus.Desc, t prometheus.ValueType, v float64, labels []string) prometheus.Metric {
 	for i, l := range labels {
-		labels[i] = strings.ToValidUTF8(oneLine(l), "?")
+		labels[i] = strings.ToValidUTF8(text.Line(l), "?")
 	}
 	m, err := prometheus.NewConstMetric(d, t, v, labels...)
 	if err != nil {
@@ -160,12 +161,12 @@ func (s series) component(c supervise.Status, restarts map[string]int) {
 	}
 }
 
-// certificates shows each once, whoever uses it.
+// certificates adds each certificate once, however many programs use it.
 func (s series) certificates(all []Certificate) {
 	type key struct{ file, subject, use string }
 	seen := map[key]bool{}
 	for _, c := range all {
-		k := key{oneLine(c.File), oneLine(c.Subject), c.Use}
+		k := key{text.Line(c.File), text.Line(c.Subject), c.Use}
 		if seen[k] {
 			continue
 		}

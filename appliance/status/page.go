@@ -16,9 +16,8 @@ import (
 	"kthwd/lb"
 )
 
-// The page is one document without any other file: it works without JavaScript,
-// loading itself again every few seconds, and with it the same HTML is put in
-// place without a flicker.
+// The page is one document that loads no other file. Without JavaScript it reloads
+// itself every few seconds; with JavaScript it replaces its HTML without a flicker.
 
 //go:embed page.html
 var pageText string
@@ -31,8 +30,8 @@ var pageScript string
 
 var pageTemplate = template.Must(template.New("page").Parse(pageText))
 
-// pagePolicy lets the page's own style and script run, by their hashes, and
-// nothing else: what a backend or a certificate calls itself cannot become code.
+// pagePolicy allows the page's own style and script, by their hashes, and nothing
+// else: the name of a backend or a certificate cannot become code.
 var pagePolicy = fmt.Sprintf("default-src 'none'; style-src '%s'; script-src '%s'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 	hashOf(pageStyle), hashOf(pageScript))
 
@@ -46,7 +45,7 @@ func (s *Server) page(w http.ResponseWriter, _ *http.Request) {
 	var b strings.Builder
 	if err := pageTemplate.Execute(&b, newPage(s.report(now), now, s.paths)); err != nil {
 		s.log.Error("status page", "err", err)
-		http.Error(w, "the page cannot be made", http.StatusInternalServerError)
+		http.Error(w, "the page cannot be rendered", http.StatusInternalServerError)
 		return
 	}
 	h := w.Header()
@@ -58,7 +57,7 @@ func (s *Server) page(w http.ResponseWriter, _ *http.Request) {
 	fmt.Fprint(w, b.String())
 }
 
-// page is what the template shows: text and numbers, nothing of HTML.
+// page is the data of the template: text and numbers, no HTML.
 type page struct {
 	Style  template.CSS
 	Script template.JS
@@ -102,8 +101,8 @@ type pageBackend struct {
 	Rate, In, Out                                          string
 }
 
-// tones are what states look like. The word is there, too: colour alone says
-// nothing to many.
+// tones maps states to their appearance. The page also prints the state, because many
+// readers cannot tell it from colour alone.
 var tones = map[string]string{
 	"ready": "good", "standby": "calm", "slow_start": "calm", "healthy": "good", "waiting": "warn", "starting": "warn", "stopping": "warn",
 	"unknown": "warn", "not_ready": "warn", "draining": "warn", "degraded": "warn", "failed": "bad", "dead": "bad", "down": "bad", "stopped": "plain",
@@ -193,7 +192,8 @@ func (p *page) rest(r Report, now time.Time) {
 	}
 }
 
-// bar is one component in the timeline of the start, in per mille of its width.
+// bar is one component in the timeline of the start. From and Of are per mille of the
+// timeline's width.
 type bar struct {
 	Name     string
 	Took, At string
@@ -216,8 +216,8 @@ func timeline(all []supervise.Status) (bars []bar, total string) {
 	return bars, fmt.Sprintf("%.2f s", end.Seconds())
 }
 
-// picture is the components with lines to what they start after, in columns or, for
-// a narrow screen, in rows.
+// picture shows the components with lines to those after which they start, in columns
+// or, for a narrow screen, in rows.
 type picture struct {
 	Class         string
 	Width, Height int
@@ -230,7 +230,7 @@ type box struct {
 	Name, State, Tone   string
 }
 
-// Text, below the box's edge.
+// The coordinates of the text in the box.
 func (b box) TextX() int  { return b.X + 10 }
 func (b box) NameY() int  { return b.Y + 20 }
 func (b box) StateY() int { return b.Y + 38 }
@@ -244,11 +244,11 @@ func pictures(r Report, now time.Time) []picture {
 	return []picture{draw(r, now, "wide", 284, 250, 66, true), draw(r, now, "narrow", 330, 318, 66, false)}
 }
 
-// draw puts each component one step after all that it depends on: a step is a
-// column of the wide picture; the narrow one has them all below each other.
+// draw puts each component one step after all that it depends on. A step is a column
+// of the wide picture; the narrow one stacks all components.
 func draw(r Report, now time.Time, class string, stepX, width, stepY int, wide bool) picture {
 	step := map[string]int{}
-	for range r.Components { // as long as the longest chain can be
+	for range r.Components { // a chain is at most this long
 		for _, c := range r.Components {
 			for _, d := range r.Dependencies[c.Name] {
 				step[c.Name] = max(step[c.Name], step[d]+1)

@@ -11,7 +11,7 @@ import (
 	"kthwd/appliance/supervise"
 )
 
-// pageOf is the page of a report, and its headers.
+// pageOf returns the page of a report, and its headers.
 func pageOf(t *testing.T, r Report) (string, http.Header) {
 	t.Helper()
 	s := NewServer(ServerConfig{Logs: quiet(), Report: func() Report { return r }})
@@ -23,7 +23,7 @@ func pageOf(t *testing.T, r Report) (string, http.Header) {
 	return w.Body.String(), w.Header()
 }
 
-// Each report of the golden files has a page, and with it all that it is about.
+// Each report of the golden files has a page that shows all of it.
 func TestPage(t *testing.T) {
 	for name, r := range reports() {
 		text, h := pageOf(t, r)
@@ -53,7 +53,7 @@ func TestPage(t *testing.T) {
 	}
 }
 
-// What others call themselves stays text.
+// Names from other machines remain text.
 func TestHostilePage(t *testing.T) {
 	const evil = `"><script>alert(1)</script><img src=x onerror=alert(2)>'`
 	r := reports()["lb-trouble"]
@@ -78,7 +78,7 @@ func TestHostilePage(t *testing.T) {
 	}
 }
 
-// What is left of a certificate is said in the unit that matters.
+// The remaining time of a certificate has a suitable unit.
 func TestCertificatesOnThePage(t *testing.T) {
 	for left, want := range map[time.Duration]string{
 		-time.Hour: `<span class="tone bad">expired</span>`, 5 * time.Hour: `<span class="tone bad">5h0m</span>`,

@@ -9,23 +9,23 @@ import (
 	"kthwd/appliance/pki"
 )
 
-// Member is what the etcd member of this controller knows.
+// Member is the state of this controller's etcd member, as the member reports it.
 type Member struct {
 	ID      string       `json:"id"`
 	Name    string       `json:"name"`
 	Leader  bool         `json:"leader"` // this one leads
 	Learner bool         `json:"learner,omitempty"`
 	Term    uint64       `json:"term"`
-	Applied uint64       `json:"applied"`          // index of the last entry that is applied
-	Size    int64        `json:"sizeBytes"`        // of the database's file
-	InUse   int64        `json:"inUseBytes"`       // of that, what holds data
-	Quota   int64        `json:"quotaBytes"`       // at which it takes no more writes
+	Applied uint64       `json:"applied"`          // index of the last applied entry
+	Size    int64        `json:"sizeBytes"`        // size of the database's file
+	InUse   int64        `json:"inUseBytes"`       // part of Size that holds data
+	Quota   int64        `json:"quotaBytes"`       // size at which it accepts no more writes
 	Alarms  []string     `json:"alarms,omitempty"` // NOSPACE, CORRUPT
 	Fsync   Latency      `json:"fsync"`
 	Members []MemberInfo `json:"members"`
 }
 
-// MemberInfo is one member of the cluster, as seen from here.
+// MemberInfo is one member of the cluster, as this controller's member sees it.
 type MemberInfo struct {
 	ID      string   `json:"id"`
 	Name    string   `json:"name"` // empty until it has started
@@ -36,24 +36,24 @@ type MemberInfo struct {
 	Active  bool     `json:"active"` // connected
 }
 
-// Latency is how long something took lately.
+// Latency is how long an operation has taken recently.
 type Latency struct {
 	P99    time.Duration `json:"p99Nanoseconds"`
-	Count  uint64        `json:"count"` // how many there were
+	Count  uint64        `json:"count"` // number of operations in Window
 	Window time.Duration `json:"windowNanoseconds"`
 }
 
-// Lease is the right of one program to act, of which the cluster has one.
+// Lease is the lease of one program. Only its holder in the cluster acts.
 type Lease struct {
 	Name     string    `json:"name"`
-	Identity string    `json:"identity"`         // of this controller
-	Holder   string    `json:"holder,omitempty"` // who has it; empty when not known
-	Since    time.Time `json:"since"`            // when this was learned; zero when not known
-	Leading  bool      `json:"leading"`          // this controller acts
-	Terms    int       `json:"terms"`            // of this process
+	Identity string    `json:"identity"`         // the identity of this controller
+	Holder   string    `json:"holder,omitempty"` // identity of the holder; empty when not known
+	Since    time.Time `json:"since"`            // when the holder was learned; zero when not known
+	Leading  bool      `json:"leading"`          // this controller holds it and acts
+	Terms    int       `json:"terms"`            // terms of this process
 }
 
-// Certificate is one that is in use.
+// Certificate is a certificate in use.
 type Certificate struct {
 	File     string    `json:"file"`
 	Subject  string    `json:"subject,omitempty"`
@@ -62,29 +62,32 @@ type Certificate struct {
 	Problem  string    `json:"problem,omitempty"` // why it cannot be read
 }
 
-// Event is a change that was seen.
+// Event is an observed change.
 type Event struct {
 	Time   time.Time `json:"time"`
 	Object string    `json:"object"` // a component, or "backend ADDRESS", or "etcd quorum"
 	From   string    `json:"from,omitempty"`
 	To     string    `json:"to"`
 	Reason string    `json:"reason,omitempty"`
+	// RestartReason is the kind of failure after which a component starts again,
+	// as its supervise.Status has it; empty for every other change.
+	RestartReason string `json:"restartReason,omitempty"`
 }
 
-// Rate is what happened each second, lately.
+// Rate is a backend's recent traffic, per second.
 type Rate struct {
 	Connections float64 `json:"connections"`
 	Received    float64 `json:"receivedBytes"`
 	Sent        float64 `json:"sentBytes"`
 }
 
-// certificatesAge is how old a list of certificates may get before the files are
+// certificatesAge is how long a list of certificates is used before the files are
 // read again.
 const certificatesAge = 30 * time.Second
 
 // CertificatesOf returns a function that lists the certificates in the files, each
-// of which is a certificate file or a kubeconfig. It reads them anew when its
-// answer is old, and may be called by several at once.
+// of which is a certificate file or a kubeconfig. The function reads them again when
+// its last answer is older than certificatesAge. It is safe for concurrent use.
 func CertificatesOf(files func() []string) func() []Certificate {
 	var mu sync.Mutex
 	var all []Certificate
@@ -114,5 +117,5 @@ func readCertificates(files []string) (all []Certificate) {
 	return all
 }
 
-// Files are the certificates that a web configuration names.
+// Files lists the certificate files that a web configuration names.
 func (w Web) Files() []string { return []string{w.CertFile, w.CAFile} }

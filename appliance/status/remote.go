@@ -11,29 +11,27 @@ import (
 	"net/url"
 	"os"
 	"strings"
+
+	"kthwd/appliance/pki"
 )
 
-// TLSFiles are what it takes to ask a metrics address that speaks TLS.
+// TLSFiles are the files for a metrics address that serves TLS.
 type TLSFiles struct {
-	CA        string // that has signed the server's certificate; "" means those of the system
-	Cert, Key string // the client's certificate; "" for none
+	CA        string // the CA that signed the server's certificate; "" means the CAs of the system
+	Cert, Key string // the client's certificate and key; "" means none
 }
 
 // config reads the files.
 func (f TLSFiles) config() (*tls.Config, error) {
 	c := &tls.Config{MinVersion: tls.VersionTLS12}
 	if f.CA != "" {
-		pem, err := os.ReadFile(f.CA)
-		if err != nil {
+		var err error
+		if c.RootCAs, err = pki.Pool(f.CA); err != nil {
 			return nil, err
-		}
-		c.RootCAs = x509.NewCertPool()
-		if !c.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("%s: no certificate in it", f.CA)
 		}
 	}
 	if (f.Cert == "") != (f.Key == "") {
-		return nil, errors.New("a client certificate goes with its key")
+		return nil, errors.New("a client certificate and its key go together")
 	}
 	if f.Cert != "" {
 		pair, err := tls.LoadX509KeyPair(f.Cert, f.Key)
@@ -45,17 +43,17 @@ func (f TLSFiles) config() (*tls.Config, error) {
 	return c, nil
 }
 
-// Login is a user of a web configuration. The zero value is nobody.
+// Login is a user of a web configuration. The zero value is no user.
 type Login struct{ User, Password string }
 
 // String hides the password, wherever a Login is printed.
 func (l Login) String() string { return l.User }
 
-// GoString is String.
+// GoString hides the password, too.
 func (l Login) GoString() string { return l.User }
 
-// ReadPassword reads a password from the first line of a file that not everybody can
-// read.
+// ReadPassword reads a password from the first line of a file. It refuses a file that
+// every user can read.
 func ReadPassword(path string) (string, error) {
 	if err := private(path); err != nil {
 		return "", err
@@ -71,19 +69,19 @@ func ReadPassword(path string) (string, error) {
 	return line, nil
 }
 
-// advised is an error with what to do about it.
+// advised is an error with a hint.
 type advised struct {
 	error
 	hint string
 }
 
-// Hint is the advice.
+// Hint returns what to do about the error.
 func (a *advised) Hint() string { return a.hint }
 
-// Unwrap is the error.
+// Unwrap returns the error without the hint.
 func (a *advised) Unwrap() error { return a.error }
 
-// remote asks at Addr.
+// remote requests the report from Addr.
 func (c Client) remote(ctx context.Context) ([]byte, error) {
 	u, err := c.url()
 	if err != nil {
@@ -99,8 +97,8 @@ func (c Client) remote(ctx context.Context) ([]byte, error) {
 	return body, c.explain(err, u)
 }
 
-// url is where to ask. Nothing of an address that may have a password in it is
-// repeated.
+// url returns the URL of the report at Addr. Its errors repeat nothing of an address
+// that may contain a password.
 func (c Client) url() (*url.URL, error) {
 	scheme, address, found := strings.Cut(strings.TrimSuffix(c.Addr, "/"), "://")
 	if !found {
@@ -108,13 +106,13 @@ func (c Client) url() (*url.URL, error) {
 	}
 	switch {
 	case strings.Contains(address, "@"):
-		return nil, &advised{errors.New("an address with a user or a password in it"), "give --user and --password-file: other users of this machine can read command lines"}
+		return nil, &advised{errors.New("the address contains a user or a password"), "use --user and --password-file: other users of this machine can read command lines"}
 	case scheme != "http" && scheme != "https":
-		return nil, fmt.Errorf("%q is no address of a kthwd: want ADDRESS:PORT or https://ADDRESS:PORT", c.Addr)
+		return nil, fmt.Errorf("%q is not an address of kthwd: want ADDRESS:PORT or https://ADDRESS:PORT", c.Addr)
 	}
 	u := &url.URL{Scheme: scheme, Host: reachable(address), Path: "/status"}
 	if c.Login.User != "" && scheme == "http" && !found && !loopback(u.Hostname()) {
-		return nil, &advised{fmt.Errorf("a password would go to %s in clear", u.Host), "ask https://" + u.Host + " if it speaks TLS; http://" + u.Host + " sends the password all the same"}
+		return nil, &advised{fmt.Errorf("the password would go to %s unencrypted", u.Host), "use https://" + u.Host + " if it serves TLS; http://" + u.Host + " sends the password anyway"}
 	}
 	return u, nil
 }
@@ -124,7 +122,7 @@ func loopback(host string) bool {
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
-// reachable makes an address to listen on one to connect to.
+// reachable turns an address to listen on into one to connect to.
 func reachable(addr string) string {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -136,7 +134,7 @@ func reachable(addr string) string {
 	return net.JoinHostPort(host, port)
 }
 
-// explain says what is to be done about what came of asking u.
+// explain adds a hint to the error of a request for u.
 func (c Client) explain(err error, u *url.URL) error {
 	var no *refused
 	var op *net.OpError
@@ -149,23 +147,23 @@ func (c Client) explain(err error, u *url.URL) error {
 		return err
 	case errors.As(err, &no) && no.code == http.StatusUnauthorized:
 		if c.Login.User != "" {
-			return &advised{fmt.Errorf("%s does not take that user and password", u.Host), "basic_auth_users of its --metrics-web-config has those that it takes"}
+			return &advised{fmt.Errorf("%s does not accept that user and password", u.Host), "basic_auth_users of its --metrics-web-config lists the users that it accepts"}
 		}
-		return &advised{fmt.Errorf("%s wants a user and a password", u.Host), "give --user, and --password-file or the password in KTHWD_PASSWORD"}
+		return &advised{fmt.Errorf("%s requires a user and a password", u.Host), "give --user, and --password-file or the password in KTHWD_PASSWORD"}
 	case errors.As(err, &no) && no.code == http.StatusBadRequest && u.Scheme == "http":
-		return &advised{err, "it speaks TLS: ask https://" + u.Host}
+		return &advised{err, "it serves TLS: use https://" + u.Host}
 	case errors.As(err, &record):
-		return &advised{fmt.Errorf("%s does not speak TLS", u.Host), "leave https:// away"}
-	case errors.As(err, &op) && op.Op == "remote error": // without what net/http says of where it met that
-		return &advised{op, "it wants a client certificate of its client_ca_file: give --client-certificate and --client-key"}
+		return &advised{fmt.Errorf("%s does not serve TLS", u.Host), "omit https://"}
+	case errors.As(err, &op) && op.Op == "remote error": // drops the context that net/http adds
+		return &advised{op, "it requires a client certificate signed by its client_ca_file: give --client-certificate and --client-key"}
 	case errors.As(err, &authority):
-		return &advised{err, "name the CA that has signed its certificate with --certificate-authority"}
+		return &advised{err, "give the CA that signed its certificate with --certificate-authority"}
 	case errors.As(err, &name):
-		return &advised{err, "ask it by a name or an address that is in its certificate"}
+		return &advised{err, "use a name or an address that is in its certificate"}
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
-		return &advised{err, "issue its certificate anew; if it has not expired, one of the two clocks is wrong"}
+		return &advised{err, "reissue its certificate; if it has not expired, one of the two clocks is wrong"}
 	case errors.Is(err, ErrNotRunning):
-		return &advised{err, "look at systemctl status there, and whether it is its --metrics-address that was asked"}
+		return &advised{err, "check systemctl status there, and that this is its --metrics-address"}
 	}
 	return err
 }

@@ -23,7 +23,7 @@ func TestReadPassword(t *testing.T) {
 	}
 }
 
-// A Client can be printed, in a log or by a debugger's hand.
+// Printing a Client, in a log or while debugging, shows no password.
 func TestLoginHidesItsPassword(t *testing.T) {
 	c := Client{Addr: "127.0.0.1:1", Login: Login{User: "me", Password: "secret"}}
 	for _, format := range []string{"%v", "%+v", "%#v", "%s"} {
@@ -47,12 +47,12 @@ func TestWhereToAsk(t *testing.T) {
 		{"[::]:10300", Login{}, "http://localhost:10300/status"},
 		{"[::1]:10300", me, "http://[::1]:10300/status"},
 		{"127.0.0.2:10300", me, "http://127.0.0.2:10300/status"},
-		{"10.0.0.1:10300", me, "in clear"},
-		{"controller-0:10300", me, "in clear"},
+		{"10.0.0.1:10300", me, "unencrypted"},
+		{"controller-0:10300", me, "unencrypted"},
 		{"http://10.0.0.1:10300", me, "http://10.0.0.1:10300/status"}, // so it was said
-		{"https://me:secret@10.0.0.1:10300", Login{}, "a user or a password in it"},
-		{"me:secret@10.0.0.1:10300", me, "a user or a password in it"},
-		{"unix:///run/x", Login{}, "is no address"},
+		{"https://me:secret@10.0.0.1:10300", Login{}, "contains a user or a password"},
+		{"me:secret@10.0.0.1:10300", me, "contains a user or a password"},
+		{"unix:///run/x", Login{}, "is not an address"},
 	} {
 		u, err := Client{Addr: tt.addr, Login: tt.login}.url()
 		got := fmt.Sprint(u)

@@ -19,54 +19,54 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"kthwd/appliance/logging"
+	"kthwd/appliance/text"
 )
 
-// ServerConfig is what a Server is made of.
+// ServerConfig configures a Server.
 type ServerConfig struct {
-	Socket  string                 // unix socket; "" for none
-	Address string                 // the metrics address; "" for none
-	Web     string                 // web configuration file of the metrics address; "" is plain HTTP
-	Pprof   bool                   // profiles at the metrics address
-	Report  func() Report          // the state at this moment
-	Changed func() <-chan struct{} // closed at the next change of the state record; nil looks every few seconds
-	OnEvent func(Event)            // told of each change that is seen; may be nil
-	Logs    *logging.Logs          // whose levels are shown and changed
+	Socket  string                 // unix socket; "" means none
+	Address string                 // the metrics address; "" means none
+	Web     string                 // web configuration file of the metrics address; "" means plain HTTP
+	Pprof   bool                   // serve profiles at the metrics address
+	Report  func() Report          // returns the present state
+	Changed func() <-chan struct{} // returns a channel closed at the next change of the state record; nil means to poll only
+	OnEvent func(Event)            // called with each observed change; may be nil
+	Logs    *logging.Logs          // the log whose levels the Server shows and changes
 
-	// Collectors give further series, beside those of the report, of Go and of
-	// the process.
+	// Collectors add series to those of the report, of Go and of the process.
 	Collectors []prometheus.Collector
-	// Programs have their series at paths of their own.
+	// Programs have their series at separate paths.
 	Programs []Program
 
-	// Private are further patterns of the unix socket, which only the owner of its
-	// directory can ask; see http.ServeMux. An error answers with Refuse.
+	// Private adds patterns, see http.ServeMux, to the unix socket, which only the
+	// owner of its directory can open. Handlers answer errors with Refuse.
 	Private map[string]http.HandlerFunc
 
-	// Shared tells whether the process that answers at Address is one that this
-	// one takes over from: the two then listen beside each other for that moment.
-	// Nil means that nobody is, and that nobody can take over later.
+	// Shared reports whether this process takes over from the process that answers
+	// at Address with that Report. The two then listen side by side for a moment.
+	// Nil means that no process shares Address, now or later.
 	Shared func(Report) bool
-	// TakeOver has it listen beside whoever is there when that one cannot be
-	// asked, since it wants a certificate.
+	// TakeOver makes the Server listen beside a process at Address that it cannot
+	// query because that process requires a certificate.
 	TakeOver bool
-	// Hold has the Server open its listeners at once and answer when Hold is
-	// closed, or after two seconds, so that nobody is told "not ready" by a
-	// process that takes over from one that is. Nil answers at once.
+	// Hold makes the Server open its listeners at once but answer only when Hold is
+	// closed, or after two seconds. A client then gets no "not ready" from a process
+	// that takes over from a ready one. Nil answers at once.
 	Hold <-chan struct{}
 }
 
-// Server answers questions about this process: on the unix socket, for the owner
-// of its directory, who may also change log levels; and on the metrics address,
-// for everybody, read only. Make one with NewServer and Run it once.
+// Server serves the state of this process: on the unix socket to the owner of its
+// directory, who may also change log levels, and on the metrics address to every
+// client, read-only. Make one with NewServer and Run it once.
 type Server struct {
 	ServerConfig
 	log     *slog.Logger
 	public  http.Handler
-	paths   []string // beside the page
+	paths   []string // other paths that the page lists
 	watcher watcher
 }
 
-// NewServer makes a Server. It opens nothing.
+// NewServer returns a Server. It opens no listener.
 func NewServer(c ServerConfig) *Server {
 	s := &Server{ServerConfig: c, log: c.Logs.Logger("status")}
 	s.public = s.newPublic()
@@ -110,8 +110,8 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	return s.serveAll(ctx, all)
 }
 
-// listenUnix also returns what removes the socket in the end, unless it is
-// another process's by then, which has taken over.
+// listenUnix also returns a function that removes the socket, unless the path then
+// holds the socket of a process that has taken over.
 func listenUnix(path string) (_ net.Listener, remove func(), err error) {
 	l, err := net.Listen("unix", path)
 	if err != nil {
@@ -130,7 +130,7 @@ func listenUnix(path string) (_ net.Listener, remove func(), err error) {
 	}, nil
 }
 
-// soReusePort is SO_REUSEPORT of Linux, which package syscall lacks on some
+// soReusePort is Linux's SO_REUSEPORT, which package syscall lacks on some
 // architectures.
 const soReusePort = 15
 
@@ -143,7 +143,7 @@ func (s *Server) listen(ctx context.Context) (net.Listener, error) {
 		switch {
 		case err == nil && !s.Shared(r):
 			return nil, fmt.Errorf("listen tcp %s: process %d, another kthwd: %w", s.Address, r.PID, syscall.EADDRINUSE)
-		case err != nil && !s.TakeOver && !errors.Is(err, ErrNotRunning): // TLS, perhaps; the kernel would let both listen
+		case err != nil && !s.TakeOver && !errors.Is(err, ErrNotRunning): // perhaps it serves TLS; the kernel would let both listen
 			return nil, fmt.Errorf("listen tcp %s: %w", s.Address, syscall.EADDRINUSE)
 		}
 		c.Control = func(_, _ string, raw syscall.RawConn) (err error) {
@@ -168,15 +168,14 @@ func (s *Server) hold(ctx context.Context) {
 	}
 }
 
-// serving is a server with its listener, and the web configuration file between
-// the two.
+// serving is a server with its listener and its web configuration file.
 type serving struct {
 	server   *http.Server
 	listener net.Listener
 	web      string
 }
 
-// serveAll serves until ctx ends or a server fails, and leaves none running.
+// serveAll serves until ctx ends or a server fails, then stops all servers.
 func (s *Server) serveAll(ctx context.Context, all []serving) error {
 	done := make(chan error, len(all)+1)
 	for _, a := range all {
@@ -202,21 +201,22 @@ func (s *Server) serveAll(ctx context.Context, all []serving) error {
 	return failed
 }
 
-// newHTTPServer bounds what a client can hold on to.
+// newHTTPServer bounds the time and memory that a client can hold.
 func (s *Server) newHTTPServer(h http.Handler) *http.Server {
 	write := 30 * time.Second
 	if s.Pprof {
-		write = 2 * time.Minute // a profile takes 30 s when nobody says how long
+		write = 2 * time.Minute // a profile takes 30 s by default
 	}
 	return &http.Server{
 		Handler: h, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
 		WriteTimeout: write, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
-		// Clients without the right certificate, and such.
+		// Such as a client without the right certificate.
 		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
 }
 
-// newPublic is what whoever reaches the metrics address may read.
+// newPublic returns the handler of all paths that every client of the metrics
+// address may read.
 func (s *Server) newPublic() http.Handler {
 	mux := http.NewServeMux()
 	paths := []string{"/", "/livez", "/readyz", "/status", "/status.json", "/metrics"}
@@ -239,7 +239,7 @@ func (s *Server) newPublic() http.Handler {
 	return mux
 }
 
-// private adds what only the owner of the socket's directory may do.
+// private adds the paths that are for the owner of the socket's directory only.
 func (s *Server) private() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/", s.public)
@@ -251,15 +251,15 @@ func (s *Server) private() http.Handler {
 	return mux
 }
 
-// hintHeader carries what to do about an error.
+// hintHeader carries the hint of an error.
 const hintHeader = "Kthwd-Hint"
 
-// Refuse answers a request of Client.Do with an error, and with its hint if it
-// has one. Nothing secret may be in it.
+// Refuse answers a request of Client.Do with an error, and with its hint if it has
+// one. Neither may hold a secret.
 func Refuse(w http.ResponseWriter, code int, err error) {
 	var own interface{ Hint() string }
 	if errors.As(err, &own) && own.Hint() != "" {
-		w.Header().Set(hintHeader, oneLine(own.Hint()))
+		w.Header().Set(hintHeader, text.Line(own.Hint()))
 	}
 	http.Error(w, err.Error(), code)
 }
@@ -268,10 +268,10 @@ func (s *Server) status(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	enc := json.NewEncoder(w)
 	enc.SetIndent("", "  ")
-	_ = enc.Encode(s.report(time.Now())) // the client has gone; there is nobody to tell
+	_ = enc.Encode(s.report(time.Now())) // it fails only when the client has gone
 }
 
-// report is the report with what is to be said of it.
+// report returns the report with its rates, events and findings.
 func (s *Server) report(now time.Time) Report {
 	r := s.Report()
 	s.watcher.complete(&r, now)
@@ -299,7 +299,8 @@ func (s *Server) levels(w http.ResponseWriter, _ *http.Request) {
 	}
 }
 
-// setLevels reads "component=level" lines: all of them are right, or none is taken.
+// setLevels reads "component=level" lines. It applies all of them or, when one is
+// wrong, none.
 func (s *Server) setLevels(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(io.LimitReader(r.Body, 4<<10))
 	if err != nil {

@@ -18,8 +18,8 @@ import (
 	"kthwd/appliance/logging"
 )
 
-// start runs a server until the test ends; stop ends it earlier and gives what
-// Run returned.
+// start runs a server until the test ends. stop ends it earlier and returns the result
+// of Run.
 func start(t *testing.T, c ServerConfig) (stop func() error) {
 	t.Helper()
 	if c.Logs == nil {
@@ -43,7 +43,7 @@ func start(t *testing.T, c ServerConfig) (stop func() error) {
 	return stop
 }
 
-// free is an address of which the port was free a moment ago.
+// free returns an address whose port was free a moment ago.
 func free(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -141,8 +141,8 @@ func TestServerAddressInUse(t *testing.T) {
 	}
 }
 
-// A new process opens the address beside the old one. While it is not ready it
-// answers nobody; who asks gets the answer then.
+// A new process opens the address beside the old one. It answers requests only once it
+// is ready.
 func TestServerTakesOver(t *testing.T) {
 	addr := free(t)
 	yes := func(Report) bool { return true }
@@ -151,7 +151,7 @@ func TestServerTakesOver(t *testing.T) {
 	var ready atomic.Bool
 	start(t, ServerConfig{Address: addr, Shared: yes, Hold: hold, Report: func() Report { return Report{PID: 2, Ready: ready.Load()} }})
 	answers := make(chan int)
-	const many = 20 // the kernel gives some of them to each
+	const many = 20 // the kernel gives some of them to each process
 	for range many {
 		go func() {
 			code, _ := get(t, "http://"+addr+"/readyz")

@@ -1,10 +1,10 @@
-// Package status is what a running kthwd tells about itself, as JSON between
-// the process and its verbs, and as a table for people.
+// Package status reports the state of a running kthwd: as JSON between the process
+// and its verbs, and as tables and a page for people.
 //
 // Server serves a Report on the unix socket of the data directory, where there is
-// one, and on the metrics address; Client asks for it. The socket also takes log
-// levels, since only the owner of the data directory can open it. Nothing in a
-// Report is secret: the metrics address answers everybody.
+// one, and on the metrics address. Client requests it. The socket also accepts log
+// levels, because only the owner of the data directory can open it. A Report holds
+// no secret: the metrics address answers every client.
 package status
 
 import (
@@ -13,55 +13,55 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unicode"
 	"unicode/utf8"
 
 	"kthwd/appliance/supervise"
+	"kthwd/appliance/text"
 	"kthwd/lb"
 )
 
 // Report is the state of a kthwd process at one moment.
 type Report struct {
-	Version    string             `json:"version"`              // kthwd's own
-	Kubernetes string             `json:"kubernetes,omitempty"` // these two are empty where no controller runs
+	Version    string             `json:"version"`              // of kthwd
+	Kubernetes string             `json:"kubernetes,omitempty"` // this and Etcd are empty where no controller runs
 	Etcd       string             `json:"etcd,omitempty"`
 	PID        int                `json:"pid"`
 	Started    time.Time          `json:"started"`
 	Ready      bool               `json:"ready"`
-	Reason     string             `json:"reason,omitempty"` // why not, one line
+	Reason     string             `json:"reason,omitempty"` // why it is not ready, one line
 	Components []supervise.Status `json:"components"`
 	Quorum     *Quorum            `json:"quorum,omitempty"` // of etcd; nil where none runs
 	LB         *lb.Status         `json:"lb,omitempty"`     // nil where none runs
 
-	Health       Health                    `json:"health,omitempty"` // these two are what Assess says
+	Health       Health                    `json:"health,omitempty"` // this and Findings come from Assess
 	Findings     []Finding                 `json:"findings,omitempty"`
 	Name         string                    `json:"name,omitempty"`           // of this controller, or machine
-	Dependencies map[string][]string       `json:"dependencies,omitempty"`   // of components: what each starts after
-	Restarts     map[string]map[string]int `json:"restartReasons,omitempty"` // of components, by reason
+	Dependencies map[string][]string       `json:"dependencies,omitempty"`   // the components after which each component starts
+	Restarts     map[string]map[string]int `json:"restartReasons,omitempty"` // restarts by component and reason
 	Member       *Member                   `json:"member,omitempty"`         // of etcd; nil where none has started
 	Leases       []Lease                   `json:"leases,omitempty"`
 	Certificates []Certificate             `json:"certificates,omitempty"` // in use
-	Rates        map[string]Rate           `json:"backendRates,omitempty"` // of a load balancer, by backend
+	Rates        map[string]Rate           `json:"backendRates,omitempty"` // a load balancer's, by backend
 	Events       []Event                   `json:"events,omitempty"`       // the last changes, newest first
-	HandedOver   bool                      `json:"handedOver,omitempty"`   // another process has taken this load balancer's connections over
+	HandedOver   bool                      `json:"handedOver,omitempty"`   // another process has taken over this load balancer's connections
 }
 
-// Quorum is how far etcd's members can agree.
+// Quorum is the state of etcd's quorum.
 type Quorum struct {
-	Members int    `json:"members"`           // that vote
-	Needed  int    `json:"needed"`            // of them, to write
-	Active  int    `json:"active"`            // of them, as this member sees it
-	Leader  string `json:"leader,omitempty"`  // name of the leading member; empty when none is known
-	Note    string `json:"note,omitempty"`    // what else there is to say, one line
-	Warning string `json:"warning,omitempty"` // of a number of members that is probably not meant
-	Advice  string `json:"advice,omitempty"`  // what is left to do when the others do not come back
+	Members int    `json:"members"`           // voting members
+	Needed  int    `json:"needed"`            // voting members needed for a write
+	Active  int    `json:"active"`            // voting members that this member is connected to, itself included
+	Leader  string `json:"leader,omitempty"`  // name of the leader; empty when none is known
+	Note    string `json:"note,omitempty"`    // a further remark, one line
+	Warning string `json:"warning,omitempty"` // about a number of members that is probably a mistake
+	Advice  string `json:"advice,omitempty"`  // what remains to be done when the other members do not return
 }
 
-// WriteTable writes a Report for people, with times as they are at now.
+// WriteTable writes a Report for people, with ages as of now.
 func WriteTable(w io.Writer, r Report, now time.Time, colour bool) error {
 	p := painter(colour)
 	var b strings.Builder
-	fmt.Fprintf(&b, "kthwd %s (%s), process %d, up %s\n\n", r.Version, r.what(), r.PID, Age(now.Sub(r.Started)))
+	fmt.Fprintf(&b, "kthwd %s (%s), process %d, up %s\n\n", text.Line(r.Version), text.Line(r.what()), r.PID, Age(now.Sub(r.Started)))
 	if !r.onlyLB() || !r.healthy() {
 		r.components(now, p).write(&b)
 		if r.LB != nil || r.Quorum != nil {
@@ -77,17 +77,17 @@ func WriteTable(w io.Writer, r Report, now time.Time, colour bool) error {
 	writeFindings(&b, r, p)
 	switch {
 	case r.Ready && r.Health == Down: // a load balancer without a backend
-		fmt.Fprintf(&b, "ready, but %s as said above\n", p(red, "down"))
+		fmt.Fprintf(&b, "ready, but %s as reported above\n", p(red, "down"))
 	case r.Ready:
 		fmt.Fprintf(&b, "%s\n", p(green, "ready"))
 	default:
-		fmt.Fprintf(&b, "%s: %s\n", p(red, "not ready"), oneLine(r.Reason))
+		fmt.Fprintf(&b, "%s: %s\n", p(red, "not ready"), text.Line(r.Reason))
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
 }
 
-// what is in the process.
+// what names the software in the process.
 func (r Report) what() string {
 	if r.onlyLB() {
 		return "load balancer"
@@ -95,7 +95,7 @@ func (r Report) what() string {
 	return fmt.Sprintf("Kubernetes %s, etcd %s", r.Kubernetes, r.Etcd)
 }
 
-// healthy tells whether there is nothing to say of a component.
+// healthy reports whether every component is healthy and has had no error.
 func (r Report) healthy() bool {
 	return !slices.ContainsFunc(r.Components, func(s supervise.Status) bool { return !s.Healthy() || s.LastError != "" })
 }
@@ -104,12 +104,12 @@ func (r Report) components(now time.Time, p func(colour, string) string) table {
 	t := table{{{text: "COMPONENT"}, {text: "STATE"}, {text: "SINCE"}, {text: "RESTARTS"}, {text: "REASON"}, {text: "LAST ERROR"}}}
 	for _, c := range r.Components {
 		t = append(t, []cell{
-			{text: c.Name},
-			{text: string(c.State), shown: p(colours[c.State], string(c.State))},
+			{text: text.Line(c.Name)},
+			{text: text.Line(string(c.State)), shown: p(colours[c.State], text.Line(string(c.State)))},
 			{text: Age(now.Sub(c.Since))},
 			{text: fmt.Sprint(c.Restarts)},
-			{text: oneLine(c.Reason)},
-			{text: oneLine(c.LastError)},
+			{text: text.Line(c.Reason)},
+			{text: text.Line(c.LastError)},
 		})
 	}
 	return t.withoutEmptyColumn(4)
@@ -122,18 +122,18 @@ func (q Quorum) line(p func(colour, string) string) string {
 	}
 	line := fmt.Sprintf("etcd: %s, %d of %d members active, %d needed", state, q.Active, q.Members, q.Needed)
 	if q.Leader != "" {
-		line += ", leader " + oneLine(q.Leader)
+		line += ", leader " + text.Line(q.Leader)
 	}
 	if q.Note != "" {
-		line += "; " + oneLine(q.Note)
+		line += "; " + text.Line(q.Note)
 	}
 	if q.Warning != "" {
-		line += "\n" + p(yellow, "warning") + ": " + oneLine(q.Warning)
+		line += "\n" + p(yellow, "warning") + ": " + text.Line(q.Warning)
 	}
 	return line
 }
 
-// Age is a duration in at most two units: 45s, 3m5s, 2h10m, 4d3h.
+// Age formats a duration in at most two units: 45s, 3m5s, 2h10m, 4d3h.
 func Age(d time.Duration) string {
 	switch d = max(d, 0).Truncate(time.Second); {
 	case d < time.Minute:
@@ -163,15 +163,14 @@ var colours = map[supervise.State]colour{
 }
 
 func painter(on bool) func(colour, string) string {
+	paint := text.Painter(on)
 	return func(c colour, s string) string {
-		if !on || c == "" {
-			return s
-		}
-		return "\x1b[" + string(c) + "m" + s + "\x1b[0m"
+		return paint(string(c), s)
 	}
 }
 
-// table is rows of cells, aligned by the text and written as shown.
+// table is rows of cells. write aligns them by their text, and prints shown, which
+// may hold colours, in its place.
 type table [][]cell
 
 type cell struct{ text, shown string }
@@ -205,15 +204,4 @@ func (t table) write(b *strings.Builder) {
 		}
 		b.WriteString(strings.TrimRight(line.String(), " ") + "\n")
 	}
-}
-
-// oneLine keeps a text from another program out of the layout and away from
-// the terminal's controls.
-func oneLine(s string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return ' '
-	}, s)
 }

@@ -106,7 +106,7 @@ func TestWriteTable(t *testing.T) {
 	}
 }
 
-// The JSON is read by scripts: its keys stay.
+// Scripts read the JSON, so its keys must not change.
 func TestJSON(t *testing.T) {
 	for _, name := range []string{"waiting", "lb", "lb-discovery"} {
 		got, err := json.MarshalIndent(reports()[name], "", "  ")
@@ -251,7 +251,7 @@ func TestClientWithoutServer(t *testing.T) {
 	other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "<html>") }))
 	defer other.Close()
 	_, err = Client{Socket: missing, Addr: strings.TrimPrefix(other.URL, "http://"), Anywhere: true}.Status(ctx)
-	if err == nil || errors.Is(err, ErrNotRunning) || !strings.Contains(err.Error(), "no kthwd") {
+	if err == nil || errors.Is(err, ErrNotRunning) || !strings.Contains(err.Error(), "is not kthwd") {
 		t.Errorf("another program: got %v", err)
 	}
 

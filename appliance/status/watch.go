@@ -6,18 +6,18 @@ import (
 	"sync"
 	"time"
 
+	"kthwd/appliance/program"
+	"kthwd/appliance/text"
 	"kthwd/lb"
 )
 
-// How often a process is looked at for changes that nobody tells, such as of
-// backends, and over how long rates go.
 const (
-	watchInterval = 5 * time.Second
-	rateWindow    = 15 * time.Second
+	watchInterval = 5 * time.Second  // poll for changes that are not announced, such as of backends
+	rateWindow    = 15 * time.Second // time over which rates are measured
 	maxEvents     = 50
 )
 
-// watcher keeps the last changes, and the rates of the moment.
+// watcher keeps the last changes and the samples from which rates are computed.
 type watcher struct {
 	mu      sync.Mutex
 	last    Report
@@ -25,13 +25,14 @@ type watcher struct {
 	samples []lbSample
 }
 
-// lbSample is what backends have counted at one time.
+// lbSample is the counters of all backends at one time.
 type lbSample struct {
 	at       time.Time
 	backends []lb.BackendStatus
 }
 
-// watch looks at report now and after each change, until ctx ends. changed may be nil.
+// watch reads report now, after each change and every watchInterval, until ctx ends.
+// It calls tell, unless nil, with each event. changed may be nil.
 func (w *watcher) watch(ctx context.Context, report func() Report, changed func() <-chan struct{}, tell func(Event)) {
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
@@ -54,7 +55,7 @@ func (w *watcher) watch(ctx context.Context, report func() Report, changed func(
 	}
 }
 
-// see notes what has changed since the last time and returns it.
+// see records the changes since the previous report and returns them.
 func (w *watcher) see(r Report, now time.Time) []Event {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -82,7 +83,7 @@ func (w *watcher) complete(r *Report, now time.Time) {
 	}
 }
 
-// rates is what each backend did each second between two samples.
+// rates returns the traffic per second of each backend between two samples.
 func rates(from, to lbSample) map[string]Rate {
 	seconds := to.at.Sub(from.at).Seconds()
 	if seconds < 0.5 {
@@ -107,7 +108,7 @@ func rates(from, to lbSample) map[string]Rate {
 	return all
 }
 
-// The objects of events that are not components, and what becomes of a quorum.
+// The objects of events that are not components, and the states of a quorum.
 const (
 	ObjectQuorum = "etcd quorum"
 	objectLeader = "etcd leader"
@@ -115,7 +116,7 @@ const (
 	QuorumThere  = "there"
 )
 
-// changes lists what differs between two reports of one process.
+// changes lists the differences between two reports of one process.
 func changes(before, after Report, now time.Time) (all []Event) {
 	was := map[string]string{}
 	for _, c := range before.Components {
@@ -126,7 +127,7 @@ func changes(before, after Report, now time.Time) (all []Event) {
 			if !known && c.Since.IsZero() {
 				continue
 			}
-			all = append(all, Event{Time: c.Since, Object: c.Name, From: from, To: string(c.State), Reason: oneLine(c.Reason)})
+			all = append(all, Event{Time: c.Since, Object: c.Name, From: from, To: string(c.State), Reason: text.Line(c.Reason), RestartReason: c.RestartReason})
 		}
 	}
 	all = append(all, memberChanges(before.Member, after.Member, before.Quorum, after.Quorum, now)...)
@@ -145,9 +146,9 @@ func memberChanges(before, after *Member, was, is *Quorum, now time.Time) (all [
 		case is.Leader == "":
 			all = append(all, Event{Time: now, Object: ObjectQuorum, To: QuorumLost, Reason: is.Note})
 		case was.Leader == "" && was.Members > 0:
-			all = append(all, Event{Time: now, Object: ObjectQuorum, To: QuorumThere, Reason: "leader " + oneLine(is.Leader)})
+			all = append(all, Event{Time: now, Object: ObjectQuorum, To: QuorumThere, Reason: "leader " + text.Line(is.Leader)})
 		case was.Leader != "":
-			all = append(all, Event{Time: now, Object: objectLeader, From: oneLine(was.Leader), To: oneLine(is.Leader)})
+			all = append(all, Event{Time: now, Object: objectLeader, From: text.Line(was.Leader), To: text.Line(is.Leader)})
 		}
 	}
 	if before == nil || after == nil {
@@ -161,7 +162,7 @@ func memberChanges(before, after *Member, was, is *Quorum, now time.Time) (all [
 	for _, m := range after.Members {
 		old, known := seen[m.ID]
 		delete(seen, m.ID)
-		object := "etcd member " + oneLine(m.Name)
+		object := "etcd member " + text.Line(m.Name)
 		switch {
 		case !known:
 			all = append(all, Event{Time: now, Object: object, To: "added"})
@@ -170,7 +171,7 @@ func memberChanges(before, after *Member, was, is *Quorum, now time.Time) (all [
 		}
 	}
 	for _, m := range seen {
-		all = append(all, Event{Time: now, Object: "etcd member " + oneLine(m.Name), To: "removed"})
+		all = append(all, Event{Time: now, Object: "etcd member " + text.Line(m.Name), To: "removed"})
 	}
 	return all
 }
@@ -186,7 +187,7 @@ func backendChanges(before, after *lb.Status, now time.Time) (all []Event) {
 	for _, b := range after.Backends {
 		old, known := was[b.Address]
 		delete(was, b.Address)
-		object := "backend " + oneLine(b.Address)
+		object := "backend " + text.Line(b.Address)
 		switch {
 		case !known:
 			all = append(all, Event{Time: now, Object: object, To: "added"})
@@ -195,14 +196,14 @@ func backendChanges(before, after *lb.Status, now time.Time) (all []Event) {
 			if at.IsZero() || at.Before(old.Since) {
 				at = now
 			}
-			all = append(all, Event{Time: at, Object: object, From: old.State, To: b.State, Reason: oneLine(b.Reason)})
+			all = append(all, Event{Time: at, Object: object, From: old.State, To: b.State, Reason: text.Line(b.Reason)})
 		}
 	}
 	for address := range was {
-		all = append(all, Event{Time: now, Object: "backend " + oneLine(address), To: "removed"})
+		all = append(all, Event{Time: now, Object: "backend " + text.Line(address), To: "removed"})
 	}
 	if before.FailOpen != after.FailOpen {
-		all = append(all, Event{Time: now, Object: "lb", To: map[bool]string{true: "fails open", false: "chooses among ready backends"}[after.FailOpen]})
+		all = append(all, Event{Time: now, Object: program.LB, To: map[bool]string{true: "fails open", false: "chooses among ready backends"}[after.FailOpen]})
 	}
 	return all
 }

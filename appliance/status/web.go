@@ -13,20 +13,22 @@ import (
 
 	"github.com/prometheus/exporter-toolkit/web"
 	"go.yaml.in/yaml/v3"
+
+	"kthwd/appliance/text"
 )
 
-// Web is what a web configuration file says, as far as kthwd must know. The file
-// is exporter-toolkit's, which reads it anew for each connection and request.
+// Web is the part of a web configuration file that kthwd uses itself. The file is
+// exporter-toolkit's, which reads it again for each connection and request.
 type Web struct {
 	TLS         bool
-	ClientCerts bool // are asked for
-	Users       bool // basic auth
+	ClientCerts bool // client certificates are requested
+	Users       bool // basic auth is required
 	CertFile    string
 	CAFile      string
 }
 
-// ReadWeb reads and checks a web configuration file. A file with a secret in it,
-// and the key that it names, must not be readable by all.
+// ReadWeb reads and checks a web configuration file. It refuses a file that holds a
+// secret, or names a key file, that every user can read.
 func ReadWeb(path string) (Web, error) {
 	if err := web.Validate(path); err != nil {
 		return Web{}, inFile(path, err)
@@ -56,22 +58,22 @@ func ReadWeb(path string) (Web, error) {
 	return w, err
 }
 
-// private refuses a secret that everybody can read.
+// private refuses a file with a secret that every user can read.
 func private(path string) error {
 	info, err := os.Stat(path)
 	if err == nil && info.Mode().Perm()&0o004 != 0 {
-		return fmt.Errorf("%s: everybody can read it (%04o), and it holds a secret: chmod 600", path, info.Mode().Perm())
+		return fmt.Errorf("%s: every user can read it (mode %04o), but it holds a secret: chmod 600", path, info.Mode().Perm())
 	}
 	return err
 }
 
-// inFile names the file where the error does not.
+// inFile adds the name of the file to an error that lacks it.
 func inFile(path string, err error) error {
 	var in *fs.PathError
 	if errors.As(err, &in) {
 		return err
 	}
-	return fmt.Errorf("%s: %s", path, oneLine(err.Error()))
+	return fmt.Errorf("%s: %s", path, text.Line(err.Error()))
 }
 
 // serveWeb is server.Serve behind a web configuration file; "" is plain HTTP.
@@ -82,8 +84,8 @@ func serveWeb(server *http.Server, l net.Listener, path string, log *slog.Logger
 	return web.Serve(l, server, &web.FlagConfig{WebConfigFile: &path}, slog.New(quieter{log.Handler()}))
 }
 
-// quieter takes exporter-toolkit's word on what it does for debug: one line for
-// each change of state is ours.
+// quieter logs exporter-toolkit's info lines at debug, because kthwd writes its own
+// line for each change of state.
 type quieter struct{ slog.Handler }
 
 // Handle implements slog.Handler.

@@ -25,7 +25,7 @@ import (
 	"kthwd/appliance/logging"
 )
 
-// authority is a CA of the test's own.
+// authority is a CA for the test.
 type authority struct {
 	t    *testing.T
 	dir  string
@@ -77,7 +77,7 @@ func write(t *testing.T, path, text string, mode os.FileMode) string {
 	return path
 }
 
-// secretHash is of the password "secret".
+// secretHash is the hash of the password "secret".
 var secretHash = func() string {
 	hash, err := bcrypt.GenerateFromPassword([]byte("secret"), bcrypt.MinCost)
 	if err != nil {
@@ -86,8 +86,7 @@ var secretHash = func() string {
 	return string(hash)
 }()
 
-// Who has the right certificate, or the right password, is answered; nobody else
-// learns anything.
+// Only a client with the right certificate or password is answered.
 func TestServerBehindTLS(t *testing.T) {
 	dir := t.TempDir()
 	ca := newAuthority(t, dir, "ca")
@@ -122,7 +121,7 @@ func TestServerBehindTLS(t *testing.T) {
 		"no such CA":           {TLSFiles{CA: filepath.Join(dir, "missing.pem")}, "no such file"},
 		"a key for a CA":       {TLSFiles{CA: filepath.Join(dir, "client-key.pem")}, "no certificate in it"},
 		"another's key":        {TLSFiles{CA: client.CA, Cert: client.Cert, Key: filepath.Join(dir, "server-key.pem")}, "private key does not match"},
-		"a certificate, alone": {TLSFiles{CA: client.CA, Cert: client.Cert}, "goes with"},
+		"a certificate, alone": {TLSFiles{CA: client.CA, Cert: client.Cert}, "go together"},
 	} {
 		_, err := Client{Addr: "https://" + addr, TLS: c.files}.Status(t.Context())
 		if err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "PRIVATE") {
@@ -136,7 +135,7 @@ func TestServerBehindTLS(t *testing.T) {
 			t.Errorf("plain HTTP: got %d %s", resp.StatusCode, body)
 		}
 	}
-	// A file that is damaged while kthwd runs shuts the door, and opens it when it is mended.
+	// A file that is damaged while kthwd runs makes it refuse clients until it is repaired.
 	good, _ := os.ReadFile(config)
 	write(t, config, "tls_server_config: [", 0o644)
 	if _, err := (Client{Addr: "https://" + addr, TLS: client}).Status(t.Context()); err == nil {
@@ -181,7 +180,7 @@ func TestBadWebConfiguration(t *testing.T) {
 		"a CA, unused":    {"tls_server_config:\n  cert_file: server.pem\n  key_file: server-key.pem\n  client_ca_file: ca.pem\n", "without a Client Auth Policy"},
 		"a word":          {"tls_server_config:\n  cert_file: server.pem\n  key_file: server-key.pem\n  client_auth_type: Sometimes\n", "Sometimes"},
 		"no hash":         {"basic_auth_users:\n  prometheus: secret\n", "hash"},
-		"readable by all": {"basic_auth_users:\n  prometheus: " + secretHash + "\n", "everybody can read it"},
+		"readable by all": {"basic_auth_users:\n  prometheus: " + secretHash + "\n", "every user can read it"},
 	} {
 		path := write(t, filepath.Join(dir, "web.yaml"), tt.text, 0o644)
 		_, err := ReadWeb(path)
@@ -194,8 +193,8 @@ func TestBadWebConfiguration(t *testing.T) {
 	}
 }
 
-// A scraper that reads nothing holds one answer, and a handful of them do not
-// keep the others waiting: they are told.
+// A scraper that reads nothing holds one answer. With several such scrapers the others
+// are rejected at once and do not wait.
 func TestSlowScrapers(t *testing.T) {
 	begun, release := make(chan struct{}), make(chan struct{})
 	h := limit(2, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -223,7 +222,7 @@ func TestSlowScrapers(t *testing.T) {
 		}()
 		<-begun
 	}
-	if code, body := get(t, "http://"+l.Addr().String()); code != 503 || !strings.Contains(body, "come back later") {
+	if code, body := get(t, "http://"+l.Addr().String()); code != 503 || !strings.Contains(body, "try again later") {
 		t.Errorf("a third one: got %d %s", code, body)
 	}
 	close(release)
@@ -257,7 +256,7 @@ func TestUnknownPaths(t *testing.T) {
 	}
 }
 
-// What a scraper accepts decides about the form.
+// The scraper's Accept header determines the format.
 func TestForms(t *testing.T) {
 	addr := free(t)
 	start(t, ServerConfig{Address: addr, Report: func() Report { return reports()["ready"] }})
@@ -280,8 +279,8 @@ func TestForms(t *testing.T) {
 	}
 }
 
-// Two load balancers must not share an address because one of them asks for a
-// certificate and the other cannot ask who it is.
+// Two load balancers must not share an address just because one requires a certificate
+// and the other therefore cannot identify it.
 func TestServerAddressInUseBehindTLS(t *testing.T) {
 	dir := t.TempDir()
 	newAuthority(t, dir, "ca").issue("server", false)

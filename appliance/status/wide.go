@@ -7,20 +7,22 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"kthwd/appliance/text"
 )
 
-// writeFindings writes what is to be said, each with what to do below it.
+// writeFindings writes each finding, with what to do on the line below it.
 func writeFindings(b *strings.Builder, r Report, p func(colour, string) string) {
 	words := map[Health]string{Healthy: p(cyan, "note"), Degraded: p(yellow, "degraded"), Down: p(red, "down")}
 	for _, f := range r.Findings {
-		fmt.Fprintf(b, "%s: %s\n", words[f.Health], oneLine(f.Text))
+		fmt.Fprintf(b, "%s: %s\n", words[f.Health], text.Line(f.Text))
 		if f.Do != "" {
-			fmt.Fprintf(b, "  %s\n", oneLine(f.Do))
+			fmt.Fprintf(b, "  %s\n", text.Line(f.Do))
 		}
 	}
 }
 
-// WriteWide writes all that WriteTable does, and the members of etcd, the leases,
+// WriteWide writes the output of WriteTable, then the members of etcd, the leases,
 // the certificates in use and the last changes.
 func WriteWide(w io.Writer, r Report, now time.Time, colour bool) error {
 	var b strings.Builder
@@ -48,7 +50,7 @@ func header(names ...string) table {
 func (t table) add(cells ...string) table {
 	row := make([]cell, len(cells))
 	for i, c := range cells {
-		row[i].text = oneLine(c)
+		row[i].text = text.Line(c)
 	}
 	return append(t, row)
 }
@@ -69,7 +71,7 @@ func memberTable(r Report) table {
 	return t
 }
 
-// role of a member, in one word.
+// role returns the role of a member in one word.
 func (m MemberInfo) role() string {
 	switch {
 	case m.Leader:
@@ -107,7 +109,7 @@ func certificateTable(r Report, now time.Time) table {
 	return t.withoutEmptyColumn(4)
 }
 
-// left is how long the certificate lasts; empty for what cannot be read.
+// left returns how long the certificate remains valid, or "" if it cannot be read.
 func (c Certificate) left(now time.Time) string {
 	switch left := c.NotAfter.Sub(now); {
 	case c.Problem != "":
@@ -129,8 +131,8 @@ func eventTable(r Report, now time.Time) table {
 	return t
 }
 
-// Fingerprint changes with what a person would want to see again: states and
-// findings, not times and counters.
+// Fingerprint changes when the report should be shown to a person again: with states
+// and findings, not with times and counters.
 func (r Report) Fingerprint() string {
 	key := struct {
 		Ready    bool
@@ -148,6 +150,6 @@ func (r Report) Fingerprint() string {
 			key.States = append(key.States, b.Address+b.State)
 		}
 	}
-	text, _ := json.Marshal(key) // it has no types that could fail
+	text, _ := json.Marshal(key) // no type in key can fail to marshal
 	return string(text)
 }

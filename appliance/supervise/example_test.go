@@ -8,8 +8,8 @@ import (
 	"kthwd/appliance/supervise"
 )
 
-// server is a component as kthwd has them: it says when it is ready, blocks
-// until its context ends, and returns when all is put away.
+// server is a typical component: it reports when it is ready, blocks until its context
+// ends, and returns when everything has stopped.
 type server string
 
 func (s server) Name() string { return string(s) }
@@ -22,7 +22,7 @@ func (s server) Run(ctx context.Context, ready func()) error {
 	return nil
 }
 
-// signal asks for the stop as soon as it runs, as SIGTERM would.
+// signal requests the stop as soon as it runs, as SIGTERM does.
 type signal context.CancelFunc
 
 func (s signal) Name() string { return "signal" }

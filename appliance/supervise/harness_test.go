@@ -22,7 +22,7 @@ type part struct {
 func (p part) Name() string                                { return p.name }
 func (p part) Run(ctx context.Context, ready func()) error { return p.run(ctx, ready) }
 
-// diary notes what happened, and when, in the time of the test.
+// diary records events with their times in the test.
 type diary struct {
 	begun time.Time
 
@@ -71,7 +71,7 @@ func (d *diary) check(t *testing.T, want ...string) {
 	}
 }
 
-// before fails unless the first line that ends in a comes before the one that ends in b.
+// before fails unless the first line that ends in a precedes the one that ends in b.
 func (d *diary) before(t *testing.T, a, b string) {
 	t.Helper()
 	d.mu.Lock()
@@ -84,7 +84,7 @@ func (d *diary) before(t *testing.T, a, b string) {
 	}
 }
 
-// running is a group whose Run goes on in the background.
+// running is a group whose Run continues in the background.
 type running struct {
 	*Group
 	stop func() // asks it to stop
@@ -103,7 +103,7 @@ func run(g *Group, log *logBuffer) *running {
 	return r
 }
 
-// ended returns what Run returned; it fails when Run has not returned by now.
+// ended returns the result of Run. It fails if Run has not returned yet.
 func (r *running) ended(t *testing.T) error {
 	t.Helper()
 	synctest.Wait()
@@ -163,7 +163,7 @@ func (l *logBuffer) hasNot(t *testing.T, text string) {
 	}
 }
 
-// states is the record as "name=state name=state …".
+// states returns the record as "name=state name=state …".
 func states(g *Group) string {
 	var all []string
 	for _, s := range g.Status() {
@@ -179,7 +179,7 @@ func checkStates(t *testing.T, g *Group, want string) {
 	}
 }
 
-// checkError compares the text of an error; "" wants none.
+// checkError compares the text of an error; "" means no error.
 func checkError(t *testing.T, err error, want string) {
 	t.Helper()
 	got := ""

@@ -75,8 +75,8 @@ func TestNoGoroutinesAreLeft(t *testing.T) {
 	}
 }
 
-// ofThisPackage is the stacks that have this package's code in them, but for
-// the test's own.
+// ofThisPackage returns the stacks that contain code of this package, except the
+// test's own.
 func ofThisPackage() string {
 	buf := make([]byte, 1<<20)
 	buf = buf[:runtime.Stack(buf, true)]

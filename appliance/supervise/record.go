@@ -7,14 +7,15 @@ import (
 	"time"
 )
 
-// State is where a component is in its life.
+// State is a phase in the life of a component.
 type State string
 
-// The states of a component. A component that was asked to stop ends Stopped,
-// whatever it returned; one that returned without being asked ends Failed.
+// The states of a component. A component that was asked to stop ends as Stopped,
+// whatever it returns. One that returns unasked, or exceeds its stop budget, ends as
+// Failed.
 const (
-	Waiting  State = "waiting"  // alive, held up by something outside: a dependency, a quorum
-	Starting State = "starting" // working towards its first ready
+	Waiting  State = "waiting"  // alive, but blocked by something outside: a dependency, a quorum
+	Starting State = "starting" // working towards ready, for the first time or again
 	Ready    State = "ready"    // serving
 	Standby  State = "standby"  // healthy, but another controller holds the lease
 	Stopping State = "stopping"
@@ -22,23 +23,26 @@ const (
 	Failed   State = "failed"
 )
 
-// Healthy tells whether the component holds up its part: ready, or standby.
+// Healthy reports whether the component is ready or standby.
 func (s Status) Healthy() bool { return s.State == Ready || s.State == Standby }
 
-// Status is a copy of what is known of one component.
+// Status is a copy of the record of one component.
 type Status struct {
-	Name      string        `json:"name"`
-	State     State         `json:"state"`
-	Since     time.Time     `json:"since"`               // when State was entered
-	Reason    string        `json:"reason,omitempty"`    // why it is in State, one line
-	LastError string        `json:"lastError,omitempty"` // the newest failure, kept after recovery
-	Restarts  int           `json:"restarts"`            // terms ended by a failure and begun again in process
-	Took      time.Duration `json:"tookNanoseconds"`     // start of Run to first ready; 0 before that
-	ReadyAt   time.Duration `json:"readyAtNanoseconds"`  // start of the group to first ready; 0 before that
+	Name      string    `json:"name"`
+	State     State     `json:"state"`
+	Since     time.Time `json:"since"`               // when State was entered
+	Reason    string    `json:"reason,omitempty"`    // why it is in State, one line
+	LastError string    `json:"lastError,omitempty"` // the newest failure, kept after recovery
+	Restarts  int       `json:"restarts"`            // terms that ended in a failure and were started again in process
+	// RestartReason is the kind of failure, as given to Restarted, from which a
+	// component in Starting recovers; empty otherwise.
+	RestartReason string        `json:"restartReason,omitempty"`
+	Took          time.Duration `json:"tookNanoseconds"`    // start of Run to first ready; 0 before that
+	ReadyAt       time.Duration `json:"readyAtNanoseconds"` // start of the group to first ready; 0 before that
 }
 
-// Reporter is a component's pen in the record. The zero value writes nowhere,
-// so that a component can be run without a Group in a test.
+// Reporter writes to the record of one component. The zero value writes nowhere, so
+// that a test can run a component without a Group.
 type Reporter struct {
 	g *Group
 	n *Node
@@ -46,27 +50,27 @@ type Reporter struct {
 
 type reporterKey struct{}
 
-// Report finds the Reporter of the component whose Run was given ctx.
+// Report returns the Reporter of the component whose Run received ctx.
 func Report(ctx context.Context) Reporter {
 	r, _ := ctx.Value(reporterKey{}).(Reporter)
 	return r
 }
 
-// Waiting says that the component is held up by something outside, and by what.
+// Waiting records that the component is blocked by something outside, and by what.
 func (r Reporter) Waiting(reason string) { r.set(Waiting, reason) }
 
-// Starting says that the component works towards serving again.
+// Starting records that the component works towards serving again.
 func (r Reporter) Starting(reason string) { r.set(Starting, reason) }
 
-// Standby says that the component is healthy but another one leads.
+// Standby records that the component is healthy while another controller leads.
 func (r Reporter) Standby(reason string) { r.set(Standby, reason) }
 
-// Ready says that the component serves (again). It does not start the
-// component's dependents: only the ready function given to Run does.
+// Ready records that the component serves, for the first time or again. It does not
+// start the component's dependents: only the ready function given to Run does.
 func (r Reporter) Ready(reason string) { r.set(Ready, reason) }
 
-// Restarted counts a term that ended in err and will be begun again. reason is
-// one word for the kind of error, as counted by Restarts.
+// Restarted counts a term that ended in err and will start again. reason is one word
+// for the kind of error, by which Restarts counts.
 func (r Reporter) Restarted(reason string, err error) {
 	if r.g == nil {
 		return
@@ -77,6 +81,7 @@ func (r Reporter) Restarted(reason string, err error) {
 		}
 		r.n.reasons[reason]++
 		s.Restarts++
+		s.RestartReason = reason
 		s.LastError = err.Error()
 	})
 }
@@ -88,16 +93,24 @@ func (r Reporter) set(state State, reason string) {
 	r.g.rec.update(r.n, func(s *Status) {
 		switch s.State {
 		case Stopping, Stopped, Failed:
-			return // the end of a life is the group's to write
+			return // only the group records the end of a component
 		}
-		if s.State != state {
-			s.State, s.Since = state, r.g.now()
-		}
-		s.Reason = reason
+		s.enter(state, reason, r.g.now())
 	})
 }
 
-// record is the one place where component states live.
+// enter puts the component into a state at now; it may be in it already.
+func (s *Status) enter(state State, reason string, now time.Time) {
+	if s.State != state || s.Since.IsZero() {
+		s.State, s.Since = state, now
+	}
+	if state != Starting {
+		s.RestartReason = ""
+	}
+	s.Reason = reason
+}
+
+// record guards the states of all components.
 type record struct {
 	mu      sync.Mutex
 	changed chan struct{}
@@ -117,8 +130,8 @@ func (r *record) update(n *Node, f func(*Status)) {
 	}
 }
 
-// Changed returns a channel that is closed at the next change of the record.
-// Take the channel first, then read the record, and no change is missed.
+// Changed returns a channel that is closed at the next change of the record. Get the
+// channel before reading the record, so as to miss no change.
 func (g *Group) Changed() <-chan struct{} {
 	g.rec.mu.Lock()
 	defer g.rec.mu.Unlock()
@@ -128,7 +141,7 @@ func (g *Group) Changed() <-chan struct{} {
 	return g.rec.changed
 }
 
-// Follow calls f with what Ready says, now and after each change of the record,
+// Follow calls f with the result of Ready, now and after each change of the record,
 // until ctx ends.
 func (g *Group) Follow(ctx context.Context, f func(ready bool, reason string)) {
 	for {
@@ -153,7 +166,7 @@ func (g *Group) Status() []Status {
 	return all
 }
 
-// Restarts counts, for each component that has had any, its restarts by reason.
+// Restarts returns the number of restarts by component and reason.
 func (g *Group) Restarts() map[string]map[string]int {
 	g.rec.mu.Lock()
 	defer g.rec.mu.Unlock()
@@ -166,7 +179,7 @@ func (g *Group) Restarts() map[string]map[string]int {
 	return all
 }
 
-// Dependencies names, for each component that has any, what it was added after.
+// Dependencies returns the names of each component's dependencies.
 func (g *Group) Dependencies() map[string][]string {
 	all := map[string][]string{}
 	for _, n := range g.nodes {
@@ -177,8 +190,8 @@ func (g *Group) Dependencies() map[string][]string {
 	return all
 }
 
-// Ready tells whether every component is ready or standby. When not, reason
-// names the first one, in the order of Add, that is not, and why:
+// Ready reports whether every component is ready or standby. If not, reason names the
+// first one, in the order of Add, that is not, and why:
 // "etcd: waiting for etcd quorum (1 of 3)".
 func (g *Group) Ready() (ok bool, reason string) {
 	if g.leaving.Err() != nil {

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// scripted is a component that does as the test says, step by step.
+// scripted is a component that the test controls step by step.
 type scripted struct {
 	name  string
 	steps chan func(Reporter, func())
@@ -33,7 +33,7 @@ func (s *scripted) Run(ctx context.Context, ready func()) error {
 	}
 }
 
-// do has the component make one step, and waits until all is quiet again.
+// do makes the component take one step, and waits until all goroutines are blocked.
 func (s *scripted) do(step func(r Reporter, ready func())) {
 	s.steps <- step
 	synctest.Wait()
@@ -73,6 +73,13 @@ func TestRecord(t *testing.T) {
 			}
 			if ok, reason := g.Ready(); ok != tt.ok || reason != tt.reason {
 				t.Errorf("%s: Ready: got %v %q, want %v %q", tt.name, ok, reason, tt.ok, tt.reason)
+			}
+			wantRestart := ""
+			if tt.name == "begins again" {
+				wantRestart = "lease_lost"
+			}
+			if got.RestartReason != wantRestart {
+				t.Errorf("%s: restart reason: got %q, want %q", tt.name, got.RestartReason, wantRestart)
 			}
 		}
 		got := g.Status()[0]
@@ -239,8 +246,8 @@ func TestTimeline(t *testing.T) {
 	})
 }
 
-// The end of a life is the group's to write: a component's late word does not
-// bring it back.
+// Only the group records the end of a component: a late report of the component does
+// not change it.
 func TestReporterAfterTheStop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, log := newGroup()
@@ -301,7 +308,7 @@ func TestFollow(t *testing.T) {
 	})
 }
 
-// A budget that changes while the component runs is the one of its stop.
+// A budget that changes while the component runs applies to its stop.
 func TestStopBudgetChanges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, log := newGroup()

@@ -9,26 +9,25 @@
 //	g.Add(newScheduler(cfg), api)
 //	err := g.Run(ctx)
 //
-// A component starts as soon as everything it was added after is ready;
-// independent ones start in parallel. Each has a context of its own, which is
-// cancelled only once all its dependents have returned: etcd outlives the
-// apiserver, the apiserver outlives its clients, in every stop.
+// A component starts as soon as all of its dependencies are ready; independent
+// components start in parallel. Each component has its own context, which is cancelled
+// only after all its dependents have returned: in every stop, etcd outlives the
+// apiserver, and the apiserver outlives its clients.
 //
-// A component that others use over the network may want to tell them before it stops:
-// Leaving ends as soon as the group begins to stop, when the component's own
-// dependents are still to be waited for.
+// A component with clients on the network can warn them before it stops: Leaving ends
+// as soon as the group begins to stop, before the component's own dependents have
+// stopped.
 //
-// A component that returns without having been asked to ends the whole group in
-// that same order; Run then returns its error. A component that does not return
-// within its stop budget is named in the log, and in Run's error unless a failure
-// is the reason of the stop; the stop goes on without it, so that what it depends
-// on is still closed properly.
+// A component that returns unasked ends the whole group in the same order, and Run
+// returns its error. A component that exceeds its stop budget is named in the log, and
+// also in Run's error unless a failure caused the stop. The stop continues without it,
+// so that its dependencies still close properly.
 //
 // A panic is not caught: it crashes the process after a log line that names the
-// component, because a program that panicked must not go on writing. Running a
-// component again after a failure is the component's own affair (see Reporter);
-// the group never restarts anything. The package exits no process, installs no
-// signal handler and imports only the standard library.
+// component, because a program that has panicked must not continue to write. The group
+// never restarts a component. A component may run again by itself (see Reporter). The
+// package exits no process, installs no signal handler and imports only the standard
+// library.
 package supervise
 
 import (
@@ -44,16 +43,16 @@ import (
 
 // Component is a long-running part of the process.
 type Component interface {
-	// Name is what a person calls it: "etcd", "kube-apiserver". It is used in
-	// logs, metrics and status, and does not change.
+	// Name returns the name for people, such as "etcd" or "kube-apiserver". Logs,
+	// metrics and status use it. It does not change.
 	Name() string
-	// Run blocks until ctx ends and everything it started has stopped. It calls
-	// ready at most once, on success only; dependents start then. Returning
+	// Run blocks until ctx ends and everything that it started has stopped. It calls
+	// ready at most once, on success only, and dependents then start. To return
 	// before ctx ends is a failure, with or without an error.
 	Run(ctx context.Context, ready func()) error
 }
 
-// DefaultStopBudget bounds the stop of a component for which StopWithin was not called.
+// DefaultStopBudget bounds the stop of a component without a call of StopWithin.
 const DefaultStopBudget = 10 * time.Second
 
 // Group is a set of components with dependencies. Make one with New, Add the
@@ -69,7 +68,7 @@ type Group struct {
 	leaving  context.Context // ends just before stopping is closed, with the same cause
 	leave    context.CancelCauseFunc
 	stopping chan struct{}
-	cause    error // why the group stops; nil when it was asked to. Read after stopping is closed.
+	cause    error // why the group stops; nil when it was asked to stop. Read only after stopping is closed.
 
 	overrunMu sync.Mutex
 	overruns  []error
@@ -82,22 +81,22 @@ type Node struct {
 	dependents []*Node
 	budget     atomic.Int64   // a time.Duration
 	status     Status         // guarded by the record
-	reasons    map[string]int // of restarts; guarded by the record
+	reasons    map[string]int // number of restarts by reason; guarded by the record
 
 	ready chan struct{}
-	gone  chan struct{} // closed when the component and all its dependents have returned, or were given up
+	gone  chan struct{} // closed when the component and all its dependents have returned or exceeded their budgets
 }
 
-// New makes an empty group that logs state changes to log.
+// New returns an empty group that logs state changes to log.
 func New(log *slog.Logger) *Group {
 	g := &Group{log: log, now: time.Now, stopping: make(chan struct{})}
 	g.leaving, g.leave = context.WithCancelCause(context.Background())
 	return g
 }
 
-// Add puts c into the group, to be started once all of after are ready and
-// stopped before any of them. Call it before Run. What c depends on must have
-// been added before, hence there is never a cycle.
+// Add adds c to the group. It starts once all components in after are ready, and stops
+// before any of them. Call Add before Run. Dependencies must be added first, so there
+// is never a cycle.
 func (g *Group) Add(c Component, after ...*Node) *Node {
 	n := &Node{
 		component: c, after: after,
@@ -113,17 +112,17 @@ func (g *Group) Add(c Component, after ...*Node) *Node {
 }
 
 // StopWithin sets how long the component may take from the cancellation of its
-// context to its return. It may be called again while the group runs. It returns
-// n, for use in a list.
+// context to its return. It may be called again while the group runs. It returns n,
+// so that calls can be chained.
 func (n *Node) StopWithin(d time.Duration) *Node {
 	n.budget.Store(int64(d))
 	return n
 }
 
-// Run starts all components, blocks until they have all returned (or overrun
-// their stop budgets), and returns why the group ended: the first failure, else
-// the overruns, else nil. Overruns that follow a failure are only logged.
-// The whole stop takes at most the sum of the budgets along the longest chain.
+// Run starts all components, blocks until each has returned or exceeded its stop
+// budget, and returns why the group ended: the first failure, else the exceeded
+// budgets, else nil. Budgets exceeded after a failure are only logged. A stop takes
+// at most the largest sum of budgets along a chain of dependencies.
 func (g *Group) Run(ctx context.Context) error {
 	g.begun = g.now()
 	var wg sync.WaitGroup
@@ -139,9 +138,9 @@ func (g *Group) Run(ctx context.Context) error {
 	return errors.Join(g.overruns...)
 }
 
-// Fail ends the group in order, as if a component had returned err. The first
-// call, or the first failure of a component, decides what Run returns. It does
-// not block and may be called from any goroutine, also before Run.
+// Fail ends the group in order, as if a component had returned err. The first call,
+// or the first failure of a component, determines what Run returns. Fail does not
+// block. It may be called from any goroutine, also before Run.
 func (g *Group) Fail(err error) { g.stop(err) }
 
 func (g *Group) stop(cause error) {
@@ -157,10 +156,10 @@ func (g *Group) stop(cause error) {
 	})
 }
 
-// Leaving returns a context that ends when the group of the component whose Run was
-// given ctx begins to stop: before any component is asked to. Its context.Cause
-// is the failure that the group stops for, or context.Canceled when it was asked to
-// stop. Without a group it never ends.
+// Leaving returns a context that ends when the group begins to stop, before any
+// component is asked to stop. ctx is the context of a component's Run, or derived from
+// it. The context.Cause is the failure that stops the group, or context.Canceled when
+// the group was asked to stop. Without a group the context never ends.
 func Leaving(ctx context.Context) context.Context {
 	if g := Report(ctx).g; g != nil {
 		return g.leaving
@@ -199,8 +198,8 @@ func (g *Group) live(n *Node) {
 	}
 }
 
-// leave lets what n depends on go, but not before n's own dependents have gone:
-// n may have returned early, and they may still be stopping.
+// leave lets n's dependencies stop, but only after n's own dependents have gone: n may
+// have returned early while these are still stopping.
 func (n *Node) leave() {
 	for _, d := range n.dependents {
 		<-d.gone
@@ -208,8 +207,8 @@ func (n *Node) leave() {
 	close(n.gone)
 }
 
-// awaitDependencies waits for all that n was added after. It is false when the
-// group stops first.
+// awaitDependencies waits until all dependencies of n are ready. It returns false if
+// the group stops first.
 func (g *Group) awaitDependencies(n *Node) bool {
 	for _, d := range n.after {
 		g.set(n, Waiting, "waiting for "+d.status.Name)
@@ -222,11 +221,11 @@ func (g *Group) awaitDependencies(n *Node) bool {
 	return !g.isStopping()
 }
 
-// call runs the component in a goroutine of its own.
+// call runs the component and sends its result to done.
 func (g *Group) call(ctx context.Context, n *Node, started time.Time, done chan<- error) {
 	defer func() {
 		if v := recover(); v != nil {
-			// The marker: a Go panic trace does not say which component it was.
+			// A Go panic trace does not name the component.
 			g.log.Error("panic, the process crashes now", "component", n.status.Name, "panic", fmt.Sprint(v))
 			panic(v)
 		}
@@ -241,7 +240,7 @@ func (g *Group) markReady(n *Node, started time.Time) {
 	g.rec.update(n, func(s *Status) {
 		s.Took, s.ReadyAt = took, now.Sub(g.begun)
 		if s.State == Starting || s.State == Waiting {
-			s.State, s.Since, s.Reason = Ready, now, ""
+			s.enter(Ready, "", now)
 		}
 	})
 	g.log.Info("ready", "component", n.status.Name, "took", took.Round(time.Millisecond))
@@ -254,7 +253,7 @@ func (g *Group) returnedEarly(n *Node, err error) {
 	}
 	err = fmt.Errorf("%s: %w", n.status.Name, err)
 	g.rec.update(n, func(s *Status) { s.LastError = err.Error() })
-	if g.isStopping() { // it fell over while its dependents were stopping
+	if g.isStopping() { // it failed while its dependents were stopping
 		g.log.Warn("ended during the stop", "component", n.status.Name, "err", err)
 	}
 	g.set(n, Failed, err.Error())
@@ -301,15 +300,10 @@ func (g *Group) overran(n *Node, budget time.Duration) {
 }
 
 func (g *Group) set(n *Node, state State, reason string) {
-	g.rec.update(n, func(s *Status) {
-		if s.State != state || s.Since.IsZero() {
-			s.State, s.Since = state, g.now()
-		}
-		s.Reason = reason
-	})
+	g.rec.update(n, func(s *Status) { s.enter(state, reason, g.now()) })
 }
 
-// Timeline lists the components that have become ready, in that order.
+// Timeline lists the components that have become ready, in the order in which they did.
 func (g *Group) Timeline() []Status {
 	all := slices.DeleteFunc(g.Status(), func(s Status) bool { return s.ReadyAt == 0 })
 	slices.SortStableFunc(all, func(a, b Status) int { return int(a.ReadyAt - b.ReadyAt) })

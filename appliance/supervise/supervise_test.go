@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// Each of these tests is also one for leaks: a bubble does not end while a
-// goroutine of it is left.
+// Each of these tests also finds leaks: a bubble does not end while one of its
+// goroutines remains.
 
 func TestStartOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -73,7 +73,7 @@ func TestReverseStop(t *testing.T) {
 	})
 }
 
-// patient notes when its group begins to stop, and when it is asked to itself.
+// patient records when its group begins to stop, and when it is asked to stop.
 func (d *diary) patient(name string) part {
 	return part{name, func(ctx context.Context, ready func()) error {
 		ready()
@@ -337,8 +337,8 @@ func TestOverrunAfterAFailureIsOnlyLogged(t *testing.T) {
 	})
 }
 
-// A component that falls over while its dependents still stop is named, and the
-// stop goes on.
+// A component that fails while its dependents still stop is named, and the stop
+// continues.
 func TestFallsOverDuringTheStop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, log := newGroup()
@@ -361,8 +361,8 @@ func TestFallsOverDuringTheStop(t *testing.T) {
 	})
 }
 
-// The order holds for what is not a direct dependent too, when the one in
-// between is gone already.
+// The order also holds for an indirect dependent when the component in between has
+// already gone.
 func TestEarlyReturnKeepsTheOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, log := newGroup()

@@ -15,8 +15,7 @@ import (
 	"kthwd/lb"
 )
 
-// TestSocketActivation starts a load balancer on a socket that is there already,
-// with a client that waits in it.
+// TestSocketActivation starts a load balancer on an open socket with a waiting client.
 func TestSocketActivation(t *testing.T) {
 	c := lb.Default()
 	c.Backends = []string{"192.0.2.1:6443"}
@@ -24,7 +23,7 @@ func TestSocketActivation(t *testing.T) {
 		t.Skip("no data path in this build")
 	}
 	var plain net.ListenConfig
-	plain.SetMultipathTCP(false) // as systemd's is
+	plain.SetMultipathTCP(false) // as on systemd's sockets
 	l, err := plain.Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -34,7 +33,7 @@ func TestSocketActivation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.Close() // file is the socket now, as systemd has it
+	l.Close() // file keeps the socket open, as systemd does
 	defer file.Close()
 	server, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -45,14 +44,14 @@ func TestSocketActivation(t *testing.T) {
 	defer backend.Close()
 	answer := make(chan error, 1)
 	go func() {
-		resp, err := (&http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}).Get("http://" + address)
+		resp, err := (&http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true}}).Get("http://" + address)
 		if err == nil {
 			err = resp.Body.Close()
 		}
 		answer <- err
 	}()
 
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "sh", "-c", `LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=api exec "$0" "$@"`,
 		binary, "--config=", "--role=lb", "--check=tcp", "--metrics-address=", "--status-socket=", "--listen="+address, "--backend="+server.Addr().String())

@@ -15,7 +15,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// backend serves what a load balancer asks API servers for.
+// backend serves the requests that a load balancer sends to API servers.
 func backend(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) == 0 {
 		ts.Fatalf("usage: backend NAME...")
@@ -32,7 +32,7 @@ func backend(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// connection is one that stays: a second one is never opened for it.
+// connection stays open: its client never opens a second one.
 type connection struct {
 	conn   net.Conn
 	client http.Client
@@ -49,11 +49,11 @@ func connect(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: connect NAME ADDRESS")
 	}
-	conn, err := tls.Dial("tcp", args[1], &tls.Config{InsecureSkipVerify: true}) // whose it is does not matter
+	conn, err := tls.Dial("tcp", args[1], &tls.Config{InsecureSkipVerify: true}) // any server will do
 	ts.Check(err)
 	c := &connection{conn: conn, url: "https://" + args[1]}
 	opened := false
-	c.client = http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
+	c.client = http.Client{Timeout: time.Minute, Transport: &http.Transport{
 		DialTLSContext: func(context.Context, string, string) (net.Conn, error) {
 			if opened {
 				return nil, fmt.Errorf("the connection %s was closed", args[0])

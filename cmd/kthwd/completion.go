@@ -12,12 +12,14 @@ func (a *app) completionVerb() *cobra.Command {
 	shells := []string{"bash", "zsh", "fish"}
 	return &cobra.Command{
 		Use:       "completion bash|zsh|fish",
-		Short:     "Print a script that completes kthwd's flags and verbs in a shell",
+		Short:     "Print the completion script for bash, zsh or fish",
 		Example:   "  source <(kthwd completion bash)",
 		ValidArgs: shells,
+
+		DisableFlagsInUseLine: true,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 1 || !slices.Contains(shells, args[0]) {
-				return &usageError{"completion: want one shell", "shells: " + strings.Join(shells, ", ")}
+				return withHint(usagef("completion: want one shell"), "shells: "+strings.Join(shells, ", "))
 			}
 			return nil
 		},

@@ -9,11 +9,11 @@ import (
 func (a *app) configVerb(l *config.Loader) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "config [flags]",
-		Short: "Print the configuration a start would have, each value with its origin",
-		Long: "Print the configuration that a start with these flags would have, as a file that kthwd\n" +
-			"takes, each value with where it came from: default, FILE:LINE or flag. With a role these\n" +
-			"are the settings of that role, else all. What is wrong with it follows on standard\n" +
-			"error, with exit code 2.",
+		Short: "Print the resulting configuration and each value's origin",
+		Long: "Print the configuration that a start with these flags would use, in the form of a\n" +
+			"configuration file, each value with its origin: default, FILE:LINE or flag. With a role,\n" +
+			"print the settings of that role, otherwise all. Problems follow on standard error, with\n" +
+			"exit code 2.",
 		Example: "  kthwd config\n  kthwd config --role=controller --config=/etc/kthwd/kthwd.yaml\n  kthwd config --role=lb --backend=10.0.1.73:6443",
 		Args:    noVerb,
 		RunE:    func(*cobra.Command, []string) error { return a.config(l) },
@@ -33,7 +33,7 @@ func (a *app) config(l *config.Loader) error {
 		return err
 	}
 	if len(l.Config.Role) == 0 {
-		return l.ValidateWithoutRole() // to look at a configuration needs no role
+		return l.ValidateWithoutRole() // printing a configuration requires no role
 	}
 	return l.Validate()
 }

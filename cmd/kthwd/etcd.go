@@ -18,6 +18,7 @@ import (
 	"kthwd/appliance/config"
 	"kthwd/appliance/logging"
 	"kthwd/appliance/recovery"
+	"kthwd/appliance/text"
 )
 
 func (a *app) etcdVerb(l *config.Loader) *cobra.Command {
@@ -25,9 +26,7 @@ func (a *app) etcdVerb(l *config.Loader) *cobra.Command {
 		Use:   "etcd VERB",
 		Short: "Recover etcd when its other members are lost",
 		Args:  noVerb,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return &usageError{"etcd: no verb given", "verbs: recover"}
-		},
+		RunE:  noVerbGiven,
 	}
 	cmd.AddCommand(a.etcdRecoverVerb(l))
 	return cmd
@@ -37,17 +36,18 @@ func (a *app) etcdRecoverVerb(l *config.Loader) *cobra.Command {
 	var yes bool
 	cmd := &cobra.Command{
 		Use:   "recover [flags]",
-		Short: "Make this member a cluster of its own, when the others are lost for good",
-		Long: "Make the etcd member of this data directory a cluster of its own, with all its data, when\n" +
-			"so many of the others are lost for good that there will be no quorum again. kthwd must be\n" +
-			"stopped. What only the lost members had is lost. On a terminal it asks first.\n\n" +
-			"It works on a copy, beside the data, and has the two change places when all is done: stopped\n" +
-			"at any moment, it leaves the old data or the new ones in place, and the old ones are kept.",
+		Short: "Make this member a one-member cluster when the rest is lost",
+		Long: "Make the etcd member of this data directory a one-member cluster with all its data, when\n" +
+			"so many other members are lost for good that there will never be a quorum again. kthwd\n" +
+			"must be stopped. Data that only the lost members had is lost. On a terminal, the command\n" +
+			"asks for confirmation first.\n\n" +
+			"It works on a copy beside the data and swaps the two at the end. Stopped at any moment, it\n" +
+			"leaves either the old or the new data in place. The old data is kept.",
 		Example: "  kthwd etcd recover --config=/etc/kthwd/kthwd.yaml",
 		Args:    noVerb,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return a.etcdRecover(cmd.Context(), l, yes) },
 	}
-	cmd.Flags().BoolVar(&yes, "yes", false, "Do not ask. Needed where standard input is not a terminal.")
+	cmd.Flags().BoolVar(&yes, "yes", false, "Do not ask for confirmation. Required if standard input is not a terminal.")
 	l.AddFlags(cmd.Flags(), "config", "data-dir", "etcd-data-dir")
 	return cmd
 }
@@ -85,11 +85,11 @@ func (a *app) etcdRecover(ctx context.Context, l *config.Loader, yes bool) error
 	return nil
 }
 
-// describe says what would happen.
+// describe prints what r.Run would do.
 func (a *app) describe(r *recovery.Recovery) {
 	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "cluster\t%s\n", r.Cluster)
-	fmt.Fprintf(w, "stays\t%s, member %s\n", r.Name, r.Member)
+	fmt.Fprintf(w, "cluster\t%s\n", text.Line(r.Cluster))
+	fmt.Fprintf(w, "stays\t%s, member %s\n", text.Line(r.Name), r.Member)
 	for i, lost := range r.Lost {
 		what := "given up"
 		if i > 0 {
@@ -99,21 +99,21 @@ func (a *app) describe(r *recovery.Recovery) {
 		if name == "" {
 			name = "a member that never started"
 		}
-		fmt.Fprintf(w, "%s\t%s, %s\n", what, name, strings.Join(lost.Peers, " "))
+		fmt.Fprintf(w, "%s\t%s, %s\n", what, text.Line(name), text.Line(strings.Join(lost.Peers, " ")))
 	}
 	fmt.Fprintf(w, "revision\t%d; what only the others have is lost\n", r.Rev)
 	fmt.Fprintf(w, "data\t%s, %d MB\n", r.Data, r.Size>>20)
 	fmt.Fprintf(w, "kept in\t%s\n", r.Backup)
 	for _, dir := range r.Cleared {
-		fmt.Fprintf(w, "removed\t%s, which was not finished\n", dir)
+		fmt.Fprintf(w, "removed\t%s, left by an unfinished recovery\n", dir)
 	}
 	w.Flush()
 }
 
-// confirm returns nil when a person at the terminal says yes.
+// confirm returns nil when a person at the terminal answers yes.
 func (a *app) confirm(ctx context.Context) error {
 	if !term.IsTerminal(int(os.Stdin.Fd())) {
-		return &usageError{"nobody is there to confirm: standard input is not a terminal", "give --yes to go on without being asked"}
+		return withHint(usagef("cannot ask for confirmation: standard input is not a terminal"), "give --yes to continue without confirmation")
 	}
 	fmt.Fprint(a.out, "\nGive the others up? Type yes to go on: ")
 	answer := make(chan string, 1)

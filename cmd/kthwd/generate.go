@@ -13,7 +13,7 @@ import (
 	"kthwd/appliance/pki"
 )
 
-// packaged is what the files of a package set: paths that its units provide.
+// packaged has the settings in a package's configuration files: paths that its units provide.
 var packaged = map[string]map[string]string{
 	config.RoleController: {},
 	config.RoleLB: {
@@ -21,7 +21,7 @@ var packaged = map[string]map[string]string{
 	},
 }
 
-// generateVerb is for packages and make install; nobody else needs it.
+// generateVerb serves packages and make install, so help hides it.
 func (a *app) generateVerb() *cobra.Command {
 	return &cobra.Command{
 		Use:    "generate DIR",
@@ -38,8 +38,8 @@ func (a *app) generateVerb() *cobra.Command {
 	}
 }
 
-// generated are the files by their names: what can be set, the pages of the
-// manual, the completions, and the names in a data directory that are kthwd's.
+// generated has the files by name: a configuration file for each role, the manual
+// pages, the completions, and the list of kthwd's files in a data directory.
 func generated(root *cobra.Command) (map[string][]byte, error) {
 	files := map[string][]byte{}
 	for role, set := range packaged {

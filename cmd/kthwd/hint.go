@@ -11,8 +11,8 @@ import (
 	"kthwd/appliance/status"
 )
 
-// hintFor is one line of advice on an error that a person can meet, or "". What
-// the error itself advises comes first.
+// hintFor returns one line of advice about err, or "". The error's own advice comes
+// first.
 func hintFor(err error) string {
 	var own interface{ Hint() string }
 	var problem *config.Problem
@@ -27,7 +27,7 @@ func hintFor(err error) string {
 	}
 	var op *net.OpError
 	if errors.As(err, &op) && op.Op == "listen" && errors.Is(err, fs.ErrPermission) {
-		return "ports below 1024 need root or CAP_NET_BIND_SERVICE; or choose others, with --listen for the load balancer"
+		return lowPortHint + ", with --listen for the load balancer"
 	}
 	for _, h := range hints {
 		if errors.Is(err, h.is) {
@@ -37,14 +37,17 @@ func hintFor(err error) string {
 	return ""
 }
 
+// lowPortHint lacks the flag that chooses the port, which the caller appends.
+const lowPortHint = "ports below 1024 need root or CAP_NET_BIND_SERVICE; or choose others"
+
 var hints = []struct {
 	is   error
 	text string
 }{
 	{status.ErrNotRunning, "start it with kthwd --role=controller or --role=lb (a service: systemctl status kthwd-controller kthwd-lb), or name a controller's data directory with --data-dir"},
 	{syscall.EADDRINUSE, "another program listens there: find it with ss -ltnp, or choose another port"},
-	{syscall.EADDRNOTAVAIL, "this machine does not have that address; ip address lists those it has"},
-	{syscall.ENOSPC, "the disk is full: make room, then start again; nothing that was acknowledged is lost"},
+	{syscall.EADDRNOTAVAIL, "this machine does not have that address; ip address lists its addresses"},
+	{syscall.ENOSPC, "the disk is full: make room, then start again; no acknowledged write is lost"},
 	{syscall.EDQUOT, "the disk quota is used up: make room, then start again"},
 	{syscall.EROFS, "the file system is mounted read-only"},
 	{fs.ErrPermission, "run as the user the files belong to, or choose a directory of your own with --data-dir"},

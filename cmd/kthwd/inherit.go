@@ -7,10 +7,10 @@ import (
 	"syscall"
 )
 
-// inheritance is what this process gets from the one that started it. What is
-// not for it stays in the environment and means nothing.
+// inheritance is what this process gets from the process that started it. Variables
+// that are meant for another process are ignored.
 type inheritance struct {
-	sockets     []*os.File // listening ones that systemd has opened (sd_listen_fds(3))
+	sockets     []*os.File // listening sockets from systemd (sd_listen_fds(3))
 	predecessor int        // the process that a load balancer takes over from; 0 for none
 }
 

@@ -18,12 +18,14 @@ import (
 	"kthwd/appliance/config"
 	"kthwd/appliance/join"
 	"kthwd/appliance/member"
+	"kthwd/appliance/text"
 )
 
-// memberAddFlags are those of kthwd member add.
+// memberAddFlags are the flags of kthwd member add that are not settings.
 type memberAddFlags struct {
 	ttl   time.Duration
 	caKey bool
+	from  string
 }
 
 func (a *app) memberAddVerb(l *config.Loader) *cobra.Command {
@@ -31,10 +33,10 @@ func (a *app) memberAddVerb(l *config.Loader) *cobra.Command {
 	f := &memberAddFlags{}
 	cmd := &cobra.Command{
 		Use:   "add " + usage + " [flags]",
-		Short: "Make a token with which a further controller joins",
-		Long: "Make a token with which a further controller NAME at ADDRESS joins the cluster, and print\n" +
-			"the command for that machine. The token is good once, and for a while; until it is used,\n" +
-			"the cluster is as it was. A second one for the same controller takes the place of the first.",
+		Short: "Make a token that lets another controller join",
+		Long: "Make a token that lets another controller, NAME at ADDRESS, join the cluster, and print the\n" +
+			"command for that machine. The token can be used once, from ADDRESS, within --ttl; until then\n" +
+			"the cluster does not change. A second token for the same controller replaces the first.",
 		Example: "  kthwd member add c1 10.0.1.35",
 		Args:    wantArgs(2, 2, usage),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -47,7 +49,8 @@ func (a *app) memberAddVerb(l *config.Loader) *cobra.Command {
 }
 
 func (f *memberAddFlags) add(fs *pflag.FlagSet) {
-	fs.DurationVar(&f.ttl, "ttl", 15*time.Minute, "`DURATION` How long the token is good, and how long the controller may take to arrive after it has joined.")
+	fs.DurationVar(&f.ttl, "ttl", 15*time.Minute, "`DURATION` How long the token is good, and how long the controller may take to start after it has joined.")
+	fs.StringVar(&f.from, "from", "", "`ADDRESS` The address that the new controller speaks from, if it is not ADDRESS: behind address translation, or with several interfaces.")
 	fs.BoolVar(&f.caKey, "with-ca-key", false, "Give the new controller the key of the CA, so that kube-controller-manager can sign certificates there.")
 }
 
@@ -56,14 +59,14 @@ func (a *app) memberAdd(ctx context.Context, l *config.Loader, name, address str
 		return err
 	}
 	var added member.Added
-	in := member.AddRequest{Name: name, Address: address, TTL: f.ttl, CAKey: f.caKey}
+	in := member.AddRequest{Name: name, Address: address, TTL: f.ttl, CAKey: f.caKey, From: f.from}
 	if err := askMembers(ctx, l, http.MethodPost, "/members", in, &added); err != nil {
 		return err
 	}
 	for _, w := range added.Warnings {
 		a.warn(w)
 	}
-	fmt.Fprintf(a.out, "The token is good for %v, once. On %s, as the user that runs kthwd there:\n\n  kthwd join %s\n", f.ttl, address, added.Token)
+	fmt.Fprintf(a.out, "The token is good for %v, once. On %s, as the user that runs kthwd there:\n\n  kthwd join %s\n", f.ttl, address, text.Line(added.Token))
 	return nil
 }
 
@@ -72,19 +75,19 @@ func (a *app) joinVerb(l *config.Loader) *cobra.Command {
 	var replace bool
 	cmd := &cobra.Command{
 		Use:   "join " + usage + " [flags]",
-		Short: "Make this machine a further controller of a running cluster",
-		Long: "Make this machine a further controller of a running cluster, with a token that kthwd\n" +
-			"member add has made there. It fetches the files that the controllers share, is added to\n" +
-			"etcd's members as a learner, and writes kthwd.yaml into the data directory; starting\n" +
-			"kthwd on that is the last step. Ports are those of the other controllers unless they are\n" +
-			"given. TOKEN - is read from standard input.",
+		Short: "Join this machine to a running cluster as a controller",
+		Long: "Join this machine to a running cluster as a controller, with a token that kthwd member add\n" +
+			"made there. The command fetches the files that the controllers share, adds this machine to\n" +
+			"etcd as a learner, and writes kthwd.yaml into the data directory. The last step is to start\n" +
+			"kthwd with that file. Ports default to those of the other controllers. With - for TOKEN,\n" +
+			"the token is read from standard input.",
 		Example: "  kthwd join kthwd1.mPfX…\n  kthwd join - --replace-data <token",
 		Args:    wantArgs(1, 1, usage),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.join(cmd.Context(), l, args[0], replace, cmd.InOrStdin())
 		},
 	}
-	cmd.Flags().BoolVar(&replace, "replace-data", false, "Move etcd's data and the kthwd.yaml of before aside; nothing is deleted.")
+	cmd.Flags().BoolVar(&replace, "replace-data", false, "Move existing etcd data and the existing kthwd.yaml aside; nothing is deleted.")
 	l.AddFlags(cmd.Flags(), "config", "data-dir", "etcd-data-dir", "bind-address", "subject-alt-name", "secure-port", "etcd-client-port",
 		"etcd-peer-port", "controller-manager-port", "scheduler-port", "join-port", "health-address", "health-server-name", "metrics-address", "metrics-web-config",
 		"metrics-insecure", "metrics-pprof", "log-format", "log-level",
@@ -118,7 +121,7 @@ func (a *app) join(ctx context.Context, l *config.Loader, token string, replace 
 		Say:       func(line string) { fmt.Fprintln(a.out, line) },
 	})
 	if err != nil && ctx.Err() != nil {
-		return &hintedError{errors.New("interrupted"), "the same command goes on where it was; to give it up, on a controller: kthwd member remove NAME"}
+		return withHint(errors.New("interrupted"), "the same command continues where it stopped; to cancel the join, run kthwd member remove NAME on a controller")
 	}
 	if err != nil {
 		return err
@@ -127,12 +130,12 @@ func (a *app) join(ctx context.Context, l *config.Loader, token string, replace 
 		a.warn(w)
 	}
 	fmt.Fprintf(a.out, "%s is a member of the cluster, and votes once it has caught up. Within %v, start it:\n\n  kthwd --config=%s\n\n"+
-		"Then give the load balancers the backend %s, unless they discover it.\n", joined.Name, joined.Within, shellWord(joined.File), joined.Server)
+		"Then give the load balancers the backend %s, unless they discover it.\n", text.Line(joined.Name), joined.Within, shellWord(joined.File), text.Line(joined.Server))
 	return nil
 }
 
-// configureJoiner fills in what the cluster decides. What somebody set on this
-// machine wins, where it is the machine's.
+// configureJoiner fills in the settings of the cluster. A setting of the machine, such
+// as a port, keeps the value that it has here.
 func configureJoiner(l *config.Loader, f member.Files) (config.Controller, error) {
 	c, s := &l.Config.Controller, f.Settings
 	var errs []error
@@ -145,7 +148,7 @@ func configureJoiner(l *config.Loader, f member.Files) (config.Controller, error
 		{"service-cluster-ip-range", &c.ServiceClusterIPRange, s.ServiceClusterIPRange}, {"cluster-cidr", &c.ClusterCIDR, s.ClusterCIDR},
 	} {
 		if l.IsSet(v.key) && *v.is != v.other {
-			errs = append(errs, &hintedError{fmt.Errorf("%s: %s is %s here, and %s for the cluster", l.Origin(v.key), v.key, *v.is, v.other), "leave it out, or name another file with --config"})
+			errs = append(errs, withHint(fmt.Errorf("%s: %s is %s here, but %s in the cluster", l.Origin(v.key), v.key, *v.is, v.other), "leave it out, or name another file with --config"))
 		}
 		*v.is = v.other
 	}
@@ -162,7 +165,7 @@ func configureJoiner(l *config.Loader, f member.Files) (config.Controller, error
 		}
 	}
 	if ip, err := netip.ParseAddr(f.Address); err == nil && ip.IsLoopback() && !l.IsSet("bind-address") {
-		c.BindAddress = f.Address // several on one machine
+		c.BindAddress = f.Address // several controllers on one machine
 	}
 	c.InitialCluster, c.InitialClusterState = nil, config.StateNew // until it is admitted
 	if err := l.ResolveController(); err != nil {

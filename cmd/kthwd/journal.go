@@ -10,8 +10,8 @@ import (
 	"kthwd/appliance/logging"
 )
 
-// isJournal tells whether w goes to systemd's journal: JOURNAL_STREAM has the
-// device and the inode of what systemd has connected (systemd.exec(5)).
+// isJournal reports whether w goes to systemd's journal: JOURNAL_STREAM has the device
+// and the inode of the stream that systemd has connected (systemd.exec(5)).
 func isJournal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	if !ok {
@@ -25,7 +25,7 @@ func isJournal(w io.Writer) bool {
 	return ok && os.Getenv("JOURNAL_STREAM") == fmt.Sprintf("%d:%d", s.Dev, s.Ino)
 }
 
-// priority stands before a line to the journal that is not the log's.
+// priority is the prefix of a line to the journal that does not come from the log.
 func (a *app) priority(at slog.Level) string {
 	if isJournal(a.err) {
 		return logging.Priority(at)

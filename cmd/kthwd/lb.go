@@ -23,18 +23,19 @@ import (
 	"kthwd/appliance/logging"
 	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
+	"kthwd/appliance/text"
 	"kthwd/appliance/tune"
 	"kthwd/lb"
 	"kthwd/lb/discovery"
 )
 
-// The stop of a load balancer takes as long as the configuration says, and this.
+// Time for a stop beyond the shutdown delay and the drain timeout of the configuration.
 const (
 	stopMargin = 5 * time.Second
 	stopStatus = 5 * time.Second
 )
 
-// balancing is what this program wants of an lb.Server.
+// balancing is the part of lb.Server that this package uses.
 type balancing interface {
 	supervise.Component
 	Reload(lb.Config) error
@@ -49,23 +50,23 @@ type balancer struct {
 	server balancing
 	app    *app
 	logs   *logging.Logs
-	log    *slog.Logger // of the process: kthwd
-	alone  bool         // no other role is in this process
+	log    *slog.Logger // of the component kthwd, the process
+	alone  bool         // the process has no other role
 	end    func()       // ends the process in order; set before Run
 
-	discovery *discovery.Discovery // nil without one
+	discovery *discovery.Discovery // nil if it is off
 
 	node       *supervise.Node
-	budget     atomic.Int64  // of the stop, a time.Duration
-	up         chan struct{} // closed when it balances
+	budget     atomic.Int64  // time.Duration of the stop
+	up         chan struct{} // closed once it accepts clients
 	handedOver atomic.Bool   // to a new process
 	upgrading  atomic.Bool
-	loader     *config.Loader           // of the configuration in force; of the reloading goroutine
-	files      atomic.Pointer[[]string] // with certificates, of the configuration in force
+	loader     *config.Loader           // has the configuration in force; owned by the reload goroutine
+	files      atomic.Pointer[[]string] // certificate files of the configuration in force
 	static     atomic.Pointer[[]string] // backends of the configuration in force
-	uncounted  bool                     // the last reload failed before package lb heard of it; of the same goroutine
+	uncounted  bool                     // the last reload failed before lb.Server, which counts, saw it; owned by the reload goroutine
 	used       func() []status.Certificate
-	quiet      slog.Level // of the component lb, while debug is on for a while
+	quiet      slog.Level // level of the component lb before toggleDebug turned debug on
 }
 
 var _ supervise.Component = (*balancer)(nil)
@@ -92,14 +93,14 @@ func (a *app) newBalancer(l *config.Loader, logs *logging.Logs) (*balancer, erro
 	return b, nil
 }
 
-// The components' names in logs.
+// Names of the components in logs.
 const (
 	nameLB        = "lb"
 	nameDiscovery = "lb-discovery"
 )
 
-// newDiscovery makes what follows the list of backends, if it is to be followed,
-// and returns the last list that is known.
+// newDiscovery makes the discovery of backends, if the configuration has one, and
+// returns its last known list.
 func (b *balancer) newDiscovery() (last []string, err error) {
 	c := b.loader.Config.LB
 	if c.DiscoveryKubeconfig == "" {
@@ -117,7 +118,7 @@ func (b *balancer) newDiscovery() (last []string, err error) {
 	return d.Last(), nil
 }
 
-// awaitBackends is false when ctx ends before there is any backend to balance to.
+// awaitBackends waits for the first backend; it returns false if ctx ends before.
 func (b *balancer) awaitBackends(ctx context.Context) bool {
 	if b.discovery == nil || len(b.loader.Config.LB.Backends) > 0 {
 		return true
@@ -140,8 +141,8 @@ func (b *balancer) awaitBackends(ctx context.Context) bool {
 // Name implements supervise.Component.
 func (b *balancer) Name() string { return b.server.Name() }
 
-// Run implements supervise.Component. A process that has handed over is done,
-// unless it is a controller as well.
+// Run implements supervise.Component. After a hand-over it ends the process, unless
+// that is a controller as well.
 func (b *balancer) Run(ctx context.Context, ready func()) error {
 	l := b.loader
 	if !b.awaitBackends(ctx) {
@@ -154,7 +155,7 @@ func (b *balancer) Run(ctx context.Context, ready func()) error {
 	var file *fs.PathError
 	switch {
 	case errors.Is(err, syscall.EACCES) && !errors.As(err, &file):
-		return &hintedError{err, "ports below 1024 need root or CAP_NET_BIND_SERVICE; or choose others with --listen"}
+		return withHint(err, lowPortHint+" with --listen")
 	case !errors.Is(err, lb.ErrHandedOver):
 		return l.Locate(err)
 	}
@@ -163,15 +164,15 @@ func (b *balancer) Run(ctx context.Context, ready func()) error {
 		b.log.Info("handed over, ending")
 		b.end()
 	} else {
-		b.log.Warn("handed over; the control plane goes on")
+		b.log.Warn("handed over; the control plane continues")
 		supervise.Report(ctx).Standby("another process balances")
 	}
 	<-ctx.Done()
 	return nil
 }
 
-// add puts it into a group. Discovery depends on nothing and nothing on it: it may
-// reach the API through this balancer, and is gone before that drains.
+// add adds b and its discovery to a group. Discovery has neither dependencies nor
+// dependents: it may reach the API through this balancer, and stops before that drains.
 func (b *balancer) add(g *supervise.Group, status *supervise.Node) {
 	b.node = g.Add(b, status)
 	b.stopWithin(b.loader.Config.LB)
@@ -186,8 +187,8 @@ func (b *balancer) stopWithin(c lb.Config) {
 	b.node.StopWithin(budget)
 }
 
-// report completes the report of the process. One that has handed over is not
-// the one to say "not ready".
+// report completes the report of the process. After a hand-over the process no longer
+// reports "not ready": that is the business of the new one.
 func (b *balancer) report(r *status.Report) {
 	s := b.server.Status()
 	r.LB = &s
@@ -209,7 +210,7 @@ func (b *balancer) report(r *status.Report) {
 	}
 }
 
-// certificates are those in use; none in a test that gives no files.
+// certificates are the certificates in use; none in a test without files.
 func (b *balancer) certificates() []status.Certificate {
 	if b.used == nil {
 		return nil
@@ -243,13 +244,13 @@ func (b *balancer) beside() *appliance.Beside {
 	return &appliance.Beside{Add: b.add, Report: b.report, Collectors: b.collectors()}
 }
 
-// balancerGrowth is GOGC of a process that is a load balancer only. Its heap is some
-// 7 MiB, and each connection that comes alone throws 4.8 kB away, most of it tcpproxy's
-// buffer: with Go's 100, which collected after 1400 of them, connections cost 2 % more
-// processor time.
+// balancerGrowth is GOGC of a process that is only a load balancer. Its heap is about
+// 7 MiB, and each connection that arrives alone leaves 4.8 kB of garbage, most of it
+// tcpproxy's buffer. With Go's default of 100, which collected after 1400 of them,
+// connections cost 2 % more processor time.
 const balancerGrowth = 400
 
-// run is a process that is a load balancer only.
+// run runs a process that is only a load balancer.
 func (b *balancer) run(ctx context.Context) error {
 	tune.LimitMemory(b.log)
 	if os.Getenv("GOGC") == "" {
@@ -277,7 +278,7 @@ func (b *balancer) run(ctx context.Context) error {
 	b.add(g, st)
 	watching, stop := context.WithCancel(context.Background())
 	defer stop()
-	go g.Follow(watching, b.told(ctx))
+	go g.Follow(watching, b.onChange(ctx))
 	b.app.attend(ctx, b.log, lbPulse{g, b})
 	context.AfterFunc(ctx, func() {
 		if !b.handedOver.Load() {
@@ -287,14 +288,14 @@ func (b *balancer) run(ctx context.Context) error {
 	return g.Run(ctx)
 }
 
-// lbPulse is the pulse of a process that is a load balancer only.
+// lbPulse is the pulse of a process that is only a load balancer.
 type lbPulse struct {
 	*supervise.Group
 	b *balancer
 }
 
-// Alive asks the loops, once they run. Whether backends answer is not the
-// balancer's life.
+// Alive queries the loops, once they run. A balancer without a backend that answers is
+// alive.
 func (p lbPulse) Alive(ctx context.Context) error {
 	p.Status()
 	if p.b.handedOver.Load() {
@@ -306,8 +307,8 @@ func (p lbPulse) Alive(ctx context.Context) error {
 	return nil
 }
 
-// statusSocket is where this process answers kthwd status: "" when it has no
-// right to the default place, or another one answers there.
+// statusSocket is the path on which this process answers kthwd status: "" if it has no
+// permission for the default path, or another process answers there.
 func (b *balancer) statusSocket() (string, error) {
 	path := b.loader.Config.StatusSocket
 	if path == "" {
@@ -321,24 +322,24 @@ func (b *balancer) statusSocket() (string, error) {
 		}
 	}
 	if err != nil && b.loader.Origin("status-socket") != config.OriginDefault {
-		return "", &hintedError{err, "choose another path with --status-socket, or none with --status-socket="}
+		return "", withHint(err, "choose another path with --status-socket, or disable it with --status-socket=")
 	}
 	switch address := b.loader.Config.MetricsAddress; {
 	case err == nil:
 		return path, nil
 	case errors.Is(err, syscall.EADDRINUSE):
-		hint := "kthwd status --metrics-address=" + address + " asks this one; --status-socket gives it a socket of its own"
+		hint := "kthwd status --metrics-address=" + address + " queries this one; --status-socket gives it a socket of its own"
 		if address == "" {
-			hint = "nothing asks this one; --status-socket gives it a socket of its own"
+			hint = "nothing can query this one; --status-socket gives it a socket of its own"
 		}
 		b.log.Warn("no status socket: another kthwd answers there, and kthwd status shows that one", "path", path, "hint", hint)
 	default:
-		b.log.Info("no status socket; the metrics address answers", "reason", oneLine(err.Error()))
+		b.log.Info("no status socket; the metrics address answers", "reason", text.Joined(err.Error()))
 	}
 	return "", nil
 }
 
-// privateDir makes a directory that is its user's alone, or sees that it is.
+// privateDir makes a directory that only this user can enter, or checks that it is one.
 func privateDir(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -348,16 +349,16 @@ func privateDir(dir string) error {
 		return err
 	}
 	if owner, ok := info.Sys().(*syscall.Stat_t); ok && int(owner.Uid) != os.Geteuid() || info.Mode().Perm()&0o077 != 0 {
-		return fmt.Errorf("%s: not this user's alone (want mode 0700)", dir)
+		return fmt.Errorf("%s: other users have access (want this user as owner, and mode 0700)", dir)
 	}
 	return nil
 }
 
-// takesOver tells whether the process that reports is the one that this one is
-// about to take over from.
+// takesOver reports whether r comes from the process that this one is about to take
+// over from.
 func (b *balancer) takesOver(r status.Report) bool { return r.PID == b.app.inherits.predecessor }
 
-// whenUp waits for the balancer, and for SIGHUP before that it is too early.
+// whenUp calls f once the balancer is up: a reload would come too early before.
 func (b *balancer) whenUp(ctx context.Context, f func()) {
 	select {
 	case <-b.up:
@@ -366,8 +367,9 @@ func (b *balancer) whenUp(ctx context.Context, f func()) {
 	}
 }
 
-// told tells systemd, and the log once, when it is ready.
-func (b *balancer) told(ctx context.Context) func(ready bool, reason string) {
+// onChange returns a function that passes each state on to systemd, and logs the first
+// time that all is ready.
+func (b *balancer) onChange(ctx context.Context) func(ready bool, reason string) {
 	changed, before := b.app.changed(ctx), false
 	return func(ready bool, reason string) {
 		changed(ready, reason)
@@ -379,7 +381,7 @@ func (b *balancer) told(ctx context.Context) func(ready bool, reason string) {
 	}
 }
 
-// toggleDebug is SIGUSR1: there is no socket that log levels are changed on.
+// toggleDebug handles SIGUSR1: a load balancer has no socket for kthwd log-level.
 func (b *balancer) toggleDebug() {
 	level := "debug"
 	switch at := b.logs.Level(nameLB); {
@@ -388,20 +390,20 @@ func (b *balancer) toggleDebug() {
 	case b.quiet > slog.LevelDebug:
 		level = strings.ToLower(b.quiet.String())
 	default:
-		level = "info" // it was on from the start
+		level = "info" // debug was on from the start
 	}
 	if err := b.logs.SetLevel(nameLB, level); err != nil {
 		b.log.Error("log level not changed", "err", err)
 		return
 	}
 	if b.discovery != nil {
-		_ = b.logs.SetLevel(nameDiscovery, level) // as good as the one before
+		_ = b.logs.SetLevel(nameDiscovery, level) // cannot fail: the call above accepted the level
 	}
 	b.log.Info("log level changed", "of", nameLB, "level", level)
 }
 
-// reload reads file and command line again and puts the result in force, or
-// returns why it does not and leaves everything as it was.
+// reload reads the file and the command line again and applies the result, or returns
+// an error and leaves everything as it was.
 func (b *balancer) reload() error {
 	b.app.notify.reloading()
 	defer b.app.notify.reloaded()
@@ -429,7 +431,7 @@ func (b *balancer) reload() error {
 	return nil
 }
 
-// refused says and counts that a configuration was not taken.
+// refused logs and counts a configuration that was not applied.
 func (b *balancer) refused(err error) {
 	if c, ok := b.server.(interface{ CountReload(error) }); ok && b.uncounted {
 		c.CountReload(err)
@@ -437,8 +439,8 @@ func (b *balancer) refused(err error) {
 	for _, e := range flatten(err) {
 		var attrs []any
 		if hint := hintFor(e); hint != "" {
-			attrs = append(attrs, "hint", oneLine(hint))
+			attrs = append(attrs, "hint", text.Joined(hint))
 		}
-		b.log.Error("reload refused, the old configuration stays", append([]any{"err", oneLine(e.Error())}, attrs...)...)
+		b.log.Error("reload refused, the old configuration stays", append([]any{"err", text.Joined(e.Error())}, attrs...)...)
 	}
 }

@@ -23,9 +23,9 @@ import (
 	"kthwd/lb"
 )
 
-// fakeServer is an lb.Server whose end the test decides.
+// fakeServer is an lb.Server that the test ends.
 type fakeServer struct {
-	end      chan error // what Run returns; nil is waiting for the context
+	end      chan error // result of Run; a nil channel waits for the context
 	reloads  []lb.Config
 	refuse   error
 	counted  []error
@@ -56,7 +56,7 @@ func (f *fakeServer) Alive(context.Context) error     { return nil }
 func (f *fakeServer) Status() lb.Status               { return f.reported }
 func (f *fakeServer) Collector() prometheus.Collector { return nil }
 
-// lockedBuffer is a log that is read while it is written.
+// lockedBuffer is a log that can be read while it is written.
 type lockedBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -74,7 +74,7 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
-// newFake makes a balancer around a fake, with a file of its own.
+// newFake makes a balancer around a fakeServer, with its own configuration file.
 func newFake(t *testing.T, text string, args ...string) (b *balancer, f *fakeServer, file string, log *lockedBuffer) {
 	t.Helper()
 	file = filepath.Join(t.TempDir(), "lb.yaml")
@@ -166,7 +166,7 @@ func TestReloadRefused(t *testing.T) {
 	}
 }
 
-// The file is gone for a moment, half written for another, and then right.
+// The file is missing for a moment, then half written, and then valid.
 func TestWatcher(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var now fileVersion
@@ -183,13 +183,13 @@ func TestWatcher(t *testing.T) {
 		go w.run(t.Context(), asked)
 		step := func(what string, wantRead, wantComplaints int) {
 			t.Helper()
-			time.Sleep(lookEvery)
+			time.Sleep(checkEvery)
 			synctest.Wait()
 			if read != wantRead || complaints != wantComplaints {
 				t.Errorf("%s: read %d times with %d complaints, want %d and %d", what, read, complaints, wantRead, wantComplaints)
 			}
 		}
-		time.Sleep(lookEvery / 2)
+		time.Sleep(checkEvery / 2)
 		step("no change", 0, 0)
 		now.size = 10
 		step("a change may go on", 0, 0)
@@ -254,7 +254,7 @@ func TestStatFile(t *testing.T) {
 	}
 }
 
-// A process that has handed over ends without an error.
+// After a hand-over the process ends without an error.
 func TestHandedOver(t *testing.T) {
 	b, f, _, log := newFake(t, "backend: 10.0.0.1:6443\n")
 	ctx, cancel := context.WithCancel(t.Context())
@@ -274,7 +274,7 @@ func TestHandedOver(t *testing.T) {
 	}
 }
 
-// Beside a controller the process goes on.
+// Beside a controller the process continues.
 func TestHandedOverBesideAController(t *testing.T) {
 	b, f, _, log := newFake(t, "backend: 10.0.0.1:6443\n")
 	b.alone = false
@@ -322,7 +322,7 @@ func TestNoRightToThePort(t *testing.T) {
 	}
 }
 
-// A file that is opened at the start only is named by its key, too.
+// An error about a file that only Run opens names the key, too.
 func TestProblemOfRun(t *testing.T) {
 	b, f, _, _ := newFake(t, "backend: 10.0.0.1:6443\n", "--access-log=/x")
 	f.end <- &lb.Problem{Field: "AccessLog", Text: "permission denied: /x", Hint: "h"}
@@ -347,7 +347,7 @@ func TestToggleDebug(t *testing.T) {
 
 func TestSuccessor(t *testing.T) {
 	a := &app{args: []string{"--role=lb"}, notify: &notifier{path: "@systemd"}}
-	cmd, err := a.successor()
+	cmd, err := a.successorCommand()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -412,7 +412,7 @@ func TestNotifierOfALoadBalancer(t *testing.T) {
 	n.mainPID(17)
 	for _, want := range []string{"RELOADING=1\nMONOTONIC_USEC=", "READY=1", "EXTEND_TIMEOUT_USEC=35000000", "MAINPID=17"} {
 		b := make([]byte, 1024)
-		systemd.SetReadDeadline(time.Now().Add(5 * time.Second))
+		systemd.SetReadDeadline(time.Now().Add(time.Minute))
 		size, err := systemd.Read(b)
 		if err != nil || !strings.HasPrefix(string(b[:size]), want) {
 			t.Errorf("got %q, %v; want %q", b[:size], err, want)
@@ -427,8 +427,8 @@ func TestNotifierOfALoadBalancer(t *testing.T) {
 	}
 }
 
-// Of two load balancers on one machine, one has the default socket; the other one
-// says who it is not, and how it is asked.
+// Of two load balancers on one machine, one has the default socket; the other one logs
+// that it has none, and how to query it.
 func TestStatusSocket(t *testing.T) {
 	dir, open := t.TempDir(), t.TempDir()
 	for d, mode := range map[string]os.FileMode{dir: 0o700, open: 0o755} {
@@ -449,10 +449,10 @@ func TestStatusSocket(t *testing.T) {
 	}{
 		{name: "free", path: filepath.Join(dir, "free.sock"), want: true},
 		{name: "none", path: ""},
-		{name: "taken", path: taken, log: "kthwd status --metrics-address=127.0.0.1:10301 asks this one", args: []string{"--metrics-address=127.0.0.1:10301"}},
-		{name: "taken, and no metrics address", path: taken, log: "nothing asks this one"},
+		{name: "taken", path: taken, log: "kthwd status --metrics-address=127.0.0.1:10301 queries this one", args: []string{"--metrics-address=127.0.0.1:10301"}},
+		{name: "taken, and no metrics address", path: taken, log: "nothing can query this one"},
 		{name: "taken, and named", path: taken, args: []string{"--status-socket=" + taken}, err: "address already in use"},
-		{name: "a directory for all", path: filepath.Join(open, "x.sock"), log: "not this user's alone"},
+		{name: "a directory for all", path: filepath.Join(open, "x.sock"), log: "other users have access"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			b, _, _, log := newFake(t, "backend: [10.0.0.1:6443]\n", tt.args...)

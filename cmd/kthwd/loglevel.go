@@ -14,17 +14,17 @@ import (
 	"kthwd/appliance/config"
 	"kthwd/appliance/logging"
 	"kthwd/appliance/status"
+	"kthwd/appliance/text"
 )
 
 func (a *app) logLevelVerb(l *config.Loader) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "log-level [LEVEL | COMPONENT=LEVEL]... [flags]",
 		Short: "Show or change the log levels of the running kthwd",
-		Long: "Show the log levels of the running kthwd, or change them until it ends. A level is\n" +
-			"error, warn, info, debug or a number n, which shows upstream's lines of V(n-1)\n" +
-			"and below. A LEVEL alone is that of all\n" +
-			"components without one of their own. A process that is a load balancer only has no\n" +
-			"socket for this: SIGUSR1 switches its debug lines on and off.",
+		Long: "Show the log levels of the running kthwd, or change them until it ends. A level is error,\n" +
+			"warn, info, debug or a number n, which shows upstream's lines of V(n-1) and below. A LEVEL\n" +
+			"alone applies to all components without a level of their own. A process that is only a\n" +
+			"load balancer has no socket for this: SIGUSR1 turns its debug lines on and off.",
 		Example: "  kthwd log-level etcd=debug kube-apiserver=4\n  kthwd log-level warn",
 		RunE:    func(cmd *cobra.Command, args []string) error { return a.logLevel(cmd.Context(), l, args) },
 	}
@@ -51,10 +51,10 @@ func (a *app) logLevel(ctx context.Context, l *config.Loader, args []string) err
 			return asked
 		}
 		if asked == nil && r.LB != nil {
-			return &hintedError{
+			return withHint(
 				fmt.Errorf("the load balancer (process %d) has no socket to change its log levels on", r.PID),
-				fmt.Sprintf("kill -USR1 %d switches its debug lines on and off; or change log-level in its file", r.PID),
-			}
+				fmt.Sprintf("kill -USR1 %d turns its debug lines on and off; or change log-level in its file", r.PID),
+			)
 		}
 	}
 	if err != nil {
@@ -71,14 +71,12 @@ func (a *app) logLevel(ctx context.Context, l *config.Loader, args []string) err
 	return a.showLevels(levels)
 }
 
-// knownComponents refuses to set the level of what does not log.
+// knownComponents refuses a level for a component that does not log.
 func knownComponents(args []string, levels map[string]string) error {
 	for _, arg := range args {
 		component, _, _ := logging.ParseLevel(arg)
 		if _, ok := levels[component]; !ok && component != logging.All {
-			u := usagef("unknown component %q", component)
-			u.hint = "components: " + strings.Join(slices.Sorted(maps.Keys(levels)), ", ")
-			return u
+			return withHint(usagef("unknown component %q", component), "components: "+strings.Join(slices.Sorted(maps.Keys(levels)), ", "))
 		}
 	}
 	return nil
@@ -92,7 +90,7 @@ func (a *app) showLevels(levels map[string]string) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%-*s  LEVEL\n", width, "COMPONENT")
 	for _, component := range slices.Sorted(maps.Keys(levels)) {
-		fmt.Fprintf(&b, "%-*s  %s\n", width, component, levels[component])
+		fmt.Fprintf(&b, "%-*s  %s\n", width, text.Line(component), text.Line(levels[component]))
 	}
 	_, err := fmt.Fprint(a.out, b.String())
 	return err

@@ -1,9 +1,9 @@
 // kthwd runs the Kubernetes control plane "the hard way" as one daemon, or the
 // load balancer in front of several.
 //
-// The control plane is in package appliance, the load balancer in lb; here are the command line, the words a
-// person reads, signals and exit codes: 0 asked to stop, 1 failed, 2 wrong
-// usage or configuration.
+// Package appliance has the control plane, package lb the load balancer. This
+// package has the command line, the text for people, signals and exit codes: 0 asked
+// to stop, 1 failed, 2 wrong usage or configuration.
 package main
 
 import (
@@ -25,22 +25,22 @@ var (
 // app is one run of the program.
 type app struct {
 	out, err io.Writer
-	exit     func(code int) // at the second signal; it does not return
+	exit     func(code int) // called at the second signal too; does not return
 	notify   *notifier
 	inherits inheritance
 	started  time.Time
-	args     []string // of the command line, without the program
+	args     []string // command line without the name of the program
 
-	catchStderr func(*logging.Logs) error // of a controller; nil where os.Stderr is a test's
+	catchStderr func(*logging.Logs) error // for a controller; nil in a test, which owns os.Stderr
 }
 
 func main() {
-	own := *os.Stderr // goes on when the other one is caught
+	own := *os.Stderr // keeps writing there after catchStderr
 	a := &app{out: os.Stdout, err: &own, exit: os.Exit, notify: takeNotifier(), inherits: takeInheritance(), started: time.Now(), catchStderr: upstream.CatchStderr}
 	a.exit(a.run(context.Background(), os.Args[1:]))
 }
 
-// run does what args say and returns the exit code.
+// run executes a command line and returns the exit code.
 func (a *app) run(ctx context.Context, args []string) (code int) {
 	a.args = args
 	root := a.newRoot()

@@ -5,19 +5,18 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"kthwd/lb"
+	"kthwd/test/kthwtest"
 )
 
 var updateScripts = flag.Bool("update-scripts", false, "rewrite the expected output in the scripts")
@@ -54,7 +53,7 @@ func buildBinary(dir string) (string, error) {
 	}
 	cmd := exec.Command("make", "--no-print-directory", "-C", "../..", "build", "BIN="+path)
 	for _, v := range os.Environ() {
-		if !strings.HasPrefix(v, "MAKE") && !strings.HasPrefix(v, "MFLAGS") { // of a make that runs this test
+		if !strings.HasPrefix(v, "MAKE") && !strings.HasPrefix(v, "MFLAGS") { // set by a make that runs this test
 			cmd.Env = append(cmd.Env, v)
 		}
 	}
@@ -66,7 +65,7 @@ func buildBinary(dir string) (string, error) {
 
 // TestScripts runs the user stories in testdata on the real binary.
 //
-// Beside testscript's own commands there are:
+// The commands beside testscript's own:
 //
 //	exits CODE PROGRAM [ARG...]         runs a program; its exit code must be CODE
 //	freeport NAME...                    sets each variable to a port that is free
@@ -75,13 +74,13 @@ func buildBinary(dir string) (string, error) {
 //	signal NAME SIGNAL                  sends it a signal: TERM, INT, HUP, KILL, USR1, USR2
 //	ended NAME CODE TIMEOUT             waits for its end; its exit code must be CODE
 //	adopt NAME ADDRESS                  makes a background process of the kthwd with that metrics address
-//	systemd NAME                        listens on NOTIFY_SOCKET and writes what it hears to NAME.log, one message a line
+//	systemd NAME                        listens on NOTIFY_SOCKET and writes each message to NAME.log, one a line
 //	backend NAME...                     sets each variable to the address of a TLS server whose /readyz says ok; its CA is NAME.pem
-//	connect NAME ADDRESS                opens a connection that stays, through a load balancer
+//	connect NAME ADDRESS                opens a connection through a load balancer and keeps it
 //	carries NAME                        a request is answered on that connection
 //	hangup NAME                         closes it
 //
-// A process that is still there when its script ends is killed.
+// A process that outlives its script is killed.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",
@@ -99,7 +98,7 @@ func TestScripts(t *testing.T) {
 			switch cond {
 			case "root":
 				return os.Geteuid() == 0, nil
-			case "lb": // there is a data path
+			case "lb": // this build has a data path
 				c := lb.Default()
 				c.Backends = []string{"192.0.2.1:6443"}
 				_, err := lb.New(c, lb.Options{})
@@ -136,35 +135,25 @@ func freeport(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: freeport NAME...")
 	}
 	for _, name := range args {
-		ts.Setenv(name, strconv.Itoa(freePort(ts)))
+		port, err := kthwtest.FreePort()
+		ts.Check(err)
+		ts.Setenv(name, strconv.Itoa(port))
 	}
 }
 
-// nextPort walks through the ports below those that Linux gives to outgoing
-// connections (net.ipv4.ip_local_port_range), so that none is taken before its
-// script listens on it; each test process begins elsewhere.
-var nextPort atomic.Int32
-
-func freePort(ts *testscript.TestScript) int {
-	const first, count = 15000, 17000
-	nextPort.CompareAndSwap(0, int32(os.Getpid()*31%count)+1)
-	for range count {
-		port := first + int(nextPort.Add(1))%count
-		if l, err := net.Listen("tcp", fmt.Sprintf(":%d", port)); err == nil {
-			l.Close()
-			return port
-		}
-	}
-	ts.Fatalf("no free port")
-	return 0
+// patience is how long a script waits for an expected result. The time in the script
+// only bounds a hang: on a busy machine it is two minutes at least.
+func patience(text string) (time.Duration, error) {
+	d, err := time.ParseDuration(text)
+	return max(d, 2*time.Minute), err
 }
 
-// waitFor polls a condition: there is no event to wait for in another process.
+// waitFor polls, because another process gives no event to wait for.
 func waitFor(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: waitfor TIMEOUT PROGRAM [ARG...]")
 	}
-	timeout, err := time.ParseDuration(args[0])
+	timeout, err := patience(args[0])
 	ts.Check(err)
 	deadline := time.Now().Add(timeout)
 	for {

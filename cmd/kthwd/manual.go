@@ -13,8 +13,8 @@ import (
 	"kthwd/appliance/config"
 )
 
-// manual makes the pages of the manual, section 1, from the commands: kthwd.1,
-// kthwd-status.1, … The date is SOURCE_DATE_EPOCH's, or today's.
+// manual generates the manual pages, section 1, from the commands: kthwd.1,
+// kthwd-status.1, … Their date is SOURCE_DATE_EPOCH's, or today's.
 func manual(root *cobra.Command) map[string][]byte {
 	pages := map[string][]byte{}
 	var add func(cmd *cobra.Command)
@@ -67,26 +67,26 @@ func manualPage(cmd *cobra.Command, name string) string {
 	return p.String()
 }
 
-// rootSections are what the commands do not say of themselves.
+// rootSections are the sections of kthwd.1 that the commands do not provide.
 var rootSections = []struct {
 	title string
 	items []struct{ what, text string }
 }{
 	{"SIGNALS", []struct{ what, text string }{
-		{"SIGTERM, SIGINT", "An orderly stop; a second one ends the process at once."},
+		{"SIGTERM, SIGINT", "Stop in order; a second signal ends the process at once."},
 		{"SIGHUP", "The load balancer reads its configuration again. A controller ignores it."},
-		{"SIGUSR1", "The load balancer switches its debug lines on, or off again."},
-		{"SIGUSR2", "The load balancer starts the binary anew and hands listeners and connections over to it."},
+		{"SIGUSR1", "The load balancer turns its debug lines on or off."},
+		{"SIGUSR2", "The load balancer starts the binary again and hands its listeners and connections over to the new process."},
 	}},
 	{"EXIT STATUS", []struct{ what, text string }{
 		{"0", "Asked to stop, or done."},
 		{"1", "Failed; the reason is on standard error."},
-		{"2", "A command line or a configuration that cannot be meant. It is not worth another try."},
+		{"2", "Wrong usage or configuration; trying again does not help."},
 	}},
 	{"ENVIRONMENT", []struct{ what, text string }{
-		{"GOMEMLIMIT, GOGC", "Set the garbage collector; without them it keeps to nine tenths of the limit of the control group, if that has one."},
-		{"NOTIFY_SOCKET, WATCHDOG_USEC, LISTEN_FDS, JOURNAL_STREAM", "From systemd: readiness and state, the watchdog, sockets, levels in the journal."},
-		{"NO_COLOR", "No colours on a terminal."},
+		{"GOMEMLIMIT, GOGC", "Set the garbage collector; without them the memory limit is nine tenths of the control group's, if it has one."},
+		{"NOTIFY_SOCKET, WATCHDOG_USEC, LISTEN_FDS, JOURNAL_STREAM", "Set by systemd for readiness and state, the watchdog, sockets, and levels in the journal."},
+		{"NO_COLOR", "Turns colours on a terminal off."},
 	}},
 	{"FILES", []struct{ what, text string }{
 		{config.DefaultFile, "Read if it exists and there is no --config."},
@@ -96,8 +96,8 @@ var rootSections = []struct {
 	}},
 }
 
-// buildDate is what SOURCE_DATE_EPOCH says, so that the same sources give the
-// same pages.
+// buildDate is SOURCE_DATE_EPOCH if it is set, so that the same sources give the same
+// pages.
 func buildDate() time.Time {
 	if n, err := strconv.ParseInt(os.Getenv("SOURCE_DATE_EPOCH"), 10, 64); err == nil {
 		return time.Unix(n, 0).UTC()
@@ -105,13 +105,13 @@ func buildDate() time.Time {
 	return time.Now().UTC()
 }
 
-// roff is a page in the making (man(7)).
+// roff builds a manual page (man(7)).
 type roff struct{ strings.Builder }
 
 func (p *roff) line(s string)       { p.WriteString(s + "\n") }
 func (p *roff) section(name string) { p.line(".SH " + escape(name)) }
 
-// text writes what is escaped already, and cannot be taken for a request.
+// text writes an escaped line, in a form that roff cannot take for a request.
 func (p *roff) text(s string) {
 	if strings.HasPrefix(s, ".") || strings.HasPrefix(s, "'") {
 		s = `\&` + s
@@ -148,7 +148,7 @@ func (p *roff) verbs(cmd *cobra.Command) {
 func (p *roff) options(cmd *cobra.Command) {
 	if !cmd.HasParent() {
 		p.section("OPTIONS")
-		p.paragraphs("Each is a key of the same name in the configuration file as well; flags win.")
+		p.paragraphs("Each flag is also a key of the same name in the configuration file; the flag wins.")
 		for _, s := range config.NewLoader().Sections() {
 			p.line(".SS " + escape(s.Title))
 			for _, f := range s.Flags {

@@ -13,9 +13,10 @@ import (
 	"kthwd/appliance/config"
 	"kthwd/appliance/member"
 	"kthwd/appliance/status"
+	"kthwd/appliance/text"
 )
 
-// memberTimeout is more than a running kthwd takes to change the membership.
+// memberTimeout exceeds the time that a running kthwd takes to change the membership.
 const memberTimeout = 25 * time.Second
 
 func (a *app) memberVerb(l *config.Loader) *cobra.Command {
@@ -23,9 +24,7 @@ func (a *app) memberVerb(l *config.Loader) *cobra.Command {
 		Use:   "member VERB",
 		Short: "List, add and remove the controllers of the cluster",
 		Args:  noVerb,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return &usageError{"member: no verb given", "verbs: add, list, remove"}
-		},
+		RunE:  noVerbGiven,
 	}
 	cmd.AddCommand(a.memberAddVerb(l), a.memberListVerb(l), a.memberRemoveVerb(l))
 	return cmd
@@ -35,8 +34,8 @@ func (a *app) memberListVerb(l *config.Loader) *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
 		Use:   "list [flags]",
-		Short: "Show the controllers of the cluster, as the running kthwd sees them",
-		Long: "Show the controllers of the cluster, as the kthwd that runs on this data directory sees\n" +
+		Short: "List the controllers as the running kthwd sees them",
+		Long: "List the controllers of the cluster as the kthwd that runs on this data directory sees\n" +
 			"them, with or without a quorum.",
 		Args: noVerb,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -73,10 +72,10 @@ func (a *app) memberRemoveVerb(l *config.Loader) *cobra.Command {
 	const usage = "NAME"
 	cmd := &cobra.Command{
 		Use:   "remove " + usage + " [flags]",
-		Short: "Take a controller out of the cluster, for good",
-		Long: "Take the controller NAME out of the cluster: its etcd data are void after that, and the\n" +
-			"kthwd there ends. It may be down. What would cost the others their quorum is refused.\n" +
-			"Run it on another controller. A NAME that has a token only loses that.",
+		Short: "Remove a controller from the cluster for good",
+		Long: "Remove the controller NAME from the cluster. Its etcd data becomes void, and its kthwd\n" +
+			"ends; it may be down already. A removal that would cost the others their quorum is\n" +
+			"refused. Run this on another controller. If NAME has only a token, the token is removed.",
 		Example: "  kthwd member remove c2",
 		Args:    wantArgs(1, 1, usage),
 		RunE:    func(cmd *cobra.Command, args []string) error { return a.memberRemove(cmd.Context(), l, args[0]) },
@@ -90,7 +89,7 @@ func (a *app) memberRemove(ctx context.Context, l *config.Loader, name string) e
 	if err := askMembers(ctx, l, http.MethodDelete, "/members/"+url.PathEscape(name), nil, &gone); err != nil {
 		return err
 	}
-	fmt.Fprintf(a.out, "removed  %s  %s\n", gone.Name, gone.Address)
+	fmt.Fprintf(a.out, "removed  %s  %s\n", text.Line(gone.Name), text.Line(gone.Address))
 	var list member.List
 	if askMembers(ctx, l, http.MethodGet, "/members", nil, &list) == nil {
 		for _, w := range list.Warnings() {
@@ -100,7 +99,7 @@ func (a *app) memberRemove(ctx context.Context, l *config.Loader, name string) e
 	return nil
 }
 
-// askMembers asks the kthwd that runs on the configured data directory.
+// askMembers sends a request to the kthwd that runs on the configured data directory.
 func askMembers(ctx context.Context, l *config.Loader, method, path string, in, out any) error {
 	c, err := client(l)
 	if err != nil {
@@ -110,7 +109,7 @@ func askMembers(ctx context.Context, l *config.Loader, method, path string, in, 
 	defer cancel()
 	err = c.Do(ctx, method, path, in, out)
 	if errors.Is(err, status.ErrNotRunning) && c.Socket == "" {
-		return &hintedError{errors.New("a load balancer has no members"), "run this on a controller"}
+		return withHint(errors.New("a load balancer has no members"), "run this on a controller")
 	}
 	return err
 }

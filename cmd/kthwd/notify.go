@@ -11,23 +11,25 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"kthwd/appliance/text"
 )
 
-// notifier tells systemd how the process is (sd_notify(3)). A nil notifier tells
-// nobody.
+// notifier reports the state of the process to systemd (sd_notify(3)). A nil notifier
+// does nothing.
 //
-// It takes NOTIFY_SOCKET out of the environment, for the embedded API server
-// would use it to say READY=1 for the whole process, when it alone is ready
+// It removes NOTIFY_SOCKET from the environment, because the embedded API server would
+// use it to report READY=1 for the whole process when only the API server is ready
 // (k8s.io/apiserver/pkg/server/genericapiserver.go).
 type notifier struct {
 	path     string
 	conn     *net.UnixConn
-	watchdog time.Duration // systemd wants to hear from the process that often; 0 for never
+	watchdog time.Duration // systemd expects a sign of life within this time; 0 for no limit
 	once     sync.Once
 	up       chan struct{} // closed at the first ready
 }
 
-// takeNotifier must be called before anything else looks at the environment.
+// takeNotifier must be called before anything else reads the environment.
 func takeNotifier() *notifier {
 	path, watchdog := os.Getenv("NOTIFY_SOCKET"), watchdogLimit()
 	for _, name := range []string{"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"} {
@@ -36,15 +38,15 @@ func takeNotifier() *notifier {
 	if path == "" {
 		return nil
 	}
-	// A name that begins with @ is an abstract one, to systemd as to package net.
+	// Both systemd and package net take a name that begins with @ for an abstract one.
 	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
 	if err != nil {
-		return nil // a supervisor that does not listen is none
+		return nil // no supervisor listens
 	}
 	return &notifier{path: path, conn: conn, watchdog: watchdog, up: make(chan struct{})}
 }
 
-// watchdogLimit is what sd_watchdog_enabled(3) would say.
+// watchdogLimit is the result that sd_watchdog_enabled(3) would give.
 func watchdogLimit() time.Duration {
 	if pid := os.Getenv("WATCHDOG_PID"); pid != "" && pid != strconv.Itoa(os.Getpid()) {
 		return 0
@@ -56,7 +58,7 @@ func watchdogLimit() time.Duration {
 	return time.Duration(usec) * time.Microsecond
 }
 
-// ready says that everything is.
+// ready reports that all components are ready.
 func (n *notifier) ready() {
 	n.send("READY=1", "STATUS=ready")
 	if n != nil {
@@ -64,13 +66,13 @@ func (n *notifier) ready() {
 	}
 }
 
-// feed says that the process is alive.
+// feed reports that the process is alive.
 func (n *notifier) feed() { n.send("WATCHDOG=1") }
 
-// stopping says that the process has begun to stop.
+// stopping reports that the process has begun to stop.
 func (n *notifier) stopping() { n.send("STOPPING=1", "STATUS=stopping") }
 
-// reloading says that the configuration is being read again; reloaded must follow.
+// reloading reports that the configuration is being read again; reloaded must follow.
 func (n *notifier) reloading() {
 	var now unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err == nil {
@@ -78,18 +80,18 @@ func (n *notifier) reloading() {
 	}
 }
 
-// reloaded says that the configuration was read, whether it was taken or not.
+// reloaded reports that the configuration was read, whether it was applied or not.
 func (n *notifier) reloaded() { n.send("READY=1") }
 
-// extend asks for time: what is going on, such as the stop, may take so long.
+// extend requests time: the current phase, such as the stop, may take as long as d.
 func (n *notifier) extend(d time.Duration) {
 	n.send(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", d.Microseconds()))
 }
 
-// mainPID says which process is the service from now on.
+// mainPID names the main process of the service from now on.
 func (n *notifier) mainPID(pid int) { n.send(fmt.Sprintf("MAINPID=%d", pid)) }
 
-// environment is what another process needs to tell systemd, too.
+// environment has the variables with which another process can notify systemd, too.
 func (n *notifier) environment() []string {
 	if n == nil {
 		return nil
@@ -101,19 +103,19 @@ func (n *notifier) environment() []string {
 	return environment
 }
 
-// status is the line that systemctl status shows.
-func (n *notifier) status(text string) { n.send("STATUS=" + oneLine(text)) }
+// status sets the line that systemctl status shows.
+func (n *notifier) status(state string) { n.send("STATUS=" + text.Joined(state)) }
 
-// failed leaves in that line why the process ends.
+// failed sets that line to the reason why the process ends.
 func (n *notifier) failed(errs []error) {
-	text := "error: " + errs[0].Error()
+	state := "error: " + errs[0].Error()
 	if more := len(errs) - 1; more > 0 {
-		text += fmt.Sprintf(" (and %d more)", more)
+		state += fmt.Sprintf(" (and %d more)", more)
 	}
 	if hint := hintFor(errs[0]); hint != "" {
-		text += "; hint: " + hint
+		state += "; hint: " + hint
 	}
-	n.status(text)
+	n.status(state)
 }
 
 func (n *notifier) send(states ...string) {

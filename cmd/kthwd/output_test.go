@@ -38,7 +38,7 @@ func TestReport(t *testing.T) {
 			"kthwd: error: mkdir /x: permission denied\nkthwd: hint: run as the user the files belong to, or choose a directory of your own with --data-dir\n"},
 		{"misfit", &pki.Misfit{File: "a.pem", Problem: "is not signed by", Other: "ca.pem", Hint: "copy it"}, 1,
 			"kthwd: error: a.pem is not signed by ca.pem\nkthwd: hint: copy it\n"},
-		{"own hint first", &hintedError{syscall.EADDRINUSE, "use --secure-port"}, 1, "kthwd: error: address already in use\nkthwd: hint: use --secure-port\n"},
+		{"own hint first", withHint(syscall.EADDRINUSE, "use --secure-port"), 1, "kthwd: error: address already in use\nkthwd: hint: use --secure-port\n"},
 		{"usage", usagef("unknown verb %q", "x"), 2, "kthwd: error: unknown verb \"x\"\n"},
 		{"several", two, 2, "kthwd: error: --secure-port 0 is no port\nkthwd: error: --data-dir is empty\nkthwd: hint: give one\n"},
 		{"joined twice", errors.Join(errors.Join(two), errors.New("x")), 2,
@@ -62,7 +62,7 @@ func TestReport(t *testing.T) {
 	}
 }
 
-// sameButMisfit leaves the sentence of a misfit to package pki.
+// sameButMisfit ignores the wording of a misfit, which belongs to package pki.
 func sameButMisfit(got, want string) bool {
 	if strings.HasPrefix(want, "kthwd: error: a.pem") {
 		return strings.HasPrefix(got, "kthwd: error: ") && strings.Contains(got, "ca.pem") && strings.HasSuffix(got, "\nkthwd: hint: copy it\n")
@@ -119,7 +119,7 @@ func TestNotifier(t *testing.T) {
 	n.stopping()
 	for _, want := range []string{"STATUS=etcd: waiting; for quorum", "READY=1\nSTATUS=ready", "STOPPING=1\nSTATUS=stopping"} {
 		b := make([]byte, 1024)
-		systemd.SetReadDeadline(time.Now().Add(5 * time.Second))
+		systemd.SetReadDeadline(time.Now().Add(time.Minute))
 		size, err := systemd.Read(b)
 		if err != nil || string(b[:size]) != want {
 			t.Errorf("got %q, %v; want %q", b[:size], err, want)

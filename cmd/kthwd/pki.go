@@ -21,9 +21,7 @@ func (a *app) pkiVerb(l *config.Loader) *cobra.Command {
 		Use:   "pki VERB",
 		Short: "Make, show and issue certificates and kubeconfigs",
 		Args:  noVerb,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return &usageError{"pki: no verb given", "verbs: init, show, node, controller"}
-		},
+		RunE:  noVerbGiven,
 	}
 	cmd.AddCommand(a.pkiInitVerb(l), a.pkiShowVerb(l), a.pkiNodeVerb(l), a.pkiControllerVerb(l))
 	return cmd
@@ -33,12 +31,12 @@ func (a *app) pkiInitVerb(l *config.Loader) *cobra.Command {
 	f := &clusterFlags{}
 	cmd := &cobra.Command{
 		Use:   "init [flags]",
-		Short: "Make the files of the data directory that are missing",
-		Long: "Make the certificates, keys and kubeconfigs of the data directory that are missing, as\n" +
-			"kthwd --role=controller does at its start. A file that exists is used as it is and\n" +
-			"never changed; one that does not fit the others is refused.\n\n" +
-			"With --controllers, make those of a whole cluster: below --out, a directory for each\n" +
-			"machine with its files and a kthwd.yaml, and ca with both CAs, for whoever keeps them.",
+		Short: "Make missing certificates, keys and kubeconfigs",
+		Long: "Make the missing certificates, keys and kubeconfigs of the data directory, as\n" +
+			"kthwd --role=controller does when it starts. An existing file is used and never changed;\n" +
+			"one that does not fit the others is refused.\n\n" +
+			"With --controllers, make the files of a whole cluster: below --out, a directory for each\n" +
+			"machine with its files and a kthwd.yaml, and the directory ca with both CAs, to keep safe.",
 		Example: "  kthwd pki init --data-dir=/var/lib/kubernetes --subject-alt-name=10.0.0.20,lb.example.com\n" +
 			"  kthwd pki init --controllers=c0=10.0.1.73,c1=10.0.1.35,c2=10.0.1.36 --lb=10.0.1.48 --out=cluster",
 		Args: noVerb,
@@ -65,7 +63,7 @@ func (a *app) pkiInit(l *config.Loader) error {
 	return err
 }
 
-// list writes what became of each file.
+// list prints which files were made and which were kept.
 func (a *app) list(r pki.Report) {
 	for _, w := range r.Warnings {
 		a.warn(w)
@@ -96,7 +94,7 @@ func (a *app) pkiShow(l *config.Loader) error {
 	}
 	entries, err := pki.List(c.Layout())
 	if err == nil && len(entries) == 0 || errors.Is(err, fs.ErrNotExist) {
-		return &hintedError{fmt.Errorf("%s: no certificates", c.DataDir), "make them with kthwd pki init, or name another directory with --data-dir"}
+		return withHint(fmt.Errorf("%s: no certificates", c.DataDir), "make them with kthwd pki init, or name another directory with --data-dir")
 	}
 	if err != nil {
 		return err
@@ -110,17 +108,17 @@ func (a *app) pkiNodeVerb(l *config.Loader) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "node " + usage + " [flags]",
 		Short: "Issue the certificate and the kubeconfig of a worker node",
-		Long: "Issue the certificate, the key and the kubeconfig with which the kubelet of the node\n" +
-			"NAME joins, as in part 2 of the tutorial. ADDRESSES are those that the API server\n" +
-			"reaches the kubelet by. The files are made in the current directory.",
+		Long: "Issue the certificate, the key and the kubeconfig with which the kubelet of node NAME\n" +
+			"joins, as in part 2 of the tutorial. The API server reaches the kubelet at each ADDRESS.\n" +
+			"The files are made in the current directory unless --output-dir names another one.",
 		Example: "  kthwd pki node worker-0 10.0.0.31 --server=https://10.0.0.20:6443",
 		Args:    wantArgs(2, -1, usage),
 		RunE: func(_ *cobra.Command, args []string) error {
 			return a.pkiNode(l, dir, server, args[0], args[1:])
 		},
 	}
-	cmd.Flags().StringVar(&dir, "output-dir", ".", "`DIR` Directory the files are made in.")
-	cmd.Flags().StringVar(&server, "server", "", "`URL` The API server, as the node reaches it; empty means this machine at --advertise-address.")
+	cmd.Flags().StringVar(&dir, "output-dir", ".", "`DIR` Directory for the files.")
+	cmd.Flags().StringVar(&server, "server", "", "`URL` Address at which the node reaches the API server; empty means this machine at --advertise-address.")
 	l.AddFlags(cmd.Flags(), "config", "data-dir", "bind-address", "advertise-address", "secure-port")
 	return cmd
 }
@@ -148,17 +146,17 @@ func (a *app) pkiControllerVerb(l *config.Loader) *cobra.Command {
 	var dir string
 	cmd := &cobra.Command{
 		Use:   "controller " + usage + " [flags]",
-		Short: "Issue the certificate of a further controller",
-		Long: "Issue kubernetes.pem and its key for a further controller NAME: with ADDRESSES and the\n" +
-			"names of the kubernetes.pem in --data-dir, where the key of the CA must be. A controller\n" +
-			"that has them before kthwd join needs no other one that has the key of the CA.",
+		Short: "Issue the certificate of another controller",
+		Long: "Issue kubernetes.pem and its key for another controller NAME, with each ADDRESS and the\n" +
+			"names in the kubernetes.pem of --data-dir, which must also have the key of the CA. A\n" +
+			"machine that has both files before kthwd join needs no controller with the key of the CA.",
 		Example: "  kthwd pki controller c3 10.0.1.50 --data-dir=cluster/ca --output-dir=c3",
 		Args:    wantArgs(2, -1, usage),
 		RunE: func(_ *cobra.Command, args []string) error {
 			return a.pkiController(l, dir, args[0], args[1:])
 		},
 	}
-	cmd.Flags().StringVar(&dir, "output-dir", "", "`DIR` Directory the files are made in; empty means one called NAME.")
+	cmd.Flags().StringVar(&dir, "output-dir", "", "`DIR` Directory for the files; empty means a directory called NAME.")
 	l.AddFlags(cmd.Flags(), "config", "data-dir")
 	return cmd
 }
@@ -176,7 +174,7 @@ func (a *app) pkiController(l *config.Loader, dir, name string, addresses []stri
 	issued, err := pki.IssueController(c.Layout(), addresses)
 	switch {
 	case errors.Is(err, pki.ErrNoCAKey):
-		return &hintedError{err, "run this where ca-key.pem is: for a cluster of kthwd pki init, --data-dir=ca below its --out"}
+		return withHint(err, "run this where ca-key.pem is: for a cluster of kthwd pki init, --data-dir=ca below its --out")
 	case err != nil:
 		return err
 	}
@@ -185,7 +183,7 @@ func (a *app) pkiController(l *config.Loader, dir, name string, addresses []stri
 	return err
 }
 
-// controller is the controller's configuration for a verb.
+// controller loads the controller's configuration for a verb.
 func controller(l *config.Loader) (config.Controller, error) {
 	if err := l.Load(); err != nil {
 		return config.Controller{}, err

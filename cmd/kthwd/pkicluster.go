@@ -9,20 +9,20 @@ import (
 	"kthwd/appliance/pki"
 )
 
-// clusterFlags are those of kthwd pki init that make it about a cluster.
+// clusterFlags are the flags with which kthwd pki init makes the files of a cluster.
 type clusterFlags struct {
 	controllers, lbs, caKey []string
 	out                     string
 }
 
 func (f *clusterFlags) add(fs *pflag.FlagSet) {
-	fs.StringSliceVar(&f.controllers, "controllers", nil, "`NAME=ADDRESS` The controllers of a cluster: a directory for each is made in --out, ready to be copied.")
-	fs.StringSliceVar(&f.lbs, "lb", nil, "`HOST` The load balancers before --controllers, by address or name; the first one is the server of admin.kubeconfig.")
-	fs.StringSliceVar(&f.caKey, "with-ca-key", nil, "`NAME` Those of --controllers that get the CA's key, to sign certificates; without it the key stays in ca below --out.")
-	fs.StringVar(&f.out, "out", "", "`DIR` The directory for --controllers and --lb; made if it is missing.")
+	fs.StringSliceVar(&f.controllers, "controllers", nil, "`NAME=ADDRESS` Controllers of a cluster; each one gets a directory in --out, ready to copy.")
+	fs.StringSliceVar(&f.lbs, "lb", nil, "`HOST` Load balancers in front of --controllers, by address or name; the first one is the server in admin.kubeconfig.")
+	fs.StringSliceVar(&f.caKey, "with-ca-key", nil, "`NAME` Controllers of --controllers that get the CA's key, to sign certificates; without this flag the key stays in ca below --out.")
+	fs.StringVar(&f.out, "out", "", "`DIR` Directory for --controllers and --lb; made if it is missing.")
 }
 
-// asked tells whether any of the flags is given.
+// asked reports whether any of the flags is given.
 func (f *clusterFlags) asked(fs *pflag.FlagSet) bool {
 	return fs.Changed("controllers") || fs.Changed("lb") || fs.Changed("with-ca-key") || fs.Changed("out")
 }
@@ -32,7 +32,7 @@ func (a *app) pkiInitCluster(l *config.Loader, f *clusterFlags, fs *pflag.FlagSe
 	var errs []error
 	for _, name := range []string{"data-dir", "bind-address", "advertise-address"} {
 		if fs.Changed(name) {
-			errs = append(errs, &usageError{"--" + name + " is about one machine and does not go with --controllers", "leave it out: each machine's is in its kthwd.yaml"})
+			errs = append(errs, withHint(usagef("--%s is about one machine and does not go with --controllers", name), "leave it out: each machine's is in its kthwd.yaml"))
 		}
 	}
 	if err := l.Load(); err != nil {

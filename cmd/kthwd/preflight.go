@@ -14,6 +14,7 @@ import (
 
 	"kthwd/appliance/config"
 	"kthwd/appliance/preflight"
+	"kthwd/appliance/text"
 	"kthwd/appliance/tune"
 )
 
@@ -21,11 +22,11 @@ func (a *app) preflightVerb(l *config.Loader) *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
 		Use:   "preflight --role=ROLE [flags]",
-		Short: "Look at this machine before a start: ports, disk, memory, clock, addresses, limits",
-		Long: "Look at this machine as a start with these flags would find it, and say what to do about\n" +
-			"what is not right. With \"warn\" kthwd serves, but not as it should; with \"fail\" it will\n" +
-			"not, and the exit code is 1. The latency of the disk is measured in the data directory,\n" +
-			"for a second at most.",
+		Short: "Check ports, addresses, disk, memory, clock and limits",
+		Long: "Check this machine for a start with these flags, and print a remedy for each problem. After\n" +
+			"\"warn\" kthwd serves, but not as it should; after \"fail\" it will not serve, and the exit\n" +
+			"code is 1. The latency of the disk is measured in the data directory, for one second at\n" +
+			"most.",
 		Example: "  kthwd preflight --role=controller --config=/etc/kthwd/controller.yaml",
 		Args:    noVerb,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -65,7 +66,7 @@ func (a *app) preflight(ctx context.Context, l *config.Loader, asJSON bool) erro
 	return nil
 }
 
-// showPreflight writes the table; to the journal only what is not right, with its level.
+// showPreflight writes the table; to the journal it writes only the problems, with their levels.
 func (a *app) showPreflight(all []preflight.Result, asJSON bool) error {
 	switch {
 	case asJSON:
@@ -96,10 +97,10 @@ func controllerChecks(ctx context.Context, l *config.Loader) []preflight.Result 
 	return append(all, preflight.Directory(c.DataDir), preflight.Sync(c.Layout().Etcd()), preflight.Clock(time.Now(), c.Layout().CA()))
 }
 
-// controllerPorts are free, or those of the kthwd that runs on this directory.
+// controllerPorts checks that the ports are free, or in use by the kthwd that runs on this directory.
 func controllerPorts(ctx context.Context, l *config.Loader) preflight.Result {
 	r := preflight.Result{What: "ports", Verdict: preflight.OK, Found: "free"}
-	errs := flattened(preflight.Ports(l.Config.Controller, l.Config.MetricsAddress))
+	errs := flatten(preflight.Ports(l.Config.Controller, l.Config.MetricsAddress))
 	if len(errs) == 0 {
 		return r
 	}
@@ -117,21 +118,14 @@ func controllerPorts(ctx context.Context, l *config.Loader) preflight.Result {
 func failedListens(r preflight.Result, errs []error) preflight.Result {
 	var found []string
 	for _, err := range errs {
-		found = append(found, oneLine(err.Error()))
+		found = append(found, text.Joined(err.Error()))
 	}
 	r.Verdict, r.Found, r.Do = preflight.Fail, strings.Join(found, "; "), hintFor(errs[0])
 	return r
 }
 
-func flattened(err error) []error {
-	if err == nil {
-		return nil
-	}
-	return flatten(err)
-}
-
-// balancerChecks: a port in use may be the socket unit's, or that of the kthwd that
-// this one is to take over from.
+// balancerChecks only warns of a port in use: it may belong to the socket unit, or to
+// the kthwd that this one will take over from.
 func balancerChecks(ctx context.Context, l *config.Loader) []preflight.Result {
 	c := l.Config.LB
 	listens := preflight.Result{What: "listen", Verdict: preflight.OK, Found: strings.Join(c.Listen, ", ") + " free"}
@@ -147,7 +141,7 @@ func balancerChecks(ctx context.Context, l *config.Loader) []preflight.Result {
 	if len(errs) > 0 {
 		listens = failedListens(listens, errs)
 		if errors.Is(errs[0], syscall.EADDRINUSE) {
-			listens.Verdict, listens.Do = preflight.Warn, "right if it is kthwd-lb.socket or kthwd; else find it with ss -ltnp"
+			listens.Verdict, listens.Do = preflight.Warn, "expected if it is kthwd-lb.socket or kthwd; otherwise find it with ss -ltnp"
 		}
 	}
 	return []preflight.Result{listens, backends(ctx, c.Backends)}
@@ -167,7 +161,7 @@ func backends(ctx context.Context, all []string) preflight.Result {
 	}
 	r.Found = fmt.Sprintf("%d of %d accept connections", len(all)-len(silent), len(all))
 	if len(silent) > 0 {
-		r.Verdict, r.Do = preflight.Warn, "look at "+strings.Join(silent, ", ")
+		r.Verdict, r.Do = preflight.Warn, "check "+strings.Join(silent, ", ")
 	}
 	return r
 }

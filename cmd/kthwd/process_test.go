@@ -17,12 +17,12 @@ import (
 	"kthwd/appliance/status"
 )
 
-// process is a program that a script has started in the background.
+// process is a program in the background of a script.
 type process struct {
 	name string
-	cmd  *exec.Cmd     // nil for one that was adopted
-	pid  *os.Process   // of that
-	gone chan struct{} // closed when it has ended; err is set then
+	cmd  *exec.Cmd     // nil if adopted
+	pid  *os.Process   // set if adopted
+	gone chan struct{} // closed when the process has ended and err is set
 	err  error
 }
 
@@ -60,8 +60,8 @@ func (p *process) process() *os.Process {
 	return p.cmd.Process
 }
 
-// adopt makes a process of the script of the one that another has started. It
-// writes to the same log.
+// adopt makes a process that another one has started a process of the script. Both
+// write to the same log.
 func adopt(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: adopt NAME ADDRESS")
@@ -71,7 +71,7 @@ func adopt(ts *testscript.TestScript, neg bool, args []string) {
 	p := &process{name: args[0], gone: make(chan struct{})}
 	p.pid, err = os.FindProcess(r.PID)
 	ts.Check(err)
-	go func() { // it is nobody's child here: there is no event to wait for
+	go func() { // it is not a child of this process: there is no event to wait for
 		for p.pid.Signal(syscall.Signal(0)) == nil && !isZombie(r.PID) {
 			time.Sleep(20 * time.Millisecond)
 		}
@@ -84,7 +84,7 @@ func adopt(ts *testscript.TestScript, neg bool, args []string) {
 	})
 }
 
-// systemd hears what processes say to it.
+// systemd receives the notifications of processes.
 func systemd(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: systemd NAME")
@@ -114,7 +114,7 @@ func systemd(ts *testscript.TestScript, neg bool, args []string) {
 	})
 }
 
-// isZombie tells whether a process has ended and its new parent has not noticed.
+// isZombie reports whether a process has ended, but its new parent has not collected it.
 func isZombie(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	_, after, _ := strings.Cut(string(stat), ") ")
@@ -163,7 +163,7 @@ func ended(ts *testscript.TestScript, neg bool, args []string) {
 	p := find(ts, args[0])
 	want, err := strconv.Atoi(args[1])
 	ts.Check(err)
-	timeout, err := time.ParseDuration(args[2])
+	timeout, err := patience(args[2])
 	ts.Check(err)
 	select {
 	case <-p.gone:

@@ -11,7 +11,7 @@ import (
 	"kthwd/appliance/config"
 )
 
-// reread reads the configuration again, as the command line of this process says.
+// reread reads the configuration again, with the command line of this process.
 func (a *app) reread() (*config.Loader, error) {
 	l := config.NewLoader()
 	fs := pflag.NewFlagSet("kthwd", pflag.ContinueOnError)
@@ -22,7 +22,7 @@ func (a *app) reread() (*config.Loader, error) {
 	return l, read(l)
 }
 
-// read does what follows the command line.
+// read loads, resolves and validates a configuration whose flags are parsed.
 func read(l *config.Loader) error {
 	if err := l.Load(); err != nil {
 		return err
@@ -33,7 +33,7 @@ func read(l *config.Loader) error {
 	return l.Validate()
 }
 
-// version of a file: what differs when somebody has written or replaced it.
+// fileVersion changes when a file is written or replaced.
 type fileVersion struct {
 	there    bool
 	size     int64
@@ -42,7 +42,7 @@ type fileVersion struct {
 	inode    uint64
 }
 
-// statFile follows symbolic links, so that a link that points elsewhere is a change.
+// statFile follows symbolic links, so that a link to another file is a change.
 func statFile(path string) (v fileVersion) {
 	if path == "" {
 		return v
@@ -58,62 +58,62 @@ func statFile(path string) (v fileVersion) {
 	return v
 }
 
-// watcher decides when a file that changes is read. A change is read when the
-// file has been as it is for one look more; one that is refused gets another
-// look before anybody hears of it, for it may be half written.
+// watcher decides when to read a changed file: once the next check finds no further
+// change. If that configuration is refused, the watcher reads the file once more at the
+// next check before it reports the refusal, because the file may be half written.
 type watcher struct {
 	stat    func() fileVersion
 	reload  func() error
 	refused func(error)
 
-	seen  fileVersion // when it was last looked at
-	doubt int         // looks since a change that is not settled; 0: it is
+	seen      fileVersion // at the last check
+	unsettled int         // checks since a change that is neither applied nor refused; 0 without one
 }
 
-// look is called at intervals.
-func (w *watcher) look() {
+// checkFile is called at intervals.
+func (w *watcher) checkFile() {
 	if now := w.stat(); now != w.seen {
-		w.seen, w.doubt = now, 1
+		w.seen, w.unsettled = now, 1
 		return
 	}
-	if w.doubt == 0 {
+	if w.unsettled == 0 {
 		return
 	}
 	err := w.reload()
 	switch {
 	case err == nil:
-		w.doubt = 0
-	case w.doubt == 1:
-		w.doubt = 2
+		w.unsettled = 0
+	case w.unsettled == 1:
+		w.unsettled = 2
 	default:
-		w.doubt = 0
+		w.unsettled = 0
 		w.refused(err)
 	}
 }
 
-// now reads the file without another look: somebody says that it is right.
-func (w *watcher) now() {
-	w.seen, w.doubt = w.stat(), 0
+// readNow reads the file without a further check: the operator has finished it.
+func (w *watcher) readNow() {
+	w.seen, w.unsettled = w.stat(), 0
 	if err := w.reload(); err != nil {
 		w.refused(err)
 	}
 }
 
-// lookEvery is how often a file is looked at.
-const lookEvery = time.Second
+// checkEvery is the time from one check of a file to the next.
+const checkEvery = time.Second
 
-// run looks at the file until ctx ends, and at once after each receive from asked.
+// run checks the file until ctx ends, and reads it at once after each receive from asked.
 func (w *watcher) run(ctx context.Context, asked <-chan struct{}) {
-	ticker := time.NewTicker(lookEvery)
+	ticker := time.NewTicker(checkEvery)
 	defer ticker.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-asked:
-			w.now()
+			w.readNow()
 		case <-ticker.C:
-			w.look()
+			w.checkFile()
 		}
 	}
 }

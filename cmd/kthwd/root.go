@@ -10,13 +10,14 @@ import (
 	"kthwd/appliance/config"
 )
 
-// newRoot makes the command line. The verbs share one loader, for only one of
+// newRoot makes the command line. The verbs share one loader, because only one of
 // them runs.
 func (a *app) newRoot() *cobra.Command {
 	l := config.NewLoader()
 	root := &cobra.Command{
 		Use:     "kthwd",
 		Short:   "kthwd runs the Kubernetes control plane, the hard way, as one daemon, or the load balancer in front of several.",
+		Long:    "kthwd runs the Kubernetes control plane, the hard way, as one daemon, or the\nload balancer in front of several.",
 		Example: "  kthwd --role=controller\n  kthwd --role=lb --backend=10.0.1.73:6443 --backend=10.0.1.35:6443\n  kthwd status",
 		Args:    noVerb,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -32,10 +33,10 @@ func (a *app) newRoot() *cobra.Command {
 	root.SetErr(a.err)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return l.FlagError(err) })
 	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) { a.help(cmd, l) })
-	root.SetHelpCommand(helpVerb())
+	root.SetHelpCommand(a.helpVerb(l))
 	l.AddFlags(root.Flags())
-	root.Flags().Bool("version", false, "The same as kthwd version.")
-	// Kubernetes has one of its own for all programs (component-base/version/verflag), which cobra shows with each verb.
+	root.Flags().Bool("version", false, "Same as kthwd version.")
+	// Kubernetes registers a global --version (component-base/version/verflag), which cobra would show with each verb.
 	if f := pflag.CommandLine.Lookup("version"); f != nil {
 		f.Hidden = true
 	}
@@ -44,26 +45,28 @@ func (a *app) newRoot() *cobra.Command {
 			cobra.CheckErr(root.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)))
 		}
 	}
-	root.AddCommand(a.statusVerb(l), a.etcdVerb(l), a.configVerb(l), a.pkiVerb(l), a.memberVerb(l), a.joinVerb(l), a.logLevelVerb(l), a.versionVerb(), a.completionVerb(), a.preflightVerb(l), a.generateVerb())
+	cobra.EnableCommandSorting = false // help lists verbs in the order of this table
+	for _, group := range []struct {
+		title string
+		verbs []*cobra.Command
+	}{
+		{"Run", []*cobra.Command{a.preflightVerb(l), a.configVerb(l), a.logLevelVerb(l)}},
+		{"Look", []*cobra.Command{a.statusVerb(l), a.versionVerb()}},
+		{"Membership", []*cobra.Command{a.memberVerb(l), a.joinVerb(l), a.etcdVerb(l)}},
+		{"Certificates and keys", []*cobra.Command{a.pkiVerb(l)}},
+		{"Shell", []*cobra.Command{a.completionVerb()}},
+	} {
+		root.AddGroup(&cobra.Group{ID: group.title, Title: group.title})
+		for _, verb := range group.verbs {
+			verb.GroupID = group.title
+		}
+		root.AddCommand(group.verbs...)
+	}
+	root.AddCommand(a.generateVerb())
 	return root
 }
 
-// helpVerb is kthwd help VERB, the same as kthwd VERB --help.
-func helpVerb() *cobra.Command {
-	return &cobra.Command{
-		Use:    "help [VERB]",
-		Hidden: true,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			about, rest, err := cmd.Root().Find(args)
-			if err != nil || len(rest) > 0 {
-				return noVerb(cmd.Root(), args)
-			}
-			return about.Help()
-		},
-	}
-}
-
-// noVerb refuses what follows a command that only has verbs and flags.
+// noVerb refuses an argument of a command that takes only verbs and flags.
 func noVerb(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
@@ -71,25 +74,37 @@ func noVerb(cmd *cobra.Command, args []string) error {
 	if !cmd.HasSubCommands() {
 		return usagef("%s takes no argument, got %q", cmd.CommandPath(), args[0])
 	}
-	cmd.SuggestionsMinimumDistance = 2
-	u := usagef("unknown verb %q", args[0])
-	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
-		u.hint = fmt.Sprintf("did you mean %s %s?", cmd.CommandPath(), near[0])
-	} else {
-		u.hint = "verbs: " + strings.Join(verbs(cmd), ", ")
+	err := usagef("unknown verb %q", args[0])
+	if near := nearestVerb(cmd, args[0]); near != "" {
+		return withHint(err, fmt.Sprintf("did you mean %s %s?", cmd.CommandPath(), near))
 	}
-	return u
+	if role := rolesIn(args[0]); role != nil && !cmd.HasParent() {
+		return withHint(err, fmt.Sprintf("run it with kthwd --role=%s; kthwd help %[1]s lists its flags", args[0]))
+	}
+	return withHint(err, "verbs: "+strings.Join(verbs(cmd), ", "))
 }
 
-// wantArgs refuses another number of arguments; usage says what they are.
+// noVerbGiven is the run of a command that only groups verbs.
+func noVerbGiven(cmd *cobra.Command, _ []string) error {
+	return withHint(usagef("%s: no verb given", cmd.Name()), "verbs: "+strings.Join(verbs(cmd), ", "))
+}
+
+// nearestVerb is the verb of cmd that a misspelled name most likely meant, or "".
+func nearestVerb(cmd *cobra.Command, name string) string {
+	cmd.SuggestionsMinimumDistance = 2
+	if near := cmd.SuggestionsFor(name); len(near) > 0 {
+		return near[0]
+	}
+	return ""
+}
+
+// wantArgs refuses a wrong number of arguments; usage names the right ones.
 func wantArgs(least, most int, usage string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) >= least && (most < 0 || len(args) <= most) {
 			return nil
 		}
-		u := usagef("%s: got %d arguments", cmd.CommandPath(), len(args))
-		u.hint = "usage: " + strings.TrimSpace(cmd.CommandPath()+" "+usage)
-		return u
+		return withHint(usagef("%s: got %d arguments", cmd.CommandPath(), len(args)), "usage: "+strings.TrimSpace(cmd.CommandPath()+" "+usage))
 	}
 }
 
@@ -100,40 +115,4 @@ func verbs(cmd *cobra.Command) (names []string) {
 		}
 	}
 	return names
-}
-
-// help writes the help text of a command to standard output.
-func (a *app) help(cmd *cobra.Command, l *config.Loader) {
-	width := min(terminalWidth(a.out, 100), 120)
-	var b strings.Builder
-	text := cmd.Long
-	if text == "" {
-		text = cmd.Short
-	}
-	fmt.Fprintf(&b, "%s\n\nUsage:\n", text)
-	if cmd.HasParent() {
-		fmt.Fprintf(&b, "  %s\n", cmd.UseLine())
-	} else {
-		fmt.Fprintf(&b, "  kthwd --role=controller [flags]\n  kthwd --role=lb --backend=HOST:PORT... [flags]\n  kthwd VERB [flags]\n")
-	}
-	if cmd.Example != "" {
-		fmt.Fprintf(&b, "\nExamples:\n%s\n", cmd.Example)
-	}
-	if names := verbs(cmd); len(names) > 0 {
-		b.WriteString("\nVerbs:\n")
-		for _, c := range cmd.Commands() {
-			if !c.Hidden {
-				fmt.Fprintf(&b, "  %-12s %s\n", c.Name(), c.Short)
-			}
-		}
-	}
-	switch {
-	case !cmd.HasParent():
-		fmt.Fprintf(&b, "\n%s", strings.TrimSuffix(l.Usage(width), "\n"))
-	case cmd.HasAvailableFlags():
-		cmd.InitDefaultHelpFlag()
-		cmd.Flags().Lookup("help").Hidden = true
-		fmt.Fprintf(&b, "\nFlags:\n%s", config.FlagUsage(cmd.Flags(), width))
-	}
-	fmt.Fprint(a.out, b.String())
 }

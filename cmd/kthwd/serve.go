@@ -28,7 +28,7 @@ func (a *app) serve(ctx context.Context, l *config.Loader) error {
 		return err
 	}
 	if l.Config.Is(config.RoleController) && !linked.Linked().Stamped {
-		return &usageError{"this binary does not know the version of the Kubernetes in it, and will not serve", "build it with make build"}
+		return withHint(usagef("this binary lacks the version of its Kubernetes and will not serve"), "build it with make build")
 	}
 	logs, err := logging.New(a.err, a.logFormat(l.Config.LogFormat), l.Config.LogLevel)
 	if err != nil {
@@ -38,7 +38,7 @@ func (a *app) serve(ctx context.Context, l *config.Loader) error {
 	a.introduce(log, l)
 	if a.catchStderr != nil && l.Config.Is(config.RoleController) {
 		if err := a.catchStderr(logs); err != nil {
-			log.Warn("what is written past the log stays as it is", "err", err)
+			log.Warn("standard error is not redirected to the log", "err", err)
 		}
 	}
 	if !l.Config.Is(config.RoleLB) {
@@ -55,7 +55,7 @@ func (a *app) serve(ctx context.Context, l *config.Loader) error {
 	return a.balance(ctx, l, logs, b, before)
 }
 
-// checkWeb looks at the web configuration of the metrics address before anything starts.
+// checkWeb checks the web configuration of the metrics address before anything starts.
 func checkWeb(l *config.Loader) error {
 	c := l.Config
 	if c.MetricsAddress == "" || c.MetricsWeb == "" {
@@ -63,24 +63,24 @@ func checkWeb(l *config.Loader) error {
 	}
 	w, err := status.ReadWeb(c.MetricsWeb)
 	if err == nil && !w.TLS && !w.Users && !c.MetricsOpen {
-		err = fmt.Errorf("%s: neither TLS nor users are in it, so that it protects nothing", c.MetricsWeb)
+		err = fmt.Errorf("%s: has neither TLS nor users, so it protects nothing", c.MetricsWeb)
 	}
 	if err == nil {
 		return nil
 	}
 	return l.Locate(&config.Problem{Key: "metrics-web-config", Text: err.Error(),
-		Hint: "its form: https://github.com/prometheus/exporter-toolkit/blob/master/docs/web-configuration.md"})
+		Hint: "its format: https://github.com/prometheus/exporter-toolkit/blob/master/docs/web-configuration.md"})
 }
 
-// balance runs the load balancer, and the controller beside it if there is that
-// role, too. before is what the file was like when it was read.
+// balance runs the load balancer, and the controller beside it if the process has that
+// role too. before is the version of the file that was read.
 func (a *app) balance(ctx context.Context, l *config.Loader, logs *logging.Logs, b *balancer, before fileVersion) error {
 	asked := make(chan struct{}, 1)
 	ctx, release := a.untilSignal(ctx, b.log, reactions{
 		syscall.SIGHUP: func() {
 			select {
 			case asked <- struct{}{}:
-			default: // one is under way already, and one waits
+			default: // a reload is running, and the next one is queued
 			}
 		},
 		syscall.SIGUSR1: b.toggleDebug,
@@ -113,7 +113,7 @@ func (a *app) control(ctx context.Context, l *config.Loader, logs *logging.Logs,
 	})
 }
 
-// logFormat makes text what suits the terminal or the journal, if standard error is one.
+// logFormat replaces text by the variant for a terminal or the journal, if standard error is one.
 func (a *app) logFormat(format string) string {
 	switch {
 	case format == logging.Text && isJournal(a.err):
@@ -127,7 +127,7 @@ func (a *app) logFormat(format string) string {
 	}
 }
 
-// introduce logs what starts, with what was set other than by default.
+// introduce logs the versions and the main settings of this start.
 func (a *app) introduce(log *slog.Logger, l *config.Loader) {
 	v := linked.Linked()
 	in := []any{"version", version, "commit", commit, "go", v.Go}
@@ -157,7 +157,7 @@ func (a *app) introduce(log *slog.Logger, l *config.Loader) {
 	}
 }
 
-// changed passes the state on to systemd, for as long as nobody asked to stop.
+// changed returns a function that passes the state on to systemd until a stop is requested.
 func (a *app) changed(ctx context.Context) func(ready bool, reason string) {
 	last := ""
 	return func(ready bool, reason string) {
@@ -172,8 +172,8 @@ func (a *app) changed(ctx context.Context) func(ready bool, reason string) {
 	}
 }
 
-// sentence is a reason as a sentence of its own: what is waited for says enough
-// without who waits.
+// sentence drops the component from "COMPONENT: waiting for …": an operator needs to
+// know only what is missing.
 func sentence(reason string) string {
 	if _, what, found := strings.Cut(reason, ": "); found && strings.HasPrefix(what, "waiting for ") {
 		return what
@@ -181,7 +181,7 @@ func sentence(reason string) string {
 	return reason
 }
 
-// ready tells everybody that all components are ready.
+// ready tells systemd and the operator that all components are ready.
 func (a *app) ready(log *slog.Logger, c config.Config, timeline []supervise.Status) {
 	a.notify.ready()
 	kubectl := "kubectl --kubeconfig " + shellWord(absolute(c.Controller.Layout().Kubeconfig(pki.NameAdmin))) + " get componentstatuses"
@@ -193,7 +193,7 @@ func (a *app) ready(log *slog.Logger, c config.Config, timeline []supervise.Stat
 	fmt.Fprintf(a.err, "%s\n%s\n", timelineText(timeline, took), kubectl)
 }
 
-// timelineText lists what took how long.
+// timelineText lists how long each component took to start.
 func timelineText(timeline []supervise.Status, total time.Duration) string {
 	width := len("all ready")
 	for _, s := range timeline {
@@ -215,7 +215,7 @@ func absolute(path string) string {
 	return path
 }
 
-// shellWord quotes a path where a shell would part or change it.
+// shellWord quotes a path that a shell would split or expand.
 func shellWord(s string) string {
 	plain := func(r rune) bool {
 		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-+:@%,=", r)

@@ -11,20 +11,19 @@ import (
 	"syscall"
 )
 
-// reactions are what signals other than those that stop the process do. None of
+// reactions has a function for each signal that does not stop the process. None of
 // them blocks.
 type reactions map[os.Signal]func()
 
-// untilSignal returns a context that ends at the first SIGINT or SIGTERM. The
-// second one ends the process at once, with exit code 1: whoever sends it does
-// not want to wait for the order in which things stop. Other signals have the
-// reactions that are given, called one at a time.
+// untilSignal returns a context that ends at the first SIGINT or SIGTERM. The second
+// one ends the process at once, with exit code 1: its sender does not want to wait for
+// an orderly stop. For other signals it calls their reactions, one at a time.
 func (a *app) untilSignal(ctx context.Context, log *slog.Logger, other reactions) (_ context.Context, release func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, append(slices.Collect(maps.Keys(other)), syscall.SIGINT, syscall.SIGTERM)...)
-	// A log that nobody reads any more, such as after a restart of journald, must
-	// not end the process: Go dies of SIGPIPE on descriptors 1 and 2.
+	// A log without a reader, such as after a restart of journald, must not end the
+	// process: SIGPIPE on descriptors 1 and 2 ends a Go program.
 	signal.Ignore(syscall.SIGPIPE)
 	go func() {
 		for s := range signals {

@@ -17,29 +17,29 @@ import (
 	"kthwd/appliance/status"
 )
 
-// statusFlags are what kthwd status can be told beside what the configuration says.
+// statusFlags are the flags of kthwd status that are not settings.
 type statusFlags struct {
 	output string
 	watch  bool
-	server string // of another machine
+	server string // metrics address of another machine
 	tls    status.TLSFiles
 	user   string
 	secret string // file with its password
 }
 
-// passwordVariable has the password where no file has.
+// passwordVariable has the password if no file is given.
 const passwordVariable = "KTHWD_PASSWORD"
 
 func (a *app) statusVerb(l *config.Loader) *cobra.Command {
 	var f statusFlags
 	cmd := &cobra.Command{
 		Use:   "status [flags]",
-		Short: "Show the components of the running kthwd, what is wrong and what to do",
+		Short: "Show components, problems and remedies of the running kthwd",
 		Long: "Show the components of the running kthwd and the quorum of etcd, or the listeners and\n" +
-			"backends of a load balancer, then what is wrong and what to do about it. The exit code\n" +
-			"is 0 when it is healthy, 1 when it is degraded, 2 when it is down or does not answer.\n" +
-			"It is asked on a unix socket, a controller's in its data directory, or, without the right\n" +
-			"to that, at its metrics address; with --server, on another machine.",
+			"backends of a load balancer, then each problem and its remedy. The exit code is 0 when\n" +
+			"kthwd is healthy, 1 when it is degraded, 2 when it is down or does not answer. The command\n" +
+			"queries a unix socket (a controller's is in its data directory) or, without permission for\n" +
+			"that, the metrics address; with --server, the metrics address of another machine.",
 		Args: noVerb,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if !slices.Contains(statusOutputs, f.output) {
@@ -49,14 +49,14 @@ func (a *app) statusVerb(l *config.Loader) *cobra.Command {
 		},
 	}
 	l.AddFlags(cmd.Flags(), "config", "data-dir", "metrics-address", "status-socket")
-	cmd.Flags().StringVarP(&f.output, "output", "o", "", "`FORMAT` Form of the output: json, yaml, wide (with members, leases, certificates and the last changes), or a table for people.")
-	cmd.Flags().BoolVarP(&f.watch, "watch", "w", false, "Show it again after each change, until Ctrl-C.")
-	cmd.Flags().StringVar(&f.server, "server", "", "`ADDRESS:PORT` Metrics address of another machine's kthwd; https://ADDRESS:PORT where it has a web configuration with TLS.")
-	cmd.Flags().StringVar(&f.tls.CA, "certificate-authority", "", "`FILE` CA of the certificate that --server shows; empty means the system's.")
-	cmd.Flags().StringVar(&f.tls.Cert, "client-certificate", "", "`FILE` Certificate to show to --server.")
+	cmd.Flags().StringVarP(&f.output, "output", "o", "", "`FORMAT` Format of the output: json, yaml, or wide, a table with members, leases, certificates and the last changes; empty means a table.")
+	cmd.Flags().BoolVarP(&f.watch, "watch", "w", false, "Show the status again after each change, until Ctrl-C.")
+	cmd.Flags().StringVar(&f.server, "server", "", "`ADDRESS:PORT` Metrics address of kthwd on another machine; https://ADDRESS:PORT if its web configuration has TLS.")
+	cmd.Flags().StringVar(&f.tls.CA, "certificate-authority", "", "`FILE` CA that verifies the certificate of --server; empty means the system's CAs.")
+	cmd.Flags().StringVar(&f.tls.Cert, "client-certificate", "", "`FILE` Client certificate for --server.")
 	cmd.Flags().StringVar(&f.tls.Key, "client-key", "", "`FILE` Key of --client-certificate.")
-	cmd.Flags().StringVar(&f.user, "user", "", "`NAME` User that --server is asked as, where its web configuration has users.")
-	cmd.Flags().StringVar(&f.secret, "password-file", "", "`FILE` First line is the password of --user; without it the environment's KTHWD_PASSWORD is.")
+	cmd.Flags().StringVar(&f.user, "user", "", "`NAME` User name for --server, if its web configuration has users.")
+	cmd.Flags().StringVar(&f.secret, "password-file", "", "`FILE` File whose first line is the password of --user; without this flag the password is in KTHWD_PASSWORD in the environment.")
 	cobra.CheckErr(cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(statusOutputs[1:], cobra.ShellCompDirectiveNoFileComp)))
 	return cmd
 }
@@ -64,7 +64,7 @@ func (a *app) statusVerb(l *config.Loader) *cobra.Command {
 var statusOutputs = []string{"", "json", "yaml", "wide"}
 
 func outputFlag(cmd *cobra.Command, output *string) {
-	cmd.Flags().StringVarP(output, "output", "o", "", "`FORMAT` Form of the output: json, or a table for people.")
+	cmd.Flags().StringVarP(output, "output", "o", "", "`FORMAT` Format of the output: json; empty means a table.")
 	cobra.CheckErr(cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"json"}, cobra.ShellCompDirectiveNoFileComp)))
 }
 
@@ -73,7 +73,7 @@ func (a *app) status(ctx context.Context, l *config.Loader, f statusFlags) error
 	if f.server != "" {
 		ask = f.remote
 	} else if f.user != "" || f.secret != "" || f.tls != (status.TLSFiles{}) {
-		return &usageError{text: "a certificate or a user without --server", hint: "the kthwd of this machine is asked on a socket; --server=ADDRESS:PORT asks at a metrics address"}
+		return withHint(usagef("a certificate or a user without --server"), "kthwd on this machine answers on a socket; --server=ADDRESS:PORT queries a metrics address")
 	}
 	c, err := ask(l)
 	if err != nil {
@@ -85,7 +85,7 @@ func (a *app) status(ctx context.Context, l *config.Loader, f statusFlags) error
 	return a.showStatus(ctx, c, f.output)
 }
 
-// remote reaches the kthwd at the metrics address that --server names.
+// remote makes a client of the kthwd at the metrics address in --server.
 func (f statusFlags) remote(*config.Loader) (status.Client, error) {
 	c := status.Client{Addr: f.server, TLS: f.tls, Login: status.Login{User: f.user, Password: os.Getenv(passwordVariable)}}
 	switch {
@@ -100,7 +100,7 @@ func (f statusFlags) remote(*config.Loader) (status.Client, error) {
 		}
 		c.Login.Password = password
 	case c.Login.Password == "":
-		return c, &usageError{text: "--user without a password", hint: "give --password-file, or the password in " + passwordVariable}
+		return c, withHint(usagef("--user without a password"), "give --password-file, or the password in "+passwordVariable)
 	}
 	return c, nil
 }
@@ -172,7 +172,7 @@ func (a *app) watchStatus(ctx context.Context, c status.Client, output string) e
 	}
 }
 
-// exitOf is the exit code that a health has.
+// exitOf returns the error whose exit code a health has.
 func exitOf(h status.Health) error {
 	switch h {
 	case status.Degraded:
@@ -183,30 +183,25 @@ func exitOf(h status.Health) error {
 	return nil
 }
 
-// downError is why a kthwd that was asked for its status gave none.
-type downError struct{ error }
-
-func (d *downError) Unwrap() error { return d.error }
-
-// client reaches the kthwd that runs on the configured data directory, or the
-// load balancer, which has none.
+// client makes a client of the kthwd that runs on the configured data directory, or of
+// the load balancer, which has none.
 func client(l *config.Loader) (status.Client, error) {
 	if err := l.Load(); err != nil {
 		return status.Client{}, err
 	}
 	c := l.Config.Controller
-	if l.Config.Is(config.RoleLB) && !l.Config.Is(config.RoleController) { // as its file says
+	if l.Config.Is(config.RoleLB) && !l.Config.Is(config.RoleController) { // by its file
 		return balancerClient(l)
 	}
 	if len(l.Config.Role) == 0 && l.Origin("data-dir") == config.OriginDefault && !exists(c.Layout().ControlSocket()) && exists(l.Config.StatusSocket) {
-		return balancerClient(l) // which runs on flags, so that its role is in no file
+		return balancerClient(l) // it runs on flags, so its role is in no file
 	}
 	if c.DataDir == "" {
 		return status.Client{}, usagef("--data-dir is empty")
 	}
 	return status.Client{
 		Socket: c.Layout().ControlSocket(), Addr: l.Config.MetricsAddress,
-		// Who names a data directory means the kthwd that runs on it, and no other.
+		// A data directory that the user named means the kthwd that runs on it, and no other.
 		Anywhere: l.Origin("data-dir") == config.OriginDefault,
 	}, nil
 }
@@ -216,12 +211,12 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// balancerClient reaches a load balancer that is alone in its process. Who names
-// its metrics address and no socket means the one that answers there.
+// balancerClient makes a client of a load balancer without a controller in its process.
+// A metrics address without a socket means the load balancer that answers there.
 func balancerClient(l *config.Loader) (status.Client, error) {
 	socket, address := l.Config.StatusSocket, l.Config.MetricsAddress
 	if socket == "" && address == "" {
-		return status.Client{}, &hintedError{errors.New("a load balancer without --metrics-address and --status-socket answers nobody"), "give it one, such as " + config.Default().MetricsAddress}
+		return status.Client{}, withHint(errors.New("a load balancer without --metrics-address and --status-socket answers no queries"), "give it one, such as "+config.Default().MetricsAddress)
 	}
 	if l.Origin("status-socket") == config.OriginDefault && l.Origin("metrics-address") != config.OriginDefault {
 		socket = ""

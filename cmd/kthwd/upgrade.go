@@ -7,9 +7,9 @@ import (
 	"path/filepath"
 )
 
-// upgrade is SIGUSR2: it starts the binary that is now where this one was. The
-// new process takes over through the upgrade socket by itself; this one then
-// ends. When the new one ends before that, nothing has happened.
+// upgrade handles SIGUSR2: it starts the binary that is now at this one's path. The
+// new process takes over through the upgrade socket, and this one then ends. If the
+// new process ends before it has taken over, this one continues.
 func (b *balancer) upgrade() {
 	if !b.alone {
 		b.log.Warn("upgrade refused: it would end the controller in this process; restart kthwd instead")
@@ -19,13 +19,13 @@ func (b *balancer) upgrade() {
 		b.log.Warn("upgrade refused: one is under way")
 		return
 	}
-	cmd, err := b.app.successor()
+	cmd, err := b.app.successorCommand()
 	if err == nil {
 		err = cmd.Start()
 	}
 	if err != nil {
 		b.upgrading.Store(false)
-		b.log.Error("upgrade failed, this process goes on", "err", err)
+		b.log.Error("upgrade failed, this process continues", "err", err)
 		return
 	}
 	b.log.Info("upgrade: a new process was started", "path", cmd.Path, "process", cmd.Process.Pid)
@@ -34,17 +34,17 @@ func (b *balancer) upgrade() {
 		if b.handedOver.Load() {
 			return
 		}
-		b.app.notify.mainPID(os.Getpid()) // what successor said holds no longer
+		b.app.notify.mainPID(os.Getpid()) // takes back the report of successor
 		b.upgrading.Store(false)
 		if err == nil {
 			err = fmt.Errorf("exit status 0")
 		}
-		b.log.Error("upgrade failed: the new process ended before it took over; this one goes on", "process", cmd.Process.Pid, "err", err)
+		b.log.Error("upgrade failed: the new process ended before it took over; this one continues", "process", cmd.Process.Pid, "err", err)
 	}()
 }
 
-// successor is called when a new process, whoever started it, is about to take over.
-// With this process' own number it says that this was broken off.
+// successor is called when a new process, which anyone may have started, is about to
+// take over. The number of this process means that the takeover was abandoned.
 func (b *balancer) successor(pid int) {
 	if b.alone {
 		b.app.notify.mainPID(pid)
@@ -54,10 +54,10 @@ func (b *balancer) successor(pid int) {
 	}
 }
 
-// successor is the command that starts kthwd anew: its arguments, its
-// environment, the way to systemd, and what it is to do.
-func (a *app) successor() (*exec.Cmd, error) {
-	path := os.Args[0] // as the service manager named it: a link there may lead to a new version
+// successorCommand starts kthwd again, with the same arguments and environment, the
+// socket of systemd, and the process to take over from.
+func (a *app) successorCommand() (*exec.Cmd, error) {
+	path := os.Args[0] // as the service manager wrote it: a link there may point to a new version
 	if !filepath.IsAbs(path) {
 		var err error
 		if path, err = os.Executable(); err != nil { // without " (deleted)"

@@ -8,7 +8,7 @@ import (
 	linked "kthwd/appliance/version"
 )
 
-// versions is what kthwd version says.
+// versions is the output of kthwd version.
 type versions struct {
 	Kthwd      string `json:"kthwd"`
 	Commit     string `json:"commit"`
@@ -21,7 +21,7 @@ func (a *app) versionVerb() *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
 		Use:   "version [flags]",
-		Short: "Print the versions of kthwd and of what is in it",
+		Short: "Print the versions of kthwd, Kubernetes, etcd and Go",
 		Args:  noVerb,
 		RunE: func(*cobra.Command, []string) error {
 			asJSON, err := checkOutput(output)

@@ -12,15 +12,15 @@ import (
 	"kthwd/appliance/supervise"
 )
 
-// pulse is how a service manager's questions are answered.
+// pulse answers the service manager's two questions: does the start make progress, and is the process alive?
 type pulse interface {
 	Status() []supervise.Status
 	// Alive returns nil while the process does its own part, whatever others do.
 	Alive(context.Context) error
 }
 
-// attend keeps the service manager informed: that a start which makes progress
-// wants more time, and afterwards that the process is alive. It returns at once.
+// attend keeps the service manager informed: it requests more time for a start that
+// makes progress, and then reports that the process is alive. It returns at once.
 func (a *app) attend(ctx context.Context, log *slog.Logger, p pulse) {
 	if a.notify == nil {
 		return
@@ -35,15 +35,15 @@ func (a *app) attend(ctx context.Context, log *slog.Logger, p pulse) {
 }
 
 const (
-	startPatience = 5 * time.Minute // what a start may take without a sign of progress: TimeoutStartSec= of the unit
-	startLook     = 10 * time.Second
+	startPatience = 5 * time.Minute // limit of a start without progress: TimeoutStartSec= of the unit
+	startCheck    = 10 * time.Second
 )
 
-// keepStarting asks for more time as long as a start moves on, or waits for
-// something outside, such as other controllers: that may take for ever, and a
-// restart would not help. It returns once the process is ready, or is to stop.
+// keepStarting requests more time while a start makes progress, or waits for something
+// outside the process, such as other controllers: that may take forever, and a restart
+// would not help. It returns once the process is ready or begins to stop.
 func keepStarting(ctx context.Context, n *notifier, p pulse) {
-	ticker := time.NewTicker(startLook)
+	ticker := time.NewTicker(startCheck)
 	defer ticker.Stop()
 	var last []supervise.Status
 	for {
@@ -62,18 +62,18 @@ func keepStarting(ctx context.Context, n *notifier, p pulse) {
 	}
 }
 
-// waitsOutside tells whether the first component that holds up the others is held
-// up itself by something that is not in this process.
+// waitsOutside reports whether the first component that is not healthy, for which the
+// others wait, waits itself for something outside the process.
 func waitsOutside(all []supervise.Status) bool {
 	i := slices.IndexFunc(all, func(s supervise.Status) bool { return !s.Healthy() })
 	return i >= 0 && all[i].State == supervise.Waiting
 }
 
-// watchdog tells systemd that the process is alive (WatchdogSec=), as long as it
-// is. When that was not so for three quarters of the limit, it writes what every
-// goroutine does, once, for soon there is nobody to ask.
+// watchdog tells systemd that the process is alive (WatchdogSec=), while it is. After
+// three quarters of the limit without a sign of life it writes the stack of every
+// goroutine, once, because systemd will soon end the process.
 type watchdog struct {
-	limit time.Duration // systemd restarts the process when it hears nothing for so long
+	limit time.Duration // systemd restarts the process after this time without a report
 	alive func(context.Context) error
 	feed  func()
 	log   *slog.Logger
@@ -82,8 +82,8 @@ type watchdog struct {
 
 var errNoAnswer = errors.New("no answer")
 
-// run returns when life ends. Between the end of serving and that it feeds without
-// a question: an orderly stop has budgets of its own and is not its business.
+// run returns when life ends. After the end of serving it feeds without a check: the
+// orderly stop has budgets of its own.
 func (w *watchdog) run(life, serving context.Context) {
 	every := w.limit / 4
 	ticker := time.NewTicker(every)
@@ -100,7 +100,7 @@ func (w *watchdog) run(life, serving context.Context) {
 				answers <- w.alive(ask)
 			}()
 		}
-		err := errNoAnswer // of a question that hangs in spite of its deadline
+		err := errNoAnswer // if the check hangs in spite of its deadline
 		select {
 		case err = <-answers:
 			asked = false
@@ -122,7 +122,7 @@ func (w *watchdog) run(life, serving context.Context) {
 			fed, dumped = time.Now(), false
 		case time.Since(fed) >= w.limit/4*3-every/2 && !dumped:
 			dumped = true
-			w.log.Error("not alive, systemd will restart it; what each goroutine does follows", "for", time.Since(fed).Round(time.Second), "err", err)
+			w.log.Error("not alive, systemd will restart kthwd; the stack of each goroutine follows", "for", time.Since(fed).Round(time.Second), "err", err)
 			writeGoroutines(w.dump)
 		case !dumped:
 			w.log.Warn("not alive", "for", time.Since(fed).Round(time.Second), "limit", w.limit, "err", err)

@@ -14,8 +14,8 @@ import (
 	"kthwd/appliance/supervise"
 )
 
-// TestWatchdog holds when systemd is fed, when it is not, and that what hangs is
-// written before systemd's patience ends.
+// TestWatchdog checks when systemd is fed and when it is not, and that the stacks of a
+// process that hangs are written before systemd's time limit.
 func TestWatchdog(t *testing.T) {
 	never := func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
 	for _, tt := range []struct {
@@ -68,7 +68,7 @@ func TestWaitsOutside(t *testing.T) {
 	}{
 		{nil, false},
 		{[]supervise.Status{ready, waiting}, true},
-		{[]supervise.Status{ready, starting, waiting}, false}, // what waits, waits for the one that starts
+		{[]supervise.Status{ready, starting, waiting}, false}, // the waiting component waits for the starting one
 		{[]supervise.Status{ready}, false},
 	} {
 		if got := waitsOutside(tt.all); got != tt.want {

@@ -11,20 +11,20 @@ import (
 
 const (
 	maxHead = 16 << 10 // bytes of status line and header
-	maxBody = 16 << 10 // bytes of the body that are looked at
+	maxBody = 16 << 10 // bytes of the body that are read
 )
 
-// errNoHTTP is about an answer that has come, but is none.
-var errNoHTTP = errors.New("the answer is no HTTP")
+// errNoHTTP is returned for an answer that is not HTTP.
+var errNoHTTP = errors.New("the answer is not HTTP")
 
-// An answer is what a backend said to GET.
+// An answer is a backend's answer to GET.
 type answer struct {
 	code    int
-	failing string // the first check of its own that fails, as "[-]etcd failed: reason withheld"
+	failing string // the first failing check of the backend itself, as "[-]etcd failed: reason withheld"
 }
 
-// readAnswer reads as much of an answer as is needed to judge it. Whatever happens in
-// the body, an answer whose header was whole is an answer.
+// readAnswer reads only as much of an answer as its result needs. An answer with a whole
+// header counts, even if its body is broken.
 func readAnswer(r io.Reader) (answer, error) {
 	in := &stream{r: r, left: maxHead + maxBody}
 	resp, err := http.ReadResponse(bufio.NewReader(in), nil)
@@ -39,11 +39,11 @@ func readAnswer(r io.Reader) (answer, error) {
 	if a.code != http.StatusOK {
 		a.failing = failingCheck(io.LimitReader(resp.Body, maxBody))
 	}
-	return a, nil // the body is not closed, that would read all of it
+	return a, nil // closing the body would read all of it
 }
 
-// A stream bounds what is read and keeps the error of the connection, which tells an
-// answer that did not come from one that is wrong.
+// A stream limits the bytes read and keeps the error of the connection, which
+// distinguishes a missing answer from a malformed one.
 type stream struct {
 	r    io.Reader
 	left int
@@ -62,24 +62,24 @@ func (s *stream) Read(b []byte) (int, error) {
 
 func isEnd(err error) bool { return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) }
 
-// failingCheck finds the first line "[-]name failed: …" in the body that a failing
-// /readyz of an API server has, see apiserver/pkg/server/healthz. "" for other bodies:
-// they may hold anything, and are not repeated.
+// failingCheck returns the first line "[-]name failed: …" of a failing /readyz of an API
+// server (apiserver/pkg/server/healthz). It returns "" for other bodies, which may
+// contain anything and are not repeated.
 func failingCheck(body io.Reader) string {
 	lines := bufio.NewScanner(body)
 	lines.Buffer(nil, maxBody)
 	for lines.Scan() {
 		if strings.HasPrefix(lines.Text(), "[-]") {
-			return oneLine(lines.Text())
+			return printable(lines.Text())
 		}
 	}
 	return ""
 }
 
-// judge says what the answer means, and why it is not good. shown tells whether a
-// client certificate was shown.
-func (a answer) judge(path string, shown bool) (Kind, string) {
-	status := oneLine(fmt.Sprintf("GET %s: %d %s", path, a.code, http.StatusText(a.code)))
+// result returns the kind of the answer and, unless it is ok, the reason. shown tells
+// whether the check sent a client certificate.
+func (a answer) result(path string, shown bool) (Kind, string) {
+	status := printable(fmt.Sprintf("GET %s: %d %s", path, a.code, http.StatusText(a.code)))
 	switch a.code {
 	case http.StatusOK:
 		return KindOK, ""
@@ -87,7 +87,7 @@ func (a answer) judge(path string, shown bool) (Kind, string) {
 		if shown {
 			return KindBadStatus, status + ": the client certificate of the checks does not allow it"
 		}
-		return KindBadStatus, status + ": anonymous access to " + oneLine(path) + " is off, the checks need a client certificate"
+		return KindBadStatus, status + ": anonymous access to " + printable(path) + " is off; the checks need a client certificate"
 	case http.StatusInternalServerError, http.StatusServiceUnavailable, http.StatusTooManyRequests:
 		if a.failing != "" {
 			return KindNotReady, a.failing

@@ -54,7 +54,7 @@ func TestReadAnswer(t *testing.T) {
 	}
 }
 
-// endlessLine never ends, and never has a line.
+// endlessLine is an endless stream without a line break.
 type endlessLine struct{ read int }
 
 func (e *endlessLine) Read(b []byte) (int, error) {
@@ -86,7 +86,7 @@ func FuzzReadAnswer(f *testing.F) {
 			}
 			return
 		}
-		kind, reason := a.judge("/readyz", false)
+		kind, reason := a.result("/readyz", false)
 		if (kind == KindOK) != (a.code == 200) || (kind == KindOK) != (reason == "") || kind.verdict() == failed {
 			t.Errorf("got %s %q for %d", kind, reason, a.code)
 		}

@@ -7,20 +7,20 @@ import (
 
 const (
 	// A backend that falls within fallsAgain of its last rise is flapping. Its next rise
-	// needs good checks for holdDown without a gap, for twice as long after each further
-	// such fall up to maxHoldDown, and all is forgiven once it was ready for forgiveAfter.
+	// needs good checks without a gap for holdDown, doubled after each further such fall
+	// up to maxHoldDown. The count restarts once the backend was ready for forgiveAfter.
 	fallsAgain   = 60 * time.Second
 	holdDown     = 5 * time.Second
 	maxHoldDown  = 60 * time.Second
 	forgiveAfter = 2 * time.Minute
 
-	// In mode None, a backend that a connect failed to is avoided for minAvoid, for twice
-	// as long after each further failure up to maxAvoid, and then tried again.
+	// In mode None, a backend is avoided for minAvoid after a failed connect, doubled
+	// after each further failure up to maxAvoid, and then tried again.
 	minAvoid = 5 * time.Second
 	maxAvoid = 30 * time.Second
 )
 
-// A verdict is what a kind of result means for the state.
+// A verdict is the effect of a kind of result on the state.
 type verdict int
 
 const (
@@ -39,27 +39,27 @@ func (k Kind) verdict() verdict {
 	return failed
 }
 
-// A machine makes a state out of results and reports. It knows no clock and no
-// socket; Checker's mutex guards it.
+// A machine derives a state from results and reports. It uses no clock and no socket.
+// Checker.mu guards it.
 type machine struct {
 	mode       Mode
 	fall, rise int
-	s          Status // as told, but for Reason while held down
+	s          Status // as reported, except for Reason while held down
 
-	goods, answers, fails int       // results in a row of each verdict
-	bads                  int       // answers and fails in a row, mixed
-	goodSince             time.Time // the first of goods
+	goods, answers, fails int       // consecutive results of each verdict
+	bads                  int       // consecutive answers and fails, mixed
+	goodSince             time.Time // time of the first of goods
 
 	lastBad bool   // the last result was not ok
 	reports uint64 // calls of connectFailed
-	cleared uint64 // reports that an ok check came after
+	cleared uint64 // reports that a later ok check has cleared
 
 	risen time.Time     // the last rise; zero before it
-	falls int           // that came within fallsAgain of a rise
-	hold  time.Duration // the next rise needs good checks for so long
+	falls int           // falls within fallsAgain of a rise
+	hold  time.Duration // how long the next rise needs good checks
 
 	avoidUntil time.Time // mode None
-	avoided    int       // mode None: times in a row
+	avoided    int       // mode None: consecutive times
 }
 
 func newMachine(cfg Config, now time.Time) machine {
@@ -71,11 +71,11 @@ func newMachine(cfg Config, now time.Time) machine {
 	return m
 }
 
-// see takes a result in. covers is the value of reports when its check began.
+// see processes a result. covers is the value of reports when its check started.
 func (m *machine) see(r Result, covers uint64, now time.Time) {
 	if r.NoVerdict != "" {
 		m.s.Late++
-		if r.ours { // it may last, so it must be seen in status
+		if r.ours { // it may last, so status must show it
 			m.lastBad, m.s.SuspectReason = true, r.reason()
 			m.suspect()
 		}
@@ -98,7 +98,7 @@ func (m *machine) see(r Result, covers uint64, now time.Time) {
 	}
 }
 
-// reason is the result in one line, such as "timeout: no TLS answer within 1s".
+// reason returns the result in one line, such as "timeout: no TLS answer within 1s".
 func (r Result) reason() string {
 	if r.Err == "" {
 		return string(r.Kind)
@@ -123,7 +123,7 @@ func (m *machine) count(v verdict, now time.Time) {
 	}
 }
 
-// verdict is the state that the results so far ask for.
+// verdict returns the state that follows from the results so far.
 func (m *machine) verdict(now time.Time) State {
 	first := m.s.State == Unknown // one answer of any kind is better than none
 	switch {
@@ -134,7 +134,7 @@ func (m *machine) verdict(now time.Time) State {
 	case m.answers >= m.fall, m.answers > 0 && first:
 		return NotReady
 	case m.bads >= m.fall && m.s.State == Ready:
-		return NotReady // answers and failures by turns: not good enough, but not dead
+		return NotReady // alternating answers and failures: not ready, but not dead
 	}
 	return m.s.State
 }
@@ -157,7 +157,7 @@ func (m *machine) become(to State, reason string, now time.Time) {
 	m.s.State, m.s.Since, m.s.Reason = to, now, reason
 }
 
-// fell decides how long the backend will be held down. The first fall is free.
+// fell sets how long the backend will be held down. The first fall has no penalty.
 func (m *machine) fell(now time.Time) {
 	up := now.Sub(m.risen)
 	switch {
@@ -171,12 +171,12 @@ func (m *machine) fell(now time.Time) {
 
 func (m *machine) rose(now time.Time) {
 	m.hold = 0
-	if m.s.State != Unknown { // else it was never seen down
+	if m.s.State != Unknown { // otherwise it has never been down
 		m.risen = now
 	}
 }
 
-// held is how long the backend will still be held down if its checks go on passing.
+// held returns the remaining hold-down if the checks continue to pass.
 func (m *machine) held(now time.Time) time.Duration {
 	if m.s.State == Ready || m.goods == 0 {
 		return 0
@@ -184,7 +184,7 @@ func (m *machine) held(now time.Time) time.Duration {
 	return max(0, m.hold-now.Sub(m.goodSince))
 }
 
-// unsettled tells whether a change may be near, so that checks should come faster.
+// unsettled reports whether a change of state may be near, so that checks run faster.
 func (m *machine) unsettled() bool {
 	switch m.s.State {
 	case Ready:
@@ -207,12 +207,12 @@ func (m *machine) connectFailed(reason string, now time.Time) {
 		return
 	}
 	m.reports++
-	m.s.SuspectReason = "connect failed: " + oneLine(reason)
+	m.s.SuspectReason = "connect failed: " + printable(reason)
 	m.suspect()
 }
 
-// avoid begins a time in which the backend is Suspect. Failures within it are those of
-// connects that were under way, or of clients without a choice: they count once.
+// avoid starts a period in which the backend is Suspect. Failures within it come from
+// connects already under way or from clients without a choice, so they count once.
 func (m *machine) avoid(reason string, now time.Time) {
 	if m.s.Suspect {
 		return
@@ -220,10 +220,10 @@ func (m *machine) avoid(reason string, now time.Time) {
 	m.avoidUntil = now.Add(min(minAvoid<<min(m.avoided, 10), maxAvoid))
 	m.avoided++
 	m.s.Suspect, m.s.Connectable = true, false
-	m.s.SuspectReason = "connect failed: " + oneLine(reason)
+	m.s.SuspectReason = "connect failed: " + printable(reason)
 }
 
-// tryAgain ends the time that avoid began when it is over, and says how much is left.
+// tryAgain ends the period of avoid when it is over, and returns the time left.
 func (m *machine) tryAgain(now time.Time) time.Duration {
 	left := m.avoidUntil.Sub(now)
 	if m.s.Suspect && left <= 0 {

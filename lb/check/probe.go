@@ -16,21 +16,21 @@ import (
 	"unicode"
 )
 
-// A resumed session shows no certificate, so one that was replaced by a bad one would
-// go unnoticed. Sessions are forgotten so often.
+// sessionLife is how long a TLS session is resumed. A resumed session shows no
+// certificate, so a bad new certificate would otherwise go unnoticed.
 const sessionLife = time.Minute
 
-// A prober makes checks, one at a time.
+// A prober runs checks, one at a time.
 type prober struct {
 	cfg  Config
 	addr func() (netip.AddrPort, error)
 
-	tls      *tls.Config // of the last check
+	tls      *tls.Config // used by the last check
 	tlsSince time.Time
 }
 
-// probe is one check, by the deadline of ctx. A Result for a ctx that was cancelled
-// means nothing.
+// probe runs one check until the deadline of ctx. A Result is meaningless when ctx was
+// cancelled.
 func (p *prober) probe(ctx context.Context) (r Result) {
 	conn, to := p.connect(ctx, &r)
 	if conn == nil {
@@ -46,20 +46,20 @@ func (p *prober) probe(ctx context.Context) (r Result) {
 	defer context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })()
 
 	if c := p.handshake(conn, to, &r); c != nil {
-		p.ask(c, to, &r)
+		p.request(c, to, &r)
 	}
 	return r
 }
 
-// connect makes the TCP connection; nil when it could not, then r says why.
+// connect opens the TCP connection. On failure it returns nil and r has the reason.
 func (p *prober) connect(ctx context.Context, r *Result) (net.Conn, netip.AddrPort) {
 	to, err := p.addr()
 	if err != nil {
-		*r = Result{Kind: KindConnectError, ConnectPhase: true, Err: oneLine(err.Error())}
+		*r = Result{Kind: KindConnectError, ConnectPhase: true, Err: printable(err.Error())}
 		return nil, to
 	}
 	start := time.Now()
-	d := net.Dialer{KeepAlive: -1} // it does not live long enough
+	d := net.Dialer{KeepAlive: -1} // too short-lived for keep-alive
 	conn, err := d.DialContext(ctx, "tcp", to.String())
 	r.Connect = time.Since(start)
 	if err == nil {
@@ -73,7 +73,7 @@ func (p *prober) connect(ctx context.Context, r *Result) (net.Conn, netip.AddrPo
 	return nil, to
 }
 
-// handshake makes the TLS connection; nil when it could not, then r says why.
+// handshake does the TLS handshake. On failure it returns nil and r has the reason.
 func (p *prober) handshake(conn net.Conn, to netip.AddrPort, r *Result) net.Conn {
 	start := time.Now()
 	c := tls.Client(conn, p.tlsConfig(to))
@@ -89,7 +89,8 @@ func (p *prober) handshake(conn net.Conn, to netip.AddrPort, r *Result) net.Conn
 	return c
 }
 
-// tlsConfig is the one of the last check as long as possible: it has the session.
+// tlsConfig returns the configuration of the last check, which holds the TLS session,
+// until sessionLife is over.
 func (p *prober) tlsConfig(to netip.AddrPort) *tls.Config {
 	name := p.name(to)
 	if p.tls != nil && p.tls.ServerName == name && time.Since(p.tlsSince) < sessionLife {
@@ -109,7 +110,7 @@ func (p *prober) tlsConfig(to netip.AddrPort) *tls.Config {
 	return p.tls
 }
 
-// name is what the backend is called in its certificate.
+// name returns the name expected in the backend's certificate.
 func (p *prober) name(to netip.AddrPort) string {
 	if p.cfg.ServerName != "" {
 		return p.cfg.ServerName
@@ -117,8 +118,8 @@ func (p *prober) name(to netip.AddrPort) string {
 	return to.Addr().Unmap().WithZone("").String()
 }
 
-// ask sends the request and reads the answer.
-func (p *prober) ask(c net.Conn, to netip.AddrPort, r *Result) {
+// request sends the request and reads the answer.
+func (p *prober) request(c net.Conn, to netip.AddrPort, r *Result) {
 	host := net.JoinHostPort(p.name(to), strconv.Itoa(int(to.Port())))
 	start := time.Now()
 	var a answer
@@ -129,30 +130,30 @@ func (p *prober) ask(c net.Conn, to netip.AddrPort, r *Result) {
 	r.HTTP = time.Since(start)
 	switch {
 	case errors.Is(err, errNoHTTP):
-		r.Kind, r.Err = KindBadStatus, oneLine(err.Error())
+		r.Kind, r.Err = KindBadStatus, printable(err.Error())
 	case err != nil:
 		p.fail(r, KindTLSError, "no answer to GET "+p.cfg.Path, err)
 	default:
-		r.Kind, r.Err = a.judge(p.cfg.Path, p.cfg.Certificate != nil)
+		r.Kind, r.Err = a.result(p.cfg.Path, p.cfg.Certificate != nil)
 	}
 }
 
-// fail fills in the result of a phase that did not work out. missing is what it should
-// have given, kind what it is when nothing better is known.
+// fail fills in the result of a failed phase. missing names the missing outcome; kind is
+// the fallback.
 func (p *prober) fail(r *Result, kind Kind, missing string, err error) {
-	r.Kind, r.Err = kind, oneLine(cause(err))
+	r.Kind, r.Err = kind, printable(cause(err))
 	var bad *tls.CertificateVerificationError
 	var record tls.RecordHeaderError
 	switch {
 	case isTimeout(err):
-		r.Kind, r.Err = KindTimeout, fmt.Sprintf("%s within %v", oneLine(missing), p.cfg.Timeout)
+		r.Kind, r.Err = KindTimeout, fmt.Sprintf("%s within %v", printable(missing), p.cfg.Timeout)
 	case errors.As(err, &bad):
-		r.Kind, r.Err = KindBadCert, oneLine(bad.Err.Error())
+		r.Kind, r.Err = KindBadCert, printable(bad.Err.Error())
 		if len(bad.UnverifiedCertificates) > 0 {
 			r.CertExpiry = bad.UnverifiedCertificates[0].NotAfter
 		}
 	case refusesOurs(err):
-		r.Kind, r.Err = KindBadCert, "the backend does not accept the client certificate of the checks: "+r.Err
+		r.Kind, r.Err = KindBadCert, "the backend rejects the client certificate of the checks: "+r.Err
 	case errors.As(err, &record) && string(record.RecordHeader[:]) == "HTTP/":
 		r.Err = "it speaks plain HTTP"
 	case kind == KindTLSError && isEnd(err):
@@ -165,14 +166,15 @@ func isTimeout(err error) bool {
 	return errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) || errors.As(err, &ne) && ne.Timeout()
 }
 
-// refusesOurs tells whether the backend has ended TLS because of our certificate or
-// the lack of one. The type of alerts is private to crypto/tls, their text is in alert.go.
+// refusesOurs reports whether the backend ended TLS because of the client certificate or
+// the lack of one. crypto/tls does not export the type of alerts; their text is in
+// alert.go.
 func refusesOurs(err error) bool {
 	var op *net.OpError
 	return errors.As(err, &op) && op.Op == "remote error" && strings.Contains(op.Err.Error(), "certificate")
 }
 
-// cause leaves out what everybody knows: that it was a dial, over tcp, to the backend.
+// cause removes the obvious from an error: "dial tcp" and the backend's address.
 func cause(err error) string {
 	var op *net.OpError
 	if errors.As(err, &op) && op.Op != "remote error" {
@@ -181,19 +183,20 @@ func cause(err error) string {
 	return err.Error()
 }
 
-// isOurs tells whether this machine is to blame for an error of connect: it is out of
-// descriptors, memory or local ports.
+// isOurs reports whether a connect failed because this machine is out of descriptors,
+// memory or local ports.
 func isOurs(err error) bool {
 	return slices.ContainsFunc([]error{
 		syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL,
 	}, func(e error) bool { return errors.Is(err, e) })
 }
 
-// maxLine bounds what ends up in logs and in status.
+// maxLine limits a text in logs and in status, in runes.
 const maxLine = 200
 
-// oneLine makes a text that somebody else has written fit to be printed.
-func oneLine(s string) string {
+// printable makes foreign text printable: one line without control characters, cut at
+// maxLine.
+func printable(s string) string {
 	s = strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
 			return ' '

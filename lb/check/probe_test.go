@@ -126,8 +126,8 @@ func serveRaw(t *testing.T, f func(net.Conn)) netip.AddrPort {
 	return addr
 }
 
-// serveTLS is serveRaw after a handshake and a request, with an answer that is written
-// as it is; hang keeps the connection open afterwards, until the client closes it.
+// serveTLS is serveRaw with a handshake and a request, then the raw answer; hang keeps the
+// connection open afterwards until the client closes it.
 func serveTLS(t *testing.T, conf *tls.Config, hang bool, answer string) netip.AddrPort {
 	return serveRaw(t, func(c net.Conn) {
 		s := tls.Server(c, conf)
@@ -149,7 +149,7 @@ func status(code int, body string) http.HandlerFunc {
 	}
 }
 
-// endless is a handler whose body has no end.
+// endless returns a handler with an endless body.
 func endless(code int, line string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(code)
@@ -237,7 +237,7 @@ func TestProbe(t *testing.T) {
 
 		{name: "etcd is away", kind: KindNotReady, err: "[-]etcd failed: reason withheld",
 			addr: func(t *testing.T) netip.AddrPort { return serveHTTP(t, good, status(500, kubeFailing)) }},
-		{name: "503 with a body of somebody else", kind: KindNotReady, err: "GET /readyz: 503 Service Unavailable",
+		{name: "503 with a foreign body", kind: KindNotReady, err: "GET /readyz: 503 Service Unavailable",
 			addr: func(t *testing.T) netip.AddrPort { return serveHTTP(t, good, status(503, "password=hunter2")) }},
 		{name: "429", kind: KindNotReady, err: "429 Too Many Requests",
 			addr: func(t *testing.T) netip.AddrPort { return serveHTTP(t, good, status(429, "")) }},
@@ -254,7 +254,7 @@ func TestProbe(t *testing.T) {
 				return serveTLS(t, good, true, "HTTP/1.1 500 No\r\nContent-Length: 900\r\n\r\n")
 			}},
 
-		{name: "401", kind: KindBadStatus, err: "401 Unauthorized: anonymous access to /readyz is off, the checks need a client certificate",
+		{name: "401", kind: KindBadStatus, err: "401 Unauthorized: anonymous access to /readyz is off; the checks need a client certificate",
 			addr: func(t *testing.T) netip.AddrPort { return serveHTTP(t, good, status(401, "")) }},
 		{name: "403", kind: KindBadStatus, err: "403 Forbidden: anonymous access to /readyz is off",
 			addr: func(t *testing.T) netip.AddrPort { return serveHTTP(t, good, status(403, "")) }},
@@ -269,9 +269,9 @@ func TestProbe(t *testing.T) {
 			}},
 		{name: "204", kind: KindBadStatus, err: "204 No Content",
 			addr: func(t *testing.T) netip.AddrPort { return serveHTTP(t, good, status(204, "")) }},
-		{name: "no HTTP", kind: KindBadStatus, err: "no HTTP",
+		{name: "no HTTP", kind: KindBadStatus, err: "not HTTP",
 			addr: func(t *testing.T) netip.AddrPort { return serveTLS(t, good, true, "220 mail.example.com ESMTP\r\n") }},
-		{name: "header without end", kind: KindBadStatus, err: "no HTTP",
+		{name: "header without end", kind: KindBadStatus, err: "not HTTP",
 			addr: func(t *testing.T) netip.AddrPort {
 				return serveTLS(t, good, true, "HTTP/1.1 200 OK\r\n"+strings.Repeat("A: b\r\n", 20000))
 			}},
@@ -286,7 +286,7 @@ func TestProbe(t *testing.T) {
 			}},
 		{name: "wrong name", kind: KindBadCert, err: "valid for kubernetes, not elsewhere", change: func(c *Config) { c.ServerName = "elsewhere" },
 			addr: func(t *testing.T) netip.AddrPort { return serveHTTP(t, good, status(200, "ok")) }},
-		{name: "client certificate missing", kind: KindBadCert, err: "does not accept the client certificate of the checks",
+		{name: "client certificate missing", kind: KindBadCert, err: "rejects the client certificate of the checks",
 			addr: func(t *testing.T) netip.AddrPort { return serveHTTP(t, wantCert, status(200, "ok")) }},
 		{name: "client certificate shown", kind: KindOK, change: func(c *Config) { c.Certificate = &client },
 			addr: func(t *testing.T) netip.AddrPort { return serveHTTP(t, wantCert, status(200, "ok")) }},
@@ -432,7 +432,7 @@ func TestIsOurs(t *testing.T) {
 	}
 }
 
-func TestOneLine(t *testing.T) {
+func TestPrintable(t *testing.T) {
 	for in, want := range map[string]string{
 		"":                        "",
 		"plain":                   "plain",
@@ -442,13 +442,13 @@ func TestOneLine(t *testing.T) {
 		strings.Repeat("ä", 201):  strings.Repeat("ä", 199) + "…",
 		strings.Repeat("x", 1e6):  strings.Repeat("x", 199) + "…",
 	} {
-		if got := oneLine(in); got != want {
+		if got := printable(in); got != want {
 			t.Errorf("%.20q: got %q, want %q", in, got, want)
 		}
 	}
 }
 
-// The whole way, with a real backend that is well, falls and rises, and reports from
+// End to end, with a real backend that is ready, falls and rises, and with reports from
 // many goroutines.
 func TestRun(t *testing.T) {
 	ca := newAuthority(t)

@@ -7,27 +7,27 @@ import (
 )
 
 const (
-	fastInterval = 200 * time.Millisecond // between checks while a change may be near
-	extraGap     = 200 * time.Millisecond // between checks that ConnectFailed asks for
+	fastInterval = 200 * time.Millisecond // between checks while a change of state may be near
+	extraGap     = 200 * time.Millisecond // least time between checks triggered by ConnectFailed
 )
 
-// A plan says when the next check starts.
+// A plan holds the start of the next check.
 type plan struct {
 	due       time.Time
-	extra     bool      // ConnectFailed asked for it
+	extra     bool      // triggered by ConnectFailed
 	lastExtra time.Time // start of the last such check
 }
 
 // set plans the next check.
 func (p *plan) set(due, now time.Time) {
 	p.due, p.extra = due, false
-	if due.Before(now) { // the last check took longer than the interval: nobody was late
+	if due.Before(now) { // the last check took longer than the interval, so this process was not late
 		p.due = now
 	}
 }
 
-// hurry has the next check begin at once, but not sooner than extraGap after the last
-// one that came so.
+// hurry makes the next check start at once, but no sooner than extraGap after the last
+// such check.
 func (p *plan) hurry(now time.Time) {
 	due := p.lastExtra.Add(extraGap)
 	if due.Before(now) {
@@ -44,11 +44,11 @@ func (p *plan) started(now time.Time) {
 	}
 }
 
-// Run checks the backend until ctx ends. It blocks; when it returns, all that it
-// started has stopped and no observer is called any more.
+// Run checks the backend until ctx ends. It blocks. When it returns, every goroutine it
+// started has stopped and the observer is no longer called.
 func (c *Checker) Run(ctx context.Context) {
 	if c.cfg.Mode == None {
-		c.listen(ctx)
+		c.runUnchecked(ctx)
 		return
 	}
 	now := time.Now()
@@ -58,17 +58,17 @@ func (c *Checker) Run(ctx context.Context) {
 		if !ok {
 			return
 		}
-		c.judge(t)
+		c.conclude(t)
 	}
 }
 
-// listen is Run for mode None: it only ends the times in which the backend is avoided.
-func (c *Checker) listen(ctx context.Context) {
+// runUnchecked is Run for mode None: it ends the periods in which the backend is avoided.
+func (c *Checker) runUnchecked(ctx context.Context) {
 	for ctx.Err() == nil {
 		c.mu.Lock()
 		left := c.m.tryAgain(time.Now())
 		c.mu.Unlock()
-		c.tell()
+		c.reportChange()
 		var over <-chan time.Time
 		if left > 0 {
 			over = time.After(left)
@@ -81,7 +81,7 @@ func (c *Checker) listen(ctx context.Context) {
 	}
 }
 
-// wait returns when the next check is to start: true, or false when ctx has ended.
+// wait blocks until the next check is due and returns true, or false when ctx has ended.
 func (c *Checker) wait(ctx context.Context) bool {
 	for {
 		select {
@@ -91,24 +91,24 @@ func (c *Checker) wait(ctx context.Context) bool {
 			return ctx.Err() == nil
 		case <-c.kick:
 			c.plan.hurry(time.Now())
-			c.tell()
+			c.reportChange()
 		}
 	}
 }
 
-// A trial is one check and how punctual we were.
+// A trial is one check and how punctual this process was.
 type trial struct {
 	result    Result
-	covers    uint64 // reports of failed connects when it began
-	hurry     bool   // there were more since
+	covers    uint64 // reports of failed connects at the start
+	hurry     bool   // more reports came since
 	due       time.Time
 	start     time.Time
 	end       time.Time
-	oversleep time.Duration // of our own timers meanwhile
+	oversleep time.Duration // total delay of this process's timers meanwhile
 }
 
-// check makes one check. It is false when ctx has ended. The check has a goroutine of
-// its own, so that a report is passed on while a dead backend is waited for.
+// check runs one check. It returns false when ctx has ended. The check has its own
+// goroutine, so that changes are reported while it waits for a dead backend.
 func (c *Checker) check(ctx context.Context) (trial, bool) {
 	t := trial{due: c.plan.due, start: time.Now(), covers: c.begin()}
 	c.plan.started(t.start)
@@ -127,25 +127,25 @@ func (c *Checker) check(ctx context.Context) (trial, bool) {
 			t.oversleep += time.Since(wakeUp)
 		case <-c.kick:
 			t.hurry = true
-			c.tell()
+			c.reportChange()
 		}
 	}
 }
 
-// begin counts the reports that the check to come is an answer to.
+// begin returns the number of reports that the coming check covers.
 func (c *Checker) begin() uint64 {
 	select {
 	case <-c.kick:
 	default:
 	}
-	c.tell()
+	c.reportChange()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.m.reports
 }
 
-// judge draws the conclusions from a check and plans the next one.
-func (c *Checker) judge(t trial) {
+// conclude applies the result of a check and plans the next one.
+func (c *Checker) conclude(t trial) {
 	r := t.result
 	if late := t.late(c.cfg.Timeout); late != "" && r.Kind.verdict() == failed {
 		r.NoVerdict = late
@@ -168,12 +168,12 @@ func (c *Checker) judge(t trial) {
 	if c.observer.Checked != nil {
 		c.observer.Checked(r)
 	}
-	c.tell()
+	c.reportChange()
 }
 
-// late says how this process was too late for a failure to count, "" when it was not:
-// the check began or ended long after its time, or our timers show that it was asleep
-// for half of it.
+// late tells how this process was too late for a failure to count, or returns "": the
+// check started or ended long after its time, or the timers show that the process did not
+// run for half of it.
 func (t trial) late(timeout time.Duration) string {
 	for _, l := range []struct {
 		what     string
@@ -190,13 +190,13 @@ func (t trial) late(timeout time.Duration) string {
 	return ""
 }
 
-// pause is the time from the start of this check to the start of the next. It is
-// called with the mutex held.
+// pause returns the time from the start of this check to the start of the next. The
+// caller holds the mutex.
 func (c *Checker) pause(r Result) time.Duration {
 	fast := min(fastInterval, c.cfg.Interval)
 	switch {
 	case r.ours:
-		return c.jitter(fast) // a descriptor does not come free at once
+		return c.jitter(fast) // a descriptor does not become free at once
 	case r.NoVerdict != "":
 		return 0
 	case c.m.fails == 1 && c.m.s.State != Dead:
@@ -207,14 +207,14 @@ func (c *Checker) pause(r Result) time.Duration {
 	return c.jitter(c.cfg.Interval)
 }
 
-// tell calls Changed when there is news.
-func (c *Checker) tell() {
+// reportChange calls Changed when there is news.
+func (c *Checker) reportChange() {
 	s := c.Status()
 	n := news{s.State, s.Suspect, s.Connectable}
-	if n == c.told {
+	if n == c.reported {
 		return
 	}
-	c.told = n
+	c.reported = n
 	if c.observer.Changed != nil {
 		c.observer.Changed(s)
 	}

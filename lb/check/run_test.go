@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-// took is how long a scripted check takes that is no timeout.
+// took is the duration of a scripted check that does not time out.
 const took = time.Millisecond
 
 var defaults = Config{
@@ -24,12 +24,12 @@ var defaults = Config{
 	Interval: time.Second, Timeout: time.Second, Fall: 2, Rise: 2,
 }
 
-// A script says what a backend answers at a time since the start.
+// A script returns a backend's answer at a time since the start.
 type script func(at time.Duration) Kind
 
 func always(k Kind) script { return func(time.Duration) Kind { return k } }
 
-// then is a script that is first until at, and next from then on.
+// then returns a script that is s until at, and next from then on.
 func (s script) then(at time.Duration, next script) script {
 	return func(now time.Duration) Kind {
 		if now < at {
@@ -62,10 +62,10 @@ type rig struct {
 	record
 }
 
-// A record is what a rig has seen.
+// A record holds the observations of a rig.
 type record struct {
 	starts  []time.Duration // of checks
-	changes []Status        // that Changed was told
+	changes []Status        // passed to Changed
 	states  []time.Duration // when State changed, without the first verdict
 	results []Result
 }
@@ -104,8 +104,8 @@ func (r *rig) since(at time.Duration) []time.Duration {
 	return slices.DeleteFunc(r.seen().starts, func(d time.Duration) bool { return d < at })
 }
 
-// told is the last Status that Changed was given.
-func (r *rig) told() Status { c := r.seen().changes; return c[len(c)-1] }
+// lastReported returns the last Status passed to Changed.
+func (r *rig) lastReported() Status { c := r.seen().changes; return c[len(c)-1] }
 
 func (r *rig) started() { r.write(func() { r.starts = append(r.starts, r.now()) }) }
 
@@ -316,7 +316,7 @@ func TestPace(t *testing.T) {
 		name        string
 		interval    time.Duration
 		s           script
-		from, to    time.Duration // what is looked at
+		from, to    time.Duration // the period examined
 		least, most time.Duration // between two starts
 	}{
 		{"ready", time.Second, always(KindOK), 0, time.Minute, 900 * ms, 1100 * ms},
@@ -473,7 +473,7 @@ func TestLateEnd(t *testing.T) {
 	}
 }
 
-// A timer that fires late has the same meaning. Here an observer holds Run up.
+// A timer that fires late has the same meaning. Here an observer delays Run.
 func TestLateStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cfg := defaults
@@ -516,8 +516,8 @@ func TestLate(t *testing.T) {
 	}
 }
 
-// Being out of descriptors says nothing about the backend, and cannot be cured by
-// asking all the time.
+// A lack of descriptors proves nothing about the backend, and constant retries do not
+// cure it.
 func TestOurFault(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, defaults, nil)
@@ -550,7 +550,7 @@ func TestConnectFailed(t *testing.T) {
 			t.Errorf("got %+v", s)
 		}
 		synctest.Wait()
-		if !r.told().Suspect {
+		if !r.lastReported().Suspect {
 			t.Error("Changed was not called at once")
 		}
 		if got := r.since(2100 * time.Millisecond); !slices.Equal(got, []time.Duration{2500 * time.Millisecond}) {
@@ -563,7 +563,7 @@ func TestConnectFailed(t *testing.T) {
 	})
 }
 
-// A backend that is killed under load is dead after two checks, not after an interval.
+// A backend killed under load is dead after two checks, without waiting for the interval.
 func TestConnectFailedToDead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const at = 2500 * time.Millisecond
@@ -611,7 +611,7 @@ func TestConnectFailedDuringCheck(t *testing.T) {
 		r.start().until(1200 * time.Millisecond)
 		r.ConnectFailed("refused")
 		synctest.Wait()
-		if !r.told().Suspect {
+		if !r.lastReported().Suspect {
 			t.Error("Changed was not called during the check")
 		}
 		r.until(1600 * time.Millisecond)
@@ -660,7 +660,7 @@ func TestModeNone(t *testing.T) {
 		synctest.Wait()
 		r.ConnectOK()
 		synctest.Wait()
-		if r.told().Suspect || r.Status().Suspect {
+		if r.lastReported().Suspect || r.Status().Suspect {
 			t.Error("ConnectOK did not clear it")
 		}
 		r.wantState(Ready)
@@ -670,8 +670,8 @@ func TestModeNone(t *testing.T) {
 	})
 }
 
-// Run returns when its context ends, whatever it is doing; synctest fails when a
-// goroutine is left.
+// Run returns when its context ends, in every phase; synctest fails when a goroutine is
+// left.
 func TestRunReturns(t *testing.T) {
 	for name, mode := range map[string]Mode{"checking": HTTPS, "none": None} {
 		for _, at := range []time.Duration{0, took / 2, 500 * time.Millisecond, 1500 * time.Millisecond} {

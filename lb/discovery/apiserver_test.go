@@ -1,7 +1,6 @@
 package discovery
 
 import (
-	"bytes"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
@@ -21,10 +20,12 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/clientcmd/api"
+
+	"kthwd/test/harness"
 )
 
-// apiServer speaks what this package asks for, over TLS: list and watch of
-// endpointslices. The test says what is in it and how it misbehaves.
+// apiServer serves the requests of this package over TLS: list and watch of
+// endpointslices. The test sets its content and its faults.
 type apiServer struct {
 	*httptest.Server
 	t *testing.T
@@ -43,7 +44,7 @@ type event struct {
 	Object any             `json:"object"`
 }
 
-// hangsUp is a status that is no answer, but the end of the connection.
+// hangsUp is a status that stands for closing the connection without an answer.
 const hangsUp = -1
 
 const token = "a token"
@@ -58,7 +59,7 @@ func newAPIServer(t *testing.T) *apiServer {
 	return s
 }
 
-// stop is what its clients see when it is killed.
+// stop ends the server and its connections, as a kill does.
 func (s *apiServer) stop() {
 	s.cut()
 	s.CloseClientConnections()
@@ -147,7 +148,7 @@ func (s *apiServer) watch(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// put makes or changes a slice, and says so to those who watch.
+// put creates or changes a slice, and sends the event to all watches.
 func (s *apiServer) put(slice *discoveryv1.EndpointSlice) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -189,7 +190,7 @@ func (s *apiServer) cut() {
 }
 
 // forget makes the server one that lacks the history that a watch needs.
-func (s *apiServer) forget() {
+func (s *apiServer) expireVersions() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.version += 100
@@ -201,7 +202,7 @@ func (s *apiServer) forget() {
 	}
 }
 
-// refuses answers list or watch with a status; 0 is none.
+// refuses makes it answer list or watch with a status; 0 ends that.
 func (s *apiServer) refuses(verb string, code int32, reason metav1.StatusReason) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -259,7 +260,7 @@ func (s *apiServer) ca() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw})
 }
 
-// at has the kubeconfig name another server.
+// at makes the kubeconfig name another server.
 func at(url string) func(*api.Config) {
 	return func(c *api.Config) { c.Clusters["kubernetes"].Server = url }
 }
@@ -271,14 +272,13 @@ func deaf(t *testing.T) string {
 	return s.Listener.Addr().String()
 }
 
-// following is a Discovery that runs, and what it has told.
+// following is a running Discovery with its lists and its log.
 type following struct {
 	*Discovery
+	*harness.Running
 	t     *testing.T
-	lists chan string // each that was set, with commas
-	log   *logBuffer
-	ready chan struct{}
-	end   func()
+	lists chan string // each list received, joined with commas
+	log   *harness.Log
 }
 
 // follow runs a Discovery with short pauses until the test ends.
@@ -291,8 +291,8 @@ func follow(t *testing.T, c Config) *following {
 
 func make_(t *testing.T, c Config) *following {
 	t.Helper()
-	f := &following{t: t, lists: make(chan string, 100), log: &logBuffer{}, ready: make(chan struct{})}
-	c.Log = slog.New(slog.NewTextHandler(f.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	f := &following{t: t, lists: make(chan string, 100), log: &harness.Log{}}
+	c.Log = f.log.Logger(slog.LevelDebug)
 	d, err := New(c)
 	if err != nil {
 		t.Fatal(err)
@@ -303,30 +303,14 @@ func make_(t *testing.T, c Config) *following {
 	return f
 }
 
+// run runs it, and prints the log at the end of a test that failed.
 func (f *following) run() {
-	done := make(chan error, 1)
-	ctx, cancel := cancellable(f.t)
-	go func() { done <- f.Run(ctx, func() { close(f.ready) }) }()
-	var once sync.Once
-	f.end = func() {
-		once.Do(func() {
-			cancel()
-			select {
-			case err := <-done:
-				if err != nil {
-					f.t.Errorf("Run: %v", err)
-				}
-			case <-time.After(20 * time.Second):
-				f.t.Error("Run does not end")
-			}
-		})
-	}
 	f.t.Cleanup(func() {
-		f.end()
 		if f.t.Failed() {
 			f.t.Logf("log:\n%s", f.log)
 		}
 	})
+	f.Running = harness.Start(f.t, f.Discovery)
 }
 
 // want waits for the next list.
@@ -337,12 +321,12 @@ func (f *following) want(list string) {
 		if got != list {
 			f.t.Errorf("list: got %s, want %s", got, list)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		f.t.Fatalf("list: got none, want %s", list)
 	}
 }
 
-// wantNone holds that no list came.
+// wantNone fails if a list has come.
 func (f *following) wantNone() {
 	f.t.Helper()
 	select {
@@ -363,51 +347,10 @@ func (f *following) says(want string) {
 	})
 }
 
-// eventually polls: there is no event to wait for.
+// eventually waits until f returns nil.
 func eventually(t *testing.T, what string, f func() error) {
 	t.Helper()
-	deadline := time.After(20 * time.Second)
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := f()
-		if err == nil {
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatalf("%s: %v", what, err)
-		}
-	}
-}
-
-// logBuffer is a log that is read while it is written.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
-// count is how many lines have a text at a level.
-func (l *logBuffer) count(level, text string) (n int) {
-	for line := range strings.Lines(l.String()) {
-		if strings.Contains(line, "level="+level) && strings.Contains(line, text) {
-			n++
-		}
-	}
-	return n
+	harness.WaitFor(t, what, time.Minute, f)
 }
 
 func write(t *testing.T, path, text string) {

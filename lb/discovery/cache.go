@@ -11,29 +11,29 @@ import (
 	"slices"
 )
 
-// cache is the file with the last list. The zero value of path is none. It holds
-// no secret: the list is what anybody can see who may connect to the load balancer.
+// cache is the file with the last list; an empty path means no file. It holds no secret:
+// every client of the load balancer can learn the list.
 type cache struct {
 	path    string
-	create  func(path string) (*os.File, error) // a new file beside path
-	written cached                              // what the file says
-	broken  string                              // why it could not be written last
+	create  func(path string) (*os.File, error) // creates a new file in the directory of path
+	written cached                              // the content of the file
+	broken  string                              // the last write error that was reported
 }
 
-// cached is the file's content.
+// cached is the content of the file.
 type cached struct {
 	Backends []string `json:"backends"`         // the last list
-	Former   []string `json:"former,omitempty"` // were in a list before, the newest first
+	Former   []string `json:"former,omitempty"` // backends of earlier lists, the newest first
 }
 
 func (c cached) equal(other cached) bool {
 	return slices.Equal(c.Backends, other.Backends) && slices.Equal(c.Former, other.Former)
 }
 
-// maxFormer is how many backends that are gone are remembered.
+// maxFormer is the most former backends remembered.
 const maxFormer = 8
 
-// followedBy is the content with a new list.
+// followedBy returns the content after a new list.
 func (c cached) followedBy(list []string) cached {
 	former := slices.DeleteFunc(slices.Concat(c.Backends, c.Former), func(b string) bool { return slices.Contains(list, b) })
 	var kept []string
@@ -47,7 +47,7 @@ func (c cached) followedBy(list []string) cached {
 
 const maxCache = 1 << 20
 
-// read is empty without an error where there is no file.
+// read returns empty content without an error when there is no file.
 func (c *cache) read() (content cached, err error) {
 	if c.path == "" {
 		return cached{}, nil
@@ -59,7 +59,7 @@ func (c *cache) read() (content cached, err error) {
 	case err != nil:
 		return cached{}, err
 	case !info.Mode().IsRegular() || info.Size() > maxCache:
-		return cached{}, fmt.Errorf("%s: no file of ours", c.path)
+		return cached{}, fmt.Errorf("%s: not a cache file: it must be a regular file of at most 1 MiB", c.path)
 	}
 	data, err := os.ReadFile(c.path)
 	if err != nil {
@@ -70,7 +70,7 @@ func (c *cache) read() (content cached, err error) {
 	}
 	for _, b := range slices.Concat(content.Backends, content.Former) {
 		if a, err := netip.ParseAddrPort(b); err != nil || a.Port() == 0 {
-			return cached{}, fmt.Errorf("%s: %q is no ADDRESS:PORT", c.path, b)
+			return cached{}, fmt.Errorf("%s: %q is not ADDRESS:PORT", c.path, b)
 		}
 	}
 	if len(content.Backends) == 0 {
@@ -80,15 +80,15 @@ func (c *cache) read() (content cached, err error) {
 	return content, nil
 }
 
-// write puts the list into the file, if it is not there, whole or not at all.
-// complaint is the error when it is another one than before.
+// write replaces the file if its content differs, as a whole or not at all. complaint is
+// the error as one line, unless it was reported before.
 func (c *cache) write(content cached) (complaint string, err error) {
 	if c.path == "" || c.written.equal(content) {
 		return "", nil
 	}
 	if err := c.replace(content); err != nil {
-		err = fmt.Errorf("%s: %w", c.path, why(err))
-		if text := oneLine(err); text != c.broken {
+		err = fmt.Errorf("%s: %w", c.path, withoutPath(err))
+		if text := joinLines(err); text != c.broken {
 			c.broken, complaint = text, text
 		}
 		return complaint, err
@@ -106,7 +106,7 @@ func (c *cache) replace(content cached) error {
 	if err != nil {
 		return err
 	}
-	if err = fill(f, append(data, '\n')); err == nil {
+	if err = writeAndClose(f, append(data, '\n')); err == nil {
 		err = os.Rename(f.Name(), c.path)
 	}
 	if err != nil {
@@ -121,21 +121,21 @@ func (c *cache) replace(content cached) error {
 	return dir.Sync()
 }
 
-// fill writes the data to the disk, and closes f in any case.
-func fill(f *os.File, data []byte) error {
+// writeAndClose writes the data to the disk, and closes f in any case.
+func writeAndClose(f *os.File, data []byte) error {
 	defer f.Close()
 	if _, err := f.Write(data); err != nil {
 		return err
 	}
-	if err := f.Chmod(0o644); err != nil { // whatever the umask is
+	if err := f.Chmod(0o644); err != nil { // independent of the umask
 		return err
 	}
 	return f.Sync()
 }
 
-// why is an error of the file system without the name of the file, which is
-// another one each time.
-func why(err error) error {
+// withoutPath returns a file system error without the name of the file, which differs
+// each time.
+func withoutPath(err error) error {
 	var path *fs.PathError
 	var link *os.LinkError
 	switch {
@@ -147,7 +147,7 @@ func why(err error) error {
 	return err
 }
 
-// createBeside has a name of its own for each writer: in an upgrade there are two.
+// createBeside gives each writer a unique file name: during an upgrade there are two.
 func createBeside(path string) (*os.File, error) {
 	return os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
 }

@@ -28,7 +28,8 @@ func hasLabel(m prometheus.Metric, value string) bool {
 	return false
 }
 
-// wantCache holds what is in the file, and that nothing is beside it.
+// wantCache compares the content of the file, and holds that its directory has no other
+// file.
 func wantCache(t *testing.T, path, want string) {
 	t.Helper()
 	data, err := os.ReadFile(path)
@@ -59,10 +60,10 @@ func TestCache(t *testing.T) {
 	}
 	s.put(slice("kubernetes", "fd00::1"))
 	f.want("[fd00::1]:6443")
-	f.end()
+	f.Stop()
 	wantCache(t, path, `{"backends":["[fd00::1]:6443"],"former":["127.9.1.1:6443","127.9.1.2:6443"]}`+"\n")
 
-	// The next process knows it before anybody answers, and does not write it again.
+	// The next process has it before a server answers, and does not write it again.
 	info, _ = os.Stat(path)
 	f = follow(t, Config{Kubeconfig: kubeconfig, Cache: path})
 	<-f.First()
@@ -88,7 +89,7 @@ func TestBadCache(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "cache")
 			write(t, path, text)
 			f := follow(t, Config{Kubeconfig: s.kubeconfig(), Cache: path})
-			if n := f.log.count("WARN", path); n != 1 {
+			if n := f.log.Count("WARN", path); n != 1 {
 				t.Errorf("got %d warnings, want one with the file:\n%s", n, f.log)
 			}
 			f.want("127.9.1.1:6443")
@@ -98,8 +99,8 @@ func TestBadCache(t *testing.T) {
 	}
 }
 
-// A cache that cannot be written is said once, changes nothing else, and is
-// written when that is possible.
+// A cache that cannot be written is logged once, affects nothing else, and is written
+// once that is possible.
 func TestCacheNotWritten(t *testing.T) {
 	s := newAPIServer(t)
 	full := func(path string) (*os.File, error) {
@@ -128,16 +129,16 @@ func TestCacheNotWritten(t *testing.T) {
 			f.cache.create = tt.create
 			f.run()
 			f.want("127.9.1.1:6443")
-			<-f.ready
+			<-f.Ready
 			s.put(slice("kubernetes", "127.9.1.2"))
 			f.want("127.9.1.2:6443")
 			s.put(slice("kubernetes", "127.9.1.3"))
 			f.want("127.9.1.3:6443")
-			f.end()
-			if n := f.log.count("WARN", "list of backends not cached"); n != 1 {
+			f.Stop()
+			if n := f.log.Count("WARN", "list of backends not cached"); n != 1 {
 				t.Errorf("said %d times, want once", n)
 			}
-			if tt.want != nil && f.log.count("WARN", tt.want.Error()) != 1 {
+			if tt.want != nil && f.log.Count("WARN", tt.want.Error()) != 1 {
 				t.Errorf("not said why: want %v", tt.want)
 			}
 			if tt.path == "" {

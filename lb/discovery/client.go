@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
-	"reflect"
 	"slices"
 	"time"
 
@@ -30,14 +29,14 @@ const (
 	portName  = "https"
 
 	dialTimeout   = 3 * time.Second
-	answerTimeout = 5 * time.Second // of a list, and of the beginning of a watch
-	watchTimeout  = 5 * time.Minute // a watch ends after this to twice as much, and is begun again where it ended
-	shortWatch    = time.Second     // one that ended sooner, and said nothing, was none
+	answerTimeout = 5 * time.Second // for a list and for the start of a watch
+	watchTimeout  = 5 * time.Minute // a watch lasts for one to two times this, and is then continued by the next
+	shortWatch    = time.Second     // a watch that ends sooner, without an event, has failed
 )
 
-// servers are the places to ask, in order: the kubeconfig's, then the backends
-// that are known. The latter must have a certificate for the name that the
-// kubeconfig expects, or else for their own.
+// servers returns the servers to query, in order: that of the kubeconfig, then the known
+// backends. A backend must have a certificate for the name that the kubeconfig expects,
+// or for its own address.
 func servers(cluster *rest.Config, lists ...[]string) []*rest.Config {
 	all := []*rest.Config{cluster}
 	at, err := url.Parse(cluster.Host)
@@ -60,8 +59,8 @@ func servers(cluster *rest.Config, lists ...[]string) []*rest.Config {
 	return all
 }
 
-// follow lists and watches at one server, until that fails. followed tells whether
-// a list and a watch could be had.
+// follow lists and watches at one server until that fails. followed reports whether a
+// list and a watch succeeded.
 func (d *Discovery) follow(ctx context.Context, server *rest.Config) (followed bool, err error) {
 	followed, err = d.followAs(ctx, server)
 	var other x509.HostnameError
@@ -81,7 +80,7 @@ func (d *Discovery) follow(ctx context.Context, server *rest.Config) (followed b
 }
 
 func (d *Discovery) followAs(ctx context.Context, server *rest.Config) (followed bool, err error) {
-	api, hangUp, err := connect(server)
+	api, hangUp, err := newClient(server)
 	if err != nil {
 		return false, err
 	}
@@ -91,30 +90,31 @@ func (d *Discovery) followAs(ctx context.Context, server *rest.Config) (followed
 		return false, err
 	}
 	for {
-		w, err := open(ctx, api, version)
+		w, err := openWatch(ctx, api, version)
 		if err != nil {
 			return followed || expired(err), err
 		}
 		begun := time.Now()
-		followed = true
-		d.follows(server.Host)
 		before := version
 		version, err = d.events(ctx, server.Host, w, version)
 		w.stop()
 		switch {
+		case errors.Is(err, errNoWatch):
+			return followed, err
 		case err != nil:
 			return true, err
 		case version == before && time.Since(begun) < shortWatch:
 			return true, errors.New("the watch ended at once")
 		}
+		followed = true
 	}
 }
 
-// connect makes a client with connections of its own, which hangUp ends: those
-// that client-go shares would outlive Run, and hold up the drain of a load balancer
-// that they go through. HTTP/1.1 for the same reason: a watch that is given
-// up ends its connection.
-func connect(server *rest.Config) (api rest.Interface, hangUp func(), err error) {
+// newClient returns a client with its own connections, which hangUp closes. Connections
+// shared by client-go would outlive Run, and delay the drain of a load balancer that they
+// pass through. The client uses HTTP/1.1 for the same reason: an abandoned watch closes
+// its connection.
+func newClient(server *rest.Config) (api rest.Interface, hangUp func(), err error) {
 	tlsConfig, err := rest.TLSConfigFor(server)
 	if err != nil {
 		return nil, nil, err
@@ -138,18 +138,19 @@ func connect(server *rest.Config) (api rest.Interface, hangUp func(), err error)
 	return client.RESTClient(), transport.CloseIdleConnections, nil
 }
 
-// ask begins a request. It is not repeated within, for there may be others to ask.
-func ask(api rest.Interface, options metav1.ListOptions) *rest.Request {
+// slicesRequest returns a request for the EndpointSlices, without client-go's retries:
+// other servers may answer.
+func slicesRequest(api rest.Interface, options metav1.ListOptions) *rest.Request {
 	options.LabelSelector = selector
 	return api.Get().Namespace(namespace).Resource("endpointslices").VersionedParams(&options, scheme.ParameterCodec).MaxRetries(0)
 }
 
-// list replaces what is known of all slices.
+// list replaces all slices.
 func (d *Discovery) list(ctx context.Context, api rest.Interface) (version string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	var list discoveryv1.EndpointSliceList
-	if err := ask(api, metav1.ListOptions{}).Do(ctx).Into(&list); err != nil {
+	if err := slicesRequest(api, metav1.ListOptions{}).Do(ctx).Into(&list); err != nil {
 		return "", err
 	}
 	d.slices = map[string][]string{}
@@ -160,21 +161,17 @@ func (d *Discovery) list(ctx context.Context, api rest.Interface) (version strin
 	return list.ResourceVersion, nil
 }
 
-// stream is a watch, and how to be done with it.
+// stream is a watch and the function that stops it.
 type stream struct {
 	watch.Interface
 	stop func()
 }
 
-func open(ctx context.Context, api rest.Interface, version string) (stream, error) {
+func openWatch(ctx context.Context, api rest.Interface, version string) (stream, error) {
 	lasts := watchTimeout + rand.N(watchTimeout)
 	ctx, cancel := context.WithTimeout(ctx, lasts+answerTimeout)
 	seconds := int64(lasts / time.Second)
-	w, err := ask(api, metav1.ListOptions{Watch: true, ResourceVersion: version, AllowWatchBookmarks: true, TimeoutSeconds: &seconds}).Watch(ctx)
-	if err == nil && reflect.TypeOf(w) == reflect.TypeOf(watch.NewEmptyWatch()) {
-		// What rest.Request.Watch makes of a time-out, and of a connection that ends.
-		err = errors.New("the watch did not begin")
-	}
+	w, err := slicesRequest(api, metav1.ListOptions{Watch: true, ResourceVersion: version, AllowWatchBookmarks: true, TimeoutSeconds: &seconds}).Watch(ctx)
 	if err != nil {
 		cancel()
 		return stream{}, err
@@ -182,43 +179,64 @@ func open(ctx context.Context, api rest.Interface, version string) (stream, erro
 	return stream{w, func() { cancel(); w.Stop() }}, nil
 }
 
-// events applies what a watch says until it ends, and returns the version to go
-// on from. An error is a reason to list anew.
-func (d *Discovery) events(ctx context.Context, server string, w watch.Interface, version string) (string, error) {
-	for {
-		var e watch.Event
-		var more bool
-		select {
-		case e, more = <-w.ResultChan():
-		case <-ctx.Done():
-		}
+// errNoWatch is returned for a watch that has ended before its first event is read.
+// rest.Request.Watch returns such a watch, without an error, for a timeout and for a
+// connection that ends early.
+var errNoWatch = errors.New("the watch did not begin")
+
+// events applies the events of a watch until it ends, and returns the version to
+// continue from. After an error the caller must list again.
+func (d *Discovery) events(ctx context.Context, server string, w watch.Interface, version string) (_ string, err error) {
+	select {
+	case e, more := <-w.ResultChan():
 		if !more {
+			return version, errNoWatch
+		}
+		if version, err = d.event(e, version); err != nil {
+			return version, err
+		}
+	default: // it is open and quiet
+	}
+	for {
+		d.noteFollowed(server)
+		select {
+		case e, more := <-w.ResultChan():
+			if !more {
+				return version, ctx.Err()
+			}
+			if version, err = d.event(e, version); err != nil {
+				return version, err
+			}
+		case <-ctx.Done():
 			return version, ctx.Err()
 		}
-		if e.Type == watch.Error {
-			return version, apierrors.FromObject(e.Object)
-		}
-		slice, ok := e.Object.(*discoveryv1.EndpointSlice)
-		if !ok {
-			return version, fmt.Errorf("the watch has sent a %T", e.Object)
-		}
-		version = slice.ResourceVersion
-		switch e.Type {
-		case watch.Added, watch.Modified:
-			d.slices[slice.Name] = backends(slice)
-			d.apply()
-		case watch.Deleted:
-			delete(d.slices, slice.Name)
-			d.apply()
-		}
-		d.follows(server)
 	}
 }
 
-// expired tells that the server does not remember as far back as we do.
+// event applies one event and returns the version after it.
+func (d *Discovery) event(e watch.Event, version string) (string, error) {
+	if e.Type == watch.Error {
+		return version, apierrors.FromObject(e.Object)
+	}
+	slice, ok := e.Object.(*discoveryv1.EndpointSlice)
+	if !ok {
+		return version, fmt.Errorf("the watch sent a %T", e.Object)
+	}
+	switch e.Type {
+	case watch.Added, watch.Modified:
+		d.slices[slice.Name] = backends(slice)
+		d.apply()
+	case watch.Deleted:
+		delete(d.slices, slice.Name)
+		d.apply()
+	}
+	return slice.ResourceVersion, nil
+}
+
+// expired reports whether the server no longer has the requested resource version.
 func expired(err error) bool { return apierrors.IsResourceExpired(err) || apierrors.IsGone(err) }
 
-// backends are the addresses in a slice that are ready, with the port called https.
+// backends returns the ready addresses of a slice, with the port named https.
 func backends(slice *discoveryv1.EndpointSlice) (all []string) {
 	if slice.AddressType != discoveryv1.AddressTypeIPv4 && slice.AddressType != discoveryv1.AddressTypeIPv6 {
 		return nil
@@ -241,7 +259,7 @@ func backends(slice *discoveryv1.EndpointSlice) (all []string) {
 	return all
 }
 
-// merge is all slices as one list, in the order of addresses.
+// merge returns the backends of all slices as one list, sorted by address.
 func merge(all map[string][]string) (list []string) {
 	for _, some := range all {
 		list = append(list, some...)
@@ -252,7 +270,7 @@ func merge(all map[string][]string) (list []string) {
 	return slices.Compact(list)
 }
 
-// hint is advice on why nobody lets itself be followed, for a log.
+// hint returns advice on an error, as attributes for a log.
 func hint(err error) []any {
 	if text := hintFor(err); text != "" {
 		return []any{"hint", text}
@@ -263,20 +281,20 @@ func hint(err error) []any {
 func hintFor(err error) string {
 	var unknown x509.UnknownAuthorityError
 	switch {
-	case has(err, apierrors.IsForbidden):
+	case anyOf(err, apierrors.IsForbidden):
 		return "the user of the kubeconfig must be allowed to get, list and watch endpointslices in the namespace default"
-	case has(err, apierrors.IsUnauthorized):
-		return "the API server does not know the user of the kubeconfig: its certificate or token may have expired"
+	case anyOf(err, apierrors.IsUnauthorized):
+		return "the API server does not accept the user of the kubeconfig: its certificate or token may have expired"
 	case errors.As(err, &unknown):
 		return "the kubeconfig has the CA of another cluster"
 	}
 	return ""
 }
 
-// has looks at each of joined errors, as Kubernetes' predicates do not.
-func has(err error, is func(error) bool) bool {
+// anyOf applies is to each joined error, which Kubernetes' predicates do not do.
+func anyOf(err error, is func(error) bool) bool {
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
-		return slices.ContainsFunc(joined.Unwrap(), func(e error) bool { return has(e, is) })
+		return slices.ContainsFunc(joined.Unwrap(), func(e error) bool { return anyOf(e, is) })
 	}
 	return is(err)
 }

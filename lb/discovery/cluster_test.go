@@ -30,8 +30,8 @@ import (
 	"kthwd/test/kthwtest"
 )
 
-// TestCluster has the real kthwd follow a real kube-apiserver: over a change, while the
-// API is away, over a restart meanwhile, and through itself.
+// TestCluster: the real kthwd follows a real kube-apiserver through a change, while the
+// API is down, through a restart meanwhile, and through itself.
 func TestCluster(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts a controller")
@@ -123,7 +123,7 @@ func TestCluster(t *testing.T) {
 	b.stop()
 }
 
-// ownAddress is one that is not loopback: the API server lists none of these.
+// ownAddress returns a non-loopback address: API servers list no loopback ones.
 func ownAddress(t *testing.T) string {
 	all, err := net.InterfaceAddrs()
 	if err != nil {
@@ -138,8 +138,8 @@ func ownAddress(t *testing.T) string {
 	return ""
 }
 
-// detour is an address whose connections are led to another one, if need be when
-// something listens there.
+// detour returns an address whose connections are forwarded to another one, once a server
+// listens there.
 func detour(t *testing.T, host, to string) string {
 	t.Helper()
 	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
@@ -173,8 +173,8 @@ func detour(t *testing.T, host, to string) string {
 	return l.Addr().String()
 }
 
-// listed holds that these backends are the discovered ones. One that is leaving
-// the list may be there as well.
+// listed returns an error unless these are the discovered backends. A draining one may be
+// listed as well.
 func listed(r status.Report, want ...string) error {
 	var got []string
 	for _, b := range r.LB.Backends {
@@ -190,7 +190,7 @@ func listed(r status.Report, want ...string) error {
 	return nil
 }
 
-// kubeconfig is that of a user who has the least rights that do.
+// kubeconfig returns the kubeconfig of a user with the least sufficient rights.
 func kubeconfig(t *testing.T, c *kthwtest.Controller, dir, server string) string {
 	client, ctx := c.Client(t), t.Context()
 	meta := metav1.ObjectMeta{Name: "kthwd-lb", Namespace: "default"}
@@ -228,8 +228,8 @@ func kubeconfigWith(t *testing.T, c *kthwtest.Controller, dir, server, token str
 	return path
 }
 
-// addSlice lists a backend that is not there in a slice of its own, which no API
-// server touches.
+// addSlice lists a backend that does not exist in a separate slice, which no API server
+// changes.
 func addSlice(t *testing.T, c *kthwtest.Controller, backend string) {
 	host, text, _ := net.SplitHostPort(backend)
 	n, _ := strconv.Atoi(text)
@@ -257,7 +257,7 @@ type balancer struct {
 
 func (b *balancer) start(more ...string) {
 	b.t.Helper()
-	args := append([]string{"--role=lb", "--metrics-address=" + b.metrics, "--metrics-insecure"}, b.args...)
+	args := append([]string{"--role=lb", "--metrics-address=" + b.metrics, "--metrics-insecure", "--drain-timeout=1h"}, b.args...)
 	b.cmd, b.log, b.ended = exec.Command(kthwtest.Binary(b.t), append(args, more...)...), &kthwtest.Log{}, make(chan error, 1)
 	b.cmd.Stdout, b.cmd.Stderr = b.log, b.log
 	if err := b.cmd.Start(); err != nil {
@@ -275,8 +275,8 @@ func (b *balancer) start(more ...string) {
 	})
 }
 
-// stop ends it, and holds that its own connection through itself is no reason to
-// wait for the end of the drain.
+// stop ends it, and holds that its own connection through itself does not delay the end
+// of the drain.
 func (b *balancer) stop() {
 	b.t.Helper()
 	_ = b.cmd.Process.Signal(syscall.SIGTERM)
@@ -285,7 +285,7 @@ func (b *balancer) stop() {
 		if err != nil {
 			b.t.Errorf("the load balancer: %v", err)
 		}
-	case <-time.After(20 * time.Second): // --drain-timeout is 30s
+	case <-time.After(2 * time.Minute): // far less than --drain-timeout
 		b.t.Fatal("the load balancer does not stop")
 	}
 }
@@ -330,7 +330,7 @@ func (b *balancer) metric(name string) string {
 	return "none"
 }
 
-// token is the one in the kubeconfig that it has.
+// token returns the token in its kubeconfig.
 func (b *balancer) token(t *testing.T) string {
 	path, _ := strings.CutPrefix(b.args[2], "--discovery-kubeconfig=")
 	config, err := clientcmd.LoadFromFile(path)

@@ -8,14 +8,14 @@
 //	d.OnList(server.SetDiscovered)
 //	err = d.Run(ctx, ready)
 //
-// It asks the server of the kubeconfig, which may well be the load balancer that
-// it works for, and where that does not answer, each backend that is or was known. It
-// lists, then watches, and begins again for as long as it runs: an API that cannot
-// be reached leaves the last list in force. A list without a backend changes
-// nothing either, for somebody has answered.
+// It queries the server of the kubeconfig, which may be the load balancer itself, and, if
+// that server does not answer, each backend of the present and earlier lists. It lists,
+// then watches, and repeats this for as long as it runs. While no API server can be
+// reached, the last list stays in force. A list without backends changes nothing either,
+// because some API server has answered with it.
 //
-// The package links Kubernetes' client, which package lb does not. It judges no
-// backend: that is what checks are for.
+// The package links Kubernetes' client, which package lb does not. It does not test
+// backends: package check does.
 package discovery
 
 import (
@@ -37,42 +37,42 @@ import (
 	"kthwd/lb"
 )
 
-// Config says whom to ask, and what to do with the answer.
+// Config configures a Discovery.
 type Config struct {
-	Kubeconfig string // of a user that may get, list and watch endpointslices in the namespace default
-	Cache      string // file that keeps the last list; "" for none
-	// Static are the backends that are configured, HOST:PORT: further places to ask.
-	// It is called from Run's goroutine. May be nil.
+	Kubeconfig string // file of a user that may get, list and watch endpointslices in the namespace default
+	Cache      string // file that stores the last list; "" for none
+	// Static returns the configured backends, HOST:PORT, as further servers to query.
+	// Run's goroutine calls it. May be nil.
 	Static func() []string
 	Log    *slog.Logger // nil logs nothing
 }
 
-// Discovery is one follower. Make it with New, call OnList, then Run it once; the
+// Discovery follows one cluster. Create it with New, call OnList, then Run it once; the
 // other methods may be called at any time.
 type Discovery struct {
 	Config
 	set     func([]string) error
-	cluster *rest.Config // of the kubeconfig, when it could be read last
+	cluster *rest.Config // from the last readable kubeconfig
 	first   chan struct{}
 	cache   cache
 
-	// These belong to Run's goroutine.
+	// The fields below are used by Run's goroutine only.
 	slices  map[string][]string // backends in each EndpointSlice, by its name
-	broken  string              // what is wrong with the kubeconfig since it was read
+	broken  string              // the last reported error of reading the kubeconfig again
 	empty   bool                // the last list had no backend
-	failing bool                // nobody answers
+	failing bool                // no server answers
 	pause   pause
 	report  supervise.Reporter
 	ready   func()
 
 	mu     sync.Mutex
-	last   cached // in force
+	last   cached // the list in force
 	status lb.DiscoveryStatus
 	errors [reasons]uint64
 }
 
-// New reads the kubeconfig and the cache. What is wrong with the first is an
-// *lb.Problem, what is wrong with the second a warning in the log.
+// New reads the kubeconfig and the cache. A fault of the kubeconfig is returned as an
+// *lb.Problem; a fault of the cache is logged as a warning.
 func New(c Config) (*Discovery, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -100,29 +100,29 @@ func New(c Config) (*Discovery, error) {
 	return d, nil
 }
 
-// OnList says who gets each new list. Call it before Run.
+// OnList sets the function that receives each new list. Call it before Run.
 func (d *Discovery) OnList(set func([]string) error) { d.set = set }
 
-// Last is the list in force: before Run, what was cached.
+// Last returns the list in force: before Run, the cached one.
 func (d *Discovery) Last() []string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return slices.Clone(d.last.Backends)
 }
 
-// former are backends that have left the list. An API server that stops takes
-// itself off it: after all have stopped it has the one that was the last to go,
-// which need not be the first to come back.
+// former returns backends of earlier lists. An API server that stops removes itself from
+// the list, so after all have stopped the list holds the last one to stop, which need not
+// be the first to start again.
 func (d *Discovery) former() []string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return slices.Clone(d.last.Former)
 }
 
-// First is closed as soon as there is a list, cached or new.
+// First returns a channel that is closed once there is a list, cached or new.
 func (d *Discovery) First() <-chan struct{} { return d.first }
 
-// Status tells how the list is followed.
+// Status returns how the list is followed at present.
 func (d *Discovery) Status() lb.DiscoveryStatus {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -132,14 +132,14 @@ func (d *Discovery) Status() lb.DiscoveryStatus {
 // Name implements supervise.Component.
 func (d *Discovery) Name() string { return "lb-discovery" }
 
-// Run implements supervise.Component. It ends when ctx does, and not before. It
-// is ready at once where there are backends without it.
+// Run implements supervise.Component. It returns only when ctx ends. It is ready at once
+// when there are cached or configured backends.
 func (d *Discovery) Run(ctx context.Context, ready func()) error {
-	ctx = klog.NewContext(ctx, logr.FromSlogHandler(d.Log.Handler()).V(1)) // what client-go says at info is for debug
+	ctx = klog.NewContext(ctx, logr.FromSlogHandler(d.Log.Handler()).V(1)) // client-go's info lines become debug lines
 	d.report = supervise.Report(ctx)
 	var once sync.Once
 	d.ready = func() { once.Do(ready) }
-	d.say("")
+	d.reportState("")
 	for ctx.Err() == nil {
 		if d.round(ctx) {
 			d.pause.reset()
@@ -149,10 +149,10 @@ func (d *Discovery) Run(ctx context.Context, ready func()) error {
 	return nil
 }
 
-// round asks one server after another until one lets itself be followed, and
-// follows it to the end. It is false when none does.
+// round tries one server after another until one can be followed, and follows it until
+// that ends. It returns false when none can be followed.
 func (d *Discovery) round(ctx context.Context) bool {
-	d.reread()
+	d.rereadKubeconfig()
 	var errs []error
 	for _, s := range servers(d.cluster, d.Last(), d.Static(), d.former()) {
 		followed, err := d.follow(ctx, s)
@@ -165,12 +165,12 @@ func (d *Discovery) round(ctx context.Context) bool {
 		}
 		errs = append(errs, fmt.Errorf("%s: %w", s.Host, err))
 	}
-	d.failed(errs)
+	d.noteFailed(errs)
 	return false
 }
 
-// reread takes a kubeconfig that has changed. A broken one changes nothing.
-func (d *Discovery) reread() {
+// rereadKubeconfig applies a changed kubeconfig. A broken one changes nothing.
+func (d *Discovery) rereadKubeconfig() {
 	cluster, err := readKubeconfig(d.Kubeconfig)
 	if err == nil {
 		d.cluster, d.broken = cluster, ""
@@ -178,27 +178,27 @@ func (d *Discovery) reread() {
 	}
 	if text := err.Error(); text != d.broken {
 		d.broken = text
-		d.Log.Warn("kubeconfig not read again: what it said before stays", "err", err)
+		d.Log.Warn("changed kubeconfig not used: the previous content stays in force", "err", err)
 	}
 }
 
-// failed says, once, that nobody answers.
-func (d *Discovery) failed(errs []error) {
+// noteFailed records that no server answers, and logs it once.
+func (d *Discovery) noteFailed(errs []error) {
 	err := errors.Join(errs...)
-	text := oneLine(err)
-	d.change(func(s *lb.DiscoveryStatus) { s.Server, s.Error = "", text })
+	text := joinLines(err)
+	d.updateStatus(func(s *lb.DiscoveryStatus) { s.Server, s.Error = "", text })
 	if d.failing {
 		d.Log.Debug("backends still not followed", "err", text)
 	} else {
 		d.failing = true
 		d.Log.Warn("backends not followed: the last list stays", append([]any{"err", text}, hint(err)...)...)
 	}
-	d.say(text)
+	d.reportState(text)
 }
 
-// say puts into the record what is wrong, if anything is. Without any backend
-// there is nothing to be ready with.
-func (d *Discovery) say(trouble string) {
+// reportState reports ready, with the trouble if there is any. Without a backend it
+// reports waiting.
+func (d *Discovery) reportState(trouble string) {
 	const waiting = "waiting for the first list of backends"
 	some := len(d.Last())+len(d.Static()) > 0
 	switch {
@@ -215,10 +215,10 @@ func (d *Discovery) say(trouble string) {
 	}
 }
 
-// follows says, once, that somebody answers.
-func (d *Discovery) follows(server string) {
+// noteFollowed records that a server is followed, and logs it once.
+func (d *Discovery) noteFollowed(server string) {
 	before := d.Status().Server
-	d.change(func(s *lb.DiscoveryStatus) { s.Server, s.Error, s.LastSuccess = server, "", time.Now() })
+	d.updateStatus(func(s *lb.DiscoveryStatus) { s.Server, s.Error, s.LastSuccess = server, "", time.Now() })
 	if d.failing || before == "" {
 		d.Log.Info("following the backends", "server", server)
 	} else if before != server {
@@ -226,16 +226,16 @@ func (d *Discovery) follows(server string) {
 	}
 	d.failing = false
 	if d.empty {
-		d.say(noneReady)
+		d.reportState(noneReady)
 	} else {
-		d.say("")
+		d.reportState("")
 	}
 }
 
 const noneReady = "the API server lists no backend that is ready"
 
-// change keeps Since right.
-func (d *Discovery) change(f func(*lb.DiscoveryStatus)) {
+// updateStatus changes the status and sets Since when Error appears or vanishes.
+func (d *Discovery) updateStatus(f func(*lb.DiscoveryStatus)) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	was := d.status
@@ -245,7 +245,7 @@ func (d *Discovery) change(f func(*lb.DiscoveryStatus)) {
 	}
 }
 
-// apply puts the list in force that the known slices make.
+// apply puts the list of all slices in force.
 func (d *Discovery) apply() {
 	found := merge(d.slices)
 	last := d.Last()
@@ -260,7 +260,7 @@ func (d *Discovery) apply() {
 	if !slices.Equal(found, last) {
 		if err := d.set(found); err != nil {
 			d.count(apiErrors)
-			d.Log.Error("list of backends not taken: the last list stays", "err", err)
+			d.Log.Error("list of backends not accepted: the last list stays", "err", err)
 			return
 		}
 		d.Log.Info("backends discovered", "backends", strings.Join(found, ","))
@@ -274,7 +274,7 @@ func (d *Discovery) apply() {
 	d.save()
 }
 
-// save writes the cache when it differs, and says once that it cannot.
+// save writes the cache when its content differs, and logs a failure once.
 func (d *Discovery) save() {
 	d.mu.Lock()
 	content := d.last
@@ -284,12 +284,12 @@ func (d *Discovery) save() {
 		d.count(cacheErrors)
 	}
 	if complaint != "" {
-		d.Log.Warn("list of backends not cached: a restart will not know it", "err", complaint)
+		d.Log.Warn("list of backends not cached: a restart will begin without it", "err", complaint)
 	}
 }
 
-// pause is the time between rounds: it doubles, and it is never quite the same
-// on two machines.
+// pause is the time between rounds: it doubles, with jitter so that it differs between
+// machines.
 type pause struct {
 	least, most time.Duration
 	next        time.Duration
@@ -307,5 +307,5 @@ func (p *pause) wait(ctx context.Context) {
 	}
 }
 
-// oneLine is err for a log.
-func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
+// joinLines returns a joined error as one line.
+func joinLines(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }

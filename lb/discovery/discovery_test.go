@@ -20,15 +20,13 @@ import (
 	"kthwd/lb"
 )
 
-func cancellable(t *testing.T) (context.Context, func()) { return context.WithCancel(t.Context()) }
-
 func TestFollows(t *testing.T) {
 	s := newAPIServer(t)
 	s.put(slice("kubernetes", "127.9.1.73", "127.9.1.35"))
 	f := follow(t, Config{Kubeconfig: s.kubeconfig()})
 	f.want("127.9.1.35:6443,127.9.1.73:6443")
 	<-s.opened
-	<-f.ready
+	<-f.Ready
 	<-f.First()
 	for _, step := range []struct {
 		name string
@@ -51,7 +49,7 @@ func TestFollows(t *testing.T) {
 	if st := f.Status(); st.Server != s.URL || st.Error != "" || st.LastSuccess.IsZero() {
 		t.Errorf("status: %+v", st)
 	}
-	if n := f.log.count("INFO", "following the backends"); n != 1 {
+	if n := f.log.Count("INFO", "following the backends"); n != 1 {
 		t.Errorf("said %d times that it follows, want once", n)
 	}
 }
@@ -87,7 +85,7 @@ func TestListsAnewWhenTheVersionIsGone(t *testing.T) {
 	f := follow(t, Config{Kubeconfig: s.kubeconfig()})
 	f.want("127.9.1.1:6443")
 	<-s.opened
-	s.forget()
+	s.expireVersions()
 	<-s.opened
 	if s.listed() != 2 {
 		t.Errorf("listed %d times, want 2", s.listed())
@@ -96,9 +94,9 @@ func TestListsAnewWhenTheVersionIsGone(t *testing.T) {
 	s.put(slice("kubernetes", "127.9.1.2"))
 	f.want("127.9.1.2:6443")
 
-	// Gone already when the watch begins, for a while.
+	// For a while, the version has expired when the watch starts.
 	s.refuses("watch", 410, metav1.StatusReasonExpired)
-	s.forget()
+	s.expireVersions()
 	before := s.listed()
 	eventually(t, "some lists", func() error {
 		if s.listed() < before+3 {
@@ -125,17 +123,17 @@ func TestAnEmptyListChangesNothing(t *testing.T) {
 	f.says("lists no backend that is ready")
 	s.put(slice("kubernetes", "!127.9.1.1"))
 	s.remove("kubernetes")
-	s.forget()
+	s.expireVersions()
 	<-s.opened
 	f.wantNone()
-	if n := f.log.count("WARN", "lists no backend"); n != 1 {
+	if n := f.log.Count("WARN", "lists no backend"); n != 1 {
 		t.Errorf("said %d times, want once", n)
 	}
 	s.put(slice("kubernetes", "127.9.1.2"))
 	f.want("127.9.1.2:6443")
 	s.put(slice("kubernetes"))
 	eventually(t, "said again", func() error {
-		if f.log.count("WARN", "lists no backend") != 2 {
+		if f.log.Count("WARN", "lists no backend") != 2 {
 			return errors.New("not yet")
 		}
 		return nil
@@ -177,8 +175,8 @@ func TestUnreachable(t *testing.T) {
 			}
 			return nil
 		})
-		if lost, back := f.log.count("WARN", "backends not followed"), f.log.count("INFO", "following the backends"); lost != round || back != round+1 {
-			t.Errorf("said %d times that nobody answers and %d times that somebody does, want %d and %d", lost, back, round, round+1)
+		if lost, back := f.log.Count("WARN", "backends not followed"), f.log.Count("INFO", "following the backends"); lost != round || back != round+1 {
+			t.Errorf("logged %d times that no server answers and %d times that one does, want %d and %d", lost, back, round, round+1)
 		}
 	}
 	f.wantNone()
@@ -190,7 +188,7 @@ func TestUnreachable(t *testing.T) {
 	}
 }
 
-// A server that lists and then hangs up is none that is followed.
+// A server that answers the list but hangs up on the watch is not followed.
 func TestWatchDoesNotBegin(t *testing.T) {
 	s := newAPIServer(t)
 	s.put(slice("kubernetes", "127.9.1.1"))
@@ -211,7 +209,7 @@ func TestForbidden(t *testing.T) {
 	s.put(slice("kubernetes", "127.9.1.1"))
 	s.refuses("watch", 403, metav1.StatusReasonForbidden)
 	f := follow(t, Config{Kubeconfig: s.kubeconfig()})
-	f.want("127.9.1.1:6443") // what it may it does
+	f.want("127.9.1.1:6443") // the list is allowed
 	f.says(`hint="the user of the kubeconfig must be allowed to get, list and watch endpointslices`)
 	s.refuses("watch", 0, "")
 	<-s.opened
@@ -219,9 +217,8 @@ func TestForbidden(t *testing.T) {
 	f.want("127.9.1.2:6443")
 }
 
-// The server of the kubeconfig is away, or is the load balancer that has nowhere
-// to go: the backends that are known are asked, by the name in the kubeconfig, or
-// by their own.
+// The server of the kubeconfig is down, or is the load balancer without a backend: the
+// known backends are queried, by the name in the kubeconfig or by their own address.
 func TestThroughABackend(t *testing.T) {
 	for name, tt := range map[string]struct {
 		server   string
@@ -233,7 +230,7 @@ func TestThroughABackend(t *testing.T) {
 		"static":                       {server: "127.0.0.1", static: true, follows: true},
 		"cached":                       {server: "127.0.0.1", follows: true},
 		"by its own name":              {server: "localhost", static: true, follows: true},
-		"by the name that is asked":    {server: "localhost", tlsName: "example.com", static: true, follows: true},
+		"by the queried name":          {server: "localhost", tlsName: "example.com", static: true, follows: true},
 		"not by a name that is no one": {server: "127.0.0.1", tlsName: "other.example.org", static: true, problems: "not other.example.org"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -257,14 +254,14 @@ func TestThroughABackend(t *testing.T) {
 			}
 			f.want("127.9.1.1:6443")
 			<-s.opened
-			<-f.ready
+			<-f.Ready
 			f.says(`msg="following the backends" server=https://` + s.address())
 		})
 	}
 }
 
-// The API servers have stopped one after the other, each taking itself off the
-// list; the first to come back is not the last that was on it.
+// The API servers have stopped one after the other, each removing itself from the list;
+// the first to return is not the last one on the list.
 func TestThroughAFormerBackend(t *testing.T) {
 	s := newAPIServer(t)
 	s.put(slice("kubernetes", "127.9.1.1"))
@@ -289,14 +286,14 @@ func TestReady(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			c.Kubeconfig = s.kubeconfig()
 			f := follow(t, c)
-			<-f.ready
+			<-f.Ready
 		})
 	}
 	t.Run("neither", func(t *testing.T) {
 		f := follow(t, Config{Kubeconfig: s.kubeconfig()})
 		f.says("backends not followed")
 		select {
-		case <-f.ready:
+		case <-f.Ready:
 			t.Error("ready without a backend")
 		case <-f.First():
 			t.Error("a list out of nothing")
@@ -305,12 +302,12 @@ func TestReady(t *testing.T) {
 		s.put(slice("kubernetes", "127.9.1.2"))
 		s.refuses("list", 0, "")
 		f.want("127.9.1.2:6443")
-		<-f.ready
+		<-f.Ready
 		<-f.First()
 	})
 }
 
-// A list that is not taken is not cached, and is offered again.
+// A rejected list is not cached, and is offered again.
 func TestListThatIsNotTaken(t *testing.T) {
 	s := newAPIServer(t)
 	s.put(slice("kubernetes", "127.9.1.1"))
@@ -344,15 +341,15 @@ func TestKubeconfigChanges(t *testing.T) {
 	f.want("127.9.1.1:6443")
 	<-s.opened
 	write(t, path, "[")
-	s.forget()
+	s.expireVersions()
 	<-s.opened
-	f.says("kubeconfig not read again")
+	f.says("changed kubeconfig not used")
 	if err := os.Rename(other.kubeconfig(), path); err != nil {
 		t.Fatal(err)
 	}
 	s.cut()
 	f.want("127.9.1.2:6443")
-	if n := f.log.count("WARN", "kubeconfig not read again"); n != 1 {
+	if n := f.log.Count("WARN", "changed kubeconfig not used"); n != 1 {
 		t.Errorf("said %d times, want once", n)
 	}
 }
@@ -364,7 +361,7 @@ func TestHangsUp(t *testing.T) {
 	f := follow(t, Config{Kubeconfig: s.kubeconfig()})
 	f.want("127.9.1.1:6443")
 	<-s.opened
-	f.end()
+	f.Stop()
 	eventually(t, "no watch is left", func() error {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -414,11 +411,11 @@ func TestBadKubeconfig(t *testing.T) {
 	}{
 		"missing":         {path: missing, want: missing + ": no such file or directory", hint: "want the kubeconfig of a user"},
 		"a directory":     {path: dir, want: "is a directory"},
-		"broken YAML":     {text: "a: [", want: ": no kubeconfig: "},
-		"of another kind": {text: "kind: Pod\napiVersion: v1\n", want: ": no kubeconfig: "},
+		"broken YAML":     {text: "a: [", want: ": not a kubeconfig: "},
+		"of another kind": {text: "kind: Pod\napiVersion: v1\n", want: ": not a kubeconfig: "},
 		"empty":           {text: "", want: "has no current-context", hint: "kubectl config use-context"},
 		"no cluster":      {path: s.kubeconfig(func(c *api.Config) { c.Contexts["lb"].Cluster = "x" }), want: `its current-context "lb" has no cluster`},
-		"no TLS":          {path: s.kubeconfig(at("http://127.0.0.1:8080")), want: `server "http://127.0.0.1:8080" is no https URL`},
+		"no TLS":          {path: s.kubeconfig(at("http://127.0.0.1:8080")), want: `server "http://127.0.0.1:8080" is not an https URL`},
 		"no server":       {path: s.kubeconfig(at("")), want: "no server found for cluster"},
 		"CA is missing": {path: s.kubeconfig(func(c *api.Config) {
 			*c.Clusters["kubernetes"] = api.Cluster{Server: s.URL, CertificateAuthority: missing}

@@ -15,7 +15,7 @@ import (
 	"kthwd/lb"
 )
 
-// readKubeconfig makes a client's configuration of a kubeconfig. The error is an
+// readKubeconfig returns the client configuration of a kubeconfig. The error is an
 // *lb.Problem.
 func readKubeconfig(path string) (*rest.Config, error) {
 	file, err := os.ReadFile(path)
@@ -24,7 +24,7 @@ func readKubeconfig(path string) (*rest.Config, error) {
 	}
 	config, err := clientcmd.Load(file)
 	if err != nil {
-		return nil, problem("", "%s: no kubeconfig: %s", path, oneLine(err))
+		return nil, problem("", "%s: not a kubeconfig: %s", path, joinLines(err))
 	}
 	for _, c := range config.Clusters {
 		c.LocationOfOrigin = path
@@ -33,7 +33,7 @@ func readKubeconfig(path string) (*rest.Config, error) {
 		u.LocationOfOrigin = path
 	}
 	if err := clientcmd.ResolveLocalPaths(config); err != nil {
-		return nil, problem("", "%s: %s", path, oneLine(err))
+		return nil, problem("", "%s: %s", path, joinLines(err))
 	}
 	context := config.Contexts[config.CurrentContext]
 	switch {
@@ -47,15 +47,15 @@ func readKubeconfig(path string) (*rest.Config, error) {
 	}
 	c, err := clientcmd.NewDefaultClientConfig(*config, &clientcmd.ConfigOverrides{}).ClientConfig()
 	if err != nil {
-		return nil, problem("", "%s: %s", path, oneLine(err))
+		return nil, problem("", "%s: %s", path, joinLines(err))
 	}
 	if u, err := url.Parse(c.Host); err != nil || u.Scheme != "https" || u.Host == "" {
-		return nil, problem("want a server such as https://10.0.1.48:6443", "%s: server %q is no https URL", path, c.Host)
+		return nil, problem("want a server such as https://10.0.1.48:6443", "%s: server %q is not an https URL", path, c.Host)
 	}
-	if _, err := rest.TLSConfigFor(c); err != nil { // what it names is there, and fits
-		return nil, problem("", "%s: %s", path, oneLine(err))
+	if _, err := rest.TLSConfigFor(c); err != nil { // the files it names exist and fit together
+		return nil, problem("", "%s: %s", path, joinLines(err))
 	}
-	c.QPS = -1 // we ask seldom, and have a pause of our own
+	c.QPS = -1 // no client-side limit: requests are rare and have their own pause
 	c.UserAgent = "kthwd-lb-discovery"
 	c.WarningHandler = rest.NoWarnings{}
 	return c, nil
@@ -65,8 +65,8 @@ func problem(hint, format string, args ...any) error {
 	return &lb.Problem{Field: "DiscoveryKubeconfig", Text: strings.TrimPrefix(fmt.Sprintf(format, args...), "open "), Hint: hint}
 }
 
-// keptSecret refuses a file that others can read and that makes them the user, or
-// that others can write: what it says is run, or trusted.
+// keptSecret refuses a file with credentials that others can read, and any file that
+// others can write, because its content is executed or trusted.
 func keptSecret(path string, user *api.AuthInfo) error {
 	forbidden := map[string]fs.FileMode{path: 0o002}
 	if user != nil {
@@ -77,7 +77,7 @@ func keptSecret(path string, user *api.AuthInfo) error {
 			forbidden[user.ClientKey] = 0o006
 		}
 		if user.TokenFile != "" {
-			forbidden[user.TokenFile] = 0o002 // a pod's own can be read by all in it
+			forbidden[user.TokenFile] = 0o002 // a pod's own token is readable by every process in it
 		}
 	}
 	for file, bits := range forbidden {

@@ -2,13 +2,13 @@ package discovery
 
 import "github.com/prometheus/client_golang/prometheus"
 
-// reason is what an error is counted as.
+// reason is the label under which an error is counted.
 type reason int
 
 const (
 	apiErrors reason = iota
 	cacheErrors
-	reasons // how many there are
+	reasons // their number
 )
 
 var reasonNames = [reasons]string{"api", "cache"}
@@ -20,12 +20,12 @@ func (d *Discovery) count(r reason) {
 }
 
 var (
-	successDesc  = prometheus.NewDesc("kthwd_lb_discovery_last_success_timestamp_seconds", "When an API server was heard last; 0 for never.", nil, nil)
-	backendsDesc = prometheus.NewDesc("kthwd_lb_discovery_backends", "Backends in the list that is in force; 0 when the static ones are.", nil, nil)
-	errorsDesc   = prometheus.NewDesc("kthwd_lb_discovery_errors_total", "Lists and watches that failed, and times that the list was not cached.", []string{"reason"}, nil)
+	successDesc  = prometheus.NewDesc("kthwd_lb_discovery_last_success_timestamp_seconds", "When an API server last answered; 0 for never.", nil, nil)
+	backendsDesc = prometheus.NewDesc("kthwd_lb_discovery_backends", "Backends in the list in force; 0 while the configured ones are in force.", nil, nil)
+	errorsDesc   = prometheus.NewDesc("kthwd_lb_discovery_errors_total", "Failed lists and watches, and failures to cache the list.", []string{"reason"}, nil)
 )
 
-// Collector gives the kthwd_lb_discovery_* series.
+// Collector returns the kthwd_lb_discovery_* series.
 func (d *Discovery) Collector() prometheus.Collector { return collector{d} }
 
 type collector struct{ d *Discovery }

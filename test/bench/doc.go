@@ -10,6 +10,13 @@
 // target that is missed is reported and fails nothing; what breaks fails:
 // a program that ends, a request that is refused, an exit code other than 0.
 //
+// To publish a run, append one line to history.jsonl here, then run make golden, which
+// writes docs/performance.md:
+//
+//	{"commit":"…","date":"…","machine":"two cores; nothing else ran","note":"…","run":LINE}
+//
+// where LINE is the line of JSON, and date is the day of the commit.
+//
 // # What is compared
 //
 // Both sides have a fresh directory, free ports, the machine's first address

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"text/tabwriter"
+
+	"kthwd/test/report"
 )
 
 // metric is a row of the table.
@@ -101,100 +103,59 @@ func (t target) met(value, ratio float64) string {
 	}
 }
 
-// sample is one number.
-type sample struct {
-	round int
-	value float64
-}
-
 // results are the numbers of a run.
 type results struct {
-	samples  map[*metric]*[2][]sample
+	samples  map[*metric]*[2][]report.Sample
 	restarts [2]int
 }
 
-func newResults() *results { return &results{samples: map[*metric]*[2][]sample{}} }
+func newResults() *results { return &results{samples: map[*metric]*[2][]report.Sample{}} }
 
 // clone is for a turn that may have to be forgotten.
 func (r *results) clone() *results {
-	c := &results{samples: map[*metric]*[2][]sample{}, restarts: r.restarts}
+	c := &results{samples: map[*metric]*[2][]report.Sample{}, restarts: r.restarts}
 	for m, sides := range r.samples {
-		c.samples[m] = &[2][]sample{slices.Clone(sides[separate]), slices.Clone(sides[kthwd])}
+		c.samples[m] = &[2][]report.Sample{slices.Clone(sides[separate]), slices.Clone(sides[kthwd])}
 	}
 	return c
 }
 
 func (r *results) add(m *metric, s side, round int, value float64) {
 	if r.samples[m] == nil {
-		r.samples[m] = &[2][]sample{}
+		r.samples[m] = &[2][]report.Sample{}
 	}
-	r.samples[m][s] = append(r.samples[m][s], sample{round, value})
+	r.samples[m][s] = append(r.samples[m][s], report.Sample{Round: round, Value: value})
 }
 
 // summary is what is told of one metric. JSON has no NaN: what is missing is
 // left out.
 type summary struct {
-	Unit     string    `json:"unit,omitempty"`
-	Separate *spread   `json:"separate,omitempty"`
-	Kthwd    *spread   `json:"kthwd,omitempty"`
-	Ratio    *float64  `json:"ratio,omitempty"` // of the medians
-	Pairs    []float64 `json:"pairs,omitempty"` // of each round
-	Reach    string    `json:"reach,omitempty"`
-	Met      string    `json:"met,omitempty"`
-}
-
-// spread is one side of a metric.
-type spread struct {
-	Median float64   `json:"median"`
-	Min    float64   `json:"min"`
-	Max    float64   `json:"max"`
-	All    []float64 `json:"all"`
+	Unit     string         `json:"unit,omitempty"`
+	Separate *report.Spread `json:"separate,omitempty"`
+	Kthwd    *report.Spread `json:"kthwd,omitempty"`
+	Ratio    *float64       `json:"ratio,omitempty"` // of the medians
+	Pairs    []float64      `json:"pairs,omitempty"` // of each round
+	Reach    string         `json:"reach,omitempty"`
+	Met      string         `json:"met,omitempty"`
 }
 
 func (r *results) summary(m *metric) summary {
 	s := summary{Unit: m.unit, Reach: m.reach.String()}
 	values := r.samples[m]
-	s.Separate, s.Kthwd = spreadOf(values[separate]), spreadOf(values[kthwd])
+	s.Separate, s.Kthwd = report.SpreadOf(values[separate]), report.SpreadOf(values[kthwd])
 	value, ratio := math.NaN(), math.NaN()
 	if s.Kthwd != nil {
 		value = s.Kthwd.Median
 	}
 	if s.Kthwd != nil && s.Separate != nil && s.Separate.Median != 0 {
 		ratio = value / s.Separate.Median
-		rounded := round3(ratio)
+		rounded := report.Round3(ratio)
 		s.Ratio = &rounded
 	}
-	for _, a := range values[separate] {
-		for _, b := range values[kthwd] {
-			if a.round == b.round && a.value != 0 {
-				s.Pairs = append(s.Pairs, round3(b.value/a.value))
-			}
-		}
-	}
+	s.Pairs = report.Pairs(values[kthwd], values[separate])
 	s.Met = m.reach.met(value, ratio)
 	return s
 }
-
-func spreadOf(samples []sample) *spread {
-	if len(samples) == 0 {
-		return nil
-	}
-	s := &spread{}
-	for _, v := range samples {
-		s.All = append(s.All, round3(v.value))
-	}
-	s.Median, s.Min, s.Max = median(s.All), slices.Min(s.All), slices.Max(s.All)
-	return s
-}
-
-// median is the mean of the two in the middle when there is no middle one.
-func median(values []float64) float64 {
-	sorted := slices.Sorted(slices.Values(values))
-	n := len(sorted)
-	return round3((sorted[(n-1)/2] + sorted[n/2]) / 2)
-}
-
-func round3(v float64) float64 { return math.Round(v*1000) / 1000 }
 
 // report prints the table and the JSON line, on standard output and as they
 // are, so that scripts can read them.
@@ -243,43 +204,9 @@ func (r *results) table(out io.Writer) {
 			continue
 		}
 		s := r.summary(m)
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", m.what, s.Separate.text(m.unit), s.Kthwd.text(m.unit), s.ratioText(), s.Reach, s.Met)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", m.what, s.Separate.Text(m.unit), s.Kthwd.Text(m.unit), report.RatioText(s.Ratio, s.Pairs, m.unit), s.Reach, s.Met)
 	}
 	w.Flush()
-}
-
-func (s *spread) text(unit string) string {
-	if s == nil {
-		return "—"
-	}
-	text := strings.TrimSpace(figure(s.Median) + " " + unit)
-	if len(s.All) > 1 {
-		text += " (" + figure(s.Min) + "–" + figure(s.Max) + ")"
-	}
-	return text
-}
-
-func (s summary) ratioText() string {
-	if s.Ratio == nil || s.Unit == "%" {
-		return "—"
-	}
-	text := fmt.Sprintf("%.2f", *s.Ratio)
-	if len(s.Pairs) > 1 {
-		text += fmt.Sprintf(" (%.2f–%.2f)", slices.Min(s.Pairs), slices.Max(s.Pairs))
-	}
-	return text
-}
-
-// figure has about three digits.
-func figure(v float64) string {
-	switch {
-	case math.Abs(v) >= 100:
-		return fmt.Sprintf("%.0f", v)
-	case math.Abs(v) >= 10:
-		return fmt.Sprintf("%.1f", v)
-	default:
-		return fmt.Sprintf("%.2f", v)
-	}
 }
 
 // versions asks the programs.

@@ -6,22 +6,6 @@ import (
 	"testing"
 )
 
-func TestMedian(t *testing.T) {
-	for _, test := range []struct {
-		name   string
-		values []float64
-		want   float64
-	}{
-		{"one", []float64{3}, 3},
-		{"odd", []float64{9, 1, 4}, 4},
-		{"even", []float64{1, 10, 2, 4}, 3},
-	} {
-		if got := median(test.values); got != test.want {
-			t.Errorf("%s: median(%v) = %v; want %v", test.name, test.values, got, test.want)
-		}
-	}
-}
-
 func TestTargetMet(t *testing.T) {
 	missing := math.NaN()
 	for _, test := range []struct {

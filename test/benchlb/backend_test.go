@@ -13,18 +13,18 @@ type backend struct {
 	conns     []backendConn // by descriptor
 	buffer    [64 << 10]byte
 	response  [responseSize]byte
-	source    int // a file in memory that bulk is sent from
+	source    int // a file in memory, the source of bulk data
 }
 
 type backendConn struct {
-	got     int // bytes of a request that is not complete
+	got     int // bytes of the incomplete request
 	started bool
 	bulk    bool
 }
 
 const bulkSource = 1 << 20
 
-// runBackend is the helper: it says "ready" and serves until it is killed.
+// runBackend is the helper: it prints "ready" and serves until it is killed.
 func runBackend(addresses []string) error {
 	l, err := newLoop()
 	if err != nil {
@@ -107,14 +107,14 @@ func (b *backend) serve(fd int, c *backendConn) error {
 			if err == nil || again(err) {
 				return fmt.Errorf("%d bytes of a response written: %v", n, err)
 			}
-			closeFD(fd) // the other end has gone
+			closeFD(fd) // the other end is gone
 			return nil
 		}
 	}
 	return nil
 }
 
-// sendBulk sends without copying, until the socket takes no more.
+// sendBulk sends without copying until the socket accepts no more.
 func (b *backend) sendBulk(fd int) {
 	for {
 		offset := int64(0)
@@ -127,7 +127,7 @@ func (b *backend) sendBulk(fd int) {
 			return
 		}
 		if n < bulkSource {
-			return // it is told when there is room again
+			return // an event will report room
 		}
 	}
 }

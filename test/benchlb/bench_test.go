@@ -14,7 +14,9 @@ import (
 	"testing"
 	"time"
 
+	"kthwd/test/harness"
 	"kthwd/test/lbtest"
+	"kthwd/test/report"
 )
 
 func TestMain(m *testing.M) {
@@ -23,7 +25,7 @@ func TestMain(m *testing.M) {
 
 var partNames = []string{"requests", "connections", "bulk", "idle", "latency"}
 
-// settings are the environment, read once.
+// settings holds the environment, read once.
 type settings struct {
 	parts     []string
 	rounds    int
@@ -144,7 +146,7 @@ func (b *bench) findSides(t *testing.T) {
 	}
 }
 
-// measure runs one part with each side, beginning with another one each round.
+// measure runs one part with each side; each round starts with another side.
 func (b *bench) measure(t *testing.T, part string, round int) {
 	if part == "latency" && b.rate == 0 {
 		b.findRate(t)
@@ -163,11 +165,11 @@ func (b *bench) measure(t *testing.T, part string, round int) {
 	}
 }
 
-// noisyShare is the share of the machine that spoils a turn when others use it.
+// noisyShare is the share of the machine whose use by others spoils a turn.
 const noisyShare = 15
 
-// turn measures one side, again while others use too much of the machine and
-// KTHWD_BENCH_REDO allows it. The least disturbed of the tries counts.
+// turn measures one side. It repeats that while others use too much of the machine and
+// KTHWD_BENCH_REDO allows it; the least disturbed attempt counts.
 func (b *bench) turn(t *testing.T, name string, s *lbtest.Balancer, measure func(*testing.T, *rig), round int) {
 	var best *rig
 	for try := range b.redo + 1 {
@@ -197,7 +199,7 @@ const listenAt = "127.0.0.1:7443"
 
 var backends = []string{"127.0.0.11:6443", "127.0.0.12:6443", "127.0.0.13:6443"}
 
-// rig is a balancer between load and backends, in a network of its own.
+// rig is a balancer between load and backends, in a separate network.
 type rig struct {
 	bench    *bench
 	side     *lbtest.Balancer
@@ -214,8 +216,8 @@ type measuredSample struct {
 
 func (r *rig) add(m *metric, value float64) { r.samples = append(r.samples, measuredSample{m, value}) }
 
-// others is the largest share of the machine that other processes used while it
-// was measured, in percent.
+// others is the largest share of the machine, in per cent, used by other processes during
+// a measurement.
 func (r *rig) others() float64 {
 	largest := 0.0
 	for _, s := range r.samples {
@@ -251,10 +253,10 @@ func (b *bench) newRig(t *testing.T, s *lbtest.Balancer) *rig {
 	return r
 }
 
-// quietShare is the share of the machine that others may use in a quiet moment.
+// quietShare is the most that others may use of the machine in a quiet moment.
 const quietShare = 0.10
 
-// awaitQuiet waits, within limits, for a moment in which nobody uses the machine.
+// awaitQuiet waits, for a limited time, until the machine is quiet.
 func (b *bench) awaitQuiet() {
 	const moment = 200 * time.Millisecond
 	for begin := time.Now(); time.Since(begin) < b.quiet; {
@@ -269,7 +271,7 @@ func (b *bench) awaitQuiet() {
 // awaitReady makes exchanges until one works, and some more for good measure.
 func (r *rig) awaitReady(t *testing.T) {
 	t.Helper()
-	lbtest.WaitFor(t, r.side.Name+" balances", 10*time.Second, func() (err error) {
+	harness.WaitFor(t, r.side.Name+" balances", 10*time.Second, func() (err error) {
 		if !r.balancer.Running() {
 			t.Fatalf("%s has ended", r.side.Name)
 		}
@@ -307,15 +309,15 @@ func exchange(address string) error {
 	return nil
 }
 
-// measured is an outcome and the CPU time that was used meanwhile.
+// measured is an outcome and the CPU time used meanwhile.
 type measured struct {
 	outcome
 	cpu    time.Duration // of the balancer
-	others float64       // share of the machine that other processes used
+	others float64       // share of the machine used by other processes
 }
 
-// run gives the load generator an order and waits for its outcome. It calls
-// while, which may be nil, when the counting has begun.
+// run gives the load generator an order and waits for its outcome. It calls while, which
+// may be nil, when the measurement has started.
 func (r *rig) run(t *testing.T, o order, while func(load *lbtest.Process)) measured {
 	t.Helper()
 	if o.Address == "" {
@@ -352,7 +354,7 @@ func (r *rig) run(t *testing.T, o order, while func(load *lbtest.Process)) measu
 	return m
 }
 
-// usage is a moment's CPU times.
+// usage holds the CPU times at one moment.
 type usage struct {
 	at                      time.Time
 	machine, ours, balancer time.Duration
@@ -385,7 +387,7 @@ func (r *rig) measureBulk(t *testing.T) {
 	r.add(metricBulkCPU, m.cpu.Seconds()*1e9/m.Done)
 }
 
-// settle is how long after the last exchange memory is read.
+// settle is the time from the last exchange to reading the memory.
 const settle = 3 * time.Second
 
 func (r *rig) measureIdle(t *testing.T) {
@@ -411,7 +413,7 @@ func (r *rig) measureIdle(t *testing.T) {
 	})
 }
 
-// idleConnections is how many the descriptor limit allows.
+// idleConnections returns how many connections the descriptor limit allows.
 func (r *rig) idleConnections() int {
 	each := 2
 	if r.side == plain {
@@ -420,17 +422,17 @@ func (r *rig) idleConnections() int {
 	return min(r.bench.idle, (r.bench.limit-600)/each)
 }
 
-// Latency through the balancer and past it take turns so often, of so long each.
+// The number and the length of the turns of latency through the balancer and past it.
 const (
 	latencySlices = 16
 	latencySlice  = 250 * time.Millisecond
 )
 
-// measureLatency sends the same rate, half of what the slowest balancer manages,
-// through the balancer and past it, in turns. A turn's 99th percentile depends on which
-// threads the kernel has put on which processor for that quarter of a second, and differs by
-// a factor of five between turns of the same balancer on a machine that does nothing else. The
-// median of the turns is what a client meets; the lowest of them was tried, and is luck.
+// measureLatency sends the same rate, half of the slowest balancer's, through the
+// balancer and past it, in turns. A turn's 99th percentile depends on which threads the
+// kernel has placed on which processor for that quarter of a second, and differs by a
+// factor of five between turns of the same balancer on an otherwise idle machine. The
+// median of the turns is a client's experience; the lowest was tried, and is luck.
 func (r *rig) measureLatency(t *testing.T) {
 	var direct, through struct{ p50, p99 []float64 }
 	var cpu time.Duration
@@ -450,15 +452,15 @@ func (r *rig) measureLatency(t *testing.T) {
 	if done < 0.98*wanted {
 		t.Logf("only %.0f of %.0f requests were answered in time", done, wanted)
 	}
-	r.add(metricP50, median(through.p50)-median(direct.p50))
-	r.add(metricP99, median(through.p99)-median(direct.p99))
-	r.add(metricDirectP50, median(direct.p50))
-	r.add(metricDirectP99, median(direct.p99))
+	r.add(metricP50, report.Median(through.p50)-report.Median(direct.p50))
+	r.add(metricP99, report.Median(through.p99)-report.Median(direct.p99))
+	r.add(metricDirectP50, report.Median(direct.p50))
+	r.add(metricDirectP99, report.Median(direct.p99))
 	r.add(metricLatencyCPU, float64(cpu.Microseconds())/done)
 }
 
-// findRate takes the rate from the requests that were measured before, else
-// from a short measurement.
+// findRate derives the rate from the earlier measurement of requests, or else from a short
+// one.
 func (b *bench) findRate(t *testing.T) {
 	slowest := math.Inf(1)
 	for _, s := range b.sides {

@@ -12,20 +12,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The exchange that all measurements but bulk use: a request of requestSize
-// bytes, and a response of responseSize bytes. The first byte of the first
-// request on a connection says which kind of connection it is.
+// The exchange of all measurements but bulk: a request of requestSize bytes and a response
+// of responseSize bytes. The first byte of the first request on a connection is the kind
+// of the connection.
 const (
 	requestSize  = 100
 	responseSize = 1024
 
 	kindExchange = 'R'
-	kindBulk     = 'B' // the backend sends without end
+	kindBulk     = 'B' // the backend sends endlessly
 )
 
-// loop is an epoll instance of one thread. Its system calls do not tell Go's
-// scheduler, which has nothing else to run here: the endpoints are to cost as
-// little as a C program's.
+// loop is an epoll instance of one thread. Its system calls give no notice to Go's
+// scheduler, which has nothing else to run here, so that the endpoints cost as little as
+// a C program.
 type loop struct {
 	fd     int
 	events [512]unix.EpollEvent
@@ -34,7 +34,7 @@ type loop struct {
 func newLoop() (*loop, error) {
 	runtime.LockOSThread()
 	runtime.GOMAXPROCS(1)
-	debug.SetGCPercent(-1) // nothing allocates, and a collection could not stop this thread
+	debug.SetGCPercent(-1) // nothing is allocated, and a collection could not stop this thread
 	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	return &loop{fd: fd}, err
 }
@@ -87,7 +87,7 @@ func write(fd int, p []byte) (int, error) {
 	return int(n), failure(e)
 }
 
-// discard takes up to n bytes from a socket without copying them.
+// discard removes up to n bytes from a socket without copying them.
 func discard(fd, n int) (int, error) {
 	got, _, e := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), 0, uintptr(n), unix.MSG_TRUNC, 0, 0)
 	return int(got), failure(e)
@@ -102,7 +102,7 @@ func closeFD(fd int) { unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0) }
 
 func again(err error) bool { return errors.Is(err, unix.EAGAIN) }
 
-// address is an IPv4 address as connect takes it.
+// address is an IPv4 address in the kernel's form.
 func address(s string) (*unix.RawSockaddrInet4, error) {
 	a, err := netip.ParseAddrPort(s)
 	if err != nil {
@@ -114,8 +114,8 @@ func address(s string) (*unix.RawSockaddrInet4, error) {
 	return raw, nil
 }
 
-// connect begins to connect a new socket. On loopback the handshake is over
-// when it returns, and the first write succeeds.
+// connect starts to connect a new socket. On loopback the handshake is complete when it
+// returns, and the first write succeeds.
 func connect(to *unix.RawSockaddrInet4) (int, error) {
 	fd, _, e := unix.RawSyscall(unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if e != 0 {

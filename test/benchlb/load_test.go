@@ -12,23 +12,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// order is what the load generator is to do.
+// order is the task of the load generator.
 type order struct {
 	Kind    string // requests, connections, bulk, idle or rate
 	Address string
 	Clients int
-	Rate    float64       // requests per second, of rate
-	Warm    time.Duration // before it counts
-	Time    time.Duration // that it counts
+	Rate    float64       // requests per second, for rate
+	Warm    time.Duration // time before the measurement
+	Time    time.Duration // length of the measurement
 }
 
-// outcome is what it has counted.
+// outcome is the result of a measurement.
 type outcome struct {
-	Done    float64 // exchanges; bytes of bulk
-	Failed  int     // connections that did not do what they should
+	Done    float64 // exchanges; for bulk, bytes
+	Failed  int     // connections that failed
 	Reason  string  // of the first failure
 	Seconds float64
-	P50     float64 // µs; of rate
+	P50     float64 // µs, for rate
 	P99     float64
 	Late    float64 // share of the requests of rate that had to wait for a free connection
 }
@@ -54,8 +54,8 @@ type loadConn struct {
 	begin time.Time
 }
 
-// runLoad is the helper: it prints "begin" when it begins to count and "end"
-// with the outcome.
+// runLoad is the helper: it prints "begin" at the start of the measurement, and "end" with
+// the outcome.
 func runLoad(args []string) error {
 	l := &load{}
 	if err := json.Unmarshal([]byte(args[0]), &l.order); err != nil {
@@ -92,7 +92,7 @@ func (l *load) fail(fd int, err error) {
 	closeFD(fd)
 }
 
-// begin opens a connection and sends the first request when it can be sent.
+// begin opens a connection and sends the first request as soon as possible.
 func (l *load) begin() error {
 	fd, err := connect(l.to)
 	if err != nil {
@@ -109,7 +109,7 @@ func (l *load) begin() error {
 	return l.add(fd, unix.EPOLLIN|unix.EPOLLOUT)
 }
 
-// step brings a connection forward and tells whether its response is complete.
+// step advances a connection and reports whether its response is complete.
 func (l *load) step(e unix.EpollEvent) (complete bool, err error) {
 	fd := int(e.Fd)
 	c := &l.conns[fd]
@@ -178,7 +178,7 @@ func (l *load) count(n int) {
 	}
 }
 
-// requests: each client sends the next request when it has the response.
+// requests: each client sends the next request after the response.
 func (l *load) requests() error {
 	for range l.Clients {
 		if err := l.begin(); err != nil {
@@ -222,7 +222,7 @@ func (l *load) connections() error {
 	})
 }
 
-// bulk: each client receives all it can.
+// bulk: each client receives as much as it can.
 func (l *load) bulk() error {
 	l.request[0] = kindBulk
 	for range l.Clients {
@@ -291,8 +291,8 @@ func (l *load) idling() error {
 	return err
 }
 
-// rate sends requests at a fixed rate, each on the connection that has been
-// idle longest. A request that is due when all are busy counts from then.
+// rate sends requests at a fixed rate, each on the connection that has been idle the
+// longest. A request due while all are busy is timed from when it was due.
 func (l *load) rate() error {
 	for range l.Clients {
 		if err := l.begin(); err != nil {
@@ -353,12 +353,12 @@ func (l *load) rate() error {
 	return nil
 }
 
-// sendDue sends a request on the connection that has been idle longest.
+// sendDue sends a request on the connection that has been idle the longest.
 func (l *load) sendDue(due time.Time, blocked bool) error {
 	fd := l.idle[0]
 	l.idle = append(l.idle[:0], l.idle[1:]...)
 	if !blocked {
-		due = time.Now() // this program's own delays are not the balancer's
+		due = time.Now() // delays of this program do not count against the balancer
 	}
 	l.conns[fd].begin = due
 	return l.again(int(fd))

@@ -4,15 +4,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"math"
 	"os"
 	"runtime"
-	"slices"
 	"strings"
 	"testing"
 	"text/tabwriter"
 
 	"kthwd/test/lbtest"
+	"kthwd/test/report"
 )
 
 // metric is a row of the table.
@@ -24,7 +23,7 @@ type metric struct {
 	reach  target
 }
 
-// target is what the issue asks for; the zero value asks for nothing.
+// target is the goal for a metric; the zero value is none.
 type target struct {
 	kind  targetKind
 	value float64
@@ -79,72 +78,58 @@ func (t target) String() string {
 	}
 }
 
-// sample is one number.
-type sample struct {
-	round int
-	value float64
-}
-
-// results are the numbers of a run.
+// results holds the samples of a run.
 type results struct {
-	samples  map[*metric]map[string][]sample // by side
+	samples  map[*metric]map[string][]report.Sample // by side
 	versions map[string]string
 }
 
 func newResults() *results {
-	return &results{samples: map[*metric]map[string][]sample{}, versions: map[string]string{"go": runtime.Version()}}
+	return &results{samples: map[*metric]map[string][]report.Sample{}, versions: map[string]string{"go": runtime.Version()}}
 }
 
 func (r *results) add(m *metric, side string, round int, value float64) {
 	if r.samples[m] == nil {
-		r.samples[m] = map[string][]sample{}
+		r.samples[m] = map[string][]report.Sample{}
 	}
-	r.samples[m][side] = append(r.samples[m][side], sample{round, value})
+	r.samples[m][side] = append(r.samples[m][side], report.Sample{Round: round, Value: value})
 }
 
-// first is the first number of a metric.
+// first returns the first sample of a metric.
 func (r *results) first(m *metric, side string) (float64, error) {
 	if samples := r.samples[m][side]; len(samples) > 0 {
-		return samples[0].value, nil
+		return samples[0].Value, nil
 	}
 	return 0, errMissing
 }
 
-// summary is what is told of one metric.
+// summary is the JSON of one metric.
 type summary struct {
-	Unit  string             `json:"unit,omitempty"`
-	Sides map[string]*spread `json:"sides"`
-	Ratio *float64           `json:"ratio,omitempty"` // kthwd's median to the other's
-	Pairs []float64          `json:"pairs,omitempty"` // the same of each round
-	To    string             `json:"to,omitempty"`    // what the ratio is to: the better of nginx and haproxy, or nginx
-	Reach string             `json:"reach,omitempty"`
-	Met   string             `json:"met,omitempty"`
-}
-
-// spread is one side of a metric.
-type spread struct {
-	Median float64   `json:"median"`
-	Min    float64   `json:"min"`
-	Max    float64   `json:"max"`
-	All    []float64 `json:"all"`
+	Unit  string                    `json:"unit,omitempty"`
+	Sides map[string]*report.Spread `json:"sides"`
+	Ratio *float64                  `json:"ratio,omitempty"` // of kthwd's median to the other's
+	Pairs []float64                 `json:"pairs,omitempty"` // the same of each round
+	To    string                    `json:"to,omitempty"`    // the other side of the ratio: the better of nginx and haproxy, or nginx
+	Reach string                    `json:"reach,omitempty"`
+	Met   string                    `json:"met,omitempty"`
 }
 
 func (r *results) summary(m *metric) summary {
-	s := summary{Unit: m.unit, Sides: map[string]*spread{}, Reach: m.reach.String()}
+	s := summary{Unit: m.unit, Sides: map[string]*report.Spread{}, Reach: m.reach.String()}
 	for side, samples := range r.samples[m] {
-		s.Sides[side] = spreadOf(samples)
+		s.Sides[side] = report.SpreadOf(samples)
 	}
 	s.To = r.other(m, s)
 	if ours, theirs := s.Sides["kthwd"], s.Sides[s.To]; ours != nil && theirs != nil && theirs.Median > 0 && m != metricOthers {
-		ratio := round3(ours.Median / theirs.Median)
+		ratio := report.Round3(ours.Median / theirs.Median)
 		s.Ratio = &ratio
-		s.Pairs = r.pairs(m, s.To)
+		s.Pairs = report.Pairs(r.samples[m]["kthwd"], r.samples[m][s.To])
 	}
 	s.Met = m.met(s)
 	return s
 }
 
-// other is the side that kthwd is compared with.
+// other returns the side that kthwd is compared with.
 func (r *results) other(m *metric, s summary) string {
 	nginx, haproxy := s.Sides["nginx"], s.Sides["haproxy"]
 	switch {
@@ -155,18 +140,6 @@ func (r *results) other(m *metric, s summary) string {
 	default:
 		return "nginx"
 	}
-}
-
-func (r *results) pairs(m *metric, other string) []float64 {
-	var pairs []float64
-	for _, a := range r.samples[m]["kthwd"] {
-		for _, b := range r.samples[m][other] {
-			if a.round == b.round && b.value > 0 {
-				pairs = append(pairs, round3(a.value/b.value))
-			}
-		}
-	}
-	return pairs
 }
 
 func (m *metric) met(s summary) string {
@@ -191,28 +164,10 @@ func (m *metric) met(s summary) string {
 	return "no"
 }
 
-func spreadOf(samples []sample) *spread {
-	s := &spread{}
-	for _, v := range samples {
-		s.All = append(s.All, round3(v.value))
-	}
-	s.Median, s.Min, s.Max = median(s.All), slices.Min(s.All), slices.Max(s.All)
-	return s
-}
-
-// median is the mean of the two in the middle when there is no middle one.
-func median(values []float64) float64 {
-	sorted := slices.Sorted(slices.Values(values))
-	n := len(sorted)
-	return round3((sorted[(n-1)/2] + sorted[n/2]) / 2)
-}
-
-func round3(v float64) float64 { return math.Round(v*1000) / 1000 }
-
 func cores() int { return runtime.NumCPU() }
 
-// report prints the table and the JSON line, on standard output and as they
-// are, so that scripts can read them.
+// report prints the table and the JSON line, unchanged on standard output, so that
+// scripts can read them.
 func (b *bench) report(t *testing.T) {
 	t.Helper()
 	names := sideNames(b.sides)
@@ -267,43 +222,9 @@ func (r *results) table(out io.Writer, sides []string) {
 		s := r.summary(m)
 		fmt.Fprint(w, m.what)
 		for _, side := range sides {
-			fmt.Fprintf(w, "\t%s", s.Sides[side].text(m.unit))
+			fmt.Fprintf(w, "\t%s", s.Sides[side].Text(m.unit))
 		}
-		fmt.Fprintf(w, "\t%s\t%s\t%s\n", s.ratioText(), s.Reach, s.Met)
+		fmt.Fprintf(w, "\t%s\t%s\t%s\n", report.RatioText(s.Ratio, s.Pairs, m.unit), s.Reach, s.Met)
 	}
 	w.Flush()
-}
-
-func (s *spread) text(unit string) string {
-	if s == nil {
-		return "—"
-	}
-	text := strings.TrimSpace(figure(s.Median) + " " + unit)
-	if len(s.All) > 1 {
-		text += " (" + figure(s.Min) + "–" + figure(s.Max) + ")"
-	}
-	return text
-}
-
-func (s summary) ratioText() string {
-	if s.Ratio == nil || s.Unit == "%" {
-		return "—"
-	}
-	text := fmt.Sprintf("%.2f", *s.Ratio)
-	if len(s.Pairs) > 1 {
-		text += fmt.Sprintf(" (%.2f–%.2f)", slices.Min(s.Pairs), slices.Max(s.Pairs))
-	}
-	return text
-}
-
-// figure has about three digits.
-func figure(v float64) string {
-	switch {
-	case math.Abs(v) >= 100:
-		return fmt.Sprintf("%.0f", v)
-	case math.Abs(v) >= 10:
-		return fmt.Sprintf("%.1f", v)
-	default:
-		return fmt.Sprintf("%.2f", v)
-	}
 }

@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// TestTable: ratios are to the better of nginx and HAProxy, of the medians and
-// of the rounds.
+// TestTable: ratios are to the better of nginx and HAProxy, of the medians and of the
+// rounds.
 func TestTable(t *testing.T) {
 	r := newResults()
 	for side, values := range map[string][]float64{

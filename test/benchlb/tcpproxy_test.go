@@ -9,7 +9,7 @@ import (
 	"kthwd/test/lbtest"
 )
 
-// plain is tcpproxy as its README uses it, with one backend.
+// plain is tcpproxy as in its README, with one backend.
 var plain = &lbtest.Balancer{
 	Name:    "tcpproxy",
 	Missing: func() string { return "" },

@@ -49,25 +49,38 @@ func TestBlocks(t *testing.T) {
 // A command is a line "$ command" and what the page says that it prints: these
 // lines in this order. "…" stands for anything, and a line of it for more lines.
 type command struct {
-	at   string // docs/operations.md:17
-	text string
-	want []string
+	at    string // docs/operations/status.md:17
+	text  string
+	want  []string
+	first bool // of a comment, see firstComment
 }
 
+// firstComment matches the comment with a command that the reader of a page has run
+// before: it starts the controller that the page is about, for example.
+var firstComment = regexp.MustCompile("^<!-- first: (.+) -->$")
+
 func (p page) commands() (all []command) {
-	for _, b := range p.blocks() {
-		if b.kind != "console" || p.path == installation || strings.HasPrefix(b.comment, "<!-- not run: ") {
-			continue
-		}
-		for i, line := range b.lines {
-			text, isCommand := strings.CutPrefix(line, "$ ")
-			switch {
-			case isCommand:
-				all = append(all, command{at: fmt.Sprintf("%s:%d", p.path, b.line+1+i), text: text})
-			case len(all) > 0 && strings.Trim(line, " …") != "":
-				all[len(all)-1].want = append(all[len(all)-1].want, line)
+	inside := false // a console block that is run
+	previous := ""
+	for i, line := range strings.Split(p.text, "\n") {
+		text, isCommand := strings.CutPrefix(line, "$ ")
+		at := fmt.Sprintf("%s:%d", p.path, i+1)
+		switch m := firstComment.FindStringSubmatch(line); {
+		case strings.HasPrefix(line, "```"):
+			inside = line == "```console" && p.path != installation && !strings.HasPrefix(previous, "<!-- not run: ")
+		case m != nil:
+			c := command{at: at, text: m[1], first: true}
+			if c.staysUp() {
+				c.want = []string{"… all ready …"}
 			}
+			all = append(all, c)
+		case !inside:
+		case isCommand:
+			all = append(all, command{at: at, text: text})
+		case len(all) > 0 && strings.Trim(line, " …") != "":
+			all[len(all)-1].want = append(all[len(all)-1].want, line)
 		}
+		previous = line
 	}
 	return all
 }
@@ -120,38 +133,65 @@ func TestLinePattern(t *testing.T) {
 	}
 }
 
-// TestCommands runs the commands of each page, in order, on a machine of the
-// page's own: with the guide's files in /var/lib/kubernetes, in a copy of the
-// checkout, as root or what passes for it there.
+// running is the name of the machine for all pages about a controller that runs.
+const running = "a controller that runs"
+
+// machines are the names of the machines and the pages that each runs, in order: each
+// page has its own, but for those that only need a controller that runs.
+func machines(all []page) (names []string, run map[string][]page) {
+	run = map[string][]page{}
+	for _, p := range all {
+		commands := p.commands()
+		if len(commands) == 0 {
+			continue
+		}
+		name := p.path
+		if slices.ContainsFunc(commands, func(c command) bool { return c.first && c.staysUp() }) {
+			name = running
+		}
+		if run[name] == nil {
+			names = append(names, name)
+		}
+		run[name] = append(run[name], p)
+	}
+	return names, run
+}
+
+// TestCommands runs the commands of each page, in order, on a machine with the guide's
+// files in /var/lib/kubernetes, in a copy of the checkout, as root or what passes for it
+// there.
 func TestCommands(t *testing.T) {
 	if *update {
 		t.Skip("-update is about tables")
 	}
-	for _, p := range pages(t) {
-		if len(p.commands()) == 0 {
-			continue
-		}
+	names, run := machines(pages(t))
+	if here := os.Getenv(machineEnv); here != "" {
+		runPages(t, run[here])
+		return
+	}
+	for _, name := range names {
+		t.Run(name, func(t *testing.T) { runMachine(t, name) })
+	}
+}
+
+// runPages runs what TestCommands does on the machine that this process is.
+func runPages(t *testing.T, all []page) {
+	s := session{machine: t, dir: setUpMachine(t)}
+	for _, p := range all {
 		t.Run(p.path, func(t *testing.T) {
-			if os.Getenv(machineEnv) == "" {
-				runMachine(t, p.path)
-				return
-			}
-			if os.Getenv(machineEnv) != p.path {
-				t.Skip("another page's machine")
-			}
-			s := session{dir: setUpMachine(t)}
 			for _, c := range p.commands() {
 				s.run(t, c)
 			}
-			s.end(t)
 		})
 	}
+	s.end(t)
 }
 
 // session is a person at a terminal, and at a second one.
 type session struct {
-	dir string
-	up  *process // what stays in the foreground of the first terminal
+	machine *testing.T // its end is the end of all processes
+	dir     string
+	up      *process // what stays in the foreground of the first terminal
 }
 
 // process is a command that stays.
@@ -166,6 +206,9 @@ type process struct {
 func (s *session) run(t *testing.T, c command) {
 	t.Helper()
 	t.Logf("%s: $ %s", c.at, c.text)
+	if c.first && s.up != nil && s.up.text == c.text && !s.up.stopping() {
+		return // the page before has left it running
+	}
 	if c.staysUp() {
 		s.end(t)
 		s.up = s.start(t, c)
@@ -222,11 +265,11 @@ func (s *session) start(t *testing.T, c command) *process {
 		p.err = p.cmd.Wait()
 		close(p.gone)
 	}()
-	t.Cleanup(func() {
+	s.machine.Cleanup(func() {
 		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL) // none is left, unless the test has failed
 		<-p.gone
-		if t.Failed() {
-			t.Logf("%s: $ %s\n%s", c.at, c.text, p.log.Tail(60))
+		if s.machine.Failed() {
+			s.machine.Logf("%s: $ %s\n%s", c.at, c.text, p.log.Tail(60))
 		}
 	})
 	kthwtest.WaitFor(t, c.at+": "+c.text, 5*time.Minute, func() error {
@@ -247,6 +290,9 @@ func (p *process) hasGone() bool {
 	}
 }
 
+// stopping tells whether a page has ended the process already.
+func (p *process) stopping() bool { return strings.Contains(p.log.String(), "asked to stop") }
+
 // end is Ctrl-C in the first terminal, unless the page has ended it. kthwd must
 // then have said that it was asked to, and 0.
 func (s *session) end(t *testing.T) {
@@ -256,7 +302,7 @@ func (s *session) end(t *testing.T) {
 		return
 	}
 	s.up = nil
-	if !strings.Contains(p.log.String(), "asked to stop") {
+	if !p.stopping() {
 		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGINT)
 	}
 	kthwtest.WaitFor(t, p.at+": end of "+p.text, time.Minute, func() error {

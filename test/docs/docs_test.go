@@ -1,15 +1,19 @@
-// Package docs holds README.md, CONTRIBUTING.md and docs/*.md to what they say.
+// Package docs checks README.md, CONTRIBUTING.md, the other pages at the top, the
+// pages below docs and .github.
 //
 //   - Every line "$ command" of a console block is run, see TestCommands;
 //   - the flag tables of docs/tutorial-differences.md are what kthwd passes, see TestFlags;
 //   - its table of old words is written from the source, see TestOldWords;
+//   - the tables of docs/performance.md are written from a run's JSON, see TestPerformance;
+//   - each word of docs/glossary.md is used, and no user's page uses one to avoid, see TestGlossary;
 //   - every package, path, test, make target and link that they name is there.
 //
-// It reads the checkout it lies in and changes nothing but the generated table, with -update.
+// It reads the checkout it lies in and changes nothing but the generated tables, with -update.
 package docs
 
 import (
 	"flag"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -19,24 +23,26 @@ import (
 	"kthwd/test/kthwtest"
 )
 
-var update = flag.Bool("update", false, "rewrite the generated table of old words")
+var update = flag.Bool("update", false, "rewrite the generated tables of old words and of performance")
 
 // A page is one document.
 type page struct {
-	path string // below the checkout: docs/operations.md
+	path string // below the checkout: docs/operations/status.md
 	text string
 }
 
 // pages are all documents that people read.
 func pages(t *testing.T) []page {
 	t.Helper()
-	paths := []string{"README.md", "CONTRIBUTING.md"}
-	more, err := filepath.Glob(filepath.Join(kthwtest.Root(), "docs", "*.md"))
-	if err != nil || len(more) < 4 {
-		t.Fatalf("docs/*.md: got %d, want at least 4 (%v)", len(more), err)
-	}
-	for _, path := range more {
-		paths = append(paths, filepath.Join("docs", filepath.Base(path)))
+	paths := []string{"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", bugTemplate, changeTemplate}
+	err := fs.WalkDir(os.DirFS(kthwtest.Root()), "docs", func(path string, _ fs.DirEntry, err error) error {
+		if err == nil && strings.HasSuffix(path, ".md") {
+			paths = append(paths, path)
+		}
+		return err
+	})
+	if err != nil || len(paths) < 20 {
+		t.Fatalf("got %d pages, want at least 20 (%v): %q", len(paths), err, paths)
 	}
 	var all []page
 	for _, path := range paths {

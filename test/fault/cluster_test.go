@@ -23,6 +23,7 @@ type made struct {
 	dir   string
 	lb    string
 	ports [4]kthwtest.Ports // the last are the load balancer's
+	args  []string          // of each controller, beside its file
 }
 
 func madeAddress(i int) string { return fmt.Sprintf("127.0.71.%d", i+1) }
@@ -62,6 +63,7 @@ func (m *made) start(t *testing.T, i int) *kthwtest.Controller {
 			fmt.Sprintf("--scheduler-port=%d", m.ports[i].Scheduler),
 			fmt.Sprintf("--health-address=%s:%d", madeAddress(i), m.ports[i].Health),
 		}
+		o.Args = append(o.Args, m.args...)
 	}
 	o.File = filepath.Join(o.Dir, "kthwd.yaml")
 	return kthwtest.Start(t, o)
@@ -94,7 +96,7 @@ func TestMadeCluster(t *testing.T) {
 		t.Errorf("admin.kubeconfig: got the server %s, want %s", host, want)
 	}
 	ready := func() error {
-		body, err := client.CoreV1().RESTClient().Get().AbsPath("/readyz").Timeout(5 * time.Second).DoRaw(t.Context())
+		body, err := client.CoreV1().RESTClient().Get().AbsPath("/readyz").Timeout(soon).DoRaw(t.Context())
 		if err == nil && string(body) != "ok" {
 			err = fmt.Errorf("got %q", body)
 		}

@@ -20,9 +20,14 @@ import (
 	"kthwd/test/kthwtest"
 )
 
-// A lease that nobody released is taken over after 15 s. Who leads within this
-// time took up its own lease, or one that was given back.
-const atOnce = 6 * time.Second
+// longLeases make a lease that nobody gave back last longer than any wait of a test:
+// a component that leads has taken up its own lease, or one that was given back.
+func longLeases() (args []string) {
+	for _, program := range []string{kcm, sched} {
+		args = append(args, "--"+program+"-arg=leader-elect-lease-duration=1h")
+	}
+	return args
+}
 
 // writers create objects as fast as they are acknowledged.
 type writers struct {
@@ -89,17 +94,17 @@ func (w *writers) check(t *testing.T, client kubernetes.Interface) {
 	t.Logf("%d acknowledged writes, all there", len(w.acknowledged))
 }
 
-// leadsAtOnce wants both components to lead sooner than an unreleased lease expires.
+// leadsAtOnce wants both components, which have longLeases, to lead.
 func leadsAtOnce(t *testing.T, c *kthwtest.Controller) {
 	t.Helper()
 	for _, name := range []string{kcm, sched} {
-		kthwtest.WaitFor(t, name+" leading at once", atOnce, func() error { return isLeading(c, name) })
+		kthwtest.WaitFor(t, name+" leading", soon, func() error { return isLeading(c, name) })
 	}
 }
 
 func TestKillUnderWrites(t *testing.T) {
 	t.Parallel()
-	c := kthwtest.Start(t, kthwtest.Options{})
+	c := kthwtest.Start(t, kthwtest.Options{Args: longLeases()})
 	for range 2 {
 		w := startWriters(t, c.Client(t), 8)
 		w.until(t, 300)
@@ -107,7 +112,7 @@ func TestKillUnderWrites(t *testing.T) {
 		if got := c.Wait(t, soon); got != -1 {
 			t.Fatalf("got exit code %d, want death by a signal", got)
 		}
-		c = again(t, c, kthwtest.Options{})
+		c = again(t, c, kthwtest.Options{Args: longLeases()})
 		leadsAtOnce(t, c)
 		w.check(t, c.Client(t))
 	}
@@ -118,7 +123,7 @@ func TestOrderlyStop(t *testing.T) {
 	for _, s := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
 		t.Run(s.String(), func(t *testing.T) {
 			t.Parallel()
-			c := kthwtest.Start(t, kthwtest.Options{})
+			c := kthwtest.Start(t, kthwtest.Options{Args: longLeases()})
 			for range 20 {
 				watchUntilTheEnd(t, ownConnection(t, c))
 			}
@@ -133,7 +138,7 @@ func TestOrderlyStop(t *testing.T) {
 			if err := os.Remove(filepath.Join(c.Dir, "instance-id")); err != nil {
 				t.Fatal(err)
 			}
-			c = again(t, c, kthwtest.Options{})
+			c = again(t, c, kthwtest.Options{Args: longLeases()})
 			leadsAtOnce(t, c)
 			w.check(t, c.Client(t))
 		})
@@ -186,7 +191,7 @@ func checkStopOrder(t *testing.T, log string) {
 
 func TestSecondSignal(t *testing.T) {
 	t.Parallel()
-	c := kthwtest.Start(t, kthwtest.Options{})
+	c := kthwtest.Start(t, kthwtest.Options{Args: longLeases()})
 	watchUntilTheEnd(t, ownConnection(t, c)) // holds the stop up for as long as watches are given
 	w := startWriters(t, c.Client(t), 4)
 	w.until(t, 100)
@@ -198,13 +203,13 @@ func TestSecondSignal(t *testing.T) {
 		return nil
 	})
 	c.Signal(t, syscall.SIGTERM)
-	if got := c.Wait(t, 5*time.Second); got != 1 {
+	if got := c.Wait(t, soon); got != 1 {
 		t.Errorf("got exit code %d, want 1", got)
 	}
 	if log := c.Log.String(); !strings.Contains(log, "kthwd: error: second signal") || trace.MatchString(log) {
 		t.Errorf("got log\n%s\nwant a line on the second signal, and no stack trace", c.Log.Tail(20))
 	}
-	c = again(t, c, kthwtest.Options{})
+	c = again(t, c, kthwtest.Options{Args: longLeases()})
 	leadsAtOnce(t, c)
 	w.check(t, c.Client(t))
 }

@@ -170,7 +170,7 @@ func TestDiskFullWhileRunning(t *testing.T) {
 			acknowledged = append(acknowledged, name)
 		}
 	}
-	code := c.Wait(t, time.Minute)
+	code := c.Wait(t, soon)
 	o := outcome{code, c.Log.String()}
 	o.check(t, 1, makeRoom, noSpace)
 

@@ -5,7 +5,6 @@ import (
 	"context"
 	"strings"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -30,7 +29,7 @@ func TestFatalInUpstreamCode(t *testing.T) {
 	})
 	rewrite(t, c, "/registry/pods/default/moved", "node-aaaa", "node-bbbb")
 
-	if got := c.Wait(t, time.Minute); got != 1 {
+	if got := c.Wait(t, soon); got != 1 {
 		t.Errorf("got exit code %d, want 1", got)
 	}
 	o := outcome{c.Cmd.ProcessState.ExitCode(), c.Log.String()}

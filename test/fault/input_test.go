@@ -178,9 +178,9 @@ func TestBadWords(t *testing.T) {
 	}{
 		{"broken YAML", nil, "name: c0\nrole: [controller\n", 2, "-", []string{"kthwd.yaml:", "not YAML"}},
 		{"unknown key", nil, "name: c0\nsecure-prot: 6443\n", 2, "secure-port", []string{"kthwd.yaml:2", "secure-prot"}},
-		{"unknown role", []string{"--role=controler"}, "", 2, "controller", []string{`"controler" is no role`}},
+		{"unknown role", []string{"--role=controler"}, "", 2, "controller", []string{`"controler" is not a role`}},
 		{"flag of another role", []string{"--backend=10.0.0.1:6443"}, "", 2, "kthwd config --role=controller lists", []string{"--backend belongs to --role=lb"}},
-		{"ranges overlap", []string{"--service-cluster-ip-range=10.200.1.0/24"}, "", 2, "ranges of their own", []string{"10.200.1.0/24 overlaps --cluster-cidr 10.200.0.0/16"}},
+		{"ranges overlap", []string{"--service-cluster-ip-range=10.200.1.0/24"}, "", 2, "separate ranges", []string{"10.200.1.0/24 overlaps --cluster-cidr 10.200.0.0/16"}},
 		{"unknown flag", []string{"--secure-prot=1"}, "", 2, "--secure-port", []string{"--secure-prot"}},
 		{"unknown flag of kube-apiserver", []string{"--kube-apiserver-arg=nonsense=1"}, "", 2, "kubernetes.io", []string{"--kube-apiserver-arg=nonsense", "kube-apiserver has no such flag"}},
 		{"unknown flag of etcd", []string{"--etcd-arg=nonsense=1"}, "", 2, "etcd.io", []string{"--etcd-arg=nonsense", "etcd has no such flag"}},

@@ -62,7 +62,7 @@ func TestLeaseLoss(t *testing.T) {
 	}
 	rob(t, c, client, losses-1, leases, pods)
 
-	kthwtest.WaitFor(t, "no more goroutines than before", 3*time.Minute, func() error {
+	kthwtest.WaitFor(t, "no more goroutines than before", 5*time.Minute, func() error {
 		now, err := goroutines(t.Context(), client)
 		if err == nil && now > before+goroutineRoom {
 			err = fmt.Errorf("got %d, want %d and at most %d more", now, before, goroutineRoom)
@@ -78,12 +78,13 @@ func TestLeaseLoss(t *testing.T) {
 		t.Errorf("got process %d (%v), want %d as before", r.PID, err, pid)
 	}
 	for _, s := range r.Components {
-		want := 0
-		if s.Name == kcm || s.Name == sched {
-			want = losses
+		// A term that failed by itself, on a busy machine, has given its lease back.
+		stolen, givenBack := leases.lost(s.Name)
+		if s.Restarts != stolen+givenBack {
+			t.Errorf("%s: got %d restarts, want %d: the lease was taken away %d times, and given back %d times", s.Name, s.Restarts, stolen+givenBack, stolen, givenBack)
 		}
-		if s.Restarts != want {
-			t.Errorf("%s: got %d restarts, want %d", s.Name, s.Restarts, want)
+		if (s.Name == kcm || s.Name == sched) && stolen < losses {
+			t.Errorf("%s: its lease was taken away %d times, want %d", s.Name, stolen, losses)
 		}
 	}
 }
@@ -122,42 +123,21 @@ func (v victim) rob(t *testing.T, c *kthwtest.Controller, client kubernetes.Inte
 	if err != nil {
 		t.Fatal(err)
 	}
-	hold := func(what string, cond func(supervise.Status) error) {
-		t.Helper()
-		kthwtest.WaitFor(t, what, soon, func() error {
-			if err := setHolder(t.Context(), client, v.component, "thief"); err != nil {
-				return err
-			}
-			s, err := component(c, v.component)
-			if err != nil {
-				return err
-			}
-			return cond(s)
-		})
-	}
-	hold(v.component+"'s term to end", func(s supervise.Status) error {
-		if s.Restarts != was.Restarts+1 {
-			return fmt.Errorf("%d restarts, %s: %s", s.Restarts, s.State, s.Reason)
+	thief := steal(t, client, v.component, 0)
+	kthwtest.WaitFor(t, v.component+"'s term to end", soon, func() error {
+		s, err := component(c, v.component)
+		if err == nil && (s.Restarts <= was.Restarts || s.LastError == "") {
+			err = fmt.Errorf("%d restarts, %s: %s, last error %q", s.Restarts, s.State, s.Reason, s.LastError)
 		}
-		if s.LastError != "lease lost" {
-			t.Errorf("%s: last error: got %q, want %q", v.component, s.LastError, "lease lost")
+		if err == nil && s.LastError != "lease lost" { // it may fail by itself first
+			t.Logf("%s: last error: %s", v.component, s.LastError)
 		}
-		return nil
+		return err
 	})
 	probe := fmt.Sprintf("probe-%d", round.Add(1))
 	v.make(t, probe)
-	hold(v.component+" standby", func(s supervise.Status) error {
-		if s.State != supervise.Standby || s.Reason != "lease held by thief" {
-			return fmt.Errorf("%s: %s", s.State, s.Reason)
-		}
-		return nil
-	})
-	if at := v.done(probe); at != 0 {
-		t.Errorf("%s acted for %s at revision %d, without the lease", v.component, probe, at)
-	}
-	if err := setHolder(t.Context(), client, v.component, ""); err != nil {
-		t.Fatal(err)
-	}
+	kthwtest.WaitFor(t, v.component+" standby", soon, func() error { return isStandby(c, v.component) })
+	thief.giveBack(t)
 	kthwtest.WaitFor(t, v.component+" leading again", soon, func() error { return isLeading(c, v.component) })
 	kthwtest.WaitFor(t, v.component+" working again", soon, func() error {
 		if v.done(probe) == 0 {
@@ -165,8 +145,15 @@ func (v victim) rob(t *testing.T, c *kthwtest.Controller, client kubernetes.Inte
 		}
 		return nil
 	})
-	if won, acted := leases.lastWon(v.component), v.done(probe); won == 0 || acted < won {
-		t.Errorf("%s acted for %s at revision %d, before it had the lease, at %d", v.component, probe, acted, won)
+	acted := v.done(probe)
+	kthwtest.WaitFor(t, fmt.Sprintf("the lease of %s to be renewed after revision %d", v.component, acted), soon, func() error {
+		if seen := leases.seen(v.component); seen < acted {
+			return fmt.Errorf("the last change was at %d", seen)
+		}
+		return nil
+	})
+	if holder := leases.holderAt(v.component, acted); !isOurs(holder) {
+		t.Errorf("%s acted for %s at revision %d, when the lease was held by %q", v.component, probe, acted, holder)
 	}
 }
 
@@ -181,80 +168,145 @@ func TestLeaseOfAnotherClock(t *testing.T) {
 		for _, name := range []string{kcm, sched} {
 			kthwtest.WaitFor(t, name+" leading", soon, func() error { return isLeading(c, name) })
 		}
-		begun, since := time.Now(), time.Time{} // of the last renewal; and since when all was as it must be
-		kthwtest.WaitFor(t, fmt.Sprintf("standby beside a leader whose clock is off by %v", jump), time.Minute, func() error {
-			late := time.Since(begun) > leaseDuration/2 // this test's fault, on a busy machine
-			err := standbyBeside(t.Context(), c, client, time.Now().Add(jump))
-			begun = time.Now()
-			switch {
-			case err != nil && !late && !since.IsZero():
-				t.Fatalf("beside a leader that renews, with a clock that is off by %v: %v", jump, err)
-			case err != nil:
-				since = time.Time{}
-				return err
-			case since.IsZero():
-				since = begun
+		thieves := map[string]*thief{kcm: steal(t, client, kcm, jump), sched: steal(t, client, sched, jump)}
+		for name, thief := range thieves {
+			kthwtest.WaitFor(t, name+" standby", soon, func() error { return isStandby(c, name) })
+			thief.count.Store(0)
+		}
+		// For as long as two leases; the thief itself looks whether its lease is taken too soon.
+		enough := int64(2 * leaseDuration / renewEach)
+		kthwtest.WaitFor(t, fmt.Sprintf("standby beside a leader whose clock is off by %v", jump), soon, func() error {
+			for name, thief := range thieves {
+				if err := isStandby(c, name); err != nil && thief.late.Load() == 0 {
+					t.Fatalf("beside a leader that renews, with a clock that is off by %v: %v", jump, err)
+				} else if err != nil {
+					return err
+				}
 			}
-			if left := 2*leaseDuration - time.Since(since); left > 0 {
-				return fmt.Errorf("%v to go", left)
+			if n := min(thieves[kcm].count.Load(), thieves[sched].count.Load()); n < enough {
+				return fmt.Errorf("%d renewals to go", enough-n)
 			}
 			return nil
 		})
-		for _, name := range []string{kcm, sched} { // nobody renews any more
-			kthwtest.WaitFor(t, name+" leading again", soon, func() error { return isLeading(c, name) })
+		for _, thief := range thieves {
+			thief.stop() // nobody renews
 		}
-		if took := time.Since(begun); took < leaseDuration/2 {
-			t.Errorf("a lease of %v that was renewed just now, by a clock that is off by %v, was taken after %v", leaseDuration, jump, took)
+		for name, thief := range thieves {
+			kthwtest.WaitFor(t, name+" leading again", soon, func() error { return isLeading(c, name) })
+			if took := time.Since(thief.renewed()); took < leaseDuration {
+				t.Errorf("%s took a lease of %v, renewed by a clock that is off by %v, after %v", name, leaseDuration, jump, took)
+			}
 		}
 	}
 }
 
-// standbyBeside renews both leases for a thief, by its clock, and wants kthwd to
-// see that.
-func standbyBeside(ctx context.Context, c *kthwtest.Controller, client kubernetes.Interface, now time.Time) error {
-	for _, name := range []string{kcm, sched} {
-		if err := setHolderAt(ctx, client, name, "thief", now); err != nil {
-			return err
+// isStandby is nil when the component says that the thief holds its lease.
+func isStandby(c *kthwtest.Controller, name string) error {
+	s, err := component(c, name)
+	if err == nil && (s.State != supervise.Standby || s.Reason != "lease held by thief") {
+		err = fmt.Errorf("%s is %s: %s", name, s.State, s.Reason)
+	}
+	return err
+}
+
+// renewEach is the thief's: a fraction of the lease, so that one late renewal loses nothing.
+const renewEach = 100 * time.Millisecond
+
+// thief holds the lease of a component, and renews it in a goroutine of its own.
+type thief struct {
+	client kubernetes.Interface
+	name   string
+	jump   time.Duration // of its clock
+	stop   func()        // ends the renewals; the lease stays as it is
+
+	count atomic.Int64
+	sent  atomic.Pointer[time.Time] // when the last renewal that succeeded was sent
+	late  atomic.Int64              // times that its lease ran out, on a busy machine
+}
+
+// steal takes the lease of a component away, and again whenever it has run out.
+func steal(t *testing.T, client kubernetes.Interface, name string, jump time.Duration) *thief {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	var done sync.WaitGroup
+	h := &thief{client: client, name: name, jump: jump, stop: func() { cancel(); done.Wait() }}
+	t.Cleanup(h.stop)
+	done.Go(func() {
+		for ctx.Err() == nil {
+			if err := h.renew(ctx); err != nil {
+				t.Error(err)
+			}
+			pause(ctx, renewEach)
 		}
-		s, err := component(c, name)
-		if err == nil && (s.State != supervise.Standby || s.Reason != "lease held by thief") {
-			err = fmt.Errorf("%s is %s: %s", name, s.State, s.Reason)
+	})
+	return h
+}
+
+// renew writes the lease once. What it returns is a fault of kthwd's; a conflict with
+// kthwd's own writes is none.
+func (h *thief) renew(ctx context.Context) error {
+	lease, err := h.client.CoordinationV1().Leases("kube-system").Get(ctx, h.name, metav1.GetOptions{})
+	if err != nil {
+		return nil
+	}
+	found := time.Now()
+	if holder, sent := ptr.Deref(lease.Spec.HolderIdentity, ""), h.sent.Load(); sent != nil && holder != "thief" {
+		h.sent.Store(nil)
+		h.late.Add(1)
+		if held := found.Sub(*sent); held < leaseDuration {
+			return fmt.Errorf("%s: %q has a lease of %v, which the thief renewed %v before", h.name, holder, leaseDuration, held)
 		}
-		if err != nil {
-			return err
-		}
+	}
+	lease.Spec.HolderIdentity = ptr.To("thief")
+	lease.Spec.LeaseDurationSeconds = ptr.To(int32(leaseDuration / time.Second))
+	sent := time.Now()
+	lease.Spec.RenewTime = ptr.To(metav1.NewMicroTime(sent.Add(h.jump)))
+	if _, err := h.client.CoordinationV1().Leases("kube-system").Update(ctx, lease, metav1.UpdateOptions{}); err == nil {
+		h.sent.Store(&sent)
+		h.count.Add(1)
 	}
 	return nil
 }
 
-// setHolder writes a lease that is fresh, in the name of holder; "" releases it.
-func setHolder(ctx context.Context, client kubernetes.Interface, name, holder string) error {
-	return setHolderAt(ctx, client, name, holder, time.Now())
-}
-
-// setHolderAt is setHolder by a clock that says now.
-func setHolderAt(ctx context.Context, client kubernetes.Interface, name, holder string, now time.Time) error {
-	leases := client.CoordinationV1().Leases("kube-system")
-	lease, err := leases.Get(ctx, name, metav1.GetOptions{})
-	if err != nil {
-		return err
+// renewed is when the last renewal that succeeded was sent; zero if the lease ran out since.
+func (h *thief) renewed() time.Time {
+	if sent := h.sent.Load(); sent != nil {
+		return *sent
 	}
-	lease.Spec.HolderIdentity = &holder
-	lease.Spec.LeaseDurationSeconds = ptr.To(int32(leaseDuration / time.Second))
-	lease.Spec.RenewTime = ptr.To(metav1.NewMicroTime(now))
-	_, err = leases.Update(ctx, lease, metav1.UpdateOptions{})
-	return err
+	return time.Time{}
 }
 
-// leaseLog is when kthwd got each lease, in revisions of etcd.
-type leaseLog struct {
-	mu     sync.Mutex
-	holder map[string]string
-	won    map[string]int64
+// giveBack ends the renewals, and frees the lease unless kthwd has it.
+func (h *thief) giveBack(t *testing.T) {
+	t.Helper()
+	h.stop()
+	kthwtest.WaitFor(t, "the lease of "+h.name+" to be given back", soon, func() error {
+		lease, err := h.client.CoordinationV1().Leases("kube-system").Get(t.Context(), h.name, metav1.GetOptions{})
+		if err != nil || ptr.Deref(lease.Spec.HolderIdentity, "") != "thief" {
+			return err
+		}
+		lease.Spec.HolderIdentity = ptr.To("")
+		_, err = h.client.CoordinationV1().Leases("kube-system").Update(t.Context(), lease, metav1.UpdateOptions{})
+		return err
+	})
 }
+
+// leaseLog is who held each lease, by revisions of etcd.
+type leaseLog struct {
+	mu      sync.Mutex
+	changes map[string][]leaseChange
+}
+
+type leaseChange struct {
+	revision int64
+	holder   string
+}
+
+// isOurs tells whether a holder is kthwd.
+func isOurs(holder string) bool { return strings.HasPrefix(holder, "c0_") }
 
 func watchLeases(t *testing.T, client kubernetes.Interface) *leaseLog {
-	l := &leaseLog{holder: map[string]string{}, won: map[string]int64{}}
+	l := &leaseLog{changes: map[string][]leaseChange{}}
 	follow(t, "leases", func(ctx context.Context) (watch.Interface, error) {
 		return client.CoordinationV1().Leases("kube-system").Watch(ctx, metav1.ListOptions{})
 	}, func(e watch.Event) {
@@ -264,19 +316,48 @@ func watchLeases(t *testing.T, client kubernetes.Interface) *leaseLog {
 		}
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		holder := ptr.Deref(lease.Spec.HolderIdentity, "")
-		if holder != l.holder[lease.Name] && strings.HasPrefix(holder, "c0_") {
-			l.won[lease.Name] = revision(lease.ResourceVersion)
-		}
-		l.holder[lease.Name] = holder
+		l.changes[lease.Name] = append(l.changes[lease.Name], leaseChange{revision(lease.ResourceVersion), ptr.Deref(lease.Spec.HolderIdentity, "")})
 	})
 	return l
 }
 
-func (l *leaseLog) lastWon(name string) int64 {
+// seen is the revision of the last change.
+func (l *leaseLog) seen(name string) (at int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.won[name]
+	for _, c := range l.changes[name] {
+		at = c.revision
+	}
+	return at
+}
+
+// holderAt is who held the lease at a revision.
+func (l *leaseLog) holderAt(name string, revision int64) (holder string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, c := range l.changes[name] {
+		if c.revision < revision {
+			holder = c.holder
+		}
+	}
+	return holder
+}
+
+// lost is how often kthwd's lease was taken away, and how often it was given back.
+func (l *leaseLog) lost(name string) (stolen, givenBack int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	before := ""
+	for _, c := range l.changes[name] {
+		switch {
+		case isOurs(before) && c.holder == "thief":
+			stolen++
+		case isOurs(before) && c.holder == "":
+			givenBack++
+		}
+		before = c.holder
+	}
+	return stolen, givenBack
 }
 
 // podLog is at which revision each probe's pod was created and bound.

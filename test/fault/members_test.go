@@ -66,14 +66,14 @@ func TestMemberRemove(t *testing.T) {
 	m := makeCluster(t)
 	all := m.startAll(t)
 	lists(t, all[0], "c0 voter up", "c1 voter up", "c2 voter up")
-	refuses(t, all[0], []string{"member", "remove", "c0"}, "error: c0 is this very controller", "hint: run this on another one: c1, c2")
+	refuses(t, all[0], []string{"member", "remove", "c0"}, "error: c0 is this controller itself", "hint: run this on another one: c1, c2")
 	refuses(t, all[0], []string{"member", "remove", "c7"}, `error: there is no member "c7"`, "hint: members: c0, c1, c2")
 
 	all[2].Signal(t, syscall.SIGKILL)
 	all[2].Wait(t, soon)
 	lists(t, all[0], "c0 voter up", "c1 voter up", "c2 voter down")
 	refuses(t, all[0], []string{"member", "remove", "c1"}, "error: removing c1 would lose the quorum: 1 of the 2 that remain are up (down: c2), and 2 are needed", "hint: bring one of these back first: c2")
-	if code, out := verb(t, all[0], "member", "remove", "c2"); code != 0 || !strings.Contains(out, "removed  c2") || !strings.Contains(out, "warning: 2 controllers survive the loss of none") {
+	if code, out := verb(t, all[0], "member", "remove", "c2"); code != 0 || !strings.Contains(out, "removed  c2") || !strings.Contains(out, "warning: 2 controllers survive no loss") {
 		t.Fatalf("the removal of the one that is down: got exit code %d:\n%s", code, out)
 	}
 	lists(t, all[0], "c0 voter up", "c1 voter up")
@@ -85,7 +85,7 @@ func TestMemberRemove(t *testing.T) {
 	if r, err := all[0].Status(); err != nil || r.Quorum.Leader != "c0" {
 		leader, other = 1, 0
 	}
-	if r, err := all[other].Status(); err != nil || !strings.Contains(r.Quorum.Warning, "2 controllers survive the loss of none") {
+	if r, err := all[other].Status(); err != nil || !strings.Contains(r.Quorum.Warning, "2 controllers survive no loss") {
 		t.Errorf("the status of one of two: got the warning %+v (%v)", r.Quorum, err)
 	}
 	if code, out := verb(t, all[other], "member", "remove", fmt.Sprintf("c%d", leader)); code != 0 {

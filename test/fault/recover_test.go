@@ -68,7 +68,7 @@ func TestRecover(t *testing.T) {
 	stop(t, last, syscall.SIGTERM, 0)
 
 	before := contents(t, last.Dir)
-	runToEnd(t, nil, recoverArgs(last.Dir)...).check(t, 2, "--yes", "nobody is there to confirm")
+	runToEnd(t, nil, recoverArgs(last.Dir)...).check(t, 2, "--yes", "cannot ask for confirmation")
 	sameContents(t, last.Dir, before)
 	t.Run("disk too full", func(t *testing.T) { recoverOnAFullDisk(t, last.Dir) })
 	killRecoveries(t, last.Dir)
@@ -142,7 +142,7 @@ func onlyMember(t *testing.T, dir string) bool {
 	switch {
 	case o.code == 1 && strings.Contains(o.stderr, "the only member of its cluster"):
 		return true
-	case o.code == 2 && strings.Contains(o.stderr, "nobody is there to confirm"):
+	case o.code == 2 && strings.Contains(o.stderr, "cannot ask for confirmation"):
 		return false
 	}
 	t.Fatalf("the data are not whole: exit code %d\n%s", o.code, o.stderr)

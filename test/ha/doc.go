@@ -15,7 +15,7 @@
 // # The cluster
 //
 // kthwd pki init makes a directory for each machine, and kthwd runs on the
-// kthwd.yaml in it, as docs/operations.md says. Each machine has a network, a
+// kthwd.yaml in it, as docs/operations/several-controllers.md says. Each machine has a network, a
 // host name and, when it is a controller, a disk of its own: an ext4 image, which
 // can stall (FIFREEZE) and be filled. Neighbours on the bridge are fixed, so that
 // a machine whose link is down is silent and not reported unreachable. A process

@@ -51,7 +51,7 @@ type machine struct {
 	disk    *kthwtest.Disk // nil when it is not its own
 }
 
-// cluster is three controllers and a load balancer, made as docs/operations.md
+// cluster is three controllers and a load balancer, made as docs/operations/several-controllers.md
 // says, with a directory and a kthwd.yaml each.
 type cluster struct {
 	machines []*machine // the controllers, then the load balancer

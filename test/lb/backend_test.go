@@ -21,14 +21,14 @@ import (
 	"kthwd/test/lbtest"
 )
 
-// The backend is a small TLS server that stands for a kube-apiserver:
+// The backend is a small TLS server in place of a kube-apiserver:
 //
-//	GET /readyz   200 or what it was told to answer
-//	GET /watch    a line each second until one side closes; with ?idle none after the first
-//	GET /…        200, and closes
+//	GET /readyz   200 or the status of an earlier order
+//	GET /watch    a line per second until one side closes; with ?idle none after the first
+//	GET /…        200, then it closes the connection
 //
-// Each answer begins with the backend's name. What is told to its standard
-// input, a line each, is answered on standard output, a line each.
+// Each answer starts with the backend's name. It reads orders from standard input, one
+// per line, and answers each with a line on standard output.
 type backend struct {
 	name   string
 	tls    *tls.Config
@@ -36,7 +36,7 @@ type backend struct {
 
 	mu       sync.Mutex
 	listener net.Listener
-	conns    map[net.Conn]bool // and whether something was asked on it
+	conns    map[net.Conn]bool // true once it has had a request
 	readyz   int
 	stats    stats
 	watches  sync.WaitGroup
@@ -44,13 +44,13 @@ type backend struct {
 	end      context.CancelFunc
 }
 
-// stats is what a backend tells about itself.
+// stats is a backend's report about itself.
 type stats struct {
-	Accepted int // connections since it began
+	Accepted int // connections since the start
 	Open     int // now
-	Silent   int // of them those on which nothing was asked
-	Requests int // answered, without /readyz
-	Probes   int // of /readyz, answered
+	Silent   int // open ones without a request
+	Requests int // answered ones, without /readyz
+	Probes   int // answered requests of /readyz
 	Watches  int // now
 }
 
@@ -84,13 +84,13 @@ func (b *backend) obey(order string) error {
 	var code int
 	switch {
 	case order == "stats":
-	case order == "crash": // as if it were killed, and back at once when told to open
+	case order == "crash": // as if it were killed; the order open brings it back at once
 		b.crash()
 	case order == "open":
 		if err := b.open(); err != nil {
 			return err
 		}
-	case order == "finish": // what a kube-apiserver does after its shutdown delay
+	case order == "finish": // as a kube-apiserver does after its shutdown delay
 		b.finish()
 		os.Exit(0)
 	default:
@@ -155,7 +155,7 @@ func (b *backend) finish() {
 	b.watches.Wait()
 	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); {
 		if s := b.count(); s.Open == s.Silent {
-			return // requests are answered
+			return // all requests are answered
 		}
 		<-time.After(5 * time.Millisecond)
 	}
@@ -227,8 +227,8 @@ func (b *backend) answer(conn *tls.Conn, code int) {
 	conn.Close()
 }
 
-// watch sends lines with the time at which they were sent. Lines of the client
-// are read and dropped.
+// watch sends lines that contain the time of sending. It reads and drops the lines of the
+// client.
 func (b *backend) watch(conn *tls.Conn, in *bufio.Reader, idle bool) {
 	b.watches.Add(1)
 	defer b.watches.Done()
@@ -263,7 +263,7 @@ func (b *backend) watch(conn *tls.Conn, in *bufio.Reader, idle bool) {
 	}
 }
 
-// monotonic is the machine's clock that all processes share, in nanoseconds.
+// monotonic returns the clock that all processes of the machine share, in nanoseconds.
 func monotonic() int64 {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
@@ -272,7 +272,7 @@ func monotonic() int64 {
 	return ts.Nano()
 }
 
-// tell gives a backend an order and returns what it answers.
+// tell gives a backend an order and returns its answer.
 func tell(t *testing.T, p *lbtest.Process, order string) stats {
 	t.Helper()
 	if _, err := fmt.Fprintln(p.Stdin, order); err != nil {

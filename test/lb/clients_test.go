@@ -20,7 +20,7 @@ import (
 // patience is how long a client waits for an answer.
 const patience = 10 * time.Second
 
-// connect makes a TLS connection through the balancer.
+// connect opens a TLS connection through the balancer.
 func (r *rig) connect(ctx context.Context, from *lbtest.Namespace) (*tls.Conn, error) {
 	raw, err := from.Dial(ctx, listenAddress)
 	if err != nil {
@@ -39,8 +39,8 @@ func (r *rig) connect(ctx context.Context, from *lbtest.Namespace) (*tls.Conn, e
 	return conn, nil
 }
 
-// request makes one request on a connection of its own, and returns the name of
-// the backend that answered.
+// request makes one request on a new connection, and returns the name of the backend that
+// answered.
 func (r *rig) request(ctx context.Context, from *lbtest.Namespace, limit time.Duration) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -61,7 +61,7 @@ func (r *rig) request(ctx context.Context, from *lbtest.Namespace, limit time.Du
 	return strings.TrimSpace(string(body)), err
 }
 
-// sent is a request that has ended.
+// sent is an ended request.
 type sent struct {
 	at      time.Time
 	took    time.Duration
@@ -71,7 +71,7 @@ type sent struct {
 
 func (s sent) end() time.Time { return s.at.Add(s.took) }
 
-// load is client A: new connections with a request each, at a fixed rate.
+// load is client A: new connections with one request each, at a fixed rate.
 type load struct {
 	mu     sync.Mutex
 	done   []sent
@@ -79,7 +79,7 @@ type load struct {
 	all    sync.WaitGroup
 }
 
-// load starts it; it ends with the test.
+// load starts client A, which ends with the test.
 func (r *rig) load(t *testing.T, perSecond int) *load {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -109,15 +109,15 @@ func (l *load) send(r *rig) {
 	l.mu.Unlock()
 }
 
-// stop sends no more and waits for the answers.
+// stop stops sending and waits for the answers.
 func (l *load) stop() {
 	l.ending()
 	l.all.Wait()
 }
 
-// between are the requests that were begun at or after from, and before to, in
-// order. Zero times are no limits. Those that were under way when a fault began
-// belong to the time before it: nobody can take back what was sent.
+// between returns the requests started at or after from and before to, in order. Zero
+// times are no limits. Requests under way when a fault started belong to the time before
+// it: sent data cannot be taken back.
 func (l *load) between(from, to time.Time) requests {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -131,8 +131,8 @@ func (l *load) between(from, to time.Time) requests {
 	return some
 }
 
-// awaitAnswer waits until a request that was begun after a moment was answered
-// by the backend, and returns how long after it the first was begun.
+// awaitAnswer waits until the backend has answered a request started after a moment, and
+// returns how long after that moment the first such request was started.
 func (l *load) awaitAnswer(after time.Time, backend string, limit time.Duration) elapsed {
 	for time.Since(after) < limit {
 		if answers := l.between(after, time.Time{}).of(backend); len(answers) > 0 {
@@ -165,7 +165,7 @@ func (rs requests) of(backend string) requests {
 	return some
 }
 
-// since are those that were begun at or after a moment.
+// since returns the requests started at or after a moment.
 func (rs requests) since(moment time.Time) requests {
 	var some requests
 	for _, s := range rs {
@@ -176,7 +176,7 @@ func (rs requests) since(moment time.Time) requests {
 	return some
 }
 
-// slower are those that failed or took longer.
+// slower returns the requests that failed or took longer.
 func (rs requests) slower(than time.Duration) requests {
 	var slow requests
 	for _, s := range rs {
@@ -187,7 +187,7 @@ func (rs requests) slower(than time.Duration) requests {
 	return slow
 }
 
-// worst is the longest that one has taken; of the answered ones only.
+// worst returns the longest duration of an answered request.
 func (rs requests) worst() time.Duration {
 	worst := time.Duration(0)
 	for _, s := range rs {
@@ -210,8 +210,8 @@ func (rs requests) percentile(p int) time.Duration {
 	return all[min(len(all)-1, len(all)*p/100)]
 }
 
-// busiest is the number of the backend that answered the most: the one to fail,
-// as new connections would go to it.
+// busiest returns the number of the backend with the most answers: the one to break,
+// because it would get new connections.
 func (rs requests) busiest() int {
 	busiest, most := 0, -1
 	for i := range backendCount {
@@ -222,7 +222,7 @@ func (rs requests) busiest() int {
 	return busiest
 }
 
-// lastBegin is how long after a moment the last was begun; 0 when there is none.
+// lastBegin returns how long after a moment the last request was started; 0 without one.
 func (rs requests) lastBegin(after time.Time) time.Duration {
 	if len(rs) == 0 {
 		return 0
@@ -230,7 +230,7 @@ func (rs requests) lastBegin(after time.Time) time.Duration {
 	return rs[len(rs)-1].at.Sub(after)
 }
 
-// text is the share that failed, and why the first did.
+// text returns the share of failed requests, and the reason of the first.
 func (rs requests) text() string {
 	failed := rs.failed()
 	if len(failed) == 0 {
@@ -241,9 +241,9 @@ func (rs requests) text() string {
 
 // The kinds of watches.
 const (
-	beating = "beating" // the backend sends a line each second
-	idle    = "idle"    // nothing is sent
-	talking = "talking" // the client sends a line each second
+	beating = "beating" // the backend sends a line per second
+	idle    = "idle"    // neither side sends
+	talking = "talking" // the client sends a line per second
 )
 
 // watch is client B: one long stream.
@@ -256,11 +256,10 @@ type watch struct {
 	conn   *tls.Conn
 	closed time.Time // zero while it lives
 	why    error
-	late   time.Duration // the most that a line has taken to arrive
+	late   time.Duration // longest time for a line to arrive
 }
 
-// watches opens n of them, and fails when one cannot be opened. Each ends with
-// the test.
+// watches opens n watches, and fails if one cannot be opened. Each ends with the test.
 func (r *rig) watches(t *testing.T, n int, kind string, from *lbtest.Namespace) watches {
 	t.Helper()
 	var mu sync.Mutex
@@ -371,7 +370,7 @@ func (ws watches) on(backend string) watches {
 	return some
 }
 
-// except are those that are not on the backend.
+// except returns the watches on other backends.
 func (ws watches) except(backend string) watches {
 	var some watches
 	for _, w := range ws {
@@ -382,7 +381,7 @@ func (ws watches) except(backend string) watches {
 	return some
 }
 
-// closed are those that have ended.
+// closed returns the ended watches.
 func (ws watches) closed() watches {
 	var some watches
 	for _, w := range ws {
@@ -393,7 +392,7 @@ func (ws watches) closed() watches {
 	return some
 }
 
-// why is the reason of the first that has ended, for people.
+// why returns the reason of the first ended watch, as text.
 func (ws watches) why() string {
 	for _, w := range ws.closed() {
 		_, why := w.end()
@@ -402,7 +401,7 @@ func (ws watches) why() string {
 	return ""
 }
 
-// late is the most that a line has taken; resetLate forgets it.
+// late returns the longest time for a line to arrive, since resetLate.
 func (ws watches) late() time.Duration {
 	worst := time.Duration(0)
 	for _, w := range ws {
@@ -421,8 +420,8 @@ func (ws watches) resetLate() {
 	}
 }
 
-// awaitClosed waits until all are closed and returns how long after the fault
-// the last one was, or that it has not been within the limit.
+// awaitClosed waits until all are closed. It returns how long after the fault the last one
+// was closed, or that this exceeded the limit.
 func (ws watches) awaitClosed(fault time.Time, limit time.Duration) elapsed {
 	for {
 		if len(ws.closed()) == len(ws) {
@@ -442,7 +441,7 @@ func (ws watches) awaitClosed(fault time.Time, limit time.Duration) elapsed {
 	return elapsed{last.Sub(fault), false}
 }
 
-// until waits until a moment: load goes on meanwhile.
+// until waits until a moment, while the load continues.
 func until(t *testing.T, moment time.Time) {
 	t.Helper()
 	select {

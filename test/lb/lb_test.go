@@ -16,14 +16,14 @@ func TestMain(m *testing.M) {
 	lbtest.Main(m, map[string]lbtest.Helper{"backend": runBackend})
 }
 
-// row is one way to fail. Several lines of the table may come of it.
+// row is one fault. It may produce several lines of the table.
 type row struct {
 	name    string
 	prepare func(*lbtest.Setup) // may be nil
 	run     func(*testing.T, *rig)
 }
 
-// rows are in the order in which they begin: the longest first.
+// rows are in starting order: the longest first.
 var rows = []*row{
 	{name: "10", run: vanishedClients},
 	{name: "4", run: flapping},
@@ -40,7 +40,7 @@ var rows = []*row{
 	{name: "1", run: killed},
 }
 
-// suite is what the rows share.
+// suite is shared by the rows.
 type suite struct {
 	sides            []*lbtest.Balancer
 	figures          figures
@@ -48,11 +48,11 @@ type suite struct {
 	pool             *x509.CertPool
 }
 
-// judged tells whether the targets are for this balancer.
+// judged reports whether the targets apply to this balancer.
 func (r *rig) judged() bool { return r.side == lbtest.Kthwd }
 
-// window is how long something is waited for: as long as kthwd may need, and
-// longer for others, to see where they stand.
+// window is how long to wait for an event: as long as kthwd may take, and longer for the
+// others, to measure how long they take.
 func (r *rig) window(kthwd, others time.Duration) time.Duration {
 	if r.judged() {
 		return kthwd
@@ -90,7 +90,7 @@ func wanted(row string) bool {
 	return only == "" || slices.Contains(strings.Split(only, ","), row)
 }
 
-// sidesToRun skips what cannot be run here, with the reason.
+// sidesToRun returns the balancers that can run here, and logs why the others cannot.
 func sidesToRun(t *testing.T) []*lbtest.Balancer {
 	t.Helper()
 	peers := os.Getenv("KTHWD_LB_PEERS") != ""
@@ -98,7 +98,7 @@ func sidesToRun(t *testing.T) []*lbtest.Balancer {
 		t.Skip("neither KTHWD_E2E nor KTHWD_LB_PEERS is set: run make test-e2e or make test-lb-peers")
 	}
 	if os.Geteuid() != 0 {
-		t.Skip("needs root, for namespaces of its own")
+		t.Skip("needs root, to create namespaces")
 	}
 	for program, pkg := range map[string]string{"ip": "iproute2", "prlimit": "util-linux"} {
 		if _, err := exec.LookPath(program); err != nil {

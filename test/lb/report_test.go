@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// elapsed is how long something took, or that it took longer than it was waited for.
+// elapsed is the duration of an event, or a note that it exceeded the waiting time.
 type elapsed struct {
 	d    time.Duration
 	more bool
@@ -40,7 +40,7 @@ type figure struct {
 	Values map[string]string `json:"values"` // by balancer
 }
 
-// figures are all of them, from rows that run at the same time.
+// figures collects the figures of concurrent rows.
 type figures struct {
 	mu  sync.Mutex
 	all []*figure
@@ -57,7 +57,7 @@ func (f *figures) add(row, what, target, side, value string) {
 	f.all[i].Values[side] = value
 }
 
-// count records a number that is to be at most limit for kthwd.
+// count records a number, which for kthwd must be at most limit.
 func (r *rig) count(t *testing.T, row, what string, got, limit int) {
 	t.Helper()
 	target := "0"
@@ -70,7 +70,7 @@ func (r *rig) count(t *testing.T, row, what string, got, limit int) {
 	}
 }
 
-// failures records requests of which none is to fail for kthwd.
+// failures records requests, none of which may fail for kthwd.
 func (r *rig) failures(t *testing.T, row, what string, of requests) {
 	t.Helper()
 	failed := of.failed()
@@ -84,8 +84,8 @@ func (r *rig) failures(t *testing.T, row, what string, of requests) {
 	}
 }
 
-// within records a time that is to be at most target for kthwd. It fails when
-// it is more than allowed, which leaves room for a busy machine.
+// within records a time with the target for kthwd. It fails when the time exceeds
+// allowed, which leaves room for a busy machine.
 func (r *rig) within(t *testing.T, row, what string, got elapsed, target, allowed time.Duration) {
 	t.Helper()
 	r.figures.add(row, what, "≤ "+took(target).String(), r.side.Name, got.String())
@@ -94,10 +94,9 @@ func (r *rig) within(t *testing.T, row, what string, got elapsed, target, allowe
 	}
 }
 
-// lastOf records when the last of some requests was begun, which is to be at
-// most target after the fault for kthwd. It fails when more than one in twenty of
-// those begun later than allowed are among them: on a busy machine some are slow
-// by themselves.
+// lastOf records when the last of some requests was started, with the target for kthwd
+// relative to the fault. It fails when they include more than one in twenty of the
+// requests started later than allowed: on a busy machine some are slow anyway.
 func (r *rig) lastOf(t *testing.T, row, what string, all requests, slow time.Duration, fault time.Time, target, allowed time.Duration) {
 	t.Helper()
 	r.figures.add(row, what, "≤ "+took(target).String(), r.side.Name, took(all.slower(slow).lastBegin(fault)).String())
@@ -107,13 +106,13 @@ func (r *rig) lastOf(t *testing.T, row, what string, all requests, slow time.Dur
 	}
 }
 
-// note records what has no target.
+// note records a figure without a target.
 func (r *rig) note(row, what, format string, args ...any) {
 	r.figures.add(row, what, "", r.side.Name, fmt.Sprintf(format, args...))
 }
 
-// report prints the table and one line of JSON, on standard output and as they
-// are, so that scripts can read them.
+// report prints the table and one line of JSON, unchanged on standard output, so that
+// scripts can read them.
 func (s *suite) report(t *testing.T) {
 	t.Helper()
 	s.figures.sort()
@@ -136,7 +135,7 @@ func (s *suite) report(t *testing.T) {
 	fmt.Printf("\n%s\n\n", line)
 }
 
-// sort brings the figures into the order of the rows.
+// sort puts the figures in the order of the rows.
 func (f *figures) sort() {
 	slices.SortStableFunc(f.all, func(a, b *figure) int { return rowNumber(a.Row) - rowNumber(b.Row) })
 }

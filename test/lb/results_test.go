@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// TestTable: rows are in their order, whatever the order in which they ended.
+// TestTable: rows are printed in order, independent of the order in which they ended.
 func TestTable(t *testing.T) {
 	var f figures
 	f.add("10", "freed after", "≤ 60 s", "kthwd", "40 s")

@@ -22,6 +22,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"kthwd/test/harness"
 	"kthwd/test/lbtest"
 )
 
@@ -38,8 +39,8 @@ func backendIP(i int) string      { return fmt.Sprintf("10.42.0.%d", 11+i) }
 func backendAddress(i int) string { return backendIP(i) + ":6443" }
 func backendName(i int) string    { return fmt.Sprintf("b%d", i) }
 
-// rig is one balancer with its backends and clients, each in a network
-// namespace of its own, on a bridge that belongs to the balancer's.
+// rig is one balancer with its backends and clients, each in a separate network namespace,
+// joined by a bridge in the balancer's namespace.
 type rig struct {
 	*suite
 	row      *row
@@ -49,12 +50,12 @@ type rig struct {
 	backends []*lbtest.Process
 
 	lb      *lbtest.Namespace
-	hosts   []*lbtest.Namespace // of the backends
+	hosts   []*lbtest.Namespace // one per backend
 	clients *lbtest.Namespace
-	lost    *lbtest.Namespace // of clients that vanish
+	lost    *lbtest.Namespace // for clients that vanish
 }
 
-// newRig starts n backends and the balancer, and waits until it balances.
+// newRig starts the backends and the balancer, and waits until it balances.
 func (s *suite) newRig(t *testing.T, row *row, side *lbtest.Balancer) *rig {
 	t.Helper()
 	r := &rig{suite: s, row: row, side: side}
@@ -78,9 +79,9 @@ func (s *suite) newRig(t *testing.T, row *row, side *lbtest.Balancer) *rig {
 	return r
 }
 
-// network makes the namespaces and the bridge. Neighbours are fixed, so that a
-// host whose link is down is silent, as one behind a router is, instead of
-// being reported unreachable after three seconds.
+// network creates the namespaces and the bridge. Neighbours are fixed, so that a host
+// whose link is down is silent, like one behind a router, instead of being reported
+// unreachable after three seconds.
 func (r *rig) network(t *testing.T) {
 	t.Helper()
 	r.lb = lbtest.NewNamespace(t)
@@ -115,7 +116,7 @@ func (r *rig) startBackend(t *testing.T, i int) {
 	r.backends[i] = p
 }
 
-// kill is kill -9; what the backend has is closed by its kernel.
+// kill is kill -9; the kernel closes the backend's connections.
 func (r *rig) kill(t *testing.T, i int) {
 	t.Helper()
 	r.backends[i].Signal(t, syscall.SIGKILL)
@@ -128,8 +129,7 @@ func cut(t *testing.T, host *lbtest.Namespace) {
 	host.Run(t, "ip", "link", "set", "eth0", "down")
 }
 
-// awaitReady waits until every backend that is to be used has answered through
-// the balancer.
+// awaitReady waits until every backend in use has answered through the balancer.
 func (r *rig) awaitReady(t *testing.T) {
 	t.Helper()
 	missing := map[string]bool{}
@@ -140,7 +140,7 @@ func (r *rig) awaitReady(t *testing.T) {
 			}
 		}
 	}
-	lbtest.WaitFor(t, r.side.Name+" balances to all backends", 20*time.Second, func() error {
+	harness.WaitFor(t, r.side.Name+" balances to all backends", 20*time.Second, func() error {
 		if !r.balancer.Running() {
 			t.Fatalf("%s has ended:\n%s", r.side.Name, r.balancer.Log.Tail(40))
 		}
@@ -163,8 +163,8 @@ func (r *rig) signalAll(s syscall.Signal) {
 	}
 }
 
-// metric adds up the series of kthwd's metrics whose line begins with prefix and
-// contains all parts; not known for others.
+// metric adds up the series of kthwd's metrics whose line begins with prefix and contains
+// all parts; the others have no such metrics.
 func (r *rig) metric(t *testing.T, prefix string, parts ...string) (sum float64, known bool) {
 	t.Helper()
 	if r.side != lbtest.Kthwd {
@@ -211,7 +211,7 @@ func sumSeries(text, prefix string, parts []string) (sum float64, known bool) {
 	return sum, known
 }
 
-// makeCertificate makes one that is good for all, and its own CA.
+// makeCertificate returns a certificate for all backends, which is its own CA.
 func makeCertificate(t *testing.T, dir string) (certificate, key string, pool *x509.CertPool) {
 	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -13,10 +13,10 @@ import (
 	"kthwd/test/lbtest"
 )
 
-// warm is how long load runs before something fails.
+// warm is how long the load runs before the fault.
 const warm = 1500 * time.Millisecond
 
-// spread fails when the watches that a row is about are not there.
+// spread fails when a row lacks the watches it needs.
 func spread(t *testing.T, ws watches) watches {
 	t.Helper()
 	if len(ws) == 0 {
@@ -46,7 +46,7 @@ func killed(t *testing.T, r *rig) {
 	r.count(t, "1", "  watches of others closed", len(ws.except(name).closed()), 0)
 }
 
-// Row 2: a backend of which nothing is heard any more.
+// Row 2: a backend that has become silent.
 func blackHole(t *testing.T, r *rig) {
 	ws := map[string]watches{}
 	for _, kind := range []string{idle, beating, talking} {
@@ -79,7 +79,7 @@ func blackHole(t *testing.T, r *rig) {
 	r.count(t, "2c", "  watches of others closed", len(others.closed()), 0)
 }
 
-// Row 3: SIGSTOP of a backend: its kernel goes on to accept.
+// Row 3: SIGSTOP of a backend: its kernel continues to accept.
 func stopped(t *testing.T, r *rig) {
 	ws := r.watches(t, 30, beating, r.clients)
 	begin := time.Now()
@@ -99,7 +99,7 @@ func stopped(t *testing.T, r *rig) {
 	r.count(t, "3", "  watches of others closed", len(ws.except(name).closed()), 0)
 }
 
-// Row 4: a backend that is there for 2 s and away for 2 s, for a minute.
+// Row 4: a backend that serves for 2 s and is down for 2 s, for a minute.
 func flapping(t *testing.T, r *rig) {
 	ws := r.watches(t, 12, beating, r.clients)
 	warming := time.Now()
@@ -120,7 +120,7 @@ func flapping(t *testing.T, r *rig) {
 	again := l.awaitAnswer(calm, name, time.Minute+5*time.Second)
 	l.stop()
 	all := l.between(begin, time.Time{})
-	underWay := func(s sent) bool { // when it crashed
+	underWay := func(s sent) bool { // at the time of a crash
 		return slices.ContainsFunc(crashes, func(c time.Time) bool {
 			return s.backend == "" && s.at.Before(c.Add(5*time.Millisecond)) && s.end().After(c)
 		})
@@ -145,7 +145,7 @@ func flapping(t *testing.T, r *rig) {
 	r.count(t, "4", "  watches of others closed", len(ws.except(name).closed()), 0)
 }
 
-// Row 5: all backends are killed, and one comes back.
+// Row 5: all backends are killed, and one returns.
 func allDown(t *testing.T, r *rig) {
 	l := r.load(t, 20)
 	until(t, time.Now().Add(warm))
@@ -169,7 +169,7 @@ func allDown(t *testing.T, r *rig) {
 	r.failures(t, "5", "  connections after that failed", l.between(listens, time.Time{}))
 }
 
-// Row 5b: no backend is ready, which is what a fault of etcd looks like.
+// Row 5b: no backend is ready, as in a fault of etcd.
 func noneReady(t *testing.T, r *rig) {
 	ws := r.watches(t, 12, beating, r.clients)
 	l := r.load(t, 20)
@@ -183,8 +183,8 @@ func noneReady(t *testing.T, r *rig) {
 	r.count(t, "5b", "  watches closed", len(ws.closed()), 0)
 }
 
-// Row 6: each backend is restarted as kube-apiserver with
-// --shutdown-delay-duration is: not ready first, still serving.
+// Row 6: each backend is restarted like a kube-apiserver with
+// --shutdown-delay-duration: first not ready, but still serving.
 func rollingRestart(t *testing.T, r *rig) {
 	const delay = 5 * time.Second
 	ws := r.watches(t, 30, beating, r.clients)
@@ -275,8 +275,8 @@ func upgrade(t *testing.T, r *rig) {
 	r.note("7b", "  processes before and after", "%d, %d", processes, len(r.lb.Processes()))
 }
 
-// replace makes the balancer replace itself and waits until the old process is
-// gone. What others replace are their workers.
+// replace makes the balancer replace itself and waits until the old process is gone. The
+// other balancers replace their workers.
 func (r *rig) replace(t *testing.T, pid int) elapsed {
 	t.Helper()
 	const limit = 10 * time.Second
@@ -304,7 +304,7 @@ func (r *rig) replace(t *testing.T, pid int) elapsed {
 	return took(gone)
 }
 
-// Row 9a: clients that say nothing.
+// Row 9a: silent clients.
 func silentClients(t *testing.T, r *rig) {
 	const n = 1000
 	begin := time.Now()
@@ -359,7 +359,7 @@ func silentClients(t *testing.T, r *rig) {
 	}
 }
 
-// Row 9b: 300 clients for a balancer that may have 200 descriptors.
+// Row 9b: 300 clients for a balancer with 200 descriptors.
 func descriptors(t *testing.T, r *rig) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -406,7 +406,7 @@ func descriptors(t *testing.T, r *rig) {
 	r.within(t, "9b", "  first answer after they left", again, 100*time.Millisecond, 2*time.Second)
 }
 
-// Row 10: clients that vanish without a word.
+// Row 10: clients that vanish without closing.
 func vanishedClients(t *testing.T, r *rig) {
 	stay := r.watches(t, 6, beating, r.clients)
 	before, _ := lbtest.Descriptors(r.lb.Processes()...)

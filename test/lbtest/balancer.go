@@ -12,34 +12,34 @@ import (
 	"time"
 )
 
-// Setup is what a balancer is to do.
+// Setup describes the task of a balancer.
 type Setup struct {
-	Dir       string // of its own, for configuration files
+	Dir       string // directory for its configuration files
 	Namespace *Namespace
 	Nobody    bool
 	Listen    string
 	Backends  []string
-	HTTPS     bool   // check GET /readyz over TLS; else that a connection can be made
-	CA        string // certificate that HTTPS checks verify with; "" verifies nothing
+	HTTPS     bool   // check GET /readyz over TLS; otherwise check that a connection succeeds
+	CA        string // CA certificate for HTTPS checks; "" verifies nothing
 	Args      []string
-	Reloads   bool // Change will be called: backends are in a file
-	Upgrades  bool // it will be told to replace itself
-	// Descriptors is a limit of descriptors that is not this process's; 0 when it is.
+	Reloads   bool // Change will be called, so the backends are in a file
+	Upgrades  bool // Upgrade will be called
+	// Descriptors is the limit of descriptors; 0 means that of this process.
 	Descriptors int
 }
 
-// Balancer is a program that is compared.
+// Balancer is a program under comparison.
 type Balancer struct {
 	Name string
-	// Missing says why it cannot be run here; "" when it can.
+	// Missing returns why it cannot run here; "" when it can.
 	Missing func() string
-	// Command makes the files that it needs.
+	// Command writes its files and returns its command.
 	Command func(t testing.TB, s Setup) Command
-	// Reload makes a running one read the files that Command has written anew.
+	// Reload makes a running one read the files of Command again.
 	Reload syscall.Signal
 	// Upgrade makes a running one replace itself, or its workers.
 	Upgrade syscall.Signal
-	// Version is its first line about itself.
+	// Version returns the first line of its version output.
 	Version func() string
 }
 
@@ -54,15 +54,15 @@ func (b *Balancer) Start(t testing.TB, s Setup) *Process {
 	return Start(t, c)
 }
 
-// Change rewrites the files of a running balancer that was set up with Reloads,
-// and makes it read them.
+// Change rewrites the files of a running balancer that was set up with Reloads, and
+// makes it read them.
 func (b *Balancer) Change(t testing.TB, p *Process, s Setup) {
 	t.Helper()
 	b.Command(t, s)
 	p.Signal(t, b.Reload)
 }
 
-// Kthwd is the program that KTHWD_LB_BIN, else KTHWD_BIN, names.
+// Kthwd is the program named by KTHWD_LB_BIN or, without it, KTHWD_BIN.
 var Kthwd = &Balancer{
 	Name: "kthwd",
 	Missing: func() string {
@@ -111,7 +111,7 @@ func kthwdCommand(t testing.TB, s Setup) Command {
 	} else {
 		argv = append(argv, "--check=tcp")
 	}
-	for _, shared := range []string{"--metrics-address", "--status-socket"} { // by all on one machine, unless told otherwise
+	for _, shared := range []string{"--metrics-address", "--status-socket"} { // shared by all on one machine by default
 		if !hasFlag(s.Args, shared) {
 			argv = append(argv, shared+"=")
 		}
@@ -128,7 +128,7 @@ func hasFlag(args []string, name string) bool {
 	return false
 }
 
-// Nginx is Debian's, with the stream block of the guide.
+// Nginx is Debian's nginx with the stream block of the guide.
 var Nginx = &Balancer{
 	Name: "nginx",
 	Missing: func() string {
@@ -139,7 +139,7 @@ var Nginx = &Balancer{
 	},
 	Command: nginxCommand,
 	Reload:  syscall.SIGHUP,
-	Upgrade: syscall.SIGHUP, // SIGUSR2 is ignored with daemon off; for connections it is the same
+	Upgrade: syscall.SIGHUP, // SIGUSR2 is ignored with daemon off; connections see no difference
 	Version: func() string { return firstLine(nginxProgram, "-v") },
 }
 
@@ -179,7 +179,7 @@ stream {
 	return Command{Argv: []string{nginxProgram, "-p", s.Dir, "-e", "stderr", "-c", config}, Stop: syscall.SIGTERM}
 }
 
-// Haproxy is Debian's, in TCP mode with checks.
+// Haproxy is Debian's HAProxy in TCP mode with checks.
 var Haproxy = &Balancer{
 	Name:    "haproxy",
 	Missing: func() string { return missing(haproxyProgram, "haproxy") },
@@ -201,7 +201,7 @@ func haproxyCommand(t testing.TB, s Setup) Command {
 	}
 	maxconn := (descriptorLimit() - 500) / 2
 	if s.Descriptors > 0 {
-		maxconn = (s.Descriptors - 40) / 2 // it does not start with more than the limit allows
+		maxconn = (s.Descriptors - 40) / 2 // it refuses to start with more than the limit allows
 	}
 	config := writeConfig(t, s.Dir, "haproxy.cfg", fmt.Sprintf(`global
   maxconn %d
@@ -220,13 +220,13 @@ backend controllers
 %s`, maxconn, filepath.Join(s.Dir, "haproxy.sock"), s.Listen, option, servers.String()))
 	argv := []string{haproxyProgram, "-db", "-f", config}
 	if s.Reloads || s.Upgrades {
-		argv = append(argv, "-W") // a master that can be told to start another worker
+		argv = append(argv, "-W") // a master that can start another worker
 	}
 	return Command{Argv: argv}
 }
 
-// descriptorLimit is what a process that is started may have open: both peers
-// are told to use all of it.
+// descriptorLimit is the limit of descriptors of a new process; both peers are
+// configured to use all of it.
 func descriptorLimit() int {
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
@@ -251,7 +251,7 @@ func writeConfig(t testing.TB, dir, name, text string) string {
 	return path
 }
 
-// firstLine asks a program about itself.
+// firstLine returns the first line of a program's output.
 func firstLine(program string, args ...string) string {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()

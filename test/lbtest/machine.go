@@ -1,7 +1,6 @@
 package lbtest
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -13,14 +12,14 @@ import (
 )
 
 const (
-	machineEnv = "KTHWD_LB_MACHINE" // the test that this process is the machine of
-	helperEnv  = "KTHWD_LB_HELPER"  // the helper that this process is
+	machineEnv = "KTHWD_LB_MACHINE" // the test whose machine this process is
+	helperEnv  = "KTHWD_LB_HELPER"  // the helper that this process runs
 )
 
-// Helper is a program within the test's binary.
+// Helper is a program inside the test's binary.
 type Helper func(args []string) error
 
-// Main is TestMain's: it runs the tests, or the helper that this process is.
+// Main runs the tests, or the helper of this process. Call it from TestMain.
 func Main(m *testing.M, helpers map[string]Helper) {
 	name := os.Getenv(helperEnv)
 	if name == "" {
@@ -38,10 +37,10 @@ func Main(m *testing.M, helpers map[string]Helper) {
 	os.Exit(0)
 }
 
-// OwnMachine tells whether the test runs on a machine of its own. When it does
-// not, the test has been run on one when this returns, and has nothing left to
-// do. What it prints goes to standard output as it is. args
-// are further arguments for that run, such as -test.parallel=4. Needs root.
+// OwnMachine reports whether the test runs on a separate machine. If not, OwnMachine
+// runs the test on one before it returns false, and the caller has nothing left to do.
+// The output of that run goes to standard output unchanged. args are further arguments
+// for that run, such as -test.parallel=4. It needs root.
 func OwnMachine(t *testing.T, args ...string) bool {
 	t.Helper()
 	if os.Getenv(machineEnv) == t.Name() {
@@ -61,12 +60,12 @@ func OwnMachine(t *testing.T, args ...string) bool {
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID,
-		Pdeathsig:  syscall.SIGKILL, // the machine does not outlive a test that is killed
+		Pdeathsig:  syscall.SIGKILL, // the machine does not outlive a killed test
 	}
-	runtime.LockOSThread() // the death signal is about the thread
+	runtime.LockOSThread() // the death signal belongs to the thread
 	defer runtime.UnlockOSThread()
 	if err := cmd.Run(); err != nil {
-		t.Errorf("%s on a machine of its own: %v", t.Name(), err)
+		t.Errorf("%s on its separate machine: %v", t.Name(), err)
 	}
 	return false
 }
@@ -79,20 +78,20 @@ func setUpMachine(t *testing.T) {
 	if err := syscall.Mount("proc", "/proc", "proc", 0, ""); err != nil {
 		t.Fatalf("mount /proc: %v", err)
 	}
-	if err := syscall.Mount("tmpfs", "/run", "tmpfs", 0, ""); err != nil { // where sockets are that others would take
+	if err := syscall.Mount("tmpfs", "/run", "tmpfs", 0, ""); err != nil { // hides the sockets of other processes
 		t.Fatalf("mount /run: %v", err)
 	}
 }
 
-// RaiseDescriptorLimit lets this process and what it starts have n descriptors,
-// or as many as allowed, and returns how many that are.
+// RaiseDescriptorLimit raises the limit of descriptors of this process and its children
+// to n, or as far as allowed, and returns the new limit.
 func RaiseDescriptorLimit(t testing.TB, n uint64) int {
 	t.Helper()
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
 		t.Fatal(err)
 	}
-	// Set it even when it is enough: only what was set is handed to children.
+	// Set it even if it suffices: children inherit only a limit that was set.
 	wanted := syscall.Rlimit{Cur: n, Max: max(n, limit.Max)}
 	if syscall.Setrlimit(syscall.RLIMIT_NOFILE, &wanted) == nil {
 		return int(n)
@@ -104,8 +103,8 @@ func RaiseDescriptorLimit(t testing.TB, n uint64) int {
 	return int(limit.Cur)
 }
 
-// PublicDir is a new directory that every user can read; those of t.TempDir
-// cannot be entered by others.
+// PublicDir returns a new directory that every user can read; other users cannot enter
+// those of t.TempDir.
 func PublicDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "kthwd-lb-")
@@ -119,7 +118,7 @@ func PublicDir(t testing.TB) string {
 	return dir
 }
 
-// PublicCopy copies a program to dir, for a user who cannot read it where it is.
+// PublicCopy copies a program to dir, for users without access to the original.
 func PublicCopy(t testing.TB, dir, program, name string) string {
 	t.Helper()
 	data, err := os.ReadFile(program)
@@ -133,7 +132,7 @@ func PublicCopy(t testing.TB, dir, program, name string) string {
 	return path
 }
 
-// Self is the path of this test's binary, which holds the helpers.
+// Self returns the path of this test's binary, which contains the helpers.
 func Self(t testing.TB) string {
 	t.Helper()
 	self, err := os.Executable()
@@ -141,24 +140,4 @@ func Self(t testing.TB) string {
 		t.Fatal(err)
 	}
 	return self
-}
-
-// WaitFor polls until the condition is met, and fails by its name and last reason.
-func WaitFor(t testing.TB, what string, within time.Duration, condition func() error) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), within)
-	defer cancel()
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := condition()
-		if err == nil {
-			return
-		}
-		select {
-		case <-ctx.Done():
-			t.Fatalf("%s: not within %v: %v", what, within, err)
-		case <-tick.C:
-		}
-	}
 }

@@ -15,14 +15,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Namespace is a network of its own with lo up. A nil one is the test's.
+// Namespace is a separate network with lo up. Nil means that of the test.
 type Namespace struct {
 	calls chan func()
 	tid   int
-	fd    int // stands for the namespace
+	fd    int // refers to the namespace
 }
 
-// NewNamespace makes one that lasts as long as the test or a process in it.
+// NewNamespace creates a namespace that lasts as long as the test or a process in it.
 func NewNamespace(t testing.TB) *Namespace {
 	t.Helper()
 	n := &Namespace{calls: make(chan func())}
@@ -32,7 +32,7 @@ func NewNamespace(t testing.TB) *Namespace {
 		t.Fatalf("new network namespace: %v", err)
 	}
 	t.Cleanup(func() {
-		for _, pid := range n.Processes() { // those that nobody knows of any more
+		for _, pid := range n.Processes() { // processes left over
 			_ = unix.Kill(pid, unix.SIGKILL)
 		}
 		close(n.calls)
@@ -41,7 +41,7 @@ func NewNamespace(t testing.TB) *Namespace {
 	return n
 }
 
-// live is the thread that is in the namespace; it never leaves it, and ends with it.
+// live runs the thread inside the namespace, which never leaves it and ends with it.
 func (n *Namespace) live(made chan error) {
 	runtime.LockOSThread()
 	n.tid = unix.Gettid()
@@ -76,7 +76,7 @@ func (n *Namespace) Do(f func()) {
 	<-done
 }
 
-// Dial connects from within the namespace. Many may do so at the same time.
+// Dial connects from inside the namespace. Concurrent calls are allowed.
 func (n *Namespace) Dial(ctx context.Context, address string) (net.Conn, error) {
 	if n == nil {
 		return new(net.Dialer).DialContext(ctx, "tcp", address)
@@ -98,7 +98,7 @@ func (n *Namespace) Dial(ctx context.Context, address string) (net.Conn, error) 
 	return conn, err
 }
 
-// Run runs a program in the namespace, which has to succeed.
+// Run runs a program in the namespace, and fails the test if the program fails.
 func (n *Namespace) Run(t testing.TB, argv ...string) {
 	t.Helper()
 	var out []byte
@@ -109,7 +109,7 @@ func (n *Namespace) Run(t testing.TB, argv ...string) {
 	}
 }
 
-// Processes are the processes in the namespace, but for this one.
+// Processes returns the processes in the namespace, except this one.
 func (n *Namespace) Processes() []int {
 	var ours unix.Stat_t
 	if err := unix.Fstat(n.fd, &ours); err != nil {
@@ -127,12 +127,12 @@ func (n *Namespace) Processes() []int {
 	return pids
 }
 
-// Path is a file that stands for the namespace, for ip link set netns.
+// Path returns a file that refers to the namespace, for ip link set netns.
 func (n *Namespace) Path() string {
 	return fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), n.tid)
 }
 
-// Sysctl sets one of the namespace's own settings, such as net/ipv4/ip_local_port_range.
+// Sysctl sets a setting of the namespace, such as net/ipv4/ip_local_port_range.
 func (n *Namespace) Sysctl(t testing.TB, name, value string) {
 	t.Helper()
 	n.Do(func() {

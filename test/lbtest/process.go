@@ -20,15 +20,15 @@ import (
 // Nobody is the unprivileged user.
 const Nobody = 65534
 
-// Command is a process to be started.
+// Command describes a process to start.
 type Command struct {
 	Name      string
 	Argv      []string
 	Env       []string
 	Namespace *Namespace
 	Nobody    bool           // run as the unprivileged user; needs root
-	Piped     bool           // Stdin and Lines are for the test
-	Stop      syscall.Signal // how it is asked to end; SIGKILL when 0
+	Piped     bool           // the test uses Stdin and Lines
+	Stop      syscall.Signal // signal that ends it; 0 means SIGKILL
 }
 
 // Process is a running process. It ends with the test.
@@ -74,7 +74,7 @@ func Start(t testing.TB, c Command) *Process {
 	}
 	p.PID = p.cmd.Process.Pid
 	go func() {
-		state, err := p.cmd.Process.Wait() // not Wait of cmd, which closes what Lines reads
+		state, err := p.cmd.Process.Wait() // not cmd.Wait, which closes the pipe of Lines
 		if err == nil {
 			p.cmd.ProcessState = state
 		}
@@ -93,10 +93,10 @@ func StartHelper(t testing.TB, n *Namespace, name string, args ...string) *Proce
 	})
 }
 
-// HelperEnv is the environment that makes a copy of this binary a helper.
+// HelperEnv returns the environment that makes a copy of this binary run a helper.
 func HelperEnv(name string) string { return helperEnv + "=" + name }
 
-// Line is the next line of standard output.
+// Line returns the next line of standard output.
 func (p *Process) Line(t testing.TB) string {
 	t.Helper()
 	if !p.Lines.Scan() {
@@ -106,7 +106,7 @@ func (p *Process) Line(t testing.TB) string {
 	return p.Lines.Text()
 }
 
-// End ends the process and those it started, and waits until they are gone.
+// End ends the process and its descendants, and waits for their end.
 func (p *Process) End() {
 	tree := p.Tree()
 	if p.Stop != 0 && p.Stop != syscall.SIGKILL && p.Running() {
@@ -134,7 +134,7 @@ func (p *Process) cleanup(t testing.TB) {
 	}
 }
 
-// Running tells whether the process has not ended.
+// Running reports whether the process has not ended.
 func (p *Process) Running() bool {
 	select {
 	case <-p.exited:
@@ -144,10 +144,10 @@ func (p *Process) Running() bool {
 	}
 }
 
-// Exited is closed when the process has ended.
+// Exited returns a channel that is closed when the process has ended.
 func (p *Process) Exited() <-chan struct{} { return p.exited }
 
-// ExitCode is that of a process that has ended; -1 after a signal.
+// ExitCode returns the exit code of an ended process; -1 after a signal.
 func (p *Process) ExitCode() int { return p.cmd.ProcessState.ExitCode() }
 
 // Signal sends a signal to this process only.
@@ -158,10 +158,10 @@ func (p *Process) Signal(t testing.TB, s syscall.Signal) {
 	}
 }
 
-// Tree are the process numbers of the process and its descendants.
+// Tree returns the process numbers of the process and its descendants.
 func (p *Process) Tree() []int { return Tree(p.PID) }
 
-// Tree are the process numbers of a process and its descendants.
+// Tree returns the process numbers of a process and its descendants.
 func Tree(pid int) []int {
 	parents := map[int]int{}
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
@@ -181,14 +181,14 @@ func Tree(pid int) []int {
 	return tree
 }
 
-// procStat adds up fields of /proc/PID/stat by their numbers in proc(5); 0 for a
-// process that is gone.
+// procStat adds up fields of /proc/PID/stat by their numbers in proc(5); 0 for an ended
+// process.
 func procStat(pid int, numbers ...int) float64 {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0
 	}
-	// The second field is the name in brackets, which may hold spaces.
+	// The second field is the name in brackets, which may contain spaces.
 	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
 	sum := 0.0
 	for _, n := range numbers {
@@ -198,7 +198,7 @@ func procStat(pid int, numbers ...int) float64 {
 	return sum
 }
 
-// CPU is the time that processes have used, user and system, in steps of 10 ms.
+// CPU returns the user and system time used by processes, in steps of 10 ms.
 func CPU(pids ...int) time.Duration {
 	ticks := 0.0
 	for _, pid := range pids {
@@ -207,13 +207,13 @@ func CPU(pids ...int) time.Duration {
 	return time.Duration(ticks * float64(10*time.Millisecond))
 }
 
-// MachineCPU is the time that all processors of the machine were not idle.
+// MachineCPU returns the time in which the processors of the machine were not idle.
 func MachineCPU() time.Duration {
 	data, _ := os.ReadFile("/proc/stat")
 	line, _, _ := strings.Cut(string(data), "\n")
 	ticks := 0.0
 	for i, field := range strings.Fields(line) {
-		if i == 0 || i == 4 || i == 5 || i > 8 { // name, idle, iowait, and guests, which are in user already
+		if i == 0 || i == 4 || i == 5 || i > 8 { // name, idle, iowait, and guests, which user includes already
 			continue
 		}
 		value, _ := strconv.ParseFloat(field, 64)
@@ -222,7 +222,7 @@ func MachineCPU() time.Duration {
 	return time.Duration(ticks * float64(10*time.Millisecond))
 }
 
-// AnonymousMemory is the RssAnon of processes, in bytes.
+// AnonymousMemory returns the RssAnon of processes, in bytes.
 func AnonymousMemory(pids ...int) float64 {
 	sum := 0.0
 	for _, pid := range pids {
@@ -237,7 +237,7 @@ func AnonymousMemory(pids ...int) float64 {
 	return sum
 }
 
-// Descriptors counts the open descriptors of processes, and those that are an
+// Descriptors counts the open descriptors of processes, and those of them that are an
 // end of a pipe.
 func Descriptors(pids ...int) (all, pipes int) {
 	for _, pid := range pids {
@@ -257,7 +257,7 @@ func Descriptors(pids ...int) (all, pipes int) {
 	return all, pipes
 }
 
-// Log keeps the end of what a process writes.
+// Log keeps the end of a process's output.
 type Log struct {
 	mu   sync.Mutex
 	data []byte
@@ -276,7 +276,7 @@ func (l *Log) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Tail are the last lines.
+// Tail returns the last lines.
 func (l *Log) Tail(lines int) string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -284,7 +284,7 @@ func (l *Log) Tail(lines int) string {
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }
 
-// String is all that is kept.
+// String returns all kept output.
 func (l *Log) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()

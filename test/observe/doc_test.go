@@ -96,7 +96,7 @@ func metricsText(t *testing.T, c, lb *kthwtest.Controller, old []byte) []byte {
 
 # Metrics
 
-[Operating kthwd](operations.md#metrics) says where they are and who may read them.
+[Metrics](operations/metrics.md) says where to find them and who may read them.
 
 ## How many series
 
@@ -145,7 +145,7 @@ A histogram has the classic buckets, and a native histogram beside them for a Pr
 connections that last for milliseconds or for days. The dashboard has queries for both. There are no exemplars here, since a connection that is
 passed on belongs to no trace; with ` + "`--tracing-endpoint`" + ` the histograms at /metrics/kube-apiserver have those of requests that are traced.
 `)
-	b.WriteString("\nA load balancer that discovers its backends has the `kthwd_lb_discovery_*` series of [Operating kthwd](operations.md#discovery) as well.\n")
+	b.WriteString("\nA load balancer that discovers its backends has the `kthwd_lb_discovery_*` series of [Discovery](operations/discovery.md) as well.\n")
 	return b.Bytes()
 }
 

@@ -49,7 +49,7 @@ func TestBehindTLS(t *testing.T) {
 			}
 			return nil
 		})
-		if out, err := ask(other); err == nil || strings.Contains(out, "ready") || !strings.Contains(out, "hint: it wants a client certificate") {
+		if out, err := ask(other); err == nil || strings.Contains(out, "ready") || !strings.Contains(out, "hint: it requires a client certificate") {
 			t.Errorf("status, with another CA's certificate: got %v, %s", err, out)
 		}
 		right, stranger := asAdmin(t, &kthwtest.Controller{Dir: dir}), asAdmin(t, &kthwtest.Controller{Dir: dir})

@@ -1,0 +1,271 @@
+package etcd
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
+	"github.com/tmc/grpc-websocket-proxy/wsproxy"
+	etcdservergw "go.etcd.io/etcd/api/v3/etcdserverpb/gw"
+	"go.etcd.io/etcd/client/pkg/v3/transport"
+	"go.etcd.io/etcd/client/pkg/v3/types"
+	"go.etcd.io/etcd/server/v3/embed"
+	v3electiongw "go.etcd.io/etcd/server/v3/etcdserver/api/v3election/v3electionpb/gw"
+	v3lockgw "go.etcd.io/etcd/server/v3/etcdserver/api/v3lock/v3lockpb/gw"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/encoding/protojson"
+
+	"kthwd/appliance/advice"
+	"kthwd/appliance/pki"
+)
+
+// AdmitControllers makes etcd's two ports refuse every certificate but a controller's:
+// the CA at clusterCA also signs workers and, through the API, any user, and
+// whoever reads or writes etcd is root of the cluster. A port whose names the user has
+// set, or whose CA is another one, stays as it is.
+func (e *Member) AdmitControllers(clusterCA string) error {
+	ports := []*transport.TLSInfo{&e.cfg.ClientTLSInfo, &e.cfg.PeerTLSInfo}
+	for _, port := range ports {
+		if port.Empty() || !allowedNames(port).Empty() {
+			continue
+		}
+		shared, err := pki.SharesCA(port.TrustedCAFile, clusterCA)
+		if err != nil {
+			return err
+		}
+		if !shared {
+			continue
+		}
+		names, err := pki.Controllers(port.CertFile)
+		if err != nil {
+			return err
+		}
+		port.AllowedCNs, port.AllowedHostnames = names.CommonNames, names.Hosts
+		e.log.Debug("etcd accepts controllers only", "names", names, "certificate", port.CertFile)
+	}
+	e.replaceGateway()
+	return nil
+}
+
+// allowedNames are the names that a port of etcd accepts; none means all.
+func allowedNames(port *transport.TLSInfo) pki.ControllerNames {
+	return pki.ControllerNames{CommonNames: port.AllowedCNs, Hosts: port.AllowedHostnames}
+}
+
+// PeerNames are the names that the peer port accepts; none means all.
+func (e *Member) PeerNames() pki.ControllerNames { return allowedNames(&e.cfg.PeerTLSInfo) }
+
+// ControllerNames are the names that either port of etcd accepts.
+func (e *Member) ControllerNames() pki.ControllerNames {
+	return allowedNames(&e.cfg.ClientTLSInfo).Join(allowedNames(&e.cfg.PeerTLSInfo))
+}
+
+// replaceGateway serves etcd's HTTP API (/v3/) through the unix socket. etcd's own
+// gateway connects to whichever listener it finds first, with a TLS configuration that
+// refuses every server as soon as names are allowed (embed/etcd.go:grpcGatewayDial: it
+// skips the verification that transport/listener.go:VerifyPeerCertificate builds on).
+func (e *Member) replaceGateway() {
+	socket := socketPath(e.cfg)
+	if !e.cfg.EnableGRPCGateway || socket == "" {
+		return
+	}
+	e.cfg.EnableGRPCGateway = false
+	if e.cfg.UserHandlers == nil {
+		e.cfg.UserHandlers = map[string]http.Handler{}
+	}
+	e.gateway = &gateway{socket: socket}
+	e.cfg.UserHandlers["/v3/"] = e.gateway
+}
+
+// gateway translates etcd's HTTP API into gRPC. It connects at the first request.
+type gateway struct {
+	socket string
+
+	mu      sync.Mutex
+	conn    *grpc.ClientConn
+	handler http.Handler
+	closed  bool
+}
+
+// ServeHTTP implements http.Handler.
+func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	handler, err := g.open()
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	handler.ServeHTTP(w, r)
+}
+
+func (g *gateway) open() (http.Handler, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return nil, errors.New("etcd is stopping")
+	}
+	if g.handler != nil {
+		return g.handler, nil
+	}
+	conn, err := grpc.NewClient("unix:"+g.socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32)))
+	if err != nil {
+		return nil, err
+	}
+	// The options are those of etcd's own gateway (embed/serve.go): its answers have the names of the protocol's fields.
+	mux := runtime.NewServeMux(runtime.WithMarshalerOption(runtime.MIMEWildcard, &runtime.HTTPBodyMarshaler{Marshaler: &runtime.JSONPb{
+		MarshalOptions:   protojson.MarshalOptions{UseProtoNames: true},
+		UnmarshalOptions: protojson.UnmarshalOptions{DiscardUnknown: true},
+	}}))
+	for _, register := range []func(context.Context, *runtime.ServeMux, *grpc.ClientConn) error{
+		etcdservergw.RegisterKVHandler, etcdservergw.RegisterWatchHandler, etcdservergw.RegisterLeaseHandler, etcdservergw.RegisterClusterHandler,
+		etcdservergw.RegisterMaintenanceHandler, etcdservergw.RegisterAuthHandler, v3lockgw.RegisterLockHandler, v3electiongw.RegisterElectionHandler,
+	} {
+		if err := register(context.Background(), mux, conn); err != nil {
+			return nil, errors.Join(err, conn.Close())
+		}
+	}
+	g.conn = conn
+	g.handler = wsproxy.WebsocketProxy(mux, wsproxy.WithMaxRespBodyBufferSize(math.MaxInt32),
+		wsproxy.WithRequestMutator(func(_, outgoing *http.Request) *http.Request {
+			outgoing.Method = http.MethodPost // streams are started by POST
+			return outgoing
+		}))
+	return g.handler, nil
+}
+
+// close ends the connection and what goes through it.
+func (g *gateway) close() {
+	if g == nil {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.closed = true
+	if g.conn != nil {
+		_ = g.conn.Close() // it has nothing to write
+	}
+}
+
+// shutOutTimeout bounds how long a start waits for the certificates of the other members.
+const shutOutTimeout = 2 * time.Second
+
+// refuseToShutOut fails when another member that answers would not be let in by this
+// one, or does not let this one in: the two would never form a quorum. Members that do
+// not answer are passed over.
+func (e *Member) refuseToShutOut(ctx context.Context) error {
+	known, err := types.NewURLsMap(e.cfg.InitialCluster)
+	if err != nil || e.cfg.PeerTLSInfo.Empty() {
+		return nil // etcd has a better word for it
+	}
+	delete(known, e.cfg.Name)
+	ctx, cancel := context.WithTimeout(ctx, shutOutTimeout)
+	defer cancel()
+	var wait sync.WaitGroup
+	found := make(chan error, len(known))
+	for name, urls := range known {
+		wait.Go(func() {
+			for _, u := range urls {
+				if why := e.strangeName(ctx, u.String()); why != "" {
+					found <- fmt.Errorf("%s at %s %s", name, u.Host, why)
+					return
+				}
+			}
+		})
+	}
+	wait.Wait()
+	close(found)
+	var all []string
+	for err := range found {
+		all = append(all, err.Error())
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	slices.Sort(all)
+	return advice.With(errors.New(strings.Join(all, "; ")),
+		"give every controller a kubernetes.pem with the same name: kthwd pki controller NAME ADDRESS makes one where the key of the CA is; or name all of them on every controller with --etcd-arg=peer-cert-allowed-cn=NAME,NAME")
+}
+
+// strangeName says in which way the member at a peer URL and this one do not accept
+// each other by name. It is empty when they do, or when that cannot be told.
+func (e *Member) strangeName(ctx context.Context, peerURL string) string {
+	u, err := url.Parse(peerURL)
+	if err != nil || u.Scheme != "https" {
+		return ""
+	}
+	cfg, err := e.cfg.PeerTLSInfo.ClientConfig()
+	if err != nil {
+		return ""
+	}
+	var leaf *x509.Certificate
+	cfg.VerifyPeerCertificate = nil // the names are compared below
+	cfg.VerifyConnection = func(s tls.ConnectionState) error { leaf = s.PeerCertificates[0]; return nil }
+	conn, err := (&tls.Dialer{Config: cfg}).DialContext(ctx, "tcp", u.Host)
+	if err == nil {
+		defer conn.Close()
+		if deadline, ok := ctx.Deadline(); ok {
+			_ = conn.SetDeadline(deadline)
+		}
+		err = knock(conn, u.Host)
+	}
+	names := allowedNames(&e.cfg.PeerTLSInfo)
+	switch {
+	case leaf != nil && !names.Match(leaf):
+		return fmt.Sprintf("has a certificate for %s, and this controller accepts %s", SubjectOf(leaf), names)
+	case leaf != nil && isBadCertificate(err):
+		own := "its certificate"
+		if mine, err := pki.Controllers(e.cfg.PeerTLSInfo.CertFile); err == nil {
+			own = mine.String()
+		}
+		return "does not accept this controller, which has " + own
+	}
+	return ""
+}
+
+// knock makes the server say whether it accepts the client: in TLS 1.3 that is known
+// only with the first answer.
+func knock(conn io.ReadWriter, host string) error {
+	if _, err := fmt.Fprintf(conn, "GET /version HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", host); err != nil {
+		return err
+	}
+	_, err := conn.Read(make([]byte, 1))
+	return err
+}
+
+// isBadCertificate tells whether the other side refused our certificate for its names.
+func isBadCertificate(err error) bool {
+	const badCertificate = 42 // RFC 8446, section 6
+	var alert tls.AlertError
+	return errors.As(err, &alert) && alert == badCertificate ||
+		err != nil && strings.Contains(err.Error(), "tls: bad certificate")
+}
+
+// SubjectOf is the common name of a certificate, for people.
+func SubjectOf(leaf *x509.Certificate) string {
+	if cn := leaf.Subject.CommonName; cn != "" {
+		return fmt.Sprintf("%.64q", cn)
+	}
+	return "no common name"
+}
+
+// leaderOf is the leader that this member knows, or 0. A leader that is no member is
+// none: whoever can speak to the peer port could claim to be one.
+func leaderOf(server *embed.Etcd) types.ID {
+	leader := server.Server.Leader()
+	if leader != 0 && server.Server.Cluster().Member(leader) == nil {
+		return 0
+	}
+	return leader
+}

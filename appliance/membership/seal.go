@@ -1,0 +1,86 @@
+package membership
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/json"
+	"net"
+	"net/netip"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"kthwd/appliance/pki"
+)
+
+// A record of a join is believed only with the seal of a controller: an HMAC with a
+// key that all controllers have and that is not in etcd. Whoever writes to etcd without
+// being a controller would otherwise be given the cluster's keys.
+
+// sealKey is the key of this cluster's seals.
+func (m *Members) sealKey() ([]byte, error) { return pki.SharedSecret(m.layout, "join record") }
+
+// sealed is the seal of the record as it is. It covers each field that decides who is
+// given what; a field that is added here needs another version.
+func (j join) sealed(key []byte) []byte {
+	const version = 1
+	content, _ := json.Marshal([]any{version, j.ID, j.Name, j.Address, j.From, j.Secret, j.CAKey, j.TTL, j.Lease, j.Holder, j.Joiner, j.PeerURL}) // plain values
+	mac := hmac.New(sha256.New, key)
+	mac.Write(content)
+	return mac.Sum(nil)
+}
+
+// joins reads the joins that are under way. Records without a controller's seal are
+// left out; the leader deletes them.
+func (m *Members) joins(ctx context.Context, client *clientv3.Client, o ...clientv3.OpOption) ([]join, int64, error) {
+	all, revision, err := readJoins(ctx, client, o...)
+	if err != nil || len(all) == 0 {
+		return nil, revision, err
+	}
+	key, err := m.sealKey()
+	if err != nil {
+		return nil, 0, err
+	}
+	var made []join
+	for _, j := range all {
+		if hmac.Equal(j.Seal, j.sealed(key)) {
+			made = append(made, j)
+			continue
+		}
+		if server := m.etcd.Running(); server == nil || server.Server.Leader() != server.Server.MemberID() {
+			continue
+		}
+		m.log.Warn("a record of a join that no controller of this cluster has made is deleted: look for who else can write to etcd, unless it is of an older kthwd",
+			"record", joinKey(j.ID), "name", j.Name, "address", j.Address)
+		if err := j.forget(ctx, client); err != nil {
+			return nil, 0, err
+		}
+	}
+	return made, revision, nil
+}
+
+// mayComeFrom tells whether the joiner may speak from that address, HOST:PORT. On
+// loopback all addresses are the one machine.
+func (j join) mayComeFrom(remote string) bool {
+	host, _, err := net.SplitHostPort(remote)
+	if err != nil {
+		return false
+	}
+	from, err := netip.ParseAddr(host)
+	if err != nil {
+		return false
+	}
+	want, err := netip.ParseAddr(j.source())
+	if err != nil {
+		return false
+	}
+	return from.Unmap().WithZone("") == want.Unmap() || from.IsLoopback() && want.IsLoopback()
+}
+
+// source is the address that the joiner has to speak from.
+func (j join) source() string {
+	if j.From != "" {
+		return j.From
+	}
+	return j.Address
+}

@@ -1,0 +1,152 @@
+package pki
+
+import (
+	"crypto/hkdf"
+	"crypto/sha256"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
+)
+
+// ControllerNames tell a controller's certificate from every other one that the
+// cluster's CA has signed. A certificate matches by one of the common names or,
+// where there are no common names, by one of the hosts.
+type ControllerNames struct {
+	CommonNames []string
+	Hosts       []string
+}
+
+// controllerHosts are the names by which pods reach the API server: each
+// controller's certificate serves the API, so it carries one of them. The bare
+// name kubernetes is left out: a machine may be called that.
+var controllerHosts = clusterNames[1:]
+
+// NamesOf derives the names from the certificate of one controller. The guide
+// and kthwd give each controller the common name kubernetes. A kubernetes.pem of
+// another origin may have the machine's name there; then the names of the API
+// server's service decide, which all controllers have in common, and a common
+// name of its own only when it lacks those.
+//
+// Common names come first because Kubernetes' signers let whoever asks choose the
+// hosts of a certificate more freely than its common name.
+func NamesOf(leaf *x509.Certificate) (ControllerNames, error) {
+	cn := leaf.Subject.CommonName
+	hosts := slices.DeleteFunc(slices.Clone(controllerHosts), func(h string) bool { return leaf.VerifyHostname(h) != nil })
+	switch {
+	case cn == controllerCN:
+		return ControllerNames{CommonNames: []string{cn}}, nil
+	case len(hosts) > 0:
+		return ControllerNames{Hosts: hosts}, nil
+	case cn != "" && !strings.HasPrefix(cn, "system:"):
+		return ControllerNames{CommonNames: []string{cn}}, nil
+	}
+	return ControllerNames{}, fmt.Errorf("has neither the common name %s nor the name %s: nothing tells it from a worker's certificate", controllerCN, controllerHosts[1])
+}
+
+// Controllers reads the names from a certificate's file.
+func Controllers(certFile string) (ControllerNames, error) {
+	leaf, err := leafOf(certFile)
+	if err != nil {
+		return ControllerNames{}, err
+	}
+	names, err := NamesOf(leaf)
+	if err != nil {
+		return names, &Misfit{File: certFile, Problem: err.Error(), Hint: "issue it with kthwd pki controller NAME ADDRESS, where the key of the CA is"}
+	}
+	return names, nil
+}
+
+func leafOf(certFile string) (*x509.Certificate, error) {
+	data, _, err := read(certFile)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", certFile, err)
+	}
+	chain, _, err := parseCertificates(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", certFile, err)
+	}
+	if len(chain) == 0 {
+		return nil, fmt.Errorf("%s: holds no certificate", certFile)
+	}
+	return chain[0], nil
+}
+
+// Match tells whether the certificate is a controller's. No names match every certificate.
+func (n ControllerNames) Match(leaf *x509.Certificate) bool {
+	if n.Empty() {
+		return true
+	}
+	return n.claimed(leaf)
+}
+
+// ClaimedBy tells whether a certificate for this request would match. No names are claimed by none.
+func (n ControllerNames) ClaimedBy(r *x509.CertificateRequest) bool {
+	return n.claimed(&x509.Certificate{Subject: r.Subject, DNSNames: r.DNSNames, IPAddresses: r.IPAddresses})
+}
+
+func (n ControllerNames) claimed(leaf *x509.Certificate) bool {
+	if slices.Contains(n.CommonNames, leaf.Subject.CommonName) {
+		return true
+	}
+	return slices.ContainsFunc(n.Hosts, func(host string) bool { return leaf.VerifyHostname(host) == nil })
+}
+
+// Empty tells whether there are no names.
+func (n ControllerNames) Empty() bool { return len(n.CommonNames) == 0 && len(n.Hosts) == 0 }
+
+// Join is the names of both.
+func (n ControllerNames) Join(o ControllerNames) ControllerNames {
+	return ControllerNames{CommonNames: unique(slices.Concat(n.CommonNames, o.CommonNames)), Hosts: unique(slices.Concat(n.Hosts, o.Hosts))}
+}
+
+// String is for people.
+func (n ControllerNames) String() string {
+	if len(n.CommonNames) > 0 {
+		return "the common name " + strings.Join(n.CommonNames, " or ")
+	}
+	return "the name " + strings.Join(n.Hosts, " or ")
+}
+
+// SharesCA tells whether two files of CA certificates have one in common. A file
+// that is not there shares nothing.
+func SharesCA(a, b string) (bool, error) {
+	var pools [2][]*x509.Certificate
+	for i, path := range []string{a, b} {
+		data, _, err := read(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return false, nil
+		}
+		if err == nil {
+			pools[i], _, err = parseCertificates(data)
+		}
+		if err != nil {
+			return false, fmt.Errorf("%s: %w", path, err)
+		}
+	}
+	return slices.ContainsFunc(pools[0], func(c *x509.Certificate) bool {
+		return slices.ContainsFunc(pools[1], c.Equal)
+	}), nil
+}
+
+// SharedSecret derives a key that every controller of the cluster can derive and
+// nobody else can: HKDF (RFC 5869) with SHA-256 over the service-account key, which
+// all of them have and which is in no etcd. purpose keeps the keys of two uses apart.
+func SharedSecret(l Layout, purpose string) ([]byte, error) {
+	path := l.Key(NameServiceAccount)
+	data, _, err := read(path)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	key, err := parseKey(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key) // one form, whichever the file has
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return hkdf.Key(sha256.New, der, nil, "kthwd "+purpose, sha256.Size)
+}

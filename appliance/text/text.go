@@ -1,0 +1,51 @@
+// Package text makes text from elsewhere safe to show.
+//
+// Use Line for every value that another process, another machine or a user
+// supplied, such as the name of a cluster member, and Joined for an error that may
+// have several lines. Colour the result with Painter, never its argument.
+//
+// The package imports the standard library only. It neither aligns nor truncates.
+package text
+
+import (
+	"strings"
+	"unicode"
+)
+
+// Line returns s as one printable line: each run of white space, control characters
+// (terminal escapes begin with one) and format characters (they hide text or reverse
+// its direction) becomes one space. An invalid byte, which some terminals take for a
+// control character, becomes U+FFFD. Line(Line(s)) equals Line(s).
+func Line(s string) string {
+	words := strings.FieldsFunc(s, func(r rune) bool { return unicode.IsSpace(r) || !unicode.IsPrint(r) })
+	return strings.ToValidUTF8(strings.Join(words, " "), string(unicode.ReplacementChar))
+}
+
+// Joined is Line for a text whose lines are separate statements: it puts "; " between
+// them, or a space after a line that ends with a colon, and skips empty lines.
+func Joined(s string) string {
+	var b strings.Builder
+	separator := ""
+	for line := range strings.Lines(s) {
+		if line = Line(line); line == "" {
+			continue
+		}
+		b.WriteString(separator + line)
+		separator = "; "
+		if strings.HasSuffix(line, ":") {
+			separator = " "
+		}
+	}
+	return b.String()
+}
+
+// Painter returns a function that colours s with an SGR code such as "31;1", or
+// returns s unchanged if colours are off or the code is empty.
+func Painter(on bool) func(code, s string) string {
+	return func(code, s string) string {
+		if !on || code == "" {
+			return s
+		}
+		return "\x1b[" + code + "m" + s + "\x1b[0m"
+	}
+}

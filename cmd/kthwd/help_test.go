@@ -1,0 +1,64 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
+)
+
+// The help of kthwd fits on a screen, and leaves no verb out.
+func TestHelpIsOneScreen(t *testing.T) {
+	const lines, columns = 40, 80
+	var out bytes.Buffer
+	a := &app{out: &out, err: &out}
+	if code := a.run(context.Background(), []string{"--help"}); code != 0 {
+		t.Fatalf("exit code %d\n%s", code, out.String())
+	}
+	if n := strings.Count(out.String(), "\n"); n > lines {
+		t.Errorf("%d lines, want %d at most", n, lines)
+	}
+	for line := range strings.Lines(out.String()) {
+		if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > columns {
+			t.Errorf("%d columns, want %d at most: %s", n, columns, line)
+		}
+	}
+	for _, verb := range leaves((&app{out: &out, err: &out}).newRoot()) {
+		name := strings.TrimPrefix(verb.CommandPath(), "kthwd ")
+		if !strings.Contains(out.String(), "\n  "+name+"  ") {
+			t.Errorf("the help lacks the verb %q", name)
+		}
+	}
+}
+
+// Each verb explains itself, by kthwd help VERB as by kthwd VERB --help.
+func TestHelpOfEveryVerb(t *testing.T) {
+	for _, verb := range leaves((&app{}).newRoot()) {
+		path := strings.Fields(strings.TrimPrefix(verb.CommandPath(), "kthwd "))
+		var topic, flag bytes.Buffer
+		if code := (&app{out: &topic, err: &topic}).run(context.Background(), append([]string{"help"}, path...)); code != 0 {
+			t.Errorf("kthwd help %s: exit code %d", strings.Join(path, " "), code)
+		}
+		(&app{out: &flag, err: &flag}).run(context.Background(), append(path, "--help"))
+		if topic.String() != flag.String() || !strings.Contains(topic.String(), "Usage:\n  "+verb.CommandPath()) {
+			t.Errorf("kthwd help %s:\n%s\nwith --help:\n%s", strings.Join(path, " "), topic.String(), flag.String())
+		}
+	}
+}
+
+// leaves are the visible verbs without verbs below them.
+func leaves(cmd *cobra.Command) (all []*cobra.Command) {
+	for _, c := range cmd.Commands() {
+		switch {
+		case c.Hidden:
+		case c.HasSubCommands():
+			all = append(all, leaves(c)...)
+		default:
+			all = append(all, c)
+		}
+	}
+	return all
+}

@@ -1,0 +1,144 @@
+package attack
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"kthwd/test/kthwtest"
+)
+
+// cluster is a controller and the key of its CA, which an attacker does not have: it
+// stands for whoever the CA has signed.
+type cluster struct {
+	*kthwtest.Controller
+	ca    *x509.Certificate
+	caKey crypto.Signer
+}
+
+func start(t *testing.T, o kthwtest.Options) *cluster {
+	t.Helper()
+	c := &cluster{Controller: kthwtest.Start(t, o)}
+	c.ca, c.caKey = readCA(t, c.Dir)
+	return c
+}
+
+func readCA(t *testing.T, dir string) (*x509.Certificate, crypto.Signer) {
+	t.Helper()
+	block := func(name string) []byte {
+		data, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, _ := pem.Decode(data)
+		if b == nil {
+			t.Fatalf("%s holds no PEM", name)
+		}
+		return b.Bytes
+	}
+	ca, err := x509.ParseCertificate(block("ca.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := x509.ParseECPrivateKey(block("ca-key.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ca, key
+}
+
+// sign issues a certificate of the cluster's CA, for a client and a server.
+func (c *cluster) sign(t *testing.T, subject pkix.Name, names ...string) tls.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: subject, NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
+	}
+	for _, n := range names {
+		if ip := net.ParseIP(n); ip != nil {
+			template.IPAddresses = append(template.IPAddresses, ip)
+		} else {
+			template.DNSNames = append(template.DNSNames, n)
+		}
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, c.ca, key.Public(), c.caKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+// pair reads a certificate and its key from the data directory.
+func (c *cluster) pair(t *testing.T, name string) tls.Certificate {
+	t.Helper()
+	cert, err := tls.LoadX509KeyPair(filepath.Join(c.Dir, name+".pem"), filepath.Join(c.Dir, name+"-key.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert
+}
+
+// writePEM makes the two files of a certificate.
+func writePEM(t *testing.T, cert tls.Certificate, certFile, keyFile string) {
+	t.Helper()
+	key, err := x509.MarshalECPrivateKey(cert.PrivateKey.(*ecdsa.PrivateKey))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, block := range map[string]*pem.Block{certFile: {Type: "CERTIFICATE", Bytes: cert.Certificate[0]}, keyFile: {Type: "EC PRIVATE KEY", Bytes: key}} {
+		if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// ask sends a request with a client certificate to a port of the controller.
+func (c *cluster) ask(ctx context.Context, cert tls.Certificate, method string, port int, path string, body []byte) (int, string, error) {
+	pool := x509.NewCertPool()
+	pool.AddCert(c.ca)
+	client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true,
+		TLSClientConfig: &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{cert}}}}
+	req, err := http.NewRequestWithContext(ctx, method, fmt.Sprintf("https://%s%s", net.JoinHostPort(c.Address, fmt.Sprint(port)), path), bytes.NewReader(body))
+	if err != nil {
+		return 0, "", err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return 0, "", err
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(data), err
+}
+
+// kthwd runs a verb and returns its exit code and output.
+func kthwd(t *testing.T, args ...string) (int, string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), kthwtest.Binary(t), args...)
+	out, err := cmd.CombinedOutput()
+	if cmd.ProcessState == nil {
+		t.Fatalf("kthwd %q: %v", args, err)
+	}
+	return cmd.ProcessState.ExitCode(), string(out)
+}

@@ -1,0 +1,197 @@
+package attack
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/base64"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	certificatesv1 "k8s.io/api/certificates/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"kthwd/test/kthwtest"
+)
+
+var rangeAll = []byte(fmt.Sprintf(`{"key":%q,"range_end":%q,"count_only":true}`,
+	base64.StdEncoding.EncodeToString([]byte("/registry/")), base64.StdEncoding.EncodeToString([]byte("/registry0"))))
+
+// Each certificate that the cluster's CA signs, by kthwd, through the API or by hand,
+// against etcd's two ports. Controllers alone are answered.
+func TestEtcdAnswersControllersOnly(t *testing.T) {
+	t.Parallel()
+	c := start(t, kthwtest.Options{})
+	node := t.TempDir()
+	if code, out := kthwd(t, "pki", "node", "w1", "10.77.0.2", "--data-dir="+c.Dir, "--config=", "--server=https://10.77.0.1:6443", "--output-dir="+node); code != 0 {
+		t.Fatalf("kthwd pki node: exit code %d\n%s", code, out)
+	}
+	nodeCert, err := tls.LoadX509KeyPair(filepath.Join(node, "w1.pem"), filepath.Join(node, "w1-key.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	user, err := c.approve(t, "dev-user")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, cert := range map[string]tls.Certificate{
+		"a worker's, as kthwd pki node makes it": nodeCert,
+		"a worker's at this address":             c.sign(t, pkix.Name{CommonName: "system:node:w2", Organization: []string{"system:nodes"}}, "w2", c.Address),
+		"a worker's with a controller's hosts":   c.sign(t, pkix.Name{CommonName: "system:node:w3", Organization: []string{"system:nodes"}}, "kubernetes.default.svc", "kubernetes", c.Address),
+		"a user's, approved":                     user,
+		"an administrator's":                     c.ofKubeconfig(t, "admin"),
+		"kube-controller-manager's":              c.ofKubeconfig(t, "kube-controller-manager"),
+		"kube-scheduler's":                       c.ofKubeconfig(t, "kube-scheduler"),
+		"the health bridge's":                    c.pair(t, "kthwd-health"),
+		"the front proxy's":                      c.pair(t, "front-proxy-client"),
+		"none":                                   {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, try := range []struct {
+				method, path string
+				port         int
+				body         []byte
+			}{
+				{http.MethodPost, "/v3/kv/range", c.Ports.EtcdClient, rangeAll},
+				{http.MethodGet, "/version", c.Ports.EtcdClient, nil},
+				{http.MethodGet, "/metrics", c.Ports.EtcdClient, nil},
+				{http.MethodGet, "/members", c.Ports.EtcdPeer, nil},
+				{http.MethodPost, "/raft", c.Ports.EtcdPeer, nil},
+			} {
+				code, body, err := c.ask(t.Context(), cert, try.method, try.port, try.path, try.body)
+				var alert tls.AlertError
+				if err == nil || !errors.As(err, &alert) && !strings.Contains(err.Error(), "tls:") {
+					t.Errorf("%s %s of port %d: got %d %.80q, %v; want a refusal by TLS", try.method, try.path, try.port, code, body, err)
+				}
+			}
+		})
+	}
+	t.Run("a controller's", func(t *testing.T) {
+		own := c.pair(t, "kubernetes")
+		// Several times: etcd's own gateway connects to one of its listeners by chance.
+		for range 3 {
+			if code, body, err := c.ask(t.Context(), own, http.MethodPost, c.Ports.EtcdClient, "/v3/kv/range", rangeAll); err != nil || code != http.StatusOK || !strings.Contains(body, `"count":"`) {
+				t.Errorf("etcd's HTTP API: got %d %.200q, %v", code, body, err)
+			}
+		}
+		if code, body, err := c.ask(t.Context(), own, http.MethodGet, c.Ports.EtcdPeer, "/members", nil); err != nil || code != http.StatusOK {
+			t.Errorf("/members of the peer port: got %d %.200q, %v", code, body, err)
+		}
+		if answer, err := c.Etcd(t).Get(t.Context(), "/registry/"); err != nil || answer.Header == nil {
+			t.Errorf("etcd's client with kubernetes.pem: %v", err)
+		}
+	})
+}
+
+// approve has an administrator approve a user's certificate, as any cluster does.
+func (c *cluster) approve(t *testing.T, cn string) (tls.Certificate, error) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: cn}}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := c.Client(t).CertificatesV1().CertificateSigningRequests()
+	csr, err := client.Create(t.Context(), &certificatesv1.CertificateSigningRequest{
+		ObjectMeta: metav1.ObjectMeta{GenerateName: "user-"},
+		Spec: certificatesv1.CertificateSigningRequestSpec{
+			Request: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}), SignerName: certificatesv1.KubeAPIServerClientSignerName,
+			Usages: []certificatesv1.KeyUsage{certificatesv1.UsageClientAuth},
+		},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	csr.Status.Conditions = append(csr.Status.Conditions, certificatesv1.CertificateSigningRequestCondition{
+		Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue, Reason: "Test", Message: "approved by an administrator"})
+	if _, err := client.UpdateApproval(t.Context(), csr.Name, csr, metav1.UpdateOptions{}); err != nil {
+		return tls.Certificate{}, err
+	}
+	kthwtest.WaitFor(t, "the certificate of "+cn, time.Minute, func() error {
+		if csr, err = client.Get(t.Context(), csr.Name, metav1.GetOptions{}); err == nil && len(csr.Status.Certificate) == 0 {
+			err = errors.New("not signed")
+		}
+		return err
+	})
+	block, _ := pem.Decode(csr.Status.Certificate)
+	return tls.Certificate{Certificate: [][]byte{block.Bytes}, PrivateKey: key}, nil
+}
+
+func (c *cluster) ofKubeconfig(t *testing.T, name string) tls.Certificate {
+	t.Helper()
+	cfg, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig(name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := tls.X509KeyPair(cfg.CertData, cfg.KeyData)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert
+}
+
+// Nobody is given a controller's name, whoever approves it.
+func TestControllersNameIsNotSigned(t *testing.T) {
+	t.Parallel()
+	c := start(t, kthwtest.Options{})
+	if _, err := c.approve(t, "kubernetes"); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "belongs to the cluster's controllers") {
+		t.Errorf("a certificate for the common name kubernetes: got %v, want it forbidden", err)
+	}
+	for _, args := range [][]string{{"kubernetes.default", "10.77.0.2"}, {"w1", "kubernetes.default.svc"}, {"w1", "localhost"}} {
+		code, out := kthwd(t, append([]string{"pki", "node", "--data-dir=" + c.Dir, "--config=", "--server=https://10.77.0.1:6443", "--output-dir=" + t.TempDir()}, args...)...)
+		if code == 0 || !strings.Contains(out, "is a name of the API server") {
+			t.Errorf("kthwd pki node %q: got exit code %d:\n%s", args, code, out)
+		}
+	}
+}
+
+// A controller with a kubernetes.pem of another name would be shut out by the others:
+// it says so and changes nothing.
+func TestControllerOfAnotherName(t *testing.T) {
+	t.Parallel()
+	g := growing(t)
+	g.join(t)
+	second := g.start(t)
+	second.WaitReady(t)
+	before, err := g.first.Etcd(t).MemberList(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	second.Cmd.Process.Kill()
+	second.Wait(t, time.Minute)
+	writePEM(t, g.first.sign(t, pkix.Name{CommonName: "c1"}, g.address, "127.0.0.1", "localhost"), filepath.Join(g.data, "kubernetes.pem"), filepath.Join(g.data, "kubernetes-key.pem"))
+
+	renamed := g.start(t)
+	if code := renamed.Wait(t, time.Minute); code != 1 {
+		t.Errorf("a controller with another name: got exit code %d, want 1", code)
+	}
+	for _, want := range []string{`c0 at ` + g.first.Address, `has a certificate for "kubernetes", and this controller accepts the common name c1`, "peer-cert-allowed-cn"} {
+		if !strings.Contains(renamed.Log.String(), want) {
+			t.Errorf("the log lacks %q:\n%s", want, renamed.Log.Tail(5))
+		}
+	}
+	after, err := g.first.Etcd(t).MemberList(t.Context(), clientv3.WithSerializable()) // two members, one down: no quorum
+	if err != nil || len(after.Members) != len(before.Members) {
+		t.Errorf("members: %v, %v; want those of before, %v", after, err, before)
+	}
+	if _, err := os.Stat(filepath.Join(g.data, "etcd", "member", "wal")); err != nil {
+		t.Errorf("etcd's data: %v", err)
+	}
+}

@@ -1,0 +1,98 @@
+package docs
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"kthwd/test/kthwtest"
+)
+
+// ownVersions are the modules of Kubernetes that are released apart from it.
+// k8s.io/kubernetes requires a version of each, which go mod tidy takes.
+var ownVersions = []string{"k8s.io/klog/v2", "k8s.io/kube-openapi", "k8s.io/utils"}
+
+// TestBump wants make bump to move every module of Kubernetes and of etcd in go.mod to
+// the versions asked for, and to print all that upstream forces on kthwd.
+func TestBump(t *testing.T) {
+	before := read(t, "go.mod")
+	out := dryBump(t, "v1.99.4", "v3.98.7")
+	if read(t, "go.mod") != before {
+		t.Fatal("DRY=1 has changed go.mod")
+	}
+	for _, module := range modules(before) {
+		var want string
+		switch {
+		case slices.Contains(ownVersions, module):
+			continue
+		case module == "k8s.io/kubernetes":
+			want = " k8s.io/kubernetes@v1.99.4"
+		case strings.HasPrefix(module, "k8s.io/"):
+			want = " -replace=" + module + "=" + module + "@v0.99.4"
+		case strings.HasPrefix(module, "go.etcd.io/etcd/"):
+			want = " " + module + "@v3.98.7"
+		default:
+			continue
+		}
+		if !strings.Contains(out, want+" ") && !strings.Contains(out, want+"\n") {
+			t.Errorf("%s: no command has%s", module, want)
+		}
+	}
+	forced := page{architecture, read(t, architecture)}.section(t, "## What upstream forces on us")
+	for _, file := range upstream.FindAllString(forced, -1) {
+		if !strings.Contains(out, file) {
+			t.Errorf("the list lacks %s", file)
+		}
+	}
+	if !strings.Contains(out, "\n[ ] ") {
+		t.Errorf("no item to check off:\n%s", out)
+	}
+}
+
+// TestBumpRefuses wants what is no version refused before anything is done.
+func TestBumpRefuses(t *testing.T) {
+	for _, tt := range []struct{ name, kubernetes, etcd, want string }{
+		{"nothing", "", "", "K8S is ''"},
+		{"no v", "1.36.4", "v3.6.17", "K8S is '1.36.4'"},
+		{"of the libraries", "v0.36.4", "v3.6.17", "K8S is 'v0.36.4'"},
+		{"no patch", "v1.36.4", "v3.6", "ETCD is 'v3.6'"},
+		{"a branch", "v1.36.4", "main", "ETCD is 'main'"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			out, err := bump(tt.kubernetes, tt.etcd).CombinedOutput()
+			if err == nil || !strings.Contains(string(out), tt.want) || !strings.Contains(string(out), "make bump K8S=") {
+				t.Errorf("got %v, want it to fail with %q and a hint:\n%s", err, tt.want, out)
+			}
+		})
+	}
+}
+
+// bump is the script, which only prints.
+func bump(kubernetes, etcd string) *exec.Cmd {
+	cmd := exec.Command(filepath.Join(kthwtest.Root(), "packaging", "bump.sh"), kubernetes, etcd)
+	cmd.Env = append(os.Environ(), "DRY=1")
+	return cmd
+}
+
+func dryBump(t *testing.T, kubernetes, etcd string) string {
+	t.Helper()
+	out, err := bump(kubernetes, etcd).CombinedOutput()
+	if err != nil {
+		t.Fatalf("bump.sh: %v\n%s", err, out)
+	}
+	return string(out)
+}
+
+// modules are those that a go.mod requires or replaces.
+func modules(text string) (all []string) {
+	for _, m := range regexp.MustCompile(`(?m)^\t(\S+\.\S+) (?:v|=>)`).FindAllStringSubmatch(text, -1) {
+		if !slices.Contains(all, m[1]) {
+			all = append(all, m[1])
+		}
+	}
+	return all
+}

@@ -1,0 +1,56 @@
+package docs
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"kthwd/test/kthwtest"
+)
+
+// TestCIReportsTimes wants .ci/run to print what each step took, also when one fails,
+// and the light tests to come before all else that is tested. Its programs are stubs.
+func TestCIReportsTimes(t *testing.T) {
+	for _, tt := range []struct {
+		name, fails string
+		steps       []string // as printed in the table, in this order, "packages" apart
+		result      string
+	}{
+		{"all passes", "nothing", []string{"light tests", "lint", "unit and process tests", "end-to-end tests", "packages twice, the same bytes"}, "passed"},
+		{"lint fails", "lint", []string{"light tests", "lint"}, "FAILED in: lint"},
+		{"the first one fails", "test-light", []string{"light tests"}, "FAILED in: light tests"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := t.TempDir()
+			for name, text := range map[string]string{
+				"make": `case " $* " in *" ` + tt.fails + ` "*) exit 3 ;; esac`, "apt-get": "", "npm": "",
+			} {
+				if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+text+"\n"), 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			cmd := exec.CommandContext(t.Context(), filepath.Join(kthwtest.Root(), ".ci", "run"))
+			cmd.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"))
+			out, err := cmd.CombinedOutput()
+			if (err == nil) != (tt.result == "passed") {
+				t.Errorf("got %v, want %s", err, tt.result)
+			}
+			_, table, found := strings.Cut(string(out), "\n== "+tt.result+"\n")
+			if !found {
+				t.Fatalf("lacks the result %q:\n%s", tt.result, out)
+			}
+			var got []string
+			for _, m := range regexp.MustCompile(`(?m)^ +\d+:\d\d  (.+)$`).FindAllStringSubmatch(table, -1) {
+				if m[1] != "packages" && m[1] != "packages on machines that systemd boots" { // root's
+					got = append(got, m[1])
+				}
+			}
+			if want := append(tt.steps, "in all"); strings.Join(got, "; ") != strings.Join(want, "; ") {
+				t.Errorf("table: got %q, want %q\n%s", got, want, out)
+			}
+		})
+	}
+}

@@ -1,0 +1,67 @@
+package docs
+
+import (
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"go.yaml.in/yaml/v3"
+
+	"kthwd/test/kthwtest"
+)
+
+// TestLintRules wants .golangci.yml to name packages that are there and keep its rules,
+// in their tests as well. golangci-lint itself is not needed for that.
+func TestLintRules(t *testing.T) {
+	var file struct {
+		Version string
+		Linters struct {
+			Settings struct {
+				Depguard struct {
+					Rules map[string]struct {
+						Files []string
+						Deny  []struct{ Pkg, Desc string }
+					}
+				}
+			}
+		}
+	}
+	if err := yaml.Unmarshal([]byte(read(t, ".golangci.yml")), &file); err != nil {
+		t.Fatal(err)
+	}
+	rules := file.Linters.Settings.Depguard.Rules
+	if file.Version != "2" || len(rules["light"].Files) < 10 || len(rules["clients"].Files) == 0 {
+		t.Fatalf("got %+v, want version 2 with the rules light and clients", file)
+	}
+	for name, rule := range rules {
+		for _, glob := range rule.Files {
+			dir, ok := strings.CutPrefix(strings.TrimSuffix(glob, "/*.go"), "**/")
+			if found, _ := filepath.Glob(filepath.Join(kthwtest.Root(), dir, "*.go")); !ok || len(found) == 0 {
+				t.Errorf("%s: %s is no package", name, glob)
+				continue
+			}
+			for _, imported := range imports(t, dir) {
+				for _, deny := range rule.Deny {
+					if strings.HasPrefix(imported, deny.Pkg) {
+						t.Errorf("%s imports %s: %s", dir, imported, deny.Desc)
+					}
+				}
+			}
+		}
+	}
+}
+
+// imports are those of a package and of its tests.
+func imports(t *testing.T, dir string) []string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "go", "list", "-f", `{{join .Imports "\n"}}
+{{join .TestImports "\n"}}
+{{join .XTestImports "\n"}}`, "./"+dir)
+	cmd.Dir = kthwtest.Root()
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list %s: %v", dir, err)
+	}
+	return strings.Fields(string(out))
+}

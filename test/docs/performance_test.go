@@ -1,0 +1,230 @@
+package docs
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"kthwd/test/kthwtest"
+)
+
+const performance = "docs/performance.md"
+
+// entry is a line of a history file: one run of a benchmark. Run is the JSON line that
+// the benchmark printed, or the part of it that is published.
+type entry struct {
+	Commit  string
+	Date    string // of the commit
+	Machine string
+	Note    string // an exception, and the command if it was not the default
+	Run     struct {
+		Versions map[string]string
+		Metrics  map[string]measured
+	}
+}
+
+// measured is one metric of a run. make bench has Separate and Kthwd, make bench-lb has
+// Sides and To.
+type measured struct {
+	Separate, Kthwd side
+	Sides           map[string]side
+	Ratio           float64
+	Pairs           []float64 // the ratios of the rounds
+	To              string    // the side that Ratio compares kthwd with
+}
+
+type side struct{ Median float64 }
+
+// TestPerformance compares the tables of docs/performance.md with the last lines of the
+// history files, which they are written from.
+func TestPerformance(t *testing.T) {
+	text := read(t, performance)
+	want := replaceBetween(t, text, "bench", benchSection(lastEntry(t, "test/bench/history.jsonl")))
+	want = replaceBetween(t, want, "bench-lb", benchLBSection(lastEntry(t, "test/benchlb/history.jsonl")))
+	switch {
+	case text == want:
+	case *update:
+		if err := os.WriteFile(filepath.Join(kthwtest.Root(), performance), []byte(want), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	default:
+		t.Errorf("%s is out of date (run make golden); want:\n%s", performance, want)
+	}
+}
+
+// lastEntry reads all lines of a history file, checks them, and returns the last one.
+func lastEntry(t *testing.T, path string) (last entry) {
+	t.Helper()
+	for line := range strings.Lines(read(t, path)) {
+		last = entry{}
+		if err := json.Unmarshal([]byte(line), &last); err != nil {
+			t.Fatalf("%s: %v: %s", path, err, line)
+		}
+		if last.Commit == "" || last.Date == "" || last.Machine == "" {
+			t.Fatalf("%s: a line lacks commit, date or machine: %s", path, line)
+		}
+		for name, m := range last.Run.Metrics {
+			if err := m.check(); err != nil {
+				t.Errorf("%s: %s: %s: %v", path, last.Commit, name, err)
+			}
+		}
+	}
+	return last
+}
+
+// check compares the ratio with the medians. Published figures are rounded to two or
+// three digits after the ratio was computed, so the two may differ a little.
+func (m measured) check() error {
+	ours, theirs := m.Kthwd.Median, m.Separate.Median
+	if m.Sides != nil {
+		ours, theirs = m.Sides["kthwd"].Median, m.Sides[m.To].Median
+	}
+	if ours == 0 || theirs == 0 {
+		return fmt.Errorf("a side is missing: %+v", m)
+	}
+	if want := ours / theirs; math.Abs(m.Ratio-want) > max(0.1*want, 0.005) {
+		return fmt.Errorf("ratio: got %g, want about %.3f", m.Ratio, want)
+	}
+	return nil
+}
+
+// replaceBetween puts a section between the begin and end marks of that name.
+func replaceBetween(t *testing.T, text, name, section string) string {
+	t.Helper()
+	head, rest, begins := strings.Cut(text, "<!-- "+name+": begin.")
+	note, rest, _ := strings.Cut(rest, "\n")
+	_, tail, ends := strings.Cut(rest, "<!-- "+name+": end -->")
+	if !begins || !ends {
+		t.Fatalf("%s lacks the marks of %s", performance, name)
+	}
+	return head + "<!-- " + name + ": begin." + note + "\n\n" + section + "\n<!-- " + name + ": end -->" + tail
+}
+
+// benchRow is a row of the table of make bench. Several keys share one row, in one unit.
+type benchRow struct {
+	what     string
+	keys     []string
+	unit     string
+	separate string // a remark on that side
+}
+
+var benchRows = []benchRow{
+	{"exec → `/readyz`, empty data directory", []string{"ready"}, "s", ""},
+	{"exec → ServiceAccount default/default", []string{"service_account"}, "s", ""},
+	{"exec → first pod bound", []string{"first_pod"}, "s", ""},
+	{"restart on existing data → `/readyz`", []string{"restart"}, "s", ""},
+	{"pods bound per second, 1000 on 100 fake nodes", []string{"pods"}, "", ""},
+	{"idle RSS", []string{"rss"}, "MiB", ""},
+	{"RSS right after the load of this table", []string{"rss_loaded"}, "MiB", ""},
+	{"idle CPU, ticks in 60 s", []string{"cpu"}, "", ""},
+	{"SIGTERM → exit, 50 clients watching", []string{"stop"}, "s", " (API server alone)"},
+	{"ConfigMap create / get / delete, 32 clients", []string{"create", "get", "delete"}, "per s", ""},
+	{"ConfigMap list of 1000, 32 clients", []string{"list"}, "per s", ""},
+}
+
+func benchSection(e entry) string {
+	var b strings.Builder
+	b.WriteString(e.card())
+	b.WriteString("| what | separate | kthwd | ratio |\n|---|---|---|---|\n")
+	for _, row := range benchRows {
+		var separate, kthwd, ratios []string
+		for _, key := range row.keys {
+			m, ok := e.Run.Metrics[key]
+			if !ok {
+				continue
+			}
+			separate = append(separate, figure(m.Separate.Median))
+			kthwd = append(kthwd, figure(m.Kthwd.Median))
+			ratios = append(ratios, ratio(m.Ratio))
+		}
+		if ratios == nil {
+			continue
+		}
+		fmt.Fprintf(&b, "| %s | %s%s | %s | %s |\n", row.what,
+			withUnit(strings.Join(separate, " / "), row.unit), row.separate, withUnit(strings.Join(kthwd, " / "), row.unit), strings.Join(ratios, " / "))
+	}
+	return b.String()
+}
+
+// lbRow is a row of the table of make bench-lb.
+type lbRow struct {
+	what, key string
+	text      func(float64) string
+	named     bool // the ratio says which side it is to
+}
+
+var lbRows = []lbRow{
+	{"requests on 64 kept-alive connections", "requests", func(v float64) string { return thousands(v) + "/s" }, false},
+	{"new connection for each request, 64 clients", "connections", func(v float64) string { return thousands(v) + "/s" }, false},
+	{"bulk, one stream", "bulk", func(v float64) string { return fmt.Sprintf("%.1f Gbit/s", v) }, false},
+	{"memory for each idle connection", "idle_memory", func(v float64) string { return fmt.Sprintf("%.1f KiB", v) }, false},
+	{"added latency at half load, p50", "p50", func(v float64) string { return fmt.Sprintf("%.0f µs", v) }, true},
+	{"added latency at half load, p99", "p99", func(v float64) string { return fmt.Sprintf("%.0f µs", v) }, true},
+}
+
+func benchLBSection(e entry) string {
+	var b strings.Builder
+	b.WriteString(e.card())
+	b.WriteString("In brackets: the lowest and the highest ratio of a round.\n\n")
+	fmt.Fprintf(&b, "| what | kthwd | nginx %s | HAProxy %s | ratio to the better |\n|---|---|---|---|---|\n", e.Run.Versions["nginx"], e.Run.Versions["haproxy"])
+	for _, row := range lbRows {
+		m, ok := e.Run.Metrics[row.key]
+		if !ok {
+			continue
+		}
+		text := ratio(m.Ratio)
+		if row.named {
+			text += " to " + m.To
+		}
+		if len(m.Pairs) > 0 {
+			text += fmt.Sprintf(" (%.2f–%.2f)", slices.Min(m.Pairs), slices.Max(m.Pairs))
+		}
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s |\n", row.what,
+			row.text(m.Sides["kthwd"].Median), row.text(m.Sides["nginx"].Median), row.text(m.Sides["haproxy"].Median), text)
+	}
+	return b.String()
+}
+
+// card says which run the figures come from.
+func (e entry) card() string {
+	card := fmt.Sprintf("Commit %s of %s; %s.", e.Commit, e.Date, e.Machine)
+	if e.Note != "" {
+		card += " " + e.Note
+	}
+	return card + "\n\n"
+}
+
+// figure has about three digits, as in the table that make bench prints.
+func figure(v float64) string {
+	switch {
+	case v >= 100:
+		return fmt.Sprintf("%.0f", v)
+	case v >= 10:
+		return fmt.Sprintf("%.1f", v)
+	default:
+		return fmt.Sprintf("%.2f", v)
+	}
+}
+
+func ratio(v float64) string {
+	if v >= 2 {
+		return fmt.Sprintf("%.1f", v)
+	}
+	return fmt.Sprintf("%.2f", v)
+}
+
+func withUnit(text, unit string) string { return strings.TrimSpace(text + " " + unit) }
+
+// thousands groups the digits by a space: 125 171.
+func thousands(v float64) string {
+	text := fmt.Sprintf("%.0f", v)
+	for i := len(text) - 3; i > 0; i -= 3 {
+		text = text[:i] + " " + text[i:]
+	}
+	return text
+}

@@ -1,0 +1,158 @@
+// Package harness is shared by the tests of single packages: waiting for a condition, a
+// log that can be read while it is written, and a component under test.
+//
+//	log := &harness.Log{}
+//	r := harness.Start(t, New(Config{Log: log.Logger(slog.LevelInfo)}))
+//	r.WaitReady(10 * time.Second)
+//	harness.WaitFor(t, "first probe", 10*time.Second, func() error { … })
+//	r.Stop() // at the end of the test at the latest
+//
+// It imports the standard library only, so the tests of light packages stay light. Tests
+// of the real binary use package kthwtest.
+package harness
+
+import (
+	"context"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// patience limits the end of a component. No test that passes waits as long.
+const patience = time.Minute
+
+// WaitFor polls the condition until it returns nil. It fails the test, with the name and
+// the last error, when that takes longer than within.
+func WaitFor(t testing.TB, what string, within time.Duration, condition func() error) {
+	t.Helper()
+	over := time.NewTimer(within)
+	defer over.Stop()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := condition()
+		if err == nil {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-over.C:
+			t.Fatalf("%s: not within %v: %v", what, within, err)
+		}
+	}
+}
+
+// Log is a log that can be read while it is written. The zero value is empty.
+type Log struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+// Logger returns a logger that writes lines of text to l, from a level on.
+func (l *Log) Logger(level slog.Level) *slog.Logger {
+	return slog.New(slog.NewTextHandler(l, &slog.HandlerOptions{Level: level}))
+}
+
+// Write implements io.Writer.
+func (l *Log) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+// String returns the log so far.
+func (l *Log) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// Count returns the number of lines at a level, such as "WARN", that contain text.
+func (l *Log) Count(level, text string) (n int) {
+	for line := range strings.Lines(l.String()) {
+		if strings.Contains(line, "level="+level) && strings.Contains(line, text) {
+			n++
+		}
+	}
+	return n
+}
+
+// Component is what a test runs: it blocks in Run until the context ends.
+type Component interface {
+	Run(ctx context.Context, ready func()) error
+}
+
+// Running is a component whose Run was started.
+type Running struct {
+	Ready <-chan struct{} // closed by the first call of ready
+
+	t       testing.TB
+	readies atomic.Int32
+	cancel  context.CancelFunc
+	ended   chan struct{}
+	err     error // of Run; read it after ended
+	stopped sync.Once
+}
+
+// Start starts the component's Run, and stops it at the end of the test.
+func Start(t testing.TB, c Component) *Running {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	ready := make(chan struct{})
+	r := &Running{Ready: ready, t: t, cancel: cancel, ended: make(chan struct{})}
+	go func() {
+		defer close(r.ended)
+		r.err = c.Run(ctx, func() {
+			if r.readies.Add(1) == 1 {
+				close(ready)
+			}
+		})
+	}()
+	t.Cleanup(r.Stop)
+	return r
+}
+
+// WaitReady waits until the component has called ready. It fails the test when Run
+// returns first or that takes longer than within.
+func (r *Running) WaitReady(within time.Duration) {
+	r.t.Helper()
+	select {
+	case <-r.Ready:
+	case <-r.ended:
+		r.t.Fatalf("Run returned %v before ready", r.err)
+	case <-time.After(within):
+		r.t.Fatalf("not ready within %v", within)
+	}
+}
+
+// IsReady reports whether the component has called ready.
+func (r *Running) IsReady() bool { return r.readies.Load() > 0 }
+
+// Stop ends Run, which must not have returned before and must return nil now. It also
+// holds that ready was called at most once. Further calls do nothing.
+func (r *Running) Stop() {
+	r.t.Helper()
+	r.stopped.Do(func() {
+		defer r.cancel()
+		select {
+		case <-r.ended:
+			r.t.Errorf("Run returned %v before the stop", r.err)
+			return
+		default:
+		}
+		r.cancel()
+		select {
+		case <-r.ended:
+			if r.err != nil {
+				r.t.Errorf("Run = %v; want nil", r.err)
+			}
+		case <-time.After(patience):
+			r.t.Error("Run did not return")
+		}
+		if n := r.readies.Load(); n > 1 {
+			r.t.Errorf("ready was called %d times", n)
+		}
+	})
+}
