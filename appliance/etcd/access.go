@@ -222,6 +222,8 @@ func (e *Member) strangeName(ctx context.Context, peerURL string) string {
 	}
 	names := allowedNames(&e.cfg.PeerTLSInfo)
 	switch {
+	case leaf != nil && strings.HasPrefix(leaf.Subject.CommonName, "system:"):
+		return "" // no controller: somebody else has the address while the member is down
 	case leaf != nil && !names.Match(leaf):
 		return fmt.Sprintf("has a certificate for %s, and this controller accepts %s", SubjectOf(leaf), names)
 	case leaf != nil && isBadCertificate(err):
@@ -244,12 +246,10 @@ func knock(conn io.ReadWriter, host string) error {
 	return err
 }
 
-// isBadCertificate tells whether the other side refused our certificate for its names.
+// isBadCertificate tells whether the other side refused our certificate for its name.
+// crypto/tls has no exported type for an alert of the other side.
 func isBadCertificate(err error) bool {
-	const badCertificate = 42 // RFC 8446, section 6
-	var alert tls.AlertError
-	return errors.As(err, &alert) && alert == badCertificate ||
-		err != nil && strings.Contains(err.Error(), "tls: bad certificate")
+	return err != nil && strings.Contains(err.Error(), "remote error: tls: bad certificate")
 }
 
 // SubjectOf is the common name of a certificate, for people.

@@ -176,6 +176,7 @@ func (j *joiner) fetch(ctx context.Context) error {
 	if err := preflight.Ports(j.cfg, j.o.Config.MetricsAddress); err != nil {
 		return notHere(err, files)
 	}
+	j.client.Local = files.Address // an address of this machine, as its ports have shown
 	if args := files.Settings.Arguments; len(args) > 0 {
 		j.warnings = append(j.warnings, "the other controllers are given arguments that are not taken over; if all need them, write them into the file: "+strings.Join(args, ", "))
 	}

@@ -112,4 +112,6 @@ type Failed struct {
 	Error string `json:"error"`
 	Hint  string `json:"hint,omitempty"`
 	Retry bool   `json:"retry,omitempty"`
+
+	Source string `json:"source,omitempty"` // see Refusal
 }

@@ -12,6 +12,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"syscall"
 	"time"
 
 	"kthwd/appliance/text"
@@ -23,6 +24,7 @@ type Client struct {
 	Token    Token
 	Joiner   string
 	Versions Versions
+	Local    string           // IP address to speak from; empty lets the kernel choose
 	Waiting  func(why string) // called once per reason when the answer is to retry; may be nil
 }
 
@@ -84,14 +86,33 @@ const answerTimeout = 30 * time.Second
 // maxAnswer bounds the size of an answer, which holds a dozen files of a few KiB.
 const maxAnswer = 16 << 20
 
+// askOne sends the request to one endpoint. If the kernel has chosen an address that the
+// token is not for, it tries once more from the right one, if that is on this machine.
 func (c Client) askOne(ctx context.Context, address, path string, body []byte, out any) error {
+	err := c.send(ctx, address, path, body, out)
+	var refusal *Refusal
+	if c.Local != "" || !errors.As(err, &refusal) || refusal.Source == "" {
+		return err
+	}
+	c.Local = refusal.Source
+	if again := c.send(ctx, address, path, body, out); !errors.Is(again, syscall.EADDRNOTAVAIL) {
+		return again
+	}
+	return err
+}
+
+func (c Client) send(ctx context.Context, address, path string, body []byte, out any) error {
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	host, _, _ := net.SplitHostPort(address)
+	dialer := &net.Dialer{Timeout: 5 * time.Second}
+	if ip := net.ParseIP(c.Local); ip != nil {
+		dialer.LocalAddr = &net.TCPAddr{IP: ip}
+	}
 	t := &http.Transport{
 		DisableKeepAlives: true,
 		TLSClientConfig:   c.pinned(host),
-		DialContext:       (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
+		DialContext:       dialer.DialContext,
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+address+path, bytes.NewReader(body))
 	if err != nil {
@@ -111,7 +132,7 @@ func (c Client) askOne(ctx context.Context, address, path string, body []byte, o
 		if json.Unmarshal(answer, &f) != nil || f.Error == "" {
 			return fmt.Errorf("%s: answered %s", address, resp.Status)
 		}
-		return &Refusal{Text: f.Error, Advice: f.Hint, Retry: f.Retry}
+		return &Refusal{Text: f.Error, Advice: f.Hint, Retry: f.Retry, Source: f.Source}
 	}
 	return json.Unmarshal(answer, out)
 }

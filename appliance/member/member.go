@@ -96,6 +96,9 @@ func up(members []Member) (up, down []Member) {
 type Refusal struct {
 	Text, Advice string
 	Retry        bool // the change may be possible in a moment
+
+	// Source is the address that a joiner must speak from, if it spoke from another one.
+	Source string
 }
 
 func (r *Refusal) Error() string { return r.Text }

@@ -127,7 +127,7 @@ func joinAnswer[T any](log *slog.Logger, step func(context.Context, member.Reque
 		var refusal *member.Refusal
 		var own interface{ Hint() string }
 		if errors.As(err, &refusal) {
-			f.Retry = refusal.Retry
+			f.Retry, f.Source = refusal.Retry, refusal.Source
 		}
 		if errors.As(err, &own) {
 			f.Hint = own.Hint()
@@ -166,7 +166,7 @@ func (m *Members) joinOf(ctx context.Context, client *clientv3.Client, in member
 	case fits != nil:
 		return j, fits
 	case !j.mayComeFrom(in.From):
-		return j, &member.Refusal{Text: fmt.Sprintf("the token is for %s at %s, and this request comes from %s", j.Name, j.source(), host(in.From)),
+		return j, &member.Refusal{Source: j.source(), Text: fmt.Sprintf("the token is for %s at %s, and this request comes from %s", j.Name, j.source(), host(in.From)),
 			Advice: fmt.Sprintf("if that is the right machine: kthwd member add %s %s --from=%s; if not, somebody else has the token: kthwd member remove %[1]s", j.Name, j.Address, host(in.From))}
 	case j.Joiner != "" && j.Joiner != in.Joiner:
 		return j, &member.Refusal{Text: fmt.Sprintf("the token was used already: %s is being added", j.Name),

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -66,7 +67,7 @@ func (a *app) memberAdd(ctx context.Context, l *config.Loader, name, address str
 	for _, w := range added.Warnings {
 		a.warn(w)
 	}
-	fmt.Fprintf(a.out, "The token is good for %v, once. On %s, as the user that runs kthwd there:\n\n  kthwd join %s\n", f.ttl, address, text.Line(added.Token))
+	fmt.Fprintf(a.out, "The token is good for %v, once. On %s, as the user that runs kthwd there:\n\n  kthwd join -\n\nIt reads this line from standard input:\n\n  %s\n", f.ttl, address, text.Line(added.Token))
 	return nil
 }
 
@@ -80,8 +81,8 @@ func (a *app) joinVerb(l *config.Loader) *cobra.Command {
 			"made there. The command fetches the files that the controllers share, adds this machine to\n" +
 			"etcd as a learner, and writes kthwd.yaml into the data directory. The last step is to start\n" +
 			"kthwd with that file. Ports default to those of the other controllers. With - for TOKEN,\n" +
-			"the token is read from standard input.",
-		Example: "  kthwd join kthwd1.mPfX…\n  kthwd join - --replace-data <token",
+			"the first line of standard input is the token; other users cannot see it there.",
+		Example: "  kthwd join -\n  kthwd join - --replace-data <token",
 		Args:    wantArgs(1, 1, usage),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.join(cmd.Context(), l, args[0], replace, cmd.InOrStdin())
@@ -95,13 +96,23 @@ func (a *app) joinVerb(l *config.Loader) *cobra.Command {
 	return cmd
 }
 
+// readToken reads the token from the first line of standard input for "-".
+func (a *app) readToken(token string, in io.Reader) (string, error) {
+	if token != "-" {
+		a.warn("a token on the command line is visible to every user of this machine; kthwd join - reads it from standard input")
+		return token, nil
+	}
+	line, err := bufio.NewReader(io.LimitReader(in, 4<<10)).ReadString('\n')
+	if err != nil && err != io.EOF {
+		return "", err
+	}
+	return strings.TrimSpace(line), nil
+}
+
 func (a *app) join(ctx context.Context, l *config.Loader, token string, replace bool, in io.Reader) error {
-	if token == "-" {
-		text, err := io.ReadAll(io.LimitReader(in, 4<<10))
-		if err != nil {
-			return err
-		}
-		token = strings.TrimSpace(string(text))
+	token, err := a.readToken(token, in)
+	if err != nil {
+		return err
 	}
 	if err := l.Load(); err != nil {
 		return err

@@ -46,7 +46,7 @@ func begin(t *testing.T, net int, args ...string) *growing {
 func (g *growing) address(i int) string { return fmt.Sprintf("127.0.%d.%d", g.net, i+1) }
 func (g *growing) data(i int) string    { return filepath.Join(g.dir, fmt.Sprintf("c%d", i)) }
 
-var aToken = regexp.MustCompile(`kthwd join (kthwd1\.\S+)`)
+var aToken = regexp.MustCompile(`kthwd join -\n\n.*\n\n  (kthwd1\.\S+)`)
 
 // token is what kthwd member add prints for controller i.
 func (g *growing) token(t *testing.T, i int, args ...string) string {
@@ -433,7 +433,7 @@ func TestJoinInterrupted(t *testing.T) {
 				done = true
 			case code == -1: // it was killed, or interrupted before it was told to look
 				ended["killed"]++
-			case code == 1 && strings.Contains(out.String(), "error: interrupted") && strings.Contains(out.String(), "hint: the same command goes on"):
+			case code == 1 && strings.Contains(out.String(), "error: interrupted") && strings.Contains(out.String(), "hint: the same command continues"):
 				ended["interrupted"]++
 			default:
 				t.Fatalf("kthwd join as c%d, after %v: got exit code %d:\n%s", round, ended, code, &out)

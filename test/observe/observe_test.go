@@ -57,8 +57,19 @@ func metricsURL(c *kthwtest.Controller, path string) string {
 // plain asks without a certificate.
 var plain = &http.Client{Timeout: 20 * time.Second}
 
-// asAdmin asks the programs' own ports.
+// asAdmin queries the programs' own ports.
 func asAdmin(t testing.TB, c *kthwtest.Controller) *http.Client {
+	t.Helper()
+	return client(t, c, clientPair(t, c.Dir, "admin"))
+}
+
+// asController queries etcd, which answers controllers only.
+func asController(t testing.TB, c *kthwtest.Controller) *http.Client {
+	t.Helper()
+	return client(t, c, clientPair(t, c.Dir, "kubernetes"))
+}
+
+func client(t testing.TB, c *kthwtest.Controller, pair tls.Certificate) *http.Client {
 	t.Helper()
 	ca, err := os.ReadFile(filepath.Join(c.Dir, "ca.pem"))
 	if err != nil {
@@ -66,13 +77,13 @@ func asAdmin(t testing.TB, c *kthwtest.Controller) *http.Client {
 	}
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(ca)
-	return &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{clientPair(t, c.Dir)}}}}
+	return &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}}}}
 }
 
-// clientPair is the administrator's certificate in a data directory.
-func clientPair(t testing.TB, dir string) tls.Certificate {
+// clientPair reads a certificate and its key from a data directory.
+func clientPair(t testing.TB, dir, name string) tls.Certificate {
 	t.Helper()
-	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "admin.pem"), filepath.Join(dir, "admin-key.pem"))
+	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, name+".pem"), filepath.Join(dir, name+"-key.pem"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,8 +97,10 @@ func TestFamilies(t *testing.T) {
 	c := kthwtest.Start(t, kthwtest.Options{})
 	admin := asAdmin(t, c)
 	upstream := map[string]bool{}
+	for name := range parse(t, read(t, asController(t, c), fmt.Sprintf("https://127.0.0.1:%d/metrics", c.Ports.EtcdClient))) {
+		upstream[name] = true
+	}
 	for _, url := range []string{
-		fmt.Sprintf("https://127.0.0.1:%d/metrics", c.Ports.EtcdClient),
 		fmt.Sprintf("https://127.0.0.1:%d/metrics", c.Ports.Secure),
 		fmt.Sprintf("https://127.0.0.1:%d/metrics", c.Ports.ControllerManager),
 		fmt.Sprintf("https://127.0.0.1:%d/metrics", c.Ports.Scheduler),

@@ -53,7 +53,7 @@ func TestBehindTLS(t *testing.T) {
 			t.Errorf("status, with another CA's certificate: got %v, %s", err, out)
 		}
 		right, stranger := asAdmin(t, &kthwtest.Controller{Dir: dir}), asAdmin(t, &kthwtest.Controller{Dir: dir})
-		stranger.Transport.(*http.Transport).TLSClientConfig.Certificates = []tls.Certificate{clientPair(t, other)}
+		stranger.Transport.(*http.Transport).TLSClientConfig.Certificates = []tls.Certificate{clientPair(t, other, "admin")}
 		for path, want := range map[string]string{"/": `<main id="main">`, "/status.json": `"components"`, "/metrics": "kthwd_ready 1", "/readyz": "ok"} {
 			url := "https://" + metricsAddress(process) + path
 			if text := read(t, right, url); !strings.Contains(text, want) {
