@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+
 	"kthwd/appliance/member"
 	"kthwd/test/kthwtest"
 )
@@ -106,10 +108,9 @@ func TestForgedJoinGivesNothing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for key, v := range map[string]string{"/kthwd/joins/" + id: string(value), "/kthwd/joins/" + id + "/valid": ""} {
-			if _, err := etcd.Put(t.Context(), key, v); err != nil {
-				t.Fatal(err)
-			}
+		// In one step: a record whose token is not valid is dropped as expired.
+		if _, err := etcd.Txn(t.Context()).Then(clientv3.OpPut("/kthwd/joins/"+id, string(value)), clientv3.OpPut("/kthwd/joins/"+id+"/valid", "")).Commit(); err != nil {
+			t.Fatal(err)
 		}
 		return secret
 	}
