@@ -12,6 +12,7 @@ import (
 	"os"
 	"strings"
 
+	"kthwd/appliance/advice"
 	"kthwd/appliance/pki"
 )
 
@@ -69,18 +70,6 @@ func ReadPassword(path string) (string, error) {
 	return line, nil
 }
 
-// advised is an error with a hint.
-type advised struct {
-	error
-	hint string
-}
-
-// Hint returns what to do about the error.
-func (a *advised) Hint() string { return a.hint }
-
-// Unwrap returns the error without the hint.
-func (a *advised) Unwrap() error { return a.error }
-
 // remote requests the report from Addr.
 func (c Client) remote(ctx context.Context) ([]byte, error) {
 	u, err := c.url()
@@ -106,13 +95,13 @@ func (c Client) url() (*url.URL, error) {
 	}
 	switch {
 	case strings.Contains(address, "@"):
-		return nil, &advised{errors.New("the address contains a user or a password"), "use --user and --password-file: other users of this machine can read command lines"}
+		return nil, advice.With(errors.New("the address contains a user or a password"), "use --user and --password-file: other users of this machine can read command lines")
 	case scheme != "http" && scheme != "https":
 		return nil, fmt.Errorf("%q is not an address of kthwd: want ADDRESS:PORT or https://ADDRESS:PORT", c.Addr)
 	}
 	u := &url.URL{Scheme: scheme, Host: reachable(address), Path: "/status"}
 	if c.Login.User != "" && scheme == "http" && !found && !loopback(u.Hostname()) {
-		return nil, &advised{fmt.Errorf("the password would go to %s unencrypted", u.Host), "use https://" + u.Host + " if it serves TLS; http://" + u.Host + " sends the password anyway"}
+		return nil, advice.With(fmt.Errorf("the password would go to %s unencrypted", u.Host), "use https://"+u.Host+" if it serves TLS; http://"+u.Host+" sends the password anyway")
 	}
 	return u, nil
 }
@@ -147,23 +136,23 @@ func (c Client) explain(err error, u *url.URL) error {
 		return err
 	case errors.As(err, &no) && no.code == http.StatusUnauthorized:
 		if c.Login.User != "" {
-			return &advised{fmt.Errorf("%s does not accept that user and password", u.Host), "basic_auth_users of its --metrics-web-config lists the users that it accepts"}
+			return advice.With(fmt.Errorf("%s does not accept that user and password", u.Host), "basic_auth_users of its --metrics-web-config lists the users that it accepts")
 		}
-		return &advised{fmt.Errorf("%s requires a user and a password", u.Host), "give --user, and --password-file or the password in KTHWD_PASSWORD"}
+		return advice.With(fmt.Errorf("%s requires a user and a password", u.Host), "give --user, and --password-file or the password in KTHWD_PASSWORD")
 	case errors.As(err, &no) && no.code == http.StatusBadRequest && u.Scheme == "http":
-		return &advised{err, "it serves TLS: use https://" + u.Host}
+		return advice.With(err, "it serves TLS: use https://"+u.Host)
 	case errors.As(err, &record):
-		return &advised{fmt.Errorf("%s does not serve TLS", u.Host), "omit https://"}
+		return advice.With(fmt.Errorf("%s does not serve TLS", u.Host), "omit https://")
 	case errors.As(err, &op) && op.Op == "remote error": // drops the context that net/http adds
-		return &advised{op, "it requires a client certificate signed by its client_ca_file: give --client-certificate and --client-key"}
+		return advice.With(op, "it requires a client certificate signed by its client_ca_file: give --client-certificate and --client-key")
 	case errors.As(err, &authority):
-		return &advised{err, "give the CA that signed its certificate with --certificate-authority"}
+		return advice.With(err, "give the CA that signed its certificate with --certificate-authority")
 	case errors.As(err, &name):
-		return &advised{err, "use a name or an address that is in its certificate"}
+		return advice.With(err, "use a name or an address that is in its certificate")
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
-		return &advised{err, "reissue its certificate; if it has not expired, one of the two clocks is wrong"}
+		return advice.With(err, "reissue its certificate; if it has not expired, one of the two clocks is wrong")
 	case errors.Is(err, ErrNotRunning):
-		return &advised{err, "check systemctl status there, and that this is its --metrics-address"}
+		return advice.With(err, "check systemctl status there, and that this is its --metrics-address")
 	}
 	return err
 }

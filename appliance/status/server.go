@@ -18,6 +18,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"kthwd/appliance/advice"
 	"kthwd/appliance/logging"
 	"kthwd/appliance/text"
 )
@@ -257,9 +258,8 @@ const hintHeader = "Kthwd-Hint"
 // Refuse answers a request of Client.Do with an error, and with its hint if it has
 // one. Neither may hold a secret.
 func Refuse(w http.ResponseWriter, code int, err error) {
-	var own interface{ Hint() string }
-	if errors.As(err, &own) && own.Hint() != "" {
-		w.Header().Set(hintHeader, text.Line(own.Hint()))
+	if hint, ok := advice.Of(err); ok && hint != "" {
+		w.Header().Set(hintHeader, text.Line(hint))
 	}
 	http.Error(w, err.Error(), code)
 }

@@ -3,6 +3,7 @@ package docs
 import (
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -33,6 +34,17 @@ func TestLintRules(t *testing.T) {
 	rules := file.Linters.Settings.Depguard.Rules
 	if file.Version != "2" || len(rules["light"].Files) < 10 || len(rules["clients"].Files) == 0 {
 		t.Fatalf("got %+v, want version 2 with the rules light and clients", file)
+	}
+	// The light packages are those of the table of arrows.
+	var listed []string
+	for line := range strings.Lines(read(t, "appliance/config/testdata/arrows.txt")) {
+		if dir, ok := strings.CutSuffix(strings.TrimSpace(line), " light"); ok && !strings.HasPrefix(line, "#") {
+			listed = append(listed, "**/"+strings.TrimSpace(dir)+"/*.go")
+		}
+	}
+	slices.Sort(listed)
+	if light := slices.Sorted(slices.Values(rules["light"].Files)); !slices.Equal(light, listed) {
+		t.Errorf("rule light: got %q, want the light packages of arrows.txt, %q", light, listed)
 	}
 	for name, rule := range rules {
 		for _, glob := range rule.Files {
