@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"net/http"
 	"net/url"
 	"slices"
@@ -15,19 +14,12 @@ import (
 	"sync"
 	"time"
 
-	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
-	"github.com/tmc/grpc-websocket-proxy/wsproxy"
-	etcdservergw "go.etcd.io/etcd/api/v3/etcdserverpb/gw"
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	"go.etcd.io/etcd/client/pkg/v3/types"
 	"go.etcd.io/etcd/server/v3/embed"
-	v3electiongw "go.etcd.io/etcd/server/v3/etcdserver/api/v3election/v3electionpb/gw"
-	v3lockgw "go.etcd.io/etcd/server/v3/etcdserver/api/v3lock/v3lockpb/gw"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/protobuf/encoding/protojson"
 
 	"kthwd/appliance/advice"
+	"kthwd/appliance/etcdgateway"
 	"kthwd/appliance/pki"
 )
 
@@ -73,9 +65,7 @@ func (e *Member) ControllerNames() pki.ControllerNames {
 }
 
 // replaceGateway serves etcd's HTTP API (/v3/) through the unix socket. etcd's own
-// gateway connects to whichever listener it finds first, with a TLS configuration that
-// refuses every server as soon as names are allowed (embed/etcd.go:grpcGatewayDial: it
-// skips the verification that transport/listener.go:VerifyPeerCertificate builds on).
+// gateway does not work once names are allowed: see etcdgateway.
 func (e *Member) replaceGateway() {
 	socket := socketPath(e.cfg)
 	if !e.cfg.EnableGRPCGateway || socket == "" {
@@ -85,77 +75,8 @@ func (e *Member) replaceGateway() {
 	if e.cfg.UserHandlers == nil {
 		e.cfg.UserHandlers = map[string]http.Handler{}
 	}
-	e.gateway = &gateway{socket: socket}
+	e.gateway = etcdgateway.New(socket)
 	e.cfg.UserHandlers["/v3/"] = e.gateway
-}
-
-// gateway translates etcd's HTTP API into gRPC. It connects at the first request.
-type gateway struct {
-	socket string
-
-	mu      sync.Mutex
-	conn    *grpc.ClientConn
-	handler http.Handler
-	closed  bool
-}
-
-// ServeHTTP implements http.Handler.
-func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	handler, err := g.open()
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusServiceUnavailable)
-		return
-	}
-	handler.ServeHTTP(w, r)
-}
-
-func (g *gateway) open() (http.Handler, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.closed {
-		return nil, errors.New("etcd is stopping")
-	}
-	if g.handler != nil {
-		return g.handler, nil
-	}
-	conn, err := grpc.NewClient("unix:"+g.socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32)))
-	if err != nil {
-		return nil, err
-	}
-	// The options are those of etcd's own gateway (embed/serve.go): its answers have the names of the protocol's fields.
-	mux := runtime.NewServeMux(runtime.WithMarshalerOption(runtime.MIMEWildcard, &runtime.HTTPBodyMarshaler{Marshaler: &runtime.JSONPb{
-		MarshalOptions:   protojson.MarshalOptions{UseProtoNames: true},
-		UnmarshalOptions: protojson.UnmarshalOptions{DiscardUnknown: true},
-	}}))
-	for _, register := range []func(context.Context, *runtime.ServeMux, *grpc.ClientConn) error{
-		etcdservergw.RegisterKVHandler, etcdservergw.RegisterWatchHandler, etcdservergw.RegisterLeaseHandler, etcdservergw.RegisterClusterHandler,
-		etcdservergw.RegisterMaintenanceHandler, etcdservergw.RegisterAuthHandler, v3lockgw.RegisterLockHandler, v3electiongw.RegisterElectionHandler,
-	} {
-		if err := register(context.Background(), mux, conn); err != nil {
-			return nil, errors.Join(err, conn.Close())
-		}
-	}
-	g.conn = conn
-	g.handler = wsproxy.WebsocketProxy(mux, wsproxy.WithMaxRespBodyBufferSize(math.MaxInt32),
-		wsproxy.WithRequestMutator(func(_, outgoing *http.Request) *http.Request {
-			outgoing.Method = http.MethodPost // streams are started by POST
-			return outgoing
-		}))
-	return g.handler, nil
-}
-
-// close ends the connection and what goes through it.
-func (g *gateway) close() {
-	if g == nil {
-		return
-	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.closed = true
-	if g.conn != nil {
-		_ = g.conn.Close() // it has nothing to write
-	}
 }
 
 // shutOutTimeout bounds how long a start waits for the certificates of the other members.

@@ -39,9 +39,12 @@ import (
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/etcdfiles"
+	"kthwd/appliance/etcdgateway"
+	"kthwd/appliance/etcdmetrics"
 	"kthwd/appliance/program"
 	"kthwd/appliance/supervise"
 	"kthwd/appliance/upstream"
+	"kthwd/appliance/writegate"
 )
 
 // Config is what New needs to know of a member.
@@ -72,8 +75,8 @@ type Member struct {
 	onMembership func(server *embed.Etcd)
 	hadQuorum    atomic.Bool // in this run or in an earlier one
 
-	fsyncs fsyncs // of the last minutes
-	peers  peersHeard
+	fsyncs etcdmetrics.Fsyncs // of the last minutes
+	peers  etcdmetrics.PeersHeard
 
 	mu     sync.Mutex
 	server *embed.Etcd // nil until started
@@ -84,9 +87,9 @@ type Member struct {
 
 	leaderless time.Time // since when no leader is known; zero while there is one
 
-	gate     writeGate // shut for a moment while leadership moves
-	requests *requests // abandoned in a stop without a quorum
-	gateway  *gateway  // etcd's HTTP API; nil when it is switched off
+	gate     writegate.Gate       // shut for a moment while leadership moves
+	requests *requests            // abandoned in a stop without a quorum
+	gateway  *etcdgateway.Gateway // etcd's HTTP API; nil when it is switched off
 }
 
 var _ supervise.Component = (*Member)(nil)
@@ -109,7 +112,7 @@ func New(c Config) (*Member, error) {
 		e.onOpen = c.OnOpen
 	}
 	e.cfg.GRPCAdditionalServerOptions = append(e.cfg.GRPCAdditionalServerOptions,
-		grpc.ChainUnaryInterceptor(e.requests.intercept, e.gate.intercept),
+		grpc.ChainUnaryInterceptor(e.requests.intercept, e.gate.Intercept),
 		grpc.StreamInterceptor(e.awaitLeader)) // this one is before etcd's own, which are chained
 	return e, nil
 }
@@ -228,7 +231,7 @@ func (e *Member) close(server *embed.Etcd) {
 		// was, or for the end of the server (embed/serve.go:serve).
 		server.Server.HardStop()
 	}
-	e.gateway.close()
+	e.gateway.Close()
 	server.Close()
 	os.Remove(socketPath(e.cfg))
 }

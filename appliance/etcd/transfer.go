@@ -11,6 +11,7 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 
+	"kthwd/appliance/etcdmetrics"
 	"kthwd/appliance/supervise"
 )
 
@@ -70,7 +71,7 @@ func (e *Member) TransferLeadership(ctx context.Context, server *embed.Etcd, lev
 func (e *Member) holdEverywhere(ctx context.Context, server *embed.Etcd, client *clientv3.Client, opened chan struct{}) (silent int) {
 	ctx, cancel := context.WithTimeout(ctx, heldBefore)
 	defer cancel()
-	others := len(ActivePeers(server.Server.MemberID()))
+	others := len(etcdmetrics.ActivePeers(server.Server.MemberID()))
 	e.hold(ctx, server, opened)
 	asked, err := client.Put(ctx, transferKey, strconv.FormatUint(uint64(server.Server.MemberID()), 16))
 	if err != nil {
@@ -97,13 +98,13 @@ func heldKey(revision int64, member string) string {
 // takes too long; then opened is closed. It returns when what was under way is done or ctx ends.
 func (e *Member) hold(ctx context.Context, server *embed.Etcd, opened chan struct{}) {
 	from := server.Server.Lead()
-	if !e.gate.close(ctx) {
+	if !e.gate.Close(ctx) {
 		close(opened)
 		return
 	}
 	go func() {
 		defer close(opened)
-		defer e.gate.open()
+		defer e.gate.Open()
 		late := time.After(heldAfter)
 		tick := time.NewTicker(leaderPoll)
 		defer tick.Stop()

@@ -102,7 +102,7 @@ func (w *watch) poll() {
 	leader := leaderOf(w.server) != 0
 	e.listen(leader)
 	w.state.check(leader)
-	e.fsyncs.sample(time.Now())
+	e.fsyncs.Sample(time.Now())
 	if w.polls++; w.state.begun && w.polls%membershipEvery == 0 {
 		e.reportMembership(w.server)
 	}
@@ -151,7 +151,7 @@ func (e *Member) gone(server *embed.Etcd) error {
 	e.server = nil // nobody is to wait for a lock of it
 	e.mu.Unlock()
 	closed := make(chan struct{})
-	e.gateway.close()
+	e.gateway.Close()
 	go func() {
 		defer close(closed)
 		server.Close()

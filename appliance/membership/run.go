@@ -12,6 +12,7 @@ import (
 	etcderrors "go.etcd.io/etcd/server/v3/etcdserver/errors"
 
 	"kthwd/appliance/etcd"
+	"kthwd/appliance/etcdmetrics"
 	"kthwd/appliance/supervise"
 )
 
@@ -129,7 +130,7 @@ func (m *Members) advance(ctx context.Context, server *embed.Etcd, j join) (over
 		return false, nil
 	case !learner.IsLearner:
 		return true, nil
-	case j.arrived && etcd.ActivePeers(server.Server.MemberID())[learner.ID.String()]:
+	case j.arrived && etcdmetrics.ActivePeers(server.Server.MemberID())[learner.ID.String()]:
 		if err := m.promote(ctx, server, learner, j); err == nil || !errors.Is(err, etcderrors.ErrLearnerNotReady) {
 			return err == nil, err
 		}

@@ -1,17 +1,16 @@
-package etcd
+package etcdmetrics
 
 import (
 	"testing"
 	"time"
 )
 
-// A peer that etcd calls active is gone when it has said nothing since there has
-// been no leader.
+// A peer that etcd calls active counts as gone once it has been silent without a leader.
 func TestPeersHeard(t *testing.T) {
 	if receivedBytes() == nil {
 		t.Error("etcd_network_peer_received_bytes_total: not found")
 	}
-	var p peersHeard
+	var p PeersHeard
 	begin := time.Now()
 	at := func(seconds float64) time.Time { return begin.Add(time.Duration(seconds * float64(time.Second))) }
 	p.note(map[string]float64{"a": 10, "b": 10}, at(0))
@@ -23,13 +22,13 @@ func TestPeersHeard(t *testing.T) {
 		since, now float64
 		want       bool
 	}{
-		{"a", 102, 104, false}, // no leader for 2 s only
+		{"a", 102, 104, false}, // without a leader for only 2 s
 		{"a", 102, 106, true},
 		{"b", 102, 106, false},
 		{"b", 102, 109.5, true},
 		{"unknown", 102, 106, true},
 	} {
-		if got := p.silent(tt.peer, at(tt.since), at(tt.now)); got != tt.want {
+		if got := p.Silent(tt.peer, at(tt.since), at(tt.now)); got != tt.want {
 			t.Errorf("%s, without a leader since %v, at %v: got silent %v, want %v", tt.peer, tt.since, tt.now, got, tt.want)
 		}
 	}

@@ -1,4 +1,4 @@
-package etcd
+package etcdmetrics
 
 import (
 	"testing"
@@ -7,7 +7,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 )
 
-// The collectors of etcd that are found by their description are there.
+// etcd still registers the collectors that are found by their description.
 func TestRegistered(t *testing.T) {
 	if activePeersGauge() == nil {
 		t.Error("etcd_network_active_peers: not found")
@@ -32,7 +32,7 @@ func TestBetween(t *testing.T) {
 		count    uint64
 	}{
 		{sample(0, 0, 0, 0, 0), sample(time.Minute, 0, 100, 100, 100), 1990 * time.Microsecond, 100},
-		{sample(0, 500, 500, 500, 500), sample(time.Minute, 500, 500, 600, 600), 3980 * time.Microsecond, 100}, // what was before does not count
+		{sample(0, 500, 500, 500, 500), sample(time.Minute, 500, 500, 600, 600), 3980 * time.Microsecond, 100}, // earlier fsyncs do not count
 		{sample(0, 0, 0, 0, 0), sample(time.Minute, 0, 0, 0, 10), 4 * time.Millisecond, 10},                    // at least
 		{sample(0, 9, 9, 9, 9), sample(time.Minute, 9, 9, 9, 9), 4 * time.Millisecond, 0},
 	} {
