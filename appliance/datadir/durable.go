@@ -14,7 +14,7 @@ func Write(path string, data []byte) error {
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
-// Sync makes the names in a directory last, or a file's content.
+// Sync flushes a file's content, or the names in a directory, to the disk.
 func Sync(path string) error {
 	f, err := os.Open(path)
 	if err != nil {

@@ -8,8 +8,8 @@ import (
 	"kthwd/appliance/pki"
 )
 
-// Forget makes the directory forget its member: etcd's data were moved away,
-// and what comes is another one. The caller has the directory's lock.
+// Forget deletes the directory's record of its member, after etcd's data were moved
+// away for another member. The caller must hold the directory's lock.
 func Forget(l pki.Layout) error {
 	if err := os.Remove(l.Record()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -17,8 +17,8 @@ func Forget(l pki.Layout) error {
 	return Sync(l.Dir)
 }
 
-// ForgetJoin ends what resume began: at the first start with a quorum, so that whoever did
-// not see a join come to its end may give the command again.
+// ForgetJoin deletes the record of a join, at the first start with a quorum. Until then
+// a user who did not see the join end may repeat the command.
 func ForgetJoin(l pki.Layout) error {
 	err := os.Remove(l.JoinRecord())
 	if errors.Is(err, fs.ErrNotExist) {

@@ -11,10 +11,9 @@ import (
 	"kthwd/appliance/pki"
 )
 
-// Identity is this controller's name in the leases: the same in every
-// life of this data directory, so that a controller that was killed takes its
-// own lease up again at once. The data directory's lock makes that safe: no two
-// processes have it at a time.
+// Identity returns this controller's name in the leases. It stays the same for the life
+// of the data directory, so that a controller that was killed resumes its own lease at
+// once. That is safe because only one process can hold the directory's lock.
 func Identity(l pki.Layout, name string) (string, error) {
 	data, err := os.ReadFile(l.InstanceID())
 	if errors.Is(err, fs.ErrNotExist) {

@@ -26,8 +26,8 @@ import (
 	"kthwd/appliance/pki"
 )
 
-// Lock takes the data directory for this process. The lock goes with the
-// process, however it ends; the caller closes the file to give it back earlier.
+// Lock locks the data directory for this process. The lock ends with the process; to
+// release it earlier, the caller closes the file.
 func Lock(l pki.Layout) (*os.File, error) {
 	if err := os.MkdirAll(l.Dir, 0o700); err != nil {
 		return nil, advice.With(err, "make the directory for the user that runs kthwd, or choose another with --data-dir")

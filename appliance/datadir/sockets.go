@@ -8,20 +8,19 @@ import (
 	"kthwd/appliance/pki"
 )
 
-// maxSocketPath is what fits into sockaddr_un.sun_path (108 bytes, with its end).
+// maxSocketPath is the longest path in sockaddr_un.sun_path: 108 bytes with the final 0.
 const maxSocketPath = 107
 
-// Sockets is where the unix sockets are: <data-dir>/run, readable by its
-// owner only, because whoever can open etcd's socket needs no certificate.
+// Sockets are the paths of the unix sockets in <data-dir>/run. Only the owner can read
+// that directory, because etcd's socket requires no certificate.
 type Sockets struct {
-	Etcd    string // as etcd and its client name it
+	Etcd    string // in the form for etcd and its client
 	Control string
 	dir     *os.File // held open while a path goes through /proc/self/fd
 }
 
-// NewSockets makes the directory. A path that does not fit into a socket
-// address is shortened through /proc/self/fd, which this process and only this
-// process can follow.
+// NewSockets makes the directory. If a path does not fit into a socket address, it is
+// shortened through /proc/self/fd, which only this process can resolve.
 func NewSockets(l pki.Layout) (*Sockets, error) {
 	if err := os.MkdirAll(l.Run(), 0o700); err != nil {
 		return nil, err

@@ -21,8 +21,8 @@ import (
 	"kthwd/appliance/advice"
 )
 
-// RefuseForeign stops before etcd makes its own files in a directory that
-// holds something else.
+// RefuseForeign refuses a directory that holds files of another origin, before etcd
+// makes its own files there.
 func RefuseForeign(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -38,9 +38,9 @@ func RefuseForeign(dir string) error {
 	return nil
 }
 
-// Check reads etcd's files before etcd does. On what it cannot read etcd
-// panics on goroutines of its own, where nobody can catch it (bbolt/db.go:freepages),
-// and it cuts a write-ahead log off where it no longer understands it, which is right
+// Check reads etcd's files before etcd does. If etcd cannot read a file, it panics on
+// goroutines of its own, where no caller can recover (bbolt/db.go:freepages). It also
+// truncates a write-ahead log at the first record that it cannot read, which is right
 // for a torn last write and fatal for anything else (storage/wal/repair.go:Repair).
 func Check(dir string) error {
 	if err := checkBackend(filepath.Join(dir, "member", "snap", "db")); err != nil {
@@ -49,12 +49,12 @@ func Check(dir string) error {
 	return checkWAL(filepath.Join(dir, "member", "wal"))
 }
 
-// checkBackend visits every page of the database, as etcd does at its start too.
+// checkBackend visits every page of the database, as etcd does at its start.
 func checkBackend(path string) (err error) {
 	if info, err := os.Stat(path); err != nil || info.Size() == 0 {
-		return nil // not made yet; etcd itself reports what else there is to say
+		return nil // not made yet; etcd reports every other error
 	}
-	// A database that is too short is mapped beyond its end.
+	// Mapping a database that is too short would reach beyond its end.
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if v := recover(); v != nil {
@@ -73,7 +73,7 @@ func checkBackend(path string) (err error) {
 	})
 }
 
-// checkWAL reads the last file of the write-ahead log, the one that etcd would cut off.
+// checkWAL reads the last file of the write-ahead log, the one that etcd may truncate.
 func checkWAL(dir string) error {
 	names, err := filepath.Glob(filepath.Join(dir, "*.wal"))
 	if err != nil || len(names) == 0 {
@@ -93,7 +93,7 @@ func checkWAL(dir string) error {
 	return fmt.Errorf("%s: at offset %d: %w", last, d.LastOffset(), err)
 }
 
-// readRecords reads to the end, io.EOF, or to the first record that cannot be read.
+// readRecords reads until io.EOF or the first unreadable record.
 func readRecords(d wal.Decoder) error {
 	var rec walpb.Record
 	for {
@@ -106,16 +106,16 @@ func readRecords(d wal.Decoder) error {
 	}
 }
 
-// largestRecord is more than any that etcd writes: a request is at most 1.5 MiB
-// unless --max-request-bytes says otherwise, and a record holds one.
+// largestRecord exceeds every record that etcd writes: a record holds one request, which
+// is at most 1.5 MiB unless --max-request-bytes raises that.
 const largestRecord = 64 << 20
 
-// torn tells whether the record at offset may be a write that did not end: not the
-// first one of a file, and of a length that fits into it. The length is eight aligned
-// bytes, which a disk writes whole or not at all.
+// torn reports whether the record at offset may be an interrupted write: it is not the
+// first record of the file, and its length fits into the file. A disk writes the length,
+// eight aligned bytes, completely or not at all.
 //
-// A record at the end of a file makes it longer. Where there was no room for that, the
-// file ends in its middle, and only its beginning tells that it is one.
+// A record at the end of a file extends the file. On a full disk the file ends inside
+// the record, and only the start of the record identifies it.
 func torn(f *os.File, offset int64) bool {
 	info, err := f.Stat()
 	head := make([]byte, 11)
@@ -132,12 +132,12 @@ func torn(f *os.File, offset int64) bool {
 	return begins && length <= largestRecord
 }
 
-// Unusable says what to do about data that etcd cannot use.
+// Unusable adds a hint to an error about data that etcd cannot use.
 func Unusable(dir string, err error) error {
 	err = fmt.Errorf("cannot use the data in %s: %w", dir, err)
 	for _, elsewhere := range []error{syscall.ENOSPC, syscall.EDQUOT, syscall.EROFS, syscall.EACCES, syscall.EPERM} {
 		if errors.Is(err, elsewhere) {
-			return err // nothing is wrong with the data; the caller knows what to say
+			return err // the data are fine; the caller has the right hint
 		}
 	}
 	if errors.Is(err, syscall.EFBIG) {

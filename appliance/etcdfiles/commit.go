@@ -14,14 +14,15 @@ import (
 )
 
 // CommitAll marks all entries of the log in dir, a member directory, as committed, up to
-// the first one that changes the membership, and returns how many were not. etcd would
-// drop them when it forces a new cluster (etcdserver/bootstrap.go), but some may have been
-// acknowledged: the leader knows that before it tells the others. Those that were not
-// were never refused either, and nobody is left to contradict.
+// the first one that changes the membership. It returns the number of entries that were
+// not committed before. etcd would drop these when it forces a new cluster
+// (etcdserver/bootstrap.go), but some may have been acknowledged, because the leader
+// learns of a commit before the others do. The rest were never refused, so keeping them
+// contradicts no answer.
 func CommitAll(dir string) (kept int, err error) {
 	lg, walDir := zap.NewNop(), filepath.Join(dir, "wal")
 	w, state, entries, err := openLog(lg, dir, walDir)
-	if errors.Is(err, io.ErrUnexpectedEOF) && wal.Repair(lg, walDir) { // a torn last write is cut off, as etcd does
+	if errors.Is(err, io.ErrUnexpectedEOF) && wal.Repair(lg, walDir) { // truncates a torn last write, as etcd does
 		w, state, entries, err = openLog(lg, dir, walDir)
 	}
 	if err != nil {
@@ -44,7 +45,7 @@ func CommitAll(dir string) (kept int, err error) {
 	return kept, w.Save(state, nil)
 }
 
-// openLog opens the log for writing, with its last state and what is in it.
+// openLog opens the log for writing, and returns its last state and its entries.
 func openLog(lg *zap.Logger, dir, walDir string) (*wal.WAL, raftpb.HardState, []raftpb.Entry, error) {
 	begin, err := newestSnapshot(lg, dir, walDir)
 	if err != nil {
@@ -61,7 +62,7 @@ func openLog(lg *zap.Logger, dir, walDir string) (*wal.WAL, raftpb.HardState, []
 	return w, state, entries, nil
 }
 
-// newestSnapshot is where etcd would begin to read the log.
+// newestSnapshot returns the position at which etcd would start to read the log.
 func newestSnapshot(lg *zap.Logger, dir, walDir string) (walpb.Snapshot, error) {
 	valid, err := wal.ValidSnapshotEntries(lg, walDir)
 	if err != nil {

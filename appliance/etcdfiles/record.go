@@ -38,18 +38,18 @@ import (
 	"kthwd/appliance/version"
 )
 
-// Record is what a data directory remembers of its etcd member, from the
-// first quorum on. A directory without one is not asked anything.
+// Record is what a data directory stores about its etcd member, from the first quorum
+// on. A directory without one passes every comparison.
 type Record struct {
-	Cluster    string `json:"cluster"` // ids as etcd writes them, in hexadecimal
+	Cluster    string `json:"cluster"` // IDs in hexadecimal, as etcd writes them
 	Member     string `json:"member"`
-	Members    int    `json:"members"` // that vote
+	Members    int    `json:"members"` // voters
 	Kthwd      string `json:"kthwd"`
 	Kubernetes string `json:"kubernetes"`
 	Etcd       string `json:"etcd"`
 }
 
-// ReadRecord returns nil when there is none.
+// ReadRecord returns nil if the directory has no record.
 func ReadRecord(l pki.Layout) (*Record, error) {
 	data, err := os.ReadFile(l.Record())
 	if errors.Is(err, fs.ErrNotExist) {
@@ -65,7 +65,7 @@ func ReadRecord(l pki.Layout) (*Record, error) {
 	return r, nil
 }
 
-// Write replaces the record as a whole or not at all.
+// Write replaces the record atomically.
 func (r Record) Write(l pki.Layout) error {
 	data, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
@@ -81,9 +81,9 @@ func (r Record) Write(l pki.Layout) error {
 	return datadir.Sync(l.Dir)
 }
 
-// Guard refuses to start on a directory that this binary, or this member, must not
-// touch: another cluster's data, none where there were some, or those of versions
-// that do not follow one another. It only reads. etcdArgs are the user's.
+// Guard refuses a directory that this binary or member must not touch: it holds another
+// cluster's data, its data are gone, or they are from versions that do not follow one
+// another. It only reads. etcdArgs are the user's.
 func Guard(l pki.Layout, etcdArgs []program.Arg, now Record) error {
 	r, err := ReadRecord(l)
 	if r == nil || err != nil {
@@ -92,7 +92,7 @@ func Guard(l pki.Layout, etcdArgs []program.Arg, now Record) error {
 	return errors.Join(r.checkVersions(l, now), r.checkData(l, walDir(l, etcdArgs)))
 }
 
-// walDir is where etcd has its log.
+// walDir returns the directory of etcd's log.
 func walDir(l pki.Layout, etcdArgs []program.Arg) string {
 	if dir := program.Value(etcdArgs, "wal-dir"); dir != "" {
 		return dir
@@ -100,14 +100,14 @@ func walDir(l pki.Layout, etcdArgs []program.Arg) string {
 	return filepath.Join(l.Etcd(), "member", "wal")
 }
 
-// checkData compares the data that are there with the member that is remembered.
+// checkData compares the existing data with the member in the record.
 func (r *Record) checkData(l pki.Layout, walDir string) error {
 	ids, err := ReadIDs(walDir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return r.dataGone(l)
 	case err != nil:
-		return nil // etcd.prepare looks closer, and knows what to say
+		return nil // Check reads more closely and reports the damage
 	case ids.Cluster != r.Cluster || ids.Member != r.Member:
 		return advice.With(fmt.Errorf("%s holds data of etcd cluster %s, member %s, but this controller is member %s of cluster %s",
 			l.Etcd(), ids.Cluster, ids.Member, r.Member, r.Cluster),
@@ -116,9 +116,9 @@ func (r *Record) checkData(l pki.Layout, walDir string) error {
 	return nil
 }
 
-// dataGone is the error for a member without its data: begun anew with the same
-// name, it would break promises that it has made to the others; alone, it would be an
-// empty cluster where there was one.
+// dataGone is the error for a member without its data. Started anew with the same name,
+// it would break promises that it made to the others; a lone member would become an
+// empty cluster.
 func (r *Record) dataGone(l pki.Layout) error {
 	if err := RefuseForeign(l.Etcd()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -131,7 +131,7 @@ func (r *Record) dataGone(l pki.Layout) error {
 		fmt.Sprintf("if they are on a disk that is not mounted, mount it; or restore a snapshot; for an empty cluster, move %s away", l.Record()))
 }
 
-// ReadIDs finds out whose log is in dir: each of its files begins with it.
+// ReadIDs returns the owner of the log in dir, which stands at the start of each file.
 func ReadIDs(dir string) (Record, error) {
 	names, err := filepath.Glob(filepath.Join(dir, "*.wal"))
 	if err == nil && len(names) == 0 {
@@ -165,12 +165,12 @@ func RecordOf(cluster, member types.ID) Record {
 	return Record{Cluster: cluster.String(), Member: member.String()}
 }
 
-// checkVersions compares what ran here last with what is to run.
+// checkVersions compares the versions that ran here last with this binary's.
 func (r *Record) checkVersions(l pki.Layout, now Record) error {
 	var errs []error
 	for _, p := range []struct {
 		program, was, is string
-		skips            bool // may skip a minor
+		skips            bool // may skip a minor version
 	}{
 		{"kthwd", released(r.Kthwd), released(now.Kthwd), true},
 		{"Kubernetes", r.Kubernetes, now.Kubernetes, false},
@@ -194,10 +194,10 @@ func (r *Record) checkVersions(l pki.Layout, now Record) error {
 	return errors.Join(errs...)
 }
 
-// minor counts minors, and takes majors for steps of many.
+// minor numbers the minor versions; a major version is a step of many.
 func minor(v *utilversion.Version) int { return int(v.Major())*1000 + int(v.Minor()) }
 
-// released is a version that can be compared: a developer's builds can not.
+// released reports whether a version can be compared; a developer's build cannot.
 func released(v string) string {
 	if strings.ContainsAny(v, "-+") {
 		return ""
@@ -205,7 +205,7 @@ func released(v string) string {
 	return v
 }
 
-// Versions is the part of a record that a binary decides.
+// Versions returns the fields of a record that depend on the binary.
 func Versions(kthwd string) Record {
 	v := version.Linked()
 	return Record{Kthwd: kthwd, Kubernetes: v.Kubernetes, Etcd: v.Etcd}

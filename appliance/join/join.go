@@ -42,37 +42,36 @@ import (
 	"kthwd/appliance/version"
 )
 
-// Options are what the caller of Join provides.
+// Options is the input of Join.
 type Options struct {
 	Token   string
 	Version string        // kthwd's own
-	Config  config.Config // what was set here; its Controller is Configure's to complete
+	Config  config.Config // as set on this machine; Configure completes its Controller
 
-	// Configure is the configuration of this controller, complete and valid, as the
-	// cluster's settings and its own ones make it.
+	// Configure returns the complete, valid configuration of this controller, made of
+	// the cluster's settings and this machine's.
 	Configure func(member.Files) (config.Controller, error)
 
-	// ReplaceData moves etcd's data and a kthwd.yaml that are there aside. Without it
-	// they are a reason to refuse.
+	// ReplaceData moves existing etcd data and an existing kthwd.yaml aside. Without it,
+	// Join refuses them.
 	ReplaceData bool
 
-	Say func(line string) // what has been done, for a person; must not be nil
+	Say func(line string) // receives each completed step, for a person; must not be nil
 }
 
-// Joined is a controller that may be started.
+// Joined describes a controller that is ready to start.
 type Joined struct {
 	File     string // its configuration
 	Name     string
-	Within   time.Duration // in which it has to be started
+	Within   time.Duration // the time in which it must be started
 	Server   string        // HOST:PORT of its API server
 	Warnings []string
 }
 
-// Join makes the data directory of a further controller of a running cluster, and
-// adds it to the cluster as a learner. Whatever can be refused is refused before the
-// cluster has changed; what was written until then is kept and used by the next try.
-// One that ends early, at whatever moment, is gone on with by another one with the
-// same token in the same directory.
+// Join makes the data directory of another controller of a running cluster, and adds
+// the controller to the cluster as a learner. It refuses everything that it can refuse
+// before the cluster changes. Files written until then are kept for the next attempt:
+// after an end at any moment, Join with the same token and directory continues.
 func Join(ctx context.Context, l pki.Layout, o Options) (Joined, error) {
 	token, err := member.ParseToken(o.Token)
 	if err != nil {
@@ -108,7 +107,7 @@ func randomName() string {
 	return hex.EncodeToString(name)
 }
 
-// joiner is one run of Join.
+// joiner is the state of one run of Join.
 type joiner struct {
 	layout   pki.Layout
 	o        Options
@@ -116,12 +115,11 @@ type joiner struct {
 	cfg      config.Controller
 	admitted member.Admitted
 	warnings []string
-	resumed  bool // there was an earlier run with this token
+	resumed  bool // an earlier run used this token
 }
 
-// resume takes the name that the cluster knows this joiner by from an earlier run
-// with the same token, or makes one and keeps it: once the cluster has spent the
-// token, it answers that name only.
+// resume reads the name that an earlier run with the same token gave to the cluster, or
+// makes one and stores it. Once the token is in use, the cluster answers that name only.
 func (j *joiner) resume() error {
 	path := j.layout.JoinRecord()
 	data, err := os.ReadFile(path)
@@ -141,13 +139,13 @@ func (j *joiner) resume() error {
 
 func (j *joiner) file() string { return filepath.Join(j.layout.Dir, config.FileName) }
 
-// checkEmpty refuses a directory that is another controller's, or was this one's.
+// checkEmpty refuses a directory that already belongs, or belonged, to a controller.
 func (j *joiner) checkEmpty() error {
 	if j.o.ReplaceData {
 		return nil
 	}
 	paths := []string{filepath.Join(j.layout.Etcd(), "member")}
-	if !j.resumed { // else it may be what that run wrote last
+	if !j.resumed { // otherwise the earlier run may have written it
 		paths = append(paths, j.file())
 	}
 	const hint = "a controller that was removed joins again with --replace-data, which moves it aside; otherwise choose another --data-dir"
@@ -160,7 +158,7 @@ func (j *joiner) checkEmpty() error {
 	return nil
 }
 
-// fetch makes the directory complete, but for kthwd.yaml.
+// fetch completes the directory except for kthwd.yaml.
 func (j *joiner) fetch(ctx context.Context) error {
 	has, err := pki.FinishCertificate(j.layout, pki.NameKubernetes)
 	if err != nil {
@@ -176,7 +174,7 @@ func (j *joiner) fetch(ctx context.Context) error {
 	if err := preflight.Ports(j.cfg, j.o.Config.MetricsAddress); err != nil {
 		return notHere(err, files)
 	}
-	j.client.Local = files.Address // an address of this machine, as its ports have shown
+	j.client.Local = files.Address // preflight.Ports has listened on it
 	if args := files.Settings.Arguments; len(args) > 0 {
 		j.warnings = append(j.warnings, "the other controllers are given arguments that are not taken over; if all need them, write them into the file: "+strings.Join(args, ", "))
 	}
@@ -193,7 +191,7 @@ func (j *joiner) fetch(ctx context.Context) error {
 	return err
 }
 
-// notHere names the address if that is what is wrong.
+// notHere names the address if this machine does not have it.
 func notHere(err error, f member.Files) error {
 	if !errors.Is(err, syscall.EADDRNOTAVAIL) {
 		return err
@@ -202,8 +200,7 @@ func notHere(err error, f member.Files) error {
 		fmt.Sprintf("on a controller: kthwd member add %s ADDRESS, with one of those that ip address lists here", f.Name))
 }
 
-// admit listens on the peer port while the cluster looks whether it is there, and
-// becomes a learner.
+// admit listens on the peer port while the cluster dials back, and becomes a learner.
 func (j *joiner) admit(ctx context.Context) error {
 	tlsConfig, err := pki.ClientTLS(j.layout)
 	if err != nil {
@@ -218,13 +215,13 @@ func (j *joiner) admit(ctx context.Context) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+member.DialPath+j.client.Token.ID, func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, j.client.Joiner) })
 	server := &http.Server{Handler: mux, ErrorLog: log.New(io.Discard, "", 0), ReadHeaderTimeout: 5 * time.Second}
-	go server.Serve(listener) // until Close
+	go server.Serve(listener) // ends with Close
 	defer server.Close()
 	j.admitted, err = j.client.Admit(ctx, j.cfg.EtcdPeerPort)
 	return err
 }
 
-// settle moves away what was there, and writes the configuration.
+// settle moves existing data aside and writes the configuration.
 func (j *joiner) settle() (Joined, error) {
 	stamp := time.Now().UTC().Format("20060102T150405Z")
 	for _, m := range []struct{ from, to string }{

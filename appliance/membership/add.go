@@ -19,10 +19,10 @@ import (
 	"kthwd/appliance/pki"
 )
 
-// maxTTL is how long a token may be good for: it is a key to everything.
+// maxTTL bounds the life of a token, which is a key to everything.
 const maxTTL = 24 * time.Hour
 
-// addRequest is kthwd member add.
+// addRequest serves kthwd member add.
 func (m *Members) addRequest(r *http.Request) (any, error) {
 	var in member.AddRequest
 	if err := json.NewDecoder(io.LimitReader(r.Body, 64<<10)).Decode(&in); err != nil {
@@ -98,8 +98,8 @@ func (m *Members) mayAdd(l member.List, in member.AddRequest) error {
 	return l.MayAdd(in.Name, in.Address)
 }
 
-// joinAddresses are where the joiner asks: here first, for this one has just
-// opened its port.
+// joinAddresses are the endpoints that the joiner tries, this controller's first,
+// because it has just opened its port.
 func (m *Members) joinAddresses(l member.List) (all []string) {
 	for _, v := range l.Voters() {
 		address := net.JoinHostPort(v.Address, strconv.Itoa(m.cfg.JoinPort))

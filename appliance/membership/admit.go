@@ -22,8 +22,8 @@ import (
 	"kthwd/appliance/pki"
 )
 
-// admit is the second step: the joiner becomes a learner, if it is there. One that
-// hangs up meanwhile ends nothing: a change of the membership cannot be called back.
+// admit is the second step: it makes the joiner a learner, if the joiner answers. It
+// continues when the joiner hangs up, because a membership change cannot be revoked.
 func (m *Members) admit(ctx context.Context, in member.Request) (member.Admitted, error) {
 	var a member.Admitted
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeTimeout)
@@ -43,7 +43,7 @@ func (m *Members) admit(ctx context.Context, in member.Request) (member.Admitted
 			return a, err
 		}
 	}
-	// The learner has as long to arrive as the token was good for.
+	// The learner has the token's whole lifetime again to arrive.
 	if _, err := client.KeepAliveOnce(ctx, clientv3.LeaseID(j.Lease)); err != nil {
 		m.log.Warn("the time to arrive is not prolonged", "name", j.Name, "err", err)
 	}
@@ -58,9 +58,9 @@ func (m *Members) admit(ctx context.Context, in member.Request) (member.Admitted
 	return a, nil
 }
 
-// addLearner spends the token and changes the membership, in this order: a crash
-// between the two leaves a record that expires. When nobody knows whether the change
-// was made, the token stays spent, and the joiner that has spent it may ask again.
+// addLearner spends the token, then changes the membership: a crash between the two
+// leaves a record that expires. If the outcome of the change is unknown, the token stays
+// spent, and the joiner that spent it may ask again.
 func (m *Members) addLearner(ctx context.Context, client *clientv3.Client, server *embed.Etcd, j *join, joiner, peer string) error {
 	for _, e := range server.Server.Cluster().Members() {
 		if e.IsLearner && !slices.Contains(e.PeerURLs, peer) {
@@ -84,9 +84,9 @@ func (m *Members) addLearner(ctx context.Context, client *clientv3.Client, serve
 		return errors.Join(err, &member.Refusal{Text: "two want to join with this token at one time", Advice: newToken, Retry: true})
 	}
 	now := time.Now()
-	err = settled(ctx, func() error {
+	err = retryUnhealthy(ctx, func() error {
 		if j.member(server.Server.Cluster().Members()) != nil {
-			return nil // by an attempt of which nobody knew
+			return nil // an earlier attempt succeeded without an answer
 		}
 		_, err := server.Server.AddMember(ctx, *membership.NewMemberAsLearner("", urls, "", &now))
 		return err
@@ -104,8 +104,8 @@ func (m *Members) addLearner(ctx context.Context, client *clientv3.Client, serve
 	return nil
 }
 
-// dialBack makes sure that the joiner is there, on its peer port, with a certificate
-// of the cluster's CA, before anything counts on it.
+// dialBack verifies that the joiner answers on its peer port, with a certificate of the
+// cluster's CA, before the membership depends on it.
 func (m *Members) dialBack(ctx context.Context, j join, peer, joiner string) error {
 	tls, err := pki.ClientTLS(m.layout)
 	if err != nil {

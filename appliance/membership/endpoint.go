@@ -26,8 +26,8 @@ import (
 	"kthwd/appliance/version"
 )
 
-// joinEndpoint is the port on which further controllers join. It is open only
-// while there is a token for one.
+// joinEndpoint is the port on which controllers join. It is open only while a token
+// exists.
 type joinEndpoint struct {
 	address string
 	layout  pki.Layout
@@ -36,10 +36,10 @@ type joinEndpoint struct {
 
 	mu     sync.Mutex
 	server *http.Server
-	failed string // why it could not be opened, said once
+	failed string // the last error of opening it, logged once
 }
 
-// open opens it, unless it is open.
+// open opens the port; it does nothing if the port is open.
 func (e *joinEndpoint) open() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -63,12 +63,12 @@ func (e *joinEndpoint) open() error {
 		Handler: e.handler, TLSConfig: tls, ErrorLog: slog.NewLogLogger(e.log.Handler(), slog.LevelDebug),
 		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 40 * time.Second, MaxHeaderBytes: 16 << 10,
 	}
-	go e.server.ServeTLS(l, "", "") // until close
+	go e.server.ServeTLS(l, "", "") // ends with close
 	e.log.Info("open for controllers that join", "addr", e.address)
 	return nil
 }
 
-// close closes it, if it is open.
+// close closes the port; it does nothing if the port is closed.
 func (e *joinEndpoint) close() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -84,8 +84,8 @@ func (e *joinEndpoint) close() {
 	e.log.Info("closed for controllers that join", "addr", e.address)
 }
 
-// tls serves kubernetes.pem, and the CA's certificate after it: the joiner knows
-// that by its hash only.
+// tls serves kubernetes.pem followed by the CA's certificate, of which the joiner has
+// only the hash.
 func (e *joinEndpoint) tls() (*tls.Config, error) {
 	cert, err := tls.LoadX509KeyPair(e.layout.Cert(pki.NameKubernetes), e.layout.Key(pki.NameKubernetes))
 	if err != nil {
@@ -99,7 +99,7 @@ func (e *joinEndpoint) tls() (*tls.Config, error) {
 	return &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13}, nil
 }
 
-// joinHandler answers joiners.
+// joinHandler serves the two steps of a join.
 func (m *Members) joinHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+member.FilesPath, joinAnswer(m.log, m.giveFiles))
@@ -107,7 +107,7 @@ func (m *Members) joinHandler() http.Handler {
 	return mux
 }
 
-// joinAnswer makes a handler of one step. What is refused is in the log, too.
+// joinAnswer makes a handler of one step. It logs each refusal.
 func joinAnswer[T any](log *slog.Logger, step func(context.Context, member.Request) (T, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		var in member.Request
@@ -120,7 +120,7 @@ func joinAnswer[T any](log *slog.Logger, step func(context.Context, member.Reque
 		out, err := step(r.Context(), in)
 		w.Header().Set("Content-Type", "application/json")
 		if err == nil {
-			_ = json.NewEncoder(w).Encode(out) // the joiner has gone, and may ask again
+			_ = json.NewEncoder(w).Encode(out) // if the joiner has gone, it may ask again
 			return
 		}
 		f := member.Failed{Error: err.Error()}
@@ -144,10 +144,10 @@ func joinAnswer[T any](log *slog.Logger, step func(context.Context, member.Reque
 
 func printableID(id string) string { return fmt.Sprintf("%.16q", id) }
 
-// newToken is what to do when a token is of no use.
+// newToken is the hint for a token that no longer works.
 const newToken = "make a new one on a controller: kthwd member add NAME ADDRESS"
 
-// joinOf finds the join that a request's token is for.
+// joinOf returns the join that a request's token belongs to, or a *member.Refusal.
 func (m *Members) joinOf(ctx context.Context, client *clientv3.Client, in member.Request) (join, error) {
 	all, _, err := m.joins(ctx, client)
 	if err != nil {
@@ -178,8 +178,8 @@ func (m *Members) joinOf(ctx context.Context, client *clientv3.Client, in member
 	return j, nil
 }
 
-// giveFiles is the first step: what a controller needs before it can be one. From then
-// on the token is good for that joiner only.
+// giveFiles is the first step: it returns the files and settings that a controller needs.
+// From then on the token works for that joiner only.
 func (m *Members) giveFiles(ctx context.Context, in member.Request) (member.Files, error) {
 	var f member.Files
 	client, _, done, err := m.client()
@@ -207,10 +207,10 @@ func (m *Members) giveFiles(ctx context.Context, in member.Request) (member.File
 	return member.Files{Name: j.Name, Address: j.Address, Settings: m.settings(), Admin: shared.Admin, Files: shared.Files}, nil
 }
 
-// hold binds the token to the joiner that asks, unless it is bound to it already.
+// hold binds the token to the joiner, unless the token is bound already.
 func (m *Members) hold(ctx context.Context, client *clientv3.Client, j join, in member.Request) error {
 	if j.Holder != "" {
-		return nil // joinOf has compared them
+		return nil // joinOf has compared the two
 	}
 	key, err := m.sealKey()
 	if err != nil {
@@ -224,7 +224,7 @@ func (m *Members) hold(ctx context.Context, client *clientv3.Client, j join, in 
 	return err
 }
 
-// host is the address without the port.
+// host returns the address without its port.
 func host(address string) string {
 	h, _, err := net.SplitHostPort(address)
 	if err != nil {
@@ -233,7 +233,7 @@ func host(address string) string {
 	return h
 }
 
-// issueFor adds a kubernetes.pem for the joiner's address.
+// issueFor adds a kubernetes.pem for the joiner's address to the shared files.
 func (m *Members) issueFor(j join, shared pki.Shared) error {
 	issued, err := pki.IssueController(m.layout, []string{j.Address})
 	if errors.Is(err, pki.ErrNoCAKey) {
@@ -251,7 +251,7 @@ func (m *Members) ownServers() []string {
 	return []string{m.cfg.LocalServer(), "https://" + net.JoinHostPort(m.cfg.AdvertiseAddress, strconv.Itoa(m.cfg.SecurePort))}
 }
 
-// settings are what the controllers of this cluster have in common.
+// settings returns the settings that all controllers of the cluster share.
 func (m *Members) settings() member.Settings {
 	s := member.Settings{
 		ServiceClusterIPRange: m.cfg.ServiceClusterIPRange, ClusterCIDR: m.cfg.ClusterCIDR, SecurePort: m.cfg.SecurePort,

@@ -15,10 +15,9 @@ import (
 	"kthwd/appliance/supervise"
 )
 
-// joinsPrefix is where the cluster keeps the joins that are under way: one record
-// each, and beside it a key with a lease, for as long as the token is good, and
-// after that for as long as the learner may take to arrive. A lease, because
-// clocks of controllers may differ.
+// joinsPrefix holds the joins in progress: one record each, and beside it a key with a
+// lease that lasts as long as the token, and then as long as the learner may take to
+// arrive. It is a lease because the clocks of controllers may differ.
 const joinsPrefix = "/kthwd/joins/"
 
 func joinKey(id string) string { return joinsPrefix + id }
@@ -27,32 +26,32 @@ func validKey(id string) string { return joinsPrefix + id + "/valid" }
 
 func arrivedKey(id string) string { return joinsPrefix + id + "/arrived" }
 
-// join is the record of a controller that is to join.
+// join is the record of a controller that may join.
 type join struct {
 	ID      string        `json:"id"`
 	Name    string        `json:"name"`
 	Address string        `json:"address"`
-	Secret  []byte        `json:"secret"` // its hash
+	Secret  []byte        `json:"secret"` // hash of the secret
 	CAKey   bool          `json:"caKey,omitempty"`
-	From    string        `json:"from,omitempty"` // address that the joiner speaks from; empty is Address
+	From    string        `json:"from,omitempty"` // address that the joiner speaks from; empty means Address
 	TTL     time.Duration `json:"ttlNanoseconds"`
 	Lease   int64         `json:"lease"`
 
-	// Holder is the joiner that was given the files: nobody else is after it.
+	// Holder is the joiner that received the files; every other one is refused.
 	Holder string `json:"holder,omitempty"`
 
-	// Once the token is spent: who has spent it, and the learner's peer URL.
+	// Set once the token is spent: the joiner that spent it, and the learner's peer URL.
 	Joiner  string `json:"joiner,omitempty"`
 	PeerURL string `json:"peerURL,omitempty"`
 
-	Seal []byte `json:"seal,omitempty"` // see joinseal.go
+	Seal []byte `json:"seal,omitempty"` // see seal.go
 
-	valid    bool  // the lease lives
-	arrived  bool  // the learner runs, and has the cluster's shared files
+	valid    bool  // the lease has not expired
+	arrived  bool  // the learner runs and has the cluster's shared files
 	revision int64 // of the record
 }
 
-// member is the one that has come of the join, or nil.
+// member returns the member that this join created, or nil.
 func (j join) member(all []*membership.Member) *membership.Member {
 	for _, m := range all {
 		if j.PeerURL != "" && len(m.PeerURLs) > 0 && m.PeerURLs[0] == j.PeerURL {
@@ -62,13 +61,13 @@ func (j join) member(all []*membership.Member) *membership.Member {
 	return nil
 }
 
-// readJoins reads all records, in the order of their IDs, sealed or not.
+// readJoins returns all records, sealed or not, ordered by ID.
 func readJoins(ctx context.Context, client *clientv3.Client, o ...clientv3.OpOption) (all []join, revision int64, err error) {
 	answer, err := client.Get(ctx, joinsPrefix, append(o, clientv3.WithPrefix())...)
 	if err != nil {
 		return nil, 0, err
 	}
-	leases := map[string]int64{} // by the key; 0 is a key without a lease
+	leases := map[string]int64{} // by key; 0 means no lease
 	for _, kv := range answer.Kvs {
 		leases[string(kv.Key)] = kv.Lease
 		id := strings.TrimPrefix(string(kv.Key), joinsPrefix)
@@ -77,7 +76,7 @@ func readJoins(ctx context.Context, client *clientv3.Client, o ...clientv3.OpOpt
 		}
 		j := join{}
 		if err := json.Unmarshal(kv.Value, &j); err != nil || j.ID != id {
-			j = join{ID: id} // no controller has written it
+			j = join{ID: id} // no controller wrote it
 		}
 		j.revision = kv.ModRevision
 		all = append(all, j)
@@ -89,8 +88,8 @@ func readJoins(ctx context.Context, client *clientv3.Client, o ...clientv3.OpOpt
 	return all, answer.Header.Revision, nil
 }
 
-// record writes a new join, with a lease of its own, in the place of others for the
-// same controller.
+// record writes a new join with a lease of its own, and deletes the replaced joins of
+// the same controller.
 func (j join) record(ctx context.Context, client *clientv3.Client, key []byte, replaced []join) error {
 	lease, err := client.Grant(ctx, int64(j.TTL/time.Second))
 	if err != nil {
@@ -110,7 +109,7 @@ func (j join) record(ctx context.Context, client *clientv3.Client, key []byte, r
 	return err
 }
 
-// update replaces the record, unless somebody else has.
+// update replaces the record, unless it has changed since it was read.
 func (j *join) update(ctx context.Context, client *clientv3.Client, key []byte) (done bool, err error) {
 	j.Seal = j.sealed(key)
 	value, err := json.Marshal(j)
@@ -130,14 +129,14 @@ func (j join) deletion() []clientv3.Op {
 	return []clientv3.Op{clientv3.OpDelete(joinKey(j.ID)), clientv3.OpDelete(validKey(j.ID)), clientv3.OpDelete(arrivedKey(j.ID))}
 }
 
-// forget deletes the record: the join is over, one way or the other.
+// forget deletes the record of a join that has succeeded or failed.
 func (j join) forget(ctx context.Context, client *clientv3.Client) error {
 	_, err := client.Txn(ctx).Then(j.deletion()...).Commit()
 	return err
 }
 
-// Arrive says for a learner that it runs, with the files that it must share: only
-// then does the leader make a voter of it. It waits for a quorum as long as ctx lasts.
+// Arrive records that this learner runs and has the files that controllers share; only
+// then does the leader promote it. It waits for a quorum until ctx ends.
 func Arrive(ctx context.Context, server *embed.Etcd) {
 	client := v3client.New(server.Server)
 	defer client.Close()
@@ -152,7 +151,7 @@ func Arrive(ctx context.Context, server *embed.Etcd) {
 func tryArrive(ctx context.Context, client *clientv3.Client, server *embed.Etcd) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	all, _, err := readJoins(ctx, client) // its own name in one of them is all that a learner looks for
+	all, _, err := readJoins(ctx, client) // a learner looks only for its own name, so it needs no seal
 	if err != nil {
 		return err
 	}
@@ -167,7 +166,7 @@ func tryArrive(ctx context.Context, client *clientv3.Client, server *embed.Etcd)
 	return err
 }
 
-// remains is how long the lease lives; 0 when that is not known.
+// remains returns the time left on the lease; 0 means unknown.
 func (j join) remains(ctx context.Context, client *clientv3.Client) time.Duration {
 	if !j.valid {
 		return 0

@@ -45,7 +45,7 @@ import (
 	"kthwd/appliance/supervise"
 )
 
-// Config is what New needs to know.
+// Config is the input of New.
 type Config struct {
 	Etcd       *etcd.Member
 	Controller config.Controller
@@ -79,7 +79,7 @@ func New(c Config) *Members {
 	return m
 }
 
-// Private are the requests of kthwd's verbs, for the unix socket.
+// Private returns the handlers of kthwd's verbs, for the unix socket.
 func (m *Members) Private() map[string]http.HandlerFunc {
 	return map[string]http.HandlerFunc{
 		"GET /members":           answer(func(r *http.Request) (any, error) { return m.list(r.Context()) }),
@@ -88,7 +88,7 @@ func (m *Members) Private() map[string]http.HandlerFunc {
 	}
 }
 
-// answer makes a handler of a function that returns what is to be JSON, or why not.
+// answer makes a handler that encodes the result of f as JSON, or its error.
 func answer(f func(*http.Request) (any, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		v, err := f(r)
@@ -97,11 +97,11 @@ func answer(f func(*http.Request) (any, error)) http.HandlerFunc {
 			return
 		}
 		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(v) // the client has gone; there is nobody to tell
+		_ = json.NewEncoder(w).Encode(v) // an error means that the client has gone
 	}
 }
 
-// server is the member that runs.
+// server returns the running member.
 func (m *Members) server() (*embed.Etcd, error) {
 	if server := m.etcd.Running(); server != nil {
 		return server, nil
@@ -109,7 +109,7 @@ func (m *Members) server() (*embed.Etcd, error) {
 	return nil, advice.With(errors.New("etcd has not started yet"), "kthwd status says what it waits for")
 }
 
-// client is one of the member that runs. The caller calls done.
+// client returns a client of the running member. The caller must call done.
 func (m *Members) client() (client *clientv3.Client, server *embed.Etcd, done func(), err error) {
 	if server, err = m.server(); err != nil {
 		return nil, nil, nil, err
@@ -118,7 +118,7 @@ func (m *Members) client() (client *clientv3.Client, server *embed.Etcd, done fu
 	return client, server, func() { client.Close() }, nil
 }
 
-// list is the cluster as this controller sees it, whether there is a quorum or not.
+// list returns the members as this controller sees them, with or without a quorum.
 func (m *Members) list(ctx context.Context) (member.List, error) {
 	client, server, done, err := m.client()
 	if err != nil {
@@ -139,7 +139,7 @@ func (m *Members) list(ctx context.Context) (member.List, error) {
 			one.Role = member.Learner
 		}
 		if one.Name == "" {
-			one.Name = id // it has never run, and nobody here has added it
+			one.Name = id // it has never run, and no join here added it
 		}
 		for i, j := range under {
 			if j.member([]*membership.Member{e}) == nil {
@@ -160,14 +160,14 @@ func (m *Members) list(ctx context.Context) (member.List, error) {
 	return l, nil
 }
 
-// timed is a join, and how long it has left.
+// timed is a join and its remaining time.
 type timed struct {
 	join
 	left time.Duration
 }
 
-// underWay are the joins as this member knows them. Without a quorum it is not
-// known how long they have left.
+// underWay returns the joins that this member has stored. Without a quorum their
+// remaining time is unknown.
 func (m *Members) underWay(ctx context.Context, client *clientv3.Client) (all []timed) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()

@@ -19,13 +19,13 @@ import (
 	"kthwd/appliance/supervise"
 )
 
-// changeTimeout bounds one change of the membership, and how long etcd may find
-// that the members have not been connected for long enough (etcdserver/server.go:
+// changeTimeout bounds one change of the membership. It includes the time in which etcd
+// refuses because members have not been connected long enough (etcdserver/server.go:
 // HealthInterval).
 const changeTimeout = 15 * time.Second
 
-// remove takes a member out of the cluster, if the others are then still one. It
-// returns the member as it was.
+// remove removes a member, unless the others would lose their quorum. It returns the
+// member as it was.
 func (m *Members) remove(ctx context.Context, name string) (member.Member, error) {
 	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
 	defer cancel()
@@ -53,8 +53,8 @@ func (m *Members) remove(ctx context.Context, name string) (member.Member, error
 	return gone, m.forget(ctx, gone)
 }
 
-// takeOver has the leader pass the leadership on to this member: without that, the
-// others notice after an election timeout that it has gone. Failing costs that.
+// takeOver asks the leader to transfer leadership to this member. If that fails, the
+// others notice the missing leader only after an election timeout.
 func (m *Members) takeOver(ctx context.Context, server *embed.Etcd) {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
@@ -87,21 +87,21 @@ func (m *Members) tryTakeOver(ctx context.Context, server *embed.Etcd) error {
 	return ctx.Err()
 }
 
-// removeID asks etcd, again while it is not content yet.
+// removeID removes the member, and retries while etcd finds the members unhealthy.
 func (m *Members) removeID(ctx context.Context, server *embed.Etcd, hex string) error {
 	id, err := strconv.ParseUint(hex, 16, 64)
 	if err != nil {
 		return fmt.Errorf("member ID %q: %w", hex, err)
 	}
-	return settled(ctx, func() error {
+	return retryUnhealthy(ctx, func() error {
 		_, err := server.Server.RemoveMember(ctx, id)
 		return err
 	})
 }
 
-// settled repeats a change of the membership that etcd refuses because somebody
-// has come or gone within the last five seconds.
-func settled(ctx context.Context, change func() error) error {
+// retryUnhealthy repeats a change of the membership that etcd refuses because a member
+// connected or disconnected within the last five seconds.
+func retryUnhealthy(ctx context.Context, change func() error) error {
 	for {
 		err := change()
 		if !errors.Is(err, etcderrors.ErrUnhealthy) {
@@ -115,7 +115,7 @@ func settled(ctx context.Context, change func() error) error {
 	}
 }
 
-// notKnown tells whether a change that failed with err may have been made all the same.
+// notKnown reports whether a change that failed with err may have taken effect.
 func notKnown(err error) bool {
 	for _, unsure := range []error{
 		etcderrors.ErrTimeout, etcderrors.ErrTimeoutDueToConnectionLost, etcderrors.ErrTimeoutDueToLeaderFail,
@@ -128,7 +128,7 @@ func notKnown(err error) bool {
 	return false
 }
 
-// changeError puts etcd's reasons into other words.
+// changeError explains etcd's reasons for refusing a change.
 func changeError(err error) error {
 	switch {
 	case errors.Is(err, etcderrors.ErrUnhealthy), errors.Is(err, etcderrors.ErrNotEnoughStartedMembers):
@@ -140,10 +140,9 @@ func changeError(err error) error {
 	return err
 }
 
-// forget deletes what would remind the cluster of a removed member: the join that
-// it was to come by, which is an error when it stays, and its API server's place
-// among the endpoints of the service kubernetes, which would be there for 15 more
-// seconds.
+// forget deletes the traces of a removed member: its pending join, and its API server's
+// endpoint of the service kubernetes, which would stay for another 15 seconds. Only a
+// join that cannot be deleted is an error.
 func (m *Members) forget(ctx context.Context, gone member.Member) error {
 	client, _, done, err := m.client()
 	if err != nil {

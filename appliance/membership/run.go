@@ -22,9 +22,8 @@ const Name = "members"
 func (m *Members) Name() string { return Name }
 
 // Run implements supervise.Component. While another controller may join, it keeps
-// the join endpoint open; while this member leads etcd, it makes a voter of each
-// learner that has caught up, and gives up on those that do not come. At other
-// times it does nothing but watch.
+// the join endpoint open. While this member leads etcd, it promotes each learner that
+// has caught up and removes those that do not arrive. At other times it only watches.
 func (m *Members) Run(ctx context.Context, ready func()) error {
 	client, server, done, err := m.client()
 	if err != nil {
@@ -42,10 +41,10 @@ func (m *Members) Run(ctx context.Context, ready func()) error {
 	return nil
 }
 
-// joinPoll is how often a join that is under way is looked at.
+// joinPoll is the interval at which a join in progress is checked.
 const joinPoll = 500 * time.Millisecond
 
-// follow acts on the joins after each change and, while there are any, at each tick.
+// follow acts on the joins after each change and, while any exist, at each tick.
 func (m *Members) follow(ctx context.Context, client *clientv3.Client, server *embed.Etcd) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -57,7 +56,7 @@ func (m *Members) follow(ctx context.Context, client *clientv3.Client, server *e
 	for {
 		m.act(ctx, client, server, pending)
 		again := m.passOn(ctx, server)
-		var soon <-chan time.Time // never, at most times: an idle process is not woken for nothing
+		var soon <-chan time.Time // usually nil, so that an idle process is not woken
 		if len(pending) > 0 || again {
 			soon = time.After(joinPoll)
 		}
@@ -80,9 +79,9 @@ func (m *Members) follow(ctx context.Context, client *clientv3.Client, server *e
 	}
 }
 
-// passOn gives leadership to another member as long as this one has the timing of a
-// lone one, which it keeps until it is started again. It returns true when it is to
-// be called again.
+// passOn transfers leadership to another member if this one still has the timing of a
+// lone member, which it keeps until its next start. It returns true if the caller must
+// call it again.
 func (m *Members) passOn(ctx context.Context, server *embed.Etcd) (again bool) {
 	if !m.etcd.HasLoneTiming() || etcd.Voters(server) < 2 || server.Server.Leader() != server.Server.MemberID() {
 		return false
@@ -95,13 +94,13 @@ func (m *Members) passOn(ctx context.Context, server *embed.Etcd) (again bool) {
 	return true
 }
 
-// act opens or closes the endpoint and, on the leader, brings joins to an end.
+// act opens or closes the endpoint and, on the leader, advances the joins.
 func (m *Members) act(ctx context.Context, client *clientv3.Client, server *embed.Etcd, pending []join) {
 	if len(pending) == 0 {
 		m.endpoint.close()
 		return
 	}
-	_ = m.endpoint.open() // it says why not, once
+	_ = m.endpoint.open() // it logs its error once
 	if server.Server.Leader() != server.Server.MemberID() {
 		return
 	}
@@ -118,8 +117,8 @@ func (m *Members) act(ctx context.Context, client *clientv3.Client, server *embe
 	}
 }
 
-// advance brings one join further. It is over when the controller votes, or when
-// it has not come in time.
+// advance takes the next step of a join. The join is over when the controller votes or
+// has not arrived in time.
 func (m *Members) advance(ctx context.Context, server *embed.Etcd, j join) (over bool, err error) {
 	learner := j.member(server.Server.Cluster().Members())
 	switch {
@@ -145,7 +144,7 @@ func (m *Members) advance(ctx context.Context, server *embed.Etcd, j join) (over
 	return true, nil
 }
 
-// promote makes a voter of a learner that has caught up.
+// promote makes a learner that has caught up a voter.
 func (m *Members) promote(ctx context.Context, server *embed.Etcd, learner *membership.Member, j join) error {
 	_, err := server.Server.PromoteMember(ctx, uint64(learner.ID))
 	if err != nil {

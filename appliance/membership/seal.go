@@ -13,15 +13,15 @@ import (
 	"kthwd/appliance/pki"
 )
 
-// A record of a join is believed only with the seal of a controller: an HMAC with a
-// key that all controllers have and that is not in etcd. Whoever writes to etcd without
-// being a controller would otherwise be given the cluster's keys.
+// A record of a join counts only with a controller's seal: an HMAC with a key that all
+// controllers have and etcd does not. Without it, a write to etcd would be enough to
+// receive the cluster's keys.
 
-// sealKey is the key of this cluster's seals.
+// sealKey returns the key of this cluster's seals.
 func (m *Members) sealKey() ([]byte, error) { return pki.SharedSecret(m.layout, "join record") }
 
-// sealed is the seal of the record as it is. It covers each field that decides who is
-// given what; a field that is added here needs another version.
+// sealed returns the seal for the record's content. It covers every field that decides
+// which joiner receives which files. A further field requires another version.
 func (j join) sealed(key []byte) []byte {
 	const version = 1
 	content, _ := json.Marshal([]any{version, j.ID, j.Name, j.Address, j.From, j.Secret, j.CAKey, j.TTL, j.Lease, j.Holder, j.Joiner, j.PeerURL}) // plain values
@@ -30,8 +30,8 @@ func (j join) sealed(key []byte) []byte {
 	return mac.Sum(nil)
 }
 
-// joins reads the joins that are under way. Records without a controller's seal are
-// left out; the leader deletes them.
+// joins returns the joins in progress. It leaves out records without a controller's
+// seal, and deletes them if this member leads.
 func (m *Members) joins(ctx context.Context, client *clientv3.Client, o ...clientv3.OpOption) ([]join, int64, error) {
 	all, revision, err := readJoins(ctx, client, o...)
 	if err != nil || len(all) == 0 {
@@ -59,8 +59,8 @@ func (m *Members) joins(ctx context.Context, client *clientv3.Client, o ...clien
 	return made, revision, nil
 }
 
-// mayComeFrom tells whether the joiner may speak from that address, HOST:PORT. On
-// loopback all addresses are the one machine.
+// mayComeFrom reports whether the joiner may speak from the address HOST:PORT. All
+// loopback addresses count as one, because they are one machine.
 func (j join) mayComeFrom(remote string) bool {
 	host, _, err := net.SplitHostPort(remote)
 	if err != nil {
@@ -77,7 +77,7 @@ func (j join) mayComeFrom(remote string) bool {
 	return from.Unmap().WithZone("") == want.Unmap() || from.IsLoopback() && want.IsLoopback()
 }
 
-// source is the address that the joiner has to speak from.
+// source returns the address that the joiner must speak from.
 func (j join) source() string {
 	if j.From != "" {
 		return j.From

@@ -20,27 +20,27 @@ import (
 	"kthwd/appliance/pki"
 )
 
-// fingerprintsKey is where the controllers of a cluster keep what their shared
-// files are known by. Beside it, kube-apiserver has /registry.
+// fingerprintsKey holds the fingerprints of the files that the controllers of a cluster
+// share. kube-apiserver's keys are below /registry.
 const fingerprintsKey = "/kthwd/fingerprints"
 
-// fingerprints is the value. A file has several when it has several keys, as
-// during a rotation: two controllers fit if they have one in common.
+// fingerprints is the value. A file with several keys, as during a rotation, has several
+// fingerprints; two controllers match if they share one.
 type fingerprints struct {
 	Salt  []byte              `json:"salt"`
-	Files map[string][]string `json:"files"` // by the file's name
+	Files map[string][]string `json:"files"` // by file name
 }
 
-// SharedFiles are what all controllers have in common.
+// SharedFiles are the files that all controllers share.
 type SharedFiles struct {
 	Layout pki.Layout
 	InUse  func(path string) bool
 }
 
-// Check compares the files that all controllers must share with what the
-// cluster knows of them, before an API server is built on them: one with
-// another encryption key would write what no other can read. It waits for a
-// quorum. Of a cluster of one the files may change.
+// Check compares the files that all controllers must share with the cluster's
+// fingerprints. Call it before an API server uses them: with another encryption key it
+// would write data that no other controller can read. It waits for a quorum. In a
+// cluster of one the files may change.
 func (p *SharedFiles) Check(ctx context.Context, server *embed.Etcd, members int, log *slog.Logger) error {
 	client := v3client.New(server.Server)
 	defer client.Close()
@@ -60,8 +60,8 @@ func (p *SharedFiles) Check(ctx context.Context, server *embed.Etcd, members int
 	}
 }
 
-// tryShared is one attempt. It is done with a verdict; otherwise etcd did not
-// answer, or another controller was faster.
+// try is one attempt. done is false if etcd did not answer or another controller wrote
+// first.
 func (p *SharedFiles) try(ctx context.Context, client *clientv3.Client, members int, log *slog.Logger) (done bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
@@ -97,8 +97,8 @@ func (p *SharedFiles) try(ctx context.Context, client *clientv3.Client, members 
 	return err == nil && put.Succeeded, err
 }
 
-// with adds the files of l that are in use. It returns nil when there is nothing to add, and a
-// misfit for each file that has no key in common with what was known.
+// with adds the files of l that are in use. It returns nil when there is nothing to add,
+// and a misfit for each file that shares no key with the known fingerprints.
 func (known fingerprints) with(l pki.Layout, inUse func(path string) bool) (next *fingerprints, misfits []error, err error) {
 	next = &fingerprints{Salt: known.Salt, Files: map[string][]string{}}
 	if len(next.Salt) == 0 {

@@ -23,7 +23,7 @@ func inodeOf(path string) (string, error) {
 	return fmt.Sprintf("%d:%d", s.Dev, s.Ino), nil
 }
 
-// exchange makes two directories change their names.
+// exchange swaps the names of two directories.
 func exchange(a, b string) error {
 	err := unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
@@ -33,7 +33,7 @@ func exchange(a, b string) error {
 	return err
 }
 
-// copyTree copies a directory of plain files. A file that is there already is an error.
+// copyTree copies a directory of plain files. An existing file is an error.
 func copyTree(ctx context.Context, from, to string) error {
 	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
 		if err = errors.Join(err, ctx.Err()); err != nil {
@@ -64,7 +64,7 @@ func copyFile(from, to string) error {
 	return errors.Join(err, out.Sync(), out.Close())
 }
 
-// syncTree makes everything below dir last.
+// syncTree flushes everything below dir to the disk.
 func syncTree(dir string) error {
 	return filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
 		return errors.Join(err, datadir.Sync(path))

@@ -15,7 +15,7 @@
 // removes what an unfinished one left. The old data stay beside the new ones.
 //
 // Nothing here may run beside a kthwd on the same directory. The package does not
-// tell the lost members: whoever starts one of them again has two clusters.
+// tell the lost members: starting one of them again makes two clusters.
 package recovery
 
 import (
@@ -47,28 +47,28 @@ import (
 	"kthwd/appliance/program"
 )
 
-// Recovery makes the member of one data directory the only one of its cluster, after
-// the others are lost for good. Begin it, show what it would do, Run it, Close it.
+// Recovery makes one member the only member of its cluster, after the others are lost
+// for good. Call Begin, show the plan, call Run, then Close.
 //
-// It works on a copy, inside etcd's data directory, and never on the data themselves:
+// It works on a copy inside etcd's data directory, never on the data themselves:
 //
 //	etcd/member                           the data
 //	etcd/.before-recover-TIME/member      the copy, on which etcd forces a new cluster
 //	etcd/.before-recover-TIME/unfinished  which of the two is the older one
 //
-// When the copy is whole and on the disk, the two directories change places, in one
-// system call. So whenever the process or the machine dies, etcd/member is either what
-// it was or all that it is to become; what was stays beside it.
+// When the copy is complete and on the disk, one system call swaps the two directories.
+// So etcd/member holds either the old data or the complete new data, whenever the process
+// or the machine dies; the old data stay beside it.
 type Recovery struct {
 	Name    string   // of the member
 	Member  string   // ids as etcd writes them, in hexadecimal
 	Cluster string   //
-	Lost    []Lost   // who is given up
-	Rev     int64    // what the store has written, at least
+	Lost    []Lost   // the members that are given up
+	Rev     int64    // the least revision that the store has written
 	Data    string   // the directory that is copied
 	Size    int64    // of the data, in bytes
-	Backup  string   // where the data are afterwards
-	Cleared []string // what earlier recoveries left that did not end; removed by Run
+	Backup  string   // where the old data are afterwards
+	Cleared []string // leftovers of interrupted recoveries; removed by Run
 
 	layout  pki.Layout
 	version string
@@ -82,18 +82,18 @@ type Lost struct {
 	Name    string
 	Peers   []string
 	Learner bool
-	Answers string // which of Peers somebody listens at, "" for none
+	Answers string // the one of Peers that accepts a connection; "" means none
 }
 
 const backupPrefix = ".before-recover-"
 
 const unfinished = "unfinished"
 
-const recoverMargin = 128 << 20 // etcd makes two files of 64 MB of its log
+const recoverMargin = 128 << 20 // etcd allocates two log files of 64 MB
 
-const peerTimeout = 2 * time.Second // to connect to a member that is said to be lost
+const peerTimeout = 2 * time.Second // to connect to a lost member
 
-// storedMember is a member as etcd's database has it (etcdserver/api/membership/member.go).
+// storedMember is a member as etcd's database stores it (etcdserver/api/membership/member.go).
 type storedMember struct {
 	ID         string   `json:"-"`
 	PeerURLs   []string `json:"peerURLs"`
@@ -102,8 +102,8 @@ type storedMember struct {
 	ClientURLs []string `json:"clientURLs"`
 }
 
-// Begin takes the data directory, which no kthwd may use, and looks at its
-// member. It changes nothing. version is kthwd's own.
+// Begin locks the data directory, which no kthwd may use, and reads its member. It
+// changes nothing else. version is kthwd's own.
 func Begin(ctx context.Context, c config.Controller, version string, log *slog.Logger) (_ *Recovery, err error) {
 	r := &Recovery{layout: c.Layout(), version: version, log: log}
 	r.Data = filepath.Join(r.layout.Etcd(), "member")
@@ -133,11 +133,11 @@ func Begin(ctx context.Context, c config.Controller, version string, log *slog.L
 		return nil, err
 	}
 	r.Backup = newName(filepath.Join(r.layout.Etcd(), backupPrefix+time.Now().UTC().Format("20060102T150405Z")))
-	r.knock(ctx)
+	r.probeLost(ctx)
 	return r, r.refuse()
 }
 
-// newName is path, or path with a number when there is something of that name.
+// newName returns path, with a number appended if path exists.
 func newName(path string) string {
 	name := path
 	for i := 2; ; i++ {
@@ -148,7 +148,7 @@ func newName(path string) string {
 	}
 }
 
-// Close gives the data directory back.
+// Close releases the data directory.
 func (r *Recovery) Close() {
 	if r.lock != nil {
 		_ = r.lock.Truncate(0)
@@ -162,8 +162,8 @@ func (r *Recovery) readLog() error {
 	return err
 }
 
-// readStore finds the members and the revision in etcd's database, which may lag
-// behind the log by a moment.
+// readStore reads the members and the revision from etcd's database, which may lag
+// slightly behind the log.
 func (r *Recovery) readStore() error {
 	path := filepath.Join(r.Data, "snap", "db")
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
@@ -196,7 +196,7 @@ func (r *Recovery) readStore() error {
 	})
 }
 
-// measure adds up the data. What is no plain file or directory would not be copied.
+// measure adds up the size of the data. Only plain files and directories are copied.
 func (r *Recovery) measure() error {
 	return filepath.WalkDir(r.Data, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
@@ -213,8 +213,8 @@ func (r *Recovery) measure() error {
 	})
 }
 
-// knock looks whether the members that are to be given up are there.
-func (r *Recovery) knock(ctx context.Context) {
+// probeLost checks whether the members that would be given up answer.
+func (r *Recovery) probeLost(ctx context.Context) {
 	var all sync.WaitGroup
 	for i := range r.Lost {
 		all.Go(func() {
@@ -238,7 +238,7 @@ func listens(ctx context.Context, address string) bool {
 	return err == nil
 }
 
-// refuse is why this must not be done, or nil.
+// refuse returns the reason to refuse the recovery, or nil.
 func (r *Recovery) refuse() error {
 	for _, l := range r.Lost {
 		if l.Answers != "" {
@@ -253,11 +253,11 @@ func (r *Recovery) refuse() error {
 		return advice.With(errors.New("this member had no vote yet, so it may lack what the others have acknowledged"),
 			"recover on a controller that was a full member, or restore a snapshot")
 	}
-	return r.room()
+	return r.checkFreeSpace()
 }
 
-// room looks whether the copy fits on the disk.
-func (r *Recovery) room() error {
+// checkFreeSpace checks that the copy fits on the disk.
+func (r *Recovery) checkFreeSpace() error {
 	var disk unix.Statfs_t
 	if err := unix.Statfs(r.layout.Etcd(), &disk); err != nil {
 		return fmt.Errorf("free space of %s: %w", r.layout.Etcd(), err)
@@ -269,8 +269,8 @@ func (r *Recovery) room() error {
 	return nil
 }
 
-// Run does it. When ctx ends before the directories change places, nothing has
-// changed. It returns the revision of the store.
+// Run recovers the member and returns the revision of the store. If ctx ends before the
+// directories are swapped, nothing has changed.
 func (r *Recovery) Run(ctx context.Context) (revision int64, err error) {
 	steps := r.steps(ctx, &revision)
 	for _, s := range steps {
@@ -284,10 +284,10 @@ func (r *Recovery) Run(ctx context.Context) (revision int64, err error) {
 	return revision, nil
 }
 
-// step is a part of a recovery. The process may die in it, or after it.
+// step is a part of a recovery. The process may die during or after it.
 type step struct {
 	what    string
-	changed bool // the new data are in place when it begins
+	changed bool // the new data are in place when the step begins
 	do      func() error
 }
 
@@ -312,8 +312,8 @@ func (r *Recovery) steps(ctx context.Context, revision *int64) []step {
 	}
 }
 
-// mark writes down which directory the data are in now: while it is still the one
-// with their name, what is beside it is an unfinished copy.
+// mark records the directory that holds the data now. While that directory still has
+// the name of the data, the directory beside it is an unfinished copy.
 func (r *Recovery) mark(path string) error {
 	inode, err := inodeOf(r.Data)
 	if err == nil {
@@ -325,7 +325,7 @@ func (r *Recovery) mark(path string) error {
 	return errors.Join(datadir.Write(path, fmt.Appendln(nil, inode)), datadir.Sync(r.Backup), datadir.Sync(r.layout.Etcd()))
 }
 
-// findLeftovers finds copies that were never put in place.
+// findLeftovers finds copies that never replaced the data.
 func (r *Recovery) findLeftovers() error {
 	marks, err := filepath.Glob(filepath.Join(r.layout.Etcd(), backupPrefix+"*", unfinished))
 	if err != nil || len(marks) == 0 {
@@ -340,7 +340,7 @@ func (r *Recovery) findLeftovers() error {
 		if err != nil {
 			return err
 		}
-		// An empty mark was not written to its end, hence there is no copy either.
+		// An empty mark was not fully written, so no copy was begun.
 		if was := strings.TrimSpace(string(data)); was == inode || was == "" {
 			r.Cleared = append(r.Cleared, filepath.Dir(m))
 		}
@@ -357,7 +357,7 @@ func (r *Recovery) clear() error {
 	return nil
 }
 
-// remember writes into the record that the member is alone now.
+// remember records that the member is alone now.
 func (r *Recovery) remember() error {
 	record := etcdfiles.Versions(r.version)
 	record.Cluster, record.Member, record.Members = r.Cluster, r.Member, 1
