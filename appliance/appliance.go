@@ -8,13 +8,13 @@
 // An arrow means: starts when the left one is ready, stops before it. wire.go is
 // that list; prepare.go is everything that must be right before it.
 //
-// What upstream's code would do to its host is caught below: a lost lease ends
-// one term of one program and not the process (package lease); a missing quorum
-// is a state in which everything waits (etcd, apiserver); a fatal log line
-// becomes an orderly stop (upstream). Only the caller exits the process.
+// The packages below catch what upstream's code would do to its host. A lost lease ends
+// one term of one program, not the process (lease). A missing quorum is a state in which
+// everything waits (etcd, apiserver). A fatal log line becomes an orderly stop
+// (upstream). Only the caller exits the process.
 //
 // Feature gates, metrics registries and the klog logger are process-wide, so
-// there is one Run at a time in a process.
+// only one Run may be active in a process.
 package appliance
 
 import (
@@ -31,7 +31,7 @@ import (
 	"kthwd/appliance/upstream"
 )
 
-// Options are what the caller of Run provides.
+// Options is the input of Run.
 type Options struct {
 	Logs     *logging.Logs                     // where everything is logged
 	Version  string                            // kthwd's own, for status
@@ -43,23 +43,23 @@ type Options struct {
 	Beside   *Beside                           // another role of the process; may be nil
 }
 
-// Metrics is where metrics and status are served.
+// Metrics configures the address of metrics and status.
 type Metrics struct {
 	Address string // empty for none
 	Web     string // web configuration file; empty for plain HTTP
 	Pprof   bool   // profiles beside them
 }
 
-// Beside is another role in a controller's process: its components, and what
-// the status says of it.
+// Beside is another role in a controller's process: its components and its part of the
+// status.
 type Beside struct {
 	Add        func(g *supervise.Group, status *supervise.Node) // adds them, after status and before etcd
 	Report     func(*status.Report)                             // completes the report
 	Collectors []prometheus.Collector
 }
 
-// Run runs a controller until ctx ends or a component fails. It blocks, and
-// returns nil only after a clean stop that was asked for.
+// Run runs a controller until ctx ends or a component fails. It blocks, and returns nil
+// only after a clean, requested stop.
 func Run(ctx context.Context, cfg config.Controller, o Options) error {
 	if o.Started.IsZero() {
 		o.Started = time.Now()
@@ -86,8 +86,8 @@ func Run(ctx context.Context, cfg config.Controller, o Options) error {
 	return g.Run(ctx)
 }
 
-// announce calls the caller's hooks for as long as the group lives, and settled
-// when everything is ready for the first time.
+// announce calls the caller's hooks while the group runs, and settled when everything is
+// ready for the first time.
 func announce(ctx context.Context, g *supervise.Group, o Options, settled func(context.Context)) {
 	told := false
 	g.Follow(ctx, func(ready bool, reason string) {

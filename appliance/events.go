@@ -17,32 +17,32 @@ import (
 	"kthwd/appliance/supervise"
 )
 
-// What is written as a Kubernetes Event, and how patiently.
+// Limits of the writing of Kubernetes Events.
 const (
-	eventQueue   = 64               // of which none is written yet; what comes then is dropped
-	eventRetry   = 2 * time.Second  // after an attempt that failed, such as without a quorum
-	eventTimeout = 10 * time.Second // of one attempt
+	eventQueue   = 64               // unwritten Events; further ones are dropped
+	eventRetry   = 2 * time.Second  // after a failed attempt, for example without a quorum
+	eventTimeout = 10 * time.Second // for one attempt
 	certWarning  = 30 * 24 * time.Hour
-	certEvery    = 24 * time.Hour // a warning of each certificate
+	certEvery    = 24 * time.Hour // between two warnings of one certificate
 	certLook     = 10 * time.Minute
 )
 
-// eventWriter writes Kubernetes Events for what changes in this process and an
-// operator of the cluster should see: a term or the quorum that was lost, the quorum
-// that is back, a certificate that expires soon. They are about the node of this
-// controller's name, in the namespace default, where kubectl get events looks; there
-// need not be such a node. What happens without a quorum is written once it is back.
+// eventWriter writes Kubernetes Events for changes that an operator of the cluster should
+// see: a lost term, a lost or regained quorum, a certificate that expires soon. Their
+// subject is the node with this controller's name, which need not exist, in the namespace
+// default, where kubectl get events looks. Events without a quorum are written once it is
+// back.
 type eventWriter struct {
 	name     string // of this controller
 	loopback func() (*rest.Config, error)
 	used     func() []status.Certificate
 	log      *slog.Logger
 	queue    chan notable
-	lost     bool                 // the quorum; of the watching goroutine
-	warned   map[string]time.Time // when, by certificate; of run
+	lost     bool                 // the quorum; used by the watching goroutine
+	warned   map[string]time.Time // time of the last warning, by certificate; used by run
 }
 
-// notable is an Event before it is written.
+// notable is an Event that is not written yet.
 type notable struct {
 	at           time.Time
 	kind         string // corev1.EventTypeNormal or EventTypeWarning
@@ -53,7 +53,7 @@ func newEventWriter(name string, loopback func() (*rest.Config, error), used fun
 	return &eventWriter{name: name, loopback: loopback, used: used, log: log, queue: make(chan notable, eventQueue), warned: map[string]time.Time{}}
 }
 
-// seen takes a change; it does not block.
+// seen queues a change. It does not block.
 func (w *eventWriter) seen(e status.Event) {
 	n, ok := w.judge(e)
 	if !ok {
@@ -65,7 +65,7 @@ func (w *eventWriter) seen(e status.Event) {
 	}
 }
 
-// judge tells which changes are notable.
+// judge returns the Events that a change deserves.
 func (w *eventWriter) judge(e status.Event) (notable, bool) {
 	switch {
 	case (e.Object == program.ControllerManager || e.Object == program.Scheduler) && e.RestartReason != "":
@@ -80,7 +80,7 @@ func (w *eventWriter) judge(e status.Event) (notable, bool) {
 	return notable{}, false
 }
 
-// run writes what is queued, and looks at certificates now and then, until ctx ends.
+// run writes the queued Events, and checks the certificates regularly, until ctx ends.
 func (w *eventWriter) run(ctx context.Context) {
 	tick := time.NewTicker(certLook)
 	defer tick.Stop()
@@ -97,7 +97,7 @@ func (w *eventWriter) run(ctx context.Context) {
 	}
 }
 
-// expiring are the warnings of certificates that are due.
+// expiring returns the certificate warnings that are due.
 func (w *eventWriter) expiring(now time.Time) (all []notable) {
 	for _, c := range w.used() {
 		left := c.NotAfter.Sub(now)
@@ -112,7 +112,7 @@ func (w *eventWriter) expiring(now time.Time) (all []notable) {
 	return all
 }
 
-// write tries until it has succeeded, or ctx ends.
+// write retries until it succeeds or ctx ends.
 func (w *eventWriter) write(ctx context.Context, n notable) {
 	for ctx.Err() == nil {
 		err := w.create(ctx, n)

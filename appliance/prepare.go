@@ -30,7 +30,7 @@ import (
 	"kthwd/appliance/upstream"
 )
 
-// prepared is everything that must be right before the first component starts.
+// prepared is the verified input of all components.
 type prepared struct {
 	cfg      config.Controller
 	o        Options
@@ -41,13 +41,12 @@ type prepared struct {
 	args     map[string][]program.Arg
 	programs *programs
 	identity string
-	record   etcdfiles.Record // as written last by this process; etcd's goroutine has it
-	events   *eventWriter     // of wire
+	record   etcdfiles.Record // as last written by this process; used by etcd's goroutine
+	events   *eventWriter     // set by wire
 }
 
-// prepare takes the data directory, makes or checks its files, and parses all
-// command lines. Every problem that can be seen without starting anything is
-// reported here, together.
+// prepare locks the data directory, makes or checks its files, and parses all command
+// lines. It reports every problem that is visible before a start, all at once.
 func prepare(ctx context.Context, cfg config.Controller, o Options) (_ *prepared, err error) {
 	p := &prepared{cfg: cfg, o: o, layout: cfg.Layout(), log: o.Logs.Logger("kthwd")}
 	defer func() {
@@ -64,7 +63,7 @@ func prepare(ctx context.Context, cfg config.Controller, o Options) (_ *prepared
 		return nil, err
 	}
 	if err := preflight.Ports(cfg, o.Metrics.Address); err != nil {
-		_, misfits := pki.Check(p.layout, cfg.PKISpec()) // reads only: all that is wrong is said at once
+		_, misfits := pki.Check(p.layout, cfg.PKISpec()) // only reads, so that all problems are reported at once
 		return nil, errors.Join(err, misfits)
 	}
 	if err := p.ensurePKI(); err != nil {
@@ -92,7 +91,7 @@ func prepare(ctx context.Context, cfg config.Controller, o Options) (_ *prepared
 func (p *prepared) close() {
 	p.socket.Close()
 	if p.lock != nil {
-		_ = p.lock.Truncate(0) // nobody is to signal a number that is another process's by then
+		_ = p.lock.Truncate(0) // the number may belong to another process by then
 		p.lock.Close()
 	}
 }
@@ -109,8 +108,8 @@ func (p *prepared) ensurePKI() error {
 	return err
 }
 
-// warnOfOwnCA says that a controller of several has just made itself a cluster of
-// its own, with which no other one will speak.
+// warnOfOwnCA warns that one of several controllers has just made a CA of its own, which
+// the other controllers do not trust.
 func (p *prepared) warnOfOwnCA(created []string) {
 	if len(p.cfg.InitialCluster) > 1 && slices.Contains(created, p.layout.CA()) {
 		p.log.Warn("a CA was made here, and the other controllers need this very one; kthwd pki init --controllers makes the files of all",
@@ -118,7 +117,8 @@ func (p *prepared) warnOfOwnCA(created []string) {
 	}
 }
 
-// buildArgs makes the four command lines: kthwd's, under the user's, in today's words.
+// buildArgs makes the four command lines: kthwd's flags, then the user's over them, with
+// old flags translated.
 func (p *prepared) buildArgs() error {
 	p.args = map[string][]program.Arg{}
 	var errs []error
@@ -168,8 +168,7 @@ func (p *prepared) takeVerbosity(name string, users []program.Arg) []program.Arg
 	return rest
 }
 
-// setVerbosity does for a program, and for the code that it shares with the
-// others, what --v=n does upstream.
+// setVerbosity applies --v=n to a program and to the code that it shares with the others.
 func (p *prepared) setVerbosity(name string, n int) error {
 	logs := p.o.Logs
 	if name != program.Etcd && logs.Level(program.Kubernetes) > slog.Level(-n-1) {
@@ -180,7 +179,7 @@ func (p *prepared) setVerbosity(name string, n int) error {
 	return logs.SetLevel(name, upstream.VerbosityLevel(n))
 }
 
-// oldFiles reads the configuration files that may be written in an old form.
+// oldFiles reads the configuration files that may have an old format.
 func (p *prepared) oldFiles() error {
 	warning, err := cmdline.EncryptionWarning(program.Value(p.args[program.APIServer], "encryption-provider-config"))
 	if err != nil {
@@ -207,7 +206,7 @@ func (p *prepared) oldFiles() error {
 	return nil
 }
 
-// storagePrefix is what kube-apiserver's keys in etcd begin with.
+// storagePrefix returns the prefix of kube-apiserver's keys in etcd.
 func (p *prepared) storagePrefix() string {
 	return cmp.Or(program.Value(p.args[program.APIServer], "etcd-prefix"), "/registry") // genericoptions.NewEtcdOptions
 }
@@ -267,8 +266,8 @@ func (p *programs) validate() error {
 	return errors.Join(errs...)
 }
 
-// usesShared tells whether the API server is told to use a file: the user's flags
-// may name another one.
+// usesShared reports whether the API server uses a file. The user's flags may name
+// another one.
 func (p *prepared) usesShared(path string) bool {
 	return slices.ContainsFunc(p.args[program.APIServer], func(a program.Arg) bool { return a.Value == path })
 }

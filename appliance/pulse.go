@@ -14,25 +14,25 @@ import (
 	"kthwd/appliance/supervise"
 )
 
-// Pulse is what a service manager wants to know of a running controller. Its
-// methods may be called from any goroutine, until Run returns.
+// Pulse answers a service manager's questions about a running controller. Its methods
+// may be called from any goroutine until Run returns.
 type Pulse struct {
 	group *supervise.Group
 	etcd  *etcd.Member
 	api   *apiserver.Server
 
 	mu     sync.Mutex
-	client *http.Client // of api's loopback, made at first use
+	client *http.Client // for api's loopback address, made at first use
 	server string
 }
 
-// Status is the state record; see supervise.Group.Status.
+// Status returns the state record; see supervise.Group.Status.
 func (p *Pulse) Status() []supervise.Status { return p.group.Status() }
 
-// Alive returns nil while this process does its own part: the state record
-// answers, etcd reads from its own data, the API server says /livez. Nothing of
-// it asks the other controllers: a lost quorum is no reason to be restarted.
-// What does not serve at the moment, for a reason that the record knows, is not asked.
+// Alive returns nil while this process works by itself: the state record answers, etcd
+// reads its own data, and the API server's /livez succeeds. It does not depend on the
+// other controllers, because a lost quorum does not justify a restart. It skips
+// components that the record reports as not serving.
 func (p *Pulse) Alive(ctx context.Context) error {
 	serves := map[string]bool{}
 	for _, s := range p.group.Status() {
@@ -51,8 +51,8 @@ func (p *Pulse) Alive(ctx context.Context) error {
 	return nil
 }
 
-// livez asks the API server over its port. Its check of etcd is left out, for
-// that one reads through the quorum (apiserver/pkg/storage/storagebackend/factory/etcd3.go).
+// livez queries the API server on its port. It excludes the check of etcd, which reads
+// through the quorum (apiserver/pkg/storage/storagebackend/factory/etcd3.go).
 func (p *Pulse) livez(ctx context.Context) error {
 	client, server, err := p.loopback()
 	if err != nil {

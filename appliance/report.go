@@ -22,7 +22,7 @@ import (
 	"kthwd/appliance/version"
 )
 
-// newStatus answers questions about this process.
+// newStatus makes the component that serves the status of this process.
 func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.Members, api *apiserver.Server, leases []*lease.Record, collectors ...prometheus.Collector) supervise.Component {
 	versions, beside := version.Linked(), p.o.Beside
 	if beside == nil {
@@ -53,8 +53,8 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 	})
 }
 
-// usedFiles are the certificates and kubeconfigs that the programs are told to
-// use, and those that kthwd and its verbs use beside them, each once.
+// usedFiles returns the certificates and kubeconfigs that the programs, kthwd and its
+// verbs use, each once.
 func (p *prepared) usedFiles() (files []string) {
 	add := func(path string) {
 		if path != "" && !slices.Contains(files, path) {
@@ -79,8 +79,8 @@ func (p *prepared) usedFiles() (files []string) {
 	return files
 }
 
-// namesCertificate tells whether the value of a program's flag is a file of
-// certificates, or a kubeconfig.
+// namesCertificate reports whether the value of a program's flag names a file of
+// certificates or a kubeconfig.
 func namesCertificate(key string) bool {
 	if strings.HasPrefix(key, "service-account-") {
 		return key == "service-account-key-file"
@@ -93,8 +93,8 @@ func namesCertificate(key string) bool {
 	return false
 }
 
-// remember keeps the record true while the member runs. A failure is no reason to
-// stop: it is tried again.
+// remember updates the record while the member runs. After a failure the next call tries
+// again.
 func (p *prepared) remember(server *embed.Etcd) {
 	r := etcdfiles.Versions(p.o.Version)
 	ids := etcdfiles.RecordOf(server.Server.Cluster().ID(), server.Server.MemberID())

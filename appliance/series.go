@@ -13,12 +13,11 @@ import (
 
 // The programs share two registries: etcd registers with Prometheus' default one,
 // the Kubernetes programs with one of their own (component-base/metrics/legacyregistry).
-// Each family is shown once, at the program that it is about.
+// Each family is shown once, with the program that it describes.
 
-// kubernetesFamilies says by its first letters whose family of Kubernetes'
-// registry is. What is not listed is kube-controller-manager's: its controllers name
-// theirs as they like, and most of what all three share, work queues and clients, is
-// its own.
+// kubernetesFamilies maps the prefix of a family in Kubernetes' registry to its program.
+// All other families belong to kube-controller-manager, whose controllers choose names
+// freely, and to which most shared families, work queues and clients, belong.
 var kubernetesFamilies = []struct{ prefix, program string }{
 	{"aggregator_", program.APIServer},
 	{"apiextensions_", program.APIServer},
@@ -35,7 +34,7 @@ var kubernetesFamilies = []struct{ prefix, program string }{
 	{"serviceaccount_", program.APIServer},
 	{"watch_cache_", program.APIServer},
 	{"scheduler_", program.Scheduler},
-	// Of the process: what is built in, which features are on, what the registry holds.
+	// Of the process: build, features, and the registry itself.
 	{"cardinality_enforcement_", program.APIServer},
 	{"disabled_metrics_", program.APIServer},
 	{"hidden_metrics_", program.APIServer},
@@ -44,11 +43,11 @@ var kubernetesFamilies = []struct{ prefix, program string }{
 	{"version_info", program.APIServer},
 }
 
-// ofProcess are the families that are kthwd's own: both registries have them.
+// ofProcess lists kthwd's own families, which both registries have.
 var ofProcess = []string{"go_", "process_", "promhttp_"}
 
-// ofEtcd are etcd's families. The default registry has some of Kubernetes', too,
-// which that registers with both (CustomMustRegister in component-base/metrics/legacyregistry).
+// ofEtcd lists etcd's families. The default registry also has some of Kubernetes', which
+// are registered with both (CustomMustRegister in component-base/metrics/legacyregistry).
 var ofEtcd = []string{"etcd_", "grpc_server_", "os_fd_"}
 
 func hasPrefix(name string, prefixes []string) bool {
@@ -60,8 +59,7 @@ func hasPrefix(name string, prefixes []string) bool {
 	return false
 }
 
-// familyOf is the program that a family of Kubernetes' registry is shown at; ""
-// for what is kthwd's own.
+// familyOf returns the program of a family in Kubernetes' registry; "" means kthwd's own.
 func familyOf(name string) string {
 	if hasPrefix(name, ofProcess) {
 		return ""
@@ -74,7 +72,7 @@ func familyOf(name string) string {
 	return program.ControllerManager
 }
 
-// programSeries are the programs of this process with the series of each.
+// programSeries returns the programs of this process with their series.
 func programSeries() []status.Program {
 	of := func(owner string) prometheus.Gatherer {
 		return selected{legacyregistry.DefaultGatherer, func(name string) bool { return familyOf(name) == owner }}
@@ -87,7 +85,7 @@ func programSeries() []status.Program {
 	}
 }
 
-// selected is a part of what another one gathers.
+// selected is a gatherer of some families of another one.
 type selected struct {
 	from interface {
 		Gather() ([]*dto.MetricFamily, error)

@@ -32,7 +32,7 @@ import (
 const (
 	stopControllers = 10 * time.Second // upstream's own --controller-shutdown-timeout
 	stopAPIServer   = 15 * time.Second // drain of short requests and watches, removal from Endpoints; and the shutdown delay
-	stopEtcd        = 10 * time.Second // 5 s + 2 elections for its clients, then the hand-over
+	stopEtcd        = 10 * time.Second // 5 s + 2 elections for its clients, then the transfer of leadership
 	stopBridges     = 5 * time.Second
 )
 
@@ -73,8 +73,8 @@ func (p *prepared) wire() (*supervise.Group, *Pulse, error) {
 	return g, &Pulse{group: g, etcd: member, api: api}, nil
 }
 
-// newEtcd makes the member as it was when this directory was last in use: one that
-// had others keeps etcd's own timing.
+// newEtcd makes the member as it last ran in this directory: a member that had others
+// keeps etcd's own timing.
 func (p *prepared) newEtcd(onOpen func()) (*etcd.Member, error) {
 	before, _ := etcdfiles.ReadRecord(p.layout) // Guard has read it, too
 	member, err := etcd.New(etcd.Config{
@@ -134,7 +134,7 @@ func collectorsOf(seed *rbacseed.Seed, bridge *health.Bridge) []prometheus.Colle
 	return []prometheus.Collector{seed.Collector(), bridge.Collector()}
 }
 
-// newHealth makes the health bridge; nil where it is switched off.
+// newHealth makes the health bridge; nil if it is switched off.
 func (p *prepared) newHealth(g *supervise.Group) *health.Bridge {
 	if p.cfg.HealthAddress == "" {
 		return nil
@@ -152,7 +152,7 @@ func (p *prepared) newHealth(g *supervise.Group) *health.Bridge {
 	})
 }
 
-// checks is the state record as the bridge's ?verbose shows it.
+// checks returns the state record in the form of the bridge's ?verbose.
 func checks(g *supervise.Group) []health.Check {
 	var all []health.Check
 	for _, s := range g.Status() {
@@ -165,8 +165,8 @@ func checks(g *supervise.Group) []health.Check {
 	return all
 }
 
-// newSeed binds the role to the user in the certificate that the API server
-// shows to kubelets.
+// newSeed makes the component that binds the role to the user of the API server's
+// kubelet client certificate.
 func (p *prepared) newSeed(api *apiserver.Server) *rbacseed.Seed {
 	return rbacseed.New(rbacseed.Config{
 		User: kubeletClientUser(program.Value(p.args[program.APIServer], "kubelet-client-certificate")),
@@ -181,8 +181,8 @@ func (p *prepared) newSeed(api *apiserver.Server) *rbacseed.Seed {
 	})
 }
 
-// kubeletClientUser is the common name in the certificate that the API server
-// shows to kubelets; "kubernetes", as in the guide, when it cannot be read.
+// kubeletClientUser returns the common name of the API server's kubelet client
+// certificate; "kubernetes", as in the guide, if the file cannot be read.
 func kubeletClientUser(path string) string {
 	data, err := os.ReadFile(path)
 	if err != nil {

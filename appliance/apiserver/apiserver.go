@@ -38,13 +38,13 @@ import (
 
 const readyTimeout = time.Second
 
-const quorumProof = 5 * time.Second // one linearizable read
+const quorumProof = 5 * time.Second // bounds one linearizable read
 
 const rebuildPause = 2 * time.Second
 
-const hopelessGrace = 4 * time.Second // more than its drain takes
+const hopelessGrace = 4 * time.Second // longer than its drain
 
-// Config is what New needs to know of a server.
+// Config is the input of New.
 type Config struct {
 	Args       []program.Arg // kube-apiserver's command line, without feature gates
 	Server     string        // its URL on this machine: https://127.0.0.1:6443
@@ -84,14 +84,14 @@ func New(c Config) *Server {
 // Name implements supervise.Component.
 func (a *Server) Name() string { return program.APIServer }
 
-// Run implements supervise.Component. It is ready when /readyz says so to a
-// client that verifies the certificate.
+// Run implements supervise.Component. It is ready when /readyz succeeds for a client
+// that verifies the certificate.
 //
-// The server is built only once etcd has served a linearizable read, because its
-// bootstrap hooks end the process when they cannot write for 30 s to 5 min
-// (apiserver/pkg/server/hooks.go:runPostStartHook). What fails before the port
-// is open, because the quorum went away again, is built anew; what fails with a
-// healthy etcd, or after the port was open, ends kthwd.
+// The server is built only after etcd has served a linearizable read, because its
+// bootstrap hooks end the process if they cannot write for 30 s to 5 min
+// (apiserver/pkg/server/hooks.go:runPostStartHook). A build that fails before the port
+// is open, because the quorum was lost again, is repeated. A failure with a healthy etcd,
+// or after the port was open, ends kthwd.
 func (a *Server) Run(ctx context.Context, ready func()) error {
 	report := supervise.Report(ctx)
 	for ctx.Err() == nil {
@@ -113,7 +113,8 @@ func (a *Server) Run(ctx context.Context, ready func()) error {
 	return nil
 }
 
-// awaitQuorum waits until etcd serves a linearizable read; false when ctx ends first.
+// awaitQuorum waits until etcd serves a linearizable read. It returns false if ctx ends
+// first.
 func (a *Server) awaitQuorum(ctx context.Context, report supervise.Reporter) bool {
 	for ctx.Err() == nil {
 		err := a.quorum(ctx)
@@ -132,11 +133,10 @@ func (a *Server) quorum(ctx context.Context) error {
 	return a.etcd.LinearizableRead(ctx)
 }
 
-// Begin starts the first build before there is a quorum, up to the point where
-// upstream needs one. It is called at most once, before Run, when etcd's socket is
-// open. Most of that half is the RSA key of the loopback certificate, 0.2 s on one
-// core, for which a lone etcd need not be elected (apiserver/pkg/server/options/
-// serving_with_loopback.go).
+// Begin starts the first build before a quorum exists, up to the point where upstream
+// needs one. Call it at most once, before Run, when etcd's socket is open. Most of that
+// half is the RSA key of the loopback certificate, 0.2 s on one core, which needs no
+// elected leader (apiserver/pkg/server/options/serving_with_loopback.go).
 func (a *Server) Begin() {
 	early := make(chan configured, 1)
 	a.early = early
@@ -166,7 +166,7 @@ func (a *Server) serve(ctx context.Context, s *built, ready func()) error {
 	probing, stopProbing := context.WithCancel(ctx)
 	defer stopProbing()
 	go a.probe(probing, func() {
-		s.welcome.Store(true)
+		s.servedOnce.Store(true)
 		ready()
 	})
 	select {
@@ -177,10 +177,10 @@ func (a *Server) serve(ctx context.Context, s *built, ready func()) error {
 	}
 }
 
-// hopeless waits for a server that stops without a quorum, but not for long: its own
-// lease is held in a loop that only a success ends (component-helpers/apimachinery/
-// lease/controller.go:backoffEnsureLease). It can do nothing any more, for etcd
-// answers all with an error, and the process is about to end.
+// hopeless waits briefly for a server that stops without a quorum. The server's own lease
+// is renewed in a loop that only a success ends (component-helpers/apimachinery/lease/
+// controller.go:backoffEnsureLease), and etcd answers every request with an error, so
+// the server may never return; the process is about to end.
 func (a *Server) hopeless(ctx context.Context, done <-chan error) error {
 	<-ctx.Done()
 	select {
@@ -192,8 +192,8 @@ func (a *Server) hopeless(ctx context.Context, done <-chan error) error {
 	}
 }
 
-// Loopback is the server's own privileged client configuration, for the RBAC
-// seed. It fails until the server is built.
+// Loopback returns the server's own privileged client configuration, for the RBAC seed.
+// It fails until the server is built.
 func (a *Server) Loopback() (*rest.Config, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -203,8 +203,8 @@ func (a *Server) Loopback() (*rest.Config, error) {
 	return rest.CopyConfig(a.loopback), nil
 }
 
-// LoopbackCertificate is the one that the API server has made for itself in memory,
-// for a year; nil until then (apiserver/pkg/server/options/serving_with_loopback.go).
+// LoopbackCertificate returns the certificate that the API server makes for itself in
+// memory, valid for a year; nil until then (apiserver/pkg/server/options/serving_with_loopback.go).
 func (a *Server) LoopbackCertificate() []status.Certificate {
 	loopback, err := a.Loopback()
 	if err != nil {

@@ -30,20 +30,19 @@ const (
 	bootstrapPause   = 250 * time.Millisecond
 )
 
-// bootstrapHooks are upstream's two slow hooks, done by kthwd. Upstream's wait a
-// second before they begin, write 134 objects one after the other, and end the
-// process when etcd does not answer for 30 s
+// bootstrapHooks replace two slow hooks of upstream's. Those wait a second before they
+// begin, write 134 objects one after the other, and end the process if etcd does not
+// answer for 30 s
 // (pkg/registry/rbac/rest/storage_rbac.go, pkg/registry/scheduling/rest/storage_scheduling.go).
 var bootstrapHooks = map[string]func(context.Context, kubernetes.Interface) error{
 	rbacrest.PostStartHookName:       bootstrapRBAC,
 	schedulingrest.PostStartHookName: bootstrapPriorityClasses,
 }
 
-// leaveOutBootstrapHooks keeps upstream's hooks from being registered, by the
-// mechanism upstream itself uses for an API server without RBAC
-// (pkg/controlplane/apiserver/config.go). The function it returns registers
-// kthwd's under the same names, so that /readyz has the checks that people know;
-// it is for the server that was built meanwhile.
+// leaveOutBootstrapHooks prevents the registration of upstream's hooks, by the mechanism
+// that upstream uses for an API server without RBAC (pkg/controlplane/apiserver/
+// config.go). Call the returned function with the server that was built meanwhile: it
+// registers kthwd's hooks under the same names, so that /readyz has the usual checks.
 func leaveOutBootstrapHooks(config *genericapiserver.Config, log *slog.Logger) (register func(*genericapiserver.GenericAPIServer) error) {
 	for name := range bootstrapHooks {
 		config.DisabledPostStartHooks.Insert(name)
@@ -58,8 +57,8 @@ func leaveOutBootstrapHooks(config *genericapiserver.Config, log *slog.Logger) (
 	}
 }
 
-// bootstrapHook repeats write until it succeeds or the server stops. It returns
-// no error, which would end the process.
+// bootstrapHook repeats write until it succeeds or the server stops. It returns no
+// error, because an error would end the process.
 func bootstrapHook(log *slog.Logger, write func(context.Context, kubernetes.Interface) error) genericapiserver.PostStartHookFunc {
 	return func(hook genericapiserver.PostStartHookContext) error {
 		loopback := rest.CopyConfig(hook.LoopbackClientConfig)
@@ -134,8 +133,8 @@ func reconcile(what string, run func() error) error {
 	return nil
 }
 
-// clusterScoped is what was there before: it answers Get, so that an object that
-// is missing, as 120 are at the first start, costs one request and not two.
+// clusterScoped holds the existing objects and answers Get, so that a missing object, as
+// 120 are at the first start, costs one request instead of two.
 type clusterScoped struct {
 	roles    map[string]*rbacv1.ClusterRole
 	bindings map[string]*rbacv1.ClusterRoleBinding
@@ -193,7 +192,7 @@ func reconcileClusterRole(client kubernetes.Interface, existing *clusterScoped, 
 			Client:  reconciliation.ClusterRoleModifier{Client: asked},
 			Confirm: true,
 		}).Run()
-		asked = roles // it has changed since it was listed: ask anew
+		asked = roles // the object has changed since the list: read it again
 		return err
 	})
 }
@@ -234,8 +233,8 @@ func reconcileRoleBinding(client kubernetes.Interface, b rbacv1.RoleBinding) err
 	})
 }
 
-// primeAggregatedRoles copies what an administrator changed in roles that became
-// aggregated in Kubernetes 1.9: data that a guide's old cluster may still hold
+// primeAggregatedRoles copies an administrator's changes to roles that became aggregated
+// in Kubernetes 1.9, which an old cluster of the guide may still hold
 // (storage_rbac.go:primeAggregatedClusterRoles).
 func primeAggregatedRoles(ctx context.Context, client kubernetes.Interface) error {
 	roles := client.RbacV1().ClusterRoles()
@@ -265,8 +264,8 @@ func primeAggregatedRoles(ctx context.Context, client kubernetes.Interface) erro
 	return nil
 }
 
-// splitBindings gives the holders of a binding that upstream split in two the
-// second half as well (storage_rbac.go:primeSplitClusterRoleBindings).
+// splitBindings grants the second half of a binding that upstream split in two to the
+// holders of the first (storage_rbac.go:primeSplitClusterRoleBindings).
 func splitBindings(ctx context.Context, client kubernetes.Interface) error {
 	bindings := client.RbacV1().ClusterRoleBindings()
 	for existingName, template := range bootstrappolicy.ClusterRoleBindingsToSplit() {

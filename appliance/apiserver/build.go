@@ -14,21 +14,21 @@ import (
 	"kthwd/appliance/program"
 )
 
-// configured is the first half of a build: what apiapp.NewConfig returned.
+// configured is the first half of a build: the result of apiapp.NewConfig.
 type configured struct {
 	config *apiapp.Config
 	err    error
 }
 
-// built has everything but an open handler.
+// built is a server that is complete except for its open handler.
 type built struct {
-	farewell
+	departure
 	generic *genericapiserver.GenericAPIServer
 	run     func(ctx context.Context) error
 }
 
-// build is kube-apiserver/app/server.go:Run up to its last line, with the two
-// bootstrap hooks replaced and the OpenAPI documents built side by side.
+// build does the work of kube-apiserver/app/server.go:Run up to its last line, with the
+// two bootstrap hooks replaced and the OpenAPI documents built in parallel.
 func (a *Server) build() (*built, error) {
 	config, err := a.configuration()
 	if err != nil {
@@ -36,7 +36,7 @@ func (a *Server) build() (*built, error) {
 	}
 	server, err := a.assemble(config)
 	if err != nil {
-		// NewConfig has opened the port; whoever fails later must close it.
+		// NewConfig has opened the port, so a later failure must close it.
 		return nil, errors.Join(err, config.KubeAPIs.ControlPlane.Generic.SecureServing.Listener.Close())
 	}
 	a.mu.Lock()
@@ -45,7 +45,7 @@ func (a *Server) build() (*built, error) {
 	return server, nil
 }
 
-// configuration is what begin has made, once, and made now after that.
+// configuration returns the result of Begin the first time, and a new one after that.
 func (a *Server) configuration() (*apiapp.Config, error) {
 	if early := a.early; early != nil {
 		a.early = nil
@@ -105,8 +105,8 @@ func (a *Server) assemble(config *apiapp.Config) (*built, error) {
 	return s, err
 }
 
-// Parse reads a kube-apiserver command line with upstream's own options.
-// Nobody is given a certificate with one of the controllers' names.
+// Parse reads a kube-apiserver command line with upstream's own options, and adds the
+// admission plugin that protects the names of controllers.
 func Parse(args []program.Arg, controllers pki.ControllerNames) (*apioptions.ServerRunOptions, error) {
 	opts := apioptions.NewServerRunOptions()
 	protectControllerNames(opts, controllers)

@@ -13,31 +13,31 @@ import (
 	"k8s.io/utils/lru"
 )
 
-// knownClients is how many certificates are remembered: those of the connections
-// that are open, on a cluster of a few hundred nodes.
+// knownClients is the number of certificates that are remembered: enough for the open
+// connections of a few hundred nodes.
 const knownClients = 1024
 
-// clientCerts is the API server's authenticator, which verifies the certificate of
-// a connection again for each request on it (apiserver/pkg/authentication/request/
-// x509/x509.go): two signatures, a twentieth of what a busy API server does. The
-// verdict on a certificate depends on it, on the CAs and on the clock; clientCerts asks
-// upstream's authenticator once and keeps a good verdict until one of those is another.
+// clientCerts wraps the API server's authenticator, which verifies the certificate of a
+// connection again for each request (apiserver/pkg/authentication/request/x509/x509.go):
+// two signatures, a twentieth of the work of a busy API server. The verdict depends on
+// the certificate, the CAs and the clock. clientCerts asks upstream's authenticator once
+// and keeps a good verdict until one of these changes.
 type clientCerts struct {
 	next     authenticator.Request // the API server's own, for everything else
 	verify   authenticator.Request // upstream's, for certificates only
 	cas      x509request.VerifyOptionFunc
-	speakers func() []string // headers in which a front proxy says for whom it speaks
+	speakers func() []string // headers in which a front proxy names the user it speaks for
 	known    *lru.Cache      // *x509.Certificate to verdict
 }
 
-// verdict holds under the CAs in roots, which is another pool once their file has changed.
+// verdict is valid under the CAs in roots. A change of their file makes another pool.
 type verdict struct {
 	response *authenticator.Response
 	roots    *x509.CertPool
 	until    time.Time
 }
 
-// rememberClients puts clientCerts before the API server's authenticator.
+// rememberClients inserts clientCerts before the API server's authenticator.
 func rememberClients(config *apiapp.Config) {
 	info := config.KubeAPIs.ControlPlane.Extra.ClusterAuthenticationInfo
 	if info.ClientCA == nil {
@@ -47,7 +47,7 @@ func rememberClients(config *apiapp.Config) {
 	if info.RequestHeaderUsernameHeaders != nil {
 		speakers = info.RequestHeaderUsernameHeaders.Value
 	}
-	// Only the aggregator's chain sees requests; the other two servers stand behind it.
+	// Only the aggregator's chain sees requests; the other two servers are behind it.
 	auth := &config.Aggregator.GenericConfig.Authentication
 	auth.Authenticator = newClientCerts(auth.Authenticator, info.ClientCA.VerifyOptions, speakers)
 }
@@ -55,7 +55,7 @@ func rememberClients(config *apiapp.Config) {
 func newClientCerts(next authenticator.Request, cas x509request.VerifyOptionFunc, speakers func() []string) *clientCerts {
 	return &clientCerts{
 		next: next, cas: cas, speakers: speakers, known: lru.New(knownClients),
-		// As kubeapiserver/authenticator/config.go:New makes it.
+		// The same as in kubeapiserver/authenticator/config.go:New.
 		verify: group.NewAuthenticatedGroupAdder(x509request.NewDynamic(cas, x509request.CommonNameUserConversion)),
 	}
 }
@@ -75,7 +75,7 @@ func (c *clientCerts) AuthenticateRequest(req *http.Request) (*authenticator.Res
 	}
 	response, ok, err := c.verify.AuthenticateRequest(req)
 	if err != nil || !ok {
-		return c.next.AuthenticateRequest(req) // it may be known by a token, and says what is wrong
+		return c.next.AuthenticateRequest(req) // it may accept a token, and it explains a refusal
 	}
 	if until, ok := validUntil(cert, cas); ok {
 		c.known.Add(cert, verdict{response, cas.Roots, until})
@@ -83,9 +83,9 @@ func (c *clientCerts) AuthenticateRequest(req *http.Request) (*authenticator.Res
 	return response, true, nil
 }
 
-// certificate is what the client shows, or nil when that does not settle who it is: a
-// front proxy may speak for somebody else. A client with intermediate certificates
-// is left to upstream, because the verdict would depend on them, too.
+// certificate returns the client's certificate, or nil if it does not decide the user: a
+// front proxy may speak for another one. Clients with intermediate certificates are left
+// to upstream, because the verdict would depend on those as well.
 func (c *clientCerts) certificate(req *http.Request) (*x509.Certificate, x509.VerifyOptions) {
 	none := x509.VerifyOptions{}
 	if req.TLS == nil || len(req.TLS.PeerCertificates) != 1 {
@@ -101,7 +101,7 @@ func (c *clientCerts) certificate(req *http.Request) (*x509.Certificate, x509.Ve
 	return req.TLS.PeerCertificates[0], cas
 }
 
-// validUntil is when the first certificate of the chain that lasts longest ends.
+// validUntil returns the end of the longest-lived chain: the earliest end in it.
 func validUntil(cert *x509.Certificate, cas x509.VerifyOptions) (until time.Time, ok bool) {
 	chains, err := cert.Verify(cas)
 	if err != nil {

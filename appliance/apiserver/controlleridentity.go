@@ -13,10 +13,10 @@ import (
 	"kthwd/appliance/pki"
 )
 
-// controllerIdentity is the admission plugin that keeps the names of controllers from
-// being signed: etcd accepts whoever has them, and kube-controller-manager signs any
-// common name that somebody approves (certificates/signer/signer.go), with the CA that
-// etcd trusts.
+// controllerIdentity is an admission plugin. It prevents certificates with the names of
+// controllers, because etcd accepts every holder of those names, and
+// kube-controller-manager signs any approved common name (certificates/signer/signer.go)
+// with the CA that etcd trusts.
 type controllerIdentity struct {
 	*admission.Handler
 	names pki.ControllerNames
@@ -26,7 +26,7 @@ const controllerIdentityName = "KthwdControllerIdentity"
 
 var _ admission.ValidationInterface = (*controllerIdentity)(nil)
 
-// protectControllerNames adds the plugin to the API server's options. It is on by default.
+// protectControllerNames adds the plugin to the API server's options, on by default.
 func protectControllerNames(o *apioptions.ServerRunOptions, names pki.ControllerNames) {
 	generic := o.Admission.GenericAdmission
 	generic.Plugins.Register(controllerIdentityName, func(io.Reader) (admission.Interface, error) {
@@ -35,9 +35,8 @@ func protectControllerNames(o *apioptions.ServerRunOptions, names pki.Controller
 	generic.RecommendedPluginOrder = append(generic.RecommendedPluginOrder, controllerIdentityName)
 }
 
-// Validate implements admission.ValidationInterface. It refuses a request for a
-// certificate, and, for requests that are older than this plugin, its approval and the
-// certificate itself.
+// Validate implements admission.ValidationInterface. It refuses the creation of a
+// request, and for requests older than this plugin their approval and the certificate.
 func (c *controllerIdentity) Validate(_ context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
 	if a.GetResource().GroupResource() != certificatesapi.Resource("certificatesigningrequests") {
 		return nil
@@ -57,7 +56,7 @@ func (c *controllerIdentity) Validate(_ context.Context, a admission.Attributes,
 	return nil
 }
 
-// issues tells whether the request brings a certificate closer. Denying one and
+// issues reports whether the operation leads to a certificate. Denying a request and
 // deleting its conditions do not.
 func issues(a admission.Attributes, csr *certificatesapi.CertificateSigningRequest) bool {
 	switch a.GetSubresource() {

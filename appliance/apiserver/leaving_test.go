@@ -16,7 +16,7 @@ import (
 
 func TestFarewellInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var f farewell
+		var f departure
 		look := func(want string) {
 			t.Helper()
 			synctest.Wait()
@@ -27,8 +27,8 @@ func TestFarewellInTime(t *testing.T) {
 			}
 		}
 		look(`readyz=true last=""`)
-		f.leaving.Store(true)
-		f.part(4 * time.Second)
+		f.notReady.Store(true)
+		f.closeAfter(4 * time.Second)
 		look(`readyz=false last=""`)
 		time.Sleep(2*time.Second - time.Nanosecond)
 		look(`readyz=false last=""`)
@@ -36,10 +36,10 @@ func TestFarewellInTime(t *testing.T) {
 		look(`readyz=false last="close"`)
 	})
 	synctest.Test(t, func(t *testing.T) {
-		var f farewell
-		f.part(0) // where there is nobody else to go to
+		var f departure
+		f.closeAfter(0) // where there is nobody else to go to
 		time.Sleep(time.Hour)
-		if f.parting.Load() {
+		if f.closing.Load() {
 			t.Error("clients are sent away without a delay")
 		}
 	})
@@ -50,7 +50,7 @@ func TestFarewellInTime(t *testing.T) {
 func TestFarewellEndsConnections(t *testing.T) {
 	for _, protocol := range []string{"HTTP/1.1", "HTTP/2.0"} {
 		t.Run(strings.ReplaceAll(protocol, "/", " "), func(t *testing.T) {
-			var f farewell
+			var f departure
 			inside, finish := make(chan bool), make(chan bool)
 			s := httptest.NewUnstartedServer(f.wrap(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 				if req.URL.Path == "/slow" {
@@ -98,7 +98,7 @@ func TestFarewellEndsConnections(t *testing.T) {
 				before = 2 // the slow one has its connection alone
 			}
 			want("beside the slow one", before)
-			f.parting.Store(true)
+			f.closing.Store(true)
 			want("the last one on this connection", before)
 			want("after it", before+1)
 			close(finish)
@@ -110,8 +110,8 @@ func TestFarewellEndsConnections(t *testing.T) {
 }
 
 func TestFarewellLetsOtherProtocolsBe(t *testing.T) {
-	var f farewell
-	f.parting.Store(true)
+	var f departure
+	f.closing.Store(true)
 	req, w := httptest.NewRequest(http.MethodGet, "/", nil), httptest.NewRecorder()
 	req.Header.Set("Upgrade", "websocket")
 	f.wrap(http.NotFoundHandler()).ServeHTTP(w, req)

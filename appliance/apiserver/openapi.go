@@ -9,11 +9,11 @@ import (
 	"k8s.io/apiserver/pkg/server/routes"
 )
 
-// leaveOutOpenAPI keeps the API server from building its OpenAPI documents one
-// after the other while it prepares to run (apiserver/pkg/server/genericapiserver.go:
-// PrepareRun). The function it returns builds and serves the same documents with the
-// same code, version 2 beside version 3; it is for the API server in the chain that
-// was built meanwhile, before that is prepared.
+// leaveOutOpenAPI prevents the API server from building its OpenAPI documents one after
+// the other while it prepares to run (apiserver/pkg/server/genericapiserver.go:
+// PrepareRun). Call the returned function with the API server of the chain that was built
+// meanwhile, before that is prepared: it builds and serves the same documents with the
+// same code, version 2 in parallel with version 3.
 func leaveOutOpenAPI(config *genericapiserver.Config) (install func(genericapiserver.DelegationTarget) error) {
 	config.SkipOpenAPIInstallation = true
 	return func(target genericapiserver.DelegationTarget) error {
@@ -35,17 +35,17 @@ func leaveOutOpenAPI(config *genericapiserver.Config) (install func(genericapise
 	}
 }
 
-// renderOpenAPIV3 asks for the list of documents, which has the hash of each and
-// so renders and keeps them all. The aggregator asks the same question next
-// (kube-aggregator/pkg/controllers/openapiv3/aggregator/aggregator.go), and would
-// wait for the answer with one core idle.
+// renderOpenAPIV3 requests the list of documents. The list has the hash of each document,
+// so this renders and caches them all. The aggregator requests the same list next
+// (kube-aggregator/pkg/controllers/openapiv3/aggregator/aggregator.go), and would wait
+// for it with one core idle.
 func renderOpenAPIV3(handler http.Handler) {
 	if req, err := http.NewRequest(http.MethodGet, "/openapi/v3", nil); err == nil {
 		handler.ServeHTTP(discard{}, req)
 	}
 }
 
-// discard is a response that nobody reads.
+// discard is a response writer that drops everything.
 type discard http.Header
 
 func (d discard) Header() http.Header { return http.Header(d) }

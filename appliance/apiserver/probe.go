@@ -37,8 +37,7 @@ func (a *Server) probe(ctx context.Context, ready func()) {
 	}
 }
 
-// client verifies the API server against the CA and shows the certificate that
-// has no other right.
+// client verifies the API server against the CA. Its certificate grants no rights.
 func (a *Server) client() (*http.Client, error) {
 	pool, err := pki.Pool(a.layout.CA())
 	if err != nil {
@@ -54,7 +53,7 @@ func (a *Server) client() (*http.Client, error) {
 	}, nil
 }
 
-// Get asks url and returns the first line of what is wrong.
+// Get requests url and returns nil, or an error with the first failing check.
 func Get(ctx context.Context, client *http.Client, url string) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {

@@ -20,8 +20,7 @@ import (
 	"kthwd/appliance/upstream"
 )
 
-// Manager runs kube-controller-manager for as long as its lease lasts, again and
-// again. Make one with NewManager.
+// Manager runs kube-controller-manager, one term for each lease that it wins. Make one with NewManager.
 type Manager struct {
 	common
 	options *kcmoptions.KubeControllerManagerOptions // parsed once; read only
@@ -34,7 +33,8 @@ func NewManager(c Config, options *kcmoptions.KubeControllerManagerOptions) *Man
 	return &Manager{common: newCommon(program.ControllerManager, c), options: options}
 }
 
-// Run implements supervise.Component. It is ready when it leads, or knows who does.
+// Run implements supervise.Component. It is ready when this controller leads or
+// has seen the leader.
 func (m *Manager) Run(ctx context.Context, ready func()) error {
 	client, err := clientcmd.BuildConfigFromFlags(m.options.Master, m.options.Generic.ClientConnection.Kubeconfig)
 	if err != nil {
@@ -44,8 +44,8 @@ func (m *Manager) Run(ctx context.Context, ready func()) error {
 	return l.Run(ctx, ready, func(context.Context) (func(context.Context) error, error) { return m.term, nil })
 }
 
-// term is one run of kube-controller-manager without leader election of its
-// own. kcmapp.Run then returns only when all controllers have stopped.
+// term is one run of kube-controller-manager without its own leader election.
+// kcmapp.Run then returns only when all controllers have stopped.
 func (m *Manager) term(ctx context.Context) error {
 	// KCM registers its informers under a process-wide unique name and never
 	// releases it (client-go/tools/cache/identity.go); nothing else in this process uses such names.
@@ -77,8 +77,8 @@ func ParseManager(args []program.Arg) (*kcmoptions.KubeControllerManagerOptions,
 	return opts, cmdline.Parse(program.ControllerManager, sets, args)
 }
 
-// handler is what 10257 answers, leader or not: kcmapp.Run's handler without
-// its per-term parts.
+// handler answers on 10257, on leader and standby: kcmapp.Run's handler without its
+// per-term parts.
 func (m *Manager) handler(auth *servingAuth) http.Handler {
 	debugging := &componentbaseconfig.DebuggingConfiguration{}
 	_ = m.options.Generic.Debugging.ApplyTo(debugging) // copies two fields; its error is always nil

@@ -12,7 +12,7 @@ import (
 	"kthwd/appliance/program"
 )
 
-// Config is what both programs need to know.
+// Config is the input of NewManager and NewScheduler.
 type Config struct {
 	Args     []program.Arg // the program's command line, without feature gates
 	Identity string        // of this controller, as the holder of a lease
@@ -21,7 +21,7 @@ type Config struct {
 	Logs     *logging.Logs
 }
 
-// common is what both programs have.
+// common is shared by both programs.
 type common struct {
 	name     string
 	args     []program.Arg
@@ -43,7 +43,7 @@ func newCommon(name string, c Config) common {
 // Name implements supervise.Component.
 func (c *common) Name() string { return c.name }
 
-// Record is the program's lease, for the status.
+// Record returns the program's lease, for the status.
 func (c *common) Record() *lease.Record { return c.record }
 
 func (c *common) lease(election componentbaseconfig.LeaderElectionConfiguration, client *rest.Config) *lease.Lease {

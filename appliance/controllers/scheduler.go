@@ -66,7 +66,8 @@ type Settings struct {
 	contention bool // profile what goroutines wait for, in the whole process
 }
 
-// Run implements supervise.Component. It is ready when it leads, or knows who does.
+// Run implements supervise.Component. It is ready when this controller leads or
+// has seen the leader.
 func (s *Scheduler) Run(ctx context.Context, ready func()) error {
 	client, err := clientcmd.BuildConfigFromFlags(s.options.Master, s.settings.kubeconfig)
 	if err != nil {
