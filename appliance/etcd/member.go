@@ -78,8 +78,8 @@ type Member struct {
 	peers  etcdmetrics.PeersHeard
 
 	mu     sync.Mutex
-	server *embed.Etcd // nil until started
-	fatal  chan error  // a fatal line in etcd's log; etcd cannot continue after it
+	server *embed.Etcd   // nil until started
+	fatal  chan error    // a fatal line in etcd's log; etcd cannot continue after it
 	leave  chan struct{} // RequestTransfer was called
 
 	strangers atomic.Pointer[string] // what lookForStrangers last reported; nil for none

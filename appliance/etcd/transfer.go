@@ -79,13 +79,13 @@ func (e *Member) holdEverywhere(ctx context.Context, server *embed.Etcd, client 
 	if err != nil {
 		return others
 	}
-	words := client.Watch(ctx, heldKey(asked.Header.Revision, ""), clientv3.WithPrefix(), clientv3.WithRev(asked.Header.Revision))
+	answers := client.Watch(ctx, heldKey(asked.Header.Revision, ""), clientv3.WithPrefix(), clientv3.WithRev(asked.Header.Revision))
 	for silent = others; silent > 0; {
-		word, ok := <-words
-		if !ok || word.Err() != nil {
+		answer, ok := <-answers
+		if !ok || answer.Err() != nil {
 			return silent
 		}
-		silent -= len(word.Events) // a member has one key, and puts it once
+		silent -= len(answer.Events) // a member has one key, and puts it once
 	}
 	return 0
 }

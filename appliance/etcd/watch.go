@@ -100,7 +100,7 @@ func (w *watch) poll() {
 		return // the goroutine that died may hold a lock that the rest needs
 	}
 	leader := leaderOf(w.server) != 0
-	e.listen(leader)
+	e.noteLeader(leader)
 	w.state.check(leader)
 	e.fsyncs.Sample(time.Now())
 	if w.polls++; w.state.begun && w.polls%membershipEvery == 0 {
