@@ -19,8 +19,7 @@ import (
 const recoverLimit = 2 * time.Minute // for the new cluster of one to elect its leader
 
 // ForceAlone makes etcd form a cluster of one from the copy in dir, and returns the
-// revision of its store. It opens no port, and blocks until the new cluster has a leader,
-// for recoverLimit at most.
+// revision of its store. It opens no port, and blocks until the new cluster has a leader.
 func ForceAlone(ctx context.Context, name, dir string, clientURLs []string, log *slog.Logger) (revision int64, err error) {
 	kept, err := etcdfiles.CommitAll(filepath.Join(dir, "member"))
 	if err != nil {

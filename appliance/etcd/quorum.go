@@ -21,8 +21,8 @@ func Learns(server *embed.Etcd) bool {
 	return m != nil && m.IsLearner
 }
 
-// Sharers returns the number of members that must have the same shared files. A learner
-// counts only for itself.
+// Sharers returns the number of members that must have the same shared files. A voter
+// counts the voters; a learner counts all members.
 func (e *Member) Sharers() int {
 	server := e.Running()
 	if server == nil {
