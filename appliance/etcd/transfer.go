@@ -63,7 +63,7 @@ func (e *Member) TransferLeadership(ctx context.Context, server *embed.Etcd, lev
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), heldBefore)
 	defer cancel()
 	if _, err := client.Delete(ctx, transferKey, clientv3.WithPrefix()); err != nil {
-		e.log.Debug("keys of the hand-over are left", "err", err) // the next transfer replaces the first key and ignores the others
+		e.log.Debug("hand-over keys not deleted", "err", err) // the next transfer replaces the first key and ignores the others
 	}
 }
 
@@ -156,7 +156,7 @@ func (e *Member) holdFor(ctx context.Context, server *embed.Etcd, client *client
 	opened := make(chan struct{})
 	e.hold(ctx, server, opened)
 	if _, err := client.Put(ctx, key, ""); err != nil {
-		e.log.Debug("a hand-over goes on without this member's word", "err", err)
+		e.log.Debug("hand-over continues without this member's confirmation", "err", err)
 	}
 	<-opened
 }

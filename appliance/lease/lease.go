@@ -203,7 +203,7 @@ func (l *Lease) fenced() bool {
 }
 
 // margin is the time between the loss of the lease here and the moment at which another
-// controller may take it. Work may continue for so long.
+// controller may take it. Work may continue until then.
 func (l *Lease) margin() time.Duration {
 	return l.election.LeaseDuration.Duration - l.election.RenewDeadline.Duration
 }

@@ -8,7 +8,7 @@ import (
 )
 
 // Record is the state of one lease, over all terms. Its methods may be called from any
-// goroutine. A Lease without a Record records nothing.
+// goroutine. A nil Record records nothing.
 type Record struct {
 	mu sync.Mutex
 	is status.Lease
