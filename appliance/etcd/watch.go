@@ -28,7 +28,7 @@ const closeLimit = 5 * time.Second
 // membershipEvery is the number of polls from one call of OnMembership to the next.
 const membershipEvery = 10
 
-// watch is the state of Member.watch, used by its goroutine only.
+// watch is the state of Member.watch.
 type watch struct {
 	member   *Member
 	server   *embed.Etcd
