@@ -11,12 +11,12 @@ import (
 	"kthwd/appliance/supervise"
 )
 
-// errAbandoned has a code that etcd's client does not try again for
+// errAbandoned has a code on which etcd's client does not retry
 // (client/v3/retry_interceptor.go:isSafeRetry).
 var errAbandoned = status.Error(codes.FailedPrecondition, "kthwd stops, and etcd has no quorum")
 
-// requests are those that wait for etcd. abandoned is cancelled, for all of them at
-// once, when the process is stopping and can no longer expect a quorum.
+// requests are the requests that wait for etcd. abandoned is cancelled, for all of them
+// at once, when the process is stopping and can no longer expect a quorum.
 type requests struct {
 	abandoned context.Context
 	fail      context.CancelFunc
@@ -43,13 +43,13 @@ func (r *requests) intercept(ctx context.Context, req any, _ *grpc.UnaryServerIn
 	return answer, err
 }
 
-// Abandoned is closed once requests have been abandoned.
+// Abandoned returns a channel that is closed once Abandon has made requests fail.
 func (e *Member) Abandoned() <-chan struct{} { return e.requests.abandoned.Done() }
 
-// Abandon makes every request that waits for etcd fail at once, and every later one,
-// when there is no quorum and none returns within patience. Without it, a stop of the
-// API server would wait for those requests, and for its own last writes, beyond its
-// budget. Abandon blocks until then, or until ctx ends.
+// Abandon makes all waiting and later requests to etcd fail if there is no leader and none
+// is elected within patience. Otherwise a stop of the API server would wait for those
+// requests, and for its own last writes, beyond its budget. Abandon blocks until there is
+// a leader, until patience is over, or until ctx ends.
 func (e *Member) Abandon(ctx context.Context, patience time.Duration) {
 	server := e.Running()
 	if server == nil {

@@ -23,10 +23,10 @@ import (
 	"kthwd/appliance/pki"
 )
 
-// AdmitControllers makes etcd's two ports refuse every certificate but a controller's:
-// the CA at clusterCA also signs workers and, through the API, any user, and
-// whoever reads or writes etcd is root of the cluster. A port whose names the user has
-// set, or whose CA is another one, stays as it is.
+// AdmitControllers makes etcd's two ports refuse all certificates except a controller's.
+// The CA at clusterCA also signs workers' certificates and, through the API, any user's,
+// and access to etcd means root on the whole cluster. A port stays unchanged if the user
+// has set its names, or if it uses another CA. Call it before Run.
 func (e *Member) AdmitControllers(clusterCA string) error {
 	ports := []*transport.TLSInfo{&e.cfg.ClientTLSInfo, &e.cfg.PeerTLSInfo}
 	for _, port := range ports {
@@ -51,21 +51,21 @@ func (e *Member) AdmitControllers(clusterCA string) error {
 	return nil
 }
 
-// allowedNames are the names that a port of etcd accepts; none means all.
+// allowedNames returns the names that a port of etcd accepts; none means all.
 func allowedNames(port *transport.TLSInfo) pki.ControllerNames {
 	return pki.ControllerNames{CommonNames: port.AllowedCNs, Hosts: port.AllowedHostnames}
 }
 
-// PeerNames are the names that the peer port accepts; none means all.
+// PeerNames returns the names that the peer port accepts; none means all.
 func (e *Member) PeerNames() pki.ControllerNames { return allowedNames(&e.cfg.PeerTLSInfo) }
 
-// ControllerNames are the names that either port of etcd accepts.
+// ControllerNames returns the names that the client port or the peer port accepts.
 func (e *Member) ControllerNames() pki.ControllerNames {
 	return allowedNames(&e.cfg.ClientTLSInfo).Join(allowedNames(&e.cfg.PeerTLSInfo))
 }
 
 // replaceGateway serves etcd's HTTP API (/v3/) through the unix socket. etcd's own
-// gateway does not work once names are allowed: see etcdgateway.
+// gateway fails once only certain names are allowed, see etcdgateway.
 func (e *Member) replaceGateway() {
 	socket := socketPath(e.cfg)
 	if !e.cfg.EnableGRPCGateway || socket == "" {
@@ -82,13 +82,13 @@ func (e *Member) replaceGateway() {
 // shutOutTimeout bounds how long a start waits for the certificates of the other members.
 const shutOutTimeout = 2 * time.Second
 
-// refuseToShutOut fails when another member that answers would not be let in by this
-// one, or does not let this one in: the two would never form a quorum. Members that do
-// not answer are passed over.
+// refuseToShutOut fails if another member answers, and one of the two does not accept the
+// other's certificate: they would never form a quorum. Members that do not answer are
+// skipped.
 func (e *Member) refuseToShutOut(ctx context.Context) error {
 	known, err := types.NewURLsMap(e.cfg.InitialCluster)
 	if err != nil || e.cfg.PeerTLSInfo.Empty() {
-		return nil // etcd has a better word for it
+		return nil // etcd reports a better error
 	}
 	delete(known, e.cfg.Name)
 	ctx, cancel := context.WithTimeout(ctx, shutOutTimeout)
@@ -119,8 +119,9 @@ func (e *Member) refuseToShutOut(ctx context.Context) error {
 		"give every controller a kubernetes.pem with the same name: kthwd pki controller NAME ADDRESS makes one where the key of the CA is; or name all of them on every controller with --etcd-arg=peer-cert-allowed-cn=NAME,NAME")
 }
 
-// strangeName says in which way the member at a peer URL and this one do not accept
-// each other by name. It is empty when they do, or when that cannot be told.
+// strangeName describes which of the two, this member or the one at a peer URL, does not
+// accept the name in the other's certificate. It returns "" if both accept it, or if that
+// cannot be determined.
 func (e *Member) strangeName(ctx context.Context, peerURL string) string {
 	u, err := url.Parse(peerURL)
 	if err != nil || u.Scheme != "https" {
@@ -139,12 +140,12 @@ func (e *Member) strangeName(ctx context.Context, peerURL string) string {
 		if deadline, ok := ctx.Deadline(); ok {
 			_ = conn.SetDeadline(deadline)
 		}
-		err = knock(conn, u.Host)
+		err = probeAcceptance(conn, u.Host)
 	}
 	names := allowedNames(&e.cfg.PeerTLSInfo)
 	switch {
 	case leaf != nil && strings.HasPrefix(leaf.Subject.CommonName, "system:"):
-		return "" // no controller: somebody else has the address while the member is down
+		return "" // no controller: another machine uses the address while the member is down
 	case leaf != nil && !names.Match(leaf):
 		return fmt.Sprintf("has a certificate for %s, and this controller accepts %s", SubjectOf(leaf), names)
 	case leaf != nil && isBadCertificate(err):
@@ -157,9 +158,9 @@ func (e *Member) strangeName(ctx context.Context, peerURL string) string {
 	return ""
 }
 
-// knock makes the server say whether it accepts the client: in TLS 1.3 that is known
-// only with the first answer.
-func knock(conn io.ReadWriter, host string) error {
+// probeAcceptance sends a request, because in TLS 1.3 a client learns only from the first
+// answer whether the server has accepted its certificate.
+func probeAcceptance(conn io.ReadWriter, host string) error {
 	if _, err := fmt.Fprintf(conn, "GET /version HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", host); err != nil {
 		return err
 	}
@@ -168,12 +169,12 @@ func knock(conn io.ReadWriter, host string) error {
 }
 
 // isBadCertificate tells whether the other side refused our certificate for its name.
-// crypto/tls has no exported type for an alert of the other side.
+// crypto/tls has no exported type for an alert from the other side.
 func isBadCertificate(err error) bool {
 	return err != nil && strings.Contains(err.Error(), "remote error: tls: bad certificate")
 }
 
-// SubjectOf is the common name of a certificate, for people.
+// SubjectOf returns the common name of a certificate, quoted for messages.
 func SubjectOf(leaf *x509.Certificate) string {
 	if cn := leaf.Subject.CommonName; cn != "" {
 		return fmt.Sprintf("%.64q", cn)
@@ -181,8 +182,8 @@ func SubjectOf(leaf *x509.Certificate) string {
 	return "no common name"
 }
 
-// leaderOf is the leader that this member knows, or 0. A leader that is no member is
-// none: whoever can speak to the peer port could claim to be one.
+// leaderOf returns the current leader in this member's view, or 0. A leader that is not a
+// member does not count, because any client of the peer port can claim to lead.
 func leaderOf(server *embed.Etcd) types.ID {
 	leader := server.Server.Leader()
 	if leader != 0 && server.Server.Cluster().Member(leader) == nil {

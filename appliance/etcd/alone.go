@@ -16,10 +16,10 @@ import (
 	"kthwd/appliance/upstream"
 )
 
-const recoverLimit = 2 * time.Minute // until the new cluster of one must have a leader
+const recoverLimit = 2 * time.Minute // for the new cluster of one to elect its leader
 
 // ForceAlone makes etcd form a cluster of one from the copy in dir, and returns the
-// revision of its store. It blocks until the new cluster has a leader; it opens no port.
+// revision of its store. It opens no port, and blocks until the new cluster has a leader.
 func ForceAlone(ctx context.Context, name, dir string, clientURLs []string, log *slog.Logger) (revision int64, err error) {
 	kept, err := etcdfiles.CommitAll(filepath.Join(dir, "member"))
 	if err != nil {
@@ -32,7 +32,7 @@ func ForceAlone(ctx context.Context, name, dir string, clientURLs []string, log 
 	e.cfg = embed.NewConfig()
 	e.cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(upstream.NewZap(log, e.died))
 	e.cfg.Name, e.cfg.Dir, e.cfg.ForceNewCluster = name, dir, true
-	e.cfg.InitialCluster = e.cfg.InitialClusterFromName(name) // not looked at where there is a log
+	e.cfg.InitialCluster = e.cfg.InitialClusterFromName(name) // etcd ignores it if there is a write-ahead log
 	e.cfg.ListenPeerUrls, e.cfg.ListenClientUrls = nil, nil
 	e.cfg.AdvertiseClientUrls = parseURLs(clientURLs)
 	e.cfg.QuotaBackendBytes = 8 << 30

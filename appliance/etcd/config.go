@@ -14,13 +14,13 @@ import (
 	"kthwd/appliance/program"
 )
 
-// Parse reads an etcd command line into etcd's own configuration. etcd's
-// parser is not used because it exits the process (etcdmain/config.go:parse);
-// what that does after flag.Parse is done here with the same exported helpers.
+// Parse parses an etcd command line into etcd's own configuration. etcd's own parser
+// would exit the process (etcdmain/config.go:parse), so Parse repeats its steps after
+// flag.Parse with the same exported helpers.
 func Parse(args []program.Arg, logger func(*embed.Config) error) (*embed.Config, error) {
 	cfg := embed.NewConfig()
 	cfg.ZapLoggerBuilder = logger
-	// 3.6 forgets this default outside etcdmain and would then log every request (embed/config.go:NewConfig).
+	// etcd 3.6 sets this default in etcdmain only, and without it logs every request (embed/config.go:NewConfig).
 	cfg.WarningUnaryRequestDuration = embed.DefaultWarningUnaryRequestDuration
 	fs := flag.NewFlagSet(program.Etcd, flag.ContinueOnError)
 	fs.SetOutput(io.Discard)
@@ -73,9 +73,9 @@ func etcdFeatureGates(cfg *embed.Config, fs *flag.FlagSet) error {
 // loneTick is the tick of a member that is alone, in milliseconds.
 const loneTick = 50
 
-// useLoneTiming lets a member that is alone elect itself in 50–250 ms instead of
-// 0.1–1 s. Heartbeats go to nobody there, so nothing else depends on the tick; a
-// shorter one wakes an idle process five times as often (raft, monitorLeader).
+// useLoneTiming lets a lone member elect itself in 50–250 ms instead of 0.1–1 s. It sends
+// no heartbeats, so nothing else depends on the tick. A shorter tick would wake an idle
+// process five times as often (raft, monitorLeader).
 func useLoneTiming(cfg *embed.Config) {
 	set := cfg.FlagsExplicitlySet
 	if alone(cfg) && !set["heartbeat-interval"] && !set["election-timeout"] {
@@ -83,8 +83,8 @@ func useLoneTiming(cfg *embed.Config) {
 	}
 }
 
-// useDefaultTiming gives a member etcd's own timing back: it was created as the only
-// one, and the cluster has had others since.
+// useDefaultTiming restores etcd's own timing for a member that was created as the only
+// one of its cluster, which has had other members since.
 func useDefaultTiming(cfg *embed.Config) {
 	if set := cfg.FlagsExplicitlySet; !set["heartbeat-interval"] && !set["election-timeout"] {
 		d := embed.NewConfig()
@@ -92,19 +92,19 @@ func useDefaultTiming(cfg *embed.Config) {
 	}
 }
 
-// HasLoneTiming tells whether the member has the timing of a lone member. As the
-// leader of several it would step down whenever they do not answer for 250 ms.
+// HasLoneTiming tells whether the member has the timing of a lone member. If it led
+// several members, it would step down whenever they did not answer for 250 ms.
 func (e *Member) HasLoneTiming() bool {
 	return e.cfg.TickMs == loneTick && !e.cfg.FlagsExplicitlySet["heartbeat-interval"]
 }
 
-// alone tells whether the member was created as the only one of its cluster. Others
-// may have been added since; then it may still wait for a quorum.
+// alone tells whether the member was created as the only one of its cluster. Others may
+// have been added since; it may then still wait for a quorum.
 func alone(cfg *embed.Config) bool {
 	return !strings.Contains(cfg.InitialCluster, ",") && cfg.ClusterState == embed.ClusterStateFlagNew
 }
 
-// socketPath finds the unix socket among the client URLs.
+// socketPath returns the unix socket among the client URLs, or "".
 func socketPath(cfg *embed.Config) string {
 	for _, u := range cfg.ListenClientUrls {
 		if u.Scheme == "unix" {

@@ -8,7 +8,7 @@ import (
 	"kthwd/appliance/etcdmetrics"
 )
 
-// Reachable are the peers that can be spoken with, by their ID.
+// Reachable returns the IDs of the peers that this member reaches.
 func (e *Member) Reachable(server *embed.Etcd) map[string]bool {
 	active := etcdmetrics.ActivePeers(server.Server.MemberID())
 	e.mu.Lock()
@@ -25,11 +25,11 @@ func (e *Member) Reachable(server *embed.Etcd) map[string]bool {
 	return active
 }
 
-// listen notes who is heard, and since when there has been no leader.
-func (e *Member) listen(leader bool) {
+// noteLeader records the peers heard from and the time at which the leader was lost.
+func (e *Member) noteLeader(leader bool) {
 	now := time.Now()
 	if !leader {
-		e.peers.Sample(now) // who is silent is asked only then
+		e.peers.Sample(now) // Reachable needs the samples only then
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()

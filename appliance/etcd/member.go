@@ -6,20 +6,19 @@
 //	m, err := etcd.New(etcd.Config{Args: args, Log: log})
 //	node := group.Add(m)
 //
-// Run prepares the data directory, learns the current members when it joins a
-// cluster, starts the server and waits for a quorum without a deadline. It calls
-// ready once the member votes and has taken part in a write. A
-// lone member gets a short election timeout, unless Config says that it had others
-// when it last ran.
+// Run prepares the data directory, fetches the current members if it joins a cluster,
+// starts the server and waits for a quorum without a deadline. It calls ready once the
+// member votes and has taken part in a write. A lone member gets a short election
+// timeout, unless Config.HadOthers is set.
 //
-// A stop has an order that the caller can break: RequestTransfer, or Run's own
-// stop, moves leadership to another member first, while every member holds its
-// writes, so that no write fails; the API server must stop before etcd. When there
-// is no quorum any stop would hang, and Abandon makes the waiting requests fail.
+// Callers must keep the order of a stop: the API server stops before etcd.
+// RequestTransfer, or the end of Run, first moves leadership to another member, while
+// every member holds its writes, so that no write fails. Without a quorum the API
+// server's stop would wait for its requests; Abandon makes them fail.
 //
-// A fatal line in etcd's log ends Run with an error, never the process. The
-// package does not change the membership (see membership) and does not repair data
-// (see etcdfiles and recovery); ForceAlone is there for recovery only.
+// A fatal line in etcd's log ends Run with an error, never the process. The package does
+// not change the membership (see membership) and does not repair data (see etcdfiles and
+// recovery). ForceAlone is for recovery only.
 package etcd
 
 import (
@@ -47,25 +46,25 @@ import (
 	"kthwd/appliance/writegate"
 )
 
-// Config is what New needs to know of a member.
+// Config describes a member for New.
 type Config struct {
 	Args      []program.Arg // etcd's command line
 	Log       *slog.Logger
 	HadQuorum bool // an earlier run in this data directory had a quorum
-	HadOthers bool // … and the cluster had other members
+	HadOthers bool // in that run the cluster had other members
 
-	// OnOpen is called once, when the socket of a lone member is open and before it
-	// has a quorum; may be nil.
+	// OnOpen is called once, when the socket of a lone member is open, before it has a
+	// quorum. It may be nil.
 	OnOpen func()
-	// Admit decides at the first quorum whether this controller belongs to the
-	// cluster; it may wait as long as ctx lasts. May be nil.
+	// Admit decides at the first quorum whether this controller belongs to the cluster.
+	// It may block until ctx ends, and may be nil.
 	Admit func(ctx context.Context, e *Member, server *embed.Etcd) error
-	// OnMembership is called once the controller belongs, and every few seconds after
-	// that; may be nil.
+	// OnMembership is called once the controller belongs to the cluster, and every few
+	// seconds after that. It may be nil.
 	OnMembership func(server *embed.Etcd)
 }
 
-// Member is the etcd member of this controller. Make one with New, run it once. Its
+// Member is the etcd member of this controller. Make one with New and run it once. Its
 // other methods may be called from any goroutine, before, during and after Run.
 type Member struct {
 	cfg          *embed.Config
@@ -79,22 +78,22 @@ type Member struct {
 	peers  etcdmetrics.PeersHeard
 
 	mu     sync.Mutex
-	server *embed.Etcd // nil until started
-	fatal  chan error  // what etcd's logger called fatal; etcd cannot continue after it
-	leave  chan struct{}
+	server *embed.Etcd   // nil until started
+	fatal  chan error    // a fatal line in etcd's log; etcd cannot continue after it
+	leave  chan struct{} // RequestTransfer was called
 
-	strangers atomic.Pointer[string] // peers of another CA, as lookForStrangers found them; nil for none
+	strangers atomic.Pointer[string] // what lookForStrangers last reported; nil for none
 
-	leaderless time.Time // since when no leader is known; zero while there is one
+	leaderless time.Time // when the leader was lost; zero while there is one
 
-	gate     writegate.Gate       // shut for a moment while leadership moves
+	gate     writegate.Gate       // closed for a moment while leadership moves
 	requests *requests            // abandoned in a stop without a quorum
-	gateway  *etcdgateway.Gateway // etcd's HTTP API; nil when it is switched off
+	gateway  *etcdgateway.Gateway // etcd's HTTP API; nil if it is disabled or etcd's own serves it
 }
 
 var _ supervise.Component = (*Member)(nil)
 
-// New prepares the member that c describes. It touches no file.
+// New prepares the member that c describes. It opens no file and no port.
 func New(c Config) (*Member, error) {
 	e := &Member{
 		log: c.Log, admit: c.Admit, onMembership: c.OnMembership,
@@ -113,16 +112,16 @@ func New(c Config) (*Member, error) {
 	}
 	e.cfg.GRPCAdditionalServerOptions = append(e.cfg.GRPCAdditionalServerOptions,
 		grpc.ChainUnaryInterceptor(e.requests.intercept, e.gate.Intercept),
-		grpc.StreamInterceptor(e.awaitLeader)) // this one is before etcd's own, which are chained
+		grpc.StreamInterceptor(e.awaitLeader)) // it runs before etcd's own, which are chained
 	return e, nil
 }
 
 // Name implements supervise.Component.
 func (e *Member) Name() string { return program.Etcd }
 
-// Run implements supervise.Component. It is ready once this member has taken
-// part in a raft write, hence once there is a quorum; until then it waits
-// without a deadline, because a member that gives up can never form one.
+// Run implements supervise.Component. It is ready once this member has taken part in a
+// raft write, which requires a quorum. It waits for that without a deadline, because a
+// member that gives up can never form a quorum.
 func (e *Member) Run(ctx context.Context, ready func()) error {
 	if err := e.prepare(); err != nil {
 		return err
@@ -147,7 +146,7 @@ func (e *Member) Run(ctx context.Context, ready func()) error {
 	return e.watch(ctx, server, report, ready)
 }
 
-// prepare makes the data directory, readable by its owner only, and looks at what is in it.
+// prepare makes the data directory, readable by its owner only, and checks existing data.
 func (e *Member) prepare() error {
 	if err := os.MkdirAll(e.cfg.Dir, 0o700); err != nil {
 		return err
@@ -161,8 +160,8 @@ func (e *Member) prepare() error {
 	return nil
 }
 
-// start runs embed.StartEtcd, which may log a fatal line or panic on damaged
-// data; both become errors here. It returns nil, nil when ctx ends first.
+// start runs embed.StartEtcd, which may log a fatal line or panic on damaged data. Both
+// become errors here. It returns nil, nil if ctx ends first.
 func (e *Member) start(ctx context.Context, report supervise.Reporter) (*embed.Etcd, error) {
 	type result struct {
 		server *embed.Etcd
@@ -185,7 +184,7 @@ func (e *Member) start(ctx context.Context, report supervise.Reporter) (*embed.E
 	case err := <-e.fatal:
 		return nil, etcdfiles.Unusable(e.cfg.Dir, err)
 	case <-ctx.Done():
-		// StartEtcd knows no context; if it still returns, close what it made.
+		// StartEtcd takes no context. If it still returns, its server must be closed.
 		if r := <-started; r.server != nil {
 			e.close(r.server)
 		}
@@ -193,7 +192,7 @@ func (e *Member) start(ctx context.Context, report supervise.Reporter) (*embed.E
 	}
 }
 
-// explain adds advice to an error of StartEtcd that is about the data.
+// explain adds advice to an error of StartEtcd, unless the network caused it.
 func (e *Member) explain(err error) error {
 	var network *net.OpError
 	if err == nil || errors.As(err, &network) {
@@ -207,8 +206,8 @@ func (e *Member) explain(err error) error {
 	return etcdfiles.Unusable(e.cfg.Dir, err)
 }
 
-// refusals are etcd's reasons not to begin that are no fault of the data
-// (etcdserver/bootstrap.go), with what to do.
+// refusals are the errors with which etcd refuses to start although its data are intact
+// (etcdserver/bootstrap.go), with advice.
 var refusals = []struct{ theirs, ours, hint string }{
 	{"has already been bootstrapped", "the cluster knows this member, but its data are not here",
 		"if they are on a disk that is not mounted, mount it; if they are lost, run kthwd member remove and kthwd member add on another controller, then kthwd join here"},
@@ -220,15 +219,15 @@ var refusals = []struct{ theirs, ours, hint string }{
 		"kthwd version on every controller shows which ones run"},
 }
 
-// close stops the member: clients first, then leadership is handed over, then
-// the write-ahead log is closed (embed/etcd.go:Close).
+// close stops the member: it transfers leadership, then etcd closes its listeners and
+// its write-ahead log (embed/etcd.go:Close).
 func (e *Member) close(server *embed.Etcd) {
 	select {
 	case <-server.Server.ReadyNotify():
-		e.TransferLeadership(context.Background(), server, slog.LevelWarn) // if it leads again, or still
+		e.TransferLeadership(context.Background(), server, slog.LevelWarn) // if it still leads, or leads again
 	default:
-		// Close waits for the client listeners, which wait for a quorum that never
-		// was, or for the end of the server (embed/serve.go:serve).
+		// Close waits for the client listeners, and before the first quorum these wait
+		// for a quorum or for the end of the server (embed/serve.go:serve).
 		server.Server.HardStop()
 	}
 	e.gateway.Close()
@@ -236,9 +235,9 @@ func (e *Member) close(server *embed.Etcd) {
 	os.Remove(socketPath(e.cfg))
 }
 
-// RequestTransfer asks Run to make another member the leader, if there is one, while this
-// one continues as a follower. It does not block: a stop tries again before the listeners
-// close.
+// RequestTransfer makes Run transfer leadership to another member, if there is one. This
+// member continues as a follower. It does not block; a stop tries again before the
+// listeners close.
 func (e *Member) RequestTransfer() {
 	select {
 	case e.leave <- struct{}{}:
@@ -246,7 +245,7 @@ func (e *Member) RequestTransfer() {
 	}
 }
 
-// died is called from etcd's logger, on the goroutine that cannot go on.
+// died is called by etcd's logger on a fatal line, on the goroutine that logged it.
 func (e *Member) died(err error) {
 	select {
 	case e.fatal <- err:
@@ -254,7 +253,7 @@ func (e *Member) died(err error) {
 	}
 }
 
-// Running returns the server once it has started, or nil.
+// Running returns the server, or nil before it has started and after a removal.
 func (e *Member) Running() *embed.Etcd {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -12,16 +12,17 @@ import (
 	"kthwd/appliance/supervise"
 )
 
-// leaderPatience is how long a new watch waits for a leader before etcd refuses it: as
-// long as etcd lets one go on that is there already, three election timeouts.
+// leaderPatience is how long a new watch waits for a leader before etcd refuses it. etcd
+// keeps an existing watch as long: three election timeouts.
 const leaderPatience = 3 * time.Second
 
-// awaitLeader is a grpc.StreamServerInterceptor before etcd's own. Without a leader
-// etcd refuses watches at once, and each of the API server's hundred caches asks again at
-// once, for half a minute (client-go/tools/cache/reflector.go, "Retrying watch after
-// internal error"; storage/cacher/cacher.go, MaxInternalErrorRetryDuration): 8700
-// watches a second, with two processors and 600 MiB for them. Then the caches list anew,
-// and clients must, too. While a new leader is elected, there is nothing to refuse.
+// awaitLeader is a grpc.StreamServerInterceptor that runs before etcd's own. Without a
+// leader, etcd refuses watches at once, and each of the API server's hundred caches
+// retries at once, for half a minute (client-go/tools/cache/reflector.go, "Retrying watch
+// after internal error"; storage/cacher/cacher.go, MaxInternalErrorRetryDuration). That
+// makes 8700 watches a second, which take two processors and 600 MiB. After that the
+// caches list again, and so must their clients. A watch that waits out the election of a
+// new leader avoids all of this.
 func (e *Member) awaitLeader(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
 	md, _ := metadata.FromIncomingContext(stream.Context())
 	if slices.Contains(md[rpctypes.MetadataRequireLeaderKey], rpctypes.MetadataHasLeader) {
@@ -30,7 +31,7 @@ func (e *Member) awaitLeader(srv any, stream grpc.ServerStream, _ *grpc.StreamSe
 	return handle(srv, stream)
 }
 
-// leaderWithin returns when there is a leader, after some time, or when ctx ends.
+// leaderWithin blocks until there is a leader, until patience is over, or until ctx ends.
 func (e *Member) leaderWithin(ctx context.Context, patience time.Duration) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()

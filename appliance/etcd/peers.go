@@ -24,7 +24,7 @@ import (
 	"kthwd/appliance/supervise"
 )
 
-// PeerHost is where the other members reach one.
+// PeerHost returns the address at which the other members reach a member; "" if unknown.
 func PeerHost(e *membership.Member) string {
 	if len(e.PeerURLs) == 0 {
 		return ""
@@ -36,12 +36,13 @@ func PeerHost(e *membership.Member) string {
 	return u.Hostname()
 }
 
-// membersTimeout bounds one question to one peer.
+// membersTimeout bounds one request to one peer.
 const membersTimeout = 3 * time.Second
 
-// askMembers asks the peer at url who the members are, as etcd itself does
-// (etcdserver/cluster_util.go:GetClusterFromRemotePeers), and says why not.
-func askMembers(ctx context.Context, tls *tls.Config, url string) ([]*membership.Member, error) {
+// fetchMembers fetches the list of members from the peer at url, as etcd itself does
+// (etcdserver/cluster_util.go:GetClusterFromRemotePeers), but returns the reason of a
+// failure.
+func fetchMembers(ctx context.Context, tls *tls.Config, url string) ([]*membership.Member, error) {
 	ctx, cancel := context.WithTimeout(ctx, membersTimeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/members", nil)
@@ -64,10 +65,10 @@ func askMembers(ctx context.Context, tls *tls.Config, url string) ([]*membership
 	return members, nil
 }
 
-// learnMembers asks the controllers of the cluster, before the first start of one
-// that has joined it, who the members are by now: etcd wants to be told exactly
-// those, and somebody may have come or gone since kthwd join has written them down.
-// It waits for an answer as long as ctx lasts.
+// learnMembers fetches the current members from the cluster before the first start of a
+// controller that has joined it. etcd requires exactly the current members, and members
+// may have been added or removed since kthwd join wrote the list. It blocks until one
+// answers or ctx ends.
 func (e *Member) learnMembers(ctx context.Context, report supervise.Reporter) error {
 	if e.cfg.ClusterState != embed.ClusterStateFlagExisting || e.hasData() {
 		return nil
@@ -95,12 +96,13 @@ func (e *Member) learnMembers(ctx context.Context, report supervise.Reporter) er
 	return nil
 }
 
-// anyMembers asks one after the other.
+// anyMembers fetches the members from the first peer that answers, or returns the reason
+// of each failure.
 func (e *Member) anyMembers(ctx context.Context, tls *tls.Config, known types.URLsMap) ([]*membership.Member, string) {
 	var reasons []string
 	for _, name := range slices.Sorted(maps.Keys(known)) {
 		for _, url := range known[name].StringSlice() {
-			members, err := askMembers(ctx, tls, url)
+			members, err := fetchMembers(ctx, tls, url)
 			if err == nil {
 				return members, ""
 			}
@@ -110,7 +112,7 @@ func (e *Member) anyMembers(ctx context.Context, tls *tls.Config, known types.UR
 	return nil, strings.Join(reasons, "; ")
 }
 
-// joinThese tells etcd the members, this one among them.
+// joinThese sets etcd's initial cluster. It fails if this member is not in the list.
 func (e *Member) joinThese(members []*membership.Member) error {
 	own := e.cfg.AdvertisePeerUrls[0].String()
 	var all []string
@@ -135,7 +137,7 @@ func (e *Member) joinThese(members []*membership.Member) error {
 	return nil
 }
 
-// hasData tells whether the member has a write-ahead log, and hence knows better.
+// hasData tells whether the member has a write-ahead log, which lists the members.
 func (e *Member) hasData() bool {
 	dir := e.cfg.WalDir
 	if dir == "" {
@@ -145,7 +147,7 @@ func (e *Member) hasData() bool {
 	return err == nil && len(names) > 0
 }
 
-// peerError says in a few words why a peer did not answer.
+// peerError shortens the error of a request to a peer.
 func peerError(err error) string {
 	var op interface{ Timeout() bool }
 	if errors.As(err, &op) && op.Timeout() {
@@ -154,18 +156,19 @@ func peerError(err error) string {
 	return err.Error()
 }
 
-// strangerPoll is how often a member without a leader looks for the reason.
+// strangerPoll is how often a member without a leader checks its peers' certificates.
 const strangerPoll = 5 * time.Second
 
-// lookForStrangers finds the peers whose certificate is of another CA, as long as
-// this member has no leader: it would wait for them for ever, and etcd's transport
-// says that of each connection at level debug only.
+// lookForStrangers finds the peers with a certificate of another CA, or with a name that
+// is not accepted, while this member has no leader. Otherwise it would wait for them
+// forever without a visible reason: etcd's transport logs each failed connection at level
+// debug only. It blocks until ctx ends.
 func (e *Member) lookForStrangers(ctx context.Context, server *embed.Etcd) {
 	tls, err := e.cfg.PeerTLSInfo.ClientConfig()
 	if err != nil || e.cfg.PeerTLSInfo.Empty() {
 		return
 	}
-	for said := ""; ctx.Err() == nil; supervise.Sleep(ctx, strangerPoll) {
+	for logged := ""; ctx.Err() == nil; supervise.Sleep(ctx, strangerPoll) {
 		var found []string
 		if leaderOf(server) == 0 {
 			found = e.findStrangers(ctx, tls, server)
@@ -179,11 +182,11 @@ func (e *Member) lookForStrangers(ctx context.Context, server *embed.Etcd) {
 		default:
 			e.strangers.Store(&text)
 		}
-		if text != said && text != "" {
+		if text != logged && text != "" {
 			e.log.Warn("a controller of another CA, or with another name: it and this one do not speak with each other", "err", text,
 				"hint", "all controllers need the ca.pem, and a kubernetes.pem of it with the same name, from one run of kthwd pki init")
 		}
-		said = text
+		logged = text
 	}
 }
 
@@ -192,7 +195,7 @@ func (e *Member) findStrangers(ctx context.Context, tls *tls.Config, server *emb
 		if m.ID == server.Server.MemberID() || len(m.PeerURLs) == 0 {
 			continue
 		}
-		_, err := askMembers(ctx, tls, m.PeerURLs[0])
+		_, err := fetchMembers(ctx, tls, m.PeerURLs[0])
 		if errors.As(err, new(x509.UnknownAuthorityError)) {
 			found = append(found, fmt.Sprintf("%s at %s shows a certificate of another CA than %s", m.Name, PeerHost(m), e.cfg.PeerTLSInfo.TrustedCAFile))
 		} else if err != nil {

@@ -14,14 +14,15 @@ import (
 	"kthwd/appliance/supervise"
 )
 
-// Learns tells whether the member does not vote yet. EtcdServer.IsLearner panics
-// for one that was removed.
+// Learns tells whether the member is a learner. EtcdServer.IsLearner panics for a removed
+// member; this returns false.
 func Learns(server *embed.Etcd) bool {
 	m := server.Server.Cluster().Member(server.Server.MemberID())
 	return m != nil && m.IsLearner
 }
 
-// Sharers is how many members must have the same shared files.
+// Sharers returns the number of members that must have the same shared files. A voter
+// counts the voters; a learner counts all members.
 func (e *Member) Sharers() int {
 	server := e.Running()
 	if server == nil {
@@ -33,13 +34,13 @@ func (e *Member) Sharers() int {
 	return Voters(server)
 }
 
-// quorumState turns "is there a leader" into lines and states, once per change.
+// quorumState turns "there is a leader" into log lines and states, once per change.
 type quorumState struct {
 	etcd   *Member
 	report supervise.Reporter
-	begun  bool // there was a quorum once
+	begun  bool // there has been a quorum
 	lost   bool
-	active int // members, this one included, when it last said that it waits for the first quorum
+	active int // reachable members, with this one, in the last line about the first quorum
 }
 
 func (q *quorumState) check(leader bool) {
@@ -75,7 +76,7 @@ func (q *quorumState) seen(now status.Quorum) []any {
 	return attrs
 }
 
-// LinearizableRead returns nil once a quorum has confirmed this member's view.
+// LinearizableRead blocks until a quorum has confirmed this member's view, or ctx ends.
 func (e *Member) LinearizableRead(ctx context.Context) error {
 	server := e.Running()
 	if server == nil {
@@ -84,8 +85,8 @@ func (e *Member) LinearizableRead(ctx context.Context) error {
 	return server.Server.LinearizableReadNotify(ctx)
 }
 
-// Quorum says how many members there are, how many are needed and how many can
-// be reached from here.
+// Quorum reports the number of voting members, how many are needed, and how many this
+// member reaches.
 func (e *Member) Quorum() status.Quorum {
 	server := e.Running()
 	if server == nil {
@@ -124,6 +125,7 @@ func (e *Member) Quorum() status.Quorum {
 	return q
 }
 
+// Voters returns the number of voting members.
 func Voters(server *embed.Etcd) (n int) {
 	for _, m := range server.Server.Cluster().Members() {
 		if !m.IsLearner {
@@ -133,7 +135,7 @@ func Voters(server *embed.Etcd) (n int) {
 	return n
 }
 
-// Redundant tells whether the cluster has other voting members, and a leader.
+// Redundant tells whether the cluster has other voting members and a leader.
 func (e *Member) Redundant() bool {
 	server := e.Running()
 	return server != nil && Voters(server) > 1 && leaderOf(server) != 0

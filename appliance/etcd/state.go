@@ -12,7 +12,7 @@ import (
 	"kthwd/appliance/status"
 )
 
-// SerializableRead reads a key that is not there, as this member has it.
+// SerializableRead reads a missing key from this member's own store, without a quorum.
 func (e *Member) SerializableRead(ctx context.Context) error {
 	e.mu.Lock()
 	server := e.server
@@ -24,8 +24,8 @@ func (e *Member) SerializableRead(ctx context.Context) error {
 	return err
 }
 
-// Member is what this controller's etcd knows of itself and its cluster; nil
-// until it has started.
+// Member reports the state of this member and its view of the cluster. It returns nil
+// before the server has started.
 func (e *Member) Member() *status.Member {
 	e.mu.Lock()
 	server := e.server
@@ -58,7 +58,7 @@ func (e *Member) Member() *status.Member {
 	return m
 }
 
-// quota is how large the database may get (storage/quota.go).
+// quota is the maximum size of the database in bytes (storage/quota.go).
 func quota(cfg *embed.Config) int64 {
 	if cfg.QuotaBackendBytes > 0 {
 		return cfg.QuotaBackendBytes

@@ -15,29 +15,30 @@ import (
 	"kthwd/appliance/supervise"
 )
 
-// A leader that hands over drops every write that comes to it until the other one
-// leads, and those that other members pass on to it without a word: their
-// clients get "request timed out" seven seconds later (raft.go:stepLeader,
-// ErrProposalDropped). So the writes of all members are held meanwhile, some tens of
-// milliseconds, and none is lost:
+// While a leader transfers its leadership, it drops every write until the new leader is
+// elected. It silently drops the writes that other members forward as well: their clients
+// get "request timed out" seven seconds later (raft.go:stepLeader, ErrProposalDropped).
+// Therefore all members hold their writes meanwhile, for some tens of milliseconds, and
+// none is lost:
 //
-//	leader     closes its gate; puts handOverKey = its id ─┐
-//	the others                                             └─► close their gates, wait for what is under
-//	           waits for their words          ◄─────────────── way, put handOverKey/REVISION/their id
-//	           hands over; deletes the keys
-//	all        open their gates when another one leads, or when it has taken too long
+//	leader     closes its gate; puts transferKey = its id ─┐
+//	the others                                             └─► close their gates, wait for the writes under
+//	           waits for their answers        ◄─────────────── way, put transferKey/REVISION/their id
+//	           transfers; deletes the keys
+//	all        open their gates when another member leads, or after heldAfter
 //
-// Each of the waits is bounded, and a member that says nothing is not waited for longer
-// than heldBefore: then a write may fail, as it would in any etcd cluster.
+// Each wait is bounded. The leader waits for a silent member for heldBefore at most; after
+// that a write may fail, as it would in any etcd cluster.
 const (
 	transferKey = "/kthwd/handover"
 	heldBefore  = 500 * time.Millisecond // until all have closed their gates
-	heldAfter   = 2 * time.Second        // until another one leads
-	leaderPoll  = time.Millisecond       // of an atomic number, while writes are held
+	heldAfter   = 2 * time.Second        // until another member leads
+	leaderPoll  = time.Millisecond       // how often an atomic number is read while writes are held
 )
 
-// handOver makes another member the leader, if there is one, and holds the writes of
-// all members until it leads. It blocks for some seconds at most. A failure is logged at level.
+// TransferLeadership makes another member the leader, if this one leads and there is
+// another voter, and holds the writes of all members until then. It blocks for a few
+// seconds at most, and logs a failure at level.
 func (e *Member) TransferLeadership(ctx context.Context, server *embed.Etcd, level slog.Level) {
 	us := uint64(server.Server.MemberID())
 	if server.Server.Lead() != us || Voters(server) < 2 {
@@ -62,12 +63,13 @@ func (e *Member) TransferLeadership(ctx context.Context, server *embed.Etcd, lev
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), heldBefore)
 	defer cancel()
 	if _, err := client.Delete(ctx, transferKey, clientv3.WithPrefix()); err != nil {
-		e.log.Debug("keys of the hand-over are left", "err", err) // the next one replaces the first, and overlooks the others
+		e.log.Debug("hand-over keys not deleted", "err", err) // the next transfer replaces the first key and ignores the others
 	}
 }
 
-// holdEverywhere returns when no member lets a write in any more, with the number of
-// those that did not say so. opened is closed when this one's gate is open again.
+// holdEverywhere blocks until every member holds its writes, or for heldBefore, and
+// returns how many members did not confirm it. opened is closed when this member's gate
+// is open again.
 func (e *Member) holdEverywhere(ctx context.Context, server *embed.Etcd, client *clientv3.Client, opened chan struct{}) (silent int) {
 	ctx, cancel := context.WithTimeout(ctx, heldBefore)
 	defer cancel()
@@ -77,25 +79,26 @@ func (e *Member) holdEverywhere(ctx context.Context, server *embed.Etcd, client 
 	if err != nil {
 		return others
 	}
-	words := client.Watch(ctx, heldKey(asked.Header.Revision, ""), clientv3.WithPrefix(), clientv3.WithRev(asked.Header.Revision))
+	answers := client.Watch(ctx, heldKey(asked.Header.Revision, ""), clientv3.WithPrefix(), clientv3.WithRev(asked.Header.Revision))
 	for silent = others; silent > 0; {
-		word, ok := <-words
-		if !ok || word.Err() != nil {
+		answer, ok := <-answers
+		if !ok || answer.Err() != nil {
 			return silent
 		}
-		silent -= len(word.Events) // a member has one key, and puts it once
+		silent -= len(answer.Events) // a member has one key, and puts it once
 	}
 	return 0
 }
 
-// heldKey is put by a member that holds its writes for the hand-over that was
-// announced at the revision.
+// heldKey is the key that a member puts when it holds its writes for the transfer that
+// was announced at revision.
 func heldKey(revision int64, member string) string {
 	return fmt.Sprintf("%s/%d/%s", transferKey, revision, member)
 }
 
-// hold closes the gate, and opens it when another member leads than now, or when that
-// takes too long; then opened is closed. It returns when what was under way is done or ctx ends.
+// hold closes the gate, and blocks until the writes under way have ended or ctx ends. The
+// gate opens again when a different member leads, or after heldAfter; then opened is
+// closed.
 func (e *Member) hold(ctx context.Context, server *embed.Etcd, opened chan struct{}) {
 	from := server.Server.Lead()
 	if !e.gate.Close(ctx) {
@@ -120,7 +123,8 @@ func (e *Member) hold(ctx context.Context, server *embed.Etcd, opened chan struc
 	}()
 }
 
-// followTransfers holds this member's writes when another one hands leadership over, until ctx ends.
+// followTransfers holds this member's writes whenever another member transfers its
+// leadership. It blocks until ctx ends.
 func (e *Member) followTransfers(ctx context.Context, server *embed.Etcd) {
 	client := v3client.New(server.Server)
 	defer client.Close()
@@ -130,28 +134,29 @@ func (e *Member) followTransfers(ctx context.Context, server *embed.Etcd) {
 	}
 }
 
-// followWatch is followTransfers until the watch is broken off.
+// followWatch does the work of followTransfers until the watch ends.
 func (e *Member) followWatch(ctx context.Context, server *embed.Etcd, client *clientv3.Client) {
 	us := server.Server.MemberID().String()
 	for events := range client.Watch(ctx, transferKey, clientv3.WithFilterDelete()) {
 		for _, event := range events.Events {
 			leader, err := strconv.ParseUint(string(event.Kv.Value), 16, 64)
 			if err != nil || leader == uint64(server.Server.MemberID()) || leader != server.Server.Lead() {
-				continue // over already
+				continue // this transfer is over
 			}
 			e.holdFor(ctx, server, client, heldKey(event.Kv.ModRevision, us))
 		}
 	}
 }
 
-// holdFor holds the writes, and puts key to say so.
+// holdFor holds the writes and confirms it by putting key. It blocks until the gate is
+// open again.
 func (e *Member) holdFor(ctx context.Context, server *embed.Etcd, client *clientv3.Client, key string) {
 	ctx, cancel := context.WithTimeout(ctx, heldBefore)
 	defer cancel()
 	opened := make(chan struct{})
 	e.hold(ctx, server, opened)
 	if _, err := client.Put(ctx, key, ""); err != nil {
-		e.log.Debug("a hand-over goes on without this member's word", "err", err)
+		e.log.Debug("hand-over continues without this member's confirmation", "err", err)
 	}
 	<-opened
 }

@@ -20,13 +20,13 @@ import (
 	"kthwd/test/kthwtest"
 )
 
-// testMember is an etcd of the test's own process, and a client on its socket.
+// testMember is an etcd member in the test's process, with a client on its socket.
 type testMember struct {
 	*Member
 	client *clientv3.Client
 }
 
-// threeMembers starts a cluster on loopback; it ends with the test.
+// threeMembers starts a cluster on loopback. It stops at the end of the test.
 func threeMembers(t *testing.T) []*testMember {
 	t.Helper()
 	dir := t.TempDir()
@@ -79,7 +79,7 @@ func threeMembers(t *testing.T) []*testMember {
 			}
 		}
 	}
-	for _, m := range all { // closed before the members, or they would complain
+	for _, m := range all { // before the members, which would otherwise log errors
 		client, err := clientv3.New(clientv3.Config{Endpoints: []string{m.cfg.ListenClientUrls[0].String()}})
 		if err != nil {
 			t.Fatal(err)
@@ -98,7 +98,7 @@ type renamed struct {
 
 func (r renamed) Name() string { return r.name }
 
-// leader is the member that leads.
+// leader returns the member that leads.
 func leader(t *testing.T, all []*testMember) (found *testMember) {
 	t.Helper()
 	kthwtest.WaitFor(t, "a leader", time.Minute, func() error {
@@ -159,7 +159,7 @@ func TestNoWriteFailsWhileLeadershipMoves(t *testing.T) {
 	}
 }
 
-// When leadership stays where it is, the writes go on after a while.
+// If leadership does not move, writes continue after a while.
 func TestHeldWritesGoOn(t *testing.T) {
 	m := threeMembers(t)[0]
 	opened := make(chan struct{})

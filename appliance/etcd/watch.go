@@ -15,17 +15,17 @@ import (
 	"kthwd/appliance/supervise"
 )
 
-// ReadyPoll is how often a start or a stop looks whether what it waits for is there.
+// ReadyPoll is how often a start or a stop checks the condition it waits for.
 const ReadyPoll = 20 * time.Millisecond
 
-// QuorumPoll is how often the member is checked for a leader: an atomic load, so that
-// watching costs nothing.
+// QuorumPoll is how often the member is checked for a leader. The check is an atomic
+// load and costs next to nothing.
 const QuorumPoll = 500 * time.Millisecond
 
 // closeLimit is how long a removed member may take to close.
 const closeLimit = 5 * time.Second
 
-// membershipEvery is how many polls pass between two calls of OnMembership.
+// membershipEvery is the number of polls from one call of OnMembership to the next.
 const membershipEvery = 10
 
 // watch is the state of Member.watch.
@@ -35,14 +35,14 @@ type watch struct {
 	ready    func()
 	state    quorumState
 	polls    int
-	admitted chan error // the verdict of admission
+	admitted chan error // the result of admission
 
-	tasks   sync.WaitGroup  // that the loop waits for at its end
-	running context.Context // of the tasks
+	tasks   sync.WaitGroup  // all end before Member.watch returns
+	running context.Context // the tasks' context
 }
 
-// watch calls ready at the first quorum, reports a lost and a regained one, and
-// ends when ctx does or when etcd has ended by itself.
+// watch calls ready once this controller is admitted and votes, reports when the quorum
+// is lost and when it is back, and blocks until ctx ends or etcd ends by itself.
 func (e *Member) watch(ctx context.Context, server *embed.Etcd, report supervise.Reporter, ready func()) error {
 	w := &watch{
 		member: e, server: server, ready: ready,
@@ -54,7 +54,7 @@ func (e *Member) watch(ctx context.Context, server *embed.Etcd, report supervise
 	var stopTasks context.CancelFunc
 	w.running, stopTasks = context.WithCancel(ctx)
 	defer stopTasks()
-	go e.lookForStrangers(w.running, server) // not waited for: it may hang with the member, see gone
+	go e.lookForStrangers(w.running, server) // not waited for: it may hang like the member, see gone
 	firstQuorum := server.Server.ReadyNotify()
 	for {
 		select {
@@ -84,7 +84,7 @@ func (e *Member) watch(ctx context.Context, server *embed.Etcd, report supervise
 	}
 }
 
-// begin is called once, when this controller belongs to the cluster and may vote.
+// begin is called once, when this controller belongs to the cluster and votes.
 func (w *watch) begin() {
 	w.ready()
 	w.state.begun = true
@@ -93,14 +93,14 @@ func (w *watch) begin() {
 	w.member.reportMembership(w.server)
 }
 
-// poll looks for a change of quorum, and takes samples.
+// poll checks for a change of quorum and takes samples.
 func (w *watch) poll() {
 	e := w.member
 	if len(e.fatal) > 0 {
-		return // the rest may wait for a lock that is never given back
+		return // the goroutine that died may hold a lock that the rest needs
 	}
 	leader := leaderOf(w.server) != 0
-	e.listen(leader)
+	e.noteLeader(leader)
 	w.state.check(leader)
 	e.fsyncs.Sample(time.Now())
 	if w.polls++; w.state.begun && w.polls%membershipEvery == 0 {
@@ -109,8 +109,8 @@ func (w *watch) poll() {
 }
 
 // died ends the watch after a fatal line in etcd's log. Unless the member was removed,
-// nothing is closed: a goroutine of etcd is parked in its logger, and Close would wait
-// for it for ever.
+// nothing is closed, because a goroutine of etcd is parked in the logger and Close would
+// wait for it forever.
 func (w *watch) died(err error) error {
 	if strings.Contains(err.Error(), metItsRemoval) {
 		return w.member.gone(w.server)
@@ -128,8 +128,8 @@ func (w *watch) failed(err error) error {
 	return err
 }
 
-// isStopping tells whether the member stops by itself, which it does when the
-// others say that it was removed, and only then (etcdserver/server.go:run).
+// isStopping tells whether the member is stopping by itself. It does so only when the
+// other members report its removal (etcdserver/server.go:run).
 func isStopping(server *embed.Etcd) bool {
 	select {
 	case <-server.Server.StoppingNotify():
@@ -139,16 +139,18 @@ func isStopping(server *embed.Etcd) bool {
 	}
 }
 
-// metItsRemoval is what a goroutine of etcd dies of that looks for the member it
-// belongs to, with the lock on all members held (api/membership/cluster.go:
-// IsLocalMemberLearner; api/v3rpc/maintenance.go:Status calls it).
+// metItsRemoval is the fatal line of a goroutine of etcd that looks up its own member
+// after the removal. It then holds the lock on all members forever
+// (api/membership/cluster.go:IsLocalMemberLearner, called by
+// api/v3rpc/maintenance.go:Status).
 const metItsRemoval = "failed to find local ID in cluster members"
 
-// gone closes what can be closed of a member that was removed, and says how to
-// bring the controller back. Its data are void, so nothing is lost by what cannot.
+// gone closes a removed member as far as possible, and returns an error with the steps
+// that bring the controller back. The member's data are void, so an incomplete close
+// loses nothing.
 func (e *Member) gone(server *embed.Etcd) error {
 	e.mu.Lock()
-	e.server = nil // nobody is to wait for a lock of it
+	e.server = nil // no caller may wait for one of its locks
 	e.mu.Unlock()
 	closed := make(chan struct{})
 	e.gateway.Close()
@@ -166,6 +168,7 @@ func (e *Member) gone(server *embed.Etcd) error {
 		"to bring it back: kthwd member add NAME ADDRESS on another controller, then kthwd join with --replace-data here")
 }
 
+// admission blocks until this controller is admitted and votes.
 func (e *Member) admission(ctx context.Context, server *embed.Etcd) error {
 	if e.admit != nil {
 		if err := e.admit(ctx, e, server); err != nil {
@@ -176,8 +179,8 @@ func (e *Member) admission(ctx context.Context, server *embed.Etcd) error {
 	return nil
 }
 
-// awaitVote returns when this member is a voter, or ctx ends. Clients are refused by
-// a learner, so an API server must not be built on one.
+// awaitVote blocks until this member is a voter, or until ctx ends. A learner refuses
+// clients, so an API server must not be built on one.
 func (e *Member) awaitVote(ctx context.Context, server *embed.Etcd) {
 	if !Learns(server) {
 		return

@@ -21,25 +21,26 @@ import (
 	"kthwd/appliance/program"
 )
 
-// Fence keeps a component from acting on a lease that it has lost without having
-// noticed. A process that was stopped for longer than a lease, or a machine that
-// slept, goes on in the middle of its work: its elector needs a moment to find out,
-// and the controllers are faster. The API server, in the same process, therefore
-// looks at the clock before it takes a write from them.
+// Fence keeps a component from acting on a lease that it has lost without noticing. A
+// process that was stopped for longer than a lease, or on a machine that slept, continues
+// in the middle of its work: its elector needs a moment to notice the loss, and the
+// controllers are faster. The API server, in the same process, therefore checks the clock
+// before it accepts a write from them.
 //
-// What the API server had begun before the process was stopped is beyond a fence;
-// Kubernetes has none around etcd.
+// A fence does not stop a write that the API server began before the process was stopped;
+// Kubernetes has no fence around etcd.
 //
-// The zero value is closed. open takes it away, for who runs without a lease.
+// The zero value refuses writes. disable removes the fence of a component that runs
+// without a lease.
 type Fence struct {
-	server string        // the API server that has it: https://127.0.0.1:6443
-	limit  time.Duration // after a renewal was begun; the component has stopped by itself then, if it could
+	server string        // URL of the API server with this fence: https://127.0.0.1:6443
+	limit  time.Duration // from the start of a renewal until the component must have stopped on its own
 	off    atomic.Bool
-	until  atomic.Int64 // of bootTime; 0 while there is no lease
+	until  atomic.Int64 // bootTime at which the lease is over; 0 while there is none
 }
 
-// bootTime goes on while the machine sleeps, unlike Go's monotonic clock. It is a
-// variable for tests.
+// bootTime is a clock that runs on while the machine sleeps, unlike Go's monotonic clock.
+// Tests replace it.
 var bootTime = func() time.Duration {
 	var t unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &t); err != nil {
@@ -50,13 +51,13 @@ var bootTime = func() time.Duration {
 
 func (f *Fence) disable() { f.off.Store(true) }
 
-// left is for how long the component may still act by its lease; not more than 0
-// when it must not.
+// left is how long the component may still act on its lease; zero or negative if it must
+// not.
 func (f *Fence) left() time.Duration {
 	return time.Duration(f.until.Load()) - bootTime()
 }
 
-// lock is a lease lock that moves the fence with each renewal.
+// lock returns l as a lease lock that extends the fence with each renewal.
 func (f *Fence) lock(l resourcelock.Interface) resourcelock.Interface { return &fencedLock{l, f} }
 
 type fencedLock struct {
@@ -75,7 +76,7 @@ func (l *fencedLock) Update(ctx context.Context, r resourcelock.LeaderElectionRe
 }
 
 func (l *fencedLock) renew(ctx context.Context, r resourcelock.LeaderElectionRecord, write func(context.Context, resourcelock.LeaderElectionRecord) error) error {
-	begun := bootTime() // others count from when they see it, which is later
+	begun := bootTime() // other controllers count from the moment they see the renewal, which is later
 	if r.HolderIdentity == "" {
 		l.fence.until.Store(0)
 	}
@@ -86,15 +87,15 @@ func (l *fencedLock) renew(ctx context.Context, r resourcelock.LeaderElectionRec
 	return err
 }
 
-// Fences are those of the two components that need a lease.
+// Fences are the fences of the two components that need a lease.
 type Fences struct{ ControllerManager, Scheduler Fence }
 
-// NewFences makes those of an API server, which is known to its clients as server.
+// NewFences makes the fences of an API server. Its clients reach it at the URL server.
 func NewFences(server string) *Fences {
 	return &Fences{Fence{server: server}, Fence{server: server}}
 }
 
-// Wrap puts the fences behind the filters that say who asks, and for what.
+// Wrap puts the fences behind the filters that determine a request's user and its action.
 func (f *Fences) Wrap(build func(http.Handler, *genericapiserver.Config) http.Handler) func(http.Handler, *genericapiserver.Config) http.Handler {
 	return func(h http.Handler, c *genericapiserver.Config) http.Handler { return build(f.wrap(h, c), c) }
 }
@@ -122,9 +123,9 @@ func (f *Fences) wrap(next http.Handler, c *genericapiserver.Config) http.Handle
 
 var errNoLease = errors.New("this controller does not hold the lease of the component that asks")
 
-// of is the fence that a request has to pass; nil for none. Only a write of the
-// components in this process has one: another program under the same user, such as
-// the guide's own kube-scheduler beside kthwd, looks after its lease itself.
+// of returns the fence that a request must pass, or nil. Only a write from a component of
+// this process has one. Another program with the same user, such as the guide's own
+// kube-scheduler beside kthwd, guards its lease itself.
 func (f *Fences) of(req *http.Request, agent string) *Fence {
 	ctx := req.Context()
 	info, ok := genericapirequest.RequestInfoFrom(ctx)
@@ -137,7 +138,7 @@ func (f *Fences) of(req *http.Request, agent string) *Fence {
 		return nil
 	}
 	switch info.APIGroup {
-	case "authentication.k8s.io", "authorization.k8s.io": // questions, also of the ports that a standby serves
+	case "authentication.k8s.io", "authorization.k8s.io": // reviews, which also the ports of a standby need
 		return nil
 	}
 	user, ok := genericapirequest.UserFrom(ctx)

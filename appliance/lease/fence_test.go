@@ -19,7 +19,7 @@ import (
 	"kthwd/appliance/program"
 )
 
-// fakeLock is a lease lock that nobody else wants.
+// fakeLock is a lease lock without competitors.
 type fakeLock struct {
 	resourcelock.Interface
 	err error
@@ -35,7 +35,7 @@ func (l *fakeLock) Update(context.Context, resourcelock.LeaderElectionRecord) er
 	return l.err
 }
 
-// atBoot makes bootTime a clock of the test's.
+// atBoot replaces bootTime by a clock that the test sets.
 func atBoot(t *testing.T) *time.Duration {
 	t.Helper()
 	real, now := bootTime, time.Hour
@@ -44,8 +44,8 @@ func atBoot(t *testing.T) *time.Duration {
 	return &now
 }
 
-// A fence is open from the beginning of the last renewal that succeeded, for the
-// renew deadline, on a clock that goes on while the machine sleeps.
+// A fence is open for the renew deadline, from the start of the last successful renewal, on
+// a clock that runs on while the machine sleeps.
 func TestFenceFollowsTheLease(t *testing.T) {
 	now := atBoot(t)
 	f := &Fence{limit: 10 * time.Second}
@@ -80,8 +80,8 @@ func TestFenceFollowsTheLease(t *testing.T) {
 	want("given back", 0)
 }
 
-// The API server lets a component write for as long as the fence is open, and
-// takes no notice of anybody else's requests.
+// The API server lets a component write while its fence is open. Fences do not affect other
+// clients.
 func TestFenceInTheAPIServer(t *testing.T) {
 	atBoot(t)
 	const kubernetesUser = "system:serviceaccount:kube-system:replicaset-controller"

@@ -1,26 +1,26 @@
-// Package lease runs work for as long as this controller holds a lease of the
-// cluster, again and again.
+// Package lease runs work while this controller holds a lease of the cluster, term after
+// term.
 //
-// kube-controller-manager and kube-scheduler may act on one controller only. Their
-// own leader election ends the process when a lease is lost, so kthwd holds the
-// leases, under upstream's names, with client-go's election:
+// kube-controller-manager and kube-scheduler may act on one controller only. Their own
+// leader election ends the process when a lease is lost, so kthwd holds the leases, under
+// upstream's names, with client-go's election:
 //
 //	l := lease.New(lease.Config{…})
 //	return l.Run(ctx, ready, standby)
 //
-// standby prepares a term while another controller leads, and returns the function
-// that is the term. A term must end soon after its context: when its lease is lost,
-// it has the lease's safety margin (a minute where the fence holds), and a term that
-// takes longer ends Run with an error, because two must never act at once. The lease is given back after the
-// term's work has stopped, never before.
+// standby prepares a term while another controller leads, and returns the function that
+// runs the term. A term must end soon after its context. When its lease is lost, it has
+// the lease's safety margin (a minute if the fence applies); a term that takes longer ends
+// Run with an error, because two must never act at once. The lease is released only after
+// the term's work has stopped.
 //
-// A Fence closes the remaining gap. The API server of the same process refuses
-// writes of a component whose lease is over, so that a process that slept longer
-// than its lease does no harm. Fences.Wrap must be in the API server's handler
-// chain before the first term begins.
+// A Fence closes the remaining gap: the API server of the same process refuses writes from
+// a component whose lease is over, so that a process that slept longer than its lease does
+// no harm. Fences.Wrap must be in the API server's handler chain before the first term
+// begins.
 //
-// Record is the state of one lease for the status. The package knows nothing of
-// what a term does.
+// Record is the state of one lease for the status. The package does not depend on the
+// work of a term.
 package lease
 
 import (
@@ -40,24 +40,24 @@ import (
 	"kthwd/appliance/supervise"
 )
 
-// The pause before a component whose term ended is run again.
+// The pause between two terms of a component.
 const (
 	firstTermPause = 500 * time.Millisecond
 	lastTermPause  = 15 * time.Second // below aliveCheck's patience
-	steadyTerm     = 5 * time.Minute  // a term this long makes the next pause short again
+	steadyTerm     = 5 * time.Minute  // after a term this long the next pause is short again
 
-	// How long a term without its lease may take to stop when the API server refuses
-	// its writes: a request that hangs on a disk can be answered only by the disk.
+	// How long a term without its lease may take to stop while the API server refuses its
+	// writes. A request that hangs on a disk ends only when the disk answers.
 	fencedPatience = time.Minute
 )
 
-// beginsAgain is how a term that follows a failed one says why.
+// beginsAgain precedes the error of the last term in the reason for the next one.
 const beginsAgain = "begins again after: "
 
-// errLeaseLost ends a term whose lease could not be renewed in time.
+// errLeaseLost is the error of a term whose lease could not be renewed in time.
 var errLeaseLost = errors.New("lease lost")
 
-// Config is what New needs to know of a lease.
+// Config describes a lease for New.
 type Config struct {
 	Component string
 	Identity  string // of this controller
@@ -68,11 +68,11 @@ type Config struct {
 	Log       *slog.Logger
 }
 
-// Lease is the right to act as the one kube-controller-manager or kube-scheduler
-// of the cluster. kthwd holds it itself, under upstream's name, because the
-// programs' own leader election ends the process when the lease is lost
+// Lease is the right to act as the only kube-controller-manager or kube-scheduler of the
+// cluster. kthwd holds it itself, under upstream's name, because the programs' own leader
+// election ends the process when the lease is lost
 // (kube-controller-manager/app/controllermanager.go, kube-scheduler/app/server.go:
-// OnStoppedLeading). Make one with New, run it once.
+// OnStoppedLeading). Make one with New and run it once.
 type Lease struct {
 	component string
 	identity  string
@@ -83,7 +83,7 @@ type Lease struct {
 	log       *slog.Logger
 }
 
-// New prepares a lease. It contacts nobody.
+// New prepares a lease. It makes no connection.
 func New(c Config) *Lease {
 	return &Lease{
 		component: c.Component, identity: c.Identity, election: c.Election, client: c.Client,
@@ -91,17 +91,16 @@ func New(c Config) *Lease {
 	}
 }
 
-// standby prepares a term while another controller leads and returns the
-// function that is the term. It is called anew for each term.
+// standby prepares a term while another controller leads, and returns the function that
+// runs the term. It is called once for each term.
 //
-// term blocks until its context ends and everything it started has stopped; the
-// context ends with the lease.
+// term blocks until its context ends and everything it started has stopped. The context
+// ends with the lease.
 type standby func(ctx context.Context) (term func(ctx context.Context) error, err error)
 
-// Run campaigns, leads, and begins again when a term ends, until ctx ends. It
-// returns an error only for what makes it unsafe, or of no use, to go on in this
-// process: a term that did not stop within the lease's safety margin, or within
-// fencedPatience where the fence keeps it from acting.
+// Run campaigns and leads, term after term, until ctx ends. It returns an error only if it
+// would be unsafe or useless to continue in this process: when a term did not stop within
+// the lease's safety margin, or within fencedPatience if the fence keeps it from acting.
 func (l *Lease) Run(ctx context.Context, ready func(), prepare standby) error {
 	report := supervise.Report(ctx)
 	l.fence.limit = l.election.RenewDeadline.Duration
@@ -133,7 +132,7 @@ func (l *Lease) Run(ctx context.Context, ready func(), prepare standby) error {
 	return nil
 }
 
-// restartReason is what a term's end is counted as.
+// restartReason is the reason under which the end of a term is counted.
 func restartReason(err error) string {
 	if errors.Is(err, errLeaseLost) {
 		return "lease_lost"
@@ -141,7 +140,7 @@ func restartReason(err error) string {
 	return "failed"
 }
 
-// term is one round: prepare, campaign, lead, stop, give the lease back.
+// term runs one term: prepare, campaign, lead, stop, release the lease.
 func (l *Lease) term(ctx context.Context, report supervise.Reporter, ready func(), prepare standby) error {
 	work, stopWork := context.WithCancel(ctx)
 	defer stopWork()
@@ -158,7 +157,7 @@ func (l *Lease) term(ctx context.Context, report supervise.Reporter, ready func(
 	if err != nil {
 		return err
 	}
-	defer campaign.resign() // last: the lease is given back when the work has stopped
+	defer campaign.resign() // last: the lease is released when the work has stopped
 	select {
 	case <-campaign.won:
 	case <-ctx.Done():
@@ -172,12 +171,12 @@ func (l *Lease) term(ctx context.Context, report supervise.Reporter, ready func(
 	return l.serve(campaign, work, stopWork, lead)
 }
 
-// serve runs the term until it ends, or until the lease does.
+// serve runs the term until it ends or its lease is lost.
 func (l *Lease) serve(c *campaign, work context.Context, stopWork func(), lead func(context.Context) error) error {
 	done := make(chan error, 1)
 	go func() { done <- lead(work) }()
 	select {
-	case err := <-done: // by itself, or because kthwd stops
+	case err := <-done: // by itself, or because kthwd is stopping
 		return err
 	case <-c.over:
 	}
@@ -197,14 +196,14 @@ func (l *Lease) serve(c *campaign, work context.Context, stopWork func(), lead f
 	}
 }
 
-// fenced tells whether the component speaks to the API server of this process,
-// which takes no write from it without the lease. Its kubeconfig may name another.
+// fenced tells whether the component uses the API server of this process, which accepts no
+// write from it without the lease. Its kubeconfig may name another API server.
 func (l *Lease) fenced() bool {
 	return l.fence.server != "" && l.client != nil && l.client.Host == l.fence.server
 }
 
-// margin is how long work may go on after the lease was lost for us and before
-// another controller may take it.
+// margin is the time between the loss of the lease here and the moment at which another
+// controller may take it. Work may continue until then.
 func (l *Lease) margin() time.Duration {
 	return l.election.LeaseDuration.Duration - l.election.RenewDeadline.Duration
 }
@@ -219,15 +218,15 @@ func (e *stuckTermError) Error() string {
 	return fmt.Sprintf("did not stop within %v of losing its lease: the process ends, so that two of %s never act at once", e.patience, e.component)
 }
 
-// campaign is one elector's life.
+// campaign is one run of an elector.
 type campaign struct {
-	won    <-chan struct{} // closed when the lease is ours
-	over   <-chan struct{} // closed when it is not any more, or never will be
-	resign func()          // gives the lease back; blocks until done
+	won    <-chan struct{} // closed when this controller holds the lease
+	over   <-chan struct{} // closed when it has lost the lease, or will never hold it
+	resign func()          // releases the lease; blocks until done
 }
 
-// campaign starts an elector. Its context is its own: the lease must be renewed
-// for as long as the work is stopping.
+// campaign starts an elector. It has a context of its own, because the lease must be
+// renewed until the work has stopped.
 func (l *Lease) campaign(report supervise.Reporter, ready func()) (*campaign, error) {
 	client, err := coordinationv1.NewForConfig(l.leaseClient())
 	if err != nil {
@@ -262,8 +261,8 @@ func (l *Lease) campaign(report supervise.Reporter, ready func()) (*campaign, er
 	return &campaign{won: won, over: over, resign: func() { cancel(); <-over }}, nil
 }
 
-// newLeader takes note of who holds the lease. A term that was won is over only when
-// its work has stopped: that another holds its lease makes it no standby.
+// newLeader records the holder of the lease. A won term ends only when its work has
+// stopped; another holder alone does not turn it into a standby.
 func (l *Lease) newLeader(id string, won <-chan struct{}, report supervise.Reporter, ready func()) {
 	l.record.held(id)
 	select {
@@ -277,8 +276,8 @@ func (l *Lease) newLeader(id string, won <-chan struct{}, report supervise.Repor
 	}
 }
 
-// leaseClient is the component's own identity with a client of its own, so that
-// renewals never wait behind the component's requests.
+// leaseClient is a separate client with the component's identity, so that renewals never
+// wait behind the component's requests.
 func (l *Lease) leaseClient() *rest.Config {
 	c := rest.CopyConfig(l.client)
 	c.UserAgent = "kthwd/leader-election"

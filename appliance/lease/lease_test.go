@@ -16,21 +16,21 @@ import (
 	"kthwd/appliance/supervise"
 )
 
-// newLease has upstream's timings: 15 s, 10 s, and so a margin of 5 s.
+// newLease makes a lease with upstream's timings, 15 s and 10 s, hence a margin of 5 s.
 func newLease() *Lease {
 	return New(Config{Component: program.Scheduler, Fence: &Fence{}, Log: slog.New(slog.DiscardHandler), Election: componentbaseconfig.LeaderElectionConfiguration{
 		LeaseDuration: metav1.Duration{Duration: 15 * time.Second}, RenewDeadline: metav1.Duration{Duration: 10 * time.Second},
 	}})
 }
 
-// What a term does with its lease in real life, against a real API server, is in
-// test/fault; here are the ends that a healthy program never shows.
+// Here a term ends in ways that a healthy program never shows. test/fault has the terms of
+// real programs against a real API server.
 func TestTermEnds(t *testing.T) {
 	failed := errors.New("controller shutdown timeout reached")
 	for _, tt := range []struct {
 		name  string
 		lost  bool                        // the lease is lost after a second
-		host  string                      // of the API server that the component uses
+		host  string                      // the API server that the component uses
 		term  func(context.Context) error // the program; nil does not stop
 		want  error
 		after time.Duration
@@ -72,16 +72,16 @@ func TestTermEnds(t *testing.T) {
 	}
 }
 
-// slowly is a program that stops d after it was asked to.
+// slowly is a program that stops d after the end of its context.
 func slowly(d time.Duration) func(context.Context) error {
 	return func(ctx context.Context) error {
 		<-ctx.Done()
-		<-time.After(d) // of the bubble's time
+		<-time.After(d) // in the bubble's time
 		return nil
 	}
 }
 
-// A stuck term ends the component for good: the group then ends the process.
+// A stuck term ends the component for good, and the group then ends the process.
 func TestStuckTermIsNotRunAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLease()
@@ -101,7 +101,7 @@ func TestStuckTermIsNotRunAgain(t *testing.T) {
 	})
 }
 
-// A term that fails is begun again, after pauses that double up to 15 s.
+// A failed term is followed by another, after pauses that double up to 15 s.
 func TestFailedTermIsBegunAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLease()
@@ -126,7 +126,7 @@ func TestFailedTermIsBegunAgain(t *testing.T) {
 	})
 }
 
-// Only a campaign that has not been won makes a standby of another's lease.
+// The holder of the lease turns a component into a standby only if it has not won itself.
 func TestStandbyIsWhoHasNotWon(t *testing.T) {
 	won, open := make(chan struct{}), make(chan struct{})
 	close(won)

@@ -7,18 +7,19 @@ import (
 	"kthwd/appliance/status"
 )
 
-// Record is what is known of one lease over all terms. A nil one records
-// nothing.
+// Record is the state of one lease, over all terms. Its methods may be called from any
+// goroutine. A nil Record records nothing.
 type Record struct {
 	mu sync.Mutex
 	is status.Lease
 }
 
+// NewRecord makes the record of a component's lease. identity is this controller's.
 func NewRecord(component, identity string) *Record {
 	return &Record{is: status.Lease{Name: component, Identity: identity}}
 }
 
-// held notes who has the lease now.
+// held records the current holder of the lease.
 func (r *Record) held(by string) {
 	if r == nil {
 		return
@@ -30,7 +31,7 @@ func (r *Record) held(by string) {
 	}
 }
 
-// lead notes the beginning of a term of ours.
+// lead records the start of a term of this controller.
 func (r *Record) lead() {
 	if r == nil {
 		return
@@ -42,14 +43,14 @@ func (r *Record) lead() {
 	r.is.Terms++
 }
 
-// end notes the end of a term of ours; who is next is not known yet.
+// end records the end of a term of this controller. The next holder is not known yet.
 func (r *Record) end() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.is.Leading = false
 }
 
-// Lease is a copy of what is known.
+// Lease returns a copy of the state for the status report.
 func (r *Record) Lease() status.Lease {
 	r.mu.Lock()
 	defer r.mu.Unlock()
