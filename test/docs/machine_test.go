@@ -77,8 +77,8 @@ func runMachine(t *testing.T, name string) {
 	}
 }
 
-// copyCheckout makes a fresh clone: the sources and the output of the first build. path
-// has the programs that the pages expect in the PATH.
+// copyCheckout makes a fresh clone: the sources and the output of the first build. Its
+// directory path has the programs that the pages expect in the PATH.
 func copyCheckout(t *testing.T) string {
 	t.Helper()
 	dir, root := t.TempDir(), kthwtest.Root()
