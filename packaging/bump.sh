@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Moves go.mod to other versions of Kubernetes and etcd, checks what the pages say of
-# upstream's files, and prints what a person must check:
+# Moves go.mod to other versions of Kubernetes and etcd, checks the pages' references
+# to upstream's files, and prints what a person must check:
 #
 #	packaging/bump.sh v1.36.4 v3.6.17
 #

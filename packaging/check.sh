@@ -1,7 +1,7 @@
 #!/bin/sh
-# Makes the packages anew from a copy of the sources, in other surroundings (place,
-# umask, language, time zone, times of the files, one processor), and compares them
-# byte by byte with those in dist: check.sh ARGUMENTS-OF-MAKE...
+# Builds the packages again from a copy of the sources in a different environment
+# (directory, umask, language, time zone, file times, one processor), and compares
+# them byte by byte with those in dist: check.sh ARGUMENTS-OF-MAKE...
 set -eu
 cd "$(dirname "$0")/.."
 copy=$(mktemp -d)

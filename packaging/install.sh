@@ -1,8 +1,8 @@
 #!/bin/sh
-# Puts kthwd and all that belongs to it below a directory: install.sh ROOT BINARY
-# GENERATED [KIND]. GENERATED is what kthwd generate has written. KIND is tree (the
-# default), deb or rpm, which differ in where documents and zsh's completion go.
-# Without a package, files in ROOT/etc that exist are kept.
+# Installs kthwd and all its files below a directory: install.sh ROOT BINARY
+# GENERATED [KIND]. GENERATED is the output directory of kthwd generate. KIND is tree
+# (the default), deb or rpm, which put documents and zsh's completion in different
+# places. For tree, existing files in ROOT/etc are kept.
 set -eu
 root=$1 binary=$2 generated=$3 kind=${4:-tree}
 from=$(cd "$(dirname "$0")" && pwd)

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Writes the scripts of the packages: scripts.sh OUT GENERATED VERSION
-# KUBERNETES ETCD. They are one file each, for a package manager keeps nothing that they could source.
+# KUBERNETES ETCD. Each is a single file, because a package manager keeps no file that
+# it could source.
 set -eu
 out=$1 generated=$2 kthwd=${3#v} kubernetes=${4#v} etcd=${5#v}
 from=$(cd "$(dirname "$0")" && pwd)/scripts

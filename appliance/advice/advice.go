@@ -15,20 +15,20 @@ package advice
 
 import "errors"
 
-// hinted is an error that knows what a person can do about it.
+// hinted is an error with advice.
 type hinted struct {
 	error
 	hint string
 }
 
-// With adds advice to err. Whoever shows the error finds it with errors.As
-// on an interface with the method Hint() string.
+// With adds advice to err. Of finds it again, by errors.As on an interface with the
+// method Hint() string.
 func With(err error, hint string) error { return &hinted{err, hint} }
 
 // Hint is the advice: one line, what to do.
 func (h *hinted) Hint() string { return h.hint }
 
-// usage is a mistake in what the user wrote, as opposed to what happened.
+// usage is a mistake in the user's input, as opposed to a failure while running.
 type usage struct{ error }
 
 // Usage marks the error for the caller's exit code.
@@ -56,7 +56,7 @@ func Usage(err error) error {
 // Unwrap gives errors.Is and errors.As the error itself.
 func (h *hinted) Unwrap() error { return h.error }
 
-// Of is the advice that err carries, and whether it carries any.
+// Of returns the advice that err carries, and whether it carries any.
 func Of(err error) (hint string, ok bool) {
 	h, ok := errors.AsType[interface {
 		error

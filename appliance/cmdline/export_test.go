@@ -1,7 +1,7 @@
 package cmdline
 
-// The tests of this package use the programs' own parsers, whose packages import
-// it: they stand outside of it.
+// The tests use the programs' own parsers, whose packages import this one, so they
+// are in package cmdline_test.
 
 type OldWord = oldWord
 

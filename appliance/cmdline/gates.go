@@ -14,8 +14,8 @@ import (
 // share one registry of feature gates (component-base/compatibility/registry.go).
 var gateFlags = []string{"feature-gates", "emulated-version", "min-compatibility-version", "emulation-forward-compatible", "runtime-config-emulation-forward-compatible"}
 
-// CheckGates refuses gates that the three programs would have differently when
-// they were three processes: here the last one would win silently.
+// CheckGates refuses gates whose values differ between the three programs. Three
+// processes would each use their own; in one process the last would win silently.
 func CheckGates(args map[string][]program.Arg) error {
 	seen := map[string]program.Arg{}
 	owner := map[string]string{}
@@ -53,7 +53,7 @@ func gatesOf(args []program.Arg) []program.Arg {
 }
 
 // WithoutGates drops the gate flags: a second parse would add them up, and the
-// registry ignores what comes after Set.
+// registry ignores flags parsed after Set.
 func WithoutGates(args []program.Arg) []program.Arg {
 	return slices.DeleteFunc(slices.Clone(args), func(a program.Arg) bool { return slices.Contains(gateFlags, a.Key) })
 }

@@ -20,18 +20,18 @@ import (
 	"kthwd/appliance/program"
 )
 
-// oldWord is a flag that an older guide used and today's program does not know.
+// oldWord is a flag that an older guide used and today's program does not have.
 type oldWord struct {
 	key     string
 	becomes string                  // today's flag; empty: the argument is dropped
-	value   func(string) string     // today's value; nil: as it was. An empty result drops the argument.
-	why     string                  // what replaced it, for the one warning
+	value   func(string) string     // today's value; nil keeps the old one. An empty result drops the argument.
+	why     string                  // its replacement, for the one warning
 	when    func(value string) bool // nil: always
 }
 
-// oldWords are the removed and renamed flags, by program. Nothing here changes
-// who may do what: an old flag that did (--basic-auth-file, --insecure-port with
-// a port, …) stays an error.
+// oldWords are the removed and renamed flags, by program. No translation changes
+// access rights: an old flag that granted access (--basic-auth-file, --insecure-port
+// with a port, …) remains an error.
 var oldWords = map[string][]oldWord{
 	program.Etcd: {
 		{key: "ca-file", becomes: "trusted-ca-file", why: "renamed"},
@@ -87,7 +87,7 @@ var oldWords = map[string][]oldWord{
 	}, oldLogging...),
 }
 
-// oldLogging are klog's flags that left all Kubernetes programs in 1.26.
+// oldLogging are klog's flags, removed from all Kubernetes programs in 1.26.
 var oldLogging = []oldWord{
 	{key: "logtostderr", why: "kthwd has one logger, on standard error"},
 	{key: "alsologtostderr", why: "kthwd has one logger, on standard error"},
@@ -97,7 +97,7 @@ var oldLogging = []oldWord{
 	{key: "logging-format", why: "set --log-format"},
 }
 
-// gonePlugins are admission plugins that no longer exist, and their heirs.
+// gonePlugins maps admission plugins that no longer exist to their replacements.
 var gonePlugins = map[string]string{
 	"Initializers":          "mutating webhooks",
 	"PodSecurityPolicy":     "PodSecurity",
@@ -142,7 +142,7 @@ func withoutGonePlugins(v string) string {
 	return strings.Join(parts, ",")
 }
 
-// Translate puts old arguments into today's words, one warning each.
+// Translate replaces old arguments by today's, with one warning each.
 func Translate(name string, users []program.Arg) (today []program.Arg, warnings []string) {
 	for _, u := range users {
 		word := findOldWord(name, u)
@@ -191,9 +191,9 @@ func readMeta(path string) (typeMeta, []byte, error) {
 	return meta, data, nil
 }
 
-// EncryptionWarning says that an encryption configuration is written in the old
-// form. Upstream still reads the two forms, though no mixture of them
-// (apiserver/pkg/apis/apiserver/v1/register.go), so the file is used as it is.
+// EncryptionWarning returns a warning if an encryption configuration has the old
+// form, and "" otherwise. Upstream still reads both forms, though no mixture of them
+// (apiserver/pkg/apis/apiserver/v1/register.go), so the file is used unchanged.
 func EncryptionWarning(path string) (string, error) {
 	if path == "" {
 		return "", nil // switched off
@@ -212,8 +212,8 @@ func EncryptionWarning(path string) (string, error) {
 	return "", advice.With(fmt.Errorf("%s: kind %q, apiVersion %q is no encryption configuration", path, meta.Kind, meta.APIVersion), "want "+today)
 }
 
-// CheckPolicies reads the files that the API server would refuse only once etcd
-// has made its data.
+// CheckPolicies reads the files that the API server would otherwise refuse too late,
+// after etcd has created its data.
 func CheckPolicies(args []program.Arg) error {
 	if path := program.Value(args, "audit-policy-file"); path != "" {
 		if _, err := auditpolicy.LoadPolicyFromFile(path); err != nil {
@@ -261,7 +261,7 @@ func SchedulerConfig(given string, l pki.Layout) (path, warning string, err erro
 }
 
 // oldScheduler has the fields of componentconfig/v1alpha1 and its successors
-// that mean the same today. What else a file holds was replaced by profiles.
+// that have the same meaning today. Profiles replaced all other fields.
 type oldScheduler struct {
 	SchedulerName    string         `json:"schedulerName"`
 	ClientConnection map[string]any `json:"clientConnection"`
@@ -270,8 +270,8 @@ type oldScheduler struct {
 	Profiles         []any          `json:"profiles"`
 }
 
-// kubeconfig stands in where the file names none: the API server's insecure port,
-// which that meant once, is gone.
+// kubeconfig is used if the file names none: that once meant the API server's
+// insecure port, which no longer exists.
 func translateScheduler(data []byte, kubeconfig string) ([]byte, error) {
 	var old oldScheduler
 	if err := yaml.Unmarshal(data, &old); err != nil {
@@ -280,7 +280,7 @@ func translateScheduler(data []byte, kubeconfig string) ([]byte, error) {
 	today := map[string]any{
 		"apiVersion": schedulerConfigVersion,
 		"kind":       "KubeSchedulerConfiguration",
-		// As in schedulerArgs, which a configuration file keeps from acting.
+		// As in program.SchedulerArgs, whose flags have no effect with a configuration file.
 		"enableContentionProfiling": false,
 	}
 	client := keep(old.ClientConnection, "kubeconfig", "qps", "burst", "acceptContentTypes", "contentType")

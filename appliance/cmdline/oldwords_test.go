@@ -22,8 +22,8 @@ import (
 	"kthwd/appliance/program"
 )
 
-// translations has each old word once: what becomes of it, and the end of its
-// warning. Words without a warning pass as they are.
+// translations has each old word once, with its translation and the end of its
+// warning. Words without a warning pass unchanged.
 var translations = []struct{ program, old, today, warning string }{
 	{program.Etcd, "ca-file=/ca", "trusted-ca-file=/ca", "renamed"},
 	{program.Etcd, "peer-ca-file=/ca", "peer-trusted-ca-file=/ca", "renamed"},
@@ -137,8 +137,7 @@ func inTable(program, key string) bool {
 	return false
 }
 
-// What was translated is what today's programs take, and what was left is what
-// they refuse.
+// Today's programs accept what was translated, and refuse what was left.
 func TestTranslationsParse(t *testing.T) {
 	c := config.Default().Controller
 	c.Name, c.AdvertiseAddress = "controller-0", "10.240.0.10"
@@ -165,8 +164,8 @@ func TestTranslationsParse(t *testing.T) {
 	}
 }
 
-// An old word and its heir given together: the table says nothing on which wins,
-// but both arrive.
+// An old word and its replacement given together: both are passed on, and the table
+// does not decide which wins.
 func TestTranslateKeepsTheOrder(t *testing.T) {
 	got, _ := cmdline.Translate(program.ControllerManager, program.ParseUser([]string{"address=1.1.1.1", "v=2", "bind-address=2.2.2.2"}))
 	if all, want := strings.Join(program.Render(got), " "), "--bind-address=1.1.1.1 --v=2 --bind-address=2.2.2.2"; all != want {
@@ -250,8 +249,8 @@ func layoutWith(t *testing.T, name, text string) pki.Layout {
 	return l
 }
 
-// What is accepted without a word, or with a warning, must be what upstream's
-// own loader reads.
+// Upstream's own loader must read every form that is accepted, with a warning or
+// without.
 func TestEncryptionKinds(t *testing.T) {
 	const rest = "resources:\n- resources: [secrets]\n  providers:\n  - aescbc:\n      keys:\n      - {name: key1, secret: MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=}\n  - identity: {}\n"
 	tests := []struct {

@@ -1,5 +1,5 @@
-// Package cmdline reads the command lines of the embedded programs the way
-// today's programs read them.
+// Package cmdline reads the command lines of the embedded programs as today's
+// programs do.
 //
 // Translate turns the flags and values of older guides into today's; it comes
 // first, because Parse, like the programs, refuses an old flag. CheckGates comes
@@ -8,11 +8,11 @@
 // drops the gate flags from a command line that is parsed a second time.
 //
 // SchedulerConfig, EncryptionWarning and CheckPolicies do the same for the files
-// that a flag can name. No file of the user is changed: a translated
+// that a flag can name. They never change a user's file: a translated
 // kube-scheduler.yaml is written into the run directory.
 //
-// The package sets no feature gate and starts nothing. Old flags that decide who
-// may do what are not translated; they stay errors.
+// The package sets no feature gate and starts nothing. It does not translate old
+// flags that grant access; they remain errors.
 package cmdline
 
 import (
@@ -47,8 +47,7 @@ func Parse(name string, sets cliflag.NamedFlagSets, args []program.Arg) error {
 
 var flagNotDefined = regexp.MustCompile(`(?:unknown flag: --|flag provided but not defined: -)(\S+)`)
 
-// UnknownFlag turns a parser's error into a sentence with the argument that the
-// user wrote.
+// UnknownFlag turns a parser's error into a sentence with the user's argument.
 func UnknownFlag(program string, err error) error {
 	see := "see the flags of " + program + " at " + reference(program)
 	if m := flagNotDefined.FindStringSubmatch(err.Error()); m != nil {

@@ -101,7 +101,7 @@ func TestWithoutGates(t *testing.T) {
 	}
 }
 
-// checkHinted compares the text of an error and of its advice; "" wants none.
+// checkHinted compares the text of an error and its advice; "" means no error.
 func checkHinted(t *testing.T, err error, want, hint string) {
 	t.Helper()
 	if err == nil {

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// Value is what a program makes of a flag that may be given several times.
+// Value is the value that a program uses for a flag that may be given several times.
 func Value(args []Arg, key string) string {
 	for _, a := range slices.Backward(args) {
 		if a.Key == key {
@@ -29,11 +29,11 @@ func Render(args []Arg) []string {
 	return out
 }
 
-// override is a flag of kthwd's that the user's pass-through argument replaced.
+// override is one of kthwd's flags that the user's pass-through argument replaced.
 type override struct{ Program, Key, Ours, Users string }
 
-// Merge lays the user's arguments over kthwd's. A key that the user gives
-// replaces kthwd's wholly, because list flags would otherwise add up.
+// Merge overrides kthwd's arguments with the user's. A key that the user gives
+// replaces all of kthwd's values for it, because list flags would otherwise add up.
 func Merge(program string, ours, users []Arg) ([]Arg, []override) {
 	given := map[string][]string{}
 	for _, a := range users {
@@ -54,8 +54,8 @@ func Merge(program string, ours, users []Arg) ([]Arg, []override) {
 	return append(merged, users...), overrides
 }
 
-// ParseUser reads "key=value" pairs; leading dashes are forgiven, a bare key
-// means true, as on a command line, and underscores are dashes, as upstream.
+// ParseUser reads "key=value" pairs. Leading dashes are allowed, a bare key means
+// true, as on a command line, and underscores count as dashes, as they do upstream.
 func ParseUser(raw []string) []Arg {
 	args := make([]Arg, 0, len(raw))
 	for _, r := range raw {
@@ -63,14 +63,14 @@ func ParseUser(raw []string) []Arg {
 		if !found {
 			value = "true"
 		}
-		// Upstream's parsers take foo_bar for foo-bar, too (component-base/cli/flag/flags.go).
+		// Upstream's parsers read foo_bar as foo-bar, too (component-base/cli/flag/flags.go).
 		args = append(args, Arg{strings.ReplaceAll(key, "_", "-"), value})
 	}
 	return args
 }
 
-// shutdownDelay is for how long the API server of one controller of several goes on
-// serving after its /readyz has begun to fail. kthwd's load balancer looks once a
-// second, give or take a tenth, and gives an answer a second: the look that finds
-// out has ended after 2.1 s. Later than that it sends no new connection here.
+// shutdownDelay is how long the API server of one controller of several continues to
+// serve after its /readyz has begun to fail. kthwd's load balancer checks once a
+// second, give or take a tenth, and waits up to a second for the answer: the check
+// that notices has ended after 2.1 s. After that it sends no new connection here.
 const shutdownDelay = 3 * time.Second

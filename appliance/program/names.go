@@ -1,16 +1,16 @@
-// Package program holds what is known of the four embedded programs before any of
-// them is linked: their names, and the guide's unit files as data.
+// Package program describes the four embedded programs without linking them: their
+// names, and the guide's unit files as data.
 //
 // EtcdArgs, APIServerArgs, ControllerManagerArgs and SchedulerArgs each return the
-// flags of one program in the guide's order. A command line is made in this order:
+// flags of one program in the guide's order. Build a command line in these steps:
 //
 //	users := program.ParseUser(cfg.EtcdArgs)
 //	users, warnings, errs := program.CheckOwned(program.Etcd, ours, users)
 //	merged, overrides := program.Merge(program.Etcd, ours, users)
 //
-// CheckOwned comes before Merge, or a user's argument could override a flag that
-// other parts of kthwd rely on. docs/tutorial-differences.md explains every line
-// that is not the guide's own, and a test holds the two together.
+// CheckOwned comes before Merge; otherwise a user's argument could override a flag
+// that other parts of kthwd rely on. docs/tutorial-differences.md explains every line
+// that differs from the guide, and a test keeps the two in step.
 //
 // The package does not parse values; cmdline does, with upstream's parsers. It
 // links neither Kubernetes nor etcd.

@@ -7,8 +7,9 @@ import (
 	"kthwd/appliance/advice"
 )
 
-// Owned are the keys that kthwd's other parts rely on: a pass-through argument
-// may repeat kthwd's value, but not change it. The value says what to set instead.
+// Owned maps each program to the keys that kthwd's other parts rely on: a pass-through
+// argument may repeat kthwd's value, but not change it. The text names what to set
+// instead.
 var Owned = map[string]map[string]string{
 	Etcd: {
 		"data-dir":           "set --etcd-data-dir",
@@ -44,13 +45,13 @@ var Owned = map[string]map[string]string{
 	},
 }
 
-// harmless are owned keys whose value in the guide cannot be kept and need not
-// be: the files and addresses it names are the ones that kthwd uses anyway.
+// harmless are owned keys whose value in the guide cannot be kept and need not be:
+// kthwd uses the files and addresses that the value names anyway.
 var harmless = map[string]bool{
 	"etcd-servers": true, "etcd-cafile": true, "etcd-certfile": true, "etcd-keyfile": true,
 }
 
-// CheckOwned refuses the user's arguments that kthwd cannot follow.
+// CheckOwned refuses the user's arguments that would change an owned key.
 func CheckOwned(program string, ours, users []Arg) (kept []Arg, warnings []string, errs []error) {
 	for _, u := range users {
 		instead, isOwned := Owned[program][u.Key]

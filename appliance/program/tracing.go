@@ -8,10 +8,10 @@ import (
 	"kthwd/appliance/pki"
 )
 
-// tracesPerMillion of requests are sampled.
+// tracesPerMillion is how many requests in a million are sampled.
 const tracesPerMillion = 10000
 
-// etcdTracingArgs has etcd send traces, if anybody wants them.
+// etcdTracingArgs makes etcd send traces, if the configuration asks for them.
 func etcdTracingArgs(c config.Controller) []Arg {
 	if c.TracingEndpoint == "" {
 		return nil
@@ -24,7 +24,7 @@ func etcdTracingArgs(c config.Controller) []Arg {
 	}
 }
 
-// WriteTracing makes the file that kube-apiserver's --tracing-config-file names.
+// WriteTracing writes the file that kube-apiserver's --tracing-config-file names.
 func WriteTracing(c config.Controller, l pki.Layout) error {
 	if c.TracingEndpoint == "" {
 		return nil

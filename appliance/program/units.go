@@ -13,15 +13,15 @@ import (
 	"kthwd/appliance/pki"
 )
 
-// KeyShutdownDelay is the API server's flag for how long to serve while leaving.
+// KeyShutdownDelay is the API server's flag for how long it serves while it stops.
 const KeyShutdownDelay = "shutdown-delay-duration"
 
-// The four functions below are the tutorial's unit files as data: each yields
-// the flag set of one program in the order of the guide, in today's words.
-// docs/tutorial-differences.md explains every line that is not the guide's own.
+// The four functions below are the tutorial's unit files as data: each returns the
+// flags of one program in the guide's order, with today's names.
+// docs/tutorial-differences.md explains every line that differs from the guide.
 
-// EtcdArgs is the etcd.service of the guide's second part. socket is the path
-// of the unix socket that only the local API server uses.
+// EtcdArgs is etcd.service from the guide's second part. socket is the path of the
+// unix socket that only the local API server uses.
 func EtcdArgs(c config.Controller, l pki.Layout, socket string) []Arg {
 	host := func(port int) string { return "https://" + net.JoinHostPort(c.AdvertiseAddress, strconv.Itoa(port)) }
 	local := "https://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(c.EtcdClientPort))
@@ -90,8 +90,8 @@ func APIServerArgs(c config.Controller, l pki.Layout, socket string) []Arg {
 		{"requestheader-extra-headers-prefix", "X-Remote-Extra-"},
 		{"proxy-client-cert-file", l.Cert(pki.NameFrontProxyClient)},
 		{"proxy-client-key-file", l.Key(pki.NameFrontProxyClient)},
-		{"enable-aggregator-routing", "true"},      // no kube-proxy here: a service IP leads nowhere
-		{KeyShutdownDelay, shutdownDelay.String()}, // not of a cluster of one: see leaving.go
+		{"enable-aggregator-routing", "true"},      // no kube-proxy here: service IPs are unreachable
+		{KeyShutdownDelay, shutdownDelay.String()}, // dropped for a cluster of one: see leaving.go
 		// Without it the stop waits up to 60 s for every kubelet's and kubectl's watch (genericapiserver.go).
 		{"shutdown-watch-termination-grace-period", "2s"},
 	}
@@ -128,7 +128,7 @@ func ControllerManagerArgs(c config.Controller, l pki.Layout) []Arg {
 }
 
 // WithoutMissingKey drops the signing flags when the CA's key is kept elsewhere:
-// kube-controller-manager runs without signing, but not with a key that is not there
+// kube-controller-manager runs without signing, but not with a missing key file
 // (kube-controller-manager/app/certificates.go).
 func WithoutMissingKey(args []Arg, l pki.Layout) []Arg {
 	if _, err := os.Stat(l.CAKey()); !errors.Is(err, fs.ErrNotExist) {
@@ -149,13 +149,13 @@ func SchedulerArgs(c config.Controller, l pki.Layout) []Arg {
 		{"leader-elect", "true"},
 		{"kube-api-qps", "1000"}, // 50 and 100 by default bind 55 pods a second
 		{"kube-api-burst", "2000"},
-		// On by default, and it would record every blocking event of etcd and the API server too.
+		// On by default: it would also record every blocking event of etcd and the API server.
 		{"contention-profiling", "false"},
 	}, servingArgs(l, kubeconfig)...)
 }
 
-// servingArgs lets /metrics on 10257 and 10259 know who asks; the guide's flags
-// leave only /healthz open there.
+// servingArgs lets /metrics on 10257 and 10259 authenticate its clients; with the
+// guide's flags only /healthz is open there.
 func servingArgs(l pki.Layout, kubeconfig string) []Arg {
 	return []Arg{
 		{"authentication-kubeconfig", kubeconfig},
@@ -167,7 +167,7 @@ func servingArgs(l pki.Layout, kubeconfig string) []Arg {
 	}
 }
 
-// ControllersBind keeps the guide's 0.0.0.0: kubectl get componentstatuses asks
+// ControllersBind keeps the guide's 0.0.0.0: kubectl get componentstatuses queries
 // 127.0.0.1, whatever address the API server listens on.
 func ControllersBind(c config.Controller) string {
 	if ip := net.ParseIP(c.BindAddress); ip != nil && ip.IsLoopback() {

@@ -14,10 +14,9 @@ import (
 )
 
 // CatchExits turns klog.Fatal and klog.FlushAndExit in upstream's code into an
-// orderly stop of g. The goroutine that called is parked for ever: its callers
-// do not expect klog.OsExit to return (klog/exit.go), and running its deferred
-// functions would let them go on. The caller of the returned function gets
-// klog's own behaviour back.
+// orderly stop of g. It parks the calling goroutine for ever: callers do not expect
+// klog.OsExit to return (klog/exit.go), and running their deferred functions would
+// let the program continue. restore gives klog its own behaviour back.
 func CatchExits(g *supervise.Group, log *slog.Logger) (restore func()) {
 	before := klog.OsExit
 	klog.OsExit = func(code int) {
@@ -29,7 +28,7 @@ func CatchExits(g *supervise.Group, log *slog.Logger) (restore func()) {
 	return func() { klog.OsExit = before }
 }
 
-// exitCaller finds who called klog: the first frame outside it.
+// exitCaller returns the caller of klog: the first frame outside klog.
 func exitCaller() (where, component string) {
 	pcs := make([]uintptr, 32)
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(3, pcs)])

@@ -1,17 +1,18 @@
 // Package upstream keeps Kubernetes' and etcd's code from acting on its host: from
-// ending the process, and from writing its own logs.
+// ending the process and from writing its own logs.
 //
 // BridgeKlog sends klog's lines to the one log, under the component whose package
-// wrote them, and must be called before any code of Kubernetes logs. ContextFor
-// gives a program a context that carries its logger. NewZap is etcd's logger, which
-// turns a fatal line into a call. QuietClients silences warnings of client-go.
+// wrote them; call it before any Kubernetes code logs. ContextFor gives a program a
+// context that carries its logger. NewZap returns etcd's logger, which turns a fatal
+// line into a call. QuietClients silences client-go's warnings.
 //
 // CatchExits turns klog.Fatal and klog.FlushAndExit into an orderly stop of the
-// group, and makes a panic name its component; call its result to restore klog. CatchStderr takes lines that bypass every
-// logger; main calls it once, and it cannot be undone.
+// group, and makes a panic name its component; call its result to restore klog.
+// CatchStderr takes the lines that bypass every logger; main calls it once, and it
+// cannot be undone.
 //
-// All of these are process-wide, so one Run of the appliance at a time. The package
-// cannot catch a direct os.Exit: ARCHITECTURE lists the places that upstream has.
+// All of these act on the whole process, so only one appliance can run at a time. The
+// package cannot catch a direct os.Exit: ARCHITECTURE lists upstream's calls.
 package upstream
 
 import (
@@ -34,20 +35,20 @@ import (
 	"kthwd/appliance/program"
 )
 
-// The embedded programs log through klog and zap. This file leads both into
-// kthwd's one logger, each line with the component it came from.
+// The embedded programs log through klog and zap. This file sends both to kthwd's
+// one logger, each line with its component.
 
-// ContextFor gives code that logs through its context (klog.FromContext) the
-// logger of its component. What it complains of once ctx has ended, because its
-// connections and caches go away under it, is logged at level debug.
+// ContextFor returns a context with the logger of component, for code that logs
+// through its context (klog.FromContext). Once ctx has ended, the code's connections
+// and caches disappear while it runs: its complaints are then logged at level debug.
 func ContextFor(ctx context.Context, logs *logging.Logs, component string) context.Context {
-	return klog.NewContext(ctx, logr.FromSlogHandler(lowered{newQuiet(ctx, logs.Handler(component))}))
+	return klog.NewContext(ctx, logr.FromSlogHandler(lowered{newNoiseFilter(ctx, logs.Handler(component))}))
 }
 
-// lower moves upstream's info one step down, so that level info has one line
-// for each change of state, not the three hundred that the programs write at
-// every start. Upstream's V(n) is level n+1 of its component; warnings and
-// errors stay what they are.
+// lower moves upstream's info one level down, so that level info has one line for
+// each change of state rather than the three hundred that the programs write at
+// every start. Upstream's V(n) is level n+1 of its component; warnings and errors
+// keep their levels.
 func lower(level slog.Level) slog.Level {
 	if level > slog.LevelInfo {
 		return level
@@ -55,11 +56,11 @@ func lower(level slog.Level) slog.Level {
 	return level - 1
 }
 
-// VerbosityLevel is the log level at which a component says what upstream says
-// with --v=n.
+// VerbosityLevel is the log level that makes a component log as much as upstream
+// does with --v=n.
 func VerbosityLevel(n int) string { return strconv.Itoa(n + 1) }
 
-// lowered applies lower to what reaches a handler.
+// lowered applies lower to the records of a handler.
 type lowered struct{ slog.Handler }
 
 // Enabled implements slog.Handler.
@@ -81,15 +82,14 @@ func (l lowered) WithAttrs(attrs []slog.Attr) slog.Handler {
 // WithGroup implements slog.Handler.
 func (l lowered) WithGroup(name string) slog.Handler { return lowered{l.Handler.WithGroup(name)} }
 
-// BridgeKlog points klog's global functions at logs and keeps klog's verbosity
-// at what the most talkative component wants. It acts on the whole process. What
-// upstream complains of once live has ended, when it was asked to stop, is logged
-// at level debug.
+// BridgeKlog points klog's global functions at logs and keeps klog's verbosity at
+// that of the most verbose component. It acts on the whole process. live ends when
+// the stop begins; upstream's complaints after that are logged at level debug.
 func BridgeKlog(live context.Context, logs *logging.Logs) {
 	for _, c := range klogComponents {
-		logs.Logger(c) // known to kthwd log-level before its first line
+		logs.Logger(c) // so that kthwd log-level lists it before its first line
 	}
-	klog.SetSlogLogger(slog.New(lowered{newQuiet(live, &router{logs: logs})}))
+	klog.SetSlogLogger(slog.New(lowered{newNoiseFilter(live, &router{logs: logs})}))
 	// klog flushes log files for up to 10 s in a fatal exit; there are none here.
 	klog.ExitFlushTimeout = 100 * time.Millisecond
 	fs := flag.NewFlagSet("klog", flag.ContinueOnError)
@@ -99,7 +99,7 @@ func BridgeKlog(live context.Context, logs *logging.Logs) {
 	logs.OnLevelChange(follow)
 }
 
-// verbosity is the highest V(n) that any component wants.
+// verbosity is the highest V(n) that any component logs.
 func verbosity(logs *logging.Logs) int {
 	lowest := slog.LevelInfo
 	for _, c := range klogComponents {
@@ -110,8 +110,8 @@ func verbosity(logs *logging.Logs) int {
 
 var klogComponents = []string{program.APIServer, program.ControllerManager, program.Scheduler, program.Kubernetes}
 
-// router is the handler behind klog's global functions, which know no
-// component: the package of the calling function tells it.
+// router is the handler behind klog's global functions, which carry no component:
+// router derives it from the package of the calling function.
 type router struct {
 	logs *logging.Logs
 	with []func(slog.Handler) slog.Handler
@@ -148,8 +148,8 @@ func (r *router) add(f func(slog.Handler) slog.Handler) slog.Handler {
 	return &router{r.logs, append(slices.Clip(r.with), f)}
 }
 
-// callers are the packages, with those below them, that belong to one program.
-// What all three use (client-go, most of all) is logged as "kubernetes".
+// callers lists the packages that belong to one program, subpackages included. Lines
+// of packages that all three use (mostly client-go) are logged as "kubernetes".
 var callers = []struct{ prefix, component string }{
 	{"k8s.io/apiserver", program.APIServer},
 	{"k8s.io/kube-aggregator", program.APIServer},
@@ -182,11 +182,11 @@ func componentOfFunction(name string) string {
 	return program.Kubernetes
 }
 
-// NewZap is etcd's logger. A fatal line, or one after which etcd would panic on
-// a goroutine of its own, calls died with its text and then parks the goroutine:
-// etcd must not go on after it, and only main exits the process.
+// NewZap returns etcd's logger. A fatal line, or one after which etcd would panic on
+// its own goroutine, calls died with its text and then parks the goroutine: etcd must
+// not continue after it, and only main exits the process.
 func NewZap(log *slog.Logger, died func(error)) *zap.Logger {
-	core := &zapCore{handler: newQuiet(context.Background(), log.Handler())}
+	core := &zapCore{handler: newNoiseFilter(context.Background(), log.Handler())}
 	return zap.New(core, zap.WithFatalHook(parked{died}), zap.WithPanicHook(parked{died}))
 }
 

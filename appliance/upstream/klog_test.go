@@ -20,7 +20,7 @@ import (
 	"kthwd/appliance/program"
 )
 
-// output is where a test's log goes.
+// output collects a test's log.
 type output struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -32,7 +32,7 @@ func (o *output) Write(p []byte) (int, error) {
 	return o.buf.Write(p)
 }
 
-// take returns what was written since the last time, without times.
+// take returns the lines written since the last call, without their times.
 func (o *output) take() string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -50,8 +50,7 @@ func newLogs(t *testing.T, levels ...string) (*logging.Logs, *output) {
 	return logs, o
 }
 
-// Lines of klog, of etcd's zap and of kthwd have one form, and each names the
-// component it came from.
+// Lines of klog, etcd's zap and kthwd have the same form, and each names its component.
 func TestLinesLookAlike(t *testing.T) {
 	logs, out := newLogs(t, "info")
 	BridgeKlog(t.Context(), logs)
@@ -70,7 +69,7 @@ func TestLinesLookAlike(t *testing.T) {
 			"level=WARN component=etcd msg=slow b=2 a=1 took=1s\n"},
 		{"klog, structured", func() { klog.ErrorS(boom, "it broke", "key", "x") }, "level=ERROR component=kubernetes msg=\"it broke\" err=boom key=x\n"},
 		{"klog, formatted", func() { klog.Errorf("it broke %d times", 2) }, "level=ERROR component=kubernetes msg=\"it broke 2 times\"\n"},
-		// klog hands its warnings on as V(0) (klog.go:printf), below level info here.
+		// klog passes its warnings on as V(0) (klog.go:printf), below level info here.
 		{"klog, a warning", func() { klog.Warningf("it broke %d times", 2) }, ""},
 		{"klog, a program's own logger", func() {
 			klog.FromContext(ContextFor(t.Context(), logs, program.Scheduler)).Error(boom, "it broke", "pod", klog.KRef("ns", "p"))
@@ -87,7 +86,7 @@ func TestLinesLookAlike(t *testing.T) {
 	}
 }
 
-// Upstream's info is a step below kthwd's: level info shows kthwd's alone.
+// Upstream's info is one level below kthwd's: level info shows only kthwd's lines.
 func TestLevels(t *testing.T) {
 	logs, out := newLogs(t, "info")
 	BridgeKlog(t.Context(), logs)
@@ -124,8 +123,7 @@ func TestLevels(t *testing.T) {
 	}
 }
 
-// After a fatal line, or one that would panic, etcd is told to die and its
-// goroutine goes no further.
+// A fatal line, or one that would panic, calls died and parks etcd's goroutine.
 func TestFatalLineOfEtcd(t *testing.T) {
 	full := &fs.PathError{Op: "write", Path: "/wal", Err: errors.New("no space left on device")}
 	for _, tt := range []struct {
@@ -140,7 +138,7 @@ func TestFatalLineOfEtcd(t *testing.T) {
 			logs, out := newLogs(t, "info")
 			died, went := make(chan error, 1), make(chan struct{})
 			log := NewZap(logs.Logger(program.Etcd), func(err error) { died <- err })
-			go func() { // left behind, parked: that is what it is for
+			go func() { // stays parked, as it should
 				defer close(went)
 				tt.call(log)
 			}()

@@ -10,9 +10,8 @@ import (
 	"kthwd/appliance/program"
 )
 
-// panicMarker writes a line that names the component before upstream's
-// HandleCrash panics again and the process dies: a Go panic trace does not say
-// which of the four programs it was.
+// panicMarker logs the component before upstream's HandleCrash panics again and the
+// process dies: a Go panic trace does not name which of the four programs panicked.
 func panicMarker(log *slog.Logger) func(context.Context, any) {
 	return func(_ context.Context, v any) {
 		if v == http.ErrAbortHandler {

@@ -8,9 +8,9 @@ import (
 	"kthwd/appliance/logging"
 )
 
-// What upstream's own loggers write to standard error becomes lines of the log, with
-// their level and component, and can be switched off by it.
-func TestStray(t *testing.T) {
+// Lines that upstream's own loggers write to standard error appear in the log, with
+// their level and component, and the log level of that component filters them.
+func TestStderrLines(t *testing.T) {
 	var out bytes.Buffer
 	logs, err := logging.New(&out, logging.Text, []string{"info", "loud=error"})
 	if err != nil {
@@ -36,7 +36,7 @@ func TestStray(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			out.Reset()
-			readStray(strings.NewReader(tt.in), logs)
+			readStderr(strings.NewReader(tt.in), logs)
 			got := strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")
 			if out.Len() == 0 {
 				got = nil

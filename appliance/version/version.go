@@ -1,11 +1,11 @@
-// Package version tells which Kubernetes, etcd and Go are linked into this binary.
+// Package version reports the Kubernetes, etcd and Go versions in this binary.
 //
 // Linked returns the versions as "kthwd version" prints them. Stamped is false for
 // a binary that was built without the Makefile's -ldflags; such a binary must not
 // serve, because it would report Kubernetes v0.0.0 to its clients. Member returns
 // the same versions as another controller compares them when this one joins.
 //
-// kthwd's own version is not here: main has it and passes it on.
+// It does not hold kthwd's own version: main has that and passes it on.
 package version
 
 import (
@@ -23,15 +23,15 @@ func Member(own string) member.Versions {
 	return member.Versions{Kthwd: own, Kubernetes: v.Kubernetes, Etcd: v.Etcd}
 }
 
-// Info is what a binary contains.
+// Info lists the versions in a binary.
 type Info struct {
-	Kubernetes string `json:"kubernetes"` // as /version says it: v1.36.3
+	Kubernetes string `json:"kubernetes"` // as /version returns it: v1.36.3
 	Etcd       string `json:"etcd"`
 	Go         string `json:"go"`
-	Stamped    bool   `json:"-"` // false when the binary was linked without the versions that make build sets
+	Stamped    bool   `json:"-"` // false if the binary was linked without the versions that make build sets
 }
 
-// Linked reads the versions that were linked in.
+// Linked returns the linked versions.
 func Linked() Info {
 	k := version.Get()
 	return Info{

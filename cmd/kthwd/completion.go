@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"kthwd/appliance/advice"
 )
 
 func (a *app) completionVerb() *cobra.Command {
@@ -19,7 +21,7 @@ func (a *app) completionVerb() *cobra.Command {
 		DisableFlagsInUseLine: true,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 1 || !slices.Contains(shells, args[0]) {
-				return withHint(usagef("completion: want one shell"), "shells: "+strings.Join(shells, ", "))
+				return advice.With(usagef("completion: want one shell"), "shells: "+strings.Join(shells, ", "))
 			}
 			return nil
 		},

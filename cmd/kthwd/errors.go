@@ -16,17 +16,6 @@ func (u usageError) Unwrap() error { return u.error }
 
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
-// hintedError is an error with advice.
-type hintedError struct {
-	error
-	hint string
-}
-
-func (h *hintedError) Hint() string  { return h.hint }
-func (h *hintedError) Unwrap() error { return h.error }
-
-func withHint(err error, hint string) error { return &hintedError{err, hint} }
-
 // isUsage reports whether err is, or contains, a mistake in a command line or a
 // configuration. Package appliance marks flags that a program refuses with Usage, too.
 func isUsage(err error) bool {

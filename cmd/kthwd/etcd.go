@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"kthwd/appliance/advice"
 	"kthwd/appliance/config"
 	"kthwd/appliance/logging"
 	"kthwd/appliance/recovery"
@@ -113,7 +114,7 @@ func (a *app) describe(r *recovery.Recovery) {
 // confirm returns nil when a person at the terminal answers yes.
 func (a *app) confirm(ctx context.Context) error {
 	if !term.IsTerminal(int(os.Stdin.Fd())) {
-		return withHint(usagef("cannot ask for confirmation: standard input is not a terminal"), "give --yes to continue without confirmation")
+		return advice.With(usagef("cannot ask for confirmation: standard input is not a terminal"), "give --yes to continue without confirmation")
 	}
 	fmt.Fprint(a.out, "\nGive the others up? Type yes to go on: ")
 	answer := make(chan string, 1)

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"kthwd/appliance/advice"
 	"kthwd/appliance/config"
 )
 
@@ -66,12 +67,12 @@ func topics(root *cobra.Command, args []string) []string {
 func unknownTopic(root *cobra.Command, args []string) error {
 	err := usagef("unknown help topic %q", strings.Join(args, " "))
 	if near := nearestVerb(root, args[0]); near != "" && near != args[0] {
-		return withHint(err, "did you mean kthwd help "+near+"?")
+		return advice.With(err, "did you mean kthwd help "+near+"?")
 	}
 	if known := topics(root, args[:1]); len(known) > 0 {
-		return withHint(err, "topics: "+args[0]+" "+strings.Join(known, ", "+args[0]+" "))
+		return advice.With(err, "topics: "+args[0]+" "+strings.Join(known, ", "+args[0]+" "))
 	}
-	return withHint(err, "topics: "+strings.Join(topics(root, nil), ", "))
+	return advice.With(err, "topics: "+strings.Join(topics(root, nil), ", "))
 }
 
 // rolesIn are the roles in a list with commas, or nil if one is unknown.

@@ -6,6 +6,7 @@ import (
 	"net"
 	"syscall"
 
+	"kthwd/appliance/advice"
 	"kthwd/appliance/config"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/status"
@@ -14,12 +15,12 @@ import (
 // hintFor returns one line of advice about err, or "". The error's own advice comes
 // first.
 func hintFor(err error) string {
-	var own interface{ Hint() string }
+	if own, ok := advice.Of(err); ok {
+		return own
+	}
 	var problem *config.Problem
 	var misfit *pki.Misfit
 	switch {
-	case errors.As(err, &own):
-		return own.Hint()
 	case errors.As(err, &problem):
 		return problem.Hint
 	case errors.As(err, &misfit):

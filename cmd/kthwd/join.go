@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"kthwd/appliance/advice"
 	"kthwd/appliance/config"
 	"kthwd/appliance/join"
 	"kthwd/appliance/member"
@@ -132,7 +133,7 @@ func (a *app) join(ctx context.Context, l *config.Loader, token string, replace 
 		Say:       func(line string) { fmt.Fprintln(a.out, line) },
 	})
 	if err != nil && ctx.Err() != nil {
-		return withHint(errors.New("interrupted"), "the same command continues where it stopped; to cancel the join, run kthwd member remove NAME on a controller")
+		return advice.With(errors.New("interrupted"), "the same command continues where it stopped; to cancel the join, run kthwd member remove NAME on a controller")
 	}
 	if err != nil {
 		return err
@@ -159,7 +160,7 @@ func configureJoiner(l *config.Loader, f member.Files) (config.Controller, error
 		{"service-cluster-ip-range", &c.ServiceClusterIPRange, s.ServiceClusterIPRange}, {"cluster-cidr", &c.ClusterCIDR, s.ClusterCIDR},
 	} {
 		if l.IsSet(v.key) && *v.is != v.other {
-			errs = append(errs, withHint(fmt.Errorf("%s: %s is %s here, but %s in the cluster", l.Origin(v.key), v.key, *v.is, v.other), "leave it out, or name another file with --config"))
+			errs = append(errs, advice.With(fmt.Errorf("%s: %s is %s here, but %s in the cluster", l.Origin(v.key), v.key, *v.is, v.other), "leave it out, or name another file with --config"))
 		}
 		*v.is = v.other
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"kthwd/appliance"
+	"kthwd/appliance/advice"
 	"kthwd/appliance/config"
 	"kthwd/appliance/logging"
 	"kthwd/appliance/status"
@@ -155,7 +156,7 @@ func (b *balancer) Run(ctx context.Context, ready func()) error {
 	var file *fs.PathError
 	switch {
 	case errors.Is(err, syscall.EACCES) && !errors.As(err, &file):
-		return withHint(err, lowPortHint+" with --listen")
+		return advice.With(err, lowPortHint+" with --listen")
 	case !errors.Is(err, lb.ErrHandedOver):
 		return l.Locate(err)
 	}
@@ -322,7 +323,7 @@ func (b *balancer) statusSocket() (string, error) {
 		}
 	}
 	if err != nil && b.loader.Origin("status-socket") != config.OriginDefault {
-		return "", withHint(err, "choose another path with --status-socket, or disable it with --status-socket=")
+		return "", advice.With(err, "choose another path with --status-socket, or disable it with --status-socket=")
 	}
 	switch address := b.loader.Config.MetricsAddress; {
 	case err == nil:

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"kthwd/appliance/advice"
 	"kthwd/appliance/config"
 	"kthwd/appliance/logging"
 	"kthwd/appliance/status"
@@ -51,7 +52,7 @@ func (a *app) logLevel(ctx context.Context, l *config.Loader, args []string) err
 			return asked
 		}
 		if asked == nil && r.LB != nil {
-			return withHint(
+			return advice.With(
 				fmt.Errorf("the load balancer (process %d) has no socket to change its log levels on", r.PID),
 				fmt.Sprintf("kill -USR1 %d turns its debug lines on and off; or change log-level in its file", r.PID),
 			)
@@ -76,7 +77,7 @@ func knownComponents(args []string, levels map[string]string) error {
 	for _, arg := range args {
 		component, _, _ := logging.ParseLevel(arg)
 		if _, ok := levels[component]; !ok && component != logging.All {
-			return withHint(usagef("unknown component %q", component), "components: "+strings.Join(slices.Sorted(maps.Keys(levels)), ", "))
+			return advice.With(usagef("unknown component %q", component), "components: "+strings.Join(slices.Sorted(maps.Keys(levels)), ", "))
 		}
 	}
 	return nil

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"kthwd/appliance/advice"
 	"kthwd/appliance/config"
 	"kthwd/appliance/member"
 	"kthwd/appliance/status"
@@ -109,7 +110,7 @@ func askMembers(ctx context.Context, l *config.Loader, method, path string, in, 
 	defer cancel()
 	err = c.Do(ctx, method, path, in, out)
 	if errors.Is(err, status.ErrNotRunning) && c.Socket == "" {
-		return withHint(errors.New("a load balancer has no members"), "run this on a controller")
+		return advice.With(errors.New("a load balancer has no members"), "run this on a controller")
 	}
 	return err
 }

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"kthwd/appliance/advice"
 	"kthwd/appliance/config"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/status"
@@ -38,7 +39,7 @@ func TestReport(t *testing.T) {
 			"kthwd: error: mkdir /x: permission denied\nkthwd: hint: run as the user the files belong to, or choose a directory of your own with --data-dir\n"},
 		{"misfit", &pki.Misfit{File: "a.pem", Problem: "is not signed by", Other: "ca.pem", Hint: "copy it"}, 1,
 			"kthwd: error: a.pem is not signed by ca.pem\nkthwd: hint: copy it\n"},
-		{"own hint first", withHint(syscall.EADDRINUSE, "use --secure-port"), 1, "kthwd: error: address already in use\nkthwd: hint: use --secure-port\n"},
+		{"own hint first", advice.With(syscall.EADDRINUSE, "use --secure-port"), 1, "kthwd: error: address already in use\nkthwd: hint: use --secure-port\n"},
 		{"usage", usagef("unknown verb %q", "x"), 2, "kthwd: error: unknown verb \"x\"\n"},
 		{"several", two, 2, "kthwd: error: --secure-port 0 is no port\nkthwd: error: --data-dir is empty\nkthwd: hint: give one\n"},
 		{"joined twice", errors.Join(errors.Join(two), errors.New("x")), 2,

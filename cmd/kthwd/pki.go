@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"kthwd/appliance/advice"
 	"kthwd/appliance/config"
 	"kthwd/appliance/pki"
 )
@@ -94,7 +95,7 @@ func (a *app) pkiShow(l *config.Loader) error {
 	}
 	entries, err := pki.List(c.Layout())
 	if err == nil && len(entries) == 0 || errors.Is(err, fs.ErrNotExist) {
-		return withHint(fmt.Errorf("%s: no certificates", c.DataDir), "make them with kthwd pki init, or name another directory with --data-dir")
+		return advice.With(fmt.Errorf("%s: no certificates", c.DataDir), "make them with kthwd pki init, or name another directory with --data-dir")
 	}
 	if err != nil {
 		return err
@@ -174,7 +175,7 @@ func (a *app) pkiController(l *config.Loader, dir, name string, addresses []stri
 	issued, err := pki.IssueController(c.Layout(), addresses)
 	switch {
 	case errors.Is(err, pki.ErrNoCAKey):
-		return withHint(err, "run this where ca-key.pem is: for a cluster of kthwd pki init, --data-dir=ca below its --out")
+		return advice.With(err, "run this where ca-key.pem is: for a cluster of kthwd pki init, --data-dir=ca below its --out")
 	case err != nil:
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"kthwd/appliance/advice"
 	"kthwd/appliance/config"
 	"kthwd/appliance/pki"
 )
@@ -32,7 +33,7 @@ func (a *app) pkiInitCluster(l *config.Loader, f *clusterFlags, fs *pflag.FlagSe
 	var errs []error
 	for _, name := range []string{"data-dir", "bind-address", "advertise-address"} {
 		if fs.Changed(name) {
-			errs = append(errs, withHint(usagef("--%s is about one machine and does not go with --controllers", name), "leave it out: each machine's is in its kthwd.yaml"))
+			errs = append(errs, advice.With(usagef("--%s is about one machine and does not go with --controllers", name), "leave it out: each machine's is in its kthwd.yaml"))
 		}
 	}
 	if err := l.Load(); err != nil {

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"kthwd/appliance/advice"
 	"kthwd/appliance/config"
 )
 
@@ -76,17 +77,17 @@ func noVerb(cmd *cobra.Command, args []string) error {
 	}
 	err := usagef("unknown verb %q", args[0])
 	if near := nearestVerb(cmd, args[0]); near != "" {
-		return withHint(err, fmt.Sprintf("did you mean %s %s?", cmd.CommandPath(), near))
+		return advice.With(err, fmt.Sprintf("did you mean %s %s?", cmd.CommandPath(), near))
 	}
 	if role := rolesIn(args[0]); role != nil && !cmd.HasParent() {
-		return withHint(err, fmt.Sprintf("run it with kthwd --role=%s; kthwd help %[1]s lists its flags", args[0]))
+		return advice.With(err, fmt.Sprintf("run it with kthwd --role=%s; kthwd help %[1]s lists its flags", args[0]))
 	}
-	return withHint(err, "verbs: "+strings.Join(verbs(cmd), ", "))
+	return advice.With(err, "verbs: "+strings.Join(verbs(cmd), ", "))
 }
 
 // noVerbGiven is the run of a command that only groups verbs.
 func noVerbGiven(cmd *cobra.Command, _ []string) error {
-	return withHint(usagef("%s: no verb given", cmd.Name()), "verbs: "+strings.Join(verbs(cmd), ", "))
+	return advice.With(usagef("%s: no verb given", cmd.Name()), "verbs: "+strings.Join(verbs(cmd), ", "))
 }
 
 // nearestVerb is the verb of cmd that a misspelled name most likely meant, or "".
@@ -104,7 +105,7 @@ func wantArgs(least, most int, usage string) cobra.PositionalArgs {
 		if len(args) >= least && (most < 0 || len(args) <= most) {
 			return nil
 		}
-		return withHint(usagef("%s: got %d arguments", cmd.CommandPath(), len(args)), "usage: "+strings.TrimSpace(cmd.CommandPath()+" "+usage))
+		return advice.With(usagef("%s: got %d arguments", cmd.CommandPath(), len(args)), "usage: "+strings.TrimSpace(cmd.CommandPath()+" "+usage))
 	}
 }
 

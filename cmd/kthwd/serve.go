@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"kthwd/appliance"
+	"kthwd/appliance/advice"
 	"kthwd/appliance/config"
 	"kthwd/appliance/logging"
 	"kthwd/appliance/pki"
@@ -28,7 +29,7 @@ func (a *app) serve(ctx context.Context, l *config.Loader) error {
 		return err
 	}
 	if l.Config.Is(config.RoleController) && !linked.Linked().Stamped {
-		return withHint(usagef("this binary lacks the version of its Kubernetes and will not serve"), "build it with make build")
+		return advice.With(usagef("this binary lacks the version of its Kubernetes and will not serve"), "build it with make build")
 	}
 	logs, err := logging.New(a.err, a.logFormat(l.Config.LogFormat), l.Config.LogLevel)
 	if err != nil {

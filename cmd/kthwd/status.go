@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"kthwd/appliance/advice"
 	"kthwd/appliance/config"
 	"kthwd/appliance/status"
 )
@@ -73,7 +74,7 @@ func (a *app) status(ctx context.Context, l *config.Loader, f statusFlags) error
 	if f.server != "" {
 		ask = f.remote
 	} else if f.user != "" || f.secret != "" || f.tls != (status.TLSFiles{}) {
-		return withHint(usagef("a certificate or a user without --server"), "kthwd on this machine answers on a socket; --server=ADDRESS:PORT queries a metrics address")
+		return advice.With(usagef("a certificate or a user without --server"), "kthwd on this machine answers on a socket; --server=ADDRESS:PORT queries a metrics address")
 	}
 	c, err := ask(l)
 	if err != nil {
@@ -100,7 +101,7 @@ func (f statusFlags) remote(*config.Loader) (status.Client, error) {
 		}
 		c.Login.Password = password
 	case c.Login.Password == "":
-		return c, withHint(usagef("--user without a password"), "give --password-file, or the password in "+passwordVariable)
+		return c, advice.With(usagef("--user without a password"), "give --password-file, or the password in "+passwordVariable)
 	}
 	return c, nil
 }
@@ -216,7 +217,7 @@ func exists(path string) bool {
 func balancerClient(l *config.Loader) (status.Client, error) {
 	socket, address := l.Config.StatusSocket, l.Config.MetricsAddress
 	if socket == "" && address == "" {
-		return status.Client{}, withHint(errors.New("a load balancer without --metrics-address and --status-socket answers no queries"), "give it one, such as "+config.Default().MetricsAddress)
+		return status.Client{}, advice.With(errors.New("a load balancer without --metrics-address and --status-socket answers no queries"), "give it one, such as "+config.Default().MetricsAddress)
 	}
 	if l.Origin("status-socket") == config.OriginDefault && l.Origin("metrics-address") != config.OriginDefault {
 		socket = ""

@@ -1,9 +1,9 @@
-// Command nfpm makes a Debian or RPM package of a directory tree that
-// packaging/install.sh has laid out.
+// Command nfpm makes a Debian or RPM package from a directory tree that
+// packaging/install.sh has written.
 //
 //	nfpm -kind deb -arch amd64 -version v0.1.0 -root TREE -scripts DIR -out DIR
 //
-// -scripts holds the package's scripts, as packaging/scripts.sh has written them.
+// -scripts holds the package's scripts, as packaging/scripts.sh writes them.
 // The same tree and SOURCE_DATE_EPOCH make the same bytes.
 package main
 
@@ -84,17 +84,17 @@ func (o options) build() (string, error) {
 	return path, f.Close()
 }
 
-// ahead is what git describe says of a commit that comes after a tag.
+// ahead matches the output of git describe for a commit after a tag.
 var ahead = regexp.MustCompile(`-([0-9]+)-g([0-9a-f]+)(-dirty)?$`)
 
-// packageVersion makes v0.1.0-12-gabc, twelve commits after v0.1.0, a version that
-// is later than v0.1.0; v0.1.0-rc1 is an earlier one.
+// packageVersion makes v0.1.0-12-gabc, twelve commits after v0.1.0, sort after v0.1.0,
+// and v0.1.0-rc1 before it.
 func packageVersion(v string) string {
 	return strings.ReplaceAll(ahead.ReplaceAllString(v, "+$1.g$2$3"), "-dirty", ".dirty")
 }
 
-// relations are the scripts and what the package asks of the system. Version 247
-// of systemd is the first that knows all that the units use.
+// relations adds the scripts and the package's requirements. Version 247 of systemd is
+// the first that supports every setting in the units.
 func (o options) relations(info *nfpm.Info) {
 	script := func(name string) string { return filepath.Join(o.scripts, o.kind+"-"+name) }
 	if o.kind == "deb" {
@@ -104,7 +104,7 @@ func (o options) relations(info *nfpm.Info) {
 		info.Depends = []string{"systemd (>= 247)"}
 		info.Recommends = []string{"ca-certificates", "logrotate"}
 		info.License, info.Deb.Compression = "", "gzip" // in copyright; xz takes minutes for a seventh less
-		// restart_steps looks anew at a systemd that was upgraded: until Debian 12 here, from 13 on there.
+		// restart_steps runs again after an upgrade of systemd: until Debian 12 here, from 13 on there.
 		info.Deb.Triggers.InterestNoAwait = []string{"/lib/systemd/systemd", "/usr/lib/systemd/systemd"}
 		return
 	}
@@ -118,12 +118,12 @@ func (o options) relations(info *nfpm.Info) {
 	info.RPM.Summary = strings.SplitN(description, "\n", 2)[0]
 }
 
-// own are directories that are nobody else's. rpm leaves behind what no package has
-// named; a Debian package names each by itself.
+// own are the directories that belong to kthwd alone. rpm leaves behind directories
+// that no package names; a Debian package names each automatically.
 var own = []string{"/etc/kthwd", "/usr/share/kthwd", "/usr/share/licenses/kthwd"}
 
-// contents are the files of the tree. What lies below /etc is the user's once it
-// is there.
+// contents lists the files of the tree. Files below /etc belong to the user once they
+// are installed.
 func (o options) contents(date time.Time) (all files.Contents, err error) {
 	if o.kind == "rpm" {
 		for _, dir := range own {

@@ -1,11 +1,11 @@
-# Of the scripts that a package manager runs. What a person must do is said on one
-# line each; nothing is asked.
+# Shared by the scripts that a package manager runs. They print one line for each thing
+# that a person must do, and ask no questions.
 
 booted() { [ -d /run/systemd/system ]; }
 active() { booted && systemctl is-active --quiet "$1"; }
 say() { echo "kthwd: $*"; }
 
-# number KEY prints a number of the report of the running controller.
+# number KEY prints a number from the running controller's report.
 number() {
 	echo "$report" | sed -n "s/^ *\"$1\": \([0-9]*\),*\$/\1/p" | head -n 1
 }
@@ -25,9 +25,8 @@ ready() {
 
 sentence() { systemctl show -p StatusText --value "$1"; }
 
-# A controller of several is restarted only where the others go on without it, as
-# in a restart of one after the other; the next machine is upgraded when this one
-# is ready again.
+# A controller of several is restarted only if the others can continue without it, as
+# in a rolling restart; the next machine is upgraded when this one is ready again.
 upgrade_controller() {
 	unit=kthwd-controller.service
 	booted || return 0
@@ -67,7 +66,7 @@ upgrade_lb() {
 	say "the load balancer goes on with the old version: it did not hand over within a minute; see: journalctl -u $unit, then: systemctl restart $unit"
 }
 
-# The pauses that grow are known to systemd from 254 on; an older one would warn.
+# Growing pauses need systemd 254; an older one would warn.
 restart_steps() {
 	version=$(systemctl --version 2>/dev/null | sed -n '1s/^systemd \([0-9]*\).*/\1/p')
 	for unit in kthwd-controller kthwd-lb; do
@@ -85,7 +84,7 @@ no_restart_steps() {
 	rmdir --ignore-fail-on-non-empty "/lib/systemd/system/$1.service.d" 2>/dev/null || true
 }
 
-# set_up is what an installation and an upgrade have in common.
+# set_up is the part that installation and upgrade share.
 set_up() {
 	systemd-sysusers kthwd.conf
 	systemd-tmpfiles --create kthwd.conf || true

@@ -1,7 +1,7 @@
 #!/bin/sh
-# remove keeps configuration, data and logs; purge removes what is kthwd's by name
-# and leaves what somebody else has put beside it. The user stays, so that no other
-# one gets the number of its files.
+# remove keeps configuration, data and logs; purge removes kthwd's files by name and
+# leaves any others beside them. The user stays, so that no other user gets its number,
+# and with it the files.
 set -e
 @COMMON@
 case $1 in

@@ -1,6 +1,6 @@
-# refuse_downgrade ends the script when the data were last served by a later minor
-# than what is in this package. kthwd refuses them as well, but at its start, when
-# the version that can serve them is gone.
+# refuse_downgrade ends the script if a later minor version than this package's last
+# served the data. kthwd refuses such data too, but only at its start, when the version
+# that can serve them is gone.
 refuse_downgrade() {
 	record=/var/lib/kubernetes/member.json
 	[ -r "$record" ] || return 0

@@ -25,8 +25,8 @@ import (
 	"kthwd/test/kthwtest"
 )
 
-// cluster is a controller and the key of its CA, which an attacker does not have: it
-// stands for whoever the CA has signed.
+// cluster is a controller and its CA's key. An attacker does not have that key: it is
+// used to make certificates for every kind of client that the CA signs.
 type cluster struct {
 	*kthwtest.Controller
 	ca    *x509.Certificate
@@ -64,7 +64,7 @@ func readCA(t *testing.T, dir string) (*x509.Certificate, crypto.Signer) {
 	return ca, key
 }
 
-// sign issues a certificate of the cluster's CA, for a client and a server.
+// sign issues a certificate signed by the cluster's CA, for a client and a server.
 func (c *cluster) sign(t *testing.T, subject pkix.Name, names ...string) tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -99,7 +99,7 @@ func (c *cluster) pair(t *testing.T, name string) tls.Certificate {
 	return cert
 }
 
-// writePEM makes the two files of a certificate.
+// writePEM writes a certificate and its key to two files.
 func writePEM(t *testing.T, cert tls.Certificate, certFile, keyFile string) {
 	t.Helper()
 	key, err := x509.MarshalECPrivateKey(cert.PrivateKey.(*ecdsa.PrivateKey))

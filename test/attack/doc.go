@@ -1,3 +1,3 @@
-// Package attack tries on the real binary what an attacker would: each test is an
-// attack that once worked, and fails now. It needs no root.
+// Package attack attacks the real binary: each test is an attack that once succeeded
+// and now fails. It needs no root.
 package attack

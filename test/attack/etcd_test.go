@@ -31,8 +31,8 @@ import (
 var rangeAll = []byte(fmt.Sprintf(`{"key":%q,"range_end":%q,"count_only":true}`,
 	base64.StdEncoding.EncodeToString([]byte("/registry/")), base64.StdEncoding.EncodeToString([]byte("/registry0"))))
 
-// Each certificate that the cluster's CA signs, by kthwd, through the API or by hand,
-// against etcd's two ports. Controllers alone are answered.
+// Tries each certificate that the cluster's CA signs (by kthwd, through the API or by
+// hand) on etcd's two ports. etcd answers only controllers.
 func TestEtcdAnswersControllersOnly(t *testing.T) {
 	t.Parallel()
 	c := start(t, kthwtest.Options{})
@@ -97,7 +97,7 @@ func TestEtcdAnswersControllersOnly(t *testing.T) {
 	})
 }
 
-// approve has an administrator approve a user's certificate, as any cluster does.
+// approve makes an administrator approve a user's certificate, as in any cluster.
 func (c *cluster) approve(t *testing.T, cn string) (tls.Certificate, error) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -147,7 +147,8 @@ func (c *cluster) ofKubeconfig(t *testing.T, name string) tls.Certificate {
 	return cert
 }
 
-// Nobody is given a controller's name, whoever approves it.
+// No certificate with a controller's name is issued, even if an administrator
+// approves it.
 func TestControllersNameIsNotSigned(t *testing.T) {
 	t.Parallel()
 	c := start(t, kthwtest.Options{})
@@ -162,8 +163,8 @@ func TestControllersNameIsNotSigned(t *testing.T) {
 	}
 }
 
-// A controller with a kubernetes.pem of another name would be shut out by the others:
-// it says so and changes nothing.
+// The other controllers would refuse one whose kubernetes.pem has another name: it
+// reports that and changes nothing.
 func TestControllerOfAnotherName(t *testing.T) {
 	t.Parallel()
 	g := growing(t)

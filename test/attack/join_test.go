@@ -32,14 +32,14 @@ type grown struct {
 
 func growing(t *testing.T) *grown {
 	t.Helper()
-	// An address of its own, for both controllers have one port for the API.
+	// A separate address, because both controllers use the same API port.
 	first := start(t, kthwtest.Options{Address: "127.0.81.1"})
 	return &grown{first: first, address: "127.0.81.2", data: filepath.Join(t.TempDir(), "c1"), ports: kthwtest.FreePorts(t, "127.0.81.2")}
 }
 
 var aToken = regexp.MustCompile(`kthwd1\.\S+`)
 
-// newToken is what kthwd member add prints for c1.
+// newToken returns the token that kthwd member add prints for c1.
 func (g *grown) newToken(t *testing.T, args ...string) member.Token {
 	t.Helper()
 	code, out := kthwd(t, append([]string{"member", "add", "c1", g.address, "--config=", "--data-dir=" + g.first.Dir}, args...)...)
@@ -68,7 +68,7 @@ func (g *grown) start(t *testing.T) *kthwtest.Controller {
 	return kthwtest.Start(t, kthwtest.Options{Dir: g.data, Address: g.address, Ports: &p, File: filepath.Join(g.data, "kthwd.yaml"), NoWait: true})
 }
 
-// files asks the join port for the cluster's keys, as whoever has a token would.
+// files requests the cluster's keys from the join port, as any holder of a token could.
 func (g *grown) files(t *testing.T, id string, secret []byte, joiner string) (int, string, error) {
 	t.Helper()
 	var versions struct{ Kubernetes, Etcd string }
@@ -92,7 +92,7 @@ func (g *grown) files(t *testing.T, id string, secret []byte, joiner string) (in
 
 const keyBlock = "PRIVATE KEY"
 
-// What is in etcd alone is never enough to be given a key.
+// The contents of etcd alone are never enough to obtain a key.
 func TestForgedJoinGivesNothing(t *testing.T) {
 	t.Parallel()
 	g := growing(t)
@@ -136,7 +136,7 @@ func TestForgedJoinGivesNothing(t *testing.T) {
 	})
 	t.Run("beside a token", func(t *testing.T) {
 		token := g.newToken(t)
-		// The seal of a true record, on another one that gives away the CA's key.
+		// The seal of a genuine record, moved to one that gives away the CA's key.
 		answer, err := etcd.Get(t.Context(), "/kthwd/joins/"+token.ID)
 		if err != nil || len(answer.Kvs) != 1 {
 			t.Fatalf("the record of the token: %v, %v", answer, err)
@@ -150,7 +150,7 @@ func TestForgedJoinGivesNothing(t *testing.T) {
 			t.Errorf("the forged token: got %d %.100q, %v; want it refused", code, body, err)
 		}
 		gone("b1b2c3d4e5f6")
-		// The true record with the CA's key added.
+		// The genuine record with the CA's key added.
 		record["caKey"] = true
 		value, err := json.Marshal(record)
 		if err != nil {
@@ -165,8 +165,8 @@ func TestForgedJoinGivesNothing(t *testing.T) {
 	})
 }
 
-// A token is good for the one that uses it first: whoever has copied it gets nothing,
-// and the log names the address.
+// A token is valid only for its first user: a copy of it obtains nothing, and the log
+// names the copier's address.
 func TestTokenIsGoodOnce(t *testing.T) {
 	t.Parallel()
 	g := growing(t)

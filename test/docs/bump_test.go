@@ -12,12 +12,12 @@ import (
 	"kthwd/test/kthwtest"
 )
 
-// ownVersions are the modules of Kubernetes that are released apart from it.
-// k8s.io/kubernetes requires a version of each, which go mod tidy takes.
+// ownVersions are the Kubernetes modules that are released separately.
+// k8s.io/kubernetes requires a version of each, which go mod tidy selects.
 var ownVersions = []string{"k8s.io/klog/v2", "k8s.io/kube-openapi", "k8s.io/utils"}
 
-// TestBump wants make bump to move every module of Kubernetes and of etcd in go.mod to
-// the versions asked for, and to print all that upstream forces on kthwd.
+// TestBump requires make bump to move every Kubernetes and etcd module in go.mod to the
+// given versions, and to print everything that upstream forces on kthwd.
 func TestBump(t *testing.T) {
 	before := read(t, "go.mod")
 	out := dryBump(t, "v1.99.4", "v3.98.7")
@@ -53,7 +53,7 @@ func TestBump(t *testing.T) {
 	}
 }
 
-// TestBumpRefuses wants what is no version refused before anything is done.
+// TestBumpRefuses requires an invalid version to be refused before any change.
 func TestBumpRefuses(t *testing.T) {
 	for _, tt := range []struct{ name, kubernetes, etcd, want string }{
 		{"nothing", "", "", "K8S is ''"},
@@ -71,7 +71,7 @@ func TestBumpRefuses(t *testing.T) {
 	}
 }
 
-// bump is the script, which only prints.
+// bump runs the script with DRY=1, so that it only prints.
 func bump(kubernetes, etcd string) *exec.Cmd {
 	cmd := exec.Command(filepath.Join(kthwtest.Root(), "packaging", "bump.sh"), kubernetes, etcd)
 	cmd.Env = append(os.Environ(), "DRY=1")
@@ -87,7 +87,7 @@ func dryBump(t *testing.T, kubernetes, etcd string) string {
 	return string(out)
 }
 
-// modules are those that a go.mod requires or replaces.
+// modules are the modules that a go.mod requires or replaces.
 func modules(text string) (all []string) {
 	for _, m := range regexp.MustCompile(`(?m)^\t(\S+\.\S+) (?:v|=>)`).FindAllStringSubmatch(text, -1) {
 		if !slices.Contains(all, m[1]) {

@@ -11,12 +11,12 @@ import (
 	"kthwd/test/kthwtest"
 )
 
-// TestCIReportsTimes wants .ci/run to print what each step took, also when one fails,
-// and the light tests to come before all else that is tested. Its programs are stubs.
+// TestCIReportsTimes requires .ci/run to print the duration of each step, even if one
+// fails, and to run the light tests before all others. Its programs are stubs.
 func TestCIReportsTimes(t *testing.T) {
 	for _, tt := range []struct {
 		name, fails string
-		steps       []string // as printed in the table, in this order, "packages" apart
+		steps       []string // as printed in the table, in this order, without "packages"
 		result      string
 	}{
 		{"all passes", "nothing", []string{"light tests", "lint", "unit and process tests", "end-to-end tests", "packages twice, the same bytes"}, "passed"},
@@ -44,7 +44,7 @@ func TestCIReportsTimes(t *testing.T) {
 			}
 			var got []string
 			for _, m := range regexp.MustCompile(`(?m)^ +\d+:\d\d  (.+)$`).FindAllStringSubmatch(table, -1) {
-				if m[1] != "packages" && m[1] != "packages on machines that systemd boots" { // root's
+				if m[1] != "packages" && m[1] != "packages on machines that systemd boots" { // only root runs these
 					got = append(got, m[1])
 				}
 			}

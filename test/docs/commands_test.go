@@ -17,7 +17,7 @@ import (
 	"kthwd/test/kthwtest"
 )
 
-// notRun is how many blocks of commands are not run, each with its reason in a
+// notRun is the number of command blocks that are not run, each with its reason in a
 // comment "<!-- not run: … -->" in the line above. Think twice before you raise it.
 const notRun = 0
 
@@ -25,7 +25,7 @@ const notRun = 0
 // systemd boots.
 const installation = "docs/install.md"
 
-// TestBlocks holds that every block of commands is one that TestCommands runs.
+// TestBlocks requires every block of commands to be one that TestCommands runs.
 func TestBlocks(t *testing.T) {
 	shells := []string{"sh", "bash", "shell", "zsh", "console", ""}
 	skipped := 0
@@ -46,17 +46,17 @@ func TestBlocks(t *testing.T) {
 	}
 }
 
-// A command is a line "$ command" and what the page says that it prints: these
-// lines in this order. "…" stands for anything, and a line of it for more lines.
+// A command is a line "$ command" and its output on the page: these lines in this
+// order. "…" stands for any text, and a line of it for any number of lines.
 type command struct {
 	at    string // docs/operations/status.md:17
 	text  string
 	want  []string
-	first bool // of a comment, see firstComment
+	first bool // from a comment, see firstComment
 }
 
-// firstComment matches the comment with a command that the reader of a page has run
-// before: it starts the controller that the page is about, for example.
+// firstComment matches the comment with a command that the reader of a page has already
+// run: for example, the one that starts the page's controller.
 var firstComment = regexp.MustCompile("^<!-- first: (.+) -->$")
 
 func (p page) commands() (all []command) {
@@ -85,18 +85,18 @@ func (p page) commands() (all []command) {
 	return all
 }
 
-// staysUp tells whether a command stays in the foreground. It is then ended by
-// the page, by the next one that stays, or at the end of the page.
+// staysUp reports whether a command stays in the foreground. It is then ended by the
+// page, by the next such command, or at the end of the page.
 func (c command) staysUp() bool {
 	return c.text == "make run" || strings.HasPrefix(c.text, "kthwd --role=") || strings.HasPrefix(c.text, "kthwd --config=")
 }
 
-// failure tells whether the page shows the command failing.
+// failure reports whether the page shows the command failing.
 func (c command) failure() bool {
 	return slices.ContainsFunc(c.want, func(line string) bool { return strings.HasPrefix(line, "kthwd: error: ") })
 }
 
-// check holds the output of a command to what the page says.
+// check compares the output of a command with the page.
 func (c command) check(output string) error {
 	lines := strings.Split(output, "\n")
 	for _, want := range c.want {
@@ -133,11 +133,11 @@ func TestLinePattern(t *testing.T) {
 	}
 }
 
-// running is the name of the machine for all pages about a controller that runs.
+// running is the name of the machine for all pages about a running controller.
 const running = "a controller that runs"
 
-// machines are the names of the machines and the pages that each runs, in order: each
-// page has its own, but for those that only need a controller that runs.
+// machines maps the name of each machine to its pages, in order. Each page has its own
+// machine, except those that only need a running controller.
 func machines(all []page) (names []string, run map[string][]page) {
 	run = map[string][]page{}
 	for _, p := range all {
@@ -158,8 +158,8 @@ func machines(all []page) (names []string, run map[string][]page) {
 }
 
 // TestCommands runs the commands of each page, in order, on a machine with the guide's
-// files in /var/lib/kubernetes, in a copy of the checkout, as root or what passes for it
-// there.
+// files in /var/lib/kubernetes, in a copy of the checkout, as root or as root of a user
+// namespace.
 func TestCommands(t *testing.T) {
 	if *update {
 		t.Skip("-update is about tables")
@@ -174,7 +174,7 @@ func TestCommands(t *testing.T) {
 	}
 }
 
-// runPages runs what TestCommands does on the machine that this process is.
+// runPages runs the pages of TestCommands in this process, which is the machine.
 func runPages(t *testing.T, all []page) {
 	s := session{machine: t, dir: setUpMachine(t)}
 	for _, p := range all {
@@ -189,17 +189,17 @@ func runPages(t *testing.T, all []page) {
 
 // session is a person at a terminal, and at a second one.
 type session struct {
-	machine *testing.T // its end is the end of all processes
+	machine *testing.T // all processes end with it
 	dir     string
-	up      *process // what stays in the foreground of the first terminal
+	up      *process // in the foreground of the first terminal
 }
 
-// process is a command that stays.
+// process is a command that stays in the foreground.
 type process struct {
 	command
 	cmd  *exec.Cmd
 	log  kthwtest.Log
-	gone chan struct{} // closed when it has ended; err is set then
+	gone chan struct{} // closed when it has ended, after err is set
 	err  error
 }
 
@@ -207,20 +207,20 @@ func (s *session) run(t *testing.T, c command) {
 	t.Helper()
 	t.Logf("%s: $ %s", c.at, c.text)
 	if c.first && s.up != nil && s.up.text == c.text && !s.up.stopping() {
-		return // the page before has left it running
+		return // the previous page left it running
 	}
 	if c.staysUp() {
 		s.end(t)
 		s.up = s.start(t, c)
 		return
 	}
-	if s.up == nil { // nothing comes up or goes down that there would be to wait for
+	if s.up == nil { // nothing is starting or stopping, so there is nothing to wait for
 		if err := s.try(t.Context(), c); err != nil {
 			t.Fatalf("%s: %s: %v", c.at, c.text, err)
 		}
 		return
 	}
-	var first error // the reason that matters when a repeated command meets what it did before
+	var first error // the reason to report: a repeated command may fail because of its earlier run
 	kthwtest.WaitFor(t, c.at+": "+c.text, 30*time.Second, func() error {
 		err := s.try(t.Context(), c)
 		if first == nil {
@@ -252,7 +252,7 @@ func (s *session) try(ctx context.Context, c command) error {
 	return c.check(output)
 }
 
-// start begins a command that stays, and waits for what it prints at its start.
+// start runs a command that stays in the foreground, and waits for its first output.
 func (s *session) start(t *testing.T, c command) *process {
 	t.Helper()
 	p := &process{command: c, cmd: exec.Command("sh", "-c", "exec "+c.text), gone: make(chan struct{})}
@@ -266,7 +266,7 @@ func (s *session) start(t *testing.T, c command) *process {
 		close(p.gone)
 	}()
 	s.machine.Cleanup(func() {
-		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL) // none is left, unless the test has failed
+		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL) // no process is left, unless the test has failed
 		<-p.gone
 		if s.machine.Failed() {
 			s.machine.Logf("%s: $ %s\n%s", c.at, c.text, p.log.Tail(60))
@@ -290,11 +290,11 @@ func (p *process) hasGone() bool {
 	}
 }
 
-// stopping tells whether a page has ended the process already.
+// stopping reports whether the page has already ended the process.
 func (p *process) stopping() bool { return strings.Contains(p.log.String(), "asked to stop") }
 
-// end is Ctrl-C in the first terminal, unless the page has ended it. kthwd must
-// then have said that it was asked to, and 0.
+// end presses Ctrl-C in the first terminal, unless the page has ended the process.
+// kthwd must then have logged the request and exited with 0.
 func (s *session) end(t *testing.T) {
 	t.Helper()
 	p := s.up
@@ -311,7 +311,7 @@ func (s *session) end(t *testing.T) {
 		}
 		return nil
 	})
-	if p.err != nil && !strings.HasPrefix(p.text, "make ") { // make says 130 or 2 after Ctrl-C, whatever its program says
+	if p.err != nil && !strings.HasPrefix(p.text, "make ") { // make exits with 130 or 2 after Ctrl-C, whatever its program's exit code
 		t.Errorf("%s: %s: got %v, want exit code 0", p.at, p.text, p.err)
 	}
 	if log := p.log.String(); !strings.Contains(log, "msg=\"asked to stop") || strings.Contains(log, "goroutine ") {

@@ -6,9 +6,9 @@
 //   - its table of old words is written from the source, see TestOldWords;
 //   - the tables of docs/performance.md are written from a run's JSON, see TestPerformance;
 //   - each word of docs/glossary.md is used, and no user's page uses one to avoid, see TestGlossary;
-//   - every package, path, test, make target and link that they name is there.
+//   - every package, path, test, make target and link that they name exists.
 //
-// It reads the checkout it lies in and changes nothing but the generated tables, with -update.
+// It reads its own checkout and changes only the generated tables, with -update.
 package docs
 
 import (
@@ -31,7 +31,7 @@ type page struct {
 	text string
 }
 
-// pages are all documents that people read.
+// pages are all documents for people.
 func pages(t *testing.T) []page {
 	t.Helper()
 	paths := []string{"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", bugTemplate, changeTemplate}
@@ -51,7 +51,7 @@ func pages(t *testing.T) []page {
 	return all
 }
 
-// read is the text of a file of the checkout.
+// read returns the text of a file of the checkout.
 func read(t *testing.T, path string) string {
 	t.Helper()
 	data, err := os.ReadFile(filepath.Join(kthwtest.Root(), path))
@@ -91,7 +91,7 @@ func (p page) blocks() (all []block) {
 	return all
 }
 
-// prose is the page without its blocks.
+// prose returns the page without its blocks.
 func (p page) prose() string {
 	var b strings.Builder
 	inside := false
@@ -117,7 +117,7 @@ func (p page) spans() (all []string) {
 	return all
 }
 
-// section is the text from a heading to the next one of its level or above.
+// section returns the text from a heading to the next one of its level or above.
 func (p page) section(t *testing.T, heading string) string {
 	t.Helper()
 	_, rest, found := strings.Cut("\n"+p.text, "\n"+heading+"\n")
@@ -131,7 +131,7 @@ func (p page) section(t *testing.T, heading string) string {
 	return rest
 }
 
-// rows are the rows of a section's tables, cells trimmed, without their heads.
+// rows are the rows of a section's tables, with cells trimmed and without header rows.
 func rows(section string) (all [][]string) {
 	for line := range strings.Lines(section) {
 		line = strings.TrimSpace(line)

@@ -17,13 +17,13 @@ const differences = "docs/tutorial-differences.md"
 // goldens is where appliance's tests keep the command lines that kthwd makes.
 const goldens = "appliance/testdata/args"
 
-// A flagRow is a line of a flag table. "" is a side that has no such flag.
+// A flagRow is a line of a flag table; "" means that this side has no such flag.
 type flagRow struct {
 	guide, kthwd string // --key=value
 	sometimes    bool   // kthwd sets it in some configurations only
 }
 
-// TestFlags holds the tables to the guide's flags and to kthwd's.
+// TestFlags compares the tables with the guide's flags and kthwd's.
 func TestFlags(t *testing.T) {
 	p := page{differences, read(t, differences)}
 	guide := guideFlags(t)
@@ -87,7 +87,7 @@ func flagRows(t *testing.T, section string) (all []flagRow) {
 	return all
 }
 
-// checkGuide wants one row for each flag of the guide, and no other.
+// checkGuide requires one row for each flag of the guide, and no other.
 func checkGuide(t *testing.T, table []flagRow, guide []string) {
 	t.Helper()
 	if len(guide) == 0 {
@@ -111,8 +111,8 @@ func checkGuide(t *testing.T, table []flagRow, guide []string) {
 	}
 }
 
-// goldenFlags are kthwd's flags for a program in each configuration that
-// appliance's golden files have: every file whose name or path has the program's.
+// goldenFlags are kthwd's flags for a program in each configuration of appliance's
+// golden files: every file with the program's name in its path.
 func goldenFlags(t *testing.T, program string) map[string][]string {
 	t.Helper()
 	dir := filepath.Join(kthwtest.Root(), goldens)
@@ -139,7 +139,7 @@ func goldenFlags(t *testing.T, program string) map[string][]string {
 	return found
 }
 
-// checkKthwd wants a row for each flag of kthwd's, and a flag for each row.
+// checkKthwd requires a row for each of kthwd's flags, and a flag for each row.
 func checkKthwd(t *testing.T, table []flagRow, variants map[string][]string) {
 	t.Helper()
 	matched := map[flagRow]bool{}
@@ -168,8 +168,7 @@ func checkKthwd(t *testing.T, table []flagRow, variants map[string][]string) {
 	}
 }
 
-// flagPattern has NAME, ADDRESS and the guide's variables stand for what a
-// machine says.
+// flagPattern lets NAME, ADDRESS and the guide's variables match a machine's values.
 func flagPattern(flag string) *regexp.Regexp {
 	pattern := regexp.QuoteMeta(flag)
 	pattern = regexp.MustCompile(`NAME|ADDRESS|\\\$\\\{\w+\\\}|\\\$\w+`).ReplaceAllString(pattern, `[][\w.:-]+`)

@@ -9,7 +9,7 @@ import (
 
 const glossary = "docs/glossary.md"
 
-// forDevelopers are pages that speak about the code, whose names are the code's own.
+// forDevelopers are the pages about the code, which use the code's own names.
 var forDevelopers = []string{architecture, "CONTRIBUTING.md", glossary}
 
 // word matches a word or several, whatever their case and the space between them.
@@ -21,8 +21,8 @@ func word(words string) *regexp.Regexp {
 	return regexp.MustCompile(`(?i)\b` + strings.Join(fields, `\s+(?:// )?`) + `s?\b`)
 }
 
-// TestGlossary wants each word of the glossary to be used, and no user's page to use a
-// word to avoid.
+// TestGlossary requires each word of the glossary to be used, and no user's page to use
+// a word to avoid.
 func TestGlossary(t *testing.T) {
 	p := page{glossary, read(t, glossary)}
 	head, avoid, found := strings.Cut(p.text, "\n## Words to avoid\n")
@@ -36,7 +36,7 @@ func TestGlossary(t *testing.T) {
 			code.WriteString(read(t, file))
 		}
 	}
-	users := map[string]string{} // the pages for users, without what links point to
+	users := map[string]string{} // the pages for users, without link targets
 	for _, other := range pages(t) {
 		if other.path != glossary {
 			prose.WriteString(other.text)
@@ -69,7 +69,7 @@ func TestGlossary(t *testing.T) {
 	}
 }
 
-// etcdKey is a literal key, which keeps its name.
+// etcdKey matches a literal key, which keeps its name.
 var etcdKey = regexp.MustCompile("`/kthwd/[^`]*`")
 
 func TestWord(t *testing.T) {

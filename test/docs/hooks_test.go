@@ -10,7 +10,7 @@ import (
 	"kthwd/test/kthwtest"
 )
 
-// TestHooks makes commits in a repository in which make hooks was run.
+// TestHooks makes commits in a repository after make hooks.
 func TestHooks(t *testing.T) {
 	for _, program := range []string{"git", "make", "bash", "gofmt"} {
 		if _, err := exec.LookPath(program); err != nil {
@@ -22,7 +22,7 @@ func TestHooks(t *testing.T) {
 	long := strings.Repeat("é", 72) // characters count, not bytes
 	for _, tt := range []struct {
 		name, file, content, message string
-		tests, want                  string // what the light tests do; part of the refusal, "" for a commit
+		tests, want                  string // the light tests' command; part of the refusal, "" if the commit succeeds
 	}{
 		{"a commit", "a.go", formatted, "a: begin", "true", ""},
 		{"with a body", "a.txt", "1", "a: begin\n\nwhy, at any length" + strings.Repeat(" and more", 20), "true", ""},
@@ -48,7 +48,7 @@ func TestHooks(t *testing.T) {
 			r.must("git", "reset", "--quiet")
 		})
 	}
-	t.Run("formatted after git add", func(t *testing.T) { // what is committed counts
+	t.Run("formatted after git add", func(t *testing.T) { // the staged text counts
 		r.write("c.go", crooked)
 		r.must("git", "add", "c.go")
 		r.write("c.go", formatted)
@@ -59,7 +59,7 @@ func TestHooks(t *testing.T) {
 	})
 }
 
-// repository is a git repository of the test's own.
+// repository is a git repository for the test.
 type repository struct {
 	t   *testing.T
 	dir string
@@ -99,7 +99,7 @@ func (r repository) must(name string, args ...string) {
 	}
 }
 
-// withoutGit leaves out what a git that runs this test from a hook has set.
+// withoutGit drops the variables that git sets if a hook runs this test.
 func withoutGit(env []string) (rest []string) {
 	for _, v := range env {
 		if !strings.HasPrefix(v, "GIT_") {

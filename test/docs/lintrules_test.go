@@ -12,8 +12,8 @@ import (
 	"kthwd/test/kthwtest"
 )
 
-// TestLintRules wants .golangci.yml to name packages that are there and keep its rules,
-// in their tests as well. golangci-lint itself is not needed for that.
+// TestLintRules requires the packages in .golangci.yml to exist and to follow its rules,
+// tests included. It does not need golangci-lint itself.
 func TestLintRules(t *testing.T) {
 	var file struct {
 		Version string
@@ -64,7 +64,7 @@ func TestLintRules(t *testing.T) {
 	}
 }
 
-// imports are those of a package and of its tests.
+// imports are the imports of a package and its tests.
 func imports(t *testing.T, dir string) []string {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "go", "list", "-f", `{{join .Imports "\n"}}

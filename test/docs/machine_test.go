@@ -17,24 +17,24 @@ import (
 )
 
 const (
-	machineEnv = "KTHWD_DOCS_MACHINE"   // the name of the machine that this process is
+	machineEnv = "KTHWD_DOCS_MACHINE"   // the name of the machine that this process acts as
 	address    = "10.0.1.48"            // the guide's first controller
 	guideDir   = "/var/lib/kubernetes"  // where the guide puts its files
 	machineDir = "KTHWD_DOCS_DIRECTORY" // the copy of the checkout
 	notAllowed = 77                     // exit code of a machine that cannot be set up
 )
 
-// guideFiles are what part 3 of the guide copies into guideDir. Its keys come
-// from cfssl and kubectl, which make them 0600; the encryption configuration from
-// a heredoc, which does not.
+// guideFiles are the files that part 3 of the guide copies into guideDir. Its keys come
+// from cfssl and kubectl, which create them with mode 0600; the encryption configuration
+// comes from a heredoc, which does not.
 var guideFiles = map[string]fs.FileMode{
 	"ca.pem": 0o644, "ca-key.pem": 0o600, "kubernetes.pem": 0o644, "kubernetes-key.pem": 0o600,
 	"service-account.pem": 0o644, "service-account-key.pem": 0o600, "encryption-config.yaml": 0o644,
 	"kube-controller-manager.kubeconfig": 0o600, "kube-scheduler.kubeconfig": 0o600,
 }
 
-// runMachine runs the pages of one machine in namespaces of its own, where the
-// guide's ports and paths are free. Without root it is root in a user namespace.
+// runMachine runs the pages of one machine in separate namespaces, where the guide's
+// ports and paths are free. Without root it is root in a user namespace.
 func runMachine(t *testing.T, name string) {
 	for _, program := range []string{"ip", "curl", "make"} {
 		if _, err := exec.LookPath(program); err != nil {
@@ -56,14 +56,14 @@ func runMachine(t *testing.T, name string) {
 	cmd.Stdout, cmd.Stderr = t.Output(), t.Output()
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWUTS,
-		Pdeathsig:  syscall.SIGKILL, // the machine does not outlive a test that is killed
+		Pdeathsig:  syscall.SIGKILL, // the machine dies with a killed test
 	}
 	if os.Geteuid() != 0 {
 		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
 		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{HostID: os.Geteuid(), Size: 1}}
 		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{HostID: os.Getegid(), Size: 1}}
 	}
-	runtime.LockOSThread() // the death signal is about the thread
+	runtime.LockOSThread() // the death signal follows the thread, not the process
 	defer runtime.UnlockOSThread()
 	if err := cmd.Start(); err != nil {
 		t.Skipf("needs namespaces of its own, which this machine does not give: %v", err)
@@ -77,8 +77,8 @@ func runMachine(t *testing.T, name string) {
 	}
 }
 
-// copyCheckout is a fresh clone: the sources, and what the first build has left.
-// In path are the programs that the pages take to be in the PATH.
+// copyCheckout makes a fresh clone: the sources and the output of the first build. Its
+// directory path has the programs that the pages expect in the PATH.
 func copyCheckout(t *testing.T) string {
 	t.Helper()
 	dir, root := t.TempDir(), kthwtest.Root()
@@ -118,15 +118,15 @@ func copyCheckout(t *testing.T) string {
 	return dir
 }
 
-// withoutMake leaves out what a make that runs this test tells its own makes.
+// withoutMake drops the variables that a make running this test passes to its submakes.
 func withoutMake(env []string) []string {
 	return slices.DeleteFunc(slices.Clone(env), func(v string) bool {
 		return strings.HasPrefix(v, "MAKE") || strings.HasPrefix(v, "MFLAGS")
 	})
 }
 
-// stamps are the versions in the binary, so that make does not link it anew in a
-// copy that has no history.
+// stamps are the versions in the binary, so that make does not link it again in a copy
+// without history.
 func stamps(t *testing.T) []string {
 	t.Helper()
 	var v struct{ Kthwd, Commit string }
@@ -140,20 +140,20 @@ func stamps(t *testing.T) []string {
 	return []string{"VERSION=" + v.Kthwd, "COMMIT=" + v.Commit, "SOURCE_DATE_EPOCH=" + date}
 }
 
-// setUpMachine gives the new namespaces what the guide's controller has, and
-// returns the directory that the commands are typed in.
+// setUpMachine sets up the new namespaces like the guide's controller, and returns the
+// directory in which the commands run.
 func setUpMachine(t *testing.T) string {
 	t.Helper()
 	dir := os.Getenv(machineDir)
 	switch err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); {
-	case errors.Is(err, fs.ErrPermission): // AppArmor and its like let a user have namespaces, and no right in them
+	case errors.Is(err, fs.ErrPermission): // AppArmor, for example, allows a user namespaces but no rights in them
 		os.Exit(notAllowed)
 	case err != nil:
 		t.Fatal(err)
 	}
 	hidden := []string{"/run", "/var/lib"}
 	if _, err := os.Stat("/etc/kthwd"); err == nil {
-		hidden = append(hidden, "/etc/kthwd") // a configuration that would be read
+		hidden = append(hidden, "/etc/kthwd") // kthwd would read a configuration there
 	}
 	for _, path := range hidden {
 		if err := syscall.Mount("tmpfs", path, "tmpfs", 0, ""); err != nil {
@@ -167,7 +167,7 @@ func setUpMachine(t *testing.T) string {
 	run(t, "ip", "address", "add", address+"/32", "dev", "lo")
 	run(t, "ip", "route", "add", "default", "dev", "lo", "src", address)
 
-	home := t.TempDir() // where the guide's second part was typed
+	home := t.TempDir() // where the guide's second part was run
 	run(t, "kthwd", "pki", "init", "--data-dir="+home, "--advertise-address="+address, "--subject-alt-name="+strings.Join(neighbours, ","))
 	startNeighbours(t, home)
 	if err := os.Mkdir(guideDir, 0o755); err != nil {
@@ -185,7 +185,7 @@ func setUpMachine(t *testing.T) string {
 	return dir
 }
 
-// run runs a program that has to succeed and returns what it printed.
+// run runs a program that must succeed and returns its output.
 func run(t *testing.T, name string, args ...string) string {
 	t.Helper()
 	out, err := exec.CommandContext(t.Context(), name, args...).CombinedOutput()

@@ -19,17 +19,17 @@ import (
 
 const architecture = "docs/ARCHITECTURE.md"
 
-// tops are the directories with sources.
+// tops are the top-level directories with sources.
 var tops = []string{"appliance", "cmd", "health", "lb", "packaging", "rbacseed", "test"}
 
-// sources are the Go files of the checkout, below it.
+// sources are the paths of the Go files, relative to the checkout.
 func sources(t *testing.T) (files []string) {
 	t.Helper()
 	for _, top := range tops {
 		_ = filepath.WalkDir(filepath.Join(kthwtest.Root(), top), func(path string, d fs.DirEntry, err error) error {
 			switch {
 			case err != nil:
-				return nil // a top that is not there yet
+				return nil // a top-level directory that does not exist yet
 			case d.IsDir() && d.Name() == "testdata":
 				return filepath.SkipDir
 			case strings.HasSuffix(path, ".go"):
@@ -76,7 +76,7 @@ var (
 	link       = regexp.MustCompile(`\]\(([^()\s]+)\)`)
 )
 
-// TestNames wants every path, test and make target that a page names to be there.
+// TestNames requires every path, test and make target that a page names to exist.
 func TestNames(t *testing.T) {
 	files := sources(t)
 	tests, makefile := testFunctions(t, files), read(t, "Makefile")
@@ -119,8 +119,8 @@ func testFunctions(t *testing.T, files []string) map[string]bool {
 	return tests
 }
 
-// TestUpstreamFiles wants the files of other modules that the pages point at to
-// be in the versions that go.mod asks for.
+// TestUpstreamFiles requires the other modules' files that the pages name to exist in
+// the versions in go.mod.
 func TestUpstreamFiles(t *testing.T) {
 	cmd := exec.CommandContext(t.Context(), "go", "list", "-m", "-f", "{{.Path}} {{.Dir}}", "all")
 	cmd.Dir = kthwtest.Root()
@@ -149,7 +149,7 @@ func TestUpstreamFiles(t *testing.T) {
 	}
 }
 
-// TestLinks wants every link to a page or heading of ours to lead there.
+// TestLinks requires every link to one of our pages or headings to have a target.
 func TestLinks(t *testing.T) {
 	all := map[string]page{}
 	for _, p := range pages(t) {
@@ -176,7 +176,7 @@ func TestLinks(t *testing.T) {
 	}
 }
 
-// anchors are the page's headings as GitHub links to them.
+// anchors are GitHub's anchors for the page's headings.
 func (p page) anchors() (all []string) {
 	for line := range strings.Lines(p.prose()) {
 		if !strings.HasPrefix(line, "#") {

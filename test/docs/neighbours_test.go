@@ -15,14 +15,13 @@ import (
 	"kthwd/test/kthwtest"
 )
 
-// neighboursEnv is set in the process that is the other machines of a page: the
-// two controllers that a load balancer is in front of. Its value is where their
-// certificate is.
+// neighboursEnv is set in the process that acts as the other machines of a page: two
+// controllers behind a load balancer. Its value is the path of their certificate.
 const neighboursEnv = "KTHWD_DOCS_NEIGHBOURS"
 
 var neighbours = []string{"10.0.1.73", "10.0.1.35"}
 
-// startNeighbours puts them into a network of their own, with a cable to this one.
+// startNeighbours puts them into a separate network, with a virtual cable to this one.
 func startNeighbours(t *testing.T, home string) {
 	t.Helper()
 	self, err := os.Executable()
@@ -33,7 +32,7 @@ func startNeighbours(t *testing.T, home string) {
 	cmd.Env = append(os.Environ(), neighboursEnv+"="+home)
 	cmd.Stderr = t.Output()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
-	life, err := cmd.StdinPipe() // its end is their end, also when this process is killed
+	life, err := cmd.StdinPipe() // they end when it closes, even if this process is killed
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,8 +61,8 @@ func startNeighbours(t *testing.T, home string) {
 	t.Fatalf("the neighbours did not come up: %v", lines.Err())
 }
 
-// TestNeighbours is no test: it is what startNeighbours starts. The API servers
-// are TLS servers that say ok.
+// TestNeighbours is not a test: startNeighbours starts it. Its API servers are TLS
+// servers that answer ok.
 func TestNeighbours(t *testing.T) {
 	home := os.Getenv(neighboursEnv)
 	if home == "" {

@@ -15,8 +15,8 @@ import (
 	"kthwd/test/kthwtest"
 )
 
-// TestOldWords holds the table of old words to appliance/cmdline/oldwords.go, which it
-// is written from.
+// TestOldWords compares the table of old words with appliance/cmdline/oldwords.go, from
+// which it is generated.
 func TestOldWords(t *testing.T) {
 	text := read(t, differences)
 	head, rest, begins := strings.Cut(text, "<!-- old words: begin.")
@@ -44,19 +44,19 @@ func TestOldWords(t *testing.T) {
 	t.Fatalf("%s is out of date (run make golden)", differences)
 }
 
-// conditions are the functions of oldWord.when in words; one that is not here
-// fails the test, so that nobody forgets to find words for it.
+// conditions describes the functions of oldWord.when; a function without a description
+// fails the test, so that none is forgotten.
 var conditions = map[string]string{
 	"isOn": "when it is on", "isOff": "when it is off", "isZero": "when it is 0", "notLeases": "with a lock other than leases",
 	"lacksValues": "entries without a value", "namesGonePlugins": "with plugins that are gone",
 }
 
-// values are the functions of oldWord.value.
+// values describes the functions of oldWord.value.
 var values = map[string]string{
 	"explicitTrue": ", `=true` added", "leases": "=leases", "withoutGonePlugins": ", without plugins that are gone",
 }
 
-// oldWordsTable is the table, from the Go source.
+// oldWordsTable makes the table from the Go source.
 func oldWordsTable(t *testing.T) string {
 	src := parseAppliance(t)
 	var b strings.Builder
@@ -85,7 +85,7 @@ func oldWordsTable(t *testing.T) string {
 	return b.String()
 }
 
-// source is what the table needs of the packages cmdline and program.
+// source holds the parts of packages cmdline and program that the table needs.
 type source struct {
 	vars   map[string]ast.Expr
 	consts map[string]string
@@ -126,7 +126,7 @@ func literal(e ast.Expr) (string, bool) {
 	return text, err == nil
 }
 
-// text is a string literal or constant.
+// text returns the value of a string literal or constant.
 func (s source) text(t *testing.T, e ast.Expr) string {
 	t.Helper()
 	if text, ok := literal(e); ok {
@@ -144,7 +144,7 @@ func (s source) text(t *testing.T, e ast.Expr) string {
 	return ""
 }
 
-// list is a []oldWord literal, or an append of the list called shared to one.
+// list reads a []oldWord literal, or an append of the list called shared to one.
 func (s source) list(t *testing.T, e ast.Expr, shared string) []ast.Expr {
 	t.Helper()
 	if call, ok := e.(*ast.CallExpr); ok && len(call.Args) == 2 {

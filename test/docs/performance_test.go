@@ -41,7 +41,7 @@ type measured struct {
 type side struct{ Median float64 }
 
 // TestPerformance compares the tables of docs/performance.md with the last lines of the
-// history files, which they are written from.
+// history files, from which they are generated.
 func TestPerformance(t *testing.T) {
 	text := read(t, performance)
 	want := replaceBetween(t, text, "bench", benchSection(lastEntry(t, "test/bench/history.jsonl")))
@@ -155,7 +155,7 @@ func benchSection(e entry) string {
 type lbRow struct {
 	what, key string
 	text      func(float64) string
-	named     bool // the ratio says which side it is to
+	named     bool // the ratio names the side it is relative to
 }
 
 var lbRows = []lbRow{
@@ -190,7 +190,7 @@ func benchLBSection(e entry) string {
 	return b.String()
 }
 
-// card says which run the figures come from.
+// card names the run from which the figures come.
 func (e entry) card() string {
 	card := fmt.Sprintf("Commit %s of %s; %s.", e.Commit, e.Date, e.Machine)
 	if e.Note != "" {
@@ -199,7 +199,7 @@ func (e entry) card() string {
 	return card + "\n\n"
 }
 
-// figure has about three digits, as in the table that make bench prints.
+// figure rounds to about three digits, as in the table that make bench prints.
 func figure(v float64) string {
 	switch {
 	case v >= 100:
@@ -220,7 +220,7 @@ func ratio(v float64) string {
 
 func withUnit(text, unit string) string { return strings.TrimSpace(text + " " + unit) }
 
-// thousands groups the digits by a space: 125 171.
+// thousands separates groups of digits with a space: 125 171.
 func thousands(v float64) string {
 	text := fmt.Sprintf("%.0f", v)
 	for i := len(text) - 3; i > 0; i -= 3 {

@@ -15,7 +15,8 @@ const (
 	changeTemplate = ".github/PULL_REQUEST_TEMPLATE.md"
 )
 
-// TestVersions wants docs/versioning.md and CHANGELOG.md to name the versions of go.mod.
+// TestVersions requires docs/versioning.md and CHANGELOG.md to name the versions in
+// go.mod.
 func TestVersions(t *testing.T) {
 	linked := map[string]string{}
 	for _, m := range regexp.MustCompile(`(?m)^\t(k8s\.io/kubernetes|go\.etcd\.io/etcd/server/v3) (v\S+)$`).FindAllStringSubmatch(read(t, "go.mod"), -1) {
@@ -32,8 +33,8 @@ func TestVersions(t *testing.T) {
 	}
 }
 
-// TestKeysArePromised wants docs/versioning.md to name every path below /kthwd that the
-// sources use, in etcd and over HTTP, and the paths of the join protocol.
+// TestKeysArePromised requires docs/versioning.md to name every path below /kthwd that
+// the sources use, in etcd and over HTTP, and the paths of the join protocol.
 func TestKeysArePromised(t *testing.T) {
 	promised := page{versioning, read(t, versioning)}.section(t, "## What 0.x promises")
 	path := regexp.MustCompile(`"((?:/kthwd/|/v1/)[a-z]+/?)"`)
@@ -54,7 +55,8 @@ func TestKeysArePromised(t *testing.T) {
 	}
 }
 
-// TestNeverSend wants the list of what must not be sent wherever a report is asked for.
+// TestNeverSend requires the list of things never to send wherever a page asks for a
+// report.
 func TestNeverSend(t *testing.T) {
 	for _, path := range []string{"CONTRIBUTING.md", "SECURITY.md", bugTemplate} {
 		for _, secret := range []string{"-key.pem", ".kubeconfig", "encryption-config.yaml"} {
@@ -65,7 +67,8 @@ func TestNeverSend(t *testing.T) {
 	}
 }
 
-// TestDecisions wants each decision in their index, with the four parts of its form.
+// TestDecisions requires each decision to be in the index and to have the four parts of
+// the form.
 func TestDecisions(t *testing.T) {
 	index := read(t, "docs/decisions/README.md")
 	all, err := filepath.Glob(filepath.Join(kthwtest.Root(), "docs", "decisions", "0*.md"))

@@ -19,20 +19,20 @@ import (
 	"kthwd/test/kthwtest"
 )
 
-// decidedBy are the variables and constants, wherever below appliance they are, that
-// hold words of other programs by which kthwd decides something.
+// decidedBy maps the variables and constants below appliance that hold words of other
+// programs, on which kthwd bases a decision, to a function that lists the words.
 var decidedBy = map[string]func(ast.Expr) []string{
 	"expectedLines":  firstOfEach, // lines that go to level debug
-	"expectedParts":  causes,      // the same, by a part of the line
-	"refusals":       firstOfEach, // etcd's reasons not to begin
-	"metItsRemoval":  everyString, // how etcd dies of its own removal
+	"expectedParts":  causes,      // the same, matched by a part of the line
+	"refusals":       firstOfEach, // etcd's reasons not to start
+	"metItsRemoval":  everyString, // how etcd dies when it is removed
 	"flagNotDefined": alternatives,
 }
 
-// TestUpstreamWords wants each of these words to be in the sources of the versions that
-// go.mod asks for: nothing else tells when upstream changes one.
+// TestUpstreamWords requires each of these words in the sources of the versions in
+// go.mod: nothing else notices when upstream changes one.
 func TestUpstreamWords(t *testing.T) {
-	missing := map[string]string{} // words, and the name that holds them
+	missing := map[string]string{} // by words, the variable that holds them
 	found := map[string]bool{}
 	for _, file := range sources(t) {
 		if !strings.HasPrefix(file, "appliance/") || strings.HasSuffix(file, "_test.go") {
@@ -74,7 +74,7 @@ func TestUpstreamWords(t *testing.T) {
 	}
 }
 
-// upstreamDirs are the sources of Kubernetes, etcd and the parsers of flags.
+// upstreamDirs are the sources of Kubernetes, etcd and the flag parsers.
 func upstreamDirs(t *testing.T) (dirs []string) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "go", "list", "-m", "-f", "{{.Path}} {{.Dir}}", "all")
@@ -97,7 +97,7 @@ func upstreamDirs(t *testing.T) (dirs []string) {
 	return dirs
 }
 
-// lookFor takes out of missing what a file below dir has; tests do not count.
+// lookFor removes from missing the words found in a file below dir, tests excepted.
 func lookFor(t *testing.T, dir string, missing map[string]string) {
 	t.Helper()
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {

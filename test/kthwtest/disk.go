@@ -14,28 +14,28 @@ import (
 )
 
 const (
-	diskSize = 2 << 30 // of the image, which takes room only where it is written
+	diskSize = 2 << 30 // of the image, which is sparse
 
 	// linux/fs.h, which x/sys/unix lacks.
 	fiFreeze = 0xc0045877
 	fiThaw   = 0xc0045878
 )
 
-// Disk is a file system of its own, an ext4 image on a loop device, that can
-// stall and be filled. Making one needs root.
+// Disk is a separate file system, an ext4 image on a loop device, that can stall and
+// be filled. Creating one needs root.
 type Disk struct {
 	path string
 	root *os.File
 
 	mu     sync.Mutex
-	frozen *time.Timer // thaws it whatever becomes of the test
+	frozen *time.Timer // thaws it whatever happens in the test
 }
 
-// NewDisk mounts a disk at path, which it makes, until the test ends. Its image
-// is in a new directory of the test's.
+// NewDisk creates path and mounts a disk there until the test ends. The image is in a
+// new temporary directory of the test.
 func NewDisk(t testing.TB, path string) *Disk { return NewDiskIn(t, path, t.TempDir()) }
 
-// NewDiskIn is NewDisk with the image in a directory that is there.
+// NewDiskIn is NewDisk with the image in an existing directory.
 func NewDiskIn(t testing.TB, path, in string) *Disk {
 	t.Helper()
 	image := filepath.Join(in, "image")
@@ -67,8 +67,7 @@ func NewDiskIn(t testing.TB, path, in string) *Disk {
 	return d
 }
 
-// Stall makes every write wait, and every fsync, for as long as Thaw is not
-// called, but not for longer than a minute.
+// Stall makes every write and fsync wait until Thaw is called, for at most a minute.
 func (d *Disk) Stall(t testing.TB) {
 	t.Helper()
 	d.mu.Lock()
@@ -93,7 +92,7 @@ func (d *Disk) Thaw() {
 
 func (d *Disk) filler() string { return filepath.Join(d.path, "filler") }
 
-// Fill leaves no room.
+// Fill takes all free space.
 func (d *Disk) Fill(t testing.TB) {
 	t.Helper()
 	f, err := os.Create(d.filler())
@@ -112,7 +111,7 @@ func (d *Disk) Fill(t testing.TB) {
 	}
 }
 
-// MakeRoom gives back what Fill took.
+// MakeRoom releases the space that Fill took.
 func (d *Disk) MakeRoom(t testing.TB) {
 	t.Helper()
 	if err := os.Remove(d.filler()); err != nil {

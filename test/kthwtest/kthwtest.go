@@ -6,11 +6,10 @@
 //		return err
 //	})
 //
-// Start builds the binary once per test run (make build; KTHWD_BIN names one
-// that is there already), gives the controller a directory and free ports of
-// its own, waits until it is ready, and stops it when the test ends. Nothing
-// here sleeps to synchronise: WaitFor polls a condition and fails by its name
-// and the last reason.
+// Start builds the binary once per test run (make build; KTHWD_BIN names an existing
+// one), gives the controller its own directory and free ports, waits until it is
+// ready, and stops it when the test ends. Nothing here sleeps to synchronise: WaitFor
+// polls a condition, and fails with its name and the last reason.
 package kthwtest
 
 import (
@@ -64,7 +63,7 @@ var build struct {
 	err  error
 }
 
-// Binary is the path of kthwd as make build makes it.
+// Binary is the path of the kthwd that make build makes.
 func Binary(t testing.TB) string {
 	t.Helper()
 	if path := os.Getenv("KTHWD_BIN"); path != "" {
@@ -84,8 +83,8 @@ func Binary(t testing.TB) string {
 
 // Tool builds a program of the project's go.mod, for example
 // "k8s.io/kubernetes/cmd/kubectl", with the versions stamped in, once per
-// test run, and returns its path. KTHWD_TOOLS names a directory where it is
-// there already.
+// test run, and returns its path. KTHWD_TOOLS names a directory that has the programs
+// already.
 func Tool(t testing.TB, pkg string) string {
 	t.Helper()
 	if dir := os.Getenv("KTHWD_TOOLS"); dir != "" {
@@ -113,11 +112,11 @@ var tools = struct {
 // Kubectl is the real kubectl of the same Kubernetes version.
 func Kubectl(t testing.TB) string { return Tool(t, "k8s.io/kubernetes/cmd/kubectl") }
 
-// Options says what a controller is to be. The zero value is a controller of
-// its own on free ports of 127.0.0.1.
+// Options configures a controller. The zero value is a single controller on free ports
+// of 127.0.0.1.
 type Options struct {
 	Dir  string   // data directory; empty: a new one
-	Args []string // further arguments, after the ones that Start makes
+	Args []string // further arguments, after those from Start
 	Env  []string // further environment
 	// Wrap is put before the command line: {"ip", "netns", "exec", "x"}.
 	Wrap []string
@@ -127,11 +126,11 @@ type Options struct {
 	NoWait bool
 	// Address is what the controller listens on and advertises; empty: 127.0.0.1.
 	Address string
-	// Plain leaves out what Start gives: the controller has the guide's paths
-	// and ports, and what Args say. For machines that belong to the test.
+	// Plain omits the arguments from Start: the controller has the guide's paths and
+	// ports, and Args. For machines that belong to the test.
 	Plain bool
-	// File is a configuration file that says what Start gives otherwise, but for
-	// the metrics address. It may be a load balancer's.
+	// File is a configuration file that replaces the arguments from Start, except the
+	// metrics address. It may be a load balancer's.
 	File string
 }
 
@@ -192,13 +191,13 @@ func Start(t testing.TB, o Options) *Controller {
 	return c
 }
 
-// guidePorts are the ports of a controller that is told none.
+// guidePorts are the default ports of a controller.
 func guidePorts() Ports {
 	d := config.Default().Controller
 	return Ports{d.SecurePort, d.EtcdClientPort, d.EtcdPeerPort, d.ControllerManagerPort, d.SchedulerPort, 80, 10300, d.JoinPort}
 }
 
-// Args are the flags that Start gives: role, directory, addresses and ports.
+// Args are the flags from Start: role, directory, addresses and ports.
 func (c *Controller) Args() []string {
 	if c.plain {
 		return []string{"--role=controller"}
@@ -248,7 +247,7 @@ func (c *Controller) Signal(t testing.TB, s syscall.Signal) {
 	}
 }
 
-// Exited tells whether the process has ended.
+// Exited reports whether the process has ended.
 func (c *Controller) Exited() bool {
 	select {
 	case <-c.exited:
@@ -297,7 +296,7 @@ func (c *Controller) Status() (status.Report, error) {
 	return r, json.NewDecoder(resp.Body).Decode(&r)
 }
 
-// Kubeconfig is the path of a kubeconfig that kthwd made: "admin", "kube-scheduler", …
+// Kubeconfig is the path of a kubeconfig made by kthwd: "admin", "kube-scheduler", …
 func (c *Controller) Kubeconfig(name string) string {
 	return filepath.Join(c.Dir, name+".kubeconfig")
 }
@@ -313,7 +312,7 @@ func (c *Controller) RESTConfig(t testing.TB) *rest.Config {
 	return config
 }
 
-// File is the configuration file that the process has, of Options.
+// File is the process's configuration file, from Options.
 func (c *Controller) File() string { return c.file }
 
 // Client is the administrator's client.
@@ -326,7 +325,7 @@ func (c *Controller) Client(t testing.TB) kubernetes.Interface {
 	return client
 }
 
-// Etcd is what etcdctl would be: a client of this member, with the guide's certificate.
+// Etcd is a client of this member with the guide's certificate, as etcdctl would be.
 func (c *Controller) Etcd(t testing.TB) *clientv3.Client {
 	t.Helper()
 	l := pki.Layout{Dir: c.Dir}

@@ -11,14 +11,14 @@ import (
 	"testing"
 )
 
-// The ports that FreePorts gives: below those that the kernel gives to outgoing
+// The ports that FreePorts returns: below those that the kernel uses for outgoing
 // connections (32768 and up), so that no connection takes one before its server
 // listens.
 const firstPort, lastPort = 20000, 32000
 
-// FreePorts finds ports on which nothing listens. No other test of this user is given
-// one of them until all the others have been: the last one given is kept in a file,
-// which test binaries that run side by side lock.
+// FreePorts returns ports on which nothing listens. No other test of this user gets one
+// of them until all other ports have been used: a file, which parallel test binaries
+// lock, stores the last port returned.
 func FreePorts(t testing.TB, address string) Ports {
 	t.Helper()
 	var p Ports
@@ -50,14 +50,14 @@ func freePorts(address string, n int) ([]int, error) {
 	})
 }
 
-// takePorts returns the next n free ports after the one whose number is in a file,
-// and leaves the last of them there. The file is locked meanwhile.
+// takePorts returns the next n free ports after the number stored in a file, and stores
+// the last of them there. It holds a lock on the file meanwhile.
 func takePorts(file string, n int, free func(port int) bool) (found []int, err error) {
 	f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close() // gives the lock back
+	defer f.Close() // releases the lock
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
 		return nil, err
 	}
@@ -67,7 +67,7 @@ func takePorts(file string, n int, free func(port int) bool) (found []int, err e
 	}
 	last, err := strconv.Atoi(strings.TrimSpace(string(text)))
 	if err != nil || last < firstPort || last > lastPort {
-		last = lastPort // the file is new, or not of this program
+		last = lastPort // the file is new, or not written by this program
 	}
 	for range lastPort - firstPort + 1 {
 		if last++; last > lastPort {
@@ -77,7 +77,7 @@ func takePorts(file string, n int, free func(port int) bool) (found []int, err e
 			found = append(found, last)
 		}
 		if len(found) == n {
-			// Always as many digits: nobody reads half of a number.
+			// Always the same number of digits: no reader sees half a number.
 			_, err := f.WriteAt([]byte(strconv.Itoa(last)+"\n"), 0)
 			return found, err
 		}

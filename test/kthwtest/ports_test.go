@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// Callers with a descriptor of their own each, as test binaries have, are never given
-// the same port, and none that is in use.
+// Callers that each have their own descriptor, as test binaries do, never get the same
+// port, or one in use.
 func TestTakePorts(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "ports")
 	used := func(port int) bool { return port%3 == 0 }

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// WaitFor polls cond until it returns nil, and fails the test by name and last
-// reason when that takes longer than within.
+// WaitFor polls cond until it returns nil, and fails the test with name and the last
+// reason if that takes longer than within.
 func WaitFor(t testing.TB, what string, within time.Duration, cond func() error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), within)
@@ -31,7 +31,7 @@ func WaitFor(t testing.TB, what string, within time.Duration, cond func() error)
 	}
 }
 
-// Log keeps what a process prints.
+// Log stores the output of a process.
 type Log struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -46,14 +46,14 @@ func (l *Log) Write(p []byte) (int, error) {
 	return l.buf.Write(p)
 }
 
-// String is all that was printed so far.
+// String is the output so far.
 func (l *Log) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.buf.String()
 }
 
-// Strays are the lines that a logger of upstream's has written past kthwd's.
+// Strays counts the lines that upstream's own loggers wrote without kthwd's logger.
 func (l *Log) Strays() int { return strings.Count("\n"+l.String(), "\n{\"level\":") }
 
 // Tail is the last n lines.

@@ -16,9 +16,9 @@ import (
 	"kthwd/test/kthwtest"
 )
 
-// TestSlowScraper has as many as are answered at one time ask for the largest path and
-// read nothing of it. Who comes then is told to come back, a crowd of such costs
-// nothing, other paths are answered, and the slow ones are cut off.
+// TestSlowScraper opens as many requests for the largest path as kthwd answers at one
+// time, and reads nothing. Further clients are told to retry, a crowd of them costs
+// nothing, other paths are answered, and the slow clients are cut off.
 func TestSlowScraper(t *testing.T) {
 	needE2E(t)
 	t.Parallel()
@@ -85,7 +85,7 @@ func memory(t *testing.T, c *kthwtest.Controller) int64 {
 	return 0
 }
 
-// TestHostileNames has a certificate named to break what shows it.
+// TestHostileNames uses a certificate whose name would break a page that shows it.
 func TestHostileNames(t *testing.T) {
 	needE2E(t)
 	t.Parallel()

@@ -1,5 +1,5 @@
-// Package observe holds what a running kthwd shows of itself to what it
-// promises: each program's series at one place, none lost and none twice.
+// Package observe checks that a running kthwd's metrics keep their promises: each
+// program's series at one place, none lost and none twice.
 package observe
 
 import (
@@ -54,7 +54,7 @@ func metricsURL(c *kthwtest.Controller, path string) string {
 	return fmt.Sprintf("http://%s:%d%s", c.Address, c.Ports.Metrics, path)
 }
 
-// plain asks without a certificate.
+// plain sends requests without a certificate.
 var plain = &http.Client{Timeout: 20 * time.Second}
 
 // asAdmin queries the programs' own ports.

@@ -32,8 +32,8 @@ func tool(t *testing.T, name, pkg string) string {
 	return path
 }
 
-// lacks skips a test that the machine lacks something for. Where everything has been
-// installed, KTHWD_NO_SKIP makes that a failure.
+// lacks skips a test because the machine lacks something. KTHWD_NO_SKIP makes that a
+// failure, for machines where everything is installed.
 func lacks(t *testing.T, format string, args ...any) {
 	t.Helper()
 	if os.Getenv("KTHWD_NO_SKIP") != "" {
@@ -206,7 +206,7 @@ func (s *server) await(t *testing.T, alert string, want bool, within time.Durati
 	})
 }
 
-// clean holds that Prometheus had nothing to complain about what it scraped.
+// clean requires Prometheus to have no complaints about its scrapes.
 func (s *server) clean(t *testing.T) {
 	t.Helper()
 	for line := range strings.Lines(s.log.String()) {

@@ -13,9 +13,9 @@ import (
 	"kthwd/test/kthwtest"
 )
 
-// TestBehindTLS has a controller and a load balancer want a client certificate at the
-// metrics address: who has it sees the status, the page and, with Prometheus as
-// the shipped configuration says, the series; nobody else does.
+// TestBehindTLS makes a controller and a load balancer require a client certificate at
+// the metrics address: only a client that has one sees the status, the page and, with
+// Prometheus in its shipped configuration, the series.
 func TestBehindTLS(t *testing.T) {
 	needE2E(t)
 	t.Parallel()

@@ -53,7 +53,7 @@ func startTraces(t *testing.T) (_ *traces, address string) {
 	return got, l.Addr().String()
 }
 
-// TestTracing holds that one setting has the API server and etcd send traces.
+// TestTracing requires one setting to make the API server and etcd send traces.
 func TestTracing(t *testing.T) {
 	t.Parallel()
 	got, address := startTraces(t)

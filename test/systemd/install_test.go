@@ -38,7 +38,7 @@ const upgradePackage = "apt-get install -y -q ./upgrade/kthwd_" + fresh + "-1_am
 
 // upgradesInTurn: a controller that the others cannot do without keeps the old
 // version, and the package says so. When all are there, each is restarted in its
-// turn, and who asks through the load balancer is always answered.
+// turn, and requests through the load balancer are always answered.
 func upgradesInTurn(t *testing.T, machines map[string]*machine) {
 	c0, c1, c2, lb := machines["c0"], machines["c1"], machines["c2"], machines["lb"]
 	begun := time.Now()

@@ -1,7 +1,7 @@
 // Package systemd runs the packages on Debian machines that systemd boots
-// (systemd-nspawn), and holds them to what someone who installs one may expect: life
-// and death of the units, watchdog, reboot, upgrade, downgrade, remove, purge, what
-// is said to bad input, and the commands of docs/install.md.
+// (systemd-nspawn), and checks what a user may expect: start and stop of the units,
+// watchdog, reboot, upgrade, downgrade, remove, purge, the messages for bad input, and
+// the commands of docs/install.md.
 //
 // KTHWD_SYSTEMD names the directory with the packages; make test-systemd makes
 // them. It needs root, systemd-container and debootstrap. The tree that debootstrap
@@ -225,7 +225,7 @@ func (m *machine) power() {
 	}
 }
 
-// off is the plug that is pulled.
+// off cuts the machine's power.
 func (m *machine) off() {
 	if m.t.Failed() {
 		for _, unit := range []string{"kthwd-controller", "kthwd-lb"} {

@@ -322,7 +322,8 @@ func downgrade(t *testing.T, c, b *machine) {
 // fast has a unit give up soon.
 const fast = "[Unit]\nStartLimitBurst=2\n[Service]\nRestartSec=100ms\n"
 
-// badInputs are what must not be tried for ever, and what systemctl status says of each.
+// badInputs are inputs that must not be retried for ever, and systemctl status's text
+// for each.
 var badInputs = []struct {
 	name, set, undo string
 	balancer        bool // it is the load balancer's, not the controller's
@@ -372,7 +373,7 @@ var badInputs = []struct {
 	},
 }
 
-// badInput: the unit ends, says why in one line, and what to do.
+// badInput: the unit ends and prints the reason in one line, and what to do.
 func badInput(t *testing.T, c, b *machine) {
 	for _, tt := range badInputs {
 		t.Run(tt.name, func(t *testing.T) {

@@ -14,34 +14,34 @@ import (
 // that the programs themselves use, as both upstream commands do.
 func QuietClients() { restclient.SetDefaultWarningHandler(restclient.NoWarnings{}) }
 
-// quiet is the last step of the bridge from upstream's loggers: what is expected
-// goes to level debug, requests are not dumped, and a line that is repeated
-// again and again does not fill the disk.
-type quiet struct {
+// noiseFilter is the last step of the bridge from upstream's loggers: it moves
+// expected lines to level debug, cuts dumps of requests, and keeps a line that
+// repeats from filling the disk.
+type noiseFilter struct {
 	slog.Handler
-	live    context.Context // lines after its end come from a stop and go to level debug
+	live    context.Context // lines after its end are part of a stop and go to level debug
 	repeats *repeats
 }
 
-func newQuiet(live context.Context, h slog.Handler) *quiet {
-	return &quiet{h, live, &repeats{now: time.Now, seen: map[string]*window{}}}
+func newNoiseFilter(live context.Context, h slog.Handler) *noiseFilter {
+	return &noiseFilter{h, live, &repeats{now: time.Now, seen: map[string]*window{}}}
 }
 
 // Handle implements slog.Handler.
-func (q *quiet) Handle(ctx context.Context, r slog.Record) error {
+func (f *noiseFilter) Handle(ctx context.Context, r slog.Record) error {
 	if r.Level < slog.LevelWarn {
-		return q.Handler.Handle(ctx, r)
+		return f.Handler.Handle(ctx, r)
 	}
-	if isExpected(r) || q.live.Err() != nil {
+	if isExpected(r) || f.live.Err() != nil {
 		r.Level = slog.LevelDebug
 	}
-	if q.Handler.Enabled(ctx, slog.LevelDebug) {
-		return q.Handler.Handle(ctx, r)
+	if f.Handler.Enabled(ctx, slog.LevelDebug) {
+		return f.Handler.Handle(ctx, r)
 	}
 	if r.Level == slog.LevelDebug {
 		return nil
 	}
-	allowed, suppressed := q.repeats.allow(r.Message)
+	allowed, suppressed := f.repeats.allow(r.Message)
 	if !allowed {
 		return nil
 	}
@@ -49,17 +49,17 @@ func (q *quiet) Handle(ctx context.Context, r slog.Record) error {
 	if suppressed > 0 {
 		r.AddAttrs(slog.Int("suppressed", suppressed))
 	}
-	return q.Handler.Handle(ctx, r)
+	return f.Handler.Handle(ctx, r)
 }
 
 // WithAttrs implements slog.Handler.
-func (q *quiet) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return &quiet{q.Handler.WithAttrs(attrs), q.live, q.repeats}
+func (f *noiseFilter) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return &noiseFilter{f.Handler.WithAttrs(attrs), f.live, f.repeats}
 }
 
 // WithGroup implements slog.Handler.
-func (q *quiet) WithGroup(name string) slog.Handler {
-	return &quiet{q.Handler.WithGroup(name), q.live, q.repeats}
+func (f *noiseFilter) WithGroup(name string) slog.Handler {
+	return &noiseFilter{f.Handler.WithGroup(name), f.live, f.repeats}
 }
 
 // repeats lets the first few lines of a kind through and counts the others.
@@ -73,7 +73,7 @@ type repeats struct {
 const (
 	repeatWindow = 10 * time.Second
 	repeatBurst  = 3
-	repeatKinds  = 1000 // messages remembered; a message may hold a name, so that there is no end to them
+	repeatKinds  = 1000 // messages remembered; names in messages make their number unbounded
 )
 
 type window struct {
@@ -82,8 +82,8 @@ type window struct {
 	suppressed int
 }
 
-// allow tells whether the line may be written, and how many like it were not
-// since the last one.
+// allow reports whether the line may be written, and how many lines with the same
+// message were suppressed since the last one written.
 func (r *repeats) allow(message string) (ok bool, suppressed int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -107,7 +107,7 @@ func (r *repeats) allow(message string) (ok bool, suppressed int) {
 	return true, suppressed
 }
 
-// dumps are the values in which etcd shows whole requests.
+// dumps are the keys under which etcd logs whole requests.
 var dumps = map[string]bool{"request": true, "response": true, "request content": true}
 
 func withoutDumps(r slog.Record) slog.Record {
@@ -122,11 +122,11 @@ func withoutDumps(r slog.Record) slog.Record {
 }
 
 // expected is a line that upstream logs as a warning or an error although
-// nothing is wrong in a kthwd: an operator who greps for ERROR at 3 a.m. must
-// not find it in every healthy start. It is still written, at level debug.
+// nothing is wrong in kthwd: an operator who greps for ERROR at 3 a.m. must not find
+// it in every healthy start. It is still written, at level debug.
 type expected struct {
 	message string
-	about   string // in a value of the record; empty: any
+	about   string // part of a value of the record; empty matches any record
 	why     string
 }
 
@@ -148,19 +148,19 @@ var expectedLines = []expected{
 	{"Found stale data, removed previous endpoints on kubernetes service, apiserver didn't exit successfully previously", "", "upstream finds its own service without endpoints at a start"},
 	{"unable to register metrics", "duplicate", "an earlier term of kube-controller-manager in this process has done it"},
 	{"Error initializing dynamic plugin prober", "/usr/libexec/kubernetes", "FlexVolume plugins are the kubelet's; the user of the unit may not make their directory, nor need it"},
-	{"retrying of unary invoker failed", "context canceled", "whoever asked has gone"},
-	{"retrying of unary invoker failed", "the client connection is closing", "a client of etcd that is not needed any more"},
+	{"retrying of unary invoker failed", "context canceled", "the client has gone"},
+	{"retrying of unary invoker failed", "the client connection is closing", "an etcd client that is no longer needed"},
 	{"Unhandled Error", "for Service default/kubernetes is not allocated; repairing", "a first look at addresses between the making of the service and its allocation; upstream mends it itself"},
 	{"Error while syncing ConfigMap", `namespaces "kube-system" not found`, "the namespace is made a moment later"},
 }
 
-// expectedParts are in messages that hold more than words.
+// expectedParts are parts of messages that also hold values, such as numbers.
 var expectedParts = []string{
 	"cannot campaign at term", // a lone etcd member in its first ticks
 	"Error removing old endpoints from kubernetes service: no API server IP addresses were listed in storage", // a restart of the only API server
 }
 
-// isExpected tells whether a record is one of expectedLines.
+// isExpected reports whether a record matches expectedLines or expectedParts.
 func isExpected(r slog.Record) bool {
 	for _, e := range expectedLines {
 		if r.Message == e.message && mentions(r, e.about) {

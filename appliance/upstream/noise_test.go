@@ -9,20 +9,20 @@ import (
 	"time"
 )
 
-// lines collects what a quiet logger lets through.
-func lines(t *testing.T, level slog.Level, live context.Context) (*quiet, *slog.Logger, func() []string) {
+// lines returns a filter, a logger that writes to it, and the lines it lets through.
+func lines(t *testing.T, level slog.Level, live context.Context) (*noiseFilter, *slog.Logger, func() []string) {
 	t.Helper()
 	var out bytes.Buffer
-	q := newQuiet(live, slog.NewTextHandler(&out, &slog.HandlerOptions{Level: level}))
-	return q, slog.New(q), func() []string {
+	f := newNoiseFilter(live, slog.NewTextHandler(&out, &slog.HandlerOptions{Level: level}))
+	return f, slog.New(f), func() []string {
 		return strings.Split(strings.TrimRight(out.String(), "\n"), "\n")
 	}
 }
 
 func TestRepeatsAreCounted(t *testing.T) {
-	q, log, got := lines(t, slog.LevelInfo, context.Background())
+	f, log, got := lines(t, slog.LevelInfo, context.Background())
 	now := time.Unix(0, 0)
-	q.repeats.now = func() time.Time { return now }
+	f.repeats.now = func() time.Time { return now }
 	for range 100 {
 		log.Warn("apply request took too long")
 	}
