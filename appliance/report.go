@@ -17,6 +17,7 @@ import (
 	"kthwd/appliance/membership"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
+	"kthwd/appliance/series"
 	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
 	"kthwd/appliance/version"
@@ -33,7 +34,7 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 	return status.NewServer(status.ServerConfig{
 		Changed: g.Changed, OnEvent: p.events.seen,
 		Socket: p.socket.Control, Address: p.o.Metrics.Address, Web: p.o.Metrics.Web, Pprof: p.o.Metrics.Pprof,
-		Logs: p.o.Logs, Collectors: append(collectors, beside.Collectors...), Programs: programSeries(), Private: m.Private(),
+		Logs: p.o.Logs, Collectors: append(collectors, beside.Collectors...), Programs: series.Programs(), Private: m.Private(),
 		Report: func() status.Report {
 			ready, reason := g.Ready()
 			quorum := e.Quorum()

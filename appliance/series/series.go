@@ -1,4 +1,10 @@
-package appliance
+// Package series assigns each family of Prometheus metrics in this process to one
+// program.
+//
+// Programs returns the programs with a gatherer each, for the metrics address; the
+// status server serves one path for each of them. The package registers nothing and
+// changes no family.
+package series
 
 import (
 	"strings"
@@ -72,8 +78,8 @@ func familyOf(name string) string {
 	return program.ControllerManager
 }
 
-// programSeries returns the programs of this process with their series.
-func programSeries() []status.Program {
+// Programs returns the programs of this process with their series.
+func Programs() []status.Program {
 	of := func(owner string) prometheus.Gatherer {
 		return selected{legacyregistry.DefaultGatherer, func(name string) bool { return familyOf(name) == owner }}
 	}
