@@ -148,8 +148,8 @@ func (p *prepared) buildArgs() error {
 	return errors.Join(errs...)
 }
 
-// takeVerbosity turns --v=2, which upstream would apply to its own logging
-// setup, into the component's log level.
+// takeVerbosity turns --v=n into the component's log level. Upstream would apply it to
+// its own logging setup.
 func (p *prepared) takeVerbosity(name string, users []program.Arg) []program.Arg {
 	var rest []program.Arg
 	for _, u := range users {
@@ -266,8 +266,7 @@ func (p *programs) validate() error {
 	return errors.Join(errs...)
 }
 
-// usesShared reports whether the API server uses a file. The user's flags may name
-// another one.
+// usesShared reports whether the API server uses a file: the user's flags may name another.
 func (p *prepared) usesShared(path string) bool {
 	return slices.ContainsFunc(p.args[program.APIServer], func(a program.Arg) bool { return a.Value == path })
 }

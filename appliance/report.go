@@ -80,8 +80,7 @@ func (p *prepared) usedFiles() (files []string) {
 	return files
 }
 
-// namesCertificate reports whether the value of a program's flag names a file of
-// certificates or a kubeconfig.
+// namesCertificate reports whether a program's flag takes a certificate file or a kubeconfig.
 func namesCertificate(key string) bool {
 	if strings.HasPrefix(key, "service-account-") {
 		return key == "service-account-key-file"
@@ -94,8 +93,7 @@ func namesCertificate(key string) bool {
 	return false
 }
 
-// remember updates the record while the member runs. After a failure the next call tries
-// again.
+// remember updates the member record. After a failure the next call tries again.
 func (p *prepared) remember(server *embed.Etcd) {
 	r := etcdfiles.Versions(p.o.Version)
 	ids := etcdfiles.RecordOf(server.Server.Cluster().ID(), server.Server.MemberID())

@@ -2,9 +2,6 @@ package appliance
 
 import (
 	"context"
-	"crypto/x509"
-	"encoding/pem"
-	"os"
 	"slices"
 	"time"
 
@@ -36,8 +33,7 @@ const (
 	stopBridges     = 5 * time.Second
 )
 
-// wire puts the components together. Stops run from the bottom of this list to
-// its top.
+// wire adds the components to a group. They stop in the reverse order of this list.
 func (p *prepared) wire() (*supervise.Group, *Pulse, error) {
 	g := supervise.New(p.log)
 	fences := lease.NewFences(p.cfg.LocalServer())
@@ -169,7 +165,7 @@ func checks(g *supervise.Group) []health.Check {
 // kubelet client certificate.
 func (p *prepared) newSeed(api *apiserver.Server) *rbacseed.Seed {
 	return rbacseed.New(rbacseed.Config{
-		User: kubeletClientUser(program.Value(p.args[program.APIServer], "kubelet-client-certificate")),
+		User: apiserver.KubeletClientUser(program.Value(p.args[program.APIServer], "kubelet-client-certificate")),
 		Client: func() (rbacclient.RbacV1Interface, error) {
 			loopback, err := api.Loopback()
 			if err != nil {
@@ -179,22 +175,4 @@ func (p *prepared) newSeed(api *apiserver.Server) *rbacseed.Seed {
 		},
 		Log: p.o.Logs.Logger("rbac-seed"),
 	})
-}
-
-// kubeletClientUser returns the common name of the API server's kubelet client
-// certificate; "kubernetes", as in the guide, if the file cannot be read.
-func kubeletClientUser(path string) string {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return pki.NameKubernetes
-	}
-	block, _ := pem.Decode(data)
-	if block == nil {
-		return pki.NameKubernetes
-	}
-	cert, err := x509.ParseCertificate(block.Bytes)
-	if err != nil || cert.Subject.CommonName == "" {
-		return pki.NameKubernetes
-	}
-	return cert.Subject.CommonName
 }

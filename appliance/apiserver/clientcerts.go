@@ -20,7 +20,7 @@ const knownClients = 1024
 // clientCerts wraps the API server's authenticator, which verifies the certificate of a
 // connection again for each request (apiserver/pkg/authentication/request/x509/x509.go):
 // two signatures, a twentieth of the work of a busy API server. The verdict depends on
-// the certificate, the CAs and the clock. clientCerts asks upstream's authenticator once
+// the certificate, the CAs and the clock. clientCerts queries upstream's authenticator once
 // and keeps a good verdict until one of these changes.
 type clientCerts struct {
 	next     authenticator.Request // the API server's own, for everything else

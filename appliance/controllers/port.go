@@ -3,12 +3,12 @@
 //
 // Manager and Scheduler are components. Each has a second one, its Port, which
 // answers on 10257 or 10259 from the start of the process to its end, whether the
-// program leads or not; add the port before the program, which depends on it and on
-// the API server. A term parses its command line again, since upstream's options
-// can be used once only.
+// program leads or not. Add the port before the program, which depends on it and on
+// the API server. A term parses its command line again, because upstream's options
+// can be used only once.
 //
 // ParseManager and ParseScheduler check a command line before anything starts.
-// ReadSettings returns what kthwd itself needs of the scheduler's configuration.
+// ReadSettings returns the part of the scheduler's configuration that kthwd needs.
 // Alive is the health check that both ports show.
 //
 // Both programs share process-wide registries with the rest of Kubernetes (informer
@@ -58,7 +58,7 @@ type Port struct {
 
 var _ supervise.Component = (*Port)(nil)
 
-// servingAuth asks the API server who a caller is and what it may do;
+// servingAuth authenticates and authorizes callers through the API server;
 // /healthz, /readyz and /livez are open to all, as upstream.
 type servingAuth struct {
 	authn genericapiserver.AuthenticationInfo

@@ -37,9 +37,8 @@ import (
 // configuration (kube-scheduler/app/server.go:Run).
 const schedulerConfigz = "componentconfig"
 
-// Scheduler runs kube-scheduler for as long as its lease lasts, again and
-// again. Its caches are filled while it is standby, so that it binds at once
-// when the lease comes. Make one with NewScheduler.
+// Scheduler runs kube-scheduler, one term for each lease that it wins. It fills its
+// caches while it is standby, so that it binds pods at once when it gets the lease. Make one with NewScheduler.
 type Scheduler struct {
 	common
 	options  *schedoptions.Options // parsed once; read only
@@ -57,8 +56,8 @@ func NewScheduler(c Config, options *schedoptions.Options, settings Settings) *S
 	return &Scheduler{common: newCommon(program.Scheduler, c), options: options, settings: settings}
 }
 
-// Settings are what kthwd itself needs to know of the scheduler's
-// effective configuration, from flags or from its file.
+// Settings is the part of the scheduler's effective configuration that kthwd needs,
+// from flags or from its file.
 type Settings struct {
 	kubeconfig string
 	election   componentbaseconfig.LeaderElectionConfiguration
@@ -141,8 +140,8 @@ func ParseScheduler(args []program.Arg) (*schedoptions.Options, error) {
 	return opts, cmdline.Parse(program.Scheduler, *opts.Flags, args)
 }
 
-// ReadSettings finds out what the flags, or the file that they name,
-// say about kubeconfig, lease and profiling.
+// ReadSettings reads kubeconfig, lease and profiling from the flags or the file
+// that they name.
 func ReadSettings(opts *schedoptions.Options) (Settings, error) {
 	config, err := latest.Default()
 	if err != nil {
@@ -169,7 +168,7 @@ func ReadSettings(opts *schedoptions.Options) (Settings, error) {
 	}, nil
 }
 
-// handler is what 10259 answers, leader or not. Upstream's own is not exported
+// handler serves 10259, leader or not. Upstream's own is not exported
 // (kube-scheduler/app/server.go:newEndpointsHandler).
 func (s *Scheduler) handler(auth *servingAuth) http.Handler {
 	m := mux.NewPathRecorderMux(program.Scheduler)

@@ -13,8 +13,8 @@
 // UsableMemory is what the machine and its control groups leave to this process.
 // LimitMemory sets a soft limit from it, for a process that only balances.
 //
-// A user who sets GOGC or GOMEMLIMIT decides alone: then the package changes
-// nothing of the collector. It never calls into a program.
+// If the user sets GOGC or GOMEMLIMIT, the package leaves the collector alone. It
+// never calls into a program.
 package tune
 
 import (
@@ -34,7 +34,7 @@ import (
 // that again and again is a third of the start's CPU time. An idle control plane
 // makes less than 1 MB of garbage a second: a tight heap costs nothing then.
 // Under load a tight heap costs throughput. So the collector is set by what
-// there is to do. Who sets GOGC or GOMEMLIMIT decides alone.
+// there is to do. A user's GOGC or GOMEMLIMIT replaces all of this.
 const (
 	startLimit = 256 << 20 // no collection below this while starting; more would leave the heap in fragments
 	bigHeap    = startLimit / 2
@@ -45,7 +45,7 @@ const (
 	busyGrowth = 400              // GOGC under load, less where it would be more than the room
 	busyRoom   = 512 << 20        // what a load may add to the heap, less on a small machine
 	busyShare  = 16               // … where it is this part of the memory
-	calmAfter  = 15 * time.Second // this long with less garbage than that, and the load is over
+	calmAfter  = 15 * time.Second // the load is over after this long with less garbage than that
 
 	settle      = 5 * time.Second // from ready to the idle setting
 	settleAgain = 10 * time.Second
@@ -72,7 +72,7 @@ const (
 	busy
 )
 
-// newCollector takes over the garbage collector, or returns nil where the user
+// newCollector takes over the garbage collector, or returns nil if the user
 // has set it.
 func newCollector() *collector {
 	if os.Getenv("GOGC") != "" || os.Getenv("GOMEMLIMIT") != "" {
@@ -85,8 +85,8 @@ func newCollector() *collector {
 	return c
 }
 
-// settled goes over from the start to the idle setting and gives the garbage of
-// the start back to the system. It blocks for a quarter of a minute or until ctx ends.
+// settled switches from the start's setting to the idle one and returns the garbage
+// of the start to the system. It blocks for a quarter of a minute or until ctx ends.
 func (c *collector) settled(ctx context.Context) {
 	if c == nil {
 		return
@@ -113,7 +113,7 @@ func (c *collector) setGrowth(percent int) {
 }
 
 // afterNextCollection calls collected once the next collection is over: the
-// finalizer of an object that nobody holds runs then.
+// finalizer of an unreachable object runs then.
 func (c *collector) afterNextCollection() {
 	runtime.SetFinalizer(new([16]byte), func(*[16]byte) {
 		c.collected()
@@ -145,7 +145,7 @@ func (c *collector) collected() {
 	}
 }
 
-// heap is what the runtime knows of its heap, in bytes.
+// heap is the runtime's account of its heap, in bytes.
 type heap struct{ cycles, live, allocated uint64 }
 
 func readHeap() heap {
@@ -154,7 +154,7 @@ func readHeap() heap {
 	return heap{sample[0].Value.Uint64(), sample[1].Value.Uint64(), sample[2].Value.Uint64()}
 }
 
-// roomUnderLoad is what a load may add to the heap where there is that much memory.
+// roomUnderLoad is how much a load may add to the heap on a machine with that much memory.
 func roomUnderLoad(memory uint64) uint64 { return min(busyRoom, memory/busyShare) }
 
 // growthUnderLoad bounds what a load may add to a heap that is large already.

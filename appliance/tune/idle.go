@@ -31,8 +31,8 @@ func coalesceTimers(log *slog.Logger) {
 }
 
 // dropStartCode unmaps the pages of the binary that are not used from now on:
-// most of it is there to start. They are clean pages of a file, which the kernel
-// takes when it needs memory; this only does it before, once. A page that is
+// most of its code only serves the start. They are clean pages of a file, which the
+// kernel reclaims when it needs memory; this only does so earlier, once. A page that is
 // used again comes back from the page cache in a microsecond.
 func dropStartCode(log *slog.Logger) {
 	exe, err := os.Readlink("/proc/self/exe")
@@ -55,8 +55,8 @@ func dropStartCode(log *slog.Logger) {
 }
 
 // readOnlyMapping reads a line of /proc/PID/maps (proc_pid_maps(5)). It is ok
-// only for a mapping of file that cannot be written: what is dropped there can
-// be read again.
+// only for a mapping of file that cannot be written, because pages dropped there
+// can be read again.
 func readOnlyMapping(line, file string) (from, to uintptr, ok bool) {
 	f := strings.Fields(line)
 	if len(f) != 6 || f[5] != file || strings.Contains(f[1], "w") {
@@ -69,7 +69,7 @@ func readOnlyMapping(line, file string) (from, to uintptr, ok bool) {
 }
 
 // Process prepares this process for its start. The function it returns,
-// called when everything is ready, goes over to the steady state; it blocks for
+// called when everything is ready, switches to the steady state; it blocks for
 // a quarter of a minute or until ctx ends.
 func Process(log *slog.Logger) (ready func(context.Context)) {
 	c := newCollector()

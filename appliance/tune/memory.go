@@ -23,8 +23,8 @@ func UsableMemory() uint64 {
 	return min(uint64(info.Totalram)*uint64(info.Unit), groupMemory())
 }
 
-// groupMemory is the limit of this process' control groups; the largest number
-// where there is none.
+// groupMemory is the limit of this process' control groups, or the largest number
+// if there is none.
 func groupMemory() uint64 {
 	groups, _ := os.ReadFile("/proc/self/cgroup")
 	return memoryLimit(cgroups, string(groups))
@@ -50,7 +50,7 @@ func memoryLimit(root, groups string) uint64 {
 		for group := filepath.Clean("/" + fields[2]); ; group = filepath.Dir(group) {
 			for _, file := range files {
 				text, _ := os.ReadFile(filepath.Join(dir, group, file))
-				if n, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64); err == nil { // else "max", or not there
+				if n, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64); err == nil { // otherwise "max" or missing
 					limit = min(limit, n)
 				}
 			}
@@ -62,13 +62,13 @@ func memoryLimit(root, groups string) uint64 {
 	return limit
 }
 
-// noLimit is what version 1 of control groups says where there is no limit: the
-// largest number of whole pages. Nothing above it is one.
+// noLimit is the value that version 1 of control groups reports for no limit: the
+// largest number of whole pages. No larger value is a limit.
 const noLimit = math.MaxInt64 &^ 0xffff
 
 // softLimit is the limit of Go's heap and all else that the runtime holds, in
 // bytes, for a process whose control groups allow limit: a tenth is left for what
-// the runtime does not count. It is the largest number where there is no limit.
+// the runtime does not count. It is the largest number if there is no limit.
 func softLimit(limit uint64) int64 {
 	if limit >= noLimit {
 		return math.MaxInt64
@@ -76,9 +76,9 @@ func softLimit(limit uint64) int64 {
 	return int64(limit / 10 * 9)
 }
 
-// LimitMemory has the garbage collector work harder before the kernel ends a
+// LimitMemory makes the garbage collector work harder before the kernel ends a
 // process that has reached the limit of its control group, as GOMEMLIMIT would;
-// one that is set decides alone. It is for a process without a controller: Run
+// if the user has set GOMEMLIMIT, that applies instead. It is for a process without a controller: Run
 // does the same by itself.
 func LimitMemory(log *slog.Logger) {
 	if limit := softLimit(groupMemory()); limit != math.MaxInt64 && os.Getenv("GOMEMLIMIT") == "" {
@@ -87,8 +87,7 @@ func LimitMemory(log *slog.Logger) {
 	}
 }
 
-// logLimit tells of a limit, for a collector that works hard is not explained by
-// anything else.
+// logLimit logs a limit, because nothing else explains a collector that works hard.
 func logLimit(log *slog.Logger, limit int64) {
 	if limit != math.MaxInt64 {
 		log.Info("memory is limited by the control group", "limit-mib", limit>>20)

@@ -13,8 +13,8 @@ const (
 	madvPopulateWrite = 23        // MADV_POPULATE_WRITE, madvise(2), Linux 5.14
 )
 
-// prefault has the kernel make the pages of the start's heap in one go, on the
-// core that has nothing to do while the other makes keys. One page at a time, each
+// prefault makes the kernel create the pages of the start's heap in one call, on the
+// core that is idle while the other makes keys. One page at a time, each
 // at its first use, they are a tenth of a start's CPU time.
 //
 // The block is garbage at once: the collection after it, of a heap that is still
