@@ -11,27 +11,26 @@ import (
 	"strings"
 )
 
-// ControllerNames tell a controller's certificate from every other one that the
-// cluster's CA has signed. A certificate matches by one of the common names or,
-// where there are no common names, by one of the hosts.
+// ControllerNames distinguish a controller's certificate from every other certificate
+// that the cluster's CA has signed. A certificate matches by one of the common names or
+// by one of the hosts.
 type ControllerNames struct {
 	CommonNames []string
 	Hosts       []string
 }
 
-// controllerHosts are the names by which pods reach the API server: each
-// controller's certificate serves the API, so it carries one of them. The bare
-// name kubernetes is left out: a machine may be called that.
+// controllerHosts are the names by which pods reach the API server. Each controller's
+// certificate serves the API, so it has one of them. The bare name kubernetes is not
+// among them, because a machine may have that name.
 var controllerHosts = clusterNames[1:]
 
 // NamesOf derives the names from the certificate of one controller. The guide
 // and kthwd give each controller the common name kubernetes. A kubernetes.pem of
-// another origin may have the machine's name there; then the names of the API
-// server's service decide, which all controllers have in common, and a common
-// name of its own only when it lacks those.
+// another origin may have the machine's name there. Then the names of the API server's
+// service decide, which all controllers share, or the common name if it has none of those.
 //
-// Common names come first because Kubernetes' signers let whoever asks choose the
-// hosts of a certificate more freely than its common name.
+// Common names come first because Kubernetes' signers restrict the common name of a
+// requested certificate more than its hosts.
 func NamesOf(leaf *x509.Certificate) (ControllerNames, error) {
 	cn := leaf.Subject.CommonName
 	hosts := slices.DeleteFunc(slices.Clone(controllerHosts), func(h string) bool { return leaf.VerifyHostname(h) != nil })
@@ -74,7 +73,8 @@ func leafOf(certFile string) (*x509.Certificate, error) {
 	return chain[0], nil
 }
 
-// Match tells whether the certificate is a controller's. No names match every certificate.
+// Match reports whether the certificate is a controller's. Without names, every
+// certificate matches.
 func (n ControllerNames) Match(leaf *x509.Certificate) bool {
 	if n.Empty() {
 		return true
@@ -82,7 +82,8 @@ func (n ControllerNames) Match(leaf *x509.Certificate) bool {
 	return n.claimed(leaf)
 }
 
-// ClaimedBy tells whether a certificate for this request would match. No names are claimed by none.
+// ClaimedBy reports whether a certificate for this request would match. Without names,
+// no request does.
 func (n ControllerNames) ClaimedBy(r *x509.CertificateRequest) bool {
 	return n.claimed(&x509.Certificate{Subject: r.Subject, DNSNames: r.DNSNames, IPAddresses: r.IPAddresses})
 }
@@ -94,15 +95,15 @@ func (n ControllerNames) claimed(leaf *x509.Certificate) bool {
 	return slices.ContainsFunc(n.Hosts, func(host string) bool { return leaf.VerifyHostname(host) == nil })
 }
 
-// Empty tells whether there are no names.
+// Empty reports whether there are no names.
 func (n ControllerNames) Empty() bool { return len(n.CommonNames) == 0 && len(n.Hosts) == 0 }
 
-// Join is the names of both.
+// Join returns the names of both.
 func (n ControllerNames) Join(o ControllerNames) ControllerNames {
 	return ControllerNames{CommonNames: unique(slices.Concat(n.CommonNames, o.CommonNames)), Hosts: unique(slices.Concat(n.Hosts, o.Hosts))}
 }
 
-// String is for people.
+// String describes the names in an error or a log line.
 func (n ControllerNames) String() string {
 	if len(n.CommonNames) > 0 {
 		return "the common name " + strings.Join(n.CommonNames, " or ")
@@ -110,8 +111,8 @@ func (n ControllerNames) String() string {
 	return "the name " + strings.Join(n.Hosts, " or ")
 }
 
-// SharesCA tells whether two files of CA certificates have one in common. A file
-// that is not there shares nothing.
+// SharesCA reports whether two files of CA certificates have a certificate in common. A
+// missing file has none.
 func SharesCA(a, b string) (bool, error) {
 	var pools [2][]*x509.Certificate
 	for i, path := range []string{a, b} {
@@ -131,9 +132,9 @@ func SharesCA(a, b string) (bool, error) {
 	}), nil
 }
 
-// SharedSecret derives a key that every controller of the cluster can derive and
-// nobody else can: HKDF (RFC 5869) with SHA-256 over the service-account key, which
-// all of them have and which is in no etcd. purpose keeps the keys of two uses apart.
+// SharedSecret derives a key that only the controllers of the cluster can derive: HKDF
+// (RFC 5869) with SHA-256 over the service-account key, which all of them have and etcd
+// does not. purpose separates the keys of different uses.
 func SharedSecret(l Layout, purpose string) ([]byte, error) {
 	path := l.Key(NameServiceAccount)
 	data, _, err := read(path)

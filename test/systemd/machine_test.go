@@ -173,8 +173,8 @@ for top in ` + strings.Join(ownGroups, " ") + `; do
 done
 exec "$@"`
 
-// group is the name of the machine's control groups, and the machine's own for
-// nspawn, which has one of a name at a time, whoever runs it.
+// group is the name of the machine's control groups and of the machine in nspawn, where
+// a name is unique among all users.
 func (m *machine) group() string { return fmt.Sprintf("%s-%d", m.name, os.Getpid()) }
 
 // limitMemory is memory that is taken out of the machine while it runs. It returns
