@@ -39,7 +39,7 @@ type Options struct {
 	Started  time.Time                         // when the process began; zero means now
 	OnReady  func(timeline []supervise.Status) // called once, when everything is ready; may be nil
 	OnChange func(ready bool, reason string)   // called after each change of the state record; may be nil
-	OnWired  func(*Pulse)                      // called once, before the first component starts; may be nil
+	OnWired  func(*Liveness)                   // called once, before the first component starts; may be nil
 	Beside   *Beside                           // another role of the process; may be nil
 }
 
@@ -64,31 +64,31 @@ func Run(ctx context.Context, cfg config.Controller, o Options) error {
 	if o.Started.IsZero() {
 		o.Started = time.Now()
 	}
-	settled := tune.Process(o.Logs.Logger("kthwd"))
+	afterStart := tune.Process(o.Logs.Logger("kthwd"))
 	p, err := prepare(ctx, cfg, o)
 	if err != nil {
 		return err
 	}
 	defer p.close()
-	g, pulse, err := p.wire()
+	g, liveness, err := p.wire()
 	if err != nil {
 		return err
 	}
 	if o.OnWired != nil {
-		o.OnWired(pulse)
+		o.OnWired(liveness)
 	}
 	restore := upstream.CatchExits(g, o.Logs.Logger("kthwd"))
 	defer restore()
 	watching, stopWatching := context.WithCancel(context.Background())
 	defer stopWatching()
-	go announce(watching, g, o, settled)
+	go announce(watching, g, o, afterStart)
 	go p.events.run(watching)
 	return g.Run(ctx)
 }
 
-// announce calls the caller's hooks while the group runs, and settled when everything is
+// announce calls the caller's hooks while the group runs, and afterStart when everything is
 // ready for the first time.
-func announce(ctx context.Context, g *supervise.Group, o Options, settled func(context.Context)) {
+func announce(ctx context.Context, g *supervise.Group, o Options, afterStart func(context.Context)) {
 	told := false
 	g.Follow(ctx, func(ready bool, reason string) {
 		if o.OnChange != nil {
@@ -96,7 +96,7 @@ func announce(ctx context.Context, g *supervise.Group, o Options, settled func(c
 		}
 		if ready && !told {
 			told = true
-			go settled(ctx)
+			go afterStart(ctx)
 			if o.OnReady != nil {
 				o.OnReady(g.Timeline())
 			}

@@ -34,7 +34,7 @@ const (
 )
 
 // wire adds the components to a group. They stop in the reverse order of this list.
-func (p *prepared) wire() (*supervise.Group, *Pulse, error) {
+func (p *prepared) wire() (*supervise.Group, *Liveness, error) {
 	g := supervise.New(p.log)
 	fences := lease.NewFences(p.cfg.LocalServer())
 	var api *apiserver.Server
@@ -66,7 +66,7 @@ func (p *prepared) wire() (*supervise.Group, *Pulse, error) {
 	schedPort := g.Add(sched.Port(), bridges...).StopWithin(stopBridges)
 	g.Add(kcm, apiNode, kcmPort).StopWithin(stopControllers)
 	g.Add(sched, apiNode, schedPort).StopWithin(stopControllers)
-	return g, &Pulse{group: g, etcd: member, api: api}, nil
+	return g, &Liveness{group: g, etcd: member, api: api}, nil
 }
 
 // newEtcd makes the member as it last ran in this directory: a member that had others

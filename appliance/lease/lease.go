@@ -51,9 +51,6 @@ const (
 	fencedPatience = time.Minute
 )
 
-// beginsAgain precedes the error of the last term in the reason for the next one.
-const beginsAgain = "begins again after: "
-
 // errLeaseLost is the error of a term whose lease could not be renewed in time.
 var errLeaseLost = errors.New("lease lost")
 
@@ -125,7 +122,7 @@ func (l *Lease) Run(ctx context.Context, ready func(), prepare standby) error {
 		}
 		l.log.Warn("term ended, beginning again", "err", err, "pause", pause)
 		report.Restarted(restartReason(err), err)
-		report.Starting(beginsAgain + err.Error())
+		report.Starting("begins again after: " + err.Error())
 		supervise.Sleep(ctx, pause)
 		pause = min(2*pause, lastTermPause)
 	}

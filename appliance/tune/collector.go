@@ -6,9 +6,9 @@
 // idle setting, returns the start's memory, and lets the kernel coalesce timers. It
 // blocks for a quarter of a minute.
 //
-//	settled := tune.Process(log)
+//	afterStart := tune.Process(log)
 //	…
-//	go settled(ctx)
+//	go afterStart(ctx)
 //
 // UsableMemory is what the machine and its control groups leave to this process.
 // LimitMemory sets a soft limit from it, for a process that only balances.
@@ -85,9 +85,9 @@ func newCollector() *collector {
 	return c
 }
 
-// settled switches from the start's setting to the idle one and returns the garbage
+// afterStart switches from the start's setting to the idle one and returns the garbage
 // of the start to the system. It blocks for a quarter of a minute or until ctx ends.
-func (c *collector) settled(ctx context.Context) {
+func (c *collector) afterStart(ctx context.Context) {
 	if c == nil {
 		return
 	}

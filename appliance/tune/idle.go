@@ -81,7 +81,7 @@ func Process(log *slog.Logger) (ready func(context.Context)) {
 	}
 	return func(ctx context.Context) {
 		coalesceTimers(log)
-		c.settled(ctx)
+		c.afterStart(ctx)
 		if ctx.Err() == nil {
 			dropStartCode(log)
 		}

@@ -280,7 +280,7 @@ func (b *balancer) run(ctx context.Context) error {
 	watching, stop := context.WithCancel(context.Background())
 	defer stop()
 	go g.Follow(watching, b.onChange(ctx))
-	b.app.attend(ctx, b.log, lbPulse{g, b})
+	b.app.attend(ctx, b.log, lbLiveness{g, b})
 	context.AfterFunc(ctx, func() {
 		if !b.handedOver.Load() {
 			b.app.notify.extend(time.Duration(b.budget.Load()) + stopStatus)
@@ -289,15 +289,15 @@ func (b *balancer) run(ctx context.Context) error {
 	return g.Run(ctx)
 }
 
-// lbPulse is the pulse of a process that is only a load balancer.
-type lbPulse struct {
+// lbLiveness answers for a process that is only a load balancer.
+type lbLiveness struct {
 	*supervise.Group
 	b *balancer
 }
 
 // Alive queries the loops, once they run. A balancer without a backend that answers is
 // alive.
-func (p lbPulse) Alive(ctx context.Context) error {
+func (p lbLiveness) Alive(ctx context.Context) error {
 	p.Status()
 	if p.b.handedOver.Load() {
 		return nil

@@ -109,7 +109,7 @@ func (a *app) control(ctx context.Context, l *config.Loader, logs *logging.Logs,
 		Started:  a.started,
 		OnReady:  func(timeline []supervise.Status) { a.ready(log, l.Config, timeline) },
 		OnChange: a.changed(ctx),
-		OnWired:  func(p *appliance.Pulse) { a.attend(ctx, log, p) },
+		OnWired:  func(p *appliance.Liveness) { a.attend(ctx, log, p) },
 		Beside:   beside,
 	})
 }

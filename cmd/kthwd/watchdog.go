@@ -12,8 +12,8 @@ import (
 	"kthwd/appliance/supervise"
 )
 
-// pulse answers the service manager's two questions: does the start make progress, and is the process alive?
-type pulse interface {
+// liveness answers the service manager's two questions: does the start make progress, and is the process alive?
+type liveness interface {
 	Status() []supervise.Status
 	// Alive returns nil while the process does its own part, whatever others do.
 	Alive(context.Context) error
@@ -21,7 +21,7 @@ type pulse interface {
 
 // attend keeps the service manager informed: it requests more time for a start that
 // makes progress, and then reports that the process is alive. It returns at once.
-func (a *app) attend(ctx context.Context, log *slog.Logger, p pulse) {
+func (a *app) attend(ctx context.Context, log *slog.Logger, p liveness) {
 	if a.notify == nil {
 		return
 	}
@@ -42,7 +42,7 @@ const (
 // keepStarting requests more time while a start makes progress, or waits for something
 // outside the process, such as other controllers: that may take forever, and a restart
 // would not help. It returns once the process is ready or begins to stop.
-func keepStarting(ctx context.Context, n *notifier, p pulse) {
+func keepStarting(ctx context.Context, n *notifier, p liveness) {
 	ticker := time.NewTicker(startCheck)
 	defer ticker.Stop()
 	var last []supervise.Status

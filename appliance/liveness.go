@@ -14,9 +14,9 @@ import (
 	"kthwd/appliance/supervise"
 )
 
-// Pulse answers a service manager's questions about a running controller. Its methods
+// Liveness answers a service manager's questions about a running controller. Its methods
 // may be called from any goroutine until Run returns.
-type Pulse struct {
+type Liveness struct {
 	group *supervise.Group
 	etcd  *etcd.Member
 	api   *apiserver.Server
@@ -27,13 +27,13 @@ type Pulse struct {
 }
 
 // Status returns the state record; see supervise.Group.Status.
-func (p *Pulse) Status() []supervise.Status { return p.group.Status() }
+func (p *Liveness) Status() []supervise.Status { return p.group.Status() }
 
 // Alive returns nil while this process works by itself: the state record answers, etcd
 // reads its own data, and the API server's /livez succeeds. It does not depend on the
 // other controllers, because a lost quorum does not justify a restart. It skips
 // components that the record reports as not serving.
-func (p *Pulse) Alive(ctx context.Context) error {
+func (p *Liveness) Alive(ctx context.Context) error {
 	serves := map[string]bool{}
 	for _, s := range p.group.Status() {
 		serves[s.Name] = s.Healthy()
@@ -53,7 +53,7 @@ func (p *Pulse) Alive(ctx context.Context) error {
 
 // livez queries the API server on its port. It excludes the check of etcd, which reads
 // through the quorum (apiserver/pkg/storage/storagebackend/factory/etcd3.go).
-func (p *Pulse) livez(ctx context.Context) error {
+func (p *Liveness) livez(ctx context.Context) error {
 	client, server, err := p.loopback()
 	if err != nil {
 		return err
@@ -61,7 +61,7 @@ func (p *Pulse) livez(ctx context.Context) error {
 	return apiserver.Get(ctx, client, server+"/livez?exclude=etcd")
 }
 
-func (p *Pulse) loopback() (*http.Client, string, error) {
+func (p *Liveness) loopback() (*http.Client, string, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.client != nil {
