@@ -5,6 +5,8 @@ import (
 	"os"
 )
 
+// Write makes a file with mode 0600, or overwrites one, and flushes it to the disk. If the
+// process dies meanwhile, the file may be incomplete.
 func Write(path string, data []byte) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
@@ -23,6 +25,7 @@ func Sync(path string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
+// Exists reports whether path exists and can be examined.
 func Exists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil

@@ -2,16 +2,15 @@
 // and etcd's data: the lock, the sockets, the identity, and the files that a join
 // or a recovery leaves behind.
 //
-// Lock comes first, before anything in the directory is read or written: it keeps
-// a second kthwd out, and the verbs that work offline take it, too. NewSockets,
-// Identity and the functions that write follow. Close the sockets before the lock.
+// Call Lock before anything in the directory is read or written. It keeps a second
+// kthwd out; the verbs that work offline take it, too. NewSockets, Identity and the
+// functions that write follow. Close the sockets before the lock.
 //
 // Write and Sync are for files that must survive a crash: both return only when the
 // disk has the data; a new file also needs a Sync of its directory. Forget removes
-// the record of a member, ForgetJoin what an unfinished join left to continue from.
+// the record of a member, ForgetJoin the record from which a join could be repeated.
 //
-// pki.Layout has every path; the package decides none. It does not look at etcd's
-// data, which etcdfiles does.
+// Every path comes from pki.Layout. Package etcdfiles handles etcd's data.
 package datadir
 
 import (

@@ -43,6 +43,7 @@ func NewSockets(l pki.Layout) (*Sockets, error) {
 	return s, nil
 }
 
+// Close releases the shortened paths. No path may be used afterwards. s may be nil.
 func (s *Sockets) Close() {
 	if s != nil && s.dir != nil {
 		s.dir.Close()

@@ -21,8 +21,8 @@ import (
 	"kthwd/appliance/advice"
 )
 
-// RefuseForeign refuses a directory that holds files of another origin, before etcd
-// makes its own files there.
+// RefuseForeign refuses a directory that contains files other than etcd's. Call it before
+// etcd makes its own files there.
 func RefuseForeign(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -137,7 +137,7 @@ func Unusable(dir string, err error) error {
 	err = fmt.Errorf("cannot use the data in %s: %w", dir, err)
 	for _, elsewhere := range []error{syscall.ENOSPC, syscall.EDQUOT, syscall.EROFS, syscall.EACCES, syscall.EPERM} {
 		if errors.Is(err, elsewhere) {
-			return err // the data are fine; the caller has the right hint
+			return err // the data are fine, and the caller adds the right hint
 		}
 	}
 	if errors.Is(err, syscall.EFBIG) {

@@ -13,8 +13,8 @@ import (
 	"go.uber.org/zap"
 )
 
-// The last record of a write-ahead log may lack its end, as etcd mends it; what
-// looks like no record at all is damage.
+// The last record of a write-ahead log may lack its end, which etcd repairs. Bytes that
+// do not look like a record are damage.
 func TestTornRecord(t *testing.T) {
 	for _, tt := range []struct {
 		name  string

@@ -28,7 +28,7 @@ func CommitAll(dir string) (kept int, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("%s: %w", walDir, err)
 	}
-	defer func() { err = errors.Join(err, w.Close()) }() // it also syncs
+	defer func() { err = errors.Join(err, w.Close()) }() // Close also syncs
 	for _, e := range entries {
 		if e.Index <= state.Commit {
 			continue

@@ -1,15 +1,15 @@
 // Package etcdfiles works on etcd's files while no etcd runs on them.
 //
-// A Record is what a data directory remembers of its member: the cluster, the
-// member, and the versions that last ran. Guard compares it with etcd's
-// write-ahead log and with this binary, and refuses a start that would lose data: a
-// directory whose data are gone or belong to another cluster, and versions that do
-// not follow one another. Guard comes after datadir.Lock and before etcd opens
-// anything. Versions is the part of a Record that a binary decides.
+// A Record is a data directory's memory of its member: the IDs of the cluster and the
+// member, the number of voters, and the versions that last ran. Guard compares it with etcd's
+// write-ahead log and with this binary, and refuses a start that would lose data:
+// on a directory whose data are gone or belong to another cluster, or with versions
+// that must not follow the last ones. Guard comes after datadir.Lock and before etcd opens
+// anything. Versions returns the part of a Record that depends on the binary.
 //
-// Check reads the log and the backend for damage before etcd does, since etcd
-// panics or logs a fatal line instead of returning an error. CommitAll marks every entry of a log
-// as committed; only a recovery calls it, on a copy.
+// Check searches the log and the backend for damage before etcd opens them, because
+// etcd panics or logs a fatal line instead of returning an error. CommitAll marks the entries of
+// a log as committed; only a recovery calls it, on a copy.
 //
 // No function here may be called on the data of a running etcd.
 package etcdfiles
@@ -81,9 +81,9 @@ func (r Record) Write(l pki.Layout) error {
 	return datadir.Sync(l.Dir)
 }
 
-// Guard refuses a directory that this binary or member must not touch: it holds another
-// cluster's data, its data are gone, or they are from versions that do not follow one
-// another. It only reads. etcdArgs are the user's.
+// Guard refuses a directory that this binary or member must not use: its data belong to
+// another cluster or member, they are gone, or now must not follow the versions that ran
+// last. It only reads. etcdArgs are the user's.
 func Guard(l pki.Layout, etcdArgs []program.Arg, now Record) error {
 	r, err := ReadRecord(l)
 	if r == nil || err != nil {
@@ -131,7 +131,8 @@ func (r *Record) dataGone(l pki.Layout) error {
 		fmt.Sprintf("if they are on a disk that is not mounted, mount it; or restore a snapshot; for an empty cluster, move %s away", l.Record()))
 }
 
-// ReadIDs returns the owner of the log in dir, which stands at the start of each file.
+// ReadIDs returns the cluster and the member that own the log in dir. Each file of the log
+// begins with them.
 func ReadIDs(dir string) (Record, error) {
 	names, err := filepath.Glob(filepath.Join(dir, "*.wal"))
 	if err == nil && len(names) == 0 {
@@ -161,6 +162,7 @@ func ReadIDs(dir string) (Record, error) {
 	}
 }
 
+// RecordOf returns a record with the two IDs only.
 func RecordOf(cluster, member types.ID) Record {
 	return Record{Cluster: cluster.String(), Member: member.String()}
 }
@@ -172,7 +174,7 @@ func (r *Record) checkVersions(l pki.Layout, now Record) error {
 		program, was, is string
 		skips            bool // may skip a minor version
 	}{
-		{"kthwd", released(r.Kthwd), released(now.Kthwd), true},
+		{"kthwd", releaseOf(r.Kthwd), releaseOf(now.Kthwd), true},
 		{"Kubernetes", r.Kubernetes, now.Kubernetes, false},
 		{"etcd", r.Etcd, now.Etcd, false},
 	} {
@@ -194,11 +196,12 @@ func (r *Record) checkVersions(l pki.Layout, now Record) error {
 	return errors.Join(errs...)
 }
 
-// minor numbers the minor versions; a major version is a step of many.
+// minor numbers the minor versions in order. The next major version is many steps away.
 func minor(v *utilversion.Version) int { return int(v.Major())*1000 + int(v.Minor()) }
 
-// released reports whether a version can be compared; a developer's build cannot.
-func released(v string) string {
+// releaseOf returns v if it is a release's version, and "" for a developer's build, which has no
+// place in the order of versions.
+func releaseOf(v string) string {
 	if strings.ContainsAny(v, "-+") {
 		return ""
 	}

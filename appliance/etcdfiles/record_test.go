@@ -48,7 +48,8 @@ func makeLog(t *testing.T, dir string, cluster, node uint64) {
 	w.Close()
 }
 
-// checkRefusal wants an error and a hint with these words, or none.
+// checkRefusal checks that err contains want and that its hint contains hint. If want is
+// "", err must be nil.
 func checkRefusal(t *testing.T, err error, want, hint string) {
 	t.Helper()
 	if want == "" {
@@ -129,7 +130,7 @@ func TestGuardData(t *testing.T) {
 			if err := datadir.Forget(l); err != nil {
 				t.Fatal(err)
 			}
-			checkRefusal(t, Guard(l, nil, rememberedHere), "", "") // it has forgotten
+			checkRefusal(t, Guard(l, nil, rememberedHere), "", "") // the record is gone
 			if err := datadir.Forget(l); err != nil {
 				t.Errorf("nothing to forget: got %v", err)
 			}
@@ -141,7 +142,7 @@ func TestGuardData(t *testing.T) {
 		makeLog(t, elsewhere, 0xc1, 0xa1)
 		checkRefusal(t, Guard(l, []program.Arg{{Key: "wal-dir", Value: elsewhere}}, rememberedHere), "", "")
 	})
-	t.Run("a log that cannot be read", func(t *testing.T) { // others say so, better
+	t.Run("a log that cannot be read", func(t *testing.T) { // Check reports it, with more detail
 		l := remembers(t, rememberedHere, 0xc1, 0xa1)
 		names, _ := filepath.Glob(filepath.Join(l.Etcd(), "member", "wal", "*.wal"))
 		if err := os.WriteFile(names[0], []byte("not a log at all, and short"), 0o600); err != nil {
@@ -153,7 +154,7 @@ func TestGuardData(t *testing.T) {
 
 func TestGuardRecord(t *testing.T) {
 	l := pki.Layout{Dir: t.TempDir()}
-	checkRefusal(t, Guard(l, nil, rememberedHere), "", "") // as it was before there were records
+	checkRefusal(t, Guard(l, nil, rememberedHere), "", "") // as in a directory that is older than records
 	if err := rememberedHere.Write(l); err != nil {
 		t.Fatal(err)
 	}

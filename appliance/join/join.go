@@ -1,14 +1,14 @@
 // Package join makes this machine a controller of a running cluster.
 //
 // Join runs once, offline, as "kthwd join": it takes a token, fetches the shared
-// files from a controller, makes this machine's own certificates, asks to be
-// admitted, and writes the configuration that the first start reads. It blocks
-// until then, and starts nothing.
+// files from a controller, makes this machine's own certificates, requests admission
+// as a learner, and writes the configuration for the first start. It blocks until that
+// is done, and starts nothing.
 //
 // After a failure at any moment, Join with the same token in the same directory
-// continues where the last attempt ended. It refuses a data directory that holds another member's
-// data, unless Options says to replace them, and a machine whose ports are in use,
-// before it changes anything.
+// continues where the last attempt ended. Before it changes the membership, it refuses a
+// data directory that holds another member's data, unless Options.ReplaceData is set,
+// and a machine whose ports are in use.
 //
 // The other side of the conversation is in package membership, the messages in
 // package member.
@@ -70,8 +70,7 @@ type Joined struct {
 
 // Join makes the data directory of another controller of a running cluster, and adds
 // the controller to the cluster as a learner. It refuses everything that it can refuse
-// before the cluster changes. Files written until then are kept for the next attempt:
-// after an end at any moment, Join with the same token and directory continues.
+// before the cluster changes, and keeps the files written until then for the next attempt.
 func Join(ctx context.Context, l pki.Layout, o Options) (Joined, error) {
 	token, err := member.ParseToken(o.Token)
 	if err != nil {
@@ -98,7 +97,7 @@ func Join(ctx context.Context, l pki.Layout, o Options) (Joined, error) {
 	if err := j.admit(ctx); err != nil {
 		return Joined{}, err
 	}
-	return j.settle()
+	return j.writeConfig()
 }
 
 func randomName() string {
@@ -118,8 +117,8 @@ type joiner struct {
 	resumed  bool // an earlier run used this token
 }
 
-// resume reads the name that an earlier run with the same token gave to the cluster, or
-// makes one and stores it. Once the token is in use, the cluster answers that name only.
+// resume reads the joiner's name from an earlier run with the same token, or makes one and
+// stores it. Once the token is in use, the cluster answers only the joiner of that name.
 func (j *joiner) resume() error {
 	path := j.layout.JoinRecord()
 	data, err := os.ReadFile(path)
@@ -145,7 +144,7 @@ func (j *joiner) checkEmpty() error {
 		return nil
 	}
 	paths := []string{filepath.Join(j.layout.Etcd(), "member")}
-	if !j.resumed { // otherwise the earlier run may have written it
+	if !j.resumed { // a resumed run may have written the file itself
 		paths = append(paths, j.file())
 	}
 	const hint = "a controller that was removed joins again with --replace-data, which moves it aside; otherwise choose another --data-dir"
@@ -158,7 +157,7 @@ func (j *joiner) checkEmpty() error {
 	return nil
 }
 
-// fetch completes the directory except for kthwd.yaml.
+// fetch adds the shared files and this machine's own certificates to the directory.
 func (j *joiner) fetch(ctx context.Context) error {
 	has, err := pki.FinishCertificate(j.layout, pki.NameKubernetes)
 	if err != nil {
@@ -221,8 +220,8 @@ func (j *joiner) admit(ctx context.Context) error {
 	return err
 }
 
-// settle moves existing data aside and writes the configuration.
-func (j *joiner) settle() (Joined, error) {
+// writeConfig moves existing data aside and writes the configuration.
+func (j *joiner) writeConfig() (Joined, error) {
 	stamp := time.Now().UTC().Format("20060102T150405Z")
 	for _, m := range []struct{ from, to string }{
 		{filepath.Join(j.layout.Etcd(), "member"), filepath.Join(j.layout.Etcd(), ".member."+stamp)},

@@ -9,7 +9,7 @@ import (
 	"kthwd/appliance/preflight"
 )
 
-// A token that is used on another machine than the one that it was made for.
+// The token was made for one machine and is used on another.
 func TestTokenForAnotherMachine(t *testing.T) {
 	c := config.Default().Controller
 	c.BindAddress, c.AdvertiseAddress = "127.0.0.1", "203.0.113.7" // for documentation: RFC 5737

@@ -19,7 +19,7 @@ import (
 	"kthwd/appliance/pki"
 )
 
-// maxTTL bounds the life of a token, which is a key to everything.
+// maxTTL bounds the lifetime of a token, because a token gives access to every key.
 const maxTTL = 24 * time.Hour
 
 // addRequest serves kthwd member add.
@@ -74,6 +74,7 @@ func (m *Members) add(ctx context.Context, in member.AddRequest) (member.Added, 
 	return member.Added{Token: token.String(), Warnings: m.addWarnings(l, in)}, nil
 }
 
+// mayAdd returns the reason to refuse the request, or nil.
 func (m *Members) mayAdd(l member.List, in member.AddRequest) error {
 	if _, err := config.ParseMember(in.Name, in.Address); err != nil {
 		return err
@@ -98,8 +99,8 @@ func (m *Members) mayAdd(l member.List, in member.AddRequest) error {
 	return l.MayAdd(in.Name, in.Address)
 }
 
-// joinAddresses are the endpoints that the joiner tries, this controller's first,
-// because it has just opened its port.
+// joinAddresses returns the addresses that the joiner tries. This controller's is the first,
+// because its port has just been opened.
 func (m *Members) joinAddresses(l member.List) (all []string) {
 	for _, v := range l.Voters() {
 		address := net.JoinHostPort(v.Address, strconv.Itoa(m.cfg.JoinPort))
@@ -112,6 +113,7 @@ func (m *Members) joinAddresses(l member.List) (all []string) {
 	return slices.Compact(all)
 }
 
+// addWarnings returns the consequences of the request that the user should know.
 func (m *Members) addWarnings(l member.List, in member.AddRequest) (lines []string) {
 	coming := len(l.Voters()) + 1
 	for _, o := range l.Members {

@@ -22,8 +22,9 @@ import (
 	"kthwd/appliance/pki"
 )
 
-// admit is the second step: it makes the joiner a learner, if the joiner answers. It
-// continues when the joiner hangs up, because a membership change cannot be revoked.
+// admit handles the joiner's second request: it makes the joiner a learner if the joiner
+// answers on its peer port. It continues when the joiner hangs up, because a change of the
+// membership cannot be revoked.
 func (m *Members) admit(ctx context.Context, in member.Request) (member.Admitted, error) {
 	var a member.Admitted
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeTimeout)
@@ -58,9 +59,9 @@ func (m *Members) admit(ctx context.Context, in member.Request) (member.Admitted
 	return a, nil
 }
 
-// addLearner spends the token, then changes the membership: a crash between the two
+// addLearner spends the token, then changes the membership. A crash between the two
 // leaves a record that expires. If the outcome of the change is unknown, the token stays
-// spent, and the joiner that spent it may ask again.
+// spent, and the joiner that spent it may try again.
 func (m *Members) addLearner(ctx context.Context, client *clientv3.Client, server *embed.Etcd, j *join, joiner, peer string) error {
 	for _, e := range server.Server.Cluster().Members() {
 		if e.IsLearner && !slices.Contains(e.PeerURLs, peer) {
@@ -91,7 +92,7 @@ func (m *Members) addLearner(ctx context.Context, client *clientv3.Client, serve
 		_, err := server.Server.AddMember(ctx, *membership.NewMemberAsLearner("", urls, "", &now))
 		return err
 	})
-	if err != nil && !notKnown(err) {
+	if err != nil && !outcomeUnknown(err) {
 		before.revision = j.revision
 		if _, again := before.update(context.WithoutCancel(ctx), client, key); again != nil {
 			m.log.Warn("the token stays spent", "name", j.Name, "err", again)

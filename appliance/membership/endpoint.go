@@ -99,7 +99,7 @@ func (e *joinEndpoint) tls() (*tls.Config, error) {
 	return &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13}, nil
 }
 
-// joinHandler serves the two steps of a join.
+// joinHandler serves the two requests of a joiner.
 func (m *Members) joinHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+member.FilesPath, joinAnswer(m.log, m.giveFiles))
@@ -107,7 +107,7 @@ func (m *Members) joinHandler() http.Handler {
 	return mux
 }
 
-// joinAnswer makes a handler of one step. It logs each refusal.
+// joinAnswer makes the handler of one request. It logs each refusal.
 func joinAnswer[T any](log *slog.Logger, step func(context.Context, member.Request) (T, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		var in member.Request
@@ -120,7 +120,7 @@ func joinAnswer[T any](log *slog.Logger, step func(context.Context, member.Reque
 		out, err := step(r.Context(), in)
 		w.Header().Set("Content-Type", "application/json")
 		if err == nil {
-			_ = json.NewEncoder(w).Encode(out) // if the joiner has gone, it may ask again
+			_ = json.NewEncoder(w).Encode(out) // if the joiner has gone, it may try again
 			return
 		}
 		f := member.Failed{Error: err.Error()}
@@ -142,6 +142,7 @@ func joinAnswer[T any](log *slog.Logger, step func(context.Context, member.Reque
 	}
 }
 
+// printableID makes an ID from the network short and safe to log.
 func printableID(id string) string { return fmt.Sprintf("%.16q", id) }
 
 // newToken is the hint for a token that no longer works.
@@ -178,8 +179,8 @@ func (m *Members) joinOf(ctx context.Context, client *clientv3.Client, in member
 	return j, nil
 }
 
-// giveFiles is the first step: it returns the files and settings that a controller needs.
-// From then on the token works for that joiner only.
+// giveFiles handles the joiner's first request: it returns the files and settings that a
+// controller needs. From then on the token works for that joiner only.
 func (m *Members) giveFiles(ctx context.Context, in member.Request) (member.Files, error) {
 	var f member.Files
 	client, _, done, err := m.client()
@@ -200,17 +201,17 @@ func (m *Members) giveFiles(ctx context.Context, in member.Request) (member.File
 			return f, err
 		}
 	}
-	if err := m.hold(ctx, client, j, in); err != nil {
+	if err := m.bindToken(ctx, client, j, in); err != nil {
 		return f, err
 	}
 	m.log.Warn("files given to a controller that joins", "name", j.Name, "address", j.Address, "from", in.From, "ca-key", j.CAKey)
 	return member.Files{Name: j.Name, Address: j.Address, Settings: m.settings(), Admin: shared.Admin, Files: shared.Files}, nil
 }
 
-// hold binds the token to the joiner, unless the token is bound already.
-func (m *Members) hold(ctx context.Context, client *clientv3.Client, j join, in member.Request) error {
+// bindToken binds the token to the joiner, unless it is bound already.
+func (m *Members) bindToken(ctx context.Context, client *clientv3.Client, j join, in member.Request) error {
 	if j.Holder != "" {
-		return nil // joinOf has compared the two
+		return nil // joinOf has compared it with the joiner
 	}
 	key, err := m.sealKey()
 	if err != nil {
@@ -246,7 +247,7 @@ func (m *Members) issueFor(j join, shared pki.Shared) error {
 	return err
 }
 
-// ownServers are the URLs of this controller's API server.
+// ownServers returns the URLs of this controller's API server.
 func (m *Members) ownServers() []string {
 	return []string{m.cfg.LocalServer(), "https://" + net.JoinHostPort(m.cfg.AdvertiseAddress, strconv.Itoa(m.cfg.SecurePort))}
 }

@@ -15,9 +15,9 @@ import (
 	"kthwd/appliance/supervise"
 )
 
-// joinsPrefix holds the joins in progress: one record each, and beside it a key with a
-// lease that lasts as long as the token, and then as long as the learner may take to
-// arrive. It is a lease because the clocks of controllers may differ.
+// joinsPrefix is the prefix of the joins in progress. Each has a record and a key with a
+// lease, which limits first the lifetime of the token and then the time that the learner
+// has to arrive. A lease is used because the clocks of controllers may differ.
 const joinsPrefix = "/kthwd/joins/"
 
 func joinKey(id string) string { return joinsPrefix + id }
@@ -26,14 +26,14 @@ func validKey(id string) string { return joinsPrefix + id + "/valid" }
 
 func arrivedKey(id string) string { return joinsPrefix + id + "/arrived" }
 
-// join is the record of a controller that may join.
+// join is the record of one controller's join. A value without a valid seal is not trusted.
 type join struct {
 	ID      string        `json:"id"`
 	Name    string        `json:"name"`
 	Address string        `json:"address"`
 	Secret  []byte        `json:"secret"` // hash of the secret
 	CAKey   bool          `json:"caKey,omitempty"`
-	From    string        `json:"from,omitempty"` // address that the joiner speaks from; empty means Address
+	From    string        `json:"from,omitempty"` // address from which the joiner sends its requests; empty means Address
 	TTL     time.Duration `json:"ttlNanoseconds"`
 	Lease   int64         `json:"lease"`
 
@@ -67,7 +67,7 @@ func readJoins(ctx context.Context, client *clientv3.Client, o ...clientv3.OpOpt
 	if err != nil {
 		return nil, 0, err
 	}
-	leases := map[string]int64{} // by key; 0 means no lease
+	leases := map[string]int64{} // by key; 0 for a key without a lease
 	for _, kv := range answer.Kvs {
 		leases[string(kv.Key)] = kv.Lease
 		id := strings.TrimPrefix(string(kv.Key), joinsPrefix)
@@ -76,7 +76,7 @@ func readJoins(ctx context.Context, client *clientv3.Client, o ...clientv3.OpOpt
 		}
 		j := join{}
 		if err := json.Unmarshal(kv.Value, &j); err != nil || j.ID != id {
-			j = join{ID: id} // no controller wrote it
+			j = join{ID: id} // not written by a controller
 		}
 		j.revision = kv.ModRevision
 		all = append(all, j)
@@ -96,7 +96,7 @@ func (j join) record(ctx context.Context, client *clientv3.Client, key []byte, r
 		return err
 	}
 	j.Lease = int64(lease.ID)
-	j.Seal = j.sealed(key)
+	j.Seal = j.computeSeal(key)
 	value, err := json.Marshal(j)
 	if err != nil {
 		return err
@@ -111,7 +111,7 @@ func (j join) record(ctx context.Context, client *clientv3.Client, key []byte, r
 
 // update replaces the record, unless it has changed since it was read.
 func (j *join) update(ctx context.Context, client *clientv3.Client, key []byte) (done bool, err error) {
-	j.Seal = j.sealed(key)
+	j.Seal = j.computeSeal(key)
 	value, err := json.Marshal(j)
 	if err != nil {
 		return false, err
@@ -125,6 +125,7 @@ func (j *join) update(ctx context.Context, client *clientv3.Client, key []byte) 
 	return true, nil
 }
 
+// deletion returns the operations that delete all keys of a join.
 func (j join) deletion() []clientv3.Op {
 	return []clientv3.Op{clientv3.OpDelete(joinKey(j.ID)), clientv3.OpDelete(validKey(j.ID)), clientv3.OpDelete(arrivedKey(j.ID))}
 }
@@ -148,6 +149,7 @@ func Arrive(ctx context.Context, server *embed.Etcd) {
 	}
 }
 
+// tryArrive is one attempt of Arrive.
 func tryArrive(ctx context.Context, client *clientv3.Client, server *embed.Etcd) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()

@@ -1,19 +1,23 @@
 // Package membership changes which controllers are members of a running cluster.
 //
-// Members is a component that stands on etcd. Its Private handlers serve the verbs
-// "kthwd member list, add, remove" on the unix socket. While a join is under way it
-// keeps the join port open; while its etcd leads, it promotes learners that have
-// caught up and gives up those that never come.
+// Members is a component that depends on etcd. Its Private handlers serve the verbs
+// "kthwd member list, add, remove" on the unix socket. While a join is in progress, it
+// keeps the join port open. While its etcd leads, it promotes learners that have
+// caught up and removes those that do not arrive in time.
 //
-// A join goes in this order: add records a join and makes a token; the new machine
-// fetches the shared files with it; admit dials back to the machine's peer address
-// and only then adds the learner; Run makes it a voter. Arrive records, on the new
-// machine, that it came. Every step is in etcd below /kthwd/joins, so any
-// controller can continue what another began.
+// A join has these steps:
 //
-// SharedFiles.Check compares the files that all controllers must share with what
-// the cluster recorded. It must pass before an API server is built on them, or a
-// controller with another encryption key would write what no other can read.
+//  1. add makes a token and records the join.
+//  2. giveFiles sends the shared files to the new machine, in exchange for the token.
+//  3. admit dials back to the machine's peer address and only then adds the learner.
+//  4. Arrive, on the new machine, records that the learner runs and has those files.
+//  5. Run, on the leader, makes the learner a voter.
+//
+// The record is in etcd below /kthwd/joins, so any controller can continue a join.
+//
+// SharedFiles.Check compares the files that all controllers must share with the
+// cluster's fingerprints. It must pass before an API server uses the files: with
+// another encryption key it would write data that no other controller can read.
 //
 // The joining machine's own side is in package join, the offline recovery in
 // recovery.
@@ -65,8 +69,8 @@ type Members struct {
 	prefix  string
 	log     *slog.Logger
 
-	endpoint *joinEndpoint
-	passedOn bool // used by Run's goroutine only
+	endpoint         *joinEndpoint
+	loneLeaderLogged bool // used by Run's goroutine only
 }
 
 // New prepares the component. It opens nothing.
@@ -139,7 +143,7 @@ func (m *Members) list(ctx context.Context) (member.List, error) {
 			one.Role = member.Learner
 		}
 		if one.Name == "" {
-			one.Name = id // it has never run, and no join here added it
+			one.Name = id // it has never run, and no known join added it
 		}
 		for i, j := range under {
 			if j.member([]*membership.Member{e}) == nil {

@@ -19,13 +19,13 @@ import (
 	"kthwd/appliance/supervise"
 )
 
-// changeTimeout bounds one change of the membership. It includes the time in which etcd
-// refuses because members have not been connected long enough (etcdserver/server.go:
-// HealthInterval).
+// changeTimeout bounds one change of the membership. It exceeds the time for which etcd
+// refuses a change because a member has not been connected long enough
+// (etcdserver/server.go:HealthInterval).
 const changeTimeout = 15 * time.Second
 
 // remove removes a member, unless the others would lose their quorum. It returns the
-// member as it was.
+// member as it was before.
 func (m *Members) remove(ctx context.Context, name string) (member.Member, error) {
 	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
 	defer cancel()
@@ -64,6 +64,7 @@ func (m *Members) takeOver(ctx context.Context, server *embed.Etcd) {
 	}
 }
 
+// tryTakeOver is takeOver, and returns once this member leads.
 func (m *Members) tryTakeOver(ctx context.Context, server *embed.Etcd) error {
 	leader := server.Server.Cluster().Member(server.Server.Leader())
 	if leader == nil {
@@ -115,8 +116,8 @@ func retryUnhealthy(ctx context.Context, change func() error) error {
 	}
 }
 
-// notKnown reports whether a change that failed with err may have taken effect.
-func notKnown(err error) bool {
+// outcomeUnknown reports whether a change that failed with err may have taken effect.
+func outcomeUnknown(err error) bool {
 	for _, unsure := range []error{
 		etcderrors.ErrTimeout, etcderrors.ErrTimeoutDueToConnectionLost, etcderrors.ErrTimeoutDueToLeaderFail,
 		etcderrors.ErrStopped, context.DeadlineExceeded, context.Canceled,
@@ -134,15 +135,15 @@ func changeError(err error) error {
 	case errors.Is(err, etcderrors.ErrUnhealthy), errors.Is(err, etcderrors.ErrNotEnoughStartedMembers):
 		return advice.With(errors.New("etcd refuses the change: too few members have been connected for the last five seconds"),
 			"kthwd member list shows who is down; bring them back, or remove them first")
-	case notKnown(err), errors.Is(err, etcderrors.ErrNoLeader):
+	case outcomeUnknown(err), errors.Is(err, etcderrors.ErrNoLeader):
 		return advice.With(fmt.Errorf("the members did not agree in time: %w", err), "kthwd status says whether there is a quorum; look with kthwd member list before you try again")
 	}
 	return err
 }
 
-// forget deletes the traces of a removed member: its pending join, and its API server's
-// endpoint of the service kubernetes, which would stay for another 15 seconds. Only a
-// join that cannot be deleted is an error.
+// forget deletes the traces of a removed member: its pending join, and the endpoint of its
+// API server in the service kubernetes, which would stay for another 15 seconds. Only a
+// failure to delete the join is an error.
 func (m *Members) forget(ctx context.Context, gone member.Member) error {
 	client, _, done, err := m.client()
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 	"kthwd/appliance/supervise"
 )
 
+// Name is the name of the component.
 const Name = "members"
 
 // Name implements supervise.Component.
@@ -23,7 +24,7 @@ func (m *Members) Name() string { return Name }
 
 // Run implements supervise.Component. While another controller may join, it keeps
 // the join endpoint open. While this member leads etcd, it promotes each learner that
-// has caught up and removes those that do not arrive. At other times it only watches.
+// has caught up and removes those that do not arrive. Otherwise it only watches.
 func (m *Members) Run(ctx context.Context, ready func()) error {
 	client, server, done, err := m.client()
 	if err != nil {
@@ -44,7 +45,7 @@ func (m *Members) Run(ctx context.Context, ready func()) error {
 // joinPoll is the interval at which a join in progress is checked.
 const joinPoll = 500 * time.Millisecond
 
-// follow acts on the joins after each change and, while any exist, at each tick.
+// follow acts on the joins after each change and, while any exist, every joinPoll.
 func (m *Members) follow(ctx context.Context, client *clientv3.Client, server *embed.Etcd) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -55,7 +56,7 @@ func (m *Members) follow(ctx context.Context, client *clientv3.Client, server *e
 	changes := client.Watch(ctx, joinsPrefix, clientv3.WithPrefix(), clientv3.WithRev(revision+1))
 	for {
 		m.act(ctx, client, server, pending)
-		again := m.passOn(ctx, server)
+		again := m.giveUpLeadership(ctx, server)
 		var soon <-chan time.Time // usually nil, so that an idle process is not woken
 		if len(pending) > 0 || again {
 			soon = time.After(joinPoll)
@@ -79,15 +80,15 @@ func (m *Members) follow(ctx context.Context, client *clientv3.Client, server *e
 	}
 }
 
-// passOn transfers leadership to another member if this one still has the timing of a
-// lone member, which it keeps until its next start. It returns true if the caller must
+// giveUpLeadership transfers leadership to another member if this one still has the timing
+// of a lone member, which it keeps until its next start. It returns true if the caller must
 // call it again.
-func (m *Members) passOn(ctx context.Context, server *embed.Etcd) (again bool) {
+func (m *Members) giveUpLeadership(ctx context.Context, server *embed.Etcd) (again bool) {
 	if !m.etcd.HasLoneTiming() || etcd.Voters(server) < 2 || server.Server.Leader() != server.Server.MemberID() {
 		return false
 	}
-	if !m.passedOn {
-		m.passedOn = true
+	if !m.loneLeaderLogged {
+		m.loneLeaderLogged = true
 		m.log.Info("etcd has the timing of a lone member here until the next start: another one is to lead")
 	}
 	m.etcd.TransferLeadership(ctx, server, slog.LevelInfo)
@@ -117,8 +118,8 @@ func (m *Members) act(ctx context.Context, client *clientv3.Client, server *embe
 	}
 }
 
-// advance takes the next step of a join. The join is over when the controller votes or
-// has not arrived in time.
+// advance takes the next step of a join. The join is over when the controller votes or has
+// failed to arrive in time.
 func (m *Members) advance(ctx context.Context, server *embed.Etcd, j join) (over bool, err error) {
 	learner := j.member(server.Server.Cluster().Members())
 	switch {

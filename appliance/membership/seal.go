@@ -13,18 +13,18 @@ import (
 	"kthwd/appliance/pki"
 )
 
-// A record of a join counts only with a controller's seal: an HMAC with a key that all
-// controllers have and etcd does not. Without it, a write to etcd would be enough to
-// receive the cluster's keys.
+// A join's record is trusted only with a controller's seal: an HMAC with a key that all
+// controllers have and etcd does not. Without the seal, write access to etcd would be enough
+// to receive the cluster's keys.
 
 // sealKey returns the key of this cluster's seals.
 func (m *Members) sealKey() ([]byte, error) { return pki.SharedSecret(m.layout, "join record") }
 
-// sealed returns the seal for the record's content. It covers every field that decides
-// which joiner receives which files. A further field requires another version.
-func (j join) sealed(key []byte) []byte {
+// computeSeal returns the seal for the record's content. It covers every field that decides
+// which joiner receives which files. To cover a further field, change the version.
+func (j join) computeSeal(key []byte) []byte {
 	const version = 1
-	content, _ := json.Marshal([]any{version, j.ID, j.Name, j.Address, j.From, j.Secret, j.CAKey, j.TTL, j.Lease, j.Holder, j.Joiner, j.PeerURL}) // plain values
+	content, _ := json.Marshal([]any{version, j.ID, j.Name, j.Address, j.From, j.Secret, j.CAKey, j.TTL, j.Lease, j.Holder, j.Joiner, j.PeerURL}) // plain values always encode
 	mac := hmac.New(sha256.New, key)
 	mac.Write(content)
 	return mac.Sum(nil)
@@ -43,7 +43,7 @@ func (m *Members) joins(ctx context.Context, client *clientv3.Client, o ...clien
 	}
 	var made []join
 	for _, j := range all {
-		if hmac.Equal(j.Seal, j.sealed(key)) {
+		if hmac.Equal(j.Seal, j.computeSeal(key)) {
 			made = append(made, j)
 			continue
 		}
@@ -59,8 +59,8 @@ func (m *Members) joins(ctx context.Context, client *clientv3.Client, o ...clien
 	return made, revision, nil
 }
 
-// mayComeFrom reports whether the joiner may speak from the address HOST:PORT. All
-// loopback addresses count as one, because they are one machine.
+// mayComeFrom reports whether the joiner may send requests from the address HOST:PORT. All
+// loopback addresses count as one, because they belong to one machine.
 func (j join) mayComeFrom(remote string) bool {
 	host, _, err := net.SplitHostPort(remote)
 	if err != nil {
@@ -77,7 +77,7 @@ func (j join) mayComeFrom(remote string) bool {
 	return from.Unmap().WithZone("") == want.Unmap() || from.IsLoopback() && want.IsLoopback()
 }
 
-// source returns the address that the joiner must speak from.
+// source returns the address from which the joiner must send its requests.
 func (j join) source() string {
 	if j.From != "" {
 		return j.From

@@ -24,28 +24,28 @@ import (
 // share. kube-apiserver's keys are below /registry.
 const fingerprintsKey = "/kthwd/fingerprints"
 
-// fingerprints is the value. A file with several keys, as during a rotation, has several
+// fingerprints is the value of fingerprintsKey. A file with several keys, as during a rotation, has several
 // fingerprints; two controllers match if they share one.
 type fingerprints struct {
 	Salt  []byte              `json:"salt"`
 	Files map[string][]string `json:"files"` // by file name
 }
 
-// SharedFiles are the files that all controllers share.
+// SharedFiles are the files that all controllers share, as far as this one uses them.
 type SharedFiles struct {
 	Layout pki.Layout
-	InUse  func(path string) bool
+	InUse  func(path string) bool // whether this controller uses the file
 }
 
 // Check compares the files that all controllers must share with the cluster's
 // fingerprints. Call it before an API server uses them: with another encryption key it
 // would write data that no other controller can read. It waits for a quorum. In a
-// cluster of one the files may change.
+// cluster of one, changed files replace the known fingerprints.
 func (p *SharedFiles) Check(ctx context.Context, server *embed.Etcd, members int, log *slog.Logger) error {
 	client := v3client.New(server.Server)
 	defer client.Close()
 	for {
-		done, err := p.try(ctx, client, members, log)
+		done, err := p.compareOnce(ctx, client, members, log)
 		if done || ctx.Err() != nil {
 			return err
 		}
@@ -60,9 +60,9 @@ func (p *SharedFiles) Check(ctx context.Context, server *embed.Etcd, members int
 	}
 }
 
-// try is one attempt. done is false if etcd did not answer or another controller wrote
+// compareOnce is one attempt of Check. done is false if etcd did not answer or another controller wrote
 // first.
-func (p *SharedFiles) try(ctx context.Context, client *clientv3.Client, members int, log *slog.Logger) (done bool, err error) {
+func (p *SharedFiles) compareOnce(ctx context.Context, client *clientv3.Client, members int, log *slog.Logger) (done bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	answer, err := client.Get(ctx, fingerprintsKey)
@@ -97,8 +97,9 @@ func (p *SharedFiles) try(ctx context.Context, client *clientv3.Client, members 
 	return err == nil && put.Succeeded, err
 }
 
-// with adds the files of l that are in use. It returns nil when there is nothing to add,
-// and a misfit for each file that shares no key with the known fingerprints.
+// with returns the fingerprints with those of l's files that are in use added, or nil if
+// there is nothing to add, and a misfit for each file that has no fingerprint in common
+// with the known ones.
 func (known fingerprints) with(l pki.Layout, inUse func(path string) bool) (next *fingerprints, misfits []error, err error) {
 	next = &fingerprints{Salt: known.Salt, Files: map[string][]string{}}
 	if len(next.Salt) == 0 {

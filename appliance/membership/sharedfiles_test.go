@@ -10,8 +10,8 @@ import (
 	"kthwd/appliance/pki"
 )
 
-// A controller fits the cluster when each of its shared files has a key that is
-// known, so that keys can be rotated one controller after the other.
+// A controller matches the cluster if each of its shared files has a known fingerprint,
+// so keys can be rotated on one controller after another.
 func TestSharedFiles(t *testing.T) {
 	made := func() pki.Layout {
 		t.Helper()

@@ -15,6 +15,7 @@ import (
 	"kthwd/appliance/datadir"
 )
 
+// inodeOf returns the device and the inode of path, which a change of its name keeps.
 func inodeOf(path string) (string, error) {
 	var s unix.Stat_t
 	if err := unix.Stat(path, &s); err != nil {
@@ -33,7 +34,8 @@ func exchange(a, b string) error {
 	return err
 }
 
-// copyTree copies a directory of plain files. An existing file is an error.
+// copyTree copies a directory of plain files to a new one, until ctx ends. An existing file
+// is an error.
 func copyTree(ctx context.Context, from, to string) error {
 	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
 		if err = errors.Join(err, ctx.Err()); err != nil {
@@ -50,6 +52,7 @@ func copyTree(ctx context.Context, from, to string) error {
 	})
 }
 
+// copyFile copies a file and flushes the copy to the disk.
 func copyFile(from, to string) error {
 	in, err := os.Open(from)
 	if err != nil {

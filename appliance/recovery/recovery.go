@@ -1,21 +1,21 @@
 // Package recovery makes a cluster of one from one member's data, after the others
 // are lost for good.
 //
-// Begin takes the data directory's lock, reads the log and the store, and refuses
-// what must not be recovered: a member that is alone already or had no vote, or
-// whose lost members still answer. The caller shows the result, asks the user, and calls Run;
-// Close gives the lock back.
+// Begin takes the data directory's lock, reads the log and the store, and refuses a
+// member that is alone already, had no vote, or has a lost member that still answers.
+// The caller shows the result, asks the user, and calls Run. Close releases the lock.
 //
 //	r, err := recovery.Begin(ctx, cfg, version, log)
 //	defer r.Close()
 //	revision, err := r.Run(ctx)
 //
-// Run works on a copy and exchanges the two directories in one system call, so that
-// the old data or the new ones are in place whenever the process dies; the next Run
-// removes what an unfinished one left. The old data stay beside the new ones.
+// Run works on a copy and exchanges the two directories in one system call, so
+// either the old data or the complete new data are in place whenever the process
+// dies. The next Run removes an unfinished copy. The old data stay beside the new.
 //
-// Nothing here may run beside a kthwd on the same directory. The package does not
-// tell the lost members: starting one of them again makes two clusters.
+// No kthwd may run on the directory meanwhile, which the lock enforces. The package
+// does not inform the lost members: if one of them starts again,
+// there are two clusters.
 package recovery
 
 import (
@@ -64,7 +64,7 @@ type Recovery struct {
 	Member  string   // ids as etcd writes them, in hexadecimal
 	Cluster string   //
 	Lost    []Lost   // the members that are given up
-	Rev     int64    // the least revision that the store has written
+	Rev     int64    // the store's revision; the log may hold later ones
 	Data    string   // the directory that is copied
 	Size    int64    // of the data, in bytes
 	Backup  string   // where the old data are afterwards
@@ -85,8 +85,10 @@ type Lost struct {
 	Answers string // the one of Peers that accepts a connection; "" means none
 }
 
+// backupPrefix begins the name of the directory for the copy, then for the old data.
 const backupPrefix = ".before-recover-"
 
+// unfinished is the name of the mark, see mark.
 const unfinished = "unfinished"
 
 const recoverMargin = 128 << 20 // etcd allocates two log files of 64 MB
@@ -107,8 +109,8 @@ type storedMember struct {
 func Begin(ctx context.Context, c config.Controller, version string, log *slog.Logger) (_ *Recovery, err error) {
 	r := &Recovery{layout: c.Layout(), version: version, log: log}
 	r.Data = filepath.Join(r.layout.Etcd(), "member")
-	users := program.ParseUser(c.EtcdArgs)
-	if dir := program.Value(users, "wal-dir"); dir != "" {
+	userArgs := program.ParseUser(c.EtcdArgs)
+	if dir := program.Value(userArgs, "wal-dir"); dir != "" {
 		return nil, advice.With(fmt.Errorf("etcd's log is in %s (--etcd-arg=wal-dir): kthwd etcd recover wants it beside the database", dir),
 			fmt.Sprintf("move its files into %s and leave the argument out", filepath.Join(r.Data, "wal")))
 	}
@@ -123,7 +125,7 @@ func Begin(ctx context.Context, c config.Controller, version string, log *slog.L
 			r.Close()
 		}
 	}()
-	if err := etcdfiles.Guard(r.layout, users, etcdfiles.Versions(version)); err != nil {
+	if err := etcdfiles.Guard(r.layout, userArgs, etcdfiles.Versions(version)); err != nil {
 		return nil, err
 	}
 	if err := etcdfiles.Check(r.layout.Etcd()); err != nil {
@@ -284,7 +286,7 @@ func (r *Recovery) Run(ctx context.Context) (revision int64, err error) {
 	return revision, nil
 }
 
-// step is a part of a recovery. The process may die during or after it.
+// step is one part of a recovery. The process may die during it or after it.
 type step struct {
 	what    string
 	changed bool // the new data are in place when the step begins
@@ -312,8 +314,8 @@ func (r *Recovery) steps(ctx context.Context, revision *int64) []step {
 	}
 }
 
-// mark records the directory that holds the data now. While that directory still has
-// the name of the data, the directory beside it is an unfinished copy.
+// mark records the inode of the directory that holds the data now. While etcd/member has
+// that inode, the marked directory holds an unfinished copy.
 func (r *Recovery) mark(path string) error {
 	inode, err := inodeOf(r.Data)
 	if err == nil {
@@ -357,7 +359,7 @@ func (r *Recovery) clear() error {
 	return nil
 }
 
-// remember records that the member is alone now.
+// remember writes the record of a member that is alone now.
 func (r *Recovery) remember() error {
 	record := etcdfiles.Versions(r.version)
 	record.Cluster, record.Member, record.Members = r.Cluster, r.Member, 1

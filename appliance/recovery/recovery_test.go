@@ -32,8 +32,8 @@ var rememberedHere = etcdfiles.Record{Cluster: "c1", Member: "a1", Members: 3, K
 
 var noLog = slog.New(slog.DiscardHandler)
 
-// lastOfThree makes a data directory with the etcd data of one of three members, of
-// which the others are gone, and n keys in it.
+// lastOfThree makes a data directory with etcd's data of one member of three and n keys.
+// The other two members are gone.
 func lastOfThree(t *testing.T, n int) config.Controller {
 	t.Helper()
 	var servers [3]*embed.Etcd
@@ -94,7 +94,7 @@ func begin(t *testing.T, c config.Controller) *Recovery {
 	return r
 }
 
-// checkAlone starts the member as it is and wants n keys in a cluster of one.
+// checkAlone starts the member and checks that it has n keys and no other members.
 func checkAlone(t *testing.T, dir string, n int) {
 	t.Helper()
 	c := embed.NewConfig()
@@ -147,7 +147,7 @@ func TestRecover(t *testing.T) {
 	checkRefusal(t, err, "only member of its cluster", "start kthwd")
 	checkAlone(t, c.Layout().Etcd(), n)
 
-	// The old data are whole, too: they can be put back and recovered again.
+	// The old data are complete, too: they can be put back and recovered again.
 	if err := errors.Join(os.RemoveAll(r.Data), os.Rename(filepath.Join(r.Backup, "member"), r.Data)); err != nil {
 		t.Fatal(err)
 	}
@@ -156,8 +156,8 @@ func TestRecover(t *testing.T) {
 	}
 }
 
-// Whatever step a recovery dies after, the data in place are the old ones or the new
-// ones, and another recovery makes it good.
+// After any step at which a recovery dies, either the old or the new data are in place,
+// and another recovery completes it.
 func TestRecoverDies(t *testing.T) {
 	const n = 5
 	source := lastOfThree(t, n)
@@ -176,7 +176,7 @@ func TestRecoverDies(t *testing.T) {
 					t.Fatalf("%s: %v", s.what, err)
 				}
 			}
-			r.Close() // what follows never happens
+			r.Close() // the process dies here
 
 			again, err := Begin(t.Context(), c, "v0.1.0", noLog)
 			if changed {
@@ -332,7 +332,7 @@ func TestCommitAll(t *testing.T) {
 	}
 }
 
-// tear makes of the last record one whose write did not end.
+// tear makes the last record look like an interrupted write.
 func tear(t *testing.T, path string) {
 	t.Helper()
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
@@ -359,13 +359,14 @@ func tear(t *testing.T, path string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// A length, and nothing after it.
+	// The record keeps its length and nothing else.
 	if err := errors.Join(f.Truncate(before+8), f.Truncate(info.Size())); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// checkRefusal wants an error and a hint with these words, or none.
+// checkRefusal checks that err contains want and that its hint contains hint. If want is
+// "", err must be nil.
 func checkRefusal(t *testing.T, err error, want, hint string) {
 	t.Helper()
 	if want == "" {
