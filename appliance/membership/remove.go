@@ -134,7 +134,7 @@ func changeError(err error) error {
 	switch {
 	case errors.Is(err, etcderrors.ErrUnhealthy), errors.Is(err, etcderrors.ErrNotEnoughStartedMembers):
 		return advice.With(errors.New("etcd refuses the change: too few members have been connected for the last five seconds"),
-			"kthwd member list shows who is down; bring them back, or remove them first")
+			"kthwd member list shows the members that are down; bring them back, or remove them first")
 	case outcomeUnknown(err), errors.Is(err, etcderrors.ErrNoLeader):
 		return advice.With(fmt.Errorf("the members did not agree in time: %w", err), "kthwd status says whether there is a quorum; look with kthwd member list before you try again")
 	}

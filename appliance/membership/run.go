@@ -141,7 +141,7 @@ func (m *Members) advance(ctx context.Context, server *embed.Etcd, j join) (over
 	if err := m.removeID(ctx, server, learner.ID.String()); err != nil {
 		return false, err
 	}
-	m.log.Warn("a controller did not arrive in time and is no member any more", "name", j.Name, "address", j.Address)
+	m.log.Warn("a controller did not arrive in time and is no longer a member", "name", j.Name, "address", j.Address)
 	return true, nil
 }
 

@@ -50,7 +50,7 @@ func (m *Members) joins(ctx context.Context, client *clientv3.Client, o ...clien
 		if server := m.etcd.Running(); server == nil || server.Server.Leader() != server.Server.MemberID() {
 			continue
 		}
-		m.log.Warn("a record of a join that no controller of this cluster has made is deleted: look for who else can write to etcd, unless it is of an older kthwd",
+		m.log.Warn("deleted a record of a join without a controller's seal: an older kthwd wrote it, or something else can write to etcd",
 			"record", joinKey(j.ID), "name", j.Name, "address", j.Address)
 		if err := j.forget(ctx, client); err != nil {
 			return nil, 0, err

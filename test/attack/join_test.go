@@ -130,7 +130,7 @@ func TestForgedJoinGivesNothing(t *testing.T) {
 		if code, body, err := g.files(t, "a1b2c3d4e5f6", secret, "x"); err == nil {
 			t.Errorf("the join port answers %d %.100q, want it closed", code, body)
 		}
-		if !strings.Contains(g.first.Log.String(), "no controller of this cluster has made") {
+		if !strings.Contains(g.first.Log.String(), "without a controller's seal") {
 			t.Errorf("the log does not tell of it:\n%s", g.first.Log.Tail(5))
 		}
 	})

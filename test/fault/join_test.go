@@ -495,7 +495,7 @@ func TestJoinExpires(t *testing.T) {
 		t.Logf("%v were not enough to join", ttl)
 	}
 	lists(t, g.c[0], "c0 voter up", "c2 joining its")
-	if !strings.Contains(g.c[0].Log.String(), "a controller did not arrive in time and is no member any more") {
+	if !strings.Contains(g.c[0].Log.String(), "a controller did not arrive in time and is no longer a member") {
 		t.Errorf("c0 does not say that c1 was given up:\n%s", g.c[0].Log.Tail(10))
 	}
 	late := g.start(t, 1)
