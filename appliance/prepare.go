@@ -32,17 +32,18 @@ import (
 
 // prepared is the verified input of all components.
 type prepared struct {
-	cfg      config.Controller
-	o        Options
-	layout   pki.Layout
-	log      *slog.Logger
-	lock     *os.File
-	socket   *datadir.Sockets
-	args     map[string][]program.Arg
-	programs *programs
-	identity string
-	record   etcdfiles.Record // as last written by this process; used by etcd's goroutine
-	events   *eventWriter     // set by wire
+	cfg       config.Controller
+	o         Options
+	layout    pki.Layout
+	log       *slog.Logger
+	lock      *os.File
+	socket    *datadir.Sockets
+	args      map[string][]program.Arg
+	programs  *programs
+	identity  string
+	record    etcdfiles.Record // as last written by this process; used by etcd's goroutine
+	events    *eventWriter     // set by wire
+	observers []observer       // added by wire, before the status
 }
 
 // prepare locks the data directory, makes or checks its files, and parses all command

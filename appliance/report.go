@@ -48,11 +48,18 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 			for _, l := range leases {
 				r.Leases = append(r.Leases, l.Lease())
 			}
+			for _, o := range p.observers {
+				r.Observed = append(r.Observed, o.Findings()...)
+			}
 			beside.Report(&r)
 			return r
 		},
 	})
 }
+
+// observer watches something outside the components, such as a disk, a file or an object in
+// the API. Findings is called for each report, so it must not block.
+type observer interface{ Findings() []status.Finding }
 
 // usedFiles returns the certificates and kubeconfigs that the programs, kthwd and its
 // verbs use, each once.

@@ -27,9 +27,11 @@ const (
 
 // Finding is one fact that an operator should know, with what to do about it.
 type Finding struct {
-	Health Health `json:"health"` // the process's health if this were the only finding; healthy marks mere advice
-	Text   string `json:"text"`
-	Do     string `json:"do,omitempty"`
+	Health Health    `json:"health"`         // the process's health if this were the only finding; healthy marks mere advice
+	Kind   string    `json:"kind,omitempty"` // one word for the kind of finding, for scripts, metrics and alerts
+	Text   string    `json:"text"`           // a sentence: the cause, where it is known
+	Do     string    `json:"do,omitempty"`   // a command that can be typed as it stands, or advice
+	Since  time.Time `json:"since,omitzero"` // when it began; zero where that is unknown
 }
 
 // The thresholds of findings.
@@ -52,6 +54,7 @@ func Assess(r Report, now time.Time) (Health, []Finding) {
 	a.member(r)
 	a.balancer(r)
 	a.certificates(r, now)
+	a.observed(r)
 	slices.SortStableFunc(a.findings, func(x, y Finding) int { return rank[y.Health] - rank[x.Health] })
 	health := Healthy
 	for _, f := range a.findings {
@@ -72,6 +75,13 @@ func (a *assessment) add(h Health, do, format string, args ...any) {
 
 // essential lists the components without which clients are not served.
 var essential = []string{program.Etcd, program.APIServer, program.LB}
+
+func (a *assessment) observed(r Report) {
+	for _, f := range r.Observed {
+		f.Text, f.Do = text.Line(f.Text), text.Line(f.Do)
+		a.findings = append(a.findings, f)
+	}
+}
 
 func (a *assessment) components(r Report) {
 	quorum := r.Quorum == nil || r.Quorum.Leader != "" // quorum reports the lack of one

@@ -41,6 +41,7 @@ var (
 	buildDesc    = desc("build_info", "1, with the versions of the software in the binary.", "version", "kubernetes", "etcd", "go")
 	readyDesc    = desc("ready", "1 when every component is ready or standby.")
 	healthDesc   = desc("health", "1 for the health that kthwd status reports for the process.", "health")
+	findingsDesc = desc("findings", "Findings that kthwd status shows, by kind and by the health that each alone would give the process.", "kind", "health")
 	stateDesc    = desc("component_state", "1 for the state that the component is in.", "component", "state")
 	sinceDesc    = desc("component_state_since_timestamp_seconds", "When the component entered that state.", "component")
 	restartsDesc = desc("component_restarts_total", "Terms of the component that ended in a failure and were started again in process.", "component", "reason")
@@ -97,6 +98,7 @@ func (c reportCollector) Collect(ch chan<- prometheus.Metric) {
 	for _, h := range []Health{Healthy, Degraded, Down} {
 		out.gauge(healthDesc, number(h == health), string(h))
 	}
+	out.findings(r.Findings)
 	for _, s := range r.Components {
 		out.component(s, r.Restarts[s.Name])
 	}
@@ -137,6 +139,23 @@ func metric(d *prometheus.Desc, t prometheus.ValueType, v float64, labels []stri
 		return prometheus.NewInvalidMetric(d, err)
 	}
 	return m
+}
+
+// findings counts the findings that have a kind.
+func (s series) findings(all []Finding) {
+	type key struct {
+		kind   string
+		health Health
+	}
+	count := map[key]int{}
+	for _, f := range all {
+		if f.Kind != "" {
+			count[key{f.Kind, f.Health}]++
+		}
+	}
+	for k, n := range count {
+		s.gauge(findingsDesc, float64(n), k.kind, string(k.health))
+	}
 }
 
 func (s series) component(c supervise.Status, restarts map[string]int) {

@@ -35,6 +35,7 @@ type Report struct {
 
 	Health       Health                    `json:"health,omitempty"` // this and Findings come from Assess
 	Findings     []Finding                 `json:"findings,omitempty"`
+	Observed     []Finding                 `json:"observed,omitempty"`       // what watchers of this process have found; Assess adds them to Findings
 	Name         string                    `json:"name,omitempty"`           // of this controller, or machine
 	Dependencies map[string][]string       `json:"dependencies,omitempty"`   // the components after which each component starts
 	Restarts     map[string]map[string]int `json:"restartReasons,omitempty"` // restarts by component and reason
