@@ -141,17 +141,19 @@ func metric(d *prometheus.Desc, t prometheus.ValueType, v float64, labels []stri
 	return m
 }
 
-// findings counts the findings that have a kind.
+// findings counts the findings. Those without a kind have series at all times, so that
+// the family is always there.
 func (s series) findings(all []Finding) {
 	type key struct {
 		kind   string
 		health Health
 	}
 	count := map[key]int{}
+	for _, h := range []Health{Healthy, Degraded, Down} {
+		count[key{"", h}] = 0
+	}
 	for _, f := range all {
-		if f.Kind != "" {
-			count[key{f.Kind, f.Health}]++
-		}
+		count[key{f.Kind, f.Health}]++
 	}
 	for k, n := range count {
 		s.gauge(findingsDesc, float64(n), k.kind, string(k.health))
