@@ -45,6 +45,8 @@ import (
 	"net/url"
 	"sync"
 	"time"
+
+	"kthwd/health/conns"
 )
 
 // A Config configures a Bridge.
@@ -181,7 +183,7 @@ func targetAddress(target string) (string, error) {
 // Limits for clients. An honest client sends a few hundred bytes at once and reads a
 // short answer.
 const (
-	maxConns       = 512              // open connections; see conns
+	maxConns       = 512              // open connections; see package conns
 	headerTimeout  = 5 * time.Second  // from accept to the end of the request
 	idleTimeout    = 30 * time.Second // longer than the interval of common balancers
 	maxHeaderBytes = 8 << 10
@@ -193,7 +195,7 @@ type Bridge struct {
 	cfg         Config
 	invalid     error // fault of the configuration: Run returns it, and every answer is 503
 	ready, live *probe
-	conns       *conns
+	conns       *conns.Limit
 	count       counters
 
 	now           func() time.Time // clock for the age of verdicts; tests replace it
@@ -210,7 +212,7 @@ func New(cfg Config) *Bridge {
 	b := &Bridge{
 		invalid:       cfg.Validate(),
 		cfg:           cfg.withDefaults(),
-		conns:         newConns(maxConns),
+		conns:         conns.New(maxConns),
 		now:           time.Now,
 		headerTimeout: headerTimeout,
 		base:          context.Background(),
@@ -272,7 +274,7 @@ func (b *Bridge) Run(ctx context.Context, ready func()) error {
 func (b *Bridge) stop(srv *http.Server, stopProbes func()) {
 	ctx, cancel := context.WithTimeout(context.Background(), b.cfg.Timeout+time.Second)
 	defer cancel()
-	b.conns.closeWaiting() // or Shutdown waits 5s for connections that have sent nothing
+	b.conns.CloseWaiting() // or Shutdown waits 5s for connections that have sent nothing
 	if err := srv.Shutdown(ctx); err != nil {
 		b.cfg.Log.Warn("requests cut", "err", err)
 		srv.Close()
@@ -281,7 +283,7 @@ func (b *Bridge) stop(srv *http.Server, stopProbes func()) {
 	// After the budget only a hung disk can be left, which is not waited for.
 	over, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	b.conns.wait(over)
+	b.conns.Wait(over)
 	b.ready.wait(over)
 	b.live.wait(over)
 }
@@ -296,7 +298,7 @@ func (b *Bridge) server() *http.Server {
 		IdleTimeout:                  idleTimeout,
 		MaxHeaderBytes:               maxHeaderBytes,
 		DisableGeneralOptionsHandler: true, // OPTIONS * is a 404 as well
-		ConnState:                    b.conns.track,
+		ConnState:                    b.conns.Track,
 		ErrorLog:                     slog.NewLogLogger(b.cfg.Log.Handler(), slog.LevelDebug),
 	}
 }

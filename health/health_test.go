@@ -22,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	"kthwd/health/conns"
 	"kthwd/test/harness"
 )
 
@@ -612,7 +613,7 @@ func TestRotation(t *testing.T) {
 func TestSlowloris(t *testing.T) {
 	ca := newCA(t)
 	s := newAPIServer(t, ca.server(time.Hour))
-	b := start(t, config(s, ca.files("health")), func(b *Bridge) { b.conns = newConns(4) })
+	b := start(t, config(s, ca.files("health")), func(b *Bridge) { b.conns = conns.New(4) })
 	var hoard []net.Conn
 	for range 20 {
 		c, err := net.Dial("tcp", b.Addr().String())

@@ -19,7 +19,7 @@ type stats struct {
 // stats returns a copy of the counters. It may be called at any time.
 func (b *Bridge) stats() stats {
 	s := b.count.snapshot()
-	s.Cut = b.conns.cuts()
+	s.Cut = b.conns.Cuts()
 	return s
 }
 

@@ -24,6 +24,7 @@ import (
 	"kthwd/appliance/pki"
 	"kthwd/appliance/preflight"
 	"kthwd/appliance/version"
+	"kthwd/health/conns"
 )
 
 // joinEndpoint is the port on which controllers join. It is open only while a token
@@ -59,9 +60,11 @@ func (e *joinEndpoint) open() error {
 		return advice.With(err, preflight.PortHint(err, e.address, "--join-port"))
 	}
 	e.failed = ""
+	limit := conns.New(joinConns)
 	e.server = &http.Server{
 		Handler: e.handler, TLSConfig: tls, ErrorLog: slog.NewLogLogger(e.log.Handler(), slog.LevelDebug),
 		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 40 * time.Second, MaxHeaderBytes: 16 << 10,
+		ConnState: limit.Track,
 	}
 	go e.server.ServeTLS(l, "", "") // ends with close
 	e.log.Info("open for controllers that join", "addr", e.address)
@@ -101,25 +104,31 @@ func (e *joinEndpoint) tls() (*tls.Config, error) {
 
 // joinHandler serves the two requests of a joiner.
 func (m *Members) joinHandler() http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("POST "+member.FilesPath, joinAnswer(m.log, m.giveFiles))
-	mux.HandleFunc("POST "+member.AdmitPath, joinAnswer(m.log, m.admit))
+	mux, limit := http.NewServeMux(), newRefusals()
+	mux.HandleFunc("POST "+member.FilesPath, joinAnswer(m.log, limit, m.giveFiles))
+	mux.HandleFunc("POST "+member.AdmitPath, joinAnswer(m.log, limit, m.admit))
 	return mux
 }
 
-// joinAnswer makes the handler of one request. It logs each refusal.
-func joinAnswer[T any](log *slog.Logger, step func(context.Context, member.Request) (T, error)) http.HandlerFunc {
+// joinAnswer makes the handler of one request. It logs each refusal within the limit.
+func joinAnswer[T any](log *slog.Logger, limit *refusals, step func(context.Context, member.Request) (T, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		done, dropped := limit.begin(r.RemoteAddr)
+		if done == nil {
+			tooMany(w, r, log, dropped)
+			return
+		}
 		var in member.Request
-		err := json.NewDecoder(io.LimitReader(r.Body, 64<<10)).Decode(&in)
-		if err != nil {
+		if json.NewDecoder(io.LimitReader(r.Body, 64<<10)).Decode(&in) != nil {
+			done(true)
 			http.Error(w, "no request of kthwd join", http.StatusBadRequest)
 			return
 		}
 		in.From = r.RemoteAddr
 		out, err := step(r.Context(), in)
-		w.Header().Set("Content-Type", "application/json")
 		if err == nil {
+			done(false)
 			_ = json.NewEncoder(w).Encode(out) // if the joiner has gone, it may try again
 			return
 		}
@@ -132,14 +141,29 @@ func joinAnswer[T any](log *slog.Logger, step func(context.Context, member.Reque
 		if errors.As(err, &own) {
 			f.Hint = own.Hint()
 		}
-		level := slog.LevelWarn
+		done(!f.Retry)
+		level, more := slog.LevelWarn, []any{}
 		if f.Retry {
 			level = slog.LevelDebug
 		}
-		log.Log(r.Context(), level, "join refused", "from", r.RemoteAddr, "join", printableID(in.ID), "err", err)
+		if dropped > 0 {
+			more = []any{"dropped-before", dropped}
+		}
+		log.Log(r.Context(), level, "join refused", append([]any{"from", r.RemoteAddr, "join", printableID(in.ID), "err", err}, more...)...)
 		w.WriteHeader(http.StatusConflict)
 		_ = json.NewEncoder(w).Encode(f)
 	}
+}
+
+// tooMany answers a source that has been refused too often. Only the first of these
+// answers is logged: the next line about the source gives the number of the others.
+func tooMany(w http.ResponseWriter, r *http.Request, log *slog.Logger, dropped int) {
+	if dropped == 1 {
+		log.Warn("join requests of a source are dropped, because it has been refused too often", "from", r.RemoteAddr)
+	}
+	w.Header().Set("Retry-After", "1")
+	w.WriteHeader(http.StatusTooManyRequests)
+	_ = json.NewEncoder(w).Encode(member.Failed{Error: "too many requests from " + host(r.RemoteAddr) + " were refused", Hint: "wait a moment; " + newToken, Retry: true})
 }
 
 // printableID makes an ID from the network short and safe to log.

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -54,6 +55,12 @@ func (g *grown) newToken(t *testing.T, args ...string) member.Token {
 func (g *grown) join(t *testing.T) {
 	t.Helper()
 	g.newToken(t)
+	g.joinWith(t)
+}
+
+// joinWith runs kthwd join with the token.
+func (g *grown) joinWith(t *testing.T) {
+	t.Helper()
 	if code, out := kthwd(t, "join", g.token, "--config=", "--data-dir="+g.data, fmt.Sprintf("--etcd-client-port=%d", g.ports.EtcdClient),
 		fmt.Sprintf("--controller-manager-port=%d", g.ports.ControllerManager), fmt.Sprintf("--scheduler-port=%d", g.ports.Scheduler),
 		fmt.Sprintf("--health-address=%s:%d", g.address, g.ports.Health), fmt.Sprintf("--metrics-address=%s:%d", g.address, g.ports.Metrics)); code != 0 {
@@ -71,6 +78,11 @@ func (g *grown) start(t *testing.T) *kthwtest.Controller {
 // files requests the cluster's keys from the join port, as any holder of a token could.
 func (g *grown) files(t *testing.T, id string, secret []byte, joiner string) (int, string, error) {
 	t.Helper()
+	return g.ask(joinRequest(t, id, secret, joiner))
+}
+
+func joinRequest(t *testing.T, id string, secret []byte, joiner string) []byte {
+	t.Helper()
 	var versions struct{ Kubernetes, Etcd string }
 	if code, out := kthwd(t, "version", "--output=json"); code != 0 || json.Unmarshal([]byte(out), &versions) != nil {
 		t.Fatalf("kthwd version: exit code %d\n%s", code, out)
@@ -80,6 +92,10 @@ func (g *grown) files(t *testing.T, id string, secret []byte, joiner string) (in
 	if err != nil {
 		t.Fatal(err)
 	}
+	return body
+}
+
+func (g *grown) ask(body []byte) (int, string, error) {
 	client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
 	resp, err := client.Post(fmt.Sprintf("https://%s:%d%s", g.first.Address, g.first.Ports.Join, member.FilesPath), "application/json", bytes.NewReader(body))
 	if err != nil {
@@ -192,6 +208,40 @@ func TestTokenIsGoodOnce(t *testing.T) {
 			t.Errorf("want a warning %q with the peer's address, got %q", want, line)
 		}
 	}
+}
+
+// A client without a token can neither fill the log nor have etcd read at each request.
+// The joiner on another address is not kept waiting.
+func TestJoinPortHasLimits(t *testing.T) {
+	t.Parallel()
+	g := growing(t)
+	token := g.newToken(t)
+	wrong := joinRequest(t, token.ID, bytes.Repeat([]byte{9}, len(token.Secret)), "x")
+	const requests, atOnce = 200, 20
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	codes := map[int]int{}
+	for range atOnce {
+		wg.Go(func() {
+			for range requests / atOnce {
+				code, _, err := g.ask(wrong)
+				if err != nil {
+					t.Error(err)
+				}
+				mu.Lock()
+				codes[code]++
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	if codes[http.StatusConflict] == 0 || codes[http.StatusTooManyRequests] < codes[http.StatusConflict] {
+		t.Errorf("answers of %d requests with a wrong secret: %v, want most of them not looked at", requests, codes)
+	}
+	if lines := strings.Count(g.first.Log.String(), "join re"); lines > 2*codes[http.StatusConflict] {
+		t.Errorf("%d lines in the log for %d requests, of which %d were looked at", lines, requests, codes[http.StatusConflict])
+	}
+	g.joinWith(t)
 }
 
 func lineWith(log, text string) string {

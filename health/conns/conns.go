@@ -1,4 +1,6 @@
-package health
+// Package conns limits the open connections of an HTTP server that must not refuse honest
+// clients.
+package conns
 
 import (
 	"context"
@@ -7,19 +9,19 @@ import (
 	"sync"
 )
 
-// conns limits the open connections of a server. The bridge shares its file descriptors
-// with etcd, so it needs a limit. But if it stopped accepting at the limit, idle
-// connections could lock out honest clients. Here a new connection is always accepted,
-// and the one that has waited longest for a request is cut: an honest client needs a
-// millisecond, while an attacker has to outpace all others.
-type conns struct {
+// Limit limits the open connections of a server that shares its file descriptors with
+// etcd. If the server stopped accepting at the limit, idle connections could lock out
+// honest clients. Here a new connection is always accepted, and the one that has waited
+// longest for a request is cut: an honest client needs a millisecond, while an attacker
+// has to outpace all others.
+type Limit struct {
 	max int
 
 	mu    sync.Mutex
 	open  map[net.Conn]*conn
 	turn  uint64        // number of changes of state; a clock without ties
 	kept  int           // connections in open that were not cut
-	cut   uint64        // connections cut since newConns
+	cut   uint64        // connections cut since New
 	empty chan struct{} // closed when open becomes empty; nil without a waiter
 }
 
@@ -30,12 +32,13 @@ type conn struct {
 	cut    bool   // closed here, but not yet noticed by the server
 }
 
-func newConns(max int) *conns {
-	return &conns{max: max, open: map[net.Conn]*conn{}}
+// New returns a limit of max open connections.
+func New(max int) *Limit {
+	return &Limit{max: max, open: map[net.Conn]*conn{}}
 }
 
-// track is an http.Server's ConnState hook.
-func (c *conns) track(nc net.Conn, state http.ConnState) {
+// Track is an http.Server's ConnState hook.
+func (c *Limit) Track(nc net.Conn, state http.ConnState) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.turn++
@@ -54,7 +57,7 @@ func (c *conns) track(nc net.Conn, state http.ConnState) {
 	}
 }
 
-func (c *conns) remove(nc net.Conn) {
+func (c *Limit) remove(nc net.Conn) {
 	cn := c.open[nc]
 	if cn == nil {
 		return
@@ -71,7 +74,7 @@ func (c *conns) remove(nc net.Conn) {
 
 // cutOne closes the connection without a request for the longest time or, if all have a
 // request, the one with the oldest request.
-func (c *conns) cutOne() {
+func (c *Limit) cutOne() {
 	var victim net.Conn
 	var worst *conn
 	for nc, cn := range c.open {
@@ -89,8 +92,8 @@ func (c *conns) cutOne() {
 	}
 }
 
-// closeWaiting closes all connections without a request.
-func (c *conns) closeWaiting() {
+// CloseWaiting closes all connections without a request.
+func (c *Limit) CloseWaiting() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for nc, cn := range c.open {
@@ -100,14 +103,14 @@ func (c *conns) closeWaiting() {
 	}
 }
 
-func (c *conns) close(nc net.Conn, cn *conn) {
+func (c *Limit) close(nc net.Conn, cn *conn) {
 	nc.Close()
 	cn.cut = true
 	c.kept--
 }
 
-// wait returns when the goroutines of all connections have ended or ctx is done.
-func (c *conns) wait(ctx context.Context) {
+// Wait returns when the goroutines of all connections have ended or ctx is done.
+func (c *Limit) Wait(ctx context.Context) {
 	c.mu.Lock()
 	if len(c.open) == 0 {
 		c.mu.Unlock()
@@ -122,8 +125,8 @@ func (c *conns) wait(ctx context.Context) {
 	}
 }
 
-// cuts returns the number of connections closed to make room.
-func (c *conns) cuts() uint64 {
+// Cuts returns the number of connections closed to make room.
+func (c *Limit) Cuts() uint64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.cut
