@@ -99,7 +99,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 			}
 			return err
 		}
-		all = append(all, serving{s.newHTTPServer(s.public), tcp, s.Web})
+		all = append(all, serving{s.newHTTPServer(ownHosts(s.Address, s.public)), tcp, s.Web})
 	}
 	watching, stopWatching := context.WithCancel(ctx)
 	var watch sync.WaitGroup
