@@ -21,6 +21,7 @@ import (
 	"go.etcd.io/etcd/server/v3/etcdserver/api/membership"
 
 	"kthwd/appliance/advice"
+	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/supervise"
 )
 
@@ -143,7 +144,7 @@ func (e *Member) hasData() bool {
 	if dir == "" {
 		dir = filepath.Join(e.cfg.Dir, "member", "wal")
 	}
-	names, err := filepath.Glob(filepath.Join(dir, "*.wal"))
+	names, err := etcdfiles.Logs(dir)
 	return err == nil && len(names) > 0
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -73,9 +74,19 @@ func checkBackend(path string) (err error) {
 	})
 }
 
+// Logs returns the paths of the files of the write-ahead log in dir, in their order; none
+// if there is no such directory. The directory's own name may contain any character.
+func Logs(dir string) ([]string, error) {
+	names, err := fs.Glob(os.DirFS(dir), "*.wal")
+	for i := range names {
+		names[i] = filepath.Join(dir, names[i])
+	}
+	return names, err
+}
+
 // checkWAL reads the last file of the write-ahead log, the one that etcd may truncate.
 func checkWAL(dir string) error {
-	names, err := filepath.Glob(filepath.Join(dir, "*.wal"))
+	names, err := Logs(dir)
 	if err != nil || len(names) == 0 {
 		return err
 	}

@@ -36,7 +36,10 @@ func TestTornRecord(t *testing.T) {
 		}, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			dir := filepath.Join(t.TempDir(), "wal")
+			dir := filepath.Join(t.TempDir(), `a[b-*?\]`, "wal") // a path is no pattern
+			if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
+				t.Fatal(err)
+			}
 			w, err := wal.Create(zap.NewNop(), dir, nil)
 			if err != nil {
 				t.Fatal(err)
@@ -51,7 +54,10 @@ func TestTornRecord(t *testing.T) {
 			if err := w.Close(); err != nil {
 				t.Fatal(err)
 			}
-			files, _ := filepath.Glob(filepath.Join(dir, "*.wal"))
+			files, err := Logs(dir)
+			if err != nil || len(files) != 1 {
+				t.Fatalf("files of the log: %q, %v", files, err)
+			}
 			data, err := os.ReadFile(files[0])
 			if err != nil {
 				t.Fatal(err)

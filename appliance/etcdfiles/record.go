@@ -134,7 +134,7 @@ func (r *Record) dataGone(l pki.Layout) error {
 // ReadIDs returns the cluster and the member that own the log in dir. Each file of the log
 // begins with them.
 func ReadIDs(dir string) (Record, error) {
-	names, err := filepath.Glob(filepath.Join(dir, "*.wal"))
+	names, err := Logs(dir)
 	if err == nil && len(names) == 0 {
 		err = fs.ErrNotExist
 	}

@@ -329,7 +329,7 @@ func (r *Recovery) mark(path string) error {
 
 // findLeftovers finds copies that never replaced the data.
 func (r *Recovery) findLeftovers() error {
-	marks, err := filepath.Glob(filepath.Join(r.layout.Etcd(), backupPrefix+"*", unfinished))
+	marks, err := fs.Glob(os.DirFS(r.layout.Etcd()), backupPrefix+"*/"+unfinished)
 	if err != nil || len(marks) == 0 {
 		return err
 	}
@@ -337,7 +337,8 @@ func (r *Recovery) findLeftovers() error {
 	if err != nil {
 		return err
 	}
-	for _, m := range marks {
+	for _, name := range marks {
+		m := filepath.Join(r.layout.Etcd(), name)
 		data, err := os.ReadFile(m)
 		if err != nil {
 			return err
