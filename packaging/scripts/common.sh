@@ -94,7 +94,16 @@ set_up() {
 	fi
 }
 
+# The load balancer once ran as the controller's user. Its files below /etc and the log
+# that it then wrote are not those of its own user.
+own_user_of_lb() {
+	if grep -qs '^access-log: */var/log/kthwd/' /etc/kthwd/lb.yaml; then
+		say "from its next restart the load balancer runs as kthwd-lb, which cannot write to /var/log/kthwd: set access-log: /var/log/kthwd-lb/access.log in /etc/kthwd/lb.yaml"
+	fi
+}
+
 upgraded() {
+	own_user_of_lb
 	upgrade_controller
 	upgrade_lb
 }

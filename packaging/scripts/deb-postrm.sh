@@ -9,7 +9,7 @@ remove) removed ;;
 purge)
 	removed
 	disable_all
-	rm -rf /var/lib/kthwd-lb /var/log/kthwd
+	rm -rf /var/lib/kthwd-lb /var/log/kthwd /var/log/kthwd-lb
 	data=/var/lib/kubernetes
 	if [ -d "$data" ]; then
 		for name in @DATA_FILES@; do

@@ -32,7 +32,7 @@ func TestRPM(t *testing.T) {
 		}
 	}
 	m.shows("getent passwd kthwd", "/usr/sbin/nologin")
-	m.shows("stat --format '%a %U:%G' /var/lib/kubernetes /var/log/kthwd", "700 kthwd:kthwd\n750 kthwd:kthwd")
+	m.shows("stat --format '%a %U:%G' /var/lib/kubernetes /var/log/kthwd /var/log/kthwd-lb", "700 kthwd:kthwd\n750 kthwd:kthwd\n750 kthwd-lb:kthwd-lb")
 	if out := m.run("rpm --verify --nodeps kthwd"); out != "" {
 		t.Errorf("rpm --verify:\n%s", out)
 	}
@@ -84,7 +84,7 @@ func TestRPM(t *testing.T) {
 	if out := m.run("systemctl list-unit-files 'kthwd*' --no-legend || true"); out != "" {
 		t.Errorf("units:\n%s", out)
 	}
-	if left := added(before, files(m)); left != "/etc/kthwd\n/var/log/kthwd\n" {
+	if left := added(before, files(m)); left != "/etc/kthwd\n/var/log/kthwd\n/var/log/kthwd-lb\n" {
 		t.Errorf("left behind:\n%s", left)
 	}
 }

@@ -79,7 +79,7 @@ func installs(t *testing.T, c, b *machine) {
 		m.shows("getent passwd kthwd", "/usr/sbin/nologin")
 		m.shows("stat -c '%a %U' /var/lib/kubernetes", "700 kthwd")
 		m.shows("dpkg-query --showformat '${Conffiles}' --show kthwd", "/etc/kthwd/controller.yaml", "/etc/kthwd/lb.yaml", "/etc/default/kthwd", "/etc/logrotate.d/kthwd")
-		if out := m.run("logrotate --debug /etc/logrotate.d/kthwd 2>&1"); strings.Contains(out, "error") || !strings.Contains(out, "/var/log/kthwd/*.log") {
+		if out := m.run("logrotate --debug /etc/logrotate.d/kthwd 2>&1"); strings.Contains(out, "error") || !strings.Contains(out, "/var/log/kthwd-lb/*.log") {
 			t.Errorf("logrotate --debug:\n%s", out)
 		}
 		m.run("bash -c 'source /usr/share/bash-completion/bash_completion && source /usr/share/bash-completion/completions/kthwd && complete -p kthwd'")
@@ -142,13 +142,29 @@ func controllerServes(t *testing.T, c, _ *machine) {
 // rotates: the load balancer is told, and goes on in the new file.
 func rotates(t *testing.T, b *machine) {
 	const request = "kubectl --kubeconfig /etc/kthwd/admin.kubeconfig version"
-	b.shows(request+" && cat /var/log/kthwd/access.log", `"backend"`)
+	b.shows(request+" && cat /var/log/kthwd-lb/access.log", `"backend"`)
 	process := b.property(balancerUnit, "MainPID")
 	b.run("logrotate --force /etc/logrotate.d/kthwd")
-	b.shows("stat --format '%a %U:%G %n' /var/log/kthwd/*", "640 kthwd:kthwd /var/log/kthwd/access.log\n", "600 kthwd:kthwd /var/log/kthwd/access.log.1\n")
-	b.shows(request+" && cat /var/log/kthwd/access.log", `"backend"`)
+	b.shows("stat --format '%a %U:%G %n' /var/log/kthwd-lb/*", "640 kthwd-lb:kthwd-lb /var/log/kthwd-lb/access.log\n", "600 kthwd-lb:kthwd-lb /var/log/kthwd-lb/access.log.1\n")
+	b.shows(request+" && cat /var/log/kthwd-lb/access.log", `"backend"`)
 	if now := b.property(balancerUnit, "MainPID"); now != process {
 		t.Errorf("logrotate restarted it: process %s, before %s", now, process)
+	}
+}
+
+// keepsKeysApart: the load balancer cannot read a controller's files on its machine, whatever
+// their modes, and neither unit leaves a core dump, which would contain keys.
+func keepsKeysApart(t *testing.T, b *machine) {
+	b.run("touch /var/lib/kubernetes/probe && chmod 0777 /var/lib/kubernetes && chmod 0666 /var/lib/kubernetes/probe")
+	defer b.run("rm /var/lib/kubernetes/probe && chmod 0700 /var/lib/kubernetes")
+	inside := "nsenter --mount --target $(systemctl show -p MainPID --value " + balancerUnit + ") runuser -u kthwd-lb -- cat /var/lib/kubernetes/probe 2>&1"
+	if out := b.fails(inside); !strings.Contains(out, "ermission denied") && !strings.Contains(out, "No such file") {
+		t.Errorf("the load balancer reads a controller's file: %s", out)
+	}
+	for _, unit := range []string{controllerUnit, balancerUnit} {
+		if got := b.property(unit, "LimitCORE"); got != "0" {
+			t.Errorf("%s: LimitCORE %s", unit, got)
+		}
 	}
 }
 
@@ -156,7 +172,7 @@ const balancerYAML = `listen: ['` + balancerAddress + `:6443']
 backend: ['` + controllerAddress + `:6443']
 backend-ca: /etc/kthwd/ca.pem
 metrics-address: 127.0.0.1:10301
-access-log: /var/log/kthwd/access.log
+access-log: /var/log/kthwd-lb/access.log
 `
 
 func balancerServes(t *testing.T, c, b *machine) {
@@ -172,6 +188,10 @@ func balancerServes(t *testing.T, c, b *machine) {
 	if out := b.run("journalctl --no-pager -o cat -p warning -u " + balancerUnit); strings.Contains(out, "inherited socket") {
 		t.Errorf("the socket of the unit was not used:\n%s", out)
 	}
+	if got := b.run("ps -o user= -C kthwd"); strings.TrimSpace(got) != "kthwd-lb" {
+		t.Errorf("it runs as %q", got)
+	}
+	keepsKeysApart(t, b)
 	rotates(t, b)
 }
 
@@ -432,7 +452,7 @@ func removeAndPurge(t *testing.T, c, b *machine) {
 	if !strings.Contains(out, "is not kthwd's: it stays") {
 		t.Errorf("it does not say what stays:\n%s", out)
 	}
-	if left := c.run("find /var/lib/kubernetes /etc/kthwd /etc/default/kthwd /var/log/kthwd /lib/systemd/system/kthwd* /etc/systemd/system -name '*kthwd*' -o -path '/var/lib/kubernetes/*' 2>/dev/null || true"); strings.TrimSpace(left) != "/var/lib/kubernetes/mine" {
+	if left := c.run("find /var/lib/kubernetes /etc/kthwd /etc/default/kthwd /var/log/kthwd /var/log/kthwd-lb /lib/systemd/system/kthwd* /etc/systemd/system -name '*kthwd*' -o -path '/var/lib/kubernetes/*' 2>/dev/null || true"); strings.TrimSpace(left) != "/var/lib/kubernetes/mine" {
 		t.Errorf("left after the purge:\n%s", left)
 	}
 	b.run("apt-get purge -y -q kthwd")
