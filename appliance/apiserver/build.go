@@ -69,6 +69,9 @@ func (a *Server) configure() (*apiapp.Config, error) {
 		return nil, err
 	}
 	config, err := apiapp.NewConfig(completed)
+	if err == nil {
+		err = splitAudit(&config.Aggregator.GenericConfig.Config, completed.Audit)
+	}
 	if err != nil && completed.SecureServing.Listener != nil {
 		err = errors.Join(err, completed.SecureServing.Listener.Close())
 	}
@@ -81,7 +84,7 @@ func (a *Server) assemble(config *apiapp.Config) (*built, error) {
 	rememberClients(config)
 	s := &built{}
 	front := &config.Aggregator.GenericConfig.Config
-	front.BuildHandlerChainFunc = a.fences.Wrap(s.chained(front.BuildHandlerChainFunc))
+	front.BuildHandlerChainFunc = bounded(a.fences.Wrap(s.chained(front.BuildHandlerChainFunc)))
 	completed, err := config.Complete()
 	if err != nil {
 		return nil, err

@@ -220,6 +220,9 @@ func CheckPolicies(args []program.Arg) error {
 			return advice.With(err, "mend the file, or move it away and kthwd writes its own")
 		}
 	}
+	if err := checkAuthentication(args); err != nil {
+		return err
+	}
 	path := program.Value(args, "encryption-provider-config")
 	if path == "" {
 		return nil

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"regexp"
+	"slices"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -22,10 +23,18 @@ type document struct {
 var documents = []document{
 	{Layout.EncryptionConfig, renderEncryption, modeSecret},
 	{Layout.AuditPolicy, func() ([]byte, error) { return auditPolicy, nil }, modePublic},
+	{Layout.AuthenticationConfig, func() ([]byte, error) { return authenticationConfig, nil }, modePublic},
+}
+
+func (l Layout) isPublicDocument(path string) bool {
+	return slices.ContainsFunc(documents, func(d document) bool { return d.mode == modePublic && d.path(l) == path })
 }
 
 //go:embed audit-policy.yaml
 var auditPolicy []byte
+
+//go:embed authentication-config.yaml
+var authenticationConfig []byte
 
 const encryptionConfig = `# How kube-apiserver encrypts secrets in etcd: new ones with key1; those written
 # before there was a key are still readable.

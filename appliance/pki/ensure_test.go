@@ -17,8 +17,8 @@ import (
 
 func TestFreshDirectory(t *testing.T) {
 	l := Layout{Dir: filepath.Join(t.TempDir(), "var", "lib", "kubernetes")}
-	if report, err := Check(l, testSpec()); err != nil || len(report.Missing) != 23 {
-		t.Errorf("Check of nothing = %d files missing, %v; want 23, nil", len(report.Missing), err)
+	if report, err := Check(l, testSpec()); err != nil || len(report.Missing) != 24 {
+		t.Errorf("Check of nothing = %d files missing, %v; want 24, nil", len(report.Missing), err)
 	}
 	report := ensure(t, l, testSpec())
 	if len(report.Kept)+len(report.Warnings)+len(report.Missing) > 0 {
@@ -59,8 +59,8 @@ func TestSecondEnsureChangesNothing(t *testing.T) {
 	l := filled(t)
 	before := contents(t, l.Dir)
 	report := ensure(t, l, testSpec())
-	if len(report.Created) > 0 || len(report.Kept) != 23 || len(report.Warnings) > 0 {
-		t.Errorf("report = %+v, want 23 files kept", report)
+	if len(report.Created) > 0 || len(report.Kept) != 24 || len(report.Warnings) > 0 {
+		t.Errorf("report = %+v, want 24 files kept", report)
 	}
 	wantSame(t, l.Dir, before)
 }
@@ -110,7 +110,7 @@ func TestTutorialDirectory(t *testing.T) {
 			before := contents(t, l.Dir)
 			report := ensure(t, l, testSpec())
 			want := []string{"kthwd-health-key.pem", "kthwd-health.pem", "front-proxy-ca-key.pem", "front-proxy-ca.pem",
-				"front-proxy-client-key.pem", "front-proxy-client.pem", "audit-policy.yaml"}
+				"front-proxy-client-key.pem", "front-proxy-client.pem", "audit-policy.yaml", "authentication-config.yaml"}
 			if got := bases(report.Created); !slices.Equal(got, want) {
 				t.Errorf("created %q, want %q", got, want)
 			}

@@ -48,8 +48,16 @@ func (l Layout) EncryptionConfig() string { return l.path("encryption-config.yam
 // AuditPolicy configures what the API server records.
 func (l Layout) AuditPolicy() string { return l.path("audit-policy.yaml") }
 
-// AuditLog is where the API server records it.
+// AuthenticationConfig configures which requests need no credentials, and who issues
+// tokens besides the cluster.
+func (l Layout) AuthenticationConfig() string { return l.path("authentication-config.yaml") }
+
+// AuditLog is where the API server records requests.
 func (l Layout) AuditLog() string { return l.path("audit.log") }
+
+// UnauthenticatedAuditLog is where it records the requests of clients without valid
+// credentials.
+func (l Layout) UnauthenticatedAuditLog() string { return l.path("audit-unauthenticated.log") }
 
 // SchedulerConfig is the KubeSchedulerConfiguration.
 func (l Layout) SchedulerConfig() string { return l.path("kube-scheduler.yaml") }
@@ -94,7 +102,7 @@ func (l Layout) JoinRecord() string { return l.path("kthwd.join") }
 func (l Layout) Files() []string {
 	l.Dir, l.EtcdDir = "", ""
 	files := []string{
-		l.CA(), l.CAKey(), l.EncryptionConfig(), l.AuditPolicy(), l.AuditLog(), l.SchedulerConfig(),
+		l.CA(), l.CAKey(), l.EncryptionConfig(), l.AuditPolicy(), l.AuthenticationConfig(), l.AuditLog(), l.UnauthenticatedAuditLog(), l.SchedulerConfig(),
 		filepath.Join(l.Etcd(), "member"), l.Run(), l.Lock(), l.InstanceID(), l.Record(), l.JoinRecord(),
 	}
 	for _, name := range []string{

@@ -127,7 +127,7 @@ func (s Shared) plan(l Layout, server string) (report Report, files []file, err 
 			continue
 		}
 		mode := modeSecret
-		if strings.HasSuffix(name, ".pem") && !strings.HasSuffix(name, "-key.pem") || name == filepath.Base(l.AuditPolicy()) {
+		if strings.HasSuffix(name, ".pem") && !strings.HasSuffix(name, "-key.pem") || l.isPublicDocument(path) {
 			mode = modePublic
 		}
 		files = append(files, file{path: path, data: data, mode: mode, isKey: strings.HasSuffix(name, "-key.pem")})

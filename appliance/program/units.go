@@ -16,6 +16,9 @@ import (
 // KeyShutdownDelay is the API server's flag for how long it serves while it stops.
 const KeyShutdownDelay = "shutdown-delay-duration"
 
+// KeyAuthentication is the API server's flag for the file that restricts anonymous requests.
+const KeyAuthentication = "authentication-config"
+
 // The four functions below are the tutorial's unit files as data: each returns the
 // flags of one program in the guide's order, with today's names.
 // docs/tutorial-differences.md explains every line that differs from the guide.
@@ -95,6 +98,9 @@ func APIServerArgs(c config.Controller, l pki.Layout, socket string) []Arg {
 		// Without it the stop waits up to 60 s for every kubelet's and kubectl's watch (genericapiserver.go).
 		{"shutdown-watch-termination-grace-period", "2s"},
 	}
+	if !usersAuthentication(c.APIServerArgs) {
+		args = append(args, Arg{KeyAuthentication, l.AuthenticationConfig()})
+	}
 	if ip := net.ParseIP(c.AdvertiseAddress); ip != nil && ip.IsLoopback() {
 		// The API refuses loopback addresses in Endpoints, so there is nothing to reconcile.
 		args = append(args, Arg{"endpoint-reconciler-type", "none"})
@@ -103,6 +109,14 @@ func APIServerArgs(c config.Controller, l pki.Layout, socket string) []Arg {
 		args = append(args, Arg{"tracing-config-file", l.Tracing()})
 	}
 	return args
+}
+
+// usersAuthentication reports whether the user's flags exclude the file: upstream refuses
+// --anonymous-auth beside it, and ignores --oidc-* (kubeapiserver/options/authentication.go).
+func usersAuthentication(args []string) bool {
+	return slices.ContainsFunc(ParseUser(args), func(a Arg) bool {
+		return a.Key == "anonymous-auth" || strings.HasPrefix(a.Key, "oidc-")
+	})
 }
 
 // ControllerManagerArgs is the guide's kube-controller-manager.service.

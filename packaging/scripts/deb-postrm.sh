@@ -15,7 +15,7 @@ purge)
 		for name in @DATA_FILES@; do
 			rm -rf "$data/$name"
 		done
-		rm -f "$data"/audit-[0-9]*.log "$data"/audit-[0-9]*.log.gz
+		rm -f "$data"/audit-[0-9]*.log "$data"/audit-[0-9]*.log.gz "$data"/audit-unauthenticated-[0-9]*.log "$data"/audit-unauthenticated-[0-9]*.log.gz
 		rmdir "$data/etcd" 2>/dev/null || true
 		rmdir "$data" 2>/dev/null || say "$data is not empty, and what is in it is not kthwd's: it stays"
 	fi

@@ -2,7 +2,6 @@ package ha
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/http"
@@ -16,6 +15,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
 )
 
 const (
@@ -120,9 +121,17 @@ func (o *round) apiLoad(t testing.TB) *requests {
 	})
 }
 
-// newConnections makes a new TLS connection for each request.
+// newConnections makes a new TLS connection for each request, with a client certificate.
 func (o *round) newConnections() *requests {
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: o.pool, MinVersion: tls.VersionTLS12}}}
+	admin, err := clientcmd.BuildConfigFromFlags("", o.admin)
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	config, err := rest.TLSConfigFor(admin)
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: config}}
 	return makeRequests(probeRate, func(ctx context.Context, _ int) error {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+o.server+"/version", nil)
 		if err != nil {

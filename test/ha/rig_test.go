@@ -58,7 +58,6 @@ type cluster struct {
 	network  bool       // each machine has its own; links can be cut
 	server   string     // the load balancer's address and port
 	admin    string     // kubeconfig
-	pool     *x509.CertPool
 }
 
 func (c *cluster) controllers() []*machine { return c.machines[:controllerCount] }
@@ -124,12 +123,6 @@ func (c *cluster) makeDirectories(t *testing.T) {
 	}
 	c.admin = filepath.Join(first.dir, "admin.kubeconfig")
 	c.server = net.JoinHostPort(lb.address, strconv.Itoa(lb.ports.Secure))
-	pem, err := os.ReadFile(filepath.Join(first.dir, "ca.pem"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.pool = x509.NewCertPool()
-	c.pool.AppendCertsFromPEM(pem)
 }
 
 // args is the command line: the file, and what several on one machine must have apart.
