@@ -308,7 +308,7 @@ func TestBackendName(t *testing.T) {
 	r := run(t, testConfig("localhost:"+port), Options{})
 	eventually(t, "resolved", func() error {
 		if a, err := netip.ParseAddrPort(r.Status().Backends[0].Resolved); err != nil || !a.Addr().IsLoopback() {
-			return fmt.Errorf("it is %v: %v", a, err)
+			return errors.Join(fmt.Errorf("it is %v", a), err)
 		}
 		return nil
 	})

@@ -121,7 +121,7 @@ func (l *loop) start(p *pair, b *Backend) (int32, syscall.Errno) {
 		closeFD(fd)
 		return -1, unix.EMFILE
 	}
-	setInt(fd, unix.IPPROTO_TCP, unix.TCP_QUICKACK, 0) // see prepareListener; here the client's first bytes carry the last ACK of the handshake
+	setInt(fd, unix.IPPROTO_TCP, unix.TCP_QUICKACK, 0) // see listener.prepare; here the client's first bytes carry the last ACK of the handshake
 	if errno = connect(fd, to); errno == unix.EINPROGRESS {
 		errno = 0
 	}

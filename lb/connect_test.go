@@ -75,8 +75,8 @@ func write(c net.Conn, text string) error {
 // expectGone expects an orderly end or a reset.
 func expectGone(c net.Conn) error {
 	var b [1]byte
-	if _, err := c.Read(b[:]); err != io.EOF && !errors.Is(err, unix.ECONNRESET) {
-		return fmt.Errorf("got %v, want an end", err)
+	if _, err := c.Read(b[:]); !errors.Is(err, io.EOF) && !errors.Is(err, unix.ECONNRESET) {
+		return errors.Join(errors.New("the connection has not ended"), err)
 	}
 	return nil
 }

@@ -488,8 +488,8 @@ type onlyReader struct{ io.Reader }
 // expectEOF expects an orderly end.
 func expectEOF(r io.Reader) error {
 	var b [1]byte
-	if n, err := r.Read(b[:]); n != 0 || err != io.EOF {
-		return fmt.Errorf("got %d bytes and %v, want EOF", n, err)
+	if n, err := r.Read(b[:]); n != 0 || !errors.Is(err, io.EOF) {
+		return errors.Join(fmt.Errorf("got %d bytes, want EOF", n), err)
 	}
 	return nil
 }
@@ -498,7 +498,7 @@ func expectEOF(r io.Reader) error {
 func expectReset(r io.Reader) error {
 	var b [1]byte
 	if n, err := r.Read(b[:]); n != 0 || !errors.Is(err, unix.ECONNRESET) {
-		return fmt.Errorf("got %d bytes and %v, want a reset", n, err)
+		return errors.Join(fmt.Errorf("got %d bytes, want a reset", n), err)
 	}
 	return nil
 }

@@ -71,7 +71,7 @@ func newListener(address string, index int, ln *net.TCPListener, defers time.Dur
 		var n int
 		if n, failed = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0); failed == nil {
 			l.fd = int32(n)
-			if failed = prepareListener(l.fd, defers); failed != nil {
+			if failed = l.prepare(); failed != nil {
 				l.close()
 			}
 		}
@@ -82,7 +82,7 @@ func newListener(address string, index int, ln *net.TCPListener, defers time.Dur
 	return l, nil
 }
 
-// prepareListener sets the options that accepted connections inherit, which saves the
+// prepare sets the options that accepted connections inherit, which saves the
 // system calls per connection.
 //
 // Keep-alive itself is off, because a short connection does not need the work of its
@@ -92,18 +92,26 @@ func newListener(address string, index int, ln *net.TCPListener, defers time.Dur
 // it may travel with an answer; later in a connection it does so anyway. Together with
 // the same option for backends this saves three packets of twenty for a request on its
 // own connection. HAProxy has the options tcp-smart-accept and tcp-smart-connect for it.
-func prepareListener(fd int32, defers time.Duration) error {
+//
+// The balancer works without any of these options, so one that the socket's protocol lacks is
+// left out: a socket from the service manager may be of Multipath TCP.
+func (l *listener) prepare() error {
 	options := append([]struct {
 		level, name int
 		value       int32
 	}{
 		{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
-		{unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, int32(defers / time.Second)},
+		{unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, int32(time.Duration(l.defers) / time.Second)},
 		{unix.IPPROTO_TCP, unix.TCP_QUICKACK, 0},
 		{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 0}, // an inherited socket may have it on
 	}, keepAliveOptions...)
 	for _, o := range options {
-		if errno := setInt(fd, o.level, o.name, o.value); errno != 0 {
+		switch errno := setInt(l.fd, o.level, o.name, o.value); {
+		case errno == unix.ENOPROTOOPT || errno == unix.EOPNOTSUPP:
+			if o.level == unix.IPPROTO_TCP && o.name == unix.TCP_DEFER_ACCEPT {
+				l.defers = 0
+			}
+		case errno != 0:
 			return os.NewSyscallError("setsockopt", errno)
 		}
 	}

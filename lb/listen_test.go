@@ -290,6 +290,37 @@ func TestInheritedSockets(t *testing.T) {
 	}
 }
 
+// A socket of Multipath TCP lacks some of the options; clients come with and without it.
+func TestInheritedMultipathSocket(t *testing.T) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_MPTCP)
+	if err != nil {
+		t.Skipf("this kernel has no Multipath TCP: %v", err)
+	}
+	f := os.NewFile(uintptr(fd), "multipath")
+	must(t, unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}))
+	must(t, unix.Listen(fd, 16))
+	bound, err := unix.Getsockname(fd)
+	must(t, err)
+	p := newPeerAt(t, "127.0.0.1:0", func(c net.Conn) { _, _ = io.Copy(c, c) })
+	cfg := testConfig(p.addr)
+	cfg.Listen = []string{fmt.Sprintf("127.0.0.1:%d", bound.(*unix.SockaddrInet4).Port)}
+	r := run(t, cfg, Options{Sockets: []*os.File{f}})
+	for _, multipath := range []bool{false, true} {
+		d := net.Dialer{Timeout: patience}
+		d.SetMultipathTCP(multipath)
+		client, err := d.Dial("tcp", r.addr)
+		must(t, err)
+		defer client.Close()
+		must(t, client.SetDeadline(time.Now().Add(patience)))
+		_, err = io.WriteString(client, "hello")
+		must(t, err)
+		echo := make([]byte, len("hello"))
+		if _, err := io.ReadFull(client, echo); err != nil || string(echo) != "hello" {
+			t.Errorf("multipath %v: the echo is %q, %v", multipath, echo, err)
+		}
+	}
+}
+
 func TestPortInUse(t *testing.T) {
 	p := newPeer(t)
 	cfg := testConfig(p.addr)

@@ -1,6 +1,7 @@
 package lb
 
 import (
+	"errors"
 	"runtime"
 	"slices"
 	"sync"
@@ -157,7 +158,7 @@ func (l *loop) wait() (n int) {
 		l.warm = false
 	}
 	n, err := unix.EpollWait(l.epfd, l.events[:], ms)
-	if err != nil && err != syscall.EINTR {
+	if err != nil && !errors.Is(err, syscall.EINTR) {
 		panic("epoll_wait: " + err.Error()) // the epoll set is the loop's own: only a bug closes it
 	}
 	l.warm = n > 0

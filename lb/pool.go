@@ -345,34 +345,48 @@ func (s *Server) bestTier() int32 {
 // better one was left.
 func (s *Server) cutDead(cut map[*Backend]bool) (wait time.Duration) {
 	for _, b := range s.pool.Load().backends {
-		st := b.status.Load()
-		if st == nil || st.State != check.Dead || !st.Suspect { // held down, but alive
+		left := untilCut(b.status.Load())
+		switch {
+		case left < 0:
 			if cut[b] {
 				delete(cut, b)
 				s.onEachLoop(func(l *loop) { l.reprieve(b) })
 			}
 			continue
-		}
-		left := killDelay - time.Since(st.Since)
-		if !st.Connectable || left < 0 {
-			left = 0
-		}
-		switch {
 		case s.bestTier() > tierReady:
-			left = 0
+			continue
 		case left == 0: // repeatedly: a client may still be connecting to it
-			if !cut[b] && b.active.Load() > 0 {
-				s.log.Warn("cutting the connections of a dead backend", "backend", b.name, "connections", b.active.Load())
-			}
-			if b.active.Load() > 0 {
-				cut[b] = true
-				s.onEachLoop(func(l *loop) { l.doom(b, endDead) })
-			}
+			s.cutBackend(b, cut)
 			left = time.Second
 		}
-		if left > 0 && (wait == 0 || left < wait) {
+		if wait == 0 || left < wait {
 			wait = left
 		}
 	}
 	return wait
+}
+
+// untilCut returns the time until the connections of a dead backend are cut, and less than 0
+// for a backend that is not dead.
+func untilCut(st *check.Status) time.Duration {
+	switch {
+	case st == nil || st.State != check.Dead || !st.Suspect: // held down, but alive
+		return -1
+	case !st.Connectable:
+		return 0
+	}
+	return max(0, killDelay-time.Since(st.Since))
+}
+
+// cutBackend cuts the connections of a dead backend, and logs that once.
+func (s *Server) cutBackend(b *Backend, cut map[*Backend]bool) {
+	active := b.active.Load()
+	if active == 0 {
+		return
+	}
+	if !cut[b] {
+		s.log.Warn("cutting the connections of a dead backend", "backend", b.name, "connections", active)
+	}
+	cut[b] = true
+	s.onEachLoop(func(l *loop) { l.doom(b, endDead) })
 }

@@ -467,7 +467,7 @@ func (l *loop) emptyPipe(e *end) {
 	e.out = make([]byte, e.pipe.full)
 	for at := 0; at < len(e.out); {
 		n, err := unix.Read(int(e.pipe.r), e.out[at:])
-		if n <= 0 && err != syscall.EINTR {
+		if n <= 0 && !errors.Is(err, syscall.EINTR) {
 			break // impossible: the pipe holds that many bytes
 		}
 		at += max(n, 0)

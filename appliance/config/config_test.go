@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -289,7 +290,7 @@ func asProblem(err error, p **Problem) bool {
 		err = joined.Unwrap()[0]
 	}
 	var ok bool
-	*p, ok = err.(*Problem)
+	*p, ok = errors.AsType[*Problem](err)
 	return ok
 }
 

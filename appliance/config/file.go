@@ -160,7 +160,7 @@ func parseYAML(path string, text []byte) ([]entry, []*Problem) {
 	var doc, more yaml.Node
 	d := yaml.NewDecoder(bytes.NewReader(text))
 	switch err := d.Decode(&doc); {
-	case err == io.EOF:
+	case errors.Is(err, io.EOF):
 		return nil, nil // empty, or comments only
 	case err != nil:
 		return nil, []*Problem{syntaxProblem(path, err)}
@@ -168,7 +168,7 @@ func parseYAML(path string, text []byte) ([]entry, []*Problem) {
 	switch err := d.Decode(&more); {
 	case err == nil:
 		return nil, []*Problem{{Origin: fmt.Sprintf("%s:%d", path, more.Line), Text: "a second document begins here, want one"}}
-	case err != io.EOF:
+	case !errors.Is(err, io.EOF):
 		return nil, []*Problem{syntaxProblem(path, err)}
 	}
 	return parseMapping(path, doc.Content[0])

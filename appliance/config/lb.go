@@ -81,10 +81,10 @@ func (l *Loader) Locate(err error) error {
 		}
 		return errors.Join(all...)
 	}
-	switch p := err.(type) {
-	case *lb.Problem:
+	if p, ok := errors.AsType[*lb.Problem](err); ok {
 		return l.located([]*Problem{fromLB(p)})
-	case *Problem:
+	}
+	if p, ok := errors.AsType[*Problem](err); ok {
 		return l.located([]*Problem{p})
 	}
 	return err

@@ -121,7 +121,7 @@ func (c Cluster) survey() *survey {
 // already use that file, so making it again here would change nothing there.
 func (v *survey) adviseToGrow() {
 	for _, problem := range v.problems {
-		m, ok := problem.(*Misfit)
+		m, ok := errors.AsType[*Misfit](problem)
 		if ok && m.File == v.layout.Cert(NameKubernetes) && strings.HasPrefix(m.Problem, notValidFor) {
 			m.Hint = "extend a running cluster with kthwd member add and kthwd join; kthwd pki controller issues this for one more controller; " +
 				"make a cluster that has not started yet again, in another --out"

@@ -412,18 +412,18 @@ func TestFrozenSeconds(t *testing.T) {
 }
 
 // misfits returns every Misfit in err, which may be joined or wrapped.
-func misfits(err error) []*Misfit {
-	if m, ok := err.(*Misfit); ok {
-		return []*Misfit{m}
+func misfits(err error) (found []*Misfit) {
+	if wrapped := errors.Unwrap(err); wrapped != nil {
+		return misfits(wrapped)
 	}
-	var found []*Misfit
-	switch e := err.(type) {
-	case interface{ Unwrap() error }:
-		found = misfits(e.Unwrap())
-	case interface{ Unwrap() []error }:
-		for _, err := range e.Unwrap() {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		for _, err := range joined.Unwrap() {
 			found = append(found, misfits(err)...)
 		}
+		return found
+	}
+	if m, ok := errors.AsType[*Misfit](err); ok {
+		found = append(found, m)
 	}
 	return found
 }

@@ -21,6 +21,7 @@ type Arg struct{ Key, Value string }
 
 func (a Arg) String() string { return "--" + a.Key + "=" + a.Value }
 
+// Render returns the arguments as a command line.
 func Render(args []Arg) []string {
 	out := make([]string, len(args))
 	for i, a := range args {

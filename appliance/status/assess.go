@@ -93,27 +93,30 @@ func (a *assessment) components(r Report) {
 		if slices.Contains(essential, s.Name) {
 			h = Down
 		}
-		text := s.Name + " is " + string(s.State)
-		if s.Reason != "" && s.Reason != s.LastError {
-			text += ": " + s.Reason
-		}
-		do := ""
-		switch s.State {
-		case supervise.Failed:
-			do = "read the last lines of the log; systemd restarts kthwd"
-		case supervise.Starting:
-			if s.LastError != "" {
-				if !strings.Contains(text, s.LastError) {
-					text += "; last error: " + s.LastError
-				}
-				do = "it starts again by itself; if it keeps failing, look for a slow disk, a starved CPU or a broken network"
-			}
-		}
+		text, do := describe(s)
 		a.add(h, do, "%s", text)
 	}
 	if !r.Ready && len(a.findings) == 0 && quorum {
 		a.add(Down, "", "not ready: %s", r.Reason)
 	}
+}
+
+// describe returns the state of a component in one sentence, and what to do about it.
+func describe(s supervise.Status) (text, do string) {
+	text = s.Name + " is " + string(s.State)
+	if s.Reason != "" && s.Reason != s.LastError {
+		text += ": " + s.Reason
+	}
+	switch {
+	case s.State == supervise.Failed:
+		do = "read the last lines of the log; systemd restarts kthwd"
+	case s.State == supervise.Starting && s.LastError != "":
+		if !strings.Contains(text, s.LastError) {
+			text += "; last error: " + s.LastError
+		}
+		do = "it starts again by itself; if it keeps failing, look for a slow disk, a starved CPU or a broken network"
+	}
+	return text, do
 }
 
 // needsQuorum reports whether the lack of a quorum explains the state of a component:

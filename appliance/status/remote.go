@@ -126,11 +126,6 @@ func reachable(addr string) string {
 // explain adds a hint to the error of a request for u.
 func (c Client) explain(err error, u *url.URL) error {
 	var no *refused
-	var op *net.OpError
-	var record tls.RecordHeaderError
-	var authority x509.UnknownAuthorityError
-	var name x509.HostnameError
-	var invalid x509.CertificateInvalidError
 	switch {
 	case err == nil || c.Socket != "":
 		return err
@@ -141,6 +136,20 @@ func (c Client) explain(err error, u *url.URL) error {
 		return advice.With(fmt.Errorf("%s requires a user and a password", u.Host), "give --user, and --password-file or the password in KTHWD_PASSWORD")
 	case errors.As(err, &no) && no.code == http.StatusBadRequest && u.Scheme == "http":
 		return advice.With(err, "it serves TLS: use https://"+u.Host)
+	case errors.Is(err, ErrNotRunning):
+		return advice.With(err, "check systemctl status there, and that this is its --metrics-address")
+	}
+	return explainTLS(err, u)
+}
+
+// explainTLS adds a hint to an error of TLS.
+func explainTLS(err error, u *url.URL) error {
+	var op *net.OpError
+	var record tls.RecordHeaderError
+	var authority x509.UnknownAuthorityError
+	var name x509.HostnameError
+	var invalid x509.CertificateInvalidError
+	switch {
 	case errors.As(err, &record):
 		return advice.With(fmt.Errorf("%s does not serve TLS", u.Host), "omit https://")
 	case errors.As(err, &op) && op.Op == "remote error": // drops the context that net/http adds
@@ -151,8 +160,6 @@ func (c Client) explain(err error, u *url.URL) error {
 		return advice.With(err, "use a name or an address that is in its certificate")
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return advice.With(err, "reissue its certificate; if it has not expired, one of the two clocks is wrong")
-	case errors.Is(err, ErrNotRunning):
-		return advice.With(err, "check systemctl status there, and that this is its --metrics-address")
 	}
 	return err
 }
