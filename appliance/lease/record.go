@@ -45,9 +45,22 @@ func (r *Record) lead() {
 
 // end records the end of a term of this controller. The next holder is not known yet.
 func (r *Record) end() {
+	if r == nil {
+		return
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.is.Leading = false
+}
+
+// leaked counts a term that could not be stopped.
+func (r *Record) leaked() {
+	if r == nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.is.Leaked++
 }
 
 // Lease returns a copy of the state for the status report.
