@@ -2,6 +2,7 @@ package controllers
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 
 	"k8s.io/client-go/tools/cache"
@@ -17,6 +18,7 @@ import (
 	"kthwd/appliance/cmdline"
 	"kthwd/appliance/program"
 	"kthwd/appliance/supervise"
+	"kthwd/appliance/term"
 	"kthwd/appliance/upstream"
 )
 
@@ -62,8 +64,16 @@ func (m *Manager) term(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return kcmapp.Run(ctx, config.Complete())
+	err = kcmapp.Run(ctx, config.Complete())
+	if err != nil && err.Error() == shutdownTimeout {
+		return fmt.Errorf("%w; %w", err, term.ErrStillRunning)
+	}
+	return upstream.Explained(err)
 }
+
+// shutdownTimeout is the error of kcmapp.Run when it has given up on controllers that do not
+// stop.
+const shutdownTimeout = "controller shutdown timeout reached"
 
 // ParseManager reads a kube-controller-manager command line with
 // upstream's own options.

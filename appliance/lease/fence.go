@@ -37,6 +37,7 @@ type Fence struct {
 	limit  time.Duration // from the start of a renewal until the component must have stopped on its own
 	off    atomic.Bool
 	until  atomic.Int64 // bootTime at which the lease is over; 0 while there is none
+	shut   atomic.Bool  // the term has ended, though its lease is still held until its work has stopped
 }
 
 // bootTime is a clock that runs on while the machine sleeps, unlike Go's monotonic clock.
@@ -54,15 +55,21 @@ func (f *Fence) disable() { f.off.Store(true) }
 // left is how long the component may still act on its lease; zero or negative if it must
 // not.
 func (f *Fence) left() time.Duration {
+	if f.shut.Load() {
+		return 0
+	}
 	return time.Duration(f.until.Load()) - bootTime()
 }
 
 // lock returns l as a lease lock that extends the fence with each renewal.
-func (f *Fence) lock(l resourcelock.Interface) resourcelock.Interface { return &fencedLock{l, f} }
+func (f *Fence) lock(l resourcelock.Interface) *fencedLock {
+	return &fencedLock{Interface: l, fence: f}
+}
 
 type fencedLock struct {
 	resourcelock.Interface
 	fence *Fence
+	keep  atomic.Bool // the lease is to expire: it is not given back
 }
 
 // Create implements resourcelock.Interface.
@@ -79,6 +86,9 @@ func (l *fencedLock) renew(ctx context.Context, r resourcelock.LeaderElectionRec
 	begun := bootTime() // other controllers count from the moment they see the renewal, which is later
 	if r.HolderIdentity == "" {
 		l.fence.until.Store(0)
+		if l.keep.Load() {
+			return nil
+		}
 	}
 	err := write(ctx, r)
 	if err == nil && r.HolderIdentity == l.Identity() {
@@ -104,7 +114,7 @@ func (f *Fences) wrap(next http.Handler, c *genericapiserver.Config) http.Handle
 	agent := restclient.DefaultKubernetesUserAgent()
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		fence := f.of(req, agent)
-		if fence == nil || fence.off.Load() {
+		if fence == nil || fence.off.Load() && !fence.shut.Load() {
 			next.ServeHTTP(w, req)
 			return
 		}
@@ -121,7 +131,7 @@ func (f *Fences) wrap(next http.Handler, c *genericapiserver.Config) http.Handle
 	})
 }
 
-var errNoLease = errors.New("this controller does not hold the lease of the component that asks")
+var errNoLease = errors.New("this controller does not hold the lease of the component that asks, or its term has ended")
 
 // of returns the fence that a request must pass, or nil. Only a write from a component of
 // this process has one. Another program with the same user, such as the guide's own

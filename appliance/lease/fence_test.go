@@ -135,8 +135,16 @@ func TestFenceInTheAPIServer(t *testing.T) {
 			if got := ask(); got != http.StatusOK {
 				t.Errorf("with the lease: got status %d", got)
 			}
-			mine.until.Store(0)
+			mine.shut.Store(true)
+			if got := ask() != http.StatusOK; got != (tt.fenced != "") {
+				t.Errorf("after the term's end: refused %v, want it fenced by %q", got, tt.fenced)
+			}
 			mine.disable()
+			if got := ask() != http.StatusOK; got != (tt.fenced != "") {
+				t.Errorf("after the term's end, without leader election: refused %v, want it fenced by %q", got, tt.fenced)
+			}
+			mine.shut.Store(false)
+			mine.until.Store(0)
 			if got := ask(); got != http.StatusOK {
 				t.Errorf("without leader election: got status %d", got)
 			}

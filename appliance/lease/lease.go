@@ -14,6 +14,11 @@
 // Run with an error, because two must never act at once. The lease is released only after
 // the term's work has stopped.
 //
+// A term also ends when its program wants to end the process (package term): the fence
+// closes, the term's context ends, and the next term follows as after any failure. A program
+// that does not stop then is left behind, and its lease expires. Each such leak keeps memory,
+// so after a few of them Run returns an error.
+//
 // A Fence closes the remaining gap: the API server of the same process refuses writes from
 // a component whose lease is over, so that a process that slept longer than its lease does
 // no harm. Fences.Wrap must be in the API server's handler chain before the first term
@@ -28,6 +33,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -38,6 +44,7 @@ import (
 	componentbaseconfig "k8s.io/component-base/config"
 
 	"kthwd/appliance/supervise"
+	"kthwd/appliance/term"
 )
 
 // The pause between two terms of a component.
@@ -49,6 +56,13 @@ const (
 	// How long a term without its lease may take to stop while the API server refuses its
 	// writes. A request that hangs on a disk ends only when the disk answers.
 	fencedPatience = time.Minute
+
+	// Terms that may be left behind before Run returns an error. Each keeps the caches of a
+	// program, tens of MiB in a small cluster.
+	leakLimit  = 3
+	leakWindow = time.Hour
+
+	longestProof = time.Minute // of a term after a failed one
 )
 
 // errLeaseLost is the error of a term whose lease could not be renewed in time.
@@ -78,6 +92,9 @@ type Lease struct {
 	fence     *Fence
 	record    *Record
 	log       *slog.Logger
+
+	leaks []time.Time   // of terms that were left behind, within leakWindow
+	proof time.Duration // how long the next term must last before it is reported as ready
 }
 
 // New prepares a lease. It makes no connection.
@@ -97,7 +114,8 @@ type standby func(ctx context.Context) (term func(ctx context.Context) error, er
 
 // Run campaigns and leads, term after term, until ctx ends. It returns an error only if it
 // would be unsafe or useless to continue in this process: when a term did not stop within
-// the lease's safety margin, or within fencedPatience if the fence keeps it from acting.
+// the lease's safety margin, or within fencedPatience if the fence keeps it from acting, or
+// when leakLimit terms within leakWindow did not stop at all.
 func (l *Lease) Run(ctx context.Context, ready func(), prepare standby) error {
 	report := supervise.Report(ctx)
 	l.fence.limit = l.election.RenewDeadline.Duration
@@ -116,10 +134,16 @@ func (l *Lease) Run(ctx context.Context, ready func(), prepare standby) error {
 			return nil
 		case err == nil:
 			err = errors.New("ended without being asked to")
+		case errors.Is(err, term.ErrStillRunning):
+			if tooMany := l.leak(time.Now(), err); tooMany != nil {
+				return tooMany
+			}
 		}
-		if time.Since(begun) > steadyTerm {
+		lasted := time.Since(begun)
+		if lasted > steadyTerm {
 			pause = firstTermPause
 		}
+		l.proof = proofAfter(err, lasted)
 		l.log.Warn("term ended, beginning again", "err", err, "pause", pause)
 		report.Restarted(restartReason(err), err)
 		report.Starting("begins again after: " + err.Error())
@@ -131,24 +155,39 @@ func (l *Lease) Run(ctx context.Context, ready func(), prepare standby) error {
 
 // restartReason is the reason under which the end of a term is counted.
 func restartReason(err error) string {
-	if errors.Is(err, errLeaseLost) {
+	var exit *term.Exit
+	switch {
+	case errors.As(err, &exit):
+		return exit.Reason
+	case errors.Is(err, errLeaseLost):
 		return "lease_lost"
 	}
 	return "failed"
 }
 
+// proofAfter is how long the term after a failed one must last before it counts as ready. A
+// program that fails again and again leads for a while each time, and must not look ready
+// then.
+func proofAfter(err error, lasted time.Duration) time.Duration {
+	if errors.Is(err, errLeaseLost) {
+		return 0
+	}
+	return min(lasted+lasted/2, longestProof)
+}
+
 // term runs one term: prepare, campaign, lead, stop, release the lease.
 func (l *Lease) term(ctx context.Context, report supervise.Reporter, ready func(), prepare standby) error {
-	work, stopWork := context.WithCancel(ctx)
-	defer stopWork()
-	lead, err := prepare(work)
+	t := term.New(ctx, l.component)
+	defer t.Close()
+	l.fence.shut.Store(false)
+	t.OnExit(func() { l.fence.shut.Store(true) })
+	lead, err := l.prepared(t, prepare)
 	if err != nil {
 		return err
 	}
 	if !l.election.LeaderElect {
-		report.Ready("")
-		ready()
-		return lead(work)
+		defer l.proven(func() { report.Ready(""); ready() })()
+		return l.serve(&campaign{keep: func() {}}, t, lead)
 	}
 	campaign, err := l.campaign(report, ready)
 	if err != nil {
@@ -157,40 +196,109 @@ func (l *Lease) term(ctx context.Context, report supervise.Reporter, ready func(
 	defer campaign.resign() // last: the lease is released when the work has stopped
 	select {
 	case <-campaign.won:
-	case <-ctx.Done():
-		return nil
+	case <-t.Context().Done():
+		return exitOf(t, nil)
 	}
 	l.log.Info("leading", "identity", l.identity)
 	l.record.lead()
 	defer l.record.end()
-	report.Ready("leading")
-	ready()
-	return l.serve(campaign, work, stopWork, lead)
+	defer l.proven(func() { report.Ready("leading"); ready() })()
+	return l.serve(campaign, t, lead)
 }
 
-// serve runs the term until it ends or its lease is lost.
-func (l *Lease) serve(c *campaign, work context.Context, stopWork func(), lead func(context.Context) error) error {
-	done := make(chan error, 1)
-	go func() { done <- lead(work) }()
-	select {
-	case err := <-done: // by itself, or because kthwd is stopping
+// exitOf returns why t has ended; err if no exit has ended it.
+func exitOf(t *term.Term, err error) error {
+	if exit := t.Exited(); exit != nil {
+		return exit
+	}
+	return err
+}
+
+// prepared prepares a term.
+func (l *Lease) prepared(t *term.Term, prepare standby) (lead func(context.Context) error, err error) {
+	err = <-t.Go(func(ctx context.Context) (err error) {
+		lead, err = prepare(ctx)
 		return err
-	case <-c.over:
+	})
+	return lead, err
+}
+
+// proven calls ready when the term has lasted long enough, unless stop is called before.
+func (l *Lease) proven(ready func()) (stop func()) {
+	if l.proof == 0 {
+		ready()
+		return func() {}
 	}
-	if work.Err() == nil {
-		l.log.Warn("lease lost, stopping", "margin", l.margin())
+	timer := time.AfterFunc(l.proof, ready)
+	return func() { timer.Stop() }
+}
+
+// serve runs the term until it ends or its lease is lost. The lease is renewed until the
+// term's work has stopped.
+func (l *Lease) serve(c *campaign, t *term.Term, lead func(context.Context) error) error {
+	done, ended, over := t.Go(lead), t.Context().Done(), c.over
+	var patience time.Duration
+	var late <-chan time.Time
+	lost := false
+	for {
+		select {
+		case err := <-done:
+			return finished(c, t, lost, err)
+		case <-over:
+			over, lost = nil, true
+			if t.Context().Err() == nil {
+				l.log.Warn("lease lost, stopping", "margin", l.margin())
+			}
+			patience = l.patience()
+			late = time.After(patience)
+			t.End()
+		case <-ended: // an exit, or kthwd is stopping
+			ended = nil
+			if !lost {
+				patience = fencedPatience // the lease is still held
+				late = time.After(patience)
+			}
+		case <-late:
+			c.keep()
+			if exit := t.Exited(); exit != nil && !lost && l.fenced() {
+				return fmt.Errorf("%w; %w", exit, term.ErrStillRunning)
+			}
+			return &stuckTermError{l.component, patience}
+		}
 	}
-	stopWork()
-	patience := l.margin()
+}
+
+// finished returns why a term has ended whose program returned err.
+func finished(c *campaign, t *term.Term, lost bool, err error) error {
+	still := errors.Is(err, term.ErrStillRunning)
+	if still {
+		c.keep()
+	}
+	switch {
+	case !lost || t.Exited() != nil:
+		return err
+	case still:
+		return fmt.Errorf("%w; %w", errLeaseLost, term.ErrStillRunning)
+	}
+	return errLeaseLost
+}
+
+// leak counts a term that was left behind. It returns an error when there have been too many.
+func (l *Lease) leak(now time.Time, last error) error {
+	l.record.leaked()
+	l.leaks = slices.DeleteFunc(l.leaks, func(t time.Time) bool { return now.Sub(t) > leakWindow })
+	if l.leaks = append(l.leaks, now); len(l.leaks) < leakLimit {
+		return nil
+	}
+	return fmt.Errorf("%d terms within %v have left running code behind: the process ends, so that a new one begins without it; the last one: %w", leakLimit, leakWindow, last)
+}
+
+// patience is how long a term without its lease may take to stop.
+func (l *Lease) patience() time.Duration {
 	if l.fenced() {
-		patience = fencedPatience
+		return fencedPatience
 	}
-	select {
-	case <-done:
-		return errLeaseLost
-	case <-time.After(patience):
-		return &stuckTermError{l.component, patience}
-	}
+	return l.margin()
 }
 
 // fenced tells whether the component uses the API server of this process, which accepts no
@@ -212,7 +320,7 @@ type stuckTermError struct {
 }
 
 func (e *stuckTermError) Error() string {
-	return fmt.Sprintf("did not stop within %v of losing its lease: the process ends, so that two of %s never act at once", e.patience, e.component)
+	return fmt.Sprintf("did not stop within %v of the end of its term: the process ends, so that two of %s never act at once", e.patience, e.component)
 }
 
 // campaign is one run of an elector.
@@ -220,6 +328,7 @@ type campaign struct {
 	won    <-chan struct{} // closed when this controller holds the lease
 	over   <-chan struct{} // closed when it has lost the lease, or will never hold it
 	resign func()          // releases the lease; blocks until done
+	keep   func()          // makes resign stop the renewals only, so that the lease expires
 }
 
 // campaign starts an elector. It has a context of its own, because the lease must be
@@ -230,12 +339,13 @@ func (l *Lease) campaign(report supervise.Reporter, ready func()) (*campaign, er
 		return nil, err
 	}
 	won, over := make(chan struct{}), make(chan struct{})
+	lock := l.fence.lock(&resourcelock.LeaseLock{
+		LeaseMeta:  metav1.ObjectMeta{Namespace: l.election.ResourceNamespace, Name: l.election.ResourceName},
+		Client:     client,
+		LockConfig: resourcelock.ResourceLockConfig{Identity: l.identity},
+	})
 	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
-		Lock: l.fence.lock(&resourcelock.LeaseLock{
-			LeaseMeta:  metav1.ObjectMeta{Namespace: l.election.ResourceNamespace, Name: l.election.ResourceName},
-			Client:     client,
-			LockConfig: resourcelock.ResourceLockConfig{Identity: l.identity},
-		}),
+		Lock:            lock,
 		LeaseDuration:   l.election.LeaseDuration.Duration,
 		RenewDeadline:   l.election.RenewDeadline.Duration,
 		RetryPeriod:     l.election.RetryPeriod.Duration,
@@ -255,7 +365,7 @@ func (l *Lease) campaign(report supervise.Reporter, ready func()) (*campaign, er
 		defer close(over)
 		elector.Run(ctx)
 	}()
-	return &campaign{won: won, over: over, resign: func() { cancel(); <-over }}, nil
+	return &campaign{won: won, over: over, resign: func() { cancel(); <-over }, keep: func() { lock.keep.Store(true) }}, nil
 }
 
 // newLeader records the holder of the lease. A won term ends only when its work has

@@ -3,17 +3,22 @@ package lease
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/leaderelection/resourcelock"
 	componentbaseconfig "k8s.io/component-base/config"
 
 	"kthwd/appliance/program"
 	"kthwd/appliance/supervise"
+	"kthwd/appliance/term"
 )
 
 // newLease makes a lease with upstream's timings, 15 s and 10 s, hence a margin of 5 s.
@@ -42,15 +47,19 @@ func TestTermEnds(t *testing.T) {
 		{"lost, behind the fence, and takes 40 s", true, "https://127.0.0.1:6443", slowly(40 * time.Second), errLeaseLost, 41 * time.Second},
 		{"lost, behind the fence, and does not stop", true, "https://127.0.0.1:6443", nil, &stuckTermError{program.Scheduler, time.Minute}, 61 * time.Second},
 		{"ends by itself", false, "", func(context.Context) error { return failed }, failed, 0},
+		{"exits, and stops at once", false, "", exits(0), exit, 0},
+		{"exits, and takes 40 s", false, "", exits(40 * time.Second), exit, 40 * time.Second},
+		{"exits, and does not stop", false, "", exits(time.Hour), &stuckTermError{program.Scheduler, time.Minute}, time.Minute},
+		{"exits, behind the fence, and does not stop", false, "https://127.0.0.1:6443", exits(time.Hour), term.ErrStillRunning, time.Minute},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				work, stop := context.WithCancel(t.Context())
-				defer stop()
+				work := term.New(t.Context(), program.Scheduler)
+				defer work.Close()
 				over, release := make(chan struct{}), make(chan struct{})
-				term := tt.term
-				if term == nil {
-					term = func(context.Context) error { <-release; return nil }
+				run := tt.term
+				if run == nil {
+					run = func(context.Context) error { <-release; return nil }
 				}
 				if tt.lost {
 					time.AfterFunc(time.Second, func() { close(over) })
@@ -58,17 +67,33 @@ func TestTermEnds(t *testing.T) {
 				begun := time.Now()
 				l := newLease()
 				l.fence, l.client = &Fence{server: "https://127.0.0.1:6443"}, &rest.Config{Host: tt.host}
-				err := l.serve(&campaign{over: over}, work, stop, term)
+				kept := false
+				err := l.serve(&campaign{over: over, keep: func() { kept = true }}, work, run)
 				if took := time.Since(begun); took != tt.after {
 					t.Errorf("ended after %v; want %v", took, tt.after)
 				}
-				close(release) // the program that does not stop must end within the bubble
+				close(release) // a program that does not stop must end within the bubble
+				time.Sleep(2 * time.Hour)
+				if left := tt.after == time.Minute || errors.As(err, new(*stuckTermError)); kept != left {
+					t.Errorf("lease left to expire: %v, want %v", kept, left)
+				}
 				var got *stuckTermError
 				if errors.As(tt.want, &got) != errors.As(err, &got) || (got == nil && !errors.Is(err, tt.want)) {
 					t.Errorf("got %v; want %v", err, tt.want)
 				}
 			})
 		})
+	}
+}
+
+// exit is the error of a term that exits ends.
+var exit = &term.Exit{Reason: term.ReasonExit, Where: "cache.go:569"}
+
+// exits is a program that exits at once and stops d after the end of its context.
+func exits(d time.Duration) func(context.Context) error {
+	return func(ctx context.Context) error {
+		go func() { term.Current().Leave(exit) }()
+		return slowly(d)(ctx)
 	}
 }
 
@@ -124,6 +149,79 @@ func TestFailedTermIsBegunAgain(t *testing.T) {
 			t.Errorf("got a last pause of %v; want %v", last, lastTermPause)
 		}
 	})
+}
+
+// After three terms that could not be stopped the process ends, and says why.
+func TestLeaksAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLease()
+		l.election.LeaderElect = false
+		l.record = NewRecord(program.Scheduler, "c0")
+		every, terms := 40*time.Minute, 0
+		prepare := func(context.Context) (func(context.Context) error, error) {
+			if terms++; terms == 4 {
+				every = time.Minute
+			}
+			return func(context.Context) error {
+				time.Sleep(every)
+				return fmt.Errorf("controller shutdown timeout reached; %w", term.ErrStillRunning)
+			}, nil
+		}
+		err := l.Run(t.Context(), func() {}, prepare)
+		if !errors.Is(err, term.ErrStillRunning) || !strings.Contains(err.Error(), "3 terms within 1h0m0s") {
+			t.Errorf("got %v; want an error that says why", err)
+		}
+		if terms != 4 || l.record.Lease().Leaked != 4 {
+			t.Errorf("got %d terms, %d leaked; want 4, of which the first was too long ago", terms, l.record.Lease().Leaked)
+		}
+	})
+}
+
+// A component that fails again and again does not look ready in between.
+func TestReadyIsProven(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLease()
+		l.election.LeaderElect = false
+		var ready []time.Duration
+		terms, lasts, begun := 0, []time.Duration{10 * time.Second, 12 * time.Second, time.Minute}, time.Time{}
+		prepare := func(context.Context) (func(context.Context) error, error) {
+			begun = time.Now()
+			return func(ctx context.Context) error {
+				if terms++; terms > len(lasts) {
+					<-ctx.Done()
+					return nil
+				}
+				time.Sleep(lasts[terms-1])
+				return errors.New("failed")
+			}, nil
+		}
+		ctx, stop := context.WithTimeout(t.Context(), 10*time.Minute)
+		defer stop()
+		if err := l.Run(ctx, func() { ready = append(ready, time.Since(begun)) }, prepare); err != nil {
+			t.Fatal(err)
+		}
+		// The second of the terms did not last for the 15 s that it needed.
+		if want := []time.Duration{0, 18 * time.Second, time.Minute}; !slices.Equal(ready, want) {
+			t.Errorf("got ready after %v; want %v", ready, want)
+		}
+	})
+}
+
+// A term that was left behind does not give its lease back.
+func TestLeaseIsLeftToExpire(t *testing.T) {
+	atBoot(t)
+	f := &Fence{limit: 10 * time.Second}
+	inner := &fakeLock{err: errors.New("written")}
+	lock := f.lock(inner)
+	release := resourcelock.LeaderElectionRecord{}
+	if err := lock.Update(t.Context(), release); err == nil {
+		t.Error("a release is not written")
+	}
+	lock.keep.Store(true)
+	f.until.Store(int64(bootTime() + time.Second))
+	if err := lock.Update(t.Context(), release); err != nil || f.left() > 0 {
+		t.Errorf("got %v with %v left; want nothing written, and the fence closed", err, f.left())
+	}
 }
 
 // The holder of the lease turns a component into a standby only if it has not won itself.

@@ -53,6 +53,16 @@ func (r *Record) end() {
 	r.is.Leading = false
 }
 
+// leaked counts a term that could not be stopped.
+func (r *Record) leaked() {
+	if r == nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.is.Leaked++
+}
+
 // Lease returns a copy of the state for the status report.
 func (r *Record) Lease() status.Lease {
 	if r == nil {

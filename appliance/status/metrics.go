@@ -50,6 +50,7 @@ var (
 
 	leaderDesc = desc("leader", "1 while this controller holds the lease and the component acts.", "component")
 	leadsDesc  = desc("leader_terms_total", "Times that this process has become the leader.", "component")
+	leakedDesc = desc("component_leaked_terms_total", "Terms of the component that ended but could not be stopped; a few within an hour end the process.", "component")
 
 	certDesc = desc("certificate_expiry_timestamp_seconds", "When a certificate in use expires; 0 for a file that cannot be read.", "file", "subject", "use")
 
@@ -72,8 +73,8 @@ var (
 // exist before the first restart.
 var restartReasons = map[string][]string{
 	program.APIServer:         {"no_quorum"},
-	program.ControllerManager: {"failed", "lease_lost"},
-	program.Scheduler:         {"failed", "lease_lost"},
+	program.ControllerManager: {"exit", "failed", "fatal", "lease_lost", "panic"},
+	program.Scheduler:         {"exit", "failed", "fatal", "lease_lost", "panic"},
 }
 
 // reportCollector turns the report into series when Prometheus scrapes.
@@ -105,6 +106,7 @@ func (c reportCollector) Collect(ch chan<- prometheus.Metric) {
 	for _, l := range r.Leases {
 		out.gauge(leaderDesc, number(l.Leading), l.Name)
 		out.counter(leadsDesc, float64(l.Terms), l.Name)
+		out.counter(leakedDesc, float64(l.Leaked), l.Name)
 	}
 	out.certificates(r.Certificates)
 	if q := r.Quorum; q != nil {

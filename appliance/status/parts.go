@@ -51,6 +51,7 @@ type Lease struct {
 	Since    time.Time `json:"since"`            // when the holder was learned; zero when not known
 	Leading  bool      `json:"leading"`          // this controller holds it and acts
 	Terms    int       `json:"terms"`            // terms of this process
+	Leaked   int       `json:"leaked,omitempty"` // terms of this process that could not be stopped
 }
 
 // Certificate is a certificate in use.

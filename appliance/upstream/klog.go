@@ -6,8 +6,9 @@
 // context that carries its logger. NewZap returns etcd's logger, which turns a fatal
 // line into a call. QuietClients silences client-go's warnings.
 //
-// CatchExits turns klog.Fatal and klog.FlushAndExit into an orderly stop of the
-// group, and makes a panic name its component; call its result to restore klog.
+// CatchExits keeps klog.Fatal, klog.FlushAndExit and panics to the term that they happen in
+// (package term), or turns them into an orderly stop of the group; call its result to
+// restore klog.
 // CatchStderr takes the lines that bypass every logger; main calls it once, and it
 // cannot be undone.
 //
@@ -90,6 +91,7 @@ func BridgeKlog(live context.Context, logs *logging.Logs) {
 		logs.Logger(c) // so that kthwd log-level lists it before its first line
 	}
 	klog.SetSlogLogger(slog.New(lowered{newNoiseFilter(live, &router{logs: logs})}))
+	klog.SetLogFilter(severityFilter{})
 	// klog flushes log files for up to 10 s in a fatal exit; there are none here.
 	klog.ExitFlushTimeout = 100 * time.Millisecond
 	fs := flag.NewFlagSet("klog", flag.ContinueOnError)

@@ -177,14 +177,14 @@ func TestComponentOf(t *testing.T) {
 	}
 }
 
-// The marker names the panic before the process dies of it.
-func TestPanicMarker(t *testing.T) {
+// The log names the panic before the process dies of it.
+func TestPanicIsNamed(t *testing.T) {
 	logs, out := newLogs(t, "info")
-	panicMarker(logs.Logger("kthwd"))(t.Context(), fmt.Errorf("index out of reach"))
+	panicHandler(logs.Logger("kthwd"))(t.Context(), fmt.Errorf("index out of reach"))
 	if got, want := out.take(), "level=ERROR component=kubernetes msg=\"panic, the process crashes now\" panic=\"index out of reach\"\n"; got != want {
 		t.Errorf("got  %swant %s", got, want)
 	}
-	panicMarker(logs.Logger("kthwd"))(t.Context(), http.ErrAbortHandler)
+	panicHandler(logs.Logger("kthwd"))(t.Context(), http.ErrAbortHandler)
 	if got := out.take(); got != "" {
 		t.Errorf("for a handler that ends its connection: got %s, want nothing", got)
 	}

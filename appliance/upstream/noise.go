@@ -32,6 +32,9 @@ func (f *noiseFilter) Handle(ctx context.Context, r slog.Record) error {
 	if r.Level < slog.LevelWarn {
 		return f.Handler.Handle(ctx, r)
 	}
+	if r.Level >= slog.LevelError {
+		lastErrors.add(lineOf(r), false)
+	}
 	if isExpected(r) || f.live.Err() != nil {
 		r.Level = slog.LevelDebug
 	}

@@ -8,28 +8,38 @@ import (
 	"runtime"
 
 	"kthwd/appliance/program"
+	"kthwd/appliance/term"
 )
 
-// panicMarker logs the component before upstream's HandleCrash panics again and the
-// process dies: a Go panic trace does not name which of the four programs panicked.
-func panicMarker(log *slog.Logger) func(context.Context, any) {
+// panicHandler is called by upstream's HandleCrash before it panics again, on the goroutine
+// that panics. In a term of a program it ends the term and the goroutine. Otherwise it logs
+// the component before the process dies: a Go panic trace does not name which of the four
+// programs panicked.
+func panicHandler(log *slog.Logger) func(context.Context, any) {
 	return func(_ context.Context, v any) {
 		if v == http.ErrAbortHandler {
 			return // how a handler ends its connection; net/http catches it
 		}
-		pcs := make([]uintptr, 32)
-		frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs)])
-		component := program.Kubernetes
-		for {
-			frame, more := frames.Next()
-			if c := componentOf(frame.PC); c != program.Kubernetes {
-				component = c
-				break
-			}
-			if !more {
-				break
-			}
+		if t := term.Current(); t != nil {
+			where := term.PanicSite()
+			log.Error("panic, the term ends", "component", t.Component(), "panic", fmt.Sprint(v), "at", where)
+			t.Leave(&term.Exit{Reason: term.ReasonPanic, Where: where, Cause: fmt.Sprint(v)})
 		}
-		log.Error("panic, the process crashes now", "component", component, "panic", fmt.Sprint(v))
+		log.Error("panic, the process crashes now", "component", panicking(), "panic", fmt.Sprint(v))
+	}
+}
+
+// panicking returns the program of the innermost frame that belongs to one.
+func panicking() string {
+	pcs := make([]uintptr, 32)
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(3, pcs)])
+	for {
+		frame, more := frames.Next()
+		if component := componentOf(frame.PC); component != program.Kubernetes {
+			return component
+		}
+		if !more {
+			return program.Kubernetes
+		}
 	}
 }

@@ -1,0 +1,169 @@
+package fault
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"syscall"
+	"testing"
+
+	admissionv1 "k8s.io/api/admissionregistration/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/utils/ptr"
+
+	"kthwd/test/kthwtest"
+)
+
+// switchable is something outside of kthwd that breaks its programs while it is there.
+type switchable struct {
+	name string
+	on   func(context.Context, kubernetes.Interface) error
+	off  func(context.Context, kubernetes.Interface) error
+	says string // part of the last error
+}
+
+// deadWebhook refuses what rule describes, because nothing answers at its address.
+func deadWebhook(name string, rule admissionv1.Rule, operations ...admissionv1.OperationType) switchable {
+	return switchable{
+		name: "webhook " + name,
+		on: func(ctx context.Context, client kubernetes.Interface) error {
+			_, err := client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Create(ctx, &admissionv1.ValidatingWebhookConfiguration{
+				ObjectMeta: metav1.ObjectMeta{Name: name},
+				Webhooks: []admissionv1.ValidatingWebhook{{
+					Name: name + ".example.com", FailurePolicy: ptr.To(admissionv1.Fail), SideEffects: ptr.To(admissionv1.SideEffectClassNone),
+					AdmissionReviewVersions: []string{"v1"}, TimeoutSeconds: ptr.To(int32(1)),
+					ClientConfig: admissionv1.WebhookClientConfig{URL: ptr.To("https://127.0.0.1:1/")},
+					Rules:        []admissionv1.RuleWithOperations{{Rule: rule, Operations: operations}},
+				}},
+			}, metav1.CreateOptions{})
+			return err
+		},
+		off: func(ctx context.Context, client kubernetes.Interface) error {
+			return client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Delete(ctx, name, metav1.DeleteOptions{})
+		},
+		says: name + ".example.com",
+	}
+}
+
+var tokens = admissionv1.Rule{APIGroups: []string{""}, APIVersions: []string{"v1"}, Resources: []string{"serviceaccounts/token"}}
+
+// refusingPolicy refuses tokens of service accounts without any webhook.
+func refusingPolicy(name string) switchable {
+	return switchable{
+		name: "policy " + name,
+		on: func(ctx context.Context, client kubernetes.Interface) error {
+			_, err := client.AdmissionregistrationV1().ValidatingAdmissionPolicies().Create(ctx, &admissionv1.ValidatingAdmissionPolicy{
+				ObjectMeta: metav1.ObjectMeta{Name: name},
+				Spec: admissionv1.ValidatingAdmissionPolicySpec{
+					FailurePolicy: ptr.To(admissionv1.Fail),
+					MatchConstraints: &admissionv1.MatchResources{ResourceRules: []admissionv1.NamedRuleWithOperations{{
+						RuleWithOperations: admissionv1.RuleWithOperations{Rule: tokens, Operations: []admissionv1.OperationType{admissionv1.Create}},
+					}}},
+					Validations: []admissionv1.Validation{{Expression: "false", Message: "no more tokens"}},
+				},
+			}, metav1.CreateOptions{})
+			if err != nil {
+				return err
+			}
+			_, err = client.AdmissionregistrationV1().ValidatingAdmissionPolicyBindings().Create(ctx, &admissionv1.ValidatingAdmissionPolicyBinding{
+				ObjectMeta: metav1.ObjectMeta{Name: name},
+				Spec:       admissionv1.ValidatingAdmissionPolicyBindingSpec{PolicyName: name, ValidationActions: []admissionv1.ValidationAction{admissionv1.Deny}},
+			}, metav1.CreateOptions{})
+			return err
+		},
+		off: func(ctx context.Context, client kubernetes.Interface) error {
+			return client.AdmissionregistrationV1().ValidatingAdmissionPolicyBindings().Delete(ctx, name, metav1.DeleteOptions{})
+		},
+		says: "no more tokens",
+	}
+}
+
+// Whoever keeps kube-controller-manager from getting its tokens makes it exit at each start
+// (namespaced_resources_deleter.go). Only its terms end: etcd and the API server go on, so
+// that the cause can be removed through them.
+func TestExitEndsOneTerm(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		switchable
+		exits int // terms that end by an exit, between others that fail
+	}{
+		{deadWebhook("refuses-tokens", tokens, admissionv1.Create), 2},
+		{refusingPolicy("refuses-tokens"), 1},
+	} {
+		cause := tt.switchable
+		t.Run(cause.name, func(t *testing.T) {
+			t.Parallel()
+			c := kthwtest.Start(t, kthwtest.Options{})
+			if err := cause.on(t.Context(), c.Client(t)); err != nil {
+				t.Fatal(err)
+			}
+			stop(t, c, syscall.SIGTERM, 0)
+			c = again(t, c, kthwtest.Options{})
+			client, pid := c.Client(t), c.Cmd.Process.Pid
+			kthwtest.WaitFor(t, "terms that ended by exits", 2*soon, func() error { return exits(c, kcm, tt.exits) })
+			saysWhy(t, c, kcm, cause.says)
+			for _, name := range []string{"etcd", "kube-apiserver", sched} {
+				if s, err := component(c, name); err != nil || !s.Healthy() || s.Restarts > 0 {
+					t.Errorf("%s: got %+v, %v; want it ready all the time", name, s, err)
+				}
+			}
+			if err := write(t, client, "meanwhile"); err != nil {
+				t.Errorf("the API server: %v", err)
+			}
+			if err := cause.off(t.Context(), client); err != nil {
+				t.Fatal(err)
+			}
+			kthwtest.WaitFor(t, kcm+" ready again", 2*soon, func() error { return isLeading(c, kcm) })
+			kthwtest.WaitFor(t, kcm+" works again", soon, func() error { return works(t.Context(), client) })
+			if r, err := c.Status(); err != nil || r.PID != pid || c.Exited() {
+				t.Errorf("got process %d (%v), want %d as before", r.PID, err, pid)
+			}
+			stop(t, c, syscall.SIGTERM, 0)
+		})
+	}
+}
+
+// exits is nil when at least n terms of a component have ended by exits.
+func exits(c *kthwtest.Controller, name string, n int) error {
+	r, err := c.Status()
+	if got := r.Restarts[name]["exit"]; err == nil && got < n {
+		err = fmt.Errorf("got %d: %v", got, r.Restarts)
+	}
+	return err
+}
+
+// saysWhy checks that kthwd status, the metrics and the log tell the cause.
+func saysWhy(t *testing.T, c *kthwtest.Controller, name, cause string) {
+	t.Helper()
+	s, err := component(c, name)
+	if err != nil || !strings.Contains(s.LastError, cause) || !strings.Contains(s.LastError, ".go:") {
+		t.Errorf("got last error %q, %v; want the cause %q and the place", s.LastError, err, cause)
+	}
+	_, output := verb(t, c, "status")
+	if !strings.Contains(output, name) || !strings.Contains(output, cause) {
+		t.Errorf("kthwd status says\n%s\nwant %q", output, cause)
+	}
+	if !strings.Contains(c.Log.String(), cause) {
+		t.Errorf("the log does not say %q", cause)
+	}
+	_, metrics, err := ask(insecure(), fmt.Sprintf("http://%s:%d/metrics", c.Address, c.Ports.Metrics))
+	if want := `kthwd_component_restarts_total{component="` + name + `",reason="exit"}`; err != nil || !strings.Contains(metrics, want) || strings.Contains(metrics, want+" 0") {
+		t.Errorf("metrics: %v; want %s above 0", err, want)
+	}
+	if want := `kthwd_component_leaked_terms_total{component="` + name + `"} 0`; !strings.Contains(metrics, want) {
+		t.Errorf("metrics: want %s", want)
+	}
+}
+
+// works is nil when kube-controller-manager has made the service account of a new namespace.
+func works(ctx context.Context, client kubernetes.Interface) error {
+	if _, err := client.CoreV1().Namespaces().Get(ctx, "shop", metav1.GetOptions{}); err != nil {
+		if _, err := client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}}, metav1.CreateOptions{}); err != nil {
+			return err
+		}
+	}
+	_, err := client.CoreV1().ServiceAccounts("shop").Get(ctx, "default", metav1.GetOptions{})
+	return err
+}
