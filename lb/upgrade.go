@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"kthwd/appliance/paths"
 )
 
 // An upgrade hands the listeners and the live connections of an old process to a new
@@ -522,8 +524,10 @@ func (s *Server) listenForSuccessor() (*net.UnixListener, error) {
 		conn.Close()
 		return nil, err
 	}
-	if errors.Is(errDial, unix.ECONNREFUSED) {
-		os.Remove(at.Name)
+	if errors.Is(errDial, unix.ECONNREFUSED) { // of a regular file, too
+		if err := paths.RemoveSocket(at.Name); err != nil {
+			return nil, err
+		}
 	}
 	return net.ListenUnix("unix", at)
 }

@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"slices"
+	"strings"
 
 	"kthwd/lb"
 )
@@ -46,7 +47,15 @@ func lbProblems(c lb.Config) (problems []*Problem) {
 	for _, p := range c.Problems() {
 		problems = append(problems, fromLB(p))
 	}
-	return problems
+	v := &validator{}
+	for field, path := range map[string]string{
+		"BackendCA": c.BackendCA, "CheckCert": c.CheckCert, "CheckKey": c.CheckKey, "AccessLog": c.AccessLog,
+		"UpgradeSocket": c.UpgradeSocket, "DiscoveryKubeconfig": c.DiscoveryKubeconfig, "DiscoveryCache": c.DiscoveryCache,
+	} {
+		v.path(lbSettings[field], path)
+	}
+	slices.SortFunc(v.problems, func(a, b *Problem) int { return strings.Compare(a.Key, b.Key) })
+	return append(problems, v.problems...)
 }
 
 // fromLB names the settings where package lb names the fields of its Config.

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"kthwd/appliance/logging"
+	"kthwd/appliance/paths"
 )
 
 // Problem is one mistake in a configuration.
@@ -101,8 +102,10 @@ func (c Config) parts(controller, lb bool) []*Problem {
 	}
 	if lb {
 		v.problems = append(v.problems, lbProblems(c.LB)...)
+		v.path("status-socket", c.StatusSocket)
 		listeners = append(listeners, lbListeners(c.LB)...)
 	}
+	v.path("metrics-web-config", c.MetricsWeb)
 	v.apart(v.addListener(listeners, "metrics-address", c.MetricsAddress))
 	v.metrics(c)
 	return v.problems
@@ -197,6 +200,17 @@ func (v *validator) paths(c Controller) {
 	}
 	if c.EtcdDataDir != "" && c.EtcdDataDir == c.DataDir {
 		v.add("etcd-data-dir", "%s is also --data-dir", c.EtcdDataDir).Hint = "omit it to use etcd below the data directory"
+	}
+	v.path("data-dir", c.DataDir)
+	if c.EtcdDataDir != c.Layout().Etcd() || !strings.HasPrefix(c.EtcdDataDir, c.DataDir) {
+		v.path("etcd-data-dir", c.EtcdDataDir)
+	}
+}
+
+// path refuses a path that cannot be used wherever kthwd and the programs show it.
+func (v *validator) path(key, path string) {
+	if problem := paths.Problem(path); problem != "" {
+		v.add(key, "%.80q %s", path, problem).Hint = "choose another path"
 	}
 }
 

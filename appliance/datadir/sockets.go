@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"kthwd/appliance/advice"
+	"kthwd/appliance/paths"
 	"kthwd/appliance/pki"
 )
 
@@ -19,8 +21,10 @@ type Sockets struct {
 	dir     *os.File // held open while a path goes through /proc/self/fd
 }
 
-// NewSockets makes the directory. If a path does not fit into a socket address, it is
-// shortened through /proc/self/fd, which only this process can resolve.
+// NewSockets makes the directory. A path that does not fit into a socket address, or that
+// would mean something else in a URL or in a list with commas, is replaced by one through
+// /proc/self/fd, which only this process can resolve: etcd and its client take the socket
+// as a URL in a list, and etcd removes whatever it finds at the path.
 func NewSockets(l pki.Layout) (*Sockets, error) {
 	if err := os.MkdirAll(l.Run(), 0o700); err != nil {
 		return nil, err
@@ -29,7 +33,7 @@ func NewSockets(l pki.Layout) (*Sockets, error) {
 		return nil, err
 	}
 	s := &Sockets{Etcd: l.EtcdSocket(), Control: l.ControlSocket()}
-	if len(s.Etcd) <= maxSocketPath && len(s.Control) <= maxSocketPath {
+	if paths.Plain(s.Etcd) && len(s.Etcd) <= maxSocketPath && len(s.Control) <= maxSocketPath {
 		return s, nil
 	}
 	dir, err := os.Open(l.Run())
@@ -38,6 +42,11 @@ func NewSockets(l pki.Layout) (*Sockets, error) {
 	}
 	s.dir = dir
 	short := fmt.Sprintf("/proc/self/fd/%d", dir.Fd())
+	if _, err := os.Stat(short); err != nil {
+		dir.Close()
+		return nil, advice.With(fmt.Errorf("the sockets in %s need /proc: %w", l.Run(), err),
+			"mount /proc, or choose a --data-dir that is short and has letters, digits and /._- only")
+	}
 	s.Etcd = filepath.Join(short, filepath.Base(s.Etcd))
 	s.Control = filepath.Join(short, filepath.Base(s.Control))
 	return s, nil

@@ -1,16 +1,20 @@
 package etcd
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"net/url"
 	"path/filepath"
 	"strings"
 
 	"go.etcd.io/etcd/pkg/v3/flags"
 	"go.etcd.io/etcd/server/v3/embed"
 
+	"kthwd/appliance/advice"
 	"kthwd/appliance/cmdline"
+	"kthwd/appliance/paths"
 	"kthwd/appliance/program"
 )
 
@@ -48,11 +52,34 @@ func Parse(args []program.Arg, logger func(*embed.Config) error) (*embed.Config,
 	if err := etcdFeatureGates(cfg, fs); err != nil {
 		return nil, err
 	}
+	if err := checkSockets(cfg); err != nil {
+		return nil, err
+	}
 	useLoneTiming(cfg)
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("%s: %w", program.Etcd, err)
 	}
 	return cfg, nil
+}
+
+// checkSockets refuses a unix socket whose URL means another path than it shows, and one
+// whose path is in use: etcd removes whatever is there (client/pkg/transport/unix_listener.go).
+func checkSockets(cfg *embed.Config) error {
+	for _, all := range [][]url.URL{cfg.ListenClientUrls, cfg.ListenClientHttpUrls, cfg.ListenPeerUrls, cfg.ListenMetricsUrls} {
+		for _, u := range all {
+			if u.Scheme != "unix" && u.Scheme != "unixs" {
+				continue
+			}
+			if u.Fragment != "" || u.RawQuery != "" || u.ForceQuery || strings.HasSuffix(u.String(), "#") {
+				return advice.With(fmt.Errorf("%s: %s: its path ends before the # or ?", program.Etcd, u.String()),
+					"write %23 for # and %3F for ?, or choose another path")
+			}
+			if err := paths.FreeForSocket(u.Host + u.Path); errors.Is(err, paths.ErrNotSocket) {
+				return advice.With(fmt.Errorf("%s: %w", program.Etcd, err), "etcd would remove it: choose another path for the socket, or move it away")
+			}
+		}
+	}
+	return nil
 }
 
 func etcdFeatureGates(cfg *embed.Config, fs *flag.FlagSet) error {

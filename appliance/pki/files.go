@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"kthwd/appliance/text"
 )
 
 const (
@@ -197,7 +199,7 @@ func unreadable(path string, info fs.FileInfo) *Misfit {
 	}
 	if owner, ok := info.Sys().(*syscall.Stat_t); ok {
 		m.Problem += fmt.Sprintf("; it belongs to uid %d (mode %04o)", owner.Uid, info.Mode().Perm())
-		m.Hint = fmt.Sprintf("chown %d %s, or run kthwd as its owner", os.Geteuid(), path)
+		m.Hint = fmt.Sprintf("chown %d %s, or run kthwd as its owner", os.Geteuid(), text.ShellWord(path))
 	}
 	return m
 }

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"kthwd/appliance/text"
 )
 
 // Check reads what Ensure would read and returns the files that it would make, as
@@ -116,8 +118,8 @@ func (v *survey) checkDir() bool {
 		v.misfit(&Misfit{File: dir, Problem: "not a directory"})
 		return false
 	case info.Mode().Perm()&0o022 != 0 && info.Mode()&fs.ModeSticky == 0:
-		v.warn("%s: writable by group or others (mode %04o), who can replace every key in it; chmod go-w %[1]s",
-			dir, info.Mode().Perm())
+		v.warn("%s: writable by group or others (mode %04o), who can replace every key in it; chmod go-w %s",
+			dir, info.Mode().Perm(), text.ShellWord(dir))
 	}
 	return true
 }
@@ -144,13 +146,13 @@ func (v *survey) read(path string, refuse fs.FileMode) (data []byte, there bool)
 	mode := info.Mode().Perm()
 	switch {
 	case refuse == forTheGroup && mode&refuse != 0:
-		v.misfit(&Misfit{File: path, Problem: fmt.Sprintf("readable or writable by others (mode %04o)", mode), Hint: "chmod 600 " + path})
+		v.misfit(&Misfit{File: path, Problem: fmt.Sprintf("readable or writable by others (mode %04o)", mode), Hint: "chmod 600 " + text.ShellWord(path)})
 	case mode&refuse != 0:
-		v.misfit(&Misfit{File: path, Problem: fmt.Sprintf("readable or writable by group or others (mode %04o)", mode), Hint: "chmod 600 " + path})
+		v.misfit(&Misfit{File: path, Problem: fmt.Sprintf("readable or writable by group or others (mode %04o)", mode), Hint: "chmod 600 " + text.ShellWord(path)})
 	case refuse == forTheGroup && mode&forNobodyElse != 0:
 		v.warn("%s: readable or writable by its group (mode %04o)", path, mode)
 	case refuse == forAll && mode&0o022 != 0:
-		v.warn("%s: writable by group or others (mode %04o); chmod go-w %[1]s", path, mode)
+		v.warn("%s: writable by group or others (mode %04o); chmod go-w %s", path, mode, text.ShellWord(path))
 	}
 	return data, true
 }

@@ -22,6 +22,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"kthwd/appliance/text"
 )
 
 // Verdict is the result of a check.
@@ -77,7 +79,7 @@ func Directory(dir string) Result {
 	case errors.Is(err, unix.ENOSPC):
 		return Result{r.What, Fail, at + ": the disk is full", "free some space"}
 	case err != nil:
-		return Result{r.What, Fail, fmt.Sprintf("%s: %v", at, errors.Unwrap(err)), fmt.Sprintf("give it to the user of kthwd: chown -R %d: %s", os.Getuid(), at)}
+		return Result{r.What, Fail, fmt.Sprintf("%s: %v", at, errors.Unwrap(err)), fmt.Sprintf("give it to the user of kthwd: chown -R %d: %s", os.Getuid(), text.ShellWord(at))}
 	}
 	defer os.Remove(f.Name())
 	defer f.Close()

@@ -20,6 +20,7 @@ import (
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/logging"
+	"kthwd/appliance/paths"
 	"kthwd/appliance/text"
 )
 
@@ -81,7 +82,7 @@ func (s *Server) Name() string { return "status" }
 func (s *Server) Run(ctx context.Context, ready func()) error {
 	var all []serving
 	if s.Socket != "" {
-		if err := os.Remove(s.Socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := paths.RemoveSocket(s.Socket); err != nil {
 			return err
 		}
 		unix, remove, err := listenUnix(s.Socket)

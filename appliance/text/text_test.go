@@ -1,6 +1,7 @@
 package text
 
 import (
+	"os/exec"
 	"strings"
 	"testing"
 	"unicode"
@@ -89,5 +90,29 @@ func TestPainter(t *testing.T) {
 	}
 	if got := Painter(true)("", "x"); got != "x" {
 		t.Errorf("no code: got %q", got)
+	}
+}
+
+// TestShellWord asks the real shell: each word must come back as it was, and take one line.
+func TestShellWord(t *testing.T) {
+	bash, err := exec.LookPath("bash")
+	if err != nil {
+		t.Skip("no bash")
+	}
+	for _, s := range []string{
+		"/var/lib/kubernetes/admin.kubeconfig", "", "/a b", "/it's", "$x", "`id`", "$(id)", "a\\b", "a\"b", "*", "~", "#", "!x",
+		"a\nb", "'\n'", "\xff\xfe", "\x1b[31m", "a\u202eb", "\t\\", "ä", "-n",
+	} {
+		word := ShellWord(s)
+		if Line(word) != word {
+			t.Errorf("%q: %q is not one printable line", s, word)
+		}
+		out, err := exec.CommandContext(t.Context(), bash, "-c", "printf '<%s>' "+word).Output()
+		if err != nil || string(out) != "<"+s+">" {
+			t.Errorf("%q: %s gives %q, %v", s, word, out, err)
+		}
+	}
+	if got := ShellWord("/var/lib/kubernetes/admin.kubeconfig"); got != "/var/lib/kubernetes/admin.kubeconfig" {
+		t.Errorf("a plain path: got %s", got)
 	}
 }

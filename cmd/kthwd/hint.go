@@ -8,6 +8,7 @@ import (
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/config"
+	"kthwd/appliance/paths"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/status"
 )
@@ -48,6 +49,7 @@ var hints = []struct {
 	{status.ErrNotRunning, "start it with kthwd --role=controller or --role=lb (a service: systemctl status kthwd-controller kthwd-lb), or name a controller's data directory with --data-dir"},
 	{syscall.EADDRINUSE, "another program listens there: find it with ss -ltnp, or choose another port"},
 	{syscall.EADDRNOTAVAIL, "this machine does not have that address; ip address lists its addresses"},
+	{paths.ErrNotSocket, "kthwd removes nothing but a socket: move it away, or choose another path for the socket"},
 	{syscall.ENOSPC, "the disk is full: make room, then start again; no acknowledged write is lost"},
 	{syscall.EDQUOT, "the disk quota is used up: make room, then start again"},
 	{syscall.EROFS, "the file system is mounted read-only"},

@@ -142,7 +142,7 @@ func (a *app) join(ctx context.Context, l *config.Loader, token string, replace 
 		a.warn(w)
 	}
 	fmt.Fprintf(a.out, "%s is a member of the cluster, and votes once it has caught up. Within %v, start it:\n\n  kthwd --config=%s\n\n"+
-		"Then give the load balancers the backend %s, unless they discover it.\n", text.Line(joined.Name), joined.Within, shellWord(joined.File), text.Line(joined.Server))
+		"Then give the load balancers the backend %s, unless they discover it.\n", text.Line(joined.Name), joined.Within, text.ShellWord(joined.File), text.Line(joined.Server))
 	return nil
 }
 

@@ -85,17 +85,6 @@ func TestTimeline(t *testing.T) {
 	}
 }
 
-func TestShellWord(t *testing.T) {
-	for in, want := range map[string]string{
-		"/var/lib/kubernetes/admin.kubeconfig": "/var/lib/kubernetes/admin.kubeconfig",
-		"/a b":                                 "'/a b'", "/it's": `'/it'\''s'`, "": "''", "$x": "'$x'",
-	} {
-		if got := shellWord(in); got != want {
-			t.Errorf("shellWord(%q) = %s, want %s", in, got, want)
-		}
-	}
-}
-
 func TestNotifier(t *testing.T) {
 	t.Setenv("NOTIFY_SOCKET", "")
 	if n := takeNotifier(); n != nil {

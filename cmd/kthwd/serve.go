@@ -16,6 +16,7 @@ import (
 	"kthwd/appliance/pki"
 	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
+	"kthwd/appliance/text"
 	linked "kthwd/appliance/version"
 )
 
@@ -185,7 +186,7 @@ func sentence(reason string) string {
 // ready tells systemd and the operator that all components are ready.
 func (a *app) ready(log *slog.Logger, c config.Config, timeline []supervise.Status) {
 	a.notify.ready()
-	kubectl := "kubectl --kubeconfig " + shellWord(absolute(c.Controller.Layout().Kubeconfig(pki.NameAdmin))) + " get componentstatuses"
+	kubectl := "kubectl --kubeconfig " + text.ShellWord(absolute(c.Controller.Layout().Kubeconfig(pki.NameAdmin))) + " get componentstatuses"
 	took := time.Since(a.started).Round(10 * time.Millisecond)
 	if c.LogFormat == logging.JSON || isJournal(a.err) {
 		log.Info("all ready", "took", took, "try", kubectl)
@@ -214,15 +215,4 @@ func absolute(path string) string {
 		return abs
 	}
 	return path
-}
-
-// shellWord quotes a path that a shell would split or expand.
-func shellWord(s string) string {
-	plain := func(r rune) bool {
-		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-+:@%,=", r)
-	}
-	if s != "" && strings.IndexFunc(s, func(r rune) bool { return !plain(r) }) < 0 {
-		return s
-	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }

@@ -12,6 +12,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/clientcmd/api"
 
+	"kthwd/appliance/text"
 	"kthwd/lb"
 )
 
@@ -87,7 +88,7 @@ func keptSecret(path string, user *api.AuthInfo) error {
 		case errors.As(err, &missing):
 			return problem("", "%s: %s: %v", path, file, missing.Err)
 		case info.Mode().Perm()&bits != 0:
-			return problem("chmod 600 "+file, "%s: readable or writable by others (mode %04o)", file, info.Mode().Perm())
+			return problem("chmod 600 "+text.ShellWord(file), "%s: readable or writable by others (mode %04o)", file, info.Mode().Perm())
 		}
 	}
 	return nil
