@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"syscall"
 )
 
@@ -55,7 +54,7 @@ func (v *survey) ensure(dir string) (Report, error) {
 		v.report.Created = append(v.report.Created, f.path)
 	}
 	v.sweep()
-	v.warnOfOldData()
+	v.warnOfNewSecrets()
 	return v.report, nil
 }
 
@@ -143,22 +142,5 @@ func (v *survey) sweep() {
 	}
 	for _, d := range v.documents {
 		os.Remove(hidden(d.path(v.layout)))
-	}
-}
-
-// warnOfOldData warns of new keys beside existing etcd data, which was written with
-// other keys: this is rarely intended.
-func (v *survey) warnOfOldData() {
-	member := filepath.Join(v.layout.Etcd(), "member")
-	if !isDir(member) {
-		return
-	}
-	for _, lost := range []struct{ path, so string }{
-		{v.layout.CA(), "earlier nodes and kubeconfigs will not be trusted"},
-		{v.layout.EncryptionConfig(), "secrets encrypted with another key cannot be read"},
-	} {
-		if v.absent[lost.path] {
-			v.warn("%s: newly made, although %s exists: %s", lost.path, member, lost.so)
-		}
 	}
 }

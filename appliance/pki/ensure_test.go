@@ -156,7 +156,8 @@ func TestWarnings(t *testing.T) {
 		{"a directory anybody can change", func(t *testing.T, l Layout, s *Spec) { os.Chmod(l.Dir, 0o777) }, []string{": writable by group or others (mode 0777)"}},
 		{"encryption key lost", func(t *testing.T, l Layout, s *Spec) {
 			os.Remove(l.EncryptionConfig())
-			os.MkdirAll(filepath.Join(l.Etcd(), "member"), 0o700)
+			os.MkdirAll(filepath.Join(l.Etcd(), "member", "wal"), 0o700)
+			s.NewSecrets = []string{SecretEncryption}
 		}, []string{"encryption-config.yaml: newly made, although"}},
 		{"a pair beside its kubeconfig that has expired", func(t *testing.T, l Layout, s *Spec) {
 			old := &x509.Certificate{Subject: row{cn: "admin", org: "system:masters"}.subject(), ExtKeyUsage: client,

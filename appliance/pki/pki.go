@@ -28,6 +28,9 @@
 //     certificate would not match what the first one signed;
 //   - a lock on the directory itself makes concurrent Ensures wait for each other.
 //
+// Where etcd has data, a missing secret that they depend on is a misfit, too: Ensure
+// makes a new one only if Spec.NewSecrets names it.
+//
 // Several controllers must share these files, above all the CA, the service account
 // key and the encryption key. EnsureCluster makes a directory for each machine. An
 // Ensure on each machine would make a separate cluster on each.
@@ -76,6 +79,14 @@ type Spec struct {
 
 	// ClusterName names the cluster in new kubeconfigs; "" means "kubernetes".
 	ClusterName string
+
+	// NewSecrets names the secrets that are to be made although etcd has data: some
+	// of SecretNames. Any other secret that is missing beside data is a Misfit.
+	NewSecrets []string
+
+	// Unused are files that no program uses, because the user's flags name others.
+	// One that is missing is made, whatever the data.
+	Unused []string
 
 	// Now returns the time; nil means time.Now.
 	Now func() time.Time
@@ -126,7 +137,7 @@ func (s Spec) validate() []error {
 	for _, a := range slices.Concat(s.Addresses, s.Local) {
 		errs = append(errs, checkAddress(a))
 	}
-	errs = append(errs, checkServer(s.Server))
+	errs = append(errs, s.checkNewSecretNames(), checkServer(s.Server))
 	if s.RemoteServer != "" {
 		errs = append(errs, checkServer(s.RemoteServer))
 	}

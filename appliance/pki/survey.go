@@ -43,6 +43,8 @@ type survey struct {
 	absent   map[string]bool // files that are needed but missing
 	report   Report
 	problems []error
+
+	newSecrets []secret // made beside existing data, because the Spec says so
 }
 
 func newSurvey(l Layout, s Spec) *survey {
@@ -83,6 +85,7 @@ func (v *survey) run() {
 			v.checkSigner(r)
 		}
 	}
+	v.checkSecrets()
 }
 
 func (v *survey) misfit(m *Misfit) { v.problems = append(v.problems, m) }

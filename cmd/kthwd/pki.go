@@ -7,7 +7,9 @@ import (
 	"io/fs"
 	"net"
 	"net/url"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -30,12 +32,15 @@ func (a *app) pkiVerb(l *config.Loader) *cobra.Command {
 
 func (a *app) pkiInitVerb(l *config.Loader) *cobra.Command {
 	f := &clusterFlags{}
+	var newSecrets []string
 	cmd := &cobra.Command{
 		Use:   "init [flags]",
 		Short: "Make missing certificates, keys and kubeconfigs",
 		Long: "Make the missing certificates, keys and kubeconfigs of the data directory, as\n" +
 			"kthwd --role=controller does when it starts. An existing file is used and never changed;\n" +
-			"one that does not fit the others is refused.\n\n" +
+			"one that does not fit the others is refused. So is a missing secret where etcd has data:\n" +
+			"with a new one secrets cannot be read, or nodes and tokens are refused. If a new one is\n" +
+			"meant, move the old files away and name it with --new-secrets.\n\n" +
 			"With --controllers, make the files of a whole cluster: below --out, a directory for each\n" +
 			"machine with its files and a kthwd.yaml, and the directory ca with both CAs, to keep safe.",
 		Example: "  kthwd pki init --data-dir=/var/lib/kubernetes --subject-alt-name=10.0.0.20,lb.example.com\n" +
@@ -45,21 +50,29 @@ func (a *app) pkiInitVerb(l *config.Loader) *cobra.Command {
 			if f.asked(cmd.Flags()) {
 				return a.pkiInitCluster(l, f, cmd.Flags())
 			}
-			return a.pkiInit(l)
+			return a.pkiInit(l, newSecrets)
 		},
 	}
+	cmd.Flags().StringSliceVar(&newSecrets, "new-secrets", nil, "`NAME` Secrets to make although etcd has data: "+strings.Join(pki.SecretNames(), ", ")+".")
 	f.add(cmd.Flags())
-	l.AddFlags(cmd.Flags(), "config", "data-dir", "bind-address", "advertise-address", "subject-alt-name",
+	l.AddFlags(cmd.Flags(), "config", "data-dir", "etcd-data-dir", "bind-address", "advertise-address", "subject-alt-name",
 		"secure-port", "etcd-peer-port", "service-cluster-ip-range", "cluster-cidr")
 	return cmd
 }
 
-func (a *app) pkiInit(l *config.Loader) error {
+func (a *app) pkiInit(l *config.Loader, newSecrets []string) error {
 	c, err := controller(l)
 	if err != nil {
 		return err
 	}
-	r, err := pki.Ensure(c.Layout(), c.PKISpec())
+	for _, name := range newSecrets {
+		if !slices.Contains(pki.SecretNames(), name) {
+			return advice.With(usagef("--new-secrets=%s: no such secret", name), "want some of "+strings.Join(pki.SecretNames(), ","))
+		}
+	}
+	spec := c.PKISpec()
+	spec.NewSecrets = newSecrets
+	r, err := pki.Ensure(c.Layout(), spec)
 	a.list(r)
 	return err
 }
