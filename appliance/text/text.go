@@ -8,8 +8,10 @@
 package text
 
 import (
+	"fmt"
 	"strings"
 	"unicode"
+	"unicode/utf8"
 )
 
 // Line returns s as one printable line: each run of white space, control characters
@@ -37,6 +39,35 @@ func Joined(s string) string {
 		}
 	}
 	return b.String()
+}
+
+// ShellWord returns s as one word of a shell's command line: unchanged if no shell would
+// split or expand it, otherwise in quotes. What cannot be printed is written in bash's form
+// $'\n', so that the result is one printable line.
+func ShellWord(s string) string {
+	plain := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-+:@%,=", r)
+	}
+	printable := utf8.ValidString(s)
+	for _, r := range s {
+		printable = printable && unicode.IsPrint(r)
+	}
+	switch {
+	case s != "" && !strings.ContainsFunc(s, func(r rune) bool { return !plain(r) }):
+		return s
+	case printable:
+		return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+	}
+	var b strings.Builder
+	b.WriteString("$'")
+	for _, c := range []byte(s) {
+		if c < 0x80 && plain(rune(c)) || c == ' ' {
+			b.WriteByte(c)
+		} else {
+			fmt.Fprintf(&b, `\x%02x`, c)
+		}
+	}
+	return b.String() + "'"
 }
 
 // Painter returns a function that colours s with an SGR code such as "31;1", or
