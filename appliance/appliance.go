@@ -83,6 +83,9 @@ func Run(ctx context.Context, cfg config.Controller, o Options) error {
 	defer stopWatching()
 	go announce(watching, g, o, afterStart)
 	go p.events.run(watching)
+	for _, w := range p.watchers {
+		go w.Run(watching)
+	}
 	return g.Run(ctx)
 }
 

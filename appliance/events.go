@@ -55,10 +55,17 @@ func newEventWriter(name string, loopback func() (*rest.Config, error), used fun
 
 // seen queues a change. It does not block.
 func (w *eventWriter) seen(e status.Event) {
-	n, ok := w.judge(e)
-	if !ok {
-		return
+	if n, ok := w.judge(e); ok {
+		w.put(n)
 	}
+}
+
+// warn queues a warning. It does not block.
+func (w *eventWriter) warn(reason, text string) {
+	w.put(notable{time.Now(), corev1.EventTypeWarning, reason, text})
+}
+
+func (w *eventWriter) put(n notable) {
 	select {
 	case w.queue <- n:
 	default:

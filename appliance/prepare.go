@@ -44,6 +44,7 @@ type prepared struct {
 	record    etcdfiles.Record // as last written by this process; used by etcd's goroutine
 	events    *eventWriter     // set by wire
 	observers []observer       // added by wire, before the status
+	watchers  []watcher        // the observers among them that run beside the components; added by wire
 }
 
 // prepare locks the data directory, makes or checks its files, and parses all command

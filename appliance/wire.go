@@ -49,7 +49,8 @@ func (p *prepared) wire() (*supervise.Group, *Liveness, error) {
 	seed := p.newSeed(api)
 	bridge := p.newHealth(g)
 
-	statusServer := p.newStatus(g, member, members, api, []*lease.Record{kcm.Record(), sched.Record()}, collectorsOf(seed, bridge)...)
+	watchers := p.newWatchers(api, seed)
+	statusServer := p.newStatus(g, member, members, api, []*lease.Record{kcm.Record(), sched.Record()}, append(watchers, collectorsOf(seed, bridge)...)...)
 	bridges := []*supervise.Node{g.Add(statusServer).StopWithin(stopBridges)}
 	if bridge != nil {
 		bridges = append(bridges, g.Add(bridge).StopWithin(stopBridges))

@@ -24,7 +24,7 @@
 //     from the manifest, without its additions.
 //
 // Several controllers may do this at once: the loser of a race reads again and finds the
-// work done. Later damage is repaired at the next start.
+// work done. Restore repairs later damage.
 package rbacseed
 
 import (
@@ -47,6 +47,12 @@ import (
 
 //go:embed manifests/*.yaml
 var manifests embed.FS
+
+// The names of the two objects, as in the manifests.
+const (
+	BindingName = "system:kube-apiserver"
+	roleName    = "system:kube-apiserver-to-kubelet"
+)
 
 // DefaultUser is the tutorial's user: the common name of kubernetes.pem.
 const DefaultUser = "kubernetes"
@@ -71,8 +77,18 @@ var actions = map[reconciliation.ReconcileOperation]Action{
 	reconciliation.ReconcileRecreate: Recreated,
 }
 
-// action returns the action taken on one object.
-func action(op reconciliation.ReconcileOperation, protected bool) Action {
+// Wrote reports whether the action changed the object.
+func (a Action) Wrote() bool { return a == Created || a == Updated || a == Recreated }
+
+// A Change is what was done to one object.
+type Change struct {
+	Object string // kind and name: clusterrole cluster-admin
+	Action Action
+}
+
+// ActionOf returns the action of a reconciliation on an object, which is protected if its
+// autoupdate annotation is "false".
+func ActionOf(op reconciliation.ReconcileOperation, protected bool) Action {
 	if protected && op != reconciliation.ReconcileNone {
 		return LeftAlone
 	}
@@ -107,7 +123,7 @@ func Apply(ctx context.Context, client rbacv1client.RbacV1Interface, user string
 		if err != nil {
 			return err
 		}
-		result.Role, result.ExtraRules = action(r.Operation, r.Protected), len(r.ExtraRules)
+		result.Role, result.ExtraRules = ActionOf(r.Operation, r.Protected), len(r.ExtraRules)
 		return nil
 	})
 	if err != nil {
@@ -123,7 +139,7 @@ func Apply(ctx context.Context, client rbacv1client.RbacV1Interface, user string
 		if err != nil {
 			return err
 		}
-		result.Binding, result.ExtraSubjects = action(r.Operation, r.Protected), len(r.ExtraSubjects)
+		result.Binding, result.ExtraSubjects = ActionOf(r.Operation, r.Protected), len(r.ExtraSubjects)
 		return nil
 	})
 	if err != nil {
@@ -204,7 +220,7 @@ const (
 	longestPause   = 5 * time.Second
 )
 
-// A Seed applies the manifests once and then idles. Create one with New.
+// A Seed applies the manifests once and then idles; Restore applies them again. Create one with New.
 type Seed struct {
 	cfg        Config
 	firstPause time.Duration // tests shorten it
@@ -271,6 +287,26 @@ func (s *Seed) attempt(ctx context.Context) (Result, error) {
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
 	return Apply(ctx, client, s.cfg.User)
+}
+
+// Restore applies the seed once more, if it has been applied before, and returns what it
+// has written.
+func (s *Seed) Restore(ctx context.Context) ([]Change, error) {
+	s.mu.Lock()
+	before := s.appliedAt
+	s.mu.Unlock()
+	if before.IsZero() {
+		return nil, nil
+	}
+	result, err := s.attempt(ctx)
+	s.note(result, err)
+	var all []Change
+	for _, c := range []Change{{"clusterrole " + roleName, result.Role}, {"clusterrolebinding " + BindingName, result.Binding}} {
+		if c.Action.Wrote() {
+			all = append(all, c)
+		}
+	}
+	return all, err
 }
 
 // report logs the result, and in separate lines the findings an operator should check.

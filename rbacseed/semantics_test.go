@@ -15,11 +15,6 @@ import (
 	"k8s.io/component-helpers/auth/rbac/validation"
 )
 
-const (
-	roleName    = "system:kube-apiserver-to-kubelet"
-	bindingName = "system:kube-apiserver"
-)
-
 // A cluster is the client that the cases below use. They run against the apiserver of the
 // rest.Config: a real one in seed_integration_test.go, the stand-in of standin_test.go
 // otherwise.
@@ -53,6 +48,7 @@ func semantics(t *testing.T, cfg *rest.Config) {
 		{"autoupdate off, nothing to do", testAutoupdateOffUnchanged},
 		{"extras kept", testExtrasKept},
 		{"other user", testOtherUser},
+		{"restored", testRestore},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			c := cluster{t, t.Context(), client}
@@ -67,7 +63,7 @@ func (c cluster) reset() {
 	c.t.Helper()
 	for _, err := range []error{
 		c.ClusterRoles().Delete(c.ctx, roleName, metav1.DeleteOptions{}),
-		c.ClusterRoleBindings().Delete(c.ctx, bindingName, metav1.DeleteOptions{}),
+		c.ClusterRoleBindings().Delete(c.ctx, BindingName, metav1.DeleteOptions{}),
 	} {
 		if err != nil && !apierrors.IsNotFound(err) {
 			c.t.Fatal(err)
@@ -98,7 +94,7 @@ func (c cluster) role() *rbacv1.ClusterRole {
 
 func (c cluster) binding() *rbacv1.ClusterRoleBinding {
 	c.t.Helper()
-	binding, err := c.ClusterRoleBindings().Get(c.ctx, bindingName, metav1.GetOptions{})
+	binding, err := c.ClusterRoleBindings().Get(c.ctx, BindingName, metav1.GetOptions{})
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -128,10 +124,10 @@ func (c cluster) changeBinding(change func(*rbacv1.ClusterRoleBinding)) {
 func (c cluster) pointElsewhere() {
 	c.t.Helper()
 	binding := c.binding()
-	if err := c.ClusterRoleBindings().Delete(c.ctx, bindingName, metav1.DeleteOptions{}); err != nil {
+	if err := c.ClusterRoleBindings().Delete(c.ctx, BindingName, metav1.DeleteOptions{}); err != nil {
 		c.t.Fatal(err)
 	}
-	binding.ObjectMeta = metav1.ObjectMeta{Name: bindingName}
+	binding.ObjectMeta = metav1.ObjectMeta{Name: BindingName}
 	binding.RoleRef.Name = "view"
 	if _, err := c.ClusterRoleBindings().Create(c.ctx, binding, metav1.CreateOptions{}); err != nil {
 		c.t.Fatal(err)
@@ -267,7 +263,7 @@ func testDeletedRole(c cluster) {
 
 func testDeletedBinding(c cluster) {
 	c.apply(Result{Role: Created, Binding: Created})
-	if err := c.ClusterRoleBindings().Delete(c.ctx, bindingName, metav1.DeleteOptions{}); err != nil {
+	if err := c.ClusterRoleBindings().Delete(c.ctx, BindingName, metav1.DeleteOptions{}); err != nil {
 		c.t.Fatal(err)
 	}
 	c.apply(Result{Role: Unchanged, Binding: Created})
@@ -344,4 +340,33 @@ func testOtherUser(c cluster) {
 	if want := []string{"User kubernetes", "User kube-apiserver-kubelet-client"}; !slices.Equal(users, want) {
 		c.t.Errorf("subjects %q; want %q", users, want)
 	}
+}
+
+func testRestore(c cluster) {
+	s := New(Config{Client: func() (rbacv1client.RbacV1Interface, error) { return c, nil }})
+	restore := func(want ...Change) {
+		c.t.Helper()
+		got, err := s.Restore(c.ctx)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		if !slices.Equal(got, want) {
+			c.t.Errorf("Restore = %v; want %v", got, want)
+		}
+	}
+	restore() // nothing: it has not been applied, and Run does that
+	if !s.apply(c.ctx) {
+		c.t.Fatal("not applied")
+	}
+	restore()
+	if err := c.ClusterRoles().Delete(c.ctx, roleName, metav1.DeleteOptions{}); err != nil {
+		c.t.Fatal(err)
+	}
+	b := c.binding()
+	b.Subjects = nil
+	if _, err := c.ClusterRoleBindings().Update(c.ctx, b, metav1.UpdateOptions{}); err != nil {
+		c.t.Fatal(err)
+	}
+	restore(Change{"clusterrole " + roleName, Created}, Change{"clusterrolebinding " + BindingName, Updated})
+	restore()
 }

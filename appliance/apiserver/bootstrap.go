@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -23,6 +26,7 @@ import (
 	"k8s.io/kubernetes/plugin/pkg/auth/authorizer/rbac/bootstrappolicy"
 
 	"kthwd/appliance/supervise"
+	"kthwd/rbacseed"
 )
 
 const (
@@ -81,35 +85,64 @@ func bootstrapHook(log *slog.Logger, write func(context.Context, kubernetes.Inte
 // bootstrapRBAC reconciles upstream's bootstrap policy as upstream does, but in
 // parallel: roles first, then the bindings that need them.
 func bootstrapRBAC(ctx context.Context, client kubernetes.Interface) error {
+	_, err := RestoreBootstrapRoles(ctx, client)
+	return err
+}
+
+// RestoreBootstrapRoles makes upstream's bootstrap roles and bindings again where they
+// are missing or lack something, by the rules of upstream's start: additions stay, and an
+// object annotated rbac.authorization.kubernetes.io/autoupdate: "false" is left as it is.
+// It returns what it has written, also beside an error.
+func RestoreBootstrapRoles(ctx context.Context, client kubernetes.Interface) ([]rbacseed.Change, error) {
 	if err := primeAggregatedRoles(ctx, client); err != nil {
-		return err
+		return nil, err
 	}
 	if err := splitBindings(ctx, client); err != nil {
-		return err
+		return nil, err
 	}
 	existing, err := listClusterScoped(ctx, client)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	p := &policy{client: client, existing: existing}
+	err = p.reconcileRoles(ctx)
+	if err == nil {
+		err = p.reconcileBindings(ctx)
+	}
+	slices.SortFunc(p.changes, func(a, b rbacseed.Change) int { return strings.Compare(a.Object, b.Object) })
+	return p.changes, err
+}
+
+// policy is one reconciliation of the bootstrap policy.
+type policy struct {
+	client   kubernetes.Interface
+	existing *clusterScoped
+
+	mu      sync.Mutex // guards changes
+	changes []rbacseed.Change
+}
+
+func (p *policy) reconcileRoles(ctx context.Context) error {
 	roles := limited(ctx)
 	for _, role := range append(bootstrappolicy.ClusterRoles(), bootstrappolicy.ControllerRoles()...) {
-		roles.Go(func() error { return reconcileClusterRole(client, existing, role) })
+		roles.Go(func() error { return p.clusterRole(role) })
 	}
 	for _, inNamespace := range bootstrappolicy.NamespaceRoles() {
 		for _, role := range inNamespace {
-			roles.Go(func() error { return reconcileRole(client, role) })
+			roles.Go(func() error { return p.role(role) })
 		}
 	}
-	if err := roles.Wait(); err != nil {
-		return err
-	}
+	return roles.Wait()
+}
+
+func (p *policy) reconcileBindings(ctx context.Context) error {
 	bindings := limited(ctx)
 	for _, b := range append(bootstrappolicy.ClusterRoleBindings(), bootstrappolicy.ControllerRoleBindings()...) {
-		bindings.Go(func() error { return reconcileClusterRoleBinding(client, existing, b) })
+		bindings.Go(func() error { return p.clusterRoleBinding(b) })
 	}
 	for _, inNamespace := range bootstrappolicy.NamespaceRoleBindings() {
 		for _, b := range inNamespace {
-			bindings.Go(func() error { return reconcileRoleBinding(client, b) })
+			bindings.Go(func() error { return p.roleBinding(b) })
 		}
 	}
 	return bindings.Wait()
@@ -126,9 +159,20 @@ func again(err error) bool {
 	return apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) || apierrors.IsServiceUnavailable(err)
 }
 
-func reconcile(what string, run func() error) error {
-	if err := retry.OnError(retry.DefaultBackoff, again, run); err != nil {
-		return fmt.Errorf("reconcile %s: %w", what, err)
+// reconcile repeats run, which returns what it did to an object, while it loses races.
+func (p *policy) reconcile(object string, run func() (rbacseed.Action, error)) error {
+	var action rbacseed.Action
+	err := retry.OnError(retry.DefaultBackoff, again, func() (err error) {
+		action, err = run()
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("reconcile %s: %w", object, err)
+	}
+	if action.Wrote() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.changes = append(p.changes, rbacseed.Change{Object: object, Action: action})
 	}
 	return nil
 }
@@ -183,54 +227,54 @@ func (l listedBindings) Get(_ context.Context, name string, _ metav1.GetOptions)
 	return nil, apierrors.NewNotFound(rbacv1.Resource("clusterrolebindings"), name)
 }
 
-func reconcileClusterRole(client kubernetes.Interface, existing *clusterScoped, role rbacv1.ClusterRole) error {
-	roles := client.RbacV1().ClusterRoles()
-	var asked rbacclient.ClusterRoleInterface = listedRoles{roles, existing.roles}
-	return reconcile("clusterrole "+role.Name, func() error {
-		_, err := (&reconciliation.ReconcileRoleOptions{
-			Role:    reconciliation.ClusterRoleRuleOwner{ClusterRole: role.DeepCopy()},
-			Client:  reconciliation.ClusterRoleModifier{Client: asked},
-			Confirm: true,
-		}).Run()
-		asked = roles // the object has changed since the list: read it again
-		return err
+func (p *policy) clusterRole(role rbacv1.ClusterRole) error {
+	roles := p.client.RbacV1().ClusterRoles()
+	var asked rbacclient.ClusterRoleInterface = listedRoles{roles, p.existing.roles}
+	return p.reconcile("clusterrole "+role.Name, func() (rbacseed.Action, error) {
+		modifier := reconciliation.ClusterRoleModifier{Client: asked}
+		asked = roles // after an error the object has changed since the list: read it again
+		return reconcileRole(reconciliation.ClusterRoleRuleOwner{ClusterRole: role.DeepCopy()}, modifier)
 	})
 }
 
-func reconcileRole(client kubernetes.Interface, role rbacv1.Role) error {
-	return reconcile("role "+role.Namespace+"/"+role.Name, func() error {
-		_, err := (&reconciliation.ReconcileRoleOptions{
-			Role:    reconciliation.RoleRuleOwner{Role: role.DeepCopy()},
-			Client:  reconciliation.RoleModifier{Client: client.RbacV1(), NamespaceClient: client.CoreV1().Namespaces()},
-			Confirm: true,
-		}).Run()
-		return err
+func (p *policy) role(role rbacv1.Role) error {
+	return p.reconcile("role "+role.Namespace+"/"+role.Name, func() (rbacseed.Action, error) {
+		return reconcileRole(reconciliation.RoleRuleOwner{Role: role.DeepCopy()},
+			reconciliation.RoleModifier{Client: p.client.RbacV1(), NamespaceClient: p.client.CoreV1().Namespaces()})
 	})
 }
 
-func reconcileClusterRoleBinding(client kubernetes.Interface, existing *clusterScoped, b rbacv1.ClusterRoleBinding) error {
-	bindings := client.RbacV1().ClusterRoleBindings()
-	var asked rbacclient.ClusterRoleBindingInterface = listedBindings{bindings, existing.bindings}
-	return reconcile("clusterrolebinding "+b.Name, func() error {
-		_, err := (&reconciliation.ReconcileRoleBindingOptions{
-			RoleBinding: reconciliation.ClusterRoleBindingAdapter{ClusterRoleBinding: b.DeepCopy()},
-			Client:      reconciliation.ClusterRoleBindingClientAdapter{Client: asked},
-			Confirm:     true,
-		}).Run()
+func reconcileRole(role reconciliation.RuleOwner, client reconciliation.RuleOwnerModifier) (rbacseed.Action, error) {
+	r, err := (&reconciliation.ReconcileRoleOptions{Role: role, Client: client, Confirm: true}).Run()
+	if err != nil {
+		return "", err
+	}
+	return rbacseed.ActionOf(r.Operation, r.Protected), nil
+}
+
+func (p *policy) clusterRoleBinding(b rbacv1.ClusterRoleBinding) error {
+	bindings := p.client.RbacV1().ClusterRoleBindings()
+	var asked rbacclient.ClusterRoleBindingInterface = listedBindings{bindings, p.existing.bindings}
+	return p.reconcile("clusterrolebinding "+b.Name, func() (rbacseed.Action, error) {
+		adapter := reconciliation.ClusterRoleBindingClientAdapter{Client: asked}
 		asked = bindings
-		return err
+		return reconcileBinding(reconciliation.ClusterRoleBindingAdapter{ClusterRoleBinding: b.DeepCopy()}, adapter)
 	})
 }
 
-func reconcileRoleBinding(client kubernetes.Interface, b rbacv1.RoleBinding) error {
-	return reconcile("rolebinding "+b.Namespace+"/"+b.Name, func() error {
-		_, err := (&reconciliation.ReconcileRoleBindingOptions{
-			RoleBinding: reconciliation.RoleBindingAdapter{RoleBinding: b.DeepCopy()},
-			Client:      reconciliation.RoleBindingClientAdapter{Client: client.RbacV1(), NamespaceClient: client.CoreV1().Namespaces()},
-			Confirm:     true,
-		}).Run()
-		return err
+func (p *policy) roleBinding(b rbacv1.RoleBinding) error {
+	return p.reconcile("rolebinding "+b.Namespace+"/"+b.Name, func() (rbacseed.Action, error) {
+		return reconcileBinding(reconciliation.RoleBindingAdapter{RoleBinding: b.DeepCopy()},
+			reconciliation.RoleBindingClientAdapter{Client: p.client.RbacV1(), NamespaceClient: p.client.CoreV1().Namespaces()})
 	})
+}
+
+func reconcileBinding(binding reconciliation.RoleBinding, client reconciliation.RoleBindingModifier) (rbacseed.Action, error) {
+	r, err := (&reconciliation.ReconcileRoleBindingOptions{RoleBinding: binding, Client: client, Confirm: true}).Run()
+	if err != nil {
+		return "", err
+	}
+	return rbacseed.ActionOf(r.Operation, r.Protected), nil
 }
 
 // primeAggregatedRoles copies an administrator's changes to roles that became aggregated
@@ -291,7 +335,6 @@ func splitBindings(ctx context.Context, client kubernetes.Interface) error {
 	return nil
 }
 
-// bootstrapPriorityClasses creates system-node-critical and system-cluster-critical.
 func bootstrapPriorityClasses(ctx context.Context, client kubernetes.Interface) error {
 	classes := client.SchedulingV1().PriorityClasses()
 	for _, class := range internalscheduling.SystemPriorityClasses() {

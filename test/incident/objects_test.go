@@ -1,0 +1,167 @@
+package incident
+
+import (
+	"errors"
+	"fmt"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"kthwd/appliance/status"
+	"kthwd/test/kthwtest"
+)
+
+const seenWithin = 2 * time.Minute
+
+// finding waits for a finding of a kind that has all the parts in its text, and returns it.
+func finding(t *testing.T, c *kthwtest.Controller, kind string, parts ...string) (found status.Finding) {
+	t.Helper()
+	kthwtest.WaitFor(t, "finding "+kind, seenWithin, func() error {
+		r, err := c.Status()
+		if err != nil {
+			return err
+		}
+		for _, f := range r.Findings {
+			if f.Kind == kind && !slices.ContainsFunc(parts, func(p string) bool { return !strings.Contains(f.Text, p) }) {
+				found = f
+				return nil
+			}
+		}
+		return fmt.Errorf("got %+v, want %q", r.Findings, parts)
+	})
+	if found.Since.IsZero() {
+		t.Errorf("%s has no beginning", kind)
+	}
+	return found
+}
+
+// noFinding waits until there is no finding of a kind.
+func noFinding(t *testing.T, c *kthwtest.Controller, kind string) {
+	t.Helper()
+	kthwtest.WaitFor(t, "no finding "+kind, seenWithin, func() error {
+		r, err := c.Status()
+		if err != nil {
+			return err
+		}
+		for _, f := range r.Findings {
+			if f.Kind == kind {
+				return fmt.Errorf("still %+v", f)
+			}
+		}
+		return nil
+	})
+}
+
+// C10: bootstrap objects are deleted and changed while kthwd runs.
+func TestBootstrapObjectsRestored(t *testing.T) {
+	t.Parallel()
+	c := kthwtest.Start(t, kthwtest.Options{})
+	client := c.Client(t)
+	roles, bindings := client.RbacV1().ClusterRoles(), client.RbacV1().ClusterRoleBindings()
+	protectRole(t, client, "system:basic-user")
+
+	for _, tt := range []struct {
+		object string
+		spoil  func() error
+		back   func() error
+		said   string
+	}{
+		{"clusterrole cluster-admin", func() error { return roles.Delete(t.Context(), "cluster-admin", metav1.DeleteOptions{}) },
+			func() error { return hasRules(roles.Get(t.Context(), "cluster-admin", metav1.GetOptions{})) }, "was deleted, and was made again"},
+		{"clusterrole system:kube-scheduler", func() error { return stripRole(t, client, "system:kube-scheduler") },
+			func() error { return hasRules(roles.Get(t.Context(), "system:kube-scheduler", metav1.GetOptions{})) }, "had lost something"},
+		{"clusterrolebinding cluster-admin", func() error { return bindings.Delete(t.Context(), "cluster-admin", metav1.DeleteOptions{}) },
+			func() error { _, err := bindings.Get(t.Context(), "cluster-admin", metav1.GetOptions{}); return err }, ""},
+		{"clusterrolebinding system:kube-apiserver", func() error { return bindings.Delete(t.Context(), "system:kube-apiserver", metav1.DeleteOptions{}) },
+			func() error {
+				_, err := bindings.Get(t.Context(), "system:kube-apiserver", metav1.GetOptions{})
+				return err
+			}, ""},
+		{"clusterrole system:kube-apiserver-to-kubelet", func() error {
+			return roles.Delete(t.Context(), "system:kube-apiserver-to-kubelet", metav1.DeleteOptions{})
+		},
+			func() error {
+				return hasRules(roles.Get(t.Context(), "system:kube-apiserver-to-kubelet", metav1.GetOptions{}))
+			}, ""},
+		{"rolebinding kube-system/system::leader-locking-kube-scheduler", func() error {
+			return client.RbacV1().RoleBindings("kube-system").Delete(t.Context(), "system::leader-locking-kube-scheduler", metav1.DeleteOptions{})
+		}, func() error {
+			_, err := client.RbacV1().RoleBindings("kube-system").Get(t.Context(), "system::leader-locking-kube-scheduler", metav1.GetOptions{})
+			return err
+		}, ""},
+	} {
+		if err := tt.spoil(); err != nil {
+			t.Fatalf("%s: %v", tt.object, err)
+		}
+		kthwtest.WaitFor(t, tt.object+" made again", seenWithin, tt.back)
+		if tt.said != "" && !strings.Contains(c.Log.String(), tt.object) {
+			t.Errorf("%s: the log does not say that it was made again", tt.object)
+		}
+	}
+
+	f := finding(t, c, "bootstrap_restored", "clusterrole cluster-admin")
+	checkAuditCommand(t, f.Do, `"cluster-admin"`)
+	kthwtest.WaitFor(t, "event", seenWithin, func() error { return restoredEvent(t, client, "clusterrole cluster-admin was deleted") })
+	if role, err := roles.Get(t.Context(), "system:basic-user", metav1.GetOptions{}); err != nil || len(role.Rules) > 0 {
+		t.Errorf("a role with autoupdate false was changed: %+v, %v", role, err)
+	}
+}
+
+// protectRole takes all rules from a role that is not to be made again.
+func protectRole(t *testing.T, client kubernetes.Interface, name string) {
+	t.Helper()
+	role, err := client.RbacV1().ClusterRoles().Get(t.Context(), name, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	role.Annotations["rbac.authorization.kubernetes.io/autoupdate"], role.Rules = "false", nil
+	if _, err := client.RbacV1().ClusterRoles().Update(t.Context(), role, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func stripRole(t *testing.T, client kubernetes.Interface, name string) error {
+	role, err := client.RbacV1().ClusterRoles().Get(t.Context(), name, metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	role.Rules = nil
+	_, err = client.RbacV1().ClusterRoles().Update(t.Context(), role, metav1.UpdateOptions{})
+	return err
+}
+
+func hasRules(role *rbacv1.ClusterRole, err error) error {
+	if err == nil && len(role.Rules) == 0 {
+		err = errors.New("no rules")
+	}
+	return err
+}
+
+func restoredEvent(t *testing.T, client kubernetes.Interface, said string) error {
+	events, err := client.CoreV1().Events("default").List(t.Context(), metav1.ListOptions{FieldSelector: "reason=BootstrapObjectRestored"})
+	if err != nil {
+		return err
+	}
+	for _, e := range events.Items {
+		if strings.Contains(e.Message, said) {
+			return nil
+		}
+	}
+	return apierrors.NewNotFound(rbacv1.Resource("events"), said)
+}
+
+// checkAuditCommand runs a command that looks for whoever changed an object.
+func checkAuditCommand(t *testing.T, command, name string) {
+	t.Helper()
+	out, err := exec.Command("sh", "-c", command).Output()
+	if err != nil || !strings.Contains(string(out), name) {
+		t.Errorf("%s: %v, %q", command, err, out)
+	}
+}
