@@ -60,7 +60,7 @@ type Beside struct {
 
 // Run runs a controller until ctx ends or a component fails. It blocks, and returns nil
 // only after a clean, requested stop.
-func Run(ctx context.Context, cfg config.Controller, o Options) error {
+func Run(ctx context.Context, cfg config.Controller, o Options) (err error) {
 	if o.Started.IsZero() {
 		o.Started = time.Now()
 	}
@@ -70,6 +70,7 @@ func Run(ctx context.Context, cfg config.Controller, o Options) error {
 		return err
 	}
 	defer p.close()
+	defer func() { p.run.End(err) }()
 	g, liveness, err := p.wire()
 	if err != nil {
 		return err
@@ -81,11 +82,17 @@ func Run(ctx context.Context, cfg config.Controller, o Options) error {
 	defer restore()
 	watching, stopWatching := context.WithCancel(context.Background())
 	defer stopWatching()
-	go announce(watching, g, o, afterStart)
+	go announce(watching, g, o, func(ctx context.Context) {
+		p.run.Ready()
+		afterStart(ctx)
+	})
 	go p.events.run(watching)
 	for _, w := range p.watchers {
 		go w.Run(watching)
 	}
+	p.run.Keep()
+	go p.run.Beat(watching)
+	defer context.AfterFunc(ctx, func() { p.run.Asked(context.Cause(ctx)) })()
 	return g.Run(ctx)
 }
 

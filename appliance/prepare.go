@@ -24,9 +24,11 @@ import (
 	"kthwd/appliance/controllers"
 	"kthwd/appliance/datadir"
 	"kthwd/appliance/etcdfiles"
+	"kthwd/appliance/lastrun"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/preflight"
 	"kthwd/appliance/program"
+	"kthwd/appliance/tune"
 	"kthwd/appliance/upstream"
 )
 
@@ -45,6 +47,7 @@ type prepared struct {
 	events    *eventWriter     // set by wire
 	observers []observer       // added by wire, before the status
 	watchers  []watcher        // the observers among them that run beside the components; added by wire
+	run       *lastrun.Run     // the record of this run
 }
 
 // prepare locks the data directory, makes or checks its files, and parses all command
@@ -53,6 +56,7 @@ func prepare(ctx context.Context, cfg config.Controller, o Options) (_ *prepared
 	p := &prepared{cfg: cfg, o: o, layout: cfg.Layout(), log: o.Logs.Logger("kthwd")}
 	defer func() {
 		if err != nil {
+			p.run.End(err)
 			p.close()
 		}
 	}()
@@ -61,6 +65,7 @@ func prepare(ctx context.Context, cfg config.Controller, o Options) (_ *prepared
 	if p.lock, err = datadir.Lock(p.layout); err != nil {
 		return nil, err
 	}
+	p.beginRun()
 	if err := etcdfiles.Guard(p.layout, program.ParseUser(cfg.EtcdArgs), etcdfiles.Versions(o.Version)); err != nil {
 		return nil, err
 	}
@@ -88,6 +93,20 @@ func prepare(ctx context.Context, cfg config.Controller, o Options) (_ *prepared
 	}
 	p.programs, err = parsePrograms(p.args)
 	return p, advice.Usage(err)
+}
+
+// beginRun begins the record of this run, and logs how the one before ended.
+func (p *prepared) beginRun() {
+	p.run = lastrun.Begin(lastrun.In(p.layout.Run()), lastrun.Start{
+		Version: p.o.Version, Started: p.o.Started, Limit: tune.GroupMemory(), Needs: preflight.NeedsMemory, Log: p.log,
+	})
+	switch last := p.run.Before(); {
+	case last == nil:
+	case last.Good():
+		p.log.Info("the last run " + last.Text)
+	default:
+		p.log.Warn("the last run "+last.Text, "kind", last.Kind, "hint", last.Do)
+	}
 }
 
 func (p *prepared) close() {

@@ -44,6 +44,7 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 				Components: g.Status(), Quorum: &quorum,
 				Name: p.cfg.Name, Dependencies: g.Dependencies(), Restarts: g.Restarts(),
 				Member: e.Member(), Certificates: append(used(), api.LoopbackCertificate()...),
+				LastRun: p.run.Before(),
 			}
 			for _, l := range leases {
 				r.Leases = append(r.Leases, l.Lease())

@@ -147,8 +147,11 @@ func syncTimes(dir string) (took []time.Duration, err error) {
 
 const (
 	memoryWarn = 1 << 30
-	memoryFail = 384 << 20 // an empty control plane holds 0.3 GiB
+	memoryFail = NeedsMemory
 )
+
+// NeedsMemory is how many bytes of memory an empty control plane needs: it holds 0.3 GiB.
+const NeedsMemory = 384 << 20
 
 // Memory checks how many bytes this process may use.
 func Memory(usable uint64) Result {

@@ -55,6 +55,7 @@ func Assess(r Report, now time.Time) (Health, []Finding) {
 	a.balancer(r)
 	a.certificates(r, now)
 	a.observed(r)
+	a.lastRun(r, now)
 	slices.SortStableFunc(a.findings, func(x, y Finding) int { return rank[y.Health] - rank[x.Health] })
 	health := Healthy
 	for _, f := range a.findings {
@@ -80,6 +81,15 @@ func (a *assessment) observed(r Report) {
 	for _, f := range r.Observed {
 		f.Text, f.Do = text.Line(f.Text), text.Line(f.Do)
 		a.findings = append(a.findings, f)
+	}
+}
+
+// lastRunWord is how long a bad end of the run before is told.
+const lastRunWord = 24 * time.Hour
+
+func (a *assessment) lastRun(r Report, now time.Time) {
+	if l := r.LastRun; l != nil && !l.Good() && now.Sub(r.Started) < lastRunWord {
+		a.findings = append(a.findings, Finding{Health: Healthy, Kind: "last-run", Text: text.Line("the last run " + l.Text), Do: l.Do, Since: l.At})
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"kthwd/appliance/lastrun"
 	"kthwd/appliance/supervise"
 	"kthwd/appliance/text"
 	"kthwd/lb"
@@ -44,6 +45,7 @@ type Report struct {
 	Certificates []Certificate             `json:"certificates,omitempty"` // in use
 	Rates        map[string]Rate           `json:"backendRates,omitempty"` // a load balancer's, by backend
 	Events       []Event                   `json:"events,omitempty"`       // the last changes, newest first
+	LastRun      *lastrun.End              `json:"lastRun,omitempty"`      // how the run before this one ended; nil where none is recorded
 	HandedOver   bool                      `json:"handedOver,omitempty"`   // another process has taken over this load balancer's connections
 }
 

@@ -78,7 +78,7 @@ func newCollector() *collector {
 	if os.Getenv("GOGC") != "" || os.Getenv("GOMEMLIMIT") != "" {
 		return nil
 	}
-	c := &collector{room: roomUnderLoad(UsableMemory()), most: softLimit(groupMemory()), last: time.Now()}
+	c := &collector{room: roomUnderLoad(UsableMemory()), most: softLimit(GroupMemory()), last: time.Now()}
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(min(startLimit, c.most))
 	c.afterNextCollection()

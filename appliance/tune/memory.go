@@ -4,14 +4,11 @@ import (
 	"log/slog"
 	"math"
 	"os"
-	"path/filepath"
 	"runtime/debug"
-	"strconv"
-	"strings"
 	"syscall"
-)
 
-const cgroups = "/sys/fs/cgroup"
+	"kthwd/appliance/cgroup"
+)
 
 // UsableMemory is the machine's memory, or less where a control group of this
 // process has a limit (systemd's MemoryMax= and MemoryHigh=, a container's).
@@ -20,44 +17,21 @@ func UsableMemory() uint64 {
 	if err := syscall.Sysinfo(&info); err != nil {
 		return 0
 	}
-	return min(uint64(info.Totalram)*uint64(info.Unit), groupMemory())
+	return min(uint64(info.Totalram)*uint64(info.Unit), GroupMemory())
 }
 
-// groupMemory is the limit of this process' control groups, or the largest number
-// if there is none.
-func groupMemory() uint64 {
+// GroupMemory is the limit of this process' control groups, or cgroup.NoLimit.
+func GroupMemory() uint64 {
 	groups, _ := os.ReadFile("/proc/self/cgroup")
-	return memoryLimit(cgroups, string(groups))
+	return memoryLimit(cgroup.Top, string(groups))
 }
 
 // memoryLimit is the lowest limit of the control groups in a /proc/PID/cgroup and
 // of those above them, of both versions (cgroups(7)).
 func memoryLimit(root, groups string) uint64 {
-	limit := uint64(math.MaxUint64)
-	for line := range strings.Lines(groups) {
-		fields := strings.SplitN(strings.TrimSpace(line), ":", 3) // number, controllers, path
-		if len(fields) != 3 {
-			continue
-		}
-		dir, files := root, []string{"memory.max", "memory.high"}
-		switch fields[1] {
-		case "":
-		case "memory": // version 1
-			dir, files = filepath.Join(root, "memory"), []string{"memory.limit_in_bytes"}
-		default:
-			continue
-		}
-		for group := filepath.Clean("/" + fields[2]); ; group = filepath.Dir(group) {
-			for _, file := range files {
-				text, _ := os.ReadFile(filepath.Join(dir, group, file))
-				if n, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64); err == nil { // otherwise "max" or missing
-					limit = min(limit, n)
-				}
-			}
-			if group == "/" { // the machine's has no limit; a container sees its own as /
-				break
-			}
-		}
+	limit := cgroup.NoLimit
+	for _, g := range cgroup.In(root, groups) {
+		limit = min(limit, g.Limit())
 	}
 	return limit
 }
@@ -81,7 +55,7 @@ func softLimit(limit uint64) int64 {
 // if the user has set GOMEMLIMIT, that applies instead. It is for a process without a controller: Run
 // does the same by itself.
 func LimitMemory(log *slog.Logger) {
-	if limit := softLimit(groupMemory()); limit != math.MaxInt64 && os.Getenv("GOMEMLIMIT") == "" {
+	if limit := softLimit(GroupMemory()); limit != math.MaxInt64 && os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(limit)
 		logLimit(log, limit)
 	}

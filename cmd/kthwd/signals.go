@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -15,11 +16,12 @@ import (
 // them blocks.
 type reactions map[os.Signal]func()
 
-// untilSignal returns a context that ends at the first SIGINT or SIGTERM. The second
+// untilSignal returns a context that ends at the first SIGINT or SIGTERM, with the name of
+// the signal as its cause. The second
 // one ends the process at once, with exit code 1: its sender does not want to wait for
 // an orderly stop. For other signals it calls their reactions, one at a time.
 func (a *app) untilSignal(ctx context.Context, log *slog.Logger, other reactions) (_ context.Context, release func()) {
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithCancelCause(ctx)
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, append(slices.Collect(maps.Keys(other)), syscall.SIGINT, syscall.SIGTERM)...)
 	// A log without a reader, such as after a restart of journald, must not end the
@@ -34,7 +36,7 @@ func (a *app) untilSignal(ctx context.Context, log *slog.Logger, other reactions
 			case ctx.Err() == nil:
 				log.Info("asked to stop; a second signal ends the process at once", "signal", s.String())
 				a.notify.stopping()
-				cancel()
+				cancel(errors.New(s.String()))
 			default:
 				fmt.Fprintf(a.err, "%skthwd: error: second signal (%s) during the stop: ended at once\n", a.priority(slog.LevelError), s)
 				a.exit(1)
@@ -44,6 +46,6 @@ func (a *app) untilSignal(ctx context.Context, log *slog.Logger, other reactions
 	return ctx, func() {
 		signal.Stop(signals)
 		close(signals)
-		cancel()
+		cancel(nil)
 	}
 }

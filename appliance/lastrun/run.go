@@ -1,0 +1,228 @@
+package lastrun
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"kthwd/appliance/cgroup"
+	"kthwd/appliance/text"
+)
+
+// Start describes a run that begins.
+type Start struct {
+	Version string    // of kthwd
+	Started time.Time // when the process began
+	Limit   uint64    // bytes of memory that the control groups of the process allow; cgroup.NoLimit for none
+	Needs   uint64    // bytes of memory that kthwd needs at least
+	Log     *slog.Logger
+}
+
+// Run is the record of this process. All methods are safe for concurrent use, and none
+// fails: a record that cannot be written is logged once.
+type Run struct {
+	files  Files
+	log    *slog.Logger
+	before *End
+
+	mu     sync.Mutex
+	record Record
+	kept   bool // the file is this run's
+	failed bool
+	trace  *os.File // receives the trace of a crash
+}
+
+// heartbeat is the time between two signs of life. One is a change of the file's time.
+const heartbeat = 10 * time.Second
+
+// Begin reads the record of the run before and tells how it ended. The caller holds the
+// lock of the data directory. A directory without a record stays as it is until Keep, so
+// that a start that is refused leaves nothing behind.
+func Begin(f Files, s Start) *Run {
+	r := &Run{files: f, log: s.Log, record: Record{
+		Version: s.Version, PID: os.Getpid(), Process: processStart(os.Getpid()), Boot: boot(), Started: s.Started,
+		Memory: Memory{Needs: s.Needs, Kills: kills()},
+	}}
+	const noLimit = cgroup.NoLimit / 4 // version 1 of control groups writes a number near half for none
+	if s.Limit < noLimit {
+		r.record.Memory.Limit = s.Limit
+	}
+	last, err := f.Read()
+	switch {
+	case errors.Is(err, ErrNone):
+		return r
+	case err != nil:
+		r.before = &End{Kind: Unknown, Text: line("unknown: "+err.Error(), mostText)}
+	default:
+		end := last.judge(f.gather())
+		r.before = &end
+	}
+	r.record.Before = r.before
+	r.Keep()
+	return r
+}
+
+// Before is how the run before ended; nil if none is recorded.
+func (r *Run) Before() *End {
+	if r == nil {
+		return nil
+	}
+	return r.before
+}
+
+// Keep records this run in the place of the one before, and makes Go's runtime write the
+// trace of a crash into the directory.
+func (r *Run) Keep() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.kept {
+		return
+	}
+	block, err := r.record.encode()
+	if err == nil {
+		err = r.files.create(block)
+	}
+	if err != nil {
+		r.complain(err)
+		return
+	}
+	r.kept = true
+	if err := r.traceCrashes(); err != nil {
+		r.complain(err)
+	}
+}
+
+// traceCrashes keeps the trace of the last crash, and opens the file for the next one.
+func (r *Run) traceCrashes() error {
+	if info, err := os.Stat(r.files.Crash()); err == nil && info.Size() > 0 {
+		if err := os.Rename(r.files.Crash(), r.files.CrashBefore()); err != nil {
+			return err
+		}
+	}
+	file, err := os.OpenFile(r.files.Crash(), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	r.trace = file
+	return debug.SetCrashOutput(file, debug.CrashOptions{})
+}
+
+// Ready records the moment at which everything was ready for the first time.
+func (r *Run) Ready() {
+	r.change(func(c *Record) { c.ReadyAt = time.Now() })
+}
+
+// Asked records that the process was asked to stop, and by what: a signal's name as cause,
+// or context.Canceled for none.
+func (r *Run) Asked(by error) {
+	r.change(func(c *Record) {
+		c.AskedAt = time.Now()
+		if !errors.Is(by, context.Canceled) {
+			c.Signal = line(by.Error(), 40)
+		}
+	})
+}
+
+// End records that the run ends, nil for in order. Call it last.
+func (r *Run) End(err error) {
+	r.change(func(c *Record) {
+		c.EndedAt = time.Now()
+		if err != nil {
+			c.Error = line(text.Joined(err.Error()), mostError)
+		}
+	})
+	if r == nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.trace != nil {
+		_ = debug.SetCrashOutput(nil, debug.CrashOptions{}) // of no interest any more
+		r.trace.Close()
+		r.trace = nil
+	}
+}
+
+// Beat gives signs of life until ctx ends.
+func (r *Run) Beat(ctx context.Context) {
+	ticker := time.NewTicker(heartbeat)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+			r.beat(time.Now())
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// beat sets the file's time, and records the kernel's counters if they have changed: a
+// process of another service was ended then, not this one.
+func (r *Run) beat(now time.Time) {
+	counted := kills()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.kept {
+		return
+	}
+	for group, n := range counted {
+		if r.record.Memory.Kills[group] != n {
+			r.record.Memory.Kills = counted
+			r.write()
+			return
+		}
+	}
+	if err := os.Chtimes(r.files.Record(), time.Time{}, now); err != nil {
+		r.complain(err)
+	}
+}
+
+// change applies f to the record, and writes it.
+func (r *Run) change(f func(*Record)) {
+	if r == nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.kept {
+		f(&r.record)
+		r.write()
+	}
+}
+
+func (r *Run) write() {
+	block, err := r.record.encode()
+	if err == nil {
+		err = r.files.overwrite(block)
+	}
+	if err != nil {
+		r.complain(err)
+	}
+}
+
+func (r *Run) complain(err error) {
+	if !r.failed {
+		r.failed = true
+		r.log.Warn("the record of this run is not written, so the next start cannot tell how it ended", "err", err)
+	}
+}
+
+// Note adds what systemd says of the end to the record of a run that has ended.
+func (f Files) Note(s Service) error {
+	r, err := f.Read()
+	if err != nil || r.Runs() {
+		return err
+	}
+	alive := r.alive
+	r.Service = &Service{At: s.At, Result: line(s.Result, 40), Code: line(s.Code, 40), Status: line(s.Status, 40)}
+	block, err := r.encode()
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.overwrite(block), os.Chtimes(f.Record(), time.Time{}, alive))
+}

@@ -1,0 +1,115 @@
+package fault
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"kthwd/appliance/lastrun"
+	"kthwd/appliance/status"
+	"kthwd/test/kthwtest"
+)
+
+// smallGroup makes a control group with a memory limit, and returns what puts a command
+// into it.
+func smallGroup(t *testing.T, limit int) (wrap []string) {
+	t.Helper()
+	name := fmt.Sprintf("kthwd-test-%d", os.Getpid())
+	dir, file := filepath.Join("/sys/fs/cgroup", name), "memory.max"
+	if _, err := os.Stat("/sys/fs/cgroup/memory"); err == nil { // version 1
+		dir, file = filepath.Join("/sys/fs/cgroup/memory", name), "memory.limit_in_bytes"
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Skipf("needs control groups that it may make: %v", err)
+	}
+	t.Cleanup(func() {
+		kthwtest.WaitFor(t, "empty control group", time.Minute, func() error { return os.Remove(dir) })
+	})
+	if err := os.WriteFile(filepath.Join(dir, file), []byte(strconv.Itoa(limit)), 0o644); err != nil {
+		t.Skipf("needs control groups with memory limits: %v", err)
+	}
+	return []string{"sh", "-c", `echo $$ >"$0"/cgroup.procs && exec "$@"`, dir}
+}
+
+// lastRun starts a controller on the directory of another, and returns what it says of
+// that one's end.
+func lastRun(t *testing.T, c *kthwtest.Controller) lastrun.End {
+	t.Helper()
+	next := again(t, c, kthwtest.Options{})
+	r, err := next.Status()
+	if err != nil || r.LastRun == nil {
+		t.Fatalf("got %+v and %v, want how the last run ended", r.LastRun, err)
+	}
+	if log := next.Log.String(); !strings.Contains(log, "the last run ") {
+		t.Errorf("the log says nothing of the last run:\n%s", log)
+	}
+	for _, f := range r.Findings {
+		if f.Kind == "last-run" && f.Health != status.Healthy {
+			t.Errorf("got %+v; the end of a run that is over degrades nothing", f)
+		}
+	}
+	stop(t, next, syscall.SIGTERM, 0)
+	return *r.LastRun
+}
+
+// A run that the memory limit has ended is told by the next start: the limit, and what
+// kthwd needs.
+func TestKilledByTheMemoryLimit(t *testing.T) {
+	first := kthwtest.Start(t, kthwtest.Options{Wrap: smallGroup(t, 170<<20), NoWait: true})
+	if code := first.Wait(t, 5*time.Minute); code != -1 {
+		t.Skipf("got exit code %d: this kernel did not end it", code)
+	}
+	const want = "memory limit 170 MiB, an empty control plane needs 384 MiB"
+	if end := lastRun(t, first); end.Kind != lastrun.OutOfMemory || !strings.Contains(end.Text, want) {
+		t.Errorf("got %+v, want %q", end, want)
+	}
+}
+
+// Every other end is told, too.
+func TestLastRun(t *testing.T) {
+	first := kthwtest.Start(t, kthwtest.Options{})
+	if r, err := first.Status(); err != nil || r.LastRun != nil {
+		t.Errorf("a new directory: got %+v and %v, want no last run", r.LastRun, err)
+	}
+	first.Signal(t, syscall.SIGKILL)
+	first.Wait(t, time.Minute)
+	if end := lastRun(t, first); end.Kind != lastrun.Killed {
+		t.Errorf("after SIGKILL: got %+v", end)
+	}
+	if end := lastRun(t, first); end.Kind != lastrun.Stopped || !strings.Contains(end.Text, `"terminated"`) {
+		t.Errorf("after SIGTERM: got %+v", end)
+	}
+	busy, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(first.Ports.Secure)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := runToEnd(t, nil, first.Args()...)
+	busy.Close()
+	if end := lastRun(t, first); refused.code != 1 || end.Kind != lastrun.Failed || !strings.Contains(end.Text, "address already in use") {
+		t.Errorf("after a start that was refused with exit code %d: got %+v", refused.code, end)
+	}
+	// Go answers SIGABRT, as systemd's watchdog sends it, with a trace.
+	crash := exec.Command(kthwtest.Binary(t), first.Args()...)
+	if err := crash.Start(); err != nil {
+		t.Fatal(err)
+	}
+	kthwtest.WaitFor(t, "a process that is ready", 5*time.Minute, func() error {
+		_, err := first.Status()
+		return err
+	})
+	_ = crash.Process.Signal(syscall.SIGABRT)
+	_ = crash.Wait()
+	if end := lastRun(t, first); end.Kind != lastrun.Crashed || !strings.Contains(end.Text, "SIGABRT") {
+		t.Errorf("after SIGABRT: got %+v", end)
+	}
+	if trace, err := os.ReadFile(lastrun.In(filepath.Join(first.Dir, "run")).CrashBefore()); err != nil || !strings.Contains(string(trace), "goroutine ") {
+		t.Errorf("the trace is not kept: %v", err)
+	}
+}
