@@ -285,6 +285,7 @@ func translateScheduler(data []byte, kubeconfig string) ([]byte, error) {
 		"kind":       "KubeSchedulerConfiguration",
 		// As in program.SchedulerArgs, whose flags have no effect with a configuration file.
 		"enableContentionProfiling": false,
+		"enableProfiling":           false,
 	}
 	client := keep(old.ClientConnection, "kubeconfig", "qps", "burst", "acceptContentTypes", "contentType")
 	if client["kubeconfig"] == nil {

@@ -87,6 +87,7 @@ func kthwdUnit(bin programs, p *plane, dir string, further []string) *unit {
 		"--scheduler-port=" + strconv.Itoa(p.ports.Scheduler),
 		"--health-address=" + local(p.ports.Health),
 		"--metrics-address=" + local(p.ports.Metrics),
+		"--kube-apiserver-arg=profiling=true", // as the separate programs
 		"--kube-apiserver-arg=v=2", "--kube-controller-manager-arg=v=2", "--kube-scheduler-arg=v=2",
 	}
 	return &unit{name: "kthwd", argv: append(argv, further...), log: dir + "/kthwd.log"}

@@ -103,15 +103,15 @@ func insecure() *http.Transport {
 	return &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}
 }
 
-// goroutines is how many there are in the process, as the API server's profile has it.
+// goroutines is how many there are in the process, by the API server's metrics.
 func goroutines(ctx context.Context, client kubernetes.Interface) (int, error) {
-	data, err := client.CoreV1().RESTClient().Get().AbsPath("/debug/pprof/goroutine").Param("debug", "1").DoRaw(ctx)
+	data, err := client.CoreV1().RESTClient().Get().AbsPath("/metrics").DoRaw(ctx)
 	if err != nil {
 		return 0, err
 	}
-	m := regexp.MustCompile(`^goroutine profile: total (\d+)`).FindSubmatch(data)
+	m := regexp.MustCompile(`(?m)^go_goroutines (\d+)$`).FindSubmatch(data)
 	if m == nil {
-		return 0, fmt.Errorf("no goroutine profile: %.60s", data)
+		return 0, errors.New("no go_goroutines among the metrics")
 	}
 	return strconv.Atoi(string(m[1]))
 }

@@ -1,0 +1,79 @@
+package attack
+
+import (
+	"crypto/tls"
+	"fmt"
+	"net"
+	"net/http"
+	"testing"
+	"time"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"kthwd/test/kthwtest"
+)
+
+// What the guide leaves to upstream's defaults is closed.
+func TestClosedWhereTheGuideIsSilent(t *testing.T) {
+	t.Parallel()
+	c := start(t, kthwtest.Options{})
+	admin := c.pair(t, "admin")
+	t.Run("cipher suites", func(t *testing.T) { weakSuitesAreRefused(t, c, admin) })
+	t.Run("profiles", func(t *testing.T) {
+		for name, port := range map[string]int{"kube-apiserver": c.Ports.Secure, "kube-controller-manager": c.Ports.ControllerManager, "kube-scheduler": c.Ports.Scheduler} {
+			if code, body, err := c.ask(t.Context(), admin, http.MethodGet, port, "/debug/pprof/goroutine?debug=1", nil); err != nil || code != http.StatusNotFound {
+				t.Errorf("%s shows an administrator a profile of the process: %d %.60q, %v", name, code, body, err)
+			}
+		}
+	})
+	t.Run("external addresses", func(t *testing.T) {
+		service := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "thief"}, Spec: corev1.ServiceSpec{
+			Ports: []corev1.ServicePort{{Port: 53}}, ExternalIPs: []string{"192.0.2.53"}}}
+		if _, err := c.Client(t).CoreV1().Services("default").Create(t.Context(), service, metav1.CreateOptions{}); !apierrors.IsForbidden(err) {
+			t.Errorf("a service took an address that is not its own: %v", err)
+		}
+	})
+	t.Run("tokens", func(t *testing.T) {
+		decade, year := int64(10*365*24*3600), 366*24*time.Hour
+		var issued *authenticationv1.TokenRequest
+		kthwtest.WaitFor(t, "a token of the service account default", time.Minute, func() (err error) {
+			issued, err = c.Client(t).CoreV1().ServiceAccounts("default").CreateToken(t.Context(), "default",
+				&authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{ExpirationSeconds: &decade}}, metav1.CreateOptions{})
+			return err
+		})
+		if left := time.Until(issued.Status.ExpirationTimestamp.Time); left > year {
+			t.Errorf("a token asked for ten years lasts %v", left)
+		}
+	})
+}
+
+// weakSuitesAreRefused: no port accepts a suite of TLS 1.2 in CBC mode, which upstream
+// allows; a suite in GCM mode shows that the port is there and speaks TLS 1.2.
+func weakSuitesAreRefused(t *testing.T, c *cluster, admin tls.Certificate) {
+	etcd := c.pair(t, "kubernetes")
+	for name, at := range map[string]struct {
+		port int
+		cert tls.Certificate
+	}{
+		"kube-apiserver": {c.Ports.Secure, admin}, "kube-controller-manager": {c.Ports.ControllerManager, admin}, "kube-scheduler": {c.Ports.Scheduler, admin},
+		"etcd": {c.Ports.EtcdClient, etcd}, "etcd's peers": {c.Ports.EtcdPeer, etcd},
+	} {
+		dial := func(suite uint16) error {
+			conn, err := (&tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{suite}, Certificates: []tls.Certificate{at.cert}}}).
+				DialContext(t.Context(), "tcp", net.JoinHostPort(c.Address, fmt.Sprint(at.port)))
+			if err == nil {
+				conn.Close()
+			}
+			return err
+		}
+		if err := dial(tls.TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA); err == nil {
+			t.Errorf("%s accepts a suite in CBC mode", name)
+		}
+		if err := dial(tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256); err != nil {
+			t.Errorf("%s: a suite in GCM mode: %v", name, err)
+		}
+	}
+}
