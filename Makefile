@@ -31,7 +31,7 @@ DIRS      := appliance cmd health lb packaging rbacseed test
 LIGHT      = $(shell awk '$$2 == "light" { print "./" $$1 }' appliance/config/testdata/arrows.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help build tool run test test-attacks test-light test-one cover test-e2e test-lb-peers soak screenshots bench bench-lb lint lint-extra golden verify bump hooks package package-check generated install test-systemd clean FORCE
+.PHONY: help build tool run test test-attacks test-light test-one fuzz cover test-e2e test-lb-peers soak screenshots bench bench-lb lint lint-extra golden verify bump hooks package package-check generated install test-systemd clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -62,6 +62,10 @@ packages_of = $(shell grep -rlE --include='*_test.go' '^func $(firstword $(subst
 test-one: ## one test, in whichever package it is: make test-one T=TestGrow, or T=TestGuard/data_gone
 	$(if $(call packages_of,$(T)),,$(error there is no test "$(T)": make test-one T=TestGrow))
 	go test -count=1 -timeout=20m -v -run '^$(subst /,$$/^,$(T))$$' $(call packages_of,$(T))
+
+FOR ?= 10m
+fuzz: ## every parser of foreign bytes on random input, FOR=10m in all
+	test/fuzz.sh $$(($(patsubst %h,%*3600,$(patsubst %m,%*60,$(patsubst %s,%,$(FOR))))))
 
 COVER ?= $(LIGHT)
 cover: ## which lines the light tests run: dist/cover.html and the total (COVER=./lb/... for other packages)
