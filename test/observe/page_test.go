@@ -209,7 +209,7 @@ func TestScreenshots(t *testing.T) {
 	backends[1].stop()
 	kthwtest.WaitFor(t, "a dead backend", 30*time.Second, func() error {
 		if r, err := lb.Status(); err != nil || r.LB.Backends[1].State != "dead" {
-			return fmt.Errorf("not yet (%v)", err)
+			return errors.Join(errors.New("the backend is not dead yet"), err)
 		}
 		return nil
 	})
