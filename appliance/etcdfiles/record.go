@@ -60,7 +60,7 @@ func ReadRecord(l pki.Layout) (*Record, error) {
 		err = json.Unmarshal(data, r)
 	}
 	if err != nil {
-		return nil, advice.With(fmt.Errorf("%s: %w", l.Record(), err), "it says to which cluster this directory belongs; if that is certain, move it away, and it is made anew")
+		return nil, advice.With(fmt.Errorf("%s: %w", l.Record(), err), "the file names the cluster of this directory; if you are certain of the cluster, move it away, and kthwd writes a new one")
 	}
 	return r, nil
 }

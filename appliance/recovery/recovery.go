@@ -111,7 +111,7 @@ func Begin(ctx context.Context, c config.Controller, version string, log *slog.L
 	r.Data = filepath.Join(r.layout.Etcd(), "member")
 	userArgs := program.ParseUser(c.EtcdArgs)
 	if dir := program.Value(userArgs, "wal-dir"); dir != "" {
-		return nil, advice.With(fmt.Errorf("etcd's log is in %s (--etcd-arg=wal-dir): kthwd etcd recover wants it beside the database", dir),
+		return nil, advice.With(fmt.Errorf("etcd's log is in %s (--etcd-arg=wal-dir): kthwd etcd recover requires it next to the database", dir),
 			fmt.Sprintf("move its files into %s and leave the argument out", filepath.Join(r.Data, "wal")))
 	}
 	if _, err := os.Stat(filepath.Join(r.Data, "wal")); err != nil {

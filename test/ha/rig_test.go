@@ -98,7 +98,7 @@ func newCluster(t *testing.T, network bool) *cluster {
 	return c
 }
 
-// makeDirectories runs kthwd pki init once, and copies to each machine what is its own.
+// makeDirectories runs kthwd pki init once, and copies to each machine its own files.
 func (c *cluster) makeDirectories(t *testing.T) {
 	t.Helper()
 	made, home := filepath.Join(t.TempDir(), "cluster"), t.TempDir()

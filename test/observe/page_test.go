@@ -89,7 +89,7 @@ func scheme(name string) chromedp.Action[chromedp.Void] {
 	})
 }
 
-// withoutScript switches JavaScript off for what is loaded next.
+// withoutScript switches JavaScript off for the next page.
 func withoutScript() chromedp.Action[chromedp.Void] {
 	return chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
 		_, err := cdp.Call(ctx, t, emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: true})
