@@ -32,7 +32,7 @@ import (
 	utilversion "k8s.io/apimachinery/pkg/util/version"
 
 	"kthwd/appliance/advice"
-	"kthwd/appliance/datadir"
+	"kthwd/appliance/durable"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
 	"kthwd/appliance/version"
@@ -71,14 +71,7 @@ func (r Record) Write(l pki.Layout) error {
 	if err != nil {
 		return err
 	}
-	staged := l.Record() + ".new"
-	if err := datadir.Write(staged, append(data, '\n')); err != nil {
-		return errors.Join(err, os.Remove(staged))
-	}
-	if err := os.Rename(staged, l.Record()); err != nil {
-		return err
-	}
-	return datadir.Sync(l.Dir)
+	return durable.Write(l.Record(), append(data, '\n'), 0o600)
 }
 
 // Guard refuses a directory that this binary or member must not use: its data belong to
