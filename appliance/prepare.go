@@ -220,7 +220,7 @@ func (p *prepared) oldFiles() error {
 	}
 	if file != "" {
 		if _, err := schedoptions.LoadConfigFromFile(cmdline.DiscardLogger, file); err != nil {
-			return advice.With(fmt.Errorf("%s: %s: %w", program.Scheduler, file, err), "mend the file, or move it away and the scheduler runs by its flags")
+			return advice.With(fmt.Errorf("%s: %s: %w", program.Scheduler, file, err), "correct the file; or move it away, and the scheduler uses its flags")
 		}
 		p.args[program.Scheduler], _ = program.Merge(program.Scheduler, p.args[program.Scheduler], []program.Arg{{Key: "config", Value: file}})
 	}

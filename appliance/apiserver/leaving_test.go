@@ -2,6 +2,7 @@ package apiserver
 
 import (
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -78,7 +79,7 @@ func TestFarewellEndsConnections(t *testing.T) {
 				}
 				defer resp.Body.Close()
 				if body, err := io.ReadAll(resp.Body); err != nil || string(body) != protocol {
-					return fmt.Errorf("got %q %v", body, err)
+					return errors.Join(fmt.Errorf("got %q", body), err)
 				}
 				return nil
 			}

@@ -28,7 +28,7 @@ func checkAuthentication(args []program.Arg) error {
 		err = validAuthentication(data, program.Value(args, "service-account-issuer"))
 	}
 	if err != nil {
-		return advice.With(fmt.Errorf("%s: %w", path, err), "mend the file, or move it away and kthwd writes its own")
+		return advice.With(fmt.Errorf("%s: %w", path, err), "correct the file; or move it away, and kthwd writes its own")
 	}
 	return nil
 }

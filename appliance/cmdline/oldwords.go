@@ -217,7 +217,7 @@ func EncryptionWarning(path string) (string, error) {
 func CheckPolicies(args []program.Arg) error {
 	if path := program.Value(args, "audit-policy-file"); path != "" {
 		if _, err := auditpolicy.LoadPolicyFromFile(path); err != nil {
-			return advice.With(err, "mend the file, or move it away and kthwd writes its own")
+			return advice.With(err, "correct the file; or move it away, and kthwd writes its own")
 		}
 	}
 	if err := checkAuthentication(args); err != nil {
@@ -230,7 +230,7 @@ func CheckPolicies(args []program.Arg) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel() // ends the probes of KMS plugins, where there are any
 	if _, err := encryptionconfig.LoadEncryptionConfig(ctx, path, false, ""); err != nil {
-		return advice.With(fmt.Errorf("%s: %w", path, err), "mend the file; secrets that are stored already need their old key in it")
+		return advice.With(fmt.Errorf("%s: %w", path, err), "correct the file; it must keep the old key, which stored secrets need")
 	}
 	return nil
 }

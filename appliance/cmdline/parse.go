@@ -28,6 +28,7 @@ import (
 	"kthwd/appliance/program"
 )
 
+// DiscardLogger is for upstream's parsers that require a logger.
 var DiscardLogger = logr.Discard()
 
 // Parse parses a command line with a program's own flag sets.

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 
+	"kthwd/appliance/durable"
 	"kthwd/appliance/pki"
 )
 
@@ -14,7 +15,7 @@ func Forget(l pki.Layout) error {
 	if err := os.Remove(l.Record()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return Sync(l.Dir)
+	return durable.Sync(l.Dir)
 }
 
 // ForgetJoin deletes the record of a join. Call it at the first start with a quorum: until
@@ -24,5 +25,5 @@ func ForgetJoin(l pki.Layout) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	return errors.Join(err, Sync(l.Dir))
+	return errors.Join(err, durable.Sync(l.Dir))
 }

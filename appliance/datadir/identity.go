@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 
+	"kthwd/appliance/durable"
 	"kthwd/appliance/pki"
 )
 
@@ -22,7 +23,7 @@ func Identity(l pki.Layout, name string) (string, error) {
 			return "", err
 		}
 		data = []byte(hex.EncodeToString(id) + "\n")
-		err = os.WriteFile(l.InstanceID(), data, 0o600)
+		err = durable.Write(l.InstanceID(), data, 0o600)
 	}
 	if err != nil {
 		return "", err

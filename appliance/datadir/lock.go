@@ -3,12 +3,11 @@
 // or a recovery leaves behind.
 //
 // Call Lock before anything in the directory is read or written. It keeps a second
-// kthwd out; the verbs that work offline take it, too. NewSockets, Identity and the
-// functions that write follow. Close the sockets before the lock.
+// kthwd out; the verbs that work offline take it, too. NewSockets and Identity
+// follow. Close the sockets before the lock.
 //
-// Write and Sync are for files that must survive a crash: both return only when the
-// disk has the data; a new file also needs a Sync of its directory. Forget removes
-// the record of a member, ForgetJoin the record from which a join could be repeated.
+// Forget removes the record of a member, ForgetJoin the record from which a join could
+// be repeated.
 //
 // Every path comes from pki.Layout. Package etcdfiles handles etcd's data.
 package datadir

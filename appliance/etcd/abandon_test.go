@@ -20,7 +20,7 @@ func TestAbandonedRequests(t *testing.T) {
 		if got, err := call(func(context.Context) (any, error) { return 7, nil }); got != 7 || err != nil {
 			t.Errorf("got %v %v, want the handler's answer", got, err)
 		}
-		if _, err := call(func(context.Context) (any, error) { return nil, boom }); err != boom {
+		if _, err := call(func(context.Context) (any, error) { return nil, boom }); !errors.Is(err, boom) {
 			t.Errorf("got %v, want the handler's error", err)
 		}
 		waits, late := make(chan error, 1), make(chan any, 1)

@@ -154,5 +154,5 @@ func Unusable(dir string, err error) error {
 	if errors.Is(err, syscall.EFBIG) {
 		return advice.With(err, "etcd needs files of 64 MB: raise the limit on file sizes (ulimit -f, LimitFSIZE=)")
 	}
-	return advice.With(err, "restore a snapshot into this directory, or move it away and let this member join anew")
+	return advice.With(err, "restore a snapshot into this directory, or move it away and let this member join again")
 }

@@ -32,7 +32,7 @@ import (
 	utilversion "k8s.io/apimachinery/pkg/util/version"
 
 	"kthwd/appliance/advice"
-	"kthwd/appliance/datadir"
+	"kthwd/appliance/durable"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
 	"kthwd/appliance/version"
@@ -60,7 +60,7 @@ func ReadRecord(l pki.Layout) (*Record, error) {
 		err = json.Unmarshal(data, r)
 	}
 	if err != nil {
-		return nil, advice.With(fmt.Errorf("%s: %w", l.Record(), err), "it says to which cluster this directory belongs; if that is certain, move it away, and it is made anew")
+		return nil, advice.With(fmt.Errorf("%s: %w", l.Record(), err), "the file names the cluster of this directory; if you are certain of the cluster, move it away, and kthwd writes a new one")
 	}
 	return r, nil
 }
@@ -71,14 +71,7 @@ func (r Record) Write(l pki.Layout) error {
 	if err != nil {
 		return err
 	}
-	staged := l.Record() + ".new"
-	if err := datadir.Write(staged, append(data, '\n')); err != nil {
-		return errors.Join(err, os.Remove(staged))
-	}
-	if err := os.Rename(staged, l.Record()); err != nil {
-		return err
-	}
-	return datadir.Sync(l.Dir)
+	return durable.Write(l.Record(), append(data, '\n'), 0o600)
 }
 
 // Guard refuses a directory that this binary or member must not use: its data belong to

@@ -36,6 +36,7 @@ import (
 	"kthwd/appliance/advice"
 	"kthwd/appliance/config"
 	"kthwd/appliance/datadir"
+	"kthwd/appliance/durable"
 	"kthwd/appliance/member"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/preflight"
@@ -130,10 +131,7 @@ func (j *joiner) resume() error {
 		return nil
 	}
 	j.client.Joiner = randomName()
-	if err := datadir.Write(path, []byte(j.client.Token.ID+" "+j.client.Joiner+"\n")); err != nil {
-		return err
-	}
-	return datadir.Sync(j.layout.Dir)
+	return durable.Write(path, []byte(j.client.Token.ID+" "+j.client.Joiner+"\n"), 0o600)
 }
 
 func (j *joiner) file() string { return filepath.Join(j.layout.Dir, config.FileName) }
@@ -245,10 +243,7 @@ func (j *joiner) writeConfig() (Joined, error) {
 	}
 	whole := j.o.Config
 	whole.Controller = j.cfg
-	if err := errors.Join(datadir.Write(j.file(), config.JoinedFile(whole)), os.Chmod(j.file(), 0o644)); err != nil {
-		return Joined{}, err
-	}
-	if err := datadir.Sync(j.layout.Dir); err != nil {
+	if err := durable.Write(j.file(), config.JoinedFile(whole), 0o644); err != nil {
 		return Joined{}, err
 	}
 	j.o.Say("wrote    " + j.file())

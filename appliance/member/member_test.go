@@ -3,6 +3,8 @@ package member
 import (
 	"strings"
 	"testing"
+
+	"kthwd/appliance/advice"
 	"time"
 )
 
@@ -45,7 +47,8 @@ func TestMayRemove(t *testing.T) {
 			_, err := voters(tt.list).MayRemove(tt.name)
 			got, hint := "", ""
 			if err != nil {
-				got, hint = err.Error(), err.(*Refusal).Hint()
+				got = err.Error()
+				hint, _ = advice.Of(err)
 			}
 			if got != tt.want || hint != tt.hint {
 				t.Errorf("got  %q, hint %q\nwant %q, hint %q", got, hint, tt.want, tt.hint)

@@ -82,7 +82,7 @@ func (m *Members) addLearner(ctx context.Context, client *clientv3.Client, serve
 	before := *j
 	j.Joiner, j.PeerURL = joiner, urls.StringSlice()[0]
 	if done, err := j.update(ctx, client, key); err != nil || !done {
-		return errors.Join(err, &member.Refusal{Text: "two want to join with this token at one time", Advice: newToken, Retry: true})
+		return errors.Join(err, &member.Refusal{Text: "two machines use this token at the same time", Advice: newToken, Retry: true})
 	}
 	now := time.Now()
 	err = retryUnhealthy(ctx, func() error {
@@ -123,17 +123,17 @@ func (m *Members) dialBack(ctx context.Context, j join, peer, joiner string) err
 	if names := m.etcd.PeerNames(); resp != nil && !names.Match(resp.TLS.PeerCertificates[0]) {
 		resp.Body.Close()
 		return &member.Refusal{Text: fmt.Sprintf("kubernetes.pem of the new controller is for %s, and etcd here accepts %s: the cluster would shut it out", etcd.SubjectOf(resp.TLS.PeerCertificates[0]), names),
-			Advice: "move kubernetes.pem and its key away there and join again, and the cluster issues them; the token is as good as before"}
+			Advice: "move kubernetes.pem and its key away there and join again, and the cluster issues them; the token remains valid"}
 	}
 	if err != nil {
 		return &member.Refusal{Text: fmt.Sprintf("%s cannot reach the new controller's peer port: %v", m.cfg.Name, err),
-			Advice: "open that port there for the other controllers; the token is as good as before"}
+			Advice: "open that port there for the other controllers; the token remains valid"}
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
 	if err != nil || string(body) != joiner {
-		return &member.Refusal{Text: fmt.Sprintf("at %s answers something else than the controller that wants to join", peer),
-			Advice: "look for what listens there; the token is as good as before"}
+		return &member.Refusal{Text: fmt.Sprintf("the program that answers at %s is not the controller that wants to join", peer),
+			Advice: "find the program that listens there; the token remains valid"}
 	}
 	return nil
 }

@@ -60,7 +60,7 @@ func (m *Members) takeOver(ctx context.Context, server *embed.Etcd) {
 	defer cancel()
 	err := m.tryTakeOver(ctx, server)
 	if err != nil {
-		m.log.Warn("the leader is removed without handing over: no writes until the others have elected one", "err", err)
+		m.log.Warn("leadership was not transferred before the leader is removed: no writes until the other members have elected a leader", "err", err)
 	}
 }
 

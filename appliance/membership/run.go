@@ -89,7 +89,7 @@ func (m *Members) giveUpLeadership(ctx context.Context, server *embed.Etcd) (aga
 	}
 	if !m.loneLeaderLogged {
 		m.loneLeaderLogged = true
-		m.log.Info("etcd has the timing of a lone member here until the next start: another one is to lead")
+		m.log.Info("etcd has the timing of a lone member until its next start: leadership moves to another member")
 	}
 	m.etcd.TransferLeadership(ctx, server, slog.LevelInfo)
 	return true

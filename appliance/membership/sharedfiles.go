@@ -86,7 +86,7 @@ func (p *SharedFiles) compareOnce(ctx context.Context, client *clientv3.Client, 
 		return true, nil
 	}
 	for _, m := range misfits {
-		log.Warn("a shared file is another one than before; no other controller has it to compare", "err", m)
+		log.Warn("a shared file has changed; no other controller has a copy to compare with", "err", m)
 	}
 	value, err := json.Marshal(next)
 	if err != nil {

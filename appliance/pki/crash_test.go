@@ -14,6 +14,8 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+
+	"kthwd/appliance/durable"
 )
 
 // planned returns the files that an Ensure of an empty directory would write.
@@ -71,7 +73,7 @@ func crashAfter(t *testing.T, steps int, files []file) {
 		}
 	}
 	for _, f := range files {
-		all = append(all, func() error { return os.Remove(hidden(f.path)) })
+		all = append(all, func() error { return os.Remove(durable.Hidden(f.path)) })
 	}
 	for _, do := range all[:steps] {
 		if err := do(); err != nil {
@@ -112,7 +114,7 @@ func TestStaleHiddenCA(t *testing.T) {
 			os.Remove(filepath.Join(l.Dir, name))
 		}
 	}
-	put(t, hidden(l.CA()), get(t, other.CA()))
+	put(t, durable.Hidden(l.CA()), get(t, other.CA()))
 	if _, err := Ensure(l, testSpec()); len(misfits(err)) != 1 {
 		t.Errorf("Ensure = %v, want the CA key refused", err)
 	}

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"syscall"
+
+	"kthwd/appliance/durable"
 )
 
 // Ensure makes the files missing below l.Dir and keeps existing ones. If any does not
@@ -133,14 +135,14 @@ func (v *survey) issue(r row) ([]file, error) {
 func (v *survey) sweep() {
 	for _, r := range v.rows {
 		if l := r.in(v.layout); !r.given {
-			os.Remove(hidden(l.Cert(r.name)))
-			os.Remove(hidden(l.Key(r.name)))
+			os.Remove(durable.Hidden(l.Cert(r.name)))
+			os.Remove(durable.Hidden(l.Key(r.name)))
 		}
 	}
 	for _, k := range v.configs {
-		os.Remove(hidden(k.path(v.layout)))
+		os.Remove(durable.Hidden(k.path(v.layout)))
 	}
 	for _, d := range v.documents {
-		os.Remove(hidden(d.path(v.layout)))
+		os.Remove(durable.Hidden(d.path(v.layout)))
 	}
 }

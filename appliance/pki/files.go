@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"syscall"
 
+	"kthwd/appliance/durable"
 	"kthwd/appliance/text"
 )
 
@@ -29,11 +30,6 @@ type file struct {
 	staged bool // already exists under its hidden name
 }
 
-// hidden returns the path of a new file before it receives its name.
-func hidden(path string) string {
-	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".new")
-}
-
 // write makes the files of one directory, which the caller has locked.
 //
 // No file receives its name before all are whole and on the disk, so a full disk does
@@ -44,7 +40,7 @@ func write(dir string, files []file) error {
 		return err
 	}
 	for _, keys := range []bool{true, false} {
-		if err := syncDir(dir); err != nil {
+		if err := durable.Sync(dir); err != nil {
 			return err
 		}
 		if err := link(files, keys); err != nil {
@@ -52,11 +48,11 @@ func write(dir string, files []file) error {
 		}
 	}
 	for _, f := range files {
-		if err := os.Remove(hidden(f.path)); err != nil {
+		if err := os.Remove(durable.Hidden(f.path)); err != nil {
 			return err
 		}
 	}
-	return syncDir(dir)
+	return durable.Sync(dir)
 }
 
 // stage writes all files under their hidden names or, on failure, none.
@@ -68,7 +64,7 @@ func stage(files []file) error {
 		if err := writeHidden(f); err != nil {
 			for _, f := range files[:i+1] {
 				if !f.staged {
-					os.Remove(hidden(f.path))
+					os.Remove(durable.Hidden(f.path))
 				}
 			}
 			return fmt.Errorf("write %s: %w", f.path, err)
@@ -77,23 +73,12 @@ func stage(files []file) error {
 	return nil
 }
 
-func writeHidden(f file) (err error) {
-	name := hidden(f.path)
+func writeHidden(f file) error {
+	name := durable.Hidden(f.path)
 	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	out, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, f.mode)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, out.Close()) }()
-	if err := out.Chmod(f.mode); err != nil { // regardless of the umask
-		return err
-	}
-	if _, err := out.Write(f.data); err != nil {
-		return err
-	}
-	return out.Sync()
+	return durable.Create(name, f.data, f.mode)
 }
 
 // link gives files their names: the keys or, if keys is false, all others.
@@ -102,7 +87,7 @@ func link(files []file, keys bool) error {
 		if f.isKey != keys {
 			continue
 		}
-		err := os.Link(hidden(f.path), f.path)
+		err := os.Link(durable.Hidden(f.path), f.path)
 		if errors.Is(err, fs.ErrExist) {
 			return fmt.Errorf("write %s: it appeared meanwhile, and kthwd replaces no file: %w", f.path, fs.ErrExist)
 		}
@@ -124,19 +109,7 @@ func makeDir(dir string) error {
 	if err := os.Mkdir(dir, modeDir); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	return syncDir(filepath.Dir(dir))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil {
-		return fmt.Errorf("sync %s: %w", dir, err)
-	}
-	return nil
+	return durable.Sync(filepath.Dir(dir))
 }
 
 // lock waits for the directory's lock: syscall.LOCK_EX to write, LOCK_SH to read. It

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+
+	"kthwd/appliance/durable"
 )
 
 // Shared holds the files that a further controller needs from an existing one: all
@@ -157,7 +159,7 @@ func finishCertificate(l Layout, name string) (bool, error) {
 	if err != nil {
 		return false, notThere(err)
 	}
-	certData, _, err := read(hidden(cert))
+	certData, _, err := read(durable.Hidden(cert))
 	if err != nil {
 		return false, notThere(err)
 	}
@@ -169,7 +171,7 @@ func finishCertificate(l Layout, name string) (bool, error) {
 	if err := link([]file{{path: cert}}, false); err != nil {
 		return false, err
 	}
-	return true, syncDir(l.Dir)
+	return true, durable.Sync(l.Dir)
 }
 
 // notThere turns the error of a missing file into nil.

@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	"kthwd/appliance/durable"
 	"kthwd/appliance/text"
 )
 
@@ -178,7 +179,7 @@ func (v *survey) load(r row) pair {
 		v.garbage(key, err)
 	}
 	if r.isCA() && p.key != nil && !p.hasCert {
-		p.resume(hidden(cert))
+		p.resume(durable.Hidden(cert))
 	}
 	return p
 }

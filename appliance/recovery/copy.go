@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"kthwd/appliance/advice"
-	"kthwd/appliance/datadir"
+	"kthwd/appliance/durable"
 )
 
 // inodeOf returns the device and the inode of path, which a change of its name keeps.
@@ -70,6 +70,6 @@ func copyFile(from, to string) error {
 // syncTree flushes everything below dir to the disk.
 func syncTree(dir string) error {
 	return filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
-		return errors.Join(err, datadir.Sync(path))
+		return errors.Join(err, durable.Sync(path))
 	})
 }

@@ -41,6 +41,7 @@ import (
 	"kthwd/appliance/advice"
 	"kthwd/appliance/config"
 	"kthwd/appliance/datadir"
+	"kthwd/appliance/durable"
 	"kthwd/appliance/etcd"
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/pki"
@@ -111,7 +112,7 @@ func Begin(ctx context.Context, c config.Controller, version string, log *slog.L
 	r.Data = filepath.Join(r.layout.Etcd(), "member")
 	userArgs := program.ParseUser(c.EtcdArgs)
 	if dir := program.Value(userArgs, "wal-dir"); dir != "" {
-		return nil, advice.With(fmt.Errorf("etcd's log is in %s (--etcd-arg=wal-dir): kthwd etcd recover wants it beside the database", dir),
+		return nil, advice.With(fmt.Errorf("etcd's log is in %s (--etcd-arg=wal-dir): kthwd etcd recover requires it next to the database", dir),
 			fmt.Sprintf("move its files into %s and leave the argument out", filepath.Join(r.Data, "wal")))
 	}
 	if _, err := os.Stat(filepath.Join(r.Data, "wal")); err != nil {
@@ -305,12 +306,12 @@ func (r *Recovery) steps(ctx context.Context, revision *int64) []step {
 			return err
 		}},
 		{"write the new data to the disk", false, func() error {
-			return errors.Join(syncTree(copied), datadir.Sync(r.Backup), datadir.Sync(r.layout.Etcd()))
+			return errors.Join(syncTree(copied), durable.Sync(r.Backup), durable.Sync(r.layout.Etcd()))
 		}},
 		{"put the new data in place", false, func() error { return exchange(r.Data, copied) }},
-		{"write the change to the disk", true, func() error { return errors.Join(datadir.Sync(r.layout.Etcd()), datadir.Sync(r.Backup)) }},
+		{"write the change to the disk", true, func() error { return errors.Join(durable.Sync(r.layout.Etcd()), durable.Sync(r.Backup)) }},
 		{"remember the new cluster", true, r.remember},
-		{"take the mark away", true, func() error { return errors.Join(os.Remove(mark), datadir.Sync(r.Backup)) }},
+		{"take the mark away", true, func() error { return errors.Join(os.Remove(mark), durable.Sync(r.Backup)) }},
 	}
 }
 
@@ -324,7 +325,7 @@ func (r *Recovery) mark(path string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(datadir.Write(path, fmt.Appendln(nil, inode)), datadir.Sync(r.Backup), datadir.Sync(r.layout.Etcd()))
+	return errors.Join(durable.Write(path, fmt.Appendln(nil, inode), 0o600), durable.Sync(r.Backup), durable.Sync(r.layout.Etcd()))
 }
 
 // findLeftovers finds copies that never replaced the data.

@@ -189,6 +189,6 @@ func TestPanicIsNamed(t *testing.T) {
 		t.Errorf("for a handler that ends its connection: got %s, want nothing", got)
 	}
 	if len(utilruntime.PanicHandlers) == 0 {
-		t.Error("upstream has no panic handlers any more")
+		t.Error("upstream no longer has panic handlers")
 	}
 }

@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -17,7 +18,7 @@ import (
 // programs panicked.
 func panicHandler(log *slog.Logger) func(context.Context, any) {
 	return func(_ context.Context, v any) {
-		if v == http.ErrAbortHandler {
+		if err, ok := v.(error); ok && errors.Is(err, http.ErrAbortHandler) {
 			return // how a handler ends its connection; net/http catches it
 		}
 		if t := term.Current(); t != nil {

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"log/slog"
 	"maps"
@@ -51,7 +52,7 @@ func readStderr(in io.Reader, logs *logging.Logs) {
 				_ = h.Handle(context.Background(), r) // nothing can be done about it
 			}
 		}
-		if err != nil && err != bufio.ErrBufferFull { // the rest of a longer line becomes the next line
+		if err != nil && !errors.Is(err, bufio.ErrBufferFull) { // the rest of a longer line becomes the next line
 			return
 		}
 	}

@@ -18,6 +18,7 @@ import (
 	"kthwd/appliance/member"
 )
 
+// Member returns the versions as controllers compare them; own is kthwd's.
 func Member(own string) member.Versions {
 	v := Linked()
 	return member.Versions{Kthwd: own, Kubernetes: v.Kubernetes, Etcd: v.Etcd}

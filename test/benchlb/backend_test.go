@@ -1,6 +1,7 @@
 package benchlb
 
 import (
+	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -76,7 +77,7 @@ func (b *backend) handle(e unix.EpollEvent) error {
 
 func (b *backend) accept(listener int) error {
 	fd, err := accept(listener)
-	if again(err) || err == unix.ECONNABORTED {
+	if again(err) || errors.Is(err, unix.ECONNABORTED) {
 		return nil
 	}
 	if err != nil {
@@ -105,7 +106,7 @@ func (b *backend) serve(fd int, c *backendConn) error {
 	for c.got += n; c.got >= requestSize; c.got -= requestSize {
 		if n, err := write(fd, b.response[:]); n != responseSize {
 			if err == nil || again(err) {
-				return fmt.Errorf("%d bytes of a response written: %v", n, err)
+				return errors.Join(fmt.Errorf("%d bytes of a response written", n), err)
 			}
 			closeFD(fd) // the other end is gone
 			return nil

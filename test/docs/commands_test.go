@@ -245,7 +245,7 @@ func (s *session) try(ctx context.Context, c command) error {
 	var exit *exec.ExitError
 	switch {
 	case c.failure() && !errors.As(err, &exit):
-		return fmt.Errorf("got %v, want it to fail:\n%s", err, output)
+		return errors.Join(fmt.Errorf("the command did not fail:\n%s", output), err)
 	case !c.failure() && err != nil:
 		return fmt.Errorf("%w:\n%s", err, output)
 	}

@@ -149,7 +149,7 @@ func (s source) list(t *testing.T, e ast.Expr, shared string) []ast.Expr {
 	t.Helper()
 	if call, ok := e.(*ast.CallExpr); ok && len(call.Args) == 2 {
 		if name, ok := call.Args[1].(*ast.Ident); !ok || name.Name != shared {
-			t.Fatal("oldwords.go: an append of something else than oldLogging")
+			t.Fatal("oldwords.go: an append of another value than oldLogging")
 		}
 		e = call.Args[0]
 	}

@@ -138,20 +138,20 @@ func TestBadFiles(t *testing.T) {
 			"", []string{"encryption-config.yaml"}},
 		{"encryption configuration without a provider", func(t *testing.T, dir string) {
 			overwrite(t, dir, "encryption-config.yaml", "kind: EncryptionConfiguration\napiVersion: apiserver.config.k8s.io/v1\nresources:\n- resources: [secrets]\n")
-		}, "mend the file", []string{"encryption-config.yaml", "at least one resources[0].providers is required"}},
+		}, "correct the file", []string{"encryption-config.yaml", "at least one resources[0].providers is required"}},
 		{"audit policy is no policy", func(t *testing.T, dir string) { overwrite(t, dir, "audit-policy.yaml", "kind: Pod\n") },
-			"mend the file", []string{"audit-policy.yaml"}},
+			"correct the file", []string{"audit-policy.yaml"}},
 		{"authentication configuration is none", func(t *testing.T, dir string) { overwrite(t, dir, "authentication-config.yaml", "kind: Pod\n") },
-			"mend the file", []string{"authentication-config.yaml", "is no AuthenticationConfiguration"}},
+			"correct the file", []string{"authentication-config.yaml", "is no AuthenticationConfiguration"}},
 		{"authentication configuration with an unknown field", func(t *testing.T, dir string) {
 			overwrite(t, dir, "authentication-config.yaml", "kind: AuthenticationConfiguration\napiVersion: apiserver.config.k8s.io/v1\nanonymus: {enabled: true}\n")
-		}, "mend the file", []string{"authentication-config.yaml", "anonymus"}},
+		}, "correct the file", []string{"authentication-config.yaml", "anonymus"}},
 		{"authentication configuration with a wrong issuer", func(t *testing.T, dir string) {
 			overwrite(t, dir, "authentication-config.yaml", "kind: AuthenticationConfiguration\napiVersion: apiserver.config.k8s.io/v1\njwt: [{issuer: {url: 'http://x', audiences: [a]}}]\n")
-		}, "mend the file", []string{"authentication-config.yaml", "jwt[0].issuer.url"}},
+		}, "correct the file", []string{"authentication-config.yaml", "jwt[0].issuer.url"}},
 		{"scheduler configuration is none", func(t *testing.T, dir string) {
 			overwrite(t, dir, "kube-scheduler.yaml", "kind: KubeSchedulerConfiguration\napiVersion: kubescheduler.config.k8s.io/v1\nprofile: []\n")
-		}, "mend the file", []string{"kube-scheduler.yaml", "profile"}},
+		}, "correct the file", []string{"kube-scheduler.yaml", "profile"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()

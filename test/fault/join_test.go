@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -444,7 +445,7 @@ func TestJoinInterrupted(t *testing.T) {
 		for _, left := range []string{"kthwd.join", ".*.new"} {
 			kthwtest.WaitFor(t, left+" to be gone", soon, func() error {
 				if found, err := filepath.Glob(filepath.Join(g.data(round), left)); err != nil || len(found) > 0 {
-					return fmt.Errorf("%v (%v)", found, err)
+					return errors.Join(fmt.Errorf("found %v", found), err)
 				}
 				return nil
 			})
@@ -516,7 +517,7 @@ func TestOtherCA(t *testing.T) {
 		want := fmt.Sprintf("%s; c%d at 127.0.0.1 shows a certificate of another CA than %s", noQuorum, 1-i, filepath.Join(c.Dir, "ca.pem"))
 		kthwtest.WaitFor(t, fmt.Sprintf("c%d to name the other one", i), soon, func() error {
 			if r, err := c.Status(); err != nil || r.Quorum == nil || r.Quorum.Note != want || r.Reason != "etcd: "+want {
-				return fmt.Errorf("got %+v, reason %q (%v), want %q", r.Quorum, r.Reason, err, want)
+				return errors.Join(fmt.Errorf("got %+v, reason %q, want %q", r.Quorum, r.Reason, want), err)
 			}
 			return nil
 		})

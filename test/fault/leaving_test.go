@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -137,7 +138,7 @@ func (c *crowd) end(t *testing.T) {
 func leaderOf(c *kthwtest.Controller) (int, error) {
 	r, err := c.Status()
 	if err != nil || r.Quorum == nil || r.Quorum.Leader == "" {
-		return 0, fmt.Errorf("no leader: %v", err)
+		return 0, errors.Join(errors.New("no leader"), err)
 	}
 	var i int
 	_, err = fmt.Sscanf(r.Quorum.Leader, "c%d", &i)

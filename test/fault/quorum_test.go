@@ -1,6 +1,7 @@
 package fault
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -89,11 +90,11 @@ func waitsForQuorum(c *kthwtest.Controller) error {
 	}
 	code, body, err := bridge(c, "/healthz")
 	if err != nil || code != http.StatusServiceUnavailable || !strings.Contains(body, noQuorum) {
-		return fmt.Errorf("/healthz: got %d %q %v, want 503 and %q", code, body, err, noQuorum)
+		return errors.Join(fmt.Errorf("/healthz: got %d %q, want 503 and %q", code, body, noQuorum), err)
 	}
 	code, body, err = ask(http.DefaultTransport, fmt.Sprintf("http://%s:%d/readyz", c.Address, c.Ports.Metrics))
 	if err != nil || code != http.StatusServiceUnavailable || !strings.Contains(body, noQuorum) {
-		return fmt.Errorf("/readyz of the metrics address: got %d %q %v, want 503 and %q", code, body, err, noQuorum)
+		return errors.Join(fmt.Errorf("/readyz of the metrics address: got %d %q, want 503 and %q", code, body, noQuorum), err)
 	}
 	return nil
 }

@@ -319,7 +319,7 @@ func (w *watcher) follow(ctx context.Context) error {
 	return errors.New("the watch has ended")
 }
 
-// gone forgets where to resume when no API server knows any more what came after.
+// gone forgets where to resume when no API server still has the events after it.
 func (w *watcher) gone(err error) error {
 	if apierrors.IsResourceExpired(err) || apierrors.IsGone(err) {
 		w.resume = ""

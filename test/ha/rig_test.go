@@ -98,7 +98,7 @@ func newCluster(t *testing.T, network bool) *cluster {
 	return c
 }
 
-// makeDirectories runs kthwd pki init once, and copies to each machine what is its own.
+// makeDirectories runs kthwd pki init once, and copies to each machine its own files.
 func (c *cluster) makeDirectories(t *testing.T) {
 	t.Helper()
 	made, home := filepath.Join(t.TempDir(), "cluster"), t.TempDir()
@@ -191,12 +191,12 @@ func (c *cluster) allReady() error {
 	}
 	for _, m := range c.controllers() {
 		if r, err := m.status(); err != nil || r.Quorum == nil || r.Quorum.Active != controllerCount || r.Quorum.Leader == "" {
-			return fmt.Errorf("%s: quorum %+v (%v)", m.name, r.Quorum, err)
+			return errors.Join(fmt.Errorf("%s: quorum %+v", m.name, r.Quorum), err)
 		}
 	}
 	r, err := c.balancer().status()
 	if err != nil || r.LB == nil {
-		return fmt.Errorf("load balancer: %v", err)
+		return errors.Join(errors.New("the load balancer has no status"), err)
 	}
 	for _, b := range r.LB.Backends {
 		heldDown := strings.HasPrefix(b.Reason, "held down") // ready, but it has failed often of late; here that is no wonder

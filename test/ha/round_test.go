@@ -68,7 +68,7 @@ type round struct {
 	result *result
 	pids   map[*machine]int
 	begun  time.Time // of the fault
-	over   time.Time // when nothing was wrong from outside any more
+	over   time.Time // when the fault from outside had ended
 	end    time.Time // when all was ready again
 
 	longest   map[string]gap

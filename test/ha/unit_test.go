@@ -137,7 +137,7 @@ func (u *unit) on() { u.set(func() { u.off = false }) }
 // kill is kill -9. The program is started again, unless the unit is switched off.
 func (u *unit) kill() { u.signal(syscall.SIGKILL) }
 
-// powerOff is kill -9 of what is not to come back before on.
+// powerOff kills a unit with SIGKILL; it stays down until on.
 func (u *unit) powerOff() {
 	u.set(func() { u.off = true })
 	u.kill()

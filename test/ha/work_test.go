@@ -29,7 +29,7 @@ const (
 
 // makeWork keeps the leading kube-controller-manager and kube-scheduler busy:
 // replica sets come and go, and their pods are put on a node that nobody runs.
-// What fails is tried no more: this is load, and not what is checked.
+// A failed request is not retried: this is load, and no test checks it.
 func makeWork(ctx context.Context, client kubernetes.Interface) {
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "fake"}}
 	node.Status.Allocatable = corev1.ResourceList{"pods": resource.MustParse("500"), "cpu": resource.MustParse("64"), "memory": resource.MustParse("64Gi")}

@@ -191,7 +191,7 @@ func fullDatabase(t *testing.T) scene {
 			_ = write() // which is refused in the end
 			for _, alert := range alerts {
 				if is, err := p.firing(alert); err != nil || !is {
-					return fmt.Errorf("%s does not fire after %d writes (%v)", alert, n, err)
+					return errors.Join(fmt.Errorf("%s does not fire after %d writes", alert, n), err)
 				}
 			}
 			return nil

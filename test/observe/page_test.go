@@ -89,7 +89,7 @@ func scheme(name string) chromedp.Action[chromedp.Void] {
 	})
 }
 
-// withoutScript switches JavaScript off for what is loaded next.
+// withoutScript switches JavaScript off for the next page.
 func withoutScript() chromedp.Action[chromedp.Void] {
 	return chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
 		_, err := cdp.Call(ctx, t, emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: true})
@@ -209,7 +209,7 @@ func TestScreenshots(t *testing.T) {
 	backends[1].stop()
 	kthwtest.WaitFor(t, "a dead backend", 30*time.Second, func() error {
 		if r, err := lb.Status(); err != nil || r.LB.Backends[1].State != "dead" {
-			return fmt.Errorf("not yet (%v)", err)
+			return errors.Join(errors.New("the backend is not dead yet"), err)
 		}
 		return nil
 	})

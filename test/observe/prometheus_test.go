@@ -77,7 +77,7 @@ type server struct {
 	log *kthwtest.Log
 }
 
-// prometheusOptions are what a test wants of Prometheus beside what is shipped.
+// prometheusOptions are the settings that a test adds to the shipped configuration.
 type prometheusOptions struct {
 	change func(config string) string
 	args   []string

@@ -2,6 +2,7 @@ package observe
 
 import (
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net/http"
 	"os/exec"
@@ -45,7 +46,7 @@ func TestBehindTLS(t *testing.T) {
 			}
 			out, err := ask(dir)
 			if err != nil || !strings.Contains(out, "\nready\n") {
-				return fmt.Errorf("%v: %s", err, out)
+				return errors.Join(fmt.Errorf("status: %s", out), err)
 			}
 			return nil
 		})

@@ -324,7 +324,7 @@ func (m *machine) shows(command string, want ...string) string {
 		out, err = m.try(command)
 		for _, w := range want {
 			if !strings.Contains(out, w) {
-				return fmt.Errorf("it lacks %q (%v):\n%s", w, err, out)
+				return errors.Join(fmt.Errorf("it lacks %q:\n%s", w, out), err)
 			}
 		}
 		return nil

@@ -122,7 +122,7 @@ func controllerServes(t *testing.T, c, _ *machine) {
 		t.Errorf("component statuses:\n%s", out)
 	}
 	c.run(kubectl + "create configmap before --from-literal=x=1")
-	// What is public may be read by who may enter the directory: nobody else.
+	// Public files are readable by users who may enter the directory, and by nobody else.
 	if out := c.run("find /var/lib/kubernetes ! -user kthwd -print -o -perm /022 -print -o -type d -perm /077 -print -o -type f -perm /077 ! -name '*.pem' ! -name audit-policy.yaml ! -name authentication-config.yaml -print -o -name '*-key.pem' -perm /077 -print"); out != "" {
 		t.Errorf("not of user kthwd, or others may read it:\n%s", out)
 	}
