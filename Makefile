@@ -81,8 +81,8 @@ test-e2e: build ## whole clusters with kubectl and real nodes, and the failure t
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=20m -parallel=6 ./test/observe
 
 SOAK ?= 10m
-soak: build ## the faults of three controllers in random order for SOAK=10m; KTHWD_SOAK_SEED repeats one; in namespaces as root, else on loopback
-	KTHWD_SOAK=$(SOAK) KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=0 -v -run 'TestSoak' ./test/ha
+soak: build ## the faults of three controllers, then dead webhooks and APIs, in random order for SOAK=10m each; KTHWD_SOAK_SEED repeats one; in namespaces as root, else on loopback
+	KTHWD_SOAK=$(SOAK) KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=0 -p=1 -v -run 'TestSoak' ./test/ha ./test/fault
 
 screenshots: build ## make docs/images from the pages of a controller and a load balancer; needs chromium
 	KTHWD_SCREENSHOTS=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -run TestScreenshots ./test/observe
