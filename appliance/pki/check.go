@@ -39,11 +39,12 @@ func (v *survey) checkCA(r row) {
 		return
 	}
 	ca := p.chain[0]
-	if !ca.BasicConstraintsValid || !ca.IsCA || ca.KeyUsage != 0 && ca.KeyUsage&x509.KeyUsageCertSign == 0 {
+	if !mayIssue(ca) {
 		v.misfit(&Misfit{File: cert, Problem: fmt.Sprintf("not the certificate of a CA (it is %q)", ca.Subject), Hint: "another certificate may have been copied under this name"})
 	}
 	v.checkKey(cert, key, r, p)
 	v.checkDates(cert, "", ca, false)
+	v.checkBundle(cert, p.chain)
 }
 
 // signedBy lists the files that exist only if the CA has existed.
@@ -135,7 +136,7 @@ func (v *survey) checkSignature(file, what string, r row, p pair) {
 				" and its key away and kthwd makes new ones"})
 		return
 	}
-	if !current(p.chain[0], v.now) || !current(ca.chain[0], v.now) {
+	if !current(p.chain[0], v.now) || len(ca.chain) == 1 && !current(ca.chain[0], v.now) {
 		return // checkDates reports it
 	}
 	if err := verify(p.chain, ca.chain, v.now); err != nil {
@@ -302,7 +303,7 @@ func (v *survey) checkConfig(k config) {
 	}
 	const what = "its client certificate is "
 	ca := v.pairs[r.issuer]
-	if ca.chain != nil && !slices.ContainsFunc(a.cas, func(c *x509.Certificate) bool { return c.Equal(ca.chain[0]) }) {
+	if ca.chain != nil && !v.trusts(k, a.cas, ca.chain) {
 		v.misfit(&Misfit{File: path, Problem: "the certificate authority in it is not", Other: v.row(r.issuer).in(v.layout).Cert(r.issuer),
 			Hint: "the two come from different runs: copy the files that belong together"})
 	}

@@ -175,6 +175,9 @@ func (v *survey) load(r row) pair {
 		p.key, err = parseKey(data)
 		v.garbage(key, err)
 	}
+	if r.isCA() {
+		p.signerFirst(v.now)
+	}
 	if r.isCA() && p.key != nil && !p.hasCert {
 		p.resume(hidden(cert))
 	}
