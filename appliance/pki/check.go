@@ -241,8 +241,12 @@ func (v *survey) checkNames(file string, r row, c *x509.Certificate) {
 		return
 	}
 	if lack := lacking(c, r.must(v.spec)); len(lack) > 0 {
-		v.misfit(&Misfit{File: file, Problem: fmt.Sprintf(notValidFor+"%s, where it will be served (it is for %s)",
-			strings.Join(lack, ", "), strings.Join(sans(c), ", ")),
+		served := "where it will be served"
+		if slices.ContainsFunc(lack, func(name string) bool { return slices.Contains(c.DNSNames, name) }) {
+			served += ": a client takes an address from the IP addresses in it, not from the DNS names"
+		}
+		v.misfit(&Misfit{File: file, Problem: fmt.Sprintf(notValidFor+"%s, %s (it is for %s)",
+			strings.Join(lack, ", "), served, strings.Join(sans(c), ", ")),
 			Hint: "reissue it with this address, or move it and its key away and kthwd makes new ones"})
 	}
 	if r.name != NameKubernetes {
@@ -261,7 +265,9 @@ func (v *survey) checkNames(file string, r row, c *x509.Certificate) {
 func lacking(c *x509.Certificate, names []string) []string {
 	var lack []string
 	for _, name := range names {
-		verbatim := slices.ContainsFunc(c.DNSNames, func(n string) bool { return strings.EqualFold(n, name) })
+		// As a TLS client: an address counts only as an IP SAN. No client asks for a wildcard
+		// itself, so that one is compared.
+		verbatim := strings.HasPrefix(name, "*.") && slices.ContainsFunc(c.DNSNames, func(n string) bool { return strings.EqualFold(n, name) })
 		if !verbatim && c.VerifyHostname(name) != nil {
 			lack = append(lack, name)
 		}
@@ -317,6 +323,9 @@ func (v *survey) checkConfig(k config) {
 	if k.local && checkServer(v.spec.Server) == nil {
 		if problem := strayed(a.server, v.spec.Server); problem != "" {
 			v.misfit(&Misfit{File: path, Problem: problem, Hint: "correct the server in it, or the port on which kthwd serves"})
+		} else if name, chain := a.localName(), v.pairs[NameKubernetes].chain; name != "" && chain != nil && !slices.Contains(v.spec.Local, name) && lacking(chain[0], []string{name}) != nil {
+			v.misfit(&Misfit{File: path, Problem: fmt.Sprintf("its server is called %s, for which this certificate is not valid:", name), Other: v.layout.Cert(NameKubernetes),
+				Hint: "write https://127.0.0.1 or another name of the certificate as its server"})
 		}
 	}
 }

@@ -76,7 +76,7 @@ func TestMachineWithoutIPv4(t *testing.T) {
 		t.Skip("needs root, for a network namespace")
 	}
 	t.Parallel()
-	const network = "ip link set lo up && ip link add eth0 type dummy && ip addr add 2001:db8::5/64 dev eth0 nodad && ip link set eth0 up && ip -6 route add default dev eth0 && exec \"$0\" \"$@\""
+	const network = "ip link set lo up && ip link add eth0 type veth peer name eth1 && ip link set eth0 up && ip link set eth1 up && ip addr add 2001:db8::5/64 dev eth0 nodad && ip -6 route add default dev eth0 && exec \"$0\" \"$@\""
 	if out, err := exec.Command("unshare", "-n", "sh", "-c", network, "true").CombinedOutput(); err != nil {
 		t.Skipf("no namespace with IPv6 alone here: %v: %s", err, out)
 	}
