@@ -107,17 +107,15 @@ func TestNoFlagTwice(t *testing.T) {
 	}
 }
 
-func TestWithoutMissingKey(t *testing.T) {
-	l := pki.Layout{Dir: t.TempDir()}
-	args := []program.Arg{{Key: "cluster-signing-cert-file", Value: l.CA()}, {Key: "cluster-signing-key-file", Value: l.CAKey()}, {Key: "root-ca-file", Value: l.CA()}}
-	if got, want := program.Render(program.WithoutMissingKey(slices.Clone(args), l)), "--root-ca-file="+l.CA(); strings.Join(got, " ") != want {
-		t.Errorf("without the key: got %q, want %q", got, want)
-	}
-	if err := os.WriteFile(l.CAKey(), nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if got := program.WithoutMissingKey(slices.Clone(args), l); !slices.Equal(got, args) {
-		t.Errorf("with the key: got %q, want all three", got)
+func TestWithSigner(t *testing.T) {
+	args := []program.Arg{{Key: "cluster-signing-cert-file", Value: "/d/ca.pem"}, {Key: "cluster-signing-key-file", Value: "/d/ca-key.pem"}, {Key: "root-ca-file", Value: "/d/ca.pem"}}
+	for signer, want := range map[string]string{
+		"":               "--root-ca-file=/d/ca.pem",
+		"/r/signing.pem": "--cluster-signing-cert-file=/r/signing.pem --cluster-signing-key-file=/d/ca-key.pem --root-ca-file=/d/ca.pem",
+	} {
+		if got := strings.Join(program.Render(program.WithSigner(slices.Clone(args), signer)), " "); got != want {
+			t.Errorf("signer %q: got %q, want %q", signer, got, want)
+		}
 	}
 }
 

@@ -4,24 +4,14 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
-	basecompatibility "k8s.io/component-base/compatibility"
-	apioptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
-	kcmapp "k8s.io/kubernetes/cmd/kube-controller-manager/app"
-	kcmoptions "k8s.io/kubernetes/cmd/kube-controller-manager/app/options"
-	schedoptions "k8s.io/kubernetes/cmd/kube-scheduler/app/options"
-
-	"kthwd/appliance/advice"
-	"kthwd/appliance/apiserver"
-	"kthwd/appliance/cmdline"
+	"kthwd/appliance/commands"
 	"kthwd/appliance/config"
-	"kthwd/appliance/controllers"
 	"kthwd/appliance/datadir"
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/lastrun"
@@ -41,7 +31,7 @@ type prepared struct {
 	lock      *os.File
 	socket    *datadir.Sockets
 	args      map[string][]program.Arg
-	programs  *programs
+	programs  *commands.Programs
 	identity  string
 	record    etcdfiles.Record // as last written by this process; used by etcd's goroutine
 	events    *eventWriter     // set by wire
@@ -50,8 +40,8 @@ type prepared struct {
 	run       *lastrun.Run     // the record of this run
 }
 
-// prepare locks the data directory, makes or checks its files, and parses all command
-// lines. It reports every problem that is visible before a start, all at once.
+// prepare checks everything that is visible before a start, and reports all of its
+// problems at once. Only then does it lock the data directory and make what is missing.
 func prepare(ctx context.Context, cfg config.Controller, o Options) (_ *prepared, err error) {
 	p := &prepared{cfg: cfg, o: o, layout: cfg.Layout(), log: o.Logs.Logger("kthwd")}
 	defer func() {
@@ -62,37 +52,125 @@ func prepare(ctx context.Context, cfg config.Controller, o Options) (_ *prepared
 	}()
 	upstream.BridgeKlog(ctx, o.Logs)
 	upstream.QuietClients()
-	if p.lock, err = datadir.Lock(p.layout); err != nil {
+	if err := p.check(); err != nil {
 		return nil, err
 	}
-	p.beginRun()
-	if err := etcdfiles.Guard(p.layout, program.ParseUser(cfg.EtcdArgs), etcdfiles.Versions(o.Version)); err != nil {
-		return nil, err
+	return p, p.make()
+}
+
+// check writes nothing, not even the lock of a directory in which kthwd has never run.
+func (p *prepared) check() (err error) {
+	if err := datadir.Usable(p.layout); err != nil {
+		return err
 	}
-	if err := preflight.Ports(cfg, o.Metrics.Address); err != nil {
-		_, misfits := pki.Check(p.layout, cfg.PKISpec()) // only reads, so that all problems are reported at once
-		return nil, errors.Join(err, misfits)
+	if datadir.Exists(p.layout.Lock()) {
+		if p.lock, err = datadir.Lock(p.layout); err != nil {
+			return err
+		}
+	}
+	if err := p.guard(); err != nil {
+		return err
+	}
+	plan, err := pki.NewPlan(p.layout, p.spec())
+	var lines *commands.Lines
+	if err == nil {
+		lines, err = commands.Check(p.cfg, plan)
+	} else {
+		err = errors.Join(err, commands.CheckWords(p.cfg))
+	}
+	if err := errors.Join(preflight.Ports(p.cfg, p.o.Metrics.Address), err); err != nil {
+		return err
+	}
+	p.tell(lines)
+	return nil
+}
+
+// guard refuses a directory that belongs to another member or to other versions.
+func (p *prepared) guard() error {
+	return etcdfiles.Guard(p.layout, program.ParseUser(p.cfg.EtcdArgs), etcdfiles.Versions(p.o.Version))
+}
+
+// make makes what a start needs and what is missing, and the command lines with it.
+func (p *prepared) make() (err error) {
+	if p.lock == nil {
+		if p.lock, err = datadir.Lock(p.layout); err != nil {
+			return err
+		}
+		if err := p.guard(); err != nil { // another kthwd may have run here before the lock
+			return err
+		}
 	}
 	if err := p.ensurePKI(); err != nil {
-		return nil, err
+		return err
 	}
 	if p.socket, err = datadir.NewSockets(p.layout); err != nil {
-		return nil, err
+		return err
 	}
-	if err := program.WriteTracing(cfg, p.layout); err != nil {
-		return nil, err
+	p.beginRun()
+	if p.identity, err = datadir.Identity(p.layout, p.cfg.Name); err != nil {
+		return err
 	}
-	if p.identity, err = datadir.Identity(p.layout, cfg.Name); err != nil {
-		return nil, err
+	return p.commandLines()
+}
+
+// commandLines makes the command lines with the real paths.
+func (p *prepared) commandLines() error {
+	if tracing := program.TracingConfig(p.cfg); tracing != nil {
+		if _, err := p.writeRun(filepath.Base(p.layout.Tracing()), tracing); err != nil {
+			return err
+		}
 	}
-	if err := p.buildArgs(); err != nil {
-		return nil, advice.Usage(err)
+	signer, data, err := pki.Signer(p.layout)
+	if err == nil && data != nil {
+		signer, err = p.writeRun("ca-signing.pem", data)
 	}
-	if err := p.oldFiles(); err != nil {
-		return nil, err
+	if err != nil {
+		return err
 	}
-	p.programs, err = parsePrograms(p.args)
-	return p, advice.Usage(err)
+	lines, err := commands.Make(commands.Input{Config: p.cfg, Layout: p.layout, Socket: p.socket.Etcd, Signer: signer, Write: p.writeRun})
+	if err != nil {
+		return err
+	}
+	p.args = lines.Args
+	p.programs, err = lines.Parse()
+	return err
+}
+
+// writeRun writes a file of the run directory.
+func (p *prepared) writeRun(name string, data []byte) (path string, err error) {
+	path = filepath.Join(p.layout.Run(), name)
+	return path, os.WriteFile(path, data, 0o600)
+}
+
+// spec is what the files must fit. A file in whose place the user's flags name another one
+// is not used.
+func (p *prepared) spec() pki.Spec {
+	spec := p.cfg.PKISpec()
+	given := func(args []string, key string) bool {
+		return slices.ContainsFunc(program.ParseUser(args), func(a program.Arg) bool { return a.Key == key })
+	}
+	if given(p.cfg.APIServerArgs, "encryption-provider-config") {
+		spec.Unused = append(spec.Unused, p.layout.EncryptionConfig())
+	}
+	if given(p.cfg.APIServerArgs, "service-account-signing-key-file") && given(p.cfg.ControllerManagerArgs, "service-account-private-key-file") {
+		spec.Unused = append(spec.Unused, p.layout.Key(pki.NameServiceAccount))
+	}
+	return spec
+}
+
+// tell logs what the command lines became, and applies the user's --v.
+func (p *prepared) tell(lines *commands.Lines) {
+	for _, w := range lines.Warnings {
+		p.log.Warn(w)
+	}
+	for _, o := range lines.Overrides {
+		p.log.Info("flag overridden", "program", o.Program, "flag", o.Key, "was", o.Ours, "is", o.Users)
+	}
+	for name, n := range lines.Verbosity {
+		if err := p.setVerbosity(name, n); err != nil {
+			p.log.Warn("verbosity ignored", "program", name, "err", err)
+		}
+	}
 }
 
 // beginRun begins the record of this run, and logs how the one before ended.
@@ -118,7 +196,7 @@ func (p *prepared) close() {
 }
 
 func (p *prepared) ensurePKI() error {
-	report, err := pki.Ensure(p.layout, p.cfg.PKISpec())
+	report, err := pki.Ensure(p.layout, p.spec())
 	if len(report.Created) > 0 {
 		p.log.Info("files made", "dir", p.layout.Dir, "count", len(report.Created))
 		p.warnOfOwnCA(report.Created)
@@ -138,57 +216,6 @@ func (p *prepared) warnOfOwnCA(created []string) {
 	}
 }
 
-// buildArgs makes the four command lines: kthwd's flags, then the user's over them, with
-// old flags translated.
-func (p *prepared) buildArgs() error {
-	p.args = map[string][]program.Arg{}
-	var errs []error
-	for _, c := range []struct {
-		program string
-		ours    []program.Arg
-		users   []string
-	}{
-		{program.Etcd, program.EtcdArgs(p.cfg, p.layout, p.socket.Etcd), p.cfg.EtcdArgs},
-		{program.APIServer, program.APIServerArgs(p.cfg, p.layout, p.socket.Etcd), p.cfg.APIServerArgs},
-		{program.ControllerManager, program.WithoutMissingKey(program.ControllerManagerArgs(p.cfg, p.layout), p.layout), p.cfg.ControllerManagerArgs},
-		{program.Scheduler, program.SchedulerArgs(p.cfg, p.layout), p.cfg.SchedulerArgs},
-	} {
-		users, old := cmdline.Translate(c.program, program.ParseUser(c.users))
-		users, dropped, refused := program.CheckOwned(c.program, c.ours, users)
-		errs = append(errs, refused...)
-		for _, w := range append(old, dropped...) {
-			p.log.Warn(w)
-		}
-		users = p.takeVerbosity(c.program, users)
-		merged, overrides := program.Merge(c.program, c.ours, users)
-		for _, o := range overrides {
-			p.log.Info("flag overridden", "program", o.Program, "flag", o.Key, "was", o.Ours, "is", o.Users)
-		}
-		p.args[c.program] = merged
-	}
-	return errors.Join(errs...)
-}
-
-// takeVerbosity turns --v=n into the component's log level. Upstream would apply it to
-// its own logging setup.
-func (p *prepared) takeVerbosity(name string, users []program.Arg) []program.Arg {
-	var rest []program.Arg
-	for _, u := range users {
-		if u.Key != "v" {
-			rest = append(rest, u)
-			continue
-		}
-		n, err := strconv.Atoi(u.Value)
-		if err == nil {
-			err = p.setVerbosity(name, n)
-		}
-		if err != nil {
-			p.log.Warn("verbosity ignored", "program", name, "err", err)
-		}
-	}
-	return rest
-}
-
 // setVerbosity applies --v=n to a program and to the code that it shares with the others.
 func (p *prepared) setVerbosity(name string, n int) error {
 	logs := p.o.Logs
@@ -200,91 +227,9 @@ func (p *prepared) setVerbosity(name string, n int) error {
 	return logs.SetLevel(name, upstream.VerbosityLevel(n))
 }
 
-// oldFiles reads the configuration files that may have an old format.
-func (p *prepared) oldFiles() error {
-	warning, err := cmdline.EncryptionWarning(program.Value(p.args[program.APIServer], "encryption-provider-config"))
-	if err != nil {
-		return err
-	}
-	if err := cmdline.CheckPolicies(p.args[program.APIServer]); err != nil {
-		return err
-	}
-	file, schedWarning, err := cmdline.SchedulerConfig(program.Value(p.args[program.Scheduler], "config"), p.layout)
-	if err != nil {
-		return err
-	}
-	for _, w := range []string{warning, schedWarning} {
-		if w != "" {
-			p.log.Warn(w)
-		}
-	}
-	if file != "" {
-		if _, err := schedoptions.LoadConfigFromFile(cmdline.DiscardLogger, file); err != nil {
-			return advice.With(fmt.Errorf("%s: %s: %w", program.Scheduler, file, err), "correct the file; or move it away, and the scheduler uses its flags")
-		}
-		p.args[program.Scheduler], _ = program.Merge(program.Scheduler, p.args[program.Scheduler], []program.Arg{{Key: "config", Value: file}})
-	}
-	return nil
-}
-
 // storagePrefix returns the prefix of kube-apiserver's keys in etcd.
 func (p *prepared) storagePrefix() string {
 	return cmp.Or(program.Value(p.args[program.APIServer], "etcd-prefix"), "/registry") // genericoptions.NewEtcdOptions
-}
-
-// programs are the three Kubernetes programs' options, parsed and valid.
-type programs struct {
-	api      *apioptions.ServerRunOptions
-	kcm      *kcmoptions.KubeControllerManagerOptions
-	sched    *schedoptions.Options
-	settings controllers.Settings
-}
-
-// parsePrograms parses all three command lines, sets the feature gates once,
-// and validates. It changes nothing but the process-wide gates.
-func parsePrograms(args map[string][]program.Arg) (*programs, error) {
-	if err := cmdline.CheckGates(args); err != nil {
-		return nil, err
-	}
-	p := &programs{}
-	var errs [3]error
-	p.api, errs[0] = apiserver.Parse(args[program.APIServer], pki.ControllerNames{})
-	p.kcm, errs[1] = controllers.ParseManager(args[program.ControllerManager])
-	p.sched, errs[2] = controllers.ParseScheduler(args[program.Scheduler])
-	if err := errors.Join(errs[:]...); err != nil {
-		return nil, err
-	}
-	registry := p.api.GenericServerRunOptions.ComponentGlobalsRegistry
-	if err := registry.Set(); err != nil {
-		return nil, fmt.Errorf("feature gates: %w", err)
-	}
-	registry.AddMetrics()
-	if gates, ok := registry.FeatureGateFor(basecompatibility.DefaultKubeComponent).(interface{ AddMetrics() }); ok {
-		gates.AddMetrics()
-	}
-	return p, p.validate()
-}
-
-func (p *programs) validate() error {
-	var errs []error
-	add := func(name string, err error) {
-		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", name, err))
-		}
-	}
-	completed, err := p.api.Complete(context.Background())
-	add(program.APIServer, err)
-	if err == nil {
-		add(program.APIServer, errors.Join(completed.Validate()...))
-	}
-	add(program.ControllerManager, p.kcm.Validate(kcmapp.KnownControllers(), kcmapp.ControllersDisabledByDefault(), kcmapp.ControllerAliases()))
-	p.settings, err = controllers.ReadSettings(p.sched)
-	if err != nil {
-		errs = append(errs, err)
-	} else if p.sched.ComponentConfig != nil {
-		add(program.Scheduler, errors.Join(p.sched.Validate()...))
-	}
-	return errors.Join(errs...)
 }
 
 // usesShared reports whether the API server uses a file: the user's flags may name another.

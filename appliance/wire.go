@@ -43,8 +43,8 @@ func (p *prepared) wire() (*supervise.Group, *Liveness, error) {
 		return nil, nil, err
 	}
 	api = p.newAPIServer(member, fences)
-	kcm := controllers.NewManager(p.controllersConfig(g, program.ControllerManager, &fences.ControllerManager), p.programs.kcm)
-	sched := controllers.NewScheduler(p.controllersConfig(g, program.Scheduler, &fences.Scheduler), p.programs.sched, p.programs.settings)
+	kcm := controllers.NewManager(p.controllersConfig(g, program.ControllerManager, &fences.ControllerManager), p.programs.Manager)
+	sched := controllers.NewScheduler(p.controllersConfig(g, program.Scheduler, &fences.Scheduler), p.programs.Scheduler, p.programs.Settings)
 	members := p.newMembers(member)
 	seed := p.newSeed(api)
 	bridge := p.newHealth(g)

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -239,8 +238,8 @@ const schedulerConfigVersion = "kubescheduler.config.k8s.io/v1"
 
 // SchedulerConfig finds the guide's kube-scheduler.yaml: the one given with
 // --config, else the one in the data directory. A file in an old form is
-// translated into the run directory. It returns "" when there is none.
-func SchedulerConfig(given string, l pki.Layout) (path, warning string, err error) {
+// translated, and write puts it into the run directory. It returns "" when there is none.
+func SchedulerConfig(given string, l pki.Layout, write func(name string, data []byte) (path string, err error)) (path, warning string, err error) {
 	path = given
 	if path == "" {
 		path = l.SchedulerConfig()
@@ -256,8 +255,8 @@ func SchedulerConfig(given string, l pki.Layout) (path, warning string, err erro
 	if err != nil {
 		return "", "", fmt.Errorf("%s: %w", path, err)
 	}
-	translated := filepath.Join(l.Run(), "kube-scheduler.yaml")
-	if err := os.WriteFile(translated, today, 0o600); err != nil {
+	translated, err := write("kube-scheduler.yaml", today)
+	if err != nil {
 		return "", "", err
 	}
 	return translated, fmt.Sprintf("%s: apiVersion %s is read as %s, see %s", path, meta.APIVersion, schedulerConfigVersion, translated), nil

@@ -197,7 +197,7 @@ func TestSchedulerFile(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			l := layoutWith(t, "kube-scheduler.yaml", tt.text)
-			path, warning, err := cmdline.SchedulerConfig("", l)
+			path, warning, err := cmdline.SchedulerConfig("", l, writer(l))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -225,13 +225,13 @@ func TestSchedulerFile(t *testing.T) {
 
 func TestSchedulerFileAbsent(t *testing.T) {
 	l := layoutWith(t, "other.yaml", oldSchedulerFile)
-	if path, warning, err := cmdline.SchedulerConfig("", l); path != "" || warning != "" || err != nil {
+	if path, warning, err := cmdline.SchedulerConfig("", l, writer(l)); path != "" || warning != "" || err != nil {
 		t.Errorf("none in the data directory: got %q, %q, %v; want nothing", path, warning, err)
 	}
-	if _, _, err := cmdline.SchedulerConfig(filepath.Join(l.Dir, "missing.yaml"), l); err == nil {
+	if _, _, err := cmdline.SchedulerConfig(filepath.Join(l.Dir, "missing.yaml"), l, writer(l)); err == nil {
 		t.Error("one that is named and is not there: got no error")
 	}
-	path, _, err := cmdline.SchedulerConfig(filepath.Join(l.Dir, "other.yaml"), l)
+	path, _, err := cmdline.SchedulerConfig(filepath.Join(l.Dir, "other.yaml"), l, writer(l))
 	if want := filepath.Join(l.Run(), "kube-scheduler.yaml"); path != want || err != nil {
 		t.Errorf("one that is named: got %q, %v; want %q", path, err, want)
 	}
@@ -284,5 +284,13 @@ func TestEncryptionKinds(t *testing.T) {
 				t.Errorf("got %q, %v; want a warning %v", warning, err, tt.warns)
 			}
 		})
+	}
+}
+
+// writer writes into the run directory.
+func writer(l pki.Layout) func(string, []byte) (string, error) {
+	return func(name string, data []byte) (string, error) {
+		path := filepath.Join(l.Run(), name)
+		return path, os.WriteFile(path, data, 0o600)
 	}
 }

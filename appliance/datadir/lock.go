@@ -16,9 +16,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/pki"
@@ -44,6 +48,23 @@ func Lock(l pki.Layout) (*os.File, error) {
 			"stop that one first, or choose another --data-dir")
 	}
 	return f, errors.Join(f.Truncate(0), writeAt(f, fmt.Sprintln(os.Getpid())))
+}
+
+// Usable refuses a data directory that cannot be written to, or cannot be made. It changes
+// nothing.
+func Usable(l pki.Layout) error {
+	at := l.Dir
+	for !Exists(at) && at != filepath.Dir(at) {
+		at = filepath.Dir(at)
+	}
+	err := unix.Access(at, unix.W_OK|unix.X_OK)
+	if err == nil {
+		return nil
+	}
+	if at == l.Dir {
+		return advice.With(&fs.PathError{Op: "write to", Path: l.Dir, Err: err}, "the data directory must belong to the user that runs kthwd; or choose another with --data-dir")
+	}
+	return advice.With(&fs.PathError{Op: "mkdir", Path: l.Dir, Err: err}, "make the directory for the user that runs kthwd, or choose another with --data-dir")
 }
 
 func writeAt(f *os.File, s string) error {

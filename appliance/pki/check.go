@@ -39,11 +39,12 @@ func (v *survey) checkCA(r row) {
 		return
 	}
 	ca := p.chain[0]
-	if !ca.BasicConstraintsValid || !ca.IsCA || ca.KeyUsage != 0 && ca.KeyUsage&x509.KeyUsageCertSign == 0 {
+	if !mayIssue(ca) {
 		v.misfit(&Misfit{File: cert, Problem: fmt.Sprintf("not the certificate of a CA (it is %q)", ca.Subject), Hint: "another certificate may have been copied under this name"})
 	}
 	v.checkKey(cert, key, r, p)
 	v.checkDates(cert, "", ca, false)
+	v.checkBundle(cert, p.chain)
 }
 
 // signedBy lists the files that exist only if the CA has existed.
@@ -135,7 +136,7 @@ func (v *survey) checkSignature(file, what string, r row, p pair) {
 				" and its key away and kthwd makes new ones"})
 		return
 	}
-	if !current(p.chain[0], v.now) || !current(ca.chain[0], v.now) {
+	if !current(p.chain[0], v.now) || len(ca.chain) == 1 && !current(ca.chain[0], v.now) {
 		return // checkDates reports it
 	}
 	if err := verify(p.chain, ca.chain, v.now); err != nil {
@@ -240,8 +241,12 @@ func (v *survey) checkNames(file string, r row, c *x509.Certificate) {
 		return
 	}
 	if lack := lacking(c, r.must(v.spec)); len(lack) > 0 {
-		v.misfit(&Misfit{File: file, Problem: fmt.Sprintf(notValidFor+"%s, where it will be served (it is for %s)",
-			strings.Join(lack, ", "), strings.Join(sans(c), ", ")),
+		served := "where it will be served"
+		if slices.ContainsFunc(lack, func(name string) bool { return slices.Contains(c.DNSNames, name) }) {
+			served += ": a client takes an address from the IP addresses in it, not from the DNS names"
+		}
+		v.misfit(&Misfit{File: file, Problem: fmt.Sprintf(notValidFor+"%s, %s (it is for %s)",
+			strings.Join(lack, ", "), served, strings.Join(sans(c), ", ")),
 			Hint: "reissue it with this address, or move it and its key away and kthwd makes new ones"})
 	}
 	if r.name != NameKubernetes {
@@ -260,7 +265,9 @@ func (v *survey) checkNames(file string, r row, c *x509.Certificate) {
 func lacking(c *x509.Certificate, names []string) []string {
 	var lack []string
 	for _, name := range names {
-		verbatim := slices.ContainsFunc(c.DNSNames, func(n string) bool { return strings.EqualFold(n, name) })
+		// As a TLS client: an address counts only as an IP SAN. No client asks for a wildcard
+		// itself, so that one is compared.
+		verbatim := strings.HasPrefix(name, "*.") && slices.ContainsFunc(c.DNSNames, func(n string) bool { return strings.EqualFold(n, name) })
 		if !verbatim && c.VerifyHostname(name) != nil {
 			lack = append(lack, name)
 		}
@@ -302,7 +309,7 @@ func (v *survey) checkConfig(k config) {
 	}
 	const what = "its client certificate is "
 	ca := v.pairs[r.issuer]
-	if ca.chain != nil && !slices.ContainsFunc(a.cas, func(c *x509.Certificate) bool { return c.Equal(ca.chain[0]) }) {
+	if ca.chain != nil && !v.trusts(k, a.cas, ca.chain) {
 		v.misfit(&Misfit{File: path, Problem: "the certificate authority in it is not", Other: v.row(r.issuer).in(v.layout).Cert(r.issuer),
 			Hint: "the two come from different runs: copy the files that belong together"})
 	}
@@ -316,6 +323,9 @@ func (v *survey) checkConfig(k config) {
 	if k.local && checkServer(v.spec.Server) == nil {
 		if problem := strayed(a.server, v.spec.Server); problem != "" {
 			v.misfit(&Misfit{File: path, Problem: problem, Hint: "correct the server in it, or the port on which kthwd serves"})
+		} else if name, chain := a.localName(), v.pairs[NameKubernetes].chain; name != "" && chain != nil && !slices.Contains(v.spec.Local, name) && lacking(chain[0], []string{name}) != nil {
+			v.misfit(&Misfit{File: path, Problem: fmt.Sprintf("its server is called %s, for which this certificate is not valid:", name), Other: v.layout.Cert(NameKubernetes),
+				Hint: "write https://127.0.0.1 or another name of the certificate as its server"})
 		}
 	}
 }

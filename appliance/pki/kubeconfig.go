@@ -2,6 +2,7 @@ package pki
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/x509"
 	"encoding/base64"
 	"errors"
@@ -30,6 +31,7 @@ type namedCluster struct {
 	Name    string `yaml:"name"`
 	Cluster struct {
 		Server string `yaml:"server"`
+		Name   string `yaml:"tls-server-name,omitempty"`
 		CAFile string `yaml:"certificate-authority,omitempty"`
 		CAData string `yaml:"certificate-authority-data,omitempty"`
 	} `yaml:"cluster"`
@@ -56,6 +58,7 @@ type namedContext struct {
 // access is the content of a kubeconfig's current context.
 type access struct {
 	server string
+	name   string // tls-server-name
 	cas    []*x509.Certificate
 	client pair
 }
@@ -99,7 +102,7 @@ func parseKubeconfig(data []byte, dir string) (access, error) {
 	if err != nil {
 		return access{}, err
 	}
-	a := access{server: cluster.Cluster.Server}
+	a := access{server: cluster.Cluster.Server, name: cluster.Cluster.Name}
 	a.client.hasCert, a.client.hasKey = true, true
 	for _, part := range []struct {
 		field, data, file string
@@ -119,6 +122,9 @@ func parseKubeconfig(data []byte, dir string) (access, error) {
 		}},
 	} {
 		pem, err := content(part.data, part.file, dir)
+		if err == nil {
+			err = checkPEM(pem)
+		}
 		if err == nil {
 			err = part.parse(pem)
 		}
@@ -168,11 +174,24 @@ func content(embedded, file, dir string) ([]byte, error) {
 	if !filepath.IsAbs(file) {
 		file = filepath.Join(dir, file)
 	}
-	pem, _, err := read(file)
+	pem, info, err := read(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
+	if err == nil && HoldsPrivateKey(pem) && info.Mode().Perm()&forNobodyElse != 0 {
+		return nil, &Misfit{File: file, Problem: fmt.Sprintf("readable or writable by group or others (mode %04o)", info.Mode().Perm()), Hint: "chmod 600 " + file}
+	}
 	return pem, err
+}
+
+// localName returns the name by which a client with this kubeconfig verifies an API server
+// of its own machine, or "" if it asks another one.
+func (a *access) localName() string {
+	u, err := url.Parse(a.server)
+	if err != nil || !isLoopback(u.Hostname()) {
+		return ""
+	}
+	return cmp.Or(a.name, u.Hostname())
 }
 
 // strayed returns what is wrong with a kubeconfig's server. A loopback server must be

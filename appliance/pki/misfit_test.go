@@ -54,6 +54,13 @@ func repack(t *testing.T, l Layout, name string, client, ca pair) {
 	put(t, l.Kubeconfig(name), string(data))
 }
 
+// nameKey makes a kubeconfig name the file of its key.
+func nameKey(t *testing.T, l Layout, name string) {
+	t.Helper()
+	data := regexp.MustCompile(`client-key-data: .*`).ReplaceAllString(get(t, l.Kubeconfig(name)), "client-key: "+filepath.Base(l.Key(name)))
+	put(t, l.Kubeconfig(name), data)
+}
+
 func remove(t *testing.T, paths ...string) {
 	t.Helper()
 	for _, path := range paths {
@@ -74,6 +81,16 @@ func TestMisfits(t *testing.T) {
 		files []string // named in the message
 		want  string   // also in the message
 	}{
+		{"an address among the DNS names", func(t *testing.T, l Layout, s *Spec) {
+			reissue(t, l, NameKubernetes, func(c *x509.Certificate) { c.IPAddresses, c.DNSNames = nil, append(c.DNSNames, s.Local...) })
+		}, []string{"kubernetes.pem"}, ": not valid for 10.0.0.11, 127.0.0.1, where it will be served: a client takes an address from the IP"},
+		{"a server that the certificate does not name", func(t *testing.T, l Layout, s *Spec) {
+			replace(t, l.Kubeconfig(NameScheduler), "https://127.0.0.1:", "https://127.0.0.9:")
+		}, []string{"kube-scheduler.kubeconfig", "kubernetes.pem"}, ": its server is called 127.0.0.9, for which"},
+		{"a key that a kubeconfig names, open to all", func(t *testing.T, l Layout, s *Spec) {
+			nameKey(t, l, NameScheduler)
+			os.Chmod(l.Key(NameScheduler), 0o644)
+		}, []string{"kube-scheduler-key.pem"}, "(mode 0644)"},
 		{"leaf of another CA", func(t *testing.T, l Layout, s *Spec) {
 			put(t, l.Cert(NameKubernetes), get(t, other.Cert(NameKubernetes)))
 			put(t, l.Key(NameKubernetes), get(t, other.Key(NameKubernetes)))

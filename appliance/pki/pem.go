@@ -1,6 +1,7 @@
 package pki
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -85,6 +86,46 @@ func parseKeyBlock(block *pem.Block) (crypto.Signer, error) {
 		return nil, fmt.Errorf("the %s in it cannot sign", block.Type)
 	}
 	return signer, nil
+}
+
+// checkPEM refuses what Go's reader of PEM passes over without a word: upstream's programs
+// would run with fewer certificates than the file seems to hold.
+func checkPEM(data []byte) error {
+	if bytes.HasPrefix(data, []byte("\xef\xbb\xbf")) {
+		return errors.New("begins with a byte order mark, which hides the first block in it")
+	}
+	blocks := 0
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		blocks++
+		if block.Type == "CERTIFICATE" && len(block.Headers) > 0 {
+			return fmt.Errorf("block %d in it is a certificate with headers, which crypto/x509 passes over", blocks)
+		}
+	}
+	if begun := bytes.Count(data, []byte("-----BEGIN ")); begun > blocks {
+		return fmt.Errorf("only %d of the %d PEM blocks in it can be read", blocks, begun)
+	}
+	return nil
+}
+
+// foreignBlock returns the type of the first block that is no certificate, or "".
+func foreignBlock(data []byte) string {
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type != "CERTIFICATE" {
+			return block.Type
+		}
+	}
+	return ""
+}
+
+// HoldsPrivateKey reports whether a PEM file has a private key in it, whatever else it
+// holds.
+func HoldsPrivateKey(data []byte) bool {
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		if strings.HasSuffix(block.Type, "PRIVATE KEY") {
+			return true
+		}
+	}
+	return bytes.Contains(data, []byte("PRIVATE KEY-----"))
 }
 
 // Pool reads the certificates of a PEM file into a pool, to verify peers against.

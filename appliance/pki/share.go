@@ -292,5 +292,13 @@ func Pin(l Layout) (pin [sha256.Size]byte, der []byte, err error) {
 	if err != nil || len(chain) == 0 {
 		return pin, nil, fmt.Errorf("%s: holds no certificate", l.CA())
 	}
-	return sha256.Sum256(chain[0].Raw), chain[0].Raw, nil
+	ca := chain[0]
+	if leaf, err := leafOf(l.Cert(NameKubernetes)); err == nil && len(chain) > 1 { // the joiner verifies this certificate with it
+		for _, c := range chain {
+			if signed([]*x509.Certificate{leaf}, []*x509.Certificate{c}) {
+				ca = c
+			}
+		}
+	}
+	return sha256.Sum256(ca.Raw), ca.Raw, nil
 }

@@ -1,6 +1,8 @@
 package pki
 
 import (
+	"crypto"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -148,6 +150,9 @@ func (v *survey) read(path string, refuse fs.FileMode) (data []byte, there bool)
 	}
 	v.report.Kept = append(v.report.Kept, path)
 	mode := info.Mode().Perm()
+	if refuse == forAll && HoldsPrivateKey(data) { // any program that reads certificates passes over it
+		refuse = forNobodyElse
+	}
 	switch {
 	case refuse == forTheGroup && mode&refuse != 0:
 		v.misfit(&Misfit{File: path, Problem: fmt.Sprintf("readable or writable by others (mode %04o)", mode), Hint: "chmod 600 " + text.ShellWord(path)})
@@ -168,20 +173,40 @@ func (v *survey) load(r row) pair {
 	l := r.in(v.layout)
 	cert, key := l.Cert(r.name), l.Key(r.name)
 	if data, p.hasCert = v.read(cert, forAll); data != nil {
-		p.chain, p.public, err = parseCertificates(data)
-		if err == nil && len(p.chain) == 0 && !r.publicOnly {
-			err = errors.New("holds a public key and no certificate")
-		}
+		p.chain, p.public, err = r.parse(data)
 		v.garbage(cert, err)
 	}
 	if data, p.hasKey = v.read(key, forNobodyElse); data != nil {
 		p.key, err = parseKey(data)
 		v.garbage(key, err)
 	}
+	if r.isCA() {
+		p.signerFirst(v.now)
+	}
 	if r.isCA() && p.key != nil && !p.hasCert {
 		p.resume(durable.Hidden(cert))
 	}
 	return p
+}
+
+// parse reads a certificate file as strictly as the programs that use it.
+func (r row) parse(data []byte) ([]*x509.Certificate, []crypto.PublicKey, error) {
+	if err := checkPEM(data); err != nil {
+		return nil, nil, err
+	}
+	chain, public, err := parseCertificates(data)
+	switch {
+	case err != nil:
+	case len(chain) == 0 && !r.publicOnly:
+		err = errors.New("holds a public key and no certificate")
+	case r.isCA() && foreignBlock(data) != "":
+		// etcd reads each block as a certificate (client/pkg/tlsutil/tlsutil.go:NewCertPool).
+		err = fmt.Errorf("holds a block %q; etcd takes nothing but certificates there", foreignBlock(data))
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	return chain, public, nil
 }
 
 // resume uses the CA certificate that an interrupted Ensure made for this key and has

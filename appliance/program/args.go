@@ -30,17 +30,17 @@ func Render(args []Arg) []string {
 	return out
 }
 
-// override is one of kthwd's flags that the user's pass-through argument replaced.
-type override struct{ Program, Key, Ours, Users string }
+// Override is one of kthwd's flags that the user's pass-through argument replaced.
+type Override struct{ Program, Key, Ours, Users string }
 
 // Merge overrides kthwd's arguments with the user's. A key that the user gives
 // replaces all of kthwd's values for it, because list flags would otherwise add up.
-func Merge(program string, ours, users []Arg) ([]Arg, []override) {
+func Merge(program string, ours, users []Arg) ([]Arg, []Override) {
 	given := map[string][]string{}
 	for _, a := range users {
 		given[a.Key] = append(given[a.Key], a.Value)
 	}
-	var overrides []override
+	var overrides []Override
 	merged := make([]Arg, 0, len(ours)+len(users))
 	for _, a := range ours {
 		values, replaced := given[a.Key]
@@ -49,7 +49,7 @@ func Merge(program string, ours, users []Arg) ([]Arg, []override) {
 			continue
 		}
 		if theirs := strings.Join(values, ","); theirs != a.Value {
-			overrides = append(overrides, override{program, a.Key, a.Value, theirs})
+			overrides = append(overrides, Override{program, a.Key, a.Value, theirs})
 		}
 	}
 	return append(merged, users...), overrides

@@ -2,10 +2,8 @@ package program
 
 import (
 	"fmt"
-	"os"
 
 	"kthwd/appliance/config"
-	"kthwd/appliance/pki"
 )
 
 // tracesPerMillion is how many requests in a million are sampled.
@@ -24,14 +22,15 @@ func etcdTracingArgs(c config.Controller) []Arg {
 	}
 }
 
-// WriteTracing writes the file that kube-apiserver's --tracing-config-file names.
-func WriteTracing(c config.Controller, l pki.Layout) error {
+// TracingConfig returns the file that kube-apiserver's --tracing-config-file names; nil
+// without tracing.
+func TracingConfig(c config.Controller) []byte {
 	if c.TracingEndpoint == "" {
 		return nil
 	}
-	return os.WriteFile(l.Tracing(), fmt.Appendf(nil, `apiVersion: apiserver.config.k8s.io/v1
+	return fmt.Appendf(nil, `apiVersion: apiserver.config.k8s.io/v1
 kind: TracingConfiguration
 endpoint: %q
 samplingRatePerMillion: %d
-`, c.TracingEndpoint, tracesPerMillion), 0o600)
+`, c.TracingEndpoint, tracesPerMillion)
 }

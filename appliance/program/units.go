@@ -1,10 +1,7 @@
 package program
 
 import (
-	"errors"
-	"io/fs"
 	"net"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -154,16 +151,22 @@ func ControllerManagerArgs(c config.Controller, l pki.Layout) []Arg {
 	}, servingArgs(l, kubeconfig)...)
 }
 
-// WithoutMissingKey drops the signing flags when the CA's key is kept elsewhere:
+// WithSigner makes kube-controller-manager sign with the CA certificate in the file
+// signer: it wants exactly one, while ca.pem may hold the CAs of a rotation. Without a
+// signer the signing flags are dropped, because the CA's key is kept elsewhere:
 // kube-controller-manager runs without signing, but not with a missing key file
 // (kube-controller-manager/app/certificates.go).
-func WithoutMissingKey(args []Arg, l pki.Layout) []Arg {
-	if _, err := os.Stat(l.CAKey()); !errors.Is(err, fs.ErrNotExist) {
-		return args
+func WithSigner(args []Arg, signer string) []Arg {
+	const cert, key = "cluster-signing-cert-file", "cluster-signing-key-file"
+	if signer == "" {
+		return slices.DeleteFunc(args, func(a Arg) bool { return a.Key == cert || a.Key == key })
 	}
-	return slices.DeleteFunc(args, func(a Arg) bool {
-		return a.Key == "cluster-signing-cert-file" || a.Key == "cluster-signing-key-file"
-	})
+	for i := range args {
+		if args[i].Key == cert {
+			args[i].Value = signer
+		}
+	}
+	return args
 }
 
 // SchedulerArgs is the guide's kube-scheduler.service and kube-scheduler.yaml.

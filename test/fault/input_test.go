@@ -18,7 +18,10 @@ import (
 	"testing"
 	"time"
 
+	certificatesv1 "k8s.io/api/certificates/v1"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
 
 	"kthwd/test/kthwtest"
 )
@@ -124,6 +127,23 @@ func TestBadFiles(t *testing.T) {
 			"chmod", []string{"kubernetes-key.pem"}},
 		{"encryption key readable by the world", func(t *testing.T, dir string) { chmod(t, dir, "encryption-config.yaml", 0o644) },
 			"chmod", []string{"encryption-config.yaml"}},
+		{"a private key in a certificate readable by the world", func(t *testing.T, dir string) {
+			appendTo(t, dir, "kubernetes.pem", string(pemOf(t, dir, "kubernetes-key.pem")))
+		}, "chmod 600", []string{"kubernetes.pem", "mode 0644"}},
+		{"a CA that is hidden by a byte order mark", func(t *testing.T, dir string) {
+			overwrite(t, dir, "ca.pem", "\xef\xbb\xbf"+string(pemOf(t, dir, "ca.pem")))
+		},
+			"", []string{"ca.pem", "byte order mark"}},
+		{"no CA belongs to the key", func(t *testing.T, dir string) {
+			overwrite(t, dir, "ca.pem", string(pemOf(t, dir, "front-proxy-ca.pem"))+string(pemOf(t, newAttempt(t).dir, "ca.pem")))
+			remove(t, dir, "kubernetes.pem", "kubernetes-key.pem", "kthwd-health.pem", "kthwd-health-key.pem", "service-account.pem")
+			for _, name := range []string{"admin", "kube-controller-manager", "kube-scheduler"} {
+				remove(t, dir, name+".pem", name+"-key.pem", name+".kubeconfig")
+			}
+		}, "", []string{"ca-key.pem", "not the key of"}},
+		{"an address among the DNS names", func(t *testing.T, dir string) {
+			issueFor(t, dir, dir, time.Now().Add(time.Hour), []string{"kubernetes", "localhost", "127.0.0.1"}, nil)
+		}, "", []string{"kubernetes.pem", "not valid for 127.0.0.1"}},
 		{"certificate expired", func(t *testing.T, dir string) { issue(t, dir, dir, time.Now().Add(-time.Hour)) },
 			"", []string{"kubernetes.pem", "expired"}},
 		{"certificate from another CA", func(t *testing.T, dir string) { issue(t, newAttempt(t).dir, dir, time.Now().Add(time.Hour)) },
@@ -234,6 +254,75 @@ func TestWithoutCAKey(t *testing.T) {
 	}
 }
 
+// Trust is a bundle: with another CA in ca.pem, as during a rotation, the one that belongs
+// to ca-key.pem signs what kube-controller-manager is asked to.
+func TestTwoCAs(t *testing.T) {
+	t.Parallel()
+	a := newAttempt(t)
+	own := pemOf(t, a.dir, "ca.pem")
+	overwrite(t, a.dir, "ca.pem", "# the next one\r\n"+string(pemOf(t, newAttempt(t).dir, "ca.pem"))+string(own)+string(own))
+	c := kthwtest.Start(t, kthwtest.Options{Dir: a.dir, Ports: &a.ports})
+	client := c.Client(t)
+	kthwtest.WaitFor(t, "the bundle in each namespace", soon, func() error {
+		m, err := client.CoreV1().ConfigMaps("default").Get(t.Context(), "kube-root-ca.crt", metav1.GetOptions{})
+		if err == nil && strings.Count(m.Data["ca.crt"], "BEGIN CERTIFICATE") != 3 {
+			err = fmt.Errorf("got %q", m.Data["ca.crt"])
+		}
+		return err
+	})
+	csr := request(t, client, "someone")
+	kthwtest.WaitFor(t, "a certificate", soon, func() error {
+		got, err := client.CertificatesV1().CertificateSigningRequests().Get(t.Context(), csr, metav1.GetOptions{})
+		if err != nil || len(got.Status.Certificate) == 0 {
+			return fmt.Errorf("got none (%w)", err)
+		}
+		leaf, _ := pem.Decode(got.Status.Certificate)
+		cert, err := x509.ParseCertificate(leaf.Bytes)
+		if err != nil {
+			return err
+		}
+		ca, _ := pem.Decode(own)
+		parent, err := x509.ParseCertificate(ca.Bytes)
+		if err != nil {
+			return err
+		}
+		return cert.CheckSignatureFrom(parent)
+	})
+	if s, err := component(c, kcm); err != nil || s.Restarts != 0 {
+		t.Errorf("got %+v (%v), want no restarts", s, err)
+	}
+}
+
+// request asks for a client certificate, approved.
+func request(t *testing.T, client kubernetes.Interface, user string) (name string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: user}}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := client.CertificatesV1().CertificateSigningRequests()
+	csr, err := all.Create(t.Context(), &certificatesv1.CertificateSigningRequest{
+		ObjectMeta: metav1.ObjectMeta{Name: user},
+		Spec: certificatesv1.CertificateSigningRequestSpec{
+			Request:    pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}),
+			SignerName: certificatesv1.KubeAPIServerClientSignerName, Usages: []certificatesv1.KeyUsage{certificatesv1.UsageClientAuth},
+		},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	csr.Status.Conditions = append(csr.Status.Conditions, certificatesv1.CertificateSigningRequestCondition{
+		Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue, Reason: "Test"})
+	if _, err := all.UpdateApproval(t.Context(), user, csr, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	return user
+}
+
 // openDir is a directory that every user can get to; t.TempDir's are their owner's.
 func openDir(t *testing.T) string {
 	t.Helper()
@@ -323,6 +412,27 @@ func move(t *testing.T, dir, from, to string) {
 	}
 }
 
+func pemOf(t *testing.T, dir, name string) []byte {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(dir, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+func appendTo(t *testing.T, dir, name, text string) {
+	t.Helper()
+	f, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY|os.O_APPEND, 0)
+	if err == nil {
+		_, err = f.WriteString(text)
+		f.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 func overwrite(t *testing.T, dir, name, text string) {
 	t.Helper()
 	path := filepath.Join(dir, name)
@@ -334,6 +444,13 @@ func overwrite(t *testing.T, dir, name, text string) {
 // issue replaces kubernetes.pem in dir by one that the CA in caDir signed and
 // that is good until notAfter.
 func issue(t *testing.T, caDir, dir string, notAfter time.Time) {
+	t.Helper()
+	issueFor(t, caDir, dir, notAfter,
+		strings.Fields("kubernetes kubernetes.default kubernetes.default.svc kubernetes.default.svc.cluster kubernetes.svc.cluster.local kubernetes.default.svc.cluster.local localhost"),
+		[]net.IP{net.IPv4(127, 0, 0, 1), net.IPv4(10, 32, 0, 1), net.IPv6loopback})
+}
+
+func issueFor(t *testing.T, caDir, dir string, notAfter time.Time, names []string, addresses []net.IP) {
 	t.Helper()
 	ca, err := x509.ParseCertificate(block(t, caDir, "ca.pem"))
 	if err != nil {
@@ -352,8 +469,8 @@ func issue(t *testing.T, caDir, dir string, notAfter time.Time) {
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
 		SerialNumber: big.NewInt(7), Subject: pkix.Name{CommonName: "kubernetes"},
 		NotBefore: notAfter.Add(-24 * time.Hour), NotAfter: notAfter,
-		DNSNames:    strings.Fields("kubernetes kubernetes.default kubernetes.default.svc kubernetes.default.svc.cluster kubernetes.svc.cluster.local kubernetes.default.svc.cluster.local localhost"),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv4(10, 32, 0, 1), net.IPv6loopback},
+		DNSNames:    names,
+		IPAddresses: addresses,
 		KeyUsage:    x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}, ca, key.Public(), caKey)
 	if err != nil {

@@ -1,0 +1,86 @@
+package commands
+
+import (
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"kthwd/appliance/cmdline"
+	"kthwd/appliance/config"
+	"kthwd/appliance/pki"
+	"kthwd/appliance/program"
+)
+
+// checkSocket stands for etcd's socket, which is not made yet. No parser looks at its
+// directory.
+const checkSocket = "/run/kthwd/etcd.sock"
+
+// Check makes the command lines that a start would use, and refuses what a program would
+// refuse. It writes nothing: upstream's validation reads files, so those that the plan
+// would make are put into memory that has a path (memfd_create(2)). Leaving them out would
+// leave out what is validated with them, and a temporary directory would bring secrets to
+// a disk.
+func Check(c config.Controller, plan *pki.Plan) (*Lines, error) {
+	m := &memory{}
+	defer m.close()
+	in := Input{Config: c, Layout: c.Layout(), Socket: checkSocket, Write: m.write, elsewhere: map[string]string{}}
+	files := plan.Files()
+	if tracing := program.TracingConfig(c); tracing != nil {
+		files[in.Layout.Tracing()] = tracing
+	}
+	for path, data := range files {
+		at, err := m.write(path, data)
+		if err != nil {
+			return nil, err
+		}
+		in.elsewhere[path] = at
+	}
+	if signer := plan.Signer(); signer != nil {
+		at, err := m.write("signer", signer)
+		if err != nil {
+			return nil, err
+		}
+		in.Signer = at
+	}
+	lines, err := Make(in)
+	if err != nil {
+		return nil, err
+	}
+	if err := lines.validate(c); err != nil {
+		return nil, err
+	}
+	return lines, cmdline.CheckPolicies(lines.Args[program.APIServer])
+}
+
+// CheckWords checks only that the programs have the flags and take their values. It is what
+// can be checked when the files of the data directory cannot be used.
+func CheckWords(c config.Controller) error {
+	l, err := merge(Input{Config: c, Layout: c.Layout(), Socket: checkSocket, Signer: c.Layout().CA()})
+	if err != nil {
+		return err
+	}
+	_, err = l.parseAll()
+	return err
+}
+
+// memory holds files that exist in this process only.
+type memory struct{ files []*os.File }
+
+func (m *memory) write(name string, data []byte) (path string, err error) {
+	fd, err := unix.MemfdCreate("kthwd", unix.MFD_CLOEXEC)
+	if err != nil {
+		return "", fmt.Errorf("hold %s in memory: %w", name, err)
+	}
+	path = fmt.Sprintf("/proc/self/fd/%d", fd)
+	f := os.NewFile(uintptr(fd), path)
+	m.files = append(m.files, f)
+	_, err = f.Write(data)
+	return path, err
+}
+
+func (m *memory) close() {
+	for _, f := range m.files {
+		f.Close()
+	}
+}

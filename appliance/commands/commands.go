@@ -1,0 +1,134 @@
+// Package commands makes the command lines of the four programs and checks them as the
+// programs themselves do.
+//
+// Make puts the user's flags over kthwd's. Lines.Parse reads the result with upstream's
+// own options. Check does both before anything is written: files that a start would
+// make exist only in memory by then. A start calls Check first, makes its files, and
+// then calls Make and Parse with the real paths.
+//
+// Feature gates are process-wide, and Check sets them: only one Check may be made in a
+// process that serves. The package starts nothing.
+package commands
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+
+	schedoptions "k8s.io/kubernetes/cmd/kube-scheduler/app/options"
+
+	"kthwd/appliance/advice"
+	"kthwd/appliance/cmdline"
+	"kthwd/appliance/config"
+	"kthwd/appliance/pki"
+	"kthwd/appliance/program"
+)
+
+// Input is what the command lines are made of.
+type Input struct {
+	Config config.Controller
+	Layout pki.Layout
+	Socket string // path of etcd's unix socket, in the form for etcd and its clients
+	Signer string // file with the one CA certificate that belongs to the CA's key; "" if the key is kept elsewhere
+
+	// Write writes a file of the run directory and returns its path.
+	Write func(name string, data []byte) (path string, err error)
+
+	elsewhere map[string]string // where a file is for now, by its path
+}
+
+// Lines are the command lines of the four programs.
+type Lines struct {
+	Args      map[string][]program.Arg // by program
+	Warnings  []string                 // of what was translated or dropped
+	Overrides []program.Override       // kthwd's flags that the user's have replaced
+	Verbosity map[string]int           // the user's --v, by program
+}
+
+// Make makes the command lines: kthwd's flags, then the user's over them, with old flags
+// and files translated. Its errors are all problems at once.
+func Make(in Input) (*Lines, error) {
+	l, err := merge(in)
+	if err != nil {
+		return nil, err
+	}
+	return l, l.oldFiles(in)
+}
+
+// merge puts the user's flags over kthwd's.
+func merge(in Input) (*Lines, error) {
+	l := &Lines{Args: map[string][]program.Arg{}, Verbosity: map[string]int{}}
+	c := in.Config
+	var errs []error
+	for _, p := range []struct {
+		program string
+		ours    []program.Arg
+		users   []string
+	}{
+		{program.Etcd, program.EtcdArgs(c, in.Layout, in.Socket), c.EtcdArgs},
+		{program.APIServer, program.APIServerArgs(c, in.Layout, in.Socket), c.APIServerArgs},
+		{program.ControllerManager, program.WithSigner(program.ControllerManagerArgs(c, in.Layout), in.Signer), c.ControllerManagerArgs},
+		{program.Scheduler, program.SchedulerArgs(c, in.Layout), c.SchedulerArgs},
+	} {
+		users, old := cmdline.Translate(p.program, program.ParseUser(p.users))
+		users, dropped, refused := program.CheckOwned(p.program, p.ours, users)
+		errs = append(errs, refused...)
+		l.Warnings = append(append(l.Warnings, old...), dropped...)
+		merged, overrides := program.Merge(p.program, p.ours, l.takeVerbosity(p.program, users))
+		l.Overrides = append(l.Overrides, overrides...)
+		l.Args[p.program] = in.moved(merged)
+	}
+	return l, advice.Usage(errors.Join(errs...))
+}
+
+// moved replaces the paths of files that are elsewhere for now.
+func (in Input) moved(args []program.Arg) []program.Arg {
+	for i, a := range args {
+		if path, ok := in.elsewhere[a.Value]; ok {
+			args[i].Value = path
+		}
+	}
+	return args
+}
+
+// takeVerbosity takes out --v=n, which upstream would apply to its own logging.
+func (l *Lines) takeVerbosity(name string, users []program.Arg) (rest []program.Arg) {
+	for _, u := range users {
+		if u.Key != "v" {
+			rest = append(rest, u)
+			continue
+		}
+		n, err := strconv.Atoi(u.Value)
+		if err != nil {
+			l.Warnings = append(l.Warnings, fmt.Sprintf("%s: %s ignored: %q is no number", name, u, u.Value))
+			continue
+		}
+		l.Verbosity[name] = n
+	}
+	return rest
+}
+
+// oldFiles reads the configuration files that may have an old format.
+func (l *Lines) oldFiles(in Input) error {
+	warning, err := cmdline.EncryptionWarning(program.Value(l.Args[program.APIServer], "encryption-provider-config"))
+	if err != nil {
+		return err
+	}
+	file, schedWarning, err := cmdline.SchedulerConfig(program.Value(l.Args[program.Scheduler], "config"), in.Layout, in.Write)
+	if err != nil {
+		return err
+	}
+	for _, w := range []string{warning, schedWarning} {
+		if w != "" {
+			l.Warnings = append(l.Warnings, w)
+		}
+	}
+	if file == "" {
+		return nil
+	}
+	if _, err := schedoptions.LoadConfigFromFile(cmdline.DiscardLogger, file); err != nil {
+		return advice.With(fmt.Errorf("%s: %s: %w", program.Scheduler, file, err), "correct the file; or move it away, and the scheduler uses its flags")
+	}
+	l.Args[program.Scheduler], _ = program.Merge(program.Scheduler, l.Args[program.Scheduler], []program.Arg{{Key: "config", Value: file}})
+	return nil
+}
