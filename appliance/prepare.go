@@ -23,6 +23,7 @@ import (
 	"kthwd/appliance/config"
 	"kthwd/appliance/controllers"
 	"kthwd/appliance/datadir"
+	"kthwd/appliance/environment"
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/preflight"
@@ -82,6 +83,7 @@ func prepare(ctx context.Context, cfg config.Controller, o Options) (_ *prepared
 	if err := p.buildArgs(); err != nil {
 		return nil, advice.Usage(err)
 	}
+	p.takeEnvironment()
 	if err := p.oldFiles(); err != nil {
 		return nil, err
 	}
@@ -115,6 +117,18 @@ func (p *prepared) warnOfOwnCA(created []string) {
 	if len(p.cfg.InitialCluster) > 1 && slices.Contains(created, p.layout.CA()) {
 		p.log.Warn("a CA was made here, and the other controllers need this very one; kthwd pki init --controllers makes the files of all",
 			"file", p.layout.CA(), "initial-cluster", strings.Join(p.cfg.InitialCluster, ","))
+	}
+}
+
+// takeEnvironment keeps inherited variables from the programs. It must come before the
+// first HTTP request, and after the command lines, which name the kubeconfigs.
+func (p *prepared) takeEnvironment() {
+	for _, n := range environment.Take(cmdline.Servers(p.args)) {
+		level := slog.LevelInfo
+		if n.Warning {
+			level = slog.LevelWarn
+		}
+		p.log.Log(context.Background(), level, n.Text, "variable", n.Name)
 	}
 }
 
