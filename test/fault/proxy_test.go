@@ -77,43 +77,53 @@ func addresses(t *testing.T, net byte, n int) (all []string) {
 	return all
 }
 
-// TestProxyOfTheEnvironment runs two of three controllers and a load balancer that discovers
-// them with a proxy in their environment. They must form a quorum and serve, and only a
+// TestProxyOfTheEnvironment runs two of three controllers, and a load balancer that discovers
+// them, with a proxy in their environment. They must form a quorum and serve, and only a
 // webhook's name may be asked for there: no member, kubelet, API server or backend.
 func TestProxyOfTheEnvironment(t *testing.T) {
 	t.Parallel()
-	at := addresses(t, 71, 4)
+	at := addresses(t, 71, 3)
 	proxy := newRecorder(t)
 	env := []string{"HTTPS_PROXY=" + proxy.url, "http_proxy=" + proxy.url, "HTTP_PROXY=" + proxy.url, "https_proxy=" + proxy.url, "NO_PROXY=", "no_proxy=",
 		"KUBERNETES_SERVICE_HOST=10.254.71.9", "KUBERNETES_SERVICE_PORT=1", "KUBECONFIG=/nowhere", "ETCD_NAME=other", "ETCD_DATA_DIR=/nowhere", "KUBE_FEATURE_WatchListClient=nonsense", "REQUEST_METHOD=GET"}
-	dir := filepath.Join(t.TempDir(), "cluster")
-	ports := [3]kthwtest.Ports{kthwtest.FreePorts(t, at[0]), kthwtest.FreePorts(t, at[1]), kthwtest.FreePorts(t, at[3])}
-	for i := range ports {
-		ports[i].Secure, ports[i].EtcdPeer = ports[0].Secure, ports[0].EtcdPeer
+	k := &trio{}
+	var peers []string
+	for i := range k.dirs {
+		k.dirs[i], k.ports[i] = filepath.Join(t.TempDir(), "data"), kthwtest.FreePorts(t, at[i])
+		peers = append(peers, fmt.Sprintf("c%d=https://%s:%d", i, at[i], k.ports[i].EtcdPeer))
 	}
-	if out, err := exec.Command(kthwtest.Binary(t), "pki", "init", "--config=", fmt.Sprintf("--controllers=c0=%s,c1=%s,c2=%s", at[0], at[1], at[2]), "--lb="+at[3],
-		fmt.Sprintf("--secure-port=%d", ports[0].Secure), fmt.Sprintf("--etcd-peer-port=%d", ports[0].EtcdPeer), "--out="+dir).CombinedOutput(); err != nil {
+	// On one machine, a connection to an address comes from that address; etcd compares it with the certificate.
+	names := "--subject-alt-name=" + strings.Join(at, ",")
+	if out, err := exec.Command(kthwtest.Binary(t), "pki", "init", "--config=", "--data-dir="+k.dirs[0], "--bind-address="+at[0], "--advertise-address="+at[0], names,
+		fmt.Sprintf("--secure-port=%d", k.ports[0].Secure)).CombinedOutput(); err != nil {
 		t.Fatalf("kthwd pki init: %v\n%s", err, out)
 	}
+	k.share(t)
 	var all []*kthwtest.Controller
 	for i := range 2 {
-		o := kthwtest.Options{Dir: filepath.Join(dir, fmt.Sprintf("c%d", i)), Address: at[i], Ports: &ports[i], NoWait: true, Env: env}
-		o.File = filepath.Join(o.Dir, "kthwd.yaml")
-		o.Args = []string{
-			"--bind-address=" + at[i], fmt.Sprintf("--etcd-client-port=%d", ports[i].EtcdClient), fmt.Sprintf("--health-address=%s:%d", at[i], ports[i].Health),
-			fmt.Sprintf("--controller-manager-port=%d", ports[i].ControllerManager), fmt.Sprintf("--scheduler-port=%d", ports[i].Scheduler),
-		}
-		all = append(all, kthwtest.Start(t, o))
+		all = append(all, kthwtest.Start(t, kthwtest.Options{Dir: k.dirs[i], Address: at[i], Ports: &k.ports[i], NoWait: true, Env: env,
+			Args: []string{fmt.Sprintf("--name=c%d", i), names, "--etcd-arg=initial-cluster=" + strings.Join(peers, ",")}}))
 	}
-	balancer := filepath.Join(dir, "lb-"+at[3])
-	all = append(all, kthwtest.Start(t, kthwtest.Options{Dir: balancer, Address: at[3], Ports: &ports[2], NoWait: true, Env: env,
-		File: filepath.Join(balancer, "kthwd.yaml"), Args: []string{"--status-socket="}}))
 	for _, c := range all {
 		c.WaitReady(t)
 	}
+	backend := fmt.Sprintf("%s:%d", at[0], k.ports[0].Secure)
+	file := filepath.Join(t.TempDir(), "lb.yaml")
+	if err := os.WriteFile(file, fmt.Appendf(nil, "role: lb\nlisten: [%s:%d]\nbackend: [%s]\nbackend-ca: %s\ncheck: https\ndiscovery-kubeconfig: %s\nstatus-socket: \"\"\n",
+		at[2], k.ports[2].Secure, backend, filepath.Join(k.dirs[0], "ca.pem"), all[0].Kubeconfig("admin")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	balancer := kthwtest.Start(t, kthwtest.Options{Address: at[2], Ports: &k.ports[2], Env: env, File: file})
+	kthwtest.WaitFor(t, "the balancer to discover both", soon, func() error {
+		r, err := balancer.Status()
+		if err == nil && (r.LB == nil || len(r.LB.Backends) < 2) {
+			err = fmt.Errorf("got %+v", r.LB)
+		}
+		return err
+	})
 	client := all[0].Client(t)
-	for _, c := range all[:2] {
-		for _, want := range []string{"asked for names outside the cluster only", "variable=HTTPS_PROXY", "variable=ETCD_NAME", "variable=KUBE_FEATURE_WatchListClient"} {
+	for _, c := range all {
+		for _, want := range []string{"asked for names outside the cluster only", "variable=HTTPS_PROXY,https_proxy,HTTP_PROXY,http_proxy", "variable=ETCD_NAME", "variable=KUBE_FEATURE_WatchListClient"} {
 			if !strings.Contains(c.Log.String(), want) {
 				t.Errorf("the log lacks %q", want)
 			}
