@@ -10,9 +10,11 @@ import (
 	"slices"
 	"strings"
 
+	"kthwd/appliance/cmdline"
 	"kthwd/appliance/commands"
 	"kthwd/appliance/config"
 	"kthwd/appliance/datadir"
+	"kthwd/appliance/environment"
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/lastrun"
 	"kthwd/appliance/pki"
@@ -132,8 +134,21 @@ func (p *prepared) commandLines() error {
 		return err
 	}
 	p.args = lines.Args
+	p.takeEnvironment()
 	p.programs, err = lines.Parse()
 	return err
+}
+
+// takeEnvironment keeps inherited variables from the programs. It must come before the
+// first HTTP request, and after the command lines, which name the kubeconfigs.
+func (p *prepared) takeEnvironment() {
+	for _, n := range environment.Take(cmdline.Servers(p.args)) {
+		level := slog.LevelInfo
+		if n.Warning {
+			level = slog.LevelWarn
+		}
+		p.log.Log(context.Background(), level, n.Text, "variable", n.Name)
+	}
 }
 
 // writeRun writes a file of the run directory.

@@ -121,7 +121,7 @@ func newClient(server *rest.Config) (api rest.Interface, hangUp func(), err erro
 	}
 	dialer := net.Dialer{Timeout: dialTimeout, KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3}}
 	transport := &http.Transport{
-		TLSClientConfig: tlsConfig, DialContext: dialer.DialContext, Proxy: http.ProxyFromEnvironment,
+		TLSClientConfig: tlsConfig, DialContext: dialer.DialContext, // and no proxy of the environment: an API server is inside the cluster
 		TLSHandshakeTimeout: dialTimeout, ResponseHeaderTimeout: answerTimeout,
 	}
 	if server.Proxy != nil {
