@@ -66,6 +66,7 @@ type Server struct {
 	public  http.Handler
 	paths   []string // other paths that the page lists
 	watcher watcher
+	begun   beginnings
 }
 
 // NewServer returns a Server. It opens no listener.
@@ -104,7 +105,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	}
 	watching, stopWatching := context.WithCancel(ctx)
 	var watch sync.WaitGroup
-	watch.Go(func() { s.watcher.watch(watching, s.Report, s.Changed, s.OnEvent) })
+	watch.Go(func() { s.watcher.watch(watching, func() Report { return s.report(time.Now()) }, s.Changed, s.OnEvent) })
 	defer watch.Wait()
 	defer stopWatching()
 	ready()
@@ -277,6 +278,7 @@ func (s *Server) report(now time.Time) Report {
 	r := s.Report()
 	s.watcher.complete(&r, now)
 	r.Health, r.Findings = Assess(r, now)
+	s.begun.complete(&r, now)
 	return r
 }
 
