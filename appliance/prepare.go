@@ -25,6 +25,7 @@ import (
 	"kthwd/appliance/datadir"
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/lastrun"
+	"kthwd/appliance/others"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/preflight"
 	"kthwd/appliance/program"
@@ -48,6 +49,7 @@ type prepared struct {
 	observers []observer       // added by wire, before the status
 	watchers  []watcher        // the observers among them that run beside the components; added by wire
 	run       *lastrun.Run     // the record of this run
+	others    *others.Others   // set by wire
 }
 
 // prepare locks the data directory, makes or checks its files, and parses all command

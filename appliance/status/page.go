@@ -43,7 +43,12 @@ func hashOf(s string) string {
 func (s *Server) page(w http.ResponseWriter, _ *http.Request) {
 	now := time.Now()
 	var b strings.Builder
-	if err := pageTemplate.Execute(&b, newPage(s.report(now), now, s.paths)); err != nil {
+	r := s.report(now)
+	p := newPage(r, now, s.paths)
+	if s.Others != nil {
+		p.controllers(s.cluster(r), now)
+	}
+	if err := pageTemplate.Execute(&b, p); err != nil {
 		s.log.Error("status page", "err", err)
 		http.Error(w, "the page cannot be rendered", http.StatusInternalServerError)
 		return
@@ -83,6 +88,7 @@ type page struct {
 	Events              grid
 	LB                  *lb.Status
 	Backends, Listeners grid
+	Controllers         grid
 	Paths               []string
 }
 

@@ -35,6 +35,10 @@ type ServerConfig struct {
 	OnEvent func(Event)            // called with each observed change; may be nil
 	Logs    *logging.Logs          // the log whose levels the Server shows and changes
 
+	// Others returns what is known of the other controllers of the cluster. It must not
+	// block. Nil where no controller runs.
+	Others func() []Controller
+
 	// Collectors add series to those of the report, of Go and of the process.
 	Collectors []prometheus.Collector
 	// Programs have their series at separate paths.
@@ -222,9 +226,10 @@ func (s *Server) newHTTPServer(h http.Handler) *http.Server {
 // address may read.
 func (s *Server) newPublic() http.Handler {
 	mux := http.NewServeMux()
-	paths := []string{"/", "/livez", "/readyz", "/status", "/status.json", "/metrics"}
+	paths := []string{"/", "/livez", "/readyz", "/status", "/status.json", "/status/cluster", "/metrics"}
 	mux.HandleFunc("GET /status", s.status)
 	mux.HandleFunc("GET /status.json", s.status)
+	mux.HandleFunc("GET /status/cluster", s.clusterJSON)
 	mux.HandleFunc("GET /readyz", s.readyz)
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
 	mux.Handle("GET /metrics", exposition(ownSeries(s.ServerConfig, s.report), s.log))
