@@ -93,6 +93,7 @@ func Run(ctx context.Context, cfg config.Controller, o Options) (err error) {
 	p.run.Keep()
 	go p.run.Beat(watching)
 	defer context.AfterFunc(ctx, func() { p.run.Asked(context.Cause(ctx)) })()
+	go p.others.Run(watching)
 	return g.Run(ctx)
 }
 

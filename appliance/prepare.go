@@ -17,6 +17,7 @@ import (
 	"kthwd/appliance/environment"
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/lastrun"
+	"kthwd/appliance/others"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/preflight"
 	"kthwd/appliance/program"
@@ -40,6 +41,7 @@ type prepared struct {
 	observers []observer       // added by wire, before the status
 	watchers  []watcher        // the observers among them that run beside the components; added by wire
 	run       *lastrun.Run     // the record of this run
+	others    *others.Others   // set by wire
 }
 
 // prepare checks everything that is visible before a start, and reports all of its

@@ -15,6 +15,7 @@ import (
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/lease"
 	"kthwd/appliance/membership"
+	"kthwd/appliance/others"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
 	"kthwd/appliance/series"
@@ -31,7 +32,9 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 	}
 	used := status.CertificatesOf(p.usedFiles)
 	p.events = newEventWriter(p.cfg.Name, api.Loopback, used, p.o.Logs.Logger("kthwd"))
-	return status.NewServer(status.ServerConfig{
+	p.others = others.New(e, p.log)
+	server := status.NewServer(status.ServerConfig{
+		Others:  p.others.Controllers,
 		Changed: g.Changed, OnEvent: p.events.seen,
 		Socket: p.socket.Control, Address: p.o.Metrics.Address, Web: p.o.Metrics.Web, Pprof: p.o.Metrics.Pprof,
 		Logs: p.o.Logs, Collectors: append(collectors, beside.Collectors...), Programs: series.Programs(), Private: m.Private(),
@@ -56,6 +59,8 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 			return r
 		},
 	})
+	p.others.Answer(server.Own)
+	return server
 }
 
 // observer watches something outside the components, such as a disk, a file or an object in

@@ -72,11 +72,16 @@ func (e *Member) replaceGateway() {
 		return
 	}
 	e.cfg.EnableGRPCGateway = false
+	e.gateway = etcdgateway.New(socket)
+	e.Handle("/v3/", e.gateway)
+}
+
+// Handle adds a handler to the client port and the unix socket. Call it before Run.
+func (e *Member) Handle(path string, h http.Handler) {
 	if e.cfg.UserHandlers == nil {
 		e.cfg.UserHandlers = map[string]http.Handler{}
 	}
-	e.gateway = etcdgateway.New(socket)
-	e.cfg.UserHandlers["/v3/"] = e.gateway
+	e.cfg.UserHandlers[path] = h
 }
 
 // shutOutTimeout bounds how long a start waits for the certificates of the other members.

@@ -251,7 +251,7 @@ func adviceOnBackends(all []lb.BackendStatus, advice string) string {
 
 func (a *assessment) certificates(r Report, now time.Time) {
 	for _, c := range r.Certificates {
-		file, left := filepath.Base(c.File), c.NotAfter.Sub(now)
+		file, left, before := filepath.Base(c.File), c.NotAfter.Sub(now), len(a.findings)
 		switch {
 		case c.Problem != "":
 			a.add(Degraded, "", "%s: %s", c.File, c.Problem)
@@ -263,7 +263,20 @@ func (a *assessment) certificates(r Report, now time.Time) {
 		case left < certWord:
 			a.add(Healthy, "reissue it within that time", "%s (%s) expires in %d days", file, c.Subject, int(left.Hours()/24))
 		}
+		if len(a.findings) > before && c.Problem == "" {
+			a.findings[before].Since = c.soonSince(now)
+		}
 	}
+}
+
+// soonSince returns when a certificate crossed the threshold below which it is now.
+func (c Certificate) soonSince(now time.Time) time.Time {
+	for _, threshold := range []time.Duration{0, certSoon} {
+		if c.NotAfter.Sub(now) <= threshold {
+			return c.NotAfter.Add(-threshold)
+		}
+	}
+	return c.NotAfter.Add(-certWord)
 }
 
 // slow reports whether the disk is too slow for a control plane.

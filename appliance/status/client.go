@@ -34,14 +34,7 @@ type Client struct {
 
 // Status requests the report, from the socket first and then from Addr.
 func (c Client) Status(ctx context.Context) (Report, error) {
-	body, err := c.socket(ctx, http.MethodGet, "/status", "")
-	c.Anywhere = c.Anywhere || c.Socket == ""
-	if c.Addr != "" && (errors.Is(err, fs.ErrPermission) || c.Anywhere && errors.Is(err, ErrNotRunning)) {
-		second, errSecond := c.remote(ctx)
-		if errSecond == nil || !errors.Is(errSecond, ErrNotRunning) || c.Socket == "" {
-			body, err = second, errSecond
-		}
-	}
+	body, err := c.get(ctx, "/status")
 	if err != nil {
 		return Report{}, err
 	}
@@ -50,6 +43,32 @@ func (c Client) Status(ctx context.Context) (Report, error) {
 		return Report{}, fmt.Errorf("the server that answered is not kthwd (at %s or %s)", c.Socket, c.Addr)
 	}
 	return r, nil
+}
+
+// Cluster requests the state of all controllers, as Status does.
+func (c Client) Cluster(ctx context.Context) (Cluster, error) {
+	body, err := c.get(ctx, "/status/cluster")
+	if err != nil {
+		return Cluster{}, err
+	}
+	var all Cluster
+	if err := json.Unmarshal(body, &all); err != nil || len(all.Controllers) == 0 {
+		return Cluster{}, fmt.Errorf("the server that answered is not a controller (at %s or %s)", c.Socket, c.Addr)
+	}
+	return all, nil
+}
+
+// get requests a path, from the socket first and then from Addr.
+func (c Client) get(ctx context.Context, path string) ([]byte, error) {
+	body, err := c.socket(ctx, http.MethodGet, path, "")
+	c.Anywhere = c.Anywhere || c.Socket == ""
+	if c.Addr != "" && (errors.Is(err, fs.ErrPermission) || c.Anywhere && errors.Is(err, ErrNotRunning)) {
+		second, errSecond := c.remote(ctx, path)
+		if errSecond == nil || !errors.Is(errSecond, ErrNotRunning) || c.Socket == "" {
+			body, err = second, errSecond
+		}
+	}
+	return body, err
 }
 
 // Levels requests the log level of each component.

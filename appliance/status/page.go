@@ -43,7 +43,12 @@ func hashOf(s string) string {
 func (s *Server) page(w http.ResponseWriter, _ *http.Request) {
 	now := time.Now()
 	var b strings.Builder
-	if err := pageTemplate.Execute(&b, newPage(s.report(now), now, s.paths)); err != nil {
+	r := s.report(now)
+	p := newPage(r, now, s.paths)
+	if s.Others != nil {
+		p.controllers(s.cluster(r), now)
+	}
+	if err := pageTemplate.Execute(&b, p); err != nil {
 		s.log.Error("status page", "err", err)
 		http.Error(w, "the page cannot be rendered", http.StatusInternalServerError)
 		return
@@ -64,41 +69,35 @@ type page struct {
 
 	Title, What, Up, At string
 	Health              Health
+	Tone, Since         string
 	Ready               bool
 	Reason              string
-	Findings            []Finding
+	Facts               []fact
+	Findings            []pageFinding
 	Pictures            []picture
-	Components          []pageComponent
+	Components          grid
 	Timeline            []bar
 	Total               string
 	Quorum              *Quorum
 	Member              *Member
 	Size, InUse, Quota  string
 	Fsync               string
-	Members             []pageMember
-	Leases              []pageLease
-	Certificates        []pageCertificate
-	Events              []pageEvent
+	Members             grid
+	Leases              grid
+	Certificates        grid
+	Events              grid
 	LB                  *lb.Status
-	Backends            []pageBackend
+	Backends, Listeners grid
+	Controllers         grid
 	Paths               []string
 }
 
-type pageComponent struct{ Name, State, Tone, Since, Reason, Error, Restarts string }
+// fact is one line of what matters most, above everything else.
+type fact struct{ Name, Tone, Word, Text string }
 
-type pageMember struct{ Name, ID, URLs, Role, Connected, Tone string }
-
-type pageLease struct{ Name, Holder, Since, Here, Terms string }
-
-type pageCertificate struct{ File, Subject, Use, Left, Until, Tone string }
-
-type pageEvent struct{ Ago, Object, From, To, Reason string }
-
-type pageBackend struct {
-	Address, Source, State, Tone, Since, LastCheck, Reason string
-	Active                                                 int
-	Total, Errors                                          uint64
-	Rate, In, Out                                          string
+type pageFinding struct {
+	Tone, Word, Text, Since string
+	Do                      []remedy
 }
 
 // tones maps states to their appearance. The page also prints the state, because many
@@ -112,7 +111,7 @@ func newPage(r Report, now time.Time, paths []string) page {
 	p := page{
 		Style: template.CSS(pageStyle), Script: template.JS(pageScript),
 		What: r.what(), Up: Age(now.Sub(r.Started)), At: now.UTC().Format("2006-01-02 15:04:05 UTC"),
-		Health: r.Health, Ready: r.Ready, Reason: r.Reason, Findings: r.Findings,
+		Health: r.Health, Tone: toneOf(r.Health), Since: ageOf(r.HealthSince, now), Ready: r.Ready, Reason: r.Reason,
 		Quorum: r.Quorum, Member: r.Member, LB: r.LB, Paths: paths,
 	}
 	p.Title = "kthwd"
@@ -120,75 +119,112 @@ func newPage(r Report, now time.Time, paths []string) page {
 		p.Title += " on " + r.Name
 	}
 	p.What = "kthwd " + r.Version + ", " + p.What
-	for _, c := range r.Components {
-		p.Components = append(p.Components, pageComponent{
-			Name: c.Name, State: string(c.State), Tone: tones[string(c.State)], Since: Age(now.Sub(c.Since)),
-			Reason: c.Reason, Error: c.LastError, Restarts: fmt.Sprint(c.Restarts),
-		})
+	for _, f := range r.Findings {
+		p.Findings = append(p.Findings, findingOf(f, now))
 	}
-	p.Pictures = pictures(r, now)
+	p.Facts = facts(r, now)
+	p.components(r, now)
 	p.Timeline, p.Total = timeline(r.Components)
 	p.etcd(r)
 	p.rest(r, now)
+	p.balancer(r, now)
 	return p
 }
 
+// ageOf is how long ago t was; empty for the zero time.
+func ageOf(t, now time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return Age(now.Sub(t))
+}
+
+func findingOf(f Finding, now time.Time) pageFinding {
+	row := pageFinding{Tone: toneOf(f.Health), Word: string(f.Health), Text: f.Text, Since: ageOf(f.Since, now), Do: remediesOf(f.Do)}
+	if f.Health == Healthy {
+		row.Tone, row.Word = "calm", "note"
+	}
+	return row
+}
+
+func (p *page) components(r Report, now time.Time) {
+	conditions := r.conditions(now)
+	p.Pictures = pictures(r, conditions, now)
+	p.Components = newGrid("components", "Components", "Component", "State", "Since", "#Restarts", "Reason", "Last error")
+	for _, c := range r.Components {
+		can := conditions[c.Name]
+		p.Components.add(plain(c.Name), pageCell{Text: string(c.State), Tone: can.Tone, But: can.But}, plain(Age(now.Sub(c.Since))),
+			plain(fmt.Sprint(c.Restarts)), why(c.Reason), why(c.LastError))
+	}
+}
+
 func (p *page) etcd(r Report) {
+	p.Members = newGrid("members", "Members", "Member", "Role", "Connected", "Peer URL", "ID")
 	if r.Member == nil {
 		return
 	}
 	p.Size, p.InUse, p.Quota = bytesText(r.Member.Size), bytesText(r.Member.InUse), bytesText(r.Member.Quota)
 	p.Fsync = r.Member.Fsync.P99.Round(100 * time.Microsecond).String()
 	for _, m := range r.Member.Members {
-		row := pageMember{Name: m.Name, ID: m.ID, URLs: strings.Join(m.URLs, ", "), Role: m.role(), Connected: "connected", Tone: "good"}
+		connected := pageCell{Text: "connected", Tone: "good"}
 		if !m.Active {
-			row.Connected, row.Tone = "not connected", "bad"
+			connected = pageCell{Text: "not connected", Tone: "bad"}
 		}
-		p.Members = append(p.Members, row)
+		p.Members.add(plain(m.Name), plain(m.role()), connected, plain(strings.Join(m.URLs, ", ")), plain(m.ID))
 	}
 }
 
 func (p *page) rest(r Report, now time.Time) {
+	p.Leases = newGrid("leases", "Who may act", "Lease", "Holder", "Since", "Here", "#Terms here")
 	for _, l := range r.Leases {
-		row := pageLease{Name: l.Name, Holder: l.Holder, Here: yes(l.Leading), Terms: fmt.Sprint(l.Terms)}
-		if !l.Since.IsZero() {
-			row.Since = Age(now.Sub(l.Since))
-		}
-		p.Leases = append(p.Leases, row)
+		p.Leases.add(plain(l.Name), plain(l.Holder), plain(ageOf(l.Since, now)), plain(yes(l.Leading)), plain(fmt.Sprint(l.Terms)))
 	}
+	p.Certificates = newGrid("certificates", "Certificates and kubeconfigs", "File", "Left", "Until", "Subject", "Use")
 	for _, c := range r.Certificates {
-		row := pageCertificate{File: filepath.Base(c.File), Subject: c.Subject, Use: c.Use, Left: c.left(now), Until: c.NotAfter.UTC().Format(time.DateOnly), Tone: "good"}
-		switch left := c.NotAfter.Sub(now); {
-		case c.Problem != "":
-			row.Left, row.Until, row.Tone = c.Problem, "", "bad"
-		case c.Use == "signing": // only the key in it is used
-			row.Tone = "plain"
-		case left < certSoon:
-			row.Tone = "bad"
-		case left < certWord:
-			row.Tone = "warn"
+		left, until := pageCell{Text: c.left(now), Tone: c.tone(now)}, c.NotAfter.UTC().Format(time.DateOnly)
+		if c.Problem != "" {
+			left.Text, until = c.Problem, ""
 		}
-		p.Certificates = append(p.Certificates, row)
+		p.Certificates.add(plain(filepath.Base(c.File)), left, pageCell{Text: until, Class: "whole"}, plain(c.Subject), plain(c.Use))
 	}
+	p.Events = newGrid("events", "Newest first", "What", "Ago", "From", "To", "Reason")
 	for _, e := range r.Events[:min(len(r.Events), 20)] {
-		p.Events = append(p.Events, pageEvent{Age(now.Sub(e.Time)), e.Object, e.From, e.To, e.Reason})
+		p.Events.add(plain(e.Object), plain(Age(now.Sub(e.Time))), plain(e.From), plain(e.To), why(e.Reason))
 	}
+}
+
+// tone is that of the time that a certificate has left.
+func (c Certificate) tone(now time.Time) string {
+	switch left := c.NotAfter.Sub(now); {
+	case c.Problem != "":
+		return "bad"
+	case c.Use == "signing": // only the key in it is used
+		return "plain"
+	case left < certSoon:
+		return "bad"
+	case left < certWord:
+		return "warn"
+	}
+	return "good"
+}
+
+func (p *page) balancer(r Report, now time.Time) {
+	p.Backends = newGrid("backends", "Backends", "Backend", "State", "Since", "Reason", "#Open", "#Rate", "#In", "#Out", "#Total", "#Errors", "Last check")
+	p.Listeners = newGrid("listeners", "Listeners", "Listener", "#Open", "#Accepted", "#Rejected")
 	if r.LB == nil {
 		return
 	}
 	for _, b := range r.LB.Backends {
-		row := pageBackend{
-			Address: b.Address, Source: b.Source, State: b.State, Tone: tones[b.State], LastCheck: b.LastCheck, Reason: b.Reason,
-			Active: b.Active, Total: b.Total, Errors: b.Errors,
+		rate, in, out := "", "", ""
+		if v, known := r.Rates[b.Address]; known {
+			rate = fmt.Sprintf("%.1f/s", v.Connections)
+			in, out = bytesText(int64(v.Received))+"/s", bytesText(int64(v.Sent))+"/s"
 		}
-		if !b.Since.IsZero() {
-			row.Since = Age(now.Sub(b.Since))
-		}
-		if rate, known := r.Rates[b.Address]; known {
-			row.Rate = fmt.Sprintf("%.1f/s", rate.Connections)
-			row.In, row.Out = bytesText(int64(rate.Received))+"/s", bytesText(int64(rate.Sent))+"/s"
-		}
-		p.Backends = append(p.Backends, row)
+		p.Backends.add(plain(b.Address), pageCell{Text: b.State, Tone: tones[b.State]}, plain(ageOf(b.Since, now)), why(b.Reason), plain(fmt.Sprint(b.Active)),
+			plain(rate), plain(in), plain(out), plain(fmt.Sprint(b.Total)), plain(fmt.Sprint(b.Errors)), plain(b.LastCheck))
+	}
+	for _, l := range r.LB.Listen {
+		p.Listeners.add(plain(l.Address), plain(fmt.Sprint(l.Active)), plain(fmt.Sprint(l.Accepted)), plain(fmt.Sprint(l.Rejected)))
 	}
 }
 
@@ -237,16 +273,16 @@ func (b box) StateY() int { return b.Y + 38 }
 
 type arrow struct{ X1, Y1, X2, Y2 int }
 
-func pictures(r Report, now time.Time) []picture {
+func pictures(r Report, conditions map[string]condition, now time.Time) []picture {
 	if len(r.Dependencies) == 0 {
 		return nil
 	}
-	return []picture{draw(r, now, "wide", 284, 250, 66, true), draw(r, now, "narrow", 330, 318, 66, false)}
+	return []picture{draw(r, conditions, now, "wide", 302, 268, 66, true), draw(r, conditions, now, "narrow", 330, 318, 66, false)}
 }
 
 // draw puts each component one step after all that it depends on. A step is a column
 // of the wide picture; the narrow one stacks all components.
-func draw(r Report, now time.Time, class string, stepX, width, stepY int, wide bool) picture {
+func draw(r Report, conditions map[string]condition, now time.Time, class string, stepX, width, stepY int, wide bool) picture {
 	step := map[string]int{}
 	for range r.Components { // a chain is at most this long
 		for _, c := range r.Components {
@@ -263,7 +299,7 @@ func draw(r Report, now time.Time, class string, stepX, width, stepY int, wide b
 	for i, c := range ordered {
 		column, row := step[c.Name], rows[step[c.Name]]
 		rows[column]++
-		b := box{X: 4 + column*stepX, Y: 4 + row*stepY, Width: width, Height: 48, Name: c.Name, State: string(c.State) + ", " + Age(now.Sub(c.Since)), Tone: tones[string(c.State)]}
+		b := box{X: 4 + column*stepX, Y: 4 + row*stepY, Width: width, Height: 48, Name: c.Name, State: boxText(c, conditions[c.Name], now), Tone: conditions[c.Name].Tone}
 		if !wide {
 			b.X, b.Y = 4+14*column, 4+i*(stepY-8)
 			b.Width = width - 14*column
@@ -286,4 +322,12 @@ func draw(r Report, now time.Time, class string, stepX, width, stepY int, wide b
 		}
 	}
 	return p
+}
+
+// boxText is the second line of a component's box.
+func boxText(c supervise.Status, can condition, now time.Time) string {
+	if can.But != "" {
+		return string(c.State) + ", but " + can.But
+	}
+	return string(c.State) + ", " + Age(now.Sub(c.Since))
 }

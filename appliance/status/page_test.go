@@ -1,12 +1,16 @@
 package status
 
 import (
+	"bytes"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"kthwd/appliance/supervise"
 )
@@ -85,13 +89,70 @@ func TestCertificatesOnThePage(t *testing.T) {
 		6 * 24 * time.Hour: `<span class="tone bad">6 days</span>`, 20 * 24 * time.Hour: `<span class="tone warn">20 days</span>`, 99 * 24 * time.Hour: `<span class="tone good">99 days</span>`,
 	} {
 		p := newPage(Report{Certificates: []Certificate{{File: "a.pem", NotAfter: noon.Add(left)}}}, noon, nil)
-		c := p.Certificates[0]
-		if got := `<span class="tone ` + c.Tone + `">` + c.Left + `</span>`; got != want {
+		c := p.Certificates.Rows[0][1]
+		if got := `<span class="tone ` + c.Tone + `">` + c.Text + `</span>`; got != want {
 			t.Errorf("%v: got %s, want %s", left, got, want)
 		}
 	}
 	p := newPage(Report{Certificates: []Certificate{{File: "a.pem", Use: "signing", NotAfter: noon.Add(-time.Hour)}}}, noon, nil)
-	if tone := p.Certificates[0].Tone; tone != "plain" {
+	if tone := p.Certificates.Rows[0][1].Tone; tone != "plain" {
 		t.Errorf("of a certificate that only signs: got the tone %s", tone)
+	}
+}
+
+// The golden files hold what the body shows: the order, the tones and the commands.
+func TestPageGolden(t *testing.T) {
+	for name, r := range reports() {
+		r.Health, r.Findings = Assess(r, noon)
+		r.HealthSince = noon.Add(-3 * time.Minute)
+		r.Dependencies = map[string][]string{"kube-apiserver": {"etcd"}, "kube-controller-manager": {"kube-apiserver"}, "kube-scheduler": {"kube-apiserver"}}
+		if r.LB != nil && r.Kubernetes == "" {
+			r.Name, r.Dependencies = "edge-1", map[string][]string{"lb": {"status"}}
+		}
+		r.Certificates = []Certificate{{File: "/pki/ca.pem", Subject: "kubernetes-ca", Use: "ca", NotAfter: noon.Add(9000 * time.Hour)}, {File: "/pki/kubernetes.pem", Subject: "kubernetes", Use: "server,client", NotAfter: noon.Add(800 * time.Hour)}}
+		var b bytes.Buffer
+		if err := pageTemplate.Execute(&b, newPage(r, noon, []string{"/status.json", "/metrics"})); err != nil {
+			t.Fatal(err)
+		}
+		_, body, _ := strings.Cut(b.String(), "<body>")
+		body, _, _ = strings.Cut(body, "<script>")
+		golden(t, filepath.Join("testdata", "page-"+name+".html"), []byte(body))
+	}
+}
+
+// What matters most comes first: the verdict, the quorum and the certificates, then the
+// findings, then everything else.
+func TestPageOrder(t *testing.T) {
+	r := reports()["waiting"]
+	r.Certificates = []Certificate{{File: "/pki/kubernetes.pem", NotAfter: noon.Add(800 * time.Hour)}}
+	text, _ := pageOf(t, r)
+	at := 0
+	for _, want := range []string{`class="verdict"`, "etcd quorum", "Certificates", `class="findings"`, `class="tone bad"`, "Components"} {
+		i := strings.Index(text[at:], want)
+		if i < 0 {
+			t.Fatalf("%q does not follow what comes before it", want)
+		}
+		at += i
+	}
+}
+
+// A finding's command is code, and advice is not.
+func TestRemedies(t *testing.T) {
+	type all = []remedy
+	for do, want := range map[string]all{
+		"":                                   nil,
+		"bring it back before another fails": {{"bring it back before another fails", false}},
+		"kubectl delete validatingwebhookconfiguration no":       {{"kubectl delete validatingwebhookconfiguration no", true}},
+		"kubectl delete apiservice v1.x, or mend its service":    {{"kubectl delete apiservice v1.x", true}, {"or mend its service", false}},
+		"put the old file back: mv ca.pem.old ca.pem":            {{"put the old file back:", false}, {"mv ca.pem.old ca.pem", true}},
+		"start the others; kthwd etcd recover; then start this":  {{"start the others;", false}, {"kthwd etcd recover", true}, {"then start this", false}},
+		"with `kubectl patch x -p '{\"a\": 1, \"b\": 2}'` first": {{"with", false}, {`kubectl patch x -p '{"a": 1, "b": 2}'`, true}, {"first", false}},
+		"run kthwd status on these machines":                     {{"run kthwd status on these machines", false}},
+		"kthwd pki renew on another controller, then restart it": {{"kthwd pki renew", true}, {"on another controller, then restart it", false}},
+		"an odd ` in it": {{"an odd ` in it", false}},
+	} {
+		if diff := cmp.Diff(want, remediesOf(do)); diff != "" {
+			t.Errorf("%q: -want +got\n%s", do, diff)
+		}
 	}
 }

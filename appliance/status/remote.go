@@ -70,12 +70,13 @@ func ReadPassword(path string) (string, error) {
 	return line, nil
 }
 
-// remote requests the report from Addr.
-func (c Client) remote(ctx context.Context) ([]byte, error) {
+// remote requests a path from Addr.
+func (c Client) remote(ctx context.Context, path string) ([]byte, error) {
 	u, err := c.url()
 	if err != nil {
 		return nil, err
 	}
+	u.Path = path
 	t := &http.Transport{DisableKeepAlives: true}
 	if u.Scheme == "https" {
 		if t.TLSClientConfig, err = c.TLS.config(); err != nil {

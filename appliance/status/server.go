@@ -35,6 +35,10 @@ type ServerConfig struct {
 	OnEvent func(Event)            // called with each observed change; may be nil
 	Logs    *logging.Logs          // the log whose levels the Server shows and changes
 
+	// Others returns what is known of the other controllers of the cluster. It must not
+	// block. Nil where no controller runs.
+	Others func() []Controller
+
 	// Collectors add series to those of the report, of Go and of the process.
 	Collectors []prometheus.Collector
 	// Programs have their series at separate paths.
@@ -66,6 +70,7 @@ type Server struct {
 	public  http.Handler
 	paths   []string // other paths that the page lists
 	watcher watcher
+	begun   beginnings
 }
 
 // NewServer returns a Server. It opens no listener.
@@ -104,7 +109,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	}
 	watching, stopWatching := context.WithCancel(ctx)
 	var watch sync.WaitGroup
-	watch.Go(func() { s.watcher.watch(watching, s.Report, s.Changed, s.OnEvent) })
+	watch.Go(func() { s.watcher.watch(watching, func() Report { return s.report(time.Now()) }, s.Changed, s.OnEvent) })
 	defer watch.Wait()
 	defer stopWatching()
 	ready()
@@ -221,9 +226,10 @@ func (s *Server) newHTTPServer(h http.Handler) *http.Server {
 // address may read.
 func (s *Server) newPublic() http.Handler {
 	mux := http.NewServeMux()
-	paths := []string{"/", "/livez", "/readyz", "/status", "/status.json", "/metrics"}
+	paths := []string{"/", "/livez", "/readyz", "/status", "/status.json", "/status/cluster", "/metrics"}
 	mux.HandleFunc("GET /status", s.status)
 	mux.HandleFunc("GET /status.json", s.status)
+	mux.HandleFunc("GET /status/cluster", s.clusterJSON)
 	mux.HandleFunc("GET /readyz", s.readyz)
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
 	mux.Handle("GET /metrics", exposition(ownSeries(s.ServerConfig, s.report), s.log))
@@ -277,6 +283,7 @@ func (s *Server) report(now time.Time) Report {
 	r := s.Report()
 	s.watcher.complete(&r, now)
 	r.Health, r.Findings = Assess(r, now)
+	s.begun.complete(&r, now)
 	return r
 }
 

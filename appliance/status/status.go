@@ -34,7 +34,8 @@ type Report struct {
 	Quorum     *Quorum            `json:"quorum,omitempty"` // of etcd; nil where none runs
 	LB         *lb.Status         `json:"lb,omitempty"`     // nil where none runs
 
-	Health       Health                    `json:"health,omitempty"` // this and Findings come from Assess
+	Health       Health                    `json:"health,omitempty"`     // this and Findings come from Assess
+	HealthSince  time.Time                 `json:"healthSince,omitzero"` // when Health became what it is
 	Findings     []Finding                 `json:"findings,omitempty"`
 	Observed     []Finding                 `json:"observed,omitempty"`       // what watchers of this process have found; Assess adds them to Findings
 	Name         string                    `json:"name,omitempty"`           // of this controller, or machine

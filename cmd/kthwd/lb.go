@@ -263,13 +263,14 @@ func (b *balancer) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	host, _ := os.Hostname() // for the page: without a name it says kthwd only
 	st := g.Add(status.NewServer(status.ServerConfig{
 		Socket:  socket,
 		Address: c.MetricsAddress, Web: c.MetricsWeb, Pprof: c.MetricsPprof, TakeOver: b.app.inherits.predecessor != 0, Logs: b.logs, Collectors: b.collectors(), Shared: b.takesOver, Hold: b.up, Changed: g.Changed,
 		Report: func() status.Report {
 			ready, reason := g.Ready()
 			r := status.Report{
-				Version: version, PID: os.Getpid(), Started: b.app.started,
+				Version: version, Name: host, PID: os.Getpid(), Started: b.app.started,
 				Ready: ready, Reason: reason, Components: g.Status(), Dependencies: g.Dependencies(),
 			}
 			b.report(&r)

@@ -22,6 +22,7 @@ import (
 type statusFlags struct {
 	output string
 	watch  bool
+	all    bool   // all controllers of the cluster
 	server string // metrics address of another machine
 	tls    status.TLSFiles
 	user   string
@@ -52,6 +53,7 @@ func (a *app) statusVerb(l *config.Loader) *cobra.Command {
 	l.AddFlags(cmd.Flags(), "config", "data-dir", "metrics-address", "status-socket")
 	cmd.Flags().StringVarP(&f.output, "output", "o", "", "`FORMAT` Format of the output: json, yaml, or wide, a table with members, leases, certificates and the last changes; empty means a table.")
 	cmd.Flags().BoolVarP(&f.watch, "watch", "w", false, "Show the status again after each change, until Ctrl-C.")
+	cmd.Flags().BoolVar(&f.all, "cluster", false, "Show one line for each controller of the cluster, which this one asks every few seconds. The exit code is that of the worst.")
 	cmd.Flags().StringVar(&f.server, "server", "", "`ADDRESS:PORT` Metrics address of kthwd on another machine; https://ADDRESS:PORT if its web configuration has TLS.")
 	cmd.Flags().StringVar(&f.tls.CA, "certificate-authority", "", "`FILE` CA that verifies the certificate of --server; empty means the system's CAs.")
 	cmd.Flags().StringVar(&f.tls.Cert, "client-certificate", "", "`FILE` Client certificate for --server.")
@@ -76,9 +78,15 @@ func (a *app) status(ctx context.Context, l *config.Loader, f statusFlags) error
 	} else if f.user != "" || f.secret != "" || f.tls != (status.TLSFiles{}) {
 		return advice.With(usagef("a certificate or a user without --server"), "kthwd on this machine answers on a socket; --server=ADDRESS:PORT queries a metrics address")
 	}
+	if f.all && f.watch {
+		return usagef("--cluster shows the state once: it goes without --watch")
+	}
 	c, err := ask(l)
 	if err != nil {
 		return err
+	}
+	if f.all {
+		return a.showCluster(ctx, c, f.output)
 	}
 	if f.watch {
 		return a.watchStatus(ctx, c, f.output)
@@ -115,6 +123,28 @@ func (a *app) showStatus(ctx context.Context, c status.Client, output string) er
 		return err
 	}
 	return exitOf(r.Health)
+}
+
+// showCluster shows the state of all controllers. One that does not answer is down.
+func (a *app) showCluster(ctx context.Context, c status.Client, output string) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	all, err := c.Cluster(ctx)
+	if err != nil {
+		return &downError{err}
+	}
+	switch output {
+	case "json":
+		err = writeJSON(a.out, all)
+	case "yaml":
+		err = writeYAML(a.out, all)
+	default:
+		err = status.WriteCluster(a.out, all, time.Now(), colours(a.out))
+	}
+	if err != nil {
+		return err
+	}
+	return exitOf(all.Health)
 }
 
 func askStatus(ctx context.Context, c status.Client) (status.Report, error) {

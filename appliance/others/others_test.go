@@ -1,0 +1,193 @@
+package others
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"math/big"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"kthwd/appliance/pki"
+	"kthwd/appliance/status"
+)
+
+// authority issues certificates for the loopback address.
+type authority struct {
+	t    *testing.T
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+}
+
+func newAuthority(t *testing.T) *authority {
+	t.Helper()
+	a := &authority{t: t}
+	a.cert, a.key = issue(t, &x509.Certificate{Subject: pkix.Name{CommonName: "ca"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}, nil, nil)
+	return a
+}
+
+func issue(t *testing.T, template, parent *x509.Certificate, signer *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template.SerialNumber, template.NotBefore, template.NotAfter = big.NewInt(time.Now().UnixNano()), time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+	if parent == nil {
+		parent, signer = template, key
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert, key
+}
+
+func (a *authority) pair(cn string) tls.Certificate {
+	cert, key := issue(a.t, &x509.Certificate{
+		Subject: pkix.Name{CommonName: cn}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}, a.cert, a.key)
+	return tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key}
+}
+
+func (a *authority) pool() *x509.CertPool {
+	pool := x509.NewCertPool()
+	pool.AddCert(a.cert)
+	return pool
+}
+
+// serve answers over TLS, with a certificate of that name.
+func (a *authority) serve(cn string, h http.HandlerFunc) (url string) {
+	s := httptest.NewUnstartedServer(h)
+	s.TLS = &tls.Config{Certificates: []tls.Certificate{a.pair(cn)}, ClientCAs: a.pool(), ClientAuth: tls.RequireAndVerifyClientCert}
+	s.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)
+	s.StartTLS()
+	a.t.Cleanup(s.Close)
+	return s.URL
+}
+
+// asker is an Others with these members.
+func (a *authority) asker(members ...peer) *Others {
+	return &Others{
+		log: slog.New(slog.DiscardHandler), known: map[uint64]status.Controller{}, members: func() []peer { return members },
+		connect: func() (*tls.Config, error) {
+			return controllersOnly(&tls.Config{RootCAs: a.pool(), Certificates: []tls.Certificate{a.pair("kubernetes")}}, pki.ControllerNames{CommonNames: []string{"kubernetes"}}), nil
+		},
+	}
+}
+
+func tells(state status.Controller) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != Path {
+			http.NotFound(w, r)
+			return
+		}
+		_ = json.NewEncoder(w).Encode(state)
+	}
+}
+
+// What each kind of member leads to: an answer, or the reason that a person is told.
+func TestAsk(t *testing.T) {
+	a, foreign := newAuthority(t), newAuthority(t)
+	refused := "https://" + closedPort(t)
+	silent, err := net.Listen("tcp", "127.0.0.1:0") // the kernel accepts, and nobody answers
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { silent.Close() })
+	version := a.serve("kubernetes", func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "{}") })
+	state := status.Controller{Name: "liar", Version: "v1", Health: status.Degraded, Ready: true, Leader: "c0"}
+	for name, tt := range map[string]struct {
+		peer  peer
+		error string // a part of it; empty for an answer
+	}{
+		"answers":              {peer{clients: []string{a.serve("kubernetes", tells(state))}}, ""},
+		"at its second URL":    {peer{clients: []string{refused, a.serve("kubernetes", tells(state))}}, ""},
+		"dead":                 {peer{clients: []string{refused}, peers: []string{refused}}, "connection refused"},
+		"silent":               {peer{clients: []string{"https://" + silent.Addr().String()}}, "no answer within 2s"},
+		"without a quorum":     {peer{clients: []string{"https://" + silent.Addr().String()}, peers: []string{version}}, "waits for its first quorum"},
+		"never started":        {peer{}, "has not told its address"},
+		"an older kthwd":       {peer{clients: []string{a.serve("kubernetes", http.NotFound)}}, "does not pass on its state"},
+		"refuses":              {peer{clients: []string{a.serve("kubernetes", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(403) })}}, "403"},
+		"a worker's machine":   {peer{clients: []string{a.serve("system:node:w1", tells(state))}}, "no controller's"},
+		"of another cluster":   {peer{clients: []string{foreign.serve("kubernetes", tells(state))}}, "unknown authority"},
+		"sends something else": {peer{clients: []string{a.serve("kubernetes", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "<html>") })}}, "not a controller's state"},
+		"sends you elsewhere": {peer{clients: []string{a.serve("kubernetes", func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, version, http.StatusFound)
+		})}}, "302"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			tt.peer.id, tt.peer.name = 1, "c1"
+			o := a.asker(tt.peer)
+			o.round(t.Context())
+			all := o.Controllers()
+			if len(all) != 1 || all[0].Name != "c1" {
+				t.Fatalf("got %+v", all)
+			}
+			switch got := all[0]; {
+			case tt.error != "" && !strings.Contains(got.Error, tt.error):
+				t.Errorf("got the error %q, want %q", got.Error, tt.error)
+			case tt.error == "" && (got.Error != "" || got.Health != status.Degraded || got.Leader != "c0" || got.Answered.IsZero()):
+				t.Errorf("got %+v", got)
+			case tt.error != "" && got.ErrorSince.IsZero():
+				t.Error("it is not known since when")
+			}
+		})
+	}
+}
+
+func closedPort(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// The last answer stays beside the reason why there is no newer one, with the time of the
+// first failure. A member that has left is forgotten.
+func TestLastAnswer(t *testing.T) {
+	a := newAuthority(t)
+	o := a.asker()
+	m := peer{id: 7, name: "c2"}
+	o.note(m, status.Controller{Name: "c2", Health: status.Healthy, Version: "v1"}, nil)
+	o.note(m, status.Controller{}, errors.New("gone"))
+	first := o.Controllers()[0]
+	o.note(m, status.Controller{}, errors.New("still gone"))
+	second := o.Controllers()[0]
+	if second.Version != "v1" || second.Error != "still gone" || !second.ErrorSince.Equal(first.ErrorSince) {
+		t.Errorf("got %+v", second)
+	}
+	o.round(context.Background())
+	if all := o.Controllers(); len(all) != 0 {
+		t.Errorf("a member that has left: got %+v", all)
+	}
+}
+
+// Only https URLs are asked, at the fixed path.
+func TestSecure(t *testing.T) {
+	got := secure([]string{"http://10.0.0.1:2379", "https://10.0.0.2:2379/x?y", "unix:///run/etcd.sock", "https://", "\x00"})
+	if len(got) != 1 || got[0] != "https://10.0.0.2:2379" {
+		t.Errorf("got %q", got)
+	}
+}
