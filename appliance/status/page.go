@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"kthwd/appliance/supervise"
+	"kthwd/appliance/text"
 	"kthwd/lb"
 )
 
@@ -137,7 +138,7 @@ func (p *page) etcd(r Report) {
 	if r.Member == nil {
 		return
 	}
-	p.Size, p.InUse, p.Quota = bytesText(r.Member.Size), bytesText(r.Member.InUse), bytesText(r.Member.Quota)
+	p.Size, p.InUse, p.Quota = text.Bytes(r.Member.Size), text.Bytes(r.Member.InUse), text.Bytes(r.Member.Quota)
 	p.Fsync = r.Member.Fsync.P99.Round(100 * time.Microsecond).String()
 	for _, m := range r.Member.Members {
 		row := pageMember{Name: m.Name, ID: m.ID, URLs: strings.Join(m.URLs, ", "), Role: m.role(), Connected: "connected", Tone: "good"}
@@ -186,7 +187,7 @@ func (p *page) rest(r Report, now time.Time) {
 		}
 		if rate, known := r.Rates[b.Address]; known {
 			row.Rate = fmt.Sprintf("%.1f/s", rate.Connections)
-			row.In, row.Out = bytesText(int64(rate.Received))+"/s", bytesText(int64(rate.Sent))+"/s"
+			row.In, row.Out = text.Bytes(int64(rate.Received))+"/s", text.Bytes(int64(rate.Sent))+"/s"
 		}
 		p.Backends = append(p.Backends, row)
 	}
