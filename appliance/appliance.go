@@ -35,6 +35,7 @@ import (
 type Options struct {
 	Logs     *logging.Logs                     // where everything is logged
 	Version  string                            // kthwd's own, for status
+	File     string                            // kthwd's configuration file, to be watched; empty for none
 	Metrics  Metrics                           // where metrics and status are served
 	Started  time.Time                         // when the process began; zero means now
 	OnReady  func(timeline []supervise.Status) // called once, when everything is ready; may be nil

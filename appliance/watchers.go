@@ -2,12 +2,15 @@ package appliance
 
 import (
 	"context"
+	"path/filepath"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/client-go/kubernetes"
 
 	"kthwd/appliance/apiserver"
 	"kthwd/appliance/clusterwatch"
+	"kthwd/appliance/observe"
+	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
 	"kthwd/rbacseed"
 )
@@ -32,10 +35,32 @@ func (p *prepared) newWatchers(api *apiserver.Server, seed *rbacseed.Seed) (all 
 		AuditLog: program.Value(p.args[program.APIServer], "audit-log-path"),
 		Log:      p.o.Logs.Logger("kthwd"),
 	})
-	p.watchers = []watcher{cluster}
+	p.watchers = []watcher{cluster, p.newObserve()}
 	for _, w := range p.watchers {
 		p.observers = append(p.observers, w)
 		all = append(all, w)
 	}
 	return all
+}
+
+// newObserve makes the watch over disks, files and descriptors.
+func (p *prepared) newObserve() watcher {
+	places := []observe.Place{{Path: p.layout.Dir, Use: observe.Data}, {Path: p.layout.Etcd(), Use: observe.Etcd}}
+	if wal := program.Value(p.args[program.Etcd], "wal-dir"); wal != "" {
+		places = append(places, observe.Place{Path: wal, Use: observe.Etcd})
+	}
+	if audit := program.Value(p.args[program.APIServer], "audit-log-path"); audit != "" && audit != "-" {
+		places = append(places, observe.Place{Path: filepath.Dir(audit), Use: observe.Audit})
+	}
+	files := append(observe.FilesOf(p.args),
+		observe.File{Path: p.layout.Kubeconfig(pki.NameAdmin), Role: observe.Kubeconfig},
+		observe.File{Path: p.layout.Cert(pki.NameHealth), Key: p.layout.Key(pki.NameHealth), Role: observe.Certificate},
+		observe.File{Path: p.layout.Key(pki.NameHealth), Role: observe.Key})
+	if p.o.File != "" {
+		files = append(files, observe.File{Path: p.o.File})
+	}
+	return observe.New(observe.Config{
+		Places: places, Files: files, Log: p.o.Logs.Logger("kthwd"),
+		Check: func() error { _, err := pki.Check(p.layout, p.cfg.PKISpec()); return err },
+	})
 }

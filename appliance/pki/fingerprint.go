@@ -1,6 +1,7 @@
 package pki
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/sha256"
 	"crypto/x509"
@@ -41,14 +42,35 @@ func Fingerprints(l Layout, salt []byte) (map[string][]string, error) {
 			return nil, fmt.Errorf("%s: %w", shared.path, err)
 		}
 		for _, key := range keys {
-			h := sha256.New()
-			h.Write(salt)
-			h.Write([]byte(filepath.Base(shared.path) + "\x00"))
-			h.Write(key)
-			all[shared.path] = append(all[shared.path], hex.EncodeToString(h.Sum(nil)))
+			all[shared.path] = append(all[shared.path], fingerprint(salt, filepath.Base(shared.path), key))
 		}
 	}
 	return all, nil
+}
+
+// Prints returns a salted SHA-256 of every public key in the certificates and public keys of
+// a PEM file, or of every encryption key in another file. Content without keys has none.
+func Prints(data, salt []byte) (prints []string) {
+	keysOf := encryptionKeys
+	if bytes.Contains(data, []byte("-----BEGIN")) {
+		keysOf = publicKeys
+	}
+	keys, err := keysOf(data)
+	if err != nil {
+		return nil
+	}
+	for _, key := range keys {
+		prints = append(prints, fingerprint(salt, "", key))
+	}
+	return prints
+}
+
+func fingerprint(salt []byte, name string, key []byte) string {
+	h := sha256.New()
+	h.Write(salt)
+	h.Write([]byte(name + "\x00"))
+	h.Write(key)
+	return hex.EncodeToString(h.Sum(nil))
 }
 
 // NotShared returns the Misfit of a file whose Fingerprints differ from the cluster's.

@@ -201,7 +201,7 @@ func (a *assessment) member(r Report) {
 	}
 	if m.Quota > 0 && float64(m.Size) >= quotaShare*float64(m.Quota) && len(m.Alarms) == 0 {
 		a.add(Degraded, "compact and defragment it with etcdctl, or raise --etcd-arg=quota-backend-bytes",
-			"etcd's database is at %s of %s; at its quota it accepts no more writes", bytesText(m.Size), bytesText(m.Quota))
+			"etcd's database is at %s of %s; at its quota it accepts no more writes", text.Bytes(m.Size), text.Bytes(m.Quota))
 	}
 }
 
@@ -281,15 +281,3 @@ func (c Certificate) soonSince(now time.Time) time.Time {
 
 // slow reports whether the disk is too slow for a control plane.
 func (l Latency) slow() bool { return l.Count >= fsyncLeast && l.P99 >= fsyncSlow }
-
-// bytesText formats a size for people.
-func bytesText(n int64) string {
-	f, unit := float64(n), 0
-	for ; f >= 1024 && unit < 4; unit++ {
-		f /= 1024
-	}
-	if unit == 0 {
-		return fmt.Sprintf("%d B", n)
-	}
-	return fmt.Sprintf("%.1f %ciB", f, "BKMGT"[unit])
-}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"kthwd/appliance/supervise"
+	"kthwd/appliance/text"
 	"kthwd/lb"
 )
 
@@ -163,7 +164,7 @@ func (p *page) etcd(r Report) {
 	if r.Member == nil {
 		return
 	}
-	p.Size, p.InUse, p.Quota = bytesText(r.Member.Size), bytesText(r.Member.InUse), bytesText(r.Member.Quota)
+	p.Size, p.InUse, p.Quota = text.Bytes(r.Member.Size), text.Bytes(r.Member.InUse), text.Bytes(r.Member.Quota)
 	p.Fsync = r.Member.Fsync.P99.Round(100 * time.Microsecond).String()
 	for _, m := range r.Member.Members {
 		connected := pageCell{Text: "connected", Tone: "good"}
@@ -218,7 +219,7 @@ func (p *page) balancer(r Report, now time.Time) {
 		rate, in, out := "", "", ""
 		if v, known := r.Rates[b.Address]; known {
 			rate = fmt.Sprintf("%.1f/s", v.Connections)
-			in, out = bytesText(int64(v.Received))+"/s", bytesText(int64(v.Sent))+"/s"
+			in, out = text.Bytes(int64(v.Received))+"/s", text.Bytes(int64(v.Sent))+"/s"
 		}
 		p.Backends.add(plain(b.Address), pageCell{Text: b.State, Tone: tones[b.State]}, plain(ageOf(b.Since, now)), why(b.Reason), plain(fmt.Sprint(b.Active)),
 			plain(rate), plain(in), plain(out), plain(fmt.Sprint(b.Total)), plain(fmt.Sprint(b.Errors)), plain(b.LastCheck))

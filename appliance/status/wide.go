@@ -63,7 +63,7 @@ func memberTable(r Report) table {
 	for _, m := range r.Member.Members {
 		size, inUse, fsync := "", "", ""
 		if m.Local {
-			size, inUse = bytesText(r.Member.Size), bytesText(r.Member.InUse)
+			size, inUse = text.Bytes(r.Member.Size), text.Bytes(r.Member.InUse)
 			fsync = r.Member.Fsync.P99.Round(10 * time.Microsecond).String()
 		}
 		t = t.add(m.Name, m.ID, strings.Join(m.URLs, ","), m.role(), yes(m.Active), size, inUse, fsync)

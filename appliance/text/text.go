@@ -70,6 +70,18 @@ func ShellWord(s string) string {
 	return b.String() + "'"
 }
 
+// Bytes returns a size for people: 12 B, 1.5 GiB.
+func Bytes(n int64) string {
+	f, unit := float64(n), 0
+	for ; f >= 1024 && unit < 4; unit++ {
+		f /= 1024
+	}
+	if unit == 0 {
+		return fmt.Sprintf("%d B", n)
+	}
+	return fmt.Sprintf("%.1f %ciB", f, "BKMGT"[unit])
+}
+
 // Painter returns a function that colours s with an SGR code such as "31;1", or
 // returns s unchanged if colours are off or the code is empty.
 func Painter(on bool) func(code, s string) string {

@@ -106,6 +106,7 @@ func (a *app) control(ctx context.Context, l *config.Loader, logs *logging.Logs,
 	return appliance.Run(ctx, l.Config.Controller, appliance.Options{
 		Logs:     logs,
 		Version:  version,
+		File:     l.File(),
 		Metrics:  appliance.Metrics{Address: l.Config.MetricsAddress, Web: l.Config.MetricsWeb, Pprof: l.Config.MetricsPprof},
 		Started:  a.started,
 		OnReady:  func(timeline []supervise.Status) { a.ready(log, l.Config, timeline) },

@@ -1,0 +1,130 @@
+package observe
+
+import (
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"kthwd/appliance/status"
+)
+
+func TestJudge(t *testing.T) {
+	const gib = 1 << 30
+	for _, tt := range []struct {
+		name       string
+		unit       string
+		free, size uint64
+		before     int
+		want       int
+	}{
+		{"plenty", unitBytes, 50 * gib, 100 * gib, enough, enough},
+		{"10 % of a large disk is enough", unitBytes, 100 * gib, 1000 * gib, enough, enough},
+		{"scarce", unitBytes, 9 * gib, 100 * gib, enough, 2},
+		{"low by number", unitBytes, 2 * gib, 1000 * gib, enough, 1},
+		{"low by share", unitBytes, gib / 20, gib, enough, 1},
+		{"full", unitBytes, 0, 100 * gib, enough, 0},
+		{"a block is left", unitBytes, 4096, 100 * gib, 1, 0},
+		{"a small disk is not full", unitBytes, 4 << 20, 10 << 20, enough, enough},
+		{"stays low", unitBytes, 2*gib + gib/4, 1000 * gib, 1, 1},
+		{"was scarce, is not low yet", unitBytes, 2*gib + gib/4, 1000 * gib, 2, 2},
+		{"was low, is scarce", unitBytes, 3 * gib, 1000 * gib, 1, 2},
+		{"over", unitBytes, 13 * gib, 1000 * gib, 1, enough},
+		{"no inodes", unitInodes, 0, 1000, enough, 0},
+		{"few inodes", unitInodes, 40, 1000, enough, 1},
+		{"no limit on inodes", unitInodes, 0, 0, enough, enough},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := judge(tt.unit, tt.free, tt.size, tt.before); got != tt.want {
+				t.Errorf("judge = %d; want %d", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestDiskFindings(t *testing.T) {
+	all := []Use{Data, Etcd, Audit}
+	for _, tt := range []struct {
+		name   string
+		level  int
+		unit   string
+		uses   []Use
+		health status.Health
+		text   string
+	}{
+		{"full", 0, unitBytes, all, status.Down, ": audit records are being lost; etcd stops at the first write that fails"},
+		{"full, audit only", 0, unitBytes, []Use{Audit}, status.Degraded, ": audit records are being lost"},
+		{"full, neither", 0, unitBytes, []Use{Data}, status.Degraded, "0 B free of 1.0 KiB"},
+		{"low", 1, unitBytes, all, status.Degraded, "without room audit records would be lost and etcd would stop"},
+		{"inodes", 0, unitInodes, all, status.Down, "0 inodes free of 1024: audit records are being lost"},
+		{"scarce", 2, unitBytes, all, status.Healthy, "without room"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := findingAt(levels[tt.level], tt.unit, 0, 1024, t.TempDir(), tt.uses)
+			if f.Health != tt.health || !strings.Contains(f.Text, tt.text) {
+				t.Errorf("got %+v; want %s and %q", f, tt.health, tt.text)
+			}
+		})
+	}
+}
+
+// A real file system loses its room and gets it back.
+func TestDiskFills(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to mount a file system")
+	}
+	dir := filepath.Join(t.TempDir(), "it's a disk")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=8m,nr_inodes=100"); err != nil {
+		t.Skipf("cannot mount: %v", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	place := Place{Path: filepath.Join(dir, "not", "there yet"), Use: Audit}
+	d := newDisks([]Place{place, {Path: filepath.Join(dir, "audit"), Use: Etcd}}, slog.New(slog.DiscardHandler))
+	began := time.Now()
+	look := func() []status.Finding { d.look(began); return d.findings() }
+
+	if all := look(); len(all) > 0 {
+		t.Fatalf("before: %+v", all)
+	}
+	filler := filepath.Join(dir, "filler")
+	_ = os.WriteFile(filler, make([]byte, 9<<20), 0o600) // fails when the disk is full
+	all := look()
+	if len(all) != 1 || all[0].Kind != kindFull || all[0].Health != status.Down || !all[0].Since.Equal(began) || !strings.Contains(all[0].Text, " 0 B free") {
+		t.Fatalf("full: %+v", all)
+	}
+	out, err := exec.Command("sh", "-c", all[0].Do).CombinedOutput()
+	if err != nil || !strings.Contains(string(out), dir) {
+		t.Errorf("%s: %v\n%s", all[0].Do, err, out)
+	}
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	if all := look(); len(all) > 0 {
+		t.Errorf("after: %+v", all)
+	}
+}
+
+func TestDescriptors(t *testing.T) {
+	d := &descriptors{log: slog.New(slog.DiscardHandler)}
+	d.look(time.Now())
+	if d.open == 0 || d.limit == 0 {
+		t.Errorf("counted %d of %d", d.open, d.limit)
+	}
+	for _, step := range []struct {
+		open uint64
+		want bool
+	}{{79, false}, {80, true}, {75, true}, {69, false}, {79, false}} {
+		d.judge(step.open, 100, time.Now())
+		if got := len(d.findings()) == 1; got != step.want {
+			t.Errorf("with %d of 100: finding %v", step.open, got)
+		}
+	}
+}

@@ -1,0 +1,342 @@
+package observe
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
+
+	"kthwd/appliance/pki"
+	"kthwd/appliance/status"
+)
+
+// A File is one that a program has read, and may read again.
+type File struct {
+	Path string
+	Role Role
+	Key  string // path of the key of a Certificate
+}
+
+// Role says what a file holds, and so what its change means.
+type Role int
+
+// The roles of a file.
+const (
+	Settings      Role = iota // anything else: policies, configuration
+	Certificate               // with its key in File.Key
+	Key                       // of a certificate
+	CA                        // certificates that are trusted
+	TokenKeys                 // public keys of service account tokens
+	TokenKey                  // the key that signs them
+	EncryptionKey             // how secrets are stored
+	Kubeconfig
+)
+
+const (
+	kindChanged = "file_changed" // the file fits, or says nothing about others
+	kindMisfit  = "file_misfit"
+
+	noteFor   = time.Hour // after which a changed file that fits counts as the one in use
+	fileLimit = 4 << 20   // no file in use is nearly as large
+	filesSaid = 3         // named in one finding
+)
+
+// content is what is kept of a file.
+type content struct {
+	gone  bool
+	sum   [sha256.Size]byte // salted
+	keys  []string          // fingerprints of keys that others depend on
+	stamp stamp
+}
+
+// stamp changes with the content.
+type stamp struct {
+	inode        uint64
+	size         int64
+	mtime, ctime unix.Timespec
+}
+
+// change is a file whose content is not the one in use.
+type change struct {
+	File
+	at      time.Time
+	is      content
+	finding status.Finding
+}
+
+// files compares files with their content at the start.
+type files struct {
+	all   []File
+	check func() error
+	log   *slog.Logger
+	salt  []byte // of this process only
+
+	inUse map[string]content // used by the looking goroutine
+	seen  map[string]content // of the last look; likewise
+
+	mu      sync.Mutex
+	changes map[string]*change // by path
+}
+
+func newFiles(all []File, check func() error, log *slog.Logger) *files {
+	f := &files{all: all, check: check, log: log, salt: make([]byte, 16), inUse: map[string]content{}, changes: map[string]*change{}}
+	_, _ = rand.Read(f.salt) // never fails
+	for _, file := range all {
+		f.inUse[file.Path] = f.read(file)
+	}
+	f.seen = make(map[string]content, len(all))
+	for path, c := range f.inUse {
+		f.seen[path] = c
+	}
+	return f
+}
+
+// look finds files that have changed, and judges all changes anew after each further one.
+func (f *files) look(now time.Time) {
+	news := false
+	for _, file := range f.all {
+		news = f.lookAt(file, now) || news
+	}
+	if news {
+		f.judge()
+	}
+}
+
+// lookAt reports whether a file has changed since the last look.
+func (f *files) lookAt(file File, now time.Time) bool {
+	before := f.seen[file.Path]
+	if stampOf(file.Path) == before.stamp {
+		f.settle(file.Path, now)
+		return false
+	}
+	is := f.read(file)
+	f.seen[file.Path] = is
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	known := f.changes[file.Path]
+	switch {
+	case is.same(f.inUse[file.Path]):
+		delete(f.changes, file.Path)
+		if known != nil {
+			f.log.Info("a file is again the one in use", "file", file.Path)
+		}
+		return known != nil
+	case known != nil && is.same(known.is):
+		return false
+	}
+	f.changes[file.Path] = &change{File: file, at: now, is: is}
+	return true
+}
+
+// settle lets a changed file that fits count as the one in use after a while.
+func (f *files) settle(path string, now time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if c := f.changes[path]; c != nil && c.finding.Health == status.Healthy && now.Sub(c.at) >= noteFor {
+		f.inUse[path] = c.is
+		delete(f.changes, path)
+	}
+}
+
+// judge words a finding for each change.
+func (f *files) judge() {
+	misfits := f.misfits()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, c := range f.changes {
+		before := c.finding.Text
+		c.finding = f.judgeChange(c, misfits)
+		c.finding.Since = c.at
+		switch {
+		case c.finding.Text == before:
+		case c.finding.Health == status.Healthy:
+			f.log.Info("a file in use has changed", "file", c.Path)
+		default:
+			f.log.Warn(c.finding.Text)
+		}
+	}
+}
+
+// misfits returns what the next start would refuse.
+func (f *files) misfits() (all []*pki.Misfit) {
+	if f.check == nil {
+		return nil
+	}
+	var walk func(error)
+	walk = func(err error) {
+		var m *pki.Misfit
+		if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // each part is looked at
+			for _, part := range joined.Unwrap() {
+				walk(part)
+			}
+		} else if errors.As(err, &m) {
+			all = append(all, m)
+		}
+	}
+	walk(f.check())
+	return all
+}
+
+func (f *files) judgeChange(c *change, misfits []*pki.Misfit) status.Finding {
+	name := filepath.Base(c.Path)
+	changed := fmt.Sprintf("%s changed at %s", name, clock(c.at))
+	bad := func(format string, args ...any) status.Finding {
+		return status.Finding{Health: status.Degraded, Kind: kindMisfit, Text: fmt.Sprintf(format, args...), Do: "put the old " + name + " back in " + filepath.Dir(c.Path)}
+	}
+	if c.is.gone {
+		return bad("%s is gone since %s: what runs has read it, the next start cannot", c.Path, clock(c.at))
+	}
+	strangers := depend(c, misfits)
+	effect, lost := f.lostKeys(c)
+	switch {
+	case lost && (c.Role != CA || len(strangers) == 0):
+		return bad("%s and %s", changed, effect)
+	case len(strangers) > 0:
+		return bad("%s and %s %s", changed, fits[c.Role], some(strangers))
+	}
+	if c.Role == Certificate {
+		if _, err := tls.LoadX509KeyPair(c.Path, c.Key); err != nil {
+			return bad("%s and does not fit its key %s: %v", changed, filepath.Base(c.Key), err)
+		}
+	}
+	for _, m := range misfits {
+		if m.File == c.Path {
+			return bad("%s: %s", changed, strings.TrimSpace(m.Problem+" "+baseOf(m.Other)))
+		}
+	}
+	return status.Finding{Health: status.Healthy, Kind: kindChanged, Text: changed + ", and fits the other files"}
+}
+
+// fits says how a file does not fit those that follow.
+var fits = map[Role]string{
+	Settings: "does not fit", Certificate: "does not fit", Key: "is not the key of", CA: "is not the CA of",
+	TokenKeys: "does not fit", TokenKey: "is not the key of", EncryptionKey: "does not fit", Kubeconfig: "does not fit",
+}
+
+// depend lists the files that no longer fit a changed one, certificates in use first. The
+// key of a CA is used by nobody but the signer.
+func depend(c *change, misfits []*pki.Misfit) (names []string) {
+	for _, m := range misfits {
+		var more []string
+		switch {
+		case slices.Contains(strings.Split(m.Other, ", "), c.Path):
+			more = []string{filepath.Base(m.File)}
+		case m.File == c.Path && m.Other != "" && c.Role != Certificate:
+			more = strings.Split(baseOf(m.Other), ", ")
+		}
+		for _, name := range more {
+			if !slices.Contains(names, name) {
+				names = append(names, name)
+			}
+		}
+	}
+	if without := slices.DeleteFunc(slices.Clone(names), func(n string) bool { return strings.HasSuffix(n, "-key.pem") }); c.Role == CA && len(without) > 0 {
+		return without
+	}
+	return names
+}
+
+// lostKeys reports whether a file lacks every key that it had, and what follows.
+func (f *files) lostKeys(c *change) (effect string, lost bool) {
+	effect, counts := map[Role]string{
+		CA:            "holds another CA: certificates of the one before are refused",
+		TokenKeys:     "lacks the key in use: after the next start, tokens from before are refused",
+		EncryptionKey: "lacks the key in use: after the next start, what it has encrypted cannot be read",
+	}[c.Role]
+	before := f.inUse[c.Path].keys
+	return effect, counts && len(before) > 0 && !slices.ContainsFunc(before, func(k string) bool { return slices.Contains(c.is.keys, k) })
+}
+
+func (f *files) findings() (all []status.Finding) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, file := range f.all { // in a stable order
+		if c := f.changes[file.Path]; c != nil && c.finding.Text != "" && !slices.Contains(all, c.finding) {
+			all = append(all, c.finding)
+		}
+	}
+	return all
+}
+
+var changedFiles = prometheus.NewDesc("kthwd_changed_files", "Files in use that are not as the programs read them at the start, by whether they fit the others.", []string{"fits"}, nil)
+
+func (f *files) collect(ch chan<- prometheus.Metric) {
+	count := map[status.Health]int{}
+	for _, finding := range f.findings() {
+		count[finding.Health]++
+	}
+	ch <- prometheus.MustNewConstMetric(changedFiles, prometheus.GaugeValue, float64(count[status.Healthy]), "true")
+	ch <- prometheus.MustNewConstMetric(changedFiles, prometheus.GaugeValue, float64(count[status.Degraded]), "false")
+}
+
+// read reads a file that may be missing. One that cannot be read counts as gone.
+func (f *files) read(file File) content {
+	c := content{stamp: stampOf(file.Path), gone: true}
+	data, err := readFile(file.Path)
+	if err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			f.log.Debug("file not read", "err", err)
+		}
+		return c
+	}
+	c.gone, c.sum = false, sha256.Sum256(slices.Concat(f.salt, data))
+	switch file.Role {
+	case CA, TokenKeys, EncryptionKey:
+		c.keys = pki.Prints(data, f.salt)
+	}
+	return c
+}
+
+func (c content) same(other content) bool { return c.gone == other.gone && c.sum == other.sum }
+
+func readFile(path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() || info.Size() > fileLimit {
+		return nil, fmt.Errorf("%s is no file of a configuration", path)
+	}
+	return os.ReadFile(path)
+}
+
+// stampOf returns the zero value for a file that cannot be examined.
+func stampOf(path string) stamp {
+	var s unix.Stat_t
+	if unix.Stat(path, &s) != nil {
+		return stamp{}
+	}
+	return stamp{s.Ino, s.Size, s.Mtim, s.Ctim}
+}
+
+func clock(t time.Time) string { return t.UTC().Format("2006-01-02 15:04 UTC") }
+
+func baseOf(paths string) string {
+	var names []string
+	for path := range strings.SplitSeq(paths, ", ") {
+		if path != "" {
+			names = append(names, filepath.Base(path))
+		}
+	}
+	return strings.Join(names, ", ")
+}
+
+// some names the first few of all.
+func some(all []string) string {
+	if len(all) <= filesSaid {
+		return strings.Join(all, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(all[:filesSaid], ", "), len(all)-filesSaid)
+}

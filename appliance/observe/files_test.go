@@ -1,0 +1,198 @@
+package observe
+
+import (
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"kthwd/appliance/pki"
+	"kthwd/appliance/program"
+	"kthwd/appliance/status"
+)
+
+// made makes all the files of a controller in a new directory.
+func made(t *testing.T) pki.Layout {
+	t.Helper()
+	l := pki.Layout{Dir: filepath.Join(t.TempDir(), "data")}
+	if _, err := pki.Ensure(l, spec); err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+var spec = pki.Spec{Addresses: []string{"10.0.0.11"}, Local: []string{"10.0.0.11"}, ServiceIP: net.IPv4(10, 32, 0, 1), Server: "https://10.0.0.11:6443"}
+
+func filesOf(l pki.Layout) []File {
+	return []File{
+		{Path: l.CA(), Role: CA}, {Path: l.CAKey(), Role: Key},
+		{Path: l.Cert(pki.NameKubernetes), Role: Certificate, Key: l.Key(pki.NameKubernetes)}, {Path: l.Key(pki.NameKubernetes), Role: Key},
+		{Path: l.Cert(pki.NameServiceAccount), Role: TokenKeys}, {Path: l.Key(pki.NameServiceAccount), Role: TokenKey},
+		{Path: l.EncryptionConfig(), Role: EncryptionKey}, {Path: l.AuditPolicy()}, {Path: l.Kubeconfig(pki.NameScheduler), Role: Kubeconfig},
+	}
+}
+
+func TestFilesChange(t *testing.T) {
+	l, other := made(t), made(t)
+	f := newFiles(filesOf(l), func() error { _, err := pki.Check(l, spec); return err }, slog.New(slog.DiscardHandler))
+	at := time.Date(2026, 1, 2, 2, 9, 0, 0, time.UTC)
+	const clocked = " changed at 2026-01-02 02:09 UTC"
+
+	for _, tt := range []struct {
+		name  string
+		paths []func(pki.Layout) string // taken from another cluster; nil for spoil
+		spoil func(t *testing.T)
+		want  []string // of all findings, in order: health and a part of the text
+	}{
+		{"nothing", nil, nil, nil},
+		{"touched", nil, func(t *testing.T) { touch(t, l.CA()) }, nil},
+		{"another CA", []func(pki.Layout) string{pki.Layout.CA}, nil,
+			[]string{"degraded ca.pem" + clocked + " and is not the CA of kubernetes.pem, "}},
+		{"another CA with its key", []func(pki.Layout) string{pki.Layout.CA, pki.Layout.CAKey}, nil,
+			[]string{"degraded ca.pem" + clocked + " and is not the CA of ", "healthy ca-key.pem"}},
+		{"another key", []func(pki.Layout) string{key(pki.NameKubernetes)}, nil,
+			[]string{"degraded kubernetes-key.pem" + clocked + " and is not the key of kubernetes.pem"}},
+		{"another pair", []func(pki.Layout) string{cert(pki.NameKubernetes), key(pki.NameKubernetes)}, nil,
+			[]string{"degraded kubernetes.pem" + clocked + ": not signed by ca.pem", "healthy kubernetes-key.pem"}},
+		{"another token key pair", []func(pki.Layout) string{cert(pki.NameServiceAccount), key(pki.NameServiceAccount)}, nil,
+			[]string{"degraded service-account.pem" + clocked + " and lacks the key in use", "healthy service-account-key.pem"}},
+		{"another encryption key", []func(pki.Layout) string{pki.Layout.EncryptionConfig}, nil,
+			[]string{"degraded encryption-config.yaml" + clocked + " and lacks the key in use"}},
+		{"another policy", nil, func(t *testing.T) { add(t, l.AuditPolicy(), "# mine\n") }, []string{"healthy audit-policy.yaml" + clocked}},
+		{"a second CA", nil, func(t *testing.T) { add(t, l.CA(), contents(t, other.CA())) }, []string{"healthy ca.pem" + clocked}},
+		{"gone", nil, func(t *testing.T) { remove(t, l.Kubeconfig(pki.NameScheduler)) },
+			[]string{"degraded " + l.Kubeconfig(pki.NameScheduler) + " is gone since 2026-01-02 02:09 UTC"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			before := map[string]string{}
+			for _, file := range f.all {
+				before[file.Path] = contents(t, file.Path)
+			}
+			for _, path := range tt.paths {
+				write(t, path(l), contents(t, path(other)))
+			}
+			if tt.spoil != nil {
+				tt.spoil(t)
+			}
+			f.look(at)
+			got := f.findings()
+			if len(got) != len(tt.want) {
+				t.Fatalf("findings = %+v; want %q", got, tt.want)
+			}
+			for i, want := range tt.want {
+				if line := string(got[i].Health) + " " + got[i].Text; !strings.HasPrefix(line, want) || !got[i].Since.Equal(at) {
+					t.Errorf("finding = %s; want %s", line, want)
+				}
+			}
+			noSecrets(t, f, l, other)
+			for path, data := range before {
+				write(t, path, data)
+			}
+			f.look(at)
+			if got := f.findings(); len(got) > 0 {
+				t.Errorf("after the files were put back: %+v", got)
+			}
+		})
+	}
+}
+
+// A renewal fits, and counts as the content in use after a while.
+func TestFileRenewed(t *testing.T) {
+	l := made(t)
+	f := newFiles(filesOf(l), func() error { _, err := pki.Check(l, spec); return err }, slog.New(slog.DiscardHandler))
+	remove(t, l.Cert(pki.NameKubernetes))
+	remove(t, l.Key(pki.NameKubernetes))
+	if _, err := pki.Ensure(l, spec); err != nil {
+		t.Fatal(err)
+	}
+	at := time.Now()
+	f.look(at)
+	for _, got := range f.findings() {
+		if got.Health != status.Healthy || !strings.HasSuffix(got.Text, ", and fits the other files") {
+			t.Errorf("after a renewal: %+v", got)
+		}
+	}
+	if n := len(f.findings()); n != 2 {
+		t.Errorf("after a renewal: %d findings; want certificate and key", n)
+	}
+	f.look(at.Add(noteFor))
+	if got := f.findings(); len(got) > 0 {
+		t.Errorf("an hour later: %+v", got)
+	}
+}
+
+func TestFilesOf(t *testing.T) {
+	all := FilesOf(map[string][]program.Arg{
+		program.Etcd:              {{Key: "cert-file", Value: "/d/k.pem"}, {Key: "key-file", Value: "/d/k-key.pem"}, {Key: "trusted-ca-file", Value: "/d/ca.pem"}, {Key: "data-dir", Value: "/d/etcd"}},
+		program.APIServer:         {{Key: "client-ca-file", Value: "/d/ca.pem"}, {Key: "service-account-key-file", Value: "/d/sa.pem"}, {Key: "runtime-config", Value: "api/all=true"}},
+		program.ControllerManager: {{Key: "cluster-signing-cert-file", Value: "/d/ca.pem"}, {Key: "cluster-signing-key-file", Value: "/d/ca-key.pem"}, {Key: "authentication-kubeconfig", Value: "/d/x.kubeconfig"}},
+	})
+	want := "[{/d/sa.pem 4 } {/d/ca.pem 3 } {/d/k.pem 1 /d/k-key.pem} {/d/k-key.pem 2 } {/d/ca-key.pem 2 } {/d/x.kubeconfig 7 }]"
+	if got := fmt.Sprint(all); got != want {
+		t.Errorf("FilesOf = %s; want %s", got, want)
+	}
+}
+
+// noSecrets looks for the bytes of every secret in all that is kept.
+func noSecrets(t *testing.T, f *files, layouts ...pki.Layout) {
+	t.Helper()
+	var kept strings.Builder
+	for _, c := range f.inUse {
+		fmt.Fprintf(&kept, "%q", c.keys)
+	}
+	for _, c := range f.changes {
+		text, _ := json.Marshal(c.finding)
+		fmt.Fprintf(&kept, "%q %s", c.is.keys, text)
+	}
+	for _, l := range layouts {
+		for line := range strings.Lines(contents(t, l.Key(pki.NameServiceAccount)) + contents(t, l.EncryptionConfig())) {
+			if secret := strings.TrimSpace(line); len(secret) > 40 && !strings.HasPrefix(secret, "#") && strings.Contains(kept.String(), secret) {
+				t.Errorf("%q is kept", secret)
+			}
+		}
+	}
+}
+
+func cert(name string) func(pki.Layout) string {
+	return func(l pki.Layout) string { return l.Cert(name) }
+}
+func key(name string) func(pki.Layout) string {
+	return func(l pki.Layout) string { return l.Key(name) }
+}
+
+func contents(t *testing.T, path string) string {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+func write(t *testing.T, path, data string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(data), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func add(t *testing.T, path, data string) { write(t, path, contents(t, path)+data) }
+
+func touch(t *testing.T, path string) {
+	t.Helper()
+	if err := os.Chtimes(path, time.Now(), time.Now().Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func remove(t *testing.T, path string) {
+	t.Helper()
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,36 @@
+package incident
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"kthwd/appliance/status"
+	"kthwd/test/kthwtest"
+)
+
+// C4: the disk below the data directory has no room, and gets it back. etcd's data are
+// elsewhere: without room etcd would end the process at once.
+func TestDiskFull(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, for a file system of its own")
+	}
+	t.Parallel()
+	mount := filepath.Join(t.TempDir(), "disk")
+	disk := kthwtest.NewDisk(t, mount)
+	c := kthwtest.Start(t, kthwtest.Options{
+		Dir: filepath.Join(mount, "data"), Args: []string{"--etcd-data-dir=" + filepath.Join(t.TempDir(), "etcd")},
+	})
+	noFinding(t, c, "disk_full")
+	disk.Fill(t)
+	f := finding(t, c, "disk_full", mount, " 0 B free of ", "audit records are being lost")
+	if f.Health != status.Degraded || !strings.Contains(f.Do, "du ") {
+		t.Errorf("got %+v; want health degraded, and a command that shows what is large", f)
+	}
+	if !strings.Contains(c.Log.String(), "audit records are being lost") {
+		t.Error("the log does not say that audit records are being lost")
+	}
+	disk.MakeRoom(t)
+	noFinding(t, c, "disk_full")
+}

@@ -1,0 +1,72 @@
+package incident
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"kthwd/appliance/pki"
+	"kthwd/appliance/status"
+	"kthwd/test/kthwtest"
+)
+
+// C2 and C7: files are replaced while kthwd runs, and put back.
+func TestFilesReplaced(t *testing.T) {
+	t.Parallel()
+	c := kthwtest.Start(t, kthwtest.Options{})
+	here, other := pki.Layout{Dir: c.Dir}, pki.Layout{Dir: filepath.Join(t.TempDir(), "other")}
+	if _, err := pki.Ensure(other, pki.Spec{Addresses: []string{"127.0.0.1"}, Server: "https://127.0.0.1:6443"}); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name  string
+		paths []func(pki.Layout) string
+		parts []string
+	}{
+		{"another CA", []func(pki.Layout) string{pki.Layout.CA}, []string{"ca.pem changed at ", "is not the CA of kubernetes.pem, "}},
+		{"another token key pair", []func(pki.Layout) string{certOf(pki.NameServiceAccount), keyOf(pki.NameServiceAccount)},
+			[]string{"service-account.pem changed at ", "lacks the key in use"}},
+		{"another key", []func(pki.Layout) string{keyOf(pki.NameKubernetes)}, []string{"kubernetes-key.pem changed at ", "is not the key of kubernetes.pem"}},
+		{"another encryption key", []func(pki.Layout) string{pki.Layout.EncryptionConfig}, []string{"encryption-config.yaml changed at ", "lacks the key in use"}},
+	} {
+		old := map[string][]byte{}
+		for _, path := range tt.paths {
+			old[path(here)] = replaceFile(t, path(here), path(other))
+		}
+		f := finding(t, c, "file_misfit", tt.parts...)
+		if f.Health != status.Degraded || !strings.Contains(f.Do, "put the old ") {
+			t.Errorf("%s: got %+v; want health degraded, and advice", tt.name, f)
+		}
+		for path, data := range old {
+			if err := os.WriteFile(path, data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		noFinding(t, c, "file_misfit")
+	}
+}
+
+func certOf(name string) func(pki.Layout) string {
+	return func(l pki.Layout) string { return l.Cert(name) }
+}
+func keyOf(name string) func(pki.Layout) string {
+	return func(l pki.Layout) string { return l.Key(name) }
+}
+
+// replaceFile returns the content before.
+func replaceFile(t *testing.T, path, by string) []byte {
+	t.Helper()
+	before, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(by)
+	if err == nil {
+		err = os.WriteFile(path, data, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return before
+}
