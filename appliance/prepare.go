@@ -103,9 +103,9 @@ func (p *prepared) beginRun() {
 	switch last := p.run.Before(); {
 	case last == nil:
 	case last.Good():
-		p.log.Info("the last run " + last.Text)
+		p.log.Info("the last run: " + last.Text)
 	default:
-		p.log.Warn("the last run "+last.Text, "kind", last.Kind, "hint", last.Do)
+		p.log.Warn("the last run: "+last.Text, "kind", last.Kind, "hint", last.Do)
 	}
 }
 

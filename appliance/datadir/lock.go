@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -45,6 +46,26 @@ func Lock(l pki.Layout) (*os.File, error) {
 			"stop that one first, or choose another --data-dir")
 	}
 	return f, errors.Join(f.Truncate(0), writeAt(f, fmt.Sprintln(os.Getpid())))
+}
+
+// Holder returns the process that holds the lock of the data directory, or 0. It takes
+// no lock, so that it never keeps a kthwd from starting.
+func Holder(l pki.Layout) int {
+	text, _ := os.ReadFile(l.Lock())
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	info, errStat := os.Stat(l.Lock())
+	if err != nil || errStat != nil {
+		return 0
+	}
+	file, ok := info.Sys().(*syscall.Stat_t)
+	locks, _ := os.ReadFile("/proc/locks")
+	for line := range strings.Lines(string(locks)) { // 1: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE 0 EOF, proc_locks(5)
+		f := strings.Fields(line)
+		if ok && len(f) > 5 && f[1] == "FLOCK" && f[4] == strconv.Itoa(pid) && strings.HasSuffix(f[5], fmt.Sprintf(":%d", file.Ino)) {
+			return pid
+		}
+	}
+	return 0
 }
 
 func writeAt(f *os.File, s string) error {

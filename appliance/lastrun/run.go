@@ -212,10 +212,14 @@ func (r *Run) complain(err error) {
 	}
 }
 
-// Note adds what systemd says of the end to the record of a run that has ended.
+// Note adds what systemd says of the end to the record of a run that has ended. Where none
+// is recorded, or the process goes on, it does nothing.
 func (f Files) Note(s Service) error {
 	r, err := f.Read()
-	if err != nil || r.Runs() {
+	if errors.Is(err, ErrNone) || err == nil && r.Runs() {
+		return nil
+	}
+	if err != nil {
 		return err
 	}
 	alive := r.alive
