@@ -65,7 +65,9 @@ func prepare(ctx context.Context, cfg config.Controller, o Options) (_ *prepared
 	if p.lock, err = datadir.Lock(p.layout); err != nil {
 		return nil, err
 	}
-	p.beginRun()
+	p.run = lastrun.Begin(lastrun.In(p.layout.Run()), lastrun.Start{
+		Version: o.Version, Started: o.Started, Limit: tune.GroupMemory(), Needs: preflight.NeedsMemory, Log: p.log,
+	})
 	if err := etcdfiles.Guard(p.layout, program.ParseUser(cfg.EtcdArgs), etcdfiles.Versions(o.Version)); err != nil {
 		return nil, err
 	}
@@ -93,20 +95,6 @@ func prepare(ctx context.Context, cfg config.Controller, o Options) (_ *prepared
 	}
 	p.programs, err = parsePrograms(p.args)
 	return p, advice.Usage(err)
-}
-
-// beginRun begins the record of this run, and logs how the one before ended.
-func (p *prepared) beginRun() {
-	p.run = lastrun.Begin(lastrun.In(p.layout.Run()), lastrun.Start{
-		Version: p.o.Version, Started: p.o.Started, Limit: tune.GroupMemory(), Needs: preflight.NeedsMemory, Log: p.log,
-	})
-	switch last := p.run.Before(); {
-	case last == nil:
-	case last.Good():
-		p.log.Info("the last run: " + last.Text)
-	default:
-		p.log.Warn("the last run: "+last.Text, "kind", last.Kind, "hint", last.Do)
-	}
 }
 
 func (p *prepared) close() {
