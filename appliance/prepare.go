@@ -110,7 +110,9 @@ func (p *prepared) make() (err error) {
 	if p.socket, err = datadir.NewSockets(p.layout); err != nil {
 		return err
 	}
-	p.beginRun()
+	p.run = lastrun.Begin(lastrun.In(p.layout.Run()), lastrun.Start{
+		Version: p.o.Version, Started: p.o.Started, Limit: tune.GroupMemory(), Needs: preflight.NeedsMemory, Log: p.log,
+	})
 	if p.identity, err = datadir.Identity(p.layout, p.cfg.Name); err != nil {
 		return err
 	}
@@ -187,20 +189,6 @@ func (p *prepared) tell(lines *commands.Lines) {
 		if err := p.setVerbosity(name, n); err != nil {
 			p.log.Warn("verbosity ignored", "program", name, "err", err)
 		}
-	}
-}
-
-// beginRun begins the record of this run, and logs how the one before ended.
-func (p *prepared) beginRun() {
-	p.run = lastrun.Begin(lastrun.In(p.layout.Run()), lastrun.Start{
-		Version: p.o.Version, Started: p.o.Started, Limit: tune.GroupMemory(), Needs: preflight.NeedsMemory, Log: p.log,
-	})
-	switch last := p.run.Before(); {
-	case last == nil:
-	case last.Good():
-		p.log.Info("the last run " + last.Text)
-	default:
-		p.log.Warn("the last run "+last.Text, "kind", last.Kind, "hint", last.Do)
 	}
 }
 

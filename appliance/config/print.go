@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,29 +24,69 @@ func (l *Loader) Print(w io.Writer) error {
 	if len(l.Config.Role) == 0 {
 		fmt.Fprintln(&b, "# the settings of all roles, since none is given; a start reads only those of its roles")
 	}
-	lines, width := l.lines()
-	for _, line := range lines {
-		fmt.Fprintf(&b, "%-*s  # %s\n", width, line.text, line.origin)
-	}
-	_, err := w.Write(b.Bytes())
+	_, err := w.Write(append(b.Bytes(), Render(l.Values())...))
 	return err
 }
 
-type line struct{ text, origin string }
+// Value is a setting as Print writes it.
+type Value struct {
+	Key    string `json:"key"`
+	Text   string `json:"value"`            // YAML, one line
+	Origin string `json:"origin"`           // as Loader.Origin returns it
+	Remark string `json:"remark,omitempty"` // such as a change of the file since the start
+}
 
-// lines returns the "key: value" lines and the width of the longest usual one.
-func (l *Loader) lines() (lines []line, width int) {
+// Values returns the settings that Print writes, in its order.
+func (l *Loader) Values() (all []Value) {
 	for _, s := range l.table {
 		if s.name == "config" || !s.of(l.Config.Role) && !l.inFile(s.name) {
 			continue
 		}
-		text := s.name + ": " + s.yaml()
-		lines = append(lines, line{text, l.Origin(s.name)})
-		if len(text) <= 60 {
-			width = max(width, len(text))
+		all = append(all, Value{Key: s.name, Text: s.yaml(), Origin: l.Origin(s.name)})
+	}
+	return all
+}
+
+// Render returns values as lines of a configuration file, each with its origin and its
+// remark as a comment.
+func Render(all []Value) []byte {
+	width := 0
+	for _, v := range all {
+		if n := len(v.Key) + len(": ") + len(v.Text); n <= 60 {
+			width = max(width, n)
 		}
 	}
-	return lines, width
+	var b bytes.Buffer
+	for _, v := range all {
+		fmt.Fprintf(&b, "%-*s  # %s", width, v.Key+": "+v.Text, v.Origin)
+		if v.Remark != "" {
+			b.WriteString("; " + v.Remark)
+		}
+		b.WriteByte('\n')
+	}
+	return b.Bytes()
+}
+
+// Compared returns the values in force, those of l, with a remark on each that a start
+// with the configuration of next would have changed.
+func (l *Loader) Compared(next *Loader) []Value {
+	now := map[string]string{}
+	for _, v := range next.Values() {
+		now[v.Key] = v.Text
+	}
+	all := l.Values()
+	changes := l.Changes(next)
+	for i, v := range all {
+		if !slices.Contains(changes, v.Key) {
+			continue
+		}
+		text, there := now[v.Key]
+		if !there {
+			text = "nothing"
+		}
+		all[i].Remark = "changed in the file since the start, to " + text
+	}
+	return all
 }
 
 // yaml returns the value of a setting as one line of YAML.

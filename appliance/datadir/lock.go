@@ -19,6 +19,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -65,6 +66,26 @@ func Usable(l pki.Layout) error {
 		return advice.With(&fs.PathError{Op: "write to", Path: l.Dir, Err: err}, "the data directory must belong to the user that runs kthwd; or choose another with --data-dir")
 	}
 	return advice.With(&fs.PathError{Op: "mkdir", Path: l.Dir, Err: err}, "make the directory for the user that runs kthwd, or choose another with --data-dir")
+}
+
+// Holder returns the process that holds the lock of the data directory, or 0. It takes
+// no lock, so that it never keeps a kthwd from starting.
+func Holder(l pki.Layout) int {
+	text, _ := os.ReadFile(l.Lock())
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	info, errStat := os.Stat(l.Lock())
+	if err != nil || errStat != nil {
+		return 0
+	}
+	file, ok := info.Sys().(*syscall.Stat_t)
+	locks, _ := os.ReadFile("/proc/locks")
+	for line := range strings.Lines(string(locks)) { // 1: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE 0 EOF, proc_locks(5)
+		f := strings.Fields(line)
+		if ok && len(f) > 5 && f[1] == "FLOCK" && f[4] == strconv.Itoa(pid) && strings.HasSuffix(f[5], fmt.Sprintf(":%d", file.Ino)) {
+			return pid
+		}
+	}
+	return 0
 }
 
 func writeAt(f *os.File, s string) error {

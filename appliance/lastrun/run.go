@@ -39,7 +39,7 @@ type Run struct {
 // heartbeat is the time between two signs of life. One is a change of the file's time.
 const heartbeat = 10 * time.Second
 
-// Begin reads the record of the run before and tells how it ended. The caller holds the
+// Begin reads the record of the run before, and logs how it ended. The caller holds the
 // lock of the data directory. A directory without a record stays as it is until Keep, so
 // that a start that is refused leaves nothing behind.
 func Begin(f Files, s Start) *Run {
@@ -60,6 +60,11 @@ func Begin(f Files, s Start) *Run {
 	default:
 		end := last.judge(f.gather())
 		r.before = &end
+	}
+	if r.before.Good() {
+		r.log.Info("the last run: " + r.before.Text)
+	} else {
+		r.log.Warn("the last run: "+r.before.Text, "kind", r.before.Kind, "hint", r.before.Do)
 	}
 	r.record.Before = r.before
 	r.Keep()
@@ -212,10 +217,14 @@ func (r *Run) complain(err error) {
 	}
 }
 
-// Note adds what systemd says of the end to the record of a run that has ended.
+// Note adds what systemd says of the end to the record of a run that has ended. Where none
+// is recorded, or the process goes on, it does nothing.
 func (f Files) Note(s Service) error {
 	r, err := f.Read()
-	if err != nil || r.Runs() {
+	if errors.Is(err, ErrNone) || err == nil && r.Runs() {
+		return nil
+	}
+	if err != nil {
 		return err
 	}
 	alive := r.alive

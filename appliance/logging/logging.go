@@ -57,6 +57,7 @@ type Logs struct {
 
 	outMu sync.Mutex
 	out   io.Writer
+	tail  tail
 
 	standard atomic.Int64
 	levels   atomic.Pointer[map[string]*level] // read without a lock, replaced under mu
@@ -257,6 +258,7 @@ func (l *Logs) changed() {
 }
 
 func (l *Logs) write(line []byte) error {
+	l.tail.add(line)
 	l.outMu.Lock()
 	defer l.outMu.Unlock()
 	_, err := l.out.Write(line)

@@ -20,6 +20,9 @@ import (
 // ErrNotRunning means that no kthwd process answers.
 var ErrNotRunning = errors.New("kthwd is not running")
 
+// ErrNoAnswer means that a process listens but does not answer.
+var ErrNoAnswer = errors.New("kthwd does not answer")
+
 // Client queries a running kthwd. The zero value reaches none.
 type Client struct {
 	Socket string // kthwd's unix socket, which only kthwd's user can open; "" means none
@@ -133,7 +136,11 @@ func (c Client) socket(ctx context.Context, method, path, body string) ([]byte, 
 	}
 	t := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dialUnix(ctx, c.Socket) }}
 	defer t.CloseIdleConnections()
-	return ask(ctx, t, method, "http://kthwd"+path, body, Login{})
+	answer, err := ask(ctx, t, method, "http://kthwd"+path, body, Login{})
+	if err == nil || errors.Is(err, ErrNotRunning) || errors.Is(err, context.DeadlineExceeded) {
+		return answer, err
+	}
+	return answer, named(err, c.Socket)
 }
 
 // dialUnix connects to a socket whose path may be longer than a socket address
@@ -145,7 +152,25 @@ func dialUnix(ctx context.Context, path string) (net.Conn, error) {
 	}
 	defer dir.Close()
 	var d net.Dialer
-	return d.DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(path)))
+	conn, err := d.DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(path)))
+	if err != nil {
+		return nil, named(err, path)
+	}
+	return conn, nil
+}
+
+// named replaces the short path of a socket in an error by its name.
+func named(err error, path string) error {
+	var op *net.OpError
+	if !errors.As(err, &op) {
+		return err
+	}
+	cause := op.Err
+	var call *os.SyscallError
+	if errors.As(cause, &call) {
+		cause = call.Err
+	}
+	return &fs.PathError{Op: op.Op, Path: path, Err: cause}
 }
 
 const maxBody = 4 << 20
@@ -163,7 +188,7 @@ func ask(ctx context.Context, t http.RoundTripper, method, url, body string, log
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ENOTDIR):
 		return nil, fmt.Errorf("%w: %w", ErrNotRunning, err)
 	case errors.Is(err, context.DeadlineExceeded):
-		return nil, fmt.Errorf("kthwd does not answer: %w", err)
+		return nil, fmt.Errorf("%w: %w", ErrNoAnswer, context.DeadlineExceeded)
 	case err != nil:
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"sort"
 	"strings"
 	"sync"
@@ -122,7 +123,11 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 func listenUnix(path string) (_ net.Listener, remove func(), err error) {
 	l, err := net.Listen("unix", path)
 	if err != nil {
-		return nil, nil, err
+		name := path
+		if dir, errDir := os.Readlink(filepath.Dir(path)); errDir == nil { // a path through /proc/self/fd
+			name = filepath.Join(dir, filepath.Base(path))
+		}
+		return nil, nil, named(err, name)
 	}
 	l.(*net.UnixListener).SetUnlinkOnClose(false)
 	ours, err := os.Stat(path)

@@ -62,7 +62,7 @@ func (a *app) memberAdd(ctx context.Context, l *config.Loader, name, address str
 	}
 	var added member.Added
 	in := member.AddRequest{Name: name, Address: address, TTL: f.ttl, CAKey: f.caKey, From: f.from}
-	if err := askMembers(ctx, l, http.MethodPost, "/members", in, &added); err != nil {
+	if err := a.askMembers(ctx, l, http.MethodPost, "/members", in, &added); err != nil {
 		return err
 	}
 	for _, w := range added.Warnings {

@@ -39,7 +39,7 @@ func (a *app) logLevel(ctx context.Context, l *config.Loader, args []string) err
 			return usagef("%v", err)
 		}
 	}
-	c, err := client(l)
+	c, err := a.target(l)
 	if err != nil {
 		return err
 	}
@@ -59,7 +59,7 @@ func (a *app) logLevel(ctx context.Context, l *config.Loader, args []string) err
 		}
 	}
 	if err != nil {
-		return err
+		return c.explain(err)
 	}
 	if err := knownComponents(args, levels); err != nil {
 		return err

@@ -54,7 +54,7 @@ func (a *app) memberListVerb(l *config.Loader) *cobra.Command {
 
 func (a *app) memberList(ctx context.Context, l *config.Loader, asJSON bool) error {
 	var list member.List
-	if err := askMembers(ctx, l, http.MethodGet, "/members", nil, &list); err != nil {
+	if err := a.askMembers(ctx, l, http.MethodGet, "/members", nil, &list); err != nil {
 		return err
 	}
 	if asJSON {
@@ -87,12 +87,12 @@ func (a *app) memberRemoveVerb(l *config.Loader) *cobra.Command {
 
 func (a *app) memberRemove(ctx context.Context, l *config.Loader, name string) error {
 	var gone member.Member
-	if err := askMembers(ctx, l, http.MethodDelete, "/members/"+url.PathEscape(name), nil, &gone); err != nil {
+	if err := a.askMembers(ctx, l, http.MethodDelete, "/members/"+url.PathEscape(name), nil, &gone); err != nil {
 		return err
 	}
 	fmt.Fprintf(a.out, "removed  %s  %s\n", text.Line(gone.Name), text.Line(gone.Address))
 	var list member.List
-	if askMembers(ctx, l, http.MethodGet, "/members", nil, &list) == nil {
+	if a.askMembers(ctx, l, http.MethodGet, "/members", nil, &list) == nil {
 		for _, w := range list.Warnings() {
 			a.warn(w)
 		}
@@ -101,8 +101,8 @@ func (a *app) memberRemove(ctx context.Context, l *config.Loader, name string) e
 }
 
 // askMembers sends a request to the kthwd that runs on the configured data directory.
-func askMembers(ctx context.Context, l *config.Loader, method, path string, in, out any) error {
-	c, err := client(l)
+func (a *app) askMembers(ctx context.Context, l *config.Loader, method, path string, in, out any) error {
+	c, err := a.target(l)
 	if err != nil {
 		return err
 	}
@@ -112,5 +112,5 @@ func askMembers(ctx context.Context, l *config.Loader, method, path string, in, 
 	if errors.Is(err, status.ErrNotRunning) && c.Socket == "" {
 		return advice.With(errors.New("a load balancer has no members"), "run this on a controller")
 	}
-	return err
+	return c.explain(err)
 }

@@ -48,7 +48,7 @@ func (a *app) preflight(ctx context.Context, l *config.Loader, asJSON bool) erro
 	}
 	var all []preflight.Result
 	if l.Config.Is(config.RoleController) {
-		all = append(all, controllerChecks(ctx, l)...)
+		all = append(all, a.controllerChecks(ctx, l)...)
 	}
 	if l.Config.Is(config.RoleLB) {
 		all = append(all, balancerChecks(ctx, l)...)
@@ -85,9 +85,9 @@ func (a *app) showPreflight(all []preflight.Result, asJSON bool) error {
 	return preflight.WriteTable(a.out, all, func(v preflight.Verdict) string { return p(colour[v], string(v)) })
 }
 
-func controllerChecks(ctx context.Context, l *config.Loader) []preflight.Result {
+func (a *app) controllerChecks(ctx context.Context, l *config.Loader) []preflight.Result {
 	c := l.Config.Controller
-	all := []preflight.Result{controllerPorts(ctx, l)}
+	all := []preflight.Result{a.controllerPorts(ctx, l)}
 	all = append(all, preflight.Address("advertise-address", c.AdvertiseAddress))
 	if c.BindAddress != c.AdvertiseAddress {
 		if r := preflight.Address("bind-address", c.BindAddress); r.Verdict != preflight.OK {
@@ -98,13 +98,13 @@ func controllerChecks(ctx context.Context, l *config.Loader) []preflight.Result 
 }
 
 // controllerPorts checks that the ports are free, or in use by the kthwd that runs on this directory.
-func controllerPorts(ctx context.Context, l *config.Loader) preflight.Result {
+func (a *app) controllerPorts(ctx context.Context, l *config.Loader) preflight.Result {
 	r := preflight.Result{What: "ports", Verdict: preflight.OK, Found: "free"}
 	errs := flatten(preflight.Ports(l.Config.Controller, l.Config.MetricsAddress))
 	if len(errs) == 0 {
 		return r
 	}
-	if c, err := client(l); err == nil {
+	if c, err := a.target(l); err == nil {
 		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 		defer cancel()
 		if report, err := c.Status(ctx); err == nil {

@@ -63,7 +63,7 @@ func (a *app) newRoot() *cobra.Command {
 		}
 		root.AddCommand(group.verbs...)
 	}
-	root.AddCommand(a.generateVerb())
+	root.AddCommand(a.generateVerb(), a.endedVerb(l))
 	return root
 }
 

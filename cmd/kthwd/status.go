@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -72,7 +71,7 @@ func outputFlag(cmd *cobra.Command, output *string) {
 }
 
 func (a *app) status(ctx context.Context, l *config.Loader, f statusFlags) error {
-	ask := client
+	ask := a.target
 	if f.server != "" {
 		ask = f.remote
 	} else if f.user != "" || f.secret != "" || f.tls != (status.TLSFiles{}) {
@@ -95,8 +94,8 @@ func (a *app) status(ctx context.Context, l *config.Loader, f statusFlags) error
 }
 
 // remote makes a client of the kthwd at the metrics address in --server.
-func (f statusFlags) remote(*config.Loader) (status.Client, error) {
-	c := status.Client{Addr: f.server, TLS: f.tls, Login: status.Login{User: f.user, Password: os.Getenv(passwordVariable)}}
+func (f statusFlags) remote(*config.Loader) (target, error) {
+	c := target{Client: status.Client{Addr: f.server, TLS: f.tls, Login: status.Login{User: f.user, Password: os.Getenv(passwordVariable)}}}
 	switch {
 	case f.user == "" && f.secret == "":
 		c.Login = status.Login{}
@@ -114,7 +113,7 @@ func (f statusFlags) remote(*config.Loader) (status.Client, error) {
 	return c, nil
 }
 
-func (a *app) showStatus(ctx context.Context, c status.Client, output string) error {
+func (a *app) showStatus(ctx context.Context, c target, output string) error {
 	r, err := askStatus(ctx, c)
 	if err != nil {
 		return err
@@ -126,12 +125,12 @@ func (a *app) showStatus(ctx context.Context, c status.Client, output string) er
 }
 
 // showCluster shows the state of all controllers. One that does not answer is down.
-func (a *app) showCluster(ctx context.Context, c status.Client, output string) error {
+func (a *app) showCluster(ctx context.Context, c target, output string) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	all, err := c.Cluster(ctx)
 	if err != nil {
-		return &downError{err}
+		return &downError{c.explain(err)}
 	}
 	switch output {
 	case "json":
@@ -147,12 +146,12 @@ func (a *app) showCluster(ctx context.Context, c status.Client, output string) e
 	return exitOf(all.Health)
 }
 
-func askStatus(ctx context.Context, c status.Client) (status.Report, error) {
+func askStatus(ctx context.Context, c target) (status.Report, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	r, err := c.Status(ctx)
 	if err != nil {
-		return r, &downError{err}
+		return r, &downError{c.explain(err)}
 	}
 	return r, nil
 }
@@ -172,7 +171,7 @@ func (a *app) writeStatus(r status.Report, output string) error {
 }
 
 // watchStatus shows the status again when anything but the time has changed.
-func (a *app) watchStatus(ctx context.Context, c status.Client, output string) error {
+func (a *app) watchStatus(ctx context.Context, c target, output string) error {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	tick := time.NewTicker(time.Second)
@@ -212,45 +211,4 @@ func exitOf(h status.Health) error {
 		return errDown
 	}
 	return nil
-}
-
-// client makes a client of the kthwd that runs on the configured data directory, or of
-// the load balancer, which has none.
-func client(l *config.Loader) (status.Client, error) {
-	if err := l.Load(); err != nil {
-		return status.Client{}, err
-	}
-	c := l.Config.Controller
-	if l.Config.Is(config.RoleLB) && !l.Config.Is(config.RoleController) { // by its file
-		return balancerClient(l)
-	}
-	if len(l.Config.Role) == 0 && l.Origin("data-dir") == config.OriginDefault && !exists(c.Layout().ControlSocket()) && exists(l.Config.StatusSocket) {
-		return balancerClient(l) // it runs on flags, so its role is in no file
-	}
-	if c.DataDir == "" {
-		return status.Client{}, usagef("--data-dir is empty")
-	}
-	return status.Client{
-		Socket: c.Layout().ControlSocket(), Addr: l.Config.MetricsAddress,
-		// A data directory that the user named means the kthwd that runs on it, and no other.
-		Anywhere: l.Origin("data-dir") == config.OriginDefault,
-	}, nil
-}
-
-func exists(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
-}
-
-// balancerClient makes a client of a load balancer without a controller in its process.
-// A metrics address without a socket means the load balancer that answers there.
-func balancerClient(l *config.Loader) (status.Client, error) {
-	socket, address := l.Config.StatusSocket, l.Config.MetricsAddress
-	if socket == "" && address == "" {
-		return status.Client{}, advice.With(errors.New("a load balancer without --metrics-address and --status-socket answers no queries"), "give it one, such as "+config.Default().MetricsAddress)
-	}
-	if l.Origin("status-socket") == config.OriginDefault && l.Origin("metrics-address") != config.OriginDefault {
-		socket = ""
-	}
-	return status.Client{Socket: socket, Addr: address, Anywhere: true}, nil
 }

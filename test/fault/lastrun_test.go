@@ -47,7 +47,7 @@ func lastRun(t *testing.T, c *kthwtest.Controller) lastrun.End {
 	if err != nil || r.LastRun == nil {
 		t.Fatalf("got %+v and %v, want how the last run ended", r.LastRun, err)
 	}
-	if log := next.Log.String(); !strings.Contains(log, "the last run ") {
+	if log := next.Log.String(); !strings.Contains(log, "the last run: ") {
 		t.Errorf("the log says nothing of the last run:\n%s", log)
 	}
 	for _, f := range r.Findings {
@@ -66,7 +66,11 @@ func TestKilledByTheMemoryLimit(t *testing.T) {
 	if code := first.Wait(t, 5*time.Minute); code != -1 {
 		t.Skipf("got exit code %d: this kernel did not end it", code)
 	}
+	said, _ := exec.Command(kthwtest.Binary(t), "status", "--data-dir="+first.Dir).CombinedOutput()
 	const want = "memory limit 170 MiB, an empty control plane needs 384 MiB"
+	if !strings.Contains(string(said), want) {
+		t.Errorf("status without a process: got %s, want %q", said, want)
+	}
 	if end := lastRun(t, first); end.Kind != lastrun.OutOfMemory || !strings.Contains(end.Text, want) {
 		t.Errorf("got %+v, want %q", end, want)
 	}
@@ -111,5 +115,59 @@ func TestLastRun(t *testing.T) {
 	}
 	if trace, err := os.ReadFile(lastrun.In(filepath.Join(first.Dir, "run")).CrashBefore()); err != nil || !strings.Contains(string(trace), "goroutine ") {
 		t.Errorf("the trace is not kept: %v", err)
+	}
+}
+
+// status of a directory without an answer names the directory, the process or the user,
+// never a path that only another process can resolve.
+func TestStatusWithoutAnAnswer(t *testing.T) {
+	c := kthwtest.Start(t, kthwtest.Options{})
+	ask := func(who uint32, args ...string) (int, string) {
+		args = append(args, "--config=", "--data-dir="+c.Dir)
+		o := runToEnd(t, func(cmd *exec.Cmd) {
+			if who != 0 {
+				cmd.Dir = "/"
+				cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: who, Gid: who}}
+			}
+		}, args...)
+		if strings.Contains(o.stderr, "/proc/self") {
+			t.Errorf("%s: got a path of another process:\n%s", strings.Join(args, " "), o.stderr)
+		}
+		return o.code, o.stderr
+	}
+	pid := fmt.Sprintf("process %d has %s", c.Cmd.Process.Pid, c.Dir)
+	c.Signal(t, syscall.SIGSTOP)
+	if code, said := ask(0, "status"); code != 2 || !strings.Contains(said, pid) || !strings.Contains(said, "ps -o pid") {
+		t.Errorf("a process that is stopped: got exit code %d and:\n%s", code, said)
+	}
+	c.Signal(t, syscall.SIGCONT)
+	socket := filepath.Join(c.Dir, "run", "kthwd.sock")
+	if err := os.Rename(socket, socket+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if code, said := ask(0, "status"); code != 2 || !strings.Contains(said, pid) {
+		t.Errorf("a process without its socket: got exit code %d and:\n%s", code, said)
+	}
+	if err := os.Rename(socket+".away", socket); err != nil {
+		t.Fatal(err)
+	}
+	if os.Geteuid() == 0 {
+		const nobody = 65534
+		for verb, want := range map[string]int{"status": 2, "log-level": 1, "member": 1} {
+			args := []string{verb}
+			if verb == "member" {
+				args = append(args, "list")
+			}
+			if verb == "status" {
+				args = append(args, "--metrics-address=")
+			}
+			if code, said := ask(nobody, args...); code != want || !strings.Contains(said, "sudo -u root kthwd "+verb) {
+				t.Errorf("%s as another user: got exit code %d and:\n%s", verb, code, said)
+			}
+		}
+	}
+	stop(t, c, syscall.SIGTERM, 0)
+	if code, said := ask(0, "status"); code != 2 || !strings.Contains(said, "the last run: stopped in order") {
+		t.Errorf("after a stop: got exit code %d and:\n%s", code, said)
 	}
 }

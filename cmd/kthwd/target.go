@@ -1,0 +1,180 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"kthwd/appliance/advice"
+	"kthwd/appliance/config"
+	"kthwd/appliance/datadir"
+	"kthwd/appliance/lastrun"
+	"kthwd/appliance/pki"
+	"kthwd/appliance/status"
+	"kthwd/appliance/text"
+)
+
+// target is the kthwd that a verb asks.
+type target struct {
+	status.Client
+	dir  string   // the data directory of the controller; "" for a load balancer and another machine
+	file string   // the configuration file that names it; "" for none
+	args []string // the command line of the verb
+}
+
+// target is the kthwd that runs on the configured data directory, or the load balancer,
+// which has none.
+func (a *app) target(l *config.Loader) (target, error) {
+	if err := l.Load(); err != nil {
+		return target{}, err
+	}
+	c := l.Config.Controller
+	if l.Config.Is(config.RoleLB) && !l.Config.Is(config.RoleController) { // by its file
+		return a.balancer(l)
+	}
+	if len(l.Config.Role) == 0 && l.Origin("data-dir") == config.OriginDefault && !datadir.Exists(c.Layout().ControlSocket()) && datadir.Exists(l.Config.StatusSocket) {
+		return a.balancer(l) // it runs on flags, so its role is in no file
+	}
+	if c.DataDir == "" {
+		return target{}, usagef("--data-dir is empty")
+	}
+	return target{Client: status.Client{
+		Socket: c.Layout().ControlSocket(), Addr: l.Config.MetricsAddress,
+		// A data directory that the user named means the kthwd that runs on it, and no other.
+		Anywhere: l.Origin("data-dir") == config.OriginDefault,
+	}, dir: c.DataDir, file: l.File(), args: a.args}, nil
+}
+
+// balancer is a load balancer without a controller in its process.
+// A metrics address without a socket means the load balancer that answers there.
+func (a *app) balancer(l *config.Loader) (target, error) {
+	socket, address := l.Config.StatusSocket, l.Config.MetricsAddress
+	if socket == "" && address == "" {
+		return target{}, advice.With(errors.New("a load balancer without --metrics-address and --status-socket answers no queries"), "give it one, such as "+config.Default().MetricsAddress)
+	}
+	if l.Origin("status-socket") == config.OriginDefault && l.Origin("metrics-address") != config.OriginDefault {
+		socket = ""
+	}
+	return target{Client: status.Client{Socket: socket, Addr: address, Anywhere: true}, args: a.args}, nil
+}
+
+// explain says why a controller did not answer: which directory was asked, whether a
+// process has it, how the last run ended, and what to type next.
+func (t target) explain(err error) error {
+	if err == nil || t.dir == "" {
+		return err
+	}
+	holder := datadir.Holder(t.layout())
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return t.forbidden(err)
+	case errors.Is(err, status.ErrNoAnswer) || errors.Is(err, context.DeadlineExceeded):
+		return t.silent(holder)
+	case !errors.Is(err, status.ErrNotRunning):
+		return err
+	case holder != 0:
+		return t.held(holder)
+	}
+	return t.absent()
+}
+
+func (t target) layout() pki.Layout { return pki.Layout{Dir: t.dir} }
+
+// forbidden names the user to whom the directory belongs.
+func (t target) forbidden(err error) error {
+	said := fmt.Errorf("%s belongs to another user: %w", t.dir, err)
+	info, errStat := os.Stat(t.dir)
+	if errStat != nil {
+		return advice.With(said, "run this as root: "+t.as("root"))
+	}
+	owner, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || int(owner.Uid) == os.Geteuid() {
+		return err
+	}
+	name := "#" + strconv.Itoa(int(owner.Uid)) // sudo(8) takes numbers so
+	if u, err := user.LookupId(strconv.Itoa(int(owner.Uid))); err == nil {
+		name = u.Username
+	}
+	return advice.With(fmt.Errorf("%s belongs to the user %s: %w", t.dir, name, err), "run this as that user: "+t.as(name))
+}
+
+// as is the command line of the verb, run by another user.
+func (t target) as(name string) string {
+	words := append([]string{"sudo", "-u", name, "kthwd"}, t.args...)
+	for i, w := range words {
+		words[i] = text.ShellWord(w)
+	}
+	return strings.Join(words, " ")
+}
+
+// silent is for a process that listens and does not answer.
+func (t target) silent(holder int) error {
+	if holder == 0 {
+		return advice.With(fmt.Errorf("%w: nothing came back from %s", status.ErrNoAnswer, t.Socket), "look at the processes: ps -eo pid,stat,args | grep kthwd")
+	}
+	return advice.With(fmt.Errorf("%w: process %d has %s, and nothing came back from it", status.ErrNoAnswer, holder, t.dir),
+		fmt.Sprintf("see whether it is stopped (T) or waits for a disk (D): ps -o pid,stat,wchan,args -p %d", holder))
+}
+
+// held is for a process that has the directory and no socket: a kthwd that begins or ends,
+// or a verb that works on the data.
+func (t target) held(holder int) error {
+	last, err := lastrun.In(t.layout().Run()).Last()
+	what := "it starts, or it is a verb at work"
+	if err == nil && last.Kind == lastrun.Running {
+		what = "it starts or stops"
+	}
+	return advice.With(fmt.Errorf("process %d has %s and does not answer: %s", holder, t.dir, what),
+		fmt.Sprintf("ask again in a moment; if it stays, look at its log and at ps -o pid,stat,etime,args -p %d", holder))
+}
+
+// absent is for a directory that no process has.
+func (t target) absent() error {
+	said, do := fmt.Sprintf("no process has %s", t.dir), ""
+	last, err := lastrun.In(t.layout().Run()).Last()
+	switch {
+	case err == nil:
+		said += "; the last run: " + last.Text
+		do = last.Do
+	case !datadir.Exists(t.dir) && t.Anywhere:
+		return fmt.Errorf("%w: %s does not exist, and nothing answers at %s", status.ErrNotRunning, t.dir, cmp.Or(t.Addr, "another address"))
+	case !datadir.Exists(t.dir):
+		said = t.dir + " does not exist"
+		do = "name the directory of the controller with --data-dir"
+	case !errors.Is(err, lastrun.ErrNone):
+		said += "; the last run: " + err.Error()
+	case !datadir.Exists(t.layout().Lock()):
+		said += ", and no controller ever had it"
+		do = "name the directory of the controller with --data-dir"
+	}
+	if do != "" {
+		do += "; "
+	}
+	return advice.With(fmt.Errorf("%w: %s", status.ErrNotRunning, said), do+t.start())
+}
+
+// units are the places where a package or an administrator puts units.
+var units = []string{"/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"}
+
+// start is the command that shows or starts this controller.
+func (t target) start() string {
+	if t.dir == config.Default().Controller.DataDir || strings.HasPrefix(t.file, "/etc/kthwd/") {
+		for _, dir := range units {
+			if datadir.Exists(filepath.Join(dir, "kthwd-controller.service")) {
+				return "look at the service: systemctl status kthwd-controller"
+			}
+		}
+	}
+	if t.file != "" {
+		return "start it: kthwd --role=controller --config=" + text.ShellWord(t.file)
+	}
+	return "start it: kthwd --role=controller --data-dir=" + text.ShellWord(t.dir)
+}
