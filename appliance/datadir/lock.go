@@ -59,6 +59,9 @@ func Usable(l pki.Layout) error {
 		at = filepath.Dir(at)
 	}
 	err := unix.Access(at, unix.W_OK|unix.X_OK)
+	if info, errStat := os.Stat(at); errStat == nil && !info.IsDir() {
+		err = unix.ENOTDIR
+	}
 	if err == nil {
 		return nil
 	}
