@@ -78,7 +78,7 @@ func valueText(v float64, unit history.Unit) string {
 	case unit == history.PerSecond:
 		return fmt.Sprintf("%.1f/s", v)
 	}
-	return fmt.Sprintf("%.0f %s", v, unit)
+	return fmt.Sprintf("%.0f", v)
 }
 
 // balancerHistory reads the connections of a load balancer and their rate. last returns
