@@ -13,6 +13,7 @@ import (
 	"kthwd/appliance/datadir"
 	"kthwd/appliance/etcd"
 	"kthwd/appliance/etcdfiles"
+	"kthwd/appliance/etcdmetrics"
 	"kthwd/appliance/lease"
 	"kthwd/appliance/membership"
 	"kthwd/appliance/others"
@@ -20,6 +21,7 @@ import (
 	"kthwd/appliance/program"
 	"kthwd/appliance/series"
 	"kthwd/appliance/status"
+	"kthwd/appliance/status/history"
 	"kthwd/appliance/supervise"
 	"kthwd/appliance/version"
 )
@@ -34,7 +36,7 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 	p.events = newEventWriter(p.cfg.Name, api.Loopback, used, p.o.Logs.Logger("kthwd"))
 	p.others = others.New(e, p.log)
 	server := status.NewServer(status.ServerConfig{
-		Others:  p.others.Controllers,
+		Others: p.others.Controllers, History: []history.Source{etcdmetrics.History(), series.Requests(api.Loopback)},
 		Changed: g.Changed, OnEvent: p.events.seen,
 		Socket: p.socket.Control, Address: p.o.Metrics.Address, Web: p.o.Metrics.Web, Pprof: p.o.Metrics.Pprof,
 		Logs: p.o.Logs, Collectors: append(collectors, beside.Collectors...), Programs: series.Programs(), Private: m.Private(),

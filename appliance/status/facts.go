@@ -69,5 +69,5 @@ func certificatesFact(all []Certificate, now time.Time) fact {
 	if left != "expired" {
 		left += " left"
 	}
-	return fact{"Certificates", first.tone(now), left, filepath.Base(first.File) + " ends first, on " + first.NotAfter.UTC().Format(time.DateOnly)}
+	return fact{"Certificates", first.tone(now), left, "until " + first.NotAfter.UTC().Format(time.DateOnly) + ": " + filepath.Base(first.File)}
 }

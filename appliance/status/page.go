@@ -49,6 +49,7 @@ func (s *Server) page(w http.ResponseWriter, _ *http.Request) {
 	if s.Others != nil {
 		p.controllers(s.cluster(r), now)
 	}
+	p.History = sparklines(s.history.Lines())
 	if err := pageTemplate.Execute(&b, p); err != nil {
 		s.log.Error("status page", "err", err)
 		http.Error(w, "the page cannot be rendered", http.StatusInternalServerError)
@@ -90,6 +91,7 @@ type page struct {
 	LB                  *lb.Status
 	Backends, Listeners grid
 	Controllers         grid
+	History             []sparkline
 	Paths               []string
 }
 

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -22,6 +23,7 @@ import (
 	"kthwd/appliance/advice"
 	"kthwd/appliance/logging"
 	"kthwd/appliance/paths"
+	"kthwd/appliance/status/history"
 	"kthwd/appliance/text"
 )
 
@@ -39,6 +41,10 @@ type ServerConfig struct {
 	// Others returns what is known of the other controllers of the cluster. It must not
 	// block. Nil where no controller runs.
 	Others func() []Controller
+
+	// History adds measurements to those of the process and of a load balancer, whose last
+	// hour the page shows.
+	History []history.Source
 
 	// Collectors add series to those of the report, of Go and of the process.
 	Collectors []prometheus.Collector
@@ -72,11 +78,13 @@ type Server struct {
 	paths   []string // other paths that the page lists
 	watcher watcher
 	begun   beginnings
+	history *history.Recorder
 }
 
 // NewServer returns a Server. It opens no listener.
 func NewServer(c ServerConfig) *Server {
 	s := &Server{ServerConfig: c, log: c.Logs.Logger("status")}
+	s.history = history.New(slices.Concat(c.History, []history.Source{history.Memory(), balancerHistory(s.watcher.lastLB)})...)
 	s.public = s.newPublic()
 	return s
 }
@@ -110,7 +118,9 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	}
 	watching, stopWatching := context.WithCancel(ctx)
 	var watch sync.WaitGroup
-	watch.Go(func() { s.watcher.watch(watching, func() Report { return s.report(time.Now()) }, s.Changed, s.OnEvent) })
+	watch.Go(func() {
+		s.watcher.watch(watching, func() Report { return s.report(time.Now()) }, s.Changed, s.OnEvent, s.history.Sample)
+	})
 	defer watch.Wait()
 	defer stopWatching()
 	ready()
@@ -231,10 +241,11 @@ func (s *Server) newHTTPServer(h http.Handler) *http.Server {
 // address may read.
 func (s *Server) newPublic() http.Handler {
 	mux := http.NewServeMux()
-	paths := []string{"/", "/livez", "/readyz", "/status", "/status.json", "/status/cluster", "/metrics"}
+	paths := []string{"/", "/livez", "/readyz", "/status", "/status.json", "/status/cluster", "/status/history", "/metrics"}
 	mux.HandleFunc("GET /status", s.status)
 	mux.HandleFunc("GET /status.json", s.status)
 	mux.HandleFunc("GET /status/cluster", s.clusterJSON)
+	mux.HandleFunc("GET /status/history", s.historyJSON)
 	mux.HandleFunc("GET /readyz", s.readyz)
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
 	mux.Handle("GET /metrics", exposition(ownSeries(s.ServerConfig, s.report), s.log))

@@ -32,8 +32,9 @@ type lbSample struct {
 }
 
 // watch reads report now, after each change and every watchInterval, until ctx ends.
-// It calls tell, unless nil, with each event. changed may be nil.
-func (w *watcher) watch(ctx context.Context, report func() Report, changed func() <-chan struct{}, tell func(Event)) {
+// It calls tell, unless nil, with each event, and sample after each reading. changed may be
+// nil.
+func (w *watcher) watch(ctx context.Context, report func() Report, changed func() <-chan struct{}, tell func(Event), sample func(time.Time)) {
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
 	for {
@@ -46,6 +47,7 @@ func (w *watcher) watch(ctx context.Context, report func() Report, changed func(
 				tell(e)
 			}
 		}
+		sample(time.Now())
 		select {
 		case <-next:
 		case <-tick.C:

@@ -67,8 +67,17 @@ func balancerInTrouble() status.Report {
 	}
 }
 
+// otherControllers are a healthy one and one that does not answer.
+func otherControllers() []status.Controller {
+	now := time.Now()
+	return []status.Controller{
+		{Name: "controller-0", Version: "v0.1.0", Health: status.Healthy, Ready: true, Leader: "controller-0", Since: now.Add(-time.Hour), Answered: now},
+		{Name: "controller-2", Version: "v0.1.0", Health: status.Healthy, Ready: true, Leader: "controller-0", Answered: now.Add(-time.Hour), Error: "connection refused", ErrorSince: now.Add(-59 * time.Minute)},
+	}
+}
+
 // serveReport serves the page of a report on a loopback port.
-func serveReport(t *testing.T, report status.Report) (port string) {
+func serveReport(t *testing.T, report status.Report, others func() []status.Controller) (port string) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -80,7 +89,7 @@ func serveReport(t *testing.T, report status.Report) (port string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := status.NewServer(status.ServerConfig{Address: address, Logs: logs, Report: func() status.Report { return report }})
+	s := status.NewServer(status.ServerConfig{Address: address, Logs: logs, Report: func() status.Report { return report }, Others: others})
 	ready, ended := make(chan struct{}), make(chan error, 1)
 	ctx := t.Context()
 	go func() { ended <- s.Run(ctx, func() { close(ready) }) }()
@@ -105,10 +114,10 @@ func TestAboveTheFold(t *testing.T) {
 	needE2E(t)
 	t.Parallel()
 	tab := browser(t)
-	controller, balancer := serveReport(t, controllerInTrouble()), serveReport(t, balancerInTrouble())
+	controller, balancer := serveReport(t, controllerInTrouble(), otherControllers), serveReport(t, balancerInTrouble(), nil)
 	for _, s := range folds {
 		do(t, tab, s.name, chromedp.EmulateViewport(s.width, s.height), chromedp.Navigate("http://127.0.0.1:"+controller+"/"), chromedp.WaitVisible("#main"))
-		for _, selector := range []string{".verdict", ".facts div:nth-child(1)", ".facts div:nth-child(2)", ".findings .command .copy"} {
+		for _, selector := range []string{".verdict", ".facts div:nth-child(1)", ".facts div:nth-child(2)", ".facts div:nth-child(3)", ".findings .command .copy"} {
 			if bottom := get(t, tab, selector, chromedp.Evaluate[int64](bottomOf(selector))); bottom <= 0 || bottom > s.height {
 				t.Errorf("%s: the lower edge of %s is at %d, not in the first view of %d", s.name, selector, bottom, s.height)
 			}
@@ -151,7 +160,7 @@ func TestCopy(t *testing.T) {
 		t.Fatal(err)
 	}
 	tab := browser(t, chromedp.Flag("host-resolver-rules", "MAP "+host+" 127.0.0.1"))
-	port := serveReport(t, controllerInTrouble())
+	port := serveReport(t, controllerInTrouble(), nil)
 	eval := func(what, script string) string {
 		t.Helper()
 		return get(t, tab, what, chromedp.Evaluate[string](script))
