@@ -144,6 +144,9 @@ func (l *Lease) Run(ctx context.Context, ready func(), prepare standby) error {
 			pause = firstTermPause
 		}
 		l.proof = proofAfter(err, lasted)
+		if exit := new(term.Exit); errors.As(err, &exit) && exit.Stack != "" {
+			l.log.Error("panic, the term has ended", "err", err, "stacktrace", exit.Stack)
+		}
 		l.log.Warn("term ended, beginning again", "err", err, "pause", pause)
 		report.Restarted(restartReason(err), err)
 		report.Starting("begins again after: " + err.Error())
@@ -169,7 +172,7 @@ func restartReason(err error) string {
 // program that fails again and again leads for a while each time, and must not look ready
 // then.
 func proofAfter(err error, lasted time.Duration) time.Duration {
-	if errors.Is(err, errLeaseLost) {
+	if errors.Is(err, errLeaseLost) || lasted > steadyTerm {
 		return 0
 	}
 	return min(lasted+lasted/2, longestProof)
