@@ -43,12 +43,15 @@ func (m *Manager) Run(ctx context.Context, ready func()) error {
 		return err
 	}
 	l := m.lease(m.options.Generic.LeaderElection, client)
-	return l.Run(ctx, ready, func(context.Context) (func(context.Context) error, error) { return m.term, nil })
+	return l.Run(ctx, ready, func(_ context.Context, server string) (func(context.Context) error, error) {
+		return func(ctx context.Context) error { return m.term(ctx, server) }, nil
+	})
 }
 
-// term is one run of kube-controller-manager without its own leader election.
-// kcmapp.Run then returns only when all controllers have stopped.
-func (m *Manager) term(ctx context.Context) error {
+// term is one run of kube-controller-manager without its own leader election, against the
+// API server at that URL if it is not empty. kcmapp.Run then returns only when all
+// controllers have stopped.
+func (m *Manager) term(ctx context.Context, server string) error {
 	// KCM registers its informers under a process-wide unique name and never
 	// releases it (client-go/tools/cache/identity.go); nothing else in this process uses such names.
 	cache.ResetInformerNamesForTesting()
@@ -58,6 +61,9 @@ func (m *Manager) term(ctx context.Context) error {
 		return err
 	}
 	opts.SecureServing.BindPort = 0 // 10257 outlives every term: see server
+	if server != "" {
+		opts.Master = server
+	}
 	opts.Generic.LeaderElection.LeaderElect = false
 	ctx = upstream.ContextFor(ctx, m.logs, program.ControllerManager)
 	config, err := opts.Config(ctx, kcmapp.KnownControllers(), kcmapp.ControllersDisabledByDefault(), kcmapp.ControllerAliases())

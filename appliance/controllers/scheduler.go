@@ -79,11 +79,14 @@ func (s *Scheduler) Run(ctx context.Context, ready func()) error {
 // prepare builds a scheduler, which can be run once, and fills its caches. It
 // is kube-scheduler/app/server.go:Run up to the election, which would exit the
 // process there, even on a clean stop.
-func (s *Scheduler) prepare(ctx context.Context) (func(context.Context) error, error) {
+func (s *Scheduler) prepare(ctx context.Context, server string) (func(context.Context) error, error) {
 	configz.Delete(schedulerConfigz)
 	opts, err := ParseScheduler(s.args)
 	if err != nil {
 		return nil, err
+	}
+	if server != "" {
+		opts.Master = server
 	}
 	opts.SecureServing.BindPort = 0         // 10259 outlives every term: see server
 	opts.LeaderElection.LeaderElect = false // the lease is kthwd's

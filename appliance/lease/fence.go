@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -36,8 +37,9 @@ type Fence struct {
 	server string        // URL of the API server with this fence: https://127.0.0.1:6443
 	limit  time.Duration // from the start of a renewal until the component must have stopped on its own
 	off    atomic.Bool
-	until  atomic.Int64 // bootTime at which the lease is over; 0 while there is none
-	shut   atomic.Bool  // the term has ended, though its lease is still held until its work has stopped
+	until  atomic.Int64  // bootTime at which the lease is over; 0 while there is none
+	shut   atomic.Bool   // the term has ended, though its lease is still held until its work has stopped
+	only   atomic.Uint64 // number of the term whose writes pass; 0 while no term was left behind
 }
 
 // bootTime is a clock that runs on while the machine sleeps, unlike Go's monotonic clock.
@@ -48,6 +50,18 @@ var bootTime = func() time.Duration {
 		return 0
 	}
 	return time.Duration(t.Nano())
+}
+
+// termPath begins the path of requests that belong to one term:
+// /kthwd-term/3/api/v1/pods. The clients of a program differ in their names, certificates and
+// tokens, and all come from the URL of its kubeconfig.
+const termPath = "/kthwd-term/"
+
+// admitOnly makes the fence refuse the writes of all terms but the one of that number. It
+// returns the URL at which this term reaches the API server.
+func (f *Fence) admitOnly(number uint64) (server string) {
+	f.only.Store(number)
+	return f.server + termPath + strconv.FormatUint(number, 10)
 }
 
 func (f *Fence) disable() { f.off.Store(true) }
@@ -107,19 +121,51 @@ func NewFences(server string) *Fences {
 
 // Wrap puts the fences behind the filters that determine a request's user and its action.
 func (f *Fences) Wrap(build func(http.Handler, *genericapiserver.Config) http.Handler) func(http.Handler, *genericapiserver.Config) http.Handler {
-	return func(h http.Handler, c *genericapiserver.Config) http.Handler { return build(f.wrap(h, c), c) }
+	return func(h http.Handler, c *genericapiserver.Config) http.Handler {
+		return withoutTermPath(build(f.wrap(h, c), c))
+	}
+}
+
+// termKey is the context key of the number in a request's termPath.
+type termKey struct{}
+
+// withoutTermPath moves the number in the path of a request from this process into the
+// request's context. Nobody else has such paths: a proxy may guard some.
+func withoutTermPath(next http.Handler) http.Handler {
+	agent := restclient.DefaultKubernetesUserAgent()
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		rest, found := strings.CutPrefix(req.URL.Path, termPath)
+		text, path, _ := strings.Cut(rest, "/")
+		number, err := strconv.ParseUint(text, 10, 64)
+		if !found || err != nil || !strings.HasPrefix(req.UserAgent(), agent) || !fromHere(req) {
+			next.ServeHTTP(w, req)
+			return
+		}
+		req = req.WithContext(context.WithValue(req.Context(), termKey{}, number))
+		url := *req.URL
+		url.Path, url.RawPath = "/"+path, strings.TrimPrefix(url.RawPath, termPath+text)
+		req.URL, req.RequestURI = &url, url.RequestURI()
+		next.ServeHTTP(w, req)
+	})
+}
+
+// admits reports whether a request of the component's belongs to the term whose writes pass.
+func (f *Fence) admits(ctx context.Context) bool {
+	only := f.only.Load()
+	number, _ := ctx.Value(termKey{}).(uint64)
+	return only == 0 || only == number
 }
 
 func (f *Fences) wrap(next http.Handler, c *genericapiserver.Config) http.Handler {
 	agent := restclient.DefaultKubernetesUserAgent()
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		fence := f.of(req, agent)
-		if fence == nil || fence.off.Load() && !fence.shut.Load() {
+		if fence == nil || fence.off.Load() && !fence.shut.Load() && fence.admits(req.Context()) {
 			next.ServeHTTP(w, req)
 			return
 		}
 		left := fence.left()
-		if left <= 0 {
+		if left <= 0 || !fence.admits(req.Context()) {
 			info, _ := genericapirequest.RequestInfoFrom(req.Context())
 			err := apierrors.NewForbidden(schema.GroupResource{Group: info.APIGroup, Resource: info.Resource}, info.Name, errNoLease)
 			responsewriters.ErrorNegotiated(err, c.Serializer, schema.GroupVersion{Group: info.APIGroup, Version: info.APIVersion}, w, req)

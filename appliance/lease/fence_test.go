@@ -151,3 +151,49 @@ func TestFenceInTheAPIServer(t *testing.T) {
 		})
 	}
 }
+
+// After a leak only the writes of the newest term pass, whatever client they come from.
+func TestFenceTellsTermsApart(t *testing.T) {
+	atBoot(t)
+	ours := restclient.DefaultKubernetesUserAgent() + "/replicaset-controller"
+	var f Fences
+	f.ControllerManager.until.Store(int64(bootTime() + time.Second))
+	var served *http.Request
+	handler := f.wrap(http.HandlerFunc(func(_ http.ResponseWriter, req *http.Request) { served = req }), &genericapiserver.Config{Serializer: legacyscheme.Codecs})
+	chain := withoutTermPath(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		ctx := genericapirequest.WithUser(req.Context(), &user.DefaultInfo{Name: "system:serviceaccount:kube-system:replicaset-controller"})
+		ctx = genericapirequest.WithRequestInfo(ctx, &genericapirequest.RequestInfo{IsResourceRequest: true, Verb: "create", APIVersion: "v1", Resource: "pods"})
+		handler.ServeHTTP(w, req.WithContext(ctx))
+	}))
+	for _, tt := range []struct {
+		name, path, agent, from string
+		leaked                  bool
+		seen                    string // the path that the API server sees; empty if the request is refused
+	}{
+		{"before any leak", "/api/v1/pods?dryRun=All", ours, "127.0.0.1:1", false, "/api/v1/pods?dryRun=All"},
+		{"the old term", "/api/v1/pods", ours, "127.0.0.1:1", true, ""},
+		{"a term before the newest", "/kthwd-term/6/api/v1/pods", ours, "127.0.0.1:1", true, ""},
+		{"the newest term", "/kthwd-term/7/api/v1/pods?dryRun=All", ours, "127.0.0.1:1", true, "/api/v1/pods?dryRun=All"},
+		{"an escaped name", "/kthwd-term/7/api/v1/a%2Fb", ours, "127.0.0.1:1", true, "/api/v1/a%2Fb"},
+		{"somebody else's alias", "/kthwd-term/7/api/v1/pods", "curl", "127.0.0.1:1", true, "/kthwd-term/7/api/v1/pods"},
+		{"an alias from elsewhere", "/kthwd-term/7/api/v1/pods", ours, "10.0.1.35:1", true, "/kthwd-term/7/api/v1/pods"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f.ControllerManager.only.Store(0)
+			if tt.leaked {
+				f.ControllerManager.admitOnly(7)
+			}
+			served = nil
+			req := httptest.NewRequest(http.MethodPost, tt.path, nil)
+			req.RemoteAddr = tt.from
+			req.Header.Set("User-Agent", tt.agent)
+			chain.ServeHTTP(httptest.NewRecorder(), req)
+			switch {
+			case served == nil && tt.seen != "":
+				t.Error("refused")
+			case served != nil && (served.RequestURI != tt.seen || served.URL.RequestURI() != tt.seen):
+				t.Errorf("the API server sees %q and %q, want %q", served.RequestURI, served.URL.RequestURI(), tt.seen)
+			}
+		})
+	}
+}

@@ -33,7 +33,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -59,7 +58,7 @@ const (
 
 	// Terms that may be left behind before Run returns an error. Each keeps the caches of a
 	// program, tens of MiB in a small cluster.
-	leakLimit  = 3
+	leakLimit  = 5
 	leakWindow = time.Hour
 
 	longestProof = time.Minute // of a term after a failed one
@@ -93,7 +92,7 @@ type Lease struct {
 	record    *Record
 	log       *slog.Logger
 
-	leaks []time.Time   // of terms that were left behind, within leakWindow
+	leaks []time.Time   // of terms that were left behind
 	proof time.Duration // how long the next term must last before it is reported as ready
 }
 
@@ -106,11 +105,12 @@ func New(c Config) *Lease {
 }
 
 // standby prepares a term while another controller leads, and returns the function that
-// runs the term. It is called once for each term.
+// runs the term. It is called once for each term. The term's clients connect to the API
+// server at the URL server, if it is not empty, and not at that of their kubeconfig.
 //
 // term blocks until its context ends and everything it started has stopped. The context
 // ends with the lease.
-type standby func(ctx context.Context) (term func(ctx context.Context) error, err error)
+type standby func(ctx context.Context, server string) (term func(ctx context.Context) error, err error)
 
 // Run campaigns and leads, term after term, until ctx ends. It returns an error only if it
 // would be unsafe or useless to continue in this process: when a term did not stop within
@@ -144,6 +144,9 @@ func (l *Lease) Run(ctx context.Context, ready func(), prepare standby) error {
 			pause = firstTermPause
 		}
 		l.proof = proofAfter(err, lasted)
+		if exit := new(term.Exit); errors.As(err, &exit) && exit.Stack != "" {
+			l.log.Error("panic, the term has ended", "err", err, "stacktrace", exit.Stack)
+		}
 		l.log.Warn("term ended, beginning again", "err", err, "pause", pause)
 		report.Restarted(restartReason(err), err)
 		report.Starting("begins again after: " + err.Error())
@@ -169,7 +172,7 @@ func restartReason(err error) string {
 // program that fails again and again leads for a while each time, and must not look ready
 // then.
 func proofAfter(err error, lasted time.Duration) time.Duration {
-	if errors.Is(err, errLeaseLost) {
+	if errors.Is(err, errLeaseLost) || lasted > steadyTerm {
 		return 0
 	}
 	return min(lasted+lasted/2, longestProof)
@@ -179,9 +182,13 @@ func proofAfter(err error, lasted time.Duration) time.Duration {
 func (l *Lease) term(ctx context.Context, report supervise.Reporter, ready func(), prepare standby) error {
 	t := term.New(ctx, l.component)
 	defer t.Close()
+	server := ""
+	if len(l.leaks) > 0 {
+		server = l.fence.admitOnly(t.Number()) // what was left behind must not write on this term's lease
+	}
 	l.fence.shut.Store(false)
 	t.OnExit(func() { l.fence.shut.Store(true) })
-	lead, err := l.prepared(t, prepare)
+	lead, err := l.prepared(t, server, prepare)
 	if err != nil {
 		return err
 	}
@@ -214,10 +221,11 @@ func exitOf(t *term.Term, err error) error {
 	return err
 }
 
-// prepared prepares a term.
-func (l *Lease) prepared(t *term.Term, prepare standby) (lead func(context.Context) error, err error) {
+// prepared prepares a term that reaches the API server at a URL of its own, unless it is
+// empty.
+func (l *Lease) prepared(t *term.Term, server string, prepare standby) (lead func(context.Context) error, err error) {
 	err = <-t.Go(func(ctx context.Context) (err error) {
-		lead, err = prepare(ctx)
+		lead, err = prepare(ctx, server)
 		return err
 	})
 	return lead, err
@@ -283,11 +291,21 @@ func finished(c *campaign, t *term.Term, lost bool, err error) error {
 	return errLeaseLost
 }
 
-// leak counts a term that was left behind. It returns an error when there have been too many.
+// leak counts a term that was left behind. It returns an error when there have been too many,
+// or when no fence keeps what was left from writing.
 func (l *Lease) leak(now time.Time, last error) error {
 	l.record.leaked()
-	l.leaks = slices.DeleteFunc(l.leaks, func(t time.Time) bool { return now.Sub(t) > leakWindow })
-	if l.leaks = append(l.leaks, now); len(l.leaks) < leakLimit {
+	l.leaks = append(l.leaks, now)
+	recent := 0
+	for _, at := range l.leaks {
+		if now.Sub(at) <= leakWindow {
+			recent++
+		}
+	}
+	switch {
+	case !l.fenced():
+		return fmt.Errorf("the process ends, so that two of %s never act at once: %w", l.component, last)
+	case recent < leakLimit:
 		return nil
 	}
 	return fmt.Errorf("%d terms within %v have left running code behind: the process ends, so that a new one begins without it; the last one: %w", leakLimit, leakWindow, last)

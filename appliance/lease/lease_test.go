@@ -112,7 +112,7 @@ func TestStuckTermIsNotRunAgain(t *testing.T) {
 		l := newLease()
 		l.election.LeaderElect = false
 		terms := 0
-		prepare := func(context.Context) (func(context.Context) error, error) {
+		prepare := func(context.Context, string) (func(context.Context) error, error) {
 			terms++
 			return func(context.Context) error { return &stuckTermError{program.Scheduler, l.margin()} }, nil
 		}
@@ -133,7 +133,7 @@ func TestFailedTermIsBegunAgain(t *testing.T) {
 		l.election.LeaderElect = false
 		ctx, stop := context.WithCancel(t.Context())
 		var begun []time.Time
-		prepare := func(context.Context) (func(context.Context) error, error) {
+		prepare := func(context.Context, string) (func(context.Context) error, error) {
 			if begun = append(begun, time.Now()); len(begun) == 9 {
 				stop()
 			}
@@ -151,30 +151,47 @@ func TestFailedTermIsBegunAgain(t *testing.T) {
 	})
 }
 
-// After three terms that could not be stopped the process ends, and says why.
+// After five terms that could not be stopped the process ends, and says why.
 func TestLeaksAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLease()
 		l.election.LeaderElect = false
 		l.record = NewRecord(program.Scheduler, "c0")
-		every, terms := 40*time.Minute, 0
-		prepare := func(context.Context) (func(context.Context) error, error) {
-			if terms++; terms == 4 {
-				every = time.Minute
+		l.fence.server, l.client = "https://127.0.0.1:6443", &rest.Config{Host: "https://127.0.0.1:6443"}
+		terms := 0
+		prepare := func(_ context.Context, server string) (func(context.Context) error, error) {
+			lasts := 10 * time.Minute
+			if terms++; terms == 2 {
+				lasts = 30 * time.Minute
+			}
+			if own := strings.HasPrefix(server, "https://127.0.0.1:6443/kthwd-term/"); own != (terms > 1) {
+				t.Errorf("term %d has the server %q; want one of its own after the first leak", terms, server)
 			}
 			return func(context.Context) error {
-				time.Sleep(every)
+				time.Sleep(lasts)
 				return fmt.Errorf("controller shutdown timeout reached; %w", term.ErrStillRunning)
 			}, nil
 		}
 		err := l.Run(t.Context(), func() {}, prepare)
-		if !errors.Is(err, term.ErrStillRunning) || !strings.Contains(err.Error(), "3 terms within 1h0m0s") {
+		if !errors.Is(err, term.ErrStillRunning) || !strings.Contains(err.Error(), "5 terms within 1h0m0s") {
 			t.Errorf("got %v; want an error that says why", err)
 		}
-		if terms != 4 || l.record.Lease().Leaked != 4 {
-			t.Errorf("got %d terms, %d leaked; want 4, of which the first was too long ago", terms, l.record.Lease().Leaked)
+		if terms != 6 || l.record.Lease().Leaked != 6 {
+			t.Errorf("got %d terms, %d leaked; want 6, of which the first was too long ago", terms, l.record.Lease().Leaked)
 		}
 	})
+}
+
+// Without a fence nothing keeps what was left behind from writing: the process ends at once.
+func TestLeakWithoutAFence(t *testing.T) {
+	l := newLease()
+	l.election.LeaderElect = false
+	prepare := func(context.Context, string) (func(context.Context) error, error) {
+		return func(context.Context) error { return term.ErrStillRunning }, nil
+	}
+	if err := l.Run(t.Context(), func() {}, prepare); !errors.Is(err, term.ErrStillRunning) {
+		t.Errorf("got %v; want an error", err)
+	}
 }
 
 // A component that fails again and again does not look ready in between.
@@ -184,7 +201,7 @@ func TestReadyIsProven(t *testing.T) {
 		l.election.LeaderElect = false
 		var ready []time.Duration
 		terms, lasts, begun := 0, []time.Duration{10 * time.Second, 12 * time.Second, time.Minute}, time.Time{}
-		prepare := func(context.Context) (func(context.Context) error, error) {
+		prepare := func(context.Context, string) (func(context.Context) error, error) {
 			begun = time.Now()
 			return func(ctx context.Context) error {
 				if terms++; terms > len(lasts) {

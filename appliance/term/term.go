@@ -26,6 +26,7 @@ import (
 	"fmt"
 	"path"
 	"runtime"
+	"runtime/debug"
 	"runtime/pprof"
 	"strconv"
 	"strings"
@@ -45,6 +46,7 @@ type Exit struct {
 	Reason string // one of the reasons above
 	Where  string // file and line of the call
 	Cause  string // what the program said about it; may be empty
+	Stack  string // of a panic that upstream has not logged; otherwise empty
 }
 
 // Error implements error. The cause comes first, because a display may cut the rest.
@@ -135,7 +137,7 @@ func (t *Term) Go(f func(context.Context) error) <-chan error {
 		var err error
 		defer func() {
 			if v := recover(); v != nil {
-				t.left(&Exit{Reason: ReasonPanic, Where: PanicSite(), Cause: fmt.Sprint(v)})
+				t.left(&Exit{Reason: ReasonPanic, Where: PanicSite(), Cause: fmt.Sprint(v), Stack: string(debug.Stack())})
 			}
 			result <- t.because(err) // also when f has left by itself, without a result
 		}()

@@ -78,7 +78,7 @@ func TestPanicIsAnExit(t *testing.T) {
 		return errors.New(none.Cause)
 	})
 	var exit *Exit
-	if !errors.As(err, &exit) || exit.Reason != ReasonPanic || !strings.Contains(exit.Cause, "nil pointer") || !strings.Contains(exit.Where, "term_test.go:") {
+	if !errors.As(err, &exit) || exit.Reason != ReasonPanic || !strings.Contains(exit.Cause, "nil pointer") || !strings.Contains(exit.Where, "term_test.go:") || !strings.Contains(exit.Stack, "TestPanicIsAnExit") {
 		t.Errorf("got %v, want a panic with its place", err)
 	}
 }

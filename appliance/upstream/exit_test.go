@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -116,5 +118,26 @@ func TestExitOutsideOfATermStopsTheGroup(t *testing.T) {
 	}
 	if other.Exited() != nil {
 		t.Error("the exit was attributed to a term")
+	}
+}
+
+// A panic in a request does not end the process, and the log does not say so.
+func TestPanicInARequest(t *testing.T) {
+	logs, out := newLogs(t, "info")
+	defer CatchExits(supervise.New(slog.New(slog.DiscardHandler)), logs.Logger("kthwd"))()
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		defer utilruntime.HandleCrash()
+		panic("an object that nobody expected")
+	}))
+	server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+	server.EnableHTTP2 = true
+	server.StartTLS()
+	defer server.Close()
+	if resp, err := server.Client().Get(server.URL); err == nil {
+		resp.Body.Close()
+		t.Errorf("got %s, want no answer", resp.Status)
+	}
+	if log := out.take(); !strings.Contains(log, `msg="panic in a request, which fails"`) || strings.Contains(log, "crashes") {
+		t.Errorf("got log %s, want a request that fails", log)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"runtime"
+	"strings"
 
 	"kthwd/appliance/program"
 	"kthwd/appliance/term"
@@ -26,21 +27,31 @@ func panicHandler(log *slog.Logger) func(context.Context, any) {
 			log.Error("panic, the term ends", "component", t.Component(), "panic", fmt.Sprint(v), "at", where)
 			t.Leave(&term.Exit{Reason: term.ReasonPanic, Where: where, Cause: fmt.Sprint(v)})
 		}
-		log.Error("panic, the process crashes now", "component", panicking(), "panic", fmt.Sprint(v))
+		component, served := panicking()
+		if served {
+			log.Error("panic in a request, which fails", "component", component, "panic", fmt.Sprint(v))
+			return
+		}
+		log.Error("panic, the process crashes now", "component", component, "panic", fmt.Sprint(v))
 	}
 }
 
-// panicking returns the program of the innermost frame that belongs to one.
-func panicking() string {
-	pcs := make([]uintptr, 32)
+// panicking returns the program of the innermost frame that belongs to one, and whether the
+// goroutine serves a request: net/http then catches the panic.
+func panicking() (component string, served bool) {
+	pcs := make([]uintptr, 512)
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(3, pcs)])
+	component = program.Kubernetes
 	for {
 		frame, more := frames.Next()
-		if component := componentOf(frame.PC); component != program.Kubernetes {
-			return component
+		if component == program.Kubernetes {
+			component = componentOfFunction(frame.Function)
+		}
+		if strings.HasSuffix(frame.Function, ".(*conn).serve") || strings.HasSuffix(frame.Function, "erverConn).runHandler") {
+			served = true
 		}
 		if !more {
-			return program.Kubernetes
+			return component, served
 		}
 	}
 }

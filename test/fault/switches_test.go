@@ -105,7 +105,7 @@ func TestSoakSwitches(t *testing.T) {
 	for _, name := range []string{kcm, sched} {
 		kthwtest.WaitFor(t, name+" leading again", 2*soon, func() error { return isLeading(c, name) })
 	}
-	kthwtest.WaitFor(t, kcm+" works again", soon, func() error { return works(t.Context(), client) })
+	kthwtest.WaitFor(t, kcm+" works again", soon, func() error { return works(t.Context(), client, "shop") })
 	r, err := c.Status()
 	if err != nil || r.PID != pid {
 		t.Errorf("got process %d (%v), want %d as before", r.PID, err, pid)
@@ -259,7 +259,7 @@ func TestRollingRestartAmongExits(t *testing.T) {
 	if err := cause.off(t.Context(), ownClient(t, all[0])); err != nil {
 		t.Fatal(err)
 	}
-	kthwtest.WaitFor(t, kcm+" works again", 2*soon, func() error { return works(t.Context(), ownClient(t, all[0])) })
+	kthwtest.WaitFor(t, kcm+" works again", 2*soon, func() error { return works(t.Context(), ownClient(t, all[0]), "shop") })
 	for _, c := range all {
 		c.WaitReady(t)
 		for _, l := range mustStatus(t, c).Leases {
