@@ -26,6 +26,7 @@ type Cause struct {
 	Public  string // Text without the parts that come from elsewhere, for answers that everybody can get
 	Do      string // a command that can be typed as it stands, or advice
 	Lasting bool   // the cause is a fault even while the program that reports it works
+	Named   bool   // Text names the object at fault
 }
 
 // Names is what a process knows about its cluster beyond the text of an error. The zero
@@ -49,7 +50,7 @@ func Of(text string, names Names) (c Cause, ok bool) {
 			continue
 		}
 		fill := func(template string) string { return string(r.pattern.ExpandString(nil, template, text, at)) }
-		c := Cause{Kind: r.kind, Text: cut(fill(r.text)), Public: cut(fill(r.public)), Do: names.command(fill(r.do)), Lasting: r.lasting}
+		c := Cause{Kind: r.kind, Text: cut(fill(r.text)), Public: cut(fill(r.public)), Do: names.command(fill(r.do)), Lasting: r.lasting, Named: r.pattern.NumSubexp() > 0}
 		if r.name != nil {
 			c = r.name(c, names, fill("$1"))
 		}

@@ -31,7 +31,7 @@ func TestOf(t *testing.T) {
 		"a conversion webhook": {`Failed to watch: failed to list *v1.Foo: conversion webhook for example.com/v1, Kind=Foo failed: Post "https://x.y.svc:443/": service "x" not found`, Conversion,
 			"the conversion webhook of example.com/v1, Kind=Foo does not answer", "get customresourcedefinitions"},
 		"another key": {`failed to list *core.Secret: unable to transform key "/registry/secrets/shop/pw": output array was not large enough for encryption`, Decryption,
-			"cannot decrypt secret shop/pw: encryption-config.yaml has no key for it", "as the second key"},
+			"cannot decrypt secret shop/pw: encryption-config.yaml has no key for it", "as the second key, under its old name"},
 		"another key, of another group":  {`unable to transform key "/registry/example.com/things/ns/one": no matching prefix found`, Decryption, "cannot decrypt thing ns/one", "second key"},
 		"another key, without an object": {`Internal error occurred: identity transformer tried to read encrypted data`, Decryption, "cannot decrypt an object", "second key"},
 		"an aggregated API":              {`v1beta1.metrics.k8s.io failed with: failing or missing response from https://10.32.0.7:443/apis/metrics.k8s.io/v1beta1: dial tcp 10.32.0.7:443: connect: no route to host`, APIService, "nothing answers for the APIService v1beta1.metrics.k8s.io", "delete apiservice v1beta1.metrics.k8s.io"},

@@ -70,7 +70,7 @@ var knownCauses = []row{
 // Advice that several rows share.
 const (
 	listWebhooks = "kubectl get validatingwebhookconfigurations,mutatingwebhookconfigurations"
-	oldKey       = "put the old key back into encryption-config.yaml, as the second key, and restart kthwd"
+	oldKey       = "put the old key back into encryption-config.yaml as the second key, under its old name, give the first one another name, and restart kthwd"
 )
 
 // The kinds of known causes.

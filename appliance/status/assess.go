@@ -127,11 +127,12 @@ func (a *assessment) quorum(r Report) {
 // own code says about them.
 func (a *assessment) because(r Report) {
 	c, since := r.ofEtcd()
-	f := &a.findings[len(a.findings)-1]
-	f.Since = since
-	switch c.Kind {
-	case "":
+	if c.Kind == "" {
 		return
+	}
+	a.since(since)
+	f := &a.findings[len(a.findings)-1]
+	switch c.Kind {
 	case cause.Refused, cause.EtcdLeader, cause.EtcdTimeout: // what the finding says anyway
 		f.Text += text.Line(": " + c.Text)
 	default:
@@ -250,7 +251,7 @@ func (a *assessment) certificates(r Report, now time.Time) {
 			a.add(Healthy, cause.Certificate, renew(c), "%s (%s) expires in %d days", file, c.Subject, int(left.Hours()/24))
 		}
 		if len(a.findings) > before && c.Problem == "" {
-			a.findings[before].Since = c.soonSince(now)
+			a.since(c.soonSince(now))
 		}
 	}
 }
@@ -264,6 +265,9 @@ func (c Certificate) soonSince(now time.Time) time.Time {
 	}
 	return c.NotAfter.Add(-certWord)
 }
+
+// since dates the last finding.
+func (a *assessment) since(t time.Time) { a.findings[len(a.findings)-1].Since = t }
 
 // renew says how a certificate is made anew.
 func renew(Certificate) string { return "reissue it, and restart the programs that use it" }

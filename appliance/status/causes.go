@@ -60,7 +60,7 @@ func (a *assessment) components(r Report) {
 	quorum := r.Quorum == nil || r.Quorum.Leader != "" // quorum reports the lack of one
 	var known []*shared
 	for _, s := range r.Components {
-		if !quorum && r.needsQuorum(s) {
+		if !quorum && r.needsQuorum(s) || r.waitsForAnother(s) {
 			continue
 		}
 		c, ok := r.causeOf(s)
@@ -78,6 +78,14 @@ func (a *assessment) components(r Report) {
 	if !r.Ready && len(a.findings) == 0 && quorum {
 		a.add(Down, kindNotReady, "", "not ready: %s", r.Reason)
 	}
+}
+
+// waitsForAnother reports whether a component only waits for one that does not work, which
+// has a finding of its own.
+func (r Report) waitsForAnother(s supervise.Status) bool {
+	return s.State == supervise.Waiting && slices.ContainsFunc(r.Components, func(d supervise.Status) bool {
+		return !d.Healthy() && slices.Contains(r.Dependencies[s.Name], d.Name)
+	})
 }
 
 // causeOf returns the known cause of a component's trouble.

@@ -29,6 +29,7 @@ type trouble struct {
 	text        string // of the newest line
 	known       bool
 	lasting     bool
+	named       bool // text names the object at fault
 	count       int
 	first, last time.Time
 }
@@ -75,8 +76,12 @@ func (t *troubles) note(component string, r slog.Record) {
 		is = &trouble{first: now}
 		kinds[c.Kind] = is
 	}
-	is.text, is.known, is.lasting, is.last = line, known, c.Lasting, now
+	is.last = now
 	is.count++
+	if is.named && !c.Named { // such as a decryption that fails, and says of no object
+		return
+	}
+	is.text, is.known, is.lasting, is.named = line, known, c.Lasting, c.Named
 }
 
 // troubleLine is the message of a line with its error and the values that a cause may need.

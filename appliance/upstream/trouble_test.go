@@ -89,6 +89,7 @@ func TestTroubleOfTheCaches(t *testing.T) {
 	h, _, say := hearing(begin)
 	key := `failed to list *core.Secret: unable to transform key "/registry/secrets/shop/pw": no matching prefix found`
 	say(program.Kubernetes, slog.LevelError, key)
+	say(program.Kubernetes, slog.LevelError, "failed to decrypt data: no matching prefix found")
 	say(program.Kubernetes, slog.LevelError, "an unknown error of any client")
 	if got, _ := h.of(supervise.Status{Name: program.APIServer, State: supervise.Starting, Since: begin}); got.text != key {
 		t.Errorf("got %+v, want the key", got)
