@@ -31,7 +31,7 @@ DIRS      := appliance cmd health lb packaging rbacseed test
 LIGHT      = $(shell awk '$$2 == "light" { print "./" $$1 }' appliance/config/testdata/arrows.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help build tool run test test-attacks test-light test-one fuzz cover test-e2e test-lb-peers soak screenshots bench bench-lb lint lint-extra golden verify bump hooks package package-check generated install test-systemd clean FORCE
+.PHONY: help build tool run test test-attacks incidents test-light test-one fuzz cover test-e2e test-lb-peers soak screenshots bench bench-lb lint lint-extra golden verify bump hooks package package-check generated install test-systemd clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -50,6 +50,9 @@ run: build ## run a controller without root, data in ./.kthwd (RUN_FLAGS=… for
 # The longest first, beside the others: its tests wait more than they compute.
 test: build ## all tests that need no root and no foreign package
 	KTHWD_BIN=$(abspath $(BIN)) go test -p 3 -timeout=60m ./test/fault ./...
+
+incidents: build ## incidents on the real binary, and a table: which surface says the cause, since when and what to type
+	KTHWD_INCIDENTS=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=20m -v ./test/incident
 
 test-light: ## the tests that link no Kubernetes, in seconds
 	go test $(LIGHT)

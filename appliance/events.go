@@ -12,6 +12,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
+	"kthwd/appliance/cause"
 	"kthwd/appliance/program"
 	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
@@ -76,7 +77,7 @@ func (w *eventWriter) put(n notable) {
 func (w *eventWriter) judge(e status.Event) (notable, bool) {
 	switch {
 	case (e.Object == program.ControllerManager || e.Object == program.Scheduler) && e.RestartReason != "":
-		return notable{e.Time, corev1.EventTypeWarning, "TermLost", fmt.Sprintf("%s %s", e.Object, e.Reason)}, true
+		return notable{e.Time, corev1.EventTypeWarning, "TermLost", lostTerm(e)}, true
 	case e.Object == status.ObjectQuorum && e.To == status.QuorumLost:
 		w.lost = true
 		return notable{e.Time, corev1.EventTypeWarning, "QuorumLost", "etcd has no quorum as this controller sees it: " + e.Reason}, true
@@ -85,6 +86,14 @@ func (w *eventWriter) judge(e status.Event) (notable, bool) {
 		return notable{e.Time, corev1.EventTypeNormal, "QuorumBack", "etcd has a quorum again, " + e.Reason}, true
 	}
 	return notable{}, false
+}
+
+// lostTerm says why a term has ended: the known cause, or the error.
+func lostTerm(e status.Event) string {
+	if c, ok := cause.Of(e.Reason, cause.Names{}); ok {
+		return fmt.Sprintf("%s begins again: %s", e.Object, c.Text)
+	}
+	return fmt.Sprintf("%s %s", e.Object, e.Reason)
 }
 
 // run writes the queued Events, and checks the certificates regularly, until ctx ends.

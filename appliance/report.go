@@ -10,6 +10,7 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 
 	"kthwd/appliance/apiserver"
+	"kthwd/appliance/cause"
 	"kthwd/appliance/datadir"
 	"kthwd/appliance/etcd"
 	"kthwd/appliance/etcdfiles"
@@ -23,6 +24,7 @@ import (
 	"kthwd/appliance/status"
 	"kthwd/appliance/status/history"
 	"kthwd/appliance/supervise"
+	"kthwd/appliance/upstream"
 	"kthwd/appliance/version"
 )
 
@@ -46,7 +48,7 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 			r := status.Report{
 				Version: p.o.Version, Kubernetes: versions.Kubernetes, Etcd: versions.Etcd,
 				PID: os.Getpid(), Started: p.o.Started, Ready: ready, Reason: reason,
-				Components: g.Status(), Quorum: &quorum,
+				Components: upstream.Explain(g.Status()), Names: p.names(api), Quorum: &quorum,
 				Name: p.cfg.Name, Dependencies: g.Dependencies(), Restarts: g.Restarts(),
 				Member: e.Member(), Certificates: append(used(), api.LoopbackCertificate()...),
 				LastRun: p.run.Before(),
@@ -63,6 +65,11 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 	})
 	p.others.Answer(server.Own)
 	return server
+}
+
+// names are those that the causes of errors are told with.
+func (p *prepared) names(api *apiserver.Server) cause.Names {
+	return cause.Names{Kubeconfig: p.layout.Kubeconfig(pki.NameAdmin), Webhooks: api.Webhooks()}
 }
 
 // observer watches something outside the components, such as a disk, a file or an object in

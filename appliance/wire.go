@@ -1,6 +1,7 @@
 package appliance
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"time"
@@ -11,6 +12,7 @@ import (
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/apiserver"
+	"kthwd/appliance/cause"
 	"kthwd/appliance/cmdline"
 	"kthwd/appliance/controllers"
 	"kthwd/appliance/etcd"
@@ -20,6 +22,7 @@ import (
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
 	"kthwd/appliance/supervise"
+	"kthwd/appliance/upstream"
 	"kthwd/health"
 	"kthwd/rbacseed"
 )
@@ -152,10 +155,10 @@ func (p *prepared) newHealth(g *supervise.Group) *health.Bridge {
 // checks returns the state record in the form of the bridge's ?verbose.
 func checks(g *supervise.Group) []health.Check {
 	var all []health.Check
-	for _, s := range g.Status() {
-		reason := s.Reason
-		if reason == "" {
-			reason = string(s.State)
+	for _, s := range upstream.Explain(g.Status()) {
+		reason := cmp.Or(s.Reason, string(s.State))
+		if c, ok := cause.Of(s.Cause, cause.Names{}); ok {
+			reason = string(s.State) + ": " + c.Public
 		}
 		all = append(all, health.Check{Name: s.Name, OK: s.Healthy(), Reason: reason})
 	}

@@ -26,6 +26,7 @@ import (
 	"sync"
 	"time"
 
+	"k8s.io/client-go/informers"
 	"k8s.io/client-go/rest"
 
 	"kthwd/appliance/etcd"
@@ -67,8 +68,9 @@ type Server struct {
 
 	early chan configured // the first half of the first build, once Begin was called
 
-	mu       sync.Mutex
-	loopback *rest.Config
+	mu        sync.Mutex
+	loopback  *rest.Config
+	informers informers.SharedInformerFactory
 }
 
 var _ supervise.Component = (*Server)(nil)

@@ -82,6 +82,7 @@ func (a *Server) assemble(config *apiapp.Config) (*built, error) {
 	register := leaveOutBootstrapHooks(config.KubeAPIs.ControlPlane.Generic, a.log)
 	installOpenAPI := leaveOutOpenAPI(config.KubeAPIs.ControlPlane.Generic)
 	rememberClients(config)
+	a.keepWebhooks(config.KubeAPIs.ControlPlane.VersionedInformers)
 	s := &built{}
 	front := &config.Aggregator.GenericConfig.Config
 	front.BuildHandlerChainFunc = bounded(a.fences.Wrap(s.chained(front.BuildHandlerChainFunc)))

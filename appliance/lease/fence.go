@@ -75,15 +75,48 @@ func (f *Fence) left() time.Duration {
 	return time.Duration(f.until.Load()) - bootTime()
 }
 
-// lock returns l as a lease lock that extends the fence with each renewal.
-func (f *Fence) lock(l resourcelock.Interface) *fencedLock {
-	return &fencedLock{Interface: l, fence: f}
+// lock returns l as a lease lock that extends the fence with each renewal. It passes the
+// error of each request for the lease to failing; nil after a success.
+func (f *Fence) lock(l resourcelock.Interface, failing func(error)) *fencedLock {
+	return &fencedLock{Interface: l, fence: f, failing: failing}
 }
 
 type fencedLock struct {
 	resourcelock.Interface
-	fence *Fence
-	keep  atomic.Bool // the lease is to expire: it is not given back
+	fence   *Fence
+	keep    atomic.Bool // the lease is to expire: it is not given back
+	failing func(error)
+	unread  bool // the last request has failed, and only read the lease
+	failed  bool // a request has failed since the last success
+}
+
+// Get implements resourcelock.Interface. That there is no lease yet is no failure.
+func (l *fencedLock) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
+	record, raw, err := l.Interface.Get(ctx)
+	if err == nil || apierrors.IsNotFound(err) {
+		if l.unread { // it says nothing about a write that was refused
+			l.succeed()
+		}
+		return record, raw, err
+	}
+	l.unread = l.fail(ctx, err)
+	return record, raw, err
+}
+
+func (l *fencedLock) succeed() {
+	l.unread, l.failed = false, false
+	l.failing(nil)
+}
+
+// fail reports the error of a request, unless it is the end of the campaign, the newer
+// version of another controller, or the end of the time for attempts whose error is known.
+func (l *fencedLock) fail(ctx context.Context, err error) (said bool) {
+	if errors.Is(ctx.Err(), context.Canceled) || apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) || l.failed && ctx.Err() != nil {
+		return false
+	}
+	l.failed = true
+	l.failing(err)
+	return true
 }
 
 // Create implements resourcelock.Interface.
@@ -105,6 +138,11 @@ func (l *fencedLock) renew(ctx context.Context, r resourcelock.LeaderElectionRec
 		}
 	}
 	err := write(ctx, r)
+	if err == nil {
+		l.succeed()
+	} else if l.fail(ctx, err) {
+		l.unread = false
+	}
 	if err == nil && r.HolderIdentity == l.Identity() {
 		l.fence.until.Store(int64(begun + l.fence.limit))
 	}

@@ -50,7 +50,7 @@ func TestFenceFollowsTheLease(t *testing.T) {
 	now := atBoot(t)
 	f := &Fence{limit: 10 * time.Second}
 	inner := &fakeLock{}
-	lock := f.lock(inner)
+	lock := f.lock(inner, func(error) {})
 	ours, others, nobodys := resourcelock.LeaderElectionRecord{HolderIdentity: "c0_1"}, resourcelock.LeaderElectionRecord{HolderIdentity: "c1_1"}, resourcelock.LeaderElectionRecord{}
 	want := func(what string, left time.Duration) {
 		t.Helper()

@@ -33,6 +33,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -42,6 +43,7 @@ import (
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
 	componentbaseconfig "k8s.io/component-base/config"
 
+	"kthwd/appliance/cause"
 	"kthwd/appliance/supervise"
 	"kthwd/appliance/term"
 )
@@ -92,8 +94,9 @@ type Lease struct {
 	record    *Record
 	log       *slog.Logger
 
-	leaks []time.Time   // of terms that were left behind
-	proof time.Duration // how long the next term must last before it is reported as ready
+	leaks  []time.Time           // of terms that were left behind
+	proof  time.Duration         // how long the next term must last before it is reported as ready
+	failed atomic.Pointer[error] // of the newest request for the lease; nil after a success
 }
 
 // New prepares a lease. It makes no connection.
@@ -156,7 +159,8 @@ func (l *Lease) Run(ctx context.Context, ready func(), prepare standby) error {
 	return nil
 }
 
-// restartReason is the reason under which the end of a term is counted.
+// restartReason is the reason under which the end of a term is counted: a lost lease, the
+// kind of a known cause, or "failed".
 func restartReason(err error) string {
 	var exit *term.Exit
 	switch {
@@ -165,7 +169,7 @@ func restartReason(err error) string {
 	case errors.Is(err, errLeaseLost):
 		return "lease_lost"
 	}
-	return "failed"
+	return cause.Kind(err, "failed")
 }
 
 // proofAfter is how long the term after a failed one must last before it counts as ready. A
@@ -251,7 +255,7 @@ func (l *Lease) serve(c *campaign, t *term.Term, lead func(context.Context) erro
 	for {
 		select {
 		case err := <-done:
-			return finished(c, t, lost, err)
+			return l.finished(c, t, lost, err)
 		case <-over:
 			over, lost = nil, true
 			if t.Context().Err() == nil {
@@ -277,7 +281,7 @@ func (l *Lease) serve(c *campaign, t *term.Term, lead func(context.Context) erro
 }
 
 // finished returns why a term has ended whose program returned err.
-func finished(c *campaign, t *term.Term, lost bool, err error) error {
+func (l *Lease) finished(c *campaign, t *term.Term, lost bool, err error) error {
 	still := errors.Is(err, term.ErrStillRunning)
 	if still {
 		c.keep()
@@ -286,9 +290,9 @@ func finished(c *campaign, t *term.Term, lost bool, err error) error {
 	case !lost || t.Exited() != nil:
 		return err
 	case still:
-		return fmt.Errorf("%w; %w", errLeaseLost, term.ErrStillRunning)
+		return fmt.Errorf("%w; %w", l.lost(), term.ErrStillRunning)
 	}
-	return errLeaseLost
+	return l.lost()
 }
 
 // leak counts a term that was left behind. It returns an error when there have been too many,
@@ -317,6 +321,24 @@ func (l *Lease) patience() time.Duration {
 		return fencedPatience
 	}
 	return l.margin()
+}
+
+// failing records the error of a request for the lease; nil after a success.
+func (l *Lease) failing(report supervise.Reporter, err error) {
+	report.Failing(err)
+	if err == nil {
+		l.failed.Store(nil)
+		return
+	}
+	l.failed.Store(&err)
+}
+
+// lost is the error of a term whose lease is over, with the reason if it is known.
+func (l *Lease) lost() error {
+	if err := l.failed.Load(); err != nil {
+		return fmt.Errorf("%w: %w", errLeaseLost, *err)
+	}
+	return errLeaseLost
 }
 
 // fenced tells whether the component uses the API server of this process, which accepts no
@@ -361,7 +383,7 @@ func (l *Lease) campaign(report supervise.Reporter, ready func()) (*campaign, er
 		LeaseMeta:  metav1.ObjectMeta{Namespace: l.election.ResourceNamespace, Name: l.election.ResourceName},
 		Client:     client,
 		LockConfig: resourcelock.ResourceLockConfig{Identity: l.identity},
-	})
+	}, func(err error) { l.failing(report, err) })
 	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
 		Lock:            lock,
 		LeaseDuration:   l.election.LeaseDuration.Duration,

@@ -229,7 +229,7 @@ func TestLeaseIsLeftToExpire(t *testing.T) {
 	atBoot(t)
 	f := &Fence{limit: 10 * time.Second}
 	inner := &fakeLock{err: errors.New("written")}
-	lock := f.lock(inner)
+	lock := f.lock(inner, func(error) {})
 	release := resourcelock.LeaderElectionRecord{}
 	if err := lock.Update(t.Context(), release); err == nil {
 		t.Error("a release is not written")

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"kthwd/appliance/cause"
 	"kthwd/appliance/program"
 	"kthwd/appliance/supervise"
 	"kthwd/appliance/text"
@@ -70,8 +71,8 @@ var rank = map[Health]int{Healthy: 0, Degraded: 1, Down: 2}
 
 type assessment struct{ findings []Finding }
 
-func (a *assessment) add(h Health, do, format string, args ...any) {
-	a.findings = append(a.findings, Finding{Health: h, Text: text.Line(fmt.Sprintf(format, args...)), Do: do})
+func (a *assessment) add(h Health, kind, do, format string, args ...any) {
+	a.findings = append(a.findings, Finding{Health: h, Kind: kind, Text: text.Line(fmt.Sprintf(format, args...)), Do: do})
 }
 
 // essential lists the components without which clients are not served.
@@ -93,42 +94,6 @@ func (a *assessment) lastRun(r Report, now time.Time) {
 	}
 }
 
-func (a *assessment) components(r Report) {
-	quorum := r.Quorum == nil || r.Quorum.Leader != "" // quorum reports the lack of one
-	for _, s := range r.Components {
-		if s.Healthy() || !quorum && r.needsQuorum(s) {
-			continue
-		}
-		h := Degraded
-		if slices.Contains(essential, s.Name) {
-			h = Down
-		}
-		text, do := describe(s)
-		a.add(h, do, "%s", text)
-	}
-	if !r.Ready && len(a.findings) == 0 && quorum {
-		a.add(Down, "", "not ready: %s", r.Reason)
-	}
-}
-
-// describe returns the state of a component in one sentence, and what to do about it.
-func describe(s supervise.Status) (text, do string) {
-	text = s.Name + " is " + string(s.State)
-	if s.Reason != "" && s.Reason != s.LastError {
-		text += ": " + s.Reason
-	}
-	switch {
-	case s.State == supervise.Failed:
-		do = "read the last lines of the log; systemd restarts kthwd"
-	case s.State == supervise.Starting && s.LastError != "":
-		if !strings.Contains(text, s.LastError) {
-			text += "; last error: " + s.LastError
-		}
-		do = "it starts again by itself; if it keeps failing, look for a slow disk, a starved CPU or a broken network"
-	}
-	return text, do
-}
-
 // needsQuorum reports whether the lack of a quorum explains the state of a component:
 // it waits for one, is the API server, or has lost its lease, which cannot be renewed
 // without a quorum.
@@ -146,13 +111,32 @@ func (a *assessment) quorum(r Report) {
 		if q.Advice != "" {
 			do += "; " + q.Advice
 		}
-		a.add(Down, do,
+		a.add(Down, kindQuorum, do,
 			"etcd has no quorum: %d of %d members can be reached, %d are needed; nothing can be written", q.Active, q.Members, q.Needed)
+		a.because(r)
 	case q.Active < q.Members:
-		a.add(Degraded, "bring it back before another one fails", "%s cannot be reached: %d of %d etcd members are reachable, %d are needed",
+		a.add(Degraded, kindMember, "bring it back before another one fails", "%s cannot be reached: %d of %d etcd members are reachable, %d are needed",
 			missing(r.Member), q.Active, q.Members, q.Needed)
+		a.because(r)
 	case q.Members%2 == 0:
-		a.add(Healthy, "", "etcd has %d members: one member fewer survives as many failures", q.Members)
+		a.add(Healthy, kindEvenMembers, "", "etcd has %d members: one member fewer survives as many failures", q.Members)
+	}
+}
+
+// because completes the last finding, about members that cannot be reached, with what etcd's
+// own code says about them.
+func (a *assessment) because(r Report) {
+	c, since := r.ofEtcd()
+	if c.Kind == "" {
+		return
+	}
+	a.since(since)
+	f := &a.findings[len(a.findings)-1]
+	switch c.Kind {
+	case cause.Refused, cause.EtcdLeader, cause.EtcdTimeout: // what the finding says anyway
+		f.Text += text.Line(": " + c.Text)
+	default:
+		f.Text, f.Do = f.Text+text.Line(": "+c.Text), text.Line(c.Do)
 	}
 }
 
@@ -189,21 +173,24 @@ func (a *assessment) member(r Report) {
 		if f.P99 >= fsyncBad {
 			h = Degraded
 		}
-		a.add(h, "give etcd its own disk, an SSD, with --etcd-data-dir, and look for other writers to this one",
+		a.add(h, kindFsync, "give etcd its own disk, an SSD, with --etcd-data-dir, and look for other writers to this one",
 			"etcd fsync p99 is %d ms; %s", f.P99.Milliseconds(), text)
 	}
 	for _, alarm := range m.Alarms {
-		do := "compact and defragment it with etcdctl, then disarm the alarm"
-		if alarm != "NOSPACE" {
-			do = "stop this member and compare its data with the others' before anything is written"
+		if alarm == alarmSpace {
+			a.add(Down, cause.EtcdSpace, reclaimSpace, "etcd has the alarm %s: its database has reached its quota of %s, and nothing can be written", alarm, text.Bytes(m.Quota))
+			continue
 		}
-		a.add(Down, do, "etcd has the alarm %s", alarm)
+		a.add(Down, kindEtcdAlarm, "stop this member and compare its data with the others' before anything is written", "etcd has the alarm %s", alarm)
 	}
 	if m.Quota > 0 && float64(m.Size) >= quotaShare*float64(m.Quota) && len(m.Alarms) == 0 {
-		a.add(Degraded, "compact and defragment it with etcdctl, or raise --etcd-arg=quota-backend-bytes",
+		a.add(Degraded, cause.EtcdSpace, reclaimSpace,
 			"etcd's database is at %s of %s; at its quota it accepts no more writes", text.Bytes(m.Size), text.Bytes(m.Quota))
 	}
 }
+
+// reclaimSpace is the command that makes room in etcd's database.
+const reclaimSpace = "kthwd etcd space"
 
 func (a *assessment) balancer(r Report) {
 	s := r.LB
@@ -228,15 +215,15 @@ func (a *assessment) balancer(r Report) {
 	}
 	switch {
 	case len(s.Backends) > 0 && ready == 0 && hoped == 0:
-		a.add(Down, adviceOnBackends(s.Backends, "run kthwd status on these machines; connections go to any backend that answers"), "no backend is ready: %s", strings.Join(bad, ", "))
+		a.add(Down, kindBackends, adviceOnBackends(s.Backends, "run kthwd status on these machines; connections go to any backend that answers"), "no backend is ready: %s", strings.Join(bad, ", "))
 	case len(bad) > 0:
-		a.add(Degraded, adviceOnBackends(s.Backends, "run kthwd status there"), "%d of %d backends are not ready: %s", len(bad), len(s.Backends), strings.Join(bad, ", "))
+		a.add(Degraded, kindBackends, adviceOnBackends(s.Backends, "run kthwd status there"), "%d of %d backends are not ready: %s", len(bad), len(s.Backends), strings.Join(bad, ", "))
 	}
 	if s.Held > 0 {
-		a.add(Degraded, "", "%d clients wait for a backend", s.Held)
+		a.add(Degraded, kindHeld, "", "%d clients wait for a backend", s.Held)
 	}
 	if s.Discovery != nil && s.Discovery.Error != "" {
-		a.add(Healthy, "the last list stays in force until an API server answers", "no API server returns the list of backends: %s", s.Discovery.Error)
+		a.add(Healthy, kindDiscovery, "the last list stays in force until an API server answers", "no API server returns the list of backends: %s", s.Discovery.Error)
 	}
 }
 
@@ -254,17 +241,17 @@ func (a *assessment) certificates(r Report, now time.Time) {
 		file, left, before := filepath.Base(c.File), c.NotAfter.Sub(now), len(a.findings)
 		switch {
 		case c.Problem != "":
-			a.add(Degraded, "", "%s: %s", c.File, c.Problem)
+			a.add(Degraded, cause.Certificate, "", "%s: %s", c.File, c.Problem)
 		case c.Use == "signing": // only the key in it is used
 		case left <= 0:
-			a.add(Down, "reissue it, and restart the programs that use it", "%s (%s) expired on %s", file, c.Subject, c.NotAfter.UTC().Format(time.DateOnly))
+			a.add(Down, cause.Certificate, renew(c), "%s (%s) expired on %s", file, c.Subject, c.NotAfter.UTC().Format(time.DateOnly))
 		case left < certSoon:
-			a.add(Degraded, "reissue it, and restart the programs that use it", "%s (%s) expires in %s", file, c.Subject, Age(left))
+			a.add(Degraded, cause.Certificate, renew(c), "%s (%s) expires in %s", file, c.Subject, Age(left))
 		case left < certWord:
-			a.add(Healthy, "reissue it within that time", "%s (%s) expires in %d days", file, c.Subject, int(left.Hours()/24))
+			a.add(Healthy, cause.Certificate, renew(c), "%s (%s) expires in %d days", file, c.Subject, int(left.Hours()/24))
 		}
 		if len(a.findings) > before && c.Problem == "" {
-			a.findings[before].Since = c.soonSince(now)
+			a.since(c.soonSince(now))
 		}
 	}
 }
@@ -278,6 +265,12 @@ func (c Certificate) soonSince(now time.Time) time.Time {
 	}
 	return c.NotAfter.Add(-certWord)
 }
+
+// since dates the last finding.
+func (a *assessment) since(t time.Time) { a.findings[len(a.findings)-1].Since = t }
+
+// renew says how a certificate is made anew.
+func renew(Certificate) string { return "reissue it, and restart the programs that use it" }
 
 // slow reports whether the disk is too slow for a control plane.
 func (l Latency) slow() bool { return l.Count >= fsyncLeast && l.P99 >= fsyncSlow }

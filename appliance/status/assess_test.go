@@ -66,8 +66,8 @@ func TestAssess(t *testing.T) {
 		"a very slow disk":                  {change(func(r *Report) { r.Member.Fsync.P99 = 600 * time.Millisecond }), Degraded, "etcd fsync p99 is 600 ms; the disk is too slow", ""},
 		"a slowish disk":                    {change(func(r *Report) { r.Member.Fsync.P99 = 84 * time.Millisecond }), Healthy, "etcd fsync p99 is 84 ms", "SSD"},
 		"a few fsyncs":                      {change(func(r *Report) { r.Member.Fsync = Latency{P99: time.Second, Count: 3} }), Healthy, "", ""},
-		"nearly full":                       {change(func(r *Report) { r.Member.Size = 7 << 30 }), Degraded, "etcd's database is at 7.0 GiB of 8.0 GiB", "defragment"},
-		"full":                              {change(func(r *Report) { r.Member.Size, r.Member.Alarms = 8<<30, []string{"NOSPACE"} }), Down, "etcd has the alarm NOSPACE", "disarm"},
+		"nearly full":                       {change(func(r *Report) { r.Member.Size = 7 << 30 }), Degraded, "etcd's database is at 7.0 GiB of 8.0 GiB", "kthwd etcd space"},
+		"full":                              {change(func(r *Report) { r.Member.Size, r.Member.Alarms = 8<<30, []string{"NOSPACE"} }), Down, "etcd has the alarm NOSPACE", "kthwd etcd space"},
 		"29 days":                           {change(func(r *Report) { r.Certificates[0].NotAfter = noon.Add(29 * 24 * time.Hour) }), Healthy, "ca.pem (CN=ca) expires in 29 days", ""},
 		"6 days":                            {change(func(r *Report) { r.Certificates[0].NotAfter = noon.Add(6 * 24 * time.Hour) }), Degraded, "ca.pem (CN=ca) expires in 6d0h", ""},
 		"expired":                           {change(func(r *Report) { r.Certificates[0].NotAfter = noon }), Down, "ca.pem (CN=ca) expired on 2026-01-02", ""},
@@ -197,6 +197,65 @@ func TestAssessBackendCertificate(t *testing.T) {
 	}
 	r.LB.Backends[1].LastCheck = "bad_cert"
 	if _, findings := Assess(r, noon); !strings.Contains(findings[0].Do, "for bad_cert reissue that certificate") {
+		t.Errorf("got %+v", findings)
+	}
+}
+
+const dead = `failed calling webhook "w.example.com": failed to call webhook: Post "https://x/": refused`
+
+// A known cause is told once for all programs that it stops, with its time and a command.
+func TestAssessCause(t *testing.T) {
+	r := healthyReport()
+	r.Components = append([]supervise.Status{}, r.Components...)
+	since := noon.Add(-time.Minute)
+	for _, i := range []int{3, 4} {
+		r.Components[i].State, r.Components[i].Since = supervise.Starting, noon
+		r.Components[i].Reason, r.Components[i].Cause, r.Components[i].CauseSince = "begins again after: lease lost", dead, since
+	}
+	r.Ready = false
+	_, findings := Assess(r, noon)
+	if len(findings) != 1 {
+		t.Fatalf("got %+v, want one finding", findings)
+	}
+	f := findings[0]
+	if f.Kind != "webhook" || !f.Since.Equal(since) || !strings.Contains(f.Do, "kubectl get validatingwebhookconfigurations") ||
+		!strings.Contains(f.Text, r.Components[3].Name+" and "+r.Components[4].Name+` are starting: the admission webhook "w.example.com" does not answer`) {
+		t.Errorf("got %+v", f)
+	}
+	r.Components[4].Cause = "something unheard of"
+	_, findings = Assess(r, noon)
+	if len(findings) != 2 || findings[0].Kind != "component" || !strings.Contains(findings[0].Text+findings[1].Text, "something unheard of") {
+		t.Errorf("an unknown error: got %+v", findings)
+	}
+	for _, f := range findings {
+		if strings.Contains(f.Do, "slow disk") {
+			t.Errorf("a guess: %+v", f)
+		}
+	}
+}
+
+// A lasting fault that a working program meets is told, unless a watcher tells it better.
+func TestAssessCauseOfAWorkingProgram(t *testing.T) {
+	r := healthyReport()
+	r.Components = append([]supervise.Status{}, r.Components...)
+	r.Components[4].Cause = dead
+	if health, findings := Assess(r, noon); health != Degraded || len(findings) != 1 || !strings.HasPrefix(findings[0].Text, r.Components[4].Name+": the admission webhook") {
+		t.Errorf("got %s, %+v", health, findings)
+	}
+	r.Observed = []Finding{{Health: Degraded, Kind: "webhook", Text: "w.example.com"}}
+	if _, findings := Assess(r, noon); len(findings) != 1 || findings[0].Text != "w.example.com" {
+		t.Errorf("with a watcher: got %+v", findings)
+	}
+}
+
+// The reason of a member that cannot be reached completes the finding about it.
+func TestAssessCauseOfAMember(t *testing.T) {
+	r := healthyReport()
+	r.Components = append([]supervise.Status{}, r.Components...)
+	r.Quorum.Active, r.Member.Members[1].Active = 2, false
+	r.Components[1].Name, r.Components[1].Cause = "etcd", "prober detected unhealthy status: x509: certificate signed by unknown authority"
+	_, findings := Assess(r, noon)
+	if len(findings) != 1 || findings[0].Kind != "member" || !strings.Contains(findings[0].Text, "two cannot be reached") || !strings.Contains(findings[0].Text, "the CA here") || findings[0].Do != "kthwd pki show" {
 		t.Errorf("got %+v", findings)
 	}
 }

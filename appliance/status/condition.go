@@ -116,8 +116,17 @@ func (r Report) lacksQuorum() bool { return r.Quorum != nil && r.Quorum.Leader =
 
 // concerns reports whether a finding is about a component: its text begins with the name.
 func (f Finding) concerns(component string) bool {
-	rest, found := strings.CutPrefix(f.Text, component)
-	return found && (rest == "" || strings.ContainsAny(rest[:1], " :,'"))
+	for text, more := f.Text, true; more; {
+		rest, found := strings.CutPrefix(text, component)
+		if found && (rest == "" || strings.ContainsAny(rest[:1], " :,'")) {
+			return true
+		}
+		var other string
+		if other, text, more = strings.Cut(text, " and "); strings.Contains(other, " ") {
+			return false // the end of "one and another are starting"
+		}
+	}
+	return false
 }
 
 // failures counts the recent terms of a component that ended in a failure.

@@ -15,6 +15,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"kthwd/appliance/cause"
 	"kthwd/appliance/lastrun"
 	"kthwd/appliance/supervise"
 	"kthwd/appliance/text"
@@ -39,6 +40,7 @@ type Report struct {
 	Findings     []Finding                 `json:"findings,omitempty"`
 	Observed     []Finding                 `json:"observed,omitempty"`       // what watchers of this process have found; Assess adds them to Findings
 	Name         string                    `json:"name,omitempty"`           // of this controller, or machine
+	Names        cause.Names               `json:"-"`                        // with which Assess tells the causes of errors
 	Dependencies map[string][]string       `json:"dependencies,omitempty"`   // the components after which each component starts
 	Restarts     map[string]map[string]int `json:"restartReasons,omitempty"` // restarts by component and reason
 	Member       *Member                   `json:"member,omitempty"`         // of etcd; nil where none has started

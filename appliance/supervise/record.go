@@ -37,8 +37,10 @@ type Status struct {
 	// RestartReason is the kind of failure, as given to Restarted, from which a
 	// component in Starting recovers; empty otherwise.
 	RestartReason string        `json:"restartReason,omitempty"`
-	Took          time.Duration `json:"tookNanoseconds"`    // start of Run to first ready; 0 before that
-	ReadyAt       time.Duration `json:"readyAtNanoseconds"` // start of the group to first ready; 0 before that
+	Cause         string        `json:"cause,omitempty"`     // the error that explains the state, as its origin words it; empty if none is known
+	CauseSince    time.Time     `json:"causeSince,omitzero"` // when that error began
+	Took          time.Duration `json:"tookNanoseconds"`     // start of Run to first ready; 0 before that
+	ReadyAt       time.Duration `json:"readyAtNanoseconds"`  // start of the group to first ready; 0 before that
 }
 
 // Reporter writes to the record of one component. The zero value writes nowhere, so
@@ -83,6 +85,24 @@ func (r Reporter) Restarted(reason string, err error) {
 		s.Restarts++
 		s.RestartReason = reason
 		s.LastError = err.Error()
+	})
+}
+
+// Failing records the newest error of work that the component repeats, such as the renewal
+// of a lease, and the time of the first one; nil after a success. The state does not change.
+func (r Reporter) Failing(err error) {
+	if r.g == nil {
+		return
+	}
+	r.g.rec.update(r.n, func(s *Status) {
+		switch {
+		case err == nil:
+			s.Cause, s.CauseSince = "", time.Time{}
+			return
+		case s.Cause == "":
+			s.CauseSince = r.g.now()
+		}
+		s.Cause = err.Error()
 	})
 }
 

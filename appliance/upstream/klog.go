@@ -4,7 +4,8 @@
 // BridgeKlog sends klog's lines to the one log, under the component whose package
 // wrote them; call it before any Kubernetes code logs. ContextFor gives a program a
 // context that carries its logger. NewZap returns etcd's logger, which turns a fatal
-// line into a call. QuietClients silences client-go's warnings.
+// line into a call. QuietClients silences client-go's warnings. Explain adds to the
+// state of each program the error that its code has logged.
 //
 // CatchExits keeps klog.Fatal, klog.FlushAndExit and panics to the term that they happen in
 // (package term), or turns them into an orderly stop of the group; call its result to
@@ -43,7 +44,7 @@ import (
 // through its context (klog.FromContext). Once ctx has ended, the code's connections
 // and caches disappear while it runs: its complaints are then logged at level debug.
 func ContextFor(ctx context.Context, logs *logging.Logs, component string) context.Context {
-	return klog.NewContext(ctx, logr.FromSlogHandler(lowered{newNoiseFilter(ctx, logs.Handler(component))}))
+	return klog.NewContext(ctx, logr.FromSlogHandler(lowered{newNoiseFilter(ctx, logs.Handler(component), always(component))}))
 }
 
 // lower moves upstream's info one level down, so that level info has one line for
@@ -90,7 +91,7 @@ func BridgeKlog(live context.Context, logs *logging.Logs) {
 	for _, c := range klogComponents {
 		logs.Logger(c) // so that kthwd log-level lists it before its first line
 	}
-	klog.SetSlogLogger(slog.New(lowered{newNoiseFilter(live, &router{logs: logs})}))
+	klog.SetSlogLogger(slog.New(lowered{newNoiseFilter(live, &router{logs: logs}, func(r slog.Record) string { return componentOf(r.PC) })}))
 	klog.SetLogFilter(severityFilter{})
 	// klog flushes log files for up to 10 s in a fatal exit; there are none here.
 	klog.ExitFlushTimeout = 100 * time.Millisecond
@@ -188,7 +189,7 @@ func componentOfFunction(name string) string {
 // its own goroutine, calls died with its text and then parks the goroutine: etcd must
 // not continue after it, and only main exits the process.
 func NewZap(log *slog.Logger, died func(error)) *zap.Logger {
-	core := &zapCore{handler: newNoiseFilter(context.Background(), log.Handler())}
+	core := &zapCore{handler: newNoiseFilter(context.Background(), log.Handler(), always(program.Etcd))}
 	return zap.New(core, zap.WithFatalHook(parked{died}), zap.WithPanicHook(parked{died}))
 }
 

@@ -20,11 +20,17 @@ func QuietClients() { restclient.SetDefaultWarningHandler(restclient.NoWarnings{
 type noiseFilter struct {
 	slog.Handler
 	live    context.Context // lines after its end are part of a stop and go to level debug
+	program func(slog.Record) string
 	repeats *repeats
 }
 
-func newNoiseFilter(live context.Context, h slog.Handler) *noiseFilter {
-	return &noiseFilter{h, live, &repeats{now: time.Now, seen: map[string]*window{}}}
+func newNoiseFilter(live context.Context, h slog.Handler, program func(slog.Record) string) *noiseFilter {
+	return &noiseFilter{h, live, program, &repeats{now: time.Now, seen: map[string]*window{}}}
+}
+
+// always is the program of a logger that belongs to one.
+func always(component string) func(slog.Record) string {
+	return func(slog.Record) string { return component }
 }
 
 // Handle implements slog.Handler.
@@ -37,6 +43,8 @@ func (f *noiseFilter) Handle(ctx context.Context, r slog.Record) error {
 	}
 	if isExpected(r) || f.live.Err() != nil {
 		r.Level = slog.LevelDebug
+	} else {
+		heard.note(f.program(r), r)
 	}
 	if f.Handler.Enabled(ctx, slog.LevelDebug) {
 		return f.Handler.Handle(ctx, r)
@@ -57,12 +65,12 @@ func (f *noiseFilter) Handle(ctx context.Context, r slog.Record) error {
 
 // WithAttrs implements slog.Handler.
 func (f *noiseFilter) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return &noiseFilter{f.Handler.WithAttrs(attrs), f.live, f.repeats}
+	return &noiseFilter{f.Handler.WithAttrs(attrs), f.live, f.program, f.repeats}
 }
 
 // WithGroup implements slog.Handler.
 func (f *noiseFilter) WithGroup(name string) slog.Handler {
-	return &noiseFilter{f.Handler.WithGroup(name), f.live, f.repeats}
+	return &noiseFilter{f.Handler.WithGroup(name), f.live, f.program, f.repeats}
 }
 
 // repeats lets the first few lines of a kind through and counts the others.

@@ -13,7 +13,7 @@ import (
 func lines(t *testing.T, level slog.Level, live context.Context) (*noiseFilter, *slog.Logger, func() []string) {
 	t.Helper()
 	var out bytes.Buffer
-	f := newNoiseFilter(live, slog.NewTextHandler(&out, &slog.HandlerOptions{Level: level}))
+	f := newNoiseFilter(live, slog.NewTextHandler(&out, &slog.HandlerOptions{Level: level}), always("test"))
 	return f, slog.New(f), func() []string {
 		return strings.Split(strings.TrimRight(out.String(), "\n"), "\n")
 	}

@@ -46,7 +46,7 @@ func readStderr(in io.Reader, logs *logging.Logs) {
 		if line := strings.TrimRight(string(text), "\r\n"); line != "" {
 			component, r := stderrLine(line)
 			if loggers[component] == nil {
-				loggers[component] = newNoiseFilter(context.Background(), logs.Handler(component))
+				loggers[component] = newNoiseFilter(context.Background(), logs.Handler(component), always(component))
 			}
 			if h := loggers[component]; h.Enabled(context.Background(), r.Level) {
 				_ = h.Handle(context.Background(), r) // nothing can be done about it

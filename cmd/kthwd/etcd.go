@@ -25,11 +25,11 @@ import (
 func (a *app) etcdVerb(l *config.Loader) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "etcd VERB",
-		Short: "Recover etcd when its other members are lost",
+		Short: "Make room in etcd, or recover it when its other members are lost",
 		Args:  noVerb,
 		RunE:  noVerbGiven,
 	}
-	cmd.AddCommand(a.etcdRecoverVerb(l))
+	cmd.AddCommand(a.etcdRecoverVerb(l), a.etcdSpaceVerb(l))
 	return cmd
 }
 

@@ -27,6 +27,8 @@ var decidedBy = map[string]func(ast.Expr) []string{
 	"refusals":       firstOfEach, // etcd's reasons not to start
 	"metItsRemoval":  everyString, // how etcd dies when it is removed
 	"flagNotDefined": alternatives,
+	"knownCauses":    firstOfEach, // causes of errors, with what to do
+	"routineErrors":  everyString, // errors that are no cause of anything
 }
 
 // TestUpstreamWords requires each of these words in the sources of the versions in
@@ -74,7 +76,8 @@ func TestUpstreamWords(t *testing.T) {
 	}
 }
 
-// upstreamDirs are the sources of Kubernetes, etcd and the flag parsers.
+// upstreamDirs are the sources of Kubernetes, etcd and the flag parsers, and of the errors
+// of Go's standard library.
 func upstreamDirs(t *testing.T) (dirs []string) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "go", "list", "-m", "-f", "{{.Path}} {{.Dir}}", "all")
@@ -87,7 +90,9 @@ func upstreamDirs(t *testing.T) (dirs []string) {
 	if err != nil {
 		t.Fatalf("go env GOROOT: %v", err)
 	}
-	dirs = []string{filepath.Join(strings.TrimSpace(string(root)), "src/flag")}
+	for _, dir := range []string{"flag", "context", "crypto/tls", "crypto/x509", "syscall"} {
+		dirs = append(dirs, filepath.Join(strings.TrimSpace(string(root)), "src", dir))
+	}
 	for line := range strings.Lines(string(modules)) {
 		path, dir, _ := strings.Cut(strings.TrimSpace(line), " ")
 		if dir != "" && (strings.HasPrefix(path, "go.etcd.io/") || strings.HasPrefix(path, "k8s.io/") || path == "github.com/spf13/pflag") {

@@ -1,0 +1,117 @@
+package cause
+
+// routineErrors are words of upstream's errors that normal work produces: a conflict of two
+// writers, which the later one repeats, and the end of a request.
+var routineErrors = []string{
+	"the object has been modified; please apply your changes to the latest version and try again",
+	"context canceled",
+}
+
+// knownCauses is the table. The first row that matches counts, so a row stands before those
+// whose words its errors may contain. A group that a command takes allows only characters
+// without a meaning for a shell.
+var knownCauses = []row{
+	{words: "denied the request", match: `admission webhook \\?"([^"\\]+)\\?" denied the request:? (.+)`, kind: Webhook,
+		text: `the admission webhook "$1" refuses its requests ($2)`, do: listWebhooks, name: ofWebhook},
+	{words: "failed calling webhook", match: `failed calling webhook \\?"([^"\\]+)\\?"[:;] (?:failed to call webhook: )?(.+)`, kind: Webhook,
+		text: `the admission webhook "$1" does not answer ($2)`, do: listWebhooks, lasting: true, name: ofWebhook},
+	{words: "conversion webhook for", match: `conversion webhook for (\S+, Kind=\S+) failed: (.+)`, kind: Conversion,
+		text: `the conversion webhook of $1 does not answer ($2)`, lasting: true,
+		do: "kubectl get customresourcedefinitions -o=custom-columns=NAME:.metadata.name,KIND:.spec.names.kind,WEBHOOK:.spec.conversion.webhook.clientConfig"},
+
+	{words: "unable to transform key", match: `unable to transform key \\*"(/[^"\\]+)\\*"`, kind: Decryption,
+		text: `cannot decrypt $1: encryption-config.yaml has no key for it`, public: "cannot decrypt an object: encryption-config.yaml has no key for it", do: oldKey, lasting: true, name: ofKey},
+	{words: "no matching prefix found", kind: Decryption, text: "cannot decrypt an object: encryption-config.yaml has no key for it", do: oldKey, lasting: true},
+	{words: "identity transformer tried to read encrypted data", kind: Decryption, text: "cannot decrypt an object: encryption-config.yaml has no key for it", do: oldKey, lasting: true},
+	{words: "output array was not large enough for encryption", kind: Decryption, text: "cannot decrypt an object: encryption-config.yaml has another key", do: oldKey, lasting: true},
+
+	{words: "failing or missing response from", match: `(v[a-z0-9]+\.[a-z0-9.-]+) failed with: failing or missing response from [^:]+:[^:]+:?[^:]*: (.+)`, kind: APIService,
+		text: `nothing answers for the APIService $1 ($2)`, do: "kubectl delete apiservice $1", lasting: true},
+	{words: "unable to retrieve the complete list of server APIs", match: `server APIs: ([a-z0-9.-]+)/(v[a-z0-9]+): ([^,]+)`, kind: APIService,
+		text: `nothing answers for the APIService $2.$1 ($3), so namespaces stay in Terminating`, do: "kubectl delete apiservice $2.$1", lasting: true},
+	{words: "stale GroupVersion discovery", match: `stale GroupVersion discovery: ([a-z0-9.-]+)/(v[a-z0-9]+)`, kind: APIService,
+		text: `nothing answers for the APIService $2.$1, so namespaces stay in Terminating`, do: "kubectl delete apiservice $2.$1", lasting: true},
+
+	{words: "database space exceeded", kind: EtcdSpace, text: "etcd's database has reached its quota and accepts no more writes", do: "kthwd etcd space"},
+	{words: "cluster ID mismatch", kind: Peers, text: "another member of etcd belongs to another cluster", do: "kthwd member list"},
+	{words: "prober found high clock drift", match: `prober found high clock drift(?:.*clock-drift=(\S+))?`, kind: Clock,
+		text: "the clock of another controller differs from the one here: $1", do: "timedatectl", lasting: true},
+	{words: "etcdserver: no leader", kind: EtcdLeader, text: "etcd has no leader", do: "kthwd member list"},
+	{words: "etcdserver: request timed out", kind: EtcdTimeout, text: "etcd does not answer in time", do: "kthwd status -o wide"},
+
+	{words: "too many open files", kind: Descriptors, text: "the process has no free file descriptor", do: "systemctl show kthwd --property=LimitNOFILE"},
+	{words: "no space left on device", match: `(?:(/[^ :"]+): )?no space left on device`, kind: DiskFull, text: "a disk is full: $1", do: "df -h"},
+
+	{words: "x509: certificate has expired or is not yet valid", match: `not yet valid: current time (\S+) is after (\S+)`, kind: Certificate,
+		text: "a certificate has expired at $2", do: "kthwd pki show"},
+	{words: "x509: certificate has expired or is not yet valid", match: `not yet valid: current time (\S+) is before (\S+)`, kind: Certificate,
+		text: "a certificate is valid only from $2 on, and the clock says $1", do: "timedatectl"},
+	{words: "x509: certificate signed by unknown authority", match: `(?:https://([^/"\\]+).*)?x509: certificate signed by unknown authority`, kind: Certificate,
+		text: "the CA here is not the one that has signed the certificate of the other side $1", do: "kthwd pki show"},
+	{words: "x509: certificate is valid for", match: `x509: certificate is valid for (.+), not ([^" ]+)`, kind: Certificate,
+		text: "the certificate of the other side is for $1, not for $2", do: "kthwd pki show"},
+	{words: "because it doesn't contain any IP SANs", match: `cannot validate certificate for (\S+) because`, kind: Certificate,
+		text: "the certificate of $1 has no IP address in it", do: "kthwd pki show"},
+	{words: "unknown certificate authority", kind: Certificate, text: "the other side does not trust the CA of the certificate here", do: "kthwd pki show"},
+	{words: "bad certificate", match: `tls: bad certificate`, kind: Certificate, text: "the other side refuses the certificate here", do: "kthwd pki show"},
+	{words: "expired certificate", match: `tls: expired certificate`, kind: Certificate, text: "the certificate here has expired", do: "kthwd pki show"},
+	{words: "the server has asked for the client to provide credentials", kind: Credentials,
+		text: "the API server does not accept the credentials", do: "kthwd pki show", lasting: true},
+
+	{words: "is forbidden: ", match: `User \\?"([A-Za-z0-9:._-]+)\\?" cannot ([a-z]+) resource \\?"([a-z0-9./-]+)\\?"(?: in API group \\?"([a-z0-9.-]*)\\?")?`, kind: Forbidden,
+		text: `RBAC does not let $1 $2 $3`, do: "kubectl auth can-i $2 $3 --as=$1", lasting: true},
+	{words: "exceeded quota: ", match: `exceeded quota: ([a-z0-9.-]+)`, kind: Quota, text: "the resource quota $1 is used up", do: "kubectl describe resourcequotas --all-namespaces"},
+	{words: " usage per ", match: `((?:minimum|maximum) \S+ usage per .+)`, kind: Quota, text: "a limit range refuses the object: $1", do: "kubectl describe limitranges --all-namespaces"},
+	{words: "because it is being terminated", match: `in namespace ([a-z0-9-]+) because`, kind: Terminating,
+		text: "the namespace $1 is being deleted", do: "kubectl describe namespace $1"},
+	{words: "connection refused", match: `dial tcp (\S+): connect: connection refused`, kind: Refused, text: "nothing listens at $1", do: "ss -ltnp"},
+}
+
+// Advice that several rows share.
+const (
+	listWebhooks = "kubectl get validatingwebhookconfigurations,mutatingwebhookconfigurations"
+	oldKey       = "put the old key back into encryption-config.yaml as the second key, under its old name, give the first one another name, and restart kthwd"
+)
+
+// The kinds of known causes.
+const (
+	Webhook     = "webhook"
+	Conversion  = "conversion"
+	Decryption  = "decryption"
+	APIService  = "apiservice"
+	EtcdSpace   = "etcd_space"
+	EtcdLeader  = "etcd_leader"
+	EtcdTimeout = "etcd_timeout"
+	Peers       = "peers"
+	Clock       = "clock"
+	Descriptors = "descriptors"
+	DiskFull    = "disk_full"
+	Certificate = "certificate"
+	Credentials = "credentials"
+	Forbidden   = "forbidden"
+	Quota       = "quota"
+	Terminating = "terminating"
+	Refused     = "refused"
+)
+
+// Kinds lists the kinds of known causes with their meaning, for the documentation and for
+// metrics, whose label has no other value than these.
+var Kinds = []struct{ Kind, Means string }{
+	{Webhook, "an admission webhook refuses the program's requests, or does not answer"},
+	{Conversion, "the conversion webhook of a custom resource does not answer"},
+	{Decryption, "encryption-config.yaml lacks the key of an object"},
+	{APIService, "nothing answers for an aggregated API"},
+	{EtcdSpace, "etcd's database has reached its quota"},
+	{EtcdLeader, "etcd has no leader"},
+	{EtcdTimeout, "etcd does not answer in time"},
+	{Peers, "a member of another cluster answers as a peer of etcd"},
+	{Clock, "the clocks of two controllers differ"},
+	{Descriptors, "the process has no free file descriptor"},
+	{DiskFull, "a disk is full"},
+	{Certificate, "a certificate has expired, is not valid yet, is from another CA or has another name"},
+	{Credentials, "the API server does not accept a program's credentials"},
+	{Forbidden, "RBAC refuses a program's request"},
+	{Quota, "a resource quota or a limit range refuses a program's object"},
+	{Terminating, "a namespace is being deleted"},
+	{Refused, "nothing listens at an address"},
+}
