@@ -5,7 +5,9 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
 
+	"kthwd/appliance/advice"
 	"kthwd/appliance/cmdline"
 	"kthwd/appliance/config"
 	"kthwd/appliance/pki"
@@ -62,6 +64,20 @@ func CheckWords(c config.Controller) error {
 	}
 	_, err = l.parseAll()
 	return err
+}
+
+// CheckConfiguration checks a configuration for a verb that starts nothing, with exit code
+// 2 for each problem that a start would refuse its flags for. Files of the data
+// directory that cannot be used, or not be read by this user, are left to the start and
+// to kthwd preflight.
+func CheckConfiguration(c config.Controller) error {
+	klog.SetLogger(cmdline.DiscardLogger)
+	plan, err := pki.NewPlan(c.Layout(), c.PKISpec())
+	if err != nil {
+		return CheckWords(c)
+	}
+	_, err = Check(c, plan)
+	return advice.Usage(err)
 }
 
 // memory holds files that exist in this process only.
