@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -52,7 +53,7 @@ func Check(c config.Controller, plan *pki.Plan) (*Lines, error) {
 	if err := lines.validate(c); err != nil {
 		return nil, err
 	}
-	return lines, cmdline.CheckPolicies(lines.Args[program.APIServer])
+	return lines, errors.Join(cmdline.CheckPolicies(lines.Args[program.APIServer]), lines.checkFiles())
 }
 
 // CheckWords checks only that the programs have the flags and take their values. It is what
@@ -91,6 +92,9 @@ func (m *memory) write(name string, data []byte) (path string, err error) {
 	path = fmt.Sprintf("/proc/self/fd/%d", fd)
 	f := os.NewFile(uintptr(fd), path)
 	m.files = append(m.files, f)
+	if err := f.Chmod(0o600); err != nil { // checkFiles looks at it
+		return "", err
+	}
 	_, err = f.Write(data)
 	return path, err
 }

@@ -40,6 +40,10 @@ func TestFlagsThatExcludeEachOther(t *testing.T) {
 	if err := os.WriteFile(authz, []byte("apiVersion: apiserver.config.k8s.io/v1\nkind: AuthorizationConfiguration\nauthorizers:\n- {type: Node, name: node}\n- {type: RBAC, name: rbac}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	own := pki.Layout{Dir: t.TempDir()}
+	if _, err := pki.Ensure(own, pki.Spec{Server: "https://127.0.0.1:6443"}); err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct {
 		program string
 		users   []string
@@ -51,7 +55,7 @@ func TestFlagsThatExcludeEachOther(t *testing.T) {
 		{program.APIServer, []string{"runtime-config-"}, []string{"runtime-config"}, ""},
 		{program.APIServer, []string{"--audit_log_path-", "--audit-policy-file-"}, []string{"audit-log-path", "audit-policy-file"}, ""},
 		{program.APIServer, []string{"encryption-provider-config-"}, []string{"encryption-provider-config"}, ""},
-		{program.ControllerManager, []string{"cluster-signing-kubelet-serving-cert-file=/x.pem", "cluster-signing-kubelet-serving-key-file=/x-key.pem"},
+		{program.ControllerManager, []string{"cluster-signing-kubelet-serving-cert-file=" + own.CA(), "cluster-signing-kubelet-serving-key-file=" + own.CAKey()},
 			[]string{"cluster-signing-cert-file", "cluster-signing-key-file"}, "--cluster-signing-legacy-unknown-key-file="},
 		{program.Etcd, []string{"discovery-srv=example.com"}, []string{"initial-cluster"}, ""},
 		{program.Etcd, []string{"discovery-endpoints=http://127.0.0.1:1", "discovery-token=t"}, []string{"initial-cluster"}, ""},
@@ -79,6 +83,71 @@ func TestFlagsThatExcludeEachOther(t *testing.T) {
 				t.Errorf("got\n%s\nwant %s", all, tt.left)
 			}
 		})
+	}
+}
+
+// Each file that a flag names is loaded by upstream's own loader, before anything starts, and
+// a secret that others can read is refused.
+func TestNamedFiles(t *testing.T) {
+	dir := t.TempDir()
+	c := testConfig(t)
+	c.DataDir = dir
+	if _, err := pki.Ensure(c.Layout(), c.PKISpec()); err != nil {
+		t.Fatal(err)
+	}
+	file := func(name, data string, mode os.FileMode) string {
+		path := filepath.Join(t.TempDir(), name)
+		if err := os.WriteFile(path, []byte(data), mode); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	key, err := os.ReadFile(c.Layout().Key(pki.NameServiceAccount))
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := os.ReadFile(c.Layout().Kubeconfig(pki.NameScheduler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca, err := os.ReadFile(c.Layout().CA())
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := file("open-key.pem", string(key), 0o644)
+	tokens := file("tokens", "secret-token,user,uid\n", 0o600)
+	for _, tt := range []struct{ program, arg, want string }{
+		{program.APIServer, "token-auth-file=" + tokens, ""},
+		{program.APIServer, "token-auth-file=" + file("tokens", "secret-token,user,uid\n", 0o644), "readable or writable by others (mode 0644)"},
+		{program.APIServer, "token-auth-file=" + file("tokens", "secret-token\n", 0o600), "at least 3 columns"},
+		{program.APIServer, "service-account-signing-key-file=" + open, "(mode 0644)"},
+		{program.APIServer, "service-account-key-file=" + open, "(mode 0644)"}, // a private key in place of the public one
+		{program.APIServer, "requestheader-client-ca-file=" + file("both.pem", string(ca)+string(key), 0o644), "(mode 0644)"},
+		{program.APIServer, "requestheader-client-ca-file=" + file("ca.pem", "nothing", 0o644), "ca.pem"},
+		{program.APIServer, "kubelet-client-key=" + c.Layout().Key(pki.NameAdmin), "does not match"},
+		{program.APIServer, "admission-control-config-file=" + file("a.yaml", "kind: Nonsense\n", 0o644), "a.yaml"},
+		{program.APIServer, "authentication-config=" + file("a.yaml", "apiVersion: apiserver.config.k8s.io/v1\nkind: AuthenticationConfiguration\njwt: [{}]\n", 0o644), "jwt[0]"},
+		{program.APIServer, "egress-selector-config-file=" + file("e.yaml", "kind: Nonsense\n", 0o644), "e.yaml"},
+		{program.APIServer, "tracing-config-file=" + file("t.yaml", "kind: Nonsense\n", 0o644), "t.yaml"},
+		{program.APIServer, "audit-webhook-config-file=" + file("w.yaml", string(config), 0o644), "(mode 0644)"},
+		{program.APIServer, "audit-webhook-config-file=" + file("w.yaml", string(config), 0o600), ""},
+		{program.APIServer, "audit-webhook-config-file=/nowhere", "no such file"},
+		{program.ControllerManager, "authentication-kubeconfig=" + file("k", string(config), 0o604), "(mode 0604)"},
+		{program.ControllerManager, "service-account-private-key-file=" + file("k", "nothing", 0o600), "k: "},
+		{program.ControllerManager, "root-ca-file=" + file("ca.pem", "nothing", 0o644), "ca.pem"},
+		{program.Etcd, "peer-key-file=" + open, "(mode 0644)"},
+	} {
+		c.EtcdArgs, c.APIServerArgs, c.ControllerManagerArgs = nil, nil, nil
+		*passedThrough(&c, tt.program) = []string{tt.arg}
+		_, err := merged(t, c)
+		switch {
+		case tt.want == "" && err != nil:
+			t.Errorf("%s: got %v, want none", tt.arg, err)
+		case tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)):
+			t.Errorf("%s: got %v, want %q", tt.arg, err, tt.want)
+		case err != nil && strings.Contains(err.Error(), "secret-token"):
+			t.Errorf("%s: the error quotes the secret: %v", tt.arg, err)
+		}
 	}
 }
 

@@ -140,6 +140,9 @@ func withoutDisabled(program string, a Arg, users []Arg) Arg {
 // signers are those that kube-controller-manager can be given files for, each alone.
 var signers = []string{"kubelet-serving", "kubelet-client", "kube-apiserver-client", "legacy-unknown"}
 
+// Signers returns the signers of kube-controller-manager that can be given files.
+func Signers() []string { return slices.Clone(signers) }
+
 // splitSigners gives kthwd's CA to each signer for which the user's flags name none. One
 // pair for all of them excludes one for any of them
 // (kube-controller-manager/app/options/csrsigningcontroller.go:Validate).
