@@ -107,6 +107,9 @@ func (p *prepared) make() (err error) {
 	if err := p.ensurePKI(); err != nil {
 		return err
 	}
+	if err := pki.RecordNames(p.layout); err != nil {
+		return err
+	}
 	if p.socket, err = datadir.NewSockets(p.layout); err != nil {
 		return err
 	}

@@ -25,6 +25,7 @@ import (
 	cliflag "k8s.io/component-base/cli/flag"
 
 	"kthwd/appliance/advice"
+	"kthwd/appliance/config"
 	"kthwd/appliance/program"
 )
 
@@ -41,17 +42,23 @@ func Parse(name string, sets cliflag.NamedFlagSets, args []program.Arg) error {
 		fs.AddFlagSet(sets.FlagSets[set])
 	}
 	if err := fs.Parse(program.Render(args)); err != nil {
-		return UnknownFlag(name, err)
+		var names []string
+		fs.VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
+		return UnknownFlag(name, names, err)
 	}
 	return nil
 }
 
 var flagNotDefined = regexp.MustCompile(`(?:unknown flag: --|flag provided but not defined: -)(\S+)`)
 
-// UnknownFlag turns a parser's error into a sentence with the user's argument.
-func UnknownFlag(program string, err error) error {
+// UnknownFlag turns a parser's error into a sentence with the user's argument. names are
+// the flags that the program has.
+func UnknownFlag(program string, names []string, err error) error {
 	see := "see the flags of " + program + " at " + reference(program)
 	if m := flagNotDefined.FindStringSubmatch(err.Error()); m != nil {
+		if near := config.Nearest(m[1], names); near != "" {
+			see = fmt.Sprintf("did you mean --%s-arg=%s? %s", program, near, see)
+		}
 		return advice.With(fmt.Errorf("--%s-arg=%s: %s has no such flag in this version", program, m[1], program), see)
 	}
 	return advice.With(fmt.Errorf("--%s-arg: %w", program, err), see)

@@ -1,11 +1,14 @@
 package commands
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
 	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
 
+	"kthwd/appliance/advice"
 	"kthwd/appliance/cmdline"
 	"kthwd/appliance/config"
 	"kthwd/appliance/pki"
@@ -50,7 +53,7 @@ func Check(c config.Controller, plan *pki.Plan) (*Lines, error) {
 	if err := lines.validate(c); err != nil {
 		return nil, err
 	}
-	return lines, cmdline.CheckPolicies(lines.Args[program.APIServer])
+	return lines, errors.Join(cmdline.CheckPolicies(lines.Args[program.APIServer]), lines.checkFiles())
 }
 
 // CheckWords checks only that the programs have the flags and take their values. It is what
@@ -64,6 +67,20 @@ func CheckWords(c config.Controller) error {
 	return err
 }
 
+// CheckConfiguration checks a configuration for a verb that starts nothing, with exit code
+// 2 for each problem that a start would refuse its flags for. Files of the data
+// directory that cannot be used, or not be read by this user, are left to the start and
+// to kthwd preflight.
+func CheckConfiguration(c config.Controller) error {
+	klog.SetLogger(cmdline.DiscardLogger)
+	plan, err := pki.NewPlan(c.Layout(), c.PKISpec())
+	if err != nil {
+		return CheckWords(c)
+	}
+	_, err = Check(c, plan)
+	return advice.Usage(err)
+}
+
 // memory holds files that exist in this process only.
 type memory struct{ files []*os.File }
 
@@ -75,6 +92,9 @@ func (m *memory) write(name string, data []byte) (path string, err error) {
 	path = fmt.Sprintf("/proc/self/fd/%d", fd)
 	f := os.NewFile(uintptr(fd), path)
 	m.files = append(m.files, f)
+	if err := f.Chmod(0o600); err != nil { // checkFiles looks at it
+		return "", err
+	}
 	_, err = f.Write(data)
 	return path, err
 }

@@ -93,6 +93,10 @@ func (p *Programs) validate(c config.Controller) error {
 		for _, err := range completed.Validate() {
 			errs = append(errs, hinted(fmt.Errorf("%s: %w", program.APIServer, err), c))
 		}
+		if len(errs) == 0 { // loads the CAs, the keys of service accounts and --authentication-config
+			_, err := completed.Authentication.ToAuthenticationConfig()
+			add(program.APIServer, err)
+		}
 	}
 	add(program.ControllerManager, p.Manager.Validate(kcmapp.KnownControllers(), kcmapp.ControllersDisabledByDefault(), kcmapp.ControllerAliases()))
 	p.Settings, err = controllers.ReadSettings(p.Scheduler)

@@ -89,10 +89,10 @@ func (l *Loader) settings() []setting {
 		{"cluster-cidr", RoleController, groupCluster, "CIDR", "Range of pod addresses, or two separated by a comma for dual stack. Must not overlap --service-cluster-ip-range.", &k.ClusterCIDR},
 
 		{"tracing-endpoint", RoleController, groupPrograms, "HOST:PORT", "OpenTelemetry collector to which etcd and kube-apiserver send traces, one request in a hundred, by OTLP over gRPC without TLS. Empty sends none.", &k.TracingEndpoint},
-		{"etcd-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag for etcd; overrides kthwd's own; repeatable.", (*repeated)(&k.EtcdArgs)},
-		{"kube-apiserver-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag for kube-apiserver; overrides kthwd's own; repeatable.", (*repeated)(&k.APIServerArgs)},
-		{"kube-controller-manager-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag for kube-controller-manager; overrides kthwd's own; repeatable.", (*repeated)(&k.ControllerManagerArgs)},
-		{"kube-scheduler-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag for kube-scheduler; overrides kthwd's own; repeatable.", (*repeated)(&k.SchedulerArgs)},
+		{"etcd-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag for etcd; overrides kthwd's own, or takes it out: KEY-; repeatable.", (*repeated)(&k.EtcdArgs)},
+		{"kube-apiserver-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag for kube-apiserver; overrides kthwd's own, or takes it out: KEY-; repeatable.", (*repeated)(&k.APIServerArgs)},
+		{"kube-controller-manager-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag for kube-controller-manager; overrides kthwd's own, or takes it out: KEY-; repeatable.", (*repeated)(&k.ControllerManagerArgs)},
+		{"kube-scheduler-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag for kube-scheduler; overrides kthwd's own, or takes it out: KEY-; repeatable.", (*repeated)(&k.SchedulerArgs)},
 
 		{"listen", RoleLB, groupLB, "ADDRESS:PORT", "Address to which clients connect. Without ADDRESS it means all addresses; repeatable.", (*repeated)(&b.Listen)},
 		{"backend", RoleLB, groupLB, "HOST:PORT", "An API server behind the load balancer. A name is resolved again while kthwd runs; repeatable.", (*repeated)(&b.Backends)},
@@ -248,10 +248,19 @@ func Values(name string) []string {
 // nearest returns the setting whose name is closest to a misspelled one, or "".
 func (l *Loader) nearest(name string) string {
 	name = strings.ToLower(strings.ReplaceAll(strings.TrimLeft(name, "-"), "_", "-"))
-	best, distance := "", 1+max(2, len(name)/4)
+	var names []string
 	for _, s := range l.table {
-		if d := editDistance(name, s.name); d < distance {
-			best, distance = s.name, d
+		names = append(names, s.name)
+	}
+	return Nearest(name, names)
+}
+
+// Nearest returns the name that a misspelled one most likely meant, or "".
+func Nearest(name string, names []string) string {
+	best, distance := "", 1+max(2, len(name)/4)
+	for _, n := range names {
+		if d := editDistance(name, n); d < distance {
+			best, distance = n, d
 		}
 	}
 	return best

@@ -89,6 +89,9 @@ func (c *Controller) Resolve() (err error) {
 		for i, arg := range *args {
 			if key, value := SplitArg(arg); anArg.MatchString(key) {
 				(*args)[i] = key + "=" + value
+				if value == "" && strings.HasSuffix(key, "-") { // takes the flag out
+					(*args)[i] = key
+				}
 			}
 		}
 	}

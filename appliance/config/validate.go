@@ -412,10 +412,10 @@ func (v *validator) args(key string, args []string) {
 }
 
 // SplitArg splits a pass-through argument: "v=4", "--v=4", or "profiling", which
-// means "profiling=true".
+// means "profiling=true". "authorization-mode-" takes a flag out; its value is "".
 func SplitArg(arg string) (key, value string) {
 	key, value, ok := strings.Cut(strings.TrimLeft(arg, "-"), "=")
-	if !ok {
+	if !ok && !strings.HasSuffix(key, "-") {
 		value = "true"
 	}
 	return key, value

@@ -32,7 +32,9 @@ func Parse(args []program.Arg, logger func(*embed.Config) error) (*embed.Config,
 	state := flags.NewSelectiveStringValue(embed.ClusterStateFlagNew, embed.ClusterStateFlagExisting)
 	fs.Var(state, "initial-cluster-state", "")
 	if err := fs.Parse(program.Render(args)); err != nil {
-		return nil, cmdline.UnknownFlag(program.Etcd, err)
+		var names []string
+		fs.VisitAll(func(f *flag.Flag) { names = append(names, f.Name) })
+		return nil, cmdline.UnknownFlag(program.Etcd, names, err)
 	}
 	cfg.ListenPeerUrls = flags.UniqueURLsFromFlag(fs, "listen-peer-urls")
 	cfg.AdvertisePeerUrls = flags.UniqueURLsFromFlag(fs, "initial-advertise-peer-urls")
@@ -45,9 +47,13 @@ func Parse(args []program.Arg, logger func(*embed.Config) error) (*embed.Config,
 	cfg.ClientTLSInfo.AllowedHostnames = flags.StringsFromFlag(fs, "client-cert-allowed-hostname")
 	cfg.PeerTLSInfo.AllowedCNs = flags.StringsFromFlag(fs, "peer-cert-allowed-cn")
 	cfg.PeerTLSInfo.AllowedHostnames = flags.StringsFromFlag(fs, "peer-cert-allowed-hostname")
+	cfg.DiscoveryCfg.Endpoints = flags.UniqueStringsFromFlag(fs, "discovery-endpoints")
 	cfg.CipherSuites = flags.StringsFromFlag(fs, "cipher-suites")
 	cfg.MaxConcurrentStreams = flags.Uint32FromFlag(fs, "max-concurrent-streams")
 	cfg.ClusterState = state.String()
+	if !flags.IsSet(fs, "initial-cluster") && (cfg.Durl != "" || cfg.DNSCluster != "" || cfg.DNSClusterServiceName != "" || len(cfg.DiscoveryCfg.Endpoints) > 0) {
+		cfg.InitialCluster = "" // its default excludes discovery
+	}
 	fs.Visit(func(f *flag.Flag) { cfg.FlagsExplicitlySet[f.Name] = true })
 	if err := etcdFeatureGates(cfg, fs); err != nil {
 		return nil, err
@@ -128,7 +134,7 @@ func (e *Member) HasLoneTiming() bool {
 // alone tells whether the member was created as the only one of its cluster. Others may
 // have been added since; it may then still wait for a quorum.
 func alone(cfg *embed.Config) bool {
-	return !strings.Contains(cfg.InitialCluster, ",") && cfg.ClusterState == embed.ClusterStateFlagNew
+	return cfg.InitialCluster != "" && !strings.Contains(cfg.InitialCluster, ",") && cfg.ClusterState == embed.ClusterStateFlagNew
 }
 
 // socketPath returns the unix socket among the client URLs, or "".

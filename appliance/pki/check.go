@@ -78,6 +78,9 @@ func (v *survey) checkLeaf(r row) {
 	case wanted && !p.hasCert:
 		v.want(cert)
 	}
+	if v.absent[cert] && r.names != nil {
+		v.keepNames(r)
+	}
 	v.checkAlgorithm(r, key, p)
 	v.checkKey(cert, key, r, p)
 	if p.chain == nil {

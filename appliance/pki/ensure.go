@@ -115,7 +115,7 @@ func (v *survey) issue(r row) ([]file, error) {
 	if v.absent[cert] && p.staged == nil {
 		var names []string
 		if r.names != nil {
-			names = r.names(v.spec)
+			names = append(r.names(v.spec), v.kept[r.name]...)
 		}
 		c, err := issue(r, names, p.key, v.pairs[r.issuer], v.now)
 		if err != nil {

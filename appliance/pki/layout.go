@@ -94,6 +94,9 @@ func (l Layout) InstanceID() string { return l.path("instance-id") }
 // that served it last.
 func (l Layout) Record() string { return l.path("member.json") }
 
+// Names stores the names in kubernetes.pem as it was last used, for a new one.
+func (l Layout) Names() string { return l.path("names.json") }
+
 // JoinRecord identifies the join, from kthwd join to the first start.
 func (l Layout) JoinRecord() string { return l.path("kthwd.join") }
 
@@ -103,7 +106,7 @@ func (l Layout) Files() []string {
 	l.Dir, l.EtcdDir = "", ""
 	files := []string{
 		l.CA(), l.CAKey(), l.EncryptionConfig(), l.AuditPolicy(), l.AuthenticationConfig(), l.AuditLog(), l.UnauthenticatedAuditLog(), l.SchedulerConfig(),
-		filepath.Join(l.Etcd(), "member"), l.Run(), l.Lock(), l.InstanceID(), l.Record(), l.JoinRecord(),
+		filepath.Join(l.Etcd(), "member"), l.Run(), l.Lock(), l.InstanceID(), l.Record(), l.JoinRecord(), l.Names(),
 	}
 	for _, name := range []string{
 		NameKubernetes, NameServiceAccount, NameAdmin, NameControllerManager, NameScheduler,

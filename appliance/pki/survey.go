@@ -47,14 +47,15 @@ type survey struct {
 	report   Report
 	problems []error
 
-	newSecrets []secret // made beside existing data, because the Spec says so
+	kept       map[string][]string // names of a certificate that is to be made, by row: see keepNames
+	newSecrets []secret            // made beside existing data, because the Spec says so
 }
 
 func newSurvey(l Layout, s Spec) *survey {
 	return &survey{
 		layout: l, spec: s, now: s.now(),
 		rows: certificates, configs: kubeconfigs, documents: documents,
-		pairs: map[string]pair{}, access: map[string]*access{}, absent: map[string]bool{},
+		pairs: map[string]pair{}, access: map[string]*access{}, absent: map[string]bool{}, kept: map[string][]string{},
 	}
 }
 

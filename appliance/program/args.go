@@ -34,13 +34,16 @@ func Render(args []Arg) []string {
 type Override struct{ Program, Key, Ours, Users string }
 
 // Merge overrides kthwd's arguments with the user's. A key that the user gives
-// replaces all of kthwd's values for it, because list flags would otherwise add up.
+// replaces all of kthwd's values for it, because list flags would otherwise add up. A
+// flag of kthwd's that excludes one of the user's gives way, and one that the user has
+// taken out is left out: see Removed.
 func Merge(program string, ours, users []Arg) ([]Arg, []Override) {
+	ours, overrides := giveWay(program, ours, users)
+	users = slices.DeleteFunc(slices.Clone(users), func(u Arg) bool { _, is := u.Removed(); return is })
 	given := map[string][]string{}
 	for _, a := range users {
 		given[a.Key] = append(given[a.Key], a.Value)
 	}
-	var overrides []Override
 	merged := make([]Arg, 0, len(ours)+len(users))
 	for _, a := range ours {
 		values, replaced := given[a.Key]
@@ -56,12 +59,13 @@ func Merge(program string, ours, users []Arg) ([]Arg, []Override) {
 }
 
 // ParseUser reads "key=value" pairs. Leading dashes are allowed, a bare key means
-// true, as on a command line, and underscores count as dashes, as they do upstream.
+// true, as on a command line, and underscores count as dashes, as they do upstream. A bare
+// key with a minus at its end takes the flag out.
 func ParseUser(raw []string) []Arg {
 	args := make([]Arg, 0, len(raw))
 	for _, r := range raw {
 		key, value, found := strings.Cut(strings.TrimLeft(r, "-"), "=")
-		if !found {
+		if !found && !strings.HasSuffix(key, "-") {
 			value = "true"
 		}
 		// Upstream's parsers read foo_bar as foo-bar, too (component-base/cli/flag/flags.go).

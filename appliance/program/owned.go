@@ -54,6 +54,12 @@ var harmless = map[string]bool{
 // CheckOwned refuses the user's arguments that would change an owned key.
 func CheckOwned(program string, ours, users []Arg) (kept []Arg, warnings []string, errs []error) {
 	for _, u := range users {
+		if key, is := u.Removed(); is {
+			if err := checkRemoval(program, key, ours, users); err != nil {
+				errs = append(errs, err)
+				continue
+			}
+		}
 		instead, isOwned := Owned[program][u.Key]
 		same := slices.Contains(ours, u)
 		switch {

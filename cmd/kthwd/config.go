@@ -3,6 +3,7 @@ package main
 import (
 	"github.com/spf13/cobra"
 
+	"kthwd/appliance/commands"
 	"kthwd/appliance/config"
 )
 
@@ -13,7 +14,7 @@ func (a *app) configVerb(l *config.Loader) *cobra.Command {
 		Long: "Print the configuration that a start with these flags would use, in the form of a\n" +
 			"configuration file, each value with its origin: default, FILE:LINE or flag. With a role,\n" +
 			"print the settings of that role, otherwise all. Problems follow on standard error, with\n" +
-			"exit code 2.",
+			"exit code 2: also what a program would refuse of its flags and of the files they name.",
 		Example: "  kthwd config\n  kthwd config --role=controller --config=/etc/kthwd/kthwd.yaml\n  kthwd config --role=lb --backend=10.0.1.73:6443",
 		Args:    noVerb,
 		RunE:    func(*cobra.Command, []string) error { return a.config(l) },
@@ -35,5 +36,8 @@ func (a *app) config(l *config.Loader) error {
 	if len(l.Config.Role) == 0 {
 		return l.ValidateWithoutRole() // printing a configuration requires no role
 	}
-	return l.Validate()
+	if err := l.Validate(); err != nil || !l.Config.Is(config.RoleController) {
+		return err
+	}
+	return commands.CheckConfiguration(l.Config.Controller)
 }

@@ -12,7 +12,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"kthwd/appliance/commands"
 	"kthwd/appliance/config"
+	"kthwd/appliance/pki"
 	"kthwd/appliance/preflight"
 	"kthwd/appliance/text"
 	"kthwd/appliance/tune"
@@ -25,7 +27,7 @@ func (a *app) preflightVerb(l *config.Loader) *cobra.Command {
 		Short: "Check ports, addresses, disk, memory, clock and limits",
 		Long: "Check this machine for a start with these flags, and print a remedy for each problem. After\n" +
 			"\"warn\" kthwd serves, but not as it should; after \"fail\" it will not serve, and the exit\n" +
-			"code is 1. The latency of the disk is measured in the data directory, for one second at\n" +
+			"code is 1; it is 2 if a program would refuse its flags. The latency of the disk is measured in the data directory, for one second at\n" +
 			"most.",
 		Example: "  kthwd preflight --role=controller --config=/etc/kthwd/controller.yaml",
 		Args:    noVerb,
@@ -59,6 +61,11 @@ func (a *app) preflight(ctx context.Context, l *config.Loader, asJSON bool) erro
 	}
 	if err := a.showPreflight(all, asJSON); err != nil {
 		return err
+	}
+	if l.Config.Is(config.RoleController) {
+		if err := commands.CheckConfiguration(l.Config.Controller); err != nil {
+			return err
+		}
 	}
 	if preflight.Failed(all) {
 		return errDegraded
@@ -94,7 +101,19 @@ func (a *app) controllerChecks(ctx context.Context, l *config.Loader) []prefligh
 			all = append(all, r)
 		}
 	}
+	all = append(all, controllerFiles(c))
 	return append(all, preflight.Directory(c.DataDir), preflight.Sync(c.Layout().Etcd()), preflight.Clock(time.Now(), c.Layout().CA()))
+}
+
+// controllerFiles checks the files of the data directory as a start does.
+func controllerFiles(c config.Controller) preflight.Result {
+	r := preflight.Result{What: "files", Verdict: preflight.OK}
+	report, err := pki.Check(c.Layout(), c.PKISpec())
+	if err != nil {
+		return failed(r, flatten(err))
+	}
+	r.Found = fmt.Sprintf("%d are there, %d would be made", len(report.Kept), len(report.Missing))
+	return r
 }
 
 // controllerPorts checks that the ports are free, or in use by the kthwd that runs on this directory.
@@ -112,10 +131,10 @@ func (a *app) controllerPorts(ctx context.Context, l *config.Loader) preflight.R
 			return r
 		}
 	}
-	return failedListens(r, errs)
+	return failed(r, errs)
 }
 
-func failedListens(r preflight.Result, errs []error) preflight.Result {
+func failed(r preflight.Result, errs []error) preflight.Result {
 	var found []string
 	for _, err := range errs {
 		found = append(found, text.Joined(err.Error()))
@@ -139,7 +158,7 @@ func balancerChecks(ctx context.Context, l *config.Loader) []preflight.Result {
 		ln.Close()
 	}
 	if len(errs) > 0 {
-		listens = failedListens(listens, errs)
+		listens = failed(listens, errs)
 		if errors.Is(errs[0], syscall.EADDRINUSE) {
 			listens.Verdict, listens.Do = preflight.Warn, "expected if it is kthwd-lb.socket or kthwd; otherwise find it with ss -ltnp"
 		}

@@ -211,6 +211,8 @@ func TestBadWords(t *testing.T) {
 		{"ranges overlap", []string{"--service-cluster-ip-range=10.200.1.0/24"}, "", 2, "separate ranges", []string{"10.200.1.0/24 overlaps --cluster-cidr 10.200.0.0/16"}},
 		{"unknown flag", []string{"--secure-prot=1"}, "", 2, "--secure-port", []string{"--secure-prot"}},
 		{"unknown flag of kube-apiserver", []string{"--kube-apiserver-arg=nonsense=1"}, "", 2, "kubernetes.io", []string{"--kube-apiserver-arg=nonsense", "kube-apiserver has no such flag"}},
+		{"misspelled flag of kube-apiserver", []string{"--kube-apiserver-arg=audit-log-maxsise=1"}, "", 2, "did you mean --kube-apiserver-arg=audit-log-maxsize?", []string{"kube-apiserver has no such flag"}},
+		{"misspelled flag of etcd", []string{"--etcd-arg=hartbeat-interval=1"}, "", 2, "did you mean --etcd-arg=heartbeat-interval?", []string{"etcd has no such flag"}},
 		{"unknown flag of etcd", []string{"--etcd-arg=nonsense=1"}, "", 2, "etcd.io", []string{"--etcd-arg=nonsense", "etcd has no such flag"}},
 		{"unknown flag of kube-controller-manager", []string{"--kube-controller-manager-arg=nonsense"}, "", 2, "kubernetes.io", []string{"--kube-controller-manager-arg=nonsense"}},
 		{"unknown flag of kube-scheduler", []string{"--kube-scheduler-arg=--nonsense=1"}, "", 2, "kubernetes.io", []string{"--kube-scheduler-arg=nonsense"}},
@@ -321,6 +323,23 @@ func request(t *testing.T, client kubernetes.Interface, user string) (name strin
 		t.Fatal(err)
 	}
 	return user
+}
+
+// kthwd's own flag gives way to one that excludes it, and a minus takes one out.
+func TestFlagsGiveWay(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "authz.yaml")
+	if err := os.WriteFile(file, []byte("apiVersion: apiserver.config.k8s.io/v1\nkind: AuthorizationConfiguration\nauthorizers:\n- {type: Node, name: node}\n- {type: RBAC, name: rbac}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := kthwtest.Start(t, kthwtest.Options{Args: []string{"--kube-apiserver-arg=authorization-config=" + file, "--kube-apiserver-arg=audit-log-path-"}})
+	kthwtest.WaitFor(t, "a write", soon, func() error { return write(t, c.Client(t), "kept") })
+	if _, err := os.Stat(filepath.Join(c.Dir, "audit.log")); err == nil {
+		t.Error("audit.log was written, although its flag was taken out")
+	}
+	if log := c.Log.String(); !strings.Contains(log, "gives way to --authorization-config") || !strings.Contains(log, "(taken out)") {
+		t.Errorf("log: got\n%s\nwant both flags named", log)
+	}
 }
 
 // openDir is a directory that every user can get to; t.TempDir's are their owner's.

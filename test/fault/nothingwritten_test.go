@@ -20,6 +20,10 @@ func TestRefusedStartWritesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { taken.Close() })
+	broken := filepath.Join(t.TempDir(), "broken.yaml")
+	if err := os.WriteFile(broken, []byte("kind: AuthorizationConfiguration\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct {
 		name  string
 		args  []string
@@ -31,6 +35,8 @@ func TestRefusedStartWritesNothing(t *testing.T) {
 		{"two flags of etcd", []string{"--etcd-arg=heartbeat-interval=100", "--etcd-arg=election-timeout=200"}, 2, []string{"etcd: --election-timeout"}},
 		{"a value that upstream's validation refuses", []string{"--kube-apiserver-arg=storage-backend=mysql"}, 2, []string{"kube-apiserver: --storage-backend invalid"}},
 		{"a controller that is none", []string{"--kube-controller-manager-arg=controllers=nonsense"}, 2, []string{"nonsense"}},
+		{"a file that upstream's validation reads", []string{"--kube-apiserver-arg=authorization-config=" + broken}, 2, []string{"AuthorizationConfiguration from file"}},
+		{"a flag that kthwd relies on", []string{"--kube-apiserver-arg=authorization-mode-"}, 2, []string{"everybody may do everything"}},
 		{"a file that is not there", []string{"--kube-apiserver-arg=audit-policy-file=/nowhere.yaml"}, 1, []string{"/nowhere.yaml"}},
 		{"a feature gate that is none", []string{"--kube-apiserver-arg=feature-gates=Nonsense=true"}, 2, []string{"Nonsense"}},
 		{"a port", []string{"--health-address=" + taken.Addr().String()}, 1, []string{"already in use"}},

@@ -72,3 +72,19 @@ func away(t *testing.T, dir string, globs ...string) (putBack func()) {
 	move(dir, other)
 	return func() { move(other, dir) }
 }
+
+// kubernetes.pem that is moved away, as a hint says, keeps its names when it is made anew.
+func TestNewCertificateKeepsNames(t *testing.T) {
+	t.Parallel()
+	c := kthwtest.Start(t, kthwtest.Options{Args: []string{"--subject-alt-name=lb.example.com"}})
+	stop(t, c, syscall.SIGTERM, 0)
+	away(t, c.Dir, "kubernetes*.pem")
+	c = again(t, c, kthwtest.Options{})
+	if log := c.Log.String(); !strings.Contains(log, "with the names of the one before it, too: lb.example.com") {
+		t.Errorf("log: got\n%s\nwant the name", log)
+	}
+	out, err := exec.Command(kthwtest.Binary(t), "pki", "show", "--data-dir="+c.Dir).CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "lb.example.com") {
+		t.Errorf("pki show: got %s (%v), want the name", out, err)
+	}
+}

@@ -1,0 +1,42 @@
+package pki
+
+import (
+	"crypto/x509"
+	"net"
+	"slices"
+	"testing"
+)
+
+// A certificate that is moved away and made anew keeps its names.
+func TestNamesAreKept(t *testing.T) {
+	l := fresh(t)
+	reissue(t, l, NameKubernetes, func(c *x509.Certificate) {
+		c.DNSNames = append(c.DNSNames, "lb.example.com", "*.api.example.com")
+		c.IPAddresses = append(c.IPAddresses, net.IPv4(192, 0, 2, 9))
+	})
+	if err := RecordNames(l); err != nil {
+		t.Fatal(err)
+	}
+	before := contents(t, l.Dir)
+	if err := RecordNames(l); err != nil {
+		t.Fatal(err)
+	}
+	wantSame(t, l.Dir, before)
+	want := slices.Sorted(slices.Values(sans(certificate(t, l.Cert(NameKubernetes)))))
+	remove(t, l.Cert(NameKubernetes), l.Key(NameKubernetes))
+	wantWarning(t, ensure(t, l, testSpec()), "kubernetes.pem: made anew", "lb.example.com, *.api.example.com, 192.0.2.9", "names.json")
+	if got := slices.Sorted(slices.Values(sans(certificate(t, l.Cert(NameKubernetes))))); !slices.Equal(got, want) {
+		t.Errorf("got names %q, want %q", got, want)
+	}
+
+	remove(t, l.Cert(NameKubernetes), l.Key(NameKubernetes), l.Names())
+	ensure(t, l, testSpec())
+	if c := certificate(t, l.Cert(NameKubernetes)); slices.Contains(c.DNSNames, "lb.example.com") {
+		t.Error("without names.json: the name is still there")
+	}
+
+	put(t, l.Names(), "{")
+	remove(t, l.Cert(NameKubernetes), l.Key(NameKubernetes))
+	_, err := Ensure(l, testSpec())
+	wantMisfit(t, l, err, []string{"names.json"}, "cannot be read")
+}
