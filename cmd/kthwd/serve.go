@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -14,8 +15,10 @@ import (
 	"kthwd/appliance/config"
 	"kthwd/appliance/logging"
 	"kthwd/appliance/pki"
+	"kthwd/appliance/program"
 	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
+	"kthwd/appliance/support"
 	"kthwd/appliance/text"
 	linked "kthwd/appliance/version"
 )
@@ -113,6 +116,9 @@ func (a *app) control(ctx context.Context, l *config.Loader, logs *logging.Logs,
 		OnChange: a.changed(ctx),
 		OnWired:  func(p *appliance.Liveness) { a.attend(ctx, log, p) },
 		Beside:   beside,
+		Private: func(args map[string][]program.Arg) map[string]http.HandlerFunc {
+			return support.Handlers(logs, func() support.Running { return a.running(l, args) })
+		},
 	})
 }
 
