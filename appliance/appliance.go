@@ -19,12 +19,14 @@ package appliance
 
 import (
 	"context"
+	"net/http"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"kthwd/appliance/config"
 	"kthwd/appliance/logging"
+	"kthwd/appliance/program"
 	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
 	"kthwd/appliance/tune"
@@ -42,6 +44,10 @@ type Options struct {
 	OnChange func(ready bool, reason string)   // called after each change of the state record; may be nil
 	OnWired  func(*Liveness)                   // called once, before the first component starts; may be nil
 	Beside   *Beside                           // another role of the process; may be nil
+
+	// Private returns more handlers for the unix socket, given the programs' command
+	// lines; nil for none.
+	Private func(args map[string][]program.Arg) map[string]http.HandlerFunc
 }
 
 // Metrics configures the address of metrics and status.

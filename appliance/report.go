@@ -2,6 +2,7 @@ package appliance
 
 import (
 	"errors"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -34,6 +35,10 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 	if beside == nil {
 		beside = &Beside{Report: func(*status.Report) {}}
 	}
+	private := m.Private()
+	if p.o.Private != nil {
+		maps.Copy(private, p.o.Private(p.args))
+	}
 	used := status.CertificatesOf(p.usedFiles)
 	p.events = newEventWriter(p.cfg.Name, api.Loopback, used, p.o.Logs.Logger("kthwd"))
 	p.others = others.New(e, p.log)
@@ -41,7 +46,7 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 		Others: p.others.Controllers, History: []history.Source{etcdmetrics.History(), series.Requests(api.Loopback)},
 		Changed: g.Changed, OnEvent: p.events.seen,
 		Socket: p.socket.Control, Address: p.o.Metrics.Address, Web: p.o.Metrics.Web, Pprof: p.o.Metrics.Pprof,
-		Logs: p.o.Logs, Collectors: append(collectors, beside.Collectors...), Programs: series.Programs(), Private: m.Private(),
+		Logs: p.o.Logs, Collectors: append(collectors, beside.Collectors...), Programs: series.Programs(), Private: private,
 		Report: func() status.Report {
 			ready, reason := g.Ready()
 			quorum := e.Quorum()

@@ -109,6 +109,11 @@ func (c Client) Do(ctx context.Context, method, path string, in, out any) error 
 	return nil
 }
 
+// Get requests one of the paths of the unix socket of the running kthwd.
+func (c Client) Get(ctx context.Context, path string) ([]byte, error) {
+	return c.socket(ctx, http.MethodGet, path, "")
+}
+
 // refused is an error with which the running kthwd answered.
 type refused struct {
 	code       int
@@ -173,7 +178,7 @@ func named(err error, path string) error {
 	return &fs.PathError{Op: op.Op, Path: path, Err: cause}
 }
 
-const maxBody = 4 << 20
+const maxBody = 32 << 20 // the metrics of a large cluster
 
 func ask(ctx context.Context, t http.RoundTripper, method, url, body string, login Login) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, method, url, strings.NewReader(body))

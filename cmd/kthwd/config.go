@@ -1,25 +1,58 @@
 package main
 
 import (
-	"github.com/spf13/cobra"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
 
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"kthwd/appliance/advice"
 	"kthwd/appliance/commands"
 	"kthwd/appliance/config"
+	"kthwd/appliance/program"
+	"kthwd/appliance/support"
+	"kthwd/appliance/text"
 )
 
+// configOutputs are the formats of kthwd config --running.
+var configOutputs = []string{"", "json", "args"}
+
 func (a *app) configVerb(l *config.Loader) *cobra.Command {
+	var running bool
+	var output string
 	cmd := &cobra.Command{
 		Use:   "config [flags]",
 		Short: "Print the resulting configuration and each value's origin",
 		Long: "Print the configuration that a start with these flags would use, in the form of a\n" +
 			"configuration file, each value with its origin: default, FILE:LINE or flag. With a role,\n" +
 			"print the settings of that role, otherwise all. Problems follow on standard error, with\n" +
-			"exit code 2: also what a program would refuse of its flags and of the files they name.",
-		Example: "  kthwd config\n  kthwd config --role=controller --config=/etc/kthwd/kthwd.yaml\n  kthwd config --role=lb --backend=10.0.1.73:6443",
+			"exit code 2: also what a program would refuse of its flags and of the files they name.\n\n" +
+			"With --running, print the configuration of the running kthwd, and mark what has changed in\n" +
+			"its file since it started. -o args prints the command lines of the embedded programs.",
+		Example: "  kthwd config\n  kthwd config --role=controller --config=/etc/kthwd/kthwd.yaml\n  kthwd config --role=lb --backend=10.0.1.73:6443\n  kthwd config --running -o args",
 		Args:    noVerb,
-		RunE:    func(*cobra.Command, []string) error { return a.config(l) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			switch {
+			case !slices.Contains(configOutputs, output):
+				return usagef("--output %q is no format: want json or args", output)
+			case running:
+				return a.showRunning(cmd.Context(), l, output)
+			case output != "":
+				return advice.With(usagef("--output without --running"), "kthwd config prints the form of a configuration file")
+			}
+			return a.config(l)
+		},
 	}
 	l.AddFlags(cmd.Flags())
+	cmd.Flags().BoolVar(&running, "running", false, "Print the configuration of the running kthwd.")
+	cmd.Flags().StringVarP(&output, "output", "o", "", "`FORMAT` Format of the output of --running: json, or args for the command lines of the embedded programs; empty means the form of a configuration file.")
+	cobra.CheckErr(cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(configOutputs[1:], cobra.ShellCompDirectiveNoFileComp)))
 	return cmd
 }
 
@@ -40,4 +73,96 @@ func (a *app) config(l *config.Loader) error {
 		return err
 	}
 	return commands.CheckConfiguration(l.Config.Controller)
+}
+
+// running is the configuration of this process, compared with what a start with the same
+// command line would read now.
+func (a *app) running(l *config.Loader, args map[string][]program.Arg) support.Running {
+	r := support.Running{PID: os.Getpid(), File: l.File(), Settings: l.Values(), Programs: map[string][]string{}}
+	if r.File != "" {
+		r.File = absolute(r.File)
+	}
+	for name, flags := range args {
+		r.Programs[name] = program.Render(flags)
+	}
+	next := config.NewLoader()
+	fs := pflag.NewFlagSet("kthwd", pflag.ContinueOnError)
+	next.AddFlags(fs)
+	err := fs.Parse(a.args)
+	if err == nil {
+		err = read(next)
+	}
+	if err != nil {
+		r.Problem = text.Joined(err.Error())
+		return r
+	}
+	r.Settings = l.Compared(next)
+	return r
+}
+
+func (a *app) showRunning(ctx context.Context, l *config.Loader, output string) error {
+	c, err := a.target(l)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	r, err := askRunning(ctx, c)
+	if err != nil {
+		return c.explain(err)
+	}
+	switch output {
+	case "json":
+		return writeJSON(a.out, r)
+	case "args":
+		_, err = a.out.Write(programLines(r))
+		return err
+	}
+	if _, err := a.out.Write(runningText(r)); err != nil {
+		return err
+	}
+	if r.Problem != "" {
+		a.warn("a start would fail now: " + r.Problem)
+	}
+	return nil
+}
+
+func askRunning(ctx context.Context, c target) (r support.Running, err error) {
+	body, err := c.Get(ctx, support.PathRunning)
+	if err == nil {
+		err = json.Unmarshal(body, &r)
+	}
+	return r, err
+}
+
+// runningText is the configuration in the form of a file.
+func runningText(r support.Running) []byte {
+	head := fmt.Sprintf("# in force in process %d", r.PID)
+	if r.File != "" {
+		head += ", which has read " + text.Line(r.File)
+	}
+	changed := slices.DeleteFunc(slices.Clone(r.Settings), func(v config.Value) bool { return v.Remark == "" })
+	if n := len(changed); n > 0 {
+		head += fmt.Sprintf("\n# %d changed in the file since the start: restart kthwd to apply them", n)
+	}
+	return append([]byte(head+"\n"), config.Render(r.Settings)...)
+}
+
+// programLines are the command lines of the embedded programs, one flag a line.
+func programLines(r support.Running) []byte {
+	var b strings.Builder
+	for i, name := range []string{program.Etcd, program.APIServer, program.ControllerManager, program.Scheduler} {
+		if r.Programs[name] == nil {
+			continue
+		}
+		if i > 0 {
+			b.WriteString("\n")
+		}
+		b.WriteString(name)
+		for _, arg := range r.Programs[name] {
+			b.WriteString(" \\\n  " + text.ShellWord(text.Line(arg)))
+		}
+		b.WriteString("\n")
+	}
+	return []byte(b.String())
 }

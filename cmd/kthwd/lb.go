@@ -24,6 +24,7 @@ import (
 	"kthwd/appliance/logging"
 	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
+	"kthwd/appliance/support"
 	"kthwd/appliance/text"
 	"kthwd/appliance/tune"
 	"kthwd/lb"
@@ -62,7 +63,8 @@ type balancer struct {
 	up         chan struct{} // closed once it accepts clients
 	handedOver atomic.Bool   // to a new process
 	upgrading  atomic.Bool
-	loader     *config.Loader           // has the configuration in force; owned by the reload goroutine
+	loader     *config.Loader // has the configuration in force; owned by the reload goroutine
+	inForce    atomic.Pointer[config.Loader]
 	files      atomic.Pointer[[]string] // certificate files of the configuration in force
 	static     atomic.Pointer[[]string] // backends of the configuration in force
 	uncounted  bool                     // the last reload failed before lb.Server, which counts, saw it; owned by the reload goroutine
@@ -86,6 +88,7 @@ func (a *app) newBalancer(l *config.Loader, logs *logging.Logs) (*balancer, erro
 		return nil, l.Locate(err)
 	}
 	b.server = server
+	b.inForce.Store(l)
 	b.files.Store(b.certificateFiles(l.Config))
 	b.used = status.CertificatesOf(func() []string { return *b.files.Load() })
 	if b.discovery != nil {
@@ -267,6 +270,7 @@ func (b *balancer) run(ctx context.Context) error {
 	st := g.Add(status.NewServer(status.ServerConfig{
 		Socket:  socket,
 		Address: c.MetricsAddress, Web: c.MetricsWeb, Pprof: c.MetricsPprof, TakeOver: b.app.inherits.predecessor != 0, Logs: b.logs, Collectors: b.collectors(), Shared: b.takesOver, Hold: b.up, Changed: g.Changed,
+		Private: support.Handlers(b.logs, func() support.Running { return b.app.running(b.inForce.Load(), nil) }),
 		Report: func() status.Report {
 			ready, reason := g.Ready()
 			r := status.Report{
@@ -426,6 +430,7 @@ func (b *balancer) reload() error {
 		}
 	}
 	b.loader = l
+	b.inForce.Store(l)
 	b.files.Store(b.certificateFiles(l.Config))
 	b.static.Store(&l.Config.LB.Backends)
 	b.stopWithin(l.Config.LB)

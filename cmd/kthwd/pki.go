@@ -94,8 +94,10 @@ func (a *app) pkiShowVerb(l *config.Loader) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show [flags]",
 		Short: "List certificates: file, subject, names, use, expiry",
-		Args:  noVerb,
-		RunE:  func(*cobra.Command, []string) error { return a.pkiShow(l) },
+		Long: "List the certificates in the data directory: file, subject, names, use and expiry. The exit\n" +
+			"code is 1 if one has a problem, has expired or is not valid yet.",
+		Args: noVerb,
+		RunE: func(*cobra.Command, []string) error { return a.pkiShow(l) },
 	}
 	l.AddFlags(cmd.Flags(), "config", "data-dir")
 	return cmd
@@ -113,7 +115,14 @@ func (a *app) pkiShow(l *config.Loader) error {
 	if err != nil {
 		return err
 	}
-	return pki.WriteTable(a.out, entries, time.Now())
+	now := time.Now()
+	if err := pki.WriteTable(a.out, entries, now); err != nil {
+		return err
+	}
+	if slices.ContainsFunc(entries, func(e pki.Entry) bool { return e.Problem != "" || e.NotAfter.Before(now) || e.NotBefore.After(now) }) {
+		return errDegraded
+	}
+	return nil
 }
 
 func (a *app) pkiNodeVerb(l *config.Loader) *cobra.Command {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/http"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -14,8 +16,10 @@ import (
 	"kthwd/appliance/config"
 	"kthwd/appliance/logging"
 	"kthwd/appliance/pki"
+	"kthwd/appliance/program"
 	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
+	"kthwd/appliance/support"
 	"kthwd/appliance/text"
 	linked "kthwd/appliance/version"
 )
@@ -109,10 +113,13 @@ func (a *app) control(ctx context.Context, l *config.Loader, logs *logging.Logs,
 		File:     l.File(),
 		Metrics:  appliance.Metrics{Address: l.Config.MetricsAddress, Web: l.Config.MetricsWeb, Pprof: l.Config.MetricsPprof},
 		Started:  a.started,
-		OnReady:  func(timeline []supervise.Status) { a.ready(log, l.Config, timeline) },
+		OnReady:  func(timeline []supervise.Status) { a.ready(log, l, timeline) },
 		OnChange: a.changed(ctx),
 		OnWired:  func(p *appliance.Liveness) { a.attend(ctx, log, p) },
 		Beside:   beside,
+		Private: func(args map[string][]program.Arg) map[string]http.HandlerFunc {
+			return support.Handlers(logs, func() support.Running { return a.running(l, args) })
+		},
 	})
 }
 
@@ -184,16 +191,50 @@ func sentence(reason string) string {
 	return reason
 }
 
-// ready tells systemd and the operator that all components are ready.
-func (a *app) ready(log *slog.Logger, c config.Config, timeline []supervise.Status) {
+// ready tells systemd and the operator that all components are ready, and what is next: the
+// page, the status and kubectl.
+func (a *app) ready(log *slog.Logger, l *config.Loader, timeline []supervise.Status) {
 	a.notify.ready()
+	c := l.Config
 	kubectl := "kubectl --kubeconfig " + text.ShellWord(absolute(c.Controller.Layout().Kubeconfig(pki.NameAdmin))) + " get componentstatuses"
+	page, ask := pageURL(c), statusCommand(l)
 	took := time.Since(a.started).Round(10 * time.Millisecond)
 	if c.LogFormat == logging.JSON || isJournal(a.err) {
-		log.Info("all ready", "took", took, "try", kubectl)
+		log.Info("all ready", "took", took, "page", page, "status", ask, "try", kubectl)
 		return
 	}
-	fmt.Fprintf(a.err, "%s\n%s\n", timelineText(timeline, took), kubectl)
+	if page != "" {
+		page += "\n"
+	}
+	fmt.Fprintf(a.err, "%s\n%s%s\n%s\n", timelineText(timeline, took), page, ask, kubectl)
+}
+
+// pageURL is the address of the status page as a browser on this machine reaches it; "" if
+// there is none.
+func pageURL(c config.Config) string {
+	host, port, err := net.SplitHostPort(c.MetricsAddress)
+	if err != nil {
+		return ""
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "localhost"
+	}
+	scheme := "http"
+	if w, err := status.ReadWeb(c.MetricsWeb); c.MetricsWeb != "" && err == nil && w.TLS {
+		scheme = "https"
+	}
+	return scheme + "://" + net.JoinHostPort(host, port) + "/"
+}
+
+// statusCommand asks this kthwd, in whichever directory it is typed.
+func statusCommand(l *config.Loader) string {
+	switch {
+	case l.Origin("data-dir") == config.OriginFlag:
+		return "kthwd status --data-dir=" + text.ShellWord(absolute(l.Config.Controller.DataDir))
+	case l.File() != "" && l.File() != config.DefaultFile:
+		return "kthwd status --config=" + text.ShellWord(absolute(l.File()))
+	}
+	return "kthwd status"
 }
 
 // timelineText lists how long each component took to start.

@@ -1,0 +1,81 @@
+package fault
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"kthwd/test/kthwtest"
+)
+
+// calmWarnings are the warnings that a healthy life may have, with the reason.
+var calmWarnings = []struct{ part, why string }{
+	{"is loopback", "the test's address"},
+	{"queries only ports", "the test's ports"},
+	{"the last run: ", "the test kills none, but a machine may"},
+	{"variable of the environment in effect", "the environment of the test"},
+	{"apply request took too long", "a disk that the tests share"},
+	{"slow fdatasync", "the same"},
+	{"leader failed to send out heartbeat on time", "the same"},
+}
+
+// A healthy start, a workload as kubectl makes it, a second start and the stops log no
+// error, and no warning but those that are named.
+func TestHealthyLifeIsCalm(t *testing.T) {
+	c := kthwtest.Start(t, kthwtest.Options{})
+	work(t, c)
+	stop(t, c, syscall.SIGTERM, 0)
+	quiet(t, "the first run", c.Log.String())
+	next := again(t, c, kthwtest.Options{})
+	work(t, next)
+	stop(t, next, syscall.SIGTERM, 0)
+	quiet(t, "the second run", next.Log.String())
+}
+
+// work makes, changes and deletes objects in a namespace of its own, until that is gone.
+func work(t *testing.T, c *kthwtest.Controller) {
+	t.Helper()
+	kubectl := func(args ...string) { c.Kubectl(t, args...) }
+	kubectl("create", "namespace", "calm")
+	kthwtest.WaitFor(t, "service account", time.Minute, func() error {
+		_, err := c.TryKubectl(t, "get", "serviceaccount", "default", "-n", "calm")
+		return err
+	})
+	kubectl("create", "deployment", "web", "--image=nginx", "--replicas=3", "-n", "calm")
+	kubectl("expose", "deployment", "web", "--port=80", "-n", "calm")
+	kubectl("create", "secret", "generic", "s", "--from-literal=a=b", "-n", "calm")
+	kubectl("create", "job", "j", "--image=nginx", "-n", "calm")
+	for i := range 5 {
+		kubectl("scale", "deployment", "web", fmt.Sprintf("--replicas=%d", 2+i*2), "-n", "calm")
+		kubectl("label", "deployment", "web", fmt.Sprintf("round=%d", i), "--overwrite", "-n", "calm")
+	}
+	kubectl("delete", "namespace", "calm", "--wait=false")
+	kthwtest.WaitFor(t, "end of the namespace", 2*time.Minute, func() error {
+		all, err := c.Client(t).CoreV1().Namespaces().List(t.Context(), metav1.ListOptions{FieldSelector: "metadata.name=calm"})
+		if err == nil && len(all.Items) > 0 {
+			err = fmt.Errorf("still %s", all.Items[0].Status.Phase)
+		}
+		return err
+	})
+}
+
+var raised = regexp.MustCompile(`level=(?:WARN|ERROR) .*`)
+
+// quiet wants a log without errors, and without warnings that are not named.
+func quiet(t *testing.T, what, log string) {
+	t.Helper()
+lines:
+	for _, line := range raised.FindAllString(log, -1) {
+		for _, allowed := range calmWarnings {
+			if strings.HasPrefix(line, "level=WARN") && strings.Contains(line, allowed.part) {
+				continue lines
+			}
+		}
+		t.Errorf("%s logs: %s", what, line)
+	}
+}
