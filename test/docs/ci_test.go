@@ -19,7 +19,7 @@ func TestCIReportsTimes(t *testing.T) {
 		steps       []string // as printed in the table, in this order, without "packages"
 		result      string
 	}{
-		{"all passes", "nothing", []string{"light tests", "lint", "unit and process tests", "end-to-end tests", "packages twice, the same bytes"}, "passed"},
+		{"all passes", "nothing", []string{"light tests", "lint", "unit and process tests", "random input", "end-to-end tests", "packages twice, the same bytes"}, "passed"},
 		{"lint fails", "lint", []string{"light tests", "lint"}, "FAILED in: lint"},
 		{"the first one fails", "test-light", []string{"light tests"}, "FAILED in: light tests"},
 	} {
