@@ -16,7 +16,7 @@ import (
 	"kthwd/appliance/apiserver"
 	"kthwd/appliance/config"
 	"kthwd/appliance/controllers"
-	"kthwd/appliance/etcd"
+	"kthwd/appliance/etcdline"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
 )
@@ -80,7 +80,7 @@ func TestArgs(t *testing.T) {
 // Upstream's own parsers take what kthwd gives them.
 func TestArgsParse(t *testing.T) {
 	c := fixed()
-	if _, err := etcd.Parse(program.EtcdArgs(c, c.Layout(), "/run/etcd.sock"), silent); err != nil {
+	if _, err := etcdline.Parse(program.EtcdArgs(c, c.Layout(), "/run/etcd.sock"), silent); err != nil {
 		t.Error(err)
 	}
 	if _, err := apiserver.Parse(program.APIServerArgs(c, c.Layout(), "/run/etcd.sock"), pki.ControllerNames{}); err != nil {
@@ -200,7 +200,7 @@ func TestOwnedFlagsExist(t *testing.T) {
 			var err error
 			switch name {
 			case program.Etcd:
-				_, err = etcd.Parse(append(program.EtcdArgs(fixed(), fixed().Layout(), "/s"), args...), silent)
+				_, err = etcdline.Parse(append(program.EtcdArgs(fixed(), fixed().Layout(), "/s"), args...), silent)
 			case program.APIServer:
 				_, err = apiserver.Parse(args, pki.ControllerNames{})
 			case program.ControllerManager:

@@ -21,7 +21,7 @@ import (
 	"kthwd/appliance/cmdline"
 	"kthwd/appliance/config"
 	"kthwd/appliance/controllers"
-	"kthwd/appliance/etcd"
+	"kthwd/appliance/etcdline"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
 )
@@ -57,7 +57,7 @@ func (l *Lines) parse(edit func([]program.Arg) []program.Arg) (*Programs, error)
 
 // parseAll parses all four command lines.
 func (l *Lines) parseAll() (*Programs, error) {
-	_, etcdErr := etcd.Parse(l.Args[program.Etcd], embed.NewZapLoggerBuilder(zap.NewNop()))
+	_, etcdErr := etcdline.Parse(l.Args[program.Etcd], embed.NewZapLoggerBuilder(zap.NewNop()))
 	p, err := l.parse(func(args []program.Arg) []program.Arg { return args })
 	return p, advice.Usage(errors.Join(etcdErr, cmdline.CheckGates(l.Args), err))
 }

@@ -20,6 +20,7 @@ import (
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/etcdgateway"
+	"kthwd/appliance/etcdline"
 	"kthwd/appliance/pki"
 )
 
@@ -67,7 +68,7 @@ func (e *Member) ControllerNames() pki.ControllerNames {
 // replaceGateway serves etcd's HTTP API (/v3/) through the unix socket. etcd's own
 // gateway fails once only certain names are allowed, see etcdgateway.
 func (e *Member) replaceGateway() {
-	socket := socketPath(e.cfg)
+	socket := etcdline.Socket(e.cfg)
 	if !e.cfg.EnableGRPCGateway || socket == "" {
 		return
 	}

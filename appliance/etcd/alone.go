@@ -12,6 +12,7 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 
 	"kthwd/appliance/etcdfiles"
+	"kthwd/appliance/etcdline"
 	"kthwd/appliance/supervise"
 	"kthwd/appliance/upstream"
 )
@@ -36,7 +37,7 @@ func ForceAlone(ctx context.Context, name, dir string, clientURLs []string, log 
 	e.cfg.ListenPeerUrls, e.cfg.ListenClientUrls = nil, nil
 	e.cfg.AdvertiseClientUrls = parseURLs(clientURLs)
 	e.cfg.QuotaBackendBytes = 8 << 30
-	useLoneTiming(e.cfg)
+	etcdline.UseLoneTiming(e.cfg)
 	server, err := e.start(ctx, supervise.Reporter{})
 	if err != nil || server == nil {
 		return 0, errors.Join(err, ctx.Err())

@@ -39,6 +39,7 @@ import (
 	"kthwd/appliance/advice"
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/etcdgateway"
+	"kthwd/appliance/etcdline"
 	"kthwd/appliance/etcdmetrics"
 	"kthwd/appliance/program"
 	"kthwd/appliance/supervise"
@@ -101,13 +102,13 @@ func New(c Config) (*Member, error) {
 	}
 	e.hadQuorum.Store(c.HadQuorum)
 	var err error
-	if e.cfg, err = Parse(c.Args, embed.NewZapLoggerBuilder(upstream.NewZap(c.Log, e.died))); err != nil {
+	if e.cfg, err = etcdline.Parse(c.Args, embed.NewZapLoggerBuilder(upstream.NewZap(c.Log, e.died))); err != nil {
 		return nil, err
 	}
 	switch {
 	case c.HadOthers:
-		useDefaultTiming(e.cfg)
-	case alone(e.cfg):
+		etcdline.UseDefaultTiming(e.cfg)
+	case etcdline.Alone(e.cfg):
 		e.onOpen = c.OnOpen
 	}
 	e.cfg.GRPCAdditionalServerOptions = append(e.cfg.GRPCAdditionalServerOptions,
@@ -232,7 +233,7 @@ func (e *Member) close(server *embed.Etcd) {
 	}
 	e.gateway.Close()
 	server.Close()
-	os.Remove(socketPath(e.cfg))
+	os.Remove(etcdline.Socket(e.cfg))
 }
 
 // RequestTransfer makes Run transfer leadership to another member, if there is one. This
@@ -252,6 +253,9 @@ func (e *Member) died(err error) {
 	default:
 	}
 }
+
+// HasLoneTiming tells whether the member has the timing of a lone member.
+func (e *Member) HasLoneTiming() bool { return etcdline.HasLoneTiming(e.cfg) }
 
 // Running returns the server, or nil before it has started and after a removal.
 func (e *Member) Running() *embed.Etcd {

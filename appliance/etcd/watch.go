@@ -12,6 +12,7 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 
 	"kthwd/appliance/advice"
+	"kthwd/appliance/etcdline"
 	"kthwd/appliance/supervise"
 )
 
@@ -163,7 +164,7 @@ func (e *Member) gone(server *embed.Etcd) error {
 	case <-e.fatal:
 	case <-time.After(closeLimit):
 	}
-	os.Remove(socketPath(e.cfg))
+	os.Remove(etcdline.Socket(e.cfg))
 	return advice.With(fmt.Errorf("this controller, %s, was removed from the cluster", e.cfg.Name),
 		"to bring it back: kthwd member add NAME ADDRESS on another controller, then kthwd join with --replace-data here")
 }

@@ -1,4 +1,6 @@
-package etcd
+// Package etcdline reads etcd's command line into etcd's own configuration, and decides the
+// timing of a member that is alone.
+package etcdline
 
 import (
 	"errors"
@@ -61,7 +63,7 @@ func Parse(args []program.Arg, logger func(*embed.Config) error) (*embed.Config,
 	if err := checkSockets(cfg); err != nil {
 		return nil, err
 	}
-	useLoneTiming(cfg)
+	UseLoneTiming(cfg)
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("%s: %w", program.Etcd, err)
 	}
@@ -106,19 +108,19 @@ func etcdFeatureGates(cfg *embed.Config, fs *flag.FlagSet) error {
 // loneTick is the tick of a member that is alone, in milliseconds.
 const loneTick = 50
 
-// useLoneTiming lets a lone member elect itself in 50–250 ms instead of 0.1–1 s. It sends
+// UseLoneTiming lets a lone member elect itself in 50–250 ms instead of 0.1–1 s. It sends
 // no heartbeats, so nothing else depends on the tick. A shorter tick would wake an idle
 // process five times as often (raft, monitorLeader).
-func useLoneTiming(cfg *embed.Config) {
+func UseLoneTiming(cfg *embed.Config) {
 	set := cfg.FlagsExplicitlySet
-	if alone(cfg) && !set["heartbeat-interval"] && !set["election-timeout"] {
+	if Alone(cfg) && !set["heartbeat-interval"] && !set["election-timeout"] {
 		cfg.TickMs, cfg.ElectionMs = loneTick, 250
 	}
 }
 
-// useDefaultTiming restores etcd's own timing for a member that was created as the only
+// UseDefaultTiming restores etcd's own timing for a member that was created as the only
 // one of its cluster, which has had other members since.
-func useDefaultTiming(cfg *embed.Config) {
+func UseDefaultTiming(cfg *embed.Config) {
 	if set := cfg.FlagsExplicitlySet; !set["heartbeat-interval"] && !set["election-timeout"] {
 		d := embed.NewConfig()
 		cfg.TickMs, cfg.ElectionMs = d.TickMs, d.ElectionMs
@@ -127,18 +129,18 @@ func useDefaultTiming(cfg *embed.Config) {
 
 // HasLoneTiming tells whether the member has the timing of a lone member. If it led
 // several members, it would step down whenever they did not answer for 250 ms.
-func (e *Member) HasLoneTiming() bool {
-	return e.cfg.TickMs == loneTick && !e.cfg.FlagsExplicitlySet["heartbeat-interval"]
+func HasLoneTiming(cfg *embed.Config) bool {
+	return cfg.TickMs == loneTick && !cfg.FlagsExplicitlySet["heartbeat-interval"]
 }
 
-// alone tells whether the member was created as the only one of its cluster. Others may
+// Alone tells whether the member was created as the only one of its cluster. Others may
 // have been added since; it may then still wait for a quorum.
-func alone(cfg *embed.Config) bool {
+func Alone(cfg *embed.Config) bool {
 	return cfg.InitialCluster != "" && !strings.Contains(cfg.InitialCluster, ",") && cfg.ClusterState == embed.ClusterStateFlagNew
 }
 
-// socketPath returns the unix socket among the client URLs, or "".
-func socketPath(cfg *embed.Config) string {
+// Socket returns the unix socket among the client URLs, or "".
+func Socket(cfg *embed.Config) string {
 	for _, u := range cfg.ListenClientUrls {
 		if u.Scheme == "unix" {
 			return filepath.Join(u.Host, u.Path)
