@@ -14,6 +14,7 @@ import (
 	"kthwd/appliance/commands"
 	"kthwd/appliance/config"
 	"kthwd/appliance/datadir"
+	"kthwd/appliance/drift"
 	"kthwd/appliance/environment"
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/lastrun"
@@ -38,6 +39,7 @@ type prepared struct {
 	identity  string
 	record    etcdfiles.Record // as last written by this process; used by etcd's goroutine
 	events    *eventWriter     // set by wire
+	drift     *drift.Drift     // set by wire
 	observers []observer       // added by wire, before the status
 	watchers  []watcher        // the observers among them that run beside the components; added by wire
 	run       *lastrun.Run     // the record of this run

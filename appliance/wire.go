@@ -15,6 +15,7 @@ import (
 	"kthwd/appliance/cause"
 	"kthwd/appliance/cmdline"
 	"kthwd/appliance/controllers"
+	"kthwd/appliance/drift"
 	"kthwd/appliance/etcd"
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/lease"
@@ -41,6 +42,8 @@ func (p *prepared) wire() (*supervise.Group, *Liveness, error) {
 	g := supervise.New(p.log)
 	fences := lease.NewFences(p.cfg.LocalServer())
 	var api *apiserver.Server
+	p.drift = &drift.Drift{Prefix: p.storagePrefix(), ServiceRange: p.cfg.ServiceClusterIPRange}
+	p.observers = append(p.observers, p.drift)
 	member, err := p.newEtcd(func() { api.Begin() })
 	if err != nil {
 		return nil, nil, err
@@ -95,7 +98,7 @@ func (p *prepared) admit(ctx context.Context, member *etcd.Member, server *embed
 		return err
 	}
 	membership.Arrive(ctx, server)
-	return nil
+	return p.drift.Check(ctx, server)
 }
 
 func (p *prepared) newAPIServer(member *etcd.Member, fences *lease.Fences) *apiserver.Server {

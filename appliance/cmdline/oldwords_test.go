@@ -17,7 +17,7 @@ import (
 	"kthwd/appliance/cmdline"
 	"kthwd/appliance/config"
 	"kthwd/appliance/controllers"
-	"kthwd/appliance/etcd"
+	"kthwd/appliance/etcdline"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
 )
@@ -143,7 +143,7 @@ func TestTranslationsParse(t *testing.T) {
 	c.Name, c.AdvertiseAddress = "controller-0", "10.240.0.10"
 	parse := map[string]func([]program.Arg) error{
 		program.Etcd: func(a []program.Arg) error {
-			_, err := etcd.Parse(append(program.EtcdArgs(c, c.Layout(), "/s"), a...), embed.NewZapLoggerBuilder(zap.NewNop()))
+			_, err := etcdline.Parse(append(program.EtcdArgs(c, c.Layout(), "/s"), a...), embed.NewZapLoggerBuilder(zap.NewNop()))
 			return err
 		},
 		program.APIServer:         func(a []program.Arg) error { _, err := apiserver.Parse(a, pki.ControllerNames{}); return err },

@@ -11,7 +11,7 @@ import (
 	"kthwd/appliance/apiserver"
 	"kthwd/appliance/cmdline"
 	"kthwd/appliance/controllers"
-	"kthwd/appliance/etcd"
+	"kthwd/appliance/etcdline"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
 )
@@ -20,7 +20,7 @@ func TestUnknownFlag(t *testing.T) {
 	const k8s, etcdDocs = "https://kubernetes.io/docs/reference/command-line-tools-reference/", "https://etcd.io/docs/v3.6/op-guide/configuration/"
 	parsers := map[string]func([]program.Arg) error{
 		program.Etcd: func(a []program.Arg) error {
-			_, err := etcd.Parse(a, embed.NewZapLoggerBuilder(zap.NewNop()))
+			_, err := etcdline.Parse(a, embed.NewZapLoggerBuilder(zap.NewNop()))
 			return err
 		},
 		program.APIServer:         func(a []program.Arg) error { _, err := apiserver.Parse(a, pki.ControllerNames{}); return err },
