@@ -110,11 +110,11 @@ func (i *identity) renew(hook context.Context, leases coordinationclient.LeaseIn
 		if ctx.Err() != nil {
 			return
 		}
-		last = renewed // nil after a failure: it is read again
 		i.note(err)
 		pause := controlplane.IdentityLeaseRenewIntervalPeriod
+		last = renewed
 		if err != nil {
-			pause = identityRetry
+			last, pause = nil, identityRetry // an empty Lease came with the error: read it again
 		}
 		supervise.Sleep(ctx, pause)
 	}

@@ -3,6 +3,7 @@ package fault
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -10,6 +11,7 @@ import (
 	admission "k8s.io/api/admissionregistration/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"kthwd/appliance/status"
 	"kthwd/test/kthwtest"
 )
 
@@ -57,6 +59,19 @@ func TestStopWhileLeasesAreRefused(t *testing.T) {
 		}
 		return fmt.Errorf("got %+v", r.Findings)
 	})
+	// It recovers, and the next refusal is in the middle of the stop.
+	webhooks := c.Client(t).AdmissionregistrationV1().ValidatingWebhookConfigurations()
+	if err := webhooks.Delete(t.Context(), "leases", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	kthwtest.WaitFor(t, "the finding to end", soon, func() error {
+		r, err := c.Status()
+		if err == nil && slices.ContainsFunc(r.Findings, func(f status.Finding) bool { return f.Kind == "identity-lease" }) {
+			err = fmt.Errorf("got %+v", r.Findings)
+		}
+		return err
+	})
+	refuseLeases(t, c)
 	inOrderAfter(t, c)
 }
 
