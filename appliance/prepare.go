@@ -84,7 +84,7 @@ func (p *prepared) check() (err error) {
 	} else {
 		err = errors.Join(err, commands.CheckWords(p.cfg))
 	}
-	if err := errors.Join(preflight.Ports(p.cfg, p.o.Metrics.Address), err); err != nil {
+	if err := errors.Join(preflight.EnoughFiles(), preflight.Ports(p.cfg, p.o.Metrics.Address), err); err != nil {
 		return err
 	}
 	p.tell(lines)

@@ -49,6 +49,7 @@ func (p *prepared) wire() (*supervise.Group, *Liveness, error) {
 		return nil, nil, err
 	}
 	api = p.newAPIServer(member, fences)
+	p.observers = append(p.observers, api)
 	kcm := controllers.NewManager(p.controllersConfig(g, program.ControllerManager, &fences.ControllerManager), p.programs.Manager)
 	sched := controllers.NewScheduler(p.controllersConfig(g, program.Scheduler, &fences.Scheduler), p.programs.Scheduler, p.programs.Settings)
 	members := p.newMembers(member)

@@ -71,6 +71,7 @@ type Server struct {
 	mu        sync.Mutex
 	loopback  *rest.Config
 	informers informers.SharedInformerFactory
+	identity  *identity
 }
 
 var _ supervise.Component = (*Server)(nil)
@@ -162,6 +163,7 @@ func (a *Server) serve(ctx context.Context, s *built, ready func()) error {
 			return
 		}
 		rest := a.leave(ctx, s)
+		s.identity.leave()
 		s.generic.ShutdownDelayDuration = rest
 		stop()
 	}()
@@ -203,6 +205,17 @@ func (a *Server) Loopback() (*rest.Config, error) {
 		return nil, errors.New("the API server is not built yet")
 	}
 	return rest.CopyConfig(a.loopback), nil
+}
+
+// Findings returns what is wrong with the server's identity Lease.
+func (a *Server) Findings() []status.Finding {
+	a.mu.Lock()
+	who := a.identity
+	a.mu.Unlock()
+	if who == nil {
+		return nil
+	}
+	return who.findings()
 }
 
 // LoopbackCertificate returns the certificate that the API server makes for itself in

@@ -23,8 +23,9 @@ type configured struct {
 // built is a server that is complete except for its open handler.
 type built struct {
 	departure
-	generic *genericapiserver.GenericAPIServer
-	run     func(ctx context.Context) error
+	identity *identity
+	generic  *genericapiserver.GenericAPIServer
+	run      func(ctx context.Context) error
 }
 
 // build does the work of kube-apiserver/app/server.go:Run up to its last line, with the
@@ -40,6 +41,7 @@ func (a *Server) build() (*built, error) {
 		return nil, errors.Join(err, config.KubeAPIs.ControlPlane.Generic.SecureServing.Listener.Close())
 	}
 	a.mu.Lock()
+	a.identity = server.identity
 	a.loopback = rest.CopyConfig(config.KubeAPIs.ControlPlane.Generic.LoopbackClientConfig)
 	a.mu.Unlock()
 	return server, nil
@@ -80,10 +82,12 @@ func (a *Server) configure() (*apiapp.Config, error) {
 
 func (a *Server) assemble(config *apiapp.Config) (*built, error) {
 	register := leaveOutBootstrapHooks(config.KubeAPIs.ControlPlane.Generic, a.log)
+	who := &identity{}
+	registerIdentity := who.replaceIdentity(&config.KubeAPIs.ControlPlane)
 	installOpenAPI := leaveOutOpenAPI(config.KubeAPIs.ControlPlane.Generic)
 	rememberClients(config)
 	a.keepWebhooks(config.KubeAPIs.ControlPlane.VersionedInformers)
-	s := &built{}
+	s := &built{identity: who}
 	front := &config.Aggregator.GenericConfig.Config
 	front.BuildHandlerChainFunc = bounded(a.fences.Wrap(s.chained(front.BuildHandlerChainFunc)))
 	completed, err := config.Complete()
@@ -95,6 +99,9 @@ func (a *Server) assemble(config *apiapp.Config) (*built, error) {
 		return nil, err
 	}
 	if err := register(chain.GenericAPIServer); err != nil {
+		return nil, err
+	}
+	if err := registerIdentity(chain.GenericAPIServer); err != nil {
 		return nil, err
 	}
 	if err := installOpenAPI(chain.GenericAPIServer.NextDelegate()); err != nil {

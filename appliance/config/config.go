@@ -108,11 +108,24 @@ func (c Controller) LocalAddress() string {
 	switch {
 	case ip == nil || ip.Equal(net.IPv4zero):
 		return "127.0.0.1"
-	case ip.Equal(net.IPv6unspecified):
+	case ip.Equal(net.IPv6unspecified) && hasIPv6():
 		return "::1"
+	case ip.Equal(net.IPv6unspecified):
+		return "127.0.0.1" // a listener on :: accepts IPv4, too
 	default:
 		return c.BindAddress
 	}
+}
+
+// hasIPv6 reports whether this machine has the loopback address of IPv6, which a kernel
+// without IPv6, or with net.ipv6.conf.all.disable_ipv6, lacks.
+func hasIPv6() bool {
+	l, err := net.Listen("tcp6", "[::1]:0")
+	if err != nil {
+		return false
+	}
+	l.Close()
+	return true
 }
 
 // LocalServer returns the URL of the API server for clients on this machine.

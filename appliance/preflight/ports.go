@@ -1,9 +1,11 @@
 package preflight
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
+	"strconv"
 	"syscall"
 
 	"kthwd/appliance/advice"
@@ -52,7 +54,7 @@ func tryListen(component, address, flag string) error {
 func PortHint(err error, address, flag string) string {
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
-		return fmt.Sprintf("another program listens on %s: find it with `ss -ltnp`, or choose another port with %s", address, flag)
+		return fmt.Sprintf("%s listens on %s: stop it (`ss -ltnp` shows it), or choose another port with %s", holderOf(address), address, flag)
 	case errors.Is(err, syscall.EACCES):
 		return fmt.Sprintf("ports below 1024 need root or CAP_NET_BIND_SERVICE; or choose another with %s", flag)
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
@@ -60,4 +62,14 @@ func PortHint(err error, address, flag string) string {
 	default:
 		return "choose another address with " + flag
 	}
+}
+
+// holderOf is Holder for ADDRESS:PORT; "another program" if it has ended or cannot be found.
+func holderOf(address string) string {
+	_, text, _ := net.SplitHostPort(address)
+	port, err := strconv.Atoi(text)
+	if err != nil {
+		return "another program"
+	}
+	return cmp.Or(Holder(port), "another program")
 }

@@ -55,7 +55,7 @@ func (a *app) preflight(ctx context.Context, l *config.Loader, asJSON bool) erro
 	if l.Config.Is(config.RoleLB) {
 		all = append(all, balancerChecks(ctx, l)...)
 	}
-	all = append(all, preflight.Memory(tune.UsableMemory()), preflight.Files())
+	all = append(all, preflight.Memory(tune.UsableMemory()), preflight.Files(l.Config.Is(config.RoleController)))
 	if r, ok := preflight.Systemd(); ok {
 		all = append(all, r)
 	}

@@ -1,0 +1,203 @@
+package apiserver
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/uuid"
+	"k8s.io/apimachinery/pkg/util/validation"
+	apiserverfeatures "k8s.io/apiserver/pkg/features"
+	genericapiserver "k8s.io/apiserver/pkg/server"
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
+	"k8s.io/client-go/kubernetes"
+	coordinationclient "k8s.io/client-go/kubernetes/typed/coordination/v1"
+	controlplane "k8s.io/kubernetes/pkg/controlplane/apiserver"
+	"k8s.io/utils/ptr"
+
+	"kthwd/appliance/status"
+	"kthwd/appliance/supervise"
+	"kthwd/appliance/text"
+)
+
+const (
+	// identityHook starts upstream's loop that renews the API server's identity Lease
+	// (pkg/controlplane/apiserver/server.go). Only a success ends that loop, and the hook
+	// that stops it waits for its lock, so a Lease that cannot be written made a stop hang.
+	identityHook = "start-kube-apiserver-identity-lease-controller"
+
+	identityAttempt = 5 * time.Second // bounds one request
+	identityRetry   = 2 * time.Second // after a failure
+	identityWord    = 3               // failures in a row from which it is a finding
+)
+
+// identity keeps the Lease by which other API servers know this one. Its zero value does
+// nothing. Upstream's hook that runs before a shutdown deletes the Lease.
+type identity struct {
+	ctx  context.Context // ends when the API server leaves
+	stop context.CancelFunc
+	peer string // HOST:PORT at which other API servers reach this one; "" announces none
+
+	mu     sync.Mutex
+	name   string
+	failed int
+	since  time.Time // of the first failure in a row
+	err    error
+}
+
+// replaceIdentity keeps upstream's loop from being registered. Call the returned function
+// with the complete server: it registers kthwd's under the same name.
+func (i *identity) replaceIdentity(c *controlplane.Config) (register func(*genericapiserver.GenericAPIServer) error) {
+	config := c.Generic
+	if !utilfeature.DefaultFeatureGate.Enabled(apiserverfeatures.APIServerIdentity) {
+		return func(*genericapiserver.GenericAPIServer) error { return nil }
+	}
+	i.ctx, i.stop = context.WithCancel(context.Background())
+	config.DisabledPostStartHooks.Insert(identityHook)
+	return func(server *genericapiserver.GenericAPIServer) error {
+		config.DisabledPostStartHooks.Delete(identityHook)
+		if utilfeature.DefaultFeatureGate.Enabled(apiserverfeatures.UnknownVersionInteroperabilityProxy) {
+			i.peer = peerAddress(c)
+		}
+		return server.AddPostStartHook(identityHook, func(hook genericapiserver.PostStartHookContext) error {
+			client, err := kubernetes.NewForConfig(hook.LoopbackClientConfig)
+			if err != nil {
+				return err
+			}
+			i.name = server.APIServerID
+			go i.renew(hook, client.CoordinationV1().Leases(metav1.NamespaceSystem))
+			return nil
+		})
+	}
+}
+
+// peerAddress is upstream's getPeerAddress (pkg/controlplane/apiserver/peer.go).
+func peerAddress(c *controlplane.Config) string {
+	if p := c.Extra.PeerAdvertiseAddress; p.PeerAdvertiseIP != "" && p.PeerAdvertisePort != "" {
+		return net.JoinHostPort(p.PeerAdvertiseIP, p.PeerAdvertisePort)
+	}
+	_, port, err := c.Generic.SecureServing.HostPort()
+	if err != nil {
+		return "" // upstream's server was built, so there is a port
+	}
+	return net.JoinHostPort(c.Generic.PublicAddress.String(), strconv.Itoa(port))
+}
+
+// leave ends the renewals, before upstream deletes the Lease.
+func (i *identity) leave() {
+	if i.stop != nil {
+		i.stop()
+	}
+}
+
+func (i *identity) renew(hook context.Context, leases coordinationclient.LeaseInterface) {
+	ctx, cancel := context.WithCancel(hook)
+	defer cancel()
+	defer context.AfterFunc(i.ctx, cancel)()
+	holder := i.name + "_" + string(uuid.NewUUID())
+	var last *coordinationv1.Lease
+	for ctx.Err() == nil {
+		renewed, err := i.write(ctx, leases, last, holder)
+		if ctx.Err() != nil {
+			return
+		}
+		i.note(err)
+		pause := controlplane.IdentityLeaseRenewIntervalPeriod
+		last = renewed
+		if err != nil {
+			last, pause = nil, identityRetry // an empty Lease came with the error: read it again
+		}
+		supervise.Sleep(ctx, pause)
+	}
+}
+
+// write renews last, or the Lease that exists, or makes one.
+func (i *identity) write(ctx context.Context, leases coordinationclient.LeaseInterface, last *coordinationv1.Lease, holder string) (*coordinationv1.Lease, error) {
+	ctx, cancel := context.WithTimeout(ctx, identityAttempt)
+	defer cancel()
+	if last == nil {
+		found, err := leases.Get(ctx, i.name, metav1.GetOptions{})
+		switch {
+		case apierrors.IsNotFound(err):
+			made := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: i.name, Namespace: metav1.NamespaceSystem}}
+			i.fill(made, holder)
+			return leases.Create(ctx, made, metav1.CreateOptions{})
+		case err != nil:
+			return nil, err
+		}
+		last = found
+	}
+	next := last.DeepCopy()
+	i.fill(next, holder)
+	return leases.Update(ctx, next, metav1.UpdateOptions{})
+}
+
+// fill writes into the Lease what upstream's labelAPIServerHeartbeatFunc does, but
+// a host name that is too long for a label is cut: with it, no write would be accepted.
+func (i *identity) fill(l *coordinationv1.Lease, holder string) {
+	if l.Labels == nil {
+		l.Labels = map[string]string{}
+	}
+	l.Labels[controlplane.IdentityLeaseComponentLabelKey] = "kube-apiserver"
+	if host, err := os.Hostname(); err == nil {
+		if label := hostLabel(host); label != "" {
+			l.Labels[corev1.LabelHostname] = label
+		}
+	}
+	if i.peer != "" {
+		if l.Annotations == nil {
+			l.Annotations = map[string]string{}
+		}
+		l.Annotations[corev1.AnnotationPeerAdvertiseAddress] = i.peer
+	}
+	l.Spec.HolderIdentity = ptr.To(holder)
+	l.Spec.LeaseDurationSeconds = ptr.To(int32(controlplane.IdentityLeaseDurationSeconds))
+	l.Spec.RenewTime = &metav1.MicroTime{Time: time.Now()}
+}
+
+// hostLabel returns the host name as the value of a label: its beginning if it is too
+// long, "" if it cannot be one.
+func hostLabel(host string) string {
+	if len(host) > validation.LabelValueMaxLength {
+		host = strings.TrimRight(host[:validation.LabelValueMaxLength], "-._")
+	}
+	if len(validation.IsValidLabelValue(host)) > 0 {
+		return ""
+	}
+	return host
+}
+
+func (i *identity) note(err error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if err == nil {
+		i.failed, i.err = 0, nil
+		return
+	}
+	if i.failed == 0 {
+		i.since = time.Now()
+	}
+	i.failed, i.err = i.failed+1, err
+}
+
+func (i *identity) findings() []status.Finding {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.failed < identityWord {
+		return nil
+	}
+	return []status.Finding{{
+		Health: status.Degraded, Kind: "identity-lease", Since: i.since,
+		Text: fmt.Sprintf("kube-apiserver cannot write its identity Lease kube-system/%s: %s", i.name, text.Line(i.err.Error())),
+		Do:   "kubectl -n kube-system get lease " + i.name + " -o yaml; an error that names a webhook: kubectl get validatingwebhookconfigurations,mutatingwebhookconfigurations",
+	}}
+}

@@ -1,0 +1,120 @@
+package fault
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	admission "k8s.io/api/admissionregistration/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"kthwd/appliance/status"
+	"kthwd/test/kthwtest"
+)
+
+// inOrderAfter stops a controller in the middle of something: it must end in order, with
+// exit code 0, and no component may overrun its budget.
+func inOrderAfter(t *testing.T, c *kthwtest.Controller) {
+	t.Helper()
+	stop(t, c, syscall.SIGTERM, 0)
+	if log := c.Log.String(); strings.Contains(log, "did not stop within") {
+		t.Errorf("a component overran its budget:\n%s", c.Log.Tail(40))
+	}
+}
+
+// refuseLeases makes the API server ask a webhook that is not there about every Lease.
+func refuseLeases(t *testing.T, c *kthwtest.Controller) {
+	t.Helper()
+	fail, none, url := admission.Fail, admission.SideEffectClassNone, "https://127.0.0.1:9/"
+	_, err := c.Client(t).AdmissionregistrationV1().ValidatingWebhookConfigurations().Create(t.Context(), &admission.ValidatingWebhookConfiguration{
+		ObjectMeta: metav1.ObjectMeta{Name: "leases"},
+		Webhooks: []admission.ValidatingWebhook{{Name: "leases.example.com", FailurePolicy: &fail, SideEffects: &none, AdmissionReviewVersions: []string{"v1"},
+			ClientConfig: admission.WebhookClientConfig{URL: &url},
+			Rules: []admission.RuleWithOperations{{Operations: []admission.OperationType{admission.OperationAll}, Rule: admission.Rule{
+				APIGroups: []string{"coordination.k8s.io"}, APIVersions: []string{"*"}, Resources: []string{"leases"}}}}}},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestStopWhileLeasesAreRefused stops kthwd while no Lease can be written, not even its
+// own, and while status names that.
+func TestStopWhileLeasesAreRefused(t *testing.T) {
+	t.Parallel()
+	c := kthwtest.Start(t, kthwtest.Options{})
+	refuseLeases(t, c)
+	kthwtest.WaitFor(t, "a finding for the identity Lease", soon, func() error {
+		r, err := c.Status()
+		if err != nil {
+			return err
+		}
+		for _, f := range r.Findings {
+			if f.Kind == "identity-lease" && strings.Contains(f.Text, "leases.example.com") && strings.Contains(f.Do, "kubectl") && !f.Since.IsZero() {
+				return nil
+			}
+		}
+		return fmt.Errorf("got %+v", r.Findings)
+	})
+	// It recovers, and the next refusal is in the middle of the stop.
+	webhooks := c.Client(t).AdmissionregistrationV1().ValidatingWebhookConfigurations()
+	if err := webhooks.Delete(t.Context(), "leases", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	kthwtest.WaitFor(t, "the finding to end", soon, func() error {
+		r, err := c.Status()
+		if err == nil && slices.ContainsFunc(r.Findings, func(f status.Finding) bool { return f.Kind == "identity-lease" }) {
+			err = fmt.Errorf("got %+v", r.Findings)
+		}
+		return err
+	})
+	refuseLeases(t, c)
+	inOrderAfter(t, c)
+}
+
+// TestStopWithALongHostName: a host name of 64 characters, the most that Linux takes, is
+// one too many for the label of the API server's identity Lease.
+func TestStopWithALongHostName(t *testing.T) {
+	t.Parallel()
+	if os.Getuid() != 0 {
+		t.Skip("needs root, for a host name of its own")
+	}
+	name := strings.Repeat("n", 64)
+	c := kthwtest.Start(t, kthwtest.Options{Wrap: []string{"unshare", "-u", "sh", "-c", `hostname ` + name + ` && exec "$@"`, "sh"}})
+	client := c.Client(t)
+	kthwtest.WaitFor(t, "the identity Lease", soon, func() error {
+		all, err := client.CoordinationV1().Leases("kube-system").List(t.Context(), metav1.ListOptions{LabelSelector: "apiserver.kubernetes.io/identity=kube-apiserver"})
+		if err != nil {
+			return err
+		}
+		if len(all.Items) != 1 || all.Items[0].Labels["kubernetes.io/hostname"] != name[:63] || all.Items[0].Spec.RenewTime == nil {
+			return fmt.Errorf("got %+v", all.Items)
+		}
+		return nil
+	})
+	inOrderAfter(t, c)
+}
+
+// TestStopWhileStarting stops kthwd at moments of its start: when each component begins
+// and when it is ready.
+func TestStopWhileStarting(t *testing.T) {
+	t.Parallel()
+	for _, moment := range []string{
+		"component=status msg=ready", "component=etcd msg=ready", "component=kube-apiserver msg=ready", "component=rbac-seed msg=ready", "component=kube-scheduler msg=",
+	} {
+		t.Run(strings.NewReplacer(" ", "-", "=", "-").Replace(moment), func(t *testing.T) {
+			t.Parallel()
+			c := kthwtest.Start(t, kthwtest.Options{NoWait: true})
+			kthwtest.WaitFor(t, moment, soon, func() error {
+				if !strings.Contains(c.Log.String(), moment) {
+					return fmt.Errorf("not yet; exited: %v", c.Exited())
+				}
+				return nil
+			})
+			inOrderAfter(t, c)
+		})
+	}
+}
