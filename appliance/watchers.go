@@ -36,7 +36,8 @@ func (p *prepared) newWatchers(api *apiserver.Server, seed *rbacseed.Seed) (all 
 		Kubeconfig: p.layout.Kubeconfig(pki.NameAdmin),
 		Log:        p.o.Logs.Logger("kthwd"),
 	})
-	p.watchers = []watcher{cluster, p.newObserve()}
+	p.machine = p.newObserve()
+	p.watchers = []watcher{cluster, p.machine}
 	for _, w := range p.watchers {
 		p.observers = append(p.observers, w)
 		all = append(all, w)
@@ -45,7 +46,7 @@ func (p *prepared) newWatchers(api *apiserver.Server, seed *rbacseed.Seed) (all 
 }
 
 // newObserve makes the watch over disks, files and descriptors.
-func (p *prepared) newObserve() watcher {
+func (p *prepared) newObserve() *observe.Watch {
 	places := []observe.Place{{Path: p.layout.Dir, Use: observe.Data}, {Path: p.layout.Etcd(), Use: observe.Etcd}}
 	if wal := program.Value(p.args[program.Etcd], "wal-dir"); wal != "" {
 		places = append(places, observe.Place{Path: wal, Use: observe.Etcd})
