@@ -18,6 +18,7 @@ import (
 	"kthwd/appliance/environment"
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/lastrun"
+	"kthwd/appliance/observe"
 	"kthwd/appliance/others"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/preflight"
@@ -41,6 +42,7 @@ type prepared struct {
 	events    *eventWriter     // set by wire
 	drift     *drift.Drift     // set by wire
 	observers []observer       // added by wire, before the status
+	machine   *observe.Watch   // one of them; set by wire
 	watchers  []watcher        // the observers among them that run beside the components; added by wire
 	run       *lastrun.Run     // the record of this run
 	others    *others.Others   // set by wire

@@ -31,11 +31,13 @@ func (p *prepared) newWatchers(api *apiserver.Server, seed *rbacseed.Seed) (all 
 			apiserver.RestoreBootstrapRoles,
 			func(ctx context.Context, _ kubernetes.Interface) ([]rbacseed.Change, error) { return seed.Restore(ctx) },
 		},
-		Event:    func(reason, text string) { p.events.warn(reason, text) },
-		AuditLog: program.Value(p.args[program.APIServer], "audit-log-path"),
-		Log:      p.o.Logs.Logger("kthwd"),
+		Event:      func(reason, text string) { p.events.warn(reason, text) },
+		AuditLog:   program.Value(p.args[program.APIServer], "audit-log-path"),
+		Kubeconfig: p.layout.Kubeconfig(pki.NameAdmin),
+		Log:        p.o.Logs.Logger("kthwd"),
 	})
-	p.watchers = []watcher{cluster, p.newObserve()}
+	p.machine = p.newObserve()
+	p.watchers = []watcher{cluster, p.machine}
 	for _, w := range p.watchers {
 		p.observers = append(p.observers, w)
 		all = append(all, w)
@@ -44,7 +46,7 @@ func (p *prepared) newWatchers(api *apiserver.Server, seed *rbacseed.Seed) (all 
 }
 
 // newObserve makes the watch over disks, files and descriptors.
-func (p *prepared) newObserve() watcher {
+func (p *prepared) newObserve() *observe.Watch {
 	places := []observe.Place{{Path: p.layout.Dir, Use: observe.Data}, {Path: p.layout.Etcd(), Use: observe.Etcd}}
 	if wal := program.Value(p.args[program.Etcd], "wal-dir"); wal != "" {
 		places = append(places, observe.Place{Path: wal, Use: observe.Etcd})

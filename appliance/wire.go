@@ -94,7 +94,7 @@ func (p *prepared) newEtcd(onOpen func()) (*etcd.Member, error) {
 
 // admit decides whether this controller belongs to the cluster.
 func (p *prepared) admit(ctx context.Context, member *etcd.Member, server *embed.Etcd) error {
-	shared := membership.SharedFiles{Layout: p.layout, InUse: p.usesShared}
+	shared := membership.SharedFiles{Layout: p.layout, InUse: p.usesShared, Replaced: p.machine.Replaced}
 	if err := shared.Check(ctx, server, member.Sharers(), p.o.Logs.Logger(program.Etcd)); err != nil {
 		return err
 	}

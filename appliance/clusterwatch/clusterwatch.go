@@ -5,14 +5,16 @@
 //	go w.Run(ctx)
 //	w.Findings() // for each report; never blocks
 //
-// It costs a handful of watches, which are silent while nothing changes, and two small
-// lists a minute. It ends nothing and makes nothing unready. All requests go to the API
+// It costs a handful of watches, which are silent while nothing changes, and six small
+// lists a minute from the server's cache. It ends nothing and makes nothing unready. All requests go to the API
 // server of this process.
 package clusterwatch
 
 import (
 	"context"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -22,11 +24,13 @@ import (
 
 	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
+	"kthwd/appliance/text"
 	"kthwd/rbacseed"
 )
 
 const (
 	serverPoll     = time.Second
+	lookEvery      = 20 * time.Second
 	requestTimeout = 10 * time.Second
 )
 
@@ -46,14 +50,22 @@ type Config struct {
 	// Event writes a Kubernetes Event; it must not block. Nil writes none.
 	Event func(reason, text string)
 
-	AuditLog string // its path, for advice; empty for none
-	Log      *slog.Logger
+	AuditLog   string // its path, for advice; empty for none
+	Kubeconfig string // of the administrator, for advice
+	Log        *slog.Logger
 }
 
 // Watch follows the objects. Make one with New.
 type Watch struct {
-	cfg   Config
-	roles *roles
+	cfg      Config
+	roles    *roles
+	failures *failures
+	services *services
+}
+
+// kubectl returns a command for a shell.
+func (c Config) kubectl(words ...string) string {
+	return "kubectl --kubeconfig " + text.ShellWord(c.Kubeconfig) + " " + strings.Join(words, " ")
 }
 
 // New makes a Watch. It does no I/O.
@@ -64,7 +76,7 @@ func New(cfg Config) *Watch {
 	if cfg.Event == nil {
 		cfg.Event = func(string, string) {}
 	}
-	return &Watch{cfg: cfg, roles: newRoles(cfg)}
+	return &Watch{cfg: cfg, roles: newRoles(cfg), failures: newFailures(cfg), services: &services{cfg: cfg}}
 }
 
 // Run watches until ctx ends. It begins when the API server is ready, and so never takes
@@ -76,6 +88,14 @@ func (w *Watch) Run(ctx context.Context) {
 	}
 	var parts sync.WaitGroup
 	parts.Go(func() { w.roles.run(ctx, config, client) })
+	parts.Go(func() {
+		for ctx.Err() == nil {
+			now := time.Now()
+			w.failures.look(ctx, client, now)
+			w.services.look(ctx, client, now)
+			supervise.Sleep(ctx, lookEvery)
+		}
+	})
 	parts.Wait()
 }
 
@@ -106,7 +126,10 @@ func (w *Watch) connect(ctx context.Context) (*rest.Config, kubernetes.Interface
 }
 
 // Findings returns what the watch has found. It does not block.
-func (w *Watch) Findings() []status.Finding { return w.roles.findings(time.Now()) }
+func (w *Watch) Findings() []status.Finding {
+	now := time.Now()
+	return slices.Concat(w.roles.findings(now), w.failures.findings(now), w.services.findings())
+}
 
 // Describe implements prometheus.Collector.
 func (w *Watch) Describe(ch chan<- *prometheus.Desc) { w.roles.restored.Describe(ch) }

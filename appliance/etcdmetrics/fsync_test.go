@@ -42,3 +42,44 @@ func TestBetween(t *testing.T) {
 		}
 	}
 }
+
+// fsyncs are calls of equal length on a disk that does nothing else.
+type fsyncs struct {
+	at    time.Duration
+	count uint64
+	sum   float64
+}
+
+// The start does not count, and the slowest disk has too few calls for a percentile but is
+// found.
+func TestFsyncsLatency(t *testing.T) {
+	bounds := []float64{0.128, 0.256, 0.512, 1.024, 2.048, 4.096, 8.192}
+	begin := time.Unix(0, 0)
+	sample := func(s fsyncs, each float64) fsyncAt {
+		out := fsyncAt{at: begin.Add(s.at), count: s.count, sum: s.sum}
+		for i := range bounds {
+			n := uint64(0)
+			if each <= bounds[i] {
+				n = s.count
+			}
+			out.buckets = append(out.buckets, &dto.Bucket{UpperBound: &bounds[i], CumulativeCount: &n})
+		}
+		return out
+	}
+	var f Fsyncs
+	for at := time.Duration(0); at <= 2*time.Minute; at += 15 * time.Second {
+		n := uint64(at / (2400 * time.Millisecond))
+		s := sample(fsyncs{at, n, 2.4 * float64(n)}, 2.4)
+		got := f.latency(s)
+		f.add(s)
+		if at < fsyncStart+fsyncSample {
+			if got.Count != 0 || got.Window != 0 {
+				t.Errorf("after %v: %+v; want nothing", at, got)
+			}
+			continue
+		}
+		if got.Window != at-fsyncStart || got.Slow != got.Count || got.Count == 0 || got.Spent < got.Window*8/10 || got.Spent > got.Window {
+			t.Errorf("after %v: %+v; want only slow calls, since the first minute", at, got)
+		}
+	}
+}

@@ -29,12 +29,20 @@ const fingerprintsKey = "/kthwd/fingerprints"
 type fingerprints struct {
 	Salt  []byte              `json:"salt"`
 	Files map[string][]string `json:"files"` // by file name
+
+	// Replaced has the time at which a controller without others began to use other keys
+	// than before, by file name.
+	Replaced map[string]time.Time `json:"replaced,omitempty"`
 }
 
 // SharedFiles are the files that all controllers share, as far as this one uses them.
 type SharedFiles struct {
 	Layout pki.Layout
 	InUse  func(path string) bool // whether this controller uses the file
+
+	// Replaced is called by Check for each file whose keys were replaced by others, also
+	// in an earlier start. It may be nil.
+	Replaced func(path string, at time.Time)
 }
 
 // Check compares the files that all controllers must share with the cluster's
@@ -83,6 +91,7 @@ func (p *SharedFiles) compareOnce(ctx context.Context, client *clientv3.Client, 
 	case len(misfits) > 0 && members > 1:
 		return true, errors.Join(misfits...)
 	case next == nil:
+		p.tell(known)
 		return true, nil
 	}
 	for _, m := range misfits {
@@ -94,14 +103,26 @@ func (p *SharedFiles) compareOnce(ctx context.Context, client *clientv3.Client, 
 	}
 	put, err := client.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(fingerprintsKey), "=", revision)).
 		Then(clientv3.OpPut(fingerprintsKey, string(value))).Commit()
+	if err == nil && put.Succeeded {
+		p.tell(*next)
+	}
 	return err == nil && put.Succeeded, err
+}
+
+func (p *SharedFiles) tell(f fingerprints) {
+	if p.Replaced == nil {
+		return
+	}
+	for name, at := range f.Replaced {
+		p.Replaced(filepath.Join(p.Layout.Dir, name), at)
+	}
 }
 
 // with returns the fingerprints with those of l's files that are in use added, or nil if
 // there is nothing to add, and a misfit for each file that has no fingerprint in common
 // with the known ones.
 func (known fingerprints) with(l pki.Layout, inUse func(path string) bool) (next *fingerprints, misfits []error, err error) {
-	next = &fingerprints{Salt: known.Salt, Files: map[string][]string{}}
+	next = &fingerprints{Salt: known.Salt, Files: map[string][]string{}, Replaced: maps.Clone(known.Replaced)}
 	if len(next.Salt) == 0 {
 		next.Salt = make([]byte, 16)
 		if _, err := rand.Read(next.Salt); err != nil {
@@ -128,6 +149,10 @@ func (known fingerprints) with(l pki.Layout, inUse func(path string) bool) (next
 		case len(known.Files[name]) > 0 && len(added) == len(here[path]):
 			misfits = append(misfits, pki.NotShared(path))
 			next.Files[name] = here[path]
+			if next.Replaced == nil {
+				next.Replaced = map[string]time.Time{}
+			}
+			next.Replaced[name] = time.Now().UTC().Truncate(time.Second)
 		default:
 			next.Files[name] = append(next.Files[name], added...)
 		}

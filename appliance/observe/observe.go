@@ -41,6 +41,7 @@ type Watch struct {
 	disks       *disks
 	files       *files
 	descriptors *descriptors
+	replaced    replaced
 }
 
 // New makes a Watch. It reads the files, so call it before the programs do: their content
@@ -68,7 +69,7 @@ func (w *Watch) Run(ctx context.Context) {
 
 // Findings returns what the last look has found. It does not block.
 func (w *Watch) Findings() []status.Finding {
-	return slices.Concat(w.disks.findings(), w.files.findings(), w.descriptors.findings())
+	return slices.Concat(w.disks.findings(), w.files.findings(), w.replaced.findings(w.files.all, time.Now()), w.descriptors.findings())
 }
 
 // Describe implements prometheus.Collector.

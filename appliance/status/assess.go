@@ -41,6 +41,9 @@ const (
 	fsyncSlow  = 100 * time.Millisecond // a heartbeat: a write of the leader then delays the next heartbeat
 	fsyncWord  = 25 * time.Millisecond  // etcd recommends less than 10 ms
 	fsyncLeast = 100                    // number of calls from which a 99th percentile is meaningful
+	fsyncBusy  = 0.5                    // share of the time in which etcd does nothing but wait for the disk
+	fsyncMany  = 3                      // slow calls, of which one may be a hiccup, ...
+	fsyncShare = 0.1                    // ... that take this share of the time
 	quotaShare = 0.8
 	certWord   = 30 * 24 * time.Hour
 	certSoon   = 7 * 24 * time.Hour
@@ -165,17 +168,7 @@ func (a *assessment) member(r Report) {
 	if m == nil {
 		return
 	}
-	if f := m.Fsync; f.Count >= fsyncLeast && f.P99 >= fsyncWord {
-		h, text := Healthy, "the disk is slower than etcd recommends (10 ms)"
-		if f.slow() {
-			text = "the disk is too slow: leases and leadership may be lost"
-		}
-		if f.P99 >= fsyncBad {
-			h = Degraded
-		}
-		a.add(h, kindFsync, "give etcd its own disk, an SSD, with --etcd-data-dir, and look for other writers to this one",
-			"etcd fsync p99 is %d ms; %s", f.P99.Milliseconds(), text)
-	}
+	a.disk(m.Fsync)
 	for _, alarm := range m.Alarms {
 		if alarm == alarmSpace {
 			a.add(Down, cause.EtcdSpace, reclaimSpace, "etcd has the alarm %s: its database has reached its quota of %s, and nothing can be written", alarm, text.Bytes(m.Quota))
@@ -191,6 +184,40 @@ func (a *assessment) member(r Report) {
 
 // reclaimSpace is the command that makes room in etcd's database.
 const reclaimSpace = "kthwd etcd space"
+
+// disk judges by the time that was spent, by slow calls, and only then by a percentile: on
+// the slowest disk there are too few calls for one.
+func (a *assessment) disk(f Latency) {
+	h, says, is := Healthy, fmt.Sprintf("etcd fsync p99 is %d ms", f.P99.Milliseconds()), "the disk is slower than etcd recommends (10 ms)"
+	switch {
+	case f.waiting():
+		h, says = Degraded, fmt.Sprintf("etcd waits for its disk %d %% of the time, %d ms a write", int(100*f.busy()), f.Spent.Milliseconds()/int64(f.Count))
+	case f.Count < fsyncLeast || f.P99 < fsyncWord:
+		return
+	case f.P99 >= fsyncBad:
+		h = Degraded
+	}
+	if f.slow() {
+		is = "the disk is too slow: leases and leadership may be lost"
+	}
+	a.add(h, kindFsync, "give etcd its own disk, an SSD, with --etcd-data-dir, and look for other writers to this one", "%s; %s", says, is)
+}
+
+// busy is the share of the time that was spent.
+func (l Latency) busy() float64 {
+	if l.Window <= 0 {
+		return 0
+	}
+	return min(l.Spent.Seconds()/l.Window.Seconds(), 1)
+}
+
+// waiting reports whether the disk is so slow that little else happens.
+func (l Latency) waiting() bool {
+	return l.Count > 0 && (l.busy() >= fsyncBusy || l.Slow >= fsyncMany && l.busy() >= fsyncShare)
+}
+
+// slow reports whether the disk is too slow for a control plane.
+func (l Latency) slow() bool { return l.waiting() || l.Count >= fsyncLeast && l.P99 >= fsyncSlow }
 
 func (a *assessment) balancer(r Report) {
 	s := r.LB
@@ -271,6 +298,3 @@ func (a *assessment) since(t time.Time) { a.findings[len(a.findings)-1].Since = 
 
 // renew says how a certificate is made anew.
 func renew(Certificate) string { return "reissue it, and restart the programs that use it" }
-
-// slow reports whether the disk is too slow for a control plane.
-func (l Latency) slow() bool { return l.Count >= fsyncLeast && l.P99 >= fsyncSlow }

@@ -61,10 +61,25 @@ func TestAssess(t *testing.T) {
 			r.Quorum.Active = 2
 			r.Member.Members[1].Active = false
 		}), Degraded, "two cannot be reached: 2 of 3 etcd members are reachable, 2 are needed", "before another one fails"},
-		"an even number":                    {change(func(r *Report) { r.Quorum.Members, r.Quorum.Active = 4, 4 }), Healthy, "etcd has 4 members", ""},
-		"a slow disk":                       {change(func(r *Report) { r.Member.Fsync.P99 = 184 * time.Millisecond }), Healthy, "etcd fsync p99 is 184 ms; the disk is too slow", "--etcd-data-dir"},
-		"a very slow disk":                  {change(func(r *Report) { r.Member.Fsync.P99 = 600 * time.Millisecond }), Degraded, "etcd fsync p99 is 600 ms; the disk is too slow", ""},
-		"a slowish disk":                    {change(func(r *Report) { r.Member.Fsync.P99 = 84 * time.Millisecond }), Healthy, "etcd fsync p99 is 84 ms", "SSD"},
+		"an even number":   {change(func(r *Report) { r.Quorum.Members, r.Quorum.Active = 4, 4 }), Healthy, "etcd has 4 members", ""},
+		"a slow disk":      {change(func(r *Report) { r.Member.Fsync.P99 = 184 * time.Millisecond }), Healthy, "etcd fsync p99 is 184 ms; the disk is too slow", "--etcd-data-dir"},
+		"a very slow disk": {change(func(r *Report) { r.Member.Fsync.P99 = 600 * time.Millisecond }), Degraded, "etcd fsync p99 is 600 ms; the disk is too slow", ""},
+		"a slowish disk":   {change(func(r *Report) { r.Member.Fsync.P99 = 84 * time.Millisecond }), Healthy, "etcd fsync p99 is 84 ms", "SSD"},
+		"3 IOPS": {change(func(r *Report) {
+			r.Member.Fsync = Latency{P99: 4 * time.Second, Count: 24, Slow: 24, Spent: 58 * time.Second, Window: time.Minute}
+		}), Degraded, "etcd waits for its disk 96 % of the time, 2416 ms a write; the disk is too slow", "--etcd-data-dir"},
+		"a busy disk without slow calls": {change(func(r *Report) {
+			r.Member.Fsync = Latency{P99: 400 * time.Millisecond, Count: 90, Spent: 33 * time.Second, Window: time.Minute}
+		}), Degraded, "etcd waits for its disk 55 % of the time", "--etcd-data-dir"},
+		"slow calls now and then": {change(func(r *Report) {
+			r.Member.Fsync = Latency{P99: 90 * time.Millisecond, Count: 40, Slow: 5, Spent: 9 * time.Second, Window: 5 * time.Minute}
+		}), Healthy, "", ""},
+		"slow calls again and again": {change(func(r *Report) {
+			r.Member.Fsync = Latency{P99: 2 * time.Second, Count: 60, Slow: 20, Spent: 36 * time.Second, Window: 5 * time.Minute}
+		}), Degraded, "etcd waits for its disk 12 % of the time, 600 ms a write", ""},
+		"one slow call": {change(func(r *Report) {
+			r.Member.Fsync = Latency{P99: 2 * time.Second, Count: 50, Slow: 1, Spent: 3 * time.Second, Window: time.Minute}
+		}), Healthy, "", ""},
 		"a few fsyncs":                      {change(func(r *Report) { r.Member.Fsync = Latency{P99: time.Second, Count: 3} }), Healthy, "", ""},
 		"nearly full":                       {change(func(r *Report) { r.Member.Size = 7 << 30 }), Degraded, "etcd's database is at 7.0 GiB of 8.0 GiB", "kthwd etcd space"},
 		"full":                              {change(func(r *Report) { r.Member.Size, r.Member.Alarms = 8<<30, []string{"NOSPACE"} }), Down, "etcd has the alarm NOSPACE", "kthwd etcd space"},

@@ -64,7 +64,8 @@ var (
 	sizeDesc     = desc("etcd_db_size_bytes", "Size of the database's file.")
 	inUseDesc    = desc("etcd_db_in_use_bytes", "Part of the database's file that holds data; the rest is free for new data, or for a defragmentation to return.")
 	quotaDesc    = desc("etcd_db_quota_bytes", "Size at which etcd accepts no more writes.")
-	fsyncDesc    = desc("etcd_fsync_p99_seconds", "99th percentile of the duration of fsync of the write-ahead log in the last minutes; 0 when there was none.")
+	fsyncDesc    = desc("etcd_fsync_p99_seconds", "99th percentile of the duration of fsync of the write-ahead log in the last minutes; 0 when there was none, and in the first minute.")
+	busyDesc     = desc("etcd_fsync_busy_ratio", "Share of the last minutes in which etcd waited for fsync of the write-ahead log.")
 	slowDesc     = desc("etcd_disk_slow", "1 when fsync takes too long for a control plane.")
 	alarmDesc    = desc("etcd_alarms", "Active alarms of etcd.")
 )
@@ -216,6 +217,7 @@ func (s series) member(m Member) {
 	s.gauge(inUseDesc, float64(m.InUse))
 	s.gauge(quotaDesc, float64(m.Quota))
 	s.gauge(fsyncDesc, m.Fsync.P99.Seconds())
+	s.gauge(busyDesc, m.Fsync.busy())
 	s.gauge(slowDesc, number(m.Fsync.slow()))
 	s.gauge(alarmDesc, float64(len(m.Alarms)))
 }

@@ -41,6 +41,8 @@ type Latency struct {
 	P99    time.Duration `json:"p99Nanoseconds"`
 	Count  uint64        `json:"count"` // number of operations in Window
 	Window time.Duration `json:"windowNanoseconds"`
+	Spent  time.Duration `json:"spentNanoseconds"` // sum of the durations of all operations in Window
+	Slow   uint64        `json:"slow"`             // number of operations in Window that took half a second or longer
 }
 
 // Lease is the lease of one program. Only its holder in the cluster acts.

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"kthwd/appliance/pki"
@@ -69,4 +70,44 @@ func replaceFile(t *testing.T, path, by string) []byte {
 		t.Fatal(err)
 	}
 	return before
+}
+
+// C7: the pair that signs tokens is replaced between two runs. The start after that says
+// so, and the next one too.
+func TestTokenKeysReplaced(t *testing.T) {
+	t.Parallel()
+	c := kthwtest.Start(t, kthwtest.Options{})
+	here, other := pki.Layout{Dir: c.Dir}, pki.Layout{Dir: filepath.Join(t.TempDir(), "other")}
+	if err := os.Mkdir(other.Dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []func(pki.Layout) string{pki.Layout.CA, pki.Layout.CAKey} {
+		data, err := os.ReadFile(path(here))
+		if err == nil {
+			err = os.WriteFile(path(other), data, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := pki.Ensure(other, pki.Spec{Addresses: []string{"127.0.0.1"}, Server: "https://127.0.0.1:6443"}); err != nil {
+		t.Fatal(err)
+	}
+	noFinding(t, c, "keys_replaced")
+	for i := range 2 {
+		c.Signal(t, syscall.SIGTERM)
+		if code := c.Wait(t, seenWithin); code != 0 {
+			t.Fatalf("exit code %d", code)
+		}
+		if i == 0 {
+			for _, path := range []func(pki.Layout) string{certOf(pki.NameServiceAccount), keyOf(pki.NameServiceAccount)} {
+				replaceFile(t, path(here), path(other))
+			}
+		}
+		c = kthwtest.Start(t, kthwtest.Options{Dir: c.Dir, Ports: &c.Ports})
+		f := finding(t, c, "keys_replaced", "tokens from before ", " are refused: service-account.pem holds another key")
+		if f.Health != status.Degraded {
+			t.Errorf("got %+v; want health degraded", f)
+		}
+	}
 }

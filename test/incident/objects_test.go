@@ -3,7 +3,9 @@ package incident
 import (
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -101,9 +103,15 @@ func TestBootstrapObjectsRestored(t *testing.T) {
 			t.Fatalf("%s: %v", tt.object, err)
 		}
 		kthwtest.WaitFor(t, tt.object+" made again", seenWithin, tt.back)
-		if tt.said != "" && !strings.Contains(c.Log.String(), tt.object) {
-			t.Errorf("%s: the log does not say that it was made again", tt.object)
+		if tt.said == "" {
+			continue
 		}
+		kthwtest.WaitFor(t, tt.object+" in the log", seenWithin, func() error {
+			if !strings.Contains(c.Log.String(), tt.object) {
+				return errors.New("not yet")
+			}
+			return nil
+		})
 	}
 
 	f := finding(t, c, "bootstrap_restored", "clusterrole cluster-admin")
@@ -165,3 +173,129 @@ func checkAuditCommand(t *testing.T, command, name string) {
 		t.Errorf("%s: %v, %q", command, err, out)
 	}
 }
+
+// C9: a webhook that cannot be called, an APIService without a server, a CRD whose
+// conversion webhook is dead: each is named, with the command that ends it.
+func TestBrokenExtensions(t *testing.T) {
+	t.Parallel()
+	c := kthwtest.Start(t, kthwtest.Options{})
+	c.Kubectl(t, "create", "namespace", "doomed")
+	applyText(t, c, brokenWebhooks)
+	for _, name := range []string{"webhook_refuses", "webhook_skipped"} {
+		noFinding(t, c, name) // nothing has been asked of it yet
+	}
+	_, _ = c.TryKubectl(t, "create", "configmap", "refused")
+	c.Kubectl(t, "create", "serviceaccount", "passed")
+	f := finding(t, c, "webhook_refuses", "closed.example.com", "validatingwebhookconfiguration closed", "127.0.0.1:1")
+	typeCommand(t, c, f.Do)
+	noFinding(t, c, "webhook_refuses")
+	f = finding(t, c, "webhook_skipped", "open.example.com", "mutatingwebhookconfiguration open")
+	typeCommand(t, c, f.Do)
+	noFinding(t, c, "webhook_skipped")
+
+	applyText(t, c, brokenAPIService)
+	f = finding(t, c, "apiservice_unavailable", "v1.broken.example.com", "service default/nobody")
+	c.Kubectl(t, "delete", "namespace", "doomed", "--wait=false")
+	if stuck := finding(t, c, "namespace_stuck", "namespace doomed hangs in Terminating"); stuck.Do != f.Do {
+		t.Errorf("of the namespace: %s; want %s", stuck.Do, f.Do)
+	}
+	typeCommand(t, c, f.Do)
+	noFinding(t, c, "apiservice_unavailable")
+	noFinding(t, c, "namespace_stuck")
+
+	applyText(t, c, brokenConversion)
+	c.Kubectl(t, "wait", "--for=condition=Established", "crd/widgets.example.com")
+	kthwtest.WaitFor(t, "widget", seenWithin, func() error {
+		out, err := c.TryKubectl(t, "create", "--raw", "/apis/example.com/v1/namespaces/default/widgets", "-f", fileWith(t, widget))
+		if err != nil && !strings.Contains(out, "AlreadyExists") {
+			return fmt.Errorf("%s: %w", out, err)
+		}
+		return nil
+	})
+	_, _ = c.TryKubectl(t, "get", "--raw", "/apis/example.com/v2/namespaces/default/widgets")
+	f = finding(t, c, "conversion_fails", "widgets.example.com")
+	typeCommand(t, c, f.Do)
+}
+
+// typeCommand runs a command as a shell would, with the kubectl of the test.
+func typeCommand(t *testing.T, c *kthwtest.Controller, command string) {
+	t.Helper()
+	cmd := exec.Command("sh", "-c", command)
+	cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(kthwtest.Kubectl(t))+":"+os.Getenv("PATH"))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", command, err, out)
+	}
+}
+
+func fileWith(t *testing.T, data string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "objects.yaml")
+	if err := os.WriteFile(path, []byte(data), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func applyText(t *testing.T, c *kthwtest.Controller, objects string) {
+	t.Helper()
+	c.Kubectl(t, "apply", "-f", fileWith(t, objects))
+}
+
+const brokenWebhooks = `
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingWebhookConfiguration
+metadata: {name: closed}
+webhooks:
+- name: closed.example.com
+  failurePolicy: Fail
+  sideEffects: None
+  admissionReviewVersions: [v1]
+  clientConfig: {url: "https://127.0.0.1:1/"}
+  rules:
+  - {apiGroups: [""], apiVersions: [v1], operations: [CREATE], resources: [configmaps]}
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: MutatingWebhookConfiguration
+metadata: {name: open}
+webhooks:
+- name: open.example.com
+  failurePolicy: Ignore
+  sideEffects: None
+  admissionReviewVersions: [v1]
+  clientConfig: {url: "https://127.0.0.1:1/"}
+  rules:
+  - {apiGroups: [""], apiVersions: [v1], operations: [CREATE], resources: [serviceaccounts]}
+`
+
+const brokenAPIService = `
+apiVersion: apiregistration.k8s.io/v1
+kind: APIService
+metadata: {name: v1.broken.example.com}
+spec:
+  group: broken.example.com
+  version: v1
+  groupPriorityMinimum: 1000
+  versionPriority: 15
+  insecureSkipTLSVerify: true
+  service: {namespace: default, name: nobody}
+`
+
+const brokenConversion = `
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: widgets.example.com}
+spec:
+  group: example.com
+  scope: Namespaced
+  names: {plural: widgets, singular: widget, kind: Widget, listKind: WidgetList}
+  versions:
+  - {name: v1, served: true, storage: true, schema: {openAPIV3Schema: {type: object}}}
+  - {name: v2, served: true, storage: false, schema: {openAPIV3Schema: {type: object}}}
+  conversion:
+    strategy: Webhook
+    webhook:
+      conversionReviewVersions: [v1]
+      clientConfig: {url: "https://127.0.0.1:1/"}
+`
+
+const widget = `{"apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": "one", "namespace": "default"}}`

@@ -42,6 +42,9 @@ var faults = []fault{
 	{"a disk stalls", []string{"KthwdFsyncSlow"}, true, slowDisk},
 	{"backends go away", []string{"KthwdBackendDown", "KthwdFailOpen"}, false, lostBackends},
 	{"certificates end", []string{"KthwdCertificateExpiresSoon", "KthwdCertificateExpires", "KthwdCertificateUnreadable", "KthwdBackendCertificateExpires"}, false, endingCertificates},
+	{"a disk fills", []string{"KthwdDiskLow", "KthwdDiskFull", "KthwdAuditRecordsLost"}, true, fullDisk},
+	{"files and objects are spoilt", []string{"KthwdFilesChanged", "KthwdBootstrapRestored", "KthwdWebhookFails", "KthwdConversionFails", "KthwdAPIServiceUnavailable", "KthwdNamespaceStuck"}, false, spoilt},
+	{"connections take the descriptors", []string{"KthwdDescriptorsFew"}, false, fewDescriptors},
 	{"a process is killed again and again", []string{"KthwdRestartLoop"}, false, restartLoop},
 }
 

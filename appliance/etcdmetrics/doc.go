@@ -13,52 +13,20 @@
 package etcdmetrics
 
 import (
-	"errors"
-
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 	_ "go.etcd.io/etcd/server/v3/etcdserver/api/rafthttp" // registers the collectors of peers
 	_ "go.etcd.io/etcd/server/v3/storage/wal"             // registers the collector of fsync
+
+	"kthwd/appliance/series"
 )
 
 // registered returns the collector that etcd has registered with the description of c, or
-// nil. etcd keeps its collectors in unexported variables, but an attempt to register an
-// equal one again returns the existing one.
+// nil.
 func registered(c prometheus.Collector) prometheus.Collector {
-	var there prometheus.AlreadyRegisteredError
-	switch err := prometheus.Register(c); {
-	case err == nil:
-		prometheus.Unregister(c) // no such collector: upstream has renamed it
-	case errors.As(err, &there):
-		return there.ExistingCollector
-	}
-	return nil
+	return series.Registered(prometheus.DefaultRegisterer, c)
 }
 
-// collect reads the metrics of one collector. A nil collector has none.
-func collect(c prometheus.Collector) (all []*dto.Metric) {
-	if c == nil {
-		return nil
-	}
-	ch := make(chan prometheus.Metric)
-	go func() {
-		c.Collect(ch)
-		close(ch)
-	}()
-	for m := range ch {
-		var out dto.Metric
-		if m.Write(&out) == nil {
-			all = append(all, &out)
-		}
-	}
-	return all
-}
+func collect(c prometheus.Collector) []*dto.Metric { return series.Read(c) }
 
-func label(m *dto.Metric, name string) string {
-	for _, l := range m.GetLabel() {
-		if l.GetName() == name {
-			return l.GetValue()
-		}
-	}
-	return ""
-}
+func label(m *dto.Metric, name string) string { return series.Label(m, name) }

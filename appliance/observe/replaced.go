@@ -1,0 +1,57 @@
+package observe
+
+import (
+	"fmt"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"kthwd/appliance/status"
+)
+
+// replacedShown is the time after which most tokens of the keys before have ended, and a
+// client that is still refused has been noticed.
+const replacedShown = 24 * time.Hour
+
+// replaced are keys that this start or an earlier one has found replaced.
+type replaced struct {
+	mu  sync.Mutex
+	all map[string]time.Time // by path
+}
+
+// Replaced says that the keys in a file have been others since at. It may be called at
+// any time.
+func (w *Watch) Replaced(path string, at time.Time) {
+	w.replaced.mu.Lock()
+	defer w.replaced.mu.Unlock()
+	if w.replaced.all == nil {
+		w.replaced.all = map[string]time.Time{}
+	}
+	w.replaced.all[path] = at
+}
+
+// findings has a finding for each of the files in use.
+func (r *replaced) findings(files []File, now time.Time) (all []status.Finding) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, file := range files {
+		at, ok := r.all[file.Path]
+		if !ok || now.Sub(at) > replacedShown {
+			continue
+		}
+		f := status.Finding{Health: status.Degraded, Kind: "keys_replaced", Since: at}
+		name := filepath.Base(file.Path)
+		switch file.Role {
+		case TokenKeys:
+			f.Text = fmt.Sprintf("tokens from before %s are refused: %s holds another key since then", clock(at), name)
+			f.Do = fmt.Sprintf("put the old %s and its key back, or append the old public key to %s; then restart kthwd", name, file.Path)
+		case CA:
+			f.Text = fmt.Sprintf("certificates from before %s are refused: %s holds another CA since then", clock(at), name)
+			f.Do = fmt.Sprintf("put the old %s and its key back, or issue the certificates of nodes and users anew", name)
+		default:
+			continue
+		}
+		all = append(all, f)
+	}
+	return all
+}
