@@ -93,7 +93,7 @@ func Run(ctx context.Context, cfg config.Controller, o Options) (err error) {
 		p.run.Ready()
 		afterStart(ctx)
 	})
-	go p.events.run(watching)
+	go p.events.Run(watching)
 	for _, w := range p.watchers {
 		go w.Run(watching)
 	}

@@ -17,6 +17,7 @@ import (
 	"kthwd/appliance/drift"
 	"kthwd/appliance/environment"
 	"kthwd/appliance/etcdfiles"
+	"kthwd/appliance/events"
 	"kthwd/appliance/lastrun"
 	"kthwd/appliance/observe"
 	"kthwd/appliance/others"
@@ -39,7 +40,7 @@ type prepared struct {
 	programs  *commands.Programs
 	identity  string
 	record    etcdfiles.Record // as last written by this process; used by etcd's goroutine
-	events    *eventWriter     // set by wire
+	events    *events.Writer   // set by wire
 	drift     *drift.Drift     // set by wire
 	observers []observer       // added by wire, before the status
 	machine   *observe.Watch   // one of them; set by wire

@@ -16,6 +16,7 @@ import (
 	"kthwd/appliance/etcd"
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/etcdmetrics"
+	"kthwd/appliance/events"
 	"kthwd/appliance/lease"
 	"kthwd/appliance/membership"
 	"kthwd/appliance/others"
@@ -40,11 +41,11 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 		maps.Copy(private, p.o.Private(p.args))
 	}
 	used := status.CertificatesOf(p.usedFiles)
-	p.events = newEventWriter(p.cfg.Name, api.Loopback, used, p.o.Logs.Logger("kthwd"))
+	p.events = events.New(p.cfg.Name, api.Loopback, used, p.o.Logs.Logger("kthwd"))
 	p.others = others.New(e, p.log)
 	server := status.NewServer(status.ServerConfig{
 		Others: p.others.Controllers, History: []history.Source{etcdmetrics.History(), series.Requests(api.Loopback)},
-		Changed: g.Changed, OnEvent: p.events.seen,
+		Changed: g.Changed, OnEvent: p.events.Seen,
 		Socket: p.socket.Control, Address: p.o.Metrics.Address, Web: p.o.Metrics.Web, Pprof: p.o.Metrics.Pprof,
 		Logs: p.o.Logs, Collectors: append(collectors, beside.Collectors...), Programs: series.Programs(), Private: private,
 		Report: func() status.Report {

@@ -31,7 +31,7 @@ func (p *prepared) newWatchers(api *apiserver.Server, seed *rbacseed.Seed) (all 
 			apiserver.RestoreBootstrapRoles,
 			func(ctx context.Context, _ kubernetes.Interface) ([]rbacseed.Change, error) { return seed.Restore(ctx) },
 		},
-		Event:      func(reason, text string) { p.events.warn(reason, text) },
+		Event:      func(reason, text string) { p.events.Warn(reason, text) },
 		AuditLog:   program.Value(p.args[program.APIServer], "audit-log-path"),
 		Kubeconfig: p.layout.Kubeconfig(pki.NameAdmin),
 		Log:        p.o.Logs.Logger("kthwd"),

@@ -196,7 +196,7 @@ func (i *identity) findings() []status.Finding {
 		return nil
 	}
 	return []status.Finding{{
-		Health: status.Degraded, Kind: "identity-lease", Since: i.since,
+		Health: status.Degraded, Kind: "identity_lease", Since: i.since,
 		Text: fmt.Sprintf("kube-apiserver cannot write its identity Lease kube-system/%s: %s", i.name, text.Line(i.err.Error())),
 		Do:   "kubectl -n kube-system get lease " + i.name + " -o yaml; an error that names a webhook: kubectl get validatingwebhookconfigurations,mutatingwebhookconfigurations",
 	}}

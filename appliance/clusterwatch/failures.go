@@ -18,6 +18,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/component-base/metrics/legacyregistry"
 
+	"kthwd/appliance/cause"
 	"kthwd/appliance/series"
 	"kthwd/appliance/status"
 	"kthwd/appliance/text"
@@ -37,9 +38,9 @@ type counter struct {
 
 // The kinds of findings about failures.
 const (
-	kindRefuses   = "webhook_refuses"    // a webhook cannot be called, and requests fail because of it
+	kindRefuses   = cause.Webhook        // a webhook cannot be called, and requests fail because of it
 	kindFailsOpen = "webhook_skipped"    // a webhook cannot be called, and requests go on without it
-	kindConverts  = "conversion_fails"   // of a CRD
+	kindConverts  = cause.Conversion     // of a CRD
 	kindAuditLost = "audit_records_lost" // whatever the reason
 )
 

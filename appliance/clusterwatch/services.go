@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
+	"kthwd/appliance/cause"
 	"kthwd/appliance/status"
 )
 
@@ -23,7 +24,7 @@ const (
 	messageLong = 300 // bytes of a message of the API that are shown
 	findingsMax = 5   // of one kind
 
-	kindAPIService = "apiservice_unavailable"
+	kindAPIService = cause.APIService
 	kindNamespace  = "namespace_stuck"
 )
 

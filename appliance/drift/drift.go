@@ -60,7 +60,7 @@ func (d *Drift) Check(ctx context.Context, server *embed.Etcd) error {
 	}
 	if ranges := serviceRanges(ctx, client, prefix); len(ranges) > 0 && !sameRanges(ranges, strings.Split(d.ServiceRange, ",")) {
 		d.found.Store(&[]status.Finding{{
-			Health: status.Degraded, Kind: "service-range", Since: time.Now(),
+			Health: status.Degraded, Kind: "service_range", Since: time.Now(),
 			Text: fmt.Sprintf("the services of this cluster are in %s, so --service-cluster-ip-range=%s has no effect", strings.Join(ranges, ","), d.ServiceRange),
 			Do:   "set --service-cluster-ip-range=" + strings.Join(ranges, ",") + ", and add a range with a ServiceCIDR object",
 		}})

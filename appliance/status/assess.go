@@ -93,7 +93,7 @@ const lastRunWord = 24 * time.Hour
 
 func (a *assessment) lastRun(r Report, now time.Time) {
 	if l := r.LastRun; l != nil && !l.Good() && now.Sub(r.Started) < lastRunWord {
-		a.findings = append(a.findings, Finding{Health: Healthy, Kind: "last-run", Text: text.Line("the last run: " + l.Text), Do: l.Do, Since: l.At})
+		a.findings = append(a.findings, Finding{Health: Healthy, Kind: "last_run", Text: text.Line("the last run: " + l.Text), Do: l.Do, Since: l.At})
 	}
 }
 

@@ -51,7 +51,7 @@ func lastRun(t *testing.T, c *kthwtest.Controller) lastrun.End {
 		t.Errorf("the log says nothing of the last run:\n%s", log)
 	}
 	for _, f := range r.Findings {
-		if f.Kind == "last-run" && f.Health != status.Healthy {
+		if f.Kind == "last_run" && f.Health != status.Healthy {
 			t.Errorf("got %+v; the end of a run that is over degrades nothing", f)
 		}
 	}

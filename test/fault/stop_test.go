@@ -53,7 +53,7 @@ func TestStopWhileLeasesAreRefused(t *testing.T) {
 			return err
 		}
 		for _, f := range r.Findings {
-			if f.Kind == "identity-lease" && strings.Contains(f.Text, "leases.example.com") && strings.Contains(f.Do, "kubectl") && !f.Since.IsZero() {
+			if f.Kind == "identity_lease" && strings.Contains(f.Text, "leases.example.com") && strings.Contains(f.Do, "kubectl") && !f.Since.IsZero() {
 				return nil
 			}
 		}
@@ -66,7 +66,7 @@ func TestStopWhileLeasesAreRefused(t *testing.T) {
 	}
 	kthwtest.WaitFor(t, "the finding to end", soon, func() error {
 		r, err := c.Status()
-		if err == nil && slices.ContainsFunc(r.Findings, func(f status.Finding) bool { return f.Kind == "identity-lease" }) {
+		if err == nil && slices.ContainsFunc(r.Findings, func(f status.Finding) bool { return f.Kind == "identity_lease" }) {
 			err = fmt.Errorf("got %+v", r.Findings)
 		}
 		return err

@@ -181,26 +181,26 @@ func TestBrokenExtensions(t *testing.T) {
 	c := kthwtest.Start(t, kthwtest.Options{})
 	c.Kubectl(t, "create", "namespace", "doomed")
 	applyText(t, c, brokenWebhooks)
-	for _, name := range []string{"webhook_refuses", "webhook_skipped"} {
+	for _, name := range []string{"webhook", "webhook_skipped"} {
 		noFinding(t, c, name) // nothing has been asked of it yet
 	}
 	_, _ = c.TryKubectl(t, "create", "configmap", "refused")
 	c.Kubectl(t, "create", "serviceaccount", "passed")
-	f := finding(t, c, "webhook_refuses", "closed.example.com", "validatingwebhookconfiguration closed", "127.0.0.1:1")
+	f := finding(t, c, "webhook", "closed.example.com", "validatingwebhookconfiguration closed", "127.0.0.1:1")
 	typeCommand(t, c, f.Do)
-	noFinding(t, c, "webhook_refuses")
+	noFinding(t, c, "webhook")
 	f = finding(t, c, "webhook_skipped", "open.example.com", "mutatingwebhookconfiguration open")
 	typeCommand(t, c, f.Do)
 	noFinding(t, c, "webhook_skipped")
 
 	applyText(t, c, brokenAPIService)
-	f = finding(t, c, "apiservice_unavailable", "v1.broken.example.com", "service default/nobody")
+	f = finding(t, c, "apiservice", "v1.broken.example.com", "service default/nobody")
 	c.Kubectl(t, "delete", "namespace", "doomed", "--wait=false")
 	if stuck := finding(t, c, "namespace_stuck", "namespace doomed hangs in Terminating"); stuck.Do != f.Do {
 		t.Errorf("of the namespace: %s; want %s", stuck.Do, f.Do)
 	}
 	typeCommand(t, c, f.Do)
-	noFinding(t, c, "apiservice_unavailable")
+	noFinding(t, c, "apiservice")
 	noFinding(t, c, "namespace_stuck")
 
 	applyText(t, c, brokenConversion)
@@ -213,7 +213,7 @@ func TestBrokenExtensions(t *testing.T) {
 		return nil
 	})
 	_, _ = c.TryKubectl(t, "get", "--raw", "/apis/example.com/v2/namespaces/default/widgets")
-	f = finding(t, c, "conversion_fails", "widgets.example.com")
+	f = finding(t, c, "conversion", "widgets.example.com")
 	typeCommand(t, c, f.Do)
 }
 

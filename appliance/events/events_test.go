@@ -1,4 +1,4 @@
-package appliance
+package events
 
 import (
 	"log/slog"
@@ -10,7 +10,7 @@ import (
 )
 
 func TestNotable(t *testing.T) {
-	w := newEventWriter("c0", nil, nil, slog.New(slog.DiscardHandler))
+	w := New("c0", nil, nil, slog.New(slog.DiscardHandler))
 	for _, tt := range []struct {
 		e    status.Event
 		want string // reason; "" for none
@@ -29,13 +29,13 @@ func TestNotable(t *testing.T) {
 		}
 	}
 	for range 2 * eventQueue { // nobody reads
-		w.seen(status.Event{Object: status.ObjectQuorum, To: status.QuorumLost})
+		w.Seen(status.Event{Object: status.ObjectQuorum, To: status.QuorumLost})
 	}
 }
 
 func TestExpiringEvents(t *testing.T) {
 	now := time.Now()
-	w := newEventWriter("c0", nil, func() []status.Certificate {
+	w := New("c0", nil, func() []status.Certificate {
 		return []status.Certificate{
 			{File: "/d/soon.pem", Subject: "CN=a", NotAfter: now.Add(time.Hour)},
 			{File: "/d/late.pem", NotAfter: now.Add(60 * 24 * time.Hour)},

@@ -1,4 +1,5 @@
-package appliance
+// Package events writes Kubernetes Events for what an operator of the cluster should see.
+package events
 
 import (
 	"context"
@@ -28,19 +29,19 @@ const (
 	certLook     = 10 * time.Minute
 )
 
-// eventWriter writes Kubernetes Events for changes that an operator of the cluster should
+// Writer writes Kubernetes Events for changes that an operator of the cluster should
 // see: a lost term, a lost or regained quorum, a certificate that expires soon. Their
 // subject is the node with this controller's name, which need not exist, in the namespace
 // default, where kubectl get events looks. Events without a quorum are written once it is
 // back.
-type eventWriter struct {
+type Writer struct {
 	name     string // of this controller
 	loopback func() (*rest.Config, error)
 	used     func() []status.Certificate
 	log      *slog.Logger
 	queue    chan notable
 	lost     bool                 // the quorum; used by the watching goroutine
-	warned   map[string]time.Time // time of the last warning, by certificate; used by run
+	warned   map[string]time.Time // time of the last warning, by certificate; used by Run
 }
 
 // notable is an Event that is not written yet.
@@ -50,23 +51,25 @@ type notable struct {
 	reason, text string
 }
 
-func newEventWriter(name string, loopback func() (*rest.Config, error), used func() []status.Certificate, log *slog.Logger) *eventWriter {
-	return &eventWriter{name: name, loopback: loopback, used: used, log: log, queue: make(chan notable, eventQueue), warned: map[string]time.Time{}}
+// New makes the writer of a controller. loopback is the client configuration of its API
+// server, and used lists the certificates in use.
+func New(name string, loopback func() (*rest.Config, error), used func() []status.Certificate, log *slog.Logger) *Writer {
+	return &Writer{name: name, loopback: loopback, used: used, log: log, queue: make(chan notable, eventQueue), warned: map[string]time.Time{}}
 }
 
-// seen queues a change. It does not block.
-func (w *eventWriter) seen(e status.Event) {
+// Seen queues a change. It does not block.
+func (w *Writer) Seen(e status.Event) {
 	if n, ok := w.judge(e); ok {
 		w.put(n)
 	}
 }
 
-// warn queues a warning. It does not block.
-func (w *eventWriter) warn(reason, text string) {
+// Warn queues a warning. It does not block.
+func (w *Writer) Warn(reason, text string) {
 	w.put(notable{time.Now(), corev1.EventTypeWarning, reason, text})
 }
 
-func (w *eventWriter) put(n notable) {
+func (w *Writer) put(n notable) {
 	select {
 	case w.queue <- n:
 	default:
@@ -74,7 +77,7 @@ func (w *eventWriter) put(n notable) {
 }
 
 // judge returns the Events that a change deserves.
-func (w *eventWriter) judge(e status.Event) (notable, bool) {
+func (w *Writer) judge(e status.Event) (notable, bool) {
 	switch {
 	case (e.Object == program.ControllerManager || e.Object == program.Scheduler) && e.RestartReason != "":
 		return notable{e.Time, corev1.EventTypeWarning, "TermLost", lostTerm(e)}, true
@@ -96,8 +99,8 @@ func lostTerm(e status.Event) string {
 	return fmt.Sprintf("%s %s", e.Object, e.Reason)
 }
 
-// run writes the queued Events, and checks the certificates regularly, until ctx ends.
-func (w *eventWriter) run(ctx context.Context) {
+// Run writes the queued Events, and checks the certificates regularly, until ctx ends.
+func (w *Writer) Run(ctx context.Context) {
 	tick := time.NewTicker(certLook)
 	defer tick.Stop()
 	for ctx.Err() == nil {
@@ -114,7 +117,7 @@ func (w *eventWriter) run(ctx context.Context) {
 }
 
 // expiring returns the certificate warnings that are due.
-func (w *eventWriter) expiring(now time.Time) (all []notable) {
+func (w *Writer) expiring(now time.Time) (all []notable) {
 	for _, c := range w.used() {
 		left := c.NotAfter.Sub(now)
 		key := c.File + "\x00" + c.Subject
@@ -129,7 +132,7 @@ func (w *eventWriter) expiring(now time.Time) (all []notable) {
 }
 
 // write retries until it succeeds or ctx ends.
-func (w *eventWriter) write(ctx context.Context, n notable) {
+func (w *Writer) write(ctx context.Context, n notable) {
 	for ctx.Err() == nil {
 		err := w.create(ctx, n)
 		if err == nil {
@@ -140,7 +143,7 @@ func (w *eventWriter) write(ctx context.Context, n notable) {
 	}
 }
 
-func (w *eventWriter) create(ctx context.Context, n notable) error {
+func (w *Writer) create(ctx context.Context, n notable) error {
 	config, err := w.loopback()
 	if err != nil {
 		return err
