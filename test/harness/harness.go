@@ -14,9 +14,11 @@ package harness
 import (
 	"context"
 	"log/slog"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -43,6 +45,35 @@ func WaitFor(t testing.TB, what string, within time.Duration, condition func() e
 			t.Fatalf("%s: not within %v: %v", what, within, err)
 		}
 	}
+}
+
+// Spin runs a busy loop until its thread has had this much CPU time, and returns how long
+// that took. It is the measure for a process that must not be busy meanwhile: a busy
+// machine gives less to both.
+func Spin(t testing.TB, use time.Duration) (took time.Duration) {
+	t.Helper()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	for begun, before := time.Now(), threadTime(t); ; {
+		for range 1 << 16 { // a system call each time would leave the processor too often
+			spun++
+		}
+		if threadTime(t)-before >= use {
+			return time.Since(begun)
+		}
+	}
+}
+
+var spun int // keeps the compiler from leaving the loop out
+
+// threadTime is the CPU time that the calling thread has had.
+func threadTime(t testing.TB) time.Duration {
+	t.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_THREAD, &u); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // Log is a log that can be read while it is written. The zero value is empty.
