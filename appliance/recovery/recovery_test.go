@@ -109,7 +109,7 @@ func checkAlone(t *testing.T, dir string, n int) {
 	defer s.Close()
 	select {
 	case <-s.Server.ReadyNotify():
-	case <-time.After(30 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Fatal("no leader of one")
 	}
 	client := v3client.New(s.Server)
