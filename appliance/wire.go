@@ -62,8 +62,8 @@ func (p *prepared) wire() (*supervise.Group, *Liveness, error) {
 	if bridge != nil {
 		bridges = append(bridges, g.Add(bridge).StopWithin(stopBridges))
 	}
-	if p.o.Beside != nil {
-		p.o.Beside.Add(g, bridges[0])
+	if p.o.ExtraRole != nil {
+		p.o.ExtraRole.Add(g, bridges[0])
 	}
 	etcdNode := g.Add(member, bridges...).StopWithin(stopEtcd)
 	g.Add(members, etcdNode).StopWithin(stopBridges)

@@ -53,8 +53,8 @@ func (l *Log) String() string {
 	return l.buf.String()
 }
 
-// Strays counts the lines that upstream's own loggers wrote without kthwd's logger.
-func (l *Log) Strays() int { return strings.Count("\n"+l.String(), "\n{\"level\":") }
+// UnloggedLines counts the lines that upstream's own loggers wrote without kthwd's logger.
+func (l *Log) UnloggedLines() int { return strings.Count("\n"+l.String(), "\n{\"level\":") }
 
 // Tail is the last n lines.
 func (l *Log) Tail(n int) string {
