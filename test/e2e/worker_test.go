@@ -206,7 +206,7 @@ func (d *daemon) end(t *testing.T) {
 	_ = d.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-d.gone:
-	case <-time.After(2*time.Minute):
+	case <-time.After(2 * time.Minute):
 		t.Errorf("%s did not stop within two minutes of SIGTERM", name)
 		_ = d.cmd.Process.Kill()
 	}
