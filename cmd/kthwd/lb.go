@@ -443,7 +443,7 @@ func (b *balancer) refused(err error) {
 	if c, ok := b.server.(interface{ CountReload(error) }); ok && b.uncounted {
 		c.CountReload(err)
 	}
-	for _, e := range flatten(err) {
+	for _, e := range advice.Lines(err) {
 		var attrs []any
 		if hint := hintFor(e); hint != "" {
 			attrs = append(attrs, "hint", text.Joined(hint))
