@@ -84,7 +84,7 @@ func (p *prepared) newEtcd(onOpen func()) (*etcd.Member, error) {
 	member, err := etcd.New(etcd.Config{
 		Args: p.args[program.Etcd], Log: p.o.Logs.Logger(program.Etcd),
 		HadQuorum: before != nil, HadOthers: before != nil && before.Members > 1,
-		OnOpen: onOpen, Admit: p.admit, OnMembership: p.remember,
+		OnOpen: onOpen, OnFirstQuorum: p.admit, OnMembership: p.remember,
 	})
 	if err != nil {
 		return nil, advice.Usage(err)
