@@ -35,15 +35,15 @@ import (
 
 // Options is the input of Run.
 type Options struct {
-	Logs     *logging.Logs                     // where everything is logged
-	Version  string                            // kthwd's own, for status
-	File     string                            // kthwd's configuration file, to be watched; empty for none
-	Metrics  Metrics                           // where metrics and status are served
-	Started  time.Time                         // when the process began; zero means now
-	OnReady  func(timeline []supervise.Status) // called once, when everything is ready; may be nil
-	OnChange func(ready bool, reason string)   // called after each change of the state record; may be nil
-	OnWired  func(*Liveness)                   // called once, before the first component starts; may be nil
-	Beside   *Beside                           // another role of the process; may be nil
+	Logs      *logging.Logs                     // where everything is logged
+	Version   string                            // kthwd's own, for status
+	File      string                            // kthwd's configuration file, to be watched; empty for none
+	Metrics   Metrics                           // where metrics and status are served
+	Started   time.Time                         // when the process began; zero means now
+	OnReady   func(timeline []supervise.Status) // called once, when everything is ready; may be nil
+	OnChange  func(ready bool, reason string)   // called after each change of the state record; may be nil
+	OnWired   func(*Liveness)                   // called once, before the first component starts; may be nil
+	ExtraRole *ExtraRole                        // another role of the process; may be nil
 
 	// Private returns more handlers for the unix socket, given the programs' command
 	// lines; nil for none.
@@ -57,9 +57,9 @@ type Metrics struct {
 	Pprof   bool   // profiles beside them
 }
 
-// Beside is another role in a controller's process: its components and its part of the
+// ExtraRole is another role in a controller's process: its components and its part of the
 // status.
-type Beside struct {
+type ExtraRole struct {
 	Add        func(g *supervise.Group, status *supervise.Node) // adds them, after status and before etcd
 	Report     func(*status.Report)                             // completes the report
 	Collectors []prometheus.Collector
@@ -107,13 +107,13 @@ func Run(ctx context.Context, cfg config.Controller, o Options) (err error) {
 // announce calls the caller's hooks while the group runs, and afterStart when everything is
 // ready for the first time.
 func announce(ctx context.Context, g *supervise.Group, o Options, afterStart func(context.Context)) {
-	told := false
+	announced := false
 	g.Follow(ctx, func(ready bool, reason string) {
 		if o.OnChange != nil {
 			o.OnChange(ready, reason)
 		}
-		if ready && !told {
-			told = true
+		if ready && !announced {
+			announced = true
 			go afterStart(ctx)
 			if o.OnReady != nil {
 				o.OnReady(g.Timeline())

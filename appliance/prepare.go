@@ -60,7 +60,7 @@ func prepare(ctx context.Context, cfg config.Controller, o Options) (_ *prepared
 		}
 	}()
 	upstream.BridgeKlog(ctx, o.Logs)
-	upstream.QuietClients()
+	upstream.SilenceDeprecationWarnings()
 	if err := p.check(); err != nil {
 		return nil, err
 	}

@@ -32,9 +32,9 @@ import (
 
 // newStatus makes the component that serves the status of this process.
 func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.Members, api *apiserver.Server, leases []*lease.Record, collectors ...prometheus.Collector) supervise.Component {
-	versions, beside := version.Linked(), p.o.Beside
-	if beside == nil {
-		beside = &Beside{Report: func(*status.Report) {}}
+	versions, extra := version.Linked(), p.o.ExtraRole
+	if extra == nil {
+		extra = &ExtraRole{Report: func(*status.Report) {}}
 	}
 	private := m.Private()
 	if p.o.Private != nil {
@@ -47,7 +47,7 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 		Others: p.others.Controllers, History: []history.Source{etcdmetrics.History(), series.Requests(api.Loopback)},
 		Changed: g.Changed, OnEvent: p.events.Seen,
 		Socket: p.socket.Control, Address: p.o.Metrics.Address, Web: p.o.Metrics.Web, Pprof: p.o.Metrics.Pprof,
-		Logs: p.o.Logs, Collectors: append(collectors, beside.Collectors...), Programs: series.Programs(), Private: private,
+		Logs: p.o.Logs, Collectors: append(collectors, extra.Collectors...), Programs: series.Programs(), Private: private,
 		Report: func() status.Report {
 			ready, reason := g.Ready()
 			quorum := e.Quorum()
@@ -65,7 +65,7 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 			for _, o := range p.observers {
 				r.Observed = append(r.Observed, o.Findings()...)
 			}
-			beside.Report(&r)
+			extra.Report(&r)
 			return r
 		},
 	})

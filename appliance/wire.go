@@ -62,8 +62,8 @@ func (p *prepared) wire() (*supervise.Group, *Liveness, error) {
 	if bridge != nil {
 		bridges = append(bridges, g.Add(bridge).StopWithin(stopBridges))
 	}
-	if p.o.Beside != nil {
-		p.o.Beside.Add(g, bridges[0])
+	if p.o.ExtraRole != nil {
+		p.o.ExtraRole.Add(g, bridges[0])
 	}
 	etcdNode := g.Add(member, bridges...).StopWithin(stopEtcd)
 	g.Add(members, etcdNode).StopWithin(stopBridges)
@@ -84,7 +84,7 @@ func (p *prepared) newEtcd(onOpen func()) (*etcd.Member, error) {
 	member, err := etcd.New(etcd.Config{
 		Args: p.args[program.Etcd], Log: p.o.Logs.Logger(program.Etcd),
 		HadQuorum: before != nil, HadOthers: before != nil && before.Members > 1,
-		OnOpen: onOpen, Admit: p.admit, OnMembership: p.remember,
+		OnOpen: onOpen, OnFirstQuorum: p.admit, OnMembership: p.remember,
 	})
 	if err != nil {
 		return nil, advice.Usage(err)

@@ -8,12 +8,16 @@
 // shows errors calls it once, at the end. Usage marks an error as a mistake in the
 // command line or the configuration, from which the exit code 2 follows. Usage
 // marks each error of an errors.Join; With does not look into one, so add the hint
-// before joining.
+// before joining. Lines takes an errors.Join apart, for a program that shows each
+// error on a line of its own.
 //
 // The package prints nothing and imports nothing of kthwd.
 package advice
 
-import "errors"
+import (
+	"errors"
+	"strings"
+)
 
 // hinted is an error with advice.
 type hinted struct {
@@ -39,18 +43,35 @@ func (u usage) Unwrap() error { return u.error }
 
 // Usage marks err, or each error that errors.Join put into it.
 func Usage(err error) error {
+	var all []error
+	for _, e := range Lines(err) {
+		all = append(all, usage{e})
+	}
+	if len(all) == 1 {
+		return all[0]
+	}
+	return errors.Join(all...)
+}
+
+// Lines takes errors.Join apart, and nothing else: an error that wraps two causes in one
+// sentence stays whole. It returns none for nil.
+func Lines(err error) (all []error) {
 	if err == nil {
 		return nil
 	}
 	joined, ok := err.(interface{ Unwrap() []error })
 	if !ok {
-		return usage{err}
+		return []error{err}
 	}
-	var all []error
+	var lines []string
 	for _, e := range joined.Unwrap() {
-		all = append(all, Usage(e))
+		lines = append(lines, e.Error())
+		all = append(all, Lines(e)...)
 	}
-	return errors.Join(all...)
+	if strings.Join(lines, "\n") != err.Error() {
+		return []error{err}
+	}
+	return all
 }
 
 // Unwrap gives errors.Is and errors.As the error itself.

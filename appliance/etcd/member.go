@@ -57,9 +57,9 @@ type Config struct {
 	// OnOpen is called once, when the socket of a lone member is open, before it has a
 	// quorum. It may be nil.
 	OnOpen func()
-	// Admit decides at the first quorum whether this controller belongs to the cluster.
+	// OnFirstQuorum decides whether this controller belongs to the cluster.
 	// It may block until ctx ends, and may be nil.
-	Admit func(ctx context.Context, e *Member, server *embed.Etcd) error
+	OnFirstQuorum func(ctx context.Context, e *Member, server *embed.Etcd) error
 	// OnMembership is called once the controller belongs to the cluster, and every few
 	// seconds after that. It may be nil.
 	OnMembership func(server *embed.Etcd)
@@ -68,12 +68,12 @@ type Config struct {
 // Member is the etcd member of this controller. Make one with New and run it once. Its
 // other methods may be called from any goroutine, before, during and after Run.
 type Member struct {
-	cfg          *embed.Config
-	log          *slog.Logger
-	onOpen       func()
-	admit        func(ctx context.Context, e *Member, server *embed.Etcd) error
-	onMembership func(server *embed.Etcd)
-	hadQuorum    atomic.Bool // in this run or in an earlier one
+	cfg           *embed.Config
+	log           *slog.Logger
+	onOpen        func()
+	onFirstQuorum func(ctx context.Context, e *Member, server *embed.Etcd) error
+	onMembership  func(server *embed.Etcd)
+	hadQuorum     atomic.Bool // in this run or in an earlier one
 
 	fsyncs etcdmetrics.Fsyncs // of the last minutes
 	peers  etcdmetrics.PeersHeard
@@ -97,7 +97,7 @@ var _ supervise.Component = (*Member)(nil)
 // New prepares the member that c describes. It opens no file and no port.
 func New(c Config) (*Member, error) {
 	e := &Member{
-		log: c.Log, admit: c.Admit, onMembership: c.OnMembership,
+		log: c.Log, onFirstQuorum: c.OnFirstQuorum, onMembership: c.OnMembership,
 		fatal: make(chan error, 1), leave: make(chan struct{}, 1), requests: newRequests(),
 	}
 	e.hadQuorum.Store(c.HadQuorum)

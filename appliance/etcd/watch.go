@@ -171,8 +171,8 @@ func (e *Member) gone(server *embed.Etcd) error {
 
 // admission blocks until this controller is admitted and votes.
 func (e *Member) admission(ctx context.Context, server *embed.Etcd) error {
-	if e.admit != nil {
-		if err := e.admit(ctx, e, server); err != nil {
+	if e.onFirstQuorum != nil {
+		if err := e.onFirstQuorum(ctx, e, server); err != nil {
 			return err
 		}
 	}

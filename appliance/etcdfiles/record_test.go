@@ -1,7 +1,6 @@
 package etcdfiles
 
 import (
-	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,6 +13,7 @@ import (
 	"kthwd/appliance/datadir"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
+	"kthwd/test/harness"
 )
 
 var rememberedHere = Record{Cluster: "c1", Member: "a1", Members: 3, Kthwd: "v0.2.0", Kubernetes: "v1.36.3", Etcd: "3.6.16"}
@@ -48,22 +48,6 @@ func makeLog(t *testing.T, dir string, cluster, node uint64) {
 	w.Close()
 }
 
-// checkRefusal checks that err contains want and that its hint contains hint. If want is
-// "", err must be nil.
-func checkRefusal(t *testing.T, err error, want, hint string) {
-	t.Helper()
-	if want == "" {
-		if err != nil {
-			t.Errorf("got %v, want no error", err)
-		}
-		return
-	}
-	var h interface{ Hint() string }
-	if err == nil || !strings.Contains(err.Error(), want) || !errors.As(err, &h) || !strings.Contains(h.Hint(), hint) {
-		t.Errorf("got %v\nhint %v\nwant %q\nhint %q", err, h, want, hint)
-	}
-}
-
 func TestGuardVersions(t *testing.T) {
 	for _, tt := range []struct {
 		name                    string
@@ -89,7 +73,7 @@ func TestGuardVersions(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			l := remembers(t, rememberedHere, 0xc1, 0xa1)
 			err := Guard(l, nil, Record{Kthwd: tt.kthwd, Kubernetes: tt.kubernetes, Etcd: tt.etcd})
-			checkRefusal(t, err, tt.want, tt.hint)
+			harness.CheckRefusal(t, err, tt.want, tt.hint)
 		})
 	}
 	t.Run("all that is wrong is said", func(t *testing.T) {
@@ -105,7 +89,7 @@ func TestGuardVersions(t *testing.T) {
 		was := rememberedHere
 		was.Kthwd = "v0.9.0-3-gabcdef0"
 		l := remembers(t, was, 0xc1, 0xa1)
-		checkRefusal(t, Guard(l, nil, rememberedHere), "", "")
+		harness.CheckRefusal(t, Guard(l, nil, rememberedHere), "", "")
 	})
 }
 
@@ -126,11 +110,11 @@ func TestGuardData(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			l := remembers(t, tt.was, tt.cluster, tt.node)
-			checkRefusal(t, Guard(l, nil, rememberedHere), tt.want, tt.hint)
+			harness.CheckRefusal(t, Guard(l, nil, rememberedHere), tt.want, tt.hint)
 			if err := datadir.Forget(l); err != nil {
 				t.Fatal(err)
 			}
-			checkRefusal(t, Guard(l, nil, rememberedHere), "", "") // the record is gone
+			harness.CheckRefusal(t, Guard(l, nil, rememberedHere), "", "") // the record is gone
 			if err := datadir.Forget(l); err != nil {
 				t.Errorf("nothing to forget: got %v", err)
 			}
@@ -140,7 +124,7 @@ func TestGuardData(t *testing.T) {
 		l := remembers(t, rememberedHere, 0, 0)
 		elsewhere := filepath.Join(t.TempDir(), "wal")
 		makeLog(t, elsewhere, 0xc1, 0xa1)
-		checkRefusal(t, Guard(l, []program.Arg{{Key: "wal-dir", Value: elsewhere}}, rememberedHere), "", "")
+		harness.CheckRefusal(t, Guard(l, []program.Arg{{Key: "wal-dir", Value: elsewhere}}, rememberedHere), "", "")
 	})
 	t.Run("a log that cannot be read", func(t *testing.T) { // Check reports it, with more detail
 		l := remembers(t, rememberedHere, 0xc1, 0xa1)
@@ -148,13 +132,13 @@ func TestGuardData(t *testing.T) {
 		if err := os.WriteFile(names[0], []byte("not a log at all, and short"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		checkRefusal(t, Guard(l, nil, rememberedHere), "", "")
+		harness.CheckRefusal(t, Guard(l, nil, rememberedHere), "", "")
 	})
 }
 
 func TestGuardRecord(t *testing.T) {
 	l := pki.Layout{Dir: t.TempDir()}
-	checkRefusal(t, Guard(l, nil, rememberedHere), "", "") // as in a directory that is older than records
+	harness.CheckRefusal(t, Guard(l, nil, rememberedHere), "", "") // as in a directory that is older than records
 	if err := rememberedHere.Write(l); err != nil {
 		t.Fatal(err)
 	}
@@ -174,6 +158,6 @@ func TestGuardRecord(t *testing.T) {
 		if err := os.WriteFile(l.Record(), []byte(damaged), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		checkRefusal(t, Guard(l, nil, rememberedHere), l.Record(), "move it away")
+		harness.CheckRefusal(t, Guard(l, nil, rememberedHere), l.Record(), "move it away")
 	}
 }

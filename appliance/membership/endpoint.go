@@ -134,13 +134,10 @@ func joinAnswer[T any](log *slog.Logger, limit *refusals, step func(context.Cont
 		}
 		f := member.Failed{Error: err.Error()}
 		var refusal *member.Refusal
-		var own interface{ Hint() string }
 		if errors.As(err, &refusal) {
 			f.Retry, f.Source = refusal.Retry, refusal.Source
 		}
-		if errors.As(err, &own) {
-			f.Hint = own.Hint()
-		}
+		f.Hint, _ = advice.Of(err)
 		done(!f.Retry)
 		level, more := slog.LevelWarn, []any{}
 		if f.Retry {

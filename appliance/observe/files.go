@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
 
+	"kthwd/appliance/advice"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/status"
 )
@@ -174,18 +175,11 @@ func (f *files) misfits() (all []*pki.Misfit) {
 	if f.check == nil {
 		return nil
 	}
-	var walk func(error)
-	walk = func(err error) {
-		var m *pki.Misfit
-		if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // each part is looked at
-			for _, part := range joined.Unwrap() {
-				walk(part)
-			}
-		} else if errors.As(err, &m) {
+	for _, err := range advice.Lines(f.check()) {
+		if m, ok := errors.AsType[*pki.Misfit](err); ok {
 			all = append(all, m)
 		}
 	}
-	walk(f.check())
 	return all
 }
 

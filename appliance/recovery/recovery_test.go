@@ -26,6 +26,7 @@ import (
 	"kthwd/appliance/config"
 	"kthwd/appliance/datadir"
 	"kthwd/appliance/etcdfiles"
+	"kthwd/test/harness"
 )
 
 var rememberedHere = etcdfiles.Record{Cluster: "c1", Member: "a1", Members: 3, Kthwd: "v0.2.0", Kubernetes: "v1.36.3", Etcd: "3.6.16"}
@@ -109,7 +110,7 @@ func checkAlone(t *testing.T, dir string, n int) {
 	defer s.Close()
 	select {
 	case <-s.Server.ReadyNotify():
-	case <-time.After(30 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Fatal("no leader of one")
 	}
 	client := v3client.New(s.Server)
@@ -144,7 +145,7 @@ func TestRecover(t *testing.T) {
 		t.Errorf("record: got %+v %v, want member %s alone", got, err, r.Member)
 	}
 	_, err = Begin(t.Context(), c, "v0.1.0", noLog)
-	checkRefusal(t, err, "only member of its cluster", "start kthwd")
+	harness.CheckRefusal(t, err, "only member of its cluster", "start kthwd")
 	checkAlone(t, c.Layout().Etcd(), n)
 
 	// The old data are complete, too: they can be put back and recovered again.
@@ -180,7 +181,7 @@ func TestRecoverDies(t *testing.T) {
 
 			again, err := Begin(t.Context(), c, "v0.1.0", noLog)
 			if changed {
-				checkRefusal(t, err, "only member of its cluster", "start kthwd")
+				harness.CheckRefusal(t, err, "only member of its cluster", "start kthwd")
 				if _, err := os.Stat(filepath.Join(r.Backup, "member", "snap", "db")); err != nil {
 					t.Errorf("the old data: %v", err)
 				}
@@ -233,7 +234,7 @@ func TestRecoverRefuses(t *testing.T) {
 		}
 		defer l.Close()
 		_, err = Begin(t.Context(), c, "v0.1.0", noLog)
-		checkRefusal(t, err, "c2 is not lost", "stop it there, for good")
+		harness.CheckRefusal(t, err, "c2 is not lost", "stop it there, for good")
 	})
 	t.Run("a running kthwd", func(t *testing.T) {
 		lock, err := datadir.Lock(c.Layout())
@@ -242,29 +243,29 @@ func TestRecoverRefuses(t *testing.T) {
 		}
 		defer lock.Close()
 		_, err = Begin(t.Context(), c, "v0.1.0", noLog)
-		checkRefusal(t, err, "in use by another kthwd", "stop that one first")
+		harness.CheckRefusal(t, err, "in use by another kthwd", "stop that one first")
 	})
 	t.Run("no data", func(t *testing.T) {
 		_, err := Begin(t.Context(), config.Controller{DataDir: t.TempDir()}, "v0.1.0", noLog)
-		checkRefusal(t, err, "no data of etcd", "--data-dir")
+		harness.CheckRefusal(t, err, "no data of etcd", "--data-dir")
 	})
 	t.Run("a log elsewhere", func(t *testing.T) {
 		elsewhere := c
 		elsewhere.EtcdArgs = []string{"wal-dir=/elsewhere"}
 		_, err := Begin(t.Context(), elsewhere, "v0.1.0", noLog)
-		checkRefusal(t, err, "/elsewhere", "leave the argument out")
+		harness.CheckRefusal(t, err, "/elsewhere", "leave the argument out")
 	})
 	t.Run("a member without a vote", func(t *testing.T) {
 		r := begin(t, c)
 		r.Close()
 		r.self.IsLearner = true
-		checkRefusal(t, r.refuse(), "had no vote", "restore a snapshot")
+		harness.CheckRefusal(t, r.refuse(), "had no vote", "restore a snapshot")
 	})
 	t.Run("more than the disk has", func(t *testing.T) {
 		r := begin(t, c)
 		r.Close()
 		r.Size = 1 << 60
-		checkRefusal(t, r.refuse(), "MB free, and the copy", "make room")
+		harness.CheckRefusal(t, r.refuse(), "MB free, and the copy", "make room")
 	})
 	t.Run("another cluster's data", func(t *testing.T) {
 		if err := rememberedHere.Write(c.Layout()); err != nil {
@@ -272,7 +273,7 @@ func TestRecoverRefuses(t *testing.T) {
 		}
 		defer datadir.Forget(c.Layout())
 		_, err := Begin(t.Context(), c, "v0.2.0", noLog)
-		checkRefusal(t, err, "but this controller is member a1", "put back")
+		harness.CheckRefusal(t, err, "but this controller is member a1", "put back")
 	})
 }
 
@@ -362,21 +363,5 @@ func tear(t *testing.T, path string) {
 	// The record keeps its length and nothing else.
 	if err := errors.Join(f.Truncate(before+8), f.Truncate(info.Size())); err != nil {
 		t.Fatal(err)
-	}
-}
-
-// checkRefusal checks that err contains want and that its hint contains hint. If want is
-// "", err must be nil.
-func checkRefusal(t *testing.T, err error, want, hint string) {
-	t.Helper()
-	if want == "" {
-		if err != nil {
-			t.Errorf("got %v, want no error", err)
-		}
-		return
-	}
-	var h interface{ Hint() string }
-	if err == nil || !strings.Contains(err.Error(), want) || !errors.As(err, &h) || !strings.Contains(h.Hint(), hint) {
-		t.Errorf("got %v\nhint %v\nwant %q\nhint %q", err, h, want, hint)
 	}
 }

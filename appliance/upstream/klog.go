@@ -4,7 +4,7 @@
 // BridgeKlog sends klog's lines to the one log, under the component whose package
 // wrote them; call it before any Kubernetes code logs. ContextFor gives a program a
 // context that carries its logger. NewZap returns etcd's logger, which turns a fatal
-// line into a call. QuietClients silences client-go's warnings. Explain adds to the
+// line into a call. SilenceDeprecationWarnings silences client-go's warnings. Explain adds to the
 // state of each program the error that its code has logged.
 //
 // CatchExits keeps klog.Fatal, klog.FlushAndExit and panics to the term that they happen in

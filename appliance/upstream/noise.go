@@ -10,9 +10,9 @@ import (
 	restclient "k8s.io/client-go/rest"
 )
 
-// QuietClients keeps client-go from logging a warning for each deprecated API
+// SilenceDeprecationWarnings keeps client-go from logging a warning for each deprecated API
 // that the programs themselves use, as both upstream commands do.
-func QuietClients() { restclient.SetDefaultWarningHandler(restclient.NoWarnings{}) }
+func SilenceDeprecationWarnings() { restclient.SetDefaultWarningHandler(restclient.NoWarnings{}) }
 
 // noiseFilter is the last step of the bridge from upstream's loggers: it moves
 // expected lines to level debug, cuts dumps of requests, and keeps a line that

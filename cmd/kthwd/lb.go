@@ -243,9 +243,9 @@ func (b *balancer) collectors() (all []prometheus.Collector) {
 	return all
 }
 
-// beside is the balancer as a role in a controller's process.
-func (b *balancer) beside() *appliance.Beside {
-	return &appliance.Beside{Add: b.add, Report: b.report, Collectors: b.collectors()}
+// extraRole is the balancer as a role in a controller's process.
+func (b *balancer) extraRole() *appliance.ExtraRole {
+	return &appliance.ExtraRole{Add: b.add, Report: b.report, Collectors: b.collectors()}
 }
 
 // balancerGrowth is GOGC of a process that is only a load balancer. Its heap is about
@@ -443,7 +443,7 @@ func (b *balancer) refused(err error) {
 	if c, ok := b.server.(interface{ CountReload(error) }); ok && b.uncounted {
 		c.CountReload(err)
 	}
-	for _, e := range flatten(err) {
+	for _, e := range advice.Lines(err) {
 		var attrs []any
 		if hint := hintFor(e); hint != "" {
 			attrs = append(attrs, "hint", text.Joined(hint))

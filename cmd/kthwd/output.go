@@ -11,6 +11,7 @@ import (
 	"golang.org/x/term"
 	"sigs.k8s.io/yaml"
 
+	"kthwd/appliance/advice"
 	"kthwd/appliance/text"
 )
 
@@ -35,7 +36,7 @@ func (a *app) report(err error) (code int) {
 	}
 	p, level := painter(a.err), a.priority(slog.LevelError)
 	said := map[string]bool{}
-	all := flatten(err)
+	all := advice.Lines(err)
 	a.notify.failed(all)
 	for _, e := range all {
 		fmt.Fprintf(a.err, "%skthwd: %s %s\n", level, p("31;1", "error:"), text.Joined(e.Error()))

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"kthwd/appliance/advice"
 	"kthwd/appliance/commands"
 	"kthwd/appliance/config"
 	"kthwd/appliance/pki"
@@ -110,7 +111,7 @@ func controllerFiles(c config.Controller) preflight.Result {
 	r := preflight.Result{What: "files", Verdict: preflight.OK}
 	report, err := pki.Check(c.Layout(), c.PKISpec())
 	if err != nil {
-		return failed(r, flatten(err))
+		return failed(r, advice.Lines(err))
 	}
 	r.Found = fmt.Sprintf("%d are there, %d would be made", len(report.Kept), len(report.Missing))
 	return r
@@ -119,7 +120,7 @@ func controllerFiles(c config.Controller) preflight.Result {
 // controllerPorts checks that the ports are free, or in use by the kthwd that runs on this directory.
 func (a *app) controllerPorts(ctx context.Context, l *config.Loader) preflight.Result {
 	r := preflight.Result{What: "ports", Verdict: preflight.OK, Found: "free"}
-	errs := flatten(preflight.Ports(l.Config.Controller, l.Config.MetricsAddress))
+	errs := advice.Lines(preflight.Ports(l.Config.Controller, l.Config.MetricsAddress))
 	if len(errs) == 0 {
 		return r
 	}

@@ -101,22 +101,22 @@ func (a *app) balance(ctx context.Context, l *config.Loader, logs *logging.Logs,
 	if b.alone {
 		return b.run(ctx)
 	}
-	return a.control(ctx, l, logs, b.beside())
+	return a.control(ctx, l, logs, b.extraRole())
 }
 
 // control runs the controller.
-func (a *app) control(ctx context.Context, l *config.Loader, logs *logging.Logs, beside *appliance.Beside) error {
+func (a *app) control(ctx context.Context, l *config.Loader, logs *logging.Logs, extra *appliance.ExtraRole) error {
 	log := logs.Logger("kthwd")
 	return appliance.Run(ctx, l.Config.Controller, appliance.Options{
-		Logs:     logs,
-		Version:  version,
-		File:     l.File(),
-		Metrics:  appliance.Metrics{Address: l.Config.MetricsAddress, Web: l.Config.MetricsWeb, Pprof: l.Config.MetricsPprof},
-		Started:  a.started,
-		OnReady:  func(timeline []supervise.Status) { a.ready(log, l, timeline) },
-		OnChange: a.changed(ctx),
-		OnWired:  func(p *appliance.Liveness) { a.attend(ctx, log, p) },
-		Beside:   beside,
+		Logs:      logs,
+		Version:   version,
+		File:      l.File(),
+		Metrics:   appliance.Metrics{Address: l.Config.MetricsAddress, Web: l.Config.MetricsWeb, Pprof: l.Config.MetricsPprof},
+		Started:   a.started,
+		OnReady:   func(timeline []supervise.Status) { a.ready(log, l, timeline) },
+		OnChange:  a.changed(ctx),
+		OnWired:   func(p *appliance.Liveness) { a.attend(ctx, log, p) },
+		ExtraRole: extra,
 		Private: func(args map[string][]program.Arg) map[string]http.HandlerFunc {
 			return support.Handlers(logs, func() support.Running { return a.running(l, args) })
 		},

@@ -221,7 +221,7 @@ func (s *session) run(t *testing.T, c command) {
 		return
 	}
 	var first error // the reason to report: a repeated command may fail because of its earlier run
-	kthwtest.WaitFor(t, c.at+": "+c.text, 30*time.Second, func() error {
+	kthwtest.WaitFor(t, c.at+": "+c.text, 2*time.Minute, func() error {
 		err := s.try(t.Context(), c)
 		if first == nil {
 			first = err

@@ -68,7 +68,7 @@ func TestNeighbours(t *testing.T) {
 	if home == "" {
 		t.Skip("is started by TestCommands")
 	}
-	kthwtest.WaitFor(t, "the cable", 20*time.Second, func() error {
+	kthwtest.WaitFor(t, "the cable", 2*time.Minute, func() error {
 		return exec.Command("ip", "link", "set", "kthwd1", "up").Run()
 	})
 	run(t, "ip", "link", "set", "lo", "up")

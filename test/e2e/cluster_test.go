@@ -61,7 +61,7 @@ func ready() corev1.NodeCondition {
 // beat is the fake node's sign of life: without one, it is taken for dead after 50 s.
 func beat(t *testing.T, c *kthwtest.Controller) {
 	t.Helper()
-	kthwtest.WaitFor(t, "heartbeat of the fake node", 10*time.Second, func() error {
+	kthwtest.WaitFor(t, "heartbeat of the fake node", 2*time.Minute, func() error {
 		nodes := c.Client(t).CoreV1().Nodes()
 		node, err := nodes.Get(t.Context(), fakeNode, metav1.GetOptions{})
 		if err != nil {

@@ -113,7 +113,7 @@ func wantRefused(t *testing.T, c *kthwtest.Controller, pod string) {
 func wantAllowed(t *testing.T, c *kthwtest.Controller, kubelet *daemon, pod string) {
 	waitNodeReady(t, c, kubelet)
 	for name, request := range viaKubelet(pod) {
-		kthwtest.WaitFor(t, name, 30*time.Second, func() error {
+		kthwtest.WaitFor(t, name, 2*time.Minute, func() error {
 			out, err := c.TryKubectl(t, request.args...)
 			if err != nil {
 				return fmt.Errorf("%w: %s", err, firstLines(out))
@@ -121,7 +121,7 @@ func wantAllowed(t *testing.T, c *kthwtest.Controller, kubelet *daemon, pod stri
 			return lacks(out, request.want)
 		})
 	}
-	kthwtest.WaitFor(t, "port-forward", 30*time.Second, func() error {
+	kthwtest.WaitFor(t, "port-forward", 2*time.Minute, func() error {
 		out, err := forward(t, c, pod, func(address string) error { return wantHello(address, pod) })
 		if err != nil {
 			return fmt.Errorf("%w: %s", err, firstLines(out))

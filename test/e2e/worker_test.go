@@ -141,7 +141,7 @@ func startWorker(t *testing.T, c *kthwtest.Controller, archive string) *daemon {
 
 	startDaemon(t, "containerd", "--config=/etc/containerd/config.toml")
 	t.Cleanup(func() { endContainers(t) }) // before containerd, after kubelet
-	kthwtest.WaitFor(t, "containerd", 30*time.Second, func() error { return try(t, "ctr", "version") })
+	kthwtest.WaitFor(t, "containerd", 2*time.Minute, func() error { return try(t, "ctr", "version") })
 	run(t, "ctr", "-n", "k8s.io", "images", "import", archive)
 
 	kubelet := startDaemon(t, kthwtest.Tool(t, kubeletPackage), "--config=/var/lib/kubelet/kubelet-config.yaml",
@@ -206,8 +206,8 @@ func (d *daemon) end(t *testing.T) {
 	_ = d.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-d.gone:
-	case <-time.After(20 * time.Second):
-		t.Errorf("%s did not stop within 20 s of SIGTERM", name)
+	case <-time.After(2 * time.Minute):
+		t.Errorf("%s did not stop within two minutes of SIGTERM", name)
 		_ = d.cmd.Process.Kill()
 	}
 	if t.Failed() {

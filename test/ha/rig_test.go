@@ -35,7 +35,7 @@ const (
 	scheduler = "kube-scheduler"
 
 	controllerCount = 3
-	soon            = 30 * time.Second
+	soon            = 2 * time.Minute // only bounds a hang: a busy machine may need long
 	recovery        = 2 * time.Minute // in which all components have to be ready again
 )
 

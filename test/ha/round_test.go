@@ -193,7 +193,7 @@ func (o *round) check(relistsAllowed bool) {
 		problems = append(problems, err.Error())
 	}
 	for _, m := range o.controllers() {
-		if n := m.log.Strays(); n > 0 {
+		if n := m.log.UnloggedLines(); n > 0 {
 			problems = append(problems, fmt.Sprintf("%d lines of %s's log are not kthwd's own", n, m.name))
 		}
 	}

@@ -13,10 +13,13 @@ package harness
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -24,24 +27,65 @@ import (
 // patience limits the end of a component. No test that passes waits as long.
 const patience = time.Minute
 
-// WaitFor polls the condition until it returns nil. It fails the test, with the name and
-// the last error, when that takes longer than within.
+// WaitFor polls the condition until it returns nil: often at first, then every 50 ms,
+// because a condition may ask a whole cluster. It fails the test, with the name and the
+// last error, when that takes longer than within. It also works in a t.Cleanup.
 func WaitFor(t testing.TB, what string, within time.Duration, condition func() error) {
 	t.Helper()
-	over := time.NewTimer(within)
+	over := time.NewTimer(within) // t.Context has ended when clean-up begins
 	defer over.Stop()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for {
+	for pause := 5 * time.Millisecond; ; pause = min(pause*5/4, 50*time.Millisecond) {
 		err := condition()
 		if err == nil {
 			return
 		}
 		select {
-		case <-tick.C:
+		case <-time.After(pause):
 		case <-over.C:
-			t.Fatalf("%s: not within %v: %v", what, within, err)
+			t.Fatalf("waiting for %s: not within %v: %v", what, within, err)
 		}
+	}
+}
+
+// Spin runs a busy loop until its thread has had this much CPU time, and returns how long
+// that took. It is the measure for a process that must not be busy meanwhile: a busy
+// machine gives less to both.
+func Spin(t testing.TB, use time.Duration) (took time.Duration) {
+	t.Helper()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	for begun, before := time.Now(), threadTime(t); ; {
+		for range 1 << 16 { // not a system call each time
+		}
+		if threadTime(t)-before >= use {
+			return time.Since(begun)
+		}
+	}
+}
+
+// threadTime is the CPU time that the calling thread has had.
+func threadTime(t testing.TB) time.Duration {
+	t.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_THREAD, &u); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// CheckRefusal checks that err contains want, and that its hint contains hint. If want is
+// "", err must be nil.
+func CheckRefusal(t testing.TB, err error, want, hint string) {
+	t.Helper()
+	if want == "" {
+		if err != nil {
+			t.Errorf("got %v, want no error", err)
+		}
+		return
+	}
+	var h interface{ Hint() string }
+	if err == nil || !strings.Contains(err.Error(), want) || !errors.As(err, &h) || !strings.Contains(h.Hint(), hint) {
+		t.Errorf("got %v\nhint %v\nwant %q\nhint %q", err, h, want, hint)
 	}
 }
 

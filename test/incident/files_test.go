@@ -96,7 +96,7 @@ func TestTokenKeysReplaced(t *testing.T) {
 	noFinding(t, c, "keys_replaced")
 	for i := range 2 {
 		c.Signal(t, syscall.SIGTERM)
-		if code := c.Wait(t, seenWithin); code != 0 {
+		if code := c.Wait(t, soon); code != 0 {
 			t.Fatalf("exit code %d", code)
 		}
 		if i == 0 {

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -20,12 +19,10 @@ import (
 	"kthwd/test/kthwtest"
 )
 
-const seenWithin = 2 * time.Minute
-
 // finding waits for a finding of a kind that has all the parts in its text, and returns it.
 func finding(t *testing.T, c *kthwtest.Controller, kind string, parts ...string) (found status.Finding) {
 	t.Helper()
-	kthwtest.WaitFor(t, "finding "+kind, seenWithin, func() error {
+	kthwtest.WaitFor(t, "finding "+kind, soon, func() error {
 		r, err := c.Status()
 		if err != nil {
 			return err
@@ -47,7 +44,7 @@ func finding(t *testing.T, c *kthwtest.Controller, kind string, parts ...string)
 // noFinding waits until there is no finding of a kind.
 func noFinding(t *testing.T, c *kthwtest.Controller, kind string) {
 	t.Helper()
-	kthwtest.WaitFor(t, "no finding "+kind, seenWithin, func() error {
+	kthwtest.WaitFor(t, "no finding "+kind, soon, func() error {
 		r, err := c.Status()
 		if err != nil {
 			return err
@@ -102,11 +99,11 @@ func TestBootstrapObjectsRestored(t *testing.T) {
 		if err := tt.spoil(); err != nil {
 			t.Fatalf("%s: %v", tt.object, err)
 		}
-		kthwtest.WaitFor(t, tt.object+" made again", seenWithin, tt.back)
+		kthwtest.WaitFor(t, tt.object+" made again", soon, tt.back)
 		if tt.said == "" {
 			continue
 		}
-		kthwtest.WaitFor(t, tt.object+" in the log", seenWithin, func() error {
+		kthwtest.WaitFor(t, tt.object+" in the log", soon, func() error {
 			if !strings.Contains(c.Log.String(), tt.object) {
 				return errors.New("not yet")
 			}
@@ -116,7 +113,7 @@ func TestBootstrapObjectsRestored(t *testing.T) {
 
 	f := finding(t, c, "bootstrap_restored", "clusterrole cluster-admin")
 	checkAuditCommand(t, f.Do, `"cluster-admin"`)
-	kthwtest.WaitFor(t, "event", seenWithin, func() error { return restoredEvent(t, client, "clusterrole cluster-admin was deleted") })
+	kthwtest.WaitFor(t, "event", soon, func() error { return restoredEvent(t, client, "clusterrole cluster-admin was deleted") })
 	if role, err := roles.Get(t.Context(), "system:basic-user", metav1.GetOptions{}); err != nil || len(role.Rules) > 0 {
 		t.Errorf("a role with autoupdate false was changed: %+v, %v", role, err)
 	}
@@ -205,7 +202,7 @@ func TestBrokenExtensions(t *testing.T) {
 
 	applyText(t, c, brokenConversion)
 	c.Kubectl(t, "wait", "--for=condition=Established", "crd/widgets.example.com")
-	kthwtest.WaitFor(t, "widget", seenWithin, func() error {
+	kthwtest.WaitFor(t, "widget", soon, func() error {
 		out, err := c.TryKubectl(t, "create", "--raw", "/apis/example.com/v1/namespaces/default/widgets", "-f", fileWith(t, widget))
 		if err != nil && !strings.Contains(out, "AlreadyExists") {
 			return fmt.Errorf("%s: %w", out, err)

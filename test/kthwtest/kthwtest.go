@@ -231,7 +231,7 @@ func (c *Controller) cleanup(t testing.TB) {
 			<-c.exited
 		}
 	}
-	if n := c.Log.Strays(); n > 0 {
+	if n := c.Log.UnloggedLines(); n > 0 {
 		t.Errorf("%d lines of kthwd's log are not its own", n)
 	}
 	if t.Failed() {

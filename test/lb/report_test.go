@@ -84,8 +84,9 @@ func (r *rig) failures(t *testing.T, row, what string, of requests) {
 	}
 }
 
-// within records a time with the target for kthwd. It fails when the time exceeds
-// allowed, which leaves room for a busy machine.
+// within records a time with the target for kthwd. Target is the promise that the table
+// publishes. The row fails when the time exceeds allowed, which leaves room for a busy
+// machine.
 func (r *rig) within(t *testing.T, row, what string, got elapsed, target, allowed time.Duration) {
 	t.Helper()
 	r.figures.add(row, what, "≤ "+took(target).String(), r.side.Name, got.String())

@@ -140,7 +140,7 @@ func (r *rig) awaitReady(t *testing.T) {
 			}
 		}
 	}
-	harness.WaitFor(t, r.side.Name+" balances to all backends", 20*time.Second, func() error {
+	harness.WaitFor(t, r.side.Name+" balances to all backends", 2*time.Minute, func() error {
 		if !r.balancer.Running() {
 			t.Fatalf("%s has ended:\n%s", r.side.Name, r.balancer.Log.Tail(40))
 		}

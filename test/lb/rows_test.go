@@ -381,6 +381,7 @@ func descriptors(t *testing.T, r *rig) {
 	pids := r.lb.Processes()
 	cpu, at := lbtest.CPU(pids...), time.Now()
 	until(t, at.Add(2*time.Second))
+	// Its attempts follow the clock: another process's load makes the share no larger.
 	share := 100 * (lbtest.CPU(pids...) - cpu).Seconds() / time.Since(at).Seconds()
 	alive := r.balancer.Running()
 	cancel()

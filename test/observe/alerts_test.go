@@ -121,28 +121,28 @@ func (s *server) hasFired(t *testing.T, alert string, since time.Time, within ti
 // killedControllers kills one of three, then a second. What is left has the leases,
 // and loses them.
 func killedControllers(t *testing.T) scene {
-	plants := threeControllers(t)
+	controllers := threeControllers(t)
 	leads := func(c *kthwtest.Controller) bool {
 		r, err := c.Status()
 		return err == nil && slices.ContainsFunc(r.Leases, func(l status.Lease) bool { return l.Leading })
 	}
 	var last *kthwtest.Controller
 	kthwtest.WaitFor(t, "a controller that leads", time.Minute, func() error {
-		i := slices.IndexFunc(plants, leads)
+		i := slices.IndexFunc(controllers, leads)
 		if i < 0 {
 			return errors.New("none")
 		}
-		last = plants[i]
+		last = controllers[i]
 		return nil
 	})
 	var others []*kthwtest.Controller
-	for _, c := range plants {
+	for _, c := range controllers {
 		if c != last {
 			others = append(others, c)
 		}
 	}
 	return scene{
-		controllers: plants,
+		controllers: controllers,
 		make: func(p *server) {
 			others[0].Signal(t, syscall.SIGKILL)
 			p.await(t, "KthwdMemberAway", true, time.Minute)

@@ -79,7 +79,7 @@ func TestMetricsPage(t *testing.T) {
 
 // through sends a request through the balancer, so that it has something to count.
 func through(t *testing.T, c, lb *kthwtest.Controller) {
-	kthwtest.WaitFor(t, "a connection through the load balancer", 30*time.Second, func() error {
+	kthwtest.WaitFor(t, "a connection through the load balancer", 2*time.Minute, func() error {
 		if resp, err := asAdmin(t, c).Get(fmt.Sprintf("https://127.0.0.1:%d/readyz", lb.Ports.Secure)); err == nil {
 			resp.Body.Close()
 		}
