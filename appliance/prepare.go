@@ -55,7 +55,7 @@ func prepare(ctx context.Context, cfg config.Controller, o Options) (_ *prepared
 	p := &prepared{cfg: cfg, o: o, layout: cfg.Layout(), log: o.Logs.Logger("kthwd")}
 	defer func() {
 		if err != nil {
-			p.run.End(err)
+			p.refused(err)
 			p.close()
 		}
 	}()
@@ -94,6 +94,21 @@ func (p *prepared) check() (err error) {
 	return nil
 }
 
+// beginRun reads the record of the run before, and begins that of this one.
+func (p *prepared) beginRun() {
+	p.run = lastrun.Begin(lastrun.In(p.layout.Run()), lastrun.Start{
+		Version: p.o.Version, Started: p.o.Started, Limit: tune.GroupMemory(), Needs: preflight.NeedsMemory, Log: p.log,
+	})
+}
+
+// refused records a start that has failed, in a directory in which kthwd has run before.
+func (p *prepared) refused(err error) {
+	if p.run == nil && p.lock != nil {
+		p.beginRun()
+	}
+	p.run.End(err)
+}
+
 // guard refuses a directory that belongs to another member or to other versions.
 func (p *prepared) guard() error {
 	return etcdfiles.Guard(p.layout, program.ParseUser(p.cfg.EtcdArgs), etcdfiles.Versions(p.o.Version))
@@ -118,9 +133,7 @@ func (p *prepared) make() (err error) {
 	if p.socket, err = datadir.NewSockets(p.layout); err != nil {
 		return err
 	}
-	p.run = lastrun.Begin(lastrun.In(p.layout.Run()), lastrun.Start{
-		Version: p.o.Version, Started: p.o.Started, Limit: tune.GroupMemory(), Needs: preflight.NeedsMemory, Log: p.log,
-	})
+	p.beginRun()
 	if p.identity, err = datadir.Identity(p.layout, p.cfg.Name); err != nil {
 		return err
 	}

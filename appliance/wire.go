@@ -29,9 +29,9 @@ import (
 )
 
 // Stop budgets: the longest time from a component's cancellation to its return.
-// They add up along the chain to about 43 s, the bound of every stop by default.
+// They add up along the chain to about 45 s, the bound of every stop by default.
 const (
-	stopControllers = 10 * time.Second // upstream's own --controller-shutdown-timeout
+	stopControllers = 12 * time.Second // upstream gives its controllers 10 s (--controller-shutdown-timeout), and then says which remain
 	stopAPIServer   = 15 * time.Second // drain of short requests and watches, removal from Endpoints; and the shutdown delay
 	stopEtcd        = 10 * time.Second // 5 s + 2 elections for its clients, then the transfer of leadership
 	stopBridges     = 5 * time.Second

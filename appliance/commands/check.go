@@ -50,10 +50,14 @@ func Check(c config.Controller, plan *pki.Plan) (*Lines, error) {
 	if err != nil {
 		return nil, err
 	}
+	// Before upstream's validation, which loads some of these files without saying what to do.
+	if err := cmdline.CheckPolicies(lines.Args[program.APIServer]); err != nil {
+		return nil, errors.Join(err, lines.checkFiles())
+	}
 	if err := lines.validate(c); err != nil {
 		return nil, err
 	}
-	return lines, errors.Join(cmdline.CheckPolicies(lines.Args[program.APIServer]), lines.checkFiles())
+	return lines, lines.checkFiles()
 }
 
 // CheckWords checks only that the programs have the flags and take their values. It is what

@@ -118,7 +118,7 @@ func checkFile(name string, a program.Arg) error {
 		return nil
 	}
 	if err := n.load(a.Value); err != nil {
-		return advice.With(fmt.Errorf("%s: --%s=%s: %w", name, a.Key, a.Value, err), "mend the file, or name another one")
+		return advice.With(fmt.Errorf("%s: --%s=%s: %w", name, a.Key, a.Value, err), "correct the file, or name another one")
 	}
 	return nil
 }
