@@ -95,7 +95,7 @@ func Run(ctx context.Context, cfg config.Controller, o Options) (err error) {
 	})
 	go p.events.Run(watching)
 	for _, w := range p.watchers {
-		go w.Run(watching)
+		go w.Run(g.Leaving()) // the API server that they ask stops, too
 	}
 	p.run.Keep()
 	go p.run.Beat(watching)

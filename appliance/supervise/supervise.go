@@ -167,6 +167,9 @@ func Leaving(ctx context.Context) context.Context {
 	return context.Background()
 }
 
+// Leaving returns the context that the function Leaving has for the group's components.
+func (g *Group) Leaving() context.Context { return g.leaving }
+
 func (g *Group) isStopping() bool {
 	select {
 	case <-g.stopping:
