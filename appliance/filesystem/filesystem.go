@@ -120,6 +120,10 @@ func probe(at string, uses []use) (lacks []string) {
 	if p.dir, err = p.root.Open("."); err != nil {
 		return nil
 	}
+	if names, _ := p.dir.Readdirnames(1); len(names) > 0 {
+		return nil // not the directory that was just made: the owner of the parent has exchanged it
+	}
+	defer p.root.Remove(fileName)
 	if p.file, err = p.root.OpenFile(fileName, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
 		return lack(nil, "files", err)
 	}
@@ -218,6 +222,7 @@ func (p *place) socket() error {
 		return nil // not for want of the file system
 	}
 	defer unix.Close(fd)
+	defer p.root.Remove("socket")
 	return unix.Bind(fd, &unix.SockaddrUnix{Name: path + "/socket"})
 }
 
