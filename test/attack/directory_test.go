@@ -1,6 +1,7 @@
 package attack
 
 import (
+	"context"
 	"fmt"
 	"io/fs"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"kthwd/appliance/member"
 	"kthwd/test/kthwtest"
@@ -91,8 +93,10 @@ func trap(t *testing.T, in string) (dir string) {
 func wantRefused(t *testing.T, in string, args []string, parts ...string) {
 	t.Helper()
 	before := tree(t, in)
-	out, err := exec.CommandContext(t.Context(), kthwtest.Binary(t), args...).CombinedOutput()
-	if err == nil {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute) // a start that is not refused runs
+	defer cancel()
+	out, err := exec.CommandContext(ctx, kthwtest.Binary(t), args...).CombinedOutput()
+	if err == nil || ctx.Err() != nil {
 		t.Errorf("not refused:\n%s", out)
 	}
 	for _, part := range parts {
