@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"strings"
@@ -16,7 +17,7 @@ import (
 // of the data directory, so that a controller that was killed resumes its own lease at
 // once. That is safe because only one process can hold the directory's lock.
 func Identity(l pki.Layout, name string) (string, error) {
-	data, err := os.ReadFile(l.InstanceID())
+	data, err := readOwn(l.InstanceID())
 	if errors.Is(err, fs.ErrNotExist) {
 		id := make([]byte, 8)
 		if _, err := rand.Read(id); err != nil {
@@ -29,4 +30,13 @@ func Identity(l pki.Layout, name string) (string, error) {
 		return "", err
 	}
 	return name + "_" + strings.TrimSpace(string(data)), nil
+}
+
+func readOwn(path string) ([]byte, error) {
+	f, err := openOwn(path, os.O_RDONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, 4<<10))
 }

@@ -16,26 +16,29 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
-
-	"golang.org/x/sys/unix"
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/pki"
 )
 
-// Lock locks the data directory for this process. The lock ends with the process; to
-// release it earlier, the caller closes the file.
+// Lock locks the data directory for this process, and makes it if it is missing. It refuses
+// a directory of another user (Foreign), and one that others can write to. The lock ends with
+// the process; to release it earlier, the caller closes the file.
 func Lock(l pki.Layout) (*os.File, error) {
 	if err := os.MkdirAll(l.Dir, 0o700); err != nil {
 		return nil, advice.With(err, "make the directory for the user that runs kthwd, or choose another with --data-dir")
 	}
-	f, err := os.OpenFile(l.Lock(), os.O_RDWR|os.O_CREATE, 0o600)
+	if err := owned(l); err != nil {
+		return nil, err
+	}
+	f, err := openOwn(l.Lock(), os.O_RDWR|os.O_CREATE, 0o600)
+	if _, ok := advice.Of(err); ok {
+		return nil, err
+	}
 	if err != nil {
 		return nil, advice.With(err, "the data directory must belong to the user that runs kthwd; or choose another with --data-dir")
 	}
@@ -49,26 +52,6 @@ func Lock(l pki.Layout) (*os.File, error) {
 			"stop that one first, or choose another --data-dir")
 	}
 	return f, errors.Join(f.Truncate(0), writeAt(f, fmt.Sprintln(os.Getpid())))
-}
-
-// Usable refuses a data directory that cannot be written to, or cannot be made. It changes
-// nothing.
-func Usable(l pki.Layout) error {
-	at := l.Dir
-	for !Exists(at) && at != filepath.Dir(at) {
-		at = filepath.Dir(at)
-	}
-	err := unix.Access(at, unix.W_OK|unix.X_OK)
-	if info, errStat := os.Stat(at); errStat == nil && !info.IsDir() {
-		err = unix.ENOTDIR
-	}
-	if err == nil {
-		return nil
-	}
-	if at == l.Dir {
-		return advice.With(&fs.PathError{Op: "write to", Path: l.Dir, Err: err}, "the data directory must belong to the user that runs kthwd; or choose another with --data-dir")
-	}
-	return advice.With(&fs.PathError{Op: "mkdir", Path: l.Dir, Err: err}, "make the directory for the user that runs kthwd, or choose another with --data-dir")
 }
 
 // Holder returns the process that holds the lock of the data directory, or 0. It takes

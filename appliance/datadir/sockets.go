@@ -29,6 +29,16 @@ func NewSockets(l pki.Layout) (*Sockets, error) {
 	if err := os.MkdirAll(l.Run(), 0o700); err != nil {
 		return nil, err
 	}
+	info, err := os.Lstat(l.Run())
+	switch {
+	case err != nil:
+		return nil, err
+	case !info.IsDir():
+		return nil, isLink(l.Run()) // MkdirAll accepts a link to a directory, and nothing else
+	}
+	if err := ownedBy(l.Run(), os.Geteuid()); err != nil {
+		return nil, err
+	}
 	if err := os.Chmod(l.Run(), 0o700); err != nil {
 		return nil, err
 	}

@@ -77,6 +77,9 @@ func Join(ctx context.Context, l pki.Layout, o Options) (Joined, error) {
 	if err != nil {
 		return Joined{}, err
 	}
+	if err := datadir.Usable(l); err != nil {
+		return Joined{}, err
+	}
 	lock, err := datadir.Lock(l)
 	if err != nil {
 		return Joined{}, err

@@ -26,6 +26,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"kthwd/appliance/cgroup"
@@ -144,7 +145,7 @@ func marshal(r Record) ([]byte, error) {
 
 // overwrite writes the block into the file, which exists, and waits for the disk.
 func (f Files) overwrite(block []byte) error {
-	file, err := os.OpenFile(f.Record(), os.O_WRONLY, 0)
+	file, err := os.OpenFile(f.Record(), os.O_WRONLY|syscall.O_NOFOLLOW, 0)
 	if err != nil {
 		return err
 	}
@@ -158,7 +159,7 @@ func (f Files) create(block []byte) error {
 		return err
 	}
 	next := f.Record() + ".new"
-	file, err := os.OpenFile(next, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	file, err := os.OpenFile(next, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return err
 	}

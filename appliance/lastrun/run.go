@@ -7,6 +7,7 @@ import (
 	"os"
 	"runtime/debug"
 	"sync"
+	"syscall"
 	"time"
 
 	"kthwd/appliance/cgroup"
@@ -108,7 +109,7 @@ func (r *Run) traceCrashes() error {
 			return err
 		}
 	}
-	file, err := os.OpenFile(r.files.Crash(), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600)
+	file, err := os.OpenFile(r.files.Crash(), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return err
 	}

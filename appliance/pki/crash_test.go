@@ -250,7 +250,7 @@ func TestMain(m *testing.M) {
 		limit, _ := strconv.ParseUint(os.Args[3], 10, 64)
 		syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{Cur: limit, Max: limit})
 	case "tmpfs":
-		if err := syscall.Mount("tmpfs", l.Dir, "tmpfs", 0, "size=32k"); err != nil {
+		if err := syscall.Mount("tmpfs", l.Dir, "tmpfs", 0, "size=32k,mode=0700"); err != nil {
 			fmt.Print(err)
 			os.Exit(1)
 		}

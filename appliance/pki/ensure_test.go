@@ -153,7 +153,6 @@ func TestWarnings(t *testing.T) {
 		{"no CA key", func(t *testing.T, l Layout, s *Spec) { os.Remove(l.CAKey()) }, []string{"ca-key.pem: missing, so kube-controller-manager"}},
 		{"a kubeconfig for the group", func(t *testing.T, l Layout, s *Spec) { os.Chmod(l.Kubeconfig(NameAdmin), 0o640) }, []string{"admin.kubeconfig: readable or writable by its group (mode 0640)"}},
 		{"a certificate anybody can change", func(t *testing.T, l Layout, s *Spec) { os.Chmod(l.CA(), 0o666) }, []string{"ca.pem: writable by group or others (mode 0666); chmod go-w"}},
-		{"a directory anybody can change", func(t *testing.T, l Layout, s *Spec) { os.Chmod(l.Dir, 0o777) }, []string{": writable by group or others (mode 0777)"}},
 		{"encryption key lost", func(t *testing.T, l Layout, s *Spec) {
 			os.Remove(l.EncryptionConfig())
 			os.MkdirAll(filepath.Join(l.Etcd(), "member", "wal"), 0o700)

@@ -124,11 +124,22 @@ func (v *survey) checkDir() bool {
 	case !info.IsDir():
 		v.misfit(&Misfit{File: dir, Problem: "not a directory"})
 		return false
-	case info.Mode().Perm()&0o022 != 0 && info.Mode()&fs.ModeSticky == 0:
-		v.warn("%s: writable by group or others (mode %04o), who can replace every key in it; chmod go-w %s",
-			dir, info.Mode().Perm(), text.ShellWord(dir))
+	}
+	if misfit := OpenToOthers(dir); misfit != nil {
+		v.misfit(misfit)
 	}
 	return true
+}
+
+// OpenToOthers returns a Misfit if group or others can write to the directory: they could
+// put files and links of their own there, and replace keys. A sticky bit prevents only the
+// second. A directory that does not exist has no Misfit.
+func OpenToOthers(dir string) *Misfit {
+	info, err := os.Stat(dir)
+	if err != nil || info.Mode().Perm()&0o022 == 0 {
+		return nil
+	}
+	return &Misfit{File: dir, Problem: fmt.Sprintf("writable by group or others (mode %04o), who can replace the keys in it", info.Mode().Perm()), Hint: "chmod go-w " + text.ShellWord(dir)}
 }
 
 // Permissions of others that make a file a Misfit. A key file must not even be open

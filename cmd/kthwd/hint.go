@@ -4,13 +4,17 @@ import (
 	"errors"
 	"io/fs"
 	"net"
+	"strings"
 	"syscall"
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/config"
+	"kthwd/appliance/datadir"
+	"kthwd/appliance/member"
 	"kthwd/appliance/paths"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/status"
+	"kthwd/appliance/text"
 )
 
 // hintFor returns one line of advice about err, or "". The error's own advice comes
@@ -37,6 +41,23 @@ func hintFor(err error) string {
 		}
 	}
 	return ""
+}
+
+// hint is hintFor, with the command line of this process where a hint needs it. A token stays
+// out of it.
+func (a *app) hint(err error) string {
+	foreign, ok := errors.AsType[*datadir.Foreign](err)
+	if !ok {
+		return hintFor(err)
+	}
+	words := []string{foreign.Prefix(), "kthwd"}
+	for _, w := range a.args {
+		if _, err := member.ParseToken(w); err == nil {
+			w = "-"
+		}
+		words = append(words, text.ShellWord(w))
+	}
+	return "run this as that user: " + strings.Join(words, " ")
 }
 
 // lowPortHint lacks the flag that chooses the port, which the caller appends.

@@ -40,7 +40,7 @@ func (a *app) report(err error) (code int) {
 	a.notify.failed(all)
 	for _, e := range all {
 		fmt.Fprintf(a.err, "%skthwd: %s %s\n", level, p("31;1", "error:"), text.Joined(e.Error()))
-		if hint := hintFor(e); hint != "" && !said[hint] {
+		if hint := a.hint(e); hint != "" && !said[hint] {
 			said[hint] = true
 			fmt.Fprintf(a.err, "%skthwd: %s %s\n", level, p("36", "hint:"), text.Joined(hint))
 		}

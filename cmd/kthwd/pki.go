@@ -16,6 +16,7 @@ import (
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/config"
+	"kthwd/appliance/datadir"
 	"kthwd/appliance/pki"
 )
 
@@ -72,6 +73,9 @@ func (a *app) pkiInit(l *config.Loader, newSecrets []string) error {
 	}
 	spec := c.PKISpec()
 	spec.NewSecrets = newSecrets
+	if err := datadir.Usable(c.Layout()); err != nil {
+		return err
+	}
 	r, err := pki.Ensure(c.Layout(), spec)
 	a.list(r)
 	return err

@@ -15,6 +15,7 @@ import (
 	"kthwd/appliance/advice"
 	"kthwd/appliance/commands"
 	"kthwd/appliance/config"
+	"kthwd/appliance/datadir"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/preflight"
 	"kthwd/appliance/text"
@@ -102,7 +103,7 @@ func (a *app) controllerChecks(ctx context.Context, l *config.Loader) []prefligh
 			all = append(all, r)
 		}
 	}
-	all = append(all, controllerFiles(c))
+	all = append(all, controllerFiles(c), directories(c))
 	return append(all, preflight.Directory(c.DataDir), preflight.Sync(c.Layout().Etcd()), preflight.Clock(time.Now(), c.Layout().CA()))
 }
 
@@ -114,6 +115,16 @@ func controllerFiles(c config.Controller) preflight.Result {
 		return failed(r, advice.Lines(err))
 	}
 	r.Found = fmt.Sprintf("%d are there, %d would be made", len(report.Kept), len(report.Missing))
+	return r
+}
+
+// directories checks the owner and the file system of the data directories as a start does.
+func directories(c config.Controller) preflight.Result {
+	r := preflight.Result{What: "file system", Verdict: preflight.OK}
+	if err := datadir.Usable(c.Layout()); err != nil {
+		return failed(r, advice.Lines(err))
+	}
+	r.Found = "has what kthwd needs"
 	return r
 }
 

@@ -1,0 +1,120 @@
+package datadir
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"kthwd/appliance/advice"
+	"kthwd/appliance/filesystem"
+	"kthwd/appliance/pki"
+)
+
+// Foreign is the refusal to write into a directory of another user: that user can put
+// symbolic links there, through which root would overwrite any file of the machine.
+type Foreign struct {
+	Dir  string
+	User string // the name of the owner; the number if it has no name
+	UID  int
+}
+
+func (f *Foreign) Error() string {
+	return fmt.Sprintf("%s belongs to the user %s: kthwd writes nothing there as another user", f.Dir, f.User)
+}
+
+// Hint is the advice without the command line, which the program knows.
+func (f *Foreign) Hint() string { return "run this as that user: " + f.Prefix() + " kthwd ..." }
+
+// Prefix is the beginning of a command line that runs the rest as the owner.
+func (f *Foreign) Prefix() string {
+	if f.User == strconv.Itoa(f.UID) { // runuser(1) takes names only
+		return fmt.Sprintf("setpriv --reuid=%d --clear-groups --", f.UID)
+	}
+	return "runuser -u " + f.User + " --"
+}
+
+// owned refuses a data directory, and one of etcd, of another user, and a data directory
+// that others can write to. Neither needs to exist.
+func owned(l pki.Layout) error {
+	for _, dir := range []string{l.Dir, l.Etcd()} {
+		if err := ownedBy(dir, os.Geteuid()); err != nil {
+			return err
+		}
+	}
+	if misfit := pki.OpenToOthers(l.Dir); misfit != nil {
+		return misfit
+	}
+	return nil
+}
+
+// ownedBy leaves a directory of root to the permissions: another user cannot write there.
+func ownedBy(dir string, uid int) error {
+	info, err := os.Stat(dir)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || int(stat.Uid) == uid || stat.Uid == 0 || !info.IsDir() {
+		return nil
+	}
+	number := strconv.Itoa(int(stat.Uid))
+	f := &Foreign{Dir: dir, User: number, UID: int(stat.Uid)}
+	if u, err := user.LookupId(number); err == nil {
+		f.User = u.Username
+	}
+	return f
+}
+
+// Usable refuses a data directory that cannot be written to or cannot be made, that belongs
+// to another user, that others can write to, or whose file system lacks what kthwd needs. It
+// leaves nothing changed.
+func Usable(l pki.Layout) error {
+	if err := writable(l); err != nil {
+		return err
+	}
+	if err := owned(l); err != nil {
+		return err
+	}
+	return filesystem.Check(l.Dir, l.Etcd())
+}
+
+func writable(l pki.Layout) error {
+	at := l.Dir
+	for !Exists(at) && at != filepath.Dir(at) {
+		at = filepath.Dir(at)
+	}
+	err := unix.Access(at, unix.W_OK|unix.X_OK)
+	if info, errStat := os.Stat(at); errStat == nil && !info.IsDir() {
+		err = unix.ENOTDIR
+	}
+	if err == nil {
+		return nil
+	}
+	if at == l.Dir {
+		return advice.With(&fs.PathError{Op: "write to", Path: l.Dir, Err: err}, "the data directory must belong to the user that runs kthwd; or choose another with --data-dir")
+	}
+	return advice.With(&fs.PathError{Op: "mkdir", Path: l.Dir, Err: err}, "make the directory for the user that runs kthwd, or choose another with --data-dir")
+}
+
+// openOwn opens a file without following a symbolic link in its place.
+func openOwn(path string, flag int, mode fs.FileMode) (*os.File, error) {
+	f, err := os.OpenFile(path, flag|unix.O_NOFOLLOW, mode)
+	if errors.Is(err, unix.ELOOP) {
+		return nil, isLink(path)
+	}
+	return f, err
+}
+
+func isLink(path string) error {
+	return advice.With(fmt.Errorf("%s is a symbolic link, which kthwd does not follow", path), "find out who made it, then remove it")
+}

@@ -1,0 +1,241 @@
+package attack
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"kthwd/appliance/member"
+	"kthwd/test/kthwtest"
+)
+
+const stranger = 65534 // any user but root
+
+// verbs are the command lines that write into the data directory. None needs a network.
+func verbs(t *testing.T, dir string) map[string][]string {
+	start := kthwtest.Controller{Dir: dir, Address: "127.0.0.1", Ports: kthwtest.FreePorts(t, "127.0.0.1")}
+	token := member.Token{ID: "a1b2c3d4e5f6", Secret: make([]byte, 16), Addresses: []string{"127.0.0.1:1"}}
+	return map[string][]string{
+		"start":   start.Args(),
+		"init":    {"pki", "init", "--advertise-address=127.0.0.1", "--data-dir=" + dir},
+		"join":    {"join", token.String(), "--data-dir=" + dir},
+		"recover": {"etcd", "recover", "--data-dir=" + dir},
+	}
+}
+
+// tree is every name, mode and content below dir.
+func tree(t *testing.T, dir string) string {
+	t.Helper()
+	var all strings.Builder
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		content := ""
+		if info.Mode().IsRegular() {
+			data, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			content = string(data)
+		}
+		fmt.Fprintf(&all, "%s %v %q\n", path, info.Mode(), content)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all.String()
+}
+
+// trap is a data directory with links that lead to files and a directory of the victim.
+func trap(t *testing.T, in string) (dir string) {
+	t.Helper()
+	dir = filepath.Join(in, "data")
+	wal := filepath.Join(dir, "etcd", "member", "wal")
+	victim := filepath.Join(in, "victim")
+	for _, path := range []string{wal, victim} {
+		if err := os.MkdirAll(path, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"kthwd.lock", "kthwd.join", "instance-id", "audit.log", ".member.json.new"} {
+		file := filepath.Join(victim, name)
+		if err := os.WriteFile(file, []byte("the victim's"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(file, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink(victim, filepath.Join(dir, "run")); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// wantRefused runs kthwd, which must fail with all of the parts in its output and change
+// nothing below the directory.
+func wantRefused(t *testing.T, in string, args []string, parts ...string) {
+	t.Helper()
+	before := tree(t, in)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute) // a start that is not refused runs
+	defer cancel()
+	out, err := exec.CommandContext(ctx, kthwtest.Binary(t), args...).CombinedOutput()
+	if err == nil || ctx.Err() != nil {
+		t.Errorf("not refused:\n%s", out)
+	}
+	for _, part := range parts {
+		if !strings.Contains(string(out), part) {
+			t.Errorf("%q is not in the output:\n%s", part, out)
+		}
+	}
+	if after := tree(t, in); after != before {
+		t.Errorf("changed; before:\n%s\nafter:\n%s", before, after)
+	}
+}
+
+// The user kthwd, to whom the data directory belongs, puts links into it and waits for root
+// to run a verb there. Before, root emptied kthwd.lock's target, overwrote kthwd.join's and
+// changed the mode of run's.
+func TestRootFollowsNoLinksOfTheDirectorysOwner(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to have files of two users")
+	}
+	in := t.TempDir()
+	dir := trap(t, in)
+	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		return os.Lchown(path, stranger, stranger)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, args := range verbs(t, dir) {
+		t.Run(name, func(t *testing.T) {
+			wantRefused(t, in, args, dir+" belongs to the user ", "hint: run this as that user: ", " -- kthwd "+args[0])
+			if name == "join" {
+				out, _ := exec.CommandContext(t.Context(), kthwtest.Binary(t), args...).CombinedOutput()
+				if strings.Contains(string(out), args[1]) {
+					t.Errorf("the token is in the output:\n%s", out)
+				}
+			}
+		})
+	}
+}
+
+// Etcd's directory alone belongs to somebody else.
+func TestEtcdDirectoryOfAnotherUser(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to have files of two users")
+	}
+	in := t.TempDir()
+	dir, etcd := filepath.Join(in, "data"), filepath.Join(in, "etcd")
+	if err := os.Mkdir(etcd, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(etcd, stranger, stranger); err != nil {
+		t.Fatal(err)
+	}
+	wantRefused(t, in, append(verbs(t, dir)["start"], "--etcd-data-dir="+etcd), etcd+" belongs to the user ")
+}
+
+// Links that are left from an earlier owner of the directory are not followed either.
+func TestLinksInAnOwnDirectory(t *testing.T) {
+	in := t.TempDir()
+	dir := trap(t, in)
+	for _, name := range []string{"start", "join", "recover"} {
+		t.Run(name, func(t *testing.T) {
+			wantRefused(t, in, verbs(t, dir)[name], filepath.Join(dir, "kthwd.lock")+" is a symbolic link")
+		})
+	}
+}
+
+// Before, run/ was followed, and its target received the mode 0700, sockets and keys.
+func TestLinkInPlaceOfTheRunDirectory(t *testing.T) {
+	in := t.TempDir()
+	dir, victim := filepath.Join(in, "data"), filepath.Join(in, "victim")
+	for _, path := range []string{dir, victim} {
+		if err := os.Mkdir(path, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink(victim, filepath.Join(dir, "run")); err != nil {
+		t.Fatal(err)
+	}
+	before := tree(t, victim)
+	out, err := exec.CommandContext(t.Context(), kthwtest.Binary(t), verbs(t, dir)["start"]...).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), filepath.Join(dir, "run")+" is a symbolic link") {
+		t.Errorf("got %v:\n%s", err, out)
+	}
+	if after := tree(t, victim); after != before {
+		t.Errorf("changed; before:\n%s\nafter:\n%s", before, after)
+	}
+}
+
+// In a directory that others can write to, they can put links and keys of their own; before,
+// the CA's key was made there after a warning, and under a sticky bit without one.
+func TestDirectoryOpenToOthers(t *testing.T) {
+	for _, mode := range []os.FileMode{0o777, 0o777 | os.ModeSticky, 0o770, 0o702} {
+		in := t.TempDir()
+		dir := filepath.Join(in, "data")
+		if err := os.MkdirAll(filepath.Join(dir, "etcd", "member", "wal"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(dir, mode); err != nil {
+			t.Fatal(err)
+		}
+		for name, args := range verbs(t, dir) {
+			t.Run(fmt.Sprint(mode, " ", name), func(t *testing.T) {
+				wantRefused(t, in, args, dir+": writable by group or others", "hint: chmod go-w "+dir)
+			})
+		}
+	}
+}
+
+// A directory of root's is refused by its permissions, as before.
+func TestDirectoryOfRoot(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to have files of two users")
+	}
+	in, err := os.MkdirTemp("", "kthwd-attack-") // which the other user can reach
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(in) })
+	dir, binary := filepath.Join(in, "data"), filepath.Join(in, "kthwd")
+	data, err := os.ReadFile(kthwtest.Binary(t))
+	if err == nil {
+		err = os.WriteFile(binary, data, 0o755)
+	}
+	if err == nil {
+		err = os.Mkdir(dir, 0o755)
+	}
+	if err == nil {
+		err = os.Chmod(in, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), binary, verbs(t, dir)["start"]...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: stranger, Gid: stranger}}
+	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "permission denied") {
+		t.Errorf("got %v:\n%s", err, out)
+	}
+}
