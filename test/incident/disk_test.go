@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"kthwd/appliance/status"
 	"kthwd/test/kthwtest"
@@ -28,9 +29,36 @@ func TestDiskFull(t *testing.T) {
 	if f.Health != status.Degraded || !strings.Contains(f.Do, "du ") {
 		t.Errorf("got %+v; want health degraded, and a command that shows what is large", f)
 	}
+	look(t, c, incident{name: "C4 no space on the data disk", kind: "disk_full", cause: " 0 B free of ", do: "du -x -d1 -h ", bridge: "-"})
 	if !strings.Contains(c.Log.String(), "audit records are being lost") {
 		t.Error("the log does not say that audit records are being lost")
 	}
 	disk.MakeRoom(t)
 	noFinding(t, c, "disk_full")
+}
+
+// C5: every write to etcd's disk takes a second.
+func TestSlowDisk(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, for a file system of its own")
+	}
+	t.Parallel()
+	mount := filepath.Join(t.TempDir(), "disk")
+	disk := kthwtest.NewDisk(t, mount)
+	c := kthwtest.Start(t, kthwtest.Options{Args: []string{"--etcd-data-dir=" + filepath.Join(mount, "etcd")}})
+	t.Cleanup(disk.Thaw)
+	kthwtest.WaitFor(t, "a finding about the disk", soon, func() error {
+		disk.Stall(t)
+		thawed := time.AfterFunc(time.Second, disk.Thaw)
+		_, _ = c.Etcd(t).Put(t.Context(), "/incident/slow", "x") // which waits for the disk
+		thawed.Stop()
+		disk.Thaw()
+		_, err := find(c, slowDisk)
+		return err
+	})
+	look(t, c, slowDisk)
+}
+
+var slowDisk = incident{
+	name: "C5 slow disk", kind: "fsync", cause: "the disk is too slow: leases and leadership may be lost", do: "with --etcd-data-dir", bridge: "-", log: "slow fdatasync",
 }
