@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -28,12 +29,18 @@ const someName = "incident.example.com"
 func newFiles(t *testing.T, ports kthwtest.Ports) pki.Layout {
 	t.Helper()
 	l := pki.Layout{Dir: filepath.Join(t.TempDir(), "data")}
+	initFiles(t, l, ports)
+	return l
+}
+
+// initFiles makes the missing files.
+func initFiles(t *testing.T, l pki.Layout, ports kthwtest.Ports) {
+	t.Helper()
 	out, err := exec.Command(kthwtest.Binary(t), "pki", "init", "--config=", "--data-dir="+l.Dir, "--bind-address=127.0.0.1",
 		"--advertise-address=127.0.0.1", "--subject-alt-name="+someName, fmt.Sprintf("--secure-port=%d", ports.Secure)).CombinedOutput()
 	if err != nil {
 		t.Fatalf("kthwd pki init: %v\n%s", err, out)
 	}
-	return l
 }
 
 // expireIn signs a certificate again, with the same key and names and another end.
@@ -90,6 +97,27 @@ func TestCertificatesExpireSoon(t *testing.T) {
 	if err != nil || after.PID != before.PID || after.Started != before.Started || !slices.EqualFunc(before.Components, after.Components, sameRestarts) {
 		t.Errorf("got %v and %+v; want no restart since %+v", err, after.Components, before.Components)
 	}
+}
+
+// A kubeconfig holds a copy of its certificate: the command for it ends with a restart.
+func TestKubeconfigExpiresSoon(t *testing.T) {
+	t.Parallel()
+	ports := kthwtest.FreePorts(t, "127.0.0.1")
+	l := newFiles(t, ports)
+	expireIn(t, l, pki.NameScheduler, "ca", 5*24*time.Hour)
+	if err := os.Remove(l.Kubeconfig(pki.NameScheduler)); err != nil {
+		t.Fatal(err)
+	}
+	initFiles(t, l, ports) // with the certificate that expires
+	c := kthwtest.Start(t, kthwtest.Options{Dir: l.Dir, Ports: &ports})
+	do := finding(t, c, "certificate", "kube-scheduler.kubeconfig (").Do
+	typed, restart := strings.CutSuffix(do, " && systemctl restart kthwd-controller")
+	if !restart {
+		t.Errorf("got %s, want a restart", do)
+	}
+	typeCommand(t, c, typed)
+	stop(t, c)
+	healthy(t, kthwtest.Start(t, kthwtest.Options{Dir: l.Dir, Ports: &ports}), "certificate")
 }
 
 func sameRestarts(a, b supervise.Status) bool { return a.Name == b.Name && a.Restarts == b.Restarts }

@@ -69,7 +69,7 @@ func printTable() {
 		}
 		return "no"
 	}
-	slices.SortFunc(table, func(a, b row) int { return natural(a.name) - natural(b.name) })
+	slices.SortFunc(table, func(a, b row) int { return number(a.name) - number(b.name) })
 	for _, r := range table {
 		for _, point := range []bool{r.cause, r.since, r.command} {
 			if point {
@@ -86,8 +86,8 @@ func printTable() {
 	fmt.Printf("%d of %d points\n", points, 3*len(table))
 }
 
-// natural is the number in the name of an incident: 12 of "C12 …".
-func natural(name string) (n int) {
+// number is the number in the name of an incident: 12 of "C12 …".
+func number(name string) (n int) {
 	_, _ = fmt.Sscanf(name, "C%d", &n)
 	return n
 }
