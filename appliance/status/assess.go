@@ -295,6 +295,3 @@ func (c Certificate) soonSince(now time.Time) time.Time {
 
 // since dates the last finding.
 func (a *assessment) since(t time.Time) { a.findings[len(a.findings)-1].Since = t }
-
-// renew says how a certificate is made anew.
-func renew(Certificate) string { return "reissue it, and restart the programs that use it" }

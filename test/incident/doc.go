@@ -10,6 +10,9 @@
 // health bridge, the metrics, the page and the log. Each test then types the command and
 // waits until the controller is healthy again, where that is possible.
 //
+// Where the incident ends the process or keeps it from starting, ended checks what is left: the
+// error of the start or kthwd status, and the log.
+//
 // make incidents runs them all and prints a table of incidents and surfaces with a score:
 // three points for each incident (cause, time, command).
 package incident

@@ -39,6 +39,12 @@ func TestFilesReplaced(t *testing.T) {
 		if f.Health != status.Degraded || !strings.Contains(f.Do, "put the old ") {
 			t.Errorf("%s: got %+v; want health degraded, and advice", tt.name, f)
 		}
+		if tt.name == "another CA" {
+			look(t, c, incident{
+				name: "C2 ca.pem replaced", kind: "file_misfit", bridge: "-",
+				cause: "is not the CA of kubernetes.pem, ", do: "put the old ca.pem back in " + c.Dir,
+			})
+		}
 		for path, data := range old {
 			if err := os.WriteFile(path, data, 0o600); err != nil {
 				t.Fatal(err)
@@ -108,6 +114,13 @@ func TestTokenKeysReplaced(t *testing.T) {
 		f := finding(t, c, "keys_replaced", "tokens from before ", " are refused: service-account.pem holds another key")
 		if f.Health != status.Degraded {
 			t.Errorf("got %+v; want health degraded", f)
+		}
+		if i == 1 {
+			look(t, c, incident{
+				name: "C7 token key pair replaced", kind: "keys_replaced", bridge: "-",
+				cause: " are refused: service-account.pem holds another key",
+				do:    "put the old service-account.pem and its key back, or append the old public key to " + here.Cert(pki.NameServiceAccount),
+			})
 		}
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -33,12 +35,14 @@ type incident struct {
 	bridge string
 }
 
-// row is a line of the table that TestMain prints.
+// row is a line of the table that TestMain prints. The surfaces of an incident of which no
+// process is left are status and log: the others are not there.
 type row struct {
 	name                        string
 	cause, since, command       bool
 	json, bridge, metrics, page bool
 	log                         bool
+	ended                       bool
 }
 
 var (
@@ -65,17 +69,48 @@ func printTable() {
 		}
 		return "no"
 	}
+	slices.SortFunc(table, func(a, b row) int { return number(a.name) - number(b.name) })
 	for _, r := range table {
 		for _, point := range []bool{r.cause, r.since, r.command} {
 			if point {
 				points++
 			}
 		}
-		fmt.Fprintln(w, strings.Join([]string{r.name, word(r.cause), word(r.since), word(r.command),
-			word(r.json), word(r.bridge), word(r.metrics), word(r.page), word(r.log)}, "\t"))
+		cells := []string{r.name, word(r.cause), word(r.since), word(r.command), "-", "-", "-", "-", word(r.log)}
+		if !r.ended {
+			copy(cells[4:], []string{word(r.json), word(r.bridge), word(r.metrics), word(r.page)})
+		}
+		fmt.Fprintln(w, strings.Join(cells, "\t"))
 	}
 	w.Flush()
 	fmt.Printf("%d of %d points\n", points, 3*len(table))
+}
+
+// number is the number in the name of an incident: 12 of "C12 …".
+func number(name string) (n int) {
+	_, _ = fmt.Sscanf(name, "C%d", &n)
+	return n
+}
+
+// add adds an incident to the table.
+func add(r *row) {
+	tableMu.Lock()
+	defer tableMu.Unlock()
+	table = append(table, *r)
+}
+
+// ended checks what an operator is told of an incident that has ended the process, or has
+// kept it from starting: the error of the start or kthwd status, and the log. since matches
+// the time at which it began.
+func ended(t *testing.T, want incident, said, log, since string) {
+	t.Helper()
+	r := row{name: want.name, ended: true}
+	defer add(&r)
+	r.cause, r.command = strings.Contains(said, want.cause), strings.Contains(said, want.do)
+	r.since = since != "" && regexp.MustCompile(since).MatchString(said)
+	if r.log = strings.Contains(log, want.cause); !r.cause || !r.command || !r.log || since != "" && !r.since {
+		t.Errorf("%s: got %+v, want %q, %q and %q in\n%s\nand in the log\n%s", want.name, r, want.cause, want.do, since, said, log)
+	}
 }
 
 // look waits for the finding of an incident, checks every surface, and adds the incident to
@@ -83,11 +118,7 @@ func printTable() {
 func look(t *testing.T, c *kthwtest.Controller, want incident) status.Finding {
 	t.Helper()
 	r := row{name: want.name}
-	defer func() {
-		tableMu.Lock()
-		defer tableMu.Unlock()
-		table = append(table, r)
-	}()
+	defer add(&r)
 	var found status.Finding
 	kthwtest.WaitFor(t, "the finding about "+want.name, soon, func() (err error) {
 		found, err = find(c, want)

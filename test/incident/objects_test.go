@@ -113,6 +113,7 @@ func TestBootstrapObjectsRestored(t *testing.T) {
 
 	f := finding(t, c, "bootstrap_restored", "clusterrole cluster-admin")
 	checkAuditCommand(t, f.Do, `"cluster-admin"`)
+	look(t, c, incident{name: "C10 bootstrap roles deleted", kind: "bootstrap_restored", cause: "clusterrole cluster-admin", do: "grep -E ", bridge: "-"})
 	kthwtest.WaitFor(t, "event", soon, func() error { return restoredEvent(t, client, "clusterrole cluster-admin was deleted") })
 	if role, err := roles.Get(t.Context(), "system:basic-user", metav1.GetOptions{}); err != nil || len(role.Rules) > 0 {
 		t.Errorf("a role with autoupdate false was changed: %+v, %v", role, err)
@@ -173,10 +174,9 @@ func checkAuditCommand(t *testing.T, command, name string) {
 
 // C9: a webhook that cannot be called, an APIService without a server, a CRD whose
 // conversion webhook is dead: each is named, with the command that ends it.
-func TestBrokenExtensions(t *testing.T) {
+func TestBrokenWebhooks(t *testing.T) {
 	t.Parallel()
 	c := kthwtest.Start(t, kthwtest.Options{})
-	c.Kubectl(t, "create", "namespace", "doomed")
 	applyText(t, c, brokenWebhooks)
 	for _, name := range []string{"webhook", "webhook_skipped"} {
 		noFinding(t, c, name) // nothing has been asked of it yet
@@ -189,9 +189,14 @@ func TestBrokenExtensions(t *testing.T) {
 	f = finding(t, c, "webhook_skipped", "open.example.com", "mutatingwebhookconfiguration open")
 	typeCommand(t, c, f.Do)
 	noFinding(t, c, "webhook_skipped")
+}
 
+func TestNamespaceOfBrokenAPI(t *testing.T) {
+	t.Parallel()
+	c := kthwtest.Start(t, kthwtest.Options{})
+	c.Kubectl(t, "create", "namespace", "doomed")
 	applyText(t, c, brokenAPIService)
-	f = finding(t, c, "apiservice", "v1.broken.example.com", "service default/nobody")
+	f := finding(t, c, "apiservice", "v1.broken.example.com", "service default/nobody")
 	c.Kubectl(t, "delete", "namespace", "doomed", "--wait=false")
 	if stuck := finding(t, c, "namespace_stuck", "namespace doomed hangs in Terminating"); stuck.Do != f.Do {
 		t.Errorf("of the namespace: %s; want %s", stuck.Do, f.Do)
@@ -199,7 +204,11 @@ func TestBrokenExtensions(t *testing.T) {
 	typeCommand(t, c, f.Do)
 	noFinding(t, c, "apiservice")
 	noFinding(t, c, "namespace_stuck")
+}
 
+func TestBrokenConversion(t *testing.T) {
+	t.Parallel()
+	c := kthwtest.Start(t, kthwtest.Options{})
 	applyText(t, c, brokenConversion)
 	c.Kubectl(t, "wait", "--for=condition=Established", "crd/widgets.example.com")
 	kthwtest.WaitFor(t, "widget", soon, func() error {
@@ -210,15 +219,15 @@ func TestBrokenExtensions(t *testing.T) {
 		return nil
 	})
 	_, _ = c.TryKubectl(t, "get", "--raw", "/apis/example.com/v2/namespaces/default/widgets")
-	f = finding(t, c, "conversion", "widgets.example.com")
+	f := finding(t, c, "conversion", "widgets.example.com")
 	typeCommand(t, c, f.Do)
 }
 
-// typeCommand runs a command as a shell would, with the kubectl of the test.
+// typeCommand runs a command as a shell would, with the kubectl and the kthwd of the test.
 func typeCommand(t *testing.T, c *kthwtest.Controller, command string) {
 	t.Helper()
 	cmd := exec.Command("sh", "-c", command)
-	cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(kthwtest.Kubectl(t))+":"+os.Getenv("PATH"))
+	cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(kthwtest.Kubectl(t))+":"+filepath.Dir(kthwtest.Binary(t))+":"+os.Getenv("PATH"))
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%s: %v\n%s", command, err, out)
 	}

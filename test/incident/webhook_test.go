@@ -1,6 +1,10 @@
 package incident
 
 import (
+	"encoding/json"
+	"encoding/pem"
+	"net/http"
+	"net/http/httptest"
 	"testing"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
@@ -14,7 +18,7 @@ import (
 func TestWebhookForEverything(t *testing.T) {
 	t.Parallel()
 	c := kthwtest.Start(t, kthwtest.Options{})
-	makeWebhook(t, c)
+	makeWebhook(t, c, admissionv1.WebhookClientConfig{URL: new("https://127.0.0.1:9/")}, "*", "*/*") // nothing listens at the port discard
 	found := look(t, c, incident{
 		name: "C1 webhook refuses everything", kind: "webhook",
 		cause:  `the admission webhook "all.incident.test" does not answer`,
@@ -26,18 +30,55 @@ func TestWebhookForEverything(t *testing.T) {
 	healthy(t, c, "webhook")
 }
 
-func makeWebhook(t *testing.T, c *kthwtest.Controller) {
+// A webhook that answers, and denies what it is asked: the leases cannot be renewed (C16).
+func TestWebhookDenies(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewTLSServer(http.HandlerFunc(deny))
+	t.Cleanup(server.Close)
+	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
+	c := kthwtest.Start(t, kthwtest.Options{})
+	makeWebhook(t, c, admissionv1.WebhookClientConfig{URL: &server.URL, CABundle: ca}, "coordination.k8s.io", "leases")
+	found := look(t, c, incident{
+		name: "C16 webhook denies the leases", kind: "webhook",
+		cause:  `the admission webhook "all.incident.test" refuses its requests (closed for the incident)`,
+		do:     "kubectl --kubeconfig=" + c.Kubeconfig("admin") + " delete validatingwebhookconfiguration/incident",
+		bridge: `the admission webhook "all.incident.test" refuses its requests`,
+		log:    `admission webhook "all.incident.test" denied the request: closed for the incident`,
+	})
+	shell(t, c, found.Do)
+	healthy(t, c, "webhook")
+}
+
+// deny answers every review with a refusal.
+func deny(w http.ResponseWriter, r *http.Request) {
+	var review struct {
+		APIVersion string         `json:"apiVersion"`
+		Kind       string         `json:"kind"`
+		Request    map[string]any `json:"request,omitempty"`
+		Response   map[string]any `json:"response"`
+	}
+	if err := json.NewDecoder(r.Body).Decode(&review); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	review.Response = map[string]any{"uid": review.Request["uid"], "allowed": false, "status": map[string]any{"message": "closed for the incident"}}
+	review.Request = nil
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(review)
+}
+
+// makeWebhook makes a webhook that must accept everything that is done to the resources.
+func makeWebhook(t *testing.T, c *kthwtest.Controller, server admissionv1.WebhookClientConfig, group, resource string) {
 	t.Helper()
-	nowhere := "https://127.0.0.1:9/" // nothing listens at the port discard
 	fail, none, one := admissionv1.Fail, admissionv1.SideEffectClassNone, int32(1)
 	_, err := c.Client(t).AdmissionregistrationV1().ValidatingWebhookConfigurations().Create(t.Context(), &admissionv1.ValidatingWebhookConfiguration{
 		ObjectMeta: metav1.ObjectMeta{Name: "incident"},
 		Webhooks: []admissionv1.ValidatingWebhook{{
-			Name: "all.incident.test", ClientConfig: admissionv1.WebhookClientConfig{URL: &nowhere},
+			Name: "all.incident.test", ClientConfig: server,
 			FailurePolicy: &fail, SideEffects: &none, TimeoutSeconds: &one, AdmissionReviewVersions: []string{"v1"},
 			Rules: []admissionv1.RuleWithOperations{{
 				Operations: []admissionv1.OperationType{admissionv1.OperationAll},
-				Rule:       admissionv1.Rule{APIGroups: []string{"*"}, APIVersions: []string{"*"}, Resources: []string{"*/*"}},
+				Rule:       admissionv1.Rule{APIGroups: []string{group}, APIVersions: []string{"*"}, Resources: []string{resource}},
 			}},
 		}},
 	}, metav1.CreateOptions{})

@@ -1,0 +1,147 @@
+package incident
+
+import (
+	"crypto"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"kthwd/appliance/pki"
+	"kthwd/appliance/supervise"
+	"kthwd/test/kthwtest"
+)
+
+// someName is a name of the certificate that no configuration has.
+const someName = "incident.example.com"
+
+// newFiles makes the files of a controller with someName in kubernetes.pem.
+func newFiles(t *testing.T, ports kthwtest.Ports) pki.Layout {
+	t.Helper()
+	l := pki.Layout{Dir: filepath.Join(t.TempDir(), "data")}
+	initFiles(t, l, ports)
+	return l
+}
+
+// initFiles makes the missing files.
+func initFiles(t *testing.T, l pki.Layout, ports kthwtest.Ports) {
+	t.Helper()
+	out, err := exec.Command(kthwtest.Binary(t), "pki", "init", "--config=", "--data-dir="+l.Dir, "--bind-address=127.0.0.1",
+		"--advertise-address=127.0.0.1", "--subject-alt-name="+someName, fmt.Sprintf("--secure-port=%d", ports.Secure)).CombinedOutput()
+	if err != nil {
+		t.Fatalf("kthwd pki init: %v\n%s", err, out)
+	}
+}
+
+// expireIn signs a certificate again, with the same key and names and another end.
+func expireIn(t *testing.T, l pki.Layout, name, ca string, left time.Duration) {
+	t.Helper()
+	pair, err := tls.LoadX509KeyPair(l.Cert(name), l.Key(name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := tls.LoadX509KeyPair(l.Cert(ca), l.Key(ca))
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := *pair.Leaf
+	template.NotAfter = time.Now().Add(left)
+	template.NotBefore = template.NotAfter.Add(-30 * 24 * time.Hour)
+	der, err := x509.CreateCertificate(rand.Reader, &template, signer.Leaf, pair.PrivateKey.(crypto.Signer).Public(), signer.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(l.Cert(name), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// C13: certificates expire in 5 days. Each finding has a command that makes a new one with the
+// same names, and every port serves it without a restart.
+func TestCertificatesExpireSoon(t *testing.T) {
+	t.Parallel()
+	ports := kthwtest.FreePorts(t, "127.0.0.1")
+	l := newFiles(t, ports)
+	for name, ca := range map[string]string{pki.NameKubernetes: "ca", pki.NameHealth: "ca", pki.NameFrontProxyClient: pki.NameFrontProxyCA} {
+		expireIn(t, l, name, ca, 5*24*time.Hour)
+	}
+	c := kthwtest.Start(t, kthwtest.Options{Dir: l.Dir, Ports: &ports})
+	before, err := c.Status()
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := look(t, c, incident{
+		name: "C13 kubernetes.pem expires in 5 days", kind: "certificate", bridge: "-",
+		cause: "kubernetes.pem (CN=kubernetes,O=Kubernetes) expires in ", do: "kthwd pki init --config=old/kthwd.yaml",
+		log: "kubernetes.pem: expires on ",
+	})
+	typeCommand(t, c, found.Do)
+	for _, port := range []int{ports.Secure, ports.EtcdClient, ports.EtcdPeer, ports.ControllerManager, ports.Scheduler} {
+		kthwtest.WaitFor(t, fmt.Sprintf("the new certificate at port %d", port), soon, func() error { return servesNew(port) })
+	}
+	for _, name := range []string{pki.NameHealth, pki.NameFrontProxyClient} {
+		typeCommand(t, c, finding(t, c, "certificate", name+".pem (").Do)
+	}
+	healthy(t, c, "certificate")
+	after, err := c.Status()
+	if err != nil || after.PID != before.PID || after.Started != before.Started || !slices.EqualFunc(before.Components, after.Components, sameRestarts) {
+		t.Errorf("got %v and %+v; want no restart since %+v", err, after.Components, before.Components)
+	}
+}
+
+// A kubeconfig holds a copy of its certificate: the command for it ends with a restart.
+func TestKubeconfigExpiresSoon(t *testing.T) {
+	t.Parallel()
+	ports := kthwtest.FreePorts(t, "127.0.0.1")
+	l := newFiles(t, ports)
+	expireIn(t, l, pki.NameScheduler, "ca", 5*24*time.Hour)
+	if err := os.Remove(l.Kubeconfig(pki.NameScheduler)); err != nil {
+		t.Fatal(err)
+	}
+	initFiles(t, l, ports) // with the certificate that expires
+	c := kthwtest.Start(t, kthwtest.Options{Dir: l.Dir, Ports: &ports})
+	do := finding(t, c, "certificate", "kube-scheduler.kubeconfig (").Do
+	typed, restart := strings.CutSuffix(do, " && systemctl restart kthwd-controller")
+	if !restart {
+		t.Errorf("got %s, want a restart", do)
+	}
+	typeCommand(t, c, typed)
+	stop(t, c)
+	healthy(t, kthwtest.Start(t, kthwtest.Options{Dir: l.Dir, Ports: &ports}), "certificate")
+}
+
+func sameRestarts(a, b supervise.Status) bool { return a.Name == b.Name && a.Restarts == b.Restarts }
+
+func servesNew(port int) error {
+	conn, err := tls.Dial("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), &tls.Config{InsecureSkipVerify: true}) // only looked at
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	leaf := conn.ConnectionState().PeerCertificates[0]
+	if time.Until(leaf.NotAfter) < 365*24*time.Hour || !slices.Contains(leaf.DNSNames, someName) {
+		return fmt.Errorf("got %v until %s", leaf.DNSNames, leaf.NotAfter)
+	}
+	return nil
+}
+
+// C15: a certificate has expired while nothing ran.
+func TestCertificateExpired(t *testing.T) {
+	t.Parallel()
+	ports := kthwtest.FreePorts(t, "127.0.0.1")
+	l := newFiles(t, ports)
+	expireIn(t, l, pki.NameKubernetes, "ca", -24*time.Hour)
+	out := refused(t, l.Dir, ports)
+	ended(t, incident{name: "C15 kubernetes.pem has expired", cause: l.Cert(pki.NameKubernetes) + ": expired on ", do: "move it (and its key, if that is a file) away and kthwd makes new ones"},
+		out, out, `expired on \d{4}-\d\d-\d\d`)
+}

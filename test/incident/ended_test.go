@@ -1,0 +1,101 @@
+package incident
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"kthwd/test/kthwtest"
+)
+
+// clock is the time of day in what kthwd says of the past.
+const clock = `\d\d:\d\d`
+
+// refused runs a controller that cannot start, and returns its output. wrap is put before
+// its command line.
+func refused(t *testing.T, dir string, ports kthwtest.Ports, wrap ...string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), soon)
+	defer cancel()
+	c := kthwtest.Controller{Dir: dir, Address: "127.0.0.1", Ports: ports}
+	argv := append(append(wrap, kthwtest.Binary(t)), c.Args()...)
+	var out bytes.Buffer
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Run(); err == nil || ctx.Err() != nil {
+		t.Fatalf("a start that is to be refused: got %v\n%s", err, &out)
+	}
+	return out.String()
+}
+
+// C14: nothing runs, and kthwd status tells the directory, the end of the last run and what
+// to type.
+func TestNothingRuns(t *testing.T) {
+	t.Parallel()
+	c := kthwtest.Start(t, kthwtest.Options{})
+	stop(t, c)
+	ended(t, incident{name: "C14 nothing runs", cause: "no process has " + c.Dir, do: "kthwd --role=controller"},
+		statusText(t, c), "no process has "+c.Dir, `the last run: stopped in order.*`+clock)
+}
+
+// C8: the kernel has ended the process, because of a memory limit.
+func TestOutOfMemory(t *testing.T) {
+	t.Parallel()
+	c := kthwtest.Start(t, kthwtest.Options{Wrap: memoryLimit(t, 170<<20), NoWait: true})
+	if code := c.Wait(t, soon); code != -1 {
+		t.Skipf("got exit code %d: this kernel did not end it", code)
+	}
+	const cause = "memory limit 170 MiB, an empty control plane needs 384 MiB"
+	if said := statusText(t, c); !strings.Contains(said, cause) {
+		t.Errorf("status without a process: got %s, want %q", said, cause)
+	}
+	next := kthwtest.Start(t, kthwtest.Options{Dir: c.Dir, Ports: &c.Ports})
+	look(t, next, incident{name: "C8 killed by the memory limit", kind: "last_run", cause: cause, do: "MemoryMax", bridge: "-"})
+}
+
+// memoryLimit makes a control group with a limit, and returns what puts a command into it.
+func memoryLimit(t *testing.T, limit int) []string {
+	t.Helper()
+	name := fmt.Sprintf("kthwd-incident-%d", os.Getpid())
+	dir, file := filepath.Join("/sys/fs/cgroup", name), "memory.max"
+	if _, err := os.Stat("/sys/fs/cgroup/memory"); err == nil { // version 1
+		dir, file = filepath.Join("/sys/fs/cgroup/memory", name), "memory.limit_in_bytes"
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Skipf("needs control groups that it may make: %v", err)
+	}
+	t.Cleanup(func() { kthwtest.WaitFor(t, "an empty control group", soon, func() error { return os.Remove(dir) }) })
+	if err := os.WriteFile(filepath.Join(dir, file), []byte(strconv.Itoa(limit)), 0o644); err != nil {
+		t.Skipf("needs control groups with memory limits: %v", err)
+	}
+	return []string{"sh", "-c", `echo $$ >"$0"/cgroup.procs && exec "$@"`, dir}
+}
+
+// C11: another process listens on the API server's port. The start is refused before anything is
+// written, so nothing says later since when; the same holds for C12.
+func TestPortTaken(t *testing.T) {
+	t.Parallel()
+	dir, ports := filepath.Join(t.TempDir(), "data"), kthwtest.FreePorts(t, "127.0.0.1")
+	l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(ports.Secure)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	out := refused(t, dir, ports)
+	ended(t, incident{name: "C11 port taken", cause: fmt.Sprintf("(process %d) listens on", os.Getpid()), do: "choose another port with --secure-port"},
+		out, out, "")
+}
+
+// C12: too few open files.
+func TestFewOpenFiles(t *testing.T) {
+	t.Parallel()
+	out := refused(t, filepath.Join(t.TempDir(), "data"), kthwtest.FreePorts(t, "127.0.0.1"), "sh", "-c", `ulimit -n 200 && exec "$@"`, "sh")
+	ended(t, incident{name: "C12 too few open files", cause: "the limit is 200", do: "LimitNOFILE=65536"}, out, out, "")
+}
