@@ -85,6 +85,7 @@ type fencedLock struct {
 	resourcelock.Interface
 	fence   *Fence
 	keep    atomic.Bool // the lease is to expire: it is not given back
+	holder  string      // of the lease when it was read last
 	failing func(error)
 	unread  bool // the last request has failed, and only read the lease
 	failed  bool // a request has failed since the last success
@@ -93,6 +94,9 @@ type fencedLock struct {
 // Get implements resourcelock.Interface. That there is no lease yet is no failure.
 func (l *fencedLock) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
 	record, raw, err := l.Interface.Get(ctx)
+	if err == nil {
+		l.holder = record.HolderIdentity
+	}
 	if err == nil || apierrors.IsNotFound(err) {
 		if l.unread { // it says nothing about a write that was refused
 			l.succeed()
@@ -133,7 +137,10 @@ func (l *fencedLock) renew(ctx context.Context, r resourcelock.LeaderElectionRec
 	begun := bootTime() // other controllers count from the moment they see the renewal, which is later
 	if r.HolderIdentity == "" {
 		l.fence.until.Store(0)
-		if l.keep.Load() {
+		// The election gives back a lease that it has lost, too, if it has not seen the loss: it
+		// reads the lease, and compares an older record with its own identity
+		// (client-go/tools/leaderelection/leaderelection.go:release).
+		if l.keep.Load() || l.holder != l.Identity() {
 			return nil
 		}
 	}

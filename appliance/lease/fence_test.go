@@ -197,3 +197,35 @@ func TestFenceTellsTermsApart(t *testing.T) {
 		})
 	}
 }
+
+// heldLock is a lease lock on a lease that anybody may have taken meanwhile.
+type heldLock struct {
+	fakeLock
+	holder string
+}
+
+func (l *heldLock) Get(context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
+	return &resourcelock.LeaderElectionRecord{HolderIdentity: l.holder}, nil, nil
+}
+
+func (l *heldLock) Update(_ context.Context, r resourcelock.LeaderElectionRecord) error {
+	l.holder = r.HolderIdentity
+	return nil
+}
+
+// A lease that another controller has taken is not given back by the one that has lost it.
+func TestOnlyTheOwnLeaseIsGivenBack(t *testing.T) {
+	for holder, want := range map[string]string{"c0_1": "", "c1_1": "c1_1", "": ""} {
+		inner := &heldLock{holder: holder}
+		lock := (&Fence{limit: 10 * time.Second}).lock(inner, func(error) {})
+		if _, _, err := lock.Get(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := lock.Update(t.Context(), resourcelock.LeaderElectionRecord{}); err != nil {
+			t.Fatal(err)
+		}
+		if inner.holder != want {
+			t.Errorf("held by %q: after the release the holder is %q, want %q", holder, inner.holder, want)
+		}
+	}
+}

@@ -230,6 +230,7 @@ func TestLeaseIsLeftToExpire(t *testing.T) {
 	f := &Fence{limit: 10 * time.Second}
 	inner := &fakeLock{err: errors.New("written")}
 	lock := f.lock(inner, func(error) {})
+	lock.holder = inner.Identity()
 	release := resourcelock.LeaderElectionRecord{}
 	if err := lock.Update(t.Context(), release); err == nil {
 		t.Error("a release is not written")
