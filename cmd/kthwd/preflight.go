@@ -121,7 +121,13 @@ func controllerFiles(c config.Controller) preflight.Result {
 // directories checks the owner and the file system of the data directories as a start does.
 func directories(c config.Controller) preflight.Result {
 	r := preflight.Result{What: "file system", Verdict: preflight.OK}
-	if err := datadir.Usable(c.Layout()); err != nil {
+	err := datadir.Usable(c.Layout())
+	var foreign *datadir.Foreign
+	switch {
+	case errors.As(err, &foreign): // a start as that user may be right
+		r.Verdict, r.Found, r.Do = preflight.Warn, "not checked: "+foreign.Error(), foreign.Hint()
+		return r
+	case err != nil:
 		return failed(r, advice.Lines(err))
 	}
 	r.Found = "has what kthwd needs"
