@@ -147,7 +147,7 @@ func (r *Run) End(err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.trace != nil {
-		_ = debug.SetCrashOutput(nil, debug.CrashOptions{}) // of no interest any more
+		_ = debug.SetCrashOutput(nil, debug.CrashOptions{}) // the end is recorded
 		r.trace.Close()
 		r.trace = nil
 	}

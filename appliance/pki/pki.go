@@ -80,7 +80,7 @@ type Spec struct {
 	// ClusterName names the cluster in new kubeconfigs; "" means "kubernetes".
 	ClusterName string
 
-	// NewSecrets names the secrets that are to be made although etcd has data: some
+	// NewSecrets names the secrets that kthwd makes although etcd has data: some
 	// of SecretNames. Any other secret that is missing beside data is a Misfit.
 	NewSecrets []string
 

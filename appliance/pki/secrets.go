@@ -23,7 +23,7 @@ const (
 // so a new one shuts nobody out.
 type secret struct {
 	name string              // in Spec.NewSecrets
-	path func(Layout) string // absent only if the secret is to be made
+	path func(Layout) string // absent only if kthwd must make the secret
 	cost string              // the consequence of a new one
 }
 
@@ -65,7 +65,7 @@ func (l Layout) HasData() bool {
 
 // checkSecrets refuses to make a secret beside existing data, unless the Spec says that a
 // new one is meant. The consequence of a lost file would otherwise show only later, in
-// data that nobody can read any more.
+// data that can no longer be read.
 func (v *survey) checkSecrets() {
 	data := v.layout.HasData()
 	for _, s := range dataSecrets {

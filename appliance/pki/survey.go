@@ -47,7 +47,7 @@ type survey struct {
 	report   Report
 	problems []error
 
-	kept       map[string][]string // names of a certificate that is to be made, by row: see keepNames
+	kept       map[string][]string // names that a new certificate keeps, by row: see keepNames
 	newSecrets []secret            // made beside existing data, because the Spec says so
 }
 

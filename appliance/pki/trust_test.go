@@ -45,7 +45,7 @@ func TestBundle(t *testing.T) {
 	} {
 		t.Run(b.name, func(t *testing.T) {
 			put(t, l.CA(), b.data)
-			for _, missing := range []string{NameHealth, ""} { // one is to be issued, too
+			for _, missing := range []string{NameHealth, ""} { // with and without a certificate to issue
 				if missing != "" {
 					defer put(t, l.Cert(missing), get(t, l.Cert(missing)))
 					defer put(t, l.Key(missing), get(t, l.Key(missing)))

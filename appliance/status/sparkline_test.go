@@ -2,6 +2,7 @@ package status
 
 import (
 	"encoding/json"
+	"errors"
 	"math"
 	"net/http"
 	"strings"
@@ -12,6 +13,7 @@ import (
 
 	"kthwd/appliance/status/history"
 	"kthwd/lb"
+	"kthwd/test/harness"
 )
 
 // A series is shown as lines with gaps and, for those who do not see them, in text.
@@ -54,9 +56,12 @@ func TestHistoryPath(t *testing.T) {
 	source := history.Source{Series: []history.Series{{Name: "etcd fsync p99", Unit: history.Seconds}}, Read: func(time.Duration) []float64 { return []float64{0.25} }}
 	start(t, ServerConfig{Address: addr, Report: func() Report { return reports()["lb"] }, History: []history.Source{source}})
 	page := ""
-	for deadline := time.Now().Add(time.Minute); !strings.Contains(page, "etcd fsync p99") && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
-		_, page = get(t, "http://"+addr+"/")
-	}
+	harness.WaitFor(t, "the first sample on the page", time.Minute, func() error {
+		if _, page = get(t, "http://"+addr+"/"); !strings.Contains(page, "etcd fsync p99") {
+			return errors.New("not there yet")
+		}
+		return nil
+	})
 	for _, want := range []string{"etcd fsync p99", "<strong>250ms</strong>", "least 250ms, most 250ms", "resident memory", "lb connections", "<polyline points="} {
 		if !strings.Contains(page, want) {
 			t.Errorf("the page lacks %q", want)
