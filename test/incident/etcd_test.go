@@ -57,8 +57,10 @@ func TestEtcdWithoutSpace(t *testing.T) {
 		if err == nil {
 			continue
 		}
-		if !strings.Contains(string(refused), "nothing can be reclaimed") {
-			t.Errorf("kthwd etcd space without anything to reclaim: got %v, %s", err, refused)
+		// Which of the two it says depends on the gaps that are left: a few pages may come back,
+		// but not enough.
+		if !strings.Contains(string(refused), "nothing can be reclaimed") && !strings.Contains(string(refused), "the alarm stays on") {
+			t.Errorf("kthwd etcd space without enough to reclaim: got %v, %s", err, refused)
 		}
 		break
 	}
