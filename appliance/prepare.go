@@ -258,7 +258,8 @@ func (p *prepared) storagePrefix() string {
 	return cmp.Or(program.Value(p.args[program.APIServer], "etcd-prefix"), "/registry") // genericoptions.NewEtcdOptions
 }
 
-// usesShared reports whether the API server uses a file: the user's flags may name another.
+// usesShared reports whether the API server or etcd uses a file: the user's flags may name
+// another.
 func (p *prepared) usesShared(path string) bool {
-	return slices.ContainsFunc(p.args[program.APIServer], func(a program.Arg) bool { return a.Value == path })
+	return slices.ContainsFunc(slices.Concat(p.args[program.APIServer], p.args[program.Etcd]), func(a program.Arg) bool { return a.Value == path })
 }

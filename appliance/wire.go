@@ -89,7 +89,7 @@ func (p *prepared) newEtcd(onOpen func()) (*etcd.Member, error) {
 	if err != nil {
 		return nil, advice.Usage(err)
 	}
-	return member, member.AdmitControllers(p.layout.CA())
+	return member, member.AdmitControllers(p.layout.CA(), p.layout.EtcdCA())
 }
 
 // admit decides whether this controller belongs to the cluster.
