@@ -16,6 +16,7 @@ import (
 	"kthwd/appliance/datadir"
 	"kthwd/appliance/drift"
 	"kthwd/appliance/environment"
+	"kthwd/appliance/etcdca"
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/events"
 	"kthwd/appliance/lastrun"
@@ -47,6 +48,7 @@ type prepared struct {
 	watchers  []watcher        // the observers among them that run beside the components; added by wire
 	run       *lastrun.Run     // the record of this run
 	others    *others.Others   // set by wire
+	mover     *etcdca.Mover    // set by wire
 }
 
 // prepare checks everything that is visible before a start, and reports all of its

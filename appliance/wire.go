@@ -17,6 +17,7 @@ import (
 	"kthwd/appliance/controllers"
 	"kthwd/appliance/drift"
 	"kthwd/appliance/etcd"
+	"kthwd/appliance/etcdca"
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/lease"
 	"kthwd/appliance/membership"
@@ -53,6 +54,8 @@ func (p *prepared) wire() (*supervise.Group, *Liveness, error) {
 	kcm := controllers.NewManager(p.controllersConfig(g, program.ControllerManager, &fences.ControllerManager), p.programs.Manager)
 	sched := controllers.NewScheduler(p.controllersConfig(g, program.Scheduler, &fences.Scheduler), p.programs.Scheduler, p.programs.Settings)
 	members := p.newMembers(member)
+	p.mover = etcdca.New(etcdca.Config{Name: p.cfg.Name, Layout: p.layout, Etcd: member, Log: p.o.Logs.Logger(program.Etcd)})
+	p.observers = append(p.observers, p.mover)
 	seed := p.newSeed(api)
 	bridge := p.newHealth(g)
 
