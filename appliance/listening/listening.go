@@ -15,6 +15,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"os/user"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,6 +26,15 @@ type Socket struct {
 	Addr  netip.AddrPort // an unspecified address means all addresses
 	UID   int            // the user who opened it
 	Inode uint64
+}
+
+// User is the name of the user, or # and its number, as sudo(8) takes it.
+func (s Socket) User() string {
+	number := strconv.Itoa(s.UID)
+	if u, err := user.LookupId(number); err == nil {
+		return u.Username
+	}
+	return "#" + number
 }
 
 // stateListen is TCP_LISTEN in /proc/net/tcp.

@@ -12,8 +12,7 @@ import (
 )
 
 // Holder names the process that listens on a TCP port of this machine, at whatever address,
-// or returns "a process of another user" when /proc does not show it, and "" when nothing
-// listens.
+// or the user of it when /proc does not show the process, and "" when nothing listens.
 func Holder(port int) string {
 	sockets, _ := listening.On(port)
 	if len(sockets) == 0 {
@@ -36,5 +35,5 @@ func Holder(port int) string {
 		}
 		return fmt.Sprintf("%s (process %s)", text.Line(string(name)), pid)
 	}
-	return "a process of another user"
+	return "a process of the user " + sockets[0].User()
 }

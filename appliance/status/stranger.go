@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os/user"
 	"slices"
 	"strconv"
 	"strings"
@@ -74,7 +73,7 @@ func believe(conn net.Conn, before []listening.Socket, users []int) error {
 	before, after = listening.Serving(before, to), listening.Serving(after, to)
 	stranger := &Stranger{Addr: netip.AddrPortFrom(to.Addr().Unmap(), to.Port()).String()}
 	for _, s := range slices.Concat(before, after) {
-		if name := userName(s.UID); !slices.Contains(users, s.UID) && !slices.Contains(stranger.Users, name) {
+		if name := s.User(); !slices.Contains(users, s.UID) && !slices.Contains(stranger.Users, name) {
 			stranger.Users = append(stranger.Users, name)
 		}
 	}
@@ -82,11 +81,4 @@ func believe(conn net.Conn, before []listening.Socket, users []int) error {
 		return stranger
 	}
 	return nil
-}
-
-func userName(uid int) string {
-	if u, err := user.LookupId(strconv.Itoa(uid)); err == nil {
-		return u.Username
-	}
-	return "#" + strconv.Itoa(uid) // as sudo(8) takes numbers
 }

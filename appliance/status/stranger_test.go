@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"kthwd/appliance/listening"
 )
 
 func TestStrangerIsNotBelieved(t *testing.T) {
@@ -24,7 +26,8 @@ func TestStrangerIsNotBelieved(t *testing.T) {
 		if !errors.As(err, &stranger) || !errors.Is(err, ErrNotRunning) {
 			t.Fatalf("%s: got %+v, %v, want a stranger, and why it was asked", name, r, err)
 		}
-		if want := "a process of the user " + userName(os.Geteuid()) + " listens on " + strings.TrimPrefix(s.URL, "http://") + " and is not believed"; stranger.Sentence() != want {
+		self := listening.Socket{UID: os.Geteuid()}
+		if want := "a process of the user " + self.User() + " listens on " + strings.TrimPrefix(s.URL, "http://") + " and is not believed"; stranger.Sentence() != want {
 			t.Errorf("%s: got %q, want %q", name, stranger.Sentence(), want)
 		}
 	}
