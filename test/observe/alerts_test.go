@@ -416,7 +416,7 @@ func tokenFor(t *testing.T, l pki.Layout, issuer string) string {
 	}
 	sum := sha256.Sum256(der) // kubernetes/pkg/serviceaccount/jwt.go: keyIDFromPublicKey
 	key := jose.JSONWebKey{Key: private, KeyID: base64.RawURLEncoding.EncodeToString(sum[:])}
-	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.RS256, Key: key}, nil)
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: key}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
