@@ -186,7 +186,7 @@ func (a *Server) serve(ctx context.Context, s *built, ready func()) error {
 	}
 }
 
-// hopeless waits briefly for a server that stops without a quorum. The server's own lease
+// hopeless waits briefly for a server that stops while etcd answers nothing. The server's own lease
 // is renewed in a loop that only a success ends (component-helpers/apimachinery/lease/
 // controller.go:backoffEnsureLease), and etcd answers every request with an error, so
 // the server may never return; the process is about to end.
@@ -196,7 +196,7 @@ func (a *Server) hopeless(ctx context.Context, done <-chan error) error {
 	case err := <-done:
 		return err
 	case <-time.After(hopelessGrace):
-		a.log.Warn("not waited for any longer: without a quorum it cannot end in order")
+		a.log.Warn("not waited for any longer: etcd answers nothing, so it cannot end in order")
 		return nil
 	}
 }
