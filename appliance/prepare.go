@@ -16,6 +16,7 @@ import (
 	"kthwd/appliance/datadir"
 	"kthwd/appliance/drift"
 	"kthwd/appliance/environment"
+	"kthwd/appliance/etcdca"
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/events"
 	"kthwd/appliance/lastrun"
@@ -49,6 +50,7 @@ type prepared struct {
 	watchers  []watcher        // the observers among them that run beside the components; added by wire
 	run       *lastrun.Run     // the record of this run
 	others    *others.Others   // set by wire
+	mover     *etcdca.Mover    // set by wire
 }
 
 // prepare checks everything that is visible before a start, and reports all of its
@@ -260,7 +262,8 @@ func (p *prepared) storagePrefix() string {
 	return cmp.Or(program.Value(p.args[program.APIServer], "etcd-prefix"), "/registry") // genericoptions.NewEtcdOptions
 }
 
-// usesShared reports whether the API server uses a file: the user's flags may name another.
+// usesShared reports whether the API server or etcd uses a file: the user's flags may name
+// another.
 func (p *prepared) usesShared(path string) bool {
-	return slices.ContainsFunc(p.args[program.APIServer], func(a program.Arg) bool { return a.Value == path })
+	return slices.ContainsFunc(slices.Concat(p.args[program.APIServer], p.args[program.Etcd]), func(a program.Arg) bool { return a.Value == path })
 }
