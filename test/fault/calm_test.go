@@ -27,6 +27,7 @@ var calmWarnings = []struct{ part, why string }{
 // A healthy start, a workload as kubectl makes it, a second start and the stops log no
 // error, and no warning but those that are named.
 func TestHealthyLifeIsCalm(t *testing.T) {
+	t.Parallel()
 	c := kthwtest.Start(t, kthwtest.Options{})
 	work(t, c)
 	stop(t, c, syscall.SIGTERM, 0)
