@@ -55,7 +55,7 @@ run: build ## run a controller without root, data in ./.kthwd (RUN_FLAGS=… for
 LONGEST = ./test/fault ./test/incident ./test/docs ./test/observe ./cmd/kthwd ./test/attack
 
 test: build $(TOOLS)/kubectl ## all tests that need no root and no foreign package
-	KTHWD_BIN=$(abspath $(BIN)) KTHWD_TOOLS=$(abspath $(TOOLS)) go test -p 4 -timeout=60m $(LONGEST) ./...
+	KTHWD_BIN=$(abspath $(BIN)) KTHWD_TOOLS=$(abspath $(TOOLS)) go test -p 3 -timeout=60m $(LONGEST) ./...
 
 incidents: build ## incidents on the real binary, and a table: which surface says the cause, since when and what to type
 	KTHWD_INCIDENTS=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=20m -v ./test/incident

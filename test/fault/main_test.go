@@ -8,6 +8,6 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	kthwtest.AtOnce(6)
+	kthwtest.AtOnce(5)
 	os.Exit(m.Run())
 }
