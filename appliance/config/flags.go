@@ -65,6 +65,7 @@ func (l *Loader) settings() []setting {
 		{"metrics-web-config", RoleAll, groupProcess, "FILE", "Web configuration of the Prometheus exporter toolkit for --metrics-address: TLS, client certificates, basic auth. kthwd reads it again while it runs.", &c.MetricsWeb},
 		{"metrics-insecure", RoleAll, groupProcess, "", "Serve --metrics-address in plain HTTP to every client that can reach it, on other machines too.", &c.MetricsOpen},
 		{"metrics-pprof", RoleAll, groupProcess, "", "Serve profiles at /debug/pprof/ of --metrics-address. They show every client of that address, trusted or not, what the process does.", &c.MetricsPprof},
+		{"allow-debugger", RoleAll, groupProcess, "", "Let other processes of kthwd's user read its memory and attach a debugger, and let the kernel write core dumps, which contain the keys. Root may attach without it.", &c.Debugger},
 
 		{"data-dir", RoleController, groupFiles, "DIR", "Directory of certificates, keys and kubeconfigs under the tutorial's names; created if it is missing.", &k.DataDir},
 		{"etcd-data-dir", RoleController, groupFiles, "DIR", "Directory of etcd's own data. Empty means etcd below --data-dir.", &k.EtcdDataDir},

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"kthwd/appliance/cause"
+	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
 	"kthwd/appliance/supervise"
 	"kthwd/appliance/text"
@@ -284,6 +285,8 @@ func (a *assessment) certificates(r Report, now time.Time) {
 		case c.Problem != "":
 			a.add(Degraded, cause.Certificate, "", "%s: %s", c.File, c.Problem)
 		case c.Use == "signing": // only the key in it is used
+		case left <= 0 && file == pki.NameAdmin+".kubeconfig": // people have it, and nothing that runs
+			a.add(Degraded, cause.Certificate, renew(c), "%s (%s) expired on %s", file, c.Subject, c.NotAfter.UTC().Format(time.DateOnly))
 		case left <= 0:
 			a.add(Down, cause.Certificate, renew(c), "%s (%s) expired on %s", file, c.Subject, c.NotAfter.UTC().Format(time.DateOnly))
 		case left < certSoon:
