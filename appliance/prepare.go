@@ -159,7 +159,7 @@ func (p *prepared) commandLines() error {
 	}
 	signer, data, err := pki.Signer(p.layout)
 	if err == nil && data != nil {
-		signer, err = p.writeRun("ca-signing.pem", data)
+		signer, err = p.writeRun(pki.SignerFile, data)
 	}
 	if err != nil {
 		return err
