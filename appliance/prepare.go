@@ -91,11 +91,19 @@ func (p *prepared) check() (err error) {
 	} else {
 		err = errors.Join(err, commands.CheckWords(p.cfg))
 	}
-	if err := errors.Join(preflight.EnoughFiles(), preflight.Ports(p.cfg, p.o.Metrics.Address), err); err != nil {
+	if err := errors.Join(preflight.EnoughLimits(program.Quota(p.cfg)), preflight.Ports(p.cfg, p.o.Metrics.Address), err); err != nil {
 		return err
 	}
 	p.tell(lines)
+	p.warnOfLittleMemory()
 	return nil
+}
+
+// warnOfLittleMemory names what the kernel would not: it ends the process without a word.
+func (p *prepared) warnOfLittleMemory() {
+	if r := preflight.Memory(tune.UsableMemory()); r.Verdict == preflight.Fail {
+		p.log.Warn("too little memory: the kernel is likely to end this process", "usable", r.Found, "needs-mib", preflight.NeedsMemory>>20, "hint", r.Do)
+	}
 }
 
 // beginRun reads the record of the run before, and begins that of this one.
