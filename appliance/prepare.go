@@ -25,6 +25,7 @@ import (
 	"kthwd/appliance/pki"
 	"kthwd/appliance/preflight"
 	"kthwd/appliance/program"
+	"kthwd/appliance/support"
 	"kthwd/appliance/tokenkeys"
 	"kthwd/appliance/tune"
 	"kthwd/appliance/upstream"
@@ -216,7 +217,7 @@ func (p *prepared) tell(lines *commands.Lines) {
 		p.log.Warn(w)
 	}
 	for _, o := range lines.Overrides {
-		p.log.Info("flag overridden", "program", o.Program, "flag", o.Key, "was", o.Ours, "is", o.Users)
+		p.log.Info("flag overridden", "program", o.Program, "flag", o.Key, "was", support.CleanFlag(o.Key, o.Ours), "is", support.CleanFlag(o.Key, o.Users))
 	}
 	for name, n := range lines.Verbosity {
 		if err := p.setVerbosity(name, n); err != nil {
