@@ -25,6 +25,7 @@ import (
 	"kthwd/appliance/pki"
 	"kthwd/appliance/preflight"
 	"kthwd/appliance/program"
+	"kthwd/appliance/support"
 	"kthwd/appliance/tokenkeys"
 	"kthwd/appliance/tune"
 	"kthwd/appliance/upstream"
@@ -91,11 +92,19 @@ func (p *prepared) check() (err error) {
 	} else {
 		err = errors.Join(err, commands.CheckWords(p.cfg))
 	}
-	if err := errors.Join(preflight.EnoughFiles(), preflight.Ports(p.cfg, p.o.Metrics.Address), err); err != nil {
+	if err := errors.Join(preflight.EnoughLimits(program.Quota(p.cfg)), preflight.Ports(p.cfg, p.o.Metrics.Address), err); err != nil {
 		return err
 	}
 	p.tell(lines)
+	p.warnOfLittleMemory()
 	return nil
+}
+
+// warnOfLittleMemory names what the kernel would not: it ends the process without a word.
+func (p *prepared) warnOfLittleMemory() {
+	if r := preflight.Memory(tune.UsableMemory()); r.Verdict == preflight.Fail {
+		p.log.Warn("too little memory: the kernel is likely to end this process", "usable", r.Found, "needs-mib", preflight.NeedsMemory>>20, "hint", r.Do)
+	}
 }
 
 // beginRun reads the record of the run before, and begins that of this one.
@@ -208,7 +217,7 @@ func (p *prepared) tell(lines *commands.Lines) {
 		p.log.Warn(w)
 	}
 	for _, o := range lines.Overrides {
-		p.log.Info("flag overridden", "program", o.Program, "flag", o.Key, "was", o.Ours, "is", o.Users)
+		p.log.Info("flag overridden", "program", o.Program, "flag", o.Key, "was", support.CleanFlag(o.Key, o.Ours), "is", support.CleanFlag(o.Key, o.Users))
 	}
 	for name, n := range lines.Verbosity {
 		if err := p.setVerbosity(name, n); err != nil {

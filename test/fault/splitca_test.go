@@ -110,7 +110,7 @@ func TestSplitEtcdCA(t *testing.T) {
 	}
 	withOneCA(t, append(dirs, filepath.Join(m.dir, "ca"))...)
 	all := m.startAll(t)
-	if r := mustStatus(t, all[1]); !says(r, "etcd_ca", "trusts the cluster's CA") {
+	if r := mustStatus(t, all[1]); !findingSays(r, "etcd_ca", "trusts the cluster's CA") {
 		t.Errorf("one CA: got the findings %+v", r.Findings)
 	}
 	refuses(t, all[1], []string{"pki", "split-etcd-ca"}, "the move begins where the keys of CAs are kept", "ca-key.pem is not here")
@@ -137,7 +137,7 @@ func TestSplitEtcdCA(t *testing.T) {
 			if after == before {
 				continue
 			}
-			if r := mustStatus(t, all[i]); !says(r, "etcd_ca", "other files than it has started with") {
+			if r := mustStatus(t, all[i]); !findingSays(r, "etcd_ca", "other files than it has started with") {
 				t.Errorf("c%d before its restart: got the findings %+v", i, r.Findings)
 			}
 			if round == 0 && i == 0 {
@@ -163,7 +163,7 @@ func TestSplitEtcdCA(t *testing.T) {
 		if got := pki.StageOf(pki.Layout{Dir: dir}); got != pki.StageOwn {
 			t.Errorf("c%d ends at stage %d", i, got)
 		}
-		if r := mustStatus(t, all[i]); says(r, "etcd_ca", "") {
+		if r := mustStatus(t, all[i]); findingSays(r, "etcd_ca", "") {
 			t.Errorf("c%d at the end: got the findings %+v", i, r.Findings)
 		}
 		if _, err := all[i].Etcd(t).Get(t.Context(), "/kthwd/etcd-ca/ca"); err != nil {
@@ -174,7 +174,7 @@ func TestSplitEtcdCA(t *testing.T) {
 	w.check(t, all[2])
 }
 
-func says(r status.Report, kind, text string) bool {
+func findingSays(r status.Report, kind, text string) bool {
 	return slices.ContainsFunc(r.Findings, func(f status.Finding) bool { return f.Kind == kind && strings.Contains(f.Text, text) })
 }
 
