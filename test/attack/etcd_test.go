@@ -104,8 +104,8 @@ func TestEtcdAnswersControllersOnly(t *testing.T) {
 // move to a CA of etcd's own it is nothing there.
 func TestSplitClosesEtcd(t *testing.T) {
 	t.Parallel()
-	dir := filepath.Join(t.TempDir(), "c0")
-	if code, out := kthwd(t, "pki", "init", "--config=", "--data-dir="+dir, "--advertise-address=127.0.0.1"); code != 0 {
+	dir, ports := filepath.Join(t.TempDir(), "c0"), kthwtest.FreePorts(t, "127.0.0.1")
+	if code, out := kthwd(t, "pki", "init", "--config=", "--data-dir="+dir, "--advertise-address=127.0.0.1", fmt.Sprintf("--secure-port=%d", ports.Secure)); code != 0 {
 		t.Fatalf("kthwd pki init: exit code %d\n%s", code, out)
 	}
 	for _, name := range []string{"etcd-ca.pem", "etcd-ca-key.pem", "etcd.pem", "etcd-key.pem"} {
@@ -113,7 +113,7 @@ func TestSplitClosesEtcd(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	c := &cluster{Controller: kthwtest.Start(t, kthwtest.Options{Dir: dir}), ca: readCA(t, dir, "ca")}
+	c := &cluster{Controller: kthwtest.Start(t, kthwtest.Options{Dir: dir, Ports: &ports}), ca: readCA(t, dir, "ca")}
 	forged := c.ca.sign(t, pkix.Name{CommonName: "kubernetes"}, c.Address)
 	reads := func(cert tls.Certificate) error {
 		code, body, err := c.ask(t.Context(), cert, http.MethodPost, c.Ports.EtcdClient, "/v3/kv/range", rangeAll)
@@ -128,7 +128,6 @@ func TestSplitClosesEtcd(t *testing.T) {
 	if code, out := kthwd(t, "pki", "split-etcd-ca", "--config=", "--data-dir="+dir); code != 0 || !strings.Contains(out, "next  restart kthwd here, and etcd has a CA of its own") {
 		t.Fatalf("kthwd pki split-etcd-ca: exit code %d\n%s", code, out)
 	}
-	ports := c.Ports
 	c.Signal(t, syscall.SIGTERM)
 	c.Wait(t, time.Minute)
 	c.Controller, c.etcdCA = kthwtest.Start(t, kthwtest.Options{Dir: dir, Ports: &ports}), readCA(t, dir, "etcd-ca")
