@@ -15,6 +15,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/membership"
+	etcderrors "go.etcd.io/etcd/server/v3/etcdserver/errors"
 
 	"kthwd/appliance/config"
 	"kthwd/appliance/etcd"
@@ -90,6 +91,12 @@ func (m *Members) addLearner(ctx context.Context, client *clientv3.Client, serve
 			return nil // an earlier attempt succeeded without an answer
 		}
 		_, err := server.Server.AddMember(ctx, *membership.NewMemberAsLearner("", urls, "", &now))
+		if errors.Is(err, etcderrors.ErrUnhealthy) {
+			err = m.throughLeader(ctx, server, func(c *clientv3.Client) error {
+				_, err := c.MemberAddAsLearner(ctx, urls.StringSlice())
+				return err
+			})
+		}
 		return err
 	})
 	if err != nil && !outcomeUnknown(err) {
