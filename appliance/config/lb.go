@@ -81,13 +81,13 @@ func lbListeners(c lb.Config) (all []listener) {
 	return all
 }
 
-// Locate converts each *lb.Problem joined in err to a *Problem, and adds to every
+// WithPlaces converts each *lb.Problem joined in err to a *Problem, and adds to every
 // *Problem the place where its value is set. It leaves other errors as they are.
-func (l *Loader) Locate(err error) error {
+func (l *Loader) WithPlaces(err error) error {
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		var all []error
 		for _, e := range joined.Unwrap() {
-			all = append(all, l.Locate(e))
+			all = append(all, l.WithPlaces(e))
 		}
 		return errors.Join(all...)
 	}
