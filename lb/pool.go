@@ -153,14 +153,17 @@ func (s *Server) install(cfg Config, f *files) {
 	s.cfg.Store(&cfg)
 	s.files = f
 	s.set.Store(settingsOf(cfg))
-	s.limit.Store(connectionLimit(cfg.MaxConnections))
+	limit, by := connectionLimit(cfg.MaxConnections)
+	s.limit.Store(limit)
+	s.limitBy.Store(int32(by))
 	s.fillPool(cfg, changed)
 }
 
 // checksDiffer reports whether a and b check backends differently.
 func checksDiffer(a, b Config) bool {
 	return a.Check != b.Check || a.CheckPath != b.CheckPath || a.CheckInterval != b.CheckInterval || a.CheckTimeout != b.CheckTimeout ||
-		a.CheckFall != b.CheckFall || a.CheckRise != b.CheckRise || a.BackendName != b.BackendName
+		a.CheckFall != b.CheckFall || a.CheckRise != b.CheckRise || a.BackendName != b.BackendName ||
+		!slices.Equal(a.Sources, b.Sources)
 }
 
 func sameFiles(a, b *files) bool {
@@ -172,19 +175,19 @@ func sameFiles(a, b *files) bool {
 	return sameRoots && sameCert
 }
 
-// connectionLimit is the most clients at one time. Each client takes two descriptors,
+// connectionLimit is the most clients at one time, and where that comes from. Each client takes two descriptors,
 // and for a moment a second attempt may take a third.
-func connectionLimit(configured int) int64 {
+func connectionLimit(configured int) (int64, limitKind) {
 	const spare = 64 // listeners, checks, logs, pipes
 	limit := int64(1<<20-1) / 2
 	var r unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &r); err == nil && r.Cur < 1<<20 {
 		limit = max(1, (int64(r.Cur)-spare)/2)
 	}
-	if configured > 0 {
-		limit = min(limit, int64(configured))
+	if configured > 0 && int64(configured) <= limit {
+		return int64(configured), limitConnections
 	}
-	return limit
+	return limit, limitDescriptors
 }
 
 // fillPool rebuilds the pool: it keeps backends that stay, starts new ones, and drains

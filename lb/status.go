@@ -17,8 +17,9 @@ type Status struct {
 	Held        int              `json:"held"` // clients waiting for a backend
 	Listen      []ListenerStatus `json:"listeners"`
 	Backends    []BackendStatus  `json:"backends"`
-	Names       []NameStatus     `json:"names,omitempty"` // the configured names that stand for backends
-	Verified    bool             `json:"verified"`        // checks verify certificates
+	Names       []NameStatus     `json:"names,omitempty"`  // the configured names that stand for backends
+	Limits      []LimitStatus    `json:"limits,omitempty"` // those reached in the last minute
+	Verified    bool             `json:"verified"`         // checks verify certificates
 	Check       string           `json:"check"`
 
 	Discovery *DiscoveryStatus `json:"discovery,omitempty"` // set by the caller; nil without discovery
@@ -104,6 +105,7 @@ func (s *Server) Status() Status {
 		}
 		st.Backends = append(st.Backends, r)
 	}
+	st.Limits = s.limitsReached()
 	for _, f := range s.followed() {
 		n := f.Status()
 		st.Names = append(st.Names, NameStatus{Name: f.place, Addresses: len(n.Servers), Problem: n.Problem, Since: n.Since})

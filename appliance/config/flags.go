@@ -119,6 +119,7 @@ func (l *Loader) settings() []setting {
 		{"half-close-timeout", RoleLB, groupLB, "DURATION", "How long a connection may carry no data once one side has ended; there is no other idle timeout.", &b.HalfCloseTimeout},
 		{"max-connections", RoleLB, groupLB, "N", "Connections at the same time; 0 means as many as the limit of file descriptors allows.", &b.MaxConnections},
 		{"max-connections-per-source", RoleLB, groupLB, "N", "Connections at the same time from one address; 0 means no limit.", &b.MaxPerSource},
+		{"source", RoleLB, groupLB, "ADDRESS", "Address of this machine from which backends are connected to. Several take turns, for more connections than one address has ports; repeatable.", (*repeated)(&b.Sources)},
 		{"shutdown-delay", RoleLB, groupLB, "DURATION", "How long clients are still accepted after SIGTERM, while /readyz returns 503.", &b.ShutdownDelay},
 		{"drain-timeout", RoleLB, groupLB, "DURATION", "How long connections may continue after their backend is removed or kthwd begins to stop.", &b.DrainTimeout},
 		{"proxy-protocol", RoleLB, groupLB, "VERSION", "PROXY protocol header sent to backends: off, v1 or v2. kube-apiserver does not understand it.", &b.ProxyProtocol},

@@ -34,6 +34,7 @@ var lbSettings = map[string]string{
 	"HalfCloseTimeout":    "half-close-timeout",
 	"MaxConnections":      "max-connections",
 	"MaxPerSource":        "max-connections-per-source",
+	"Sources":             "source",
 	"ShutdownDelay":       "shutdown-delay",
 	"DrainTimeout":        "drain-timeout",
 	"ProxyProtocol":       "proxy-protocol",
