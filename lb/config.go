@@ -36,6 +36,7 @@ const (
 // Config is the configuration of a load balancer. Start from Default.
 type Config struct {
 	Listen   []string // ADDRESS:PORT of each listener
+	Freebind bool     // listen on addresses that this machine does not have yet, such as one that keepalived brings
 	Backends []string // HOST:PORT of each API server, or a name with SRV records; "weight N" and "backup" may follow (spec.go). A name stands for all its addresses, which are followed
 
 	Check          string        // CheckHTTPS, CheckTCP or CheckNone

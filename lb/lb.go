@@ -110,7 +110,8 @@ type Server struct {
 	reloads    [2]uint64 // failed, succeeded
 	lastReload time.Time
 	state      string // the reason it is not ready; "" when it is ready
-	stopped    bool   // its backends are stopped
+	serving    serving
+	stopped    bool // its backends are stopped
 
 	names     atomic.Pointer[[]*followed] // changed under mu
 	following sync.WaitGroup              // the goroutines of names
@@ -220,6 +221,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	watchers.Go(func() { s.watchBackends(watching) })
 	watchers.Go(func() { s.rebalance(watching) })
 	watchers.Go(func() { s.watchLimits(watching) })
+	watchers.Go(func() { s.watchServing(watching) })
 	successor, err := s.awaitSuccessor(watching, &watchers)
 	if err != nil {
 		return err
@@ -288,7 +290,7 @@ func (s *Server) openListeners(old *predecessor) error {
 			inherited = slices.Delete(inherited, at, at+1)
 		} else {
 			var err error
-			if ln, err = openListener(address); err != nil {
+			if ln, err = openListener(address, s.cfg.Load().Freebind); err != nil {
 				errs = append(errs, listenError(address, err))
 				continue
 			}

@@ -46,7 +46,7 @@ func readFiles(c Config) (*files, error) {
 }
 
 // Reload applies a new configuration. It closes no connection: those to a removed
-// backend may last for DrainTimeout. The fields that cannot change at run time (Listen,
+// backend may last for DrainTimeout. The fields that cannot change at run time (Listen, Freebind,
 // UpgradeSocket, DiscoveryKubeconfig, DiscoveryCache) must be unchanged. After an error
 // the old configuration is in force.
 func (s *Server) Reload(cfg Config) error {
@@ -72,6 +72,9 @@ func (s *Server) reload(cfg Config) error {
 	errs := []error{cfg.Validate(), err}
 	old := s.cfg.Load()
 	const hint = "restart kthwd for that; an upgrade keeps the connections"
+	if old.Freebind != cfg.Freebind {
+		errs = append(errs, &Problem{Field: "Freebind", Text: "cannot change while kthwd runs", Hint: hint})
+	}
 	if !slices.Equal(old.Listen, cfg.Listen) {
 		errs = append(errs, &Problem{Field: "Listen", Text: "cannot change while kthwd runs", Hint: hint})
 	}

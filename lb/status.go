@@ -12,6 +12,7 @@ import (
 type Status struct {
 	Ready       bool             `json:"ready"`            // accepting and not stopping
 	Reason      string           `json:"reason,omitempty"` // the reason it is not ready, one line
+	Serves      bool             `json:"serves"`           // some backend can be given connections; damped (serving.go)
 	FailOpen    bool             `json:"failOpen"`         // no backend is ready, so any backend is used
 	Connections int              `json:"connections"`
 	Held        int              `json:"held"` // clients waiting for a backend
@@ -80,7 +81,7 @@ func (s *Server) Status() Status {
 	defer s.mu.Unlock()
 	cfg := s.cfg.Load()
 	st := Status{
-		Ready: s.state == "", Reason: s.state, FailOpen: s.failsOpen(),
+		Ready: s.state == "", Reason: s.state, Serves: s.serving.serves, FailOpen: s.failsOpen(),
 		Connections: int(s.active.Load()), Held: int(s.heldNow.Load()),
 		Verified: cfg.Check == CheckHTTPS && s.files.roots != nil, Check: cfg.Check,
 	}

@@ -11,6 +11,7 @@ import (
 // lbSettings names the setting of each field of lb.Config.
 var lbSettings = map[string]string{
 	"Listen":              "listen",
+	"Freebind":            "freebind",
 	"Backends":            "backend",
 	"Check":               "check",
 	"CheckPath":           "check-path",
