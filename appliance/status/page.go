@@ -170,8 +170,11 @@ func (p *page) etcd(r Report) {
 	p.Fsync = r.Member.Fsync.P99.Round(100 * time.Microsecond).String()
 	for _, m := range r.Member.Members {
 		connected := pageCell{Text: "connected", Tone: "good"}
-		if !m.Active {
+		switch {
+		case !m.Active:
 			connected = pageCell{Text: "not connected", Tone: "bad"}
+		case !m.Unheard.IsZero():
+			connected = pageCell{Text: "not from here", Tone: "warn"}
 		}
 		p.Members.add(plain(m.Name), plain(m.role()), connected, plain(strings.Join(m.URLs, ", ")), plain(m.ID))
 	}
