@@ -11,6 +11,7 @@ import (
 // lbSettings names the setting of each field of lb.Config.
 var lbSettings = map[string]string{
 	"Listen":              "listen",
+	"Freebind":            "freebind",
 	"Backends":            "backend",
 	"Check":               "check",
 	"CheckPath":           "check-path",
@@ -34,6 +35,7 @@ var lbSettings = map[string]string{
 	"HalfCloseTimeout":    "half-close-timeout",
 	"MaxConnections":      "max-connections",
 	"MaxPerSource":        "max-connections-per-source",
+	"Sources":             "source",
 	"ShutdownDelay":       "shutdown-delay",
 	"DrainTimeout":        "drain-timeout",
 	"ProxyProtocol":       "proxy-protocol",
