@@ -121,7 +121,7 @@ func writeRootHelp(w io.Writer, root *cobra.Command) {
 func writeVerbs(w io.Writer, verb *cobra.Command, prefix string) {
 	name := prefix + verb.Name()
 	if !verb.HasSubCommands() {
-		fmt.Fprintf(w, "  %-15s  %s\n", name, verb.Short)
+		fmt.Fprintf(w, "  %-17s  %s\n", name, verb.Short)
 	}
 	for _, below := range verb.Commands() {
 		if !below.Hidden {
@@ -160,7 +160,7 @@ func (a *app) writeVerbHelp(cmd *cobra.Command, l *config.Loader) {
 		b.WriteString("\nVerbs:\n")
 		for _, c := range cmd.Commands() {
 			if !c.Hidden {
-				fmt.Fprintf(&b, "  %-12s %s\n", c.Name(), c.Short)
+				fmt.Fprintf(&b, "  %-13s %s\n", c.Name(), c.Short)
 			}
 		}
 	}
