@@ -31,7 +31,7 @@ DIRS      := appliance cmd health lb packaging rbacseed test
 LIGHT      = $(shell awk '$$2 == "light" { print "./" $$1 }' appliance/config/testdata/arrows.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help build tool run test test-attacks test-attacks-user incidents test-light test-one fuzz cover test-e2e test-lb-peers soak screenshots bench bench-lb lint lint-extra golden verify bump hooks package package-check generated install test-systemd clean FORCE
+.PHONY: help build tool run test test-backup test-attacks test-attacks-user incidents test-light test-one fuzz cover test-e2e test-lb-peers soak screenshots bench bench-lb lint lint-extra golden verify bump hooks package package-check generated install test-systemd clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -62,6 +62,9 @@ incidents: build ## incidents on the real binary, and a table: which surface say
 
 test-light: ## the tests that link no Kubernetes, in seconds
 	go test $(LIGHT)
+
+test-backup: build ## archives damaged, processes killed at each step, and a cluster restored elsewhere
+	KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=10m -v ./appliance/archive ./appliance/backup ./test/backup
 
 test-attacks: build ## attacks that once worked, on the real binary
 	KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=10m -v ./test/attack

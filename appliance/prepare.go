@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"kthwd/appliance/backup"
 	"kthwd/appliance/cmdline"
 	"kthwd/appliance/commands"
 	"kthwd/appliance/config"
@@ -47,6 +48,7 @@ type prepared struct {
 	drift     *drift.Drift     // set by wire
 	tokens    *tokenkeys.Watch // one of the observers; set by wire
 	observers []observer       // added by wire, before the status
+	backups   *backup.Schedule // one of them; set by wire
 	machine   *observe.Watch   // one of them; set by wire
 	watchers  []watcher        // the observers among them that run beside the components; added by wire
 	run       *lastrun.Run     // the record of this run
@@ -95,7 +97,7 @@ func (p *prepared) check() (err error) {
 	} else {
 		err = errors.Join(err, commands.CheckWords(p.cfg))
 	}
-	if err := errors.Join(preflight.EnoughLimits(program.Quota(p.cfg)), preflight.Ports(p.cfg, p.o.Metrics.Address), err); err != nil {
+	if err := errors.Join(preflight.EnoughLimits(program.Quota(p.cfg)), preflight.Ports(p.cfg, p.o.Metrics.Address), checkBackup(p.cfg), err); err != nil {
 		return err
 	}
 	p.tell(lines)

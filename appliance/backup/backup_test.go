@@ -41,6 +41,9 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
+	if len(os.Args) == 4 && os.Args[1] == "create" {
+		os.Exit(createChild(os.Args[2], os.Args[3]))
+	}
 	os.Exit(m.Run())
 }
 

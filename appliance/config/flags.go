@@ -47,11 +47,12 @@ const (
 	groupMachine  = "This machine"
 	groupPorts    = "Ports and listeners"
 	groupCluster  = "Cluster"
+	groupBackup   = "Backup"
 	groupPrograms = "Passed to the programs"
 	groupLB       = "Load balancer"
 )
 
-var groups = []string{groupProcess, groupFiles, groupMachine, groupPorts, groupCluster, groupPrograms, groupLB}
+var groups = []string{groupProcess, groupFiles, groupMachine, groupPorts, groupCluster, groupBackup, groupPrograms, groupLB}
 
 // settings returns the table of all settings, bound to the fields of l.
 func (l *Loader) settings() []setting {
@@ -88,6 +89,12 @@ func (l *Loader) settings() []setting {
 		{"initial-cluster-state", RoleController, groupCluster, "STATE", "new when --initial-cluster begins a cluster; existing when it names a cluster that has added this controller, as kthwd join writes it. Ignored once etcd has data.", &k.InitialClusterState},
 		{"service-cluster-ip-range", RoleController, groupCluster, "CIDR", "Range of service addresses, or two separated by a comma for dual stack. Its first address becomes a name in kubernetes.pem. Must not overlap --cluster-cidr.", &k.ServiceClusterIPRange},
 		{"cluster-cidr", RoleController, groupCluster, "CIDR", "Range of pod addresses, or two separated by a comma for dual stack. Must not overlap --service-cluster-ip-range.", &k.ClusterCIDR},
+
+		{"backup-dir", RoleController, groupBackup, "DIR", "Directory of the archives of kthwd backup, on another disk than etcd's data if there is one. Required by --backup-every.", &k.BackupDir},
+		{"backup-every", RoleController, groupBackup, "DURATION", "Time from one backup to the next, such as 6h. The controller that leads etcd makes it, in a process of its own, and verifies it by restoring it. 0 makes none.", &k.BackupEvery},
+		{"backup-keep", RoleController, groupBackup, "N", "How many archives of the cluster stay in --backup-dir after each backup of the schedule. The newest one that is whole always stays.", &k.BackupKeep},
+		{"backup-recipient", RoleController, groupBackup, "RECIPIENT", "age recipient (age1…, or a file with one a line) for which the archives are encrypted; repeatable. Without one, private keys and the encryption configuration are left out.", (*commaList)(&k.BackupRecipients)},
+		{"backup-hook", RoleController, groupBackup, "FILE", "Program that is run with the path of each new archive of the schedule, for at most 10 minutes, for example to copy it to another machine. Its failure is logged and counted.", &k.BackupHook},
 
 		{"tracing-endpoint", RoleController, groupPrograms, "HOST:PORT", "OpenTelemetry collector to which etcd and kube-apiserver send traces, one request in a hundred, by OTLP over gRPC without TLS. Empty sends none.", &k.TracingEndpoint},
 		{"etcd-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag for etcd; overrides kthwd's own, or takes it out: KEY-; repeatable.", (*repeated)(&k.EtcdArgs)},
