@@ -46,7 +46,7 @@ const heartbeat = 10 * time.Second
 func Begin(f Files, s Start) *Run {
 	r := &Run{files: f, log: s.Log, record: Record{
 		Version: s.Version, PID: os.Getpid(), Process: processStart(os.Getpid()), Boot: boot(), Started: s.Started,
-		Memory: Memory{Needs: s.Needs, Kills: kills()},
+		Memory: Memory{Needs: s.Needs, Kills: kills(), Own: ownGroup()},
 	}}
 	const noLimit = cgroup.NoLimit / 4 // version 1 of control groups writes a number near half for none
 	if s.Limit < noLimit {
@@ -59,7 +59,7 @@ func Begin(f Files, s Start) *Run {
 	case err != nil:
 		r.before = &End{Kind: Unknown, Text: line("unknown: "+err.Error(), mostText)}
 	default:
-		end := last.judge(f.gather())
+		end := last.judge(f.gather(last))
 		r.before = &end
 	}
 	if r.before.Good() {

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"kthwd/test/kthwtest"
@@ -48,7 +49,8 @@ func TestNothingRuns(t *testing.T) {
 // C8: the kernel has ended the process, because of a memory limit.
 func TestOutOfMemory(t *testing.T) {
 	t.Parallel()
-	c := kthwtest.Start(t, kthwtest.Options{Wrap: memoryLimit(t, 170<<20), NoWait: true})
+	limited := memoryLimit(t, 170<<20)
+	c := kthwtest.Start(t, kthwtest.Options{Wrap: limited, NoWait: true})
 	if code := c.Wait(t, soon); code != -1 {
 		t.Skipf("got exit code %d: this kernel did not end it", code)
 	}
@@ -58,6 +60,17 @@ func TestOutOfMemory(t *testing.T) {
 	}
 	next := kthwtest.Start(t, kthwtest.Options{Dir: c.Dir, Ports: &c.Ports})
 	look(t, next, incident{name: "C8 killed by the memory limit", kind: "last_run", cause: cause, do: "MemoryMax", bridge: "-"})
+
+	// The kernel ends another process, and somebody this one: that is no lack of memory.
+	hungry := exec.Command(limited[0], append(limited[1:], "tail", "/dev/zero")...)
+	if err := hungry.Run(); err == nil {
+		t.Fatal("a process with more than its limit of memory: got no error")
+	}
+	next.Signal(t, syscall.SIGKILL)
+	next.Wait(t, soon)
+	if said := statusText(t, next); !strings.Contains(said, "by SIGKILL: it left neither") {
+		t.Errorf("a process that was killed beside another one without memory: got %s", said)
+	}
 }
 
 // memoryLimit makes a control group with a limit, and returns what puts a command into it.
