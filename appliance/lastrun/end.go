@@ -2,6 +2,7 @@ package lastrun
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"io"
 	"os"
@@ -110,7 +111,7 @@ func (r Record) judge(e evidence) End {
 		return r.end(Killed, at, fmt.Sprintf("ended%s%s before it had stopped%s: by SIGKILL, or by a second signal", about, clock(at), r.asked()), "")
 	}
 	return r.end(Killed, at, "killed"+about+clock(at)+" by SIGKILL: it left neither an error nor a trace",
-		"find the sender: journalctl -u kthwd-controller, or the supervisor's log")
+		"find the sender: journalctl -u "+r.unit()+", or the supervisor's log")
 }
 
 func (r Record) end(kind Kind, at time.Time, said, do string) End {
@@ -150,7 +151,7 @@ func (r Record) service() (_ End, known bool) {
 		return r.outOfMemory(), true
 	case "timeout":
 		return r.end(Timeout, at, "killed by systemd at "+clock(at)+r.asked()+": the start or the stop took longer than its unit allows",
-			"raise TimeoutStartSec= or TimeoutStopSec= with systemctl edit kthwd-controller"), true
+			"raise TimeoutStartSec= or TimeoutStopSec= with systemctl edit "+r.unit()), true
 	case "watchdog":
 		return r.end(Timeout, at, "killed by systemd at "+clock(at)+": the process gave no sign of life (WatchdogSec=)", ""), true
 	case "exit-code":
@@ -199,7 +200,7 @@ func (r Record) outOfMemory() End {
 	at, about := r.lastSeen()
 	said := "killed" + about + clock(at) + ": "
 	if r.Memory.Limit != 0 {
-		return r.end(OutOfMemory, at, said+r.limited(), raiseLimit)
+		return r.end(OutOfMemory, at, said+r.limited(), r.raiseLimit())
 	}
 	return r.end(OutOfMemory, at, said+"the kernel ended it because the machine had no memory left", r.findMemory())
 }
@@ -210,19 +211,35 @@ func (r Record) perhapsStarved() End {
 	at, about := r.lastSeen()
 	said, do := "killed"+about+clock(at)+" by SIGKILL, perhaps by the kernel, which ended a process for lack of memory then", r.findMemory()
 	if r.Memory.Limit != 0 {
-		said, do = said+": "+r.limited(), raiseLimit
+		said, do = said+": "+r.limited(), r.raiseLimit()
 	}
 	return r.end(Killed, at, said, "journalctl -k --grep='Killed process' names it; if it was kthwd, "+do)
 }
 
-const raiseLimit = "raise MemoryMax= with systemctl edit kthwd-controller, or the container's limit, to 1 GiB or more"
+func (r Record) raiseLimit() string {
+	do := "raise MemoryMax= with systemctl edit " + r.unit() + ", or the container's limit"
+	if r.Memory.Needs == 0 {
+		return do
+	}
+	return do + ", to 1 GiB or more"
+}
+
+// unit is the one that advice names; records of earlier versions have none.
+func (r Record) unit() string { return cmp.Or(r.Unit, "kthwd-controller") }
 
 func (r Record) limited() string {
+	if r.Memory.Needs == 0 {
+		return "memory limit " + mega(r.Memory.Limit)
+	}
 	return fmt.Sprintf("memory limit %s, an empty control plane needs %s", mega(r.Memory.Limit), mega(r.Memory.Needs))
 }
 
 func (r Record) findMemory() string {
-	return "find what uses the memory: ps -eo rss,args --sort=-rss; kthwd needs " + mega(r.Memory.Needs) + " or more"
+	do := "find what uses the memory: ps -eo rss,args --sort=-rss"
+	if r.Memory.Needs == 0 {
+		return do
+	}
+	return do + "; kthwd needs " + mega(r.Memory.Needs) + " or more"
 }
 
 func mega(n uint64) string { return fmt.Sprintf("%d MiB", n>>20) }

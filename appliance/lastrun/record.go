@@ -53,6 +53,7 @@ func (f Files) CrashBefore() string { return filepath.Join(f.dir, "crash-before.
 // Record describes a run as far as it got.
 type Record struct {
 	Version string    `json:"version"` // of kthwd
+	Unit    string    `json:"unit,omitempty"`
 	PID     int       `json:"pid"`
 	Process string    `json:"process"` // when the process began, in the kernel's ticks: tells it from a later one of the same number
 	Boot    string    `json:"boot"`    // the kernel's name for the machine's run
