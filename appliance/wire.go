@@ -17,6 +17,7 @@ import (
 	"kthwd/appliance/controllers"
 	"kthwd/appliance/drift"
 	"kthwd/appliance/etcd"
+	"kthwd/appliance/etcdca"
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/lease"
 	"kthwd/appliance/membership"
@@ -54,6 +55,8 @@ func (p *prepared) wire() (*supervise.Group, *Liveness, error) {
 	kcm := controllers.NewManager(p.controllersConfig(g, program.ControllerManager, &fences.ControllerManager), p.programs.Manager)
 	sched := controllers.NewScheduler(p.controllersConfig(g, program.Scheduler, &fences.Scheduler), p.programs.Scheduler, p.programs.Settings)
 	members := p.newMembers(member)
+	p.mover = etcdca.New(etcdca.Config{Name: p.cfg.Name, Layout: p.layout, Etcd: member, Log: p.o.Logs.Logger(program.Etcd)})
+	p.observers = append(p.observers, p.mover)
 	seed := p.newSeed(api)
 	bridge := p.newHealth(g)
 
@@ -110,7 +113,7 @@ func (p *prepared) newEtcd(onOpen func()) (*etcd.Member, error) {
 	if err != nil {
 		return nil, advice.Usage(err)
 	}
-	return member, member.AdmitControllers(p.layout.CA())
+	return member, member.AdmitControllers(p.layout.CA(), p.layout.EtcdCA())
 }
 
 // admit decides whether this controller belongs to the cluster.

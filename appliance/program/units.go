@@ -61,12 +61,12 @@ func EtcdArgs(c config.Controller, l pki.Layout, socket string) []Arg {
 	clients = append(clients, "unix://"+socket)
 	return append([]Arg{
 		{"name", c.Name},
-		{"cert-file", l.Cert(pki.NameKubernetes)},
-		{"key-file", l.Key(pki.NameKubernetes)},
-		{"peer-cert-file", l.Cert(pki.NameKubernetes)},
-		{"peer-key-file", l.Key(pki.NameKubernetes)},
-		{"trusted-ca-file", l.CA()},
-		{"peer-trusted-ca-file", l.CA()},
+		{"cert-file", l.Cert(pki.NameEtcd)},
+		{"key-file", l.Key(pki.NameEtcd)},
+		{"peer-cert-file", l.Cert(pki.NameEtcd)},
+		{"peer-key-file", l.Key(pki.NameEtcd)},
+		{"trusted-ca-file", l.EtcdCA()},
+		{"peer-trusted-ca-file", l.EtcdCA()},
 		{"peer-client-cert-auth", "true"},
 		{"client-cert-auth", "true"},
 		{"initial-advertise-peer-urls", host(c.EtcdPeerPort)},
@@ -81,6 +81,22 @@ func EtcdArgs(c config.Controller, l pki.Layout, socket string) []Arg {
 		{"snapshot-catchup-entries", "1000"}, // 5000 by default, all kept in memory (etcdserver/server.go)
 		{keyQuota, strconv.Itoa(quota)},      // 8 GiB, the most etcd advises; 2 GiB by default
 	}, etcdTracingArgs(c)...)
+}
+
+// WithEtcdFiles makes etcd use the files of a directory that has no CA of etcd's own, or is
+// on its way there.
+func WithEtcdFiles(args []Arg, f pki.EtcdFiles) []Arg {
+	for i := range args {
+		switch args[i].Key {
+		case "cert-file", "peer-cert-file":
+			args[i].Value = f.Cert
+		case "key-file", "peer-key-file":
+			args[i].Value = f.Key
+		case "trusted-ca-file", "peer-trusted-ca-file":
+			args[i].Value = f.CA
+		}
+	}
+	return args
 }
 
 // APIServerArgs is the guide's kube-apiserver.service.
