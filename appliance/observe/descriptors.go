@@ -20,7 +20,8 @@ const (
 
 // descriptors compares the process's descriptors with its limit.
 type descriptors struct {
-	log *slog.Logger
+	log  *slog.Logger
+	unit string
 
 	mu          sync.Mutex
 	open, limit uint64
@@ -78,6 +79,6 @@ func (d *descriptors) findings() []status.Finding {
 	return []status.Finding{{
 		Health: status.Degraded, Kind: "descriptors", Since: d.since,
 		Text: fmt.Sprintf("%d of %d file descriptors are in use: at the limit no connection and no file can be opened", d.open, d.limit),
-		Do:   fmt.Sprintf("systemctl edit kthwd, with LimitNOFILE=%d below [Service], then systemctl restart kthwd", max(65536, 4*d.limit)),
+		Do:   fmt.Sprintf("systemctl edit %[1]s, with LimitNOFILE=%[2]d below [Service], then systemctl restart %[1]s", d.unit, max(65536, 4*d.limit)),
 	}}
 }

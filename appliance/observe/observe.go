@@ -10,6 +10,7 @@
 package observe
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"slices"
@@ -33,7 +34,8 @@ type Config struct {
 	// a change of one of them, and may read them all.
 	Check func() error
 
-	Log *slog.Logger
+	Unit string // systemd's, for advice; empty means kthwd-controller
+	Log  *slog.Logger
 }
 
 // Watch observes everything in turn. Make one with New.
@@ -52,7 +54,7 @@ func New(cfg Config) *Watch {
 	}
 	return &Watch{
 		disks: newDisks(cfg.Places, cfg.Log), files: newFiles(cfg.Files, cfg.Check, cfg.Log),
-		descriptors: &descriptors{log: cfg.Log},
+		descriptors: &descriptors{log: cfg.Log, unit: cmp.Or(cfg.Unit, "kthwd-controller")},
 	}
 }
 
