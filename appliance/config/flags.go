@@ -103,6 +103,7 @@ func (l *Loader) settings() []setting {
 		{"kube-scheduler-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag for kube-scheduler; overrides kthwd's own, or takes it out: KEY-; repeatable.", (*repeated)(&k.SchedulerArgs)},
 
 		{"listen", RoleLB, groupLB, "ADDRESS:PORT", "Address to which clients connect. Without ADDRESS it means all addresses; repeatable.", (*repeated)(&b.Listen)},
+		{"freebind", RoleLB, groupLB, "", "Listen on addresses that this machine does not have yet, such as one that keepalived brings.", &b.Freebind},
 		{"backend", RoleLB, groupLB, "HOST:PORT", "An API server behind the load balancer. A name stands for all its addresses, which are followed while kthwd runs; a name such as _https._tcp.example.com for its SRV records. Options may follow: weight N (0 to 256) and backup; repeatable.", (*repeated)(&b.Backends)},
 		{"check", RoleLB, groupLB, "KIND", "How backends are checked: https requests --check-path over TLS, tcp connects, none relies on failed connections of clients.", &b.Check},
 		{"check-path", RoleLB, groupLB, "PATH", "Path that --check=https requests. Status 200 means ready, any other status not ready, no answer dead.", &b.CheckPath},
@@ -126,6 +127,7 @@ func (l *Loader) settings() []setting {
 		{"half-close-timeout", RoleLB, groupLB, "DURATION", "How long a connection may carry no data once one side has ended; there is no other idle timeout.", &b.HalfCloseTimeout},
 		{"max-connections", RoleLB, groupLB, "N", "Connections at the same time; 0 means as many as the limit of file descriptors allows.", &b.MaxConnections},
 		{"max-connections-per-source", RoleLB, groupLB, "N", "Connections at the same time from one address; 0 means no limit.", &b.MaxPerSource},
+		{"source", RoleLB, groupLB, "ADDRESS", "Address of this machine from which backends are connected to. Several take turns, for more connections than one address has ports; repeatable.", (*repeated)(&b.Sources)},
 		{"shutdown-delay", RoleLB, groupLB, "DURATION", "How long clients are still accepted after SIGTERM, while /readyz returns 503.", &b.ShutdownDelay},
 		{"drain-timeout", RoleLB, groupLB, "DURATION", "How long connections may continue after their backend is removed or kthwd begins to stop.", &b.DrainTimeout},
 		{"proxy-protocol", RoleLB, groupLB, "VERSION", "PROXY protocol header sent to backends: off, v1 or v2. kube-apiserver does not understand it.", &b.ProxyProtocol},

@@ -27,7 +27,7 @@ type descriptors struct {
 	since       time.Time // zero while there are few
 }
 
-func (d *descriptors) look(now time.Time) {
+func (d *descriptors) count(now time.Time) {
 	var limit unix.Rlimit
 	open, err := openDescriptors()
 	if err == nil {
@@ -39,10 +39,10 @@ func (d *descriptors) look(now time.Time) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.judge(open, limit.Cur, now)
+	d.compare(open, limit.Cur, now)
 }
 
-func (d *descriptors) judge(open, limit uint64, now time.Time) {
+func (d *descriptors) compare(open, limit uint64, now time.Time) {
 	d.open, d.limit = open, limit
 	switch share := float64(open) / float64(limit); {
 	case share >= descriptorsMany && d.since.IsZero():

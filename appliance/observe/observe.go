@@ -21,8 +21,8 @@ import (
 	"kthwd/appliance/supervise"
 )
 
-// lookEvery is the time between two looks at everything.
-const lookEvery = 3 * time.Second
+// roundEvery is the time between two rounds, in each of which everything is observed once.
+const roundEvery = 3 * time.Second
 
 // Config configures a Watch.
 type Config struct {
@@ -36,7 +36,7 @@ type Config struct {
 	Log *slog.Logger
 }
 
-// Watch looks at everything in turn. Make one with New.
+// Watch observes everything in turn. Make one with New.
 type Watch struct {
 	disks       *disks
 	files       *files
@@ -56,18 +56,18 @@ func New(cfg Config) *Watch {
 	}
 }
 
-// Run looks until ctx ends.
+// Run observes until ctx ends.
 func (w *Watch) Run(ctx context.Context) {
 	for ctx.Err() == nil {
 		now := time.Now()
-		w.disks.look(now)
-		w.files.look(now)
-		w.descriptors.look(now)
-		supervise.Sleep(ctx, lookEvery)
+		w.disks.measure(now)
+		w.files.compare(now)
+		w.descriptors.count(now)
+		supervise.Sleep(ctx, roundEvery)
 	}
 }
 
-// Findings returns what the last look has found. It does not block.
+// Findings returns what the last round has found. It does not block.
 func (w *Watch) Findings() []status.Finding {
 	return slices.Concat(w.disks.findings(), w.files.findings(), w.replaced.findings(w.files.all, time.Now()), w.descriptors.findings())
 }

@@ -85,7 +85,7 @@ func (a *app) newBalancer(l *config.Loader, logs *logging.Logs) (*balancer, erro
 		TakeOver: a.inherits.predecessor != 0, OnSuccessor: b.successor, Alone: b.alone,
 	})
 	if err := errors.Join(err, problem); err != nil {
-		return nil, l.Locate(err)
+		return nil, l.WithPlaces(err)
 	}
 	b.server = server
 	b.inForce.Store(l)
@@ -162,7 +162,7 @@ func (b *balancer) Run(ctx context.Context, ready func()) error {
 	case errors.Is(err, syscall.EACCES) && !errors.As(err, &file):
 		return advice.With(err, lowPortHint+" with --listen")
 	case !errors.Is(err, lb.ErrHandedOver):
-		return l.Locate(err)
+		return l.WithPlaces(err)
 	}
 	b.handedOver.Store(true)
 	if b.alone {
@@ -422,7 +422,7 @@ func (b *balancer) reload() error {
 		return err
 	}
 	if err := b.server.Reload(l.Config.LB); err != nil {
-		return l.Locate(err)
+		return l.WithPlaces(err)
 	}
 	changes := l.Changes(b.loader)
 	if slices.Contains(changes, "log-level") {

@@ -79,7 +79,7 @@ func checkWeb(l *config.Loader) error {
 	if err == nil {
 		return nil
 	}
-	return l.Locate(&config.Problem{Key: "metrics-web-config", Text: err.Error(),
+	return l.WithPlaces(&config.Problem{Key: "metrics-web-config", Text: err.Error(),
 		Hint: "its format: https://github.com/prometheus/exporter-toolkit/blob/master/docs/web-configuration.md"})
 }
 
