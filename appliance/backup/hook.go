@@ -9,6 +9,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // HookTimeout bounds a hook.
@@ -26,7 +28,7 @@ func RunHook(ctx context.Context, hook string, c Created, timeout time.Duration)
 	cmd.Env = append(os.Environ(), "KTHWD_BACKUP_FILE="+c.File, "KTHWD_BACKUP_CLUSTER="+m.Cluster,
 		fmt.Sprintf("KTHWD_BACKUP_REVISION=%d", m.Revision), fmt.Sprintf("KTHWD_BACKUP_SIZE=%d", c.Verified.Size))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) } // the child with its group, never this process
 	cmd.WaitDelay = time.Second
 	out, err := cmd.CombinedOutput()
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
