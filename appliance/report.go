@@ -70,6 +70,7 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 		},
 	})
 	p.others.Answer(server.Own)
+	p.others.Listen(program.StatusAddress(p.cfg))
 	return server
 }
 

@@ -88,6 +88,7 @@ func (l *Loader) settings() []setting {
 		{"service-cluster-ip-range", RoleController, groupCluster, "CIDR", "Range of service addresses, or two separated by a comma for dual stack. Its first address becomes a name in kubernetes.pem. Must not overlap --cluster-cidr.", &k.ServiceClusterIPRange},
 		{"cluster-cidr", RoleController, groupCluster, "CIDR", "Range of pod addresses, or two separated by a comma for dual stack. Must not overlap --service-cluster-ip-range.", &k.ClusterCIDR},
 
+		{"profile", RoleController, groupPrograms, "PROFILE", "Which flags the programs get: guide keeps what the guide names; cis sets what the CIS benchmark and the STIG want in its place, such as ports on loopback, no alpha APIs and Pod Security. It can be changed on a running cluster, one controller after the other.", &k.Profile},
 		{"tracing-endpoint", RoleController, groupPrograms, "HOST:PORT", "OpenTelemetry collector to which etcd and kube-apiserver send traces, one request in a hundred, by OTLP over gRPC without TLS. Empty sends none.", &k.TracingEndpoint},
 		{"etcd-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag for etcd; overrides kthwd's own, or takes it out: KEY-; repeatable.", (*repeated)(&k.EtcdArgs)},
 		{"kube-apiserver-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag for kube-apiserver; overrides kthwd's own, or takes it out: KEY-; repeatable.", (*repeated)(&k.APIServerArgs)},
@@ -229,6 +230,8 @@ func Values(name string) []string {
 	switch name {
 	case "role":
 		return []string{RoleController, RoleLB, RoleController + "," + RoleLB}
+	case "profile":
+		return []string{ProfileGuide, ProfileCIS}
 	case "initial-cluster-state":
 		return []string{StateNew, StateExisting}
 	case "log-format":

@@ -97,14 +97,12 @@ func reason(err error) string {
 // Answer makes this controller answer the others at Path, with the state that own
 // returns. Call it before the member runs.
 func (o *Others) Answer(own func() status.Controller) {
-	o.member.Handle(Path, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		server := o.member.Running()
-		// The port has verified the certificate already, unless a user's flag tells it not to.
-		if server == nil || r.TLS == nil || len(r.TLS.VerifiedChains) == 0 || !namesOf(server).Match(r.TLS.PeerCertificates[0]) {
+	o.state = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !o.ofController(r.TLS) {
 			if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
 				o.log.Debug("state not passed on", "to", r.RemoteAddr, "certificate", etcd.SubjectOf(r.TLS.PeerCertificates[0]))
 			}
-			http.Error(w, "only controllers of this cluster get its state", http.StatusForbidden)
+			http.Error(w, notController, http.StatusForbidden)
 			return
 		}
 		if r.Method != http.MethodGet {
@@ -114,5 +112,6 @@ func (o *Others) Answer(own func() status.Controller) {
 		w.Header().Set("Content-Type", "application/json")
 		w.Header().Set("Cache-Control", "no-store")
 		_ = json.NewEncoder(w).Encode(own()) // it fails only when the other has gone
-	}))
+	})
+	o.member.Handle(Path, o.state)
 }

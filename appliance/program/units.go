@@ -30,13 +30,7 @@ const strongCiphers = "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,TLS_ECDHE_RSA_WIT
 // unix socket that only the local API server uses.
 func EtcdArgs(c config.Controller, l pki.Layout, socket string) []Arg {
 	host := func(port int) string { return "https://" + net.JoinHostPort(c.AdvertiseAddress, strconv.Itoa(port)) }
-	local := "https://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(c.EtcdClientPort))
-	clients := []string{host(c.EtcdClientPort)}
-	if c.AdvertiseAddress != "127.0.0.1" {
-		clients = append(clients, local)
-	}
-	clients = append(clients, "unix://"+socket)
-	return append([]Arg{
+	return profiled(Etcd, c, l, append([]Arg{
 		{"name", c.Name},
 		{"cert-file", l.Cert(pki.NameKubernetes)},
 		{"key-file", l.Key(pki.NameKubernetes)},
@@ -48,7 +42,7 @@ func EtcdArgs(c config.Controller, l pki.Layout, socket string) []Arg {
 		{"client-cert-auth", "true"},
 		{"initial-advertise-peer-urls", host(c.EtcdPeerPort)},
 		{"listen-peer-urls", host(c.EtcdPeerPort)},
-		{"listen-client-urls", strings.Join(clients, ",")},
+		{"listen-client-urls", clientURLs(c, socket)},
 		{"advertise-client-urls", host(c.EtcdClientPort)},
 		{"initial-cluster-token", "etcd-cluster-0"},
 		{"initial-cluster", c.EtcdInitialCluster()},
@@ -57,7 +51,7 @@ func EtcdArgs(c config.Controller, l pki.Layout, socket string) []Arg {
 		{"cipher-suites", strongCiphers},
 		{"snapshot-catchup-entries", "1000"},  // 5000 by default, all kept in memory (etcdserver/server.go)
 		{"quota-backend-bytes", "8589934592"}, // 8 GiB, the most etcd advises; 2 GiB by default
-	}, etcdTracingArgs(c)...)
+	}, etcdTracingArgs(c)...))
 }
 
 // APIServerArgs is the guide's kube-apiserver.service.
@@ -109,14 +103,14 @@ func APIServerArgs(c config.Controller, l pki.Layout, socket string) []Arg {
 	if !usersAuthentication(c.APIServerArgs) {
 		args = append(args, Arg{KeyAuthentication, l.AuthenticationConfig()})
 	}
-	if ip := net.ParseIP(c.AdvertiseAddress); ip != nil && ip.IsLoopback() {
+	if isLoopback(c.AdvertiseAddress) {
 		// The API refuses loopback addresses in Endpoints, so there is nothing to reconcile.
 		args = append(args, Arg{"endpoint-reconciler-type", "none"})
 	}
 	if c.TracingEndpoint != "" {
 		args = append(args, Arg{"tracing-config-file", l.Tracing()})
 	}
-	return args
+	return profiled(APIServer, c, l, args)
 }
 
 // usersAuthentication reports whether the user's flags exclude the file: upstream refuses
@@ -130,7 +124,7 @@ func usersAuthentication(args []string) bool {
 // ControllerManagerArgs is the guide's kube-controller-manager.service.
 func ControllerManagerArgs(c config.Controller, l pki.Layout) []Arg {
 	kubeconfig := l.Kubeconfig(pki.NameControllerManager)
-	return append([]Arg{
+	return profiled(ControllerManager, c, l, append([]Arg{
 		{"bind-address", ControllersBind(c)},
 		{"secure-port", strconv.Itoa(c.ControllerManagerPort)},
 		{"cluster-cidr", c.ClusterCIDR},
@@ -148,7 +142,7 @@ func ControllerManagerArgs(c config.Controller, l pki.Layout) []Arg {
 		// 20 and 30 by default, which alone is 4.5 s of a first start (119 requests).
 		{"kube-api-qps", "300"},
 		{"kube-api-burst", "600"},
-	}, servingArgs(l, kubeconfig)...)
+	}, servingArgs(l, kubeconfig)...))
 }
 
 // WithSigner makes kube-controller-manager sign with the CA certificate in the file
@@ -172,7 +166,7 @@ func WithSigner(args []Arg, signer string) []Arg {
 // SchedulerArgs is the guide's kube-scheduler.service and kube-scheduler.yaml.
 func SchedulerArgs(c config.Controller, l pki.Layout) []Arg {
 	kubeconfig := l.Kubeconfig(pki.NameScheduler)
-	return append([]Arg{
+	return profiled(Scheduler, c, l, append([]Arg{
 		{"bind-address", ControllersBind(c)},
 		{"secure-port", strconv.Itoa(c.SchedulerPort)},
 		{"kubeconfig", kubeconfig},
@@ -182,7 +176,7 @@ func SchedulerArgs(c config.Controller, l pki.Layout) []Arg {
 		// On by default: it would also record every blocking event of etcd and the API server.
 		{"contention-profiling", "false"},
 		{"profiling", "false"},
-	}, servingArgs(l, kubeconfig)...)
+	}, servingArgs(l, kubeconfig)...))
 }
 
 // servingArgs lets /metrics on 10257 and 10259 authenticate its clients; with the
@@ -199,11 +193,14 @@ func servingArgs(l pki.Layout, kubeconfig string) []Arg {
 	}
 }
 
-// ControllersBind keeps the guide's 0.0.0.0: kubectl get componentstatuses queries
-// 127.0.0.1, whatever address the API server listens on.
+// ControllersBind keeps the guide's 0.0.0.0, unless the profile is config.ProfileCIS: kubectl get
+// componentstatuses queries 127.0.0.1, whatever address the API server listens on.
 func ControllersBind(c config.Controller) string {
-	if ip := net.ParseIP(c.BindAddress); ip != nil && ip.IsLoopback() {
+	switch {
+	case isLoopback(c.BindAddress):
 		return c.BindAddress
+	case c.Profile == config.ProfileCIS:
+		return "127.0.0.1"
 	}
 	return "0.0.0.0"
 }

@@ -33,7 +33,7 @@ func (a *app) explainVerb(l *config.Loader) *cobra.Command {
 		Use:   "explain [PROGRAM] [flags]",
 		Short: "Print the programs' command lines and each flag's origin",
 		Long: "Print the command line that each embedded program has in a start with these flags, or that\n" +
-			"of one PROGRAM, each flag with its origin: guide, kthwd or yours. It reads the configuration\n" +
+			"of one PROGRAM, each flag with its origin: guide, profile, kthwd or yours. It reads the configuration\n" +
 			"and needs no running kthwd; with --running it asks the running one.\n\n" +
 			"-o shell prints command lines for sh, -o unit systemd units, for people and scanners to read.",
 		Example:   "  kthwd explain\n  kthwd explain kube-apiserver --diff guide\n  kthwd explain etcd -o unit\n  kthwd explain --running -o json",
@@ -131,7 +131,9 @@ func explainRunning(l *config.Loader, args map[string][]program.Arg) []explain.P
 }
 
 func explainInput(l *config.Loader, lines *commands.Lines, args map[string][]program.Arg) explain.Input {
-	in := explain.Input{Args: args, Users: lines.Users, Overrides: lines.Overrides, Where: map[string]string{}}
+	c := l.Config.Controller
+	in := explain.Input{Args: args, Users: lines.Users, Overrides: lines.Overrides, Where: map[string]string{},
+		Profile: c.Profile, Profiled: commands.Profiled(c)}
 	for _, name := range explain.Names() {
 		in.Where[name] = l.Origin(name + "-arg")
 	}
