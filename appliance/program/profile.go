@@ -10,10 +10,6 @@ import (
 	"kthwd/appliance/pki"
 )
 
-// tlsMinVersion is the oldest TLS that the three Kubernetes programs speak by default, too;
-// the STIG wants it written down.
-const tlsMinVersion = "VersionTLS12"
-
 // profiled applies the profile of the configuration to kthwd's flags of a program. With
 // config.ProfileGuide they stay as they are.
 func profiled(name string, c config.Controller, l pki.Layout, args []Arg) []Arg {
@@ -36,24 +32,19 @@ func profiled(name string, c config.Controller, l pki.Layout, args []Arg) []Arg 
 // cis is what config.ProfileCIS sets and takes out, where the guide's flags contradict the
 // CIS benchmark or the STIG.
 func cis(name string, c config.Controller, l pki.Layout) (set []Arg, without []string) {
-	switch name {
-	case Etcd:
-		return []Arg{{"tls-min-version", "TLS1.2"}}, nil // its client port: clientURLs
-	case APIServer:
-		return []Arg{
-			{"audit-log-maxbackup", "10"},
-			{"admission-control-config-file", l.Admission()},
-			// The guide's own way to etcd. Without the profile a socket spares the TLS between
-			// two parts of one process.
-			{"etcd-servers", "https://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(c.EtcdClientPort))},
-			{"etcd-cafile", l.CA()},
-			{"etcd-certfile", l.Cert(pki.NameKubernetes)},
-			{"etcd-keyfile", l.Key(pki.NameKubernetes)},
-			{"tls-min-version", tlsMinVersion},
-		}, []string{"runtime-config"}
-	default: // their bind-address: ControllersBind
-		return []Arg{{"tls-min-version", tlsMinVersion}}, nil
+	if name != APIServer { // etcd's client port: clientURLs; 10257 and 10259: ControllersBind
+		return nil, nil
 	}
+	return []Arg{
+		{"audit-log-maxbackup", "10"},
+		{"admission-control-config-file", l.Admission()},
+		// The guide's own way to etcd. Without the profile a socket spares the TLS between two
+		// parts of one process.
+		{"etcd-servers", "https://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(c.EtcdClientPort))},
+		{"etcd-cafile", l.CA()},
+		{"etcd-certfile", l.Cert(pki.NameKubernetes)},
+		{"etcd-keyfile", l.Key(pki.NameKubernetes)},
+	}, []string{"runtime-config"}
 }
 
 // clientURLs are the addresses of etcd's client port. With config.ProfileCIS they are of this

@@ -99,24 +99,9 @@ func (a *app) explained(ctx context.Context, l *config.Loader, running bool) ([]
 	if running {
 		return a.askExplained(ctx, l)
 	}
-	if err := l.Load(); err != nil {
-		return nil, err
-	}
-	if l.Config.Is(config.RoleLB) && !l.Config.Is(config.RoleController) {
-		return nil, advice.With(usagef("a load balancer runs none of the programs"), "kthwd config prints its settings")
-	}
-	if err := l.ResolveController(); err != nil {
-		return nil, err
-	}
-	if err := l.ValidateController(); err != nil {
-		return nil, err
-	}
-	lines, err := commands.Offline(l.Config.Controller)
+	lines, err := a.offline(l)
 	if err != nil {
 		return nil, err
-	}
-	for _, w := range lines.Warnings {
-		a.warn(w)
 	}
 	return explain.All(explainInput(l, lines, lines.Args)), nil
 }
