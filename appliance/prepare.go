@@ -16,6 +16,7 @@ import (
 	"kthwd/appliance/datadir"
 	"kthwd/appliance/drift"
 	"kthwd/appliance/environment"
+	"kthwd/appliance/etcdca"
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/events"
 	"kthwd/appliance/lastrun"
@@ -24,6 +25,8 @@ import (
 	"kthwd/appliance/pki"
 	"kthwd/appliance/preflight"
 	"kthwd/appliance/program"
+	"kthwd/appliance/support"
+	"kthwd/appliance/tokenkeys"
 	"kthwd/appliance/tune"
 	"kthwd/appliance/upstream"
 )
@@ -42,11 +45,13 @@ type prepared struct {
 	record    etcdfiles.Record // as last written by this process; used by etcd's goroutine
 	events    *events.Writer   // set by wire
 	drift     *drift.Drift     // set by wire
+	tokens    *tokenkeys.Watch // one of the observers; set by wire
 	observers []observer       // added by wire, before the status
 	machine   *observe.Watch   // one of them; set by wire
 	watchers  []watcher        // the observers among them that run beside the components; added by wire
 	run       *lastrun.Run     // the record of this run
 	others    *others.Others   // set by wire
+	mover     *etcdca.Mover    // set by wire
 }
 
 // prepare checks everything that is visible before a start, and reports all of its
@@ -87,11 +92,19 @@ func (p *prepared) check() (err error) {
 	} else {
 		err = errors.Join(err, commands.CheckWords(p.cfg))
 	}
-	if err := errors.Join(preflight.EnoughFiles(), preflight.Ports(p.cfg, p.o.Metrics.Address), err); err != nil {
+	if err := errors.Join(preflight.EnoughLimits(program.Quota(p.cfg)), preflight.Ports(p.cfg, p.o.Metrics.Address), err); err != nil {
 		return err
 	}
 	p.tell(lines)
+	p.warnOfLittleMemory()
 	return nil
+}
+
+// warnOfLittleMemory names what the kernel would not: it ends the process without a word.
+func (p *prepared) warnOfLittleMemory() {
+	if r := preflight.Memory(tune.UsableMemory()); r.Verdict == preflight.Fail {
+		p.log.Warn("too little memory: the kernel is likely to end this process", "usable", r.Found, "needs-mib", preflight.NeedsMemory>>20, "hint", r.Do)
+	}
 }
 
 // beginRun reads the record of the run before, and begins that of this one.
@@ -204,7 +217,7 @@ func (p *prepared) tell(lines *commands.Lines) {
 		p.log.Warn(w)
 	}
 	for _, o := range lines.Overrides {
-		p.log.Info("flag overridden", "program", o.Program, "flag", o.Key, "was", o.Ours, "is", o.Users)
+		p.log.Info("flag overridden", "program", o.Program, "flag", o.Key, "was", support.CleanFlag(o.Key, o.Ours), "is", support.CleanFlag(o.Key, o.Users))
 	}
 	for name, n := range lines.Verbosity {
 		if err := p.setVerbosity(name, n); err != nil {
@@ -258,7 +271,8 @@ func (p *prepared) storagePrefix() string {
 	return cmp.Or(program.Value(p.args[program.APIServer], "etcd-prefix"), "/registry") // genericoptions.NewEtcdOptions
 }
 
-// usesShared reports whether the API server uses a file: the user's flags may name another.
+// usesShared reports whether the API server or etcd uses a file: the user's flags may name
+// another.
 func (p *prepared) usesShared(path string) bool {
-	return slices.ContainsFunc(p.args[program.APIServer], func(a program.Arg) bool { return a.Value == path })
+	return slices.ContainsFunc(slices.Concat(p.args[program.APIServer], p.args[program.Etcd]), func(a program.Arg) bool { return a.Value == path })
 }

@@ -37,12 +37,14 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 		extra = &ExtraRole{Report: func(*status.Report) {}}
 	}
 	private := m.Private()
+	maps.Copy(private, p.mover.Private())
 	if p.o.Private != nil {
 		maps.Copy(private, p.o.Private(p.args))
 	}
 	used := status.CertificatesOf(p.usedFiles)
 	p.events = events.New(p.cfg.Name, api.Loopback, used, p.o.Logs.Logger("kthwd"))
 	p.others = others.New(e, p.log)
+	e.UseViews(p.others)
 	server := status.NewServer(status.ServerConfig{
 		Others: p.others.Controllers, History: []history.Source{etcdmetrics.History(), series.Requests(api.Loopback)},
 		Changed: g.Changed, OnEvent: p.events.Seen,
@@ -69,7 +71,7 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 			return r
 		},
 	})
-	p.others.Answer(server.Own)
+	p.others.Exchange(server.Own)
 	p.others.Listen(program.StatusAddress(p.cfg))
 	return server
 }

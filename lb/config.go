@@ -36,7 +36,7 @@ const (
 // Config is the configuration of a load balancer. Start from Default.
 type Config struct {
 	Listen   []string // ADDRESS:PORT of each listener
-	Backends []string // HOST:PORT of each API server; a name is resolved again while kthwd runs
+	Backends []string // HOST:PORT of each API server, or a name with SRV records; "weight N" and "backup" may follow (spec.go). A name stands for all its addresses, which are followed
 
 	Check          string        // CheckHTTPS, CheckTCP or CheckNone
 	CheckPath      string        // path that CheckHTTPS requests; status 200 means ready
@@ -49,6 +49,7 @@ type Config struct {
 	CheckCert      string        // client certificate of the checks, for API servers that refuse anonymous requests; "" sends none
 	CheckKey       string        // key of CheckCert
 	Balance        string        // LeastConnections, RoundRobin, SourceHash or FirstAlive
+	Cut            string        // CutDead, CutUnreachable or CutNever
 	SlowStart      time.Duration // time over which a recovered backend gets a growing share; 0 switches it off
 	ConnectTimeout time.Duration // limit of one attempt to connect to a backend
 	HedgeAfter     time.Duration // delay before a second backend is tried beside a slow one; 0 switches it off
@@ -83,6 +84,7 @@ func Default() Config {
 		CheckFall:        2,
 		CheckRise:        2,
 		Balance:          LeastConnections,
+		Cut:              CutDead,
 		SlowStart:        10 * time.Second,
 		ConnectTimeout:   time.Second,
 		HedgeAfter:       250 * time.Millisecond,
@@ -197,49 +199,6 @@ func splitHostPort(s string) (host string, port uint16, err error) {
 	return host, uint16(n), nil
 }
 
-func (v *validator) backends(c Config) {
-	if len(c.Backends) == 0 && c.DiscoveryKubeconfig == "" {
-		v.add("Backends", "is empty: there is nothing to balance").Hint = "name each API server, such as 10.0.1.73:6443"
-	}
-	var seen []string
-	for _, b := range c.Backends {
-		name, err := normalBackend(b)
-		switch {
-		case err != nil:
-			v.add("Backends", "%q %v", b, err).Hint = "want HOST:PORT, such as 10.0.1.73:6443"
-		case slices.Contains(seen, name):
-			v.add("Backends", "%s is given twice", b)
-		default:
-			if l := ownListener(c.Listen, name); l != "" {
-				v.add("Backends", "%s is this load balancer itself, which listens on %s", b, l).Hint = "a backend is an API server; give the controllers' addresses, or listen on one address only"
-			}
-		}
-		seen = append(seen, name)
-	}
-}
-
-// normalBackend returns HOST:PORT in the canonical form that names a backend everywhere.
-func normalBackend(s string) (string, error) {
-	host, port, err := splitHostPort(s)
-	if err != nil {
-		return "", err
-	}
-	host = strings.ToLower(strings.TrimSuffix(host, "."))
-	if host == "" {
-		return "", errors.New("has no host")
-	}
-	if strings.HasPrefix(host, ".") || strings.HasSuffix(host, ".") || strings.Contains(host, "..") {
-		return "", errors.New("is not a host name: a part between two dots is empty")
-	}
-	if ip, err := netip.ParseAddr(host); err == nil {
-		if ip.IsUnspecified() || ip.IsMulticast() {
-			return "", errors.New("is not an address that can be connected to")
-		}
-		return netip.AddrPortFrom(ip.Unmap(), port).String(), nil
-	}
-	return net.JoinHostPort(host, strconv.Itoa(int(port))), nil
-}
-
 // ownListener returns the listener of this balancer that a connection to the backend
 // would reach, or "". Names are tested again once they are resolved.
 func ownListener(listen []string, backend string) string {
@@ -284,6 +243,7 @@ func isLocal(ip netip.Addr) bool {
 func (v *validator) choices(c Config) {
 	v.oneOf("Check", c.Check, CheckHTTPS, CheckTCP, CheckNone)
 	v.oneOf("Balance", c.Balance, LeastConnections, RoundRobin, SourceHash, FirstAlive)
+	v.oneOf("Cut", c.Cut, CutDead, CutUnreachable, CutNever)
 	v.oneOf("ProxyProtocol", c.ProxyProtocol, ProxyOff, ProxyV1, ProxyV2)
 	if !strings.HasPrefix(c.CheckPath, "/") || strings.ContainsAny(c.CheckPath, " \r\n\x00") {
 		v.add("CheckPath", "%q is not a path: it must start with /", c.CheckPath)

@@ -144,7 +144,7 @@ func otherFlags(in Input, r Result) (all []Input) {
 				continue
 			}
 			key, _, _ := strings.Cut(strings.TrimPrefix(strings.TrimPrefix(rest, "without "), "--"), "=")
-			for _, value := range poison {
+			for _, value := range append(poison, program.Value(in.Args[program.APIServer], "client-ca-file")) {
 				one := withFlag(in, name, key, value)
 				all = append(all, one, withFlag(one, program.Etcd, "client-cert-allowed-hostname", "everybody"))
 			}

@@ -350,7 +350,7 @@ func ownCA(in Input) finding {
 	one, err1 := os.ReadFile(etcd)
 	other, err2 := os.ReadFile(api)
 	if etcd == api || err1 == nil && err2 == nil && bytes.Equal(one, other) {
-		f.verdict, f.fix = Fail, "give etcd a CA of its own"
+		f.verdict, f.fix = Fail, "give etcd a CA of its own: kthwd pki split-etcd-ca"
 	}
 	return f
 }

@@ -69,12 +69,12 @@ func merge(in Input) (*Lines, error) {
 		ours    []program.Arg
 		users   []string
 	}{
-		{program.Etcd, program.EtcdArgs(c, in.Layout, in.Socket), c.EtcdArgs},
+		{program.Etcd, program.WithEtcdFiles(program.EtcdArgs(c, in.Layout, in.Socket), pki.StageOf(in.Layout).Files(in.Layout)), c.EtcdArgs},
 		{program.APIServer, program.APIServerArgs(c, in.Layout, in.Socket), c.APIServerArgs},
 		{program.ControllerManager, program.WithSigner(program.ControllerManagerArgs(c, in.Layout), in.Signer), c.ControllerManagerArgs},
 		{program.Scheduler, program.SchedulerArgs(c, in.Layout), c.SchedulerArgs},
 	} {
-		p.ours = program.WithEtcdFiles(p.ours, l.Args[program.Etcd])
+		p.ours = program.WithEtcdClient(p.ours, l.Args[program.Etcd])
 		users, old := cmdline.Translate(p.program, program.ParseUser(p.users))
 		users, dropped, refused := program.CheckOwned(p.program, p.ours, users)
 		errs = append(errs, refused...)

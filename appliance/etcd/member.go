@@ -83,6 +83,9 @@ type Member struct {
 	fatal  chan error    // a fatal line in etcd's log; etcd cannot continue after it
 	leave  chan struct{} // RequestTransfer was called
 
+	watched watched // what the polls have seen of the other members
+	views   Views   // what the other controllers say; nil without them
+
 	strangers atomic.Pointer[string] // what lookForStrangers last reported; nil for none
 
 	leaderless time.Time // when the leader was lost; zero while there is one

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"go.etcd.io/etcd/server/v3/embed"
 
@@ -85,27 +86,29 @@ func (e *Member) LinearizableRead(ctx context.Context) error {
 	return server.Server.LinearizableReadNotify(ctx)
 }
 
-// Quorum reports the number of voting members, how many are needed, and how many this
-// member reaches.
+// Quorum reports the number of voting members, how many are needed, and how many take part
+// as the leader sees it. Without a leader it reports how many this member reaches.
 func (e *Member) Quorum() status.Quorum {
 	server := e.Running()
 	if server == nil {
 		return status.Quorum{Note: "waiting for etcd to start"}
 	}
-	self := server.Server.MemberID()
-	active, q := e.Reachable(server), status.Quorum{}
+	active, says := e.Participants(server)
+	q := status.Quorum{Seen: says}
 	for _, m := range server.Server.Cluster().Members() {
 		if m.IsLearner {
 			continue
 		}
 		q.Members++
-		if m.ID == self || active[m.ID.String()] {
+		if active[m.ID.String()] {
 			q.Active++
 		}
 	}
 	q.Needed = q.Members/2 + 1
 	q.Warning = strings.Join(config.EvenWarning(q.Members), "")
 	if leader := leaderOf(server); leader != 0 {
+		q.Active = max(q.Active, q.Needed) // raft deposes a leader with fewer
+		q.Silent = e.watched.silent(time.Now())
 		q.Leader = leader.String()
 		if m := server.Server.Cluster().Member(leader); m != nil && m.Name != "" {
 			q.Leader = m.Name
@@ -119,7 +122,10 @@ func (e *Member) Quorum() status.Quorum {
 	if strangers := e.strangers.Load(); strangers != nil {
 		q.Note += "; " + *strangers
 	}
-	if e.hadQuorum.Load() && q.Members > 1 && q.Active < q.Needed {
+	if q.Elsewhere = e.elsewhere(); q.Elsewhere != "" {
+		q.Note += "; others have one, with the leader " + q.Elsewhere
+		q.Advice = "let this controller and the others reach each other's etcd peer port"
+	} else if e.mayBeLost(q) {
 		q.Advice = "if so many are lost for good that there will be no quorum again, stop kthwd here and run kthwd etcd recover"
 	}
 	return q

@@ -47,12 +47,13 @@ func (e *Member) Member() *status.Member {
 			m.Alarms = append(m.Alarms, alarm)
 		}
 	}
-	active := e.Reachable(server)
+	active, _ := e.Participants(server)
+	unheard := e.unheard(server, active)
 	for _, p := range s.Cluster().Members() {
-		local := p.ID == s.MemberID()
+		id := p.ID.String()
 		m.Members = append(m.Members, status.MemberInfo{
-			ID: p.ID.String(), Name: p.Name, URLs: p.PeerURLs, Learner: p.IsLearner,
-			Local: local, Leader: p.ID == s.Leader(), Active: local || active[p.ID.String()],
+			ID: id, Name: p.Name, URLs: p.PeerURLs, Learner: p.IsLearner,
+			Local: p.ID == s.MemberID(), Leader: p.ID == s.Leader(), Active: active[id], Unheard: unheard[id],
 		})
 	}
 	return m

@@ -56,6 +56,7 @@ func (e *Member) watch(ctx context.Context, server *embed.Etcd, report supervise
 	w.running, stopTasks = context.WithCancel(ctx)
 	defer stopTasks()
 	go e.lookForStrangers(w.running, server) // not waited for: it may hang like the member, see gone
+	go e.confirmReads(w.running, server)     // as above
 	firstQuorum := server.Server.ReadyNotify()
 	for {
 		select {
@@ -73,9 +74,11 @@ func (e *Member) watch(ctx context.Context, server *embed.Etcd, report supervise
 		case <-e.leave:
 			w.tasks.Go(func() { e.TransferLeadership(w.running, server, slog.LevelInfo) })
 		case <-ctx.Done():
-			e.close(server)
-			return nil
+			return e.closeOrLeaveOpen(ctx, server)
 		case err := <-e.fatal:
+			if lacksRoom(err) && wasAskedToStop(ctx) {
+				return w.leaveOpen(ctx, err)
+			}
 			return w.died(err)
 		case err := <-server.Err():
 			return w.failed(err)
@@ -102,10 +105,17 @@ func (w *watch) poll() {
 	}
 	leader := leaderOf(w.server) != 0
 	e.noteLeader(leader)
+	e.watched.sample(w.server, time.Now())
 	w.state.check(leader)
 	e.fsyncs.Sample(time.Now())
-	if w.polls++; w.state.begun && w.polls%membershipEvery == 0 {
+	if w.polls++; w.polls%membershipEvery != 0 {
+		return
+	}
+	if w.state.begun {
 		e.reportMembership(w.server)
+	}
+	if len(w.server.Server.Cluster().Members()) > 1 {
+		e.limitUnacked()
 	}
 }
 

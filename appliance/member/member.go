@@ -35,7 +35,7 @@ type Member struct {
 	Address string `json:"address"`      // the host of its peer URL
 	ID      string `json:"id,omitempty"` // etcd's ID, hexadecimal; empty while it is joining
 	Role    Role   `json:"role"`
-	Up      bool   `json:"up"` // as seen by the controller that answers
+	Up      bool   `json:"up"` // as List.Seen sees it
 	Leader  bool   `json:"leader,omitempty"`
 	Self    bool   `json:"self,omitempty"` // the controller that answers
 	// Remains is how long a token remains valid, or how long a learner has to catch
@@ -45,7 +45,15 @@ type Member struct {
 
 // List is the membership of a cluster as one of its members sees it.
 type List struct {
-	Members []Member `json:"members"`
+	Members   []Member `json:"members"`
+	Seen      string   `json:"seenBy,omitempty"`          // the controller that knows which members are up: the leader, where it answers
+	Elsewhere string   `json:"leaderElsewhere,omitempty"` // the leader that the others have while the controller that answers has none
+}
+
+// commits tells whether the members have a leader: raft deposes one that half of them do not
+// answer.
+func (l List) commits() bool {
+	return slices.ContainsFunc(l.Members, func(m Member) bool { return m.Leader })
 }
 
 // Voters returns the members that count for a quorum.
@@ -154,7 +162,14 @@ func (l List) MayAdd(name, address string) error {
 func (l List) quorumWithout(gone Member) error {
 	all := l.Voters()
 	nowUp, nowDown := up(all)
-	if needed := len(all)/2 + 1; len(nowUp) < needed {
+	switch needed := len(all)/2 + 1; {
+	case l.Elsewhere != "":
+		return &Refusal{Text: fmt.Sprintf("this controller is cut off from the others, which have a quorum with the leader %s", l.Elsewhere),
+			Advice: "run this on one of them: " + names(nowDown)}
+	case len(nowUp) < needed && l.commits():
+		return &Refusal{Text: fmt.Sprintf("the quorum commits, and which members take part is not known here: %d of %d are heard", len(nowUp), len(all)),
+			Advice: "run this on the leader", Retry: true}
+	case len(nowUp) < needed:
 		return &Refusal{Text: fmt.Sprintf("%d of %d members are up, and %d are needed for any change", len(nowUp), len(all), needed),
 			Advice: "bring one of these back: " + names(nowDown) + "; if they are lost for good: kthwd etcd recover"}
 	}
@@ -212,6 +227,10 @@ func (l List) summary() string {
 	needed := len(voters)/2 + 1
 	s := fmt.Sprintf("%d of %d voters up, %d needed", len(active), len(voters), needed)
 	switch spare := len(active) - needed; {
+	case l.Elsewhere != "":
+		return s + ": cut off from the others, which have a quorum with the leader " + text.Line(l.Elsewhere)
+	case spare < 0 && l.commits():
+		return s + ": the quorum commits, and the leader has not told who takes part"
 	case spare < 0:
 		return s + ": no quorum"
 	case spare == 0:

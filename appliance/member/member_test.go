@@ -57,6 +57,25 @@ func TestMayRemove(t *testing.T) {
 	}
 }
 
+// A quorum that commits is never answered with the advice to give it up.
+func TestNoRecoverWhileTheQuorumCommits(t *testing.T) {
+	cut := voters("udd")
+	cut.Elsewhere = "c2"
+	blind := voters("uuddd")
+	blind.Members[1].Leader = true
+	for name, l := range map[string]List{"cut off from a quorum": cut, "the leader's word is missing": blind} {
+		gone := l.Members[len(l.Members)-1].Name
+		_, err := l.MayRemove(gone)
+		hint, _ := advice.Of(err)
+		if err == nil || strings.Contains(hint, "recover") {
+			t.Errorf("%s: got %v, hint %q", name, err, hint)
+		}
+		if s := l.summary(); strings.Contains(s, "no quorum") {
+			t.Errorf("%s: got %q", name, s)
+		}
+	}
+}
+
 // Names and addresses come from join records, which any controller can write.
 func TestWriteTableEscapes(t *testing.T) {
 	l := List{Members: []Member{{Name: "ev\x1b]0;pwned\a\x1b[2Jil\nc0 10.0.0.1 voter up", Address: "10.0.0.9\u202e\t", Role: "voter\r"}}}
@@ -75,7 +94,6 @@ ev ]0;pwned [2Jil c0 10.0.0.1 voter up  10.0.0.9  voter  down
 
 func TestWriteTable(t *testing.T) {
 	l := voters("udl")
-	l.Members[0].Leader = true
 	l.Members = append(l.Members,
 		Member{Name: "c3", Address: "10.0.1.4", ID: "a3", Role: Learner, Remains: 90*time.Second + time.Millisecond},
 		Member{Name: "c4", Address: "10.0.1.5", Role: Joining, Remains: 10 * time.Minute})
@@ -84,7 +102,7 @@ func TestWriteTable(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := `NAME  ADDRESS   ROLE     STATE
-c0    10.0.1.1  voter    up, leader
+c0    10.0.1.1  voter    up
 c1    10.0.1.2  voter    down
 c2    10.0.1.3  learner  up, catching up
 c3    10.0.1.4  learner  down, removed in 1m30s unless it catches up

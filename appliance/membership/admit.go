@@ -15,6 +15,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/membership"
+	etcderrors "go.etcd.io/etcd/server/v3/etcdserver/errors"
 
 	"kthwd/appliance/config"
 	"kthwd/appliance/etcd"
@@ -90,6 +91,12 @@ func (m *Members) addLearner(ctx context.Context, client *clientv3.Client, serve
 			return nil // an earlier attempt succeeded without an answer
 		}
 		_, err := server.Server.AddMember(ctx, *membership.NewMemberAsLearner("", urls, "", &now))
+		if errors.Is(err, etcderrors.ErrUnhealthy) {
+			err = m.throughLeader(ctx, server, func(c *clientv3.Client) error {
+				_, err := c.MemberAddAsLearner(ctx, urls.StringSlice())
+				return err
+			})
+		}
 		return err
 	})
 	if err != nil && !outcomeUnknown(err) {
@@ -122,8 +129,8 @@ func (m *Members) dialBack(ctx context.Context, j join, peer, joiner string) err
 	resp, err := client.Do(req)
 	if names := m.etcd.PeerNames(); resp != nil && !names.Match(resp.TLS.PeerCertificates[0]) {
 		resp.Body.Close()
-		return &member.Refusal{Text: fmt.Sprintf("kubernetes.pem of the new controller is for %s, and etcd here accepts %s: the cluster would shut it out", etcd.SubjectOf(resp.TLS.PeerCertificates[0]), names),
-			Advice: "move kubernetes.pem and its key away there and join again, and the cluster issues them; the token remains valid"}
+		return &member.Refusal{Text: fmt.Sprintf("the certificate of the new controller's etcd is for %s, and etcd here accepts %s: the cluster would shut it out", etcd.SubjectOf(resp.TLS.PeerCertificates[0]), names),
+			Advice: "move etcd.pem (or kubernetes.pem, if there is none) and its key away there and join again, and the cluster issues them; the token remains valid"}
 	}
 	if err != nil {
 		return &member.Refusal{Text: fmt.Sprintf("%s cannot reach the new controller's peer port: %v", m.cfg.Name, err),

@@ -122,7 +122,7 @@ func (m *Members) client() (client *clientv3.Client, server *embed.Etcd, done fu
 	return client, server, func() { client.Close() }, nil
 }
 
-// list returns the members as this controller sees them, with or without a quorum.
+// list returns the members as the leader sees them, or without one as this controller does.
 func (m *Members) list(ctx context.Context) (member.List, error) {
 	client, server, done, err := m.client()
 	if err != nil {
@@ -131,13 +131,14 @@ func (m *Members) list(ctx context.Context) (member.List, error) {
 	defer done()
 	under := m.underWay(ctx, client)
 	self, leader := server.Server.MemberID(), server.Server.Leader()
-	active := m.etcd.Reachable(server)
-	var l member.List
+	m.etcd.AskLeader(ctx)
+	active, says := m.etcd.Participants(server)
+	l := member.List{Seen: says, Elsewhere: m.etcd.Quorum().Elsewhere}
 	for _, e := range server.Server.Cluster().Members() {
 		id := e.ID.String()
 		one := member.Member{
 			Name: e.Name, Address: etcd.PeerHost(e), ID: id, Role: member.Voter,
-			Up: e.ID == self || active[id], Leader: e.ID == leader, Self: e.ID == self,
+			Up: active[id], Leader: e.ID == leader, Self: e.ID == self,
 		}
 		if e.IsLearner {
 			one.Role = member.Learner

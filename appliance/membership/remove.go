@@ -66,15 +66,7 @@ func (m *Members) takeOver(ctx context.Context, server *embed.Etcd) {
 
 // tryTakeOver is takeOver, and returns once this member leads.
 func (m *Members) tryTakeOver(ctx context.Context, server *embed.Etcd) error {
-	leader := server.Server.Cluster().Member(server.Server.Leader())
-	if leader == nil {
-		return etcderrors.ErrNoLeader
-	}
-	tls, err := pki.ClientTLS(m.layout)
-	if err != nil {
-		return err
-	}
-	client, err := clientv3.New(clientv3.Config{Endpoints: leader.ClientURLs, TLS: tls, Context: ctx, Logger: server.Server.Logger()})
+	client, err := m.leaderClient(ctx, server)
 	if err != nil {
 		return err
 	}
@@ -88,6 +80,40 @@ func (m *Members) tryTakeOver(ctx context.Context, server *embed.Etcd) error {
 	return ctx.Err()
 }
 
+// leaderClient returns a client of the leader. The caller must close it.
+func (m *Members) leaderClient(ctx context.Context, server *embed.Etcd) (*clientv3.Client, error) {
+	leader := server.Server.Cluster().Member(server.Server.Leader())
+	if leader == nil {
+		return nil, etcderrors.ErrNoLeader
+	}
+	tls, err := pki.ClientTLS(m.layout)
+	if err != nil {
+		return nil, err
+	}
+	return clientv3.New(clientv3.Config{Endpoints: leader.ClientURLs, TLS: tls, Context: ctx, Logger: server.Server.Logger()})
+}
+
+// throughLeader makes a change of the membership at the leader. etcd judges a change by the
+// connections of the member that is asked, and those of a follower may be cut while the
+// quorum commits.
+func (m *Members) throughLeader(ctx context.Context, server *embed.Etcd, change func(*clientv3.Client) error) error {
+	if server.Server.Leader() == server.Server.MemberID() {
+		return etcderrors.ErrUnhealthy
+	}
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	client, err := m.leaderClient(ctx, server)
+	if err != nil {
+		return etcderrors.ErrUnhealthy
+	}
+	defer client.Close()
+	if err := change(client); err != nil {
+		m.log.Debug("change not made through the leader", "err", err)
+		return etcderrors.ErrUnhealthy
+	}
+	return nil
+}
+
 // removeID removes the member, and retries while etcd finds the members unhealthy.
 func (m *Members) removeID(ctx context.Context, server *embed.Etcd, hex string) error {
 	id, err := strconv.ParseUint(hex, 16, 64)
@@ -96,6 +122,12 @@ func (m *Members) removeID(ctx context.Context, server *embed.Etcd, hex string) 
 	}
 	return retryUnhealthy(ctx, func() error {
 		_, err := server.Server.RemoveMember(ctx, id)
+		if errors.Is(err, etcderrors.ErrUnhealthy) {
+			err = m.throughLeader(ctx, server, func(c *clientv3.Client) error {
+				_, err := c.MemberRemove(ctx, id)
+				return err
+			})
+		}
 		return err
 	})
 }

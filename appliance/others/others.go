@@ -3,7 +3,8 @@
 //
 //	o := others.New(member, log)
 //	server := status.NewServer(status.ServerConfig{Others: o.Controllers, …})
-//	o.Answer(server.Own) // before the member runs
+//	member.UseViews(o)
+//	o.Exchange(server.Own) // before the member runs
 //	go o.Run(ctx)
 //
 // The state passes over etcd's client port (2379), at Path: every controller can reach
@@ -11,6 +12,9 @@
 // is on loopback, Listen opens one for the state alone at the same address. No quorum
 // is needed, but a member serves this port only once it has had a first one. A member
 // that has not answers on its peer port, and then it is known that it waits.
+//
+// A question carries the state of the controller that asks, so that two controllers know
+// each other's state even if only one of them can connect to the other.
 //
 // Each controller is asked on its own, in the background and within a time limit, so that
 // one that does not answer delays neither the page nor the others. A state holds no
@@ -52,6 +56,7 @@ type Others struct {
 	log     *slog.Logger
 	members func() []peer               // the other members of the cluster
 	connect func() (*tls.Config, error) // how to ask them
+	own     func() status.Controller    // the state of this controller; nil until Exchange
 
 	state   http.Handler // answers Path
 	address string       // see Listen
@@ -60,6 +65,7 @@ type Others struct {
 
 	mu        sync.Mutex
 	known     map[uint64]status.Controller // by the member's ID
+	told      map[uint64]time.Time         // when each has last told its state by itself
 	transport *http.Transport              // keeps one connection to each controller; made at first use
 }
 
@@ -72,7 +78,7 @@ type peer struct {
 
 // New makes the Others of a member. It asks nobody before Run.
 func New(member *etcd.Member, log *slog.Logger) *Others {
-	o := &Others{member: member, log: log, known: map[uint64]status.Controller{}}
+	o := &Others{member: member, log: log, known: map[uint64]status.Controller{}, told: map[uint64]time.Time{}}
 	o.members, o.connect = o.membersOfCluster, o.clientTLS
 	return o
 }
@@ -112,17 +118,10 @@ func (o *Others) round(ctx context.Context) {
 	if err != nil {
 		o.log.Debug("the other controllers are not asked", "err", err)
 	}
+	tell := o.ownState()
 	var wait sync.WaitGroup
 	for _, m := range members {
-		wait.Go(func() {
-			state, failed := status.Controller{}, err
-			if failed == nil {
-				state, failed = ask(ctx, t, m)
-			}
-			if ctx.Err() == nil {
-				o.note(m, state, failed)
-			}
-		})
+		wait.Go(func() { o.askOne(ctx, t, err, m, tell) })
 	}
 	wait.Wait()
 	o.mu.Lock()
@@ -130,11 +129,68 @@ func (o *Others) round(ctx context.Context) {
 	for id := range o.known {
 		if !slices.ContainsFunc(members, func(m peer) bool { return m.id == id }) {
 			delete(o.known, id)
+			delete(o.told, id)
 		}
 	}
 }
 
-// note keeps an answer. After a failure the last answer remains, with the reason.
+// askOne asks one member, unless there is no way to ask, and keeps the answer.
+func (o *Others) askOne(ctx context.Context, t *http.Transport, noWay error, m peer, tell []byte) {
+	state, failed := status.Controller{}, noWay
+	if failed == nil {
+		state, failed = ask(ctx, t, m, tell)
+	}
+	if ctx.Err() == nil {
+		o.note(m, state, failed)
+	}
+}
+
+// View implements etcd.Views.
+func (o *Others) View(ctx context.Context, id uint64, fresh bool) (status.Controller, bool) {
+	if fresh {
+		members := o.members()
+		if i := slices.IndexFunc(members, func(m peer) bool { return m.id == id }); i >= 0 {
+			t, err := o.client()
+			o.askOne(ctx, t, err, members[i], o.ownState())
+		}
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	c, known := o.known[id]
+	return c, known && o.current(c)
+}
+
+// Elsewhere implements etcd.Views.
+func (o *Others) Elsewhere(since time.Time) string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, c := range o.known {
+		if c.Leads && o.current(c) && c.Answered.After(since) {
+			return c.Name
+		}
+	}
+	return ""
+}
+
+// Answering implements etcd.Views.
+func (o *Others) Answering() (n int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, c := range o.known {
+		if o.current(c) {
+			n++
+		}
+	}
+	return n
+}
+
+// current tells whether a state is so new that it can be believed. The caller holds mu.
+func (o *Others) current(c status.Controller) bool {
+	return c.Error == "" && time.Since(c.Answered) < 3*every
+}
+
+// note keeps an answer. After a failure the last answer remains, with the reason, unless the
+// member itself has told its state meanwhile.
 func (o *Others) note(m peer, state status.Controller, failed error) {
 	now := time.Now()
 	o.mu.Lock()
@@ -142,6 +198,9 @@ func (o *Others) note(m peer, state status.Controller, failed error) {
 	if failed == nil {
 		state.Answered = now
 		o.known[m.id] = state
+		return
+	}
+	if now.Sub(o.told[m.id]) < every+2*within {
 		return
 	}
 	last := o.known[m.id]

@@ -86,7 +86,7 @@ func (a *authority) serve(cn string, h http.HandlerFunc) (url string) {
 // asker is an Others with these members.
 func (a *authority) asker(members ...peer) *Others {
 	return &Others{
-		log: slog.New(slog.DiscardHandler), known: map[uint64]status.Controller{}, members: func() []peer { return members },
+		log: slog.New(slog.DiscardHandler), known: map[uint64]status.Controller{}, told: map[uint64]time.Time{}, members: func() []peer { return members },
 		connect: func() (*tls.Config, error) {
 			return controllersOnly(&tls.Config{RootCAs: a.pool(), Certificates: []tls.Certificate{a.pair("kubernetes")}}, pki.ControllerNames{CommonNames: []string{"kubernetes"}}), nil
 		},
@@ -189,5 +189,63 @@ func TestSecure(t *testing.T) {
 	got := secure([]string{"http://10.0.0.1:2379", "https://10.0.0.2:2379/x?y", "unix:///run/etcd.sock", "https://", "\x00"})
 	if len(got) != 1 || got[0] != "https://10.0.0.2:2379" {
 		t.Errorf("got %q", got)
+	}
+}
+
+// A controller that cannot be asked, and asks, is known: by what it tells, for as long as it
+// tells it. A state of no member is ignored.
+func TestHear(t *testing.T) {
+	a := newAuthority(t)
+	m := peer{id: 0xc2, name: "c2", clients: []string{"https://" + closedPort(t)}}
+	o := a.asker(m)
+	tell := func(c status.Controller) {
+		data, err := json.Marshal(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o.hear(strings.NewReader(string(data)))
+	}
+	tell(status.Controller{Member: "dd", Health: status.Healthy})
+	o.hear(strings.NewReader("{"))
+	if all := o.Controllers(); len(all) != 0 {
+		t.Fatalf("a state of no member: got %+v", all)
+	}
+	before := time.Now().Add(-time.Second)
+	tell(status.Controller{Name: "liar", Member: "c2", Leads: true, Health: status.Healthy, Peers: []status.Peer{{ID: "c2", Active: true}}})
+	o.round(t.Context())
+	c, known := o.View(t.Context(), m.id, false)
+	if !known || c.Name != "c2" || c.Error != "" || !c.Leads || len(c.Peers) != 1 {
+		t.Errorf("it cannot be asked, and has just told its state: got %+v, %v", c, known)
+	}
+	if got := o.Elsewhere(before); got != "c2" {
+		t.Errorf("the leader of the others: got %q, want c2", got)
+	}
+	if got := o.Elsewhere(time.Now().Add(time.Second)); got != "" {
+		t.Errorf("the leader of the others, told before the loss of the own one: got %q, want none", got)
+	}
+	o.told[m.id] = time.Now().Add(-time.Minute)
+	o.round(t.Context())
+	if _, known := o.View(t.Context(), m.id, false); known {
+		t.Error("it neither answers nor tells its state: got a view")
+	}
+}
+
+// A question carries the state of the controller that asks.
+func TestAskTells(t *testing.T) {
+	a := newAuthority(t)
+	got := make(chan status.Controller, 1)
+	url := a.serve("kubernetes", func(w http.ResponseWriter, r *http.Request) {
+		var c status.Controller
+		_ = json.NewDecoder(r.Body).Decode(&c)
+		got <- c
+		_ = json.NewEncoder(w).Encode(status.Controller{Health: status.Healthy})
+	})
+	o := a.asker(peer{id: 1, name: "c1", clients: []string{url}})
+	o.own = func() status.Controller { return status.Controller{Name: "c0", Member: "c0", Health: status.Degraded} }
+	if _, ok := o.View(t.Context(), 1, true); !ok {
+		t.Error("no view after a question with an answer")
+	}
+	if c := <-got; c.Member != "c0" || c.Health != status.Degraded {
+		t.Errorf("got %+v, want the state of c0", c)
 	}
 }

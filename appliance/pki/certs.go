@@ -12,6 +12,10 @@ const (
 	// itself yet, so a shorter lifetime would only schedule an outage.
 	lifetime = 3653 * 24 * time.Hour
 
+	// adminLife is that of admin.kubeconfig, of which people have copies. Nothing that
+	// runs uses it, so its end is no outage.
+	adminLife = 365 * 24 * time.Hour
+
 	// backdate lets machines whose clocks are slightly behind use a certificate at
 	// once.
 	backdate = 5 * time.Minute
@@ -34,6 +38,8 @@ type row struct {
 	configOnly bool // needed only to make a kubeconfig, which contains a copy
 	publicOnly bool // only its public key is used, which may stand in place of the certificate
 
+	life time.Duration // how long a new one is valid; 0 means lifetime
+
 	given bool   // read and checked, never made
 	dir   string // directory of its files; "" means the data directory
 }
@@ -53,21 +59,26 @@ var (
 	serverAndClient = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
 )
 
+// AdminsGroup is the group of new admin.kubeconfigs. The API server binds it to cluster-admin at
+// each start, so that a lost file can lose its rights: see docs/security.md.
+const AdminsGroup = "kthwd:cluster-admins"
+
 // controllerCN is the common name of every controller's kubernetes.pem, the guide's
-// included. etcd accepts it, so no other certificate may have it: see ControllerNames.
+// included, and of its etcd.pem. etcd accepts it, so no other certificate may have it: see ControllerNames.
 const controllerCN = "kubernetes"
 
 // certificates lists every certificate in the order of the tutorial. A CA precedes
 // the certificates that it signs.
 var certificates = []row{
 	{name: nameCA, cn: "Kubernetes", org: "Kubernetes"},
-	// etcd's peers, and the API server as a client of etcd and kubelets, also use
-	// this certificate. Part 3 binds system:kube-apiserver-to-kubelet to the user
+	// The API server as a client of kubelets also uses this certificate, and etcd where it
+	// has no CA of its own. Part 3 binds system:kube-apiserver-to-kubelet to the user
 	// "kubernetes".
 	{name: NameKubernetes, issuer: nameCA, cn: controllerCN, org: "Kubernetes", uses: serverAndClient,
 		identity: expected, names: serverNames, must: func(s Spec) []string { return s.Local }},
 	{name: NameServiceAccount, issuer: nameCA, cn: "service-accounts", publicOnly: true},
-	{name: NameAdmin, issuer: nameCA, cn: "admin", org: "system:masters", uses: client, configOnly: true},
+	{name: NameAdmin, issuer: nameCA, cn: "admin", org: AdminsGroup, uses: client, configOnly: true, life: adminLife},
+	{name: NameSuperAdmin, issuer: nameCA, cn: "super-admin", org: "system:masters", uses: client, configOnly: true},
 	{name: NameControllerManager, issuer: nameCA, cn: "system:kube-controller-manager",
 		org: "system:kube-controller-manager", uses: client, identity: required, configOnly: true},
 	{name: NameScheduler, issuer: nameCA, cn: "system:kube-scheduler",
@@ -78,9 +89,21 @@ var certificates = []row{
 	{name: NameFrontProxyCA, cn: "front-proxy-ca"},
 	{name: NameFrontProxyClient, issuer: NameFrontProxyCA, cn: "front-proxy-client", uses: client,
 		identity: required},
+	// Nor has it a CA of etcd's own: whatever the cluster's CA signs is a client's
+	// certificate of the API, and no client of etcd. See StageOf.
+	{name: NameEtcdCA, cn: "etcd-ca"},
+	{name: NameEtcd, issuer: NameEtcdCA, cn: controllerCN, org: "Kubernetes", uses: serverAndClient,
+		names: serverNames, must: func(s Spec) []string { return s.Local }},
 }
 
 func (r row) isCA() bool { return r.issuer == "" }
+
+// signsControllers reports whether the CA signs certificates of controllers, so that its
+// key is given to a controller only on demand.
+func (r row) signsControllers() bool { return r.name == nameCA || r.name == NameEtcdCA }
+
+// ownEach reports whether each controller has a certificate of its own, which names it.
+func (r row) ownEach() bool { return r.name == NameKubernetes || r.name == NameEtcd }
 
 // in returns the layout of the row's files.
 func (r row) in(l Layout) Layout {
@@ -95,12 +118,14 @@ type config struct {
 	name   string // base name of its file
 	cert   string // name of the certificate that it contains
 	server func(Spec) string
-	local  bool // used by a program in kthwd, so a loopback server must be this machine's API server
+	with   string // made only where this kubeconfig is missing, too, and before it; "" means always
+	local  bool   // used by a program in kthwd, so a loopback server must be this machine's API server
 	dir    string
 }
 
 // kubeconfigs lists every kubeconfig. One with an empty server is not made.
 var kubeconfigs = []config{
+	{name: NameSuperAdmin, cert: NameSuperAdmin, server: localServer, with: NameAdmin},
 	{name: NameAdmin, cert: NameAdmin, server: localServer},
 	{name: NameControllerManager, cert: NameControllerManager, server: localServer, local: true},
 	{name: NameScheduler, cert: NameScheduler, server: localServer, local: true},

@@ -5,14 +5,17 @@ import "path/filepath"
 // The names of the certificates, for Layout.Cert, Layout.Key and, where there
 // is one, Layout.Kubeconfig.
 const (
-	NameKubernetes        = "kubernetes"              // API server, etcd member and client, kubelet client
+	NameKubernetes        = "kubernetes"              // API server, kubelet client; etcd without a CA of its own
 	NameServiceAccount    = "service-account"         // signs service account tokens
-	NameAdmin             = "admin"                   // system:masters
+	NameAdmin             = "admin"                   // kthwd:cluster-admins, and system:masters in an older directory
+	NameSuperAdmin        = "super-admin"             // system:masters, whatever the bindings: to be kept offline
 	NameControllerManager = "kube-controller-manager" // system:kube-controller-manager
 	NameScheduler         = "kube-scheduler"          // system:kube-scheduler
 	NameHealth            = "kthwd-health"            // client of the health bridge: no rights beyond any authenticated user's
 	NameFrontProxyCA      = "front-proxy-ca"          // signs front-proxy-client, and nothing else
 	NameFrontProxyClient  = "front-proxy-client"      // API server as a client of extension API servers
+	NameEtcdCA            = "etcd-ca"                 // signs etcd, and nothing else
+	NameEtcd              = "etcd"                    // etcd member: to its clients, its peers, and as a client of theirs
 	NameAdminRemote       = "admin-remote"            // a kubeconfig only: admin through Spec.RemoteServer
 )
 
@@ -31,13 +34,20 @@ func (l Layout) CA() string { return l.Cert(nameCA) }
 // CAKey is the key of the cluster's CA.
 func (l Layout) CAKey() string { return l.Key(nameCA) }
 
+// EtcdCA holds the CAs that etcd trusts, in a directory that has it: its own and, while a
+// cluster moves to that, the cluster's.
+func (l Layout) EtcdCA() string { return l.Cert(NameEtcdCA) }
+
+// EtcdCAKey is the key of etcd's own CA.
+func (l Layout) EtcdCAKey() string { return l.Key(NameEtcdCA) }
+
 // Cert is the certificate called name, one of the Name constants.
 func (l Layout) Cert(name string) string { return l.path(name + ".pem") }
 
 // Key is the key of Cert(name).
 func (l Layout) Key(name string) string { return l.path(name + "-key.pem") }
 
-// Kubeconfig is the kubeconfig called name: of NameAdmin, NameAdminRemote,
+// Kubeconfig is the kubeconfig called name: of NameAdmin, NameSuperAdmin, NameAdminRemote,
 // NameControllerManager or NameScheduler.
 func (l Layout) Kubeconfig(name string) string { return l.path(name + ".kubeconfig") }
 
@@ -113,12 +123,12 @@ func (l Layout) Files() []string {
 		filepath.Join(l.Etcd(), "member"), l.Run(), l.Lock(), l.InstanceID(), l.Record(), l.JoinRecord(), l.Names(),
 	}
 	for _, name := range []string{
-		NameKubernetes, NameServiceAccount, NameAdmin, NameControllerManager, NameScheduler,
-		NameHealth, NameFrontProxyCA, NameFrontProxyClient,
+		NameKubernetes, NameServiceAccount, NameAdmin, NameSuperAdmin, NameControllerManager, NameScheduler,
+		NameHealth, NameFrontProxyCA, NameFrontProxyClient, NameEtcdCA, NameEtcd,
 	} {
 		files = append(files, l.Cert(name), l.Key(name))
 	}
-	for _, name := range []string{NameAdmin, NameControllerManager, NameScheduler, NameAdminRemote} {
+	for _, name := range []string{NameAdmin, NameSuperAdmin, NameControllerManager, NameScheduler, NameAdminRemote} {
 		files = append(files, l.Kubeconfig(name))
 	}
 	return files

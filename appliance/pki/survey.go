@@ -54,7 +54,7 @@ type survey struct {
 func newSurvey(l Layout, s Spec) *survey {
 	return &survey{
 		layout: l, spec: s, now: s.now(),
-		rows: certificates, configs: kubeconfigs, documents: documents,
+		rows: rowsOf(l), configs: kubeconfigs, documents: documents,
 		pairs: map[string]pair{}, access: map[string]*access{}, absent: map[string]bool{}, kept: map[string][]string{},
 	}
 }
@@ -236,8 +236,8 @@ func (p *pair) resume(path string) {
 
 func (v *survey) loadConfig(k config) {
 	path := k.path(v.layout)
-	data, there := v.read(path, forTheGroup)
-	if !there && k.server(v.spec) != "" {
+	data, found := v.read(path, forTheGroup)
+	if !found && k.server(v.spec) != "" && (k.with == "" || !there(v.config(k.with).path(v.layout))) {
 		v.absent[path] = true // checkConfig reports it, after the certificates
 	}
 	if data == nil {

@@ -41,9 +41,9 @@ func cis(name string, c config.Controller, l pki.Layout) (set []Arg, without []s
 		// The guide's own way to etcd. Without the profile a socket spares the TLS between two
 		// parts of one process.
 		{"etcd-servers", "https://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(c.EtcdClientPort))},
-		{"etcd-cafile", l.CA()},
-		{"etcd-certfile", l.Cert(pki.NameKubernetes)},
-		{"etcd-keyfile", l.Key(pki.NameKubernetes)},
+		{"etcd-cafile", l.EtcdCA()},
+		{"etcd-certfile", l.Cert(pki.NameEtcd)},
+		{"etcd-keyfile", l.Key(pki.NameEtcd)},
 	}, []string{"runtime-config"}
 }
 
@@ -70,9 +70,9 @@ func StatusAddress(c config.Controller) string {
 	return net.JoinHostPort(c.AdvertiseAddress, strconv.Itoa(c.EtcdClientPort))
 }
 
-// WithEtcdFiles makes an API server that reaches etcd through TLS use the files with which
+// WithEtcdClient makes an API server that reaches etcd through TLS use the files with which
 // etcd's client port is configured.
-func WithEtcdFiles(args, etcd []Arg) []Arg {
+func WithEtcdClient(args, etcd []Arg) []Arg {
 	same := map[string]string{"etcd-cafile": "trusted-ca-file", "etcd-certfile": "cert-file", "etcd-keyfile": "key-file"}
 	for i, a := range args {
 		if file := Value(etcd, same[a.Key]); same[a.Key] != "" && file != "" {

@@ -1,6 +1,7 @@
 package status
 
 import (
+	"cmp"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"kthwd/appliance/cause"
+	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
 	"kthwd/appliance/supervise"
 	"kthwd/appliance/text"
@@ -55,6 +57,7 @@ func Assess(r Report, now time.Time) (Health, []Finding) {
 	var a assessment
 	a.components(r)
 	a.quorum(r)
+	a.cuts(r)
 	a.member(r)
 	a.balancer(r)
 	a.certificates(r, now)
@@ -109,6 +112,12 @@ func (a *assessment) quorum(r Report) {
 	q := r.Quorum
 	switch {
 	case q == nil || q.Members == 0:
+	case q.Leader == "" && q.Elsewhere != "":
+		a.add(Down, kindQuorum, "let this controller and the others reach each other's etcd peer port; no data is lost meanwhile",
+			"%s is cut off from etcd's quorum, which the others have, with the leader %s; nothing can be written here", r.here(), q.Elsewhere)
+	case q.Silent && q.Leader != "":
+		a.add(Down, kindQuorum, "let this controller and the others reach each other's etcd peer port, and look at "+q.Leader+" with kthwd status there",
+			"etcd's leader %s does not answer %s: nothing can be written here", q.Leader, r.here())
 	case q.Leader == "":
 		do := "start the other controllers, and check that they can reach each other's etcd peer port; no data is lost meanwhile"
 		if q.Advice != "" {
@@ -118,11 +127,42 @@ func (a *assessment) quorum(r Report) {
 			"etcd has no quorum: %d of %d members can be reached, %d are needed; nothing can be written", q.Active, q.Members, q.Needed)
 		a.because(r)
 	case q.Active < q.Members:
-		a.add(Degraded, kindMember, "bring it back before another one fails", "%s cannot be reached: %d of %d etcd members are reachable, %d are needed",
-			missing(r.Member), q.Active, q.Members, q.Needed)
+		a.add(Degraded, kindMember, "bring it back before another one fails", "%s cannot be reached: %d of %d etcd members are reachable%s, %d are needed",
+			missing(r.Member), q.Active, q.Members, r.seenBy(), q.Needed)
 		a.because(r)
 	case q.Members%2 == 0:
 		a.add(Healthy, kindEvenMembers, "", "etcd has %d members: one member fewer survives as many failures", q.Members)
+	}
+}
+
+// seenBy names the controller that has counted the members, if it is another one.
+func (r Report) seenBy() string {
+	if q := r.Quorum; q != nil && q.Seen != "" && q.Seen != r.Name {
+		return " from the leader " + q.Seen
+	}
+	return ""
+}
+
+// here is the name of this controller.
+func (r Report) here() string { return cmp.Or(r.Name, "this controller") }
+
+// cuts adds a finding for each member that takes part in the quorum without a connection to
+// this one: the connections are cut in one direction, or between two followers.
+func (a *assessment) cuts(r Report) {
+	if r.Member == nil || r.Quorum == nil || r.Quorum.Leader == "" {
+		return
+	}
+	for _, m := range r.Member.Members {
+		if m.Unheard.IsZero() || !m.Active {
+			continue
+		}
+		but := fmt.Sprintf("%s takes part in the quorum that %s leads", m.Name, r.Quorum.Leader)
+		if m.Leader {
+			but = m.Name + " leads and commits"
+		}
+		a.add(Degraded, kindPeerCut, fmt.Sprintf("let %s reach the etcd peer port at %s; requests are served meanwhile", r.here(), strings.Join(m.URLs, ", ")),
+			"%s does not hear %s, but %s", r.here(), m.Name, but)
+		a.since(m.Unheard)
 	}
 }
 
@@ -230,12 +270,12 @@ func (a *assessment) balancer(r Report) {
 		switch b.State {
 		case "ready", "slow_start":
 			ready++
-		case "not_ready", "dead":
+		case "not_ready", "dead", "unresolved":
 			why := b.Reason
 			if why == "" {
 				why = b.LastCheck
 			}
-			bad = append(bad, b.Address+" is "+b.State+" ("+why+")")
+			bad = append(bad, nameOf(b)+" is "+b.State+" ("+why+")")
 		case "unknown":
 			hoped++
 		}
@@ -246,12 +286,26 @@ func (a *assessment) balancer(r Report) {
 	case len(bad) > 0:
 		a.add(Degraded, kindBackends, adviceOnBackends(s.Backends, "run kthwd status there"), "%d of %d backends are not ready: %s", len(bad), len(s.Backends), strings.Join(bad, ", "))
 	}
+	for _, n := range s.Names {
+		if n.Problem != "" && n.Addresses > 0 { // one without is among the backends
+			a.add(Healthy, kindBackendName, "correct the records of that name; its other addresses stay in use", "the name %s: %s", n.Name, n.Problem)
+			a.since(n.Since)
+		}
+	}
 	if s.Held > 0 {
 		a.add(Degraded, kindHeld, "", "%d clients wait for a backend", s.Held)
 	}
 	if s.Discovery != nil && s.Discovery.Error != "" {
 		a.add(Healthy, kindDiscovery, "the last list stays in force until an API server answers", "no API server returns the list of backends: %s", s.Discovery.Error)
 	}
+}
+
+// nameOf is the address of a backend, with the configured name it comes from.
+func nameOf(b lb.BackendStatus) string {
+	if b.Name == "" {
+		return b.Address
+	}
+	return b.Address + " of " + b.Name
 }
 
 // adviceOnBackends adds advice about a bad certificate, with which kthwd status on the
@@ -270,6 +324,8 @@ func (a *assessment) certificates(r Report, now time.Time) {
 		case c.Problem != "":
 			a.add(Degraded, cause.Certificate, "", "%s: %s", c.File, c.Problem)
 		case c.Use == "signing": // only the key in it is used
+		case left <= 0 && file == pki.NameAdmin+".kubeconfig": // people have it, and nothing that runs
+			a.add(Degraded, cause.Certificate, renew(c), "%s (%s) expired on %s", file, c.Subject, c.NotAfter.UTC().Format(time.DateOnly))
 		case left <= 0:
 			a.add(Down, cause.Certificate, renew(c), "%s (%s) expired on %s", file, c.Subject, c.NotAfter.UTC().Format(time.DateOnly))
 		case left < certSoon:

@@ -61,6 +61,25 @@ func TestAssess(t *testing.T) {
 			r.Quorum.Active = 2
 			r.Member.Members[1].Active = false
 		}), Degraded, "two cannot be reached: 2 of 3 etcd members are reachable, 2 are needed", "before another one fails"},
+		"cut off from the others' quorum": {change(func(r *Report) {
+			r.Ready = false
+			r.Name, r.Quorum = "one", &Quorum{Members: 3, Needed: 2, Active: 1, Elsewhere: "two"}
+		}), Down, "one is cut off from etcd's quorum, which the others have, with the leader two", "reach each other's etcd peer port"},
+		"a leader that does not answer": {change(func(r *Report) {
+			r.Name, r.Quorum.Leader, r.Quorum.Silent = "one", "two", true
+		}), Down, "etcd's leader two does not answer one", ""},
+		"a cut in one direction": {change(func(r *Report) {
+			r.Name, r.Quorum.Leader, r.Member.Leader = "one", "two", false
+			r.Member.Members[0].Leader, r.Member.Members[1].Leader, r.Member.Members[1].Unheard = false, true, noon
+		}), Degraded, "one does not hear two, but two leads and commits", "requests are served meanwhile"},
+		"a cut between followers": {change(func(r *Report) {
+			r.Name, r.Quorum.Leader = "one", "two"
+			r.Member.Members[2].Unheard = noon
+		}), Degraded, "one does not hear three, but three takes part in the quorum that two leads", "etcd peer port at"},
+		"a member that the leader misses": {change(func(r *Report) {
+			r.Quorum.Leader, r.Quorum.Seen, r.Quorum.Active = "two", "two", 2
+			r.Member.Members[2].Active = false
+		}), Degraded, "three cannot be reached: 2 of 3 etcd members are reachable from the leader two", "before another one fails"},
 		"an even number":   {change(func(r *Report) { r.Quorum.Members, r.Quorum.Active = 4, 4 }), Healthy, "etcd has 4 members", ""},
 		"a slow disk":      {change(func(r *Report) { r.Member.Fsync.P99 = 184 * time.Millisecond }), Healthy, "etcd fsync p99 is 184 ms; the disk is too slow", "--etcd-data-dir"},
 		"a very slow disk": {change(func(r *Report) { r.Member.Fsync.P99 = 600 * time.Millisecond }), Degraded, "etcd fsync p99 is 600 ms; the disk is too slow", ""},
@@ -80,12 +99,15 @@ func TestAssess(t *testing.T) {
 		"one slow call": {change(func(r *Report) {
 			r.Member.Fsync = Latency{P99: 2 * time.Second, Count: 50, Slow: 1, Spent: 3 * time.Second, Window: time.Minute}
 		}), Healthy, "", ""},
-		"a few fsyncs":                      {change(func(r *Report) { r.Member.Fsync = Latency{P99: time.Second, Count: 3} }), Healthy, "", ""},
-		"nearly full":                       {change(func(r *Report) { r.Member.Size = 7 << 30 }), Degraded, "etcd's database is at 7.0 GiB of 8.0 GiB", "kthwd etcd space"},
-		"full":                              {change(func(r *Report) { r.Member.Size, r.Member.Alarms = 8<<30, []string{"NOSPACE"} }), Down, "etcd has the alarm NOSPACE", "kthwd etcd space"},
-		"29 days":                           {change(func(r *Report) { r.Certificates[0].NotAfter = noon.Add(29 * 24 * time.Hour) }), Healthy, "ca.pem (CN=ca) expires in 29 days", ""},
-		"6 days":                            {change(func(r *Report) { r.Certificates[0].NotAfter = noon.Add(6 * 24 * time.Hour) }), Degraded, "ca.pem (CN=ca) expires in 6d0h", ""},
-		"expired":                           {change(func(r *Report) { r.Certificates[0].NotAfter = noon }), Down, "ca.pem (CN=ca) expired on 2026-01-02", ""},
+		"a few fsyncs": {change(func(r *Report) { r.Member.Fsync = Latency{P99: time.Second, Count: 3} }), Healthy, "", ""},
+		"nearly full":  {change(func(r *Report) { r.Member.Size = 7 << 30 }), Degraded, "etcd's database is at 7.0 GiB of 8.0 GiB", "kthwd etcd space"},
+		"full":         {change(func(r *Report) { r.Member.Size, r.Member.Alarms = 8<<30, []string{"NOSPACE"} }), Down, "etcd has the alarm NOSPACE", "kthwd etcd space"},
+		"29 days":      {change(func(r *Report) { r.Certificates[0].NotAfter = noon.Add(29 * 24 * time.Hour) }), Healthy, "ca.pem (CN=ca) expires in 29 days", ""},
+		"6 days":       {change(func(r *Report) { r.Certificates[0].NotAfter = noon.Add(6 * 24 * time.Hour) }), Degraded, "ca.pem (CN=ca) expires in 6d0h", ""},
+		"expired":      {change(func(r *Report) { r.Certificates[0].NotAfter = noon }), Down, "ca.pem (CN=ca) expired on 2026-01-02", ""},
+		"expired, and only people use it": {change(func(r *Report) {
+			r.Certificates[0].NotAfter, r.Certificates[0].File, r.Certificates[0].Use = noon, "/var/lib/kubernetes/admin.kubeconfig", "client"
+		}), Degraded, "admin.kubeconfig (CN=ca) expired on 2026-01-02", "kthwd pki init"},
 		"expired, and only its key is used": {change(func(r *Report) { r.Certificates[0].NotAfter, r.Certificates[0].Use = noon, "signing" }), Healthy, "", ""},
 		"no certificate":                    {change(func(r *Report) { r.Certificates[0].Problem = "permission\ndenied" }), Degraded, "/d/ca.pem: permission denied", ""},
 		"stopping":                          {change(func(r *Report) { r.Ready, r.Reason = false, "stopping" }), Down, "not ready: stopping", ""},

@@ -19,10 +19,12 @@ const (
 	kindNotReady    = "not_ready"
 	kindQuorum      = "quorum"
 	kindMember      = "member"
+	kindPeerCut     = "peer_cut"
 	kindEvenMembers = "even_members"
 	kindFsync       = "fsync"
 	kindEtcdAlarm   = "etcd_alarm"
 	kindBackends    = "backends"
+	kindBackendName = "backend_name"
 	kindHeld        = "held_clients"
 	kindDiscovery   = "discovery"
 )
@@ -34,6 +36,7 @@ var Kinds = []struct{ Kind, Means string }{
 	{kindNotReady, "the process is not ready, without a component that explains it"},
 	{kindQuorum, "etcd has no quorum"},
 	{kindMember, "a member of etcd cannot be reached"},
+	{kindPeerCut, "a member of etcd takes part in the quorum, and this controller cannot connect to it"},
 	{kindEvenMembers, "etcd has an even number of members"},
 	{kindFsync, "the disk under etcd is slow"},
 	{kindEtcdAlarm, "etcd has an alarm other than the one about space"},

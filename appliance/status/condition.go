@@ -111,8 +111,10 @@ func worse(a, b string) string {
 	return b
 }
 
-// lacksQuorum reports whether etcd has members and no leader.
-func (r Report) lacksQuorum() bool { return r.Quorum != nil && r.Quorum.Leader == "" }
+// lacksQuorum reports whether etcd has members, and no leader that answers.
+func (r Report) lacksQuorum() bool {
+	return r.Quorum != nil && (r.Quorum.Leader == "" || r.Quorum.Silent)
+}
 
 // concerns reports whether a finding is about a component: its text begins with the name.
 func (f Finding) concerns(component string) bool {

@@ -25,11 +25,21 @@ type Controller struct {
 	Ready      bool      `json:"ready"`
 	Reason     string    `json:"reason,omitempty"` // why it is not ready
 	Leader     string    `json:"leader,omitempty"` // of etcd, in its view
+	Member     string    `json:"member,omitempty"` // ID of its etcd member
+	Leads      bool      `json:"leads,omitempty"`  // it leads etcd
+	Peers      []Peer    `json:"peers,omitempty"`  // the members in its view
 	Started    time.Time `json:"started,omitzero"`
 	Findings   []Finding `json:"findings,omitempty"` // worst first
 	Answered   time.Time `json:"answered,omitzero"`  // when it gave this answer; zero for never
 	Error      string    `json:"error,omitempty"`    // why it does not answer now; the rest is from its last answer
 	ErrorSince time.Time `json:"errorSince,omitzero"`
+}
+
+// Peer is a member of etcd in the view of one controller.
+type Peer struct {
+	ID      string `json:"id"`
+	Active  bool   `json:"active"`            // it takes part in the quorum
+	Unheard bool   `json:"unheard,omitempty"` // it does, without a connection to that controller
 }
 
 // Cluster is the state of all controllers of the cluster.
@@ -53,6 +63,12 @@ func ControllerOf(r Report) Controller {
 	if r.Quorum != nil {
 		c.Leader = r.Quorum.Leader
 	}
+	if r.Member != nil {
+		c.Member, c.Leads = r.Member.ID, r.Member.Leader
+		for _, m := range r.Member.Members[:min(len(r.Member.Members), maxPassed)] {
+			c.Peers = append(c.Peers, Peer{ID: m.ID, Active: m.Active, Unheard: !m.Unheard.IsZero()})
+		}
+	}
 	return c
 }
 
@@ -60,11 +76,16 @@ func ControllerOf(r Report) Controller {
 // text of limited length, and nothing that only this controller knows.
 func (c Controller) From(name string) Controller {
 	c.Name, c.Here, c.Answered, c.Error, c.ErrorSince = name, false, time.Time{}, "", time.Time{}
-	for _, s := range []*string{&c.Name, &c.Version, &c.Kubernetes, &c.Etcd, &c.Reason, &c.Leader} {
+	for _, s := range []*string{&c.Name, &c.Version, &c.Kubernetes, &c.Etcd, &c.Reason, &c.Leader, &c.Member} {
 		*s = clip(*s)
 	}
 	if _, known := rank[c.Health]; !known {
 		c.Health = Down
+	}
+	peers := c.Peers
+	c.Peers = nil
+	for _, p := range peers[:min(len(peers), maxPassed)] {
+		c.Peers = append(c.Peers, Peer{ID: clip(p.ID), Active: p.Active, Unheard: p.Unheard})
 	}
 	findings := c.Findings
 	c.Findings = nil

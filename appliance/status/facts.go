@@ -24,7 +24,7 @@ func quorumFact(r Report) fact {
 	q := r.Quorum
 	f := fact{Name: "etcd quorum", Tone: "good", Word: fmt.Sprintf("%d of %d members", q.Active, q.Members), Text: fmt.Sprintf("%d needed", q.Needed)}
 	switch {
-	case q.Leader == "":
+	case r.lacksQuorum():
 		f.Tone, f.Text = "bad", fmt.Sprintf("no quorum, %d needed", q.Needed)
 	case q.Active < q.Members:
 		f.Tone = "warn"

@@ -56,9 +56,10 @@ var (
 
 	votersDesc   = desc("etcd_members", "Voting members of the etcd cluster.")
 	learnersDesc = desc("etcd_learners", "Members of the etcd cluster that do not vote yet.")
-	activeDesc   = desc("etcd_members_active", "Voting members that this one is connected to, itself included.")
+	activeDesc   = desc("etcd_members_active", "Voting members that take part in the quorum as the leader sees it; without a leader those that this one is connected to, itself included.")
+	unheardDesc  = desc("etcd_members_unheard", "Members that take part in the quorum, although this one cannot connect to them.")
 	neededDesc   = desc("etcd_members_needed", "Voting members that must agree to a write.")
-	quorumDesc   = desc("etcd_quorum", "1 while this member has a leader.")
+	quorumDesc   = desc("etcd_quorum", "1 while this member has a leader that answers it.")
 	leadDesc     = desc("etcd_leader", "1 while this member leads.")
 	termDesc     = desc("etcd_raft_term", "Raft term, which increases with each election.")
 	sizeDesc     = desc("etcd_db_size_bytes", "Size of the database's file.")
@@ -114,7 +115,7 @@ func (c reportCollector) Collect(ch chan<- prometheus.Metric) {
 		out.gauge(votersDesc, float64(q.Members))
 		out.gauge(activeDesc, float64(q.Active))
 		out.gauge(neededDesc, float64(q.Needed))
-		out.gauge(quorumDesc, number(q.Leader != ""))
+		out.gauge(quorumDesc, number(!r.lacksQuorum()))
 	}
 	if r.Member != nil {
 		out.member(*r.Member)
@@ -204,13 +205,17 @@ func (s series) certificates(all []Certificate) {
 }
 
 func (s series) member(m Member) {
-	learners := 0
+	learners, unheard := 0, 0
 	for _, p := range m.Members {
 		if p.Learner {
 			learners++
 		}
+		if p.Active && !p.Unheard.IsZero() {
+			unheard++
+		}
 	}
 	s.gauge(learnersDesc, float64(learners))
+	s.gauge(unheardDesc, float64(unheard))
 	s.gauge(leadDesc, number(m.Leader))
 	s.gauge(termDesc, float64(m.Term))
 	s.gauge(sizeDesc, float64(m.Size))

@@ -27,13 +27,14 @@ type Member struct {
 
 // MemberInfo is one member of the cluster, as this controller's member sees it.
 type MemberInfo struct {
-	ID      string   `json:"id"`
-	Name    string   `json:"name"` // empty until it has started
-	URLs    []string `json:"urls"`
-	Learner bool     `json:"learner,omitempty"`
-	Local   bool     `json:"local,omitempty"`
-	Leader  bool     `json:"leader,omitempty"`
-	Active  bool     `json:"active"` // connected
+	ID      string    `json:"id"`
+	Name    string    `json:"name"` // empty until it has started
+	URLs    []string  `json:"urls"`
+	Learner bool      `json:"learner,omitempty"`
+	Local   bool      `json:"local,omitempty"`
+	Leader  bool      `json:"leader,omitempty"`
+	Active  bool      `json:"active"`                // takes part in the quorum, as the leader sees it; without a leader: connected
+	Unheard time.Time `json:"unheardSince,omitzero"` // since when it takes part without a connection to this controller
 }
 
 // Latency is how long an operation has taken recently.

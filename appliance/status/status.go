@@ -54,13 +54,16 @@ type Report struct {
 
 // Quorum is the state of etcd's quorum.
 type Quorum struct {
-	Members int    `json:"members"`           // voting members
-	Needed  int    `json:"needed"`            // voting members needed for a write
-	Active  int    `json:"active"`            // voting members that this member is connected to, itself included
-	Leader  string `json:"leader,omitempty"`  // name of the leader; empty when none is known
-	Note    string `json:"note,omitempty"`    // a further remark, one line
-	Warning string `json:"warning,omitempty"` // about a number of members that is probably a mistake
-	Advice  string `json:"advice,omitempty"`  // what remains to be done when the other members do not return
+	Members   int    `json:"members"`                   // voting members
+	Needed    int    `json:"needed"`                    // voting members needed for a write
+	Active    int    `json:"active"`                    // voting members that take part, as the leader sees it; without a leader those that this member reaches, itself included
+	Leader    string `json:"leader,omitempty"`          // name of the leader; empty when none is known
+	Seen      string `json:"seenBy,omitempty"`          // name of the controller that counted Active
+	Silent    bool   `json:"silentLeader,omitempty"`    // the leader confirms no read of this member's
+	Elsewhere string `json:"leaderElsewhere,omitempty"` // the leader that other controllers have while this one has none
+	Note      string `json:"note,omitempty"`            // a further remark, one line
+	Warning   string `json:"warning,omitempty"`         // about a number of members that is probably a mistake
+	Advice    string `json:"advice,omitempty"`          // what remains to be done when the other members do not return
 }
 
 // WriteTable writes a Report for people, with ages as of now.
@@ -123,12 +126,15 @@ func (r Report) components(now time.Time, p func(colour, string) string) table {
 
 func (q Quorum) line(p func(colour, string) string) string {
 	state := p(green, "quorum")
-	if q.Active < q.Needed || q.Leader == "" {
+	if q.Leader == "" || q.Silent {
 		state = p(red, "no quorum")
 	}
 	line := fmt.Sprintf("etcd: %s, %d of %d members active, %d needed", state, q.Active, q.Members, q.Needed)
 	if q.Leader != "" {
 		line += ", leader " + text.Line(q.Leader)
+	}
+	if q.Silent {
+		line += ", which does not answer this controller"
 	}
 	if q.Note != "" {
 		line += "; " + text.Line(q.Note)

@@ -66,9 +66,17 @@ func memberTable(r Report) table {
 			size, inUse = text.Bytes(r.Member.Size), text.Bytes(r.Member.InUse)
 			fsync = r.Member.Fsync.P99.Round(10 * time.Microsecond).String()
 		}
-		t = t.add(m.Name, m.ID, strings.Join(m.URLs, ","), m.role(), yes(m.Active), size, inUse, fsync)
+		t = t.add(m.Name, m.ID, strings.Join(m.URLs, ","), m.role(), m.connected(), size, inUse, fsync)
 	}
 	return t
+}
+
+// connected tells whether a member takes part, and whether this controller hears it.
+func (m MemberInfo) connected() string {
+	if m.Active && !m.Unheard.IsZero() {
+		return "not from here"
+	}
+	return yes(m.Active)
 }
 
 // role returns the role of a member in one word.

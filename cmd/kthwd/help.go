@@ -121,7 +121,7 @@ func writeRootHelp(w io.Writer, root *cobra.Command) {
 func writeVerbs(w io.Writer, verb *cobra.Command, prefix string) {
 	name := prefix + verb.Name()
 	if !verb.HasSubCommands() {
-		fmt.Fprintf(w, "  %-15s  %s\n", name, verb.Short)
+		fmt.Fprintf(w, "  %-17s  %s\n", name, verb.Short)
 	}
 	for _, below := range verb.Commands() {
 		writeVerbs(w, below, name+" ")
@@ -157,7 +157,7 @@ func (a *app) writeVerbHelp(cmd *cobra.Command, l *config.Loader) {
 	if len(verbs(cmd)) > 0 {
 		b.WriteString("\nVerbs:\n")
 		for _, c := range cmd.Commands() {
-			fmt.Fprintf(&b, "  %-12s %s\n", c.Name(), c.Short)
+			fmt.Fprintf(&b, "  %-13s %s\n", c.Name(), c.Short)
 		}
 	}
 	own, all := ownFlags(cmd, l)

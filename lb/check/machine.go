@@ -87,8 +87,9 @@ func (m *machine) see(r Result, covers uint64, now time.Time) {
 		m.s.CertExpiry = r.CertExpiry
 	}
 	reason := r.reason()
+	m.s.LastReason = ""
 	if m.lastBad = r.Kind != KindOK; m.lastBad {
-		m.s.SuspectReason = reason
+		m.s.SuspectReason, m.s.LastReason = reason, reason
 	} else {
 		m.cleared = covers
 	}
@@ -111,15 +112,17 @@ func (m *machine) count(v verdict, now time.Time) {
 		if m.goods++; m.goods == 1 {
 			m.goodSince = now
 		}
-		m.bads, m.answers, m.fails = 0, 0, 0
+		m.bads, m.answers, m.fails, m.s.FailingSince = 0, 0, 0, time.Time{}
 		return
 	}
 	m.goods = 0
 	m.bads++
 	if v == answered {
-		m.answers, m.fails = m.answers+1, 0
-	} else {
-		m.answers, m.fails = 0, m.fails+1
+		m.answers, m.fails, m.s.FailingSince = m.answers+1, 0, time.Time{}
+		return
+	}
+	if m.answers, m.fails = 0, m.fails+1; m.fails == 1 {
+		m.s.FailingSince = now
 	}
 }
 

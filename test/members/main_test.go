@@ -1,0 +1,116 @@
+// Package members tries what three controllers know of each other when the network between
+// them is cut in single directions, or their addresses change. Each is a process in a
+// network of its own with the real etcd member, membership and status, without Kubernetes'
+// programs: it starts within a second.
+package members
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+	"testing"
+
+	"github.com/spf13/pflag"
+
+	"kthwd/appliance/config"
+	"kthwd/appliance/datadir"
+	"kthwd/appliance/etcd"
+	"kthwd/appliance/logging"
+	"kthwd/appliance/membership"
+	"kthwd/appliance/others"
+	"kthwd/appliance/pki"
+	"kthwd/appliance/program"
+	"kthwd/appliance/status"
+	"kthwd/appliance/supervise"
+	"kthwd/test/lbtest"
+)
+
+func TestMain(m *testing.M) {
+	lbtest.Main(m, map[string]lbtest.Helper{"controller": runController})
+}
+
+// runController runs what a controller has of a cluster, with the configuration file args[0],
+// until SIGTERM.
+func runController(args []string) error {
+	if len(args) != 1 {
+		return errors.New("want a configuration file")
+	}
+	cfg, err := readConfig(args[0])
+	if err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	l := cfg.Layout()
+	lock, err := datadir.Lock(l)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if _, err := pki.Ensure(l, cfg.PKISpec()); err != nil {
+		return err
+	}
+	sockets, err := datadir.NewSockets(l)
+	if err != nil {
+		return err
+	}
+	defer sockets.Close()
+	logs, err := logging.New(os.Stderr, logging.Text, nil)
+	if err != nil {
+		return err
+	}
+	return runMember(ctx, cfg, l, sockets, logs)
+}
+
+func readConfig(file string) (config.Controller, error) {
+	loader := config.NewLoader()
+	flags := pflag.NewFlagSet("controller", pflag.ContinueOnError)
+	loader.AddFlags(flags)
+	if err := errors.Join(flags.Parse([]string{"--config=" + file}), loader.Load()); err != nil {
+		return config.Controller{}, err
+	}
+	if err := loader.Resolve(); err != nil {
+		return config.Controller{}, err
+	}
+	return loader.Config.Controller, loader.Validate()
+}
+
+// runMember is the part of appliance.Run that needs no Kubernetes.
+func runMember(ctx context.Context, cfg config.Controller, l pki.Layout, sockets *datadir.Sockets, logs *logging.Logs) error {
+	member, err := etcd.New(etcd.Config{
+		Args: program.EtcdArgs(cfg, l, sockets.Etcd), Log: logs.Logger(program.Etcd), HadQuorum: true, HadOthers: true,
+	})
+	if err != nil {
+		return err
+	}
+	if err := member.AdmitControllers(l.CA()); err != nil {
+		return err
+	}
+	members := membership.New(membership.Config{
+		Etcd: member, Controller: cfg, Layout: l, Version: "v0.1.0-dev", Prefix: "/registry", Log: logs.Logger(membership.Name),
+	})
+	o := others.New(member, slog.New(slog.DiscardHandler))
+	member.UseViews(o)
+	g := supervise.New(logs.Logger("kthwd"))
+	server := status.NewServer(status.ServerConfig{
+		Socket: sockets.Control, Logs: logs, Others: o.Controllers, Private: members.Private(),
+		Report: func() status.Report {
+			isReady, reason := g.Ready()
+			quorum := member.Quorum()
+			return status.Report{PID: os.Getpid(), Name: cfg.Name, Ready: isReady, Reason: reason, Components: g.Status(), Quorum: &quorum, Member: member.Member()}
+		},
+	})
+	o.Exchange(server.Own)
+	first := g.Add(server)
+	g.Add(members, g.Add(member, first))
+	go o.Run(ctx)
+	if err := g.Run(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "error:", err)
+		return err
+	}
+	return nil
+}
