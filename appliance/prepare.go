@@ -81,6 +81,9 @@ func (p *prepared) check() (err error) {
 		if p.lock, err = datadir.Lock(p.layout); err != nil {
 			return err
 		}
+		if err := p.finishRestore(); err != nil {
+			return err
+		}
 	}
 	if err := p.guard(); err != nil {
 		return err
@@ -105,6 +108,15 @@ func (p *prepared) warnOfLittleMemory() {
 	if r := preflight.Memory(tune.UsableMemory()); r.Verdict == preflight.Fail {
 		p.log.Warn("too little memory: the kernel is likely to end this process", "usable", r.Found, "needs-mib", preflight.NeedsMemory>>20, "hint", r.Do)
 	}
+}
+
+// finishRestore ends a restore that was interrupted when it could no longer be undone.
+func (p *prepared) finishRestore() error {
+	done, err := datadir.FinishRestore(p.layout)
+	if done {
+		p.log.Info("the restore of a backup, which was interrupted, is finished", "dir", p.layout.Dir)
+	}
+	return err
 }
 
 // beginRun reads the record of the run before, and begins that of this one.
