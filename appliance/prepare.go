@@ -169,8 +169,8 @@ func (p *prepared) make() (err error) {
 
 // commandLines makes the command lines with the real paths.
 func (p *prepared) commandLines() error {
-	if tracing := program.TracingConfig(p.cfg); tracing != nil {
-		if _, err := p.writeRun(filepath.Base(p.layout.Tracing()), tracing); err != nil {
+	for path, data := range program.RunFiles(p.cfg, p.layout) {
+		if _, err := p.writeRun(filepath.Base(path), data); err != nil {
 			return err
 		}
 	}

@@ -73,6 +73,7 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 		},
 	})
 	p.others.Exchange(server.Own)
+	p.others.Listen(program.StatusAddress(p.cfg))
 	return server
 }
 

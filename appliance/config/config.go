@@ -67,6 +67,8 @@ type Controller struct {
 	BackupRecipients []string      // age recipients; none means archives without secrets
 	BackupHook       string        // a program that is run after each backup; empty means none
 
+	Profile string // ProfileGuide or ProfileCIS: which flags the programs get
+
 	TracingEndpoint string // HOST:PORT of an OpenTelemetry collector, gRPC without TLS; empty means no traces
 
 	// Flags for the programs, each "key=value". They override kthwd's own.
@@ -75,6 +77,12 @@ type Controller struct {
 	ControllerManagerArgs []string
 	SchedulerArgs         []string
 }
+
+// The values of Profile.
+const (
+	ProfileGuide = "guide" // what the guide names stays as the guide has it
+	ProfileCIS   = "cis"   // the CIS benchmark's values where the guide contradicts it
+)
 
 // The values of InitialClusterState.
 const (
@@ -106,6 +114,7 @@ func Default() Config {
 			BackupKeep:            8,
 			ServiceClusterIPRange: "10.32.0.0/24",
 			ClusterCIDR:           "10.200.0.0/16",
+			Profile:               ProfileGuide,
 		},
 	}
 }

@@ -96,6 +96,7 @@ func (l *Loader) settings() []setting {
 		{"backup-recipient", RoleController, groupBackup, "RECIPIENT", "age recipient (age1…, or a file with one a line) for which the archives are encrypted; repeatable. Without one, private keys and the encryption configuration are left out.", (*commaList)(&k.BackupRecipients)},
 		{"backup-hook", RoleController, groupBackup, "FILE", "Program that is run with the path of each new archive of the schedule, for at most 10 minutes, for example to copy it to another machine. Its failure is logged and counted.", &k.BackupHook},
 
+		{"profile", RoleController, groupPrograms, "PROFILE", "Which flags the programs get: guide keeps what the guide names; cis sets what the CIS benchmark and the STIG want in its place, such as ports on loopback, no alpha APIs and Pod Security. It can be changed on a running cluster, one controller after the other.", &k.Profile},
 		{"tracing-endpoint", RoleController, groupPrograms, "HOST:PORT", "OpenTelemetry collector to which etcd and kube-apiserver send traces, one request in a hundred, by OTLP over gRPC without TLS. Empty sends none.", &k.TracingEndpoint},
 		{"etcd-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag for etcd; overrides kthwd's own, or takes it out: KEY-; repeatable.", (*repeated)(&k.EtcdArgs)},
 		{"kube-apiserver-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag for kube-apiserver; overrides kthwd's own, or takes it out: KEY-; repeatable.", (*repeated)(&k.APIServerArgs)},
@@ -240,6 +241,8 @@ func Values(name string) []string {
 	switch name {
 	case "role":
 		return []string{RoleController, RoleLB, RoleController + "," + RoleLB}
+	case "profile":
+		return []string{ProfileGuide, ProfileCIS}
 	case "initial-cluster-state":
 		return []string{StateNew, StateExisting}
 	case "log-format":

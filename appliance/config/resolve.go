@@ -170,9 +170,13 @@ func (c Controller) PKISpec() pki.Spec {
 	if ip, err := netip.ParseAddr(c.BindAddress); err == nil && !ip.IsUnspecified() {
 		addresses = append(addresses, c.BindAddress)
 	}
+	local := []string{c.AdvertiseAddress, c.LocalAddress()}
+	if c.Profile == ProfileCIS {
+		local = append(local, "127.0.0.1") // the API server reaches etcd there
+	}
 	return pki.Spec{
 		Addresses: unique(append(addresses, c.SubjectAltNames...)),
-		Local:     unique([]string{c.AdvertiseAddress, c.LocalAddress()}),
+		Local:     unique(local),
 		ServiceIP: c.ServiceIP(),
 		Server:    c.LocalServer(),
 	}

@@ -131,6 +131,9 @@ func (v *validator) controller(c Controller) []listener {
 	listeners := v.listeners(c)
 	v.ranges(c)
 	v.backup(c)
+	if c.Profile != ProfileGuide && c.Profile != ProfileCIS {
+		v.add("profile", "%q is no profile: want %s or %s", c.Profile, ProfileGuide, ProfileCIS)
+	}
 	v.tracing(c.TracingEndpoint)
 	v.args("etcd-arg", c.EtcdArgs)
 	v.args("kube-apiserver-arg", c.APIServerArgs)
