@@ -90,6 +90,7 @@ func (a *Server) assemble(config *apiapp.Config) (*built, error) {
 	a.keepWebhooks(config.KubeAPIs.ControlPlane.VersionedInformers)
 	s := &built{identity: who}
 	front := &config.Aggregator.GenericConfig.Config
+	front.Authorization.Authorizer = waitForRights(front.Authorization.Authorizer, config.KubeAPIs.ControlPlane.VersionedInformers)
 	front.BuildHandlerChainFunc = bounded(a.fences.Wrap(s.chained(front.BuildHandlerChainFunc)))
 	completed, err := config.Complete()
 	if err != nil {

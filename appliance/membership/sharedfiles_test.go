@@ -25,8 +25,8 @@ func TestSharedFiles(t *testing.T) {
 	ours, other := made(), made()
 
 	known, misfits, err := fingerprints{}.with(ours, all)
-	if err != nil || len(misfits) > 0 || known == nil || len(known.Files) != 4 {
-		t.Fatalf("the first controller: got %+v, %v, %v; want four files", known, misfits, err)
+	if err != nil || len(misfits) > 0 || known == nil || len(known.Files) != 5 {
+		t.Fatalf("the first controller: got %+v, %v, %v; want five files", known, misfits, err)
 	}
 	if next, misfits, err := known.with(ours, all); next != nil || len(misfits) > 0 || err != nil {
 		t.Errorf("the same files: got %+v, %v, %v; want nothing new", next, misfits, err)

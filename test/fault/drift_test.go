@@ -24,8 +24,15 @@ func TestDrift(t *testing.T) {
 	stop(t, c, syscall.SIGTERM, 0)
 	attempt{dir: c.Dir, ports: c.Ports, args: []string{"--kube-apiserver-arg=etcd-prefix=/other"}}.run(t).
 		check(t, 1, "etcd-prefix", "nothing below /other/", "/registry/", "empty cluster")
-	attempt{dir: c.Dir, ports: c.Ports, args: []string{"--advertise-address=127.0.0.2"}}.run(t).
-		check(t, 1, "reissue it with this address", "kubernetes.pem: not valid for 127.0.0.2", "127.0.0.1")
+	moved := attempt{dir: c.Dir, ports: c.Ports, args: []string{"--advertise-address=127.0.0.2"}}.run(t)
+	if problems, hints := moved.errorLines(); moved.code != 1 || len(problems) != 2 || len(hints) == 0 {
+		t.Errorf("another address: got exit code %d and:\n%s", moved.code, moved.stderr)
+	}
+	for _, want := range []string{"/kubernetes.pem: not valid for 127.0.0.2", "/etcd.pem: not valid for 127.0.0.2", "it is for localhost", "reissue it with this address"} {
+		if !strings.Contains(moved.stderr, want) {
+			t.Errorf("another address: %q is not in:\n%s", want, moved.stderr)
+		}
+	}
 	c = again(t, c, kthwtest.Options{Args: []string{
 		"--service-cluster-ip-range=10.96.0.0/16", "--cluster-cidr=10.244.0.0/16", "--kube-controller-manager-arg=cluster-name=other",
 		"--kube-apiserver-arg=service-account-issuer=https://other.example", "--etcd-arg=initial-cluster-token=theirs",

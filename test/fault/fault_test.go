@@ -175,7 +175,7 @@ func runToEnd(t *testing.T, prepare func(*exec.Cmd), args ...string) outcome {
 	if ctx.Err() != nil {
 		t.Fatalf("kthwd %s did not end by itself:\n%s", strings.Join(args, " "), &stderr)
 	}
-	return outcome{cmd.ProcessState.ExitCode(), stderr.String()}
+	return outcome{cmd.ProcessState.ExitCode(), typed(t, stderr.String())}
 }
 
 // trace is what a Go program that crashes writes.

@@ -21,7 +21,14 @@ func verb(t *testing.T, c *kthwtest.Controller, args ...string) (code int, outpu
 	if cmd.ProcessState == nil {
 		t.Fatalf("kthwd %s: %v", strings.Join(args, " "), err)
 	}
-	return cmd.ProcessState.ExitCode(), string(out)
+	return cmd.ProcessState.ExitCode(), typed(t, string(out))
+}
+
+// typed shortens the commands in an output: they begin with the path of the binary, which is
+// not in PATH here.
+func typed(t *testing.T, output string) string {
+	t.Helper()
+	return strings.ReplaceAll(output, kthwtest.Binary(t), "kthwd")
 }
 
 // leaderMark is in the list of the members. An election may move it at any time.
