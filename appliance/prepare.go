@@ -5,9 +5,11 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"kthwd/appliance/cmdline"
@@ -111,7 +113,9 @@ func (p *prepared) refused(err error) {
 
 // guard refuses a directory that belongs to another member or to other versions.
 func (p *prepared) guard() error {
-	return etcdfiles.Guard(p.layout, program.ParseUser(p.cfg.EtcdArgs), etcdfiles.Versions(p.o.Version))
+	peer := "https://" + net.JoinHostPort(p.cfg.AdvertiseAddress, strconv.Itoa(p.cfg.EtcdPeerPort))
+	return errors.Join(etcdfiles.Guard(p.layout, program.ParseUser(p.cfg.EtcdArgs), etcdfiles.Versions(p.o.Version)),
+		etcdfiles.GuardMember(p.layout, p.cfg.Name, peer))
 }
 
 // make makes what a start needs and what is missing, and the command lines with it.

@@ -53,6 +53,7 @@ func (p *prepared) wire() (*supervise.Group, *Liveness, error) {
 	kcm := controllers.NewManager(p.controllersConfig(g, program.ControllerManager, &fences.ControllerManager), p.programs.Manager)
 	sched := controllers.NewScheduler(p.controllersConfig(g, program.Scheduler, &fences.Scheduler), p.programs.Scheduler, p.programs.Settings)
 	members := p.newMembers(member)
+	p.observers = append(p.observers, members)
 	seed := p.newSeed(api)
 	bridge := p.newHealth(g)
 
