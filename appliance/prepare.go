@@ -26,6 +26,7 @@ import (
 	"kthwd/appliance/pki"
 	"kthwd/appliance/preflight"
 	"kthwd/appliance/program"
+	"kthwd/appliance/tokenkeys"
 	"kthwd/appliance/tune"
 	"kthwd/appliance/upstream"
 )
@@ -44,6 +45,7 @@ type prepared struct {
 	record    etcdfiles.Record // as last written by this process; used by etcd's goroutine
 	events    *events.Writer   // set by wire
 	drift     *drift.Drift     // set by wire
+	tokens    *tokenkeys.Watch // one of the observers; set by wire
 	observers []observer       // added by wire, before the status
 	machine   *observe.Watch   // one of them; set by wire
 	watchers  []watcher        // the observers among them that run beside the components; added by wire
@@ -153,7 +155,7 @@ func (p *prepared) commandLines() error {
 	}
 	signer, data, err := pki.Signer(p.layout)
 	if err == nil && data != nil {
-		signer, err = p.writeRun("ca-signing.pem", data)
+		signer, err = p.writeRun(pki.SignerFile, data)
 	}
 	if err != nil {
 		return err

@@ -23,6 +23,7 @@ import (
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
 	"kthwd/appliance/supervise"
+	"kthwd/appliance/tokenkeys"
 	"kthwd/appliance/upstream"
 	"kthwd/health"
 	"kthwd/rbacseed"
@@ -42,8 +43,8 @@ func (p *prepared) wire() (*supervise.Group, *Liveness, error) {
 	g := supervise.New(p.log)
 	fences := lease.NewFences(p.cfg.LocalServer())
 	var api *apiserver.Server
-	p.drift = &drift.Drift{Prefix: p.storagePrefix(), ServiceRange: p.cfg.ServiceClusterIPRange}
-	p.observers = append(p.observers, p.drift)
+	p.drift, p.tokens = p.newDrift(), p.newTokenKeys()
+	p.observers = append(p.observers, p.drift, p.tokens)
 	member, err := p.newEtcd(func() { api.Begin() })
 	if err != nil {
 		return nil, nil, err
@@ -58,7 +59,7 @@ func (p *prepared) wire() (*supervise.Group, *Liveness, error) {
 	bridge := p.newHealth(g)
 
 	watchers := p.newWatchers(api, seed)
-	statusServer := p.newStatus(g, member, members, api, []*lease.Record{kcm.Record(), sched.Record()}, append(watchers, collectorsOf(seed, bridge)...)...)
+	statusServer := p.newStatus(g, member, members, api, []*lease.Record{kcm.Record(), sched.Record()}, append(append(watchers, p.tokens), collectorsOf(seed, bridge)...)...)
 	bridges := []*supervise.Node{g.Add(statusServer).StopWithin(stopBridges)}
 	if bridge != nil {
 		bridges = append(bridges, g.Add(bridge).StopWithin(stopBridges))
@@ -76,6 +77,26 @@ func (p *prepared) wire() (*supervise.Group, *Liveness, error) {
 	g.Add(kcm, apiNode, kcmPort).StopWithin(stopControllers)
 	g.Add(sched, apiNode, schedPort).StopWithin(stopControllers)
 	return g, &Liveness{group: g, etcd: member, api: api}, nil
+}
+
+// newDrift compares what the programs use, which the user's flags may have replaced.
+func (p *prepared) newDrift() *drift.Drift {
+	api, manager := p.args[program.APIServer], p.args[program.ControllerManager]
+	return &drift.Drift{
+		Prefix: p.storagePrefix(), ServiceRange: program.Value(api, "service-cluster-ip-range"),
+		PodRange: program.Value(manager, "cluster-cidr"), Allocates: program.Value(manager, "allocate-node-cidrs") == "true",
+		ClusterName: program.Value(manager, "cluster-name"), ClusterToken: program.Value(p.args[program.Etcd], "initial-cluster-token"),
+		Issuers: program.Values(api, "service-account-issuer"),
+	}
+}
+
+// newTokenKeys makes the watch over tokens that the API server refuses.
+func (p *prepared) newTokenKeys() *tokenkeys.Watch {
+	api := p.args[program.APIServer]
+	return tokenkeys.New(tokenkeys.Config{
+		Files: program.Values(api, "service-account-key-file"), Issuers: program.Values(api, "service-account-issuer"),
+		Kubeconfig: p.layout.Kubeconfig(pki.NameAdmin), Log: p.o.Logs.Logger(program.APIServer),
+	})
 }
 
 // newEtcd makes the member as it last ran in this directory: a member that had others
@@ -100,6 +121,7 @@ func (p *prepared) admit(ctx context.Context, member *etcd.Member, server *embed
 		return err
 	}
 	membership.Arrive(ctx, server)
+	p.tokens.Record(ctx, server)
 	return p.drift.Check(ctx, server)
 }
 
@@ -108,7 +130,7 @@ func (p *prepared) newAPIServer(member *etcd.Member, fences *lease.Fences) *apis
 	return apiserver.New(apiserver.Config{
 		Args: cmdline.WithoutGates(p.args[program.APIServer]), Server: p.cfg.LocalServer(),
 		Layout: p.layout, Etcd: member, Fences: fences, Log: p.o.Logs.Logger(program.APIServer),
-		UsersDelay: slices.ContainsFunc(users, func(a program.Arg) bool { return a.Key == program.KeyShutdownDelay }),
+		Refused: p.tokens.Refused, UsersDelay: slices.ContainsFunc(users, func(a program.Arg) bool { return a.Key == program.KeyShutdownDelay }),
 	})
 }
 

@@ -2,12 +2,7 @@ package lb
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"log/slog"
-	"net"
 	"net/netip"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -19,19 +14,22 @@ import (
 	"kthwd/lb/check"
 )
 
-// Backend is one API server. The data path reads its atomics. Two goroutines, until
-// the backend is removed, check it and resolve its name.
+// Backend is one API server. The data path reads its atomics. A goroutine checks
+// it until it is removed.
 type Backend struct {
-	s          *Server
-	name       string // HOST:PORT as normalBackend returns it
-	discovered bool   // by discovery, not configured; guarded by Server.mu
-	log        *slog.Logger
+	s       *Server
+	name    string // of its address, ADDRESS:PORT
+	at      netip.AddrPort
+	is      member // as last configured or discovered; guarded by Server.mu
+	leaving bool   // its name no longer has its address; guarded by Server.mu
 
-	addr       atomic.Pointer[sockaddr] // destination of connections; nil until its name is resolved
-	resolveErr atomic.Pointer[error]
-	tier       atomic.Int32
-	readyAt    atomic.Int64 // time of recovery, on the server's clock; 0 when it needs no slow start
-	drained    atomic.Bool  // removed, and its drain time is over
+	addr     atomic.Pointer[sockaddr] // of at, in the kernel's form
+	tier     atomic.Int32
+	class    atomic.Int32
+	weight   atomic.Int32
+	unproven atomic.Bool  // discovered, and it has never answered; used without checks only
+	readyAt  atomic.Int64 // time of recovery, on the server's clock; 0 when it needs no slow start
+	drained  atomic.Bool  // removed, and its drain time is over
 
 	traffic [][]traffic // indexed by listener.index, then loop.index
 
@@ -54,19 +52,27 @@ type Backend struct {
 	stop    func() // stops its goroutines and waits for them; nil before start
 }
 
-// resolveEvery is the interval between look-ups of a name.
-const resolveEvery = 10 * time.Second
-
-func (s *Server) newBackend(name string, discovered bool) *Backend {
-	b := &Backend{s: s, name: name, discovered: discovered, log: s.log.With("backend", name), times: newBackendTimes(name)}
+func (s *Server) newBackend(m member) *Backend {
+	b := &Backend{s: s, name: m.at.String(), at: m.at, times: newBackendTimes(m.at.String())}
 	b.tier.Store(tierHopeful)
 	for range s.cfg.Load().Listen { // a reload cannot change it
 		b.traffic = append(b.traffic, make([]traffic, s.processors))
 	}
-	if a, err := netip.ParseAddrPort(name); err == nil {
-		b.addr.Store(newSockaddr(a))
-	}
+	b.addr.Store(newSockaddr(m.at))
+	b.unproven.Store(m.discovered && s.cfg.Load().Check == CheckNone)
+	b.configure(m)
 	return b
+}
+
+// configure puts what is configured and discovered about b in force. The caller holds
+// Server.mu.
+func (b *Backend) configure(m member) {
+	b.is = m
+	b.weight.Store(int32(m.weight))
+	if b.unproven.Load() {
+		m.class = classLast
+	}
+	b.class.Store(m.class)
 }
 
 // trafficOf returns the counters of loop l for bytes between clients of ln and b.
@@ -83,89 +89,17 @@ func (b *Backend) bytesMoved(listener int) (received, sent uint64) {
 	return received, sent
 }
 
-// start starts checking the backend, as cfg says, and resolving its name.
+// start starts checking the backend, as cfg says.
 func (b *Backend) start(cfg Config, f *files) {
-	host, _, _ := net.SplitHostPort(b.name)
-	serverName := cfg.BackendName
-	if serverName == "" {
-		serverName = host
-	}
 	checker := check.New(check.Config{
 		Backend: b.name, Mode: check.Mode(cfg.Check), Path: cfg.CheckPath, Interval: cfg.CheckInterval, Timeout: cfg.CheckTimeout,
-		Fall: cfg.CheckFall, Rise: cfg.CheckRise, Roots: f.roots, ServerName: serverName, Certificate: f.certificate, Log: b.s.log,
-	}, b.address, check.Observer{Changed: b.changed, Checked: b.checked})
+		Fall: cfg.CheckFall, Rise: cfg.CheckRise, Roots: f.roots, ServerName: b.is.serverName, Certificate: f.certificate, Log: b.s.log,
+	}, func() (netip.AddrPort, error) { return b.at, nil }, check.Observer{Changed: b.changed, Checked: b.checked})
 	b.checker.Store(checker)
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
-	wg.Go(func() { b.keepResolved(ctx) })
 	wg.Go(func() { checker.Run(ctx) })
 	b.stop = func() { cancel(); wg.Wait() }
-}
-
-// address returns the address that checks and connections use.
-func (b *Backend) address() (netip.AddrPort, error) {
-	if to := b.addr.Load(); to != nil {
-		return to.addrPort(), nil
-	}
-	if err := b.resolveErr.Load(); err != nil {
-		return netip.AddrPort{}, *err
-	}
-	return netip.AddrPort{}, errors.New("its name is not resolved yet")
-}
-
-// keepResolved resolves the backend's name again and again. While it cannot be
-// resolved, the backend keeps its last address: a DNS fault is more likely than a
-// moved API server.
-func (b *Backend) keepResolved(ctx context.Context) {
-	if _, err := netip.ParseAddrPort(b.name); err == nil {
-		return // an IP address, not a name
-	}
-	t := time.NewTicker(resolveEvery)
-	defer t.Stop()
-	for {
-		if err := b.resolve(ctx); err != nil && ctx.Err() == nil {
-			if b.resolveErr.Swap(&err) == nil {
-				b.log.Warn("backend's name not resolved", "err", err)
-			}
-		} else {
-			b.resolveErr.Store(nil)
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-t.C:
-		}
-	}
-}
-
-func (b *Backend) resolve(ctx context.Context) error {
-	host, port, err := splitHostPort(b.name)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, resolveEvery/2)
-	defer cancel()
-	found, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
-	if err != nil {
-		return err
-	}
-	var all []netip.AddrPort
-	for _, ip := range found {
-		a := netip.AddrPortFrom(ip.Unmap(), port)
-		if own := ownListener(b.s.cfg.Load().Listen, a.String()); own != "" {
-			return fmt.Errorf("%s is %s, which is this load balancer itself (it listens on %s)", b.name, a, own)
-		}
-		all = append(all, a)
-	}
-	if len(all) == 0 {
-		return fmt.Errorf("%s has no address", host)
-	}
-	if now := b.addr.Load(); now != nil && slices.Contains(all, now.addrPort()) {
-		return nil
-	}
-	b.addr.Store(newSockaddr(all[0]))
-	b.log.Info("backend's name resolved", "address", all[0])
-	return nil
 }
 
 // changed publishes the checker's verdict to the data path.
@@ -174,6 +108,9 @@ func (b *Backend) changed(st check.Status) {
 	b.rank()
 	if before != nil && before.State != st.State && before.State != check.Unknown && st.State == check.Ready {
 		b.readyAt.Store(b.s.clock())
+	}
+	if b.tier.Load() != tierReady {
+		b.s.hurryNames(b)
 	}
 	b.s.notifyWatcher()
 }
@@ -197,6 +134,9 @@ func tierOf(st check.Status) int32 {
 
 func (b *Backend) checked(r check.Result) {
 	b.rank()
+	if b.at.Addr().Zone() != "" { // its number changes when the interface is made anew
+		b.addr.Store(newSockaddr(b.at))
+	}
 	if r.NoVerdict == "" {
 		count(&b.results, r.Kind)
 	}
@@ -233,6 +173,15 @@ func (b *Backend) connected(took time.Duration, hedge bool) {
 		b.hedgeWon.Add(1)
 	}
 	b.checker.Load().ConnectOK()
+	if b.unproven.Load() {
+		b.proven()
+	}
+}
+
+// proven records the first answer of a discovered backend that is not checked.
+func (b *Backend) proven() {
+	b.unproven.Store(false)
+	b.class.CompareAndSwap(classLast, classPrimary)
 }
 
 // connectFailed records a failed connection. A shortage on this machine does not count

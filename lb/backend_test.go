@@ -16,7 +16,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -299,41 +298,4 @@ func otherCA(t *testing.T) string {
 	name := filepath.Join(t.TempDir(), "other.pem")
 	must(t, os.WriteFile(name, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600))
 	return name
-}
-
-// A name is resolved, and status shows it with its address.
-func TestBackendName(t *testing.T) {
-	p := newPeer(t)
-	_, port, _ := net.SplitHostPort(p.addr)
-	r := run(t, testConfig("localhost:"+port), Options{})
-	eventually(t, "resolved", func() error {
-		if a, err := netip.ParseAddrPort(r.Status().Backends[0].Resolved); err != nil || !a.Addr().IsLoopback() {
-			return errors.Join(fmt.Errorf("it is %v", a), err)
-		}
-		return nil
-	})
-	if a := r.allBackends()[0].addr.Load().addrPort(); a.Addr().Is4() {
-		client, server, _ := r.pairUp(p)
-		say(t, client, server, "hello")
-	}
-
-	t.Run("that does not exist", func(t *testing.T) {
-		r := begin(t, testConfig("nobody.invalid:6443"), Options{})
-		eventually(t, "the reason in status", func() error {
-			if b := r.Status().Backends[0]; !strings.Contains(b.Reason, "nobody.invalid") {
-				return errors.New(b.Reason)
-			}
-			return nil
-		})
-	})
-	t.Run("that is the balancer itself", func(t *testing.T) {
-		f, addr := socket(t, "127.0.0.1:0")
-		_, port, _ := net.SplitHostPort(addr)
-		cfg := testConfig("LocalHost.:" + port)
-		cfg.Listen = []string{"127.0.0.1:" + port}
-		if _, err := New(cfg, Options{}); err == nil || !strings.Contains(err.Error(), "itself") {
-			t.Errorf("New: %v", err)
-		}
-		f.Close()
-	})
 }

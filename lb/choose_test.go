@@ -21,9 +21,10 @@ func poolOf(balance string, tiers ...int32) (*Server, []*Backend) {
 	for i, tier := range tiers {
 		b := &Backend{s: s, name: fmt.Sprintf("b%d", i)}
 		b.tier.Store(tier)
+		b.weight.Store(normalWeight)
 		all = append(all, b)
 	}
-	s.pool.Store(&pool{backends: all, balance: balance})
+	s.pool.Store(newPool(balance, all))
 	return s, all
 }
 
@@ -209,7 +210,7 @@ func TestSourceHash(t *testing.T) {
 			t.Fatalf("%v moved from %s to %s", a, b.name, now.name)
 		}
 	}
-	s.pool.Store(&pool{backends: []*Backend{all[2], all[1], all[0]}, balance: SourceHash})
+	s.pool.Store(newPool(SourceHash, []*Backend{all[2], all[1], all[0]}))
 	all[1].tier.Store(tierReady)
 	for a, b := range before {
 		must(t, equal("whatever the order", s.choose(a, nil), b))
@@ -221,4 +222,43 @@ func TestFirstAlive(t *testing.T) {
 	must(t, equal("first", s.choose(someClient, nil), all[1]))
 	all[0].tier.Store(tierReady)
 	must(t, equal("first", s.choose(someClient, nil), all[0]))
+}
+
+// Each algorithm but first gives a backend of weight 3 three times what one of weight 1
+// gets, and one of weight 0 nothing, even when it is the only one that is ready.
+func TestWeight(t *testing.T) {
+	for _, balance := range []string{LeastConnections, RoundRobin, SourceHash} {
+		s, all := poolOf(balance, tierHopeful, tierHopeful, tierReady)
+		all[0].weight.Store(3)
+		all[2].weight.Store(0)
+		s.pool.Store(newPool(balance, all))
+		for i := range 4000 {
+			s.choose(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), nil).active.Add(1)
+		}
+		if n := all[0].active.Load(); n < 2900 || n > 3100 || all[2].active.Load() != 0 {
+			t.Errorf("%s: got %d, %d and %d connections, want about 3000, 1000 and 0", balance, n, all[1].active.Load(), all[2].active.Load())
+		}
+	}
+}
+
+// A backup is used when no other one is ready, and before any that is not.
+func TestClasses(t *testing.T) {
+	for _, balance := range allBalances {
+		s, all := poolOf(balance, tierReady, tierReady, tierReady)
+		all[0].class.Store(classLast)
+		all[1].class.Store(classBackup)
+		next := func(want int, why string) {
+			t.Helper()
+			if got := slices.Index(all, s.choose(someClient, nil)); got != want {
+				t.Errorf("%s: %s: got %d, want %d", balance, why, got, want)
+			}
+		}
+		next(2, "all are ready")
+		all[2].tier.Store(tierHopeful)
+		next(1, "a backup is ready")
+		all[1].tier.Store(tierDoubted)
+		next(0, "the last resort is ready")
+		all[0].tier.Store(tierHopeful)
+		next(2, "none is ready")
+	}
 }

@@ -36,7 +36,7 @@ const (
 // Config is the configuration of a load balancer. Start from Default.
 type Config struct {
 	Listen   []string // ADDRESS:PORT of each listener
-	Backends []string // HOST:PORT of each API server; a name is resolved again while kthwd runs
+	Backends []string // HOST:PORT of each API server, or a name with SRV records; "weight N" and "backup" may follow (spec.go). A name stands for all its addresses, which are followed
 
 	Check          string        // CheckHTTPS, CheckTCP or CheckNone
 	CheckPath      string        // path that CheckHTTPS requests; status 200 means ready
@@ -195,49 +195,6 @@ func splitHostPort(s string) (host string, port uint16, err error) {
 		return "", 0, fmt.Errorf("has no port from 1 to 65535, but %q", text)
 	}
 	return host, uint16(n), nil
-}
-
-func (v *validator) backends(c Config) {
-	if len(c.Backends) == 0 && c.DiscoveryKubeconfig == "" {
-		v.add("Backends", "is empty: there is nothing to balance").Hint = "name each API server, such as 10.0.1.73:6443"
-	}
-	var seen []string
-	for _, b := range c.Backends {
-		name, err := normalBackend(b)
-		switch {
-		case err != nil:
-			v.add("Backends", "%q %v", b, err).Hint = "want HOST:PORT, such as 10.0.1.73:6443"
-		case slices.Contains(seen, name):
-			v.add("Backends", "%s is given twice", b)
-		default:
-			if l := ownListener(c.Listen, name); l != "" {
-				v.add("Backends", "%s is this load balancer itself, which listens on %s", b, l).Hint = "a backend is an API server; give the controllers' addresses, or listen on one address only"
-			}
-		}
-		seen = append(seen, name)
-	}
-}
-
-// normalBackend returns HOST:PORT in the canonical form that names a backend everywhere.
-func normalBackend(s string) (string, error) {
-	host, port, err := splitHostPort(s)
-	if err != nil {
-		return "", err
-	}
-	host = strings.ToLower(strings.TrimSuffix(host, "."))
-	if host == "" {
-		return "", errors.New("has no host")
-	}
-	if strings.HasPrefix(host, ".") || strings.HasSuffix(host, ".") || strings.Contains(host, "..") {
-		return "", errors.New("is not a host name: a part between two dots is empty")
-	}
-	if ip, err := netip.ParseAddr(host); err == nil {
-		if ip.IsUnspecified() || ip.IsMulticast() {
-			return "", errors.New("is not an address that can be connected to")
-		}
-		return netip.AddrPortFrom(ip.Unmap(), port).String(), nil
-	}
-	return net.JoinHostPort(host, strconv.Itoa(int(port))), nil
 }
 
 // ownListener returns the listener of this balancer that a connection to the backend

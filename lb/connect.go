@@ -107,9 +107,6 @@ func (l *loop) tryNext(p *pair, now int64, hedge bool) bool {
 // start starts one connection to b.
 func (l *loop) start(p *pair, b *Backend) (int32, syscall.Errno) {
 	to := b.addr.Load()
-	if to == nil {
-		return -1, unix.EDESTADDRREQ // its name is not resolved
-	}
 	fd, errno := streamSocket(to.family())
 	if errno == unix.EMFILE && p.connect.flying() == 0 {
 		fd, errno = l.s.reserve.socket(to.family())

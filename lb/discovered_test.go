@@ -2,17 +2,20 @@ package lb
 
 import (
 	"errors"
-	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
 )
 
-// bySource returns all backends with their source.
+// bySource returns all backends with their source and use.
 func bySource(s *Server) string {
 	var all []string
 	for _, b := range s.Status().Backends {
-		all = append(all, fmt.Sprintf("%s %s %v", b.Address, b.Source, b.State == stateDraining))
+		words := []string{b.Address, b.Source, b.Use}
+		if b.State == stateDraining {
+			words = append(words, b.State)
+		}
+		all = append(all, strings.Join(strings.Fields(strings.Join(words, " ")), " "))
 	}
 	return strings.Join(all, "\n")
 }
@@ -38,10 +41,11 @@ func TestSourceOfBackends(t *testing.T) {
 		set  []string
 		want string
 	}{
-		{"nothing yet", nil, "127.9.1.1:6443 static false\n127.9.1.2:6443 static false"},
-		{"one of them, and another", []string{"127.9.1.2:6443", "[::1]:6443"}, "127.9.1.2:6443 discovered false\n[::1]:6443 discovered false\n127.9.1.1:6443 static true"},
-		{"ourselves", []string{"127.0.0.1:7443"}, "127.9.1.2:6443 discovered false\n[::1]:6443 discovered false\n127.9.1.1:6443 static true"},
-		{"one that comes back", []string{"127.9.1.1:6443", "127.9.1.2:6443", "[::1]:6443"}, "127.9.1.1:6443 discovered false\n127.9.1.2:6443 discovered false\n[::1]:6443 discovered false"},
+		{"nothing yet", nil, "127.9.1.1:6443 static\n127.9.1.2:6443 static"},
+		{"one of them, and another", []string{"127.9.1.2:6443", "[::1]:6443"}, "127.9.1.2:6443 discovered\n[::1]:6443 discovered\n127.9.1.1:6443 static last resort"},
+		{"ourselves", []string{"127.0.0.1:7443"}, "127.9.1.2:6443 discovered\n[::1]:6443 discovered\n127.9.1.1:6443 static last resort"},
+		{"all", []string{"127.9.1.1:6443", "127.9.1.2:6443", "[::1]:6443"}, "127.9.1.1:6443 discovered\n127.9.1.2:6443 discovered\n[::1]:6443 discovered"},
+		{"another only", []string{"127.9.1.3:6443"}, "127.9.1.3:6443 discovered\n127.9.1.1:6443 static last resort\n127.9.1.2:6443 static last resort\n[::1]:6443 discovered draining"},
 	} {
 		if err := s.SetDiscovered(step.set); err != nil {
 			t.Fatalf("%s: %v", step.name, err)
@@ -50,14 +54,16 @@ func TestSourceOfBackends(t *testing.T) {
 			t.Errorf("%s: got\n%s\nwant\n%s", step.name, got, step.want)
 		}
 	}
-	if err := s.SetDiscovered([]string{"0.0.0.0:6443"}); err == nil {
-		t.Error("an address that cannot be connected to is taken")
+	for _, bad := range []string{"0.0.0.0:6443", "api.test:6443", "_https._tcp.api.test", "10.0.0.1:6443 backup"} {
+		if err := s.SetDiscovered([]string{bad}); err == nil {
+			t.Errorf("%q is taken", bad)
+		}
 	}
 }
 
 func TestDiscoveredBefore(t *testing.T) {
 	s := discovering(t, []string{"127.9.1.1:6443"}, []string{"127.9.1.2:6443", "127.0.0.1:7443"})
-	if got := bySource(s); got != "127.9.1.2:6443 discovered false" {
+	if got := bySource(s); got != "127.9.1.2:6443 discovered\n127.9.1.1:6443 static last resort" {
 		t.Errorf("got %s", got)
 	}
 }

@@ -65,6 +65,7 @@ type Options struct {
 	OnSuccessor func(pid int)
 
 	balanceEvery time.Duration // interval of rebalance; zero means the constant balanceEvery
+	resolver     *net.Resolver // of the backends' names; nil means net.DefaultResolver
 }
 
 // ErrHandedOver is returned by Run once a new process has taken over everything.
@@ -106,6 +107,10 @@ type Server struct {
 	reloads    [2]uint64 // failed, succeeded
 	lastReload time.Time
 	state      string // the reason it is not ready; "" when it is ready
+	stopped    bool   // its backends are stopped
+
+	names     atomic.Pointer[[]*followed] // changed under mu
+	following sync.WaitGroup              // the goroutines of names
 
 	changes chan struct{} // signals a change of a backend
 	metrics *metrics
@@ -151,6 +156,8 @@ func New(cfg Config, o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.discovered = discovered
 	s.install(cfg, f)
 	return s, nil
@@ -447,6 +454,9 @@ func (s *Server) awaitFirstVerdicts(ctx context.Context) {
 }
 
 func (s *Server) allChecked() bool {
+	if !s.resolved() {
+		return false
+	}
 	for _, b := range s.pool.Load().backends {
 		if st := b.status.Load(); st == nil || st.State == check.Unknown {
 			return false

@@ -91,6 +91,9 @@ var (
 	hedgedDesc        = desc("backend_hedged_connects_total", "Attempts to connect made because another backend was slow.", "backend", "result")
 	closedDesc        = desc("backend_connections_closed_total", "Ended connections.", "backend", "reason")
 
+	infoDesc        = desc("backend_info", "1 for each backend whose address comes from a configured name, with that name.", "backend", "name")
+	namesDesc       = desc("name_addresses", "Addresses in use of a configured name.", "name")
+	nameProblemDesc = desc("name_problem", "1 while the last look-up of a configured name failed or found an address that is not used.", "name")
 	stateDesc       = desc("backend_state", "1 for the present state of the backend.", "backend", "state")
 	upDesc          = desc("backend_up", "1 while the backend is preferred for new connections.", "backend")
 	checksDesc      = desc("health_checks_total", "Health checks.", "backend", "result")
@@ -131,7 +134,15 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		states[state]++
 		out.backend(b, state)
 	}
-	for _, state := range allStates {
+	for _, f := range s.followed() {
+		n := f.Status()
+		if len(n.Servers) == 0 && n.Answered {
+			states[stateUnresolved]++
+		}
+		out.gauge(namesDesc, float64(len(n.Servers)), f.place)
+		out.gauge(nameProblemDesc, number(n.Problem != ""), f.place)
+	}
+	for _, state := range append(allStates, stateUnresolved) {
 		out.gauge(countDesc, float64(states[state]), state)
 	}
 	out.gauge(failOpenDesc, number(s.failsOpen()))
@@ -203,6 +214,9 @@ func (c collector) backend(b *Backend, state string) {
 	}
 	for _, name := range allStates {
 		c.gauge(stateDesc, number(name == state), b.name, name)
+	}
+	if b.is.name != "" {
+		c.gauge(infoDesc, 1, b.name, b.is.name)
 	}
 	c.gauge(upDesc, number(state != stateDraining && b.tier.Load() == tierReady), b.name)
 	if st := b.status.Load(); st != nil {

@@ -150,6 +150,7 @@ func TestMetrics(t *testing.T) {
 	if r.value("config_hash", "") == hash {
 		t.Error("the hash does not change")
 	}
+	a.status.Store(500) // the last resort
 	b.status.Store(500)
 	eventually(t, "fail open", func() error {
 		return errors.Join(equal("fail_open", r.value("fail_open", ""), 1), equal("backend_up", r.value("backend_up", b.addr), 0))

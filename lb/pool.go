@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"slices"
 	"time"
@@ -107,8 +108,10 @@ func (s *Server) hasDiscovered() bool {
 }
 
 // SetDiscovered replaces the backends found by discovery. From the first non-empty list
-// on they are used instead of the configured ones. An empty list changes nothing: an API
-// server must have answered with it, so the cluster has at least one.
+// on, the configured ones are the last resort: they are used while no discovered one is
+// ready, so an address that cannot be reached from here replaces nothing. An empty list
+// changes nothing: an API server must have answered with it, so the cluster has at least
+// one.
 func (s *Server) SetDiscovered(backends []string) error {
 	names, err := s.usableBackends(s.cfg.Load().Listen, backends)
 	if err != nil || len(names) == 0 {
@@ -126,6 +129,9 @@ func (s *Server) SetDiscovered(backends []string) error {
 func (s *Server) usableBackends(listen, backends []string) (names []string, err error) {
 	for _, b := range backends {
 		name, err := normalBackend(b)
+		if _, errAddress := netip.ParseAddrPort(name); err == nil {
+			err = errAddress
+		}
 		if err != nil {
 			return nil, fmt.Errorf("discovered backend %q %w", b, err)
 		}
@@ -140,7 +146,7 @@ func (s *Server) usableBackends(listen, backends []string) (names []string, err 
 	return names, nil
 }
 
-// install puts cfg in force. The caller holds the lock, or is New.
+// install puts cfg in force. The caller holds the lock.
 func (s *Server) install(cfg Config, f *files) {
 	old := s.cfg.Load()
 	changed := old == nil || checksDiffer(*old, cfg) || !sameFiles(s.files, f)
@@ -182,54 +188,68 @@ func connectionLimit(configured int) int64 {
 }
 
 // fillPool rebuilds the pool: it keeps backends that stay, starts new ones, and drains
-// removed ones.
+// the others.
 func (s *Server) fillPool(cfg Config, checksChanged bool) {
-	names := s.discovered
-	discovered := len(names) > 0
-	if !discovered {
-		for _, b := range cfg.Backends {
-			name, _ := normalBackend(b)
-			names = append(names, name)
-		}
-	}
+	s.follow(cfg)
 	before := s.pool.Load().backends
-	after := &pool{balance: cfg.Balance}
-	for _, name := range names {
-		at := slices.IndexFunc(before, func(b *Backend) bool { return b.name == name })
-		if at < 0 {
-			if b := s.revive(name, cfg); b != nil {
-				b.discovered = discovered
-				after.backends = append(after.backends, b)
-				continue
-			}
-		}
-		switch {
-		case at < 0:
-			b := s.newBackend(name, discovered)
-			b.start(cfg, s.files)
-			s.backends = append(s.backends, b)
-			after.backends = append(after.backends, b)
-			continue
-		case checksChanged:
-			before[at].stop()
-			before[at].start(cfg, s.files)
-		}
-		before[at].discovered = discovered
-		after.backends = append(after.backends, before[at])
+	var after []*Backend
+	for _, m := range s.members(cfg) {
+		after = append(after, s.enlist(m, cfg, checksChanged))
 	}
-	s.pool.Store(after)
-	for _, b := range before {
-		if !slices.Contains(after.backends, b) {
+	s.pool.Store(newPool(cfg.Balance, after))
+	for _, b := range s.backends {
+		switch {
+		case slices.Contains(after, b):
+		case b.is.name != "" && slices.ContainsFunc(s.followed(), func(f *followed) bool { return f.place == b.is.name }):
+			if slices.Contains(before, b) {
+				s.leave(b, cfg.DrainTimeout)
+			}
+		case b.leaving, slices.Contains(before, b):
 			s.remove(b, cfg.DrainTimeout)
 		}
 	}
 	s.notifyWatcher()
 }
 
+// enlist returns the backend of a member: the present one, one that was draining, or a new
+// one.
+func (s *Server) enlist(m member, cfg Config, checksChanged bool) *Backend {
+	at := slices.IndexFunc(s.backends, func(b *Backend) bool { return b.at == m.at })
+	if at >= 0 && s.draining[s.backends[at]] != nil && !s.revive(s.backends[at]) {
+		at = -1
+	}
+	if at < 0 {
+		b := s.newBackend(m)
+		b.start(cfg, s.files)
+		s.backends = append(s.backends, b)
+		return b
+	}
+	b := s.backends[at]
+	stale := checksChanged || b.stop == nil || b.is.serverName != m.serverName
+	b.configure(m)
+	if stale {
+		b.end()
+		b.start(cfg, s.files)
+	}
+	return b
+}
+
+// end stops the checks of b.
+func (b *Backend) end() {
+	if b.stop != nil {
+		b.stop()
+		b.stop = nil
+	}
+}
+
 // remove drains a backend: its connections may last for the time after, then they are
 // cut.
 func (s *Server) remove(b *Backend, after time.Duration) {
-	b.stop()
+	b.end()
+	b.leaving = false
+	if timer := s.draining[b]; timer != nil {
+		timer.Stop()
+	}
 	s.log.Info("backend removed", "backend", b.name, "connections", b.active.Load(), "drain-timeout", after)
 	s.draining[b] = time.AfterFunc(after, func() {
 		b.drained.Store(true)
@@ -240,39 +260,73 @@ func (s *Server) remove(b *Backend, after time.Duration) {
 	})
 }
 
+// leave drains a backend whose name no longer has its address. DNS may well answer with
+// other addresses each time, so its connections last for as long as they like, and it is
+// checked meanwhile, in case it dies.
+func (s *Server) leave(b *Backend, again time.Duration) {
+	again = max(again, time.Second)
+	b.leaving = true
+	s.log.Info("address no longer in DNS", "backend", b.name, "name", b.is.name, "connections", b.active.Load())
+	s.draining[b] = time.AfterFunc(again, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		switch timer := s.draining[b]; {
+		case !b.leaving || timer == nil || s.stopped:
+		case b.active.Load()+b.connecting.Load() > 0:
+			timer.Reset(again)
+		default:
+			b.end()
+			s.dropBackend(b)
+		}
+	})
+}
+
 // dropBackend removes a drained backend from the server. The caller holds the lock.
 func (s *Server) dropBackend(b *Backend) {
 	delete(s.draining, b)
 	s.backends = slices.DeleteFunc(s.backends, func(other *Backend) bool { return other == b })
 }
 
-// revive returns a backend of that name that is still draining to service, or nil.
-func (s *Server) revive(name string, cfg Config) *Backend {
-	for b, timer := range s.draining {
-		switch {
-		case b.name != name:
-		case timer.Stop():
-			delete(s.draining, b)
-			b.discovered = len(s.discovered) > 0
-			b.start(cfg, s.files)
-			s.log.Info("removed backend is back", "backend", name)
-			return b
-		default: // its drain time has just ended
-			s.dropBackend(b)
-		}
+// revive returns a draining backend to service. It returns false if its drain time has just
+// ended.
+func (s *Server) revive(b *Backend) bool {
+	if !s.draining[b].Stop() && !b.leaving {
+		s.dropBackend(b)
+		return false
 	}
-	return nil
+	delete(s.draining, b)
+	b.leaving = false
+	s.log.Info("removed backend is back", "backend", b.name)
+	return true
 }
 
 func (s *Server) stopBackends() {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.stopped = true
+	for _, f := range s.followed() {
+		f.end()
+	}
 	for _, t := range s.draining {
 		t.Stop()
 	}
 	for _, b := range s.backends {
-		b.stop()
+		b.end()
 	}
+	s.mu.Unlock()
+	s.following.Wait()
+}
+
+// watched returns the backends in the pool, and those that leave it but are still checked.
+func (s *Server) watched() []*Backend {
+	all := s.pool.Load().backends
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for b := range s.draining {
+		if b.leaving {
+			all = append(slices.Clip(all), b)
+		}
+	}
+	return all
 }
 
 // notifyWatcher makes watchBackends examine the backends again.
@@ -330,11 +384,11 @@ func (s *Server) logFailOpen(open bool) {
 }
 
 // failsOpen reports whether no backend is ready, so that any backend is used.
-func (s *Server) failsOpen() bool { return len(s.pool.Load().backends) > 0 && s.bestTier() > tierReady }
+func (s *Server) failsOpen() bool { return len(s.pool.Load().choices) > 0 && s.bestTier() > tierReady }
 
 func (s *Server) bestTier() int32 {
 	best := tierBad
-	for _, b := range s.pool.Load().backends {
+	for _, b := range s.pool.Load().choices {
 		best = min(best, b.tier.Load())
 	}
 	return best
@@ -344,7 +398,7 @@ func (s *Server) bestTier() int32 {
 // again; 0 for none. It also cuts connections that went to a dead backend because no
 // better one was left.
 func (s *Server) cutDead(cut map[*Backend]bool) (wait time.Duration) {
-	for _, b := range s.pool.Load().backends {
+	for _, b := range s.watched() {
 		left := untilCut(b.status.Load())
 		switch {
 		case left < 0:

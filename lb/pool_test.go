@@ -359,6 +359,9 @@ func TestDiscovered(t *testing.T) {
 	_, err := prometheusGather(r)
 	must(t, err)
 	must(t, r.SetDiscovered([]string{q.addr}))
+	for at := p; at != q; { // p, the last resort, until q has answered
+		_, _, at = r.pairUp(p, q)
+	}
 	r.pairUp(q)
 	must(t, r.Reload(*r.cfg.Load()), equal("pool", r.pool.Load().backends[0].name, q.addr))
 	if err := r.SetDiscovered([]string{"no port"}); err == nil {

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"kthwd/lb/check"
+	"kthwd/lb/names"
 )
 
 // Status is the state of a load balancer, for people and programs.
@@ -16,7 +17,8 @@ type Status struct {
 	Held        int              `json:"held"` // clients waiting for a backend
 	Listen      []ListenerStatus `json:"listeners"`
 	Backends    []BackendStatus  `json:"backends"`
-	Verified    bool             `json:"verified"` // checks verify certificates
+	Names       []NameStatus     `json:"names,omitempty"` // the configured names that stand for backends
+	Verified    bool             `json:"verified"`        // checks verify certificates
 	Check       string           `json:"check"`
 
 	Discovery *DiscoveryStatus `json:"discovery,omitempty"` // set by the caller; nil without discovery
@@ -40,9 +42,11 @@ type ListenerStatus struct {
 
 // BackendStatus is one backend.
 type BackendStatus struct {
-	Address   string    `json:"address"`            // as configured
-	Resolved  string    `json:"resolved,omitempty"` // where connections go, when Address is a name
-	State     string    `json:"state"`              // unknown, ready, slow_start, not_ready, dead, draining
+	Address   string    `json:"address"`          // ADDRESS:PORT; of a name without an address the name
+	Name      string    `json:"name,omitempty"`   // the configured name that Address comes from
+	State     string    `json:"state"`            // unknown, ready, slow_start, not_ready, dead, draining, unresolved
+	Use       string    `json:"use,omitempty"`    // "backup" or "last resort" of a backend that is used when no better one is ready
+	Weight    *int      `json:"weight,omitempty"` // its share of connections, if that is not 1
 	Since     time.Time `json:"since"`
 	Reason    string    `json:"reason,omitempty"`    // reason of the last change: "bad_cert: x509: …"
 	LastCheck string    `json:"lastCheck,omitempty"` // ok, not_ready, connect_error, tls_error, timeout, bad_status, bad_cert
@@ -54,10 +58,19 @@ type BackendStatus struct {
 	Sent      uint64    `json:"sentBytes"`     // to clients
 }
 
+// NameStatus is a configured name, which stands for all its addresses.
+type NameStatus struct {
+	Name      string    `json:"name"`
+	Addresses int       `json:"addresses"`         // in use
+	Problem   string    `json:"problem,omitempty"` // what is wrong with the last look-up, one line
+	Since     time.Time `json:"since"`             // when Problem appeared or vanished
+}
+
 // The states of a backend besides those of package check.
 const (
-	stateSlowStart = "slow_start"
-	stateDraining  = "draining" // removed from the configuration; its connections may last for the drain time
+	stateUnresolved = "unresolved" // a name that has no address
+	stateSlowStart  = "slow_start"
+	stateDraining   = "draining" // removed from the configuration; its connections may last for the drain time
 )
 
 // Status returns the current state. It may be called at any time.
@@ -91,34 +104,60 @@ func (s *Server) Status() Status {
 		}
 		st.Backends = append(st.Backends, r)
 	}
+	for _, f := range s.followed() {
+		n := f.Status()
+		st.Names = append(st.Names, NameStatus{Name: f.place, Addresses: len(n.Servers), Problem: n.Problem, Since: n.Since})
+		if len(n.Servers) == 0 {
+			st.Backends = append(st.Backends, unresolved(f.place, n))
+		}
+	}
 	return st
 }
 
+// unresolved is the row of a name without an address.
+func unresolved(place string, n names.Status) BackendStatus {
+	b := BackendStatus{Address: place, State: string(check.Unknown), Since: n.Since, Reason: "not looked up yet", Source: sourceStatic}
+	if n.Answered {
+		b.State, b.Reason = stateUnresolved, n.Problem
+	}
+	return b
+}
+
+const (
+	sourceStatic     = "static"
+	sourceDiscovered = "discovered"
+)
+
 func (b *Backend) report(draining bool) BackendStatus {
-	r := BackendStatus{Address: b.name, State: b.state(draining), Active: int(b.active.Load()), Total: b.total.Load(), Source: "static"}
-	if b.discovered {
-		r.Source = "discovered"
+	r := BackendStatus{
+		Address: b.name, Name: b.is.name, State: b.state(draining), Use: classNames[b.is.class],
+		Active: int(b.active.Load()), Total: b.total.Load(), Source: sourceStatic,
+	}
+	if b.is.discovered {
+		r.Source = sourceDiscovered
+	}
+	if w := b.is.weight; w != normalWeight {
+		r.Weight = &w
 	}
 	for i := range b.failures {
 		r.Errors += b.failures[i].Load()
 	}
-	if st := b.status.Load(); st != nil {
-		r.Since, r.LastCheck = st.Since, string(st.Last)
-		switch {
-		case st.Reason != "":
-			r.Reason = st.Reason
-		case st.Suspect:
-			r.Reason = st.SuspectReason
-		}
-	}
-	if to := b.addr.Load(); to == nil {
-		if err := b.resolveErr.Load(); err != nil {
-			r.Reason = (*err).Error()
-		}
-	} else if at := to.addrPort().String(); at != b.name {
-		r.Resolved = at
+	if st := b.checker.Load().Status(); st.State != check.Unknown || st.Last != "" {
+		r.Since, r.LastCheck, r.Reason = st.Since, string(st.Last), reasonOf(st)
 	}
 	return r
+}
+
+// reasonOf returns what is the matter now. The reason of the last change of state may be
+// over while the state lasts: a backend that refused at first may be cut off by now.
+func reasonOf(st check.Status) string {
+	switch {
+	case st.State != check.Ready && st.LastReason != "":
+		return st.LastReason
+	case st.State == check.Ready && st.Suspect:
+		return st.SuspectReason
+	}
+	return st.Reason
 }
 
 // state returns the state shown in status and metrics.

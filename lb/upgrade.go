@@ -339,7 +339,7 @@ func (s *Server) pairOf(h handed, fds []int) *pair {
 	if h.Backend != "" {
 		p.server = newEnd(int32(fds[1]))
 		p.server.eof, p.server.shut, p.server.out = h.Server.EOF, h.Server.Shut, h.Server.Out
-		p.backend, p.phase = s.backendNamed(h.Backend), relaying
+		p.backend, p.phase = s.backendOf(h.Backend, fds[1]), relaying
 	} else {
 		p.first = h.Server.Out
 	}
@@ -357,22 +357,44 @@ func (s *Server) listenerNamed(address string) *listener {
 	return s.listeners[0]
 }
 
-// backendNamed returns the backend of that name. If the new configuration does not have
-// it, the backend is created and drained.
-func (s *Server) backendNamed(name string) *Backend {
+// backendOf returns the backend of a connection that was handed over. If the new
+// configuration does not have it, the backend is created and drained. An older process
+// called a backend what the configuration calls it, which may be a name: then the socket
+// tells the address.
+func (s *Server) backendOf(name string, fd int) *Backend {
+	at, err := netip.ParseAddrPort(name)
+	if err != nil {
+		at = peerAddr(fd)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, b := range s.backends {
-		if b.name == name {
+		if b.at == at {
 			return b
 		}
 	}
 	cfg := s.cfg.Load()
-	b := s.newBackend(name, false)
+	b := s.newBackend(member{at: at, weight: normalWeight})
 	b.start(*cfg, s.files)
 	s.backends = append(s.backends, b)
 	s.remove(b, cfg.DrainTimeout)
 	return b
+}
+
+// peerAddr returns the address that a socket is connected to; the zero one when it no
+// longer is.
+func peerAddr(fd int) netip.AddrPort {
+	sa, err := unix.Getpeername(fd)
+	if err != nil {
+		return netip.AddrPort{}
+	}
+	switch a := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port))
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(a.Addr).Unmap(), uint16(a.Port))
+	}
+	return netip.AddrPort{}
 }
 
 // attach adds a whole pair that belongs to no loop to this loop.

@@ -54,6 +54,10 @@ type Config struct {
 	Fences     *lease.Fences
 	UsersDelay bool // the user's flags set how long to serve while leaving
 	Log        *slog.Logger
+
+	// Refused is called for each bearer token that is not accepted, with the client's
+	// HOST:PORT. It must not block; nil for none.
+	Refused func(token, address string)
 }
 
 // Server runs kube-apiserver. Make one with New.
@@ -64,6 +68,7 @@ type Server struct {
 	etcd       *etcd.Member
 	fences     *lease.Fences
 	usersDelay bool
+	refused    func(token, address string)
 	log        *slog.Logger
 
 	early chan configured // the first half of the first build, once Begin was called
@@ -80,7 +85,7 @@ var _ supervise.Component = (*Server)(nil)
 func New(c Config) *Server {
 	return &Server{
 		args: c.Args, server: c.Server, layout: c.Layout, etcd: c.Etcd,
-		fences: c.Fences, usersDelay: c.UsersDelay, log: c.Log,
+		fences: c.Fences, usersDelay: c.UsersDelay, refused: c.Refused, log: c.Log,
 	}
 }
 
@@ -181,7 +186,7 @@ func (a *Server) serve(ctx context.Context, s *built, ready func()) error {
 	}
 }
 
-// hopeless waits briefly for a server that stops without a quorum. The server's own lease
+// hopeless waits briefly for a server that stops while etcd answers nothing. The server's own lease
 // is renewed in a loop that only a success ends (component-helpers/apimachinery/lease/
 // controller.go:backoffEnsureLease), and etcd answers every request with an error, so
 // the server may never return; the process is about to end.
@@ -191,7 +196,7 @@ func (a *Server) hopeless(ctx context.Context, done <-chan error) error {
 	case err := <-done:
 		return err
 	case <-time.After(hopelessGrace):
-		a.log.Warn("not waited for any longer: without a quorum it cannot end in order")
+		a.log.Warn("not waited for any longer: etcd answers nothing, so it cannot end in order")
 		return nil
 	}
 }

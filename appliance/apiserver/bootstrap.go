@@ -25,6 +25,7 @@ import (
 	schedulingrest "k8s.io/kubernetes/pkg/registry/scheduling/rest"
 	"k8s.io/kubernetes/plugin/pkg/auth/authorizer/rbac/bootstrappolicy"
 
+	"kthwd/appliance/pki"
 	"kthwd/appliance/supervise"
 	"kthwd/rbacseed"
 )
@@ -137,7 +138,7 @@ func (p *policy) reconcileRoles(ctx context.Context) error {
 
 func (p *policy) reconcileBindings(ctx context.Context) error {
 	bindings := limited(ctx)
-	for _, b := range append(bootstrappolicy.ClusterRoleBindings(), bootstrappolicy.ControllerRoleBindings()...) {
+	for _, b := range append(append(bootstrappolicy.ClusterRoleBindings(), bootstrappolicy.ControllerRoleBindings()...), administrators()) {
 		bindings.Go(func() error { return p.clusterRoleBinding(b) })
 	}
 	for _, inNamespace := range bootstrappolicy.NamespaceRoleBindings() {
@@ -146,6 +147,19 @@ func (p *policy) reconcileBindings(ctx context.Context) error {
 		}
 	}
 	return bindings.Wait()
+}
+
+// administrators binds the group of admin.kubeconfig to cluster-admin. It has the label of
+// upstream's own bindings, and so is made again when it is deleted.
+func administrators() rbacv1.ClusterRoleBinding {
+	return rbacv1.ClusterRoleBinding{
+		ObjectMeta: metav1.ObjectMeta{
+			Name: pki.AdminsGroup, Labels: map[string]string{"kubernetes.io/bootstrapping": "rbac-defaults"},
+			Annotations: map[string]string{rbacv1.AutoUpdateAnnotationKey: "true"},
+		},
+		RoleRef:  rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "cluster-admin"},
+		Subjects: []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: pki.AdminsGroup}},
+	}
 }
 
 func limited(ctx context.Context) *errgroup.Group {

@@ -86,6 +86,7 @@ func (a *Server) assemble(config *apiapp.Config) (*built, error) {
 	registerIdentity := who.replaceIdentity(&config.KubeAPIs.ControlPlane)
 	installOpenAPI := leaveOutOpenAPI(config.KubeAPIs.ControlPlane.Generic)
 	rememberClients(config)
+	listenToRefusals(config, a.refused)
 	a.keepWebhooks(config.KubeAPIs.ControlPlane.VersionedInformers)
 	s := &built{identity: who}
 	front := &config.Aggregator.GenericConfig.Config

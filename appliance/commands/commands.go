@@ -13,6 +13,9 @@ package commands
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"strconv"
 
 	schedoptions "k8s.io/kubernetes/cmd/kube-scheduler/app/options"
@@ -40,6 +43,7 @@ type Input struct {
 // Lines are the command lines of the four programs.
 type Lines struct {
 	Args      map[string][]program.Arg // by program
+	Users     map[string][]program.Arg // the user's among them, with old flags translated
 	Warnings  []string                 // of what was translated or dropped
 	Overrides []program.Override       // kthwd's flags that the user's have replaced
 	Verbosity map[string]int           // the user's --v, by program
@@ -57,7 +61,7 @@ func Make(in Input) (*Lines, error) {
 
 // merge puts the user's flags over kthwd's.
 func merge(in Input) (*Lines, error) {
-	l := &Lines{Args: map[string][]program.Arg{}, Verbosity: map[string]int{}}
+	l := &Lines{Args: map[string][]program.Arg{}, Users: map[string][]program.Arg{}, Verbosity: map[string]int{}}
 	c := in.Config
 	var errs []error
 	for _, p := range []struct {
@@ -74,7 +78,8 @@ func merge(in Input) (*Lines, error) {
 		users, dropped, refused := program.CheckOwned(p.program, p.ours, users)
 		errs = append(errs, refused...)
 		l.Warnings = append(append(l.Warnings, old...), dropped...)
-		merged, overrides := program.Merge(p.program, p.ours, l.takeVerbosity(p.program, users))
+		l.Users[p.program] = l.takeVerbosity(p.program, users)
+		merged, overrides := program.Merge(p.program, p.ours, l.Users[p.program])
 		l.Overrides = append(l.Overrides, overrides...)
 		l.Args[p.program] = in.moved(merged)
 	}
@@ -129,6 +134,48 @@ func (l *Lines) oldFiles(in Input) error {
 	if _, err := schedoptions.LoadConfigFromFile(cmdline.DiscardLogger, file); err != nil {
 		return advice.With(fmt.Errorf("%s: %s: %w", program.Scheduler, file, err), "correct the file; or move it away, and the scheduler uses its flags")
 	}
-	l.Args[program.Scheduler], _ = program.Merge(program.Scheduler, l.Args[program.Scheduler], []program.Arg{{Key: "config", Value: file}})
+	l.schedulerFile(file)
 	return nil
+}
+
+// schedulerFile makes the scheduler read a file.
+func (l *Lines) schedulerFile(file string) {
+	l.Args[program.Scheduler], _ = program.Merge(program.Scheduler, l.Args[program.Scheduler], []program.Arg{{Key: "config", Value: file}})
+}
+
+// Offline makes the command lines that a start would use, for a verb that shows them. It
+// neither checks nor makes the files that they name. The configuration must be resolved and
+// valid.
+func Offline(c config.Controller) (*Lines, error) {
+	layout := c.Layout()
+	l, err := merge(Input{Config: c, Layout: layout, Socket: layout.EtcdSocket(), Signer: offlineSigner(layout)})
+	if err != nil {
+		return nil, err
+	}
+	file, _, err := cmdline.SchedulerConfig(program.Value(l.Args[program.Scheduler], "config"), layout, func(name string, _ []byte) (string, error) {
+		return filepath.Join(layout.Run(), name), nil
+	})
+	if errors.Is(err, fs.ErrPermission) { // another user's directory: the flags are known without the file
+		return l, nil
+	}
+	if err == nil && file != "" {
+		l.schedulerFile(file)
+	}
+	return l, err
+}
+
+// offlineSigner is the file with which a start would sign. A CA that does not exist yet, or
+// that this user cannot read, is taken for one with its key beside it.
+func offlineSigner(l pki.Layout) string {
+	if _, err := os.Stat(l.CA()); err != nil {
+		return l.CA()
+	}
+	signer, data, err := pki.Signer(l)
+	switch {
+	case err != nil:
+		return l.CA()
+	case data != nil:
+		return filepath.Join(l.Run(), pki.SignerFile)
+	}
+	return signer
 }

@@ -26,6 +26,7 @@ type Config struct {
 	MetricsWeb     string   // web configuration file of exporter-toolkit: TLS, client certificates, basic auth; "" means plain HTTP
 	MetricsOpen    bool     // plain HTTP on a non-loopback address is intended
 	MetricsPprof   bool     // also serve profiles at MetricsAddress
+	Debugger       bool     // other processes of the same user may read the memory of this one, and it may leave a core dump
 	StatusSocket   string   // a load balancer's status socket; "" means none. A controller's is in its data directory
 	Controller     Controller
 	LB             lb.Config

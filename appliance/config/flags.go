@@ -65,6 +65,7 @@ func (l *Loader) settings() []setting {
 		{"metrics-web-config", RoleAll, groupProcess, "FILE", "Web configuration of the Prometheus exporter toolkit for --metrics-address: TLS, client certificates, basic auth. kthwd reads it again while it runs.", &c.MetricsWeb},
 		{"metrics-insecure", RoleAll, groupProcess, "", "Serve --metrics-address in plain HTTP to every client that can reach it, on other machines too.", &c.MetricsOpen},
 		{"metrics-pprof", RoleAll, groupProcess, "", "Serve profiles at /debug/pprof/ of --metrics-address. They show every client of that address, trusted or not, what the process does.", &c.MetricsPprof},
+		{"allow-debugger", RoleAll, groupProcess, "", "Let other processes of kthwd's user read its memory and attach a debugger, and let the kernel write core dumps, which contain the keys. Root may attach without it.", &c.Debugger},
 
 		{"data-dir", RoleController, groupFiles, "DIR", "Directory of certificates, keys and kubeconfigs under the tutorial's names; created if it is missing.", &k.DataDir},
 		{"etcd-data-dir", RoleController, groupFiles, "DIR", "Directory of etcd's own data. Empty means etcd below --data-dir.", &k.EtcdDataDir},
@@ -95,7 +96,7 @@ func (l *Loader) settings() []setting {
 		{"kube-scheduler-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag for kube-scheduler; overrides kthwd's own, or takes it out: KEY-; repeatable.", (*repeated)(&k.SchedulerArgs)},
 
 		{"listen", RoleLB, groupLB, "ADDRESS:PORT", "Address to which clients connect. Without ADDRESS it means all addresses; repeatable.", (*repeated)(&b.Listen)},
-		{"backend", RoleLB, groupLB, "HOST:PORT", "An API server behind the load balancer. A name is resolved again while kthwd runs; repeatable.", (*repeated)(&b.Backends)},
+		{"backend", RoleLB, groupLB, "HOST:PORT", "An API server behind the load balancer. A name stands for all its addresses, which are followed while kthwd runs; a name such as _https._tcp.example.com for its SRV records. Options may follow: weight N (0 to 256) and backup; repeatable.", (*repeated)(&b.Backends)},
 		{"check", RoleLB, groupLB, "KIND", "How backends are checked: https requests --check-path over TLS, tcp connects, none relies on failed connections of clients.", &b.Check},
 		{"check-path", RoleLB, groupLB, "PATH", "Path that --check=https requests. Status 200 means ready, any other status not ready, no answer dead.", &b.CheckPath},
 		{"check-interval", RoleLB, groupLB, "DURATION", "Time from one check of a backend to the next; shorter while its state is in doubt.", &b.CheckInterval},
@@ -123,7 +124,7 @@ func (l *Loader) settings() []setting {
 		{"access-log", RoleLB, groupLB, "FILE", "File that receives one line of JSON for each connection; empty writes none.", &b.AccessLog},
 		{"upgrade-socket", RoleLB, groupLB, "PATH", "Unix socket on which a new kthwd takes over listeners and connections; @NAME is an abstract socket. Empty means one named after --listen.", &b.UpgradeSocket},
 		{"status-socket", RoleLB, groupLB, "PATH", "Unix socket on which kthwd status queries a load balancer without a controller beside it. Only kthwd's user can open its directory. Empty disables it; the default is also disabled when its directory cannot be created.", &c.StatusSocket},
-		{"discovery-kubeconfig", RoleLB, groupLB, "FILE", "Kubeconfig with which the load balancer follows the EndpointSlices of default/kubernetes to find its backends; --backend is the initial list.", &b.DiscoveryKubeconfig},
+		{"discovery-kubeconfig", RoleLB, groupLB, "FILE", "Kubeconfig with which the load balancer follows the EndpointSlices of default/kubernetes to find its backends; those of --backend are then the last resort.", &b.DiscoveryKubeconfig},
 		{"discovery-cache", RoleLB, groupLB, "FILE", "File that keeps the last list of --discovery-kubeconfig across restarts.", &b.DiscoveryCache},
 	}
 }

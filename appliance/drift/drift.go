@@ -3,7 +3,9 @@
 // without a word.
 //
 // Check comes after the first quorum and before the API server starts. It refuses what
-// would look like an empty cluster; what has no effect is a finding, as long as the process runs.
+// would look like an empty cluster; another difference is a finding, as long as the process
+// runs. The cluster itself has its ranges; of its names and its issuer Check keeps a record
+// in etcd.
 package drift
 
 import (
@@ -29,12 +31,20 @@ import (
 // Drift is the comparison. Its fields are set before Check.
 type Drift struct {
 	Prefix       string // of kube-apiserver's keys in etcd
-	ServiceRange string // --service-cluster-ip-range
+	ServiceRange string // --service-cluster-ip-range of kube-apiserver
+	PodRange     string // --cluster-cidr; empty for none
+	Allocates    bool   // whether kube-controller-manager gives nodes their ranges (--allocate-node-cidrs)
+	ClusterName  string // --cluster-name
+	ClusterToken string // --initial-cluster-token of etcd
+
+	// Issuers are the issuers whose service account tokens are accepted. The first one's
+	// are issued.
+	Issuers []string
 
 	found atomic.Pointer[[]status.Finding]
 }
 
-// Findings returns what Check has found to be without effect. It never blocks.
+// Findings returns what Check has found. It never blocks.
 func (d *Drift) Findings() []status.Finding {
 	if found := d.found.Load(); found != nil {
 		return *found
@@ -43,7 +53,7 @@ func (d *Drift) Findings() []status.Finding {
 }
 
 // Check refuses a prefix below which there is nothing, although there is a cluster below
-// another one, and compares the service range. If etcd does not answer, or cannot be
+// another one, and compares the other settings. If etcd does not answer, or cannot be
 // understood, nothing is refused.
 func (d *Drift) Check(ctx context.Context, server *embed.Etcd) error {
 	client := v3client.New(server.Server)
@@ -56,16 +66,27 @@ func (d *Drift) Check(ctx context.Context, server *embed.Etcd) error {
 		return nil
 	}
 	if len(here.Kvs) == 0 {
-		return d.refuseEmpty(ctx, client, prefix)
+		if err := d.refuseEmpty(ctx, client, prefix); err != nil {
+			return err
+		}
 	}
-	if ranges := serviceRanges(ctx, client, prefix); len(ranges) > 0 && !sameRanges(ranges, strings.Split(d.ServiceRange, ",")) {
-		d.found.Store(&[]status.Finding{{
-			Health: status.Degraded, Kind: "service_range", Since: time.Now(),
-			Text: fmt.Sprintf("the services of this cluster are in %s, so --service-cluster-ip-range=%s has no effect", strings.Join(ranges, ","), d.ServiceRange),
-			Do:   "set --service-cluster-ip-range=" + strings.Join(ranges, ",") + ", and add a range with a ServiceCIDR object",
-		}})
-	}
+	now := time.Now()
+	found := slices.Concat(d.services(ctx, client, prefix, now), d.pods(ctx, client, prefix, now), d.recorded(ctx, client, now))
+	d.found.Store(&found)
 	return nil
+}
+
+// services compares the range of services.
+func (d *Drift) services(ctx context.Context, client *clientv3.Client, prefix string, now time.Time) []status.Finding {
+	ranges := serviceRanges(ctx, client, prefix)
+	if len(ranges) == 0 || sameRanges(ranges, strings.Split(d.ServiceRange, ",")) {
+		return nil
+	}
+	return []status.Finding{{
+		Health: status.Degraded, Kind: "service_range", Since: now,
+		Text: fmt.Sprintf("the services of this cluster are in %s, so --service-cluster-ip-range=%s has no effect", strings.Join(ranges, ","), d.ServiceRange),
+		Do:   "set --service-cluster-ip-range=" + strings.Join(ranges, ",") + ", and add a range with a ServiceCIDR object",
+	}}
 }
 
 // kthwdKeys are kthwd's own; no API server's are below them.
@@ -100,7 +121,12 @@ func decode[T any](ctx context.Context, client *clientv3.Client, key string) (ob
 	if err != nil || len(answer.Kvs) == 0 {
 		return object, false
 	}
-	decoded, _, err := scheme.Codecs.UniversalDeserializer().Decode(answer.Kvs[0].Value, nil, nil)
+	return parse[T](answer.Kvs[0].Value)
+}
+
+// parse reads the value of a key; ok is false if it is another object, or encrypted.
+func parse[T any](value []byte) (object T, ok bool) {
+	decoded, _, err := scheme.Codecs.UniversalDeserializer().Decode(value, nil, nil)
 	if err != nil {
 		return object, false
 	}

@@ -11,39 +11,43 @@ import (
 	"kthwd/appliance/supervise"
 )
 
-// errAbandoned has a code on which etcd's client does not retry
-// (client/v3/retry_interceptor.go:isSafeRetry).
-var errAbandoned = status.Error(codes.FailedPrecondition, "kthwd stops, and etcd has no quorum")
+// The reasons for which requests are abandoned have a code on which etcd's client does not
+// retry (client/v3/retry_interceptor.go:isSafeRetry).
+var (
+	errNoQuorum = status.Error(codes.FailedPrecondition, "kthwd stops, and etcd has no quorum")
+	errFullDisk = status.Error(codes.FailedPrecondition, "kthwd stops, and etcd cannot write: its disk is full")
+)
 
 // requests are the requests that wait for etcd. abandoned is cancelled, for all of them
-// at once, when the process is stopping and can no longer expect a quorum.
+// at once and with the reason, when the process is stopping and can no longer expect an answer.
 type requests struct {
 	abandoned context.Context
-	fail      context.CancelFunc
+	fail      context.CancelCauseFunc
 }
 
 func newRequests() *requests {
 	r := &requests{}
-	r.abandoned, r.fail = context.WithCancel(context.Background())
+	r.abandoned, r.fail = context.WithCancelCause(context.Background())
 	return r
 }
 
 // intercept is a grpc.UnaryServerInterceptor.
 func (r *requests) intercept(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
 	if r.abandoned.Err() != nil {
-		return nil, errAbandoned
+		return nil, context.Cause(r.abandoned)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(r.abandoned, cancel)()
 	answer, err := handle(ctx, req)
 	if err != nil && r.abandoned.Err() != nil {
-		return nil, errAbandoned
+		return nil, context.Cause(r.abandoned)
 	}
 	return answer, err
 }
 
-// Abandoned returns a channel that is closed once Abandon has made requests fail.
+// Abandoned returns a channel that is closed once all requests fail: after Abandon, or in a
+// stop on a full disk.
 func (e *Member) Abandoned() <-chan struct{} { return e.requests.abandoned.Done() }
 
 // Abandon makes all waiting and later requests to etcd fail if there is no leader and none
@@ -61,5 +65,5 @@ func (e *Member) Abandon(ctx context.Context, patience time.Duration) {
 		}
 	}
 	e.log.Warn("stopping without a quorum: requests that wait for one fail now")
-	e.requests.fail()
+	e.requests.fail(errNoQuorum)
 }

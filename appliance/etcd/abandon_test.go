@@ -33,7 +33,7 @@ func TestAbandonedRequests(t *testing.T) {
 			late <- got
 		}()
 		synctest.Wait()
-		r.fail()
+		r.fail(errNoQuorum)
 		synctest.Wait()
 		if err := <-waits; status.Code(err) != codes.FailedPrecondition {
 			t.Errorf("one that waits: got %v, want FailedPrecondition", err)

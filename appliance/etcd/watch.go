@@ -74,9 +74,11 @@ func (e *Member) watch(ctx context.Context, server *embed.Etcd, report supervise
 		case <-e.leave:
 			w.tasks.Go(func() { e.TransferLeadership(w.running, server, slog.LevelInfo) })
 		case <-ctx.Done():
-			e.close(server)
-			return nil
+			return e.closeOrLeaveOpen(ctx, server)
 		case err := <-e.fatal:
+			if lacksRoom(err) && wasAskedToStop(ctx) {
+				return w.leaveOpen(ctx, err)
+			}
 			return w.died(err)
 		case err := <-server.Err():
 			return w.failed(err)

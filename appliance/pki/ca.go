@@ -45,6 +45,10 @@ func (r row) template(names []string, public crypto.PublicKey, now time.Time) (*
 	if err != nil {
 		return nil, err
 	}
+	life := r.life
+	if life == 0 {
+		life = lifetime
+	}
 	id, err := keyID(public)
 	if err != nil {
 		return nil, err
@@ -53,7 +57,7 @@ func (r row) template(names []string, public crypto.PublicKey, now time.Time) (*
 		SerialNumber:          serial.Add(serial, big.NewInt(1)), // never zero
 		Subject:               r.subject(),
 		NotBefore:             now.Add(-backdate).UTC().Truncate(time.Second),
-		NotAfter:              now.Add(lifetime).UTC().Truncate(time.Second),
+		NotAfter:              now.Add(life).UTC().Truncate(time.Second),
 		KeyUsage:              r.keyUsage(public),
 		ExtKeyUsage:           r.uses,
 		BasicConstraintsValid: true,

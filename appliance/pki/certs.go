@@ -12,6 +12,10 @@ const (
 	// itself yet, so a shorter lifetime would only schedule an outage.
 	lifetime = 3653 * 24 * time.Hour
 
+	// adminLife is that of admin.kubeconfig, of which people have copies. Nothing that
+	// runs uses it, so its end is no outage.
+	adminLife = 365 * 24 * time.Hour
+
 	// backdate lets machines whose clocks are slightly behind use a certificate at
 	// once.
 	backdate = 5 * time.Minute
@@ -34,6 +38,8 @@ type row struct {
 	configOnly bool // needed only to make a kubeconfig, which contains a copy
 	publicOnly bool // only its public key is used, which may stand in place of the certificate
 
+	life time.Duration // how long a new one is valid; 0 means lifetime
+
 	given bool   // read and checked, never made
 	dir   string // directory of its files; "" means the data directory
 }
@@ -53,6 +59,10 @@ var (
 	serverAndClient = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
 )
 
+// AdminsGroup is the group of new admin.kubeconfigs. The API server binds it to cluster-admin at
+// each start, so that a lost file can lose its rights: see docs/security.md.
+const AdminsGroup = "kthwd:cluster-admins"
+
 // controllerCN is the common name of every controller's kubernetes.pem, the guide's
 // included. etcd accepts it, so no other certificate may have it: see ControllerNames.
 const controllerCN = "kubernetes"
@@ -67,7 +77,8 @@ var certificates = []row{
 	{name: NameKubernetes, issuer: nameCA, cn: controllerCN, org: "Kubernetes", uses: serverAndClient,
 		identity: expected, names: serverNames, must: func(s Spec) []string { return s.Local }},
 	{name: NameServiceAccount, issuer: nameCA, cn: "service-accounts", publicOnly: true},
-	{name: NameAdmin, issuer: nameCA, cn: "admin", org: "system:masters", uses: client, configOnly: true},
+	{name: NameAdmin, issuer: nameCA, cn: "admin", org: AdminsGroup, uses: client, configOnly: true, life: adminLife},
+	{name: NameSuperAdmin, issuer: nameCA, cn: "super-admin", org: "system:masters", uses: client, configOnly: true},
 	{name: NameControllerManager, issuer: nameCA, cn: "system:kube-controller-manager",
 		org: "system:kube-controller-manager", uses: client, identity: required, configOnly: true},
 	{name: NameScheduler, issuer: nameCA, cn: "system:kube-scheduler",
@@ -95,12 +106,14 @@ type config struct {
 	name   string // base name of its file
 	cert   string // name of the certificate that it contains
 	server func(Spec) string
-	local  bool // used by a program in kthwd, so a loopback server must be this machine's API server
+	with   string // made only where this kubeconfig is missing, too, and before it; "" means always
+	local  bool   // used by a program in kthwd, so a loopback server must be this machine's API server
 	dir    string
 }
 
 // kubeconfigs lists every kubeconfig. One with an empty server is not made.
 var kubeconfigs = []config{
+	{name: NameSuperAdmin, cert: NameSuperAdmin, server: localServer, with: NameAdmin},
 	{name: NameAdmin, cert: NameAdmin, server: localServer},
 	{name: NameControllerManager, cert: NameControllerManager, server: localServer, local: true},
 	{name: NameScheduler, cert: NameScheduler, server: localServer, local: true},

@@ -203,7 +203,7 @@ func (v *survey) checkDates(file, what string, c *x509.Certificate, idle bool) {
 	switch {
 	case m.Problem == "":
 	case idle:
-		v.warn("%v; nothing uses its dates", m)
+		v.warn("%v; nothing that runs uses its dates", m)
 	default:
 		v.misfit(m)
 	}
@@ -320,7 +320,7 @@ func (v *survey) checkConfig(k config) {
 		v.misfit(&Misfit{File: path, Problem: "its client key is not the key of its client certificate"})
 	}
 	v.checkSignature(path, what, r, a.client)
-	v.checkDates(path, "its client certificate ", a.client.chain[0], false)
+	v.checkDates(path, "its client certificate ", a.client.chain[0], !k.local)
 	v.checkUses(path, what, r, a.client.chain[0])
 	v.checkIdentity(path, "its client certificate ", r, a.client.chain[0])
 	if k.local && checkServer(v.spec.Server) == nil {
@@ -345,6 +345,10 @@ func (v *survey) checkDocument(d document) {
 	if data != nil {
 		v.garbage(path, checkDocument(data))
 	}
+}
+
+func (v *survey) config(name string) config {
+	return v.configs[slices.IndexFunc(v.configs, func(k config) bool { return k.name == name })]
 }
 
 func (v *survey) row(name string) row {

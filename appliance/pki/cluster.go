@@ -111,9 +111,11 @@ func (c Cluster) survey() *survey {
 	v := newSurvey(Layout{Dir: c.Dir}, spec)
 	v.rows = slices.Clone(v.rows)
 	for i := range v.rows {
-		v.rows[i].configOnly = false // the kubeconfigs of machines added later are made from them
+		if v.rows[i].name != NameSuperAdmin {
+			v.rows[i].configOnly = false // the kubeconfigs of machines added later are made from them
+		}
 	}
-	v.configs = []config{{name: NameAdmin, cert: NameAdmin, server: localServer}}
+	v.configs = slices.DeleteFunc(slices.Clone(v.configs), func(k config) bool { return k.local })
 	return v
 }
 
@@ -160,8 +162,8 @@ func (c Cluster) parts(home *survey, m Machine) (parts []part) {
 		if m.Server == "" && r.name != nameCA {
 			continue
 		}
-		if r.name == NameAdmin || r.name == NameControllerManager || r.name == NameScheduler {
-			continue // their kubeconfigs contain copies
+		if r.org == "system:masters" || slices.Contains(machineConfigs, r.name) {
+			continue // the one stays with the CA; kubeconfigs contain copies of the others
 		}
 		add(home.layout.Cert(r.name), l.Cert(r.name), modePublic)
 		if !r.isCA() || r.name == nameCA && m.CAKey {

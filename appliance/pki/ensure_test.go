@@ -17,8 +17,8 @@ import (
 
 func TestFreshDirectory(t *testing.T) {
 	l := Layout{Dir: filepath.Join(t.TempDir(), "var", "lib", "kubernetes")}
-	if report, err := Check(l, testSpec()); err != nil || len(report.Missing) != 24 {
-		t.Errorf("Check of nothing = %d files missing, %v; want 24, nil", len(report.Missing), err)
+	if report, err := Check(l, testSpec()); err != nil || len(report.Missing) != 27 {
+		t.Errorf("Check of nothing = %d files missing, %v; want 27, nil", len(report.Missing), err)
 	}
 	report := ensure(t, l, testSpec())
 	if len(report.Kept)+len(report.Warnings)+len(report.Missing) > 0 {
@@ -59,8 +59,8 @@ func TestSecondEnsureChangesNothing(t *testing.T) {
 	l := filled(t)
 	before := contents(t, l.Dir)
 	report := ensure(t, l, testSpec())
-	if len(report.Created) > 0 || len(report.Kept) != 24 || len(report.Warnings) > 0 {
-		t.Errorf("report = %+v, want 24 files kept", report)
+	if len(report.Created) > 0 || len(report.Kept) != 27 || len(report.Warnings) > 0 {
+		t.Errorf("report = %+v, want 27 files kept", report)
 	}
 	wantSame(t, l.Dir, before)
 }
@@ -145,9 +145,12 @@ func TestWarnings(t *testing.T) {
 		do   func(*testing.T, Layout, *Spec)
 		want []string // nil means no warning
 	}{
-		{"31 days left", dates(31), nil},
+		{"31 days left", func(t *testing.T, l Layout, s *Spec) {
+			later := s.now().Add(adminLife - 31*24*time.Hour)
+			s.Now = func() time.Time { return later }
+		}, nil},
 		{"29 days left", dates(29), []string{"kubernetes.pem: expires on", "in 29 days"}},
-		{"a kubeconfig's days", dates(29), []string{"admin.kubeconfig: its client certificate expires on"}},
+		{"a kubeconfig's days", dates(29), []string{"kube-scheduler.kubeconfig: its client certificate expires on"}},
 		{"service address", func(t *testing.T, l Layout, s *Spec) { s.ServiceIP[len(s.ServiceIP)-1] = 9 }, []string{"kubernetes.pem: not valid for 10.32.0.9"}},
 		{"balancer's address", func(t *testing.T, l Layout, s *Spec) { s.Addresses = []string{"192.0.2.7"} }, []string{"kubernetes.pem: not valid for 192.0.2.7"}},
 		{"no CA key", func(t *testing.T, l Layout, s *Spec) { os.Remove(l.CAKey()) }, []string{"ca-key.pem: missing, so kube-controller-manager"}},
@@ -163,7 +166,7 @@ func TestWarnings(t *testing.T) {
 				NotBefore: noon.AddDate(-2, 0, 0), NotAfter: noon.AddDate(-1, 0, 0)}
 			admin := loadPair(t, l, NameAdmin)
 			put(t, l.Cert(NameAdmin), string(encodeCertificates(sign(t, old, admin.key, loadPair(t, l, nameCA)).chain)))
-		}, []string{"admin.pem: expired on", "nothing uses its dates"}},
+		}, []string{"admin.pem: expired on", "nothing that runs uses its dates"}},
 		{"another common name", func(t *testing.T, l Layout, s *Spec) {
 			other := certificate(t, l.Cert(NameKubernetes))
 			other.RawSubject, other.Subject.CommonName = nil, "apiserver"
@@ -242,7 +245,7 @@ func TestAccepted(t *testing.T) {
 				KeyUsage: x509.KeyUsageCertSign}, key, loadPair(t, l, nameCA))
 			leaf := sign(t, certificate(t, l.Cert(NameKubernetes)), loadPair(t, l, NameKubernetes).key, between)
 			put(t, l.Cert(NameKubernetes), string(encodeCertificates(append(leaf.chain, between.chain...))))
-		}, []string{"admin.kubeconfig", "kube-controller-manager.kubeconfig", "kube-scheduler.kubeconfig"}},
+		}, []string{"super-admin.kubeconfig", "admin.kubeconfig", "kube-controller-manager.kubeconfig", "kube-scheduler.kubeconfig"}},
 		{"a bundle with the CA", func(t *testing.T, l Layout, s *Spec) {
 			put(t, l.Cert(NameKubernetes), get(t, l.Cert(NameKubernetes))+get(t, l.CA()))
 		}, nil},

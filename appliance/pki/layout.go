@@ -7,7 +7,8 @@ import "path/filepath"
 const (
 	NameKubernetes        = "kubernetes"              // API server, etcd member and client, kubelet client
 	NameServiceAccount    = "service-account"         // signs service account tokens
-	NameAdmin             = "admin"                   // system:masters
+	NameAdmin             = "admin"                   // kthwd:cluster-admins, and system:masters in an older directory
+	NameSuperAdmin        = "super-admin"             // system:masters, whatever the bindings: to be kept offline
 	NameControllerManager = "kube-controller-manager" // system:kube-controller-manager
 	NameScheduler         = "kube-scheduler"          // system:kube-scheduler
 	NameHealth            = "kthwd-health"            // client of the health bridge: no rights beyond any authenticated user's
@@ -37,7 +38,7 @@ func (l Layout) Cert(name string) string { return l.path(name + ".pem") }
 // Key is the key of Cert(name).
 func (l Layout) Key(name string) string { return l.path(name + "-key.pem") }
 
-// Kubeconfig is the kubeconfig called name: of NameAdmin, NameAdminRemote,
+// Kubeconfig is the kubeconfig called name: of NameAdmin, NameSuperAdmin, NameAdminRemote,
 // NameControllerManager or NameScheduler.
 func (l Layout) Kubeconfig(name string) string { return l.path(name + ".kubeconfig") }
 
@@ -109,12 +110,12 @@ func (l Layout) Files() []string {
 		filepath.Join(l.Etcd(), "member"), l.Run(), l.Lock(), l.InstanceID(), l.Record(), l.JoinRecord(), l.Names(),
 	}
 	for _, name := range []string{
-		NameKubernetes, NameServiceAccount, NameAdmin, NameControllerManager, NameScheduler,
+		NameKubernetes, NameServiceAccount, NameAdmin, NameSuperAdmin, NameControllerManager, NameScheduler,
 		NameHealth, NameFrontProxyCA, NameFrontProxyClient,
 	} {
 		files = append(files, l.Cert(name), l.Key(name))
 	}
-	for _, name := range []string{NameAdmin, NameControllerManager, NameScheduler, NameAdminRemote} {
+	for _, name := range []string{NameAdmin, NameSuperAdmin, NameControllerManager, NameScheduler, NameAdminRemote} {
 		files = append(files, l.Kubeconfig(name))
 	}
 	return files

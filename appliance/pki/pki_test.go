@@ -258,7 +258,8 @@ func tutorial(t *testing.T, encoding string) Layout {
 	put(t, l.Cert(NameServiceAccount), string(encodeCertificates(sign(t, leaf("service-accounts", "Kubernetes"), keys[2], ca).chain)))
 	put(t, l.Key(NameServiceAccount), encode(t, keys[2]))
 	for file, subject := range map[string][2]string{
-		NameAdmin:             {"admin", "system:masters"},
+		NameAdmin:             {"admin", AdminsGroup},
+		NameSuperAdmin:        {"super-admin", "system:masters"},
 		NameControllerManager: {"system:kube-controller-manager", "system:kube-controller-manager"},
 		NameScheduler:         {"system:kube-scheduler", "system:kube-scheduler"},
 	} {

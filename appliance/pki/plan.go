@@ -56,6 +56,9 @@ func (p pair) signer() []byte {
 	return encodeCertificates(p.chain[:1])
 }
 
+// SignerFile is the name of the file that Signer wants in the run directory.
+const SignerFile = "ca-signing.pem"
+
 // Signer returns the file with the certificate that belongs to the CA's key: ca.pem, if it
 // is the only one in there. Otherwise path is "", and data is the content of a file to
 // make. Both are empty if the key is kept elsewhere.

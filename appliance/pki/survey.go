@@ -236,8 +236,8 @@ func (p *pair) resume(path string) {
 
 func (v *survey) loadConfig(k config) {
 	path := k.path(v.layout)
-	data, there := v.read(path, forTheGroup)
-	if !there && k.server(v.spec) != "" {
+	data, found := v.read(path, forTheGroup)
+	if !found && k.server(v.spec) != "" && (k.with == "" || !there(v.config(k.with).path(v.layout))) {
 		v.absent[path] = true // checkConfig reports it, after the certificates
 	}
 	if data == nil {

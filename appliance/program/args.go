@@ -16,6 +16,16 @@ func Value(args []Arg, key string) string {
 	return ""
 }
 
+// Values are all values of a flag that may be given several times, in their order.
+func Values(args []Arg, key string) (all []string) {
+	for _, a := range args {
+		if a.Key == key {
+			all = append(all, a.Value)
+		}
+	}
+	return all
+}
+
 // Arg is one --key=value of an embedded program.
 type Arg struct{ Key, Value string }
 

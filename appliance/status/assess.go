@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"kthwd/appliance/cause"
+	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
 	"kthwd/appliance/supervise"
 	"kthwd/appliance/text"
@@ -269,12 +270,12 @@ func (a *assessment) balancer(r Report) {
 		switch b.State {
 		case "ready", "slow_start":
 			ready++
-		case "not_ready", "dead":
+		case "not_ready", "dead", "unresolved":
 			why := b.Reason
 			if why == "" {
 				why = b.LastCheck
 			}
-			bad = append(bad, b.Address+" is "+b.State+" ("+why+")")
+			bad = append(bad, nameOf(b)+" is "+b.State+" ("+why+")")
 		case "unknown":
 			hoped++
 		}
@@ -285,12 +286,26 @@ func (a *assessment) balancer(r Report) {
 	case len(bad) > 0:
 		a.add(Degraded, kindBackends, adviceOnBackends(s.Backends, "run kthwd status there"), "%d of %d backends are not ready: %s", len(bad), len(s.Backends), strings.Join(bad, ", "))
 	}
+	for _, n := range s.Names {
+		if n.Problem != "" && n.Addresses > 0 { // one without is among the backends
+			a.add(Healthy, kindBackendName, "correct the records of that name; its other addresses stay in use", "the name %s: %s", n.Name, n.Problem)
+			a.since(n.Since)
+		}
+	}
 	if s.Held > 0 {
 		a.add(Degraded, kindHeld, "", "%d clients wait for a backend", s.Held)
 	}
 	if s.Discovery != nil && s.Discovery.Error != "" {
 		a.add(Healthy, kindDiscovery, "the last list stays in force until an API server answers", "no API server returns the list of backends: %s", s.Discovery.Error)
 	}
+}
+
+// nameOf is the address of a backend, with the configured name it comes from.
+func nameOf(b lb.BackendStatus) string {
+	if b.Name == "" {
+		return b.Address
+	}
+	return b.Address + " of " + b.Name
 }
 
 // adviceOnBackends adds advice about a bad certificate, with which kthwd status on the
@@ -309,6 +324,8 @@ func (a *assessment) certificates(r Report, now time.Time) {
 		case c.Problem != "":
 			a.add(Degraded, cause.Certificate, "", "%s: %s", c.File, c.Problem)
 		case c.Use == "signing": // only the key in it is used
+		case left <= 0 && file == pki.NameAdmin+".kubeconfig": // people have it, and nothing that runs
+			a.add(Degraded, cause.Certificate, renew(c), "%s (%s) expired on %s", file, c.Subject, c.NotAfter.UTC().Format(time.DateOnly))
 		case left <= 0:
 			a.add(Down, cause.Certificate, renew(c), "%s (%s) expired on %s", file, c.Subject, c.NotAfter.UTC().Format(time.DateOnly))
 		case left < certSoon:

@@ -99,12 +99,15 @@ func TestAssess(t *testing.T) {
 		"one slow call": {change(func(r *Report) {
 			r.Member.Fsync = Latency{P99: 2 * time.Second, Count: 50, Slow: 1, Spent: 3 * time.Second, Window: time.Minute}
 		}), Healthy, "", ""},
-		"a few fsyncs":                      {change(func(r *Report) { r.Member.Fsync = Latency{P99: time.Second, Count: 3} }), Healthy, "", ""},
-		"nearly full":                       {change(func(r *Report) { r.Member.Size = 7 << 30 }), Degraded, "etcd's database is at 7.0 GiB of 8.0 GiB", "kthwd etcd space"},
-		"full":                              {change(func(r *Report) { r.Member.Size, r.Member.Alarms = 8<<30, []string{"NOSPACE"} }), Down, "etcd has the alarm NOSPACE", "kthwd etcd space"},
-		"29 days":                           {change(func(r *Report) { r.Certificates[0].NotAfter = noon.Add(29 * 24 * time.Hour) }), Healthy, "ca.pem (CN=ca) expires in 29 days", ""},
-		"6 days":                            {change(func(r *Report) { r.Certificates[0].NotAfter = noon.Add(6 * 24 * time.Hour) }), Degraded, "ca.pem (CN=ca) expires in 6d0h", ""},
-		"expired":                           {change(func(r *Report) { r.Certificates[0].NotAfter = noon }), Down, "ca.pem (CN=ca) expired on 2026-01-02", ""},
+		"a few fsyncs": {change(func(r *Report) { r.Member.Fsync = Latency{P99: time.Second, Count: 3} }), Healthy, "", ""},
+		"nearly full":  {change(func(r *Report) { r.Member.Size = 7 << 30 }), Degraded, "etcd's database is at 7.0 GiB of 8.0 GiB", "kthwd etcd space"},
+		"full":         {change(func(r *Report) { r.Member.Size, r.Member.Alarms = 8<<30, []string{"NOSPACE"} }), Down, "etcd has the alarm NOSPACE", "kthwd etcd space"},
+		"29 days":      {change(func(r *Report) { r.Certificates[0].NotAfter = noon.Add(29 * 24 * time.Hour) }), Healthy, "ca.pem (CN=ca) expires in 29 days", ""},
+		"6 days":       {change(func(r *Report) { r.Certificates[0].NotAfter = noon.Add(6 * 24 * time.Hour) }), Degraded, "ca.pem (CN=ca) expires in 6d0h", ""},
+		"expired":      {change(func(r *Report) { r.Certificates[0].NotAfter = noon }), Down, "ca.pem (CN=ca) expired on 2026-01-02", ""},
+		"expired, and only people use it": {change(func(r *Report) {
+			r.Certificates[0].NotAfter, r.Certificates[0].File, r.Certificates[0].Use = noon, "/var/lib/kubernetes/admin.kubeconfig", "client"
+		}), Degraded, "admin.kubeconfig (CN=ca) expired on 2026-01-02", "kthwd pki init"},
 		"expired, and only its key is used": {change(func(r *Report) { r.Certificates[0].NotAfter, r.Certificates[0].Use = noon, "signing" }), Healthy, "", ""},
 		"no certificate":                    {change(func(r *Report) { r.Certificates[0].Problem = "permission\ndenied" }), Degraded, "/d/ca.pem: permission denied", ""},
 		"stopping":                          {change(func(r *Report) { r.Ready, r.Reason = false, "stopping" }), Down, "not ready: stopping", ""},

@@ -24,6 +24,7 @@ const (
 	kindFsync       = "fsync"
 	kindEtcdAlarm   = "etcd_alarm"
 	kindBackends    = "backends"
+	kindBackendName = "backend_name"
 	kindHeld        = "held_clients"
 	kindDiscovery   = "discovery"
 )

@@ -33,6 +33,11 @@ type Client struct {
 	// Anywhere makes Status query Addr also when no kthwd runs on Socket. Another
 	// kthwd may answer there.
 	Anywhere bool
+
+	// Owners are the users whose processes are believed on Addr, an address of this
+	// machine. Any other server there is a Stranger. Nil believes every server, as on an
+	// address of another machine.
+	Owners []int
 }
 
 // Status requests the report, from the socket first and then from Addr.
@@ -67,6 +72,11 @@ func (c Client) get(ctx context.Context, path string) ([]byte, error) {
 	c.Anywhere = c.Anywhere || c.Socket == ""
 	if c.Addr != "" && (errors.Is(err, fs.ErrPermission) || c.Anywhere && errors.Is(err, ErrNotRunning)) {
 		second, errSecond := c.remote(ctx, path)
+		var stranger *Stranger
+		if errors.As(errSecond, &stranger) {
+			stranger.Socket = err
+			return nil, stranger
+		}
 		if errSecond == nil || !errors.Is(errSecond, ErrNotRunning) || c.Socket == "" {
 			body, err = second, errSecond
 		}

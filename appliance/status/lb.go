@@ -53,14 +53,11 @@ func listenerTable(s lb.Status) table {
 }
 
 func backendTable(s lb.Status, now time.Time, p func(colour, string) string) table {
-	t := table{{{text: "BACKEND"}, {text: "ADDRESS"}, {text: "SOURCE"}, {text: "STATE"}, {text: "SINCE"}, {text: "LAST CHECK"}, {text: "ACTIVE"}, {text: "TOTAL"}, {text: "CONNECT ERRORS"}, {text: "REASON"}}}
+	t := table{{{text: "BACKEND"}, {text: "NAME"}, {text: "SOURCE"}, {text: "USE"}, {text: "STATE"}, {text: "SINCE"}, {text: "LAST CHECK"}, {text: "ACTIVE"}, {text: "TOTAL"}, {text: "CONNECT ERRORS"}, {text: "REASON"}}}
 	for _, b := range s.Backends {
-		resolved, source, since, reason := b.Resolved, b.Source, "", b.Reason
+		source, since, reason := b.Source, "", b.Reason
 		if reason == b.LastCheck {
 			reason = "" // it adds nothing
-		}
-		if resolved == b.Address {
-			resolved = ""
 		}
 		if source == "static" {
 			source = ""
@@ -70,8 +67,9 @@ func backendTable(s lb.Status, now time.Time, p func(colour, string) string) tab
 		}
 		t = append(t, []cell{
 			{text: text.Line(b.Address)},
-			{text: text.Line(resolved)},
+			{text: text.Line(b.Name)},
 			{text: text.Line(source)},
+			{text: text.Line(useOf(b))},
 			{text: text.Line(b.State), shown: p(backendColours[b.State], text.Line(b.State))},
 			{text: since},
 			{text: text.Line(b.LastCheck)},
@@ -81,9 +79,20 @@ func backendTable(s lb.Status, now time.Time, p func(colour, string) string) tab
 			{text: text.Line(reason)},
 		})
 	}
-	return t.withoutEmptyColumn(5).withoutEmptyColumn(2).withoutEmptyColumn(1)
+	return t.withoutEmptyColumn(6).withoutEmptyColumn(3).withoutEmptyColumn(2).withoutEmptyColumn(1)
+}
+
+// useOf says when a backend is used, if not as any other: "backup", "weight 10".
+func useOf(b lb.BackendStatus) string {
+	switch {
+	case b.Weight == nil:
+		return b.Use
+	case b.Use == "":
+		return fmt.Sprintf("weight %d", *b.Weight)
+	}
+	return fmt.Sprintf("%s, weight %d", b.Use, *b.Weight)
 }
 
 var backendColours = map[string]colour{
-	"ready": green, "slow_start": cyan, "unknown": yellow, "not_ready": yellow, "draining": yellow, "dead": red,
+	"ready": green, "slow_start": cyan, "unknown": yellow, "not_ready": yellow, "draining": yellow, "dead": red, "unresolved": red,
 }

@@ -107,7 +107,7 @@ type pageFinding struct {
 // readers cannot tell it from colour alone.
 var tones = map[string]string{
 	"ready": "good", "standby": "calm", "slow_start": "calm", "healthy": "good", "waiting": "warn", "starting": "warn", "stopping": "warn",
-	"unknown": "warn", "not_ready": "warn", "draining": "warn", "degraded": "warn", "failed": "bad", "dead": "bad", "down": "bad", "stopped": "plain",
+	"unknown": "warn", "not_ready": "warn", "draining": "warn", "degraded": "warn", "failed": "bad", "dead": "bad", "unresolved": "bad", "down": "bad", "stopped": "plain",
 }
 
 func newPage(r Report, now time.Time, paths []string) page {
@@ -226,7 +226,11 @@ func (p *page) balancer(r Report, now time.Time) {
 			rate = fmt.Sprintf("%.1f/s", v.Connections)
 			in, out = text.Bytes(int64(v.Received))+"/s", text.Bytes(int64(v.Sent))+"/s"
 		}
-		p.Backends.add(plain(b.Address), pageCell{Text: b.State, Tone: tones[b.State]}, plain(ageOf(b.Since, now)), why(b.Reason), plain(fmt.Sprint(b.Active)),
+		address := b.Address
+		if b.Name != "" {
+			address += " (" + b.Name + ")"
+		}
+		p.Backends.add(plain(address), pageCell{Text: b.State, Tone: tones[b.State]}, plain(ageOf(b.Since, now)), why(b.Reason), plain(fmt.Sprint(b.Active)),
 			plain(rate), plain(in), plain(out), plain(fmt.Sprint(b.Total)), plain(fmt.Sprint(b.Errors)), plain(b.LastCheck))
 	}
 	for _, l := range r.LB.Listen {

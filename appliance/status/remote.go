@@ -78,6 +78,9 @@ func (c Client) remote(ctx context.Context, path string) ([]byte, error) {
 	}
 	u.Path = path
 	t := &http.Transport{DisableKeepAlives: true}
+	if c.Owners != nil {
+		t = believing(c.Owners)
+	}
 	if u.Scheme == "https" {
 		if t.TLSClientConfig, err = c.TLS.config(); err != nil {
 			return nil, err

@@ -77,9 +77,11 @@ func reports() map[string]Report {
 		Listen: balances.LB.Listen,
 		Backends: []lb.BackendStatus{
 			{Address: "10.0.1.73:6443", State: "dead", Since: noon.Add(-12 * time.Second), Reason: "connect: connection refused", LastCheck: "connect_error", Total: 24011, Errors: 7, Source: "static"},
-			{Address: "api.example.com:6443", Resolved: "10.0.1.35:6443", State: "not_ready", Since: noon.Add(-3 * time.Second), Reason: "/readyz says 500:\netcd", LastCheck: "not_ready", Active: 2, Total: 5, Source: "static"},
+			{Address: "10.0.1.35:6443", Name: "api.example.com:6443", State: "not_ready", Since: noon.Add(-3 * time.Second), Reason: "/readyz says 500:\netcd", LastCheck: "not_ready", Active: 2, Total: 5, Source: "static"},
 			{Address: "10.0.1.36:6443", State: "slow_start", Since: noon.Add(-5 * time.Second), LastCheck: "ok", Active: 1, Total: 1, Source: "discovered"},
 			{Address: "10.0.1.37:6443", State: "draining", Since: noon, Source: "discovered"},
+			{Address: "10.0.1.39:6443", State: "ready", Since: noon, LastCheck: "ok", Source: "static", Use: "last resort", Weight: new(10)},
+			{Address: "other.example.com:6443", State: "unresolved", Since: noon, Reason: "lookup other.example.com: no such host", Source: "static"},
 			{Address: "10.0.1.38:6443", State: "unknown", Source: "discovered"},
 		},
 		Discovery: &lb.DiscoveryStatus{Since: noon.Add(-3 * time.Minute), LastSuccess: noon.Add(-4 * time.Minute), Error: "https://10.0.1.48:6443: connection\nrefused"},

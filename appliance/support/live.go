@@ -13,6 +13,7 @@ import (
 	"runtime/pprof"
 
 	"kthwd/appliance/config"
+	"kthwd/appliance/explain"
 	"kthwd/appliance/logging"
 )
 
@@ -30,6 +31,8 @@ type Running struct {
 	Problem  string              `json:"problem,omitempty"` // why a start with the file of now would fail
 	Settings []config.Value      `json:"settings"`
 	Programs map[string][]string `json:"programs,omitempty"` // the command lines of the embedded programs
+
+	Explained []explain.Program `json:"explained,omitempty"` // the same, with the origin of each flag
 }
 
 // Handlers returns the handlers for a process with this log.

@@ -15,6 +15,7 @@ import (
 	"kthwd/appliance/advice"
 	"kthwd/appliance/commands"
 	"kthwd/appliance/config"
+	"kthwd/appliance/explain"
 	"kthwd/appliance/program"
 	"kthwd/appliance/support"
 	"kthwd/appliance/text"
@@ -85,6 +86,9 @@ func (a *app) running(l *config.Loader, args map[string][]program.Arg) support.R
 	for name, flags := range args {
 		r.Programs[name] = program.Render(flags)
 	}
+	if args != nil {
+		r.Explained = explainRunning(l, args)
+	}
 	next := config.NewLoader()
 	fs := pflag.NewFlagSet("kthwd", pflag.ContinueOnError)
 	next.AddFlags(fs)
@@ -151,7 +155,7 @@ func runningText(r support.Running) []byte {
 // programLines are the command lines of the embedded programs, one flag a line.
 func programLines(r support.Running) []byte {
 	var b strings.Builder
-	for i, name := range []string{program.Etcd, program.APIServer, program.ControllerManager, program.Scheduler} {
+	for i, name := range explain.Names() {
 		if r.Programs[name] == nil {
 			continue
 		}

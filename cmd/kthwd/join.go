@@ -92,7 +92,7 @@ func (a *app) joinVerb(l *config.Loader) *cobra.Command {
 	cmd.Flags().BoolVar(&replace, "replace-data", false, "Move existing etcd data and the existing kthwd.yaml aside; nothing is deleted.")
 	l.AddFlags(cmd.Flags(), "config", "data-dir", "etcd-data-dir", "bind-address", "subject-alt-name", "secure-port", "etcd-client-port",
 		"etcd-peer-port", "controller-manager-port", "scheduler-port", "join-port", "health-address", "health-server-name", "metrics-address", "metrics-web-config",
-		"metrics-insecure", "metrics-pprof", "log-format", "log-level",
+		"metrics-insecure", "metrics-pprof", "allow-debugger", "log-format", "log-level",
 		"etcd-arg", "kube-apiserver-arg", "kube-controller-manager-arg", "kube-scheduler-arg")
 	return cmd
 }

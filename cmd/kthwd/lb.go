@@ -66,7 +66,7 @@ type balancer struct {
 	loader     *config.Loader // has the configuration in force; owned by the reload goroutine
 	inForce    atomic.Pointer[config.Loader]
 	files      atomic.Pointer[[]string] // certificate files of the configuration in force
-	static     atomic.Pointer[[]string] // backends of the configuration in force
+	static     atomic.Pointer[[]string] // servers of the configuration in force
 	uncounted  bool                     // the last reload failed before lb.Server, which counts, saw it; owned by the reload goroutine
 	used       func() []status.Certificate
 	quiet      slog.Level // level of the component lb before toggleDebug turned debug on
@@ -110,7 +110,8 @@ func (b *balancer) newDiscovery() (last []string, err error) {
 	if c.DiscoveryKubeconfig == "" {
 		return nil, nil
 	}
-	b.static.Store(&c.Backends)
+	servers := c.Servers()
+	b.static.Store(&servers)
 	d, err := discovery.New(discovery.Config{
 		Kubeconfig: c.DiscoveryKubeconfig, Cache: c.DiscoveryCache,
 		Static: func() []string { return *b.static.Load() }, Log: b.logs.Logger(nameDiscovery),
@@ -432,7 +433,8 @@ func (b *balancer) reload() error {
 	b.loader = l
 	b.inForce.Store(l)
 	b.files.Store(b.certificateFiles(l.Config))
-	b.static.Store(&l.Config.LB.Backends)
+	servers := l.Config.LB.Servers()
+	b.static.Store(&servers)
 	b.stopWithin(l.Config.LB)
 	b.log.Info("configuration reloaded", "file", l.File(), "changed", strings.Join(changes, ","))
 	return nil

@@ -51,7 +51,7 @@ func (a *app) newRoot() *cobra.Command {
 		title string
 		verbs []*cobra.Command
 	}{
-		{"Run", []*cobra.Command{a.preflightVerb(l), a.configVerb(l), a.logLevelVerb(l)}},
+		{"Run", []*cobra.Command{a.preflightVerb(l), a.configVerb(l), a.explainVerb(l), a.logLevelVerb(l)}},
 		{"Look", []*cobra.Command{a.statusVerb(l), a.supportVerb(l), a.versionVerb()}},
 		{"Membership", []*cobra.Command{a.memberVerb(l), a.joinVerb(l), a.etcdVerb(l)}},
 		{"Certificates and keys", []*cobra.Command{a.pkiVerb(l)}},

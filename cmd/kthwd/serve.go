@@ -42,6 +42,11 @@ func (a *app) serve(ctx context.Context, l *config.Loader) error {
 	}
 	log := logs.Logger("kthwd")
 	a.introduce(log, l)
+	if !l.Config.Debugger {
+		if err := closeMemory(); err != nil {
+			log.Warn("other processes of this user can read the memory of this one", "err", err)
+		}
+	}
 	if a.catchStderr != nil && l.Config.Is(config.RoleController) {
 		if err := a.catchStderr(logs); err != nil {
 			log.Warn("standard error is not redirected to the log", "err", err)

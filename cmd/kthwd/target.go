@@ -50,6 +50,7 @@ func (a *app) target(l *config.Loader) (target, error) {
 		Socket: c.Layout().ControlSocket(), Addr: l.Config.MetricsAddress,
 		// A data directory that the user named means the kthwd that runs on it, and no other.
 		Anywhere: l.Origin("data-dir") == config.OriginDefault,
+		Owners:   believed(c.DataDir, filepath.Dir(l.Config.StatusSocket)),
 	}, dir: c.DataDir, file: l.File(), args: a.args}, nil
 }
 
@@ -63,12 +64,45 @@ func (a *app) balancer(l *config.Loader) (target, error) {
 	if l.Origin("status-socket") == config.OriginDefault && l.Origin("metrics-address") != config.OriginDefault {
 		socket = ""
 	}
-	return target{Client: status.Client{Socket: socket, Addr: address, Anywhere: true}, args: a.args}, nil
+	owners := believed(filepath.Dir(l.Config.StatusSocket))
+	return target{Client: status.Client{Socket: socket, Addr: address, Anywhere: true, Owners: owners}, args: a.args}, nil
+}
+
+// accounts are the users that a package makes for kthwd.
+var accounts = []string{"kthwd", "kthwd-lb"}
+
+// believed lists the users whose processes may answer as kthwd on this machine: root, this
+// one, the owners of the directories, and the accounts of the package.
+func believed(dirs ...string) []int {
+	all := []int{0, os.Geteuid()}
+	for _, dir := range dirs {
+		info, err := os.Stat(dir)
+		if err != nil {
+			continue
+		}
+		if owner, ok := info.Sys().(*syscall.Stat_t); ok {
+			all = append(all, int(owner.Uid))
+		}
+	}
+	for _, name := range accounts {
+		u, err := user.Lookup(name)
+		if err != nil {
+			continue
+		}
+		if uid, err := strconv.Atoi(u.Uid); err == nil {
+			all = append(all, uid)
+		}
+	}
+	return all
 }
 
 // explain says why a controller did not answer: which directory was asked, whether a
 // process has it, how the last run ended, and what to type next.
 func (t target) explain(err error) error {
+	var stranger *status.Stranger
+	if errors.As(err, &stranger) {
+		return t.notBelieved(stranger)
+	}
 	if err == nil || t.dir == "" {
 		return err
 	}
@@ -84,6 +118,17 @@ func (t target) explain(err error) error {
 		return t.held(holder)
 	}
 	return t.absent()
+}
+
+// notBelieved is for another user's process on the metrics address.
+func (t target) notBelieved(stranger *status.Stranger) error {
+	t.Anywhere = false // the address has been asked
+	first := t.explain(stranger.Socket)
+	hint := "if it is a kthwd of yours, name it: kthwd status --server=" + text.ShellWord(stranger.Addr)
+	if do, ok := advice.Of(first); ok {
+		hint = do + "; " + hint
+	}
+	return advice.With(fmt.Errorf("%w; %s", first, stranger.Sentence()), hint)
 }
 
 func (t target) layout() pki.Layout { return pki.Layout{Dir: t.dir} }

@@ -115,6 +115,7 @@ type Status struct {
 	Since         time.Time   // time of the last change of State
 	Reason        string      // reason of the last change, "bad_cert: x509: …", or a note that it is held down
 	Last          Kind        // kind of the last check that counted; "" before the first
+	LastReason    string      // reason that check was not ok; "" when it was
 	Suspect       bool        // the last check was not ok, or ConnectFailed was called since the last ok check started
 	SuspectReason string      // reason for Suspect; "" when not Suspect
 	Connectable   bool        // the last check got a TCP connection; with None, not Suspect

@@ -87,8 +87,9 @@ func (m *machine) see(r Result, covers uint64, now time.Time) {
 		m.s.CertExpiry = r.CertExpiry
 	}
 	reason := r.reason()
+	m.s.LastReason = ""
 	if m.lastBad = r.Kind != KindOK; m.lastBad {
-		m.s.SuspectReason = reason
+		m.s.SuspectReason, m.s.LastReason = reason, reason
 	} else {
 		m.cleared = covers
 	}

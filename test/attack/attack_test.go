@@ -115,6 +115,15 @@ func writePEM(t *testing.T, cert tls.Certificate, certFile, keyFile string) {
 
 // ask sends a request with a client certificate to a port of the controller.
 func (c *cluster) ask(ctx context.Context, cert tls.Certificate, method string, port int, path string, body []byte) (int, string, error) {
+	return c.send(ctx, cert, method, port, path, body, nil)
+}
+
+// patch merges a JSON object into one of the API server's.
+func (c *cluster) patch(ctx context.Context, cert tls.Certificate, path, body string) (int, string, error) {
+	return c.send(ctx, cert, http.MethodPatch, c.Ports.Secure, path, []byte(body), http.Header{"Content-Type": {"application/merge-patch+json"}})
+}
+
+func (c *cluster) send(ctx context.Context, cert tls.Certificate, method string, port int, path string, body []byte, header http.Header) (int, string, error) {
 	pool := x509.NewCertPool()
 	pool.AddCert(c.ca)
 	client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true,
@@ -122,6 +131,9 @@ func (c *cluster) ask(ctx context.Context, cert tls.Certificate, method string, 
 	req, err := http.NewRequestWithContext(ctx, method, fmt.Sprintf("https://%s%s", net.JoinHostPort(c.Address, fmt.Sprint(port)), path), bytes.NewReader(body))
 	if err != nil {
 		return 0, "", err
+	}
+	for key, values := range header {
+		req.Header[key] = values
 	}
 	resp, err := client.Do(req)
 	if err != nil {

@@ -48,6 +48,51 @@ func TestClosedWhereTheGuideIsSilent(t *testing.T) {
 			t.Errorf("a token asked for ten years lasts %v", left)
 		}
 	})
+	t.Run("administrator", func(t *testing.T) { administratorLosesRights(t, c, admin) }) // the last one: it takes the rights
+}
+
+// H3: a lost admin.kubeconfig can be deprived of its rights, as docs/security.md says. Before,
+// its group was system:masters, which nothing takes back for ten years.
+func administratorLosesRights(t *testing.T, c *cluster, admin tls.Certificate) {
+	secrets := func(cert tls.Certificate) int {
+		code, body, err := c.ask(t.Context(), cert, http.MethodGet, c.Ports.Secure, "/api/v1/secrets", nil)
+		if err != nil {
+			t.Fatalf("list secrets: %v %.100q", err, body)
+		}
+		return code
+	}
+	if code := secrets(admin); code != http.StatusOK {
+		t.Fatalf("an administrator lists secrets: %d", code)
+	}
+	super := c.pair(t, "super-admin")
+	patch := func(body string) {
+		t.Helper()
+		if code, answer, err := c.patch(t.Context(), super, "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/kthwd:cluster-admins", body); err != nil || code != http.StatusOK {
+			t.Fatalf("change the binding: %d %.200q, %v", code, answer, err)
+		}
+	}
+	// kthwd makes its binding again, unless the annotation says that it is meant.
+	patch(`{"subjects":null}`)
+	kthwtest.WaitFor(t, "the binding as kthwd makes it", time.Minute, func() error {
+		if code := secrets(admin); code != http.StatusOK {
+			return fmt.Errorf("an administrator lists secrets: %d", code)
+		}
+		b, err := c.Client(t).RbacV1().ClusterRoleBindings().Get(t.Context(), "kthwd:cluster-admins", metav1.GetOptions{})
+		if err == nil && len(b.Subjects) != 1 {
+			err = fmt.Errorf("subjects %v", b.Subjects)
+		}
+		return err
+	})
+	patch(`{"metadata":{"annotations":{"rbac.authorization.kubernetes.io/autoupdate":"false"}},"subjects":null}`)
+	kthwtest.WaitFor(t, "the administrator without rights", time.Minute, func() error {
+		if code := secrets(admin); code != http.StatusForbidden {
+			return fmt.Errorf("an administrator lists secrets: %d", code)
+		}
+		return nil
+	})
+	if code := secrets(super); code != http.StatusOK {
+		t.Errorf("super-admin.kubeconfig lists secrets: %d", code)
+	}
 }
 
 // weakSuitesAreRefused: no port accepts a suite of TLS 1.2 in CBC mode, which upstream

@@ -205,7 +205,7 @@ func (p *plane) freshClient() (*http.Client, error) {
 	}
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(pem)
-	cert, err := tls.LoadX509KeyPair(p.layout.Cert(pki.NameAdmin), p.layout.Key(pki.NameAdmin))
+	cert, err := tls.LoadX509KeyPair(p.layout.Cert(pki.NameSuperAdmin), p.layout.Key(pki.NameSuperAdmin))
 	if err != nil {
 		return nil, err
 	}
@@ -246,7 +246,7 @@ func (p *plane) clients(t *testing.T, n int) []*kubernetes.Clientset {
 // clientsThatSpeak is clients with another form of what they send and receive.
 func (p *plane) clientsThatSpeak(t *testing.T, n int, contentType string) []*kubernetes.Clientset {
 	t.Helper()
-	config, err := clientcmd.BuildConfigFromFlags("", p.layout.Kubeconfig(pki.NameAdmin))
+	config, err := clientcmd.BuildConfigFromFlags("", p.layout.Kubeconfig(pki.NameSuperAdmin))
 	if err != nil {
 		t.Fatal(err)
 	}

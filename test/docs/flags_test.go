@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"kthwd/appliance/program"
 	"kthwd/test/kthwtest"
 )
 
@@ -26,30 +27,22 @@ type flagRow struct {
 // TestFlags compares the tables with the guide's flags and kthwd's.
 func TestFlags(t *testing.T) {
 	p := page{differences, read(t, differences)}
-	guide := guideFlags(t)
-	for _, program := range []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"} {
-		t.Run(program, func(t *testing.T) {
-			table := flagRows(t, p.section(t, "## "+program))
-			checkGuide(t, table, guide[program])
-			checkKthwd(t, table, goldenFlags(t, program))
+	guide := guideFlags()
+	for _, name := range []string{program.Etcd, program.APIServer, program.ControllerManager, program.Scheduler} {
+		t.Run(name, func(t *testing.T) {
+			table := flagRows(t, p.section(t, "## "+name))
+			checkGuide(t, table, guide[name])
+			checkKthwd(t, table, goldenFlags(t, name))
 		})
 	}
 }
 
 // guideFlags are the guide's flags by program.
-func guideFlags(t *testing.T) map[string][]string {
-	t.Helper()
-	data, err := os.ReadFile("testdata/guide-flags.txt")
-	if err != nil {
-		t.Fatal(err)
-	}
-	flags, program := map[string][]string{}, ""
-	for line := range strings.Lines(string(data)) {
-		switch line = strings.TrimSpace(line); {
-		case strings.HasPrefix(line, "--"):
-			flags[program] = append(flags[program], line)
-		case line != "" && !strings.HasPrefix(line, "#"):
-			program = line
+func guideFlags() map[string][]string {
+	flags := map[string][]string{}
+	for _, name := range []string{program.Etcd, program.APIServer, program.ControllerManager, program.Scheduler} {
+		for _, g := range program.GuideFlags(name) {
+			flags[name] = append(flags[name], g.Text)
 		}
 	}
 	return flags
@@ -91,7 +84,7 @@ func flagRows(t *testing.T, section string) (all []flagRow) {
 func checkGuide(t *testing.T, table []flagRow, guide []string) {
 	t.Helper()
 	if len(guide) == 0 {
-		t.Error("testdata/guide-flags.txt has none")
+		t.Error("appliance/program/guide.txt has none")
 	}
 	var got []string
 	for _, r := range table {

@@ -70,8 +70,8 @@ func tryAggregatedAPI(t *testing.T, c *kthwtest.Controller) {
 	})
 	if asked := e.asked("admin"); asked == nil {
 		t.Errorf("no request for X-Remote-User admin; got %v", e.requests)
-	} else if asked.cert != "front-proxy-client" || !slices.Contains(asked.groups, "system:masters") {
-		t.Errorf("got certificate %q and groups %v, want front-proxy-client and system:masters", asked.cert, asked.groups)
+	} else if asked.cert != "front-proxy-client" || !slices.Contains(asked.groups, pki.AdminsGroup) {
+		t.Errorf("got certificate %q and groups %v, want front-proxy-client and %s", asked.cert, asked.groups, pki.AdminsGroup)
 	}
 	c.Kubectl(t, "delete", "apiservice/v1alpha1.e2e.kthwd.test", "-n", "default", "service/extension")
 }

@@ -187,6 +187,56 @@ func TestDiskFullWhileRunning(t *testing.T) {
 	t.Logf("%d writes were acknowledged after the disk was full", len(acknowledged))
 }
 
+// A stop that was asked for ends in order on a full disk too, although etcd can neither commit
+// nor close its database.
+func TestStopOnFullDisk(t *testing.T) {
+	t.Parallel()
+	disk := tmpfs(t, "192m")
+	c := kthwtest.Start(t, kthwtest.Options{Dir: filepath.Join(disk, "data")})
+	etcd := c.Etcd(t)
+	ctx, cancel := context.WithTimeout(t.Context(), soon)
+	defer cancel()
+	if _, err := etcd.Put(ctx, "/before", "1"); err != nil {
+		t.Fatal(err)
+	}
+	filler := fill(t, disk)
+	c.Signal(t, syscall.SIGTERM)
+	kthwtest.WaitFor(t, "the stop to begin", soon, func() error {
+		if !strings.Contains(c.Log.String(), "stopping all components") {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	var acknowledged []string
+	for n := range 400 { // etcd stops last
+		key := fmt.Sprintf("/big/%d", n)
+		put, end := context.WithTimeout(ctx, 2*time.Second)
+		_, err := etcd.Put(put, key, strings.Repeat("x", 1<<20))
+		end()
+		if err != nil {
+			break
+		}
+		acknowledged = append(acknowledged, key)
+	}
+	if code := c.Wait(t, soon); code != 0 {
+		t.Errorf("exit code: got %d, want 0", code)
+	}
+	if log := c.Log.String(); !strings.Contains(log, "stopping on a full disk: ") || !strings.Contains(log, noSpace) {
+		t.Errorf("the log does not tell of the full disk:\n%s", c.Log.Tail(30))
+	}
+
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	c = again(t, c, kthwtest.Options{})
+	for _, key := range append(acknowledged, "/before") {
+		if got, err := c.Etcd(t).Get(t.Context(), key); err != nil || got.Count != 1 {
+			t.Errorf("an acknowledged write is lost: %s: %v", key, err)
+		}
+	}
+	t.Logf("%d writes were acknowledged in the stop", len(acknowledged))
+}
+
 // fill writes a file until there is no room, and returns its name.
 func fill(t *testing.T, disk string) string {
 	t.Helper()

@@ -7,6 +7,13 @@ import (
 	"syscall"
 	"testing"
 
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
 	"kthwd/appliance/pki"
 	"kthwd/appliance/status"
 	"kthwd/test/kthwtest"
@@ -100,6 +107,7 @@ func TestTokenKeysReplaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	noFinding(t, c, "keys_replaced")
+	old := tokenOf(t, c, "kube-system", "web")
 	for i := range 2 {
 		c.Signal(t, syscall.SIGTERM)
 		if code := c.Wait(t, soon); code != 0 {
@@ -111,6 +119,9 @@ func TestTokenKeysReplaced(t *testing.T) {
 			}
 		}
 		c = kthwtest.Start(t, kthwtest.Options{Dir: c.Dir, Ports: &c.Ports})
+		if i == 0 {
+			comeWith(t, c, old)
+		}
 		f := finding(t, c, "keys_replaced", "tokens from before ", " are refused: service-account.pem holds another key")
 		if f.Health != status.Degraded {
 			t.Errorf("got %+v; want health degraded", f)
@@ -122,5 +133,51 @@ func TestTokenKeysReplaced(t *testing.T) {
 				do:    "put the old service-account.pem and its key back, or append the old public key to " + here.Cert(pki.NameServiceAccount),
 			})
 		}
+	}
+}
+
+// tokenOf makes a service account, and returns a token of it.
+func tokenOf(t *testing.T, c *kthwtest.Controller, namespace, name string) (token string) {
+	t.Helper()
+	accounts, hour := c.Client(t).CoreV1().ServiceAccounts(namespace), int64(3600)
+	kthwtest.WaitFor(t, "a token of a service account", soon, func() error {
+		_, err := accounts.Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
+		if err != nil && !apierrors.IsAlreadyExists(err) {
+			return err // the namespace is made after the start
+		}
+		made, err := accounts.CreateToken(t.Context(), name,
+			&authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{ExpirationSeconds: &hour}}, metav1.CreateOptions{})
+		if err == nil {
+			token = made.Status.Token
+		}
+		return err
+	})
+	return token
+}
+
+// comeWith comes with a token of the keys before, as a pod would, and looks for who it was.
+func comeWith(t *testing.T, c *kthwtest.Controller, token string) {
+	t.Helper()
+	config := rest.AnonymousClientConfig(c.RESTConfig(t))
+	config.BearerToken = token
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.CoreV1().Namespaces().List(t.Context(), metav1.ListOptions{}); !apierrors.IsUnauthorized(err) {
+		t.Errorf("a token of the key before: got %v, want it refused", err)
+	}
+	f := look(t, c, incident{
+		name: "C7 a client with an old token", kind: "tokens_refused", bridge: "-",
+		cause: ": 1, of system:serviceaccount:kube-system:web at 127.0.0.1", log: "service account tokens are refused",
+		do: "get pods -n kube-system --field-selector spec.serviceAccountName=web",
+	})
+	if !strings.HasPrefix(f.Text, "tokens from before ") {
+		t.Errorf("got %q", f.Text)
+	}
+	command, _, _ := strings.Cut(f.Do, ";")
+	shell(t, c, command)
+	if strings.Contains(c.Log.String(), strings.SplitN(token, ".", 3)[2]) {
+		t.Error("the log has the token's signature")
 	}
 }

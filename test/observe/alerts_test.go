@@ -1,6 +1,10 @@
 package observe
 
 import (
+	"crypto"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"math"
@@ -13,9 +17,16 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"gopkg.in/go-jose/go-jose.v2"
+	"gopkg.in/go-jose/go-jose.v2/jwt"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/util/keyutil"
 
+	"kthwd/appliance/pki"
 	"kthwd/appliance/status"
 	"kthwd/test/kthwtest"
 )
@@ -45,6 +56,7 @@ var faults = []fault{
 	{"a disk fills", []string{"KthwdDiskLow", "KthwdDiskFull", "KthwdAuditRecordsLost"}, true, fullDisk},
 	{"files and objects are spoilt", []string{"KthwdFilesChanged", "KthwdBootstrapRestored", "KthwdWebhookFails", "KthwdConversionFails", "KthwdAPIServiceUnavailable", "KthwdNamespaceStuck"}, false, spoilt},
 	{"connections take the descriptors", []string{"KthwdDescriptorsFew"}, false, fewDescriptors},
+	{"a killed controller comes back with other settings", []string{"KthwdRunEndedBadly", "KthwdDegraded", "KthwdTokensRefused"}, false, otherSettings},
 	{"a process is killed again and again", []string{"KthwdRestartLoop"}, false, restartLoop},
 }
 
@@ -361,4 +373,56 @@ func restartLoop(t *testing.T) scene {
 		},
 		mend: func(*server) {}, // nothing kills it any more
 	}
+}
+
+// otherSettings kills a controller, starts it with another service range, and sends it a
+// token that its own key has signed for another issuer.
+func otherSettings(t *testing.T) scene {
+	c := kthwtest.Start(t, kthwtest.Options{})
+	token := tokenFor(t, pki.Layout{Dir: c.Dir}, "https://other.example")
+	return scene{
+		controllers: []*kthwtest.Controller{c},
+		make: func(p *server) {
+			c.Signal(t, syscall.SIGKILL)
+			c.Wait(t, time.Minute)
+			c = kthwtest.Start(t, kthwtest.Options{Dir: c.Dir, Ports: &c.Ports, Args: []string{"--service-cluster-ip-range=10.96.0.0/16"}})
+			config := rest.AnonymousClientConfig(c.RESTConfig(t))
+			config.BearerToken = token
+			client := kubernetes.NewForConfigOrDie(config)
+			againUntil(t, p, func(int) {
+				if _, err := client.CoreV1().Namespaces().List(t.Context(), metav1.ListOptions{}); !apierrors.IsUnauthorized(err) {
+					t.Errorf("a token of another issuer: got %v, want it refused", err)
+				}
+			}, "KthwdTokensRefused")
+		},
+		mend: func(*server) {
+			c.Signal(t, syscall.SIGTERM)
+			c.Wait(t, time.Minute)
+			c = kthwtest.Start(t, kthwtest.Options{Dir: c.Dir, Ports: &c.Ports})
+		},
+	}
+}
+
+// tokenFor signs a token with the cluster's own key.
+func tokenFor(t *testing.T, l pki.Layout, issuer string) string {
+	t.Helper()
+	private, err := keyutil.PrivateKeyFromFile(l.Key(pki.NameServiceAccount))
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKIXPublicKey(private.(crypto.Signer).Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.Sum256(der) // kubernetes/pkg/serviceaccount/jwt.go: keyIDFromPublicKey
+	key := jose.JSONWebKey{Key: private, KeyID: base64.RawURLEncoding.EncodeToString(sum[:])}
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: key}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := jwt.Signed(signer).Claims(jwt.Claims{Issuer: issuer, Subject: "system:serviceaccount:default:default", Expiry: jwt.NewNumericDate(time.Now().Add(time.Hour))}).CompactSerialize()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return token
 }
