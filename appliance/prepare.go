@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 
+	"kthwd/appliance/agree"
 	"kthwd/appliance/cmdline"
 	"kthwd/appliance/commands"
 	"kthwd/appliance/config"
@@ -42,15 +43,16 @@ type prepared struct {
 	args      map[string][]program.Arg
 	programs  *commands.Programs
 	identity  string
-	record    etcdfiles.Record // as last written by this process; used by etcd's goroutine
-	events    *events.Writer   // set by wire
-	drift     *drift.Drift     // set by wire
-	tokens    *tokenkeys.Watch // one of the observers; set by wire
-	observers []observer       // added by wire, before the status
-	machine   *observe.Watch   // one of them; set by wire
-	watchers  []watcher        // the observers among them that run beside the components; added by wire
-	run       *lastrun.Run     // the record of this run
-	others    *others.Others   // set by wire
+	record    etcdfiles.Record   // as last written by this process; used by etcd's goroutine
+	events    *events.Writer     // set by wire
+	drift     *drift.Drift       // set by wire
+	tokens    *tokenkeys.Watch   // one of the observers; set by wire
+	agree     *agree.Controllers // one of the watchers; set by wire
+	observers []observer         // added by wire, before the status
+	machine   *observe.Watch     // one of them; set by wire
+	watchers  []watcher          // the observers among them that run beside the components; added by wire
+	run       *lastrun.Run       // the record of this run
+	others    *others.Others     // set by wire
 }
 
 // prepare checks everything that is visible before a start, and reports all of its

@@ -37,7 +37,7 @@ func (p *prepared) newWatchers(api *apiserver.Server, seed *rbacseed.Seed) (all 
 		Log:        p.o.Logs.Logger("kthwd"),
 	})
 	p.machine = p.newObserve()
-	p.watchers = []watcher{cluster, p.machine}
+	p.watchers = []watcher{cluster, p.machine, p.agree}
 	for _, w := range p.watchers {
 		p.observers = append(p.observers, w)
 		all = append(all, w)

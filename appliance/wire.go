@@ -11,6 +11,7 @@ import (
 	rbacclient "k8s.io/client-go/kubernetes/typed/rbac/v1"
 
 	"kthwd/appliance/advice"
+	"kthwd/appliance/agree"
 	"kthwd/appliance/apiserver"
 	"kthwd/appliance/cause"
 	"kthwd/appliance/cmdline"
@@ -25,6 +26,7 @@ import (
 	"kthwd/appliance/supervise"
 	"kthwd/appliance/tokenkeys"
 	"kthwd/appliance/upstream"
+	"kthwd/appliance/version"
 	"kthwd/health"
 	"kthwd/rbacseed"
 )
@@ -55,6 +57,10 @@ func (p *prepared) wire() (*supervise.Group, *Liveness, error) {
 	sched := controllers.NewScheduler(p.controllersConfig(g, program.Scheduler, &fences.Scheduler), p.programs.Scheduler, p.programs.Settings)
 	members := p.newMembers(member)
 	p.observers = append(p.observers, members)
+	p.agree = &agree.Controllers{
+		Member: member, Layout: p.layout, Address: p.cfg.AdvertiseAddress, Args: p.args, Log: p.log,
+		Versions: map[string]string{"kthwd": p.o.Version, "Kubernetes": version.Linked().Kubernetes, "etcd": version.Linked().Etcd},
+	}
 	seed := p.newSeed(api)
 	bridge := p.newHealth(g)
 

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"os/signal"
 	"syscall"
@@ -18,6 +19,7 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 
 	"kthwd/appliance/advice"
+	"kthwd/appliance/agree"
 	"kthwd/appliance/config"
 	"kthwd/appliance/datadir"
 	"kthwd/appliance/etcd"
@@ -133,19 +135,26 @@ func runMember(ctx context.Context, cfg config.Controller, l pki.Layout, sockets
 	})
 	o := others.New(member, slog.New(slog.DiscardHandler))
 	member.UseViews(o)
+	flags := &agree.Controllers{
+		Member: member, Layout: l, Address: cfg.AdvertiseAddress, Log: logs.Logger("kthwd"), Versions: map[string]string{"kthwd": "v0.1.0-dev"},
+		Args: map[string][]program.Arg{program.APIServer: program.APIServerArgs(cfg, l, sockets.Etcd), program.ControllerManager: program.ControllerManagerArgs(cfg, l)},
+	}
+	private := members.Private()
+	maps.Copy(private, flags.Private())
 	g := supervise.New(logs.Logger("kthwd"))
 	server := status.NewServer(status.ServerConfig{
-		Socket: sockets.Control, Logs: logs, Others: o.Controllers, Private: members.Private(),
+		Socket: sockets.Control, Logs: logs, Others: o.Controllers, Private: private,
 		Report: func() status.Report {
 			isReady, reason := g.Ready()
 			quorum := member.Quorum()
-			return status.Report{Observed: members.Findings(), PID: os.Getpid(), Name: cfg.Name, Ready: isReady, Reason: reason, Components: g.Status(), Quorum: &quorum, Member: member.Member()}
+			return status.Report{Observed: append(members.Findings(), flags.Findings()...), PID: os.Getpid(), Name: cfg.Name, Ready: isReady, Reason: reason, Components: g.Status(), Quorum: &quorum, Member: member.Member()}
 		},
 	})
 	o.Exchange(server.Own)
 	first := g.Add(server)
 	g.Add(members, g.Add(member, first))
 	go o.Run(ctx)
+	go flags.Run(ctx)
 	if err := g.Run(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "error:", err)
 		return err
