@@ -164,9 +164,13 @@ func (j *joiner) fetch(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	asked := time.Now()
 	files, err := j.client.Files(ctx, !has && !datadir.Exists(j.layout.CAKey()))
 	if err != nil {
 		return err
+	}
+	if skew := member.SkewWarning(files.Now, asked, time.Now()); skew != "" {
+		j.warnings = append(j.warnings, skew)
 	}
 	if j.cfg, err = j.o.Configure(files); err != nil {
 		return err
