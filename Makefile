@@ -44,12 +44,18 @@ $(BIN): FORCE
 tool: ## build a program of go.mod with the same stamps: make tool PKG=k8s.io/kubernetes/cmd/kubectl OUT=bin/tools/kubectl
 	go build -ldflags '$(LDFLAGS)' -o $(OUT) $(PKG)
 
+TOOLS := bin/tools
+$(TOOLS)/kubectl: FORCE
+	@$(MAKE) --no-print-directory -s tool PKG=k8s.io/kubernetes/cmd/kubectl OUT=$@
+
 run: build ## run a controller without root, data in ./.kthwd (RUN_FLAGS=… for others)
 	$(BIN) $(RUN_FLAGS)
 
-# The longest first, beside the others: its tests wait more than they compute.
-test: build ## all tests that need no root and no foreign package
-	KTHWD_BIN=$(abspath $(BIN)) go test -p 3 -timeout=60m ./test/fault ./...
+# The longest first, beside the others: their tests wait more than they compute.
+LONGEST = ./test/fault ./test/incident ./test/docs ./test/observe ./cmd/kthwd ./test/attack
+
+test: build $(TOOLS)/kubectl ## all tests that need no root and no foreign package
+	KTHWD_BIN=$(abspath $(BIN)) KTHWD_TOOLS=$(abspath $(TOOLS)) go test -p 3 -timeout=60m $(LONGEST) ./...
 
 incidents: build ## incidents on the real binary, and a table: which surface says the cause, since when and what to type
 	KTHWD_INCIDENTS=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=20m -v ./test/incident

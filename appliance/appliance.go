@@ -101,6 +101,7 @@ func Run(ctx context.Context, cfg config.Controller, o Options) (err error) {
 	go p.run.Beat(watching)
 	defer context.AfterFunc(ctx, func() { p.run.Asked(context.Cause(ctx)) })()
 	go p.others.Run(watching)
+	go p.mover.Run(watching)
 	return g.Run(ctx)
 }
 

@@ -19,6 +19,7 @@ import (
 	"kthwd/appliance/datadir"
 	"kthwd/appliance/drift"
 	"kthwd/appliance/environment"
+	"kthwd/appliance/etcdca"
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/events"
 	"kthwd/appliance/lastrun"
@@ -27,6 +28,7 @@ import (
 	"kthwd/appliance/pki"
 	"kthwd/appliance/preflight"
 	"kthwd/appliance/program"
+	"kthwd/appliance/support"
 	"kthwd/appliance/tokenkeys"
 	"kthwd/appliance/tune"
 	"kthwd/appliance/upstream"
@@ -53,6 +55,7 @@ type prepared struct {
 	watchers  []watcher          // the observers among them that run beside the components; added by wire
 	run       *lastrun.Run       // the record of this run
 	others    *others.Others     // set by wire
+	mover     *etcdca.Mover      // set by wire
 }
 
 // prepare checks everything that is visible before a start, and reports all of its
@@ -82,6 +85,9 @@ func (p *prepared) check() (err error) {
 		if p.lock, err = datadir.Lock(p.layout); err != nil {
 			return err
 		}
+		if err := p.finishRestore(); err != nil {
+			return err
+		}
 	}
 	if err := p.guard(); err != nil {
 		return err
@@ -93,11 +99,28 @@ func (p *prepared) check() (err error) {
 	} else {
 		err = errors.Join(err, commands.CheckWords(p.cfg))
 	}
-	if err := errors.Join(preflight.EnoughFiles(), preflight.Ports(p.cfg, p.o.Metrics.Address), err); err != nil {
+	if err := errors.Join(preflight.EnoughLimits(program.Quota(p.cfg)), preflight.Ports(p.cfg, p.o.Metrics.Address), err); err != nil {
 		return err
 	}
 	p.tell(lines)
+	p.warnOfLittleMemory()
 	return nil
+}
+
+// warnOfLittleMemory names what the kernel would not: it ends the process without a word.
+func (p *prepared) warnOfLittleMemory() {
+	if r := preflight.Memory(tune.UsableMemory()); r.Verdict == preflight.Fail {
+		p.log.Warn("too little memory: the kernel is likely to end this process", "usable", r.Found, "needs-mib", preflight.NeedsMemory>>20, "hint", r.Do)
+	}
+}
+
+// finishRestore ends a restore that was interrupted when it could no longer be undone.
+func (p *prepared) finishRestore() error {
+	done, err := datadir.FinishRestore(p.layout)
+	if done {
+		p.log.Info("the restore of a backup, which was interrupted, is finished", "dir", p.layout.Dir)
+	}
+	return err
 }
 
 // beginRun reads the record of the run before, and begins that of this one.
@@ -212,7 +235,7 @@ func (p *prepared) tell(lines *commands.Lines) {
 		p.log.Warn(w)
 	}
 	for _, o := range lines.Overrides {
-		p.log.Info("flag overridden", "program", o.Program, "flag", o.Key, "was", o.Ours, "is", o.Users)
+		p.log.Info("flag overridden", "program", o.Program, "flag", o.Key, "was", support.CleanFlag(o.Key, o.Ours), "is", support.CleanFlag(o.Key, o.Users))
 	}
 	for name, n := range lines.Verbosity {
 		if err := p.setVerbosity(name, n); err != nil {
@@ -266,7 +289,8 @@ func (p *prepared) storagePrefix() string {
 	return cmp.Or(program.Value(p.args[program.APIServer], "etcd-prefix"), "/registry") // genericoptions.NewEtcdOptions
 }
 
-// usesShared reports whether the API server uses a file: the user's flags may name another.
+// usesShared reports whether the API server or etcd uses a file: the user's flags may name
+// another.
 func (p *prepared) usesShared(path string) bool {
-	return slices.ContainsFunc(p.args[program.APIServer], func(a program.Arg) bool { return a.Value == path })
+	return slices.ContainsFunc(slices.Concat(p.args[program.APIServer], p.args[program.Etcd]), func(a program.Arg) bool { return a.Value == path })
 }

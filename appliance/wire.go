@@ -18,6 +18,7 @@ import (
 	"kthwd/appliance/controllers"
 	"kthwd/appliance/drift"
 	"kthwd/appliance/etcd"
+	"kthwd/appliance/etcdca"
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/lease"
 	"kthwd/appliance/membership"
@@ -61,6 +62,8 @@ func (p *prepared) wire() (*supervise.Group, *Liveness, error) {
 		Member: member, Layout: p.layout, Address: p.cfg.AdvertiseAddress, Args: p.args, Log: p.log,
 		Versions: map[string]string{"kthwd": p.o.Version, "Kubernetes": version.Linked().Kubernetes, "etcd": version.Linked().Etcd},
 	}
+	p.mover = etcdca.New(etcdca.Config{Name: p.cfg.Name, Layout: p.layout, Etcd: member, Log: p.o.Logs.Logger(program.Etcd)})
+	p.observers = append(p.observers, p.mover)
 	seed := p.newSeed(api)
 	bridge := p.newHealth(g)
 
@@ -117,7 +120,7 @@ func (p *prepared) newEtcd(onOpen func()) (*etcd.Member, error) {
 	if err != nil {
 		return nil, advice.Usage(err)
 	}
-	return member, member.AdmitControllers(p.layout.CA())
+	return member, member.AdmitControllers(p.layout.CA(), p.layout.EtcdCA())
 }
 
 // admit decides whether this controller belongs to the cluster.

@@ -27,6 +27,8 @@ type Backend struct {
 	tier     atomic.Int32
 	class    atomic.Int32
 	weight   atomic.Int32
+	delivers atomic.Bool  // dead by its checks, and its connections deliver
+	prodded  atomic.Bool  // its connections are asked for signs of life
 	unproven atomic.Bool  // discovered, and it has never answered; used without checks only
 	readyAt  atomic.Int64 // time of recovery, on the server's clock; 0 when it needs no slow start
 	drained  atomic.Bool  // removed, and its drain time is over
@@ -112,6 +114,12 @@ func (b *Backend) changed(st check.Status) {
 	if b.tier.Load() != tierReady {
 		b.s.hurryNames(b)
 	}
+	if before != nil && before.Suspect && !st.Suspect {
+		b.delivers.Store(false)
+		if b.prodded.Swap(false) {
+			b.s.onEachLoop(func(l *loop) { l.calm(b) })
+		}
+	}
 	b.s.notifyWatcher()
 }
 
@@ -139,6 +147,10 @@ func (b *Backend) checked(r check.Result) {
 	}
 	if r.NoVerdict == "" {
 		count(&b.results, r.Kind)
+		if r.ConnectPhase && r.Kind == check.KindTimeout && b.active.Load() > 0 {
+			b.prodded.Store(true)
+			b.s.onEachLoop(func(l *loop) { l.prod(b) })
+		}
 	}
 	b.times.check(r)
 }

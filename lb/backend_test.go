@@ -32,6 +32,7 @@ type apiServer struct {
 	t      *testing.T
 	addr   string
 	status atomic.Int32 // answered to /readyz
+	delay  atomic.Int64 // before that answer
 	paths  sync.Map     // requested paths
 
 	mu      sync.Mutex
@@ -69,6 +70,12 @@ func (a *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	a.paths.Store(r.URL.Path, true)
+	if d := time.Duration(a.delay.Load()); d > 0 {
+		select { // the check has given up
+		case <-time.After(d):
+		case <-r.Context().Done():
+		}
+	}
 	w.WriteHeader(int(a.status.Load()))
 }
 

@@ -49,6 +49,7 @@ type Config struct {
 	CheckCert      string        // client certificate of the checks, for API servers that refuse anonymous requests; "" sends none
 	CheckKey       string        // key of CheckCert
 	Balance        string        // LeastConnections, RoundRobin, SourceHash or FirstAlive
+	Cut            string        // CutDead, CutUnreachable or CutNever
 	SlowStart      time.Duration // time over which a recovered backend gets a growing share; 0 switches it off
 	ConnectTimeout time.Duration // limit of one attempt to connect to a backend
 	HedgeAfter     time.Duration // delay before a second backend is tried beside a slow one; 0 switches it off
@@ -83,6 +84,7 @@ func Default() Config {
 		CheckFall:        2,
 		CheckRise:        2,
 		Balance:          LeastConnections,
+		Cut:              CutDead,
 		SlowStart:        10 * time.Second,
 		ConnectTimeout:   time.Second,
 		HedgeAfter:       250 * time.Millisecond,
@@ -241,6 +243,7 @@ func isLocal(ip netip.Addr) bool {
 func (v *validator) choices(c Config) {
 	v.oneOf("Check", c.Check, CheckHTTPS, CheckTCP, CheckNone)
 	v.oneOf("Balance", c.Balance, LeastConnections, RoundRobin, SourceHash, FirstAlive)
+	v.oneOf("Cut", c.Cut, CutDead, CutUnreachable, CutNever)
 	v.oneOf("ProxyProtocol", c.ProxyProtocol, ProxyOff, ProxyV1, ProxyV2)
 	if !strings.HasPrefix(c.CheckPath, "/") || strings.ContainsAny(c.CheckPath, " \r\n\x00") {
 		v.add("CheckPath", "%q is not a path: it must start with /", c.CheckPath)

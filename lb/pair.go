@@ -28,6 +28,7 @@ type pair struct {
 	queued  bool // it is in loop.again
 	prompt  bool // the backend's socket sends at once (TCP_NODELAY)
 	counted bool // it is counted in Server.sources
+	prodded bool // the kernel asks its backend for signs of life (evidence.go)
 
 	index      int // position in loop.pairs
 	in         *queue
@@ -313,14 +314,16 @@ func keepAlive(p *pair) {
 	setInt(p.client.fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
 }
 
-// keepAliveOptions define when a peer has vanished: after 30 s of silence and three
-// unanswered probes 10 s apart, or when data stays unacknowledged for 30 s.
+// keepAliveOptions define when a peer has vanished: after 30 s without an answer, be it to
+// data or, after 20 s of silence, to probes 2 s apart. The limit of 30 s ends a connection
+// at the next probe that is due, whatever the number of probes (tcp_timer.c:
+// tcp_keepalive_timer), so probes begin early enough that five must be lost.
 var keepAliveOptions = []struct {
 	level, name int
 	value       int32
 }{
-	{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 30},
-	{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 10},
-	{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 3},
+	{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 20},
+	{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 2},
+	{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 5},
 	{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 30_000},
 }

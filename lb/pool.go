@@ -399,7 +399,8 @@ func (s *Server) bestTier() int32 {
 // better one was left.
 func (s *Server) cutDead(cut map[*Backend]bool) (wait time.Duration) {
 	for _, b := range s.watched() {
-		left := untilCut(b.status.Load())
+		st := b.status.Load()
+		left := untilCut(st, s.cfg.Load().Cut)
 		switch {
 		case left < 0:
 			if cut[b] {
@@ -410,6 +411,10 @@ func (s *Server) cutDead(cut map[*Backend]bool) (wait time.Duration) {
 		case s.bestTier() > tierReady:
 			continue
 		case left == 0: // repeatedly: a client may still be connecting to it
+			if left = s.spared(b, st); left > 0 {
+				break
+			}
+			b.delivers.Store(false)
 			s.cutBackend(b, cut)
 			left = time.Second
 		}
@@ -421,10 +426,12 @@ func (s *Server) cutDead(cut map[*Backend]bool) (wait time.Duration) {
 }
 
 // untilCut returns the time until the connections of a dead backend are cut, and less than 0
-// for a backend that is not dead.
-func untilCut(st *check.Status) time.Duration {
+// for a backend that is not dead, or whose connections are not to be cut.
+func untilCut(st *check.Status, which string) time.Duration {
 	switch {
 	case st == nil || st.State != check.Dead || !st.Suspect: // held down, but alive
+		return -1
+	case which == CutNever, which == CutUnreachable && st.Connectable:
 		return -1
 	case !st.Connectable:
 		return 0

@@ -1,5 +1,5 @@
-// Package cgroup reads the memory control groups of this process (cgroups(7)), of both
-// versions. It reads files only, and changes nothing.
+// Package cgroup reads the control groups of this process (cgroups(7)), of both versions: those
+// that limit memory, and those that limit tasks. It reads files only, and changes nothing.
 package cgroup
 
 import (
@@ -17,8 +17,15 @@ const Top = "/sys/fs/cgroup"
 const NoLimit = uint64(math.MaxUint64)
 
 // Memory is a memory control group.
-type Memory struct {
-	Name string // such as /system.slice/kthwd-controller.service; / is the machine's, or a container's own
+type Memory struct{ group }
+
+// Tasks is a control group that limits threads.
+type Tasks struct{ group }
+
+// group is a control group. Its name is such as /system.slice/kthwd-controller.service; / is
+// the machine's, or a container's own.
+type group struct {
+	Name string
 	dir  string
 	v1   bool
 }
@@ -33,25 +40,57 @@ func Own() []Memory {
 // In returns the groups in a /proc/PID/cgroup, and those above each, that are mounted at
 // top.
 func In(top, groups string) (all []Memory) {
+	for _, g := range walk(top, groups, "memory") {
+		all = append(all, Memory{g})
+	}
+	return all
+}
+
+// OwnTasks is Own for the groups that limit threads.
+func OwnTasks() []Tasks {
+	groups, _ := os.ReadFile("/proc/self/cgroup")
+	return TasksIn(Top, string(groups))
+}
+
+// TasksIn is In for the groups that limit threads.
+func TasksIn(top, groups string) (all []Tasks) {
+	for _, g := range walk(top, groups, "pids") {
+		all = append(all, Tasks{g})
+	}
+	return all
+}
+
+// walk returns the groups of a controller, each followed by those above it.
+func walk(top, groups, controller string) (all []group) {
 	for line := range strings.Lines(groups) {
 		fields := strings.SplitN(strings.TrimSpace(line), ":", 3) // number, controllers, path
-		if len(fields) != 3 || fields[1] != "" && fields[1] != "memory" {
+		if len(fields) != 3 || fields[1] != "" && fields[1] != controller {
 			continue
 		}
-		m := Memory{v1: fields[1] == "memory"}
+		g := group{v1: fields[1] == controller}
 		dir := top
-		if m.v1 {
-			dir = filepath.Join(top, "memory")
+		if g.v1 {
+			dir = filepath.Join(top, controller)
 		}
-		for m.Name = filepath.Clean("/" + fields[2]); ; m.Name = filepath.Dir(m.Name) {
-			m.dir = filepath.Join(dir, m.Name)
-			all = append(all, m)
-			if m.Name == "/" { // the machine's has no limit; a container sees its own as /
+		for g.Name = filepath.Clean("/" + fields[2]); ; g.Name = filepath.Dir(g.Name) {
+			g.dir = filepath.Join(dir, g.Name)
+			all = append(all, g)
+			if g.Name == "/" { // the machine's has no limit; a container sees its own as /
 				break
 			}
 		}
 	}
 	return all
+}
+
+// Limit is how many threads the group may have and has; ok is false without a limit.
+func (t Tasks) Limit() (most, used uint64, ok bool) {
+	most, err := strconv.ParseUint(t.read("pids.max"), 10, 64) // otherwise "max" or missing
+	if err != nil {
+		return 0, 0, false
+	}
+	used, _ = strconv.ParseUint(t.read("pids.current"), 10, 64)
+	return most, used, true
 }
 
 // Limit is how many bytes the processes in the group may use, or NoLimit. The kernel
@@ -81,8 +120,8 @@ func (m Memory) Kills() (n uint64, ok bool) {
 	return Counter(m.read(file), "oom_kill")
 }
 
-func (m Memory) read(file string) string {
-	text, _ := os.ReadFile(filepath.Join(m.dir, file))
+func (g group) read(file string) string {
+	text, _ := os.ReadFile(filepath.Join(g.dir, file))
 	return strings.TrimSpace(string(text))
 }
 

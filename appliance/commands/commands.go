@@ -69,7 +69,7 @@ func merge(in Input) (*Lines, error) {
 		ours    []program.Arg
 		users   []string
 	}{
-		{program.Etcd, program.EtcdArgs(c, in.Layout, in.Socket), c.EtcdArgs},
+		{program.Etcd, program.WithEtcdFiles(program.EtcdArgs(c, in.Layout, in.Socket), pki.StageOf(in.Layout).Files(in.Layout)), c.EtcdArgs},
 		{program.APIServer, program.APIServerArgs(c, in.Layout, in.Socket), c.APIServerArgs},
 		{program.ControllerManager, program.WithSigner(program.ControllerManagerArgs(c, in.Layout), in.Signer), c.ControllerManagerArgs},
 		{program.Scheduler, program.SchedulerArgs(c, in.Layout), c.SchedulerArgs},

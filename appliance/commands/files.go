@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"k8s.io/apimachinery/pkg/runtime"
@@ -87,11 +88,12 @@ func init() {
 // secret that others can read.
 func (l *Lines) checkFiles() error {
 	var errs []error
+	loaded := loads{}
 	for _, name := range []string{program.Etcd, program.APIServer, program.ControllerManager, program.Scheduler} {
 		args := l.Args[name]
 		for _, a := range args {
 			for path := range strings.SplitSeq(a.Value, ",") {
-				errs = append(errs, checkFile(name, program.Arg{Key: a.Key, Value: path}))
+				errs = append(errs, loaded.checkFile(name, program.Arg{Key: a.Key, Value: path}))
 			}
 		}
 		for _, p := range pairs {
@@ -101,9 +103,32 @@ func (l *Lines) checkFiles() error {
 	return errors.Join(errs...)
 }
 
+// loads are the results of the loaders, each by its place in namedFiles and the path: several
+// flags of several programs name the same kubeconfigs and CAs.
+type loads map[load]error
+
+type load struct {
+	by   int
+	path string
+}
+
+func (l loads) load(by int, path string) error {
+	key := load{by, path}
+	err, done := l[key]
+	if !done {
+		err = namedFiles[by].load(path)
+		l[key] = err
+	}
+	return err
+}
+
 // checkFile checks what one argument names, if that is a file.
-func checkFile(name string, a program.Arg) error {
-	n, known := namedBy(a.Key)
+func (l loads) checkFile(name string, a program.Arg) error {
+	by := namedBy(a.Key)
+	n, known := named{}, by >= 0
+	if known {
+		n = namedFiles[by]
+	}
 	info, err := os.Stat(a.Value)
 	if a.Value == "" || !known && (err != nil || !info.Mode().IsRegular() || !strings.HasPrefix(a.Value, "/")) {
 		return nil
@@ -117,21 +142,15 @@ func checkFile(name string, a program.Arg) error {
 	if n.load == nil {
 		return nil
 	}
-	if err := n.load(a.Value); err != nil {
+	if err := l.load(by, a.Value); err != nil {
 		return advice.With(fmt.Errorf("%s: --%s=%s: %w", name, a.Key, a.Value, err), "correct the file, or name another one")
 	}
 	return nil
 }
 
-func namedBy(key string) (named, bool) {
-	for _, n := range namedFiles {
-		for _, k := range n.keys {
-			if k == key {
-				return n, true
-			}
-		}
-	}
-	return named{}, false
+// namedBy is the index in namedFiles of the files that a flag names, or -1.
+func namedBy(key string) int {
+	return slices.IndexFunc(namedFiles, func(n named) bool { return slices.Contains(n.keys, key) })
 }
 
 // namesPEM reports whether a flag names a file that may hold a private key by mistake.

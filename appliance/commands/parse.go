@@ -36,30 +36,32 @@ type Programs struct {
 	api *apioptions.ServerRunOptions
 }
 
-// Parse parses the command lines after Check has set the feature gates. It validates
-// nothing but the scheduler's settings.
+// Parse parses the command lines of kube-controller-manager and kube-scheduler after Check
+// has set the feature gates. It validates nothing but the scheduler's settings.
 func (l *Lines) Parse() (*Programs, error) {
-	p, err := l.parse(cmdline.WithoutGates)
+	p := &Programs{}
+	err := p.parseControllers(cmdline.WithoutGates(l.Args[program.ControllerManager]), cmdline.WithoutGates(l.Args[program.Scheduler]))
 	if err == nil {
 		p.Settings, err = controllers.ReadSettings(p.Scheduler)
 	}
 	return p, advice.Usage(err)
 }
 
-func (l *Lines) parse(edit func([]program.Arg) []program.Arg) (*Programs, error) {
-	p := &Programs{}
-	var errs [3]error
-	p.api, errs[0] = apiserver.Parse(edit(l.Args[program.APIServer]), pki.ControllerNames{})
-	p.Manager, errs[1] = controllers.ParseManager(edit(l.Args[program.ControllerManager]))
-	p.Scheduler, errs[2] = controllers.ParseScheduler(edit(l.Args[program.Scheduler]))
-	return p, errors.Join(errs[:]...)
+func (p *Programs) parseControllers(manager, scheduler []program.Arg) error {
+	var errs [2]error
+	p.Manager, errs[0] = controllers.ParseManager(manager)
+	p.Scheduler, errs[1] = controllers.ParseScheduler(scheduler)
+	return errors.Join(errs[:]...)
 }
 
 // parseAll parses all four command lines.
 func (l *Lines) parseAll() (*Programs, error) {
+	p := &Programs{}
 	_, etcdErr := etcdline.Parse(l.Args[program.Etcd], embed.NewZapLoggerBuilder(zap.NewNop()))
-	p, err := l.parse(func(args []program.Arg) []program.Arg { return args })
-	return p, advice.Usage(errors.Join(etcdErr, cmdline.CheckGates(l.Args), err))
+	gatesErr := cmdline.CheckGates(l.Args)
+	var apiErr error
+	p.api, apiErr = apiserver.Parse(l.Args[program.APIServer], pki.ControllerNames{})
+	return p, advice.Usage(errors.Join(etcdErr, gatesErr, apiErr, p.parseControllers(l.Args[program.ControllerManager], l.Args[program.Scheduler])))
 }
 
 // validate parses all four command lines, sets the feature gates, and validates with

@@ -161,7 +161,13 @@ func controllerFile(c Controller) []byte { return writeController(c, ".") }
 
 // JoinedFile returns the kthwd.yaml of a controller that joins: the file that kthwd
 // pki init would write, and every setting that differs from its default.
-func JoinedFile(c Config) []byte {
+func JoinedFile(c Config) []byte { return file(c, "As set when this controller joined.") }
+
+// RestoredFile returns the kthwd.yaml of a controller that is restored from a backup.
+func RestoredFile(c Config) []byte { return file(c, "As set in the backup, or when it was restored.") }
+
+// file returns a kthwd.yaml with every setting of a controller that differs from its default.
+func file(c Config, heading string) []byte {
 	k := c.Controller
 	b := bytes.NewBuffer(writeController(k, k.DataDir))
 	said := NewLoader()
@@ -179,7 +185,7 @@ func JoinedFile(c Config) []byte {
 			continue
 		}
 		if !begun {
-			fmt.Fprintln(b, "\n# As set when this controller joined.")
+			fmt.Fprintln(b, "\n# "+heading)
 			begun = true
 		}
 		fmt.Fprintf(b, "%s: %s\n", s.name, s.yaml())

@@ -108,6 +108,7 @@ func (l *Loader) settings() []setting {
 		{"check-client-certificate", RoleLB, groupLB, "FILE", "Client certificate for checks, for API servers that refuse anonymous requests; goes with --check-client-key.", &b.CheckCert},
 		{"check-client-key", RoleLB, groupLB, "FILE", "Key of --check-client-certificate.", &b.CheckKey},
 		{"balance", RoleLB, groupLB, "ALGORITHM", "How a backend is chosen: least-connections, round-robin, source (by a hash of the client's address) or first (the first ready backend).", &b.Balance},
+		{"cut", RoleLB, groupLB, "WHICH", "Connections that are cut once their backend is dead and another one is ready: dead (all, unless the backend still delivers something), unreachable (only if it accepts no connection) or never.", &b.Cut},
 		{"slow-start", RoleLB, groupLB, "DURATION", "How long a backend that is ready again gets only a growing share of connections; 0 disables it.", &b.SlowStart},
 		{"connect-timeout", RoleLB, groupLB, "DURATION", "Time limit of one attempt to connect to a backend.", &b.ConnectTimeout},
 		{"hedge-after", RoleLB, groupLB, "DURATION", "Time after which a second backend is tried beside a slow one; 0 disables it.", &b.HedgeAfter},
@@ -240,6 +241,8 @@ func Values(name string) []string {
 		return []string{lb.CheckHTTPS, lb.CheckTCP, lb.CheckNone}
 	case "balance":
 		return []string{lb.LeastConnections, lb.RoundRobin, lb.SourceHash, lb.FirstAlive}
+	case "cut":
+		return []string{lb.CutDead, lb.CutUnreachable, lb.CutNever}
 	case "proxy-protocol":
 		return []string{lb.ProxyOff, lb.ProxyV1, lb.ProxyV2}
 	}

@@ -23,6 +23,7 @@ var lbSettings = map[string]string{
 	"CheckCert":           "check-client-certificate",
 	"CheckKey":            "check-client-key",
 	"Balance":             "balance",
+	"Cut":                 "cut",
 	"SlowStart":           "slow-start",
 	"ConnectTimeout":      "connect-timeout",
 	"HedgeAfter":          "hedge-after",

@@ -6,6 +6,10 @@
 // kthwd out; the verbs that work offline take it, too. NewSockets and Identity
 // follow. Close the sockets before the lock.
 //
+// A Restore is what a restore has prepared beside the files in use. Commit begins the
+// exchange, and FinishRestore ends it, also after a crash: call it after Lock, before
+// anything else.
+//
 // Forget removes the record of a member, ForgetJoin the record from which a join could
 // be repeated.
 //

@@ -25,20 +25,21 @@ import (
 )
 
 // AdmitControllers makes etcd's two ports refuse all certificates except a controller's.
-// The CA at clusterCA also signs workers' certificates and, through the API, any user's,
-// and access to etcd means root on the whole cluster. A port stays unchanged if the user
-// has set its names, or if it uses another CA. Call it before Run.
-func (e *Member) AdmitControllers(clusterCA string) error {
+// The cluster's CA also signs workers' certificates and, through the API, any user's,
+// and access to etcd means root on the whole cluster. With a CA of etcd's own the names
+// are the second line of defence. A port stays unchanged if the user has set its names, or
+// if it uses a CA that is not among cas. Call it before Run.
+func (e *Member) AdmitControllers(cas ...string) error {
 	ports := []*transport.TLSInfo{&e.cfg.ClientTLSInfo, &e.cfg.PeerTLSInfo}
 	for _, port := range ports {
 		if port.Empty() || !allowedNames(port).Empty() {
 			continue
 		}
-		shared, err := pki.SharesCA(port.TrustedCAFile, clusterCA)
+		ours, err := sharesCA(port.TrustedCAFile, cas)
 		if err != nil {
 			return err
 		}
-		if !shared {
+		if !ours {
 			continue
 		}
 		names, err := pki.Controllers(port.CertFile)
@@ -50,6 +51,16 @@ func (e *Member) AdmitControllers(clusterCA string) error {
 	}
 	e.replaceGateway()
 	return nil
+}
+
+// sharesCA reports whether a file of CAs has one in common with any of the others.
+func sharesCA(file string, others []string) (bool, error) {
+	for _, other := range others {
+		if shared, err := pki.SharesCA(file, other); err != nil || shared {
+			return shared, err
+		}
+	}
+	return false, nil
 }
 
 // allowedNames returns the names that a port of etcd accepts; none means all.
@@ -122,7 +133,7 @@ func (e *Member) refuseToShutOut(ctx context.Context) error {
 	}
 	slices.Sort(all)
 	return advice.With(errors.New(strings.Join(all, "; ")),
-		"give every controller a kubernetes.pem with the same name: kthwd pki controller NAME ADDRESS makes one where the key of the CA is; or name all of them on every controller with --etcd-arg=peer-cert-allowed-cn=NAME,NAME")
+		"give every controller an etcd.pem (kubernetes.pem where etcd has no CA of its own) with the same name: kthwd pki controller NAME ADDRESS makes one where the keys of the CAs are; or name all of them on every controller with --etcd-arg=peer-cert-allowed-cn=NAME,NAME")
 }
 
 // strangeName describes which of the two, this member or the one at a peer URL, does not

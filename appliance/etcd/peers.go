@@ -185,7 +185,7 @@ func (e *Member) lookForStrangers(ctx context.Context, server *embed.Etcd) {
 		}
 		if text != logged && text != "" {
 			e.log.Warn("a controller of another CA, or with another name: it and this one do not speak with each other", "err", text,
-				"hint", "all controllers need the ca.pem, and a kubernetes.pem of it with the same name, from one run of kthwd pki init")
+				"hint", "all controllers need the same CA of etcd, etcd-ca.pem or ca.pem, and certificates of it with the same name; kthwd pki split-etcd-ca --plan shows which CA this one uses")
 		}
 		logged = text
 	}

@@ -64,6 +64,6 @@ func FuzzRecord(f *testing.F) {
 			}
 			return
 		}
-		_ = r.checkVersions(l, Versions("v0.1.0"))
+		_ = r.Follows(Versions("v0.1.0"), l.Dir, "")
 	})
 }

@@ -82,7 +82,8 @@ func Guard(l pki.Layout, etcdArgs []program.Arg, now Record) error {
 	if r == nil || err != nil {
 		return err
 	}
-	return errors.Join(r.checkVersions(l, now), r.checkData(l, walDir(l, etcdArgs)))
+	back := fmt.Sprintf("to go back, put back a copy of etcd's data from before the upgrade and move %s away", l.Record())
+	return errors.Join(r.Follows(now, l.Dir, back), r.checkData(l, walDir(l, etcdArgs)))
 }
 
 // walDir returns the directory of etcd's log.
@@ -160,8 +161,9 @@ func RecordOf(cluster, member types.ID) Record {
 	return Record{Cluster: cluster.String(), Member: member.String()}
 }
 
-// checkVersions compares the versions that ran here last with this binary's.
-func (r *Record) checkVersions(l pki.Layout, now Record) error {
+// Follows refuses versions that must not follow those of r: now is this binary's, place is
+// what r belongs to, and back is advice for an older binary.
+func (r *Record) Follows(now Record, place, back string) error {
 	var errs []error
 	for _, p := range []struct {
 		program, was, is string
@@ -179,10 +181,10 @@ func (r *Record) checkVersions(l pki.Layout, now Record) error {
 		steps := minor(is) - minor(was)
 		switch {
 		case steps < 0:
-			errs = append(errs, advice.With(fmt.Errorf("%s was last run with %s %s, and this kthwd has %s: there is no way back to an older minor", l.Dir, p.program, p.was, p.is),
-				fmt.Sprintf("run kthwd %s again, or a newer one; to go back, put back a copy of etcd's data from before the upgrade and move %s away", r.Kthwd, l.Record())))
+			errs = append(errs, advice.With(fmt.Errorf("%s was last run with %s %s, and this kthwd has %s: there is no way back to an older minor", place, p.program, p.was, p.is),
+				fmt.Sprintf("run kthwd %s again, or a newer one; %s", r.Kthwd, back)))
 		case steps > 1 && !p.skips:
-			errs = append(errs, advice.With(fmt.Errorf("%s was last run with %s %s, and this kthwd has %s: a minor must not be skipped", l.Dir, p.program, p.was, p.is),
+			errs = append(errs, advice.With(fmt.Errorf("%s was last run with %s %s, and this kthwd has %s: a minor must not be skipped", place, p.program, p.was, p.is),
 				fmt.Sprintf("run a kthwd with %s %d.%d first, on every controller", p.program, was.Major(), was.Minor()+1)))
 		}
 	}

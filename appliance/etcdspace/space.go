@@ -13,20 +13,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"net"
-	"os"
-	"path/filepath"
-	"syscall"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
-	"google.golang.org/grpc"
 
 	"kthwd/appliance/advice"
+	"kthwd/appliance/etcdsocket"
 )
 
 const (
@@ -50,10 +44,7 @@ type Result struct {
 // has rewritten its file, which takes seconds for each GiB; requests to it wait meanwhile.
 // If nothing can be reclaimed, the error is ErrNothing, and the alarm stays on.
 func Reclaim(ctx context.Context, socket string) (Result, error) {
-	if err := answers(ctx, socket); err != nil {
-		return Result{}, err
-	}
-	client, err := connect(socket)
+	client, err := etcdsocket.Connect(ctx, socket)
 	if err != nil {
 		return Result{}, err
 	}
@@ -133,39 +124,4 @@ func (r *Result) disarm(ctx context.Context, client *clientv3.Client, member uin
 		}
 	}
 	return nil
-}
-
-// connect makes a client of the member. Its connections go to the socket, whatever the
-// endpoint says: a socket's path may have characters that an endpoint may not.
-func connect(socket string) (*clientv3.Client, error) {
-	return clientv3.New(clientv3.Config{
-		Endpoints: []string{"passthrough:///kthwd"}, Logger: zap.NewNop(),
-		DialOptions: []grpc.DialOption{grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return dial(ctx, socket) })},
-	})
-}
-
-// answers reports an error unless a process listens on the socket; gRPC would try for ever.
-func answers(ctx context.Context, socket string) error {
-	conn, err := dial(ctx, socket)
-	switch {
-	case err == nil:
-		return conn.Close()
-	case errors.Is(err, fs.ErrPermission):
-		return advice.With(err, "run this as root, or as the user of kthwd")
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ENOTDIR):
-		return advice.With(fmt.Errorf("no etcd member runs in %s", filepath.Dir(filepath.Dir(socket))), "start kthwd first: the running member makes the room")
-	}
-	return err
-}
-
-// dial connects through the opened directory: the path may be longer than a socket address
-// allows.
-func dial(ctx context.Context, socket string) (net.Conn, error) {
-	dir, err := os.Open(filepath.Dir(socket))
-	if err != nil {
-		return nil, err
-	}
-	defer dir.Close()
-	var d net.Dialer
-	return d.DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(socket)))
 }

@@ -160,17 +160,24 @@ func (j *joiner) checkEmpty() error {
 
 // fetch adds the shared files and this machine's own certificates to the directory.
 func (j *joiner) fetch(ctx context.Context) error {
-	has, err := pki.FinishCertificate(j.layout, pki.NameKubernetes)
+	needs, err := j.needs(pki.NameKubernetes, j.layout.CAKey())
+	if err != nil {
+		return err
+	}
+	needsEtcd, err := j.needs(pki.NameEtcd, j.layout.EtcdCAKey())
 	if err != nil {
 		return err
 	}
 	asked := time.Now()
-	files, err := j.client.Files(ctx, !has && !datadir.Exists(j.layout.CAKey()))
+	files, err := j.client.Files(ctx, needs, needsEtcd)
 	if err != nil {
 		return err
 	}
 	if skew := member.SkewWarning(files.Now, asked, time.Now()); skew != "" {
 		j.warnings = append(j.warnings, skew)
+	}
+	if err := j.sameCAs(files); err != nil {
+		return err
 	}
 	if j.cfg, err = j.o.Configure(files); err != nil {
 		return err
@@ -193,6 +200,28 @@ func (j *joiner) fetch(ctx context.Context) error {
 		j.o.Say(fmt.Sprintf("fetched  %d files into %s", n, j.layout.Dir))
 	}
 	return err
+}
+
+// needs reports whether the cluster must issue the certificate: it is not here, and the key
+// of its CA is not here either.
+func (j *joiner) needs(name, caKey string) (bool, error) {
+	has, err := pki.FinishCertificate(j.layout, name)
+	return !has && !datadir.Exists(caKey), err
+}
+
+// sameCAs refuses a directory with a CA of etcd's own for a cluster that has none: its
+// etcd would show a certificate that no member accepts.
+func (j *joiner) sameCAs(f member.Files) error {
+	if _, own := f.Files[filepath.Base(j.layout.EtcdCA())]; own {
+		return nil
+	}
+	for _, path := range []string{j.layout.EtcdCA(), j.layout.Cert(pki.NameEtcd), j.layout.Key(pki.NameEtcd)} {
+		if datadir.Exists(path) {
+			return advice.With(fmt.Errorf("%s is here, but etcd in the cluster uses the cluster's CA and would refuse this controller", path),
+				"move etcd-ca.pem, etcd.pem and their keys away here; or give the cluster a CA of etcd's own first: kthwd pki split-etcd-ca on each controller")
+		}
+	}
+	return nil
 }
 
 // notHere names the address if this machine does not have it.

@@ -81,12 +81,12 @@ func TestJoinMeetsAnExpiredCertificate(t *testing.T) {
 	t.Cleanup(s.Close)
 	at := s.Listener.Addr().String()
 	client := Client{Token: Token{CA: sha256.Sum256(chain[1]), Addresses: []string{at}}}
-	_, err = client.Files(t.Context(), false)
+	_, err = client.Files(t.Context(), false, false)
 	if hint, _ := advice.Of(err); err == nil || !strings.HasPrefix(err.Error(), "the certificate of the controller at "+at+" expired at ") || !strings.Contains(hint, "timedatectl") {
 		t.Errorf("got %v, hint %q", err, hint)
 	}
 	client.Token.Addresses = []string{at, at}
-	if _, err = client.Files(t.Context(), false); err == nil || strings.Count(err.Error(), "expired at") != 2 {
+	if _, err = client.Files(t.Context(), false, false); err == nil || strings.Count(err.Error(), "expired at") != 2 {
 		t.Errorf("two controllers with such a certificate: got %v", err)
 	}
 }

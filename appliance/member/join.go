@@ -11,7 +11,7 @@ import (
 //
 //	joiner                              any controller, port 10301
 //	  POST /v1/files  ─────────────────►  token, releases
-//	                  ◄─────────────────  settings, shared files, a kubernetes.pem
+//	                  ◄─────────────────  settings, shared files, its certificates
 //	  opens its peer port
 //	  POST /v1/admit  ─────────────────►  token
 //	                  ◄── GET DialPath ─  does it answer, with a certificate of the CA?
@@ -75,8 +75,13 @@ type Request struct {
 	Joiner   string   `json:"joiner"` // random, one per run; identifies a repeated request
 	Versions Versions `json:"versions"`
 
-	NeedsCertificate bool `json:"needsCertificate,omitempty"` // for FilesPath: the joiner has no kubernetes.pem
-	PeerPort         int  `json:"peerPort,omitempty"`         // for AdmitPath: where the joiner listens
+	// KnowsEtcdCA tells that the joiner's kthwd can use a CA of etcd's own. It is false for
+	// an older one, which would start with a certificate that no member accepts.
+	KnowsEtcdCA bool `json:"knowsEtcdCA,omitempty"`
+
+	NeedsCertificate     bool `json:"needsCertificate,omitempty"`     // for FilesPath: the joiner has no kubernetes.pem
+	NeedsEtcdCertificate bool `json:"needsEtcdCertificate,omitempty"` // for FilesPath: the joiner has no etcd.pem
+	PeerPort             int  `json:"peerPort,omitempty"`             // for AdmitPath: where the joiner listens
 
 	From string `json:"-"` // HOST:PORT that the request came from, as the server saw it
 }

@@ -28,9 +28,11 @@ type Client struct {
 	Waiting  func(why string) // called once per reason when the answer is to retry; may be nil
 }
 
-// Files requests the files and settings that the joiner needs before Admit.
-func (c Client) Files(ctx context.Context, needsCertificate bool) (f Files, err error) {
-	return f, c.ask(ctx, FilesPath, Request{NeedsCertificate: needsCertificate}, &f)
+// Files requests the files and settings that the joiner needs before Admit. The two
+// parameters tell that it needs a kubernetes.pem and, where etcd has its own CA, an
+// etcd.pem.
+func (c Client) Files(ctx context.Context, needsCertificate, needsEtcd bool) (f Files, err error) {
+	return f, c.ask(ctx, FilesPath, Request{NeedsCertificate: needsCertificate, NeedsEtcdCertificate: needsEtcd}, &f)
 }
 
 // Admit requests to be added to the cluster. The caller must listen on peerPort.
@@ -41,7 +43,7 @@ func (c Client) Admit(ctx context.Context, peerPort int) (a Admitted, err error)
 // ask tries one endpoint after the other until one accepts or refuses. It retries an
 // endpoint that answers that the request may succeed in a moment.
 func (c Client) ask(ctx context.Context, path string, in Request, out any) error {
-	in.ID, in.Secret, in.Joiner, in.Versions = c.Token.ID, c.Token.Secret, c.Joiner, c.Versions
+	in.ID, in.Secret, in.Joiner, in.Versions, in.KnowsEtcdCA = c.Token.ID, c.Token.Secret, c.Joiner, c.Versions, true
 	body, err := json.Marshal(in)
 	if err != nil {
 		return err

@@ -3,6 +3,7 @@ package membership
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -93,6 +94,10 @@ func (m *Members) mayAdd(l member.List, in member.AddRequest) error {
 	case new.IsLoopback() && !own.IsLoopback():
 		return advice.With(fmt.Errorf("%s is loopback, which this controller cannot reach on another machine", new), "give the address of the new machine")
 	}
+	if stage := pki.StageOf(m.layout); stage == pki.StageTrust || stage == pki.StageUse {
+		return advice.With(errors.New("etcd is moving to a CA of its own, and a controller that joins now could be shut out"),
+			"finish that first: kthwd pki split-etcd-ca --plan says what comes next")
+	}
 	if in.CAKey && !datadir.Exists(m.layout.CAKey()) {
 		return fmt.Errorf("this controller has no key of the CA to give: %s is missing", m.layout.CAKey())
 	}
@@ -126,7 +131,7 @@ func (m *Members) addWarnings(l member.List, in member.AddRequest) (lines []stri
 	}
 	switch has := datadir.Exists(m.layout.CAKey()); {
 	case !has:
-		lines = append(lines, fmt.Sprintf("this controller has no ca-key.pem: run this on one that has it, or give the new data directory its kubernetes.pem before the join; kthwd pki controller %s %s makes it where the key is", in.Name, in.Address))
+		lines = append(lines, fmt.Sprintf("this controller has no ca-key.pem: run this on one that has it, or give the new data directory its certificates before the join; kthwd pki controller %s %s makes them where the keys of the CAs are", in.Name, in.Address))
 	case !in.CAKey:
 		lines = append(lines, fmt.Sprintf("%s does not get ca-key.pem, so kube-controller-manager there signs no certificates; --with-ca-key gives it", in.Name))
 	}

@@ -129,8 +129,8 @@ func (m *Members) dialBack(ctx context.Context, j join, peer, joiner string) err
 	resp, err := client.Do(req)
 	if names := m.etcd.PeerNames(); resp != nil && !names.Match(resp.TLS.PeerCertificates[0]) {
 		resp.Body.Close()
-		return &member.Refusal{Text: fmt.Sprintf("kubernetes.pem of the new controller is for %s, and etcd here accepts %s: the cluster would shut it out", etcd.SubjectOf(resp.TLS.PeerCertificates[0]), names),
-			Advice: "move kubernetes.pem and its key away there and join again, and the cluster issues them; the token remains valid"}
+		return &member.Refusal{Text: fmt.Sprintf("the certificate of the new controller's etcd is for %s, and etcd here accepts %s: the cluster would shut it out", etcd.SubjectOf(resp.TLS.PeerCertificates[0]), names),
+			Advice: "move etcd.pem (or kubernetes.pem, if there is none) and its key away there and join again, and the cluster issues them; the token remains valid"}
 	}
 	if text, do, ok := member.Outdated(err, "kubernetes.pem of the new controller", time.Now()); ok {
 		return &member.Refusal{Text: text, Advice: do + "; the token remains valid"}

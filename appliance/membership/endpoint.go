@@ -187,6 +187,9 @@ func (m *Members) joinOf(ctx context.Context, client *clientv3.Client, in member
 		return j, &member.Refusal{Text: "the token has expired", Advice: newToken}
 	case fits != nil:
 		return j, fits
+	case !in.KnowsEtcdCA && pki.StageOf(m.layout) != pki.StageShared:
+		return j, &member.Refusal{Text: fmt.Sprintf("the kthwd that wants to join, %.40q, is older than etcd's own CA, which this cluster has: etcd would refuse its certificate", in.Versions.Kthwd),
+			Advice: "install the kthwd of the other controllers: " + m.version}
 	case !j.mayComeFrom(in.From):
 		return j, &member.Refusal{Source: j.source(), Text: fmt.Sprintf("the token is for %s at %s, and this request comes from %s", j.Name, j.source(), host(in.From)),
 			Advice: fmt.Sprintf("if that is the right machine: kthwd member add %s %s --from=%s; if not, somebody else has the token: kthwd member remove %[1]s", j.Name, j.Address, host(in.From))}
@@ -217,10 +220,8 @@ func (m *Members) giveFiles(ctx context.Context, in member.Request) (member.File
 	if err != nil {
 		return f, err
 	}
-	if in.NeedsCertificate {
-		if err := m.issueFor(j, shared); err != nil {
-			return f, err
-		}
+	if err := m.issueFor(j, in, shared); err != nil {
+		return f, err
 	}
 	if err := m.bindToken(ctx, client, j, in); err != nil {
 		return f, err
@@ -255,12 +256,20 @@ func host(address string) string {
 	return h
 }
 
-// issueFor adds a kubernetes.pem for the joiner's address to the shared files.
-func (m *Members) issueFor(j join, shared pki.Shared) error {
-	issued, err := pki.IssueController(m.layout, []string{j.Address})
+// issueFor adds the certificates that the joiner needs, for its address, to the shared
+// files.
+func (m *Members) issueFor(j join, in member.Request, shared pki.Shared) error {
+	var names []string
+	if in.NeedsCertificate {
+		names = append(names, pki.NameKubernetes)
+	}
+	if in.NeedsEtcdCertificate {
+		names = append(names, pki.NameEtcd)
+	}
+	issued, err := pki.IssueController(m.layout, []string{j.Address}, names...)
 	if errors.Is(err, pki.ErrNoCAKey) {
-		return &member.Refusal{Text: fmt.Sprintf("%s has no key of the CA, so it cannot issue kubernetes.pem for %s", m.cfg.Name, j.Address),
-			Advice: fmt.Sprintf("where the key is: kthwd pki controller %s %s --data-dir=DIR; copy kubernetes.pem and its key into the new data directory, then join again", j.Name, j.Address)}
+		return &member.Refusal{Text: fmt.Sprintf("%s cannot issue the certificates of %s at %s: %v", m.cfg.Name, j.Name, j.Address, err),
+			Advice: fmt.Sprintf("where the key is: kthwd pki controller %s %s --data-dir=DIR; copy the files that it makes into the new data directory, then join again", j.Name, j.Address)}
 	}
 	for name, data := range issued.Files {
 		shared.Files[name] = data

@@ -64,15 +64,15 @@ var (
 const AdminsGroup = "kthwd:cluster-admins"
 
 // controllerCN is the common name of every controller's kubernetes.pem, the guide's
-// included. etcd accepts it, so no other certificate may have it: see ControllerNames.
+// included, and of its etcd.pem. etcd accepts it, so no other certificate may have it: see ControllerNames.
 const controllerCN = "kubernetes"
 
 // certificates lists every certificate in the order of the tutorial. A CA precedes
 // the certificates that it signs.
 var certificates = []row{
 	{name: nameCA, cn: "Kubernetes", org: "Kubernetes"},
-	// etcd's peers, and the API server as a client of etcd and kubelets, also use
-	// this certificate. Part 3 binds system:kube-apiserver-to-kubelet to the user
+	// The API server as a client of kubelets also uses this certificate, and etcd where it
+	// has no CA of its own. Part 3 binds system:kube-apiserver-to-kubelet to the user
 	// "kubernetes".
 	{name: NameKubernetes, issuer: nameCA, cn: controllerCN, org: "Kubernetes", uses: serverAndClient,
 		identity: expected, names: serverNames, must: func(s Spec) []string { return s.Local }},
@@ -89,9 +89,21 @@ var certificates = []row{
 	{name: NameFrontProxyCA, cn: "front-proxy-ca"},
 	{name: NameFrontProxyClient, issuer: NameFrontProxyCA, cn: "front-proxy-client", uses: client,
 		identity: required},
+	// Nor has it a CA of etcd's own: whatever the cluster's CA signs is a client's
+	// certificate of the API, and no client of etcd. See StageOf.
+	{name: NameEtcdCA, cn: "etcd-ca"},
+	{name: NameEtcd, issuer: NameEtcdCA, cn: controllerCN, org: "Kubernetes", uses: serverAndClient,
+		names: serverNames, must: func(s Spec) []string { return s.Local }},
 }
 
 func (r row) isCA() bool { return r.issuer == "" }
+
+// signsControllers reports whether the CA signs certificates of controllers, so that its
+// key is given to a controller only on demand.
+func (r row) signsControllers() bool { return r.name == nameCA || r.name == NameEtcdCA }
+
+// ownEach reports whether each controller has a certificate of its own, which names it.
+func (r row) ownEach() bool { return r.name == NameKubernetes || r.name == NameEtcd }
 
 // in returns the layout of the row's files.
 func (r row) in(l Layout) Layout {

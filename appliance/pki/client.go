@@ -4,14 +4,15 @@ import (
 	"crypto/tls"
 )
 
-// ClientTLS is how the members of a cluster talk to each other: kubernetes.pem
-// on both sides, of the one CA.
+// ClientTLS is how the members of a cluster talk to each other: the certificate of their
+// etcd member on both sides, of the CA that it trusts.
 func ClientTLS(l Layout) (*tls.Config, error) {
-	pool, err := Pool(l.CA())
+	files := StageOf(l).Files(l)
+	pool, err := Pool(files.CA)
 	if err != nil {
 		return nil, err
 	}
-	cert, err := tls.LoadX509KeyPair(l.Cert(NameKubernetes), l.Key(NameKubernetes))
+	cert, err := tls.LoadX509KeyPair(files.Cert, files.Key)
 	if err != nil {
 		return nil, err
 	}

@@ -14,7 +14,7 @@ import (
 
 // Cluster describes the files of several machines that share their secrets.
 type Cluster struct {
-	// Dir is where everything is made first: both CAs with their keys, and the
+	// Dir is where everything is made first: all CAs with their keys, and the
 	// originals of the machines' copies. Only the cluster's administrator needs it.
 	Dir string
 
@@ -32,7 +32,7 @@ type Machine struct {
 	Dir    string
 	Server string // URL of its API server, for programs on the machine; "" means a load balancer, which receives only ca.pem
 	Admin  string // URL of the API server or load balancer, for admin.kubeconfig
-	CAKey  bool   // the machine receives the key of the CA
+	CAKey  bool   // the machine receives the keys of the cluster's CA and of etcd's
 
 	// Config is the content of its configuration file, called ConfigName. An
 	// existing one is kept if Fits returns no problem.
@@ -119,12 +119,12 @@ func (c Cluster) survey() *survey {
 	return v
 }
 
-// adviseToGrow adds a hint to a kubernetes.pem that lacks an address. All machines
+// adviseToGrow adds a hint to a kubernetes.pem or etcd.pem that lacks an address. All machines
 // already use that file, so making it again here would change nothing there.
 func (v *survey) adviseToGrow() {
 	for _, problem := range v.problems {
 		m, ok := errors.AsType[*Misfit](problem)
-		if ok && m.File == v.layout.Cert(NameKubernetes) && strings.HasPrefix(m.Problem, notValidFor) {
+		if ok && (m.File == v.layout.Cert(NameKubernetes) || m.File == v.layout.Cert(NameEtcd)) && strings.HasPrefix(m.Problem, notValidFor) {
 			m.Hint = "extend a running cluster with kthwd member add and kthwd join; kthwd pki controller issues this for one more controller; " +
 				"make a cluster that has not started yet again, in another --out"
 		}
@@ -166,7 +166,7 @@ func (c Cluster) parts(home *survey, m Machine) (parts []part) {
 			continue // the one stays with the CA; kubeconfigs contain copies of the others
 		}
 		add(home.layout.Cert(r.name), l.Cert(r.name), modePublic)
-		if !r.isCA() || r.name == nameCA && m.CAKey {
+		if !r.isCA() || r.signsControllers() && m.CAKey {
 			add(home.layout.Key(r.name), l.Key(r.name), modeSecret)
 		}
 	}
@@ -221,9 +221,11 @@ func (c Cluster) missing(home *survey, m Machine) (files []file, kept []string, 
 		kept = append(kept, p.path)
 	}
 	if !m.CAKey { // an earlier call may have requested it
-		if key := (Layout{Dir: m.Dir}).CAKey(); there(key) {
-			problems = append(problems, &Misfit{File: key, Problem: "exists, although it is not requested",
-				Hint: "request it with --with-ca-key, or move it away"})
+		for _, key := range []string{(Layout{Dir: m.Dir}).CAKey(), (Layout{Dir: m.Dir}).EtcdCAKey()} {
+			if there(key) {
+				problems = append(problems, &Misfit{File: key, Problem: "exists, although it is not requested",
+					Hint: "request it with --with-ca-key, or move it away"})
+			}
 		}
 	}
 	return files, kept, errors.Join(problems...)

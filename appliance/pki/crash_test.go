@@ -86,8 +86,8 @@ func crashAfter(t *testing.T, steps int, files []file) {
 func wantWhole(t *testing.T, l Layout) {
 	t.Helper()
 	report, err := Check(l, testSpec())
-	if err != nil || len(report.Missing) > 0 || len(report.Kept) != 27 {
-		t.Errorf("Check = missing %q, %d files, %v; want all of 27", report.Missing, len(report.Kept), err)
+	if err != nil || len(report.Missing) > 0 || len(report.Kept) != 31 {
+		t.Errorf("Check = missing %q, %d files, %v; want all of 31", report.Missing, len(report.Kept), err)
 	}
 	for name := range contents(t, l.Dir) {
 		if strings.HasPrefix(name, ".") && name != "." {
@@ -100,8 +100,8 @@ func wantWhole(t *testing.T, l Layout) {
 			t.Errorf("%s: %s", e.File, e.Problem)
 		}
 	}
-	if err != nil || len(entries) != 14 {
-		t.Errorf("List = %d entries, %v; want 14", len(entries), err)
+	if err != nil || len(entries) != 16 {
+		t.Errorf("List = %d entries, %v; want 16", len(entries), err)
 	}
 }
 
@@ -161,8 +161,8 @@ func TestTogether(t *testing.T) {
 	}
 	wait.Wait()
 	wantWhole(t, l)
-	if once := slices.Compact(sorted(created)); len(once) != len(created) || len(once) != 27 {
-		t.Errorf("%d files created, %d of them different; want 27, each once", len(created), len(once))
+	if once := slices.Compact(sorted(created)); len(once) != len(created) || len(once) != 31 {
+		t.Errorf("%d files created, %d of them different; want 31, each once", len(created), len(once))
 	}
 }
 

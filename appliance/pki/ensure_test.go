@@ -17,8 +17,8 @@ import (
 
 func TestFreshDirectory(t *testing.T) {
 	l := Layout{Dir: filepath.Join(t.TempDir(), "var", "lib", "kubernetes")}
-	if report, err := Check(l, testSpec()); err != nil || len(report.Missing) != 27 {
-		t.Errorf("Check of nothing = %d files missing, %v; want 27, nil", len(report.Missing), err)
+	if report, err := Check(l, testSpec()); err != nil || len(report.Missing) != 31 {
+		t.Errorf("Check of nothing = %d files missing, %v; want 31, nil", len(report.Missing), err)
 	}
 	report := ensure(t, l, testSpec())
 	if len(report.Kept)+len(report.Warnings)+len(report.Missing) > 0 {
@@ -59,8 +59,8 @@ func TestSecondEnsureChangesNothing(t *testing.T) {
 	l := filled(t)
 	before := contents(t, l.Dir)
 	report := ensure(t, l, testSpec())
-	if len(report.Created) > 0 || len(report.Kept) != 27 || len(report.Warnings) > 0 {
-		t.Errorf("report = %+v, want 27 files kept", report)
+	if len(report.Created) > 0 || len(report.Kept) != 31 || len(report.Warnings) > 0 {
+		t.Errorf("report = %+v, want 31 files kept", report)
 	}
 	wantSame(t, l.Dir, before)
 }

@@ -28,6 +28,7 @@ func Fingerprints(l Layout, salt []byte) (map[string][]string, error) {
 		{l.CA(), publicKeys},
 		{l.Cert(NameServiceAccount), publicKeys},
 		{l.Cert(NameFrontProxyCA), publicKeys},
+		{l.EtcdCA(), publicKeys},
 		{l.EncryptionConfig(), encryptionKeys},
 	} {
 		data, _, err := read(shared.path)

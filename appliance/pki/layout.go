@@ -5,7 +5,7 @@ import "path/filepath"
 // The names of the certificates, for Layout.Cert, Layout.Key and, where there
 // is one, Layout.Kubeconfig.
 const (
-	NameKubernetes        = "kubernetes"              // API server, etcd member and client, kubelet client
+	NameKubernetes        = "kubernetes"              // API server, kubelet client; etcd without a CA of its own
 	NameServiceAccount    = "service-account"         // signs service account tokens
 	NameAdmin             = "admin"                   // kthwd:cluster-admins, and system:masters in an older directory
 	NameSuperAdmin        = "super-admin"             // system:masters, whatever the bindings: to be kept offline
@@ -14,6 +14,8 @@ const (
 	NameHealth            = "kthwd-health"            // client of the health bridge: no rights beyond any authenticated user's
 	NameFrontProxyCA      = "front-proxy-ca"          // signs front-proxy-client, and nothing else
 	NameFrontProxyClient  = "front-proxy-client"      // API server as a client of extension API servers
+	NameEtcdCA            = "etcd-ca"                 // signs etcd, and nothing else
+	NameEtcd              = "etcd"                    // etcd member: to its clients, its peers, and as a client of theirs
 	NameAdminRemote       = "admin-remote"            // a kubeconfig only: admin through Spec.RemoteServer
 )
 
@@ -31,6 +33,13 @@ func (l Layout) CA() string { return l.Cert(nameCA) }
 
 // CAKey is the key of the cluster's CA.
 func (l Layout) CAKey() string { return l.Key(nameCA) }
+
+// EtcdCA holds the CAs that etcd trusts, in a directory that has it: its own and, while a
+// cluster moves to that, the cluster's.
+func (l Layout) EtcdCA() string { return l.Cert(NameEtcdCA) }
+
+// EtcdCAKey is the key of etcd's own CA.
+func (l Layout) EtcdCAKey() string { return l.Key(NameEtcdCA) }
 
 // Cert is the certificate called name, one of the Name constants.
 func (l Layout) Cert(name string) string { return l.path(name + ".pem") }
@@ -101,17 +110,20 @@ func (l Layout) Names() string { return l.path("names.json") }
 // JoinRecord identifies the join, from kthwd join to the first start.
 func (l Layout) JoinRecord() string { return l.path("kthwd.join") }
 
+// Restore is there from the moment at which a restore can no longer be undone to its end.
+func (l Layout) Restore() string { return l.path("restore.json") }
+
 // Files lists the names, below Dir, of everything that kthwd may create there,
 // including etcd's data in its default place. Any other file is not kthwd's.
 func (l Layout) Files() []string {
 	l.Dir, l.EtcdDir = "", ""
 	files := []string{
 		l.CA(), l.CAKey(), l.EncryptionConfig(), l.AuditPolicy(), l.AuthenticationConfig(), l.AuditLog(), l.UnauthenticatedAuditLog(), l.SchedulerConfig(),
-		filepath.Join(l.Etcd(), "member"), l.Run(), l.Lock(), l.InstanceID(), l.Record(), l.JoinRecord(), l.Names(),
+		filepath.Join(l.Etcd(), "member"), l.Run(), l.Lock(), l.InstanceID(), l.Record(), l.JoinRecord(), l.Names(), l.Restore(),
 	}
 	for _, name := range []string{
 		NameKubernetes, NameServiceAccount, NameAdmin, NameSuperAdmin, NameControllerManager, NameScheduler,
-		NameHealth, NameFrontProxyCA, NameFrontProxyClient,
+		NameHealth, NameFrontProxyCA, NameFrontProxyClient, NameEtcdCA, NameEtcd,
 	} {
 		files = append(files, l.Cert(name), l.Key(name))
 	}

@@ -46,7 +46,7 @@ func (v *survey) keepNames(r row) {
 // that is moved away and made anew keeps them. Call it after Ensure, at each start.
 func RecordNames(l Layout) error {
 	record := map[string][]string{}
-	for _, r := range certificates {
+	for _, r := range rowsOf(l) {
 		if r.names == nil {
 			continue
 		}

@@ -16,6 +16,7 @@ const (
 	SecretCA             = nameCA
 	SecretServiceAccount = NameServiceAccount
 	SecretEncryption     = "encryption-config"
+	SecretEtcdCA         = NameEtcdCA
 )
 
 // A secret is a file that must not be made anew beside data that an older one has
@@ -31,6 +32,7 @@ var dataSecrets = []secret{
 	{SecretCA, Layout.CAKey, "earlier nodes and kubeconfigs will not be trusted"},
 	{SecretServiceAccount, func(l Layout) string { return l.Key(NameServiceAccount) }, "tokens signed with another key will be refused"},
 	{SecretEncryption, Layout.EncryptionConfig, "secrets encrypted with another key cannot be read"},
+	{SecretEtcdCA, Layout.EtcdCAKey, "the etcd members of other controllers and this one will not trust each other"},
 }
 
 // SecretNames lists the names that Spec.NewSecrets accepts.
@@ -71,6 +73,8 @@ func (v *survey) checkSecrets() {
 	for _, s := range dataSecrets {
 		path, meant := s.path(v.layout), slices.Contains(v.spec.NewSecrets, s.name)
 		switch {
+		case meant && s.name == SecretEtcdCA && StageOf(v.layout) == StageShared:
+			v.misfit(&Misfit{File: v.layout.EtcdCA(), Problem: "etcd uses the cluster's CA in this directory, so no CA of its own is made", Hint: "kthwd pki split-etcd-ca moves the running cluster to one"})
 		case meant && !v.absent[path]:
 			v.misfit(&Misfit{File: path, Problem: "exists, so no new one is made", Hint: "move the old files away first, and keep them"})
 		case !data || !v.absent[path] || slices.Contains(v.spec.Unused, path):

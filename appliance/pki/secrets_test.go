@@ -24,12 +24,18 @@ func TestNewSecrets(t *testing.T) {
 		},
 		SecretServiceAccount: func(l Layout) []string { return []string{l.Cert(NameServiceAccount), l.Key(NameServiceAccount)} },
 		SecretEncryption:     func(l Layout) []string { return []string{l.EncryptionConfig()} },
+		SecretEtcdCA: func(l Layout) []string { // names.json remembers that there was one
+			return []string{l.EtcdCA(), l.EtcdCAKey(), l.Cert(NameEtcd), l.Key(NameEtcd)}
+		},
 	}
 	for _, s := range dataSecrets {
 		for _, elsewhere := range []bool{false, true} {
 			t.Run(s.name, func(t *testing.T) {
 				t.Parallel()
 				l, spec := fresh(t), testSpec()
+				if err := RecordNames(l); err != nil {
+					t.Fatal(err)
+				}
 				for _, path := range files[s.name](l) {
 					os.Remove(path)
 				}

@@ -16,14 +16,14 @@ import (
 )
 
 // Shared holds the files that a further controller needs from an existing one: all
-// but kubernetes.pem and its key, which name the machine.
+// but kubernetes.pem, etcd.pem and their keys, which name the machine.
 type Shared struct {
 	Files map[string][]byte // by file name
 	Admin string            // the server of admin.kubeconfig; "" means each controller's own
 }
 
 // Share reads the shared files from l. own lists the URLs of that controller's API
-// server. The CA's key is included only with caKey. Missing files are left out.
+// server. The keys of the cluster's CA and etcd's are included only with caKey. Missing files are left out.
 func Share(l Layout, own []string, caKey bool) (Shared, error) {
 	s := Shared{Files: map[string][]byte{}}
 	var problems []error
@@ -37,11 +37,11 @@ func Share(l Layout, own []string, caKey bool) (Shared, error) {
 		}
 	}
 	for _, r := range certificates {
-		if r.configOnly || r.name == NameKubernetes {
+		if r.configOnly || r.ownEach() {
 			continue
 		}
 		add(l.Cert(r.name))
-		if !r.isCA() || r.name == nameCA && caKey {
+		if !r.isCA() || r.signsControllers() && caKey {
 			add(l.Key(r.name))
 		}
 	}
@@ -224,6 +224,7 @@ func mustBeShared(name string) bool {
 	l := Layout{}
 	return slices.Contains([]string{
 		l.CA(), l.CAKey(), l.Cert(NameServiceAccount), l.Key(NameServiceAccount), l.Cert(NameFrontProxyCA), l.EncryptionConfig(),
+		l.EtcdCA(), l.EtcdCAKey(),
 	}, name)
 }
 
@@ -244,41 +245,55 @@ func (s Shared) Alone(dir string) (Report, error) {
 // ErrNoCAKey means that no certificate can be issued here.
 var ErrNoCAKey = errors.New("the key of the CA is not here")
 
-// IssueController makes a kubernetes.pem and its key for a further controller, with
-// the names in the kubernetes.pem of l and addresses. It writes nothing. Without the
-// key of the CA it fails with ErrNoCAKey.
-func IssueController(l Layout, addresses []string) (Shared, error) {
+// IssueController makes certificates and their keys for a further controller: those of
+// names, which are NameKubernetes or NameEtcd. Each has the names in the certificate of l
+// and addresses. It leaves out NameEtcd where etcd has no CA of its own, and writes
+// nothing. Without the key of a CA it fails with ErrNoCAKey.
+func IssueController(l Layout, addresses []string, names ...string) (Shared, error) {
 	held, err := lock(l.Dir, syscall.LOCK_SH)
 	if err != nil {
 		return Shared{}, err
 	}
 	defer held.Close()
-	v := newSurvey(l, Spec{})
-	ca, own := v.load(v.row(nameCA)), v.load(v.row(NameKubernetes))
+	s, v := Shared{Files: map[string][]byte{}}, newSurvey(l, Spec{})
+	for _, r := range v.rows {
+		if r.ownEach() && slices.Contains(names, r.name) {
+			if err := v.issueLike(r, addresses, s.Files); err != nil {
+				return Shared{}, err
+			}
+		}
+	}
+	return s, nil
+}
+
+// issueLike makes a pair like the one of l, for another machine.
+func (v *survey) issueLike(r row, addresses []string, files map[string][]byte) error {
+	ca, own, issuer := v.load(v.row(r.issuer)), v.load(r), v.row(r.issuer)
+	if own.chain == nil { // the directory of a CA that has issued none yet
+		own = v.load(v.row(NameKubernetes))
+	}
 	switch {
 	case len(v.problems) > 0:
-		return Shared{}, errors.Join(v.problems...)
+		return errors.Join(v.problems...)
 	case ca.key == nil || ca.chain == nil:
-		return Shared{}, fmt.Errorf("%s: %w", l.CAKey(), ErrNoCAKey)
+		return fmt.Errorf("%s: %w", v.layout.Key(issuer.name), ErrNoCAKey)
 	case own.chain == nil:
-		return Shared{}, &Misfit{File: l.Cert(NameKubernetes), Problem: "is missing: a further controller's certificate needs its names"}
+		return &Misfit{File: v.layout.Cert(r.name), Problem: "is missing: a further controller's certificate needs its names"}
 	}
 	key, err := newKey()
 	if err != nil {
-		return Shared{}, err
+		return err
 	}
-	names := unique(slices.Concat(addresses, sans(own.chain[0])))
-	cert, err := issue(v.row(NameKubernetes), names, key, ca, v.now)
+	cert, err := issue(r, unique(slices.Concat(addresses, sans(own.chain[0]))), key, ca, v.now)
 	if err != nil {
-		return Shared{}, err
+		return err
 	}
 	keyData, err := encodeKey(key)
 	if err != nil {
-		return Shared{}, err
+		return err
 	}
-	return Shared{Files: map[string][]byte{
-		NameKubernetes + ".pem": encodeCertificates([]*x509.Certificate{cert}), NameKubernetes + "-key.pem": keyData,
-	}}, nil
+	files[r.name+".pem"], files[r.name+"-key.pem"] = encodeCertificates([]*x509.Certificate{cert}), keyData
+	return nil
 }
 
 // Pin returns the SHA-256 of the CA's certificate, by which a joiner recognises the

@@ -36,7 +36,7 @@ func TestShare(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		issued, err := IssueController(c0, []string{"10.0.1.35"})
+		issued, err := IssueController(c0, []string{"10.0.1.35"}, NameKubernetes, NameEtcd)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -123,7 +123,7 @@ func TestAdoptRefuses(t *testing.T) {
 		got = append(got, filepath.Base(m.File))
 	}
 	slices.Sort(got)
-	want := "ca-key.pem ca.pem encryption-config.yaml front-proxy-ca.pem service-account-key.pem service-account.pem"
+	want := "ca-key.pem ca.pem encryption-config.yaml etcd-ca-key.pem etcd-ca.pem front-proxy-ca.pem service-account-key.pem service-account.pem"
 	if strings.Join(got, " ") != want {
 		t.Errorf("got misfits %v, want %s", got, want)
 	}
@@ -139,7 +139,7 @@ func TestAdoptRefuses(t *testing.T) {
 
 func TestIssueController(t *testing.T) {
 	c0 := sharing(t)
-	issued, err := IssueController(c0, []string{"10.0.1.35"})
+	issued, err := IssueController(c0, []string{"10.0.1.35"}, NameKubernetes, NameEtcd)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -154,13 +154,13 @@ func TestIssueController(t *testing.T) {
 	if _, err := issued.Alone(dir); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := issued.Alone(dir); len(misfits(err)) != 2 {
-		t.Errorf("over files that are there: got %v, want both refused", err)
+	if _, err := issued.Alone(dir); len(misfits(err)) != 4 {
+		t.Errorf("over files that are there: got %v, want all refused", err)
 	}
 	if err := os.Remove(c0.CAKey()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := IssueController(c0, []string{"10.0.1.35"}); !errors.Is(err, ErrNoCAKey) {
+	if _, err := IssueController(c0, []string{"10.0.1.35"}, NameKubernetes, NameEtcd); !errors.Is(err, ErrNoCAKey) {
 		t.Errorf("without the CA's key: got %v, want ErrNoCAKey", err)
 	}
 }
@@ -182,12 +182,12 @@ func TestPin(t *testing.T) {
 // missing files, with the same certificate or with a new one.
 func TestCrashOfAdopt(t *testing.T) {
 	c0 := sharing(t)
-	offer := func(t *testing.T, needs bool) Shared {
+	offer := func(t *testing.T, needs ...string) Shared {
 		t.Helper()
 		shared, err := Share(c0, nil, false)
-		if err == nil && needs {
+		if err == nil {
 			var issued Shared
-			if issued, err = IssueController(c0, []string{"10.0.1.35"}); err == nil {
+			if issued, err = IssueController(c0, []string{"10.0.1.35"}, needs...); err == nil {
 				maps.Copy(shared.Files, issued.Files)
 			}
 		}
@@ -198,7 +198,7 @@ func TestCrashOfAdopt(t *testing.T) {
 	}
 	plan := func(t *testing.T, l Layout) []file {
 		t.Helper()
-		_, files, err := offer(t, true).plan(l, joinerSpec().Server)
+		_, files, err := offer(t, NameKubernetes, NameEtcd).plan(l, joinerSpec().Server)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -208,14 +208,19 @@ func TestCrashOfAdopt(t *testing.T) {
 	for step := range 3*len(plan(t, Layout{Dir: t.TempDir()})) + 1 {
 		l := Layout{Dir: t.TempDir()}
 		crashAfter(t, step, plan(t, l))
-		has, err := FinishCertificate(l, NameKubernetes)
-		if err != nil {
-			t.Fatalf("after %d steps: %v", step, err)
+		var needs []string
+		for _, name := range []string{NameKubernetes, NameEtcd} {
+			has, err := FinishCertificate(l, name)
+			if err != nil {
+				t.Fatalf("after %d steps: %v", step, err)
+			}
+			if has {
+				kept++
+			} else {
+				needs = append(needs, name)
+			}
 		}
-		if has {
-			kept++
-		}
-		if _, err := offer(t, !has).Adopt(l, joinerSpec().Server); err != nil {
+		if _, err := offer(t, needs...).Adopt(l, joinerSpec().Server); err != nil {
 			t.Errorf("Adopt after %d steps: %v", step, err)
 			continue
 		}

@@ -54,7 +54,7 @@ type survey struct {
 func newSurvey(l Layout, s Spec) *survey {
 	return &survey{
 		layout: l, spec: s, now: s.now(),
-		rows: certificates, configs: kubeconfigs, documents: documents,
+		rows: rowsOf(l), configs: kubeconfigs, documents: documents,
 		pairs: map[string]pair{}, access: map[string]*access{}, absent: map[string]bool{}, kept: map[string][]string{},
 	}
 }

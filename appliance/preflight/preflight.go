@@ -23,7 +23,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"kthwd/appliance/advice"
 	"kthwd/appliance/text"
 )
 
@@ -207,39 +206,6 @@ func Address(key, address string) Result {
 		r.Verdict, r.Found, r.Do = Fail, address+" is not an address of this machine", "correct "+key+", or the network; ip address lists the addresses of this machine"
 	case ip.IsLoopback():
 		r.Verdict, r.Found, r.Do = Warn, address+" is loopback", "no other machine can reach this one; set "+key
-	}
-	return r
-}
-
-const (
-	filesWarn = 65536
-	filesFail = 512 // an empty control plane opens about 200; a compaction, a backup and a few clients come on top
-)
-
-// EnoughFiles fails if this process may not open as many files as a control plane needs.
-// Go has raised the soft limit to the hard one before.
-func EnoughFiles() error {
-	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil || limit.Max >= filesFail {
-		return nil // an unknown limit is none
-	}
-	return advice.With(fmt.Errorf("too few open files allowed: the limit is %d, and a control plane needs %d", limit.Max, filesFail),
-		fmt.Sprintf("set LimitNOFILE=%d in the unit, or raise the limit with ulimit -Hn before the start", filesWarn))
-}
-
-// Files checks how many file descriptors the process may open. A controller does not
-// start with too few; a load balancer serves as many clients as it can.
-func Files(controller bool) Result {
-	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		return Result{"open files", Warn, err.Error(), ""}
-	}
-	r := Result{What: "open files", Verdict: OK, Found: strconv.FormatUint(limit.Max, 10)}
-	switch {
-	case controller && limit.Max < filesFail:
-		r.Verdict, r.Do = Fail, fmt.Sprintf("a control plane needs %d without clients; set LimitNOFILE=%d, or ulimit -n", filesFail, filesWarn)
-	case limit.Max < filesWarn:
-		r.Verdict, r.Do = Warn, fmt.Sprintf("each client needs one, or two in the load balancer; set LimitNOFILE=%d or more", filesWarn)
 	}
 	return r
 }

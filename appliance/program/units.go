@@ -26,6 +26,29 @@ const strongCiphers = "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,TLS_ECDHE_RSA_WIT
 // flags of one program in the guide's order, with today's names.
 // docs/tutorial-differences.md explains every line that differs from the guide.
 
+// keyQuota is etcd's flag for the size at which its database accepts no more writes.
+const (
+	keyQuota = "quota-backend-bytes"
+	quota    = 8 << 30
+)
+
+// Quota returns the size in bytes that etcd's database may reach; without a quota what etcd
+// reserves at once.
+func Quota(c config.Controller) uint64 {
+	users := ParseUser(c.EtcdArgs)
+	if !slices.ContainsFunc(users, func(a Arg) bool { return a.Key == keyQuota }) {
+		return quota
+	}
+	n, err := strconv.ParseInt(Value(users, keyQuota), 10, 64)
+	switch {
+	case err != nil || n < 0:
+		return 10 << 30 // etcd/server/storage/backend: InitialMmapSize
+	case n == 0:
+		return 2 << 30 // etcd/server/storage/quota.go: DefaultQuotaBytes
+	}
+	return uint64(n)
+}
+
 // EtcdArgs is etcd.service from the guide's second part. socket is the path of the
 // unix socket that only the local API server uses.
 func EtcdArgs(c config.Controller, l pki.Layout, socket string) []Arg {
@@ -38,12 +61,12 @@ func EtcdArgs(c config.Controller, l pki.Layout, socket string) []Arg {
 	clients = append(clients, "unix://"+socket)
 	return append([]Arg{
 		{"name", c.Name},
-		{"cert-file", l.Cert(pki.NameKubernetes)},
-		{"key-file", l.Key(pki.NameKubernetes)},
-		{"peer-cert-file", l.Cert(pki.NameKubernetes)},
-		{"peer-key-file", l.Key(pki.NameKubernetes)},
-		{"trusted-ca-file", l.CA()},
-		{"peer-trusted-ca-file", l.CA()},
+		{"cert-file", l.Cert(pki.NameEtcd)},
+		{"key-file", l.Key(pki.NameEtcd)},
+		{"peer-cert-file", l.Cert(pki.NameEtcd)},
+		{"peer-key-file", l.Key(pki.NameEtcd)},
+		{"trusted-ca-file", l.EtcdCA()},
+		{"peer-trusted-ca-file", l.EtcdCA()},
 		{"peer-client-cert-auth", "true"},
 		{"client-cert-auth", "true"},
 		{"initial-advertise-peer-urls", host(c.EtcdPeerPort)},
@@ -55,9 +78,25 @@ func EtcdArgs(c config.Controller, l pki.Layout, socket string) []Arg {
 		{"initial-cluster-state", c.InitialClusterState},
 		{"data-dir", l.Etcd()},
 		{"cipher-suites", strongCiphers},
-		{"snapshot-catchup-entries", "1000"},  // 5000 by default, all kept in memory (etcdserver/server.go)
-		{"quota-backend-bytes", "8589934592"}, // 8 GiB, the most etcd advises; 2 GiB by default
+		{"snapshot-catchup-entries", "1000"}, // 5000 by default, all kept in memory (etcdserver/server.go)
+		{keyQuota, strconv.Itoa(quota)},      // 8 GiB, the most etcd advises; 2 GiB by default
 	}, etcdTracingArgs(c)...)
+}
+
+// WithEtcdFiles makes etcd use the files of a directory that has no CA of etcd's own, or is
+// on its way there.
+func WithEtcdFiles(args []Arg, f pki.EtcdFiles) []Arg {
+	for i := range args {
+		switch args[i].Key {
+		case "cert-file", "peer-cert-file":
+			args[i].Value = f.Cert
+		case "key-file", "peer-key-file":
+			args[i].Value = f.Key
+		case "trusted-ca-file", "peer-trusted-ca-file":
+			args[i].Value = f.CA
+		}
+	}
+	return args
 }
 
 // APIServerArgs is the guide's kube-apiserver.service.

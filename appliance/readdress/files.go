@@ -8,58 +8,92 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
 
 	"kthwd/appliance/advice"
+	"kthwd/appliance/datadir"
 	"kthwd/appliance/durable"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/text"
 )
 
-// certificate returns a pair that is valid at the new address, to speak with the others before
-// kubernetes.pem is replaced: the one there, if it names the address, or a new one.
-func (c *Change) certificate() (tls.Certificate, error) {
-	pair, err := tls.LoadX509KeyPair(c.layout.Cert(pki.NameKubernetes), c.layout.Key(pki.NameKubernetes))
-	if err == nil {
-		var leaf *x509.Certificate
-		if leaf, err = x509.ParseCertificate(pair.Certificate[0]); err == nil && leaf.VerifyHostname(c.o.Address) == nil {
-			return pair, nil
+// owned lists the certificates at this machine's names: kubernetes.pem, and etcd.pem where etcd
+// has a CA of its own.
+func (c *Change) owned() []string {
+	if datadir.Exists(c.layout.Cert(pki.NameEtcd)) {
+		return []string{pki.NameKubernetes, pki.NameEtcd}
+	}
+	return []string{pki.NameKubernetes}
+}
+
+// certificate returns a pair that is valid at the new address, to speak with etcd on the others
+// before the files are replaced. It fails if one of the files could not be made anew here.
+func (c *Change) certificate() (pair tls.Certificate, err error) {
+	speaks := strings.TrimSuffix(filepath.Base(pki.StageOf(c.layout).Files(c.layout).Cert), ".pem")
+	for _, name := range c.owned() {
+		one, err := c.valid(name)
+		if err != nil {
+			return pair, err
+		}
+		if name == speaks {
+			pair = one
 		}
 	}
-	if err != nil {
+	return pair, nil
+}
+
+// valid returns the pair of that name if it is valid at the new address, or one that is, made in
+// memory.
+func (c *Change) valid(name string) (tls.Certificate, error) {
+	pair, err := tls.LoadX509KeyPair(c.layout.Cert(name), c.layout.Key(name))
+	if err != nil || c.names(pair) {
 		return pair, err
 	}
-	made, err := pki.IssueController(c.layout, []string{c.o.Address})
+	made, err := pki.IssueController(c.layout, []string{c.o.Address}, name)
 	if errors.Is(err, pki.ErrNoCAKey) {
-		return pair, advice.With(fmt.Errorf("%s is not valid at %s, and the key of the CA, which could make one that is, is not here", c.layout.Cert(pki.NameKubernetes), c.o.Address),
-			fmt.Sprintf("where the key is: kthwd pki controller %s %s --data-dir=DIR; copy kubernetes.pem and kubernetes-key.pem from there in place of those here, keep the old ones beside them, then run this again",
+		return pair, advice.With(fmt.Errorf("%s is not valid at %s, and the key of its CA, which could make one that is, is not here", c.layout.Cert(name), c.o.Address),
+			fmt.Sprintf("where the keys are: kthwd pki controller %s %s --data-dir=DIR; copy the certificates and keys that it makes in place of those here, keep the old ones beside them, then run this again",
 				text.ShellWord(c.self.Name), c.o.Address))
 	}
 	if err != nil {
 		return pair, err
 	}
-	return tls.X509KeyPair(made.Files[pki.NameKubernetes+".pem"], made.Files[pki.NameKubernetes+"-key.pem"])
+	return tls.X509KeyPair(made.Files[name+".pem"], made.Files[name+"-key.pem"])
 }
 
-// renewCertificate has kubernetes.pem made anew, with all names of the one before it and the
-// new address, unless it names the address already.
-func (c *Change) renewCertificate() error {
-	path := c.layout.Cert(pki.NameKubernetes)
-	pair, err := tls.LoadX509KeyPair(path, c.layout.Key(pki.NameKubernetes))
-	if err == nil {
-		if leaf, err := x509.ParseCertificate(pair.Certificate[0]); err == nil && leaf.VerifyHostname(c.o.Address) == nil {
-			return nil
+// names reports whether a certificate is valid at the new address.
+func (c *Change) names(pair tls.Certificate) bool {
+	leaf, err := x509.ParseCertificate(pair.Certificate[0])
+	return err == nil && leaf.VerifyHostname(c.o.Address) == nil
+}
+
+// renewCertificates has the certificates at this machine's names made anew, with all names of
+// those before them and the new address, unless they name the address already.
+func (c *Change) renewCertificates() error {
+	var files []string
+	complete := true // an interrupted change has moved some away, and has recorded their names
+	for _, name := range c.owned() {
+		pair, err := tls.LoadX509KeyPair(c.layout.Cert(name), c.layout.Key(name))
+		complete = complete && err == nil
+		if err != nil || !c.names(pair) {
+			files = append(files, c.layout.Cert(name), c.layout.Key(name))
 		}
-		if err := pki.RecordNames(c.layout); err != nil { // the new one keeps these
+	}
+	if len(files) == 0 {
+		return nil
+	}
+	if complete {
+		if err := pki.RecordNames(c.layout); err != nil { // the new ones keep these
 			return err
 		}
 	}
-	if err := c.makeAnew(path, c.layout.Key(pki.NameKubernetes)); err != nil {
+	if err := c.makeAnew(files...); err != nil {
 		return err
 	}
-	c.o.Say(fmt.Sprintf("made     %s for %s, with the names of the one before it, which is in old", path, c.o.Address))
+	c.o.Say(fmt.Sprintf("made     %s for %s, with the names of those before, which are in old", strings.Join(files, ", "), c.o.Address))
 	return nil
 }
 

@@ -33,11 +33,12 @@ func (c *Change) changePeerURL(ctx context.Context, pair tls.Certificate) error 
 	if err != nil {
 		return err
 	}
+	c.learn(ctx, config)
 	up, down, reasons := c.ask(ctx, config)
 	voters := slices.DeleteFunc(append(slices.Clone(c.others), c.self), func(m etcdfiles.StoredMember) bool { return m.IsLearner })
 	if needed := len(voters)/2 + 1; len(up) < needed {
 		return advice.With(fmt.Errorf("%d of %d controllers are up without this one, and %d must be to change its address; down: %s", len(up), len(voters), needed, strings.Join(reasons, "; ")),
-			fmt.Sprintf("bring one of these back first: %s; if their addresses have changed, too, run this on each with --at-start, and start them: each one corrects its own when there is a quorum", strings.Join(down, ", ")))
+			fmt.Sprintf("bring one of these back first: %s; if their addresses have changed, too, run this on so many with --at-start that there is a quorum, one after the other, each started before the next; then on the rest without it", strings.Join(down, ", ")))
 	}
 	client, err := c.client(config, up)
 	if err != nil {
@@ -45,6 +46,37 @@ func (c *Change) changePeerURL(ctx context.Context, pair tls.Certificate) error 
 	}
 	defer client.Close()
 	return c.update(ctx, client)
+}
+
+// learn takes the client URLs of the others from the first one that answers: what is stored here
+// is as old as the last quorum of this controller, and others may have moved since.
+func (c *Change) learn(ctx context.Context, config *tls.Config) {
+	for _, m := range c.others {
+		client, err := c.client(config, m.ClientURLs)
+		if err != nil {
+			continue // it has no URL
+		}
+		list, err := listOf(ctx, client)
+		client.Close()
+		if err != nil {
+			continue
+		}
+		for _, e := range list.Members {
+			for i := range c.others {
+				if c.others[i].ID == strconv.FormatUint(e.ID, 16) && len(e.ClientURLs) > 0 {
+					c.others[i].ClientURLs = e.ClientURLs
+				}
+			}
+		}
+		return
+	}
+}
+
+// listOf returns the members as one of them has stored them.
+func listOf(ctx context.Context, client *clientv3.Client) (*clientv3.MemberListResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	return client.MemberList(ctx, clientv3.WithSerializable())
 }
 
 // update changes the peer URL, and refuses one that another member has by now.
@@ -83,7 +115,7 @@ func (c *Change) update(ctx context.Context, client *clientv3.Client) error {
 
 // clientTLS is how this controller speaks with etcd on the others.
 func (c *Change) clientTLS(pair tls.Certificate) (*tls.Config, error) {
-	pool, err := pki.Pool(c.layout.CA())
+	pool, err := pki.Pool(pki.StageOf(c.layout).Files(c.layout).CA)
 	if err != nil {
 		return nil, err
 	}

@@ -174,7 +174,7 @@ func (c *Change) Run(ctx context.Context) error {
 			return err
 		}
 	}
-	return errors.Join(c.writeFile(), c.writeKubeconfigs(), c.renewCertificate())
+	return errors.Join(c.writeFile(), c.writeKubeconfigs(), c.renewCertificates())
 }
 
 // peerURL returns this member's new peer URL.

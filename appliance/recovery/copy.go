@@ -3,36 +3,13 @@ package recovery
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 
-	"golang.org/x/sys/unix"
-
-	"kthwd/appliance/advice"
 	"kthwd/appliance/durable"
 )
-
-// inodeOf returns the device and the inode of path, which a change of its name keeps.
-func inodeOf(path string) (string, error) {
-	var s unix.Stat_t
-	if err := unix.Stat(path, &s); err != nil {
-		return "", fmt.Errorf("%s: %w", path, err)
-	}
-	return fmt.Sprintf("%d:%d", s.Dev, s.Ino), nil
-}
-
-// exchange swaps the names of two directories.
-func exchange(a, b string) error {
-	err := unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
-		return advice.With(fmt.Errorf("the file system of %s cannot exchange two directories", a),
-			"copy etcd's directory to a disk with ext4, XFS or Btrfs and name it with --etcd-data-dir")
-	}
-	return err
-}
 
 // copyTree copies a directory of plain files to a new one, until ctx ends. An existing file
 // is an error.

@@ -114,6 +114,9 @@ func Begin(ctx context.Context, c config.Controller, version string, log *slog.L
 			r.Close()
 		}
 	}()
+	if _, err := datadir.FinishRestore(r.layout); err != nil {
+		return nil, err
+	}
 	if err := etcdfiles.Guard(r.layout, userArgs, etcdfiles.Versions(version)); err != nil {
 		return nil, err
 	}
@@ -276,7 +279,7 @@ func (r *Recovery) steps(ctx context.Context, revision *int64) []step {
 		{"write the new data to the disk", false, func() error {
 			return errors.Join(syncTree(copied), durable.Sync(r.Backup), durable.Sync(r.layout.Etcd()))
 		}},
-		{"put the new data in place", false, func() error { return exchange(r.Data, copied) }},
+		{"put the new data in place", false, func() error { return datadir.Exchange(r.Data, copied) }},
 		{"write the change to the disk", true, func() error { return errors.Join(durable.Sync(r.layout.Etcd()), durable.Sync(r.Backup)) }},
 		{"remember the new cluster", true, r.remember},
 		{"take the mark away", true, func() error { return errors.Join(os.Remove(mark), durable.Sync(r.Backup)) }},
@@ -286,7 +289,7 @@ func (r *Recovery) steps(ctx context.Context, revision *int64) []step {
 // mark records the inode of the directory that holds the data now. While etcd/member has
 // that inode, the marked directory holds an unfinished copy.
 func (r *Recovery) mark(path string) error {
-	inode, err := inodeOf(r.Data)
+	inode, err := datadir.Inode(r.Data)
 	if err == nil {
 		err = os.Mkdir(r.Backup, 0o700)
 	}
@@ -302,7 +305,7 @@ func (r *Recovery) findLeftovers() error {
 	if err != nil || len(marks) == 0 {
 		return err
 	}
-	inode, err := inodeOf(r.Data)
+	inode, err := datadir.Inode(r.Data)
 	if err != nil {
 		return err
 	}

@@ -21,6 +21,7 @@ var made = map[string]struct {
 	pki.NameKubernetes + ".pem":       {files: pair(pki.NameKubernetes), note: readAgain},
 	pki.NameFrontProxyClient + ".pem": {files: pair(pki.NameFrontProxyClient), note: readAgain},
 	pki.NameHealth + ".pem":           {files: pair(pki.NameHealth), note: readAgain},
+	pki.NameEtcd + ".pem":             {files: pair(pki.NameEtcd), note: readAgain},
 	// A kubeconfig holds a copy of its certificate, which upstream reads once.
 	pki.NameControllerManager + ".kubeconfig": {files: configOf(pki.NameControllerManager), then: restart},
 	pki.NameScheduler + ".kubeconfig":         {files: configOf(pki.NameScheduler), then: restart},
@@ -52,8 +53,11 @@ func renew(c Certificate) string {
 		return "reissue it, and restart the programs that use it"
 	}
 	signer := "ca-key.pem"
-	if name == pki.NameFrontProxyClient+".pem" {
+	switch name {
+	case pki.NameFrontProxyClient + ".pem":
 		signer = pki.NameFrontProxyCA + "-key.pem"
+	case pki.NameEtcd + ".pem":
+		signer = pki.NameEtcdCA + "-key.pem"
 	}
 	dir, files := text.ShellWord(filepath.Clean(dir)), strings.Join(m.files, " ")
 	do := fmt.Sprintf("cd %s && ls %s %s && mkdir -p -m 700 old && kthwd config --running --data-dir=%s >old/kthwd.yaml && mv -t old %s && { kthwd pki init --config=old/kthwd.yaml || mv -t . %s; }",

@@ -161,3 +161,10 @@ func (r *Redactor) Clean(text []byte) []byte {
 	}
 	return text
 }
+
+// CleanFlag returns the value of a program's flag without what looks like a secret: a
+// password in a URL, a token, or the value of a flag whose name ends in such a word.
+func CleanFlag(key, value string) string {
+	flag := key + "="
+	return strings.TrimPrefix(string(new(Redactor).Clean([]byte(flag+value))), flag)
+}

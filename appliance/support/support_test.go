@@ -143,3 +143,17 @@ func TestMachine(t *testing.T) {
 		t.Errorf("got %q, want the root", got)
 	}
 }
+
+func TestCleanFlag(t *testing.T) {
+	for _, tt := range []struct{ key, value, want string }{
+		{"audit-log-path", "/var/log/audit.log", "/var/log/audit.log"},
+		{"service-account-extend-token-expiration", "true", "true"},
+		{"initial-cluster-token", "s3cret", "REDACTED"},
+		{"discovery", "https://me:s3cret@etcd.example.com/x", "https://REDACTED@etcd.example.com/x"},
+		{"feature-gates", "", ""},
+	} {
+		if got := CleanFlag(tt.key, tt.value); got != tt.want {
+			t.Errorf("--%s=%s is shown as %q, want %q", tt.key, tt.value, got, tt.want)
+		}
+	}
+}

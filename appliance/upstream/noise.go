@@ -165,6 +165,7 @@ var expectedLines = []expected{
 	{"Unhandled Error", "is not as new as written version", "a controller of kube-controller-manager has read its own last write too early; it tries again at once"},
 	{"", "the object has been modified; please apply your changes to the latest version", "two writers of one object: the second reads it again and repeats its change"},
 	{"Server rejected event (will not retry!)", "because it is being terminated", "what happens in a namespace that is being deleted cannot be recorded there"},
+	{"Failed to get node", `node "" not found`, "a pod without a node is being deleted while kube-controller-manager looks for pods on lost nodes (pkg/controller/podgc)"},
 	{"Error while syncing ConfigMap", `namespaces "kube-system" not found`, "the namespace is made a moment later"},
 }
 

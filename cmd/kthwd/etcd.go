@@ -70,7 +70,7 @@ func (a *app) etcdRecover(ctx context.Context, l *config.Loader, yes bool) error
 	defer r.Close()
 	a.describe(r)
 	if !yes {
-		if err := a.confirm(ctx); err != nil {
+		if err := a.confirm(ctx, "Give the others up?"); err != nil {
 			return err
 		}
 	}
@@ -112,11 +112,11 @@ func (a *app) describe(r *recovery.Recovery) {
 }
 
 // confirm returns nil when a person at the terminal answers yes.
-func (a *app) confirm(ctx context.Context) error {
+func (a *app) confirm(ctx context.Context, question string) error {
 	if !term.IsTerminal(int(os.Stdin.Fd())) {
 		return advice.With(usagef("cannot ask for confirmation: standard input is not a terminal"), "give --yes to continue without confirmation")
 	}
-	fmt.Fprint(a.out, "\nGive the others up? Type yes to go on: ")
+	fmt.Fprintf(a.out, "\n%s Type yes to go on: ", question)
 	answer := make(chan string, 1)
 	go func() {
 		line, err := bufio.NewReader(os.Stdin).ReadString('\n')

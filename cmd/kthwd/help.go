@@ -122,10 +122,12 @@ func writeRootHelp(w io.Writer, root *cobra.Command) {
 func writeVerbs(w io.Writer, verb *cobra.Command, prefix string) {
 	name := prefix + verb.Name()
 	if !verb.HasSubCommands() || verb.HasExample() {
-		fmt.Fprintf(w, "  %-15s  %s\n", name, verb.Short)
+		fmt.Fprintf(w, "  %-17s  %s\n", name, verb.Short)
 	}
 	for _, below := range verb.Commands() {
-		writeVerbs(w, below, name+" ")
+		if !below.Hidden {
+			writeVerbs(w, below, name+" ")
+		}
 	}
 }
 
@@ -158,7 +160,9 @@ func (a *app) writeVerbHelp(cmd *cobra.Command, l *config.Loader) {
 	if len(verbs(cmd)) > 0 {
 		b.WriteString("\nVerbs:\n")
 		for _, c := range cmd.Commands() {
-			fmt.Fprintf(&b, "  %-12s %s\n", c.Name(), c.Short)
+			if !c.Hidden {
+				fmt.Fprintf(&b, "  %-13s %s\n", c.Name(), c.Short)
+			}
 		}
 	}
 	own, all := ownFlags(cmd, l)

@@ -16,6 +16,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"kthwd/lb"
+	"kthwd/test/harness"
 	"kthwd/test/kthwtest"
 )
 
@@ -155,8 +156,10 @@ func waitFor(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	timeout, err := patience(args[0])
 	ts.Check(err)
-	deadline := time.Now().Add(timeout)
+	begun := time.Now()
+	deadline := begun.Add(timeout)
 	for {
+		asked := time.Now()
 		ctx, cancel := context.WithDeadline(context.Background(), deadline)
 		out, err := command(ctx, ts, args[1:]).CombinedOutput()
 		cancel()
@@ -171,7 +174,7 @@ func waitFor(ts *testscript.TestScript, neg bool, args []string) {
 		if time.Now().After(deadline) {
 			ts.Fatalf("waitfor %s: not within %s: %v\n%s", strings.Join(args[1:], " "), timeout, err, out)
 		}
-		time.Sleep(20 * time.Millisecond)
+		time.Sleep(harness.Pause(time.Since(begun), time.Since(asked)))
 	}
 }
 

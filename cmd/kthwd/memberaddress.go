@@ -25,8 +25,8 @@ func (a *app) memberAddressVerb(l *config.Loader) *cobra.Command {
 			"kthwd must be stopped. The other controllers must have a quorum without this one: they\n" +
 			"change its peer URL. kubernetes.pem is made anew with all names of the old one, and the\n" +
 			"configuration file and the kubeconfigs get the address. The last step is to start kthwd.\n" +
-			"With --at-start the start changes the peer URL, once there is a quorum: for controllers\n" +
-			"whose addresses have changed at the same time, and for clusters of two.",
+			"With --at-start the start changes the peer URL, once there is a quorum: for the first one\n" +
+			"when the addresses of several have changed at once, and for clusters of two.",
 		Example: "  kthwd member address 10.0.1.50 --config=/etc/kthwd/kthwd.yaml",
 		Args:    wantArgs(1, 1, usage),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -27,7 +27,7 @@ func (a *app) pkiVerb(l *config.Loader) *cobra.Command {
 		Args:  noVerb,
 		RunE:  noVerbGiven,
 	}
-	cmd.AddCommand(a.pkiInitVerb(l), a.pkiShowVerb(l), a.pkiNodeVerb(l), a.pkiControllerVerb(l))
+	cmd.AddCommand(a.pkiInitVerb(l), a.pkiShowVerb(l), a.pkiNodeVerb(l), a.pkiControllerVerb(l), a.pkiSplitVerb(l))
 	return cmd
 }
 
@@ -43,7 +43,7 @@ func (a *app) pkiInitVerb(l *config.Loader) *cobra.Command {
 			"with a new one secrets cannot be read, or nodes and tokens are refused. If a new one is\n" +
 			"meant, move the old files away and name it with --new-secrets.\n\n" +
 			"With --controllers, make the files of a whole cluster: below --out, a directory for each\n" +
-			"machine with its files and a kthwd.yaml, and the directory ca with both CAs, to keep safe.",
+			"machine with its files and a kthwd.yaml, and the directory ca with all CAs, to keep safe.",
 		Example: "  kthwd pki init --data-dir=/var/lib/kubernetes --subject-alt-name=10.0.0.20,lb.example.com\n" +
 			"  kthwd pki init --controllers=c0=10.0.1.73,c1=10.0.1.35,c2=10.0.1.36 --lb=10.0.1.48 --out=cluster",
 		Args: noVerb,
@@ -174,9 +174,10 @@ func (a *app) pkiControllerVerb(l *config.Loader) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "controller " + usage + " [flags]",
 		Short: "Issue the certificate of another controller",
-		Long: "Issue kubernetes.pem and its key for another controller NAME, with each ADDRESS and the\n" +
-			"names in the kubernetes.pem of --data-dir, which must also have the key of the CA. A\n" +
-			"machine that has both files before kthwd join needs no controller with the key of the CA.",
+		Long: "Issue kubernetes.pem, etcd.pem and their keys for another controller NAME, with each\n" +
+			"ADDRESS and the names in those of --data-dir, which must also have the keys of the CAs. A\n" +
+			"machine that has these files before kthwd join needs no controller with the keys of the CAs.\n" +
+			"Where etcd has no CA of its own, there is no etcd.pem.",
 		Example: "  kthwd pki controller c3 10.0.1.50 --data-dir=cluster/ca --output-dir=c3",
 		Args:    wantArgs(2, -1, usage),
 		RunE: func(_ *cobra.Command, args []string) error {
@@ -198,10 +199,10 @@ func (a *app) pkiController(l *config.Loader, dir, name string, addresses []stri
 			return err
 		}
 	}
-	issued, err := pki.IssueController(c.Layout(), addresses)
+	issued, err := pki.IssueController(c.Layout(), addresses, pki.NameKubernetes, pki.NameEtcd)
 	switch {
 	case errors.Is(err, pki.ErrNoCAKey):
-		return advice.With(err, "run this where ca-key.pem is: for a cluster of kthwd pki init, --data-dir=ca below its --out")
+		return advice.With(err, "run this where the keys of the CAs are: for a cluster of kthwd pki init, --data-dir=ca below its --out")
 	case err != nil:
 		return err
 	}

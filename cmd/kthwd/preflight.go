@@ -18,6 +18,7 @@ import (
 	"kthwd/appliance/datadir"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/preflight"
+	"kthwd/appliance/program"
 	"kthwd/appliance/text"
 	"kthwd/appliance/tune"
 )
@@ -57,7 +58,12 @@ func (a *app) preflight(ctx context.Context, l *config.Loader, asJSON bool) erro
 	if l.Config.Is(config.RoleLB) {
 		all = append(all, balancerChecks(ctx, l)...)
 	}
-	all = append(all, preflight.Memory(tune.UsableMemory()), preflight.Files(l.Config.Is(config.RoleController)))
+	all = append(all, preflight.Memory(tune.UsableMemory()))
+	if l.Config.Is(config.RoleController) {
+		all = append(all, preflight.Limits(program.Quota(l.Config.Controller))...)
+	} else {
+		all = append(all, preflight.Files())
+	}
 	if r, ok := preflight.Systemd(); ok {
 		all = append(all, r)
 	}

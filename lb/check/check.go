@@ -83,7 +83,7 @@ type Config struct {
 	Mode        Mode             //
 	Path        string           // path that HTTPS requests; without spaces and control characters
 	Interval    time.Duration    // from the start of one check to the next, jittered by 10 %
-	Timeout     time.Duration    // limit of one check: connect, TLS, answer
+	Timeout     time.Duration    // limit of one check: connect, TLS, answer; three usual round trips are added
 	Fall        int              // consecutive bad results that end Ready
 	Rise        int              // consecutive good results that restore Ready
 	Roots       *x509.CertPool   // CAs that verify the backend's certificate; nil verifies nothing
@@ -116,6 +116,7 @@ type Status struct {
 	Reason        string      // reason of the last change, "bad_cert: x509: …", or a note that it is held down
 	Last          Kind        // kind of the last check that counted; "" before the first
 	LastReason    string      // reason that check was not ok; "" when it was
+	FailingSince  time.Time   // end of the first of the checks in a row that got no answer; zero when the last one did
 	Suspect       bool        // the last check was not ok, or ConnectFailed was called since the last ok check started
 	SuspectReason string      // reason for Suspect; "" when not Suspect
 	Connectable   bool        // the last check got a TCP connection; with None, not Suspect
@@ -146,6 +147,7 @@ type Checker struct {
 	log      *slog.Logger
 
 	probe  func(context.Context) Result
+	limit  func() time.Duration // of one check; called between checks
 	jitter func(time.Duration) time.Duration
 
 	kick     chan struct{} // signals a call of ConnectFailed or ConnectOK; holds one
@@ -178,7 +180,8 @@ func New(cfg Config, addr func() (netip.AddrPort, error), o Observer) *Checker {
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
-	c.probe = (&prober{cfg: cfg, addr: addr}).probe
+	p := &prober{cfg: cfg, addr: addr}
+	c.probe, c.limit = p.probe, p.limit
 	c.m = newMachine(cfg, time.Now())
 	return c
 }

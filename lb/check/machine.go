@@ -112,15 +112,17 @@ func (m *machine) count(v verdict, now time.Time) {
 		if m.goods++; m.goods == 1 {
 			m.goodSince = now
 		}
-		m.bads, m.answers, m.fails = 0, 0, 0
+		m.bads, m.answers, m.fails, m.s.FailingSince = 0, 0, 0, time.Time{}
 		return
 	}
 	m.goods = 0
 	m.bads++
 	if v == answered {
-		m.answers, m.fails = m.answers+1, 0
-	} else {
-		m.answers, m.fails = 0, m.fails+1
+		m.answers, m.fails, m.s.FailingSince = m.answers+1, 0, time.Time{}
+		return
+	}
+	if m.answers, m.fails = 0, m.fails+1; m.fails == 1 {
+		m.s.FailingSince = now
 	}
 }
 

@@ -25,8 +25,25 @@ type prober struct {
 	cfg  Config
 	addr func() (netip.AddrPort, error)
 
-	tls      *tls.Config // used by the last check
+	rtt      time.Duration // of a TCP handshake, averaged
+	tls      *tls.Config   // used by the last check
 	tlsSince time.Time
+}
+
+// limit is the time for a check: the configured one, and that of the round trips a check
+// needs, so that a distant backend is not judged by its distance.
+func (p *prober) limit() time.Duration {
+	return p.cfg.Timeout + min(roundTrips*p.rtt, 3*p.cfg.Timeout)
+}
+
+const roundTrips = 3 // TCP, TLS, HTTP
+
+// sawRoundTrip averages over some ten handshakes.
+func (p *prober) sawRoundTrip(took time.Duration) {
+	if p.rtt == 0 {
+		p.rtt = took
+	}
+	p.rtt += (took - p.rtt) / 8
 }
 
 // probe runs one check until the deadline of ctx. A Result is meaningless when ctx was
@@ -59,8 +76,7 @@ func (p *prober) connect(ctx context.Context, r *Result) (net.Conn, netip.AddrPo
 		return nil, to
 	}
 	start := time.Now()
-	d := net.Dialer{KeepAlive: -1} // too short-lived for keep-alive
-	conn, err := d.DialContext(ctx, "tcp", to.String())
+	conn, err := p.dial(ctx, to.String())
 	r.Connect = time.Since(start)
 	if err == nil {
 		return conn, to
@@ -71,6 +87,60 @@ func (p *prober) connect(ctx context.Context, r *Result) (net.Conn, netip.AddrPo
 		r.NoVerdict, r.ours = r.Err, true
 	}
 	return nil, to
+}
+
+// The kernel repeats a SYN after a second, which is the whole time of a check. So a check
+// opens another connection beside one that is not answered, and then a third: a network
+// that loses one packet in ten loses three SYNs or their answers in a row once in 150
+// checks. secondTry is when, beyond the usual time of a handshake.
+const (
+	secondTry = 200 * time.Millisecond
+	mostTries = 3
+)
+
+// dial returns the first connection that is answered. An error other than a timeout ends
+// it at once.
+func (p *prober) dial(ctx context.Context, to string) (net.Conn, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // ends the other attempts
+	type try struct {
+		conn net.Conn
+		took time.Duration
+		err  error
+	}
+	tries := make(chan try, mostTries)
+	begin := func() {
+		start := time.Now()
+		d := net.Dialer{KeepAlive: -1} // too short-lived for keep-alive
+		conn, err := d.DialContext(ctx, "tcp", to)
+		tries <- try{conn, time.Since(start), err}
+	}
+	again := time.NewTicker(max(secondTry, 2*p.rtt+secondTry/2))
+	defer again.Stop()
+	go begin()
+	for begun, left := 1, 1; ; {
+		select {
+		case t := <-tries:
+			if left--; t.err == nil {
+				p.sawRoundTrip(t.took)
+			}
+			if t.err == nil || left == 0 || !isTimeout(t.err) {
+				cancel()
+				for range left { // they end at once, but may have been answered, too
+					if other := <-tries; other.conn != nil {
+						other.conn.Close()
+					}
+				}
+				return t.conn, t.err
+			}
+		case <-again.C:
+			if begun < mostTries {
+				begun++
+				left++
+				go begin()
+			}
+		}
+	}
 }
 
 // handshake does the TLS handshake. On failure it returns nil and r has the reason.
@@ -146,7 +216,7 @@ func (p *prober) fail(r *Result, kind Kind, missing string, err error) {
 	var record tls.RecordHeaderError
 	switch {
 	case isTimeout(err):
-		r.Kind, r.Err = KindTimeout, fmt.Sprintf("%s within %v", printable(missing), p.cfg.Timeout)
+		r.Kind, r.Err = KindTimeout, fmt.Sprintf("%s within %v", printable(missing), p.limit().Round(p.cfg.Timeout/10))
 	case errors.As(err, &bad):
 		r.Kind, r.Err = KindBadCert, printable(bad.Err.Error())
 		if len(bad.UnverifiedCertificates) > 0 {

@@ -101,6 +101,7 @@ type trial struct {
 	result    Result
 	covers    uint64 // reports of failed connects at the start
 	hurry     bool   // more reports came since
+	limit     time.Duration
 	due       time.Time
 	start     time.Time
 	end       time.Time
@@ -110,14 +111,14 @@ type trial struct {
 // check runs one check. It returns false when ctx has ended. The check has its own
 // goroutine, so that changes are reported while it waits for a dead backend.
 func (c *Checker) check(ctx context.Context) (trial, bool) {
-	t := trial{due: c.plan.due, start: time.Now(), covers: c.begin()}
+	t := trial{limit: c.limit(), due: c.plan.due, start: time.Now(), covers: c.begin()}
 	c.plan.started(t.start)
-	within, cancel := context.WithDeadline(ctx, t.start.Add(c.cfg.Timeout))
+	within, cancel := context.WithDeadline(ctx, t.start.Add(t.limit))
 	defer cancel()
 	done := make(chan Result, 1)
 	go func() { done <- c.probe(within) }()
 	for {
-		nap := c.cfg.Timeout / 8
+		nap := t.limit / 8
 		wakeUp := time.Now().Add(nap)
 		select {
 		case t.result = <-done:
@@ -147,7 +148,7 @@ func (c *Checker) begin() uint64 {
 // conclude applies the result of a check and plans the next one.
 func (c *Checker) conclude(t trial) {
 	r := t.result
-	if late := t.late(c.cfg.Timeout); late != "" && r.Kind.verdict() == failed {
+	if late := t.late(t.limit); late != "" && r.Kind.verdict() == failed {
 		r.NoVerdict = late
 	}
 	c.mu.Lock()

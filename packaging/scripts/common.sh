@@ -84,10 +84,23 @@ no_restart_steps() {
 	rmdir --ignore-fail-on-non-empty "/lib/systemd/system/$1.service.d" 2>/dev/null || true
 }
 
+# private keeps settings from other users of the machine, once the group exists that may
+# read them. A mode that a person has chosen stays.
+private() { # GROUP FILE
+	[ "$(stat -c '%U:%G %a' "$2" 2>/dev/null)" = 'root:root 644' ] || return 0
+	if command -v dpkg-statoverride >/dev/null && dpkg-statoverride --list "$2" >/dev/null; then
+		return 0
+	fi
+	chgrp "$1" "$2"
+	chmod 0640 "$2"
+}
+
 # set_up is the part that installation and upgrade share.
 set_up() {
 	systemd-sysusers kthwd.conf
 	systemd-tmpfiles --create kthwd.conf || true
+	private kthwd /etc/kthwd/controller.yaml
+	private kthwd-lb /etc/kthwd/lb.yaml
 	restart_steps
 	if booted; then
 		systemctl daemon-reload

@@ -25,22 +25,27 @@ import (
 	"kthwd/test/kthwtest"
 )
 
-// cluster is a controller and its CA's key. An attacker does not have that key: it is
-// used to make certificates for every kind of client that the CA signs.
+// cluster is a controller, its CA and etcd's with their keys. An attacker does not have
+// the keys: they are used to make certificates for every kind of client.
 type cluster struct {
 	*kthwtest.Controller
-	ca    *x509.Certificate
-	caKey crypto.Signer
+	ca, etcdCA authority
+}
+
+// authority is a CA with its key.
+type authority struct {
+	cert *x509.Certificate
+	key  crypto.Signer
 }
 
 func start(t *testing.T, o kthwtest.Options) *cluster {
 	t.Helper()
 	c := &cluster{Controller: kthwtest.Start(t, o)}
-	c.ca, c.caKey = readCA(t, c.Dir)
+	c.ca, c.etcdCA = readCA(t, c.Dir, "ca"), readCA(t, c.Dir, "etcd-ca")
 	return c
 }
 
-func readCA(t *testing.T, dir string) (*x509.Certificate, crypto.Signer) {
+func readCA(t *testing.T, dir, name string) authority {
 	t.Helper()
 	block := func(name string) []byte {
 		data, err := os.ReadFile(filepath.Join(dir, name))
@@ -53,19 +58,19 @@ func readCA(t *testing.T, dir string) (*x509.Certificate, crypto.Signer) {
 		}
 		return b.Bytes
 	}
-	ca, err := x509.ParseCertificate(block("ca.pem"))
+	ca, err := x509.ParseCertificate(block(name + ".pem"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	key, err := x509.ParseECPrivateKey(block("ca-key.pem"))
+	key, err := x509.ParseECPrivateKey(block(name + "-key.pem"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return ca, key
+	return authority{ca, key}
 }
 
-// sign issues a certificate signed by the cluster's CA, for a client and a server.
-func (c *cluster) sign(t *testing.T, subject pkix.Name, names ...string) tls.Certificate {
+// sign issues a certificate, for a client and a server.
+func (ca authority) sign(t *testing.T, subject pkix.Name, names ...string) tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -82,7 +87,7 @@ func (c *cluster) sign(t *testing.T, subject pkix.Name, names ...string) tls.Cer
 			template.DNSNames = append(template.DNSNames, n)
 		}
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, c.ca, key.Public(), c.caKey)
+	der, err := x509.CreateCertificate(rand.Reader, template, ca.cert, key.Public(), ca.key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,7 +130,8 @@ func (c *cluster) patch(ctx context.Context, cert tls.Certificate, path, body st
 
 func (c *cluster) send(ctx context.Context, cert tls.Certificate, method string, port int, path string, body []byte, header http.Header) (int, string, error) {
 	pool := x509.NewCertPool()
-	pool.AddCert(c.ca)
+	pool.AddCert(c.ca.cert)
+	pool.AddCert(c.etcdCA.cert)
 	client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true,
 		TLSClientConfig: &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{cert}}}}
 	req, err := http.NewRequestWithContext(ctx, method, fmt.Sprintf("https://%s%s", net.JoinHostPort(c.Address, fmt.Sprint(port)), path), bytes.NewReader(body))

@@ -32,7 +32,7 @@ var rangeAll = []byte(fmt.Sprintf(`{"key":%q,"range_end":%q,"count_only":true}`,
 	base64.StdEncoding.EncodeToString([]byte("/registry/")), base64.StdEncoding.EncodeToString([]byte("/registry0"))))
 
 // Tries each certificate that the cluster's CA signs (by kthwd, through the API or by
-// hand) on etcd's two ports. etcd answers only controllers.
+// hand) on etcd's two ports. etcd answers only controllers, by its own CA.
 func TestEtcdAnswersControllersOnly(t *testing.T) {
 	t.Parallel()
 	c := start(t, kthwtest.Options{})
@@ -50,8 +50,11 @@ func TestEtcdAnswersControllersOnly(t *testing.T) {
 	}
 	for name, cert := range map[string]tls.Certificate{
 		"a worker's, as kthwd pki node makes it": nodeCert,
-		"a worker's at this address":             c.sign(t, pkix.Name{CommonName: "system:node:w2", Organization: []string{"system:nodes"}}, "w2", c.Address),
-		"a worker's with a controller's hosts":   c.sign(t, pkix.Name{CommonName: "system:node:w3", Organization: []string{"system:nodes"}}, "kubernetes.default.svc", "kubernetes", c.Address),
+		"a worker's at this address":             c.ca.sign(t, pkix.Name{CommonName: "system:node:w2", Organization: []string{"system:nodes"}}, "w2", c.Address),
+		"a worker's with a controller's hosts":   c.ca.sign(t, pkix.Name{CommonName: "system:node:w3", Organization: []string{"system:nodes"}}, "kubernetes.default.svc", "kubernetes", c.Address),
+		"a client's called kubernetes":           c.ca.sign(t, pkix.Name{CommonName: "kubernetes", Organization: []string{"Kubernetes"}}, "kubernetes.default.svc", c.Address),
+		"the API server's, kubernetes.pem":       c.pair(t, "kubernetes"),
+		"one of etcd's CA for another name":      c.etcdCA.sign(t, pkix.Name{CommonName: "backup"}, c.Address),
 		"a user's, approved":                     user,
 		"an administrator's":                     c.ofKubeconfig(t, "admin"),
 		"kube-controller-manager's":              c.ofKubeconfig(t, "kube-controller-manager"),
@@ -73,15 +76,14 @@ func TestEtcdAnswersControllersOnly(t *testing.T) {
 				{http.MethodPost, "/raft", c.Ports.EtcdPeer, nil},
 			} {
 				code, body, err := c.ask(t.Context(), cert, try.method, try.port, try.path, try.body)
-				var alert tls.AlertError
-				if err == nil || !errors.As(err, &alert) && !strings.Contains(err.Error(), "tls:") {
-					t.Errorf("%s %s of port %d: got %d %.80q, %v; want a refusal by TLS", try.method, try.path, try.port, code, body, err)
+				if err == nil || !strings.Contains(err.Error(), "remote error: tls:") {
+					t.Errorf("%s %s of port %d: got %d %.80q, %v; want a refusal by its TLS", try.method, try.path, try.port, code, body, err)
 				}
 			}
 		})
 	}
 	t.Run("a controller's", func(t *testing.T) {
-		own := c.pair(t, "kubernetes")
+		own := c.pair(t, "etcd")
 		// Several times: etcd's own gateway connects to one of its listeners by chance.
 		for range 3 {
 			if code, body, err := c.ask(t.Context(), own, http.MethodPost, c.Ports.EtcdClient, "/v3/kv/range", rangeAll); err != nil || code != http.StatusOK || !strings.Contains(body, `"count":"`) {
@@ -92,7 +94,7 @@ func TestEtcdAnswersControllersOnly(t *testing.T) {
 			t.Errorf("/members of the peer port: got %d %.200q, %v", code, body, err)
 		}
 		if answer, err := c.Etcd(t).Get(t.Context(), "/registry/"); err != nil || answer.Header == nil {
-			t.Errorf("etcd's client with kubernetes.pem: %v", err)
+			t.Errorf("etcd's client with etcd.pem: %v", err)
 		}
 	})
 }
@@ -163,7 +165,7 @@ func TestControllersNameIsNotSigned(t *testing.T) {
 	}
 }
 
-// The other controllers would refuse one whose kubernetes.pem has another name: it
+// The other controllers would refuse one whose etcd.pem has another name: it
 // reports that and changes nothing.
 func TestControllerOfAnotherName(t *testing.T) {
 	t.Parallel()
@@ -177,7 +179,7 @@ func TestControllerOfAnotherName(t *testing.T) {
 	}
 	second.Cmd.Process.Kill()
 	second.Wait(t, time.Minute)
-	writePEM(t, g.first.sign(t, pkix.Name{CommonName: "c1"}, g.address, "127.0.0.1", "localhost"), filepath.Join(g.data, "kubernetes.pem"), filepath.Join(g.data, "kubernetes-key.pem"))
+	writePEM(t, g.first.etcdCA.sign(t, pkix.Name{CommonName: "c1"}, g.address, "127.0.0.1", "localhost"), filepath.Join(g.data, "etcd.pem"), filepath.Join(g.data, "etcd-key.pem"))
 
 	renamed := g.start(t)
 	if code := renamed.Wait(t, time.Minute); code != 1 {

@@ -98,7 +98,7 @@ func administratorLosesRights(t *testing.T, c *cluster, admin tls.Certificate) {
 // weakSuitesAreRefused: no port accepts a suite of TLS 1.2 in CBC mode, which upstream
 // allows; a suite in GCM mode shows that the port is there and speaks TLS 1.2.
 func weakSuitesAreRefused(t *testing.T, c *cluster, admin tls.Certificate) {
-	etcd := c.pair(t, "kubernetes")
+	etcd := c.pair(t, "etcd")
 	for name, at := range map[string]struct {
 		port int
 		cert tls.Certificate

@@ -87,7 +87,7 @@ func joinRequest(t *testing.T, id string, secret []byte, joiner string) []byte {
 	if code, out := kthwd(t, "version", "--output=json"); code != 0 || json.Unmarshal([]byte(out), &versions) != nil {
 		t.Fatalf("kthwd version: exit code %d\n%s", code, out)
 	}
-	body, err := json.Marshal(member.Request{ID: id, Secret: secret, Joiner: joiner, NeedsCertificate: true,
+	body, err := json.Marshal(member.Request{ID: id, Secret: secret, Joiner: joiner, NeedsCertificate: true, NeedsEtcdCertificate: true, KnowsEtcdCA: true,
 		Versions: member.Versions{Kubernetes: versions.Kubernetes, Etcd: versions.Etcd}})
 	if err != nil {
 		t.Fatal(err)
@@ -188,6 +188,11 @@ func TestTokenIsGoodOnce(t *testing.T) {
 	g := growing(t)
 	token := g.newToken(t)
 	first := strings.Repeat("a", 32)
+	// A kthwd that is older than etcd's own CA would start with a certificate that nobody accepts.
+	old := bytes.Replace(joinRequest(t, token.ID, token.Secret, strings.Repeat("c", 32)), []byte(`"knowsEtcdCA":true,`), nil, 1)
+	if code, body, err := g.ask(old); err != nil || code != http.StatusConflict || strings.Contains(body, keyBlock) || !strings.Contains(body, "older than etcd's own CA") {
+		t.Errorf("an older kthwd: got %d %.200q, %v; want it refused", code, body, err)
+	}
 	if code, body, err := g.files(t, token.ID, token.Secret, first); err != nil || code != http.StatusOK || !strings.Contains(body, "service-account-key.pem") {
 		t.Fatalf("the first use: got %d %.200q, %v", code, body, err)
 	}

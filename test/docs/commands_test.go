@@ -170,7 +170,10 @@ func TestCommands(t *testing.T) {
 		return
 	}
 	for _, name := range names {
-		t.Run(name, func(t *testing.T) { runMachine(t, name) })
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			runMachine(t, name)
+		})
 	}
 }
 

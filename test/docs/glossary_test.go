@@ -42,7 +42,7 @@ func TestGlossary(t *testing.T) {
 			prose.WriteString(other.text)
 		}
 		if !slices.Contains(forDevelopers, other.path) && !strings.HasPrefix(other.path, "docs/decisions/") {
-			users[other.path] = etcdKey.ReplaceAllString(link.ReplaceAllString(other.text, "]()"), "")
+			users[other.path] = literalName.ReplaceAllString(link.ReplaceAllString(other.text, "]()"), "")
 		}
 	}
 
@@ -69,8 +69,8 @@ func TestGlossary(t *testing.T) {
 	}
 }
 
-// etcdKey matches a literal key, which keeps its name.
-var etcdKey = regexp.MustCompile("`/kthwd/[^`]*`")
+// literalName matches a key in etcd and a name of Kubernetes', which keep their words.
+var literalName = regexp.MustCompile("`(/kthwd/|system:)[^`]*`")
 
 func TestWord(t *testing.T) {
 	for _, tt := range []struct {

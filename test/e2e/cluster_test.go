@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"crypto/tls"
 	"crypto/x509"
 	"fmt"
 	"os/exec"
@@ -106,15 +105,13 @@ func certPool(t *testing.T, path string) *x509.CertPool {
 	return pool
 }
 
-// etcdClient is an etcd client with the guide's kubernetes.pem.
+// etcdClient is an etcd client with the member's own certificate.
 func etcdClient(t *testing.T, c *kthwtest.Controller, endpoint string) *clientv3.Client {
 	t.Helper()
-	l := pki.Layout{Dir: c.Dir}
-	pair, err := tls.LoadX509KeyPair(l.Cert(pki.NameKubernetes), l.Key(pki.NameKubernetes))
+	config, err := pki.ClientTLS(pki.Layout{Dir: c.Dir})
 	if err != nil {
 		t.Fatal(err)
 	}
-	config := &tls.Config{RootCAs: certPool(t, l.CA()), Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
 	client, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint}, TLS: config, DialTimeout: 5 * time.Second})
 	if err != nil {
 		t.Fatal(err)

@@ -25,7 +25,8 @@ var calmWarnings = []struct{ part, why string }{
 }
 
 // A healthy start, a workload as kubectl makes it, a second start and the stops log no
-// error, and no warning but those that are named.
+// error, and no warning but those that are named. It is alone in its package, because a
+// machine without time for kthwd is not calm.
 func TestHealthyLifeIsCalm(t *testing.T) {
 	c := kthwtest.Start(t, kthwtest.Options{})
 	work(t, c)

@@ -141,15 +141,6 @@ func TestDiskFullAtStart(t *testing.T) {
 			a.run(t).check(t, 1, makeRoom, noSpace)
 		})
 	}
-	t.Run("file size limit", func(t *testing.T) {
-		a := newAttempt(t)
-		a.prepare = func(cmd *exec.Cmd) { // 4 MiB, in blocks of 512 bytes
-			cmd.Args = append([]string{"sh", "-c", `ulimit -f 8192 && exec "$@"`, "sh"}, append([]string{cmd.Path}, cmd.Args[1:]...)...)
-			cmd.Path = "/bin/sh"
-		}
-		o := a.run(t)
-		o.check(t, 1, "LimitFSIZE", "file too large")
-	})
 }
 
 func TestDiskFullWhileRunning(t *testing.T) {

@@ -137,7 +137,7 @@ func TestBadFiles(t *testing.T) {
 		{"no CA belongs to the key", func(t *testing.T, dir string) {
 			overwrite(t, dir, "ca.pem", string(pemOf(t, dir, "front-proxy-ca.pem"))+string(pemOf(t, newAttempt(t).dir, "ca.pem")))
 			remove(t, dir, "kubernetes.pem", "kubernetes-key.pem", "kthwd-health.pem", "kthwd-health-key.pem", "service-account.pem")
-			for _, name := range []string{"admin", "kube-controller-manager", "kube-scheduler"} {
+			for _, name := range []string{"admin", "super-admin", "kube-controller-manager", "kube-scheduler"} {
 				remove(t, dir, name+".pem", name+"-key.pem", name+".kubeconfig")
 			}
 		}, "", []string{"ca-key.pem", "not the key of"}},

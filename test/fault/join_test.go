@@ -315,7 +315,7 @@ func (g *growing) otherFiles(t *testing.T, refused func(string, string, int, []s
 func (g *growing) otherVersion(t *testing.T, token member.Token) {
 	t.Helper()
 	for _, v := range []member.Versions{{Kubernetes: "v1.35.9", Etcd: "3.6.0"}, {Kubernetes: "v1.36.0", Etcd: "3.5.0"}} {
-		_, err := member.Client{Token: token, Joiner: "x", Versions: v}.Files(t.Context(), true)
+		_, err := member.Client{Token: token, Joiner: "x", Versions: v}.Files(t.Context(), true, true)
 		if err == nil || !strings.Contains(err.Error(), "the minor versions must be the same") {
 			t.Errorf("a joiner with %+v: got %v, want a refusal", v, err)
 		}
@@ -332,7 +332,7 @@ func (g *growing) elsewhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := member.Client{Token: token, Joiner: "x", Versions: versions(t)}
-	if _, err := c.Files(t.Context(), true); err != nil {
+	if _, err := c.Files(t.Context(), true, true); err != nil {
 		t.Fatalf("the files for c2: %v", err)
 	}
 	// Nobody listens there: the membership must not change.
@@ -345,7 +345,7 @@ func (g *growing) elsewhere(t *testing.T) {
 		t.Errorf("kthwd member remove of one with a token: got exit code %d:\n%s", code, out)
 	}
 	lists(t, g.c[0], "c0 voter up", "c1 joining its")
-	if _, err := c.Files(t.Context(), true); err == nil || !strings.Contains(err.Error(), "the token is not known here") {
+	if _, err := c.Files(t.Context(), true, true); err == nil || !strings.Contains(err.Error(), "the token is not known here") {
 		t.Errorf("a token that was taken back: got %v, want a refusal", err)
 	}
 }
@@ -514,7 +514,7 @@ func TestOtherCA(t *testing.T) {
 	kthwtest.WaitFor(t, "the lone member to say what it waits for", soon, func() error { return waitsForQuorum(c0) })
 	c1 := k.start(t, 1) // it makes a CA of its own
 	for i, c := range []*kthwtest.Controller{c0, c1} {
-		want := fmt.Sprintf("%s; c%d at 127.0.0.1 shows a certificate of another CA than %s", noQuorum, 1-i, filepath.Join(c.Dir, "ca.pem"))
+		want := fmt.Sprintf("%s; c%d at 127.0.0.1 shows a certificate of another CA than %s", noQuorum, 1-i, filepath.Join(c.Dir, "etcd-ca.pem"))
 		kthwtest.WaitFor(t, fmt.Sprintf("c%d to name the other one", i), soon, func() error {
 			if r, err := c.Status(); err != nil || r.Quorum == nil || r.Quorum.Note != want || r.Reason != "etcd: "+want {
 				return errors.Join(fmt.Errorf("got %+v, reason %q, want %q", r.Quorum, r.Reason, want), err)

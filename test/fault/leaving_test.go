@@ -230,6 +230,7 @@ func (m *made) leaves(t *testing.T, c *kthwtest.Controller) {
 			break
 		}
 		served++
+		pause(t.Context(), 20*time.Millisecond) // leave the crowd the processors
 	}
 	if served == 0 {
 		t.Error("no request was served after /readyz failed")

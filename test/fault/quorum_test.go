@@ -23,7 +23,7 @@ import (
 // shared are the files that the controllers of one cluster have in common.
 var shared = []string{
 	"ca.pem", "ca-key.pem", "service-account.pem", "service-account-key.pem",
-	"front-proxy-ca.pem", "front-proxy-ca-key.pem", "encryption-config.yaml",
+	"front-proxy-ca.pem", "front-proxy-ca-key.pem", "etcd-ca.pem", "etcd-ca-key.pem", "encryption-config.yaml",
 }
 
 // trio is three controllers on one machine.

@@ -2,14 +2,11 @@ package ha
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
@@ -285,20 +282,13 @@ func (c *cluster) moveLeader(t testing.TB, to *machine) {
 
 // etcd is a client of this machine's member only.
 func (m *machine) etcd() (*clientv3.Client, error) {
-	l := pki.Layout{Dir: m.dir}
-	pair, err := tls.LoadX509KeyPair(l.Cert(pki.NameKubernetes), l.Key(pki.NameKubernetes))
+	config, err := pki.ClientTLS(pki.Layout{Dir: m.dir})
 	if err != nil {
 		return nil, err
 	}
-	ca, err := os.ReadFile(l.CA())
-	if err != nil {
-		return nil, err
-	}
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(ca)
 	return clientv3.New(clientv3.Config{
 		Endpoints:   []string{fmt.Sprintf("https://%s:%d", m.address, m.ports.EtcdClient)},
-		TLS:         &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12},
+		TLS:         config,
 		DialTimeout: 5 * time.Second, MaxCallRecvMsgSize: 256 << 20,
 	})
 }

@@ -27,24 +27,34 @@ import (
 // patience limits the end of a component. No test that passes waits as long.
 const patience = time.Minute
 
-// WaitFor polls the condition until it returns nil: often at first, then every 50 ms,
-// because a condition may ask a whole cluster. It fails the test, with the name and the
-// last error, when that takes longer than within. It also works in a t.Cleanup.
+// WaitFor polls the condition until it returns nil: at once, and then after the pauses of
+// Pause. It fails the test, with the name and the last error, when that takes longer than
+// within. It also works in a t.Cleanup.
 func WaitFor(t testing.TB, what string, within time.Duration, condition func() error) {
 	t.Helper()
 	over := time.NewTimer(within) // t.Context has ended when clean-up begins
 	defer over.Stop()
-	for pause := 5 * time.Millisecond; ; pause = min(pause*5/4, 50*time.Millisecond) {
+	for begun := time.Now(); ; {
+		asked := time.Now()
 		err := condition()
 		if err == nil {
 			return
 		}
 		select {
-		case <-time.After(pause):
+		case <-time.After(Pause(time.Since(begun), time.Since(asked))):
 		case <-over.C:
 			t.Fatalf("waiting for %s: not within %v: %v", what, within, err)
 		}
 	}
+}
+
+// Pause returns how long to wait before a condition is asked again, which has been polled
+// for some time, and whose last answer took that long. A wait becomes a twentieth longer
+// at most, and a condition that runs a program or asks a whole cluster leaves most of the
+// processors' time to what it waits for.
+func Pause(polled, took time.Duration) time.Duration {
+	const shortest, longest = 5 * time.Millisecond, 500 * time.Millisecond
+	return min(max(shortest, polled/20, 2*took), longest)
 }
 
 // Spin runs a busy loop until its thread has had this much CPU time, and returns how long

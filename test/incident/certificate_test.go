@@ -72,7 +72,7 @@ func TestCertificatesExpireSoon(t *testing.T) {
 	t.Parallel()
 	ports := kthwtest.FreePorts(t, "127.0.0.1")
 	l := newFiles(t, ports)
-	for name, ca := range map[string]string{pki.NameKubernetes: "ca", pki.NameHealth: "ca", pki.NameFrontProxyClient: pki.NameFrontProxyCA} {
+	for name, ca := range map[string]string{pki.NameKubernetes: "ca", pki.NameHealth: "ca", pki.NameFrontProxyClient: pki.NameFrontProxyCA, pki.NameEtcd: pki.NameEtcdCA} {
 		expireIn(t, l, name, ca, 5*24*time.Hour)
 	}
 	c := kthwtest.Start(t, kthwtest.Options{Dir: l.Dir, Ports: &ports})
@@ -86,6 +86,7 @@ func TestCertificatesExpireSoon(t *testing.T) {
 		log: "kubernetes.pem: expires on ",
 	})
 	typeCommand(t, c, found.Do)
+	typeCommand(t, c, finding(t, c, "certificate", "etcd.pem (").Do)
 	for _, port := range []int{ports.Secure, ports.EtcdClient, ports.EtcdPeer, ports.ControllerManager, ports.Scheduler} {
 		kthwtest.WaitFor(t, fmt.Sprintf("the new certificate at port %d", port), soon, func() error { return servesNew(port) })
 	}

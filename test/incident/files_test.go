@@ -19,10 +19,16 @@ import (
 	"kthwd/test/kthwtest"
 )
 
-// C2 and C7: files are replaced while kthwd runs, and put back.
+// TestFilesReplaced has files replaced while kthwd runs, and between two runs.
 func TestFilesReplaced(t *testing.T) {
 	t.Parallel()
 	c := kthwtest.Start(t, kthwtest.Options{})
+	filesReplaced(t, c)
+	tokenKeysReplaced(t, c)
+}
+
+// C2 and C7: files are replaced while kthwd runs, and put back.
+func filesReplaced(t *testing.T, c *kthwtest.Controller) {
 	here, other := pki.Layout{Dir: c.Dir}, pki.Layout{Dir: filepath.Join(t.TempDir(), "other")}
 	if _, err := pki.Ensure(other, pki.Spec{Addresses: []string{"127.0.0.1"}, Server: "https://127.0.0.1:6443"}); err != nil {
 		t.Fatal(err)
@@ -87,9 +93,7 @@ func replaceFile(t *testing.T, path, by string) []byte {
 
 // C7: the pair that signs tokens is replaced between two runs. The start after that says
 // so, and the next one too.
-func TestTokenKeysReplaced(t *testing.T) {
-	t.Parallel()
-	c := kthwtest.Start(t, kthwtest.Options{})
+func tokenKeysReplaced(t *testing.T, c *kthwtest.Controller) {
 	here, other := pki.Layout{Dir: c.Dir}, pki.Layout{Dir: filepath.Join(t.TempDir(), "other")}
 	if err := os.Mkdir(other.Dir, 0o700); err != nil {
 		t.Fatal(err)

@@ -51,6 +51,7 @@ var (
 )
 
 func TestMain(m *testing.M) {
+	kthwtest.AtOnce(3)
 	code := m.Run()
 	if os.Getenv("KTHWD_INCIDENTS") != "" {
 		printTable()

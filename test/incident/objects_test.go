@@ -58,10 +58,41 @@ func noFinding(t *testing.T, c *kthwtest.Controller, kind string) {
 	})
 }
 
-// C10: bootstrap objects are deleted and changed while kthwd runs.
-func TestBootstrapObjectsRestored(t *testing.T) {
+// TestSpoiltObjects has several incidents on one controller, side by side where they do not
+// disturb each other.
+func TestSpoiltObjects(t *testing.T) {
 	t.Parallel()
 	c := kthwtest.Start(t, kthwtest.Options{})
+	makeDoomed(t, c)
+	for name, incidents := range map[string][]func(*testing.T, *kthwtest.Controller){
+		"bootstrap objects": {bootstrapObjectsRestored},
+		"webhooks":          {brokenWebhooks},
+		"served by others":  {brokenAPIService, brokenConversion}, // a dead conversion keeps namespaces, too
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			for _, incident := range incidents {
+				incident(t, c)
+			}
+		})
+	}
+}
+
+// makeDoomed makes the namespace that brokenAPIService deletes, with all that kthwd puts into
+// it: brokenWebhooks refuses such objects.
+func makeDoomed(t *testing.T, c *kthwtest.Controller) {
+	t.Helper()
+	c.Kubectl(t, "create", "namespace", "doomed")
+	for _, object := range []string{"serviceaccount/default", "configmap/kube-root-ca.crt"} {
+		kthwtest.WaitFor(t, object+" of the namespace", soon, func() error {
+			_, err := c.TryKubectl(t, "get", "-n", "doomed", object)
+			return err
+		})
+	}
+}
+
+// C10: bootstrap objects are deleted and changed while kthwd runs.
+func bootstrapObjectsRestored(t *testing.T, c *kthwtest.Controller) {
 	client := c.Client(t)
 	roles, bindings := client.RbacV1().ClusterRoles(), client.RbacV1().ClusterRoleBindings()
 	protectRole(t, client, "system:basic-user")
@@ -174,10 +205,8 @@ func checkAuditCommand(t *testing.T, command, name string) {
 
 // C9: a webhook that cannot be called, an APIService without a server, a CRD whose
 // conversion webhook is dead: each is named, with the command that ends it.
-func TestBrokenWebhooks(t *testing.T) {
-	t.Parallel()
-	c := kthwtest.Start(t, kthwtest.Options{})
-	applyText(t, c, brokenWebhooks)
+func brokenWebhooks(t *testing.T, c *kthwtest.Controller) {
+	applyText(t, c, deadWebhooks)
 	for _, name := range []string{"webhook", "webhook_skipped"} {
 		noFinding(t, c, name) // nothing has been asked of it yet
 	}
@@ -191,25 +220,26 @@ func TestBrokenWebhooks(t *testing.T) {
 	noFinding(t, c, "webhook_skipped")
 }
 
-func TestNamespaceOfBrokenAPI(t *testing.T) {
-	t.Parallel()
-	c := kthwtest.Start(t, kthwtest.Options{})
-	c.Kubectl(t, "create", "namespace", "doomed")
-	applyText(t, c, brokenAPIService)
+// C9: an aggregated API that nobody serves keeps namespaces in Terminating, while every
+// component is ready.
+func brokenAPIService(t *testing.T, c *kthwtest.Controller) {
+	applyText(t, c, deadAPIService)
 	f := finding(t, c, "apiservice", "v1.broken.example.com", "service default/nobody")
+	look(t, c, incident{
+		name: "C9 broken APIService", kind: "apiservice",
+		cause: "v1.broken.example.com", do: "delete apiservice v1.broken.example.com", bridge: "-", log: "broken.example.com",
+	})
 	c.Kubectl(t, "delete", "namespace", "doomed", "--wait=false")
 	if stuck := finding(t, c, "namespace_stuck", "namespace doomed hangs in Terminating"); stuck.Do != f.Do {
 		t.Errorf("of the namespace: %s; want %s", stuck.Do, f.Do)
 	}
 	typeCommand(t, c, f.Do)
-	noFinding(t, c, "apiservice")
+	healthy(t, c, "apiservice")
 	noFinding(t, c, "namespace_stuck")
 }
 
-func TestBrokenConversion(t *testing.T) {
-	t.Parallel()
-	c := kthwtest.Start(t, kthwtest.Options{})
-	applyText(t, c, brokenConversion)
+func brokenConversion(t *testing.T, c *kthwtest.Controller) {
+	applyText(t, c, deadConversion)
 	c.Kubectl(t, "wait", "--for=condition=Established", "crd/widgets.example.com")
 	kthwtest.WaitFor(t, "widget", soon, func() error {
 		out, err := c.TryKubectl(t, "create", "--raw", "/apis/example.com/v1/namespaces/default/widgets", "-f", fileWith(t, widget))
@@ -247,7 +277,7 @@ func applyText(t *testing.T, c *kthwtest.Controller, objects string) {
 	c.Kubectl(t, "apply", "-f", fileWith(t, objects))
 }
 
-const brokenWebhooks = `
+const deadWebhooks = `
 apiVersion: admissionregistration.k8s.io/v1
 kind: ValidatingWebhookConfiguration
 metadata: {name: closed}
@@ -273,7 +303,7 @@ webhooks:
   - {apiGroups: [""], apiVersions: [v1], operations: [CREATE], resources: [serviceaccounts]}
 `
 
-const brokenAPIService = `
+const deadAPIService = `
 apiVersion: apiregistration.k8s.io/v1
 kind: APIService
 metadata: {name: v1.broken.example.com}
@@ -286,7 +316,7 @@ spec:
   service: {namespace: default, name: nobody}
 `
 
-const brokenConversion = `
+const deadConversion = `
 apiVersion: apiextensions.k8s.io/v1
 kind: CustomResourceDefinition
 metadata: {name: widgets.example.com}

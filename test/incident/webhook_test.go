@@ -13,11 +13,17 @@ import (
 	"kthwd/test/kthwtest"
 )
 
-// A webhook that nobody answers for refuses every request, the renewals of the leases too
-// (C1). Its configuration is no object of a webhook, so that it can still be deleted.
-func TestWebhookForEverything(t *testing.T) {
+// TestWebhooks has one webhook after the other on one controller.
+func TestWebhooks(t *testing.T) {
 	t.Parallel()
 	c := kthwtest.Start(t, kthwtest.Options{})
+	t.Run("for everything", func(t *testing.T) { webhookForEverything(t, c) })
+	t.Run("that denies", func(t *testing.T) { webhookDenies(t, c) })
+}
+
+// A webhook that nobody answers for refuses every request, the renewals of the leases too
+// (C1). Its configuration is no object of a webhook, so that it can still be deleted.
+func webhookForEverything(t *testing.T, c *kthwtest.Controller) {
 	makeWebhook(t, c, admissionv1.WebhookClientConfig{URL: new("https://127.0.0.1:9/")}, "*", "*/*") // nothing listens at the port discard
 	found := look(t, c, incident{
 		name: "C1 webhook refuses everything", kind: "webhook",
@@ -31,12 +37,10 @@ func TestWebhookForEverything(t *testing.T) {
 }
 
 // A webhook that answers, and denies what it is asked: the leases cannot be renewed (C16).
-func TestWebhookDenies(t *testing.T) {
-	t.Parallel()
+func webhookDenies(t *testing.T, c *kthwtest.Controller) {
 	server := httptest.NewTLSServer(http.HandlerFunc(deny))
 	t.Cleanup(server.Close)
 	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
-	c := kthwtest.Start(t, kthwtest.Options{})
 	makeWebhook(t, c, admissionv1.WebhookClientConfig{URL: &server.URL, CABundle: ca}, "coordination.k8s.io", "leases")
 	found := look(t, c, incident{
 		name: "C16 webhook denies the leases", kind: "webhook",

@@ -13,8 +13,6 @@
 package kthwtest
 
 import (
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -325,23 +323,15 @@ func (c *Controller) Client(t testing.TB) kubernetes.Interface {
 	return client
 }
 
-// Etcd is a client of this member with the guide's certificate, as etcdctl would be.
+// Etcd is a client of this member with its own certificate, as etcdctl would be.
 func (c *Controller) Etcd(t testing.TB) *clientv3.Client {
 	t.Helper()
-	l := pki.Layout{Dir: c.Dir}
-	pair, err := tls.LoadX509KeyPair(l.Cert(pki.NameKubernetes), l.Key(pki.NameKubernetes))
+	config, err := pki.ClientTLS(pki.Layout{Dir: c.Dir})
 	if err != nil {
 		t.Fatal(err)
 	}
-	ca, err := os.ReadFile(l.CA())
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(ca)
 	client, err := clientv3.New(clientv3.Config{
-		Endpoints: []string{fmt.Sprintf("https://%s:%d", c.Address, c.Ports.EtcdClient)},
-		TLS:       &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12},
+		Endpoints: []string{fmt.Sprintf("https://%s:%d", c.Address, c.Ports.EtcdClient)}, TLS: config,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -23,7 +23,7 @@ import (
 
 // The backend is a small TLS server in place of a kube-apiserver:
 //
-//	GET /readyz   200 or the status of an earlier order
+//	GET /readyz   200 or the status of an earlier order, after the delay of one
 //	GET /watch    a line per second until one side closes; with ?idle none after the first
 //	GET /…        200, then it closes the connection
 //
@@ -38,6 +38,7 @@ type backend struct {
 	listener net.Listener
 	conns    map[net.Conn]bool // true once it has had a request
 	readyz   int
+	delay    time.Duration // before an answer to /readyz
 	stats    stats
 	watches  sync.WaitGroup
 	stop     context.Context // ends watches
@@ -82,6 +83,7 @@ func runBackend(args []string) error {
 
 func (b *backend) obey(order string) error {
 	var code int
+	var delay string
 	switch {
 	case order == "stats":
 	case order == "crash": // as if it were killed; the order open brings it back at once
@@ -93,6 +95,17 @@ func (b *backend) obey(order string) error {
 	case order == "finish": // as a kube-apiserver does after its shutdown delay
 		b.finish()
 		os.Exit(0)
+	case strings.HasPrefix(order, "delay "):
+		if _, err := fmt.Sscanf(order, "delay %s", &delay); err != nil {
+			return fmt.Errorf("order %q", order)
+		}
+		d, err := time.ParseDuration(delay)
+		if err != nil {
+			return err
+		}
+		b.mu.Lock()
+		b.delay = d
+		b.mu.Unlock()
 	default:
 		if _, err := fmt.Sscanf(order, "readyz %d", &code); err != nil {
 			return fmt.Errorf("order %q", order)
@@ -180,10 +193,11 @@ func (b *backend) handle(raw net.Conn) {
 	}
 	b.mu.Lock()
 	b.conns[raw] = true
-	code := b.readyz
+	code, delay := b.readyz, b.delay
 	b.mu.Unlock()
 	switch {
 	case path.Path == "/readyz":
+		<-time.After(delay)
 		b.counted(&b.stats.Probes, 1)
 		b.answer(conn, code)
 	case path.Path == "/watch":

@@ -27,7 +27,9 @@ type row struct {
 var rows = []*row{
 	{name: "10", run: vanishedClients},
 	{name: "4", run: flapping},
+	{name: "13", run: lossy},
 	{name: "6", run: rollingRestart},
+	{name: "12", run: slowReadyz},
 	{name: "5", run: allDown},
 	{name: "2", run: blackHole},
 	{name: "9a", run: silentClients},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os/exec"
 	"slices"
 	"sync"
 	"syscall"
@@ -463,4 +464,49 @@ func starved(t *testing.T, r *rig) {
 	if n, known := r.metric(t, "kthwd_lb_backend_state_transitions_total", `to="dead"`); known {
 		r.count(t, "11", "  backends declared dead", int(n), 0)
 	}
+}
+
+// Row 12: a backend answers /readyz in 1.5 s, longer than a check may take, and serves
+// otherwise.
+func slowReadyz(t *testing.T, r *rig) {
+	ws := r.watches(t, 90, beating, r.clients)
+	begin := time.Now()
+	l := r.load(t, 20)
+	until(t, begin.Add(warm))
+	victim := l.between(begin, time.Time{}).busiest()
+	fault := time.Now()
+	tell(t, r.backends[victim], "delay 1500ms")
+	until(t, fault.Add(15*time.Second))
+	l.stop()
+	r.count(t, "12", fmt.Sprintf("/readyz of a backend takes 1.5 s: its watches closed, of %d", len(ws.on(backendName(victim)))), len(ws.on(backendName(victim)).closed()), 0)
+	r.count(t, "12", "  watches of others closed", len(ws.except(backendName(victim)).closed()), 0)
+	r.failures(t, "12", "  new connections failed", l.between(fault, time.Time{}))
+}
+
+// Row 13: between the balancer and all backends, one packet in twenty is lost each way, and
+// then one in ten.
+func lossy(t *testing.T, r *rig) {
+	if _, err := exec.LookPath("iptables"); err != nil {
+		t.Skip("needs iptables (Debian: iptables)")
+	}
+	ws := r.watches(t, 30, beating, r.clients)
+	quiet := r.watches(t, 30, idle, r.clients)
+	l := r.load(t, 20)
+	for _, percent := range []int{5, 10} {
+		begin := time.Now()
+		for _, host := range r.hosts {
+			for _, chain := range []string{"INPUT", "OUTPUT"} {
+				host.Run(t, "iptables", "-F", chain)
+				host.Run(t, "iptables", "-A", chain, "-p", "tcp", "-m", "statistic", "--mode", "random", "--probability", fmt.Sprintf("%.2f", float64(percent)/100), "-j", "DROP")
+			}
+		}
+		until(t, begin.Add(20*time.Second))
+		row := "13"
+		r.count(t, row, fmt.Sprintf("%d %% loss: of 30 watches that deliver closed", percent), len(ws.closed()), 0)
+		r.count(t, row, fmt.Sprintf("%d %% loss: of 30 idle watches closed", percent), len(quiet.closed()), 0)
+		during := l.between(begin, time.Now().Add(-patience))
+		r.failures(t, row, fmt.Sprintf("%d %% loss: new connections failed", percent), during)
+		r.note(row, fmt.Sprintf("%d %% loss: new connections, p99", percent), "%v", during.percentile(99).Round(time.Millisecond))
+	}
+	l.stop()
 }

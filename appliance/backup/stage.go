@@ -1,0 +1,126 @@
+package backup
+
+import (
+	"bytes"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"kthwd/appliance/archive"
+)
+
+// stagePrefix begins the name of a directory in which an archive is made or verified.
+const stagePrefix = ".kthwd-backup-"
+
+// stage is a directory for the files of one backup or one verification. It is locked as long as its process lives.
+type stage struct {
+	dir  string
+	lock *os.File
+}
+
+// newStage makes a directory in dir, and removes those of processes that have died.
+func newStage(dir string) (*stage, error) {
+	removeLeftovers(dir)
+	path, err := os.MkdirTemp(dir, stagePrefix)
+	if err != nil {
+		return nil, err
+	}
+	s := &stage{dir: path}
+	s.lock, err = os.OpenFile(filepath.Join(path, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err == nil {
+		err = syscall.Flock(int(s.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	}
+	if err != nil {
+		s.remove()
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	return s, nil
+}
+
+// removeLeftovers removes the directories of processes that have died. A directory whose
+// lock is not there yet belongs to a process that begins.
+func removeLeftovers(dir string) {
+	all, _ := filepath.Glob(filepath.Join(globEscape(dir), stagePrefix+"*"))
+	for _, path := range all {
+		lock, err := os.OpenFile(filepath.Join(path, "lock"), os.O_RDWR, 0)
+		if err != nil {
+			_ = os.Remove(path) // succeeds only if it is empty; a process that begins then fails, and says so
+			continue
+		}
+		if syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil {
+			_ = os.RemoveAll(path)
+		}
+		lock.Close()
+	}
+}
+
+// globEscape makes a path stand for itself in a pattern.
+func globEscape(path string) string {
+	var b bytes.Buffer
+	for _, c := range []byte(path) {
+		if c == '*' || c == '?' || c == '[' || c == '\\' {
+			b.WriteByte('\\')
+		}
+		b.WriteByte(c)
+	}
+	return b.String()
+}
+
+func (s *stage) remove() {
+	_ = os.RemoveAll(s.dir) // the next one tries again
+	if s.lock != nil {
+		s.lock.Close()
+	}
+}
+
+func (s *stage) database() string { return filepath.Join(s.dir, archive.Database) }
+
+func (s *stage) archive(m archive.Manifest) string { return filepath.Join(s.dir, archive.Name(m)) }
+
+// content returns the files for archive.Write.
+func (s *stage) content(f *files, add func(int64)) func(name string) (io.ReadCloser, error) {
+	return func(name string) (io.ReadCloser, error) {
+		if name != archive.Database {
+			return io.NopCloser(bytes.NewReader(f.content[name])), nil
+		}
+		file, err := os.Open(s.database())
+		if err != nil {
+			return nil, err
+		}
+		return struct {
+			io.Reader
+			io.Closer
+		}{io.TeeReader(file, adder(add)), file}, nil
+	}
+}
+
+// adder counts what is written to it.
+type adder func(int64)
+
+func (a adder) Write(p []byte) (int, error) {
+	a(int64(len(p)))
+	return len(p), nil
+}
+
+// onlyReader hides that a reader can write itself, so that the size of the buffer counts.
+type onlyReader struct{ io.Reader }
+
+// trailer sums up all that is written to it but the last bytes, which are a sum.
+type trailer struct {
+	sum  hash.Hash
+	last []byte
+}
+
+func newTrailer(sum hash.Hash) *trailer { return &trailer{sum: sum} }
+
+func (t *trailer) Write(p []byte) (int, error) {
+	t.last = append(t.last, p...)
+	if n := len(t.last) - t.sum.Size(); n > 0 {
+		t.sum.Write(t.last[:n])
+		t.last = append(t.last[:0], t.last[n:]...)
+	}
+	return len(p), nil
+}

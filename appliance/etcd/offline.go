@@ -1,0 +1,71 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"go.etcd.io/etcd/server/v3/embed"
+
+	"kthwd/appliance/etcdline"
+	"kthwd/appliance/supervise"
+	"kthwd/appliance/upstream"
+)
+
+// Offline is an etcd member without ports, for work on files that no other etcd uses.
+type Offline struct {
+	*embed.Etcd
+
+	fatal chan error
+}
+
+// OpenOffline starts etcd on the data directory dir, which a restore has made for a member
+// called name, and waits until it leads itself. fast leaves out the flushes to the disk, for
+// data that are thrown away. The caller calls Close.
+func OpenOffline(ctx context.Context, name, dir string, fast bool, log *slog.Logger) (*Offline, error) {
+	e := &Member{log: log, fatal: make(chan error, 1)}
+	e.cfg = embed.NewConfig()
+	e.cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(upstream.NewZap(log, e.died))
+	e.cfg.Name, e.cfg.Dir, e.cfg.UnsafeNoFsync = name, dir, fast
+	return e.openOffline(ctx)
+}
+
+// openOffline starts the member of e.cfg without ports.
+func (e *Member) openOffline(ctx context.Context) (*Offline, error) {
+	e.cfg.InitialCluster = e.cfg.InitialClusterFromName(e.cfg.Name) // etcd ignores it if there is a write-ahead log
+	e.cfg.ListenPeerUrls, e.cfg.ListenClientUrls = nil, nil
+	e.cfg.QuotaBackendBytes = -1 // no alarm, however large the database is
+	etcdline.UseLoneTiming(e.cfg)
+	server, err := e.start(ctx, supervise.Reporter{})
+	if err != nil || server == nil {
+		return nil, errors.Join(err, ctx.Err())
+	}
+	o := &Offline{server, e.fatal}
+	if err := o.ready(ctx); err != nil {
+		o.Close()
+		return nil, err
+	}
+	return o, nil
+}
+
+// ready waits until the member leads itself; if it does not, it stops the server.
+func (o *Offline) ready(ctx context.Context) error {
+	select {
+	case <-o.Server.ReadyNotify():
+		return nil
+	case err := <-o.fatal:
+		return err
+	case err := <-o.Err():
+		return err
+	case <-ctx.Done():
+		o.Server.HardStop()
+		return ctx.Err()
+	case <-time.After(offlineLimit):
+		o.Server.HardStop()
+		return fmt.Errorf("no leader within %v", offlineLimit)
+	}
+}
+
+const offlineLimit = 2 * time.Minute // to elect itself

@@ -1,0 +1,386 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"kthwd/appliance/advice"
+	"kthwd/appliance/archive"
+	"kthwd/appliance/backup"
+	"kthwd/appliance/config"
+	"kthwd/appliance/pki"
+	"kthwd/appliance/program"
+	"kthwd/appliance/text"
+)
+
+func (a *app) backupVerb(l *config.Loader) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "backup VERB",
+		Short: "Make, verify and restore backups of the cluster",
+		Args:  noVerb,
+		RunE:  noVerbGiven,
+	}
+	cmd.AddCommand(a.backupKeygenVerb(), a.backupCreateVerb(l), a.backupListVerb(l), a.backupVerifyVerb(), a.backupRestoreVerb(l), a.backupPruneVerb(l), a.backupCheckVerb())
+	return cmd
+}
+
+// dirFlag adds the flag that names the directory of the archives.
+func dirFlag(cmd *cobra.Command, dir *string) {
+	cmd.Flags().StringVar(dir, "dir", "", "`DIR` Directory of the archives.")
+}
+
+// backupDir is the directory of the archives.
+func backupDir(dir string) (string, error) {
+	if dir == "" {
+		return "", advice.With(usagef("no directory for the archives"), "name it with --dir, on another disk than etcd's data")
+	}
+	return filepath.Abs(dir)
+}
+
+// createFlags are the flags of kthwd backup create that are not settings.
+type createFlags struct {
+	dir, output string
+	recipients  []string
+	plainKeys   bool
+}
+
+func (a *app) backupCreateVerb(l *config.Loader) *cobra.Command {
+	f := &createFlags{}
+	cmd := &cobra.Command{
+		Use:   "create [flags]",
+		Short: "Make an archive of the running cluster, and verify it",
+		Long: "Make an archive of the cluster of the kthwd that runs on this data directory: the database\n" +
+			"and every file that a controller needs. The archive is verified by restoring it into a\n" +
+			"temporary etcd, in a process of its own; only then it gets its name.\n\n" +
+			"Private keys and encryption-config.yaml go in only if the archive is encrypted for an age\n" +
+			"recipient. Without one, a restore needs a copy of them from elsewhere.",
+		Example: "  kthwd backup create --dir=/mnt/backup --recipient=age1…",
+		Args:    noVerb,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return a.backupCreate(cmd.Context(), l, f) },
+	}
+	dirFlag(cmd, &f.dir)
+	cmd.Flags().StringSliceVar(&f.recipients, "recipient", nil, "`RECIPIENT` Encrypt the archive for this age recipient (age1…, or a file with one a line); repeatable. The machine itself cannot read it then.")
+	cmd.Flags().BoolVar(&f.plainKeys, "plain-keys", false, "Put private keys and encryption-config.yaml into an archive that is not encrypted: whoever reads the file has the cluster and all its secrets.")
+	outputFlag(cmd, &f.output)
+	l.AddFlags(cmd.Flags(), "config", "data-dir")
+	return cmd
+}
+
+func (a *app) backupCreate(ctx context.Context, l *config.Loader, f *createFlags) error {
+	asJSON, err := checkOutput(f.output)
+	if err != nil {
+		return err
+	}
+	t, err := a.target(l)
+	if err != nil {
+		return err
+	}
+	dir, errDir := backupDir(f.dir)
+	recipients, errKeys := archive.ParseRecipients(f.recipients)
+	if errKeys != nil {
+		errKeys = advice.Usage(errKeys)
+	}
+	if f.plainKeys && len(f.recipients) > 0 {
+		errKeys = errors.Join(errKeys, usagef("--plain-keys and --recipient exclude each other: an encrypted archive has the keys"))
+	}
+	if err := errors.Join(errDir, errKeys); err != nil {
+		return err
+	}
+	ctx, release := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	defer release()
+	running, err := askRunning(ctx, t)
+	if err != nil {
+		return t.explain(err)
+	}
+	set := settingsOf(running.Settings)
+	bar := a.newProgress(asJSON)
+	made, err := backup.Create(ctx, backup.Options{
+		Layout: pki.Layout{Dir: t.dir, EtcdDir: set["etcd-data-dir"]}, Dir: dir, Recipients: recipients, PlainKeys: f.plainKeys, Kthwd: version,
+		Name: set["name"], Address: set["advertise-address"], Server: serverOf(set), Prefix: prefixOf(running.Programs),
+		Settings: config.Render(running.Settings), Args: running.Programs, Checker: a.checker, Report: bar.report,
+	})
+	bar.end()
+	if err != nil && ctx.Err() != nil {
+		return errors.New("interrupted: no archive was made")
+	}
+	if err != nil {
+		return err
+	}
+	for _, w := range made.Warnings {
+		a.warn(w)
+	}
+	if asJSON {
+		return writeJSON(a.out, made)
+	}
+	fmt.Fprintf(a.out, "%s\n", made.File)
+	a.describeVerified(made.Verified)
+	return nil
+}
+
+// settingsOf returns the values of settings that are one word each.
+func settingsOf(all []config.Value) map[string]string {
+	set := map[string]string{}
+	for _, v := range all {
+		set[v.Key] = strings.Trim(v.Text, `"'`)
+	}
+	return set
+}
+
+// serverOf is the URL of the API server for clients on its own machine.
+func serverOf(set map[string]string) string {
+	port, _ := strconv.Atoi(set["secure-port"])
+	return config.Controller{BindAddress: set["bind-address"], SecurePort: port}.LocalServer()
+}
+
+// prefixOf is the prefix of kube-apiserver's keys in etcd.
+func prefixOf(programs map[string][]string) string {
+	for _, arg := range programs[program.APIServer] {
+		if prefix, ok := strings.CutPrefix(arg, "--etcd-prefix="); ok {
+			return "/" + strings.Trim(prefix, "/")
+		}
+	}
+	return "/registry"
+}
+
+// describeVerified prints what a verification has found.
+func (a *app) describeVerified(v backup.Verified) {
+	m := v.Manifest
+	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
+	how := "not encrypted"
+	if v.Encrypted {
+		how = "encrypted"
+	}
+	fmt.Fprintf(w, "of\t%s, cluster %s, %s\n", text.Line(m.Name), text.Line(m.Cluster), m.Created.Format("2006-01-02 15:04:05 UTC"))
+	fmt.Fprintf(w, "versions\tKubernetes %s, etcd %s, kthwd %s\n", text.Line(m.Kubernetes), text.Line(m.Etcd), text.Line(m.Kthwd))
+	fmt.Fprintf(w, "database\trevision %d, %d keys, hash %08x, %s\n", m.Revision, m.Keys, v.Hash, megabytes(m.Database().Size))
+	fmt.Fprintf(w, "files\t%d, %d certificates and kubeconfigs opened; %s\n", len(m.Files)-1, v.Certificates, how)
+	for _, resource := range slices.Sorted(maps.Keys(v.Decrypted)) {
+		fmt.Fprintf(w, "decrypted\t%d of %s\n", v.Decrypted[resource], text.Line(resource))
+	}
+	for _, what := range v.NotChecked {
+		fmt.Fprintf(w, "not checked\t%s\n", text.Line(what))
+	}
+	fmt.Fprintf(w, "verified\trestored into a temporary etcd, and compared\n")
+	w.Flush()
+}
+
+func (a *app) backupListVerb(l *config.Loader) *cobra.Command {
+	var dir, output string
+	cmd := &cobra.Command{
+		Use:   "list [flags]",
+		Short: "List the archives in a directory, the newest first",
+		Long: "List the archives in a directory, the newest first. Each was verified when it was made; this\n" +
+			"command reads only their names and last lines, and kthwd backup verify all of one.",
+		Args: noVerb,
+		RunE: func(*cobra.Command, []string) error {
+			asJSON, err := checkOutput(output)
+			if err != nil {
+				return err
+			}
+			return a.backupList(l, dir, asJSON)
+		},
+	}
+	dirFlag(cmd, &dir)
+	outputFlag(cmd, &output)
+	l.AddFlags(cmd.Flags(), "config")
+	return cmd
+}
+
+func (a *app) backupList(l *config.Loader, dir string, asJSON bool) error {
+	if err := l.Load(); err != nil {
+		return err
+	}
+	dir, err := backupDir(dir)
+	if err != nil {
+		return err
+	}
+	all, err := archive.List(dir)
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		return writeJSON(a.out, all)
+	}
+	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "CREATED\tNAME\tREVISION\tSIZE\tCLUSTER\tENCRYPTED\tFILE")
+	for _, e := range all {
+		encrypted := "no"
+		if e.Encrypted {
+			encrypted = "yes"
+		}
+		if e.Problem != "" {
+			encrypted = "damaged"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\t%s\t%s\n", e.Created.Format("2006-01-02 15:04:05"), text.Line(e.Name), e.Revision, megabytes(e.Size), e.Cluster, encrypted, text.Line(e.File))
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	for _, e := range all {
+		if e.Problem != "" {
+			a.warn(e.File + ": " + e.Problem)
+		}
+	}
+	return nil
+}
+
+func (a *app) backupVerifyVerb() *cobra.Command {
+	const usage = "FILE"
+	var identities []string
+	var dir, output string
+	cmd := &cobra.Command{
+		Use:   "verify " + usage + " [flags]",
+		Short: "Restore an archive into a temporary etcd, and compare",
+		Long: "Verify an archive on any machine, without a cluster: compare every sum, restore the database\n" +
+			"into a temporary etcd, compare its revision, hash and number of keys, decrypt a sample of each\n" +
+			"encrypted resource with the archived keys, and open each certificate and kubeconfig.",
+		Example: "  kthwd backup verify /mnt/backup/c0-20261128T014000Z-r48213.kthwd --identity=key.txt",
+		Args:    wantArgs(1, 1, usage),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			asJSON, err := checkOutput(output)
+			if err != nil {
+				return err
+			}
+			return a.backupVerify(cmd.Context(), args[0], identities, dir, asJSON)
+		},
+	}
+	identityFlag(cmd, &identities)
+	cmd.Flags().StringVar(&dir, "work-dir", "", "`DIR` Where the database is restored: three times its size is needed for a moment. Empty means beside FILE.")
+	outputFlag(cmd, &output)
+	return cmd
+}
+
+// identityFlag adds the flag that names files with age identities.
+func identityFlag(cmd *cobra.Command, files *[]string) {
+	cmd.Flags().StringSliceVar(files, "identity", nil, "`FILE` File with the age identity that opens an encrypted archive; repeatable.")
+}
+
+func (a *app) backupVerify(ctx context.Context, file string, identities []string, dir string, asJSON bool) error {
+	keys, err := identityText(identities)
+	if err != nil {
+		return err
+	}
+	ctx, release := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	defer release()
+	bar := a.newProgress(asJSON)
+	v, err := backup.Verify(ctx, backup.VerifyOptions{File: absolute(file), Identities: keys, Dir: dir, Checker: a.checker, Report: bar.report})
+	bar.end()
+	if err != nil && ctx.Err() != nil {
+		return errors.New("interrupted")
+	}
+	if err != nil {
+		return a.orSum(err, file)
+	}
+	if asJSON {
+		return writeJSON(a.out, v)
+	}
+	a.describeVerified(v)
+	return nil
+}
+
+// orSum adds what can be said of an encrypted archive without an identity.
+func (a *app) orSum(err error, file string) error {
+	if !errors.Is(err, archive.ErrEncrypted) {
+		return err
+	}
+	if damage := archive.Check(file); damage != nil {
+		return damage
+	}
+	a.warn(file + ": its sum is right, so it is what was written; nothing else can be said without an identity")
+	return err
+}
+
+// identityText returns the content of files with identities.
+func identityText(files []string) (string, error) {
+	if _, err := archive.ReadIdentities(files); err != nil {
+		return "", err
+	}
+	var b strings.Builder
+	for _, name := range files {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			return "", err
+		}
+		b.Write(append(data, '\n'))
+	}
+	return b.String(), nil
+}
+
+func (a *app) backupPruneVerb(l *config.Loader) *cobra.Command {
+	var dir string
+	var keep int
+	var plan bool
+	cmd := &cobra.Command{
+		Use:   "prune [flags]",
+		Short: "Delete old archives",
+		Long: "Delete all archives in a directory but the newest of each cluster. The newest archive that\n" +
+			"is whole is never deleted, even if --keep newer ones are damaged.",
+		Example: "  kthwd backup prune --dir=/mnt/backup --keep=8 --plan",
+		Args:    noVerb,
+		RunE:    func(*cobra.Command, []string) error { return a.backupPrune(l, dir, keep, plan) },
+	}
+	dirFlag(cmd, &dir)
+	cmd.Flags().IntVar(&keep, "keep", 8, "`N` How many archives of each cluster stay.")
+	cmd.Flags().BoolVar(&plan, "plan", false, "Print what would be deleted, and delete nothing.")
+	l.AddFlags(cmd.Flags(), "config")
+	return cmd
+}
+
+func (a *app) backupPrune(l *config.Loader, dir string, keep int, plan bool) error {
+	if err := l.Load(); err != nil {
+		return err
+	}
+	dir, err := backupDir(dir)
+	if err != nil {
+		return err
+	}
+	if keep < 1 {
+		return advice.With(usagef("--keep %d: want 1 or more", keep), "to delete all archives, delete the files")
+	}
+	prune, word := func() (archive.Pruning, error) { return archive.Prune(dir, keep, "") }, "deleted"
+	if plan {
+		prune, word = func() (archive.Pruning, error) { return archive.PlanPrune(dir, keep, "") }, "would be deleted"
+	}
+	p, err := prune()
+	for _, file := range p.Delete {
+		fmt.Fprintf(a.out, "%s  %s\n", word, text.Line(file))
+	}
+	for _, file := range p.Kept {
+		a.warn(file + " stays: the newer archives are damaged")
+	}
+	return err
+}
+
+// checker runs this program as the child process of a verification.
+func (a *app) checker(ctx context.Context, file, dir string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", "backup", "check", file, dir)
+	cmd.Env = append(os.Environ(), "GOMEMLIMIT=200MiB", "GOGC=50")
+	return cmd
+}
+
+// backupCheckVerb is the child process of a verification, so help hides it.
+func (a *app) backupCheckVerb() *cobra.Command {
+	return &cobra.Command{
+		Use:    "check FILE DIR",
+		Short:  "Verify an archive in this process, for another kthwd",
+		Hidden: true,
+		Args:   wantArgs(2, 2, "FILE DIR"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return backup.RunChecker(cmd.Context(), args[0], args[1], version, os.Stdin, os.Stdout, slog.New(slog.DiscardHandler))
+		},
+	}
+}

@@ -1,0 +1,77 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os/signal"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"kthwd/appliance/config"
+	"kthwd/appliance/etcdca"
+	"kthwd/appliance/text"
+)
+
+// splitTimeout exceeds the time that a running kthwd takes for all steps that it may take.
+const splitTimeout = 2 * time.Minute
+
+func (a *app) pkiSplitVerb(l *config.Loader) *cobra.Command {
+	var in etcdca.Request
+	cmd := &cobra.Command{
+		Use:   "split-etcd-ca [flags]",
+		Short: "Move a running cluster to a CA of etcd's own",
+		Long: "Move the running controller to a CA of etcd's own, as far as the other controllers allow. With\n" +
+			"one CA for everything, etcd's ports trust whatever that CA signs for a controller's name.\n\n" +
+			"Run it on one controller after the other, first where ca-key.pem is, restart kthwd where it\n" +
+			"says so, and repeat until nothing is left. Each run says what comes next; an interrupted one\n" +
+			"is run again. etcd keeps its quorum, and a controller takes a step only after a look at what\n" +
+			"all others trust and show.",
+		Example: "  kthwd pki split-etcd-ca --plan\n  kthwd pki split-etcd-ca",
+		Args:    noVerb,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return a.pkiSplit(cmd.Context(), l, in) },
+	}
+	cmd.Flags().BoolVar(&in.Plan, "plan", false, "Change nothing, and show where the controllers are and what the next step is.")
+	cmd.Flags().BoolVar(&in.NewCA, "new-ca", false, "Make the CA on this controller although ca-key.pem is kept elsewhere; move etcd-ca-key.pem there afterwards.")
+	l.AddFlags(cmd.Flags(), "config", "data-dir")
+	return cmd
+}
+
+func (a *app) pkiSplit(ctx context.Context, l *config.Loader, in etcdca.Request) error {
+	c, err := a.target(l)
+	if err != nil {
+		return err
+	}
+	ctx, release := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	defer release()
+	ctx, cancel := context.WithTimeout(ctx, splitTimeout)
+	defer cancel()
+	var moved etcdca.Moved
+	if err := c.explain(c.Do(ctx, http.MethodPost, etcdca.Path, in, &moved)); err != nil {
+		return err
+	}
+	for _, file := range moved.Made {
+		fmt.Fprintf(a.out, "made  %s\n", text.Line(file))
+	}
+	t := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
+	restart := ""
+	if moved.Restart() {
+		restart = ", after a restart"
+	}
+	fmt.Fprintf(t, "%s\t%s%s\n", text.Line(moved.Name), moved.Stage, restart)
+	for _, o := range moved.Others {
+		state := o.Stage.String()
+		if o.Error != "" {
+			state = "unknown: " + text.Line(o.Error)
+		}
+		fmt.Fprintf(t, "%s\t%s\n", text.Line(o.Name), state)
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	fmt.Fprintf(a.out, "\nnext  %s\n", text.Line(moved.Next))
+	return nil
+}

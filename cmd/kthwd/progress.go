@@ -1,0 +1,70 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"kthwd/appliance/backup"
+)
+
+// progress shows the steps of a backup: on a terminal a bar on one line, elsewhere a line
+// for each step that has ended. It is for one goroutine.
+type progress struct {
+	w        io.Writer
+	terminal bool
+	quiet    bool
+	drawn    int // width of the line on the terminal
+}
+
+// newProgress shows progress on standard error, unless quiet.
+func (a *app) newProgress(quiet bool) *progress {
+	return &progress{w: a.err, terminal: isTerminal(a.err), quiet: quiet}
+}
+
+// doing says what a step does.
+var doing = map[string]string{
+	backup.StepSnapshot: "copy the database",
+	backup.StepPack:     "write the archive",
+	backup.StepExtract:  "read it back",
+	backup.StepRestore:  "restore it",
+	backup.StepRead:     "compare the keys",
+	backup.StepFiles:    "open the files",
+	backup.StepPrune:    "delete old archives",
+	backup.StepHook:     "run the hook",
+}
+
+func (p *progress) report(e backup.Event) {
+	switch {
+	case p.quiet:
+	case e.Took > 0:
+		p.clear()
+		fmt.Fprintf(p.w, "%-20s %6.1fs\n", doing[e.Step], e.Took.Seconds())
+	case p.terminal:
+		p.draw(e)
+	}
+}
+
+const barWidth = 30
+
+func (p *progress) draw(e backup.Event) {
+	line := doing[e.Step] + " …"
+	if e.Total > 0 {
+		share := min(float64(e.Done)/float64(e.Total), 1)
+		full := int(share * barWidth)
+		line = fmt.Sprintf("%-20s [%s%s] %3.0f %%", doing[e.Step], strings.Repeat("=", full), strings.Repeat(" ", barWidth-full), share*100)
+	}
+	p.clear()
+	fmt.Fprint(p.w, line)
+	p.drawn = len(line)
+}
+
+func (p *progress) clear() {
+	if p.drawn > 0 {
+		fmt.Fprintf(p.w, "\r%s\r", strings.Repeat(" ", p.drawn))
+		p.drawn = 0
+	}
+}
+
+// end leaves the terminal with an empty line.
+func (p *progress) end() { p.clear() }

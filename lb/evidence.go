@@ -1,0 +1,127 @@
+package lb
+
+import (
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"kthwd/lb/check"
+)
+
+// Which connections of a dead backend are cut, once another backend is ready.
+const (
+	CutDead        = "dead"        // all, unless the backend still delivers something
+	CutUnreachable = "unreachable" // those of a backend that accepts no connection
+	CutNever       = "never"       // none: their ends find out by themselves, as behind nginx
+)
+
+// A check that fails says how the backend treats checks. What its connections do is the
+// stronger evidence, and the kernel keeps it: for each socket, when the last data and the
+// last acknowledgement came (TCP_INFO). It is read only when connections are about to be
+// cut, so it costs the data path nothing.
+
+// proof is how long ago connections of a backend last showed that it lives.
+type proof struct {
+	data time.Duration // its program sent something
+	ack  time.Duration // its kernel answered something
+}
+
+const never = time.Duration(1<<63 - 1)
+
+// proofOf returns the newest proof that the connections of a backend give. It asks every
+// loop, and waits for them.
+func (s *Server) proofOf(b *Backend) proof {
+	newest := proof{never, never}
+	for _, l := range s.loops {
+		l.call(func() {
+			found := l.proofOf(b)
+			newest = proof{min(newest.data, found.data), min(newest.ack, found.ack)}
+		})
+	}
+	return newest
+}
+
+func (l *loop) proofOf(b *Backend) proof {
+	newest := proof{never, never}
+	for _, p := range l.pairs {
+		if p.backend != b || p.phase != relaying || p.server.eof {
+			continue
+		}
+		info, err := unix.GetsockoptTCPInfo(int(p.server.fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		if err != nil {
+			continue
+		}
+		newest.data = min(newest.data, time.Duration(info.Last_data_recv)*time.Millisecond)
+		newest.ack = min(newest.ack, time.Duration(info.Last_ack_recv)*time.Millisecond)
+	}
+	return newest
+}
+
+// lives reports whether a proof of that age came after a check had failed, and lately. The
+// first failed check of a row has ended at failing: whatever stopped the backend from
+// answering it had happened by then. One that delivered longer than killDelay ago may have
+// stopped since.
+func lives(age time.Duration, failing time.Time) bool {
+	return !failing.IsZero() && age < time.Since(failing)-proofMargin && age <= killDelay
+}
+
+const proofMargin = 20 * time.Millisecond // the kernel's clock for this is coarse
+
+// spared returns how long the connections of a dead backend stay because they prove that
+// it lives; 0 when they do not. A backend that delivers is asked again after a second. One
+// whose kernel still answers accepts connections as little as before, but may be
+// overloaded, or behind a network that loses packets: it is given the time of one that
+// accepts connections and does not answer.
+func (s *Server) spared(b *Backend, st *check.Status) time.Duration {
+	now := b.checker.Load().Status()
+	if now.State != check.Dead || b.active.Load() == 0 {
+		return 0
+	}
+	found := s.proofOf(b)
+	switch left := killDelay - time.Since(st.Since); {
+	case lives(found.data, now.FailingSince):
+		b.spare(now)
+		return min(killDelay, time.Second)
+	case !st.Connectable && now.Last == check.KindTimeout && lives(found.ack, now.FailingSince) && left > 0:
+		return min(left, 250*time.Millisecond)
+	}
+	return 0
+}
+
+// spare notes, and logs once, that a dead backend delivers.
+func (b *Backend) spare(st check.Status) {
+	if !b.delivers.Swap(true) {
+		b.s.log.Warn("a backend fails its checks but delivers: its connections stay", "backend", b.name, "connections", b.active.Load(), "reason", st.LastReason)
+	}
+}
+
+// prodded is how many connections of a backend per loop are asked for a sign of life.
+const prodded = 16
+
+// prod makes the kernel ask for a sign of life, at once and every second, on some
+// connections of a backend that does not accept others: an idle one has no proof to show.
+func (l *loop) prod(b *Backend) {
+	n := 0
+	for _, p := range l.pairs {
+		if p.backend != b || p.phase != relaying || p.prodded {
+			continue
+		}
+		if n++; n > prodded {
+			return
+		}
+		p.prodded = true
+		keepAlive(p)
+		setInt(p.server.fd, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 1)
+		setInt(p.server.fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 1)
+	}
+}
+
+// calm undoes prod.
+func (l *loop) calm(b *Backend) {
+	for _, p := range l.pairs {
+		if p.backend == b && p.prodded {
+			p.prodded = false
+			keepAlive(p)
+		}
+	}
+}

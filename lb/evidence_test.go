@@ -1,0 +1,150 @@
+package lb
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"kthwd/lb/check"
+)
+
+// deliver asks a question every 20 ms until the returned function is called, and fails if
+// an answer does not come.
+func (v *visit) deliver(t *testing.T, from *apiServer) (stop func()) {
+	t.Helper()
+	quit, ended := make(chan struct{}), make(chan error, 1)
+	go func() {
+		for {
+			select {
+			case <-quit:
+				ended <- nil
+				return
+			case <-time.After(20 * time.Millisecond):
+			}
+			if who, err := v.who(); err != nil || who != from.addr {
+				ended <- fmt.Errorf("%s: %w", who, errors.Join(err, errors.New("the connection did not last")))
+				return
+			}
+		}
+	}()
+	return func() {
+		t.Helper()
+		close(quit)
+		must(t, receive(t, "the end of a client", ended))
+	}
+}
+
+// shortEvidence makes the times of cuts short.
+func shortEvidence(t *testing.T, d time.Duration) {
+	was := killDelay
+	killDelay = d
+	t.Cleanup(func() { killDelay = was })
+}
+
+// A backend whose checks are late, but which delivers, keeps its connections: those that
+// deliver, and idle ones beside them.
+func TestDeliveringBackendIsNotCut(t *testing.T) {
+	shortEvidence(t, time.Second)
+	a, b := newAPIServer(t), newAPIServer(t)
+	r := run(t, checkedConfig(a, b), Options{})
+	r.awaitTier(a, tierReady)
+	r.awaitTier(b, tierReady)
+	idle, busy := r.visit(), r.visit()
+	idle.at(t, a)
+	busy.at(t, a)
+	a.delay.Store(int64(time.Hour))
+	stop := busy.deliver(t, a)
+	r.awaitState(a, check.Dead)
+	r.visit().at(t, b) // new clients go elsewhere
+	died := r.Status().Backends[0].Since
+	eventually(t, "it is said", func() error {
+		if reason := r.Status().Backends[0].Reason; !strings.Contains(reason, "timeout: no answer to GET /readyz") || !strings.Contains(reason, "its connections deliver") {
+			return errors.New(reason)
+		}
+		if left := 4*killDelay - time.Since(died); left > 0 {
+			return fmt.Errorf("another %v", left)
+		}
+		return nil
+	})
+	stop()
+	idle.at(t, a)
+	must(t, equal("killed_dead", r.backend(a.addr).closed[endDead].Load(), 0))
+	a.suspend() // now it is dead indeed
+	busy.cut(t)
+	idle.cut(t)
+}
+
+// Without a delivery nothing is known for a dead backend's connections: they are cut.
+func TestSilentBackendIsCut(t *testing.T) {
+	shortEvidence(t, 300*time.Millisecond)
+	a, b := newAPIServer(t), newAPIServer(t)
+	r := run(t, checkedConfig(a, b), Options{})
+	r.awaitTier(a, tierReady)
+	r.awaitTier(b, tierReady)
+	v := r.visit()
+	v.at(t, a)
+	a.delay.Store(int64(time.Hour))
+	v.cut(t)
+}
+
+func TestCutChoice(t *testing.T) {
+	shortEvidence(t, 300*time.Millisecond)
+	for which, cuts := range map[string]struct{ suspended, refusing bool }{
+		CutDead: {true, true}, CutUnreachable: {false, true}, CutNever: {false, false},
+	} {
+		for fault, cut := range map[string]bool{"suspended": cuts.suspended, "refusing": cuts.refusing} {
+			t.Run(which+" "+fault, func(t *testing.T) {
+				a, b := newAPIServer(t), newAPIServer(t)
+				cfg := checkedConfig(a, b)
+				cfg.Cut = which
+				r := run(t, cfg, Options{})
+				r.awaitTier(a, tierReady)
+				r.awaitTier(b, tierReady)
+				v := r.visit()
+				v.at(t, a)
+				if fault == "refusing" {
+					a.refuse()
+				} else {
+					a.suspend()
+				}
+				if cut {
+					v.cut(t)
+					return
+				}
+				r.awaitState(a, check.Dead)
+				died := r.Status().Backends[0].Since
+				eventually(t, "the time of a cut has passed", func() error {
+					if left := 4*killDelay - time.Since(died); left > 0 {
+						return fmt.Errorf("another %v", left)
+					}
+					return nil
+				})
+				a.resume()
+				v.at(t, a)
+			})
+		}
+	}
+}
+
+func TestLives(t *testing.T) {
+	ago := func(d time.Duration) time.Time { return time.Now().Add(-d) }
+	for _, tt := range []struct {
+		name    string
+		age     time.Duration
+		failing time.Time
+		want    bool
+	}{
+		{"before the first failed check", 2 * time.Second, ago(time.Second), false},
+		{"about when that ended", time.Second - time.Millisecond, ago(time.Second), false},
+		{"after it", 500 * time.Millisecond, ago(time.Second), true},
+		{"after it, long ago", time.Minute, ago(time.Hour), false},
+		{"no failed check", 0, time.Time{}, false},
+		{"no proof", never, ago(time.Hour), false},
+	} {
+		if got := lives(tt.age, tt.failing); got != tt.want {
+			t.Errorf("%s: got %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}
