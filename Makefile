@@ -31,7 +31,7 @@ DIRS      := appliance cmd health lb packaging rbacseed test
 LIGHT      = $(shell awk '$$2 == "light" { print "./" $$1 }' appliance/config/testdata/arrows.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help build tool run test test-attacks incidents test-light test-one fuzz cover test-e2e test-lb-peers soak screenshots bench bench-lb lint lint-extra golden verify bump hooks package package-check generated install test-systemd clean FORCE
+.PHONY: help build tool run test test-backup test-attacks test-attacks-user incidents test-light test-one fuzz cover test-e2e test-lb-peers soak screenshots bench bench-lb lint lint-extra golden verify bump hooks package package-check generated install test-systemd clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -63,8 +63,14 @@ incidents: build ## incidents on the real binary, and a table: which surface say
 test-light: ## the tests that link no Kubernetes, in seconds
 	go test $(LIGHT)
 
+test-backup: build ## archives damaged, processes killed at each step, and a cluster restored elsewhere
+	KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=10m -v ./appliance/archive ./appliance/backup ./test/backup
+
 test-attacks: build ## attacks that once worked, on the real binary
 	KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=10m -v ./test/attack
+
+test-attacks-user: build ## the attacks as an ordinary user, to whom the kernel grants nothing; needs root
+	test/attack/unprivileged.sh $(abspath $(BIN))
 
 # Tests of whole clusters need their switch as well: KTHWD_E2E=1 make test-one T=TestNewUser
 packages_of = $(shell grep -rlE --include='*_test.go' '^func $(firstword $(subst /, ,$(1)) none)\b' $(DIRS) | xargs -rn1 dirname | sort -u | sed 's,^,./,')

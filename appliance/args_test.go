@@ -58,6 +58,8 @@ func TestArgs(t *testing.T) {
 	local.BindAddress, local.AdvertiseAddress = "127.0.0.1", "127.0.0.1"
 	of3 := c
 	of3.InitialCluster = []string{"controller-0=10.240.0.10", "controller-1=10.240.0.11", "controller-2=10.240.0.12"}
+	cis := c
+	cis.Profile = config.ProfileCIS
 	const socket = "/var/lib/kubernetes/run/etcd.sock"
 	for _, tt := range []struct {
 		name string
@@ -70,6 +72,10 @@ func TestArgs(t *testing.T) {
 		{program.Etcd + "-cluster", program.EtcdArgs(of3, of3.Layout(), socket)},
 		{program.Etcd + "-local", program.EtcdArgs(local, c.Layout(), socket)},
 		{program.APIServer + "-local", program.APIServerArgs(local, c.Layout(), socket)},
+		{program.Etcd + "-cis", program.EtcdArgs(cis, c.Layout(), socket)},
+		{program.APIServer + "-cis", program.APIServerArgs(cis, c.Layout(), socket)},
+		{program.ControllerManager + "-cis", program.ControllerManagerArgs(cis, c.Layout())},
+		{program.Scheduler + "-cis", program.SchedulerArgs(cis, c.Layout())},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			golden(t, filepath.Join("args", tt.name+".golden"), strings.Join(program.Render(tt.args), "\n")+"\n")

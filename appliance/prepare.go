@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"kthwd/appliance/agree"
+	"kthwd/appliance/backup"
 	"kthwd/appliance/cmdline"
 	"kthwd/appliance/commands"
 	"kthwd/appliance/config"
@@ -49,6 +50,7 @@ type prepared struct {
 	events    *events.Writer     // set by wire
 	drift     *drift.Drift       // set by wire
 	tokens    *tokenkeys.Watch   // one of the observers; set by wire
+	backups   *backup.Schedule   // one of them; set by wire
 	agree     *agree.Controllers // one of the watchers; set by wire
 	observers []observer         // added by wire, before the status
 	machine   *observe.Watch     // one of them; set by wire
@@ -99,7 +101,7 @@ func (p *prepared) check() (err error) {
 	} else {
 		err = errors.Join(err, commands.CheckWords(p.cfg))
 	}
-	if err := errors.Join(preflight.EnoughLimits(program.Quota(p.cfg)), preflight.Ports(p.cfg, p.o.Metrics.Address), err); err != nil {
+	if err := errors.Join(preflight.EnoughLimits(program.Quota(p.cfg)), preflight.Ports(p.cfg, p.o.Metrics.Address), checkBackup(p.cfg), err); err != nil {
 		return err
 	}
 	p.tell(lines)
@@ -173,8 +175,8 @@ func (p *prepared) make() (err error) {
 
 // commandLines makes the command lines with the real paths.
 func (p *prepared) commandLines() error {
-	if tracing := program.TracingConfig(p.cfg); tracing != nil {
-		if _, err := p.writeRun(filepath.Base(p.layout.Tracing()), tracing); err != nil {
+	for path, data := range program.RunFiles(p.cfg, p.layout) {
+		if _, err := p.writeRun(filepath.Base(path), data); err != nil {
 			return err
 		}
 	}

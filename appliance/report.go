@@ -68,11 +68,13 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 			for _, o := range p.observers {
 				r.Observed = append(r.Observed, o.Findings()...)
 			}
+			r.Backup = p.backups.Report()
 			extra.Report(&r)
 			return r
 		},
 	})
 	p.others.Exchange(server.Own)
+	p.others.Listen(program.StatusAddress(p.cfg))
 	return server
 }
 

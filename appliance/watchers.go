@@ -9,6 +9,7 @@ import (
 
 	"kthwd/appliance/apiserver"
 	"kthwd/appliance/clusterwatch"
+	"kthwd/appliance/etcd"
 	"kthwd/appliance/observe"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
@@ -24,7 +25,7 @@ type watcher interface {
 }
 
 // newWatchers makes the watchers, and returns them as collectors of their metrics.
-func (p *prepared) newWatchers(api *apiserver.Server, seed *rbacseed.Seed) (all []prometheus.Collector) {
+func (p *prepared) newWatchers(member *etcd.Member, api *apiserver.Server, seed *rbacseed.Seed) (all []prometheus.Collector) {
 	cluster := clusterwatch.New(clusterwatch.Config{
 		Client: api.Loopback,
 		Restore: []clusterwatch.Restorer{
@@ -37,7 +38,8 @@ func (p *prepared) newWatchers(api *apiserver.Server, seed *rbacseed.Seed) (all 
 		Log:        p.o.Logs.Logger("kthwd"),
 	})
 	p.machine = p.newObserve()
-	p.watchers = []watcher{cluster, p.machine, p.agree}
+	p.backups = p.newBackups(member)
+	p.watchers = []watcher{cluster, p.machine, p.backups, p.agree}
 	for _, w := range p.watchers {
 		p.observers = append(p.observers, w)
 		all = append(all, w)

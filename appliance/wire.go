@@ -67,7 +67,7 @@ func (p *prepared) wire() (*supervise.Group, *Liveness, error) {
 	seed := p.newSeed(api)
 	bridge := p.newHealth(g)
 
-	watchers := p.newWatchers(api, seed)
+	watchers := p.newWatchers(member, api, seed)
 	statusServer := p.newStatus(g, member, members, api, []*lease.Record{kcm.Record(), sched.Record()}, append(append(watchers, p.tokens), collectorsOf(seed, bridge)...)...)
 	bridges := []*supervise.Node{g.Add(statusServer).StopWithin(stopBridges)}
 	if bridge != nil {

@@ -104,11 +104,13 @@ func (l *loop) accept(ln *listener) {
 		}
 		if l.s.full() {
 			ln.errors[acceptLimit].Add(1)
+			l.s.reach(limitKind(l.s.limitBy.Load()))
 			l.pauseAccept()
 			return
 		}
 		if !l.s.reserve.whole() {
 			ln.errors[acceptEMFILE].Add(1)
+			l.s.reach(limitDescriptors)
 			l.pauseAccept()
 			return
 		}
@@ -119,6 +121,9 @@ func (l *loop) accept(ln *listener) {
 		case errno != 0:
 			kind, wait := acceptErrorOf(errno)
 			ln.errors[kind].Add(1)
+			if which, ok := limitOf(errno); ok {
+				l.s.reach(which)
+			}
 			if wait {
 				l.pauseAccept()
 			}
@@ -139,6 +144,7 @@ func (l *loop) admit(a arrival) {
 	p := a.pair()
 	p.loop, p.born = l, l.now
 	if most := l.s.settings().maxPerSource; most > 0 && !l.s.sources.enter(p, most) {
+		l.s.reach(limitPerSource)
 		l.s.refuse(p, rejectPerSource)
 		return
 	}

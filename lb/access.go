@@ -7,17 +7,16 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"sync/atomic"
 	"time"
 )
 
 // accessLog writes one JSON line for each ended connection. A loop never waits for
 // the disk: when the writer falls behind, lines are dropped and counted.
 type accessLog struct {
-	file    *os.File
-	lines   chan accessLine
-	dropped *atomic.Uint64
-	done    chan struct{}
+	file  *os.File
+	lines chan accessLine
+	lost  func() // is called for each line, or buffer of lines, that is not written
+	done  chan struct{}
 }
 
 type accessLine struct {
@@ -32,12 +31,12 @@ type accessLine struct {
 
 const accessBacklog = 4096
 
-func openAccessLog(path string, dropped *atomic.Uint64) (*accessLog, error) {
+func openAccessLog(path string, lost func()) (*accessLog, error) {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o640)
 	if err != nil {
 		return nil, err
 	}
-	a := &accessLog{file: f, lines: make(chan accessLine, accessBacklog), dropped: dropped, done: make(chan struct{})}
+	a := &accessLog{file: f, lines: make(chan accessLine, accessBacklog), lost: lost, done: make(chan struct{})}
 	go a.run()
 	return a, nil
 }
@@ -53,7 +52,7 @@ func (a *accessLog) add(p *pair, why endReason, lasted time.Duration) {
 	select {
 	case a.lines <- line:
 	default:
-		a.dropped.Add(1)
+		a.lost()
 	}
 }
 
@@ -74,7 +73,7 @@ func (a *accessLog) run() {
 // flush writes the buffer, or drops and counts it when the disk is full.
 func (a *accessLog) flush(w *bufio.Writer) {
 	if w.Flush() != nil {
-		a.dropped.Add(1)
+		a.lost()
 		w.Reset(a.file)
 	}
 }
@@ -105,7 +104,7 @@ func (s *Server) reopenAccessLog(path string) error {
 	var fresh *accessLog
 	if path != "" {
 		var err error
-		if fresh, err = openAccessLog(path, &s.accessDropped); err != nil {
+		if fresh, err = openAccessLog(path, s.accessLost); err != nil {
 			return &Problem{Field: "AccessLog", Text: fmt.Sprint(errors.Unwrap(err), ": ", path), Hint: "the user kthwd runs as must be able to write it"}
 		}
 	}
@@ -127,4 +126,10 @@ func (s *Server) closeAccessLog() {
 	if old := s.access.Swap(nil); old != nil {
 		old.close() // the loops have stopped
 	}
+}
+
+// accessLost counts a line that was not written.
+func (s *Server) accessLost() {
+	s.accessDropped.Add(1)
+	s.reach(limitAccessLog)
 }

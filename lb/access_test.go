@@ -127,7 +127,7 @@ func TestAccessLogFullDisk(t *testing.T) {
 	}
 	watchLeaks(t)
 	var dropped atomic.Uint64
-	a, err := openAccessLog("/dev/full", &dropped)
+	a, err := openAccessLog("/dev/full", func() { dropped.Add(1) })
 	must(t, err)
 	for range 3 * accessBacklog {
 		a.add(&pair{listener: &listener{address: ":6443"}}, endClient, time.Second)

@@ -95,7 +95,7 @@ func (b *Backend) bytesMoved(listener int) (received, sent uint64) {
 func (b *Backend) start(cfg Config, f *files) {
 	checker := check.New(check.Config{
 		Backend: b.name, Mode: check.Mode(cfg.Check), Path: cfg.CheckPath, Interval: cfg.CheckInterval, Timeout: cfg.CheckTimeout,
-		Fall: cfg.CheckFall, Rise: cfg.CheckRise, Roots: f.roots, ServerName: b.is.serverName, Certificate: f.certificate, Log: b.s.log,
+		Fall: cfg.CheckFall, Rise: cfg.CheckRise, Roots: f.roots, ServerName: b.is.serverName, Certificate: f.certificate, Sources: cfg.sourceAddresses(), Log: b.s.log,
 	}, func() (netip.AddrPort, error) { return b.at, nil }, check.Observer{Changed: b.changed, Checked: b.checked})
 	b.checker.Store(checker)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -151,6 +151,8 @@ func (b *Backend) checked(r check.Result) {
 			b.prodded.Store(true)
 			b.s.onEachLoop(func(l *loop) { l.prod(b) })
 		}
+	} else if which, ok := limitOf(r.Shortage); ok {
+		b.s.reach(which)
 	}
 	b.times.check(r)
 }
@@ -196,15 +198,14 @@ func (b *Backend) proven() {
 	b.class.CompareAndSwap(classLast, classPrimary)
 }
 
-// connectFailed records a failed connection. A shortage on this machine does not count
-// against the backend.
+// connectFailed records a failed connection. A shortage on this machine is a limit that is
+// reached, and does not count against the backend.
 func (b *Backend) connectFailed(errno syscall.Errno) {
-	f := failureOf(errno)
-	b.failures[f].Add(1)
-	switch errno {
-	case unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM, unix.EADDRNOTAVAIL, unix.EAGAIN:
+	if which, ok := limitOf(errno); ok && !(errno == unix.EADDRNOTAVAIL && !b.s.hasSource(b.at)) {
+		b.s.reach(which)
 		return
 	}
+	b.failures[failureOf(errno)].Add(1)
 	b.suspect("connect: " + errno.Error())
 }
 

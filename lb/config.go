@@ -36,6 +36,7 @@ const (
 // Config is the configuration of a load balancer. Start from Default.
 type Config struct {
 	Listen   []string // ADDRESS:PORT of each listener
+	Freebind bool     // listen on addresses that this machine does not have yet, such as one that keepalived brings
 	Backends []string // HOST:PORT of each API server, or a name with SRV records; "weight N" and "backup" may follow (spec.go). A name stands for all its addresses, which are followed
 
 	Check          string        // CheckHTTPS, CheckTCP or CheckNone
@@ -61,6 +62,7 @@ type Config struct {
 	HalfCloseTimeout time.Duration // closes a connection without data for this time after one side has ended
 	MaxConnections   int           // most connections at one time; 0 means as many as the descriptor limit allows
 	MaxPerSource     int           // most connections at one time from one address; 0 means no limit
+	Sources          []string      // addresses of this machine from which backends are connected to, by turns; empty leaves it to the kernel
 
 	ShutdownDelay time.Duration // time after SIGTERM in which it still accepts, but is no longer ready
 	DrainTimeout  time.Duration // how long connections may last after their backend is removed or the process stops
@@ -93,6 +95,7 @@ func Default() Config {
 		MaxHeld:          1000,
 		FirstByteTimeout: 10 * time.Second,
 		HalfCloseTimeout: 30 * time.Second,
+		Sources:          []string{}, // as an empty list in the file is read
 		DrainTimeout:     30 * time.Second,
 		ProxyProtocol:    ProxyOff,
 	}
@@ -120,6 +123,7 @@ func (c Config) Problems() []*Problem {
 	v.listeners(c)
 	v.backends(c)
 	v.choices(c)
+	v.sources(c)
 	v.limits(c)
 	v.needs("CheckCert", c.CheckCert, "CheckKey", c.CheckKey)
 	v.needs("CheckKey", c.CheckKey, "CheckCert", c.CheckCert)

@@ -119,7 +119,7 @@ func (l *loop) start(p *pair, b *Backend) (int32, syscall.Errno) {
 		return -1, unix.EMFILE
 	}
 	setInt(fd, unix.IPPROTO_TCP, unix.TCP_QUICKACK, 0) // see listener.prepare; here the client's first bytes carry the last ACK of the handshake
-	if errno = connect(fd, to); errno == unix.EINPROGRESS {
+	if errno = l.s.connectFrom(fd, to); errno == unix.EINPROGRESS {
 		errno = 0
 	}
 	if errno == 0 {
@@ -293,7 +293,11 @@ func (l *loop) hold(p *pair) {
 		l.end(p, endClient)
 		return
 	}
-	if l.now >= until || l.s.heldNow.Load() >= t.maxHeld {
+	full := t.maxHeld > 0 && l.s.heldNow.Load() >= t.maxHeld
+	if full && l.now < until {
+		l.s.reach(limitHeld)
+	}
+	if l.now >= until || full || t.maxHeld == 0 {
 		l.s.reject(p.listener, rejectNoBackend)
 		l.end(p, endNoBackend)
 		return

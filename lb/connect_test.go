@@ -223,7 +223,13 @@ func TestConnectFailures(t *testing.T) {
 			r := run(t, testConfig("192.0.2.1:1"), Options{})
 			b := r.allBackends()[0]
 			b.connectFailed(tt.errno)
-			must(t, equal("counted", b.failures[tt.want].Load(), 1), equal("avoided", b.tier.Load() != tierReady, tt.held))
+			which, short := limitOf(tt.errno)
+			must(t, equal("a limit", short, !tt.held), equal("avoided", b.tier.Load() != tierReady, tt.held))
+			if short {
+				must(t, equal("counted as limit", r.limits.all[which].hits.Load(), 1), equal("errors", r.Status().Backends[0].Errors, 0))
+			} else {
+				must(t, equal("counted", b.failures[tt.want].Load(), 1))
+			}
 		})
 	}
 }

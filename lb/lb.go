@@ -84,20 +84,23 @@ type Server struct {
 	set        atomic.Pointer[settings]
 	pool       atomic.Pointer[pool]
 	limit      atomic.Int64 // most connections at one time
+	limitBy    atomic.Int32 // the limitKind that limit comes from
 	access     atomic.Pointer[accessLog]
 	slots      slots
 
-	_       cpu.CacheLinePad // separates fields that every loop writes per connection from fields it reads
-	active  atomic.Int64     // connections of all listeners
-	turn    atomic.Uint64    // where the next choice among equal backends starts
-	next    atomic.Uint64    // which loop gets the next connection taken over
-	heldNow atomic.Int64
-	sources sources
-	_       cpu.CacheLinePad
+	_          cpu.CacheLinePad // separates fields that every loop writes per connection from fields it reads
+	active     atomic.Int64     // connections of all listeners
+	turn       atomic.Uint64    // where the next choice among equal backends starts
+	sourceTurn atomic.Uint64    // which source comes next
+	next       atomic.Uint64    // which loop gets the next connection taken over
+	heldNow    atomic.Int64
+	sources    sources
+	_          cpu.CacheLinePad
 
 	reserve       reserve
 	handover      handover
 	accessDropped atomic.Uint64
+	limits        limits
 
 	mu         sync.Mutex // guards the fields below, and changes of cfg, set and pool
 	files      *files
@@ -107,7 +110,8 @@ type Server struct {
 	reloads    [2]uint64 // failed, succeeded
 	lastReload time.Time
 	state      string // the reason it is not ready; "" when it is ready
-	stopped    bool   // its backends are stopped
+	serving    serving
+	stopped    bool // its backends are stopped
 
 	names     atomic.Pointer[[]*followed] // changed under mu
 	following sync.WaitGroup              // the goroutines of names
@@ -123,6 +127,7 @@ type settings struct {
 	hold, slowStart                           int64
 	maxHeld, maxPerSource                     int64
 	proxy                                     string
+	sources                                   []*sockaddr // of connections to backends; empty means the kernel's choice
 }
 
 func settingsOf(c Config) *settings {
@@ -130,7 +135,7 @@ func settingsOf(c Config) *settings {
 		firstByte: int64(c.FirstByteTimeout), halfClose: int64(c.HalfCloseTimeout),
 		connectTimeout: int64(c.ConnectTimeout), hedgeAfter: int64(c.HedgeAfter), connectBudget: int64(c.ConnectBudget),
 		hold: int64(c.HoldTimeout), slowStart: int64(c.SlowStart),
-		maxHeld: int64(c.MaxHeld), maxPerSource: int64(c.MaxPerSource), proxy: c.ProxyProtocol,
+		maxHeld: int64(c.MaxHeld), maxPerSource: int64(c.MaxPerSource), proxy: c.ProxyProtocol, sources: c.sources(),
 	}
 }
 
@@ -215,6 +220,8 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	defer stopWatching()
 	watchers.Go(func() { s.watchBackends(watching) })
 	watchers.Go(func() { s.rebalance(watching) })
+	watchers.Go(func() { s.watchLimits(watching) })
+	watchers.Go(func() { s.watchServing(watching) })
 	successor, err := s.awaitSuccessor(watching, &watchers)
 	if err != nil {
 		return err
@@ -283,7 +290,7 @@ func (s *Server) openListeners(old *predecessor) error {
 			inherited = slices.Delete(inherited, at, at+1)
 		} else {
 			var err error
-			if ln, err = openListener(address); err != nil {
+			if ln, err = openListener(address, s.cfg.Load().Freebind); err != nil {
 				errs = append(errs, listenError(address, err))
 				continue
 			}

@@ -47,10 +47,17 @@ func deferAccept(firstByte time.Duration) time.Duration {
 	return 0
 }
 
-// openListener opens a listening socket.
-func openListener(address string) (*net.TCPListener, error) {
+// openListener opens a listening socket; with free, also on an address that the machine
+// does not have yet (IP_FREEBIND of ip(7), which serves IPv6, too).
+func openListener(address string, free bool) (*net.TCPListener, error) {
 	lc := net.ListenConfig{KeepAlive: -1} // see keepAliveOptions
 	lc.SetMultipathTCP(false)
+	if free {
+		lc.Control = func(_, _ string, c syscall.RawConn) (err error) {
+			control := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_FREEBIND, 1) })
+			return errors.Join(control, err)
+		}
+	}
 	ln, err := lc.Listen(context.Background(), "tcp", address)
 	if err != nil {
 		return nil, err

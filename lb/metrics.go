@@ -112,6 +112,7 @@ var (
 	handoverDesc   = desc("handover_connections_total", "Connections handed over in upgrades of the binary.", "result")
 	handoverTime   = desc("handover_duration_seconds", "The longest pause of a connection in the last upgrade.")
 	accessDropDesc = desc("access_log_dropped_total", "Lines not written to the access log.")
+	limitHitsDesc  = desc("limit_hits_total", "Times that a limit of this load balancer or its machine was reached.", "limit")
 	limitDesc      = desc("connections_limit", "The most connections at one time.")
 )
 
@@ -152,6 +153,9 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		out.seconds(loopBusyDesc, time.Duration(l.busy.Load()), strconv.Itoa(i))
 	}
 	out.gauge(limitDesc, float64(s.limit.Load()))
+	for k := range limitKinds {
+		out.counter(limitHitsDesc, s.limits.all[k].hits.Load(), limitNames[k])
+	}
 	out.counter(reloadsDesc, s.reloads[0], "error")
 	out.counter(reloadsDesc, s.reloads[1], "success")
 	out.gauge(reloadAtDesc, float64(s.lastReload.UnixNano())/1e9)

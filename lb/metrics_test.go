@@ -39,6 +39,7 @@ var series = []string{
 	"connections_rejected_total{listener,reason}",
 	"fail_open{}",
 	"handover_connections_total{result}",
+	"limit_hits_total{limit}",
 	"handover_duration_seconds{}",
 	"health_check_duration_seconds{backend,phase}",
 	"health_checks_total{backend,result}",

@@ -46,7 +46,7 @@ func readFiles(c Config) (*files, error) {
 }
 
 // Reload applies a new configuration. It closes no connection: those to a removed
-// backend may last for DrainTimeout. The fields that cannot change at run time (Listen,
+// backend may last for DrainTimeout. The fields that cannot change at run time (Listen, Freebind,
 // UpgradeSocket, DiscoveryKubeconfig, DiscoveryCache) must be unchanged. After an error
 // the old configuration is in force.
 func (s *Server) Reload(cfg Config) error {
@@ -72,6 +72,9 @@ func (s *Server) reload(cfg Config) error {
 	errs := []error{cfg.Validate(), err}
 	old := s.cfg.Load()
 	const hint = "restart kthwd for that; an upgrade keeps the connections"
+	if old.Freebind != cfg.Freebind {
+		errs = append(errs, &Problem{Field: "Freebind", Text: "cannot change while kthwd runs", Hint: hint})
+	}
 	if !slices.Equal(old.Listen, cfg.Listen) {
 		errs = append(errs, &Problem{Field: "Listen", Text: "cannot change while kthwd runs", Hint: hint})
 	}
@@ -153,14 +156,17 @@ func (s *Server) install(cfg Config, f *files) {
 	s.cfg.Store(&cfg)
 	s.files = f
 	s.set.Store(settingsOf(cfg))
-	s.limit.Store(connectionLimit(cfg.MaxConnections))
+	limit, by := connectionLimit(cfg.MaxConnections)
+	s.limit.Store(limit)
+	s.limitBy.Store(int32(by))
 	s.fillPool(cfg, changed)
 }
 
 // checksDiffer reports whether a and b check backends differently.
 func checksDiffer(a, b Config) bool {
 	return a.Check != b.Check || a.CheckPath != b.CheckPath || a.CheckInterval != b.CheckInterval || a.CheckTimeout != b.CheckTimeout ||
-		a.CheckFall != b.CheckFall || a.CheckRise != b.CheckRise || a.BackendName != b.BackendName
+		a.CheckFall != b.CheckFall || a.CheckRise != b.CheckRise || a.BackendName != b.BackendName ||
+		!slices.Equal(a.Sources, b.Sources)
 }
 
 func sameFiles(a, b *files) bool {
@@ -172,19 +178,19 @@ func sameFiles(a, b *files) bool {
 	return sameRoots && sameCert
 }
 
-// connectionLimit is the most clients at one time. Each client takes two descriptors,
+// connectionLimit is the most clients at one time, and where that comes from. Each client takes two descriptors,
 // and for a moment a second attempt may take a third.
-func connectionLimit(configured int) int64 {
+func connectionLimit(configured int) (int64, limitKind) {
 	const spare = 64 // listeners, checks, logs, pipes
 	limit := int64(1<<20-1) / 2
 	var r unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &r); err == nil && r.Cur < 1<<20 {
 		limit = max(1, (int64(r.Cur)-spare)/2)
 	}
-	if configured > 0 {
-		limit = min(limit, int64(configured))
+	if configured > 0 && int64(configured) <= limit {
+		return int64(configured), limitConnections
 	}
-	return limit
+	return limit, limitDescriptors
 }
 
 // fillPool rebuilds the pool: it keeps backends that stay, starts new ones, and drains

@@ -320,6 +320,7 @@ func TestReloadRefused(t *testing.T) {
 		change func(*Config)
 	}{
 		{"Listen", func(c *Config) { c.Listen = append(c.Listen, ":6443") }},
+		{"Freebind", func(c *Config) { c.Freebind = true }},
 		{"UpgradeSocket", func(c *Config) { c.UpgradeSocket = "@other" }},
 		{"BackendCA", func(c *Config) { c.BackendCA = "/no/such/file" }},
 		{"BackendCA", func(c *Config) { c.BackendCA = empty }},

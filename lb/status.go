@@ -12,13 +12,15 @@ import (
 type Status struct {
 	Ready       bool             `json:"ready"`            // accepting and not stopping
 	Reason      string           `json:"reason,omitempty"` // the reason it is not ready, one line
+	Serves      bool             `json:"serves"`           // some backend can be given connections; damped (serving.go)
 	FailOpen    bool             `json:"failOpen"`         // no backend is ready, so any backend is used
 	Connections int              `json:"connections"`
 	Held        int              `json:"held"` // clients waiting for a backend
 	Listen      []ListenerStatus `json:"listeners"`
 	Backends    []BackendStatus  `json:"backends"`
-	Names       []NameStatus     `json:"names,omitempty"` // the configured names that stand for backends
-	Verified    bool             `json:"verified"`        // checks verify certificates
+	Names       []NameStatus     `json:"names,omitempty"`  // the configured names that stand for backends
+	Limits      []LimitStatus    `json:"limits,omitempty"` // those reached in the last minute
+	Verified    bool             `json:"verified"`         // checks verify certificates
 	Check       string           `json:"check"`
 
 	Discovery *DiscoveryStatus `json:"discovery,omitempty"` // set by the caller; nil without discovery
@@ -79,7 +81,7 @@ func (s *Server) Status() Status {
 	defer s.mu.Unlock()
 	cfg := s.cfg.Load()
 	st := Status{
-		Ready: s.state == "", Reason: s.state, FailOpen: s.failsOpen(),
+		Ready: s.state == "", Reason: s.state, Serves: s.serving.serves, FailOpen: s.failsOpen(),
 		Connections: int(s.active.Load()), Held: int(s.heldNow.Load()),
 		Verified: cfg.Check == CheckHTTPS && s.files.roots != nil, Check: cfg.Check,
 	}
@@ -104,6 +106,7 @@ func (s *Server) Status() Status {
 		}
 		st.Backends = append(st.Backends, r)
 	}
+	st.Limits = s.limitsReached()
 	for _, f := range s.followed() {
 		n := f.Status()
 		st.Names = append(st.Names, NameStatus{Name: f.place, Addresses: len(n.Servers), Problem: n.Problem, Since: n.Since})

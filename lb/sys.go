@@ -48,6 +48,11 @@ func connect(fd int32, to *sockaddr) syscall.Errno {
 	return errno
 }
 
+func bind(fd int32, to *sockaddr) syscall.Errno {
+	_, _, errno := syscall.RawSyscall(unix.SYS_BIND, uintptr(fd), uintptr(unsafe.Pointer(&to.raw)), to.size)
+	return errno
+}
+
 func streamSocket(family uint16) (int32, syscall.Errno) {
 	fd, _, errno := syscall.RawSyscall(unix.SYS_SOCKET, uintptr(family), unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	return int32(fd), errno

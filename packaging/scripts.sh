@@ -11,6 +11,7 @@ minor() { echo "$1" | cut -d. -f1,2; }
 for script in "$from"/deb-*.sh "$from"/rpm-*.sh; do
 	name=${script##*/}
 	sed -e "/^@COMMON@\$/{r $from/common.sh
+		d}" -e "/^@SYSUSERS@\$/{r $from/../etc/sysusers.conf
 		d}" -e "/^@DOWNGRADE@\$/{r $from/downgrade.sh
 		d}" "$script" |
 		sed -e "s/@KUBERNETES@/$(minor "$kubernetes")/" -e "s/@ETCD@/$(minor "$etcd")/" -e "s/@KTHWD@/$(minor "$kthwd")/" \

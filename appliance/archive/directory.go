@@ -64,7 +64,8 @@ type Pruning struct {
 }
 
 // PlanPrune returns which archives Prune would delete. It reads archives until it has
-// found a whole one of each cluster; verified, if not "", was verified just now.
+// found a whole one of each cluster. verified, if not "", was verified just now, and only
+// archives of its cluster are looked at.
 func PlanPrune(dir string, keep int, verified string) (p Pruning, err error) {
 	if keep < 1 {
 		return p, fmt.Errorf("cannot keep %d archives: want 1 or more", keep)
@@ -74,8 +75,9 @@ func PlanPrune(dir string, keep int, verified string) (p Pruning, err error) {
 		return p, err
 	}
 	clusters := map[string][]Entry{}
+	only := slices.IndexFunc(all, func(e Entry) bool { return e.File == verified })
 	for _, e := range all {
-		if e.Problem == "" { // nobody knows whose the others are, so a person must delete them
+		if e.Problem == "" && (only < 0 || e.Cluster == all[only].Cluster) { // nobody knows whose the others are, so a person must delete them
 			clusters[e.Cluster] = append(clusters[e.Cluster], e)
 		}
 	}

@@ -66,6 +66,10 @@ type Created struct {
 	Verified Verified                 `json:"verified"`
 	Took     map[string]time.Duration `json:"tookNanoseconds"` // by step
 	Warnings []string                 `json:"warnings,omitempty"`
+
+	// Set by the caller of Create, who prunes and runs the hook.
+	Pruned    []string `json:"pruned,omitempty"`
+	HookError string   `json:"hookError,omitempty"`
 }
 
 // largestHashed is the size of a database up to which the running member is asked for its

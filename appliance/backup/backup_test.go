@@ -41,6 +41,9 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
+	if len(os.Args) == 4 && os.Args[1] == "create" {
+		os.Exit(createChild(os.Args[2], os.Args[3]))
+	}
 	os.Exit(m.Run())
 }
 
@@ -500,7 +503,7 @@ func TestRestoreRefuses(t *testing.T) {
 	t.Run("secrets that lie beside", func(t *testing.T) {
 		o := restoreOptions(t, bare)
 		must(t, os.MkdirAll(o.Config.DataDir, 0o700))
-		for _, name := range []string{"ca-key.pem", "service-account-key.pem", "front-proxy-ca-key.pem", "encryption-config.yaml"} {
+		for _, name := range []string{"ca-key.pem", "etcd-ca-key.pem", "service-account-key.pem", "front-proxy-ca-key.pem", "encryption-config.yaml"} {
 			data, err := os.ReadFile(filepath.Join(c.config.DataDir, name))
 			must(t, errors.Join(err, os.WriteFile(filepath.Join(o.Config.DataDir, name), data, 0o600)))
 		}

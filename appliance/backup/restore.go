@@ -186,7 +186,8 @@ func (r *Restore) checkFiles() error {
 // replaceable reports whether a file can be made anew from the others: the CA signs it.
 func replaceable(name string) bool {
 	l := pki.Layout{}
-	for _, path := range []string{l.CA(), l.CAKey(), l.Cert(pki.NameServiceAccount), l.Key(pki.NameServiceAccount), l.Cert(pki.NameFrontProxyCA), l.Key(pki.NameFrontProxyCA), l.EncryptionConfig()} {
+	for _, path := range []string{l.CA(), l.CAKey(), l.Cert(pki.NameServiceAccount), l.Key(pki.NameServiceAccount), l.Cert(pki.NameFrontProxyCA), l.Key(pki.NameFrontProxyCA),
+		l.EtcdCA(), l.EtcdCAKey(), l.EncryptionConfig()} {
 		if name == path {
 			return false
 		}
@@ -371,7 +372,7 @@ func (r *Restore) moved(kubeconfig []byte) []byte {
 // an old kubernetes.pem stay in the new one.
 func (r *Restore) issue(dir string) error {
 	l := pki.Layout{Dir: dir, EtcdDir: filepath.Join(dir, "none")}
-	for _, name := range []string{pki.NameKubernetes, pki.NameAdmin, pki.NameControllerManager, pki.NameScheduler, pki.NameHealth, pki.NameFrontProxyClient} {
+	for _, name := range []string{pki.NameKubernetes, pki.NameAdmin, pki.NameControllerManager, pki.NameScheduler, pki.NameHealth, pki.NameFrontProxyClient, pki.NameEtcd} {
 		if datadir.Exists(l.Cert(name)) && !datadir.Exists(l.Key(name)) {
 			if err := os.Remove(l.Cert(name)); err != nil { // its key was left out of the archive
 				return err

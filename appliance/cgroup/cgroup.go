@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 )
 
 // Top is the directory at which systems mount their control groups.
@@ -45,6 +46,29 @@ func In(top, groups string) (all []Memory) {
 	}
 	return all
 }
+
+// Named returns the memory control groups with a name that are mounted at top. There are none
+// if they have been removed.
+func Named(top, name string) (all []Memory) {
+	for _, g := range []group{{name, filepath.Join(top, "memory", name), true}, {name, filepath.Join(top, name), false}} {
+		if g.Inode() != 0 {
+			all = append(all, Memory{g})
+		}
+	}
+	return all
+}
+
+// Inode tells a group from a later one of the same name; 0 if it has been removed.
+func (g group) Inode() uint64 {
+	var s syscall.Stat_t
+	if err := syscall.Stat(g.dir, &s); err != nil {
+		return 0
+	}
+	return s.Ino
+}
+
+// HasOne reports whether there is just one process in the group itself.
+func (g group) HasOne() bool { return len(strings.Fields(g.read("cgroup.procs"))) == 1 }
 
 // OwnTasks is Own for the groups that limit threads.
 func OwnTasks() []Tasks {
@@ -109,9 +133,9 @@ func (m Memory) Limit() uint64 {
 	return limit
 }
 
-// Kills is how often the kernel has ended a process of the group for lack of memory, and
-// with version 2 also of the groups below it. It starts at 0 with the group. ok is false
-// where the kernel does not count.
+// Kills is how often the kernel has ended a process of the group for lack of memory, its own
+// or the machine's, and with version 2 also of the groups below it. It starts at 0 with the
+// group. ok is false where the kernel does not count.
 func (m Memory) Kills() (n uint64, ok bool) {
 	file := "memory.events"
 	if m.v1 {

@@ -3,6 +3,7 @@ package commands
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -29,9 +30,7 @@ func Check(c config.Controller, plan *pki.Plan) (*Lines, error) {
 	defer m.close()
 	in := Input{Config: c, Layout: c.Layout(), Socket: checkSocket, Write: m.write, elsewhere: map[string]string{}}
 	files := plan.Files()
-	if tracing := program.TracingConfig(c); tracing != nil {
-		files[in.Layout.Tracing()] = tracing
-	}
+	maps.Copy(files, program.RunFiles(c, in.Layout))
 	for path, data := range files {
 		at, err := m.write(path, data)
 		if err != nil {

@@ -74,6 +74,7 @@ func merge(in Input) (*Lines, error) {
 		{program.ControllerManager, program.WithSigner(program.ControllerManagerArgs(c, in.Layout), in.Signer), c.ControllerManagerArgs},
 		{program.Scheduler, program.SchedulerArgs(c, in.Layout), c.SchedulerArgs},
 	} {
+		p.ours = program.WithEtcdClient(p.ours, l.Args[program.Etcd])
 		users, old := cmdline.Translate(p.program, program.ParseUser(p.users))
 		users, dropped, refused := program.CheckOwned(p.program, p.ours, users)
 		errs = append(errs, refused...)
@@ -162,6 +163,26 @@ func Offline(c config.Controller) (*Lines, error) {
 		l.schedulerFile(file)
 	}
 	return l, err
+}
+
+// Profiled returns the flags that the configuration's profile sets, by program.
+func Profiled(c config.Controller) map[string][]string {
+	guide := c
+	guide.Profile = config.ProfileGuide
+	with, without, keys := ours(c), ours(guide), map[string][]string{}
+	for name := range with {
+		keys[name] = program.FromProfile(with[name], without[name])
+	}
+	return keys
+}
+
+// ours are kthwd's own flags by program.
+func ours(c config.Controller) map[string][]program.Arg {
+	l := c.Layout()
+	return map[string][]program.Arg{
+		program.Etcd: program.EtcdArgs(c, l, l.EtcdSocket()), program.APIServer: program.APIServerArgs(c, l, l.EtcdSocket()),
+		program.ControllerManager: program.ControllerManagerArgs(c, l), program.Scheduler: program.SchedulerArgs(c, l),
+	}
 }
 
 // offlineSigner is the file with which a start would sign. A CA that does not exist yet, or

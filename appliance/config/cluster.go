@@ -227,6 +227,9 @@ cluster-cidr: %s
 			fmt.Fprintf(&b, "%s: %d\n", port.key, port.is)
 		}
 	}
+	if c.Profile != d.Profile {
+		fmt.Fprintf(&b, "\n# Which flags the programs get: kthwd explain shows them.\nprofile: %s\n", yamlText(c.Profile))
+	}
 	fmt.Fprintf(&b, `
 # Plain HTTP /healthz, for load balancers without TLS; "" disables it.
 health-address: %s

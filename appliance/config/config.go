@@ -13,6 +13,7 @@ import (
 	"net"
 	"slices"
 	"strconv"
+	"time"
 
 	"kthwd/lb"
 )
@@ -60,6 +61,14 @@ type Controller struct {
 	ServiceClusterIPRange string
 	ClusterCIDR           string
 
+	BackupDir        string        // directory of archives; empty means none
+	BackupEvery      time.Duration // time from one backup to the next; 0 means no schedule
+	BackupKeep       int           // archives of the cluster that stay
+	BackupRecipients []string      // age recipients; none means archives without secrets
+	BackupHook       string        // a program that is run after each backup; empty means none
+
+	Profile string // ProfileGuide or ProfileCIS: which flags the programs get
+
 	TracingEndpoint string // HOST:PORT of an OpenTelemetry collector, gRPC without TLS; empty means no traces
 
 	// Flags for the programs, each "key=value". They override kthwd's own.
@@ -68,6 +77,12 @@ type Controller struct {
 	ControllerManagerArgs []string
 	SchedulerArgs         []string
 }
+
+// The values of Profile.
+const (
+	ProfileGuide = "guide" // what the guide names stays as the guide has it
+	ProfileCIS   = "cis"   // the CIS benchmark's values where the guide contradicts it
+)
 
 // The values of InitialClusterState.
 const (
@@ -96,8 +111,10 @@ func Default() Config {
 			InitialClusterState:   StateNew,
 			HealthAddress:         ":80",
 			HealthServerName:      "",
+			BackupKeep:            8,
 			ServiceClusterIPRange: "10.32.0.0/24",
 			ClusterCIDR:           "10.200.0.0/16",
+			Profile:               ProfileGuide,
 		},
 	}
 }

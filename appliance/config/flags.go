@@ -47,11 +47,12 @@ const (
 	groupMachine  = "This machine"
 	groupPorts    = "Ports and listeners"
 	groupCluster  = "Cluster"
+	groupBackup   = "Backup"
 	groupPrograms = "Passed to the programs"
 	groupLB       = "Load balancer"
 )
 
-var groups = []string{groupProcess, groupFiles, groupMachine, groupPorts, groupCluster, groupPrograms, groupLB}
+var groups = []string{groupProcess, groupFiles, groupMachine, groupPorts, groupCluster, groupBackup, groupPrograms, groupLB}
 
 // settings returns the table of all settings, bound to the fields of l.
 func (l *Loader) settings() []setting {
@@ -89,6 +90,13 @@ func (l *Loader) settings() []setting {
 		{"service-cluster-ip-range", RoleController, groupCluster, "CIDR", "Range of service addresses, or two separated by a comma for dual stack. Its first address becomes a name in kubernetes.pem. Must not overlap --cluster-cidr.", &k.ServiceClusterIPRange},
 		{"cluster-cidr", RoleController, groupCluster, "CIDR", "Range of pod addresses, or two separated by a comma for dual stack. Must not overlap --service-cluster-ip-range.", &k.ClusterCIDR},
 
+		{"backup-dir", RoleController, groupBackup, "DIR", "Directory of the archives of kthwd backup, on another disk than etcd's data if there is one. Required by --backup-every.", &k.BackupDir},
+		{"backup-every", RoleController, groupBackup, "DURATION", "Time from one backup to the next, such as 6h. The controller that leads etcd makes it, in a process of its own, and verifies it by restoring it. 0 makes none.", &k.BackupEvery},
+		{"backup-keep", RoleController, groupBackup, "N", "How many archives of the cluster stay in --backup-dir after each backup of the schedule. The newest one that is whole always stays.", &k.BackupKeep},
+		{"backup-recipient", RoleController, groupBackup, "RECIPIENT", "age recipient (age1…, or a file with one a line) for which the archives are encrypted; repeatable. Without one, private keys and the encryption configuration are left out.", (*commaList)(&k.BackupRecipients)},
+		{"backup-hook", RoleController, groupBackup, "FILE", "Program that is run with the path of each new archive of the schedule, for at most 10 minutes, for example to copy it to another machine. Its failure is logged and counted.", &k.BackupHook},
+
+		{"profile", RoleController, groupPrograms, "PROFILE", "Which flags the programs get: guide keeps what the guide names; cis sets what the CIS benchmark and the STIG want in its place, such as ports on loopback, no alpha APIs and Pod Security. It can be changed on a running cluster, one controller after the other.", &k.Profile},
 		{"tracing-endpoint", RoleController, groupPrograms, "HOST:PORT", "OpenTelemetry collector to which etcd and kube-apiserver send traces, one request in a hundred, by OTLP over gRPC without TLS. Empty sends none.", &k.TracingEndpoint},
 		{"etcd-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag for etcd; overrides kthwd's own, or takes it out: KEY-; repeatable.", (*repeated)(&k.EtcdArgs)},
 		{"kube-apiserver-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag for kube-apiserver; overrides kthwd's own, or takes it out: KEY-; repeatable.", (*repeated)(&k.APIServerArgs)},
@@ -96,6 +104,7 @@ func (l *Loader) settings() []setting {
 		{"kube-scheduler-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag for kube-scheduler; overrides kthwd's own, or takes it out: KEY-; repeatable.", (*repeated)(&k.SchedulerArgs)},
 
 		{"listen", RoleLB, groupLB, "ADDRESS:PORT", "Address to which clients connect. Without ADDRESS it means all addresses; repeatable.", (*repeated)(&b.Listen)},
+		{"freebind", RoleLB, groupLB, "", "Listen on addresses that this machine does not have yet, such as one that keepalived brings.", &b.Freebind},
 		{"backend", RoleLB, groupLB, "HOST:PORT", "An API server behind the load balancer. A name stands for all its addresses, which are followed while kthwd runs; a name such as _https._tcp.example.com for its SRV records. Options may follow: weight N (0 to 256) and backup; repeatable.", (*repeated)(&b.Backends)},
 		{"check", RoleLB, groupLB, "KIND", "How backends are checked: https requests --check-path over TLS, tcp connects, none relies on failed connections of clients.", &b.Check},
 		{"check-path", RoleLB, groupLB, "PATH", "Path that --check=https requests. Status 200 means ready, any other status not ready, no answer dead.", &b.CheckPath},
@@ -119,6 +128,7 @@ func (l *Loader) settings() []setting {
 		{"half-close-timeout", RoleLB, groupLB, "DURATION", "How long a connection may carry no data once one side has ended; there is no other idle timeout.", &b.HalfCloseTimeout},
 		{"max-connections", RoleLB, groupLB, "N", "Connections at the same time; 0 means as many as the limit of file descriptors allows.", &b.MaxConnections},
 		{"max-connections-per-source", RoleLB, groupLB, "N", "Connections at the same time from one address; 0 means no limit.", &b.MaxPerSource},
+		{"source", RoleLB, groupLB, "ADDRESS", "Address of this machine from which backends are connected to. Several take turns, for more connections than one address has ports; repeatable.", (*repeated)(&b.Sources)},
 		{"shutdown-delay", RoleLB, groupLB, "DURATION", "How long clients are still accepted after SIGTERM, while /readyz returns 503.", &b.ShutdownDelay},
 		{"drain-timeout", RoleLB, groupLB, "DURATION", "How long connections may continue after their backend is removed or kthwd begins to stop.", &b.DrainTimeout},
 		{"proxy-protocol", RoleLB, groupLB, "VERSION", "PROXY protocol header sent to backends: off, v1 or v2. kube-apiserver does not understand it.", &b.ProxyProtocol},
@@ -231,6 +241,8 @@ func Values(name string) []string {
 	switch name {
 	case "role":
 		return []string{RoleController, RoleLB, RoleController + "," + RoleLB}
+	case "profile":
+		return []string{ProfileGuide, ProfileCIS}
 	case "initial-cluster-state":
 		return []string{StateNew, StateExisting}
 	case "log-format":

@@ -11,6 +11,7 @@ import (
 // lbSettings names the setting of each field of lb.Config.
 var lbSettings = map[string]string{
 	"Listen":              "listen",
+	"Freebind":            "freebind",
 	"Backends":            "backend",
 	"Check":               "check",
 	"CheckPath":           "check-path",
@@ -34,6 +35,7 @@ var lbSettings = map[string]string{
 	"HalfCloseTimeout":    "half-close-timeout",
 	"MaxConnections":      "max-connections",
 	"MaxPerSource":        "max-connections-per-source",
+	"Sources":             "source",
 	"ShutdownDelay":       "shutdown-delay",
 	"DrainTimeout":        "drain-timeout",
 	"ProxyProtocol":       "proxy-protocol",
@@ -81,13 +83,13 @@ func lbListeners(c lb.Config) (all []listener) {
 	return all
 }
 
-// Locate converts each *lb.Problem joined in err to a *Problem, and adds to every
+// WithPlaces converts each *lb.Problem joined in err to a *Problem, and adds to every
 // *Problem the place where its value is set. It leaves other errors as they are.
-func (l *Loader) Locate(err error) error {
+func (l *Loader) WithPlaces(err error) error {
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		var all []error
 		for _, e := range joined.Unwrap() {
-			all = append(all, l.Locate(e))
+			all = append(all, l.WithPlaces(e))
 		}
 		return errors.Join(all...)
 	}

@@ -213,16 +213,16 @@ func TestCheckReload(t *testing.T) {
 }
 
 // Problems that package lb finds in files name flags, too.
-func TestLocate(t *testing.T) {
+func TestWithPlaces(t *testing.T) {
 	l, err := load(t, "role: lb\nbackend: a:1\nbackend-ca: /x\n")
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = l.Locate(&lb.Problem{Field: "BackendCA", Text: "/x: no such file"})
+	err = l.WithPlaces(&lb.Problem{Field: "BackendCA", Text: "/x: no such file"})
 	if got, want := lines(l, err), "kthwd.yaml:3: backend-ca /x: no such file"; got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
-	if l.Locate(nil) != nil {
+	if l.WithPlaces(nil) != nil {
 		t.Error("no error became one")
 	}
 }

@@ -76,6 +76,9 @@ func (c *Controller) Resolve() (err error) {
 	if c.EtcdDataDir, err = absolute(c.EtcdDataDir); err != nil {
 		return err
 	}
+	if err := c.resolveBackup(); err != nil {
+		return err
+	}
 	if c.Name == "" {
 		if c.Name, err = hostName(); err != nil {
 			return err
@@ -92,6 +95,24 @@ func (c *Controller) Resolve() (err error) {
 				if value == "" && strings.HasSuffix(key, "-") { // takes the flag out
 					(*args)[i] = key
 				}
+			}
+		}
+	}
+	return nil
+}
+
+// resolveBackup makes the paths of the backup absolute.
+func (c *Controller) resolveBackup() (err error) {
+	for _, path := range []*string{&c.BackupDir, &c.BackupHook} {
+		if *path, err = absolute(*path); err != nil {
+			return err
+		}
+	}
+	c.BackupRecipients = slices.Clone(c.BackupRecipients)
+	for i, r := range c.BackupRecipients {
+		if !strings.HasPrefix(r, "age1") {
+			if c.BackupRecipients[i], err = absolute(r); err != nil {
+				return err
 			}
 		}
 	}
@@ -149,9 +170,13 @@ func (c Controller) PKISpec() pki.Spec {
 	if ip, err := netip.ParseAddr(c.BindAddress); err == nil && !ip.IsUnspecified() {
 		addresses = append(addresses, c.BindAddress)
 	}
+	local := []string{c.AdvertiseAddress, c.LocalAddress()}
+	if c.Profile == ProfileCIS {
+		local = append(local, "127.0.0.1") // the API server reaches etcd there
+	}
 	return pki.Spec{
 		Addresses: unique(append(addresses, c.SubjectAltNames...)),
-		Local:     unique([]string{c.AdvertiseAddress, c.LocalAddress()}),
+		Local:     unique(local),
 		ServiceIP: c.ServiceIP(),
 		Server:    c.LocalServer(),
 	}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"kthwd/appliance/logging"
 	"kthwd/appliance/paths"
@@ -129,12 +130,41 @@ func (v *validator) controller(c Controller) []listener {
 	v.members(c)
 	listeners := v.listeners(c)
 	v.ranges(c)
+	v.backup(c)
+	if c.Profile != ProfileGuide && c.Profile != ProfileCIS {
+		v.add("profile", "%q is no profile: want %s or %s", c.Profile, ProfileGuide, ProfileCIS)
+	}
 	v.tracing(c.TracingEndpoint)
 	v.args("etcd-arg", c.EtcdArgs)
 	v.args("kube-apiserver-arg", c.APIServerArgs)
 	v.args("kube-controller-manager-arg", c.ControllerManagerArgs)
 	v.args("kube-scheduler-arg", c.SchedulerArgs)
 	return listeners
+}
+
+// shortestBackup is the least time from one backup to the next.
+const shortestBackup = time.Minute
+
+func (v *validator) backup(c Controller) {
+	switch {
+	case c.BackupEvery < 0 || c.BackupEvery > 0 && c.BackupEvery < shortestBackup:
+		v.add("backup-every", "%v is too short: want %v or longer, or 0 for none", c.BackupEvery, shortestBackup).Hint = "such as 6h"
+	case c.BackupEvery > 0 && c.BackupDir == "":
+		v.add("backup-every", "is %v, but --backup-dir is empty", c.BackupEvery).Hint = "name a directory for the archives, on another disk than etcd's data"
+	}
+	if c.BackupKeep < 1 {
+		v.add("backup-keep", "%d is too few: want 1 or more", c.BackupKeep)
+	}
+	for _, p := range []struct{ key, path string }{{"backup-dir", c.BackupDir}, {"backup-hook", c.BackupHook}} {
+		if p.path != "" {
+			v.path(p.key, p.path)
+		}
+	}
+	for _, r := range c.BackupRecipients {
+		if strings.Contains(r, "AGE-SECRET-KEY-") {
+			v.add("backup-recipient", "is an identity, which is secret").Hint = "a recipient begins with age1; kthwd backup keygen prints it"
+		}
+	}
 }
 
 func (v *validator) tracing(endpoint string) {

@@ -15,7 +15,7 @@ import (
 )
 
 // recordKey holds settings of which Kubernetes keeps nothing in the cluster.
-const recordKey = kthwdKeys + "settings"
+const recordKey = "/kthwd/settings"
 
 // shown is how long a change is told: most tokens of the issuer before have ended by then.
 const shown = 24 * time.Hour

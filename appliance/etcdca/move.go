@@ -148,7 +148,7 @@ func (m *Mover) step(ctx context.Context, in Request, server *embed.Etcd, client
 		m.finished(out)
 	}
 	if more {
-		m.log.Warn("etcd moves to a CA of its own", "stage", pki.StageOf(m.layout), "restart", "needed")
+		m.log.Info("etcd moves to a CA of its own: from the next start on it " + pki.StageOf(m.layout).String())
 	}
 	return more, err
 }

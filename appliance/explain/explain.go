@@ -17,9 +17,10 @@ import (
 
 // The origins of a flag.
 const (
-	OriginGuide = "guide" // the guide's unit has the flag, or the file that it names
-	OriginKthwd = "kthwd" // kthwd sets it by itself
-	OriginYours = "yours" // a pass-through argument
+	OriginGuide   = "guide"   // the guide's unit has the flag, or the file that it names
+	OriginProfile = "profile" // the profile sets it; without the profile it is another one
+	OriginKthwd   = "kthwd"   // kthwd sets it by itself
+	OriginYours   = "yours"   // a pass-through argument
 )
 
 // Names are the embedded programs, in the order of their start.
@@ -30,6 +31,8 @@ func Names() []string {
 // Input is what is explained.
 type Input struct {
 	Args      map[string][]program.Arg // the command lines, by program
+	Profile   string                   // the profile in force
+	Profiled  map[string][]string      // the flags that it sets, by program
 	Users     map[string][]program.Arg // the user's flags among them
 	Overrides []program.Override       // flags of kthwd's that the user's replaced
 	Where     map[string]string        // where the user's flags of a program are set, such as FILE:LINE
@@ -49,7 +52,7 @@ type Flag struct {
 	Key     string `json:"key"`
 	Value   string `json:"value"`
 	Origin  string `json:"origin"`            // one of the Origin constants
-	Where   string `json:"where,omitempty"`   // of a flag of the user's: FILE:LINE or "flag"
+	Where   string `json:"where,omitempty"`   // of a flag of the user's: FILE:LINE or "flag"; else the profile
 	Guide   string `json:"guide,omitempty"`   // the guide's flag, as the guide writes it
 	Same    bool   `json:"same"`              // the guide's value, whatever its shell variables stand for
 	Instead string `json:"instead,omitempty"` // kthwd's own value, which the user's replaces
@@ -105,6 +108,9 @@ func (in Input) flag(name string, a program.Arg, guide []program.GuideFlag) Flag
 		if g.Key == a.Key {
 			f.Origin, f.Guide, f.Same = OriginGuide, g.Text, g.Same(a.Value)
 		}
+	}
+	if slices.Contains(in.Profiled[name], a.Key) {
+		f.Origin, f.Where = OriginProfile, in.Profile
 	}
 	if slices.Contains(in.Users[name], a) {
 		f.Origin, f.Where = OriginYours, in.Where[name]

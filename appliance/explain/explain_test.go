@@ -3,6 +3,7 @@ package explain
 import (
 	"bytes"
 	"flag"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,11 +18,15 @@ import (
 var update = flag.Bool("update", false, "rewrite the golden files")
 
 // fixed is a controller that is the same on every machine, with flags of its user's.
-func fixed() Input {
+func fixed(profile string) Input {
 	c := config.Default().Controller
+	c.Profile = profile
 	c.Name, c.AdvertiseAddress = "controller-0", "10.240.0.10"
 	l, socket := c.Layout(), c.Layout().EtcdSocket()
-	in := Input{Args: map[string][]program.Arg{}, Users: map[string][]program.Arg{}, Where: map[string]string{program.APIServer: "kthwd.yaml:9"}}
+	guide := c
+	guide.Profile = config.ProfileGuide
+	plain := program.APIServerArgs(guide, l, socket)
+	in := Input{Profile: profile, Profiled: map[string][]string{program.APIServer: program.FromProfile(program.APIServerArgs(c, l, socket), plain)}, Args: map[string][]program.Arg{}, Users: map[string][]program.Arg{}, Where: map[string]string{program.APIServer: "kthwd.yaml:9"}}
 	for name, ours := range map[string][]program.Arg{
 		program.Etcd: program.EtcdArgs(c, l, socket), program.APIServer: program.APIServerArgs(c, l, socket),
 		program.ControllerManager: program.ControllerManagerArgs(c, l), program.Scheduler: program.SchedulerArgs(c, l),
@@ -38,14 +43,14 @@ func fixed() Input {
 
 // Every flag has its origin, in each form for people.
 func TestGolden(t *testing.T) {
-	for name, write := range map[string]func(*bytes.Buffer, Program) error{
-		"text": func(b *bytes.Buffer, p Program) error { return Text(b, p) },
-		"diff": func(b *bytes.Buffer, p Program) error { return Diff(b, p) },
-		"unit": func(b *bytes.Buffer, p Program) error { return Unit(b, p) },
-	} {
+	for name, write := range map[string]func(io.Writer, Program) error{"text": Text, "diff": Diff, "unit": Unit, "text-cis": Text} {
 		t.Run(name, func(t *testing.T) {
+			profile := config.ProfileGuide
+			if strings.HasSuffix(name, "-cis") {
+				profile = config.ProfileCIS
+			}
 			var got bytes.Buffer
-			for _, p := range All(fixed()) {
+			for _, p := range All(fixed(profile)) {
 				if err := write(&got, p); err != nil {
 					t.Fatal(err)
 				}
@@ -188,7 +193,7 @@ func TestUnitVerified(t *testing.T) {
 	if err != nil {
 		t.Skip("systemd-analyze is not here")
 	}
-	for _, p := range append(All(fixed()), withValues()) {
+	for _, p := range append(All(fixed(config.ProfileGuide)), withValues()) {
 		var b bytes.Buffer
 		if err := Unit(&b, p); err != nil {
 			t.Fatal(err)

@@ -44,8 +44,11 @@ func (f Flag) line() string { return text.Line(f.arg()) }
 
 // origin is the origin with its place.
 func (f Flag) origin() string {
-	if f.Where == "" {
+	switch {
+	case f.Where == "":
 		return f.Origin
+	case f.Origin == OriginProfile:
+		return f.Origin + " " + f.Where
 	}
 	return f.Origin + ", " + text.Line(f.Where)
 }
@@ -57,7 +60,7 @@ func (f Flag) remark() string {
 	case f.Instead != "":
 		s += "; kthwd's own: " + text.Line(f.Instead)
 	case f.Guide != "" && !f.Same:
-		s += ", where it is " + f.Guide
+		s += "; the guide: " + f.Guide
 	}
 	return s
 }

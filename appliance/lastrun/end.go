@@ -2,6 +2,7 @@ package lastrun
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"io"
 	"os"
@@ -41,9 +42,10 @@ func (e End) Good() bool { return e.Kind == Stopped || e.Kind == Running }
 // evidence is what the machine shows of a run that has ended.
 type evidence struct {
 	boot    string
-	kills   map[string]uint64
-	crash   string    // the first lines of the trace
-	crashAt time.Time // when the trace was written
+	kills   map[string]uint64 // by the control groups of the record
+	remains bool              // the record's own control group is still the one that it was
+	crash   string            // the first lines of the trace
+	crashAt time.Time         // when the trace was written
 }
 
 // Last tells how the recorded run ended. ErrNone means that none is recorded.
@@ -55,12 +57,12 @@ func (f Files) Last() (End, error) {
 	if r.Runs() {
 		return r.end(Running, r.Started, fmt.Sprintf("running since %s, process %d", clock(r.Started), r.PID), ""), nil
 	}
-	return r.judge(f.gather()), nil
+	return r.judge(f.gather(r)), nil
 }
 
 // gather collects the evidence about the recorded run.
-func (f Files) gather() evidence {
-	e := evidence{boot: boot(), kills: kills()}
+func (f Files) gather(r Record) evidence {
+	e := evidence{boot: boot(), kills: r.killsOf(), remains: r.ownRemains()}
 	file, err := os.Open(f.Crash())
 	if err != nil {
 		return e
@@ -98,15 +100,18 @@ func (r Record) judge(e evidence) End {
 			return end
 		}
 	}
-	if group := r.starved(e.kills); group != "" {
-		return r.outOfMemory(group)
+	switch r.starved(e) {
+	case sure:
+		return r.outOfMemory()
+	case perhaps:
+		return r.perhapsStarved()
 	}
 	at, about := r.lastSeen()
 	if !r.AskedAt.IsZero() {
 		return r.end(Killed, at, fmt.Sprintf("ended%s%s before it had stopped%s: by SIGKILL, or by a second signal", about, clock(at), r.asked()), "")
 	}
 	return r.end(Killed, at, "killed"+about+clock(at)+" by SIGKILL: it left neither an error nor a trace",
-		"find the sender: journalctl -u kthwd-controller, or the supervisor's log")
+		"find the sender: journalctl -u "+r.unit()+", or the supervisor's log")
 }
 
 func (r Record) end(kind Kind, at time.Time, said, do string) End {
@@ -143,10 +148,10 @@ func (r Record) service() (_ End, known bool) {
 	at := r.Service.At
 	switch r.Service.Result {
 	case "oom-kill":
-		return r.outOfMemory(""), true
+		return r.outOfMemory(), true
 	case "timeout":
 		return r.end(Timeout, at, "killed by systemd at "+clock(at)+r.asked()+": the start or the stop took longer than its unit allows",
-			"raise TimeoutStartSec= or TimeoutStopSec= with systemctl edit kthwd-controller"), true
+			"raise TimeoutStartSec= or TimeoutStopSec= with systemctl edit "+r.unit()), true
 	case "watchdog":
 		return r.end(Timeout, at, "killed by systemd at "+clock(at)+": the process gave no sign of life (WatchdogSec=)", ""), true
 	case "exit-code":
@@ -155,32 +160,86 @@ func (r Record) service() (_ End, known bool) {
 	return End{}, false
 }
 
-// starved names the closest control group in which the kernel has ended a process for
-// lack of memory since the last sign of life, or the machine.
-func (r Record) starved(now map[string]uint64) string {
-	closest := ""
-	for group, before := range r.Memory.Kills {
-		if now[group] > before && (closest == "" || closest == machine || group != machine && len(group) > len(closest)) {
-			closest = group
+// likelihood is how sure it is that the kernel ended the process for lack of memory.
+type likelihood int
+
+const (
+	no likelihood = iota
+	perhaps
+	sure
+)
+
+// starved judges by the counter of the process's own control group, which counts also when
+// the machine lacks memory. The counters of other groups and of the machine count other
+// processes, too: they decide nothing, and only where the own group is gone or was shared do
+// they say perhaps.
+func (r Record) starved(e evidence) likelihood {
+	moved := func(group string) bool {
+		before, known := r.Memory.Kills[group]
+		return known && e.kills[group] > before
+	}
+	if own := r.Memory.Own; e.remains {
+		switch {
+		case !moved(own.Group):
+			return no
+		case own.Alone:
+			return sure
+		}
+		return perhaps
+	}
+	for group := range r.Memory.Kills {
+		if moved(group) {
+			return perhaps
 		}
 	}
-	return closest
+	return no
 }
 
 // outOfMemory names the limit, and what kthwd needs.
-func (r Record) outOfMemory(group string) End {
+func (r Record) outOfMemory() End {
 	at, about := r.lastSeen()
 	said := "killed" + about + clock(at) + ": "
-	switch limit := r.Memory.Limit; {
-	case limit != 0:
-		return r.end(OutOfMemory, at, fmt.Sprintf("%smemory limit %s, an empty control plane needs %s", said, mega(limit), mega(r.Memory.Needs)),
-			"raise MemoryMax= with systemctl edit kthwd-controller, or the container's limit, to 1 GiB or more")
-	case group == machine:
-		said += "the kernel ended a process because the machine had no memory left"
-	default:
-		said += "the kernel ended it because the machine had no memory left"
+	if r.Memory.Limit != 0 {
+		return r.end(OutOfMemory, at, said+r.limited(), r.raiseLimit())
 	}
-	return r.end(OutOfMemory, at, said, "find what uses the memory: ps -eo rss,args --sort=-rss; kthwd needs "+mega(r.Memory.Needs)+" or more")
+	return r.end(OutOfMemory, at, said+"the kernel ended it because the machine had no memory left", r.findMemory())
+}
+
+// perhapsStarved is for a process that SIGKILL has ended while the kernel ended some process,
+// this one or another, for lack of memory.
+func (r Record) perhapsStarved() End {
+	at, about := r.lastSeen()
+	said, do := "killed"+about+clock(at)+" by SIGKILL, perhaps by the kernel, which ended a process for lack of memory then", r.findMemory()
+	if r.Memory.Limit != 0 {
+		said, do = said+": "+r.limited(), r.raiseLimit()
+	}
+	return r.end(Killed, at, said, "journalctl -k --grep='Killed process' names it; if it was kthwd, "+do)
+}
+
+func (r Record) raiseLimit() string {
+	do := "raise MemoryMax= with systemctl edit " + r.unit() + ", or the container's limit"
+	if r.Memory.Needs == 0 {
+		return do
+	}
+	return do + ", to 1 GiB or more"
+}
+
+// unit is the one that advice names; records of earlier versions have none.
+func (r Record) unit() string { return cmp.Or(r.Unit, "kthwd-controller") }
+
+func (r Record) limited() string {
+	if r.Memory.Needs == 0 {
+		return "memory limit " + mega(r.Memory.Limit)
+	}
+	return fmt.Sprintf("memory limit %s, an empty control plane needs %s", mega(r.Memory.Limit), mega(r.Memory.Needs))
+}
+
+func (r Record) findMemory() string {
+	do := "find what uses the memory: ps -eo rss,args --sort=-rss"
+	if r.Memory.Needs == 0 {
+		return do
+	}
+	return do + "; kthwd needs " + mega(r.Memory.Needs) + " or more"
 }
 
 func mega(n uint64) string { return fmt.Sprintf("%d MiB", n>>20) }

@@ -21,10 +21,12 @@ func start(t *testing.T, f Files) *Run {
 // TestJudge holds what is said of each way to end.
 func TestJudge(t *testing.T) {
 	at := time.Date(2026, 1, 2, 2, 22, 0, 0, time.Local)
-	dead := Record{Boot: "b", alive: at, Memory: Memory{Needs: 384 << 20, Kills: map[string]uint64{"/": 1, "/a": 2, machine: 7}}}
+	dead := Record{Boot: "b", alive: at, Memory: Memory{Needs: 384 << 20, Kills: map[string]uint64{"/": 1, "/a": 2, machine: 7}, Own: &Own{Group: "/a", Inode: 5, Alone: true}}}
 	limited, asked := dead, dead
 	limited.Memory.Limit = 170 << 20
 	asked.AskedAt, asked.Signal = at, "terminated"
+	shared := dead
+	shared.Memory.Own = &Own{Group: "/a", Inode: 5}
 	ended := asked
 	ended.EndedAt = at
 	failed := ended
@@ -34,12 +36,14 @@ func TestJudge(t *testing.T) {
 		r.Service = &Service{At: at, Result: result, Status: "7"}
 		return r
 	}
-	same := evidence{boot: "b", kills: map[string]uint64{"/": 1, "/a": 2, machine: 7}}
-	killed := func(group string) evidence {
-		e := evidence{boot: "b", kills: map[string]uint64{"/": 1, "/a": 2, machine: 7}}
-		e.kills[group]++
+	counted := func(remains bool, groups ...string) evidence {
+		e := evidence{boot: "b", kills: map[string]uint64{"/": 1, "/a": 2, machine: 7}, remains: remains}
+		for _, group := range groups {
+			e.kills[group]++
+		}
 		return e
 	}
+	same := counted(true)
 	for _, tt := range []struct {
 		name string
 		r    Record
@@ -53,12 +57,13 @@ func TestJudge(t *testing.T) {
 		{"a crash", dead, evidence{boot: "b", crash: "panic: oh", crashAt: at}, Crashed, "crashed at 2026-01-02 02:22:00: panic: oh"},
 		{"the watchdog", dead, evidence{boot: "b", crash: "SIGABRT: abort", crashAt: at}, Crashed, "WatchdogSec="},
 		{"another boot", limited, evidence{boot: "c"}, PowerLoss, "lost power"},
-		{"its own group", limited, killed("/a"), OutOfMemory, "killed at about 2026-01-02 02:22:00: memory limit 170 MiB, an empty control plane needs 384 MiB"},
-		{"a group above", limited, killed("/"), OutOfMemory, "memory limit 170 MiB"},
-		{"the machine, with a limit", limited, killed(machine), OutOfMemory, "memory limit 170 MiB"},
-		{"the machine", dead, killed(machine), OutOfMemory, "the machine had no memory left"},
-		{"a group made anew", limited, evidence{boot: "b", kills: map[string]uint64{"/": 1, "/a": 0, machine: 7}}, Killed, "SIGKILL"},
-		{"a group that is gone", limited, evidence{boot: "b", kills: map[string]uint64{machine: 7}}, Killed, "SIGKILL"},
+		{"its own group", limited, counted(true, "/a", "/", machine), OutOfMemory, "killed at about 2026-01-02 02:22:00: memory limit 170 MiB, an empty control plane needs 384 MiB"},
+		{"its own group, without a limit", dead, counted(true, "/a", machine), OutOfMemory, "the machine had no memory left"},
+		{"beside another process that lacked memory", limited, counted(true, "/", machine), Killed, "by SIGKILL: it left neither"},
+		{"its own group, with others in it", shared, counted(true, "/a", machine), Killed, "by SIGKILL, perhaps by the kernel, which ended a process for lack of memory then"},
+		{"its own group is gone", limited, counted(false, machine), Killed, "perhaps by the kernel, which ended a process for lack of memory then: memory limit 170 MiB, an"},
+		{"its own group is gone, and no process lacked memory", limited, counted(false), Killed, "by SIGKILL: it left neither"},
+		{"a group made anew", limited, evidence{boot: "b", kills: map[string]uint64{"/": 1, "/a": 0, machine: 7}}, Killed, "by SIGKILL: it left neither"},
 		{"killed", dead, same, Killed, "killed at about 2026-01-02 02:22:00 by SIGKILL"},
 		{"killed in the stop", asked, same, Killed, `before it had stopped, asked to by the signal "terminated"`},
 		{"systemd: memory", noted("oom-kill"), same, OutOfMemory, "killed at 2026-01-02 02:22:00: memory limit 170 MiB"},

@@ -24,6 +24,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -52,6 +53,7 @@ func (f Files) CrashBefore() string { return filepath.Join(f.dir, "crash-before.
 // Record describes a run as far as it got.
 type Record struct {
 	Version string    `json:"version"` // of kthwd
+	Unit    string    `json:"unit,omitempty"`
 	PID     int       `json:"pid"`
 	Process string    `json:"process"` // when the process began, in the kernel's ticks: tells it from a later one of the same number
 	Boot    string    `json:"boot"`    // the kernel's name for the machine's run
@@ -73,6 +75,15 @@ type Memory struct {
 	Limit uint64            `json:"limit,omitempty"` // bytes; 0 means no limit but the machine's
 	Needs uint64            `json:"needs,omitempty"` // bytes that kthwd needs at least
 	Kills map[string]uint64 `json:"kills,omitempty"` // processes ended for lack of memory, by control group; machine is all of them
+	Own   *Own              `json:"own,omitempty"`   // the control group of the process; nil where the kernel does not count
+}
+
+// Own is the control group of a process. The kernel counts each process that it ends for
+// lack of memory in the process's own group, whoever lacked it.
+type Own struct {
+	Group string `json:"group"`
+	Inode uint64 `json:"inode"` // tells it from a later group of the same name
+	Alone bool   `json:"alone"` // no other process was in it
 }
 
 // Service is what systemd gives to ExecStopPost= (systemd.exec(5)).
@@ -125,7 +136,7 @@ func (r Record) Runs() bool {
 func (r Record) encode() ([]byte, error) {
 	data, err := marshal(r)
 	if len(data) >= size { // many control groups, or one with a long name
-		r.Memory.Kills = nil
+		r.Memory.Kills, r.Memory.Own = nil, nil
 		data, err = marshal(r)
 	}
 	if err != nil || len(data) >= size {
@@ -207,6 +218,40 @@ func kills() map[string]uint64 {
 		all[machine] = n
 	}
 	return all
+}
+
+// ownGroup returns the control group of this process.
+func ownGroup() *Own {
+	for _, g := range cgroup.Own() {
+		if _, ok := g.Kills(); ok {
+			return &Own{Group: g.Name, Inode: g.Inode(), Alone: g.HasOne()}
+		}
+	}
+	return nil
+}
+
+// killsOf reads the counters of a record's control groups, which need not be those of this
+// process.
+func (r Record) killsOf() map[string]uint64 {
+	all := map[string]uint64{}
+	for name := range r.Memory.Kills {
+		for _, g := range cgroup.Named(cgroup.Top, name) {
+			if n, ok := g.Kills(); ok && name != machine {
+				all[name] += n
+			}
+		}
+	}
+	if n, ok := cgroup.MachineKills(); ok {
+		all[machine] = n
+	}
+	return all
+}
+
+// ownRemains reports whether the record's own control group is still the one that it was.
+func (r Record) ownRemains() bool {
+	return r.Memory.Own != nil && slices.ContainsFunc(cgroup.Named(cgroup.Top, r.Memory.Own.Group), func(g cgroup.Memory) bool {
+		return g.Inode() == r.Memory.Own.Inode
+	})
 }
 
 // machine is the key of the machine's counter, beside the names of control groups, which

@@ -1,6 +1,7 @@
 package lastrun
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -19,8 +20,13 @@ type Start struct {
 	Version string    // of kthwd
 	Started time.Time // when the process began
 	Limit   uint64    // bytes of memory that the control groups of the process allow; cgroup.NoLimit for none
-	Needs   uint64    // bytes of memory that kthwd needs at least
+	Needs   uint64    // bytes of memory that kthwd needs at least; 0 where that is not known
+	Unit    string    // systemd's, for advice; empty means kthwd-controller
 	Log     *slog.Logger
+
+	// TakesOver tells that another process may run on, which this one replaces; that one
+	// calls Release.
+	TakesOver bool
 }
 
 // Run is the record of this process. All methods are safe for concurrent use, and none
@@ -45,8 +51,8 @@ const heartbeat = 10 * time.Second
 // that a start that is refused leaves nothing behind.
 func Begin(f Files, s Start) *Run {
 	r := &Run{files: f, log: s.Log, record: Record{
-		Version: s.Version, PID: os.Getpid(), Process: processStart(os.Getpid()), Boot: boot(), Started: s.Started,
-		Memory: Memory{Needs: s.Needs, Kills: kills()},
+		Version: s.Version, Unit: cmp.Or(s.Unit, "kthwd-controller"), PID: os.Getpid(), Process: processStart(os.Getpid()), Boot: boot(), Started: s.Started,
+		Memory: Memory{Needs: s.Needs, Kills: kills(), Own: ownGroup()},
 	}}
 	const noLimit = cgroup.NoLimit / 4 // version 1 of control groups writes a number near half for none
 	if s.Limit < noLimit {
@@ -58,8 +64,10 @@ func Begin(f Files, s Start) *Run {
 		return r
 	case err != nil:
 		r.before = &End{Kind: Unknown, Text: line("unknown: "+err.Error(), mostText)}
+	case s.TakesOver && last.Runs():
+		return r
 	default:
-		end := last.judge(f.gather())
+		end := last.judge(f.gather(last))
 		r.before = &end
 	}
 	if r.before.Good() {
@@ -151,6 +159,17 @@ func (r *Run) End(err error) {
 		r.trace.Close()
 		r.trace = nil
 	}
+}
+
+// Release ends the record without an end: another process records its own run in the files from
+// now on.
+func (r *Run) Release() {
+	if r == nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.kept = false
 }
 
 // Beat gives signs of life until ctx ends.

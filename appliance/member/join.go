@@ -104,6 +104,7 @@ type Settings struct {
 	EtcdClientPort        int      `json:"etcdClientPort"`
 	EtcdPeerPort          int      `json:"etcdPeerPort"`
 	JoinPort              int      `json:"joinPort"`
+	Profile               string   `json:"profile,omitempty"`   // empty of an older kthwd: the guide's
 	Arguments             []string `json:"arguments,omitempty"` // names of the pass-through settings in use on the controller that answers
 }
 

@@ -9,8 +9,10 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"kthwd/appliance/advice"
@@ -129,9 +131,16 @@ func (m *Members) addWarnings(l member.List, in member.AddRequest) (lines []stri
 	for _, w := range config.EvenWarning(coming) {
 		lines = append(lines, "with "+in.Name+", "+w)
 	}
-	switch has := datadir.Exists(m.layout.CAKey()); {
-	case !has:
-		lines = append(lines, fmt.Sprintf("this controller has no ca-key.pem: run this on one that has it, or give the new data directory its certificates before the join; kthwd pki controller %s %s makes them where the keys of the CAs are", in.Name, in.Address))
+	var lacks []string
+	for _, key := range []string{m.layout.CAKey(), m.layout.EtcdCAKey()} {
+		needed := key == m.layout.CAKey() || pki.StageOf(m.layout) != pki.StageShared
+		if needed && !datadir.Exists(key) {
+			lacks = append(lacks, filepath.Base(key))
+		}
+	}
+	switch {
+	case len(lacks) > 0:
+		lines = append(lines, fmt.Sprintf("this controller has no %s: run this on one that has it, or give the new data directory its certificates before the join; kthwd pki controller %s %s makes them where the keys of the CAs are", strings.Join(lacks, " and no "), in.Name, in.Address))
 	case !in.CAKey:
 		lines = append(lines, fmt.Sprintf("%s does not get ca-key.pem, so kube-controller-manager there signs no certificates; --with-ca-key gives it", in.Name))
 	}

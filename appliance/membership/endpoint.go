@@ -286,7 +286,7 @@ func (m *Members) ownServers() []string {
 func (m *Members) settings() member.Settings {
 	s := member.Settings{
 		ServiceClusterIPRange: m.cfg.ServiceClusterIPRange, ClusterCIDR: m.cfg.ClusterCIDR, SecurePort: m.cfg.SecurePort,
-		EtcdClientPort: m.cfg.EtcdClientPort, EtcdPeerPort: m.cfg.EtcdPeerPort, JoinPort: m.cfg.JoinPort,
+		EtcdClientPort: m.cfg.EtcdClientPort, EtcdPeerPort: m.cfg.EtcdPeerPort, JoinPort: m.cfg.JoinPort, Profile: m.cfg.Profile,
 	}
 	for _, a := range []struct {
 		key  string

@@ -25,19 +25,19 @@ func TestSharedFiles(t *testing.T) {
 	ours, other := made(), made()
 
 	known, misfits, err := fingerprints{}.with(ours, all)
-	if err != nil || len(misfits) > 0 || known == nil || len(known.Files) != 4 {
-		t.Fatalf("the first controller: got %+v, %v, %v; want four files", known, misfits, err)
+	if err != nil || len(misfits) > 0 || known == nil || len(known.Files) != 5 {
+		t.Fatalf("the first controller: got %+v, %v, %v; want five files", known, misfits, err)
 	}
 	if next, misfits, err := known.with(ours, all); next != nil || len(misfits) > 0 || err != nil {
 		t.Errorf("the same files: got %+v, %v, %v; want nothing new", next, misfits, err)
 	}
 	_, misfits, err = known.with(other, all)
 	text := errors.Join(misfits...).Error()
-	if err != nil || len(misfits) != 4 || !strings.Contains(text, other.EncryptionConfig()) || !strings.Contains(text, other.CA()) {
-		t.Errorf("other files: got %v, %v; want all four named", misfits, err)
+	if err != nil || len(misfits) != 5 || !strings.Contains(text, other.EncryptionConfig()) || !strings.Contains(text, other.CA()) {
+		t.Errorf("other files: got %v, %v; want all five named", misfits, err)
 	}
-	if _, misfits, _ = known.with(other, func(path string) bool { return path != other.EncryptionConfig() }); len(misfits) != 3 {
-		t.Errorf("other files, one of them not in use: got %v, want three", misfits)
+	if _, misfits, _ = known.with(other, func(path string) bool { return path != other.EncryptionConfig() }); len(misfits) != 4 {
+		t.Errorf("other files, one of them not in use: got %v, want four", misfits)
 	}
 
 	var both []byte

@@ -20,14 +20,15 @@ const (
 
 // descriptors compares the process's descriptors with its limit.
 type descriptors struct {
-	log *slog.Logger
+	log  *slog.Logger
+	unit string
 
 	mu          sync.Mutex
 	open, limit uint64
 	since       time.Time // zero while there are few
 }
 
-func (d *descriptors) look(now time.Time) {
+func (d *descriptors) count(now time.Time) {
 	var limit unix.Rlimit
 	open, err := openDescriptors()
 	if err == nil {
@@ -39,10 +40,10 @@ func (d *descriptors) look(now time.Time) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.judge(open, limit.Cur, now)
+	d.compare(open, limit.Cur, now)
 }
 
-func (d *descriptors) judge(open, limit uint64, now time.Time) {
+func (d *descriptors) compare(open, limit uint64, now time.Time) {
 	d.open, d.limit = open, limit
 	switch share := float64(open) / float64(limit); {
 	case share >= descriptorsMany && d.since.IsZero():
@@ -78,6 +79,6 @@ func (d *descriptors) findings() []status.Finding {
 	return []status.Finding{{
 		Health: status.Degraded, Kind: "descriptors", Since: d.since,
 		Text: fmt.Sprintf("%d of %d file descriptors are in use: at the limit no connection and no file can be opened", d.open, d.limit),
-		Do:   fmt.Sprintf("systemctl edit kthwd, with LimitNOFILE=%d below [Service], then systemctl restart kthwd", max(65536, 4*d.limit)),
+		Do:   fmt.Sprintf("systemctl edit %[1]s, with LimitNOFILE=%[2]d below [Service], then systemctl restart %[1]s", d.unit, max(65536, 4*d.limit)),
 	}}
 }

@@ -76,8 +76,8 @@ func (l level) reached(unit string, free, size uint64, before bool) bool {
 	return float64(free) <= limit
 }
 
-// judge returns the index of the level that is reached; before is that of the last look.
-func judge(unit string, free, size uint64, before int) int {
+// levelOf returns the index of the level that is reached; before is that of the round before.
+func levelOf(unit string, free, size uint64, before int) int {
 	if size == 0 { // a file system without a limit on inodes
 		return enough
 	}
@@ -96,7 +96,7 @@ type disks struct {
 
 	mu   sync.Mutex
 	room map[string]room   // by place
-	now  []status.Finding  // of the last look
+	now  []status.Finding  // of the last round
 	past map[string]recent // by file system and unit
 }
 
@@ -107,7 +107,7 @@ type room struct {
 	freeInodes, sizeInodes uint64
 }
 
-// recent is the level of the last look.
+// recent is the level of the last round.
 type recent struct {
 	level int
 	since time.Time
@@ -117,7 +117,8 @@ func newDisks(places []Place, log *slog.Logger) *disks {
 	return &disks{places: places, log: log, past: map[string]recent{}}
 }
 
-func (d *disks) look(now time.Time) {
+// measure asks each file system once how much room it has, and words the findings.
+func (d *disks) measure(now time.Time) {
 	rooms, uses, first := map[string]room{}, map[uint64][]Use{}, map[uint64]string{}
 	var devices []uint64
 	for _, p := range d.places {
@@ -138,19 +139,19 @@ func (d *disks) look(now time.Time) {
 	d.room, d.now = rooms, nil
 	for _, device := range devices {
 		r := rooms[first[device]]
-		d.judge(unitBytes, r.free, r.size, first[device], uses[device], now)
-		d.judge(unitInodes, r.freeInodes, r.sizeInodes, first[device], uses[device], now)
+		d.assess(unitBytes, r.free, r.size, first[device], uses[device], now)
+		d.assess(unitInodes, r.freeInodes, r.sizeInodes, first[device], uses[device], now)
 	}
 }
 
-// judge adds a finding about one file system, if there is one.
-func (d *disks) judge(unit string, free, size uint64, path string, uses []Use, now time.Time) {
+// assess adds a finding about one file system, if there is one.
+func (d *disks) assess(unit string, free, size uint64, path string, uses []Use, now time.Time) {
 	key := unit + " " + path
 	before, known := d.past[key]
 	if !known {
 		before.level = enough
 	}
-	at := judge(unit, free, size, before.level)
+	at := levelOf(unit, free, size, before.level)
 	if at == enough {
 		delete(d.past, key)
 		if known {

@@ -40,8 +40,8 @@ func TestJudge(t *testing.T) {
 		{"no limit on inodes", unitInodes, 0, 0, enough, enough},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if got := judge(tt.unit, tt.free, tt.size, tt.before); got != tt.want {
-				t.Errorf("judge = %d; want %d", got, tt.want)
+			if got := levelOf(tt.unit, tt.free, tt.size, tt.before); got != tt.want {
+				t.Errorf("levelOf = %d; want %d", got, tt.want)
 			}
 		})
 	}
@@ -89,14 +89,14 @@ func TestDiskFills(t *testing.T) {
 	place := Place{Path: filepath.Join(dir, "not", "there yet"), Use: Audit}
 	d := newDisks([]Place{place, {Path: filepath.Join(dir, "audit"), Use: Etcd}}, slog.New(slog.DiscardHandler))
 	began := time.Now()
-	look := func() []status.Finding { d.look(began); return d.findings() }
+	measured := func() []status.Finding { d.measure(began); return d.findings() }
 
-	if all := look(); len(all) > 0 {
+	if all := measured(); len(all) > 0 {
 		t.Fatalf("before: %+v", all)
 	}
 	filler := filepath.Join(dir, "filler")
 	_ = os.WriteFile(filler, make([]byte, 9<<20), 0o600) // fails when the disk is full
-	all := look()
+	all := measured()
 	if len(all) != 1 || all[0].Kind != kindFull || all[0].Health != status.Down || !all[0].Since.Equal(began) || !strings.Contains(all[0].Text, " 0 B free") {
 		t.Fatalf("full: %+v", all)
 	}
@@ -107,14 +107,14 @@ func TestDiskFills(t *testing.T) {
 	if err := os.Remove(filler); err != nil {
 		t.Fatal(err)
 	}
-	if all := look(); len(all) > 0 {
+	if all := measured(); len(all) > 0 {
 		t.Errorf("after: %+v", all)
 	}
 }
 
 func TestDescriptors(t *testing.T) {
 	d := &descriptors{log: slog.New(slog.DiscardHandler)}
-	d.look(time.Now())
+	d.count(time.Now())
 	if d.open == 0 || d.limit == 0 {
 		t.Errorf("counted %d of %d", d.open, d.limit)
 	}
@@ -122,7 +122,7 @@ func TestDescriptors(t *testing.T) {
 		open uint64
 		want bool
 	}{{79, false}, {80, true}, {75, true}, {69, false}, {79, false}} {
-		d.judge(step.open, 100, time.Now())
+		d.compare(step.open, 100, time.Now())
 		if got := len(d.findings()) == 1; got != step.want {
 			t.Errorf("with %d of 100: finding %v", step.open, got)
 		}

@@ -84,8 +84,8 @@ type files struct {
 	log   *slog.Logger
 	salt  []byte // of this process only
 
-	inUse map[string]content // used by the looking goroutine
-	seen  map[string]content // of the last look; likewise
+	inUse map[string]content // used by the goroutine of Run
+	seen  map[string]content // of the last round; likewise
 
 	mu      sync.Mutex
 	changes map[string]*change // by path
@@ -104,22 +104,22 @@ func newFiles(all []File, check func() error, log *slog.Logger) *files {
 	return f
 }
 
-// look finds files that have changed, and judges all changes anew after each further one.
-func (f *files) look(now time.Time) {
+// compare finds files that have changed, and assesses all changes anew after each further one.
+func (f *files) compare(now time.Time) {
 	news := false
 	for _, file := range f.all {
-		news = f.lookAt(file, now) || news
+		news = f.compareOne(file, now) || news
 	}
 	if news {
-		f.judge()
+		f.assess()
 	}
 }
 
-// lookAt reports whether a file has changed since the last look.
-func (f *files) lookAt(file File, now time.Time) bool {
+// compareOne reports whether a file has changed since the last round.
+func (f *files) compareOne(file File, now time.Time) bool {
 	before := f.seen[file.Path]
 	if stampOf(file.Path) == before.stamp {
-		f.settle(file.Path, now)
+		f.accept(file.Path, now)
 		return false
 	}
 	is := f.read(file)
@@ -141,8 +141,8 @@ func (f *files) lookAt(file File, now time.Time) bool {
 	return true
 }
 
-// settle lets a changed file that fits count as the one in use after a while.
-func (f *files) settle(path string, now time.Time) {
+// accept lets a changed file that fits count as the one in use after a while.
+func (f *files) accept(path string, now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if c := f.changes[path]; c != nil && c.finding.Health == status.Healthy && now.Sub(c.at) >= noteFor {
@@ -151,14 +151,14 @@ func (f *files) settle(path string, now time.Time) {
 	}
 }
 
-// judge words a finding for each change.
-func (f *files) judge() {
+// assess words a finding for each change.
+func (f *files) assess() {
 	misfits := f.misfits()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, c := range f.changes {
 		before := c.finding.Text
-		c.finding = f.judgeChange(c, misfits)
+		c.finding = f.assessChange(c, misfits)
 		c.finding.Since = c.at
 		switch {
 		case c.finding.Text == before:
@@ -183,7 +183,7 @@ func (f *files) misfits() (all []*pki.Misfit) {
 	return all
 }
 
-func (f *files) judgeChange(c *change, misfits []*pki.Misfit) status.Finding {
+func (f *files) assessChange(c *change, misfits []*pki.Misfit) status.Finding {
 	name := filepath.Base(c.Path)
 	changed := fmt.Sprintf("%s changed at %s", name, clock(c.at))
 	bad := func(format string, args ...any) status.Finding {

@@ -79,7 +79,7 @@ func TestFilesChange(t *testing.T) {
 			if tt.spoil != nil {
 				tt.spoil(t)
 			}
-			f.look(at)
+			f.compare(at)
 			got := f.findings()
 			if len(got) != len(tt.want) {
 				t.Fatalf("findings = %+v; want %q", got, tt.want)
@@ -93,7 +93,7 @@ func TestFilesChange(t *testing.T) {
 			for path, data := range before {
 				write(t, path, data)
 			}
-			f.look(at)
+			f.compare(at)
 			if got := f.findings(); len(got) > 0 {
 				t.Errorf("after the files were put back: %+v", got)
 			}
@@ -111,7 +111,7 @@ func TestFileRenewed(t *testing.T) {
 		t.Fatal(err)
 	}
 	at := time.Now()
-	f.look(at)
+	f.compare(at)
 	for _, got := range f.findings() {
 		if got.Health != status.Healthy || !strings.HasSuffix(got.Text, ", and fits the other files") {
 			t.Errorf("after a renewal: %+v", got)
@@ -120,7 +120,7 @@ func TestFileRenewed(t *testing.T) {
 	if n := len(f.findings()); n != 2 {
 		t.Errorf("after a renewal: %d findings; want certificate and key", n)
 	}
-	f.look(at.Add(noteFor))
+	f.compare(at.Add(noteFor))
 	if got := f.findings(); len(got) > 0 {
 		t.Errorf("an hour later: %+v", got)
 	}

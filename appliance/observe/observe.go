@@ -10,6 +10,7 @@
 package observe
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"slices"
@@ -21,8 +22,8 @@ import (
 	"kthwd/appliance/supervise"
 )
 
-// lookEvery is the time between two looks at everything.
-const lookEvery = 3 * time.Second
+// roundEvery is the time between two rounds, in each of which everything is observed once.
+const roundEvery = 3 * time.Second
 
 // Config configures a Watch.
 type Config struct {
@@ -33,10 +34,11 @@ type Config struct {
 	// a change of one of them, and may read them all.
 	Check func() error
 
-	Log *slog.Logger
+	Unit string // systemd's, for advice; empty means kthwd-controller
+	Log  *slog.Logger
 }
 
-// Watch looks at everything in turn. Make one with New.
+// Watch observes everything in turn. Make one with New.
 type Watch struct {
 	disks       *disks
 	files       *files
@@ -52,22 +54,22 @@ func New(cfg Config) *Watch {
 	}
 	return &Watch{
 		disks: newDisks(cfg.Places, cfg.Log), files: newFiles(cfg.Files, cfg.Check, cfg.Log),
-		descriptors: &descriptors{log: cfg.Log},
+		descriptors: &descriptors{log: cfg.Log, unit: cmp.Or(cfg.Unit, "kthwd-controller")},
 	}
 }
 
-// Run looks until ctx ends.
+// Run observes until ctx ends.
 func (w *Watch) Run(ctx context.Context) {
 	for ctx.Err() == nil {
 		now := time.Now()
-		w.disks.look(now)
-		w.files.look(now)
-		w.descriptors.look(now)
-		supervise.Sleep(ctx, lookEvery)
+		w.disks.measure(now)
+		w.files.compare(now)
+		w.descriptors.count(now)
+		supervise.Sleep(ctx, roundEvery)
 	}
 }
 
-// Findings returns what the last look has found. It does not block.
+// Findings returns what the last round has found. It does not block.
 func (w *Watch) Findings() []status.Finding {
 	return slices.Concat(w.disks.findings(), w.files.findings(), w.replaced.findings(w.files.all, time.Now()), w.descriptors.findings())
 }

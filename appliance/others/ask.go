@@ -104,18 +104,17 @@ func reason(err error) string {
 // questions, and in its answers at Path. Call it before the member and Run.
 func (o *Others) Exchange(own func() status.Controller) {
 	o.own = own
-	o.member.Handle(Path, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		server := o.member.Running()
-		// The port has verified the certificate already, unless a user's flag tells it not to.
-		if server == nil || r.TLS == nil || len(r.TLS.VerifiedChains) == 0 || !namesOf(server).Match(r.TLS.PeerCertificates[0]) {
+	o.state = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !o.ofController(r.TLS) {
 			if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
 				o.log.Debug("state not passed on", "to", r.RemoteAddr, "certificate", etcd.SubjectOf(r.TLS.PeerCertificates[0]))
 			}
-			http.Error(w, "only controllers of this cluster get its state", http.StatusForbidden)
+			http.Error(w, notController, http.StatusForbidden)
 			return
 		}
 		o.answer(w, r)
-	}))
+	})
+	o.member.Handle(Path, o.state)
 }
 
 // answer tells a controller the state of this one, and keeps that of the other.

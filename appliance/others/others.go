@@ -8,7 +8,8 @@
 //	go o.Run(ctx)
 //
 // The state passes over etcd's client port (2379), at Path: every controller can reach
-// that of every other one, and it admits the certificates of controllers only. No quorum
+// that of every other one, and it admits the certificates of controllers only. Where that port
+// is on loopback, Listen opens one for the state alone at the same address. No quorum
 // is needed, but a member serves this port only once it has had a first one. A member
 // that has not answers on its peer port, and then it is known that it waits.
 //
@@ -57,6 +58,11 @@ type Others struct {
 	connect func() (*tls.Config, error) // how to ask them
 	own     func() status.Controller    // the state of this controller; nil until Exchange
 
+	state   http.Handler // answers Path
+	address string       // see Listen
+	server  *http.Server // at address, used by Run only; nil while it is shut
+	failed  string       // why it could not be opened the last time
+
 	mu        sync.Mutex
 	known     map[uint64]status.Controller // by the member's ID
 	told      map[uint64]time.Time         // when each has last told its state by itself
@@ -80,9 +86,11 @@ func New(member *etcd.Member, log *slog.Logger) *Others {
 // Run asks the other controllers until ctx ends.
 func (o *Others) Run(ctx context.Context) {
 	for ctx.Err() == nil {
+		o.tend(len(o.members()))
 		o.round(ctx)
 		supervise.Sleep(ctx, every)
 	}
+	o.shut()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.transport != nil {

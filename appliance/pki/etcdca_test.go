@@ -1,7 +1,9 @@
 package pki
 
 import (
+	"crypto"
 	"crypto/x509"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -141,4 +143,108 @@ func TestStagesOfTheMove(t *testing.T) {
 	if got := StageOf(l); got != StageOwn {
 		t.Errorf("all of etcd's files are lost: got stage %v, want no way back to the cluster's CA", got)
 	}
+}
+
+// The files of two controllers move step by step: one has the keys of the CAs, the other
+// has its certificate issued there. What does not fit is refused and changes nothing.
+func TestMoveOfTheFiles(t *testing.T) {
+	c0, c1 := sharing(t), Layout{Dir: t.TempDir()}
+	for _, path := range []string{c0.EtcdCA(), c0.EtcdCAKey(), c0.Cert(NameEtcd), c0.Key(NameEtcd)} {
+		os.Remove(path)
+	}
+	files, err := Share(c0, nil, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	issued, err := IssueController(c0, []string{"10.0.1.35"}, NameKubernetes, NameEtcd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []Shared{files, issued} {
+		if _, err := s.Adopt(c1, joinerSpec().Server); err != nil {
+			t.Fatal(err)
+		}
+	}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	refused := func(what string, err error, l Layout, before map[string]string) {
+		t.Helper()
+		if err == nil {
+			t.Errorf("%s: got no error", what)
+		}
+		wantSame(t, l.Dir, before)
+	}
+
+	first, err := NewEtcdCA(c0)
+	must(err)
+	ca, err := NewEtcdCA(c0) // an interrupted one is repeated
+	must(err)
+	if !fits(mustKey(t, c0.EtcdCAKey()), first.PublicKey) || !fits(mustKey(t, c0.EtcdCAKey()), ca.PublicKey) {
+		t.Error("the second attempt has another key")
+	}
+	must(TrustEtcdCA(c0, ca))
+	must(TrustEtcdCA(c1, ca))
+	_, err = NewEtcdCA(c1)
+	must(err)
+	refused("a CA of which the directory has another key", TrustEtcdCA(c1, ca), c1, contents(t, c1.Dir))
+	os.Remove(c1.EtcdCAKey())
+	refused("a leaf as CA", TrustEtcdCA(c1, mustLeaf(t, c1.Cert(NameKubernetes))), c1, contents(t, c1.Dir))
+	for i, l := range []Layout{c0, c1} {
+		if got := StageOf(l); got != StageTrust {
+			t.Errorf("c%d: got stage %v", i, got)
+		}
+		refused("the end of trust before the certificate", TrustEtcdCAOnly(l), l, contents(t, l.Dir))
+	}
+
+	request, err := EtcdRequest(c1)
+	must(err)
+	if again, err := EtcdRequest(c1); err != nil || len(again) == 0 {
+		t.Errorf("the request once more: %v", err)
+	}
+	if _, err := SignEtcdRequest(c1, request); !errors.Is(err, ErrNoCAKey) {
+		t.Errorf("without the key: got %v, want ErrNoCAKey", err)
+	}
+	if _, err := SignEtcdRequest(c0, request[:len(request)-1]); err == nil {
+		t.Error("a damaged request: got no error")
+	}
+	cert, err := SignEtcdRequest(c0, request)
+	must(err)
+	refused("a certificate for another key", UseEtcdCertificate(c0, cert), c0, contents(t, c0.Dir))
+	refused("a certificate of another CA", UseEtcdCertificate(c1, mustLeaf(t, c1.Cert(NameKubernetes)).Raw), c1, contents(t, c1.Dir))
+	must(UseEtcdCertificate(c1, cert))
+	own, err := EtcdRequest(c0)
+	must(err)
+	cert, err = SignEtcdRequest(c0, own)
+	must(err)
+	must(UseEtcdCertificate(c0, cert))
+	for i, l := range []Layout{c0, c1} {
+		kubernetes, etcd := mustLeaf(t, l.Cert(NameKubernetes)), mustLeaf(t, l.Cert(NameEtcd))
+		if !slices.Equal(sans(etcd), sans(kubernetes)) || etcd.Subject.String() != kubernetes.Subject.String() || etcd.NotAfter.After(ca.NotAfter) {
+			t.Errorf("c%d: etcd.pem is for %v %v until %v, want as kubernetes.pem %v %v", i, etcd.Subject, sans(etcd), etcd.NotAfter, kubernetes.Subject, sans(kubernetes))
+		}
+		must(TrustEtcdCAOnly(l))
+		if both, err := SharesCA(l.EtcdCA(), l.CA()); err != nil || both || StageOf(l) != StageOwn {
+			t.Errorf("c%d: got stage %v, the cluster's CA trusted: %v (%v)", i, StageOf(l), both, err)
+		}
+	}
+	if report, err := Check(c1, joinerSpec()); err != nil || len(report.Missing) > 0 {
+		t.Errorf("a start after the move: got %v, missing %v", err, report.Missing)
+	}
+}
+
+func mustKey(t *testing.T, path string) crypto.Signer {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := parseKey(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
 }

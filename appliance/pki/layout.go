@@ -94,6 +94,10 @@ func (l Layout) ControlSocket() string { return filepath.Join(l.Run(), "kthwd.so
 // writes it.
 func (l Layout) Tracing() string { return filepath.Join(l.Run(), "tracing.yaml") }
 
+// Admission configures the API server's admission plugins. Each start with a profile that
+// needs it writes it.
+func (l Layout) Admission() string { return filepath.Join(l.Run(), "admission.yaml") }
+
 // Lock is held by the one kthwd that runs on this data directory.
 func (l Layout) Lock() string { return l.path("kthwd.lock") }
 

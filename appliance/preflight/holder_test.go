@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestHolder(t *testing.T) {
@@ -15,9 +16,12 @@ func TestHolder(t *testing.T) {
 			t.Fatal(err)
 		}
 		port := l.Addr().(*net.TCPAddr).Port
-		own := fmt.Sprintf("preflight.test (process %d)", os.Getpid())
-		if got := Holder(port); got != own {
-			t.Errorf("%s: got %q, want %q", address, got, own)
+		own := fmt.Sprintf("preflight.test (process %d, started ", os.Getpid())
+		got := Holder(port)
+		text, ok := strings.CutPrefix(got, own)
+		begun, err := time.ParseInLocation("2006-01-02 15:04:05)", text, time.Local)
+		if age := time.Since(begun); !ok || err != nil || age < -2*time.Second || age > time.Hour {
+			t.Errorf("%s: got %q (%v), want %q and when this test began", address, got, err, own)
 		}
 		if hint := PortHint(tryListen("x", fmt.Sprintf("127.0.0.1:%d", port), "--x"), fmt.Sprintf("127.0.0.1:%d", port), "--x"); !strings.Contains(hint, own) {
 			t.Errorf("%s: got the hint %q, want the process in it", address, hint)

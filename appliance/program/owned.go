@@ -13,7 +13,7 @@ import (
 var Owned = map[string]map[string]string{
 	Etcd: {
 		"data-dir":           "set --etcd-data-dir",
-		"listen-client-urls": "set --advertise-address or --etcd-client-port",
+		"listen-client-urls": "set --advertise-address, --etcd-client-port or --profile",
 		"log-level":          "set --log-level=etcd=LEVEL",
 		"logger":             "kthwd has one logger",
 		"log-outputs":        "kthwd has one logger",

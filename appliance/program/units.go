@@ -22,6 +22,9 @@ const strongCiphers = "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,TLS_ECDHE_RSA_WIT
 	"TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384," +
 	"TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256"
 
+// tlsMinVersion is the default, made explicit: the STIG wants it written down.
+const tlsMinVersion = "VersionTLS12"
+
 // The four functions below are the tutorial's unit files as data: each returns the
 // flags of one program in the guide's order, with today's names.
 // docs/tutorial-differences.md explains every line that differs from the guide.
@@ -53,13 +56,7 @@ func Quota(c config.Controller) uint64 {
 // unix socket that only the local API server uses.
 func EtcdArgs(c config.Controller, l pki.Layout, socket string) []Arg {
 	host := func(port int) string { return "https://" + net.JoinHostPort(c.AdvertiseAddress, strconv.Itoa(port)) }
-	local := "https://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(c.EtcdClientPort))
-	clients := []string{host(c.EtcdClientPort)}
-	if c.AdvertiseAddress != "127.0.0.1" {
-		clients = append(clients, local)
-	}
-	clients = append(clients, "unix://"+socket)
-	return append([]Arg{
+	return profiled(Etcd, c, l, append([]Arg{
 		{"name", c.Name},
 		{"cert-file", l.Cert(pki.NameEtcd)},
 		{"key-file", l.Key(pki.NameEtcd)},
@@ -71,16 +68,17 @@ func EtcdArgs(c config.Controller, l pki.Layout, socket string) []Arg {
 		{"client-cert-auth", "true"},
 		{"initial-advertise-peer-urls", host(c.EtcdPeerPort)},
 		{"listen-peer-urls", host(c.EtcdPeerPort)},
-		{"listen-client-urls", strings.Join(clients, ",")},
+		{"listen-client-urls", clientURLs(c, socket)},
 		{"advertise-client-urls", host(c.EtcdClientPort)},
 		{"initial-cluster-token", "etcd-cluster-0"},
 		{"initial-cluster", c.EtcdInitialCluster()},
 		{"initial-cluster-state", c.InitialClusterState},
 		{"data-dir", l.Etcd()},
 		{"cipher-suites", strongCiphers},
+		{"tls-min-version", "TLS1.2"},        // the default, made explicit
 		{"snapshot-catchup-entries", "1000"}, // 5000 by default, all kept in memory (etcdserver/server.go)
 		{keyQuota, strconv.Itoa(quota)},      // 8 GiB, the most etcd advises; 2 GiB by default
-	}, etcdTracingArgs(c)...)
+	}, etcdTracingArgs(c)...))
 }
 
 // WithEtcdFiles makes etcd use the files of a directory that has no CA of etcd's own, or is
@@ -132,7 +130,9 @@ func APIServerArgs(c config.Controller, l pki.Layout, socket string) []Arg {
 		{"tls-cert-file", l.Cert(pki.NameKubernetes)},
 		{"tls-private-key-file", l.Key(pki.NameKubernetes)},
 		{"tls-cipher-suites", strongCiphers},
-		{"profiling", "false"}, // it shows the whole process; --metrics-pprof has it
+		{"tls-min-version", tlsMinVersion},
+		{"request-timeout", "1m0s"}, // the default, made explicit
+		{"profiling", "false"},      // it shows the whole process; --metrics-pprof has it
 		{"requestheader-client-ca-file", l.Cert(pki.NameFrontProxyCA)},
 		{"requestheader-allowed-names", "front-proxy-client"},
 		{"requestheader-username-headers", "X-Remote-User"},
@@ -148,14 +148,14 @@ func APIServerArgs(c config.Controller, l pki.Layout, socket string) []Arg {
 	if !usersAuthentication(c.APIServerArgs) {
 		args = append(args, Arg{KeyAuthentication, l.AuthenticationConfig()})
 	}
-	if ip := net.ParseIP(c.AdvertiseAddress); ip != nil && ip.IsLoopback() {
+	if isLoopback(c.AdvertiseAddress) {
 		// The API refuses loopback addresses in Endpoints, so there is nothing to reconcile.
 		args = append(args, Arg{"endpoint-reconciler-type", "none"})
 	}
 	if c.TracingEndpoint != "" {
 		args = append(args, Arg{"tracing-config-file", l.Tracing()})
 	}
-	return args
+	return profiled(APIServer, c, l, args)
 }
 
 // usersAuthentication reports whether the user's flags exclude the file: upstream refuses
@@ -169,7 +169,7 @@ func usersAuthentication(args []string) bool {
 // ControllerManagerArgs is the guide's kube-controller-manager.service.
 func ControllerManagerArgs(c config.Controller, l pki.Layout) []Arg {
 	kubeconfig := l.Kubeconfig(pki.NameControllerManager)
-	return append([]Arg{
+	return profiled(ControllerManager, c, l, append([]Arg{
 		{"bind-address", ControllersBind(c)},
 		{"secure-port", strconv.Itoa(c.ControllerManagerPort)},
 		{"cluster-cidr", c.ClusterCIDR},
@@ -187,7 +187,7 @@ func ControllerManagerArgs(c config.Controller, l pki.Layout) []Arg {
 		// 20 and 30 by default, which alone is 4.5 s of a first start (119 requests).
 		{"kube-api-qps", "300"},
 		{"kube-api-burst", "600"},
-	}, servingArgs(l, kubeconfig)...)
+	}, servingArgs(l, kubeconfig)...))
 }
 
 // WithSigner makes kube-controller-manager sign with the CA certificate in the file
@@ -211,7 +211,7 @@ func WithSigner(args []Arg, signer string) []Arg {
 // SchedulerArgs is the guide's kube-scheduler.service and kube-scheduler.yaml.
 func SchedulerArgs(c config.Controller, l pki.Layout) []Arg {
 	kubeconfig := l.Kubeconfig(pki.NameScheduler)
-	return append([]Arg{
+	return profiled(Scheduler, c, l, append([]Arg{
 		{"bind-address", ControllersBind(c)},
 		{"secure-port", strconv.Itoa(c.SchedulerPort)},
 		{"kubeconfig", kubeconfig},
@@ -221,7 +221,7 @@ func SchedulerArgs(c config.Controller, l pki.Layout) []Arg {
 		// On by default: it would also record every blocking event of etcd and the API server.
 		{"contention-profiling", "false"},
 		{"profiling", "false"},
-	}, servingArgs(l, kubeconfig)...)
+	}, servingArgs(l, kubeconfig)...))
 }
 
 // servingArgs lets /metrics on 10257 and 10259 authenticate its clients; with the
@@ -235,14 +235,18 @@ func servingArgs(l pki.Layout, kubeconfig string) []Arg {
 		{"tls-cert-file", l.Cert(pki.NameKubernetes)},
 		{"tls-private-key-file", l.Key(pki.NameKubernetes)},
 		{"tls-cipher-suites", strongCiphers},
+		{"tls-min-version", tlsMinVersion},
 	}
 }
 
-// ControllersBind keeps the guide's 0.0.0.0: kubectl get componentstatuses queries
-// 127.0.0.1, whatever address the API server listens on.
+// ControllersBind keeps the guide's 0.0.0.0, unless the profile is config.ProfileCIS: kubectl get
+// componentstatuses queries 127.0.0.1, whatever address the API server listens on.
 func ControllersBind(c config.Controller) string {
-	if ip := net.ParseIP(c.BindAddress); ip != nil && ip.IsLoopback() {
+	switch {
+	case isLoopback(c.BindAddress):
 		return c.BindAddress
+	case c.Profile == config.ProfileCIS:
+		return "127.0.0.1"
 	}
 	return "0.0.0.0"
 }

@@ -292,6 +292,14 @@ func (a *assessment) balancer(r Report) {
 			a.since(n.Since)
 		}
 	}
+	for _, l := range s.Limits {
+		value := ""
+		if l.Value != "" {
+			value = " (" + l.Value + ")"
+		}
+		a.add(Degraded, kindLimit, l.Do, "the limit %s%s is reached: %s", l.Name, value, l.Text)
+		a.since(l.Since)
+	}
 	if s.Held > 0 {
 		a.add(Degraded, kindHeld, "", "%d clients wait for a backend", s.Held)
 	}

@@ -26,6 +26,7 @@ const (
 	kindBackends    = "backends"
 	kindBackendName = "backend_name"
 	kindHeld        = "held_clients"
+	kindLimit       = "lb_limit"
 	kindDiscovery   = "discovery"
 )
 

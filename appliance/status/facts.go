@@ -17,6 +17,9 @@ func facts(r Report, now time.Time) (all []fact) {
 	if len(r.Certificates) > 0 {
 		all = append(all, certificatesFact(r.Certificates, now))
 	}
+	if r.Backup != nil {
+		all = append(all, backupFact(*r.Backup, now))
+	}
 	return all
 }
 
@@ -31,6 +34,18 @@ func quorumFact(r Report) fact {
 	}
 	if q.Leader != "" {
 		f.Text += ", " + q.Leader + " leads"
+	}
+	return f
+}
+
+// backupFact names the last backup.
+func backupFact(b Backup, now time.Time) fact {
+	if b.File == "" {
+		return fact{"Backup", "warn", "none yet", "one is made every " + Age(b.Every)}
+	}
+	f := fact{"Backup", "good", "verified " + Age(now.Sub(b.Verified)) + " ago", filepath.Base(b.File) + " on " + b.By}
+	if b.Every > 0 && now.Sub(b.Verified) > max(24*time.Hour, b.Every+b.Every/2) {
+		f.Tone = "warn"
 	}
 	return f
 }

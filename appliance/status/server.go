@@ -303,9 +303,17 @@ func (s *Server) report(now time.Time) Report {
 	return r
 }
 
-func (s *Server) readyz(w http.ResponseWriter, _ *http.Request) {
-	if r := s.Report(); !r.Ready {
-		http.Error(w, r.Reason, http.StatusServiceUnavailable)
+// readyz answers whether this process is ready. With the query "backends" it is so only
+// while some backend of its load balancer can be given connections, for those who move an
+// address from one load balancer to another.
+func (s *Server) readyz(w http.ResponseWriter, request *http.Request) {
+	r := s.Report()
+	ready, reason := r.Ready, r.Reason
+	if request.URL.Query().Has("backends") && ready && r.LB != nil && !r.LB.Serves {
+		ready, reason = false, "lb: no backend can be given connections"
+	}
+	if !ready {
+		http.Error(w, reason, http.StatusServiceUnavailable)
 		return
 	}
 	io.WriteString(w, "ok\n")

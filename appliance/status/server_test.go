@@ -70,7 +70,7 @@ func get(t *testing.T, url string) (code int, body string) {
 }
 
 func TestServer(t *testing.T) {
-	var draining atomic.Bool
+	var draining, serves atomic.Bool
 	own := prometheus.NewCounter(prometheus.CounterOpts{Name: "kthwd_lb_something_total", Help: "x"})
 	addr, socket := free(t), filepath.Join(t.TempDir(), "s")
 	stop := start(t, ServerConfig{
@@ -79,7 +79,9 @@ func TestServer(t *testing.T) {
 			if draining.Load() {
 				return reports()["lb-trouble"]
 			}
-			return reports()["lb"]
+			r := reports()["lb"]
+			r.LB.Serves = serves.Load()
+			return r
 		},
 	})
 	for path, want := range map[string]string{
@@ -102,7 +104,18 @@ func TestServer(t *testing.T) {
 	if strings.Contains(metrics, "kthwd_etcd") {
 		t.Error("metrics have an etcd, which is not there")
 	}
+	// Of these reports no load balancer serves; the process is ready all the same.
+	if code, body := get(t, "http://"+addr+"/readyz?backends"); code != 503 || body != "lb: no backend can be given connections\n" {
+		t.Errorf("/readyz?backends: got %d %q", code, body)
+	}
+	serves.Store(true)
+	if code, body := get(t, "http://"+addr+"/readyz?backends"); code != 200 {
+		t.Errorf("/readyz?backends of one that serves: got %d %q", code, body)
+	}
 	draining.Store(true)
+	if code, body := get(t, "http://"+addr+"/readyz?backends"); code != 503 || body != "lb: draining\n" {
+		t.Errorf("/readyz?backends, draining: got %d %q", code, body)
+	}
 	if code, body := get(t, "http://"+addr+"/readyz"); code != 503 || body != "lb: draining\n" {
 		t.Errorf("/readyz, draining: got %d %q", code, body)
 	}

@@ -43,6 +43,7 @@ type Report struct {
 	Names        cause.Names               `json:"-"`                        // with which Assess tells the causes of errors
 	Dependencies map[string][]string       `json:"dependencies,omitempty"`   // the components after which each component starts
 	Restarts     map[string]map[string]int `json:"restartReasons,omitempty"` // restarts by component and reason
+	Backup       *Backup                   `json:"backup,omitempty"`         // nil without a backup and without a schedule
 	Member       *Member                   `json:"member,omitempty"`         // of etcd; nil where none has started
 	Leases       []Lease                   `json:"leases,omitempty"`
 	Certificates []Certificate             `json:"certificates,omitempty"` // in use
@@ -50,6 +51,16 @@ type Report struct {
 	Events       []Event                   `json:"events,omitempty"`       // the last changes, newest first
 	LastRun      *lastrun.End              `json:"lastRun,omitempty"`      // how the run before this one ended; nil where none is recorded
 	HandedOver   bool                      `json:"handedOver,omitempty"`   // another process has taken over this load balancer's connections
+}
+
+// Backup is the last backup of the cluster.
+type Backup struct {
+	Every    time.Duration `json:"everyNanoseconds,omitempty"` // 0 when no schedule is set
+	File     string        `json:"file,omitempty"`             // on the controller By; empty for none
+	By       string        `json:"by,omitempty"`
+	Verified time.Time     `json:"verified,omitzero"` // when it was restored and compared
+	Revision int64         `json:"revision,omitempty"`
+	Size     int64         `json:"size,omitempty"`
 }
 
 // Quorum is the state of etcd's quorum.

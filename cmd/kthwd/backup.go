@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,6 +25,7 @@ import (
 	"kthwd/appliance/config"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
+	"kthwd/appliance/support"
 	"kthwd/appliance/text"
 )
 
@@ -40,22 +42,23 @@ func (a *app) backupVerb(l *config.Loader) *cobra.Command {
 
 // dirFlag adds the flag that names the directory of the archives.
 func dirFlag(cmd *cobra.Command, dir *string) {
-	cmd.Flags().StringVar(dir, "dir", "", "`DIR` Directory of the archives.")
+	cmd.Flags().StringVar(dir, "dir", "", "`DIR` Directory of the archives. Empty means --backup-dir of the configuration.")
 }
 
 // backupDir is the directory of the archives.
 func backupDir(dir string) (string, error) {
 	if dir == "" {
-		return "", advice.With(usagef("no directory for the archives"), "name it with --dir, on another disk than etcd's data")
+		return "", advice.With(usagef("no directory for the archives"), "name it with --dir, or set backup-dir; on another disk than etcd's data")
 	}
 	return filepath.Abs(dir)
 }
 
 // createFlags are the flags of kthwd backup create that are not settings.
 type createFlags struct {
-	dir, output string
-	recipients  []string
-	plainKeys   bool
+	dir, output, hook   string
+	recipients          []string
+	plainKeys, stepBack bool
+	keep                int
 }
 
 func (a *app) backupCreateVerb(l *config.Loader) *cobra.Command {
@@ -75,6 +78,9 @@ func (a *app) backupCreateVerb(l *config.Loader) *cobra.Command {
 	dirFlag(cmd, &f.dir)
 	cmd.Flags().StringSliceVar(&f.recipients, "recipient", nil, "`RECIPIENT` Encrypt the archive for this age recipient (age1…, or a file with one a line); repeatable. The machine itself cannot read it then.")
 	cmd.Flags().BoolVar(&f.plainKeys, "plain-keys", false, "Put private keys and encryption-config.yaml into an archive that is not encrypted: whoever reads the file has the cluster and all its secrets.")
+	cmd.Flags().IntVar(&f.keep, "keep", 0, "`N` Afterwards, delete all archives of this cluster in DIR but the N newest. 0 deletes none.")
+	cmd.Flags().StringVar(&f.hook, "hook", "", "`FILE` Afterwards, run this program with the path of the archive, for at most 10 minutes.")
+	cmd.Flags().BoolVar(&f.stepBack, "step-back", false, "Run with a low priority, as the schedule does.")
 	outputFlag(cmd, &f.output)
 	l.AddFlags(cmd.Flags(), "config", "data-dir")
 	return cmd
@@ -89,16 +95,8 @@ func (a *app) backupCreate(ctx context.Context, l *config.Loader, f *createFlags
 	if err != nil {
 		return err
 	}
-	dir, errDir := backupDir(f.dir)
-	recipients, errKeys := archive.ParseRecipients(f.recipients)
-	if errKeys != nil {
-		errKeys = advice.Usage(errKeys)
-	}
-	if f.plainKeys && len(f.recipients) > 0 {
-		errKeys = errors.Join(errKeys, usagef("--plain-keys and --recipient exclude each other: an encrypted archive has the keys"))
-	}
-	if err := errors.Join(errDir, errKeys); err != nil {
-		return err
+	if f.stepBack {
+		backup.StepBack()
 	}
 	ctx, release := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 	defer release()
@@ -106,20 +104,23 @@ func (a *app) backupCreate(ctx context.Context, l *config.Loader, f *createFlags
 	if err != nil {
 		return t.explain(err)
 	}
-	set := settingsOf(running.Settings)
 	bar := a.newProgress(asJSON)
-	made, err := backup.Create(ctx, backup.Options{
-		Layout: pki.Layout{Dir: t.dir, EtcdDir: set["etcd-data-dir"]}, Dir: dir, Recipients: recipients, PlainKeys: f.plainKeys, Kthwd: version,
-		Name: set["name"], Address: set["advertise-address"], Server: serverOf(set), Prefix: prefixOf(running.Programs),
-		Settings: config.Render(running.Settings), Args: running.Programs, Checker: a.checker, Report: bar.report,
-	})
-	bar.end()
-	if err != nil && ctx.Err() != nil {
-		return errors.New("interrupted: no archive was made")
-	}
+	o, err := a.createOptions(t, f, running)
 	if err != nil {
 		return err
 	}
+	o.Report = bar.report
+	made, err := backup.Create(ctx, o)
+	bar.end()
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return errors.New("interrupted: no archive was made")
+	case err != nil && asJSON:
+		return errors.Join(err, writeJSON(a.out, map[string]string{"failed": backup.StepOf(err)}))
+	case err != nil:
+		return err
+	}
+	a.afterwards(ctx, f, o.Dir, &made)
 	for _, w := range made.Warnings {
 		a.warn(w)
 	}
@@ -131,19 +132,45 @@ func (a *app) backupCreate(ctx context.Context, l *config.Loader, f *createFlags
 	return nil
 }
 
-// settingsOf returns the values of settings that are one word each.
-func settingsOf(all []config.Value) map[string]string {
-	set := map[string]string{}
-	for _, v := range all {
-		set[v.Key] = strings.Trim(v.Text, `"'`)
+// createOptions are the options of a backup: flags, then the settings of the running kthwd.
+func (a *app) createOptions(t target, f *createFlags, running support.Running) (o backup.Options, err error) {
+	rendered := config.Render(running.Settings)
+	set := archivedSettings(rendered)
+	dir, errDir := backupDir(cmp.Or(f.dir, set["backup-dir"].Value))
+	names := f.recipients
+	if configured := set["backup-recipient"]; len(names) == 0 && !f.plainKeys {
+		_ = configured.Decode(&names) // kthwd wrote it
 	}
-	return set
+	recipients, errKeys := archive.ParseRecipients(names)
+	if errKeys != nil {
+		errKeys = advice.Usage(errKeys)
+	}
+	if f.plainKeys && len(f.recipients) > 0 {
+		errKeys = errors.Join(errKeys, usagef("--plain-keys and --recipient exclude each other: an encrypted archive has the keys"))
+	}
+	port, _ := strconv.Atoi(set["secure-port"].Value)
+	return backup.Options{
+		Layout: pki.Layout{Dir: t.dir, EtcdDir: set["etcd-data-dir"].Value}, Dir: dir, Recipients: recipients, PlainKeys: f.plainKeys, Kthwd: version,
+		Name: set["name"].Value, Address: set["advertise-address"].Value, Prefix: prefixOf(running.Programs),
+		Server:   config.Controller{BindAddress: set["bind-address"].Value, SecurePort: port}.LocalServer(),
+		Settings: rendered, Args: running.Programs, Checker: a.checker,
+	}, errors.Join(errDir, errKeys)
 }
 
-// serverOf is the URL of the API server for clients on its own machine.
-func serverOf(set map[string]string) string {
-	port, _ := strconv.Atoi(set["secure-port"])
-	return config.Controller{BindAddress: set["bind-address"], SecurePort: port}.LocalServer()
+// afterwards prunes and runs the hook. What fails there is a warning: the archive is good.
+func (a *app) afterwards(ctx context.Context, f *createFlags, dir string, made *backup.Created) {
+	if f.keep > 0 {
+		p, err := archive.Prune(dir, f.keep, made.File)
+		if made.Pruned = p.Delete; err != nil {
+			made.Warnings = append(made.Warnings, "old archives are not deleted: "+err.Error())
+		}
+	}
+	if f.hook != "" {
+		if err := backup.RunHook(ctx, f.hook, *made, backup.HookTimeout); err != nil {
+			made.HookError = err.Error()
+			made.Warnings = append(made.Warnings, made.HookError)
+		}
+	}
 }
 
 // prefixOf is the prefix of kube-apiserver's keys in etcd.
@@ -204,7 +231,7 @@ func (a *app) backupList(l *config.Loader, dir string, asJSON bool) error {
 	if err := l.Load(); err != nil {
 		return err
 	}
-	dir, err := backupDir(dir)
+	dir, err := backupDir(cmp.Or(dir, l.Config.Controller.BackupDir))
 	if err != nil {
 		return err
 	}
@@ -344,7 +371,7 @@ func (a *app) backupPrune(l *config.Loader, dir string, keep int, plan bool) err
 	if err := l.Load(); err != nil {
 		return err
 	}
-	dir, err := backupDir(dir)
+	dir, err := backupDir(cmp.Or(dir, l.Config.Controller.BackupDir))
 	if err != nil {
 		return err
 	}

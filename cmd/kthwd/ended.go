@@ -10,7 +10,7 @@ import (
 	"kthwd/appliance/lastrun"
 )
 
-// endedVerb serves ExecStopPost= of the controller's unit, so help hides it: systemd knows
+// endedVerb serves ExecStopPost= of the units, so help hides it: systemd knows
 // better than the next start why a process has ended, for example that the memory limit
 // was reached, and removes the control group that counted it.
 func (a *app) endedVerb(l *config.Loader) *cobra.Command {
@@ -34,7 +34,11 @@ func (a *app) ended(l *config.Loader) error {
 	if err := l.Load(); err != nil {
 		return err
 	}
-	return lastrun.In(l.Config.Controller.Layout().Run()).Note(lastrun.Service{
+	files, ok := runOf(l.Config)
+	if !ok {
+		return nil
+	}
+	return files.Note(lastrun.Service{
 		At: time.Now(), Result: result, Code: os.Getenv("EXIT_CODE"), Status: os.Getenv("EXIT_STATUS"),
 	})
 }

@@ -33,7 +33,7 @@ func (a *app) explainVerb(l *config.Loader) *cobra.Command {
 		Use:   "explain [PROGRAM] [flags]",
 		Short: "Print the programs' command lines and each flag's origin",
 		Long: "Print the command line that each embedded program has in a start with these flags, or that\n" +
-			"of one PROGRAM, each flag with its origin: guide, kthwd or yours. It reads the configuration\n" +
+			"of one PROGRAM, each flag with its origin: guide, profile, kthwd or yours. It reads the configuration\n" +
 			"and needs no running kthwd; with --running it asks the running one.\n\n" +
 			"-o shell prints command lines for sh, -o unit systemd units, for people and scanners to read.",
 		Example:   "  kthwd explain\n  kthwd explain kube-apiserver --diff guide\n  kthwd explain etcd -o unit\n  kthwd explain --running -o json",
@@ -99,24 +99,9 @@ func (a *app) explained(ctx context.Context, l *config.Loader, running bool) ([]
 	if running {
 		return a.askExplained(ctx, l)
 	}
-	if err := l.Load(); err != nil {
-		return nil, err
-	}
-	if l.Config.Is(config.RoleLB) && !l.Config.Is(config.RoleController) {
-		return nil, advice.With(usagef("a load balancer runs none of the programs"), "kthwd config prints its settings")
-	}
-	if err := l.ResolveController(); err != nil {
-		return nil, err
-	}
-	if err := l.ValidateController(); err != nil {
-		return nil, err
-	}
-	lines, err := commands.Offline(l.Config.Controller)
+	lines, err := a.offline(l)
 	if err != nil {
 		return nil, err
-	}
-	for _, w := range lines.Warnings {
-		a.warn(w)
 	}
 	return explain.All(explainInput(l, lines, lines.Args)), nil
 }
@@ -131,7 +116,9 @@ func explainRunning(l *config.Loader, args map[string][]program.Arg) []explain.P
 }
 
 func explainInput(l *config.Loader, lines *commands.Lines, args map[string][]program.Arg) explain.Input {
-	in := explain.Input{Args: args, Users: lines.Users, Overrides: lines.Overrides, Where: map[string]string{}}
+	c := l.Config.Controller
+	in := explain.Input{Args: args, Users: lines.Users, Overrides: lines.Overrides, Where: map[string]string{},
+		Profile: c.Profile, Profiled: commands.Profiled(c)}
 	for _, name := range explain.Names() {
 		in.Where[name] = l.Origin(name + "-arg")
 	}

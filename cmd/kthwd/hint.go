@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"io/fs"
 	"net"
@@ -50,7 +51,7 @@ func (a *app) hint(err error) string {
 	if !ok {
 		return hintFor(err)
 	}
-	words := []string{foreign.Prefix(), "kthwd"}
+	words := []string{foreign.Prefix(), cmp.Or(a.called, "kthwd")}
 	for _, w := range a.args {
 		if _, err := member.ParseToken(w); err == nil {
 			w = "-"

@@ -176,6 +176,9 @@ func configureJoiner(l *config.Loader, f member.Files) (config.Controller, error
 			*p.is = p.other
 		}
 	}
+	if !l.IsSet("profile") && s.Profile != "" {
+		c.Profile = s.Profile
+	}
 	if ip, err := netip.ParseAddr(f.Address); err == nil && ip.IsLoopback() && !l.IsSet("bind-address") {
 		c.BindAddress = f.Address // several controllers on one machine
 	}

@@ -21,7 +21,9 @@ import (
 	"kthwd/appliance"
 	"kthwd/appliance/advice"
 	"kthwd/appliance/config"
+	"kthwd/appliance/lastrun"
 	"kthwd/appliance/logging"
+	"kthwd/appliance/observe"
 	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
 	"kthwd/appliance/support"
@@ -69,7 +71,9 @@ type balancer struct {
 	static     atomic.Pointer[[]string] // servers of the configuration in force
 	uncounted  bool                     // the last reload failed before lb.Server, which counts, saw it; owned by the reload goroutine
 	used       func() []status.Certificate
-	quiet      slog.Level // level of the component lb before toggleDebug turned debug on
+	record     *lastrun.Run   // of a process without another role; nil without a place for it
+	machine    *observe.Watch // likewise
+	quiet      slog.Level     // level of the component lb before toggleDebug turned debug on
 }
 
 var _ supervise.Component = (*balancer)(nil)
@@ -85,7 +89,7 @@ func (a *app) newBalancer(l *config.Loader, logs *logging.Logs) (*balancer, erro
 		TakeOver: a.inherits.predecessor != 0, OnSuccessor: b.successor, Alone: b.alone,
 	})
 	if err := errors.Join(err, problem); err != nil {
-		return nil, l.Locate(err)
+		return nil, l.WithPlaces(err)
 	}
 	b.server = server
 	b.inForce.Store(l)
@@ -162,7 +166,7 @@ func (b *balancer) Run(ctx context.Context, ready func()) error {
 	case errors.Is(err, syscall.EACCES) && !errors.As(err, &file):
 		return advice.With(err, lowPortHint+" with --listen")
 	case !errors.Is(err, lb.ErrHandedOver):
-		return l.Locate(err)
+		return l.WithPlaces(err)
 	}
 	b.handedOver.Store(true)
 	if b.alone {
@@ -256,7 +260,7 @@ func (b *balancer) extraRole() *appliance.ExtraRole {
 const balancerGrowth = 400
 
 // run runs a process that is only a load balancer.
-func (b *balancer) run(ctx context.Context) error {
+func (b *balancer) run(ctx context.Context) (err error) {
 	tune.LimitMemory(b.log)
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(balancerGrowth)
@@ -267,6 +271,7 @@ func (b *balancer) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	defer b.watchOver(ctx, socket)()
 	host, _ := os.Hostname() // for the page: without a name it says kthwd only
 	st := g.Add(status.NewServer(status.ServerConfig{
 		Socket:  socket,
@@ -279,10 +284,13 @@ func (b *balancer) run(ctx context.Context) error {
 				Ready: ready, Reason: reason, Components: g.Status(), Dependencies: g.Dependencies(),
 			}
 			b.report(&r)
+			b.observed(&r)
 			return r
 		},
 	})).StopWithin(stopStatus)
 	b.add(g, st)
+	defer func() { b.record.End(err) }()
+	defer context.AfterFunc(ctx, func() { b.record.Asked(context.Cause(ctx)) })()
 	watching, stop := context.WithCancel(context.Background())
 	defer stop()
 	go g.Follow(watching, b.onChange(ctx))
@@ -383,6 +391,7 @@ func (b *balancer) onChange(ctx context.Context) func(ready bool, reason string)
 		if ready && !before {
 			before = true
 			b.app.notify.ready()
+			b.record.Ready()
 			b.log.Info("all ready", "took", time.Since(b.app.started).Round(10*time.Millisecond))
 		}
 	}
@@ -422,7 +431,7 @@ func (b *balancer) reload() error {
 		return err
 	}
 	if err := b.server.Reload(l.Config.LB); err != nil {
-		return l.Locate(err)
+		return l.WithPlaces(err)
 	}
 	changes := l.Changes(b.loader)
 	if slices.Contains(changes, "log-level") {

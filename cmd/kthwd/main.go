@@ -30,13 +30,14 @@ type app struct {
 	inherits inheritance
 	started  time.Time
 	args     []string // command line without the name of the program
+	called   string   // with which a person runs the program here; empty means kthwd
 
 	catchStderr func(*logging.Logs) error // for a controller; nil in a test, which owns os.Stderr
 }
 
 func main() {
 	own := *os.Stderr // keeps writing there after catchStderr
-	a := &app{out: os.Stdout, err: &own, exit: os.Exit, notify: takeNotifier(), inherits: takeInheritance(), started: time.Now(), catchStderr: upstream.CatchStderr}
+	a := &app{out: os.Stdout, err: &own, exit: os.Exit, notify: takeNotifier(), inherits: takeInheritance(), started: time.Now(), called: calledAs(os.Args[0]), catchStderr: upstream.CatchStderr}
 	a.exit(a.run(context.Background(), os.Args[1:]))
 }
 

@@ -42,7 +42,7 @@ func (a *app) report(err error) (code int) {
 		fmt.Fprintf(a.err, "%skthwd: %s %s\n", level, p("31;1", "error:"), text.Joined(e.Error()))
 		if hint := a.hint(e); hint != "" && !said[hint] {
 			said[hint] = true
-			fmt.Fprintf(a.err, "%skthwd: %s %s\n", level, p("36", "hint:"), text.Joined(hint))
+			fmt.Fprintf(a.err, "%skthwd: %s %s\n", level, p("36", "hint:"), text.Joined(a.asTyped(hint)))
 		}
 	}
 	var down *downError
@@ -53,7 +53,7 @@ func (a *app) report(err error) (code int) {
 }
 
 func (a *app) warn(warning string) {
-	fmt.Fprintf(a.err, "%skthwd: %s %s\n", a.priority(slog.LevelWarn), painter(a.err)("33", "warning:"), text.Joined(warning))
+	fmt.Fprintf(a.err, "%skthwd: %s %s\n", a.priority(slog.LevelWarn), painter(a.err)("33", "warning:"), text.Joined(a.asTyped(warning)))
 }
 
 // writeJSON writes v for programs.

@@ -51,13 +51,16 @@ func (a *app) pkiInitVerb(l *config.Loader) *cobra.Command {
 			if f.asked(cmd.Flags()) {
 				return a.pkiInitCluster(l, f, cmd.Flags())
 			}
+			if cmd.Flags().Changed("profile") {
+				return advice.With(usagef("--profile without --controllers: no kthwd.yaml is written"), "give it to kthwd --role=controller, or set profile in its file")
+			}
 			return a.pkiInit(l, newSecrets)
 		},
 	}
 	cmd.Flags().StringSliceVar(&newSecrets, "new-secrets", nil, "`NAME` Secrets to make although etcd has data: "+strings.Join(pki.SecretNames(), ", ")+".")
 	f.add(cmd.Flags())
 	l.AddFlags(cmd.Flags(), "config", "data-dir", "etcd-data-dir", "bind-address", "advertise-address", "subject-alt-name",
-		"secure-port", "etcd-peer-port", "service-cluster-ip-range", "cluster-cidr")
+		"secure-port", "etcd-peer-port", "service-cluster-ip-range", "cluster-cidr", "profile")
 	return cmd
 }
 

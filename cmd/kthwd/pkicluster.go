@@ -42,7 +42,7 @@ func (a *app) pkiInitCluster(l *config.Loader, f *clusterFlags, fs *pflag.FlagSe
 	c := config.Cluster{Controllers: f.controllers, LBs: f.lbs, CAKey: f.caKey, Dir: f.out, Shared: l.Config.Controller}
 	plan, err := c.Plan()
 	if err != nil {
-		errs = append(errs, l.Locate(err))
+		errs = append(errs, l.WithPlaces(err))
 	}
 	if len(errs) > 0 {
 		return errors.Join(errs...)

@@ -95,6 +95,9 @@ func (a *app) showPreflight(all []preflight.Result, asJSON bool) error {
 		}
 		return nil
 	}
+	for i := range all {
+		all[i].Do = a.asTyped(all[i].Do)
+	}
 	p := painter(a.out)
 	colour := map[preflight.Verdict]string{preflight.OK: "32", preflight.Warn: "33", preflight.Fail: "31;1"}
 	return preflight.WriteTable(a.out, all, func(v preflight.Verdict) string { return p(colour[v], string(v)) })

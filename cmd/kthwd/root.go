@@ -52,7 +52,7 @@ func (a *app) newRoot() *cobra.Command {
 		verbs []*cobra.Command
 	}{
 		{"Run", []*cobra.Command{a.preflightVerb(l), a.configVerb(l), a.explainVerb(l), a.logLevelVerb(l)}},
-		{"Look", []*cobra.Command{a.statusVerb(l), a.supportVerb(l), a.versionVerb()}},
+		{"Look", []*cobra.Command{a.statusVerb(l), a.auditVerb(l), a.supportVerb(l), a.versionVerb()}},
 		{"Membership", []*cobra.Command{a.memberVerb(l), a.joinVerb(l), a.etcdVerb(l)}},
 		{"Backup", []*cobra.Command{a.backupVerb(l)}},
 		{"Certificates and keys", []*cobra.Command{a.pkiVerb(l)}},

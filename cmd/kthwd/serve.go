@@ -79,7 +79,7 @@ func checkWeb(l *config.Loader) error {
 	if err == nil {
 		return nil
 	}
-	return l.Locate(&config.Problem{Key: "metrics-web-config", Text: err.Error(),
+	return l.WithPlaces(&config.Problem{Key: "metrics-web-config", Text: err.Error(),
 		Hint: "its format: https://github.com/prometheus/exporter-toolkit/blob/master/docs/web-configuration.md"})
 }
 
@@ -202,7 +202,7 @@ func (a *app) ready(log *slog.Logger, l *config.Loader, timeline []supervise.Sta
 	a.notify.ready()
 	c := l.Config
 	kubectl := "kubectl --kubeconfig " + text.ShellWord(absolute(c.Controller.Layout().Kubeconfig(pki.NameAdmin))) + " get componentstatuses"
-	page, ask := pageURL(c), statusCommand(l)
+	page, ask := pageURL(c), a.asTyped(statusCommand(l))
 	took := time.Since(a.started).Round(10 * time.Millisecond)
 	if c.LogFormat == logging.JSON || isJournal(a.err) {
 		log.Info("all ready", "took", took, "page", page, "status", ask, "try", kubectl)

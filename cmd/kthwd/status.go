@@ -167,7 +167,7 @@ func (a *app) writeStatus(r status.Report, output string) error {
 	if output == "wide" {
 		write = status.WriteWide
 	}
-	return write(a.out, r, time.Now(), colours(a.out))
+	return write(a.out, a.asTypedAll(r), time.Now(), colours(a.out))
 }
 
 // watchStatus shows the status again when anything but the time has changed.

@@ -104,7 +104,7 @@ func (t target) explain(err error) error {
 		return t.notBelieved(stranger)
 	}
 	if err == nil || t.dir == "" {
-		return err
+		return t.withLastRun(err)
 	}
 	holder := datadir.Holder(t.layout())
 	switch {
@@ -129,6 +129,23 @@ func (t target) notBelieved(stranger *status.Stranger) error {
 		hint = do + "; " + hint
 	}
 	return advice.With(fmt.Errorf("%w; %s", first, stranger.Sentence()), hint)
+}
+
+// withLastRun adds how the last run of a load balancer ended.
+func (t target) withLastRun(err error) error {
+	files, ok := balancerRun(t.Socket)
+	if !ok || !errors.Is(err, status.ErrNotRunning) {
+		return err
+	}
+	last, none := files.Last()
+	if none != nil || last.Kind == lastrun.Running {
+		return err
+	}
+	said := fmt.Errorf("%w; the last run: %s", err, last.Text)
+	if last.Do == "" {
+		return said
+	}
+	return advice.With(said, last.Do)
 }
 
 func (t target) layout() pki.Layout { return pki.Layout{Dir: t.dir} }

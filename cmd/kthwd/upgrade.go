@@ -50,6 +50,11 @@ func (b *balancer) successor(pid int) {
 		b.app.notify.mainPID(pid)
 	}
 	if pid != os.Getpid() {
+		b.record.Release() // the new process records its own run there
+	} else if b.record != nil {
+		b.record.Keep()
+	}
+	if pid != os.Getpid() {
 		b.log.Info("a new process takes over", "process", pid)
 	}
 }

@@ -35,6 +35,7 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -88,6 +89,7 @@ type Config struct {
 	Rise        int              // consecutive good results that restore Ready
 	Roots       *x509.CertPool   // CAs that verify the backend's certificate; nil verifies nothing
 	ServerName  string           // name in the backend's certificate; "" means the address
+	Sources     []netip.Addr     // the check comes from the first that has the family of the backend; empty leaves it to the kernel
 	Certificate *tls.Certificate // client certificate of the checks; nil sends none
 	Log         *slog.Logger     // gets one line for each change of State; nil logs nothing
 }
@@ -106,7 +108,9 @@ type Result struct {
 	// process got no CPU or no descriptor. "" for a result that counts.
 	NoVerdict string
 
-	ours bool // NoVerdict because of a shortage that an immediate retry would meet again
+	// Shortage is the resource of this machine that was lacking; 0 when none was. An
+	// immediate retry would meet it again.
+	Shortage syscall.Errno
 }
 
 // Status is the state of a backend. Two can be compared with ==.

@@ -75,10 +75,6 @@ func newMachine(cfg Config, now time.Time) machine {
 func (m *machine) see(r Result, covers uint64, now time.Time) {
 	if r.NoVerdict != "" {
 		m.s.Late++
-		if r.ours { // it may last, so status must show it
-			m.lastBad, m.s.SuspectReason = true, r.reason()
-			m.suspect()
-		}
 		return
 	}
 	m.count(r.Kind.verdict(), now)

@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -76,15 +75,15 @@ func (p *prober) connect(ctx context.Context, r *Result) (net.Conn, netip.AddrPo
 		return nil, to
 	}
 	start := time.Now()
-	conn, err := p.dial(ctx, to.String())
+	conn, err := p.dial(ctx, to)
 	r.Connect = time.Since(start)
 	if err == nil {
 		return conn, to
 	}
 	r.ConnectPhase = true
 	p.fail(r, KindConnectError, "no connection", err)
-	if isOurs(err) {
-		r.NoVerdict, r.ours = r.Err, true
+	if r.Shortage = shortage(err); r.Shortage != 0 {
+		r.NoVerdict = r.Err
 	}
 	return nil, to
 }
@@ -98,9 +97,20 @@ const (
 	mostTries = 3
 )
 
+// source returns the address that a connection to a backend comes from; nil leaves it to
+// the kernel.
+func (p *prober) source(to netip.AddrPort) net.Addr {
+	for _, a := range p.cfg.Sources {
+		if a.Is4() == to.Addr().Unmap().Is4() {
+			return net.TCPAddrFromAddrPort(netip.AddrPortFrom(a, 0))
+		}
+	}
+	return nil
+}
+
 // dial returns the first connection that is answered. An error other than a timeout ends
 // it at once.
-func (p *prober) dial(ctx context.Context, to string) (net.Conn, error) {
+func (p *prober) dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the other attempts
 	type try struct {
@@ -109,10 +119,10 @@ func (p *prober) dial(ctx context.Context, to string) (net.Conn, error) {
 		err  error
 	}
 	tries := make(chan try, mostTries)
+	d := net.Dialer{KeepAlive: -1, LocalAddr: p.source(to)} // too short-lived for keep-alive
 	begin := func() {
 		start := time.Now()
-		d := net.Dialer{KeepAlive: -1} // too short-lived for keep-alive
-		conn, err := d.DialContext(ctx, "tcp", to)
+		conn, err := d.DialContext(ctx, "tcp", to.String())
 		tries <- try{conn, time.Since(start), err}
 	}
 	again := time.NewTicker(max(secondTry, 2*p.rtt+secondTry/2))
@@ -253,12 +263,15 @@ func cause(err error) string {
 	return err.Error()
 }
 
-// isOurs reports whether a connect failed because this machine is out of descriptors,
-// memory or local ports.
-func isOurs(err error) bool {
-	return slices.ContainsFunc([]error{
-		syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL,
-	}, func(e error) bool { return errors.Is(err, e) })
+// shortage returns the error if a connect failed because this machine is out of
+// descriptors, memory or local ports; else 0.
+func shortage(err error) syscall.Errno {
+	for _, e := range []syscall.Errno{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL} {
+		if errors.Is(err, e) {
+			return e
+		}
+	}
+	return 0
 }
 
 // maxLine limits a text in logs and in status, in runes.

@@ -424,13 +424,13 @@ func TestSessionIsResumedForAWhile(t *testing.T) {
 	}
 }
 
-func TestIsOurs(t *testing.T) {
+func TestShortage(t *testing.T) {
 	for errno, want := range map[syscall.Errno]bool{
 		syscall.EMFILE: true, syscall.ENFILE: true, syscall.EADDRNOTAVAIL: true,
 		syscall.ECONNREFUSED: false, syscall.EHOSTUNREACH: false, syscall.ENETUNREACH: false,
 	} {
 		err := &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", errno)}
-		if got := isOurs(err); got != want {
+		if got := shortage(err) == errno; got != want {
 			t.Errorf("%v: got %v, want %v", errno, got, want)
 		}
 	}

@@ -196,7 +196,7 @@ func (t trial) late(timeout time.Duration) string {
 func (c *Checker) pause(r Result) time.Duration {
 	fast := min(fastInterval, c.cfg.Interval)
 	switch {
-	case r.ours:
+	case r.Shortage != 0:
 		return c.jitter(fast) // a descriptor does not become free at once
 	case r.NoVerdict != "":
 		return 0

@@ -122,6 +122,11 @@ func (o options) relations(info *nfpm.Info) {
 // that no package names; a Debian package names each automatically.
 var own = []string{"/etc/kthwd", "/usr/share/kthwd", "/usr/share/licenses/kthwd"}
 
+// private are the settings that only root and a group may read. An RPM makes the groups before
+// its files; of a Debian package, whose groups have no fixed numbers, the script does it
+// (Debian Policy 10.9).
+var private = map[string]string{"/etc/kthwd/controller.yaml": "kthwd", "/etc/kthwd/lb.yaml": "kthwd-lb"}
+
 // contents lists the files of the tree. Files below /etc belong to the user once they
 // are installed.
 func (o options) contents(date time.Time) (all files.Contents, err error) {
@@ -148,6 +153,9 @@ func (o options) contents(date time.Time) (all files.Contents, err error) {
 		}
 		if strings.HasPrefix(name, "/etc/") {
 			c.Type = files.TypeConfigNoReplace
+		}
+		if group, ok := private[name]; ok && o.kind == "rpm" {
+			c.FileInfo.Group, c.FileInfo.Mode = group, 0o640
 		}
 		all = append(all, c)
 		return nil

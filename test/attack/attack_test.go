@@ -131,7 +131,9 @@ func (c *cluster) patch(ctx context.Context, cert tls.Certificate, path, body st
 func (c *cluster) send(ctx context.Context, cert tls.Certificate, method string, port int, path string, body []byte, header http.Header) (int, string, error) {
 	pool := x509.NewCertPool()
 	pool.AddCert(c.ca.cert)
-	pool.AddCert(c.etcdCA.cert)
+	if c.etcdCA.cert != nil {
+		pool.AddCert(c.etcdCA.cert)
+	}
 	client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true,
 		TLSClientConfig: &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{cert}}}}
 	req, err := http.NewRequestWithContext(ctx, method, fmt.Sprintf("https://%s%s", net.JoinHostPort(c.Address, fmt.Sprint(port)), path), bytes.NewReader(body))

@@ -51,6 +51,10 @@ func TestAnonymousPushesNoEvidenceOut(t *testing.T) {
 		t.Errorf("the audit log was rotated: %q", files)
 	}
 	recorded(t, log, `"name":"evidence"`)
+	// Not one of their records is in it, so neither more of them nor more time push it out.
+	if data, err := os.ReadFile(log); err != nil || strings.Contains(string(data), strings.Repeat("a", 7000)) {
+		t.Errorf("the audit log has a request of an unauthenticated client: %v", err)
+	}
 
 	t.Run("a long request is recorded", func(t *testing.T) {
 		create(t, c, admin, "long", "?fieldManager=x&pad="+strings.Repeat("b", 15<<10))

@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -97,6 +98,47 @@ func TestEtcdAnswersControllersOnly(t *testing.T) {
 			t.Errorf("etcd's client with etcd.pem: %v", err)
 		}
 	})
+}
+
+// With one CA, a certificate of it that has a controller's name is all of etcd. After the
+// move to a CA of etcd's own it is nothing there.
+func TestSplitClosesEtcd(t *testing.T) {
+	t.Parallel()
+	dir, ports := filepath.Join(t.TempDir(), "c0"), kthwtest.FreePorts(t, "127.0.0.1")
+	if code, out := kthwd(t, "pki", "init", "--config=", "--data-dir="+dir, "--advertise-address=127.0.0.1", fmt.Sprintf("--secure-port=%d", ports.Secure)); code != 0 {
+		t.Fatalf("kthwd pki init: exit code %d\n%s", code, out)
+	}
+	for _, name := range []string{"etcd-ca.pem", "etcd-ca-key.pem", "etcd.pem", "etcd-key.pem"} {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := &cluster{Controller: kthwtest.Start(t, kthwtest.Options{Dir: dir, Ports: &ports}), ca: readCA(t, dir, "ca")}
+	forged := c.ca.sign(t, pkix.Name{CommonName: "kubernetes"}, c.Address)
+	reads := func(cert tls.Certificate) error {
+		code, body, err := c.ask(t.Context(), cert, http.MethodPost, c.Ports.EtcdClient, "/v3/kv/range", rangeAll)
+		if err == nil && code != http.StatusOK {
+			err = fmt.Errorf("%d %.100q", code, body)
+		}
+		return err
+	}
+	if err := reads(forged); err != nil {
+		t.Errorf("before the move: got %v; want it accepted, or this test shows nothing", err)
+	}
+	if code, out := kthwd(t, "pki", "split-etcd-ca", "--config=", "--data-dir="+dir); code != 0 || !strings.Contains(out, "next  restart kthwd here, and etcd has a CA of its own") {
+		t.Fatalf("kthwd pki split-etcd-ca: exit code %d\n%s", code, out)
+	}
+	c.Signal(t, syscall.SIGTERM)
+	c.Wait(t, time.Minute)
+	c.Controller, c.etcdCA = kthwtest.Start(t, kthwtest.Options{Dir: dir, Ports: &ports}), readCA(t, dir, "etcd-ca")
+	for name, cert := range map[string]tls.Certificate{"a certificate called kubernetes": forged, "kubernetes.pem": c.pair(t, "kubernetes")} {
+		if err := reads(cert); err == nil || !strings.Contains(err.Error(), "remote error: tls:") {
+			t.Errorf("%s after the move: got %v, want a refusal by etcd's TLS", name, err)
+		}
+	}
+	if err := reads(c.pair(t, "etcd")); err != nil {
+		t.Errorf("etcd.pem after the move: %v", err)
+	}
 }
 
 // approve makes an administrator approve a user's certificate, as in any cluster.

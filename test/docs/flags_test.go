@@ -20,8 +20,8 @@ const goldens = "appliance/testdata/args"
 
 // A flagRow is a line of a flag table; "" means that this side has no such flag.
 type flagRow struct {
-	guide, kthwd string // --key=value
-	sometimes    bool   // kthwd sets it in some configurations only
+	guide, kthwd, cis string // --key=value
+	sometimes         bool   // kthwd sets it in some configurations only
 }
 
 // TestFlags compares the tables with the guide's flags and kthwd's.
@@ -32,7 +32,12 @@ func TestFlags(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			table := flagRows(t, p.section(t, "## "+name))
 			checkGuide(t, table, guide[name])
-			checkKthwd(t, table, goldenFlags(t, name))
+			plain, cis := goldenFlags(t, name)
+			checkKthwd(t, table, plain)
+			for i := range table {
+				table[i].kthwd = table[i].cis
+			}
+			checkKthwd(t, table, cis)
 		})
 	}
 }
@@ -53,8 +58,8 @@ var flagCell = regexp.MustCompile("^`(--[^`]+)`( \\(loopback only\\))?$")
 func flagRows(t *testing.T, section string) (all []flagRow) {
 	t.Helper()
 	for _, cells := range rows(section) {
-		if len(cells) != 3 {
-			t.Fatalf("a row has %d cells, want 3: %q", len(cells), cells)
+		if len(cells) != 4 {
+			t.Fatalf("a row has %d cells, want 4: %q", len(cells), cells)
 		}
 		var r flagRow
 		if cells[0] != "—" {
@@ -72,8 +77,16 @@ func flagRows(t *testing.T, section string) (all []flagRow) {
 		case cells[1] != "—":
 			t.Fatalf("%q is neither a flag nor same nor —", cells[1])
 		}
-		if r.kthwd != r.guide && cells[2] == "" {
-			t.Errorf("%s, %s: the row does not say why", r.guide, r.kthwd)
+		switch m := flagCell.FindStringSubmatch(cells[2]); {
+		case cells[2] == "same":
+			r.cis = r.kthwd
+		case m != nil:
+			r.cis = m[1]
+		case cells[2] != "—":
+			t.Fatalf("%q is neither a flag nor same nor —", cells[2])
+		}
+		if (r.kthwd != r.guide || r.cis != r.kthwd) && cells[3] == "" {
+			t.Errorf("%s, %s, %s: the row does not say why", r.guide, r.kthwd, r.cis)
 		}
 		all = append(all, r)
 	}
@@ -105,11 +118,12 @@ func checkGuide(t *testing.T, table []flagRow, guide []string) {
 }
 
 // goldenFlags are kthwd's flags for a program in each configuration of appliance's
-// golden files: every file with the program's name in its path.
-func goldenFlags(t *testing.T, program string) map[string][]string {
+// golden files: every file with the program's name in its path; those with the profile cis
+// apart.
+func goldenFlags(t *testing.T, program string) (plain, cis map[string][]string) {
 	t.Helper()
 	dir := filepath.Join(kthwtest.Root(), goldens)
-	found := map[string][]string{}
+	plain, cis = map[string][]string{}, map[string][]string{}
 	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		name := strings.TrimSuffix(filepath.Base(path), ".golden")
 		if err != nil || d.IsDir() || name != program && !strings.HasPrefix(name, program+"-") && !strings.HasPrefix(name, program+".") {
@@ -119,6 +133,10 @@ func goldenFlags(t *testing.T, program string) map[string][]string {
 		if err != nil {
 			t.Error(err)
 		}
+		found := plain
+		if strings.HasSuffix(name, "-cis") {
+			found = cis
+		}
 		for line := range strings.Lines(string(data)) {
 			if line = strings.TrimSpace(line); strings.HasPrefix(line, "--") {
 				found[path] = append(found[path], line)
@@ -126,10 +144,10 @@ func goldenFlags(t *testing.T, program string) map[string][]string {
 		}
 		return nil
 	})
-	if len(found) == 0 {
-		t.Skipf("%s has no golden file for %s yet", goldens, program)
+	if len(plain) == 0 || len(cis) == 0 {
+		t.Errorf("%s lacks golden files for %s", goldens, program)
 	}
-	return found
+	return plain, cis
 }
 
 // checkKthwd requires a row for each of kthwd's flags, and a flag for each row.

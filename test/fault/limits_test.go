@@ -23,7 +23,7 @@ func TestPortNamesTheProcess(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		a.run(t).check(t, 1, fmt.Sprintf("(process %d) listens on", os.Getpid()), fmt.Sprint(a.ports.Secure))
+		a.run(t).check(t, 1, fmt.Sprintf("(process %d, started ", os.Getpid()), fmt.Sprint(a.ports.Secure))
 		l.Close()
 	}
 }

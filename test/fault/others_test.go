@@ -117,7 +117,7 @@ func tellsControllersOnly(t *testing.T, m *made, c *kthwtest.Controller) {
 	if out, err := exec.Command(kthwtest.Binary(t), "pki", "init", "--config=", "--advertise-address=127.0.0.1", "--data-dir="+stranger).CombinedOutput(); err != nil {
 		t.Fatalf("kthwd pki init: %v\n%s", err, out)
 	}
-	ca, err := os.ReadFile(filepath.Join(c.Dir, "ca.pem"))
+	ca, err := os.ReadFile(filepath.Join(c.Dir, "etcd-ca.pem"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,9 +128,10 @@ func tellsControllersOnly(t *testing.T, m *made, c *kthwtest.Controller) {
 		told            bool
 	}{
 		{"no certificate", "", "", false},
-		{"a controller of another cluster", stranger, "kubernetes", false},
+		{"a controller of another cluster", stranger, "etcd", false},
+		{"the API server", c.Dir, "kubernetes", false},
 		{"the health bridge", c.Dir, "kthwd-health", false},
-		{"a controller", filepath.Join(m.dir, "c0"), "kubernetes", true},
+		{"a controller", filepath.Join(m.dir, "c0"), "etcd", true},
 	} {
 		config := &tls.Config{RootCAs: pool}
 		if tt.dir != "" {

@@ -26,7 +26,8 @@ func TestLostSecrets(t *testing.T) {
 	}{
 		{"encryption-config", "encryption-config.yaml", []string{"encryption-config.yaml"}},
 		{"service-account", "service-account-key.pem", []string{"service-account*.pem"}},
-		{"ca", "ca-key.pem", []string{"ca*.pem", "admin*", "kube*", "kthwd-health*", "service-account.pem"}}, // with all that it has signed
+		{"ca", "ca-key.pem", []string{"ca*.pem", "admin*", "super-admin*", "kube*", "kthwd-health*", "service-account.pem"}}, // with all that it has signed
+		{"etcd-ca", "etcd-ca-key.pem", []string{"etcd*.pem"}},                                                                // names.json remembers them
 	} {
 		t.Run(tt.secret, func(t *testing.T) {
 			defer away(t, c.Dir, tt.globs...)()

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"kthwd/test/kthwtest"
@@ -36,19 +37,23 @@ func refused(t *testing.T, dir string, ports kthwtest.Ports, wrap ...string) str
 }
 
 // C14: nothing runs, and kthwd status tells the directory, the end of the last run and what
-// to type.
+// to type. C12: the next start is refused, because it may open too few files; since when the
+// controller is away, it says with the end of the last run.
 func TestNothingRuns(t *testing.T) {
 	t.Parallel()
 	c := kthwtest.Start(t, kthwtest.Options{})
 	stop(t, c)
 	ended(t, incident{name: "C14 nothing runs", cause: "no process has " + c.Dir, do: "kthwd --role=controller"},
-		statusText(t, c), "no process has "+c.Dir, `the last run: stopped in order.*`+clock)
+		statusText(t, c), "no process has "+c.Dir, `the last run: (?:stopped in order|ended with an error) at \S+ `+clock)
+	out := refused(t, c.Dir, c.Ports, "sh", "-c", `ulimit -n 200 && exec "$@"`, "sh")
+	ended(t, incident{name: "C12 too few open files", cause: "the limit is 200", do: "LimitNOFILE=65536"}, out, out, `the last run: (?:stopped in order|ended with an error) at \S+ `+clock)
 }
 
 // C8: the kernel has ended the process, because of a memory limit.
 func TestOutOfMemory(t *testing.T) {
 	t.Parallel()
-	c := kthwtest.Start(t, kthwtest.Options{Wrap: memoryLimit(t, 170<<20), NoWait: true})
+	limited := memoryLimit(t, 170<<20)
+	c := kthwtest.Start(t, kthwtest.Options{Wrap: limited, NoWait: true})
 	if code := c.Wait(t, soon); code != -1 {
 		t.Skipf("got exit code %d: this kernel did not end it", code)
 	}
@@ -58,6 +63,17 @@ func TestOutOfMemory(t *testing.T) {
 	}
 	next := kthwtest.Start(t, kthwtest.Options{Dir: c.Dir, Ports: &c.Ports})
 	look(t, next, incident{name: "C8 killed by the memory limit", kind: "last_run", cause: cause, do: "MemoryMax", bridge: "-"})
+
+	// The kernel ends another process, and somebody this one: that is no lack of memory.
+	hungry := exec.Command(limited[0], append(limited[1:], "tail", "/dev/zero")...)
+	if err := hungry.Run(); err == nil {
+		t.Fatal("a process with more than its limit of memory: got no error")
+	}
+	next.Signal(t, syscall.SIGKILL)
+	next.Wait(t, soon)
+	if said := statusText(t, next); !strings.Contains(said, "by SIGKILL: it left neither") {
+		t.Errorf("a process that was killed beside another one without memory: got %s", said)
+	}
 }
 
 // memoryLimit makes a control group with a limit, and returns what puts a command into it.
@@ -78,8 +94,7 @@ func memoryLimit(t *testing.T, limit int) []string {
 	return []string{"sh", "-c", `echo $$ >"$0"/cgroup.procs && exec "$@"`, dir}
 }
 
-// C11: another process listens on the API server's port. The start is refused before anything is
-// written, so nothing says later since when; the same holds for C12.
+// C11: another process listens on the API server's port: which, and since when it runs.
 func TestPortTaken(t *testing.T) {
 	t.Parallel()
 	dir, ports := filepath.Join(t.TempDir(), "data"), kthwtest.FreePorts(t, "127.0.0.1")
@@ -89,13 +104,6 @@ func TestPortTaken(t *testing.T) {
 	}
 	defer l.Close()
 	out := refused(t, dir, ports)
-	ended(t, incident{name: "C11 port taken", cause: fmt.Sprintf("(process %d) listens on", os.Getpid()), do: "choose another port with --secure-port"},
-		out, out, "")
-}
-
-// C12: too few open files.
-func TestFewOpenFiles(t *testing.T) {
-	t.Parallel()
-	out := refused(t, filepath.Join(t.TempDir(), "data"), kthwtest.FreePorts(t, "127.0.0.1"), "sh", "-c", `ulimit -n 200 && exec "$@"`, "sh")
-	ended(t, incident{name: "C12 too few open files", cause: "the limit is 200", do: "LimitNOFILE=65536"}, out, out, "")
+	ended(t, incident{name: "C11 port taken", cause: fmt.Sprintf("(process %d, started ", os.Getpid()), do: "choose another port with --secure-port"},
+		out, out, `\(process \d+, started \S+ `+clock)
 }

@@ -57,6 +57,7 @@ var faults = []fault{
 	{"files and objects are spoilt", []string{"KthwdFilesChanged", "KthwdBootstrapRestored", "KthwdWebhookFails", "KthwdConversionFails", "KthwdAPIServiceUnavailable", "KthwdNamespaceStuck"}, false, spoilt},
 	{"connections take the descriptors", []string{"KthwdDescriptorsFew"}, false, fewDescriptors},
 	{"a killed controller comes back with other settings", []string{"KthwdRunEndedBadly", "KthwdDegraded", "KthwdTokensRefused"}, false, otherSettings},
+	{"no backup is made for two days", []string{"KthwdNoBackup"}, false, oldBackup},
 	{"a process is killed again and again", []string{"KthwdRestartLoop"}, false, restartLoop},
 }
 

@@ -66,17 +66,19 @@ func asAdmin(t testing.TB, c *kthwtest.Controller) *http.Client {
 // asController queries etcd, which answers controllers only.
 func asController(t testing.TB, c *kthwtest.Controller) *http.Client {
 	t.Helper()
-	return client(t, c, clientPair(t, c.Dir, "kubernetes"))
+	return client(t, c, clientPair(t, c.Dir, "etcd"))
 }
 
 func client(t testing.TB, c *kthwtest.Controller, pair tls.Certificate) *http.Client {
 	t.Helper()
-	ca, err := os.ReadFile(filepath.Join(c.Dir, "ca.pem"))
-	if err != nil {
-		t.Fatal(err)
-	}
 	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(ca)
+	for _, name := range []string{"ca.pem", "etcd-ca.pem"} {
+		ca, err := os.ReadFile(filepath.Join(c.Dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		pool.AppendCertsFromPEM(ca)
+	}
 	return &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}}}}
 }
 

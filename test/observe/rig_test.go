@@ -25,7 +25,7 @@ import (
 )
 
 // shared are the files that the controllers of one cluster have in common.
-var shared = []string{"ca.pem", "ca-key.pem", "service-account.pem", "service-account-key.pem", "front-proxy-ca.pem", "front-proxy-ca-key.pem", "encryption-config.yaml"}
+var shared = []string{"ca.pem", "ca-key.pem", "service-account.pem", "service-account-key.pem", "front-proxy-ca.pem", "front-proxy-ca-key.pem", "etcd-ca.pem", "etcd-ca-key.pem", "encryption-config.yaml"}
 
 // threeControllers are a cluster on one address, each with ports of its own.
 func threeControllers(t *testing.T) (all []*kthwtest.Controller) {

@@ -1,0 +1,136 @@
+package backup
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+
+	"kthwd/appliance/config"
+	"kthwd/test/harness"
+)
+
+// createChild is the child process of a schedule: kthwd backup create -o json.
+func createChild(data, dir string) int {
+	c := &controller{config: config.Default().Controller}
+	c.config.DataDir, c.config.BindAddress, c.config.AdvertiseAddress = data, "127.0.0.1", "127.0.0.1"
+	made, err := Create(context.Background(), c.options(dir))
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "kthwd: error:", err)
+		_ = json.NewEncoder(os.Stdout).Encode(answer{Failed: StepOf(err)})
+		return 1
+	}
+	_ = json.NewEncoder(os.Stdout).Encode(made)
+	return 0
+}
+
+// schedule runs one on a controller until the test ends.
+func (c *controller) schedule(t *testing.T, every time.Duration, dir string) *Schedule {
+	t.Helper()
+	s := NewSchedule(ScheduleConfig{
+		Every: every, Server: func() *embed.Etcd { return c.server }, Log: noLog,
+		Create: func(ctx context.Context) *exec.Cmd {
+			return exec.CommandContext(ctx, "/proc/self/exe", "create", c.config.DataDir, dir)
+		},
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { s.Run(ctx); close(done) }()
+	t.Cleanup(func() { cancel(); <-done })
+	return s
+}
+
+func TestSchedule(t *testing.T) {
+	c, dir := newController(t, 3), t.TempDir()
+	s := c.schedule(t, time.Hour, dir)
+	harness.WaitFor(t, "the first backup", time.Minute, func() error {
+		if r := s.Report(); r == nil || r.File == "" {
+			return fmt.Errorf("%+v, findings %v", r, s.Findings())
+		}
+		return nil
+	})
+	r := s.Report()
+	if all := names(t, dir); len(all) != 1 || filepath.Join(dir, all[0]) != r.File || r.By != "c0" || r.Verified.IsZero() || len(s.Findings()) != 0 {
+		t.Errorf("got %+v, findings %v, files %v", r, s.Findings(), all)
+	}
+	if n := testutil.CollectAndCount(s); n != 4+6+9 {
+		t.Errorf("%d series", n)
+	}
+	if s.due(time.Now()) || !s.due(time.Now().Add(time.Hour)) || !s.due(time.Now().Add(-2*time.Hour)) {
+		t.Error("the next one is due an hour later, or when the clock was wrong")
+	}
+	t.Run("another controller goes on", func(t *testing.T) {
+		other := c.schedule(t, time.Hour, t.TempDir())
+		harness.WaitFor(t, "the record", time.Minute, func() error {
+			if other.Report() == nil || other.Report().File != r.File {
+				return errors.New("not read")
+			}
+			return nil
+		})
+		if other.due(time.Now()) {
+			t.Error("it would make one more")
+		}
+	})
+	t.Run("an old one is a finding", func(t *testing.T) {
+		value, err := json.Marshal(Record{At: time.Now(), File: r.File, Verified: time.Now().Add(-25 * time.Hour)})
+		must(t, err)
+		_, err = v3client.New(c.server.Server).Put(t.Context(), RecordKey, string(value))
+		must(t, err)
+		s.look(t.Context())
+		if f := s.Findings(); len(f) != 1 || f[0].Kind != "backup_old" {
+			t.Errorf("got %v", f)
+		}
+	})
+}
+
+// A backup that fails is a finding and a count, and leaves the archives of before.
+func TestScheduleFails(t *testing.T) {
+	c := newController(t, 1)
+	file := filepath.Join(t.TempDir(), "file")
+	must(t, os.WriteFile(file, nil, 0o600))
+	s := c.schedule(t, time.Hour, file) // not a directory
+	harness.WaitFor(t, "a failure", time.Minute, func() error {
+		if len(s.Findings()) == 0 {
+			return errors.New("none")
+		}
+		return nil
+	})
+	if f := s.Findings(); f[0].Kind != "backup_failed" || !strings.Contains(f[0].Text, file) {
+		t.Errorf("got %v", f)
+	}
+	if s.due(time.Now()) || !s.due(time.Now().Add(retryAfter)) {
+		t.Error("the next attempt comes after a pause")
+	}
+}
+
+func TestRunHook(t *testing.T) {
+	dir := t.TempDir()
+	script := func(text string) string {
+		path := filepath.Join(dir, "hook")
+		must(t, os.WriteFile(path, []byte("#!/bin/sh\n"+text+"\n"), 0o700))
+		return path
+	}
+	made := Created{File: "/backup/c0.kthwd"}
+	made.Verified.Manifest.Revision = 7
+	out := filepath.Join(dir, "out")
+	must(t, RunHook(t.Context(), script(`echo "$1 $KTHWD_BACKUP_FILE $KTHWD_BACKUP_REVISION" >`+out), made, time.Minute))
+	if got, err := os.ReadFile(out); err != nil || string(got) != "/backup/c0.kthwd /backup/c0.kthwd 7\n" {
+		t.Errorf("got %q, %v", got, err)
+	}
+	if err := RunHook(t.Context(), script("echo no room >&2; exit 3"), made, time.Minute); err == nil || !strings.Contains(err.Error(), "no room") {
+		t.Errorf("one that fails: got %v", err)
+	}
+	if err := RunHook(t.Context(), script("sleep 600 & wait"), made, 100*time.Millisecond); err == nil || !strings.Contains(err.Error(), "was killed") {
+		t.Errorf("one that hangs: got %v", err)
+	}
+}

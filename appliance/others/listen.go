@@ -1,0 +1,135 @@
+package others
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"go.etcd.io/etcd/client/pkg/v3/types"
+	"google.golang.org/grpc"
+
+	"kthwd/health/conns"
+)
+
+// maxConns bounds the connections to the address. Each other controller needs one or two.
+const maxConns = 64
+
+// Listen makes Run answer the other controllers at address, HOST:PORT, as long as the cluster
+// has any: with a profile that puts etcd's client port on loopback, they cannot reach that.
+// Two requests are answered, of controllers only: for the state, and the one that moves etcd's
+// leadership, which a member makes before it removes the leader. Call it before Run.
+func (o *Others) Listen(address string) { o.address = address }
+
+// tend opens the address when the cluster has other members, and closes it when it has none.
+func (o *Others) tend(others int) {
+	switch {
+	case o.address == "":
+	case others == 0:
+		o.shut()
+	case o.server == nil:
+		err := o.open()
+		if err != nil && err.Error() != o.failed {
+			o.log.Warn("the other controllers cannot ask this one for its state", "addr", o.address, "err", err)
+		}
+		o.failed = ""
+		if err != nil {
+			o.failed = err.Error()
+		}
+	}
+}
+
+func (o *Others) open() error {
+	member := o.member.Running()
+	if member == nil {
+		return errors.New("etcd has not started")
+	}
+	info := member.Config().ClientTLSInfo
+	if info.Empty() || !info.ClientCertAuth {
+		return errors.New("etcd's client port asks for no certificate")
+	}
+	config, err := info.ServerConfig()
+	if err != nil {
+		return err
+	}
+	l, err := net.Listen("tcp", o.address)
+	if err != nil {
+		return err
+	}
+	limit := conns.New(maxConns)
+	o.server = &http.Server{
+		Handler: o.endpoint(), TLSConfig: config, ErrorLog: slog.NewLogLogger(o.log.Handler(), slog.LevelDebug),
+		ReadHeaderTimeout: within, IdleTimeout: 12 * every, MaxHeaderBytes: 16 << 10, ConnState: limit.Track,
+	}
+	go o.server.ServeTLS(l, "", "") // ends with shut
+	o.log.Debug("open for the other controllers", "addr", o.address)
+	return nil
+}
+
+// shut closes the address, if it is open.
+func (o *Others) shut() {
+	if o.server == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if o.server.Shutdown(ctx) != nil {
+		o.server.Close()
+	}
+	o.server = nil
+}
+
+// endpoint is what the address serves.
+func (o *Others) endpoint() http.Handler {
+	gate := grpc.NewServer()
+	pb.RegisterMaintenanceServer(gate, &leadership{o: o})
+	state := http.NewServeMux()
+	state.Handle(Path, o.state)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
+			if o.ofController(r.TLS) {
+				gate.ServeHTTP(w, r)
+				return
+			}
+			http.Error(w, notController, http.StatusForbidden)
+			return
+		}
+		state.ServeHTTP(w, r)
+	})
+}
+
+// notController is the answer to a client that is no controller.
+const notController = "only controllers of this cluster are answered"
+
+// ofController reports whether the client of a connection is a controller. The port has
+// verified the certificate already, unless a user's flag tells it not to.
+func (o *Others) ofController(s *tls.ConnectionState) bool {
+	server := o.member.Running()
+	return server != nil && s != nil && len(s.VerifiedChains) > 0 && namesOf(server).Match(s.PeerCertificates[0])
+}
+
+// leadership is the one call of etcd's maintenance API that other members make. The others
+// are unimplemented here.
+type leadership struct {
+	pb.UnimplementedMaintenanceServer
+	o *Others
+}
+
+// MoveLeader makes another member the leader, as etcd's own does (etcdserver/api/v3rpc/maintenance.go).
+func (l *leadership) MoveLeader(ctx context.Context, r *pb.MoveLeaderRequest) (*pb.MoveLeaderResponse, error) {
+	server := l.o.member.Running()
+	if server == nil || server.Server.MemberID() != server.Server.Leader() {
+		return nil, rpctypes.ErrGRPCNotLeader
+	}
+	if err := server.Server.MoveLeader(ctx, uint64(server.Server.MemberID()), r.TargetID); err != nil {
+		return nil, err
+	}
+	l.o.log.Info("leadership moved, as another controller asked", "to", types.ID(r.TargetID).String())
+	return &pb.MoveLeaderResponse{}, nil
+}

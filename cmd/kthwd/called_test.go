@@ -1,0 +1,64 @@
+package main
+
+import (
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"kthwd/appliance/status"
+)
+
+// A command in advice begins with the word that works here; the names of units, directories
+// and other machines' commands stay.
+func TestAsTyped(t *testing.T) {
+	a := &app{out: io.Discard, err: io.Discard, called: "bin/kthwd"}
+	for advice, want := range map[string]string{
+		"kthwd status": "bin/kthwd status",
+		"start it: kthwd --role=controller --config=/etc/kthwd/c.yaml":                                  "start it: bin/kthwd --role=controller --config=/etc/kthwd/c.yaml",
+		"run `kthwd etcd space`, then `kthwd status`":                                                   "run `bin/kthwd etcd space`, then `bin/kthwd status`",
+		"kthwd member add NAME ADDRESS on another controller, then kthwd join with --replace-data here": "kthwd member add NAME ADDRESS on another controller, then bin/kthwd join with --replace-data here",
+		"run kthwd status on these machines":                                                            "run kthwd status on these machines",
+		"restart kthwd; systemctl status kthwd-controller; journalctl -u kthwd --since=today":           "restart kthwd; systemctl status kthwd-controller; journalctl -u kthwd --since=today",
+	} {
+		if got := a.asTyped(advice); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+	r := status.Report{Findings: []status.Finding{{Do: "kthwd pki show"}}}
+	if got := a.asTypedAll(r).Findings[0].Do; got != "bin/kthwd pki show" || r.Findings[0].Do != "kthwd pki show" {
+		t.Errorf("got %q, and %q in the report itself", got, r.Findings[0].Do)
+	}
+	if got := (&app{called: "kthwd"}).asTyped("kthwd status"); got != "kthwd status" {
+		t.Errorf("found by the shell: got %q", got)
+	}
+}
+
+// The name is kthwd where the shell finds this very program under it.
+func TestCalledAs(t *testing.T) {
+	own, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	t.Setenv("PATH", dir)
+	if got := calledAs("bin/kthwd"); got != "bin/kthwd" {
+		t.Errorf("not in PATH: got %q", got)
+	}
+	other := filepath.Join(dir, "kthwd")
+	if err := os.WriteFile(other, []byte("#!/bin/sh\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if got := calledAs("my bin/kthwd"); got != "'my bin/kthwd'" {
+		t.Errorf("another program in PATH: got %q", got)
+	}
+	if err := os.Remove(other); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(own, other); err != nil {
+		t.Fatal(err)
+	}
+	if got := calledAs("bin/kthwd"); got != "kthwd" {
+		t.Errorf("in PATH: got %q", got)
+	}
+}

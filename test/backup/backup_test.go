@@ -1,0 +1,100 @@
+// Package backup restores a cluster with the real binary: onto another machine's name and
+// address, from an encrypted archive.
+package backup
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	authv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"kthwd/test/kthwtest"
+)
+
+// run runs a verb, and returns its standard output.
+func run(t *testing.T, args ...string) string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), kthwtest.Binary(t), args...)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("kthwd %s: %v\n%s%s", strings.Join(args, " "), err, out, stderr.String())
+	}
+	return string(out)
+}
+
+// refused runs a verb that must fail with all of want in what it says.
+func refused(t *testing.T, want []string, args ...string) {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), kthwtest.Binary(t), args...).CombinedOutput()
+	for _, w := range want {
+		if err == nil || !strings.Contains(string(out), w) {
+			t.Errorf("kthwd %s: got %v, want %q:\n%s", strings.Join(args, " "), err, w, out)
+		}
+	}
+}
+
+// TestRestoredElsewhere makes an encrypted archive of a controller, loses its machine, and
+// restores it under another name and address: every object has its UID, a token of back
+// then is valid, and the lost API server is no endpoint.
+func TestRestoredElsewhere(t *testing.T) {
+	dir := t.TempDir()
+	identity, archives := filepath.Join(dir, "key.txt"), filepath.Join(dir, "archives")
+	run(t, "backup", "keygen", identity)
+	c := kthwtest.Start(t, kthwtest.Options{})
+	c.WaitReady(t)
+	client := c.Client(t)
+	secret, err := client.CoreV1().Secrets("default").Create(t.Context(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "s"}, StringData: map[string]string{"a": "b"}}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var token string
+	kthwtest.WaitFor(t, "a token", time.Minute, func() error {
+		r, err := client.CoreV1().ServiceAccounts("default").CreateToken(t.Context(), "default", &authv1.TokenRequest{}, metav1.CreateOptions{})
+		if err == nil {
+			token = r.Status.Token
+		}
+		return err
+	})
+	out := run(t, "backup", "create", "--config=", "--data-dir="+c.Dir, "--dir="+archives, "--recipient="+identity+".pub")
+	file, _, _ := strings.Cut(out, "\n")
+	if !strings.Contains(out, "decrypted  1 of secrets") || !strings.Contains(out, "encrypted") {
+		t.Errorf("the archive:\n%s", out)
+	}
+	refused(t, []string{"encrypted", "--identity"}, "backup", "verify", file)
+	refused(t, []string{"in use by another kthwd"}, "backup", "restore", file, "--config=", "--identity="+identity, "--data-dir="+c.Dir, "--replace-data", "--yes")
+	c.Signal(t, syscall.SIGKILL)
+	c.Wait(t, time.Minute)
+
+	restored := filepath.Join(dir, "restored")
+	begun := time.Now()
+	run(t, "backup", "restore", file, "--config=", "--identity="+identity, "--data-dir="+restored, "--name=new", "--advertise-address=127.0.0.2", "--yes")
+	refused(t, []string{"holds data of etcd", "--replace-data"}, "backup", "restore", file, "--config=", "--identity="+identity, "--data-dir="+restored, "--yes")
+	again := kthwtest.Start(t, kthwtest.Options{Dir: restored, File: filepath.Join(restored, "kthwd.yaml"), Address: "127.0.0.2", Ports: &c.Ports})
+	again.WaitReady(t)
+	t.Logf("restored and ready after %v", time.Since(begun).Round(100*time.Millisecond))
+	client = again.Client(t)
+	same, err := client.CoreV1().Secrets("default").Get(t.Context(), "s", metav1.GetOptions{})
+	if err != nil || same.UID != secret.UID || string(same.Data["a"]) != "b" {
+		t.Errorf("the secret: %v, %v", same, err)
+	}
+	review, err := client.AuthenticationV1().TokenReviews().Create(t.Context(), &authv1.TokenReview{Spec: authv1.TokenReviewSpec{Token: token}}, metav1.CreateOptions{})
+	if err != nil || !review.Status.Authenticated {
+		t.Errorf("the token of back then: %+v, %v", review, err)
+	}
+	leases, err := again.Etcd(t).Get(t.Context(), "/registry/masterleases/127.0.0.1") // no endpoint: it is a loopback address
+	if err != nil || len(leases.Kvs) != 0 {
+		t.Errorf("the lost API server has a lease: %v, %v", leases, err)
+	}
+	if _, err := os.Stat(filepath.Join(restored, "restore.json")); err == nil {
+		t.Error("restore.json is still there")
+	}
+}
