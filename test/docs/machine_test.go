@@ -41,8 +41,10 @@ func runMachine(t *testing.T, name string) {
 			t.Skipf("needs %s", program)
 		}
 	}
-	if home, _ := os.UserHomeDir(); strings.HasPrefix(home, "/var/lib/") || strings.HasPrefix(kthwtest.Root(), "/var/lib/") {
-		t.Skip("needs /var/lib for itself, and the checkout or the home directory is there")
+	for _, own := range []string{"/var/lib/", "/mnt/"} {
+		if home, _ := os.UserHomeDir(); strings.HasPrefix(home, own) || strings.HasPrefix(kthwtest.Root(), own) {
+			t.Skipf("needs %s for itself, and the checkout or the home directory is there", own)
+		}
 	}
 	dir := copyCheckout(t)
 	self, err := os.Executable()
@@ -151,7 +153,7 @@ func setUpMachine(t *testing.T) string {
 	case err != nil:
 		t.Fatal(err)
 	}
-	hidden := []string{"/run", "/var/lib"}
+	hidden := []string{"/run", "/var/lib", "/mnt"}
 	if _, err := os.Stat("/etc/kthwd"); err == nil {
 		hidden = append(hidden, "/etc/kthwd") // kthwd would read a configuration there
 	}
