@@ -97,8 +97,8 @@ test-e2e: build ## whole clusters with kubectl and real nodes, and the failure t
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=10m -v ./test/members
 
 SOAK ?= 10m
-soak: build ## the faults of three controllers, then dead webhooks and APIs, in random order for SOAK=10m each; KTHWD_SOAK_SEED repeats one; in namespaces as root, else on loopback
-	KTHWD_SOAK=$(SOAK) KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=0 -p=1 -v -run 'TestSoak' ./test/ha ./test/fault
+soak: build ## the faults of three controllers, then dead webhooks and APIs, then connections cut in one direction and other addresses, in random order for SOAK=10m each; KTHWD_SOAK_SEED repeats one; in namespaces as root, else on loopback
+	KTHWD_SOAK=$(SOAK) KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=0 -p=1 -v -run 'TestSoak' ./test/ha ./test/fault ./test/members
 
 screenshots: build ## make docs/images from the pages of a controller and a load balancer; needs chromium
 	KTHWD_SCREENSHOTS=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -run TestScreenshots ./test/observe

@@ -5,11 +5,14 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
+	"kthwd/appliance/agree"
 	"kthwd/appliance/backup"
 	"kthwd/appliance/cmdline"
 	"kthwd/appliance/commands"
@@ -43,17 +46,18 @@ type prepared struct {
 	args      map[string][]program.Arg
 	programs  *commands.Programs
 	identity  string
-	record    etcdfiles.Record // as last written by this process; used by etcd's goroutine
-	events    *events.Writer   // set by wire
-	drift     *drift.Drift     // set by wire
-	tokens    *tokenkeys.Watch // one of the observers; set by wire
-	observers []observer       // added by wire, before the status
-	backups   *backup.Schedule // one of them; set by wire
-	machine   *observe.Watch   // one of them; set by wire
-	watchers  []watcher        // the observers among them that run beside the components; added by wire
-	run       *lastrun.Run     // the record of this run
-	others    *others.Others   // set by wire
-	mover     *etcdca.Mover    // set by wire
+	record    etcdfiles.Record   // as last written by this process; used by etcd's goroutine
+	events    *events.Writer     // set by wire
+	drift     *drift.Drift       // set by wire
+	tokens    *tokenkeys.Watch   // one of the observers; set by wire
+	backups   *backup.Schedule   // one of them; set by wire
+	agree     *agree.Controllers // one of the watchers; set by wire
+	observers []observer         // added by wire, before the status
+	machine   *observe.Watch     // one of them; set by wire
+	watchers  []watcher          // the observers among them that run beside the components; added by wire
+	run       *lastrun.Run       // the record of this run
+	others    *others.Others     // set by wire
+	mover     *etcdca.Mover      // set by wire
 }
 
 // prepare checks everything that is visible before a start, and reports all of its
@@ -138,7 +142,9 @@ func (p *prepared) refused(err error) {
 
 // guard refuses a directory that belongs to another member or to other versions.
 func (p *prepared) guard() error {
-	return etcdfiles.Guard(p.layout, program.ParseUser(p.cfg.EtcdArgs), etcdfiles.Versions(p.o.Version))
+	peer := "https://" + net.JoinHostPort(p.cfg.AdvertiseAddress, strconv.Itoa(p.cfg.EtcdPeerPort))
+	return errors.Join(etcdfiles.Guard(p.layout, program.ParseUser(p.cfg.EtcdArgs), etcdfiles.Versions(p.o.Version)),
+		etcdfiles.GuardMember(p.layout, p.cfg.Name, peer))
 }
 
 // make makes what a start needs and what is missing, and the command lines with it.

@@ -37,6 +37,7 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 		extra = &ExtraRole{Report: func(*status.Report) {}}
 	}
 	private := m.Private()
+	maps.Copy(private, p.agree.Private())
 	maps.Copy(private, p.mover.Private())
 	if p.o.Private != nil {
 		maps.Copy(private, p.o.Private(p.args))

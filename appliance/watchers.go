@@ -39,7 +39,7 @@ func (p *prepared) newWatchers(member *etcd.Member, api *apiserver.Server, seed 
 	})
 	p.machine = p.newObserve()
 	p.backups = p.newBackups(member)
-	p.watchers = []watcher{cluster, p.machine, p.backups}
+	p.watchers = []watcher{cluster, p.machine, p.backups, p.agree}
 	for _, w := range p.watchers {
 		p.observers = append(p.observers, w)
 		all = append(all, w)

@@ -11,6 +11,7 @@ import (
 	rbacclient "k8s.io/client-go/kubernetes/typed/rbac/v1"
 
 	"kthwd/appliance/advice"
+	"kthwd/appliance/agree"
 	"kthwd/appliance/apiserver"
 	"kthwd/appliance/cause"
 	"kthwd/appliance/cmdline"
@@ -26,6 +27,7 @@ import (
 	"kthwd/appliance/supervise"
 	"kthwd/appliance/tokenkeys"
 	"kthwd/appliance/upstream"
+	"kthwd/appliance/version"
 	"kthwd/health"
 	"kthwd/rbacseed"
 )
@@ -55,6 +57,11 @@ func (p *prepared) wire() (*supervise.Group, *Liveness, error) {
 	kcm := controllers.NewManager(p.controllersConfig(g, program.ControllerManager, &fences.ControllerManager), p.programs.Manager)
 	sched := controllers.NewScheduler(p.controllersConfig(g, program.Scheduler, &fences.Scheduler), p.programs.Scheduler, p.programs.Settings)
 	members := p.newMembers(member)
+	p.observers = append(p.observers, members)
+	p.agree = &agree.Controllers{
+		Member: member, Layout: p.layout, Address: p.cfg.AdvertiseAddress, Args: p.args, Log: p.log,
+		Versions: map[string]string{"kthwd": p.o.Version, "Kubernetes": version.Linked().Kubernetes, "etcd": version.Linked().Etcd},
+	}
 	p.mover = etcdca.New(etcdca.Config{Name: p.cfg.Name, Layout: p.layout, Etcd: member, Log: p.o.Logs.Logger(program.Etcd)})
 	p.observers = append(p.observers, p.mover)
 	seed := p.newSeed(api)

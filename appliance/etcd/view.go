@@ -51,7 +51,8 @@ type watched struct {
 	leader    types.ID
 	since     time.Time            // when leader was seen first; of the loss while there is none
 	answered  map[string]time.Time // by member: the last answer to this leader
-	lost      map[string]time.Time // by member: since when there is no connection
+	lost      map[string]time.Time // by member: since when etcd counts no connection
+	refused   map[string]bool      // by member: the last attempt to connect to a lost one failed
 	confirmed time.Time            // the last read that the leader confirmed
 }
 
@@ -163,8 +164,10 @@ func (e *Member) believe(active map[string]bool, v status.Controller, leader typ
 func (e *Member) unheard(server *embed.Etcd, active map[string]bool) map[string]time.Time {
 	since, lost := e.watched.times()
 	now := time.Now()
+	e.watched.mu.Lock()
+	defer e.watched.mu.Unlock()
 	for id, at := range lost {
-		if !active[id] || leaderOf(server) == 0 || now.Sub(at) < viewMargin || now.Sub(since) < viewMargin {
+		if !active[id] || !e.watched.refused[id] || leaderOf(server) == 0 || now.Sub(at) < viewMargin || now.Sub(since) < viewMargin {
 			delete(lost, id)
 		}
 	}
@@ -198,8 +201,33 @@ func (e *Member) confirmReads(ctx context.Context, server *embed.Etcd) {
 			e.watched.confirmed = time.Now()
 			e.watched.mu.Unlock()
 		}
+		e.tryLost(ctx, server)
 		supervise.Sleep(ctx, confirmEvery)
 	}
+}
+
+// tryLost connects to the members to which etcd counts no connection. The count alone is no
+// proof: a message that fails late, such as one to an earlier address, takes away a peer whose
+// streams are there already, until one of them is opened anew (rafthttp/peer_status.go).
+func (e *Member) tryLost(ctx context.Context, server *embed.Etcd) {
+	_, lost := e.watched.times()
+	refused := map[string]bool{}
+	for _, m := range server.Server.Cluster().Members() {
+		if id := m.ID.String(); !lost[id].IsZero() && len(m.PeerURLs) > 0 {
+			refused[id] = e.tryPeer(ctx, m.PeerURLs[0]) != nil
+		}
+	}
+	e.watched.mu.Lock()
+	defer e.watched.mu.Unlock()
+	e.watched.refused = refused
+}
+
+func (e *Member) tryPeer(ctx context.Context, url string) error {
+	tls, err := e.cfg.PeerTLSInfo.ClientConfig()
+	if err == nil {
+		_, err = fetchMembers(ctx, tls, url)
+	}
+	return err
 }
 
 func (e *Member) confirmRead(ctx context.Context, server *embed.Etcd) bool {

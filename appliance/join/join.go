@@ -168,9 +168,13 @@ func (j *joiner) fetch(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	asked := time.Now()
 	files, err := j.client.Files(ctx, needs, needsEtcd)
 	if err != nil {
 		return err
+	}
+	if skew := member.SkewWarning(files.Now, asked, time.Now()); skew != "" {
+		j.warnings = append(j.warnings, skew)
 	}
 	if err := j.sameCAs(files); err != nil {
 		return err

@@ -93,6 +93,7 @@ type Files struct {
 	Settings Settings          `json:"settings"`
 	Admin    string            `json:"admin,omitempty"` // server of admin.kubeconfig; empty means the joiner's own
 	Files    map[string][]byte `json:"files"`           // by name; secret
+	Now      time.Time         `json:"now,omitzero"`    // by the clock of the controller that answers
 }
 
 // Settings are the settings that all controllers of a cluster share.

@@ -59,7 +59,7 @@ func (c Client) ask(ctx context.Context, path string, in Request, out any) error
 			said, refusal = refusal.Text, nil
 			err = c.askOne(ctx, address, path, body, out)
 		}
-		if err == nil || errors.As(err, &refusal) && !refusal.Retry {
+		if err == nil || errors.As(err, &refusal) && !refusal.Retry && !refusal.next {
 			return err
 		}
 		failed = append(failed, err)
@@ -121,6 +121,9 @@ func (c Client) send(ctx context.Context, address, path string, body []byte, out
 		return err
 	}
 	resp, err := t.RoundTrip(req)
+	if text, do, ok := Outdated(err, "the certificate of the controller at "+address, time.Now()); ok {
+		return &Refusal{Text: text, Advice: do, next: true}
+	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", address, err)
 	}

@@ -107,6 +107,8 @@ type Refusal struct {
 
 	// Source is the address that a joiner must speak from, if it spoke from another one.
 	Source string
+
+	next bool // another controller may not refuse it
 }
 
 func (r *Refusal) Error() string { return r.Text }

@@ -132,6 +132,9 @@ func (m *Members) dialBack(ctx context.Context, j join, peer, joiner string) err
 		return &member.Refusal{Text: fmt.Sprintf("the certificate of the new controller's etcd is for %s, and etcd here accepts %s: the cluster would shut it out", etcd.SubjectOf(resp.TLS.PeerCertificates[0]), names),
 			Advice: "move etcd.pem (or kubernetes.pem, if there is none) and its key away there and join again, and the cluster issues them; the token remains valid"}
 	}
+	if text, do, ok := member.Outdated(err, "kubernetes.pem of the new controller", time.Now()); ok {
+		return &member.Refusal{Text: text, Advice: do + "; the token remains valid"}
+	}
 	if err != nil {
 		return &member.Refusal{Text: fmt.Sprintf("%s cannot reach the new controller's peer port: %v", m.cfg.Name, err),
 			Advice: "open that port there for the other controllers; the token remains valid"}

@@ -227,7 +227,7 @@ func (m *Members) giveFiles(ctx context.Context, in member.Request) (member.File
 		return f, err
 	}
 	m.log.Warn("files given to a controller that joins", "name", j.Name, "address", j.Address, "from", in.From, "ca-key", j.CAKey)
-	return member.Files{Name: j.Name, Address: j.Address, Settings: m.settings(), Admin: shared.Admin, Files: shared.Files}, nil
+	return member.Files{Name: j.Name, Address: j.Address, Settings: m.settings(), Admin: shared.Admin, Files: shared.Files, Now: time.Now()}, nil
 }
 
 // bindToken binds the token to the joiner, unless it is bound already.

@@ -70,6 +70,7 @@ type Members struct {
 	log     *slog.Logger
 
 	endpoint         *joinEndpoint
+	address          readdressing
 	loneLeaderLogged bool // used by Run's goroutine only
 }
 

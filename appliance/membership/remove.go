@@ -13,6 +13,7 @@ import (
 	etcderrors "go.etcd.io/etcd/server/v3/etcdserver/errors"
 
 	"kthwd/appliance/advice"
+	"kthwd/appliance/agree"
 	"kthwd/appliance/etcd"
 	"kthwd/appliance/member"
 	"kthwd/appliance/pki"
@@ -182,6 +183,9 @@ func (m *Members) forget(ctx context.Context, gone member.Member) error {
 		return err
 	}
 	defer done()
+	if _, err := client.Delete(ctx, agree.Prefix+gone.ID); err != nil {
+		m.log.Debug("the removed member's record of its flags stays, and is ignored", "err", err)
+	}
 	pending, _, err := m.joins(ctx, client)
 	if err != nil {
 		return changeError(err)

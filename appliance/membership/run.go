@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -33,6 +34,9 @@ func (m *Members) Run(ctx context.Context, ready func()) error {
 	defer done()
 	defer m.endpoint.close()
 	ready()
+	var tasks sync.WaitGroup
+	defer tasks.Wait()
+	tasks.Go(func() { m.keepAddress(ctx, server) })
 	for ctx.Err() == nil {
 		if err := m.follow(ctx, client, server); err != nil && ctx.Err() == nil {
 			m.log.Debug("joins not followed", "err", err)

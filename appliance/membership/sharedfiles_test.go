@@ -33,11 +33,11 @@ func TestSharedFiles(t *testing.T) {
 	}
 	_, misfits, err = known.with(other, all)
 	text := errors.Join(misfits...).Error()
-	if err != nil || len(misfits) != 4 || !strings.Contains(text, other.EncryptionConfig()) || !strings.Contains(text, other.CA()) {
-		t.Errorf("other files: got %v, %v; want all four named", misfits, err)
+	if err != nil || len(misfits) != 5 || !strings.Contains(text, other.EncryptionConfig()) || !strings.Contains(text, other.CA()) {
+		t.Errorf("other files: got %v, %v; want all five named", misfits, err)
 	}
-	if _, misfits, _ = known.with(other, func(path string) bool { return path != other.EncryptionConfig() }); len(misfits) != 3 {
-		t.Errorf("other files, one of them not in use: got %v, want three", misfits)
+	if _, misfits, _ = known.with(other, func(path string) bool { return path != other.EncryptionConfig() }); len(misfits) != 4 {
+		t.Errorf("other files, one of them not in use: got %v, want four", misfits)
 	}
 
 	var both []byte

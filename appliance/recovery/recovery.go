@@ -20,8 +20,6 @@ package recovery
 
 import (
 	"context"
-	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -35,7 +33,6 @@ import (
 	"sync"
 	"time"
 
-	"go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 
 	"kthwd/appliance/advice"
@@ -75,7 +72,7 @@ type Recovery struct {
 	version string
 	log     *slog.Logger
 	lock    *os.File
-	self    storedMember
+	self    etcdfiles.StoredMember
 }
 
 // Lost is a member that is given up.
@@ -95,15 +92,6 @@ const unfinished = "unfinished"
 const recoverMargin = 128 << 20 // etcd allocates two log files of 64 MB
 
 const peerTimeout = 2 * time.Second // to connect to a lost member
-
-// storedMember is a member as etcd's database stores it (etcdserver/api/membership/member.go).
-type storedMember struct {
-	ID         string   `json:"-"`
-	PeerURLs   []string `json:"peerURLs"`
-	IsLearner  bool     `json:"isLearner"`
-	Name       string   `json:"name"`
-	ClientURLs []string `json:"clientURLs"`
-}
 
 // Begin locks the data directory, which no kthwd may use, and reads its member. It
 // changes nothing else. version is kthwd's own.
@@ -168,38 +156,18 @@ func (r *Recovery) readLog() error {
 	return err
 }
 
-// readStore reads the members and the revision from etcd's database, which may lag
-// slightly behind the log.
+// readStore reads the members and the revision from etcd's database.
 func (r *Recovery) readStore() error {
-	path := filepath.Join(r.Data, "snap", "db")
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
-	if err != nil {
-		return fmt.Errorf("%s: %w", path, err)
+	members, revision, err := etcdfiles.ReadStore(r.Data)
+	r.Rev = revision
+	for _, m := range members {
+		if m.ID == r.Member {
+			r.self, r.Name = m, m.Name
+		} else {
+			r.Lost = append(r.Lost, Lost{Name: m.Name, Peers: m.PeerURLs, Learner: m.IsLearner})
+		}
 	}
-	defer db.Close()
-	return db.View(func(tx *bbolt.Tx) error {
-		if keys := tx.Bucket([]byte("key")); keys != nil {
-			if last, _ := keys.Cursor().Last(); len(last) >= 8 {
-				r.Rev = int64(binary.BigEndian.Uint64(last)) // the main revision (storage/mvcc/revision.go)
-			}
-		}
-		members := tx.Bucket([]byte("members"))
-		if members == nil {
-			return fmt.Errorf("%s: no members in it", path)
-		}
-		return members.ForEach(func(id, data []byte) error {
-			m := storedMember{ID: string(id)}
-			if err := json.Unmarshal(data, &m); err != nil {
-				return fmt.Errorf("%s: member %s: %w", path, id, err)
-			}
-			if m.ID == r.Member {
-				r.self, r.Name = m, m.Name
-			} else {
-				r.Lost = append(r.Lost, Lost{Name: m.Name, Peers: m.PeerURLs, Learner: m.IsLearner})
-			}
-			return nil
-		})
-	})
+	return err
 }
 
 // measure adds up the size of the data. Only plain files and directories are copied.

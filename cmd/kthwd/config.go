@@ -53,6 +53,7 @@ func (a *app) configVerb(l *config.Loader) *cobra.Command {
 	l.AddFlags(cmd.Flags())
 	cmd.Flags().BoolVar(&running, "running", false, "Print the configuration of the running kthwd.")
 	cmd.Flags().StringVarP(&output, "output", "o", "", "`FORMAT` Format of the output of --running: json, or args for the command lines of the embedded programs; empty means the form of a configuration file.")
+	cmd.AddCommand(a.configDiffVerb(l))
 	cobra.CheckErr(cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(configOutputs[1:], cobra.ShellCompDirectiveNoFileComp)))
 	return cmd
 }

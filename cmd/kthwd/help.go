@@ -117,10 +117,11 @@ func writeRootHelp(w io.Writer, root *cobra.Command) {
 	fmt.Fprintf(w, "\n%s", exitCodes)
 }
 
-// writeVerbs writes a line for the verb, or for each verb below it.
+// writeVerbs writes a line for the verb, if it does something by itself, and for each verb below
+// it.
 func writeVerbs(w io.Writer, verb *cobra.Command, prefix string) {
 	name := prefix + verb.Name()
-	if !verb.HasSubCommands() {
+	if !verb.HasSubCommands() || verb.HasExample() {
 		fmt.Fprintf(w, "  %-17s  %s\n", name, verb.Short)
 	}
 	for _, below := range verb.Commands() {

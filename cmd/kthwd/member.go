@@ -23,11 +23,11 @@ const memberTimeout = 25 * time.Second
 func (a *app) memberVerb(l *config.Loader) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "member VERB",
-		Short: "List, add and remove the controllers of the cluster",
+		Short: "List, add, remove and readdress the controllers of the cluster",
 		Args:  noVerb,
 		RunE:  noVerbGiven,
 	}
-	cmd.AddCommand(a.memberAddVerb(l), a.memberListVerb(l), a.memberRemoveVerb(l))
+	cmd.AddCommand(a.memberAddVerb(l), a.memberAddressVerb(l), a.memberListVerb(l), a.memberRemoveVerb(l))
 	return cmd
 }
 

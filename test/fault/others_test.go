@@ -60,7 +60,8 @@ func TestClusterStatus(t *testing.T) {
 		t.Helper()
 		kthwtest.WaitFor(t, fmt.Sprint("the cluster to be ", want), soon, func() error {
 			if got, exit := words(t, c); fmt.Sprint(got) != fmt.Sprint(want) || exit != code {
-				return fmt.Errorf("got %v and exit code %d", got, exit)
+				table, _ := clusterStatus(t, c)
+				return fmt.Errorf("got %v and exit code %d:\n%s", got, exit, table)
 			}
 			return nil
 		})

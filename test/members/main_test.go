@@ -9,28 +9,63 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"os/signal"
 	"syscall"
 	"testing"
 
 	"github.com/spf13/pflag"
+	"go.etcd.io/etcd/server/v3/embed"
 
+	"kthwd/appliance/advice"
+	"kthwd/appliance/agree"
 	"kthwd/appliance/config"
 	"kthwd/appliance/datadir"
 	"kthwd/appliance/etcd"
+	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/logging"
 	"kthwd/appliance/membership"
 	"kthwd/appliance/others"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
+	"kthwd/appliance/readdress"
 	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
 	"kthwd/test/lbtest"
 )
 
 func TestMain(m *testing.M) {
-	lbtest.Main(m, map[string]lbtest.Helper{"controller": runController})
+	lbtest.Main(m, map[string]lbtest.Helper{"controller": runController, "address": runAddress})
+}
+
+// runAddress is kthwd member address: the configuration file args[0], the address args[1], and
+// at-start.
+func runAddress(args []string) error {
+	err := readdressed(args)
+	if hint, ok := advice.Of(err); ok {
+		err = fmt.Errorf("%w; hint: %s", err, hint)
+	}
+	return err
+}
+
+func readdressed(args []string) error {
+	if len(args) < 2 {
+		return errors.New("want a configuration file and an address")
+	}
+	loader, err := load(args[0])
+	if err != nil {
+		return err
+	}
+	c, err := readdress.Begin(readdress.Options{
+		Config: loader.Config.Controller, File: loader.File(), Address: args[1], AtStart: len(args) > 2,
+		Say: func(line string) { fmt.Println(line) },
+	})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return c.Run(context.Background())
 }
 
 // runController runs what a controller has of a cluster, with the configuration file args[0],
@@ -67,22 +102,27 @@ func runController(args []string) error {
 }
 
 func readConfig(file string) (config.Controller, error) {
-	loader := config.NewLoader()
-	flags := pflag.NewFlagSet("controller", pflag.ContinueOnError)
-	loader.AddFlags(flags)
-	if err := errors.Join(flags.Parse([]string{"--config=" + file}), loader.Load()); err != nil {
-		return config.Controller{}, err
-	}
-	if err := loader.Resolve(); err != nil {
+	loader, err := load(file)
+	if err != nil {
 		return config.Controller{}, err
 	}
 	return loader.Config.Controller, loader.Validate()
 }
 
+func load(file string) (*config.Loader, error) {
+	loader := config.NewLoader()
+	flags := pflag.NewFlagSet("controller", pflag.ContinueOnError)
+	loader.AddFlags(flags)
+	if err := errors.Join(flags.Parse([]string{"--config=" + file}), loader.Load()); err != nil {
+		return nil, err
+	}
+	return loader, loader.Resolve()
+}
+
 // runMember is the part of appliance.Run that needs no Kubernetes.
 func runMember(ctx context.Context, cfg config.Controller, l pki.Layout, sockets *datadir.Sockets, logs *logging.Logs) error {
 	member, err := etcd.New(etcd.Config{
-		Args: program.EtcdArgs(cfg, l, sockets.Etcd), Log: logs.Logger(program.Etcd), HadQuorum: true, HadOthers: true,
+		Args: program.EtcdArgs(cfg, l, sockets.Etcd), Log: logs.Logger(program.Etcd), HadQuorum: true, HadOthers: true, OnMembership: func(server *embed.Etcd) { _ = recordOf(server).Write(l) },
 	})
 	if err != nil {
 		return err
@@ -95,22 +135,37 @@ func runMember(ctx context.Context, cfg config.Controller, l pki.Layout, sockets
 	})
 	o := others.New(member, slog.New(slog.DiscardHandler))
 	member.UseViews(o)
+	flags := &agree.Controllers{
+		Member: member, Layout: l, Address: cfg.AdvertiseAddress, Log: logs.Logger("kthwd"), Versions: map[string]string{"kthwd": "v0.1.0-dev"},
+		Args: map[string][]program.Arg{program.APIServer: program.APIServerArgs(cfg, l, sockets.Etcd), program.ControllerManager: program.ControllerManagerArgs(cfg, l)},
+	}
+	private := members.Private()
+	maps.Copy(private, flags.Private())
 	g := supervise.New(logs.Logger("kthwd"))
 	server := status.NewServer(status.ServerConfig{
-		Socket: sockets.Control, Logs: logs, Others: o.Controllers, Private: members.Private(),
+		Socket: sockets.Control, Logs: logs, Others: o.Controllers, Private: private,
 		Report: func() status.Report {
 			isReady, reason := g.Ready()
 			quorum := member.Quorum()
-			return status.Report{PID: os.Getpid(), Name: cfg.Name, Ready: isReady, Reason: reason, Components: g.Status(), Quorum: &quorum, Member: member.Member()}
+			return status.Report{Observed: append(members.Findings(), flags.Findings()...), PID: os.Getpid(), Name: cfg.Name, Ready: isReady, Reason: reason, Components: g.Status(), Quorum: &quorum, Member: member.Member()}
 		},
 	})
 	o.Exchange(server.Own)
 	first := g.Add(server)
 	g.Add(members, g.Add(member, first))
 	go o.Run(ctx)
+	go flags.Run(ctx)
 	if err := g.Run(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "error:", err)
 		return err
 	}
 	return nil
+}
+
+// recordOf is what appliance keeps of a member for its next start.
+func recordOf(server *embed.Etcd) etcdfiles.Record {
+	r := etcdfiles.Versions("v0.1.0-dev")
+	ids := etcdfiles.RecordOf(server.Server.Cluster().ID(), server.Server.MemberID())
+	r.Cluster, r.Member, r.Members = ids.Cluster, ids.Member, etcd.Voters(server)
+	return r
 }

@@ -1,0 +1,322 @@
+// Package agree compares the effective flags of the controllers of a cluster.
+//
+//	c := &agree.Controllers{Member: member, Layout: l, Args: args, Log: log, …}
+//	go c.Run(ctx)
+//	c.Findings(); c.Diff(ctx)
+//
+// Each controller publishes its flags in etcd below /kthwd/config/, under the ID of its member:
+// so the comparison needs no API and no RBAC, and what a removed member left is ignored. The
+// values of flags that must agree are published as they are; they are no secrets. Of every
+// other flag there is only an HMAC with a key that all controllers have and etcd does not, so
+// that a short value cannot be guessed from it. Run does not end a controller: what differs is
+// a finding.
+package agree
+
+import (
+	"cmp"
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+
+	"kthwd/appliance/etcd"
+	"kthwd/appliance/pki"
+	"kthwd/appliance/program"
+	"kthwd/appliance/status"
+	"kthwd/appliance/supervise"
+)
+
+// Prefix is the prefix of the records in etcd.
+const Prefix = "/kthwd/config/"
+
+// Kind is the kind of the finding about flags that must agree.
+const Kind = "config_differs"
+
+const (
+	every  = 15 * time.Second // pause between two comparisons
+	within = 5 * time.Second  // for one of them
+)
+
+// Controllers publishes the flags of this controller and compares those of all. The exported
+// fields are set before Run.
+type Controllers struct {
+	Member   *etcd.Member
+	Layout   pki.Layout
+	Address  string // of this controller
+	Args     map[string][]program.Arg
+	Versions map[string]string // of kthwd, Kubernetes and etcd
+	Log      *slog.Logger
+
+	mu    sync.Mutex
+	rows  []Row
+	since map[string]time.Time // by row: when it was seen first
+}
+
+// record is what one controller publishes.
+type record struct {
+	Name     string            `json:"name"`
+	Versions map[string]string `json:"versions"`
+	Plain    map[string]string `json:"plain"`  // "program key": the value, of flags that must agree
+	Hashed   map[string]string `json:"hashed"` // "program key": an HMAC of the value, of the others
+}
+
+// Row is one flag, or one version, that is not the same everywhere.
+type Row struct {
+	Program string            `json:"program"`
+	Key     string            `json:"key"`
+	Class   Class             `json:"class"`
+	Values  map[string]string `json:"values"` // by controller; "#…" stands for a value that is not published, "" for none
+}
+
+// Run publishes and compares until ctx ends.
+func (c *Controllers) Run(ctx context.Context) {
+	for ctx.Err() == nil {
+		if err := c.round(ctx); err != nil && ctx.Err() == nil {
+			c.Log.Debug("the flags of the controllers are not compared", "err", err)
+		}
+		supervise.Sleep(ctx, every)
+	}
+}
+
+func (c *Controllers) round(ctx context.Context) error {
+	server := c.Member.Running()
+	if server == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	client := v3client.New(server.Server)
+	defer client.Close()
+	if err := c.publish(ctx, client, server); err != nil {
+		return err
+	}
+	all, err := read(ctx, client, server)
+	if err != nil {
+		return err
+	}
+	c.note(compare(all), time.Now())
+	return nil
+}
+
+// publish writes the record of this controller, unless etcd has the same.
+func (c *Controllers) publish(ctx context.Context, client *clientv3.Client, server *embed.Etcd) error {
+	own, err := c.own(server)
+	if err != nil {
+		return err
+	}
+	value, err := json.Marshal(own)
+	if err != nil {
+		return err
+	}
+	key := Prefix + server.Server.MemberID().String()
+	there, err := client.Get(ctx, key, clientv3.WithSerializable())
+	if err != nil || len(there.Kvs) == 1 && string(there.Kvs[0].Value) == string(value) {
+		return err
+	}
+	_, err = client.Put(ctx, key, string(value))
+	return err
+}
+
+func (c *Controllers) own(server *embed.Etcd) (record, error) {
+	r := record{Name: server.Server.Cfg.Name, Versions: c.Versions, Plain: map[string]string{}, Hashed: map[string]string{}}
+	key, err := pki.SharedSecret(c.Layout, "config record")
+	if err != nil {
+		return r, err
+	}
+	for name, args := range c.Args {
+		for _, a := range args {
+			id := name + " " + a.Key
+			switch classOf(name, a.Key) {
+			case Must:
+				if before, again := r.Plain[id]; again {
+					a.Value = before + "," + a.Value
+				}
+				r.Plain[id] = a.Value
+			case Should:
+				mac := hmac.New(sha256.New, key)
+				mac.Write([]byte(r.Hashed[id] + id + "\x00" + c.plain(a.Value))) // a flag may be given several times
+				r.Hashed[id] = "#" + hex.EncodeToString(mac.Sum(nil)[:6])
+			}
+		}
+	}
+	return r, nil
+}
+
+// Private returns the handler of kthwd config diff, for the unix socket.
+func (c *Controllers) Private() map[string]http.HandlerFunc {
+	return map[string]http.HandlerFunc{"GET /config/diff": func(w http.ResponseWriter, r *http.Request) {
+		rows, err := c.Diff(r.Context())
+		if err != nil {
+			status.Refuse(w, http.StatusConflict, err)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(rows) // it fails only when the client has gone
+	}}
+}
+
+// read returns the records of the present members, by name.
+func read(ctx context.Context, client *clientv3.Client, server *embed.Etcd) (map[string]record, error) {
+	answer, err := client.Get(ctx, Prefix, clientv3.WithPrefix(), clientv3.WithSerializable())
+	if err != nil {
+		return nil, err
+	}
+	all := map[string]record{}
+	for _, m := range server.Server.Cluster().Members() {
+		for _, kv := range answer.Kvs {
+			var r record
+			if string(kv.Key) == Prefix+m.ID.String() && json.Unmarshal(kv.Value, &r) == nil {
+				all[cmp.Or(m.Name, m.ID.String())] = r
+			}
+		}
+	}
+	return all, nil
+}
+
+// compare returns what is not the same in all records: what must agree first.
+func compare(all map[string]record) (rows []Row) {
+	values := map[string]map[string]string{} // by flag, then by controller
+	add := func(id, name, value string) {
+		if values[id] == nil {
+			values[id] = map[string]string{}
+		}
+		values[id][name] = value
+	}
+	for name, r := range all {
+		for what, v := range r.Versions {
+			add(what+" version", name, v)
+		}
+		for id, v := range r.Plain {
+			add(id, name, v)
+		}
+		for id, v := range r.Hashed {
+			add(id, name, v)
+		}
+	}
+	for id, by := range values {
+		distinct := map[string]bool{}
+		for name := range all {
+			by[name] += "" // a flag that is not given differs from an empty one no more than that
+			distinct[by[name]] = true
+		}
+		if len(distinct) > 1 {
+			p, key, _ := strings.Cut(id, " ")
+			rows = append(rows, Row{Program: p, Key: key, Class: classOf(p, key), Values: by})
+		}
+	}
+	order := map[Class]int{Must: 0, Should: 1, Differs: 2}
+	slices.SortFunc(rows, func(a, b Row) int {
+		return cmp.Or(order[a.Class]-order[b.Class], strings.Compare(a.Program, b.Program), strings.Compare(a.Key, b.Key))
+	})
+	return rows
+}
+
+// Among returns the rows in which the controllers with these names differ from each other, with
+// their values only; without names all rows.
+func Among(rows []Row, names []string) []Row {
+	if len(names) == 0 {
+		return rows
+	}
+	kept := []Row{}
+	for _, r := range rows {
+		r.Values = maps.Clone(r.Values)
+		maps.DeleteFunc(r.Values, func(name, _ string) bool { return !slices.Contains(names, name) })
+		distinct := map[string]bool{}
+		for _, v := range r.Values {
+			distinct[v] = true
+		}
+		if len(distinct) > 1 {
+			kept = append(kept, r)
+		}
+	}
+	return kept
+}
+
+func (r Row) id() string { return r.Program + " " + r.Key }
+
+// note keeps the result, and since when each row is there.
+func (c *Controllers) note(rows []Row, now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	since := map[string]time.Time{}
+	for _, r := range rows {
+		if since[r.id()] = now; !c.since[r.id()].IsZero() {
+			since[r.id()] = c.since[r.id()]
+		} else if r.Class == Must {
+			c.Log.Warn("controllers differ in a flag that must agree", "program", r.Program, "flag", r.Key, "values", r.text())
+		}
+	}
+	c.rows, c.since = rows, since
+}
+
+// text lists the values: c0 10.32.0.0/24, c1 10.33.0.0/24.
+func (r Row) text() string {
+	var all []string
+	for name, v := range r.Values {
+		all = append(all, name+" "+cmp.Or(v, "the default"))
+	}
+	slices.Sort(all)
+	return strings.Join(all, ", ")
+}
+
+// Findings reports each flag that must agree and does not. It never blocks.
+func (c *Controllers) Findings() (all []status.Finding) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, r := range c.rows {
+		if r.Class == Must {
+			all = append(all, status.Finding{
+				Health: status.Degraded, Kind: Kind, Since: c.since[r.id()],
+				Text: fmt.Sprintf("the controllers differ in --%s of %s: %s", r.Key, r.Program, r.text()),
+				Do:   "kthwd config diff",
+			})
+		}
+	}
+	return all
+}
+
+// Diff compares anew, and returns the rows.
+func (c *Controllers) Diff(ctx context.Context) ([]Row, error) {
+	if c.Member.Running() == nil {
+		return nil, errors.New("etcd has not started yet")
+	}
+	if err := c.round(ctx); err != nil {
+		return nil, fmt.Errorf("etcd does not answer: %w", err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.rows), nil
+}
+
+var driftDesc = prometheus.NewDesc("kthwd_config_drift", "Flags that differ between the controllers of the cluster, by what that means.", []string{"class"}, nil)
+
+// Describe implements prometheus.Collector.
+func (c *Controllers) Describe(ch chan<- *prometheus.Desc) { ch <- driftDesc }
+
+// Collect implements prometheus.Collector.
+func (c *Controllers) Collect(ch chan<- prometheus.Metric) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	count := map[Class]int{}
+	for _, r := range c.rows {
+		count[r.Class]++
+	}
+	for class, label := range map[Class]string{Must: "must_agree", Should: "should_agree"} {
+		ch <- prometheus.MustNewConstMetric(driftDesc, prometheus.GaugeValue, float64(count[class]), label)
+	}
+}

@@ -1,0 +1,66 @@
+package agree
+
+import (
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"kthwd/appliance/program"
+)
+
+// One flag of each class differs: what must agree is a finding with both values, what should
+// agree is shown without a value, and what differs by nature is not compared.
+func TestCompare(t *testing.T) {
+	all := map[string]record{
+		"c0": {Plain: map[string]string{program.APIServer + " service-cluster-ip-range": "10.32.0.0/24", program.APIServer + " event-ttl": "1h"}, Hashed: map[string]string{program.APIServer + " audit-log-maxage": "#aa"}, Versions: map[string]string{"kthwd": "v1"}},
+		"c1": {Plain: map[string]string{program.APIServer + " service-cluster-ip-range": "10.33.0.0/24", program.APIServer + " event-ttl": "1h"}, Hashed: map[string]string{program.APIServer + " audit-log-maxage": "#bb"}, Versions: map[string]string{"kthwd": "v1"}},
+	}
+	c := &Controllers{Log: slog.New(slog.DiscardHandler)}
+	begin := time.Now()
+	c.note(compare(all), begin)
+	c.note(compare(all), begin.Add(time.Minute))
+	if len(c.rows) != 2 || c.rows[0].Class != Must || c.rows[1].Class != Should {
+		t.Fatalf("got %+v", c.rows)
+	}
+	f := c.Findings()
+	if len(f) != 1 || !f[0].Since.Equal(begin) || !strings.HasSuffix(f[0].Text, "--service-cluster-ip-range of kube-apiserver: c0 10.32.0.0/24, c1 10.33.0.0/24") {
+		t.Errorf("got %+v", f)
+	}
+	if len(Among(c.rows, []string{"c0"})) != 0 || len(Among(c.rows, []string{"c0", "c1"})) != 2 {
+		t.Errorf("among one, and among both: got %+v, %+v", Among(c.rows, []string{"c0"}), Among(c.rows, []string{"c0", "c1"}))
+	}
+	delete(all, "c1")
+	if c.note(compare(all), begin); len(c.Findings()) != 0 || len(c.rows) != 0 {
+		t.Errorf("a lone controller: got %+v", c.rows)
+	}
+}
+
+// A flag that one controller is given and another is not differs, and so does a version; a record
+// with flags that this kthwd does not know is shown, not judged.
+func TestCompareMissing(t *testing.T) {
+	rows := compare(map[string]record{
+		"c0": {Plain: map[string]string{program.Scheduler + " feature-gates": "A=true"}, Versions: map[string]string{"kthwd": "v1"}},
+		"c1": {Versions: map[string]string{"kthwd": "v2"}, Hashed: map[string]string{program.APIServer + " of-the-future": "#cc"}},
+	})
+	var got []string
+	for _, r := range rows {
+		got = append(got, string(r.Class)+": "+r.id()+": "+r.text())
+	}
+	want := "must agree: kube-scheduler feature-gates: c0 A=true, c1 the default|" +
+		"should agree: kthwd version: c0 v1, c1 v2|should agree: kube-apiserver of-the-future: c0 the default, c1 #cc"
+	if strings.Join(got, "|") != want {
+		t.Errorf("got  %s\nwant %s", strings.Join(got, "|"), want)
+	}
+}
+
+// A record of etcd's content alone has no value but those of the table.
+func TestOwnHasNoSecret(t *testing.T) {
+	for name, keys := range must {
+		for _, key := range keys {
+			if strings.Contains(key, "file") || strings.Contains(key, "config") && key != "runtime-config" || strings.Contains(key, "password") || strings.Contains(key, "key") {
+				t.Errorf("--%s of %s may hold a path or a secret, and its value is published", key, name)
+			}
+		}
+	}
+}
