@@ -159,7 +159,7 @@ func trySecret(t *testing.T, c *kthwtest.Controller) {
 }
 
 func tryEtcdWithoutCertificate(t *testing.T, c *kthwtest.Controller) {
-	roots := certPool(t, pki.Layout{Dir: c.Dir}.CA())
+	roots := certPool(t, pki.Layout{Dir: c.Dir}.EtcdCA())
 	for _, address := range []string{"10.0.1.73:2379", "127.0.0.1:2379", "10.0.1.73:2380"} {
 		dialer := &net.Dialer{Timeout: 10 * time.Second}
 		conn, err := tls.DialWithDialer(dialer, "tcp", address, &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12})
