@@ -99,22 +99,26 @@ func (a *app) help(cmd *cobra.Command, l *config.Loader) {
 	}
 }
 
-// writeRootHelp writes one screen: all verbs, in groups.
+// writeRootHelp writes one screen: all verbs, in groups. It has no empty line between the groups,
+// which leaves lines for more verbs.
 func writeRootHelp(w io.Writer, root *cobra.Command) {
-	fmt.Fprintf(w, "%s\n\nUsage:\n", root.Long)
-	for _, role := range []string{config.RoleController, config.RoleLB} {
-		fmt.Fprintf(w, "  %-48s flags: kthwd help %s\n", roleUsage[role], role)
+	fmt.Fprintf(w, "%s\n\n", root.Long)
+	for _, use := range []struct{ start, line, topic string }{
+		{"Usage:", roleUsage[config.RoleController], config.RoleController},
+		{"", roleUsage[config.RoleLB], config.RoleLB},
+		{"", "kthwd VERB [flags]", "VERB"},
+	} {
+		fmt.Fprintf(w, "%-6s %-46s  see kthwd help %s\n", use.start, use.line, use.topic)
 	}
-	fmt.Fprintf(w, "  %-48s flags: kthwd help VERB\n", "kthwd VERB [flags]")
 	for _, group := range root.Groups() {
-		fmt.Fprintf(w, "\n%s:\n", group.Title)
+		fmt.Fprintf(w, "%s:\n", group.Title)
 		for _, verb := range root.Commands() {
 			if verb.GroupID == group.ID {
 				writeVerbs(w, verb, "")
 			}
 		}
 	}
-	fmt.Fprintf(w, "\n%s", exitCodes)
+	fmt.Fprint(w, exitCodes)
 }
 
 // writeVerbs writes a line for the verb, if it does something by itself, and for each verb below
@@ -153,6 +157,9 @@ func (a *app) writeVerbHelp(cmd *cobra.Command, l *config.Loader) {
 	if text == "" {
 		text = cmd.Short + "."
 	}
+	own, all := ownFlags(cmd, l)
+	// Without this, cobra writes [flags] for --help alone, and only after it has parsed that flag.
+	cmd.DisableFlagsInUseLine = !all && !own.HasAvailableFlags()
 	fmt.Fprintf(&b, "%s\n\nUsage:\n  %s\n", text, cmd.UseLine())
 	if cmd.Example != "" {
 		fmt.Fprintf(&b, "\nExamples:\n%s\n", cmd.Example)
@@ -165,7 +172,6 @@ func (a *app) writeVerbHelp(cmd *cobra.Command, l *config.Loader) {
 			}
 		}
 	}
-	own, all := ownFlags(cmd, l)
 	if flags := config.FlagUsage(own, a.helpWidth()); flags != "" {
 		fmt.Fprintf(&b, "\nFlags:\n%s", flags)
 	}

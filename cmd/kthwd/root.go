@@ -51,12 +51,13 @@ func (a *app) newRoot() *cobra.Command {
 		title string
 		verbs []*cobra.Command
 	}{
-		{"Run", []*cobra.Command{a.preflightVerb(l), a.configVerb(l), a.explainVerb(l), a.logLevelVerb(l)}},
-		{"Look", []*cobra.Command{a.statusVerb(l), a.auditVerb(l), a.supportVerb(l), a.versionVerb()}},
+		{"Run and look", []*cobra.Command{
+			a.preflightVerb(l), a.configVerb(l), a.explainVerb(l), a.logLevelVerb(l),
+			a.statusVerb(l), a.auditVerb(l), a.supportVerb(l), a.versionVerb(), a.completionVerb(),
+		}},
 		{"Membership", []*cobra.Command{a.memberVerb(l), a.joinVerb(l), a.etcdVerb(l)}},
 		{"Backup", []*cobra.Command{a.backupVerb(l)}},
 		{"Certificates and keys", []*cobra.Command{a.pkiVerb(l)}},
-		{"Shell", []*cobra.Command{a.completionVerb()}},
 	} {
 		root.AddGroup(&cobra.Group{ID: group.title, Title: group.title})
 		for _, verb := range group.verbs {
