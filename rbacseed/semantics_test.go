@@ -2,8 +2,8 @@ package rbacseed
 
 import (
 	"context"
-	"os"
 	"fmt"
+	"os"
 	"slices"
 	"testing"
 
@@ -92,7 +92,7 @@ func (c cluster) apply(want Result) {
 func repairedBeside() bool { return os.Getenv(kubeconfigEnv) != "" }
 
 func orUnchanged(got, want Action) Action {
-	if got == Unchanged && (want == Created || want == Updated || want == Recreated) {
+	if got == Unchanged && want.Wrote() {
 		return want
 	}
 	return got
