@@ -18,6 +18,10 @@ var (
 	errFullDisk = status.Error(codes.FailedPrecondition, "kthwd stops, and etcd cannot write: its disk is full")
 )
 
+// lockGrace is how long an abandoned request may take to end. One that waits for its context
+// or for raft ends at once; one that waits for a lock on the database may never end.
+const lockGrace = 500 * time.Millisecond
+
 // requests are the requests that wait for etcd. abandoned is cancelled, for all of them
 // at once and with the reason, when the process is stopping and can no longer expect an answer.
 type requests struct {
@@ -31,19 +35,40 @@ func newRequests() *requests {
 	return r
 }
 
-// intercept is a grpc.UnaryServerInterceptor.
+// answer is what a request's handler returned.
+type answer struct {
+	value any
+	err   error
+}
+
+// intercept is a grpc.UnaryServerInterceptor. It does not wait for an abandoned request whose
+// handler ignores its context: after a commit that failed, a read waits forever for a lock
+// that the commit holds (storage/backend/read_tx.go:RLock).
 func (r *requests) intercept(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
 	if r.abandoned.Err() != nil {
 		return nil, context.Cause(r.abandoned)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(r.abandoned, cancel)()
-	answer, err := handle(ctx, req)
-	if err != nil && r.abandoned.Err() != nil {
-		return nil, context.Cause(r.abandoned)
+	handled := make(chan answer, 1)
+	go func() {
+		value, err := handle(ctx, req)
+		handled <- answer{value, err}
+	}()
+	select {
+	case a := <-handled:
+		return a.value, a.err
+	case <-r.abandoned.Done():
+		cancel()
 	}
-	return answer, err
+	select {
+	case a := <-handled:
+		if a.err == nil {
+			return a.value, nil
+		}
+	case <-time.After(lockGrace):
+	}
+	return nil, context.Cause(r.abandoned)
 }
 
 // Abandoned returns a channel that is closed once all requests fail: after Abandon, or in a

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -32,6 +33,12 @@ func TestAbandonedRequests(t *testing.T) {
 			got, _ := call(func(ctx context.Context) (any, error) { <-ctx.Done(); return "done", nil })
 			late <- got
 		}()
+		locked, unlock := make(chan error, 1), make(chan struct{})
+		defer close(unlock)
+		go func() {
+			_, err := call(func(context.Context) (any, error) { <-unlock; return nil, nil })
+			locked <- err
+		}()
 		synctest.Wait()
 		r.fail(errNoQuorum)
 		synctest.Wait()
@@ -40,6 +47,16 @@ func TestAbandonedRequests(t *testing.T) {
 		}
 		if got := <-late; got != "done" {
 			t.Errorf("one that was done all the same: got %v, want its answer", got)
+		}
+		time.Sleep(lockGrace)
+		synctest.Wait()
+		select {
+		case err := <-locked:
+			if status.Code(err) != codes.FailedPrecondition {
+				t.Errorf("one that waits for a lock: got %v, want FailedPrecondition", err)
+			}
+		default:
+			t.Error("one that waits for a lock: got no answer, want FailedPrecondition")
 		}
 		_, err := call(func(context.Context) (any, error) { t.Error("a later one is handled"); return nil, nil })
 		if status.Code(err) != codes.FailedPrecondition {
