@@ -121,7 +121,7 @@ test-systemd: ## the .deb and the .rpm on Debian machines that systemd boots: li
 	KTHWD_SYSTEMD=$(abspath dist) go test -count=1 -timeout=20m -v ./test/systemd
 
 lint: ## gofmt, go vet, staticcheck (the first time it reads all of Kubernetes: some 5 minutes)
-	@test -z "$$(gofmt -l $(DIRS) | tee /dev/stderr)"
+	@test -z "$$(gofmt -l $(DIRS) | tee -a /dev/stderr)"
 	go vet ./...
 	go tool staticcheck ./...
 
