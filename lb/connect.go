@@ -216,21 +216,23 @@ func (l *loop) continueConnect(p *pair) {
 	}
 }
 
-// expireConnects abandons attempts that took too long, and hedges slow ones.
+// expireConnects abandons attempts that took too long, and hedges slow ones. An attempt is slow
+// if its answer was not there when the loop last asked for events: one that is there, but that
+// the loop has not seen because it had no processor, says nothing about the backend.
 func (l *loop) expireConnects() {
 	t := l.s.settings()
 	for p := range l.connects.all() {
 		c := p.connect
-		over := l.now-c.began >= t.connectBudget
+		over := l.asked-c.began >= t.connectBudget
 		for i := range c.tries {
-			if a := &c.tries[i]; a.to != nil && (over || l.now-a.began >= t.connectTimeout) {
+			if a := &c.tries[i]; a.to != nil && (over || l.asked-a.began >= t.connectTimeout) {
 				l.attemptFailed(p, a, unix.ETIMEDOUT)
 			}
 		}
 		switch n := c.flying(); {
 		case n == 0:
 			l.continueConnect(p)
-		case t.hedgeAfter > 0 && n < len(c.tries) && l.now-c.newest() >= t.hedgeAfter:
+		case t.hedgeAfter > 0 && n < len(c.tries) && l.asked-c.newest() >= t.hedgeAfter:
 			slow := c.tries
 			if l.tryNext(p, l.now, true) {
 				suspectSlow(slow)

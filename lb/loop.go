@@ -42,6 +42,7 @@ type loop struct {
 	doomed    queue // pairs to cut, a few at a time
 	nextScout int64 // when a held pair may try again
 	expired   int64 // last run of expireConnects and expireHeld
+	asked     int64 // when it began to wait for the events of this turn, or a little before
 	scouts    int   // held pairs that are trying again
 
 	accepting   bool  // the listeners are watched
@@ -124,6 +125,7 @@ func (l *loop) run() {
 
 // turn waits for events and handles one batch of them.
 func (l *loop) turn() {
+	l.asked = l.now
 	n := l.wait()
 	l.waits.Store(false)
 	l.now = l.s.clock()

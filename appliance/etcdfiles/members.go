@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -25,9 +26,16 @@ type StoredMember struct {
 }
 
 // ReadStore reads the members and the store's revision from etcd's database below dir, etcd's
-// member directory. The database may lag slightly behind the log.
+// member directory. The database may lag slightly behind the log. A damaged one is an error.
 func ReadStore(dir string) (members []StoredMember, revision int64, err error) {
 	path := filepath.Join(dir, "snap", "db")
+	// bbolt panics on a page that is not one, and reads beyond the end of a file that was cut short.
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if damage := recover(); damage != nil {
+			members, revision, err = nil, 0, fmt.Errorf("%s is damaged: %v", path, damage)
+		}
+	}()
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
 	if err != nil {
 		return nil, 0, fmt.Errorf("%s: %w", path, err)
@@ -72,6 +80,9 @@ func GuardMember(l pki.Layout, name, peerURL string) error {
 		if m.ID == r.Member {
 			self = m
 		}
+	}
+	if self.ID == "" {
+		return nil // the data are of another cluster, which Guard reports
 	}
 	for _, m := range members {
 		switch {
