@@ -49,7 +49,7 @@ func FuzzReport(f *testing.F) {
 // and tells nothing of a key or a password in it.
 func FuzzWeb(f *testing.F) {
 	for _, s := range []string{"", "tls_server_config:\n  cert_file: a\n  key_file: b\n", "basic_auth_users:\n  a: $2y$10$s3cretsecret\n", "tls_server_config: [s3cretsecret]\n",
-		"basic_auth_users: s3cretsecret\n", "http_server_config: {http2: s3cretsecret}\n", "&a [*a]\n", "\x00"} {
+		"basic_auth_users: s3cretsecret\n", "http_server_config: {http2: s3cretsecret}\n", "&a [*a]\n", "\x00", "basic_auth_users:\n  a: *s3cretsecret\n", "basic_auth_users:\n  a: *0's3cretsecret\n", "&s3cretsecret [*s3cretsecret]\n"} {
 		f.Add([]byte(s))
 	}
 	dir := f.TempDir()

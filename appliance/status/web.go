@@ -10,6 +10,8 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strings"
 
 	"github.com/prometheus/exporter-toolkit/web"
 	"go.yaml.in/yaml/v3"
@@ -67,13 +69,21 @@ func private(path string) error {
 	return err
 }
 
-// inFile adds the name of the file to an error that lacks it.
+// quoted is what the YAML parser quotes: the value that it cannot use, which may be a password.
+var quoted = regexp.MustCompile("'.*'|`.*`|\".*\"")
+
+// inFile adds the name of the file to an error that lacks it, and takes the values of the file
+// out of a parser's.
 func inFile(path string, err error) error {
 	var in *fs.PathError
 	if errors.As(err, &in) {
 		return err
 	}
-	return fmt.Errorf("%s: %s", path, text.Line(err.Error()))
+	said := err.Error()
+	if strings.Contains(said, "yaml: ") {
+		said = quoted.ReplaceAllString(said, "(a value)")
+	}
+	return fmt.Errorf("%s: %s", path, text.Line(said))
 }
 
 // serveWeb is server.Serve behind a web configuration file; "" is plain HTTP.
