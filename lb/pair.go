@@ -305,24 +305,27 @@ func (l *loop) end(p *pair, reason endReason) {
 }
 
 // keepAlive makes the kernel detect a vanished peer. The client's socket inherits every
-// option from its listener but the switch.
+// option from its listener but the switch, after which the idle time counts anew.
 func keepAlive(p *pair) {
+	// First: the kernel counts TCP_KEEPIDLE from the last packet only on a socket that has this
+	// already, and from now otherwise (tcp.c: tcp_sock_set_keepidle_locked, tcp_set_keepalive).
+	setInt(p.server.fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
 	for _, o := range keepAliveOptions {
 		setInt(p.server.fd, o.level, o.name, o.value)
 	}
-	setInt(p.server.fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
 	setInt(p.client.fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
+	setInt(p.client.fd, keepAliveOptions[0].level, keepAliveOptions[0].name, keepAliveOptions[0].value)
 }
 
 // keepAliveOptions define when a peer has vanished: after 30 s without an answer, be it to
-// data or, after 20 s of silence, to probes 2 s apart. The limit of 30 s ends a connection
+// data or, after 16 s of silence, to probes 2 s apart. The limit of 30 s ends a connection
 // at the next probe that is due, whatever the number of probes (tcp_timer.c:
-// tcp_keepalive_timer), so probes begin early enough that five must be lost.
+// tcp_keepalive_timer), so probes begin early enough that seven must be lost.
 var keepAliveOptions = []struct {
 	level, name int
 	value       int32
 }{
-	{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 20},
+	{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 16},
 	{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 2},
 	{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 5},
 	{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 30_000},

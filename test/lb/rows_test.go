@@ -504,6 +504,9 @@ func lossy(t *testing.T, r *rig) {
 		row := "13"
 		r.count(t, row, fmt.Sprintf("%d %% loss: of 30 watches that deliver closed", percent), len(ws.closed()), 0)
 		r.count(t, row, fmt.Sprintf("%d %% loss: of 30 idle watches closed", percent), len(quiet.closed()), 0)
+		if closed := quiet.closed(); len(closed) > 0 {
+			t.Logf("%d idle watches closed: %s", len(closed), closed.why())
+		}
 		during := l.between(begin, time.Now().Add(-patience))
 		r.failures(t, row, fmt.Sprintf("%d %% loss: new connections failed", percent), during)
 		r.note(row, fmt.Sprintf("%d %% loss: new connections, p99", percent), "%v", during.percentile(99).Round(time.Millisecond))
