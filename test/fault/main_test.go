@@ -8,6 +8,6 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	kthwtest.AtOnce(5)
+	kthwtest.AtOnce(4)
 	os.Exit(m.Run())
 }

@@ -51,7 +51,7 @@ var (
 )
 
 func TestMain(m *testing.M) {
-	kthwtest.AtOnce(3)
+	kthwtest.AtOnce(2)
 	code := m.Run()
 	if os.Getenv("KTHWD_INCIDENTS") != "" {
 		printTable()
