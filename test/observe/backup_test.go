@@ -2,6 +2,7 @@ package observe
 
 import (
 	"encoding/json"
+	"errors"
 	"testing"
 	"time"
 
@@ -14,6 +15,17 @@ import (
 func oldBackup(t *testing.T) scene {
 	c := kthwtest.Start(t, kthwtest.Options{Args: []string{"--backup-every=1h", "--backup-dir=" + t.TempDir()}})
 	c.WaitReady(t)
+	kthwtest.WaitFor(t, "the first backup of the schedule, which would replace the record", 3*time.Minute, func() error {
+		answer, err := c.Etcd(t).Get(t.Context(), backup.RecordKey)
+		if err != nil {
+			return err
+		}
+		var r backup.Record
+		if len(answer.Kvs) == 0 || json.Unmarshal(answer.Kvs[0].Value, &r) != nil || r.Verified.IsZero() {
+			return errors.New("no backup is verified yet")
+		}
+		return nil
+	})
 	set := func(verified time.Time) {
 		value, err := json.Marshal(backup.Record{At: time.Now(), By: "c0", File: "/backup/c0.kthwd", Verified: verified})
 		if err != nil {
