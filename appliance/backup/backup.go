@@ -126,7 +126,7 @@ func (o Options) before(ctx context.Context, client *clientv3.Client) (*clientv3
 	case status.IsLearner:
 		return nil, advice.With(errors.New("this member is a learner, which may lack what the others have acknowledged"), "make the backup on a member that votes: kthwd member list shows them")
 	case status.Leader == 0:
-		return nil, advice.With(errors.New("etcd has no leader, so this member may lack what the others have acknowledged"), "kthwd status says who is missing; without a quorum, copy etcd's directory while kthwd is stopped")
+		return nil, advice.With(errors.New("etcd has no leader, so this member may lack what the others have acknowledged"), "kthwd status says which members are missing; without a quorum, copy etcd's directory while kthwd is stopped")
 	}
 	return status, nil
 }

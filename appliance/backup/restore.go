@@ -306,7 +306,7 @@ func (r *Restore) forget(ctx context.Context) error {
 	defer e.Close()
 	prefix := strings.TrimRight(r.Manifest.Prefix, "/")
 	for _, gone := range []string{
-		"/kthwd/joins/",           // tokens, for which nobody waits any more
+		"/kthwd/joins/",           // tokens of joins that are over
 		"/kthwd/handover",         // between members that are gone
 		RecordKey,                 // archives of the cluster before
 		prefix + "/masterleases/", // API servers that are gone would stay among the endpoints

@@ -31,7 +31,7 @@ func wasAskedToStop(ctx context.Context) bool {
 	return errors.Is(context.Cause(supervise.Leaving(ctx)), context.Canceled)
 }
 
-// leaveOpen ends the watch of a member that cannot write any more and was asked to stop
+// leaveOpen ends the watch of a member that can no longer write and was asked to stop
 // before. etcd commits to its database every 100 ms and once more when it closes; the commit
 // that fails is fatal (storage/backend/batch_tx.go), and its goroutine is parked with the
 // database's locks. So the database is not closed. That loses nothing: a commit is done

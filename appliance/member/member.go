@@ -232,7 +232,7 @@ func (l List) summary() string {
 	case l.Elsewhere != "":
 		return s + ": cut off from the others, which have a quorum with the leader " + text.Line(l.Elsewhere)
 	case spare < 0 && l.commits():
-		return s + ": the quorum commits, and the leader has not told who takes part"
+		return s + ": the quorum commits, and the leader has not told which members take part"
 	case spare < 0:
 		return s + ": no quorum"
 	case spare == 0:

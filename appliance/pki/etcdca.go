@@ -52,8 +52,8 @@ func (s Stage) Files(l Layout) EtcdFiles {
 	return f
 }
 
-// StageOf reads the stage of a directory. A directory without a CA is one that is to be
-// made.
+// StageOf reads the stage of a directory. One without a CA is new: its first start makes
+// etcd's own, too.
 func StageOf(l Layout) Stage {
 	switch {
 	case !there(l.CA()):

@@ -25,7 +25,7 @@ func (s *Stranger) Error() string { return fmt.Sprintf("%v; %s", s.Socket, s.Sen
 
 func (s *Stranger) Unwrap() error { return s.Socket }
 
-// Sentence says who is not believed.
+// Sentence names the user whose answer is not believed.
 func (s *Stranger) Sentence() string {
 	if len(s.Users) == 0 {
 		return "no process of this machine listens on " + s.Addr + ", so its answer is not believed"
@@ -61,7 +61,7 @@ func believing(users []int) *http.Transport {
 	}}
 }
 
-// believe checks who has accepted conn. The sockets that listened before the connection
+// believe checks which user has accepted conn. The sockets that listened before the connection
 // must be those that listen now; otherwise a stranger could have accepted it and left the
 // port to kthwd.
 func believe(conn net.Conn, before []listening.Socket, users []int) error {
