@@ -125,7 +125,7 @@ const (
 // classNames are the classes in status.
 var classNames = [classes]string{"", "backup", "last resort"}
 
-// member is a backend that is to be in the pool.
+// member is a backend that the pool will have.
 type member struct {
 	at         netip.AddrPort
 	name       string // what stands for it in the configuration, where that is a name

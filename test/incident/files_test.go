@@ -159,7 +159,7 @@ func tokenOf(t *testing.T, c *kthwtest.Controller, namespace, name string) (toke
 	return token
 }
 
-// comeWith comes with a token of the keys before, as a pod would, and looks for who it was.
+// comeWith comes with a token of the keys before, as a pod would, and looks for the name of its user.
 func comeWith(t *testing.T, c *kthwtest.Controller, token string) {
 	t.Helper()
 	config := rest.AnonymousClientConfig(c.RESTConfig(t))
