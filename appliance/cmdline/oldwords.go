@@ -17,6 +17,7 @@ import (
 	"kthwd/appliance/advice"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
+	"kthwd/appliance/text"
 )
 
 // oldWord is a flag that an older guide used and today's program does not have.
@@ -185,7 +186,7 @@ func readMeta(path string) (typeMeta, []byte, error) {
 		return meta, nil, err
 	}
 	if err := yaml.Unmarshal(data, &meta); err != nil {
-		return meta, nil, fmt.Errorf("%s: %w", path, err)
+		return meta, nil, fmt.Errorf("%s: %s", path, text.Unquoted(err.Error()))
 	}
 	return meta, data, nil
 }
@@ -229,6 +230,9 @@ func CheckPolicies(args []program.Arg) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel() // ends the probes of KMS plugins, where there are any
 	if _, err := encryptionconfig.LoadEncryptionConfig(ctx, path, false, ""); err != nil {
+		if said := err.Error(); strings.Contains(said, "error decoding") { // the decoder quotes a key
+			err = errors.New(text.Unquoted(said))
+		}
 		return advice.With(fmt.Errorf("%s: %w", path, err), "correct the file; it must keep the old key, which stored secrets need")
 	}
 	return nil

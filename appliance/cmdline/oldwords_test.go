@@ -2,6 +2,7 @@ package cmdline_test
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -284,6 +285,27 @@ func TestEncryptionKinds(t *testing.T) {
 				t.Errorf("got %q, %v; want a warning %v", warning, err, tt.warns)
 			}
 		})
+	}
+}
+
+// A key that YAML cannot read stays out of the error.
+func TestEncryptionKeyInError(t *testing.T) {
+	const head = "kind: EncryptionConfiguration\napiVersion: apiserver.config.k8s.io/v1\nresources:\n- resources: [secrets]\n  providers:\n  - aescbc:\n      keys:\n"
+	for _, key := range []string{
+		"      - {name: key1, secret: *s3cretsecret}\n",     // an alias to YAML
+		"      - s3cretsecret\n",                            // no mapping
+		"      - {name: key1, s3cretsecret: a}\n",           // an unknown field
+		"      - {name: key1, secret: {s3cretsecret: a}}\n", // no string
+		"      - {name: key1, secret: s3cretsecret}\n",      // the wrong length
+	} {
+		l := layoutWith(t, "encryption-config.yaml", head+key)
+		_, warning := cmdline.EncryptionWarning(l.EncryptionConfig())
+		err := cmdline.CheckPolicies([]program.Arg{{Key: "encryption-provider-config", Value: l.EncryptionConfig()}})
+		if err == nil {
+			t.Errorf("%q: no error", key)
+		} else if said := fmt.Sprint(err, warning); strings.Contains(said, "s3cretsecret") {
+			t.Errorf("%q: the error repeats the key: %s", key, said)
+		}
 	}
 }
 

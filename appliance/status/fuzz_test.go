@@ -3,6 +3,8 @@ package status
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -62,7 +64,8 @@ func FuzzWeb(f *testing.F) {
 		if err == nil {
 			return
 		}
-		if text := err.Error(); strings.Contains(text, "\n") || strings.Contains(text, "s3cretsecret") {
+		var file *fs.PathError // names a file, which is no secret
+		if text := err.Error(); strings.Contains(text, "\n") || !errors.As(err, &file) && strings.Contains(text, "s3cretsecret") {
 			t.Fatalf("%q", text)
 		}
 	})

@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 
 	"github.com/prometheus/exporter-toolkit/web"
@@ -69,21 +68,18 @@ func private(path string) error {
 	return err
 }
 
-// quoted is what the YAML parser quotes: the value that it cannot use, which may be a password.
-var quoted = regexp.MustCompile("'.*'|`.*`|\".*\"")
-
-// inFile adds the name of the file to an error that lacks it, and takes the values of the file
-// out of a parser's.
+// inFile adds the name of the file to an error that lacks it, and takes the values of the file,
+// which may be passwords, out of a parser's.
 func inFile(path string, err error) error {
 	var in *fs.PathError
 	if errors.As(err, &in) {
 		return err
 	}
-	said := err.Error()
+	said := text.Line(err.Error())
 	if strings.Contains(said, "yaml: ") {
-		said = quoted.ReplaceAllString(said, "(a value)")
+		said = text.Unquoted(said)
 	}
-	return fmt.Errorf("%s: %s", path, text.Line(said))
+	return fmt.Errorf("%s: %s", path, said)
 }
 
 // serveWeb is server.Serve behind a web configuration file; "" is plain HTTP.

@@ -9,6 +9,7 @@ package text
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -39,6 +40,15 @@ func Joined(s string) string {
 		}
 	}
 	return b.String()
+}
+
+var quoted = regexp.MustCompile("'.*'|`.*`|\".*\"")
+
+// Unquoted is Joined for the error of a parser of a file that may hold a secret: "(a value)"
+// stands in place of everything that is quoted. YAML quotes the value that it cannot use, and a
+// password that begins with "*" is an alias to it.
+func Unquoted(s string) string {
+	return quoted.ReplaceAllString(Joined(s), "(a value)")
 }
 
 // ShellWord returns s as one word of a shell's command line: unchanged if no shell would

@@ -81,6 +81,20 @@ func checkLine(t *testing.T, s string) {
 	}
 }
 
+func TestUnquoted(t *testing.T) {
+	for in, want := range map[string]string{
+		"yaml: unknown anchor 's3cret' referenced":                                      "yaml: unknown anchor (a value) referenced",
+		"yaml: unmarshal errors:\n  line 1: cannot unmarshal !!str `it's s3...` into T": "yaml: unmarshal errors: line 1: cannot unmarshal !!str (a value) into T",
+		"no kind \"s3\ncret\" is registered":                                            "no kind (a value) is registered",
+		"mapping key \"a\" already defined, 's3`cret'":                                  "mapping key (a value) already defined, (a value)",
+		"line 3: did not find expected key":                                             "line 3: did not find expected key",
+	} {
+		if got := Unquoted(in); got != want {
+			t.Errorf("%q: got %q, want %q", in, got, want)
+		}
+	}
+}
+
 func TestPainter(t *testing.T) {
 	if got := Painter(false)("31", "x"); got != "x" {
 		t.Errorf("off: got %q", got)

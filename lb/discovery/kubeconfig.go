@@ -25,7 +25,7 @@ func readKubeconfig(path string) (*rest.Config, error) {
 	}
 	config, err := clientcmd.Load(file)
 	if err != nil {
-		return nil, problem("", "%s: not a kubeconfig: %s", path, joinLines(err))
+		return nil, problem("", "%s: not a kubeconfig: %s", path, text.Unquoted(err.Error()))
 	}
 	for _, c := range config.Clusters {
 		c.LocationOfOrigin = path
