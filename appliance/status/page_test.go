@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"kthwd/appliance/supervise"
+	"kthwd/test/harness"
 )
 
 // pageOf returns the page of a report, and its headers.
@@ -116,7 +117,7 @@ func TestPageGolden(t *testing.T) {
 		}
 		_, body, _ := strings.Cut(b.String(), "<body>")
 		body, _, _ = strings.Cut(body, "<script>")
-		golden(t, filepath.Join("testdata", "page-"+name+".html"), []byte(body))
+		harness.Golden(t, filepath.Join("testdata", "page-"+name+".html"), []byte(body))
 	}
 }
 
