@@ -129,7 +129,7 @@ lint-extra: ## golangci-lint with .golangci.yml, where it is installed
 	@if command -v golangci-lint >/dev/null; then golangci-lint run ./...; else echo "lint-extra: golangci-lint is not in PATH, nothing was checked"; fi
 
 golden: ## rewrite golden files and docs/configuration.md from the code
-	go test $$(grep -rl --include='*_test.go' 'flag.Bool("update"' $(DIRS) | xargs -n1 dirname | sort -u | sed 's,^,./,') -update
+	go test $$(grep -rlE --include='*_test.go' 'harness\.(Golden|Updating)\(' $(DIRS) | xargs -n1 dirname | sort -u | sed 's,^,./,') -update
 
 bump: ## other versions of Kubernetes and etcd in go.mod, then what to check: make bump K8S=v1.36.4 ETCD=v3.6.17 (DRY=1 only prints)
 	@DRY='$(DRY)' packaging/bump.sh '$(K8S)' '$(ETCD)'

@@ -74,7 +74,7 @@ func (e *Member) watch(ctx context.Context, server *embed.Etcd, report supervise
 		case <-e.leave:
 			w.tasks.Go(func() { e.TransferLeadership(w.running, server, slog.LevelInfo) })
 		case <-ctx.Done():
-			return e.closeOrLeaveOpen(ctx, server)
+			return e.closeOrLeaveOpen(ctx, func() { e.close(server) })
 		case err := <-e.fatal:
 			if lacksRoom(err) && wasAskedToStop(ctx) {
 				return w.leaveOpen(ctx, err)

@@ -37,6 +37,24 @@ type Finding struct {
 	Since  time.Time `json:"since,omitzero"` // when it began; zero where that is unknown
 }
 
+// Spelled returns the report with its remedies spelled by f, which names this program as a
+// person types it here. A nil f changes nothing, and r keeps its own.
+func (r Report) Spelled(f func(string) string) Report {
+	r.Findings = spelled(r.Findings, f)
+	return r
+}
+
+func spelled(all []Finding, f func(string) string) []Finding {
+	if f == nil {
+		return all
+	}
+	all = slices.Clone(all)
+	for i := range all {
+		all[i].Do = f(all[i].Do)
+	}
+	return all
+}
+
 // The thresholds of findings.
 const (
 	fsyncBad   = 500 * time.Millisecond // half an election timeout, and the threshold of the alert in etcd's own rules

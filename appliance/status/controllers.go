@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -181,6 +182,18 @@ func (c Controller) first() string {
 		line += fmt.Sprintf(" (and %d more)", more)
 	}
 	return line
+}
+
+// Spelled returns the cluster with the remedies of the controller that was asked spelled by f;
+// those of the others are typed on their machines. A nil f changes nothing.
+func (c Cluster) Spelled(f func(string) string) Cluster {
+	c.Controllers = slices.Clone(c.Controllers)
+	for i, o := range c.Controllers {
+		if o.Here {
+			c.Controllers[i].Findings = spelled(o.Findings, f)
+		}
+	}
+	return c
 }
 
 // WriteCluster writes the controllers of a cluster for people, with ages as of now.

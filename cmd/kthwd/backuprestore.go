@@ -20,7 +20,6 @@ import (
 	"kthwd/appliance/archive"
 	"kthwd/appliance/backup"
 	"kthwd/appliance/config"
-	"kthwd/appliance/logging"
 	"kthwd/appliance/text"
 	linked "kthwd/appliance/version"
 )
@@ -140,7 +139,7 @@ func (a *app) restoreOptions(cmd *cobra.Command, l *config.Loader, file string, 
 	if err := l.ValidateController(); err != nil {
 		return o, err
 	}
-	logs, err := logging.New(a.err, a.logFormat(l.Config.LogFormat), []string{"warn"})
+	logs, err := a.newLogs(l.Config.LogFormat, []string{"warn"})
 	if err != nil {
 		return o, err
 	}

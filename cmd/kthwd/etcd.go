@@ -17,7 +17,6 @@ import (
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/config"
-	"kthwd/appliance/logging"
 	"kthwd/appliance/recovery"
 	"kthwd/appliance/text"
 )
@@ -57,7 +56,7 @@ func (a *app) etcdRecover(ctx context.Context, l *config.Loader, yes bool) error
 	if err := l.Load(); err != nil {
 		return err
 	}
-	logs, err := logging.New(a.err, a.logFormat(l.Config.LogFormat), l.Config.LogLevel)
+	logs, err := a.newLogs(l.Config.LogFormat, l.Config.LogLevel)
 	if err != nil {
 		return err
 	}
