@@ -37,7 +37,6 @@ func cis(name string, c config.Controller, l pki.Layout) (set []Arg, without []s
 	}
 	return []Arg{
 		{"audit-log-maxbackup", "10"},
-		{"admission-control-config-file", l.Admission()},
 		// The guide's own way to etcd. Without the profile a socket spares the TLS between two
 		// parts of one process.
 		{"etcd-servers", "https://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(c.EtcdClientPort))},
@@ -96,32 +95,6 @@ func FromProfile(with, without []Arg) (keys []string) {
 		}
 	}
 	return keys
-}
-
-// AdmissionConfig returns the file that kube-apiserver's --admission-control-config-file names;
-// nil without one.
-func AdmissionConfig(c config.Controller) []byte {
-	if c.Profile != config.ProfileCIS {
-		return nil
-	}
-	return []byte(`apiVersion: apiserver.config.k8s.io/v1
-kind: AdmissionConfiguration
-plugins:
-- name: PodSecurity
-  configuration:
-    apiVersion: pod-security.admission.config.k8s.io/v1
-    kind: PodSecurityConfiguration
-    # Of a namespace without pod-security.kubernetes.io labels of its own.
-    defaults:
-      enforce: baseline
-      enforce-version: latest
-      audit: baseline
-      audit-version: latest
-      warn: baseline
-      warn-version: latest
-    exemptions:
-      namespaces: [kube-system]
-`)
 }
 
 // RunFiles are the files in the run directory that the configuration asks for, by path.
