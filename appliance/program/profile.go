@@ -46,6 +46,15 @@ func cis(name string, c config.Controller, l pki.Layout) (set []Arg, without []s
 	}, []string{"runtime-config"}
 }
 
+// OfProfile returns the flags of a program that config.ProfileCIS sets or takes out.
+func OfProfile(name string) (keys []string) {
+	set, without := cis(name, config.Controller{}, pki.Layout{})
+	for _, a := range set {
+		keys = append(keys, a.Key)
+	}
+	return append(keys, without...)
+}
+
 // clientURLs are the addresses of etcd's client port. With config.ProfileCIS they are of this
 // machine only; package others then answers the other controllers at the advertised address.
 func clientURLs(c config.Controller, socket string) string {
