@@ -135,8 +135,9 @@ func runMember(ctx context.Context, cfg config.Controller, l pki.Layout, sockets
 	})
 	o := others.New(member, slog.New(slog.DiscardHandler))
 	member.UseViews(o)
+	o.Listen(program.StatusAddress(cfg))
 	flags := &agree.Controllers{
-		Member: member, Layout: l, Address: cfg.AdvertiseAddress, Log: logs.Logger("kthwd"), Versions: map[string]string{"kthwd": "v0.1.0-dev"},
+		Member: member, Layout: l, Address: cfg.AdvertiseAddress, Profile: cfg.Profile, Log: logs.Logger("kthwd"), Versions: map[string]string{"kthwd": "v0.1.0-dev"},
 		Args: map[string][]program.Arg{program.APIServer: program.APIServerArgs(cfg, l, sockets.Etcd), program.ControllerManager: program.ControllerManagerArgs(cfg, l)},
 	}
 	private := members.Private()
