@@ -105,7 +105,7 @@ func TestSplitEtcdCA(t *testing.T) {
 	if os.Getenv("KTHWD_E2E") == "" {
 		t.Skip("KTHWD_E2E is not set: run make test-e2e (TestSplitClosesEtcd moves one controller)")
 	}
-	t.Parallel()
+	kthwtest.Turn(t, 3)
 	m := makeCluster(t)
 	var dirs []string
 	for i := range 3 {

@@ -33,7 +33,7 @@ func fill(t *testing.T, client *clientv3.Client, key func(i int) string) {
 }
 
 func TestEtcdWithoutSpace(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	c := kthwtest.Start(t, kthwtest.Options{Args: []string{fmt.Sprintf("--etcd-arg=quota-backend-bytes=%d", tinyQuota)}})
 	fill(t, c.Etcd(t), func(int) string { return "/incident/fill" })
 	found := look(t, c, incident{
@@ -71,7 +71,7 @@ func TestEtcdWithoutSpace(t *testing.T) {
 
 // Without a kthwd the command says so at once.
 func TestSpaceOfNoMember(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	out, err := exec.Command(kthwtest.Binary(t), "etcd", "space", "--config=", "--data-dir="+t.TempDir()).CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "no etcd member runs in") {
 		t.Errorf("got %v, %s", err, out)
