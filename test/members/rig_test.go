@@ -69,13 +69,7 @@ func newClusterWith(t *testing.T, count int, profile string) *cluster {
 	run(t, "ip", "link", "set", "br0", "up")
 	var list []string
 	for i := range count {
-		m := &machine{name: fmt.Sprintf("c%d", i), address: address(i), host: lbtest.NewNamespace(t)}
-		m.dir = filepath.Join(c.dir, m.name)
-		port := fmt.Sprintf("v%d", i)
-		run(t, "ip", "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", m.host.Path())
-		run(t, "ip", "link", "set", port, "master", "br0", "up")
-		m.host.Run(t, "ip", "address", "add", m.address+"/24", "dev", "eth0")
-		m.host.Run(t, "ip", "link", "set", "eth0", "up")
+		m := c.newMachine(t, i)
 		c.machines = append(c.machines, m)
 		list = append(list, m.name+"="+m.address)
 	}
@@ -89,6 +83,19 @@ func newClusterWith(t *testing.T, count int, profile string) *cluster {
 		t.Fatal(err)
 	}
 	return c
+}
+
+// newMachine makes a machine on the bridge, without a controller.
+func (c *cluster) newMachine(t *testing.T, i int) *machine {
+	t.Helper()
+	m := &machine{name: fmt.Sprintf("c%d", i), address: address(i), host: lbtest.NewNamespace(t)}
+	m.dir = filepath.Join(c.dir, m.name)
+	port := fmt.Sprintf("v%d", i)
+	run(t, "ip", "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", m.host.Path())
+	run(t, "ip", "link", "set", port, "master", "br0", "up")
+	m.host.Run(t, "ip", "address", "add", m.address+"/24", "dev", "eth0")
+	m.host.Run(t, "ip", "link", "set", "eth0", "up")
+	return m
 }
 
 func run(t testing.TB, argv ...string) {
