@@ -23,8 +23,9 @@ const maxConns = 64
 
 // Listen makes Run answer the other controllers at address, HOST:PORT, as long as the cluster
 // has any: with a profile that puts etcd's client port on loopback, they cannot reach that.
-// Two requests are answered, of controllers only: for the state, and the one that moves etcd's
-// leadership, which a member makes before it removes the leader. Call it before Run.
+// Controllers only are answered: requests for the state, and three of etcd's maintenance API,
+// which move the leadership, tell the size of the database and defragment it. Call it before
+// Run.
 func (o *Others) Listen(address string) { o.address = address }
 
 // tend opens the address when the cluster has other members, and closes it when it has none.
@@ -114,7 +115,7 @@ func (o *Others) ofController(s *tls.ConnectionState) bool {
 	return server != nil && s != nil && len(s.VerifiedChains) > 0 && namesOf(server).Match(s.PeerCertificates[0])
 }
 
-// leadership is the one call of etcd's maintenance API that other members make. The others
+// leadership are the calls of etcd's maintenance API that other members make. The others
 // are unimplemented here.
 type leadership struct {
 	pb.UnimplementedMaintenanceServer
@@ -127,9 +128,23 @@ func (l *leadership) MoveLeader(ctx context.Context, r *pb.MoveLeaderRequest) (*
 	if server == nil || server.Server.MemberID() != server.Server.Leader() {
 		return nil, rpctypes.ErrGRPCNotLeader
 	}
-	if err := server.Server.MoveLeader(ctx, uint64(server.Server.MemberID()), r.TargetID); err != nil {
+	if err := l.o.member.MoveLeader(ctx, types.ID(r.TargetID)); err != nil {
 		return nil, err
 	}
 	l.o.log.Info("leadership moved, as another controller asked", "to", types.ID(r.TargetID).String())
 	return &pb.MoveLeaderResponse{}, nil
+}
+
+// Defragment rewrites the database of this member, as etcd's own does.
+func (l *leadership) Defragment(ctx context.Context, _ *pb.DefragmentRequest) (*pb.DefragmentResponse, error) {
+	err := l.o.member.Defragment(ctx, func() error { return l.o.member.Running().Server.Defragment() })
+	if err != nil {
+		return nil, err
+	}
+	return &pb.DefragmentResponse{}, nil
+}
+
+// Status tells the state of this member, as etcd's own does.
+func (l *leadership) Status(context.Context, *pb.StatusRequest) (*pb.StatusResponse, error) {
+	return l.o.member.StatusResponse()
 }
