@@ -227,6 +227,10 @@ func (a *assessment) member(r Report) {
 		return
 	}
 	a.disk(m.Fsync)
+	if !m.Defragmenting.IsZero() {
+		a.add(Healthy, kindDefrag, "", "etcd defragments its database here: this controller's clients are served by others until it is done, and alone they wait")
+		a.since(m.Defragmenting)
+	}
 	for _, alarm := range m.Alarms {
 		if alarm == alarmSpace {
 			a.add(Down, cause.EtcdSpace, reclaimSpace, "etcd has the alarm %s: its database has reached its quota of %s, and nothing can be written", alarm, text.Bytes(m.Quota))
