@@ -47,8 +47,8 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	if len(os.Args) == 4 && os.Args[1] == "create" {
-		os.Exit(createChild(os.Args[2], os.Args[3]))
+	if code, is := runChild(os.Args); is {
+		os.Exit(code)
 	}
 	os.Exit(m.Run())
 }

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -302,11 +303,9 @@ func openChild(ctx context.Context, opener func(context.Context, string) *exec.C
 	cmd := opener(ctx, dir)
 	var out, said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &said
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	done := make(chan error, 1)
-	if err := cmd.Start(); err != nil {
-		return 0, err
-	}
-	go func() { done <- cmd.Wait() }()
+	go func() { done <- runLocked(cmd) }()
 	for waiting := true; waiting; {
 		select {
 		case err = <-done:
