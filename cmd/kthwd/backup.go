@@ -411,3 +411,6 @@ func (a *app) backupCheckVerb() *cobra.Command {
 		},
 	}
 }
+
+// megabytes formats a size for people.
+func megabytes(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
