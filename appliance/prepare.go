@@ -273,8 +273,8 @@ func (p *prepared) ensurePKI() error {
 // the other controllers do not trust.
 func (p *prepared) warnOfOwnCA(created []string) {
 	if len(p.cfg.InitialCluster) > 1 && slices.Contains(created, p.layout.CA()) {
-		p.log.Warn("a CA was made here, and the other controllers need this very one; kthwd pki init --controllers makes the files of all",
-			"file", p.layout.CA(), "initial-cluster", strings.Join(p.cfg.InitialCluster, ","))
+		p.log.Warn("a CA was made here, and the other controllers need this very one",
+			"hint", "kthwd pki init --controllers makes the files of all", "file", p.layout.CA(), "initial-cluster", strings.Join(p.cfg.InitialCluster, ","))
 	}
 }
 

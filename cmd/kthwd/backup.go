@@ -448,3 +448,6 @@ func (a *app) backupBefore(ctx context.Context, t target, change string) error {
 	fmt.Fprintf(a.out, "backup  %s  revision %d, verified; kthwd backup restore goes back to it\n", text.Line(made.File), made.Verified.Manifest.Revision)
 	return nil
 }
+
+// megabytes formats a size for people.
+func megabytes(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }

@@ -73,7 +73,7 @@ func lists(t *testing.T, c *kthwtest.Controller, want ...string) {
 // Controllers leave the cluster for good, the leader too, and what would cost the
 // others their quorum is refused. One that comes back is told how.
 func TestMemberRemove(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 3)
 	m := makeCluster(t)
 	all := m.startAll(t)
 	lists(t, all[0], "c0 voter up", "c1 voter up", "c2 voter up")
