@@ -77,6 +77,24 @@ func TestProfiles(t *testing.T) {
 	}
 }
 
+// The verdict is about the configuration that is asked for, not about the files of a kthwd that
+// runs with another one on the same directory.
+func TestBesideARunningKthwd(t *testing.T) {
+	in, other := input(t, config.ProfileCIS), config.Default().Controller
+	path := in.Config.Layout().Admission()
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, program.AdmissionConfig(other), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range Run(in) {
+		if r.Automated && r.Verdict == Fail {
+			t.Errorf("%s %s fails: %s", r.Standard, r.ID, r.Decides)
+		}
+	}
+}
+
 // The table as people read it, for both profiles, on a machine without files.
 func TestGolden(t *testing.T) {
 	for _, profile := range []string{config.ProfileGuide, config.ProfileCIS} {

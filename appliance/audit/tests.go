@@ -243,22 +243,19 @@ func ids(dir string) (uid, gid int) {
 	return int(st.Uid), int(st.Gid)
 }
 
-// readYAML reads the file that a flag names; ok is false if it cannot be read.
+// readYAML reads the file that a flag names; ok is false if it cannot be read. A file of the run
+// directory is the one that a start with this configuration makes: that of a kthwd which runs
+// with another one may be there.
 func readYAML(in Input, name, key string, into any) (path string, ok bool) {
 	path = program.Value(in.Args[name], key)
-	data, err := os.ReadFile(path)
-	if err != nil && path != "" {
-		data, err = made(in, path)
+	data, made := program.RunFiles(in.Config, in.Config.Layout())[path]
+	if !made {
+		var err error
+		if data, err = os.ReadFile(path); err != nil {
+			return path, false
+		}
 	}
-	return path, err == nil && yaml.Unmarshal(data, into) == nil
-}
-
-// made is a file that the next start makes.
-func made(in Input, path string) ([]byte, error) {
-	if data, is := program.RunFiles(in.Config, in.Config.Layout())[path]; is {
-		return data, nil
-	}
-	return nil, fs.ErrNotExist
+	return path, yaml.Unmarshal(data, into) == nil
 }
 
 // unread is the verdict of a rule whose file cannot be read.
