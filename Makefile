@@ -31,7 +31,7 @@ DIRS      := appliance cmd health lb packaging rbacseed test
 LIGHT      = $(shell awk '$$2 == "light" { print "./" $$1 }' appliance/config/testdata/arrows.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help build tool run test test-backup test-attacks test-attacks-user incidents test-light test-one fuzz cover test-e2e test-lb-peers soak screenshots bench bench-lb lint lint-extra golden verify bump hooks package package-check generated install test-systemd clean FORCE
+.PHONY: help build tool run test test-backup test-attacks test-attacks-user incidents test-light test-one fuzz cover test-e2e test-lb-peers soak screenshots bench bench-hardening bench-lb lint lint-extra golden verify bump hooks package package-check generated install test-systemd clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -99,7 +99,7 @@ test-e2e: build ## whole clusters with kubectl and real nodes, and the failure t
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=40m ./test/e2e/...
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=15m -v ./test/lb
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=15m -v -run 'TestFaults' ./test/ha
-	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=15m -v -run 'TestSplitEtcdCA' ./test/fault
+	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=15m -v -run 'TestSplitEtcdCA|TestLoneCIS' ./test/fault
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=20m -parallel=6 ./test/observe
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=10m -v ./test/members
 
@@ -112,6 +112,9 @@ screenshots: build ## make docs/images from the pages of a controller and a load
 
 bench: build ## kthwd against the four separate programs: a table and one JSON line
 	KTHWD_BENCH=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=60m -v ./test/bench/...
+
+bench-hardening: build ## kthwd as installed, and with profile cis, against kthwd without the hardening that flags can take away: ratios of start and throughput
+	KTHWD_BENCH_HARDENING=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=60m -v -run TestHardening ./test/bench
 
 # KTHWD_LB_BIN names any program that takes the flags of kthwd --role=lb.
 test-lb-peers: $(if $(KTHWD_LB_BIN),,build) ## the load balancer's failure table with nginx and HAProxy beside kthwd; needs root

@@ -132,6 +132,7 @@ func (l *Loader) settings() []setting {
 		{"shutdown-delay", RoleLB, groupLB, "DURATION", "How long clients are still accepted after SIGTERM, while /readyz returns 503.", &b.ShutdownDelay},
 		{"drain-timeout", RoleLB, groupLB, "DURATION", "How long connections may continue after their backend is removed or kthwd begins to stop.", &b.DrainTimeout},
 		{"proxy-protocol", RoleLB, groupLB, "VERSION", "PROXY protocol header sent to backends: off, v1 or v2. kube-apiserver does not understand it.", &b.ProxyProtocol},
+		{"metrics-backends", RoleLB, groupLB, "WHICH", "Backends whose metrics are all their own: each, none but a few (sum), or each up to 10 backends (auto). A backend has some 110 series of its own; without, 5 and a share in those with the label backend=\"all\".", &b.Metrics},
 		{"access-log", RoleLB, groupLB, "FILE", "File that receives one line of JSON for each connection; empty writes none.", &b.AccessLog},
 		{"upgrade-socket", RoleLB, groupLB, "PATH", "Unix socket on which a new kthwd takes over listeners and connections; @NAME is an abstract socket. Empty means one named after --listen.", &b.UpgradeSocket},
 		{"status-socket", RoleLB, groupLB, "PATH", "Unix socket on which kthwd status queries a load balancer without a controller beside it. Only kthwd's user can open its directory. Empty disables it; the default is also disabled when its directory cannot be created.", &c.StatusSocket},
@@ -255,6 +256,8 @@ func Values(name string) []string {
 		return []string{lb.LeastConnections, lb.RoundRobin, lb.SourceHash, lb.FirstAlive}
 	case "cut":
 		return []string{lb.CutDead, lb.CutUnreachable, lb.CutNever}
+	case "metrics-backends":
+		return []string{lb.MetricsAuto, lb.MetricsEach, lb.MetricsSum}
 	case "proxy-protocol":
 		return []string{lb.ProxyOff, lb.ProxyV1, lb.ProxyV2}
 	}
