@@ -39,6 +39,7 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 	private := m.Private()
 	maps.Copy(private, p.agree.Private())
 	maps.Copy(private, p.mover.Private())
+	maps.Copy(private, p.privateBackup())
 	if p.o.Private != nil {
 		maps.Copy(private, p.o.Private(p.args))
 	}

@@ -12,7 +12,6 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
-	"go.etcd.io/etcd/api/v3/version"
 	"go.etcd.io/etcd/client/pkg/v3/types"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3rpc"
 	"google.golang.org/grpc"
@@ -27,9 +26,10 @@ const maxConns = 64
 
 // Listen makes Run answer the other controllers at address, HOST:PORT, as long as the cluster
 // has any: with a profile that puts etcd's client port on loopback, they cannot reach that.
-// It answers controllers only: their requests for the state, the one that moves etcd's
-// leadership, which a member makes before it removes the leader, and those with which a
-// controller that is down changes its own address (package readdress). Call it before Run.
+// It answers controllers only: their requests for the state; three of etcd's maintenance API,
+// which move the leadership, tell the size of the database and defragment it; and those with
+// which a controller that is down changes its own address (package readdress). Call it before
+// Run.
 func (o *Others) Listen(address string) { o.address = address }
 
 // tend opens the address when the cluster has other members, and closes it when it has none.
@@ -127,29 +127,31 @@ type maintenance struct {
 	o *Others
 }
 
-// Status tells that this member runs.
-func (m *maintenance) Status(context.Context, *pb.StatusRequest) (*pb.StatusResponse, error) {
-	server := m.o.member.Running()
-	if server == nil {
-		return nil, rpctypes.ErrGRPCStopped
-	}
-	return &pb.StatusResponse{
-		Header:  &pb.ResponseHeader{ClusterId: uint64(server.Server.Cluster().ID()), MemberId: uint64(server.Server.MemberID()), RaftTerm: server.Server.Term()},
-		Version: version.Version, Leader: uint64(server.Server.Leader()), RaftIndex: server.Server.CommittedIndex(), RaftTerm: server.Server.Term(),
-	}, nil
-}
-
 // MoveLeader makes another member the leader, as etcd's own does (etcdserver/api/v3rpc/maintenance.go).
 func (m *maintenance) MoveLeader(ctx context.Context, r *pb.MoveLeaderRequest) (*pb.MoveLeaderResponse, error) {
 	server := m.o.member.Running()
 	if server == nil || server.Server.MemberID() != server.Server.Leader() {
 		return nil, rpctypes.ErrGRPCNotLeader
 	}
-	if err := server.Server.MoveLeader(ctx, uint64(server.Server.MemberID()), r.TargetID); err != nil {
+	if err := m.o.member.MoveLeader(ctx, types.ID(r.TargetID)); err != nil {
 		return nil, err
 	}
 	m.o.log.Info("leadership moved, as another controller asked", "to", types.ID(r.TargetID).String())
 	return &pb.MoveLeaderResponse{}, nil
+}
+
+// Defragment rewrites the database of this member, as etcd's own does.
+func (m *maintenance) Defragment(ctx context.Context, _ *pb.DefragmentRequest) (*pb.DefragmentResponse, error) {
+	err := m.o.member.Defragment(ctx, func() error { return m.o.member.Running().Server.Defragment() })
+	if err != nil {
+		return nil, err
+	}
+	return &pb.DefragmentResponse{}, nil
+}
+
+// Status tells the state of this member, as etcd's own does.
+func (m *maintenance) Status(context.Context, *pb.StatusRequest) (*pb.StatusResponse, error) {
+	return m.o.member.StatusResponse()
 }
 
 // cluster are the calls of etcd's cluster API that other controllers make: none of them adds or

@@ -227,6 +227,10 @@ func (a *assessment) member(r Report) {
 		return
 	}
 	a.disk(m.Fsync)
+	if !m.Defragmenting.IsZero() {
+		a.add(Healthy, kindDefrag, "", "etcd defragments its database here: this controller's clients are served by others until it is done, and alone they wait")
+		a.since(m.Defragmenting)
+	}
 	for _, alarm := range m.Alarms {
 		if alarm == alarmSpace {
 			a.add(Down, cause.EtcdSpace, reclaimSpace, "etcd has the alarm %s: its database has reached its quota of %s, and nothing can be written", alarm, text.Bytes(m.Quota))
@@ -241,7 +245,7 @@ func (a *assessment) member(r Report) {
 }
 
 // reclaimSpace is the command that makes room in etcd's database.
-const reclaimSpace = "kthwd etcd space"
+const reclaimSpace = "kthwd etcd space --fix"
 
 // disk judges by the time that was spent, by slow calls, and only then by a percentile: on
 // the slowest disk there are too few calls for one.

@@ -24,11 +24,11 @@ import (
 func (a *app) etcdVerb(l *config.Loader) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "etcd VERB",
-		Short: "Make room in etcd, or recover it when its other members are lost",
+		Short: "Look at etcd, make room in it, or recover it",
 		Args:  noVerb,
 		RunE:  noVerbGiven,
 	}
-	cmd.AddCommand(a.etcdRecoverVerb(l), a.etcdSpaceVerb(l))
+	cmd.AddCommand(a.etcdStatusVerb(l), a.etcdSpaceVerb(l), a.etcdSnapshotVerb(l), a.etcdMoveLeaderVerb(l), a.etcdRecoverVerb(l))
 	return cmd
 }
 
