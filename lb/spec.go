@@ -78,20 +78,28 @@ func parsePlace(s string) (spec, error) {
 	if err != nil {
 		return spec{}, err
 	}
+	host, err = canonicalHost(host)
+	return spec{host: host, port: port}, err
+}
+
+// canonicalHost returns a name in lower case and without the dot at its end, or an address
+// that can be connected to in its usual form.
+func canonicalHost(host string) (string, error) {
 	host = strings.ToLower(strings.TrimSuffix(host, "."))
 	if host == "" {
-		return spec{}, errors.New("has no host")
+		return "", errors.New("has no host")
 	}
 	if strings.HasPrefix(host, ".") || strings.HasSuffix(host, ".") || strings.Contains(host, "..") {
-		return spec{}, errors.New("is not a host name: a part between two dots is empty")
+		return "", errors.New("is not a host name: a part between two dots is empty")
 	}
-	if ip, err := netip.ParseAddr(host); err == nil {
-		if ip.IsUnspecified() || ip.IsMulticast() {
-			return spec{}, errors.New("is not an address that can be connected to")
-		}
-		host = ip.Unmap().String()
+	ip, err := netip.ParseAddr(host)
+	if err != nil {
+		return host, nil
 	}
-	return spec{host: host, port: port}, nil
+	if ip.IsUnspecified() || ip.IsMulticast() {
+		return "", errors.New("is not an address that can be connected to")
+	}
+	return ip.Unmap().String(), nil
 }
 
 // place is HOST:PORT, or the name with SRV records, in canonical form.

@@ -11,15 +11,15 @@ import (
 type Stage int
 
 const (
-	// StageShared: etcd trusts the cluster's CA and shows kubernetes.pem, as in the guide
-	// and as with kthwd before 0.2.
+	// StageShared means that etcd trusts the cluster's CA and shows kubernetes.pem, as in the
+	// guide and as with kthwd before 0.2.
 	StageShared Stage = iota
-	// StageTrust: etcd-ca.pem holds both CAs; etcd still shows kubernetes.pem.
+	// StageTrust means that etcd-ca.pem holds both CAs; etcd still shows kubernetes.pem.
 	StageTrust
-	// StageUse: etcd shows etcd.pem, and still trusts both CAs.
+	// StageUse means that etcd shows etcd.pem, and still trusts both CAs.
 	StageUse
-	// StageOwn: etcd trusts etcd-ca.pem, which holds its own CA only. A new directory
-	// begins here.
+	// StageOwn means that etcd trusts etcd-ca.pem, which holds its own CA only. A new
+	// directory begins here.
 	StageOwn
 )
 

@@ -286,6 +286,31 @@ func (a *assessment) balancer(r Report) {
 	if s == nil || r.HandedOver {
 		return
 	}
+	a.backends(s)
+	for _, n := range s.Names {
+		if n.Problem != "" && n.Addresses > 0 { // one without is among the backends
+			a.add(Healthy, kindBackendName, "correct the records of that name; its other addresses stay in use", "the name %s: %s", n.Name, n.Problem)
+			a.since(n.Since)
+		}
+	}
+	for _, l := range s.Limits {
+		value := ""
+		if l.Value != "" {
+			value = " (" + l.Value + ")"
+		}
+		a.add(Degraded, kindLimit, l.Do, "the limit %s%s is reached: %s", l.Name, value, l.Text)
+		a.since(l.Since)
+	}
+	if s.Held > 0 {
+		a.add(Degraded, kindHeld, "", "%d clients wait for a backend", s.Held)
+	}
+	if s.Discovery != nil && s.Discovery.Error != "" {
+		a.add(Healthy, kindDiscovery, "the last list stays in force until an API server answers", "no API server returns the list of backends: %s", s.Discovery.Error)
+	}
+}
+
+// backends adds a finding if a backend of the load balancer is not ready.
+func (a *assessment) backends(s *lb.Status) {
 	var bad []string
 	ready, hoped := 0, 0
 	for _, b := range s.Backends {
@@ -307,26 +332,6 @@ func (a *assessment) balancer(r Report) {
 		a.add(Down, kindBackends, adviceOnBackends(s.Backends, "run kthwd status on these machines; connections go to any backend that answers"), "no backend is ready: %s", strings.Join(bad, ", "))
 	case len(bad) > 0:
 		a.add(Degraded, kindBackends, adviceOnBackends(s.Backends, "run kthwd status there"), "%d of %d backends are not ready: %s", len(bad), len(s.Backends), strings.Join(bad, ", "))
-	}
-	for _, n := range s.Names {
-		if n.Problem != "" && n.Addresses > 0 { // one without is among the backends
-			a.add(Healthy, kindBackendName, "correct the records of that name; its other addresses stay in use", "the name %s: %s", n.Name, n.Problem)
-			a.since(n.Since)
-		}
-	}
-	for _, l := range s.Limits {
-		value := ""
-		if l.Value != "" {
-			value = " (" + l.Value + ")"
-		}
-		a.add(Degraded, kindLimit, l.Do, "the limit %s%s is reached: %s", l.Name, value, l.Text)
-		a.since(l.Since)
-	}
-	if s.Held > 0 {
-		a.add(Degraded, kindHeld, "", "%d clients wait for a backend", s.Held)
-	}
-	if s.Discovery != nil && s.Discovery.Error != "" {
-		a.add(Healthy, kindDiscovery, "the last list stays in force until an API server answers", "no API server returns the list of backends: %s", s.Discovery.Error)
 	}
 }
 

@@ -64,7 +64,16 @@ type shared struct {
 // that a working one meets. Programs with the same known cause share one finding.
 func (a *assessment) components(r Report) {
 	quorum := r.Quorum == nil || r.Quorum.Leader != "" // quorum reports the lack of one
-	var known []*shared
+	for _, k := range a.known(r, quorum) {
+		a.findings = append(a.findings, Finding{Health: k.health, Kind: k.Kind, Text: text.Line(k.sentence()), Do: text.Line(k.Do), Since: k.since})
+	}
+	if !r.Ready && len(a.findings) == 0 && quorum {
+		a.add(Down, kindNotReady, "", "not ready: %s", r.Reason)
+	}
+}
+
+// known returns the known causes of faults. It adds a finding for each fault without one.
+func (a *assessment) known(r Report, quorum bool) (all []*shared) {
 	for _, s := range r.Components {
 		if !quorum && r.needsQuorum(s) || r.waitsForAnother(s) {
 			continue
@@ -73,17 +82,12 @@ func (a *assessment) components(r Report) {
 		switch {
 		case ok && r.saidElsewhere(c, s):
 		case ok && (c.Lasting || !s.Healthy()):
-			known = together(known, c, s)
+			all = together(all, c, s)
 		case !s.Healthy():
 			a.unexplained(s)
 		}
 	}
-	for _, k := range known {
-		a.findings = append(a.findings, Finding{Health: k.health, Kind: k.Kind, Text: text.Line(k.sentence()), Do: text.Line(k.Do), Since: k.since})
-	}
-	if !r.Ready && len(a.findings) == 0 && quorum {
-		a.add(Down, kindNotReady, "", "not ready: %s", r.Reason)
-	}
+	return all
 }
 
 // waitsForAnother reports whether a component only waits for one that does not work, which

@@ -46,13 +46,7 @@ func (r Report) conditions(now time.Time) map[string]condition {
 
 // condition judges a component by itself.
 func (r Report) condition(c supervise.Status, now time.Time) condition {
-	own := condition{Tone: tones[string(c.State)], Stops: !c.Healthy()}
-	if r.lacksQuorum() && (c.Name == program.Etcd || c.Name == program.APIServer) {
-		own = condition{"bad", "no quorum, no writes", true}
-	}
-	if c.Name == program.LB && r.LB != nil && !r.HandedOver && c.Healthy() {
-		own = balances(r.LB.Backends)
-	}
+	own := r.work(c)
 	for _, f := range r.Findings { // worst first
 		if f.concerns(c.Name) && rank[f.Health] > rank[Healthy] {
 			own.Tone, own.Stops = worse(own.Tone, toneOf(f.Health)), own.Stops || f.Health == Down
@@ -69,6 +63,17 @@ func (r Report) condition(c supervise.Status, now time.Time) condition {
 		own.But = "" // its state and its reason say it
 	}
 	return own
+}
+
+// work judges a component by its state and by what it is there for.
+func (r Report) work(c supervise.Status) condition {
+	switch {
+	case c.Name == program.LB && r.LB != nil && !r.HandedOver && c.Healthy():
+		return balances(r.LB.Backends)
+	case r.lacksQuorum() && (c.Name == program.Etcd || c.Name == program.APIServer):
+		return condition{"bad", "no quorum, no writes", true}
+	}
+	return condition{Tone: tones[string(c.State)], Stops: !c.Healthy()}
 }
 
 // balances returns the condition of a load balancer with these backends.

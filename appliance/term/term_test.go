@@ -118,7 +118,7 @@ func TestExitAfterTheTerm(t *testing.T) {
 func TestResultWithoutAnExit(t *testing.T) {
 	mine, failed := New(t.Context(), "kube-scheduler"), errors.New("failed")
 	defer mine.Close()
-	if err := <-mine.Go(func(context.Context) error { return failed }); err != failed {
+	if err := <-mine.Go(func(context.Context) error { return failed }); !errors.Is(err, failed) {
 		t.Errorf("got %v, want the program's own error", err)
 	}
 }

@@ -55,15 +55,12 @@ func Unquoted(s string) string {
 // split or expand it, otherwise in quotes. What cannot be printed is written in bash's form
 // $'\n', so that the result is one printable line.
 func ShellWord(s string) string {
-	plain := func(r rune) bool {
-		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-+:@%,=", r)
-	}
 	printable := utf8.ValidString(s)
 	for _, r := range s {
 		printable = printable && unicode.IsPrint(r)
 	}
 	switch {
-	case s != "" && !strings.ContainsFunc(s, func(r rune) bool { return !plain(r) }):
+	case s != "" && !strings.ContainsFunc(s, func(r rune) bool { return !isPlain(r) }):
 		return s
 	case printable:
 		return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
@@ -71,13 +68,18 @@ func ShellWord(s string) string {
 	var b strings.Builder
 	b.WriteString("$'")
 	for _, c := range []byte(s) {
-		if c < 0x80 && plain(rune(c)) || c == ' ' {
+		if c < 0x80 && isPlain(rune(c)) || c == ' ' {
 			b.WriteByte(c)
 		} else {
 			fmt.Fprintf(&b, `\x%02x`, c)
 		}
 	}
 	return b.String() + "'"
+}
+
+// isPlain reports whether no shell does anything with the character.
+func isPlain(r rune) bool {
+	return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-+:@%,=", r)
 }
 
 // Bytes returns a size for people: 12 B, 1.5 GiB.

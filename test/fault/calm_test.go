@@ -29,10 +29,10 @@ var calmWarnings = []struct{ part, why string }{
 const inotifyLimit = "watcher: too many open files"
 
 // A healthy start, a workload as kubectl makes it, a second start and the stops log no
-// error, and no warning but those that are named. It takes the place of four,
+// error, and no warning but those that are named. It takes the place of seven,
 // because a machine without time for kthwd is not calm.
 func TestHealthyLifeIsCalm(t *testing.T) {
-	kthwtest.Turn(t, 4)
+	kthwtest.Turn(t, 7)
 	c := kthwtest.Start(t, kthwtest.Options{})
 	work(t, c)
 	stop(t, c, syscall.SIGTERM, 0)

@@ -207,7 +207,7 @@ func checkAuditCommand(t *testing.T, command, name string) {
 // C9: a webhook that cannot be called, an APIService without a server, a CRD whose
 // conversion webhook is dead: each is named, with the command that ends it.
 func brokenWebhooks(t *testing.T, c *kthwtest.Controller) {
-	applyText(t, c, deadWebhooks)
+	applyText(t, c, kthwtest.ClosedWebhook+"---"+openWebhook)
 	for _, name := range []string{"webhook", "webhook_skipped"} {
 		noFinding(t, c, name) // nothing has been asked of it yet
 	}
@@ -224,7 +224,7 @@ func brokenWebhooks(t *testing.T, c *kthwtest.Controller) {
 // C9: an aggregated API that nobody serves keeps namespaces in Terminating, while every
 // component is ready.
 func brokenAPIService(t *testing.T, c *kthwtest.Controller) {
-	applyText(t, c, deadAPIService)
+	applyText(t, c, kthwtest.DeadAPIService)
 	f := finding(t, c, "apiservice", "v1.broken.example.com", "service default/nobody")
 	look(t, c, incident{
 		name: "C9 broken APIService", kind: "apiservice",
@@ -240,10 +240,10 @@ func brokenAPIService(t *testing.T, c *kthwtest.Controller) {
 }
 
 func brokenConversion(t *testing.T, c *kthwtest.Controller) {
-	applyText(t, c, deadConversion)
+	applyText(t, c, kthwtest.DeadConversion)
 	c.Kubectl(t, "wait", "--for=condition=Established", "crd/widgets.example.com")
 	kthwtest.WaitFor(t, "widget", soon, func() error {
-		out, err := c.TryKubectl(t, "create", "--raw", "/apis/example.com/v1/namespaces/default/widgets", "-f", fileWith(t, widget))
+		out, err := c.TryKubectl(t, "create", "--raw", "/apis/example.com/v1/namespaces/default/widgets", "-f", fileWith(t, kthwtest.Widget))
 		if err != nil && !strings.Contains(out, "AlreadyExists") {
 			return fmt.Errorf("%s: %w", out, err)
 		}
@@ -278,19 +278,8 @@ func applyText(t *testing.T, c *kthwtest.Controller, objects string) {
 	c.Kubectl(t, "apply", "-f", fileWith(t, objects))
 }
 
-const deadWebhooks = `
-apiVersion: admissionregistration.k8s.io/v1
-kind: ValidatingWebhookConfiguration
-metadata: {name: closed}
-webhooks:
-- name: closed.example.com
-  failurePolicy: Fail
-  sideEffects: None
-  admissionReviewVersions: [v1]
-  clientConfig: {url: "https://127.0.0.1:1/"}
-  rules:
-  - {apiGroups: [""], apiVersions: [v1], operations: [CREATE], resources: [configmaps]}
----
+// openWebhook refuses nothing, but is asked in vain for every new service account.
+const openWebhook = `
 apiVersion: admissionregistration.k8s.io/v1
 kind: MutatingWebhookConfiguration
 metadata: {name: open}
@@ -303,36 +292,3 @@ webhooks:
   rules:
   - {apiGroups: [""], apiVersions: [v1], operations: [CREATE], resources: [serviceaccounts]}
 `
-
-const deadAPIService = `
-apiVersion: apiregistration.k8s.io/v1
-kind: APIService
-metadata: {name: v1.broken.example.com}
-spec:
-  group: broken.example.com
-  version: v1
-  groupPriorityMinimum: 1000
-  versionPriority: 15
-  insecureSkipTLSVerify: true
-  service: {namespace: default, name: nobody}
-`
-
-const deadConversion = `
-apiVersion: apiextensions.k8s.io/v1
-kind: CustomResourceDefinition
-metadata: {name: widgets.example.com}
-spec:
-  group: example.com
-  scope: Namespaced
-  names: {plural: widgets, singular: widget, kind: Widget, listKind: WidgetList}
-  versions:
-  - {name: v1, served: true, storage: true, schema: {openAPIV3Schema: {type: object}}}
-  - {name: v2, served: true, storage: false, schema: {openAPIV3Schema: {type: object}}}
-  conversion:
-    strategy: Webhook
-    webhook:
-      conversionReviewVersions: [v1]
-      clientConfig: {url: "https://127.0.0.1:1/"}
-`
-
-const widget = `{"apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": "one", "namespace": "default"}}`

@@ -1,6 +1,9 @@
 package kthwtest
 
 import (
+	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -68,4 +71,27 @@ func TestTurns(t *testing.T) {
 		t.Fatal(err)
 	}
 	release()
+}
+
+// A parallel test of the packages that take turns takes one, or its subtests do: a test that
+// waits for nobody makes all others late.
+func TestAllTakeTurns(t *testing.T) {
+	for _, dir := range []string{"../fault", "../incident"} {
+		files, err := filepath.Glob(filepath.Join(dir, "*_test.go"))
+		if err != nil || len(files) == 0 {
+			t.Fatalf("%s: %v, %v", dir, files, err)
+		}
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, function := range strings.Split(string(text), "\nfunc ")[1:] {
+				name, body, _ := strings.Cut(function, "(")
+				if strings.HasPrefix(name, "Test") && strings.Contains(body, "\n\tt.Parallel()\n") && !strings.Contains(body, "kthwtest.Turn(t, ") {
+					t.Errorf("%s: %s calls t.Parallel in place of kthwtest.Turn", file, name)
+				}
+			}
+		}
+	}
 }

@@ -95,12 +95,18 @@ func TestLoneAddress(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
 		kept, err := client.Get(ctx, "/test")
-		if err != nil || len(kept.Kvs) != 1 {
-			return fmt.Errorf("the write of before: got %v (%v)", kept, err)
+		if err == nil && len(kept.Kvs) != 1 {
+			err = fmt.Errorf("got %v", kept)
+		}
+		if err != nil {
+			return fmt.Errorf("the write of before: %w", err)
 		}
 		old, err := client.Get(ctx, "/registry/masterleases/"+address(0))
-		if err != nil || len(old.Kvs) != 0 {
-			return fmt.Errorf("the old endpoint: got %v (%v)", old, err)
+		if err == nil && len(old.Kvs) != 0 {
+			err = fmt.Errorf("got %v", old)
+		}
+		if err != nil {
+			return fmt.Errorf("the old endpoint: %w", err)
 		}
 		return nil
 	})

@@ -72,7 +72,7 @@ func spoilt(t *testing.T) scene {
 		t.Fatal(err)
 	}
 	path := filepath.Join(t.TempDir(), "spoilt.yaml")
-	put(t, path, dead)
+	put(t, path, kthwtest.ClosedWebhook+"---"+kthwtest.DeadAPIService+"---"+kthwtest.DeadConversion)
 	return scene{
 		controllers: []*kthwtest.Controller{c},
 		make: func(p *server) {
@@ -88,7 +88,7 @@ func spoilt(t *testing.T) scene {
 			againUntil(t, p, func(int) {
 				_, _ = client.CoreV1().ConfigMaps("default").Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "refused"}}, metav1.CreateOptions{})
 			}, "KthwdWebhookFails")
-			kthwtest.WaitFor(t, "a widget", time.Minute, func() error { return createWidget(t, c, "v1", widget) })
+			kthwtest.WaitFor(t, "a widget", time.Minute, func() error { return createWidget(t, c, "v1", kthwtest.Widget) })
 			againUntil(t, p, func(int) { _ = readWidgets(t, c, "v2") }, "KthwdConversionFails")
 			p.await(t, "KthwdNamespaceStuck", true, 2*time.Minute)
 		},
@@ -102,8 +102,6 @@ func spoilt(t *testing.T) scene {
 
 const widgets = "/apis/example.com/%s/namespaces/default/widgets"
 
-const widget = `{"apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": "one", "namespace": "default"}}`
-
 func createWidget(t *testing.T, c *kthwtest.Controller, version, object string) error {
 	err := c.Client(t).Discovery().RESTClient().Post().AbsPath(fmt.Sprintf(widgets, version)).
 		SetHeader("Content-Type", "application/json").Body([]byte(object)).Do(t.Context()).Error()
@@ -116,47 +114,6 @@ func createWidget(t *testing.T, c *kthwtest.Controller, version, object string) 
 func readWidgets(t *testing.T, c *kthwtest.Controller, version string) error {
 	return c.Client(t).Discovery().RESTClient().Get().AbsPath(fmt.Sprintf(widgets, version)).Do(t.Context()).Error()
 }
-
-const dead = `
-apiVersion: admissionregistration.k8s.io/v1
-kind: ValidatingWebhookConfiguration
-metadata: {name: closed}
-webhooks:
-- name: closed.example.com
-  failurePolicy: Fail
-  sideEffects: None
-  admissionReviewVersions: [v1]
-  clientConfig: {url: "https://127.0.0.1:1/"}
-  rules:
-  - {apiGroups: [""], apiVersions: [v1], operations: [CREATE], resources: [configmaps]}
----
-apiVersion: apiregistration.k8s.io/v1
-kind: APIService
-metadata: {name: v1.broken.example.com}
-spec:
-  group: broken.example.com
-  version: v1
-  groupPriorityMinimum: 1000
-  versionPriority: 15
-  insecureSkipTLSVerify: true
-  service: {namespace: default, name: nobody}
----
-apiVersion: apiextensions.k8s.io/v1
-kind: CustomResourceDefinition
-metadata: {name: widgets.example.com}
-spec:
-  group: example.com
-  scope: Namespaced
-  names: {plural: widgets, singular: widget, kind: Widget, listKind: WidgetList}
-  versions:
-  - {name: v1, served: true, storage: true, schema: {openAPIV3Schema: {type: object}}}
-  - {name: v2, served: true, storage: false, schema: {openAPIV3Schema: {type: object}}}
-  conversion:
-    strategy: Webhook
-    webhook:
-      conversionReviewVersions: [v1]
-      clientConfig: {url: "https://127.0.0.1:1/"}
-`
 
 // fewDescriptors opens connections until few descriptors are left.
 func fewDescriptors(t *testing.T) scene {
