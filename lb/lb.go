@@ -100,6 +100,7 @@ type Server struct {
 	reserve       reserve
 	handover      handover
 	accessDropped atomic.Uint64
+	headerWarned  atomic.Int64 // when a bad PROXY header was last logged
 	limits        limits
 
 	mu         sync.Mutex // guards the fields below, and changes of cfg, set and pool
@@ -127,7 +128,8 @@ type settings struct {
 	hold, slowStart                           int64
 	maxHeld, maxPerSource                     int64
 	proxy                                     string
-	sources                                   []*sockaddr // of connections to backends; empty means the kernel's choice
+	proxies                                   []netip.Prefix // whose connections begin with a PROXY header
+	sources                                   []*sockaddr    // of connections to backends; empty means the kernel's choice
 }
 
 func settingsOf(c Config) *settings {
@@ -135,7 +137,7 @@ func settingsOf(c Config) *settings {
 		firstByte: int64(c.FirstByteTimeout), halfClose: int64(c.HalfCloseTimeout),
 		connectTimeout: int64(c.ConnectTimeout), hedgeAfter: int64(c.HedgeAfter), connectBudget: int64(c.ConnectBudget),
 		hold: int64(c.HoldTimeout), slowStart: int64(c.SlowStart),
-		maxHeld: int64(c.MaxHeld), maxPerSource: int64(c.MaxPerSource), proxy: c.ProxyProtocol, sources: c.sources(),
+		maxHeld: int64(c.MaxHeld), maxPerSource: int64(c.MaxPerSource), proxy: c.ProxyProtocol, proxies: c.proxies(), sources: c.sources(),
 	}
 }
 

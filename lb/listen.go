@@ -191,9 +191,10 @@ const (
 	rejectFirstByte
 	rejectSilent
 	rejectError
+	rejectHeader
 )
 
-var rejectNames = [...]string{"per_source", "no_backend", "first_byte_timeout", "closed_silently", "error"}
+var rejectNames = [...]string{"per_source", "no_backend", "first_byte_timeout", "closed_silently", "error", "proxy_header"}
 
 type acceptError uint8
 

@@ -132,6 +132,7 @@ func (l *Loader) settings() []setting {
 		{"shutdown-delay", RoleLB, groupLB, "DURATION", "How long clients are still accepted after SIGTERM, while /readyz returns 503.", &b.ShutdownDelay},
 		{"drain-timeout", RoleLB, groupLB, "DURATION", "How long connections may continue after their backend is removed or kthwd begins to stop.", &b.DrainTimeout},
 		{"proxy-protocol", RoleLB, groupLB, "VERSION", "PROXY protocol header sent to backends: off, v1 or v2. kube-apiserver does not understand it.", &b.ProxyProtocol},
+		{"accept-proxy-from", RoleLB, groupLB, "ADDRESS", "Address or network of a proxy in front, such as 10.0.1.5 or 10.0.1.0/28. Its connections must begin with a PROXY protocol header, v1 or v2, which names the client; a header from any other address is a client's data; repeatable.", (*repeated)(&b.AcceptProxyFrom)},
 		{"access-log", RoleLB, groupLB, "FILE", "File that receives one line of JSON for each connection; empty writes none.", &b.AccessLog},
 		{"upgrade-socket", RoleLB, groupLB, "PATH", "Unix socket on which a new kthwd takes over listeners and connections; @NAME is an abstract socket. Empty means one named after --listen.", &b.UpgradeSocket},
 		{"status-socket", RoleLB, groupLB, "PATH", "Unix socket on which kthwd status queries a load balancer without a controller beside it. Only kthwd's user can open its directory. Empty disables it; the default is also disabled when its directory cannot be created.", &c.StatusSocket},

@@ -2,6 +2,7 @@ package config
 
 import (
 	"errors"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -39,6 +40,7 @@ var lbSettings = map[string]string{
 	"ShutdownDelay":       "shutdown-delay",
 	"DrainTimeout":        "drain-timeout",
 	"ProxyProtocol":       "proxy-protocol",
+	"AcceptProxyFrom":     "accept-proxy-from",
 	"AccessLog":           "access-log",
 	"UpgradeSocket":       "upgrade-socket",
 	"DiscoveryKubeconfig": "discovery-kubeconfig",
@@ -106,6 +108,11 @@ func (l *Loader) WithPlaces(err error) error {
 func LBWarnings(c lb.Config) (lines []string) {
 	if c.Check == lb.CheckHTTPS && c.BackendCA == "" {
 		lines = append(lines, "checks do not verify the certificates of the backends: give the cluster's ca.pem with --backend-ca")
+	}
+	for _, from := range c.AcceptProxyFrom {
+		if p, err := netip.ParsePrefix(from); err == nil && p.Bits() == 0 {
+			lines = append(lines, "--accept-proxy-from "+from+": every client can name an address of its choice, and one that sends no PROXY header is refused")
+		}
 	}
 	if c.ProxyProtocol != lb.ProxyOff {
 		lines = append(lines, "--proxy-protocol "+c.ProxyProtocol+": kube-apiserver does not understand the header and will answer no client")
