@@ -223,7 +223,8 @@ func ownListener(listen []string, backend string) string {
 		if err != nil || a.Port() != uint16(port) {
 			continue
 		}
-		if a.Addr().Unmap() == ip || a.Addr().IsUnspecified() && isLocal(ip) {
+		family := map[bool]string{true: "tcp4", false: "tcp6"}[ip.Unmap().Is4()]
+		if n := Network(l); a.Addr().Unmap() == ip || a.Addr().IsUnspecified() && (n == "tcp" || n == family) && isLocal(ip) {
 			return l
 		}
 	}

@@ -78,7 +78,9 @@ func parsePlace(s string) (spec, error) {
 	if err != nil {
 		return spec{}, err
 	}
-	host = strings.ToLower(strings.TrimSuffix(host, "."))
+	if _, err := netip.ParseAddr(host); err != nil { // the zone of an address is an interface, whose case counts
+		host = strings.ToLower(strings.TrimSuffix(host, "."))
+	}
 	if host == "" {
 		return spec{}, errors.New("has no host")
 	}

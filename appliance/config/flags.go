@@ -103,7 +103,7 @@ func (l *Loader) settings() []setting {
 		{"kube-controller-manager-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag for kube-controller-manager; overrides kthwd's own, or takes it out: KEY-; repeatable.", (*repeated)(&k.ControllerManagerArgs)},
 		{"kube-scheduler-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag for kube-scheduler; overrides kthwd's own, or takes it out: KEY-; repeatable.", (*repeated)(&k.SchedulerArgs)},
 
-		{"listen", RoleLB, groupLB, "ADDRESS:PORT", "Address to which clients connect. Without ADDRESS it means all addresses; repeatable.", (*repeated)(&b.Listen)},
+		{"listen", RoleLB, groupLB, "ADDRESS:PORT", "Address to which clients connect. Without ADDRESS it means all addresses; 0.0.0.0 is all of IPv4 only, [::] all of IPv6 only; repeatable.", (*repeated)(&b.Listen)},
 		{"freebind", RoleLB, groupLB, "", "Listen on addresses that this machine does not have yet, such as one that keepalived brings.", &b.Freebind},
 		{"backend", RoleLB, groupLB, "HOST:PORT", "An API server behind the load balancer. A name stands for all its addresses, which are followed while kthwd runs; a name such as _https._tcp.example.com for its SRV records. Options may follow: weight N (0 to 256) and backup; repeatable.", (*repeated)(&b.Backends)},
 		{"check", RoleLB, groupLB, "KIND", "How backends are checked: https requests --check-path over TLS, tcp connects, none relies on failed connections of clients.", &b.Check},

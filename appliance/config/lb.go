@@ -79,7 +79,7 @@ func lbListeners(c lb.Config) (all []listener) {
 			continue // a problem as well
 		}
 		if host, port, problem := splitAddress(l); problem == "" {
-			all = append(all, listener{"listen", []string{host}, port})
+			all = append(all, listener{key: "listen", hosts: []string{host}, port: port, address: l, family: true})
 		}
 	}
 	return all
