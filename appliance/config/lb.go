@@ -41,6 +41,7 @@ var lbSettings = map[string]string{
 	"DrainTimeout":        "drain-timeout",
 	"ProxyProtocol":       "proxy-protocol",
 	"AcceptProxyFrom":     "accept-proxy-from",
+	"Metrics":             "metrics-backends",
 	"AccessLog":           "access-log",
 	"UpgradeSocket":       "upgrade-socket",
 	"DiscoveryKubeconfig": "discovery-kubeconfig",
