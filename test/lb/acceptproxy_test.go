@@ -57,6 +57,7 @@ func (s *suite) behindHaproxy(t *testing.T, option string) {
 		r.setup.Backends = append(r.setup.Backends, backendAddress(i))
 	}
 	r.balancer = lbtest.Kthwd.Start(t, r.setup)
+	r.setup.Listen = listenAddress // from here on, for the clients
 	config := writeFile(t, dir, "haproxy.cfg", fmt.Sprintf(`defaults
   mode tcp
   timeout connect 5s
