@@ -40,6 +40,7 @@ func (l *loop) Accept() (net.Conn, error) {
 		l.yielded = l.now
 		if l.inbox.Load() { // else another thread runs that goroutine and will wake the loop
 			l.readInbox()
+			l.closeAll() // of clients that were closed at once: the next turn may wait for long
 		}
 	}
 	for {
@@ -143,7 +144,12 @@ func (l *loop) accept(ln *listener) {
 func (l *loop) admit(a arrival) {
 	p := a.pair()
 	p.loop, p.born = l, l.now
-	if most := l.s.settings().maxPerSource; most > 0 && !l.s.sources.enter(p, most) {
+	t := l.s.settings()
+	if len(t.proxies) > 0 && t.trusts(p.peer.Addr()) {
+		l.admitProxied(p)
+		return
+	}
+	if most := t.maxPerSource; most > 0 && !l.s.sources.enter(p, most) {
 		l.s.reach(limitPerSource)
 		l.s.refuse(p, rejectPerSource)
 		return
@@ -163,7 +169,7 @@ func (l *loop) admit(a arrival) {
 	case len(p.first) > 0:
 		l.beginConnect(p)
 	default:
-		l.fresh.push(p, p.listener.silentUntil(p.born, l.s.settings().firstByte))
+		l.fresh.push(p, p.listener.silentUntil(p.born, t.firstByte))
 	}
 }
 

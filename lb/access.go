@@ -22,6 +22,7 @@ type accessLog struct {
 type accessLine struct {
 	at       time.Time
 	client   string
+	via      string // the proxy that the client is behind
 	listener string
 	backend  string
 	up, down uint64
@@ -45,6 +46,9 @@ func (a *accessLog) add(p *pair, why endReason, lasted time.Duration) {
 	line := accessLine{
 		at: time.Now(), client: p.peer.String(), listener: p.listener.address,
 		up: p.up, down: p.down, lasted: lasted, why: why,
+	}
+	if p.proxied != nil {
+		line.via = p.proxied.via.String()
 	}
 	if p.backend != nil {
 		line.backend = p.backend.name
@@ -81,6 +85,9 @@ func (a *accessLog) flush(w *bufio.Writer) {
 func (l accessLine) write(h slog.Handler) {
 	r := slog.NewRecord(l.at, slog.LevelInfo, "connection", 0)
 	r.Add("client", l.client, "listener", l.listener, "backend", l.backend, "received", l.up, "sent", l.down, "seconds", l.lasted.Seconds(), "end", endNames[l.why])
+	if l.via != "" {
+		r.Add("proxy", l.via)
+	}
 	_ = h.Handle(context.Background(), r) // the buffer remembers an error; see flush
 }
 

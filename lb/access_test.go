@@ -16,6 +16,7 @@ import (
 type loggedLine struct {
 	Time     time.Time
 	Client   string
+	Proxy    string // of a client behind a proxy
 	Listener string
 	Backend  string
 	Received int

@@ -74,10 +74,11 @@ type Config struct {
 	ShutdownDelay time.Duration // time after SIGTERM in which it still accepts, but is no longer ready
 	DrainTimeout  time.Duration // how long connections may last after their backend is removed or the process stops
 
-	ProxyProtocol string // ProxyOff, ProxyV1 or ProxyV2
-	Metrics       string // MetricsAuto, MetricsEach or MetricsSum
-	AccessLog     string // file with one JSON line per connection; "" for none
-	UpgradeSocket string // unix socket for the hand-over to a new process; a name that starts with @ is abstract; "" means one named after the listeners
+	ProxyProtocol   string   // ProxyOff, ProxyV1 or ProxyV2
+	AcceptProxyFrom []string // addresses and networks of proxies whose connections begin with a PROXY header
+	Metrics         string   // MetricsAuto, MetricsEach or MetricsSum
+	AccessLog       string   // file with one JSON line per connection; "" for none
+	UpgradeSocket   string   // unix socket for the hand-over to a new process; a name that starts with @ is abstract; "" means one named after the listeners
 
 	DiscoveryKubeconfig string // when set, backends follow the EndpointSlices of default/kubernetes
 	DiscoveryCache      string // file that stores the last discovered list
@@ -106,6 +107,7 @@ func Default() Config {
 		Sources:          []string{}, // as an empty list in the file is read
 		DrainTimeout:     30 * time.Second,
 		ProxyProtocol:    ProxyOff,
+		AcceptProxyFrom:  []string{},
 		Metrics:          MetricsAuto,
 	}
 }
@@ -133,6 +135,7 @@ func (c Config) Problems() []*Problem {
 	v.backends(c)
 	v.choices(c)
 	v.sources(c)
+	v.proxies(c)
 	v.limits(c)
 	v.needs("CheckCert", c.CheckCert, "CheckKey", c.CheckKey)
 	v.needs("CheckKey", c.CheckKey, "CheckCert", c.CheckCert)
@@ -229,7 +232,8 @@ func ownListener(listen []string, backend string) string {
 		if err != nil || a.Port() != uint16(port) {
 			continue
 		}
-		if a.Addr().Unmap() == ip || a.Addr().IsUnspecified() && isLocal(ip) {
+		family := map[bool]string{true: "tcp4", false: "tcp6"}[ip.Unmap().Is4()]
+		if n := Network(l); a.Addr().Unmap() == ip || a.Addr().IsUnspecified() && (n == "tcp" || n == family) && isLocal(ip) {
 			return l
 		}
 	}

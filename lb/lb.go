@@ -100,6 +100,7 @@ type Server struct {
 	reserve       reserve
 	handover      handover
 	accessDropped atomic.Uint64
+	headerWarned  atomic.Int64 // when a bad PROXY header was last logged
 	limits        limits
 
 	mu         sync.Mutex // guards the fields below, and changes of cfg, set and pool
@@ -127,7 +128,8 @@ type settings struct {
 	hold, slowStart                           int64
 	maxHeld, maxPerSource                     int64
 	proxy                                     string
-	sources                                   []*sockaddr // of connections to backends; empty means the kernel's choice
+	proxies                                   []netip.Prefix // whose connections begin with a PROXY header
+	sources                                   []*sockaddr    // of connections to backends; empty means the kernel's choice
 }
 
 func settingsOf(c Config) *settings {
@@ -135,7 +137,7 @@ func settingsOf(c Config) *settings {
 		firstByte: int64(c.FirstByteTimeout), halfClose: int64(c.HalfCloseTimeout),
 		connectTimeout: int64(c.ConnectTimeout), hedgeAfter: int64(c.HedgeAfter), connectBudget: int64(c.ConnectBudget),
 		hold: int64(c.HoldTimeout), slowStart: int64(c.SlowStart),
-		maxHeld: int64(c.MaxHeld), maxPerSource: int64(c.MaxPerSource), proxy: c.ProxyProtocol, sources: c.sources(),
+		maxHeld: int64(c.MaxHeld), maxPerSource: int64(c.MaxPerSource), proxy: c.ProxyProtocol, proxies: c.proxies(), sources: c.sources(),
 	}
 }
 
@@ -284,7 +286,10 @@ func (s *Server) openListeners(old *predecessor) error {
 	var opened []*listener
 	for i, address := range s.cfg.Load().Listen {
 		var ln *net.TCPListener
-		at := slices.IndexFunc(inherited, func(l *net.TCPListener) bool { return sameListener(address, l.Addr()) })
+		at := slices.IndexFunc(inherited, func(l *net.TCPListener) bool { return sameListener(address, l.Addr()) && sameFamily(address, l.Addr()) })
+		if at < 0 {
+			at = slices.IndexFunc(inherited, func(l *net.TCPListener) bool { return sameListener(address, l.Addr()) })
+		}
 		if at >= 0 {
 			ln = inherited[at]
 			inherited = slices.Delete(inherited, at, at+1)
@@ -336,6 +341,8 @@ func (s *Server) closeSockets() {
 	}
 }
 
+// sameListener reports whether a socket is one for the address. A socket for both families
+// will do for 0.0.0.0: the service manager opens such ones, and so did an older kthwd.
 func sameListener(address string, a net.Addr) bool {
 	want, err := listenAddress(address)
 	tcp, ok := a.(*net.TCPAddr)
@@ -343,8 +350,24 @@ func sameListener(address string, a net.Addr) bool {
 		return false
 	}
 	got := tcp.AddrPort()
-	bothAny := want.Addr().IsUnspecified() && got.Addr().IsUnspecified()
+	bothAny := want.Addr().IsUnspecified() && got.Addr().IsUnspecified() && (Network(address) != "tcp6" || sameFamily(address, a))
 	return want.Port() == got.Port() && (bothAny || want.Addr().Unmap() == got.Addr().Unmap())
+}
+
+// sameFamily reports whether a socket has the family that is written in the address.
+func sameFamily(address string, a net.Addr) bool {
+	tcp, ok := a.(*net.TCPAddr)
+	if !ok {
+		return false
+	}
+	four := tcp.AddrPort().Addr().Unmap().Is4()
+	switch Network(address) {
+	case "tcp4":
+		return four
+	case "tcp6":
+		return !four
+	}
+	return true
 }
 
 // accept starts tcpproxy with one route per loop. Route names are labels, not

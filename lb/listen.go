@@ -47,6 +47,21 @@ func deferAccept(firstByte time.Duration) time.Duration {
 	return 0
 }
 
+// Network returns the network of ADDRESS:PORT for package net: the family that is written
+// is the family that is listened on, and no address is both. Package net itself takes
+// 0.0.0.0 for both.
+func Network(address string) string {
+	host, _, err := net.SplitHostPort(address)
+	a, errAddress := netip.ParseAddr(host)
+	switch {
+	case err != nil || errAddress != nil:
+		return "tcp"
+	case a.Unmap().Is4():
+		return "tcp4"
+	}
+	return "tcp6"
+}
+
 // openListener opens a listening socket; with free, also on an address that the machine
 // does not have yet (IP_FREEBIND of ip(7), which serves IPv6, too).
 func openListener(address string, free bool) (*net.TCPListener, error) {
@@ -58,7 +73,7 @@ func openListener(address string, free bool) (*net.TCPListener, error) {
 			return errors.Join(control, err)
 		}
 	}
-	ln, err := lc.Listen(context.Background(), "tcp", address)
+	ln, err := lc.Listen(context.Background(), Network(address), address)
 	if err != nil {
 		return nil, err
 	}
@@ -191,9 +206,10 @@ const (
 	rejectFirstByte
 	rejectSilent
 	rejectError
+	rejectHeader
 )
 
-var rejectNames = [...]string{"per_source", "no_backend", "first_byte_timeout", "closed_silently", "error"}
+var rejectNames = [...]string{"per_source", "no_backend", "first_byte_timeout", "closed_silently", "error", "proxy_header"}
 
 type acceptError uint8
 

@@ -255,6 +255,8 @@ func TestSameListener(t *testing.T) {
 		{":6443", "[::]:6443", true},
 		{":6443", "0.0.0.0:6443", true},
 		{"0.0.0.0:6443", "[::]:6443", true},
+		{"[::]:6443", "[::]:6443", true},
+		{"[::]:6443", "0.0.0.0:6443", false},
 		{"10.0.0.1:6443", "10.0.0.1:6443", true},
 		{"10.0.0.1:6443", "[::ffff:10.0.0.1]:6443", true},
 		{"localhost:6443", "127.0.0.1:6443", true},
@@ -267,6 +269,64 @@ func TestSameListener(t *testing.T) {
 	} {
 		if got := sameListener(tt.address, net.TCPAddrFromAddrPort(netip.MustParseAddrPort(tt.bound))); got != tt.want {
 			t.Errorf("%s and %s: got %v", tt.address, tt.bound, got)
+		}
+	}
+}
+
+// The family that is written is the family that is listened on: 0.0.0.0 and [::] may have
+// the same port, and a new process takes over each of them.
+func TestListenFamilies(t *testing.T) {
+	p := newPeer(t)
+	var four, six *os.File
+	var at string
+	eventually(t, "a port that both families have", func() error {
+		f, addr := socket(t, "0.0.0.0:0")
+		ln, err := openListener("[::]:"+addr[strings.LastIndex(addr, ":")+1:], false)
+		if err != nil {
+			f.Close()
+			return err
+		}
+		defer ln.Close()
+		six, err = ln.File()
+		four, at = f, addr
+		return err
+	})
+	port := at[strings.LastIndex(at, ":"):]
+	cfg := testConfig(p.addr)
+	cfg.Listen = []string{"0.0.0.0" + port, "[::]" + port}
+	r := run(t, cfg, Options{Sockets: []*os.File{six, four}})
+	for range 2 {
+		for i, to := range []string{"127.0.0.1" + port, "[::1]" + port} {
+			c := dial(t, to)
+			server, _ := introduce(t, c, p)
+			say(t, c, server, "hello")
+			must(t, equal("accepted at "+r.listeners[i].address, r.listeners[i].accepted.Load(), 1))
+			c.Close()
+			server.Close()
+		}
+		r.empty()
+		next := r.successor(nil)
+		next.awaitReady()
+		r.handedOver()
+		r = next
+	}
+	for _, tt := range []struct{ listen, served, refused string }{
+		{"0.0.0.0", "127.0.0.1", "[::1]"},
+		{"[::]", "[::1]", "127.0.0.1"},
+	} {
+		ln, err := openListener(tt.listen+":0", false)
+		must(t, err)
+		_, number, _ := net.SplitHostPort(ln.Addr().String())
+		c, err := net.Dial("tcp", tt.served+":"+number)
+		must(t, err)
+		c.Close()
+		ln.Close()
+		own := Default()
+		own.Listen, own.Backends = []string{tt.listen + ":" + number}, []string{tt.refused + ":" + number}
+		must(t, own.Validate()) // a backend of the other family is not this balancer
+		own.Backends = []string{tt.served + ":" + number}
+		if own.Validate() == nil {
+			t.Errorf("%s: itself is accepted as a backend", tt.listen)
 		}
 	}
 }

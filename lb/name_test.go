@@ -307,6 +307,7 @@ func TestParseSpec(t *testing.T) {
 		"  a:1   backup   weight=256 ":            {"a", 1, 256, true},
 		"_https._tcp.api.example.com weight 0":    {"_https._tcp.api.example.com", 0, 0, false},
 		"[fe80::1%eth0]:6443":                     {"fe80::1%eth0", 6443, 1, false},
+		"[FE80::1%Lan0]:6443":                     {"fe80::1%Lan0", 6443, 1, false},
 		"[fd00::1]:6443 weight 2 weight 4 backup": {"fd00::1", 6443, 4, true},
 	} {
 		if got, err := parseSpec(in); err != nil || got != want {

@@ -19,16 +19,18 @@ type pair struct {
 	traffic  *traffic // byte counters; nil before there is a backend
 	peer     netip.AddrPort
 	born     int64
-	seen     int64  // last activity
-	first    []byte // bytes the client sent before there was a backend; nil afterwards
-	up, down uint64 // bytes from and to the client
+	seen     int64    // last activity
+	first    []byte   // bytes the client sent before there was a backend; nil afterwards
+	proxied  *proxied // of a client behind a proxy; nil of others
+	up, down uint64   // bytes from and to the client
 
-	phase   phase
-	doom    endReason
-	queued  bool // it is in loop.again
-	prompt  bool // the backend's socket sends at once (TCP_NODELAY)
-	counted bool // it is counted in Server.sources
-	prodded bool // the kernel asks its backend for signs of life (evidence.go)
+	phase    phase
+	doom     endReason
+	queued   bool // it is in loop.again
+	prompt   bool // the backend's socket sends at once (TCP_NODELAY)
+	counted  bool // it is counted in Server.sources
+	headless bool // its PROXY header has not arrived whole; first has its beginning
+	prodded  bool // the kernel asks its backend for signs of life (evidence.go)
 
 	index      int // position in loop.pairs
 	in         *queue
@@ -98,6 +100,10 @@ func (l *loop) wantWrite(e *end) {
 // firstBytes starts to connect once the client has sent data. A client that leaves
 // without sending any, such as a port check, costs no backend anything.
 func (l *loop) firstBytes(p *pair) {
+	if p.headless {
+		l.readHeader(p)
+		return
+	}
 	if p.client.fin {
 		var one [1]byte
 		if n, _, _ := unix.Recvfrom(int(p.client.fd), one[:], unix.MSG_PEEK); n <= 0 {

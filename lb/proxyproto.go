@@ -19,7 +19,11 @@ func (s *Server) proxyHeader(p *pair) []byte {
 	default:
 		return nil
 	}
-	header := proxyproto.HeaderProxyFromAddrs(version, net.TCPAddrFromAddrPort(p.peer), localAddr(p.client.fd))
+	to := localAddr(p.client.fd)
+	if p.proxied != nil && p.proxied.to.IsValid() {
+		to = net.TCPAddrFromAddrPort(p.proxied.to)
+	}
+	header := proxyproto.HeaderProxyFromAddrs(version, net.TCPAddrFromAddrPort(p.peer), to)
 	b, err := header.Format()
 	if err != nil {
 		s.log.Debug("no PROXY header", "client", p.peer, "err", err)

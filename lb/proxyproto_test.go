@@ -19,8 +19,8 @@ func TestProxyHeader(t *testing.T) {
 	}{
 		{"IPv4", "127.0.0.1:0", "127.0.0.1"},
 		{"IPv6", "[::1]:0", "::1"},
-		{"IPv4 at a listener for both", "[::]:0", "127.0.0.1"},
-		{"IPv6 at a listener for both", "[::]:0", "::1"},
+		{"IPv4 at a listener for both", ":0", "127.0.0.1"},
+		{"IPv6 at a listener for both", ":0", "::1"},
 	} {
 		for _, version := range []string{ProxyV1, ProxyV2, ProxyOff} {
 			t.Run(tt.name+"/"+version, func(t *testing.T) {
@@ -38,6 +38,9 @@ func TestProxyHeader(t *testing.T) {
 				f, addr := socket(t, tt.listen)
 				_, port, _ := net.SplitHostPort(addr)
 				cfg := testConfig(p.addr)
+				if host, _, _ := net.SplitHostPort(tt.listen); host == "" {
+					addr = ":" + port // the socket's own address, [::], means IPv6 only
+				}
 				cfg.Listen, cfg.ProxyProtocol = []string{addr}, version
 				r := run(t, cfg, Options{Sockets: []*os.File{f}})
 				c := dial(t, net.JoinHostPort(tt.dial, port))

@@ -85,7 +85,9 @@ func parsePlace(s string) (spec, error) {
 // canonicalHost returns a name in lower case and without the dot at its end, or an address
 // that can be connected to in its usual form.
 func canonicalHost(host string) (string, error) {
-	host = strings.ToLower(strings.TrimSuffix(host, "."))
+	if _, err := netip.ParseAddr(host); err != nil { // the zone of an address is an interface, whose case counts
+		host = strings.ToLower(strings.TrimSuffix(host, "."))
+	}
 	if host == "" {
 		return "", errors.New("has no host")
 	}

@@ -67,6 +67,9 @@ type handed struct {
 	Age      time.Duration  `json:"age"`
 	Up       uint64         `json:"up"`
 	Down     uint64         `json:"down"`
+	Via      netip.AddrPort `json:"via,omitzero"`       // the proxy that the client is behind
+	To       netip.AddrPort `json:"to,omitzero"`        // the address that the client connected to, there
+	Headless bool           `json:"headless,omitempty"` // its PROXY header is not whole yet
 	Client   handedEnd      `json:"client"`
 	Server   handedEnd      `json:"server"`
 }
@@ -326,7 +329,9 @@ func (s *Server) adoptHanded(all []handed, fds []int) {
 		if p.backend != nil {
 			p.backend.active.Add(1)
 		}
-		s.sources.enter(p, 1<<62)
+		if !p.headless { // else once its header names the client
+			s.sources.enter(p, 1<<62)
+		}
 		l := s.loops[s.next.Add(1)%uint64(len(s.loops))]
 		l.post(func() { l.attach(p) })
 	}
@@ -341,7 +346,10 @@ func (s *Server) pairOf(h handed, fds []int) *pair {
 		p.server.eof, p.server.shut, p.server.out = h.Server.EOF, h.Server.Shut, h.Server.Out
 		p.backend, p.phase = s.backendOf(h.Backend, fds[1]), relaying
 	} else {
-		p.first = h.Server.Out
+		p.first, p.headless = h.Server.Out, h.Headless
+	}
+	if h.Via.IsValid() {
+		p.proxied = &proxied{via: h.Via, to: h.To}
 	}
 	return p
 }
@@ -411,7 +419,11 @@ func (l *loop) attach(p *pair) {
 	if p.phase != relaying {
 		watch(l.epfd, unix.EPOLL_CTL_ADD, p.client.fd, unix.EPOLLIN|unix.EPOLLRDHUP)
 		l.fresh.push(p, p.listener.silentUntil(l.now, l.s.settings().firstByte))
-		if len(p.first) > 0 {
+		switch {
+		case p.headless && p.proxied != nil:
+			p.client.readable = true
+			l.readHeader(p)
+		case len(p.first) > 0:
 			l.beginConnect(p)
 		}
 		return
@@ -735,7 +747,10 @@ func (s *Server) frameOf(all []*pair) (f frame, fds []int) {
 			h.Server = handedEnd{EOF: p.server.eof, Shut: p.server.shut, Out: p.server.out}
 			fds = append(fds, int(p.server.fd))
 		} else {
-			h.Server.Out = p.first
+			h.Server.Out, h.Headless = p.first, p.headless
+		}
+		if p.proxied != nil {
+			h.Via, h.To = p.proxied.via, p.proxied.to
 		}
 		f.Pairs = append(f.Pairs, h)
 	}

@@ -2,6 +2,7 @@ package config
 
 import (
 	"errors"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -39,6 +40,7 @@ var lbSettings = map[string]string{
 	"ShutdownDelay":       "shutdown-delay",
 	"DrainTimeout":        "drain-timeout",
 	"ProxyProtocol":       "proxy-protocol",
+	"AcceptProxyFrom":     "accept-proxy-from",
 	"Metrics":             "metrics-backends",
 	"AccessLog":           "access-log",
 	"UpgradeSocket":       "upgrade-socket",
@@ -78,7 +80,7 @@ func lbListeners(c lb.Config) (all []listener) {
 			continue // a problem as well
 		}
 		if host, port, problem := splitAddress(l); problem == "" {
-			all = append(all, listener{"listen", []string{host}, port})
+			all = append(all, listener{key: "listen", hosts: []string{host}, port: port, address: l, family: true})
 		}
 	}
 	return all
@@ -107,6 +109,11 @@ func (l *Loader) WithPlaces(err error) error {
 func LBWarnings(c lb.Config) (lines []string) {
 	if c.Check == lb.CheckHTTPS && c.BackendCA == "" {
 		lines = append(lines, "checks do not verify the certificates of the backends: give the cluster's ca.pem with --backend-ca")
+	}
+	for _, from := range c.AcceptProxyFrom {
+		if p, err := netip.ParsePrefix(from); err == nil && p.Bits() == 0 {
+			lines = append(lines, "--accept-proxy-from "+from+": every client can name an address of its choice, and one that sends no PROXY header is refused")
+		}
 	}
 	if c.ProxyProtocol != lb.ProxyOff {
 		lines = append(lines, "--proxy-protocol "+c.ProxyProtocol+": kube-apiserver does not understand the header and will answer no client")

@@ -276,21 +276,23 @@ func (v *validator) machine(c Controller) {
 
 // listener is a port on which kthwd will listen, on each of hosts.
 type listener struct {
-	key   string
-	hosts []string
-	port  int
+	key     string
+	hosts   []string
+	port    int
+	address string // as written, of a setting that may be given several times
+	family  bool   // 0.0.0.0 is all IPv4 addresses and [::] all IPv6 ones; otherwise each is both
 }
 
 // listeners checks each port of a controller.
 func (v *validator) listeners(c Controller) []listener {
 	here := []string{c.BindAddress, "127.0.0.1"}
 	all := []listener{
-		{"secure-port", []string{c.BindAddress}, c.SecurePort},
-		{"etcd-client-port", append(here, c.AdvertiseAddress), c.EtcdClientPort},
-		{"etcd-peer-port", append(here, c.AdvertiseAddress), c.EtcdPeerPort},
-		{"controller-manager-port", here, c.ControllerManagerPort},
-		{"scheduler-port", here, c.SchedulerPort},
-		{"join-port", []string{c.AdvertiseAddress}, c.JoinPort},
+		{key: "secure-port", hosts: []string{c.BindAddress}, port: c.SecurePort},
+		{key: "etcd-client-port", hosts: append(here, c.AdvertiseAddress), port: c.EtcdClientPort},
+		{key: "etcd-peer-port", hosts: append(here, c.AdvertiseAddress), port: c.EtcdPeerPort},
+		{key: "controller-manager-port", hosts: here, port: c.ControllerManagerPort},
+		{key: "scheduler-port", hosts: here, port: c.SchedulerPort},
+		{key: "join-port", hosts: []string{c.AdvertiseAddress}, port: c.JoinPort},
 	}
 	for _, l := range all {
 		if l.port < 1 || l.port > 65535 {
@@ -305,6 +307,10 @@ func (v *validator) apart(all []listener) {
 	for i, a := range all {
 		for _, b := range all[:i] {
 			if !a.meets(b) {
+				continue
+			}
+			if a.key == b.key {
+				v.add(a.key, "%s is part of %s, which is given as well", narrower(a, b), wider(a, b)).Hint = "an empty address is all addresses of both families, 0.0.0.0 all of IPv4, [::] all of IPv6"
 				continue
 			}
 			p := v.add(a.key, "and --%s both use port %d", b.key, a.port)
@@ -324,7 +330,7 @@ func (v *validator) addListener(all []listener, key, address string) []listener 
 		v.add(key, "%q %s", address, problem).Hint = "want ADDRESS:PORT, such as 127.0.0.1:8080, or :8080 for all addresses"
 		return all
 	}
-	return append(all, listener{key, []string{host}, port})
+	return append(all, listener{key: key, hosts: []string{host}, port: port})
 }
 
 func splitAddress(address string) (host string, port int, problem string) {
@@ -360,7 +366,7 @@ func (l listener) meets(other listener) bool {
 	}
 	for _, a := range l.hosts {
 		for _, b := range other.hosts {
-			if a == b || covers(a, b) || covers(b, a) {
+			if a == b || l.covers(a, b) || other.covers(b, a) {
 				return true
 			}
 		}
@@ -368,8 +374,23 @@ func (l listener) meets(other listener) bool {
 	return false
 }
 
+// wider and narrower are the addresses of two listeners of one setting that meet.
+func wider(a, b listener) string {
+	if a.covers(a.hosts[0], b.hosts[0]) {
+		return a.address
+	}
+	return b.address
+}
+
+func narrower(a, b listener) string {
+	if wider(a, b) == a.address {
+		return b.address
+	}
+	return a.address
+}
+
 // covers reports whether a listener on host also receives connections to other.
-func covers(host, other string) bool {
+func (l listener) covers(host, other string) bool {
 	if host == "" {
 		return true
 	}
@@ -378,6 +399,9 @@ func covers(host, other string) bool {
 		return false
 	}
 	o, err := netip.ParseAddr(other)
+	if l.family {
+		return err == nil && o.Unmap().Is4() == ip.Is4()
+	}
 	return ip.Is6() || err != nil || o.Is4() || o.IsUnspecified()
 }
 

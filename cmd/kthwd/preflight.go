@@ -21,6 +21,7 @@ import (
 	"kthwd/appliance/program"
 	"kthwd/appliance/text"
 	"kthwd/appliance/tune"
+	"kthwd/lb"
 )
 
 func (a *app) preflightVerb(l *config.Loader) *cobra.Command {
@@ -177,7 +178,7 @@ func balancerChecks(ctx context.Context, l *config.Loader) []preflight.Result {
 	listens := preflight.Result{What: "listen", Verdict: preflight.OK, Found: strings.Join(c.Listen, ", ") + " free"}
 	var errs []error
 	for _, address := range c.Listen {
-		ln, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+		ln, err := new(net.ListenConfig).Listen(ctx, lb.Network(address), address)
 		if err != nil {
 			errs = append(errs, err)
 			continue

@@ -17,7 +17,7 @@ import (
 
 // atOncePerProcessor is the number of controllers that run at once for each processor. A
 // start computes for two seconds; then a controller, and its test, wait most of the time.
-const atOncePerProcessor = 5
+const atOncePerProcessor = 4
 
 // Turn makes the test parallel, and returns when the machine has room for its controllers.
 // It keeps the room until the test has ended. All packages of one go test share the room;

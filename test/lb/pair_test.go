@@ -84,6 +84,7 @@ func TestPair(t *testing.T) {
 func (s *suite) newCouple(t *testing.T) *couple {
 	t.Helper()
 	c := &couple{rig: &rig{suite: s, row: &row{name: "pair"}, side: lbtest.Kthwd}}
+	c.setup.Listen = listenAddress // for the clients
 	c.lb = lbtest.NewNamespace(t)
 	c.lb.Run(t, "ip", "link", "add", "br0", "type", "bridge", "mcast_snooping", "0")
 	c.lb.Run(t, "ip", "link", "set", "br0", "up")

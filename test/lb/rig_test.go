@@ -200,13 +200,19 @@ func (r *rig) metric(t *testing.T, prefix string, parts ...string) (sum float64,
 	if r.side != lbtest.Kthwd {
 		return 0, false
 	}
+	return metricAt(t, r.lb, metricsAddress, prefix, parts...)
+}
+
+// metricAt is metric of the kthwd with a metrics address in a namespace.
+func metricAt(t *testing.T, n *lbtest.Namespace, at, prefix string, parts ...string) (sum float64, known bool) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
 	client := http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
-		DialContext:       func(ctx context.Context, _, address string) (net.Conn, error) { return r.lb.Dial(ctx, address) },
+		DialContext:       func(ctx context.Context, _, address string) (net.Conn, error) { return n.Dial(ctx, address) },
 	}}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+metricsAddress+"/metrics", nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+at+"/metrics", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
