@@ -120,7 +120,7 @@ func (o options) relations(info *nfpm.Info) {
 
 // own are the directories that belong to kthwd alone. rpm leaves behind directories
 // that no package names; a Debian package names each automatically.
-var own = []string{"/etc/kthwd", "/usr/share/kthwd", "/usr/share/licenses/kthwd"}
+var own = []string{"/etc/kthwd", "/usr/lib/kthwd", "/usr/share/kthwd", "/usr/share/licenses/kthwd"}
 
 // private are the settings that only root and a group may read. An RPM makes the groups before
 // its files; of a Debian package, whose groups have no fixed numbers, the script does it

@@ -159,8 +159,9 @@ func runMember(ctx context.Context, cfg config.Controller, l pki.Layout, sockets
 	})
 	o := others.New(own, slog.New(slog.DiscardHandler))
 	own.UseViews(o)
+	o.Listen(program.StatusAddress(cfg))
 	flags := &agree.Controllers{
-		Member: own, Layout: l, Address: cfg.AdvertiseAddress, Log: logs.Logger("kthwd"), Versions: map[string]string{"kthwd": "v0.1.0-dev"},
+		Member: own, Layout: l, Address: cfg.AdvertiseAddress, Profile: cfg.Profile, Log: logs.Logger("kthwd"), Versions: map[string]string{"kthwd": "v0.1.0-dev"},
 		Args: map[string][]program.Arg{program.APIServer: program.APIServerArgs(cfg, l, sockets.Etcd), program.ControllerManager: program.ControllerManagerArgs(cfg, l)},
 	}
 	private := members.Private()

@@ -58,6 +58,12 @@ func address(i int) string { return fmt.Sprintf("10.43.0.%d", 11+i) }
 // newCluster makes controllers as kthwd pki init does, on one bridge, and starts none.
 func newCluster(t *testing.T, count int) *cluster {
 	t.Helper()
+	return newClusterWith(t, count, config.ProfileGuide)
+}
+
+// newClusterWith makes controllers with a profile.
+func newClusterWith(t *testing.T, count int, profile string) *cluster {
+	t.Helper()
 	c := &cluster{dir: t.TempDir()}
 	run(t, "ip", "link", "add", "br0", "type", "bridge", "mcast_snooping", "0")
 	run(t, "ip", "link", "set", "br0", "up")
@@ -67,7 +73,9 @@ func newCluster(t *testing.T, count int) *cluster {
 		c.machines = append(c.machines, m)
 		list = append(list, m.name+"="+m.address)
 	}
-	plan, err := config.Cluster{Controllers: list, CAKey: []string{"c0", "c1", "c2"}[:count], Dir: c.dir, Shared: config.Default().Controller}.Plan()
+	shared := config.Default().Controller
+	shared.Profile = profile
+	plan, err := config.Cluster{Controllers: list, CAKey: []string{"c0", "c1", "c2"}[:count], Dir: c.dir, Shared: shared}.Plan()
 	if err == nil {
 		_, err = pki.EnsureCluster(plan)
 	}
