@@ -77,7 +77,7 @@ type loop struct {
 
 const (
 	bufferSize    = 64 << 10
-	turnBytes     = 1 << 20 // of one pair before the others have their turn: less than a millisecond
+	turnBytes     = 512 << 10 // of one pair before the others have their turn: less than half a millisecond
 	quickTick     = 25 * time.Millisecond
 	slowTick      = 250 * time.Millisecond
 	yieldEvery    = 9 * time.Millisecond
@@ -133,10 +133,11 @@ func (l *loop) turn() {
 	if l.inbox.Load() {
 		l.readInbox()
 	}
+	due := len(l.again) // the pairs that events add have had their turn
 	for _, e := range l.events[:n] {
 		l.event(e.Fd, e.Events)
 	}
-	l.takeTurns()
+	l.takeTurns(due)
 	l.expire()
 	l.closeAll()
 	l.yield()
@@ -311,18 +312,21 @@ func (l *loop) event(fd int32, events uint32) {
 	case connecting, holding:
 		l.clientWhileWaiting(p, events)
 	case relaying:
-		l.relay(p)
+		if !p.queued { // otherwise takeTurns continues it: once in a turn, however fast its data comes
+			l.relay(p)
+		}
 	}
 }
 
-// takeTurns continues the pairs that had more to read than one turn allows.
-func (l *loop) takeTurns() {
-	if len(l.again) == 0 {
+// takeTurns continues the first due pairs of those that had more to read than one turn
+// allows.
+func (l *loop) takeTurns(due int) {
+	if due == 0 {
 		return
 	}
 	turns := l.again
-	l.again = l.turned[:0]
-	for _, p := range turns {
+	l.again = append(l.turned[:0], turns[due:]...)
+	for _, p := range turns[:due] {
 		p.queued = false
 		if p.phase == relaying {
 			l.relay(p)

@@ -2,6 +2,7 @@ package lb
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -393,5 +394,44 @@ func TestSlowReadersHoldFewPipes(t *testing.T) {
 	}
 	if most := mostPipes * len(r.loops); used > most {
 		t.Errorf("%d pipes are full, want %d at most", used, most)
+	}
+}
+
+// A pair that had more to read than one turn allows is continued once in the next turn,
+// however many events its data brings, so that others wait for no more than that. One that
+// got on the list by an event of this turn has had its share.
+func TestOneShareOfATurn(t *testing.T) {
+	p := newPeer(t)
+	r := run(t, testConfig(p.addr), Options{balanceEvery: time.Hour})
+	client, server, _ := r.pairUp(p)
+	l := r.loops[0]
+	var problem error
+	l.call(func() {
+		var one *pair
+		for _, one = range l.pairs {
+		}
+		moved := one.up
+		problem = errors.Join(equal("pairs", len(l.pairs), 1), equal("list", len(l.again), 0))
+		l.turnLater(one)
+		if _, err := client.Write([]byte("more")); err != nil {
+			problem = errors.Join(problem, err)
+		}
+		for end := time.Now().Add(patience); ; { // the loop stands still, and the kernel does not
+			if n, err := unix.IoctlGetInt(int(one.client.fd), unix.TIOCINQ); err != nil || n == 4 || time.Now().After(end) {
+				problem = errors.Join(problem, err, equal("bytes that wait", n, 4))
+				break
+			}
+		}
+		l.event(one.client.fd, unix.EPOLLIN)
+		problem = errors.Join(problem, equal("moved by the event", one.up-moved, 0))
+		l.takeTurns(0)
+		problem = errors.Join(problem, equal("moved in the turn that put it on the list", one.up-moved, 0), equal("list", len(l.again), 1))
+		l.takeTurns(1)
+		problem = errors.Join(problem, equal("moved in the next turn", one.up-moved, 4), equal("list", len(l.again), 0))
+	})
+	must(t, problem)
+	got := make([]byte, 4)
+	if _, err := io.ReadFull(server, got); err != nil || string(got) != "more" {
+		t.Errorf("got %q, %v", got, err)
 	}
 }

@@ -115,20 +115,12 @@ func (b *backend) serve(fd int, c *backendConn) error {
 	return nil
 }
 
-// sendBulk sends without copying until the socket accepts no more.
+// sendBulk sends without copying, once: the next event reports room at once if there is
+// more, and a balancer that drains as fast as this program sends does not keep it from its
+// other connections.
 func (b *backend) sendBulk(fd int) {
-	for {
-		offset := int64(0)
-		n, err := unix.Sendfile(fd, b.source, &offset, bulkSource)
-		if again(err) {
-			return
-		}
-		if err != nil {
-			closeFD(fd)
-			return
-		}
-		if n < bulkSource {
-			return // an event will report room
-		}
+	offset := int64(0)
+	if _, err := unix.Sendfile(fd, b.source, &offset, bulkSource); err != nil && !again(err) {
+		closeFD(fd)
 	}
 }

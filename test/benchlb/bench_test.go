@@ -23,7 +23,7 @@ func TestMain(m *testing.M) {
 	lbtest.Main(m, map[string]lbtest.Helper{"backend": runBackend, "load": runLoad, "tcpproxy": runTCPProxy})
 }
 
-var partNames = []string{"requests", "connections", "bulk", "idle", "latency"}
+var partNames = []string{"requests", "connections", "bulk", "idle", "latency", "mixed"}
 
 // settings holds the environment, read once.
 type settings struct {
@@ -159,7 +159,7 @@ func (b *bench) measure(t *testing.T, part string, round int) {
 		b.turn(t, fmt.Sprintf("%s-%d-%s", part, round+1, s.Name), s, func(t *testing.T, r *rig) {
 			map[string]func(*testing.T){
 				"requests": r.measureRequests, "connections": r.measureConnections,
-				"bulk": r.measureBulk, "idle": r.measureIdle, "latency": r.measureLatency,
+				"bulk": r.measureBulk, "idle": r.measureIdle, "latency": r.measureLatency, "mixed": r.measureMixed,
 			}[part](t)
 		}, round)
 	}
@@ -207,6 +207,7 @@ type rig struct {
 	backend  *lbtest.Process
 	balancer *lbtest.Process
 	samples  []measuredSample
+	beside   []int // load generators that run beside the one that is measured
 }
 
 type measuredSample struct {
@@ -363,7 +364,7 @@ type usage struct {
 func (r *rig) usage(load *lbtest.Process) usage {
 	u := usage{at: time.Now(), machine: lbtest.MachineCPU()}
 	u.balancer = lbtest.CPU(r.balancer.Tree()...)
-	u.ours = u.balancer + lbtest.CPU(os.Getpid(), r.backend.PID, load.PID)
+	u.ours = u.balancer + lbtest.CPU(append([]int{os.Getpid(), r.backend.PID, load.PID}, r.beside...)...)
 	return u
 }
 
@@ -457,6 +458,30 @@ func (r *rig) measureLatency(t *testing.T) {
 	r.add(metricDirectP50, report.Median(direct.p50))
 	r.add(metricDirectP99, report.Median(direct.p99))
 	r.add(metricLatencyCPU, float64(cpu.Microseconds())/done)
+}
+
+// mixedRate is the rate of small requests beside bulk streams: what some hundred kubelets
+// send, and far below what any balancer manages.
+const mixedRate = 1000
+
+// measureMixed sends small requests at a fixed rate while streams move as much as they can,
+// as when clients list everything beside others that renew their leases. The 99th
+// percentile is the median of turns of a second, as for latency, and is not compared with
+// one past the balancer: there the streams would be others.
+func (r *rig) measureMixed(t *testing.T) {
+	const turns, turn = 6, time.Second
+	var p50, p99 []float64
+	bulk := r.run(t, order{Kind: "bulk", Clients: 2, Warm: warm, Time: turns * (turn + time.Second)}, func(load *lbtest.Process) {
+		r.beside = []int{load.PID}
+		for range turns {
+			m := r.run(t, order{Kind: "rate", Clients: r.bench.clients, Rate: mixedRate, Warm: warm / 5, Time: turn}, nil)
+			p50, p99 = append(p50, m.P50), append(p99, m.P99)
+		}
+		r.beside = nil
+	})
+	r.add(metricMixedP50, report.Median(p50))
+	r.add(metricMixedP99, report.Median(p99))
+	r.add(metricMixedBulk, bulk.Done*8/1e9/bulk.Seconds)
 }
 
 // findRate derives the rate from the earlier measurement of requests, or else from a short

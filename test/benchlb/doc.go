@@ -47,6 +47,9 @@
 //	             over 64 connections; through the balancer and past it, sixteen times in
 //	             turns of a quarter of a second; the result is the median of the turns'
 //	             percentiles through the balancer minus the median of those past it
+//	mixed        1000 small requests per second over 64 connections, while two streams
+//	             move as much as they can; the result is the median of the percentiles of
+//	             six turns of a second, with the balancer, not what it adds
 //
 // CPU time is user and system time of the balancer with its workers, from the
 // first counted request to the last, divided by the number of requests. On loopback the

@@ -56,12 +56,16 @@ var (
 	metricDirectP50       = &metric{"direct_p50", "  latency without a balancer, p50", "µs", false, target{}}
 	metricDirectP99       = &metric{"direct_p99", "  latency without a balancer, p99", "µs", false, target{}}
 	metricLatencyCPU      = &metric{"latency_cpu", "  balancer's CPU time per request then", "µs", false, target{}}
+	metricMixedP50        = &metric{"mixed_p50", "small requests beside two bulk streams, p50", "µs", false, target{}}
+	metricMixedP99        = &metric{"mixed_p99", "small requests beside two bulk streams, p99", "µs", false, target{ofNginx, 1}}
+	metricMixedBulk       = &metric{"mixed_bulk", "  throughput of these streams", "Gbit/s", true, target{}}
 	metricOthers          = &metric{"others", "machine used by other processes meanwhile", "%", false, target{}}
 
 	metrics = []*metric{
 		metricRequests, metricRequestCPU, metricConnections, metricConnectionCPU, metricBulk, metricBulkCPU,
 		metricIdleMemory, metricIdleTotal, metricIdleDescriptors, metricIdlePipes, metricIdleCPU,
-		metricP50, metricP99, metricDirectP50, metricDirectP99, metricLatencyCPU, metricOthers,
+		metricP50, metricP99, metricDirectP50, metricDirectP99, metricLatencyCPU,
+		metricMixedP50, metricMixedP99, metricMixedBulk, metricOthers,
 	}
 )
 

@@ -2,6 +2,7 @@ package lb
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"fmt"
@@ -27,7 +28,7 @@ const patience = 10 * time.Second
 
 // connect opens a TLS connection through the balancer.
 func (r *rig) connect(ctx context.Context, from *lbtest.Namespace) (*tls.Conn, error) {
-	raw, err := from.Dial(ctx, r.setup.Listen)
+	raw, err := from.Dial(ctx, cmp.Or(r.row.listen, listenAddress))
 	if err != nil {
 		return nil, err
 	}
@@ -164,7 +165,7 @@ func (r *rig) atOnce(t *testing.T, n int, limit time.Duration) requests {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
-	to := netip.MustParseAddrPort(r.setup.Listen)
+	to := netip.MustParseAddrPort(listenAddress)
 	var mu sync.Mutex
 	var all requests
 	var asking sync.WaitGroup
