@@ -246,6 +246,9 @@ func TestCreateWithoutKeysOfCAs(t *testing.T) {
 	if text := strings.Join(made.Warnings, "\n"); !strings.Contains(text, "ca-key.pem, etcd-ca-key.pem is not on this controller") {
 		t.Errorf("got the warnings %q", made.Warnings)
 	}
+	if got := strings.Join(made.Verified.Lacks, " "); got != "ca-key.pem etcd-ca-key.pem" {
+		t.Errorf("a verification says that the archive lacks %q", got)
+	}
 }
 
 // What a verification must find that no sum shows: the content never was what it should be.

@@ -69,6 +69,11 @@ func TestRestoredElsewhere(t *testing.T) {
 	if !strings.Contains(out, "decrypted  1 of secrets") || !strings.Contains(out, "encrypted") {
 		t.Errorf("the archive:\n%s", out)
 	}
+	for want, args := range map[string][]string{"  yes        unknown  ": nil, "  yes        yes     ": {"--identity=" + identity}} {
+		if list := run(t, append([]string{"backup", "list", "--config=", "--dir=" + archives}, args...)...); !strings.Contains(list, want) {
+			t.Errorf("kthwd backup list %v: want %q in\n%s", args, want, list)
+		}
+	}
 	refused(t, []string{"encrypted", "--identity"}, "backup", "verify", file)
 	refused(t, []string{"in use by another kthwd"}, "backup", "restore", file, "--config=", "--identity="+identity, "--data-dir="+c.Dir, "--replace-data", "--yes")
 	c.Signal(t, syscall.SIGKILL)
