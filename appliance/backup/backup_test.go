@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -428,6 +430,9 @@ func TestRestore(t *testing.T) {
 	}
 	must(t, r.Run(t.Context()))
 	r.Close()
+	if back := r.WayBack(); len(back) != 0 {
+		t.Errorf("a way back to a blank machine: %q", back)
+	}
 	checkRestored(t, o.Config, 5)
 	kubeconfig, err := os.ReadFile(o.Config.Layout().Kubeconfig(pki.NameScheduler))
 	if err != nil || !strings.Contains(string(kubeconfig), "server: https://127.0.0.2:6443") {
@@ -450,6 +455,42 @@ func TestRestore(t *testing.T) {
 		if _, err := os.Stat(filepath.Join(again.Aside, "member", "snap", "db")); err != nil {
 			t.Errorf("the old data: %v", err)
 		}
+	})
+	t.Run("and back", func(t *testing.T) {
+		o.Replace = true
+		l := o.Config.Layout()
+		must(t, os.WriteFile(l.Cert("of-before"), []byte("before"), 0o600)) // has no place in the restored cluster
+		must(t, os.Remove(l.Names()))                                       // a restore makes it
+		inUse := func() map[string]string {
+			all := sums(t, l.Dir)
+			for name := range all {
+				if strings.HasPrefix(name, ".") || strings.HasPrefix(name, "etcd/.") || name == filepath.Base(l.Lock()) {
+					delete(all, name)
+				}
+			}
+			return all
+		}
+		before := inUse()
+		r, err := BeginRestore(o)
+		must(t, err)
+		must(t, r.Run(t.Context()))
+		r.Close()
+		restored := inUse()
+		if equal(before, restored) {
+			t.Fatal("the restore has changed nothing")
+		}
+		commands := strings.Join(r.WayBack(), "\n")
+		out, err := exec.CommandContext(t.Context(), "sh", "-euc", commands).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v\n%s\n%s", err, commands, out)
+		}
+		if after := inUse(); !equal(before, after) {
+			t.Errorf("after\n%s\ngot %v\nwant %v", commands, slices.Sorted(maps.Keys(after)), slices.Sorted(maps.Keys(before)))
+		}
+		if err := exec.CommandContext(t.Context(), "sh", "-euc", commands).Run(); err == nil || !equal(before, inUse()) {
+			t.Errorf("run again: %v, and the files are %v", err, inUse())
+		}
+		checkRestored(t, o.Config, 5)
 	})
 	t.Run("a running kthwd", func(t *testing.T) {
 		lock, err := datadir.Lock(o.Config.Layout())
