@@ -30,6 +30,7 @@ import (
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/pki"
 	"kthwd/test/harness"
+	"kthwd/test/kthwtest"
 )
 
 var noLog = slog.New(slog.DiscardHandler)
@@ -119,6 +120,45 @@ func (c *controller) start(t *testing.T) {
 	ids := etcdfiles.RecordOf(server.Server.Cluster().ID(), server.Server.MemberID())
 	ids.Members = 1
 	must(t, ids.Write(l))
+}
+
+// startLearner makes a cluster of a voter and a learner, and returns the controller of the learner.
+func startLearner(t *testing.T) *controller {
+	t.Helper()
+	start := func(name, dir, cluster, state string, peer, client url.URL) *embed.Etcd {
+		cfg := embed.NewConfig()
+		cfg.Name, cfg.Dir, cfg.LogLevel = name, dir, "fatal"
+		cfg.ListenPeerUrls, cfg.AdvertisePeerUrls, cfg.UnsafeNoFsync = []url.URL{peer}, []url.URL{peer}, true
+		cfg.ListenClientUrls = []url.URL{client}
+		cfg.InitialCluster, cfg.ClusterState = cluster, state
+		cfg.TickMs, cfg.ElectionMs = 20, 200
+		server, err := embed.StartEtcd(cfg)
+		must(t, err)
+		t.Cleanup(server.Close)
+		return server
+	}
+	dir, err := os.MkdirTemp("", "kthwd") // short enough for a socket
+	must(t, err)
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	c := &controller{config: config.Default().Controller}
+	c.config.DataDir, c.config.Name, c.config.BindAddress, c.config.AdvertiseAddress = dir, "c1", "127.0.0.1", "127.0.0.1"
+	must(t, c.config.Resolve())
+	l := c.config.Layout()
+	must(t, os.MkdirAll(l.Run(), 0o700))
+	var peers [2]url.URL
+	for i := range peers {
+		port, err := kthwtest.FreePort()
+		must(t, err)
+		peers[i] = url.URL{Scheme: "http", Host: fmt.Sprintf("127.0.0.1:%d", port)}
+	}
+	cluster := "c0=" + peers[0].String()
+	voter := start("c0", filepath.Join(dir, "voter"), cluster, embed.ClusterStateFlagNew, peers[0], url.URL{Scheme: "unix", Path: filepath.Join(dir, "c")})
+	<-voter.Server.ReadyNotify()
+	_, err = v3client.New(voter.Server).MemberAddAsLearner(t.Context(), []string{peers[1].String()})
+	must(t, err)
+	c.server = start("c1", l.Etcd(), cluster+",c1="+peers[1].String(), embed.ClusterStateFlagExisting, peers[1], url.URL{Scheme: "unix", Path: l.EtcdSocket()})
+	<-c.server.Server.ReadyNotify()
+	return c
 }
 
 // encrypt returns what the API server would store.
@@ -361,6 +401,14 @@ func TestCreateRefuses(t *testing.T) {
 		must(t, errors.Join(os.Mkdir(dead, 0o700), os.WriteFile(filepath.Join(dead, "lock"), nil, 0o600), os.WriteFile(filepath.Join(dead, "etcd.db"), nil, 0o600)))
 		c.create(t, c.options(dir))
 		if left := names(t, dir); len(left) != 1 || strings.HasPrefix(left[0], ".") {
+			t.Errorf("left: %v", left)
+		}
+	})
+	t.Run("a learner", func(t *testing.T) {
+		dir := t.TempDir()
+		_, err := Create(t.Context(), startLearner(t).options(dir))
+		harness.CheckRefusal(t, err, "this member is a learner", "kthwd member list")
+		if left := names(t, dir); len(left) != 0 {
 			t.Errorf("left: %v", left)
 		}
 	})
