@@ -67,7 +67,10 @@
 // quiet ones as long as that alternate, KTHWD_BENCH_ROUNDS of each. It prints the ratio of the
 // longest puts, how much the daemon's RSS grows, the highest RSS of the child that verifies, and
 // the time of each step; last, one line of JSON that begins with
-// {"bench":"kthwd-backup".
+// {"bench":"kthwd-backup". Memory is judged as the kernel counts it: a process's RSS has the
+// garbage that its collector has not taken yet, and the pages of the database that the child has
+// restored, which the kernel takes back when others need them; the lines beside it leave out the
+// latter.
 //
 // # What it does not say
 //
