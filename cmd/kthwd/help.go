@@ -99,10 +99,10 @@ func (a *app) help(cmd *cobra.Command, l *config.Loader) {
 	}
 }
 
-// writeRootHelp writes one screen: all verbs, in groups. It has no empty line between the groups,
-// which leaves lines for more verbs.
+// writeRootHelp writes one screen: all verbs, in groups. It has no empty lines, which leaves room
+// for more verbs.
 func writeRootHelp(w io.Writer, root *cobra.Command) {
-	fmt.Fprintf(w, "%s\n\n", root.Long)
+	fmt.Fprintf(w, "%s\n", root.Long)
 	for _, use := range []struct{ start, line, topic string }{
 		{"Usage:", roleUsage[config.RoleController], config.RoleController},
 		{"", roleUsage[config.RoleLB], config.RoleLB},
