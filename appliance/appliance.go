@@ -40,6 +40,8 @@ type Options struct {
 	File      string                            // kthwd's configuration file, to be watched; empty for none
 	Metrics   Metrics                           // where metrics and status are served
 	Started   time.Time                         // when the process began; zero means now
+	AsTyped   func(string) string               // spells the commands on the page as they are typed here; may be nil
+	OnWork    func()                            // called from time to time in a long step before the first component starts; may be nil
 	OnReady   func(timeline []supervise.Status) // called once, when everything is ready; may be nil
 	OnChange  func(ready bool, reason string)   // called after each change of the state record; may be nil
 	OnWired   func(*Liveness)                   // called once, before the first component starts; may be nil

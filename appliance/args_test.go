@@ -2,8 +2,6 @@ package appliance
 
 import (
 	"errors"
-	"flag"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -19,9 +17,8 @@ import (
 	"kthwd/appliance/etcdline"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
+	"kthwd/test/harness"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files")
 
 // silent keeps etcd from making a logger of its own.
 var silent = embed.NewZapLoggerBuilder(zap.NewNop())
@@ -31,23 +28,6 @@ func fixed() config.Controller {
 	c := config.Default().Controller
 	c.Name, c.AdvertiseAddress = "controller-0", "10.240.0.10"
 	return c
-}
-
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	path := filepath.Join("testdata", name)
-	if *update {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got != string(want) {
-		t.Errorf("%s: got\n%s\nwant\n%s\n(go test ./appliance -update rewrites it)", path, got, want)
-	}
 }
 
 // The flag sets of the four programs are the guide's unit files: every change of
@@ -78,7 +58,7 @@ func TestArgs(t *testing.T) {
 		{program.Scheduler + "-cis", program.SchedulerArgs(cis, c.Layout())},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			golden(t, filepath.Join("args", tt.name+".golden"), strings.Join(program.Render(tt.args), "\n")+"\n")
+			harness.Golden(t, filepath.Join("testdata", "args", tt.name+".golden"), []byte(strings.Join(program.Render(tt.args), "\n")+"\n"))
 		})
 	}
 }

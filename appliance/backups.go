@@ -2,15 +2,24 @@ package appliance
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"regexp"
+	"time"
 
+	"kthwd/appliance/advice"
 	"kthwd/appliance/archive"
 	"kthwd/appliance/backup"
 	"kthwd/appliance/config"
 	"kthwd/appliance/etcd"
+	"kthwd/appliance/etcdfiles"
+	"kthwd/appliance/program"
+	"kthwd/appliance/status"
 )
 
 // checkBackup refuses recipients that cannot be parsed, and a hook that cannot be run: a
@@ -38,4 +47,90 @@ func (p *prepared) newBackups(member *etcd.Member) *backup.Schedule {
 			return exec.CommandContext(ctx, "/proc/self/exe", args...)
 		},
 	})
+}
+
+// keepCopy copies the data before a newer minor opens them, and refuses data of etcd 3.5 that
+// its own bugs have spoilt.
+func (p *prepared) keepCopy(ctx context.Context) error {
+	u, err := etcdfiles.FindUpgrade(p.layout, etcdfiles.Versions(p.o.Version))
+	if err != nil {
+		return err
+	}
+	if u == nil {
+		return backup.ForgetUpgrade(p.layout)
+	}
+	etcdArgs := program.ParseUser(p.cfg.EtcdArgs)
+	if u.Etcd && etcdfiles.IsBefore36(u.From.Etcd) {
+		if err := etcdfiles.CompareMembership(p.layout, etcdArgs); err != nil {
+			return err
+		}
+	}
+	if !p.cfg.UpgradeCopy {
+		p.log.Warn("no copy of the data before the upgrade: --copy-before-upgrade is false", "upgrade", u.String())
+		return nil
+	}
+	p.log.Info("the data are copied before the upgrade", "upgrade", u.String(), "to", p.layout.Kept())
+	kept, err := backup.Keep(ctx, backup.KeepOptions{
+		Layout: p.layout, WAL: program.Value(etcdArgs, "wal-dir"), Upgrade: *u, Log: p.log, Working: p.o.OnWork,
+		Opener: func(ctx context.Context, dir string) *exec.Cmd {
+			return exec.CommandContext(ctx, "/proc/self/exe", "backup", "open", dir)
+		},
+	})
+	if err != nil {
+		return err
+	}
+	text := "the data from before the upgrade are kept"
+	if kept.Again {
+		text = "the data from before the upgrade are kept, since an earlier start of it"
+	}
+	p.log.Info(text, "upgrade", u.String(), "dir", kept.Dir, "revision", kept.Revision, "mib", kept.Size>>20, "hint", "README there says how to go back")
+	return nil
+}
+
+// PathBackup makes a backup before a change: POST, with the change as ?for=.
+const PathBackup = "/backup"
+
+// KeptBackups is how many archives of one kind of change stay where no backups are configured.
+const KeptBackups = 2
+
+// change is a name for a change, which becomes a directory's.
+var change = regexp.MustCompile(`^[a-z][a-z-]{2,40}$`)
+
+// privateBackup returns the handler with which a verb makes a backup before its change.
+func (p *prepared) privateBackup() map[string]http.HandlerFunc {
+	return map[string]http.HandlerFunc{"POST " + PathBackup: func(w http.ResponseWriter, r *http.Request) {
+		connection := http.NewResponseController(w) // a large database takes longer than other answers may
+		if err := errors.Join(connection.SetReadDeadline(time.Time{}), connection.SetWriteDeadline(time.Time{})); err != nil {
+			status.Refuse(w, http.StatusInternalServerError, err)
+			return
+		}
+		made, err := p.backupBefore(r.Context(), r.URL.Query().Get("for"))
+		if err != nil {
+			status.Refuse(w, http.StatusConflict, err)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(made) // an error means that the client has gone
+	}}
+}
+
+// backupBefore makes an archive: as the settings say, if they name a directory and a recipient,
+// and otherwise in the data directory, which only kthwd's user can read, with all keys.
+func (p *prepared) backupBefore(ctx context.Context, why string) (backup.Created, error) {
+	if !change.MatchString(why) {
+		return backup.Created{}, fmt.Errorf("%q is no name of a change", why)
+	}
+	args := []string{"backup", "create", "--config=", "--data-dir=" + p.cfg.DataDir, "--output=json"}
+	if p.cfg.BackupDir != "" && len(p.cfg.BackupRecipients) > 0 {
+		args = append(args, "--dir="+p.cfg.BackupDir)
+	} else {
+		dir := filepath.Join(p.layout.Kept(), "before-"+why)
+		args = append(args, "--dir="+dir, "--plain-keys", "--unrecorded", fmt.Sprintf("--keep=%d", KeptBackups))
+	}
+	made, err := backup.RunCreate(exec.CommandContext(ctx, "/proc/self/exe", args...))
+	if err != nil {
+		return made, advice.With(fmt.Errorf("no backup was made, and nothing has changed: %w", err), "remove the cause; or go on without one: --without-backup")
+	}
+	p.log.Info("backup made and verified before a change", "change", why, "file", made.File, "revision", made.Verified.Manifest.Revision)
+	return made, nil
 }

@@ -32,13 +32,14 @@ func (p *Liveness) Status() []supervise.Status { return p.group.Status() }
 // Alive returns nil while this process works by itself: the state record answers, etcd
 // reads its own data, and the API server's /livez succeeds. It does not depend on the
 // other controllers, because a lost quorum does not justify a restart. It skips
-// components that the record reports as not serving.
+// components that the record reports as not serving, and etcd while it rewrites its database,
+// for as long as a slow disk needs for that.
 func (p *Liveness) Alive(ctx context.Context) error {
 	serves := map[string]bool{}
 	for _, s := range p.group.Status() {
 		serves[s.Name] = s.Healthy()
 	}
-	if serves[program.Etcd] {
+	if serves[program.Etcd] && !p.etcd.Rewriting() {
 		if err := p.etcd.SerializableRead(ctx); err != nil {
 			return fmt.Errorf("%s: a read of its own data: %w", program.Etcd, err)
 		}

@@ -75,7 +75,7 @@ func prepare(ctx context.Context, cfg config.Controller, o Options) (_ *prepared
 	if err := p.check(); err != nil {
 		return nil, err
 	}
-	return p, p.make()
+	return p, p.make(ctx)
 }
 
 // check writes nothing, not even the lock of a directory in which kthwd has never run.
@@ -148,7 +148,7 @@ func (p *prepared) guard() error {
 }
 
 // make makes what a start needs and what is missing, and the command lines with it.
-func (p *prepared) make() (err error) {
+func (p *prepared) make(ctx context.Context) (err error) {
 	if p.lock == nil {
 		if p.lock, err = datadir.Lock(p.layout); err != nil {
 			return err
@@ -156,6 +156,9 @@ func (p *prepared) make() (err error) {
 		if err := p.guard(); err != nil { // another kthwd may have run here before the lock
 			return err
 		}
+	}
+	if err := p.keepCopy(ctx); err != nil {
+		return err
 	}
 	if err := p.ensurePKI(); err != nil {
 		return err
@@ -270,8 +273,8 @@ func (p *prepared) ensurePKI() error {
 // the other controllers do not trust.
 func (p *prepared) warnOfOwnCA(created []string) {
 	if len(p.cfg.InitialCluster) > 1 && slices.Contains(created, p.layout.CA()) {
-		p.log.Warn("a CA was made here, and the other controllers need this very one; kthwd pki init --controllers makes the files of all",
-			"file", p.layout.CA(), "initial-cluster", strings.Join(p.cfg.InitialCluster, ","))
+		p.log.Warn("a CA was made here, and the other controllers need this very one",
+			"hint", "kthwd pki init --controllers makes the files of all", "file", p.layout.CA(), "initial-cluster", strings.Join(p.cfg.InitialCluster, ","))
 	}
 }
 

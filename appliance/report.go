@@ -39,6 +39,7 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 	private := m.Private()
 	maps.Copy(private, p.agree.Private())
 	maps.Copy(private, p.mover.Private())
+	maps.Copy(private, p.privateBackup())
 	if p.o.Private != nil {
 		maps.Copy(private, p.o.Private(p.args))
 	}
@@ -50,7 +51,7 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 		Others: p.others.Controllers, History: []history.Source{etcdmetrics.History(), series.Requests(api.Loopback)},
 		Changed: g.Changed, OnEvent: p.events.Seen,
 		Socket: p.socket.Control, Address: p.o.Metrics.Address, Web: p.o.Metrics.Web, Pprof: p.o.Metrics.Pprof,
-		Logs: p.o.Logs, Collectors: append(collectors, extra.Collectors...), Programs: series.Programs(), Private: private,
+		Logs: p.o.Logs, AsTyped: p.o.AsTyped, Collectors: append(collectors, extra.Collectors...), Programs: series.Programs(), Private: private,
 		Report: func() status.Report {
 			ready, reason := g.Ready()
 			quorum := e.Quorum()

@@ -10,6 +10,7 @@ import (
 	"kthwd/appliance/apiserver"
 	"kthwd/appliance/clusterwatch"
 	"kthwd/appliance/etcd"
+	"kthwd/appliance/etcdspace"
 	"kthwd/appliance/observe"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
@@ -39,7 +40,7 @@ func (p *prepared) newWatchers(member *etcd.Member, api *apiserver.Server, seed 
 	})
 	p.machine = p.newObserve()
 	p.backups = p.newBackups(member)
-	p.watchers = []watcher{cluster, p.machine, p.backups, p.agree}
+	p.watchers = []watcher{cluster, p.machine, p.backups, p.agree, etcdspace.NewGrowth(member, p.o.Logs.Logger(program.Etcd))}
 	for _, w := range p.watchers {
 		p.observers = append(p.observers, w)
 		all = append(all, w)

@@ -3,6 +3,7 @@ package appliance
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"slices"
 	"time"
 
@@ -53,13 +54,16 @@ func (p *prepared) wire() (*supervise.Group, *Liveness, error) {
 		return nil, nil, err
 	}
 	api = p.newAPIServer(member, fences)
+	pause := &lease.Pause{}
+	member.OnAbsence(func(ctx context.Context) (func(), error) { return beAbsent(ctx, api, pause) })
 	p.observers = append(p.observers, api)
-	kcm := controllers.NewManager(p.controllersConfig(g, program.ControllerManager, &fences.ControllerManager), p.programs.Manager)
-	sched := controllers.NewScheduler(p.controllersConfig(g, program.Scheduler, &fences.Scheduler), p.programs.Scheduler, p.programs.Settings)
+	kcm := controllers.NewManager(p.controllersConfig(g, program.ControllerManager, &fences.ControllerManager, pause), p.programs.Manager)
+	sched := controllers.NewScheduler(p.controllersConfig(g, program.Scheduler, &fences.Scheduler, pause), p.programs.Scheduler, p.programs.Settings)
 	members := p.newMembers(member)
 	p.observers = append(p.observers, members)
 	p.agree = &agree.Controllers{
 		Member: member, Layout: p.layout, Address: p.cfg.AdvertiseAddress, Args: p.args, Log: p.log,
+		Profile:  p.cfg.Profile,
 		Versions: map[string]string{"kthwd": p.o.Version, "Kubernetes": version.Linked().Kubernetes, "etcd": version.Linked().Etcd},
 	}
 	p.mover = etcdca.New(etcdca.Config{Name: p.cfg.Name, Layout: p.layout, Etcd: member, Log: p.o.Logs.Logger(program.Etcd)})
@@ -86,6 +90,23 @@ func (p *prepared) wire() (*supervise.Group, *Liveness, error) {
 	g.Add(kcm, apiNode, kcmPort).StopWithin(stopControllers)
 	g.Add(sched, apiNode, schedPort).StopWithin(stopControllers)
 	return g, &Liveness{group: g, etcd: member, api: api}, nil
+}
+
+// givingUp bounds how long the programs may take to give up their leases before etcd
+// defragments: the time that upstream gives its controllers, and more for a slow machine.
+const givingUp = time.Minute
+
+// beAbsent makes the other controllers do the work of this one while its etcd defragments:
+// they take the leases, and the clients of the API server. back ends it.
+func beAbsent(ctx context.Context, api *apiserver.Server, pause *lease.Pause) (back func(), err error) {
+	bounded, cancel := context.WithTimeout(ctx, givingUp)
+	defer cancel()
+	err = pause.Begin(bounded)
+	if err != nil {
+		return pause.End, fmt.Errorf("the leases are not given up: %w", err)
+	}
+	serve, err := api.BeAbsent(ctx)
+	return func() { serve(); pause.End() }, err
 }
 
 // newDrift compares what the programs use, which the user's flags may have replaced.
@@ -149,10 +170,10 @@ func (p *prepared) shutdownDelay() time.Duration {
 	return delay
 }
 
-func (p *prepared) controllersConfig(g *supervise.Group, name string, fence *lease.Fence) controllers.Config {
+func (p *prepared) controllersConfig(g *supervise.Group, name string, fence *lease.Fence, pause *lease.Pause) controllers.Config {
 	return controllers.Config{
 		Args: cmdline.WithoutGates(p.args[name]), Identity: p.identity,
-		Fence: fence, Alive: controllers.Alive(g, name), Logs: p.o.Logs,
+		Fence: fence, Pause: pause, Alive: controllers.Alive(g, name), Logs: p.o.Logs,
 	}
 }
 

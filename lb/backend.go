@@ -55,7 +55,7 @@ type Backend struct {
 }
 
 func (s *Server) newBackend(m member) *Backend {
-	b := &Backend{s: s, name: m.at.String(), at: m.at, times: newBackendTimes(m.at.String())}
+	b := &Backend{s: s, name: m.at.String(), at: m.at, times: newBackendTimes(m.at.String(), s.metrics.all)}
 	b.tier.Store(tierHopeful)
 	for range s.cfg.Load().Listen { // a reload cannot change it
 		b.traffic = append(b.traffic, make([]traffic, s.processors))
@@ -147,7 +147,7 @@ func (b *Backend) checked(r check.Result) {
 	}
 	if r.NoVerdict == "" {
 		count(&b.results, r.Kind)
-		if r.ConnectPhase && r.Kind == check.KindTimeout && b.active.Load() > 0 {
+		if (r.ConnectPhase || r.Kept) && r.Kind == check.KindTimeout && b.active.Load() > 0 {
 			b.prodded.Store(true)
 			b.s.onEachLoop(func(l *loop) { l.prod(b) })
 		}
@@ -182,7 +182,7 @@ func (b *Backend) share(now int64) float64 {
 
 // connected records an answered connection.
 func (b *Backend) connected(took time.Duration, hedge bool) {
-	b.times.connect.Observe(took.Seconds())
+	b.times.connected(took)
 	if hedge {
 		b.hedgeWon.Add(1)
 	}

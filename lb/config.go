@@ -33,6 +33,13 @@ const (
 	ProxyV2  = "v2"
 )
 
+// Which backends have metrics of their own.
+const (
+	MetricsAuto = "auto" // each backend up to mostDetailed backends, and else their sum
+	MetricsEach = "each"
+	MetricsSum  = "sum" // the sum of all, but for a few series that name a backend
+)
+
 // Config is the configuration of a load balancer. Start from Default.
 type Config struct {
 	Listen   []string // ADDRESS:PORT of each listener
@@ -68,6 +75,7 @@ type Config struct {
 	DrainTimeout  time.Duration // how long connections may last after their backend is removed or the process stops
 
 	ProxyProtocol string // ProxyOff, ProxyV1 or ProxyV2
+	Metrics       string // MetricsAuto, MetricsEach or MetricsSum
 	AccessLog     string // file with one JSON line per connection; "" for none
 	UpgradeSocket string // unix socket for the hand-over to a new process; a name that starts with @ is abstract; "" means one named after the listeners
 
@@ -98,6 +106,7 @@ func Default() Config {
 		Sources:          []string{}, // as an empty list in the file is read
 		DrainTimeout:     30 * time.Second,
 		ProxyProtocol:    ProxyOff,
+		Metrics:          MetricsAuto,
 	}
 }
 
@@ -248,6 +257,7 @@ func (v *validator) choices(c Config) {
 	v.oneOf("Check", c.Check, CheckHTTPS, CheckTCP, CheckNone)
 	v.oneOf("Balance", c.Balance, LeastConnections, RoundRobin, SourceHash, FirstAlive)
 	v.oneOf("Cut", c.Cut, CutDead, CutUnreachable, CutNever)
+	v.oneOf("Metrics", c.Metrics, MetricsAuto, MetricsEach, MetricsSum)
 	v.oneOf("ProxyProtocol", c.ProxyProtocol, ProxyOff, ProxyV1, ProxyV2)
 	if !strings.HasPrefix(c.CheckPath, "/") || strings.ContainsAny(c.CheckPath, " \r\n\x00") {
 		v.add("CheckPath", "%q is not a path: it must start with /", c.CheckPath)

@@ -15,7 +15,7 @@ func TestProblems(t *testing.T) {
 	}{
 		{"nothing", func(c *Config) {}, nil},
 		{"empty", func(c *Config) { *c = Config{} }, []string{
-			"Listen is empty", "Backends is empty", `Check "" is none of https, tcp, none`, `Balance "" is none of`, `Cut "" is none of dead, unreachable, never`, `ProxyProtocol "" is none of off, v1, v2`,
+			"Listen is empty", "Backends is empty", `Check "" is none of https, tcp, none`, `Balance "" is none of`, `Cut "" is none of dead, unreachable, never`, `Metrics "" is none of auto, each, sum`, `ProxyProtocol "" is none of off, v1, v2`,
 			`CheckPath "" is not a path`, "CheckInterval 0s is out of range: want 10ms to 24h", "CheckTimeout 0s", "ConnectTimeout 0s",
 			"FirstByteTimeout 0s", "HalfCloseTimeout 0s", "CheckFall 0 is out of range: want 1 to 100", "CheckRise 0",
 		}},

@@ -14,10 +14,26 @@ import (
 
 // metrics is the collector of a server: at each scrape it reads the server's counters.
 type metrics struct {
-	s *Server
+	s    *Server
+	all  *backendTimes
+	gone *tally // of removed backends, so that no sum ever falls; guarded by Server.mu
 }
 
-func newMetrics(s *Server) *metrics { return &metrics{s: s} }
+func newMetrics(s *Server) *metrics {
+	return &metrics{s: s, all: newBackendTimes(allBackends, nil), gone: newTally()}
+}
+
+const (
+	// allBackends is the label of series that are the sum of all backends.
+	allBackends = "all"
+	// mostDetailed is the number of backends up to which each has all series of its own.
+	mostDetailed = 10
+)
+
+// detailed reports whether each backend has all series of its own: some 110 of them.
+func (c Config) detailed(backends int) bool {
+	return c.Metrics == MetricsEach || c.Metrics == MetricsAuto && backends <= mostDetailed
+}
 
 // Collector returns the kthwd_lb_* series. No label contains a client's address.
 func (s *Server) Collector() prometheus.Collector { return s.metrics }
@@ -43,28 +59,36 @@ func newDurations(address string) prometheus.Histogram {
 	return histogram("kthwd_lb_connection_duration_seconds", "Time from accept to end of a connection.", durationBuckets, prometheus.Labels{"listener": address})
 }
 
-// backendTimes are the histograms of one backend.
+// backendTimes are the histograms of one backend, or of all.
 type backendTimes struct {
+	all     *backendTimes // counts everything, too; nil for the one of all
 	connect prometheus.Histogram
 	phases  map[string]prometheus.Histogram
 	expiry  atomic.Int64 // of the backend's certificate, in Unix seconds; 0 when unknown
 }
 
-func newBackendTimes(name string) *backendTimes {
+func newBackendTimes(name string, all *backendTimes) *backendTimes {
 	t := &backendTimes{
+		all:     all,
 		connect: histogram("kthwd_lb_backend_connect_duration_seconds", "Time from the first SYN to an answered connection.", connectBuckets, prometheus.Labels{"backend": name}),
 		phases:  map[string]prometheus.Histogram{},
 	}
 	for _, phase := range []string{"connect", "tls", "http"} {
-		t.phases[phase] = histogram("kthwd_lb_health_check_duration_seconds", "Duration of a phase of a health check.", connectBuckets, prometheus.Labels{"backend": name, "phase": phase})
+		t.phases[phase] = histogram("kthwd_lb_health_check_duration_seconds", "Duration of a phase of a health check; most use the connection of an earlier one.", connectBuckets, prometheus.Labels{"backend": name, "phase": phase})
 	}
 	return t
+}
+
+func (t *backendTimes) connected(took time.Duration) {
+	t.connect.Observe(took.Seconds())
+	t.all.connect.Observe(took.Seconds())
 }
 
 func (t *backendTimes) check(r check.Result) {
 	for phase, took := range map[string]time.Duration{"connect": r.Connect, "tls": r.TLS, "http": r.HTTP} {
 		if took > 0 {
 			t.phases[phase].Observe(took.Seconds())
+			t.all.phases[phase].Observe(took.Seconds())
 		}
 	}
 	if !r.CertExpiry.IsZero() {
@@ -126,14 +150,36 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out := collector{ch}
-	for _, l := range s.listeners {
-		out.listener(l, s.backends)
-	}
+	detailed := s.cfg.Load().detailed(len(s.backends))
+	sum := newTally()
+	sum.merge(m.gone)
 	states := map[string]int{}
 	for _, b := range s.backends {
 		state := b.state(s.draining[b] != nil)
 		states[state]++
 		out.backend(b, state)
+		if detailed {
+			own := newTally()
+			own.add(b)
+			out.tally(own, b.name)
+			out.times(b.times)
+			out.states(b, state)
+		} else {
+			sum.add(b)
+		}
+	}
+	if !detailed {
+		out.tally(sum, allBackends)
+		out.times(m.all)
+	}
+	for _, l := range s.listeners {
+		out.listener(l)
+		if detailed {
+			out.traffic(l, s.backends)
+		} else {
+			out.counter(receivedDesc, sum.traffic[l.index][0], l.address, allBackends)
+			out.counter(sentDesc, sum.traffic[l.index][1], l.address, allBackends)
+		}
 	}
 	for _, f := range s.followed() {
 		n := f.Status()
@@ -183,7 +229,7 @@ func (c collector) seconds(d *prometheus.Desc, v time.Duration, labels ...string
 	c.ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v.Seconds(), labels...)
 }
 
-func (c collector) listener(l *listener, backends []*Backend) {
+func (c collector) listener(l *listener) {
 	c.counter(acceptedDesc, l.accepted.Load(), l.address)
 	c.gauge(activeDesc, float64(l.active.Load()), l.address)
 	l.durations.Collect(c.ch)
@@ -193,6 +239,9 @@ func (c collector) listener(l *listener, backends []*Backend) {
 	for i, name := range acceptErrorNames {
 		c.counter(acceptErrorsDesc, l.errors[i].Load(), l.address, name)
 	}
+}
+
+func (c collector) traffic(l *listener, backends []*Backend) {
 	sums := map[string][2]uint64{} // a backend that was removed and added again has one series
 	for _, b := range backends {
 		received, sent := b.bytesMoved(l.index)
@@ -204,42 +253,113 @@ func (c collector) listener(l *listener, backends []*Backend) {
 	}
 }
 
+// backend sends the series that every backend has, however many there are.
 func (c collector) backend(b *Backend, state string) {
 	c.gauge(backendActiveDesc, float64(b.active.Load()), b.name)
 	c.counter(backendTotalDesc, b.total.Load(), b.name)
-	c.counter(retriesDesc, b.retries.Load(), b.name)
-	c.counter(hedgedDesc, b.hedgeWon.Load(), b.name, "won")
-	c.counter(hedgedDesc, b.hedgeLost.Load(), b.name, "lost")
-	for i, name := range failureNames {
-		c.counter(failuresDesc, b.failures[i].Load(), b.name, name)
-	}
-	for i, name := range endNames[:endFirstByte] {
-		c.counter(closedDesc, b.closed[i].Load(), b.name, name)
-	}
-	for _, name := range allStates {
-		c.gauge(stateDesc, number(name == state), b.name, name)
-	}
+	c.gauge(upDesc, number(state != stateDraining && b.tier.Load() == tierReady), b.name)
 	if b.is.name != "" {
 		c.gauge(infoDesc, 1, b.name, b.is.name)
 	}
-	c.gauge(upDesc, number(state != stateDraining && b.tier.Load() == tierReady), b.name)
-	if st := b.status.Load(); st != nil {
-		c.gauge(transitionAt, float64(st.Since.UnixNano())/1e9, b.name)
-		t := b.checker.Load().Status().Transitions
-		c.counter(transitionsDesc, t.Ready, b.name, string(check.Ready))
-		c.counter(transitionsDesc, t.NotReady, b.name, string(check.NotReady))
-		c.counter(transitionsDesc, t.Dead, b.name, string(check.Dead))
-	}
-	b.results.Range(func(kind, n any) bool {
-		c.counter(checksDesc, n.(*atomic.Uint64).Load(), b.name, string(kind.(check.Kind)))
-		return true
-	})
 	if at := b.times.expiry.Load(); at != 0 {
 		c.gauge(expiryDesc, float64(at), b.name)
 	}
-	b.times.connect.Collect(c.ch)
-	for _, h := range b.times.phases {
+}
+
+func (c collector) states(b *Backend, state string) {
+	for _, name := range allStates {
+		c.gauge(stateDesc, number(name == state), b.name, name)
+	}
+	if st := b.status.Load(); st != nil {
+		c.gauge(transitionAt, float64(st.Since.UnixNano())/1e9, b.name)
+	}
+}
+
+func (c collector) times(t *backendTimes) {
+	t.connect.Collect(c.ch)
+	for _, h := range t.phases {
 		h.Collect(c.ch)
+	}
+}
+
+// tally is the counters of one backend, or their sum.
+type tally struct {
+	retries, hedgeWon, hedgeLost uint64
+	failures                     [len(failureNames)]uint64
+	closed                       [endFirstByte]uint64
+	transitions                  map[check.State]uint64
+	checks                       map[check.Kind]uint64
+	traffic                      map[int][2]uint64 // received and sent, by listener
+}
+
+func newTally() *tally {
+	return &tally{transitions: map[check.State]uint64{}, checks: map[check.Kind]uint64{}, traffic: map[int][2]uint64{}}
+}
+
+// add adds the counters of b.
+func (t *tally) add(b *Backend) {
+	t.retries += b.retries.Load()
+	t.hedgeWon += b.hedgeWon.Load()
+	t.hedgeLost += b.hedgeLost.Load()
+	for i := range t.failures {
+		t.failures[i] += b.failures[i].Load()
+	}
+	for i := range t.closed {
+		t.closed[i] += b.closed[i].Load()
+	}
+	if b.status.Load() != nil {
+		n := b.checker.Load().Status().Transitions
+		t.transitions[check.Ready] += n.Ready
+		t.transitions[check.NotReady] += n.NotReady
+		t.transitions[check.Dead] += n.Dead
+	}
+	b.results.Range(func(kind, n any) bool {
+		t.checks[kind.(check.Kind)] += n.(*atomic.Uint64).Load()
+		return true
+	})
+	for i := range b.traffic {
+		received, sent := b.bytesMoved(i)
+		t.traffic[i] = [2]uint64{t.traffic[i][0] + received, t.traffic[i][1] + sent}
+	}
+}
+
+// merge adds another tally.
+func (t *tally) merge(o *tally) {
+	t.retries += o.retries
+	t.hedgeWon += o.hedgeWon
+	t.hedgeLost += o.hedgeLost
+	for i := range t.failures {
+		t.failures[i] += o.failures[i]
+	}
+	for i := range t.closed {
+		t.closed[i] += o.closed[i]
+	}
+	for state, n := range o.transitions {
+		t.transitions[state] += n
+	}
+	for kind, n := range o.checks {
+		t.checks[kind] += n
+	}
+	for i, n := range o.traffic {
+		t.traffic[i] = [2]uint64{t.traffic[i][0] + n[0], t.traffic[i][1] + n[1]}
+	}
+}
+
+func (c collector) tally(t *tally, name string) {
+	c.counter(retriesDesc, t.retries, name)
+	c.counter(hedgedDesc, t.hedgeWon, name, "won")
+	c.counter(hedgedDesc, t.hedgeLost, name, "lost")
+	for i, reason := range failureNames {
+		c.counter(failuresDesc, t.failures[i], name, reason)
+	}
+	for i, reason := range endNames[:endFirstByte] {
+		c.counter(closedDesc, t.closed[i], name, reason)
+	}
+	for state, n := range t.transitions {
+		c.counter(transitionsDesc, n, name, string(state))
+	}
+	for kind, n := range t.checks {
+		c.counter(checksDesc, n, name, string(kind))
 	}
 }
 

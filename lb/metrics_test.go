@@ -2,6 +2,7 @@ package lb
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -156,4 +157,76 @@ func TestMetrics(t *testing.T) {
 	eventually(t, "fail open", func() error {
 		return errors.Join(equal("fail_open", r.value("fail_open", ""), 1), equal("backend_up", r.value("backend_up", b.addr), 0))
 	})
+}
+
+// count returns how many series there are; a histogram has one for each bucket, and three.
+func countSeries(all map[string]*dto.MetricFamily) (n int) {
+	for _, f := range all {
+		for _, m := range f.Metric {
+			n++
+			if h := m.Histogram; h != nil {
+				n += len(h.Bucket) + 2
+			}
+		}
+	}
+	return n
+}
+
+// Sixty backends have a few series each, and the sum of the rest; with detail they have all.
+func TestSeriesOfManyBackends(t *testing.T) {
+	a := newAPIServer(t)
+	cfg := checkedConfig(a)
+	for i := range 59 { // they refuse
+		cfg.Backends = append(cfg.Backends, fmt.Sprintf("127.0.1.%d:1", i+1))
+	}
+	r := run(t, cfg, Options{})
+	r.awaitTier(a, tierReady)
+	v := r.visit()
+	v.at(t, a)
+	v.Close()
+	r.empty()
+	eventually(t, "all are checked", func() error {
+		return equal("backends", r.value("backends", "dead")+r.value("backends", "ready"), 60)
+	})
+	const most = 600
+	n := countSeries(r.gather())
+	if n > most-200 { // as many are the process's own
+		t.Errorf("got %d series of 60 backends", n)
+	}
+	for _, name := range []string{"backend_up", "backend_connections_active", "backend_connections_total"} {
+		must(t, equal(name, len(r.gather()[name].Metric), 60))
+	}
+	for _, name := range []string{"backend_connect_failures_total", "backend_connect_duration_seconds", "health_checks_total", "received_bytes_total"} {
+		if r.value(name, allBackends) < 0 || r.value(name, a.addr) >= 0 {
+			t.Errorf("%s is not the sum of all", name)
+		}
+	}
+	must(t, equal("connects", r.value("backend_connect_duration_seconds", allBackends), 1))
+	if n := r.value("received_bytes_total", allBackends); n < 100 {
+		t.Errorf("%v bytes were received", n)
+	}
+
+	closed := r.value("backend_connections_closed_total", "client")
+	must(t, equal("closed", closed, 1))
+	less := *r.cfg.Load()
+	less.Backends = append([]string{}, cfg.Backends[1:]...)
+	less.DrainTimeout = 0
+	must(t, r.Reload(less))
+	eventually(t, "it is forgotten", func() error { return equal("its series", r.value("backend_up", a.addr), -1) })
+	must(t, equal("closed, of a backend that is gone", r.value("backend_connections_closed_total", "client"), closed))
+
+	less.Metrics = MetricsEach
+	must(t, r.Reload(less))
+	if detailed := countSeries(r.gather()); detailed < 10*n {
+		t.Errorf("got %d series with detail, %d without", detailed, n)
+	}
+	if r.value("backend_connect_failures_total", less.Backends[0]) < 0 || r.value("backend_connect_failures_total", allBackends) >= 0 {
+		t.Error("with detail, the series are not each backend's")
+	}
+	less.Metrics, less.Backends = MetricsSum, less.Backends[:1]
+	must(t, r.Reload(less))
+	eventually(t, "one backend is left", func() error { return equal("backends", len(r.gather()["backend_up"].Metric), 1) })
+	if r.value("backend_connect_failures_total", allBackends) < 0 {
+		t.Error("the sum of one backend is missing")
+	}
 }

@@ -156,7 +156,7 @@ func (s *Server) install(cfg Config, f *files) {
 	s.cfg.Store(&cfg)
 	s.files = f
 	s.set.Store(settingsOf(cfg))
-	limit, by := connectionLimit(cfg.MaxConnections)
+	limit, by := connectionLimit(cfg.MaxConnections, max(len(cfg.Backends), len(s.discovered), len(s.backends)))
 	s.limit.Store(limit)
 	s.limitBy.Store(int32(by))
 	s.fillPool(cfg, changed)
@@ -179,9 +179,9 @@ func sameFiles(a, b *files) bool {
 }
 
 // connectionLimit is the most clients at one time, and where that comes from. Each client takes two descriptors,
-// and for a moment a second attempt may take a third.
-func connectionLimit(configured int) (int64, limitKind) {
-	const spare = 64 // listeners, checks, logs, pipes
+// and for a moment a second attempt may take a third. The checks of a backend keep one.
+func connectionLimit(configured, backends int) (int64, limitKind) {
+	spare := int64(64 + backends) // listeners, checks, logs, pipes
 	limit := int64(1<<20-1) / 2
 	var r unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &r); err == nil && r.Cur < 1<<20 {
@@ -290,6 +290,9 @@ func (s *Server) leave(b *Backend, again time.Duration) {
 // dropBackend removes a drained backend from the server. The caller holds the lock.
 func (s *Server) dropBackend(b *Backend) {
 	delete(s.draining, b)
+	if slices.Contains(s.backends, b) {
+		s.metrics.gone.add(b)
+	}
 	s.backends = slices.DeleteFunc(s.backends, func(other *Backend) bool { return other == b })
 }
 

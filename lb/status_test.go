@@ -2,31 +2,13 @@ package lb
 
 import (
 	"encoding/json"
-	"flag"
-	"os"
 	"regexp"
 	"strings"
 	"testing"
 
 	"kthwd/lb/check"
+	"kthwd/test/harness"
 )
-
-var update = flag.Bool("update", false, "write the golden files")
-
-// golden compares got with a file.
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	path := "testdata/" + name
-	if *update {
-		must(t, os.WriteFile(path, []byte(got), 0o644))
-		return
-	}
-	want, err := os.ReadFile(path)
-	must(t, err)
-	if got != string(want) {
-		t.Errorf("%s: got\n%s\nwant\n%s", path, got, want)
-	}
-}
 
 func TestStatus(t *testing.T) {
 	a, b, dead, gone := newAPIServer(t), newAPIServer(t), unused(t), newAPIServer(t)
@@ -49,7 +31,7 @@ func TestStatus(t *testing.T) {
 	must(t, err)
 	got := regexp.MustCompile(`"since": "20[^"]*"`).ReplaceAllString(string(text), `"since": "TIME"`)
 	got = strings.NewReplacer(r.addr, "LISTEN", a.addr, "A", b.addr, "B", dead, "DEAD", gone.addr, "GONE").Replace(got)
-	golden(t, "status.json", regexp.MustCompile(`"(connectErrors|receivedBytes|sentBytes)": \d+`).ReplaceAllString(got, `"$1": N`)+"\n")
+	harness.Golden(t, "testdata/status.json", []byte(regexp.MustCompile(`"(connectErrors|receivedBytes|sentBytes)": \d+`).ReplaceAllString(got, `"$1": N`)+"\n"))
 	v.Close()
 	r.empty()
 	r.mu.Lock()

@@ -29,6 +29,8 @@ for unit in kthwd-controller.service kthwd-lb.service kthwd-lb.socket; do
 	put 0644 "$from/systemd/$unit" "$units/$unit"
 done
 put 0644 "$from/systemd/restart-steps.conf" /usr/share/kthwd/restart-steps.conf
+put 0755 "$from/keepalived/lb-serves" /usr/lib/kthwd/lb-serves
+put 0644 "$from/keepalived/keepalived.conf" /usr/share/kthwd/keepalived.conf
 put 0644 "$from/etc/90-kthwd.preset" "$units-preset/90-kthwd.preset"
 put 0644 "$from/etc/sysusers.conf" /usr/lib/sysusers.d/kthwd.conf
 put 0644 "$from/etc/tmpfiles.conf" /usr/lib/tmpfiles.d/kthwd.conf

@@ -34,6 +34,7 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 
+	"kthwd/appliance/config"
 	"kthwd/appliance/etcd"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
@@ -60,6 +61,7 @@ type Controllers struct {
 	Address  string // of this controller
 	Args     map[string][]program.Arg
 	Versions map[string]string // of kthwd, Kubernetes and etcd
+	Profile  string            // config.ProfileGuide or config.ProfileCIS
 	Log      *slog.Logger
 
 	mu    sync.Mutex
@@ -71,8 +73,9 @@ type Controllers struct {
 type record struct {
 	Name     string            `json:"name"`
 	Versions map[string]string `json:"versions"`
-	Plain    map[string]string `json:"plain"`  // "program key": the value, of flags that must agree
-	Hashed   map[string]string `json:"hashed"` // "program key": an HMAC of the value, of the others
+	Profile  string            `json:"profile,omitempty"` // "" from a kthwd that did not publish it yet
+	Plain    map[string]string `json:"plain"`             // "program key": the value, of flags that must agree
+	Hashed   map[string]string `json:"hashed"`            // "program key": an HMAC of the value, of the others
 }
 
 // Row is one flag, or one version, that is not the same everywhere.
@@ -133,7 +136,7 @@ func (c *Controllers) publish(ctx context.Context, client *clientv3.Client, serv
 }
 
 func (c *Controllers) own(server *embed.Etcd) (record, error) {
-	r := record{Name: server.Server.Cfg.Name, Versions: c.Versions, Plain: map[string]string{}, Hashed: map[string]string{}}
+	r := record{Name: server.Server.Cfg.Name, Versions: c.Versions, Profile: c.Profile, Plain: map[string]string{}, Hashed: map[string]string{}}
 	key, err := pki.SharedSecret(c.Layout, "config record")
 	if err != nil {
 		return r, err
@@ -208,6 +211,14 @@ func compare(all map[string]record) (rows []Row) {
 			add(id, name, v)
 		}
 	}
+	for name, r := range all {
+		if r.Profile != "" {
+			add(ownProgram+" "+keyProfile, name, r.Profile)
+		}
+	}
+	if len(values[ownProgram+" "+keyProfile]) < len(all) { // one of them does not publish it
+		delete(values, ownProgram+" "+keyProfile)
+	}
 	for id, by := range values {
 		distinct := map[string]bool{}
 		for name := range all {
@@ -247,6 +258,60 @@ func Among(rows []Row, names []string) []Row {
 	return kept
 }
 
+// The row of the profile: a setting of kthwd's, not of one of the programs.
+const (
+	ownProgram = "kthwd"
+	keyProfile = "profile"
+)
+
+func (r Row) isProfile() bool { return r.Program == ownProgram && r.Key == keyProfile }
+
+// profileText says which controllers run which profile: c1 runs profile cis, c0 and c2 the guide's.
+func (r Row) profileText() string {
+	by := map[string][]string{}
+	for _, name := range slices.Sorted(maps.Keys(r.Values)) {
+		by[r.Values[name]] = append(by[r.Values[name]], name)
+	}
+	var parts []string
+	for _, profile := range slices.Sorted(maps.Keys(by)) {
+		what := "profile " + profile
+		if profile == config.ProfileGuide {
+			what = "the guide's"
+		}
+		if len(parts) == 0 {
+			what = map[bool]string{true: "run ", false: "runs "}[len(by[profile]) > 1] + what
+		}
+		parts = append(parts, strings.Join(by[profile], " and ")+" "+what)
+	}
+	return strings.Join(parts, ", ") + ": the API groups that are served, and Pod Security, depend on the controller that answers"
+}
+
+// profilesIn returns the profile of each controller; nil when all have the same.
+func profilesIn(rows []Row) map[string]string {
+	for _, r := range rows {
+		if r.isProfile() {
+			return r.Values
+		}
+	}
+	return nil
+}
+
+// follows reports whether a flag differs because the profiles do: the profile sets it, and it
+// is the same on all controllers with the same profile.
+func (r Row) follows(profiles map[string]string) bool {
+	if profiles == nil || !slices.Contains(program.OfProfile(r.Program), r.Key) {
+		return false
+	}
+	of := map[string]string{}
+	for name, v := range r.Values {
+		if before, again := of[profiles[name]]; again && before != v {
+			return false
+		}
+		of[profiles[name]] = v
+	}
+	return true
+}
+
 func (r Row) id() string { return r.Program + " " + r.Key }
 
 // note keeps the result, and since when each row is there.
@@ -257,7 +322,7 @@ func (c *Controllers) note(rows []Row, now time.Time) {
 	for _, r := range rows {
 		if since[r.id()] = now; !c.since[r.id()].IsZero() {
 			since[r.id()] = c.since[r.id()]
-		} else if r.Class == Must {
+		} else if r.Class == Must && !r.isProfile() && !r.follows(profilesIn(rows)) {
 			c.Log.Warn("controllers differ in a flag that must agree", "program", r.Program, "flag", r.Key, "values", r.text())
 		}
 	}
@@ -278,8 +343,16 @@ func (r Row) text() string {
 func (c *Controllers) Findings() (all []status.Finding) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	profiles := profilesIn(c.rows)
 	for _, r := range c.rows {
-		if r.Class == Must {
+		switch {
+		case r.Class != Must || r.follows(profiles):
+		case r.isProfile():
+			all = append(all, status.Finding{
+				Health: status.Degraded, Kind: Kind, Since: c.since[r.id()], Text: r.profileText(),
+				Do: "set the same profile in the configuration file of each, and restart them one after the other; kthwd config diff shows the rest",
+			})
+		default:
 			all = append(all, status.Finding{
 				Health: status.Degraded, Kind: Kind, Since: c.since[r.id()],
 				Text: fmt.Sprintf("the controllers differ in --%s of %s: %s", r.Key, r.Program, r.text()),

@@ -54,11 +54,52 @@ func TestCompareMissing(t *testing.T) {
 	}
 }
 
+// While a cluster takes over a profile, one controller after the other, one finding says so in
+// words, and none repeats it for a flag that the profile sets. What differs besides is one more.
+func TestCompareProfiles(t *testing.T) {
+	const apis, ranges = program.APIServer + " runtime-config", program.APIServer + " service-cluster-ip-range"
+	all := map[string]record{
+		"c0": {Profile: "guide", Plain: map[string]string{apis: "api/all=true", ranges: "10.32.0.0/24"}},
+		"c1": {Profile: "cis", Plain: map[string]string{ranges: "10.32.0.0/24"}},
+		"c2": {Profile: "guide", Plain: map[string]string{apis: "api/all=true", ranges: "10.32.0.0/24"}},
+	}
+	texts := func() (found []string) {
+		c := &Controllers{Log: slog.New(slog.DiscardHandler)}
+		c.note(compare(all), time.Now())
+		for _, f := range c.Findings() {
+			found = append(found, f.Text)
+		}
+		return found
+	}
+	const moving = "c1 runs profile cis, c0 and c2 the guide's: the API groups that are served, and Pod Security, depend on the controller that answers"
+	if got := texts(); len(got) != 1 || got[0] != moving {
+		t.Errorf("got %q, want %q", got, moving)
+	}
+	all["c1"].Plain[ranges] = "10.33.0.0/24"
+	if got := texts(); len(got) != 2 || !strings.Contains(strings.Join(got, "|"), "10.33.0.0/24") {
+		t.Errorf("with another service range as well: got %q", got)
+	}
+	all["c1"].Plain[ranges] = "10.32.0.0/24"
+	all["c2"].Plain[apis] = "api/beta=true"
+	if got := texts(); len(got) != 2 || !strings.Contains(strings.Join(got, "|"), "api/beta=true") {
+		t.Errorf("with two values under one profile: got %q", got)
+	}
+	// An older kthwd publishes no profile: the flags speak for themselves.
+	all["c2"] = record{Plain: map[string]string{apis: "api/all=true", ranges: "10.32.0.0/24"}}
+	if got := texts(); len(got) != 1 || !strings.Contains(got[0], "runtime-config") {
+		t.Errorf("beside an older kthwd: got %q", got)
+	}
+	delete(all, "c1")
+	if got := texts(); len(got) != 0 {
+		t.Errorf("all with the same: got %q", got)
+	}
+}
+
 // A record of etcd's content alone has no value but those of the table.
 func TestOwnHasNoSecret(t *testing.T) {
 	for name, keys := range must {
 		for _, key := range keys {
-			if strings.Contains(key, "file") || strings.Contains(key, "config") && key != "runtime-config" || strings.Contains(key, "password") || strings.Contains(key, "key") {
+			if strings.Contains(key, "file") && key != keyProfile || strings.Contains(key, "config") && key != "runtime-config" || strings.Contains(key, "password") || strings.Contains(key, "key") {
 				t.Errorf("--%s of %s may hold a path or a secret, and its value is published", key, name)
 			}
 		}

@@ -28,6 +28,7 @@ var must = map[string][]string{
 		"cluster-name", "feature-gates", "controllers", "use-service-account-credentials",
 	},
 	program.Scheduler: {"feature-gates"},
+	ownProgram:        {keyProfile},
 	program.Etcd:      {"heartbeat-interval", "election-timeout", "quota-backend-bytes", "auto-compaction-mode", "auto-compaction-retention", "max-request-bytes"},
 }
 

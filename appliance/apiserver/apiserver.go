@@ -77,6 +77,7 @@ type Server struct {
 	loopback  *rest.Config
 	informers informers.SharedInformerFactory
 	identity  *identity
+	running   *built // nil until it serves
 }
 
 var _ supervise.Component = (*Server)(nil)
@@ -159,6 +160,9 @@ func (a *Server) serve(ctx context.Context, s *built, ready func()) error {
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	done := make(chan error, 1)
+	a.mu.Lock()
+	a.running = s
+	a.mu.Unlock()
 	go func() { done <- s.run(running) }()
 	go func() {
 		select {

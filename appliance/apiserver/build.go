@@ -23,6 +23,7 @@ type configured struct {
 // built is a server that is complete except for its open handler.
 type built struct {
 	departure
+	leaving  chan struct{} // closed when it begins to stop
 	identity *identity
 	generic  *genericapiserver.GenericAPIServer
 	run      func(ctx context.Context) error
@@ -88,7 +89,7 @@ func (a *Server) assemble(config *apiapp.Config) (*built, error) {
 	rememberClients(config)
 	listenToRefusals(config, a.refused)
 	a.keepWebhooks(config.KubeAPIs.ControlPlane.VersionedInformers)
-	s := &built{identity: who}
+	s := &built{identity: who, leaving: make(chan struct{})}
 	front := &config.Aggregator.GenericConfig.Config
 	front.Authorization.Authorizer = waitForRights(front.Authorization.Authorizer, config.KubeAPIs.ControlPlane.VersionedInformers)
 	front.BuildHandlerChainFunc = bounded(a.fences.Wrap(s.chained(front.BuildHandlerChainFunc)))

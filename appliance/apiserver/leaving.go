@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -26,6 +27,7 @@ type departure struct {
 	servedOnce atomic.Bool // /readyz was ok once, so there may be clients
 	notReady   atomic.Bool // /readyz fails
 	closing    atomic.Bool // each answer is the last one on its connection
+	absent     atomic.Bool // etcd does not answer for a while: requests are sent elsewhere
 }
 
 // readyz is an additional check of the API server's /readyz. Upstream's own check fails
@@ -33,7 +35,7 @@ type departure struct {
 func (f *departure) readyz() healthz.HealthChecker {
 	return healthz.NamedCheck("kthwd-leaving", func(*http.Request) error {
 		if f.notReady.Load() {
-			return errors.New("kthwd stops")
+			return errors.New("kthwd sends its clients to the other controllers")
 		}
 		return nil
 	})
@@ -41,15 +43,31 @@ func (f *departure) readyz() healthz.HealthChecker {
 
 // wrap makes clients reconnect elsewhere: after an answer with this header, net/http
 // closes an HTTP/1 connection, and sends GOAWAY on an HTTP/2 connection, whose streams
-// may end. Without it, a request that arrives while the server closes an idle connection
+// may end. While etcd does not answer, a request that arrives all the same, on a connection
+// that was idle, is refused with an answer after which clients try again. Without the header, a request that arrives while the server closes an idle connection
 // would fail. Connections that switch to another protocol are left alone.
 func (f *departure) wrap(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		if f.closing.Load() && req.Header.Get("Upgrade") == "" {
 			w.Header().Set("Connection", "close")
 		}
+		if f.absent.Load() && !isProbe(req.URL.Path) {
+			w.Header().Set("Retry-After", "1")
+			http.Error(w, "etcd defragments its database on this controller: connect again, and another one answers", http.StatusTooManyRequests)
+			return
+		}
 		next.ServeHTTP(w, req)
 	})
+}
+
+// isProbe reports whether a path is one with which the health of the server is asked.
+func isProbe(path string) bool {
+	for _, probe := range []string{"/readyz", "/livez", "/healthz"} {
+		if path == probe || strings.HasPrefix(path, probe+"/") {
+			return true
+		}
+	}
+	return false
 }
 
 // chained adds wrap to the chain of filters.
@@ -70,6 +88,8 @@ func (f *departure) closeAfter(delay time.Duration) {
 // that, which becomes upstream's delay.
 func (a *Server) leave(ctx context.Context, s *built) time.Duration {
 	begun := time.Now()
+	close(s.leaving)
+	s.absent.Store(false)
 	s.notReady.Store(true)
 	go a.etcd.Abandon(context.WithoutCancel(ctx), quorumPatience)
 	delay := a.delay(context.Cause(supervise.Leaving(ctx)), s)
@@ -97,4 +117,40 @@ func (a *Server) delay(cause error, s *built) time.Duration {
 		return 0 // no other controller could serve instead
 	}
 	return s.generic.ShutdownDelayDuration
+}
+
+// BeAbsent sends the clients of the server to the other controllers, for a time in which etcd
+// does not answer here: /readyz fails, and after the delay of a stop each further request is
+// answered with the advice to connect again. It blocks for that delay. back, which is never
+// nil, ends it.
+func (a *Server) BeAbsent(ctx context.Context) (back func(), err error) {
+	a.mu.Lock()
+	s := a.running
+	a.mu.Unlock()
+	if s == nil || !s.servedOnce.Load() || s.notReady.Load() {
+		return func() {}, nil // nobody is served, or it stops
+	}
+	s.notReady.Store(true)
+	back = func() {
+		s.absent.Store(false)
+		select {
+		case <-s.leaving:
+			return // it stops meanwhile
+		default:
+		}
+		s.closing.Store(false)
+		s.notReady.Store(false)
+	}
+	delay := s.generic.ShutdownDelayDuration
+	for _, step := range []func(){func() { s.closing.Store(true) }, func() { s.absent.Store(true) }} {
+		select {
+		case <-time.After(delay / 2):
+			step()
+		case <-s.leaving:
+			return back, errors.New("kthwd stops")
+		case <-ctx.Done():
+			return back, ctx.Err()
+		}
+	}
+	return back, nil
 }

@@ -2,7 +2,6 @@ package audit
 
 import (
 	"bytes"
-	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,9 +12,8 @@ import (
 	"kthwd/appliance/config"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
+	"kthwd/test/harness"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files")
 
 // input is a controller with its files made, as a start leaves them.
 func input(t *testing.T, profile string) Input {
@@ -88,19 +86,7 @@ func TestGolden(t *testing.T) {
 		if err := Text(&got, Run(Input{Config: c, Args: args(c)}), func(_, s string) string { return s }); err != nil {
 			t.Fatal(err)
 		}
-		path := filepath.Join("testdata", profile+".golden")
-		if *update {
-			if err := os.WriteFile(path, got.Bytes(), 0o644); err != nil {
-				t.Fatal(err)
-			}
-		}
-		want, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if !bytes.Equal(got.Bytes(), want) {
-			t.Errorf("%s: got\n%s\nwant\n%s\n(go test ./appliance/audit -update rewrites it)", path, got.Bytes(), want)
-		}
+		harness.Golden(t, filepath.Join("testdata", profile+".golden"), got.Bytes())
 	}
 }
 

@@ -54,7 +54,7 @@ var cisRules = []rule{
 	{id: "1.2.6", title: "Authorization is not AlwaysAllow", test: orElse(both(set(p.APIServer, "authorization-mode"), lacks(p.APIServer, "authorization-mode", "AlwaysAllow")), set(p.APIServer, "authorization-config"), "a file of yours names the authorizers")},
 	{id: "1.2.7", title: "Authorization includes Node", test: has(p.APIServer, "authorization-mode", "Node")},
 	{id: "1.2.8", title: "Authorization includes RBAC", test: has(p.APIServer, "authorization-mode", "RBAC")},
-	{id: "1.2.9", title: "EventRateLimit is on", manual: true, test: has(p.APIServer, "enable-admission-plugins", "EventRateLimit"), why: "API Priority and Fairness bounds all requests; name limits in an admission configuration where clients are not trusted"},
+	{id: "1.2.9", title: "EventRateLimit is on", manual: true, test: has(p.APIServer, "enable-admission-plugins", "EventRateLimit"), fix: "kthwd's limits give way to your --kube-apiserver-arg=admission-control-config-file: add limits to that file, and EventRateLimit to --kube-apiserver-arg=enable-admission-plugins"},
 	{id: "1.2.10", title: "AlwaysAdmit is off", test: lacks(p.APIServer, "enable-admission-plugins", "AlwaysAdmit")},
 	{id: "1.2.11", title: "AlwaysPullImages is on", manual: true, test: orManual(has(p.APIServer, "enable-admission-plugins", "AlwaysPullImages")), why: "off: it makes every start of a pod depend on the registry. Switch it on where tenants share nodes and private images"},
 	{id: "1.2.12", title: "ServiceAccount is on", test: lacks(p.APIServer, "disable-admission-plugins", "ServiceAccount")},

@@ -57,6 +57,7 @@ type Options struct {
 	Settings   []byte              // a configuration file with the settings in force
 	Args       map[string][]string // the programs' command lines
 	Checker    Checker
+	Unrecorded bool // it is no backup that the cluster shows as its last: the file is on the disk of the data
 	Report     func(Event)
 }
 
@@ -278,6 +279,9 @@ func (o Options) finish(ctx context.Context, client *clientv3.Client, stage *sta
 		return err
 	}
 	c.File = final
+	if o.Unrecorded {
+		return nil
+	}
 	if err := record(ctx, client, m, *c); err != nil {
 		c.Warnings = append(c.Warnings, fmt.Sprintf("the archive is not recorded in the cluster, so status goes on to show the one before: %v", err))
 	}

@@ -41,8 +41,14 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	if len(os.Args) == 4 && os.Args[1] == "create" {
-		os.Exit(createChild(os.Args[2], os.Args[3]))
+	if len(os.Args) == 3 && os.Args[1] == "open" {
+		if err := RunOpener(context.Background(), os.Args[2], os.Stdout, noLog); err != nil {
+			os.Exit(1)
+		}
+		return
+	}
+	if code, is := runChild(os.Args); is {
+		os.Exit(code)
 	}
 	os.Exit(m.Run())
 }
@@ -536,3 +542,5 @@ func TestRestoreRefuses(t *testing.T) {
 		harness.CheckRefusal(t, err, "/elsewhere", "leave the argument out")
 	})
 }
+
+func archiveSum(data []byte) string { return archive.NewFile("", data, 0, false).SHA256 }

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -48,7 +49,10 @@ func Verify(ctx context.Context, o VerifyOptions) (v Verified, err error) {
 	if err := os.Mkdir(work, 0o700); err != nil {
 		return v, err
 	}
+	runtime.LockOSThread() // the child ends with the thread that starts it
+	defer runtime.UnlockOSThread()
 	cmd := o.Checker(ctx, o.File, work)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.Stdin = strings.NewReader(o.Identities)
 	var said bytes.Buffer
 	cmd.Stderr = &said

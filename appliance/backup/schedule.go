@@ -129,19 +129,32 @@ func (s *Schedule) create(ctx context.Context) {
 	s.mu.Lock()
 	s.attempt = time.Now()
 	s.mu.Unlock()
-	cmd := s.cfg.Create(ctx)
+	a, said, err := runCreate(s.cfg.Create(ctx))
+	if ctx.Err() != nil {
+		return
+	}
+	s.record(a, err, said)
+}
+
+// RunCreate runs kthwd backup create -o json, and returns what it has made. The child ends with
+// this process and with the command's context.
+func RunCreate(cmd *exec.Cmd) (Created, error) {
+	a, said, err := runCreate(cmd)
+	if err != nil || a.File == "" {
+		return Created{}, errors.New(reason(said, err))
+	}
+	return a.Created, nil
+}
+
+func runCreate(cmd *exec.Cmd) (a answer, words string, err error) {
 	var out, said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &said
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 5 * time.Second
-	err := runLocked(cmd)
-	if ctx.Err() != nil {
-		return
-	}
-	var a answer
+	err = runLocked(cmd)
 	_ = json.Unmarshal(out.Bytes(), &a) // without an answer the step is another
-	s.record(a, err, said.String())
+	return a, said.String(), err
 }
 
 // runLocked keeps the thread that starts the child, with which Pdeathsig would end it.

@@ -24,7 +24,9 @@ import (
 func createChild(data, dir string) int {
 	c := &controller{config: config.Default().Controller}
 	c.config.DataDir, c.config.BindAddress, c.config.AdvertiseAddress = data, "127.0.0.1", "127.0.0.1"
-	made, err := Create(context.Background(), c.options(dir))
+	o := c.options(dir)
+	o.Report = mortal()
+	made, err := Create(context.Background(), o)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "kthwd: error:", err)
 		_ = json.NewEncoder(os.Stdout).Encode(answer{Failed: StepOf(err)})

@@ -2,9 +2,11 @@ package backup
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"hash"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -14,6 +16,8 @@ import (
 
 // stagePrefix begins the name of a directory in which an archive is made or verified.
 const stagePrefix = ".kthwd-backup-"
+
+const lockName = "lock"
 
 // stage is a directory for the files of one backup or one verification. It is locked as long as its process lives.
 type stage struct {
@@ -29,7 +33,7 @@ func newStage(dir string) (*stage, error) {
 		return nil, err
 	}
 	s := &stage{dir: path}
-	s.lock, err = os.OpenFile(filepath.Join(path, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	s.lock, err = os.OpenFile(filepath.Join(path, lockName), os.O_RDWR|os.O_CREATE, 0o600)
 	if err == nil {
 		err = syscall.Flock(int(s.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	}
@@ -45,16 +49,37 @@ func newStage(dir string) (*stage, error) {
 func removeLeftovers(dir string) {
 	all, _ := filepath.Glob(filepath.Join(globEscape(dir), stagePrefix+"*"))
 	for _, path := range all {
-		lock, err := os.OpenFile(filepath.Join(path, "lock"), os.O_RDWR, 0)
+		lock, err := os.OpenFile(filepath.Join(path, lockName), os.O_RDWR, 0)
 		if err != nil {
 			_ = os.Remove(path) // succeeds only if it is empty; a process that begins then fails, and says so
 			continue
 		}
 		if syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil {
-			_ = os.RemoveAll(path)
+			_ = removeStage(path)
 		}
 		lock.Close()
 	}
+}
+
+// removeStage removes the lock last: what cannot be removed now, because a child of the dead
+// process still writes there, is found again.
+func removeStage(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.Name() == lockName {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	if err := os.Remove(filepath.Join(dir, lockName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return os.Remove(dir)
 }
 
 // globEscape makes a path stand for itself in a pattern.
@@ -70,7 +95,7 @@ func globEscape(path string) string {
 }
 
 func (s *stage) remove() {
-	_ = os.RemoveAll(s.dir) // the next one tries again
+	_ = removeStage(s.dir) // the next one tries again
 	if s.lock != nil {
 		s.lock.Close()
 	}

@@ -32,7 +32,7 @@ var knownCauses = []row{
 	{words: "stale GroupVersion discovery", match: `stale GroupVersion discovery: ([a-z0-9.-]+)/(v[a-z0-9]+)`, kind: APIService,
 		text: `nothing answers for the APIService $2.$1, so namespaces stay in Terminating`, do: "kubectl delete apiservice $2.$1", lasting: true},
 
-	{words: "database space exceeded", kind: EtcdSpace, text: "etcd's database has reached its quota and accepts no more writes", do: "kthwd etcd space"},
+	{words: "database space exceeded", kind: EtcdSpace, text: "etcd's database has reached its quota and accepts no more writes", do: "kthwd etcd space --fix"},
 	{words: "cluster ID mismatch", kind: Peers, text: "another member of etcd belongs to another cluster", do: "kthwd member list"},
 	{words: "prober found high clock drift", match: `prober found high clock drift(?:.*clock-drift=(\S+))?`, kind: Clock,
 		text: "the clock of another controller differs from the one here: $1", do: "timedatectl", lasting: true},

@@ -40,6 +40,10 @@ func TestFlagsThatExcludeEachOther(t *testing.T) {
 	if err := os.WriteFile(authz, []byte("apiVersion: apiserver.config.k8s.io/v1\nkind: AuthorizationConfiguration\nauthorizers:\n- {type: Node, name: node}\n- {type: RBAC, name: rbac}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	admission := filepath.Join(t.TempDir(), "admission.yaml")
+	if err := os.WriteFile(admission, []byte("apiVersion: apiserver.config.k8s.io/v1\nkind: AdmissionConfiguration\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	own := pki.Layout{Dir: t.TempDir()}
 	if _, err := pki.Ensure(own, pki.Spec{Server: "https://127.0.0.1:6443"}); err != nil {
 		t.Fatal(err)
@@ -52,6 +56,10 @@ func TestFlagsThatExcludeEachOther(t *testing.T) {
 	}{
 		{program.APIServer, []string{"authorization-config=" + authz}, []string{"authorization-mode"}, "--authorization-config=" + authz},
 		{program.APIServer, []string{"disable-admission-plugins=LimitRanger,ResourceQuota"}, nil, "--enable-admission-plugins=NamespaceLifecycle,NodeRestriction,ServiceAccount,DefaultStorageClass"},
+		// Without settings EventRateLimit does not start, so it leaves with kthwd's file of them.
+		{program.APIServer, []string{"admission-control-config-file=" + admission}, nil, "ResourceQuota,DenyServiceExternalIPs\n"},
+		{program.APIServer, []string{"admission-control-config-file-"}, []string{"admission-control-config-file"}, "ResourceQuota,DenyServiceExternalIPs\n"},
+		{program.APIServer, []string{"disable-admission-plugins=EventRateLimit"}, nil, "ResourceQuota,DenyServiceExternalIPs\n--admission-control-config-file="},
 		{program.APIServer, []string{"runtime-config-"}, []string{"runtime-config"}, ""},
 		{program.APIServer, []string{"--audit_log_path-", "--audit-policy-file-"}, []string{"audit-log-path", "audit-policy-file"}, ""},
 		{program.APIServer, []string{"encryption-provider-config-"}, []string{"encryption-provider-config"}, ""},

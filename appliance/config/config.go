@@ -66,6 +66,7 @@ type Controller struct {
 	BackupKeep       int           // archives of the cluster that stay
 	BackupRecipients []string      // age recipients; none means archives without secrets
 	BackupHook       string        // a program that is run after each backup; empty means none
+	UpgradeCopy      bool          // copy the data before the first start of a newer minor
 
 	Profile string // ProfileGuide or ProfileCIS: which flags the programs get
 
@@ -112,6 +113,7 @@ func Default() Config {
 			HealthAddress:         ":80",
 			HealthServerName:      "",
 			BackupKeep:            8,
+			UpgradeCopy:           true,
 			ServiceClusterIPRange: "10.32.0.0/24",
 			ClusterCIDR:           "10.200.0.0/16",
 			Profile:               ProfileGuide,

@@ -95,6 +95,7 @@ func (l *Loader) settings() []setting {
 		{"backup-keep", RoleController, groupBackup, "N", "How many archives of the cluster stay in --backup-dir after each backup of the schedule. The newest one that is whole always stays.", &k.BackupKeep},
 		{"backup-recipient", RoleController, groupBackup, "RECIPIENT", "age recipient (age1…, or a file with one a line) for which the archives are encrypted; repeatable. Without one, private keys and the encryption configuration are left out.", (*commaList)(&k.BackupRecipients)},
 		{"backup-hook", RoleController, groupBackup, "FILE", "Program that is run with the path of each new archive of the schedule, for at most 10 minutes, for example to copy it to another machine. Its failure is logged and counted.", &k.BackupHook},
+		{"copy-before-upgrade", RoleController, groupBackup, "", "Before the first start of a newer minor of etcd or Kubernetes, copy etcd's data and the files of the controller to kept in the data directory, and open a copy of them. The only way back from such a start.", &k.UpgradeCopy},
 
 		{"profile", RoleController, groupPrograms, "PROFILE", "Which flags the programs get: guide keeps what the guide names; cis sets what the CIS benchmark and the STIG want in its place, such as ports on loopback, no alpha APIs and Pod Security. It can be changed on a running cluster, one controller after the other.", &k.Profile},
 		{"tracing-endpoint", RoleController, groupPrograms, "HOST:PORT", "OpenTelemetry collector to which etcd and kube-apiserver send traces, one request in a hundred, by OTLP over gRPC without TLS. Empty sends none.", &k.TracingEndpoint},
@@ -132,6 +133,7 @@ func (l *Loader) settings() []setting {
 		{"shutdown-delay", RoleLB, groupLB, "DURATION", "How long clients are still accepted after SIGTERM, while /readyz returns 503.", &b.ShutdownDelay},
 		{"drain-timeout", RoleLB, groupLB, "DURATION", "How long connections may continue after their backend is removed or kthwd begins to stop.", &b.DrainTimeout},
 		{"proxy-protocol", RoleLB, groupLB, "VERSION", "PROXY protocol header sent to backends: off, v1 or v2. kube-apiserver does not understand it.", &b.ProxyProtocol},
+		{"metrics-backends", RoleLB, groupLB, "WHICH", "Backends whose metrics are all their own: each, none but a few (sum), or each up to 10 backends (auto). A backend has some 110 series of its own; without, 5 and a share in those with the label backend=\"all\".", &b.Metrics},
 		{"access-log", RoleLB, groupLB, "FILE", "File that receives one line of JSON for each connection; empty writes none.", &b.AccessLog},
 		{"upgrade-socket", RoleLB, groupLB, "PATH", "Unix socket on which a new kthwd takes over listeners and connections; @NAME is an abstract socket. Empty means one named after --listen.", &b.UpgradeSocket},
 		{"status-socket", RoleLB, groupLB, "PATH", "Unix socket on which kthwd status queries a load balancer without a controller beside it. Only kthwd's user can open its directory. Empty disables it; the default is also disabled when its directory cannot be created.", &c.StatusSocket},
@@ -255,6 +257,8 @@ func Values(name string) []string {
 		return []string{lb.LeastConnections, lb.RoundRobin, lb.SourceHash, lb.FirstAlive}
 	case "cut":
 		return []string{lb.CutDead, lb.CutUnreachable, lb.CutNever}
+	case "metrics-backends":
+		return []string{lb.MetricsAuto, lb.MetricsEach, lb.MetricsSum}
 	case "proxy-protocol":
 		return []string{lb.ProxyOff, lb.ProxyV1, lb.ProxyV2}
 	}

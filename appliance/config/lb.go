@@ -39,6 +39,7 @@ var lbSettings = map[string]string{
 	"ShutdownDelay":       "shutdown-delay",
 	"DrainTimeout":        "drain-timeout",
 	"ProxyProtocol":       "proxy-protocol",
+	"Metrics":             "metrics-backends",
 	"AccessLog":           "access-log",
 	"UpgradeSocket":       "upgrade-socket",
 	"DiscoveryKubeconfig": "discovery-kubeconfig",

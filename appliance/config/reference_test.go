@@ -2,25 +2,21 @@ package config
 
 import (
 	"bytes"
-	"flag"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
+	"kthwd/test/harness"
 )
-
-var update = flag.Bool("update", false, "rewrite golden files")
 
 // The reference is generated from the table, so it cannot be out of date.
 func TestReference(t *testing.T) {
-	golden(t, "../../docs/configuration.md", reference())
+	harness.Golden(t, "../../docs/configuration.md", reference())
 }
 
 func TestUsage(t *testing.T) {
-	golden(t, "testdata/usage.golden", []byte(NewLoader().Usage(100)))
+	harness.Golden(t, "testdata/usage.golden", []byte(NewLoader().Usage(100)))
 }
 
 // The usage text of a role has the flags of the role and no other.
@@ -37,23 +33,6 @@ func TestUsageOfRole(t *testing.T) {
 		if strings.Contains(text, "(--role=") {
 			t.Errorf("the text of role %s names roles at its groups", role)
 		}
-	}
-}
-
-func golden(t *testing.T, path string, got []byte) {
-	t.Helper()
-	if *update {
-		if err := os.WriteFile(path, got, 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), string(got)); diff != "" {
-		t.Errorf("%s is out of date (run make golden): -file +table\n%s", path, diff)
 	}
 }
 

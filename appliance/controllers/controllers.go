@@ -17,6 +17,7 @@ type Config struct {
 	Args     []program.Arg // the program's command line, without feature gates
 	Identity string        // of this controller, as the holder of a lease
 	Fence    *lease.Fence
+	Pause    *lease.Pause
 	Alive    healthz.HealthChecker
 	Logs     *logging.Logs
 }
@@ -28,6 +29,7 @@ type common struct {
 	identity string
 	record   *lease.Record
 	fence    *lease.Fence
+	pause    *lease.Pause
 	alive    healthz.HealthChecker
 	logs     *logging.Logs
 	log      *slog.Logger
@@ -36,7 +38,7 @@ type common struct {
 func newCommon(name string, c Config) common {
 	return common{
 		name: name, args: c.Args, identity: c.Identity, record: lease.NewRecord(name, c.Identity),
-		fence: c.Fence, alive: c.Alive, logs: c.Logs, log: c.Logs.Logger(name),
+		fence: c.Fence, pause: c.Pause, alive: c.Alive, logs: c.Logs, log: c.Logs.Logger(name),
 	}
 }
 
@@ -49,6 +51,6 @@ func (c *common) Record() *lease.Record { return c.record }
 func (c *common) lease(election componentbaseconfig.LeaderElectionConfiguration, client *rest.Config) *lease.Lease {
 	return lease.New(lease.Config{
 		Component: c.name, Identity: c.identity, Election: election, Client: client,
-		Fence: c.fence, Record: c.record, Log: c.log,
+		Fence: c.fence, Record: c.record, Pause: c.pause, Log: c.log,
 	})
 }

@@ -1,7 +1,6 @@
 package environment
 
 import (
-	"flag"
 	"fmt"
 	"net/url"
 	"os"
@@ -13,9 +12,9 @@ import (
 	"testing"
 
 	"golang.org/x/net/http/httpproxy"
-)
 
-var update = flag.Bool("update", false, "rewrite the table in the docs")
+	"kthwd/test/harness"
+)
 
 // TestPage holds the table in the docs to Table.
 func TestPage(t *testing.T) {
@@ -35,16 +34,7 @@ func TestPage(t *testing.T) {
 	for _, v := range Table() {
 		fmt.Fprintf(&b, "| `%s` | %s | %s |\n", v.Name, v.Action, v.Why)
 	}
-	want := before + begin + b.String() + end + after
-	if *update {
-		if err := os.WriteFile(page, []byte(want), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	if string(data) != want {
-		t.Errorf("%s is not what the table says: make golden", page)
-	}
+	harness.Golden(t, page, []byte(before+begin+b.String()+end+after))
 }
 
 // reads finds the name of a variable that is read as a literal, or a constant that looks

@@ -6,8 +6,6 @@ import (
 	"strings"
 	"syscall"
 
-	"go.etcd.io/etcd/server/v3/embed"
-
 	"kthwd/appliance/supervise"
 )
 
@@ -50,11 +48,11 @@ func (e *Member) sayLeftOpen(err error) {
 
 // closeOrLeaveOpen closes a member that was asked to stop. A fatal line ends the wait: etcd's
 // Close never returns after it.
-func (e *Member) closeOrLeaveOpen(ctx context.Context, server *embed.Etcd) error {
+func (e *Member) closeOrLeaveOpen(ctx context.Context, closeAll func()) error {
 	closed := make(chan struct{})
 	go func() {
 		defer close(closed)
-		e.close(server)
+		closeAll()
 	}()
 	select {
 	case <-closed:

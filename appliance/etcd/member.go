@@ -86,6 +86,10 @@ type Member struct {
 	watched watched // what the polls have seen of the other members
 	views   Views   // what the other controllers say; nil without them
 
+	defrag  defragmentation
+	absence func(ctx context.Context) (back func(), err error) // see OnAbsence
+	report  func(state string)                                 // tells a state that is ready; nil before there is one. mu guards it
+
 	strangers atomic.Pointer[string] // what lookForStrangers last reported; nil for none
 
 	leaderless time.Time // when the leader was lost; zero while there is one
@@ -115,7 +119,7 @@ func New(c Config) (*Member, error) {
 		e.onOpen = c.OnOpen
 	}
 	e.cfg.GRPCAdditionalServerOptions = append(e.cfg.GRPCAdditionalServerOptions,
-		grpc.ChainUnaryInterceptor(e.requests.intercept, e.gate.Intercept),
+		grpc.ChainUnaryInterceptor(e.requests.intercept, e.gate.Intercept, e.maintain),
 		grpc.StreamInterceptor(e.awaitLeader)) // it runs before etcd's own, which are chained
 	return e, nil
 }

@@ -7,7 +7,11 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/version"
+
 	"go.etcd.io/etcd/server/v3/embed"
+	"google.golang.org/grpc/codes"
+	grpcstatus "google.golang.org/grpc/status"
 
 	"kthwd/appliance/status"
 )
@@ -39,7 +43,12 @@ func (e *Member) Member() *status.Member {
 		Learner: s.IsLearner(), Term: s.Term(), Applied: s.AppliedIndex(),
 		Quota: quota(e.cfg), Fsync: e.fsyncs.Latency(time.Now()),
 	}
-	if b := s.Backend(); b != nil {
+	if m.Defragmenting = e.Defragmenting(); !m.Defragmenting.IsZero() {
+		m.Fsync = status.Latency{} // the disk is busy with the new file, not slow
+	}
+	if size, inUse, locked := e.defrag.sizes(); locked {
+		m.Size, m.InUse = size, inUse // the lock of Backend is held
+	} else if b := s.Backend(); b != nil {
 		m.Size, m.InUse = b.Size(), b.SizeInUse()
 	}
 	for _, a := range s.Alarms() {
@@ -65,4 +74,28 @@ func quota(cfg *embed.Config) int64 {
 		return cfg.QuotaBackendBytes
 	}
 	return 2 << 30
+}
+
+// StateDefragmenting is among the errors of a StatusResponse while the member defragments.
+const StateDefragmenting = "defragmenting"
+
+// StatusResponse is the answer of etcd's own maintenance API about this member.
+func (e *Member) StatusResponse() (*pb.StatusResponse, error) {
+	server := e.Running()
+	if server == nil {
+		return nil, grpcstatus.Error(codes.Unavailable, "etcd has not started")
+	}
+	s, m := server.Server, e.Member()
+	r := &pb.StatusResponse{
+		Header:  &pb.ResponseHeader{ClusterId: uint64(s.Cluster().ID()), MemberId: uint64(s.MemberID()), Revision: s.KV().Rev(), RaftTerm: s.Term()},
+		Version: version.Version, Leader: uint64(s.Leader()), RaftTerm: s.Term(), IsLearner: m.Learner,
+		RaftIndex: s.CommittedIndex(), RaftAppliedIndex: s.AppliedIndex(), DbSize: m.Size, DbSizeInUse: m.InUse, DbSizeQuota: m.Quota,
+	}
+	for _, a := range s.Alarms() {
+		r.Errors = append(r.Errors, a.String())
+	}
+	if !m.Defragmenting.IsZero() {
+		r.Errors = append(r.Errors, StateDefragmenting)
+	}
+	return r, nil
 }

@@ -45,25 +45,48 @@ func (e *Member) TransferLeadership(ctx context.Context, server *embed.Etcd, lev
 		return
 	}
 	begun := time.Now()
-	client := v3client.New(server.Server)
-	defer client.Close()
-	opened := make(chan struct{})
-	silent := e.holdEverywhere(ctx, server, client, opened)
-	err := server.Server.TryTransferLeadershipOnShutdown()
-	<-opened
+	var err error
+	silent := e.holding(ctx, server, func() { err = server.Server.TryTransferLeadershipOnShutdown() })
 	switch {
 	case err != nil:
 		e.log.Log(context.Background(), level, "leadership not handed over", "err", err)
 	case server.Server.Lead() != us:
 		e.log.Info("leadership handed over", "to", e.Quorum().Leader, "took", time.Since(begun).Round(time.Millisecond))
 	}
-	if silent > 0 {
-		e.log.Warn("leadership moved while some members still took writes; one of those may have failed", "members", silent)
+	e.sayHeld(silent)
+}
+
+// HoldWrites calls transfer, which moves the leadership from this member to another one, while
+// all members hold their writes. If this member does not lead, it just calls transfer.
+func (e *Member) HoldWrites(ctx context.Context, transfer func()) {
+	server := e.Running()
+	if server == nil || server.Server.Lead() != uint64(server.Server.MemberID()) || Voters(server) < 2 {
+		transfer()
+		return
 	}
+	e.sayHeld(e.holding(ctx, server, transfer))
+}
+
+// holding calls transfer while all members hold their writes, and returns when this one's
+// are let in again, with the number of members that did not confirm it.
+func (e *Member) holding(ctx context.Context, server *embed.Etcd, transfer func()) (silent int) {
+	client := v3client.New(server.Server)
+	defer client.Close()
+	opened := make(chan struct{})
+	silent = e.holdEverywhere(ctx, server, client, opened)
+	transfer()
+	<-opened
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), heldBefore)
 	defer cancel()
 	if _, err := client.Delete(ctx, transferKey, clientv3.WithPrefix()); err != nil {
 		e.log.Debug("hand-over keys not deleted", "err", err) // the next transfer replaces the first key and ignores the others
+	}
+	return silent
+}
+
+func (e *Member) sayHeld(silent int) {
+	if silent > 0 {
+		e.log.Warn("leadership moved while some members still took writes; one of those may have failed", "members", silent)
 	}
 }
 

@@ -74,7 +74,7 @@ func (e *Member) watch(ctx context.Context, server *embed.Etcd, report supervise
 		case <-e.leave:
 			w.tasks.Go(func() { e.TransferLeadership(w.running, server, slog.LevelInfo) })
 		case <-ctx.Done():
-			return e.closeOrLeaveOpen(ctx, server)
+			return e.closeOrLeaveOpen(ctx, func() { e.close(server) })
 		case err := <-e.fatal:
 			if lacksRoom(err) && wasAskedToStop(ctx) {
 				return w.leaveOpen(ctx, err)
@@ -92,6 +92,9 @@ func (e *Member) watch(ctx context.Context, server *embed.Etcd, report supervise
 func (w *watch) begin() {
 	w.ready()
 	w.state.begun = true
+	w.member.mu.Lock()
+	w.member.report = w.state.report.Ready
+	w.member.mu.Unlock()
 	w.member.hadQuorum.Store(true)
 	w.tasks.Go(func() { w.member.followTransfers(w.running, w.server) })
 	w.member.reportMembership(w.server)

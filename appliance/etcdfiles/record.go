@@ -194,6 +194,22 @@ func (r *Record) Follows(now Record, place, back string) error {
 // minor numbers the minor versions in order. The next major version is many steps away.
 func minor(v *utilversion.Version) int { return int(v.Major())*1000 + int(v.Minor()) }
 
+// older reports whether was has an older minor than is. What is no version is not.
+func older(was, is string) bool {
+	a, err := utilversion.ParseGeneric(was)
+	b, err2 := utilversion.ParseGeneric(is)
+	return err == nil && err2 == nil && minor(a) < minor(b)
+}
+
+// minorOf returns the first two numbers of a version.
+func minorOf(v string) string {
+	parsed, err := utilversion.ParseGeneric(v)
+	if err != nil {
+		return v
+	}
+	return fmt.Sprintf("%d.%d", parsed.Major(), parsed.Minor())
+}
+
 // releaseOf returns v if it is a release's version, and "" for a developer's build, which has no
 // place in the order of versions.
 func releaseOf(v string) string {

@@ -65,6 +65,13 @@ func (f *Fsyncs) add(s fsyncAt) {
 	}
 }
 
+// Forget makes Latency cover only what comes after it, as after a start.
+func (f *Fsyncs) Forget() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.samples = nil
+}
+
 func readFsyncs(now time.Time) fsyncAt {
 	s := fsyncAt{at: now}
 	for _, m := range collect(fsyncHistogram()) {

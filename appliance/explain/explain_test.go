@@ -2,7 +2,6 @@ package explain
 
 import (
 	"bytes"
-	"flag"
 	"io"
 	"os"
 	"os/exec"
@@ -13,9 +12,8 @@ import (
 
 	"kthwd/appliance/config"
 	"kthwd/appliance/program"
+	"kthwd/test/harness"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files")
 
 // fixed is a controller that is the same on every machine, with flags of its user's.
 func fixed(profile string) Input {
@@ -55,19 +53,7 @@ func TestGolden(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			path := filepath.Join("testdata", name+".golden")
-			if *update {
-				if err := os.WriteFile(path, got.Bytes(), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if !bytes.Equal(got.Bytes(), want) {
-				t.Errorf("%s: got\n%s\nwant\n%s\n(go test ./appliance/explain -update rewrites it)", path, got.Bytes(), want)
-			}
+			harness.Golden(t, filepath.Join("testdata", name+".golden"), got.Bytes())
 		})
 	}
 }

@@ -26,10 +26,13 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -116,6 +119,7 @@ type joiner struct {
 	o        Options
 	client   member.Client
 	cfg      config.Controller
+	peers    []member.Peer
 	admitted member.Admitted
 	warnings []string
 	resumed  bool // an earlier run used this token
@@ -179,6 +183,7 @@ func (j *joiner) fetch(ctx context.Context) error {
 	if err := j.sameCAs(files); err != nil {
 		return err
 	}
+	j.peers = files.Peers
 	if j.cfg, err = j.o.Configure(files); err != nil {
 		return err
 	}
@@ -239,6 +244,9 @@ func (j *joiner) admit(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := j.reachPeers(ctx, tlsConfig.Clone()); err != nil {
+		return err
+	}
 	tlsConfig.ClientCAs, tlsConfig.ClientAuth = tlsConfig.RootCAs, tls.RequireAndVerifyClientCert
 	address := net.JoinHostPort(j.cfg.AdvertiseAddress, strconv.Itoa(j.cfg.EtcdPeerPort))
 	listener, err := tls.Listen("tcp", address, tlsConfig)
@@ -252,6 +260,36 @@ func (j *joiner) admit(ctx context.Context) error {
 	defer server.Close()
 	j.admitted, err = j.client.Admit(ctx, j.cfg.EtcdPeerPort)
 	return err
+}
+
+// reachPeers connects to the peer port of every member, because etcd here has to reach them
+// all. The error names all that cannot be reached.
+func (j *joiner) reachPeers(ctx context.Context, conf *tls.Config) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	failures := make([]string, len(j.peers))
+	var dials sync.WaitGroup
+	for i, p := range j.peers {
+		dials.Go(func() {
+			u, err := url.Parse(p.URL)
+			if err == nil {
+				var conn net.Conn
+				if conn, err = (&tls.Dialer{Config: conf}).DialContext(ctx, "tcp", u.Host); err == nil {
+					conn.Close()
+				}
+			}
+			if err != nil {
+				failures[i] = fmt.Sprintf("this machine cannot reach the etcd peer port of %s: %v", p.Name, err)
+			}
+		})
+	}
+	dials.Wait()
+	failures = slices.DeleteFunc(failures, func(f string) bool { return f == "" })
+	if len(failures) == 0 {
+		return nil
+	}
+	return advice.With(errors.New(strings.Join(failures, "; ")),
+		fmt.Sprintf("open that port there for %s; the token remains valid", j.cfg.AdvertiseAddress))
 }
 
 // writeConfig moves existing data aside and writes the configuration.

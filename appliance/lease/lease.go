@@ -77,6 +77,7 @@ type Config struct {
 	Client    *rest.Config
 	Fence     *Fence
 	Record    *Record // the lease as status shows it; nil in tests
+	Pause     *Pause  // while it lasts, the lease is left to others; nil for never
 	Log       *slog.Logger
 }
 
@@ -92,6 +93,7 @@ type Lease struct {
 	client    *rest.Config
 	fence     *Fence
 	record    *Record
+	pause     *Pause
 	log       *slog.Logger
 
 	leaks  []time.Time           // of terms that were left behind
@@ -103,7 +105,7 @@ type Lease struct {
 func New(c Config) *Lease {
 	return &Lease{
 		component: c.Component, identity: c.Identity, election: c.Election, client: c.Client,
-		fence: c.Fence, record: c.Record, log: c.Log,
+		fence: c.Fence, record: c.Record, pause: c.Pause, log: c.Log,
 	}
 }
 
@@ -127,14 +129,22 @@ func (l *Lease) Run(ctx context.Context, ready func(), prepare standby) error {
 	}
 	pause := firstTermPause
 	for ctx.Err() == nil {
+		l.pause.enter(ctx, func() { report.Standby("left to others while etcd defragments"); ready() })
 		begun := time.Now()
-		err := l.term(ctx, report, ready, prepare)
+		running, stop := l.pause.paused(ctx)
+		err := l.term(running, report, ready, prepare)
+		paused := running.Err() != nil && ctx.Err() == nil
+		stop()
+		l.pause.exit()
 		var stuck *stuckTermError
 		switch {
 		case errors.As(err, &stuck):
 			return err
 		case ctx.Err() != nil:
 			return nil
+		case paused && !errors.Is(err, term.ErrStillRunning):
+			l.log.Info("term ended: the lease is left to others while etcd defragments")
+			continue
 		case err == nil:
 			err = errors.New("ended without being asked to")
 		case errors.Is(err, term.ErrStillRunning):

@@ -6,8 +6,10 @@ import (
 	"slices"
 )
 
-// componentKey is the attribute that names the component of a line.
-const componentKey = "component"
+const (
+	componentKey = "component" // the attribute that names the component of a line
+	hintKey      = "hint"      // the attribute that says what to do
+)
 
 // handler is a slog.Handler that collects the arguments of With and WithGroup and
 // passes them, with the record, to the encoder of its Logs.
@@ -62,6 +64,9 @@ func (h *handler) inGroup() bool {
 func (h *handler) Handle(_ context.Context, r slog.Record) error {
 	attrs := make([]slog.Attr, 0, r.NumAttrs())
 	r.Attrs(func(a slog.Attr) bool {
+		if a.Key == hintKey && a.Value.Kind() == slog.KindString && h.logs.spell != nil && !h.inGroup() {
+			a.Value = slog.StringValue(h.logs.spell(a.Value.String()))
+		}
 		attrs = append(attrs, a)
 		return true
 	})

@@ -54,6 +54,7 @@ const MaxLine = 16 << 10
 // concurrent use.
 type Logs struct {
 	encode encoder
+	spell  func(string) string // see SpellHints; nil leaves hints as they are
 
 	outMu sync.Mutex
 	out   io.Writer
@@ -92,6 +93,11 @@ func New(w io.Writer, format string, levels []string) (*Logs, error) {
 	}
 	return l, nil
 }
+
+// SpellHints makes f spell each hint: the text of an attribute "hint" that comes with a
+// record, outside any group. The program so names the commands in it as they are typed here.
+// Call it before the first line.
+func (l *Logs) SpellHints(f func(string) string) { l.spell = f }
 
 // ParseLevel parses "LEVEL" or "COMPONENT=LEVEL". Without a component it returns All.
 func ParseLevel(s string) (component string, at slog.Level, err error) {

@@ -316,3 +316,18 @@ func BenchmarkLine(b *testing.B) {
 		})
 	}
 }
+
+// The function of SpellHints spells the hint of a record, and nothing else.
+func TestSpellHints(t *testing.T) {
+	logs, out := newLogs(t, Plain)
+	logs.SpellHints(func(hint string) string { return strings.ReplaceAll(hint, "kthwd", "bin/kthwd") })
+	log := logs.Logger("kthwd")
+	log.Warn("kthwd waits", "hint", "kthwd status", "do", "kthwd status")
+	log.With("a", 1).Warn("again", "hint", "kthwd status")
+	log.WithGroup("g").Warn("in a group", "hint", "kthwd status")
+	for _, want := range []string{`kthwd waits hint="bin/kthwd status" do="kthwd status"`, `again a=1 hint="bin/kthwd status"`, `in a group g.hint="kthwd status"`} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("got\n%s\nwant %q", out.String(), want)
+		}
+	}
+}

@@ -12,9 +12,10 @@ import (
 //	joiner                              any controller, port 10301
 //	  POST /v1/files  ─────────────────►  token, releases
 //	                  ◄─────────────────  settings, shared files, its certificates
-//	  opens its peer port
+//	  connects to each member's peer port, and opens its own
 //	  POST /v1/admit  ─────────────────►  token
 //	                  ◄── GET DialPath ─  does it answer, with a certificate of the CA?
+//	                                      each other controller asks the same
 //	                                      learner added; the secret is spent
 //	                  ◄─────────────────  the members
 //	  writes kthwd.yaml
@@ -93,7 +94,14 @@ type Files struct {
 	Settings Settings          `json:"settings"`
 	Admin    string            `json:"admin,omitempty"` // server of admin.kubeconfig; empty means the joiner's own
 	Files    map[string][]byte `json:"files"`           // by name; secret
+	Peers    []Peer            `json:"peers,omitempty"` // the members that take part; an older controller names none
 	Now      time.Time         `json:"now,omitzero"`    // by the clock of the controller that answers
+}
+
+// Peer is a member that the joiner has to reach.
+type Peer struct {
+	Name string `json:"name"`
+	URL  string `json:"url"` // of its peer port
 }
 
 // Settings are the settings that all controllers of a cluster share.

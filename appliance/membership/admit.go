@@ -1,6 +1,7 @@
 package membership
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -41,7 +42,7 @@ func (m *Members) admit(ctx context.Context, in member.Request) (member.Admitted
 	}
 	peer := "https://" + net.JoinHostPort(j.Address, strconv.Itoa(in.PeerPort))
 	if j.member(server.Server.Cluster().Members()) == nil {
-		if err := m.addLearner(ctx, client, server, &j, in.Joiner, peer); err != nil {
+		if err := m.addLearner(ctx, client, server, &j, in, peer); err != nil {
 			return a, err
 		}
 	}
@@ -63,7 +64,7 @@ func (m *Members) admit(ctx context.Context, in member.Request) (member.Admitted
 // addLearner spends the token, then changes the membership. A crash between the two
 // leaves a record that expires. If the outcome of the change is unknown, the token stays
 // spent, and the joiner that spent it may try again.
-func (m *Members) addLearner(ctx context.Context, client *clientv3.Client, server *embed.Etcd, j *join, joiner, peer string) error {
+func (m *Members) addLearner(ctx context.Context, client *clientv3.Client, server *embed.Etcd, j *join, in member.Request, peer string) error {
 	for _, e := range server.Server.Cluster().Members() {
 		if e.IsLearner && !slices.Contains(e.PeerURLs, peer) {
 			return &member.Refusal{Text: "another controller is catching up, at " + etcd.PeerHost(e), Advice: "wait until kthwd member list shows that it votes", Retry: true}
@@ -73,7 +74,10 @@ func (m *Members) addLearner(ctx context.Context, client *clientv3.Client, serve
 	if err != nil {
 		return err
 	}
-	if err := m.dialBack(ctx, *j, peer, joiner); err != nil {
+	if err := m.dialBack(ctx, *j, peer, joinerHash(in.Joiner)); err != nil {
+		return err
+	}
+	if err := m.othersReach(ctx, client, server, *j, in.PeerPort, in.Joiner); err != nil {
 		return err
 	}
 	key, err := m.sealKey()
@@ -81,7 +85,7 @@ func (m *Members) addLearner(ctx context.Context, client *clientv3.Client, serve
 		return err
 	}
 	before := *j
-	j.Joiner, j.PeerURL = joiner, urls.StringSlice()[0]
+	j.Joiner, j.PeerURL = in.Joiner, urls.StringSlice()[0]
 	if done, err := j.update(ctx, client, key); err != nil || !done {
 		return errors.Join(err, &member.Refusal{Text: "two machines use this token at the same time", Advice: newToken, Retry: true})
 	}
@@ -113,13 +117,14 @@ func (m *Members) addLearner(ctx context.Context, client *clientv3.Client, serve
 }
 
 // dialBack verifies that the joiner answers on its peer port, with a certificate of the
-// cluster's CA, before the membership depends on it.
-func (m *Members) dialBack(ctx context.Context, j join, peer, joiner string) error {
+// cluster's CA, before the membership depends on it. joiner is the hash of the joiner's
+// name.
+func (m *Members) dialBack(ctx context.Context, j join, peer string, joiner []byte) error {
 	tls, err := pki.ClientTLS(m.layout)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: tls, DisableKeepAlives: true}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, peer+member.DialPath+j.ID, nil)
@@ -141,7 +146,7 @@ func (m *Members) dialBack(ctx context.Context, j join, peer, joiner string) err
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
-	if err != nil || string(body) != joiner {
+	if err != nil || !bytes.Equal(joinerHash(string(body)), joiner) {
 		return &member.Refusal{Text: fmt.Sprintf("the program that answers at %s is not the controller that wants to join", peer),
 			Advice: "find the program that listens there; the token remains valid"}
 	}

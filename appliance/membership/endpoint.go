@@ -207,7 +207,7 @@ func (m *Members) joinOf(ctx context.Context, client *clientv3.Client, in member
 // controller needs. From then on the token works for that joiner only.
 func (m *Members) giveFiles(ctx context.Context, in member.Request) (member.Files, error) {
 	var f member.Files
-	client, _, done, err := m.client()
+	client, server, done, err := m.client()
 	if err != nil {
 		return f, err
 	}
@@ -227,7 +227,7 @@ func (m *Members) giveFiles(ctx context.Context, in member.Request) (member.File
 		return f, err
 	}
 	m.log.Warn("files given to a controller that joins", "name", j.Name, "address", j.Address, "from", in.From, "ca-key", j.CAKey)
-	return member.Files{Name: j.Name, Address: j.Address, Settings: m.settings(), Admin: shared.Admin, Files: shared.Files, Now: time.Now()}, nil
+	return member.Files{Name: j.Name, Address: j.Address, Settings: m.settings(), Admin: shared.Admin, Files: shared.Files, Peers: m.peersInReach(server), Now: time.Now()}, nil
 }
 
 // bindToken binds the token to the joiner, unless it is bound already.

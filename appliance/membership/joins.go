@@ -127,7 +127,8 @@ func (j *join) update(ctx context.Context, client *clientv3.Client, key []byte) 
 
 // deletion returns the operations that delete all keys of a join.
 func (j join) deletion() []clientv3.Op {
-	return []clientv3.Op{clientv3.OpDelete(joinKey(j.ID)), clientv3.OpDelete(validKey(j.ID)), clientv3.OpDelete(arrivedKey(j.ID))}
+	return []clientv3.Op{clientv3.OpDelete(joinKey(j.ID)), clientv3.OpDelete(validKey(j.ID)), clientv3.OpDelete(arrivedKey(j.ID)),
+		clientv3.OpDelete(dialKey(j.ID)), clientv3.OpDelete(reachKey(j.ID), clientv3.WithPrefix())}
 }
 
 // forget deletes the record of a join that has succeeded or failed.

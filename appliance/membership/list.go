@@ -9,7 +9,8 @@
 //
 //  1. add makes a token and records the join.
 //  2. giveFiles sends the shared files to the new machine, in exchange for the token.
-//  3. admit dials back to the machine's peer address and only then adds the learner.
+//  3. admit dials back to the machine's peer address, has every other controller do so
+//     (reach.go), and only then adds the learner.
 //  4. Arrive, on the new machine, records that the learner runs and has those files.
 //  5. Run, on the leader, makes the learner a voter.
 //
@@ -33,6 +34,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -71,7 +73,10 @@ type Members struct {
 
 	endpoint         *joinEndpoint
 	address          readdressing
-	loneLeaderLogged bool // used by Run's goroutine only
+	loneLeaderLogged bool   // used by Run's goroutine only
+	dialled          string // the last request to dial a joiner; used by Run's goroutine only
+
+	tasks sync.WaitGroup // of Run
 }
 
 // New prepares the component. It opens nothing.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"sync"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -34,9 +33,8 @@ func (m *Members) Run(ctx context.Context, ready func()) error {
 	defer done()
 	defer m.endpoint.close()
 	ready()
-	var tasks sync.WaitGroup
-	defer tasks.Wait()
-	tasks.Go(func() { m.keepAddress(ctx, server) })
+	defer m.tasks.Wait()
+	m.tasks.Go(func() { m.keepAddress(ctx, server) })
 	for ctx.Err() == nil {
 		if err := m.follow(ctx, client, server); err != nil && ctx.Err() == nil {
 			m.log.Debug("joins not followed", "err", err)
@@ -106,6 +104,7 @@ func (m *Members) act(ctx context.Context, client *clientv3.Client, server *embe
 		return
 	}
 	_ = m.endpoint.open() // it logs its error once
+	m.answerDials(ctx, client, server, pending)
 	if server.Server.Leader() != server.Server.MemberID() {
 		return
 	}

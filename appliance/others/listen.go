@@ -13,7 +13,10 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.etcd.io/etcd/client/pkg/v3/types"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3rpc"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"kthwd/health/conns"
 )
@@ -23,8 +26,10 @@ const maxConns = 64
 
 // Listen makes Run answer the other controllers at address, HOST:PORT, as long as the cluster
 // has any: with a profile that puts etcd's client port on loopback, they cannot reach that.
-// Two requests are answered, of controllers only: for the state, and the one that moves etcd's
-// leadership, which a member makes before it removes the leader. Call it before Run.
+// It answers controllers only: their requests for the state; three of etcd's maintenance API,
+// which move the leadership, tell the size of the database and defragment it; and those with
+// which a controller that is down changes its own address (package readdress). Call it before
+// Run.
 func (o *Others) Listen(address string) { o.address = address }
 
 // tend opens the address when the cluster has other members, and closes it when it has none.
@@ -88,7 +93,8 @@ func (o *Others) shut() {
 // endpoint is what the address serves.
 func (o *Others) endpoint() http.Handler {
 	gate := grpc.NewServer()
-	pb.RegisterMaintenanceServer(gate, &leadership{o: o})
+	pb.RegisterMaintenanceServer(gate, &maintenance{o: o})
+	pb.RegisterClusterServer(gate, &cluster{o: o})
 	state := http.NewServeMux()
 	state.Handle(Path, o.state)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -114,22 +120,69 @@ func (o *Others) ofController(s *tls.ConnectionState) bool {
 	return server != nil && s != nil && len(s.VerifiedChains) > 0 && namesOf(server).Match(s.PeerCertificates[0])
 }
 
-// leadership is the one call of etcd's maintenance API that other members make. The others
+// maintenance are the calls of etcd's maintenance API that other controllers make. The others
 // are unimplemented here.
-type leadership struct {
+type maintenance struct {
 	pb.UnimplementedMaintenanceServer
 	o *Others
 }
 
 // MoveLeader makes another member the leader, as etcd's own does (etcdserver/api/v3rpc/maintenance.go).
-func (l *leadership) MoveLeader(ctx context.Context, r *pb.MoveLeaderRequest) (*pb.MoveLeaderResponse, error) {
-	server := l.o.member.Running()
+func (m *maintenance) MoveLeader(ctx context.Context, r *pb.MoveLeaderRequest) (*pb.MoveLeaderResponse, error) {
+	server := m.o.member.Running()
 	if server == nil || server.Server.MemberID() != server.Server.Leader() {
 		return nil, rpctypes.ErrGRPCNotLeader
 	}
-	if err := server.Server.MoveLeader(ctx, uint64(server.Server.MemberID()), r.TargetID); err != nil {
+	if err := m.o.member.MoveLeader(ctx, types.ID(r.TargetID)); err != nil {
 		return nil, err
 	}
-	l.o.log.Info("leadership moved, as another controller asked", "to", types.ID(r.TargetID).String())
+	m.o.log.Info("leadership moved, as another controller asked", "to", types.ID(r.TargetID).String())
 	return &pb.MoveLeaderResponse{}, nil
+}
+
+// Defragment rewrites the database of this member, as etcd's own does.
+func (m *maintenance) Defragment(ctx context.Context, _ *pb.DefragmentRequest) (*pb.DefragmentResponse, error) {
+	err := m.o.member.Defragment(ctx, func() error { return m.o.member.Running().Server.Defragment() })
+	if err != nil {
+		return nil, err
+	}
+	return &pb.DefragmentResponse{}, nil
+}
+
+// Status tells the state of this member, as etcd's own does.
+func (m *maintenance) Status(context.Context, *pb.StatusRequest) (*pb.StatusResponse, error) {
+	return m.o.member.StatusResponse()
+}
+
+// cluster are the calls of etcd's cluster API that other controllers make: none of them adds or
+// removes a member.
+type cluster struct {
+	pb.UnimplementedClusterServer
+	o *Others
+}
+
+// MemberList returns the members.
+func (c *cluster) MemberList(ctx context.Context, r *pb.MemberListRequest) (*pb.MemberListResponse, error) {
+	server := c.o.member.Running()
+	if server == nil {
+		return nil, rpctypes.ErrGRPCStopped
+	}
+	return v3rpc.NewClusterServer(server.Server).MemberList(ctx, r)
+}
+
+// MemberUpdate changes the peer URL of a member, which is not this one: a controller changes
+// its own address only, and does so while it is down.
+func (c *cluster) MemberUpdate(ctx context.Context, r *pb.MemberUpdateRequest) (*pb.MemberUpdateResponse, error) {
+	server := c.o.member.Running()
+	switch {
+	case server == nil:
+		return nil, rpctypes.ErrGRPCStopped
+	case r.ID == uint64(server.Server.MemberID()):
+		return nil, status.Error(codes.PermissionDenied, "no other controller changes the address of this one")
+	}
+	changed, err := v3rpc.NewClusterServer(server.Server).MemberUpdate(ctx, r)
+	if err == nil {
+		c.o.log.Info("peer URL changed, as another controller asked", "member", types.ID(r.ID).String(), "urls", r.PeerURLs)
+	}
+	return changed, err
 }

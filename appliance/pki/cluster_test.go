@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"kthwd/test/harness"
 )
 
 // testCluster is two controllers, the second with the CA's key, and a balancer.
@@ -62,7 +64,7 @@ func TestCluster(t *testing.T) {
 		name, _ := filepath.Rel(filepath.Dir(c.Dir), path)
 		fmt.Fprintf(&got, "%s %s\n", info.Mode(), name)
 	}
-	golden(t, "cluster.golden", got.String())
+	harness.Golden(t, "testdata/cluster.golden", []byte(got.String()))
 
 	for i, address := range []string{"10.0.0.11", "10.0.0.12"} {
 		l := Layout{Dir: c.Machines[i].Dir}

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
+
+	"kthwd/test/harness"
 )
 
 func TestFreshDirectory(t *testing.T) {
@@ -32,7 +34,7 @@ func TestFreshDirectory(t *testing.T) {
 		}
 		fmt.Fprintf(&got, "%s %s\n", info.Mode(), filepath.Base(path))
 	}
-	golden(t, "files.golden", got.String())
+	harness.Golden(t, "testdata/files.golden", []byte(got.String()))
 	if there := len(contents(t, l.Dir)) - 1; there != len(report.Created) {
 		t.Errorf("%d files are there, %d reported", there, len(report.Created))
 	}
@@ -84,7 +86,7 @@ func TestCertificates(t *testing.T) {
 			t.Errorf("%s: serial number of %d bits, want about 128", r.name, bits)
 		}
 	}
-	golden(t, "certificates.golden", got.String())
+	harness.Golden(t, "testdata/certificates.golden", []byte(got.String()))
 }
 
 var secrets = regexp.MustCompile(`(-data|secret): .+`)
@@ -95,7 +97,7 @@ func TestDocuments(t *testing.T) {
 	for _, path := range []string{l.Kubeconfig(NameAdmin), l.Kubeconfig(NameControllerManager), l.Kubeconfig(NameScheduler), l.EncryptionConfig()} {
 		fmt.Fprintf(&got, "--- %s\n%s", filepath.Base(path), secrets.ReplaceAllString(get(t, path), "$1: (left out)"))
 	}
-	golden(t, "documents.golden", got.String())
+	harness.Golden(t, "testdata/documents.golden", []byte(got.String()))
 	if a, b := get(t, l.EncryptionConfig()), get(t, filled(t).EncryptionConfig()); a == b {
 		t.Error("two encryption configurations have the same key")
 	}

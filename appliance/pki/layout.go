@@ -117,13 +117,16 @@ func (l Layout) JoinRecord() string { return l.path("kthwd.join") }
 // Restore is there from the moment at which a restore can no longer be undone to its end.
 func (l Layout) Restore() string { return l.path("restore.json") }
 
+// Kept holds what kthwd copies before a change that cannot be undone.
+func (l Layout) Kept() string { return l.path("kept") }
+
 // Files lists the names, below Dir, of everything that kthwd may create there,
 // including etcd's data in its default place. Any other file is not kthwd's.
 func (l Layout) Files() []string {
 	l.Dir, l.EtcdDir = "", ""
 	files := []string{
 		l.CA(), l.CAKey(), l.EncryptionConfig(), l.AuditPolicy(), l.AuthenticationConfig(), l.AuditLog(), l.UnauthenticatedAuditLog(), l.SchedulerConfig(),
-		filepath.Join(l.Etcd(), "member"), l.Run(), l.Lock(), l.InstanceID(), l.Record(), l.JoinRecord(), l.Names(), l.Restore(),
+		filepath.Join(l.Etcd(), "member"), l.Run(), l.Lock(), l.InstanceID(), l.Record(), l.JoinRecord(), l.Names(), l.Restore(), l.Kept(),
 	}
 	for _, name := range []string{
 		NameKubernetes, NameServiceAccount, NameAdmin, NameSuperAdmin, NameControllerManager, NameScheduler,

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"kthwd/test/harness"
 )
 
 func table(t *testing.T, l Layout, now time.Time) string {
@@ -23,13 +25,13 @@ func table(t *testing.T, l Layout, now time.Time) string {
 func TestTable(t *testing.T) {
 	l := fresh(t)
 	before := contents(t, l.Dir)
-	golden(t, "table.golden", table(t, l, noon))
+	harness.Golden(t, "testdata/table.golden", []byte(table(t, l, noon)))
 	wantSame(t, l.Dir, before)
 }
 
 func TestTableOfTutorial(t *testing.T) {
 	l := tutorial(t, "PKCS#1")
-	golden(t, "table-tutorial.golden", table(t, l, noon.AddDate(1, 1, 0)))
+	harness.Golden(t, "testdata/table-tutorial.golden", []byte(table(t, l, noon.AddDate(1, 1, 0))))
 }
 
 // TestTableOfTrouble: List reads directories that Ensure refuses.
@@ -47,7 +49,7 @@ func TestTableOfTrouble(t *testing.T) {
 	evil := loadPair(t, l, NameHealth)
 	evil.chain[0].RawSubject, evil.chain[0].Subject.CommonName = nil, "\x1b[2Jx\ty"
 	put(t, l.Cert("evil"), string(encodeCertificates(sign(t, evil.chain[0], evil.key, loadPair(t, l, nameCA)).chain)))
-	golden(t, "table-trouble.golden", table(t, l, noon.AddDate(-1, 0, 0)))
+	harness.Golden(t, "testdata/table-trouble.golden", []byte(table(t, l, noon.AddDate(-1, 0, 0))))
 }
 
 func TestListWithoutDirectory(t *testing.T) {
@@ -61,5 +63,5 @@ func TestLayout(t *testing.T) {
 	got := strings.Join([]string{l.CA(), l.CAKey(), l.Cert(NameKubernetes), l.Key(NameKubernetes), l.Kubeconfig(NameAdmin),
 		l.EncryptionConfig(), l.AuditPolicy(), l.AuditLog(), l.SchedulerConfig(), l.Etcd(), Layout{Dir: l.Dir, EtcdDir: "/srv/etcd"}.Etcd(),
 		l.Run(), l.EtcdSocket(), l.ControlSocket(), l.Lock(), l.InstanceID()}, "\n") + "\n"
-	golden(t, "layout.golden", got)
+	harness.Golden(t, "testdata/layout.golden", []byte(got))
 }

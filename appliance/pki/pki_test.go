@@ -8,7 +8,6 @@ import (
 	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/pem"
-	"flag"
 	"fmt"
 	"io/fs"
 	"math/big"
@@ -21,8 +20,6 @@ import (
 	"testing"
 	"time"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files")
 
 // noon is the time of the tests.
 var noon = time.Date(2026, 1, 15, 12, 0, 0, 0, time.UTC)
@@ -122,22 +119,6 @@ func wantSame(t *testing.T, dir string, before map[string]string) {
 		if _, there := before[name]; !there {
 			t.Errorf("%s is new", name)
 		}
-	}
-}
-
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	path := filepath.Join("testdata", name)
-	if *update {
-		put(t, path, got)
-		return
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got != string(want) {
-		t.Errorf("differs from %s (go test -update rewrites it); got\n%s", path, got)
 	}
 }
 

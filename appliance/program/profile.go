@@ -37,7 +37,6 @@ func cis(name string, c config.Controller, l pki.Layout) (set []Arg, without []s
 	}
 	return []Arg{
 		{"audit-log-maxbackup", "10"},
-		{"admission-control-config-file", l.Admission()},
 		// The guide's own way to etcd. Without the profile a socket spares the TLS between two
 		// parts of one process.
 		{"etcd-servers", "https://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(c.EtcdClientPort))},
@@ -45,6 +44,15 @@ func cis(name string, c config.Controller, l pki.Layout) (set []Arg, without []s
 		{"etcd-certfile", l.Cert(pki.NameEtcd)},
 		{"etcd-keyfile", l.Key(pki.NameEtcd)},
 	}, []string{"runtime-config"}
+}
+
+// OfProfile returns the flags of a program that config.ProfileCIS sets or takes out.
+func OfProfile(name string) (keys []string) {
+	set, without := cis(name, config.Controller{}, pki.Layout{})
+	for _, a := range set {
+		keys = append(keys, a.Key)
+	}
+	return append(keys, without...)
 }
 
 // clientURLs are the addresses of etcd's client port. With config.ProfileCIS they are of this
@@ -96,32 +104,6 @@ func FromProfile(with, without []Arg) (keys []string) {
 		}
 	}
 	return keys
-}
-
-// AdmissionConfig returns the file that kube-apiserver's --admission-control-config-file names;
-// nil without one.
-func AdmissionConfig(c config.Controller) []byte {
-	if c.Profile != config.ProfileCIS {
-		return nil
-	}
-	return []byte(`apiVersion: apiserver.config.k8s.io/v1
-kind: AdmissionConfiguration
-plugins:
-- name: PodSecurity
-  configuration:
-    apiVersion: pod-security.admission.config.k8s.io/v1
-    kind: PodSecurityConfiguration
-    # Of a namespace without pod-security.kubernetes.io labels of its own.
-    defaults:
-      enforce: baseline
-      enforce-version: latest
-      audit: baseline
-      audit-version: latest
-      warn: baseline
-      warn-version: latest
-    exemptions:
-      namespaces: [kube-system]
-`)
 }
 
 // RunFiles are the files in the run directory that the configuration asks for, by path.

@@ -74,6 +74,8 @@ func EtcdArgs(c config.Controller, l pki.Layout, socket string) []Arg {
 		{"initial-cluster", c.EtcdInitialCluster()},
 		{"initial-cluster-state", c.InitialClusterState},
 		{"data-dir", l.Etcd()},
+		{"auto-tls", "false"}, // the default, made explicit, as the next one: the STIG wants them written down
+		{"peer-auto-tls", "false"},
 		{"cipher-suites", strongCiphers},
 		{"tls-min-version", "TLS1.2"},        // the default, made explicit
 		{"snapshot-catchup-entries", "1000"}, // 5000 by default, all kept in memory (etcdserver/server.go)
@@ -111,7 +113,8 @@ func APIServerArgs(c config.Controller, l pki.Layout, socket string) []Arg {
 		{"bind-address", c.BindAddress},
 		{"secure-port", strconv.Itoa(c.SecurePort)},
 		{"client-ca-file", l.CA()},
-		{"enable-admission-plugins", "NamespaceLifecycle,NodeRestriction,LimitRanger,ServiceAccount,DefaultStorageClass,ResourceQuota,DenyServiceExternalIPs"},
+		{keyAdmissionPlugins, "NamespaceLifecycle,NodeRestriction,LimitRanger,ServiceAccount,DefaultStorageClass,ResourceQuota,DenyServiceExternalIPs," + eventRateLimit},
+		{keyAdmissionConfig, l.Admission()},
 		{"etcd-servers", "unix://" + socket},
 		{"event-ttl", "1h"},
 		{"encryption-provider-config", l.EncryptionConfig()},

@@ -115,16 +115,23 @@ func giveWay(program string, ours, users []Arg) (kept []Arg, overrides []Overrid
 		case len(to) > 0:
 			overrides = append(overrides, Override{program, a.Key, a.Value, "(gives way to --" + strings.Join(to, ", --") + ")"})
 		default:
-			kept = append(kept, withoutDisabled(program, a, users))
+			a = withoutDisabled(program, a, users)
+			without, gaveWay := withoutSettings(program, a, users)
+			if gaveWay && !slices.ContainsFunc(users, func(u Arg) bool { return u.Key == a.Key }) {
+				overrides = append(overrides, Override{program, a.Key, a.Value, without.Value + " (" + eventRateLimit + " gives way to --" + keyAdmissionConfig + ")"})
+			}
+			kept = append(kept, without)
 		}
 	}
 	return kept, overrides
 }
 
+const keyAdmissionPlugins = "enable-admission-plugins"
+
 // withoutDisabled leaves out of kthwd's list of admission plugins what the user's disables: a
 // plugin in both is refused (apiserver/pkg/server/options/admission.go:Validate).
 func withoutDisabled(program string, a Arg, users []Arg) Arg {
-	if program != APIServer || a.Key != "enable-admission-plugins" {
+	if program != APIServer || a.Key != keyAdmissionPlugins {
 		return a
 	}
 	var off []string

@@ -37,6 +37,24 @@ type Finding struct {
 	Since  time.Time `json:"since,omitzero"` // when it began; zero where that is unknown
 }
 
+// Spelled returns the report with its remedies spelled by f, which names this program as a
+// person types it here. A nil f changes nothing, and r keeps its own.
+func (r Report) Spelled(f func(string) string) Report {
+	r.Findings = spelled(r.Findings, f)
+	return r
+}
+
+func spelled(all []Finding, f func(string) string) []Finding {
+	if f == nil {
+		return all
+	}
+	all = slices.Clone(all)
+	for i := range all {
+		all[i].Do = f(all[i].Do)
+	}
+	return all
+}
+
 // The thresholds of findings.
 const (
 	fsyncBad   = 500 * time.Millisecond // half an election timeout, and the threshold of the alert in etcd's own rules
@@ -209,6 +227,10 @@ func (a *assessment) member(r Report) {
 		return
 	}
 	a.disk(m.Fsync)
+	if !m.Defragmenting.IsZero() {
+		a.add(Healthy, kindDefrag, "", "etcd defragments its database here: this controller's clients are served by others until it is done, and alone they wait")
+		a.since(m.Defragmenting)
+	}
 	for _, alarm := range m.Alarms {
 		if alarm == alarmSpace {
 			a.add(Down, cause.EtcdSpace, reclaimSpace, "etcd has the alarm %s: its database has reached its quota of %s, and nothing can be written", alarm, text.Bytes(m.Quota))
@@ -223,7 +245,7 @@ func (a *assessment) member(r Report) {
 }
 
 // reclaimSpace is the command that makes room in etcd's database.
-const reclaimSpace = "kthwd etcd space"
+const reclaimSpace = "kthwd etcd space --fix"
 
 // disk judges by the time that was spent, by slow calls, and only then by a percentile: on
 // the slowest disk there are too few calls for one.

@@ -22,6 +22,7 @@ const (
 	kindPeerCut     = "peer_cut"
 	kindEvenMembers = "even_members"
 	kindFsync       = "fsync"
+	kindDefrag      = "etcd_defrag"
 	kindEtcdAlarm   = "etcd_alarm"
 	kindBackends    = "backends"
 	kindBackendName = "backend_name"
@@ -40,6 +41,7 @@ var Kinds = []struct{ Kind, Means string }{
 	{kindPeerCut, "a member of etcd takes part in the quorum, and this controller cannot connect to it"},
 	{kindEvenMembers, "etcd has an even number of members"},
 	{kindFsync, "the disk under etcd is slow"},
+	{kindDefrag, "etcd defragments its database"},
 	{kindEtcdAlarm, "etcd has an alarm other than the one about space"},
 	{kindBackends, "backends of the load balancer are not ready"},
 	{kindHeld, "clients of the load balancer wait for a backend"},

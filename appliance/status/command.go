@@ -12,8 +12,8 @@ type remedy struct {
 	Command bool
 }
 
-// commands begins a command, and no sentence of advice.
-var commands = regexp.MustCompile(`^(?:sudo )?(?:kthwd|kubectl|systemctl|journalctl|etcdctl|openssl|chmod|chown|mv|cp|rm|mkdir|mount|df|du|ss|ulimit|timedatectl|hostnamectl) `)
+// commands begins a command, and no sentence of advice. kthwd may have a path, as it was typed.
+var commands = regexp.MustCompile(`^(?:sudo )?(?:kthwd|\S*/kthwd|'[^']*/kthwd'|kubectl|systemctl|journalctl|etcdctl|openssl|chmod|chown|mv|cp|rm|mkdir|mount|df|du|ss|ulimit|timedatectl|hostnamectl) `)
 
 // prose ends a command within a sentence.
 var prose = regexp.MustCompile(`(?:, (?:and|or|then|if|where|which|so|because|unless|until)|,? on (?:another|each|every|these|this|that) (?:controller|machine)s?)\b`)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -27,12 +28,14 @@ type Controller struct {
 	Leader     string    `json:"leader,omitempty"` // of etcd, in its view
 	Member     string    `json:"member,omitempty"` // ID of its etcd member
 	Leads      bool      `json:"leads,omitempty"`  // it leads etcd
-	Peers      []Peer    `json:"peers,omitempty"`  // the members in its view
-	Started    time.Time `json:"started,omitzero"`
-	Findings   []Finding `json:"findings,omitempty"` // worst first
-	Answered   time.Time `json:"answered,omitzero"`  // when it gave this answer; zero for never
-	Error      string    `json:"error,omitempty"`    // why it does not answer now; the rest is from its last answer
-	ErrorSince time.Time `json:"errorSince,omitzero"`
+
+	Defragmenting bool      `json:"defragmenting,omitempty"` // its etcd member rewrites its database
+	Peers         []Peer    `json:"peers,omitempty"`         // the members in its view
+	Started       time.Time `json:"started,omitzero"`
+	Findings      []Finding `json:"findings,omitempty"` // worst first
+	Answered      time.Time `json:"answered,omitzero"`  // when it gave this answer; zero for never
+	Error         string    `json:"error,omitempty"`    // why it does not answer now; the rest is from its last answer
+	ErrorSince    time.Time `json:"errorSince,omitzero"`
 }
 
 // Peer is a member of etcd in the view of one controller.
@@ -64,7 +67,7 @@ func ControllerOf(r Report) Controller {
 		c.Leader = r.Quorum.Leader
 	}
 	if r.Member != nil {
-		c.Member, c.Leads = r.Member.ID, r.Member.Leader
+		c.Member, c.Leads, c.Defragmenting = r.Member.ID, r.Member.Leader, !r.Member.Defragmenting.IsZero()
 		for _, m := range r.Member.Members[:min(len(r.Member.Members), maxPassed)] {
 			c.Peers = append(c.Peers, Peer{ID: m.ID, Active: m.Active, Unheard: !m.Unheard.IsZero()})
 		}
@@ -181,6 +184,18 @@ func (c Controller) first() string {
 		line += fmt.Sprintf(" (and %d more)", more)
 	}
 	return line
+}
+
+// Spelled returns the cluster with the remedies of the controller that was asked spelled by f;
+// those of the others are typed on their machines. A nil f changes nothing.
+func (c Cluster) Spelled(f func(string) string) Cluster {
+	c.Controllers = slices.Clone(c.Controllers)
+	for i, o := range c.Controllers {
+		if o.Here {
+			c.Controllers[i].Findings = spelled(o.Findings, f)
+		}
+	}
+	return c
 }
 
 // WriteCluster writes the controllers of a cluster for people, with ages as of now.

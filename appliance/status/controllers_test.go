@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"kthwd/test/harness"
 )
 
 // threeOf is a cluster with a healthy controller, one in trouble and one that is dead.
@@ -33,13 +35,13 @@ func TestWriteCluster(t *testing.T) {
 		if err := WriteCluster(&got, c, noon, colour); err != nil {
 			t.Fatal(err)
 		}
-		golden(t, filepath.Join("testdata", "cluster"+suffix+".golden"), got.Bytes())
+		harness.Golden(t, filepath.Join("testdata", "cluster"+suffix+".golden"), got.Bytes())
 	}
 	text, err := json.MarshalIndent(c, "", "  ")
 	if err != nil {
 		t.Fatal(err)
 	}
-	golden(t, filepath.Join("testdata", "cluster.json"), append(text, '\n'))
+	harness.Golden(t, filepath.Join("testdata", "cluster.json"), append(text, '\n'))
 }
 
 // The page shows the others, and how old their answers are.

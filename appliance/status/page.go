@@ -45,7 +45,7 @@ func (s *Server) page(w http.ResponseWriter, _ *http.Request) {
 	now := time.Now()
 	var b strings.Builder
 	r := s.report(now)
-	p := newPage(r, now, s.paths)
+	p := newPage(r.Spelled(s.AsTyped), now, s.paths)
 	if s.Others != nil {
 		p.controllers(s.cluster(r), now)
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"kthwd/appliance/supervise"
+	"kthwd/test/harness"
 )
 
 // pageOf returns the page of a report, and its headers.
@@ -116,7 +117,7 @@ func TestPageGolden(t *testing.T) {
 		}
 		_, body, _ := strings.Cut(b.String(), "<body>")
 		body, _, _ = strings.Cut(body, "<script>")
-		golden(t, filepath.Join("testdata", "page-"+name+".html"), []byte(body))
+		harness.Golden(t, filepath.Join("testdata", "page-"+name+".html"), []byte(body))
 	}
 }
 
@@ -147,12 +148,44 @@ func TestRemedies(t *testing.T) {
 		"put the old file back: mv ca.pem.old ca.pem":            {{"put the old file back:", false}, {"mv ca.pem.old ca.pem", true}},
 		"start the others; kthwd etcd recover; then start this":  {{"start the others;", false}, {"kthwd etcd recover", true}, {"then start this", false}},
 		"with `kubectl patch x -p '{\"a\": 1, \"b\": 2}'` first": {{"with", false}, {`kubectl patch x -p '{"a": 1, "b": 2}'`, true}, {"first", false}},
+		"bin/kthwd etcd space":                                   {{"bin/kthwd etcd space", true}},
+		"make room: '/my bin/kthwd' etcd space; then wait":       {{"make room:", false}, {"'/my bin/kthwd' etcd space", true}, {"then wait", false}},
+		"the path /usr/bin/kthwd is not safe":                    {{"the path /usr/bin/kthwd is not safe", false}},
 		"run kthwd status on these machines":                     {{"run kthwd status on these machines", false}},
 		"kthwd pki renew on another controller, then restart it": {{"kthwd pki renew", true}, {"on another controller, then restart it", false}},
 		"an odd ` in it": {{"an odd ` in it", false}},
 	} {
 		if diff := cmp.Diff(want, remediesOf(do)); diff != "" {
 			t.Errorf("%q: -want +got\n%s", do, diff)
+		}
+	}
+}
+
+// The page and the table of the cluster spell the commands for this machine as they are typed
+// here. A command for another controller's machine, and the report itself, stay.
+func TestSpelled(t *testing.T) {
+	r := Report{Findings: []Finding{{Health: Down, Text: "full", Do: "kthwd etcd space"}}}
+	s := NewServer(ServerConfig{Logs: quiet(), Report: func() Report { return r }})
+	s.AsTyped = func(do string) string { return strings.ReplaceAll(do, "kthwd", "bin/kthwd") }
+	if got := r.Spelled(s.AsTyped).Findings[0].Do; got != "bin/kthwd etcd space" || r.Findings[0].Do != "kthwd etcd space" {
+		t.Errorf("got %q, and %q in the report itself", got, r.Findings[0].Do)
+	}
+	w := httptest.NewRecorder()
+	r = reports()["down"]
+	r.Findings = nil
+	r.Observed = []Finding{{Health: Down, Kind: "space", Text: "full", Do: "kthwd etcd space"}}
+	s.page(w, nil)
+	if page := w.Body.String(); !strings.Contains(page, "<code>bin/kthwd etcd space</code>") || strings.Contains(page, "<code>kthwd ") {
+		t.Errorf("the page lacks bin/kthwd etcd space, or has another spelling:\n%s", page)
+	}
+	c := Cluster{Controllers: []Controller{{Name: "c0", Here: true, Findings: r.Observed}, {Name: "c1", Findings: r.Observed}}}
+	var table strings.Builder
+	if err := WriteCluster(&table, c.Spelled(s.AsTyped), noon, false); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"c0: full\n  bin/kthwd etcd space\n", "c1: full\n  kthwd etcd space\n"} {
+		if !strings.Contains(table.String(), want) {
+			t.Errorf("got\n%s\nwant %q", table.String(), want)
 		}
 	}
 }

@@ -23,6 +23,8 @@ type Member struct {
 	Alarms  []string     `json:"alarms,omitempty"` // NOSPACE, CORRUPT
 	Fsync   Latency      `json:"fsync"`
 	Members []MemberInfo `json:"members"`
+
+	Defragmenting time.Time `json:"defragmentingSince,omitzero"` // since when it rewrites its database; zero if it does not
 }
 
 // MemberInfo is one member of the cluster, as this controller's member sees it.

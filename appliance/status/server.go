@@ -37,6 +37,7 @@ type ServerConfig struct {
 	Changed func() <-chan struct{} // returns a channel closed at the next change of the state record; nil means to poll only
 	OnEvent func(Event)            // called with each observed change; may be nil
 	Logs    *logging.Logs          // the log whose levels the Server shows and changes
+	AsTyped func(string) string    // spells the commands in a remedy of the page as they are typed on this machine; nil leaves them
 
 	// Others returns what is known of the other controllers of the cluster. It must not
 	// block. Nil where no controller runs.

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -21,9 +20,8 @@ import (
 
 	"kthwd/appliance/supervise"
 	"kthwd/lb"
+	"kthwd/test/harness"
 )
-
-var update = flag.Bool("update", false, "rewrite golden files")
 
 var noon = time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
 
@@ -102,7 +100,7 @@ func TestWriteTable(t *testing.T) {
 				if err := WriteTable(&got, r, noon, colour); err != nil {
 					t.Fatal(err)
 				}
-				golden(t, filepath.Join("testdata", name+suffix+".golden"), got.Bytes())
+				harness.Golden(t, filepath.Join("testdata", name+suffix+".golden"), got.Bytes())
 			})
 		}
 	}
@@ -115,24 +113,7 @@ func TestJSON(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		golden(t, filepath.Join("testdata", name+".json"), append(got, '\n'))
-	}
-}
-
-func golden(t *testing.T, path string, got []byte) {
-	t.Helper()
-	if *update {
-		if err := os.WriteFile(path, got, 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), string(got)); diff != "" {
-		t.Errorf("%s: -want +got\n%s", path, diff)
+		harness.Golden(t, filepath.Join("testdata", name+".json"), append(got, '\n'))
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/http"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"kthwd/appliance"
 	"kthwd/appliance/advice"
 	"kthwd/appliance/archive"
 	"kthwd/appliance/backup"
@@ -36,7 +38,7 @@ func (a *app) backupVerb(l *config.Loader) *cobra.Command {
 		Args:  noVerb,
 		RunE:  noVerbGiven,
 	}
-	cmd.AddCommand(a.backupKeygenVerb(), a.backupCreateVerb(l), a.backupListVerb(l), a.backupVerifyVerb(), a.backupRestoreVerb(l), a.backupPruneVerb(l), a.backupCheckVerb())
+	cmd.AddCommand(a.backupKeygenVerb(), a.backupCreateVerb(l), a.backupListVerb(l), a.backupVerifyVerb(), a.backupRestoreVerb(l), a.backupPruneVerb(l), a.backupCheckVerb(), a.backupOpenVerb())
 	return cmd
 }
 
@@ -58,6 +60,7 @@ type createFlags struct {
 	dir, output, hook   string
 	recipients          []string
 	plainKeys, stepBack bool
+	unrecorded          bool
 	keep                int
 }
 
@@ -81,6 +84,8 @@ func (a *app) backupCreateVerb(l *config.Loader) *cobra.Command {
 	cmd.Flags().IntVar(&f.keep, "keep", 0, "`N` Afterwards, delete all archives of this cluster in DIR but the N newest. 0 deletes none.")
 	cmd.Flags().StringVar(&f.hook, "hook", "", "`FILE` Afterwards, run this program with the path of the archive, for at most 10 minutes.")
 	cmd.Flags().BoolVar(&f.stepBack, "step-back", false, "Run with a low priority, as the schedule does.")
+	cmd.Flags().BoolVar(&f.unrecorded, "unrecorded", false, "Leave the record of the cluster's last backup as it is.")
+	_ = cmd.Flags().MarkHidden("unrecorded") // for the backup before a change, on the disk of the data
 	outputFlag(cmd, &f.output)
 	l.AddFlags(cmd.Flags(), "config", "data-dir")
 	return cmd
@@ -153,7 +158,7 @@ func (a *app) createOptions(t target, f *createFlags, running support.Running) (
 		Layout: pki.Layout{Dir: t.dir, EtcdDir: set["etcd-data-dir"].Value}, Dir: dir, Recipients: recipients, PlainKeys: f.plainKeys, Kthwd: version,
 		Name: set["name"].Value, Address: set["advertise-address"].Value, Prefix: prefixOf(running.Programs),
 		Server:   config.Controller{BindAddress: set["bind-address"].Value, SecurePort: port}.LocalServer(),
-		Settings: rendered, Args: running.Programs, Checker: a.checker,
+		Settings: rendered, Args: running.Programs, Checker: a.checker, Unrecorded: f.unrecorded,
 	}, errors.Join(errDir, errKeys)
 }
 
@@ -411,3 +416,38 @@ func (a *app) backupCheckVerb() *cobra.Command {
 		},
 	}
 }
+
+// backupOpenVerb is the child process that opens a copy of a stopped controller's data, so
+// help hides it.
+func (a *app) backupOpenVerb() *cobra.Command {
+	return &cobra.Command{
+		Use:    "open DIR",
+		Short:  "Open a copy of etcd's data in this process, for another kthwd",
+		Hidden: true,
+		Args:   wantArgs(1, 1, "DIR"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return backup.RunOpener(cmd.Context(), args[0], os.Stdout, slog.New(slog.DiscardHandler))
+		},
+	}
+}
+
+// withoutBackupFlag adds the flag that leaves out the backup before a change.
+func withoutBackupFlag(cmd *cobra.Command, without *bool) {
+	cmd.Flags().BoolVar(without, "without-backup", false, "Make no backup first.")
+}
+
+// backupBefore lets the running kthwd make a backup before a change, and says where it is.
+func (a *app) backupBefore(ctx context.Context, t target, change string) error {
+	if isTerminal(a.err) {
+		fmt.Fprintln(a.err, "A backup is made and verified first; --without-backup leaves it out.")
+	}
+	var made backup.Created
+	if err := t.explain(t.Do(ctx, http.MethodPost, appliance.PathBackup+"?for="+change, nil, &made)); err != nil {
+		return err
+	}
+	fmt.Fprintf(a.out, "backup  %s  revision %d, verified; kthwd backup restore goes back to it\n", text.Line(made.File), made.Verified.Manifest.Revision)
+	return nil
+}
+
+// megabytes formats a size for people.
+func megabytes(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }

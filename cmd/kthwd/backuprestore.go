@@ -20,7 +20,6 @@ import (
 	"kthwd/appliance/archive"
 	"kthwd/appliance/backup"
 	"kthwd/appliance/config"
-	"kthwd/appliance/logging"
 	"kthwd/appliance/text"
 	linked "kthwd/appliance/version"
 )
@@ -55,7 +54,7 @@ func (a *app) backupRestoreVerb(l *config.Loader) *cobra.Command {
 	l.AddFlags(cmd.Flags(), "config", "data-dir", "etcd-data-dir", "name", "advertise-address", "bind-address", "subject-alt-name", "secure-port",
 		"etcd-client-port", "etcd-peer-port", "controller-manager-port", "scheduler-port", "join-port", "health-address", "health-server-name",
 		"metrics-address", "metrics-web-config", "metrics-insecure", "metrics-pprof", "log-format", "log-level",
-		"etcd-arg", "kube-apiserver-arg", "kube-controller-manager-arg", "kube-scheduler-arg")
+		"etcd-arg", "kube-apiserver-arg", "kube-controller-manager-arg", "kube-scheduler-arg", "profile")
 	return cmd
 }
 
@@ -127,7 +126,9 @@ func (a *app) restoreOptions(cmd *cobra.Command, l *config.Loader, file string, 
 	own := l.File() != ""
 	archived := archivedSettings(opened.Files[archive.ConfigFile])
 	if !own {
-		if err := adoptSettings(cmd.Flags(), archived); err != nil {
+		settings := pflag.NewFlagSet("", pflag.ContinueOnError) // all of them: those that are no flags here are the cluster's
+		l.AddFlags(settings)
+		if err := adoptSettings(settings, archived); err != nil {
 			return o, fmt.Errorf("%s: %s in it: %w", file, archive.ConfigFile, err)
 		}
 		l.Config.Role = []string{config.RoleController}
@@ -140,7 +141,7 @@ func (a *app) restoreOptions(cmd *cobra.Command, l *config.Loader, file string, 
 	if err := l.ValidateController(); err != nil {
 		return o, err
 	}
-	logs, err := logging.New(a.err, a.logFormat(l.Config.LogFormat), []string{"warn"})
+	logs, err := a.newLogs(l.Config.LogFormat, []string{"warn"})
 	if err != nil {
 		return o, err
 	}

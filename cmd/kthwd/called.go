@@ -6,7 +6,7 @@ import (
 	"regexp"
 	"strings"
 
-	"kthwd/appliance/status"
+	"kthwd/appliance/logging"
 	"kthwd/appliance/text"
 )
 
@@ -34,6 +34,27 @@ func sameFile(a, b string) bool {
 	return err == nil && os.SameFile(one, other)
 }
 
+// ownCommand finds a command of kthwd in advice.
+func (a *app) ownCommand() *regexp.Regexp {
+	a.commandOnce.Do(func() {
+		verbs := []string{"--role"}
+		for _, verb := range (&app{}).newRoot().Commands() {
+			verbs = append(verbs, regexp.QuoteMeta(verb.Name()))
+		}
+		a.command = regexp.MustCompile("(?:^|[ `(])(kthwd) (?:" + strings.Join(verbs, "|") + `)\b`)
+	})
+	return a.command
+}
+
+// newLogs makes the log of a process. Its hints name commands as they are typed here.
+func (a *app) newLogs(format string, levels []string) (*logging.Logs, error) {
+	logs, err := logging.New(a.err, a.logFormat(format), levels)
+	if err == nil {
+		logs.SpellHints(a.asTyped)
+	}
+	return logs, err
+}
+
 // elsewhere begins what is said of a command for another machine, where the program has the
 // name that packages give it.
 var elsewhere = regexp.MustCompile(`^[^;:]*\b(?:on (?:another|each|every|all|the other|these|those|a) |there\b)`)
@@ -44,11 +65,7 @@ func (a *app) asTyped(advice string) string {
 	if a.called == "" || a.called == "kthwd" || !strings.Contains(advice, "kthwd ") {
 		return advice
 	}
-	verbs := []string{"--role"}
-	for _, verb := range a.newRoot().Commands() {
-		verbs = append(verbs, verb.Name())
-	}
-	command := regexp.MustCompile("(?:^|[ `(])(kthwd) (?:" + strings.Join(verbs, "|") + `)\b`)
+	command := a.ownCommand()
 	var typed strings.Builder
 	for {
 		at := command.FindStringSubmatchIndex(advice)
@@ -64,15 +81,4 @@ func (a *app) asTyped(advice string) string {
 		}
 		advice = advice[end:]
 	}
-}
-
-// asTypedAll is asTyped for what a report tells to do.
-func (a *app) asTypedAll(r status.Report) status.Report {
-	findings := make([]status.Finding, len(r.Findings))
-	for i, f := range r.Findings {
-		f.Do = a.asTyped(f.Do)
-		findings[i] = f
-	}
-	r.Findings = findings
-	return r
 }

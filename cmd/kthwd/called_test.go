@@ -1,11 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
+	"kthwd/appliance/logging"
 	"kthwd/appliance/status"
 )
 
@@ -26,11 +29,25 @@ func TestAsTyped(t *testing.T) {
 		}
 	}
 	r := status.Report{Findings: []status.Finding{{Do: "kthwd pki show"}}}
-	if got := a.asTypedAll(r).Findings[0].Do; got != "bin/kthwd pki show" || r.Findings[0].Do != "kthwd pki show" {
+	if got := r.Spelled(a.asTyped).Findings[0].Do; got != "bin/kthwd pki show" || r.Findings[0].Do != "kthwd pki show" {
 		t.Errorf("got %q, and %q in the report itself", got, r.Findings[0].Do)
 	}
 	if got := (&app{called: "kthwd"}).asTyped("kthwd status"); got != "kthwd status" {
 		t.Errorf("found by the shell: got %q", got)
+	}
+}
+
+// The hints of a log name commands as the advice on the terminal does.
+func TestHintsAsTyped(t *testing.T) {
+	var log bytes.Buffer
+	a := &app{out: io.Discard, err: &log, called: "bin/kthwd"}
+	logs, err := a.newLogs(logging.Text, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	logs.Logger("etcd").Warn("full", "hint", "kthwd etcd space; then restart kthwd")
+	if want := `hint="bin/kthwd etcd space; then restart kthwd"`; !strings.Contains(log.String(), want) {
+		t.Errorf("got %s want %s", log.String(), want)
 	}
 }
 

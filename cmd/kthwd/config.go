@@ -68,6 +68,9 @@ func (a *app) config(l *config.Loader) error {
 	if err := l.Print(a.out); err != nil {
 		return err
 	}
+	if err := a.writeProfile(l); err != nil {
+		return err
+	}
 	if len(l.Config.Role) == 0 {
 		return l.ValidateWithoutRole() // printing a configuration requires no role
 	}
@@ -75,6 +78,19 @@ func (a *app) config(l *config.Loader) error {
 		return err
 	}
 	return commands.CheckConfiguration(l.Config.Controller)
+}
+
+// writeProfile writes what the profile sets. What is wrong with the configuration is said later.
+func (a *app) writeProfile(l *config.Loader) error {
+	if c := l.Config; c.Is(config.RoleLB) && !c.Is(config.RoleController) {
+		return nil
+	}
+	lines, err := commands.Offline(l.Config.Controller)
+	if err != nil {
+		return nil
+	}
+	_, err = a.out.Write(profileLines(explain.All(explainInput(l, lines, lines.Args))))
+	return err
 }
 
 // running is the configuration of this process, compared with what a start with the same
@@ -150,7 +166,35 @@ func runningText(r support.Running) []byte {
 	if n := len(changed); n > 0 {
 		head += fmt.Sprintf("\n# %d changed in the file since the start: restart kthwd to apply them", n)
 	}
-	return append([]byte(head+"\n"), config.Render(r.Settings)...)
+	return append(append([]byte(head+"\n"), config.Render(r.Settings)...), profileLines(r.Explained)...)
+}
+
+// profileLines are, as comments, the flags whose origin is a profile: no setting shows them.
+func profileLines(all []explain.Program) []byte {
+	var lines []string
+	profile := ""
+	for _, p := range all {
+		for _, f := range p.Flags {
+			if f.Origin == explain.OriginProfile {
+				profile = f.Where
+				lines = append(lines, fmt.Sprintf("# %s --%s=%s", p.Name, f.Key, f.Value))
+			}
+		}
+		for _, f := range p.LeftOut {
+			if key, _, _ := strings.Cut(strings.TrimPrefix(f.Flag, "--"), "="); f.Of == explain.OriginGuide && slices.Contains(program.OfProfile(p.Name), key) {
+				lines = append(lines, fmt.Sprintf("# %s without %s", p.Name, f.Flag))
+			}
+		}
+	}
+	if profile == "" {
+		return nil
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "# flags of the programs with the origin profile %s; kthwd explain prints all flags\n", text.Line(profile))
+	for _, line := range lines {
+		b.WriteString(text.Line(line) + "\n")
+	}
+	return []byte(b.String())
 }
 
 // programLines are the command lines of the embedded programs, one flag a line.

@@ -17,7 +17,6 @@ import (
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/config"
-	"kthwd/appliance/logging"
 	"kthwd/appliance/recovery"
 	"kthwd/appliance/text"
 )
@@ -25,11 +24,11 @@ import (
 func (a *app) etcdVerb(l *config.Loader) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "etcd VERB",
-		Short: "Make room in etcd, or recover it when its other members are lost",
+		Short: "Look at etcd, make room in it, or recover it",
 		Args:  noVerb,
 		RunE:  noVerbGiven,
 	}
-	cmd.AddCommand(a.etcdRecoverVerb(l), a.etcdSpaceVerb(l))
+	cmd.AddCommand(a.etcdStatusVerb(l), a.etcdSpaceVerb(l), a.etcdSnapshotVerb(l), a.etcdMoveLeaderVerb(l), a.etcdRecoverVerb(l))
 	return cmd
 }
 
@@ -57,7 +56,7 @@ func (a *app) etcdRecover(ctx context.Context, l *config.Loader, yes bool) error
 	if err := l.Load(); err != nil {
 		return err
 	}
-	logs, err := logging.New(a.err, a.logFormat(l.Config.LogFormat), l.Config.LogLevel)
+	logs, err := a.newLogs(l.Config.LogFormat, l.Config.LogLevel)
 	if err != nil {
 		return err
 	}

@@ -99,10 +99,9 @@ func (a *app) help(cmd *cobra.Command, l *config.Loader) {
 	}
 }
 
-// writeRootHelp writes one screen: all verbs, in groups. It has no empty lines, which leaves room
-// for more verbs.
+// writeRootHelp writes one screen: all verbs, in groups.
 func writeRootHelp(w io.Writer, root *cobra.Command) {
-	fmt.Fprintf(w, "%s\n", root.Long)
+	fmt.Fprintf(w, "%s\n\n", root.Long)
 	for _, use := range []struct{ start, line, topic string }{
 		{"Usage:", roleUsage[config.RoleController], config.RoleController},
 		{"", roleUsage[config.RoleLB], config.RoleLB},
@@ -111,26 +110,30 @@ func writeRootHelp(w io.Writer, root *cobra.Command) {
 		fmt.Fprintf(w, "%-6s %-46s  see kthwd help %s\n", use.start, use.line, use.topic)
 	}
 	for _, group := range root.Groups() {
-		fmt.Fprintf(w, "%s:\n", group.Title)
+		fmt.Fprintf(w, "\n%s:\n", group.Title)
 		for _, verb := range root.Commands() {
 			if verb.GroupID == group.ID {
-				writeVerbs(w, verb, "")
+				writeVerb(w, verb, "")
 			}
 		}
 	}
-	fmt.Fprint(w, exitCodes)
+	fmt.Fprint(w, "\n"+exitCodes)
 }
 
-// writeVerbs writes a line for the verb, if it does something by itself, and for each verb below
-// it.
-func writeVerbs(w io.Writer, verb *cobra.Command, prefix string) {
+// writeVerb writes a line for the verb. Verbs below it have a line each if it does something by
+// itself, as kthwd config does; else its own line names them, and its help explains them. So a
+// further verb below pki or etcd takes no further line.
+func writeVerb(w io.Writer, verb *cobra.Command, prefix string) {
+	const line = "  %-11s  %s\n"
 	name := prefix + verb.Name()
-	if !verb.HasSubCommands() || verb.HasExample() {
-		fmt.Fprintf(w, "  %-17s  %s\n", name, verb.Short)
+	if verb.HasSubCommands() && !verb.HasExample() {
+		fmt.Fprintf(w, line, name+" VERB", strings.Join(verbs(verb), ", "))
+		return
 	}
+	fmt.Fprintf(w, line, name, verb.Short)
 	for _, below := range verb.Commands() {
 		if !below.Hidden {
-			writeVerbs(w, below, name+" ")
+			writeVerb(w, below, name+" ")
 		}
 	}
 }

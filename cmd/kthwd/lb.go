@@ -275,7 +275,7 @@ func (b *balancer) run(ctx context.Context) (err error) {
 	host, _ := os.Hostname() // for the page: without a name it says kthwd only
 	st := g.Add(status.NewServer(status.ServerConfig{
 		Socket:  socket,
-		Address: c.MetricsAddress, Web: c.MetricsWeb, Pprof: c.MetricsPprof, TakeOver: b.app.inherits.predecessor != 0, Logs: b.logs, Collectors: b.collectors(), Shared: b.takesOver, Hold: b.up, Changed: g.Changed,
+		Address: c.MetricsAddress, Web: c.MetricsWeb, Pprof: c.MetricsPprof, TakeOver: b.app.inherits.predecessor != 0, Logs: b.logs, AsTyped: b.app.asTyped, Collectors: b.collectors(), Shared: b.takesOver, Hold: b.up, Changed: g.Changed,
 		Private: support.Handlers(b.logs, func() support.Running { return b.app.running(b.inForce.Load(), nil) }),
 		Report: func() status.Report {
 			ready, reason := g.Ready()

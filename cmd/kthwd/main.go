@@ -10,6 +10,8 @@ import (
 	"context"
 	"io"
 	"os"
+	"regexp"
+	"sync"
 	"time"
 
 	"kthwd/appliance/byname"
@@ -33,6 +35,9 @@ type app struct {
 	started  time.Time
 	args     []string // command line without the name of the program
 	called   string   // with which a person runs the program here; empty means kthwd
+
+	commandOnce sync.Once
+	command     *regexp.Regexp // see ownCommand
 
 	catchStderr func(*logging.Logs) error // for a controller; nil in a test, which owns os.Stderr
 }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"os/signal"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -71,21 +73,32 @@ func (a *app) memberList(ctx context.Context, l *config.Loader, asJSON bool) err
 
 func (a *app) memberRemoveVerb(l *config.Loader) *cobra.Command {
 	const usage = "NAME"
+	var without bool
 	cmd := &cobra.Command{
 		Use:   "remove " + usage + " [flags]",
 		Short: "Remove a controller from the cluster for good",
 		Long: "Remove the controller NAME from the cluster. Its etcd data becomes void, and its kthwd\n" +
 			"ends; it may be down already. A removal that would cost the others their quorum is\n" +
-			"refused. Run this on another controller. If NAME has only a token, the token is removed.",
+			"refused. Run this on another controller. If NAME has only a token, the token is removed.\n\n" +
+			"A verified backup is made first: in backup-dir, if that and backup-recipient are set, and\n" +
+			"otherwise in kept below the data directory.",
 		Example: "  kthwd member remove c2",
 		Args:    wantArgs(1, 1, usage),
-		RunE:    func(cmd *cobra.Command, args []string) error { return a.memberRemove(cmd.Context(), l, args[0]) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.memberRemove(cmd.Context(), l, args[0], without)
+		},
 	}
+	withoutBackupFlag(cmd, &without)
 	l.AddFlags(cmd.Flags(), "config", "data-dir")
 	return cmd
 }
 
-func (a *app) memberRemove(ctx context.Context, l *config.Loader, name string) error {
+func (a *app) memberRemove(ctx context.Context, l *config.Loader, name string, without bool) error {
+	if !without {
+		if err := a.backupBeforeRemoval(ctx, l, name); err != nil {
+			return err
+		}
+	}
 	var gone member.Member
 	if err := a.askMembers(ctx, l, http.MethodDelete, "/members/"+url.PathEscape(name), nil, &gone); err != nil {
 		return err
@@ -98,6 +111,25 @@ func (a *app) memberRemove(ctx context.Context, l *config.Loader, name string) e
 		}
 	}
 	return nil
+}
+
+// backupBeforeRemoval makes a backup if the removal may be made and is one of a member: a token is
+// nothing to go back to.
+func (a *app) backupBeforeRemoval(ctx context.Context, l *config.Loader, name string) error {
+	var list member.List
+	if err := a.askMembers(ctx, l, http.MethodGet, "/members", nil, &list); err != nil {
+		return err
+	}
+	if gone, err := list.MayRemove(name); err != nil || gone.ID == "" {
+		return nil // the running kthwd refuses it, and says why
+	}
+	c, err := a.target(l)
+	if err != nil {
+		return err
+	}
+	ctx, release := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	defer release()
+	return a.backupBefore(ctx, c, "member-remove")
 }
 
 // askMembers sends a request to the kthwd that runs on the configured data directory.

@@ -13,6 +13,7 @@ import (
 
 	"kthwd/appliance/config"
 	"kthwd/appliance/etcdca"
+	"kthwd/appliance/pki"
 	"kthwd/appliance/text"
 )
 
@@ -21,6 +22,7 @@ const splitTimeout = 2 * time.Minute
 
 func (a *app) pkiSplitVerb(l *config.Loader) *cobra.Command {
 	var in etcdca.Request
+	var without bool
 	cmd := &cobra.Command{
 		Use:   "split-etcd-ca [flags]",
 		Short: "Move a running cluster to a CA of etcd's own",
@@ -29,24 +31,30 @@ func (a *app) pkiSplitVerb(l *config.Loader) *cobra.Command {
 			"Run it on one controller after the other, first where ca-key.pem is, restart kthwd where it\n" +
 			"says so, and repeat until nothing is left. Each run says what comes next; an interrupted one\n" +
 			"is run again. etcd keeps its quorum, and a controller takes a step only after a look at what\n" +
-			"all others trust and show.",
+			"all others trust and show. The first step on a controller makes a verified backup before it.",
 		Example: "  kthwd pki split-etcd-ca --plan\n  kthwd pki split-etcd-ca",
 		Args:    noVerb,
-		RunE:    func(cmd *cobra.Command, _ []string) error { return a.pkiSplit(cmd.Context(), l, in) },
+		RunE:    func(cmd *cobra.Command, _ []string) error { return a.pkiSplit(cmd.Context(), l, in, without) },
 	}
 	cmd.Flags().BoolVar(&in.Plan, "plan", false, "Change nothing, and show where the controllers are and what the next step is.")
 	cmd.Flags().BoolVar(&in.NewCA, "new-ca", false, "Make the CA on this controller although ca-key.pem is kept elsewhere; move etcd-ca-key.pem there afterwards.")
+	withoutBackupFlag(cmd, &without)
 	l.AddFlags(cmd.Flags(), "config", "data-dir")
 	return cmd
 }
 
-func (a *app) pkiSplit(ctx context.Context, l *config.Loader, in etcdca.Request) error {
+func (a *app) pkiSplit(ctx context.Context, l *config.Loader, in etcdca.Request, without bool) error {
 	c, err := a.target(l)
 	if err != nil {
 		return err
 	}
 	ctx, release := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 	defer release()
+	if !in.Plan && !without {
+		if err := a.backupBeforeSplit(ctx, c); err != nil {
+			return err
+		}
+	}
 	ctx, cancel := context.WithTimeout(ctx, splitTimeout)
 	defer cancel()
 	var moved etcdca.Moved
@@ -74,4 +82,18 @@ func (a *app) pkiSplit(ctx context.Context, l *config.Loader, in etcdca.Request)
 	}
 	fmt.Fprintf(a.out, "\nnext  %s\n", text.Line(moved.Next))
 	return nil
+}
+
+// backupBeforeSplit makes a backup if the controller has not begun to move.
+func (a *app) backupBeforeSplit(ctx context.Context, c target) error {
+	asked, cancel := context.WithTimeout(ctx, splitTimeout)
+	defer cancel()
+	var is etcdca.Moved
+	if err := c.explain(c.Do(asked, http.MethodPost, etcdca.Path, etcdca.Request{Plan: true}, &is)); err != nil {
+		return err
+	}
+	if is.Stage != pki.StageShared {
+		return nil
+	}
+	return a.backupBefore(ctx, c, "split-etcd-ca")
 }

@@ -37,7 +37,7 @@ func (a *app) serve(ctx context.Context, l *config.Loader) error {
 	if l.Config.Is(config.RoleController) && !linked.Linked().Stamped {
 		return advice.With(usagef("this binary lacks the version of its Kubernetes and will not serve"), "build it with make build")
 	}
-	logs, err := logging.New(a.err, a.logFormat(l.Config.LogFormat), l.Config.LogLevel)
+	logs, err := a.newLogs(l.Config.LogFormat, l.Config.LogLevel)
 	if err != nil {
 		return err
 	}
@@ -119,6 +119,8 @@ func (a *app) control(ctx context.Context, l *config.Loader, logs *logging.Logs,
 		File:      l.File(),
 		Metrics:   appliance.Metrics{Address: l.Config.MetricsAddress, Web: l.Config.MetricsWeb, Pprof: l.Config.MetricsPprof},
 		Started:   a.started,
+		AsTyped:   a.asTyped,
+		OnWork:    a.working(),
 		OnReady:   func(timeline []supervise.Status) { a.ready(log, l, timeline) },
 		OnChange:  a.changed(ctx),
 		OnWired:   func(p *appliance.Liveness) { a.attend(ctx, log, p) },

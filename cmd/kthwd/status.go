@@ -138,7 +138,7 @@ func (a *app) showCluster(ctx context.Context, c target, output string) error {
 	case "yaml":
 		err = writeYAML(a.out, all)
 	default:
-		err = status.WriteCluster(a.out, all, time.Now(), colours(a.out))
+		err = status.WriteCluster(a.out, all.Spelled(a.asTyped), time.Now(), colours(a.out))
 	}
 	if err != nil {
 		return err
@@ -167,7 +167,7 @@ func (a *app) writeStatus(r status.Report, output string) error {
 	if output == "wide" {
 		write = status.WriteWide
 	}
-	return write(a.out, a.asTypedAll(r), time.Now(), colours(a.out))
+	return write(a.out, r.Spelled(a.asTyped), time.Now(), colours(a.out))
 }
 
 // watchStatus shows the status again when anything but the time has changed.

@@ -39,6 +39,20 @@ const (
 	startCheck    = 10 * time.Second
 )
 
+// working requests more time for a long step before the first component starts.
+func (a *app) working() func() {
+	if a.notify == nil {
+		return nil
+	}
+	var last time.Time
+	return func() {
+		if now := time.Now(); now.Sub(last) > startCheck {
+			last = now
+			a.notify.extend(startPatience)
+		}
+	}
+}
+
 // keepStarting requests more time while a start makes progress, or waits for something
 // outside the process, such as other controllers: that may take forever, and a restart
 // would not help. It returns once the process is ready or begins to stop.

@@ -24,22 +24,21 @@ type answer struct {
 }
 
 // readAnswer reads only as much of an answer as its result needs. An answer with a whole
-// header counts, even if its body is broken.
-func readAnswer(r io.Reader) (answer, error) {
-	in := &stream{r: r, left: maxHead + maxBody}
-	resp, err := http.ReadResponse(bufio.NewReader(in), nil)
+// header counts, even if its body is broken. The rest of the body is left in the response.
+func readAnswer(in *stream, buffered *bufio.Reader) (answer, *http.Response, error) {
+	resp, err := http.ReadResponse(buffered, nil)
 	switch {
 	case err == nil && resp.StatusCode >= 100:
 	case in.err != nil && (isEnd(err) || !isEnd(in.err)):
-		return answer{}, in.err
+		return answer{}, nil, in.err
 	default:
-		return answer{}, errNoHTTP
+		return answer{}, nil, errNoHTTP
 	}
 	a := answer{code: resp.StatusCode}
 	if a.code != http.StatusOK {
 		a.failing = failingCheck(io.LimitReader(resp.Body, maxBody))
 	}
-	return a, nil // closing the body would read all of it
+	return a, resp, nil
 }
 
 // A stream limits the bytes read and keeps the error of the connection, which

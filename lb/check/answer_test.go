@@ -1,6 +1,7 @@
 package check
 
 import (
+	"bufio"
 	"errors"
 	"io"
 	"strings"
@@ -45,7 +46,8 @@ func TestReadAnswer(t *testing.T) {
 			for name, wrap := range map[string]func(io.Reader) io.Reader{
 				"whole": func(r io.Reader) io.Reader { return r }, "bytes": iotest.OneByteReader, "with error": iotest.DataErrReader,
 			} {
-				got, err := readAnswer(wrap(io.MultiReader(strings.NewReader(tt.in), iotest.ErrReader(then))))
+				in := &stream{r: wrap(io.MultiReader(strings.NewReader(tt.in), iotest.ErrReader(then))), left: maxHead + maxBody}
+				got, _, err := readAnswer(in, bufio.NewReader(in))
 				if got != tt.want || !errors.Is(err, tt.err) {
 					t.Errorf("%s: got %+v, %v; want %+v, %v", name, got, err, tt.want, tt.err)
 				}
@@ -65,7 +67,8 @@ func (e *endlessLine) Read(b []byte) (int, error) {
 func TestReadAnswerIsBounded(t *testing.T) {
 	for _, head := range []string{"", "HTTP/1.1 200 OK\r\nA: ", "HTTP/1.1 500 E\r\n\r\n", "HTTP/1.1 500 E\r\nTransfer-Encoding: chunked\r\n\r\nfffffff\r\n"} {
 		e := &endlessLine{}
-		readAnswer(io.MultiReader(strings.NewReader(head), e))
+		in := &stream{r: io.MultiReader(strings.NewReader(head), e), left: maxHead + maxBody}
+		readAnswer(in, bufio.NewReader(in))
 		if e.read > maxHead+maxBody {
 			t.Errorf("%q: got %d bytes read", head, e.read)
 		}
@@ -79,13 +82,15 @@ func FuzzReadAnswer(f *testing.F) {
 	f.Add([]byte("HTTP/1.1 401 \x1b\r\nTransfer-Encoding: gzip\r\n\r\n"))
 	f.Add([]byte("HTTP/2.0 999 \xff\n\n[-]\u202e"))
 	f.Fuzz(func(t *testing.T, in []byte) {
-		a, err := readAnswer(strings.NewReader(string(in)))
+		s := &stream{r: strings.NewReader(string(in)), left: maxHead + maxBody}
+		a, resp, err := readAnswer(s, bufio.NewReader(s))
 		if err != nil {
 			if a != (answer{}) || !errors.Is(err, errNoHTTP) && !errors.Is(err, io.EOF) {
 				t.Errorf("got %+v, %v", a, err)
 			}
 			return
 		}
+		drained(resp)
 		kind, reason := a.result("/readyz", false)
 		if (kind == KindOK) != (a.code == 200) || (kind == KindOK) != (reason == "") || kind.verdict() == failed {
 			t.Errorf("got %s %q for %d", kind, reason, a.code)

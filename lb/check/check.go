@@ -20,6 +20,13 @@
 // down for longer each time; a failure observed while this process was short of CPU or of
 // descriptors proves nothing about the backend and is dropped.
 //
+// A check is cheap as long as all is well: several in a row use one connection, and a new
+// one resumes the TLS session. A check uses a new connection when the last one failed or a
+// client's connect has, when the backend has ended the old one, and every 10 to 20 s, since
+// only that shows that the backend accepts connections. Every 30 to 60 s it does a whole
+// handshake, since only that shows the certificate. The end of an idle connection is a
+// sign that the backend has died, and brings a check at once.
+//
 // Call New, then Run once; Status, ConnectFailed and ConnectOK may be called at any time,
 // even before and after Run. The package chooses no backend, closes no client's
 // connection, resolves no name and keeps no history. It reads no file either, so new
@@ -44,7 +51,7 @@ type Mode string
 
 // The modes.
 const (
-	HTTPS Mode = "https" // a new connection, TLS and a GET of Path: distinguishes all states
+	HTTPS Mode = "https" // a GET of Path over TLS, on a connection that is kept for some seconds: distinguishes all states
 	TCP   Mode = "tcp"   // opens a connection and closes it: a stopped process passes, because its kernel answers
 	None  Mode = "none"  // relies on ConnectFailed and ConnectOK; State is always Ready
 )
@@ -103,6 +110,7 @@ type Result struct {
 	Err          string        // the reason it is not ok: one printable line without secrets; "" for KindOK
 	CertExpiry   time.Time     // expiry of the backend's certificate, verified or not; zero when none was seen
 	ConnectPhase bool          // the check failed before there was a TCP connection
+	Kept         bool          // the check used the connection of an earlier one; Connect and TLS are 0
 
 	// NoVerdict is the reason this failure does not count against the backend: this
 	// process got no CPU or no descriptor. "" for a result that counts.
@@ -153,15 +161,21 @@ type Checker struct {
 	probe  func(context.Context) Result
 	limit  func() time.Duration // of one check; called between checks
 	jitter func(time.Duration) time.Duration
+	spread func(time.Duration) time.Duration // of the second check
+	quiet  time.Duration                     // after a check that the end of an idle connection brought
+	renew  func()                            // makes the next check use a new connection; called between checks
 
+	lost     chan struct{} // signals that the backend ended an idle connection; holds one
 	kick     chan struct{} // signals a call of ConnectFailed or ConnectOK; holds one
 	mu       sync.Mutex
 	m        machine
 	doubtful atomic.Bool // mode None: a connect has failed since the last ConnectOK
 
 	// Used by Run's goroutine only.
-	plan     plan
-	reported news
+	plan      plan
+	reported  news
+	spreadOut bool      // the second check is planned
+	lostUntil time.Time // until then, the end of a connection brings no check
 }
 
 // news is the part of a Status whose changes are reported to Changed.
@@ -178,14 +192,17 @@ func New(cfg Config, addr func() (netip.AddrPort, error), o Observer) *Checker {
 	c := &Checker{
 		cfg: cfg, addr: addr, observer: o, log: cfg.Log,
 		jitter:   jitter,
+		spread:   func(d time.Duration) time.Duration { return time.Duration(rand.Float64() * float64(d)) },
+		quiet:    lineLife,
 		kick:     make(chan struct{}, 1),
+		lost:     make(chan struct{}, 1),
 		reported: news{state: Unknown},
 	}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
-	p := &prober{cfg: cfg, addr: addr}
-	c.probe, c.limit = p.probe, p.limit
+	p := &prober{cfg: cfg, addr: addr, lost: func() { signal(c.lost) }}
+	c.probe, c.limit, c.renew = p.probe, p.limit, p.drop
 	c.m = newMachine(cfg, time.Now())
 	return c
 }
@@ -227,9 +244,11 @@ func (c *Checker) ConnectOK() {
 	c.wake()
 }
 
-func (c *Checker) wake() {
+func (c *Checker) wake() { signal(c.kick) }
+
+func signal(to chan struct{}) {
 	select {
-	case c.kick <- struct{}{}:
+	case to <- struct{}{}:
 	default:
 	}
 }

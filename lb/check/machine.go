@@ -194,6 +194,10 @@ func (m *machine) unsettled() bool {
 	return true
 }
 
+// doubted reports whether only a new connection can tell how the backend is: it was not
+// answered last time, or a client's connect has failed since.
+func (m *machine) doubted() bool { return m.fails > 0 || m.reports != m.cleared }
+
 func (m *machine) suspect() {
 	if m.s.Suspect = m.lastBad || m.reports != m.cleared; !m.s.Suspect {
 		m.s.SuspectReason = ""

@@ -19,14 +19,17 @@ import (
 // certificate, so a bad new certificate would otherwise go unnoticed.
 const sessionLife = time.Minute
 
-// A prober runs checks, one at a time.
+// A prober runs checks, one at a time. drop ends it.
 type prober struct {
 	cfg  Config
 	addr func() (netip.AddrPort, error)
+	lost func() // called when the backend has ended an idle connection; may be nil
 
 	rtt      time.Duration // of a TCP handshake, averaged
-	tls      *tls.Config   // used by the last check
-	tlsSince time.Time
+	tls      *tls.Config   // of the last handshake
+	tlsUntil time.Time     // when its session is forgotten
+	line     *line         // the connection of the last check; nil when it cannot carry another
+	lineTo   netip.AddrPort
 }
 
 // limit is the time for a check: the configured one, and that of the round trips a check
@@ -48,23 +51,76 @@ func (p *prober) sawRoundTrip(took time.Duration) {
 // probe runs one check until the deadline of ctx. A Result is meaningless when ctx was
 // cancelled.
 func (p *prober) probe(ctx context.Context) (r Result) {
+	if p.again(ctx, &r) {
+		return r
+	}
 	conn, to := p.connect(ctx, &r)
 	if conn == nil {
 		return r
 	}
-	defer conn.Close()
 	if p.cfg.Mode == TCP {
+		conn.Close()
 		r.Kind = KindOK
 		return r
 	}
-	deadline, _ := ctx.Deadline()
-	conn.SetDeadline(deadline)
-	defer context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })()
-
-	if c := p.handshake(conn, to, &r); c != nil {
-		p.request(c, to, &r)
+	defer limit(ctx, conn)()
+	c := p.handshake(conn, to, &r)
+	if c == nil {
+		conn.Close()
+		return r
+	}
+	lost := p.lost
+	if lost == nil {
+		lost = func() {}
+	}
+	p.line, p.lineTo = newLine(c, r.CertExpiry, lost), to
+	p.request(to, &r)
+	if p.cfg.Interval >= lineLife/2 {
+		p.drop()
 	}
 	return r
+}
+
+// limit ends the reading and writing of a connection with ctx. The function that it
+// returns lifts the limit.
+func limit(ctx context.Context, conn net.Conn) func() {
+	deadline, _ := ctx.Deadline()
+	conn.SetDeadline(deadline)
+	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	return func() {
+		if stop() {
+			conn.SetDeadline(time.Time{})
+		}
+	}
+}
+
+// again checks over the connection of the last check. It returns false, without a result,
+// when a new connection has to tell: there is no old one, or the backend has just ended it.
+func (p *prober) again(ctx context.Context, r *Result) bool {
+	l := p.line
+	if l == nil {
+		return false
+	}
+	if to, err := p.addr(); err != nil || to != p.lineTo || time.Now().After(p.tlsUntil) || !l.take() {
+		p.drop()
+		return false
+	}
+	defer limit(ctx, l.conn)()
+	*r = Result{Kept: true, CertExpiry: l.expiry}
+	p.request(p.lineTo, r)
+	if r.Kind == KindTLSError { // which is no news of the backend: it may end a connection when it likes
+		*r = Result{}
+		return false
+	}
+	return true
+}
+
+// drop closes the connection of the last check, so that the next one makes a new one.
+func (p *prober) drop() {
+	if p.line != nil {
+		p.line.close()
+		p.line = nil
+	}
 }
 
 // connect opens the TCP connection. On failure it returns nil and r has the reason.
@@ -169,14 +225,14 @@ func (p *prober) handshake(conn net.Conn, to netip.AddrPort, r *Result) net.Conn
 	return c
 }
 
-// tlsConfig returns the configuration of the last check, which holds the TLS session,
-// until sessionLife is over.
+// tlsConfig returns the configuration of the last handshake, which holds the TLS session,
+// until sessionLife is over, or half of it.
 func (p *prober) tlsConfig(to netip.AddrPort) *tls.Config {
 	name := p.name(to)
-	if p.tls != nil && p.tls.ServerName == name && time.Since(p.tlsSince) < sessionLife {
+	if p.tls != nil && p.tls.ServerName == name && time.Now().Before(p.tlsUntil) {
 		return p.tls
 	}
-	p.tlsSince = time.Now()
+	p.tlsUntil = time.Now().Add(spreadOf(sessionLife))
 	p.tls = &tls.Config{
 		MinVersion:         tls.VersionTLS12,
 		ServerName:         name,
@@ -198,16 +254,16 @@ func (p *prober) name(to netip.AddrPort) string {
 	return to.Addr().Unmap().WithZone("").String()
 }
 
-// request sends the request and reads the answer.
-func (p *prober) request(c net.Conn, to netip.AddrPort, r *Result) {
+// request sends the request on the line and reads the answer. It ends a line that has not
+// answered.
+func (p *prober) request(to netip.AddrPort, r *Result) {
 	host := net.JoinHostPort(p.name(to), strconv.Itoa(int(to.Port())))
 	start := time.Now()
-	var a answer
-	_, err := fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: kthwd-lb\r\nConnection: close\r\n\r\n", p.cfg.Path, host)
-	if err == nil {
-		a, err = readAnswer(c)
-	}
+	a, err := p.line.ask(fmt.Sprintf("GET %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: kthwd-lb\r\n\r\n", p.cfg.Path, host))
 	r.HTTP = time.Since(start)
+	if err != nil {
+		p.drop()
+	}
 	switch {
 	case errors.Is(err, errNoHTTP):
 		r.Kind, r.Err = KindBadStatus, printable(err.Error())

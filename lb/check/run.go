@@ -51,6 +51,7 @@ func (c *Checker) Run(ctx context.Context) {
 		c.runUnchecked(ctx)
 		return
 	}
+	defer c.renew()
 	now := time.Now()
 	c.plan.set(now, now)
 	for c.wait(ctx) {
@@ -92,6 +93,12 @@ func (c *Checker) wait(ctx context.Context) bool {
 		case <-c.kick:
 			c.plan.hurry(time.Now())
 			c.reportChange()
+		case <-c.lost:
+			// A backend that likes to end idle connections is checked as often as others.
+			if now := time.Now(); now.After(c.lostUntil) {
+				c.lostUntil = now.Add(c.quiet)
+				c.plan.hurry(now)
+			}
 		}
 	}
 }
@@ -141,8 +148,12 @@ func (c *Checker) begin() uint64 {
 	}
 	c.reportChange()
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.m.reports
+	reports, doubt := c.m.reports, c.m.doubted()
+	c.mu.Unlock()
+	if doubt {
+		c.renew()
+	}
+	return reports
 }
 
 // conclude applies the result of a check and plans the next one.
@@ -204,6 +215,10 @@ func (c *Checker) pause(r Result) time.Duration {
 		return 0
 	case c.m.unsettled():
 		return c.jitter(fast)
+	}
+	if !c.spreadOut { // backends that were first checked together are not checked together again
+		c.spreadOut = true
+		return c.spread(c.cfg.Interval)
 	}
 	return c.jitter(c.cfg.Interval)
 }

@@ -83,6 +83,7 @@ func newRig(t *testing.T, cfg Config, s script) *rig {
 		r.started()
 		return r.play(ctx, s(r.now()))
 	}
+	r.spread = func(d time.Duration) time.Duration { return d }
 	return r
 }
 

@@ -8,7 +8,7 @@
 //	C1   any certificate of the CA opens etcd              TestEtcdAnswersControllersOnly, TestControllersNameIsNotSigned, TestControllerOfAnotherName
 //	C2   what is in etcd yields ca-key.pem                 TestForgedJoinGivesNothing
 //	H1   forged raft messages stop writes                  TestEtcdAnswersControllersOnly: the peer port has no forger's connection to answer
-//	H2   anonymous requests push the audit log out         TestAnonymousPushesNoEvidenceOut
+//	H2   anonymous requests push the audit log out         TestAnonymousPushesNoEvidenceOut, TestAnonymousRecordsAreElsewhere
 //	H3   a lost administrator keeps all rights             TestClosedWhereTheGuideIsSilent, TestAdministrators
 //	M1   a join token works any number of times            TestTokenIsGoodOnce
 //	M2   the token is in the command line                  TestScripts

@@ -49,7 +49,7 @@ func TestRestoredElsewhere(t *testing.T) {
 	dir := t.TempDir()
 	identity, archives := filepath.Join(dir, "key.txt"), filepath.Join(dir, "archives")
 	run(t, "backup", "keygen", identity)
-	c := kthwtest.Start(t, kthwtest.Options{})
+	c := kthwtest.Start(t, kthwtest.Options{Args: []string{"--service-cluster-ip-range=10.44.0.0/16"}})
 	c.WaitReady(t)
 	client := c.Client(t)
 	secret, err := client.CoreV1().Secrets("default").Create(t.Context(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "s"}, StringData: map[string]string{"a": "b"}}, metav1.CreateOptions{})
@@ -80,6 +80,12 @@ func TestRestoredElsewhere(t *testing.T) {
 	refused(t, []string{"holds data of etcd", "--replace-data"}, "backup", "restore", file, "--config=", "--identity="+identity, "--data-dir="+restored, "--yes")
 	again := kthwtest.Start(t, kthwtest.Options{Dir: restored, File: filepath.Join(restored, "kthwd.yaml"), Address: "127.0.0.2", Ports: &c.Ports})
 	again.WaitReady(t)
+	if service, err := again.Client(t).CoreV1().Services("default").Get(t.Context(), "kubernetes", metav1.GetOptions{}); err != nil || service.Spec.ClusterIP != "10.44.0.1" {
+		t.Errorf("the service kubernetes in the range of back then: %v, %v", service, err)
+	}
+	if file, err := os.ReadFile(again.File()); err != nil || !strings.Contains(string(file), "service-cluster-ip-range: 10.44.0.0/16") {
+		t.Errorf("the settings of back then: %v\n%s", err, file)
+	}
 	t.Logf("restored and ready after %v", time.Since(begun).Round(100*time.Millisecond))
 	client = again.Client(t)
 	same, err := client.CoreV1().Secrets("default").Get(t.Context(), "s", metav1.GetOptions{})

@@ -5,6 +5,7 @@
 //
 //	make bench                                               # everything, about 20 minutes
 //	KTHWD_BENCH_ROUNDS=3 KTHWD_BENCH_ONLY=start make bench   # a part of it
+//	make bench-hardening                                     # what kthwd's own hardening costs
 //
 // It prints a table and one line of JSON that begins with {"bench":"kthwd". A
 // target that is missed is reported and fails nothing; what breaks fails:

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"kthwd/test/harness"
 	"kthwd/test/kthwtest"
 )
 
@@ -161,7 +162,7 @@ func machines(all []page) (names []string, run map[string][]page) {
 // files in /var/lib/kubernetes, in a copy of the checkout, as root or as root of a user
 // namespace.
 func TestCommands(t *testing.T) {
-	if *update {
+	if harness.Updating() {
 		t.Skip("-update is about tables")
 	}
 	names, run := machines(pages(t))

@@ -12,7 +12,6 @@
 package docs
 
 import (
-	"flag"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -22,8 +21,6 @@ import (
 
 	"kthwd/test/kthwtest"
 )
-
-var update = flag.Bool("update", false, "rewrite the generated tables of old words and of performance")
 
 // A page is one document.
 type page struct {

@@ -5,13 +5,13 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
-	"os"
 	"path/filepath"
 	"sort"
 	"strconv"
 	"strings"
 	"testing"
 
+	"kthwd/test/harness"
 	"kthwd/test/kthwtest"
 )
 
@@ -26,22 +26,7 @@ func TestOldWords(t *testing.T) {
 		t.Fatalf("%s lacks the marks of the table", differences)
 	}
 	want := head + "<!-- old words: begin." + note + "\n\n" + oldWordsTable(t) + "\n<!-- old words: end -->" + tail
-	if text == want {
-		return
-	}
-	if *update {
-		if err := os.WriteFile(filepath.Join(kthwtest.Root(), differences), []byte(want), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	got, wanted := strings.Split(text, "\n"), strings.Split(want, "\n")
-	for i, line := range wanted {
-		if i >= len(got) || got[i] != line {
-			t.Fatalf("%s:%d is out of date (run make golden): got %q, want %q", differences, i+1, got[min(i, len(got)-1)], line)
-		}
-	}
-	t.Fatalf("%s is out of date (run make golden)", differences)
+	harness.Golden(t, filepath.Join(kthwtest.Root(), differences), []byte(want))
 }
 
 // conditions describes the functions of oldWord.when; a function without a description

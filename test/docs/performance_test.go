@@ -4,12 +4,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"kthwd/test/harness"
 	"kthwd/test/kthwtest"
 )
 
@@ -46,15 +46,7 @@ func TestPerformance(t *testing.T) {
 	text := read(t, performance)
 	want := replaceBetween(t, text, "bench", benchSection(lastEntry(t, "test/bench/history.jsonl")))
 	want = replaceBetween(t, want, "bench-lb", benchLBSection(lastEntry(t, "test/benchlb/history.jsonl")))
-	switch {
-	case text == want:
-	case *update:
-		if err := os.WriteFile(filepath.Join(kthwtest.Root(), performance), []byte(want), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	default:
-		t.Errorf("%s is out of date (run make golden); want:\n%s", performance, want)
-	}
+	harness.Golden(t, filepath.Join(kthwtest.Root(), performance), []byte(want))
 }
 
 // lastEntry reads all lines of a history file, checks them, and returns the last one.

@@ -13,7 +13,7 @@ import (
 
 // Upstream's API server verifies a client's certificate for each request; kthwd has it done once.
 func TestCertificateIsNotVerifiedForEachRequest(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	c := kthwtest.Start(t, kthwtest.Options{})
 	client := c.Client(t)
 	get := func(path string) []byte {

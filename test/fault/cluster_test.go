@@ -72,7 +72,7 @@ func (m *made) start(t *testing.T, i int) *kthwtest.Controller {
 // Two commands per machine make a cluster, in whatever order they are given, and
 // it works through its balancer while one controller is gone.
 func TestMadeCluster(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 3)
 	m := makeCluster(t)
 	order := rand.Perm(3)
 	t.Logf("order of start: %v", order)

@@ -103,7 +103,7 @@ func leadsAtOnce(t *testing.T, c *kthwtest.Controller) {
 }
 
 func TestKillUnderWrites(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	c := kthwtest.Start(t, kthwtest.Options{Args: longLeases()})
 	for range 2 {
 		w := startWriters(t, c.Client(t), 8)
@@ -122,7 +122,7 @@ func TestOrderlyStop(t *testing.T) {
 	t.Parallel()
 	for _, s := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
 		t.Run(s.String(), func(t *testing.T) {
-			t.Parallel()
+			kthwtest.Turn(t, 1)
 			c := kthwtest.Start(t, kthwtest.Options{Args: longLeases()})
 			for range 20 {
 				watchUntilTheEnd(t, ownConnection(t, c))
@@ -190,7 +190,7 @@ func checkStopOrder(t *testing.T, log string) {
 }
 
 func TestSecondSignal(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	c := kthwtest.Start(t, kthwtest.Options{Args: longLeases()})
 	watchUntilTheEnd(t, ownConnection(t, c)) // holds the stop up for as long as watches are given
 	w := startWriters(t, c.Client(t), 4)

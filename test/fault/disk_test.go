@@ -22,7 +22,7 @@ import (
 )
 
 func TestEtcdData(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	c := kthwtest.Start(t, kthwtest.Options{})
 	w := startWriters(t, c.Client(t), 4)
 	w.until(t, 200)
@@ -133,7 +133,7 @@ func tmpfs(t *testing.T, size string) string {
 const noSpace, makeRoom = "no space left on device", "disk is full"
 
 func TestDiskFullAtStart(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	for _, size := range []string{"32k", "8m"} { // too small for the certificates, for the write-ahead log
 		t.Run(size, func(t *testing.T) {
 			dir := filepath.Join(tmpfs(t, size), "data")
@@ -144,7 +144,7 @@ func TestDiskFullAtStart(t *testing.T) {
 }
 
 func TestDiskFullWhileRunning(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	disk := tmpfs(t, "192m") // two pieces of the write-ahead log are 128 MB
 	c := kthwtest.Start(t, kthwtest.Options{Dir: filepath.Join(disk, "data")})
 	client := c.Client(t)
@@ -181,7 +181,7 @@ func TestDiskFullWhileRunning(t *testing.T) {
 // A stop that was asked for ends in order on a full disk too, although etcd can neither commit
 // nor close its database.
 func TestStopOnFullDisk(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	disk := tmpfs(t, "192m")
 	c := kthwtest.Start(t, kthwtest.Options{Dir: filepath.Join(disk, "data")})
 	etcd := c.Etcd(t)

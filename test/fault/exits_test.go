@@ -99,7 +99,7 @@ func TestExitEndsOneTerm(t *testing.T) {
 	} {
 		cause := tt.switchable
 		t.Run(cause.name, func(t *testing.T) {
-			t.Parallel()
+			kthwtest.Turn(t, 1)
 			c := kthwtest.Start(t, kthwtest.Options{})
 			if err := cause.on(t.Context(), c.Client(t)); err != nil {
 				t.Fatal(err)
@@ -179,7 +179,7 @@ const leakLimit = 5
 // A term whose controllers do not stop in time is left behind. The next one works, through a
 // URL of its own, and too many end the process in order.
 func TestLeakedTerms(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	c := kthwtest.Start(t, kthwtest.Options{Args: append(quickLeases(), "--"+kcm+"-arg=controller-shutdown-timeout=1ns")})
 	client := c.Client(t)
 	for n := 1; n < leakLimit; n++ {

@@ -18,7 +18,7 @@ import (
 // UpdatePod). Somebody who writes into etcd can: a real way from outside to a
 // klog.FlushAndExit in upstream's code, on a goroutine that client-go started.
 func TestFatalInUpstreamCode(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	c := kthwtest.Start(t, kthwtest.Options{})
 	client := c.Client(t)
 	kthwtest.WaitFor(t, "the scheduler leading", soon, func() error { return isLeading(c, sched) })

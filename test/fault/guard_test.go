@@ -60,7 +60,7 @@ func moved(t *testing.T, dir string) (putBack func()) {
 // A data directory remembers its member, and is not used for another one, nor by
 // versions that do not follow those it was used by.
 func TestGuard(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 2)
 	c := kthwtest.Start(t, kthwtest.Options{})
 	other := kthwtest.Start(t, kthwtest.Options{})
 	stop(t, other, syscall.SIGTERM, 0)

@@ -62,7 +62,7 @@ func (a attempt) makeFiles(t *testing.T) {
 }
 
 func TestPortInUse(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	for _, tt := range []struct {
 		name, component, flag string
 		port                  func(*kthwtest.Ports) *int
@@ -93,7 +93,7 @@ func TestPortInUse(t *testing.T) {
 
 // The same for all ports at once: each is named.
 func TestAllPortsInUse(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	c := kthwtest.Start(t, kthwtest.Options{})
 	dir := filepath.Join(t.TempDir(), "data")
 	o := attempt{dir: dir, ports: c.Ports}.run(t)
@@ -104,7 +104,7 @@ func TestAllPortsInUse(t *testing.T) {
 }
 
 func TestSecondOnTheSameDirectory(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	c := kthwtest.Start(t, kthwtest.Options{})
 	o := attempt{dir: c.Dir, ports: kthwtest.FreePorts(t, "127.0.0.1")}.run(t)
 	o.check(t, 1, "stop that one first", c.Dir+" is in use by another kthwd", fmt.Sprintf("process %d", c.Cmd.Process.Pid))
@@ -174,7 +174,7 @@ func TestBadFiles(t *testing.T) {
 		}, "correct the file", []string{"kube-scheduler.yaml", "profile"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
+			kthwtest.Turn(t, 1)
 			a := newAttempt(t)
 			tt.spoil(t, a.dir)
 			before := contents(t, a.dir)
@@ -225,7 +225,7 @@ func TestBadWords(t *testing.T) {
 		{"unknown feature gate", []string{"--kube-apiserver-arg=feature-gates=Nonsense=true"}, "", 2, "-", []string{"Nonsense"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
+			kthwtest.Turn(t, 1)
 			a := newAttempt(t, tt.args...)
 			before := contents(t, a.dir)
 			if tt.yaml != "" {
@@ -240,7 +240,7 @@ func TestBadWords(t *testing.T) {
 // A controller whose CA key is kept elsewhere, and which has all certificates,
 // runs; kube-controller-manager signs nothing there, and says so.
 func TestWithoutCAKey(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	a := newAttempt(t)
 	remove(t, a.dir, "ca-key.pem")
 	c := kthwtest.Start(t, kthwtest.Options{Dir: a.dir, Ports: &a.ports})
@@ -259,7 +259,7 @@ func TestWithoutCAKey(t *testing.T) {
 // Trust is a bundle: with another CA in ca.pem, as during a rotation, the one that belongs
 // to ca-key.pem signs what kube-controller-manager is asked to.
 func TestTwoCAs(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	a := newAttempt(t)
 	own := pemOf(t, a.dir, "ca.pem")
 	overwrite(t, a.dir, "ca.pem", "# the next one\r\n"+string(pemOf(t, newAttempt(t).dir, "ca.pem"))+string(own)+string(own))
@@ -327,7 +327,7 @@ func request(t *testing.T, client kubernetes.Interface, user string) (name strin
 
 // kthwd's own flag gives way to one that excludes it, and a minus takes one out.
 func TestFlagsGiveWay(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	file := filepath.Join(t.TempDir(), "authz.yaml")
 	if err := os.WriteFile(file, []byte("apiVersion: apiserver.config.k8s.io/v1\nkind: AuthorizationConfiguration\nauthorizers:\n- {type: Node, name: node}\n- {type: RBAC, name: rbac}\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -380,7 +380,7 @@ func asNobody(t *testing.T, dir string) func(*exec.Cmd) {
 }
 
 func TestDirectoryOfSomebodyElse(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	open := openDir(t)
 	prepare := asNobody(t, open)
 	t.Run("not writable", func(t *testing.T) {

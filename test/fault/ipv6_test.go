@@ -13,7 +13,7 @@ import (
 // TestAllAddressesWithoutIPv6 binds :: on a machine whose IPv6 is off: kthwd's own clients
 // use the family that is there. The machine is a namespace, so its ports are its own.
 func TestAllAddressesWithoutIPv6(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	if os.Getuid() != 0 {
 		t.Skip("needs root, for a network namespace")
 	}

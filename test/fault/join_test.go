@@ -108,7 +108,7 @@ func (g *growing) grow(t *testing.T, i int, args ...string) {
 	g.start(t, i).WaitReady(t)
 }
 
-// writer writes config maps, one after the other, until stop.
+// writer writes config maps, fifty in a second at most, until stop.
 type writer struct {
 	cancel  context.CancelFunc
 	done    sync.WaitGroup
@@ -122,7 +122,14 @@ func startWriter(t *testing.T, client kubernetes.Interface, prefix string) *writ
 	w := &writer{cancel: cancel}
 	w.done.Go(func() {
 		last := time.Now()
+		pace := time.NewTicker(20 * time.Millisecond) // leave the machine to what is tested
+		defer pace.Stop()
 		for i := 0; ctx.Err() == nil; i++ {
+			select {
+			case <-pace.C:
+			case <-ctx.Done():
+				return
+			}
 			name := fmt.Sprintf("%s-%d", prefix, i)
 			_, err := client.CoreV1().ConfigMaps("default").Create(ctx, configMap(name, nil), metav1.CreateOptions{})
 			if err != nil {
@@ -170,7 +177,7 @@ func (w *writer) stop(t *testing.T, all map[int]*kthwtest.Controller) {
 
 // One controller becomes three and then five, under writes, and each of them works.
 func TestGrow(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 5)
 	g := begin(t, 73)
 	w := startWriter(t, ownClient(t, g.c[0]), "to-three")
 	g.grow(t, 1)
@@ -202,7 +209,7 @@ func TestGrow(t *testing.T) {
 
 // A controller that was removed comes back with a token, and its old data are kept.
 func TestRejoin(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 3)
 	g := begin(t, 74)
 	g.grow(t, 1)
 	g.grow(t, 2)
@@ -234,7 +241,7 @@ func TestRejoin(t *testing.T) {
 
 // What is wrong with a join is said, and the cluster is as before.
 func TestJoinRefused(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 3)
 	g := begin(t, 75)
 	for _, tt := range []struct {
 		args []string
@@ -386,7 +393,7 @@ func (g *growing) newerToken(t *testing.T, first string) {
 // Killed and interrupted again and again, at any moment, a join is gone on with by the
 // same command, even after the cluster has spent the token; nothing is left over.
 func TestJoinInterrupted(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 3)
 	g := begin(t, 77)
 	ended := map[string]int{} // runs, by their end
 	for round := 1; round <= 2; round++ {
@@ -471,7 +478,7 @@ func (g *growing) awaitPeerPort(ctx context.Context, i int) {
 
 // A token that nobody uses, and a learner that nobody starts, are given up.
 func TestJoinExpires(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 2)
 	g := begin(t, 76)
 	token := g.token(t, 1, "--ttl=2s")
 	lists(t, g.c[0], "c0 voter up")
@@ -508,7 +515,7 @@ func TestJoinExpires(t *testing.T) {
 // A controller with another CA waits, as one whose peers are down; but it says who
 // shows a certificate that it does not believe.
 func TestOtherCA(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	k := newTrio(t)
 	c0 := k.start(t, 0)
 	kthwtest.WaitFor(t, "the lone member to say what it waits for", soon, func() error { return waitsForQuorum(c0) })

@@ -62,7 +62,7 @@ func lastRun(t *testing.T, c *kthwtest.Controller) lastrun.End {
 // A run that the memory limit has ended is told by the next start: the limit, and what
 // kthwd needs.
 func TestKilledByTheMemoryLimit(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	first := kthwtest.Start(t, kthwtest.Options{Wrap: smallGroup(t, 170<<20), NoWait: true})
 	if code := first.Wait(t, 5*time.Minute); code != -1 {
 		t.Skipf("got exit code %d: this kernel did not end it", code)
@@ -79,7 +79,7 @@ func TestKilledByTheMemoryLimit(t *testing.T) {
 
 // Every other end is told, too.
 func TestLastRun(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	first := kthwtest.Start(t, kthwtest.Options{})
 	if r, err := first.Status(); err != nil || r.LastRun != nil {
 		t.Errorf("a new directory: got %+v and %v, want no last run", r.LastRun, err)
@@ -123,7 +123,7 @@ func TestLastRun(t *testing.T) {
 // status of a directory without an answer names the directory, the process or the user,
 // never a path that only another process can resolve.
 func TestStatusWithoutAnAnswer(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	c := kthwtest.Start(t, kthwtest.Options{})
 	ask := func(who uint32, args ...string) (int, string) {
 		args = append(args, "--config=", "--data-dir="+c.Dir)

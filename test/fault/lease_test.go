@@ -43,7 +43,7 @@ func quickLeases() (args []string) {
 // A lost lease ends the term of that one component. The process, etcd, the API
 // server and their clients do not notice.
 func TestLeaseLoss(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	c := kthwtest.Start(t, kthwtest.Options{Args: quickLeases()})
 	client := c.Client(t)
 	for _, name := range []string{kcm, sched} {
@@ -161,7 +161,7 @@ func (v victim) rob(t *testing.T, c *kthwtest.Controller, client kubernetes.Inte
 // renews its lease, and no longer: kthwd looks at what others write, and measures how
 // long ago that was by its own clock.
 func TestLeaseOfAnotherClock(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	c := kthwtest.Start(t, kthwtest.Options{Args: quickLeases()})
 	client := c.Client(t)
 	for _, jump := range []time.Duration{time.Hour, -time.Hour} {

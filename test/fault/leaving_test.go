@@ -146,9 +146,10 @@ func leaderOf(c *kthwtest.Controller) (int, error) {
 }
 
 // Nobody who comes through the balancer notices that controllers leave, one after
-// the other, and come back. It has the package's turn for itself: the controllers that stay
-// must have a processor to answer their checks with, or clients have nowhere to go.
+// the other, and come back. It takes the place of seven: the controllers that stay must have a
+// processor to answer their checks with, or clients have nowhere to go.
 func TestLeaving(t *testing.T) {
+	kthwtest.Turn(t, 7)
 	m := makeCluster(t)
 	m.args = longLeases()
 	all := m.startAll(t)

@@ -16,7 +16,7 @@ import (
 // TestPortNamesTheProcess takes a port of kthwd, at its own address and at all of them: the
 // hint names this test's process.
 func TestPortNamesTheProcess(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	for _, host := range []string{"127.0.0.1", ""} {
 		a := attempt{dir: filepath.Join(t.TempDir(), "data"), ports: kthwtest.FreePorts(t, "127.0.0.1")}
 		l, err := net.Listen("tcp", fmt.Sprintf("%s:%d", host, a.ports.Secure))
@@ -45,7 +45,7 @@ func TestLowLimits(t *testing.T) {
 		{"--nproc=40:40", []string{"is 40, with", "needs 64"}, "LimitNPROC", `(?m)^threads +fail .*64`},
 	} {
 		t.Run(tt.option, func(t *testing.T) {
-			t.Parallel()
+			kthwtest.Turn(t, 1)
 			dir := anyonesDir(t)
 			limited := func(cmd *exec.Cmd) {
 				wrap := []string{"prlimit", tt.option, "--"}

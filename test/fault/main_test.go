@@ -8,6 +8,6 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	kthwtest.AtOnce(4)
+	kthwtest.TakeTurns(kthwtest.Together)
 	os.Exit(m.Run())
 }

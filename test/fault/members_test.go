@@ -73,7 +73,7 @@ func lists(t *testing.T, c *kthwtest.Controller, want ...string) {
 // Controllers leave the cluster for good, the leader too, and what would cost the
 // others their quorum is refused. One that comes back is told how.
 func TestMemberRemove(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 3)
 	m := makeCluster(t)
 	all := m.startAll(t)
 	lists(t, all[0], "c0 voter up", "c1 voter up", "c2 voter up")
@@ -84,7 +84,7 @@ func TestMemberRemove(t *testing.T) {
 	all[2].Wait(t, soon)
 	lists(t, all[0], "c0 voter up", "c1 voter up", "c2 voter down")
 	refuses(t, all[0], []string{"member", "remove", "c1"}, "error: removing c1 would lose the quorum: 1 of the 2 that remain are up (down: c2), and 2 are needed", "hint: bring one of these back first: c2")
-	if code, out := verb(t, all[0], "member", "remove", "c2"); code != 0 || !strings.Contains(out, "removed  c2") || !strings.Contains(out, "warning: 2 controllers survive no loss") {
+	if code, out := verb(t, all[0], "member", "remove", "c2"); code != 0 || !strings.Contains(out, "backup  "+all[0].Dir+"/kept/before-member-remove/c0-") || !strings.Contains(out, "removed  c2") || !strings.Contains(out, "warning: 2 controllers survive no loss") {
 		t.Fatalf("the removal of the one that is down: got exit code %d:\n%s", code, out)
 	}
 	lists(t, all[0], "c0 voter up", "c1 voter up")

@@ -42,7 +42,7 @@ func TestRefusedStartWritesNothing(t *testing.T) {
 		{"a port", []string{"--health-address=" + taken.Addr().String()}, 1, []string{"already in use"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
+			kthwtest.Turn(t, 1)
 			for _, exists := range []bool{false, true} {
 				parent := t.TempDir()
 				a := attempt{dir: filepath.Join(parent, "var", "data"), ports: kthwtest.FreePorts(t, "127.0.0.1"), args: append(tt.args, "--etcd-data-dir="+filepath.Join(parent, "disk", "etcd"))}
@@ -81,7 +81,7 @@ func TestMachineWithoutIPv4(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, for a network namespace")
 	}
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	const network = "ip link set lo up && ip link add eth0 type veth peer name eth1 && ip link set eth0 up && ip link set eth1 up && ip addr add 2001:db8::5/64 dev eth0 nodad && ip -6 route add default dev eth0 && exec \"$0\" \"$@\""
 	if out, err := exec.Command("unshare", "-n", "sh", "-c", network, "true").CombinedOutput(); err != nil {
 		t.Skipf("no namespace with IPv6 alone here: %v: %s", err, out)

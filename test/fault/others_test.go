@@ -53,7 +53,7 @@ func words(t *testing.T, c *kthwtest.Controller) (all map[string]string, code in
 // Every controller knows the state of the others, also of one that is killed, and without
 // a quorum. Nobody but a controller is told.
 func TestClusterStatus(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 3)
 	m := makeCluster(t)
 	all := m.startAll(t)
 	await := func(c *kthwtest.Controller, want map[string]string, code int) {

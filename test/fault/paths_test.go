@@ -24,7 +24,7 @@ func TestDataDirOfAnyName(t *testing.T) {
 		{"long", strings.Repeat("long", 60)},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
+			kthwtest.Turn(t, 1)
 			parent := t.TempDir()
 			var others []string
 			for i := range len(tt.dir) {
@@ -73,7 +73,7 @@ func namesKubeconfig(t *testing.T, c *kthwtest.Controller) {
 
 // TestPathRefused: a path that cannot be used is refused before anything is made.
 func TestPathRefused(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	for _, tt := range []struct{ name, dir, want string }{
 		{"bytes", "a\xff", "is not UTF-8"},
 		{"lines", "a\nb", "control character"},
@@ -92,7 +92,7 @@ func TestPathRefused(t *testing.T) {
 // TestNothingButASocketIsRemoved points each socket that kthwd or etcd makes at a file of
 // somebody else.
 func TestNothingButASocketIsRemoved(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	dir := t.TempDir()
 	if err := os.Chmod(dir, 0o700); err != nil { // as the status socket wants it
 		t.Fatal(err)

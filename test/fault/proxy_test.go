@@ -81,7 +81,7 @@ func addresses(t *testing.T, net byte, n int) (all []string) {
 // them, with a proxy in their environment. They must form a quorum and serve, and only a
 // webhook's name may be asked for there: no member, kubelet, API server or backend.
 func TestProxyOfTheEnvironment(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 3)
 	at := addresses(t, 71, 3)
 	proxy := newRecorder(t)
 	env := []string{"HTTPS_PROXY=" + proxy.url, "http_proxy=" + proxy.url, "HTTP_PROXY=" + proxy.url, "https_proxy=" + proxy.url, "NO_PROXY=", "no_proxy=",

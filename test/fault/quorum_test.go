@@ -102,7 +102,7 @@ func waitsForQuorum(c *kthwtest.Controller) error {
 // A missing quorum is a state, at the start and later: the process waits, says
 // so, and goes on when the peers are there.
 func TestQuorum(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 3)
 	k := newTrio(t)
 
 	c0 := k.start(t, 0)

@@ -23,7 +23,7 @@ func recoverArgs(dir string, more ...string) []string {
 // The last controller, with the two others lost for good, becomes a cluster of its
 // own with all that was acknowledged.
 func TestRecover(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 3)
 	k := newTrio(t)
 	c0 := k.start(t, 0)
 	kthwtest.WaitFor(t, "the first one to wait", soon, func() error { return waitsForQuorum(c0) })

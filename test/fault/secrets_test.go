@@ -14,7 +14,7 @@ import (
 
 // A directory with etcd data never gets new secrets by itself.
 func TestLostSecrets(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	elsewhere := "--etcd-data-dir=" + filepath.Join(t.TempDir(), "etcd")
 	c := kthwtest.Start(t, kthwtest.Options{Args: []string{elsewhere}})
 	kthwtest.WaitFor(t, "a write", soon, func() error { return write(t, c.Client(t), "kept") })
@@ -76,7 +76,7 @@ func away(t *testing.T, dir string, globs ...string) (putBack func()) {
 
 // kubernetes.pem that is moved away, as a hint says, keeps its names when it is made anew.
 func TestNewCertificateKeepsNames(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	c := kthwtest.Start(t, kthwtest.Options{Args: []string{"--subject-alt-name=lb.example.com"}})
 	stop(t, c, syscall.SIGTERM, 0)
 	away(t, c.Dir, "kubernetes*.pem")

@@ -105,8 +105,22 @@ func TestSplitEtcdCA(t *testing.T) {
 	if os.Getenv("KTHWD_E2E") == "" {
 		t.Skip("KTHWD_E2E is not set: run make test-e2e (TestSplitClosesEtcd moves one controller)")
 	}
-	t.Parallel()
+	kthwtest.Turn(t, 3)
+	splitThree(t, makeCluster(t))
+}
+
+// The same with the profile cis, with which the API servers reach etcd through TLS, too.
+func TestSplitEtcdCAWithCIS(t *testing.T) {
+	if os.Getenv("KTHWD_E2E") == "" {
+		t.Skip("KTHWD_E2E is not set: run make test-e2e (TestLoneCIS moves one controller)")
+	}
+	kthwtest.Turn(t, 3)
 	m := makeCluster(t)
+	m.args = append(m.args, "--profile=cis")
+	splitThree(t, m)
+}
+
+func splitThree(t *testing.T, m *made) {
 	var dirs []string
 	for i := range 3 {
 		dirs = append(dirs, filepath.Join(m.dir, fmt.Sprintf("c%d", i)))

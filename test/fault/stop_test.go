@@ -44,7 +44,7 @@ func refuseLeases(t *testing.T, c *kthwtest.Controller) {
 // TestStopWhileLeasesAreRefused stops kthwd while no Lease can be written, not even its
 // own, and while status names that.
 func TestStopWhileLeasesAreRefused(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	c := kthwtest.Start(t, kthwtest.Options{})
 	refuseLeases(t, c)
 	kthwtest.WaitFor(t, "a finding for the identity Lease", soon, func() error {
@@ -78,7 +78,7 @@ func TestStopWhileLeasesAreRefused(t *testing.T) {
 // TestStopWithALongHostName: a host name of 64 characters, the most that Linux takes, is
 // one too many for the label of the API server's identity Lease.
 func TestStopWithALongHostName(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	if os.Getuid() != 0 {
 		t.Skip("needs root, for a host name of its own")
 	}
@@ -106,7 +106,7 @@ func TestStopWhileStarting(t *testing.T) {
 		"component=status msg=ready", "component=etcd msg=ready", "component=kube-apiserver msg=ready", "component=rbac-seed msg=ready", "component=kube-scheduler msg=",
 	} {
 		t.Run(strings.NewReplacer(" ", "-", "=", "-").Replace(moment), func(t *testing.T) {
-			t.Parallel()
+			kthwtest.Turn(t, 1)
 			c := kthwtest.Start(t, kthwtest.Options{NoWait: true})
 			kthwtest.WaitFor(t, moment, soon, func() error {
 				if !strings.Contains(c.Log.String(), moment) {

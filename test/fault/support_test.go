@@ -109,7 +109,7 @@ func noSecret(t *testing.T, what, text string, secrets []string) {
 
 // The archive for a report has all its parts, and no secret in any form.
 func TestSupport(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	const password = "hunter2-of-a-proxy"
 	c := kthwtest.Start(t, kthwtest.Options{})
 	secrets := secretsIn(t, c.Dir)

@@ -72,7 +72,7 @@ func deadConversion() switchable {
 // process lives, every write of somebody else's is accepted, and all works again when they
 // are gone. The test makes a few rounds; make soak makes them for as long as it is told.
 func TestSoakSwitches(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	random, goesOn := switching(t)
 	c := kthwtest.Start(t, kthwtest.Options{Args: quickLeases()})
 	client, pid := c.Client(t), c.Cmd.Process.Pid
@@ -227,7 +227,7 @@ func (w *steadyWriter) stop(t *testing.T) int {
 // While kube-controller-manager exits wherever it leads, three controllers are restarted one
 // after the other. The quorum stays, and no other process ends.
 func TestRollingRestartAmongExits(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 3)
 	m := makeCluster(t)
 	all := m.startAll(t)
 	cause := deadWebhook("refuses-tokens", tokens, admissionv1.Create)

@@ -25,7 +25,7 @@ func TestVerbsRefuseWhatAStartRefuses(t *testing.T) {
 		{"a flag that kthwd relies on", []string{"--etcd-arg=data-dir=/x"}, "--etcd-data-dir", "kthwd sets this flag itself"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
+			kthwtest.Turn(t, 1)
 			for _, verb := range []string{"config", "preflight"} {
 				parent := t.TempDir()
 				before := tree(t, parent)

@@ -17,6 +17,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"kthwd/test/kthwtest"
 )
 
 const (
@@ -106,10 +108,14 @@ func (o *round) apiLoad(t testing.TB) *requests {
 	}
 	object := func(n int) string { return fmt.Sprintf("load-%d", n/4%loadObjects) }
 	for n := 0; n < 4*loadObjects; n += 4 {
-		_, err := all[0].CoreV1().ConfigMaps("default").Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: object(n)}}, metav1.CreateOptions{})
-		if err != nil && !apierrors.IsAlreadyExists(err) {
-			t.Fatal(err)
-		}
+		// The fault of the row before may still cost an answer; requests count from makeRequests on.
+		kthwtest.WaitFor(t, object(n)+" to exist", recovery, func() error {
+			_, err := all[0].CoreV1().ConfigMaps("default").Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: object(n)}}, metav1.CreateOptions{})
+			if apierrors.IsAlreadyExists(err) {
+				return nil
+			}
+			return err
+		})
 	}
 	return makeRequests(loadRate, func(ctx context.Context, n int) error {
 		rest := all[n%loadClients].CoreV1().RESTClient()

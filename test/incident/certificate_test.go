@@ -69,7 +69,7 @@ func expireIn(t *testing.T, l pki.Layout, name, ca string, left time.Duration) {
 // C13: certificates expire in 5 days. Each finding has a command that makes a new one with the
 // same names, and every port serves it without a restart.
 func TestCertificatesExpireSoon(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	ports := kthwtest.FreePorts(t, "127.0.0.1")
 	l := newFiles(t, ports)
 	for name, ca := range map[string]string{pki.NameKubernetes: "ca", pki.NameHealth: "ca", pki.NameFrontProxyClient: pki.NameFrontProxyCA, pki.NameEtcd: pki.NameEtcdCA} {
@@ -102,7 +102,7 @@ func TestCertificatesExpireSoon(t *testing.T) {
 
 // A kubeconfig holds a copy of its certificate: the command for it ends with a restart.
 func TestKubeconfigExpiresSoon(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	ports := kthwtest.FreePorts(t, "127.0.0.1")
 	l := newFiles(t, ports)
 	expireIn(t, l, pki.NameScheduler, "ca", 5*24*time.Hour)
@@ -138,7 +138,7 @@ func servesNew(port int) error {
 
 // C15: a certificate has expired while nothing ran.
 func TestCertificateExpired(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	ports := kthwtest.FreePorts(t, "127.0.0.1")
 	l := newFiles(t, ports)
 	expireIn(t, l, pki.NameKubernetes, "ca", -24*time.Hour)

@@ -21,7 +21,7 @@ var keyLine = regexp.MustCompile(`(?m)^(\s*)- name: \S+\n\s*secret: (\S+)$`)
 // A controller that starts with another encryption key serves nothing, and upstream's health
 // check withholds the reason (C6).
 func TestAnotherEncryptionKey(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	c := kthwtest.Start(t, kthwtest.Options{})
 	client := c.Client(t)
 	if _, err := client.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}}, metav1.CreateOptions{}); err != nil {

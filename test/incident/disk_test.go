@@ -20,7 +20,7 @@ func TestDiskFull(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, for a file system of its own")
 	}
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	mount := filepath.Join(t.TempDir(), "disk")
 	disk := kthwtest.NewDisk(t, mount)
 	c := kthwtest.Start(t, kthwtest.Options{
@@ -46,7 +46,7 @@ func TestSlowDisk(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, for a file system of its own")
 	}
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
 	if err := os.Mkdir(at("memory"), 0o700); err != nil {

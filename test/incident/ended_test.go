@@ -40,7 +40,7 @@ func refused(t *testing.T, dir string, ports kthwtest.Ports, wrap ...string) str
 // to type. C12: the next start is refused, because it may open too few files; since when the
 // controller is away, it says with the end of the last run.
 func TestNothingRuns(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	c := kthwtest.Start(t, kthwtest.Options{})
 	stop(t, c)
 	ended(t, incident{name: "C14 nothing runs", cause: "no process has " + c.Dir, do: "kthwd --role=controller"},
@@ -51,7 +51,7 @@ func TestNothingRuns(t *testing.T) {
 
 // C8: the kernel has ended the process, because of a memory limit.
 func TestOutOfMemory(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	limited := memoryLimit(t, 170<<20)
 	c := kthwtest.Start(t, kthwtest.Options{Wrap: limited, NoWait: true})
 	if code := c.Wait(t, soon); code != -1 {
@@ -96,7 +96,7 @@ func memoryLimit(t *testing.T, limit int) []string {
 
 // C11: another process listens on the API server's port: which, and since when it runs.
 func TestPortTaken(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	dir, ports := filepath.Join(t.TempDir(), "data"), kthwtest.FreePorts(t, "127.0.0.1")
 	l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(ports.Secure)))
 	if err != nil {

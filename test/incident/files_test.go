@@ -21,7 +21,7 @@ import (
 
 // TestFilesReplaced has files replaced while kthwd runs, and between two runs.
 func TestFilesReplaced(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	c := kthwtest.Start(t, kthwtest.Options{})
 	filesReplaced(t, c)
 	tokenKeysReplaced(t, c)

@@ -51,7 +51,7 @@ var (
 )
 
 func TestMain(m *testing.M) {
-	kthwtest.AtOnce(2)
+	kthwtest.TakeTurns(3)
 	code := m.Run()
 	if os.Getenv("KTHWD_INCIDENTS") != "" {
 		printTable()

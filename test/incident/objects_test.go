@@ -62,7 +62,7 @@ func noFinding(t *testing.T, c *kthwtest.Controller, kind string) {
 // disturb each other. That of the bootstrap objects takes the administrator's rights away for
 // a moment.
 func TestSpoiltObjects(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	c := kthwtest.Start(t, kthwtest.Options{})
 	t.Run("bootstrap objects", func(t *testing.T) { bootstrapObjectsRestored(t, c) })
 	makeDoomed(t, c)

@@ -15,7 +15,7 @@ import (
 
 // TestWebhooks has one webhook after the other on one controller.
 func TestWebhooks(t *testing.T) {
-	t.Parallel()
+	kthwtest.Turn(t, 1)
 	c := kthwtest.Start(t, kthwtest.Options{})
 	t.Run("for everything", func(t *testing.T) { webhookForEverything(t, c) })
 	t.Run("that denies", func(t *testing.T) { webhookDenies(t, c) })

@@ -1,10 +1,6 @@
 package kthwtest
 
 import (
-	"flag"
-	"fmt"
-	"os"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -16,24 +12,6 @@ import (
 func WaitFor(t testing.TB, what string, within time.Duration, cond func() error) {
 	t.Helper()
 	harness.WaitFor(t, what, within, cond)
-}
-
-// AtOnce lets n parallel tests of a package run at the same time, whatever the number of
-// processors, unless -parallel says another number. TestMain calls it before m.Run. Tests
-// with processes wait most of the time; each of a cluster has five of some 300 MB.
-func AtOnce(n int) {
-	if flag.Parse(); isGiven("test.parallel") {
-		return
-	}
-	if err := flag.Set("test.parallel", strconv.Itoa(n)); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-}
-
-func isGiven(name string) (given bool) {
-	flag.Visit(func(f *flag.Flag) { given = given || f.Name == name })
-	return given
 }
 
 // Log is the output of a process.

@@ -23,7 +23,8 @@ import (
 
 // The backend is a small TLS server in place of a kube-apiserver:
 //
-//	GET /readyz   200 or the status of an earlier order, after the delay of one
+//	GET /readyz   200 or the status of an earlier order, after the delay of one; the
+//	              connection can carry more requests, unless the client says otherwise
 //	GET /watch    a line per second until one side closes; with ?idle none after the first
 //	GET /…        200, then it closes the connection
 //
@@ -36,7 +37,7 @@ type backend struct {
 
 	mu       sync.Mutex
 	listener net.Listener
-	conns    map[net.Conn]bool // true once it has had a request
+	conns    map[net.Conn]use
 	readyz   int
 	delay    time.Duration // before an answer to /readyz
 	stats    stats
@@ -45,11 +46,21 @@ type backend struct {
 	end      context.CancelFunc
 }
 
+// use is the use that a client makes of a connection.
+type use int
+
+const (
+	useNone use = iota // there was no request
+	useBusy
+	useIdle // the last request is answered
+)
+
 // stats is a backend's report about itself.
 type stats struct {
 	Accepted int // connections since the start
 	Open     int // now
 	Silent   int // open ones without a request
+	Idle     int // open ones between two requests
 	Requests int // answered ones, without /readyz
 	Probes   int // answered requests of /readyz
 	Watches  int // now
@@ -65,7 +76,7 @@ func runBackend(args []string) error {
 		return err
 	}
 	b := &backend{
-		name: args[0], listen: args[1], readyz: 200, conns: map[net.Conn]bool{},
+		name: args[0], listen: args[1], readyz: 200, conns: map[net.Conn]use{},
 		tls: &tls.Config{Certificates: []tls.Certificate{pair}, SessionTicketsDisabled: true},
 	}
 	b.stop, b.end = context.WithCancel(context.Background())
@@ -122,9 +133,12 @@ func (b *backend) count() stats {
 	defer b.mu.Unlock()
 	s := b.stats
 	s.Open = len(b.conns)
-	for _, asked := range b.conns {
-		if !asked {
+	for _, u := range b.conns {
+		switch u {
+		case useNone:
 			s.Silent++
+		case useIdle:
+			s.Idle++
 		}
 	}
 	return s
@@ -167,7 +181,7 @@ func (b *backend) finish() {
 	b.end()
 	b.watches.Wait()
 	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); {
-		if s := b.count(); s.Open == s.Silent {
+		if s := b.count(); s.Open == s.Silent+s.Idle {
 			return // all requests are answered
 		}
 		<-time.After(5 * time.Millisecond)
@@ -177,7 +191,7 @@ func (b *backend) finish() {
 func (b *backend) handle(raw net.Conn) {
 	b.mu.Lock()
 	b.stats.Accepted++
-	b.conns[raw] = false
+	b.conns[raw] = useNone
 	b.mu.Unlock()
 	defer func() {
 		b.mu.Lock()
@@ -187,25 +201,36 @@ func (b *backend) handle(raw net.Conn) {
 	}()
 	conn := tls.Server(raw, b.tls)
 	in := bufio.NewReader(conn)
-	path, err := readRequest(in)
+	for b.serve(raw, conn, in) {
+	}
+}
+
+// serve answers one request, and reports whether the connection may carry another.
+func (b *backend) serve(raw net.Conn, conn *tls.Conn, in *bufio.Reader) bool {
+	path, last, err := readRequest(in)
 	if err != nil {
-		return
+		return false
 	}
 	b.mu.Lock()
-	b.conns[raw] = true
+	b.conns[raw] = useBusy
 	code, delay := b.readyz, b.delay
 	b.mu.Unlock()
 	switch {
 	case path.Path == "/readyz":
 		<-time.After(delay)
 		b.counted(&b.stats.Probes, 1)
-		b.answer(conn, code)
+		b.answer(conn, code, last)
+		b.mu.Lock()
+		b.conns[raw] = useIdle
+		b.mu.Unlock()
+		return !last
 	case path.Path == "/watch":
 		b.watch(conn, in, path.Query().Has("idle"))
 	default:
 		b.counted(&b.stats.Requests, 1)
-		b.answer(conn, 200)
+		b.answer(conn, 200, true)
 	}
+	return false
 }
 
 func (b *backend) counted(n *int, by int) {
@@ -214,31 +239,40 @@ func (b *backend) counted(n *int, by int) {
 	*n += by
 }
 
-func readRequest(in *bufio.Reader) (*url.URL, error) {
+// readRequest returns the path of a request, and whether it is the last of its connection.
+func readRequest(in *bufio.Reader) (path *url.URL, last bool, err error) {
 	line, err := in.ReadString('\n')
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
+	words := strings.Fields(line)
+	if len(words) != 3 {
+		return nil, false, fmt.Errorf("request %q", line)
+	}
+	last = words[2] != "HTTP/1.1"
 	for {
 		header, err := in.ReadString('\n')
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		if strings.TrimSpace(header) == "" {
 			break
 		}
+		last = last || strings.EqualFold(strings.TrimSpace(header), "Connection: close")
 	}
-	words := strings.Fields(line)
-	if len(words) != 3 {
-		return nil, fmt.Errorf("request %q", line)
-	}
-	return url.Parse(words[1])
+	path, err = url.Parse(words[1])
+	return path, last, err
 }
 
-func (b *backend) answer(conn *tls.Conn, code int) {
-	body := b.name + "\n"
-	fmt.Fprintf(conn, "HTTP/1.1 %d x\r\nContent-Type: text/plain\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", code, len(body), body)
-	conn.Close()
+func (b *backend) answer(conn *tls.Conn, code int, last bool) {
+	body, then := b.name+"\n", "keep-alive"
+	if last {
+		then = "close"
+	}
+	fmt.Fprintf(conn, "HTTP/1.1 %d x\r\nContent-Type: text/plain\r\nContent-Length: %d\r\nConnection: %s\r\n\r\n%s", code, len(body), then, body)
+	if last {
+		conn.Close()
+	}
 }
 
 // watch sends lines that contain the time of sending. It reads and drops the lines of the

@@ -6,13 +6,18 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/netip"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"kthwd/test/lbtest"
 )
@@ -22,10 +27,15 @@ const patience = 10 * time.Second
 
 // connect opens a TLS connection through the balancer.
 func (r *rig) connect(ctx context.Context, from *lbtest.Namespace) (*tls.Conn, error) {
-	raw, err := from.Dial(ctx, listenAddress)
+	raw, err := from.Dial(ctx, r.setup.Listen)
 	if err != nil {
 		return nil, err
 	}
+	return r.secure(ctx, raw)
+}
+
+// secure does the TLS handshake.
+func (r *rig) secure(ctx context.Context, raw net.Conn) (*tls.Conn, error) {
 	conn := tls.Client(raw, &tls.Config{RootCAs: r.pool, ServerName: "10.42.0.1"})
 	if deadline, ok := ctx.Deadline(); ok {
 		if err := conn.SetDeadline(deadline); err != nil {
@@ -48,6 +58,11 @@ func (r *rig) request(ctx context.Context, from *lbtest.Namespace, limit time.Du
 	if err != nil {
 		return "", err
 	}
+	return ask(conn)
+}
+
+// ask makes one request, and closes the connection.
+func ask(conn *tls.Conn) (string, error) {
 	defer conn.Close()
 	if _, err := io.WriteString(conn, "GET /version HTTP/1.1\r\nHost: 10.42.0.1\r\n\r\n"); err != nil {
 		return "", err
@@ -141,6 +156,96 @@ func (l *load) awaitAnswer(after time.Time, backend string, limit time.Duration)
 		<-time.After(10 * time.Millisecond)
 	}
 	return elapsed{limit, true}
+}
+
+// atOnce opens n connections within a moment, as clients do that were all cut off, and
+// makes one request on each. Their SYNs leave before the first is answered.
+func (r *rig) atOnce(t *testing.T, n int, limit time.Duration) requests {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	to := netip.MustParseAddrPort(r.setup.Listen)
+	var mu sync.Mutex
+	var all requests
+	var asking sync.WaitGroup
+	var failed error
+	r.clients.Do(func() {
+		for range n {
+			at := time.Now()
+			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				failed = err
+				return
+			}
+			if err := unix.Connect(fd, &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())}); err != nil && err != unix.EINPROGRESS {
+				unix.Close(fd)
+				failed = err
+				return
+			}
+			asking.Go(func() {
+				s := sent{at: at}
+				s.backend, s.err = r.askOn(ctx, fd)
+				s.took = time.Since(at)
+				mu.Lock()
+				defer mu.Unlock()
+				all = append(all, s)
+			})
+		}
+	})
+	asking.Wait()
+	if failed != nil {
+		t.Fatalf("open %d connections: %v", n, failed)
+	}
+	return all
+}
+
+func (r *rig) askOn(ctx context.Context, fd int) (string, error) {
+	f := os.NewFile(uintptr(fd), "client")
+	raw, err := net.FileConn(f)
+	f.Close()
+	if err != nil {
+		return "", err
+	}
+	conn, err := r.secure(ctx, raw)
+	if err != nil {
+		return "", err
+	}
+	return ask(conn)
+}
+
+// listenLosses returns how often the kernel of a namespace had no room for a connection in
+// the queue of a listener, and how many it dropped for that and other reasons.
+func listenLosses(t *testing.T, n *lbtest.Namespace) (overflows, drops int) {
+	t.Helper()
+	var text []byte
+	var err error
+	n.Do(func() { text, err = os.ReadFile("/proc/thread-self/net/netstat") })
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for line := range strings.Lines(string(text)) {
+		words := strings.Fields(line)
+		if len(words) == 0 || words[0] != "TcpExt:" {
+			continue
+		}
+		if names == nil {
+			names = words
+			continue
+		}
+		for i, name := range names {
+			value, _ := strconv.Atoi(words[i])
+			switch name {
+			case "ListenOverflows":
+				overflows = value
+			case "ListenDrops":
+				drops = value
+			}
+		}
+		return overflows, drops
+	}
+	t.Fatalf("no TcpExt in %s", text)
+	return 0, 0
 }
 
 type requests []sent

@@ -31,6 +31,13 @@
 //	9a   1000 silent clients; 9b: 300 clients and 200 descriptors
 //	10   30 clients vanish: their link is down
 //	11   SIGSTOP of the balancer for 3 s
+//	12   /readyz of a backend takes 1.5 s, longer than a check may
+//	13   5 % and then 10 % of the packets from and to backends are lost, each way
+//	14   the backends are one name with three addresses, one of which is silent
+//	     (HAProxy takes the first address of a name that it does not ask a DNS server for)
+//	15   the address to listen on comes after the start (--freebind; nginx has no such
+//	     option, and HAProxy is left without transparent)
+//	16   5000 clients connect at once
 //
 // Row 8, idle connections, is a part of test/benchlb.
 //

@@ -21,6 +21,8 @@ type row struct {
 	name    string
 	prepare func(*lbtest.Setup) // may be nil
 	run     func(*testing.T, *rig)
+	alone   bool   // it takes all of the machine's CPU for a while, so no other row runs beside it
+	listen  string // where clients connect to; "" means listenAddress, which is there from the start
 }
 
 // rows are in starting order: the longest first.
@@ -40,6 +42,9 @@ var rows = []*row{
 	{name: "9b", run: descriptors, prepare: func(s *lbtest.Setup) { s.Descriptors = 200 }},
 	{name: "11", run: starved},
 	{name: "1", run: killed},
+	{name: "14", run: oneName, prepare: func(s *lbtest.Setup) { s.Backends = []string{backendsName + ":6443"} }},
+	{name: "15", run: addressComes, listen: lateAddress, prepare: func(s *lbtest.Setup) { s.Args = append(s.Args, "--freebind") }},
+	{name: "16", run: allAtOnce, alone: true},
 }
 
 // suite is shared by the rows.
@@ -69,21 +74,26 @@ func TestFailures(t *testing.T) {
 		return
 	}
 	lbtest.RaiseDescriptorLimit(t, 1<<16)
+	nameBackends(t)
 	s := &suite{sides: sides}
 	s.certificate, s.key, s.pool = makeCertificate(t, lbtest.PublicDir(t))
-	t.Run("row", func(t *testing.T) {
-		for _, row := range rows {
-			for _, side := range sides {
-				if !wanted(row.name) {
-					continue
+	for group, alone := range []bool{false, true} {
+		t.Run([]string{"row", "alone"}[group], func(t *testing.T) {
+			for _, row := range rows {
+				for _, side := range sides {
+					if row.alone != alone || !wanted(row.name) {
+						continue
+					}
+					t.Run(row.name+"-"+side.Name, func(t *testing.T) {
+						if !alone {
+							t.Parallel()
+						}
+						row.run(t, s.newRig(t, row, side))
+					})
 				}
-				t.Run(row.name+"-"+side.Name, func(t *testing.T) {
-					t.Parallel()
-					row.run(t, s.newRig(t, row, side))
-				})
 			}
-		}
-	})
+		})
+	}
 	s.report(t)
 }
 

@@ -1,6 +1,7 @@
 package lb
 
 import (
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -31,6 +32,8 @@ const (
 	metricsAddress = "127.0.0.1:9464"
 	clientAddress  = "10.42.0.21"
 	lostAddress    = "10.42.0.22"
+	lateAddress    = "10.42.0.9:6443" // no machine has it at first
+	backendsName   = "api.test"       // stands for all backends
 
 	backendCount = 3
 )
@@ -65,7 +68,7 @@ func (s *suite) newRig(t *testing.T, row *row, side *lbtest.Balancer) *rig {
 		r.startBackend(t, i)
 	}
 	r.setup = lbtest.Setup{
-		Dir: t.TempDir(), Namespace: r.lb, Listen: listenAddress, HTTPS: true, CA: s.certificate,
+		Dir: t.TempDir(), Namespace: r.lb, Listen: cmp.Or(row.listen, listenAddress), HTTPS: true, CA: s.certificate,
 		Args: []string{"--metrics-address=" + metricsAddress},
 	}
 	for i := range r.hosts {
@@ -75,7 +78,9 @@ func (s *suite) newRig(t *testing.T, row *row, side *lbtest.Balancer) *rig {
 		row.prepare(&r.setup)
 	}
 	r.balancer = side.Start(t, r.setup)
-	r.awaitReady(t)
+	if row.listen == "" {
+		r.awaitReady(t)
+	}
 	return r
 }
 
@@ -107,6 +112,31 @@ func (r *rig) host(t *testing.T, ip string, number int) *lbtest.Namespace {
 	return n
 }
 
+// nameBackends gives the backends' addresses one name, for all programs of this test. It
+// is alone in its mount namespace.
+func nameBackends(t *testing.T) {
+	t.Helper()
+	hosts, err := os.ReadFile("/etc/hosts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range backendCount {
+		hosts = fmt.Appendf(hosts, "%s %s\n", backendIP(i), backendsName)
+	}
+	path := filepath.Join(t.TempDir(), "hosts")
+	if err := os.WriteFile(path, hosts, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount(path, "/etc/hosts", "", unix.MS_BIND, ""); err != nil {
+		t.Fatalf("mount over /etc/hosts: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount("/etc/hosts", unix.MNT_DETACH); err != nil {
+			t.Errorf("unmount /etc/hosts: %v", err)
+		}
+	})
+}
+
 func (r *rig) startBackend(t *testing.T, i int) {
 	t.Helper()
 	p := lbtest.StartHelper(t, r.hosts[i], "backend", backendName(i), backendAddress(i), r.certificate, r.key)
@@ -135,7 +165,7 @@ func (r *rig) awaitReady(t *testing.T) {
 	missing := map[string]bool{}
 	for _, address := range r.setup.Backends {
 		for i := range r.hosts {
-			if address == backendAddress(i) {
+			if address == backendAddress(i) || address == backendsName+":6443" && r.judged() {
 				missing[backendName(i)] = true
 			}
 		}
@@ -223,7 +253,7 @@ func makeCertificate(t *testing.T, dir string) (certificate, key string, pool *x
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
 		IsCA: true, BasicConstraintsValid: true,
 		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-		IPAddresses: []net.IP{net.ParseIP("10.42.0.1")},
+		IPAddresses: []net.IP{net.ParseIP("10.42.0.1")}, DNSNames: []string{backendsName},
 	}
 	for i := range backendCount {
 		template.IPAddresses = append(template.IPAddresses, net.ParseIP(backendIP(i)))

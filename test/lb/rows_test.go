@@ -513,3 +513,61 @@ func lossy(t *testing.T, r *rig) {
 	}
 	l.stop()
 }
+
+// Row 14: the backends are given as one name with three addresses, and one of them dies.
+func oneName(t *testing.T, r *rig) {
+	ws := r.watches(t, 30, beating, r.clients)
+	begin := time.Now()
+	l := r.load(t, 20)
+	until(t, begin.Add(warm))
+	before := l.between(begin, time.Time{})
+	victim := before.busiest()
+	used := 0
+	for i := range r.backends {
+		if len(before.of(backendName(i))) > 0 {
+			used++
+		}
+	}
+	fault := time.Now()
+	cut(t, r.hosts[victim])
+	until(t, fault.Add(10*time.Second))
+	l.stop()
+	r.note("14", "a name with three addresses: of them used", "%d", used)
+	if r.judged() && used != backendCount {
+		t.Errorf("row 14: got %d addresses used, want %d", used, backendCount)
+	}
+	r.failures(t, "14", "  one is silent: new connections failed", l.between(fault, time.Time{}))
+	r.count(t, "14", "  watches of the other addresses closed", len(ws.except(backendName(victim)).closed()), 0)
+}
+
+// Row 15: the address to listen on comes to the machine after the balancer has started, as
+// with keepalived.
+func addressComes(t *testing.T, r *rig) {
+	until(t, time.Now().Add(warm))
+	running := r.balancer.Running()
+	come := time.Now()
+	r.lb.Run(t, "ip", "address", "add", "10.42.0.9/24", "dev", "br0")
+	l := r.load(t, 20)
+	until(t, come.Add(5*time.Second))
+	l.stop()
+	r.note("15", "the address to listen on comes later: the balancer runs before", "%v", running)
+	if r.judged() && !running {
+		t.Errorf("row 15: it has ended:\n%s", r.balancer.Log.Tail(40))
+	}
+	r.failures(t, "15", "  connections of the 5 s after failed", l.between(come, time.Time{}))
+}
+
+// Row 16: 5000 clients connect at once, as kubelets do that were all cut off.
+func allAtOnce(t *testing.T, r *rig) {
+	const n = 5000
+	ws := r.watches(t, 30, beating, r.clients)
+	overflows, drops := listenLosses(t, r.lb)
+	all := r.atOnce(t, n, 2*time.Minute)
+	overflowsNow, dropsNow := listenLosses(t, r.lb)
+	r.failures(t, "16", fmt.Sprintf("%d clients at once: failed", n), all)
+	r.count(t, "16", "  connections for which the queue had no room", overflowsNow-overflows, 0)
+	r.count(t, "16", "  SYNs and connections dropped", dropsNow-drops, 0)
+	r.note("16", "  time to the answer, p50", "%v", took(all.percentile(50)))
+	r.note("16", "  time to the answer, p99", "%v", took(all.percentile(99)))
+	r.count(t, "16", "  watches closed", len(ws.closed()), 0)
+}

@@ -113,7 +113,18 @@ func TestAddressOfThree(t *testing.T) {
 	if !requireNetwork(t) {
 		return
 	}
-	c := newCluster(t, 3)
+	addressOfThree(t, newCluster(t, 3))
+}
+
+// The same where etcd's client ports are on loopback, and kthwd answers at the address.
+func TestAddressOfThreeWithCIS(t *testing.T) {
+	if !requireNetwork(t) {
+		return
+	}
+	addressOfThree(t, newClusterWith(t, 3, config.ProfileCIS))
+}
+
+func addressOfThree(t *testing.T, c *cluster) {
 	start(t, c.machines...)
 	for _, m := range c.machines {
 		m.ready(t)

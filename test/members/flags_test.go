@@ -37,3 +37,23 @@ func TestFlagsThatMustAgree(t *testing.T) {
 		t.Errorf("got %+v, want the two flags only", rows)
 	}
 }
+
+// A cluster that takes over profile cis, one controller after the other, says how far it is on
+// each of them.
+func TestProfileOfEachController(t *testing.T) {
+	if !requireNetwork(t) {
+		return
+	}
+	c := newCluster(t, 3)
+	c1 := c.machines[1]
+	if err := os.WriteFile(c1.file(), []byte(read(t, c1.file())+"profile: cis\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	start(t, c.machines...)
+	for _, m := range c.machines {
+		const want = "c1 runs profile cis, c0 and c2 the guide's"
+		m.says(t, want, func(r status.Report) bool {
+			return strings.Contains(digest(r), want) && !strings.Contains(digest(r), "runtime-config")
+		})
+	}
+}

@@ -24,7 +24,9 @@ import (
 	"kthwd/appliance/datadir"
 	"kthwd/appliance/etcd"
 	"kthwd/appliance/etcdfiles"
+	"kthwd/appliance/join"
 	"kthwd/appliance/logging"
+	"kthwd/appliance/member"
 	"kthwd/appliance/membership"
 	"kthwd/appliance/others"
 	"kthwd/appliance/pki"
@@ -36,7 +38,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	lbtest.Main(m, map[string]lbtest.Helper{"controller": runController, "address": runAddress})
+	lbtest.Main(m, map[string]lbtest.Helper{"controller": runController, "address": runAddress, "join": runJoin})
 }
 
 // runAddress is kthwd member address: the configuration file args[0], the address args[1], and
@@ -66,6 +68,28 @@ func readdressed(args []string) error {
 	}
 	defer c.Close()
 	return c.Run(context.Background())
+}
+
+// runJoin is kthwd join: the data directory args[0] and the token args[1].
+func runJoin(args []string) error {
+	if len(args) != 2 {
+		return errors.New("want a data directory and a token")
+	}
+	loader := config.NewLoader()
+	c := &loader.Config.Controller
+	c.DataDir = args[0]
+	_, err := join.Join(context.Background(), pki.Layout{Dir: args[0]}, join.Options{
+		Token: args[1], Version: "v0.1.0-dev", Config: loader.Config, Say: func(line string) { fmt.Println(line) },
+		Configure: func(f member.Files) (config.Controller, error) {
+			c.Name, c.AdvertiseAddress, c.InitialCluster, c.InitialClusterState = f.Name, f.Address, nil, config.StateNew
+			err := errors.Join(loader.ResolveController(), loader.ValidateController())
+			return *c, err
+		},
+	})
+	if hint, ok := advice.Of(err); ok {
+		err = fmt.Errorf("%w; hint: %s", err, hint)
+	}
+	return err
 }
 
 // runController runs what a controller has of a cluster, with the configuration file args[0],
@@ -121,22 +145,23 @@ func load(file string) (*config.Loader, error) {
 
 // runMember is the part of appliance.Run that needs no Kubernetes.
 func runMember(ctx context.Context, cfg config.Controller, l pki.Layout, sockets *datadir.Sockets, logs *logging.Logs) error {
-	member, err := etcd.New(etcd.Config{
+	own, err := etcd.New(etcd.Config{
 		Args: program.EtcdArgs(cfg, l, sockets.Etcd), Log: logs.Logger(program.Etcd), HadQuorum: true, HadOthers: true, OnMembership: func(server *embed.Etcd) { _ = recordOf(server).Write(l) },
 	})
 	if err != nil {
 		return err
 	}
-	if err := member.AdmitControllers(l.CA()); err != nil {
+	if err := own.AdmitControllers(l.CA()); err != nil {
 		return err
 	}
 	members := membership.New(membership.Config{
-		Etcd: member, Controller: cfg, Layout: l, Version: "v0.1.0-dev", Prefix: "/registry", Log: logs.Logger(membership.Name),
+		Etcd: own, Controller: cfg, Layout: l, Version: "v0.1.0-dev", Prefix: "/registry", Log: logs.Logger(membership.Name),
 	})
-	o := others.New(member, slog.New(slog.DiscardHandler))
-	member.UseViews(o)
+	o := others.New(own, slog.New(slog.DiscardHandler))
+	own.UseViews(o)
+	o.Listen(program.StatusAddress(cfg))
 	flags := &agree.Controllers{
-		Member: member, Layout: l, Address: cfg.AdvertiseAddress, Log: logs.Logger("kthwd"), Versions: map[string]string{"kthwd": "v0.1.0-dev"},
+		Member: own, Layout: l, Address: cfg.AdvertiseAddress, Profile: cfg.Profile, Log: logs.Logger("kthwd"), Versions: map[string]string{"kthwd": "v0.1.0-dev"},
 		Args: map[string][]program.Arg{program.APIServer: program.APIServerArgs(cfg, l, sockets.Etcd), program.ControllerManager: program.ControllerManagerArgs(cfg, l)},
 	}
 	private := members.Private()
@@ -146,13 +171,13 @@ func runMember(ctx context.Context, cfg config.Controller, l pki.Layout, sockets
 		Socket: sockets.Control, Logs: logs, Others: o.Controllers, Private: private,
 		Report: func() status.Report {
 			isReady, reason := g.Ready()
-			quorum := member.Quorum()
-			return status.Report{Observed: append(members.Findings(), flags.Findings()...), PID: os.Getpid(), Name: cfg.Name, Ready: isReady, Reason: reason, Components: g.Status(), Quorum: &quorum, Member: member.Member()}
+			quorum := own.Quorum()
+			return status.Report{Observed: append(members.Findings(), flags.Findings()...), PID: os.Getpid(), Name: cfg.Name, Ready: isReady, Reason: reason, Components: g.Status(), Quorum: &quorum, Member: own.Member()}
 		},
 	})
 	o.Exchange(server.Own)
 	first := g.Add(server)
-	g.Add(members, g.Add(member, first))
+	g.Add(members, g.Add(own, first))
 	go o.Run(ctx)
 	go flags.Run(ctx)
 	if err := g.Run(ctx); err != nil {

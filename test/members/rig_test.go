@@ -58,22 +58,24 @@ func address(i int) string { return fmt.Sprintf("10.43.0.%d", 11+i) }
 // newCluster makes controllers as kthwd pki init does, on one bridge, and starts none.
 func newCluster(t *testing.T, count int) *cluster {
 	t.Helper()
+	return newClusterWith(t, count, config.ProfileGuide)
+}
+
+// newClusterWith makes controllers with a profile.
+func newClusterWith(t *testing.T, count int, profile string) *cluster {
+	t.Helper()
 	c := &cluster{dir: t.TempDir()}
 	run(t, "ip", "link", "add", "br0", "type", "bridge", "mcast_snooping", "0")
 	run(t, "ip", "link", "set", "br0", "up")
 	var list []string
 	for i := range count {
-		m := &machine{name: fmt.Sprintf("c%d", i), address: address(i), host: lbtest.NewNamespace(t)}
-		m.dir = filepath.Join(c.dir, m.name)
-		port := fmt.Sprintf("v%d", i)
-		run(t, "ip", "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", m.host.Path())
-		run(t, "ip", "link", "set", port, "master", "br0", "up")
-		m.host.Run(t, "ip", "address", "add", m.address+"/24", "dev", "eth0")
-		m.host.Run(t, "ip", "link", "set", "eth0", "up")
+		m := c.newMachine(t, i)
 		c.machines = append(c.machines, m)
 		list = append(list, m.name+"="+m.address)
 	}
-	plan, err := config.Cluster{Controllers: list, CAKey: []string{"c0", "c1", "c2"}[:count], Dir: c.dir, Shared: config.Default().Controller}.Plan()
+	shared := config.Default().Controller
+	shared.Profile = profile
+	plan, err := config.Cluster{Controllers: list, CAKey: []string{"c0", "c1", "c2"}[:count], Dir: c.dir, Shared: shared}.Plan()
 	if err == nil {
 		_, err = pki.EnsureCluster(plan)
 	}
@@ -81,6 +83,19 @@ func newCluster(t *testing.T, count int) *cluster {
 		t.Fatal(err)
 	}
 	return c
+}
+
+// newMachine makes a machine on the bridge, without a controller.
+func (c *cluster) newMachine(t *testing.T, i int) *machine {
+	t.Helper()
+	m := &machine{name: fmt.Sprintf("c%d", i), address: address(i), host: lbtest.NewNamespace(t)}
+	m.dir = filepath.Join(c.dir, m.name)
+	port := fmt.Sprintf("v%d", i)
+	run(t, "ip", "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", m.host.Path())
+	run(t, "ip", "link", "set", port, "master", "br0", "up")
+	m.host.Run(t, "ip", "address", "add", m.address+"/24", "dev", "eth0")
+	m.host.Run(t, "ip", "link", "set", "eth0", "up")
+	return m
 }
 
 func run(t testing.TB, argv ...string) {

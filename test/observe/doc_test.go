@@ -3,7 +3,6 @@ package observe
 import (
 	"bytes"
 	"errors"
-	"flag"
 	"fmt"
 	"maps"
 	"math"
@@ -17,14 +16,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	dto "github.com/prometheus/client_model/go"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"kthwd/test/harness"
 	"kthwd/test/kthwtest"
 )
-
-var update = flag.Bool("update", false, "rewrite docs/metrics.md")
 
 const metricsPage = "../../docs/metrics.md"
 
@@ -62,19 +59,10 @@ func TestMetricsPage(t *testing.T) {
 		return err
 	})
 	old, err := os.ReadFile(metricsPage)
-	if err != nil && !*update {
+	if err != nil && !harness.Updating() {
 		t.Fatal(err)
 	}
-	got := metricsText(t, c, lb, old)
-	if *update {
-		if err := os.WriteFile(metricsPage, got, 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	if !bytes.Equal(old, got) {
-		t.Errorf("docs/metrics.md is out of date (run make golden): -page +kthwd\n%s", cmp.Diff(strings.Split(string(old), "\n"), strings.Split(string(got), "\n")))
-	}
+	harness.Golden(t, metricsPage, metricsText(t, c, lb, old))
 }
 
 // through sends a request through the balancer, so that it has something to count.
