@@ -362,7 +362,8 @@ func TestEtcdAndServer(t *testing.T) {
 			_ = cmd.Process.Signal(os.Interrupt)
 			select {
 			case err := <-done:
-				if err != nil {
+				// etcd ends in order and then, by chance, by the same signal or with 0.
+				if err != nil && !(name == "etcd" && err.Error() == "signal: interrupt") {
 					t.Errorf("%s: %v after SIGINT", name, err)
 				}
 			case <-time.After(2 * time.Minute):
