@@ -29,6 +29,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"filippo.io/age"
@@ -293,6 +294,9 @@ func warnings(m archive.Manifest, secrets bool) (all []string) {
 	if !secrets {
 		all = append(all, fmt.Sprintf("the archive has no private keys and no encryption-config.yaml (%d files left out): keep a copy of them elsewhere, or encrypt the archive with --recipient", len(m.LeftOut)))
 	}
+	if lacks := keysElsewhere(m); secrets && len(lacks) > 0 {
+		all = append(all, fmt.Sprintf("%s is not on this controller, so it is not in the archive: keep a copy, or make the backup on the controller that has it; without it a restored cluster gives no further controller and no node a certificate", strings.Join(lacks, ", ")))
+	}
 	for _, path := range m.Outside {
 		all = append(all, path+" is used, and is not in the archive: it is outside the data directory")
 	}
@@ -303,6 +307,17 @@ func warnings(m archive.Manifest, secrets bool) (all []string) {
 		all = append(all, "a restore needs the key management service "+name)
 	}
 	return all
+}
+
+// keysElsewhere are the keys of CAs whose certificate is in the archive, and which are neither in it
+// nor left out of it: the machine has them not. A controller that has joined has none.
+func keysElsewhere(m archive.Manifest) (names []string) {
+	for _, path := range [][2]string{{pki.Layout{}.CA(), pki.Layout{}.CAKey()}, {pki.Layout{}.EtcdCA(), pki.Layout{}.EtcdCAKey()}} {
+		if m.Find(archive.FilesDir+path[0]) != nil && m.Find(archive.FilesDir+path[1]) == nil && !slices.Contains(m.LeftOut, path[1]) {
+			names = append(names, path[1])
+		}
+	}
+	return names
 }
 
 // RecordKey is the key in etcd with the Record of the last backup.

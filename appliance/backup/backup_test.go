@@ -236,6 +236,18 @@ func TestCreateWithoutSecrets(t *testing.T) {
 	}
 }
 
+// On a controller that has joined, the keys of the CAs are elsewhere: the archive cannot have
+// them, and says so.
+func TestCreateWithoutKeysOfCAs(t *testing.T) {
+	c := newController(t, 1)
+	l := c.config.Layout()
+	must(t, errors.Join(os.Remove(l.CAKey()), os.Remove(l.EtcdCAKey())))
+	made := c.create(t, c.options(t.TempDir()))
+	if text := strings.Join(made.Warnings, "\n"); !strings.Contains(text, "ca-key.pem, etcd-ca-key.pem is not on this controller") {
+		t.Errorf("got the warnings %q", made.Warnings)
+	}
+}
+
 // What a verification must find that no sum shows: the content never was what it should be.
 func TestVerifyFinds(t *testing.T) {
 	c := newController(t, 10)

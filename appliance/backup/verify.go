@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"filippo.io/age"
@@ -51,6 +52,7 @@ type Verified struct {
 //
 // It is for a process of its own: damage that only etcd finds can end the process.
 func (c Check) Run(ctx context.Context) (v Verified, err error) {
+	defer func() { err = notDamage(c.File, err) }()
 	a, err := archive.Open(c.File, c.Identities...)
 	if err != nil {
 		return v, err
@@ -82,6 +84,16 @@ func (c Check) Run(ctx context.Context) (v Verified, err error) {
 		return v, err
 	}
 	return v, c.step(StepFiles, 0, func(func(int64)) error { return c.files(&v, files) })
+}
+
+// notDamage says of an archive that could not be verified for want of room that it is not damaged.
+func notDamage(file string, err error) error {
+	d, ok := errors.AsType[*archive.Damaged](err)
+	// Not every part of etcd and Kubernetes keeps the error of the system.
+	if !ok || !errors.Is(d.Err, syscall.ENOSPC) && !errors.Is(d.Err, syscall.EDQUOT) && !strings.Contains(d.Err.Error(), syscall.ENOSPC.Error()) {
+		return err
+	}
+	return &stepError{StepOf(err), advice.With(fmt.Errorf("%s cannot be verified: %w", file, d.Err), "make room, or name a directory on a larger disk")}
 }
 
 // fits refuses an archive of a version that this program cannot follow.

@@ -80,8 +80,8 @@ func (a *app) memberRemoveVerb(l *config.Loader) *cobra.Command {
 		Long: "Remove the controller NAME from the cluster. Its etcd data becomes void, and its kthwd\n" +
 			"ends; it may be down already. A removal that would cost the others their quorum is\n" +
 			"refused. Run this on another controller. If NAME has only a token, the token is removed.\n\n" +
-			"A verified backup is made first: in backup-dir, if that and backup-recipient are set, and\n" +
-			"otherwise in kept below the data directory.",
+			"Before a voter goes, a verified backup is made: in backup-dir, if that and\n" +
+			"backup-recipient are set, and otherwise in kept below the data directory.",
 		Example: "  kthwd member remove c2",
 		Args:    wantArgs(1, 1, usage),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -113,14 +113,14 @@ func (a *app) memberRemove(ctx context.Context, l *config.Loader, name string, w
 	return nil
 }
 
-// backupBeforeRemoval makes a backup if the removal may be made and is one of a member: a token is
-// nothing to go back to.
+// backupBeforeRemoval makes a backup if the removal may be made and is one of a voter: a token
+// and a learner have nothing that the others lack.
 func (a *app) backupBeforeRemoval(ctx context.Context, l *config.Loader, name string) error {
 	var list member.List
 	if err := a.askMembers(ctx, l, http.MethodGet, "/members", nil, &list); err != nil {
 		return err
 	}
-	if gone, err := list.MayRemove(name); err != nil || gone.ID == "" {
+	if gone, err := list.MayRemove(name); err != nil || gone.Role != member.Voter {
 		return nil // the running kthwd refuses it, and says why
 	}
 	c, err := a.target(l)

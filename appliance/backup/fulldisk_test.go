@@ -1,0 +1,171 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"kthwd/appliance/archive"
+	"kthwd/appliance/datadir"
+	"kthwd/test/harness"
+)
+
+// smallDisk mounts a file system on a new directory, with some room beyond what a small backup asks for.
+func smallDisk(t *testing.T) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "disk")
+	must(t, os.Mkdir(dir, 0o700))
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=224m"); err != nil {
+		t.Skipf("needs a file system that it may mount: %v", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	return dir
+}
+
+// fill takes all free space of the disk at dir.
+func fill(t *testing.T, dir string) {
+	t.Helper()
+	f, err := os.Create(filepath.Join(dir, ".filler"))
+	must(t, err)
+	defer f.Close()
+	for chunk, end := int64(32<<20), int64(0); chunk >= 4096; {
+		switch err := unix.Fallocate(int(f.Fd()), 0, end, chunk); {
+		case err == nil:
+			end += chunk
+		case errors.Is(err, unix.ENOSPC):
+			chunk /= 2
+		default:
+			t.Fatal(err)
+		}
+	}
+}
+
+// fillAt fills the disk once, when a step begins.
+func fillAt(t *testing.T, dir, step string) func(Event) {
+	filled := false
+	return func(e Event) {
+		if e.Step == step && !filled {
+			filled = true
+			fill(t, dir)
+		}
+	}
+}
+
+func makeRoom(t *testing.T, dir string) {
+	t.Helper()
+	must(t, os.Remove(filepath.Join(dir, ".filler")))
+}
+
+// oneLine holds what an error about a full disk must be.
+func oneLine(t *testing.T, err error) {
+	t.Helper()
+	if err == nil || strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), "no space left on device") && !strings.Contains(err.Error(), "MB free") {
+		t.Errorf("got %v, want one line about the full disk", err)
+	}
+	if _, damaged := errors.AsType[*archive.Damaged](err); damaged {
+		t.Errorf("a full disk is called damage: %v", err)
+	}
+}
+
+// TestCreateOnAFullDisk fills the disk while an archive is made: the one before stays, no other
+// gets a name, and nothing remains.
+func TestCreateOnAFullDisk(t *testing.T) {
+	c, dir := newController(t, 1000), smallDisk(t)
+	good := c.create(t, c.options(dir)).File
+	check := func(t *testing.T) {
+		t.Helper()
+		makeRoom(t, dir)
+		if left := names(t, dir); len(left) != 1 || left[0] != filepath.Base(good) {
+			t.Errorf("left: %v, want %s", left, good)
+		}
+		must(t, archive.Check(good))
+	}
+	for _, step := range []string{StepSnapshot, StepPack} {
+		t.Run("in the step "+step, func(t *testing.T) {
+			o := c.options(dir)
+			o.Report = fillAt(t, dir, step)
+			_, err := Create(t.Context(), o)
+			oneLine(t, err)
+			check(t)
+		})
+	}
+	t.Run("before the verification", func(t *testing.T) {
+		o := c.options(dir)
+		o.Checker = func(ctx context.Context, file, work string) *exec.Cmd {
+			fill(t, dir)
+			return checker(ctx, file, work)
+		}
+		_, err := Create(t.Context(), o)
+		oneLine(t, err)
+		check(t)
+	})
+	t.Run("before all", func(t *testing.T) {
+		fill(t, dir)
+		_, err := Create(t.Context(), c.options(dir))
+		harness.CheckRefusal(t, err, "MB free, and ", "make room")
+		check(t)
+	})
+}
+
+// TestVerifyOnAFullDisk fills the disk while an archive is verified: that is no damage of the archive.
+func TestVerifyOnAFullDisk(t *testing.T) {
+	c, dir := newController(t, 1000), smallDisk(t)
+	file := c.create(t, c.options(t.TempDir())).File
+	for _, step := range []string{"", StepExtract, StepRestore, StepRead} {
+		t.Run("in the step "+step, func(t *testing.T) {
+			if step == "" {
+				fill(t, dir)
+			}
+			_, err := Verify(t.Context(), VerifyOptions{File: file, Dir: dir, Checker: checker, Report: fillAt(t, dir, step)})
+			if err != nil || step == "" { // the child may have been quicker
+				oneLine(t, err)
+			}
+			makeRoom(t, dir)
+			if left := names(t, dir); len(left) != 0 {
+				t.Errorf("left: %v", left)
+			}
+		})
+	}
+	must(t, archive.Check(file))
+}
+
+// TestRestoreOnAFullDisk fills the disk while a cluster is restored: nothing has changed, and
+// with room it works.
+func TestRestoreOnAFullDisk(t *testing.T) {
+	c, dir := newController(t, 1000), smallDisk(t)
+	file := c.create(t, c.options(t.TempDir())).File
+	o := restoreOptions(t, file)
+	o.Config.DataDir = filepath.Join(dir, "data")
+	o.Config.EtcdDataDir = ""
+	must(t, o.Config.Resolve())
+	l := o.Config.Layout()
+	for _, step := range []string{StepExtract, StepRestore, StepRead, StepFiles} {
+		t.Run("in the step "+step, func(t *testing.T) {
+			o := o
+			o.Report = fillAt(t, dir, step)
+			r, err := BeginRestore(o)
+			must(t, err)
+			err = r.Run(t.Context())
+			r.Close()
+			makeRoom(t, dir)
+			if err == nil {
+				t.Fatal("a restore without room has worked")
+			}
+			oneLine(t, err)
+			if !strings.Contains(err.Error(), "nothing has changed") || l.HasData() || datadir.Exists(l.CA()) || datadir.Exists(l.Restore()) {
+				t.Errorf("got %v; in the directory: %v", err, names(t, l.Dir))
+			}
+		})
+	}
+	r, err := BeginRestore(o)
+	must(t, err)
+	defer r.Close()
+	must(t, r.Run(t.Context()))
+	checkRestored(t, o.Config, 1000)
+}
