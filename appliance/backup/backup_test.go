@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"filippo.io/age"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -539,6 +540,24 @@ func TestRestore(t *testing.T) {
 			t.Errorf("run again: %v, and the files are %v", err, inUse())
 		}
 		checkRestored(t, o.Config, 5)
+	})
+	t.Run("two in one second", func(t *testing.T) {
+		o.Replace = true
+		now, kept := time.Now(), ""
+		for range 3 {
+			r, err := BeginRestore(o)
+			must(t, err)
+			r.choose(now)
+			must(t, r.checkData())
+			must(t, r.Run(t.Context()))
+			r.Close()
+			for _, dir := range []string{kept, r.Aside} {
+				if kept == r.Aside || dir != "" && !datadir.Exists(filepath.Join(dir, "member", "snap", "db")) {
+					t.Errorf("the old data in %q: gone, or the same as of another restore", dir)
+				}
+			}
+			kept = r.Aside
+		}
 	})
 	t.Run("a running kthwd", func(t *testing.T) {
 		lock, err := datadir.Lock(o.Config.Layout())

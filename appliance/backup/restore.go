@@ -76,7 +76,8 @@ const bump = 1_000_000_000
 // BeginRestore reads the archive up to the database, and refuses what cannot be restored
 // here. It writes nothing but the lock of an existing data directory.
 func BeginRestore(o RestoreOptions) (_ *Restore, err error) {
-	r := &Restore{o: o, layout: o.Config.Layout(), stamp: time.Now().UTC().Format("20060102T150405Z")}
+	r := &Restore{o: o, layout: o.Config.Layout()}
+	r.choose(time.Now())
 	defer func() {
 		if err != nil {
 			r.Close()
@@ -101,6 +102,19 @@ func BeginRestore(o RestoreOptions) (_ *Restore, err error) {
 		}
 	}
 	return r, errors.Join(r.checkData(), r.checkFiles())
+}
+
+// choose sets the stamp of this restore's directories: one that no other restore has, whose old data
+// would be taken for what this one has left over.
+func (r *Restore) choose(now time.Time) {
+	at := now.UTC().Format("20060102T150405Z")
+	r.stamp = at
+	taken := func() bool {
+		return slices.ContainsFunc([]string{r.stage(), r.work(), r.newFiles(), filepath.Join(r.layout.Dir, restoreAside+r.stamp), filepath.Join(r.layout.Dir, restoreAdded+r.stamp)}, datadir.Exists)
+	}
+	for i := 2; taken(); i++ {
+		r.stamp = fmt.Sprintf("%s-%d", at, i)
+	}
 }
 
 // takeLock locks the data directory, and ends what an earlier restore has begun there.
