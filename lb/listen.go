@@ -239,11 +239,54 @@ func acceptErrorOf(errno syscall.Errno) (_ acceptError, wait bool) {
 	return acceptOther, true
 }
 
-// listenError adds the address to an error of listening on it.
+// listenError adds to an error of listening on an address the address, the reason where the
+// kernel's word needs one, and advice.
 func listenError(address string, err error) error {
 	var sys *os.SyscallError
 	if errors.As(err, &sys) {
 		err = sys.Err
 	}
-	return fmt.Errorf("listen on %s: %w", address, err)
+	at, _ := listenAddress(address)
+	ip := at.Addr().Unmap()
+	f := listenFailure{address: address, err: err}
+	switch zone := ip.Zone(); {
+	case zone != "" && noInterface(zone):
+		f.why, f.hint = "there is no interface "+zone, "ip link lists the interfaces of this machine"
+	case errors.Is(err, unix.EADDRNOTAVAIL):
+		f.why = "no interface has " + ip.String()
+		f.hint = "freebind: true lets kthwd listen before the address comes, such as one that keepalived brings; ip address lists those of this machine"
+	case errors.Is(err, unix.EINVAL) && ip.Is6() && ip.IsLinkLocalUnicast() && zone == "":
+		f.why, f.hint = "an address of one link needs the interface", fmt.Sprintf("such as [%s%%eth0]:%d", ip, at.Port())
+	case errors.Is(err, unix.EAFNOSUPPORT):
+		f.why, f.hint = "this machine has no IPv6", "listen on an IPv4 address, or take ipv6.disable=1 from the kernel's command line"
+	case errors.Is(err, unix.EACCES):
+		f.hint = "ports below 1024 need root or CAP_NET_BIND_SERVICE; or choose others with --listen"
+	default:
+		return fmt.Errorf("listen on %s: %w", address, err)
+	}
+	return &f
 }
+
+func noInterface(name string) bool {
+	_, err := net.InterfaceByName(name)
+	return err != nil
+}
+
+// listenFailure is an error of listening with advice.
+type listenFailure struct {
+	address, why, hint string
+	err                error
+}
+
+func (f *listenFailure) Error() string {
+	if f.why == "" {
+		return fmt.Sprintf("listen on %s: %v", f.address, f.err)
+	}
+	return fmt.Sprintf("listen on %s: %s: %v", f.address, f.why, f.err)
+}
+
+// Unwrap returns the kernel's error.
+func (f *listenFailure) Unwrap() error { return f.err }
+
+// Hint is one line that tells a person what to do (appliance/advice).
+func (f *listenFailure) Hint() string { return f.hint }
