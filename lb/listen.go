@@ -19,13 +19,20 @@ import (
 
 // listener is one listening socket. The loops accept from it (accept.go).
 type listener struct {
-	address   string // as configured
-	index     int    // position in Config.Listen
-	fd        int32
-	addr      net.Addr
-	defers    int64                // nanoseconds that a silent client has already waited when it is accepted
+	*account
+	fd      int32
+	addr    net.Addr
+	defers  int64 // nanoseconds that a silent client has already waited when it is accepted
+	service bool  // the service manager has the socket, too, and keeps it
+	once    sync.Once
+}
+
+// account has the counters of one address that is or was listened on. They stay when a
+// reload removes the address, for the connections that it leaves and for its return.
+type account struct {
+	address   string               // as configured
+	index     int                  // position in Server.accounts
 	durations prometheus.Histogram // how long connections last
-	once      sync.Once
 
 	_        cpu.CacheLinePad
 	active   atomic.Int64
@@ -63,15 +70,23 @@ func Network(address string) string {
 }
 
 // openListener opens a listening socket; with free, also on an address that the machine
-// does not have yet (IP_FREEBIND of ip(7), which serves IPv6, too).
-func openListener(address string, free bool) (*net.TCPListener, error) {
+// does not have yet (IP_FREEBIND of ip(7), which serves IPv6, too); with beside, also
+// where sockets with that option listen on an address that overlaps (SO_REUSEPORT of
+// socket(7)).
+func openListener(address string, free, beside bool) (*net.TCPListener, error) {
 	lc := net.ListenConfig{KeepAlive: -1} // see keepAliveOptions
 	lc.SetMultipathTCP(false)
-	if free {
-		lc.Control = func(_, _ string, c syscall.RawConn) (err error) {
-			control := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_FREEBIND, 1) })
-			return errors.Join(control, err)
-		}
+	lc.Control = func(_, _ string, c syscall.RawConn) error {
+		var errs []error
+		control := c.Control(func(fd uintptr) {
+			if free {
+				errs = append(errs, unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_FREEBIND, 1))
+			}
+			if beside {
+				errs = append(errs, unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1))
+			}
+		})
+		return errors.Join(append(errs, control)...)
 	}
 	ln, err := lc.Listen(context.Background(), Network(address), address)
 	if err != nil {
@@ -81,13 +96,13 @@ func openListener(address string, free bool) (*net.TCPListener, error) {
 }
 
 // newListener converts ln, which it closes, to a bare descriptor outside Go's poller.
-func newListener(address string, index int, ln *net.TCPListener, defers time.Duration) (*listener, error) {
+func newListener(ln *net.TCPListener, defers time.Duration) (*listener, error) {
 	defer ln.Close()
 	raw, err := ln.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
-	l := &listener{address: address, index: index, addr: ln.Addr(), defers: int64(defers), durations: newDurations(address)}
+	l := &listener{addr: ln.Addr(), defers: int64(defers)}
 	var failed error
 	err = raw.Control(func(fd uintptr) {
 		var n int

@@ -199,7 +199,7 @@ func TestCheckReload(t *testing.T) {
 		want string
 	}{
 		{args: lbArgs("--listen=:6443", "--backend=10.0.1.35:6443", "--drain-timeout=1s", "--log-level=debug")},
-		{args: lbArgs("--listen=:443"), want: "--listen is [':443'] now and was [':6443']: it cannot change while kthwd runs"},
+		{args: lbArgs("--listen=10.0.1.50:443", "--freebind")},
 		{args: lbArgs("--listen=:6443", "--upgrade-socket=@x"), want: `--upgrade-socket is '@x' now and was "": it cannot change while kthwd runs`},
 		{args: lbArgs("--listen=:6443", "--metrics-address=", "--log-format=json"),
 			want: "--log-format is json now and was text: it cannot change while kthwd runs\n--metrics-address is \"\" now and was 127.0.0.1:10300: it cannot change while kthwd runs"},
