@@ -19,6 +19,10 @@ settings() { # SOURCE DESTINATION
 }
 
 put 0755 "$binary" /usr/bin/kthwd
+mkdir -p "$root/usr/lib/kthwd/bin"
+for name in etcd etcdctl etcdutl kube-apiserver kube-controller-manager kube-scheduler kubectl; do
+	ln -sfn ../../../bin/kthwd "$root/usr/lib/kthwd/bin/$name"
+done
 units=/lib/systemd/system
 [ "$kind" != rpm ] || units=/usr/lib/systemd/system
 for unit in kthwd-controller.service kthwd-lb.service kthwd-lb.socket; do

@@ -14,7 +14,9 @@ import (
 	"sync"
 	"time"
 
+	"kthwd/appliance/byname"
 	"kthwd/appliance/logging"
+	"kthwd/appliance/names"
 	"kthwd/appliance/upstream"
 )
 
@@ -41,9 +43,25 @@ type app struct {
 }
 
 func main() {
+	// These programs end the process themselves, and some only so: as their own mains do, this one
+	// has nothing else to do by then. NOTIFY_SOCKET and LISTEN_FDS stay theirs.
+	if call := names.Of(os.Args); call.Name != "" {
+		os.Exit(runProgram(call))
+	}
 	own := *os.Stderr // keeps writing there after catchStderr
 	a := &app{out: os.Stdout, err: &own, exit: os.Exit, notify: takeNotifier(), inherits: takeInheritance(), started: time.Now(), called: calledAs(os.Args[0]), catchStderr: upstream.CatchStderr}
 	a.exit(a.run(context.Background(), os.Args[1:]))
+}
+
+// runProgram runs one of upstream's programs and returns its exit code.
+func runProgram(call names.Call) (code int) {
+	if call.Find {
+		a := &app{out: os.Stdout, err: os.Stderr, called: calledAs(os.Args[0]), args: os.Args[1:]}
+		if err := a.findKubeconfig(call); err != nil {
+			return a.report(err)
+		}
+	}
+	return byname.Run(call.Name, call.Args)
 }
 
 // run executes a command line and returns the exit code.

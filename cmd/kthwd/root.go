@@ -46,6 +46,7 @@ func (a *app) newRoot() *cobra.Command {
 			cobra.CheckErr(root.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)))
 		}
 	}
+	cobra.EnablePrefixMatching = false // which etcdctl turns on while it is initialised
 	cobra.EnableCommandSorting = false // help lists verbs in the order of this table
 	for _, group := range []struct {
 		title string
@@ -53,7 +54,7 @@ func (a *app) newRoot() *cobra.Command {
 	}{
 		{"Run and look", []*cobra.Command{
 			a.preflightVerb(l), a.configVerb(l), a.explainVerb(l), a.logLevelVerb(l),
-			a.statusVerb(l), a.auditVerb(l), a.supportVerb(l), a.versionVerb(), a.completionVerb(),
+			a.statusVerb(l), a.kubectlVerb(l), a.programVerb(), a.auditVerb(l), a.supportVerb(l), a.versionVerb(), a.completionVerb(),
 		}},
 		{"Membership", []*cobra.Command{a.memberVerb(l), a.joinVerb(l), a.etcdVerb(l)}},
 		{"Backup", []*cobra.Command{a.backupVerb(l)}},

@@ -14,8 +14,8 @@ import (
 	"kthwd/appliance"
 	"kthwd/appliance/advice"
 	"kthwd/appliance/config"
+	"kthwd/appliance/early"
 	"kthwd/appliance/logging"
-	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
 	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
@@ -26,6 +26,7 @@ import (
 
 // serve is kthwd without a verb: it runs the roles until it is asked to stop.
 func (a *app) serve(ctx context.Context, l *config.Loader) error {
+	early.Over()
 	before := statFile(l.Watched())
 	if err := read(l); err != nil {
 		return err
@@ -203,7 +204,7 @@ func sentence(reason string) string {
 func (a *app) ready(log *slog.Logger, l *config.Loader, timeline []supervise.Status) {
 	a.notify.ready()
 	c := l.Config
-	kubectl := "kubectl --kubeconfig " + text.ShellWord(absolute(c.Controller.Layout().Kubeconfig(pki.NameAdmin))) + " get componentstatuses"
+	kubectl := a.asTyped(kubectlCommand(l))
 	page, ask := pageURL(c), a.asTyped(statusCommand(l))
 	took := time.Since(a.started).Round(10 * time.Millisecond)
 	if c.LogFormat == logging.JSON || isJournal(a.err) {

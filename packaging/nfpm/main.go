@@ -120,7 +120,7 @@ func (o options) relations(info *nfpm.Info) {
 
 // own are the directories that belong to kthwd alone. rpm leaves behind directories
 // that no package names; a Debian package names each automatically.
-var own = []string{"/etc/kthwd", "/usr/lib/kthwd", "/usr/share/kthwd", "/usr/share/licenses/kthwd"}
+var own = []string{"/etc/kthwd", "/usr/lib/kthwd", "/usr/lib/kthwd/bin", "/usr/share/kthwd", "/usr/share/licenses/kthwd"}
 
 // private are the settings that only root and a group may read. An RPM makes the groups before
 // its files; of a Debian package, whose groups have no fixed numbers, the script does it
@@ -150,6 +150,12 @@ func (o options) contents(date time.Time) (all files.Contents, err error) {
 		c := &files.Content{
 			Source: path, Destination: name, Type: files.TypeFile,
 			FileInfo: &files.ContentFileInfo{Owner: "root", Group: "root", Mode: info.Mode().Perm(), MTime: date},
+		}
+		if d.Type() == fs.ModeSymlink {
+			c.Type = files.TypeSymlink
+			if c.Source, err = os.Readlink(path); err != nil {
+				return err
+			}
 		}
 		if strings.HasPrefix(name, "/etc/") {
 			c.Type = files.TypeConfigNoReplace

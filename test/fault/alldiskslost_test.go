@@ -53,6 +53,7 @@ func uids(t *testing.T, client kubernetes.Interface) map[string]types.UID {
 // TestAllDisksLost loses three controllers with their disks. One restore and two joins bring the
 // cluster back: every object has its UID on each controller, and a token of before is valid.
 func TestAllDisksLost(t *testing.T) {
+	endToEnd(t, "TestRestoredElsewhere is in make test")
 	kthwtest.Turn(t, 3)
 	g := begin(t, 97)
 	g.grow(t, 1)

@@ -60,13 +60,13 @@ func TestDataDirOfAnyName(t *testing.T) {
 	}
 }
 
-// namesKubeconfig gives the kubectl line that kthwd printed to a real shell.
+// namesKubeconfig gives the words of the kubectl line that kthwd printed to a real shell.
 func namesKubeconfig(t *testing.T, c *kthwtest.Controller) {
 	t.Helper()
-	_, line, found := strings.Cut(c.Log.String(), "\nkubectl ")
+	_, line, found := strings.Cut(c.Log.String(), "/kthwd kubectl ")
 	line, _, _ = strings.Cut(line, "\n")
-	out, err := exec.CommandContext(t.Context(), "sh", "-c", `kubectl() { printf '%s\n' "$2"; }; kubectl `+line).Output()
-	if want := c.Kubeconfig("admin") + "\n"; !found || err != nil || string(out) != want {
+	out, err := exec.CommandContext(t.Context(), "sh", "-c", `printf '%s\n' `+line).Output()
+	if want := "--data-dir=" + c.Dir + "\nget\nnodes\n"; !found || err != nil || string(out) != want {
 		t.Errorf("the shell reads %q of %q, %v, want %q", out, line, err, want)
 	}
 }

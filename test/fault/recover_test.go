@@ -60,7 +60,7 @@ func TestRecover(t *testing.T) {
 	t.Logf("SIGTERM without a quorum: exit code 0 after %v", time.Since(begun).Round(10*time.Millisecond))
 	last = k.start(t, leader)
 	kthwtest.WaitFor(t, "the survivor to wait, and to name the way out again", soon, func() error {
-		if !strings.Contains(last.Log.String(), "run kthwd etcd recover") {
+		if !strings.Contains(last.Log.String(), "kthwd etcd recover") {
 			return errors.New("not yet")
 		}
 		return waitsForQuorum(last)

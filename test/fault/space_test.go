@@ -175,6 +175,7 @@ func etcdStatusOf(t *testing.T, c *kthwtest.Controller) (s etcdspace.Status) {
 // balancer: no write fails, no lease is lost, and the status knows why a member does not
 // answer. The same on one controller is the measure.
 func TestSpaceOfThree(t *testing.T) {
+	endToEnd(t, "TestEtcdVerbs is in make test")
 	kthwtest.Turn(t, 4)
 	const keep = 48 // MiB in use
 	m := makeCluster(t)
@@ -294,6 +295,7 @@ func TestEtcdVerbs(t *testing.T) {
 
 // A run that is killed at any of its steps, or whose member is, is continued by the next one.
 func TestSpaceKilled(t *testing.T) {
+	endToEnd(t, "TestEtcdVerbs is in make test")
 	kthwtest.Turn(t, 3)
 	m := makeCluster(t)
 	all := m.startAll(t)
@@ -365,6 +367,7 @@ func killAt(t *testing.T, cmd *exec.Cmd, step string) {
 // Three members with the alarm about the quota: one run says what has filled them, and
 // makes the cluster writable again.
 func TestSpaceFullOnThree(t *testing.T) {
+	endToEnd(t, "TestEtcdVerbs is in make test")
 	kthwtest.Turn(t, 3)
 	m := makeCluster(t)
 	m.args = []string{fmt.Sprintf("--etcd-arg=quota-backend-bytes=%d", 48<<20)}

@@ -102,18 +102,14 @@ func (w *retrying) check(t *testing.T, c *kthwtest.Controller) {
 // Three controllers with one CA move to a CA of etcd's own under writes, and each is killed
 // with SIGKILL in each of its stages instead of being stopped.
 func TestSplitEtcdCA(t *testing.T) {
-	if os.Getenv("KTHWD_E2E") == "" {
-		t.Skip("KTHWD_E2E is not set: run make test-e2e (TestSplitClosesEtcd moves one controller)")
-	}
+	endToEnd(t, "TestSplitClosesEtcd, in make test, moves one controller")
 	kthwtest.Turn(t, 3)
 	splitThree(t, makeCluster(t))
 }
 
 // The same with the profile cis, with which the API servers reach etcd through TLS, too.
 func TestSplitEtcdCAWithCIS(t *testing.T) {
-	if os.Getenv("KTHWD_E2E") == "" {
-		t.Skip("KTHWD_E2E is not set: run make test-e2e (TestLoneCIS moves one controller)")
-	}
+	endToEnd(t, "TestLoneCIS moves one controller")
 	kthwtest.Turn(t, 3)
 	m := makeCluster(t)
 	m.args = append(m.args, "--profile=cis")

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"kthwd/appliance/names"
 	"kthwd/test/kthwtest"
 )
 
@@ -76,6 +77,10 @@ func installs(t *testing.T, c, b *machine) {
 				t.Errorf("%s: %s after the installation", unit, got)
 			}
 		}
+		for _, name := range names.All {
+			m.shows("readlink --canonicalize /usr/lib/kthwd/bin/"+name, "/usr/bin/kthwd")
+		}
+		m.shows("/usr/lib/kthwd/bin/kubectl version --client", "Client Version: v")
 		m.shows("getent passwd kthwd", "/usr/sbin/nologin")
 		m.shows("stat -c '%a %U' /var/lib/kubernetes", "700 kthwd")
 		m.shows("stat -c '%a %U:%G' /etc/kthwd/controller.yaml /etc/kthwd/lb.yaml", "640 root:kthwd\n640 root:kthwd-lb\n")

@@ -1,0 +1,169 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"kthwd/appliance/advice"
+	"kthwd/appliance/config"
+	"kthwd/appliance/datadir"
+	"kthwd/appliance/names"
+	"kthwd/appliance/pki"
+	"kthwd/appliance/text"
+)
+
+// kubectlVerb is kthwd kubectl for help and completion; main has run the others.
+func (a *app) kubectlVerb(l *config.Loader) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "kubectl [flags] [ARGUMENT...]",
+		Short: "Run kubectl as the admin of the data directory",
+		Long: "Run kubectl, which is built in, with the arguments as they are. Its kubeconfig is\n" +
+			"admin.kubeconfig in the data directory, or where a kthwd that runs on this machine has it;\n" +
+			"--kubeconfig and KUBECONFIG replace it. The two flags below come before kubectl's own.",
+		Example: "  kthwd kubectl get nodes\n  kthwd kubectl --data-dir=.kthwd apply -f deployment.yaml",
+
+		DisableFlagParsing: true,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if slices.Contains(args, "--help") {
+				return cmd.Help()
+			}
+			return advice.With(usagef("kubectl: only --data-dir and --config may stand before it"), "put kubectl's own flags after it: kthwd kubectl get nodes")
+		},
+	}
+	l.AddFlags(cmd.Flags(), "config", "data-dir")
+	return cmd
+}
+
+// programVerb is kthwd program for help and completion; main has run the others.
+func (a *app) programVerb() *cobra.Command {
+	return &cobra.Command{
+		Use:   "program NAME [ARGUMENT...]",
+		Short: "Run a program of upstream's: etcd, kubectl, kube-apiserver",
+		Long: "Run one of upstream's programs with the arguments as they are:\n" + strings.Join(names.All, ", ") + ".\n" +
+			"A link to kthwd with one of these names is the same. Nothing of kthwd runs beside it.",
+		Example:   "  kthwd program kube-apiserver --version\n  ln -s /usr/bin/kthwd /usr/local/bin/kubectl",
+		ValidArgs: names.All,
+
+		DisableFlagParsing:    true,
+		DisableFlagsInUseLine: true,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if slices.Contains(args, "--help") || slices.Contains(args, "-h") {
+				return cmd.Help()
+			}
+			hint := "programs: " + strings.Join(names.All, ", ")
+			if len(args) == 0 {
+				return advice.With(usagef("program: no name given"), hint)
+			}
+			if near := config.Nearest(args[0], names.All); near != "" {
+				hint = "did you mean " + near + "?"
+			}
+			return advice.With(usagef("program: %q is no program", args[0]), hint)
+		},
+	}
+}
+
+// findKubeconfig puts the admin's kubeconfig into the environment of a kubectl that has
+// none. Without one, only commands that need no cluster may go on: kubectl would take the
+// kubeconfig of another cluster from the home directory.
+func (a *app) findKubeconfig(call names.Call) error {
+	args := call.Args[1:]
+	needs := names.NeedsCluster(args)
+	if os.Getenv("KUBECONFIG") != "" || names.NamesKubeconfig(args) || !needs && !names.Completes(args) {
+		return nil
+	}
+	path, err := a.adminKubeconfig(call.Own)
+	switch {
+	case err == nil:
+		return os.Setenv("KUBECONFIG", path)
+	case needs:
+		return err
+	}
+	return os.Setenv("KUBECONFIG", os.DevNull) // completion without names of objects
+}
+
+// adminKubeconfig is the path of admin.kubeconfig in the data directory, which the flags of
+// kthwd and its file say as for other verbs.
+func (a *app) adminKubeconfig(own []string) (string, error) {
+	l := config.NewLoader()
+	flags := pflag.NewFlagSet("kubectl", pflag.ContinueOnError)
+	l.AddFlags(flags, "config", "data-dir")
+	if err := flags.Parse(own); err != nil {
+		return "", l.FlagError(err)
+	}
+	t, err := a.target(l)
+	if err != nil {
+		return "", err
+	}
+	path := t.layout().Kubeconfig(pki.NameAdmin)
+	if t.dir == "" || t.Anywhere && !datadir.Exists(path) {
+		if found := t.admin(); found != "" {
+			path = found
+		}
+	}
+	return path, t.readable(path)
+}
+
+// admin is the admin's kubeconfig of the kthwd that runs on this machine, whichever its
+// directory is, or "". It lies beside the certificates; a kubeconfig can run programs,
+// so it must belong to a user whose kthwd is believed.
+func (t target) admin() string {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	r, err := t.Status(ctx)
+	if err != nil {
+		return ""
+	}
+	for _, c := range r.Certificates {
+		path := pki.Layout{Dir: filepath.Dir(c.File)}.Kubeconfig(pki.NameAdmin)
+		info, err := os.Stat(path)
+		if err != nil {
+			continue
+		}
+		if owner, ok := info.Sys().(*syscall.Stat_t); ok && slices.Contains(t.Owners, int(owner.Uid)) {
+			return path
+		}
+	}
+	return ""
+}
+
+// readable says what to do where the kubeconfig cannot be read.
+func (t target) readable(path string) error {
+	f, err := os.Open(path)
+	switch {
+	case err == nil:
+		return f.Close()
+	case errors.Is(err, fs.ErrPermission):
+		return t.forbidden(err)
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
+	case t.dir == "":
+		return advice.With(errors.New("a load balancer has no admin.kubeconfig"), "name one: kthwd kubectl --kubeconfig=FILE …")
+	case !datadir.Exists(filepath.Dir(path)):
+		err = fmt.Errorf("%s does not exist", t.dir)
+	default:
+		err = fmt.Errorf("%s has no admin.kubeconfig", t.dir)
+	}
+	return advice.With(err, "name the directory of the controller, kthwd kubectl --data-dir=DIR …, or a kubeconfig with --kubeconfig or KUBECONFIG")
+}
+
+// kubectlCommand asks this kthwd, in whichever directory it is typed.
+func kubectlCommand(l *config.Loader) string {
+	switch {
+	case l.Origin("data-dir") == config.OriginFlag:
+		return "kthwd kubectl --data-dir=" + text.ShellWord(absolute(l.Config.Controller.DataDir)) + " get nodes"
+	case l.File() != "" && l.File() != config.DefaultFile:
+		return "kthwd kubectl --config=" + text.ShellWord(absolute(l.File())) + " get nodes"
+	}
+	return "kthwd kubectl get nodes"
+}
