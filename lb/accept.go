@@ -67,7 +67,11 @@ func (l *loop) Close() error {
 }
 
 // Addr implements net.Listener.
-func (l *loop) Addr() net.Addr { return l.s.listeners[0].addr }
+func (l *loop) Addr() net.Addr {
+	l.s.mu.Lock()
+	defer l.s.mu.Unlock()
+	return l.s.listeners[0].addr
+}
 
 // startAccepting watches the listeners, unless the loop is resting, handing over or
 // closed.
@@ -76,7 +80,7 @@ func (l *loop) startAccepting() {
 		return
 	}
 	l.accepting, l.acceptAgain = true, 0
-	for _, ln := range l.s.listeners {
+	for _, ln := range l.listeners {
 		watchListener(l.epfd, unix.EPOLL_CTL_ADD, ln.fd)
 	}
 }
@@ -85,7 +89,7 @@ func (l *loop) startAccepting() {
 // which outlives this process if another process has the socket, too.
 func (l *loop) stopAccepting() {
 	l.accepting, l.acceptAgain = false, 0
-	for _, ln := range l.s.listeners {
+	for _, ln := range l.listeners {
 		watchListener(l.epfd, unix.EPOLL_CTL_DEL, ln.fd)
 	}
 }
@@ -190,8 +194,8 @@ func (l *loop) readFirst(p *pair) bool {
 }
 
 // listenerOfFD returns the listener with that descriptor, or nil.
-func (s *Server) listenerOfFD(fd int32) *listener {
-	for _, ln := range s.listeners {
+func (l *loop) listenerOfFD(fd int32) *listener {
+	for _, ln := range l.listeners {
 		if ln.fd == fd {
 			return ln
 		}

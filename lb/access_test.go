@@ -131,7 +131,7 @@ func TestAccessLogFullDisk(t *testing.T) {
 	a, err := openAccessLog("/dev/full", func() { dropped.Add(1) })
 	must(t, err)
 	for range 3 * accessBacklog {
-		a.add(&pair{listener: &listener{address: ":6443"}}, endClient, time.Second)
+		a.add(&pair{listener: &listener{account: &account{address: ":6443"}}}, endClient, time.Second)
 	}
 	a.close()
 	if dropped.Load() == 0 {

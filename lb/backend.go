@@ -3,6 +3,7 @@ package lb
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -33,7 +34,7 @@ type Backend struct {
 	readyAt  atomic.Int64 // time of recovery, on the server's clock; 0 when it needs no slow start
 	drained  atomic.Bool  // removed, and its drain time is over
 
-	traffic [][]traffic // indexed by listener.index, then loop.index
+	traffic atomic.Pointer[[][]traffic] // indexed by account.index, then loop.index; replaced under Server.mu
 
 	_          cpu.CacheLinePad // separates fields that every loop writes per connection from fields it reads
 	connecting atomic.Int64
@@ -57,9 +58,7 @@ type Backend struct {
 func (s *Server) newBackend(m member) *Backend {
 	b := &Backend{s: s, name: m.at.String(), at: m.at, times: newBackendTimes(m.at.String(), s.metrics.all)}
 	b.tier.Store(tierHopeful)
-	for range s.cfg.Load().Listen { // a reload cannot change it
-		b.traffic = append(b.traffic, make([]traffic, s.processors))
-	}
+	b.widen(len(s.accounts))
 	b.addr.Store(newSockaddr(m.at))
 	b.unproven.Store(m.discovered && s.cfg.Load().Check == CheckNone)
 	b.configure(m)
@@ -78,13 +77,29 @@ func (b *Backend) configure(m member) {
 }
 
 // trafficOf returns the counters of loop l for bytes between clients of ln and b.
-func (b *Backend) trafficOf(ln *listener, l *loop) *traffic { return &b.traffic[ln.index][l.index] }
+func (b *Backend) trafficOf(ln *listener, l *loop) *traffic {
+	return &(*b.traffic.Load())[ln.index][l.index]
+}
+
+// widen gives b counters for that many addresses that are listened on. The loops count on
+// in those it has. The caller holds Server.mu.
+func (b *Backend) widen(listeners int) {
+	var all [][]traffic
+	if old := b.traffic.Load(); old != nil {
+		all = slices.Clone(*old)
+	}
+	for len(all) < listeners {
+		all = append(all, make([]traffic, b.s.processors))
+	}
+	b.traffic.Store(&all)
+}
 
 // bytesMoved totals the bytes exchanged between b and the clients of the listener with
 // that index.
 func (b *Backend) bytesMoved(listener int) (received, sent uint64) {
-	for i := range b.traffic[listener] {
-		t := &b.traffic[listener][i]
+	of := (*b.traffic.Load())[listener]
+	for i := range of {
+		t := &of[i]
 		received += t.received.Load()
 		sent += t.sent.Load()
 	}

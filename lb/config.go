@@ -173,7 +173,8 @@ func (v *validator) listeners(c Config) {
 	}
 	for i, l := range c.Listen {
 		if _, err := listenAddress(l); err != nil {
-			v.add("Listen", "%q %v", l, err).Hint = "want ADDRESS:PORT, such as 10.0.1.48:6443, or :6443 for all addresses"
+			v.add("Listen", "%q %v", l, err).Hint = didYouMean(meant(l, func(s string) bool { _, err := listenAddress(s); return err == nil }),
+				"want ADDRESS:PORT, such as 10.0.1.48:6443, or :6443 for all addresses")
 		} else if slices.Contains(c.Listen[:i], l) {
 			v.add("Listen", "%s is given twice", l)
 		}
@@ -182,6 +183,12 @@ func (v *validator) listeners(c Config) {
 
 // listenAddress parses ADDRESS:PORT; an empty address means all.
 func listenAddress(s string) (netip.AddrPort, error) {
+	switch {
+	case s == "":
+		return netip.AddrPort{}, errors.New("is empty")
+	case strings.Contains(s, "://"):
+		return netip.AddrPort{}, errors.New("is a URL")
+	}
 	host, port, err := splitHostPort(s)
 	if err != nil {
 		return netip.AddrPort{}, err
@@ -196,6 +203,9 @@ func listenAddress(s string) (netip.AddrPort, error) {
 	if err != nil {
 		return netip.AddrPort{}, fmt.Errorf("has no IP address, but %q", host)
 	}
+	if ip.IsMulticast() || ip == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
+		return netip.AddrPort{}, errors.New("is not an address that a client can connect to")
+	}
 	return netip.AddrPortFrom(ip, port), nil
 }
 
@@ -203,7 +213,10 @@ func listenAddress(s string) (netip.AddrPort, error) {
 func splitHostPort(s string) (host string, port uint16, err error) {
 	host, text, err := net.SplitHostPort(s)
 	if err != nil {
-		if strings.Count(s, ":") > 1 {
+		if ip, errAddress := netip.ParseAddr(s); errAddress == nil && ip.Is6() && !portAfter(s) {
+			return "", 0, errors.New("has no port")
+		}
+		if strings.Count(s, ":") > 1 && !strings.HasSuffix(s, "]") {
 			return "", 0, errors.New("needs brackets around an IPv6 address")
 		}
 		return "", 0, errors.New("has no port")
@@ -213,6 +226,13 @@ func splitHostPort(s string) (host string, port uint16, err error) {
 		return "", 0, fmt.Errorf("has no port from 1 to 65535, but %q", text)
 	}
 	return host, uint16(n), nil
+}
+
+// portAfter reports whether an IPv6 address may have its port at the end, without brackets.
+func portAfter(s string) bool {
+	last := s[strings.LastIndex(s, ":")+1:]
+	_, err := strconv.ParseUint(last, 10, 16)
+	return err == nil && len(last) >= 3
 }
 
 // ownListener returns the listener of this balancer that a connection to the backend

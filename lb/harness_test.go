@@ -163,7 +163,7 @@ func testConfig(backends ...string) Config {
 // socket returns a listening socket and its address.
 func socket(t *testing.T, address string) (*os.File, string) {
 	t.Helper()
-	ln, err := openListener(address, false)
+	ln, err := openListener(address, false, false)
 	if err != nil {
 		t.Fatal(err)
 	}

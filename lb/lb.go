@@ -79,7 +79,6 @@ type Server struct {
 	processors int // number of loops
 	loops      []*loop
 	inUse      atomic.Int64 // number of loops in use, from the front
-	listeners  []*listener
 	cfg        atomic.Pointer[Config]
 	set        atomic.Pointer[settings]
 	pool       atomic.Pointer[pool]
@@ -103,7 +102,14 @@ type Server struct {
 	headerWarned  atomic.Int64 // when a bad PROXY header was last logged
 	limits        limits
 
+	changing  sync.Mutex // held while listeners are opened and closed; locked before mu
+	listening bool       // the loops accept from the listeners; guarded by changing
+
 	mu         sync.Mutex // guards the fields below, and changes of cfg, set and pool
+	listeners  []*listener
+	accounts   []*account        // of every address that was ever listened on
+	upgrades   *net.UnixListener // the upgrade socket that is served; nil without one
+	renamed    *net.UnixListener // the one to serve next; nil without one
 	files      *files
 	backends   []*Backend // those of the pool and the draining ones
 	draining   map[*Backend]*time.Timer
@@ -281,49 +287,61 @@ func (s *Server) stopLoops() {
 // openListeners takes the sockets inherited from the old process or the service
 // manager, and opens the others. The error joins all failures.
 func (s *Server) openListeners(old *predecessor) error {
+	s.changing.Lock()
+	defer s.changing.Unlock()
 	inherited := append(old.sockets(), s.activated()...)
+	cfg := s.cfg.Load()
 	var errs []error
 	var opened []*listener
-	for i, address := range s.cfg.Load().Listen {
-		var ln *net.TCPListener
-		at := slices.IndexFunc(inherited, func(l *net.TCPListener) bool { return sameListener(address, l.Addr()) && sameFamily(address, l.Addr()) })
+	for _, address := range cfg.Listen {
+		var ln inheritedSocket
+		at := slices.IndexFunc(inherited, func(l inheritedSocket) bool { return sameListener(address, l.Addr()) && sameFamily(address, l.Addr()) })
 		if at < 0 {
-			at = slices.IndexFunc(inherited, func(l *net.TCPListener) bool { return sameListener(address, l.Addr()) })
+			at = slices.IndexFunc(inherited, func(l inheritedSocket) bool { return sameListener(address, l.Addr()) })
 		}
 		if at >= 0 {
 			ln = inherited[at]
 			inherited = slices.Delete(inherited, at, at+1)
 		} else {
 			var err error
-			if ln, err = openListener(address, s.cfg.Load().Freebind); err != nil {
+			if ln.TCPListener, err = openListener(address, cfg.Freebind, false); err != nil {
 				errs = append(errs, listenError(address, err))
 				continue
 			}
 		}
-		l, err := newListener(address, i, ln, deferAccept(s.cfg.Load().FirstByteTimeout))
+		l, err := newListener(ln.TCPListener, deferAccept(cfg.FirstByteTimeout))
 		if err != nil {
 			errs = append(errs, listenError(address, err))
 			continue
 		}
+		l.account, l.service = s.accountOf(address), ln.service
 		opened = append(opened, l)
 	}
 	for _, l := range inherited {
 		s.log.Warn("inherited socket not used: no --listen has its address", "address", l.Addr().String())
 		l.Close()
 	}
-	s.mu.Lock()
-	s.listeners = opened
-	s.mu.Unlock()
+	s.setListeners(opened)
+	for _, l := range s.loops {
+		l.listeners = opened // it does not run yet
+	}
 	return errors.Join(errs...)
 }
 
+// inheritedSocket is a listening socket of the process before or of the service manager,
+// which keeps its own copy.
+type inheritedSocket struct {
+	*net.TCPListener
+	service bool
+}
+
 // activated returns the service manager's sockets as listeners.
-func (s *Server) activated() (all []*net.TCPListener) {
+func (s *Server) activated() (all []inheritedSocket) {
 	for _, f := range s.o.Sockets {
 		ln, err := net.FileListener(f)
 		f.Close()
 		if tcp, ok := ln.(*net.TCPListener); ok {
-			all = append(all, tcp)
+			all = append(all, inheritedSocket{tcp, true})
 			continue
 		}
 		if ln != nil {
@@ -381,11 +399,18 @@ func (s *Server) accept() (*tcpproxy.Proxy, error) {
 		l.post(func() { l.setResting(i >= int(s.inUse.Load())) })
 		proxy.AddRoute(name, s)
 	}
-	return proxy, proxy.Start()
+	s.changing.Lock()
+	defer s.changing.Unlock()
+	err := proxy.Start()
+	s.listening = err == nil
+	return proxy, err
 }
 
 // closeListeners stops all accepting and closes the listeners.
 func (s *Server) closeListeners() {
+	s.changing.Lock()
+	defer s.changing.Unlock()
+	s.listening = false
 	for _, l := range s.loops {
 		if l.running {
 			l.call(func() { l.stopAccepting(); l.barred = true }) // before Close, or new clients are not routed

@@ -19,13 +19,20 @@ import (
 
 // listener is one listening socket. The loops accept from it (accept.go).
 type listener struct {
-	address   string // as configured
-	index     int    // position in Config.Listen
-	fd        int32
-	addr      net.Addr
-	defers    int64                // nanoseconds that a silent client has already waited when it is accepted
+	*account
+	fd      int32
+	addr    net.Addr
+	defers  int64 // nanoseconds that a silent client has already waited when it is accepted
+	service bool  // the service manager has the socket, too, and keeps it
+	once    sync.Once
+}
+
+// account has the counters of one address that is or was listened on. They stay when a
+// reload removes the address, for the connections that it leaves and for its return.
+type account struct {
+	address   string               // as configured
+	index     int                  // position in Server.accounts
 	durations prometheus.Histogram // how long connections last
-	once      sync.Once
 
 	_        cpu.CacheLinePad
 	active   atomic.Int64
@@ -63,15 +70,23 @@ func Network(address string) string {
 }
 
 // openListener opens a listening socket; with free, also on an address that the machine
-// does not have yet (IP_FREEBIND of ip(7), which serves IPv6, too).
-func openListener(address string, free bool) (*net.TCPListener, error) {
+// does not have yet (IP_FREEBIND of ip(7), which serves IPv6, too); with beside, also
+// where sockets with that option listen on an address that overlaps (SO_REUSEPORT of
+// socket(7)).
+func openListener(address string, free, beside bool) (*net.TCPListener, error) {
 	lc := net.ListenConfig{KeepAlive: -1} // see keepAliveOptions
 	lc.SetMultipathTCP(false)
-	if free {
-		lc.Control = func(_, _ string, c syscall.RawConn) (err error) {
-			control := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_FREEBIND, 1) })
-			return errors.Join(control, err)
-		}
+	lc.Control = func(_, _ string, c syscall.RawConn) error {
+		var errs []error
+		control := c.Control(func(fd uintptr) {
+			if free {
+				errs = append(errs, unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_FREEBIND, 1))
+			}
+			if beside {
+				errs = append(errs, unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1))
+			}
+		})
+		return errors.Join(append(errs, control)...)
 	}
 	ln, err := lc.Listen(context.Background(), Network(address), address)
 	if err != nil {
@@ -81,13 +96,13 @@ func openListener(address string, free bool) (*net.TCPListener, error) {
 }
 
 // newListener converts ln, which it closes, to a bare descriptor outside Go's poller.
-func newListener(address string, index int, ln *net.TCPListener, defers time.Duration) (*listener, error) {
+func newListener(ln *net.TCPListener, defers time.Duration) (*listener, error) {
 	defer ln.Close()
 	raw, err := ln.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
-	l := &listener{address: address, index: index, addr: ln.Addr(), defers: int64(defers), durations: newDurations(address)}
+	l := &listener{addr: ln.Addr(), defers: int64(defers)}
 	var failed error
 	err = raw.Control(func(fd uintptr) {
 		var n int
@@ -239,11 +254,54 @@ func acceptErrorOf(errno syscall.Errno) (_ acceptError, wait bool) {
 	return acceptOther, true
 }
 
-// listenError adds the address to an error of listening on it.
+// listenError adds to an error of listening on an address the address, the reason where the
+// kernel's word needs one, and advice.
 func listenError(address string, err error) error {
 	var sys *os.SyscallError
 	if errors.As(err, &sys) {
 		err = sys.Err
 	}
-	return fmt.Errorf("listen on %s: %w", address, err)
+	at, _ := listenAddress(address)
+	ip := at.Addr().Unmap()
+	f := listenFailure{address: address, err: err}
+	switch zone := ip.Zone(); {
+	case zone != "" && noInterface(zone):
+		f.why, f.hint = "there is no interface "+zone, "ip link lists the interfaces of this machine"
+	case errors.Is(err, unix.EADDRNOTAVAIL):
+		f.why = "no interface has " + ip.String()
+		f.hint = "freebind: true lets kthwd listen before the address comes, such as one that keepalived brings; ip address lists those of this machine"
+	case errors.Is(err, unix.EINVAL) && ip.Is6() && ip.IsLinkLocalUnicast() && zone == "":
+		f.why, f.hint = "an address of one link needs the interface", fmt.Sprintf("such as [%s%%eth0]:%d", ip, at.Port())
+	case errors.Is(err, unix.EAFNOSUPPORT):
+		f.why, f.hint = "this machine has no IPv6", "listen on an IPv4 address, or take ipv6.disable=1 from the kernel's command line"
+	case errors.Is(err, unix.EACCES):
+		f.hint = "ports below 1024 need root or CAP_NET_BIND_SERVICE; or choose others with --listen"
+	default:
+		return fmt.Errorf("listen on %s: %w", address, err)
+	}
+	return &f
 }
+
+func noInterface(name string) bool {
+	_, err := net.InterfaceByName(name)
+	return err != nil
+}
+
+// listenFailure is an error of listening with advice.
+type listenFailure struct {
+	address, why, hint string
+	err                error
+}
+
+func (f *listenFailure) Error() string {
+	if f.why == "" {
+		return fmt.Sprintf("listen on %s: %v", f.address, f.err)
+	}
+	return fmt.Sprintf("listen on %s: %s: %v", f.address, f.why, f.err)
+}
+
+// Unwrap returns the kernel's error.
+func (f *listenFailure) Unwrap() error { return f.err }
+
+// Hint is one line that tells a person what to do (appliance/advice).
+func (f *listenFailure) Hint() string { return f.hint }

@@ -281,7 +281,7 @@ func TestListenFamilies(t *testing.T) {
 	var at string
 	eventually(t, "a port that both families have", func() error {
 		f, addr := socket(t, "0.0.0.0:0")
-		ln, err := openListener("[::]:"+addr[strings.LastIndex(addr, ":")+1:], false)
+		ln, err := openListener("[::]:"+addr[strings.LastIndex(addr, ":")+1:], false, false)
 		if err != nil {
 			f.Close()
 			return err
@@ -314,7 +314,7 @@ func TestListenFamilies(t *testing.T) {
 		{"0.0.0.0", "127.0.0.1", "[::1]"},
 		{"[::]", "[::1]", "127.0.0.1"},
 	} {
-		ln, err := openListener(tt.listen+":0", false)
+		ln, err := openListener(tt.listen+":0", false, false)
 		must(t, err)
 		_, number, _ := net.SplitHostPort(ln.Addr().String())
 		c, err := net.Dial("tcp", tt.served+":"+number)

@@ -45,6 +45,7 @@ type loop struct {
 	asked     int64 // when it began to wait for the events of this turn, or a little before
 	scouts    int   // held pairs that are trying again
 
+	listeners   []*listener
 	accepting   bool  // the listeners are watched
 	resting     bool  // other loops do the work (rebalance.go)
 	handingOver bool  // its pairs go to a new process, which accepts (upgrade.go)
@@ -289,7 +290,7 @@ func (l *loop) event(fd int32, events uint32) {
 	}
 	p := l.s.slots.get(fd)
 	if p == nil {
-		if ln := l.s.listenerOfFD(fd); ln != nil {
+		if ln := l.listenerOfFD(fd); ln != nil {
 			l.accept(ln)
 		}
 		return // a pair that ended earlier in this batch

@@ -172,7 +172,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		out.tally(sum, allBackends)
 		out.times(m.all)
 	}
-	for _, l := range s.listeners {
+	for _, l := range s.accounts {
 		out.listener(l)
 		if detailed {
 			out.traffic(l, s.backends)
@@ -229,7 +229,7 @@ func (c collector) seconds(d *prometheus.Desc, v time.Duration, labels ...string
 	c.ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v.Seconds(), labels...)
 }
 
-func (c collector) listener(l *listener) {
+func (c collector) listener(l *account) {
 	c.counter(acceptedDesc, l.accepted.Load(), l.address)
 	c.gauge(activeDesc, float64(l.active.Load()), l.address)
 	l.durations.Collect(c.ch)
@@ -241,7 +241,7 @@ func (c collector) listener(l *listener) {
 	}
 }
 
-func (c collector) traffic(l *listener, backends []*Backend) {
+func (c collector) traffic(l *account, backends []*Backend) {
 	sums := map[string][2]uint64{} // a backend that was removed and added again has one series
 	for _, b := range backends {
 		received, sent := b.bytesMoved(l.index)
@@ -317,7 +317,7 @@ func (t *tally) add(b *Backend) {
 		t.checks[kind.(check.Kind)] += n.(*atomic.Uint64).Load()
 		return true
 	})
-	for i := range b.traffic {
+	for i := range *b.traffic.Load() {
 		received, sent := b.bytesMoved(i)
 		t.traffic[i] = [2]uint64{t.traffic[i][0] + received, t.traffic[i][1] + sent}
 	}

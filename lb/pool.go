@@ -46,9 +46,10 @@ func readFiles(c Config) (*files, error) {
 }
 
 // Reload applies a new configuration. It closes no connection: those to a removed
-// backend may last for DrainTimeout. The fields that cannot change at run time (Listen, Freebind,
-// UpgradeSocket, DiscoveryKubeconfig, DiscoveryCache) must be unchanged. After an error
-// the old configuration is in force.
+// backend may last for DrainTimeout, and those to a removed listener for as long as they
+// like. New listeners are open before the removed ones close. The fields that cannot change
+// at run time (UpgradeSocket, DiscoveryKubeconfig, DiscoveryCache) must be unchanged. After
+// an error the old configuration is in force, with the old listeners and no new one.
 func (s *Server) Reload(cfg Config) error {
 	err := s.reload(cfg)
 	s.CountReload(err)
@@ -72,12 +73,6 @@ func (s *Server) reload(cfg Config) error {
 	errs := []error{cfg.Validate(), err}
 	old := s.cfg.Load()
 	const hint = "restart kthwd for that; an upgrade keeps the connections"
-	if old.Freebind != cfg.Freebind {
-		errs = append(errs, &Problem{Field: "Freebind", Text: "cannot change while kthwd runs", Hint: hint})
-	}
-	if !slices.Equal(old.Listen, cfg.Listen) {
-		errs = append(errs, &Problem{Field: "Listen", Text: "cannot change while kthwd runs", Hint: hint})
-	}
 	for _, fixed := range []struct{ field, old, new string }{
 		{"UpgradeSocket", old.UpgradeSocket, cfg.UpgradeSocket},
 		{"DiscoveryKubeconfig", old.DiscoveryKubeconfig, cfg.DiscoveryKubeconfig},
@@ -93,14 +88,22 @@ func (s *Server) reload(cfg Config) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
+	s.changing.Lock()
+	defer s.changing.Unlock()
+	listeners, err := s.relisten(cfg)
+	if err != nil {
+		return err
+	}
+	defer listeners.undo()
 	if old.AccessLog != cfg.AccessLog || cfg.AccessLog != "" {
 		if err := s.reopenAccessLog(cfg.AccessLog); err != nil {
 			return err
 		}
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.install(cfg, f)
+	s.mu.Unlock()
+	listeners.apply()
 	return nil
 }
 

@@ -319,8 +319,7 @@ func TestReloadRefused(t *testing.T) {
 		field  string
 		change func(*Config)
 	}{
-		{"Listen", func(c *Config) { c.Listen = append(c.Listen, ":6443") }},
-		{"Freebind", func(c *Config) { c.Freebind = true }},
+		{"Listen", func(c *Config) { c.Listen = nil }},
 		{"UpgradeSocket", func(c *Config) { c.UpgradeSocket = "@other" }},
 		{"BackendCA", func(c *Config) { c.BackendCA = "/no/such/file" }},
 		{"BackendCA", func(c *Config) { c.BackendCA = empty }},

@@ -58,13 +58,13 @@ func TestServes(t *testing.T) {
 // With Freebind a balancer listens on an address that comes later.
 func TestFreebind(t *testing.T) {
 	for _, address := range []string{"192.0.2.77:0", "[2001:db8::77]:0"} {
-		if _, err := openListener(address, false); err == nil {
+		if _, err := openListener(address, false, false); err == nil {
 			t.Skipf("this machine takes any address as its own, such as %s", address)
 		}
 		if netip.MustParseAddrPort(address).Addr().Is6() && !isLocal(netip.IPv6Loopback()) {
 			continue // no IPv6 here
 		}
-		ln, err := openListener(address, true)
+		ln, err := openListener(address, true, false)
 		must(t, err)
 		if host, _, _ := net.SplitHostPort(ln.Addr().String()); host != netip.MustParseAddrPort(address).Addr().String() {
 			t.Errorf("it listens on %s", ln.Addr())

@@ -104,6 +104,16 @@ func canonicalHost(host string) (string, error) {
 	return ip.Unmap().String(), nil
 }
 
+// meantBackend returns what was probably meant by a backend that is refused, or "".
+func meantBackend(b string) string {
+	place, options, _ := strings.Cut(b, " ")
+	guess := meant(place, func(s string) bool { _, err := normalBackend(s); return err == nil })
+	if guess == "" || guess == place { // then its options are wrong
+		return ""
+	}
+	return strings.TrimSpace(guess + " " + options)
+}
+
 // place is HOST:PORT, or the name with SRV records, in canonical form.
 func (s spec) place() string {
 	if s.port == 0 {
@@ -161,7 +171,7 @@ func (v *validator) backends(c Config) {
 		at, err := parseSpec(b)
 		switch name := at.place(); {
 		case err != nil:
-			v.add("Backends", "%q %v", b, err).Hint = "want HOST:PORT, such as 10.0.1.73:6443; weight N and backup may follow"
+			v.add("Backends", "%q %v", b, err).Hint = didYouMean(meantBackend(b), "want HOST:PORT, such as 10.0.1.73:6443; weight N and backup may follow")
 			given++ // it is there, if not usable
 			continue
 		case slices.Contains(seen, name):

@@ -40,6 +40,7 @@ type ListenerStatus struct {
 	Active   int    `json:"active"`
 	Accepted uint64 `json:"accepted"`
 	Rejected uint64 `json:"rejected"`
+	Closed   bool   `json:"closed,omitempty"` // a reload has removed it; its connections are not over yet
 }
 
 // BackendStatus is one backend.
@@ -88,8 +89,8 @@ func (s *Server) Status() Status {
 	if cfg.Check == CheckHTTPS {
 		st.Check += " " + cfg.CheckPath
 	}
-	for _, l := range s.listeners {
-		ls := ListenerStatus{Address: l.address, Active: int(l.active.Load()), Accepted: l.accepted.Load()}
+	for _, l := range s.accountsInUse() {
+		ls := ListenerStatus{Address: l.address, Active: int(l.active.Load()), Accepted: l.accepted.Load(), Closed: !s.listensOn(l)}
 		for i := range l.rejected {
 			ls.Rejected += l.rejected[i].Load()
 		}
@@ -99,7 +100,7 @@ func (s *Server) Status() Status {
 	gone := slices.DeleteFunc(slices.Clone(s.backends), func(b *Backend) bool { return slices.Contains(inUse, b) })
 	for _, b := range slices.Concat(inUse, gone) {
 		r := b.report(s.draining[b] != nil)
-		for i := range b.traffic {
+		for i := range *b.traffic.Load() {
 			received, sent := b.bytesMoved(i)
 			r.Received += received
 			r.Sent += sent

@@ -56,6 +56,7 @@ type frame struct {
 	Version   int      `json:"version,omitempty"`
 	PID       int      `json:"pid,omitempty"`
 	Addresses []string `json:"addresses,omitempty"`
+	Service   []string `json:"service,omitempty"` // those of addresses whose sockets the service manager keeps
 	Pairs     []handed `json:"pairs,omitempty"`
 }
 
@@ -210,7 +211,7 @@ func (h *handover) pause() time.Duration { return time.Duration(h.longest.Load()
 type predecessor struct {
 	wire
 	pid       int
-	listeners []*net.TCPListener
+	listeners []inheritedSocket
 }
 
 // predecessor requests the listeners of the running process. It returns nil when this
@@ -246,20 +247,20 @@ func (o *predecessor) requestListeners() error {
 		closeAll(fds)
 		return fmt.Errorf("process %d speaks version %d of the hand-over, this one %d", o.pid, f.Version, upgradeVersion)
 	}
-	for _, fd := range fds {
+	for i, fd := range fds {
 		file := os.NewFile(uintptr(fd), "listener")
 		ln, err := net.FileListener(file)
 		file.Close()
 		if err != nil {
 			return err
 		}
-		o.listeners = append(o.listeners, ln.(*net.TCPListener))
+		o.listeners = append(o.listeners, inheritedSocket{ln.(*net.TCPListener), i < len(f.Addresses) && slices.Contains(f.Service, f.Addresses[i])})
 	}
 	return nil
 }
 
 // sockets returns the listeners of the old process; the caller owns them.
-func (o *predecessor) sockets() (all []*net.TCPListener) {
+func (o *predecessor) sockets() (all []inheritedSocket) {
 	if o == nil {
 		return nil
 	}
@@ -357,6 +358,8 @@ func (s *Server) pairOf(h handed, fds []int) *pair {
 // listenerNamed returns the listener with that address, or the first one when the new
 // configuration has no such listener, so that the connection lives on.
 func (s *Server) listenerNamed(address string) *listener {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, l := range s.listeners {
 		if l.address == address {
 			return l
@@ -520,29 +523,64 @@ func (s *Server) awaitSuccessor(ctx context.Context, others *sync.WaitGroup) (<-
 	if err != nil && !errors.Is(err, unix.EADDRINUSE) {
 		return nil, fmt.Errorf("upgrade socket: %w", err)
 	}
+	s.mu.Lock()
+	s.upgrades = ln
+	s.mu.Unlock()
 	gone := make(chan struct{})
 	others.Go(func() {
-		if ln == nil {
-			ln = s.awaitUpgradeSocket(ctx)
-		}
-		if ln == nil {
-			return
-		}
-		defer ln.Close()
-		defer context.AfterFunc(ctx, func() { ln.Close() })()
 		for {
-			conn, err := ln.AcceptUnix()
-			if err != nil {
+			if ln == nil {
+				ln = s.awaitUpgradeSocket(ctx)
+			}
+			if ln == nil {
 				return
 			}
-			if s.serveSuccessor(ctx, wire{conn}) {
-				ln.Close()
-				close(gone)
-				return
+			for ln != nil {
+				over := s.serveUpgradeSocket(ctx, ln)
+				ln = s.renamedUpgradeSocket()
+				if over {
+					if ln != nil {
+						ln.Close()
+					}
+					close(gone)
+					return
+				}
 			}
 		}
 	})
 	return gone, nil
+}
+
+// serveUpgradeSocket serves new processes until one has taken over; then it returns true.
+// It returns false when the socket is closed: ctx has ended, or a reload has changed the
+// listeners, which the socket is named after.
+func (s *Server) serveUpgradeSocket(ctx context.Context, ln *net.UnixListener) bool {
+	defer ln.Close()
+	defer context.AfterFunc(ctx, func() { ln.Close() })()
+	s.mu.Lock()
+	s.upgrades = ln
+	if ln.Addr().String() != s.upgradeSocket().Name { // a reload has renamed it meanwhile
+		ln.Close()
+	}
+	s.mu.Unlock()
+	for {
+		conn, err := ln.AcceptUnix()
+		if err != nil {
+			return false
+		}
+		if s.serveSuccessor(ctx, wire{conn}) {
+			return true
+		}
+	}
+}
+
+// renamedUpgradeSocket returns the upgrade socket under its new name, if a reload has opened
+// one. The one before is served no more.
+func (s *Server) renamedUpgradeSocket() (ln *net.UnixListener) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ln, s.renamed, s.upgrades = s.renamed, nil, s.renamed
+	return ln
 }
 
 // listenForSuccessor opens the upgrade socket. It replaces a socket file left behind by
@@ -651,9 +689,14 @@ func (s *Server) giveListeners(w wire) error {
 	s.log.Info("a new process is about to take over", "pid", f.PID, "version", f.Version)
 	reply := frame{Kind: "listeners", Version: upgradeVersion, PID: os.Getpid()}
 	var fds []int
+	s.changing.Lock() // until the sockets are sent, or a reload may close them
+	defer s.changing.Unlock()
 	for _, l := range s.listeners {
 		fds = append(fds, int(l.fd))
 		reply.Addresses = append(reply.Addresses, l.address)
+		if l.service {
+			reply.Service = append(reply.Service, l.address)
+		}
 	}
 	return w.send(reply, fds...)
 }

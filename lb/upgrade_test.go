@@ -541,7 +541,7 @@ func TestUpgradeOldFails(t *testing.T) {
 // tcpPair returns a connection with a bare descriptor as one end.
 func tcpPair(t *testing.T) (*net.TCPConn, int) {
 	t.Helper()
-	ln, err := openListener("127.0.0.1:0", false)
+	ln, err := openListener("127.0.0.1:0", false, false)
 	must(t, err)
 	defer ln.Close()
 	c := dial(t, ln.Addr().String())

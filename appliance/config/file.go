@@ -163,18 +163,22 @@ func parseYAML(path string, text []byte) ([]entry, []*Problem) {
 	case errors.Is(err, io.EOF):
 		return nil, nil // empty, or comments only
 	case err != nil:
-		return nil, []*Problem{syntaxProblem(path, err)}
+		return nil, []*Problem{syntaxProblem(path, err, text)}
 	}
 	switch err := d.Decode(&more); {
 	case err == nil:
 		return nil, []*Problem{{Origin: fmt.Sprintf("%s:%d", path, more.Line), Text: "a second document begins here, want one"}}
 	case !errors.Is(err, io.EOF):
-		return nil, []*Problem{syntaxProblem(path, err)}
+		return nil, []*Problem{syntaxProblem(path, err, text)}
 	}
 	return parseMapping(path, doc.Content[0])
 }
 
-func syntaxProblem(path string, err error) *Problem {
+// bareAddress matches an address that YAML takes for its own syntax: :6443 in brackets, and
+// [::]:6443 anywhere.
+var bareAddress = regexp.MustCompile(`(?m)^[^#"'\n]*?(?:[\[,]\s*(:[0-9]+)|[\[,:-]\s*(\[[0-9a-fA-F:.%]*\]:[0-9]+))`)
+
+func syntaxProblem(path string, err error, file []byte) *Problem {
 	message := err.Error()
 	if m := yamlLine.FindStringSubmatch(message); m != nil {
 		message = strings.TrimPrefix(message, m[0])
@@ -182,7 +186,11 @@ func syntaxProblem(path string, err error) *Problem {
 			path += ":" + m[1]
 		}
 	}
-	return &Problem{Origin: path, Text: "not YAML: " + text.Line(message)}
+	p := &Problem{Origin: path, Text: "not YAML: " + text.Line(message)}
+	if m := bareAddress.FindSubmatch(file); m != nil {
+		p.Hint = fmt.Sprintf("put the address in quotes: \"%s%s\"", m[1], m[2])
+	}
+	return p
 }
 
 // aKey matches every key, and a misspelled one.

@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"errors"
 	"reflect"
 	"slices"
 	"strings"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"kthwd/appliance/advice"
 	"kthwd/lb"
 )
 
@@ -143,6 +145,52 @@ func TestProblemsOfALoadBalancer(t *testing.T) {
 	}
 }
 
+// A list may be one value, on the command line and in the file; what YAML takes for its own
+// syntax is named.
+func TestListsOfALoadBalancer(t *testing.T) {
+	for _, tt := range []struct {
+		name, file string
+		args       []string
+		want       string // all lines, with hints; then the settings are not two
+	}{
+		{name: "flags", args: []string{"--listen=:6443", "--listen=:443", "--backend=a:1", "--backend=b:1"}},
+		{name: "flags with commas", args: []string{"--listen=:6443,:443", "--backend=a:1,b:1,"}},
+		{name: "flags with spaces", args: []string{"--listen=:6443 :443", "--backend=a:1 b:1"}},
+		{name: "flags with brackets", args: []string{"--listen=[:6443, :443]", "--backend=[a:1, b:1]"}},
+		{name: "lists", file: "listen: [\":6443\", ':443']\nbackend: [a:1, b:1]\n"},
+		{name: "lists with a comma at the end", file: "listen: [\":6443\", ':443',]\nbackend: [a:1, b:1,]\n"},
+		{name: "lists of lines", file: "listen:\n- :6443\n- :443\nbackend:\n  - a:1\n  - b:1\n"},
+		{name: "values", file: "listen: :6443, :443\nbackend: a:1 b:1\n"},
+		{name: "text of lines", file: "listen: |\n  :6443\n  :443\nbackend: >\n  a:1\n  b:1\n"},
+		{name: "values in quotes", file: "listen: \"[:6443, :443]\"\nbackend: 'a:1,b:1'\n"},
+		{name: "no quotes", file: "listen: [:6443, :443]\nbackend: a:1\n", want: "did not find expected node content (put the address in quotes: \":6443\")"},
+		{name: "IPv6 without quotes", file: "listen:\n- [::]:6443\nbackend: a:1\n", want: "(put the address in quotes: \"[::]:6443\")"},
+		{name: "ports missing", args: []string{"--listen=:6443,:443", "--backend=10.0.1.73,b:1"}, want: `--backend "10.0.1.73" has no port (did you mean 10.0.1.73:6443?)`},
+		{name: "URL", args: []string{"--listen=:6443,:443", "--backend=https://10.0.1.73:6443 b:1"}, want: `--backend "https://10.0.1.73:6443" is a URL (did you mean 10.0.1.73:6443?)`},
+		{name: "mapping", file: "listen: [{port: 6443}]\nbackend: a:1\n", want: "listen needs one value as element 1, not a mapping"},
+		{name: "null", file: "listen: [~]\nbackend: a:1\n", want: "listen needs one value as element 1, not"},
+	} {
+		l, err := load(t, tt.file, append([]string{"--role=lb"}, tt.args...)...)
+		var got []string
+		for _, e := range advice.Lines(l.WithPlaces(err)) {
+			text := e.Error()
+			if p, ok := errors.AsType[*Problem](e); ok && p.Hint != "" {
+				text += " (" + p.Hint + ")"
+			}
+			got = append(got, text)
+		}
+		text := strings.Join(got, "\n")
+		switch {
+		case tt.want != "":
+			if !strings.Contains(text, tt.want) {
+				t.Errorf("%s: got %q, want %q", tt.name, text, tt.want)
+			}
+		case err != nil || !slices.Equal(l.Config.LB.Listen, []string{":6443", ":443"}) || !slices.Equal(l.Config.LB.Backends, []string{"a:1", "b:1"}):
+			t.Errorf("%s: got %q, listen %q, backend %q", tt.name, text, l.Config.LB.Listen, l.Config.LB.Backends)
+		}
+	}
+}
+
 // Each role prints its own settings and accepts its own output.
 func TestPrintOfARole(t *testing.T) {
 	for role, want := range map[string][2]bool{"controller": {true, false}, "lb": {false, true}, "controller,lb": {true, true}, "": {true, true}} {
@@ -199,7 +247,7 @@ func TestCheckReload(t *testing.T) {
 		want string
 	}{
 		{args: lbArgs("--listen=:6443", "--backend=10.0.1.35:6443", "--drain-timeout=1s", "--log-level=debug")},
-		{args: lbArgs("--listen=:443"), want: "--listen is [':443'] now and was [':6443']: it cannot change while kthwd runs"},
+		{args: lbArgs("--listen=10.0.1.50:443", "--freebind")},
 		{args: lbArgs("--listen=:6443", "--upgrade-socket=@x"), want: `--upgrade-socket is '@x' now and was "": it cannot change while kthwd runs`},
 		{args: lbArgs("--listen=:6443", "--metrics-address=", "--log-format=json"),
 			want: "--log-format is json now and was text: it cannot change while kthwd runs\n--metrics-address is \"\" now and was 127.0.0.1:10300: it cannot change while kthwd runs"},

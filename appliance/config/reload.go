@@ -8,7 +8,7 @@ import (
 
 // fixed lists the settings of the load balancer that cannot change while it runs.
 // Its other settings and the log levels can; those of other roles cannot.
-var fixed = []string{"listen", "freebind", "upgrade-socket", "status-socket", "discovery-kubeconfig", "discovery-cache"}
+var fixed = []string{"upgrade-socket", "status-socket", "discovery-kubeconfig", "discovery-cache"}
 
 // reloads reports whether a running process accepts a new value of the setting.
 func (s setting) reloads() bool {

@@ -49,8 +49,9 @@ func (l *Loader) ResolveController() error {
 	return nil
 }
 
-// resolveLB makes the load balancer's paths absolute.
+// resolveLB makes the load balancer's paths absolute, and takes lists in one value apart.
 func resolveLB(c *lb.Config) (err error) {
+	c.SplitLists()
 	paths := []*string{&c.BackendCA, &c.CheckCert, &c.CheckKey, &c.AccessLog, &c.DiscoveryKubeconfig, &c.DiscoveryCache}
 	if !strings.HasPrefix(c.UpgradeSocket, "@") { // an abstract socket is not a file
 		paths = append(paths, &c.UpgradeSocket)

@@ -52,7 +52,15 @@ var aToken = regexp.MustCompile(`kthwd join -\n\n.*\n\n  (kthwd1\.\S+)`)
 // token is what kthwd member add prints for controller i.
 func (g *growing) token(t *testing.T, i int, args ...string) string {
 	t.Helper()
-	code, out := verb(t, g.c[0], append([]string{"member", "add", fmt.Sprintf("c%d", i), g.address(i)}, args...)...)
+	var code int
+	var out string
+	kthwtest.WaitFor(t, "each member to be heard by the leader", soon, func() error {
+		code, out = verb(t, g.c[0], append([]string{"member", "add", fmt.Sprintf("c%d", i), g.address(i)}, args...)...)
+		if strings.Contains(out, "must be up to add another one") { // a leader that was elected just now
+			return errors.New(out)
+		}
+		return nil
+	})
 	found := aToken.FindStringSubmatch(out)
 	if code != 0 || found == nil {
 		t.Fatalf("kthwd member add c%d: got exit code %d:\n%s", i, code, out)
