@@ -31,7 +31,7 @@ DIRS      := appliance cmd health lb packaging rbacseed test
 LIGHT      = $(shell awk '$$2 == "light" { print "./" $$1 }' appliance/config/testdata/arrows.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help build tool run test test-backup test-attacks test-attacks-user incidents test-light test-one fuzz cover test-e2e test-lb-peers soak screenshots bench bench-hardening bench-lb lint lint-extra golden verify bump hooks package package-check generated install test-systemd clean FORCE
+.PHONY: help build tool run test test-backup test-attacks test-attacks-user incidents test-light test-one fuzz cover test-e2e test-lb-peers soak screenshots bench bench-hardening bench-backup bench-lb lint lint-extra golden verify bump hooks package package-check generated install test-systemd clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -115,6 +115,10 @@ bench: build ## kthwd against the four separate programs: a table and one JSON l
 
 bench-hardening: build ## kthwd as installed, and with profile cis, against kthwd without the hardening that flags can take away: ratios of start and throughput
 	KTHWD_BENCH_HARDENING=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=60m -v -run TestHardening ./test/bench
+
+SIZE ?= 256M
+bench-backup: build ## what a backup of a database of SIZE=1G costs: the longest put beside a quiet one's, memory, time by step
+	KTHWD_BENCH_BACKUP=1 KTHWD_BENCH_SIZE=$(SIZE) KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=60m -v -run 'TestBackup$$' ./test/bench
 
 # KTHWD_LB_BIN names any program that takes the flags of kthwd --role=lb.
 test-lb-peers: $(if $(KTHWD_LB_BIN),,build) ## the load balancer's failure table with nginx and HAProxy beside kthwd; needs root

@@ -309,15 +309,22 @@ func warnings(m archive.Manifest, secrets bool) (all []string) {
 	return all
 }
 
-// keysElsewhere are the keys of CAs whose certificate is in the archive, and which are neither in it
-// nor left out of it: the machine has them not. A controller that has joined has none.
-func keysElsewhere(m archive.Manifest) (names []string) {
+// MissingKeys are the keys of CAs whose certificate is in an archive, and which are not in it
+// themselves: without copies of them a restored cluster gives no further controller and no node a
+// certificate.
+func MissingKeys(m archive.Manifest) (names []string) {
 	for _, path := range [][2]string{{pki.Layout{}.CA(), pki.Layout{}.CAKey()}, {pki.Layout{}.EtcdCA(), pki.Layout{}.EtcdCAKey()}} {
-		if m.Find(archive.FilesDir+path[0]) != nil && m.Find(archive.FilesDir+path[1]) == nil && !slices.Contains(m.LeftOut, path[1]) {
+		if m.Find(archive.FilesDir+path[0]) != nil && m.Find(archive.FilesDir+path[1]) == nil {
 			names = append(names, path[1])
 		}
 	}
 	return names
+}
+
+// keysElsewhere are the MissingKeys that were not left out: the machine has them not. A controller
+// that has joined has none.
+func keysElsewhere(m archive.Manifest) []string {
+	return slices.DeleteFunc(MissingKeys(m), func(name string) bool { return slices.Contains(m.LeftOut, name) })
 }
 
 // RecordKey is the key in etcd with the Record of the last backup.
@@ -332,6 +339,8 @@ type Record struct {
 	Revision int64                    `json:"revision"`
 	Verified time.Time                `json:"verified"`
 	Took     map[string]time.Duration `json:"tookNanoseconds"` // by step
+	Secrets  bool                     `json:"secrets"`         // private keys are in it
+	Lacks    []string                 `json:"lacks,omitempty"` // see MissingKeys
 }
 
 func record(ctx context.Context, client *clientv3.Client, m archive.Manifest, c Created) error {
@@ -340,6 +349,7 @@ func record(ctx context.Context, client *clientv3.Client, m archive.Manifest, c 
 	value, err := json.Marshal(Record{
 		At: m.Created, By: m.Name, File: c.File, Size: c.Verified.Size, Revision: m.Revision,
 		Verified: time.Now().UTC().Truncate(time.Second), Took: c.Took,
+		Secrets: m.Secrets, Lacks: MissingKeys(m),
 	})
 	if err != nil {
 		return err

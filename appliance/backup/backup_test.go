@@ -7,12 +7,15 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"filippo.io/age"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -28,6 +31,7 @@ import (
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/pki"
 	"kthwd/test/harness"
+	"kthwd/test/kthwtest"
 )
 
 var noLog = slog.New(slog.DiscardHandler)
@@ -117,6 +121,45 @@ func (c *controller) start(t *testing.T) {
 	ids := etcdfiles.RecordOf(server.Server.Cluster().ID(), server.Server.MemberID())
 	ids.Members = 1
 	must(t, ids.Write(l))
+}
+
+// startLearner makes a cluster of a voter and a learner, and returns the controller of the learner.
+func startLearner(t *testing.T) *controller {
+	t.Helper()
+	start := func(name, dir, cluster, state string, peer, client url.URL) *embed.Etcd {
+		cfg := embed.NewConfig()
+		cfg.Name, cfg.Dir, cfg.LogLevel = name, dir, "fatal"
+		cfg.ListenPeerUrls, cfg.AdvertisePeerUrls, cfg.UnsafeNoFsync = []url.URL{peer}, []url.URL{peer}, true
+		cfg.ListenClientUrls = []url.URL{client}
+		cfg.InitialCluster, cfg.ClusterState = cluster, state
+		cfg.TickMs, cfg.ElectionMs = 20, 200
+		server, err := embed.StartEtcd(cfg)
+		must(t, err)
+		t.Cleanup(server.Close)
+		return server
+	}
+	dir, err := os.MkdirTemp("", "kthwd") // short enough for a socket
+	must(t, err)
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	c := &controller{config: config.Default().Controller}
+	c.config.DataDir, c.config.Name, c.config.BindAddress, c.config.AdvertiseAddress = dir, "c1", "127.0.0.1", "127.0.0.1"
+	must(t, c.config.Resolve())
+	l := c.config.Layout()
+	must(t, os.MkdirAll(l.Run(), 0o700))
+	var peers [2]url.URL
+	for i := range peers {
+		port, err := kthwtest.FreePort()
+		must(t, err)
+		peers[i] = url.URL{Scheme: "http", Host: fmt.Sprintf("127.0.0.1:%d", port)}
+	}
+	cluster := "c0=" + peers[0].String()
+	voter := start("c0", filepath.Join(dir, "voter"), cluster, embed.ClusterStateFlagNew, peers[0], url.URL{Scheme: "unix", Path: filepath.Join(dir, "c")})
+	<-voter.Server.ReadyNotify()
+	_, err = v3client.New(voter.Server).MemberAddAsLearner(t.Context(), []string{peers[1].String()})
+	must(t, err)
+	c.server = start("c1", l.Etcd(), cluster+",c1="+peers[1].String(), embed.ClusterStateFlagExisting, peers[1], url.URL{Scheme: "unix", Path: l.EtcdSocket()})
+	<-c.server.Server.ReadyNotify()
+	return c
 }
 
 // encrypt returns what the API server would store.
@@ -246,6 +289,9 @@ func TestCreateWithoutKeysOfCAs(t *testing.T) {
 	if text := strings.Join(made.Warnings, "\n"); !strings.Contains(text, "ca-key.pem, etcd-ca-key.pem is not on this controller") {
 		t.Errorf("got the warnings %q", made.Warnings)
 	}
+	if got := strings.Join(made.Verified.Lacks, " "); got != "ca-key.pem etcd-ca-key.pem" {
+		t.Errorf("a verification says that the archive lacks %q", got)
+	}
 }
 
 // What a verification must find that no sum shows: the content never was what it should be.
@@ -359,6 +405,14 @@ func TestCreateRefuses(t *testing.T) {
 			t.Errorf("left: %v", left)
 		}
 	})
+	t.Run("a learner", func(t *testing.T) {
+		dir := t.TempDir()
+		_, err := Create(t.Context(), startLearner(t).options(dir))
+		harness.CheckRefusal(t, err, "this member is a learner", "kthwd member list")
+		if left := names(t, dir); len(left) != 0 {
+			t.Errorf("left: %v", left)
+		}
+	})
 	t.Run("no member", func(t *testing.T) {
 		o := c.options(dir)
 		o.Layout = pki.Layout{Dir: t.TempDir()}
@@ -425,6 +479,9 @@ func TestRestore(t *testing.T) {
 	}
 	must(t, r.Run(t.Context()))
 	r.Close()
+	if back := r.WayBack(); len(back) != 0 {
+		t.Errorf("a way back to a blank machine: %q", back)
+	}
 	checkRestored(t, o.Config, 5)
 	kubeconfig, err := os.ReadFile(o.Config.Layout().Kubeconfig(pki.NameScheduler))
 	if err != nil || !strings.Contains(string(kubeconfig), "server: https://127.0.0.2:6443") {
@@ -446,6 +503,60 @@ func TestRestore(t *testing.T) {
 		checkRestored(t, o.Config, 5)
 		if _, err := os.Stat(filepath.Join(again.Aside, "member", "snap", "db")); err != nil {
 			t.Errorf("the old data: %v", err)
+		}
+	})
+	t.Run("and back", func(t *testing.T) {
+		o.Replace = true
+		l := o.Config.Layout()
+		must(t, os.WriteFile(l.Cert("of-before"), []byte("before"), 0o600)) // has no place in the restored cluster
+		must(t, os.Remove(l.Names()))                                       // a restore makes it
+		inUse := func() map[string]string {
+			all := sums(t, l.Dir)
+			for name := range all {
+				if strings.HasPrefix(name, ".") || strings.HasPrefix(name, "etcd/.") || name == filepath.Base(l.Lock()) {
+					delete(all, name)
+				}
+			}
+			return all
+		}
+		before := inUse()
+		r, err := BeginRestore(o)
+		must(t, err)
+		must(t, r.Run(t.Context()))
+		r.Close()
+		restored := inUse()
+		if equal(before, restored) {
+			t.Fatal("the restore has changed nothing")
+		}
+		commands := strings.Join(r.WayBack(), "\n")
+		out, err := exec.CommandContext(t.Context(), "sh", "-euc", commands).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v\n%s\n%s", err, commands, out)
+		}
+		if after := inUse(); !equal(before, after) {
+			t.Errorf("after\n%s\ngot %v\nwant %v", commands, slices.Sorted(maps.Keys(after)), slices.Sorted(maps.Keys(before)))
+		}
+		if err := exec.CommandContext(t.Context(), "sh", "-euc", commands).Run(); err == nil || !equal(before, inUse()) {
+			t.Errorf("run again: %v, and the files are %v", err, inUse())
+		}
+		checkRestored(t, o.Config, 5)
+	})
+	t.Run("two in one second", func(t *testing.T) {
+		o.Replace = true
+		now, kept := time.Now(), ""
+		for range 3 {
+			r, err := BeginRestore(o)
+			must(t, err)
+			r.choose(now)
+			must(t, r.checkData())
+			must(t, r.Run(t.Context()))
+			r.Close()
+			for _, dir := range []string{kept, r.Aside} {
+				if kept == r.Aside || dir != "" && !datadir.Exists(filepath.Join(dir, "member", "snap", "db")) {
+					t.Errorf("the old data in %q: gone, or the same as of another restore", dir)
+				}
+			}
+			kept = r.Aside
 		}
 	})
 	t.Run("a running kthwd", func(t *testing.T) {

@@ -135,6 +135,25 @@ func TestVerifyOnAFullDisk(t *testing.T) {
 	must(t, archive.Check(file))
 }
 
+// TestKeepOnAFullDisk refuses an upgrade for whose copy the disk has no room, with the figures, before
+// a byte is copied; the data are as they were.
+func TestKeepOnAFullDisk(t *testing.T) {
+	dir := smallDisk(t)
+	o := stoppedControllerIn(t, dir)
+	before := sums(t, o.Layout.Etcd())
+	fill(t, dir)
+	o.Opener = func(context.Context, string) *exec.Cmd { t.Error("a copy was opened"); return exec.Command("false") }
+	_, err := Keep(t.Context(), o)
+	oneLine(t, err)
+	harness.CheckRefusal(t, err, "a copy of the data from before the upgrade (etcd 3.5 to 3.6", "make room; or, with a copy elsewhere, start once with --copy-before-upgrade=false")
+	if left := names(t, o.Layout.Kept()); len(left) != 0 {
+		t.Errorf("left: %v", left)
+	}
+	if after := sums(t, o.Layout.Etcd()); !equal(before, after) {
+		t.Errorf("the data have changed: %v, want %v", after, before)
+	}
+}
+
 // TestRestoreOnAFullDisk fills the disk while a cluster is restored: nothing has changed, and
 // with room it works.
 func TestRestoreOnAFullDisk(t *testing.T) {

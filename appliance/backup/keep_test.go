@@ -21,7 +21,12 @@ func opener(ctx context.Context, dir string) *exec.Cmd {
 // stoppedController is a data directory with files, and the data of an etcd 3.5 that was killed.
 func stoppedController(t *testing.T) KeepOptions {
 	t.Helper()
-	l := pki.Layout{Dir: t.TempDir()}
+	return stoppedControllerIn(t, t.TempDir())
+}
+
+func stoppedControllerIn(t *testing.T, dir string) KeepOptions {
+	t.Helper()
+	l := pki.Layout{Dir: dir}
 	harness.Untar(t, filepath.Join("..", "etcdfiles", "testdata", "etcd-3.5.tar.gz"), l.Etcd())
 	must(t, os.WriteFile(l.CAKey(), []byte("key"), 0o600))
 	u, err := etcdfiles.FindUpgrade(l, etcdfiles.Versions("v0.1.0"))

@@ -30,6 +30,7 @@ import (
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
+	"kthwd/appliance/text"
 )
 
 // RestoreOptions is the input of BeginRestore.
@@ -65,6 +66,7 @@ type Restore struct {
 	lock   *os.File
 	opened *archive.Archive
 	stamp  string
+	added  []string // after Run: files that had no predecessor here
 }
 
 // bump is added to the revision, so that every watcher begins anew: as many writes as no
@@ -74,7 +76,8 @@ const bump = 1_000_000_000
 // BeginRestore reads the archive up to the database, and refuses what cannot be restored
 // here. It writes nothing but the lock of an existing data directory.
 func BeginRestore(o RestoreOptions) (_ *Restore, err error) {
-	r := &Restore{o: o, layout: o.Config.Layout(), stamp: time.Now().UTC().Format("20060102T150405Z")}
+	r := &Restore{o: o, layout: o.Config.Layout()}
+	r.choose(time.Now())
 	defer func() {
 		if err != nil {
 			r.Close()
@@ -99,6 +102,19 @@ func BeginRestore(o RestoreOptions) (_ *Restore, err error) {
 		}
 	}
 	return r, errors.Join(r.checkData(), r.checkFiles())
+}
+
+// choose sets the stamp of this restore's directories: one that no other restore has, whose old data
+// would be taken for what this one has left over.
+func (r *Restore) choose(now time.Time) {
+	at := now.UTC().Format("20060102T150405Z")
+	r.stamp = at
+	taken := func() bool {
+		return slices.ContainsFunc([]string{r.stage(), r.work(), r.newFiles(), filepath.Join(r.layout.Dir, restoreAside+r.stamp), filepath.Join(r.layout.Dir, restoreAdded+r.stamp)}, datadir.Exists)
+	}
+	for i := 2; taken(); i++ {
+		r.stamp = fmt.Sprintf("%s-%d", at, i)
+	}
 }
 
 // takeLock locks the data directory, and ends what an earlier restore has begun there.
@@ -150,6 +166,7 @@ const (
 	restoreWork  = ".restoring-" // the archive, and the lock of nothing: it is removed before the end
 	restoreFiles = ".restored-files-"
 	restoreAside = ".before-restore-files-"
+	restoreAdded = ".after-restore-files-" // of WayBack
 )
 
 // checkFiles refuses an archive without the secrets that its data depend on, unless they are
@@ -266,7 +283,7 @@ func (r *Restore) steps(ctx context.Context) []part {
 			return errors.Join(os.RemoveAll(r.work()), syncTree(r.stage()), syncTree(r.newFiles()), durable.Sync(r.layout.Etcd()), durable.Sync(r.layout.Dir))
 		}},
 		{"begin the exchange", false, func() error {
-			journal.Remove = r.stale()
+			journal.Remove, r.added = r.stale(), r.without()
 			return journal.Commit(r.layout)
 		}},
 		{"put all in place", true, func() error { _, err := datadir.FinishRestore(r.layout); return err }},
@@ -443,6 +460,49 @@ func (r *Restore) stale() (names []string) {
 		}
 	}
 	return names
+}
+
+// without are the new files that have no predecessor in the data directory.
+func (r *Restore) without() (names []string) {
+	entries, _ := os.ReadDir(r.newFiles())
+	for _, e := range entries {
+		if !datadir.Exists(filepath.Join(r.layout.Dir, e.Name())) {
+			names = append(names, e.Name())
+		}
+	}
+	return names
+}
+
+// WayBack are the shell commands that put back what was here before Run, while kthwd is stopped;
+// none if nothing was. They delete no data of etcd, which go to Aside; restored files that were
+// others before are overwritten, and are in the archive. Nothing has verified the old data.
+func (r *Restore) WayBack() (commands []string) {
+	word := func(path ...string) string { return text.ShellWord(filepath.Join(path...)) }
+	dir, err := filepath.Abs(r.layout.Dir)
+	etcdDir, err2 := filepath.Abs(r.layout.Etcd())
+	if err != nil || err2 != nil {
+		dir, etcdDir = r.layout.Dir, r.layout.Etcd()
+	}
+	stage, files := filepath.Join(etcdDir, restoreEtcd+r.stamp), filepath.Join(dir, restoreAside+r.stamp)
+	replaced := datadir.Exists(files)
+	if r.Old == "" && !replaced {
+		return nil
+	}
+	if r.Old != "" {
+		commands = append(commands, "mv -T "+word(etcdDir, "member")+" "+word(stage, "restored"), "mv -T "+word(stage, "member")+" "+word(etcdDir, "member"))
+	}
+	if replaced {
+		commands = append(commands, "cp -a "+text.ShellWord(files+"/.")+" "+text.ShellWord(dir+"/"))
+	}
+	if len(r.added) > 0 {
+		added := filepath.Join(dir, restoreAdded+r.stamp)
+		move := "mv -t " + text.ShellWord(added)
+		for _, name := range r.added {
+			move += " " + word(dir, name)
+		}
+		commands = append(commands, "mkdir -m 700 "+text.ShellWord(added), move)
+	}
+	return commands
 }
 
 // removeLeftovers removes the directories of restores that have not been committed. The

@@ -6,9 +6,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -20,8 +23,10 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/server/v3/embed"
 
+	"kthwd/appliance/pki"
 	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
+	"kthwd/appliance/text"
 )
 
 // Schedule makes backups while a controller runs: one for the cluster, on whichever
@@ -44,6 +49,7 @@ type Schedule struct {
 // ScheduleConfig configures a Schedule.
 type ScheduleConfig struct {
 	Every  time.Duration                       // 0: no backups are made, but those that people make are shown
+	Layout pki.Layout                          // of this controller, which may have keys that an archive lacks
 	Server func() *embed.Etcd                  // nil before etcd has started
 	Create func(ctx context.Context) *exec.Cmd // kthwd backup create -o json
 	Log    *slog.Logger
@@ -219,7 +225,35 @@ func (s *Schedule) Findings() (all []status.Finding) {
 	if s.failed != "" {
 		all = append(all, status.Finding{Health: status.Degraded, Kind: "backup_failed", Since: s.attempt, Do: do, Text: "no backup was made: " + s.failed})
 	}
+	if s.last != nil && len(s.last.Lacks) > 0 {
+		all = append(all, s.incomplete())
+	}
 	return all
+}
+
+// incomplete is the advice for a last archive without keys of CAs. A controller that has joined
+// has none of them, and so has no archive that it makes.
+func (s *Schedule) incomplete() status.Finding {
+	lacks := text.Line(strings.Join(s.last.Lacks, ", "))
+	f := status.Finding{Health: status.Healthy, Kind: "backup_keys", Since: s.last.At,
+		Text: fmt.Sprintf("the last archive has no key of the cluster's CA (%s): restored after the loss of all disks, the cluster gives no controller and no node a certificate", lacks)}
+	switch {
+	case !s.last.Secrets:
+		f.Do = "set backup-recipient, so that archives have the keys; or keep copies of them apart"
+	case s.hasKeys(s.last.Lacks):
+		f.Do = "this controller has them: kthwd backup create here makes a complete archive, and kthwd etcd move-leader to this one lets its schedule make the next"
+	default:
+		f.Do = "kthwd backup create on the controller that has them makes a complete archive, and kthwd etcd move-leader to that one lets its schedule make the next; or keep copies of them apart"
+	}
+	return f
+}
+
+// hasKeys reports whether the files are in the data directory of this controller.
+func (s *Schedule) hasKeys(names []string) bool {
+	return !slices.ContainsFunc(names, func(name string) bool {
+		_, err := os.Stat(filepath.Join(s.cfg.Layout.Dir, filepath.Base(name)))
+		return errors.Is(err, fs.ErrNotExist)
+	})
 }
 
 // Report returns the last backup for the status; nil if there is neither a backup nor a schedule.

@@ -17,6 +17,7 @@ import (
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 
 	"kthwd/appliance/config"
+	"kthwd/appliance/status"
 	"kthwd/test/harness"
 )
 
@@ -113,6 +114,60 @@ func TestScheduleFails(t *testing.T) {
 	if s.due(time.Now()) || !s.due(time.Now().Add(retryAfter)) {
 		t.Error("the next attempt comes after a pause")
 	}
+}
+
+// A last archive without the keys of CAs is advice, which names the controller that can make a
+// complete one, until there is one. Without a schedule nothing is said.
+func TestScheduleOfIncompleteArchives(t *testing.T) {
+	c := newController(t, 1)
+	l := c.config.Layout()
+	server := func() *embed.Etcd { return c.server }
+	s := NewSchedule(ScheduleConfig{Every: time.Hour, Layout: l, Server: server, Log: noLog})
+	none := NewSchedule(ScheduleConfig{Layout: l, Server: server, Log: noLog})
+	check := func(want ...string) {
+		t.Helper()
+		s.look(t.Context())
+		none.look(t.Context())
+		if all := none.Findings(); len(all) != 0 {
+			t.Errorf("without a schedule: %v", all)
+		}
+		all := s.Findings()
+		if len(want) == 0 {
+			if len(all) != 0 {
+				t.Errorf("got %v, want nothing", all)
+			}
+			return
+		}
+		if len(all) != 1 || all[0].Kind != "backup_keys" || all[0].Health != status.Healthy {
+			t.Fatalf("got %v, want one advice", all)
+		}
+		for _, w := range want {
+			if said := all[0].Text + ": " + all[0].Do; !strings.Contains(said, w) {
+				t.Errorf("got %q, want %q", said, w)
+			}
+		}
+	}
+	check()
+	complete := c.options(t.TempDir())
+	c.create(t, complete)
+	check()
+	plain := complete
+	plain.PlainKeys = false
+	c.create(t, plain)
+	check("ca-key.pem, etcd-ca-key.pem", "set backup-recipient")
+	away := t.TempDir()
+	move := func(from, to string) {
+		for _, path := range []string{l.CAKey(), l.EtcdCAKey()} {
+			must(t, os.Rename(filepath.Join(from, filepath.Base(path)), filepath.Join(to, filepath.Base(path))))
+		}
+	}
+	move(l.Dir, away)
+	c.create(t, complete)
+	check("no key of the cluster's CA (ca-key.pem, etcd-ca-key.pem)", "on the controller that has them", "kthwd etcd move-leader")
+	move(away, l.Dir)
+	check("this controller has them: kthwd backup create here")
+	c.create(t, complete)
+	check()
 }
 
 func TestRunHook(t *testing.T) {

@@ -44,6 +44,7 @@ type Verified struct {
 	Decrypted    map[string]int   `json:"decrypted,omitempty"` // objects that the archived key has opened, by resource
 	Certificates int              `json:"certificates"`        // certificates and kubeconfigs that were opened
 	NotChecked   []string         `json:"notChecked,omitempty"`
+	Lacks        []string         `json:"lacks,omitempty"` // see MissingKeys
 }
 
 // Run restores the archive into a temporary etcd, and compares what is in there with the
@@ -58,7 +59,7 @@ func (c Check) Run(ctx context.Context) (v Verified, err error) {
 		return v, err
 	}
 	defer a.Close()
-	v.Manifest, v.Size, v.Encrypted = a.Manifest, a.Size, a.Encrypted
+	v.Manifest, v.Size, v.Encrypted, v.Lacks = a.Manifest, a.Size, a.Encrypted, MissingKeys(a.Manifest)
 	if err := fits(a, c.Kthwd); err != nil {
 		return v, err
 	}

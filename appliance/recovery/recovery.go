@@ -43,6 +43,7 @@ import (
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
+	"kthwd/appliance/text"
 )
 
 // Recovery makes one member the only member of its cluster, after the others are lost
@@ -256,6 +257,24 @@ func (r *Recovery) Run(ctx context.Context) (revision int64, err error) {
 		}
 	}
 	return revision, nil
+}
+
+// WayBack are the shell commands that put the data as they were in place again, after Run and while
+// kthwd is stopped. They delete nothing: the recovered data go to Backup. Repeated, they fail.
+func (r *Recovery) WayBack() []string {
+	data, backup := absolute(r.Data), absolute(r.Backup)
+	return []string{
+		"mv -T " + text.ShellWord(data) + " " + text.ShellWord(filepath.Join(backup, "recovered")),
+		"mv -T " + text.ShellWord(filepath.Join(backup, "member")) + " " + text.ShellWord(data),
+	}
+}
+
+// absolute is a path that counts in any working directory.
+func absolute(path string) string {
+	if abs, err := filepath.Abs(path); err == nil {
+		return abs
+	}
+	return path
 }
 
 // step is one part of a recovery. The process may die during it or after it.

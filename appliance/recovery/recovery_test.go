@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -148,9 +149,17 @@ func TestRecover(t *testing.T) {
 	harness.CheckRefusal(t, err, "only member of its cluster", "start kthwd")
 	checkAlone(t, c.Layout().Etcd(), n)
 
-	// The old data are complete, too: they can be put back and recovered again.
-	if err := errors.Join(os.RemoveAll(r.Data), os.Rename(filepath.Join(r.Backup, "member"), r.Data)); err != nil {
-		t.Fatal(err)
+	// The old data are complete, too: the commands that are printed put them back, and they can be
+	// recovered again.
+	commands := strings.Join(r.WayBack(), "\n")
+	if out, err := exec.CommandContext(t.Context(), "sh", "-euc", commands).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", commands, err, out)
+	}
+	if err := exec.CommandContext(t.Context(), "sh", "-euc", commands).Run(); err == nil {
+		t.Errorf("run again, these succeed:\n%s", commands)
+	}
+	if _, err := os.Stat(filepath.Join(r.Backup, "recovered", "snap", "db")); err != nil {
+		t.Errorf("the recovered data: %v", err)
 	}
 	if again := begin(t, c); len(again.Lost) != 2 {
 		t.Errorf("put back: got %+v lost, want two", again.Lost)

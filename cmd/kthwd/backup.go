@@ -18,6 +18,7 @@ import (
 	"syscall"
 	"text/tabwriter"
 
+	"filippo.io/age"
 	"github.com/spf13/cobra"
 
 	"kthwd/appliance"
@@ -203,6 +204,9 @@ func (a *app) describeVerified(v backup.Verified) {
 	for _, resource := range slices.Sorted(maps.Keys(v.Decrypted)) {
 		fmt.Fprintf(w, "decrypted\t%d of %s\n", v.Decrypted[resource], text.Line(resource))
 	}
+	if len(v.Lacks) > 0 {
+		fmt.Fprintf(w, "lacks\t%s: without copies of them a restored cluster gives no further controller and no node a certificate\n", strings.Join(v.Lacks, ", "))
+	}
 	for _, what := range v.NotChecked {
 		fmt.Fprintf(w, "not checked\t%s\n", text.Line(what))
 	}
@@ -211,44 +215,80 @@ func (a *app) describeVerified(v backup.Verified) {
 }
 
 func (a *app) backupListVerb(l *config.Loader) *cobra.Command {
+	var identities []string
 	var dir, output string
 	cmd := &cobra.Command{
 		Use:   "list [flags]",
 		Short: "List the archives in a directory, the newest first",
 		Long: "List the archives in a directory, the newest first. Each was verified when it was made; this\n" +
-			"command reads only their names and last lines, and kthwd backup verify all of one.",
+			"command reads only their names, first files and last lines, and kthwd backup verify all of one.\n" +
+			"CA-KEY says whether an archive has the keys of the cluster's CAs; of an encrypted one this is\n" +
+			"unknown without its identity.",
 		Args: noVerb,
 		RunE: func(*cobra.Command, []string) error {
 			asJSON, err := checkOutput(output)
 			if err != nil {
 				return err
 			}
-			return a.backupList(l, dir, asJSON)
+			return a.backupList(l, dir, identities, asJSON)
 		},
 	}
 	dirFlag(cmd, &dir)
+	identityFlag(cmd, &identities)
 	outputFlag(cmd, &output)
 	l.AddFlags(cmd.Flags(), "config")
 	return cmd
 }
 
-func (a *app) backupList(l *config.Loader, dir string, asJSON bool) error {
+// listed is an archive in kthwd backup list.
+type listed struct {
+	archive.Entry
+	CAKey string   `json:"caKey"` // yes, no or unknown: it has the keys of the cluster's CAs
+	Lacks []string `json:"lacks,omitempty"`
+}
+
+// lookInto adds to an entry what its manifest says, if it can be read.
+func lookInto(e archive.Entry, identities []age.Identity) listed {
+	l := listed{Entry: e, CAKey: "unknown"}
+	if e.Problem != "" {
+		return l
+	}
+	opened, err := archive.Open(e.File, identities...)
+	if err != nil { // without an identity, or damaged: verify says more
+		return l
+	}
+	defer opened.Close()
+	if l.CAKey, l.Lacks = "yes", backup.MissingKeys(opened.Manifest); len(l.Lacks) > 0 {
+		l.CAKey = "no"
+	}
+	return l
+}
+
+func (a *app) backupList(l *config.Loader, dir string, identityFiles []string, asJSON bool) error {
+	identities, err := archive.ReadIdentities(identityFiles)
+	if err != nil {
+		return err
+	}
 	if err := l.Load(); err != nil {
 		return err
 	}
-	dir, err := backupDir(cmp.Or(dir, l.Config.Controller.BackupDir))
+	dir, err = backupDir(cmp.Or(dir, l.Config.Controller.BackupDir))
 	if err != nil {
 		return err
 	}
-	all, err := archive.List(dir)
+	entries, err := archive.List(dir)
 	if err != nil {
 		return err
+	}
+	all := make([]listed, 0, len(entries))
+	for _, e := range entries {
+		all = append(all, lookInto(e, identities))
 	}
 	if asJSON {
 		return writeJSON(a.out, all)
 	}
 	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "CREATED\tNAME\tREVISION\tSIZE\tCLUSTER\tENCRYPTED\tFILE")
+	fmt.Fprintln(w, "CREATED\tNAME\tREVISION\tSIZE\tCLUSTER\tENCRYPTED\tCA-KEY\tFILE")
 	for _, e := range all {
 		encrypted := "no"
 		if e.Encrypted {
@@ -257,7 +297,7 @@ func (a *app) backupList(l *config.Loader, dir string, asJSON bool) error {
 		if e.Problem != "" {
 			encrypted = "damaged"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\t%s\t%s\n", e.Created.Format("2006-01-02 15:04:05"), text.Line(e.Name), e.Revision, megabytes(e.Size), e.Cluster, encrypted, text.Line(e.File))
+		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", e.Created.Format("2006-01-02 15:04:05"), text.Line(e.Name), e.Revision, megabytes(e.Size), e.Cluster, encrypted, e.CAKey, text.Line(e.File))
 	}
 	if err := w.Flush(); err != nil {
 		return err

@@ -102,6 +102,10 @@ func (a *app) runRestore(ctx context.Context, r *backup.Restore, o backup.Restor
 	fmt.Fprintf(a.out, "\n%s is the cluster, at revision %d. Made anew: %s\nStart it:\n\n  %s\n\n"+
 		"Then, for each further controller, kthwd member add here and kthwd join --replace-data there.\n",
 		text.Line(o.Config.Name), r.Revision, orNothing(r.Made), start)
+	if r.Old != "" {
+		fmt.Fprintf(a.out, "\nThe data that were here are in %s. They were not verified: whether they are whole is not known.\n", text.Line(r.Aside))
+	}
+	a.describeWayBack(r.WayBack())
 	return nil
 }
 
@@ -250,7 +254,7 @@ func (a *app) describeRestore(r *backup.Restore, o backup.RestoreOptions, file s
 		line("needed", "the key management service %s", name)
 	}
 	if r.Old != "" {
-		line("aside", "%s goes to %s", r.Old, r.Aside)
+		line("aside", "%s goes to %s, as it is: it is not verified", r.Old, r.Aside)
 	}
 	line("nodes", "their leases are of back then: NotReady until each has written again")
 	w.Flush()

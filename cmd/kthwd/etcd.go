@@ -82,7 +82,20 @@ func (a *app) etcdRecover(ctx context.Context, l *config.Loader, yes bool) error
 	}
 	fmt.Fprintf(a.out, "\n%s is a cluster of its own, at revision %d; the data as they were are in %s\n"+
 		"Start kthwd here; then, for each other controller, kthwd member add here and kthwd join --replace-data there.\n", r.Name, revision, r.Backup)
+	a.describeWayBack(r.WayBack())
 	return nil
+}
+
+// describeWayBack prints the commands that put back the data of before a change.
+func (a *app) describeWayBack(commands []string) {
+	if len(commands) == 0 {
+		return
+	}
+	fmt.Fprint(a.out, "\nTo go back, which gives up all that was written since, stop kthwd here and on each controller that has joined since; then,\n"+
+		"as the user to whom the data directory belongs:\n\n")
+	for _, command := range commands {
+		fmt.Fprintf(a.out, "  %s\n", command)
+	}
 }
 
 // describe prints what r.Run would do.

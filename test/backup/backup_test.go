@@ -69,6 +69,11 @@ func TestRestoredElsewhere(t *testing.T) {
 	if !strings.Contains(out, "decrypted  1 of secrets") || !strings.Contains(out, "encrypted") {
 		t.Errorf("the archive:\n%s", out)
 	}
+	for want, args := range map[string][]string{"  yes        unknown  ": nil, "  yes        yes     ": {"--identity=" + identity}} {
+		if list := run(t, append([]string{"backup", "list", "--config=", "--dir=" + archives}, args...)...); !strings.Contains(list, want) {
+			t.Errorf("kthwd backup list %v: want %q in\n%s", args, want, list)
+		}
+	}
 	refused(t, []string{"encrypted", "--identity"}, "backup", "verify", file)
 	refused(t, []string{"in use by another kthwd"}, "backup", "restore", file, "--config=", "--identity="+identity, "--data-dir="+c.Dir, "--replace-data", "--yes")
 	c.Signal(t, syscall.SIGKILL)
@@ -102,5 +107,36 @@ func TestRestoredElsewhere(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(restored, "restore.json")); err == nil {
 		t.Error("restore.json is still there")
+	}
+
+	// A second restore takes the place of these data, and the commands that it prints put them back.
+	later, err := client.CoreV1().ConfigMaps("default").Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "later"}}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	again.Signal(t, syscall.SIGTERM)
+	again.Wait(t, time.Minute)
+	out = run(t, "backup", "restore", file, "--config=", "--identity="+identity, "--data-dir="+restored, "--name=new", "--advertise-address=127.0.0.2", "--replace-data", "--yes")
+	if !strings.Contains(out, "They were not verified") {
+		t.Errorf("of the old data:\n%s", out)
+	}
+	goBack(t, out)
+	last := kthwtest.Start(t, kthwtest.Options{Dir: restored, File: filepath.Join(restored, "kthwd.yaml"), Address: "127.0.0.2", Ports: &c.Ports})
+	last.WaitReady(t)
+	if same, err := last.Client(t).CoreV1().ConfigMaps("default").Get(t.Context(), "later", metav1.GetOptions{}); err != nil || same.UID != later.UID {
+		t.Errorf("an object of before the second restore: %v, %v", same, err)
+	}
+}
+
+// goBack runs the commands that a verb has printed for the way back.
+func goBack(t *testing.T, out string) {
+	t.Helper()
+	_, after, _ := strings.Cut(out, "To go back, ")
+	_, commands, _ := strings.Cut(after, ":\n\n")
+	if !strings.Contains(commands, "mv -T ") {
+		t.Fatalf("no commands for the way back:\n%s", out)
+	}
+	if said, err := exec.CommandContext(t.Context(), "sh", "-euc", commands).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", commands, err, said)
 	}
 }

@@ -6,6 +6,7 @@
 //	make bench                                               # everything, about 20 minutes
 //	KTHWD_BENCH_ROUNDS=3 KTHWD_BENCH_ONLY=start make bench   # a part of it
 //	make bench-hardening                                     # what kthwd's own hardening costs
+//	make bench-backup SIZE=1G                                # what a backup costs
 //
 // It prints a table and one line of JSON that begins with {"bench":"kthwd". A
 // target that is missed is reported and fails nothing; what breaks fails:
@@ -58,6 +59,18 @@
 //	KTHWD_BENCH_KTHWD_ARGS=…  further arguments of kthwd, separated by spaces
 //	KTHWD_BENCH_PROFILE=30s   save a CPU profile of kthwd, this long, from within the idle
 //	                          window to KTHWD_BENCH_DIR; spoils that turn's numbers a little
+//
+// # Backups
+//
+// make bench-backup fills etcd with SIZE of values that cannot be compressed, and puts a small
+// value every few milliseconds. Turns with a kthwd backup create, as the schedule runs it, and
+// quiet ones as long as that alternate, KTHWD_BENCH_ROUNDS of each. It prints the ratio of the
+// longest puts, how much the daemon's RSS grows, the highest RSS of the child that verifies, and
+// the time of each step; last, one line of JSON that begins with
+// {"bench":"kthwd-backup". Memory is judged as the kernel counts it: a process's RSS has the
+// garbage that its collector has not taken yet, and the pages of the database that the child has
+// restored, which the kernel takes back when others need them; the lines beside it leave out the
+// latter.
 //
 // # What it does not say
 //

@@ -78,6 +78,11 @@ func TestRecover(t *testing.T) {
 		t.Fatalf("kthwd etcd recover: %v\n%s", err, out)
 	}
 	t.Logf("kthwd etcd recover:\n%s", out)
+	for _, want := range []string{"To go back, ", "\n  mv -T " + filepath.Join(last.Dir, "etcd", "member") + " "} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("kthwd etcd recover does not say how to go back: want %q", want)
+		}
+	}
 	last = k.start(t, leader)
 	last.WaitReady(t)
 	if r, err := last.Status(); err != nil || r.Quorum.Members != 1 {
