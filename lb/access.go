@@ -104,29 +104,38 @@ func (a *accessLog) close() {
 	<-a.done
 }
 
-func (s *Server) openAccessLog() error { return s.reopenAccessLog(s.cfg.Load().AccessLog) }
+// openAccessLog opens the file before there are loops.
+func (s *Server) openAccessLog() error {
+	retire, err := s.reopenAccessLog(s.cfg.Load().AccessLog)
+	retire()
+	return err
+}
 
-// reopenAccessLog opens the file again, so that a reload rotates it.
-func (s *Server) reopenAccessLog(path string) error {
+// reopenAccessLog opens the file again, so that a reload rotates it. The caller calls retire, which
+// closes the old file once the loops have finished with it. It blocks until they run, so
+// the caller must not hold a lock that Run takes before it starts them.
+func (s *Server) reopenAccessLog(path string) (retire func(), err error) {
 	var fresh *accessLog
 	if path != "" {
 		var err error
 		if fresh, err = openAccessLog(path, s.accessLost); err != nil {
-			return &Problem{Field: "AccessLog", Text: fmt.Sprint(errors.Unwrap(err), ": ", path), Hint: "the user kthwd runs as must be able to write it"}
+			return func() {}, &Problem{Field: "AccessLog", Text: fmt.Sprint(errors.Unwrap(err), ": ", path), Hint: "the user kthwd runs as must be able to write it"}
 		}
 	}
 	s.mu.Lock()
 	loops := s.loops
 	s.mu.Unlock()
 	old := s.access.Swap(fresh)
-	if old != nil {
+	if old == nil {
+		return func() {}, nil
+	}
+	return func() {
 		// A loop may be adding a line; it has finished once it has run this.
 		for _, l := range loops {
 			l.call(func() {})
 		}
 		old.close()
-	}
-	return nil
+	}, nil
 }
 
 func (s *Server) closeAccessLog() {

@@ -88,23 +88,32 @@ func (s *Server) reload(cfg Config) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
+	retireLog, err := s.put(cfg, f)
+	retireLog()
+	return err
+}
+
+// put puts a configuration in force, and its listeners with it. The caller calls retireLog in any
+// case.
+func (s *Server) put(cfg Config, f *files) (retireLog func(), err error) {
+	retireLog = func() {}
 	s.changing.Lock()
 	defer s.changing.Unlock()
 	listeners, err := s.relisten(cfg)
 	if err != nil {
-		return err
+		return retireLog, err
 	}
 	defer listeners.undo()
-	if old.AccessLog != cfg.AccessLog || cfg.AccessLog != "" {
-		if err := s.reopenAccessLog(cfg.AccessLog); err != nil {
-			return err
+	if s.cfg.Load().AccessLog != cfg.AccessLog || cfg.AccessLog != "" {
+		if retireLog, err = s.reopenAccessLog(cfg.AccessLog); err != nil {
+			return retireLog, err
 		}
 	}
 	s.mu.Lock()
 	s.install(cfg, f)
 	s.mu.Unlock()
 	listeners.apply()
-	return nil
+	return retireLog, nil
 }
 
 func (s *Server) hasDiscovered() bool {

@@ -371,6 +371,34 @@ func TestDiscovered(t *testing.T) {
 	must(t, equal("backends", len(r.allBackends()), 2))
 }
 
+// A reload of the access log waits for loops that Run has yet to start, and lets Run go on.
+func TestReloadBeforeLoopsRun(t *testing.T) {
+	cfg := testConfig("127.0.0.1:1")
+	cfg.AccessLog = filepath.Join(t.TempDir(), "access.log")
+	s, err := New(cfg, Options{})
+	must(t, err)
+	must(t, s.openAccessLog())
+	defer s.closeAccessLog()
+	must(t, s.makeLoops())
+	first, reloaded := s.access.Load(), make(chan error, 1)
+	go func() { reloaded <- s.Reload(cfg) }()
+	eventually(t, "the reload has opened the file and holds no lock", func() error {
+		if s.access.Load() == first || !s.changing.TryLock() {
+			return errors.New("not yet")
+		}
+		s.changing.Unlock()
+		return nil
+	})
+	select {
+	case err := <-reloaded:
+		t.Errorf("the reload ended before a loop ran: %v", err)
+	default:
+	}
+	s.stopLoops()
+	must(t, <-reloaded)
+	s.stopBackends()
+}
+
 // All exported methods are called concurrently, from before Run until after it.
 func TestConcurrentCalls(t *testing.T) {
 	a, b := newPeerAt(t, "127.0.0.1:0", answer), newPeerAt(t, "127.0.0.1:0", answer)
@@ -418,7 +446,9 @@ func TestConcurrentCalls(t *testing.T) {
 	must(t, receive(t, "the end of Run", r.ended))
 	cancel()
 	all.Wait()
-	r.reopenAccessLog("")
+	retire, err := r.reopenAccessLog("")
+	must(t, err)
+	retire()
 	r.stopBackends()
 }
 
