@@ -87,6 +87,23 @@ func (p *prepared) keepCopy(ctx context.Context) error {
 	return nil
 }
 
+// PathDatabase is a copy of the database of this member and its SHA-256: GET.
+const PathDatabase = "/database"
+
+// privateDatabase returns the handler that gives kthwd backup create the database.
+func privateDatabase(member *etcd.Member) map[string]http.HandlerFunc {
+	return map[string]http.HandlerFunc{"GET " + PathDatabase: func(w http.ResponseWriter, r *http.Request) {
+		if err := http.NewResponseController(w).SetWriteDeadline(time.Time{}); err != nil { // the client writes to a disk
+			status.Refuse(w, http.StatusInternalServerError, err)
+			return
+		}
+		w.Header().Set("Content-Type", "application/octet-stream")
+		if err := member.CopyDatabase(r.Context(), w); err != nil {
+			panic(http.ErrAbortHandler) // the client sees that the answer breaks off
+		}
+	}}
+}
+
 // PathBackup makes a backup before a change: POST, with the change as ?for=.
 const PathBackup = "/backup"
 

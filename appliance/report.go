@@ -40,6 +40,7 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 	maps.Copy(private, p.agree.Private())
 	maps.Copy(private, p.mover.Private())
 	maps.Copy(private, p.privateBackup())
+	maps.Copy(private, privateDatabase(e))
 	if p.o.Private != nil {
 		maps.Copy(private, p.o.Private(p.args))
 	}

@@ -58,6 +58,9 @@ type Options struct {
 	Settings   []byte              // a configuration file with the settings in force
 	Args       map[string][]string // the programs' command lines
 	Checker    Checker
+	// Database opens a copy of the running member's database, with its SHA-256 at its end. If it
+	// is nil or fails, etcd itself is asked for one, which costs the daemon memory.
+	Database   func(ctx context.Context) (io.ReadCloser, error)
 	Unrecorded bool // it is no backup that the cluster shows as its last: the file is on the disk of the data
 	Report     func(Event)
 }
@@ -154,7 +157,7 @@ func (o Options) gather(ctx context.Context, client *clientv3.Client, stage *sta
 	}
 	var database archive.File
 	if err := step(o.Report, StepSnapshot, status.DbSize, func(add func(int64)) (err error) {
-		database, err = copyDatabase(ctx, client, stage.database(), add)
+		database, err = o.copyDatabase(ctx, client, stage.database(), add)
 		return err
 	}); err != nil {
 		return m, nil, err
@@ -179,14 +182,28 @@ func problems(l pki.Layout, f *files) map[string]string {
 	return found
 }
 
+// open opens a copy of the running member's database.
+func (o Options) open(ctx context.Context, client *clientv3.Client) (io.ReadCloser, error) {
+	if o.Database != nil {
+		if r, err := o.Database(ctx); err == nil { // a daemon that began with an older kthwd has none
+			return r, nil
+		}
+	}
+	r, err := client.SnapshotWithVersion(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return r.Snapshot, nil
+}
+
 // copyDatabase writes a snapshot of the running member to the new file path, as etcdctl
 // does: the database, then its SHA-256.
-func copyDatabase(ctx context.Context, client *clientv3.Client, path string, add func(int64)) (f archive.File, err error) {
-	r, err := client.SnapshotWithVersion(ctx)
+func (o Options) copyDatabase(ctx context.Context, client *clientv3.Client, path string, add func(int64)) (f archive.File, err error) {
+	r, err := o.open(ctx, client)
 	if err != nil {
 		return f, fmt.Errorf("copy the database: %w", err)
 	}
-	defer r.Snapshot.Close()
+	defer r.Close()
 	out, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return f, err
@@ -194,7 +211,7 @@ func copyDatabase(ctx context.Context, client *clientv3.Client, path string, add
 	defer func() { err = errors.Join(err, out.Close()) }()
 	whole, body := sha256.New(), newTrailer(sha256.New())
 	w := io.MultiWriter(archive.NewPaced(out), whole, body, adder(add))
-	n, err := io.CopyBuffer(w, onlyReader{r.Snapshot}, make([]byte, 256<<10))
+	n, err := io.CopyBuffer(w, onlyReader{r}, make([]byte, 256<<10))
 	if err != nil {
 		return f, fmt.Errorf("copy the database: %w", err)
 	}

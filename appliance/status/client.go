@@ -145,11 +145,34 @@ func parseLevels(body []byte) map[string]string {
 	return levels
 }
 
+// Open requests one of the paths of the unix socket of the running kthwd, for an answer that is
+// too large for memory. The caller closes it. An answer that breaks off ends with
+// io.ErrUnexpectedEOF.
+func (c Client) Open(ctx context.Context, path string) (io.ReadCloser, error) {
+	if c.Socket == "" {
+		return nil, fmt.Errorf("%w: it has no socket", ErrNotRunning)
+	}
+	resp, err := request(ctx, c.transport(), http.MethodGet, "http://kthwd"+path, "", Login{})
+	if err != nil {
+		return nil, named(err, c.Socket)
+	}
+	if resp.StatusCode != http.StatusOK {
+		defer resp.Body.Close()
+		return nil, refusedBy(resp)
+	}
+	return resp.Body, nil
+}
+
+// transport connects to the socket, once for each request.
+func (c Client) transport() *http.Transport {
+	return &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dialUnix(ctx, c.Socket) }}
+}
+
 func (c Client) socket(ctx context.Context, method, path, body string) ([]byte, error) {
 	if c.Socket == "" {
 		return nil, fmt.Errorf("%w: it has no socket", ErrNotRunning)
 	}
-	t := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dialUnix(ctx, c.Socket) }}
+	t := c.transport()
 	defer t.CloseIdleConnections()
 	answer, err := ask(ctx, t, method, "http://kthwd"+path, body, Login{})
 	if err == nil || errors.Is(err, ErrNotRunning) || errors.Is(err, context.DeadlineExceeded) {
@@ -191,6 +214,28 @@ func named(err error, path string) error {
 const maxBody = 32 << 20 // the metrics of a large cluster
 
 func ask(ctx context.Context, t http.RoundTripper, method, url, body string, login Login) ([]byte, error) {
+	resp, err := request(ctx, t, method, url, body, login)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return nil, refusedBy(resp)
+	}
+	return io.ReadAll(io.LimitReader(resp.Body, maxBody))
+}
+
+// refusedBy is the error in an answer that is not 200.
+func refusedBy(resp *http.Response) error {
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, 500))
+	if err != nil {
+		return err
+	}
+	return &refused{resp.StatusCode, text.Line(strings.TrimSpace(string(answer))), text.Line(resp.Header.Get(hintHeader))}
+}
+
+// request returns an answer, whose body the caller closes.
+func request(ctx context.Context, t http.RoundTripper, method, url, body string, login Login) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, method, url, strings.NewReader(body))
 	if err != nil {
 		return nil, err
@@ -204,16 +249,6 @@ func ask(ctx context.Context, t http.RoundTripper, method, url, body string, log
 		return nil, fmt.Errorf("%w: %w", ErrNotRunning, err)
 	case errors.Is(err, context.DeadlineExceeded):
 		return nil, fmt.Errorf("%w: %w", ErrNoAnswer, context.DeadlineExceeded)
-	case err != nil:
-		return nil, err
 	}
-	defer resp.Body.Close()
-	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
-	if err != nil {
-		return nil, err
-	}
-	if resp.StatusCode != http.StatusOK {
-		return nil, &refused{resp.StatusCode, text.Line(strings.TrimSpace(string(answer[:min(len(answer), 500)]))), text.Line(resp.Header.Get(hintHeader))}
-	}
-	return answer, nil
+	return resp, err
 }

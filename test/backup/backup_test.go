@@ -3,6 +3,9 @@
 package backup
 
 import (
+	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -42,6 +45,31 @@ func refused(t *testing.T, want []string, args ...string) {
 	}
 }
 
+// snapshots is how many Snapshot requests etcd has had.
+func snapshots(t *testing.T, c *kthwtest.Controller) (n int) {
+	t.Helper()
+	resp, err := http.Get(fmt.Sprintf("http://%s:%d/metrics/etcd", c.Address, c.Ports.Metrics))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || !strings.Contains(string(body), "grpc_server_started_total") {
+		t.Fatalf("etcd's metrics: %v\n%.500s", err, body)
+	}
+	for line := range strings.Lines(string(body)) {
+		var count int
+		series, value, _ := strings.Cut(strings.TrimSpace(line), "} ")
+		if strings.HasPrefix(series, "grpc_server_started_total{") && strings.Contains(series, `grpc_method="Snapshot"`) {
+			if _, err := fmt.Sscan(value, &count); err != nil {
+				t.Fatalf("%s: %v", line, err)
+			}
+			n += count
+		}
+	}
+	return n
+}
+
 // TestRestoredElsewhere makes an encrypted archive of a controller, loses its machine, and
 // restores it under another name and address: every object has its UID, a token of back
 // then is valid, and the lost API server is no endpoint.
@@ -68,6 +96,9 @@ func TestRestoredElsewhere(t *testing.T) {
 	file, _, _ := strings.Cut(out, "\n")
 	if !strings.Contains(out, "decrypted  1 of secrets") || !strings.Contains(out, "encrypted") {
 		t.Errorf("the archive:\n%s", out)
+	}
+	if n := snapshots(t, c); n != 0 {
+		t.Errorf("etcd was asked for %d snapshots, whose messages cost the daemon memory; want the copy of its own", n)
 	}
 	for want, args := range map[string][]string{"  yes        unknown  ": nil, "  yes        yes     ": {"--identity=" + identity}} {
 		if list := run(t, append([]string{"backup", "list", "--config=", "--dir=" + archives}, args...)...); !strings.Contains(list, want) {
