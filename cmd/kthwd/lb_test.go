@@ -141,7 +141,6 @@ func TestReloadRefused(t *testing.T) {
 		"no YAML":          {text: "backend: [", want: "lb.yaml:1: not YAML", counted: 1},
 		"two problems":     {text: "backend: x\nbalance: y\n", want: `balance \"y\" is none of`, counted: 1},
 		"no backend":       {text: "backend: []\n", want: "backend is empty", counted: 1},
-		"other listener":   {text: "backend: a:1\nlisten: :7443\n", want: "listen is [':7443'] now and was [':6443', ':443']: it cannot change while kthwd runs", counted: 1},
 		"other metrics":    {text: "backend: a:1\nlog-format: json\n", want: `hint="restart kthwd, or send it SIGUSR2`, counted: 1},
 		"key of a role":    {text: "backend: a:1\ndata-dir: /x\n", want: "data-dir belongs to --role=controller", counted: 1},
 		"package lb's own": {text: "backend: a:1\nbackend-ca: /x\n", refuse: &lb.Problem{Field: "BackendCA", Text: "/x: no such file"}, want: "lb.yaml:2: backend-ca /x: no such file"},

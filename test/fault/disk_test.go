@@ -191,6 +191,7 @@ func TestStopOnFullDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	filler := fill(t, disk)
+	leaveRoom(t, filler, 1<<20) // or kthwd's own next write meets the full disk before the signal comes
 	c.Signal(t, syscall.SIGTERM)
 	kthwtest.WaitFor(t, "the stop to begin", soon, func() error {
 		if !strings.Contains(c.Log.String(), "stopping all components") {
@@ -244,6 +245,18 @@ func fill(t *testing.T, disk string) string {
 		t.Fatalf("fill %s: got %v, want %v", disk, err, syscall.ENOSPC)
 	}
 	return path
+}
+
+// leaveRoom makes a file that fills a disk shorter.
+func leaveRoom(t *testing.T, filler string, bytes int64) {
+	t.Helper()
+	info, err := os.Stat(filler)
+	if err == nil {
+		err = os.Truncate(filler, info.Size()-bytes)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // writeBig writes what does not compress and does not fit into a page.
