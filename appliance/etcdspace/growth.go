@@ -56,7 +56,7 @@ func parseSamples(data []byte) (s samples) {
 	return s
 }
 
-// due reports whether another sample is to be taken. A last one in the future is another
+// due reports whether another sample should be taken. A last one in the future is another
 // machine's clock.
 func (s samples) due(now time.Time) bool {
 	if len(s.At) == 0 {
