@@ -292,7 +292,7 @@ func TestAcceptProxySlow(t *testing.T) {
 	eventually(t, "it is counted", func() error { return equal("silent", r.listeners[0].rejected[rejectSilent].Load(), 1) })
 }
 
-// From any other address the header is data. A reload changes who is trusted.
+// From any other address the header is data. A reload changes the trusted addresses.
 func TestAcceptProxyUntrusted(t *testing.T) {
 	r, got, log := behind(t, func(c *Config) {
 		c.AcceptProxyFrom, c.ProxyProtocol = []string{"192.0.2.0/24", "2001:db8::/32"}, ProxyOff
