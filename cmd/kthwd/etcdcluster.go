@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os/signal"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"kthwd/appliance/advice"
 	"kthwd/appliance/config"
 	"kthwd/appliance/etcdspace"
 	"kthwd/appliance/text"
@@ -24,19 +26,20 @@ const (
 	snapshotTimeout   = time.Hour // 8 GiB at the pace that a slow disk bears
 )
 
-// withEtcd calls use with the cluster of the member that runs on the data directory.
+// withEtcd calls use with the cluster of the member that runs on this machine.
 func (a *app) withEtcd(ctx context.Context, l *config.Loader, within time.Duration, use func(context.Context, *etcdspace.Cluster) error) error {
-	if err := l.Load(); err != nil {
+	t, err := a.target(l)
+	if err != nil {
 		return err
 	}
-	if l.Config.Controller.DataDir == "" {
-		return usagef("--data-dir is empty")
+	if t.dir == "" {
+		return advice.With(errors.New("a load balancer has no etcd"), "run this on a controller, or name its directory with --data-dir")
 	}
 	ctx, release := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 	defer release()
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
-	c, err := etcdspace.Open(ctx, l.Config.Controller.Layout())
+	c, err := etcdspace.Open(ctx, t.layout())
 	if err != nil {
 		return err
 	}

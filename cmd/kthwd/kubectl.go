@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -9,8 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
-	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -106,35 +103,7 @@ func (a *app) adminKubeconfig(own []string) (string, error) {
 		return "", err
 	}
 	path := t.layout().Kubeconfig(pki.NameAdmin)
-	if t.dir == "" || t.Anywhere && !datadir.Exists(path) {
-		if found := t.admin(); found != "" {
-			path = found
-		}
-	}
 	return path, t.readable(path)
-}
-
-// admin is the admin's kubeconfig of the kthwd that runs on this machine, whichever its
-// directory is, or "". It lies beside the certificates; a kubeconfig can run programs,
-// so it must belong to a user whose kthwd is believed.
-func (t target) admin() string {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-	defer cancel()
-	r, err := t.Status(ctx)
-	if err != nil {
-		return ""
-	}
-	for _, c := range r.Certificates {
-		path := pki.Layout{Dir: filepath.Dir(c.File)}.Kubeconfig(pki.NameAdmin)
-		info, err := os.Stat(path)
-		if err != nil {
-			continue
-		}
-		if owner, ok := info.Sys().(*syscall.Stat_t); ok && slices.Contains(t.Owners, int(owner.Uid)) {
-			return path
-		}
-	}
-	return ""
 }
 
 // readable says what to do where the kubeconfig cannot be read.

@@ -9,9 +9,11 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/config"
@@ -46,12 +48,47 @@ func (a *app) target(l *config.Loader) (target, error) {
 	if c.DataDir == "" {
 		return target{}, usagef("--data-dir is empty")
 	}
-	return target{Client: status.Client{
+	t := target{Client: status.Client{
 		Socket: c.Layout().ControlSocket(), Addr: l.Config.MetricsAddress,
 		// A data directory that the user named means the kthwd that runs on it, and no other.
 		Anywhere: l.Origin("data-dir") == config.OriginDefault,
 		Owners:   believed(c.DataDir, filepath.Dir(l.Config.StatusSocket)),
-	}, dir: c.DataDir, file: l.File(), args: a.args}, nil
+	}, dir: c.DataDir, file: l.File(), args: a.args}
+	if dir := t.elsewhere(); dir != "" {
+		t.dir, t.Socket = dir, pki.Layout{Dir: dir}.ControlSocket()
+	}
+	return t, nil
+}
+
+// elsewhere is the data directory of the controller that answers at the metrics address,
+// if none was named and none runs on the default one; or "".
+func (t target) elsewhere() string {
+	if !t.Anywhere || datadir.Exists(t.Socket) {
+		return ""
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	r, err := t.Status(ctx)
+	if err != nil {
+		return ""
+	}
+	for _, c := range r.Certificates { // they lie in the directory
+		dir := filepath.Dir(c.File)
+		if t.owned(pki.Layout{Dir: dir}.ControlSocket()) {
+			return dir
+		}
+	}
+	return ""
+}
+
+// owned reports whether a file belongs to a user whose kthwd is believed.
+func (t target) owned(path string) bool {
+	info, err := os.Stat(path)
+	if err != nil {
+		return false
+	}
+	owner, ok := info.Sys().(*syscall.Stat_t)
+	return ok && slices.Contains(t.Owners, int(owner.Uid))
 }
 
 // balancer is a load balancer without a controller in its process.
