@@ -40,7 +40,7 @@ func checkBackup(c config.Controller) error {
 // newBackups makes the schedule of backups, which also shows those that people make.
 func (p *prepared) newBackups(member *etcd.Member) *backup.Schedule {
 	return backup.NewSchedule(backup.ScheduleConfig{
-		Every: p.cfg.BackupEvery, Layout: p.layout, Server: member.Running, Log: p.o.Logs.Logger("backup"),
+		Every: p.cfg.BackupEvery, Keys: len(p.cfg.BackupRecipients) > 0, Layout: p.layout, Server: member.Running, Log: p.o.Logs.Logger("backup"),
 		Create: func(ctx context.Context) *exec.Cmd {
 			args := []string{"backup", "create", "--config=", "--data-dir=" + p.cfg.DataDir, "--dir=" + p.cfg.BackupDir,
 				fmt.Sprintf("--keep=%d", p.cfg.BackupKeep), "--hook=" + p.cfg.BackupHook, "--step-back", "--output=json"}

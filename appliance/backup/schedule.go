@@ -21,6 +21,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/client/pkg/v3/types"
 	"go.etcd.io/etcd/server/v3/embed"
 
 	"kthwd/appliance/pki"
@@ -29,9 +30,12 @@ import (
 	"kthwd/appliance/text"
 )
 
-// Schedule makes backups while a controller runs: one for the cluster, on whichever
-// controller leads etcd. Each is a child process, kthwd backup create. Make one with
-// NewSchedule, and call Run.
+// Schedule makes backups while a controller runs: one for the cluster. Each is a child
+// process, kthwd backup create. Make one with NewSchedule, and call Run.
+//
+// Without private keys in the archives, the controller that leads etcd makes them. With them,
+// a controller that has the keys of the CAs is first, since only its archives are complete:
+// the leader, or another one a while after a backup was due; then the leader, whatever it has.
 //
 // The last backup is a key in etcd, so that every controller shows it, and a new leader goes
 // on where the one before stopped.
@@ -49,6 +53,7 @@ type Schedule struct {
 // ScheduleConfig configures a Schedule.
 type ScheduleConfig struct {
 	Every  time.Duration                       // 0: no backups are made, but those that people make are shown
+	Keys   bool                                // archives have private keys
 	Layout pki.Layout                          // of this controller, which may have keys that an archive lacks
 	Server func() *embed.Etcd                  // nil before etcd has started
 	Create func(ctx context.Context) *exec.Cmd // kthwd backup create -o json
@@ -57,6 +62,7 @@ type ScheduleConfig struct {
 
 const (
 	scheduleLook = 10 * time.Second // between two looks at the record
+	maxGrace     = 10 * time.Minute // longest time for which a backup that is due is left to another
 	tooOld       = 24 * time.Hour   // age of the last backup from which it is a finding
 	retryAfter   = 5 * time.Minute  // after a failure, or sooner if backups are made more often
 )
@@ -76,7 +82,7 @@ func NewSchedule(cfg ScheduleConfig) *Schedule {
 // Run makes backups until ctx ends; a backup that runs then is interrupted.
 func (s *Schedule) Run(ctx context.Context) {
 	for ctx.Err() == nil {
-		if leads := s.look(ctx); leads && s.due(time.Now()) {
+		if wait, ours := s.look(ctx); ours && s.due(time.Now().Add(-wait)) {
 			s.create(ctx)
 			continue
 		}
@@ -84,17 +90,18 @@ func (s *Schedule) Run(ctx context.Context) {
 	}
 }
 
-// look reads the record, and reports whether this member leads.
-func (s *Schedule) look(ctx context.Context) (leads bool) {
+// look reads the record. It returns how long after it is due this member makes a backup, and
+// whether it makes one at all.
+func (s *Schedule) look(ctx context.Context) (wait time.Duration, ours bool) {
 	server := s.cfg.Server()
 	if server == nil {
-		return false
+		return 0, false
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	answer, err := server.Server.Range(ctx, &pb.RangeRequest{Key: []byte(RecordKey), Serializable: true})
 	if err != nil {
-		return false
+		return 0, false
 	}
 	if len(answer.Kvs) > 0 {
 		r := &Record{}
@@ -104,7 +111,40 @@ func (s *Schedule) look(ctx context.Context) (leads bool) {
 			s.mu.Unlock()
 		}
 	}
-	return server.Server.Leader() == server.Server.MemberID()
+	var voters []types.ID
+	for _, m := range server.Server.Cluster().Members() {
+		if !m.IsLearner {
+			voters = append(voters, m.ID)
+		}
+	}
+	slices.Sort(voters)
+	self := server.Server.MemberID()
+	return s.turn(slices.Index(voters, self), server.Server.Leader() == self)
+}
+
+// turn is whether this controller makes backups, and how long it leaves them to those that
+// should. Its number among the voters, -1 for a learner, keeps two from beginning at once.
+func (s *Schedule) turn(number int, leads bool) (wait time.Duration, ours bool) {
+	grace := min(maxGrace, s.cfg.Every/10)
+	complete := s.cfg.Keys && s.hasKeys(s.ownCAs())
+	switch {
+	case number < 0:
+		return 0, false
+	case leads && (complete || !s.cfg.Keys):
+		return 0, true
+	case complete:
+		return grace + time.Duration(number)*grace/8, true
+	}
+	return 3 * grace, leads
+}
+
+// ownCAs are the names of the keys of all CAs that this controller has.
+func (s *Schedule) ownCAs() []string {
+	all := []string{pki.Layout{}.CAKey()}
+	if _, err := os.Stat(s.cfg.Layout.EtcdCA()); err == nil {
+		all = append(all, pki.Layout{}.EtcdCAKey())
+	}
+	return all
 }
 
 // due reports whether a backup must be made now. A time in the future is another machine's
@@ -118,7 +158,7 @@ func (s *Schedule) due(now time.Time) bool {
 	case s.failed != "" && now.Sub(s.attempt) < min(retryAfter, s.cfg.Every):
 		return false
 	case s.last == nil:
-		return true
+		return !now.Before(s.started)
 	}
 	age := now.Sub(s.last.At)
 	return age >= s.cfg.Every || age < -time.Hour
@@ -241,9 +281,9 @@ func (s *Schedule) incomplete() status.Finding {
 	case !s.last.Secrets:
 		f.Do = "set backup-recipient, so that archives have the keys; or keep copies of them apart"
 	case s.hasKeys(s.last.Lacks):
-		f.Do = "this controller has them: kthwd backup create here makes a complete archive, and kthwd etcd move-leader to this one lets its schedule make the next"
+		f.Do = "this controller has them, and its schedule makes the next archive; kthwd backup create makes a complete one now"
 	default:
-		f.Do = "kthwd backup create on the controller that has them makes a complete archive, and kthwd etcd move-leader to that one lets its schedule make the next; or keep copies of them apart"
+		f.Do = "kthwd backup create on the controller that has them makes a complete archive, and so does its schedule if it has the same settings; or keep copies of them apart"
 	}
 	return f
 }

@@ -17,6 +17,7 @@ import (
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 
 	"kthwd/appliance/config"
+	"kthwd/appliance/pki"
 	"kthwd/appliance/status"
 	"kthwd/test/harness"
 )
@@ -163,11 +164,58 @@ func TestScheduleOfIncompleteArchives(t *testing.T) {
 	}
 	move(l.Dir, away)
 	c.create(t, complete)
-	check("no key of the cluster's CA (ca-key.pem, etcd-ca-key.pem)", "on the controller that has them", "kthwd etcd move-leader")
+	check("no key of the cluster's CA (ca-key.pem, etcd-ca-key.pem)", "on the controller that has them", "its schedule")
 	move(away, l.Dir)
-	check("this controller has them: kthwd backup create here")
+	check("this controller has them, and its schedule makes the next archive")
 	c.create(t, complete)
 	check()
+}
+
+// The controller with the keys of the CAs makes the backups before a leader without them does;
+// two with the keys do not begin at once, and a learner makes none.
+func TestTurnOfTheScheduleOfMany(t *testing.T) {
+	with, without := pki.Layout{Dir: t.TempDir()}, pki.Layout{Dir: t.TempDir()}
+	must(t, os.WriteFile(with.CAKey(), nil, 0o600))
+	const learner = -1
+	type turn struct {
+		wait time.Duration
+		ours bool
+	}
+	of := func(l pki.Layout, keys bool, number int, leads bool) turn {
+		s := NewSchedule(ScheduleConfig{Every: time.Hour, Keys: keys, Layout: l})
+		wait, ours := s.turn(number, leads)
+		return turn{wait, ours}
+	}
+	at := turn{0, true}
+	if got := of(with, true, 1, true); got != at {
+		t.Errorf("a leader with the keys: got %v", got)
+	}
+	if got := of(without, false, 1, true); got != at {
+		t.Errorf("a leader, where archives have no keys: got %v", got)
+	}
+	if got := of(with, false, 1, false); got.ours {
+		t.Errorf("another one, where archives have no keys: got %v", got)
+	}
+	if got := of(without, true, 1, false); got.ours {
+		t.Errorf("another one without the keys: got %v", got)
+	}
+	for _, leads := range []bool{true, false} {
+		if got := of(with, true, learner, leads); got.ours {
+			t.Errorf("a learner: got %v", got)
+		}
+	}
+	first, second, last := of(with, true, 0, false), of(with, true, 2, false), of(without, true, 1, true)
+	if !first.ours || !second.ours || !last.ours || first.wait <= 0 || second.wait <= first.wait || last.wait <= of(with, true, 7, false).wait {
+		t.Errorf("got %v and %v with the keys, %v for a leader without", first, second, last)
+	}
+	must(t, os.WriteFile(with.EtcdCA(), nil, 0o600))
+	if got := of(with, true, 1, true); got != last {
+		t.Errorf("a leader that lacks the key of etcd's CA: got %v, want %v", got, last)
+	}
+	s := NewSchedule(ScheduleConfig{Every: time.Hour})
+	if s.due(time.Now().Add(-first.wait)) || !s.due(time.Now()) {
+		t.Error("the first backup must wait as well")
+	}
 }
 
 func TestRunHook(t *testing.T) {

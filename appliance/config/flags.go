@@ -91,7 +91,7 @@ func (l *Loader) settings() []setting {
 		{"cluster-cidr", RoleController, groupCluster, "CIDR", "Range of pod addresses, or two separated by a comma for dual stack. Must not overlap --service-cluster-ip-range.", &k.ClusterCIDR},
 
 		{"backup-dir", RoleController, groupBackup, "DIR", "Directory of the archives of kthwd backup, on another disk than etcd's data if there is one. Required by --backup-every.", &k.BackupDir},
-		{"backup-every", RoleController, groupBackup, "DURATION", "Time from one backup to the next, such as 6h. The controller that leads etcd makes it, in a process of its own, and verifies it by restoring it. 0 makes none.", &k.BackupEvery},
+		{"backup-every", RoleController, groupBackup, "DURATION", "Time from one backup to the next, such as 6h. One controller makes it for the cluster, in a process of its own, and verifies it by restoring it. 0 makes none.", &k.BackupEvery},
 		{"backup-keep", RoleController, groupBackup, "N", "How many archives of the cluster stay in --backup-dir after each backup of the schedule. The newest one that is whole always stays.", &k.BackupKeep},
 		{"backup-recipient", RoleController, groupBackup, "RECIPIENT", "age recipient (age1…, or a file with one a line) for which the archives are encrypted; repeatable. Without one, private keys and the encryption configuration are left out.", (*commaList)(&k.BackupRecipients)},
 		{"backup-hook", RoleController, groupBackup, "FILE", "Program that is run with the path of each new archive of the schedule, for at most 10 minutes, for example to copy it to another machine. Its failure is logged and counted.", &k.BackupHook},
