@@ -154,7 +154,8 @@ func (in Input) controllerSteps(s *steps, files []File) {
 	if in.Names == Kthwd {
 		kubectl = text.ShellWord(filepath.Join(in.BinDir, "kubectl")) + strings.TrimPrefix(kubectl, "kubectl")
 	}
-	s.commands(kubectl+" get --raw=/readyz", kubectl+" get componentstatuses")
+	// kube-apiserver tells systemd that it serves a moment before it knows the roles of its users.
+	s.commands("until "+kubectl+" get --raw=/readyz; do sleep 1; done", kubectl+" get componentstatuses")
 }
 
 // bridgeSteps are the guide's, and Debian's own page must leave the port.
