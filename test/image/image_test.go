@@ -164,14 +164,25 @@ func TestContainer(t *testing.T) {
 	e := startEngine(t)
 	e.must(t, "images", "import", file)
 
-	once := []string{"run", "--rm", "--read-only", "--net-host", "kthwd:v1.2.3"}
-	if out := e.must(t, append(once, "v1", "/usr/bin/kthwd", "version")...); !strings.Contains(out, "kubernetes ") {
-		t.Errorf("kthwd version: got\n%s", out)
-	}
-	if out := e.must(t, append(once, "v2", "/usr/lib/kthwd/bin/etcdctl", "version")...); !strings.Contains(out, "etcdctl version: ") {
-		t.Errorf("etcdctl version: got\n%s", out)
-	}
+	e.prints(t, "kubernetes ", "/usr/bin/kthwd", "version")
+	e.prints(t, "etcdctl version: ", "/usr/lib/kthwd/bin/etcdctl", "version")
 	e.controller(t)
+}
+
+// prints runs a program in a container of its own, in the network of the machine. ctr may end
+// before it has copied all that a short program says.
+func (e engine) prints(t *testing.T, want string, args ...string) {
+	t.Helper()
+	n := 0
+	kthwtest.WaitFor(t, strings.Join(args, " "), time.Minute, func() error {
+		n++
+		id := fmt.Sprint(filepath.Base(args[0]), n)
+		out := e.must(t, append([]string{"run", "--rm", "--read-only", "--net-host", "kthwd:v1.2.3", id}, args...)...)
+		if !strings.Contains(out, want) {
+			return fmt.Errorf("it prints %q", out)
+		}
+		return nil
+	})
 }
 
 // controller runs a controller in a container until it is asked to stop.
