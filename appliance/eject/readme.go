@@ -187,7 +187,10 @@ func (in Input) wayBack(s *steps, nginx bool) {
 		all = append(all, "systemctl disable --now nginx")
 	}
 	if in.Args != nil {
-		all = append(all, "systemctl disable --now "+strings.Join(explain.Names(), " "), "systemctl enable --now kthwd-controller")
+		// systemctl stops them one by one, and kube-apiserver cannot end in order without etcd.
+		last := explain.Names()
+		slices.Reverse(last)
+		all = append(all, "systemctl disable --now "+strings.Join(last, " "), "systemctl enable --now kthwd-controller")
 	} else {
 		all = append(all, "systemctl enable --now kthwd-lb.socket kthwd-lb.service")
 	}

@@ -7,6 +7,8 @@ import (
 	"time"
 )
 
+var ejectedUnits = []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"}
+
 // TestEject follows the README.txt of kthwd eject to four units, and back. The machine has no
 // network, so the steps of nginx are left out; test/eject has them.
 func TestEject(t *testing.T) {
@@ -33,7 +35,7 @@ func TestEject(t *testing.T) {
 	}
 	t.Logf("the steps took %v", time.Since(began).Round(100*time.Millisecond))
 	m.state(controllerUnit, "inactive")
-	for _, unit := range []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"} {
+	for _, unit := range ejectedUnits {
 		m.state(unit+".service", "active")
 		if got := strings.TrimSpace(m.run("ps -o user= -p " + m.property(unit+".service", "MainPID"))); got != "kthwd" {
 			t.Errorf("%s runs as %s, want the owner of the data directory", unit, got)
@@ -56,7 +58,14 @@ func TestEject(t *testing.T) {
 
 	began = time.Now()
 	for _, c := range back {
+		began := time.Now()
 		m.run(c)
+		t.Logf("%v: %s", time.Since(began).Round(100*time.Millisecond), c)
+	}
+	for _, unit := range ejectedUnits {
+		if got := m.property(unit+".service", "Result"); got != "success" {
+			t.Errorf("the stop of %s ended with %s:\n%s", unit, got, m.run("journalctl --no-pager -o short-precise -n 40 -u "+unit))
+		}
 	}
 	t.Logf("the way back took %v", time.Since(began).Round(100*time.Millisecond))
 	m.shows("kthwd status", "\nready")
