@@ -31,7 +31,7 @@ DIRS      := appliance cmd health lb packaging rbacseed test
 LIGHT      = $(shell awk '$$2 == "light" { print "./" $$1 }' appliance/config/testdata/arrows.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help build tool run test test-backup test-attacks test-attacks-user incidents test-light test-one fuzz cover test-e2e test-lb-peers soak screenshots bench bench-hardening bench-backup bench-lb lint lint-extra golden verify bump hooks package package-check generated install test-systemd clean FORCE
+.PHONY: help build tool run test test-backup test-attacks test-attacks-user incidents test-light test-one fuzz cover test-e2e test-lb-peers soak screenshots bench bench-hardening bench-backup bench-lb lint lint-extra golden verify bump hooks package image package-check generated install test-systemd clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -158,6 +158,7 @@ verify: lint golden ## lint, and generated files are as their sources say
 ARCHS     := amd64 arm64
 ETCD      := $(shell awk '$$1 == "go.etcd.io/etcd/server/v3" { print $$2; exit }' go.mod)
 NFPM      := dist/tools/nfpm
+IMAGE     := dist/tools/image
 GENERATED := dist/generated
 
 package: $(foreach a,$(ARCHS),dist/kthwd-$(VERSION)-linux-$(a).tar.gz package-deb-$(a) package-rpm-$(a)) ## dist/: .deb, .rpm and a static tarball for amd64 and arm64, and their sums
@@ -186,6 +187,18 @@ package-$(1)-$(2): $(NFPM) generated dist/bin-$(2)/kthwd
 	$(NFPM) -kind $(1) -arch $(2) -version $(VERSION) -root dist/tree-$(1)-$(2) -scripts dist/scripts -out dist > dist/packages-$(1)-$(2).list
 endef
 $(foreach k,deb rpm,$(foreach a,$(ARCHS),$(eval $(call package_of,$(k),$(a)))))
+
+# The labels that https://specs.opencontainers.org/image-spec/annotations/ names, and the versions inside.
+OCI = -label org.opencontainers.image
+IMAGE_LABELS = $(OCI).title=kthwd $(OCI).version='$(VERSION)' $(OCI).revision='$(COMMIT)' $(OCI).created='$(BUILD_DATE)' $(OCI).licenses=Apache-2.0 \
+               $(OCI).description='Kubernetes control plane in one process, or its load balancer' \
+               -label kthwd.kubernetes='$(KUBERNETES)' -label kthwd.etcd='$(ETCD)'
+
+image: $(IMAGE) $(foreach a,$(ARCHS),dist/bin-$(a)/kthwd) ## dist/kthwd-VERSION-image.tar: an OCI image for amd64 and arm64 (ARCHS=amd64 for one), made without a container engine
+	$(IMAGE) -version '$(VERSION)' $(IMAGE_LABELS) -out dist/kthwd-$(VERSION)-image.tar $(foreach a,$(ARCHS),$(a)=dist/bin-$(a)/kthwd)
+
+$(IMAGE): FORCE
+	cd packaging/image && go build -o $(abspath $(IMAGE)) .
 
 $(NFPM): FORCE
 	cd packaging/nfpm && go build -o $(abspath $(NFPM)) .

@@ -148,21 +148,36 @@ func (l *Lines) schedulerFile(file string) {
 // neither checks nor makes the files that they name. The configuration must be resolved and
 // valid.
 func Offline(c config.Controller) (*Lines, error) {
-	layout := c.Layout()
-	l, err := merge(Input{Config: c, Layout: layout, Socket: layout.EtcdSocket(), Signer: offlineSigner(layout)})
-	if err != nil {
-		return nil, err
-	}
-	file, _, err := cmdline.SchedulerConfig(program.Value(l.Args[program.Scheduler], "config"), layout, func(name string, _ []byte) (string, error) {
-		return filepath.Join(layout.Run(), name), nil
-	})
-	if errors.Is(err, fs.ErrPermission) { // another user's directory: the flags are known without the file
+	l, _, err := OfflineFiles(c)
+	if errors.Is(err, fs.ErrPermission) { // another user's directory: the flags are known without its files
 		return l, nil
 	}
+	return l, err
+}
+
+// OfflineFiles is Offline with the content of the files that a start would write into the run
+// directory, by path. They hold no secrets. With fs.ErrPermission the command lines are there
+// all the same, as far as they are known without the files of the data directory.
+func OfflineFiles(c config.Controller) (*Lines, map[string][]byte, error) {
+	layout := c.Layout()
+	files := program.RunFiles(c, layout)
+	signer, data := offlineSigner(layout)
+	if data != nil {
+		files[signer] = data
+	}
+	l, err := merge(Input{Config: c, Layout: layout, Socket: layout.EtcdSocket(), Signer: signer})
+	if err != nil {
+		return nil, nil, err
+	}
+	file, _, err := cmdline.SchedulerConfig(program.Value(l.Args[program.Scheduler], "config"), layout, func(name string, data []byte) (string, error) {
+		path := filepath.Join(layout.Run(), name)
+		files[path] = data
+		return path, nil
+	})
 	if err == nil && file != "" {
 		l.schedulerFile(file)
 	}
-	return l, err
+	return l, files, err
 }
 
 // Profiled returns the flags that the configuration's profile sets, by program.
@@ -185,18 +200,19 @@ func ours(c config.Controller) map[string][]program.Arg {
 	}
 }
 
-// offlineSigner is the file with which a start would sign. A CA that does not exist yet, or
-// that this user cannot read, is taken for one with its key beside it.
-func offlineSigner(l pki.Layout) string {
+// offlineSigner is the file with which a start would sign, and its content if a start writes
+// it. A CA that does not exist yet, or that this user cannot read, is taken for one with its key
+// beside it.
+func offlineSigner(l pki.Layout) (path string, data []byte) {
 	if _, err := os.Stat(l.CA()); err != nil {
-		return l.CA()
+		return l.CA(), nil
 	}
 	signer, data, err := pki.Signer(l)
 	switch {
 	case err != nil:
-		return l.CA()
+		return l.CA(), nil
 	case data != nil:
-		return filepath.Join(l.Run(), pki.SignerFile)
+		return filepath.Join(l.Run(), pki.SignerFile), data
 	}
-	return signer
+	return signer, nil
 }

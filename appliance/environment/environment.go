@@ -10,6 +10,7 @@
 package environment
 
 import (
+	"cmp"
 	"fmt"
 	"net/url"
 	"os"
@@ -170,22 +171,53 @@ func keepInside(inside []string) (notes []Note) {
 	if len(proxies) == 0 {
 		return nil
 	}
-	present := os.Getenv("NO_PROXY")
-	if present == "" {
-		present = os.Getenv("no_proxy")
-	}
-	all := append([]string{"0.0.0.0/0", "::/0", "localhost", ".svc", ".cluster.local"}, inside...)
-	if present != "" {
-		all = append([]string{present}, all...)
-	}
+	all := withoutProxy(os.Getenv, inside)
 	for _, name := range []string{"NO_PROXY", "no_proxy"} { // Go prefers the first, client-go too
-		os.Setenv(name, strings.Join(all, ","))
+		os.Setenv(name, all)
 	}
 	for host, names := range proxies {
 		notes = append(notes, Note{false, "proxy " + host + " of the environment: asked for names outside the cluster only, never for an address", strings.Join(names, ",")})
 	}
 	slices.SortFunc(notes, func(a, b Note) int { return strings.Compare(a.Name, b.Name) })
 	return notes
+}
+
+// withoutProxy completes the value of NO_PROXY among variables.
+func withoutProxy(get func(name string) string, inside []string) string {
+	all := append([]string{"0.0.0.0/0", "::/0", "localhost", ".svc", ".cluster.local"}, inside...)
+	if present := cmp.Or(get("NO_PROXY"), get("no_proxy")); present != "" {
+		all = append([]string{present}, all...)
+	}
+	return strings.Join(all, ",")
+}
+
+// ofProcess are variables that are passed on, but are about one process, its memory or its
+// terminal.
+var ofProcess = []string{"JOURNAL_STREAM", "GOGC", "GOMEMLIMIT", "GOMAXPROCS", "GOTRACEBACK", "TMPDIR", "HOME", "PATH", "NO_COLOR", "TERM"}
+
+// Handed returns, of the variables of a kthwd, NAME=VALUE each, those that the programs need
+// when they run without it, in the order of the alphabet. NO_PROXY is completed as Take does.
+func Handed(environ, inside []string) (all []string) {
+	values := map[string]string{}
+	for _, pair := range environ {
+		name, value, _ := strings.Cut(pair, "=")
+		values[name] = value
+	}
+	proxy := false
+	for name, value := range values {
+		v, known := Of(name)
+		if !known || v.Action != Passed || slices.Contains(ofProcess, name) {
+			continue
+		}
+		all = append(all, name+"="+value)
+		proxy = proxy || strings.HasSuffix(strings.ToUpper(name), "_PROXY")
+	}
+	if proxy {
+		direct := withoutProxy(func(name string) string { return values[name] }, inside)
+		all = append(all, "NO_PROXY="+direct, "no_proxy="+direct)
+	}
+	slices.Sort(all)
+	return all
 }
 
 // hostOf returns the host of a proxy, without the user and password that may be in it.

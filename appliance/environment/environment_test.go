@@ -162,3 +162,20 @@ func TestProxies(t *testing.T) {
 		}
 	})
 }
+
+// A program that runs without kthwd gets what its code reads on purpose, and no proxy is asked
+// for an address.
+func TestHanded(t *testing.T) {
+	got := Handed([]string{
+		"HTTPS_PROXY=http://proxy:3128", "NO_PROXY=example.com", "TZ=Asia/Tokyo", "PATH=/bin", "GOGC=50", "ETCD_NAME=x", "KUBECONFIG=/x",
+		"NOTIFY_SOCKET=/x", "UNKNOWN=1", "SSL_CERT_FILE=/ca", "",
+	}, []string{"api.internal"})
+	direct := "example.com,0.0.0.0/0,::/0,localhost,.svc,.cluster.local,api.internal"
+	want := []string{"HTTPS_PROXY=http://proxy:3128", "NO_PROXY=" + direct, "SSL_CERT_FILE=/ca", "TZ=Asia/Tokyo", "no_proxy=" + direct}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if got := Handed([]string{"NO_PROXY=example.com", "HOME=/"}, nil); len(got) != 0 {
+		t.Errorf("without a proxy: got %q", got)
+	}
+}

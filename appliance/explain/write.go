@@ -136,13 +136,25 @@ ExecStart=`, p.Name)
 	return p.command(w, "/usr/local/bin/"+p.Name, unitWord)
 }
 
+// ExecStart returns the value of ExecStart= for a program's path and arguments, one argument
+// a line.
+func ExecStart(path string, args []program.Arg) string {
+	words := []string{unitWord(path)}
+	for _, a := range args {
+		words = append(words, unitWord(a.String()))
+	}
+	return continued(words)
+}
+
 // command writes one flag a line, with continued lines.
 func (p Program) command(w io.Writer, name string, word func(string) string) error {
-	var b strings.Builder
-	b.WriteString(name)
+	words := []string{name}
 	for _, f := range p.Flags {
-		b.WriteString(" \\\n  " + word(f.arg()))
+		words = append(words, word(f.arg()))
 	}
-	_, err := io.WriteString(w, b.String()+"\n")
+	_, err := io.WriteString(w, continued(words)+"\n")
 	return err
 }
+
+// continued is a command line with a line for each word.
+func continued(words []string) string { return strings.Join(words, " \\\n  ") }

@@ -151,3 +151,19 @@ func SharedSecret(l Layout, purpose string) ([]byte, error) {
 	}
 	return hkdf.Key(sha256.New, der, nil, "kthwd "+purpose, sha256.Size)
 }
+
+// ServiceNames returns the names of the API server's service that a certificate is valid
+// for, the longest last.
+func ServiceNames(certFile string) ([]string, error) {
+	leaf, err := leafOf(certFile)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(slices.Clone(controllerHosts), func(h string) bool { return leaf.VerifyHostname(h) != nil }), nil
+}
+
+// CertifiedFor reports whether a certificate can be read and is valid for a name or address.
+func CertifiedFor(certFile, host string) bool {
+	leaf, err := leafOf(certFile)
+	return err == nil && leaf.VerifyHostname(host) == nil
+}
