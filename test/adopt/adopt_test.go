@@ -324,6 +324,19 @@ func TestAdopt(t *testing.T) {
 	if _, err := c.Client(t).AppsV1().Deployments("shop").Get(ctx, "web", metav1.GetOptions{}); err != nil {
 		t.Errorf("with kthwd's own admin.kubeconfig: %v", err)
 	}
+
+	c.Signal(t, syscall.SIGTERM)
+	if code := c.Wait(t, time.Minute); code != 0 {
+		t.Errorf("got exit code %d of kthwd, want 0", code)
+	}
+	for _, name := range names {
+		p.start(t, name)
+	}
+	kthwtest.WaitFor(t, "the four programs, again", 2*time.Minute, func() error {
+		_, err := client.Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(ctx)
+		return err
+	})
+	p.compare(ctx, t, before, token)
 }
 
 // tree lists all files with their sizes and times, without those that a look at them makes.
