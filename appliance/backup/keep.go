@@ -400,9 +400,9 @@ func openCopy(ctx context.Context, dir string, log *slog.Logger) (revision int64
 // explain is the text beside a copy.
 func (o KeepOptions) explain(k Kept) []byte {
 	var b strings.Builder
-	before, first := "the first start of "+o.Upgrade.String(), "install the version of before"
+	before, first, last := "the first start of "+o.Upgrade.String(), "install the version of before", "start it"
 	if o.Upgrade.Adoption {
-		before, first = "the first start of kthwd on them", "stop kthwd and keep it from starting"
+		before, first, last = "the first start of kthwd on them ("+o.Upgrade.String()+")", "stop kthwd and keep it from starting", "start the programs of before"
 	}
 	fmt.Fprintf(&b, "Copy of etcd's data and of the files of a controller, made by kthwd on %s,\nbefore %s. It holds private keys.\n\n", k.Made.Format("2006-01-02 15:04 UTC"), before)
 	fmt.Fprintf(&b, "It was compared with the data byte by byte; a second copy was opened, at revision %d.\n\n", k.Revision)
@@ -417,6 +417,6 @@ func (o KeepOptions) explain(k Kept) []byte {
 	} else {
 		fmt.Fprintf(&b, "  4. rm -f %s\n", o.Layout.Record())
 	}
-	fmt.Fprintf(&b, "  5. give the files the owner of %s: chown -R --reference=%s …\n  6. start it\n", o.Layout.Dir, o.Layout.Dir)
+	fmt.Fprintf(&b, "  5. give the files the owner of %s: chown -R --reference=%s …\n  6. %s\n", o.Layout.Dir, o.Layout.Dir, last)
 	return []byte(b.String())
 }

@@ -180,17 +180,17 @@ type Upgrade struct {
 // those in the database.
 func IsBefore36(etcd string) bool { return older(etcd, "3.6.0") }
 
-// String is "etcd 3.5 to 3.6" or "Kubernetes 1.36 to 1.37", or both, and "adoption".
+// String is "etcd 3.5 to 3.6" or "Kubernetes 1.36 to 1.37", or both, and "adoption" for neither.
 func (u Upgrade) String() string {
 	var all []string
-	if u.Adoption {
-		all = append(all, "adoption")
-	}
 	if a, b := minorOf(u.From.Kubernetes), minorOf(u.To.Kubernetes); u.From.Kubernetes != "" && a != b {
 		all = append(all, "Kubernetes "+a+" to "+b)
 	}
 	if u.Etcd {
 		all = append(all, "etcd "+minorOf(u.From.Etcd)+" to "+minorOf(u.To.Etcd))
+	}
+	if len(all) == 0 && u.Adoption {
+		return "adoption"
 	}
 	return strings.Join(all, ", ")
 }

@@ -193,10 +193,10 @@ func (p *plant) adopt(t *testing.T, args ...string) (stdout, stderr string, code
 	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
 }
 
-// was is the version of Kubernetes that the links are.
-func was(t *testing.T, p *plant) string {
+// kubernetesVersion is the version of Kubernetes in the binary.
+func kubernetesVersion(t *testing.T) string {
 	t.Helper()
-	out, err := exec.Command(p.exe("kube-apiserver"), "--version").Output()
+	out, err := exec.Command(kthwtest.Binary(t), "program", "kube-apiserver", "--version").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -291,7 +291,7 @@ func TestAdopt(t *testing.T) {
 	token := write(ctx, t, client)
 
 	file := filepath.Join(p.root, "kthwd.yaml")
-	out, errs, code := p.adopt(t, "--was="+was(t, p), "--out="+file)
+	out, errs, code := p.adopt(t, "--was="+kubernetesVersion(t), "--out="+file)
 	if _, err := os.Stat(file); code != 1 || !strings.Contains(errs, "etcd still runs") || err == nil {
 		t.Fatalf("while etcd runs: got exit code %d, %v\n%s\n%s", code, err, out, errs)
 	}
@@ -300,7 +300,7 @@ func TestAdopt(t *testing.T) {
 		p.stop(names[i])
 	}
 	listed := tree(t, p.root)
-	if out, errs, code = p.adopt(t, "--was="+was(t, p)); code != 0 || !strings.Contains(out, "Nothing was written") {
+	if out, errs, code = p.adopt(t, "--was="+kubernetesVersion(t)); code != 0 || !strings.Contains(out, "Nothing was written") {
 		t.Fatalf("the plan: got exit code %d\n%s\n%s", code, out, errs)
 	}
 	if now := tree(t, p.root); now != listed {
@@ -308,7 +308,7 @@ func TestAdopt(t *testing.T) {
 	}
 	p.refusals(t)
 	p.copies(t)
-	if out, errs, code = p.adopt(t, "--was="+was(t, p), "--out="+file); code != 0 {
+	if out, errs, code = p.adopt(t, "--was="+kubernetesVersion(t), "--out="+file); code != 0 {
 		t.Fatalf("got exit code %d\n%s\n%s", code, out, errs)
 	}
 	t.Log(out)
@@ -483,7 +483,7 @@ func (p *plant) refusals(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "kthwd.yaml")
 			args := tt.args
 			if args == nil {
-				args = []string{"--was=" + was(t, p)}
+				args = []string{"--was=" + kubernetesVersion(t)}
 			}
 			out, errs, code := p.adopt(t, append(args, "--out="+file, "--copy-data="+file+".d")...)
 			if code != 1 || !strings.Contains(errs, tt.want) || !strings.Contains(errs, "hint: ") {
@@ -533,7 +533,7 @@ func (p *plant) damaged(t *testing.T) (dir string) {
 func (p *plant) copies(t *testing.T) {
 	dir := t.TempDir()
 	file, to := filepath.Join(dir, "kthwd.yaml"), filepath.Join(dir, "etcd")
-	if out, errs, code := p.adopt(t, "--was="+was(t, p), "--out="+file, "--copy-data="+to); code != 0 {
+	if out, errs, code := p.adopt(t, "--was="+kubernetesVersion(t), "--out="+file, "--copy-data="+to); code != 0 {
 		t.Fatalf("got exit code %d\n%s\n%s", code, out, errs)
 	}
 	data, err := os.ReadFile(file)
@@ -547,7 +547,7 @@ func (p *plant) copies(t *testing.T) {
 			t.Errorf("%s: the copy differs, %v, %v", name, err, err2)
 		}
 	}
-	if _, errs, code := p.adopt(t, "--was="+was(t, p), "--out="+file); code != 1 || !strings.Contains(errs, "kthwd replaces nothing") {
+	if _, errs, code := p.adopt(t, "--was="+kubernetesVersion(t), "--out="+file); code != 1 || !strings.Contains(errs, "kthwd replaces nothing") {
 		t.Errorf("over an existing file: got exit code %d, %s", code, errs)
 	}
 }
