@@ -218,21 +218,8 @@ func (p *prepared) writeRun(name string, data []byte) (path string, err error) {
 	return path, os.WriteFile(path, data, 0o600)
 }
 
-// spec is what the files must fit. A file in whose place the user's flags name another one
-// is not used.
-func (p *prepared) spec() pki.Spec {
-	spec := p.cfg.PKISpec()
-	given := func(args []string, key string) bool {
-		return slices.ContainsFunc(program.ParseUser(args), func(a program.Arg) bool { return a.Key == key })
-	}
-	if given(p.cfg.APIServerArgs, "encryption-provider-config") {
-		spec.Unused = append(spec.Unused, p.layout.EncryptionConfig())
-	}
-	if given(p.cfg.APIServerArgs, "service-account-signing-key-file") && given(p.cfg.ControllerManagerArgs, "service-account-private-key-file") {
-		spec.Unused = append(spec.Unused, p.layout.Key(pki.NameServiceAccount))
-	}
-	return spec
-}
+// spec is what the files must fit.
+func (p *prepared) spec() pki.Spec { return commands.Spec(p.cfg) }
 
 // tell logs what the command lines became, and applies the user's --v.
 func (p *prepared) tell(lines *commands.Lines) {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -33,15 +34,25 @@ func collect(l pki.Layout, secrets bool) (*files, error) {
 	}
 	f := &files{content: map[string][]byte{}}
 	var problems []error
-	for _, e := range entries {
-		if !wanted(l, e.Name()) {
-			continue
-		}
-		if err := f.addFile(l, e.Name(), secrets); err != nil {
+	for _, name := range namesOf(l, entries) {
+		if err := f.addFile(l, name, secrets); err != nil {
 			problems = append(problems, err)
 		}
 	}
 	return f, errors.Join(problems...)
+}
+
+// namesOf are the files of a controller by their names in its data directory: those that are
+// there, and those that the configuration has elsewhere.
+func namesOf(l pki.Layout, entries []os.DirEntry) (names []string) {
+	for _, e := range entries {
+		if _, elsewhere := l.Elsewhere[e.Name()]; !elsewhere && wanted(l, e.Name()) {
+			names = append(names, e.Name())
+		}
+	}
+	names = append(names, slices.Collect(maps.Keys(l.Elsewhere))...)
+	slices.Sort(names)
+	return names
 }
 
 // wanted reports whether a file of the data directory goes into an archive.
@@ -57,7 +68,7 @@ func wanted(l pki.Layout, name string) bool {
 }
 
 func (f *files) addFile(l pki.Layout, name string, secrets bool) error {
-	path := filepath.Join(l.Dir, name)
+	path := l.Path(name)
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && (!info.Mode().IsRegular() || info.Size() > archive.MaxFile) {
 		return nil
@@ -127,7 +138,7 @@ func outside(l pki.Layout, args map[string][]string) (paths []string) {
 	for _, line := range args {
 		for _, arg := range line {
 			_, value, _ := strings.Cut(arg, "=")
-			if !filepath.IsAbs(value) || slices.Contains(paths, value) || below(l.Dir, value) || below(l.Etcd(), value) {
+			if !filepath.IsAbs(value) || slices.Contains(slices.Collect(maps.Values(l.Elsewhere)), value) || slices.Contains(paths, value) || below(l.Dir, value) || below(l.Etcd(), value) {
 				continue
 			}
 			if info, err := os.Stat(value); err == nil && info.Mode().IsRegular() {

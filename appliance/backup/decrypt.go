@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"go.yaml.in/yaml/v3"
+	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/server/options/encryptionconfig"
 	"k8s.io/apiserver/pkg/storage/value"
@@ -27,11 +27,17 @@ func loadKeys(ctx context.Context, path string) (keys, error) {
 	if err != nil || local == nil {
 		return nil, err
 	}
-	file := filepath.Join(filepath.Dir(path), "local-"+filepath.Base(path))
-	if err := os.WriteFile(file, local, 0o600); err != nil {
+	// In memory that has a path (memfd_create(2)): a key belongs on no further disk.
+	fd, err := unix.MemfdCreate("kthwd", unix.MFD_CLOEXEC)
+	if err != nil {
 		return nil, err
 	}
-	c, err := encryptionconfig.LoadEncryptionConfig(ctx, file, false, "")
+	f := os.NewFile(uintptr(fd), fmt.Sprintf("/proc/self/fd/%d", fd))
+	defer f.Close()
+	if _, err := f.Write(local); err != nil {
+		return nil, err
+	}
+	c, err := encryptionconfig.LoadEncryptionConfig(ctx, f.Name(), false, "")
 	if err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -188,6 +189,10 @@ func (o KeepOptions) sources() (all map[string]string, err error) {
 			all[e.Name()] = path
 		}
 	}
+	maps.Copy(all, o.Layout.Elsewhere)
+	if errors.Is(err, fs.ErrNotExist) { // of a controller that has not run yet
+		err = nil
+	}
 	return all, err
 }
 
@@ -298,6 +303,39 @@ func (o KeepOptions) open(ctx context.Context, copied, to string) (revision int6
 	return openChild(ctx, o.Opener, to, o.Layout.Etcd(), o.working)
 }
 
+// CopyMember copies etcd's data in the directory from, on which no etcd runs, to the new directory
+// to, and compares each file on the disk with its source. wal is the directory of its log;
+// "" means the one beside the database.
+func CopyMember(ctx context.Context, from, wal, to string) (err error) {
+	o := KeepOptions{Layout: pki.Layout{Dir: filepath.Join(to, "none"), EtcdDir: from}, WAL: wal}
+	size, err := o.size()
+	if err != nil {
+		return err
+	}
+	if err := os.Mkdir(to, 0o700); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(to))
+		}
+	}()
+	if err := enoughRoom(to, size); err != nil {
+		return err
+	}
+	all, err := o.sources()
+	if err != nil {
+		return err
+	}
+	for name, path := range all {
+		at := filepath.Join(to, strings.TrimPrefix(name, "etcd"+string(filepath.Separator)))
+		if err := o.copyFile(ctx, path, at); err != nil {
+			return fmt.Errorf("copy %s: %w", path, err)
+		}
+	}
+	return syncTree(to)
+}
+
 // openChild opens the copy of the data of etcd in dir in a child process; data is where the data are.
 func openChild(ctx context.Context, opener func(context.Context, string) *exec.Cmd, dir, data string, working func()) (revision int64, err error) {
 	cmd := opener(ctx, dir)
@@ -362,10 +400,14 @@ func openCopy(ctx context.Context, dir string, log *slog.Logger) (revision int64
 // explain is the text beside a copy.
 func (o KeepOptions) explain(k Kept) []byte {
 	var b strings.Builder
-	fmt.Fprintf(&b, "Copy of etcd's data and of the files of a controller, made by kthwd on %s,\nbefore the first start of %s. It holds private keys.\n\n", k.Made.Format("2006-01-02 15:04 UTC"), o.Upgrade)
+	before, first, last := "the first start of "+o.Upgrade.String(), "install the version of before", "start it"
+	if o.Upgrade.Adoption {
+		before, first, last = "the first start of kthwd on them ("+o.Upgrade.String()+")", "stop kthwd and keep it from starting", "start the programs of before"
+	}
+	fmt.Fprintf(&b, "Copy of etcd's data and of the files of a controller, made by kthwd on %s,\nbefore %s. It holds private keys.\n\n", k.Made.Format("2006-01-02 15:04 UTC"), before)
 	fmt.Fprintf(&b, "It was compared with the data byte by byte; a second copy was opened, at revision %d.\n\n", k.Revision)
 	fmt.Fprintf(&b, "To go back, on every controller, with all of them stopped (what was written since is lost):\n\n")
-	fmt.Fprintf(&b, "  1. install the version of before\n  2. mv %s/member %s/.upgraded-member\n", o.Layout.Etcd(), o.Layout.Etcd())
+	fmt.Fprintf(&b, "  1. %s\n  2. mv %s/member %s/.upgraded-member\n", first, o.Layout.Etcd(), o.Layout.Etcd())
 	fmt.Fprintf(&b, "  3. cp -a %s/etcd/member %s/\n", k.Dir, o.Layout.Etcd())
 	if o.WAL != "" {
 		fmt.Fprintf(&b, "     etcd's log was in %s: move what is there away, and copy etcd/member/wal there\n", o.WAL)
@@ -375,6 +417,6 @@ func (o KeepOptions) explain(k Kept) []byte {
 	} else {
 		fmt.Fprintf(&b, "  4. rm -f %s\n", o.Layout.Record())
 	}
-	fmt.Fprintf(&b, "  5. give the files the owner of %s: chown -R --reference=%s …\n  6. start it\n", o.Layout.Dir, o.Layout.Dir)
+	fmt.Fprintf(&b, "  5. give the files the owner of %s: chown -R --reference=%s …\n  6. %s\n", o.Layout.Dir, o.Layout.Dir, last)
 	return []byte(b.String())
 }

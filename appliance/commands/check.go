@@ -76,7 +76,7 @@ func CheckWords(c config.Controller) error {
 // to kthwd preflight.
 func CheckConfiguration(c config.Controller) error {
 	klog.SetLogger(cmdline.DiscardLogger)
-	plan, err := pki.NewPlan(c.Layout(), c.PKISpec())
+	plan, err := pki.NewPlan(c.Layout(), Spec(c))
 	if err != nil {
 		return CheckWords(c)
 	}

@@ -16,6 +16,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	schedoptions "k8s.io/kubernetes/cmd/kube-scheduler/app/options"
@@ -178,6 +179,22 @@ func OfflineFiles(c config.Controller) (*Lines, map[string][]byte, error) {
 		l.schedulerFile(file)
 	}
 	return l, files, err
+}
+
+// Spec is what the files of a data directory must fit. A file in whose place the user's flags
+// name another one, or take out the flag, is not used.
+func Spec(c config.Controller) pki.Spec {
+	spec, l := c.PKISpec(), c.Layout()
+	given := func(args []string, key string) bool {
+		return slices.ContainsFunc(program.ParseUser(args), func(a program.Arg) bool { return a.Key == key || a.Key == key+"-" })
+	}
+	if given(c.APIServerArgs, "encryption-provider-config") {
+		spec.Unused = append(spec.Unused, l.EncryptionConfig())
+	}
+	if given(c.APIServerArgs, "service-account-signing-key-file") && given(c.ControllerManagerArgs, "service-account-private-key-file") {
+		spec.Unused = append(spec.Unused, l.Key(pki.NameServiceAccount))
+	}
+	return spec
 }
 
 // Profiled returns the flags that the configuration's profile sets, by program.

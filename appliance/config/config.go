@@ -38,9 +38,10 @@ func (c Config) Is(role string) bool { return slices.Contains(c.Role, role) }
 
 // Controller is the configuration of the controller role.
 type Controller struct {
-	DataDir     string // directory of all files of the tutorial, flat; see pki.Layout
-	EtcdDataDir string // directory of etcd's data; empty means <DataDir>/etcd
-	Name        string // etcd member name and lease holder; empty means the host name
+	DataDir     string   // directory of all files of the tutorial, flat; see pki.Layout
+	EtcdDataDir string   // directory of etcd's data; empty means <DataDir>/etcd
+	Files       []string // NAME=FILE of files outside DataDir; see pki.Movable
+	Name        string   // etcd member name and lease holder; empty means the host name
 
 	BindAddress      string // address on which the API server listens
 	SecurePort       int

@@ -417,3 +417,33 @@ func FuzzFile(f *testing.F) {
 		}
 	})
 }
+
+// Files outside the data directory may be a map or a list.
+func TestFiles(t *testing.T) {
+	for name, tt := range map[string]struct{ file, want string }{
+		"a map":        {"files:\n  ca.pem: /pki/ca.crt\n  ca-key.pem: /pki/ca.key\n", ""},
+		"a list":       {"files: [ca.pem=/pki/ca.crt, ca-key.pem=/pki/ca.key]\n", ""},
+		"no place":     {"files: [ca.pem]\n", "has no place"},
+		"relative":     {"files: {ca.pem: pki/ca.crt}\n", "no absolute path"},
+		"other file":   {"files: {ca.crt: /pki/ca.crt}\n", "no file that may be elsewhere"},
+		"twice":        {"files: [ca.pem=/a, ca.pem=/b]\n", "twice"},
+		"a list in it": {"files: {ca.pem: [/a]}\n", "NAME: FILE"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := NewLoader()
+			err := l.parseFile("kthwd.yaml", []byte("role: controller\n"+tt.file))
+			if err == nil {
+				err = errors.Join(l.Resolve(), l.Validate())
+			}
+			switch {
+			case tt.want == "" && err != nil:
+				t.Fatal(err)
+			case tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)):
+				t.Fatalf("got %v, want %q", err, tt.want)
+			}
+			if got := l.Config.Controller.Layout().CAKey(); tt.want == "" && got != "/pki/ca.key" {
+				t.Errorf("got %s, want /pki/ca.key", got)
+			}
+		})
+	}
+}

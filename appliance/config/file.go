@@ -233,6 +233,15 @@ func (e *entry) read(v *yaml.Node) (bad *yaml.Node, problem string) {
 		return v, `has no value; write "" for an empty value, or remove the line`
 	case v.Kind == yaml.ScalarNode:
 		e.values = []string{v.Value}
+	case v.Kind == yaml.MappingNode && e.key == "files":
+		e.list = true
+		for i := 0; i+1 < len(v.Content); i += 2 {
+			name, path := v.Content[i], resolve(v.Content[i+1])
+			if name.Kind != yaml.ScalarNode || path.Kind != yaml.ScalarNode || path.Tag == "!!null" {
+				return name, "needs lines of the form \"NAME: FILE\""
+			}
+			e.values = append(e.values, name.Value+"="+path.Value)
+		}
 	case v.Kind == yaml.SequenceNode:
 		e.list = true
 		for i, n := range v.Content {

@@ -70,6 +70,7 @@ func (l *Loader) settings() []setting {
 
 		{"data-dir", RoleController, groupFiles, "DIR", "Directory of certificates, keys and kubeconfigs under the tutorial's names; created if it is missing.", &k.DataDir},
 		{"etcd-data-dir", RoleController, groupFiles, "DIR", "Directory of etcd's own data. Empty means etcd below --data-dir.", &k.EtcdDataDir},
+		{"files", RoleController, groupFiles, "NAME=FILE", "Place of a file that is not in --data-dir, by the name that it would have there: ca.pem=/etc/kubernetes/pki/ca.crt. In the file it may be a map. kthwd reads such a file and never makes one; kthwd adopt writes these lines; repeatable.", (*commaList)(&k.Files)},
 
 		{"name", RoleController, groupMachine, "NAME", "Name of this controller, as etcd member and as lease holder. Empty means the host name.", &k.Name},
 		{"bind-address", RoleController, groupMachine, "ADDRESS", "Address on which the API server listens; 0.0.0.0 or :: means all.", &k.BindAddress},

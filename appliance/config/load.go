@@ -43,6 +43,20 @@ func NewLoader() *Loader {
 	return l
 }
 
+// Parse reads a configuration file that is in memory, as Load and its successors would from
+// path, and returns all that is wrong with it.
+func Parse(path string, data []byte) (*Loader, error) {
+	l := NewLoader()
+	l.file = path
+	if err := l.parseFile(path, data); err != nil {
+		return nil, err
+	}
+	if err := l.Resolve(); err != nil {
+		return nil, err
+	}
+	return l, l.Validate()
+}
+
 // AddFlags adds the flags with the given names to a command's flags, or all flags
 // when names is empty. Commands may share a Loader, because only one of them runs.
 func (l *Loader) AddFlags(fs *pflag.FlagSet, names ...string) {

@@ -161,7 +161,22 @@ func (c *Controller) ownAddress() string {
 
 // Layout returns the paths below the data directory.
 func (c Controller) Layout() pki.Layout {
-	return pki.Layout{Dir: c.DataDir, EtcdDir: c.EtcdDataDir}
+	return pki.Layout{Dir: c.DataDir, EtcdDir: c.EtcdDataDir, Elsewhere: Elsewhere(c.Files)}
+}
+
+// Elsewhere returns the files outside the data directory by their names there: the setting
+// files as pki.Layout has it.
+func Elsewhere(files []string) map[string]string {
+	var all map[string]string
+	for _, f := range files {
+		if name, path, ok := strings.Cut(f, "="); ok {
+			if all == nil {
+				all = map[string]string{}
+			}
+			all[name] = path
+		}
+	}
+	return all
 }
 
 // PKISpec returns what the certificates must be valid for. The configuration must be

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -13,6 +14,7 @@ import (
 
 	"kthwd/appliance/logging"
 	"kthwd/appliance/paths"
+	"kthwd/appliance/pki"
 )
 
 // Problem is one mistake in a configuration.
@@ -232,8 +234,33 @@ func (v *validator) paths(c Controller) {
 		v.add("etcd-data-dir", "%s is also --data-dir", c.EtcdDataDir).Hint = "omit it to use etcd below the data directory"
 	}
 	v.path("data-dir", c.DataDir)
+	v.files(c.Files)
 	if c.EtcdDataDir != c.Layout().Etcd() || !strings.HasPrefix(c.EtcdDataDir, c.DataDir) {
 		v.path("etcd-data-dir", c.EtcdDataDir)
+	}
+}
+
+// files refuses what is no NAME=FILE of a file that kthwd would look for in its data directory.
+func (v *validator) files(all []string) {
+	seen := map[string]bool{}
+	for _, f := range all {
+		name, path, ok := strings.Cut(f, "=")
+		switch {
+		case !ok:
+			v.add("files", "%.80q has no place", f).Hint = "write NAME=FILE, such as ca.pem=/etc/kubernetes/pki/ca.crt"
+		case !slices.Contains(pki.Movable(), name):
+			p := v.add("files", "%.80q is no file that may be elsewhere", name)
+			if p.Hint = "these may be: " + strings.Join(pki.Movable(), ", "); Nearest(name, pki.Movable()) != "" {
+				p.Hint = "did you mean " + Nearest(name, pki.Movable()) + "?"
+			}
+		case seen[name]:
+			v.add("files", "has %s twice", name)
+		case !filepath.IsAbs(path) || filepath.Clean(path) != path:
+			v.add("files", "%.80q is no absolute path", path).Hint = "write the path of " + name + " from / on"
+		default:
+			v.path("files", path)
+		}
+		seen[name] = true
 	}
 }
 

@@ -40,6 +40,10 @@ func (f *Foreign) Prefix() string {
 	return "runuser -u " + f.User + " --"
 }
 
+// Owned refuses what a start refuses of the owners: a data directory, and one of etcd, of
+// another user, and a data directory that others can write to.
+func Owned(l pki.Layout) error { return owned(l) }
+
 // owned refuses a data directory, and one of etcd, of another user, and a data directory
 // that others can write to. Neither needs to exist.
 func owned(l pki.Layout) error {

@@ -173,13 +173,14 @@ func applyChange(all, removed map[string]bool, change raftpb.ConfChange) {
 type Upgrade struct {
 	From, To Record // the versions
 	Etcd     bool   // of etcd, and not only of Kubernetes
+	Adoption bool   // the data are not kthwd's yet
 }
 
 // IsBefore36 reports whether etcd of that version obeyed the members in raft's log, and not
 // those in the database.
 func IsBefore36(etcd string) bool { return older(etcd, "3.6.0") }
 
-// String is "etcd 3.5 to 3.6" or "Kubernetes 1.36 to 1.37", or both.
+// String is "etcd 3.5 to 3.6" or "Kubernetes 1.36 to 1.37", or both, and "adoption" for neither.
 func (u Upgrade) String() string {
 	var all []string
 	if a, b := minorOf(u.From.Kubernetes), minorOf(u.To.Kubernetes); u.From.Kubernetes != "" && a != b {
@@ -188,12 +189,15 @@ func (u Upgrade) String() string {
 	if u.Etcd {
 		all = append(all, "etcd "+minorOf(u.From.Etcd)+" to "+minorOf(u.To.Etcd))
 	}
+	if len(all) == 0 && u.Adoption {
+		return "adoption"
+	}
 	return strings.Join(all, ", ")
 }
 
 // FindUpgrade returns the upgrade that a start with the versions now would be, or nil. The
 // record of the member says which versions ran last; without one, the database which etcd did if
-// that was older than 3.6.
+// that was older than 3.6. Data in whose data directory no kthwd has run yet are adopted.
 func FindUpgrade(l pki.Layout, now Record) (*Upgrade, error) {
 	r, err := ReadRecord(l)
 	if err != nil || !l.HasData() {
@@ -211,7 +215,9 @@ func FindUpgrade(l pki.Layout, now Record) (*Upgrade, error) {
 	}
 	u := &Upgrade{From: *r, To: now}
 	u.Etcd = older(u.From.Etcd, now.Etcd)
-	if !u.Etcd && !older(u.From.Kubernetes, now.Kubernetes) {
+	_, err = os.Lstat(l.InstanceID())
+	u.Adoption = u.From == Record{Etcd: u.From.Etcd} && errors.Is(err, fs.ErrNotExist)
+	if !u.Adoption && !u.Etcd && !older(u.From.Kubernetes, now.Kubernetes) {
 		return nil, nil
 	}
 	return u, nil

@@ -52,6 +52,16 @@ func TestFindUpgrade(t *testing.T) {
 			}
 		})
 	}
+	l := of35(t) // data of these very versions, which another program has made
+	if u, err := FindUpgrade(l, Record{Kubernetes: "v1.36.3", Etcd: "3.5.30"}); err != nil || u == nil || u.String() != "adoption" {
+		t.Errorf("without a trace of kthwd: got %v, %v, want the adoption", u, err)
+	}
+	if err := os.WriteFile(l.InstanceID(), []byte("1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if u, err := FindUpgrade(l, Record{Kubernetes: "v1.36.3", Etcd: "3.5.30"}); u != nil || err != nil {
+		t.Errorf("where kthwd has run: got %v, %v, want no upgrade", u, err)
+	}
 	if u, err := FindUpgrade(pki.Layout{Dir: t.TempDir()}, now); u != nil || err != nil {
 		t.Errorf("an empty directory: got %v, %v", u, err)
 	}

@@ -133,16 +133,21 @@ func (v *survey) issue(r row) ([]file, error) {
 // sweep removes the hidden files of an interrupted Ensure. By now each has its own
 // name, or has been made again.
 func (v *survey) sweep() {
+	var paths []string
 	for _, r := range v.rows {
 		if l := r.in(v.layout); !r.given {
-			os.Remove(durable.Hidden(l.Cert(r.name)))
-			os.Remove(durable.Hidden(l.Key(r.name)))
+			paths = append(paths, l.Cert(r.name), l.Key(r.name))
 		}
 	}
 	for _, k := range v.configs {
-		os.Remove(durable.Hidden(k.path(v.layout)))
+		paths = append(paths, k.path(v.layout))
 	}
 	for _, d := range v.documents {
-		os.Remove(durable.Hidden(d.path(v.layout)))
+		paths = append(paths, d.path(v.layout))
+	}
+	for _, path := range paths {
+		if !v.layout.isElsewhere(path) {
+			os.Remove(durable.Hidden(path))
+		}
 	}
 }

@@ -26,6 +26,35 @@ const nameCA = "ca" // Layout.CA and Layout.CAKey
 type Layout struct {
 	Dir     string // the data directory, such as /var/lib/kubernetes
 	EtcdDir string // etcd's data directory; "" means <Dir>/etcd
+
+	// Elsewhere has the paths of files that are not in Dir, by their names there; see
+	// Movable. kthwd reads such a file, and makes none.
+	Elsewhere map[string]string
+}
+
+// Movable lists the names of files that may be elsewhere: those that a cluster made by hand
+// has, too.
+func Movable() (names []string) {
+	l := Layout{}
+	for _, name := range []string{nameCA, NameKubernetes, NameServiceAccount, NameFrontProxyCA, NameFrontProxyClient, NameEtcdCA, NameEtcd} {
+		names = append(names, l.Cert(name), l.Key(name))
+	}
+	return append(names, l.Kubeconfig(NameControllerManager), l.Kubeconfig(NameScheduler), l.EncryptionConfig(), l.AuditPolicy(), l.SchedulerConfig())
+}
+
+// missing is the Misfit of a file outside Dir that does not exist.
+func (l Layout) missing(path string) *Misfit {
+	return &Misfit{File: path, Problem: "does not exist, and kthwd makes files in " + l.Dir + " only", Hint: "bring it back, or take its line out of files in the configuration"}
+}
+
+// isElsewhere reports whether the path is that of a file outside Dir.
+func (l Layout) isElsewhere(path string) bool {
+	for _, at := range l.Elsewhere {
+		if at == path {
+			return true
+		}
+	}
+	return false
 }
 
 // CA is the certificate of the cluster's CA.
@@ -123,7 +152,7 @@ func (l Layout) Kept() string { return l.path("kept") }
 // Files lists the names, below Dir, of everything that kthwd may create there,
 // including etcd's data in its default place. Any other file is not kthwd's.
 func (l Layout) Files() []string {
-	l.Dir, l.EtcdDir = "", ""
+	l = Layout{}
 	files := []string{
 		l.CA(), l.CAKey(), l.EncryptionConfig(), l.AuditPolicy(), l.AuthenticationConfig(), l.AuditLog(), l.UnauthenticatedAuditLog(), l.SchedulerConfig(),
 		filepath.Join(l.Etcd(), "member"), l.Run(), l.Lock(), l.InstanceID(), l.Record(), l.JoinRecord(), l.Names(), l.Restore(), l.Kept(),
@@ -140,4 +169,12 @@ func (l Layout) Files() []string {
 	return files
 }
 
-func (l Layout) path(name string) string { return filepath.Join(l.Dir, name) }
+// Path is the path of a file by its name in Dir.
+func (l Layout) Path(name string) string { return l.path(name) }
+
+func (l Layout) path(name string) string {
+	if at, ok := l.Elsewhere[name]; ok {
+		return at
+	}
+	return filepath.Join(l.Dir, name)
+}

@@ -34,7 +34,7 @@ type Entry struct {
 // A file that cannot be read is an Entry with a Problem. List writes nothing and
 // fails only if the directory cannot be read.
 func List(l Layout) ([]Entry, error) {
-	names, err := listed(l.Dir)
+	names, err := listed(l)
 	if err != nil {
 		return nil, err
 	}
@@ -46,7 +46,7 @@ func List(l Layout) ([]Entry, error) {
 	}
 	var entries []Entry
 	for _, name := range names {
-		path := filepath.Join(l.Dir, name)
+		path := l.path(name)
 		if strings.HasSuffix(name, ".kubeconfig") {
 			entries = append(entries, listKubeconfig(path, issuers[nameCA])...)
 			continue
@@ -58,8 +58,8 @@ func List(l Layout) ([]Entry, error) {
 }
 
 // listed returns the names of the files to read, in order.
-func listed(dir string) ([]string, error) {
-	all, err := os.ReadDir(dir)
+func listed(l Layout) ([]string, error) {
+	all, err := os.ReadDir(l.Dir)
 	if err != nil {
 		return nil, err
 	}
@@ -77,7 +77,8 @@ func listed(dir string) ([]string, error) {
 		}
 	}
 	order = slices.DeleteFunc(order, func(name string) bool {
-		return !slices.ContainsFunc(all, func(e fs.DirEntry) bool { return e.Name() == name })
+		_, elsewhere := l.Elsewhere[name]
+		return !elsewhere && !slices.ContainsFunc(all, func(e fs.DirEntry) bool { return e.Name() == name })
 	})
 	return append(order, names...), nil
 }

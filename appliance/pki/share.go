@@ -27,11 +27,12 @@ type Shared struct {
 func Share(l Layout, own []string, caKey bool) (Shared, error) {
 	s := Shared{Files: map[string][]byte{}}
 	var problems []error
-	add := func(path string) {
+	add := func(name string) {
+		path := l.path(name)
 		data, _, err := read(path)
 		switch {
 		case err == nil:
-			s.Files[filepath.Base(path)] = data
+			s.Files[name] = data
 		case !errors.Is(err, fs.ErrNotExist):
 			problems = append(problems, err)
 		}
@@ -40,13 +41,13 @@ func Share(l Layout, own []string, caKey bool) (Shared, error) {
 		if r.configOnly || r.ownEach() {
 			continue
 		}
-		add(l.Cert(r.name))
+		add(Layout{}.Cert(r.name))
 		if !r.isCA() || r.signsControllers() && caKey {
-			add(l.Key(r.name))
+			add(Layout{}.Key(r.name))
 		}
 	}
 	for _, d := range documents {
-		add(d.path(l))
+		add(d.path(Layout{}))
 	}
 	for _, name := range machineConfigs {
 		data, a, err := embedded(l.Kubeconfig(name))
@@ -109,7 +110,7 @@ func (s Shared) Adopt(l Layout, server string) (Report, error) {
 func (s Shared) plan(l Layout, server string) (report Report, files []file, err error) {
 	var problems []error
 	for _, name := range s.order() {
-		path := filepath.Join(l.Dir, name)
+		path := l.path(name)
 		there, _, err := read(path)
 		switch {
 		case err == nil:
@@ -121,6 +122,9 @@ func (s Shared) plan(l Layout, server string) (report Report, files []file, err 
 			continue
 		case !errors.Is(err, fs.ErrNotExist):
 			problems = append(problems, err)
+			continue
+		case l.isElsewhere(path):
+			problems = append(problems, l.missing(path))
 			continue
 		}
 		data, err := s.content(name, server)

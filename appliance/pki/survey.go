@@ -100,6 +100,10 @@ func (v *survey) warn(format string, args ...any) {
 
 // want records a file that Ensure will make.
 func (v *survey) want(path string) {
+	if v.layout.isElsewhere(path) {
+		v.misfit(v.layout.missing(path))
+		return
+	}
 	v.absent[path] = true
 	v.report.Missing = append(v.report.Missing, path)
 }
@@ -238,6 +242,10 @@ func (v *survey) loadConfig(k config) {
 	path := k.path(v.layout)
 	data, found := v.read(path, forTheGroup)
 	if !found && k.server(v.spec) != "" && (k.with == "" || !there(v.config(k.with).path(v.layout))) {
+		if v.layout.isElsewhere(path) {
+			v.misfit(v.layout.missing(path))
+			return
+		}
 		v.absent[path] = true // checkConfig reports it, after the certificates
 	}
 	if data == nil {

@@ -155,9 +155,13 @@ func (a *app) createOptions(t target, f *createFlags, running support.Running) (
 	if f.plainKeys && len(f.recipients) > 0 {
 		errKeys = errors.Join(errKeys, usagef("--plain-keys and --recipient exclude each other: an encrypted archive has the keys"))
 	}
+	var files []string
+	if set := set["files"]; set.Kind != 0 {
+		_ = set.Decode(&files) // kthwd wrote it
+	}
 	port, _ := strconv.Atoi(set["secure-port"].Value)
 	return backup.Options{
-		Layout: pki.Layout{Dir: t.dir, EtcdDir: set["etcd-data-dir"].Value}, Dir: dir, Recipients: recipients, PlainKeys: f.plainKeys, Kthwd: version,
+		Layout: pki.Layout{Dir: t.dir, EtcdDir: set["etcd-data-dir"].Value, Elsewhere: config.Elsewhere(files)}, Dir: dir, Recipients: recipients, PlainKeys: f.plainKeys, Kthwd: version,
 		Name: set["name"].Value, Address: set["advertise-address"].Value, Prefix: prefixOf(running.Programs),
 		Server:   config.Controller{BindAddress: set["bind-address"].Value, SecurePort: port}.LocalServer(),
 		Settings: rendered, Args: running.Programs, Checker: a.checker, Unrecorded: f.unrecorded,

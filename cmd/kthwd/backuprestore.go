@@ -168,7 +168,7 @@ func archivedSettings(data []byte) map[string]yaml.Node {
 }
 
 // ownSettings are those that the archived controller had for itself.
-var ownSettings = []string{"config", "role", "initial-cluster", "initial-cluster-state"}
+var ownSettings = []string{"config", "role", "initial-cluster", "initial-cluster-state", "files"}
 
 // adoptSettings gives each setting that no flag sets its value in the archive.
 func adoptSettings(flags *pflag.FlagSet, archived map[string]yaml.Node) error {

@@ -180,7 +180,11 @@ func TestCommands(t *testing.T) {
 
 // runPages runs the pages of TestCommands in this process, which is the machine.
 func runPages(t *testing.T, all []page) {
-	s := session{machine: t, dir: setUpMachine(t)}
+	dir, home := setUpMachine(t)
+	s := session{machine: t, dir: dir}
+	if all[0].path == adopting {
+		setUpHandmade(t, dir, home)
+	}
 	for _, p := range all {
 		t.Run(p.path, func(t *testing.T) {
 			for _, c := range p.commands() {

@@ -142,11 +142,11 @@ func stamps(t *testing.T) []string {
 	return []string{"VERSION=" + v.Kthwd, "COMMIT=" + v.Commit, "SOURCE_DATE_EPOCH=" + date}
 }
 
-// setUpMachine sets up the new namespaces like the guide's controller, and returns the
-// directory in which the commands run.
-func setUpMachine(t *testing.T) string {
+// setUpMachine sets up the new namespaces like the guide's controller. The commands run in dir; home has the
+// files of the guide's second part, with keys of administrators.
+func setUpMachine(t *testing.T) (dir, home string) {
 	t.Helper()
-	dir := os.Getenv(machineDir)
+	dir = os.Getenv(machineDir)
 	switch err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); {
 	case errors.Is(err, fs.ErrPermission): // AppArmor, for example, allows a user namespaces but no rights in them
 		os.Exit(notAllowed)
@@ -169,7 +169,7 @@ func setUpMachine(t *testing.T) string {
 	run(t, "ip", "address", "add", address+"/32", "dev", "lo")
 	run(t, "ip", "route", "add", "default", "dev", "lo", "src", address)
 
-	home := t.TempDir() // where the guide's second part was run
+	home = t.TempDir() // where the guide's second part was run
 	run(t, "kthwd", "pki", "init", "--data-dir="+home, "--advertise-address="+address, "--subject-alt-name="+strings.Join(neighbours, ","))
 	startNeighbours(t, home)
 	if err := os.Mkdir(guideDir, 0o755); err != nil {
@@ -184,7 +184,7 @@ func setUpMachine(t *testing.T) string {
 			t.Fatal(err)
 		}
 	}
-	return dir
+	return dir, home
 }
 
 // run runs a program that must succeed and returns its output.

@@ -1,0 +1,125 @@
+package adopt
+
+import (
+	"context"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"go.yaml.in/yaml/v3"
+
+	"kthwd/appliance/advice"
+	"kthwd/appliance/found"
+	"kthwd/appliance/program"
+)
+
+// Words are read as the program reads them, those of flags that are gone, too.
+func TestParse(t *testing.T) {
+	for _, tt := range []struct {
+		name, words, want string
+	}{
+		{program.Etcd, "-name c0 --client-cert-auth --data-dir=/d -listen-peer-urls https://a:1", "--name=c0 --client-cert-auth=true --data-dir=/d --listen-peer-urls=https://a:1"},
+		{program.APIServer, "--allow_privileged --v 2 -v=3 --event-ttl 1h", "--allow-privileged=true --v=2 --v=3 --event-ttl=1h"},
+		{program.APIServer, "--enable-swagger-ui --apiserver-count 3 --insecure-port=0", "--enable-swagger-ui=true --apiserver-count=3 --insecure-port=0"},
+		{program.Scheduler, "--leader-elect --config /c", "--leader-elect=true --config=/c"},
+		{program.ControllerManager, "--kubeconfig", "has no value"},
+		{program.ControllerManager, "start", "is no flag"},
+	} {
+		args, err := parse(tt.name, strings.Fields(tt.words))
+		got := strings.Join(program.Render(args), " ")
+		if err != nil {
+			got = err.Error()
+		}
+		if got != tt.want && (err == nil || !strings.Contains(got, tt.want)) {
+			t.Errorf("%s %s: got %q, want %q", tt.name, tt.words, got, tt.want)
+		}
+	}
+}
+
+func TestFromEnvironment(t *testing.T) {
+	got, err := fromEnvironment([]program.Arg{{Key: "name", Value: "a"}}, []string{"ETCD_NAME=b", "ETCD_DATA_DIR=/x", "ETCD_DATA_DIR=/y", "ETCDCTL_API=3"})
+	if want := []program.Arg{{Key: "name", Value: "a"}, {Key: "data-dir", Value: "/y"}}; err != nil || !slices.Equal(got, want) {
+		t.Errorf("got %v, %v, want %v", got, err, want)
+	}
+}
+
+// A program's own parser decides which values are the same.
+func TestEqual(t *testing.T) {
+	for _, tt := range []struct {
+		name, key, a, b string
+		want            bool
+	}{
+		{program.APIServer, "event-ttl", "1h", "60m", true},
+		{program.APIServer, "event-ttl", "1h", "2h", false},
+		{program.APIServer, "allow-privileged", "true", "1", true},
+		{program.APIServer, "gone", "a", "b", false},
+		{program.Etcd, "heartbeat-interval", "100", "0x64", true},
+		{program.ControllerManager, "secure-port", "10257", "10258", false},
+	} {
+		if got := equal(tt.name, tt.key, tt.a, tt.b); got != tt.want {
+			t.Errorf("--%s=%s and %s: got %t", tt.key, tt.a, tt.b, got)
+		}
+	}
+}
+
+func FuzzQuote(f *testing.F) {
+	for _, s := range []string{"", "a", "10.0.0.1", "0x1f", "yes", "true", "1e3", "- x", "a: b", "~", "#", "\"\n\t\\", "é\u2028", "a=b", "2001-01-01", "=", ".inf"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if strings.ToValidUTF8(s, "") != s {
+			return // no path or flag of kthwd may be so
+		}
+		var got string
+		var node yaml.Node
+		if err := yaml.Unmarshal([]byte("k: "+quote(s)+"\n"), &node); err != nil {
+			t.Fatalf("%q as %s: %v", s, quote(s), err)
+		}
+		if got = node.Content[0].Content[1].Value; got != s {
+			t.Errorf("%q as %s: got %q", s, quote(s), got)
+		}
+	})
+}
+
+// The plan for the guide has a verdict on each flag, whatever is missing on this machine.
+func TestGuide(t *testing.T) {
+	m := &found.Machine{}
+	dir := t.TempDir()
+	for name, flags := range map[string]string{
+		program.Etcd:              "--name=c0 --data-dir=" + dir + " --initial-advertise-peer-urls=https://10.0.0.1:2380 --cert-file=/etc/etcd/kubernetes.pem",
+		program.APIServer:         "--client-ca-file=" + dir + "/ca.pem --etcd-servers=https://127.0.0.1:2379 --insecure-port=8080 --runtime-config=api/all --enable-admission-plugins=Initializers,LimitRanger --experimental-encryption-provider-config=" + dir + "/encryption-config.yaml",
+		program.ControllerManager: "--address=0.0.0.0 --cluster-cidr=10.9.0.0/16",
+		program.Scheduler:         "--leader-elect=true",
+	} {
+		m.Programs = append(m.Programs, found.Program{Name: name, Exe: name, Args: strings.Fields(flags), From: name + ".service", Kind: found.FromUnits, Version: "v1.2.3"})
+	}
+	p := New(context.Background(), m, Options{})
+	verdicts := map[string]string{}
+	for _, pp := range p.Programs {
+		for _, l := range pp.Lines {
+			flag, _, _ := strings.Cut(l.Flag, "=")
+			verdicts[pp.Name+" "+flag] = l.Verdict
+		}
+	}
+	for flag, want := range map[string]string{
+		"etcd --name": Key, "etcd --data-dir": Key, "kube-apiserver --insecure-port": Refused, "kube-apiserver --runtime-config": Same,
+		"kube-apiserver --enable-admission-plugins": Translated, "kube-apiserver --client-ca-file": Same, "kube-apiserver --experimental-encryption-provider-config": Same,
+		"kube-apiserver --etcd-servers": Dropped, "kube-controller-manager --address": Same, "kube-controller-manager --cluster-cidr": Key, "kube-scheduler --leader-elect": Dropped,
+	} {
+		if verdicts[flag] != want {
+			t.Errorf("%s: got %q, want %q", flag, verdicts[flag], want)
+		}
+	}
+	if p.File != nil || len(p.Problems) == 0 {
+		t.Errorf("got a file %s and %d problems, want no file", p.File, len(p.Problems))
+	}
+	for _, err := range p.Problems {
+		if hint, ok := advice.Of(err); !ok || hint == "" {
+			t.Errorf("%v: no hint", err)
+		}
+	}
+	if got := filepath.Dir(p.EtcdDir); got != filepath.Dir(dir) {
+		t.Errorf("etcd's data: got %s, want %s", p.EtcdDir, dir)
+	}
+}

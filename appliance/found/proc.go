@@ -1,0 +1,94 @@
+package found
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"kthwd/appliance/names"
+)
+
+// processes reads the programs that run, from /proc: their exact words, after systemd's or a
+// shell's expansion.
+func (m *Machine) processes(root string) (all []Program) {
+	dir := filepath.Join(root, "proc")
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil // the file system of a machine that does not run
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		data, err := os.ReadFile(filepath.Join(dir, e.Name(), "cmdline"))
+		if err != nil || len(data) == 0 { // it has ended, or is one of the kernel's
+			continue
+		}
+		words := strings.Split(strings.TrimSuffix(string(data), "\x00"), "\x00")
+		name, args := called(words)
+		if name == "" || !serves(args) {
+			continue
+		}
+		p := Program{Name: name, Exe: words[0], Args: args, Kind: FromRunning, From: fmt.Sprintf("process %d", pid)}
+		if environ, err := os.ReadFile(filepath.Join(dir, e.Name(), "environ")); err == nil {
+			p.Env = strings.Split(strings.TrimSuffix(string(environ), "\x00"), "\x00")
+		} else if errors.Is(err, fs.ErrPermission) {
+			m.refuse(fmt.Errorf("%s, %s: its environment cannot be read", name, p.From), "run this as root")
+		}
+		if cwd, err := os.Readlink(filepath.Join(dir, e.Name(), "cwd")); err == nil {
+			p.Args = absolute(p.Args, cwd)
+		}
+		m.Running = append(m.Running, Process{name, pid})
+		all = append(all, p)
+	}
+	return all
+}
+
+// called returns the program that a command line means, and its arguments. The binary of kthwd
+// is also upstream's programs.
+func called(words []string) (name string, args []string) {
+	c := names.Of(words)
+	if !slices.Contains(Names(), c.Name) {
+		return "", nil
+	}
+	return c.Name, c.Args[1:]
+}
+
+// serves tells a program that serves from one that answers a question and ends, and from
+// other uses of etcd's binary.
+func serves(args []string) bool {
+	for _, a := range args {
+		if a == "--version" || a == "--help" || a == "-h" || a == "gateway" || a == "grpc-proxy" {
+			return false
+		}
+	}
+	return true
+}
+
+// absolute makes relative paths of files that exist start from the working directory.
+func absolute(args []string, cwd string) []string {
+	args = slices.Clone(args)
+	for i, a := range args {
+		key, value, found := strings.Cut(a, "=")
+		if !strings.HasPrefix(a, "-") {
+			key, value, found = "", a, true
+		}
+		if !found || !strings.Contains(value, "/") || filepath.IsAbs(value) || strings.Contains(value, ":") {
+			continue
+		}
+		path := filepath.Join(cwd, value)
+		if _, err := os.Stat(path); err != nil {
+			continue
+		}
+		if args[i] = path; key != "" {
+			args[i] = key + "=" + path
+		}
+	}
+	return args
+}
