@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
+	"k8s.io/apiserver/pkg/server/dynamiccertificates"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/transport"
 
@@ -34,9 +35,9 @@ type Live struct {
 var liveLook = 5 * time.Second
 
 // ReadCertificatesEvery makes clients look for new certificates more often than every 5
-// minutes. Call it before the first client is made.
+// minutes, and servers more often than every minute, should they miss a change. Call it before the first client is made.
 func ReadCertificatesEvery(d time.Duration) {
-	liveLook, transport.CertCallbackRefreshDuration = d, d
+	liveLook, transport.CertCallbackRefreshDuration, dynamiccertificates.FileRefreshDuration = d, d, d
 }
 
 // NewLive prepares the kubeconfig from. Its files in dir are secret. It does no I/O.
