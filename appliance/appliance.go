@@ -25,6 +25,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"kthwd/appliance/config"
+	"kthwd/appliance/controllers"
 	"kthwd/appliance/logging"
 	"kthwd/appliance/program"
 	"kthwd/appliance/status"
@@ -45,12 +46,17 @@ type Options struct {
 	OnReady   func(timeline []supervise.Status) // called once, when everything is ready; may be nil
 	OnChange  func(ready bool, reason string)   // called after each change of the state record; may be nil
 	OnWired   func(*Liveness)                   // called once, before the first component starts; may be nil
+	LeafLife  time.Duration                     // how long a certificate is valid that kthwd renews; 0 means a year
 	ExtraRole *ExtraRole                        // another role of the process; may be nil
 
 	// Private returns more handlers for the unix socket, given the programs' command
 	// lines; nil for none.
 	Private func(args map[string][]program.Arg) map[string]http.HandlerFunc
 }
+
+// ReadCertificatesEvery makes the programs look for new certificates more often than upstream
+// does. Call it before Run; it is for tests.
+func ReadCertificatesEvery(d time.Duration) { controllers.ReadCertificatesEvery(d) }
 
 // Metrics configures the address of metrics and status.
 type Metrics struct {
@@ -102,6 +108,9 @@ func Run(ctx context.Context, cfg config.Controller, o Options) (err error) {
 	p.run.Keep()
 	go p.run.Beat(watching)
 	defer context.AfterFunc(ctx, func() { p.run.Asked(context.Cause(ctx)) })()
+	for _, l := range p.live {
+		go l.Follow(watching)
+	}
 	go p.others.Run(watching)
 	go p.mover.Run(watching)
 	return g.Run(ctx)

@@ -17,6 +17,7 @@ import (
 	"kthwd/appliance/cmdline"
 	"kthwd/appliance/commands"
 	"kthwd/appliance/config"
+	"kthwd/appliance/controllers"
 	"kthwd/appliance/datadir"
 	"kthwd/appliance/drift"
 	"kthwd/appliance/environment"
@@ -58,6 +59,9 @@ type prepared struct {
 	run       *lastrun.Run       // the record of this run
 	others    *others.Others     // set by wire
 	mover     *etcdca.Mover      // set by wire
+	renewed   []string           // files with expired certificates that this start has renewed
+
+	live map[string]*controllers.Live // kubeconfigs that their clients follow, by program; set by wire
 }
 
 // prepare checks everything that is visible before a start, and reports all of its
@@ -219,7 +223,11 @@ func (p *prepared) writeRun(name string, data []byte) (path string, err error) {
 }
 
 // spec is what the files must fit.
-func (p *prepared) spec() pki.Spec { return commands.Spec(p.cfg) }
+func (p *prepared) spec() pki.Spec {
+	spec := commands.Spec(p.cfg)
+	spec.RenewExpired, spec.LeafLife = true, p.o.LeafLife
+	return spec
+}
 
 // tell logs what the command lines became, and applies the user's --v.
 func (p *prepared) tell(lines *commands.Lines) {
@@ -252,6 +260,9 @@ func (p *prepared) ensurePKI() error {
 	}
 	for _, w := range report.Warnings {
 		p.log.Warn(w)
+	}
+	if p.renewed = report.Renewed; len(p.renewed) > 0 {
+		p.log.Warn("expired certificates renewed", "files", strings.Join(p.renewed, ","), "old", p.layout.KeptCertificates())
 	}
 	return err
 }

@@ -14,6 +14,7 @@ import (
 	"kthwd/appliance/observe"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
+	"kthwd/appliance/renewal"
 	"kthwd/rbacseed"
 )
 
@@ -40,7 +41,17 @@ func (p *prepared) newWatchers(member *etcd.Member, api *apiserver.Server, seed 
 	})
 	p.machine = p.newObserve()
 	p.backups = p.newBackups(member)
-	p.watchers = []watcher{cluster, p.machine, p.backups, p.agree, etcdspace.NewGrowth(member, p.o.Logs.Logger(program.Etcd))}
+	renewer := renewal.New(renewal.Config{
+		Layout: p.layout, Life: p.o.LeafLife, Before: p.renewed, Log: p.o.Logs.Logger("kthwd"),
+		Event: func(warning bool, reason, text string) {
+			if warning {
+				p.events.Warn(reason, text)
+				return
+			}
+			p.events.Note(reason, text)
+		},
+	})
+	p.watchers = []watcher{cluster, p.machine, p.backups, p.agree, renewer, etcdspace.NewGrowth(member, p.o.Logs.Logger(program.Etcd))}
 	for _, w := range p.watchers {
 		p.observers = append(p.observers, w)
 		all = append(all, w)

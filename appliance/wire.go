@@ -55,6 +55,7 @@ func (p *prepared) wire() (*supervise.Group, *Liveness, error) {
 	}
 	api = p.newAPIServer(member, fences)
 	pause := &lease.Pause{}
+	p.live = p.newLive()
 	member.OnAbsence(func(ctx context.Context) (func(), error) { return beAbsent(ctx, api, pause) })
 	p.observers = append(p.observers, api)
 	kcm := controllers.NewManager(p.controllersConfig(g, program.ControllerManager, &fences.ControllerManager, pause), p.programs.Manager)
@@ -173,8 +174,17 @@ func (p *prepared) shutdownDelay() time.Duration {
 func (p *prepared) controllersConfig(g *supervise.Group, name string, fence *lease.Fence, pause *lease.Pause) controllers.Config {
 	return controllers.Config{
 		Args: cmdline.WithoutGates(p.args[name]), Identity: p.identity,
-		Fence: fence, Pause: pause, Alive: controllers.Alive(g, name), Logs: p.o.Logs,
+		Fence: fence, Pause: pause, Live: p.live[name], Alive: controllers.Alive(g, name), Logs: p.o.Logs,
 	}
+}
+
+// newLive makes the kubeconfigs of kthwd's own whose certificates kthwd renews.
+func (p *prepared) newLive() map[string]*controllers.Live {
+	all := map[string]*controllers.Live{}
+	for name, file := range map[string]string{program.ControllerManager: pki.NameControllerManager, program.Scheduler: pki.NameScheduler} {
+		all[name] = controllers.NewLive(p.layout.Kubeconfig(file), p.layout.Run(), p.o.Logs.Logger(name))
+	}
+	return all
 }
 
 func (p *prepared) newMembers(member *etcd.Member) *membership.Members {

@@ -38,7 +38,7 @@ func NewManager(c Config, options *kcmoptions.KubeControllerManagerOptions) *Man
 // Run implements supervise.Component. It is ready when this controller leads or
 // has seen the leader.
 func (m *Manager) Run(ctx context.Context, ready func()) error {
-	client, err := clientcmd.BuildConfigFromFlags(m.options.Master, m.options.Generic.ClientConnection.Kubeconfig)
+	client, err := clientcmd.BuildConfigFromFlags(m.options.Master, m.live.of(m.options.Generic.ClientConnection.Kubeconfig))
 	if err != nil {
 		return err
 	}
@@ -56,7 +56,7 @@ func (m *Manager) term(ctx context.Context, server string) error {
 	// releases it (client-go/tools/cache/identity.go); nothing else in this process uses such names.
 	cache.ResetInformerNamesForTesting()
 	configz.Delete(kcmapp.ConfigzName)
-	opts, err := ParseManager(m.args)
+	opts, err := ParseManager(m.live.in(m.args))
 	if err != nil {
 		return err
 	}
@@ -107,6 +107,6 @@ func (m *Manager) handler(auth *servingAuth) http.Handler {
 func (m *Manager) Port() *Port {
 	return &Port{
 		name: program.ControllerManager + "-port", serving: m.options.SecureServing,
-		authn: m.options.Authentication, authz: m.options.Authorization, handler: m.handler,
+		authn: m.options.Authentication, authz: m.options.Authorization, handler: m.handler, live: m.live,
 	}
 }

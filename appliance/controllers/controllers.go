@@ -18,6 +18,7 @@ type Config struct {
 	Identity string        // of this controller, as the holder of a lease
 	Fence    *lease.Fence
 	Pause    *lease.Pause
+	Live     *Live // the kubeconfig of Args, if its clients should follow it; may be nil
 	Alive    healthz.HealthChecker
 	Logs     *logging.Logs
 }
@@ -30,6 +31,7 @@ type common struct {
 	record   *lease.Record
 	fence    *lease.Fence
 	pause    *lease.Pause
+	live     *Live
 	alive    healthz.HealthChecker
 	logs     *logging.Logs
 	log      *slog.Logger
@@ -38,7 +40,7 @@ type common struct {
 func newCommon(name string, c Config) common {
 	return common{
 		name: name, args: c.Args, identity: c.Identity, record: lease.NewRecord(name, c.Identity),
-		fence: c.Fence, pause: c.Pause, alive: c.Alive, logs: c.Logs, log: c.Logs.Logger(name),
+		fence: c.Fence, pause: c.Pause, live: c.Live, alive: c.Alive, logs: c.Logs, log: c.Logs.Logger(name),
 	}
 }
 

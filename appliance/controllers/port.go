@@ -54,6 +54,7 @@ type Port struct {
 	authn   *genericoptions.DelegatingAuthenticationOptions
 	authz   *genericoptions.DelegatingAuthorizationOptions
 	handler func(*servingAuth) http.Handler
+	live    *Live
 }
 
 var _ supervise.Component = (*Port)(nil)
@@ -85,6 +86,10 @@ func (s *Port) Run(ctx context.Context, ready func()) error {
 		ready()
 		<-ctx.Done()
 		return nil
+	}
+	if s.authn != nil && s.authz != nil {
+		s.authn.RemoteKubeConfigFile = s.live.of(s.authn.RemoteKubeConfigFile)
+		s.authz.RemoteKubeConfigFile = s.live.of(s.authz.RemoteKubeConfigFile)
 	}
 	auth := &servingAuth{}
 	if err := s.authn.ApplyTo(&auth.authn, serving, nil); err != nil {

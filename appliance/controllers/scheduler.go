@@ -68,7 +68,7 @@ type Settings struct {
 // Run implements supervise.Component. It is ready when this controller leads or
 // has seen the leader.
 func (s *Scheduler) Run(ctx context.Context, ready func()) error {
-	client, err := clientcmd.BuildConfigFromFlags(s.options.Master, s.settings.kubeconfig)
+	client, err := clientcmd.BuildConfigFromFlags(s.options.Master, s.live.of(s.settings.kubeconfig))
 	if err != nil {
 		return err
 	}
@@ -81,8 +81,11 @@ func (s *Scheduler) Run(ctx context.Context, ready func()) error {
 // process there, even on a clean stop.
 func (s *Scheduler) prepare(ctx context.Context, server string) (func(context.Context) error, error) {
 	configz.Delete(schedulerConfigz)
-	opts, err := ParseScheduler(s.args)
+	opts, err := ParseScheduler(s.live.in(s.args))
 	if err != nil {
+		return nil, err
+	}
+	if opts.ConfigFile, err = s.live.inSchedulerConfig(opts.ConfigFile); err != nil {
 		return nil, err
 	}
 	if server != "" {
@@ -203,6 +206,6 @@ func (s *Scheduler) resourceMetrics(w http.ResponseWriter, req *http.Request) {
 func (s *Scheduler) Port() *Port {
 	return &Port{
 		name: program.Scheduler + "-port", serving: s.options.SecureServing,
-		authn: s.options.Authentication, authz: s.options.Authorization, handler: s.handler,
+		authn: s.options.Authentication, authz: s.options.Authorization, handler: s.handler, live: s.live,
 	}
 }

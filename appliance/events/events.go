@@ -64,6 +64,11 @@ func (w *Writer) Seen(e status.Event) {
 	}
 }
 
+// Note queues an Event that is no warning. It does not block.
+func (w *Writer) Note(reason, text string) {
+	w.put(notable{time.Now(), corev1.EventTypeNormal, reason, text})
+}
+
 // Warn queues a warning. It does not block.
 func (w *Writer) Warn(reason, text string) {
 	w.put(notable{time.Now(), corev1.EventTypeWarning, reason, text})

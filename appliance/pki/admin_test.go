@@ -39,7 +39,7 @@ func TestExpiredAdministrator(t *testing.T) {
 	l, s := Layout{Dir: t.TempDir()}, testSpec()
 	ensure(t, l, s)
 	later := s.now().Add(adminLife + time.Hour)
-	s.Now = func() time.Time { return later }
+	s.Now, s.RenewExpired = at(later), true // the others
 	r, err := Ensure(l, s)
 	if err != nil || len(r.Created) > 0 {
 		t.Errorf("Ensure = %q, %v", r.Created, err)

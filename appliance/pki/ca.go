@@ -1,6 +1,7 @@
 package pki
 
 import (
+	"cmp"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -45,10 +46,7 @@ func (r row) template(names []string, public crypto.PublicKey, now time.Time) (*
 	if err != nil {
 		return nil, err
 	}
-	life := r.life
-	if life == 0 {
-		life = lifetime
-	}
+	life := cmp.Or(r.life, lifetime)
 	id, err := keyID(public)
 	if err != nil {
 		return nil, err
@@ -56,7 +54,7 @@ func (r row) template(names []string, public crypto.PublicKey, now time.Time) (*
 	t := &x509.Certificate{
 		SerialNumber:          serial.Add(serial, big.NewInt(1)), // never zero
 		Subject:               r.subject(),
-		NotBefore:             now.Add(-backdate).UTC().Truncate(time.Second),
+		NotBefore:             now.Add(-min(backdate, life/10)).UTC().Truncate(time.Second),
 		NotAfter:              now.Add(life).UTC().Truncate(time.Second),
 		KeyUsage:              r.keyUsage(public),
 		ExtKeyUsage:           r.uses,

@@ -8,9 +8,13 @@ import (
 
 const (
 	// lifetime is that of CA and leaves in kelseyhightower/kubernetes-the-hard-way
-	// (openssl's -days 3653 over ca.conf). kthwd does not renew certificates by
-	// itself yet, so a shorter lifetime would only schedule an outage.
+	// (openssl's -days 3653 over ca.conf). A leaf has it where nothing can renew it: a
+	// shorter lifetime would only schedule an outage.
 	lifetime = 3653 * 24 * time.Hour
+
+	// leafLife is that of a leaf whose signer's key is in the same directory, so that kthwd
+	// renews it: see Renew.
+	leafLife = 365 * 24 * time.Hour
 
 	// adminLife is that of admin.kubeconfig, of which people have copies. Nothing that
 	// runs uses it, so its end is no outage.
@@ -38,7 +42,8 @@ type row struct {
 	configOnly bool // needed only to make a kubeconfig, which contains a copy
 	publicOnly bool // only its public key is used, which may stand in place of the certificate
 
-	life time.Duration // how long a new one is valid; 0 means lifetime
+	life    time.Duration // how long a new one is valid; 0 means lifetime
+	renewed bool          // kthwd renews it by itself, where the key of its CA is
 
 	given bool   // read and checked, never made
 	dir   string // directory of its files; "" means the data directory
@@ -75,25 +80,25 @@ var certificates = []row{
 	// has no CA of its own. Part 3 binds system:kube-apiserver-to-kubelet to the user
 	// "kubernetes".
 	{name: NameKubernetes, issuer: nameCA, cn: controllerCN, org: "Kubernetes", uses: serverAndClient,
-		identity: expected, names: serverNames, must: func(s Spec) []string { return s.Local }},
+		identity: expected, names: serverNames, must: func(s Spec) []string { return s.Local }, renewed: true},
 	{name: NameServiceAccount, issuer: nameCA, cn: "service-accounts", publicOnly: true},
-	{name: NameAdmin, issuer: nameCA, cn: "admin", org: AdminsGroup, uses: client, configOnly: true, life: adminLife},
+	{name: NameAdmin, issuer: nameCA, cn: "admin", org: AdminsGroup, uses: client, configOnly: true, life: adminLife, renewed: true},
 	{name: NameSuperAdmin, issuer: nameCA, cn: "super-admin", org: "system:masters", uses: client, configOnly: true},
 	{name: NameControllerManager, issuer: nameCA, cn: "system:kube-controller-manager",
-		org: "system:kube-controller-manager", uses: client, identity: required, configOnly: true},
+		org: "system:kube-controller-manager", uses: client, identity: required, configOnly: true, renewed: true},
 	{name: NameScheduler, issuer: nameCA, cn: "system:kube-scheduler",
-		org: "system:kube-scheduler", uses: client, identity: required, configOnly: true},
-	{name: NameHealth, issuer: nameCA, cn: "kthwd-health", uses: client},
+		org: "system:kube-scheduler", uses: client, identity: required, configOnly: true, renewed: true},
+	{name: NameHealth, issuer: nameCA, cn: "kthwd-health", uses: client, renewed: true},
 	// The tutorial lacks these two. This CA must be separate: a client that it has
 	// signed may name the user of a request in a header.
 	{name: NameFrontProxyCA, cn: "front-proxy-ca"},
 	{name: NameFrontProxyClient, issuer: NameFrontProxyCA, cn: "front-proxy-client", uses: client,
-		identity: required},
+		identity: required, renewed: true},
 	// Nor has it a CA of etcd's own: whatever the cluster's CA signs is a client's
 	// certificate of the API, and no client of etcd. See StageOf.
 	{name: NameEtcdCA, cn: "etcd-ca"},
 	{name: NameEtcd, issuer: NameEtcdCA, cn: controllerCN, org: "Kubernetes", uses: serverAndClient,
-		names: serverNames, must: func(s Spec) []string { return s.Local }},
+		names: serverNames, must: func(s Spec) []string { return s.Local }, renewed: true},
 }
 
 func (r row) isCA() bool { return r.issuer == "" }

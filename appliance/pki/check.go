@@ -87,7 +87,7 @@ func (v *survey) checkLeaf(r row) {
 		return
 	}
 	v.checkSignature(cert, "", r, p)
-	v.checkDates(cert, "", p.chain[0], r.publicOnly || !wanted)
+	v.checkLeafDates(cert, "", p.chain[0], r.publicOnly || !wanted, func() (leafFile, bool) { return v.readLeaf(r) })
 	v.checkUses(cert, "", r, p.chain[0])
 	v.checkIdentity(cert, "", r, p.chain[0])
 	v.checkNames(cert, r, p.chain[0])
@@ -209,6 +209,26 @@ func (v *survey) checkDates(file, what string, c *x509.Certificate, idle bool) {
 	}
 }
 
+// checkLeafDates is checkDates for a leaf, but has an expired one renewed if the Spec wants
+// that and this directory can.
+func (v *survey) checkLeafDates(file, what string, c *x509.Certificate, idle bool, read func() (leafFile, bool)) {
+	if idle || !v.spec.RenewExpired || !c.NotAfter.Before(v.now) {
+		v.checkDates(file, what, c, idle)
+		return
+	}
+	f, ok := read()
+	if !ok || !f.row.renewed || f.row.dir != "" {
+		v.checkDates(file, what, c, idle)
+		return
+	}
+	if reason, hint := v.cannot(f); reason != "" {
+		v.misfit(&Misfit{File: file, Problem: fmt.Sprintf("%sexpired on %s, and it is now %s; it cannot be renewed, because %s", what, day(c.NotAfter), day(v.now), reason), Hint: hint})
+		return
+	}
+	v.expired = append(v.expired, f)
+	v.warn("%s: %sexpired on %s, and is renewed", file, what, day(c.NotAfter))
+}
+
 func day(t time.Time) string { return t.UTC().Format("2006-01-02 15:04 MST") }
 
 func (v *survey) checkUses(file, what string, r row, c *x509.Certificate) {
@@ -320,7 +340,7 @@ func (v *survey) checkConfig(k config) {
 		v.misfit(&Misfit{File: path, Problem: "its client key is not the key of its client certificate"})
 	}
 	v.checkSignature(path, what, r, a.client)
-	v.checkDates(path, "its client certificate ", a.client.chain[0], !k.local)
+	v.checkLeafDates(path, "its client certificate ", a.client.chain[0], !k.local, func() (leafFile, bool) { return v.readLeafConfig(k) })
 	v.checkUses(path, what, r, a.client.chain[0])
 	v.checkIdentity(path, "its client certificate ", r, a.client.chain[0])
 	if k.local && checkServer(v.spec.Server) == nil {

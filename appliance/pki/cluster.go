@@ -110,6 +110,7 @@ func (c Cluster) survey() *survey {
 	spec.Addresses, spec.Local, spec.Server = c.Addresses, c.Addresses, c.Admin
 	v := newSurvey(Layout{Dir: c.Dir}, spec)
 	v.rows = slices.Clone(v.rows)
+	longLived(v.rows, func(r row) bool { return !v.row(r.issuer).signsControllers() || !c.renewedEverywhere() })
 	for i := range v.rows {
 		if v.rows[i].name != NameSuperAdmin {
 			v.rows[i].configOnly = false // the kubeconfigs of machines added later are made from them
@@ -117,6 +118,12 @@ func (c Cluster) survey() *survey {
 	}
 	v.configs = slices.DeleteFunc(slices.Clone(v.configs), func(k config) bool { return k.local })
 	return v
+}
+
+// renewedEverywhere reports whether every controller has the keys to renew its certificates,
+// of which all have copies.
+func (c Cluster) renewedEverywhere() bool {
+	return !slices.ContainsFunc(c.Machines, func(m Machine) bool { return m.Server != "" && !m.CAKey })
 }
 
 // adviseToGrow adds a hint to a kubernetes.pem or etcd.pem that lacks an address. All machines

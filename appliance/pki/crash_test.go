@@ -255,6 +255,14 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 		fmt.Println("tmpfs is mounted")
+	case "renew":
+		fmt.Println("renewing")
+		for {
+			if _, err := Renew(l, RenewOptions{All: true}); err != nil {
+				fmt.Println(err)
+				os.Exit(1)
+			}
+		}
 	}
 	report, err := Ensure(l, testSpec())
 	fmt.Println(strings.Join(bases(report.Created), "\n"))

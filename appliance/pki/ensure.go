@@ -10,7 +10,8 @@ import (
 )
 
 // Ensure makes the files missing below l.Dir and keeps existing ones. If any does not
-// fit, the error joins one *Misfit for each problem, and Ensure writes nothing.
+// fit, the error joins one *Misfit for each problem, and Ensure writes nothing. With
+// Spec.RenewExpired it replaces those that have expired, see Renew.
 //
 // Call it at every start. It blocks only while another Ensure works on the same
 // directory, which takes no longer than making the files.
@@ -29,6 +30,19 @@ func Ensure(l Layout, s Spec) (Report, error) {
 	}
 	defer held.Close()
 	return newSurvey(l, s).ensure(l.Dir)
+}
+
+// renewExpired renews what the survey has found to have expired.
+func (v *survey) renewExpired() error {
+	var changes []*change
+	for _, f := range v.expired {
+		changes = append(changes, v.reissue(f))
+	}
+	done, errs := v.install(changes)
+	for _, r := range done {
+		v.report.Renewed = append(v.report.Renewed, r.File)
+	}
+	return errors.Join(errs...)
 }
 
 func isDir(path string) bool {
@@ -54,6 +68,9 @@ func (v *survey) ensure(dir string) (Report, error) {
 	}
 	for _, f := range files {
 		v.report.Created = append(v.report.Created, f.path)
+	}
+	if err := v.renewExpired(); err != nil {
+		return v.report, err
 	}
 	v.sweep()
 	v.warnOfNewSecrets()

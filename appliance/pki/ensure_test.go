@@ -139,7 +139,7 @@ func wantWarning(t *testing.T, report Report, parts ...string) {
 func TestWarnings(t *testing.T) {
 	dates := func(days int) func(*testing.T, Layout, *Spec) {
 		return func(t *testing.T, l Layout, s *Spec) {
-			s.Now = at(certificate(t, l.CA()).NotAfter.AddDate(0, 0, -days))
+			s.Now = at(certificate(t, l.Cert(NameKubernetes)).NotAfter.AddDate(0, 0, -days))
 		}
 	}
 	for _, test := range []struct {
@@ -303,9 +303,10 @@ users: [{name: b, user: {client-certificate: kube-scheduler.pem, client-key: ./k
 func TestLeafDoesNotOutliveItsCA(t *testing.T) {
 	l, s := fresh(t), testSpec()
 	os.Remove(l.Cert(NameHealth))
-	s.Now = at(noon.AddDate(5, 0, 0))
+	ca := certificate(t, l.CA())
+	s.Now, s.RenewExpired = at(ca.NotAfter.AddDate(0, -2, 0)), true // the others
 	ensure(t, l, s)
-	ca, leaf := certificate(t, l.CA()), certificate(t, l.Cert(NameHealth))
+	leaf := certificate(t, l.Cert(NameHealth))
 	if !leaf.NotAfter.Equal(ca.NotAfter) {
 		t.Errorf("leaf ends %v, CA %v; want the same", leaf.NotAfter, ca.NotAfter)
 	}

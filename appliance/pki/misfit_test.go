@@ -135,11 +135,11 @@ func TestMisfits(t *testing.T) {
 			remove(t, l.Key(NameServiceAccount))
 		}, []string{"service-account.pem", "service-account-key.pem"}, ": exists without its key "},
 		{"expired", func(t *testing.T, l Layout, s *Spec) {
-			s.Now = at(noon.AddDate(10, 1, 0))
-		}, []string{"kubernetes.pem"}, ": expired on 2036-01-16 12:00 UTC, and it is now 2036-02-15 12:00 UTC"},
+			s.Now = at(noon.AddDate(1, 1, 0))
+		}, []string{"kubernetes.pem"}, ": expired on 2027-01-15 12:00 UTC, and it is now 2027-02-15 12:00 UTC"},
 		{"expired kubeconfig", func(t *testing.T, l Layout, s *Spec) {
-			s.Now = at(noon.AddDate(10, 1, 0))
-		}, []string{"kube-scheduler.kubeconfig"}, ": its client certificate expired on 2036-01-16 12:00 UTC"},
+			s.Now = at(noon.AddDate(1, 1, 0))
+		}, []string{"kube-scheduler.kubeconfig"}, ": its client certificate expired on 2027-01-15 12:00 UTC"},
 		{"not yet valid", func(t *testing.T, l Layout, s *Spec) {
 			s.Now = at(noon.AddDate(-1, 0, 0))
 		}, []string{"kubernetes.pem"}, ": is valid only from 2026-01-15 11:55 UTC on, and it is now 2025-01-15 12:00 UTC"},
@@ -420,7 +420,10 @@ func TestUnreadable(t *testing.T) {
 // TestFrozenSeconds: the ends of a lifetime belong to it, as for crypto/x509.
 func TestFrozenSeconds(t *testing.T) {
 	l, s := fresh(t), testSpec()
-	c := certificate(t, l.CA())
+	ca, c := certificate(t, l.CA()), certificate(t, l.Cert(NameKubernetes)) // made in one second
+	if !c.NotBefore.Equal(ca.NotBefore) {
+		t.Fatalf("kubernetes.pem is valid from %v, ca.pem from %v", c.NotBefore, ca.NotBefore)
+	}
 	for _, test := range []struct {
 		now time.Time
 		ok  bool

@@ -35,7 +35,11 @@
 // key and the encryption key. EnsureCluster makes a directory for each machine. An
 // Ensure on each machine would make a separate cluster on each.
 //
-// The package does not renew, rotate or revoke anything, creates neither the etcd
+// Nothing replaces a file but a call that says so: Renew and Import put another certificate
+// for the same key and at least the same names in the place of one, and keep the old file
+// below Layout.Kept. Renewals tells which are due.
+//
+// The package does not rotate or revoke anything, creates neither the etcd
 // nor the run directory, does not translate encryption configurations of old
 // releases, and uses nothing of Kubernetes but these formats.
 package pki
@@ -88,6 +92,13 @@ type Spec struct {
 	// One that is missing is made, whatever the data.
 	Unused []string
 
+	// RenewExpired makes Ensure renew an expired certificate, where the key of its CA is
+	// and the clock can be believed. Without it an expired certificate is a Misfit.
+	RenewExpired bool
+
+	// LeafLife is how long a certificate that kthwd renews is valid; 0 means a year.
+	LeafLife time.Duration
+
 	// Now returns the time; nil means time.Now.
 	Now func() time.Time
 }
@@ -98,6 +109,7 @@ type Report struct {
 	Created  []string // files that this Ensure made
 	Kept     []string // files that existed and are unchanged
 	Missing  []string // from Check: files that Ensure would make
+	Renewed  []string // files with an expired certificate that this Ensure renewed
 	Warnings []string // one line each, beginning with the file
 }
 

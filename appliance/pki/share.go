@@ -60,7 +60,40 @@ func Share(l Layout, own []string, caKey bool) (Shared, error) {
 			s.Admin = a.server
 		}
 	}
-	return s, errors.Join(problems...)
+	return s, errors.Join(append(problems, s.prolong(l, caKey))...)
+}
+
+// prolong gives the shared certificates a long life where the further controller cannot renew
+// them, as far as the keys for that are here. Without them they have a long life already.
+func (s Shared) prolong(l Layout, caKey bool) error {
+	v := newSurvey(l, Spec{})
+	longLived(v.rows, func(row) bool { return true })
+	v.loadCAs()
+	for _, f := range v.leafFiles() {
+		_, shared := s.Files[filepath.Base(f.path)]
+		issuer := v.row(f.row.issuer)
+		if !shared || f.name == NameAdmin || issuer.signsControllers() && caKey {
+			continue
+		}
+		if reason, _ := v.cannot(f); reason != "" || f.pair.chain[0].NotAfter.Sub(f.pair.chain[0].NotBefore) > 2*leafLife {
+			continue
+		}
+		cert, err := v.again(f)
+		if err != nil {
+			return err
+		}
+		if !f.config {
+			s.Files[filepath.Base(f.path)] = encodeCertificates([]*x509.Certificate{cert})
+			continue
+		}
+		f.data = s.Files[filepath.Base(f.path)]
+		data, err := f.with(cert)
+		if err != nil {
+			return fmt.Errorf("%s: %w", f.path, err)
+		}
+		s.Files[filepath.Base(f.path)] = data
+	}
+	return errors.Join(v.problems...)
 }
 
 // machineConfigs lists the kubeconfigs that each controller has.
@@ -260,6 +293,7 @@ func IssueController(l Layout, addresses []string, names ...string) (Shared, err
 	}
 	defer held.Close()
 	s, v := Shared{Files: map[string][]byte{}}, newSurvey(l, Spec{})
+	longLived(v.rows, func(row) bool { return true }) // they go to another machine, which may lack the keys
 	for _, r := range v.rows {
 		if r.ownEach() && slices.Contains(names, r.name) {
 			if err := v.issueLike(r, addresses, s.Files); err != nil {

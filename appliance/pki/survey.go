@@ -1,6 +1,7 @@
 package pki
 
 import (
+	"cmp"
 	"crypto"
 	"crypto/x509"
 	"errors"
@@ -47,6 +48,7 @@ type survey struct {
 	report   Report
 	problems []error
 
+	expired    []leafFile          // that ensure renews: see RenewExpired
 	kept       map[string][]string // names that a new certificate keeps, by row: see keepNames
 	newSecrets []secret            // made beside existing data, because the Spec says so
 }
@@ -54,8 +56,27 @@ type survey struct {
 func newSurvey(l Layout, s Spec) *survey {
 	return &survey{
 		layout: l, spec: s, now: s.now(),
-		rows: rowsOf(l), configs: kubeconfigs, documents: documents,
+		rows: s.shortLived(rowsOf(l)), configs: kubeconfigs, documents: documents,
 		pairs: map[string]pair{}, access: map[string]*access{}, absent: map[string]bool{}, kept: map[string][]string{},
+	}
+}
+
+// shortLived gives the certificates that kthwd renews the life of those.
+func (s Spec) shortLived(rows []row) []row {
+	for i, r := range rows {
+		if r.renewed {
+			rows[i].life = cmp.Or(s.LeafLife, leafLife)
+		}
+	}
+	return rows
+}
+
+// longLived undoes shortLived for certificates that go where nothing renews them.
+func longLived(rows []row, which func(row) bool) {
+	for i, r := range rows {
+		if r.renewed && r.name != NameAdmin && which(r) {
+			rows[i].life = 0
+		}
 	}
 }
 

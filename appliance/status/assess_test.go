@@ -107,7 +107,7 @@ func TestAssess(t *testing.T) {
 		"expired":      {change(func(r *Report) { r.Certificates[0].NotAfter = noon }), Down, "ca.pem (CN=ca) expired on 2026-01-02", ""},
 		"expired, and only people use it": {change(func(r *Report) {
 			r.Certificates[0].NotAfter, r.Certificates[0].File, r.Certificates[0].Use = noon, "/var/lib/kubernetes/admin.kubeconfig", "client"
-		}), Degraded, "admin.kubeconfig (CN=ca) expired on 2026-01-02", "kthwd pki init"},
+		}), Degraded, "admin.kubeconfig (CN=ca) expired on 2026-01-02", "kthwd pki renew"},
 		"expired, and only its key is used": {change(func(r *Report) { r.Certificates[0].NotAfter, r.Certificates[0].Use = noon, "signing" }), Healthy, "", ""},
 		"no certificate":                    {change(func(r *Report) { r.Certificates[0].Problem = "permission\ndenied" }), Degraded, "/d/ca.pem: permission denied", ""},
 		"stopping":                          {change(func(r *Report) { r.Ready, r.Reason = false, "stopping" }), Down, "not ready: stopping", ""},

@@ -24,11 +24,12 @@ type made struct {
 	lb    string
 	ports [4]kthwtest.Ports // the last are the load balancer's
 	args  []string          // of each controller, beside its file
+	env   []string          // of each controller
 }
 
 func madeAddress(i int) string { return fmt.Sprintf("127.0.71.%d", i+1) }
 
-func makeCluster(t *testing.T) *made {
+func makeCluster(t *testing.T, args ...string) *made {
 	t.Helper()
 	m := &made{dir: filepath.Join(t.TempDir(), "cluster"), lb: madeAddress(3)}
 	var controllers []string
@@ -39,8 +40,9 @@ func makeCluster(t *testing.T) *made {
 	for i := range 3 {
 		controllers = append(controllers, fmt.Sprintf("c%d=%s", i, madeAddress(i)))
 	}
-	out, err := exec.Command(kthwtest.Binary(t), "pki", "init", "--config=", "--controllers="+strings.Join(controllers, ","), "--lb="+m.lb,
-		fmt.Sprintf("--secure-port=%d", m.ports[0].Secure), fmt.Sprintf("--etcd-peer-port=%d", m.ports[0].EtcdPeer), "--out="+m.dir).CombinedOutput()
+	args = append([]string{"pki", "init", "--config=", "--controllers=" + strings.Join(controllers, ","), "--lb=" + m.lb,
+		fmt.Sprintf("--secure-port=%d", m.ports[0].Secure), fmt.Sprintf("--etcd-peer-port=%d", m.ports[0].EtcdPeer), "--out=" + m.dir}, args...)
+	out, err := exec.Command(kthwtest.Binary(t), args...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("kthwd pki init: %v\n%s", err, out)
 	}
@@ -51,7 +53,7 @@ func makeCluster(t *testing.T) *made {
 // What several on one machine must have apart is given beside the file.
 func (m *made) start(t *testing.T, i int) *kthwtest.Controller {
 	t.Helper()
-	o := kthwtest.Options{Address: madeAddress(i), Ports: &m.ports[i], NoWait: true}
+	o := kthwtest.Options{Address: madeAddress(i), Ports: &m.ports[i], NoWait: true, Env: m.env}
 	o.Dir = filepath.Join(m.dir, fmt.Sprintf("c%d", i))
 	if i == 3 {
 		o.Dir = filepath.Join(m.dir, "lb-"+m.lb)

@@ -144,8 +144,10 @@ func TestBadFiles(t *testing.T) {
 		{"an address among the DNS names", func(t *testing.T, dir string) {
 			issueFor(t, dir, dir, time.Now().Add(time.Hour), []string{"kubernetes", "localhost", "127.0.0.1"}, nil)
 		}, "", []string{"kubernetes.pem", "not valid for 127.0.0.1"}},
-		{"certificate expired", func(t *testing.T, dir string) { issue(t, dir, dir, time.Now().Add(-time.Hour)) },
-			"", []string{"kubernetes.pem", "expired"}},
+		{"certificate expired, and nothing here renews it", func(t *testing.T, dir string) {
+			issue(t, dir, dir, time.Now().Add(-time.Hour))
+			remove(t, dir, "ca-key.pem")
+		}, "", []string{"kubernetes.pem", "expired", "the key of its CA is not here"}},
 		{"certificate from another CA", func(t *testing.T, dir string) { issue(t, newAttempt(t).dir, dir, time.Now().Add(time.Hour)) },
 			"", []string{"kubernetes.pem", "ca.pem"}},
 		{"key of another certificate", func(t *testing.T, dir string) { move(t, dir, "admin-key.pem", "kubernetes-key.pem") },

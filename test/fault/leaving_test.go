@@ -42,6 +42,13 @@ type crowd struct {
 // request in five is a write.
 func startCrowd(t *testing.T, config *rest.Config) *crowd {
 	t.Helper()
+	return startCrowdOf(t, config, false)
+}
+
+// startCrowdOf is startCrowd with patient clients, each of which waits for an answer before it
+// asks again: for a machine of which nobody knows how much it can bear.
+func startCrowdOf(t *testing.T, config *rest.Config, patient bool) *crowd {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	c := &crowd{base: config.Host, stop: cancel}
 	for i, kind := range []struct {
@@ -74,7 +81,11 @@ func startCrowd(t *testing.T, config *rest.Config) *crowd {
 				case <-ctx.Done():
 					return
 				}
-				under.Go(func() { c.ask(client, kind.name, fmt.Sprintf("crowd-%d-%d", i, n), n%5 == 0) })
+				if ask := func() { c.ask(client, kind.name, fmt.Sprintf("crowd-%d-%d", i, n), n%5 == 0) }; patient {
+					ask()
+				} else {
+					under.Go(ask)
+				}
 			}
 		})
 	}

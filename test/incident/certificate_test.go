@@ -66,8 +66,9 @@ func expireIn(t *testing.T, l pki.Layout, name, ca string, left time.Duration) {
 	}
 }
 
-// C13: certificates expire in 5 days. Each finding has a command that makes a new one with the
-// same names, and every port serves it without a restart.
+// C13: certificates expire in 5 days, and the keys of the CAs are elsewhere. Each finding has a
+// command that makes a new one with the same names, once the keys are there, and every port
+// serves it without a restart.
 func TestCertificatesExpireSoon(t *testing.T) {
 	kthwtest.Turn(t, 1)
 	ports := kthwtest.FreePorts(t, "127.0.0.1")
@@ -75,32 +76,58 @@ func TestCertificatesExpireSoon(t *testing.T) {
 	for name, ca := range map[string]string{pki.NameKubernetes: "ca", pki.NameHealth: "ca", pki.NameFrontProxyClient: pki.NameFrontProxyCA, pki.NameEtcd: pki.NameEtcdCA} {
 		expireIn(t, l, name, ca, 5*24*time.Hour)
 	}
+	bring := withoutCAKeys(t, l)
 	c := kthwtest.Start(t, kthwtest.Options{Dir: l.Dir, Ports: &ports})
 	before, err := c.Status()
 	if err != nil {
 		t.Fatal(err)
 	}
+	if do := finding(t, c, "certificate_renewal", "the key of its CA is not here: "+l.CAKey()).Do; !strings.Contains(do, "kthwd pki renew kubernetes") || !strings.Contains(do, "--csr-out=DIR") {
+		t.Errorf("got %s, want how to have it signed elsewhere", do)
+	}
 	found := look(t, c, incident{
 		name: "C13 kubernetes.pem expires in 5 days", kind: "certificate", bridge: "-",
-		cause: "kubernetes.pem (CN=kubernetes,O=Kubernetes) expires in ", do: "kthwd pki init --config=old/kthwd.yaml",
+		cause: "kubernetes.pem (CN=kubernetes,O=Kubernetes) expires in ", do: "kthwd pki renew kubernetes --data-dir=",
 		log: "kubernetes.pem: expires on ",
 	})
+	etcd, others := finding(t, c, "certificate", "etcd.pem (").Do, []string{}
+	for _, name := range []string{pki.NameHealth, pki.NameFrontProxyClient} {
+		others = append(others, finding(t, c, "certificate", name+".pem (").Do)
+	}
+	bring()
 	typeCommand(t, c, found.Do)
-	typeCommand(t, c, finding(t, c, "certificate", "etcd.pem (").Do)
+	typeCommand(t, c, etcd)
 	for _, port := range []int{ports.Secure, ports.EtcdClient, ports.EtcdPeer, ports.ControllerManager, ports.Scheduler} {
 		kthwtest.WaitFor(t, fmt.Sprintf("the new certificate at port %d", port), soon, func() error { return servesNew(port) })
 	}
-	for _, name := range []string{pki.NameHealth, pki.NameFrontProxyClient} {
-		typeCommand(t, c, finding(t, c, "certificate", name+".pem (").Do)
+	for _, do := range others {
+		typeCommand(t, c, do)
 	}
 	healthy(t, c, "certificate")
+	healthy(t, c, "certificate_renewal")
 	after, err := c.Status()
 	if err != nil || after.PID != before.PID || after.Started != before.Started || !slices.EqualFunc(before.Components, after.Components, sameRestarts) {
 		t.Errorf("got %v and %+v; want no restart since %+v", err, after.Components, before.Components)
 	}
 }
 
-// A kubeconfig holds a copy of its certificate: the command for it ends with a restart.
+// withoutCAKeys moves the keys of all CAs away, until bring is called.
+func withoutCAKeys(t *testing.T, l pki.Layout) (bring func()) {
+	t.Helper()
+	away := t.TempDir()
+	move := func(from, to string) {
+		t.Helper()
+		for _, name := range []string{"ca-key.pem", "etcd-ca-key.pem", "front-proxy-ca-key.pem"} {
+			if err := os.Rename(filepath.Join(from, name), filepath.Join(to, name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	move(l.Dir, away)
+	return func() { t.Helper(); move(away, l.Dir) }
+}
+
+// A certificate in a kubeconfig is renewed as well, and its program takes it over.
 func TestKubeconfigExpiresSoon(t *testing.T) {
 	kthwtest.Turn(t, 1)
 	ports := kthwtest.FreePorts(t, "127.0.0.1")
@@ -111,14 +138,15 @@ func TestKubeconfigExpiresSoon(t *testing.T) {
 	}
 	initFiles(t, l, ports) // with the certificate that expires
 	c := kthwtest.Start(t, kthwtest.Options{Dir: l.Dir, Ports: &ports})
-	do := finding(t, c, "certificate", "kube-scheduler.kubeconfig (").Do
-	typed, restart := strings.CutSuffix(do, " && systemctl restart kthwd-controller")
-	if !restart {
-		t.Errorf("got %s, want a restart", do)
+	for _, file := range []string{l.Kubeconfig(pki.NameScheduler), filepath.Join(l.Run(), "kube-scheduler-client.pem")} {
+		kthwtest.WaitFor(t, "a new certificate in "+file, soon, func() error {
+			if used := pki.Used(file); len(used) == 0 || time.Until(used[0].NotAfter) < 300*24*time.Hour {
+				return fmt.Errorf("got %+v", used)
+			}
+			return nil
+		})
 	}
-	typeCommand(t, c, typed)
-	stop(t, c)
-	healthy(t, kthwtest.Start(t, kthwtest.Options{Dir: l.Dir, Ports: &ports}), "certificate")
+	healthy(t, c, "certificate")
 }
 
 func sameRestarts(a, b supervise.Status) bool { return a.Name == b.Name && a.Restarts == b.Restarts }
@@ -130,19 +158,29 @@ func servesNew(port int) error {
 	}
 	defer conn.Close()
 	leaf := conn.ConnectionState().PeerCertificates[0]
-	if time.Until(leaf.NotAfter) < 365*24*time.Hour || !slices.Contains(leaf.DNSNames, someName) {
+	if time.Until(leaf.NotAfter) < 300*24*time.Hour || !slices.Contains(leaf.DNSNames, someName) {
 		return fmt.Errorf("got %v until %s", leaf.DNSNames, leaf.NotAfter)
 	}
 	return nil
 }
 
-// C15: a certificate has expired while nothing ran.
+// C15: a certificate has expired while nothing ran, and the key of its CA is elsewhere. With the
+// key, a start renews it.
 func TestCertificateExpired(t *testing.T) {
 	kthwtest.Turn(t, 1)
 	ports := kthwtest.FreePorts(t, "127.0.0.1")
 	l := newFiles(t, ports)
 	expireIn(t, l, pki.NameKubernetes, "ca", -24*time.Hour)
+	bring := withoutCAKeys(t, l)
 	out := refused(t, l.Dir, ports)
-	ended(t, incident{name: "C15 kubernetes.pem has expired", cause: l.Cert(pki.NameKubernetes) + ": expired on ", do: "move it (and its key, if that is a file) away and kthwd makes new ones"},
-		out, out, `expired on \d{4}-\d\d-\d\d`)
+	ended(t, incident{name: "C15 kubernetes.pem has expired", cause: l.Cert(pki.NameKubernetes) + ": expired on ", do: "kthwd pki renew kubernetes --csr-out=DIR"},
+		out, out, `expired on \d{4}-\d\d-\d\d.*it cannot be renewed, because the key of its CA is not here`)
+	bring()
+	c := kthwtest.Start(t, kthwtest.Options{Dir: l.Dir, Ports: &ports})
+	if err := servesNew(ports.Secure); err != nil {
+		t.Error(err)
+	}
+	if log := c.Log.String(); !strings.Contains(log, "expired certificates renewed") {
+		t.Errorf("no word about the renewal:\n%s", c.Log.Tail(50))
+	}
 }

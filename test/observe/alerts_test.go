@@ -2,9 +2,12 @@ package observe
 
 import (
 	"crypto"
+	"crypto/rand"
 	"crypto/sha256"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"math"
@@ -52,7 +55,7 @@ var faults = []fault{
 	{"a database is filled", []string{"KthwdDatabaseNearQuota", "KthwdEtcdAlarm", "KthwdAPIErrorBudgetFast", "KthwdAPIErrorBudgetSlow"}, false, fullDatabase},
 	{"a disk stalls", []string{"KthwdFsyncSlow"}, true, slowDisk},
 	{"backends go away", []string{"KthwdBackendDown", "KthwdFailOpen"}, false, lostBackends},
-	{"certificates end", []string{"KthwdCertificateExpiresSoon", "KthwdCertificateExpires", "KthwdCertificateUnreadable", "KthwdBackendCertificateExpires"}, false, endingCertificates},
+	{"certificates end", []string{"KthwdCertificateExpiresSoon", "KthwdCertificateExpires", "KthwdCertificateUnreadable", "KthwdBackendCertificateExpires", "KthwdCertificateNotRenewed"}, false, endingCertificates},
 	{"a disk fills", []string{"KthwdDiskLow", "KthwdDiskFull", "KthwdAuditRecordsLost"}, true, fullDisk},
 	{"files and objects are spoilt", []string{"KthwdFilesChanged", "KthwdBootstrapRestored", "KthwdWebhookFails", "KthwdConversionFails", "KthwdAPIServiceUnavailable", "KthwdNamespaceStuck"}, false, spoilt},
 	{"connections take the descriptors", []string{"KthwdDescriptorsFew"}, false, fewDescriptors},
@@ -336,9 +339,13 @@ func endingCertificates(t *testing.T) scene {
 		issue(t, files[name], 300*day)
 		balancers = append(balancers, balance(t, []string{backend.address}, "check: tcp", "backend-ca: "+files[name]))
 	}
+	c := kthwtest.Start(t, kthwtest.Options{})
+	l := pki.Layout{Dir: c.Dir}
+	key := textOf(t, l.CAKey())
 	return scene{
-		balancers: balancers,
+		controllers: []*kthwtest.Controller{c}, balancers: balancers,
 		make: func(*server) {
+			due(t, l)
 			issue(t, files["soon"], 3*day)
 			issue(t, files["later"], 20*day)
 			put(t, files["unreadable"], "-----BEGIN CERTIFICATE-----\ncut off")
@@ -349,8 +356,35 @@ func endingCertificates(t *testing.T) scene {
 				issue(t, file, 300*day)
 			}
 			backend.lasts(t, 300*day)
+			put(t, l.CAKey(), key)
 		},
 	}
+}
+
+// due removes the key of the CA, and replaces kthwd-health.pem by one that is due for renewal.
+func due(t *testing.T, l pki.Layout) {
+	t.Helper()
+	old, err := tls.LoadX509KeyPair(l.Cert(pki.NameHealth), l.Key(pki.NameHealth))
+	ca, caErr := tls.LoadX509KeyPair(l.CA(), l.CAKey())
+	if err := errors.Join(err, caErr); err != nil {
+		t.Fatal(err)
+	}
+	template := *old.Leaf
+	template.NotBefore, template.NotAfter = time.Now().Add(-300*24*time.Hour), time.Now().Add(60*24*time.Hour)
+	der, err := x509.CreateCertificate(rand.Reader, &template, ca.Leaf, old.Leaf.PublicKey, ca.PrivateKey)
+	if err := errors.Join(err, os.Remove(l.CAKey())); err != nil {
+		t.Fatal(err)
+	}
+	put(t, l.Cert(pki.NameHealth), string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})))
+}
+
+func textOf(t *testing.T, path string) string {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
 }
 
 // restartLoop kills a load balancer as soon as Prometheus has seen it, as a process
