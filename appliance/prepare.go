@@ -33,6 +33,7 @@ import (
 	"kthwd/appliance/tokenkeys"
 	"kthwd/appliance/tune"
 	"kthwd/appliance/upstream"
+	"kthwd/appliance/workers"
 )
 
 // prepared is the verified input of all components.
@@ -58,6 +59,7 @@ type prepared struct {
 	run       *lastrun.Run       // the record of this run
 	others    *others.Others     // set by wire
 	mover     *etcdca.Mover      // set by wire
+	workers   *workers.Desk      // one of the watchers; set by wire
 }
 
 // prepare checks everything that is visible before a start, and reports all of its

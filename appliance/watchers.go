@@ -3,9 +3,11 @@ package appliance
 import (
 	"context"
 	"path/filepath"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 
 	"kthwd/appliance/apiserver"
 	"kthwd/appliance/clusterwatch"
@@ -14,6 +16,7 @@ import (
 	"kthwd/appliance/observe"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
+	"kthwd/appliance/workers"
 	"kthwd/rbacseed"
 )
 
@@ -40,12 +43,24 @@ func (p *prepared) newWatchers(member *etcd.Member, api *apiserver.Server, seed 
 	})
 	p.machine = p.newObserve()
 	p.backups = p.newBackups(member)
-	p.watchers = []watcher{cluster, p.machine, p.backups, p.agree, etcdspace.NewGrowth(member, p.o.Logs.Logger(program.Etcd))}
+	p.watchers = []watcher{cluster, p.machine, p.backups, p.agree, p.workers, etcdspace.NewGrowth(member, p.o.Logs.Logger(program.Etcd))}
 	for _, w := range p.watchers {
 		p.observers = append(p.observers, w)
 		all = append(all, w)
 	}
 	return all
+}
+
+// newWorkers makes the desk that decides about the certificates of worker nodes.
+func (p *prepared) newWorkers(member *etcd.Member, client func() (*rest.Config, error)) *workers.Desk {
+	services, err := workers.ParseRanges(strings.Split(program.Value(p.args[program.APIServer], "service-cluster-ip-range"), ","))
+	if err != nil {
+		services = nil // upstream refuses it
+	}
+	return workers.New(workers.Config{
+		Client: client, Etcd: member.Running, Services: services, Log: p.o.Logs.Logger("kthwd"),
+		Reserved: func() []string { return pki.HostsOf(program.Value(p.args[program.APIServer], "tls-cert-file")) },
+	})
 }
 
 // newObserve makes the watch over disks, files and descriptors.
