@@ -113,12 +113,10 @@ func (a *Server) Run(ctx context.Context, ready func()) error {
 			return nil
 		}
 		report.Starting("building the API server")
-		err := a.loadRemoved(ctx)
+		a.loadRemoved(ctx)
+		prepared, err := a.build()
 		if err == nil {
-			var prepared *built
-			if prepared, err = a.build(); err == nil {
-				return a.serve(ctx, prepared, ready)
-			}
+			return a.serve(ctx, prepared, ready)
 		}
 		if a.quorum(ctx) == nil {
 			return err

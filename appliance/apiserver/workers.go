@@ -27,13 +27,16 @@ const (
 	welcomeTimeout = 5 * time.Second
 )
 
-// loadRemoved reads which nodes were removed, before the first request.
-func (a *Server) loadRemoved(ctx context.Context) error {
+// loadRemoved reads which nodes were removed, before the first request. If it fails, nodes are
+// refused until the desk has read it.
+func (a *Server) loadRemoved(ctx context.Context) {
 	server := a.etcd.Running()
 	if a.workers == nil || server == nil {
-		return nil // the build then fails, too
+		return
 	}
-	return a.workers.Removals.Load(ctx, server)
+	if err := a.workers.Removals.Load(ctx, server); err != nil {
+		a.log.Warn("the removed nodes are not known yet; no node is let in", "err", err)
+	}
 }
 
 // admitWorker refuses the creation of a request by a machine that joins, if it would not be

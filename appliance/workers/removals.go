@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -51,7 +52,7 @@ func (r *Removals) refuses(name string, cert *x509.Certificate) error {
 	at, removed := r.at[name]
 	switch {
 	case r.at == nil:
-		return fmt.Errorf("the removed nodes are not known yet")
+		return errors.New("the removed nodes are not known yet")
 	case removed && !cert.NotBefore.After(at):
 		return fmt.Errorf("the node %s was removed on %s, and this certificate is from before", name, at.UTC().Format(time.RFC3339))
 	}
@@ -94,8 +95,8 @@ func (r *Removals) load(ctx context.Context, client *clientv3.Client) error {
 	all := map[string]time.Time{}
 	for _, kv := range answer.Kvs {
 		var v removal
-		if err := json.Unmarshal(kv.Value, &v); err != nil {
-			return fmt.Errorf("%s: %w", kv.Key, err)
+		if json.Unmarshal(kv.Value, &v) != nil {
+			v.At = time.Now() // somebody has removed it
 		}
 		all[strings.TrimPrefix(string(kv.Key), removedPrefix)] = v.At
 	}

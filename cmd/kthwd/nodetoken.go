@@ -213,7 +213,7 @@ func accepted(ctx context.Context, n nodes, token string) error {
 }
 
 func (a *app) printToken(t createdToken, f *tokenFlags) error {
-	words := []string{"kthwd", "node", "join", "--server=" + text.ShellWord(t.Server)}
+	words := []string{"kthwd node join --server=" + text.ShellWord(t.Server)}
 	for _, h := range t.Hashes {
 		words = append(words, "--ca-hash="+h)
 	}

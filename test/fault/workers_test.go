@@ -470,3 +470,26 @@ func inBetween(t *testing.T, n nodeToken) string {
 	t.Cleanup(s.Close)
 	return s.URL
 }
+
+// Where tokens would not work, none is made.
+func TestNoNodeToken(t *testing.T) {
+	kthwtest.Turn(t, 1)
+	c := kthwtest.Start(t, kthwtest.Options{Args: []string{"--kube-apiserver-arg=enable-bootstrap-token-auth=false"}})
+	create := func(flags ...string) outcome {
+		return runToEnd(t, nil, append([]string{"node", "token", "create", "--config=", "--data-dir=" + c.Dir, "--bind-address=" + c.Address,
+			"--advertise-address=" + c.Address, fmt.Sprintf("--secure-port=%d", c.Ports.Secure)}, flags...)...)
+	}
+	create().check(t, 1, "--kube-apiserver-arg=enable-bootstrap-token-auth=true", "accepts no bootstrap tokens")
+	create("--ttl=1s", "--nodes=0").check(t, 2, "-", "--ttl 1s", "--nodes 0")
+	create("--cidr=10.0.1.300/24").check(t, 2, "-", "no range of addresses")
+	create("--server=http://10.0.1.48").check(t, 2, "-", "no https URL")
+	secrets, err := c.Client(t).CoreV1().Secrets("kube-system").List(t.Context(), metav1.ListOptions{FieldSelector: "type=bootstrap.kubernetes.io/token"})
+	if err != nil || len(secrets.Items) > 0 {
+		t.Errorf("tokens: got %v, %v; want none", secrets.Items, err)
+	}
+	defer away(t, c.Dir, "ca-key.pem")()
+	create().check(t, 1, "kthwd pki node", "ca-key.pem is kept elsewhere")
+	runToEnd(t, nil, "node", "token", "delete", "nonsense", "--config=", "--data-dir="+c.Dir).check(t, 2, "kthwd node token list", "no ID of a token")
+	runToEnd(t, nil, "node", "join", "--from="+filepath.Join(c.Dir, "ca.pem")).check(t, 2, "--token-file", "not the output of kthwd node token create")
+	runToEnd(t, nil, "node", "join", "--server=https://10.0.1.48:6443").check(t, 2, "--token-file=-", "no token given")
+}
