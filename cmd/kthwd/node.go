@@ -153,7 +153,11 @@ func (a *app) nodeRemoveVerb(l *config.Loader) *cobra.Command {
 		Example: "  kthwd node remove worker-0 --drain",
 		Args:    wantArgs(1, 1, usage),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withNodes(cmd.Context(), l, kubeconfig, nodeTimeout+timeout, func(ctx context.Context, n nodes) error {
+			limit := nodeTimeout
+			if drained {
+				limit += timeout
+			}
+			return a.withNodes(cmd.Context(), l, kubeconfig, limit, func(ctx context.Context, n nodes) error {
 				if drained {
 					if err := a.drain(ctx, n, args[0], timeout); err != nil {
 						return err

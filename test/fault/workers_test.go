@@ -480,7 +480,7 @@ func TestNoNodeToken(t *testing.T) {
 			"--advertise-address=" + c.Address, fmt.Sprintf("--secure-port=%d", c.Ports.Secure)}, flags...)...)
 	}
 	create().check(t, 1, "--kube-apiserver-arg=enable-bootstrap-token-auth=true", "accepts no bootstrap tokens")
-	create("--ttl=1s", "--nodes=0").check(t, 2, "-", "--ttl 1s", "--nodes 0")
+	create("--ttl=1s").check(t, 2, "-", "--ttl 1s: want 1m0s to 168h0m0s")
 	create("--cidr=10.0.1.300/24").check(t, 2, "-", "no range of addresses")
 	create("--server=http://10.0.1.48").check(t, 2, "-", "no https URL")
 	secrets, err := c.Client(t).CoreV1().Secrets("kube-system").List(t.Context(), metav1.ListOptions{FieldSelector: "type=bootstrap.kubernetes.io/token"})
