@@ -41,7 +41,7 @@ var errNotYet = errors.New("not yet")
 // CheckName accepts a name that Kubernetes accepts for a node.
 func CheckName(name string) error {
 	if problems := validation.IsDNS1123Subdomain(name); len(problems) > 0 {
-		return fmt.Errorf("%q is no name of a node: want lower-case letters, digits, - and .", name)
+		return fmt.Errorf("%q is no name of a node: want lower-case letters, digits, dashes and dots", name)
 	}
 	return nil
 }
