@@ -3,9 +3,11 @@ package appliance
 import (
 	"context"
 	"path/filepath"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 
 	"kthwd/appliance/apiserver"
 	"kthwd/appliance/clusterwatch"
@@ -15,6 +17,7 @@ import (
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
 	"kthwd/appliance/renewal"
+	"kthwd/appliance/workers"
 	"kthwd/rbacseed"
 )
 
@@ -51,12 +54,24 @@ func (p *prepared) newWatchers(member *etcd.Member, api *apiserver.Server, seed 
 			p.events.Note(reason, text)
 		},
 	})
-	p.watchers = []watcher{cluster, p.machine, p.backups, p.agree, renewer, etcdspace.NewGrowth(member, p.o.Logs.Logger(program.Etcd))}
+	p.watchers = []watcher{cluster, p.machine, p.backups, p.agree, renewer, p.workers, etcdspace.NewGrowth(member, p.o.Logs.Logger(program.Etcd))}
 	for _, w := range p.watchers {
 		p.observers = append(p.observers, w)
 		all = append(all, w)
 	}
 	return all
+}
+
+// newWorkers makes the desk that decides about the certificates of worker nodes.
+func (p *prepared) newWorkers(member *etcd.Member, client func() (*rest.Config, error)) *workers.Desk {
+	services, err := workers.ParseRanges(strings.Split(program.Value(p.args[program.APIServer], "service-cluster-ip-range"), ","))
+	if err != nil {
+		services = nil // upstream refuses it
+	}
+	return workers.New(workers.Config{
+		Client: client, Etcd: member.Running, Services: services, Log: p.o.Logs.Logger("kthwd"),
+		Reserved: func() []string { return pki.HostsOf(program.Value(p.args[program.APIServer], "tls-cert-file")) },
+	})
 }
 
 // newObserve makes the watch over disks, files and descriptors.

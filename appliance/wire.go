@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.etcd.io/etcd/server/v3/embed"
 	rbacclient "k8s.io/client-go/kubernetes/typed/rbac/v1"
+	"k8s.io/client-go/rest"
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/agree"
@@ -53,6 +54,7 @@ func (p *prepared) wire() (*supervise.Group, *Liveness, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	p.workers = p.newWorkers(member, func() (*rest.Config, error) { return api.Loopback() })
 	api = p.newAPIServer(member, fences)
 	pause := &lease.Pause{}
 	p.live = p.newLive()
@@ -161,6 +163,7 @@ func (p *prepared) newAPIServer(member *etcd.Member, fences *lease.Fences) *apis
 	return apiserver.New(apiserver.Config{
 		Args: cmdline.WithoutGates(p.args[program.APIServer]), Server: p.cfg.LocalServer(),
 		Layout: p.layout, Etcd: member, Fences: fences, Log: p.o.Logs.Logger(program.APIServer),
+		Workers: p.workers,
 		Refused: p.tokens.Refused, UsersDelay: slices.ContainsFunc(users, func(a program.Arg) bool { return a.Key == program.KeyShutdownDelay }),
 	})
 }

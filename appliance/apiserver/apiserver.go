@@ -35,6 +35,7 @@ import (
 	"kthwd/appliance/program"
 	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
+	"kthwd/appliance/workers"
 )
 
 const readyTimeout = time.Second
@@ -55,6 +56,9 @@ type Config struct {
 	UsersDelay bool // the user's flags set how long to serve while leaving
 	Log        *slog.Logger
 
+	// Workers decides about the certificates of nodes; nil for nobody.
+	Workers *workers.Desk
+
 	// Refused is called for each bearer token that is not accepted, with the client's
 	// HOST:PORT. It must not block; nil for none.
 	Refused func(token, address string)
@@ -69,6 +73,7 @@ type Server struct {
 	fences     *lease.Fences
 	usersDelay bool
 	refused    func(token, address string)
+	workers    *workers.Desk
 	log        *slog.Logger
 
 	early chan configured // the first half of the first build, once Begin was called
@@ -86,7 +91,7 @@ var _ supervise.Component = (*Server)(nil)
 func New(c Config) *Server {
 	return &Server{
 		args: c.Args, server: c.Server, layout: c.Layout, etcd: c.Etcd,
-		fences: c.Fences, usersDelay: c.UsersDelay, refused: c.Refused, log: c.Log,
+		fences: c.Fences, usersDelay: c.UsersDelay, refused: c.Refused, workers: c.Workers, log: c.Log,
 	}
 }
 
@@ -108,6 +113,7 @@ func (a *Server) Run(ctx context.Context, ready func()) error {
 			return nil
 		}
 		report.Starting("building the API server")
+		a.loadRemoved(ctx)
 		prepared, err := a.build()
 		if err == nil {
 			return a.serve(ctx, prepared, ready)

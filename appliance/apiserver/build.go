@@ -12,6 +12,7 @@ import (
 	"kthwd/appliance/cmdline"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
+	"kthwd/appliance/workers"
 )
 
 // configured is the first half of a build: the result of apiapp.NewConfig.
@@ -63,7 +64,7 @@ func (a *Server) configuration() (*apiapp.Config, error) {
 
 // configure reads the files, opens the port and connects to etcd.
 func (a *Server) configure() (*apiapp.Config, error) {
-	opts, err := Parse(a.args, a.etcd.ControllerNames())
+	opts, err := parse(a.args, a.etcd.ControllerNames(), a.workers)
 	if err != nil {
 		return nil, err
 	}
@@ -88,11 +89,12 @@ func (a *Server) assemble(config *apiapp.Config) (*built, error) {
 	installOpenAPI := leaveOutOpenAPI(config.KubeAPIs.ControlPlane.Generic)
 	rememberClients(config)
 	listenToRefusals(config, a.refused)
+	refuseRemoved(config, a.workers)
 	a.keepWebhooks(config.KubeAPIs.ControlPlane.VersionedInformers)
 	s := &built{identity: who, leaving: make(chan struct{})}
 	front := &config.Aggregator.GenericConfig.Config
 	front.Authorization.Authorizer = waitForRights(front.Authorization.Authorizer, config.KubeAPIs.ControlPlane.VersionedInformers)
-	front.BuildHandlerChainFunc = bounded(a.fences.Wrap(s.chained(front.BuildHandlerChainFunc)))
+	front.BuildHandlerChainFunc = bounded(a.welcomed(a.fences.Wrap(s.chained(front.BuildHandlerChainFunc))))
 	completed, err := config.Complete()
 	if err != nil {
 		return nil, err
@@ -122,7 +124,11 @@ func (a *Server) assemble(config *apiapp.Config) (*built, error) {
 // Parse reads a kube-apiserver command line with upstream's own options, and adds the
 // admission plugin that protects the names of controllers.
 func Parse(args []program.Arg, controllers pki.ControllerNames) (*apioptions.ServerRunOptions, error) {
+	return parse(args, controllers, nil)
+}
+
+func parse(args []program.Arg, controllers pki.ControllerNames, desk *workers.Desk) (*apioptions.ServerRunOptions, error) {
 	opts := apioptions.NewServerRunOptions()
-	protectControllerNames(opts, controllers)
+	protectControllerNames(opts, controllers, desk)
 	return opts, cmdline.Parse(program.APIServer, opts.Flags(), args)
 }

@@ -11,15 +11,19 @@ import (
 	certificatesapi "k8s.io/kubernetes/pkg/apis/certificates"
 
 	"kthwd/appliance/pki"
+	"kthwd/appliance/workers"
 )
 
 // controllerIdentity is an admission plugin. It prevents certificates with the names of
 // controllers, because etcd accepts every holder of those names, and
 // kube-controller-manager signs any approved common name (certificates/signer/signer.go)
 // with the CA that etcd trusts.
+//
+// It also refuses the requests of machines that join which nobody would approve.
 type controllerIdentity struct {
 	*admission.Handler
 	names pki.ControllerNames
+	desk  *workers.Desk // nil refuses nothing
 }
 
 const controllerIdentityName = "KthwdControllerIdentity"
@@ -27,23 +31,29 @@ const controllerIdentityName = "KthwdControllerIdentity"
 var _ admission.ValidationInterface = (*controllerIdentity)(nil)
 
 // protectControllerNames adds the plugin to the API server's options, on by default.
-func protectControllerNames(o *apioptions.ServerRunOptions, names pki.ControllerNames) {
+func protectControllerNames(o *apioptions.ServerRunOptions, names pki.ControllerNames, desk *workers.Desk) {
 	generic := o.Admission.GenericAdmission
 	generic.Plugins.Register(controllerIdentityName, func(io.Reader) (admission.Interface, error) {
-		return &controllerIdentity{admission.NewHandler(admission.Create, admission.Update), names}, nil
+		return &controllerIdentity{admission.NewHandler(admission.Create, admission.Update), names, desk}, nil
 	})
 	generic.RecommendedPluginOrder = append(generic.RecommendedPluginOrder, controllerIdentityName)
 }
 
 // Validate implements admission.ValidationInterface. It refuses the creation of a
 // request, and for requests older than this plugin their approval and the certificate.
-func (c *controllerIdentity) Validate(_ context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
+func (c *controllerIdentity) Validate(ctx context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
 	if a.GetResource().GroupResource() != certificatesapi.Resource("certificatesigningrequests") {
 		return nil
 	}
 	csr, ok := a.GetObject().(*certificatesapi.CertificateSigningRequest)
+	if !ok {
+		return nil
+	}
+	if err := c.admitWorker(ctx, a, csr); err != nil {
+		return err
+	}
 	// Signers outside kubernetes.io/ have a CA of their own.
-	if !ok || !strings.HasPrefix(csr.Spec.SignerName, "kubernetes.io/") || !issues(a, csr) {
+	if !strings.HasPrefix(csr.Spec.SignerName, "kubernetes.io/") || !issues(a, csr) {
 		return nil
 	}
 	request, err := certificatesapi.ParseCSR(csr.Spec.Request)

@@ -58,6 +58,19 @@ func Controllers(certFile string) (ControllerNames, error) {
 	return names, nil
 }
 
+// HostsOf returns the names and addresses in a certificate's file; none if it cannot be read.
+func HostsOf(certFile string) (hosts []string) {
+	leaf, err := leafOf(certFile)
+	if err != nil {
+		return nil
+	}
+	hosts = slices.Clone(leaf.DNSNames)
+	for _, ip := range leaf.IPAddresses {
+		hosts = append(hosts, ip.String())
+	}
+	return hosts
+}
+
 func leafOf(certFile string) (*x509.Certificate, error) {
 	data, _, err := read(certFile)
 	if err != nil {

@@ -43,7 +43,7 @@ func cis(name string, c config.Controller, l pki.Layout) (set []Arg, without []s
 		{"etcd-cafile", l.EtcdCA()},
 		{"etcd-certfile", l.Cert(pki.NameEtcd)},
 		{"etcd-keyfile", l.Key(pki.NameEtcd)},
-	}, []string{"runtime-config"}
+	}, []string{"runtime-config", "enable-bootstrap-token-auth"}
 }
 
 // OfProfile returns the flags of a program that config.ProfileCIS sets or takes out.

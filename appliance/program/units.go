@@ -116,6 +116,7 @@ func APIServerArgs(c config.Controller, l pki.Layout, socket string) []Arg {
 		{keyAdmissionPlugins, "NamespaceLifecycle,NodeRestriction,LimitRanger,ServiceAccount,DefaultStorageClass,ResourceQuota,DenyServiceExternalIPs," + eventRateLimit},
 		{keyAdmissionConfig, l.Admission()},
 		{"etcd-servers", "unix://" + socket},
+		{"enable-bootstrap-token-auth", "true"}, // for kthwd node token; without a token it accepts nothing
 		{"event-ttl", "1h"},
 		{"encryption-provider-config", l.EncryptionConfig()},
 		{"kubelet-certificate-authority", l.CA()},
@@ -179,6 +180,7 @@ func ControllerManagerArgs(c config.Controller, l pki.Layout) []Arg {
 		{"cluster-name", "kubernetes"},
 		{"cluster-signing-cert-file", l.CA()},
 		{"cluster-signing-key-file", l.CAKey()},
+		{"controllers", "*,bootstrap-signer-controller,token-cleaner-controller"}, // the two that kthwd node token needs
 		{"kubeconfig", kubeconfig},
 		{"leader-elect", "true"},
 		{"root-ca-file", l.CA()},

@@ -127,7 +127,7 @@ func writeVerb(w io.Writer, verb *cobra.Command, prefix string) {
 	const line = "  %-11s  %s\n"
 	name := prefix + verb.Name()
 	if verb.HasSubCommands() && !verb.HasExample() {
-		fmt.Fprintf(w, line, name+" VERB", strings.Join(verbs(verb), ", "))
+		fmt.Fprintf(w, line, name+" VERB", strings.Join(below(verb), ", "))
 		return
 	}
 	fmt.Fprintf(w, line, name, verb.Short)
@@ -199,3 +199,19 @@ func ownFlags(cmd *cobra.Command, l *config.Loader) (own *pflag.FlagSet, all boo
 }
 
 func (a *app) helpWidth() int { return min(terminalWidth(a.out, 100), 120) }
+
+// below lists the verbs below cmd, with those below them: "token create".
+func below(cmd *cobra.Command) (all []string) {
+	for _, c := range cmd.Commands() {
+		switch {
+		case c.Hidden:
+		case c.HasSubCommands():
+			for _, name := range below(c) {
+				all = append(all, c.Name()+" "+name)
+			}
+		default:
+			all = append(all, c.Name())
+		}
+	}
+	return all
+}

@@ -41,9 +41,10 @@ func namedIn(help string, verb *cobra.Command) bool {
 	if strings.Contains(help, "\n  "+name+"  ") {
 		return true
 	}
+	first, rest, _ := strings.Cut(name, " ")
 	for line := range strings.Lines(help) {
-		if below, found := strings.CutPrefix(line, "  "+verb.Parent().Name()+" VERB "); found {
-			return slices.Contains(strings.Split(strings.TrimSpace(below), ", "), verb.Name())
+		if below, found := strings.CutPrefix(line, "  "+first+" VERB "); found {
+			return slices.Contains(strings.Split(strings.TrimSpace(below), ", "), rest)
 		}
 	}
 	return false

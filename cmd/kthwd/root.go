@@ -56,7 +56,7 @@ func (a *app) newRoot() *cobra.Command {
 			a.preflightVerb(l), a.adoptVerb(), a.configVerb(l), a.explainVerb(l), a.ejectVerb(l), a.logLevelVerb(l),
 			a.statusVerb(l), a.kubectlVerb(l), a.programVerb(), a.auditVerb(l), a.supportVerb(l), a.versionVerb(), a.completionVerb(),
 		}},
-		{"Membership", []*cobra.Command{a.memberVerb(l), a.joinVerb(l), a.etcdVerb(l)}},
+		{"Membership", []*cobra.Command{a.memberVerb(l), a.joinVerb(l), a.nodeVerb(l), a.etcdVerb(l)}},
 		{"Backup", []*cobra.Command{a.backupVerb(l)}},
 		{"Certificates and keys", []*cobra.Command{a.pkiVerb(l)}},
 	} {

@@ -30,17 +30,7 @@ const (
 // and the node proxy are refused. A seed that an administrator has changed for good stays
 // so; one that is deleted is made again at once.
 func TestRealNode(t *testing.T) {
-	requireE2E(t)
-	if lacks := lackingForWorker(); lacks != "" {
-		t.Skip(lacks)
-	}
-	if os.Getenv(machineEnv) == "" && os.Geteuid() == 0 {
-		archive := filepath.Join(t.TempDir(), "hello.tar")
-		buildHello(t, archive)
-		t.Setenv(archiveEnv, archive)
-		removeCgroups(t)
-	}
-	if !onOwnMachine(t, workerAddress+"/24", kubeletPackage) {
+	if !onWorkerMachine(t) {
 		return
 	}
 	c := kthwtest.Start(t, kthwtest.Options{Plain: true})
@@ -54,6 +44,22 @@ func TestRealNode(t *testing.T) {
 	c.Kubectl(t, "delete", "clusterrolebinding", "system:kube-apiserver")
 	t.Run("allowed when it is made again", func(t *testing.T) { wantAllowed(t, c, kubelet, pod) })
 	t.Run("deleted", func(t *testing.T) { wantDeleted(t, c) })
+}
+
+// onWorkerMachine is onOwnMachine for a test with a real kubelet.
+func onWorkerMachine(t *testing.T) bool {
+	t.Helper()
+	requireE2E(t)
+	if lacks := lackingForWorker(); lacks != "" {
+		t.Skip(lacks)
+	}
+	if os.Getenv(machineEnv) == "" && os.Geteuid() == 0 {
+		archive := filepath.Join(t.TempDir(), "hello.tar")
+		buildHello(t, archive)
+		t.Setenv(archiveEnv, archive)
+		removeCgroups(t)
+	}
+	return onOwnMachine(t, workerAddress+"/24", kubeletPackage)
 }
 
 // deployHello runs a Deployment and returns its pod's name.

@@ -131,18 +131,23 @@ func containerdCgroups() (dirs []string) {
 	return slices.Compact(dirs) // a hierarchy may have several names
 }
 
-// startWorker joins the machine to the cluster that runs on it, and returns its kubelet.
-func startWorker(t *testing.T, c *kthwtest.Controller, archive string) *daemon {
+// startContainerd runs a container runtime that has the image in archive.
+func startContainerd(t *testing.T, archive string) {
 	t.Helper()
 	writeFile(t, "/etc/containerd/config.toml", containerdConfig)
 	writeFile(t, "/etc/cni/net.d/10-bridge.conflist", cniConfig)
-	writeFile(t, "/var/lib/kubelet/kubelet-config.yaml", kubeletConfig)
-	run(t, kthwtest.Binary(t), "pki", "node", workerName, workerAddress, "--output-dir=/var/lib/kubelet")
-
 	startDaemon(t, "containerd", "--config=/etc/containerd/config.toml")
 	t.Cleanup(func() { endContainers(t) }) // before containerd, after kubelet
 	kthwtest.WaitFor(t, "containerd", 2*time.Minute, func() error { return try(t, "ctr", "version") })
 	run(t, "ctr", "-n", "k8s.io", "images", "import", archive)
+}
+
+// startWorker joins the machine to the cluster that runs on it, and returns its kubelet.
+func startWorker(t *testing.T, c *kthwtest.Controller, archive string) *daemon {
+	t.Helper()
+	startContainerd(t, archive)
+	writeFile(t, "/var/lib/kubelet/kubelet-config.yaml", kubeletConfig)
+	run(t, kthwtest.Binary(t), "pki", "node", workerName, workerAddress, "--output-dir=/var/lib/kubelet")
 
 	kubelet := startDaemon(t, kthwtest.Tool(t, kubeletPackage), "--config=/var/lib/kubelet/kubelet-config.yaml",
 		"--kubeconfig=/var/lib/kubelet/worker-0.kubeconfig", "--hostname-override="+workerName, "--node-ip="+workerAddress, "--v=2")

@@ -1,0 +1,176 @@
+package apiserver
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"net/http"
+	"sync"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apiserver/pkg/admission"
+	"k8s.io/apiserver/pkg/authentication/authenticator"
+	genericapiserver "k8s.io/apiserver/pkg/server"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	bootstrapapi "k8s.io/cluster-bootstrap/token/api"
+	bootstraputil "k8s.io/cluster-bootstrap/token/util"
+	apiapp "k8s.io/kubernetes/cmd/kube-apiserver/app"
+	certificatesapi "k8s.io/kubernetes/pkg/apis/certificates"
+
+	"kthwd/appliance/workers"
+)
+
+const (
+	welcomeAge     = time.Second // of an answer that is given again
+	welcomeTimeout = 5 * time.Second
+)
+
+// loadRemoved reads which nodes were removed, before the first request. If it fails, nodes are
+// refused until the desk has read it.
+func (a *Server) loadRemoved(ctx context.Context) {
+	server := a.etcd.Running()
+	if a.workers == nil || server == nil {
+		return
+	}
+	if err := a.workers.Removals.Load(ctx, server); err != nil {
+		a.log.Warn("the removed nodes are not known yet; no node is let in", "err", err)
+	}
+}
+
+// admitWorker refuses the creation of a request by a machine that joins, if it would not be
+// approved.
+func (c *controllerIdentity) admitWorker(ctx context.Context, a admission.Attributes, csr *certificatesapi.CertificateSigningRequest) error {
+	if c.desk == nil || a.GetOperation() != admission.Create || a.GetSubresource() != "" {
+		return nil
+	}
+	contents, err := certificatesapi.ParseCSR(csr.Spec.Request)
+	if err != nil {
+		return nil // the API server's own validation refuses it
+	}
+	r := workers.Request{User: a.GetUserInfo().GetName(), Groups: a.GetUserInfo().GetGroups(), Signer: csr.Spec.SignerName, Contents: contents}
+	for _, u := range csr.Spec.Usages {
+		r.Usages = append(r.Usages, string(u))
+	}
+	if err := c.desk.Admit(ctx, r); err != nil {
+		return admission.NewForbidden(a, err)
+	}
+	return nil
+}
+
+// removedNodes refuses the certificates of removed nodes.
+type removedNodes struct {
+	next    authenticator.Request
+	removed *workers.Removals
+}
+
+// refuseRemoved inserts removedNodes before the API server's authenticator, and before the
+// verdicts that clientCerts remembers.
+func refuseRemoved(config *apiapp.Config, desk *workers.Desk) {
+	if desk == nil {
+		return
+	}
+	auth := &config.Aggregator.GenericConfig.Authentication // all requests pass the aggregator's
+	auth.Authenticator = removedNodes{auth.Authenticator, desk.Removals}
+}
+
+// AuthenticateRequest implements authenticator.Request.
+func (r removedNodes) AuthenticateRequest(req *http.Request) (*authenticator.Response, bool, error) {
+	if cert := certificateOf(req); cert != nil {
+		if err := r.removed.Refuses(cert); err != nil {
+			return nil, false, err
+		}
+	}
+	return r.next.AuthenticateRequest(req)
+}
+
+// certificateOf returns the certificate with which a node has opened the connection, or nil.
+func certificateOf(req *http.Request) *x509.Certificate {
+	if req.TLS == nil || len(req.TLS.PeerCertificates) == 0 || workers.NodeOf(req.TLS.PeerCertificates[0]) == "" {
+		return nil
+	}
+	return req.TLS.PeerCertificates[0]
+}
+
+// welcomed answers machines that join, and ends the requests of nodes that are removed.
+func (a *Server) welcomed(next chain) chain {
+	if a.workers == nil {
+		return next
+	}
+	return func(api http.Handler, c *genericapiserver.Config) http.Handler {
+		return &welcome{client: a.Loopback, next: next(api, c), removed: a.workers.Removals}
+	}
+}
+
+// welcome gives cluster-info to a machine that joins. The machine cannot say who it is: it
+// must know the cluster before it shows its token. It says the ID of the token, which is no
+// secret, and gets what the token's secret has signed: addresses and certificates of CAs, for
+// as long as there is such a token. Every other request goes on to the API server, which
+// refuses clients without credentials.
+type welcome struct {
+	client  func() (*rest.Config, error)
+	next    http.Handler
+	removed *workers.Removals
+
+	mu   sync.Mutex
+	info map[string]string // the data of cluster-info
+	at   time.Time
+}
+
+func (w *welcome) ServeHTTP(resp http.ResponseWriter, req *http.Request) {
+	if req.URL.Path == workers.WelcomePath && req.Method == http.MethodGet {
+		if w.answer(resp, req) {
+			return
+		}
+	}
+	if cert := certificateOf(req); cert != nil {
+		ctx, done := w.removed.During(req.Context(), cert)
+		defer done()
+		req = req.WithContext(ctx)
+	}
+	w.next.ServeHTTP(resp, req)
+}
+
+// answer reports whether it has answered.
+func (w *welcome) answer(resp http.ResponseWriter, req *http.Request) bool {
+	id := req.URL.Query().Get(workers.WelcomeToken)
+	if !bootstraputil.IsValidBootstrapTokenID(id) {
+		return false
+	}
+	info := w.clusterInfo(req.Context())
+	answer := workers.Welcome{Kubeconfig: info[bootstrapapi.KubeConfigKey], Signature: info[bootstrapapi.JWSSignatureKeyPrefix+id]}
+	if answer.Kubeconfig == "" || answer.Signature == "" {
+		return false
+	}
+	resp.Header().Set("Content-Type", "application/json")
+	resp.Header().Set("Cache-Control", "no-store")
+	_ = json.NewEncoder(resp).Encode(answer) // it fails only when the client has gone
+	return true
+}
+
+// clusterInfo reads the ConfigMap from the API server's cache, once a second at most, whoever
+// asks however often.
+func (w *welcome) clusterInfo(ctx context.Context) map[string]string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if time.Since(w.at) < welcomeAge {
+		return w.info
+	}
+	w.at, w.info = time.Now(), nil
+	config, err := w.client()
+	if err != nil {
+		return nil
+	}
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), welcomeTimeout)
+	defer cancel()
+	there, err := client.CoreV1().ConfigMaps(metav1.NamespacePublic).Get(ctx, bootstrapapi.ConfigMapClusterInfo, metav1.GetOptions{ResourceVersion: "0"})
+	if err == nil {
+		w.info = there.Data
+	}
+	return w.info
+}

@@ -1,0 +1,90 @@
+package e2e
+
+import (
+	"crypto/tls"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"kthwd/appliance/pki"
+	"kthwd/test/kthwtest"
+)
+
+// joinerAddress is a second address of the machine: that of a controller is no worker's.
+const joinerAddress = "10.0.1.74"
+
+// forMachine is what the kubelet needs on a machine in CI, beside the file that the join has
+// written.
+const forMachine = `kind: KubeletConfiguration
+apiVersion: kubelet.config.k8s.io/v1beta1
+resolvConf: ""
+cgroupsPerQOS: false
+enforceNodeAllocatable: []
+failCgroupV1: false
+failSwapOn: false
+localStorageCapacityIsolation: false
+oomScoreAdj: 0
+evictionHard: {memory.available: 1Mi, nodefs.available: 0%, imagefs.available: 0%}
+`
+
+// TestRealNodeJoins joins a real kubelet with a token. It gets its certificates itself: logs
+// and exec work over a serving certificate that the API server verifies. Removed, it is nobody.
+func TestRealNodeJoins(t *testing.T) {
+	if !onWorkerMachine(t) {
+		return
+	}
+	run(t, "ip", "address", "add", joinerAddress+"/24", "dev", "eth0")
+	c := kthwtest.Start(t, kthwtest.Options{Plain: true, Args: []string{"--advertise-address=" + workerAddress}})
+	startContainerd(t, os.Getenv(archiveEnv))
+	made := run(t, kthwtest.Binary(t), "node", "token", "create", "--name="+workerName, "--cidr="+joinerAddress+"/32", "-o=json")
+	writeFile(t, "/run/join.json", made)
+	t.Cleanup(func() { os.Remove("/run/join.json") })
+	run(t, kthwtest.Binary(t), "node", "join", "--from=/run/join.json", "--node-ip="+joinerAddress, "--cgroup-driver=cgroupfs",
+		"--kubelet="+kthwtest.Tool(t, kubeletPackage))
+	writeFile(t, "/etc/kubelet.d/10-machine.conf", forMachine)
+	command := execStart(readFile(t, "/etc/systemd/system/kubelet.service"))
+	kubelet := startDaemon(t, command[0], append(command[1:], "--config-dir=/etc/kubelet.d", "--v=2")...)
+	waitNodeReady(t, c, kubelet)
+	pod := deployHello(t, c)
+
+	t.Run("serving certificate", func(t *testing.T) {
+		pool := certPool(t, pki.Layout{Dir: c.Dir}.CA())
+		kthwtest.WaitFor(t, "a certificate of the cluster's CA", 2*time.Minute, func() error {
+			conn, err := tls.Dial("tcp", net.JoinHostPort(joinerAddress, "10250"), &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12})
+			if err != nil {
+				return err
+			}
+			return conn.Close()
+		})
+	})
+	t.Run("logs and exec", func(t *testing.T) { wantAllowed(t, c, kubelet, pod) })
+	t.Run("deleted", func(t *testing.T) { wantDeleted(t, c) })
+	t.Run("removed", func(t *testing.T) {
+		run(t, kthwtest.Binary(t), "node", "remove", workerName, "--drain")
+		pair := filepath.Join("/var/lib/kubelet/pki", "kubelet-client-current.pem")
+		kthwtest.WaitFor(t, "refusal of the kubelet's certificate", time.Minute, func() error {
+			out, err := c.TryKubectl(t, "--kubeconfig=/dev/null", "--server=https://"+workerAddress+":6443", "--certificate-authority="+pki.Layout{Dir: c.Dir}.CA(),
+				"--client-certificate="+pair, "--client-key="+pair, "get", "--raw", "/api/v1/nodes/"+workerName)
+			if err == nil {
+				return fmt.Errorf("it is accepted")
+			}
+			return lacks(out, "nauthorized")
+		})
+		if list, err := c.Client(t).CoreV1().Nodes().List(t.Context(), metav1.ListOptions{}); err != nil || len(list.Items) > 0 {
+			t.Errorf("nodes: got %v, %v; want none", list.Items, err)
+		}
+	})
+}
+
+// execStart is the command line of a unit.
+func execStart(unit string) []string {
+	_, command, _ := strings.Cut(strings.ReplaceAll(unit, "\\\n", " "), "\nExecStart=")
+	command, _, _ = strings.Cut(command, "\n")
+	return strings.Fields(command)
+}
