@@ -209,10 +209,15 @@ func FindUpgrade(l pki.Layout, now Record) (*Upgrade, error) {
 			r.Etcd = b.Cluster
 		}
 	}
-	u := &Upgrade{From: *r, To: now}
-	u.Etcd = older(u.From.Etcd, now.Etcd)
-	if !u.Etcd && !older(u.From.Kubernetes, now.Kubernetes) {
-		return nil, nil
+	return r.Upgrade(now), nil
+}
+
+// Upgrade returns the upgrade to the versions now, or nil if neither etcd nor Kubernetes gets a
+// newer minor.
+func (r Record) Upgrade(now Record) *Upgrade {
+	u := &Upgrade{From: r, To: now, Etcd: older(r.Etcd, now.Etcd)}
+	if !u.Etcd && !older(r.Kubernetes, now.Kubernetes) {
+		return nil
 	}
-	return u, nil
+	return u
 }
