@@ -76,7 +76,7 @@ func judgeEtcd(in Input) Result {
 	if len(all) > 0 {
 		return worst(all...)
 	}
-	return ok("%d members, no alarm, the largest database has %s", len(in.Etcd.Members), text.Bytes(largest(in.Etcd.Members)))
+	return ok("no alarm, and every member is ok; the largest database has %s", text.Bytes(largest(in.Etcd.Members)))
 }
 
 func largest(all []etcdspace.Member) (size int64) {
@@ -191,6 +191,8 @@ func judgeBackup(in Input) Result {
 			return no(create, "no verified backup of the cluster is known, and --copy-before-upgrade is false: there would be no way back")
 		}
 		return warn(create, "no verified backup of the cluster is known")
+	case in.Report.Member != nil && !in.Report.Member.Copying.IsZero():
+		return warn("wait for its end", "a backup copies the database since %s: a restart would end it", status.Age(in.Now.Sub(in.Report.Member.Copying)))
 	case only && in.Now.Sub(b.Verified) > backupFresh:
 		return no(create, "the last backup was verified %s ago, and --copy-before-upgrade is false: what came since would be lost on the way back", status.Age(in.Now.Sub(b.Verified)))
 	case in.Now.Sub(b.Verified) > backupOld:

@@ -202,9 +202,9 @@ func judgeDeprecated(in Input) Result {
 	case in.AskedErr != nil:
 		return unknown("kthwd kubectl get --raw /metrics", "requests for deprecated APIs are not judged: %s", why(in.AskedErr))
 	case len(in.Asked.Silent) > 0:
-		return unknown("kthwd status --cluster", "nothing on %d API servers, but these did not answer: %s", in.Asked.Servers, list(in.Asked.Silent))
+		return unknown("kthwd status --cluster", "API servers asked: %d, and these did not answer: %s", in.Asked.Servers, list(in.Asked.Silent))
 	}
-	return ok("none that Kubernetes %s has removed, on %d API servers%s", in.Binary.Kubernetes, in.Asked.Servers, in.later())
+	return ok("none that Kubernetes %s has removed; API servers asked: %d%s", in.Binary.Kubernetes, in.Asked.Servers, in.later())
 }
 
 // clients are the clients that have lately asked for an API that the new binary no longer has; own

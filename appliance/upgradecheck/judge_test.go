@@ -170,6 +170,9 @@ func TestJudge(t *testing.T) {
 		{"no room", func(in *Input) { in.CopyErr = errors.New("/d has 1 MB free") }, "disk", No, "Kubernetes 1.50 to 1.51: /d has 1 MB free", "make room"},
 		{"no room, and none needed", func(in *Input) { in.CopyErr, in.Binary.Kubernetes = errors.New("full"), "v1.50.2" }, "disk", OK, "no copy", ""},
 		{"no backup", func(in *Input) { in.Report.Backup = nil }, "backup", Warn, "no verified backup", "backup create"},
+		{"a backup is made", func(in *Input) {
+			in.Report.Member = &status.Member{Copying: now.Add(-time.Minute)}
+		}, "backup", Warn, "copies the database since 1m0s", "wait"},
 		{"old backup", func(in *Input) { in.Report.Backup.Verified = now.AddDate(0, 0, -2) }, "backup", Warn, "verified 2d0h ago", ""},
 		{"no backup and no copy", func(in *Input) { in.Report.Backup, in.CopyOff = nil, true }, "backup", No, "no way back", ""},
 		{"old backup and no copy", func(in *Input) { in.Report.Backup.Verified, in.CopyOff = now.Add(-2*time.Hour), true }, "backup", No, "lost on the way back", ""},

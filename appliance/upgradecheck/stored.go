@@ -247,5 +247,5 @@ func judgeCRDs(in Input) Result {
 	case len(notServed) > 0:
 		return warn(rewrite, "objects may be stored in versions that are not served: %s", list(notServed))
 	}
-	return ok("%d definitions, and every stored version is served", len(in.CRDs))
+	return ok("definitions: %d; every stored version is served", len(in.CRDs))
 }

@@ -192,7 +192,7 @@ func upgradeCheckCustom(t *testing.T, c *kthwtest.Controller) {
 		c.Kubectl(t, "apply", "-f", file)
 		if i == 0 {
 			c.Kubectl(t, "wait", "--for=condition=Established", "crd/widgets.example.com")
-			checkUpgrade(t, c.Dir).want(t, "custom resources", upgradecheck.OK, "1 definitions")
+			checkUpgrade(t, c.Dir).want(t, "custom resources", upgradecheck.OK, "definitions: 1;")
 		}
 	}
 	checkUpgrade(t, c.Dir).want(t, "custom resources", upgradecheck.Warn, "not served: widgets.example.com v1beta1")
@@ -203,7 +203,7 @@ func upgradeCheckCustom(t *testing.T, c *kthwtest.Controller) {
 // no real minor makes without a removed API.
 func upgradeCheckDeprecated(t *testing.T, c *kthwtest.Controller) {
 	u := checkUpgrade(t, c.Dir)
-	u.want(t, "deprecated APIs", upgradecheck.OK, "on 1 API servers")
+	u.want(t, "deprecated APIs", upgradecheck.OK, "API servers asked: 1")
 	minor := strings.TrimPrefix(strings.TrimSuffix(minorFrom(t, u.Binary.Kubernetes, 0), ".1"), "v")
 	log, err := os.OpenFile(filepath.Join(c.Dir, "audit.log"), os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
@@ -229,5 +229,36 @@ func upgradeCheckStopped(t *testing.T, c *kthwtest.Controller) {
 		if out, _ := cmd.CombinedOutput(); cmd.ProcessState.ExitCode() != 2 {
 			t.Errorf("kthwd upgrade check %v: exit code %d:\n%s", args, cmd.ProcessState.ExitCode(), out)
 		}
+	}
+}
+
+// On three controllers every API server is asked, and one that is away is named.
+func TestUpgradeCheckOfThree(t *testing.T) {
+	endToEnd(t, "TestUpgradeCheck, TestJudge")
+	kthwtest.Turn(t, 3)
+	m := makeCluster(t)
+	all := m.startAll(t)
+	var u upgradeChecked
+	until := func(what string, of *kthwtest.Controller, done func() bool) {
+		t.Helper()
+		kthwtest.WaitFor(t, what, soon, func() error {
+			if u = checkUpgrade(t, of.Dir); done() {
+				return nil
+			}
+			return fmt.Errorf("got %+v", u.Results)
+		})
+	}
+	until("the check to allow it", all[0], func() bool {
+		return u.Go && u.of("controllers").Verdict == upgradecheck.OK && strings.Contains(u.of("deprecated APIs").Reason, "API servers asked: 3")
+	})
+	u.want(t, "quorum", upgradecheck.OK, "one may restart")
+	all[2].Signal(t, syscall.SIGKILL)
+	all[2].Wait(t, soon)
+	until("the check to refuse it", all[0], func() bool { return u.of("quorum").Verdict == upgradecheck.No })
+	until("c2 to be named", all[1], func() bool {
+		return strings.Contains(u.of("controllers").Reason, "c2 is away; it was last on Kubernetes ")
+	})
+	if u.Go {
+		t.Errorf("without c2: %+v", u.Results)
 	}
 }
