@@ -34,9 +34,10 @@ type API struct {
 	server string // the one here
 }
 
-// NewAPI makes an API from a kubeconfig. It connects to nothing.
-func NewAPI(kubeconfig string) (*API, error) {
-	c, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+// NewAPI makes an API from the credentials in a kubeconfig, for the API server at a URL: a
+// kubeconfig may name the load balancer. It connects to nothing.
+func NewAPI(kubeconfig, server string) (*API, error) {
+	c, err := clientcmd.BuildConfigFromFlags(server, kubeconfig)
 	if err != nil {
 		return nil, err
 	}

@@ -47,7 +47,7 @@ func configurationArgs(file string, settings []config.Value) ([]string, error) {
 		if s.Origin != config.OriginFlag || s.Key == "config" {
 			continue
 		}
-		values, err := words(s.Text)
+		values, err := Words(s.Text)
 		if err != nil {
 			return nil, fmt.Errorf("--%s=%s: %w", s.Key, s.Text, err)
 		}
@@ -61,8 +61,8 @@ func configurationArgs(file string, settings []config.Value) ([]string, error) {
 	return args, nil
 }
 
-// words are the values of a flag, from one line of YAML. An empty list is one empty value.
-func words(line string) ([]string, error) {
+// Words are the values of a setting, from its one line of YAML. An empty list is one empty value.
+func Words(line string) ([]string, error) {
 	var list []string
 	if strings.HasPrefix(line, "[") {
 		err := yaml.Unmarshal([]byte(line), &list)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -155,15 +156,18 @@ func (a *app) upgradeInput(ctx context.Context, l *config.Loader, f upgradeCheck
 	if in.BinaryErr == nil {
 		in.BinaryErr = ctx.Err()
 	}
-	in.Record, in.RecordErr = etcdfiles.ReadRecord(l.Config.Controller.Layout())
+	in.Record, in.RecordErr = etcdfiles.ReadRecord(c.layout())
 	running := support.Running{File: l.File(), Settings: l.Values()} // as a start of now
 	if in.Report != nil {
 		if running, err = askRunning(ctx, c); err != nil {
 			return in, &downError{c.explain(err)}
 		}
-		a.inputOfRunning(ctx, l, c, running, &in)
 	}
-	inputOfFiles(l.Config.Controller, &in)
+	controller := controllerOf(l.Config.Controller, c, running)
+	if in.Report != nil {
+		a.inputOfRunning(ctx, c, controller.Layout(), running, &in)
+	}
+	inputOfFiles(controller, &in)
 	if in.BinaryErr == nil {
 		in.Configuration, in.ConfigurationErr = in.Binary.CheckConfiguration(ctx, running.File, running.Settings, directoryOf(running.PID))
 	}
@@ -182,15 +186,38 @@ func askReport(ctx context.Context, c target) (*status.Report, error) {
 	return &r, nil
 }
 
+// controllerOf are the settings of the controller that is checked, as far as they matter for its
+// files: those of the running one, which may be more than this verb was given.
+func controllerOf(c config.Controller, t target, running support.Running) config.Controller {
+	c.DataDir = t.dir
+	for _, s := range running.Settings {
+		values, err := upgradecheck.Words(s.Text)
+		if err != nil || len(values) == 0 {
+			continue
+		}
+		switch s.Key {
+		case "etcd-data-dir":
+			c.EtcdDataDir = values[0]
+			if values[0] != "" && !filepath.IsAbs(values[0]) {
+				c.EtcdDataDir = filepath.Join(directoryOf(running.PID), values[0])
+			}
+		case "etcd-arg":
+			c.EtcdArgs = values
+		case "copy-before-upgrade":
+			c.UpgradeCopy = values[0] != "false"
+		}
+	}
+	return c
+}
+
 // inputOfRunning adds what only a running kthwd, and its cluster, can tell.
-func (a *app) inputOfRunning(ctx context.Context, l *config.Loader, c target, running support.Running, in *upgradecheck.Input) {
+func (a *app) inputOfRunning(ctx context.Context, c target, layout pki.Layout, running support.Running, in *upgradecheck.Input) {
 	if all, err := c.Cluster(ctx); err == nil {
 		in.Cluster = &all
 	}
-	in.DriftErr = a.askMembers(ctx, l, http.MethodGet, "/config/diff", nil, &in.Drift)
+	in.DriftErr = c.Do(ctx, http.MethodGet, "/config/diff", nil, &in.Drift)
 	args := program.ParseUser(running.Programs[program.APIServer])
 	in.Requests, in.RequestsErr = upgradecheck.ReadRequests(program.Value(args, "audit-log-path"))
-	layout := l.Config.Controller.Layout()
 	if etcd, err := etcdspace.Open(ctx, layout); err != nil {
 		in.EtcdErr, in.StoredErr = err, err
 	} else {
@@ -202,7 +229,7 @@ func (a *app) inputOfRunning(ctx context.Context, l *config.Loader, c target, ru
 		}
 		in.Stored, in.StoredErr = upgradecheck.ReadStored(ctx, etcd, cmp.Or(program.Value(args, "etcd-prefix"), "/registry"))
 	}
-	api, err := upgradecheck.NewAPI(layout.Kubeconfig("admin"))
+	api, err := upgradecheck.NewAPI(layout.Kubeconfig(pki.NameAdmin), localServer(args))
 	if err != nil {
 		in.CRDsErr, in.AskedErr = err, err
 		return
@@ -210,6 +237,16 @@ func (a *app) inputOfRunning(ctx context.Context, l *config.Loader, c target, ru
 	defer api.Close()
 	in.CRDs, in.CRDsErr = api.CRDs(ctx)
 	in.Asked, in.AskedErr = api.Asked(ctx)
+}
+
+// localServer is the URL of the API server that has the flags args.
+func localServer(args []program.Arg) string {
+	c := config.Default().Controller
+	c.BindAddress, c.AdvertiseAddress = program.Value(args, "bind-address"), program.Value(args, "advertise-address")
+	if port, err := strconv.Atoi(program.Value(args, "secure-port")); err == nil {
+		c.SecurePort = port
+	}
+	return c.LocalServer()
 }
 
 // inputOfFiles adds what the files of the data directory tell.
