@@ -306,7 +306,7 @@ func upgradeRefused(t *testing.T, c, _ *machine) {
 		"kube-scheduler-arg: [\"no-such-flag=1\"]": "the upgrade must wait: configuration: the new binary refuses it: ",
 	} {
 		c.run("cp -p /run/good.yaml " + settings + "; echo '" + line + "' >> " + settings)
-		out := c.install(fresh)
+		out := c.run("apt-get install -y -q --reinstall ./kthwd_" + fresh + "-1_amd64.deb")
 		if !strings.Contains(out, "kthwd: the controller goes on with the old version: ") || !strings.Contains(out, want) || !strings.Contains(out, "; then: systemctl restart "+controllerUnit) {
 			t.Errorf("%s: it does not say what it did:\n%s", line, out)
 		}
@@ -314,12 +314,9 @@ func upgradeRefused(t *testing.T, c, _ *machine) {
 			t.Errorf("%s: the controller was process %s and is %s", line, process, now)
 		}
 		c.shows("kthwd status", "kthwd v"+old, "\nready")
-		out = c.install(old) // the data have not seen the new version
-		if !strings.Contains(out, "kthwd: the controller goes on with the old version: ") {
-			t.Errorf("%s, with the old package: it does not say what it did:\n%s", line, out)
-		}
 	}
 	c.run("cp -p /run/good.yaml " + settings)
+	c.install(old) // the data have not seen the new version
 }
 
 // upgrade: the controller restarts with its data; of the load balancer, the
