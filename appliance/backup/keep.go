@@ -80,7 +80,7 @@ func Keep(ctx context.Context, o KeepOptions) (k Kept, err error) {
 	if k.Size, err = o.size(); err != nil {
 		return k, err
 	}
-	if err := enoughRoom(o.Layout.Kept(), 2*k.Size); err != nil {
+	if err := enoughRoom(o.Layout.Kept(), need(k.Size)); err != nil {
 		return k, advice.With(fmt.Errorf("a copy of the data from before the upgrade (%s): %w", o.Upgrade, err), "make room; or, with a copy elsewhere, start once with --copy-before-upgrade=false")
 	}
 	copied := filepath.Join(stage.dir, "copy")
@@ -93,6 +93,22 @@ func Keep(ctx context.Context, o KeepOptions) (k Kept, err error) {
 	k.To, k.Made = o.to(), time.Now().UTC().Truncate(time.Second)
 	k.Dir = filepath.Join(o.Layout.Kept(), fmt.Sprintf("%s%s-%s", keptPrefix, strings.ToLower(strings.NewReplacer(", ", "-", " ", "-").Replace(o.Upgrade.String())), k.Made.Format("20060102T150405Z")))
 	return k, o.finish(copied, k)
+}
+
+// need is the room for a copy of size bytes, and for a second one that is opened.
+func need(size int64) int64 { return 2 * size }
+
+// Room returns the size of the copy that Keep would make, and an error with the figures if there
+// is no room for it. It only looks at sizes, so that kthwd may run.
+func (o KeepOptions) Room() (size int64, err error) {
+	if size, err = o.size(); err != nil {
+		return 0, err
+	}
+	dir := o.Layout.Kept()
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		dir = o.Layout.Dir
+	}
+	return size, enoughRoom(dir, need(size))
 }
 
 // finish gives the copy its name, and records it.

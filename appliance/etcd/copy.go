@@ -5,7 +5,39 @@ import (
 	"crypto/sha256"
 	"errors"
 	"io"
+	"sync"
+	"time"
 )
+
+// copies are the copies of the database that are being made. The zero value is: none.
+type copies struct {
+	mu    sync.Mutex
+	count int
+	since time.Time // the first of them; zero for none
+}
+
+// begin counts a copy until end is called.
+func (c *copies) begin() (end func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.count++; c.count == 1 {
+		c.since = time.Now()
+	}
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.count--; c.count == 0 {
+			c.since = time.Time{}
+		}
+	}
+}
+
+// Copying returns since when CopyDatabase runs, as for a backup; zero if it does not.
+func (e *Member) Copying() time.Time {
+	e.copies.mu.Lock()
+	defer e.copies.mu.Unlock()
+	return e.copies.since
+}
 
 // CopyDatabase writes the database as it is now to w, and then its SHA-256: the bytes of etcd's own
 // Snapshot request, whose messages are garbage of several times the size of the database. It
@@ -16,6 +48,7 @@ func (e *Member) CopyDatabase(ctx context.Context, w io.Writer) error {
 	if server == nil {
 		return errors.New("etcd has not started")
 	}
+	defer e.copies.begin()()
 	snapshot := server.Server.Backend().Snapshot()
 	sum := sha256.New()
 	_, err := snapshot.WriteTo(io.MultiWriter(whileWanted{ctx, w}, sum))

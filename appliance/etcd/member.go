@@ -87,6 +87,7 @@ type Member struct {
 	views   Views   // what the other controllers say; nil without them
 
 	defrag  defragmentation
+	copies  copies
 	absence func(ctx context.Context) (back func(), err error) // see OnAbsence
 	report  func(state string)                                 // tells a state that is ready; nil before there is one. mu guards it
 

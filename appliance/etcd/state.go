@@ -43,6 +43,7 @@ func (e *Member) Member() *status.Member {
 		Learner: s.IsLearner(), Term: s.Term(), Applied: s.AppliedIndex(),
 		Quota: quota(e.cfg), Fsync: e.fsyncs.Latency(time.Now()),
 	}
+	m.Copying = e.Copying()
 	if m.Defragmenting = e.Defragmenting(); !m.Defragmenting.IsZero() {
 		m.Fsync = status.Latency{} // the disk is busy with the new file, not slow
 	}

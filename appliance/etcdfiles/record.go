@@ -173,22 +173,38 @@ func (r *Record) Follows(now Record, place, back string) error {
 		{"Kubernetes", r.Kubernetes, now.Kubernetes, false},
 		{"etcd", r.Etcd, now.Etcd, false},
 	} {
-		was, err := utilversion.ParseGeneric(p.was)
-		is, err2 := utilversion.ParseGeneric(p.is)
-		if err != nil || err2 != nil {
-			continue
-		}
-		steps := minor(is) - minor(was)
+		steps, known := Steps(p.was, p.is)
 		switch {
+		case !known:
 		case steps < 0:
 			errs = append(errs, advice.With(fmt.Errorf("%s was last run with %s %s, and this kthwd has %s: there is no way back to an older minor", place, p.program, p.was, p.is),
 				fmt.Sprintf("run kthwd %s again, or a newer one; %s", r.Kthwd, back)))
 		case steps > 1 && !p.skips:
 			errs = append(errs, advice.With(fmt.Errorf("%s was last run with %s %s, and this kthwd has %s: a minor must not be skipped", place, p.program, p.was, p.is),
-				fmt.Sprintf("run a kthwd with %s %d.%d first, on every controller", p.program, was.Major(), was.Minor()+1)))
+				fmt.Sprintf("run a kthwd with %s %s first, on every controller", p.program, NextMinor(p.was))))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// Steps returns how many minors lie between two versions, less than 0 for an older one. A next
+// major version is many steps away. known is false if one of the two is no version.
+func Steps(was, is string) (steps int, known bool) {
+	a, err := utilversion.ParseGeneric(was)
+	b, err2 := utilversion.ParseGeneric(is)
+	if err != nil || err2 != nil {
+		return 0, false
+	}
+	return minor(b) - minor(a), true
+}
+
+// NextMinor returns the minor after that of a version, such as 1.37 for v1.36.3.
+func NextMinor(was string) string {
+	v, err := utilversion.ParseGeneric(was)
+	if err != nil {
+		return "of the next minor"
+	}
+	return fmt.Sprintf("%d.%d", v.Major(), v.Minor()+1)
 }
 
 // minor numbers the minor versions in order. The next major version is many steps away.
@@ -196,9 +212,8 @@ func minor(v *utilversion.Version) int { return int(v.Major())*1000 + int(v.Mino
 
 // older reports whether was has an older minor than is. What is no version is not.
 func older(was, is string) bool {
-	a, err := utilversion.ParseGeneric(was)
-	b, err2 := utilversion.ParseGeneric(is)
-	return err == nil && err2 == nil && minor(a) < minor(b)
+	steps, known := Steps(was, is)
+	return known && steps > 0
 }
 
 // minorOf returns the first two numbers of a version.

@@ -213,12 +213,28 @@ func FindUpgrade(l pki.Layout, now Record) (*Upgrade, error) {
 			r.Etcd = b.Cluster
 		}
 	}
-	u := &Upgrade{From: *r, To: now}
-	u.Etcd = older(u.From.Etcd, now.Etcd)
-	_, err = os.Lstat(l.InstanceID())
-	u.Adoption = u.From == Record{Etcd: u.From.Etcd} && errors.Is(err, fs.ErrNotExist)
-	if !u.Adoption && !u.Etcd && !older(u.From.Kubernetes, now.Kubernetes) {
-		return nil, nil
+	if u := r.Upgrade(now); u != nil {
+		u.Adoption = r.adopted(l)
+		return u, nil
 	}
-	return u, nil
+	if r.adopted(l) {
+		return &Upgrade{From: *r, To: now, Adoption: true}, nil
+	}
+	return nil, nil
+}
+
+// adopted reports whether no kthwd has run yet on the data of the record.
+func (r Record) adopted(l pki.Layout) bool {
+	_, err := os.Lstat(l.InstanceID())
+	return r == Record{Etcd: r.Etcd} && errors.Is(err, fs.ErrNotExist)
+}
+
+// Upgrade returns the upgrade to the versions now, or nil if neither etcd nor Kubernetes gets a
+// newer minor.
+func (r Record) Upgrade(now Record) *Upgrade {
+	u := &Upgrade{From: r, To: now, Etcd: older(r.Etcd, now.Etcd)}
+	if !u.Etcd && !older(r.Kubernetes, now.Kubernetes) {
+		return nil
+	}
+	return u
 }

@@ -56,28 +56,8 @@ func (c *Cluster) Usage(ctx context.Context) (Usage, error) {
 
 func (c *Cluster) count(ctx context.Context) (u Usage, err error) {
 	groups := map[[2]string]*Group{}
-	begun, from, limit := time.Now(), "\x00", int64(pageKeys)
-	for {
-		options := []clientv3.OpOption{clientv3.WithFromKey(), clientv3.WithSerializable(), clientv3.WithLimit(limit), clientv3.WithRev(u.Revision)}
-		page, err := c.local.Get(ctx, from, options...)
-		if err != nil {
-			return u, fmt.Errorf("read the keys: %w", err)
-		}
-		if u.Revision == 0 {
-			u.Revision = page.Header.Revision
-		}
-		size := int64(0)
-		for _, kv := range page.Kvs {
-			size += u.add(groups, kv)
-		}
-		if !page.More || len(page.Kvs) == 0 {
-			break
-		}
-		from = string(page.Kvs[len(page.Kvs)-1].Key) + "\x00"
-		limit = max(1, min(pageKeys, pageBytes/max(size/int64(len(page.Kvs)), 1)))
-		if err := pace(ctx, begun, u.Bytes); err != nil {
-			return u, err
-		}
+	if u.Revision, err = c.Walk(ctx, func(kv *mvccpb.KeyValue) { u.add(groups, kv) }); err != nil {
+		return u, err
 	}
 	for _, g := range groups {
 		u.Groups = append(u.Groups, *g)
@@ -87,6 +67,37 @@ func (c *Cluster) count(ctx context.Context) (u Usage, err error) {
 	})
 	u.Compacted, err = c.compacted(ctx)
 	return u, err
+}
+
+// Walk calls each for every key of one revision, in order, and returns the revision. It reads
+// as Usage does. Where a compaction overtakes it, the error is rpctypes.ErrCompacted, and the
+// caller begins anew.
+func (c *Cluster) Walk(ctx context.Context, each func(*mvccpb.KeyValue)) (revision int64, err error) {
+	begun, from, limit, read := time.Now(), "\x00", int64(pageKeys), int64(0)
+	for {
+		options := []clientv3.OpOption{clientv3.WithFromKey(), clientv3.WithSerializable(), clientv3.WithLimit(limit), clientv3.WithRev(revision)}
+		page, err := c.local.Get(ctx, from, options...)
+		if err != nil {
+			return revision, fmt.Errorf("read the keys: %w", err)
+		}
+		if revision == 0 {
+			revision = page.Header.Revision
+		}
+		size := int64(0)
+		for _, kv := range page.Kvs {
+			size += int64(len(kv.Key) + len(kv.Value))
+			each(kv)
+		}
+		if !page.More || len(page.Kvs) == 0 {
+			return revision, nil
+		}
+		from = string(page.Kvs[len(page.Kvs)-1].Key) + "\x00"
+		limit = max(1, min(pageKeys, pageBytes/max(size/int64(len(page.Kvs)), 1)))
+		read += size
+		if err := pace(ctx, begun, read); err != nil {
+			return revision, err
+		}
+	}
 }
 
 // pace blocks until so many bytes may have been read since begun.
@@ -100,8 +111,8 @@ func pace(ctx context.Context, begun time.Time, read int64) error {
 	}
 }
 
-// add counts one key, and returns its size.
-func (u *Usage) add(groups map[[2]string]*Group, kv *mvccpb.KeyValue) int64 {
+// add counts one key.
+func (u *Usage) add(groups map[[2]string]*Group, kv *mvccpb.KeyValue) {
 	resource, namespace := ResourceOf(string(kv.Key))
 	id := [2]string{resource, namespace}
 	g := groups[id]
@@ -114,7 +125,6 @@ func (u *Usage) add(groups map[[2]string]*Group, kv *mvccpb.KeyValue) int64 {
 	g.Bytes += size
 	u.Keys++
 	u.Bytes += size
-	return size
 }
 
 // ResourceOf returns the resource and the namespace of a key of kube-apiserver, as

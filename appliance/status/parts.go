@@ -25,6 +25,7 @@ type Member struct {
 	Members []MemberInfo `json:"members"`
 
 	Defragmenting time.Time `json:"defragmentingSince,omitzero"` // since when it rewrites its database; zero if it does not
+	Copying       time.Time `json:"copyingSince,omitzero"`       // since when a backup copies its database; zero if none does
 }
 
 // MemberInfo is one member of the cluster, as this controller's member sees it.

@@ -57,7 +57,7 @@ func (a *app) newRoot() *cobra.Command {
 			a.statusVerb(l), a.kubectlVerb(l), a.programVerb(), a.auditVerb(l), a.supportVerb(l), a.versionVerb(), a.completionVerb(),
 		}},
 		{"Membership", []*cobra.Command{a.memberVerb(l), a.joinVerb(l), a.nodeVerb(l), a.etcdVerb(l)}},
-		{"Backup", []*cobra.Command{a.backupVerb(l)}},
+		{"Backup and upgrade", []*cobra.Command{a.backupVerb(l), a.upgradeVerb(l)}},
 		{"Certificates and keys", []*cobra.Command{a.pkiVerb(l)}},
 	} {
 		root.AddGroup(&cobra.Group{ID: group.title, Title: group.title})

@@ -25,6 +25,14 @@ ready() {
 
 sentence() { systemctl show -p StatusText --value "$1"; }
 
+# refusal UNIT prints the sentence with which the new version refuses the upgrade of the
+# running controller, which has the unit's flags; nothing if the upgrade may begin.
+refusal() {
+	process=$(systemctl show -p MainPID --value "$1")
+	xargs -0 -a "/proc/$process/cmdline" sh -c 'exec kthwd upgrade check "$@"' 2>&1 >/dev/null |
+		sed -n 's/^kthwd: error: //p' | head -n 1
+}
+
 # A controller of several is restarted only if the others can continue without it, as
 # in a rolling restart; the next machine is upgraded when this one is ready again.
 upgrade_controller() {
@@ -36,6 +44,11 @@ upgrade_controller() {
 		members=$(number members) needed=$(number needed) alive=$(number active)
 		if [ "${members:-1}" -gt 1 ] && [ $((${alive:-0} - 1)) -lt "${needed:-1}" ]; then
 			say "the controller goes on with the old version, for without it there is no quorum ($alive of $members active); once the others are back: systemctl restart $unit"
+			return 0
+		fi
+		refused=$(refusal $unit) || true
+		if [ -n "$refused" ]; then
+			say "the controller goes on with the old version: $refused; see: kthwd upgrade check --config=/etc/kthwd/controller.yaml; then: systemctl restart $unit"
 			return 0
 		fi
 	fi

@@ -40,6 +40,7 @@ func TestDebian(t *testing.T) {
 		{"kill -9 of the load balancer", balancerKilled},
 		{"watchdog", watchdog},
 		{"reboot", reboot},
+		{"refused upgrade", upgradeRefused},
 		{"upgrade", upgrade},
 		{"downgrade", downgrade},
 		{"bad input", badInput},
@@ -292,6 +293,30 @@ func reboot(t *testing.T, c, _ *machine) {
 	c.booted()
 	c.state(controllerUnit, "active")
 	c.shows(kubectl+"get configmap before", "before")
+}
+
+// upgradeRefused: a controller whose settings the new version refuses, in the file or in a program's
+// flag, goes on with the old version, and the package says why and what to do.
+func upgradeRefused(t *testing.T, c, _ *machine) {
+	const settings = "/etc/kthwd/controller.yaml"
+	process := c.property(controllerUnit, "MainPID")
+	c.run("cp -p " + settings + " /run/good.yaml")
+	for line, want := range map[string]string{
+		"secure-prt: 1": `unknown key "secure-prt"`,
+		"kube-scheduler-arg: [\"no-such-flag=1\"]": "the upgrade must wait: configuration: the new binary refuses it: ",
+	} {
+		c.run("cp -p /run/good.yaml " + settings + "; echo '" + line + "' >> " + settings)
+		out := c.run("apt-get install -y -q --reinstall ./kthwd_" + fresh + "-1_amd64.deb")
+		if !strings.Contains(out, "kthwd: the controller goes on with the old version: ") || !strings.Contains(out, want) || !strings.Contains(out, "; then: systemctl restart "+controllerUnit) {
+			t.Errorf("%s: it does not say what it did:\n%s", line, out)
+		}
+		if now := c.property(controllerUnit, "MainPID"); now != process {
+			t.Errorf("%s: the controller was process %s and is %s", line, process, now)
+		}
+		c.shows("kthwd status", "kthwd v"+old, "\nready")
+	}
+	c.run("cp -p /run/good.yaml " + settings)
+	c.install(old) // the data have not seen the new version
 }
 
 // upgrade: the controller restarts with its data; of the load balancer, the
