@@ -4,10 +4,13 @@ import (
 	"context"
 	"log/slog"
 	"os"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	"kthwd/appliance/supervise"
 )
 
 const (
@@ -85,5 +88,24 @@ func Process(log *slog.Logger) (ready func(context.Context)) {
 		if ctx.Err() == nil {
 			dropStartCode(log)
 		}
+	}
+}
+
+const (
+	briefGrowth = 50          // GOGC of a process that few objects and little time wait for
+	briefSettle = time.Second // from ready to the end of the start's garbage
+)
+
+// Brief is Process for a control plane that is thrown away after a test: the start takes no
+// memory in advance, its garbage goes back a second after ready, and timers stay exact.
+func Brief(log *slog.Logger) (ready func(context.Context)) {
+	LimitMemory(log)
+	return func(ctx context.Context) {
+		supervise.Sleep(ctx, briefSettle)
+		if os.Getenv("GOGC") == "" {
+			debug.SetGCPercent(briefGrowth)
+		}
+		debug.FreeOSMemory()
+		dropStartCode(log)
 	}
 }
