@@ -208,7 +208,7 @@ func (t *trial) serve(ctx context.Context) error {
 	err = t.use(ctx, c.Layout().Kubeconfig(pki.NameAdmin), serving, ended)
 	select {
 	case <-ended: // before anyone asked it to
-		return errors.Join(failure, errors.New("the control plane has ended"))
+		return errors.Join(failure, advice.With(errors.New("the control plane has ended"), "kthwd try --keep leaves its log, kthwd.log"))
 	default:
 	}
 	if t.keep { // what is removed needs no end in order
