@@ -92,19 +92,24 @@ func Process(log *slog.Logger) (ready func(context.Context)) {
 }
 
 const (
-	briefGrowth = 50          // GOGC of a process that few objects and little time wait for
+	briefStart  = 400         // GOGC of a start, whose garbage is worth few collections
+	briefGrowth = 50          // GOGC of a control plane with few objects
 	briefSettle = time.Second // from ready to the end of the start's garbage
 )
 
-// Brief is Process for a control plane that is thrown away after a test: the start takes no
-// memory in advance, its garbage goes back a second after ready, and timers stay exact.
+// Brief is Process for a control plane that is thrown away after a test: it takes no memory in
+// advance, the garbage of the start goes back a second after ready, and timers stay exact.
 func Brief(log *slog.Logger) (ready func(context.Context)) {
 	LimitMemory(log)
+	grow := func(percent int) {
+		if os.Getenv("GOGC") == "" {
+			debug.SetGCPercent(percent)
+		}
+	}
+	grow(briefStart)
 	return func(ctx context.Context) {
 		supervise.Sleep(ctx, briefSettle)
-		if os.Getenv("GOGC") == "" {
-			debug.SetGCPercent(briefGrowth)
-		}
+		grow(briefGrowth)
 		debug.FreeOSMemory()
 		dropStartCode(log)
 	}
