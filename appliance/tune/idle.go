@@ -92,24 +92,25 @@ func Process(log *slog.Logger) (ready func(context.Context)) {
 }
 
 const (
-	briefStart  = 400         // GOGC of a start, whose garbage is worth few collections
-	briefGrowth = 50          // GOGC of a control plane with few objects
+	briefStart  = 400         // GOGC of a start below startLimit, whose garbage is worth few collections
 	briefSettle = time.Second // from ready to the end of the start's garbage
 )
 
 // Brief is Process for a control plane that is thrown away after a test: it takes no memory in
 // advance, the garbage of the start goes back a second after ready, and timers stay exact.
 func Brief(log *slog.Logger) (ready func(context.Context)) {
-	LimitMemory(log)
-	grow := func(percent int) {
-		if os.Getenv("GOGC") == "" {
-			debug.SetGCPercent(percent)
-		}
+	if os.Getenv("GOGC") != "" || os.Getenv("GOMEMLIMIT") != "" {
+		LimitMemory(log)
+		return func(context.Context) {}
 	}
-	grow(briefStart)
+	most := softLimit(GroupMemory())
+	logLimit(log, most)
+	debug.SetGCPercent(briefStart)
+	debug.SetMemoryLimit(min(startLimit, most))
 	return func(ctx context.Context) {
 		supervise.Sleep(ctx, briefSettle)
-		grow(briefGrowth)
+		debug.SetGCPercent(idleGrowth)
+		debug.SetMemoryLimit(most)
 		debug.FreeOSMemory()
 		dropStartCode(log)
 	}
