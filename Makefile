@@ -31,7 +31,7 @@ DIRS      := appliance cmd health lb packaging rbacseed test
 LIGHT      = $(shell awk '$$2 == "light" { print "./" $$1 }' appliance/config/testdata/arrows.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help build tool run test test-backup test-attacks test-attacks-user incidents test-light test-one fuzz cover test-e2e test-lb-peers soak screenshots bench bench-hardening bench-backup bench-lb lint lint-extra golden verify bump hooks package image package-check generated install test-systemd clean FORCE
+.PHONY: help build tool run test test-backup test-attacks test-attacks-user incidents test-light test-one fuzz cover test-e2e test-lb-peers soak screenshots bench bench-hardening bench-try bench-backup bench-lb lint lint-extra golden verify bump hooks package image package-check generated install test-systemd clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -102,6 +102,7 @@ test-e2e: build ## whole clusters with kubectl and real nodes, and the failure t
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=25m -v -run 'TestSplitEtcdCA|TestLoneCIS|TestSpace|TestAllDisksLost' ./test/fault
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=20m -parallel=6 ./test/observe
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=10m -v ./test/members
+	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=20m -v -run 'TestEnvtest|TestPage' ./test/try
 
 SOAK ?= 10m
 soak: build ## the faults of three controllers, then dead webhooks and APIs, then connections cut in one direction and other addresses, in random order for SOAK=10m each; KTHWD_SOAK_SEED repeats one; in namespaces as root, else on loopback
@@ -115,6 +116,13 @@ bench: build ## kthwd against the four separate programs: a table and one JSON l
 
 bench-hardening: build ## kthwd as installed, and with profile cis, against kthwd without the hardening that flags can take away: ratios of start and throughput
 	KTHWD_BENCH_HARDENING=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=60m -v -run TestHardening ./test/bench
+
+TRIES ?= 5
+bench-try: build ## kthwd try beside controller-runtime's envtest with kthwd's names and with upstream's programs, TRIES=5 turns each: ratios of time and CPU
+	$(MAKE) --no-print-directory -s tool PKG=go.etcd.io/etcd/server/v3 OUT=$(TOOLS)/etcd
+	$(MAKE) --no-print-directory -s tool PKG=k8s.io/kubernetes/cmd/kube-apiserver OUT=$(TOOLS)/kube-apiserver
+	$(MAKE) --no-print-directory -s $(TOOLS)/kubectl
+	KTHWD_BENCH_TRY=$(TRIES) KTHWD_TOOLS=$(abspath $(TOOLS)) KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=60m -v -run 'TestBench' ./test/try
 
 SIZE ?= 256M
 bench-backup: build ## what a backup of a database of SIZE=1G costs: the longest put beside a quiet one's, memory, time by step

@@ -20,12 +20,14 @@ package appliance
 import (
 	"context"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"kthwd/appliance/config"
 	"kthwd/appliance/controllers"
+	"kthwd/appliance/etcd"
 	"kthwd/appliance/logging"
 	"kthwd/appliance/program"
 	"kthwd/appliance/status"
@@ -36,18 +38,20 @@ import (
 
 // Options is the input of Run.
 type Options struct {
-	Logs      *logging.Logs                     // where everything is logged
-	Version   string                            // kthwd's own, for status
-	File      string                            // kthwd's configuration file, to be watched; empty for none
-	Metrics   Metrics                           // where metrics and status are served
-	Started   time.Time                         // when the process began; zero means now
-	AsTyped   func(string) string               // spells the commands on the page as they are typed here; may be nil
-	OnWork    func()                            // called from time to time in a long step before the first component starts; may be nil
-	OnReady   func(timeline []supervise.Status) // called once, when everything is ready; may be nil
-	OnChange  func(ready bool, reason string)   // called after each change of the state record; may be nil
-	OnWired   func(*Liveness)                   // called once, before the first component starts; may be nil
-	LeafLife  time.Duration                     // how long a certificate is valid that kthwd renews; 0 means a year
-	ExtraRole *ExtraRole                        // another role of the process; may be nil
+	Logs       *logging.Logs                     // where everything is logged
+	Version    string                            // kthwd's own, for status
+	File       string                            // kthwd's configuration file, to be watched; empty for none
+	Metrics    Metrics                           // where metrics and status are served
+	Disposable bool                              // the data is thrown away: little memory before speed under load, and small files
+	Started    time.Time                         // when the process began; zero means now
+	AsTyped    func(string) string               // spells the commands on the page as they are typed here; may be nil
+	OnWork     func()                            // called from time to time in a long step before the first component starts; may be nil
+	OnServing  func()                            // called once, when the API server is ready; may be nil
+	OnReady    func(timeline []supervise.Status) // called once, when everything is ready; may be nil
+	OnChange   func(ready bool, reason string)   // called after each change of the state record; may be nil
+	OnWired    func(*Liveness)                   // called once, before the first component starts; may be nil
+	LeafLife   time.Duration                     // how long a certificate is valid that kthwd renews; 0 means a year
+	ExtraRole  *ExtraRole                        // another role of the process; may be nil
 
 	// Private returns more handlers for the unix socket, given the programs' command
 	// lines; nil for none.
@@ -79,7 +83,7 @@ func Run(ctx context.Context, cfg config.Controller, o Options) (err error) {
 	if o.Started.IsZero() {
 		o.Started = time.Now()
 	}
-	afterStart := tune.Process(o.Logs.Logger("kthwd"))
+	afterStart := begin(o)
 	p, err := prepare(ctx, cfg, o)
 	if err != nil {
 		return err
@@ -119,8 +123,12 @@ func Run(ctx context.Context, cfg config.Controller, o Options) (err error) {
 // announce calls the caller's hooks while the group runs, and afterStart when everything is
 // ready for the first time.
 func announce(ctx context.Context, g *supervise.Group, o Options, afterStart func(context.Context)) {
-	announced := false
+	announced, serving := false, o.OnServing == nil
 	g.Follow(ctx, func(ready bool, reason string) {
+		if !serving && serves(g.Status()) {
+			serving = true
+			o.OnServing()
+		}
 		if o.OnChange != nil {
 			o.OnChange(ready, reason)
 		}
@@ -132,4 +140,19 @@ func announce(ctx context.Context, g *supervise.Group, o Options, afterStart fun
 			}
 		}
 	})
+}
+
+// serves reports whether the API server is ready.
+func serves(all []supervise.Status) bool {
+	return slices.ContainsFunc(all, func(s supervise.Status) bool { return s.Name == program.APIServer && s.Healthy() })
+}
+
+// begin prepares the process, and returns what to do when everything is ready.
+func begin(o Options) (afterStart func(context.Context)) {
+	log := o.Logs.Logger("kthwd")
+	if o.Disposable {
+		etcd.ShortenLog()
+		return tune.Brief(log)
+	}
+	return tune.Process(log)
 }

@@ -46,6 +46,7 @@ func (f *Failed) Unwrap() error { return f.Err }
 
 const (
 	reasonNoKey = "the key of its CA is not here"
+	reasonYours = "it is a file of yours, which files: names"
 
 	// clockSlack is how far the clock may be behind the times in the files.
 	clockSlack = time.Hour
@@ -138,6 +139,8 @@ func (v *survey) cannot(f leafFile) (reason, hint string) {
 		return doubt, clockHint
 	}
 	switch {
+	case v.layout.isElsewhere(f.path):
+		return reasonYours, "renew it by the means that made it; or take it out of files: and copy it to " + v.layout.Dir
 	case ca.chain == nil:
 		return "its CA is not in " + caFile, ""
 	case ca.key == nil:

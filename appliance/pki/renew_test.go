@@ -1,6 +1,7 @@
 package pki
 
 import (
+	"bytes"
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -317,6 +318,28 @@ func TestRenewOthers(t *testing.T) {
 	}
 	if _, err := Renew(l, RenewOptions{Names: []string{"ca"}}); err == nil {
 		t.Error("a CA was renewed")
+	}
+}
+
+// A file that the configuration has elsewhere belongs to whoever made it.
+func TestRenewElsewhere(t *testing.T) {
+	l := young(t)
+	name := filepath.Base(l.Kubeconfig(NameScheduler))
+	path := filepath.Join(t.TempDir(), "theirs")
+	if err := os.Rename(filepath.Join(l.Dir, name), path); err != nil {
+		t.Fatal(err)
+	}
+	before, _, err := read(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Elsewhere = map[string]string{name: path}
+	done, err := Renew(l, RenewOptions{All: true})
+	if f, ok := errors.AsType[*Failed](err); !ok || f.File != path || len(done) != len(ourFiles)-1 {
+		t.Errorf("Renew = %d files, %v; want all but %s", len(done), err, path)
+	}
+	if after, _, err := read(path); err != nil || !bytes.Equal(after, before) {
+		t.Errorf("it was replaced, %v", err)
 	}
 }
 

@@ -159,6 +159,8 @@ func (v *survey) unfit(f leafFile, chain []*x509.Certificate) string {
 		return doubt
 	}
 	switch lost := lostNames(old, c); {
+	case v.layout.isElsewhere(f.path):
+		return reasonYours
 	case c.IsCA:
 		return "it is the certificate of a CA"
 	case c.Subject.String() != old.Subject.String():

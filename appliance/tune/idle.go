@@ -4,10 +4,13 @@ import (
 	"context"
 	"log/slog"
 	"os"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	"kthwd/appliance/supervise"
 )
 
 const (
@@ -85,5 +88,30 @@ func Process(log *slog.Logger) (ready func(context.Context)) {
 		if ctx.Err() == nil {
 			dropStartCode(log)
 		}
+	}
+}
+
+const (
+	briefStart  = 400         // GOGC of a start below startLimit, whose garbage is worth few collections
+	briefSettle = time.Second // from ready to the end of the start's garbage
+)
+
+// Brief is Process for a control plane that is thrown away after a test: it takes no memory in
+// advance, the garbage of the start goes back a second after ready, and timers stay exact.
+func Brief(log *slog.Logger) (ready func(context.Context)) {
+	if os.Getenv("GOGC") != "" || os.Getenv("GOMEMLIMIT") != "" {
+		LimitMemory(log)
+		return func(context.Context) {}
+	}
+	most := softLimit(GroupMemory())
+	logLimit(log, most)
+	debug.SetGCPercent(briefStart)
+	debug.SetMemoryLimit(min(startLimit, most))
+	return func(ctx context.Context) {
+		supervise.Sleep(ctx, briefSettle)
+		debug.SetGCPercent(idleGrowth)
+		debug.SetMemoryLimit(most)
+		debug.FreeOSMemory()
+		dropStartCode(log)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"kthwd/appliance/advice"
+	"kthwd/appliance/scratch"
 	"kthwd/appliance/text"
 )
 
@@ -34,6 +35,9 @@ func (a *app) report(err error) (code int) {
 	case errors.Is(err, errDown):
 		return 2
 	}
+	if code, ok := errors.AsType[exited](err); ok {
+		return int(code)
+	}
 	p, level := painter(a.err), a.priority(slog.LevelError)
 	said := map[string]bool{}
 	all := advice.Lines(err)
@@ -48,6 +52,9 @@ func (a *app) report(err error) (code int) {
 	var down *downError
 	if errors.As(err, &down) || isUsage(err) {
 		return 2
+	}
+	if unrunnable, ok := errors.AsType[*scratch.Unrunnable](err); ok {
+		return unrunnable.Code()
 	}
 	return 1
 }

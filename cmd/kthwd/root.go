@@ -54,7 +54,7 @@ func (a *app) newRoot() *cobra.Command {
 	}{
 		{"Run and look", []*cobra.Command{
 			a.preflightVerb(l), a.adoptVerb(), a.configVerb(l), a.explainVerb(l), a.ejectVerb(l), a.logLevelVerb(l),
-			a.statusVerb(l), a.kubectlVerb(l), a.programVerb(), a.auditVerb(l), a.supportVerb(l), a.versionVerb(), a.completionVerb(),
+			a.statusVerb(l), a.tryVerb(), a.kubectlVerb(l), a.programVerb(), a.auditVerb(l), a.supportVerb(l), a.versionVerb(), a.completionVerb(),
 		}},
 		{"Membership", []*cobra.Command{a.memberVerb(l), a.joinVerb(l), a.nodeVerb(l), a.etcdVerb(l)}},
 		{"Backup and upgrade", []*cobra.Command{a.backupVerb(l), a.upgradeVerb(l)}},

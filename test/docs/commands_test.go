@@ -243,7 +243,11 @@ func (s *session) run(t *testing.T, c command) {
 
 // try runs a command once.
 func (s *session) try(ctx context.Context, c command) error {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	patience := 20 * time.Second
+	if strings.HasPrefix(c.text, "kthwd try ") { // a whole control plane
+		patience = 2 * time.Minute
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "sh", "-c", c.text)
 	var stdout, stderr bytes.Buffer
