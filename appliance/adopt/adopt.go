@@ -94,7 +94,6 @@ type planner struct {
 	files   map[string]string        // outside the data directory
 	pass    map[string][]string      // pass-through arguments
 	cfg     config.Controller
-	members []member
 }
 
 // New makes a plan. What is wrong is in its Problems, all at once.
@@ -250,12 +249,11 @@ func (p *planner) chooseKeys() {
 	port(program.ControllerManager, "secure-port", "controller-manager-port", &c.ControllerManagerPort)
 	port(program.Scheduler, "secure-port", "scheduler-port", &c.SchedulerPort)
 	peer := ""
-	for _, u := range urls(p.value(program.Etcd, "initial-advertise-peer-urls")) {
-		peer = u.Hostname()
-		if u.Port() != "" {
-			p.setPort("etcd-peer-port", u.Port(), "etcd --initial-advertise-peer-urls", &c.EtcdPeerPort)
+	if peers := urls(p.value(program.Etcd, "initial-advertise-peer-urls")); len(peers) > 0 {
+		peer = peers[0].Hostname()
+		if port := peers[0].Port(); port != "" {
+			p.setPort("etcd-peer-port", port, "etcd --initial-advertise-peer-urls", &c.EtcdPeerPort)
 		}
-		break
 	}
 	client := p.value(program.Etcd, "advertise-client-urls")
 	if client == "" {

@@ -71,7 +71,7 @@ func createToken(t *testing.T, c *kthwtest.Controller, flags ...string) (n nodeT
 
 // worker is a machine that joins, with the kubelet's own code for certificates.
 type worker struct {
-	name, dir, server string
+	name, dir string
 }
 
 // args is the command line of its join. The token is in a file.
