@@ -45,9 +45,9 @@ var (
 	constant = regexp.MustCompile(`= +"([A-Z][A-Z0-9]*_[A-Z0-9_]+)"`)
 )
 
-// notOfDaemon are packages of upstream's own programs, which kthwd is by another name: they read
-// the variables that they always read.
-var notOfDaemon = []string{"kthwd/appliance/byname", "kthwd/appliance/early"}
+// notOfDaemon are packages of upstream's own programs, which kthwd is by another name, and of
+// kubectl drain, which a verb runs: they read the variables that they always read.
+var notOfDaemon = []string{"kthwd/appliance/byname", "kthwd/appliance/early", "k8s.io/kubectl/pkg/drain"}
 
 // TestTableIsComplete reads the sources that are linked into the daemon: each variable that
 // they read must have a row.

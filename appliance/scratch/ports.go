@@ -10,11 +10,11 @@ import (
 	"kthwd/appliance/advice"
 )
 
-// The ports are below those that the kernel gives to outgoing connections (32768 and up),
-// so that none of these has one of them.
+// The ports are below those that the kernel gives to outgoing connections (32768 and up) and
+// those of Kubernetes' services (30000 and up), so that none of these has one of them.
 const (
-	firstPort = 20000
-	lastPort  = 32000
+	firstPort = 12000
+	lastPort  = 20000
 	block     = 8
 )
 

@@ -406,7 +406,7 @@ func bridge(t *testing.T, c *kthwtest.Controller, out string) {
 	})
 }
 
-// command is the command line of a unit, as systemd reads it; there is nothing quoted in it.
+// command is the command line of a unit, as systemd reads it. Whole words may be quoted.
 func command(t *testing.T, path string) []string {
 	t.Helper()
 	f, err := os.Open(path)
@@ -421,10 +421,16 @@ func command(t *testing.T, path string) []string {
 	for _, o := range options {
 		if o.Section == "Service" && o.Name == "ExecStart" {
 			line := strings.ReplaceAll(o.Value, "\\\n", " ")
-			if strings.ContainsAny(line, `"'\%$`) {
-				t.Fatalf("%s: quoted: %s", path, line)
+			words := strings.Fields(line)
+			for i, w := range words {
+				if inner, ok := strings.CutPrefix(w, `"`); ok && strings.HasSuffix(inner, `"`) {
+					words[i] = strings.TrimSuffix(inner, `"`)
+				}
+				if strings.ContainsAny(words[i], `"'\%$`) {
+					t.Fatalf("%s: a word that this test cannot read: %s", path, w)
+				}
 			}
-			return strings.Fields(line)
+			return words
 		}
 	}
 	t.Fatalf("%s has no ExecStart=", path)

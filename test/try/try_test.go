@@ -254,7 +254,7 @@ func TestKilled(t *testing.T) {
 	told := filepath.Join(t.TempDir(), "told")
 	killed := start(t, place, "--", "sh", "-c", "trap 'touch "+told+"; exit' TERM; touch $(dirname $KUBECONFIG)/../runs; while :; do sleep 0.05; done")
 	left := filepath.Dir(killed.appears(t, "kthwd-try-*/runs"))
-	live := start(t, place, "--", "sh", "-c", "touch $(dirname $KUBECONFIG)/../runs; cat /dev/zero >/dev/null & wait $!")
+	live := start(t, place, "--", "sh", "-c", "touch $(dirname $KUBECONFIG)/../runs; exec sleep infinity")
 	kthwtest.WaitFor(t, "the second run", 3*time.Minute, func() error {
 		all, _ := filepath.Glob(place + "/kthwd-try-*/runs")
 		if len(all) != 2 {
