@@ -46,6 +46,12 @@ const rebuildPause = 2 * time.Second
 
 const hopelessGrace = 4 * time.Second // longer than its drain
 
+// connectionGrace is how long a stop waits for connections on which no request is under way that
+// it waits for anyway: streams such as kubectl logs --follow, which nothing ends, and HTTP/2
+// connections that were accepted in the moment of the stop, which net/http never tells to
+// close (server.go: "Mark freshly created HTTP/2 as active"). Upstream waits a minute.
+const connectionGrace = 5 * time.Second
+
 // Config is the input of New.
 type Config struct {
 	Args       []program.Arg // kube-apiserver's command line, without feature gates
@@ -169,6 +175,7 @@ func (a *Server) serve(ctx context.Context, s *built, ready func()) error {
 	a.mu.Lock()
 	a.running = s
 	a.mu.Unlock()
+	s.generic.ShutdownTimeout = connectionGrace
 	go func() { done <- s.run(running) }()
 	go func() {
 		select {

@@ -28,6 +28,8 @@ type departure struct {
 	notReady   atomic.Bool // /readyz fails
 	closing    atomic.Bool // each answer is the last one on its connection
 	absent     atomic.Bool // etcd does not answer for a while: requests are sent elsewhere
+
+	beforeReady cutoff // of the requests that came before
 }
 
 // readyz is an additional check of the API server's /readyz. Upstream's own check fails
@@ -55,6 +57,11 @@ func (f *departure) wrap(next http.Handler) http.Handler {
 			w.Header().Set("Retry-After", "1")
 			http.Error(w, "etcd defragments its database on this controller: connect again, and another one answers", http.StatusTooManyRequests)
 			return
+		}
+		if !f.servedOnce.Load() {
+			bounded, done := f.beforeReady.bound(req)
+			defer done()
+			req = bounded
 		}
 		next.ServeHTTP(w, req)
 	})
@@ -92,6 +99,9 @@ func (a *Server) leave(ctx context.Context, s *built) time.Duration {
 	s.absent.Store(false)
 	s.notReady.Store(true)
 	go a.etcd.Abandon(context.WithoutCancel(ctx), quorumPatience)
+	if !s.servedOnce.Load() {
+		time.AfterFunc(cutAfter, s.beforeReady.cut)
+	}
 	delay := a.delay(context.Cause(supervise.Leaving(ctx)), s)
 	s.closeAfter(delay)
 	if delay > 0 {

@@ -46,6 +46,41 @@ func TestFarewellInTime(t *testing.T) {
 	})
 }
 
+// Requests of a server that was never ready end when it is cut off, and those of its stop
+// have a little time. Those that came after it was ready are left alone.
+func TestCutoff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var f departure
+		request := func() (took func() time.Duration) {
+			begun, done := time.Now(), make(chan time.Duration, 1)
+			go f.wrap(http.HandlerFunc(func(_ http.ResponseWriter, req *http.Request) {
+				select {
+				case <-req.Context().Done():
+				case <-time.After(time.Hour):
+				}
+				done <- time.Since(begun)
+			})).ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodPost, "/", nil))
+			return func() time.Duration { return <-done }
+		}
+		before := request()
+		time.Sleep(time.Minute)
+		f.beforeReady.cut()
+		if got := before(); got != time.Minute {
+			t.Errorf("a request of the start: got %v, want until the cut after %v", got, time.Minute)
+		}
+		if got := request()(); got != lastWords {
+			t.Errorf("a request of the stop: got %v, want %v", got, lastWords)
+		}
+		f.servedOnce.Store(true)
+		if got := request()(); got != time.Hour {
+			t.Errorf("a client's request: got %v, want all the time that it takes", got)
+		}
+		if n := len(f.beforeReady.known); n != 0 {
+			t.Errorf("%d requests are remembered", n)
+		}
+	})
+}
+
 // Clients of either protocol leave without an error: a request that is under way
 // ends well, and the next one has a new connection.
 func TestFarewellEndsConnections(t *testing.T) {

@@ -193,18 +193,14 @@ func (l Layout) KeptCertificates() string { return filepath.Join(l.Kept(), "cert
 // keepAll keeps the old files.
 func (v *survey) keepAll(changes []*change) {
 	err := makeKept(v.layout)
+	var keeping sync.WaitGroup
 	for _, c := range changes {
-		if err == nil {
-			c.kept, c.err = keep(v.layout.KeptCertificates(), c.leafFile, v.now)
+		if c.err = err; err == nil {
+			keeping.Go(func() { c.kept, c.err = keep(v.layout.KeptCertificates(), c.leafFile, v.now) }) // see install
 		}
 	}
-	if err == nil {
-		err = durable.Sync(v.layout.KeptCertificates())
-	}
+	keeping.Wait()
 	for _, c := range changes {
-		if c.err == nil {
-			c.err = err
-		}
 		if c.err != nil {
 			c.err = fmt.Errorf("keep the old one: %w", c.err)
 		}
@@ -227,8 +223,9 @@ func makeKept(l Layout) error {
 	return nil
 }
 
-// keep gives the file a second name in dir, which it keeps when it is replaced, and removes
-// all older ones but one. A name that an interrupted renewal has made counts.
+// keep copies the file into dir, and removes all older copies but one. A copy that an
+// interrupted renewal has made counts. A second name of the file in place of a copy would keep
+// programs that follow the file from seeing that it was replaced: they follow the old one.
 func keep(dir string, f leafFile, now time.Time) (path string, err error) {
 	prefix := filepath.Base(f.path) + "."
 	old := keptOf(dir, prefix)
@@ -239,11 +236,7 @@ func keep(dir string, f leafFile, now time.Time) (path string, err error) {
 		}
 	}
 	path = filepath.Join(dir, prefix+now.UTC().Format("20060102T150405.000000000Z"))
-	err = os.Link(f.path, path)
-	if errors.Is(err, syscall.EXDEV) {
-		err = durable.Write(path, f.data, f.mode)
-	}
-	if err != nil {
+	if err := durable.Write(path, f.data, f.mode); err != nil {
 		return "", err
 	}
 	for len(old) >= keptCopies {

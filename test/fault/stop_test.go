@@ -1,7 +1,9 @@
 package fault
 
 import (
+	"crypto/tls"
 	"fmt"
+	"net/http"
 	"os"
 	"slices"
 	"strings"
@@ -113,6 +115,21 @@ func TestStopWhileStarting(t *testing.T) {
 					return fmt.Errorf("not yet; exited: %v", c.Exited())
 				}
 				return nil
+			})
+			inOrderAfter(t, c)
+		})
+	}
+	for _, n := range []string{"first", "second", "third", "fourth"} { // what is under way then differs
+		t.Run("first-answer-of-the-API-server/"+n, func(t *testing.T) {
+			kthwtest.Turn(t, 1)
+			c := kthwtest.Start(t, kthwtest.Options{NoWait: true})
+			client := http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}, Timeout: soon}
+			kthwtest.WaitFor(t, "an answer", soon, func() error {
+				resp, err := client.Get(fmt.Sprintf("https://127.0.0.1:%d/readyz", c.Ports.Secure))
+				if err != nil {
+					return err
+				}
+				return resp.Body.Close()
 			})
 			inOrderAfter(t, c)
 		})
