@@ -38,7 +38,7 @@ import (
 // Options is what the machine does not say.
 type Options struct {
 	DataDir  string // of kthwd; "" means the directory of the API server's CA if that is called ca.pem, else the default
-	EtcdDir  string // the copy of etcd's data that is to be used; "" means the data themselves
+	EtcdDir  string // the copy of etcd's data to use; "" means the data themselves
 	Was      string // version of Kubernetes that served the data; "" asks the program
 	Versions func(ctx context.Context, exe string) (string, error)
 }

@@ -31,7 +31,7 @@ func controller(t *testing.T) Input {
 	if _, err := pki.Ensure(l, spec); err != nil {
 		t.Fatal(err)
 	}
-	return Input{Config: c, Args: ours(c.Controller), Files: program.RunFiles(c.Controller, l), Names: Upstream, Out: "/root/ejected", Kthwd: "v0", Kubernetes: "v1", Etcd: "3"}
+	return Input{Config: c, Args: ours(c.Controller), Files: program.RunFiles(c.Controller, l), Names: Upstream, Out: "/srv/ejected", Kthwd: "v0", Kubernetes: "v1", Etcd: "3"}
 }
 
 // ours are kthwd's own command lines.
@@ -72,7 +72,7 @@ func TestGolden(t *testing.T) {
 	several := controller(t)
 	several.Config.Controller.InitialCluster = []string{"c0=10.240.0.10", "c1=10.240.0.11", "c2=10.240.0.12"}
 	several.Args, several.Names = ours(several.Config.Controller), Kthwd
-	balancer := Input{Config: config.Default(), Out: "/root/ejected", Kthwd: "v0"}
+	balancer := Input{Config: config.Default(), Out: "/srv/ejected", Kthwd: "v0"}
 	balancer.Config.Role = []string{config.RoleLB}
 	balancer.Config.LB.Backends = []string{"10.0.1.73:6443", "10.0.1.35:6443 weight=3", "10.0.1.36:6443 backup"}
 	for name, in := range map[string]Input{"controller": one, "several": several, "balancer": balancer} {

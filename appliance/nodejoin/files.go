@@ -66,7 +66,7 @@ func (f Files) config() string     { return filepath.Join(f.KubeletDir, "kubelet
 func (f Files) kubeconfig() string { return filepath.Join(f.KubeletDir, "kubeconfig") }
 func (f Files) bootstrap() string  { return filepath.Join(f.KubeletDir, "bootstrap.kubeconfig") }
 
-// A File is to be written.
+// File is a file to write.
 type File struct {
 	Path string
 	Mode fs.FileMode

@@ -186,7 +186,7 @@ func (v *survey) unfit(f leafFile, chain []*x509.Certificate) string {
 	return ""
 }
 
-// distrust names a kubeconfig here whose user could not verify the API server any more.
+// distrust names a kubeconfig here whose user could no longer verify the API server.
 func (v *survey) distrust(chain []*x509.Certificate) string {
 	for _, k := range v.configs {
 		v.loadConfig(k)

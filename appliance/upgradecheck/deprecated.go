@@ -196,7 +196,7 @@ func judgeDeprecated(in Input) Result {
 	slices.Sort(gone)
 	switch {
 	case len(gone) > 0 && in.RequestsErr != nil:
-		return warn(guide, "Kubernetes %s no longer has %s, asked for since the API servers' start; by whom is not known: %s", in.Binary.Kubernetes, list(gone), why(in.RequestsErr))
+		return warn(guide, "Kubernetes %s no longer has %s, asked for since the API servers' start; the clients are not known: %s", in.Binary.Kubernetes, list(gone), why(in.RequestsErr))
 	case len(gone) > 0:
 		return warn(guide, "Kubernetes %s no longer has %s, asked for since the API servers' start; the audit log here names no client within %d days", in.Binary.Kubernetes, list(gone), lately/(24*time.Hour))
 	case in.AskedErr != nil:

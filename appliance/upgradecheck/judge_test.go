@@ -128,7 +128,7 @@ func TestJudge(t *testing.T) {
 		{"removed API, long ago", func(in *Input) {
 			in.Requests.By = []Requester{{API: gone, User: "bob", Last: now.AddDate(0, -1, 0)}}
 		}, "deprecated APIs", OK, "", ""},
-		{"removed API, no audit log", func(in *Input) { in.Asked.APIs[gone], in.Requests, in.RequestsErr = true, nil, errors.New("no log") }, "deprecated APIs", Warn, "by whom is not known: no log", ""},
+		{"removed API, no audit log", func(in *Input) { in.Asked.APIs[gone], in.Requests, in.RequestsErr = true, nil, errors.New("no log") }, "deprecated APIs", Warn, "the clients are not known: no log", ""},
 		{"removed API, nobody in the audit log", func(in *Input) { in.Asked.APIs[gone] = true }, "deprecated APIs", Warn, "names no client", ""},
 		{"removed API, kthwd's own program", func(in *Input) {
 			in.Asked.APIs[gone] = true

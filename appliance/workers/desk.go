@@ -318,7 +318,7 @@ func (d *Desk) first(ctx context.Context, client kubernetes.Interface, kv *clien
 	id := strings.TrimPrefix(r.User, bootstrapapi.BootstrapUserPrefix)
 	secret, err := client.CoreV1().Secrets(metav1.NamespaceSystem).Get(ctx, bootstraputil.BootstrapTokenSecretName(id), metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		return "", info, refusal{fmt.Errorf("there is no token %s any more", id)}
+		return "", info, refusal{fmt.Errorf("the token %s no longer exists", id)}
 	}
 	if err != nil {
 		return "", info, err

@@ -17,7 +17,7 @@ import (
 
 // A Request is a request for a certificate of the cluster's CA.
 type Request struct {
-	User     string // who asks
+	User     string // the client's name
 	Groups   []string
 	Signer   string
 	Usages   []string

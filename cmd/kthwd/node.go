@@ -91,30 +91,34 @@ func (a *app) withNodes(ctx context.Context, l *config.Loader, kubeconfig string
 }
 
 func (a *app) nodeListVerb(l *config.Loader) *cobra.Command {
-	var output, kubeconfig string
-	cmd := &cobra.Command{
+	return nodeListing(a, l, &cobra.Command{
 		Use:   "list [flags]",
 		Short: "List the worker nodes, and how each has joined",
 		Long: "List the worker nodes, with the token that each has joined with. A node without one came\n" +
 			"with the files of kthwd pki node, or another way.",
 		Example: "  kthwd node list\n  kthwd node list -o json",
-		Args:    noVerb,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			asJSON, err := checkOutput(output)
-			if err != nil {
+	}, workers.ListNodes, writeNodes)
+}
+
+// nodeListing completes a verb that prints a list as a table or as JSON.
+func nodeListing[T any](a *app, l *config.Loader, cmd *cobra.Command, list func(context.Context, kubernetes.Interface, *clientv3.Client) ([]T, error), table func(io.Writer, []T) error) *cobra.Command {
+	var output, kubeconfig string
+	cmd.Args = noVerb
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		asJSON, err := checkOutput(output)
+		if err != nil {
+			return err
+		}
+		return a.withNodes(cmd.Context(), l, kubeconfig, nodeTimeout, func(ctx context.Context, n nodes) error {
+			all, err := list(ctx, n.client, n.etcd)
+			switch {
+			case err != nil:
 				return err
+			case asJSON:
+				return writeJSON(a.out, all)
 			}
-			return a.withNodes(cmd.Context(), l, kubeconfig, nodeTimeout, func(ctx context.Context, n nodes) error {
-				list, err := workers.ListNodes(ctx, n.client, n.etcd)
-				switch {
-				case err != nil:
-					return err
-				case asJSON:
-					return writeJSON(a.out, list)
-				}
-				return writeNodes(a.out, list)
-			})
-		},
+			return table(a.out, all)
+		})
 	}
 	outputFlag(cmd, &output)
 	kubeconfigFlag(cmd.Flags(), &kubeconfig)

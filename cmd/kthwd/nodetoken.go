@@ -231,34 +231,12 @@ func (a *app) printToken(t createdToken, f *tokenFlags) error {
 }
 
 func (a *app) nodeTokenListVerb(l *config.Loader) *cobra.Command {
-	var output, kubeconfig string
-	cmd := &cobra.Command{
+	return nodeListing(a, l, &cobra.Command{
 		Use:     "list [flags]",
 		Short:   "List the tokens for worker nodes, without their secrets",
 		Long:    "List the tokens with which worker nodes can join, without their secrets.",
 		Example: "  kthwd node token list",
-		Args:    noVerb,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			asJSON, err := checkOutput(output)
-			if err != nil {
-				return err
-			}
-			return a.withNodes(cmd.Context(), l, kubeconfig, nodeTimeout, func(ctx context.Context, n nodes) error {
-				list, err := workers.ListTokens(ctx, n.client, n.etcd)
-				switch {
-				case err != nil:
-					return err
-				case asJSON:
-					return writeJSON(a.out, list)
-				}
-				return writeTokens(a.out, list)
-			})
-		},
-	}
-	outputFlag(cmd, &output)
-	kubeconfigFlag(cmd.Flags(), &kubeconfig)
-	l.AddFlags(cmd.Flags(), "config", "data-dir")
-	return cmd
+	}, workers.ListTokens, writeTokens)
 }
 
 func writeTokens(out io.Writer, list []workers.TokenInfo) error {
