@@ -83,11 +83,14 @@ func debian(t *testing.T) string {
 	return tree
 }
 
+// networks is how many this process has made.
+var networks atomic.Int32
+
 // network is a network namespace that machines share, so that they reach one
 // another at the addresses of its loopback and nothing else reaches them.
 func network(t *testing.T, addresses ...string) string {
 	t.Helper()
-	name := fmt.Sprintf("kthwd-systemd-%d", os.Getpid())
+	name := fmt.Sprintf("kthwd-systemd-%d-%d", os.Getpid(), networks.Add(1))
 	host(t, "ip", "netns", "add", name)
 	t.Cleanup(func() { _ = exec.Command("ip", "netns", "delete", name).Run() })
 	host(t, "ip", "-n", name, "link", "set", "lo", "up")
