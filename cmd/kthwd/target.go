@@ -83,7 +83,7 @@ func (t target) elsewhere() string {
 
 // owned reports whether a file belongs to a user whose kthwd is believed.
 func (t target) owned(path string) bool {
-	info, err := os.Stat(path)
+	info, err := os.Lstat(path)
 	if err != nil {
 		return false
 	}
