@@ -11,6 +11,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -210,10 +211,23 @@ func TestWorker(t *testing.T) {
 			}
 			return nil
 		})
-		runToEnd(t, nil, worker{name: "worker-1", dir: t.TempDir()}.args(t, n)...).check(t, 1, "kthwd node token create", "knows no token "+n.id())
+		tried := refusedToken(t, n)
+		tried.check(t, 1, "kthwd node token create", "knows no token "+n.id())
 	})
 	t.Run("serving certificates that are not approved", func(t *testing.T) { wantPending(t, c, w, client) })
 	t.Run("removed", func(t *testing.T) { wantRemoved(t, c, w, config) })
+}
+
+// refusedToken tries to join until the API server has heard that there is no such token.
+func refusedToken(t *testing.T, n nodeToken) (tried outcome) {
+	t.Helper()
+	kthwtest.WaitFor(t, "the API server to hear of it", soon, func() error {
+		if tried = runToEnd(t, nil, worker{name: "worker-1", dir: t.TempDir()}.args(t, n)...); !strings.Contains(tried.stderr, "knows no token") {
+			return errors.New(tried.stderr)
+		}
+		return nil
+	})
+	return tried
 }
 
 // wantPending asks for serving certificates that are not the node's.
@@ -350,6 +364,7 @@ func TestWorkerRefused(t *testing.T) {
 	closed.Close()
 	deleted := createToken(t, c)
 	kthwd(t, "node", "token", "delete", deleted.id(), "--config=", "--data-dir="+c.Dir)
+	refusedToken(t, deleted)
 	expired := createToken(t, c)
 	expire(t, c, expired)
 	for _, tt := range []struct {

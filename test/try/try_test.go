@@ -266,6 +266,7 @@ func TestKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	kthwtest.WaitFor(t, "word for the command", time.Minute, func() error { _, err := os.Stat(told); return err })
+	killed.code(t) // until then its lock is held
 	if _, err := os.Stat(left); err != nil {
 		t.Fatalf("the test shows nothing: %v", err)
 	}
