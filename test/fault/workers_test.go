@@ -367,6 +367,7 @@ func TestWorkerRefused(t *testing.T) {
 	refusedToken(t, deleted)
 	expired := createToken(t, c)
 	expire(t, c, expired)
+	refusedToken(t, expired)
 	for _, tt := range []struct {
 		name  string
 		token func(nodeToken) nodeToken
