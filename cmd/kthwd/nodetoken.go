@@ -133,7 +133,9 @@ const clusterDomain = "cluster.local"
 // signingCA returns the CAs that nodes are to trust. It refuses a controller that cannot sign.
 func signingCA(c config.Controller) (ca []byte, hashes []string, err error) {
 	l := c.Layout()
-	if ca, err = os.ReadFile(l.CA()); err != nil {
+	if ca, err = os.ReadFile(l.CA()); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, advice.With(err, "name the directory of the controller with --data-dir, or its file with --config")
+	} else if err != nil {
 		return nil, nil, err
 	}
 	if _, err := os.Stat(l.CAKey()); errors.Is(err, fs.ErrNotExist) {
