@@ -261,7 +261,7 @@ func (a *app) nodeTokenDeleteVerb(l *config.Loader) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "delete " + usage + " [flags]",
 		Short:   "Delete a token; the nodes that have joined with it stay",
-		Long:    "Delete the token ID, the six characters before the dot. Nobody can join with it any more; the\nnodes that have joined with it stay.",
+		Long:    "Delete the token ID, the six characters before the dot. No further node can join with it; the\nnodes that have joined with it stay.",
 		Example: "  kthwd node token delete a1b2c3",
 		Args:    wantArgs(1, 1, usage),
 		RunE: func(cmd *cobra.Command, args []string) error {
