@@ -45,11 +45,19 @@ func Joined(s string) string {
 var quoted = regexp.MustCompile("'.*'|`.*`|\".*\"")
 
 // Unquoted is Joined for the error of a parser of a file that may hold a secret: "(a value)"
-// stands in place of everything that is quoted. YAML quotes the value that it cannot use, and a
-// password that begins with "*" is an alias to it.
+// stands in place of everything that is quoted, and of a printed Go value and all that follows. YAML
+// quotes the value that it cannot use, and a password that begins with "*" is an alias to it;
+// the parser of kubeconfigs prints all users where two have one name.
 func Unquoted(s string) string {
-	return quoted.ReplaceAllString(Joined(s), "(a value)")
+	said := quoted.ReplaceAllString(Joined(s), "(a value)")
+	if at := dumped.FindStringIndex(said); at != nil {
+		said = strings.TrimSpace(said[:at[0]]) + " (a value)"
+	}
+	return said
 }
+
+// dumped is the begin of a Go value that fmt has printed: a list or a struct.
+var dumped = regexp.MustCompile(`\[*&?\{|(?:^|\s)\[`)
 
 // ShellWord returns s as one word of a shell's command line: unchanged if no shell would
 // split or expand it, otherwise in quotes. What cannot be printed is written in bash's form

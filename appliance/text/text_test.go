@@ -83,11 +83,14 @@ func checkLine(t *testing.T, s string) {
 
 func TestUnquoted(t *testing.T) {
 	for in, want := range map[string]string{
-		"yaml: unknown anchor 's3cret' referenced":                                      "yaml: unknown anchor (a value) referenced",
-		"yaml: unmarshal errors:\n  line 1: cannot unmarshal !!str `it's s3...` into T": "yaml: unmarshal errors: line 1: cannot unmarshal !!str (a value) into T",
-		"no kind \"s3\ncret\" is registered":                                            "no kind (a value) is registered",
-		"mapping key \"a\" already defined, 's3`cret'":                                  "mapping key (a value) already defined, (a value)",
-		"line 3: did not find expected key":                                             "line 3: did not find expected key",
+		"yaml: unknown anchor 's3cret' referenced":                                              "yaml: unknown anchor (a value) referenced",
+		"yaml: unmarshal errors:\n  line 1: cannot unmarshal !!str `it's s3...` into T":         "yaml: unmarshal errors: line 1: cannot unmarshal !!str (a value) into T",
+		"no kind \"s3\ncret\" is registered":                                                    "no kind (a value) is registered",
+		"mapping key \"a\" already defined, 's3`cret'":                                          "mapping key (a value) already defined, (a value)",
+		"line 3: did not find expected key":                                                     "line 3: did not find expected key",
+		"converting *[]T into *map[string]T: duplicate name \"\" in list: [{ {s3cret []}} {b}]": "converting *[]T into *map[string]T: duplicate name (a value) in list: (a value)",
+		"got &{s3cret}":      "got (a value)",
+		"got [s3cret other]": "got (a value)",
 	} {
 		if got := Unquoted(in); got != want {
 			t.Errorf("%q: got %q, want %q", in, got, want)
