@@ -153,7 +153,7 @@ func onlyRoots(path string) error {
 		sticky := info.IsDir() && info.Mode()&fs.ModeSticky != 0 // others cannot rename what is in it
 		if !known || owner.Uid != 0 || info.Mode().Perm()&0o022 != 0 && !sticky {
 			return advice.With(fmt.Errorf("%s is not executed as root: users other than root can write %s", path, at),
-				"install it, or copy it to a directory of root's: install -o root -m 0755 "+text.ShellWord(path)+" /root/kthwd-new")
+				"install it, or copy it to a directory of root's: install -o root -m 0755 "+text.ShellWord(path)+" /usr/local/sbin/kthwd-new")
 		}
 		if at == filepath.Dir(at) {
 			return nil
