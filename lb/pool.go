@@ -431,7 +431,7 @@ func (s *Server) cutDead(cut map[*Backend]bool) (wait time.Duration) {
 			continue
 		case s.bestTier() > tierReady:
 			continue
-		case left == 0: // repeatedly: a client may still be connecting to it
+		case left == 0: // repeatedly: a client may still be connecting to it, or be on its way between loops
 			if left = s.spared(b, st); left > 0 {
 				break
 			}
