@@ -448,8 +448,6 @@ func (s *Server) reject(l *listener, why rejectReason) { l.rejected[why].Add(1) 
 // ended counts and logs a pair that has just ended.
 func (s *Server) ended(p *pair, why endReason, now int64) {
 	s.sources.leave(p)
-	p.listener.active.Add(-1)
-	s.active.Add(-1)
 	lasted := time.Duration(now - p.born)
 	p.listener.durations.Observe(lasted.Seconds())
 	if p.backend != nil {
@@ -458,6 +456,9 @@ func (s *Server) ended(p *pair, why endReason, now int64) {
 	if log := s.access.Load(); log != nil {
 		log.add(p, why, lasted)
 	}
+	// Last: without an active connection, the end of each is counted and logged.
+	p.listener.active.Add(-1)
+	s.active.Add(-1)
 }
 
 // sources counts connections per client address, when those are limited.
