@@ -44,10 +44,18 @@ func discoveryLine(s lb.DiscoveryStatus, now time.Time, p func(colour, string) s
 	return "discovery: from " + text.Line(s.Server)
 }
 
+// listenerName marks the address of a listener that a reload has closed: its connections go on.
+func listenerName(l lb.ListenerStatus) string {
+	if l.Closed {
+		return l.Address + " (closed)"
+	}
+	return l.Address
+}
+
 func listenerTable(s lb.Status) table {
 	t := table{{{text: "LISTENER"}, {text: "ACTIVE"}, {text: "ACCEPTED"}, {text: "REJECTED"}}}
 	for _, l := range s.Listen {
-		t = append(t, []cell{{text: text.Line(l.Address)}, {text: fmt.Sprint(l.Active)}, {text: fmt.Sprint(l.Accepted)}, {text: fmt.Sprint(l.Rejected)}})
+		t = append(t, []cell{{text: text.Line(listenerName(l))}, {text: fmt.Sprint(l.Active)}, {text: fmt.Sprint(l.Accepted)}, {text: fmt.Sprint(l.Rejected)}})
 	}
 	return t
 }

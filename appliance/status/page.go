@@ -234,7 +234,7 @@ func (p *page) balancer(r Report, now time.Time) {
 			plain(rate), plain(in), plain(out), plain(fmt.Sprint(b.Total)), plain(fmt.Sprint(b.Errors)), plain(b.LastCheck))
 	}
 	for _, l := range r.LB.Listen {
-		p.Listeners.add(plain(l.Address), plain(fmt.Sprint(l.Active)), plain(fmt.Sprint(l.Accepted)), plain(fmt.Sprint(l.Rejected)))
+		p.Listeners.add(plain(listenerName(l)), plain(fmt.Sprint(l.Active)), plain(fmt.Sprint(l.Accepted)), plain(fmt.Sprint(l.Rejected)))
 	}
 }
 

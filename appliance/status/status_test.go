@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -72,7 +73,7 @@ func reports() map[string]Report {
 	trouble.Components = []supervise.Status{{Name: "status", State: supervise.Ready, Since: noon}, {Name: "lb", State: supervise.Stopping, Since: noon.Add(-4 * time.Second)}}
 	trouble.LB = &lb.Status{
 		Reason: "draining", Check: "https /readyz", FailOpen: true, Held: 3,
-		Listen: balances.LB.Listen,
+		Listen: append(slices.Clip(balances.LB.Listen), lb.ListenerStatus{Address: "10.0.1.9:6443", Active: 3, Accepted: 88, Closed: true}),
 		Backends: []lb.BackendStatus{
 			{Address: "10.0.1.73:6443", State: "dead", Since: noon.Add(-12 * time.Second), Reason: "connect: connection refused", LastCheck: "connect_error", Total: 24011, Errors: 7, Source: "static"},
 			{Address: "10.0.1.35:6443", Name: "api.example.com:6443", State: "not_ready", Since: noon.Add(-3 * time.Second), Reason: "/readyz says 500:\netcd", LastCheck: "not_ready", Active: 2, Total: 5, Source: "static"},
