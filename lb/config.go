@@ -221,6 +221,9 @@ func splitHostPort(s string) (host string, port uint16, err error) {
 		}
 		return "", 0, errors.New("has no port")
 	}
+	if _, err := netip.ParseAddr(host); err != nil && strings.HasPrefix(s, "[") {
+		return "", 0, errors.New("has brackets around a host that is no IPv6 address")
+	}
 	n, err := strconv.ParseUint(text, 10, 16)
 	if err != nil || n == 0 {
 		return "", 0, fmt.Errorf("has no port from 1 to 65535, but %q", text)

@@ -26,6 +26,8 @@ func TestProblems(t *testing.T) {
 		{"listen twice", func(c *Config) { c.Listen = []string{":1", ":1"} }, []string{"Listen :1 is given twice"}},
 		{"IPv6 without brackets", func(c *Config) { c.Backends = []string{"2001:db8::1:6443"} }, []string{`Backends "2001:db8::1:6443" needs brackets around an IPv6 address`}},
 		{"IPv6", func(c *Config) { c.Backends = []string{"[2001:db8::1]:6443"} }, nil},
+		{"a name in brackets", func(c *Config) { c.Backends = []string{"[api.example.com]:6443"} }, []string{`Backends "[api.example.com]:6443" has brackets around a host that is no IPv6 address`}},
+		{"a service without a protocol", func(c *Config) { c.Backends = []string{"_https.example."} }, []string{`Backends "_https.example." is not a name with SRV records`}},
 		{"no host", func(c *Config) { c.Backends = []string{":6443"} }, []string{`Backends ":6443" has no host`}},
 		{"a dot for a host", func(c *Config) { c.Backends = []string{".:6443"} }, []string{`Backends ".:6443" has no host`}},
 		{"two dots", func(c *Config) { c.Backends = []string{"a..:6443"} }, []string{`Backends "a..:6443" is not a host name`}},
@@ -72,7 +74,7 @@ func TestProblems(t *testing.T) {
 }
 
 func FuzzNormalBackend(f *testing.F) {
-	for _, s := range []string{"a:1", "[::1]:6443", "10.0.0.1:6443", "[fe80::1%eth0]:1", "A.B.:1", ":1", "[::ffff:1.2.3.4]:5", "x", "[:]:1", ".:1"} {
+	for _, s := range []string{"a:1", "[::1]:6443", "10.0.0.1:6443", "[fe80::1%eth0]:1", "A.B.:1", ":1", "[::ffff:1.2.3.4]:5", "x", "[:]:1", ".:1", "[_]:1", "[a]:1", "[]:1", "_a.b.", "_a._b.c."} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {

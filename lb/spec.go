@@ -70,7 +70,7 @@ func parsePlace(s string) (spec, error) {
 		return spec{}, errors.New("is a URL")
 	case service && strings.Contains(s, ":"):
 		return spec{}, errors.New("has SRV records, which have the port")
-	case service && len(strings.Split(s, ".")) < 3:
+	case service && len(strings.Split(strings.TrimSuffix(s, "."), ".")) < 3:
 		return spec{}, errors.New("is not a name with SRV records, such as _https._tcp.example.com")
 	case !service:
 		host, port, err = splitHostPort(s)
