@@ -106,6 +106,22 @@ func (k *clients) since(at time.Time) []ack {
 	return append([]ack(nil), k.acks[first:]...)
 }
 
+// longestWait is the longest time between two writes of one impatient writer that were both
+// acknowledged from begin to end.
+func (k *clients) longestWait(begin, end time.Time) (longest time.Duration) {
+	last := map[string]time.Time{}
+	for _, a := range k.since(begin) {
+		if a.Patient || a.At.After(end) {
+			continue
+		}
+		if before, ok := last[a.Writer]; ok {
+			longest = max(longest, a.At.Sub(before))
+		}
+		last[a.Writer] = a.At
+	}
+	return longest
+}
+
 // pause waits until no write is under way and holds the next ones back until
 // the function it returns is called.
 func (k *clients) pause() (resume func()) {

@@ -60,8 +60,8 @@
 // of etcd had taken is answered after etcd's own 7 s at the latest.
 //
 // A figure that is missed is reported as missed, with the reason, and fails the test when
-// it is three times what was promised, when one request in a hundred failed, or with
-// KTHWD_HA_STRICT. The checks above fail it always.
+// it is three times what was promised and thirty times the longest wait of a writer just
+// before the fault and after it, when one request in a hundred failed, or with KTHWD_HA_STRICT. The checks above fail it always.
 //
 // # What it does not say
 //
