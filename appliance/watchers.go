@@ -11,6 +11,7 @@ import (
 
 	"kthwd/appliance/apiserver"
 	"kthwd/appliance/clusterwatch"
+	"kthwd/appliance/config"
 	"kthwd/appliance/etcd"
 	"kthwd/appliance/etcdspace"
 	"kthwd/appliance/observe"
@@ -54,12 +55,21 @@ func (p *prepared) newWatchers(member *etcd.Member, api *apiserver.Server, seed 
 			p.events.Note(reason, text)
 		},
 	})
-	p.watchers = []watcher{cluster, p.machine, p.backups, p.agree, renewer, p.workers, etcdspace.NewGrowth(member, p.o.Logs.Logger(program.Etcd))}
+	p.watchers = []watcher{cluster, p.machine, p.backups, p.agree, renewer, p.workers, etcdspace.NewGrowth(member, p.o.Logs.Logger(program.Etcd)), p.newUpkeep(member)}
 	for _, w := range p.watchers {
 		p.observers = append(p.observers, w)
 		all = append(all, w)
 	}
 	return all
+}
+
+// newUpkeep makes the watcher that makes room in etcd's databases by itself.
+func (p *prepared) newUpkeep(member *etcd.Member) *etcdspace.Upkeep {
+	window, err := config.ParseWindow(p.cfg.SpaceWindow)
+	if err != nil {
+		window = config.Window{} // the configuration was valid
+	}
+	return etcdspace.NewUpkeep(etcdspace.UpkeepConfig{Window: window.At, Member: member, Layout: p.layout, Log: p.o.Logs.Logger(program.Etcd)})
 }
 
 // newWorkers makes the desk that decides about the certificates of worker nodes.

@@ -68,6 +68,7 @@ type Controller struct {
 	BackupRecipients []string      // age recipients; none means archives without secrets
 	BackupHook       string        // a program that is run after each backup; empty means none
 	UpgradeCopy      bool          // copy the data before the first start of a newer minor
+	SpaceWindow      string        // when etcd's databases may be defragmented each day, see ParseWindow; empty means never
 
 	Profile string // ProfileGuide or ProfileCIS: which flags the programs get
 

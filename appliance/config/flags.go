@@ -47,7 +47,7 @@ const (
 	groupMachine  = "This machine"
 	groupPorts    = "Ports and listeners"
 	groupCluster  = "Cluster"
-	groupBackup   = "Backup"
+	groupBackup   = "Backup and upkeep"
 	groupPrograms = "Passed to the programs"
 	groupLB       = "Load balancer"
 )
@@ -97,6 +97,7 @@ func (l *Loader) settings() []setting {
 		{"backup-recipient", RoleController, groupBackup, "RECIPIENT", "age recipient (age1…, or a file with one a line) for which the archives are encrypted; repeatable. Without one, private keys and the encryption configuration are left out.", (*commaList)(&k.BackupRecipients)},
 		{"backup-hook", RoleController, groupBackup, "FILE", "Program that is run with the path of each new archive of the schedule, for at most 10 minutes, for example to copy it to another machine. Its failure is logged and counted.", &k.BackupHook},
 		{"copy-before-upgrade", RoleController, groupBackup, "", "Before the first start of a newer minor of etcd or Kubernetes, copy etcd's data and the files of the controller to kept in the data directory, and open a copy of them. The only way back from such a start.", &k.UpgradeCopy},
+		{"space-window", RoleController, groupBackup, "HH:MM-HH:MM", "Time of the day, by this machine's clock, in which kthwd makes room in etcd's databases by itself, as kthwd etcd space --fix does, when a quarter of one is free pages. Empty means never.", &k.SpaceWindow},
 
 		{"profile", RoleController, groupPrograms, "PROFILE", "Which flags the programs get: guide keeps what the guide names; cis sets what the CIS benchmark and the STIG want in its place, such as ports on loopback, no alpha APIs and Pod Security. It can be changed on a running cluster, one controller after the other.", &k.Profile},
 		{"tracing-endpoint", RoleController, groupPrograms, "HOST:PORT", "OpenTelemetry collector to which etcd and kube-apiserver send traces, one request in a hundred, by OTLP over gRPC without TLS. Empty sends none.", &k.TracingEndpoint},

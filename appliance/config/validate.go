@@ -162,6 +162,9 @@ func (v *validator) backup(c Controller) {
 			v.path(p.key, p.path)
 		}
 	}
+	if _, err := ParseWindow(c.SpaceWindow); err != nil {
+		v.add("space-window", "%q %v", c.SpaceWindow, err).Hint = "such as 03:00-05:00"
+	}
 	for _, r := range c.BackupRecipients {
 		if strings.Contains(r, "AGE-SECRET-KEY-") {
 			v.add("backup-recipient", "is an identity, which is secret").Hint = "a recipient begins with age1; kthwd backup keygen prints it"
