@@ -35,6 +35,7 @@ import (
 	"kthwd/appliance/program"
 	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
+	"kthwd/appliance/upstream"
 	"kthwd/appliance/workers"
 )
 
@@ -171,6 +172,8 @@ func (a *Server) Begin() {
 func (a *Server) serve(ctx context.Context, s *built, ready func()) error {
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
+	ended, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
 	done := make(chan error, 1)
 	a.mu.Lock()
 	a.running = s
@@ -188,6 +191,10 @@ func (a *Server) serve(ctx context.Context, s *built, ready func()) error {
 		s.identity.leave()
 		s.generic.ShutdownDelayDuration = rest
 		stop()
+		supervise.Sleep(ended, rest)
+		if loopback, err := a.Loopback(); err == nil {
+			upstream.KeepHangingUp(ended, loopback)
+		}
 	}()
 	probing, stopProbing := context.WithCancel(ctx)
 	defer stopProbing()

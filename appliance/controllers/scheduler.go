@@ -72,6 +72,7 @@ func (s *Scheduler) Run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
+	defer upstream.HangUp(client)
 	l := s.lease(s.settings.election, client)
 	return l.Run(ctx, ready, s.prepare)
 }
