@@ -2,6 +2,7 @@ package lb
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -192,6 +193,7 @@ func begin(t *testing.T, cfg Config, o Options) *rig {
 		f, addr := socket(t, "127.0.0.1:0")
 		o.Sockets, cfg.Listen = append(o.Sockets, f), []string{addr}
 	}
+	o.checkLine = cmp.Or(o.checkLine, 500*time.Millisecond) // a listener that refuses shows on a new connection only
 	r := &rig{t: t, addr: cfg.Listen[0], log: &harness.Log{}, ended: make(chan error, 1)}
 	o.Log = r.log.Logger(slog.LevelDebug)
 	s, err := New(cfg, o)

@@ -34,6 +34,7 @@
 package check
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -91,6 +92,7 @@ type Config struct {
 	Mode        Mode             //
 	Path        string           // path that HTTPS requests; without spaces and control characters
 	Interval    time.Duration    // from the start of one check to the next, jittered by 10 %
+	Line        time.Duration    // how long a connection carries check after check; 0 means LineLife
 	Timeout     time.Duration    // limit of one check: connect, TLS, answer; three usual round trips are added
 	Fall        int              // consecutive bad results that end Ready
 	Rise        int              // consecutive good results that restore Ready
@@ -100,6 +102,8 @@ type Config struct {
 	Certificate *tls.Certificate // client certificate of the checks; nil sends none
 	Log         *slog.Logger     // gets one line for each change of State; nil logs nothing
 }
+
+func (c Config) line() time.Duration { return cmp.Or(c.Line, LineLife) }
 
 // Result is the result of one check.
 type Result struct {
@@ -193,7 +197,7 @@ func New(cfg Config, addr func() (netip.AddrPort, error), o Observer) *Checker {
 		cfg: cfg, addr: addr, observer: o, log: cfg.Log,
 		jitter:   jitter,
 		spread:   func(d time.Duration) time.Duration { return time.Duration(rand.Float64() * float64(d)) },
-		quiet:    lineLife,
+		quiet:    cfg.line(),
 		kick:     make(chan struct{}, 1),
 		lost:     make(chan struct{}, 1),
 		reported: news{state: Unknown},

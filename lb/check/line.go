@@ -10,10 +10,10 @@ import (
 	"time"
 )
 
-// lineLife is how long a connection carries check after check. A new one costs several
+// LineLife is how long a connection carries check after check. A new one costs several
 // times as much as a check on an old one, most of it for TLS, but only a new one shows
 // that the backend still accepts connections. Clients that are refused report it sooner.
-const lineLife = 20 * time.Second
+const LineLife = 20 * time.Second
 
 // A line is a connection for one check after another. Its goroutine reads all the time, so
 // that the end of the connection shows at once, and not at the next check.
@@ -43,9 +43,9 @@ type reply struct {
 
 // newLine starts a line, in phase lineAsked. lost is called when the backend ends it while
 // it is idle.
-func newLine(conn net.Conn, expiry time.Time, lost func()) *line {
+func newLine(conn net.Conn, expiry time.Time, life time.Duration, lost func()) *line {
 	l := &line{
-		conn: conn, expiry: expiry, until: time.Now().Add(spreadOf(lineLife)),
+		conn: conn, expiry: expiry, until: time.Now().Add(spreadOf(life)),
 		quit: make(chan struct{}), answers: make(chan reply), done: make(chan struct{}),
 	}
 	go l.read(lost)

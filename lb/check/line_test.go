@@ -345,11 +345,11 @@ func TestNewCertificateIsSeen(t *testing.T) {
 func TestLifeIsSpread(t *testing.T) {
 	seen := map[time.Duration]bool{}
 	for range 100 {
-		d := spreadOf(lineLife)
-		if d < lineLife/2 || d > lineLife {
-			t.Fatalf("got %v of %v", d, lineLife)
+		d := spreadOf(LineLife)
+		if d < LineLife/2 || d > LineLife {
+			t.Fatalf("got %v of %v", d, LineLife)
 		}
-		seen[d.Round(lineLife/20)] = true
+		seen[d.Round(LineLife/20)] = true
 	}
 	if len(seen) < 5 {
 		t.Errorf("got %d different ones of 100", len(seen))

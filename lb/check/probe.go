@@ -73,9 +73,9 @@ func (p *prober) probe(ctx context.Context) (r Result) {
 	if lost == nil {
 		lost = func() {}
 	}
-	p.line, p.lineTo = newLine(c, r.CertExpiry, lost), to
+	p.line, p.lineTo = newLine(c, r.CertExpiry, p.cfg.line(), lost), to
 	p.request(to, &r)
-	if p.cfg.Interval >= lineLife/2 {
+	if p.cfg.Interval >= p.cfg.line()/2 {
 		p.drop()
 	}
 	return r
