@@ -17,7 +17,7 @@ import (
 func TestTrimNodes(t *testing.T) {
 	node := core.Node{ObjectMeta: meta.ObjectMeta{
 		Name: "n", Labels: map[string]string{"a": "b"},
-		ManagedFields: []meta.ManagedFieldsEntry{{Manager: "kubelet", Operation: meta.ManagedFieldsOperationUpdate, FieldsV1: &meta.FieldsV1{Raw: []byte(`{"f:metadata":{}}`)}}},
+		ManagedFields: []meta.ManagedFieldsEntry{{Manager: "kubelet", Operation: meta.ManagedFieldsOperationUpdate, FieldsV1: meta.NewFieldsV1(`{"f:metadata":{}}`)}},
 	}}
 	list := core.NodeList{TypeMeta: meta.TypeMeta{Kind: "NodeList", APIVersion: "v1"}, ListMeta: meta.ListMeta{ResourceVersion: "7"}, Items: []core.Node{node}}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

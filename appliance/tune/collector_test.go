@@ -47,7 +47,7 @@ var children = map[string]func() seen{
 // node is small and has pointers, as the objects of Kubernetes.
 type node struct {
 	next, other *node
-	data        [6]uint64
+	_           [6]uint64
 }
 
 var sink *node
