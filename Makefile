@@ -31,7 +31,7 @@ DIRS      := appliance cmd health lb packaging rbacseed test
 LIGHT      = $(shell awk '$$2 == "light" { print "./" $$1 }' appliance/config/testdata/arrows.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help build tool run test test-backup test-attacks test-attacks-user incidents test-light test-one fuzz cover test-e2e test-lb-peers soak screenshots bench bench-hardening bench-try bench-backup bench-lb lint lint-extra golden verify bump hooks package image package-check generated install test-systemd clean FORCE
+.PHONY: help build tool run test test-backup test-attacks test-attacks-user incidents test-light test-one fuzz cover test-e2e test-lb-peers soak screenshots bench bench-scale bench-hardening bench-try bench-backup bench-lb lint lint-extra golden verify bump hooks package image package-check generated install test-systemd clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -113,6 +113,10 @@ screenshots: build ## make docs/images from the pages of a controller and a load
 
 bench: build ## kthwd against the four separate programs: a table and one JSON line
 	KTHWD_BENCH=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=60m -v ./test/bench/...
+
+SIZES ?= 100/3000,500/15000,1000/30000
+bench-scale: build ## clusters of SIZES=100/3000,… (nodes/pods), kthwd and the four programs in turns: tables, slopes, one JSON line; PUBLISH="two cores; nothing else ran" draws docs/scale.svg
+	KTHWD_BENCH_SCALE=$(SIZES) KTHWD_BENCH_PUBLISH="$(PUBLISH)" KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=6h -v -run 'TestScale$$' ./test/bench
 
 bench-hardening: build ## kthwd as installed, and with profile cis, against kthwd without the hardening that flags can take away: ratios of start and throughput
 	KTHWD_BENCH_HARDENING=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=60m -v -run TestHardening ./test/bench

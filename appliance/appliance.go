@@ -83,12 +83,13 @@ func Run(ctx context.Context, cfg config.Controller, o Options) (err error) {
 	if o.Started.IsZero() {
 		o.Started = time.Now()
 	}
-	afterStart := begin(o)
+	tuner := begin(o)
 	p, err := prepare(ctx, cfg, o)
 	if err != nil {
 		return err
 	}
 	defer p.close()
+	p.tune(tuner)
 	defer func() { p.run.End(err) }()
 	g, liveness, err := p.wire()
 	if err != nil {
@@ -103,14 +104,15 @@ func Run(ctx context.Context, cfg config.Controller, o Options) (err error) {
 	defer stopWatching()
 	go announce(watching, g, o, func(ctx context.Context) {
 		p.run.Ready()
-		afterStart(ctx)
+		tuner.Settle(ctx)
 	})
 	go p.events.Run(watching)
 	for _, w := range p.watchers {
 		go w.Run(g.Leaving()) // the API server that they ask stops, too
 	}
 	p.run.Keep()
-	go p.run.Beat(watching)
+	go tuner.Follow(watching)
+	go p.run.Beat(watching, tuner.Needs)
 	defer context.AfterFunc(ctx, func() { p.run.Asked(context.Cause(ctx)) })()
 	for _, l := range p.live {
 		go l.Follow(watching)
@@ -147,12 +149,16 @@ func serves(all []supervise.Status) bool {
 	return slices.ContainsFunc(all, func(s supervise.Status) bool { return s.Name == program.APIServer && s.Healthy() })
 }
 
-// begin prepares the process, and returns what to do when everything is ready.
-func begin(o Options) (afterStart func(context.Context)) {
-	log := o.Logs.Logger("kthwd")
+// begin prepares the process for its start.
+func begin(o Options) *tune.Tuner {
 	if o.Disposable {
 		etcd.ShortenLog()
-		return tune.Brief(log)
 	}
-	return tune.Process(log)
+	return tune.Process(tune.Config{Log: o.Logs.Logger("kthwd"), Brief: o.Disposable})
+}
+
+// tune lets the status show what the tuner finds.
+func (p *prepared) tune(t *tune.Tuner) {
+	t.Needed(p.run.NeededBefore())
+	p.observers = append(p.observers, t)
 }

@@ -11,11 +11,12 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"regexp"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
+
+	"kthwd/appliance/text"
 )
 
 // A verdict is the result of one probe.
@@ -246,13 +247,13 @@ func explainStatus(status int, checks []Check) string {
 
 // checkLine matches a line of an apiserver's answer; the text after the name is dropped.
 // See k8s.io/apiserver/pkg/server/healthz, handleRootHealth.
-var checkLine = regexp.MustCompile(`(?m)^\[([+-])\]([A-Za-z0-9][A-Za-z0-9._/:-]{0,99})(?: .*)?$`)
+var checkLine = text.Pattern(`(?m)^\[([+-])\]([A-Za-z0-9][A-Za-z0-9._/:-]{0,99})(?: .*)?$`)
 
 // parseChecks returns the checks in the apiserver's answer, and skips other lines.
 func parseChecks(body []byte) []Check {
 	const most = 200
 	var checks []Check
-	for _, m := range checkLine.FindAllSubmatch(body, most) {
+	for _, m := range checkLine().FindAllSubmatch(body, most) {
 		checks = append(checks, Check{Name: string(m[2]), OK: m[1][0] == '+'})
 	}
 	return checks

@@ -12,13 +12,13 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 
 	"filippo.io/age"
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/durable"
+	"kthwd/appliance/text"
 )
 
 // Archive is an opened archive. Close it.
@@ -36,7 +36,7 @@ type Archive struct {
 	tar  *tar.Reader
 }
 
-var lastLine = regexp.MustCompile(`^\nkthwd-backup-1 cluster ([0-9a-f]{16}) sha256 ([0-9a-f]{64})\n$`)
+var lastLine = text.Pattern(`^\nkthwd-backup-1 cluster ([0-9a-f]{16}) sha256 ([0-9a-f]{64})\n$`)
 
 // ageIntro begins an encrypted file (age-encryption.org/v1).
 const ageIntro = "age-encryption.org/v1\n"
@@ -71,7 +71,7 @@ func look(path string) (_ *Archive, err error) {
 	intro := make([]byte, len(ageIntro))
 	_, _ = f.ReadAt(intro, 0) // a file that is shorter has no last line
 	a.Encrypted = string(intro) == ageIntro
-	m := lastLine.FindSubmatch(line)
+	m := lastLine().FindSubmatch(line)
 	if m == nil {
 		if !a.Encrypted && !bytes.HasPrefix(intro, []byte(manifestName)) {
 			return nil, advice.With(fmt.Errorf("%s: not an archive of kthwd", path), "kthwd backup list shows the archives; a snapshot of etcdctl is restored with etcdutl")

@@ -92,7 +92,7 @@ func unusableHost(host string) string {
 	switch problem := unusable(host); {
 	case problem == "" || problem != notAnAddress:
 		return problem
-	case !aName.MatchString(host) || numeric.MatchString(host):
+	case !aName().MatchString(host) || numeric.MatchString(host):
 		return "is neither a name nor an IP address"
 	}
 	return ""

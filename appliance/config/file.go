@@ -176,7 +176,7 @@ func parseYAML(path string, text []byte) ([]entry, []*Problem) {
 
 // bareAddress matches an address that YAML takes for its own syntax: :6443 in brackets, and
 // [::]:6443 anywhere.
-var bareAddress = regexp.MustCompile(`(?m)^[^#"'\n]*?(?:[\[,]\s*(:[0-9]+)|[\[,:-]\s*(\[[0-9a-fA-F:.%]*\]:[0-9]+))`)
+var bareAddress = text.Pattern(`(?m)^[^#"'\n]*?(?:[\[,]\s*(:[0-9]+)|[\[,:-]\s*(\[[0-9a-fA-F:.%]*\]:[0-9]+))`)
 
 func syntaxProblem(path string, err error, file []byte) *Problem {
 	message := err.Error()
@@ -187,7 +187,7 @@ func syntaxProblem(path string, err error, file []byte) *Problem {
 		}
 	}
 	p := &Problem{Origin: path, Text: "not YAML: " + text.Line(message)}
-	if m := bareAddress.FindSubmatch(file); m != nil {
+	if m := bareAddress().FindSubmatch(file); m != nil {
 		p.Hint = fmt.Sprintf("put the address in quotes: \"%s%s\"", m[1], m[2])
 	}
 	return p

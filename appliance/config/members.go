@@ -47,7 +47,7 @@ func parseMembers(key string, list []string) (members []Member, problems []*Prob
 			continue
 		}
 		before := len(problems)
-		if !aName.MatchString(name) {
+		if !aName().MatchString(name) {
 			add("", "%s: %q is not a name: want letters, digits, dots and dashes", s, name)
 		}
 		if problem := unusable(address); problem != "" {

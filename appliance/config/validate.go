@@ -15,6 +15,7 @@ import (
 	"kthwd/appliance/logging"
 	"kthwd/appliance/paths"
 	"kthwd/appliance/pki"
+	"kthwd/appliance/text"
 )
 
 // Problem is one mistake in a configuration.
@@ -275,10 +276,10 @@ func (v *validator) path(key, path string) {
 }
 
 // aName matches host names and member names.
-var aName = regexp.MustCompile(`^[a-zA-Z0-9]([-a-zA-Z0-9_.]{0,251}[a-zA-Z0-9])?$`)
+var aName = text.Pattern(`^[a-zA-Z0-9]([-a-zA-Z0-9_.]{0,251}[a-zA-Z0-9])?$`)
 
 func (v *validator) machine(c Controller) {
-	if c.Name != "" && !aName.MatchString(c.Name) {
+	if c.Name != "" && !aName().MatchString(c.Name) {
 		v.add("name", "%q is not a name: want letters, digits, dots and dashes", c.Name)
 	}
 	if _, err := netip.ParseAddr(c.BindAddress); err != nil {
@@ -295,11 +296,11 @@ func (v *validator) machine(c Controller) {
 		}
 	}
 	for _, name := range c.SubjectAltNames {
-		if _, err := netip.ParseAddr(name); err != nil && !aName.MatchString(strings.TrimPrefix(name, "*.")) {
+		if _, err := netip.ParseAddr(name); err != nil && !aName().MatchString(strings.TrimPrefix(name, "*.")) {
 			v.add("subject-alt-name", "%q is neither a name nor an address", name)
 		}
 	}
-	if c.HealthServerName != "" && !aName.MatchString(c.HealthServerName) {
+	if c.HealthServerName != "" && !aName().MatchString(c.HealthServerName) {
 		v.add("health-server-name", "%q is not a host name", c.HealthServerName)
 	}
 }

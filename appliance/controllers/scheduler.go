@@ -2,6 +2,7 @@ package controllers
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"runtime"
@@ -99,7 +100,7 @@ func (s *Scheduler) prepare(ctx context.Context, server string) (func(context.Co
 	if err != nil {
 		return nil, err
 	}
-	if err := publishSchedulerConfig(config); err != nil {
+	if err := errors.Join(publishSchedulerConfig(config), trimNodes(config.InformerFactory)); err != nil {
 		return nil, err
 	}
 	config.EventBroadcaster.StartRecordingToSink(ctx.Done())

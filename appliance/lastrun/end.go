@@ -221,6 +221,10 @@ func (r Record) raiseLimit() string {
 	if r.Memory.Needs == 0 {
 		return do
 	}
+	const enough = 1 << 30
+	if r.Memory.Cluster > enough {
+		return do + ", to " + mega(r.Memory.Cluster) + " or more"
+	}
 	return do + ", to 1 GiB or more"
 }
 
@@ -231,6 +235,9 @@ func (r Record) limited() string {
 	if r.Memory.Needs == 0 {
 		return "memory limit " + mega(r.Memory.Limit)
 	}
+	if r.Memory.Cluster > r.Memory.Needs {
+		return fmt.Sprintf("memory limit %s, with the objects of its cluster this controller needs %s", mega(r.Memory.Limit), mega(r.Memory.Cluster))
+	}
 	return fmt.Sprintf("memory limit %s, an empty control plane needs %s", mega(r.Memory.Limit), mega(r.Memory.Needs))
 }
 
@@ -239,7 +246,7 @@ func (r Record) findMemory() string {
 	if r.Memory.Needs == 0 {
 		return do
 	}
-	return do + "; kthwd needs " + mega(r.Memory.Needs) + " or more"
+	return do + "; kthwd needs " + mega(max(r.Memory.Needs, r.Memory.Cluster)) + " or more"
 }
 
 func mega(n uint64) string { return fmt.Sprintf("%d MiB", n>>20) }

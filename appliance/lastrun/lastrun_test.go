@@ -24,6 +24,8 @@ func TestJudge(t *testing.T) {
 	dead := Record{Boot: "b", alive: at, Memory: Memory{Needs: 384 << 20, Kills: map[string]uint64{"/": 1, "/a": 2, machine: 7}, Own: &Own{Group: "/a", Inode: 5, Alone: true}}}
 	limited, asked := dead, dead
 	limited.Memory.Limit = 170 << 20
+	large := limited
+	large.Memory.Cluster = 1500 << 20
 	asked.AskedAt, asked.Signal = at, "terminated"
 	shared := dead
 	shared.Memory.Own = &Own{Group: "/a", Inode: 5}
@@ -58,6 +60,7 @@ func TestJudge(t *testing.T) {
 		{"the watchdog", dead, evidence{boot: "b", crash: "SIGABRT: abort", crashAt: at}, Crashed, "WatchdogSec="},
 		{"another boot", limited, evidence{boot: "c"}, PowerLoss, "lost power"},
 		{"its own group", limited, counted(true, "/a", "/", machine), OutOfMemory, "killed at about 2026-01-02 02:22:00: memory limit 170 MiB, an empty control plane needs 384 MiB"},
+		{"its own group, of a large cluster", large, counted(true, "/a", "/", machine), OutOfMemory, "memory limit 170 MiB, with the objects of its cluster this controller needs 1500 MiB"},
 		{"its own group, without a limit", dead, counted(true, "/a", machine), OutOfMemory, "the machine had no memory left"},
 		{"beside another process that lacked memory", limited, counted(true, "/", machine), Killed, "by SIGKILL: it left neither"},
 		{"its own group, with others in it", shared, counted(true, "/a", machine), Killed, "by SIGKILL, perhaps by the kernel, which ended a process for lack of memory then"},
@@ -214,9 +217,19 @@ func TestBeat(t *testing.T) {
 	if got, err := f.Read(); err != nil || got.Memory.Kills[machine] == 1<<60 {
 		t.Errorf("got %v and %v, want the counters of now", got.Memory.Kills, err)
 	}
+	for bytes, want := range map[uint64]uint64{2 << 30: 2 << 30, 2<<30 + 1<<20: 2 << 30, 0: 2 << 30} {
+		r.needs(2 << 30)
+		r.needs(bytes)
+		if got, err := f.Read(); err != nil || got.Memory.Cluster != want {
+			t.Errorf("needs %d: got %d and %v, want %d", bytes, got.Memory.Cluster, err, want)
+		}
+	}
+	if got := start(t, f).NeededBefore(); got != 2<<30 {
+		t.Errorf("the run before needed %d", got)
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	r.Beat(ctx) // returns
+	r.Beat(ctx, nil) // returns
 }
 
 // TestUnwritable holds that a run goes on without its record.

@@ -5,7 +5,7 @@
 //	run := lastrun.Begin(files, lastrun.Start{…}) // after the lock of the directory
 //	run.Before()                                  // how the run before ended
 //	run.Keep()                                    // all checks have passed: record this run
-//	go run.Beat(ctx)
+//	go run.Beat(ctx, nil)
 //	run.Ready(); run.Asked(cause); run.End(err)
 //
 // A process that is killed cannot write. So the record has what the next start, or kthwd
@@ -72,8 +72,11 @@ type Record struct {
 
 // Memory is what a run may use, and what the kernel has counted.
 type Memory struct {
-	Limit uint64            `json:"limit,omitempty"` // bytes; 0 means no limit but the machine's
-	Needs uint64            `json:"needs,omitempty"` // bytes that kthwd needs at least
+	Limit uint64 `json:"limit,omitempty"` // bytes; 0 means no limit but the machine's
+	Needs uint64 `json:"needs,omitempty"` // bytes that kthwd needs at least
+
+	Cluster uint64 `json:"cluster,omitempty"` // bytes that it needs with the objects of its cluster, as last measured
+
 	Kills map[string]uint64 `json:"kills,omitempty"` // processes ended for lack of memory, by control group; machine is all of them
 	Own   *Own              `json:"own,omitempty"`   // the control group of the process; nil where the kernel does not count
 }

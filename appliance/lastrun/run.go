@@ -35,6 +35,7 @@ type Run struct {
 	files  Files
 	log    *slog.Logger
 	before *End
+	needed uint64 // Memory.Cluster of the run before
 
 	mu     sync.Mutex
 	record Record
@@ -75,6 +76,10 @@ func Begin(f Files, s Start) *Run {
 	} else {
 		r.log.Warn("the last run: "+r.before.Text, "kind", r.before.Kind, "hint", r.before.Do)
 	}
+	if err == nil {
+		r.needed = last.Memory.Cluster
+		r.record.Memory.Cluster = r.needed // for the end of a run that is killed before it knows better
+	}
 	r.record.Before = r.before
 	r.Keep()
 	return r
@@ -86,6 +91,15 @@ func (r *Run) Before() *End {
 		return nil
 	}
 	return r.before
+}
+
+// NeededBefore is how many bytes of memory the run before needed with the objects of its
+// cluster; 0 if that is not recorded.
+func (r *Run) NeededBefore() uint64 {
+	if r == nil {
+		return 0
+	}
+	return r.needed
 }
 
 // Keep records this run in the place of the one before, and makes Go's runtime write the
@@ -172,14 +186,18 @@ func (r *Run) Release() {
 	r.kept = false
 }
 
-// Beat gives signs of life until ctx ends.
-func (r *Run) Beat(ctx context.Context) {
+// Beat gives signs of life until ctx ends. needs returns how many bytes of memory the process
+// needs with the objects of its cluster, 0 while that is not known; it may be nil.
+func (r *Run) Beat(ctx context.Context, needs func() uint64) {
 	ticker := time.NewTicker(heartbeat)
 	defer ticker.Stop()
 	for {
 		select {
 		case <-ticker.C:
 			r.beat(time.Now())
+			if needs != nil {
+				r.needs(needs())
+			}
 		case <-ctx.Done():
 			return
 		}
@@ -204,6 +222,16 @@ func (r *Run) beat(now time.Time) {
 	}
 	if err := os.Chtimes(r.files.Record(), time.Time{}, now); err != nil {
 		r.complain(err)
+	}
+}
+
+// needs records what the process needs, unless it is about what is recorded.
+func (r *Run) needs(bytes uint64) {
+	r.mu.Lock()
+	recorded := r.record.Memory.Cluster
+	r.mu.Unlock()
+	if difference := max(bytes, recorded) - min(bytes, recorded); bytes != 0 && difference > recorded/10 {
+		r.change(func(c *Record) { c.Memory.Cluster = bytes })
 	}
 }
 

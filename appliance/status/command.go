@@ -1,8 +1,9 @@
 package status
 
 import (
-	"regexp"
 	"strings"
+
+	"kthwd/appliance/text"
 )
 
 // remedy is a part of what to do after a finding: advice, or a command that can be typed
@@ -13,10 +14,10 @@ type remedy struct {
 }
 
 // commands begins a command, and no sentence of advice. kthwd may have a path, as it was typed.
-var commands = regexp.MustCompile(`^(?:sudo )?(?:kthwd|\S*/kthwd|'[^']*/kthwd'|kubectl|systemctl|journalctl|etcdctl|openssl|chmod|chown|mv|cp|rm|mkdir|mount|df|du|ss|ulimit|timedatectl|hostnamectl) `)
+var commands = text.Pattern(`^(?:sudo )?(?:kthwd|\S*/kthwd|'[^']*/kthwd'|kubectl|systemctl|journalctl|etcdctl|openssl|chmod|chown|mv|cp|rm|mkdir|mount|df|du|ss|ulimit|timedatectl|hostnamectl) `)
 
 // prose ends a command within a sentence.
-var prose = regexp.MustCompile(`(?:, (?:and|or|then|if|where|which|so|because|unless|until)|,? on (?:another|each|every|these|this|that) (?:controller|machine)s?)\b`)
+var prose = text.Pattern(`(?:, (?:and|or|then|if|where|which|so|because|unless|until)|,? on (?:another|each|every|these|this|that) (?:controller|machine)s?)\b`)
 
 // remediesOf splits a Finding's Do. A command stands between backquotes, or after the
 // beginning, a colon or a semicolon, and begins with the name of a program.
@@ -36,12 +37,12 @@ func remediesOf(do string) (all []remedy) {
 		return all
 	}
 	for len(do) > 0 {
-		if commands.MatchString(do) {
+		if commands().MatchString(do) {
 			end := len(do)
 			if at := strings.Index(do, "; "); at >= 0 {
 				end = at
 			}
-			if at := prose.FindStringIndex(do[:end]); at != nil {
+			if at := prose().FindStringIndex(do[:end]); at != nil {
 				end = at[0]
 			}
 			add(do[:end], true)

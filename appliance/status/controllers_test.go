@@ -49,7 +49,7 @@ func TestControllersOnThePage(t *testing.T) {
 	p := newPage(reports()["ready"], noon, nil)
 	p.controllers(threeOf(), noon)
 	var b bytes.Buffer
-	if err := pageTemplate.Execute(&b, p); err != nil {
+	if err := pageTemplate().Execute(&b, p); err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []string{"1 of 4 healthy", "c2: no answer", "does not answer: connection refused", "6m0s ago", "not ready: kube-scheduler: lease lost", "(and 1 more)"} {

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"kthwd/appliance/supervise"
@@ -29,7 +30,8 @@ var pageStyle string
 //go:embed page.js
 var pageScript string
 
-var pageTemplate = template.Must(template.New("page").Parse(pageText))
+// pageTemplate is parsed when the page is first asked for: no other call of kthwd needs it.
+var pageTemplate = sync.OnceValue(func() *template.Template { return template.Must(template.New("page").Parse(pageText)) })
 
 // pagePolicy allows the page's own style and script, by their hashes, and nothing
 // else: the name of a backend or a certificate cannot become code.
@@ -50,7 +52,7 @@ func (s *Server) page(w http.ResponseWriter, _ *http.Request) {
 		p.controllers(s.cluster(r), now)
 	}
 	p.History = sparklines(s.history.Lines())
-	if err := pageTemplate.Execute(&b, p); err != nil {
+	if err := pageTemplate().Execute(&b, p); err != nil {
 		s.log.Error("status page", "err", err)
 		http.Error(w, "the page cannot be rendered", http.StatusInternalServerError)
 		return

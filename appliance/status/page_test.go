@@ -112,7 +112,7 @@ func TestPageGolden(t *testing.T) {
 		}
 		r.Certificates = []Certificate{{File: "/pki/ca.pem", Subject: "kubernetes-ca", Use: "ca", NotAfter: noon.Add(9000 * time.Hour)}, {File: "/pki/kubernetes.pem", Subject: "kubernetes", Use: "server,client", NotAfter: noon.Add(800 * time.Hour)}}
 		var b bytes.Buffer
-		if err := pageTemplate.Execute(&b, newPage(r, noon, []string{"/status.json", "/metrics"})); err != nil {
+		if err := pageTemplate().Execute(&b, newPage(r, noon, []string{"/status.json", "/metrics"})); err != nil {
 			t.Fatal(err)
 		}
 		_, body, _ := strings.Cut(b.String(), "<body>")

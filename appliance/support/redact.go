@@ -15,6 +15,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+
+	"kthwd/appliance/text"
 )
 
 // Redactor takes secrets out of texts. The zero value knows no secret, but whatever looks
@@ -75,7 +77,7 @@ func (r *Redactor) file(path string) {
 			r.key(block)
 		}
 	}
-	for _, m := range secretValue.FindAllSubmatch(text, -1) {
+	for _, m := range secretValue().FindAllSubmatch(text, -1) {
 		r.add(m[1])
 		if plain, err := base64.StdEncoding.DecodeString(string(m[1])); err == nil {
 			r.add(plain)
@@ -94,7 +96,7 @@ func (r *Redactor) file(path string) {
 			r.add(bytes.Trim(bytes.TrimSpace(first), `"`))
 		}
 	}
-	for _, token := range tokens.FindAll(text, -1) {
+	for _, token := range tokens().FindAll(text, -1) {
 		r.add(token)
 	}
 }
@@ -127,22 +129,26 @@ func (r *Redactor) add(secret []byte) {
 }
 
 // secretValue is a value in YAML or JSON whose key names a secret.
-var secretValue = regexp.MustCompile(`(?im)["']?\b(?:secret|token|password|passwd|passphrase|client-key-data|tls-key|apikey|api-key)["']?\s*:\s*["']?([^\s"',}]+)`)
+var secretValue = text.Pattern(`(?im)["']?\b(?:secret|token|password|passwd|passphrase|client-key-data|tls-key|apikey|api-key)["']?\s*:\s*["']?([^\s"',}]+)`)
 
 // tokens are texts that are secret by their form: the tokens of kthwd join, and those of
 // service accounts and users.
-var tokens = regexp.MustCompile(`kthwd1\.[A-Za-z0-9_+/=-]{8,}|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+`)
+var tokens = text.Pattern(`kthwd1\.[A-Za-z0-9_+/=-]{8,}|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+`)
 
 // looks are patterns of secrets that come from elsewhere, each with what replaces it.
-var looks = []struct {
+var looks = sync.OnceValue(func() []look {
+	return []look{
+		{regexp.MustCompile(`(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)`), hidden},
+		{tokens(), hidden},
+		{regexp.MustCompile(`(://)[^/\s"']*@`), "${1}" + hidden + "@"},
+		{regexp.MustCompile(`(?i)\b((?:bearer|basic)\s+)[A-Za-z0-9._~+/=-]{8,}`), "${1}" + hidden},
+		{regexp.MustCompile(`(?i)\b((?:[a-z0-9-]*[-_])?(?:password|passwd|passphrase|secret|token|api-?key|access-?key)\\?["']?\s*[=:]\s*\\?["']?)[^\s"'&,;}\]\\]+`), "${1}" + hidden},
+	}
+})
+
+type look struct {
 	is   *regexp.Regexp
 	with string
-}{
-	{regexp.MustCompile(`(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)`), hidden},
-	{tokens, hidden},
-	{regexp.MustCompile(`(://)[^/\s"']*@`), "${1}" + hidden + "@"},
-	{regexp.MustCompile(`(?i)\b((?:bearer|basic)\s+)[A-Za-z0-9._~+/=-]{8,}`), "${1}" + hidden},
-	{regexp.MustCompile(`(?i)\b((?:[a-z0-9-]*[-_])?(?:password|passwd|passphrase|secret|token|api-?key|access-?key)\\?["']?\s*[=:]\s*\\?["']?)[^\s"'&,;}\]\\]+`), "${1}" + hidden},
 }
 
 // Clean returns text without secrets.
@@ -156,7 +162,7 @@ func (r *Redactor) Clean(text []byte) []byte {
 		r.replace = strings.NewReplacer(pairs...)
 	})
 	text = []byte(r.replace.Replace(string(text)))
-	for _, l := range looks {
+	for _, l := range looks() {
 		text = l.is.ReplaceAll(text, []byte(l.with))
 	}
 	return text

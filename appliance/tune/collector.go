@@ -1,20 +1,3 @@
-// Package tune makes four programs in one heap cheap: at the start, under load, and
-// while idle.
-//
-// Call Process once, first: it holds the garbage collector back during the start.
-// Call the function that it returns when everything is ready: it switches to the
-// idle setting, returns the start's memory, and lets the kernel coalesce timers. It
-// blocks for a quarter of a minute.
-//
-//	afterStart := tune.Process(log)
-//	…
-//	go afterStart(ctx)
-//
-// UsableMemory is what the machine and its control groups leave to this process.
-// LimitMemory sets a soft limit from it, for a process that only balances.
-//
-// If the user sets GOGC or GOMEMLIMIT, the package leaves the collector alone. It
-// never calls into a program.
 package tune
 
 import (
@@ -22,45 +5,44 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
-	"runtime/metrics"
 	"sync"
 	"time"
 
 	"kthwd/appliance/supervise"
 )
 
-// Four programs share one heap, and no single GOGC suits it. While they start,
-// 300 MB are allocated, most of it for OpenAPI documents, and thrown away: collecting
-// that again and again is a third of the start's CPU time. An idle control plane
-// makes less than 1 MB of garbage a second: a tight heap costs nothing then.
-// Under load a tight heap costs throughput. So the collector is set by what
-// there is to do. A user's GOGC or GOMEMLIMIT replaces all of this.
+// While four programs start in one heap, 300 MB are allocated, most of it for OpenAPI
+// documents, and thrown away: collecting that again and again is a third of the start's CPU
+// time. From then on pace.go decides. A user's GOGC or GOMEMLIMIT replaces all of this.
 const (
 	startLimit = 256 << 20 // no collection below this while starting; more would leave the heap in fragments
 	bigHeap    = startLimit / 2
 	bigGrowth  = 100 // GOGC of a start that finds more than bigHeap to keep: Go's default
 
-	idleGrowth = 30               // GOGC while little happens
-	busyEvery  = 5 * time.Second  // two collections within this time mean load
-	busyGrowth = 400              // GOGC under load, less where it would be more than the room
-	busyRoom   = 512 << 20        // what a load may add to the heap, less on a small machine
-	busyShare  = 16               // … where it is this part of the memory
-	calmAfter  = 15 * time.Second // the load is over after this long with less garbage than that
-
-	settle      = 5 * time.Second // from ready to the idle setting
+	settle      = 5 * time.Second // from ready to the steady state
 	settleAgain = 10 * time.Second
+
+	steerEvery = 15 * time.Second // … and after each collection
+	changePart = 8                // a change of GOGC by less than this part is not worth the stop of the world
 )
 
 // collector is the one place that sets the garbage collector.
 type collector struct {
-	room uint64 // what a load may add to the heap
-	most int64  // what all of it may be; the largest number for no limit
+	every time.Duration // steerEvery
+	least uint64        // returnLeast
+	half  time.Duration // halfTime
 
-	mu        sync.Mutex
-	phase     phase
-	cycles    uint64    // automatic collections seen
-	last      time.Time // when the newest of them was seen
-	allocated uint64    // in the whole life of the process, at the last check for calm
+	mu       sync.Mutex
+	phase    phase
+	first    uint64 // automatic collections before the first that counts
+	usable   uint64 // bytes of memory
+	most     int64  // what all of the runtime's memory may be; the largest number for no limit
+	pace     pace
+	percent  int       // GOGC as set
+	steered  time.Time // when steer was last called by Follow
+	excess   int       // rounds in a row with excess
+	returned time.Time // when memory was last returned …
+	left     uint64    // … and what was held afterwards
 }
 
 type phase int
@@ -68,48 +50,61 @@ type phase int
 const (
 	starting phase = iota
 	startingBig
-	idle
-	busy
+	steady
 )
 
 // newCollector takes over the garbage collector, or returns nil if the user
 // has set it.
-func newCollector() *collector {
+func newCollector(usable uint64, most int64) *collector {
 	if os.Getenv("GOGC") != "" || os.Getenv("GOMEMLIMIT") != "" {
 		return nil
 	}
-	c := &collector{room: roomUnderLoad(UsableMemory()), most: softLimit(GroupMemory()), last: time.Now()}
+	c := &collector{every: steerEvery, least: returnLeast, half: halfTime, usable: usable, most: most, first: readAccount().automatic}
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(min(startLimit, c.most))
 	c.afterNextCollection()
 	return c
 }
 
-// afterStart switches from the start's setting to the idle one and returns the garbage
+// settleDown switches from the start's setting to the steady one and returns the garbage
 // of the start to the system. It blocks for a quarter of a minute or until ctx ends.
-func (c *collector) afterStart(ctx context.Context) {
+func (c *collector) settleDown(ctx context.Context) {
 	if c == nil {
 		return
 	}
 	supervise.Sleep(ctx, settle)
-	c.calm()
+	c.begin()
 	supervise.Sleep(ctx, settleAgain) // the controllers' caches and first garbage
 	if ctx.Err() == nil {
-		debug.FreeOSMemory()
+		c.giveBack()
 	}
 }
 
-func (c *collector) calm() {
+// begin begins the steady state.
+func (c *collector) begin() {
 	c.mu.Lock()
-	c.phase = idle
+	c.phase, c.pace = steady, newPace(readAccount(), c.half)
 	c.setGrowth(idleGrowth)
 	c.mu.Unlock()
-	debug.FreeOSMemory()
+	c.giveBack()
 }
 
+// setGrowth needs the lock.
 func (c *collector) setGrowth(percent int) {
+	c.percent = percent
 	debug.SetGCPercent(percent)
 	debug.SetMemoryLimit(c.most)
+}
+
+// setLimit follows limits that have changed.
+func (c *collector) setLimit(usable uint64, most int64) {
+	c.mu.Lock()
+	c.usable, c.most = usable, most
+	if c.phase == starting {
+		most = min(startLimit, most)
+	}
+	debug.SetMemoryLimit(most)
+	c.mu.Unlock()
 }
 
 // afterNextCollection calls collected once the next collection is over: the
@@ -123,56 +118,60 @@ func (c *collector) afterNextCollection() {
 
 // collected looks at the collection that has just ended.
 func (c *collector) collected() {
-	now := readHeap()
+	now := readAccount()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if now.cycles == c.cycles { // FreeOSMemory's, or the runtime's own after two quiet minutes
-		return
-	}
-	pause := time.Since(c.last)
-	c.cycles, c.last = now.cycles, time.Now()
 	switch {
-	case c.phase == starting && now.live > bigHeap:
+	case c.phase == steady:
+		c.steer(now)
+	case c.phase == starting && now.automatic > c.first && now.live > bigHeap:
 		// On a cluster with much data the limit would make the collector run all the time.
 		c.phase = startingBig
 		c.setGrowth(bigGrowth)
-	case c.phase == idle && pause < busyEvery:
-		c.phase, c.allocated = busy, now.allocated
-		c.setGrowth(growthUnderLoad(now.live, c.room))
-		time.AfterFunc(calmAfter, c.checkCalm)
-	case c.phase == busy:
-		c.setGrowth(growthUnderLoad(now.live, c.room))
 	}
 }
 
-// heap is the runtime's account of its heap, in bytes.
-type heap struct{ cycles, live, allocated uint64 }
-
-func readHeap() heap {
-	sample := []metrics.Sample{{Name: "/gc/cycles/automatic:gc-cycles"}, {Name: "/gc/heap/live:bytes"}, {Name: "/gc/heap/allocs:bytes"}}
-	metrics.Read(sample)
-	return heap{sample[0].Value.Uint64(), sample[1].Value.Uint64(), sample[2].Value.Uint64()}
+// steer needs the lock. It returns how much garbage the heap may have.
+func (c *collector) steer(now account) (room uint64) {
+	c.pace.observe(now)
+	room = c.pace.room(c.usable)
+	percent := growth(now.live, room)
+	if change := percent - c.percent; max(change, -change) > c.percent/changePart || percent == idleGrowth && change != 0 {
+		c.setGrowth(percent)
+	}
+	return room
 }
 
-// roomUnderLoad is how much a load may add to the heap on a machine with that much memory.
-func roomUnderLoad(memory uint64) uint64 { return min(busyRoom, memory/busyShare) }
-
-// growthUnderLoad bounds what a load may add to a heap that is large already.
-func growthUnderLoad(live, room uint64) int {
-	return int(min(busyGrowth, max(idleGrowth, room*100/max(live, 1))))
-}
-
-// checkCalm ends the busy phase when so little was allocated since the last check
-// that the idle setting would not call it load.
-func (c *collector) checkCalm() {
-	now := readHeap()
+// check steers, because no collection may come for minutes after a load, and returns memory
+// that the load has left.
+func (c *collector) check() {
+	now := readAccount()
 	c.mu.Lock()
-	made := now.allocated - c.allocated
-	c.allocated = now.allocated
-	c.mu.Unlock()
-	if made > now.live*idleGrowth/100*uint64(calmAfter/busyEvery) {
-		time.AfterFunc(calmAfter, c.checkCalm)
+	if c.phase != steady || now.at.Sub(c.steered) < c.every {
+		c.mu.Unlock()
 		return
 	}
-	c.calm()
+	c.steered = now.at
+	room := c.steer(now)
+	if excessive(now.held, now.live, room, c.least) && excessive(now.held, c.left, 0, c.least) {
+		c.excess++
+	} else {
+		c.excess = 0
+	}
+	// The return is a collection, too, so that it must be within the budget.
+	affordable := now.at.Sub(c.returned).Seconds() > c.pace.cost()/spareCores
+	give := c.excess >= 2 && affordable
+	c.mu.Unlock()
+	if give {
+		c.giveBack()
+	}
+}
+
+// giveBack collects, and returns all free memory to the system.
+func (c *collector) giveBack() {
+	debug.FreeOSMemory()
+	now := readAccount()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.returned, c.left, c.excess = now.at, now.held, 0
 }

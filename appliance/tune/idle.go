@@ -1,16 +1,12 @@
 package tune
 
 import (
-	"context"
 	"log/slog"
 	"os"
-	"runtime/debug"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
-
-	"kthwd/appliance/supervise"
 )
 
 const (
@@ -69,49 +65,4 @@ func readOnlyMapping(line, file string) (from, to uintptr, ok bool) {
 	a, err1 := strconv.ParseUint(start, 16, 64)
 	b, err2 := strconv.ParseUint(end, 16, 64)
 	return uintptr(a), uintptr(b), found && err1 == nil && err2 == nil && b > a
-}
-
-// Process prepares this process for its start. The function it returns,
-// called when everything is ready, switches to the steady state; it blocks for
-// a quarter of a minute or until ctx ends.
-func Process(log *slog.Logger) (ready func(context.Context)) {
-	c := newCollector()
-	if c != nil {
-		logLimit(log, c.most)
-		go prefault(log)
-	} else {
-		LimitMemory(log)
-	}
-	return func(ctx context.Context) {
-		coalesceTimers(log)
-		c.afterStart(ctx)
-		if ctx.Err() == nil {
-			dropStartCode(log)
-		}
-	}
-}
-
-const (
-	briefStart  = 400         // GOGC of a start below startLimit, whose garbage is worth few collections
-	briefSettle = time.Second // from ready to the end of the start's garbage
-)
-
-// Brief is Process for a control plane that is thrown away after a test: it takes no memory in
-// advance, the garbage of the start goes back a second after ready, and timers stay exact.
-func Brief(log *slog.Logger) (ready func(context.Context)) {
-	if os.Getenv("GOGC") != "" || os.Getenv("GOMEMLIMIT") != "" {
-		LimitMemory(log)
-		return func(context.Context) {}
-	}
-	most := softLimit(GroupMemory())
-	logLimit(log, most)
-	debug.SetGCPercent(briefStart)
-	debug.SetMemoryLimit(min(startLimit, most))
-	return func(ctx context.Context) {
-		supervise.Sleep(ctx, briefSettle)
-		debug.SetGCPercent(idleGrowth)
-		debug.SetMemoryLimit(most)
-		debug.FreeOSMemory()
-		dropStartCode(log)
-	}
 }

@@ -1,6 +1,7 @@
 package tune
 
 import (
+	"context"
 	"log/slog"
 	"math"
 	"os"
@@ -8,6 +9,7 @@ import (
 	"syscall"
 
 	"kthwd/appliance/cgroup"
+	"kthwd/appliance/supervise"
 )
 
 // UsableMemory is the machine's memory, or less where a control group of this
@@ -59,6 +61,24 @@ func LimitMemory(log *slog.Logger) {
 		debug.SetMemoryLimit(limit)
 		logLimit(log, limit)
 	}
+}
+
+// FollowLimit applies later changes of the limit, too, until ctx ends. It is for a process that has
+// called LimitMemory.
+func FollowLimit(ctx context.Context, log *slog.Logger) {
+	t := &Tuner{log: log, limit: softLimit(GroupMemory())}
+	for ctx.Err() == nil {
+		t.followLimit(GroupMemory(), UsableMemory())
+		supervise.Sleep(ctx, followEvery)
+	}
+}
+
+// shown is a limit in MiB, for people; 0 for none.
+func shown(limit int64) int64 {
+	if limit == math.MaxInt64 {
+		return 0
+	}
+	return limit >> 20
 }
 
 // logLimit logs a limit, because nothing else explains a collector that works hard.

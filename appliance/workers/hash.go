@@ -7,11 +7,11 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 
 	"kthwd/appliance/advice"
+	"kthwd/appliance/text"
 )
 
 // hashOf is the hash of a CA's public key, as kubeadm writes it.
@@ -40,14 +40,14 @@ func HashesOf(file []byte) (hashes []string, err error) {
 	return hashes, nil
 }
 
-var hash = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
+var hash = text.Pattern(`^sha256:[0-9a-f]{64}$`)
 
 // ParseHashes reads hashes of CAs; at least one.
 func ParseHashes(texts []string) (hashes []string, err error) {
 	var errs []error
 	for _, t := range texts {
 		t = strings.ToLower(strings.TrimSpace(t))
-		if !hash.MatchString(t) {
+		if !hash().MatchString(t) {
 			errs = append(errs, fmt.Errorf("--ca-hash %q: want sha256: and 64 hexadecimal digits", t))
 		}
 		hashes = append(hashes, t)

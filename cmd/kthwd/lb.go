@@ -262,6 +262,7 @@ const balancerGrowth = 400
 // run runs a process that is only a load balancer.
 func (b *balancer) run(ctx context.Context) (err error) {
 	tune.LimitMemory(b.log)
+	go tune.FollowLimit(ctx, b.log)
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(balancerGrowth)
 	}

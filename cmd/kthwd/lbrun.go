@@ -33,7 +33,7 @@ func (b *balancer) watchOver(ctx context.Context, socket string) (stop func()) {
 	if files, ok := balancerRun(socket); ok {
 		b.record = lastrun.Begin(files, lastrun.Start{Version: version, Started: b.app.started, Limit: tune.GroupMemory(), Unit: balancerUnit, Log: b.log, TakesOver: b.app.inherits.predecessor != 0})
 		b.record.Keep()
-		go b.record.Beat(ctx)
+		go b.record.Beat(ctx, nil)
 	}
 	return stop
 }

@@ -96,18 +96,7 @@ func TestBench(t *testing.T) {
 		t.Skip("a benchmark of many minutes: make bench, or KTHWD_BENCH=1")
 	}
 	debug.SetGCPercent(400) // the clients share the cores with what they measure
-	b := &bench{
-		settings: readSettings(t),
-		address:  hostAddress(),
-		results:  newResults(),
-		programs: programs{
-			kthwd:             kthwtest.Binary(t),
-			etcd:              kthwtest.Tool(t, "go.etcd.io/etcd/server/v3"),
-			apiserver:         kthwtest.Tool(t, "k8s.io/kubernetes/cmd/kube-apiserver"),
-			controllerManager: kthwtest.Tool(t, "k8s.io/kubernetes/cmd/kube-controller-manager"),
-			scheduler:         kthwtest.Tool(t, "k8s.io/kubernetes/cmd/kube-scheduler"),
-		},
-	}
+	b := newBench(t)
 	for round := range slices.Max(slices.Collect(maps.Values(b.rounds))) {
 		for _, turn := range b.turns(round) {
 			for _, s := range []side{separate, kthwd} {
@@ -127,6 +116,23 @@ type bench struct {
 	address  string
 	programs programs
 	results  *results
+}
+
+// newBench is a run with the programs of both sides.
+func newBench(t *testing.T) *bench {
+	t.Helper()
+	return &bench{
+		settings: readSettings(t),
+		address:  hostAddress(),
+		results:  newResults(),
+		programs: programs{
+			kthwd:             kthwtest.Binary(t),
+			etcd:              kthwtest.Tool(t, "go.etcd.io/etcd/server/v3"),
+			apiserver:         kthwtest.Tool(t, "k8s.io/kubernetes/cmd/kube-apiserver"),
+			controllerManager: kthwtest.Tool(t, "k8s.io/kubernetes/cmd/kube-controller-manager"),
+			scheduler:         kthwtest.Tool(t, "k8s.io/kubernetes/cmd/kube-scheduler"),
+		},
+	}
 }
 
 // turn is what one control plane is used for.

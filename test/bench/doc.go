@@ -7,6 +7,7 @@
 //	KTHWD_BENCH_ROUNDS=3 KTHWD_BENCH_ONLY=start make bench   # a part of it
 //	make bench-hardening                                     # what kthwd's own hardening costs
 //	make bench-backup SIZE=1G                                # what a backup costs
+//	make bench-scale SIZES=20/300                            # clusters of other sizes
 //
 // It prints a table and one line of JSON that begins with {"bench":"kthwd". A
 // target that is missed is reported and fails nothing; what breaks fails:
@@ -59,6 +60,22 @@
 //	KTHWD_BENCH_KTHWD_ARGS=…  further arguments of kthwd, separated by spaces
 //	KTHWD_BENCH_PROFILE=30s   save a CPU profile of kthwd, this long, from within the idle
 //	                          window to KTHWD_BENCH_DIR; spoils that turn's numbers a little
+//
+// # Sizes
+//
+// make bench-scale runs the two sides in turns with clusters of SIZES, nodes and pods such as
+// 100/3000,500/15000. The nodes have clients that do what kubelets do: each renews a lease every
+// 10 s, reports the node every 5 minutes, watches its node and its pods, and writes the status of
+// its pods. One turn: the pods are created and run; twice KTHWD_BENCH_IDLE with heartbeats only, the
+// second half of which is measured; single requests beside the heartbeats; the kubelets stop, and the
+// cluster is measured without a client; stop, start with the data, the first binding and lists.
+// KTHWD_BENCH_ROUNDS is 1 here. It prints a table for each size, the slope of each figure for
+// 1000 pods more, and one line of JSON that begins with {"bench":"kthwd-scale". The clients share the
+// machine with the sides, so that the sizes that fit depend on it. A small size, such as 20/300
+// with KTHWD_BENCH_IDLE=20s, shows that all of it works and takes five minutes.
+//
+// With PUBLISH="two cores; nothing else ran" it appends the line to scale.jsonl, draws docs/scale.svg
+// and writes the section of docs/performance.md.
 //
 // # Backups
 //

@@ -162,7 +162,7 @@ func (r *results) summary(m *metric) summary {
 func (b *bench) report(t *testing.T) {
 	t.Helper()
 	fmt.Println()
-	b.results.table(os.Stdout)
+	b.results.table(os.Stdout, metrics)
 	fmt.Printf("\nmedian (min–max); ratio of the medians (of the pairs); restarts by the units: separate %d, kthwd %d\n\n",
 		b.results.restarts[separate], b.results.restarts[kthwd])
 	line, err := json.Marshal(struct {
@@ -196,7 +196,7 @@ func (r *results) summaries() map[string]summary {
 	return all
 }
 
-func (r *results) table(out io.Writer) {
+func (r *results) table(out io.Writer, metrics []*metric) {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "what\tseparate\tkthwd\tratio\treach\tmet?")
 	for _, m := range metrics {

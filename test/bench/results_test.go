@@ -39,7 +39,7 @@ func TestTable(t *testing.T) {
 	}
 	r.add(metricStop, kthwd, 0, 1.25)
 	var out strings.Builder
-	r.table(&out)
+	r.table(&out, metrics)
 	want := strings.Join([]string{
 		"what                                                    separate            kthwd               ratio             reach     met?",
 		"exec → /readyz ok, empty data directory                 4.00 s (3.00–5.00)  2.00 s (1.00–3.00)  0.50 (0.25–1.00)  ≤ 0.45 ×  no",
