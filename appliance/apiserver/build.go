@@ -68,7 +68,7 @@ func (a *Server) configure() (*apiapp.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	hash := reloadable(opts.Etcd)
+	hash := a.reloadable(opts.Etcd)
 	completed, err := opts.Complete(context.Background())
 	if err != nil {
 		return nil, err

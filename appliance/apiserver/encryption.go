@@ -1,10 +1,15 @@
 package apiserver
 
 import (
+	"context"
+	"errors"
+
 	"k8s.io/apimachinery/pkg/util/wait"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	genericoptions "k8s.io/apiserver/pkg/server/options"
 	"k8s.io/apiserver/pkg/server/options/encryptionconfig"
+
+	"kthwd/appliance/advice"
 )
 
 // reloadHook is upstream's reload of the encryption configuration
@@ -12,17 +17,21 @@ import (
 const reloadHook = "start-encryption-provider-config-automatic-reload"
 
 // reloadable makes upstream build its API server so that the encryption configuration can be
-// replaced. It returns the hash of the file; "" without one.
-func reloadable(o *genericoptions.EtcdOptions) string {
-	if o.EncryptionProviderConfigFilepath == "" {
+// replaced, unless the file is one that upstream accepts without a reload only: key servers of
+// one name. It returns the hash of the file; "" without one.
+func (a *Server) reloadable(o *genericoptions.EtcdOptions) string {
+	if o.EncryptionProviderConfigFilepath == "" || a.encryption == nil {
 		return ""
 	}
-	hash, err := encryptionconfig.GetEncryptionConfigHash(o.EncryptionProviderConfigFilepath)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel() // ends the probes of key servers, where there are any
+	c, err := encryptionconfig.LoadEncryptionConfig(ctx, o.EncryptionProviderConfigFilepath, true, "")
 	if err != nil {
-		return "" // upstream says more
+		a.encryption.Fixed(advice.With(errors.New("its API server cannot use another encryption configuration while it runs"), "give each key server in the file a name of its own, and restart kthwd"))
+		return ""
 	}
 	o.EncryptionProviderConfigAutomaticReload = true
-	return hash
+	return c.EncryptionFileContentHash
 }
 
 // gateEncryption lets the gate replace the encryption configuration, in place of upstream's reload.

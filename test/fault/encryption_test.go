@@ -309,7 +309,7 @@ func TestEncryptionOfThree(t *testing.T) {
 	m.args = append(m.args, shortRequests)
 	all := m.startAll(t)
 	const n = 50
-	storeSecrets(t, all[0].Client(t), "s", n)
+	storeSecrets(t, direct(t, all[0]), "s", n)
 	old := fileText(t, filepath.Join(all[2].Dir, encryptionFile))
 
 	all[2].Signal(t, syscall.SIGKILL)
@@ -318,7 +318,7 @@ func TestEncryptionOfThree(t *testing.T) {
 	all[2] = m.start(t, 2)
 	all[2].WaitReady(t)
 
-	b := startBusy(t, all[0].Client(t), all[1].Client(t))
+	b := startBusy(t, direct(t, all[0]), direct(t, all[1]))
 	watch := all[1].Etcd(t).Watch(t.Context(), rotationKey)
 	rotated := make(chan string, 1)
 	go func() {
@@ -353,7 +353,7 @@ func TestEncryptionOfThree(t *testing.T) {
 		if string(fileText(t, filepath.Join(c.Dir, encryptionFile))) != string(now) {
 			t.Errorf("c%d has another file", i)
 		}
-		readSecrets(t, c.Client(t), "s", n)
+		readSecrets(t, direct(t, c), "s", n)
 	}
 	if got := storedWith(t, all[0].Etcd(t)); len(got) != 1 || got["secretbox key2"] < n {
 		t.Errorf("in etcd: got %v", got)
@@ -366,6 +366,14 @@ func TestEncryptionOfThree(t *testing.T) {
 	if code := stranger.Wait(t, soon); code != 1 || !strings.Contains(stranger.Log.String(), "not that of the other controllers") {
 		t.Errorf("with the dropped key: got exit code %d", code)
 	}
+}
+
+// direct is a client of one controller, past the balancer.
+func direct(t *testing.T, c *kthwtest.Controller) kubernetes.Interface {
+	t.Helper()
+	config := c.RESTConfig(t)
+	config.Host = fmt.Sprintf("https://%s:%d", c.Address, c.Ports.Secure)
+	return kubernetes.NewForConfigOrDie(config)
 }
 
 // edit replaces a file as an editor does.
