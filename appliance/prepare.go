@@ -20,6 +20,7 @@ import (
 	"kthwd/appliance/controllers"
 	"kthwd/appliance/datadir"
 	"kthwd/appliance/drift"
+	"kthwd/appliance/encryption"
 	"kthwd/appliance/environment"
 	"kthwd/appliance/etcdca"
 	"kthwd/appliance/etcdfiles"
@@ -48,20 +49,22 @@ type prepared struct {
 	args      map[string][]program.Arg
 	programs  *commands.Programs
 	identity  string
-	record    etcdfiles.Record   // as last written by this process; used by etcd's goroutine
-	events    *events.Writer     // set by wire
-	drift     *drift.Drift       // set by wire
-	tokens    *tokenkeys.Watch   // one of the observers; set by wire
-	backups   *backup.Schedule   // one of them; set by wire
-	agree     *agree.Controllers // one of the watchers; set by wire
-	observers []observer         // added by wire, before the status
-	machine   *observe.Watch     // one of them; set by wire
-	watchers  []watcher          // the observers among them that run beside the components; added by wire
-	run       *lastrun.Run       // the record of this run
-	others    *others.Others     // set by wire
-	mover     *etcdca.Mover      // set by wire
-	workers   *workers.Desk      // one of the watchers; set by wire
-	renewed   []string           // files with expired certificates that this start has renewed
+	record    etcdfiles.Record     // as last written by this process; used by etcd's goroutine
+	events    *events.Writer       // set by wire
+	drift     *drift.Drift         // set by wire
+	tokens    *tokenkeys.Watch     // one of the observers; set by wire
+	backups   *backup.Schedule     // one of them; set by wire
+	agree     *agree.Controllers   // one of the watchers; set by wire
+	observers []observer           // added by wire, before the status
+	machine   *observe.Watch       // one of them; set by wire
+	watchers  []watcher            // the observers among them that run beside the components; added by wire
+	run       *lastrun.Run         // the record of this run
+	others    *others.Others       // set by wire
+	mover     *etcdca.Mover        // set by wire
+	gate      *encryption.Gate     // set by wire
+	rotation  *encryption.Rotation // set by wire
+	workers   *workers.Desk        // one of the watchers; set by wire
+	renewed   []string             // files with expired certificates that this start has renewed
 
 	live map[string]*controllers.Live // kubeconfigs that their clients follow, by program; set by wire
 }

@@ -13,13 +13,13 @@ import (
 	"kthwd/appliance/apiserver"
 	"kthwd/appliance/cause"
 	"kthwd/appliance/datadir"
+	"kthwd/appliance/encryption"
 	"kthwd/appliance/etcd"
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/etcdmetrics"
 	"kthwd/appliance/events"
 	"kthwd/appliance/lease"
 	"kthwd/appliance/membership"
-	"kthwd/appliance/others"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
 	"kthwd/appliance/series"
@@ -39,6 +39,7 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 	private := m.Private()
 	maps.Copy(private, p.agree.Private())
 	maps.Copy(private, p.mover.Private())
+	maps.Copy(private, p.rotation.Private())
 	maps.Copy(private, p.privateBackup())
 	maps.Copy(private, privateDatabase(e))
 	if p.o.Private != nil {
@@ -46,7 +47,6 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 	}
 	used := status.CertificatesOf(p.usedFiles)
 	p.events = events.New(p.cfg.Name, api.Loopback, used, p.o.Logs.Logger("kthwd"))
-	p.others = others.New(e, p.log)
 	e.UseViews(p.others)
 	server := status.NewServer(status.ServerConfig{
 		Others: p.others.Controllers, History: []history.Source{etcdmetrics.History(), series.Requests(api.Loopback)},
@@ -76,6 +76,7 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 		},
 	})
 	p.others.Exchange(server.Own)
+	p.others.Handle(encryption.PeerPath, p.rotation.Peer())
 	p.others.Listen(program.StatusAddress(p.cfg))
 	return server
 }

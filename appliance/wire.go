@@ -24,6 +24,7 @@ import (
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/lease"
 	"kthwd/appliance/membership"
+	"kthwd/appliance/others"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
 	"kthwd/appliance/supervise"
@@ -55,6 +56,7 @@ func (p *prepared) wire() (*supervise.Group, *Liveness, error) {
 		return nil, nil, err
 	}
 	p.workers = p.newWorkers(member, func() (*rest.Config, error) { return api.Loopback() })
+	p.gate = p.newGate(member)
 	api = p.newAPIServer(member, fences)
 	pause := &lease.Pause{}
 	p.live = p.newLive()
@@ -70,12 +72,15 @@ func (p *prepared) wire() (*supervise.Group, *Liveness, error) {
 		Versions: map[string]string{"kthwd": p.o.Version, "Kubernetes": version.Linked().Kubernetes, "etcd": version.Linked().Etcd},
 	}
 	p.mover = etcdca.New(etcdca.Config{Name: p.cfg.Name, Layout: p.layout, Etcd: member, Log: p.o.Logs.Logger(program.Etcd)})
-	p.observers = append(p.observers, p.mover)
+	p.observers = append(p.observers, p.mover, p.gate)
 	seed := p.newSeed(api)
 	bridge := p.newHealth(g)
 
 	watchers := p.newWatchers(member, api, seed)
-	statusServer := p.newStatus(g, member, members, api, []*lease.Record{kcm.Record(), sched.Record()}, append(append(watchers, p.tokens), collectorsOf(seed, bridge)...)...)
+	p.others = others.New(member, p.log)
+	p.rotation = p.newRotation(member)
+	p.observers = append(p.observers, p.rotation)
+	statusServer := p.newStatus(g, member, members, api, []*lease.Record{kcm.Record(), sched.Record()}, append(append(watchers, p.tokens, p.gate, p.rotation), collectorsOf(seed, bridge)...)...)
 	bridges := []*supervise.Node{g.Add(statusServer).StopWithin(stopBridges)}
 	if bridge != nil {
 		bridges = append(bridges, g.Add(bridge).StopWithin(stopBridges))
@@ -149,7 +154,7 @@ func (p *prepared) newEtcd(onOpen func()) (*etcd.Member, error) {
 
 // admit decides whether this controller belongs to the cluster.
 func (p *prepared) admit(ctx context.Context, member *etcd.Member, server *embed.Etcd) error {
-	shared := membership.SharedFiles{Layout: p.layout, InUse: p.usesShared, Replaced: p.machine.Replaced}
+	shared := p.shared()
 	if err := shared.Check(ctx, server, member.Sharers(), p.o.Logs.Logger(program.Etcd)); err != nil {
 		return err
 	}
@@ -163,7 +168,7 @@ func (p *prepared) newAPIServer(member *etcd.Member, fences *lease.Fences) *apis
 	return apiserver.New(apiserver.Config{
 		Args: cmdline.WithoutGates(p.args[program.APIServer]), Server: p.cfg.LocalServer(),
 		Layout: p.layout, Etcd: member, Fences: fences, Log: p.o.Logs.Logger(program.APIServer),
-		Workers: p.workers,
+		Workers: p.workers, Encryption: p.gate,
 		Refused: p.tokens.Refused, UsersDelay: slices.ContainsFunc(users, func(a program.Arg) bool { return a.Key == program.KeyShutdownDelay }),
 	})
 }

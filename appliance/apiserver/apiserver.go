@@ -29,6 +29,7 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/rest"
 
+	"kthwd/appliance/encryption"
 	"kthwd/appliance/etcd"
 	"kthwd/appliance/lease"
 	"kthwd/appliance/pki"
@@ -66,6 +67,9 @@ type Config struct {
 	// Workers decides about the certificates of nodes; nil for nobody.
 	Workers *workers.Desk
 
+	// Encryption replaces the encryption configuration; nil for nobody.
+	Encryption *encryption.Gate
+
 	// Refused is called for each bearer token that is not accepted, with the client's
 	// HOST:PORT. It must not block; nil for none.
 	Refused func(token, address string)
@@ -81,6 +85,7 @@ type Server struct {
 	usersDelay bool
 	refused    func(token, address string)
 	workers    *workers.Desk
+	encryption *encryption.Gate
 	log        *slog.Logger
 
 	early chan configured // the first half of the first build, once Begin was called
@@ -98,7 +103,7 @@ var _ supervise.Component = (*Server)(nil)
 func New(c Config) *Server {
 	return &Server{
 		args: c.Args, server: c.Server, layout: c.Layout, etcd: c.Etcd,
-		fences: c.Fences, usersDelay: c.UsersDelay, refused: c.Refused, workers: c.Workers, log: c.Log,
+		fences: c.Fences, usersDelay: c.UsersDelay, refused: c.Refused, workers: c.Workers, encryption: c.Encryption, log: c.Log,
 	}
 }
 

@@ -68,12 +68,14 @@ func (a *Server) configure() (*apiapp.Config, error) {
 	if err != nil {
 		return nil, err
 	}
+	hash := a.reloadable(opts.Etcd)
 	completed, err := opts.Complete(context.Background())
 	if err != nil {
 		return nil, err
 	}
 	config, err := apiapp.NewConfig(completed)
 	if err == nil {
+		a.gateEncryption(config.KubeAPIs.ControlPlane.Generic, hash)
 		err = splitAudit(&config.Aggregator.GenericConfig.Config, completed.Audit)
 	}
 	if err != nil && completed.SecureServing.Listener != nil {

@@ -109,6 +109,54 @@ func (p *SharedFiles) compareOnce(ctx context.Context, client *clientv3.Client, 
 	return err == nil && put.Succeeded, err
 }
 
+// Record tells the cluster the fingerprints of one of the files as it is now, besides the known
+// ones. With alone they replace the known ones: a controller that comes back with a key that
+// was dropped is no longer admitted.
+func (p *SharedFiles) Record(ctx context.Context, client *clientv3.Client, path string, alone bool) error {
+	name := filepath.Base(path)
+	for {
+		answer, err := client.Get(ctx, fingerprintsKey)
+		if err != nil {
+			return fmt.Errorf("read %s in etcd: %w", fingerprintsKey, err)
+		}
+		if len(answer.Kvs) == 0 {
+			return nil // the next start makes them
+		}
+		known, revision := fingerprints{}, answer.Kvs[0].ModRevision
+		if err := json.Unmarshal(answer.Kvs[0].Value, &known); err != nil {
+			return fmt.Errorf("%s in etcd: %w", fingerprintsKey, err)
+		}
+		here, err := pki.Fingerprints(p.Layout, known.Salt)
+		if err != nil {
+			return err
+		}
+		if len(here[path]) == 0 || !p.InUse(path) {
+			return nil
+		}
+		if known.Files == nil {
+			known.Files = map[string][]string{}
+		}
+		next := slices.Clone(here[path])
+		if !alone {
+			next = append(next, known.Files[name]...)
+		}
+		slices.Sort(next)
+		known.Files[name] = slices.Compact(next)
+		value, err := json.Marshal(known)
+		if err != nil {
+			return err
+		}
+		put, err := client.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(fingerprintsKey), "=", revision)).
+			Then(clientv3.OpPut(fingerprintsKey, string(value))).Commit()
+		if err != nil {
+			return fmt.Errorf("write %s in etcd: %w", fingerprintsKey, err)
+		}
+		if put.Succeeded {
+			return nil
+		}
+	}
+}
+
 func (p *SharedFiles) tell(f fingerprints) {
 	if p.Replaced == nil {
 		return

@@ -89,6 +89,7 @@ type files struct {
 
 	mu      sync.Mutex
 	changes map[string]*change // by path
+	loaded  []string           // paths whose content a program has read anew
 }
 
 func newFiles(all []File, check func() error, log *slog.Logger) *files {
@@ -106,13 +107,38 @@ func newFiles(all []File, check func() error, log *slog.Logger) *files {
 
 // compare finds files that have changed, and assesses all changes anew after each further one.
 func (f *files) compare(now time.Time) {
-	news := false
+	news := f.takeLoaded()
 	for _, file := range f.all {
 		news = f.compareOne(file, now) || news
 	}
 	if news {
 		f.assess()
 	}
+}
+
+// Accept makes the content of a file that a program has read anew the one in use. It may be
+// called from any goroutine, and takes effect with the next round.
+func (w *Watch) Accept(path string) {
+	w.files.mu.Lock()
+	defer w.files.mu.Unlock()
+	w.files.loaded = append(w.files.loaded, path)
+}
+
+// takeLoaded accepts what Accept has named, and reports whether that ends a change.
+func (f *files) takeLoaded() (news bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, file := range f.all {
+		if !slices.Contains(f.loaded, file.Path) {
+			continue
+		}
+		is := f.read(file)
+		f.inUse[file.Path], f.seen[file.Path] = is, is
+		news = news || f.changes[file.Path] != nil
+		delete(f.changes, file.Path)
+	}
+	f.loaded = nil
+	return news
 }
 
 // compareOne reports whether a file has changed since the last round.

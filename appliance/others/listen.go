@@ -26,7 +26,7 @@ const maxConns = 64
 
 // Listen makes Run answer the other controllers at address, HOST:PORT, as long as the cluster
 // has any: with a profile that puts etcd's client port on loopback, they cannot reach that.
-// It answers controllers only: their requests for the state; three of etcd's maintenance API,
+// It answers controllers only: their requests for the state and at the paths of Handle; three of etcd's maintenance API,
 // which move the leadership, tell the size of the database and defragment it; and those with
 // which a controller that is down changes its own address (package readdress). Call it before
 // Run.
@@ -97,6 +97,9 @@ func (o *Others) endpoint() http.Handler {
 	pb.RegisterClusterServer(gate, &cluster{o: o})
 	state := http.NewServeMux()
 	state.Handle(Path, o.state)
+	for path, h := range o.more {
+		state.Handle(path, h)
+	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
 			if o.ofController(r.TLS) {

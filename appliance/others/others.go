@@ -58,10 +58,11 @@ type Others struct {
 	connect func() (*tls.Config, error) // how to ask them
 	own     func() status.Controller    // the state of this controller; nil until Exchange
 
-	state   http.Handler // answers Path
-	address string       // see Listen
-	server  *http.Server // at address, used by Run only; nil while it is shut
-	failed  string       // why it could not be opened the last time
+	state   http.Handler            // answers Path
+	more    map[string]http.Handler // answers other paths, see Handle
+	address string                  // see Listen
+	server  *http.Server            // at address, used by Run only; nil while it is shut
+	failed  string                  // why it could not be opened the last time
 
 	mu        sync.Mutex
 	known     map[uint64]status.Controller // by the member's ID

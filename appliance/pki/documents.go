@@ -36,7 +36,7 @@ var auditPolicy []byte
 //go:embed authentication-config.yaml
 var authenticationConfig []byte
 
-const encryptionConfig = `# How kube-apiserver encrypts secrets in etcd: new ones with key1; those written
+const encryptionConfig = `# How kube-apiserver encrypts secrets in etcd: new ones with the first key; those written
 # before there was a key are still readable.
 #
 # Anyone with this file and a copy of etcd can read the secrets. Without it, no one

@@ -84,6 +84,9 @@ func (l Layout) Kubeconfig(name string) string { return l.path(name + ".kubeconf
 // their key.
 func (l Layout) EncryptionConfig() string { return l.path("encryption-config.yaml") }
 
+// NextEncryptionConfig is EncryptionConfig as a rotation that has not ended makes it next.
+func (l Layout) NextEncryptionConfig() string { return l.EncryptionConfig() + ".next" }
+
 // AuditPolicy configures what the API server records.
 func (l Layout) AuditPolicy() string { return l.path("audit-policy.yaml") }
 
@@ -154,7 +157,7 @@ func (l Layout) Kept() string { return l.path("kept") }
 func (l Layout) Files() []string {
 	l = Layout{}
 	files := []string{
-		l.CA(), l.CAKey(), l.EncryptionConfig(), l.AuditPolicy(), l.AuthenticationConfig(), l.AuditLog(), l.UnauthenticatedAuditLog(), l.SchedulerConfig(),
+		l.CA(), l.CAKey(), l.EncryptionConfig(), l.NextEncryptionConfig(), l.AuditPolicy(), l.AuthenticationConfig(), l.AuditLog(), l.UnauthenticatedAuditLog(), l.SchedulerConfig(),
 		filepath.Join(l.Etcd(), "member"), l.Run(), l.Lock(), l.InstanceID(), l.Record(), l.JoinRecord(), l.Names(), l.Restore(), l.Kept(),
 	}
 	for _, name := range []string{

@@ -1,0 +1,231 @@
+package encryption
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+
+	"kthwd/appliance/advice"
+	"kthwd/appliance/durable"
+	"kthwd/appliance/text"
+)
+
+// PeerPath is where a controller answers the one that carries a rotation on.
+const PeerPath = "/kthwd/encryption"
+
+// askTime bounds a question that needs no look at etcd.
+const askTime = 10 * time.Second
+
+// request is a question to a controller. Without content it only asks for the state.
+type request struct {
+	Check bool   `json:"check,omitempty"` // whether the file could be replaced
+	ID    string `json:"id,omitempty"`    // of the rotation
+	Data  []byte `json:"data,omitempty"`  // the file to use from now on
+}
+
+// Controller is the answer.
+type Controller struct {
+	Name  string   `json:"name"`
+	File  string   `json:"file"`            // hash of encryption-config.yaml
+	InUse string   `json:"inUse"`           // hash of the file that the API server uses
+	Keys  []string `json:"keys,omitempty"`  // of the file; the first one writes
+	Error string   `json:"error,omitempty"` // why it cannot take part
+	Hint  string   `json:"hint,omitempty"`
+}
+
+// Peer answers the controller that carries a rotation on. Give it to others.Handle.
+func (r *Rotation) Peer() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, h *http.Request) {
+		var in request
+		if h.Method != http.MethodPost || json.NewDecoder(h.Body).Decode(&in) != nil {
+			http.Error(w, "not a request of a rotation", http.StatusBadRequest)
+			return
+		}
+		// A look at all of etcd takes longer than other answers may.
+		c := http.NewResponseController(w)
+		_ = errors.Join(c.SetReadDeadline(time.Time{}), c.SetWriteDeadline(time.Time{})) // not each server has them
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(r.answer(h.Context(), in)) // an error means that the other one has gone
+	})
+}
+
+// answer does what another controller, or this one, asks for.
+func (r *Rotation) answer(ctx context.Context, in request) Controller {
+	c := Controller{Name: r.cfg.Name}
+	err := r.configured()
+	if err == nil && in.Check {
+		err = r.replaceable()
+	}
+	if err == nil && len(in.Data) > 0 {
+		err = r.accept(ctx, in)
+	}
+	if err == nil {
+		c.InUse, err = r.gate.InUse()
+	}
+	if data, failed := os.ReadFile(r.file()); failed == nil {
+		c.File = hashOf(data)
+		if f, err := parseFile(data); err == nil {
+			for _, p := range f.all() {
+				c.Keys = append(c.Keys, p.String())
+			}
+		}
+	}
+	if err != nil {
+		c.Error = err.Error()
+		c.Hint, _ = advice.Of(err)
+	}
+	return c
+}
+
+// configured refuses a controller whose API server has no file that kthwd could change.
+func (r *Rotation) configured() error {
+	if r.file() == "" {
+		return advice.With(errors.New("its API server has no --encryption-provider-config"), "set it to the file that the other controllers have, and restart kthwd")
+	}
+	return nil
+}
+
+// replaceable tries to write beside the file.
+func (r *Rotation) replaceable() error {
+	path, err := filepath.EvalSymlinks(r.file())
+	if err != nil {
+		return err
+	}
+	trial := durable.Hidden(path)
+	_ = os.Remove(trial) // of a process that died
+	err = errors.Join(durable.Create(trial, nil, 0o600), os.Remove(trial))
+	if err != nil {
+		return advice.With(fmt.Errorf("%s cannot be replaced: %w", r.file(), err), "make its directory writable for kthwd's user")
+	}
+	return nil
+}
+
+// accept writes a file and lets the API server use it, if it is that of the rotation's stage.
+func (r *Rotation) accept(ctx context.Context, in request) error {
+	r.accepting.Lock()
+	defer r.accepting.Unlock()
+	server := r.cfg.Etcd.Running()
+	if server == nil {
+		return errors.New("etcd has not started")
+	}
+	client := v3client.New(server.Server)
+	defer client.Close()
+	s, err := readState(ctx, r.cfg.Layout, client)
+	switch {
+	case err != nil:
+		return err
+	case !s.running() || s.ID != in.ID || s.hash() != hashOf(in.Data):
+		return errors.New("the file is not that of the rotation's stage")
+	}
+	if _, err := r.gate.InUse(); err != nil {
+		return err
+	}
+	here, err := os.ReadFile(r.file())
+	if err != nil {
+		return err
+	}
+	if !slices.Contains(s.Files, hashOf(here)) {
+		return r.edited(r.cfg.Name)
+	}
+	life, end := context.WithCancel(ctx)
+	defer end()
+	if _, err := r.gate.Try(ctx, life, in.Data, ""); err != nil {
+		return err
+	}
+	if err := replace(r.file(), in.Data); err != nil {
+		return err
+	}
+	_, err = r.gate.Load(ctx)
+	return err
+}
+
+// edited means that a file has changed by hand during a rotation.
+func (r *Rotation) edited(name string) error {
+	return advice.With(fmt.Errorf("%s on %s is not one of this rotation's: it was edited meanwhile", filepath.Base(r.file()), name),
+		"copy it from a controller that kthwd encryption status shows with the rotation's file, then run kthwd encryption resume")
+}
+
+// replace writes a file in place of another, with the mode and the owner of that.
+func replace(path string, data []byte) error {
+	path, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return err
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if err := durable.Write(path, data, info.Mode().Perm()); err != nil {
+		return err
+	}
+	if was, ok := info.Sys().(*syscall.Stat_t); ok && (int(was.Uid) != os.Geteuid() || int(was.Gid) != os.Getegid()) {
+		return os.Chown(path, int(was.Uid), int(was.Gid))
+	}
+	return nil
+}
+
+// ask asks all controllers, this one first.
+func (r *Rotation) ask(ctx context.Context, in request, within time.Duration) ([]Controller, error) {
+	body, err := json.Marshal(in)
+	if err != nil {
+		return nil, err
+	}
+	own := make(chan Controller, 1)
+	go func() { own <- r.answer(ctx, in) }()
+	answers := r.cfg.Others.Call(ctx, PeerPath, body, within)
+	all := []Controller{<-own}
+	for _, a := range answers {
+		c := Controller{}
+		if a.Err == nil && json.Unmarshal(a.Body, &c) != nil {
+			a.Err = errors.New("its answer is not that of a controller")
+		}
+		if c.Name = a.Name; a.Err != nil {
+			c.Error, c.Hint = text.Joined(a.Err.Error()), "start "+a.Name+", or remove it with kthwd member remove "+a.Name
+		}
+		all = append(all, c)
+	}
+	return all, ctx.Err()
+}
+
+// complaints is an error that names each controller that cannot take part; nil without one.
+func complaints(all []Controller) error {
+	var said, hints []string
+	for _, c := range all {
+		if c.Error == "" {
+			continue
+		}
+		said = append(said, c.Name+": "+c.Error)
+		if c.Hint != "" && !slices.Contains(hints, c.Hint) {
+			hints = append(hints, c.Hint)
+		}
+	}
+	switch {
+	case len(said) == 0:
+		return nil
+	case len(hints) == 0:
+		return errors.New(strings.Join(said, "; "))
+	}
+	return advice.With(errors.New(strings.Join(said, "; ")), strings.Join(hints, "; "))
+}
+
+// next is the file that the controller which began keeps beside the one in use, until the
+// rotation ends: the new key exists nowhere else at first.
+func (r *Rotation) next() string { return r.file() + ".next" }
+
+func (r *Rotation) forgetNext() error {
+	if err := os.Remove(r.next()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}

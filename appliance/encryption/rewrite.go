@@ -1,0 +1,156 @@
+package encryption
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sync/errgroup"
+	"k8s.io/apiserver/pkg/storage/value"
+)
+
+// One transaction of a rewrite. etcd accepts 128 operations and 1.5 MiB. Several are under way
+// at once, because etcd writes them with one fsync.
+const (
+	batchValues = 100
+	batchBytes  = 512 << 10
+	underWay    = 4
+
+	// mostASecond bounds the values of a second: each is an event for every watcher.
+	mostASecond = 4000
+)
+
+// rewriter writes values of one key anew with another.
+type rewriter struct {
+	reader reader
+	client *clientv3.Client
+	due    func(key, prefix string) bool // whether a value is to be rewritten
+	done   func(n int)                   // called after each transaction, from one goroutine at a time
+
+	batch  []change
+	bytes  int
+	writes *errgroup.Group
+	mu     sync.Mutex
+}
+
+// change is a value to be replaced.
+type change struct {
+	key      string
+	revision int64
+	data     []byte
+}
+
+// run looks at all values once, and rewrites those that are due. A value that changes
+// meanwhile is left to its writer, who uses the new key already; the next run finds what is
+// left.
+func (w *rewriter) run(ctx context.Context) error {
+	w.writes, ctx = errgroup.WithContext(ctx)
+	w.writes.SetLimit(underWay)
+	err := w.walk(ctx)
+	// What a write has failed with says more than the walk that it has ended.
+	if failed := w.writes.Wait(); failed != nil {
+		return failed
+	}
+	return err
+}
+
+func (w *rewriter) walk(ctx context.Context) error {
+	err := walk(ctx, w.client, w.reader.root, func(kv *mvccpb.KeyValue) error {
+		key := string(kv.Key)
+		prefix, _ := splitStored(kv.Value)
+		if !w.due(key, prefix) {
+			return nil
+		}
+		plain, by, err := w.reader.open(ctx, key, kv.Value)
+		if err != nil {
+			return fmt.Errorf("%s: %w", w.reader.objectOf(key), err)
+		}
+		data, err := by.TransformToStorage(ctx, plain, value.DefaultContext(key))
+		if err != nil {
+			return fmt.Errorf("encrypt %s: %w", w.reader.objectOf(key), err)
+		}
+		w.batch, w.bytes = append(w.batch, change{key, kv.ModRevision, data}), w.bytes+len(data)
+		if len(w.batch) >= batchValues || w.bytes >= batchBytes {
+			return w.flush(ctx)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return w.flush(ctx)
+}
+
+// flush begins to write the batch: all of it, or what has not changed, one by one.
+func (w *rewriter) flush(ctx context.Context) error {
+	batch := w.batch
+	w.batch, w.bytes = nil, 0
+	if len(batch) == 0 {
+		return ctx.Err()
+	}
+	w.writes.Go(func() error {
+		done, err := w.write(ctx, batch...)
+		if done || err != nil {
+			w.count(len(batch), err)
+			return err
+		}
+		for _, c := range batch {
+			if done, err = w.write(ctx, c); err != nil {
+				return err
+			} else if done {
+				w.count(1, nil)
+			}
+		}
+		return nil
+	})
+	return sleep(ctx, time.Duration(len(batch))*time.Second/mostASecond)
+}
+
+func (w *rewriter) count(n int, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err == nil {
+		w.done(n)
+	}
+}
+
+// write replaces values that are as they were read. A value keeps its lease.
+func (w *rewriter) write(ctx context.Context, all ...change) (done bool, err error) {
+	var same []clientv3.Cmp
+	var puts []clientv3.Op
+	for _, c := range all {
+		same = append(same, clientv3.Compare(clientv3.ModRevision(c.key), "=", c.revision))
+		puts = append(puts, clientv3.OpPut(c.key, string(c.data), clientv3.WithIgnoreLease()))
+	}
+	answer, err := w.client.Txn(ctx).If(same...).Then(puts...).Commit()
+	if err != nil {
+		return false, fmt.Errorf("write to etcd: %w", err)
+	}
+	return answer.Succeeded, nil
+}
+
+// dueForward chooses what has another key than the new one, and what has none although its
+// resource is named.
+func dueForward(r reader, to Provider) func(key, prefix string) bool {
+	explicit := r.explicit()
+	return func(key, prefix string) bool {
+		if prefix != "" {
+			return prefix != to.prefix() && len(r.of(key)) > 0
+		}
+		for _, p := range explicit {
+			if strings.HasPrefix(key, p) {
+				return true
+			}
+		}
+		return false
+	}
+}
+
+// dueBack chooses what has the new key.
+func dueBack(to Provider) func(key, prefix string) bool {
+	return func(_, prefix string) bool { return prefix == to.prefix() }
+}

@@ -1,0 +1,333 @@
+package encryption
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apiserver/pkg/storage/value"
+
+	"kthwd/appliance/pki"
+)
+
+// startEtcd runs a member without ports.
+func startEtcd(t testing.TB, fsync bool) *clientv3.Client {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "kthwd") // short enough for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	cfg := embed.NewConfig()
+	cfg.Name, cfg.Dir, cfg.LogLevel = "c0", filepath.Join(dir, "etcd"), "fatal"
+	cfg.ListenPeerUrls, cfg.UnsafeNoFsync = nil, !fsync
+	cfg.ListenClientUrls = []url.URL{{Scheme: "unix", Path: filepath.Join(dir, "s")}}
+	cfg.InitialCluster = cfg.InitialClusterFromName("c0")
+	cfg.TickMs, cfg.ElectionMs = 20, 200
+	server, err := embed.StartEtcd(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(server.Close)
+	<-server.Server.ReadyNotify()
+	client := v3client.New(server.Server)
+	t.Cleanup(func() { client.Close() })
+	return client
+}
+
+// opened is a reader of a file.
+func opened(t testing.TB, data []byte) reader {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(cancel)
+	c, err := load(ctx, data, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := NewGate(GateConfig{Prefix: "/registry"}).reader(data, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// put stores what an API server with that file would store.
+func put(t testing.TB, client *clientv3.Client, r reader, gr, key, content string) {
+	t.Helper()
+	data := []byte(content)
+	if tr := r.keys[schema.ParseGroupResource(gr)]; tr != nil {
+		var err error
+		if data, err = tr.TransformToStorage(context.Background(), data, value.DefaultContext(key)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := client.Put(context.Background(), key, string(data)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// forms makes the files of a rotation of written.
+func forms(t testing.TB) (p Provider, read, write, alone []byte) {
+	t.Helper()
+	p = Provider{Kind: "secretbox", Name: "key2"}
+	key, err := newKey(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all [3][]byte
+	for i, f := range []form{formRead, formWrite, formNew} {
+		if all[i], err = in([]byte(written), f, p, key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return p, all[0], all[1], all[2]
+}
+
+// Every encrypted value gets the new key, custom resources and plain ones of the named
+// resources, too; what is plain on purpose, and what changes meanwhile, is left alone. The
+// way back does the reverse.
+func TestRewrite(t *testing.T) {
+	client := startEtcd(t, false)
+	p, read, write, alone := forms(t)
+	old := opened(t, []byte(written))
+	for i := range 150 {
+		put(t, client, old, "secrets", fmt.Sprintf("/registry/secrets/shop/s%d", i), "content "+strings.Repeat("x", i*100))
+	}
+	put(t, client, old, "widgets.example.com", "/registry/example.com/widgets/shop/w", "content")
+	put(t, client, reader{}, "", "/registry/secrets/shop/plain", "content")
+	put(t, client, reader{}, "", "/registry/secrets.example.com/widgets/x", "content") // another group
+	put(t, client, reader{}, "", "/registry/configmaps/shop/c", "content")
+	lease, err := client.Grant(t.Context(), 3600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leased := "/registry/secrets/shop/leased"
+	put(t, client, old, "secrets", leased, "content")
+	answer, err := client.Get(t.Context(), leased)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.Put(t.Context(), leased, string(answer.Kvs[0].Value), clientv3.WithLease(lease.ID)); err != nil {
+		t.Fatal(err)
+	}
+
+	writing := opened(t, write)
+	s := State{New: p}
+	look := func(r reader) Stored {
+		t.Helper()
+		stored, bad, lost, err := r.look(t.Context(), client, true)
+		if err != nil || lost > 0 {
+			t.Fatalf("got %v, %d lost, %v", bad, lost, err)
+		}
+		return stored
+	}
+	if got := look(writing); got.Keys["secretbox key1"] != 152 || got.Plain != 1 || clean(s, got) {
+		t.Fatalf("before: got %v", got)
+	}
+	done := 0
+	w := &rewriter{reader: writing, client: client, done: func(n int) { done += n }, due: dueForward(writing, p)}
+	if err := w.run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := look(opened(t, alone)); got.Keys["secretbox key2"] != 153 || got.Plain != 0 || !clean(s, got) || done != 153 {
+		t.Errorf("after: got %v, %d done", got, done)
+	}
+	answer, err = client.Get(t.Context(), leased)
+	if err != nil || answer.Kvs[0].Lease != int64(lease.ID) {
+		t.Errorf("a value with a lease: got %v, %v", answer, err)
+	}
+	for _, key := range []string{"/registry/secrets.example.com/widgets/x", "/registry/configmaps/shop/c"} {
+		if answer, err := client.Get(t.Context(), key); err != nil || string(answer.Kvs[0].Value) != "content" {
+			t.Errorf("%s has changed", key)
+		}
+	}
+	before := answer.Header.Revision
+	if err := w.run(t.Context()); err != nil || done != 153 {
+		t.Errorf("again: got %v, %d done", err, done)
+	}
+	if answer, _ := client.Get(t.Context(), "x"); answer.Header.Revision != before {
+		t.Error("a second run has written")
+	}
+
+	reading := opened(t, read)
+	back := &rewriter{reader: reading, client: client, done: func(int) {}, due: dueBack(p)}
+	if err := back.run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := look(old); got.Keys["secretbox key1"] != 153 || !clean(State{New: p, Back: true}, got) {
+		t.Errorf("back: got %v", got)
+	}
+}
+
+// A value that changes between the read and the write stays as its writer wants it, and its
+// neighbours are written.
+func TestRewriteConflict(t *testing.T) {
+	client := startEtcd(t, false)
+	p, _, write, _ := forms(t)
+	old, writing := opened(t, []byte(written)), opened(t, write)
+	for _, name := range []string{"a", "b", "c"} {
+		put(t, client, old, "secrets", "/registry/secrets/shop/"+name, "content")
+	}
+	w := &rewriter{reader: writing, client: client, done: func(int) {}, due: dueForward(writing, p)}
+	meanwhile := w.due
+	w.due = func(key, prefix string) bool {
+		if strings.HasSuffix(key, "/c") { // b has been read, and not written yet
+			put(t, client, writing, "secrets", "/registry/secrets/shop/b", "newer")
+		}
+		return meanwhile(key, prefix)
+	}
+	if err := w.run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"a": "content", "b": "newer", "c": "content"} {
+		key := "/registry/secrets/shop/" + name
+		answer, err := client.Get(t.Context(), key)
+		if err != nil || !bytes.HasPrefix(answer.Kvs[0].Value, []byte(p.prefix())) {
+			t.Fatalf("%s: got %v, %v", name, answer, err)
+		}
+		if got, _, err := writing.open(t.Context(), key, answer.Kvs[0].Value); err != nil || string(got) != want {
+			t.Errorf("%s: got %q, %v, want %q", name, got, err, want)
+		}
+	}
+}
+
+// What a file cannot open is found: another key of the same name, a resource that it does not
+// name, a value without a key where identity is missing.
+func TestUnreadable(t *testing.T) {
+	client := startEtcd(t, false)
+	old := opened(t, []byte(written))
+	put(t, client, old, "secrets", "/registry/secrets/shop/s", "content")
+	put(t, client, old, "widgets.example.com", "/registry/example.com/widgets/shop/w", "content")
+	put(t, client, reader{}, "", "/registry/secrets/shop/plain", "content")
+	for name, tt := range map[string]struct {
+		file string
+		want []string
+	}{
+		"the same":                     {written, nil},
+		"another key of the same name": {strings.ReplaceAll(written, secret1, secret2), []string{"/registry/example.com/widgets/shop/w", "/registry/secrets/shop/s"}},
+		"a resource less":              {strings.Replace(written, "      - widgets.example.com\n", "", 1), []string{"/registry/example.com/widgets/shop/w"}},
+		"without identity":             {strings.Replace(written, "      - identity: {}\n", "", 1), []string{"/registry/secrets/shop/plain"}},
+	} {
+		_, bad, lost, err := opened(t, []byte(tt.file)).look(t.Context(), client, true)
+		var got []string
+		for _, p := range bad {
+			got = append(got, p.key)
+		}
+		if err != nil || !slices.Equal(got, tt.want) || lost != len(tt.want) {
+			t.Errorf("%s: got %v, %d, %v, want %v", name, got, lost, err, tt.want)
+		}
+	}
+}
+
+// A state that something else than a controller has written is not trusted, and only the
+// holder of the right to act writes it.
+func TestState(t *testing.T) {
+	client := startEtcd(t, false)
+	l := pki.Layout{Dir: t.TempDir()}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(l.Key(pki.NameServiceAccount), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := readState(t.Context(), l, client); err != nil || s.running() {
+		t.Fatalf("before: got %+v, %v", s, err)
+	}
+	h, err := take(t.Context(), client, "c0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := take(t.Context(), client, "c1"); err == nil || !strings.Contains(err.Error(), "c0") {
+		t.Errorf("a second holder: got %v", err)
+	}
+	s := State{ID: "a", Stage: StageWrite, Files: []string{"x"}}
+	if err := h.save(t.Context(), l, client, &s); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := readState(t.Context(), l, client); err != nil || got.Stage != StageWrite || !got.running() {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	answer, err := client.Get(t.Context(), stateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	forged := strings.Replace(string(answer.Kvs[0].Value), `"write"`, `"drop"`, 1)
+	if _, err := client.Put(t.Context(), stateKey, forged); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := readState(t.Context(), l, client); !errors.Is(err, errNoSeal) {
+		t.Errorf("a forged state: got %v", err)
+	}
+	if err := h.save(t.Context(), l, client, &s); !errors.Is(err, errLost) {
+		t.Errorf("a state that has changed: got %v", err)
+	}
+	h.release()
+	s.revision++ // that of the forged one
+	if err := h.save(t.Context(), l, client, &s); !errors.Is(err, errLost) {
+		t.Errorf("without the right to act: got %v", err)
+	}
+}
+
+// BenchmarkRewrite measures the values of 1 KiB that are written anew each second, on the
+// disk of the temporary directory and with its fsync.
+func BenchmarkRewrite(b *testing.B) {
+	client := startEtcd(b, true)
+	_, _, write, _ := forms(b)
+	old, writing := opened(b, []byte(written)), opened(b, write)
+	const n = 2_000
+	names := make([]string, n)
+	for i := range names {
+		names[i] = fmt.Sprintf("/registry/secrets/shop/s%d", i)
+	}
+	for b.Loop() {
+		b.StopTimer()
+		for batch := range slices.Chunk(names, batchValues) {
+			var puts []clientv3.Op
+			for _, key := range batch {
+				data, err := old.keys[schema.GroupResource{Resource: "secrets"}].TransformToStorage(b.Context(), bytes.Repeat([]byte("x"), 1024), value.DefaultContext(key))
+				if err != nil {
+					b.Fatal(err)
+				}
+				puts = append(puts, clientv3.OpPut(key, string(data)))
+			}
+			if _, err := client.Txn(b.Context()).Then(puts...).Commit(); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.StartTimer()
+		p := Provider{Kind: "secretbox", Name: "key2"}
+		w := &rewriter{reader: writing, client: client, done: func(int) {}, due: dueForward(writing, p)}
+		if err := w.run(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(n*b.N)/b.Elapsed().Seconds(), "values/s")
+	_ = walk(b.Context(), client, "/registry/", func(kv *mvccpb.KeyValue) error {
+		if bytes.Contains(kv.Value[:32], []byte("key1")) {
+			b.Fatalf("%s has the old key", kv.Key)
+		}
+		return nil
+	})
+}

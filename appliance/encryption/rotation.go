@@ -1,0 +1,531 @@
+package encryption
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+	"go.yaml.in/yaml/v3"
+
+	"kthwd/appliance/advice"
+	"kthwd/appliance/durable"
+	"kthwd/appliance/etcd"
+	"kthwd/appliance/others"
+	"kthwd/appliance/pki"
+)
+
+const (
+	attempts = 20 // looks that find values of the old key, before the rotation stops
+	again    = time.Second
+)
+
+// Config describes a Rotation.
+type Config struct {
+	Name   string // this controller's
+	Layout pki.Layout
+	Etcd   *etcd.Member
+	Gate   *Gate
+	Others *others.Others
+	Log    *slog.Logger
+
+	// Settle is longer than a request to an API server may take: one that began before
+	// all controllers wrote with the new key may write with the old one as late.
+	Settle time.Duration
+
+	// Share tells the cluster the keys of the file as it is: besides those that it knows,
+	// or alone, and it forgets the others.
+	Share func(ctx context.Context, client *clientv3.Client, path string, alone bool) error
+}
+
+// Rotation rotates the encryption key. Make one with New. Its methods may be called from any
+// goroutine.
+type Rotation struct {
+	cfg  Config
+	gate *Gate
+
+	accepting sync.Mutex // one file of another controller at a time
+
+	mu       sync.Mutex
+	life     context.Context         // of Run; nil before
+	acting   bool                    // this controller carries the rotation on
+	halt     context.CancelCauseFunc // stops it; nil while it does not
+	over     chan struct{}           // closed when it has stopped
+	progress progress
+	stopped  error // why it does not go on
+	seen     State // as Run has last read it
+	holder   string
+	total    float64 // values rewritten by this process
+}
+
+// progress is that of a rewrite here.
+type progress struct {
+	Began     time.Time `json:"began,omitzero"`
+	Rewritten int       `json:"rewritten"`
+	Proof     int       `json:"proof,omitempty"` // looks that have found no value of the old key
+}
+
+// New makes the Rotation of a controller.
+func New(c Config) *Rotation { return &Rotation{cfg: c, gate: c.Gate} }
+
+func (r *Rotation) file() string { return r.gate.cfg.File }
+
+func (r *Rotation) client() (*clientv3.Client, error) {
+	server := r.cfg.Etcd.Running()
+	if server == nil {
+		return nil, advice.With(errors.New("etcd has not started yet"), "kthwd status says what it waits for")
+	}
+	return v3client.New(server.Server), nil
+}
+
+// plan is what begin has found out.
+type plan struct {
+	state State
+	data  []byte     // the file in use
+	entry *yaml.Node // the new key
+}
+
+// prepare checks everything that would stop a rotation, and changes nothing.
+func (r *Rotation) prepare(ctx context.Context, client *clientv3.Client, kind string) (*plan, Stored, error) {
+	if err := r.configured(); err != nil {
+		return nil, Stored{}, err
+	}
+	was, err := readState(ctx, r.cfg.Layout, client)
+	switch {
+	case err != nil:
+		return nil, Stored{}, err
+	case was.running():
+		return nil, Stored{}, advice.With(fmt.Errorf("a rotation has not ended: %s, stage %s since %s", was, was.Stage, was.Since.UTC().Format(time.RFC3339)),
+			"kthwd encryption status shows it; kthwd encryption resume ends it, kthwd encryption abort takes it back")
+	}
+	data, err := os.ReadFile(r.file())
+	if err != nil {
+		return nil, Stored{}, err
+	}
+	f, err := parseFile(data)
+	if err == nil {
+		err = f.rotatable()
+	}
+	if err != nil {
+		return nil, Stored{}, r.ofFile(err)
+	}
+	if err := r.same(ctx, hashOf(data)); err != nil {
+		return nil, Stored{}, err
+	}
+	stored, err := r.stored(ctx, client, data)
+	if err != nil {
+		return nil, stored, err
+	}
+	var names []string
+	for key := range stored.Keys {
+		names = append(names, key[strings.LastIndex(key, " ")+1:])
+	}
+	kind = cmp.Or(kind, f.writers()[0].Kind)
+	if !slices.Contains(Kinds, kind) {
+		return nil, stored, advice.With(fmt.Errorf("kthwd makes no keys for the provider %q", kind), "providers: "+strings.Join(Kinds, ", "))
+	}
+	p := &plan{data: data, state: State{ID: rand.Text(), New: f.newProvider(kind, append(names, was.New.Name)), Files: []string{hashOf(data)}, revision: was.revision}}
+	for _, w := range f.writers() {
+		p.state.Old = append(p.state.Old, w.String())
+	}
+	if p.entry, err = newKey(p.state.New); err != nil {
+		return nil, stored, err
+	}
+	return p, stored, r.tryAll(ctx, p)
+}
+
+// tryAll reads each file of the rotation as the API server would.
+func (r *Rotation) tryAll(ctx context.Context, p *plan) error {
+	life, end := context.WithCancel(ctx)
+	defer end()
+	for _, want := range []form{formRead, formWrite, formNew} {
+		next, err := in(p.data, want, p.state.New, p.entry)
+		if err == nil {
+			_, err = load(life, next, "")
+		}
+		if err != nil {
+			return r.ofFile(err)
+		}
+	}
+	return nil
+}
+
+// ofFile names the file in an error.
+func (r *Rotation) ofFile(err error) error {
+	hint, _ := advice.Of(err)
+	return advice.With(fmt.Errorf("%s: %w", r.file(), err), cmp.Or(hint, "correct it first"))
+}
+
+// same refuses controllers that use other files than this one, or could not replace theirs.
+func (r *Rotation) same(ctx context.Context, hash string) error {
+	all, err := r.ask(ctx, request{Check: true}, askTime)
+	if err != nil {
+		return err
+	}
+	if err := complaints(all); err != nil {
+		return err
+	}
+	name := filepath.Base(r.file())
+	for _, c := range all {
+		switch {
+		case c.File != c.InUse:
+			return advice.With(fmt.Errorf("%s: %s is not the file that its API server uses", c.Name, name), "put the file from before back, or restart kthwd on "+c.Name)
+		case c.File != hash:
+			return advice.With(fmt.Errorf("%s has another %s than %s", c.Name, name, r.cfg.Name), "copy the file from the controller whose file is right; both must have the same bytes")
+		}
+	}
+	return nil
+}
+
+// stored looks at etcd with a file. What that cannot open is an error.
+func (r *Rotation) stored(ctx context.Context, client *clientv3.Client, data []byte) (Stored, error) {
+	life, end := context.WithCancel(ctx)
+	defer end()
+	c, err := load(life, data, "")
+	if err != nil {
+		return Stored{}, r.ofFile(err)
+	}
+	read, err := r.gate.reader(data, c)
+	if err != nil {
+		return Stored{}, r.ofFile(err)
+	}
+	s, bad, lost, err := read.look(ctx, client, true)
+	if err == nil && lost > 0 {
+		err = r.gate.unreadable(read, bad, lost)
+	}
+	return s, err
+}
+
+// act carries the rotation on in the background. begin returns the state with which it
+// starts; an error of it, or of the right to act, is returned, and nothing has changed then.
+func (r *Rotation) act(ctx context.Context, begin func(context.Context, *clientv3.Client, *hold) (State, []byte, error)) error {
+	r.mu.Lock()
+	life := r.life
+	busy := r.acting
+	r.acting = life != nil
+	r.mu.Unlock()
+	switch {
+	case life == nil:
+		return errors.New("kthwd has not started yet, or stops")
+	case busy:
+		return &errHeld{r.cfg.Name}
+	}
+	idle := func() {
+		r.mu.Lock()
+		r.acting = false
+		r.mu.Unlock()
+	}
+	client, err := r.client()
+	if err != nil {
+		idle()
+		return err
+	}
+	h, err := take(ctx, client, r.cfg.Name)
+	if err != nil {
+		idle()
+		client.Close()
+		return err
+	}
+	s, key, err := begin(ctx, client, h)
+	if err != nil {
+		idle()
+		h.release()
+		client.Close()
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(life)
+	over := make(chan struct{})
+	r.mu.Lock()
+	r.stopped, r.progress, r.halt, r.over = nil, progress{}, cancel, over
+	r.mu.Unlock()
+	go func() {
+		select {
+		case <-h.session.Done():
+			cancel(errLost)
+		case <-ctx.Done():
+		}
+	}()
+	go func() {
+		defer close(over)
+		err := r.carryOn(ctx, client, h, s, key)
+		if cause := context.Cause(ctx); cause != nil && err != nil {
+			err = cause
+		}
+		cancel(nil)
+		h.release()
+		client.Close()
+		r.end(s, err)
+	}()
+	return nil
+}
+
+// errHalted means that a person has asked to abort.
+var errHalted = errors.New("it is aborted")
+
+// stop ends what this controller does for a rotation, and returns when it has.
+func (r *Rotation) stop(ctx context.Context) error {
+	r.mu.Lock()
+	halt, over := r.halt, r.over
+	r.mu.Unlock()
+	if halt == nil {
+		return nil
+	}
+	halt(errHalted)
+	select {
+	case <-over:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// end notes how a run of the stages has ended.
+func (r *Rotation) end(s State, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.acting, r.halt, r.stopped = false, nil, err
+	if err != nil && r.life.Err() == nil && !errors.Is(err, errHalted) {
+		r.cfg.Log.Warn("the rotation of the encryption key has stopped", "rotation", s.String(), "err", err)
+	}
+}
+
+// carryOn goes through the stages from that of s. data is the file of the stage if it is
+// known already.
+func (r *Rotation) carryOn(ctx context.Context, client *clientv3.Client, h *hold, s State, data []byte) (err error) {
+	for {
+		r.cfg.Log.Info("rotation of the encryption key", "stage", string(s.Stage), "rotation", s.String())
+		switch s.Stage {
+		case StageRewrite:
+			err = r.rewriteAll(ctx, client, s)
+		default:
+			if data == nil {
+				data, err = r.enter(ctx, client, h, &s)
+			}
+			if err == nil {
+				err = r.spread(ctx, client, s, data)
+			}
+			data = nil
+		}
+		if err != nil {
+			return err
+		}
+		if s.Stage = stages[(s.Stage.Number())%Of]; s.Stage == StageRead {
+			break // the stage was the last one
+		}
+		if s.Stage == StageRewrite {
+			s.Since, s.By = time.Now().UTC(), r.cfg.Name
+			if err := h.save(ctx, r.cfg.Layout, client, &s); err != nil {
+				return err
+			}
+		}
+	}
+	s.Stage, s.Since = StageDone, time.Now().UTC()
+	if err := h.save(ctx, r.cfg.Layout, client, &s); err != nil {
+		return err
+	}
+	r.cfg.Log.Info("rotation of the encryption key has ended", "rotation", s.String())
+	return r.forgetNext()
+}
+
+// formOf is what the file of a stage looks like.
+func formOf(s State) form {
+	switch {
+	case s.Back && s.Stage == StageDrop:
+		return formWithout
+	case s.Back || s.Stage == StageRead:
+		return formRead
+	case s.Stage == StageWrite:
+		return formWrite
+	}
+	return formNew
+}
+
+// enter makes the file of the stage, keeps it here, and records its hash.
+func (r *Rotation) enter(ctx context.Context, client *clientv3.Client, h *hold, s *State) ([]byte, error) {
+	here, err := os.ReadFile(r.file())
+	if err != nil {
+		return nil, err
+	}
+	if !slices.Contains(s.Files, hashOf(here)) {
+		return nil, r.edited(r.cfg.Name)
+	}
+	data, err := in(here, formOf(*s), s.New, nil)
+	if errors.Is(err, errNoKey) {
+		kept, failed := os.ReadFile(r.next())
+		if failed != nil {
+			return nil, advice.With(fmt.Errorf("the new key, %s, is not on this controller: %s has begun the rotation", s.New, s.By),
+				"run kthwd encryption resume there; if that controller is lost, kthwd encryption abort takes the rotation back")
+		}
+		data, err = in(kept, formOf(*s), s.New, nil)
+	}
+	if err != nil {
+		return nil, r.ofFile(err)
+	}
+	return data, r.record(ctx, client, h, s, data)
+}
+
+// record keeps the file of the stage beside the one in use, and then its hash in etcd.
+func (r *Rotation) record(ctx context.Context, client *clientv3.Client, h *hold, s *State, data []byte) error {
+	if err := durable.Write(r.next(), data, 0o600); err != nil {
+		return advice.With(fmt.Errorf("keep the new key: %w", err), "make the directory writable for kthwd's user")
+	}
+	hash := hashOf(data)
+	s.Files = append(slices.DeleteFunc(s.Files, func(f string) bool { return f == hash }), hash)
+	s.Since, s.By = time.Now().UTC(), r.cfg.Name
+	return h.save(ctx, r.cfg.Layout, client, s)
+}
+
+// spread gives every controller the file of the stage, and returns when the API server of each uses it.
+func (r *Rotation) spread(ctx context.Context, client *clientv3.Client, s State, data []byte) error {
+	all, err := r.ask(ctx, request{Check: true}, askTime)
+	if err != nil {
+		return err
+	}
+	if err := complaints(all); err != nil {
+		return err
+	}
+	for _, c := range all {
+		if !slices.Contains(s.Files, c.File) {
+			return r.edited(c.Name)
+		}
+	}
+	if s.Stage == StageDrop {
+		// A controller that starts from now on has the new file alone, or the one from before.
+		if err := r.cfg.Share(ctx, client, r.file(), false); err != nil {
+			return err
+		}
+		if err := r.ready(ctx, client, s); err != nil {
+			return err
+		}
+	}
+	if all, err = r.ask(ctx, request{ID: s.ID, Data: data}, proofTime); err != nil {
+		return err
+	}
+	if err := complaints(all); err != nil {
+		return err
+	}
+	for _, c := range all {
+		if c.File != s.hash() || c.InUse != s.hash() {
+			return fmt.Errorf("%s: its API server does not use the file of the stage", c.Name)
+		}
+	}
+	if s.Stage == StageDrop {
+		return r.cfg.Share(ctx, client, r.file(), true)
+	}
+	return nil
+}
+
+// ready looks once more before a key is dropped.
+func (r *Rotation) ready(ctx context.Context, client *clientv3.Client, s State) error {
+	data, err := os.ReadFile(r.file())
+	if err != nil {
+		return err
+	}
+	stored, err := r.stored(ctx, client, data)
+	if err == nil && !clean(s, stored) {
+		err = advice.With(fmt.Errorf("etcd has values of the key that is to be dropped: %s", stored), "kthwd encryption abort, then rotate again")
+	}
+	return err
+}
+
+// clean reports whether no value needs the key that the rotation drops.
+func clean(s State, stored Stored) bool {
+	if s.Back {
+		return stored.Keys[keyName(s.New.prefix())] == 0
+	}
+	return stored.Plain == 0 && stored.Keys[keyName(s.New.prefix())] == stored.Values()
+}
+
+// rewriteAll rewrites what the key to be dropped has written, until two looks further apart
+// than the longest request find nothing of it.
+func (r *Rotation) rewriteAll(ctx context.Context, client *clientv3.Client, s State) error {
+	data, err := os.ReadFile(r.file())
+	if err != nil {
+		return err
+	}
+	if hashOf(data) != s.hash() {
+		return r.edited(r.cfg.Name)
+	}
+	life, end := context.WithCancel(ctx)
+	defer end()
+	c, err := load(life, data, "")
+	if err == nil {
+		err = answers(ctx, c)
+	}
+	if err != nil {
+		return r.ofFile(err)
+	}
+	read, err := r.gate.reader(data, c)
+	if err != nil {
+		return r.ofFile(err)
+	}
+	w := &rewriter{reader: read, client: client, done: r.count, due: dueForward(read, s.New)}
+	if s.Back {
+		w.due = dueBack(s.New)
+	}
+	r.note(func(p *progress) { p.Began = time.Now() })
+	for range attempts {
+		if err := w.run(ctx); err != nil {
+			return err
+		}
+		proven, err := r.prove(ctx, client, read, s)
+		if proven || err != nil {
+			return err
+		}
+	}
+	return errors.New("values of the old key appear again and again: something writes to etcd besides the API servers that were asked")
+}
+
+// prove looks twice.
+func (r *Rotation) prove(ctx context.Context, client *clientv3.Client, read reader, s State) (bool, error) {
+	pause := time.Duration(0)
+	for n := range 2 {
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return false, ctx.Err()
+		}
+		stored, _, _, err := read.look(ctx, client, false)
+		if err != nil {
+			return false, err
+		}
+		if !clean(s, stored) {
+			r.note(func(p *progress) { p.Proof = 0 })
+			return false, sleep(ctx, again)
+		}
+		r.note(func(p *progress) { p.Proof = n + 1 })
+		pause = r.cfg.Settle
+	}
+	return true, nil
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
+	}
+	return ctx.Err()
+}
+
+func (r *Rotation) note(change func(*progress)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	change(&r.progress)
+}
+
+func (r *Rotation) count(n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.progress.Rewritten += n
+	r.total += float64(n)
+}

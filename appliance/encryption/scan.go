@@ -1,0 +1,224 @@
+package encryption
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apiserver/pkg/storage/value"
+)
+
+const (
+	page       = 100 // keys in one read, so that no other request waits
+	kmsSamples = 5   // values of a key server that are opened to try a file
+	named      = 3   // keys in an error
+)
+
+// places are built-in resources that do not lie at their own name below the storage prefix
+// (k8s.io/kubernetes/pkg/kubeapiserver/default_storage_factory_builder.go).
+var places = map[string]string{"replicationcontrollers": "controllers", "endpoints": "services/endpoints", "nodes": "minions", "services": "services/specs", "ingresses": "ingress"}
+
+// Stored counts the values in etcd.
+type Stored struct {
+	Keys  map[string]int `json:"keys"`  // encrypted ones, by "secretbox key1"
+	Plain int            `json:"plain"` // not encrypted, of resources that the file names
+}
+
+// Values is the number of all of them.
+func (s Stored) Values() (n int) {
+	for _, one := range s.Keys {
+		n += one
+	}
+	return n + s.Plain
+}
+
+func (s Stored) String() string {
+	if len(s.Keys) == 0 && s.Plain == 0 {
+		return "no value"
+	}
+	var all []string
+	for _, key := range slices.Sorted(maps.Keys(s.Keys)) {
+		all = append(all, fmt.Sprintf("%s %d", key, s.Keys[key]))
+	}
+	return strings.Join(append(all, fmt.Sprintf("plain %d", s.Plain)), "   ")
+}
+
+// walk calls fn with each value below prefix, in the order of their keys.
+func walk(ctx context.Context, client *clientv3.Client, prefix string, fn func(*mvccpb.KeyValue) error) error {
+	next, end := prefix, clientv3.GetPrefixRangeEnd(prefix)
+	for {
+		answer, err := client.Get(ctx, next, clientv3.WithRange(end), clientv3.WithLimit(page))
+		if err != nil {
+			return fmt.Errorf("read etcd: %w", err)
+		}
+		for _, kv := range answer.Kvs {
+			if err := fn(kv); err != nil {
+				return err
+			}
+		}
+		if !answer.More || len(answer.Kvs) == 0 {
+			return nil
+		}
+		next = string(answer.Kvs[len(answer.Kvs)-1].Key) + "\x00"
+	}
+}
+
+// splitStored splits the prefix off an encrypted value: "k8s:enc:secretbox:v1:key1:".
+func splitStored(data []byte) (prefix string, ok bool) {
+	if !bytes.HasPrefix(data, []byte(storedPrefix)) {
+		return "", false
+	}
+	at := len(storedPrefix)
+	for range 3 { // provider, version, name
+		i := bytes.IndexByte(data[at:], ':')
+		if i < 0 {
+			return "", false
+		}
+		at += i + 1
+	}
+	return string(data[:at]), true
+}
+
+// keyName is the key of a prefix, for people: "secretbox key1".
+func keyName(prefix string) string {
+	parts := strings.Split(strings.TrimPrefix(prefix, storedPrefix), ":")
+	if len(parts) < 3 {
+		return prefix
+	}
+	return parts[0] + " " + parts[2]
+}
+
+// reader opens values with the keys of a configuration.
+type reader struct {
+	root  string // the storage prefix, with a slash at its end
+	keys  map[schema.GroupResource]value.Transformer
+	plain []schema.GroupResource // which are not encrypted on purpose
+}
+
+// of lists the transformers that may belong to a key in etcd, the most certain first. It
+// does not know the group of a built-in resource.
+func (r reader) of(key string) (all []value.Transformer) {
+	path := strings.TrimPrefix(key, r.root)
+	first, rest, _ := strings.Cut(path, "/")
+	second, _, _ := strings.Cut(rest, "/")
+	name, builtIn := first, true
+	for resource, place := range places {
+		if first == place || path == place || strings.HasPrefix(path, place+"/") {
+			name = resource
+		}
+	}
+	if strings.Contains(first, ".") { // a custom resource: its group has a dot
+		if t := r.keys[schema.GroupResource{Group: first, Resource: second}]; t != nil {
+			return []value.Transformer{t}
+		}
+		if t := r.keys[schema.GroupResource{Group: first, Resource: "*"}]; t != nil {
+			return []value.Transformer{t}
+		}
+		builtIn = false
+	}
+	sorted := slices.SortedFunc(maps.Keys(r.keys), func(a, b schema.GroupResource) int { return strings.Compare(a.String(), b.String()) })
+	for _, exact := range []bool{true, false} {
+		for _, gr := range sorted {
+			switch {
+			case exact && builtIn && gr.Resource == name && !isCustom(gr.Group),
+				!exact && builtIn && gr.Resource == "*" && gr.Group != "*" && !isCustom(gr.Group):
+				all = append(all, r.keys[gr])
+			}
+		}
+		if exact && len(all) > 0 {
+			return all
+		}
+	}
+	if t := r.keys[schema.GroupResource{Group: "*", Resource: "*"}]; t != nil {
+		all = append(all, t)
+	}
+	return all
+}
+
+// isCustom reports whether a group can only be of custom resources.
+func isCustom(group string) bool {
+	return strings.Contains(group, ".") && !strings.HasSuffix(group, ".k8s.io")
+}
+
+// errNoResource means that the file does not name the resource of an encrypted value.
+var errNoResource = errors.New("the file does not name this resource")
+
+// open decrypts a value; by is the transformer that has opened it.
+func (r reader) open(ctx context.Context, key string, data []byte) (plain []byte, by value.Transformer, err error) {
+	err = errNoResource
+	for _, t := range r.of(key) {
+		if plain, _, err = t.TransformFromStorage(ctx, data, value.DefaultContext(key)); err == nil {
+			return plain, t, nil
+		}
+	}
+	return nil, nil, err // the error of a cipher quotes neither key nor value
+}
+
+// explicit lists where the resources lie that a configuration encrypts and names without a
+// wildcard.
+func (r reader) explicit() (all []string) {
+	for gr := range r.keys {
+		if strings.Contains(gr.Resource, "*") || slices.Contains(r.plain, gr) {
+			continue
+		}
+		if strings.Contains(gr.Group, ".") {
+			all = append(all, r.root+gr.Group+"/"+gr.Resource+"/")
+		}
+		if isCustom(gr.Group) {
+			continue
+		}
+		place := gr.Resource
+		if p, ok := places[gr.Resource]; ok {
+			place = p
+		}
+		all = append(all, r.root+place+"/")
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// A problem is a value that a file cannot open.
+type problem struct {
+	key, prefix string
+	err         error
+}
+
+// look counts the values in etcd. If open is true, it opens them, too, and lists the first
+// few that cannot be opened and their number.
+func (r reader) look(ctx context.Context, client *clientv3.Client, open bool) (s Stored, bad []problem, lost int, err error) {
+	s.Keys = map[string]int{}
+	explicit := r.explicit()
+	err = walk(ctx, client, r.root, func(kv *mvccpb.KeyValue) error {
+		key := string(kv.Key)
+		prefix, encrypted := splitStored(kv.Value)
+		belongs := slices.ContainsFunc(explicit, func(p string) bool { return strings.HasPrefix(key, p) })
+		switch {
+		case encrypted:
+			s.Keys[keyName(prefix)]++
+		case belongs:
+			s.Plain++
+		default:
+			return nil
+		}
+		if !open || strings.HasPrefix(prefix, storedPrefix+"kms:") && s.Keys[keyName(prefix)] > kmsSamples {
+			return nil
+		}
+		if _, _, err := r.open(ctx, key, kv.Value); err != nil {
+			if lost++; len(bad) < named {
+				bad = append(bad, problem{key, prefix, err})
+			}
+		}
+		return ctx.Err()
+	})
+	return s, bad, lost, err
+}
+
+// objectOf is a key in etcd as people call it.
+func (r reader) objectOf(key string) string { return strings.TrimPrefix(key, r.root) }

@@ -1,0 +1,204 @@
+package encryption
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/client/v3/concurrency"
+
+	"kthwd/appliance/advice"
+	"kthwd/appliance/pki"
+)
+
+// The keys of a rotation. kube-apiserver's are below /registry.
+const (
+	prefix    = "/kthwd/encryption/"
+	stateKey  = prefix + "rotation"
+	holderKey = prefix + "holder" // of the controller that acts; ends with its lease
+
+	holderTTL     = 15 // seconds after which another controller may act
+	recordTimeout = 5 * time.Second
+)
+
+// Stage is a step of a rotation.
+type Stage string
+
+// The stages, in their order.
+const (
+	StageRead    Stage = "read"    // all controllers can read what the new key writes
+	StageWrite   Stage = "write"   // all controllers write with the new key
+	StageRewrite Stage = "rewrite" // values of the old key are written anew, and none is left
+	StageDrop    Stage = "drop"    // all controllers forget the old key
+	StageDone    Stage = "done"
+)
+
+var stages = []Stage{StageRead, StageWrite, StageRewrite, StageDrop}
+
+// Number counts the stages from 1.
+func (s Stage) Number() int { return slices.Index(stages, s) + 1 }
+
+// Of is the number of stages.
+const Of = 4
+
+// State is a rotation, as etcd has it. It holds no key.
+type State struct {
+	ID    string    `json:"id"`
+	By    string    `json:"by"` // the controller that acted last
+	Began time.Time `json:"began"`
+	Since time.Time `json:"since"` // of the stage
+	Stage Stage     `json:"stage"`
+	Back  bool      `json:"back,omitempty"` // the rotation is aborted: the new key is the one to drop
+	Old   []string  `json:"old"`            // the keys that wrote before: "secretbox key1"
+	New   Provider  `json:"new"`
+	Files []string  `json:"files"` // hashes of the files that a controller may have; the last one is the stage's
+
+	Seal []byte `json:"seal"`
+
+	revision int64
+}
+
+// hash is that of the file of the stage.
+func (s State) hash() string { return s.Files[len(s.Files)-1] }
+
+// running reports whether a rotation is under way.
+func (s State) running() bool { return s.ID != "" && s.Stage != StageDone }
+
+// String is the rotation for people.
+func (s State) String() string {
+	from, to := fmt.Sprint(s.Old), s.New.String()
+	if len(s.Old) == 1 {
+		from = s.Old[0]
+	}
+	if s.Back {
+		return fmt.Sprintf("%s → %s (aborted)", to, from)
+	}
+	return fmt.Sprintf("%s → %s", from, to)
+}
+
+// seal returns the HMAC over the state with a secret that all controllers have and etcd
+// does not, so write access to etcd is not enough to have a key dropped.
+func (s State) seal(l pki.Layout) ([]byte, error) {
+	secret, err := pki.SharedSecret(l, "encryption rotation")
+	if err != nil {
+		return nil, err
+	}
+	const version = 1
+	s.Seal = nil
+	content, err := json.Marshal([]any{version, s})
+	if err != nil {
+		return nil, err
+	}
+	mac := hmac.New(sha256.New, secret)
+	mac.Write(content)
+	return mac.Sum(nil), nil
+}
+
+// errNoSeal means that something else than a controller has written the state.
+var errNoSeal = advice.With(errors.New("has no controller's seal: something else than kthwd can write to etcd"),
+	"see what it says: etcdctl get "+stateKey+"; without it kthwd takes no rotation for under way")
+
+// readState returns the zero value before the first rotation.
+func readState(ctx context.Context, l pki.Layout, client *clientv3.Client, o ...clientv3.OpOption) (s State, err error) {
+	ctx, cancel := context.WithTimeout(ctx, recordTimeout)
+	defer cancel()
+	answer, err := client.Get(ctx, stateKey, o...)
+	if err != nil {
+		return s, fmt.Errorf("read %s in etcd: %w", stateKey, err)
+	}
+	if len(answer.Kvs) == 0 {
+		return s, nil
+	}
+	if json.Unmarshal(answer.Kvs[0].Value, &s) != nil || len(s.Files) == 0 {
+		return State{}, fmt.Errorf("%s in etcd %w", stateKey, errNoSeal)
+	}
+	want, err := s.seal(l)
+	if err != nil {
+		return State{}, err
+	}
+	if !hmac.Equal(want, s.Seal) {
+		return State{}, fmt.Errorf("%s in etcd %w", stateKey, errNoSeal)
+	}
+	s.revision = answer.Kvs[0].ModRevision
+	return s, nil
+}
+
+// hold is the right to act, as long as its lease is kept alive.
+type hold struct {
+	session  *concurrency.Session
+	revision int64 // at which it was taken
+}
+
+// errHeld means that another controller acts.
+type errHeld struct{ by string }
+
+func (e *errHeld) Error() string {
+	return "a rotation of the encryption key is being carried on by " + e.by
+}
+
+// Hint implements the errors of package advice.
+func (e *errHeld) Hint() string {
+	return fmt.Sprintf("watch it with kthwd encryption status; if %s has just died, try again after %d seconds", e.by, holderTTL)
+}
+
+// take acquires the right to act. It waits for the lease of a controller that has just died.
+func take(ctx context.Context, client *clientv3.Client, name string) (*hold, error) {
+	session, err := concurrency.NewSession(client, concurrency.WithTTL(holderTTL))
+	if err != nil {
+		return nil, fmt.Errorf("lease in etcd: %w", err)
+	}
+	asked, cancel := context.WithTimeout(ctx, recordTimeout)
+	defer cancel()
+	answer, err := client.Txn(asked).If(clientv3.Compare(clientv3.CreateRevision(holderKey), "=", 0)).
+		Then(clientv3.OpPut(holderKey, name, clientv3.WithLease(session.Lease()))).Else(clientv3.OpGet(holderKey)).Commit()
+	switch {
+	case err != nil:
+		_ = session.Close()
+		return nil, fmt.Errorf("write %s in etcd: %w", holderKey, err)
+	case !answer.Succeeded:
+		_ = session.Close()
+		by := "another controller"
+		if kvs := answer.Responses[0].GetResponseRange().Kvs; len(kvs) > 0 {
+			by = string(kvs[0].Value)
+		}
+		return nil, &errHeld{by}
+	}
+	return &hold{session, answer.Header.Revision}, nil
+}
+
+// release ends the right to act.
+func (h *hold) release() { _ = h.session.Close() }
+
+// errLost means that the right to act, or the state, belongs to another controller now.
+var errLost = advice.With(errors.New("another controller has taken the rotation over"), "kthwd encryption status says which")
+
+// save writes the state, unless it has changed or this controller may no longer act.
+func (h *hold) save(ctx context.Context, l pki.Layout, client *clientv3.Client, s *State) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, recordTimeout)
+	defer cancel()
+	if s.Seal, err = s.seal(l); err != nil {
+		return err
+	}
+	text, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	answer, err := client.Txn(ctx).If(
+		clientv3.Compare(clientv3.ModRevision(stateKey), "=", s.revision),
+		clientv3.Compare(clientv3.CreateRevision(holderKey), "=", h.revision),
+	).Then(clientv3.OpPut(stateKey, string(text))).Commit()
+	switch {
+	case err != nil:
+		return fmt.Errorf("write %s in etcd: %w", stateKey, err)
+	case !answer.Succeeded:
+		return errLost
+	}
+	s.revision = answer.Header.Revision
+	return nil
+}

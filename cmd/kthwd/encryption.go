@@ -1,0 +1,255 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os/signal"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"kthwd/appliance/advice"
+	"kthwd/appliance/config"
+	"kthwd/appliance/encryption"
+	"kthwd/appliance/text"
+)
+
+const (
+	// encryptionTimeout bounds one question: a look at all of etcd, on slow disks.
+	encryptionTimeout = 15 * time.Minute
+	encryptionPoll    = 500 * time.Millisecond
+)
+
+func (a *app) encryptionVerb(l *config.Loader) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "encryption VERB",
+		Short: "Look at the key with which secrets are stored, or rotate it",
+		Args:  noVerb,
+		RunE:  noVerbGiven,
+	}
+	cmd.AddCommand(a.encryptionStatusVerb(l), a.encryptionRotateVerb(l),
+		a.encryptionGoOnVerb(l, encryption.VerbResume, "Go on with a rotation that has stopped",
+			"Go on with the stage at which a rotation of the encryption key has stopped: because a\n"+
+				"controller was away, or because the one that carried it on has died. Run it on any controller\n"+
+				"that has the new key; the error names the one where to run it otherwise."),
+		a.encryptionGoOnVerb(l, encryption.VerbAbort, "Take a rotation back",
+			"Take a rotation of the encryption key back, until its last stage has begun: what the new key\n"+
+				"has written is written with the old one again, and every controller forgets the new key."))
+	return cmd
+}
+
+func (a *app) encryptionStatusVerb(l *config.Loader) *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "status [flags]",
+		Short: "Show which keys are in use, and what is stored with which",
+		Long: "Show a rotation that is under way, the keys and the file that every controller uses, and how\n" +
+			"many values in etcd are stored with which key. Every value is read. The exit code is 1 while\n" +
+			"a rotation has stopped, or if a value cannot be read.",
+		Example: "  kthwd encryption status\n  kthwd encryption status -o json",
+		Args:    noVerb,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			asJSON, err := checkOutput(output)
+			if err != nil {
+				return err
+			}
+			return a.encryptionStatus(cmd.Context(), l, asJSON)
+		},
+	}
+	outputFlag(cmd, &output)
+	l.AddFlags(cmd.Flags(), "config", "data-dir")
+	return cmd
+}
+
+func (a *app) encryptionRotateVerb(l *config.Loader) *cobra.Command {
+	in := encryption.Request{Verb: encryption.VerbRotate}
+	var without bool
+	cmd := &cobra.Command{
+		Use:   "rotate [flags]",
+		Short: "Change the encryption key on all controllers, while they serve",
+		Long: "Make a new encryption key, and let it replace the old one in four stages. First every\n" +
+			"controller can read what the new key writes, then every controller writes with it, then what\n" +
+			"is stored is written anew, and when two looks at etcd have found nothing of the old key, every\n" +
+			"controller forgets it. Nothing is restarted, and no secret is unreadable at any moment.\n\n" +
+			"All controllers must be up. A rotation that stops, at whichever moment, is continued by\n" +
+			"kthwd encryption resume or taken back by kthwd encryption abort. A verified backup is made\n" +
+			"first. The kthwd that runs does the work: this command only watches, and may be interrupted.",
+		Example: "  kthwd encryption rotate --plan\n  kthwd encryption rotate\n  kthwd encryption rotate --provider=secretbox",
+		Args:    noVerb,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return a.encryptionRotate(cmd.Context(), l, in, without) },
+	}
+	cmd.Flags().StringVar(&in.Provider, "provider", "", "`KIND` Provider of the new key: "+strings.Join(encryption.Kinds, ", ")+"; without this flag that of the old one.")
+	cmd.Flags().BoolVar(&in.Plan, "plan", false, "Check everything, say what would be done, and change nothing.")
+	cobra.CheckErr(cmd.RegisterFlagCompletionFunc("provider", cobra.FixedCompletions(encryption.Kinds, cobra.ShellCompDirectiveNoFileComp)))
+	withoutBackupFlag(cmd, &without)
+	l.AddFlags(cmd.Flags(), "config", "data-dir")
+	return cmd
+}
+
+func (a *app) encryptionGoOnVerb(l *config.Loader, verb, short, long string) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     verb + " [flags]",
+		Short:   short,
+		Long:    long,
+		Example: "  kthwd encryption " + verb,
+		Args:    noVerb,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.withEncryption(cmd.Context(), l, func(ctx context.Context, t target) error {
+				if _, err := askEncryption(ctx, t, encryption.Request{Verb: verb}); err != nil {
+					return err
+				}
+				return a.encryptionWatch(ctx, t)
+			})
+		},
+	}
+	l.AddFlags(cmd.Flags(), "config", "data-dir")
+	return cmd
+}
+
+func (a *app) withEncryption(ctx context.Context, l *config.Loader, do func(context.Context, target) error) error {
+	t, err := a.target(l)
+	if err != nil {
+		return err
+	}
+	ctx, release := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	defer release()
+	return do(ctx, t)
+}
+
+func askEncryption(ctx context.Context, t target, in encryption.Request) (out encryption.Report, err error) {
+	ctx, cancel := context.WithTimeout(ctx, encryptionTimeout)
+	defer cancel()
+	return out, t.explain(t.Do(ctx, http.MethodPost, encryption.Path, in, &out))
+}
+
+func (a *app) encryptionStatus(ctx context.Context, l *config.Loader, asJSON bool) error {
+	return a.withEncryption(ctx, l, func(ctx context.Context, t target) error {
+		r, err := askEncryption(ctx, t, encryption.Request{Verb: encryption.VerbStatus})
+		if err != nil {
+			return err
+		}
+		if asJSON {
+			err = writeJSON(a.out, r)
+		} else {
+			err = a.writeEncryption(r)
+		}
+		if err == nil && r.Running && r.Holder == "" {
+			err = errDegraded
+		}
+		return err
+	})
+}
+
+// writeEncryption shows a report to people.
+func (a *app) writeEncryption(r encryption.Report) error {
+	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
+	switch s := r.Rotation; {
+	case r.Running:
+		fmt.Fprintf(w, "rotation\tstage %d of %d, %s, since %s: %s\n", s.Stage.Number(), encryption.Of, text.Line(string(s.Stage)), s.Since.UTC().Format(time.RFC3339), text.Line(s.String()))
+		if r.Holder != "" {
+			fmt.Fprintf(w, "\tcarried on by %s\n", text.Line(r.Holder))
+		} else {
+			fmt.Fprintln(w, "\thas stopped")
+		}
+	case s != nil:
+		fmt.Fprintf(w, "rotation\tnone; the last one, %s, ended at %s\n", text.Line(s.String()), s.Since.UTC().Format(time.RFC3339))
+	default:
+		fmt.Fprintln(w, "rotation\tnone")
+	}
+	fmt.Fprintf(w, "file\t%s\n", text.Line(r.File))
+	for _, c := range r.Controllers {
+		said := "uses " + text.Line(strings.Join(c.Keys, ", "))
+		switch {
+		case c.Error != "":
+			said = text.Line(c.Error)
+		case c.File != c.InUse:
+			said = "has another file than its API server uses"
+		}
+		fmt.Fprintf(w, "%s\t%s  %s\n", text.Line(c.Name), said, text.Line(short(c.InUse)))
+	}
+	if r.Stored != nil {
+		fmt.Fprintf(w, "in etcd\t%s\n", text.Line(r.Stored.String()))
+	}
+	if r.Running && r.Holder == "" {
+		if r.Stopped != "" {
+			fmt.Fprintf(w, "why\t%s\n", text.Line(r.Stopped))
+		}
+		fmt.Fprintln(w, "next\tkthwd encryption resume")
+	}
+	return w.Flush()
+}
+
+// short is the beginning of a hash.
+func short(hash string) string {
+	hash = strings.TrimPrefix(hash, "sha256:")
+	return hash[:min(len(hash), 12)]
+}
+
+func (a *app) encryptionRotate(ctx context.Context, l *config.Loader, in encryption.Request, without bool) error {
+	return a.withEncryption(ctx, l, func(ctx context.Context, t target) error {
+		plan := in
+		plan.Plan = true
+		r, err := askEncryption(ctx, t, plan)
+		if err != nil {
+			return err
+		}
+		if in.Plan {
+			fmt.Fprintf(a.out, "in etcd  %s\n", text.Line(r.Stored.String()))
+			for _, step := range r.Steps {
+				fmt.Fprintln(a.out, text.Line(step))
+			}
+			return nil
+		}
+		if !without {
+			if err := a.backupBefore(ctx, t, "encryption-rotate"); err != nil {
+				return err
+			}
+		}
+		if _, err := askEncryption(ctx, t, in); err != nil {
+			return err
+		}
+		return a.encryptionWatch(ctx, t)
+	})
+}
+
+// encryptionWatch shows the stages of a rotation until it ends.
+func (a *app) encryptionWatch(ctx context.Context, t target) error {
+	var said string
+	for {
+		r, err := askEncryption(ctx, t, encryption.Request{Verb: encryption.VerbStatus, Brief: true})
+		switch {
+		case ctx.Err() != nil:
+			return errors.New("interrupted: the running kthwd goes on; kthwd encryption status shows it")
+		case err != nil:
+			return err
+		case r.Rotation == nil:
+			return errors.New("the rotation has disappeared from etcd")
+		}
+		s := r.Rotation
+		if stage := fmt.Sprintf("stage %d of %d, %s: %s", s.Stage.Number(), encryption.Of, s.Stage, s); r.Running && stage != said {
+			said = stage
+			fmt.Fprintln(a.err, text.Line(stage))
+		}
+		switch {
+		case !r.Running:
+			fmt.Fprintf(a.out, "done  %s; %d values written anew\n", text.Line(s.String()), r.Progress.Rewritten)
+			return nil
+		case r.Stopped != "":
+			stopped := fmt.Errorf("stage %s has stopped: %s", s.Stage, text.Line(r.Stopped))
+			hint := "kthwd encryption resume goes on; kthwd encryption abort takes the rotation back"
+			if r.Hint != "" {
+				hint = r.Hint + "; then " + hint
+			}
+			return advice.With(stopped, hint)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(encryptionPoll):
+		}
+	}
+}
