@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"kthwd/test/kthwtest"
@@ -27,6 +28,10 @@ func TestVerbsFindTheController(t *testing.T) {
 		{"backup", "create", "--plain-keys", "--dir=" + t.TempDir(), "--config=" + file},
 		{"log-level", "--config=" + file},
 		{"kubectl", "--config=" + file, "get", "namespaces"},
+		{"pki", "renew", "admin", "--config=" + file},
+		{"kubeconfig", "create", "jane", "--out=" + filepath.Join(t.TempDir(), "jane.kubeconfig"), "--config=" + file},
+		{"kubeconfig", "list", "--config=" + file},
+		{"kubeconfig", "revoke", "jane", "--config=" + file},
 	} {
 		cmd := exec.CommandContext(t.Context(), kthwtest.Binary(t), verb...)
 		cmd.Env = append(os.Environ(), "KUBECONFIG=")
@@ -34,4 +39,13 @@ func TestVerbsFindTheController(t *testing.T) {
 			t.Errorf("kthwd %v: %v\n%s", verb, err, out)
 		}
 	}
+	t.Run("its address", func(t *testing.T) {
+		want := fmt.Sprintf("https://%s:%d", c.Address, c.Ports.Secure)
+		if out := kthwd(t, "node", "token", "create", "--config="+file); !strings.Contains(out, "--server="+want+" ") {
+			t.Errorf("node token create: got\n%s\nwant the server %s", out, want)
+		}
+		if out := kthwd(t, "kubeconfig", "create", "joe", "--out=-", "--config="+file); !strings.Contains(out, "server: "+want+"\n") {
+			t.Errorf("kubeconfig create: want the server %s", want)
+		}
+	})
 }
