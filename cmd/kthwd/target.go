@@ -78,7 +78,9 @@ func (t target) elsewhere() string {
 	}
 	for _, c := range r.Certificates { // they lie in the directory
 		dir := filepath.Dir(c.File)
-		if t.owned(pki.Layout{Dir: dir}.ControlSocket()) {
+		socket := pki.Layout{Dir: dir}.ControlSocket()
+		_, err := os.Lstat(socket)
+		if t.owned(socket) || errors.Is(err, fs.ErrPermission) && t.owned(dir) { // the verb says whose it is
 			return dir
 		}
 	}

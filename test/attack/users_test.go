@@ -55,7 +55,12 @@ func TestRevokedUser(t *testing.T) {
 	kthwtest.WaitFor(t, "refusal of jane", time.Minute, func() error {
 		return c.wantCode(t, jane, http.StatusUnauthorized, "/api/v1/secrets", nil)
 	})
-	token := strings.TrimSpace(c.Kubectl(t, "create", "token", "default"))
+	var token string
+	kthwtest.WaitFor(t, "a token of a service account", time.Minute, func() error {
+		out, err := c.TryKubectl(t, "create", "token", "default")
+		token = strings.TrimSpace(out)
+		return err
+	})
 	chain := jane
 	chain.Certificate = append([][]byte{jane.Certificate[0]}, c.ca.cert.Raw)
 	for name, try := range map[string]struct {

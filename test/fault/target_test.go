@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"kthwd/test/kthwtest"
@@ -48,4 +49,42 @@ func TestVerbsFindTheController(t *testing.T) {
 			t.Errorf("kubeconfig create: want the server %s", want)
 		}
 	})
+}
+
+// TestVerbsFindAnothersController: a verb of a user who may not read the files of the controller
+// that answers says whose they are.
+func TestVerbsFindAnothersController(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can run a verb as another user")
+	}
+	kthwtest.Turn(t, 1)
+	c := kthwtest.Start(t, kthwtest.Options{})
+	binary := filepath.Join(t.TempDir(), "kthwd")
+	data, err := os.ReadFile(kthwtest.Binary(t))
+	if err == nil {
+		err = os.WriteFile(binary, data, 0o755)
+	}
+	file := filepath.Join(filepath.Dir(binary), "kthwd.yaml")
+	if err == nil {
+		err = os.WriteFile(file, fmt.Appendf(nil, "metrics-address: 127.0.0.1:%d\n", c.Ports.Metrics), 0o644)
+	}
+	for dir := filepath.Dir(binary); err == nil && dir != os.TempDir(); dir = filepath.Dir(dir) {
+		err = os.Chmod(dir, 0o755)
+	}
+	for dir := filepath.Dir(c.Dir); err == nil && dir != os.TempDir(); dir = filepath.Dir(dir) {
+		err = os.Chmod(dir, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	const nobody = 65534
+	for _, verb := range [][]string{{"kubeconfig", "create", "jane", "--out=-"}, {"kubeconfig", "list"}, {"node", "token", "create"}, {"pki", "renew"}} {
+		cmd := exec.CommandContext(t.Context(), binary, append(verb, "--config="+file)...)
+		cmd.Dir = "/"
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+		out, err := cmd.CombinedOutput()
+		if err == nil || !strings.Contains(string(out), c.Dir) || !strings.Contains(string(out), "belongs to the user root") {
+			t.Errorf("kthwd %v: got %v, %s", verb, err, out)
+		}
+	}
 }
