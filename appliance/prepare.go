@@ -35,6 +35,7 @@ import (
 	"kthwd/appliance/tokenkeys"
 	"kthwd/appliance/tune"
 	"kthwd/appliance/upstream"
+	"kthwd/appliance/users"
 	"kthwd/appliance/workers"
 )
 
@@ -64,6 +65,7 @@ type prepared struct {
 	gate      *encryption.Gate     // set by wire
 	rotation  *encryption.Rotation // set by wire
 	workers   *workers.Desk        // one of the watchers; set by wire
+	users     *users.Ledger        // one of them; set by wire
 	renewed   []string             // files with expired certificates that this start has renewed
 
 	live map[string]*controllers.Live // kubeconfigs that their clients follow, by program; set by wire

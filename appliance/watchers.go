@@ -18,6 +18,7 @@ import (
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
 	"kthwd/appliance/renewal"
+	"kthwd/appliance/users"
 	"kthwd/appliance/workers"
 	"kthwd/rbacseed"
 )
@@ -55,7 +56,10 @@ func (p *prepared) newWatchers(member *etcd.Member, api *apiserver.Server, seed 
 			p.events.Note(reason, text)
 		},
 	})
-	p.watchers = []watcher{cluster, p.machine, p.backups, p.agree, renewer, p.workers, etcdspace.NewGrowth(member, p.o.Logs.Logger(program.Etcd)), p.newUpkeep(member)}
+	p.watchers = []watcher{
+		cluster, p.machine, p.backups, p.agree, renewer, p.workers, p.users,
+		etcdspace.NewGrowth(member, p.o.Logs.Logger(program.Etcd)), p.newUpkeep(member),
+	}
 	for _, w := range p.watchers {
 		p.observers = append(p.observers, w)
 		all = append(all, w)
@@ -82,6 +86,13 @@ func (p *prepared) newWorkers(member *etcd.Member, client func() (*rest.Config, 
 		Client: client, Etcd: member.Running, Services: services, Log: p.o.Logs.Logger("kthwd"),
 		Reserved: func() []string { return pki.HostsOf(program.Value(p.args[program.APIServer], "tls-cert-file")) },
 	})
+}
+
+// recordSigned records a certificate that was signed for a request.
+func (p *prepared) recordSigned(ctx context.Context, s apiserver.Signed) error {
+	c := users.RecordOf(s.Certificate)
+	c.Signer, c.Request, c.AskedBy = s.Signer, s.Request, s.User
+	return p.users.Signed(ctx, c)
 }
 
 // newObserve makes the watch over disks, files and descriptors.

@@ -27,9 +27,11 @@ import (
 	"kthwd/appliance/others"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
+	"kthwd/appliance/refused"
 	"kthwd/appliance/supervise"
 	"kthwd/appliance/tokenkeys"
 	"kthwd/appliance/upstream"
+	"kthwd/appliance/users"
 	"kthwd/appliance/version"
 	"kthwd/health"
 	"kthwd/rbacseed"
@@ -57,6 +59,7 @@ func (p *prepared) wire() (*supervise.Group, *Liveness, error) {
 	}
 	p.workers = p.newWorkers(member, func() (*rest.Config, error) { return api.Loopback() })
 	p.gate = p.newGate(member)
+	p.users = users.New(users.Config{Etcd: member.Running, Log: p.o.Logs.Logger("kthwd")})
 	api = p.newAPIServer(member, fences)
 	pause := &lease.Pause{}
 	p.live = p.newLive()
@@ -168,7 +171,8 @@ func (p *prepared) newAPIServer(member *etcd.Member, fences *lease.Fences) *apis
 	return apiserver.New(apiserver.Config{
 		Args: cmdline.WithoutGates(p.args[program.APIServer]), Server: p.cfg.LocalServer(),
 		Layout: p.layout, Etcd: member, Fences: fences, Log: p.o.Logs.Logger(program.APIServer),
-		Workers: p.workers, Encryption: p.gate,
+		Workers: p.workers, Encryption: p.gate, Signed: p.recordSigned,
+		Lists: []*refused.List{p.workers.Removals, p.users.Revoked}, Tried: p.users.Tried, Seen: p.users.Seen,
 		Refused: p.tokens.Refused, UsersDelay: slices.ContainsFunc(users, func(a program.Arg) bool { return a.Key == program.KeyShutdownDelay }),
 	})
 }

@@ -34,6 +34,7 @@ import (
 	"kthwd/appliance/lease"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
+	"kthwd/appliance/refused"
 	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
 	"kthwd/appliance/upstream"
@@ -70,6 +71,19 @@ type Config struct {
 	// Encryption replaces the encryption configuration; nil for nobody.
 	Encryption *encryption.Gate
 
+	// Lists are certificates that are refused, and Tried is called for each request with one. It
+	// must not block; nil for none.
+	Lists []*refused.List
+	Tried TriedFunc
+
+	// Seen is called for a certificate that a client has come with, again for each connection. It
+	// must not block; nil for none.
+	Seen func(cert *x509.Certificate)
+
+	// Signed is called before a certificate is stored that was signed for a request. Its error
+	// keeps the certificate from being given away; nil for none.
+	Signed SignedFunc
+
 	// Refused is called for each bearer token that is not accepted, with the client's
 	// HOST:PORT. It must not block; nil for none.
 	Refused func(token, address string)
@@ -86,6 +100,10 @@ type Server struct {
 	refused    func(token, address string)
 	workers    *workers.Desk
 	encryption *encryption.Gate
+	lists      []*refused.List
+	tried      TriedFunc
+	seen       func(*x509.Certificate)
+	signed     SignedFunc
 	log        *slog.Logger
 
 	early chan configured // the first half of the first build, once Begin was called
@@ -104,6 +122,7 @@ func New(c Config) *Server {
 	return &Server{
 		args: c.Args, server: c.Server, layout: c.Layout, etcd: c.Etcd,
 		fences: c.Fences, usersDelay: c.UsersDelay, refused: c.Refused, workers: c.Workers, encryption: c.Encryption, log: c.Log,
+		lists: c.Lists, tried: c.Tried, seen: c.Seen, signed: c.Signed,
 	}
 }
 
@@ -125,7 +144,7 @@ func (a *Server) Run(ctx context.Context, ready func()) error {
 			return nil
 		}
 		report.Starting("building the API server")
-		a.loadRemoved(ctx)
+		a.loadRefused(ctx)
 		prepared, err := a.build()
 		if err == nil {
 			return a.serve(ctx, prepared, ready)

@@ -12,7 +12,6 @@ import (
 	"kthwd/appliance/cmdline"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
-	"kthwd/appliance/workers"
 )
 
 // configured is the first half of a build: the result of apiapp.NewConfig.
@@ -64,7 +63,7 @@ func (a *Server) configuration() (*apiapp.Config, error) {
 
 // configure reads the files, opens the port and connects to etcd.
 func (a *Server) configure() (*apiapp.Config, error) {
-	opts, err := parse(a.args, a.etcd.ControllerNames(), a.workers)
+	opts, err := parse(a.args, identityPlugin{names: a.etcd.ControllerNames(), desk: a.workers, signed: a.signed})
 	if err != nil {
 		return nil, err
 	}
@@ -89,14 +88,14 @@ func (a *Server) assemble(config *apiapp.Config) (*built, error) {
 	who := &identity{}
 	registerIdentity := who.replaceIdentity(&config.KubeAPIs.ControlPlane)
 	installOpenAPI := leaveOutOpenAPI(config.KubeAPIs.ControlPlane.Generic)
-	rememberClients(config)
+	rememberClients(config, a.seen)
 	listenToRefusals(config, a.refused)
-	refuseRemoved(config, a.workers)
+	refuseCertificates(config, a.lists, a.tried)
 	a.keepWebhooks(config.KubeAPIs.ControlPlane.VersionedInformers)
 	s := &built{identity: who, leaving: make(chan struct{})}
 	front := &config.Aggregator.GenericConfig.Config
 	front.Authorization.Authorizer = waitForRights(front.Authorization.Authorizer, config.KubeAPIs.ControlPlane.VersionedInformers)
-	front.BuildHandlerChainFunc = bounded(a.welcomed(a.fences.Wrap(s.chained(front.BuildHandlerChainFunc))))
+	front.BuildHandlerChainFunc = bounded(a.endingRefused(a.welcomed(a.fences.Wrap(s.chained(front.BuildHandlerChainFunc)))))
 	completed, err := config.Complete()
 	if err != nil {
 		return nil, err
@@ -126,11 +125,11 @@ func (a *Server) assemble(config *apiapp.Config) (*built, error) {
 // Parse reads a kube-apiserver command line with upstream's own options, and adds the
 // admission plugin that protects the names of controllers.
 func Parse(args []program.Arg, controllers pki.ControllerNames) (*apioptions.ServerRunOptions, error) {
-	return parse(args, controllers, nil)
+	return parse(args, identityPlugin{names: controllers})
 }
 
-func parse(args []program.Arg, controllers pki.ControllerNames, desk *workers.Desk) (*apioptions.ServerRunOptions, error) {
+func parse(args []program.Arg, plugin identityPlugin) (*apioptions.ServerRunOptions, error) {
 	opts := apioptions.NewServerRunOptions()
-	protectControllerNames(opts, controllers, desk)
+	protectControllerNames(opts, plugin)
 	return opts, cmdline.Parse(program.APIServer, opts.Flags(), args)
 }

@@ -21,13 +21,14 @@ const knownClients = 1024
 // connection again for each request (apiserver/pkg/authentication/request/x509/x509.go):
 // two signatures, a twentieth of the work of a busy API server. The verdict depends on
 // the certificate, the CAs and the clock. clientCerts queries upstream's authenticator once
-// and keeps a good verdict until one of these changes.
+// and keeps a good verdict until one of these changes. It tells seen of each good one.
 type clientCerts struct {
 	next     authenticator.Request // the API server's own, for everything else
 	verify   authenticator.Request // upstream's, for certificates only
 	cas      x509request.VerifyOptionFunc
 	speakers func() []string // headers in which a front proxy names the user it speaks for
 	known    *lru.Cache      // *x509.Certificate to verdict
+	seen     func(*x509.Certificate)
 }
 
 // verdict is valid under the CAs in roots. A change of their file makes another pool.
@@ -38,7 +39,7 @@ type verdict struct {
 }
 
 // rememberClients inserts clientCerts before the API server's authenticator.
-func rememberClients(config *apiapp.Config) {
+func rememberClients(config *apiapp.Config, seen func(*x509.Certificate)) {
 	info := config.KubeAPIs.ControlPlane.Extra.ClusterAuthenticationInfo
 	if info.ClientCA == nil {
 		return
@@ -49,7 +50,9 @@ func rememberClients(config *apiapp.Config) {
 	}
 	// Only the aggregator's chain sees requests; the other two servers are behind it.
 	auth := &config.Aggregator.GenericConfig.Authentication
-	auth.Authenticator = newClientCerts(auth.Authenticator, info.ClientCA.VerifyOptions, speakers)
+	remembering := newClientCerts(auth.Authenticator, info.ClientCA.VerifyOptions, speakers)
+	remembering.seen = seen
+	auth.Authenticator = remembering
 }
 
 func newClientCerts(next authenticator.Request, cas x509request.VerifyOptionFunc, speakers func() []string) *clientCerts {
@@ -79,6 +82,9 @@ func (c *clientCerts) AuthenticateRequest(req *http.Request) (*authenticator.Res
 	}
 	if until, ok := validUntil(cert, cas); ok {
 		c.known.Add(cert, verdict{response, cas.Roots, until})
+	}
+	if c.seen != nil {
+		c.seen(cert)
 	}
 	return response, true, nil
 }

@@ -19,11 +19,18 @@ import (
 // kube-controller-manager signs any approved common name (certificates/signer/signer.go)
 // with the CA that etcd trusts.
 //
-// It also refuses the requests of machines that join which nobody would approve.
+// It also refuses the requests of machines that join which nobody would approve, and records each
+// certificate in the ledger before the API server stores it.
 type controllerIdentity struct {
 	*admission.Handler
-	names pki.ControllerNames
-	desk  *workers.Desk // nil refuses nothing
+	identityPlugin
+}
+
+// identityPlugin is what the plugin works with.
+type identityPlugin struct {
+	names  pki.ControllerNames
+	desk   *workers.Desk // nil refuses nothing
+	signed SignedFunc    // nil records nothing
 }
 
 const controllerIdentityName = "KthwdControllerIdentity"
@@ -31,10 +38,10 @@ const controllerIdentityName = "KthwdControllerIdentity"
 var _ admission.ValidationInterface = (*controllerIdentity)(nil)
 
 // protectControllerNames adds the plugin to the API server's options, on by default.
-func protectControllerNames(o *apioptions.ServerRunOptions, names pki.ControllerNames, desk *workers.Desk) {
+func protectControllerNames(o *apioptions.ServerRunOptions, plugin identityPlugin) {
 	generic := o.Admission.GenericAdmission
 	generic.Plugins.Register(controllerIdentityName, func(io.Reader) (admission.Interface, error) {
-		return &controllerIdentity{admission.NewHandler(admission.Create, admission.Update), names, desk}, nil
+		return &controllerIdentity{admission.NewHandler(admission.Create, admission.Update), plugin}, nil
 	})
 	generic.RecommendedPluginOrder = append(generic.RecommendedPluginOrder, controllerIdentityName)
 }
@@ -62,6 +69,9 @@ func (c *controllerIdentity) Validate(ctx context.Context, a admission.Attribute
 	}
 	if c.names.ClaimedBy(request) {
 		return admission.NewForbidden(a, fmt.Errorf("%s belongs to the cluster's controllers, and opens etcd; kthwd pki controller issues their certificates", c.names))
+	}
+	if err := c.record(ctx, a, csr); err != nil {
+		return admission.NewForbidden(a, fmt.Errorf("the certificate cannot be recorded: %w", err))
 	}
 	return nil
 }

@@ -62,7 +62,7 @@ func TestControllerNamesAreNotSigned(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			opts := apioptions.NewServerRunOptions()
-			protectControllerNames(opts, test.names, nil)
+			protectControllerNames(opts, identityPlugin{names: test.names})
 			if errs := opts.Admission.GenericAdmission.Validate(); len(errs) > 0 {
 				t.Fatal(errs)
 			}
@@ -70,7 +70,7 @@ func TestControllerNamesAreNotSigned(t *testing.T) {
 				Spec:   certificatesapi.CertificateSigningRequestSpec{SignerName: test.signer, Request: test.request},
 				Status: certificatesapi.CertificateSigningRequestStatus{Conditions: test.conditions, Certificate: test.certificate},
 			}
-			plugin := &controllerIdentity{admission.NewHandler(admission.Create, admission.Update), test.names, nil}
+			plugin := &controllerIdentity{admission.NewHandler(admission.Create, admission.Update), identityPlugin{names: test.names}}
 			err := plugin.Validate(t.Context(), admission.NewAttributesRecord(csr, nil, certificatesapi.Kind("CertificateSigningRequest").WithVersion("v1"), "", "csr",
 				certificatesapi.Resource("certificatesigningrequests").WithVersion("v1"), test.subresource, test.operation, nil, false, nil), nil)
 			if got := apierrors.IsForbidden(err); got != test.refused || err != nil && !got {

@@ -2,7 +2,6 @@ package apiserver
 
 import (
 	"context"
-	"crypto/x509"
 	"encoding/json"
 	"net/http"
 	"sync"
@@ -10,13 +9,11 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apiserver/pkg/admission"
-	"k8s.io/apiserver/pkg/authentication/authenticator"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	bootstrapapi "k8s.io/cluster-bootstrap/token/api"
 	bootstraputil "k8s.io/cluster-bootstrap/token/util"
-	apiapp "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	certificatesapi "k8s.io/kubernetes/pkg/apis/certificates"
 
 	"kthwd/appliance/workers"
@@ -26,18 +23,6 @@ const (
 	welcomeAge     = time.Second // of an answer that is given again
 	welcomeTimeout = 5 * time.Second
 )
-
-// loadRemoved reads which nodes were removed, before the first request. If it fails, nodes are
-// refused until the desk has read it.
-func (a *Server) loadRemoved(ctx context.Context) {
-	server := a.etcd.Running()
-	if a.workers == nil || server == nil {
-		return
-	}
-	if err := a.workers.Removals.Load(ctx, server); err != nil {
-		a.log.Warn("the removed nodes are not known yet; no node is let in", "err", err)
-	}
-}
 
 // admitWorker refuses the creation of a request by a machine that joins, if it would not be
 // approved.
@@ -59,47 +44,13 @@ func (c *controllerIdentity) admitWorker(ctx context.Context, a admission.Attrib
 	return nil
 }
 
-// removedNodes refuses the certificates of removed nodes.
-type removedNodes struct {
-	next    authenticator.Request
-	removed *workers.Removals
-}
-
-// refuseRemoved inserts removedNodes before the API server's authenticator, and before the
-// verdicts that clientCerts remembers.
-func refuseRemoved(config *apiapp.Config, desk *workers.Desk) {
-	if desk == nil {
-		return
-	}
-	auth := &config.Aggregator.GenericConfig.Authentication // all requests pass the aggregator's
-	auth.Authenticator = removedNodes{auth.Authenticator, desk.Removals}
-}
-
-// AuthenticateRequest implements authenticator.Request.
-func (r removedNodes) AuthenticateRequest(req *http.Request) (*authenticator.Response, bool, error) {
-	if cert := certificateOf(req); cert != nil {
-		if err := r.removed.Refuses(cert); err != nil {
-			return nil, false, err
-		}
-	}
-	return r.next.AuthenticateRequest(req)
-}
-
-// certificateOf returns the certificate with which a node has opened the connection, or nil.
-func certificateOf(req *http.Request) *x509.Certificate {
-	if req.TLS == nil || len(req.TLS.PeerCertificates) == 0 || workers.NodeOf(req.TLS.PeerCertificates[0]) == "" {
-		return nil
-	}
-	return req.TLS.PeerCertificates[0]
-}
-
-// welcomed answers machines that join, and ends the requests of nodes that are removed.
+// welcomed answers machines that join.
 func (a *Server) welcomed(next chain) chain {
 	if a.workers == nil {
 		return next
 	}
 	return func(api http.Handler, c *genericapiserver.Config) http.Handler {
-		return &welcome{client: a.Loopback, next: next(api, c), removed: a.workers.Removals}
+		return &welcome{client: a.Loopback, next: next(api, c)}
 	}
 }
 
@@ -109,9 +60,8 @@ func (a *Server) welcomed(next chain) chain {
 // as long as there is such a token. Every other request goes on to the API server, which
 // refuses clients without credentials.
 type welcome struct {
-	client  func() (*rest.Config, error)
-	next    http.Handler
-	removed *workers.Removals
+	client func() (*rest.Config, error)
+	next   http.Handler
 
 	mu   sync.Mutex
 	info map[string]string // the data of cluster-info
@@ -123,11 +73,6 @@ func (w *welcome) ServeHTTP(resp http.ResponseWriter, req *http.Request) {
 		if w.answer(resp, req) {
 			return
 		}
-	}
-	if cert := certificateOf(req); cert != nil {
-		ctx, done := w.removed.During(req.Context(), cert)
-		defer done()
-		req = req.WithContext(ctx)
 	}
 	w.next.ServeHTTP(resp, req)
 }

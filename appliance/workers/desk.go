@@ -32,6 +32,7 @@ import (
 	bootstraputil "k8s.io/cluster-bootstrap/token/util"
 
 	"kthwd/appliance/etcd"
+	"kthwd/appliance/refused"
 	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
 )
@@ -62,7 +63,7 @@ type Config struct {
 // Desk decides about requests for the certificates of nodes. Make one with New.
 type Desk struct {
 	cfg      Config
-	Removals *Removals
+	Removals *refused.List // the nodes that were removed
 	approved *prometheus.CounterVec
 
 	mu      sync.Mutex
@@ -72,7 +73,7 @@ type Desk struct {
 
 // New makes a Desk. It does no I/O.
 func New(cfg Config) *Desk {
-	d := &Desk{cfg: cfg, Removals: &Removals{}, pending: map[string]string{}, approved: prometheus.NewCounterVec(prometheus.CounterOpts{
+	d := &Desk{cfg: cfg, Removals: newRemovals(), pending: map[string]string{}, approved: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "kthwd_node_certificates_approved_total", Help: "Requests for certificates of worker nodes that this controller has approved.",
 	}, []string{"use"})}
 	for _, use := range []string{"client", "serving"} {
@@ -89,7 +90,7 @@ func (d *Desk) Collect(ch chan<- prometheus.Metric) { d.approved.Collect(ch) }
 
 // Run decides until ctx ends.
 func (d *Desk) Run(ctx context.Context) {
-	go d.Removals.follow(ctx, d.cfg.Etcd)
+	go d.Removals.Follow(ctx, d.cfg.Etcd)
 	var config *rest.Config
 	for ctx.Err() == nil && config == nil {
 		if config, _ = d.cfg.Client(); config == nil {

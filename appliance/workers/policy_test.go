@@ -3,6 +3,7 @@ package workers
 import (
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"errors"
 	"net"
 	"net/netip"
@@ -133,25 +134,18 @@ func TestRemovals(t *testing.T) {
 	cert := func(cn string, from time.Time) *x509.Certificate {
 		return &x509.Certificate{Subject: pkix.Name{CommonName: cn}, NotBefore: from}
 	}
-	var r Removals
-	wantRefusal(t, r.Refuses(cert("system:node:w0", now)), "not known yet")
-	wantRefusal(t, r.Refuses(cert("admin", now)), "")
-	ctx, done := r.During(t.Context(), cert("system:node:w0", now.Add(-time.Hour)))
-	defer done()
-	other, done2 := r.During(t.Context(), cert("system:node:w1", now.Add(-time.Hour)))
-	defer done2()
-	r.use(map[string]time.Time{}, 1)
-	wantRefusal(t, r.Refuses(cert("system:node:w0", now)), "")
-	if ctx.Err() != nil {
-		t.Error("the request of a node that was not removed has ended")
+	unread := newRemovals()
+	wantRefusal(t, unread.Refuses(cert("system:node:w0", now)), "not known yet")
+	wantRefusal(t, unread.Refuses(cert("admin", now)), "")
+	value, err := json.Marshal(removal{At: now})
+	if err != nil {
+		t.Fatal(err)
 	}
-	r.use(map[string]time.Time{"w0": now}, 2)
-	wantRefusal(t, r.Refuses(cert("system:node:w0", now.Add(-time.Second))), "was removed")
-	wantRefusal(t, r.Refuses(cert("system:node:w0", now.Add(time.Second))), "")
-	wantRefusal(t, r.Refuses(cert("system:node:w1", now.Add(-time.Hour))), "")
-	if ctx.Err() == nil || other.Err() != nil {
-		t.Errorf("requests: got %v and %v, want the first one to have ended", ctx.Err(), other.Err())
-	}
+	judge := removedBefore(map[string][]byte{"w0": value, "w2": []byte("garbage")})
+	wantRefusal(t, judge(cert("system:node:w0", now.Add(-time.Second))), "was removed")
+	wantRefusal(t, judge(cert("system:node:w0", now.Add(time.Second))), "")
+	wantRefusal(t, judge(cert("system:node:w1", now.Add(-time.Hour))), "")
+	wantRefusal(t, judge(cert("system:node:w2", now)), "was removed")
 }
 
 func TestLimits(t *testing.T) {

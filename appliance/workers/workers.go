@@ -18,8 +18,8 @@
 // Secrets. Nobody upstream approves serving certificates; a Desk does for a node's own name
 // and addresses. Nothing is denied: what is not approved stays pending, with an Event.
 //
-// Kubernetes has no list of revoked certificates. Removals has the nodes that were removed,
-// and when: the API server refuses their certificates of before.
+// Removals has the nodes that were removed, and when: the API server refuses their certificates
+// of before.
 //
 // The records in etcd are below /kthwd/nodes/, /kthwd/node-tokens/ and /kthwd/removed-nodes/.
 package workers

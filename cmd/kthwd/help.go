@@ -124,7 +124,7 @@ func writeRootHelp(w io.Writer, root *cobra.Command) {
 // itself, as kthwd config does; else its own line names them, and its help explains them. So a
 // further verb below pki or etcd takes no further line.
 func writeVerb(w io.Writer, verb *cobra.Command, prefix string) {
-	const line = "  %-11s  %s\n"
+	const line = "  %-15s  %s\n"
 	name := prefix + verb.Name()
 	if verb.HasSubCommands() && !verb.HasExample() {
 		fmt.Fprintf(w, line, name+" VERB", strings.Join(below(verb), ", "))

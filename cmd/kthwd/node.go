@@ -61,7 +61,7 @@ func (a *app) withNodes(ctx context.Context, l *config.Loader, kubeconfig string
 		return err
 	}
 	if t.dir == "" {
-		return advice.With(usagef("a load balancer knows no nodes"), "run this on a controller")
+		return advice.With(usagef("a load balancer has no data directory"), "run this on a controller")
 	}
 	path := cmp.Or(kubeconfig, t.layout().Kubeconfig(pki.NameAdmin))
 	if kubeconfig == "" {

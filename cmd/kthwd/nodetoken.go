@@ -7,11 +7,9 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net"
 	"net/netip"
 	"net/url"
 	"os"
-	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -94,11 +92,11 @@ func (a *app) nodeTokenCreate(ctx context.Context, l *config.Loader, f *tokenFla
 	if err := f.limits.Check(f.ttl); err != nil {
 		return advice.Usage(err)
 	}
-	c, err := controller(l)
+	c, err := a.controllerHere(ctx, l)
 	if err != nil {
 		return err
 	}
-	server := cmp.Or(f.server, "https://"+net.JoinHostPort(c.AdvertiseAddress, strconv.Itoa(c.SecurePort)))
+	server := cmp.Or(f.server, apiURL(c))
 	if u, err := url.Parse(server); err != nil || u.Scheme != "https" || u.Host == "" {
 		return usagef("--server %q is no https URL", server)
 	}
@@ -133,9 +131,10 @@ const clusterDomain = "cluster.local"
 // signingCA returns the CAs that nodes are to trust. It refuses a controller that cannot sign.
 func signingCA(c config.Controller) (ca []byte, hashes []string, err error) {
 	l := c.Layout()
-	if ca, err = os.ReadFile(l.CA()); errors.Is(err, fs.ErrNotExist) {
-		return nil, nil, advice.With(err, "name the directory of the controller with --data-dir, or its file with --config")
-	} else if err != nil {
+	if err := wantCA(l); err != nil {
+		return nil, nil, err
+	}
+	if ca, err = os.ReadFile(l.CA()); err != nil {
 		return nil, nil, err
 	}
 	if _, err := os.Stat(l.CAKey()); errors.Is(err, fs.ErrNotExist) {

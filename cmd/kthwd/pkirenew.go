@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -42,7 +43,7 @@ func (a *app) pkiRenewVerb(l *config.Loader) *cobra.Command {
 			"super-admin, which is for an emergency, is renewed only if it is named.",
 		Example: "  kthwd pki renew --plan\n" +
 			"  kthwd pki renew kubernetes etcd --csr-out=requests",
-		RunE: func(cmd *cobra.Command, names []string) error { return a.pkiRenew(l, f, names) },
+		RunE: func(cmd *cobra.Command, names []string) error { return a.pkiRenew(cmd.Context(), l, f, names) },
 	}
 	cmd.ValidArgs = pki.RenewalNames()
 	cmd.Flags().BoolVar(&f.all, "all", false, "Renew all that kthwd renews by itself, due or not.")
@@ -53,11 +54,11 @@ func (a *app) pkiRenewVerb(l *config.Loader) *cobra.Command {
 	return cmd
 }
 
-func (a *app) pkiRenew(l *config.Loader, f *renewFlags, names []string) error {
+func (a *app) pkiRenew(ctx context.Context, l *config.Loader, f *renewFlags, names []string) error {
 	if err := f.check(names); err != nil {
 		return err
 	}
-	c, err := controller(l)
+	c, err := a.controllerOrFiles(ctx, l)
 	if err != nil {
 		return err
 	}

@@ -58,7 +58,7 @@ func (a *app) newRoot() *cobra.Command {
 		}},
 		{"Membership", []*cobra.Command{a.memberVerb(l), a.joinVerb(l), a.nodeVerb(l), a.etcdVerb(l)}},
 		{"Backup and upgrade", []*cobra.Command{a.backupVerb(l), a.upgradeVerb(l)}},
-		{"Certificates and keys", []*cobra.Command{a.pkiVerb(l), a.encryptionVerb(l)}},
+		{"Certificates and keys", []*cobra.Command{a.pkiVerb(l), a.encryptionVerb(l), a.kubeconfigVerb(l)}},
 	} {
 		root.AddGroup(&cobra.Group{ID: group.title, Title: group.title})
 		for _, verb := range group.verbs {

@@ -60,13 +60,17 @@ func (a *app) target(l *config.Loader) (target, error) {
 	return t, nil
 }
 
+// askElsewhere bounds the question who answers at the metrics address. Where nothing listens, the
+// answer is there at once; a machine under load may need seconds.
+const askElsewhere = 10 * time.Second
+
 // elsewhere is the data directory of the controller that answers at the metrics address,
 // if none was named and none runs on the default one; or "".
 func (t target) elsewhere() string {
 	if !t.Anywhere || datadir.Exists(t.Socket) {
 		return ""
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), askElsewhere)
 	defer cancel()
 	r, err := t.Status(ctx)
 	if err != nil {
@@ -74,7 +78,9 @@ func (t target) elsewhere() string {
 	}
 	for _, c := range r.Certificates { // they lie in the directory
 		dir := filepath.Dir(c.File)
-		if t.owned(pki.Layout{Dir: dir}.ControlSocket()) {
+		socket := pki.Layout{Dir: dir}.ControlSocket()
+		_, err := os.Lstat(socket)
+		if t.owned(socket) || errors.Is(err, fs.ErrPermission) && t.owned(dir) { // the verb says whose it is
 			return dir
 		}
 	}

@@ -9,7 +9,7 @@
 //	C2   what is in etcd yields ca-key.pem                 TestForgedJoinGivesNothing
 //	H1   forged raft messages stop writes                  TestEtcdAnswersControllersOnly: the peer port has no forger's connection to answer
 //	H2   anonymous requests push the audit log out         TestAnonymousPushesNoEvidenceOut, TestAnonymousRecordsAreElsewhere
-//	H3   a lost administrator keeps all rights             TestClosedWhereTheGuideIsSilent, TestAdministrators
+//	H3   a lost administrator keeps all rights             TestClosedWhereTheGuideIsSilent, TestAdministrators, TestRevokedUser
 //	M1   a join token works any number of times            TestTokenIsGoodOnce
 //	M2   the token is in the command line                  TestScripts
 //	M3   root follows links in the data directory          TestRootFollowsNoLinksOfTheDirectorysOwner, TestLinksInAnOwnDirectory, TestLinkInPlaceOfTheRunDirectory, TestEtcdDirectoryOfAnotherUser

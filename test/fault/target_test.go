@@ -5,6 +5,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
+	"syscall"
 	"testing"
 
 	"kthwd/test/kthwtest"
@@ -27,11 +29,62 @@ func TestVerbsFindTheController(t *testing.T) {
 		{"backup", "create", "--plain-keys", "--dir=" + t.TempDir(), "--config=" + file},
 		{"log-level", "--config=" + file},
 		{"kubectl", "--config=" + file, "get", "namespaces"},
+		{"pki", "renew", "admin", "--config=" + file},
+		{"kubeconfig", "create", "jane", "--out=" + filepath.Join(t.TempDir(), "jane.kubeconfig"), "--config=" + file},
+		{"kubeconfig", "list", "--config=" + file},
+		{"kubeconfig", "revoke", "jane", "--config=" + file},
 	} {
 		cmd := exec.CommandContext(t.Context(), kthwtest.Binary(t), verb...)
 		cmd.Env = append(os.Environ(), "KUBECONFIG=")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Errorf("kthwd %v: %v\n%s", verb, err, out)
+		}
+	}
+	t.Run("its address", func(t *testing.T) {
+		want := fmt.Sprintf("https://%s:%d", c.Address, c.Ports.Secure)
+		if out := kthwd(t, "node", "token", "create", "--config="+file); !strings.Contains(out, "--server="+want+" ") {
+			t.Errorf("node token create: got\n%s\nwant the server %s", out, want)
+		}
+		if out := kthwd(t, "kubeconfig", "create", "joe", "--out=-", "--config="+file); !strings.Contains(out, "server: "+want+"\n") {
+			t.Errorf("kubeconfig create: want the server %s", want)
+		}
+	})
+}
+
+// TestVerbsFindAnothersController: a verb of a user who may not read the files of the controller
+// that answers says whose they are.
+func TestVerbsFindAnothersController(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can run a verb as another user")
+	}
+	kthwtest.Turn(t, 1)
+	c := kthwtest.Start(t, kthwtest.Options{})
+	binary := filepath.Join(t.TempDir(), "kthwd")
+	data, err := os.ReadFile(kthwtest.Binary(t))
+	if err == nil {
+		err = os.WriteFile(binary, data, 0o755)
+	}
+	file := filepath.Join(filepath.Dir(binary), "kthwd.yaml")
+	if err == nil {
+		err = os.WriteFile(file, fmt.Appendf(nil, "metrics-address: 127.0.0.1:%d\n", c.Ports.Metrics), 0o644)
+	}
+	for dir := filepath.Dir(binary); err == nil && dir != os.TempDir(); dir = filepath.Dir(dir) {
+		err = os.Chmod(dir, 0o755)
+	}
+	for dir := filepath.Dir(c.Dir); err == nil && dir != os.TempDir(); dir = filepath.Dir(dir) {
+		err = os.Chmod(dir, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	const nobody = 65534
+	for _, verb := range [][]string{{"kubeconfig", "create", "jane", "--out=-"}, {"kubeconfig", "list"}, {"node", "token", "create"}, {"pki", "renew"}} {
+		cmd := exec.CommandContext(t.Context(), binary, append(verb, "--config="+file)...)
+		cmd.Dir = "/"
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+		out, err := cmd.CombinedOutput()
+		if err == nil || !strings.Contains(string(out), c.Dir) || !strings.Contains(string(out), "belongs to the user root") {
+			t.Errorf("kthwd %v: got %v, %s", verb, err, out)
 		}
 	}
 }

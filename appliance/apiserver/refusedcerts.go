@@ -1,0 +1,113 @@
+package apiserver
+
+import (
+	"context"
+	"crypto/x509"
+	"net/http"
+
+	"k8s.io/apiserver/pkg/authentication/authenticator"
+	x509request "k8s.io/apiserver/pkg/authentication/request/x509"
+	genericapiserver "k8s.io/apiserver/pkg/server"
+	apiapp "k8s.io/kubernetes/cmd/kube-apiserver/app"
+
+	"kthwd/appliance/refused"
+)
+
+// loadRefused reads which certificates are refused, before the first request. If it fails,
+// those that may be are refused until the records are read.
+func (a *Server) loadRefused(ctx context.Context) {
+	server := a.etcd.Running()
+	if server == nil {
+		return
+	}
+	for _, l := range a.lists {
+		if err := l.Load(ctx, server); err != nil {
+			a.log.Warn("it is not known yet which certificates are refused: no client with such a certificate is let in", "err", err)
+		}
+	}
+}
+
+// refusedCerts refuses the certificates that a list names.
+type refusedCerts struct {
+	next  authenticator.Request
+	lists []*refused.List
+	cas   x509request.VerifyOptionFunc
+	tried TriedFunc
+}
+
+// TriedFunc is called for a request that is refused because of its certificate, which one of the
+// cluster's CAs has signed.
+type TriedFunc func(cert *x509.Certificate, address string, why error)
+
+// refuseCertificates inserts refusedCerts before the API server's authenticator, and before the
+// verdicts that clientCerts remembers.
+func refuseCertificates(config *apiapp.Config, lists []*refused.List, tried TriedFunc) {
+	cas := config.KubeAPIs.ControlPlane.Extra.ClusterAuthenticationInfo.ClientCA
+	if len(lists) == 0 || cas == nil {
+		return
+	}
+	auth := &config.Aggregator.GenericConfig.Authentication // all requests pass the aggregator's
+	auth.Authenticator = refusedCerts{auth.Authenticator, lists, cas.VerifyOptions, tried}
+}
+
+// AuthenticateRequest implements authenticator.Request. The certificate is refused whatever else
+// a request has, such as a token: the client has shown what was taken from it. A certificate of
+// another CA is no certificate of the one that is named in it.
+func (r refusedCerts) AuthenticateRequest(req *http.Request) (*authenticator.Response, bool, error) {
+	if cert := certificateOf(req); cert != nil {
+		for _, l := range r.lists {
+			if err := l.Refuses(cert); err != nil && r.ours(req) {
+				if r.tried != nil {
+					r.tried(cert, req.RemoteAddr, err)
+				}
+				return nil, false, err
+			}
+		}
+	}
+	return r.next.AuthenticateRequest(req)
+}
+
+// ours reports whether a CA of the cluster has signed the client's certificate.
+func (r refusedCerts) ours(req *http.Request) bool {
+	opts, ok := r.cas()
+	if !ok {
+		return false
+	}
+	chain := req.TLS.PeerCertificates
+	if opts.Intermediates == nil && len(chain) > 1 {
+		opts.Intermediates = x509.NewCertPool()
+		for _, c := range chain[1:] {
+			opts.Intermediates.AddCert(c)
+		}
+	}
+	_, err := chain[0].Verify(opts)
+	return err == nil
+}
+
+// certificateOf returns the certificate with which a client has opened the connection, or nil.
+func certificateOf(req *http.Request) *x509.Certificate {
+	if req.TLS == nil || len(req.TLS.PeerCertificates) == 0 {
+		return nil
+	}
+	return req.TLS.PeerCertificates[0]
+}
+
+// endingRefused ends the requests in flight of a client whose certificate is refused from then on.
+func (a *Server) endingRefused(next chain) chain {
+	if len(a.lists) == 0 {
+		return next
+	}
+	return func(api http.Handler, c *genericapiserver.Config) http.Handler {
+		handler := next(api, c)
+		return http.HandlerFunc(func(resp http.ResponseWriter, req *http.Request) {
+			if cert := certificateOf(req); cert != nil {
+				for _, l := range a.lists {
+					ctx, done := l.During(req.Context(), cert)
+					defer done()
+					req = req.WithContext(ctx)
+				}
+			}
+			handler.ServeHTTP(resp, req)
+		})
+	}
+}

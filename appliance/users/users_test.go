@@ -1,0 +1,193 @@
+package users
+
+import (
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/big"
+	"net"
+	"net/url"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+
+	"kthwd/test/harness"
+)
+
+const soon = time.Minute
+
+// startEtcd starts a member without clients' ports.
+func startEtcd(t *testing.T) (*embed.Etcd, *clientv3.Client) {
+	t.Helper()
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	free.Close()
+	peer := url.URL{Scheme: "http", Host: free.Addr().String()}
+	c := embed.NewConfig()
+	c.Name, c.Dir, c.LogLevel = "c0", filepath.Join(t.TempDir(), "etcd"), "fatal"
+	c.ListenPeerUrls, c.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
+	c.ListenClientUrls, c.AdvertiseClientUrls = nil, []url.URL{peer}
+	c.InitialCluster = "c0=" + peer.String()
+	server, err := embed.StartEtcd(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(server.Close)
+	<-server.Server.ReadyNotify()
+	client := v3client.New(server.Server)
+	t.Cleanup(func() { client.Close() })
+	return server, client
+}
+
+func cert(user string, serial int64, from, until time.Time) *x509.Certificate {
+	return &x509.Certificate{Subject: pkix.Name{CommonName: user}, SerialNumber: big.NewInt(serial), NotBefore: from, NotAfter: until}
+}
+
+// What is recorded is listed, what is revoked is refused, and both are deleted in the end.
+func TestLedger(t *testing.T) {
+	server, etcd := startEtcd(t)
+	l := New(Config{Etcd: func() *embed.Etcd { return server }, Log: slog.New(slog.DiscardHandler)})
+	now := time.Now()
+	jane := cert("jane", 0xaaaa0001, now.Add(-time.Minute), now.Add(time.Hour))
+	if err := l.Revoked.Refuses(jane); err == nil {
+		t.Error("before the revocations are known: jane is accepted")
+	}
+	if err := l.Revoked.Refuses(cert("system:node:w0", 1, now, now)); err != nil {
+		t.Errorf("a node: %v", err)
+	}
+	go l.Run(t.Context())
+	wants := func(c *x509.Certificate, want bool) {
+		t.Helper()
+		harness.WaitFor(t, fmt.Sprintf("refusal of %s: %v", Serial(c), want), soon, func() error {
+			if err := l.Revoked.Refuses(c); (err != nil) != want {
+				return fmt.Errorf("got %w", err)
+			}
+			return nil
+		})
+	}
+	wants(jane, false)
+	old := cert("old", 0xaaaa0002, now.Add(-3*time.Hour), now.Add(-2*time.Hour))
+	for _, c := range []*x509.Certificate{jane, old, cert("system:node:w0", 0xaaaa0003, now, now.Add(time.Hour))} {
+		if err := l.Signed(t.Context(), RecordOf(c)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	second := RecordOf(jane)
+	second.AskedBy = "somebody else"
+	if err := l.Signed(t.Context(), second); err != nil {
+		t.Fatal(err)
+	}
+	l.Seen(cert("joe", 0xaaaa0004, now, now.Add(time.Hour)))
+	wantList(t, etcd, false, "jane valid, joe valid")
+	wantList(t, etcd, true, "jane valid, joe valid, old expired, system:node:w0 valid")
+
+	target, err := Find(t.Context(), etcd, "jane")
+	if err != nil || target.Serial != "" || len(target.Certificates) != 1 || target.Certificates[0].AskedBy != "" {
+		t.Fatalf("Find: got %+v, %v", target, err)
+	}
+	if err := Revoke(t.Context(), etcd, target, now.Add(10*time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	wants(jane, true)
+	from, err := Begin(t.Context(), etcd, "jane")
+	if err != nil {
+		t.Fatal(err)
+	}
+	wants(cert("jane", 0xaaaa0005, from, now.Add(time.Hour)), false)
+	if target, err = Find(t.Context(), etcd, "AA:AA:00:04"); err != nil || target.Serial != "aaaa0004" || target.User != "joe" {
+		t.Fatalf("Find: got %+v, %v", target, err)
+	}
+	if err := Revoke(t.Context(), etcd, target, now.Add(10*time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	wants(cert("joe", 0xaaaa0004, now, now.Add(time.Hour)), true)
+	wants(cert("joe", 0xaaaa0006, now, now.Add(time.Hour)), false)
+	wantList(t, etcd, false, "jane revoked, joe revoked")
+	for _, nobody := range []string{"old", "nobody", "bbbb0001"} {
+		if _, err := Find(t.Context(), etcd, nobody); !errors.Is(err, ErrUnlisted) {
+			t.Errorf("Find %s: got %v, want ErrUnlisted", nobody, err)
+		}
+	}
+	t.Run("attempts", func(t *testing.T) { wantAttempts(t, l, jane) })
+	for _, step := range []struct {
+		after      time.Duration
+		all        string
+		janeBanned bool
+	}{
+		{0, "jane revoked, joe revoked, system:node:w0 valid", true},
+		{3 * time.Hour, "", true}, // every certificate has ended, and the user's revocation has not
+		{12 * time.Hour, "", false},
+	} {
+		if err := l.prune(t.Context(), now.Add(step.after)); err != nil {
+			t.Fatal(err)
+		}
+		wantList(t, etcd, true, step.all)
+		wants(jane, step.janeBanned)
+	}
+}
+
+// wantAttempts: a revoked certificate that comes again is a finding, and no other refusal is.
+func wantAttempts(t *testing.T, l *Ledger, jane *x509.Certificate) {
+	l.Tried(jane, "10.0.0.9:1234", errors.New("the node was removed"))
+	if found := l.Findings(); len(found) != 0 {
+		t.Errorf("got %+v, want none", found)
+	}
+	for range 3 {
+		l.Tried(jane, "10.0.0.9:1234", l.Revoked.Refuses(jane))
+	}
+	found := l.Findings()
+	if len(found) != 1 || !strings.Contains(found[0].Text, "a client at 10.0.0.9 uses the revoked certificate aaaa0001 of jane; requests refused: 3") {
+		t.Errorf("got %+v", found)
+	}
+}
+
+func wantList(t *testing.T, etcd *clientv3.Client, all bool, want string) {
+	t.Helper()
+	harness.WaitFor(t, "the list "+want, soon, func() error {
+		list, err := List(t.Context(), etcd, all)
+		if err != nil {
+			return err
+		}
+		var got []string
+		for _, e := range list {
+			got = append(got, e.User+" "+string(e.State))
+		}
+		if strings.Join(got, ", ") != want {
+			return fmt.Errorf("got %q", got)
+		}
+		return nil
+	})
+}
+
+// A record that cannot be read refuses: somebody has made it to refuse.
+func TestUnreadableRevocation(t *testing.T) {
+	now := time.Now()
+	judge := parseRevocations(map[string][]byte{"user/jane": []byte("?"), "serial/aaaa0001": []byte("{}")}).judge
+	for c, want := range map[*x509.Certificate]bool{
+		cert("jane", 2, now, now): true, cert("joe", 0xaaaa0001, now, now): true, cert("joe", 2, now, now): false,
+	} {
+		if err := judge(c); (err != nil) != want {
+			t.Errorf("%s of %s: got %v, want a refusal: %v", Serial(c), c.Subject.CommonName, err, want)
+		}
+	}
+}
+
+func TestRevocable(t *testing.T) {
+	for user, want := range map[string]bool{
+		"jane": true, "admin": true, "super-admin": true, "worker-0": true,
+		"system:node:w0": false, "system:kube-scheduler": false, "kubernetes": false, "kthwd-health": false,
+	} {
+		if err := Revocable(user); (err == nil) != want {
+			t.Errorf("%s: got %v, want it to be revocable: %v", user, err, want)
+		}
+	}
+}
