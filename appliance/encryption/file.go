@@ -194,10 +194,6 @@ func (f *file) writers() (all []Provider) {
 	return all
 }
 
-func (f *file) has(p Provider) bool {
-	return slices.ContainsFunc(f.all(), func(q Provider) bool { return q.prefix() == p.prefix() })
-}
-
 // rotatable says why kthwd does not rotate the keys of a file; nil if it does.
 func (f *file) rotatable() error {
 	wildcards := false
