@@ -147,6 +147,9 @@ func (r *Rotation) accept(ctx context.Context, in request) error {
 		return err
 	}
 	_, err = r.gate.Load(ctx)
+	if err == nil && r.gate.cfg.Loaded != nil {
+		r.gate.cfg.Loaded(r.file())
+	}
 	return err
 }
 

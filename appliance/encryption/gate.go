@@ -41,7 +41,7 @@ type GateConfig struct {
 	Reload bool         // whether the user's flags say that an edited file is loaded, on several controllers, too
 	Log    *slog.Logger
 
-	// Loaded is called with the path when the API server uses a new content; nil for none.
+	// Loaded is called with the path when the API server uses a file of a rotation; nil for none.
 	Loaded func(path string)
 }
 
@@ -154,9 +154,6 @@ func (g *Gate) use(ctx context.Context, data []byte) error {
 	g.hash = hashOf(data)
 	metrics.RecordEncryptionConfigAutomaticReloadSuccess(id, g.hash)
 	g.cfg.Log.Info("the API server uses another encryption configuration", "file", g.cfg.File, "hash", g.hash)
-	if g.cfg.Loaded != nil {
-		g.cfg.Loaded(g.cfg.File)
-	}
 	return nil
 }
 
