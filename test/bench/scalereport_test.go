@@ -130,7 +130,7 @@ func (s *scale) report(t *testing.T) {
 		fmt.Print("\nslopes, for 1000 pods more\n\n")
 		s.slopeTable(os.Stdout)
 	}
-	line := s.line(t)
+	line := s.line(t, s.versions(t))
 	fmt.Printf("\n%s\n\n", line)
 	if machine := os.Getenv("KTHWD_BENCH_PUBLISH"); machine != "" {
 		s.publish(t, kthwtest.Root(), machine, line)
@@ -148,7 +148,7 @@ func (s *scale) slopeTable(out io.Writer) {
 	w.Flush()
 }
 
-func (s *scale) line(t *testing.T) []byte {
+func (s *scale) line(t *testing.T, versions map[string]string) []byte {
 	t.Helper()
 	all := map[string]*growth{}
 	for _, m := range scaleMetrics {
@@ -168,7 +168,7 @@ func (s *scale) line(t *testing.T) []byte {
 		Idle     string             `json:"idle"`
 		Args     []string           `json:"kthwd_args,omitempty"`
 		Metrics  map[string]*growth `json:"metrics"`
-	}{"kthwd-scale", s.versions(t), runtime.NumCPU(), sizes, s.idle.String(), s.kthwdArgs, all})
+	}{"kthwd-scale", versions, runtime.NumCPU(), sizes, s.idle.String(), s.kthwdArgs, all})
 	if err != nil {
 		t.Fatal(err)
 	}

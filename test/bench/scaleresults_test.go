@@ -1,6 +1,9 @@
 package bench
 
 import (
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -41,6 +44,44 @@ func TestScaleResults(t *testing.T) {
 	once := putSection("# Page\n", section)
 	if twice := putSection(once, section); twice != once || !strings.HasPrefix(once, "# Page\n") {
 		t.Errorf("got\n%s", twice)
+	}
+}
+
+// TestPublish writes history, drawing and page into a repository, twice.
+func TestPublish(t *testing.T) {
+	root := t.TempDir()
+	for _, dir := range []string{"docs", "test/bench"} {
+		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(root, scalePage), []byte("# Performance\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"init", "-q"}, {"add", "."}, {"-c", "user.name=x", "-c", "user.email=x@example.com", "commit", "-qm", "x"}} {
+		if out, err := exec.CommandContext(t.Context(), "git", append([]string{"-C", root}, args...)...).CombinedOutput(); err != nil {
+			t.Fatalf("git %v: %v\n%s", args, err, out)
+		}
+	}
+	one := size{20, 300}
+	s := &scale{bench: &bench{}, sizes: []size{one}, results: map[size]*results{one: newResults()}}
+	s.results[one].add(scaleRestart, separate, 0, 4)
+	s.results[one].add(scaleRestart, kthwd, 0, 1)
+	for range 2 {
+		s.publish(t, root, "two cores", s.line(t, map[string]string{"go": "go1"}))
+	}
+	for file, want := range map[string]string{
+		scaleHistory: `"restart":{"unit":"s","separate":[4],"kthwd":[1],"ratio":[0.25]}`,
+		scalePage:    "| restart → /readyz | 0.25 | — |\n",
+		scaleDrawing: "20/300",
+	} {
+		text, err := os.ReadFile(filepath.Join(root, file))
+		if err != nil || !strings.Contains(string(text), want) {
+			t.Errorf("%s: %v; want %q in\n%s", file, err, want, text)
+		}
+		if file == scaleHistory && strings.Count(string(text), "\n") != 2 {
+			t.Errorf("want two lines in\n%s", text)
+		}
 	}
 }
 
