@@ -92,7 +92,7 @@ func (l *Lines) checkFiles() error {
 	for _, name := range []string{program.Etcd, program.APIServer, program.ControllerManager, program.Scheduler} {
 		args := l.Args[name]
 		for _, a := range args {
-			for path := range strings.SplitSeq(a.Value, ",") {
+			for _, path := range filesIn(a) {
 				errs = append(errs, loaded.checkFile(name, program.Arg{Key: a.Key, Value: path}))
 			}
 		}
@@ -101,6 +101,15 @@ func (l *Lines) checkFiles() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// filesIn lists what may be files in the value of a flag. A flag that is known names one, whose
+// path may have commas; another one may be a list, as --tls-sni-cert-key is.
+func filesIn(a program.Arg) []string {
+	if namedBy(a.Key) >= 0 {
+		return []string{a.Value}
+	}
+	return strings.Split(a.Value, ",")
 }
 
 // loads are the results of the loaders, each by its place in namedFiles and the path: several

@@ -146,6 +146,7 @@ func TestUnreadable(t *testing.T) {
 func FuzzUnit(f *testing.F) {
 	f.Add([]byte("[Service]\nExecStart=/x/etcd \\\n# c\n --a='b c' \"d\\x20\" \\\\\n--e=%H ${F} $G $$\nEnvironment=F=1 \"G=2 3\"\n"))
 	f.Add([]byte("[Service]\r\nExecStart=\nExecStart=-@:+!etcd etcd\r\n\\"))
+	f.Add([]byte("[Service]\nExecStart=%H")) // of no host
 	f.Fuzz(func(t *testing.T, data []byte) {
 		u := unit{root: "/nowhere", name: "kube-apiserver.service", path: "/nowhere/kube-apiserver.service"}
 		for _, o := range parseUnit(data) {

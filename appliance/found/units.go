@@ -198,6 +198,12 @@ func (u *unit) program() (p Program, err error) {
 	if err != nil {
 		return wrong(fmt.Errorf("ExecStart=: %w", err), "correct the line")
 	}
+	empty := func() (Program, error) {
+		return wrong(errors.New("ExecStart= is empty"), "write the program's command line there")
+	}
+	if len(words) == 0 {
+		return empty()
+	}
 	if slices.Contains(words, ";") {
 		return wrong(errors.New("ExecStart= has two commands, separated by a semicolon"), "give each program a unit of its own")
 	}
@@ -212,7 +218,7 @@ func (u *unit) program() (p Program, err error) {
 		words = expand(words, env)
 	}
 	if len(words) == 0 {
-		return wrong(errors.New("ExecStart= is empty"), "write the program's command line there")
+		return empty()
 	}
 	exe := words[0]
 	if strings.Contains(prefix, "@") && len(words) > 1 { // the second word is argv[0]

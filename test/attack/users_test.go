@@ -9,6 +9,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -36,7 +37,9 @@ func TestRevokedUser(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.Kubectl(t, "create", "clusterrolebinding", "jane", "--clusterrole=cluster-admin", "--user=jane")
+	if code, out := kthwd(t, "kubectl", "--data-dir="+c.Dir, "create", "clusterrolebinding", "jane", "--clusterrole=cluster-admin", "--user=jane"); code != 0 {
+		t.Fatal(out)
+	}
 	kthwtest.WaitFor(t, "the rights of jane", time.Minute, func() error {
 		return c.wantCode(t, jane, http.StatusOK, "/api/v1/secrets", nil)
 	})
@@ -57,9 +60,11 @@ func TestRevokedUser(t *testing.T) {
 	})
 	var token string
 	kthwtest.WaitFor(t, "a token of a service account", time.Minute, func() error {
-		out, err := c.TryKubectl(t, "create", "token", "default")
-		token = strings.TrimSpace(out)
-		return err
+		code, out := kthwd(t, "kubectl", "--data-dir="+c.Dir, "create", "token", "default")
+		if token = strings.TrimSpace(out); code != 0 {
+			return errors.New(out)
+		}
+		return nil
 	})
 	chain := jane
 	chain.Certificate = append([][]byte{jane.Certificate[0]}, c.ca.cert.Raw)

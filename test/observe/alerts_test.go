@@ -62,6 +62,7 @@ var faults = []fault{
 	{"connections take the descriptors", []string{"KthwdDescriptorsFew"}, false, fewDescriptors},
 	{"a killed controller comes back with other settings", []string{"KthwdRunEndedBadly", "KthwdDegraded", "KthwdTokensRefused"}, false, otherSettings},
 	{"no backup is made for two days", []string{"KthwdNoBackup"}, false, oldBackup},
+	{"an encryption file is spoilt, and a rotation is killed", []string{"KthwdEncryptionFileRefused", "KthwdEncryptionRotationStopped"}, false, spoiltEncryption},
 	{"the data in etcd grow fast", []string{"KthwdEtcdFullSoon"}, false, growingData},
 	{"a process is killed again and again", []string{"KthwdRestartLoop"}, false, restartLoop},
 }
