@@ -76,9 +76,7 @@ func (r *Rotation) answer(ctx context.Context, in request) Controller {
 	if data, failed := os.ReadFile(r.file()); failed == nil {
 		c.File = hashOf(data)
 		if f, err := parseFile(data); err == nil {
-			for _, p := range f.all() {
-				c.Keys = append(c.Keys, p.String())
-			}
+			c.Keys = namesOf(f.all())
 		}
 	}
 	if err != nil {

@@ -44,6 +44,14 @@ type Provider struct {
 
 func (p Provider) String() string { return strings.TrimSpace(p.Kind + " " + p.Name) }
 
+// namesOf are providers for people.
+func namesOf(all []Provider) (said []string) {
+	for _, p := range all {
+		said = append(said, p.String())
+	}
+	return said
+}
+
 // prefix is the beginning of each value that the provider has written; empty for identity.
 func (p Provider) prefix() string {
 	switch p.Kind {

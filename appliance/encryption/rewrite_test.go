@@ -236,10 +236,9 @@ func TestUnreadable(t *testing.T) {
 	}
 }
 
-// A state that something else than a controller has written is not trusted, and only the
-// holder of the right to act writes it.
-func TestState(t *testing.T) {
-	client := startEtcd(t, false)
+// layout is a data directory with the key that seals a state.
+func layout(t *testing.T) pki.Layout {
+	t.Helper()
 	l := pki.Layout{Dir: t.TempDir()}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -252,6 +251,14 @@ func TestState(t *testing.T) {
 	if err := os.WriteFile(l.Key(pki.NameServiceAccount), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	return l
+}
+
+// A state that something else than a controller has written is not trusted, and only the
+// holder of the right to act writes it.
+func TestState(t *testing.T) {
+	client := startEtcd(t, false)
+	l := layout(t)
 	if s, err := readState(t.Context(), l, client); err != nil || s.running() {
 		t.Fatalf("before: got %+v, %v", s, err)
 	}

@@ -395,8 +395,11 @@ func (r *Rotation) spread(ctx context.Context, client *clientv3.Client, s State,
 		return err
 	}
 	for _, c := range all {
-		if !slices.Contains(s.Files, c.File) {
+		switch {
+		case !slices.Contains(s.Files, c.File):
 			return r.edited(c.Name)
+		case s.needsNew() && !slices.Contains(c.Keys, s.New.String()): // put back, or of a member that was added since the stage before
+			return s.lacksNew(filepath.Base(r.file())+" on "+c.Name, "restart kthwd on "+c.Name+"; then kthwd encryption resume")
 		}
 	}
 	if s.Stage == StageDrop {

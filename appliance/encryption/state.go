@@ -70,6 +70,11 @@ func (s State) hash() string { return s.Files[len(s.Files)-1] }
 // running reports whether a rotation is under way.
 func (s State) running() bool { return s.ID != "" && s.Stage != StageDone }
 
+// needsNew reports whether a controller must have the new key: others may write with it.
+func (s State) needsNew() bool {
+	return s.running() && (s.Stage == StageWrite || s.Stage == StageRewrite || s.Stage == StageDrop && !s.Back)
+}
+
 // String is the rotation for people.
 func (s State) String() string {
 	from, to := fmt.Sprint(s.Old), s.New.String()
