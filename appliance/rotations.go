@@ -22,6 +22,7 @@ func (p *prepared) newGate(member *etcd.Member) *encryption.Gate {
 		File: program.Value(api, "encryption-provider-config"), Prefix: p.storagePrefix(), Etcd: member,
 		Reload: program.Value(api, "encryption-provider-config-automatic-reload") == "true",
 		Log:    p.o.Logs.Logger(program.APIServer), Loaded: func(path string) { p.machine.Accept(path) },
+		Edited: func(path string) { p.machine.Proven(path) },
 	})
 }
 
