@@ -55,6 +55,12 @@ func (s State) admits(path string) error {
 	return s.lacksNew(path, "start kthwd again")
 }
 
+// missedBy reports whether a controller that must have the new key has the file from before the
+// rotation, or uses it: it was added since the stage before, or the file was put back.
+func (s State) missedBy(c Controller) bool {
+	return s.needsNew() && (!slices.Contains(c.Keys, s.New.String()) || c.InUse == s.Files[0])
+}
+
 // lacksNew is the error about a file without the new key.
 func (s State) lacksNew(file, then string) error {
 	return advice.With(fmt.Errorf("%s lacks %s, with which other controllers may write: the encryption key is being rotated", file, s.New),

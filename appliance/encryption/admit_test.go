@@ -60,3 +60,38 @@ func TestAdmit(t *testing.T) {
 		t.Errorf("a state without a seal: got %v", err)
 	}
 }
+
+func TestMissedBy(t *testing.T) {
+	s := State{ID: "a", Stage: StageWrite, New: Provider{Kind: "secretbox", Name: "key2"}, Files: []string{"old", "read", "write"}}
+	both := []string{"secretbox key1", "secretbox key2"}
+	for name, tt := range map[string]struct {
+		is   Controller
+		want bool
+	}{
+		"the stage before":       {Controller{File: "read", InUse: "read", Keys: both}, false},
+		"half of this stage":     {Controller{File: "write", InUse: "read", Keys: both}, false},
+		"the old file":           {Controller{File: "old", InUse: "old", Keys: both[:1]}, true},
+		"the old file is in use": {Controller{File: "read", InUse: "old", Keys: both}, true},
+	} {
+		if got := s.missedBy(tt.is); got != tt.want {
+			t.Errorf("%s: got %v", name, got)
+		}
+	}
+}
+
+// Whoever has the stage's file beside the edited one need not look for it elsewhere.
+func TestEditedHint(t *testing.T) {
+	r := New(Config{Name: "c0", Gate: NewGate(GateConfig{File: filepath.Join(t.TempDir(), "e.yaml")})})
+	for _, kept := range []bool{false, true} {
+		if kept {
+			if err := os.WriteFile(r.next(), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, name := range []string{"c0", "c1"} {
+			if hint, _ := advice.Of(r.edited(name)); strings.Contains(hint, "e.yaml.next") != (kept && name == "c0") {
+				t.Errorf("%s, kept %v: got %q", name, kept, hint)
+			}
+		}
+	}
+}

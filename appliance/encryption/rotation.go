@@ -402,7 +402,7 @@ func (r *Rotation) spread(ctx context.Context, client *clientv3.Client, s State,
 		switch {
 		case !slices.Contains(s.Files, c.File):
 			return r.edited(c.Name)
-		case s.needsNew() && !slices.Contains(c.Keys, s.New.String()): // put back, or of a member that was added since the stage before
+		case s.missedBy(c):
 			return s.lacksNew(filepath.Base(r.file())+" on "+c.Name, "restart kthwd on "+c.Name+"; then kthwd encryption resume")
 		}
 	}
