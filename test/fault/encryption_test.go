@@ -469,6 +469,13 @@ func TestEncryptionEdited(t *testing.T) {
 		})
 	}
 
+	changedByHand(t, c, client, file, old, fresh)
+}
+
+// changedByHand changes the key of a running controller by edits of its file that fit.
+func changedByHand(t *testing.T, c *kthwtest.Controller, client kubernetes.Interface, file, old, fresh string) {
+	t.Helper()
+	good := string(fileText(t, file))
 	// One that fits is used at once, and the cluster knows its keys: without that, no controller
 	// could start once the old one is out.
 	both := strings.Replace(good, "            - name: key1\n", "            - name: key9\n              secret: "+fresh+"\n            - name: key1\n", 1)
