@@ -5,6 +5,7 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 
 	"kthwd/appliance/encryption"
 	"kthwd/appliance/etcd"
@@ -22,7 +23,27 @@ func (p *prepared) newGate(member *etcd.Member) *encryption.Gate {
 		File: program.Value(api, "encryption-provider-config"), Prefix: p.storagePrefix(), Etcd: member,
 		Reload: program.Value(api, "encryption-provider-config-automatic-reload") == "true",
 		Log:    p.o.Logs.Logger(program.APIServer), Loaded: func(path string) { p.machine.Accept(path) },
+		Edited: func(path string) { p.useEdited(member, path) },
 	})
+}
+
+// useEdited makes known that the API server uses an encryption configuration that was edited by
+// hand. The cluster must know the keys before the old one is taken out, or no controller could
+// start again.
+func (p *prepared) useEdited(member *etcd.Member, path string) {
+	p.machine.Proven(path)
+	server := member.Running()
+	if server == nil {
+		return
+	}
+	client := v3client.New(server.Server)
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), longestRequest)
+	defer cancel()
+	shared := p.shared()
+	if err := shared.Record(ctx, client, path, false); err != nil {
+		p.log.Warn("the keys in an edited file are not known to the cluster: restart kthwd before you take an old one out", "file", path, "err", err)
+	}
 }
 
 // newRotation makes what rotates the encryption key.

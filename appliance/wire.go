@@ -9,6 +9,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 	rbacclient "k8s.io/client-go/kubernetes/typed/rbac/v1"
 	"k8s.io/client-go/rest"
 
@@ -19,6 +20,7 @@ import (
 	"kthwd/appliance/cmdline"
 	"kthwd/appliance/controllers"
 	"kthwd/appliance/drift"
+	"kthwd/appliance/encryption"
 	"kthwd/appliance/etcd"
 	"kthwd/appliance/etcdca"
 	"kthwd/appliance/etcdfiles"
@@ -160,6 +162,13 @@ func (p *prepared) admit(ctx context.Context, member *etcd.Member, server *embed
 	shared := p.shared()
 	if err := shared.Check(ctx, server, member.Sharers(), p.o.Logs.Logger(program.Etcd)); err != nil {
 		return err
+	}
+	if member.Sharers() > 1 {
+		client := v3client.New(server.Server)
+		defer client.Close()
+		if err := encryption.Admit(ctx, p.layout, client, program.Value(p.args[program.APIServer], "encryption-provider-config")); err != nil {
+			return err
+		}
 	}
 	membership.Arrive(ctx, server)
 	p.tokens.Record(ctx, server)

@@ -32,11 +32,16 @@ func ParseWindow(s string) (w Window, err error) {
 	if w.to, err = parseClockTime(to); err != nil {
 		return Window{}, err
 	}
-	day := time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
-	if length := (w.to.on(day).Sub(w.from.on(day)) + 24*time.Hour) % (24 * time.Hour); length < shortestWindow {
+	if length := w.length(); length < shortestWindow {
 		return Window{}, fmt.Errorf("is %v long; want %v or longer", length, shortestWindow)
 	}
 	return w, nil
+}
+
+// length is that of a window on a day whose clock is not changed.
+func (w Window) length() time.Duration {
+	minutes := (w.to.hour-w.from.hour)*60 + w.to.minute - w.from.minute
+	return (time.Duration(minutes)*time.Minute + 24*time.Hour) % (24 * time.Hour)
 }
 
 func parseClockTime(s string) (clockTime, error) {
@@ -59,9 +64,11 @@ func (w Window) At(now time.Time) (begin, end time.Time, open bool) {
 	}
 	for _, days := range []int{0, -1} {
 		begin = w.from.on(now.AddDate(0, 0, days))
-		end = w.to.on(begin)
-		if !end.After(begin) {
+		if end = w.to.on(begin); w.from.hour*60+w.from.minute >= w.to.hour*60+w.to.minute {
 			end = w.to.on(begin.AddDate(0, 0, 1))
+		}
+		if !end.After(begin) { // the clock skips the begin
+			end = begin.Add(w.length())
 		}
 		if !now.Before(begin) && now.Before(end) {
 			return begin, end, true

@@ -76,9 +76,7 @@ func (r *Rotation) answer(ctx context.Context, in request) Controller {
 	if data, failed := os.ReadFile(r.file()); failed == nil {
 		c.File = hashOf(data)
 		if f, err := parseFile(data); err == nil {
-			for _, p := range f.all() {
-				c.Keys = append(c.Keys, p.String())
-			}
+			c.Keys = namesOf(f.all())
 		}
 	}
 	if err != nil {
@@ -155,8 +153,11 @@ func (r *Rotation) accept(ctx context.Context, in request) error {
 
 // edited means that a file has changed by hand during a rotation.
 func (r *Rotation) edited(name string) error {
-	return advice.With(fmt.Errorf("%s on %s is not one of this rotation's: it was edited meanwhile", filepath.Base(r.file()), name),
-		"copy it from a controller that kthwd encryption status shows with the rotation's file, then run kthwd encryption resume")
+	hint := "copy it from a controller that kthwd encryption status shows with the rotation's file, then run kthwd encryption resume"
+	if _, err := os.Lstat(r.next()); err == nil && name == r.cfg.Name {
+		hint = fmt.Sprintf("cp %s %s, then run kthwd encryption resume", text.ShellWord(r.next()), text.ShellWord(r.file()))
+	}
+	return advice.With(fmt.Errorf("%s on %s is not one of this rotation's: it was edited meanwhile", filepath.Base(r.file()), name), hint)
 }
 
 // replace writes a file in place of another, with the mode and the owner of that.

@@ -44,6 +44,14 @@ type Provider struct {
 
 func (p Provider) String() string { return strings.TrimSpace(p.Kind + " " + p.Name) }
 
+// namesOf are providers for people.
+func namesOf(all []Provider) (said []string) {
+	for _, p := range all {
+		said = append(said, p.String())
+	}
+	return said
+}
+
 // prefix is the beginning of each value that the provider has written; empty for identity.
 func (p Provider) prefix() string {
 	switch p.Kind {
@@ -318,7 +326,10 @@ var errNoKey = errors.New("the new key is not here")
 func load(ctx context.Context, data []byte, id string) (*encryptionconfig.EncryptionConfiguration, error) {
 	// In memory that has a path (memfd_create(2)): what was proven is what is used, and a
 	// key belongs on no further disk.
-	fd, err := unix.MemfdCreate("kthwd", unix.MFD_CLOEXEC)
+	fd, err := unix.MemfdCreate("kthwd", unix.MFD_CLOEXEC|unix.MFD_NOEXEC_SEAL) // without it vm.memfd_noexec=2 refuses
+	if errors.Is(err, unix.EINVAL) {                                            // before Linux 6.3
+		fd, err = unix.MemfdCreate("kthwd", unix.MFD_CLOEXEC)
+	}
 	if err != nil {
 		return nil, err
 	}

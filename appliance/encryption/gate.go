@@ -43,6 +43,10 @@ type GateConfig struct {
 
 	// Loaded is called with the path when the API server uses a file of a rotation; nil for none.
 	Loaded func(path string)
+
+	// Edited is called with the path when the API server uses a file that was edited by hand; nil
+	// for none.
+	Edited func(path string)
 }
 
 // Gate gives the API server its encryption configuration. Make one with NewGate. Its
@@ -282,18 +286,28 @@ func (g *Gate) edited(ctx context.Context) {
 	if err != nil {
 		return
 	}
+	g.loading.Lock() // a rotation may be about to use the file
 	using, err := g.InUse()
+	g.loading.Unlock()
 	if err != nil || using == hashOf(data) {
 		g.note(hashOf(data), nil)
 		return
 	}
 	if g.cfg.Reload || g.cfg.Etcd.Sharers() <= 1 {
-		_, _ = g.Load(ctx) // which keeps the error
+		if _, err := g.Load(ctx); err == nil && g.cfg.Edited != nil { // Load keeps the error
+			g.cfg.Edited(g.cfg.File)
+		}
 		return
 	}
 	life, end := context.WithCancel(ctx)
 	defer end()
-	if _, err := g.Try(ctx, life, data, ""); err != nil {
+	_, err = g.Try(ctx, life, data, "")
+	g.loading.Lock()
+	defer g.loading.Unlock()
+	if using, _ := g.InUse(); using == hashOf(data) { // meanwhile, by a rotation
+		return
+	}
+	if err != nil {
 		g.note(hashOf(data), err)
 		return
 	}

@@ -3,6 +3,7 @@ package encryption
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -30,6 +31,7 @@ type rewriter struct {
 	client *clientv3.Client
 	due    func(key, prefix string) bool // whether a value is to be rewritten
 	done   func(n int)                   // called after each transaction, from one goroutine at a time
+	held   []clientv3.Cmp                // what else must be so for each write: the right to act
 
 	batch  []change
 	bytes  int
@@ -48,6 +50,7 @@ type change struct {
 // meanwhile is left to its writer, who uses the new key already; the next run finds what is
 // left.
 func (w *rewriter) run(ctx context.Context) error {
+	w.batch, w.bytes = nil, 0
 	w.writes, ctx = errgroup.WithContext(ctx)
 	w.writes.SetLimit(underWay)
 	err := w.walk(ctx)
@@ -120,7 +123,7 @@ func (w *rewriter) count(n int, err error) {
 
 // write replaces values that are as they were read. A value keeps its lease.
 func (w *rewriter) write(ctx context.Context, all ...change) (done bool, err error) {
-	var same []clientv3.Cmp
+	same := slices.Clone(w.held)
 	var puts []clientv3.Op
 	for _, c := range all {
 		same = append(same, clientv3.Compare(clientv3.ModRevision(c.key), "=", c.revision))
@@ -128,7 +131,7 @@ func (w *rewriter) write(ctx context.Context, all ...change) (done bool, err err
 	}
 	answer, err := w.client.Txn(ctx).If(same...).Then(puts...).Commit()
 	if err != nil {
-		return false, fmt.Errorf("write to etcd: %w", err)
+		return false, &noAnswer{"write to etcd", err}
 	}
 	return answer.Succeeded, nil
 }

@@ -10,6 +10,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -208,6 +209,70 @@ func TestRewriteConflict(t *testing.T) {
 	}
 }
 
+// A controller that may act no more rewrites nothing, however late it notices: others may have
+// forgotten its key.
+func TestRewriteHeld(t *testing.T) {
+	client := startEtcd(t, false)
+	p, _, write, _ := forms(t)
+	put(t, client, opened(t, []byte(written)), "secrets", "/registry/secrets/shop/s", "content")
+	h, err := take(t.Context(), client, "c0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done, writing := 0, opened(t, write)
+	w := &rewriter{reader: writing, client: client, done: func(n int) { done += n }, due: dueForward(writing, p), held: []clientv3.Cmp{h.valid()}}
+	h.release()
+	if h, err = take(t.Context(), client, "c1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.run(t.Context()); err != nil || done != 0 {
+		t.Errorf("got %v, %d done", err, done)
+	}
+	w.held = []clientv3.Cmp{h.valid()}
+	if err := w.run(t.Context()); err != nil || done != 1 {
+		t.Errorf("the one that may act: got %v, %d done", err, done)
+	}
+}
+
+// An election of etcd is no reason to stop; a value that cannot be opened, and a controller that
+// may act no more, are.
+func TestRepeat(t *testing.T) {
+	client := startEtcd(t, false)
+	p, _, write, _ := forms(t)
+	put(t, client, opened(t, []byte(written)), "secrets", "/registry/secrets/shop/s", "content")
+	writing := opened(t, write)
+	r := New(Config{Gate: NewGate(GateConfig{}), Log: slog.New(slog.DiscardHandler)})
+	ended, end := context.WithCancel(t.Context())
+	end()
+	w := &rewriter{reader: writing, client: client, done: func(int) {}, due: dueForward(writing, p)}
+	runs := 0
+	if err := r.repeat(t.Context(), func() (bool, error) {
+		if runs++; runs == 1 {
+			err := w.run(ended)
+			if err == nil {
+				t.Error("a run without etcd: no error")
+			}
+			return false, err
+		}
+		return true, w.run(t.Context())
+	}); err != nil || runs != 2 {
+		t.Errorf("without an answer: got %v after %d runs", err, runs)
+	}
+	if s, _, _, err := writing.look(t.Context(), client, true); err != nil || !clean(State{New: p}, s) {
+		t.Errorf("got %v, %v", s, err)
+	}
+	for _, tt := range []struct {
+		ctx  context.Context
+		err  error
+		want int
+	}{{t.Context(), errors.New("cannot be opened"), 1}, {ended, &noAnswer{"read etcd", context.Canceled}, 1}} {
+		runs = 0
+		if err := r.repeat(tt.ctx, func() (bool, error) { runs++; return false, tt.err }); !errors.Is(err, tt.err) || runs != tt.want {
+			t.Errorf("got %v after %d runs", err, runs)
+		}
+	}
+}
+
 // What a file cannot open is found: another key of the same name, a resource that it does not
 // name, a value without a key where identity is missing.
 func TestUnreadable(t *testing.T) {
@@ -236,10 +301,9 @@ func TestUnreadable(t *testing.T) {
 	}
 }
 
-// A state that something else than a controller has written is not trusted, and only the
-// holder of the right to act writes it.
-func TestState(t *testing.T) {
-	client := startEtcd(t, false)
+// layout is a data directory with the key that seals a state.
+func layout(t *testing.T) pki.Layout {
+	t.Helper()
 	l := pki.Layout{Dir: t.TempDir()}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -252,6 +316,14 @@ func TestState(t *testing.T) {
 	if err := os.WriteFile(l.Key(pki.NameServiceAccount), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	return l
+}
+
+// A state that something else than a controller has written is not trusted, and only the
+// holder of the right to act writes it.
+func TestState(t *testing.T) {
+	client := startEtcd(t, false)
+	l := layout(t)
 	if s, err := readState(t.Context(), l, client); err != nil || s.running() {
 		t.Fatalf("before: got %+v, %v", s, err)
 	}

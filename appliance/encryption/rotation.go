@@ -306,7 +306,7 @@ func (r *Rotation) carryOn(ctx context.Context, client *clientv3.Client, h *hold
 		r.cfg.Log.Info("rotation of the encryption key", "stage", string(s.Stage), "rotation", s.String())
 		switch s.Stage {
 		case StageRewrite:
-			err = r.rewriteAll(ctx, client, s)
+			err = r.rewriteAll(ctx, client, h, s)
 		default:
 			if data == nil {
 				data, err = r.enter(ctx, client, h, &s)
@@ -316,7 +316,11 @@ func (r *Rotation) carryOn(ctx context.Context, client *clientv3.Client, h *hold
 			}
 			data = nil
 		}
-		if err != nil {
+		if errors.Is(err, errNeeded) {
+			// No controller has forgotten the key yet, so the stage before can come again.
+			r.cfg.Log.Warn("values are written anew once more", "err", err)
+			s.Stage, s.Files = StageWrite, s.Files[:len(s.Files)-1]
+		} else if err != nil {
 			return err
 		}
 		if s.Stage = stages[(s.Stage.Number())%Of]; s.Stage == StageRead {
@@ -395,8 +399,11 @@ func (r *Rotation) spread(ctx context.Context, client *clientv3.Client, s State,
 		return err
 	}
 	for _, c := range all {
-		if !slices.Contains(s.Files, c.File) {
+		switch {
+		case !slices.Contains(s.Files, c.File):
 			return r.edited(c.Name)
+		case s.missedBy(c):
+			return s.lacksNew(filepath.Base(r.file())+" on "+c.Name, "restart kthwd on "+c.Name+"; then kthwd encryption resume")
 		}
 	}
 	if s.Stage == StageDrop {
@@ -404,7 +411,11 @@ func (r *Rotation) spread(ctx context.Context, client *clientv3.Client, s State,
 		if err := r.cfg.Share(ctx, client, r.file(), false); err != nil {
 			return err
 		}
-		if err := r.ready(ctx, client, s); err != nil {
+		err := r.ready(ctx, client, s)
+		if errors.Is(err, errNeeded) && slices.ContainsFunc(all, func(c Controller) bool { return c.File == s.hash() }) {
+			return advice.With(errors.New(err.Error()), fmt.Sprintf("copy %s to the other controllers and restart kthwd there; then kthwd encryption resume", r.file()))
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -433,10 +444,14 @@ func (r *Rotation) ready(ctx context.Context, client *clientv3.Client, s State) 
 	}
 	stored, err := r.stored(ctx, client, data)
 	if err == nil && !clean(s, stored) {
-		err = advice.With(fmt.Errorf("etcd has values of the key that is to be dropped: %s", stored), "kthwd encryption abort, then rotate again")
+		err = fmt.Errorf("%w: %s", errNeeded, stored)
 	}
 	return err
 }
+
+// errNeeded means that a value has appeared since the rewrite: from a backup, or from something
+// else that writes to etcd.
+var errNeeded = errors.New("etcd has values of the key that is to be dropped")
 
 // clean reports whether no value needs the key that the rotation drops.
 func clean(s State, stored Stored) bool {
@@ -448,7 +463,7 @@ func clean(s State, stored Stored) bool {
 
 // rewriteAll rewrites what the key to be dropped has written, until two looks further apart
 // than the longest request find nothing of it.
-func (r *Rotation) rewriteAll(ctx context.Context, client *clientv3.Client, s State) error {
+func (r *Rotation) rewriteAll(ctx context.Context, client *clientv3.Client, h *hold, s State) error {
 	data, err := os.ReadFile(r.file())
 	if err != nil {
 		return err
@@ -469,21 +484,41 @@ func (r *Rotation) rewriteAll(ctx context.Context, client *clientv3.Client, s St
 	if err != nil {
 		return r.ofFile(err)
 	}
-	w := &rewriter{reader: read, client: client, done: r.count, due: dueForward(read, s.New)}
+	w := &rewriter{reader: read, client: client, done: r.count, due: dueForward(read, s.New), held: []clientv3.Cmp{h.valid()}}
 	if s.Back {
 		w.due = dueBack(s.New)
 	}
 	r.note(func(p *progress) { p.Began = time.Now() })
-	for range attempts {
+	return r.repeat(ctx, func() (proven bool, err error) {
 		if err := w.run(ctx); err != nil {
+			return false, err
+		}
+		return r.prove(ctx, client, read, s)
+	})
+}
+
+// repeat calls rewrite until it proves that no value is left, also while etcd does not answer:
+// an election is no reason to stop.
+func (r *Rotation) repeat(ctx context.Context, rewrite func() (proven bool, err error)) (err error) {
+	for range attempts {
+		var proven bool
+		if proven, err = rewrite(); proven || err != nil && !transient(ctx, err) {
 			return err
 		}
-		proven, err := r.prove(ctx, client, read, s)
-		if proven || err != nil {
-			return err
+		if err != nil {
+			r.cfg.Log.Info("values are written anew once more", "err", err)
+			if err := sleep(ctx, again); err != nil {
+				return err
+			}
 		}
 	}
-	return errors.New("values of the old key appear again and again: something writes to etcd besides the API servers that were asked")
+	return cmp.Or(err, errors.New("values of the old key appear again and again: something writes to etcd besides the API servers that were asked"))
+}
+
+// transient reports whether an error may be over in a second.
+func transient(ctx context.Context, err error) bool {
+	_, silent := errors.AsType[*noAnswer](err)
+	return silent && ctx.Err() == nil
 }
 
 // prove looks twice.

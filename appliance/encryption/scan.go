@@ -56,7 +56,7 @@ func walk(ctx context.Context, client *clientv3.Client, prefix string, fn func(*
 	for {
 		answer, err := client.Get(ctx, next, clientv3.WithRange(end), clientv3.WithLimit(page))
 		if err != nil {
-			return fmt.Errorf("read etcd: %w", err)
+			return &noAnswer{"read etcd", err}
 		}
 		for _, kv := range answer.Kvs {
 			if err := fn(kv); err != nil {
@@ -69,6 +69,16 @@ func walk(ctx context.Context, client *clientv3.Client, prefix string, fn func(*
 		next = string(answer.Kvs[len(answer.Kvs)-1].Key) + "\x00"
 	}
 }
+
+// noAnswer is a request that etcd has not answered, as while it elects a leader.
+type noAnswer struct {
+	request string
+	err     error
+}
+
+func (n *noAnswer) Error() string { return n.request + ": " + n.err.Error() }
+
+func (n *noAnswer) Unwrap() error { return n.err }
 
 // splitStored splits the prefix off an encrypted value: "k8s:enc:secretbox:v1:key1:".
 func splitStored(data []byte) (prefix string, ok bool) {

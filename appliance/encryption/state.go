@@ -70,6 +70,11 @@ func (s State) hash() string { return s.Files[len(s.Files)-1] }
 // running reports whether a rotation is under way.
 func (s State) running() bool { return s.ID != "" && s.Stage != StageDone }
 
+// needsNew reports whether a controller must have the new key: others may write with it.
+func (s State) needsNew() bool {
+	return s.running() && (s.Stage == StageWrite || s.Stage == StageRewrite || s.Stage == StageDrop && !s.Back)
+}
+
 // String is the rotation for people.
 func (s State) String() string {
 	from, to := fmt.Sprint(s.Old), s.New.String()
@@ -172,6 +177,11 @@ func take(ctx context.Context, client *clientv3.Client, name string) (*hold, err
 	return &hold{session, answer.Header.Revision}, nil
 }
 
+// valid holds as long as nobody else may act.
+func (h *hold) valid() clientv3.Cmp {
+	return clientv3.Compare(clientv3.CreateRevision(holderKey), "=", h.revision)
+}
+
 // release ends the right to act.
 func (h *hold) release() { _ = h.session.Close() }
 
@@ -191,7 +201,7 @@ func (h *hold) save(ctx context.Context, l pki.Layout, client *clientv3.Client, 
 	}
 	answer, err := client.Txn(ctx).If(
 		clientv3.Compare(clientv3.ModRevision(stateKey), "=", s.revision),
-		clientv3.Compare(clientv3.CreateRevision(holderKey), "=", h.revision),
+		h.valid(),
 	).Then(clientv3.OpPut(stateKey, string(text))).Commit()
 	switch {
 	case err != nil:

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"os"
 	"strings"
@@ -265,8 +266,30 @@ func (r *Rotation) follow(ctx context.Context) {
 		return
 	}
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	r.seen, r.holder = s, holder
+	r.mu.Unlock()
+	if kept, err := os.Lstat(r.next()); err == nil && r.file() != "" && !s.running() {
+		r.tidy(ctx, client, kept)
+	}
+}
+
+// tidy removes the file that a controller keeps for a rotation which another one has ended, or
+// which has never begun: it has the old key.
+func (r *Rotation) tidy(ctx context.Context, client *clientv3.Client, kept fs.FileInfo) {
+	// This one asks the quorum, which may know more than this member.
+	if s, err := readState(ctx, r.cfg.Layout, client); err != nil || s.running() {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if now, err := os.Lstat(r.next()); r.acting || err != nil || !os.SameFile(now, kept) {
+		return
+	}
+	if err := r.forgetNext(); err != nil {
+		r.cfg.Log.Warn("a file with an encryption key that is in use no more cannot be removed", "err", err)
+		return
+	}
+	r.cfg.Log.Info("removed the file that was kept for a rotation which has ended", "file", r.next())
 }
 
 // Findings tells of a rotation that is under way, or has stopped.

@@ -69,7 +69,7 @@ func NewUpkeep(cfg UpkeepConfig) *Upkeep {
 // Run makes room in each window until ctx ends. A member that defragments then goes on.
 func (u *Upkeep) Run(ctx context.Context) {
 	for ctx.Err() == nil {
-		if begin, end, open := u.cfg.Window(time.Now()); open && u.leads() && u.lastRun().Before(begin) {
+		if begin, end, open := u.cfg.Window(time.Now()); open && u.leads() && !u.ranIn(begin, end) {
 			if err := u.make(ctx, begin, end); ctx.Err() == nil {
 				u.conclude(err)
 			}
@@ -90,10 +90,12 @@ func (u *Upkeep) begin() {
 	u.begun = time.Now()
 }
 
-func (u *Upkeep) lastRun() time.Time {
+// ranIn reports whether the last run was in a window. One that lies after it is of a clock that
+// was wrong.
+func (u *Upkeep) ranIn(begin, end time.Time) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return u.begun
+	return !u.begun.Before(begin) && u.begun.Before(end)
 }
 
 var (

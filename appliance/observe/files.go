@@ -90,6 +90,7 @@ type files struct {
 	mu      sync.Mutex
 	changes map[string]*change // by path
 	loaded  []string           // paths whose content a program has read anew
+	proven  []string           // paths whose keys open all that is stored, see Proven
 }
 
 func newFiles(all []File, check func() error, log *slog.Logger) *files {
@@ -124,10 +125,28 @@ func (w *Watch) Accept(path string) {
 	w.files.loaded = append(w.files.loaded, path)
 }
 
-// takeLoaded accepts what Accept has named, and reports whether that ends a change.
+// Proven makes known that the keys in a changed file open all that the keys before have
+// encrypted, and are the ones in use now: the change remains, but nothing is lost by it. It may be
+// called from any goroutine, and takes effect with the next round.
+func (w *Watch) Proven(path string) {
+	w.files.mu.Lock()
+	defer w.files.mu.Unlock()
+	w.files.proven = append(w.files.proven, path)
+}
+
+// takeLoaded accepts what Accept and Proven have named, and reports whether that ends or alters
+// a change.
 func (f *files) takeLoaded() (news bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	for _, file := range f.all {
+		if slices.Contains(f.proven, file.Path) {
+			in := f.inUse[file.Path]
+			in.keys = f.read(file).keys
+			f.inUse[file.Path], news = in, true
+		}
+	}
+	f.proven = nil
 	for _, file := range f.all {
 		if !slices.Contains(f.loaded, file.Path) {
 			continue

@@ -126,6 +126,37 @@ func TestFileRenewed(t *testing.T) {
 	}
 }
 
+// An encryption key of which a program has found that it opens all that is stored is another
+// one, and nothing is lost by it. One that comes after it is none of these.
+func TestFileProven(t *testing.T) {
+	l, other := made(t), made(t)
+	w := &Watch{files: newFiles(filesOf(l), func() error { _, err := pki.Check(l, spec); return err }, slog.New(slog.DiscardHandler))}
+	first, path := contents(t, l.EncryptionConfig()), l.EncryptionConfig()
+	at := time.Now()
+	for _, tt := range []struct {
+		content string
+		proven  bool
+		want    string // health and a part of the text of the one finding; "" for none
+	}{
+		{contents(t, other.EncryptionConfig()), false, "degraded lacks the key in use"},
+		{contents(t, other.EncryptionConfig()), true, "healthy fits the other files"},
+		{contents(t, made(t).EncryptionConfig()), false, "degraded lacks the key in use"},
+		{first, true, ""},
+	} {
+		write(t, path, tt.content)
+		if tt.proven {
+			w.Proven(path)
+		}
+		w.files.compare(at)
+		health, text, _ := strings.Cut(tt.want, " ")
+		switch got := w.files.findings(); {
+		case tt.want == "" && len(got) == 0:
+		case len(got) != 1 || string(got[0].Health) != health || !strings.Contains(got[0].Text, text):
+			t.Errorf("got %+v, want %q", got, tt.want)
+		}
+	}
+}
+
 func TestFilesOf(t *testing.T) {
 	all := FilesOf(map[string][]program.Arg{
 		program.Etcd:              {{Key: "cert-file", Value: "/d/k.pem"}, {Key: "key-file", Value: "/d/k-key.pem"}, {Key: "trusted-ca-file", Value: "/d/ca.pem"}, {Key: "data-dir", Value: "/d/etcd"}},

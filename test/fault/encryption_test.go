@@ -240,8 +240,9 @@ func archived(t *testing.T, c *kthwtest.Controller, before string) {
 	}
 }
 
-// killAtStage kills the controller when the rotation enters a stage.
-func killAtStage(t *testing.T, c *kthwtest.Controller, etcd *clientv3.Client, stage string) {
+// killAtStage kills the controller when the rotation enters a stage. It returns the state of that
+// stage, and the file of the rewrite if that has come: the rotation may be faster than the kill.
+func killAtStage(t *testing.T, c *kthwtest.Controller, etcd *clientv3.Client, stage string) (state, file []byte) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), soon)
 	defer cancel()
@@ -254,30 +255,50 @@ func killAtStage(t *testing.T, c *kthwtest.Controller, etcd *clientv3.Client, st
 	for answer := range watch {
 		for _, e := range answer.Events {
 			var s struct{ Stage string }
-			if json.Unmarshal(e.Kv.Value, &s) == nil && s.Stage == stage {
+			if json.Unmarshal(e.Kv.Value, &s) == nil && s.Stage == "rewrite" {
+				file = fileText(t, filepath.Join(c.Dir, encryptionFile))
+			}
+			if s.Stage == stage {
 				c.Signal(t, syscall.SIGKILL)
 				c.Wait(t, soon)
 				cancel()
 				<-done
-				return
+				return e.Kv.Value, file
 			}
 		}
 	}
 	t.Fatalf("the rotation has not come to the stage %s", stage)
+	return nil, nil
 }
 
 // A controller that is killed in any stage leaves every secret readable, says that the
-// rotation has stopped, and ends it when it is told to. An abort leads back.
+// rotation has stopped, and ends it when it is told to. An abort leads back, and a key that a
+// value needs is not dropped.
 func TestEncryptionKilled(t *testing.T) {
 	kthwtest.Turn(t, 1)
 	c := kthwtest.Start(t, kthwtest.Options{Args: []string{shortRequests}})
 	const n = 30
 	storeSecrets(t, c.Client(t), "s", n)
+	file, secret := filepath.Join(c.Dir, encryptionFile), "/registry/secrets/default/s-0"
 	for _, tt := range []struct{ stage, verb, then string }{
 		{"read", "resume", "secretbox key2"}, {"rewrite", "abort", "secretbox key2"}, {"write", "resume", "secretbox key4"}, {"drop", "resume", "secretbox key5"},
 	} {
-		killAtStage(t, c, c.Etcd(t), tt.stage)
+		old, err := c.Etcd(t).Get(t.Context(), secret)
+		if err != nil || len(old.Kvs) != 1 {
+			t.Fatalf("got %v, %v", old, err)
+		}
+		state, both := killAtStage(t, c, c.Etcd(t), tt.stage)
+		if tt.stage == "drop" {
+			edit(t, file, string(both))
+		}
 		c = kthwtest.Start(t, kthwtest.Options{Dir: c.Dir, Ports: &c.Ports, Args: []string{shortRequests}})
+		if tt.stage == "drop" { // has just begun, and a value of the old key is back: it is written anew first
+			for key, value := range map[string][]byte{rotationKey: state, secret: old.Kvs[0].Value} {
+				if _, err := c.Etcd(t).Put(t.Context(), key, string(value)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
 		readSecrets(t, c.Client(t), "s", n)
 		kthwtest.WaitFor(t, "the finding", soon, func() error {
 			if r := mustStatus(t, c); !findingSays(r, "encryption_rotation", "has stopped") {
@@ -342,6 +363,15 @@ func TestEncryptionOfThree(t *testing.T) {
 		}
 		return nil
 	})
+	// As one that was restored from a backup of before, or has joined with an older file.
+	file := filepath.Join(all[2].Dir, encryptionFile)
+	is := string(fileText(t, file))
+	edit(t, file, string(old))
+	restored := m.start(t, 2)
+	if code := restored.Wait(t, soon); code != 1 || !strings.Contains(restored.Log.String(), "lacks secretbox key2, with which other controllers may write") {
+		t.Errorf("with the file from before the rotation: got exit code %d, log:\n%s", code, restored.Log.Tail(20))
+	}
+	edit(t, file, is)
 	all[2] = m.start(t, 2)
 	all[2].WaitReady(t)
 	if code, out := verb(t, all[1], "encryption", "resume"); code != 0 {
@@ -354,6 +384,12 @@ func TestEncryptionOfThree(t *testing.T) {
 			t.Errorf("c%d has another file", i)
 		}
 		readSecrets(t, direct(t, c), "s", n)
+		kthwtest.WaitFor(t, "no file to be kept", soon, func() error {
+			if _, err := os.Stat(filepath.Join(c.Dir, encryptionFile+".next")); !errors.Is(err, os.ErrNotExist) {
+				return fmt.Errorf("c%d: got %v", i, err)
+			}
+			return nil
+		})
 	}
 	if got := storedWith(t, all[0].Etcd(t)); len(got) != 1 || got["secretbox key2"] < n {
 		t.Errorf("in etcd: got %v", got)
@@ -433,8 +469,17 @@ func TestEncryptionEdited(t *testing.T) {
 		})
 	}
 
-	// One that fits is used at once.
-	edit(t, file, strings.Replace(good, "            - name: key1\n", "            - name: key9\n              secret: "+fresh+"\n            - name: key1\n", 1))
+	changedByHand(t, c, client, file, old, fresh)
+}
+
+// changedByHand changes the key of a running controller by edits of its file that fit.
+func changedByHand(t *testing.T, c *kthwtest.Controller, client kubernetes.Interface, file, old, fresh string) {
+	t.Helper()
+	good := string(fileText(t, file))
+	// One that fits is used at once, and the cluster knows its keys: without that, no controller
+	// could start once the old one is out.
+	both := strings.Replace(good, "            - name: key1\n", "            - name: key9\n              secret: "+fresh+"\n            - name: key1\n", 1)
+	edit(t, file, both)
 	kthwtest.WaitFor(t, "the new key to be used", soon, func() error {
 		s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{GenerateName: "new-"}}
 		if _, err := client.CoreV1().Secrets("default").Create(t.Context(), s, metav1.CreateOptions{}); err != nil {
@@ -442,6 +487,38 @@ func TestEncryptionEdited(t *testing.T) {
 		}
 		if got := storedWith(t, c.Etcd(t)); got["secretbox key9"] == 0 {
 			return fmt.Errorf("got %v", got)
+		}
+		return nil
+	})
+	readSecrets(t, client, "s", 5)
+	kthwtest.WaitFor(t, "the keys to be known", soon, func() error {
+		answer, err := c.Etcd(t).Get(t.Context(), "/kthwd/fingerprints")
+		if err != nil || len(answer.Kvs) != 1 {
+			return fmt.Errorf("got %v, %v", answer, err)
+		}
+		var known struct{ Files map[string][]string }
+		if err := json.Unmarshal(answer.Kvs[0].Value, &known); err != nil || len(known.Files[encryptionFile]) != 2 {
+			return fmt.Errorf("got %v, %v", known, err)
+		}
+		return nil
+	})
+
+	// Nothing is lost by one without the old key when no value has that.
+	kthwtest.WaitFor(t, "all secrets to have the new key", soon, func() error {
+		all, err := client.CoreV1().Secrets("").List(t.Context(), metav1.ListOptions{})
+		for i := 0; err == nil && i < len(all.Items); i++ {
+			_, err = client.CoreV1().Secrets(all.Items[i].Namespace).Update(t.Context(), &all.Items[i], metav1.UpdateOptions{})
+		}
+		if got := storedWith(t, c.Etcd(t)); err != nil || got["secretbox key1"] > 0 {
+			return fmt.Errorf("got %v, %v", got, err)
+		}
+		return nil
+	})
+	edit(t, file, strings.Replace(both, "            - name: key1\n              secret: "+old+"\n", "", 1))
+	kthwtest.WaitFor(t, "the file to be used", soon, func() error {
+		code, out := verb(t, c, "encryption", "status")
+		if r := mustStatus(t, c); code != 0 || !strings.Contains(out, "uses secretbox key9, identity") || !findingSays(r, "file_changed", "fits the other files") || findingSays(r, "file_misfit", "") {
+			return fmt.Errorf("got exit code %d, %+v:\n%s", code, r.Findings, out)
 		}
 		return nil
 	})

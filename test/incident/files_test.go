@@ -33,6 +33,11 @@ func filesReplaced(t *testing.T, c *kthwtest.Controller) {
 	if _, err := pki.Ensure(other, pki.Spec{Addresses: []string{"127.0.0.1"}, Server: "https://127.0.0.1:6443"}); err != nil {
 		t.Fatal(err)
 	}
+	// Without a value of the key, another one loses nothing.
+	stored := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "stored"}}
+	if _, err := c.Client(t).CoreV1().Secrets("default").Create(t.Context(), stored, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct {
 		name  string
 		paths []func(pki.Layout) string
