@@ -1,12 +1,15 @@
 package apiserver
 
 import (
+	"bufio"
 	"context"
 	"crypto/x509"
+	"net"
 	"net/http"
 
 	"k8s.io/apiserver/pkg/authentication/authenticator"
 	x509request "k8s.io/apiserver/pkg/authentication/request/x509"
+	"k8s.io/apiserver/pkg/endpoints/responsewriter"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	apiapp "k8s.io/kubernetes/cmd/kube-apiserver/app"
 
@@ -92,7 +95,8 @@ func certificateOf(req *http.Request) *x509.Certificate {
 	return req.TLS.PeerCertificates[0]
 }
 
-// endingRefused ends the requests in flight of a client whose certificate is refused from then on.
+// endingRefused ends the requests in flight of a client whose certificate is refused from then on,
+// and closes connections that are no longer HTTP's, such as those of exec and port-forward.
 func (a *Server) endingRefused(next chain) chain {
 	if len(a.lists) == 0 {
 		return next
@@ -100,14 +104,50 @@ func (a *Server) endingRefused(next chain) chain {
 	return func(api http.Handler, c *genericapiserver.Config) http.Handler {
 		handler := next(api, c)
 		return http.HandlerFunc(func(resp http.ResponseWriter, req *http.Request) {
-			if cert := certificateOf(req); cert != nil {
-				for _, l := range a.lists {
-					ctx, done := l.During(req.Context(), cert)
-					defer done()
-					req = req.WithContext(ctx)
-				}
+			cert := certificateOf(req)
+			if cert == nil {
+				handler.ServeHTTP(resp, req)
+				return
+			}
+			for _, l := range a.lists {
+				ctx, done := l.During(req.Context(), cert)
+				defer done()
+				req = req.WithContext(ctx)
+			}
+			if req.ProtoMajor == 1 { // no handler can take a connection of HTTP/2 over
+				taken := &takenOver{ResponseWriter: resp, ctx: req.Context()}
+				defer taken.release()
+				resp = responsewriter.WrapForHTTP1Or2(taken)
 			}
 			handler.ServeHTTP(resp, req)
 		})
+	}
+}
+
+// takenOver closes the connection of a request when ctx ends, if a handler has taken it over.
+// Upstream's proxy (apimachinery/pkg/util/proxy/upgradeaware.go:tryUpgrade) copies on until one of
+// the two sides hangs up, whatever becomes of the request.
+type takenOver struct {
+	http.ResponseWriter
+	ctx  context.Context
+	stop func() bool
+}
+
+// Unwrap implements responsewriter.UserProvidedDecorator.
+func (t *takenOver) Unwrap() http.ResponseWriter { return t.ResponseWriter }
+
+// Hijack implements http.Hijacker.
+func (t *takenOver) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, buffered, err := http.NewResponseController(t.ResponseWriter).Hijack()
+	if err == nil {
+		t.stop = context.AfterFunc(t.ctx, func() { _ = conn.Close() }) // its handler closes it, too
+	}
+	return conn, buffered, err
+}
+
+// release leaves the connection to whoever has it after the request.
+func (t *takenOver) release() {
+	if t.stop != nil {
+		t.stop()
 	}
 }
