@@ -127,11 +127,14 @@ func (l *List) load(ctx context.Context, client *clientv3.Client) error {
 	return nil
 }
 
-// use replaces the records, and ends the requests that they are about.
+// use replaces older records, and ends the requests that these are about.
 func (l *List) use(records map[string][]byte, revision int64) {
 	judge := l.cfg.Read(records)
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if revision < l.revision {
+		return // Load and Follow read at the same time
+	}
 	l.judge, l.revision, l.count = judge, revision, len(records)
 	for r := range l.open {
 		if judge(r.cert) != nil {

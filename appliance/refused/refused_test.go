@@ -48,6 +48,10 @@ func TestList(t *testing.T) {
 	if err := l.Refuses(cert("a")); !errors.Is(err, refused) {
 		t.Errorf("got %v, want %v", err, refused)
 	}
+	l.use(map[string][]byte{}, 1) // an answer of etcd that was overtaken
+	if err := l.Refuses(cert("a")); !errors.Is(err, refused) || l.Len() != 2 {
+		t.Errorf("after older records: got %v and %d records, want those of before", err, l.Len())
+	}
 	doneB()
 	if len(l.open) != 1 {
 		t.Errorf("got %d open requests, want that of a", len(l.open))
