@@ -59,7 +59,7 @@ func refuseCertificates(config *apiapp.Config, lists []*refused.List, tried Trie
 func (r refusedCerts) AuthenticateRequest(req *http.Request) (*authenticator.Response, bool, error) {
 	if cert := certificateOf(req); cert != nil {
 		for _, l := range r.lists {
-			if err := l.Refuses(cert); err != nil && r.ours(req) {
+			if err := l.Refuses(cert); err != nil && signedBy(r.cas, req.TLS.PeerCertificates) {
 				if r.tried != nil {
 					r.tried(cert, req.RemoteAddr, err)
 				}
@@ -70,13 +70,12 @@ func (r refusedCerts) AuthenticateRequest(req *http.Request) (*authenticator.Res
 	return r.next.AuthenticateRequest(req)
 }
 
-// ours reports whether a CA of the cluster has signed the client's certificate.
-func (r refusedCerts) ours(req *http.Request) bool {
-	opts, ok := r.cas()
+// signedBy reports whether one of the CAs has signed the first certificate of a client's chain.
+func signedBy(cas x509request.VerifyOptionFunc, chain []*x509.Certificate) bool {
+	opts, ok := cas()
 	if !ok {
 		return false
 	}
-	chain := req.TLS.PeerCertificates
 	if opts.Intermediates == nil && len(chain) > 1 {
 		opts.Intermediates = x509.NewCertPool()
 		for _, c := range chain[1:] {
