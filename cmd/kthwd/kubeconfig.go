@@ -196,19 +196,26 @@ func (a *app) giveKubeconfig(ctx context.Context, etcd *clientv3.Client, made pk
 		return fmt.Errorf("record the certificate: %w", err)
 	}
 	supervise.Sleep(ctx, time.Until(made.Cert.NotBefore)) // a revocation was just before
-	if time.Now().Before(made.Cert.NotBefore) {
+	if ctx.Err() != nil {
 		err := fmt.Errorf("the certificate begins on %s, after the newest revocation of %s: %w", made.Cert.NotBefore.UTC().Format(time.RFC3339), text.Line(record.User), ctx.Err())
-		return errors.Join(advice.With(err, "compare the clocks of the controllers: the revocation has the time of another one"), users.Forget(context.WithoutCancel(ctx), etcd, record))
+		return errors.Join(advice.With(err, "compare the clocks of the controllers: the revocation has the time of another one"), forget(ctx, etcd, record))
 	}
 	if out == "-" {
 		_, err := a.out.Write(made.Data)
 		return err
 	}
 	if err := writeKubeconfig(out, made.Data, replace); err != nil {
-		return errors.Join(err, users.Forget(context.WithoutCancel(ctx), etcd, record))
+		return errors.Join(err, forget(ctx, etcd, record))
 	}
 	_, err := fmt.Fprintf(a.out, "made  %s for %s until %s, serial number %s\n", out, text.Line(record.User), record.NotAfter.Format(time.RFC3339), record.Serial)
 	return err
+}
+
+// forget deletes the record of a certificate that nobody has received, also after the end of ctx.
+func forget(ctx context.Context, etcd *clientv3.Client, record users.Certificate) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), nodeTimeout)
+	defer cancel()
+	return users.Forget(ctx, etcd, record)
 }
 
 // writeKubeconfig makes the file whole or not at all.
