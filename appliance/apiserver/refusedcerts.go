@@ -4,13 +4,16 @@ import (
 	"bufio"
 	"context"
 	"crypto/x509"
+	"errors"
 	"net"
 	"net/http"
+	"slices"
 
 	"k8s.io/apiserver/pkg/authentication/authenticator"
 	x509request "k8s.io/apiserver/pkg/authentication/request/x509"
 	"k8s.io/apiserver/pkg/endpoints/responsewriter"
 	genericapiserver "k8s.io/apiserver/pkg/server"
+	"k8s.io/apiserver/pkg/server/healthz"
 	apiapp "k8s.io/kubernetes/cmd/kube-apiserver/app"
 
 	"kthwd/appliance/refused"
@@ -28,6 +31,17 @@ func (a *Server) loadRefused(ctx context.Context) {
 			a.log.Warn("it is not known yet which certificates are refused: no client with such a certificate is let in", "err", err)
 		}
 	}
+}
+
+// knowsRefused is an additional check of the API server's /readyz: where the lists could not be read
+// yet, clients are better served by another controller.
+func (a *Server) knowsRefused() healthz.HealthChecker {
+	return healthz.NamedCheck("kthwd-refused-certificates", func(*http.Request) error {
+		if slices.ContainsFunc(a.lists, func(l *refused.List) bool { return !l.Known() }) {
+			return errors.New("it is not known yet which certificates are refused")
+		}
+		return nil
+	})
 }
 
 // refusedCerts refuses the certificates that a list names.

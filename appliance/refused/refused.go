@@ -86,6 +86,13 @@ func (l *List) Len() int {
 	return l.count
 }
 
+// Known reports whether the records were read.
+func (l *List) Known() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.revision > 0
+}
+
 // During ends a request, by its context, when the certificate of its client is refused from
 // then on. The caller calls done at the end of the request.
 func (l *List) During(ctx context.Context, cert *x509.Certificate) (_ context.Context, done func()) {

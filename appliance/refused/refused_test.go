@@ -32,13 +32,16 @@ func TestList(t *testing.T) {
 			t.Errorf("%s before the records are read: got %v, want %v", name, err, want)
 		}
 	}
+	if l.Known() {
+		t.Error("before the records are read: they are known")
+	}
 	a, done := l.During(t.Context(), cert("a"))
 	defer done()
 	b, doneB := l.During(t.Context(), cert("b"))
 	other, doneOther := l.During(t.Context(), cert("other"))
 	defer doneOther()
 	l.use(map[string][]byte{}, 1)
-	if a.Err() != nil || l.Refuses(cert("a")) != nil {
+	if !l.Known() || a.Err() != nil || l.Refuses(cert("a")) != nil {
 		t.Errorf("without a record: got %v and %v", a.Err(), l.Refuses(cert("a")))
 	}
 	l.use(map[string][]byte{"a": {}, "other": {}}, 2)
