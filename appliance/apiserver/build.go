@@ -114,7 +114,7 @@ func (a *Server) assemble(config *apiapp.Config) (*built, error) {
 		return nil, err
 	}
 	s.generic = chain.GenericAPIServer
-	if err := s.generic.AddReadyzChecks(s.readyz()); err != nil {
+	if err := s.generic.AddReadyzChecks(s.readyz(), a.knowsRefused()); err != nil {
 		return nil, err
 	}
 	prepared, err := chain.PrepareRun()

@@ -29,6 +29,7 @@ type clientCerts struct {
 	speakers func() []string // headers in which a front proxy names the user it speaks for
 	known    *lru.Cache      // *x509.Certificate to verdict
 	seen     func(*x509.Certificate)
+	told     *lru.Cache // *x509.Certificate that seen was told of, or that no CA of the cluster has signed
 }
 
 // verdict is valid under the CAs in roots. A change of their file makes another pool.
@@ -57,7 +58,7 @@ func rememberClients(config *apiapp.Config, seen func(*x509.Certificate)) {
 
 func newClientCerts(next authenticator.Request, cas x509request.VerifyOptionFunc, speakers func() []string) *clientCerts {
 	return &clientCerts{
-		next: next, cas: cas, speakers: speakers, known: lru.New(knownClients),
+		next: next, cas: cas, speakers: speakers, known: lru.New(knownClients), told: lru.New(knownClients),
 		// The same as in kubeapiserver/authenticator/config.go:New.
 		verify: group.NewAuthenticatedGroupAdder(x509request.NewDynamic(cas, x509request.CommonNameUserConversion)),
 	}
@@ -67,7 +68,11 @@ func newClientCerts(next authenticator.Request, cas x509request.VerifyOptionFunc
 func (c *clientCerts) AuthenticateRequest(req *http.Request) (*authenticator.Response, bool, error) {
 	cert, cas := c.certificate(req)
 	if cert == nil {
-		return c.next.AuthenticateRequest(req)
+		response, ok, err := c.next.AuthenticateRequest(req)
+		if err == nil && ok {
+			c.tell(req)
+		}
+		return response, ok, err
 	}
 	now := time.Now()
 	if kept, ok := c.known.Get(cert); ok {
@@ -87,6 +92,22 @@ func (c *clientCerts) AuthenticateRequest(req *http.Request) (*authenticator.Res
 		c.seen(cert)
 	}
 	return response, true, nil
+}
+
+// tell tells seen of a certificate about which upstream has decided: one with others behind it, or
+// beside headers of a front proxy, which a client can add to hide it.
+func (c *clientCerts) tell(req *http.Request) {
+	cert := certificateOf(req)
+	if cert == nil || c.seen == nil {
+		return
+	}
+	if _, ok := c.told.Get(cert); ok {
+		return
+	}
+	c.told.Add(cert, nil)
+	if signedBy(c.cas, req.TLS.PeerCertificates) {
+		c.seen(cert)
+	}
 }
 
 // certificate returns the client's certificate, or nil if it does not decide the user: a

@@ -169,6 +169,42 @@ func TestAVerdictEnds(t *testing.T) {
 	})
 }
 
+// A certificate is noted however it is shown: with others behind it, or beside a header of a front
+// proxy. One that upstream does not accept is not.
+func TestSeen(t *testing.T) {
+	ca, other := newAuthority(t, time.Hour), newAuthority(t, time.Hour)
+	alice, foreign := ca.client(t, "alice", time.Hour), other.client(t, "bob", time.Hour)
+	anybody := authenticator.RequestFunc(func(*http.Request) (*authenticator.Response, bool, error) {
+		return &authenticator.Response{User: &user.DefaultInfo{Name: "anybody"}}, true, nil
+	})
+	for _, tt := range []struct {
+		name, header string
+		shown        []*x509.Certificate
+		accepts      authenticator.Request
+		want         int
+	}{
+		{"alone", "", []*x509.Certificate{alice}, nil, 1},
+		{"with its CA", "", []*x509.Certificate{alice, ca.cert}, anybody, 1},
+		{"as a front proxy", "X-Remote-User", []*x509.Certificate{alice}, anybody, 1},
+		{"as a front proxy, refused", "X-Remote-User", []*x509.Certificate{alice}, nil, 0},
+		{"of another CA, with a token", "Authorization", []*x509.Certificate{foreign}, anybody, 0},
+		{"of another CA, with its CA", "", []*x509.Certificate{foreign, other.cert}, anybody, 0},
+		{"none", "", nil, anybody, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c, times := newAPIClients(ca.pool), 0
+			c.others.Request = tt.accepts
+			c.seen = func(*x509.Certificate) { times++ }
+			for range 3 {
+				c.who(t, tt.header, tt.shown...)
+			}
+			if times != tt.want {
+				t.Errorf("seen %d times, want %d", times, tt.want)
+			}
+		})
+	}
+}
+
 // What does not depend on the certificate alone is for the API server's own authenticator, each time.
 func TestOthersArePassedOn(t *testing.T) {
 	ca, other := newAuthority(t, time.Hour), newAuthority(t, time.Hour)

@@ -1,13 +1,19 @@
 package apiserver
 
 import (
+	"bufio"
 	"context"
 	"crypto/x509"
+	"errors"
+	"net"
 	"net/http"
+	"slices"
 
 	"k8s.io/apiserver/pkg/authentication/authenticator"
 	x509request "k8s.io/apiserver/pkg/authentication/request/x509"
+	"k8s.io/apiserver/pkg/endpoints/responsewriter"
 	genericapiserver "k8s.io/apiserver/pkg/server"
+	"k8s.io/apiserver/pkg/server/healthz"
 	apiapp "k8s.io/kubernetes/cmd/kube-apiserver/app"
 
 	"kthwd/appliance/refused"
@@ -25,6 +31,17 @@ func (a *Server) loadRefused(ctx context.Context) {
 			a.log.Warn("it is not known yet which certificates are refused: no client with such a certificate is let in", "err", err)
 		}
 	}
+}
+
+// knowsRefused is an additional check of the API server's /readyz: where the lists could not be read
+// yet, clients are better served by another controller.
+func (a *Server) knowsRefused() healthz.HealthChecker {
+	return healthz.NamedCheck("kthwd-refused-certificates", func(*http.Request) error {
+		if slices.ContainsFunc(a.lists, func(l *refused.List) bool { return !l.Known() }) {
+			return errors.New("it is not known yet which certificates are refused")
+		}
+		return nil
+	})
 }
 
 // refusedCerts refuses the certificates that a list names.
@@ -56,7 +73,7 @@ func refuseCertificates(config *apiapp.Config, lists []*refused.List, tried Trie
 func (r refusedCerts) AuthenticateRequest(req *http.Request) (*authenticator.Response, bool, error) {
 	if cert := certificateOf(req); cert != nil {
 		for _, l := range r.lists {
-			if err := l.Refuses(cert); err != nil && r.ours(req) {
+			if err := l.Refuses(cert); err != nil && signedBy(r.cas, req.TLS.PeerCertificates) {
 				if r.tried != nil {
 					r.tried(cert, req.RemoteAddr, err)
 				}
@@ -67,13 +84,12 @@ func (r refusedCerts) AuthenticateRequest(req *http.Request) (*authenticator.Res
 	return r.next.AuthenticateRequest(req)
 }
 
-// ours reports whether a CA of the cluster has signed the client's certificate.
-func (r refusedCerts) ours(req *http.Request) bool {
-	opts, ok := r.cas()
+// signedBy reports whether one of the CAs has signed the first certificate of a client's chain.
+func signedBy(cas x509request.VerifyOptionFunc, chain []*x509.Certificate) bool {
+	opts, ok := cas()
 	if !ok {
 		return false
 	}
-	chain := req.TLS.PeerCertificates
 	if opts.Intermediates == nil && len(chain) > 1 {
 		opts.Intermediates = x509.NewCertPool()
 		for _, c := range chain[1:] {
@@ -92,7 +108,8 @@ func certificateOf(req *http.Request) *x509.Certificate {
 	return req.TLS.PeerCertificates[0]
 }
 
-// endingRefused ends the requests in flight of a client whose certificate is refused from then on.
+// endingRefused ends the requests in flight of a client whose certificate is refused from then on,
+// and closes connections that are no longer HTTP's, such as those of exec and port-forward.
 func (a *Server) endingRefused(next chain) chain {
 	if len(a.lists) == 0 {
 		return next
@@ -100,14 +117,50 @@ func (a *Server) endingRefused(next chain) chain {
 	return func(api http.Handler, c *genericapiserver.Config) http.Handler {
 		handler := next(api, c)
 		return http.HandlerFunc(func(resp http.ResponseWriter, req *http.Request) {
-			if cert := certificateOf(req); cert != nil {
-				for _, l := range a.lists {
-					ctx, done := l.During(req.Context(), cert)
-					defer done()
-					req = req.WithContext(ctx)
-				}
+			cert := certificateOf(req)
+			if cert == nil {
+				handler.ServeHTTP(resp, req)
+				return
+			}
+			for _, l := range a.lists {
+				ctx, done := l.During(req.Context(), cert)
+				defer done()
+				req = req.WithContext(ctx)
+			}
+			if req.ProtoMajor == 1 { // no handler can take a connection of HTTP/2 over
+				taken := &takenOver{ResponseWriter: resp, ctx: req.Context()}
+				defer taken.release()
+				resp = responsewriter.WrapForHTTP1Or2(taken)
 			}
 			handler.ServeHTTP(resp, req)
 		})
+	}
+}
+
+// takenOver closes the connection of a request when ctx ends, if a handler has taken it over.
+// Upstream's proxy (apimachinery/pkg/util/proxy/upgradeaware.go:tryUpgrade) copies on until one of
+// the two sides hangs up, whatever becomes of the request.
+type takenOver struct {
+	http.ResponseWriter
+	ctx  context.Context
+	stop func() bool
+}
+
+// Unwrap implements responsewriter.UserProvidedDecorator.
+func (t *takenOver) Unwrap() http.ResponseWriter { return t.ResponseWriter }
+
+// Hijack implements http.Hijacker.
+func (t *takenOver) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, buffered, err := http.NewResponseController(t.ResponseWriter).Hijack()
+	if err == nil {
+		t.stop = context.AfterFunc(t.ctx, func() { _ = conn.Close() }) // its handler closes it, too
+	}
+	return conn, buffered, err
+}
+
+// release leaves the connection to whoever has it after the request.
+func (t *takenOver) release() {
+	if t.stop != nil {
+		t.stop()
 	}
 }

@@ -23,6 +23,7 @@ var controllerLost = []loss{
 	{program.Etcd, "a stop does not hold writes while it hands over the leadership, and a stop without a quorum or on a full disk may not end in order"},
 	{program.Etcd, "member list, add and remove, a recovery, room in the database: use etcdctl and etcdutl. No join port, no tokens"},
 	{program.APIServer, "KthwdControllerIdentity is gone: a certificate request with a controller's name (kubernetes) is signed if somebody approves it. Where etcd has no CA of its own, look at such requests"},
+	{program.APIServer, "revoked certificates, and those of removed nodes, are accepted again until they expire, and new ones are in no ledger. kthwd kubeconfig list says which are revoked, while kthwd runs: take the rights of these users from every binding first"},
 	{program.APIServer, "the records of clients without credentials are in audit.log with all others, and can push them out of it"},
 	{program.APIServer, "writes of a kube-controller-manager or kube-scheduler whose lease has ended are not refused"},
 	{program.APIServer, "bootstrap roles, the guide's system:kube-apiserver-to-kubelet and kthwd:cluster-admins stay as they are in the cluster. A removed bootstrap role comes back at kube-apiserver's next start only, the other two never"},

@@ -132,7 +132,8 @@ var besides = map[string][]string{
 	},
 	program.APIServer: {
 		"the start-up hooks rbac/bootstrap-roles and scheduling/bootstrap-system-priority-classes are kthwd's own",
-		"the admission plugin KthwdControllerIdentity keeps a controller's name from being signed",
+		"the admission plugin KthwdControllerIdentity keeps a controller's name from being signed, and records each certificate that is",
+		"certificates of revoked users and of removed nodes are refused",
 		"writes of a component whose lease is over are refused",
 		"the records of unauthenticated clients go to a file of their own, beside --audit-log-path",
 		"its log is kthwd's: --log-level=kube-apiserver=LEVEL",

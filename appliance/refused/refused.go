@@ -86,6 +86,13 @@ func (l *List) Len() int {
 	return l.count
 }
 
+// Known reports whether the records were read.
+func (l *List) Known() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.revision > 0
+}
+
 // During ends a request, by its context, when the certificate of its client is refused from
 // then on. The caller calls done at the end of the request.
 func (l *List) During(ctx context.Context, cert *x509.Certificate) (_ context.Context, done func()) {
@@ -127,11 +134,14 @@ func (l *List) load(ctx context.Context, client *clientv3.Client) error {
 	return nil
 }
 
-// use replaces the records, and ends the requests that they are about.
+// use replaces older records, and ends the requests that these are about.
 func (l *List) use(records map[string][]byte, revision int64) {
 	judge := l.cfg.Read(records)
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if revision < l.revision {
+		return // Load and Follow read at the same time
+	}
 	l.judge, l.revision, l.count = judge, revision, len(records)
 	for r := range l.open {
 		if judge(r.cert) != nil {

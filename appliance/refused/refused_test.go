@@ -32,13 +32,16 @@ func TestList(t *testing.T) {
 			t.Errorf("%s before the records are read: got %v, want %v", name, err, want)
 		}
 	}
+	if l.Known() {
+		t.Error("before the records are read: they are known")
+	}
 	a, done := l.During(t.Context(), cert("a"))
 	defer done()
 	b, doneB := l.During(t.Context(), cert("b"))
 	other, doneOther := l.During(t.Context(), cert("other"))
 	defer doneOther()
 	l.use(map[string][]byte{}, 1)
-	if a.Err() != nil || l.Refuses(cert("a")) != nil {
+	if !l.Known() || a.Err() != nil || l.Refuses(cert("a")) != nil {
 		t.Errorf("without a record: got %v and %v", a.Err(), l.Refuses(cert("a")))
 	}
 	l.use(map[string][]byte{"a": {}, "other": {}}, 2)
@@ -47,6 +50,10 @@ func TestList(t *testing.T) {
 	}
 	if err := l.Refuses(cert("a")); !errors.Is(err, refused) {
 		t.Errorf("got %v, want %v", err, refused)
+	}
+	l.use(map[string][]byte{}, 1) // an answer of etcd that was overtaken
+	if err := l.Refuses(cert("a")); !errors.Is(err, refused) || l.Len() != 2 {
+		t.Errorf("after older records: got %v and %d records, want those of before", err, l.Len())
 	}
 	doneB()
 	if len(l.open) != 1 {

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -23,9 +25,11 @@ import (
 
 const (
 	within     = 5 * time.Second // for one record
-	seenBuffer = 256             // certificates that wait for their record
+	seenBuffer = 4096            // certificates that wait for their record; all nodes come at once
 	seenKnown  = 4096            // serial numbers whose record was written
+	keptOfNode = 100             // records of a node, which gets as many certificates as it asks for
 	pruneEvery = 10 * time.Minute
+	pruneBatch = 50
 	pruneAfter = time.Hour // after the end of a certificate; clocks differ
 	triedFor   = time.Hour // a finding about an attempt
 )
@@ -103,7 +107,8 @@ func (l *Ledger) Run(ctx context.Context) {
 		case cert := <-l.seen:
 			if err := l.record(ctx, RecordOf(cert), "use"); err != nil && ctx.Err() == nil {
 				l.cfg.Log.Warn("a certificate is not in the ledger yet", "user", cert.Subject.CommonName, "serial", Serial(cert), "err", err)
-				supervise.Sleep(ctx, time.Second) // it is seen again
+				supervise.Sleep(ctx, time.Second)
+				l.Seen(cert) // its connection may last for weeks
 				continue
 			}
 			l.known.Add(Serial(cert), nil)
@@ -124,7 +129,7 @@ func (l *Ledger) Seen(cert *x509.Certificate) {
 	}
 	select {
 	case l.seen <- cert:
-	default: // it is seen again
+	default: // it is seen with its next connection
 	}
 }
 
@@ -172,23 +177,43 @@ func prune(ctx context.Context, etcd *clientv3.Client, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	var old []string
-	for serial, c := range certificates {
-		if now.After(c.NotAfter.Add(pruneAfter)) {
-			old = append(old, ledgerPrefix+serial)
-		}
-	}
+	old := oldRecords(certificates, now)
 	for key, v := range revoked {
 		if !v.Until.IsZero() && now.After(v.Until.Add(pruneAfter)) {
 			old = append(old, revokedPrefix+key)
 		}
 	}
-	for _, key := range old {
-		if _, err := etcd.Delete(ctx, key); err != nil {
+	for batch := range slices.Chunk(old, pruneBatch) {
+		var deletes []clientv3.Op
+		for _, key := range batch {
+			deletes = append(deletes, clientv3.OpDelete(key))
+		}
+		if _, err := etcd.Txn(ctx).Then(deletes...).Commit(); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// oldRecords returns the keys of the certificates that have ended, and of each node's but
+// the newest.
+func oldRecords(certificates map[string]Certificate, now time.Time) (keys []string) {
+	nodes := map[string][]string{} // serial numbers, by user
+	for serial, c := range certificates {
+		switch {
+		case now.After(c.NotAfter.Add(pruneAfter)):
+			keys = append(keys, ledgerPrefix+serial)
+		case strings.HasPrefix(c.User, nodeUser):
+			nodes[c.User] = append(nodes[c.User], serial)
+		}
+	}
+	for _, serials := range nodes {
+		slices.SortFunc(serials, func(a, b string) int { return certificates[b].At.Compare(certificates[a].At) })
+		for _, serial := range serials[min(keptOfNode, len(serials)):] {
+			keys = append(keys, ledgerPrefix+serial)
+		}
+	}
+	return keys
 }
 
 // Tried notes a request that was refused because of its certificate, if that was revoked. It does

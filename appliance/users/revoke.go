@@ -6,7 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -74,7 +76,7 @@ func newRevoked() *refused.List {
 		Prefix:   revokedPrefix,
 		Read:     func(records map[string][]byte) refused.Judge { return parseRevocations(records).judge },
 		Unread:   func(*x509.Certificate) error { return errors.New("the revoked certificates are not known yet") },
-		Concerns: func(cert *x509.Certificate) bool { return Revocable(cert.Subject.CommonName) == nil },
+		Concerns: func(cert *x509.Certificate) bool { return revocable(cert.Subject.CommonName) },
 	})
 }
 
@@ -101,24 +103,22 @@ func Begin(ctx context.Context, etcd *clientv3.Client, user string) (from time.T
 	return from, err
 }
 
-// Done is what Revoke has done.
-type Done struct {
-	User         string        `json:"user"`
-	Serial       string        `json:"serial,omitempty"` // empty for all certificates of the user
-	Certificates []Certificate `json:"certificates"`     // of the ledger that are refused from now on
-}
-
 // serialNumber is how a serial number is written; one of kthwd's has up to 32 digits.
 var serialNumber = regexp.MustCompile(`^[0-9a-f]{8,40}$`)
 
-// Target is what a revocation is about.
+// Target is what a revocation is about: the certificate with the serial number, or all of the user
+// if there is none. Without Certificates, that which has both is about both.
 type Target struct {
 	User, Serial string
 	Certificates []Certificate // of the ledger, that have not expired
 }
 
+// OfUser reports whether a revocation is about all certificates of the user.
+func (t Target) OfUser() bool { return t.Serial == "" || len(t.Certificates) == 0 }
+
 // Find returns what a name or a serial number means: a serial number of the ledger, or else all
-// certificates of a user. It fails with ErrUnlisted if the ledger has neither.
+// certificates of a user. It fails with ErrUnlisted if the ledger has neither; the Target is then
+// whatever can be meant.
 func Find(ctx context.Context, etcd *clientv3.Client, what string) (Target, error) {
 	all, err := List(ctx, etcd, true)
 	if err != nil {
@@ -138,7 +138,7 @@ func Find(ctx context.Context, etcd *clientv3.Client, what string) (Target, erro
 		return t, nil
 	}
 	if serialNumber.MatchString(serial) {
-		t = Target{Serial: serial}
+		t.Serial = serial // or it is a user's name: nobody knows
 	}
 	return t, ErrUnlisted
 }
@@ -153,18 +153,44 @@ func Normal(serial string) string {
 // Revoke refuses what a Target is about from now on, on each controller. until is the end of the
 // longest certificate that there can be: that of the CA.
 func Revoke(ctx context.Context, etcd *clientv3.Client, t Target, until time.Time) error {
-	v := revocation{At: time.Now().UTC(), Until: until.UTC()}
-	key := usersPrefix + t.User
+	now := time.Now().UTC()
+	records := map[string]revocation{}
 	if t.Serial != "" {
-		key, v.User = serialsPrefix+t.Serial, t.User
+		v := revocation{At: now, Until: until.UTC()}
 		if len(t.Certificates) == 1 {
-			v.Until = t.Certificates[0].NotAfter
+			v.User, v.Until = t.User, t.Certificates[0].NotAfter
+		}
+		records[serialsPrefix+t.Serial] = v
+	}
+	if t.OfUser() {
+		v := revocation{At: now, Until: until.UTC()}
+		before, err := read[revocation](ctx, etcd, usersPrefix)
+		if err != nil {
+			return err
+		}
+		if b := before[t.User]; b.At.After(now) {
+			v.At = b.At // the clock of another controller; what was refused stays refused
+		}
+		records[usersPrefix+t.User] = v
+		for _, c := range t.Certificates {
+			if c.NotBefore.After(v.At) { // another clock again
+				records[serialsPrefix+c.Serial] = revocation{User: t.User, At: now, Until: c.NotAfter}
+			}
 		}
 	}
-	value, err := json.Marshal(v)
-	if err != nil {
-		return err
+	return put(ctx, etcd, records)
+}
+
+// put writes records, those of the users last: with them the revocation is complete.
+func put(ctx context.Context, etcd *clientv3.Client, records map[string]revocation) error {
+	for _, key := range slices.Sorted(maps.Keys(records)) {
+		value, err := json.Marshal(records[key])
+		if err != nil {
+			return err
+		}
+		if _, err := etcd.Put(ctx, key, string(value)); err != nil {
+			return err
+		}
 	}
-	_, err = etcd.Put(ctx, key, string(value))
-	return err
+	return nil
 }

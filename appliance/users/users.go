@@ -75,14 +75,21 @@ func Serial(cert *x509.Certificate) string { return cert.SerialNumber.Text(16) }
 
 var programs = pki.ProgramUsers()
 
+const nodeUser = "system:node:" // followed by the name of the node
+
+// revocable is for each request.
+func revocable(user string) bool {
+	return !strings.HasPrefix(user, "system:") && !slices.Contains(programs, user)
+}
+
 // Revocable returns an error if the certificates of a user are not revoked by this package, with
 // the way that there is.
 func Revocable(user string) error {
-	node, isNode := strings.CutPrefix(user, "system:node:")
+	node, isNode := strings.CutPrefix(user, nodeUser)
 	switch {
 	case isNode:
 		return advice.With(advice.Usage(fmt.Errorf("%s is a node", user)), "remove it: kthwd node remove "+node)
-	case strings.HasPrefix(user, "system:"), slices.Contains(programs, user):
+	case !revocable(user):
 		return advice.With(advice.Usage(fmt.Errorf("%s is a part of the control plane", user)), "of a machine that is lost, see A lost controller in docs/security.md")
 	}
 	return nil
@@ -126,7 +133,7 @@ func List(ctx context.Context, etcd *clientv3.Client, all bool) ([]Entry, error)
 		case now.After(c.NotAfter):
 			e.State = Expired
 		}
-		if all || Revocable(c.User) == nil && now.Before(c.NotAfter) {
+		if all || revocable(c.User) && now.Before(c.NotAfter) {
 			list = append(list, e)
 		}
 	}

@@ -10,7 +10,9 @@ import (
 	"net"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -132,6 +134,86 @@ func TestLedger(t *testing.T) {
 		}
 		wantList(t, etcd, true, step.all)
 		wants(jane, step.janeBanned)
+	}
+}
+
+// A certificate that was seen while etcd did not run is recorded later.
+func TestSeenBeforeEtcd(t *testing.T) {
+	server, etcd := startEtcd(t)
+	var asked atomic.Int32
+	l := New(Config{Log: slog.New(slog.DiscardHandler), Etcd: func() *embed.Etcd {
+		if asked.Add(1) <= 2 {
+			return nil
+		}
+		return server
+	}})
+	l.Seen(cert("joe", 1, time.Now(), time.Now().Add(time.Hour)))
+	go l.Run(t.Context())
+	wantList(t, etcd, false, "joe valid")
+}
+
+// The clocks of two controllers differ: a revocation is about what the ledger has by then, and a
+// second one accepts nothing again.
+func TestRevokeAmongClocks(t *testing.T) {
+	_, etcd := startEtcd(t)
+	now := time.Now()
+	ahead, later := cert("jane", 0xaaaa0001, now.Add(time.Minute), now.Add(time.Hour)), cert("jane", 0xaaaa0002, now.Add(time.Minute), now.Add(time.Hour))
+	if err := Record(t.Context(), etcd, RecordOf(ahead)); err != nil {
+		t.Fatal(err)
+	}
+	revoke := func(what string) {
+		t.Helper()
+		target, err := Find(t.Context(), etcd, what)
+		if err == nil || errors.Is(err, ErrUnlisted) {
+			err = Revoke(t.Context(), etcd, target, now.Add(time.Hour))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	refuses := func(c *x509.Certificate, want bool) {
+		t.Helper()
+		r, err := readRevocations(t.Context(), etcd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := r.judge(c); (got != nil) != want {
+			t.Errorf("%s of %s: got %v, want a refusal: %v", Serial(c), c.Subject.CommonName, got, want)
+		}
+	}
+	revoke("jane")
+	refuses(ahead, true)
+	refuses(later, false)
+	by := map[string]revocation{usersPrefix + "jane": {At: now.Add(2 * time.Minute), Until: now.Add(time.Hour)}}
+	if err := put(t.Context(), etcd, by); err != nil {
+		t.Fatal(err)
+	}
+	revoke("jane")
+	refuses(later, true)
+	// A name that could be a serial number, and nobody knows it.
+	revoke("20260117")
+	refuses(cert("20260117", 3, now, now), true)
+	refuses(cert("joe", 0x20260117, now, now), true)
+	refuses(cert("joe", 3, now, now), false)
+}
+
+// A node has as many records as are of use, however many certificates it asks for.
+func TestOldRecords(t *testing.T) {
+	now := time.Now()
+	all := map[string]Certificate{}
+	add := func(user string, n int, until time.Time) {
+		for i := range n {
+			serial := fmt.Sprintf("%s-%d", user, i)
+			all[serial] = Certificate{Serial: serial, User: user, NotAfter: until, At: now.Add(time.Duration(i) * time.Second)}
+		}
+	}
+	add("system:node:w0", keptOfNode+2, now.Add(time.Hour))
+	add("system:node:w1", keptOfNode, now.Add(time.Hour))
+	add("jane", keptOfNode+2, now.Add(time.Hour))
+	add("old", 1, now.Add(-2*time.Hour))
+	want := []string{ledgerPrefix + "old-0", ledgerPrefix + "system:node:w0-0", ledgerPrefix + "system:node:w0-1"}
+	if got := oldRecords(all, now); !slices.Equal(slices.Sorted(slices.Values(got)), want) {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }
 

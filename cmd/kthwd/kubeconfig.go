@@ -196,15 +196,26 @@ func (a *app) giveKubeconfig(ctx context.Context, etcd *clientv3.Client, made pk
 		return fmt.Errorf("record the certificate: %w", err)
 	}
 	supervise.Sleep(ctx, time.Until(made.Cert.NotBefore)) // a revocation was just before
+	if ctx.Err() != nil {
+		err := fmt.Errorf("the certificate begins on %s, after the newest revocation of %s: %w", made.Cert.NotBefore.UTC().Format(time.RFC3339), text.Line(record.User), ctx.Err())
+		return errors.Join(advice.With(err, "compare the clocks of the controllers: the revocation has the time of another one"), forget(ctx, etcd, record))
+	}
 	if out == "-" {
 		_, err := a.out.Write(made.Data)
 		return err
 	}
 	if err := writeKubeconfig(out, made.Data, replace); err != nil {
-		return errors.Join(err, users.Forget(context.WithoutCancel(ctx), etcd, record))
+		return errors.Join(err, forget(ctx, etcd, record))
 	}
 	_, err := fmt.Fprintf(a.out, "made  %s for %s until %s, serial number %s\n", out, text.Line(record.User), record.NotAfter.Format(time.RFC3339), record.Serial)
 	return err
+}
+
+// forget deletes the record of a certificate that nobody has received, also after the end of ctx.
+func forget(ctx context.Context, etcd *clientv3.Client, record users.Certificate) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), nodeTimeout)
+	defer cancel()
+	return users.Forget(ctx, etcd, record)
 }
 
 // writeKubeconfig makes the file whole or not at all.
@@ -310,7 +321,7 @@ func mayRevoke(l pki.Layout, t users.Target) error {
 	if err := users.Revocable(t.User); err != nil {
 		return err
 	}
-	if t.Serial == "" && (t.User == pki.NameAdmin || t.User == pki.NameSuperAdmin) {
+	if t.OfUser() && (t.User == pki.NameAdmin || t.User == pki.NameSuperAdmin) {
 		return advice.With(advice.Usage(fmt.Errorf("%s is the user of %s.kubeconfig on every controller", t.User, t.User)),
 			"revoke one certificate by its serial number: kthwd kubeconfig list")
 	}
@@ -345,10 +356,11 @@ func (a *app) revoke(ctx context.Context, n nodes, l pki.Layout, what string, un
 	for _, c := range target.Certificates {
 		fmt.Fprintf(a.out, "revoked  %s of %s, which would end on %s\n", text.Line(c.Serial), text.Line(c.User), c.NotAfter.UTC().Format(time.RFC3339))
 	}
-	if target.Serial == "" {
+	if target.OfUser() {
 		_, err = fmt.Fprintf(a.out, "Every certificate of %s that begins before now is refused.\n", text.Line(target.User))
-	} else if len(target.Certificates) == 0 {
-		_, err = fmt.Fprintf(a.out, "revoked  %s\n", text.Line(target.Serial))
+		if target.Serial != "" {
+			_, err = fmt.Fprintf(a.out, "So is the certificate with the serial number %s.\n", text.Line(target.Serial))
+		}
 	}
 	return err
 }

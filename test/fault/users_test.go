@@ -1,14 +1,21 @@
 package fault
 
 import (
+	"bufio"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -205,6 +212,92 @@ func wantRevoked(t *testing.T, c *kthwtest.Controller, path string, jane kuberne
 		t.Errorf("ledger: got %+v", all)
 	}
 	hasFinding(t, c, "revoked_certificate_used", "of jane", "127.0.0.1")
+}
+
+// endlessExec serves an exec that goes on until the client hangs up, as a kubelet does, and returns
+// its port.
+func endlessExec(t *testing.T) int32 {
+	t.Helper()
+	kubelet := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		fmt.Fprint(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\r\n")
+		io.Copy(conn, conn)
+	}))
+	kubelet.StartTLS()
+	t.Cleanup(kubelet.Close)
+	return int32(kubelet.Listener.Addr().(*net.TCPAddr).Port)
+}
+
+// A connection that is no longer HTTP's ends with the certificate with which it was opened: an
+// exec in SPDY, which a client may choose, and which upstream proxies byte by byte.
+func TestRevokedUserInExec(t *testing.T) {
+	kthwtest.Turn(t, 1)
+	// No node's certificate may be for a loopback address, so none is asked for.
+	c := kthwtest.Start(t, kthwtest.Options{Args: []string{"--kube-apiserver-arg=kubelet-certificate-authority="}})
+	runPod(t, c.Client(t), "worker", "endless", endlessExec(t))
+	c.Kubectl(t, "create", "clusterrolebinding", "developers", "--clusterrole=cluster-admin", "--group=developers")
+	open := map[string]*tls.Conn{}
+	for _, user := range []string{"jane", "joe"} {
+		path, client := newUser(t, c, user, "--group=developers")
+		kthwtest.WaitFor(t, "the rights of "+user, soon, func() error {
+			_, err := client.CoreV1().Pods("default").Get(t.Context(), "endless", metav1.GetOptions{})
+			return err
+		})
+		open[user] = execIn(t, path)
+	}
+	kthwd(t, "kubeconfig", "revoke", "jane", "--config=", "--data-dir="+c.Dir)
+	_ = open["jane"].SetReadDeadline(time.Now().Add(soon))
+	var timeout net.Error
+	if _, err := open["jane"].Read(make([]byte, 1)); err == nil || errors.As(err, &timeout) && timeout.Timeout() {
+		t.Errorf("the exec of jane goes on: %v", err)
+	}
+	wantEcho(t, open["joe"])
+}
+
+// execIn opens an exec in the pod endless.
+func execIn(t *testing.T, kubeconfig string) *tls.Conn {
+	t.Helper()
+	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.NextProtos = []string{"http/1.1"}
+	shows, err := rest.TLSConfigFor(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	host := strings.TrimPrefix(config.Host, "https://")
+	conn, err := tls.Dial("tcp", host, shows)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	_ = conn.SetDeadline(time.Now().Add(soon))
+	fmt.Fprintf(conn, "POST /api/v1/namespaces/default/pods/endless/exec?container=main&command=cat&stdin=true HTTP/1.1\r\nHost: %s\r\n"+
+		"Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\nContent-Length: 0\r\n\r\n", host)
+	answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil || answer.StatusCode != http.StatusSwitchingProtocols {
+		t.Fatalf("exec: got %+v, %v", answer, err)
+	}
+	wantEcho(t, conn)
+	return conn
+}
+
+// wantEcho wants each byte back that it sends.
+func wantEcho(t *testing.T, conn *tls.Conn) {
+	t.Helper()
+	_ = conn.SetDeadline(time.Now().Add(soon))
+	got := make([]byte, 4)
+	if _, err := conn.Write([]byte("echo")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(conn, got); err != nil || string(got) != "echo" {
+		t.Fatalf("got %q, %v", got, err)
+	}
 }
 
 // signedUser gets a certificate through the API, which the administrator approves.
