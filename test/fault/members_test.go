@@ -32,8 +32,8 @@ func typed(t *testing.T, output string) string {
 }
 
 // passing is what may change in the list of the members at any time: an election moves the
-// leader, and a member that has died is noticed.
-var passing = regexp.MustCompile(`,\s*"(leader|up)": (true|false)`)
+// leader, and a member that has died is noticed, by whoever leads.
+var passing = regexp.MustCompile(`,\s*"(leader|up|seenBy)": (true|false|"[^"]*")`)
 
 // refuses holds that a verb ends with code 1, says all of want, and has changed nothing.
 func refuses(t *testing.T, c *kthwtest.Controller, args []string, want ...string) {
