@@ -144,7 +144,7 @@ func (r *Rotation) accept(ctx context.Context, in request) error {
 	if err := replace(r.file(), in.Data); err != nil {
 		return err
 	}
-	_, err = r.gate.Load(ctx)
+	_, err = r.gate.Load(context.WithoutCancel(ctx)) // what is on the disk is used, also when nobody waits for the answer
 	if err == nil && r.gate.cfg.Loaded != nil {
 		r.gate.cfg.Loaded(r.file())
 	}
