@@ -110,6 +110,8 @@ func Run(ctx context.Context, cfg config.Controller, o Options) (err error) {
 	for _, w := range p.watchers {
 		go w.Run(g.Leaving()) // the API server that they ask stops, too
 	}
+	go p.workers.Follow(watching) // the API server serves on while it leaves
+	go p.users.Follow(watching)
 	p.run.Keep()
 	go tuner.Follow(watching)
 	go p.run.Beat(watching, tuner.Needs)

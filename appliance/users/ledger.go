@@ -96,10 +96,11 @@ func (l *Ledger) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(l.revoked, prometheus.GaugeValue, float64(l.Revoked.Len()))
 }
 
-// Run follows the revocations, records certificates that are used, and deletes old records,
-// until ctx ends.
+// Follow follows the revocations until ctx ends, which is not before the API server has gone.
+func (l *Ledger) Follow(ctx context.Context) { l.Revoked.Follow(ctx, l.cfg.Etcd) }
+
+// Run records certificates that are used, and deletes old records, until ctx ends.
 func (l *Ledger) Run(ctx context.Context) {
-	go l.Revoked.Follow(ctx, l.cfg.Etcd)
 	prune := time.NewTicker(pruneEvery)
 	defer prune.Stop()
 	for {

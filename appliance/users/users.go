@@ -3,6 +3,7 @@
 //
 //	l := users.New(users.Config{…})
 //	go l.Run(ctx)
+//	go l.Follow(ctx)
 //	err := l.Signed(ctx, record)   // before a certificate leaves: see package apiserver
 //	l.Seen(cert)                   // the API server has accepted one
 //	err = l.Revoked.Refuses(cert)  // for each request

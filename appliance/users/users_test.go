@@ -67,6 +67,7 @@ func TestLedger(t *testing.T) {
 		t.Errorf("a node: %v", err)
 	}
 	go l.Run(t.Context())
+	go l.Follow(t.Context())
 	wants := func(c *x509.Certificate, want bool) {
 		t.Helper()
 		harness.WaitFor(t, fmt.Sprintf("refusal of %s: %v", Serial(c), want), soon, func() error {

@@ -88,9 +88,11 @@ func (d *Desk) Describe(ch chan<- *prometheus.Desc) { d.approved.Describe(ch) }
 // Collect implements prometheus.Collector.
 func (d *Desk) Collect(ch chan<- prometheus.Metric) { d.approved.Collect(ch) }
 
+// Follow follows the removals until ctx ends, which is not before the API server has gone.
+func (d *Desk) Follow(ctx context.Context) { d.Removals.Follow(ctx, d.cfg.Etcd) }
+
 // Run decides until ctx ends.
 func (d *Desk) Run(ctx context.Context) {
-	go d.Removals.Follow(ctx, d.cfg.Etcd)
 	var config *rest.Config
 	for ctx.Err() == nil && config == nil {
 		if config, _ = d.cfg.Client(); config == nil {

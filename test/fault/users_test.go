@@ -214,6 +214,26 @@ func wantRevoked(t *testing.T, c *kthwtest.Controller, path string, jane kuberne
 	hasFinding(t, c, "revoked_certificate_used", "of jane", "127.0.0.1")
 }
 
+// A revocation counts also on a controller that is about to stop, for as long as it serves.
+func TestRevokedWhileLeaving(t *testing.T) {
+	kthwtest.Turn(t, 1)
+	c := kthwtest.Start(t, kthwtest.Options{Args: []string{"--kube-apiserver-arg=shutdown-delay-duration=10m"}})
+	_, jane := newUser(t, c, "jane")
+	c.Signal(t, syscall.SIGTERM)
+	kthwtest.WaitFor(t, "an API server that leaves", soon, func() error {
+		if err := jane.Discovery().RESTClient().Get().AbsPath("/readyz").Do(t.Context()).Error(); !apierrors.IsInternalError(err) {
+			return fmt.Errorf("readyz: got %w", err)
+		}
+		return nil
+	})
+	kthwd(t, "kubeconfig", "revoke", "jane", "--config=", "--data-dir="+c.Dir)
+	wantUnauthorized(t, jane)
+	c.Signal(t, syscall.SIGTERM) // it waits for no delay
+	if code := c.Wait(t, soon); code != 1 {
+		t.Errorf("got exit code %d, want 1", code)
+	}
+}
+
 // endlessExec serves an exec that goes on until the client hangs up, as a kubelet does, and returns
 // its port.
 func endlessExec(t *testing.T) int32 {
