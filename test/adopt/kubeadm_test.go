@@ -185,8 +185,10 @@ func TestKubeadm(t *testing.T) {
 	}
 	p.start(t, "etcd")
 	kthwtest.WaitFor(t, "etcd", time.Minute, func() error {
-		if !strings.Contains(p.logs["etcd"].String(), "ready to serve client requests") {
-			return errors.New("not ready")
+		for _, says := range []string{"ready to serve client requests", "cluster version is updated"} { // until then the data have no version
+			if !strings.Contains(p.logs["etcd"].String(), says) {
+				return errors.New("it has not said " + says)
+			}
 		}
 		return nil
 	})
