@@ -315,12 +315,16 @@ func (r *Restore) tryExchange() error {
 
 // forget deletes from the restored store what belongs to the controllers and the joins of
 // back then.
-func (r *Restore) forget(ctx context.Context) error {
+func (r *Restore) forget(ctx context.Context) (err error) {
 	e, err := etcd.OpenOffline(ctx, r.o.Config.Name, r.stage(), false, r.o.Log)
 	if err != nil {
 		return err
 	}
-	defer e.Close()
+	defer func() {
+		if died := e.Close(); died != nil {
+			err = died
+		}
+	}()
 	prefix := strings.TrimRight(r.Manifest.Prefix, "/")
 	for _, gone := range []string{
 		"/kthwd/joins/",           // tokens of joins that are over

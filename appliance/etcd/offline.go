@@ -44,26 +44,51 @@ func (e *Member) openOffline(ctx context.Context) (*Offline, error) {
 	}
 	o := &Offline{server, e.fatal}
 	if err := o.ready(ctx); err != nil {
-		o.Close()
+		_ = o.Close() // which has no better reason
 		return nil, err
 	}
 	return o, nil
 }
 
-// ready waits until the member leads itself; if it does not, it stops the server.
+// Close stops the member. The error is the one of which it died, on a full disk for example: then
+// the store may lack what was written last. Nothing waits for a member that has died, because a
+// goroutine of etcd's that ends in a fatal error leaves the others waiting for it
+// (server/storage/backend/backend.go:Close); they end with the process.
+func (o *Offline) Close() error {
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		o.Etcd.Close()
+	}()
+	select {
+	case <-closed:
+	case err := <-o.fatal:
+		return err
+	}
+	select {
+	case err := <-o.fatal:
+		return err
+	default:
+		return nil
+	}
+}
+
+// ready waits until the member leads itself.
 func (o *Offline) ready(ctx context.Context) error {
 	select {
 	case <-o.Server.ReadyNotify():
 		return nil
 	case err := <-o.fatal:
+		select {
+		case o.fatal <- err: // for Close
+		default:
+		}
 		return err
 	case err := <-o.Err():
 		return err
 	case <-ctx.Done():
-		o.Server.HardStop()
 		return ctx.Err()
 	case <-time.After(offlineLimit):
-		o.Server.HardStop()
 		return fmt.Errorf("no leader within %v", offlineLimit)
 	}
 }
