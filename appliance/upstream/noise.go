@@ -162,6 +162,8 @@ var expectedLines = []expected{
 	{"retrying of unary invoker failed", "context canceled", "the client has gone"},
 	{"retrying of unary invoker failed", "the client connection is closing", "an etcd client that is no longer needed"},
 	{"Unhandled Error", "for Service default/kubernetes is not allocated; repairing", "a first look at addresses between the making of the service and its allocation; upstream mends it itself"},
+	{"Unhandled Error", "http: Handler timeout", "a request has taken longer than its client allows; the client is told, and the metrics of the API server count it"},
+	{"Post-timeout activity", "/readyz", "the same, of a probe"},
 	{"Unhandled Error", "is not as new as written version", "a controller of kube-controller-manager has read its own last write too early; it tries again at once"},
 	{"", "the object has been modified; please apply your changes to the latest version", "two writers of one object: the second reads it again and repeats its change"},
 	{"Server rejected event (will not retry!)", "because it is being terminated", "what happens in a namespace that is being deleted cannot be recorded there"},
