@@ -158,7 +158,7 @@ func (t *takenOver) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return conn, buffered, err
 }
 
-// release leaves the connection to whoever has it after the request.
+// release leaves the connection to its owner after the request.
 func (t *takenOver) release() {
 	if t.stop != nil {
 		t.stop()

@@ -29,7 +29,7 @@ const (
 type rewriter struct {
 	reader reader
 	client *clientv3.Client
-	due    func(key, prefix string) bool // whether a value is to be rewritten
+	due    func(key, prefix string) bool // whether a value needs the new key
 	done   func(n int)                   // called after each transaction, from one goroutine at a time
 	held   []clientv3.Cmp                // what else must be so for each write: the right to act
 

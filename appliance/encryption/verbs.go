@@ -209,7 +209,7 @@ func (r *Rotation) mayAbort(ctx context.Context, client *clientv3.Client) error 
 	case s.Back:
 		return advice.With(errors.New("the rotation is being aborted already"), "kthwd encryption resume goes on with that")
 	case s.Stage == StageDrop:
-		return advice.With(errors.New("the rotation cannot be aborted any more: no value needs the old key, and controllers are forgetting it"), "kthwd encryption resume ends it")
+		return advice.With(errors.New("the rotation can no longer be aborted: no value needs the old key, and controllers are forgetting it"), "kthwd encryption resume ends it")
 	}
 	return nil
 }
