@@ -14,7 +14,7 @@ type Signed struct {
 	Certificate *x509.Certificate
 	Signer      string
 	Request     string // the name of the request
-	User        string // who has made the request
+	User        string // author of the request
 }
 
 // SignedFunc is called with a certificate before anybody can fetch it.

@@ -451,7 +451,7 @@ func (r *Rotation) ready(ctx context.Context, client *clientv3.Client, s State) 
 
 // errNeeded means that a value has appeared since the rewrite: from a backup, or from something
 // else that writes to etcd.
-var errNeeded = errors.New("etcd has values of the key that is to be dropped")
+var errNeeded = errors.New("etcd still has values of the key that the last stage drops")
 
 // clean reports whether no value needs the key that the rotation drops.
 func clean(s State, stored Stored) bool {
