@@ -86,7 +86,7 @@ func TestMetrics(t *testing.T) {
 	v := r.visit()
 	v.at(t, a)
 	must(t, equal("connections", r.value("connections_active", r.addr), 1), equal("with it", r.value("backend_connections_active", a.addr), 1))
-	v.Close()
+	v.hangUp()
 	r.empty()
 
 	var got []string
@@ -183,7 +183,7 @@ func TestSeriesOfManyBackends(t *testing.T) {
 	r.awaitTier(a, tierReady)
 	v := r.visit()
 	v.at(t, a)
-	v.Close()
+	v.hangUp()
 	r.empty()
 	eventually(t, "all are checked", func() error {
 		return equal("backends", r.value("backends", "dead")+r.value("backends", "ready"), 60)
