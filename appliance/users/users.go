@@ -15,7 +15,8 @@
 //
 // A revocation is about one serial number, or about all certificates of a user that begin
 // before it. The certificates of nodes, of controllers and of the control plane's programs are
-// not revoked here: see Revocable.
+// not revoked here: see Revocable. Those of other components, such as system:kube-proxy, are
+// revoked one by one.
 //
 // The records in etcd are below /kthwd/certificates/ and /kthwd/revoked/.
 package users
@@ -76,12 +77,19 @@ func Serial(cert *x509.Certificate) string { return cert.SerialNumber.Text(16) }
 
 var programs = pki.ProgramUsers()
 
-const nodeUser = "system:node:" // followed by the name of the node
+const (
+	nodeUser        = "system:node:" // followed by the name of the node
+	componentPrefix = "system:"      // of the users of Kubernetes' own components
+)
 
 // revocable is for each request.
 func revocable(user string) bool {
-	return !strings.HasPrefix(user, "system:") && !slices.Contains(programs, user)
+	return !strings.HasPrefix(user, nodeUser) && !slices.Contains(programs, user)
 }
+
+// IsComponent reports whether a user is a component of Kubernetes, such as system:kube-proxy. Many
+// machines may work with its certificates, so one of these is revoked by its serial number only.
+func IsComponent(user string) bool { return strings.HasPrefix(user, componentPrefix) }
 
 // Revocable returns an error if the certificates of a user are not revoked by this package, with
 // the way that there is.

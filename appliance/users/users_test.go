@@ -266,7 +266,7 @@ func TestUnreadableRevocation(t *testing.T) {
 
 func TestRevocable(t *testing.T) {
 	for user, want := range map[string]bool{
-		"jane": true, "admin": true, "super-admin": true, "worker-0": true,
+		"jane": true, "admin": true, "super-admin": true, "worker-0": true, "system:kube-proxy": true, "system:nodes": true,
 		"system:node:w0": false, "system:kube-scheduler": false, "kubernetes": false, "kthwd-health": false,
 	} {
 		if err := Revocable(user); (err == nil) != want {

@@ -297,7 +297,9 @@ func (a *app) kubeconfigRevokeVerb(l *config.Loader) *cobra.Command {
 			"before now. Every API server refuses them within seconds, also on open connections: watches\n" +
 			"end. A revocation stays until the certificates have expired, and a new certificate of the\n" +
 			"user is accepted. Other ports that trust the cluster's CA, such as those of kubelets, do not\n" +
-			"know of it: take the user's rights as well.",
+			"know of it: take the user's rights as well.\n\n" +
+			"The certificates of a component, such as system:kube-proxy, are revoked by serial number;\n" +
+			"those of a node by kthwd node remove; those of the control plane's programs not at all.",
 		Example: "  kthwd kubeconfig revoke jane\n  kthwd kubeconfig revoke 5f3c0d6b9f0e4a7d8c2b1a0918273645",
 		Args:    wantArgs(1, 1, usage),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -320,6 +322,10 @@ func (a *app) kubeconfigRevokeVerb(l *config.Loader) *cobra.Command {
 func mayRevoke(l pki.Layout, t users.Target) error {
 	if err := users.Revocable(t.User); err != nil {
 		return err
+	}
+	if t.OfUser() && users.IsComponent(t.User) {
+		return advice.With(advice.Usage(fmt.Errorf("%s is a component of Kubernetes, on many machines perhaps", t.User)),
+			"give these another certificate, and revoke the old one by its serial number: kthwd kubeconfig list")
 	}
 	if t.OfUser() && (t.User == pki.NameAdmin || t.User == pki.NameSuperAdmin) {
 		return advice.With(advice.Usage(fmt.Errorf("%s is the user of %s.kubeconfig on every controller", t.User, t.User)),
@@ -359,7 +365,7 @@ func (a *app) revoke(ctx context.Context, n nodes, l pki.Layout, what string, un
 	if target.OfUser() {
 		_, err = fmt.Fprintf(a.out, "Every certificate of %s that begins before now is refused.\n", text.Line(target.User))
 		if target.Serial != "" {
-			_, err = fmt.Fprintf(a.out, "So is the certificate with the serial number %s.\n", text.Line(target.Serial))
+			_, err = fmt.Fprintf(a.out, "So is the certificate with the serial number %s, unless it is a node's or one of the control plane's programs'.\n", text.Line(target.Serial))
 		}
 	}
 	return err

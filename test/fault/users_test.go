@@ -161,11 +161,22 @@ func TestUsers(t *testing.T) {
 		if out := kthwd(t, "kubeconfig", "revoke", upper, "--config=", "--data-dir="+c.Dir); !strings.Contains(out, "revoked  "+serial+" of bob") {
 			t.Errorf("revoke: got %s", out)
 		}
-		wantUnauthorized(t, bob)
+		wantUnauthorized(t, bob.Clientset)
+	})
+	t.Run("one certificate of a component", func(t *testing.T) {
+		stolen, kept := signedUser(t, c, "system:kube-proxy"), signedUser(t, c, "system:kube-proxy")
+		serial := stolen.serial(t)
+		if out := kthwd(t, "kubeconfig", "revoke", serial, "--config=", "--data-dir="+c.Dir); !strings.Contains(out, "revoked  "+serial+" of system:kube-proxy") {
+			t.Errorf("revoke: got %s", out)
+		}
+		wantUnauthorized(t, stolen.Clientset)
+		if _, err := kept.Discovery().ServerVersion(); err != nil {
+			t.Errorf("the other certificate: %v", err)
+		}
 	})
 	stop(t, c, syscall.SIGTERM, 0)
 	again(t, c, kthwtest.Options{})
-	for _, client := range []*kubernetes.Clientset{jane, bob} {
+	for _, client := range []*kubernetes.Clientset{jane, bob.Clientset} {
 		if _, err := client.Discovery().ServerVersion(); !apierrors.IsUnauthorized(err) { // from the first request on
 			t.Errorf("after a restart: got %v, want Unauthorized", err)
 		}
@@ -320,8 +331,25 @@ func wantEcho(t *testing.T, conn *tls.Conn) {
 	}
 }
 
+// signed is a user whose certificate was signed for a request.
+type signed struct {
+	*kubernetes.Clientset
+	certificate []byte // PEM
+}
+
+// serial returns the serial number as the ledger has it.
+func (s signed) serial(t *testing.T) string {
+	t.Helper()
+	block, _ := pem.Decode(s.certificate)
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert.SerialNumber.Text(16)
+}
+
 // signedUser gets a certificate through the API, which the administrator approves.
-func signedUser(t *testing.T, c *kthwtest.Controller, user string) *kubernetes.Clientset {
+func signedUser(t *testing.T, c *kthwtest.Controller, user string) signed {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -358,7 +386,7 @@ func signedUser(t *testing.T, c *kthwtest.Controller, user string) *kubernetes.C
 	})
 	config := rest.AnonymousClientConfig(c.RESTConfig(t))
 	config.CertData, config.KeyData = csr.Status.Certificate, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})
-	return clientFor(t, config)
+	return signed{clientFor(t, config), csr.Status.Certificate}
 }
 
 // What is wrong is said, and leaves no file and no line in the ledger.
@@ -400,6 +428,7 @@ func TestUsersRefused(t *testing.T) {
 		{"revoke nobody", []string{"revoke", "nobody"}, 1, "--unlisted", []string{"nobody: the ledger has no certificate"}},
 		{"revoke a node", []string{"revoke", "system:node:worker-0"}, 2, "kthwd node remove worker-0", []string{"is a node"}},
 		{"revoke a program", []string{"revoke", "system:kube-scheduler", "--unlisted"}, 2, "security.md", []string{"part of the control plane"}},
+		{"revoke a component", []string{"revoke", "system:kube-proxy", "--unlisted"}, 2, "serial number", []string{"is a component of Kubernetes"}},
 		{"revoke the administrator", []string{"revoke", "admin", "--unlisted"}, 2, "serial number", []string{"on every controller"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

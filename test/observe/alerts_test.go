@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -27,6 +28,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/util/keyutil"
 
 	"kthwd/appliance/pki"
@@ -61,6 +63,7 @@ var faults = []fault{
 	{"files and objects are spoilt", []string{"KthwdFilesChanged", "KthwdBootstrapRestored", "KthwdWebhookFails", "KthwdConversionFails", "KthwdAPIServiceUnavailable", "KthwdNamespaceStuck"}, false, spoilt},
 	{"connections take the descriptors", []string{"KthwdDescriptorsFew"}, false, fewDescriptors},
 	{"a killed controller comes back with other settings", []string{"KthwdRunEndedBadly", "KthwdDegraded", "KthwdTokensRefused"}, false, otherSettings},
+	{"a revoked user comes back", []string{"KthwdRevokedCertificateUsed"}, false, revokedUser},
 	{"no backup is made for two days", []string{"KthwdNoBackup"}, false, oldBackup},
 	{"an encryption file is spoilt, and a rotation is killed", []string{"KthwdEncryptionFileRefused", "KthwdEncryptionRotationStopped"}, false, spoiltEncryption},
 	{"the data in etcd grow fast", []string{"KthwdEtcdFullSoon"}, false, growingData},
@@ -485,6 +488,37 @@ func otherSettings(t *testing.T) scene {
 			c.Wait(t, time.Minute)
 			c = kthwtest.Start(t, kthwtest.Options{Dir: c.Dir, Ports: &c.Ports})
 		},
+	}
+}
+
+// revokedUser lets a user come to the API server after the user's revocation.
+func revokedUser(t *testing.T) scene {
+	c := kthwtest.Start(t, kthwtest.Options{})
+	kubeconfig := filepath.Join(t.TempDir(), "jane.kubeconfig")
+	verb := func(args ...string) {
+		t.Helper()
+		out, err := exec.CommandContext(t.Context(), kthwtest.Binary(t), append(append([]string{"kubeconfig"}, args...), "--config=", "--data-dir="+c.Dir)...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("kthwd kubeconfig %s: %v: %s", args[0], err, out)
+		}
+	}
+	verb("create", "jane", "--out="+kubeconfig)
+	verb("revoke", "jane")
+	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := kubernetes.NewForConfigOrDie(config)
+	return scene{
+		controllers: []*kthwtest.Controller{c},
+		make: func(p *server) {
+			againUntil(t, p, func(int) {
+				if _, err := client.CoreV1().Namespaces().List(t.Context(), metav1.ListOptions{}); err == nil {
+					t.Error("the user is not refused")
+				}
+			}, "KthwdRevokedCertificateUsed")
+		},
+		mend: func(*server) {}, // the user stays away
 	}
 }
 
