@@ -32,8 +32,8 @@ type target struct {
 	args []string // the command line of the verb
 }
 
-// target is the kthwd that runs on the configured data directory, or the load balancer,
-// which has none.
+// target is the kthwd that runs on the configured data directory, or the controller that answers
+// at the metrics address, or the load balancer, which has no directory.
 func (a *app) target(l *config.Loader) (target, error) {
 	if err := l.Load(); err != nil {
 		return target{}, err
@@ -41,9 +41,6 @@ func (a *app) target(l *config.Loader) (target, error) {
 	c := l.Config.Controller
 	if l.Config.Is(config.RoleLB) && !l.Config.Is(config.RoleController) { // by its file
 		return a.balancer(l)
-	}
-	if len(l.Config.Role) == 0 && l.Origin("data-dir") == config.OriginDefault && !datadir.Exists(c.Layout().ControlSocket()) && datadir.Exists(l.Config.StatusSocket) {
-		return a.balancer(l) // it runs on flags, so its role is in no file
 	}
 	if c.DataDir == "" {
 		return target{}, usagef("--data-dir is empty")
@@ -54,8 +51,11 @@ func (a *app) target(l *config.Loader) (target, error) {
 		Anywhere: l.Origin("data-dir") == config.OriginDefault,
 		Owners:   believed(c.DataDir, filepath.Dir(l.Config.StatusSocket)),
 	}, dir: c.DataDir, file: l.File(), args: a.args}
-	if dir := t.elsewhere(); dir != "" {
+	switch dir := t.elsewhere(); {
+	case dir != "":
 		t.dir, t.Socket = dir, pki.Layout{Dir: dir}.ControlSocket()
+	case len(l.Config.Role) == 0 && t.Anywhere && !datadir.Exists(t.Socket) && datadir.Exists(l.Config.StatusSocket):
+		return a.balancer(l) // it runs on flags, so its role is in no file
 	}
 	return t, nil
 }

@@ -257,7 +257,7 @@ type balancer struct {
 
 func (b *balancer) start(more ...string) {
 	b.t.Helper()
-	args := append([]string{"--role=lb", "--metrics-address=" + b.metrics, "--metrics-insecure", "--drain-timeout=1h"}, b.args...)
+	args := append([]string{"--role=lb", "--status-socket=", "--metrics-address=" + b.metrics, "--metrics-insecure", "--drain-timeout=1h"}, b.args...)
 	b.cmd, b.log, b.ended = exec.Command(kthwtest.Binary(b.t), append(args, more...)...), &kthwtest.Log{}, make(chan error, 1)
 	b.cmd.Stdout, b.cmd.Stderr = b.log, b.log
 	if err := b.cmd.Start(); err != nil {

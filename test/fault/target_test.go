@@ -2,6 +2,7 @@ package fault
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,8 +18,21 @@ import (
 func TestVerbsFindTheController(t *testing.T) {
 	kthwtest.Turn(t, 1)
 	c := kthwtest.Start(t, kthwtest.Options{})
+	alone := fmt.Sprintf("metrics-address: 127.0.0.1:%d\n", c.Ports.Metrics)
+	t.Run("alone", func(t *testing.T) { verbsFind(t, c, alone) })
+	// Of a load balancer only its socket counts here, which is there until another one replaces it.
+	socket, err := net.Listen("unix", filepath.Join(t.TempDir(), "status.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	t.Run("beside a load balancer", func(t *testing.T) { verbsFind(t, c, alone+"status-socket: "+socket.Addr().String()+"\n") })
+}
+
+// verbsFind runs verbs with a configuration file that does not name the data directory.
+func verbsFind(t *testing.T, c *kthwtest.Controller, settings string) {
 	file := filepath.Join(t.TempDir(), "kthwd.yaml")
-	if err := os.WriteFile(file, fmt.Appendf(nil, "metrics-address: 127.0.0.1:%d\n", c.Ports.Metrics), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(settings), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for _, verb := range [][]string{
@@ -40,15 +54,13 @@ func TestVerbsFindTheController(t *testing.T) {
 			t.Errorf("kthwd %v: %v\n%s", verb, err, out)
 		}
 	}
-	t.Run("its address", func(t *testing.T) {
-		want := fmt.Sprintf("https://%s:%d", c.Address, c.Ports.Secure)
-		if out := kthwd(t, "node", "token", "create", "--config="+file); !strings.Contains(out, "--server="+want+" ") {
-			t.Errorf("node token create: got\n%s\nwant the server %s", out, want)
-		}
-		if out := kthwd(t, "kubeconfig", "create", "joe", "--out=-", "--config="+file); !strings.Contains(out, "server: "+want+"\n") {
-			t.Errorf("kubeconfig create: want the server %s", want)
-		}
-	})
+	want := fmt.Sprintf("https://%s:%d", c.Address, c.Ports.Secure)
+	if out := kthwd(t, "node", "token", "create", "--config="+file); !strings.Contains(out, "--server="+want+" ") {
+		t.Errorf("node token create: got\n%s\nwant the server %s", out, want)
+	}
+	if out := kthwd(t, "kubeconfig", "create", "joe", "--out=-", "--config="+file); !strings.Contains(out, "server: "+want+"\n") {
+		t.Errorf("kubeconfig create: want the server %s", want)
+	}
 }
 
 // TestVerbsFindAnothersController: a verb of a user who may not read the files of the controller
