@@ -47,10 +47,11 @@ func TestCache(t *testing.T) {
 	s.put(slice("kubernetes", "127.9.1.2", "127.9.1.1"))
 	path := filepath.Join(t.TempDir(), "cache")
 	kubeconfig := s.kubeconfig()
-	f := follow(t, Config{Kubeconfig: kubeconfig, Cache: path})
+	f := make_(t, Config{Kubeconfig: kubeconfig, Cache: path})
 	if got := f.Last(); len(got) != 0 {
 		t.Errorf("without a file: got %v", got)
 	}
+	f.run()
 	f.want("127.9.1.1:6443,127.9.1.2:6443")
 	<-s.opened // the list before it is done with
 	wantCache(t, path, `{"backends":["127.9.1.1:6443","127.9.1.2:6443"]}`+"\n")
