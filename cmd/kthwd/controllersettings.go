@@ -73,6 +73,8 @@ func fieldOf(c *config.Controller, key string) any {
 		return &c.EtcdDataDir
 	case "files":
 		return &c.Files
+	case "bind-address":
+		return &c.BindAddress
 	case "advertise-address":
 		return &c.AdvertiseAddress
 	case "secure-port":

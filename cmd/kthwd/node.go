@@ -51,7 +51,7 @@ type nodes struct {
 
 // kubeconfigFlag is for clusters whose administrator's kubeconfig is kept elsewhere.
 func kubeconfigFlag(fs *pflag.FlagSet, kubeconfig *string) {
-	fs.StringVar(kubeconfig, "kubeconfig", "", "`FILE` Kubeconfig of an administrator; empty means admin.kubeconfig in the data directory.")
+	fs.StringVar(kubeconfig, "kubeconfig", "", "`FILE` Kubeconfig of an administrator; empty means admin.kubeconfig in the data directory, and the API server here.")
 }
 
 // withNodes calls use with clients of the controller that runs on the data directory.
@@ -83,6 +83,13 @@ func (a *app) withNodes(ctx context.Context, l *config.Loader, kubeconfig string
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	admin.UserAgent = "kthwd"
+	if kubeconfig == "" {
+		c, err := a.controllerHere(ctx, l)
+		if err != nil {
+			return err
+		}
+		admin.Host = c.LocalServer() // the file's may be a load balancer, which may be down
+	}
 	client, err := kubernetes.NewForConfig(admin)
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)

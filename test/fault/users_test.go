@@ -203,18 +203,7 @@ func wantRevoked(t *testing.T, c *kthwtest.Controller, path string, jane kuberne
 	if out := kthwd(t, "kubeconfig", "revoke", "jane", "--config=", "--data-dir="+c.Dir); !strings.Contains(out, "Every certificate of jane that begins before now is refused.") {
 		t.Errorf("revoke: got %s", out)
 	}
-	kthwtest.WaitFor(t, "the end of the watch", soon, func() error {
-		for {
-			select {
-			case _, ok := <-open.ResultChan():
-				if !ok {
-					return nil
-				}
-			default:
-				return fmt.Errorf("it is open")
-			}
-		}
-	})
+	ends(t, "the watch", open)
 	wantUnauthorized(t, jane)
 	if out, err := exec.CommandContext(t.Context(), kthwtest.Kubectl(t), "--kubeconfig="+path, "get", "services").CombinedOutput(); err == nil || !strings.Contains(string(out), "Unauthorized") && !strings.Contains(string(out), "logged in") {
 		t.Errorf("kubectl: got %v, %s", err, out)
