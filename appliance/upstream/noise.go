@@ -137,7 +137,7 @@ func withoutDumps(r slog.Record) slog.Record {
 // it in every healthy start. It is still written, at level debug.
 type expected struct {
 	message string // empty matches any
-	about   string // part of a value of the record; empty matches any record
+	about   string // part of a value of the record, "*" for any text in it; empty matches any record
 	why     string
 }
 
@@ -168,6 +168,8 @@ var expectedLines = []expected{
 	{"", "the object has been modified; please apply your changes to the latest version", "two writers of one object: the second reads it again and repeats its change"},
 	{"Server rejected event (will not retry!)", "because it is being terminated", "what happens in a namespace that is being deleted cannot be recorded there"},
 	{"Failed to get node", `node "" not found`, "a pod without a node is being deleted while kube-controller-manager looks for pods on lost nodes (pkg/controller/podgc)"},
+	{"Failed to delete unscheduled terminating pod", `pods "*" not found`, "another one has deleted it first, such as the deletion of its namespace (pkg/controller/podgc)"},
+	{"Unhandled Error", `syncing job: tracking status: adding uncounted pods to status: jobs.batch "*" not found`, "a job that is deleted while its status is written"},
 	{"Error while syncing ConfigMap", `namespaces "kube-system" not found`, "the namespace is made a moment later"},
 }
 
@@ -199,8 +201,20 @@ func mentions(r slog.Record, about string) bool {
 	}
 	found := false
 	r.Attrs(func(a slog.Attr) bool {
-		found = strings.Contains(a.Value.String(), about)
+		found = inOrder(a.Value.String(), strings.Split(about, "*"))
 		return !found
 	})
 	return found
+}
+
+// inOrder reports whether the parts are in s, one after another.
+func inOrder(s string, parts []string) bool {
+	for _, part := range parts {
+		_, rest, ok := strings.Cut(s, part)
+		if !ok {
+			return false
+		}
+		s = rest
+	}
+	return true
 }
