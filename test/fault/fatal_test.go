@@ -45,9 +45,7 @@ func TestFatalInUpstreamCode(t *testing.T) {
 	})
 	calm.check(t)
 	for _, name := range []string{kcm, "kube-apiserver", "etcd"} {
-		if s, err := component(c, name); err != nil || !s.Healthy() || s.Restarts > 0 {
-			t.Errorf("%s: got %+v, %v; want it ready all the time", name, s, err)
-		}
+		lasts(t, c, name)
 	}
 	stop(t, c, syscall.SIGTERM, 0)
 	if trace.MatchString(c.Log.String()) {

@@ -219,17 +219,8 @@ func asksTheAPIServer(t *testing.T, c *kthwtest.Controller, client kubernetes.In
 // unbroken fails if a term has ended or a component has begun again.
 func unbroken(t *testing.T, c *kthwtest.Controller) {
 	t.Helper()
-	r, err := c.Status()
-	if err != nil || !r.Ready {
-		t.Fatalf("status: %v, %s", err, r.Reason)
-	}
-	for _, s := range r.Components {
-		if s.Restarts > 0 {
-			t.Errorf("%s has begun again: %s", s.Name, s.Reason)
-		}
-	}
-	if log := c.Log.String(); strings.Contains(log, "term ended") || strings.Contains(log, "lease lost") {
-		t.Error("a term has ended")
+	for _, s := range mustStatus(t, c).Components {
+		lasts(t, c, s.Name)
 	}
 }
 

@@ -1,6 +1,7 @@
 package incident
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -129,11 +130,14 @@ func look(t *testing.T, c *kthwtest.Controller, want incident) status.Finding {
 	if !r.since {
 		t.Errorf("%s: the finding does not say since when: %+v", want.name, found)
 	}
-	text := statusText(t, c)
-	r.cause, r.command = strings.Contains(text, want.cause), strings.Contains(text, want.do)
-	if !r.cause || !r.command {
-		t.Errorf("%s: kthwd status lacks %q or %q:\n%s", want.name, want.cause, want.do, text)
-	}
+	kthwtest.WaitFor(t, fmt.Sprintf("%s: kthwd status to say %q and %q", want.name, want.cause, want.do), soon, func() error {
+		text := statusText(t, c)
+		r.cause, r.command = strings.Contains(text, want.cause), strings.Contains(text, want.do)
+		if !r.cause || !r.command {
+			return fmt.Errorf("it says\n%s", text)
+		}
+		return nil
+	})
 	r.bridge = want.bridge == "-" || checks(t, want.name, "the health bridge", c.Ports.Health, c.Address, "/healthz?verbose", want.bridge)
 	r.metrics = checks(t, want.name, "the metrics", c.Ports.Metrics, c.Address, "/metrics", `kthwd_findings{health="`+string(found.Health)+`",kind="`+want.kind+`"}`)
 	r.page = checks(t, want.name, "the page", c.Ports.Metrics, c.Address, "/", strings.ReplaceAll(want.cause, `"`, "&#34;"))
@@ -141,9 +145,12 @@ func look(t *testing.T, c *kthwtest.Controller, want incident) status.Finding {
 	if said == "" {
 		said = want.cause
 	}
-	if r.log = strings.Contains(strings.ReplaceAll(c.Log.String(), `\`, ""), said); !r.log {
-		t.Errorf("%s: the log lacks %q:\n%s", want.name, said, c.Log.Tail(40))
-	}
+	kthwtest.WaitFor(t, fmt.Sprintf("%s: the log to say %q", want.name, said), soon, func() error {
+		if r.log = strings.Contains(strings.ReplaceAll(c.Log.String(), `\`, ""), said); !r.log {
+			return errors.New(c.Log.Tail(40))
+		}
+		return nil
+	})
 	return found
 }
 
