@@ -242,7 +242,7 @@ func write(ctx context.Context, t *testing.T, client kubernetes.Interface) (toke
 	}
 	_, err := client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}}, metav1.CreateOptions{})
 	make("a namespace", err)
-	kthwtest.WaitFor(t, "the default service account", time.Minute, func() error {
+	kthwtest.WaitFor(t, "the default service account", kthwtest.Soon, func() error {
 		_, err := client.CoreV1().ServiceAccounts("shop").Get(ctx, "default", metav1.GetOptions{})
 		return err
 	})
@@ -257,7 +257,7 @@ func write(ctx context.Context, t *testing.T, client kubernetes.Interface) (toke
 	make("a deployment", err)
 	request, err := client.CoreV1().ServiceAccounts("shop").CreateToken(ctx, "default", &authenticationv1.TokenRequest{}, metav1.CreateOptions{})
 	make("a token", err)
-	kthwtest.WaitFor(t, "two pods that the scheduler has looked at", time.Minute, func() error {
+	kthwtest.WaitFor(t, "two pods that the scheduler has looked at", kthwtest.Soon, func() error {
 		pods, err := client.CoreV1().Pods("shop").List(ctx, metav1.ListOptions{})
 		seen := 0
 		for _, pod := range pods.Items {
@@ -284,7 +284,7 @@ func TestAdopt(t *testing.T) {
 	for _, name := range names {
 		p.start(t, name)
 	}
-	kthwtest.WaitFor(t, "the four programs", 2*time.Minute, func() error {
+	kthwtest.WaitFor(t, "the four programs", kthwtest.Soon, func() error {
 		_, err := client.Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(ctx)
 		return err
 	})
@@ -326,13 +326,13 @@ func TestAdopt(t *testing.T) {
 	}
 
 	c.Signal(t, syscall.SIGTERM)
-	if code := c.Wait(t, time.Minute); code != 0 {
+	if code := c.Wait(t, kthwtest.Soon); code != 0 {
 		t.Errorf("got exit code %d of kthwd, want 0", code)
 	}
 	for _, name := range names {
 		p.start(t, name)
 	}
-	kthwtest.WaitFor(t, "the four programs, again", 2*time.Minute, func() error {
+	kthwtest.WaitFor(t, "the four programs, again", kthwtest.Soon, func() error {
 		_, err := client.Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(ctx)
 		return err
 	})

@@ -184,7 +184,7 @@ func TestKubeadm(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.start(t, "etcd")
-	kthwtest.WaitFor(t, "etcd", time.Minute, func() error {
+	kthwtest.WaitFor(t, "etcd", kthwtest.Soon, func() error {
 		for _, says := range []string{"ready to serve client requests", "cluster version is updated"} { // until then the data have no version
 			if !strings.Contains(p.logs["etcd"].String(), says) {
 				return errors.New("it has not said " + says)

@@ -80,7 +80,7 @@ func TestAnonymousRecordsAreElsewhere(t *testing.T) {
 				before := written(t, foreign)
 				ofAttacker(t, c, kind, each)
 				if anonymousKinds[kind].recorded {
-					kthwtest.WaitFor(t, "the records of: "+kind, time.Minute, func() error {
+					kthwtest.WaitFor(t, "the records of: "+kind, kthwtest.Soon, func() error {
 						if written(t, foreign) == before {
 							return errors.New("the file of clients without credentials has none")
 						}

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -90,7 +89,7 @@ func create(t *testing.T, c *cluster, as tls.Certificate, name, query string) {
 // recorded waits until the file has the text.
 func recorded(t *testing.T, file, text string) {
 	t.Helper()
-	kthwtest.WaitFor(t, text+" in "+file, time.Minute, func() error {
+	kthwtest.WaitFor(t, text+" in "+file, kthwtest.Soon, func() error {
 		data, err := os.ReadFile(file)
 		if err == nil && !strings.Contains(string(data), text) {
 			err = fmt.Errorf("not in its %d bytes", len(data))

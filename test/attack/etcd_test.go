@@ -17,7 +17,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	certificatesv1 "k8s.io/api/certificates/v1"
@@ -129,7 +128,7 @@ func TestSplitClosesEtcd(t *testing.T) {
 		t.Fatalf("kthwd pki split-etcd-ca: exit code %d\n%s", code, out)
 	}
 	c.Signal(t, syscall.SIGTERM)
-	c.Wait(t, time.Minute)
+	c.Wait(t, kthwtest.Soon)
 	c.Controller, c.etcdCA = kthwtest.Start(t, kthwtest.Options{Dir: dir, Ports: &ports}), readCA(t, dir, "etcd-ca")
 	for name, cert := range map[string]tls.Certificate{"a certificate called kubernetes": forged, "kubernetes.pem": c.pair(t, "kubernetes")} {
 		if err := reads(cert); err == nil || !strings.Contains(err.Error(), "remote error: tls:") {
@@ -168,7 +167,7 @@ func (c *cluster) approve(t *testing.T, cn string) (tls.Certificate, error) {
 	if _, err := client.UpdateApproval(t.Context(), csr.Name, csr, metav1.UpdateOptions{}); err != nil {
 		return tls.Certificate{}, err
 	}
-	kthwtest.WaitFor(t, "the certificate of "+cn, time.Minute, func() error {
+	kthwtest.WaitFor(t, "the certificate of "+cn, kthwtest.Soon, func() error {
 		if csr, err = client.Get(t.Context(), csr.Name, metav1.GetOptions{}); err == nil && len(csr.Status.Certificate) == 0 {
 			err = errors.New("not signed")
 		}
@@ -220,11 +219,11 @@ func TestControllerOfAnotherName(t *testing.T) {
 		t.Fatal(err)
 	}
 	second.Cmd.Process.Kill()
-	second.Wait(t, time.Minute)
+	second.Wait(t, kthwtest.Soon)
 	writePEM(t, g.first.etcdCA.sign(t, pkix.Name{CommonName: "c1"}, g.address, "127.0.0.1", "localhost"), filepath.Join(g.data, "etcd.pem"), filepath.Join(g.data, "etcd-key.pem"))
 
 	renamed := g.start(t)
-	if code := renamed.Wait(t, time.Minute); code != 1 {
+	if code := renamed.Wait(t, kthwtest.Soon); code != 1 {
 		t.Errorf("a controller with another name: got exit code %d, want 1", code)
 	}
 	for _, want := range []string{`c0 at ` + g.first.Address, `has a certificate for "kubernetes", and this controller accepts the common name c1`, "peer-cert-allowed-cn"} {

@@ -39,7 +39,7 @@ func TestClosedWhereTheGuideIsSilent(t *testing.T) {
 	t.Run("tokens", func(t *testing.T) {
 		decade, year := int64(10*365*24*3600), 366*24*time.Hour
 		var issued *authenticationv1.TokenRequest
-		kthwtest.WaitFor(t, "a token of the service account default", time.Minute, func() (err error) {
+		kthwtest.WaitFor(t, "a token of the service account default", kthwtest.Soon, func() (err error) {
 			issued, err = c.Client(t).CoreV1().ServiceAccounts("default").CreateToken(t.Context(), "default",
 				&authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{ExpirationSeconds: &decade}}, metav1.CreateOptions{})
 			return err
@@ -73,7 +73,7 @@ func administratorLosesRights(t *testing.T, c *cluster, admin tls.Certificate) {
 	}
 	// kthwd makes its binding again, unless the annotation says that it is meant.
 	patch(`{"subjects":null}`)
-	kthwtest.WaitFor(t, "the binding as kthwd makes it", time.Minute, func() error {
+	kthwtest.WaitFor(t, "the binding as kthwd makes it", kthwtest.Soon, func() error {
 		if code := secrets(admin); code != http.StatusOK {
 			return fmt.Errorf("an administrator lists secrets: %d", code)
 		}
@@ -84,7 +84,7 @@ func administratorLosesRights(t *testing.T, c *cluster, admin tls.Certificate) {
 		return err
 	})
 	patch(`{"metadata":{"annotations":{"rbac.authorization.kubernetes.io/autoupdate":"false"}},"subjects":null}`)
-	kthwtest.WaitFor(t, "the administrator without rights", time.Minute, func() error {
+	kthwtest.WaitFor(t, "the administrator without rights", kthwtest.Soon, func() error {
 		if code := secrets(admin); code != http.StatusForbidden {
 			return fmt.Errorf("an administrator lists secrets: %d", code)
 		}

@@ -132,7 +132,7 @@ func TestForgedJoinGivesNothing(t *testing.T) {
 	}
 	gone := func(id string) {
 		t.Helper()
-		kthwtest.WaitFor(t, "the end of the forged record", time.Minute, func() error {
+		kthwtest.WaitFor(t, "the end of the forged record", kthwtest.Soon, func() error {
 			answer, err := etcd.Get(t.Context(), "/kthwd/joins/"+id)
 			if err == nil && len(answer.Kvs) > 0 {
 				err = fmt.Errorf("%s is there", answer.Kvs[0].Key)

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"kthwd/test/kthwtest"
 )
@@ -30,7 +29,7 @@ func TestMemoryIsClosed(t *testing.T) {
 	}
 	open := kthwtest.Start(t, kthwtest.Options{Wrap: wrap, NoWait: true, File: file})
 	closed := kthwtest.Start(t, kthwtest.Options{Dir: dir, Wrap: wrap})
-	kthwtest.WaitFor(t, "the load balancer's status", time.Minute, func() error { _, err := open.Status(); return err })
+	kthwtest.WaitFor(t, "the load balancer's status", kthwtest.Soon, func() error { _, err := open.Status(); return err })
 	try := func(c *kthwtest.Controller, file string) (string, error) {
 		out, err := run(t, append(wrap, "sh", "-c", fmt.Sprintf("exec 3</proc/%d/%s", c.Cmd.Process.Pid, file))...)
 		return out, err

@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -49,7 +48,7 @@ func (c *cluster) privileged(t *testing.T, namespace string) (err error) {
 	yes := true
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "privileged"}, Spec: corev1.PodSpec{Containers: []corev1.Container{{
 		Name: "c", Image: "none.example/none", SecurityContext: &corev1.SecurityContext{Privileged: &yes}}}}}
-	kthwtest.WaitFor(t, "the service account of "+namespace, time.Minute, func() error {
+	kthwtest.WaitFor(t, "the service account of "+namespace, kthwtest.Soon, func() error {
 		_, err = c.Client(t).CoreV1().Pods(namespace).Create(t.Context(), pod, metav1.CreateOptions{})
 		if err != nil && strings.Contains(err.Error(), "serviceaccount") {
 			return err

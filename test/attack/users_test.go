@@ -14,7 +14,6 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -40,7 +39,7 @@ func TestRevokedUser(t *testing.T) {
 	if code, out := kthwd(t, "kubectl", "--data-dir="+c.Dir, "create", "clusterrolebinding", "jane", "--clusterrole=cluster-admin", "--user=jane"); code != 0 {
 		t.Fatal(out)
 	}
-	kthwtest.WaitFor(t, "the rights of jane", time.Minute, func() error {
+	kthwtest.WaitFor(t, "the rights of jane", kthwtest.Soon, func() error {
 		return c.wantCode(t, jane, http.StatusOK, "/api/v1/secrets", nil)
 	})
 	const requests = "/apis/certificates.k8s.io/v1/certificatesigningrequests"
@@ -55,11 +54,11 @@ func TestRevokedUser(t *testing.T) {
 	if code, out := kthwd(t, "kubeconfig", "revoke", "jane", "--data-dir="+c.Dir, "--config="); code != 0 {
 		t.Fatalf("kthwd kubeconfig revoke: exit code %d\n%s", code, out)
 	}
-	kthwtest.WaitFor(t, "refusal of jane", time.Minute, func() error {
+	kthwtest.WaitFor(t, "refusal of jane", kthwtest.Soon, func() error {
 		return c.wantCode(t, jane, http.StatusUnauthorized, "/api/v1/secrets", nil)
 	})
 	var token string
-	kthwtest.WaitFor(t, "a token of a service account", time.Minute, func() error {
+	kthwtest.WaitFor(t, "a token of a service account", kthwtest.Soon, func() error {
 		code, out := kthwd(t, "kubectl", "--data-dir="+c.Dir, "create", "token", "default")
 		if token = strings.TrimSpace(out); code != 0 {
 			return errors.New(out)
@@ -100,7 +99,7 @@ func (c *cluster) wantCode(t *testing.T, cert tls.Certificate, want int, path st
 	t.Helper()
 	pool := x509.NewCertPool()
 	pool.AddCert(c.ca.cert)
-	client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: pool,
+	client := &http.Client{Timeout: kthwtest.Soon, Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: pool,
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }}}}
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, fmt.Sprintf("https://%s:%d%s", c.Address, c.Ports.Secure, path), nil)
 	if err != nil {

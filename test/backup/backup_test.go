@@ -85,7 +85,7 @@ func TestRestoredElsewhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	var token string
-	kthwtest.WaitFor(t, "a token", time.Minute, func() error {
+	kthwtest.WaitFor(t, "a token", kthwtest.Soon, func() error {
 		r, err := client.CoreV1().ServiceAccounts("default").CreateToken(t.Context(), "default", &authv1.TokenRequest{}, metav1.CreateOptions{})
 		if err == nil {
 			token = r.Status.Token
@@ -108,7 +108,7 @@ func TestRestoredElsewhere(t *testing.T) {
 	refused(t, []string{"encrypted", "--identity"}, "backup", "verify", file)
 	refused(t, []string{"in use by another kthwd"}, "backup", "restore", file, "--config=", "--identity="+identity, "--data-dir="+c.Dir, "--replace-data", "--yes")
 	c.Signal(t, syscall.SIGKILL)
-	c.Wait(t, time.Minute)
+	c.Wait(t, kthwtest.Soon)
 
 	restored := filepath.Join(dir, "restored")
 	begun := time.Now()
@@ -146,7 +146,7 @@ func TestRestoredElsewhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	again.Signal(t, syscall.SIGTERM)
-	again.Wait(t, time.Minute)
+	again.Wait(t, kthwtest.Soon)
 	out = run(t, "backup", "restore", file, "--config=", "--identity="+identity, "--data-dir="+restored, "--name=new", "--advertise-address=127.0.0.2", "--replace-data", "--yes")
 	if !strings.Contains(out, "They were not verified") {
 		t.Errorf("of the old data:\n%s", out)

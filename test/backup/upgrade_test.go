@@ -6,7 +6,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"kthwd/test/harness"
 	"kthwd/test/kthwtest"
@@ -18,7 +17,7 @@ func TestStartOf35(t *testing.T) {
 	first := kthwtest.Start(t, kthwtest.Options{})
 	first.WaitReady(t)
 	first.Signal(t, syscall.SIGTERM)
-	first.Wait(t, 2*time.Minute)
+	first.Wait(t, kthwtest.Soon)
 	dir := first.Dir // with all files, and with the data of another etcd from here on
 	for _, gone := range []string{filepath.Join("etcd", "member"), "member.json"} {
 		if err := os.RemoveAll(filepath.Join(dir, gone)); err != nil {
@@ -52,7 +51,7 @@ func TestStartOf35(t *testing.T) {
 		t.Errorf("a key of etcd 3.5: %v, %v", answer, err)
 	}
 	c.Signal(t, syscall.SIGTERM)
-	c.Wait(t, 2*time.Minute)
+	c.Wait(t, kthwtest.Soon)
 	again := kthwtest.Start(t, kthwtest.Options{Dir: dir, Ports: &first.Ports})
 	again.WaitReady(t)
 	if after := kept(); len(after) != 1 || after[0] != all[0] {

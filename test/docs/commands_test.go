@@ -229,7 +229,7 @@ func (s *session) run(t *testing.T, c command) {
 		return
 	}
 	var first error // the reason to report: a repeated command may fail because of its earlier run
-	kthwtest.WaitFor(t, c.at+": "+c.text, 2*time.Minute, func() error {
+	kthwtest.WaitFor(t, c.at+": "+c.text, 5*time.Minute, func() error {
 		err := s.try(t.Context(), c)
 		if first == nil {
 			first = err
@@ -243,9 +243,9 @@ func (s *session) run(t *testing.T, c command) {
 
 // try runs a command once.
 func (s *session) try(ctx context.Context, c command) error {
-	patience := 20 * time.Second
-	if strings.HasPrefix(c.text, "kthwd try ") { // a whole control plane
-		patience = 2 * time.Minute
+	patience := time.Minute // for one that waits for what will not come
+	if s.up == nil || strings.HasPrefix(c.text, "kthwd try ") {
+		patience = kthwtest.Soon
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -317,7 +317,7 @@ func (s *session) end(t *testing.T) {
 	if !p.stopping() {
 		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGINT)
 	}
-	kthwtest.WaitFor(t, p.at+": end of "+p.text, time.Minute, func() error {
+	kthwtest.WaitFor(t, p.at+": end of "+p.text, kthwtest.Soon, func() error {
 		if !p.hasGone() {
 			return errors.New("it runs")
 		}

@@ -11,7 +11,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"kthwd/test/kthwtest"
 )
@@ -87,7 +86,7 @@ func setUpHandmade(t *testing.T, dir, home string) {
 		}()
 	}
 	admin := "--kubeconfig=" + filepath.Join(home, "super-admin.kubeconfig")
-	kthwtest.WaitFor(t, "the content of a control plane of four programs", 2*time.Minute, func() error {
+	kthwtest.WaitFor(t, "the content of a control plane of four programs", kthwtest.Soon, func() error {
 		for _, what := range [][]string{{"namespace", "shop"}, {"secret", "generic", "card", "--namespace=shop", "--from-literal=number=4711"}} {
 			out, err := exec.CommandContext(t.Context(), "kubectl", append([]string{admin, "create"}, what...)...).CombinedOutput()
 			if err != nil && !strings.Contains(string(out), "already exists") {

@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"syscall"
 	"testing"
-	"time"
 
 	"kthwd/test/kthwtest"
 )
@@ -68,7 +67,7 @@ func TestNeighbours(t *testing.T) {
 	if home == "" {
 		t.Skip("is started by TestCommands")
 	}
-	kthwtest.WaitFor(t, "the cable", 2*time.Minute, func() error {
+	kthwtest.WaitFor(t, "the cable", kthwtest.Soon, func() error {
 		return exec.Command("ip", "link", "set", "kthwd1", "up").Run()
 	})
 	run(t, "ip", "link", "set", "lo", "up")

@@ -61,7 +61,7 @@ func tryAggregatedAPI(t *testing.T, c *kthwtest.Controller) {
 	}
 	apply(t, c, fmt.Sprintf(aggregated, host, port, base64.StdEncoding.EncodeToString(e.caPEM)))
 	c.Kubectl(t, "wait", "--for=condition=Available", "--timeout=60s", "apiservice/v1alpha1.e2e.kthwd.test")
-	kthwtest.WaitFor(t, "answer of the extension", 2*time.Minute, func() error {
+	kthwtest.WaitFor(t, "answer of the extension", kthwtest.Soon, func() error {
 		out, err := c.TryKubectl(t, "get", "--raw", aggregatedPath)
 		if err != nil {
 			return fmt.Errorf("%w: %s", err, out)

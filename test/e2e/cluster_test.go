@@ -60,7 +60,7 @@ func ready() corev1.NodeCondition {
 // beat is the fake node's sign of life: without one, it is taken for dead after 50 s.
 func beat(t *testing.T, c *kthwtest.Controller) {
 	t.Helper()
-	kthwtest.WaitFor(t, "heartbeat of the fake node", 2*time.Minute, func() error {
+	kthwtest.WaitFor(t, "heartbeat of the fake node", kthwtest.Soon, func() error {
 		nodes := c.Client(t).CoreV1().Nodes()
 		node, err := nodes.Get(t.Context(), fakeNode, metav1.GetOptions{})
 		if err != nil {
@@ -76,7 +76,7 @@ func beat(t *testing.T, c *kthwtest.Controller) {
 func waitBound(t *testing.T, c *kthwtest.Controller, deployment string, replicas int) []corev1.Pod {
 	t.Helper()
 	var pods []corev1.Pod
-	kthwtest.WaitFor(t, fmt.Sprintf("%d pods of %s on a node", replicas, deployment), time.Minute, func() error {
+	kthwtest.WaitFor(t, fmt.Sprintf("%d pods of %s on a node", replicas, deployment), kthwtest.Soon, func() error {
 		list, err := c.Client(t).CoreV1().Pods(namespace).List(t.Context(), metav1.ListOptions{LabelSelector: "app=" + deployment})
 		if err != nil {
 			return err

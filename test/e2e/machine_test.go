@@ -19,7 +19,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"kthwd/test/kthwtest"
 )
@@ -155,7 +154,7 @@ func readFile(t *testing.T, path string) string {
 func stop(t *testing.T, c *kthwtest.Controller) {
 	t.Helper()
 	c.Signal(t, syscall.SIGTERM)
-	if code := c.Wait(t, time.Minute); code != 0 {
+	if code := c.Wait(t, kthwtest.Soon); code != 0 {
 		t.Fatalf("exit code after SIGTERM: got %d, want 0\n%s", code, c.Log.Tail(30))
 	}
 }

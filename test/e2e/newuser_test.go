@@ -196,7 +196,7 @@ func tryAuditLog(t *testing.T, c *kthwtest.Controller) {
 // wantAudited waits until the audit log has the creation of the workload's secret.
 func wantAudited(t *testing.T, path string) {
 	t.Helper()
-	kthwtest.WaitFor(t, "creation of the secret in "+path, 2*time.Minute, func() error {
+	kthwtest.WaitFor(t, "creation of the secret in "+path, kthwtest.Soon, func() error {
 		lines := strings.Split(readFile(t, path), "\n")
 		for _, line := range lines {
 			var e auditEvent

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -55,7 +54,7 @@ func TestRealNodeJoins(t *testing.T) {
 
 	t.Run("serving certificate", func(t *testing.T) {
 		pool := certPool(t, pki.Layout{Dir: c.Dir}.CA())
-		kthwtest.WaitFor(t, "a certificate of the cluster's CA", 2*time.Minute, func() error {
+		kthwtest.WaitFor(t, "a certificate of the cluster's CA", kthwtest.Soon, func() error {
 			conn, err := tls.Dial("tcp", net.JoinHostPort(joinerAddress, "10250"), &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12})
 			if err != nil {
 				return err
@@ -68,7 +67,7 @@ func TestRealNodeJoins(t *testing.T) {
 	t.Run("removed", func(t *testing.T) {
 		run(t, kthwtest.Binary(t), "node", "remove", workerName, "--drain")
 		pair := filepath.Join("/var/lib/kubelet/pki", "kubelet-client-current.pem")
-		kthwtest.WaitFor(t, "refusal of the kubelet's certificate", time.Minute, func() error {
+		kthwtest.WaitFor(t, "refusal of the kubelet's certificate", kthwtest.Soon, func() error {
 			out, err := c.TryKubectl(t, "--kubeconfig=/dev/null", "--server=https://"+workerAddress+":6443", "--certificate-authority="+pki.Layout{Dir: c.Dir}.CA(),
 				"--client-certificate="+pair, "--client-key="+pair, "get", "--raw", "/api/v1/nodes/"+workerName)
 			if err == nil {

@@ -68,7 +68,7 @@ func deployHello(t *testing.T, c *kthwtest.Controller) string {
 	c.Kubectl(t, "create", "namespace", namespace)
 	c.Kubectl(t, "-n", namespace, "create", "deployment", "hello", "--image="+helloImage, "--", "/hello", "serve")
 	var pod corev1.Pod
-	kthwtest.WaitFor(t, "pod running", time.Minute, func() error {
+	kthwtest.WaitFor(t, "pod running", kthwtest.Soon, func() error {
 		list, err := c.Client(t).CoreV1().Pods(namespace).List(t.Context(), metav1.ListOptions{})
 		if err != nil || len(list.Items) != 1 {
 			return fmt.Errorf("%w: %d pods", err, len(list.Items))
@@ -120,7 +120,7 @@ func wantRefused(t *testing.T, c *kthwtest.Controller, pod string) {
 func wantAllowed(t *testing.T, c *kthwtest.Controller, kubelet *daemon, pod string) {
 	waitNodeReady(t, c, kubelet)
 	for name, request := range viaKubelet(pod) {
-		kthwtest.WaitFor(t, name, 2*time.Minute, func() error {
+		kthwtest.WaitFor(t, name, kthwtest.Soon, func() error {
 			out, err := c.TryKubectl(t, request.args...)
 			if err != nil {
 				return fmt.Errorf("%w: %s", err, firstLines(out))
@@ -128,7 +128,7 @@ func wantAllowed(t *testing.T, c *kthwtest.Controller, kubelet *daemon, pod stri
 			return lacks(out, request.want)
 		})
 	}
-	kthwtest.WaitFor(t, "port-forward", 2*time.Minute, func() error {
+	kthwtest.WaitFor(t, "port-forward", kthwtest.Soon, func() error {
 		out, err := forward(t, c, pod, func(address string) error { return wantHello(address, pod) })
 		if err != nil {
 			return fmt.Errorf("%w: %s", err, firstLines(out))
@@ -186,14 +186,14 @@ func wantHello(address, pod string) error {
 // wantDeleted ends the workload as a user does, so that the kubelet cleans up.
 func wantDeleted(t *testing.T, c *kthwtest.Controller) {
 	c.Kubectl(t, "-n", namespace, "delete", "deployment", "hello")
-	kthwtest.WaitFor(t, "pods gone", time.Minute, func() error {
+	kthwtest.WaitFor(t, "pods gone", kthwtest.Soon, func() error {
 		list, err := c.Client(t).CoreV1().Pods(namespace).List(t.Context(), metav1.ListOptions{})
 		if err != nil || len(list.Items) > 0 {
 			return fmt.Errorf("%w: %d pods", err, len(list.Items))
 		}
 		return nil
 	})
-	kthwtest.WaitFor(t, "shims gone", time.Minute, func() error {
+	kthwtest.WaitFor(t, "shims gone", kthwtest.Soon, func() error {
 		if pids := shims(t); len(pids) > 0 {
 			return fmt.Errorf("shims run: %v", pids)
 		}

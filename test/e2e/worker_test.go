@@ -138,7 +138,7 @@ func startContainerd(t *testing.T, archive string) {
 	writeFile(t, "/etc/cni/net.d/10-bridge.conflist", cniConfig)
 	startDaemon(t, "containerd", "--config=/etc/containerd/config.toml")
 	t.Cleanup(func() { endContainers(t) }) // before containerd, after kubelet
-	kthwtest.WaitFor(t, "containerd", 2*time.Minute, func() error { return try(t, "ctr", "version") })
+	kthwtest.WaitFor(t, "containerd", kthwtest.Soon, func() error { return try(t, "ctr", "version") })
 	run(t, "ctr", "-n", "k8s.io", "images", "import", archive)
 }
 
@@ -157,7 +157,7 @@ func startWorker(t *testing.T, c *kthwtest.Controller, archive string) *daemon {
 
 func waitNodeReady(t *testing.T, c *kthwtest.Controller, kubelet *daemon) {
 	t.Helper()
-	kthwtest.WaitFor(t, "node ready", time.Minute, func() error {
+	kthwtest.WaitFor(t, "node ready", kthwtest.Soon, func() error {
 		if kubelet.ended() {
 			t.Fatal("the kubelet has ended")
 		}

@@ -80,7 +80,7 @@ func TestThereAndBack(t *testing.T) {
 
 	away := absence(t, c)
 	c.Signal(t, syscall.SIGTERM)
-	if code := c.Wait(t, 2*time.Minute); code != 0 {
+	if code := c.Wait(t, kthwtest.Soon); code != 0 {
 		t.Fatalf("kthwd ended with %d", code)
 	}
 	programs := startPrograms(t, out)
@@ -198,7 +198,7 @@ func content(t *testing.T, client kubernetes.Interface) string {
 // pods waits until the deployment has that many.
 func pods(t *testing.T, client kubernetes.Interface, want int) {
 	t.Helper()
-	kthwtest.WaitFor(t, fmt.Sprintf("%d pods and the default service account", want), 2*time.Minute, func() error {
+	kthwtest.WaitFor(t, fmt.Sprintf("%d pods and the default service account", want), kthwtest.Soon, func() error {
 		if _, err := client.CoreV1().ServiceAccounts("shop").Get(t.Context(), "default", metav1.GetOptions{}); err != nil {
 			return err
 		}
@@ -327,7 +327,7 @@ func works(t *testing.T, config *rest.Config, token string, replicas int) {
 		t.Fatal(err)
 	}
 	pods(t, client, replicas)
-	kthwtest.WaitFor(t, "a scheduler that looks at the pods", 2*time.Minute, func() error {
+	kthwtest.WaitFor(t, "a scheduler that looks at the pods", kthwtest.Soon, func() error {
 		list, err := client.CoreV1().Pods("shop").List(t.Context(), metav1.ListOptions{})
 		if err != nil {
 			return err
@@ -392,7 +392,7 @@ func bridge(t *testing.T, c *kthwtest.Controller, out string) {
 		_ = cmd.Wait()
 	}()
 	url := "http://" + net.JoinHostPort(c.Address, strconv.Itoa(c.Ports.Health)) + "/healthz"
-	kthwtest.WaitFor(t, "nginx as the health bridge", time.Minute, func() error {
+	kthwtest.WaitFor(t, "nginx as the health bridge", kthwtest.Soon, func() error {
 		resp, err := http.Get(url)
 		if err != nil {
 			return err

@@ -59,7 +59,7 @@ func TestSlowScraper(t *testing.T) {
 	before, begun := memory(t, c), time.Now()
 	neverRead(4)
 	// A slow client whose place a scrape of the test had is told to retry, so another one comes.
-	kthwtest.WaitFor(t, "a scrape that is told to come back", 2*time.Minute, func() error {
+	kthwtest.WaitFor(t, "a scrape that is told to come back", kthwtest.Soon, func() error {
 		if got := ask(url); got != http.StatusServiceUnavailable {
 			neverRead(1)
 			return fmt.Errorf("got %d", got)

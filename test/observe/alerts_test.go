@@ -110,13 +110,13 @@ func (f fault) play(t *testing.T) {
 	p := startPrometheus(t, controllers, all, prometheusOptions{})
 	p.up(t, 4*len(controllers)+len(all))
 	for _, alert := range f.alerts {
-		p.await(t, alert, false, time.Minute) // from the start of what was just made
+		p.await(t, alert, false, kthwtest.Soon) // from the start of what was just made
 	}
 	before := time.Now()
 	t.Logf("ready after %v", before.Sub(begun).Round(time.Second))
 	s.make(p)
 	for _, alert := range f.alerts {
-		p.hasFired(t, alert, before, time.Minute)
+		p.hasFired(t, alert, before, kthwtest.Soon)
 	}
 	mended := time.Now()
 	t.Logf("all have fired after %v", mended.Sub(before).Round(time.Second))
@@ -131,7 +131,7 @@ func (f fault) play(t *testing.T) {
 // isOver waits until an alert does not fire, or the machine gives a reason for it to go on.
 func (s *server) isOver(t *testing.T, alert string, goesOn func() string) {
 	t.Helper()
-	kthwtest.WaitFor(t, alert+" to be over", 2*time.Minute, func() error {
+	kthwtest.WaitFor(t, alert+" to be over", kthwtest.Soon, func() error {
 		is, err := s.firing(alert)
 		switch {
 		case err != nil || !is:
@@ -168,7 +168,7 @@ func killedControllers(t *testing.T) scene {
 		return err == nil && slices.ContainsFunc(r.Leases, func(l status.Lease) bool { return l.Leading })
 	}
 	var last *kthwtest.Controller
-	kthwtest.WaitFor(t, "a controller that leads", time.Minute, func() error {
+	kthwtest.WaitFor(t, "a controller that leads", kthwtest.Soon, func() error {
 		i := slices.IndexFunc(controllers, leads)
 		if i < 0 {
 			return errors.New("none")
@@ -186,8 +186,8 @@ func killedControllers(t *testing.T) scene {
 		controllers: controllers,
 		make: func(p *server) {
 			others[0].Signal(t, syscall.SIGKILL)
-			p.await(t, "KthwdMemberAway", true, time.Minute)
-			p.await(t, "KthwdDown", true, time.Minute)
+			p.await(t, "KthwdMemberAway", true, kthwtest.Soon)
+			p.await(t, "KthwdDown", true, kthwtest.Soon)
 			if is, err := p.firing("KthwdQuorumLost"); is || err != nil {
 				t.Errorf("KthwdQuorumLost fires with two of three (%v)", err)
 			}
@@ -195,7 +195,7 @@ func killedControllers(t *testing.T) scene {
 		},
 		mend: func(*server) {
 			for _, c := range others {
-				c.Wait(t, time.Minute)
+				c.Wait(t, kthwtest.Soon)
 				kthwtest.Start(t, kthwtest.Options{Dir: c.Dir, Ports: &c.Ports, NoWait: true, Args: c.Cmd.Args[1+len(c.Args()):]})
 			}
 			for _, reason := range []string{"TermLost", "QuorumLost", "QuorumBack"} {
@@ -208,7 +208,7 @@ func killedControllers(t *testing.T) scene {
 // eventWritten waits for a Kubernetes Event of a controller.
 func eventWritten(t *testing.T, c *kthwtest.Controller, reason string) {
 	t.Helper()
-	kthwtest.WaitFor(t, "the event "+reason, time.Minute, func() error {
+	kthwtest.WaitFor(t, "the event "+reason, kthwtest.Soon, func() error {
 		list, err := c.Client(t).CoreV1().Events("default").List(t.Context(), metav1.ListOptions{FieldSelector: "reason=" + reason + ",source=kthwd"})
 		if err == nil && len(list.Items) == 0 {
 			err = errors.New("none")
@@ -231,7 +231,7 @@ func fullDatabase(t *testing.T) scene {
 	}
 	until := func(what string, p *server, alerts ...string) {
 		t.Helper()
-		kthwtest.WaitFor(t, what, time.Minute, func() error {
+		kthwtest.WaitFor(t, what, kthwtest.Soon, func() error {
 			_ = write() // which is refused in the end
 			for _, alert := range alerts {
 				if is, err := p.firing(alert); err != nil || !is {
@@ -244,14 +244,14 @@ func fullDatabase(t *testing.T) scene {
 	return scene{
 		controllers: []*kthwtest.Controller{c},
 		make: func(p *server) {
-			kthwtest.WaitFor(t, "a database at 80 % of its quota", time.Minute, func() error {
+			kthwtest.WaitFor(t, "a database at 80 % of its quota", kthwtest.Soon, func() error {
 				r, err := c.Status()
 				if err != nil || r.Member.Size*10 > r.Member.Quota*8 {
 					return err
 				}
 				return errors.Join(errors.New("not yet"), write())
 			})
-			p.await(t, "KthwdDatabaseNearQuota", true, time.Minute)
+			p.await(t, "KthwdDatabaseNearQuota", true, kthwtest.Soon)
 			if is, err := p.firing("KthwdEtcdAlarm"); is || err != nil {
 				t.Errorf("KthwdEtcdAlarm fires before the quota is reached (%v)", err)
 			}
@@ -262,7 +262,7 @@ func fullDatabase(t *testing.T) scene {
 				t.Error(err)
 			}
 			makeRoom(t, c)
-			kthwtest.WaitFor(t, "a write", time.Minute, write)
+			kthwtest.WaitFor(t, "a write", kthwtest.Soon, write)
 		},
 	}
 }
@@ -313,7 +313,7 @@ func slowDisk(t *testing.T) scene {
 		controllers: []*kthwtest.Controller{c},
 		make: func(p *server) {
 			i := 0
-			kthwtest.WaitFor(t, "KthwdFsyncSlow to fire", time.Minute, func() error {
+			kthwtest.WaitFor(t, "KthwdFsyncSlow to fire", kthwtest.Soon, func() error {
 				below.Stall(t)
 				thawed := time.AfterFunc(stall, below.Thaw)
 				write(i) // which waits for that
@@ -366,7 +366,7 @@ func lostBackends(t *testing.T) scene {
 		balancers: []*kthwtest.Controller{lb},
 		make: func(p *server) {
 			backends[0].stop()
-			p.await(t, "KthwdBackendDown", true, time.Minute)
+			p.await(t, "KthwdBackendDown", true, kthwtest.Soon)
 			if is, err := p.firing("KthwdFailOpen"); is || err != nil {
 				t.Errorf("KthwdFailOpen fires with one of two (%v)", err)
 			}
@@ -448,9 +448,9 @@ func restartLoop(t *testing.T) scene {
 		make: func(p *server) {
 			for i := range 3 {
 				lb.Signal(t, syscall.SIGKILL)
-				lb.Wait(t, time.Minute)
+				lb.Wait(t, kthwtest.Soon)
 				lb = kthwtest.Start(t, kthwtest.Options{File: lb.File(), Ports: &lb.Ports})
-				kthwtest.WaitFor(t, "a scrape of the new process", time.Minute, func() error {
+				kthwtest.WaitFor(t, "a scrape of the new process", kthwtest.Soon, func() error {
 					n, err := p.values(fmt.Sprintf("changes(process_start_time_seconds[5m]) > %d", i))
 					if err == nil && n == 0 {
 						err = errors.New("none")
@@ -472,7 +472,7 @@ func otherSettings(t *testing.T) scene {
 		controllers: []*kthwtest.Controller{c},
 		make: func(p *server) {
 			c.Signal(t, syscall.SIGKILL)
-			c.Wait(t, time.Minute)
+			c.Wait(t, kthwtest.Soon)
 			c = kthwtest.Start(t, kthwtest.Options{Dir: c.Dir, Ports: &c.Ports, Args: []string{"--service-cluster-ip-range=10.96.0.0/16"}})
 			config := rest.AnonymousClientConfig(c.RESTConfig(t))
 			config.BearerToken = token
@@ -485,7 +485,7 @@ func otherSettings(t *testing.T) scene {
 		},
 		mend: func(*server) {
 			c.Signal(t, syscall.SIGTERM)
-			c.Wait(t, time.Minute)
+			c.Wait(t, kthwtest.Soon)
 			c = kthwtest.Start(t, kthwtest.Options{Dir: c.Dir, Ports: &c.Ports})
 		},
 	}

@@ -14,7 +14,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	dto "github.com/prometheus/client_model/go"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -54,7 +53,7 @@ func TestMetricsPage(t *testing.T) {
 	c := kthwtest.Start(t, kthwtest.Options{})
 	lb := startBalancer(t, c)
 	through(t, c, lb)
-	kthwtest.WaitFor(t, "the first service account, hence all controllers", time.Minute, func() error {
+	kthwtest.WaitFor(t, "the first service account, hence all controllers", kthwtest.Soon, func() error {
 		_, err := c.Client(t).CoreV1().ServiceAccounts("default").Get(t.Context(), "default", metav1.GetOptions{})
 		return err
 	})
@@ -67,7 +66,7 @@ func TestMetricsPage(t *testing.T) {
 
 // through sends a request through the balancer, so that it has something to count.
 func through(t *testing.T, c, lb *kthwtest.Controller) {
-	kthwtest.WaitFor(t, "a connection through the load balancer", 2*time.Minute, func() error {
+	kthwtest.WaitFor(t, "a connection through the load balancer", kthwtest.Soon, func() error {
 		if resp, err := asAdmin(t, c).Get(fmt.Sprintf("https://127.0.0.1:%d/readyz", lb.Ports.Secure)); err == nil {
 			resp.Body.Close()
 		}

@@ -50,7 +50,7 @@ func spoiltEncryption(t *testing.T) scene {
 	}
 	rotation := func(health status.Health, says string) {
 		t.Helper()
-		kthwtest.WaitFor(t, "the rotation: "+says, 2*time.Minute, func() error {
+		kthwtest.WaitFor(t, "the rotation: "+says, kthwtest.Soon, func() error {
 			r, err := c.Status()
 			if err != nil {
 				return err
@@ -67,9 +67,9 @@ func spoiltEncryption(t *testing.T) scene {
 		controllers: []*kthwtest.Controller{c},
 		make: func(p *server) {
 			replace(bytes.ReplaceAll(good, key, []byte(other)))
-			p.await(t, "KthwdEncryptionFileRefused", true, 2*time.Minute)
+			p.await(t, "KthwdEncryptionFileRefused", true, kthwtest.Soon)
 			replace(good)
-			p.await(t, "KthwdEncryptionFileRefused", false, 2*time.Minute)
+			p.await(t, "KthwdEncryptionFileRefused", false, kthwtest.Soon)
 
 			rotate := encryption("rotate", "--without-backup")
 			if err := rotate.Start(); err != nil {
@@ -77,7 +77,7 @@ func spoiltEncryption(t *testing.T) scene {
 			}
 			rotation(status.Healthy, "stage 3 of 4")
 			c.Signal(t, syscall.SIGKILL)
-			c.Wait(t, time.Minute)
+			c.Wait(t, kthwtest.Soon)
 			_ = rotate.Wait() // which has lost its controller
 			c = kthwtest.Start(t, kthwtest.Options{Dir: c.Dir, Ports: &c.Ports, Args: short})
 			rotation(status.Degraded, "has stopped")

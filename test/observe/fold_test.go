@@ -167,7 +167,7 @@ func TestCopy(t *testing.T) {
 	}
 	await := func(what, script, want string) {
 		t.Helper()
-		kthwtest.WaitFor(t, what, 2*time.Minute, func() error {
+		kthwtest.WaitFor(t, what, kthwtest.Soon, func() error {
 			if got := eval(what, script); got != want {
 				return errors.New(got)
 			}
@@ -196,7 +196,7 @@ func TestCopy(t *testing.T) {
 	await("what a screen reader says", `document.getElementById("said").textContent`, "Copied")
 	await("the label again", label, "Copy")
 	at := eval("the time", `document.getElementById("at").textContent`)
-	kthwtest.WaitFor(t, "the page's next update", 2*time.Minute, func() error {
+	kthwtest.WaitFor(t, "the page's next update", kthwtest.Soon, func() error {
 		if now := eval("the time", `document.getElementById("at").textContent`); now == at {
 			return errors.New(now)
 		}

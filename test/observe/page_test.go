@@ -117,7 +117,7 @@ func TestStatusPage(t *testing.T) {
 	}
 	await := func(b *backend, want string) {
 		t.Helper()
-		kthwtest.WaitFor(t, b.address+" "+want+" on the page", 2*time.Minute, func() error {
+		kthwtest.WaitFor(t, b.address+" "+want+" on the page", kthwtest.Soon, func() error {
 			if got := state(b); got != want {
 				return errors.New(got)
 			}
@@ -207,7 +207,7 @@ func TestScreenshots(t *testing.T) {
 	c := kthwtest.Start(t, kthwtest.Options{})
 	lb, backends := twoBackends(t)
 	backends[1].stop()
-	kthwtest.WaitFor(t, "a dead backend", 2*time.Minute, func() error {
+	kthwtest.WaitFor(t, "a dead backend", kthwtest.Soon, func() error {
 		if r, err := lb.Status(); err != nil || r.LB.Backends[1].State != "dead" {
 			return errors.Join(errors.New("the backend is not dead yet"), err)
 		}

@@ -179,7 +179,7 @@ func (s *server) values(query string) (n int, err error) {
 // up waits until all targets are up.
 func (s *server) up(t *testing.T, want int) {
 	t.Helper()
-	kthwtest.WaitFor(t, "all targets up", time.Minute, func() error {
+	kthwtest.WaitFor(t, "all targets up", kthwtest.Soon, func() error {
 		n, err := s.values("up == 1")
 		if err == nil && n != want {
 			err = fmt.Errorf("%d targets are up, want %d", n, want)
@@ -264,7 +264,7 @@ func (s *server) panels(t *testing.T, c, lb *kthwtest.Controller) {
 		}
 		for _, target := range panel.Targets {
 			query := strings.NewReplacer("$instance", ".*", "$__rate_interval", "1m").Replace(target.Expr)
-			kthwtest.WaitFor(t, "a value in "+panel.Title, time.Minute, func() error {
+			kthwtest.WaitFor(t, "a value in "+panel.Title, kthwtest.Soon, func() error {
 				// New connections, so that there is something to count.
 				if resp, err := admin.Get(fmt.Sprintf("https://127.0.0.1:%d/api", lb.Ports.Secure)); err == nil {
 					resp.Body.Close()
@@ -302,7 +302,7 @@ func TestNativeHistograms(t *testing.T) {
 		}
 	}
 	namespaces := c.Client(t).CoreV1().Namespaces()
-	kthwtest.WaitFor(t, "the trace of a request in an exemplar", time.Minute, func() error {
+	kthwtest.WaitFor(t, "the trace of a request in an exemplar", kthwtest.Soon, func() error {
 		for range 50 { // one in a hundred is traced
 			if _, err := namespaces.Get(t.Context(), "default", metav1.GetOptions{}); err != nil {
 				return err

@@ -60,7 +60,7 @@ func shareFiles(t *testing.T, dirs []string) {
 			t.Fatal(err)
 		}
 		for _, name := range shared {
-			kthwtest.WaitFor(t, name, time.Minute, func() error {
+			kthwtest.WaitFor(t, name, kthwtest.Soon, func() error {
 				data, err := os.ReadFile(filepath.Join(dirs[0], name))
 				if err == nil {
 					err = os.WriteFile(filepath.Join(dir, name), data, 0o600)

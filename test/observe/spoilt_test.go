@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -21,7 +20,7 @@ import (
 func againUntil(t *testing.T, p *server, act func(i int), alerts ...string) {
 	t.Helper()
 	i := 0
-	kthwtest.WaitFor(t, fmt.Sprint(alerts, " to fire"), 2*time.Minute, func() error {
+	kthwtest.WaitFor(t, fmt.Sprint(alerts, " to fire"), kthwtest.Soon, func() error {
 		act(i)
 		i++
 		for _, alert := range alerts {
@@ -53,9 +52,9 @@ func fullDisk(t *testing.T) scene {
 			if err != nil {
 				t.Fatal(err)
 			}
-			p.await(t, "KthwdDiskLow", true, time.Minute)
+			p.await(t, "KthwdDiskLow", true, kthwtest.Soon)
 			disk.Fill(t)
-			p.await(t, "KthwdDiskFull", true, time.Minute)
+			p.await(t, "KthwdDiskFull", true, kthwtest.Soon)
 			againUntil(t, p, write, "KthwdAuditRecordsLost")
 		},
 		mend: func(*server) { disk.MakeRoom(t) },
@@ -79,8 +78,8 @@ func spoilt(t *testing.T) scene {
 			put(t, key, "no key")
 			c.Kubectl(t, "create", "namespace", "doomed")
 			c.Kubectl(t, "apply", "-f", path)
-			p.await(t, "KthwdFilesChanged", true, time.Minute)
-			p.await(t, "KthwdAPIServiceUnavailable", true, time.Minute)
+			p.await(t, "KthwdFilesChanged", true, kthwtest.Soon)
+			p.await(t, "KthwdAPIServiceUnavailable", true, kthwtest.Soon)
 			c.Kubectl(t, "delete", "namespace", "doomed", "--wait=false")
 			againUntil(t, p, func(int) {
 				_ = client.RbacV1().ClusterRoles().Delete(t.Context(), "cluster-admin", metav1.DeleteOptions{})
@@ -88,9 +87,9 @@ func spoilt(t *testing.T) scene {
 			againUntil(t, p, func(int) {
 				_, _ = client.CoreV1().ConfigMaps("default").Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "refused"}}, metav1.CreateOptions{})
 			}, "KthwdWebhookFails")
-			kthwtest.WaitFor(t, "a widget", time.Minute, func() error { return createWidget(t, c, "v1", kthwtest.Widget) })
+			kthwtest.WaitFor(t, "a widget", kthwtest.Soon, func() error { return createWidget(t, c, "v1", kthwtest.Widget) })
 			againUntil(t, p, func(int) { _ = readWidgets(t, c, "v2") }, "KthwdConversionFails")
-			p.await(t, "KthwdNamespaceStuck", true, 2*time.Minute)
+			p.await(t, "KthwdNamespaceStuck", true, kthwtest.Soon)
 		},
 		mend: func(*server) {
 			put(t, key, string(before))

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"kthwd/test/kthwtest"
 )
@@ -40,7 +39,7 @@ func TestBehindTLS(t *testing.T) {
 				"--client-certificate="+filepath.Join(certificate, "admin.pem"), "--client-key="+filepath.Join(certificate, "admin-key.pem")).CombinedOutput()
 			return string(out), err
 		}
-		kthwtest.WaitFor(t, "a status that is healthy", 2*time.Minute, func() error {
+		kthwtest.WaitFor(t, "a status that is healthy", kthwtest.Soon, func() error {
 			if process.Exited() {
 				t.Fatal("kthwd has ended")
 			}
