@@ -15,7 +15,9 @@ var (
 // EndedTerms returns why terms of kube-controller-manager or kube-scheduler have ended
 // by themselves, except those to which there was no answer in time: on a busy machine that
 // ends a term whatever a test does.
-func (c *Controller) EndedTerms(component string) []string { return endedTerms(c.Log.String(), component) }
+func (c *Controller) EndedTerms(component string) []string {
+	return endedTerms(c.Log.String(), component)
+}
 
 func endedTerms(log, component string) (all []string) {
 	for _, line := range endedTerm.FindAllStringSubmatch(log, -1) {
