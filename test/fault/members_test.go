@@ -97,9 +97,12 @@ func TestMemberRemove(t *testing.T) {
 	if r, err := all[0].Status(); err != nil || r.Quorum.Leader != "c0" {
 		leader, other = 1, 0
 	}
-	if r, err := all[other].Status(); err != nil || !strings.Contains(r.Quorum.Warning, "2 controllers survive no loss") {
-		t.Errorf("the status of one of two: got the warning %+v (%v)", r.Quorum, err)
-	}
+	kthwtest.WaitFor(t, "the warning of one of two", soon, func() error {
+		if r, err := all[other].Status(); err != nil || r.Quorum == nil || !strings.Contains(r.Quorum.Warning, "2 controllers survive no loss") {
+			return fmt.Errorf("got %+v (%w)", r.Quorum, err)
+		}
+		return nil
+	})
 	if code, out := verb(t, all[other], "member", "remove", fmt.Sprintf("c%d", leader)); code != 0 {
 		t.Fatalf("the removal of the leader: got exit code %d:\n%s", code, out)
 	}

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
@@ -151,9 +152,13 @@ func TestQuorum(t *testing.T) {
 	c1.WaitReady(t)
 	kthwtest.WaitFor(t, "a write with the quorum back", soon, func() error { return write(t, c0.Client(t), "back") })
 	for _, name := range []string{"one-down", "one-down-too", "back"} {
-		if _, err := c1.Client(t).CoreV1().ConfigMaps("default").Get(t.Context(), name, metav1.GetOptions{}); err != nil {
-			t.Errorf("an acknowledged write is lost: %v", err)
-		}
+		kthwtest.WaitFor(t, "the acknowledged write "+name, soon, func() error {
+			err := has(t, c1.Client(t), name)
+			if apierrors.IsNotFound(err) { // a read that the quorum has confirmed
+				t.Fatalf("an acknowledged write is lost: %v", err)
+			}
+			return err
+		})
 	}
 	if r, err := c0.Status(); err != nil || r.PID != c0.Cmd.Process.Pid {
 		t.Errorf("the survivor: got process %d (%v), want %d as before", r.PID, err, c0.Cmd.Process.Pid)
