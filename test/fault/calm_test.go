@@ -35,9 +35,10 @@ const inotifyLimit = "watcher: too many open files"
 // life has none of them, unless the machine itself stood still for as long.
 var outOfTime = regexp.MustCompile(`(?i)context deadline exceeded|post-timeout activity|request did not complete within requested timeout|Client\.Timeout exceeded|waiting for ReadIndex response took too long|ignored out-of-date read index response`)
 
-// stoodStill is the shortest of the times after which such a line is written (etcd's
-// readIndexRetryTime).
-const stoodStill = 500 * time.Millisecond
+// stoodStill is how long a write beside kthwd takes on such a machine: the first of these lines
+// is written after half a second (etcd's readIndexRetryTime), and one answer of etcd may take
+// four writes, one after the other.
+const stoodStill = 500 * time.Millisecond / 4
 
 // A healthy start, a workload as kubectl makes it, a second start and the stops log no
 // error, and no warning but those that are named. It takes the place of seven,
