@@ -71,6 +71,9 @@ func (m *Manager) term(ctx context.Context, server string) error {
 	if err != nil {
 		return err
 	}
+	if err := endWith(ctx, config); err != nil {
+		return err
+	}
 	err = kcmapp.Run(ctx, config.Complete())
 	if err != nil && err.Error() == shutdownTimeout {
 		return fmt.Errorf("%w; %w", err, term.ErrStillRunning)
