@@ -274,8 +274,7 @@ func write(ctx context.Context, t *testing.T, client kubernetes.Interface) (toke
 // A control plane of four programs goes on as kthwd with every object, key and token.
 func TestAdopt(t *testing.T) {
 	kthwtest.Turn(t, 1)
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
-	defer cancel()
+	ctx := t.Context()
 	p := newPlant(t)
 	client, err := kubernetes.NewForConfig(p.admin)
 	if err != nil {
