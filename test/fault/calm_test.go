@@ -33,7 +33,7 @@ const inotifyLimit = "watcher: too many open files"
 
 // outOfTime are parts of lines that say that a request was not answered in time. A healthy
 // life has none of them, unless the machine itself stood still for as long.
-var outOfTime = regexp.MustCompile(`(?i)context deadline exceeded|post-timeout activity|request did not complete within requested timeout|Client\.Timeout exceeded|waiting for ReadIndex response took too long|ignored out-of-date read index response`)
+var outOfTime = regexp.MustCompile(`(?i)context deadline exceeded|post-timeout activity|timeout or abort while handling|TLS handshake timeout|request did not complete within requested timeout|Client\.Timeout exceeded|waiting for ReadIndex response took too long|ignored out-of-date read index response`)
 
 // stoodStill is how long a write beside kthwd takes on such a machine: the first of these lines
 // is written after half a second (etcd's readIndexRetryTime), and one answer of etcd may take
