@@ -3,6 +3,7 @@ package apiserver
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -28,6 +29,9 @@ func (a *Server) probe(ctx context.Context, ready func()) {
 			ready()
 			return
 		}
+		if errors.Is(err, errUnauthorized) {
+			client.CloseIdleConnections() // the next one shows the certificate as it is now
+		}
 		if err.Error() != last {
 			last = err.Error()
 			a.log.Debug("not ready yet", "reason", last)
@@ -43,15 +47,21 @@ func (a *Server) client() (*http.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	cert, err := tls.LoadX509KeyPair(a.layout.Cert(pki.NameHealth), a.layout.Key(pki.NameHealth))
-	if err != nil {
+	own := func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { // it may be renewed before the API server is ready
+		cert, err := tls.LoadX509KeyPair(a.layout.Cert(pki.NameHealth), a.layout.Key(pki.NameHealth))
+		return &cert, err
+	}
+	if _, err := own(nil); err != nil {
 		return nil, err
 	}
 	return &http.Client{
 		Timeout:   readyTimeout,
-		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}},
+		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, GetClientCertificate: own, MinVersion: tls.VersionTLS12}},
 	}, nil
 }
+
+// errUnauthorized is the answer to a client whose certificate has ended.
+var errUnauthorized = errors.New("401 Unauthorized")
 
 // Get requests url and returns nil, or an error with the first failing check.
 func Get(ctx context.Context, client *http.Client, url string) error {
@@ -68,8 +78,11 @@ func Get(ctx context.Context, client *http.Client, url string) error {
 	if err != nil {
 		return err
 	}
-	if resp.StatusCode == http.StatusOK {
+	switch resp.StatusCode {
+	case http.StatusOK:
 		return nil
+	case http.StatusUnauthorized:
+		return fmt.Errorf("%s: %w", req.URL.Path, errUnauthorized)
 	}
 	for line := range strings.SplitSeq(string(body), "\n") {
 		if check, failing := strings.CutPrefix(line, "[-]"); failing {
