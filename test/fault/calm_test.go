@@ -78,7 +78,7 @@ func watchMachine(t *testing.T) (longest func() time.Duration) {
 		t.Fatal(err)
 	}
 	ctx, end := context.WithCancel(t.Context())
-	slowest := make(chan time.Duration)
+	slowest := make(chan time.Duration, 1)
 	go func() {
 		defer file.Close()
 		const pause = 20 * time.Millisecond
