@@ -129,21 +129,21 @@ func TestCutChoice(t *testing.T) {
 }
 
 func TestLives(t *testing.T) {
-	ago := func(d time.Duration) time.Time { return time.Now().Add(-d) }
+	now := time.Now()
+	ago := func(d time.Duration) time.Time { return now.Add(-d) }
 	for _, tt := range []struct {
-		name    string
-		age     time.Duration
-		failing time.Time
-		want    bool
+		name           string
+		shown, failing time.Time
+		want           bool
 	}{
-		{"before the first failed check", 2 * time.Second, ago(time.Second), false},
-		{"about when that ended", time.Second - time.Millisecond, ago(time.Second), false},
-		{"after it", 500 * time.Millisecond, ago(time.Second), true},
-		{"after it, long ago", time.Minute, ago(time.Hour), false},
-		{"no failed check", 0, time.Time{}, false},
-		{"no proof", never, ago(time.Hour), false},
+		{"before the first failed check", ago(2 * time.Second), ago(time.Second), false},
+		{"about when that ended", ago(time.Second - time.Millisecond), ago(time.Second), false},
+		{"after it", ago(500 * time.Millisecond), ago(time.Second), true},
+		{"after it, long ago", ago(time.Minute), ago(time.Hour), false},
+		{"no failed check", now, time.Time{}, false},
+		{"no proof", time.Time{}, ago(time.Hour), false},
 	} {
-		if got := lives(tt.age, tt.failing); got != tt.want {
+		if got := lives(tt.shown, tt.failing, now); got != tt.want {
 			t.Errorf("%s: got %v, want %v", tt.name, got, tt.want)
 		}
 	}
