@@ -168,7 +168,9 @@ func TestNameWithoutAnswer(t *testing.T) {
 	port, servers := apiServersOf(t, "127.0.0.11")
 	dns := dnstest.Start(t)
 	dns.Silence(true)
-	r := run(t, namedConfig("api.test:"+port), Options{resolver: dns.Resolver()})
+	cfg := namedConfig("api.test:" + port)
+	cfg.CheckTimeout = 250 * time.Millisecond // run waits as long for the first answer
+	r := run(t, cfg, Options{resolver: dns.Resolver()})
 	b := r.Status().Backends[0]
 	must(t, equal("state", b.State, "unknown"), equal("address", b.Address, "api.test:"+port))
 	who := make(chan error, 1)
