@@ -183,6 +183,26 @@ func TestNameWithoutAnswer(t *testing.T) {
 	r.awaitTier(servers[0], tierReady)
 }
 
+// A name is resolved once its addresses are backends: a balancer that is ready has some.
+func TestResolvedOnceInThePool(t *testing.T) {
+	watchLeaks(t)
+	dns := dnstest.Start(t)
+	dns.Silence(true)
+	s, err := New(namedConfig("api.test:7443"), Options{resolver: dns.Resolver()})
+	must(t, err)
+	defer s.stopBackends()
+	func() {
+		s.mu.Lock() // nothing gets into the pool
+		defer s.mu.Unlock()
+		dns.Set("api.test", "127.0.0.11")
+		dns.Silence(false)
+		eventually(t, "the answer", func() error { return equal("answered", s.followed()[0].Status().Answered, true) })
+		must(t, equal("resolved", s.resolved(), false))
+	}()
+	eventually(t, "the backend", func() error { return equal("resolved", s.resolved(), true) })
+	must(t, equal("backends", len(s.pool.Load().backends), 1))
+}
+
 func TestNameThatDoesNotExist(t *testing.T) {
 	dns := dnstest.Start(t)
 	r := begin(t, namedConfig("nobody.test:6443", unused(t)), Options{resolver: dns.Resolver()})
