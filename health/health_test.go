@@ -383,7 +383,10 @@ func TestHungUpstream(t *testing.T) {
 			cfg.Target, cfg.Timeout = target, 100*time.Millisecond
 			b := start(t, cfg)
 			begin := time.Now()
-			b.want("/healthz", 503, "kube-apiserver /readyz: no answer within 100ms\n")
+			// Of the probe: an asker is told after twice the time that there is no verdict in time.
+			if got, want := b.ready.verdict(t.Context()).reason, "kube-apiserver /readyz: no answer within 100ms"; got != want {
+				t.Errorf("got %q; want %q", got, want)
+			}
 			if took := time.Since(begin); took < cfg.Timeout {
 				t.Errorf("took %v; want %v at least", took, cfg.Timeout)
 			}
@@ -613,7 +616,10 @@ func TestRotation(t *testing.T) {
 func TestSlowloris(t *testing.T) {
 	ca := newCA(t)
 	s := newAPIServer(t, ca.server(time.Hour))
-	b := start(t, config(s, ca.files("health")), func(b *Bridge) { b.conns = conns.New(4) })
+	b := start(t, config(s, ca.files("health")), func(b *Bridge) {
+		b.conns = conns.New(4)
+		b.headerTimeout = time.Hour // or some end by themselves
+	})
 	var hoard []net.Conn
 	for range 20 {
 		c, err := net.Dial("tcp", b.Addr().String())
@@ -638,13 +644,20 @@ func TestSlowloris(t *testing.T) {
 func TestListenerLimits(t *testing.T) {
 	ca := newCA(t)
 	s := newAPIServer(t, ca.server(time.Hour))
-	b := start(t, config(s, ca.files("health")), func(b *Bridge) { b.headerTimeout = 100 * time.Millisecond })
-	for name, tt := range map[string]struct{ send, want string }{
-		"silent":        {"", ""},
-		"half a header": {"GET /healthz HTTP/1.1\r\nHost:", ""},
-		"large header":  {"GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("x", 16<<10) + "\r\n\r\n", "HTTP/1.1 431"},
-		"slow body":     {"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n", "HTTP/1.1 200"},
+	const (
+		short = 100 * time.Millisecond
+		later = 5 * time.Second // for a header that has to arrive in time
+	)
+	for name, tt := range map[string]struct {
+		timeout    time.Duration
+		send, want string
+	}{
+		"silent":        {short, "", ""},
+		"half a header": {short, "GET /healthz HTTP/1.1\r\nHost:", ""},
+		"large header":  {time.Hour, "GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("x", 16<<10) + "\r\n\r\n", "HTTP/1.1 431"},
+		"slow body":     {later, "GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n", "HTTP/1.1 200"},
 	} {
+		b := start(t, config(s, ca.files("health")), func(b *Bridge) { b.headerTimeout = tt.timeout })
 		c, err := net.Dial("tcp", b.Addr().String())
 		if err != nil {
 			t.Fatal(err)
@@ -671,9 +684,7 @@ func TestListenerLimits(t *testing.T) {
 func TestNothingLeft(t *testing.T) {
 	ca := newCA(t)
 	s := newAPIServer(t, ca.server(time.Hour))
-	cfg := config(s, ca.files("health"))
-	cfg.Timeout = 200 * time.Millisecond
-	b := start(t, cfg, func(b *Bridge) { b.headerTimeout = time.Hour }) // the silent one does not end by itself
+	b := start(t, config(s, ca.files("health")), func(b *Bridge) { b.headerTimeout = time.Hour }) // the silent one does not end by itself
 
 	keep := &http.Client{Transport: &http.Transport{}, Timeout: patience}
 	defer keep.CloseIdleConnections()
@@ -689,7 +700,11 @@ func TestNothingLeft(t *testing.T) {
 	}
 	defer silent.Close()
 
-	s.will(hang(t))
+	release := make(chan struct{})
+	s.will(func(w http.ResponseWriter, _ *http.Request) {
+		<-release
+		w.WriteHeader(500)
+	})
 	b.clock.advance(time.Second)
 	answered := make(chan string, 1)
 	go func() {
@@ -703,13 +718,20 @@ func TestNothingLeft(t *testing.T) {
 		answered <- fmt.Sprintf("%d %s", resp.StatusCode, body)
 	}()
 	harness.WaitFor(t, "the probe", patience, func() error { return unless(s.asked.Load() == 2, "not asked twice") })
-	b.Stop()
-	if got, want := <-answered, "503 kube-apiserver /readyz: no answer within 200ms\n"; got != want {
+	stopped := make(chan struct{})
+	go func() { b.Stop(); close(stopped) }()
+	harness.WaitFor(t, "it listens no more", patience, func() error {
+		c, err := net.Dial("tcp", b.Addr().String())
+		if err != nil {
+			return nil
+		}
+		return errors.Join(errors.New("it does"), c.Close())
+	})
+	close(release)
+	if got, want := <-answered, "503 kube-apiserver /readyz: 500\n"; got != want {
 		t.Errorf("the asker got %q; want %q", got, want)
 	}
-	if _, err := net.Dial("tcp", b.Addr().String()); err == nil {
-		t.Error("still listening")
-	}
+	<-stopped
 	harness.WaitFor(t, "goroutines end", patience, func() error {
 		left := goroutines()
 		return unless(!strings.Contains(left, "health.(*"), left)

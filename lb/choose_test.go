@@ -151,11 +151,12 @@ func TestLeastConnections(t *testing.T) {
 
 func TestSlowStart(t *testing.T) {
 	s, all := poolOf(LeastConnections, 0, 0)
-	s.begun = time.Now().Add(-time.Hour)
+	s.begun = time.Now().Add(-1000 * time.Hour)
+	s.set.Load().slowStart = int64(10 * time.Hour) // what passes meanwhile is nothing
 	for _, tt := range []struct {
-		passed time.Duration // of 10 s
+		passed time.Duration
 		share  float64
-	}{{0, 0.1}, {500 * time.Millisecond, 0.1}, {5 * time.Second, 0.5}, {9 * time.Second, 0.9}, {10 * time.Second, 1}} {
+	}{{0, 0.1}, {30 * time.Minute, 0.1}, {5 * time.Hour, 0.5}, {9 * time.Hour, 0.9}, {10 * time.Hour, 1}} {
 		for _, b := range all {
 			b.active.Store(0)
 		}

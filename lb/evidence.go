@@ -20,29 +20,32 @@ const (
 // last acknowledgement came (TCP_INFO). It is read only when connections are about to be
 // cut, so it costs the data path nothing.
 
-// proof is how long ago connections of a backend last showed that it lives.
+// proof is when connections of a backend last showed that it lives; zero for never.
 type proof struct {
-	data time.Duration // its program sent something
-	ack  time.Duration // its kernel answered something
+	data time.Time // its program sent something
+	ack  time.Time // its kernel answered something
 }
 
-const never = time.Duration(1<<63 - 1)
+// add makes a proof the newest of two.
+func (p *proof) add(other proof) {
+	if other.data.After(p.data) {
+		p.data = other.data
+	}
+	if other.ack.After(p.ack) {
+		p.ack = other.ack
+	}
+}
 
 // proofOf returns the newest proof that the connections of a backend give. It asks every
 // loop, and waits for them.
-func (s *Server) proofOf(b *Backend) proof {
-	newest := proof{never, never}
+func (s *Server) proofOf(b *Backend) (newest proof) {
 	for _, l := range s.loops {
-		l.call(func() {
-			found := l.proofOf(b)
-			newest = proof{min(newest.data, found.data), min(newest.ack, found.ack)}
-		})
+		l.call(func() { newest.add(l.proofOf(b)) })
 	}
 	return newest
 }
 
-func (l *loop) proofOf(b *Backend) proof {
-	newest := proof{never, never}
+func (l *loop) proofOf(b *Backend) (newest proof) {
 	for _, p := range l.pairs {
 		if p.backend != b || p.phase != relaying || p.server.eof {
 			continue
@@ -51,18 +54,18 @@ func (l *loop) proofOf(b *Backend) proof {
 		if err != nil {
 			continue
 		}
-		newest.data = min(newest.data, time.Duration(info.Last_data_recv)*time.Millisecond)
-		newest.ack = min(newest.ack, time.Duration(info.Last_ack_recv)*time.Millisecond)
+		now := time.Now() // after each one: a proof that seems late spares for a second, one that seems early cuts
+		ago := func(ms uint32) time.Time { return now.Add(-time.Duration(ms) * time.Millisecond) }
+		newest.add(proof{ago(info.Last_data_recv), ago(info.Last_ack_recv)})
 	}
 	return newest
 }
 
-// lives reports whether a proof of that age came after a check had failed, and lately. The
-// first failed check of a row has ended at failing: whatever stopped the backend from
-// answering it had happened by then. One that delivered longer than killDelay ago may have
-// stopped since.
-func lives(age time.Duration, failing time.Time) bool {
-	return !failing.IsZero() && age < time.Since(failing)-proofMargin && age <= killDelay
+// lives reports whether a proof came after a check had failed, and lately. The first failed
+// check of a row has ended at failing: whatever stopped the backend from answering it had
+// happened by then. One that delivered longer than killDelay ago may have stopped since.
+func lives(shown, failing, now time.Time) bool {
+	return !failing.IsZero() && shown.Sub(failing) > proofMargin && now.Sub(shown) <= killDelay
 }
 
 const proofMargin = 20 * time.Millisecond // the kernel's clock for this is coarse
@@ -78,11 +81,12 @@ func (s *Server) spared(b *Backend, st *check.Status) time.Duration {
 		return 0
 	}
 	found := s.proofOf(b)
-	switch left := killDelay - time.Since(st.Since); {
-	case lives(found.data, now.FailingSince):
+	at := time.Now()
+	switch left := killDelay - at.Sub(st.Since); {
+	case lives(found.data, now.FailingSince, at):
 		b.spare(now)
 		return min(killDelay, time.Second)
-	case !st.Connectable && now.Last == check.KindTimeout && lives(found.ack, now.FailingSince) && left > 0:
+	case !st.Connectable && now.Last == check.KindTimeout && lives(found.ack, now.FailingSince, at) && left > 0:
 		return min(left, 250*time.Millisecond)
 	}
 	return 0

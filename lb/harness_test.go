@@ -267,6 +267,15 @@ func (r *rig) empty() {
 	})
 }
 
+// endDrains ends the drain time of all removed backends.
+func (r *rig) endDrains() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, timer := range r.draining {
+		timer.Reset(0)
+	}
+}
+
 func (r *rig) allBackends() []*Backend {
 	r.mu.Lock()
 	defer r.mu.Unlock()

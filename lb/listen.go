@@ -133,10 +133,7 @@ func newListener(ln *net.TCPListener, defers time.Duration) (*listener, error) {
 // The balancer works without any of these options, so one that the socket's protocol lacks is
 // left out: a socket from the service manager may be of Multipath TCP.
 func (l *listener) prepare() error {
-	options := append([]struct {
-		level, name int
-		value       int32
-	}{
+	options := append([]socketOption{
 		{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
 		{unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, int32(time.Duration(l.defers) / time.Second)},
 		{unix.IPPROTO_TCP, unix.TCP_QUICKACK, 0},

@@ -395,19 +395,23 @@ func TestPortInUse(t *testing.T) {
 }
 
 func TestDrain(t *testing.T) {
+	const short = 100 * time.Millisecond
 	for _, tt := range []struct {
-		name string
-		do   func(t *testing.T, r *rig, p *peer)
+		name         string
+		delay, drain time.Duration // one in which the test acts lasts until it has acted
+		ends         error
+		do           func(t *testing.T, r *rig, p *peer)
 	}{
-		{"nothing to drain", func(t *testing.T, r *rig, _ *peer) { r.stop() }},
-		{"first it announces the stop", func(t *testing.T, r *rig, p *peer) {
+		{"nothing to drain", short, time.Hour, nil, func(t *testing.T, r *rig, _ *peer) { r.stop() }},
+		{"first it announces the stop", time.Hour, short, ErrHandedOver, func(t *testing.T, r *rig, p *peer) {
 			r.stop()
 			eventually(t, "not ready", func() error { return equal("state", r.Status().Reason, "stopping") })
 			client, server, _ := r.pairUp(p) // within ShutdownDelay
 			say(t, client, server, "still accepted")
-			must(t, client.Close(), expectEOF(server))
+			must(t, client.Close(), expectEOF(server), server.Close())
+			r.successor(func(c *Config) { c.ShutdownDelay = 0 }).awaitReady() // ends the delay
 		}},
-		{"connections go on for a while", func(t *testing.T, r *rig, p *peer) {
+		{"connections go on for a while", short, time.Hour, nil, func(t *testing.T, r *rig, p *peer) {
 			client, server, _ := r.pairUp(p)
 			r.stop()
 			eventually(t, "it listens no more", func() error {
@@ -419,9 +423,9 @@ func TestDrain(t *testing.T) {
 				return errors.New("it does")
 			})
 			say(t, client, server, "goes on")
-			must(t, client.Close(), expectEOF(server))
+			must(t, client.Close(), expectEOF(server), server.Close())
 		}},
-		{"then they are reset", func(t *testing.T, r *rig, p *peer) {
+		{"then they are reset", short, short, nil, func(t *testing.T, r *rig, p *peer) {
 			client, server, _ := r.pairUp(p)
 			r.stop()
 			must(t, expectReset(client), expectReset(server))
@@ -430,10 +434,12 @@ func TestDrain(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			p := newPeer(t)
 			cfg := testConfig(p.addr)
-			cfg.ShutdownDelay, cfg.DrainTimeout = 100*time.Millisecond, 300*time.Millisecond
+			cfg.ShutdownDelay, cfg.DrainTimeout = tt.delay, tt.drain
 			r := run(t, cfg, Options{})
 			tt.do(t, r, p)
-			must(t, receive(t, "the end of Run", r.ended))
+			if err := receive(t, "the end of Run", r.ended); !errors.Is(err, tt.ends) {
+				t.Errorf("Run: got %v, want %v", err, tt.ends)
+			}
 			r.empty()
 		})
 	}

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -81,6 +82,7 @@ func (r *rig) value(name, label string) float64 {
 func TestMetrics(t *testing.T) {
 	a, b := newAPIServer(t), newAPIServer(t)
 	cfg := checkedConfig(a)
+	cfg.DrainTimeout = time.Hour
 	r := run(t, cfg, Options{})
 	r.awaitTier(a, tierReady)
 	v := r.visit()
@@ -143,6 +145,7 @@ func TestMetrics(t *testing.T) {
 	with(a.addr, b.addr) // back before the drain ends
 	must(t, equal("draining", r.value("backends", "draining"), 0), equal("counted on", r.value("backend_connections_total", a.addr), 1))
 	with(b.addr)
+	r.endDrains()
 	eventually(t, "it is forgotten", func() error { return equal("its series", r.value("backend_up", a.addr), -1) })
 	with(a.addr, b.addr)
 	must(t, equal("counted anew", r.value("backend_connections_total", a.addr), 0))

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"kthwd/lb/names"
@@ -20,8 +21,9 @@ const leastResolve = 100 * time.Millisecond
 // followed is a configured name whose addresses are followed.
 type followed struct {
 	*names.Name
-	place string // as spec.place returns it
-	end   context.CancelFunc
+	place  string // as spec.place returns it
+	end    context.CancelFunc
+	inPool atomic.Bool // what its first look-up has found is in the pool
 }
 
 // follow makes s.names those of cfg. The caller holds the lock.
@@ -109,9 +111,15 @@ func (s *Server) hurryNames(b *Backend) {
 	}
 }
 
-// resolved reports whether every name has had its first answer.
+// answered returns the names that have had their first answer.
+func (s *Server) answered() []*followed {
+	return slices.DeleteFunc(slices.Clone(s.followed()), func(f *followed) bool { return !f.Status().Answered })
+}
+
+// resolved reports whether every name has had its first answer, and its backends are in the
+// pool.
 func (s *Server) resolved() bool {
-	return !slices.ContainsFunc(s.followed(), func(f *followed) bool { return !f.Status().Answered })
+	return !slices.ContainsFunc(s.followed(), func(f *followed) bool { return !f.inPool.Load() })
 }
 
 // The classes of backends. Among backends of one tier, the best class is used.

@@ -168,7 +168,9 @@ func TestNameWithoutAnswer(t *testing.T) {
 	port, servers := apiServersOf(t, "127.0.0.11")
 	dns := dnstest.Start(t)
 	dns.Silence(true)
-	r := run(t, namedConfig("api.test:"+port), Options{resolver: dns.Resolver()})
+	cfg := namedConfig("api.test:" + port)
+	cfg.CheckTimeout = 250 * time.Millisecond // run waits as long for the first answer
+	r := run(t, cfg, Options{resolver: dns.Resolver()})
 	b := r.Status().Backends[0]
 	must(t, equal("state", b.State, "unknown"), equal("address", b.Address, "api.test:"+port))
 	who := make(chan error, 1)
@@ -179,6 +181,26 @@ func TestNameWithoutAnswer(t *testing.T) {
 	dns.Silence(false)
 	must(t, receive(t, "the answer for a held client", who))
 	r.awaitTier(servers[0], tierReady)
+}
+
+// A name is resolved once its addresses are backends: a balancer that is ready has some.
+func TestResolvedOnceInThePool(t *testing.T) {
+	watchLeaks(t)
+	dns := dnstest.Start(t)
+	dns.Silence(true)
+	s, err := New(namedConfig("api.test:7443"), Options{resolver: dns.Resolver()})
+	must(t, err)
+	defer s.stopBackends()
+	func() {
+		s.mu.Lock() // nothing gets into the pool
+		defer s.mu.Unlock()
+		dns.Set("api.test", "127.0.0.11")
+		dns.Silence(false)
+		eventually(t, "the answer", func() error { return equal("answered", s.followed()[0].Status().Answered, true) })
+		must(t, equal("resolved", s.resolved(), false))
+	}()
+	eventually(t, "the backend", func() error { return equal("resolved", s.resolved(), true) })
+	must(t, equal("backends", len(s.pool.Load().backends), 1))
 }
 
 func TestNameThatDoesNotExist(t *testing.T) {

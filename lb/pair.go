@@ -323,14 +323,16 @@ func keepAlive(p *pair) {
 	setInt(p.client.fd, keepAliveOptions[0].level, keepAliveOptions[0].name, keepAliveOptions[0].value)
 }
 
+type socketOption struct {
+	level, name int
+	value       int32
+}
+
 // keepAliveOptions define when a peer has vanished: after 30 s without an answer, be it to
 // data or, after 16 s of silence, to probes 2 s apart. The limit of 30 s ends a connection
 // at the next probe that is due, whatever the number of probes (tcp_timer.c:
 // tcp_keepalive_timer), so probes begin early enough that seven must be lost.
-var keepAliveOptions = []struct {
-	level, name int
-	value       int32
-}{
+var keepAliveOptions = []socketOption{ // a variable for tests
 	{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 16},
 	{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 2},
 	{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 5},

@@ -274,8 +274,14 @@ func size(r *rand.Rand) int { return r.IntN(1 << (4 + r.IntN(18))) }
 func TestSilentClients(t *testing.T) {
 	p := newPeer(t)
 	cfg := testConfig(p.addr)
-	cfg.FirstByteTimeout = 150 * time.Millisecond
+	cfg.FirstByteTimeout = time.Hour
 	r := run(t, cfg, Options{}).noDefer()
+	allow := func(t *testing.T, timeout time.Duration) {
+		t.Helper()
+		cfg := *r.cfg.Load()
+		cfg.FirstByteTimeout = timeout
+		must(t, r.Reload(cfg))
+	}
 
 	t.Run("leaves without a word", func(t *testing.T) {
 		c := r.dial()
@@ -284,6 +290,8 @@ func TestSilentClients(t *testing.T) {
 		r.empty()
 	})
 	t.Run("stays without a word", func(t *testing.T) {
+		allow(t, 150*time.Millisecond)
+		defer allow(t, time.Hour)
 		c := r.dial()
 		must(t, expectEOF(c))
 		r.empty()
@@ -298,9 +306,6 @@ func TestSilentClients(t *testing.T) {
 	})
 	must(t, equal("connections at the backend", p.count.Load(), 0))
 	t.Run("speaks in time", func(t *testing.T) {
-		cfg := *r.cfg.Load()
-		cfg.FirstByteTimeout = time.Hour
-		must(t, r.Reload(cfg))
 		c := r.dial()
 		eventually(t, "accepted", func() error { return equal("connections", r.active.Load(), 1) })
 		s, _ := introduce(t, c, p)

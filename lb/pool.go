@@ -209,12 +209,16 @@ func connectionLimit(configured, backends int) (int64, limitKind) {
 // the others.
 func (s *Server) fillPool(cfg Config, checksChanged bool) {
 	s.follow(cfg)
+	answered := s.answered() // the members below have these answers
 	before := s.pool.Load().backends
 	var after []*Backend
 	for _, m := range s.members(cfg) {
 		after = append(after, s.enlist(m, cfg, checksChanged))
 	}
 	s.pool.Store(newPool(cfg.Balance, after))
+	for _, f := range answered {
+		f.inPool.Store(true)
+	}
 	for _, b := range s.backends {
 		switch {
 		case slices.Contains(after, b):

@@ -45,7 +45,7 @@ func TestSuspendedBackendIsCutLater(t *testing.T) {
 	defer func(d time.Duration) { killDelay = d }(killDelay)
 	killDelay = 500 * time.Millisecond
 	a, b := newAPIServer(t), newAPIServer(t)
-	cfg := checkedConfig(a, b)
+	cfg := checksTimeOut(a, b)
 	t.Run("for long", func(t *testing.T) {
 		r := run(t, cfg, Options{})
 		r.awaitState(a, check.Ready)
@@ -220,7 +220,7 @@ func TestReloadUnderLoad(t *testing.T) {
 func TestRemovedBackendDrains(t *testing.T) {
 	p, q := newPeer(t), newPeer(t)
 	cfg := testConfig(p.addr)
-	cfg.DrainTimeout = 400 * time.Millisecond
+	cfg.DrainTimeout = time.Hour
 	r := run(t, cfg, Options{})
 	cfg = *r.cfg.Load()
 	client, server, _ := r.pairUp(p)
@@ -233,14 +233,17 @@ func TestRemovedBackendDrains(t *testing.T) {
 	must(t, equal("state", r.Status().Backends[1].State, "draining")) // listed after those in use
 	r.pairUp(q)
 	say(t, client, server, "goes on")
+	r.mu.Lock()
+	drain := r.draining[r.Server.backends[0]]
+	r.mu.Unlock()
 	with(p.addr) // back before the drain ends
-	must(t, equal("backends", len(r.allBackends()), 2))
-	pause(cfg.DrainTimeout + 100*time.Millisecond)
+	must(t, equal("backends", len(r.allBackends()), 2), equal("its drain goes on", drain.Stop(), false))
 	say(t, client, server, "and stays")
 	must(t, equal("state", r.Status().Backends[0].State, "ready"))
 	r.pairUp(p)
 	with(q.addr)
 	removed := r.backend(p.addr)
+	r.endDrains()
 	must(t, expectEOF(client))
 	must(t, expectReset(server))
 	eventually(t, "both are cut", func() error { return equal("removed", removed.closed[endRemoved].Load(), 2) })

@@ -6,7 +6,6 @@ import (
 	"net"
 	"os"
 	"testing"
-	"time"
 
 	"github.com/pires/go-proxyproto"
 )
@@ -31,7 +30,7 @@ func TestProxyHeader(t *testing.T) {
 				got := make(chan seen, 1)
 				p := newPeerAt(t, "127.0.0.1:0", func(c net.Conn) {
 					in := bufio.NewReader(c)
-					h, _ := proxyproto.ReadTimeout(in, 5*time.Second)
+					h, _ := proxyproto.ReadTimeout(in, patience)
 					rest, _ := io.ReadAll(in)
 					got <- seen{h, string(rest)}
 				})

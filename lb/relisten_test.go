@@ -126,7 +126,6 @@ func TestReloadListen(t *testing.T) {
 		t.Error(err)
 	}
 
-	r.awaitUpgradable() // under the name of the new addresses
 	next := r.successor(nil)
 	next.awaitReady()
 	r.handedOver()
@@ -226,7 +225,6 @@ func TestReloadListenService(t *testing.T) {
 		must(t, refuses(more), r.Reload(r.relistened(more, addr)), r.Reload(r.relistened(addr)))
 		client, server, _ := r.pairUp(p)
 		say(t, client, server, "hello")
-		r.awaitUpgradable()
 		next := r.successor(nil)
 		next.awaitReady()
 		r.handedOver()

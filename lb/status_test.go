@@ -34,11 +34,7 @@ func TestStatus(t *testing.T) {
 	harness.Golden(t, "testdata/status.json", []byte(regexp.MustCompile(`"(connectErrors|receivedBytes|sentBytes)": \d+`).ReplaceAllString(got, `"$1": N`)+"\n"))
 	v.Close()
 	r.empty()
-	r.mu.Lock()
-	for _, timer := range r.draining {
-		timer.Reset(0)
-	}
-	r.mu.Unlock()
+	r.endDrains()
 }
 
 // Status works before Run.

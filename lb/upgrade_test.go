@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -22,9 +23,11 @@ import (
 	"kthwd/test/harness"
 )
 
-// successor starts a server that takes over from r.
+// successor starts a server that takes over from r, once r has the upgrade socket: the
+// process before r may still have it.
 func (r *rig) successor(change func(*Config)) *rig {
 	r.t.Helper()
+	r.awaitUpgradable()
 	cfg := *r.cfg.Load()
 	if change != nil {
 		change(&cfg)
@@ -94,6 +97,8 @@ func TestUpgrade(t *testing.T) {
 	p := newPeer(t)
 	cfg := testConfig(p.addr)
 	cfg.MaxPerSource = 1000
+	cfg.FirstByteTimeout, cfg.HalfCloseTimeout = time.Hour, time.Hour // none ends by itself
+	readersMayStop(t)
 	r := run(t, cfg, Options{}).noDefer()
 
 	var fresh []*net.TCPConn
@@ -223,8 +228,16 @@ func (b *blocked) release(t *testing.T) {
 	must(t, b.to.Close(), expectEOF(b.from))
 }
 
+// readersMayStop makes the kernel wait as long as it takes for one that reads nothing.
+func readersMayStop(t *testing.T) {
+	was := keepAliveOptions
+	keepAliveOptions = slices.DeleteFunc(slices.Clone(was), func(o socketOption) bool { return o.name == unix.TCP_USER_TIMEOUT })
+	t.Cleanup(func() { keepAliveOptions = was })
+}
+
 // Many pairs, each with a full pipe: more than one frame can hold.
 func TestUpgradeWithFullPipes(t *testing.T) {
+	readersMayStop(t)
 	p := newPeer(t)
 	r := run(t, testConfig(p.addr), Options{})
 	var stuck []*blocked
@@ -262,7 +275,9 @@ func TestUpgradeWhileConnecting(t *testing.T) {
 		{"held", dead, func(r *rig) int64 { return r.heldNow.Load() }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			r := run(t, testConfig(tt.backend), Options{})
+			cfg := testConfig(tt.backend)
+			cfg.ConnectTimeout, cfg.ConnectBudget, cfg.HoldTimeout = time.Hour, time.Hour, time.Hour // all ten wait together
+			r := run(t, cfg, Options{})
 			var clients []*net.TCPConn
 			for i := range 10 {
 				c := r.dial()
@@ -523,7 +538,7 @@ func TestUpgradeOldFails(t *testing.T) {
 			<-stays // holding the upgrade socket
 		})
 		cfg := cfg
-		cfg.DrainTimeout = 500 * time.Millisecond
+		cfg.DrainTimeout = time.Hour
 		r := begin(t, cfg, Options{TakeOver: true})
 		r.awaitReady()
 		hear(t, client, "left for the client ")
@@ -532,7 +547,7 @@ func TestUpgradeOldFails(t *testing.T) {
 		say(t, server, client, "it goes")
 		a, b, _ := r.pairUp(p)
 		say(t, a, b, "new ones too")
-		// The backend is not configured, so the connection must be drained.
+		r.endDrains() // the backend is not configured, so its connection is drained
 		must(t, expectEOF(client), expectReset(server))
 		must(t, equal("state", r.Status().Reason, ""))
 	})
@@ -570,13 +585,7 @@ func TestUpgradeSocketFile(t *testing.T) {
 	next := r.successor(nil)
 	next.awaitReady()
 	r.handedOver()
-	eventually(t, "the new process can be taken over from", func() error {
-		c, err := net.DialUnix("unix", nil, next.upgradeSocket())
-		if err == nil {
-			c.Close()
-		}
-		return err
-	})
+	next.awaitUpgradable()
 
 	t.Run("no such directory", func(t *testing.T) {
 		cfg := cfg

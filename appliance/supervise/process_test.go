@@ -66,7 +66,7 @@ func TestNoGoroutinesAreLeft(t *testing.T) {
 			t.Fatalf("got %v, want nil\n%s", err, log)
 		}
 	}
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for left := ofThisPackage(); left != ""; left = ofThisPackage() {
 		if time.Now().After(deadline) {
 			t.Fatalf("goroutines are left:\n%s", left)
