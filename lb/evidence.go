@@ -115,6 +115,7 @@ func (l *loop) prod(b *Backend) {
 		}
 		p.prodded = true
 		keepAlive(p)
+		setInt(p.server.fd, unix.IPPROTO_TCP, unix.TCP_KEEPCNT, int32(silenceLimit/time.Second)) // it lasts no shorter for that
 		setInt(p.server.fd, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 1)
 		setInt(p.server.fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 1)
 	}

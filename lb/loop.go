@@ -34,16 +34,17 @@ type loop struct {
 	again   []*pair // pairs with more to read than one turn allows
 	turned  []*pair // the previous list of again, for reuse
 
-	fresh     queue // clients that have sent nothing
-	connects  queue // pairs waiting for a backend's answer
-	held      queue // pairs that no backend answered
-	young     queue // pairs too short-lived so far to be worth a keep-alive
-	lingering queue // pairs with one side ended
-	doomed    queue // pairs to cut, a few at a time
-	nextScout int64 // when a held pair may try again
-	expired   int64 // last run of expireConnects and expireHeld
-	asked     int64 // when it began to wait for the events of this turn, or a little before
-	scouts    int   // held pairs that are trying again
+	fresh      queue // clients that have sent nothing
+	connects   queue // pairs waiting for a backend's answer
+	held       queue // pairs that no backend answered
+	young      queue // pairs too short-lived so far to be worth a keep-alive
+	trafficked queue // pairs that had traffic lately, to look at (silence.go)
+	lingering  queue // pairs with one side ended
+	doomed     queue // pairs to cut, a few at a time
+	nextScout  int64 // when a held pair may try again
+	expired    int64 // last run of expireConnects and expireHeld
+	asked      int64 // when it began to wait for the events of this turn, or a little before
+	scouts     int   // held pairs that are trying again
 
 	listeners   []*listener
 	accepting   bool  // the listeners are watched
@@ -191,6 +192,8 @@ func (l *loop) prepareWait() int {
 		wait = int(quickTick / time.Millisecond)
 	case !l.fresh.empty() || !l.young.empty() || !l.lingering.empty():
 		wait = int(slowTick / time.Millisecond)
+	case !l.trafficked.empty():
+		wait = int(max(slowTick, time.Duration(l.trafficked.first.dueAt-l.now)) / time.Millisecond)
 	}
 	l.waits.Store(true)
 	if l.inbox.Load() { // posted before waits was set
@@ -353,6 +356,10 @@ func (l *loop) expire() {
 	for p := l.young.due(l.now); p != nil; p = l.young.due(l.now) {
 		l.young.remove(p)
 		keepAlive(p)
+		l.lookLater(p)
+	}
+	for p := l.trafficked.due(l.now); p != nil; p = l.trafficked.due(l.now) {
+		l.look(p)
 	}
 	for p := l.lingering.due(l.now); p != nil; p = l.lingering.due(l.now) {
 		l.end(p, endHalfClose)

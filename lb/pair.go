@@ -130,6 +130,7 @@ func (l *loop) clientWhileWaiting(p *pair, events uint32) {
 // streams have ended.
 func (l *loop) relay(p *pair) {
 	p.seen = l.now
+	l.lookLater(p)
 	if !l.pump(p, &p.client, &p.server, &p.up) || !l.pump(p, &p.server, &p.client, &p.down) {
 		return
 	}
@@ -328,13 +329,13 @@ type socketOption struct {
 	value       int32
 }
 
-// keepAliveOptions define when a peer has vanished: after 30 s without an answer, be it to
-// data or, after 16 s of silence, to probes 2 s apart. The limit of 30 s ends a connection
-// at the next probe that is due, whatever the number of probes (tcp_timer.c:
-// tcp_keepalive_timer), so probes begin early enough that seven must be lost.
-var keepAliveOptions = []socketOption{ // a variable for tests
+// keepAliveOptions define when a peer has vanished to which no data is on its way: after 30 s
+// without an answer, seven probes 2 s apart that begin after 16 s of silence. See silence.go for
+// the others, and for the user timeout: an older kthwd may have set one on a connection that it
+// hands over, and with one the kernel does not count the probes (tcp_timer.c: tcp_keepalive_timer).
+var keepAliveOptions = []socketOption{
 	{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 16},
 	{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 2},
-	{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 5},
-	{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 30_000},
+	{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 7},
+	{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 0},
 }

@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -98,7 +97,6 @@ func TestUpgrade(t *testing.T) {
 	cfg := testConfig(p.addr)
 	cfg.MaxPerSource = 1000
 	cfg.FirstByteTimeout, cfg.HalfCloseTimeout = time.Hour, time.Hour // none ends by itself
-	readersMayStop(t)
 	r := run(t, cfg, Options{}).noDefer()
 
 	var fresh []*net.TCPConn
@@ -228,16 +226,8 @@ func (b *blocked) release(t *testing.T) {
 	must(t, b.to.Close(), expectEOF(b.from))
 }
 
-// readersMayStop makes the kernel wait as long as it takes for one that reads nothing.
-func readersMayStop(t *testing.T) {
-	was := keepAliveOptions
-	keepAliveOptions = slices.DeleteFunc(slices.Clone(was), func(o socketOption) bool { return o.name == unix.TCP_USER_TIMEOUT })
-	t.Cleanup(func() { keepAliveOptions = was })
-}
-
 // Many pairs, each with a full pipe: more than one frame can hold.
 func TestUpgradeWithFullPipes(t *testing.T) {
-	readersMayStop(t)
 	p := newPeer(t)
 	r := run(t, testConfig(p.addr), Options{})
 	var stuck []*blocked

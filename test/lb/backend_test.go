@@ -26,6 +26,7 @@ import (
 //	GET /readyz   200 or the status of an earlier order, after the delay of one; the
 //	              connection can carry more requests, unless the client says otherwise
 //	GET /watch    a line per second until one side closes; with ?idle none after the first
+//	GET /stream   200 and streamBytes bytes, then it closes the connection
 //	GET /…        200, then it closes the connection
 //
 // Each answer starts with the backend's name. It reads orders from standard input, one
@@ -226,6 +227,8 @@ func (b *backend) serve(raw net.Conn, conn *tls.Conn, in *bufio.Reader) bool {
 		return !last
 	case path.Path == "/watch":
 		b.watch(conn, in, path.Query().Has("idle"))
+	case path.Path == "/stream":
+		stream(conn)
 	default:
 		b.counted(&b.stats.Requests, 1)
 		b.answer(conn, 200, true)
@@ -272,6 +275,23 @@ func (b *backend) answer(conn *tls.Conn, code int, last bool) {
 	fmt.Fprintf(conn, "HTTP/1.1 %d x\r\nContent-Type: text/plain\r\nContent-Length: %d\r\nConnection: %s\r\n\r\n%s", code, len(body), then, body)
 	if last {
 		conn.Close()
+	}
+}
+
+// streamBytes are more than the kernels on the way take.
+const streamBytes = 64 << 20
+
+// stream sends streamBytes, as fast as the client reads them.
+func stream(conn *tls.Conn) {
+	defer conn.Close()
+	if _, err := fmt.Fprint(conn, "HTTP/1.0 200 OK\r\n\r\n"); err != nil {
+		return
+	}
+	block := make([]byte, 64<<10)
+	for range streamBytes / len(block) {
+		if _, err := conn.Write(block); err != nil {
+			return
+		}
 	}
 }
 

@@ -38,6 +38,7 @@
 //	15   the address to listen on comes after the start (--freebind; nginx has no such
 //	     option, and HAProxy is left without transparent)
 //	16   5000 clients connect at once
+//	17   5 clients read nothing for 45 s, while their kernels answer
 //
 // Row 8, idle connections, is a part of test/benchlb.
 //

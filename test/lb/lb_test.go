@@ -28,6 +28,7 @@ type row struct {
 // rows are in starting order: the longest first.
 var rows = []*row{
 	{name: "10", run: vanishedClients},
+	{name: "17", run: pausedReaders},
 	{name: "4", run: flapping},
 	{name: "13", run: lossy},
 	{name: "6", run: rollingRestart},

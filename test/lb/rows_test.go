@@ -1,9 +1,12 @@
 package lb
 
 import (
+	"bufio"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
+	"net/http"
 	"os/exec"
 	"slices"
 	"sync"
@@ -406,6 +409,37 @@ func descriptors(t *testing.T, r *rig) {
 	}
 	r.count(t, "9b", "  CPU used meanwhile, %", int(share+0.5), 20)
 	r.within(t, "9b", "  first answer after they left", again, 100*time.Millisecond, 2*time.Second)
+}
+
+// Row 17: clients that are stopped, or wait behind a pager, take no data but answer.
+func pausedReaders(t *testing.T, r *rig) {
+	const clients, pause = 5, 45 * time.Second // longer than the silence after which a peer has vanished
+	var all []*tls.Conn
+	for range clients {
+		conn, err := r.connect(t.Context(), r.clients)
+		if err == nil {
+			_, err = io.WriteString(conn, "GET /stream HTTP/1.0\r\nHost: 10.42.0.1\r\n\r\n")
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		all = append(all, conn)
+	}
+	<-time.After(pause)
+	cut := 0
+	for _, conn := range all {
+		response, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		n := int64(0)
+		if err == nil {
+			n, err = io.Copy(io.Discard, response.Body)
+		}
+		if err != nil || n != streamBytes {
+			cut++
+			t.Logf("a client that had read nothing got %d of %d bytes: %v", n, streamBytes, err)
+		}
+	}
+	r.count(t, "17", fmt.Sprintf("of %d that read nothing for %v: cut", clients, pause), cut, 0)
 }
 
 // Row 10: clients that vanish without closing.
