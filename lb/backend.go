@@ -131,9 +131,6 @@ func (b *Backend) changed(st check.Status) {
 	}
 	if before != nil && before.Suspect && !st.Suspect {
 		b.delivers.Store(false)
-		if b.prodded.Swap(false) {
-			b.s.onEachLoop(func(l *loop) { l.calm(b) })
-		}
 	}
 	b.s.notifyWatcher()
 }
@@ -157,6 +154,9 @@ func tierOf(st check.Status) int32 {
 
 func (b *Backend) checked(r check.Result) {
 	b.rank()
+	if !b.checker.Load().Status().Suspect && b.prodded.Swap(false) {
+		b.s.onEachLoop(func(l *loop) { l.calm(b) })
+	}
 	if b.at.Addr().Zone() != "" { // its number changes when the interface is made anew
 		b.addr.Store(newSockaddr(b.at))
 	}

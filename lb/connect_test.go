@@ -32,7 +32,7 @@ func TestRefusedBackend(t *testing.T) {
 }
 
 // avoidedTimes is how often at most the time may have ended since then in which a backend
-// without checks is avoided.
+// without checks is avoided: check.minAvoid.
 func avoidedTimes(since time.Time) uint64 { return uint64(time.Since(since) / (5 * time.Second)) }
 
 func TestHeldUntilABackendListens(t *testing.T) {

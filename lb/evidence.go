@@ -115,18 +115,23 @@ func (l *loop) prod(b *Backend) {
 		}
 		p.prodded = true
 		keepAlive(p)
-		setInt(p.server.fd, unix.IPPROTO_TCP, unix.TCP_KEEPCNT, int32(silenceLimit/time.Second)) // it lasts no shorter for that
+		setInt(p.server.fd, unix.IPPROTO_TCP, unix.TCP_KEEPCNT, proddedProbes)
 		setInt(p.server.fd, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 1)
 		setInt(p.server.fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 1)
 	}
 }
 
-// calm undoes prod.
+// proddedProbes are a second apart, so that a vanished peer is given as long as otherwise.
+const proddedProbes = 30
+
+// calm undoes prod, for connections that owe no answer. The others wait for the next check.
 func (l *loop) calm(b *Backend) {
 	for _, p := range l.pairs {
-		if p.backend == b && p.prodded {
-			p.prodded = false
-			keepAlive(p)
+		if p.backend != b || !p.prodded {
+			continue
+		}
+		if p.prodded = !keepAlive(p); p.prodded {
+			b.prodded.Store(true)
 		}
 	}
 }

@@ -355,7 +355,10 @@ func (l *loop) expire() {
 	}
 	for p := l.young.due(l.now); p != nil; p = l.young.due(l.now) {
 		l.young.remove(p)
-		keepAlive(p)
+		if !keepAlive(p) {
+			l.young.push(p, l.now+int64(time.Second))
+			continue
+		}
 		l.lookLater(p)
 	}
 	for p := l.trafficked.due(l.now); p != nil; p = l.trafficked.due(l.now) {

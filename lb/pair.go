@@ -311,17 +311,23 @@ func (l *loop) end(p *pair, reason endReason) {
 	p.phase = ended
 }
 
-// keepAlive makes the kernel detect a vanished peer. The client's socket inherits every
-// option from its listener but the switch, after which the idle time counts anew.
-func keepAlive(p *pair) {
-	// First: the kernel counts TCP_KEEPIDLE from the last packet only on a socket that has this
-	// already, and from now otherwise (tcp.c: tcp_sock_set_keepidle_locked, tcp_set_keepalive).
-	setInt(p.server.fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
-	for _, o := range keepAliveOptions {
-		setInt(p.server.fd, o.level, o.name, o.value)
+// keepAlive makes the kernel detect a vanished peer. The client's options are set, too: one that
+// an older kthwd accepted has that one's. It reports false, and changes nothing, while the backend
+// owes answers to probes: by the new options these may be too many already (tcp_timer.c:
+// tcp_keepalive_timer), though the next one would be answered.
+func keepAlive(p *pair) bool {
+	if info, err := unix.GetsockoptTCPInfo(int(p.server.fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil && info.Probes > 0 {
+		return false
 	}
-	setInt(p.client.fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
-	setInt(p.client.fd, keepAliveOptions[0].level, keepAliveOptions[0].name, keepAliveOptions[0].value)
+	for _, e := range []*end{&p.server, &p.client} {
+		// First: the kernel counts TCP_KEEPIDLE from the last packet only on a socket that has this
+		// already, and from now otherwise (tcp.c: tcp_sock_set_keepidle_locked, tcp_set_keepalive).
+		setInt(e.fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
+		for _, o := range keepAliveOptions {
+			setInt(e.fd, o.level, o.name, o.value)
+		}
+	}
+	return true
 }
 
 type socketOption struct {

@@ -12,7 +12,7 @@ import (
 // pager or one that was stopped with Ctrl-Z (tcp_timer.c: tcp_probe_timer). So the loop looks
 // itself, at pairs that had traffic.
 
-const (
+var ( // variables for tests
 	lookEvery    = 10 * time.Second
 	silenceLimit = 30 * time.Second // as with keep-alive
 )
@@ -30,11 +30,15 @@ func (l *loop) look(p *pair) {
 	l.trafficked.remove(p)
 	again := l.now-p.seen < int64(lookEvery)
 	for _, e := range []*end{&p.client, &p.server} {
+		if protocol, err := unix.GetsockoptInt(int(e.fd), unix.SOL_SOCKET, unix.SO_PROTOCOL); err == nil && protocol != unix.IPPROTO_TCP {
+			continue // of Multipath TCP one learns about the first of its paths only
+		}
 		info, err := unix.GetsockoptTCPInfo(int(e.fd), unix.IPPROTO_TCP, unix.TCP_INFO)
 		if err != nil {
 			continue
 		}
 		if vanished(info) {
+			resetOnClose(e.fd) // or the kernel goes on sending, and a peer that comes back reads an orderly end
 			l.endBroken(p, e)
 			return
 		}
@@ -45,9 +49,9 @@ func (l *loop) look(p *pair) {
 	}
 }
 
-// vanished reports whether a peer answers neither data nor, where it had no room for any, two
-// probes for room. A single probe may be one that was just sent.
+// vanished reports whether a peer answers neither data that were sent again nor, where it had no
+// room for any, probes for room. A single one may be one that was just sent.
 func vanished(info *unix.TCPInfo) bool {
 	silent := time.Duration(info.Last_ack_recv) * time.Millisecond
-	return silent > silenceLimit && (info.Retransmits > 0 || info.Probes > 1)
+	return silent > silenceLimit && (info.Retransmits > 1 || info.Probes > 1)
 }

@@ -431,7 +431,6 @@ func (l *loop) attach(p *pair) {
 		}
 		return
 	}
-	setInt(p.client.fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 0) // an older kthwd has set one
 	l.young.push(p, l.now)
 	for _, e := range []*end{&p.client, &p.server} {
 		e.readable, e.writable, e.watched = true, true, true
