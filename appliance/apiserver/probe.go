@@ -60,7 +60,7 @@ func (a *Server) client() (*http.Client, error) {
 	}, nil
 }
 
-// errUnauthorized is the answer to a client whose certificate has ended.
+// errUnauthorized is the answer to a client whose certificate is not accepted, such as one that has expired.
 var errUnauthorized = errors.New("401 Unauthorized")
 
 // Get requests url and returns nil, or an error with the first failing check.

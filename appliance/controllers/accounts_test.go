@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -18,6 +19,10 @@ func TestAccountsEndWithTheTerm(t *testing.T) {
 	asked := make(chan string, 10)
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		asked <- r.URL.Path
+		if strings.HasSuffix(r.URL.Path, "/never-answered") {
+			<-r.Context().Done()
+			return
+		}
 		w.Header().Set("Content-Type", "application/json")
 		fmt.Fprint(w, "{}")
 	}))
@@ -35,7 +40,19 @@ func TestAccountsEndWithTheTerm(t *testing.T) {
 	if err := account(); err != nil || <-asked != accountsPath+"/namespace-controller" {
 		t.Fatalf("during the term: got %v", err)
 	}
+	if config.Kubeconfig.WrapTransport != nil {
+		t.Error("the other clients end with the term, too")
+	}
+	open := make(chan error, 1)
+	go func() {
+		_, err := config.Client.CoreV1().ServiceAccounts(metav1.NamespaceSystem).Get(context.Background(), "never-answered", metav1.GetOptions{})
+		open <- err
+	}()
+	<-asked
 	end()
+	if err := <-open; !errors.Is(err, context.Canceled) {
+		t.Errorf("a request in flight at the end of the term: got %v, want its end", err)
+	}
 	if err := account(); !errors.Is(err, context.Canceled) {
 		t.Errorf("after the term: got %v, want its end", err)
 	}

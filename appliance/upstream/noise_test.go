@@ -77,7 +77,7 @@ func TestExpectedLines(t *testing.T) {
 			first, _, parts := strings.Cut(e.about, "*")
 			others := []string{"something else"}
 			if parts {
-				others = append(others, first+"something else")
+				others = append(others, first+"something else", first+`w" is forbidden: RBAC: clusterrole "something else" not found`)
 			}
 			for _, other := range others {
 				log.Error(e.message, "err", other)
