@@ -324,8 +324,8 @@ func mayRevoke(l pki.Layout, t users.Target) error {
 		return err
 	}
 	if t.OfUser() && users.IsComponent(t.User) {
-		return advice.With(advice.Usage(fmt.Errorf("%s is a component of Kubernetes, on many machines perhaps", t.User)),
-			"give these another certificate, and revoke the old one by its serial number: kthwd kubeconfig list")
+		return advice.With(advice.Usage(fmt.Errorf("%s is a component of Kubernetes: many machines may use its certificates", t.User)),
+			"give those machines another certificate, and revoke the stolen one by its serial number: kthwd kubeconfig list")
 	}
 	if t.OfUser() && (t.User == pki.NameAdmin || t.User == pki.NameSuperAdmin) {
 		return advice.With(advice.Usage(fmt.Errorf("%s is the user of %s.kubeconfig on every controller", t.User, t.User)),
@@ -365,7 +365,7 @@ func (a *app) revoke(ctx context.Context, n nodes, l pki.Layout, what string, un
 	if target.OfUser() {
 		_, err = fmt.Fprintf(a.out, "Every certificate of %s that begins before now is refused.\n", text.Line(target.User))
 		if target.Serial != "" {
-			_, err = fmt.Fprintf(a.out, "So is the certificate with the serial number %s, unless it is a node's or one of the control plane's programs'.\n", text.Line(target.Serial))
+			_, err = fmt.Fprintf(a.out, "So is the certificate with the serial number %s, unless it belongs to a node or to a program of the control plane.\n", text.Line(target.Serial))
 		}
 	}
 	return err

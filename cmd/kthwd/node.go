@@ -5,6 +5,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net/http"
+	"net/url"
 	"os/signal"
 	"strings"
 	"syscall"
@@ -51,7 +53,7 @@ type nodes struct {
 
 // kubeconfigFlag is for clusters whose administrator's kubeconfig is kept elsewhere.
 func kubeconfigFlag(fs *pflag.FlagSet, kubeconfig *string) {
-	fs.StringVar(kubeconfig, "kubeconfig", "", "`FILE` Kubeconfig of an administrator; empty means admin.kubeconfig in the data directory, and the API server here.")
+	fs.StringVar(kubeconfig, "kubeconfig", "", "`FILE` Kubeconfig of an administrator; empty means admin.kubeconfig in the data directory, with the API server of this machine.")
 }
 
 // withNodes calls use with clients of the controller that runs on the data directory.
@@ -88,7 +90,9 @@ func (a *app) withNodes(ctx context.Context, l *config.Loader, kubeconfig string
 		if err != nil {
 			return err
 		}
-		admin.Host = c.LocalServer() // the file's may be a load balancer, which may be down
+		// The file's server may be a load balancer with a CA of its own, and it may be down.
+		admin.Host, admin.Proxy = c.LocalServer(), func(*http.Request) (*url.URL, error) { return nil, nil }
+		admin.CAFile, admin.CAData, admin.ServerName, admin.Insecure = c.Layout().CA(), nil, "", false
 	}
 	client, err := kubernetes.NewForConfig(admin)
 	if err != nil {
