@@ -141,6 +141,9 @@ func lasts(t *testing.T, c *kthwtest.Controller, name string) {
 	if ended := c.EndedTerms(name); len(ended) > 0 {
 		t.Errorf("%s: terms have ended: %q", name, ended)
 	}
+	if s, err := component(c, name); name != kcm && name != sched && (err != nil || s.Restarts > 0) {
+		t.Errorf("%s has begun again: %+v, %v", name, s, err)
+	}
 }
 
 // exits is nil when at least n terms of a component have ended by exits.

@@ -192,7 +192,7 @@ func (w *steadyWriter) write(ctx context.Context, client kubernetes.Interface) e
 		if ctx.Err() != nil {
 			return nil
 		}
-		if apierrors.IsTimeout(err) || apierrors.IsServerTimeout(err) || err != nil && strings.Contains(err.Error(), "etcdserver: request timed out") {
+		if apierrors.IsTimeout(err) || apierrors.IsServerTimeout(err) || err != nil && strings.HasSuffix(err.Error(), "etcdserver: request timed out") {
 			continue // nobody has refused it: the machine had no time
 		}
 		if err != nil {

@@ -109,6 +109,11 @@ func TestCertificatesExpireSoon(t *testing.T) {
 	if err != nil || after.PID != before.PID || after.Started != before.Started {
 		t.Errorf("got %v and %+v; want the same process as %+v", err, after, before)
 	}
+	for i, s := range after.Components {
+		if s.Name != program.ControllerManager && s.Name != program.Scheduler && s.Restarts != before.Components[i].Restarts {
+			t.Errorf("%s has begun again: %+v", s.Name, s)
+		}
+	}
 	for _, name := range []string{program.ControllerManager, program.Scheduler} {
 		if ended := c.EndedTerms(name); len(ended) > 0 {
 			t.Errorf("%s: terms have ended: %q", name, ended)

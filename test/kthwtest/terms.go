@@ -8,7 +8,7 @@ var (
 	// unanswered are the errors of a term whose lease was not renewed, or whose program did not
 	// begin, because the API server or etcd had not answered in time.
 	unanswered = regexp.MustCompile(`^err="lease lost"$|context deadline exceeded|Client\.Timeout exceeded|` +
-		`request did not complete within requested timeout|etcdserver: request timed out|INTERNAL_ERROR; received from peer|` +
+		`request did not complete within requested timeout|etcdserver: request timed out("|$)|` +
 		`does not hold the lease of the component that asks`)
 )
 
