@@ -19,8 +19,8 @@ import (
 	"kthwd/test/kthwtest"
 )
 
-// A user who is revoked at one controller is refused at each: where a watch is open it ends, and
-// one that was away refuses from its first answer on. The user's next certificate works at each.
+// A user revoked at one controller is refused at each: open watches end, and a controller that was
+// away refuses from its first answer on. The user's next certificate works at each.
 func TestRevokedOfThree(t *testing.T) {
 	endToEnd(t, "TestUsers revokes a user of one controller")
 	kthwtest.Turn(t, 3)
