@@ -252,9 +252,11 @@ func TestUpgradeCheckOfThree(t *testing.T) {
 			return fmt.Errorf("got %+v", u.Results)
 		})
 	}
-	until("the check to allow it", all[0], func() bool {
-		return u.Go && u.of("controllers").Verdict == upgradecheck.OK && u.of("custom resources").Verdict == upgradecheck.OK
-	})
+	for _, c := range all[:2] { // each has to have heard of c2's version
+		until("the check to allow it", c, func() bool {
+			return u.Go && u.of("controllers").Verdict == upgradecheck.OK && u.of("custom resources").Verdict == upgradecheck.OK
+		})
+	}
 	u.want(t, "quorum", upgradecheck.OK, "one may restart")
 	all[2].Signal(t, syscall.SIGKILL)
 	all[2].Wait(t, soon)
