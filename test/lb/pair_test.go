@@ -224,7 +224,9 @@ func (m *member) check(which string) (err error) {
 }
 
 // planned stops the balancer that has the address. Its address moves before it closes
-// anything, and no request fails.
+// anything, clients are served until then and afterwards, and no request fails but one
+// whose client waits for an answer while the address moves: the answer has no way any
+// more, and a client that sends nothing gets no reset.
 func (c *couple) planned(t *testing.T, from, to *member) {
 	t.Helper()
 	l := c.gets(t)
@@ -233,6 +235,7 @@ func (c *couple) planned(t *testing.T, from, to *member) {
 	from.lb.Signal(t, syscall.SIGTERM)
 	c.awaitAddress(t, from, to)
 	moved := time.Now()
+	first := c.adverts.firstOf(t, to, begun)
 	l.await(t, 20)
 	if !from.lb.Running() {
 		t.Errorf("%s has ended before its address had moved", from.name)
@@ -242,12 +245,34 @@ func (c *couple) planned(t *testing.T, from, to *member) {
 	<-from.lb.Exited()
 	l.await(t, 20)
 	l.stop()
-	t.Logf("planned move: the address moved after %v; %d requests failed of %d, %d were sent twice", moved.Sub(begun).Round(time.Millisecond), len(l.failed), l.done, l.again)
-	if len(l.failed) > 0 {
-		t.Errorf("planned move: %d of %d requests failed: %v", len(l.failed), l.done, l.failed[0])
+	t.Logf("planned move: the address moved after %v; %d requests failed of %d, %d were sent twice", moved.Sub(begun).Round(time.Millisecond), len(l.failed), len(l.answered)+len(l.failed), l.again)
+	for _, f := range l.failed {
+		if waited := (errors.Is(f.err, os.ErrDeadlineExceeded) || errors.Is(f.err, context.DeadlineExceeded)) && f.begun.Before(moved) && f.ended.After(first); !waited {
+			t.Errorf("planned move: a request failed %v after the stop and %v after the move: %v", f.begun.Sub(begun), f.begun.Sub(moved), f.err)
+		}
+	}
+	if len(l.failed) > clients {
+		t.Errorf("planned move: %d requests failed, but no more than %d were sent at once", len(l.failed), clients)
+	}
+	if !slices.ContainsFunc(l.answered, func(r sent) bool { return r.at.After(begun) && r.at.Add(r.took).Before(first) }) {
+		t.Errorf("planned move: no request was answered between the stop and the move")
 	}
 	c.startBalancer(t, from)
-	c.awaitOwner(t, to) // it does not take the address back
+	c.stays(t, "planned move", to, first)
+}
+
+// stays requires that a machine keeps the address. It may lose it only by silence, as
+// after a stall of the whole test machine, and then gets it back.
+func (c *couple) stays(t *testing.T, fault string, want *member, since time.Time) {
+	t.Helper()
+	owner := c.awaitOwner(t, nil)
+	if owner == want {
+		return
+	}
+	if !c.adverts.silent(want, since) {
+		t.Errorf("%s: %s took the address back", fault, owner.name)
+	}
+	c.hand(t, owner, want)
 }
 
 // mostAdverts is how many advertisements may pass until the other machine advertises: in
@@ -285,25 +310,24 @@ func (c *couple) lost(t *testing.T, fault string, from, to *member, begin, heal 
 	}
 	l.await(t, 20)
 	l.stop()
-	t.Logf("%s: %s took over after %v, %d advertisements; %d requests failed of %d", fault, to.name, took.Round(time.Millisecond), heard, len(l.failed), l.done)
+	t.Logf("%s: %s took over after %v, %d advertisements; %d requests failed of %d", fault, to.name, took.Round(time.Millisecond), heard, len(l.failed), len(l.answered)+len(l.failed))
 	heal()
-	owner := c.awaitOwner(t, nil)
-	switch {
-	case silent && owner != to: // both had it, and the higher address keeps it
+	if !silent {
+		c.stays(t, fault, to, first)
+	} else if owner := c.awaitOwner(t, nil); owner != to { // both had it, and the higher address keeps it
 		c.hand(t, owner, to)
-	case owner != to:
-		t.Errorf("%s: %s took the address back", fault, owner.name)
 	}
 }
 
 // hand moves the address, as a person would.
 func (c *couple) hand(t *testing.T, from, to *member) {
 	t.Helper()
-	from.lb.Signal(t, syscall.SIGKILL)
-	<-from.lb.Exited()
-	c.awaitAddress(t, from, to)
-	c.startBalancer(t, from)
-	c.awaitOwner(t, to)
+	for owner := from; owner != to; owner = c.awaitOwner(t, nil) {
+		from.lb.Signal(t, syscall.SIGKILL)
+		<-from.lb.Exited()
+		c.awaitAddress(t, from, to)
+		c.startBalancer(t, from)
+	}
 }
 
 func (c *couple) awaitAddress(t *testing.T, from, to *member) {
@@ -324,6 +348,20 @@ func (c *couple) noneServes(t *testing.T) {
 	for i := range c.backends {
 		c.kill(t, i)
 	}
+	for !c.staysWithoutBackends(t) {
+		t.Log("no backend for both: the address moved by the owner's silence; again")
+	}
+	for i := range c.backends {
+		c.startBackend(t, i)
+	}
+	owner := c.awaitOwner(t, nil)
+	t.Logf("no backend for both: the address stayed, and %s serves when they are back", owner.name)
+}
+
+// staysWithoutBackends reports whether the owner keeps the address. It returns false if
+// the owner was silent, as after a stall of the whole test machine.
+func (c *couple) staysWithoutBackends(t *testing.T) bool {
+	t.Helper()
 	var owner *member
 	harness.WaitFor(t, "one machine has the address, and both say that no backend serves", 3*time.Minute, func() error {
 		owner = nil
@@ -347,47 +385,59 @@ func (c *couple) noneServes(t *testing.T) {
 		return nil
 	})
 	other := c.otherThan(owner)
+	since := c.adverts.last(owner).at
 	seen, others := c.adverts.count(owner), c.adverts.count(other)
 	harness.WaitFor(t, "further advertisements", 3*time.Minute, func() error {
-		if c.adverts.count(owner) < seen+20 {
+		if c.adverts.count(owner) < seen+20 && c.adverts.count(other) == others {
 			return errors.New("not yet")
 		}
 		return nil
 	})
-	if !owner.has(t) || other.has(t) || c.adverts.count(other) > others {
+	if owner.has(t) && !other.has(t) && c.adverts.count(other) == others {
+		return true
+	}
+	if !c.adverts.silent(owner, since) {
 		t.Error("the address moved, though the other machine serves no better")
+		return true
 	}
-	for i := range c.backends {
-		c.startBackend(t, i)
-	}
-	owner = c.awaitOwner(t, nil)
-	t.Logf("no backend for both: the address stayed, and %s serves when they are back", owner.name)
+	return false
 }
+
+// clients is how many requests of gets are under way at once.
+const clients = 4
 
 // gets is a client that sends one GET after the other and, as client-go does, sends one
 // again whose connection was reset.
 type gets struct {
-	mu          sync.Mutex
-	done, again int
-	failed      []error
-	ok          int // in a row
-	ending      context.CancelFunc
-	all         sync.WaitGroup
+	mu       sync.Mutex
+	again    int
+	answered []sent
+	failed   []failure
+	ok       int // in a row
+	ending   context.CancelFunc
+	all      sync.WaitGroup
+}
+
+type failure struct {
+	begun, ended time.Time
+	err          error
 }
 
 func (c *couple) gets(t *testing.T) *gets {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	g := &gets{ending: cancel}
-	for range 4 {
+	for range clients {
 		g.all.Go(func() {
 			for ctx.Err() == nil {
+				begun := time.Now()
 				_, err := c.request(context.Background(), c.clients, patience)
 				again := errors.Is(err, syscall.ECONNRESET)
 				if again {
+					begun = time.Now()
 					_, err = c.request(context.Background(), c.clients, patience)
 				}
-				g.note(err, again)
+				g.note(begun, err, again)
 				select {
 				case <-ctx.Done():
 				case <-time.After(25 * time.Millisecond):
@@ -399,17 +449,18 @@ func (c *couple) gets(t *testing.T) *gets {
 	return g
 }
 
-func (g *gets) note(err error, again bool) {
+func (g *gets) note(begun time.Time, err error, again bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.done++
-	g.ok++
 	if again {
 		g.again++
 	}
 	if err != nil {
-		g.failed, g.ok = append(g.failed, err), 0
+		g.failed, g.ok = append(g.failed, failure{begun: begun, ended: time.Now(), err: err}), 0
+		return
 	}
+	g.answered = append(g.answered, sent{at: begun, took: time.Since(begun)})
+	g.ok++
 }
 
 // await waits for n more answers in a row.
@@ -422,7 +473,7 @@ func (g *gets) await(t *testing.T, n int) {
 		g.mu.Lock()
 		defer g.mu.Unlock()
 		if g.ok < n {
-			return fmt.Errorf("%d answers in a row; failed: %v", g.ok, g.failed)
+			return fmt.Errorf("%d answers in a row; %d requests failed", g.ok, len(g.failed))
 		}
 		return nil
 	})
@@ -524,6 +575,25 @@ func (a *adverts) between(m *member, from, to time.Time) (n int) {
 		}
 	}
 	return n
+}
+
+// silent reports whether a machine lost the address because it had not advertised for as
+// long as the other one waits: three of the intervals in keepalived.conf and some.
+func (a *adverts) silent(m *member, since time.Time) bool {
+	const interval = 250 * time.Millisecond
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	own, last := true, since
+	for _, x := range a.all {
+		if x.at.Before(since) {
+			continue
+		}
+		if own && x.at.Sub(last) > 3*interval {
+			return true
+		}
+		own, last = x.from == m.ip, x.at
+	}
+	return false
 }
 
 // firstOf returns the time of the first advertisement after a moment.
