@@ -150,7 +150,7 @@ func (l *load) between(from, to time.Time) requests {
 // awaitAnswer waits until the backend has answered a request started after a moment, and
 // returns how long after that moment the first such request was started.
 func (l *load) awaitAnswer(after time.Time, backend string, limit time.Duration) elapsed {
-	for time.Since(after) < limit {
+	for machine().sinceBut(after) < limit {
 		if answers := l.between(after, time.Time{}).of(backend); len(answers) > 0 {
 			return took(answers[0].at.Sub(after))
 		}
@@ -533,7 +533,7 @@ func (ws watches) awaitClosed(fault time.Time, limit time.Duration) elapsed {
 		if len(ws.closed()) == len(ws) {
 			break
 		}
-		if time.Since(fault) > limit {
+		if machine().sinceBut(fault) > limit {
 			return elapsed{limit, true}
 		}
 		<-time.After(5 * time.Millisecond)

@@ -51,6 +51,7 @@ type rig struct {
 	setup    lbtest.Setup
 	balancer *lbtest.Process
 	backends []*lbtest.Process
+	begun    time.Time // when the balancer balanced
 
 	lb      *lbtest.Namespace
 	hosts   []*lbtest.Namespace // one per backend
@@ -81,6 +82,8 @@ func (s *suite) newRig(t *testing.T, row *row, side *lbtest.Balancer) *rig {
 	if row.listen == "" {
 		r.awaitReady(t)
 	}
+	r.begun = time.Now()
+	machine() // from here on
 	return r
 }
 

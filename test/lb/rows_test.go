@@ -292,7 +292,7 @@ func (r *rig) replace(t *testing.T, pid int) elapsed {
 		return elapsed{}
 	}
 	for slices.Contains(r.lb.Processes(), pid) {
-		if time.Since(asked) > limit {
+		if machine().sinceBut(asked) > limit {
 			t.Errorf("process %d has not ended after %v; its log:\n%s", pid, limit, r.balancer.Log.Tail(40))
 			return elapsed{limit, true}
 		}
@@ -395,7 +395,7 @@ func descriptors(t *testing.T, r *rig) {
 	}
 	free := time.Now()
 	again := elapsed{patience, true}
-	for time.Since(free) < patience {
+	for machine().sinceBut(free) < patience {
 		if _, err := r.request(t.Context(), r.clients, time.Second); err == nil {
 			again = took(time.Since(free))
 			break
@@ -455,7 +455,7 @@ func vanishedClients(t *testing.T, r *rig) {
 	const limit = 65 * time.Second
 	freed := elapsed{limit, true}
 	left := 0
-	for time.Since(fault) < limit {
+	for machine().sinceBut(fault) < limit {
 		left = 0
 		for _, b := range r.backends {
 			left += tell(t, b, "stats").Watches
