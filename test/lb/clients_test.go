@@ -150,13 +150,13 @@ func (l *load) between(from, to time.Time) requests {
 // awaitAnswer waits until the backend has answered a request started after a moment, and
 // returns how long after that moment the first such request was started.
 func (l *load) awaitAnswer(after time.Time, backend string, limit time.Duration) elapsed {
-	for machine().sinceBut(after) < limit {
+	for machine().ranSince(after) < limit {
 		if answers := l.between(after, time.Time{}).of(backend); len(answers) > 0 {
-			return took(answers[0].at.Sub(after))
+			return span(after, answers[0].at)
 		}
 		<-time.After(10 * time.Millisecond)
 	}
-	return elapsed{limit, true}
+	return elapsed{d: limit, more: true}
 }
 
 // atOnce opens n connections within a moment, as clients do that were all cut off, and
@@ -291,6 +291,17 @@ func (rs requests) slower(than time.Duration) requests {
 		}
 	}
 	return slow
+}
+
+// unstalled returns the requests during which the machine did not stall.
+func (rs requests) unstalled() requests {
+	var some requests
+	for _, s := range rs {
+		if machine().between(s.at, s.end()) == 0 {
+			some = append(some, s)
+		}
+	}
+	return some
 }
 
 // worst returns the longest duration of an answered request.
@@ -533,8 +544,8 @@ func (ws watches) awaitClosed(fault time.Time, limit time.Duration) elapsed {
 		if len(ws.closed()) == len(ws) {
 			break
 		}
-		if machine().sinceBut(fault) > limit {
-			return elapsed{limit, true}
+		if machine().ranSince(fault) > limit {
+			return elapsed{d: limit, more: true}
 		}
 		<-time.After(5 * time.Millisecond)
 	}
@@ -544,7 +555,7 @@ func (ws watches) awaitClosed(fault time.Time, limit time.Duration) elapsed {
 			last = closed
 		}
 	}
-	return elapsed{last.Sub(fault), false}
+	return span(fault, last)
 }
 
 // until waits until a moment, while the load continues.

@@ -138,7 +138,8 @@ func keeperFiles(t *testing.T) (config, dir string) {
 		t.Fatal(err)
 	}
 	changed := string(text)
-	for from, to := range map[string]string{"    10.0.1.50/24\n": "    10.42.0.1/24\n", `"/usr/lib/kthwd/`: `"` + dir + "/"} {
+	interval := fmt.Sprintf("    advert_int %v\n", advertInterval.Seconds())
+	for from, to := range map[string]string{interval: interval, "    10.0.1.50/24\n": "    10.42.0.1/24\n", `"/usr/lib/kthwd/`: `"` + dir + "/"} {
 		if !strings.Contains(changed, from) {
 			t.Fatalf("keepalived.conf lacks %q", from)
 		}
@@ -482,7 +483,11 @@ func (g *gets) await(t *testing.T, n int) {
 		g.mu.Lock()
 		defer g.mu.Unlock()
 		if g.ok < n {
-			return fmt.Errorf("%d answers in a row; %d requests failed", g.ok, len(g.failed))
+			var last failure
+			if n := len(g.failed); n > 0 {
+				last = g.failed[n-1]
+			}
+			return fmt.Errorf("%d answers in a row; %d requests failed, the last one: %v", g.ok, len(g.failed), last.err)
 		}
 		return nil
 	})
@@ -586,10 +591,12 @@ func (a *adverts) between(m *member, from, to time.Time) (n int) {
 	return n
 }
 
+// advertInterval is advert_int of keepalived.conf.
+const advertInterval = 250 * time.Millisecond
+
 // silent reports whether a machine lost the address because it had not advertised for as
-// long as the other one waits: three of the intervals in keepalived.conf and some.
+// long as the other one waits: three intervals and some.
 func (a *adverts) silent(m *member, since time.Time) bool {
-	const interval = 250 * time.Millisecond
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	own, last := true, since
@@ -597,7 +604,7 @@ func (a *adverts) silent(m *member, since time.Time) bool {
 		if x.at.Before(since) {
 			continue
 		}
-		if own && x.at.Sub(last) > 3*interval {
+		if own && x.at.Sub(last) > 3*advertInterval {
 			return true
 		}
 		own, last = x.from == m.ip, x.at

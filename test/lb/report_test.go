@@ -15,11 +15,20 @@ import (
 
 // elapsed is the duration of an event, or a note that it exceeded the waiting time.
 type elapsed struct {
-	d    time.Duration
-	more bool
+	d       time.Duration
+	more    bool
+	stalled time.Duration // of d, in which the test did not run
 }
 
 func took(d time.Duration) elapsed { return elapsed{d: d} }
+
+// span is the time from one moment to another.
+func span(from, to time.Time) elapsed {
+	return elapsed{d: to.Sub(from), stalled: machine().between(from, to)}
+}
+
+// ran returns the duration without the stalls in it.
+func (e elapsed) ran() time.Duration { return e.d - e.stalled }
 
 func (e elapsed) String() string {
 	text := fmt.Sprintf("%d ms", e.d.Milliseconds())
@@ -86,11 +95,11 @@ func (r *rig) failures(t *testing.T, row, what string, of requests) {
 
 // within records a time with the target for kthwd. Target is the promise that the table
 // publishes. The row fails when the time exceeds allowed, which leaves room for a busy
-// machine, and its stalls since the row began.
+// machine. Stalls of the machine do not count.
 func (r *rig) within(t *testing.T, row, what string, got elapsed, target, allowed time.Duration) {
 	t.Helper()
 	r.figures.add(row, what, "≤ "+took(target).String(), r.side.Name, got.String())
-	if r.judged() && (got.more || got.d > allowed+machine().between(r.begun, time.Now())) {
+	if r.judged() && (got.more || got.ran() > allowed) {
 		t.Errorf("row %s: %s: got %v, want ≤ %v (allowed %v)", row, what, got, target, allowed)
 	}
 }
@@ -101,8 +110,10 @@ func (r *rig) within(t *testing.T, row, what string, got elapsed, target, allowe
 func (r *rig) lastOf(t *testing.T, row, what string, all requests, slow time.Duration, fault time.Time, target, allowed time.Duration) {
 	t.Helper()
 	r.figures.add(row, what, "≤ "+took(target).String(), r.side.Name, took(all.slower(slow).lastBegin(fault)).String())
-	late := all.since(fault.Add(allowed + machine().between(fault, fault.Add(allowed))))
-	late = slices.DeleteFunc(late, func(s sent) bool { return machine().between(s.at, s.end()) > 0 })
+	late := all.since(fault.Add(allowed + machine().between(fault, fault.Add(allowed)))).unstalled()
+	if r.judged() && len(late) == 0 {
+		t.Errorf("row %s: %s: no request was begun later than %v", row, what, allowed)
+	}
 	if slower := late.slower(slow); r.judged() && len(slower)*20 > len(late) {
 		t.Errorf("row %s: %s: got %d of %d begun later than %v", row, what, len(slower), len(late), allowed)
 	}

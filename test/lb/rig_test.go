@@ -51,7 +51,6 @@ type rig struct {
 	setup    lbtest.Setup
 	balancer *lbtest.Process
 	backends []*lbtest.Process
-	begun    time.Time // when the balancer balanced
 
 	lb      *lbtest.Namespace
 	hosts   []*lbtest.Namespace // one per backend
@@ -62,6 +61,7 @@ type rig struct {
 // newRig starts the backends and the balancer, and waits until it balances.
 func (s *suite) newRig(t *testing.T, row *row, side *lbtest.Balancer) *rig {
 	t.Helper()
+	machine() // sees stalls from here on
 	r := &rig{suite: s, row: row, side: side}
 	r.network(t)
 	for i := range r.hosts {
@@ -82,8 +82,6 @@ func (s *suite) newRig(t *testing.T, row *row, side *lbtest.Balancer) *rig {
 	if row.listen == "" {
 		r.awaitReady(t)
 	}
-	r.begun = time.Now()
-	machine() // from here on
 	return r
 }
 

@@ -45,7 +45,7 @@ func killed(t *testing.T, r *rig) {
 	l.stop()
 	before, after := l.between(begin, fault), l.between(dead, time.Time{})
 	r.failures(t, "1", "backend killed: new connections failed", after)
-	r.within(t, "1", "  p99 of their time, more than before", took(max(0, after.percentile(99)-before.percentile(99))), 5*time.Millisecond, 250*time.Millisecond)
+	r.within(t, "1", "  p99 of their time, more than before", took(max(0, after.unstalled().percentile(99)-before.unstalled().percentile(99))), 5*time.Millisecond, 250*time.Millisecond)
 	r.within(t, "1", "  its watches closed after", closed, 50*time.Millisecond, time.Second)
 	r.count(t, "1", "  watches of others closed", len(ws.except(name).closed()), 0)
 }
@@ -74,7 +74,7 @@ func blackHole(t *testing.T, r *rig) {
 	before, after := l.between(begin, fault), l.between(silent, time.Time{})
 	const slow = 200 * time.Millisecond
 	r.failures(t, "2a", "backend silent: new connections failed", after)
-	r.within(t, "2a", "  longest, more than the p99 before", took(max(0, after.worst()-before.percentile(99))), 300*time.Millisecond, 1500*time.Millisecond)
+	r.within(t, "2a", "  longest, more than the p99 before", took(max(0, after.unstalled().worst()-before.unstalled().percentile(99))), 300*time.Millisecond, 1500*time.Millisecond)
 	r.lastOf(t, "2a", "  last that failed or took > 200 ms, begun after", after, slow, fault, 3*time.Second, 4500*time.Millisecond)
 	r.within(t, "2b", "  idle watches closed after", closed[idle], 5*time.Second, 6500*time.Millisecond)
 	r.within(t, "2b", "  watches that the backend writes to, after", closed[beating], 5*time.Second, 6500*time.Millisecond)
@@ -130,7 +130,7 @@ func flapping(t *testing.T, r *rig) {
 		})
 	}
 	r.failures(t, "4", "backend flapping for a minute: new connections failed", slices.DeleteFunc(slices.Clone(all), underWay))
-	r.within(t, "4", "  longest", took(all.worst()), 300*time.Millisecond, 1500*time.Millisecond)
+	r.within(t, "4", "  longest", took(all.unstalled().worst()), 300*time.Millisecond, 1500*time.Millisecond)
 	uses := 0
 	for i, c := range crashes {
 		end := calm
@@ -162,10 +162,10 @@ func allDown(t *testing.T, r *rig) {
 	limit := r.window(3*time.Second, 12*time.Second)
 	until(t, listens.Add(limit))
 	l.stop()
-	first := elapsed{limit, true}
+	first := elapsed{d: limit, more: true}
 	for _, s := range l.between(time.Time{}, time.Time{}) {
 		if s.err == nil && s.end().After(listens) && s.end().Sub(listens) < first.d {
-			first = took(s.end().Sub(listens))
+			first = span(listens, s.end())
 		}
 	}
 	r.failures(t, "5", "all backends down, one returns: connections of the last 8 s before failed", l.between(listens.Add(-8*time.Second), listens))
@@ -195,12 +195,15 @@ func rollingRestart(t *testing.T, r *rig) {
 	begin := time.Now()
 	l := r.load(t, 200)
 	until(t, begin.Add(warm))
-	drained, cutOff := time.Duration(0), 0
+	drained, cutOff := elapsed{}, 0
 	for i, b := range r.backends {
 		asked := time.Now()
 		tell(t, b, "readyz 500")
 		until(t, asked.Add(delay))
-		drained = max(drained, l.between(asked, time.Time{}).of(backendName(i)).lastBegin(asked))
+		last := l.between(asked, time.Time{}).of(backendName(i)).lastBegin(asked)
+		if e := span(asked, asked.Add(last)); e.ran() > drained.ran() {
+			drained = e
+		}
 		cutOff += len(ws.on(backendName(i)).closed())
 		if _, err := fmt.Fprintln(b.Stdin, "finish"); err != nil {
 			t.Fatal(err)
@@ -211,7 +214,7 @@ func rollingRestart(t *testing.T, r *rig) {
 	}
 	l.stop()
 	r.failures(t, "6", "rolling restart, 200 requests/s: failed", l.between(begin, time.Time{}))
-	r.within(t, "6", "  last new connection after /readyz fails", took(drained), 2500*time.Millisecond, 4*time.Second)
+	r.within(t, "6", "  last new connection after /readyz fails", drained, 2500*time.Millisecond, 4*time.Second)
 	r.count(t, "6", "  watches cut while not ready", cutOff, 0)
 }
 
@@ -236,7 +239,7 @@ func reload(t *testing.T, r *rig) {
 	r.failures(t, "7a", "reload, 100 connections/s and 200 watches: failed", l.between(begin, time.Time{}))
 	r.count(t, "7a", "  watches closed", len(ws.closed()), 0)
 	r.within(t, "7a", "  added backend used after", firstUse, time.Second, 2500*time.Millisecond)
-	r.within(t, "7a", "  removed backend's last new connection after", took(l.between(removed, time.Time{}).of("b0").lastBegin(removed)), 50*time.Millisecond, time.Second)
+	r.within(t, "7a", "  removed backend's last new connection after", span(removed, removed.Add(l.between(removed, time.Time{}).of("b0").lastBegin(removed))), 50*time.Millisecond, time.Second)
 	r.note("7a", "  processes of the balancer afterwards", "%d", len(r.lb.Processes()))
 }
 
@@ -249,11 +252,12 @@ func upgrade(t *testing.T, r *rig) {
 	processes := len(r.lb.Processes())
 	calm := ws.late()
 	ws.resetLate()
+	watched := time.Now()
 	gone := elapsed{}
 	pid := r.balancer.PID
 	for range 2 {
 		e := r.replace(t, pid)
-		if gone.d < e.d || e.more {
+		if gone.ran() < e.ran() || e.more {
 			gone = e
 		}
 		until(t, time.Now().Add(2*time.Second))
@@ -269,7 +273,7 @@ func upgrade(t *testing.T, r *rig) {
 	if len(closed) > 0 {
 		t.Logf("%d watches closed: %s", len(closed), closed.why())
 	}
-	r.within(t, "7b", "  longest delay of data", took(ws.late()), 100*time.Millisecond, time.Second)
+	r.within(t, "7b", "  longest delay of data", elapsed{d: ws.late(), stalled: min(ws.late(), machine().longest(watched, time.Now()))}, 100*time.Millisecond, time.Second)
 	r.note("7b", "  the same, before", "%v", took(calm))
 	if r.judged() {
 		r.within(t, "7b", "  old process gone after", gone, time.Second, 5*time.Second)
@@ -292,20 +296,20 @@ func (r *rig) replace(t *testing.T, pid int) elapsed {
 		return elapsed{}
 	}
 	for slices.Contains(r.lb.Processes(), pid) {
-		if machine().sinceBut(asked) > limit {
+		if machine().ranSince(asked) > limit {
 			t.Errorf("process %d has not ended after %v; its log:\n%s", pid, limit, r.balancer.Log.Tail(40))
-			return elapsed{limit, true}
+			return elapsed{d: limit, more: true}
 		}
 		<-time.After(5 * time.Millisecond)
 	}
-	gone := time.Since(asked)
+	gone := span(asked, time.Now())
 	if pid == r.balancer.PID {
 		<-r.balancer.Exited()
 		if code := r.balancer.ExitCode(); code != 0 {
 			t.Errorf("exit code of the old process: got %d, want 0; its log:\n%s", code, r.balancer.Log.Tail(40))
 		}
 	}
-	return took(gone)
+	return gone
 }
 
 // Row 9a: silent clients.
@@ -338,12 +342,12 @@ func silentClients(t *testing.T, r *rig) {
 	for _, b := range r.backends {
 		silent += tell(t, b, "stats").Silent
 	}
-	last := elapsed{limit, true}
+	last := elapsed{d: limit, more: true}
 	for i := range n {
 		select {
 		case at := <-closed:
 			if i == n-1 {
-				last = took(at.Sub(opened))
+				last = span(opened, at)
 			}
 			continue
 		case <-ctx.Done():
@@ -394,10 +398,10 @@ func descriptors(t *testing.T, r *rig) {
 		w.conn.NetConn().Close()
 	}
 	free := time.Now()
-	again := elapsed{patience, true}
-	for machine().sinceBut(free) < patience {
+	again := elapsed{d: patience, more: true}
+	for machine().ranSince(free) < patience {
 		if _, err := r.request(t.Context(), r.clients, time.Second); err == nil {
-			again = took(time.Since(free))
+			again = span(free, time.Now())
 			break
 		}
 		<-time.After(10 * time.Millisecond)
@@ -453,15 +457,15 @@ func vanishedClients(t *testing.T, r *rig) {
 	fault := time.Now()
 	cut(t, r.lost)
 	const limit = 65 * time.Second
-	freed := elapsed{limit, true}
+	freed := elapsed{d: limit, more: true}
 	left := 0
-	for machine().sinceBut(fault) < limit {
+	for machine().ranSince(fault) < limit {
 		left = 0
 		for _, b := range r.backends {
 			left += tell(t, b, "stats").Watches
 		}
 		if left <= len(stay) {
-			freed = took(time.Since(fault))
+			freed = span(fault, time.Now())
 			break
 		}
 		<-time.After(200 * time.Millisecond)

@@ -1,6 +1,7 @@
 package lb
 
 import (
+	"slices"
 	"sync"
 	"time"
 )
@@ -21,19 +22,20 @@ var machine = sync.OnceValue(func() *stalls {
 	s := &stalls{last: time.Now()}
 	go func() {
 		for range time.Tick(10 * time.Millisecond) {
-			s.runs(time.Now())
+			s.look()
 		}
 	}()
 	return s
 })
 
-// shortestStall is longer than the kernel lets a process wait on a machine that is merely
-// busy.
+// shortestStall leaves out what a merely busy machine does; the rows allow for that.
 const shortestStall = 200 * time.Millisecond
 
-func (s *stalls) runs(now time.Time) {
+// look notes that the process runs.
+func (s *stalls) look() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	now := time.Now()
 	if now.Sub(s.last) > shortestStall {
 		s.all = append(s.all, stall{s.last, now})
 	}
@@ -42,25 +44,43 @@ func (s *stalls) runs(now time.Time) {
 
 // between returns how much of the time between two moments the process did not run.
 func (s *stalls) between(from, to time.Time) (sum time.Duration) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, x := range append(s.all[:len(s.all):len(s.all)], stall{s.last, time.Now()}) {
-		begun, ended := x.from, x.to
-		if begun.Before(from) {
-			begun = from
-		}
-		if ended.After(to) {
-			ended = to
-		}
-		if length := ended.Sub(begun); x.to.Sub(x.from) > shortestStall && length > 0 {
-			sum += length
-		}
+	for _, length := range s.lengths(from, to) {
+		sum += length
 	}
 	return sum
 }
 
-// sinceBut returns the time since a moment without the stalls in it.
-func (s *stalls) sinceBut(moment time.Time) time.Duration {
-	now := time.Now()
-	return now.Sub(moment) - s.between(moment, now)
+// longest returns the longest stall between two moments.
+func (s *stalls) longest(from, to time.Time) time.Duration {
+	return slices.Max(append(s.lengths(from, to), 0))
+}
+
+// lengths returns how long each stall was between two moments.
+func (s *stalls) lengths(from, to time.Time) (all []time.Duration) {
+	s.look()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, x := range s.all {
+		if length := earlier(x.to, to).Sub(later(x.from, from)); length > 0 {
+			all = append(all, length)
+		}
+	}
+	return all
+}
+
+// ranSince returns the time since a moment without the stalls in it.
+func (s *stalls) ranSince(moment time.Time) time.Duration { return span(moment, time.Now()).ran() }
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+func later(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return b
+	}
+	return a
 }
