@@ -49,8 +49,7 @@ func (p *prepared) newBackups(member *etcd.Member) *backup.Schedule {
 	})
 }
 
-// keepCopy copies the data before a newer minor opens them, and refuses data of etcd 3.5 that
-// its own bugs have spoilt.
+// keepCopy copies the data before a newer minor opens them.
 func (p *prepared) keepCopy(ctx context.Context) error {
 	u, err := etcdfiles.FindUpgrade(p.layout, etcdfiles.Versions(p.o.Version))
 	if err != nil {
@@ -59,19 +58,13 @@ func (p *prepared) keepCopy(ctx context.Context) error {
 	if u == nil {
 		return backup.ForgetUpgrade(p.layout)
 	}
-	etcdArgs := program.ParseUser(p.cfg.EtcdArgs)
-	if u.Etcd && etcdfiles.IsBefore36(u.From.Etcd) {
-		if err := etcdfiles.CompareMembership(p.layout, etcdArgs); err != nil {
-			return err
-		}
-	}
 	if !p.cfg.UpgradeCopy {
 		p.log.Warn("no copy of the data before the upgrade: --copy-before-upgrade is false", "upgrade", u.String())
 		return nil
 	}
 	p.log.Info("the data are copied before the upgrade", "upgrade", u.String(), "to", p.layout.Kept())
 	kept, err := backup.Keep(ctx, backup.KeepOptions{
-		Layout: p.layout, WAL: program.Value(etcdArgs, "wal-dir"), Upgrade: *u, Log: p.log, Working: p.o.OnWork,
+		Layout: p.layout, WAL: program.Value(program.ParseUser(p.cfg.EtcdArgs), "wal-dir"), Upgrade: *u, Log: p.log, Working: p.o.OnWork,
 		Opener: func(ctx context.Context, dir string) *exec.Cmd {
 			return exec.CommandContext(ctx, "/proc/self/exe", "backup", "open", dir)
 		},

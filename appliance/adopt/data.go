@@ -74,28 +74,31 @@ func (p *planner) running(what string) {
 
 // etcdVersion refuses data that the etcd in this binary cannot open.
 func (p *planner) etcdVersion(b etcdfiles.Backend) bool {
-	was := b.Cluster
-	if b.Storage != "" {
-		was = b.Storage
-	}
+	was := b.Version()
 	steps, known := minors(was, version.Linked().Etcd)
 	switch {
 	case !known || steps > 1:
 		p.refuse(fmt.Errorf("%s is of etcd %s, and etcd %s takes over data of the minor before it", p.Plan.EtcdDir, orOlder(was), version.Linked().Etcd),
 			"upgrade etcd one minor at a time first, each with a snapshot: https://etcd.io/docs/latest/upgrades/")
+		p.compareMembership(was)
 		return false
 	case steps < 0:
 		p.refuse(fmt.Errorf("%s is of etcd %s, which is newer than the %s in this kthwd: there is no way back", p.Plan.EtcdDir, was, version.Linked().Etcd), "take a newer kthwd")
 		return false
 	}
 	p.checked("etcd's data in %s: of version %s, and this kthwd has %s", p.Plan.EtcdDir, was, version.Linked().Etcd)
-	if etcdfiles.IsBefore36(was) {
-		if err := etcdfiles.CompareMembership(pki.Layout{Dir: p.cfg.DataDir, EtcdDir: p.Plan.EtcdDir}, p.args[program.Etcd]); err != nil {
-			p.Problems = append(p.Problems, err)
-			return false
-		}
-	}
 	return true
+}
+
+// compareMembership refuses data of etcd 3.5 that its own bugs have spoilt, before the next
+// minor of etcd believes them.
+func (p *planner) compareMembership(was string) {
+	if !etcdfiles.IsBefore36(was) {
+		return
+	}
+	if err := etcdfiles.CompareMembership(pki.Layout{Dir: p.cfg.DataDir, EtcdDir: p.Plan.EtcdDir}, p.args[program.Etcd]); err != nil {
+		p.Problems = append(p.Problems, err)
+	}
 }
 
 func orOlder(v string) string {

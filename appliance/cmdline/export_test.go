@@ -11,4 +11,6 @@ var (
 	OldWords       = oldWords
 	OldLogging     = oldLogging
 	GonePluginsWhy = gonePluginsWhy
+	GoneGates      = goneGates
+	GoneGatesWhy   = goneGatesWhy
 )

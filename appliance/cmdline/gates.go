@@ -22,6 +22,9 @@ func CheckGates(args map[string][]program.Arg) error {
 	var errs []error
 	for _, name := range []string{program.APIServer, program.ControllerManager, program.Scheduler} {
 		for _, a := range gatesOf(args[name]) {
+			if instead, gone := goneGates[a.Key]; gone {
+				errs = append(errs, refuseGone(name, a, instead))
+			}
 			first, ok := seen[a.Key]
 			if ok && first.Value != a.Value {
 				errs = append(errs, advice.With(
@@ -32,6 +35,16 @@ func CheckGates(args map[string][]program.Arg) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// refuseGone refuses a gate that this version lacks; Translate has left out those that ask
+// for what it does anyway.
+func refuseGone(name string, a program.Arg, instead string) error {
+	text, hint := "its feature is always on", "leave it out"
+	if instead != "" {
+		text, hint = "its feature follows "+instead, "set "+instead+" instead"
+	}
+	return advice.With(fmt.Errorf("--%s-arg=feature-gates=%s=%s: this version has no such feature gate, %s", name, a.Key, a.Value, text), hint)
 }
 
 // gatesOf splits the gate flags of one program into single settings.

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 
 	auditpolicy "k8s.io/apiserver/pkg/audit/policy"
@@ -25,6 +26,7 @@ type oldWord struct {
 	key     string
 	becomes string                  // today's flag; empty: the argument is dropped
 	value   func(string) string     // today's value; nil keeps the old one. An empty result drops the argument.
+	gate    string                  // the feature gate that today's flag sets to the old value
 	why     string                  // its replacement, for the one warning
 	when    func(value string) bool // nil: always
 }
@@ -40,6 +42,29 @@ var oldWords = map[string][]oldWord{
 		{key: "log-package-levels", why: "set --log-level=etcd=LEVEL"},
 		{key: "enable-v2", why: "the v2 API is gone; Kubernetes never needs it"},
 		{key: "proxy", why: "the v2 proxy is gone", when: isOff},
+		{key: "experimental-compact-hash-check-time", becomes: "compact-hash-check-time", why: "renamed"},
+		{key: "experimental-corrupt-check-time", becomes: "corrupt-check-time", why: "renamed"},
+		{key: "experimental-compaction-batch-limit", becomes: "compaction-batch-limit", why: "renamed"},
+		{key: "experimental-watch-progress-notify-interval", becomes: "watch-progress-notify-interval", why: "renamed"},
+		{key: "experimental-warning-apply-duration", becomes: "warning-apply-duration", why: "renamed"},
+		{key: "experimental-warning-unary-request-duration", becomes: "warning-unary-request-duration", why: "renamed"},
+		{key: "experimental-bootstrap-defrag-threshold-megabytes", becomes: "bootstrap-defrag-threshold-megabytes", why: "renamed"},
+		{key: "experimental-memory-mlock", becomes: "memory-mlock", why: "renamed"},
+		{key: "experimental-snapshot-catchup-entries", becomes: "snapshot-catchup-entries", why: "renamed"},
+		{key: "experimental-compaction-sleep-interval", becomes: "compaction-sleep-interval", why: "renamed"},
+		{key: "experimental-downgrade-check-time", becomes: "downgrade-check-time", why: "renamed"},
+		{key: "experimental-peer-skip-client-san-verification", becomes: "peer-skip-client-san-verification", why: "renamed"},
+		{key: "experimental-enable-distributed-tracing", becomes: "enable-distributed-tracing", why: "renamed"},
+		{key: "experimental-distributed-tracing-address", becomes: "distributed-tracing-address", why: "renamed"},
+		{key: "experimental-distributed-tracing-service-name", becomes: "distributed-tracing-service-name", why: "renamed"},
+		{key: "experimental-distributed-tracing-instance-id", becomes: "distributed-tracing-instance-id", why: "renamed"},
+		{key: "experimental-distributed-tracing-sampling-rate", becomes: "distributed-tracing-sampling-rate", why: "renamed"},
+		{key: "experimental-initial-corrupt-check", becomes: "feature-gates", gate: "InitialCorruptCheck", why: "a feature gate now"},
+		{key: "experimental-compact-hash-check-enabled", becomes: "feature-gates", gate: "CompactHashCheck", why: "a feature gate now"},
+		{key: "experimental-stop-grpc-service-on-defrag", becomes: "feature-gates", gate: "StopGRPCServiceOnDefrag", why: "a feature gate now"},
+		{key: "experimental-txn-mode-write-with-shared-buffer", becomes: "feature-gates", gate: "TxnModeWriteWithSharedBuffer", why: "a feature gate now"},
+		{key: "experimental-enable-lease-checkpoint", becomes: "feature-gates", gate: "LeaseCheckpoint", why: "a feature gate now"},
+		{key: "experimental-enable-lease-checkpoint-persist", becomes: "feature-gates", gate: "LeaseCheckpointPersist", why: "a feature gate now"},
 	},
 	program.APIServer: append([]oldWord{
 		{key: "enable-swagger-ui", why: "the schema is always served, at /openapi/v2 and /openapi/v3"},
@@ -59,6 +84,7 @@ var oldWords = map[string][]oldWord{
 		{key: "target-ram-mb", why: "caches size themselves"},
 		{key: "deserialization-cache-size", why: "caches size themselves"},
 		{key: "cloud-provider", why: "cloud providers are outside the API server", when: isOff},
+		{key: "feature-gates", becomes: "feature-gates", value: withoutGoneGates, why: goneGatesWhy, when: namesGoneGates},
 	}, oldLogging...),
 	program.ControllerManager: append([]oldWord{
 		{key: "address", becomes: "bind-address", why: "renamed"},
@@ -72,6 +98,8 @@ var oldWords = map[string][]oldWord{
 		{key: "register-retry-count", why: "nodes register themselves"},
 		{key: "deleting-pods-qps", why: "see --node-eviction-rate"},
 		{key: "deleting-pods-burst", why: "see --node-eviction-rate"},
+		{key: "concurrent-service-syncs", why: "load balancers are made by the cloud controller manager"},
+		{key: "feature-gates", becomes: "feature-gates", value: withoutGoneGates, why: goneGatesWhy, when: namesGoneGates},
 		{key: "leader-elect-resource-lock", becomes: "leader-elect-resource-lock", value: leases, why: "only leases are left", when: notLeases},
 	}, oldLogging...),
 	program.Scheduler: append([]oldWord{
@@ -81,6 +109,7 @@ var oldWords = map[string][]oldWord{
 		{key: "use-legacy-policy-config", why: "use profiles in kube-scheduler.yaml", when: isOff},
 		{key: "hard-pod-affinity-symmetric-weight", why: "use profiles in kube-scheduler.yaml"},
 		{key: "failure-domains", why: "topology spread constraints replaced it"},
+		{key: "feature-gates", becomes: "feature-gates", value: withoutGoneGates, why: goneGatesWhy, when: namesGoneGates},
 		{key: "leader-elect-resource-lock", becomes: "leader-elect-resource-lock", value: leases, why: "only leases are left", when: notLeases},
 		{key: "lock-object-name", becomes: "leader-elect-resource-name", why: "renamed"},
 		{key: "lock-object-namespace", becomes: "leader-elect-resource-namespace", why: "renamed"},
@@ -108,6 +137,52 @@ var gonePlugins = map[string]string{
 }
 
 const gonePluginsWhy = "admission plugins that no longer exist are left out (Initializers gave way to mutating webhooks, PodSecurityPolicy to PodSecurity)"
+
+// goneGates are feature gates of Kubernetes 1.36 that 1.37 lacks
+// (kubernetes/pkg/features/kube_features.go, apiserver/pkg/features/kube_features.go): their
+// feature is always on, or follows another gate.
+var goneGates = map[string]string{
+	"APIServerTracing":                      "",
+	"AnonymousAuthConfigurableEndpoints":    "",
+	"AnyVolumeDataSource":                   "",
+	"AuthorizeNodeWithSelectors":            "",
+	"AuthorizeWithSelectors":                "",
+	"BtreeWatchCache":                       "",
+	"ConsistentListFromCache":               "",
+	"GangScheduling":                        "GenericWorkload",
+	"JobBackoffLimitPerIndex":               "",
+	"JobPodReplacementPolicy":               "",
+	"JobSuccessPolicy":                      "",
+	"LogarithmicScaleDown":                  "",
+	"OrderedNamespaceDeletion":              "",
+	"PodLifecycleSleepAction":               "",
+	"PodLifecycleSleepActionAllowZero":      "",
+	"PreventStaticPodAPIReferences":         "",
+	"ResilientWatchCacheInitialization":     "",
+	"RetryGenerateName":                     "",
+	"SchedulerQueueingHints":                "",
+	"SidecarContainers":                     "",
+	"StreamingCollectionEncodingToJSON":     "",
+	"StreamingCollectionEncodingToProtobuf": "",
+	"StructuredAuthenticationConfiguration": "",
+	"WorkloadAwarePreemption":               "GenericWorkload",
+}
+
+const goneGatesWhy = "feature gates that no longer exist are left out: what they switched is always on, or follows GenericWorkload"
+
+func namesGoneGates(v string) bool { return withoutGoneGates(v) != v }
+
+// withoutGoneGates leaves out the gone gates that are set to true. One that is set to false
+// stays, and CheckGates refuses it: nothing has that effect any more.
+func withoutGoneGates(v string) string {
+	parts := slices.DeleteFunc(strings.Split(v, ","), func(p string) bool {
+		name, value, _ := strings.Cut(strings.TrimPrefix(strings.TrimSpace(p), "kube:"), "=")
+		_, gone := goneGates[name]
+		on, err := strconv.ParseBool(value)
+		return gone && on && err == nil
+	})
+	return strings.Join(parts, ",")
+}
 
 func isOn(v string) bool { return v == "true" || v == "1" }
 
@@ -151,8 +226,11 @@ func Translate(name string, users []program.Arg) (today []program.Arg, warnings 
 			continue
 		}
 		replaced := program.Arg{Key: word.becomes, Value: u.Value}
-		if word.value != nil {
+		switch {
+		case word.value != nil:
 			replaced.Value = word.value(u.Value)
+		case word.gate != "":
+			replaced.Value = word.gate + "=" + u.Value
 		}
 		if word.becomes == "" || replaced.Value == "" {
 			warnings = append(warnings, fmt.Sprintf("%s: %s dropped: %s", name, u, word.why))

@@ -56,6 +56,9 @@ var flagNotDefined = regexp.MustCompile(`(?:unknown flag: --|flag provided but n
 func UnknownFlag(program string, names []string, err error) error {
 	see := "see the flags of " + program + " at " + reference(program)
 	if m := flagNotDefined.FindStringSubmatch(err.Error()); m != nil {
+		if instead := goneFlags[program][m[1]]; instead != "" {
+			return advice.With(fmt.Errorf("--%s-arg=%s: %s has no such flag any more", program, m[1], program), instead)
+		}
 		if near := config.Nearest(m[1], names); near != "" {
 			see = fmt.Sprintf("did you mean --%s-arg=%s? %s", program, near, see)
 		}
@@ -64,10 +67,21 @@ func UnknownFlag(program string, names []string, err error) error {
 	return advice.With(fmt.Errorf("--%s-arg: %w", program, err), see)
 }
 
+// goneFlags are flags that the program no longer has and that nothing can be translated to,
+// each with advice.
+var goneFlags = map[string]map[string]string{
+	program.Etcd: {
+		"discovery":       discoveryGone,
+		"discovery-proxy": discoveryGone,
+	},
+}
+
+const discoveryGone = "etcd's public discovery service of version 2 is gone: name the members with --initial-cluster, or use --etcd-arg=discovery-endpoints and --etcd-arg=discovery-token"
+
 // reference is where upstream documents a program's flags.
 func reference(name string) string {
 	if name == program.Etcd {
-		return "https://etcd.io/docs/v3.6/op-guide/configuration/"
+		return "https://etcd.io/docs/v3.7/op-guide/configuration/"
 	}
 	return "https://kubernetes.io/docs/reference/command-line-tools-reference/" + name + "/"
 }

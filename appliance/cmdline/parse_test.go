@@ -6,6 +6,8 @@ import (
 
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
+	"k8s.io/component-base/featuregate"
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/apiserver"
@@ -17,7 +19,7 @@ import (
 )
 
 func TestUnknownFlag(t *testing.T) {
-	const k8s, etcdDocs = "https://kubernetes.io/docs/reference/command-line-tools-reference/", "https://etcd.io/docs/v3.6/op-guide/configuration/"
+	const k8s, etcdDocs = "https://kubernetes.io/docs/reference/command-line-tools-reference/", "https://etcd.io/docs/v3.7/op-guide/configuration/"
 	parsers := map[string]func([]program.Arg) error{
 		program.Etcd: func(a []program.Arg) error {
 			_, err := etcdline.Parse(a, embed.NewZapLoggerBuilder(zap.NewNop()))
@@ -51,6 +53,31 @@ func TestUnderscoresAreDashes(t *testing.T) {
 	opts, err := apiserver.Parse([]program.Arg{{Key: "event_ttl", Value: "2h"}}, pki.ControllerNames{})
 	if err != nil || opts.EventTTL.Hours() != 2 {
 		t.Errorf("got %v, %v; want 2h", opts.EventTTL, err)
+	}
+}
+
+// A flag that etcd has lost, and that nothing replaces, comes with advice.
+func TestGoneFlag(t *testing.T) {
+	_, err := etcdline.Parse([]program.Arg{{Key: "discovery", Value: "https://discovery.etcd.io/x"}}, embed.NewZapLoggerBuilder(zap.NewNop()))
+	checkHinted(t, err, "--etcd-arg=discovery: etcd has no such flag any more", "discovery-endpoints")
+}
+
+// A feature gate that Kubernetes has lost is refused with its reason if it asks for what no
+// version does any more; and Kubernetes has really lost it.
+func TestGoneGates(t *testing.T) {
+	err := cmdline.CheckGates(map[string][]program.Arg{program.APIServer: {{Key: "feature-gates", Value: "SidecarContainers=false"}}})
+	checkHinted(t, err, "--kube-apiserver-arg=feature-gates=SidecarContainers=false: this version has no such feature gate, its feature is always on", "leave it out")
+	known := utilfeature.DefaultMutableFeatureGate.GetAll()
+	if _, has := known["AllAlpha"]; !has {
+		t.Fatalf("%d feature gates are known, and AllAlpha is not among them", len(known))
+	}
+	for name, instead := range cmdline.GoneGates {
+		if _, has := known[featuregate.Feature(name)]; has {
+			t.Errorf("%s is a feature gate", name)
+		}
+		if _, has := known[featuregate.Feature(instead)]; instead != "" && !has {
+			t.Errorf("%s is no feature gate, and takes the place of %s", instead, name)
+		}
 	}
 }
 

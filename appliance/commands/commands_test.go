@@ -67,7 +67,7 @@ func TestFlagsThatExcludeEachOther(t *testing.T) {
 			[]string{"cluster-signing-cert-file", "cluster-signing-key-file"}, "--cluster-signing-legacy-unknown-key-file="},
 		{program.Etcd, []string{"discovery-srv=example.com"}, []string{"initial-cluster"}, ""},
 		{program.Etcd, []string{"discovery-endpoints=http://127.0.0.1:1", "discovery-token=t"}, []string{"initial-cluster"}, ""},
-		{program.Etcd, []string{"experimental-snapshot-catchup-entries=7"}, []string{"snapshot-catchup-entries"}, ""},
+		{program.Etcd, []string{"experimental-snapshot-catchup-entries=7"}, nil, "--snapshot-catchup-entries=7"},
 	} {
 		t.Run(tt.users[0], func(t *testing.T) {
 			c := testConfig(t)

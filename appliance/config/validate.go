@@ -275,6 +275,15 @@ func (v *validator) path(key, path string) {
 	}
 }
 
+// keepsNoEndpoints reports whether the user's arguments let the service kubernetes have no
+// endpoints.
+func keepsNoEndpoints(apiServerArgs []string) bool {
+	return slices.ContainsFunc(apiServerArgs, func(a string) bool {
+		key, value := SplitArg(a)
+		return strings.ReplaceAll(key, "_", "-") == "endpoint-reconciler-type" && value == "none"
+	})
+}
+
 // aName matches host names and member names.
 var aName = text.Pattern(`^[a-zA-Z0-9]([-a-zA-Z0-9_.]{0,251}[a-zA-Z0-9])?$`)
 
@@ -293,6 +302,9 @@ func (v *validator) machine(c Controller) {
 			v.add("advertise-address", "%s is not an address that other machines can reach", ip).Hint = "give the address of this machine"
 		case ip.Zone() != "":
 			v.add("advertise-address", "%s has a zone, which other machines cannot use", ip)
+		case ip.IsLinkLocalUnicast() && !keepsNoEndpoints(c.APIServerArgs):
+			// kube-apiserver does not start with it (pkg/controlplane/reconcilers/lease.go:ValidateIP).
+			v.add("advertise-address", "%s is a link-local address, and the service kubernetes cannot have one", ip).Hint = "give another address of this machine; or let the service have none, with --kube-apiserver-arg=endpoint-reconciler-type=none"
 		}
 	}
 	for _, name := range c.SubjectAltNames {

@@ -71,6 +71,57 @@ func (r *requests) intercept(ctx context.Context, req any, _ *grpc.UnaryServerIn
 	return nil, context.Cause(r.abandoned)
 }
 
+// stream is what intercept is for lists that etcd answers in parts, a
+// grpc.StreamServerInterceptor: the API server's lists (storage/etcd3/store.go:shouldStream),
+// and copies of the database. Streams in both directions are watches and leases. They pass,
+// because no answer is awaited there, and each watch that fails is tried again at once: see
+// awaitLeader.
+func (r *requests) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
+	if info.IsClientStream {
+		return handle(srv, stream)
+	}
+	if r.abandoned.Err() != nil {
+		return context.Cause(r.abandoned)
+	}
+	ctx, cancel := context.WithCancel(stream.Context())
+	defer cancel()
+	handled := make(chan error, 1)
+	go func() { handled <- handle(srv, &abandonable{stream, ctx, r}) }()
+	select {
+	case err := <-handled:
+		return err
+	case <-r.abandoned.Done():
+		cancel()
+	}
+	select {
+	case err := <-handled:
+		if err == nil {
+			return nil
+		}
+	case <-time.After(lockGrace):
+	}
+	return context.Cause(r.abandoned)
+}
+
+// abandonable is a stream with a context that ends when the requests are abandoned. A handler
+// that goes on after that sends nothing: gRPC's stream may be gone.
+type abandonable struct {
+	grpc.ServerStream
+	ctx context.Context
+	r   *requests
+}
+
+// Context implements grpc.ServerStream.
+func (s *abandonable) Context() context.Context { return s.ctx }
+
+// SendMsg implements grpc.ServerStream.
+func (s *abandonable) SendMsg(m any) error {
+	if s.r.abandoned.Err() != nil {
+		return context.Cause(s.r.abandoned)
+	}
+	return s.ServerStream.SendMsg(m)
+}
+
 // Abandoned returns a channel that is closed once all requests fail: after Abandon, or in a
 // stop on a full disk.
 func (e *Member) Abandoned() <-chan struct{} { return e.requests.abandoned.Done() }

@@ -106,13 +106,13 @@ func checkWAL(dir string) error {
 
 // readRecords reads until io.EOF or the first unreadable record.
 func readRecords(d wal.Decoder) error {
-	var rec walpb.Record
+	rec := &walpb.Record{}
 	for {
-		if err := d.Decode(&rec); err != nil {
+		if err := d.Decode(rec); err != nil {
 			return err
 		}
-		if rec.Type == wal.CrcType {
-			d.UpdateCRC(rec.Crc)
+		if rec.GetType() == wal.CrcType {
+			d.UpdateCRC(rec.GetCrc())
 		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"go.etcd.io/etcd/server/v3/storage/wal"
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
+	"google.golang.org/protobuf/proto"
 )
 
 // The last record of a write-ahead log may lack its end, which etcd repairs. Bytes that
@@ -46,8 +47,8 @@ func TestTornRecord(t *testing.T) {
 			}
 			marker := bytes.Repeat([]byte(types.ID(0xc0ffee).String()), 500)
 			for i := range uint64(3) {
-				entry := raftpb.Entry{Index: i + 1, Term: 1, Data: marker}
-				if err := w.Save(raftpb.HardState{}, []raftpb.Entry{entry}); err != nil {
+				entry := &raftpb.Entry{Index: proto.Uint64(i + 1), Term: proto.Uint64(1), Data: marker}
+				if err := w.Save(nil, []*raftpb.Entry{entry}); err != nil {
 					t.Fatal(err)
 				}
 			}

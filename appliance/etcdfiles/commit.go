@@ -6,11 +6,11 @@ import (
 	"io"
 	"path/filepath"
 
-	"go.etcd.io/etcd/server/v3/etcdserver/api/snap"
 	"go.etcd.io/etcd/server/v3/storage/wal"
 	"go.etcd.io/etcd/server/v3/storage/wal/walpb"
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
+	"google.golang.org/protobuf/proto"
 )
 
 // CommitAll marks all entries of the log in dir, a member directory, as committed, up to
@@ -21,22 +21,22 @@ import (
 // contradicts no answer.
 func CommitAll(dir string) (kept int, err error) {
 	lg, walDir := zap.NewNop(), filepath.Join(dir, "wal")
-	w, state, entries, err := openLog(lg, dir, walDir)
+	w, state, entries, err := openLog(lg, walDir)
 	if errors.Is(err, io.ErrUnexpectedEOF) && wal.Repair(lg, walDir) { // truncates a torn last write, as etcd does
-		w, state, entries, err = openLog(lg, dir, walDir)
+		w, state, entries, err = openLog(lg, walDir)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("%s: %w", walDir, err)
 	}
 	defer func() { err = errors.Join(err, w.Close()) }() // Close also syncs
 	for _, e := range entries {
-		if e.Index <= state.Commit {
+		if e.GetIndex() <= state.GetCommit() {
 			continue
 		}
-		if e.Type != raftpb.EntryNormal {
+		if e.GetType() != raftpb.EntryNormal {
 			break
 		}
-		state.Commit = e.Index
+		state.Commit = proto.Uint64(e.GetIndex())
 		kept++
 	}
 	if kept == 0 {
@@ -46,34 +46,29 @@ func CommitAll(dir string) (kept int, err error) {
 }
 
 // openLog opens the log for writing, and returns its last state and its entries.
-func openLog(lg *zap.Logger, dir, walDir string) (*wal.WAL, raftpb.HardState, []raftpb.Entry, error) {
-	begin, err := newestSnapshot(lg, dir, walDir)
+func openLog(lg *zap.Logger, walDir string) (*wal.WAL, *raftpb.HardState, []*raftpb.Entry, error) {
+	begin, err := newestSnapshot(lg, walDir)
 	if err != nil {
-		return nil, raftpb.HardState{}, nil, err
+		return nil, nil, nil, err
 	}
 	w, err := wal.Open(lg, walDir, begin)
 	if err != nil {
-		return nil, raftpb.HardState{}, nil, err
+		return nil, nil, nil, err
 	}
 	_, state, entries, err := w.ReadAll()
 	if err != nil {
-		return nil, state, nil, errors.Join(err, w.Close())
+		return nil, nil, nil, errors.Join(err, w.Close())
 	}
 	return w, state, entries, nil
 }
 
-// newestSnapshot returns the position at which etcd would start to read the log.
-func newestSnapshot(lg *zap.Logger, dir, walDir string) (walpb.Snapshot, error) {
-	valid, err := wal.ValidSnapshotEntries(lg, walDir)
-	if err != nil {
-		return walpb.Snapshot{}, err
+// newestSnapshot returns the position at which etcd would start to read the log: since 3.7
+// the newest snapshot that the log records, whichever files of snapshots there are
+// (etcdserver/bootstrap.go:recoverSnapshot).
+func newestSnapshot(lg *zap.Logger, walDir string) (*walpb.Snapshot, error) {
+	recorded, err := wal.ValidSnapshotEntries(lg, walDir)
+	if err != nil || len(recorded) == 0 {
+		return &walpb.Snapshot{}, err
 	}
-	s, err := snap.New(lg, filepath.Join(dir, "snap")).LoadNewestAvailable(valid)
-	if errors.Is(err, snap.ErrNoSnapshot) {
-		return walpb.Snapshot{}, nil
-	}
-	if err != nil {
-		return walpb.Snapshot{}, err
-	}
-	return walpb.Snapshot{Index: s.Metadata.Index, Term: s.Metadata.Term}, nil
+	return recorded[len(recorded)-1], nil
 }

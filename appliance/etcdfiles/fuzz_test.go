@@ -8,6 +8,7 @@ import (
 	"go.etcd.io/etcd/server/v3/storage/wal"
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
+	"google.golang.org/protobuf/proto"
 
 	"kthwd/appliance/pki"
 )
@@ -20,7 +21,7 @@ func FuzzLog(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	if err := w.Save(raftpb.HardState{}, []raftpb.Entry{{Index: 1, Term: 1, Data: []byte("x")}}); err != nil {
+	if err := w.Save(nil, []*raftpb.Entry{{Index: proto.Uint64(1), Term: proto.Uint64(1), Data: []byte("x")}}); err != nil {
 		f.Fatal(err)
 	}
 	if err := w.Close(); err != nil {

@@ -29,6 +29,7 @@ import (
 	"go.etcd.io/etcd/client/pkg/v3/types"
 	"go.etcd.io/etcd/server/v3/storage/wal"
 	"go.etcd.io/etcd/server/v3/storage/wal/walpb"
+	"google.golang.org/protobuf/proto"
 	utilversion "k8s.io/apimachinery/pkg/util/version"
 
 	"kthwd/appliance/advice"
@@ -76,11 +77,15 @@ func (r Record) Write(l pki.Layout) error {
 
 // Guard refuses a directory that this binary or member must not use: its data belong to
 // another cluster or member, they are gone, or now must not follow the versions that ran
-// last. It only reads. etcdArgs are the user's.
+// last. Without a record, the data themselves say which etcd wrote them. It only reads.
+// etcdArgs are the user's.
 func Guard(l pki.Layout, etcdArgs []program.Arg, now Record) error {
 	r, err := ReadRecord(l)
-	if r == nil || err != nil {
+	if err != nil {
 		return err
+	}
+	if r == nil {
+		return tooOld(l, etcdArgs, now)
 	}
 	back := fmt.Sprintf("to go back, put back a copy of etcd's data from before the upgrade and move %s away", l.Record())
 	return errors.Join(r.Follows(now, l.Dir, back), r.checkData(l, walDir(l, etcdArgs)))
@@ -141,17 +146,17 @@ func ReadIDs(dir string) (Record, error) {
 	}
 	defer f.Close()
 	d := wal.NewDecoder(fileutil.NewFileReader(f))
-	for rec := (walpb.Record{}); ; {
-		if err := d.Decode(&rec); err != nil {
+	for rec := (&walpb.Record{}); ; {
+		if err := d.Decode(rec); err != nil {
 			return Record{}, err
 		}
-		switch rec.Type {
+		switch rec.GetType() {
 		case wal.CrcType:
-			d.UpdateCRC(rec.Crc)
+			d.UpdateCRC(rec.GetCrc())
 		case wal.MetadataType:
 			var m etcdserverpb.Metadata
-			err := m.Unmarshal(rec.Data)
-			return RecordOf(types.ID(m.ClusterID), types.ID(m.NodeID)), err
+			err := proto.Unmarshal(rec.GetData(), &m)
+			return RecordOf(types.ID(m.GetClusterID()), types.ID(m.GetNodeID())), err
 		}
 	}
 }

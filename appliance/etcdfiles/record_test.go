@@ -9,6 +9,7 @@ import (
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/server/v3/storage/wal"
 	"go.uber.org/zap"
+	"google.golang.org/protobuf/proto"
 
 	"kthwd/appliance/datadir"
 	"kthwd/appliance/pki"
@@ -34,7 +35,7 @@ func remembers(t *testing.T, r Record, cluster, node uint64) pki.Layout {
 
 func makeLog(t *testing.T, dir string, cluster, node uint64) {
 	t.Helper()
-	metadata, err := (&etcdserverpb.Metadata{ClusterID: cluster, NodeID: node}).Marshal()
+	metadata, err := proto.Marshal(&etcdserverpb.Metadata{ClusterID: &cluster, NodeID: &node})
 	if err != nil {
 		t.Fatal(err)
 	}

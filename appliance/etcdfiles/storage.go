@@ -20,6 +20,7 @@ import (
 	"go.etcd.io/etcd/server/v3/storage/wal/walpb"
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
+	"google.golang.org/protobuf/proto"
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/pki"
@@ -31,6 +32,14 @@ type Backend struct {
 	Storage    string // version of the format, such as 3.6.0; "" before etcd 3.6, which began to store it
 	Cluster    string // version that the members have agreed on; "" before the first leader
 	Consistent uint64 // index of the last entry of the log that is in the database
+}
+
+// Version is the version of the etcd that wrote the database; "" before its first leader.
+func (b Backend) Version() string {
+	if b.Storage != "" {
+		return b.Storage
+	}
+	return b.Cluster
 }
 
 // ReadBackend reads the database below dir, etcd's member directory. A directory without one
@@ -104,7 +113,27 @@ func CompareMembership(l pki.Layout, etcdArgs []program.Arg) error {
 	}
 	slices.Sort(differ)
 	return advice.With(fmt.Errorf("%s is of etcd 3.5, and its members differ between the log and the database: %s; etcd 3.6 would go by the database, and lose its quorum to members that are gone",
-		l.Etcd(), strings.Join(differ, "; ")), "run etcd 3.5.26 or a newer 3.5 on every member once, which repairs the database, then start kthwd")
+		l.Etcd(), strings.Join(differ, "; ")), "run etcd 3.5.26 or a newer 3.5 on every member once, which repairs the database, and etcd 3.6 after it")
+}
+
+// tooOld refuses data, of which there is no record, for which now's etcd is too new. etcd would
+// open them: its plan of a migration leads over any number of minors (storage/schema/migration.go).
+// For data of 3.5, the members are compared as well, because the next minor is 3.6.
+func tooOld(l pki.Layout, etcdArgs []program.Arg, now Record) error {
+	b, err := ReadBackend(filepath.Join(l.Etcd(), "member"))
+	if err != nil {
+		return nil // there are none, or Check reads more closely and reports the damage
+	}
+	steps, known := Steps(b.Version(), now.Etcd)
+	if !known || steps <= 1 {
+		return nil
+	}
+	err = advice.With(fmt.Errorf("%s is of etcd %s, and this kthwd has %s: a minor must not be skipped", l.Etcd(), b.Version(), now.Etcd),
+		fmt.Sprintf("run etcd %s on every member first, with a snapshot before it: https://etcd.io/docs/latest/upgrades/", NextMinor(b.Version())))
+	if IsBefore36(b.Version()) {
+		err = errors.Join(err, CompareMembership(l, etcdArgs))
+	}
+	return err
 }
 
 // membersOfLog returns the members at the entry upTo, each with whether it is a learner.
@@ -114,15 +143,15 @@ func membersOfLog(dir, walDir string, upTo uint64) (map[string]bool, error) {
 	if err != nil {
 		return nil, err
 	}
-	begin := walpb.Snapshot{}
+	begin := &walpb.Snapshot{}
 	s, err := snap.New(lg, filepath.Join(dir, "snap")).LoadNewestAvailable(valid)
 	switch {
 	case err == nil:
-		begin.Index, begin.Term = s.Metadata.Index, s.Metadata.Term
-		for _, id := range s.Metadata.ConfState.Voters {
+		begin.Index, begin.Term = proto.Uint64(s.GetMetadata().GetIndex()), proto.Uint64(s.GetMetadata().GetTerm())
+		for _, id := range s.GetMetadata().GetConfState().GetVoters() {
 			all[types.ID(id).String()] = false
 		}
-		for _, id := range s.Metadata.ConfState.Learners {
+		for _, id := range s.GetMetadata().GetConfState().GetLearners() {
 			all[types.ID(id).String()] = true
 		}
 	case !errors.Is(err, snap.ErrNoSnapshot):
@@ -138,12 +167,12 @@ func membersOfLog(dir, walDir string, upTo uint64) (map[string]bool, error) {
 	}
 	removed := map[string]bool{}
 	for _, e := range entries {
-		if e.Type != raftpb.EntryConfChange || e.Index > upTo {
+		if e.GetType() != raftpb.EntryConfChange || e.GetIndex() > upTo {
 			continue
 		}
-		var change raftpb.ConfChange
-		if err := change.Unmarshal(e.Data); err != nil {
-			return nil, fmt.Errorf("entry %d: %w", e.Index, err)
+		change := &raftpb.ConfChange{}
+		if err := proto.Unmarshal(e.GetData(), change); err != nil {
+			return nil, fmt.Errorf("entry %d: %w", e.GetIndex(), err)
 		}
 		applyChange(all, removed, change)
 	}
@@ -151,17 +180,17 @@ func membersOfLog(dir, walDir string, upTo uint64) (map[string]bool, error) {
 }
 
 // applyChange applies a change that etcd has not refused (membership/cluster.go:ValidateConfigurationChange).
-func applyChange(all, removed map[string]bool, change raftpb.ConfChange) {
-	id := types.ID(change.NodeID).String()
+func applyChange(all, removed map[string]bool, change *raftpb.ConfChange) {
+	id := types.ID(change.GetNodeId()).String()
 	_, there := all[id]
-	switch change.Type {
+	switch change.GetType() {
 	case raftpb.ConfChangeAddNode, raftpb.ConfChangeAddLearnerNode:
 		var c struct {
 			Promote bool `json:"isPromote"`
 		}
-		_ = json.Unmarshal(change.Context, &c) // without one it is no promotion
+		_ = json.Unmarshal(change.GetContext(), &c) // without one it is no promotion
 		if !removed[id] && there == c.Promote {
-			all[id] = change.Type == raftpb.ConfChangeAddLearnerNode
+			all[id] = change.GetType() == raftpb.ConfChangeAddLearnerNode
 		}
 	case raftpb.ConfChangeRemoveNode:
 		delete(all, id)
@@ -196,8 +225,8 @@ func (u Upgrade) String() string {
 }
 
 // FindUpgrade returns the upgrade that a start with the versions now would be, or nil. The
-// record of the member says which versions ran last; without one, the database which etcd did if
-// that was older than 3.6. Data in whose data directory no kthwd has run yet are adopted.
+// record of the member says which versions ran last; without one, the database which etcd did.
+// Data in whose data directory no kthwd has run yet are adopted.
 func FindUpgrade(l pki.Layout, now Record) (*Upgrade, error) {
 	r, err := ReadRecord(l)
 	if err != nil || !l.HasData() {
@@ -208,10 +237,7 @@ func FindUpgrade(l pki.Layout, now Record) (*Upgrade, error) {
 		return nil, nil // Check reads more closely, and reports the damage
 	}
 	if r == nil {
-		r = &Record{}
-		if b.Storage == "" { // a new one has none, either, until it has its first leader
-			r.Etcd = b.Cluster
-		}
+		r = &Record{Etcd: b.Version()}
 	}
 	if u := r.Upgrade(now); u != nil {
 		u.Adoption = r.adopted(l)

@@ -1,6 +1,7 @@
 package etcdfiles
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -67,6 +68,38 @@ func TestFindUpgrade(t *testing.T) {
 	}
 }
 
+// A directory of etcd 3.5 has no record, and its own etcd is two minors older.
+func TestGuardRefuses35(t *testing.T) {
+	l := of35(t)
+	harness.CheckRefusal(t, Guard(l, nil, Record{Kubernetes: "v1.36.3", Etcd: "3.6.16"}), "", "")
+	linked := Versions("v0.1.0")
+	harness.CheckRefusal(t, Guard(l, nil, linked), "is of etcd 3.5.0, and this kthwd has "+linked.Etcd+": a minor must not be skipped", "run etcd 3.6 on every member first")
+	dropOwnMember(t, l)
+	harness.CheckRefusal(t, Guard(l, nil, linked), "is a member, and is not in the database", "etcd 3.5.26")
+}
+
+func dropOwnMember(t *testing.T, l pki.Layout) {
+	t.Helper()
+	spoil(t, l, func(members *bbolt.Bucket, own []byte) error { return members.Delete(own) })
+}
+
+// spoil changes the members in the database.
+func spoil(t *testing.T, l pki.Layout, change func(members *bbolt.Bucket, own []byte) error) {
+	t.Helper()
+	db, err := bbolt.Open(filepath.Join(l.Etcd(), "member", "snap", "db"), 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		members := tx.Bucket([]byte("members"))
+		own, _ := members.Cursor().First()
+		return change(members, append([]byte(nil), own...))
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestCompareMembership spoils the members in the database as etcd's bugs did.
 func TestCompareMembership(t *testing.T) {
 	const learner = `{"id":81985529216486895,"peerURLs":["http://10.0.0.9:2380"],"isLearner":true}`
@@ -90,22 +123,8 @@ func TestCompareMembership(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			l := of35(t)
-			db, err := bbolt.Open(filepath.Join(l.Etcd(), "member", "snap", "db"), 0o600, nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			err = db.Update(func(tx *bbolt.Tx) error {
-				members := tx.Bucket([]byte("members"))
-				own, _ := members.Cursor().First()
-				return tt.change(members, append([]byte(nil), own...))
-			})
-			if err := db.Close(); err != nil {
-				t.Fatal(err)
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			err = CompareMembership(l, nil)
+			spoil(t, l, tt.change)
+			err := CompareMembership(l, nil)
 			if tt.want == "" {
 				if err != nil {
 					t.Errorf("got %v", err)

@@ -26,8 +26,6 @@ import (
 func Parse(args []program.Arg, logger func(*embed.Config) error) (*embed.Config, error) {
 	cfg := embed.NewConfig()
 	cfg.ZapLoggerBuilder = logger
-	// etcd 3.6 sets this default in etcdmain only, and without it logs every request (embed/config.go:NewConfig).
-	cfg.WarningUnaryRequestDuration = embed.DefaultWarningUnaryRequestDuration
 	fs := flag.NewFlagSet(program.Etcd, flag.ContinueOnError)
 	fs.SetOutput(io.Discard)
 	cfg.AddFlags(fs)
@@ -53,13 +51,10 @@ func Parse(args []program.Arg, logger func(*embed.Config) error) (*embed.Config,
 	cfg.CipherSuites = flags.StringsFromFlag(fs, "cipher-suites")
 	cfg.MaxConcurrentStreams = flags.Uint32FromFlag(fs, "max-concurrent-streams")
 	cfg.ClusterState = state.String()
-	if !flags.IsSet(fs, "initial-cluster") && (cfg.Durl != "" || cfg.DNSCluster != "" || cfg.DNSClusterServiceName != "" || len(cfg.DiscoveryCfg.Endpoints) > 0) {
+	if !flags.IsSet(fs, "initial-cluster") && (cfg.DNSCluster != "" || cfg.DNSClusterServiceName != "" || len(cfg.DiscoveryCfg.Endpoints) > 0) {
 		cfg.InitialCluster = "" // its default excludes discovery
 	}
 	fs.Visit(func(f *flag.Flag) { cfg.FlagsExplicitlySet[f.Name] = true })
-	if err := etcdFeatureGates(cfg, fs); err != nil {
-		return nil, err
-	}
 	if err := checkSockets(cfg); err != nil {
 		return nil, err
 	}
@@ -86,21 +81,6 @@ func checkSockets(cfg *embed.Config) error {
 				return advice.With(fmt.Errorf("%s: %w", program.Etcd, err), "etcd would remove it: choose another path for the socket, or move it away")
 			}
 		}
-	}
-	return nil
-}
-
-func etcdFeatureGates(cfg *embed.Config, fs *flag.FlagSet) error {
-	get := func(name string) *bool {
-		v, err := flags.GetBoolFlagVal(fs, name)
-		if err != nil {
-			return nil
-		}
-		return v
-	}
-	gates := fs.Lookup(embed.ServerFeatureGateFlagName).Value.String()
-	if err := embed.SetFeatureGatesFromExperimentalFlags(cfg.ServerFeatureGate, get, gates); err != nil {
-		return fmt.Errorf("%s: %w", program.Etcd, err)
 	}
 	return nil
 }

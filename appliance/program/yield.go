@@ -68,7 +68,7 @@ type rule struct {
 // rules are taken from upstream's validation: see TestFlagsThatExcludeEachOther.
 var rules = map[string][]rule{
 	Etcd: { // embed/config.go:Validate, ErrConflictBootstrapFlags
-		{[]string{"discovery", "discovery-endpoints", "discovery-srv"}, []string{"initial-cluster"}},
+		{[]string{"discovery-endpoints", "discovery-srv"}, []string{"initial-cluster"}},
 	},
 	APIServer: {
 		// kubeapiserver/options/authorization.go:Validate
@@ -77,10 +77,6 @@ var rules = map[string][]rule{
 		{[]string{"service-account-signing-endpoint"}, []string{"service-account-signing-key-file", "service-account-key-file"}},
 	},
 }
-
-// experimental is how etcd 3.6 calls a flag besides its name of today; both together are
-// refused (embed/config.go:experimentalFlagMigrationMap).
-const experimental = "experimental-"
 
 // yielding returns the user's flags to which kthwd's flag key gives way.
 func yielding(program, key string, users []Arg) (to []string) {
@@ -92,9 +88,6 @@ func yielding(program, key string, users []Arg) (to []string) {
 			if slices.Contains(r.ours, key) && slices.Contains(r.users, u.Key) {
 				to = append(to, u.Key)
 			}
-		}
-		if program == Etcd && u.Key == experimental+key {
-			to = append(to, u.Key)
 		}
 	}
 	return to

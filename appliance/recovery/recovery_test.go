@@ -23,6 +23,7 @@ import (
 	"go.etcd.io/etcd/server/v3/storage/wal/walpb"
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
+	"google.golang.org/protobuf/proto"
 
 	"kthwd/appliance/config"
 	"kthwd/appliance/datadir"
@@ -287,19 +288,19 @@ func TestRecoverRefuses(t *testing.T) {
 }
 
 func TestCommitAll(t *testing.T) {
-	entry := func(index uint64, kind raftpb.EntryType) raftpb.Entry {
-		return raftpb.Entry{Term: 2, Index: index, Type: kind}
+	entry := func(index uint64, kind raftpb.EntryType) *raftpb.Entry {
+		return &raftpb.Entry{Term: proto.Uint64(2), Index: &index, Type: &kind}
 	}
 	normal, change := raftpb.EntryNormal, raftpb.EntryConfChange
 	for _, tt := range []struct {
 		name         string
-		entries      []raftpb.Entry
+		entries      []*raftpb.Entry
 		commit, want uint64
 	}{
-		{"all known to be committed", []raftpb.Entry{entry(1, change), entry(2, normal)}, 2, 2},
-		{"two are not", []raftpb.Entry{entry(1, change), entry(2, normal), entry(3, normal)}, 1, 3},
-		{"up to a change of the membership", []raftpb.Entry{entry(1, change), entry(2, normal), entry(3, change), entry(4, normal)}, 1, 2},
-		{"torn at the end", []raftpb.Entry{entry(1, change), entry(2, normal), entry(3, normal)}, 1, 2},
+		{"all known to be committed", []*raftpb.Entry{entry(1, change), entry(2, normal)}, 2, 2},
+		{"two are not", []*raftpb.Entry{entry(1, change), entry(2, normal), entry(3, normal)}, 1, 3},
+		{"up to a change of the membership", []*raftpb.Entry{entry(1, change), entry(2, normal), entry(3, change), entry(4, normal)}, 1, 2},
+		{"torn at the end", []*raftpb.Entry{entry(1, change), entry(2, normal), entry(3, normal)}, 1, 2},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -307,7 +308,7 @@ func TestCommitAll(t *testing.T) {
 			if err := os.Mkdir(filepath.Join(dir, "snap"), 0o700); err != nil {
 				t.Fatal(err)
 			}
-			metadata, err := (&etcdserverpb.Metadata{ClusterID: 1, NodeID: 2}).Marshal()
+			metadata, err := proto.Marshal(&etcdserverpb.Metadata{ClusterID: proto.Uint64(1), NodeID: proto.Uint64(2)})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -316,10 +317,10 @@ func TestCommitAll(t *testing.T) {
 				t.Fatal(err)
 			}
 			last := len(tt.entries) - 1
-			if err := w.Save(raftpb.HardState{Term: 2, Commit: tt.commit}, tt.entries[:last]); err != nil {
+			if err := w.Save(&raftpb.HardState{Term: proto.Uint64(2), Commit: &tt.commit}, tt.entries[:last]); err != nil {
 				t.Fatal(err)
 			}
-			if err := w.Save(raftpb.HardState{}, tt.entries[last:]); err != nil {
+			if err := w.Save(nil, tt.entries[last:]); err != nil {
 				t.Fatal(err)
 			}
 			w.Close()
@@ -330,12 +331,12 @@ func TestCommitAll(t *testing.T) {
 			if err != nil || kept != int(tt.want-tt.commit) {
 				t.Errorf("got %d entries kept, %v, want %d", kept, err, tt.want-tt.commit)
 			}
-			r, err := wal.Open(zap.NewNop(), walDir, walpb.Snapshot{})
+			r, err := wal.Open(zap.NewNop(), walDir, &walpb.Snapshot{})
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer r.Close()
-			if _, state, _, err := r.ReadAll(); err != nil || state.Commit != tt.want || state.Term != 2 {
+			if _, state, _, err := r.ReadAll(); err != nil || state.GetCommit() != tt.want || state.GetTerm() != 2 {
 				t.Errorf("got %+v %v, want commit %d", state, err, tt.want)
 			}
 		})
@@ -352,16 +353,16 @@ func tear(t *testing.T, path string) {
 	defer f.Close()
 	d := wal.NewDecoder(fileutil.NewFileReader(f))
 	var before int64
-	for rec := (walpb.Record{}); ; {
+	for rec := (&walpb.Record{}); ; {
 		at := d.LastOffset()
-		if err := d.Decode(&rec); err != nil {
+		if err := d.Decode(rec); err != nil {
 			if !errors.Is(err, io.EOF) {
 				t.Fatal(err)
 			}
 			break
 		}
-		if rec.Type == wal.CrcType {
-			d.UpdateCRC(rec.Crc)
+		if rec.GetType() == wal.CrcType {
+			d.UpdateCRC(rec.GetCrc())
 		}
 		before = at
 	}

@@ -33,12 +33,12 @@ func TestOldWords(t *testing.T) {
 // fails the test, so that none is forgotten.
 var conditions = map[string]string{
 	"isOn": "when it is on", "isOff": "when it is off", "isZero": "when it is 0", "notLeases": "with a lock other than leases",
-	"lacksValues": "entries without a value", "namesGonePlugins": "with plugins that are gone",
+	"lacksValues": "entries without a value", "namesGonePlugins": "with plugins that are gone", "namesGoneGates": "with gates that are gone",
 }
 
 // values describes the functions of oldWord.value.
 var values = map[string]string{
-	"explicitTrue": ", `=true` added", "leases": "=leases", "withoutGonePlugins": ", without plugins that are gone",
+	"explicitTrue": ", `=true` added", "leases": "=leases", "withoutGonePlugins": ", without plugins that are gone", "withoutGoneGates": ", without gates that are gone",
 }
 
 // oldWordsTable makes the table from the Go source.
@@ -67,6 +67,13 @@ func oldWordsTable(t *testing.T) string {
 	}
 	sort.Strings(gone)
 	b.WriteString(strings.Join(gone, ""))
+	b.WriteString("\nFeature gates that are gone, and are left out if they are set to true; set to false they are refused: ")
+	gone = nil
+	for _, element := range src.vars["goneGates"].(*ast.CompositeLit).Elts {
+		gone = append(gone, "`"+src.text(t, element.(*ast.KeyValueExpr).Key)+"`")
+	}
+	sort.Strings(gone)
+	b.WriteString(strings.Join(gone, ", ") + ".\n")
 	return b.String()
 }
 
@@ -162,6 +169,9 @@ func (s source) row(t *testing.T, program string, e ast.Expr) string {
 		today = "`--" + s.text(t, becomes) + "`"
 		if value := fields["value"]; value != nil {
 			today += known(t, values, value)
+		}
+		if gate := fields["gate"]; gate != nil {
+			today = "`--" + s.text(t, becomes) + "=" + s.text(t, gate) + "=…`"
 		}
 	}
 	return fmt.Sprintf("| %s | %s | %s | %s |\n", program, old, today, s.text(t, fields["why"]))
