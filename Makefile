@@ -156,7 +156,7 @@ lint-extra: ## golangci-lint with .golangci.yml, where it is installed
 golden: ## rewrite golden files and docs/configuration.md from the code
 	go test $$(grep -rlE --include='*_test.go' 'harness\.(Golden|Updating)\(' $(DIRS) | xargs -n1 dirname | sort -u | sed 's,^,./,') -update
 
-bump: ## other versions of Kubernetes and etcd in go.mod, then what to check: make bump K8S=v1.36.4 ETCD=v3.6.17 (DRY=1 only prints)
+bump: ## other versions of Kubernetes and etcd in go.mod, then what to check: make bump K8S=v1.37.3 ETCD=v3.7.4 (DRY=1 only prints)
 	@DRY='$(DRY)' packaging/bump.sh '$(K8S)' '$(ETCD)'
 
 hooks: ## let git check each commit of this clone: format, light tests, subject

@@ -2,7 +2,7 @@
 # Moves go.mod to other versions of Kubernetes and etcd, checks the pages' references
 # to upstream's files, and prints what a person must check:
 #
-#	packaging/bump.sh v1.36.4 v3.6.17
+#	packaging/bump.sh v1.37.3 v3.7.4
 #
 # With DRY=1 it prints the commands and changes nothing.
 set -euo pipefail
@@ -10,14 +10,14 @@ cd "$(dirname "$0")/.."
 
 usage() {
 	echo "bump: error: $1" >&2
-	echo "bump: hint: make bump K8S=v1.36.4 ETCD=v3.6.17" >&2
+	echo "bump: hint: make bump K8S=v1.37.3 ETCD=v3.7.4" >&2
 	exit 2
 }
 
 kubernetes=${1:-} etcd=${2:-}
-[[ $kubernetes =~ ^v1\.[0-9]+\.[0-9]+(-(alpha|beta|rc)\.[0-9]+)?$ ]] || usage "K8S is '$kubernetes', not a version such as v1.36.4"
-[[ $etcd =~ ^v3\.[0-9]+\.[0-9]+(-(alpha|beta|rc)\.[0-9]+)?$ ]] || usage "ETCD is '$etcd', not a version such as v3.6.17"
-staging=v0.${kubernetes#v1.} # Kubernetes v1.36.4 releases its libraries as v0.36.4
+[[ $kubernetes =~ ^v1\.[0-9]+\.[0-9]+(-(alpha|beta|rc)\.[0-9]+)?$ ]] || usage "K8S is '$kubernetes', not a version such as v1.37.3"
+[[ $etcd =~ ^v3\.[0-9]+\.[0-9]+(-(alpha|beta|rc)\.[0-9]+)?$ ]] || usage "ETCD is '$etcd', not a version such as v3.7.4"
+staging=v0.${kubernetes#v1.} # Kubernetes v1.37.3 releases its libraries as v0.37.3
 
 required() { awk '/^require \(/ { inside = 1 } /^\)/ { inside = 0 } inside && NF >= 2 { print $1, $2 }' go.mod; }
 old_kubernetes=$(required | awk '$1 == "k8s.io/kubernetes" { print $2 }')

@@ -224,7 +224,7 @@ var refusals = []struct{ theirs, ours, hint string }{
 		"kthwd member list on another controller shows them; kthwd member add there and kthwd join here make it right"},
 	{"cannot fetch cluster info from peer urls", "no member of the cluster answers",
 		"check that the other controllers run and that their peer ports (2380) can be reached from here"},
-	{`" is not supported`, "a newer etcd has written these data, and they are good",
+	{"is not supported", "a newer etcd has written these data, and they are good",
 		"run the kthwd that wrote them, or a newer one; to come back to this one, run kthwd upgrade back there first"},
 	{"incompatible with current running cluster", "the etcd in this kthwd does not fit the other members'",
 		"kthwd version on every controller shows which ones run"},

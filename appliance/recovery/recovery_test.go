@@ -296,11 +296,13 @@ func TestCommitAll(t *testing.T) {
 		name         string
 		entries      []*raftpb.Entry
 		commit, want uint64
+		snapshot     uint64 // recorded in the log, of which there is no file
 	}{
-		{"all known to be committed", []*raftpb.Entry{entry(1, change), entry(2, normal)}, 2, 2},
-		{"two are not", []*raftpb.Entry{entry(1, change), entry(2, normal), entry(3, normal)}, 1, 3},
-		{"up to a change of the membership", []*raftpb.Entry{entry(1, change), entry(2, normal), entry(3, change), entry(4, normal)}, 1, 2},
-		{"torn at the end", []*raftpb.Entry{entry(1, change), entry(2, normal), entry(3, normal)}, 1, 2},
+		{"all known to be committed", []*raftpb.Entry{entry(1, change), entry(2, normal)}, 2, 2, 0},
+		{"two are not", []*raftpb.Entry{entry(1, change), entry(2, normal), entry(3, normal)}, 1, 3, 0},
+		{"up to a change of the membership", []*raftpb.Entry{entry(1, change), entry(2, normal), entry(3, change), entry(4, normal)}, 1, 2, 0},
+		{"torn at the end", []*raftpb.Entry{entry(1, change), entry(2, normal), entry(3, normal)}, 1, 2, 0},
+		{"after a snapshot", []*raftpb.Entry{entry(11, normal), entry(12, normal), entry(13, normal)}, 11, 13, 10},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -315,6 +317,13 @@ func TestCommitAll(t *testing.T) {
 			w, err := wal.Create(zap.NewNop(), walDir, metadata)
 			if err != nil {
 				t.Fatal(err)
+			}
+			begin := &walpb.Snapshot{}
+			if tt.snapshot != 0 {
+				begin = &walpb.Snapshot{Index: &tt.snapshot, Term: proto.Uint64(2), ConfState: &raftpb.ConfState{Voters: []uint64{2}}}
+				if err := w.SaveSnapshot(begin); err != nil {
+					t.Fatal(err)
+				}
 			}
 			last := len(tt.entries) - 1
 			if err := w.Save(&raftpb.HardState{Term: proto.Uint64(2), Commit: &tt.commit}, tt.entries[:last]); err != nil {
@@ -331,7 +340,7 @@ func TestCommitAll(t *testing.T) {
 			if err != nil || kept != int(tt.want-tt.commit) {
 				t.Errorf("got %d entries kept, %v, want %d", kept, err, tt.want-tt.commit)
 			}
-			r, err := wal.Open(zap.NewNop(), walDir, &walpb.Snapshot{})
+			r, err := wal.Open(zap.NewNop(), walDir, begin)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -57,10 +57,10 @@ func TestBump(t *testing.T) {
 func TestBumpRefuses(t *testing.T) {
 	for _, tt := range []struct{ name, kubernetes, etcd, want string }{
 		{"nothing", "", "", "K8S is ''"},
-		{"no v", "1.36.4", "v3.6.17", "K8S is '1.36.4'"},
-		{"of the libraries", "v0.36.4", "v3.6.17", "K8S is 'v0.36.4'"},
-		{"no patch", "v1.36.4", "v3.6", "ETCD is 'v3.6'"},
-		{"a branch", "v1.36.4", "main", "ETCD is 'main'"},
+		{"no v", "1.37.3", "v3.7.4", "K8S is '1.37.3'"},
+		{"of the libraries", "v0.37.3", "v3.7.4", "K8S is 'v0.37.3'"},
+		{"no patch", "v1.37.3", "v3.7", "ETCD is 'v3.7'"},
+		{"a branch", "v1.37.3", "main", "ETCD is 'main'"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			out, err := bump(tt.kubernetes, tt.etcd).CombinedOutput()

@@ -329,7 +329,7 @@ func (g *growing) otherFiles(t *testing.T, refused func(string, string, int, []s
 // otherVersion: a joiner with another minor version of Kubernetes or etcd.
 func (g *growing) otherVersion(t *testing.T, token member.Token) {
 	t.Helper()
-	for _, v := range []member.Versions{{Kubernetes: "v1.35.9", Etcd: "3.6.0"}, {Kubernetes: "v1.36.0", Etcd: "3.5.0"}} {
+	for _, v := range []member.Versions{{Kubernetes: "v1.36.9", Etcd: "3.7.0"}, {Kubernetes: "v1.37.0", Etcd: "3.6.0"}} {
 		_, err := member.Client{Token: token, Joiner: "x", Versions: v}.Files(t.Context(), true, true)
 		if err == nil || !strings.Contains(err.Error(), "the minor versions must be the same") {
 			t.Errorf("a joiner with %+v: got %v, want a refusal", v, err)
