@@ -226,7 +226,7 @@ func TestProblems(t *testing.T) {
 		{name: "advertise all", args: []string{"--role=controller", "--advertise-address=0.0.0.0"}, want: "--advertise-address 0.0.0.0 is not an address that other machines can reach"},
 		{name: "advertise a name", args: []string{"--role=controller", "--advertise-address=example.com"}, want: `--advertise-address "example.com" is not an IP address`},
 		{name: "advertise with zone", args: []string{"--role=controller", "--advertise-address=fe80::1%eth0"}, want: "--advertise-address fe80::1%eth0 has a zone, which other machines cannot use"},
-		{name: "advertise link-local", args: []string{"--role=controller", "--advertise-address=169.254.1.1"}, want: "--advertise-address 169.254.1.1 is a link-local address"},
+		{name: "advertise link-local", args: []string{"--role=controller", "--advertise-address=169.254.1.1"}, want: "--advertise-address 169.254.1.1 is a link-local address, and the service kubernetes cannot have one"},
 		{name: "advertise link-local without endpoints", args: []string{"--role=controller", "--advertise-address=169.254.1.1", "--kube-apiserver-arg=endpoint-reconciler-type=none"}},
 		{name: "advertise loopback", args: []string{"--role=controller", "--advertise-address=127.0.0.1"}},
 		{name: "name", args: []string{"--role=controller", "--name=a b"}, want: `--name "a b" is not a name: want letters, digits, dots and dashes`},
