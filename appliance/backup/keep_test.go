@@ -18,7 +18,7 @@ func opener(ctx context.Context, dir string) *exec.Cmd {
 	return exec.CommandContext(ctx, "/proc/self/exe", "open", dir)
 }
 
-// stoppedController is a data directory with files, and the data of an etcd 3.5 that was killed.
+// stoppedController is a data directory with files, and the data of an etcd 3.6 that was killed.
 func stoppedController(t *testing.T) KeepOptions {
 	t.Helper()
 	return stoppedControllerIn(t, t.TempDir())
@@ -27,7 +27,7 @@ func stoppedController(t *testing.T) KeepOptions {
 func stoppedControllerIn(t *testing.T, dir string) KeepOptions {
 	t.Helper()
 	l := pki.Layout{Dir: dir}
-	harness.Untar(t, filepath.Join("..", "etcdfiles", "testdata", "etcd-3.5.tar.gz"), l.Etcd())
+	harness.Untar(t, filepath.Join("..", "etcdfiles", "testdata", "etcd-3.6.tar.gz"), l.Etcd())
 	must(t, os.WriteFile(l.CAKey(), []byte("key"), 0o600))
 	u, err := etcdfiles.FindUpgrade(l, etcdfiles.Versions("v0.1.0"))
 	must(t, err)
@@ -73,7 +73,7 @@ func TestKeep(t *testing.T) {
 		t.Errorf("the directory: %v, %v; want 0700", info, err)
 	}
 	text, err := os.ReadFile(filepath.Join(k.Dir, readMe))
-	for _, want := range []string{"etcd 3.5 to 3.6", "cp -a " + k.Dir + "/etcd/member", "revision 48", "holds private keys"} {
+	for _, want := range []string{"etcd 3.6 to 3.7", "cp -a " + k.Dir + "/etcd/member", "revision 48", "holds private keys"} {
 		if !strings.Contains(string(text), want) {
 			t.Errorf("README lacks %q: %s, %v", want, text, err)
 		}
@@ -88,11 +88,11 @@ func TestKeep(t *testing.T) {
 		}
 	})
 	t.Run("the newest two stay", func(t *testing.T) {
-		for _, old := range []string{"kubernetes-1.34-to-1.35-20200101T000000Z", "etcd-3.4-to-3.5-20210101T000000Z"} {
+		for _, old := range []string{"kubernetes-1.35-to-1.36-20200101T000000Z", "etcd-3.5-to-3.6-20210101T000000Z"} {
 			must(t, os.Mkdir(filepath.Join(o.Layout.Kept(), keptPrefix+old), 0o700))
 		}
 		must(t, ForgetUpgrade(o.Layout))
-		must(t, os.Rename(k.Dir, filepath.Join(o.Layout.Kept(), keptPrefix+"etcd-3.5-to-3.6-20220101T000000Z")))
+		must(t, os.Rename(k.Dir, filepath.Join(o.Layout.Kept(), keptPrefix+"etcd-3.6-to-3.7-20220101T000000Z")))
 		newest, err := Keep(t.Context(), o)
 		must(t, err)
 		all, err := filepath.Glob(filepath.Join(o.Layout.Kept(), keptPrefix+"*"))

@@ -13,6 +13,14 @@ import (
 	"kthwd/test/harness"
 )
 
+// of36 returns a data directory with the data of a member of etcd 3.6.16, which ended by SIGKILL.
+func of36(t *testing.T) pki.Layout {
+	t.Helper()
+	l := pki.Layout{Dir: t.TempDir()}
+	harness.Untar(t, filepath.Join("testdata", "etcd-3.6.tar.gz"), l.Etcd())
+	return l
+}
+
 // of35 returns a data directory with the data of a member of etcd 3.5.21, which ended by SIGKILL
 // after it had added a learner and removed it.
 func of35(t *testing.T) pki.Layout {
@@ -66,6 +74,23 @@ func TestFindUpgrade(t *testing.T) {
 	if u, err := FindUpgrade(pki.Layout{Dir: t.TempDir()}, now); u != nil || err != nil {
 		t.Errorf("an empty directory: got %v, %v", u, err)
 	}
+}
+
+// Without a record, the data say which etcd wrote them, also when kthwd has run there.
+func TestFindUpgradeOf36(t *testing.T) {
+	l := of36(t)
+	for _, id := range []string{"", "1\n"} {
+		if id != "" {
+			if err := os.WriteFile(l.InstanceID(), []byte(id), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		u, err := FindUpgrade(l, Record{Kubernetes: "v1.37.2", Etcd: "3.7.3"})
+		if err != nil || u == nil || u.String() != "etcd 3.6 to 3.7" || u.Adoption != (id == "") {
+			t.Errorf("with instance ID %q: got %+v, %v; want etcd 3.6 to 3.7", id, u, err)
+		}
+	}
+	harness.CheckRefusal(t, Guard(l, nil, Versions("v0.1.0")), "", "")
 }
 
 // A directory of etcd 3.5 has no record, and its own etcd is two minors older.
