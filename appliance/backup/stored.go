@@ -11,6 +11,7 @@ import (
 
 	"go.etcd.io/bbolt"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"google.golang.org/protobuf/proto"
 
 	"kthwd/appliance/advice"
 )
@@ -60,7 +61,7 @@ func (s *Stored) read(ctx context.Context, tx *bbolt.Tx, prefix string, k keys) 
 	c := bucket.Cursor()
 	for rev, data := c.Last(); rev != nil && len(seen) < sample && ctx.Err() == nil; rev, data = c.Prev() {
 		var kv mvccpb.KeyValue
-		if !bytes.Contains(data, []byte(prefix)) || kv.Unmarshal(data) != nil || !bytes.HasPrefix(kv.Key, []byte(prefix)) || seen[string(kv.Key)] {
+		if !bytes.Contains(data, []byte(prefix)) || proto.Unmarshal(data, &kv) != nil || !bytes.HasPrefix(kv.Key, []byte(prefix)) || seen[string(kv.Key)] {
 			continue
 		}
 		key := string(kv.Key)
