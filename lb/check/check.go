@@ -20,10 +20,11 @@
 // down for longer each time; a failure observed while this process was short of CPU or of
 // descriptors proves nothing about the backend and is dropped.
 //
-// A check is cheap as long as all is well: several in a row use one connection, and a new
-// one resumes the TLS session. A check uses a new connection when the last one failed or a
-// client's connect has, when the backend has ended the old one, and every 10 to 20 s, since
-// only that shows that the backend accepts connections. Every 30 to 60 s it does a whole
+// A check is cheap as long as all is well: those of several backends begin at the same
+// moments, ten in a second; several in a row use one connection, and a new one resumes the
+// TLS session. A check uses a new connection when the last one failed or a client's
+// connect has, when the backend has ended the old one, and every 10 to 20 s, since only
+// that shows that the backend accepts connections. Every 30 to 60 s it does a whole
 // handshake, since only that shows the certificate. The end of an idle connection is a
 // sign that the backend has died, and brings a check at once.
 //
@@ -162,10 +163,12 @@ type Checker struct {
 	observer Observer
 	log      *slog.Logger
 
-	probe  func(context.Context) Result
-	limit  func() time.Duration // of one check; called between checks
+	kept   *prober                      // whose last connection may carry a check
+	probe  func(context.Context) Result // a check on a new connection
+	limit  func() time.Duration         // of one check; called between checks
 	jitter func(time.Duration) time.Duration
 	spread func(time.Duration) time.Duration // of the second check
+	moment time.Time                         // one of those at which checks of several backends begin
 	quiet  time.Duration                     // after a check that the end of an idle connection brought
 	renew  func()                            // makes the next check use a new connection; called between checks
 
@@ -177,6 +180,7 @@ type Checker struct {
 
 	// Used by Run's goroutine only.
 	plan      plan
+	alarm     *time.Timer
 	reported  news
 	spreadOut bool      // the second check is planned
 	lostUntil time.Time // until then, the end of a connection brings no check
@@ -197,6 +201,7 @@ func New(cfg Config, addr func() (netip.AddrPort, error), o Observer) *Checker {
 		cfg: cfg, addr: addr, observer: o, log: cfg.Log,
 		jitter:   jitter,
 		spread:   func(d time.Duration) time.Duration { return time.Duration(rand.Float64() * float64(d)) },
+		moment:   anyMoment,
 		quiet:    cfg.line(),
 		kick:     make(chan struct{}, 1),
 		lost:     make(chan struct{}, 1),
@@ -206,7 +211,7 @@ func New(cfg Config, addr func() (netip.AddrPort, error), o Observer) *Checker {
 		c.log = slog.New(slog.DiscardHandler)
 	}
 	p := &prober{cfg: cfg, addr: addr, lost: func() { signal(c.lost) }}
-	c.probe, c.limit, c.renew = p.probe, p.limit, p.drop
+	c.kept, c.probe, c.limit, c.renew = p, p.probe, p.limit, p.drop
 	c.m = newMachine(cfg, time.Now())
 	return c
 }
