@@ -165,6 +165,7 @@ type Checker struct {
 
 	kept   *prober                      // whose last connection may carry a check
 	probe  func(context.Context) Result // a check on a new connection
+	usual  func() time.Duration         // a round trip; called between checks
 	limit  func() time.Duration         // of one check; called between checks
 	jitter func(time.Duration) time.Duration
 	spread func(time.Duration) time.Duration // of the second check
@@ -176,7 +177,8 @@ type Checker struct {
 	kick     chan struct{} // signals a call of ConnectFailed or ConnectOK; holds one
 	mu       sync.Mutex
 	m        machine
-	doubtful atomic.Bool // mode None: a connect has failed since the last ConnectOK
+	waiting  atomic.Int64 // when the backend's kernel began to owe a sign of life, less usual round trips; nanoseconds since anyMoment, 0 when it owes none
+	doubtful atomic.Bool  // mode None: a connect has failed since the last ConnectOK
 
 	// Used by Run's goroutine only.
 	plan      plan
@@ -210,8 +212,9 @@ func New(cfg Config, addr func() (netip.AddrPort, error), o Observer) *Checker {
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
-	p := &prober{cfg: cfg, addr: addr, lost: func() { signal(c.lost) }}
+	p := &prober{cfg: cfg, addr: addr, lost: func() { signal(c.lost) }, heard: c.heard}
 	c.kept, c.probe, c.limit, c.renew = p, p.probe, p.limit, p.drop
+	c.usual = func() time.Duration { return p.rtt }
 	c.m = newMachine(cfg, time.Now())
 	return c
 }
@@ -252,6 +255,30 @@ func (c *Checker) ConnectOK() {
 	c.mu.Unlock()
 	c.wake()
 }
+
+// Unheard returns how long checks have waited for any sign of life of the backend's kernel:
+// an acknowledgement of a request, or an answer to a SYN, be it a refusal. The usual time
+// of the round trips is left out. It is 0 when the last check had such a sign, whatever
+// the verdict. It takes part in no verdict.
+func (c *Checker) Unheard(now time.Time) time.Duration {
+	since := c.waiting.Load()
+	if since == 0 {
+		return 0
+	}
+	return max(0, now.Sub(anyMoment)-time.Duration(since))
+}
+
+// await notes that a check has asked the backend at a time.
+func (c *Checker) await(at time.Time) {
+	c.waiting.CompareAndSwap(0, max(1, int64(at.Add(roundTrips*c.usual()).Sub(anyMoment))))
+}
+
+// heard notes a sign of life.
+func (c *Checker) heard() { c.waiting.Store(0) }
+
+// Hurry makes a check start at once, but no sooner than 200 ms after the last that did. It
+// never blocks, and may be called from any goroutine.
+func (c *Checker) Hurry() { c.wake() }
 
 func (c *Checker) wake() { signal(c.kick) }
 

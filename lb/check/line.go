@@ -2,13 +2,17 @@ package check
 
 import (
 	"bufio"
+	"crypto/tls"
 	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
 	"sync/atomic"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // LineLife is how long a connection carries check after check. A new one costs several
@@ -119,6 +123,30 @@ func (l *line) ask() (answer, error) {
 	case <-l.done:
 		return answer{}, io.EOF
 	}
+}
+
+// acknowledged reports whether the backend's kernel has acknowledged all that was sent.
+func (l *line) acknowledged() bool {
+	t, isTLS := l.conn.(*tls.Conn)
+	if !isTLS {
+		return true
+	}
+	c, isSocket := t.NetConn().(syscall.Conn)
+	if !isSocket {
+		return true
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return false
+	}
+	all := false
+	if err := raw.Control(func(fd uintptr) {
+		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		all = err == nil && info.Unacked == 0 && info.Notsent_bytes == 0
+	}); err != nil {
+		return false
+	}
+	return all
 }
 
 // close ends the line and waits for its goroutine.

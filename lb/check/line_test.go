@@ -348,6 +348,7 @@ func TestHangIsSeenOnKeptConnection(t *testing.T) {
 	wg.Go(func() { c.Run(ctx) })
 	awaitState(t, changes, Ready)
 	<-hangs
+	await(t, "the request is acknowledged, which is a sign of life", func() bool { return c.Unheard(time.Now()) == 0 })
 	wg.Go(func() {
 		for range 1000 {
 			c.ConnectFailed("no answer yet")

@@ -21,10 +21,12 @@ const sessionLife = time.Minute
 
 // A prober runs checks, one at a time. drop ends it.
 type prober struct {
-	cfg  Config
-	addr func() (netip.AddrPort, error)
-	lost func() // called when the backend has ended an idle connection; may be nil
+	cfg   Config
+	addr  func() (netip.AddrPort, error)
+	lost  func() // called when the backend has ended an idle connection; may be nil
+	heard func() // called when the backend has answered a SYN; may be nil
 
+	eager    bool          // the backend has given no sign of life for a while
 	rtt      time.Duration // of a TCP handshake, averaged
 	tls      *tls.Config   // of the last handshake
 	tlsUntil time.Time     // when its session is forgotten
@@ -151,6 +153,9 @@ func (p *prober) connect(ctx context.Context, r *Result) (net.Conn, netip.AddrPo
 	conn, err := p.dial(ctx, to)
 	r.Connect = time.Since(start)
 	if err == nil {
+		if p.heard != nil {
+			p.heard()
+		}
 		return conn, to
 	}
 	r.ConnectPhase = true
@@ -165,10 +170,23 @@ func (p *prober) connect(ctx context.Context, r *Result) (net.Conn, netip.AddrPo
 // opens another connection beside one that is not answered, and then a third: a network
 // that loses one packet in ten loses three SYNs or their answers in a row once in 150
 // checks. secondTry is when, beyond the usual time of a handshake.
+//
+// A backend whose kernel has been silent for that long already is tried more often, so that
+// its silence proves more: a network that loses one packet in ten does not lose six.
 const (
 	secondTry = 200 * time.Millisecond
 	mostTries = 3
+	nextTry   = secondTry / 2
+	manyTries = 2 * mostTries
 )
+
+// pace is the time between two attempts to connect, and how many there are.
+func (p *prober) pace() (between time.Duration, most int) {
+	if p.eager {
+		return max(nextTry, 2*p.rtt+nextTry/2), manyTries
+	}
+	return max(secondTry, 2*p.rtt+secondTry/2), mostTries
+}
 
 // source returns the address that a connection to a backend comes from; nil leaves it to
 // the kernel.
@@ -191,14 +209,15 @@ func (p *prober) dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) 
 		took time.Duration
 		err  error
 	}
-	tries := make(chan try, mostTries)
+	between, most := p.pace()
+	tries := make(chan try, most)
 	d := net.Dialer{KeepAlive: -1, LocalAddr: p.source(to)} // too short-lived for keep-alive
 	begin := func() {
 		start := time.Now()
 		conn, err := d.DialContext(ctx, "tcp", to.String())
 		tries <- try{conn, time.Since(start), err}
 	}
-	again := time.NewTicker(max(secondTry, 2*p.rtt+secondTry/2))
+	again := time.NewTicker(between)
 	defer again.Stop()
 	go begin()
 	for begun, left := 1, 1; ; {
@@ -217,7 +236,7 @@ func (p *prober) dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) 
 				return t.conn, t.err
 			}
 		case <-again.C:
-			if begun < mostTries {
+			if begun < most {
 				begun++
 				left++
 				go begin()

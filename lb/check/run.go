@@ -121,6 +121,7 @@ type trial struct {
 	due       time.Time
 	start     time.Time
 	end       time.Time
+	nap       time.Duration // between alarms
 	wakeUp    time.Time     // when its alarm is due
 	oversleep time.Duration // total delay of this process's timers meanwhile
 }
@@ -130,8 +131,10 @@ type trial struct {
 func (c *Checker) check(ctx context.Context) (trial, bool) {
 	t := trial{limit: c.limit(), due: c.plan.due, start: time.Now(), covers: c.begin()}
 	c.plan.started(t.start)
-	t.wakeUp = t.start.Add(t.limit / naps)
-	alarm := c.after(t.limit / naps)
+	t.nap = min(t.limit/naps, longestNap)
+	t.wakeUp = t.start.Add(t.nap)
+	alarm := c.after(t.nap)
+	c.await(t.start)
 	l := c.kept.ask(t.start.Add(t.limit))
 	if l == nil || !c.awaitAnswer(ctx, l, alarm, &t) {
 		c.checkAnew(ctx, alarm, &t)
@@ -140,26 +143,32 @@ func (c *Checker) check(ctx context.Context) (trial, bool) {
 	return t, ctx.Err() == nil
 }
 
-// naps is how often, in the time of a check, it is seen whether this process runs.
-const naps = 8
+// In the time of a check, it is seen at least naps times whether this process runs, and
+// no less often than after longestNap.
+const (
+	naps       = 8
+	longestNap = 125 * time.Millisecond
+)
 
 // slept counts how late an alarm was, sets the next, and returns how late it was.
 func (c *Checker) slept(t *trial) (late time.Duration) {
 	now := time.Now()
 	late = now.Sub(t.wakeUp)
 	t.oversleep += late
-	t.wakeUp = now.Add(t.limit / naps)
-	c.after(t.limit / naps)
+	t.wakeUp = now.Add(t.nap)
+	c.after(t.nap)
 	return late
 }
 
-// awaitAnswer waits for the answer on a kept connection. It returns false when the
-// connection has ended, so that a new one has to tell. When all is well, a check wakes this
-// goroutine twice, and needs no other goroutine, context or timer.
+// awaitAnswer waits for the answer on a kept connection. It returns false when a new one has
+// to tell: the connection has ended, or the backend's kernel has not even acknowledged the
+// request, after one repetition. When all is well, a check wakes this goroutine twice, and
+// needs no other goroutine, context or timer.
 func (c *Checker) awaitAnswer(ctx context.Context, l *line, alarm <-chan time.Time, t *trial) (told bool) {
 	for {
 		select {
 		case got := <-l.answers:
+			c.heard()
 			t.result, told = c.kept.answered(got)
 			return told
 		case <-l.done:
@@ -167,9 +176,16 @@ func (c *Checker) awaitAnswer(ctx context.Context, l *line, alarm <-chan time.Ti
 			return told
 		case <-alarm:
 			// A late alarm does not tell whether there was an answer in time.
-			if late := c.slept(t); time.Since(t.start) >= t.limit && late < t.limit/naps {
+			late := c.slept(t)
+			switch {
+			case late >= t.nap:
+			case time.Since(t.start) >= t.limit:
 				t.result = c.kept.unanswered()
 				return true
+			case l.acknowledged():
+				c.heard()
+			case c.Unheard(time.Now()) >= repeated:
+				return false
 			}
 		case <-c.kick:
 			t.hurry = true
@@ -180,16 +196,24 @@ func (c *Checker) awaitAnswer(ctx context.Context, l *line, alarm <-chan time.Ti
 	}
 }
 
+// repeated is the time in which the kernel repeats a request that is not acknowledged:
+// after 200 ms, or more where the round trip is long.
+const repeated = 240 * time.Millisecond
+
 // checkAnew runs a check on a new connection, in a goroutine, within what is left of its
 // time.
 func (c *Checker) checkAnew(ctx context.Context, alarm <-chan time.Time, t *trial) {
 	within, cancel := context.WithDeadline(ctx, t.start.Add(t.limit))
 	defer cancel()
+	c.kept.eager = c.Unheard(time.Now()) >= repeated
 	done := make(chan Result, 1)
 	go func() { done <- c.probe(within) }()
 	for {
 		select {
 		case t.result = <-done:
+			if t.result.Kind != KindTimeout || !t.result.ConnectPhase {
+				c.heard()
+			}
 			return
 		case <-alarm:
 			c.slept(t)
