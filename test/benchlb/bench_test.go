@@ -23,7 +23,7 @@ func TestMain(m *testing.M) {
 	lbtest.Main(m, map[string]lbtest.Helper{"backend": runBackend, "load": runLoad, "readyz": runReadyz, "tcpproxy": runTCPProxy})
 }
 
-var partNames = []string{"requests", "connections", "bulk", "idle", "latency", "mixed", "checks"}
+var partNames = []string{"requests", "connections", "bulk", "idle", "latency", "mixed", "burst", "checks"}
 
 // settings holds the environment, read once.
 type settings struct {
@@ -162,7 +162,7 @@ func (b *bench) measure(t *testing.T, part string, round int) {
 		b.turn(t, fmt.Sprintf("%s-%d-%s", part, round+1, s.Name), s, func(t *testing.T, r *rig) {
 			map[string]func(*testing.T){
 				"requests": r.measureRequests, "connections": r.measureConnections,
-				"bulk": r.measureBulk, "idle": r.measureIdle, "latency": r.measureLatency, "mixed": r.measureMixed, "checks": r.measureChecks,
+				"bulk": r.measureBulk, "idle": r.measureIdle, "latency": r.measureLatency, "mixed": r.measureMixed, "burst": r.measureBurst, "checks": r.measureChecks,
 			}[part](t)
 		}, round)
 	}
@@ -499,6 +499,23 @@ func (r *rig) measureMixed(t *testing.T) {
 	r.add(metricMixedP50, report.Median(p50))
 	r.add(metricMixedP99, report.Median(p99))
 	r.add(metricMixedBulk, bulk.Done*8/1e9/bulk.Seconds)
+}
+
+// burstClients is the number of kubelets that were all cut off.
+const burstClients = 5000
+
+// measureBurst opens many connections at once, several times. The result is the median of
+// the percentiles.
+func (r *rig) measureBurst(t *testing.T) {
+	const bursts = 8
+	var p50, p99 []float64
+	n := min(burstClients, (r.bench.limit-600)/6)
+	for range bursts {
+		m := r.run(t, order{Kind: "burst", Clients: n}, nil)
+		p50, p99 = append(p50, m.P50/1000), append(p99, m.P99/1000)
+	}
+	r.add(metricBurstP50, report.Median(p50))
+	r.add(metricBurstP99, report.Median(p99))
 }
 
 // findRate derives the rate from the earlier measurement of requests, or else from a short
