@@ -78,10 +78,11 @@ func failingCheck(body io.Reader) string {
 // result returns the kind of the answer and, unless it is ok, the reason. shown tells
 // whether the check sent a client certificate.
 func (a answer) result(path string, shown bool) (Kind, string) {
+	if a.code == http.StatusOK {
+		return KindOK, ""
+	}
 	status := printable(fmt.Sprintf("GET %s: %d %s", path, a.code, http.StatusText(a.code)))
 	switch a.code {
-	case http.StatusOK:
-		return KindOK, ""
 	case http.StatusUnauthorized, http.StatusForbidden:
 		if shown {
 			return KindBadStatus, status + ": the client certificate of the checks does not allow it"

@@ -20,10 +20,11 @@
 // down for longer each time; a failure observed while this process was short of CPU or of
 // descriptors proves nothing about the backend and is dropped.
 //
-// A check is cheap as long as all is well: several in a row use one connection, and a new
-// one resumes the TLS session. A check uses a new connection when the last one failed or a
-// client's connect has, when the backend has ended the old one, and every 10 to 20 s, since
-// only that shows that the backend accepts connections. Every 30 to 60 s it does a whole
+// A check is cheap as long as all is well: those of several backends begin at the same
+// moments, ten in a second; several in a row use one connection, and a new one resumes the
+// TLS session. A check uses a new connection when the last one failed or a client's
+// connect has, when the backend has ended the old one, and every 10 to 20 s, since only
+// that shows that the backend accepts connections. Every 30 to 60 s it does a whole
 // handshake, since only that shows the certificate. The end of an idle connection is a
 // sign that the backend has died, and brings a check at once.
 //
@@ -162,10 +163,13 @@ type Checker struct {
 	observer Observer
 	log      *slog.Logger
 
-	probe  func(context.Context) Result
-	limit  func() time.Duration // of one check; called between checks
+	kept   *prober                      // whose last connection may carry a check
+	probe  func(context.Context) Result // a check on a new connection
+	usual  func() time.Duration         // a round trip; called between checks
+	limit  func() time.Duration         // of one check; called between checks
 	jitter func(time.Duration) time.Duration
 	spread func(time.Duration) time.Duration // of the second check
+	moment time.Time                         // one of those at which checks of several backends begin
 	quiet  time.Duration                     // after a check that the end of an idle connection brought
 	renew  func()                            // makes the next check use a new connection; called between checks
 
@@ -173,10 +177,12 @@ type Checker struct {
 	kick     chan struct{} // signals a call of ConnectFailed or ConnectOK; holds one
 	mu       sync.Mutex
 	m        machine
-	doubtful atomic.Bool // mode None: a connect has failed since the last ConnectOK
+	waiting  atomic.Int64 // when the backend's kernel began to owe a sign of life, less usual round trips; nanoseconds since anyMoment, 0 when it owes none
+	doubtful atomic.Bool  // mode None: a connect has failed since the last ConnectOK
 
 	// Used by Run's goroutine only.
 	plan      plan
+	alarm     *time.Timer
 	reported  news
 	spreadOut bool      // the second check is planned
 	lostUntil time.Time // until then, the end of a connection brings no check
@@ -197,6 +203,7 @@ func New(cfg Config, addr func() (netip.AddrPort, error), o Observer) *Checker {
 		cfg: cfg, addr: addr, observer: o, log: cfg.Log,
 		jitter:   jitter,
 		spread:   func(d time.Duration) time.Duration { return time.Duration(rand.Float64() * float64(d)) },
+		moment:   anyMoment,
 		quiet:    cfg.line(),
 		kick:     make(chan struct{}, 1),
 		lost:     make(chan struct{}, 1),
@@ -205,8 +212,9 @@ func New(cfg Config, addr func() (netip.AddrPort, error), o Observer) *Checker {
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
-	p := &prober{cfg: cfg, addr: addr, lost: func() { signal(c.lost) }}
-	c.probe, c.limit, c.renew = p.probe, p.limit, p.drop
+	p := &prober{cfg: cfg, addr: addr, lost: func() { signal(c.lost) }, heard: c.heard}
+	c.kept, c.probe, c.limit, c.renew = p, p.probe, p.limit, p.drop
+	c.usual = func() time.Duration { return p.rtt }
 	c.m = newMachine(cfg, time.Now())
 	return c
 }
@@ -247,6 +255,30 @@ func (c *Checker) ConnectOK() {
 	c.mu.Unlock()
 	c.wake()
 }
+
+// Unheard returns how long checks have waited for any sign of life of the backend's kernel:
+// an acknowledgement of a request, or an answer to a SYN, be it a refusal. The usual time
+// of the round trips is left out. It is 0 when the last check had such a sign, whatever
+// the verdict. It takes part in no verdict.
+func (c *Checker) Unheard(now time.Time) time.Duration {
+	since := c.waiting.Load()
+	if since == 0 {
+		return 0
+	}
+	return max(0, now.Sub(anyMoment)-time.Duration(since))
+}
+
+// await notes that a check has asked the backend at a time.
+func (c *Checker) await(at time.Time) {
+	c.waiting.CompareAndSwap(0, max(1, int64(at.Add(roundTrips*c.usual()).Sub(anyMoment))))
+}
+
+// heard notes a sign of life.
+func (c *Checker) heard() { c.waiting.Store(0) }
+
+// Hurry makes a check start at once, but no sooner than 200 ms after the last that did. It
+// never blocks, and may be called from any goroutine.
+func (c *Checker) Hurry() { c.wake() }
 
 func (c *Checker) wake() { signal(c.kick) }
 

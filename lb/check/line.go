@@ -2,12 +2,17 @@ package check
 
 import (
 	"bufio"
+	"crypto/tls"
 	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync/atomic"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // LineLife is how long a connection carries check after check. A new one costs several
@@ -18,9 +23,11 @@ const LineLife = 20 * time.Second
 // A line is a connection for one check after another. Its goroutine reads all the time, so
 // that the end of the connection shows at once, and not at the next check.
 type line struct {
-	conn   net.Conn // TLS
-	expiry time.Time
-	until  time.Time // when it is replaced
+	conn    net.Conn // TLS
+	to      netip.AddrPort
+	request []byte
+	expiry  time.Time
+	until   time.Time // when it is replaced
 
 	phase   atomic.Int32
 	closing atomic.Bool
@@ -41,15 +48,12 @@ type reply struct {
 	err error
 }
 
-// newLine starts a line, in phase lineAsked. lost is called when the backend ends it while
-// it is idle.
-func newLine(conn net.Conn, expiry time.Time, life time.Duration, lost func()) *line {
-	l := &line{
-		conn: conn, expiry: expiry, until: time.Now().Add(spreadOf(life)),
-		quit: make(chan struct{}), answers: make(chan reply), done: make(chan struct{}),
-	}
+// start starts a line, in phase lineAsked. lost is called when the backend ends it while it
+// is idle.
+func (l *line) start(life time.Duration, lost func()) {
+	l.until = time.Now().Add(spreadOf(life))
+	l.quit, l.answers, l.done = make(chan struct{}), make(chan reply), make(chan struct{})
 	go l.read(lost)
-	return l
 }
 
 // spreadOf returns a time between half of d and d, so that lines that began together do
@@ -108,9 +112,9 @@ func (l *line) over() bool {
 	}
 }
 
-// ask sends a request and returns its answer. The deadline of the connection ends it.
-func (l *line) ask(request string) (answer, error) {
-	if _, err := io.WriteString(l.conn, request); err != nil {
+// ask sends the request and returns its answer. The deadline of the connection ends it.
+func (l *line) ask() (answer, error) {
+	if _, err := l.conn.Write(l.request); err != nil {
 		return answer{}, err
 	}
 	select {
@@ -119,6 +123,30 @@ func (l *line) ask(request string) (answer, error) {
 	case <-l.done:
 		return answer{}, io.EOF
 	}
+}
+
+// acknowledged reports whether the backend's kernel has acknowledged all that was sent.
+func (l *line) acknowledged() bool {
+	t, isTLS := l.conn.(*tls.Conn)
+	if !isTLS {
+		return true
+	}
+	c, isSocket := t.NetConn().(syscall.Conn)
+	if !isSocket {
+		return true
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return false
+	}
+	all := false
+	if err := raw.Control(func(fd uintptr) {
+		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		all = err == nil && info.Unacked == 0 && info.Notsent_bytes == 0
+	}); err != nil {
+		return false
+	}
+	return all
 }
 
 // close ends the line and waits for its goroutine.

@@ -314,6 +314,59 @@ func TestKeptConnectionHangs(t *testing.T) {
 	}
 }
 
+// A backend that hangs is dead, and the first check that shows it is on the kept connection. Reports
+// of clients, however many, do not make a check longer.
+func TestHangIsSeenOnKeptConnection(t *testing.T) {
+	ca := newAuthority(t)
+	var hang atomic.Bool
+	hangs := make(chan struct{}, 1000)
+	s, _ := serveCounted(t, ca.server(t, time.Hour), func(w http.ResponseWriter, r *http.Request) {
+		if hang.Load() {
+			hangs <- struct{}{}
+			<-r.Context().Done()
+		}
+	})
+	cfg := Config{Mode: HTTPS, Path: "/readyz", Interval: 50 * time.Millisecond, Timeout: time.Second, Fall: 2, Rise: 2, Roots: ca.pool}
+	var c *Checker
+	var first Result
+	kept := 0
+	changes := make(chan Status, 1000)
+	c = New(cfg, fixed(s.addr), Observer{Changed: func(s Status) { changes <- s }, Checked: func(r Result) {
+		switch {
+		case r.Kind == KindOK && r.Kept:
+			if kept++; kept == 3 {
+				hang.Store(true)
+			}
+		case r.Kind != KindOK && first.Kind == "":
+			first = r
+		}
+	}})
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() { c.Run(ctx) })
+	awaitState(t, changes, Ready)
+	<-hangs
+	await(t, "the request is acknowledged, which is a sign of life", func() bool { return c.Unheard(time.Now()) == 0 })
+	wg.Go(func() {
+		for range 1000 {
+			c.ConnectFailed("no answer yet")
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(time.Millisecond):
+			}
+		}
+	})
+	awaitState(t, changes, Dead)
+	cancel()
+	wg.Wait()
+	if first.Kind != KindTimeout || !first.Kept || !strings.Contains(first.Err, "no answer to GET /readyz") {
+		t.Errorf("got %+v", first)
+	}
+}
+
 // A certificate that is replaced by a bad one is seen once the session has had its time,
 // although the old connection goes on.
 func TestNewCertificateIsSeen(t *testing.T) {

@@ -21,15 +21,17 @@ const sessionLife = time.Minute
 
 // A prober runs checks, one at a time. drop ends it.
 type prober struct {
-	cfg  Config
-	addr func() (netip.AddrPort, error)
-	lost func() // called when the backend has ended an idle connection; may be nil
+	cfg   Config
+	addr  func() (netip.AddrPort, error)
+	lost  func() // called when the backend has ended an idle connection; may be nil
+	heard func() // called when the backend has answered a SYN; may be nil
 
+	eager    bool          // the backend has given no sign of life for a while
 	rtt      time.Duration // of a TCP handshake, averaged
 	tls      *tls.Config   // of the last handshake
 	tlsUntil time.Time     // when its session is forgotten
 	line     *line         // the connection of the last check; nil when it cannot carry another
-	lineTo   netip.AddrPort
+	asked    time.Time     // when the present check sent its request on that line
 }
 
 // limit is the time for a check: the configured one, and that of the round trips a check
@@ -48,12 +50,10 @@ func (p *prober) sawRoundTrip(took time.Duration) {
 	p.rtt += (took - p.rtt) / 8
 }
 
-// probe runs one check until the deadline of ctx. A Result is meaningless when ctx was
-// cancelled.
+// probe runs one check on a new connection, until the deadline of ctx. A Result is
+// meaningless when ctx was cancelled.
 func (p *prober) probe(ctx context.Context) (r Result) {
-	if p.again(ctx, &r) {
-		return r
-	}
+	p.drop()
 	conn, to := p.connect(ctx, &r)
 	if conn == nil {
 		return r
@@ -73,8 +73,11 @@ func (p *prober) probe(ctx context.Context) (r Result) {
 	if lost == nil {
 		lost = func() {}
 	}
-	p.line, p.lineTo = newLine(c, r.CertExpiry, p.cfg.line(), lost), to
-	p.request(to, &r)
+	p.line = &line{conn: c, to: to, request: p.request(to), expiry: r.CertExpiry}
+	p.line.start(p.cfg.line(), lost)
+	p.asked = time.Now()
+	a, err := p.line.ask()
+	p.see(reply{a, err}, &r)
 	if p.cfg.Interval >= p.cfg.line()/2 {
 		p.drop()
 	}
@@ -94,25 +97,41 @@ func limit(ctx context.Context, conn net.Conn) func() {
 	}
 }
 
-// again checks over the connection of the last check. It returns false, without a result,
-// when a new connection has to tell: there is no old one, or the backend has just ended it.
-func (p *prober) again(ctx context.Context, r *Result) bool {
+// ask begins a check on the connection of the last one. The caller waits for an answer on
+// line.answers or for the end, line.done, and then calls answered or unanswered. It needs
+// no goroutine: the kernel has room for one request. It returns nil when a new connection
+// has to tell: there is no old one, or the backend has just ended it.
+func (p *prober) ask(deadline time.Time) *line {
 	l := p.line
 	if l == nil {
-		return false
+		return nil
 	}
-	if to, err := p.addr(); err != nil || to != p.lineTo || time.Now().After(p.tlsUntil) || !l.take() {
-		p.drop()
-		return false
+	p.asked = time.Now()
+	to, err := p.addr()
+	if err != nil || to != l.to || p.asked.After(p.tlsUntil) || !l.take() {
+		return nil
 	}
-	defer limit(ctx, l.conn)()
-	*r = Result{Kept: true, CertExpiry: l.expiry}
-	p.request(p.lineTo, r)
-	if r.Kind == KindTLSError { // which is no news of the backend: it may end a connection when it likes
-		*r = Result{}
-		return false
+	l.conn.SetWriteDeadline(deadline) // were it to block for want of kernel memory
+	_, err = l.conn.Write(l.request)
+	l.conn.SetWriteDeadline(time.Time{})
+	if err != nil {
+		return nil
 	}
-	return true
+	return l
+}
+
+// answered returns the result of a check that ask began, or false when only a new connection
+// can tell: a backend may end one when it likes.
+func (p *prober) answered(got reply) (r Result, told bool) {
+	r = Result{Kept: true, CertExpiry: p.line.expiry}
+	p.see(got, &r)
+	return r, r.Kind != KindTLSError
+}
+
+// unanswered returns the result of a check that ask began and whose time is over.
+func (p *prober) unanswered() Result {
+	r, _ := p.answered(reply{err: os.ErrDeadlineExceeded})
+	return r
 }
 
 // drop closes the connection of the last check, so that the next one makes a new one.
@@ -134,6 +153,9 @@ func (p *prober) connect(ctx context.Context, r *Result) (net.Conn, netip.AddrPo
 	conn, err := p.dial(ctx, to)
 	r.Connect = time.Since(start)
 	if err == nil {
+		if p.heard != nil {
+			p.heard()
+		}
 		return conn, to
 	}
 	r.ConnectPhase = true
@@ -148,10 +170,23 @@ func (p *prober) connect(ctx context.Context, r *Result) (net.Conn, netip.AddrPo
 // opens another connection beside one that is not answered, and then a third: a network
 // that loses one packet in ten loses three SYNs or their answers in a row once in 150
 // checks. secondTry is when, beyond the usual time of a handshake.
+//
+// A backend whose kernel has been silent for that long already is tried more often, so that
+// its silence proves more: a network that loses one packet in ten does not lose six.
 const (
 	secondTry = 200 * time.Millisecond
 	mostTries = 3
+	nextTry   = secondTry / 2
+	manyTries = 2 * mostTries
 )
+
+// pace is the time between two attempts to connect, and how many there are.
+func (p *prober) pace() (between time.Duration, most int) {
+	if p.eager {
+		return max(nextTry, 2*p.rtt+nextTry/2), manyTries
+	}
+	return max(secondTry, 2*p.rtt+secondTry/2), mostTries
+}
 
 // source returns the address that a connection to a backend comes from; nil leaves it to
 // the kernel.
@@ -174,14 +209,15 @@ func (p *prober) dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) 
 		took time.Duration
 		err  error
 	}
-	tries := make(chan try, mostTries)
+	between, most := p.pace()
+	tries := make(chan try, most)
 	d := net.Dialer{KeepAlive: -1, LocalAddr: p.source(to)} // too short-lived for keep-alive
 	begin := func() {
 		start := time.Now()
 		conn, err := d.DialContext(ctx, "tcp", to.String())
 		tries <- try{conn, time.Since(start), err}
 	}
-	again := time.NewTicker(max(secondTry, 2*p.rtt+secondTry/2))
+	again := time.NewTicker(between)
 	defer again.Stop()
 	go begin()
 	for begun, left := 1, 1; ; {
@@ -200,7 +236,7 @@ func (p *prober) dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) 
 				return t.conn, t.err
 			}
 		case <-again.C:
-			if begun < mostTries {
+			if begun < most {
 				begun++
 				left++
 				go begin()
@@ -254,23 +290,26 @@ func (p *prober) name(to netip.AddrPort) string {
 	return to.Addr().Unmap().WithZone("").String()
 }
 
-// request sends the request on the line and reads the answer. It ends a line that has not
-// answered.
-func (p *prober) request(to netip.AddrPort, r *Result) {
+// request is the request of a check.
+func (p *prober) request(to netip.AddrPort) []byte {
 	host := net.JoinHostPort(p.name(to), strconv.Itoa(int(to.Port())))
-	start := time.Now()
-	a, err := p.line.ask(fmt.Sprintf("GET %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: kthwd-lb\r\n\r\n", p.cfg.Path, host))
-	r.HTTP = time.Since(start)
-	if err != nil {
+	return fmt.Appendf(nil, "GET %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: kthwd-lb\r\n\r\n", p.cfg.Path, host)
+}
+
+// see fills in the result that follows from the answer on the line. It ends a line that
+// has not answered.
+func (p *prober) see(got reply, r *Result) {
+	r.HTTP = time.Since(p.asked)
+	if got.err != nil {
 		p.drop()
 	}
 	switch {
-	case errors.Is(err, errNoHTTP):
-		r.Kind, r.Err = KindBadStatus, printable(err.Error())
-	case err != nil:
-		p.fail(r, KindTLSError, "no answer to GET "+p.cfg.Path, err)
+	case errors.Is(got.err, errNoHTTP):
+		r.Kind, r.Err = KindBadStatus, printable(got.err.Error())
+	case got.err != nil:
+		p.fail(r, KindTLSError, "no answer to GET "+p.cfg.Path, got.err)
 	default:
-		r.Kind, r.Err = a.result(p.cfg.Path, p.cfg.Certificate != nil)
+		r.Kind, r.Err = got.result(p.cfg.Path, p.cfg.Certificate != nil)
 	}
 }
 

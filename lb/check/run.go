@@ -3,6 +3,7 @@ package check
 import (
 	"context"
 	"fmt"
+	"io"
 	"time"
 )
 
@@ -54,6 +55,8 @@ func (c *Checker) Run(ctx context.Context) {
 	defer c.renew()
 	now := time.Now()
 	c.plan.set(now, now)
+	c.alarm = time.NewTimer(0)
+	defer c.alarm.Stop()
 	for c.wait(ctx) {
 		t, ok := c.check(ctx)
 		if !ok {
@@ -88,7 +91,7 @@ func (c *Checker) wait(ctx context.Context) bool {
 		select {
 		case <-ctx.Done():
 			return false
-		case <-time.After(time.Until(c.plan.due)):
+		case <-c.after(time.Until(c.plan.due)):
 			return ctx.Err() == nil
 		case <-c.kick:
 			c.plan.hurry(time.Now())
@@ -103,6 +106,12 @@ func (c *Checker) wait(ctx context.Context) bool {
 	}
 }
 
+// after is time.After with one timer for all waits: they do not overlap.
+func (c *Checker) after(d time.Duration) <-chan time.Time {
+	c.alarm.Reset(d)
+	return c.alarm.C
+}
+
 // A trial is one check and how punctual this process was.
 type trial struct {
 	result    Result
@@ -112,27 +121,102 @@ type trial struct {
 	due       time.Time
 	start     time.Time
 	end       time.Time
+	nap       time.Duration // between alarms
+	wakeUp    time.Time     // when its alarm is due
 	oversleep time.Duration // total delay of this process's timers meanwhile
 }
 
-// check runs one check. It returns false when ctx has ended. The check has its own
-// goroutine, so that changes are reported while it waits for a dead backend.
+// check runs one check. It returns false when ctx has ended. Changes are reported while it
+// waits for a dead backend.
 func (c *Checker) check(ctx context.Context) (trial, bool) {
 	t := trial{limit: c.limit(), due: c.plan.due, start: time.Now(), covers: c.begin()}
 	c.plan.started(t.start)
+	t.nap = min(t.limit/naps, longestNap)
+	t.wakeUp = t.start.Add(t.nap)
+	alarm := c.after(t.nap)
+	c.await(t.start)
+	l := c.kept.ask(t.start.Add(t.limit))
+	if l == nil || !c.awaitAnswer(ctx, l, alarm, &t) {
+		c.checkAnew(ctx, alarm, &t)
+	}
+	t.end = time.Now()
+	return t, ctx.Err() == nil
+}
+
+// In the time of a check, it is seen at least naps times whether this process runs, and
+// no less often than after longestNap.
+const (
+	naps       = 8
+	longestNap = 125 * time.Millisecond
+)
+
+// slept counts how late an alarm was, sets the next, and returns how late it was.
+func (c *Checker) slept(t *trial) (late time.Duration) {
+	now := time.Now()
+	late = now.Sub(t.wakeUp)
+	t.oversleep += late
+	t.wakeUp = now.Add(t.nap)
+	c.after(t.nap)
+	return late
+}
+
+// awaitAnswer waits for the answer on a kept connection. It returns false when a new one has
+// to tell: the connection has ended, or the backend's kernel has not even acknowledged the
+// request, after one repetition. When all is well, a check wakes this goroutine twice, and
+// needs no other goroutine, context or timer.
+func (c *Checker) awaitAnswer(ctx context.Context, l *line, alarm <-chan time.Time, t *trial) (told bool) {
+	for {
+		select {
+		case got := <-l.answers:
+			c.heard()
+			t.result, told = c.kept.answered(got)
+			return told
+		case <-l.done:
+			t.result, told = c.kept.answered(reply{err: io.EOF})
+			return told
+		case <-alarm:
+			// A late alarm does not tell whether there was an answer in time.
+			late := c.slept(t)
+			switch {
+			case late >= t.nap:
+			case time.Since(t.start) >= t.limit:
+				t.result = c.kept.unanswered()
+				return true
+			case l.acknowledged():
+				c.heard()
+			case c.Unheard(time.Now()) >= repeated:
+				return false
+			}
+		case <-c.kick:
+			t.hurry = true
+			c.reportChange()
+		case <-ctx.Done():
+			return true
+		}
+	}
+}
+
+// repeated is the time in which the kernel repeats a request that is not acknowledged:
+// after 200 ms, or more where the round trip is long.
+const repeated = 240 * time.Millisecond
+
+// checkAnew runs a check on a new connection, in a goroutine, within what is left of its
+// time.
+func (c *Checker) checkAnew(ctx context.Context, alarm <-chan time.Time, t *trial) {
 	within, cancel := context.WithDeadline(ctx, t.start.Add(t.limit))
 	defer cancel()
+	c.kept.eager = c.Unheard(time.Now()) >= repeated
 	done := make(chan Result, 1)
 	go func() { done <- c.probe(within) }()
 	for {
-		nap := t.limit / 8
-		wakeUp := time.Now().Add(nap)
 		select {
 		case t.result = <-done:
-			t.end = time.Now()
-			return t, ctx.Err() == nil
-		case <-time.After(nap):
-			t.oversleep += time.Since(wakeUp)
+			if t.result.Kind != KindTimeout || !t.result.ConnectPhase {
+				c.heard()
+			}
+			return
+		case <-alarm:
+			c.slept(t)
 		case <-c.kick:
 			t.hurry = true
 			c.reportChange()
@@ -166,7 +250,7 @@ func (c *Checker) conclude(t trial) {
 	was := c.m.s
 	c.m.see(r, t.covers, t.end)
 	is := c.m.snapshot(t.end)
-	pause := c.pause(r)
+	pause := c.pause(t, r)
 	c.mu.Unlock()
 
 	now := time.Now()
@@ -204,7 +288,7 @@ func (t trial) late(timeout time.Duration) string {
 
 // pause returns the time from the start of this check to the start of the next. The
 // caller holds the mutex.
-func (c *Checker) pause(r Result) time.Duration {
+func (c *Checker) pause(t trial, r Result) time.Duration {
 	fast := min(fastInterval, c.cfg.Interval)
 	switch {
 	case r.Shortage != 0:
@@ -216,11 +300,29 @@ func (c *Checker) pause(r Result) time.Duration {
 	case c.m.unsettled():
 		return c.jitter(fast)
 	}
-	if !c.spreadOut { // backends that were first checked together are not checked together again
+	if !c.spreadOut { // the first checks are all at once; the next ones take turns
 		c.spreadOut = true
-		return c.spread(c.cfg.Interval)
+		return c.together(t, c.spread(c.cfg.Interval))
 	}
-	return c.jitter(c.cfg.Interval)
+	return c.together(t, c.jitter(c.cfg.Interval))
+}
+
+// apart is the time between the moments at which checks begin. A process that sleeps between
+// two checks pays more for waking up than for a check, so those of several backends begin
+// together.
+const apart = 100 * time.Millisecond
+
+// anyMoment is one of these moments, another one in each process.
+var anyMoment = time.Now()
+
+// together returns the pause to such a moment that is nearest to a pause.
+func (c *Checker) together(t trial, pause time.Duration) time.Duration {
+	every := min(apart, c.cfg.Interval/10)
+	if every <= 0 {
+		return pause
+	}
+	beyond := t.start.Add(pause+every/2).Sub(c.moment) % every
+	return pause + every/2 - beyond
 }
 
 // reportChange calls Changed when there is news.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net/netip"
 	"regexp"
 	"slices"
@@ -84,6 +85,7 @@ func newRig(t *testing.T, cfg Config, s script) *rig {
 		return r.play(ctx, s(r.now()))
 	}
 	r.spread = func(d time.Duration) time.Duration { return d }
+	r.moment = r.begin
 	return r
 }
 
@@ -727,5 +729,66 @@ func TestJitter(t *testing.T) {
 	}
 	if low < 900*time.Millisecond || low > 910*time.Millisecond || high > 1100*time.Millisecond || high < 1090*time.Millisecond {
 		t.Errorf("got %v to %v, want 900ms to 1.1s", low, high)
+	}
+}
+
+// The checks of many backends begin at few moments, since each wakes the process. The
+// pauses of each backend still differ.
+func TestChecksBeginTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const backends, seconds = 60, 20
+		var rigs []*rig
+		for range backends {
+			r := newRig(t, defaults, always(KindOK))
+			r.spread = func(d time.Duration) time.Duration { return time.Duration(rand.Float64() * float64(d)) }
+			rigs = append(rigs, r.start())
+		}
+		rigs[0].until(seconds * time.Second)
+		moments, all := map[time.Duration]bool{}, 0
+		for _, r := range rigs {
+			pauses := map[time.Duration]bool{}
+			starts := r.since(2 * time.Second)
+			for i, at := range starts {
+				moments[at] = true
+				if i > 0 {
+					pauses[at-starts[i-1]] = true
+				}
+			}
+			all += len(starts)
+			if len(pauses) < 2 {
+				t.Errorf("all pauses of a backend are alike: %v", pauses)
+			}
+			for p := range pauses {
+				if p < 850*time.Millisecond || p > 1150*time.Millisecond {
+					t.Errorf("a pause of %v", p)
+				}
+			}
+		}
+		if most := int((seconds-2)*time.Second/apart) + 1; len(moments) > most {
+			t.Errorf("%d checks began at %d moments, more than %d", all, len(moments), most)
+		}
+		if want := backends * (seconds - 2); all < want*9/10 || all > want*11/10 {
+			t.Errorf("got %d checks, want about %d", all, want)
+		}
+	})
+}
+
+// The pause to the nearest moment, whatever the interval.
+func TestTogether(t *testing.T) {
+	begin := time.Now()
+	for _, tt := range []struct{ interval, start, pause, want time.Duration }{
+		{time.Second, 0, time.Second, time.Second},
+		{time.Second, 0, 1049 * time.Millisecond, time.Second},
+		{time.Second, 0, 1051 * time.Millisecond, 1100 * time.Millisecond},
+		{time.Second, 3 * time.Millisecond, time.Second, 997 * time.Millisecond},
+		{time.Minute, 0, 58_960 * time.Millisecond, 59 * time.Second},
+		{100 * time.Millisecond, 0, 94 * time.Millisecond, 90 * time.Millisecond},
+		{5, 0, 5, 5},
+	} {
+		c := New(Config{Mode: HTTPS, Interval: tt.interval}, nil, Observer{})
+		c.moment = begin
+		if got := c.together(trial{start: begin.Add(tt.start)}, tt.pause); got != tt.want {
+			t.Errorf("interval %v, start %v, pause %v: got %v, want %v", tt.interval, tt.start, tt.pause, got, tt.want)
+		}
 	}
 }

@@ -20,10 +20,10 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	lbtest.Main(m, map[string]lbtest.Helper{"backend": runBackend, "load": runLoad, "tcpproxy": runTCPProxy})
+	lbtest.Main(m, map[string]lbtest.Helper{"backend": runBackend, "load": runLoad, "readyz": runReadyz, "tcpproxy": runTCPProxy})
 }
 
-var partNames = []string{"requests", "connections", "bulk", "idle", "latency", "mixed"}
+var partNames = []string{"requests", "connections", "bulk", "idle", "latency", "mixed", "burst", "checks"}
 
 // settings holds the environment, read once.
 type settings struct {
@@ -156,10 +156,13 @@ func (b *bench) measure(t *testing.T, part string, round int) {
 			return
 		}
 		s := b.sides[(i+round)%len(b.sides)]
+		if part == "checks" && s != lbtest.Kthwd {
+			continue // the others have no such checks by default
+		}
 		b.turn(t, fmt.Sprintf("%s-%d-%s", part, round+1, s.Name), s, func(t *testing.T, r *rig) {
 			map[string]func(*testing.T){
 				"requests": r.measureRequests, "connections": r.measureConnections,
-				"bulk": r.measureBulk, "idle": r.measureIdle, "latency": r.measureLatency, "mixed": r.measureMixed,
+				"bulk": r.measureBulk, "idle": r.measureIdle, "latency": r.measureLatency, "mixed": r.measureMixed, "burst": r.measureBurst, "checks": r.measureChecks,
 			}[part](t)
 		}, round)
 	}
@@ -203,6 +206,7 @@ var backends = []string{"127.0.0.11:6443", "127.0.0.12:6443", "127.0.0.13:6443"}
 type rig struct {
 	bench    *bench
 	side     *lbtest.Balancer
+	setup    lbtest.Setup // of balancer
 	ns       *lbtest.Namespace
 	backend  *lbtest.Process
 	balancer *lbtest.Process
@@ -249,6 +253,7 @@ func (b *bench) newRig(t *testing.T, s *lbtest.Balancer) *rig {
 	if s == lbtest.Kthwd {
 		setup.Args = b.kthwdArgs
 	}
+	r.setup = setup
 	r.balancer = s.Start(t, setup)
 	r.awaitReady(t)
 	return r
@@ -344,7 +349,7 @@ func (r *rig) run(t *testing.T, o order, while func(load *lbtest.Process)) measu
 	m := measured{}
 	end := r.usage(load)
 	m.cpu = end.balancer - begin.balancer
-	m.others = max(0, 100*float64((end.machine-begin.machine)-(end.ours-begin.ours))/float64(end.at.Sub(begin.at))/float64(cores()))
+	m.others = begin.others(end)
 	if err := json.Unmarshal([]byte(line), &m.outcome); err != nil {
 		t.Fatal(err)
 	}
@@ -362,10 +367,22 @@ type usage struct {
 }
 
 func (r *rig) usage(load *lbtest.Process) usage {
-	u := usage{at: time.Now(), machine: lbtest.MachineCPU()}
-	u.balancer = lbtest.CPU(r.balancer.Tree()...)
-	u.ours = u.balancer + lbtest.CPU(append([]int{os.Getpid(), r.backend.PID, load.PID}, r.beside...)...)
+	return usageOf(r.balancer, append([]int{r.backend.PID, load.PID}, r.beside...)...)
+}
+
+// usageOf returns the CPU times of a balancer and of processes that belong to the
+// measurement.
+func usageOf(balancer *lbtest.Process, ours ...int) usage {
+	u := usage{at: time.Now(), machine: lbtest.MachineCPU(), balancer: lbtest.CPU(balancer.Tree()...)}
+	u.ours = u.balancer + lbtest.CPU(append(ours, os.Getpid())...)
 	return u
+}
+
+// others is the share of the machine, in per cent, that other processes have used from u to
+// end.
+func (u usage) others(end usage) float64 {
+	used := (end.machine - u.machine) - (end.ours - u.ours)
+	return max(0, 100*float64(used)/float64(end.at.Sub(u.at))/float64(cores()))
 }
 
 const warm = 500 * time.Millisecond
@@ -482,6 +499,23 @@ func (r *rig) measureMixed(t *testing.T) {
 	r.add(metricMixedP50, report.Median(p50))
 	r.add(metricMixedP99, report.Median(p99))
 	r.add(metricMixedBulk, bulk.Done*8/1e9/bulk.Seconds)
+}
+
+// burstClients is the number of kubelets that were all cut off.
+const burstClients = 5000
+
+// measureBurst opens many connections at once, several times. The result is the median of
+// the percentiles.
+func (r *rig) measureBurst(t *testing.T) {
+	const bursts = 8
+	var p50, p99 []float64
+	n := min(burstClients, (r.bench.limit-600)/6)
+	for range bursts {
+		m := r.run(t, order{Kind: "burst", Clients: n}, nil)
+		p50, p99 = append(p50, m.P50/1000), append(p99, m.P99/1000)
+	}
+	r.add(metricBurstP50, report.Median(p50))
+	r.add(metricBurstP99, report.Median(p99))
 }
 
 // findRate derives the rate from the earlier measurement of requests, or else from a short

@@ -1,7 +1,7 @@
 // Package benchlb compares kthwd --role=lb with Debian's nginx (the guide's
 // stream block), Debian's HAProxy (mode tcp) and a plain tcpproxy.
 //
-//	make bench-lb                                               # everything, about 12 minutes
+//	make bench-lb                                               # everything, about 15 minutes
 //	KTHWD_BENCH_ROUNDS=1 make bench-lb                          # a first look, 1.5 minutes
 //	KTHWD_BENCH_ONLY=requests,connections make bench-lb         # a part of it
 //	KTHWD_LB_BIN=PROGRAM KTHWD_BENCH_LB=1 go test -v ./test/benchlb # a program that takes the same flags
@@ -50,6 +50,11 @@
 //	mixed        1000 small requests per second over 64 connections, while two streams
 //	             move as much as they can; the result is the median of the percentiles of
 //	             six turns of a second, with the balancer, not what it adds
+//	burst        5000 clients connect at once, make one exchange each, and close, eight times;
+//	             the result is the median of the percentiles
+//	checks       kthwd only, without clients: it checks 60 backends, each of them a server of
+//	             Go with TLS on 127.0.1.x, for five times KTHWD_BENCH_PHASE, and then another
+//	             one with --check=none runs as long; the result is the difference
 //
 // CPU time is user and system time of the balancer with its workers, from the
 // first counted request to the last, divided by the number of requests. On loopback the

@@ -14,7 +14,7 @@ import (
 
 // order is the task of the load generator.
 type order struct {
-	Kind    string // requests, connections, bulk, idle or rate
+	Kind    string // requests, connections, bulk, idle, rate or burst
 	Address string
 	Clients int
 	Rate    float64       // requests per second, for rate
@@ -28,7 +28,7 @@ type outcome struct {
 	Failed  int     // connections that failed
 	Reason  string  // of the first failure
 	Seconds float64
-	P50     float64 // µs, for rate
+	P50     float64 // µs, for rate and burst
 	P99     float64
 	Late    float64 // share of the requests of rate that had to wait for a free connection
 }
@@ -75,7 +75,7 @@ func runLoad(args []string) error {
 		return err
 	}
 	if err := map[string]func() error{
-		"requests": l.requests, "connections": l.connections, "bulk": l.bulk, "idle": l.idling, "rate": l.rate,
+		"requests": l.requests, "connections": l.connections, "bulk": l.bulk, "idle": l.idling, "rate": l.rate, "burst": l.burst,
 	}[l.Kind](); err != nil {
 		return err
 	}
@@ -289,6 +289,47 @@ func (l *load) idling() error {
 	}
 	l.outcome.Done, l.outcome.Seconds = float64(finished), time.Since(start).Seconds()
 	return err
+}
+
+// burst opens all connections at once, makes one exchange on each, and closes it. A
+// latency is the time from the connect to the response.
+func (l *load) burst() error {
+	fmt.Println("begin")
+	start := time.Now()
+	for range l.Clients {
+		at := time.Now()
+		fd, err := connect(l.to)
+		if err != nil {
+			return err
+		}
+		l.conns[fd] = loadConn{begin: at}
+		if err := l.add(fd, unix.EPOLLIN|unix.EPOLLOUT); err != nil {
+			return err
+		}
+	}
+	for len(l.latencies)+l.outcome.Failed < l.Clients {
+		if time.Since(start) > time.Minute {
+			return fmt.Errorf("%d of %d connections have a response after a minute", len(l.latencies), l.Clients)
+		}
+		events, err := l.wait(time.Second)
+		if err != nil {
+			return err
+		}
+		for _, e := range events {
+			complete, err := l.step(e)
+			switch {
+			case err != nil:
+				l.fail(int(e.Fd), err)
+			case complete:
+				l.latencies = append(l.latencies, int64(time.Since(l.conns[e.Fd].begin)))
+				closeFD(int(e.Fd))
+			}
+		}
+	}
+	l.outcome.Seconds, l.outcome.Done = time.Since(start).Seconds(), float64(len(l.latencies))
+	slices.Sort(l.latencies)
+	l.outcome.P50, l.outcome.P99 = percentile(l.latencies, 50), percentile(l.latencies, 99)
+	return nil
 }
 
 // rate sends requests at a fixed rate, each on the connection that has been idle the

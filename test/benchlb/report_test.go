@@ -59,13 +59,18 @@ var (
 	metricMixedP50        = &metric{"mixed_p50", "small requests beside two bulk streams, p50", "µs", false, target{}}
 	metricMixedP99        = &metric{"mixed_p99", "small requests beside two bulk streams, p99", "µs", false, target{ofNginx, 1}}
 	metricMixedBulk       = &metric{"mixed_bulk", "  throughput of these streams", "Gbit/s", true, target{}}
+	metricBurstP50        = &metric{"burst_p50", "5000 clients at once, p50", "ms", false, target{}}
+	metricBurstP99        = &metric{"burst_p99", "5000 clients at once, p99", "ms", false, target{ofNginx, 1}}
+	metricChecksCPU       = &metric{"checks_cpu", "checks of 60 backends: CPU", "% of a core", false, target{atMost, 2}}
+	metricNoChecksCPU     = &metric{"no_checks_cpu", "  CPU without checks", "% of a core", false, target{}}
 	metricOthers          = &metric{"others", "machine used by other processes meanwhile", "%", false, target{}}
 
 	metrics = []*metric{
 		metricRequests, metricRequestCPU, metricConnections, metricConnectionCPU, metricBulk, metricBulkCPU,
 		metricIdleMemory, metricIdleTotal, metricIdleDescriptors, metricIdlePipes, metricIdleCPU,
 		metricP50, metricP99, metricDirectP50, metricDirectP99, metricLatencyCPU,
-		metricMixedP50, metricMixedP99, metricMixedBulk, metricOthers,
+		metricMixedP50, metricMixedP99, metricMixedBulk,
+		metricBurstP50, metricBurstP99, metricChecksCPU, metricNoChecksCPU, metricOthers,
 	}
 )
 

@@ -595,17 +595,31 @@ func addressComes(t *testing.T, r *rig) {
 	r.failures(t, "15", "  connections of the 5 s after failed", l.between(come, time.Time{}))
 }
 
+// bursts is how often row 16 is done: the first one finds a test whose memory is still to
+// grow, which costs the side that is measured first.
+const bursts = 4
+
 // Row 16: 5000 clients connect at once, as kubelets do that were all cut off.
 func allAtOnce(t *testing.T, r *rig) {
 	const n = 5000
 	ws := r.watches(t, 30, beating, r.clients)
 	overflows, drops := listenLosses(t, r.lb)
-	all := r.atOnce(t, n, 2*time.Minute)
+	var all requests
+	var p50, p99 []time.Duration
+	for i := range bursts {
+		burst := r.atOnce(t, n, 2*time.Minute)
+		all = append(all, burst...)
+		if i > 0 {
+			p50, p99 = append(p50, burst.percentile(50)), append(p99, burst.percentile(99))
+		}
+	}
+	slices.Sort(p50)
+	slices.Sort(p99)
 	overflowsNow, dropsNow := listenLosses(t, r.lb)
-	r.failures(t, "16", fmt.Sprintf("%d clients at once: failed", n), all)
+	r.failures(t, "16", fmt.Sprintf("%d clients at once, %d times: failed", n, bursts), all)
 	r.count(t, "16", "  connections for which the queue had no room", overflowsNow-overflows, 0)
 	r.count(t, "16", "  SYNs and connections dropped", dropsNow-drops, 0)
-	r.note("16", "  time to the answer, p50", "%v", took(all.percentile(50)))
-	r.note("16", "  time to the answer, p99", "%v", took(all.percentile(99)))
+	r.note("16", "  time to the answer, p50", "%v", took(p50[len(p50)/2]))
+	r.note("16", "  time to the answer, p99", "%v", took(p99[len(p99)/2]))
 	r.count(t, "16", "  watches closed", len(ws.closed()), 0)
 }
