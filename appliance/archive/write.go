@@ -11,6 +11,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"time"
 
 	"filippo.io/age"
 	"golang.org/x/sys/unix"
@@ -102,12 +103,17 @@ func NewFile(name string, data []byte, mode fs.FileMode, secret bool) File {
 	return File{Name: name, Size: int64(len(data)), SHA256: hex.EncodeToString(sum[:]), Mode: uint32(mode.Perm()), Secret: secret}
 }
 
-// pace is how many bytes may be written before they go to the disk. Writes that gather in
-// memory are flushed together with the next fsync of etcd's log, which then takes seconds.
-const pace = 1 << 20
+const (
+	// pace is how many bytes may be written before they go to the disk. Writes that gather in
+	// memory are flushed together with the next fsync of etcd's log, which then takes seconds.
+	pace = 1 << 20
+	// rest is the longest pause after a flush, which is otherwise as long as the flush was.
+	// Without one, the file system commits etcd's log together with the next piece.
+	rest = 2 * time.Millisecond
+)
 
-// Paced is a writer to a file that flushes each MiB to the disk, so that a process which
-// waits for the same disk never waits for long, and drops it from the page cache.
+// Paced is a writer to a file that flushes each piece to the disk, so that a process which
+// waits for the same disk never waits for long, drops it from the page cache, and rests.
 type Paced struct {
 	f     *os.File
 	dirty int64 // bytes since the last flush
@@ -130,10 +136,12 @@ func (p *Paced) Write(data []byte) (n int, err error) {
 }
 
 func (p *Paced) flush() error {
+	begun := time.Now()
 	if err := unix.Fdatasync(int(p.f.Fd())); err != nil {
 		return err
 	}
 	_ = unix.Fadvise(int(p.f.Fd()), p.at, p.dirty, unix.FADV_DONTNEED) // advice only
 	p.at, p.dirty = p.at+p.dirty, 0
+	time.Sleep(min(time.Since(begun), rest))
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"go.etcd.io/etcd/etcdutl/v3/snapshot"
@@ -34,8 +35,9 @@ func restoreDatabase(ctx context.Context, file, dir string, t Target) (err error
 	}()
 	log := zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(zapcore.EncoderConfig{}), zapcore.AddSync(io.Discard), zap.FatalLevel), zap.WithFatalHook(zapcore.WriteThenPanic))
 	ctx, stop := context.WithCancel(ctx)
-	defer stop()
-	go keepFlushed(ctx, filepath.Join(dir, "member", "snap", "db"))
+	var flushed sync.WaitGroup
+	flushed.Go(func() { keepFlushed(ctx, filepath.Join(dir, "member", "snap", "db")) })
+	defer func() { stop(); flushed.Wait() }()
 	return snapshot.NewV3(log).Restore(snapshot.RestoreConfig{
 		SnapshotPath: file, Name: t.Name, OutputDataDir: dir, PeerURLs: []string{t.PeerURL},
 		InitialCluster: t.Name + "=" + t.PeerURL, InitialClusterToken: t.Token,
@@ -43,21 +45,61 @@ func restoreDatabase(ctx context.Context, file, dir string, t Target) (err error
 	})
 }
 
-// keepFlushed flushes the file at path over and over, while etcdutl writes it in one piece:
-// see archive.Paced.
+const (
+	piece = 1 << 20 // goes to the disk at a time
+	ahead = 4 << 20 // bytes that etcdutl may be ahead of the disk
+
+	// syncFlag makes each write to a file wait for the disk: FS_SYNC_FL of the kernel's
+	// include/uapi/linux/fs.h, chattr +S.
+	syncFlag = 0x8
+)
+
+// keepFlushed brings the file at path to the disk in small pieces while etcdutl writes it: see
+// archive.Paced. etcdutl copies as fast as memory is, and its first commit flushes what is left:
+// so each of its writes waits for the disk while it is too far ahead.
 func keepFlushed(ctx context.Context, path string) {
-	var f *os.File
-	for ctx.Err() == nil {
-		if f == nil {
-			f, _ = os.Open(path) // not there yet
-		} else {
-			_ = unix.Fdatasync(int(f.Fd()))
+	f, err := os.Open(path)
+	for ; err != nil; f, err = os.Open(path) { // not there yet
+		if time.Sleep(time.Millisecond); ctx.Err() != nil {
+			return
 		}
-		time.Sleep(2 * time.Millisecond)
 	}
-	if f != nil {
-		f.Close()
+	defer f.Close()
+	var done int64
+	waits := false
+	for ctx.Err() == nil {
+		info, err := f.Stat()
+		if err != nil {
+			break
+		}
+		left := info.Size() - done
+		if slow := left > ahead; slow != waits {
+			waits = slow
+			setSync(f, waits)
+		}
+		if left <= 0 {
+			time.Sleep(time.Millisecond)
+			continue
+		}
+		n := min(left, piece)
+		_ = unix.SyncFileRange(int(f.Fd()), done, n, unix.SYNC_FILE_RANGE_WAIT_BEFORE|unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER)
+		done += n
 	}
+	if waits {
+		setSync(f, false)
+	}
+}
+
+// setSync sets or clears syncFlag. Where the file system has no such flag, nothing changes.
+func setSync(f *os.File, on bool) {
+	flags, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+	if err != nil {
+		return
+	}
+	if flags &^= syncFlag; on {
+		flags |= syncFlag
+	}
+	_ = unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, flags)
 }
 
 const margin = 128 << 20 // etcd allocates two log files of 64 MB

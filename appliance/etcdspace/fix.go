@@ -18,11 +18,10 @@ import (
 )
 
 const (
-	worthShare = 0.05                   // of the file below which a defragmentation is not worth its pause
-	settle     = 2 * time.Second        // for etcd to count what a compaction has freed
-	settlePoll = 100 * time.Millisecond // etcd commits as often
-	between    = 5 * time.Second        // two members: load balancers see that the first is back
-	backLimit  = 5 * time.Minute        // for a member to be healthy again
+	worthShare  = 0.05             // of the file below which a defragmentation is not worth its pause
+	settleLimit = 15 * time.Minute // for the compaction of one member: etcd pauses after each batch
+	between     = 5 * time.Second  // two members: load balancers see that the first is back
+	backLimit   = 5 * time.Minute  // for a member to be healthy again
 
 	// lockKey is held by the one run of Fix in the cluster.
 	lockKey  = "/kthwd/space/lock"
@@ -120,13 +119,13 @@ func (c *Cluster) Fix(ctx context.Context, p Plan, report func(step string)) (f 
 		return f, err
 	}
 	defer release()
-	report(fmt.Sprintf("compact to revision %d", p.Status.Revision))
-	if _, err := c.local.Compact(ctx, p.Status.Revision, clientv3.WithCompactPhysical()); err != nil && !errors.Is(err, rpctypes.ErrCompacted) {
-		return f, fmt.Errorf("compact: %w", plain(err))
-	}
 	f.Compacted = p.Status.Revision
+	report(fmt.Sprintf("compact to revision %d", f.Compacted))
+	if err := compact(ctx, c.local, f.Compacted); err != nil {
+		return Fixed{}, fmt.Errorf("compact: %w", err)
+	}
 	for i, name := range p.Defragment {
-		one, err := c.fixMember(ctx, name, i > 0 && f.touched(), report)
+		one, err := c.fixMember(ctx, name, f.Compacted, i > 0 && f.touched(), report)
 		if err != nil {
 			return f, err
 		}
@@ -145,9 +144,22 @@ func (f Fixed) touched() bool {
 	return false
 }
 
+// compact drops all revisions of keys before revision, and returns when the member of the
+// client has deleted and committed them. The other members delete theirs at their own pace.
+// Where that revision is compacted already, etcd says so, but only after what is still to be
+// deleted (server/etcdserver/v3_server.go and server/storage/mvcc/kvstore.go:updateCompactRev):
+// a second call awaits another member.
+func compact(ctx context.Context, client *clientv3.Client, revision int64) error {
+	_, err := client.Compact(ctx, revision, clientv3.WithCompactPhysical())
+	if err == nil || errors.Is(err, rpctypes.ErrCompacted) {
+		return nil
+	}
+	return plain(err)
+}
+
 // fixMember defragments one member, unless it is not worth it.
-func (c *Cluster) fixMember(ctx context.Context, name string, another bool, report func(string)) (f FixedMember, err error) {
-	m, err := c.settled(ctx, name)
+func (c *Cluster) fixMember(ctx context.Context, name string, compacted int64, another bool, report func(string)) (f FixedMember, err error) {
+	m, err := c.settled(ctx, name, compacted)
 	if err != nil {
 		return f, err
 	}
@@ -178,33 +190,46 @@ func (c *Cluster) fixMember(ctx context.Context, name string, another bool, repo
 	return f, err
 }
 
-// settled waits until etcd has counted what the compaction has freed, or settle is over, and
-// refuses to go on when another member is unhealthy by now.
-func (c *Cluster) settled(ctx context.Context, name string) (least Member, err error) {
-	for end := time.Now().Add(settle); ; {
-		s, err := c.Status(ctx)
+// settled waits until a member has deleted what the compaction drops, and has counted the
+// pages that this has freed: what is deleted after a defragmentation leaves gaps again.
+func (c *Cluster) settled(ctx context.Context, name string, compacted int64) (m Member, err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, settleLimit, fmt.Errorf("%s has not finished the compaction within %v", name, settleLimit))
+	defer cancel()
+	if m, err = c.soundMember(ctx, name); err != nil {
+		return m, err
+	}
+	// Each call commits, and etcd counts a page as free in the commit after the one that freed it.
+	for calls := 1; ; calls++ {
+		client, _, err := c.of(m)
 		if err != nil {
-			return least, err
+			return m, err
 		}
-		if err := s.sound(); err != nil {
-			return least, err
+		last := m.InUse
+		switch err := compact(ctx, client, compacted); {
+		case ctx.Err() != nil:
+			return m, context.Cause(ctx)
+		case err != nil:
+			return m, fmt.Errorf("wait for the compaction of %s: %w", name, err)
 		}
-		m := s.member(name)
-		if m == nil {
-			return least, fmt.Errorf("%s has left the cluster meanwhile", name)
-		}
-		if least.id == 0 || m.InUse < least.InUse {
-			least = *m
-		}
-		if time.Now().After(end) || float64(least.Free()) >= worthShare*float64(least.Size) {
-			return least, nil
-		}
-		select {
-		case <-time.After(settlePoll):
-		case <-ctx.Done():
-			return least, ctx.Err()
+		if m, err = c.soundMember(ctx, name); err != nil || calls > 1 && m.InUse >= last {
+			return m, err
 		}
 	}
+}
+
+// soundMember returns a member, and refuses to go on when any is unhealthy by now.
+func (c *Cluster) soundMember(ctx context.Context, name string) (m Member, err error) {
+	s, err := c.Status(ctx)
+	if err != nil {
+		return m, err
+	}
+	if err := s.sound(); err != nil {
+		return m, err
+	}
+	if now := s.member(name); now != nil {
+		return *now, nil
+	}
+	return m, fmt.Errorf("%s has left the cluster meanwhile", name)
 }
 
 // back waits until a member that was defragmented is healthy again.

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -21,6 +22,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"kthwd/appliance/backup"
 	"kthwd/test/kthwtest"
 	"kthwd/test/report"
 )
@@ -28,7 +30,7 @@ import (
 // backupTurn is what one turn has measured; a quiet one has no processes and no steps.
 type backupTurn struct {
 	longest, median time.Duration // of the puts
-	puts            int
+	all             []putTime     // by begin
 	took            time.Duration // of the turn
 	grown, anon     float64       // the daemon's RSS at its highest less that at the begin, in MiB; anon without pages of files
 	begin           float64       // the daemon's RSS at the begin, in MiB
@@ -37,6 +39,44 @@ type backupTurn struct {
 	steps           map[string]time.Duration
 	file            string
 	size            int64
+	ended           time.Time // of the command, and so of the last step
+}
+
+// putTime is one put.
+type putTime struct {
+	sent time.Time
+	took time.Duration
+}
+
+// backupSteps are the steps of a backup in their order.
+var backupSteps = []string{backup.StepSnapshot, backup.StepPack, backup.StepExtract, backup.StepRestore, backup.StepRead, backup.StepFiles}
+
+// longestIn returns the longest put that went on in each step, in ms.
+func (m backupTurn) longestIn() map[string]float64 {
+	found := map[string]float64{}
+	end := m.ended
+	for _, step := range slices.Backward(backupSteps) {
+		begin := end.Add(-m.steps[step])
+		for _, p := range m.all {
+			if p.sent.Before(end) && p.sent.Add(p.took).After(begin) {
+				found[step] = max(found[step], p.took.Seconds()*1000)
+			}
+		}
+		end = begin
+	}
+	return found
+}
+
+// putsAt returns the share of the puts of all turns that took no longer than the result, in ms.
+func putsAt(turns []backupTurn, share float64) float64 {
+	var all []time.Duration
+	for _, m := range turns {
+		for _, p := range m.all {
+			all = append(all, p.took)
+		}
+	}
+	slices.Sort(all)
+	return all[int(float64(len(all)-1)*share)].Seconds() * 1000
 }
 
 // TestBackup measures what a backup of a large database costs the cluster: make bench-backup. Puts
@@ -133,7 +173,7 @@ func measureTurn(t *testing.T, c *kthwtest.Controller, client *clientv3.Client, 
 		t.Fatal(err)
 	}
 	var all sync.WaitGroup
-	var latencies []time.Duration
+	var puts []putTime
 	high := maps.Clone(begin)
 	all.Go(func() {
 		for i := 0; ctx.Err() == nil; i++ {
@@ -142,7 +182,7 @@ func measureTurn(t *testing.T, c *kthwtest.Controller, client *clientv3.Client, 
 				t.Errorf("a put: %v", err)
 				return
 			}
-			latencies = append(latencies, time.Since(sent))
+			puts = append(puts, putTime{sent, time.Since(sent)})
 			wait(ctx, 5*time.Millisecond)
 		}
 	})
@@ -160,11 +200,12 @@ func measureTurn(t *testing.T, c *kthwtest.Controller, client *clientv3.Client, 
 	m.took = time.Since(begun)
 	stop()
 	all.Wait()
-	if t.Failed() || len(latencies) == 0 {
+	if t.Failed() || len(puts) == 0 {
 		t.Fatal("no put in this turn, or one has failed")
 	}
-	slices.Sort(latencies)
-	m.puts, m.longest, m.median = len(latencies), latencies[len(latencies)-1], latencies[len(latencies)/2]
+	m.all = slices.Clone(puts)
+	slices.SortFunc(puts, func(a, b putTime) int { return cmp.Compare(a.took, b.took) })
+	m.longest, m.median = puts[len(puts)-1].took, puts[len(puts)/2].took
 	m.begin = begin["VmRSS"]
 	m.grown, m.anon = high["VmRSS"]-begin["VmRSS"], high["RssAnon"]-begin["RssAnon"]
 	return m
@@ -220,6 +261,7 @@ func runBackup(t *testing.T, cmd *exec.Cmd) (m backupTurn) {
 		}
 	}()
 	err := cmd.Wait()
+	m.ended = time.Now()
 	stop()
 	<-watched
 	if err != nil {
@@ -291,6 +333,14 @@ func writeBackup(t *testing.T, size int64, quiet, busy []backupTurn, verify time
 	w := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "\tquiet\tbackup\tratio\treach\tmet?\n")
 	fmt.Fprintf(w, "longest put, ms\t%.1f\t%.1f\t%.2f (of the rounds: %v)\t≤ 2\t%s\n", median(quiet, longest), median(busy, longest), ratio, pairs, met(ratio <= 2))
+	for _, share := range []float64{0.99, 0.999} {
+		fmt.Fprintf(w, "%v %% of the puts, ms\t%.1f\t%.1f\t%.2f\t\t\n", 100*share, putsAt(quiet, share), putsAt(busy, share), putsAt(busy, share)/putsAt(quiet, share))
+	}
+	byStep := map[string]float64{}
+	for _, name := range backupSteps {
+		byStep[name] = median(busy, func(m backupTurn) float64 { return m.longestIn()[name] })
+		fmt.Fprintf(w, "  longest while %s, ms\t\t%.1f\t\t\t\n", name, byStep[name])
+	}
 	middle := func(m backupTurn) float64 { return m.median.Seconds() * 1000 }
 	fmt.Fprintf(w, "median put, ms\t%.2f\t%.2f\t%.2f\t\t\n", median(quiet, middle), median(busy, middle), median(busy, middle)/median(quiet, middle))
 	fmt.Fprintf(w, "daemon at the begin, MiB\t%.1f\t%.1f\t\t\t\n", median(quiet, func(m backupTurn) float64 { return m.begin }), median(busy, func(m backupTurn) float64 { return m.begin }))
@@ -313,7 +363,8 @@ func writeBackup(t *testing.T, size int64, quiet, busy []backupTurn, verify time
 	line, err := json.Marshal(map[string]any{
 		"bench": "kthwd-backup", "cores": runtime.NumCPU(), "rounds": len(busy), "size_mib": size >> 20, "size_archive_mib": busy[0].size >> 20,
 		"put_longest_ms": map[string]float64{"quiet": median(quiet, longest), "backup": median(busy, longest)}, "put_longest_ratio": ratio, "put_longest_pairs": pairs,
-		"puts": map[string]int{"quiet": quiet[0].puts, "backup": busy[0].puts}, "daemon_grows_mib": grown, "daemon_grows_anon_mib": anon, "child_mib": child, "child_anon_mib": childAnon,
+		"put_longest_by_step_ms": byStep, "put_p999_ms": map[string]float64{"quiet": report.Round3(putsAt(quiet, 0.999)), "backup": report.Round3(putsAt(busy, 0.999))},
+		"puts": map[string]int{"quiet": len(quiet[0].all), "backup": len(busy[0].all)}, "daemon_grows_mib": grown, "daemon_grows_anon_mib": anon, "child_mib": child, "child_anon_mib": childAnon,
 		"daemon_mib": median(busy, func(m backupTurn) float64 { return m.begin }),
 		"create_mib": highest(func(m backupTurn) float64 { return m.create }), "create_s": took, "steps_s": steps, "verify_s": report.Round3(verify.Seconds()),
 	})
