@@ -31,6 +31,7 @@ type request struct {
 	Check bool   `json:"check,omitempty"` // whether the file could be replaced
 	ID    string `json:"id,omitempty"`    // of the rotation
 	Data  []byte `json:"data,omitempty"`  // the file to use from now on
+	Trial []byte `json:"trial,omitempty"` // a file whose key servers are asked, and which is not kept
 }
 
 // Controller is the answer.
@@ -66,6 +67,9 @@ func (r *Rotation) answer(ctx context.Context, in request) Controller {
 	if err == nil && in.Check {
 		err = r.replaceable()
 	}
+	if err == nil && len(in.Trial) > 0 {
+		err = r.try(ctx, in.Trial)
+	}
 	if err == nil && len(in.Data) > 0 {
 		err = r.accept(ctx, in)
 	}
@@ -99,6 +103,17 @@ func (r *Rotation) replaceable() error {
 		return advice.With(fmt.Errorf("%s cannot be replaced: %w", r.file(), err), "make its directory writable for kthwd's user")
 	}
 	return nil
+}
+
+// try asks the key servers of a file.
+func (r *Rotation) try(ctx context.Context, data []byte) error {
+	life, end := context.WithCancel(ctx)
+	defer end()
+	c, err := load(life, data, "")
+	if err != nil {
+		return r.ofFile(err)
+	}
+	return r.gate.answers(ctx, c)
 }
 
 // accept writes a file and lets the API server use it, if it is that of the rotation's stage.
