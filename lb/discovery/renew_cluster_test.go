@@ -218,7 +218,9 @@ func attacks(t *testing.T, c *kthwtest.Controller, thief string) {
 		{"another name", func(r *request) { r.contents.Subject.CommonName = "admin" }, `asks for a certificate of "admin"`},
 		{"another load balancer's", func(r *request) { r.contents.Subject.CommonName = "lb-good" }, `asks for a certificate of "lb-good"`},
 		{"another group", func(r *request) { r.contents.Subject.Organization = []string{"developers"} }, "asks for the groups"},
-		{"one group more", func(r *request) { r.contents.Subject.Organization = append(r.contents.Subject.Organization, "developers") }, "asks for the groups"},
+		{"one group more", func(r *request) {
+			r.contents.Subject.Organization = append(r.contents.Subject.Organization, "developers")
+		}, "asks for the groups"},
 		{"no group", func(r *request) { r.contents.Subject.Organization = nil }, "asks for the groups"},
 		{"more in its subject", func(r *request) { r.contents.Subject.OrganizationalUnit = []string{"x"} }, "more than a name"},
 		{"a longer life", func(r *request) { more := hour + 1; r.spec.ExpirationSeconds = &more }, "lasts 1h0m0s at most"},
