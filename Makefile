@@ -31,7 +31,7 @@ DIRS      := appliance cmd health lb packaging rbacseed test
 LIGHT      = $(shell awk '$$2 == "light" { print "./" $$1 }' appliance/config/testdata/arrows.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help build tool run test test-backup test-attacks test-attacks-user incidents test-light test-one fuzz cover test-e2e test-lb-peers soak screenshots bench bench-scale bench-hardening bench-try bench-backup bench-lb lint lint-extra golden verify bump hooks package image package-check generated install test-systemd clean FORCE
+.PHONY: help build tool run test test-backup test-attacks test-attacks-user incidents test-light test-one fuzz cover test-e2e test-lb-peers soak screenshots bench bench-scale bench-hardening bench-try bench-backup bench-encryption bench-lb lint lint-extra golden verify bump hooks package image package-check generated install test-systemd clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -105,7 +105,7 @@ test-e2e: build ## whole clusters with kubectl and real nodes, and the failure t
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=20m -v -run 'TestEnvtest|TestPage' ./test/try
 
 SOAK ?= 10m
-soak: build ## the faults of three controllers, then dead webhooks and APIs, then connections cut in one direction and other addresses, in random order for SOAK=10m each; KTHWD_SOAK_SEED repeats one; in namespaces as root, else on loopback
+soak: build ## the faults of three controllers, then dead webhooks and APIs, kills in rotations of the encryption key, then connections cut in one direction and other addresses, in random order for SOAK=10m each; KTHWD_SOAK_SEED repeats one; in namespaces as root, else on loopback
 	KTHWD_SOAK=$(SOAK) KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=0 -p=1 -v -run 'TestSoak' ./test/ha ./test/fault ./test/members
 
 screenshots: build ## make docs/images from the pages of a controller and a load balancer; needs chromium
@@ -131,6 +131,10 @@ bench-try: build ## kthwd try beside controller-runtime's envtest with kthwd's n
 SIZE ?= 256M
 bench-backup: build ## what a backup of a database of SIZE=1G costs: the longest put beside a quiet one's, memory, time by step
 	KTHWD_BENCH_BACKUP=1 KTHWD_BENCH_SIZE=$(SIZE) KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=60m -v -run 'TestBackup$$' ./test/bench
+
+SECRETS ?= 10000
+bench-encryption: build ## what a rotation of the encryption key of SECRETS=10000 secrets takes: secrets a second, and the API's p99 beside the quiet one
+	KTHWD_BENCH_ENCRYPTION=1 KTHWD_BENCH_SECRETS=$(SECRETS) KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=60m -v -run 'TestEncryption$$' ./test/bench
 
 # KTHWD_LB_BIN names any program that takes the flags of kthwd --role=lb.
 test-lb-peers: $(if $(KTHWD_LB_BIN),,build) ## the load balancer's failure table with nginx and HAProxy beside kthwd; needs root

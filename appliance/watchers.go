@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
@@ -85,6 +86,11 @@ func (p *prepared) newWorkers(member *etcd.Member, client func() (*rest.Config, 
 	return workers.New(workers.Config{
 		Client: client, Etcd: member.Running, Services: services, Log: p.o.Logs.Logger("kthwd"),
 		Reserved: func() []string { return pki.HostsOf(program.Value(p.args[program.APIServer], "tls-cert-file")) },
+		Renews:   users.IsBalancer,
+		MayRenew: func(ctx context.Context, etcd *clientv3.Client, r workers.Request) error {
+			return users.MayRenew(ctx, etcd, users.Renewal{User: r.User, Groups: r.Groups, Credential: r.Credential,
+				Signer: r.Signer, Usages: r.Usages, Life: r.Life, Contents: r.Contents})
+		},
 	})
 }
 

@@ -32,6 +32,18 @@ type DiscoveryStatus struct {
 	Since       time.Time `json:"since"`            // when Error appeared or vanished
 	LastSuccess time.Time `json:"lastSuccess"`      // last list or event; zero for never
 	Error       string    `json:"error,omitempty"`  // the reason none is watched, one line
+
+	Certificate *CertificateStatus `json:"certificate,omitempty"` // that the discovery renews by itself; nil for none
+}
+
+// CertificateStatus is a certificate that is renewed.
+type CertificateStatus struct {
+	Ends    time.Time `json:"ends"`
+	Due     time.Time `json:"due"`             // when it is renewed
+	Error   string    `json:"error,omitempty"` // why it was not, one line
+	Advice  string    `json:"advice,omitempty"`
+	Since   time.Time `json:"since,omitzero"` // of Error
+	Renewed int64     `json:"renewed"`        // by this process
 }
 
 // ListenerStatus is one listening address.

@@ -24,8 +24,8 @@ const (
 	welcomeTimeout = 5 * time.Second
 )
 
-// admitWorker refuses the creation of a request by a machine that joins, if it would not be
-// approved.
+// admitWorker refuses the creation of a request by a machine that joins or by a load balancer, if
+// it would not be approved.
 func (c *controllerIdentity) admitWorker(ctx context.Context, a admission.Attributes, csr *certificatesapi.CertificateSigningRequest) error {
 	if c.desk == nil || a.GetOperation() != admission.Create || a.GetSubresource() != "" {
 		return nil
@@ -35,6 +35,12 @@ func (c *controllerIdentity) admitWorker(ctx context.Context, a admission.Attrib
 		return nil // the API server's own validation refuses it
 	}
 	r := workers.Request{User: a.GetUserInfo().GetName(), Groups: a.GetUserInfo().GetGroups(), Signer: csr.Spec.SignerName, Contents: contents}
+	if ids := a.GetUserInfo().GetExtra()[workers.CredentialKey]; len(ids) == 1 {
+		r.Credential = ids[0]
+	}
+	if seconds := csr.Spec.ExpirationSeconds; seconds != nil {
+		r.Life = time.Duration(*seconds) * time.Second
+	}
 	for _, u := range csr.Spec.Usages {
 		r.Usages = append(r.Usages, string(u))
 	}

@@ -13,6 +13,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 )
 
 // Hidden returns the name under which a file is written before it receives its own.
@@ -36,6 +37,37 @@ func Write(path string, data []byte, mode fs.FileMode) error {
 		return err
 	}
 	return Sync(filepath.Dir(path))
+}
+
+// Replace writes a file in place of another, with the mode and the owner of that. A symbolic link
+// stays, and its target is replaced.
+func Replace(path string, data []byte) error {
+	path, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return err
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if err := Write(path, data, info.Mode().Perm()); err != nil {
+		return err
+	}
+	if was, ok := info.Sys().(*syscall.Stat_t); ok && (int(was.Uid) != os.Geteuid() || int(was.Gid) != os.Getegid()) {
+		return os.Chown(path, int(was.Uid), int(was.Gid))
+	}
+	return nil
+}
+
+// Replaceable tries to write beside the file, or beside the target of a symbolic link.
+func Replaceable(path string) error {
+	path, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return err
+	}
+	trial := Hidden(path)
+	_ = os.Remove(trial) // of a process that died
+	return errors.Join(Create(trial, nil, 0o600), os.Remove(trial))
 }
 
 // Create makes the file, with that mode, and returns when the disk has the data. The name

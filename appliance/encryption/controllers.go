@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
@@ -32,6 +31,7 @@ type request struct {
 	Check bool   `json:"check,omitempty"` // whether the file could be replaced
 	ID    string `json:"id,omitempty"`    // of the rotation
 	Data  []byte `json:"data,omitempty"`  // the file to use from now on
+	Trial []byte `json:"trial,omitempty"` // a file whose key servers are asked, and which is not kept
 }
 
 // Controller is the answer.
@@ -67,6 +67,9 @@ func (r *Rotation) answer(ctx context.Context, in request) Controller {
 	if err == nil && in.Check {
 		err = r.replaceable()
 	}
+	if err == nil && len(in.Trial) > 0 {
+		err = r.try(ctx, in.Trial)
+	}
 	if err == nil && len(in.Data) > 0 {
 		err = r.accept(ctx, in)
 	}
@@ -96,17 +99,21 @@ func (r *Rotation) configured() error {
 
 // replaceable tries to write beside the file.
 func (r *Rotation) replaceable() error {
-	path, err := filepath.EvalSymlinks(r.file())
-	if err != nil {
-		return err
-	}
-	trial := durable.Hidden(path)
-	_ = os.Remove(trial) // of a process that died
-	err = errors.Join(durable.Create(trial, nil, 0o600), os.Remove(trial))
-	if err != nil {
+	if err := durable.Replaceable(r.file()); err != nil {
 		return advice.With(fmt.Errorf("%s cannot be replaced: %w", r.file(), err), "make its directory writable for kthwd's user")
 	}
 	return nil
+}
+
+// try asks the key servers of a file.
+func (r *Rotation) try(ctx context.Context, data []byte) error {
+	life, end := context.WithCancel(ctx)
+	defer end()
+	c, err := load(life, data, "")
+	if err != nil {
+		return r.ofFile(err)
+	}
+	return r.gate.answers(ctx, c)
 }
 
 // accept writes a file and lets the API server use it, if it is that of the rotation's stage.
@@ -141,7 +148,7 @@ func (r *Rotation) accept(ctx context.Context, in request) error {
 	if _, err := r.gate.Try(ctx, life, in.Data, ""); err != nil {
 		return err
 	}
-	if err := replace(r.file(), in.Data); err != nil {
+	if err := durable.Replace(r.file(), in.Data); err != nil {
 		return err
 	}
 	_, err = r.gate.Load(context.WithoutCancel(ctx)) // what is on the disk is used, also when nobody waits for the answer
@@ -158,25 +165,6 @@ func (r *Rotation) edited(name string) error {
 		hint = fmt.Sprintf("cp %s %s, then run kthwd encryption resume", text.ShellWord(r.next()), text.ShellWord(r.file()))
 	}
 	return advice.With(fmt.Errorf("%s on %s is not one of this rotation's: it was edited meanwhile", filepath.Base(r.file()), name), hint)
-}
-
-// replace writes a file in place of another, with the mode and the owner of that.
-func replace(path string, data []byte) error {
-	path, err := filepath.EvalSymlinks(path)
-	if err != nil {
-		return err
-	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return err
-	}
-	if err := durable.Write(path, data, info.Mode().Perm()); err != nil {
-		return err
-	}
-	if was, ok := info.Sys().(*syscall.Stat_t); ok && (int(was.Uid) != os.Geteuid() || int(was.Gid) != os.Getegid()) {
-		return os.Chown(path, int(was.Uid), int(was.Gid))
-	}
-	return nil
 }
 
 // ask asks all controllers, this one first.

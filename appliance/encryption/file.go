@@ -21,25 +21,29 @@ import (
 	"kthwd/appliance/text"
 )
 
-// Kinds are the providers to which kthwd rotates, in the order of preference. A provider
-// that kthwd only reads, such as kms, may stand in a file as well.
+// Kinds are the providers of which kthwd makes keys, in the order of preference. KindKMS is a
+// further one to which it rotates: its key is in a key server.
 var Kinds = []string{"secretbox", "aesgcm", "aescbc"}
 
 const (
 	identity = "identity"
 	kms      = "kms"
+	kmsV2    = "v2"
 
 	keySize = 32 // AES-256; secretbox has no other
 
 	storedPrefix = "k8s:enc:" // of each encrypted value (apiserver/pkg/server/options/encryptionconfig/config.go)
 )
 
+// KindKMS is the provider of a key server.
+const KindKMS = kms
+
 // Provider is one key of an encryption configuration.
 type Provider struct {
 	Kind string `json:"kind"`
 	Name string `json:"name,omitempty"` // empty for identity
 
-	version string // of a kms
+	Version string `json:"version,omitempty"` // of a kms
 }
 
 func (p Provider) String() string { return strings.TrimSpace(p.Kind + " " + p.Name) }
@@ -58,7 +62,7 @@ func (p Provider) prefix() string {
 	case identity:
 		return ""
 	case kms:
-		version := p.version
+		version := p.Version
 		if version == "" {
 			version = "v1"
 		}
@@ -142,7 +146,7 @@ func providersOf(entry *yaml.Node) (all []Provider) {
 				p.Name = n.Value
 			}
 			if n := child(value, "apiVersion"); n != nil {
-				p.version = n.Value
+				p.Version = n.Value
 			}
 			all = append(all, p)
 		default:
@@ -250,6 +254,18 @@ func newKey(p Provider) (*yaml.Node, error) {
 	}
 	var n yaml.Node
 	err := n.Encode(map[string]map[string][]one{p.Kind: {"keys": {{p.Name, base64.StdEncoding.EncodeToString(key)}}}})
+	return &n, err
+}
+
+// newServer makes the entry of a key server.
+func newServer(p Provider, q Request) (*yaml.Node, error) {
+	type server struct {
+		Version  string `yaml:"apiVersion"`
+		Name     string `yaml:"name"`
+		Endpoint string `yaml:"endpoint"`
+	}
+	var n yaml.Node
+	err := n.Encode(map[string]server{kms: {p.Version, p.Name, q.Endpoint}})
 	return &n, err
 }
 

@@ -152,7 +152,7 @@ func TestPrefix(t *testing.T) {
 	for p, want := range map[Provider]string{
 		{Kind: "secretbox", Name: "key1"}:           "k8s:enc:secretbox:v1:key1:",
 		{Kind: "aescbc", Name: "a"}:                 "k8s:enc:aescbc:v1:a:",
-		{Kind: "kms", Name: "vault", version: "v2"}: "k8s:enc:kms:v2:vault:",
+		{Kind: "kms", Name: "vault", Version: "v2"}: "k8s:enc:kms:v2:vault:",
 		{Kind: identity}:                            "",
 	} {
 		if got := p.prefix(); got != want {

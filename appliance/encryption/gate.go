@@ -168,8 +168,8 @@ func (g *Gate) Try(ctx, life context.Context, data []byte, id string) (*encrypti
 	if err != nil {
 		return nil, advice.With(fmt.Errorf("%s: %w", g.cfg.File, err), "correct the file; it must keep the old key, which stored secrets need")
 	}
-	if err := answers(ctx, c); err != nil {
-		return nil, advice.With(fmt.Errorf("%s: a key server does not answer: %s", g.cfg.File, text.Joined(err.Error())), "start the KMS plugin, or correct its endpoint")
+	if err := g.answers(ctx, c); err != nil {
+		return nil, err
 	}
 	client, err := g.client()
 	if err != nil {
@@ -221,6 +221,14 @@ func (g *Gate) unreadable(r reader, bad []problem, lost int) error {
 }
 
 // answers asks the key servers of a configuration.
+func (g *Gate) answers(ctx context.Context, c *encryptionconfig.EncryptionConfiguration) error {
+	if err := answers(ctx, c); err != nil {
+		return advice.With(fmt.Errorf("%s: a key server does not answer: %s", g.cfg.File, text.Joined(err.Error())), "start the KMS plugin, or correct its endpoint")
+	}
+	return nil
+}
+
+// answers waits until the key servers of a configuration answer.
 func answers(ctx context.Context, c *encryptionconfig.EncryptionConfiguration) error {
 	if len(c.HealthChecks) != 1 {
 		return errors.New("upstream checks several things")

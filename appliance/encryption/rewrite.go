@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -29,9 +28,9 @@ const (
 type rewriter struct {
 	reader reader
 	client *clientv3.Client
-	due    func(key, prefix string) bool // whether a value needs the new key
-	done   func(n int)                   // called after each transaction, from one goroutine at a time
-	held   []clientv3.Cmp                // what else must be so for each write: the right to act
+	due    func(key string, data []byte) bool // whether a value needs the new key
+	done   func(n int)                        // called after each transaction, from one goroutine at a time
+	held   []clientv3.Cmp                     // what else must be so for each write: the right to act
 
 	batch  []change
 	bytes  int
@@ -64,8 +63,7 @@ func (w *rewriter) run(ctx context.Context) error {
 func (w *rewriter) walk(ctx context.Context) error {
 	err := walk(ctx, w.client, w.reader.root, func(kv *mvccpb.KeyValue) error {
 		key := string(kv.Key)
-		prefix, _ := splitStored(kv.Value)
-		if !w.due(key, prefix) {
+		if !w.due(key, kv.Value) {
 			return nil
 		}
 		plain, by, err := w.reader.open(ctx, key, kv.Value)
@@ -136,24 +134,22 @@ func (w *rewriter) write(ctx context.Context, all ...change) (done bool, err err
 	return answer.Succeeded, nil
 }
 
-// dueForward chooses what has another key than the new one, and what has none although its
-// resource is named.
-func dueForward(r reader, to Provider) func(key, prefix string) bool {
-	explicit := r.explicit()
-	return func(key, prefix string) bool {
-		if prefix != "" {
+// dueForward chooses what has another key than the new one, and what has none although the file
+// encrypts its resource.
+func dueForward(r reader, to Provider) func(key string, data []byte) bool {
+	return func(key string, data []byte) bool {
+		if prefix, encrypted := splitStored(data); encrypted {
 			return prefix != to.prefix() && len(r.of(key)) > 0
 		}
-		for _, p := range explicit {
-			if strings.HasPrefix(key, p) {
-				return true
-			}
-		}
-		return false
+		_, encrypts := r.plainBy(key, data)
+		return encrypts
 	}
 }
 
 // dueBack chooses what has the new key.
-func dueBack(to Provider) func(key, prefix string) bool {
-	return func(_, prefix string) bool { return prefix == to.prefix() }
+func dueBack(to Provider) func(key string, data []byte) bool {
+	return func(_ string, data []byte) bool {
+		prefix, encrypted := splitStored(data)
+		return encrypted && prefix == to.prefix()
+	}
 }

@@ -22,6 +22,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/storage/value"
 
@@ -188,11 +189,11 @@ func TestRewriteConflict(t *testing.T) {
 	}
 	w := &rewriter{reader: writing, client: client, done: func(int) {}, due: dueForward(writing, p)}
 	meanwhile := w.due
-	w.due = func(key, prefix string) bool {
+	w.due = func(key string, data []byte) bool {
 		if strings.HasSuffix(key, "/c") { // b has been read, and not written yet
 			put(t, client, writing, "secrets", "/registry/secrets/shop/b", "newer")
 		}
-		return meanwhile(key, prefix)
+		return meanwhile(key, data)
 	}
 	if err := w.run(t.Context()); err != nil {
 		t.Fatal(err)
@@ -402,4 +403,73 @@ func BenchmarkRewrite(b *testing.B) {
 		}
 		return nil
 	})
+}
+
+// A value without a key that a wildcard names is counted, opened and written anew as the API server
+// would read it: an exact name goes before a group's wildcard, and that before the one for all.
+func TestPlainUnderWildcards(t *testing.T) {
+	const header = "kind: EncryptionConfiguration\napiVersion: apiserver.config.k8s.io/v1\nresources:\n"
+	entry := func(providers string, resources ...string) string {
+		return "  - resources: ['" + strings.Join(resources, "', '") + "']\n    providers:\n" + providers
+	}
+	const key, plain = "      - secretbox: {keys: [{name: key1, secret: " + secret1 + "}]}\n", "      - identity: {}\n"
+	packed, err := (&runtime.Unknown{TypeMeta: runtime.TypeMeta{APIVersion: "v1", Kind: "Secret"}, Raw: []byte("x")}).Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := startEtcd(t, false)
+	for name, content := range map[string]string{
+		"secrets/shop/s":                  "k8s\x00" + string(packed),
+		"configmaps/shop/c":               `{"kind":"ConfigMap","apiVersion":"v1"}`,
+		"deployments/shop/d":              `{"kind":"Deployment","apiVersion":"apps/v1"}`,
+		"services/specs/shop/v":           `{"kind":"Service","apiVersion":"v1"}`,
+		"example.com/widgets/shop/w":      `{"kind":"Widget","apiVersion":"example.com/v1"}`,
+		"apiregistration.k8s.io/x/v1.":    `{"kind":"APIService","apiVersion":"apiregistration.k8s.io/v1"}`,
+		"something/that/nobody/has/heard": "of",
+	} {
+		put(t, client, reader{}, "", "/registry/"+name, content)
+	}
+	all := []string{"apiregistration.k8s.io/x/v1.", "configmaps/shop/c", "deployments/shop/d", "example.com/widgets/shop/w", "secrets/shop/s", "services/specs/shop/v", "something/that/nobody/has/heard"}
+	for name, tt := range map[string]struct {
+		file string
+		want []string
+	}{
+		"all":                        {entry(key+plain, "*.*"), all},
+		"the core group":             {entry(key+plain, "*."), []string{"configmaps/shop/c", "secrets/shop/s", "services/specs/shop/v"}},
+		"a group":                    {entry(key+plain, "*.apps"), []string{"deployments/shop/d"}},
+		"a group of one's own":       {entry(key+plain, "*.example.com"), []string{"example.com/widgets/shop/w"}},
+		"a name":                     {entry(key+plain, "services"), []string{"services/specs/shop/v"}},
+		"all but one":                {entry(plain, "configmaps") + entry(key+plain, "*.*"), slices.DeleteFunc(slices.Clone(all), func(s string) bool { return strings.HasPrefix(s, "configmaps") })},
+		"all but a group":            {entry(plain, "*.apps") + entry(key+plain, "*.*"), slices.DeleteFunc(slices.Clone(all), func(s string) bool { return strings.HasPrefix(s, "deployments") })},
+		"one of a group that is not": {entry(key+plain, "secrets") + entry(plain, "*."), []string{"secrets/shop/s"}},
+	} {
+		r := opened(t, []byte(header+tt.file))
+		s, _, lost, err := r.look(t.Context(), client, true)
+		if err != nil || lost > 0 || s.Plain != len(tt.want) {
+			t.Errorf("%s: got %v, %d lost, %v, want %d", name, s, lost, err, len(tt.want))
+		}
+		// Without identity these, and only these, would be unreadable.
+		_, _, lost, err = opened(t, []byte(strings.ReplaceAll(header+tt.file, key+plain, key))).look(t.Context(), client, true)
+		if err != nil || lost != len(tt.want) {
+			t.Errorf("%s, without identity: got %d lost, %v, want %d", name, lost, err, len(tt.want))
+		}
+		due, want := dueForward(r, Provider{Kind: "secretbox", Name: "key1"}), slices.Clone(tt.want)
+		if err := walk(t.Context(), client, "/registry/", func(kv *mvccpb.KeyValue) error {
+			if at := slices.Index(want, strings.TrimPrefix(string(kv.Key), "/registry/")); due(string(kv.Key), kv.Value) != (at >= 0) {
+				t.Errorf("%s: %s is due: %v", name, kv.Key, at < 0)
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := opened(t, []byte(header+entry(key+plain, "*.*")))
+	p := Provider{Kind: "secretbox", Name: "key1"}
+	w := &rewriter{reader: r, client: client, done: func(int) {}, due: dueForward(r, p)}
+	if err := w.run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if s, _, lost, err := r.look(t.Context(), client, true); err != nil || lost > 0 || s.Keys["secretbox key1"] != len(all) || !clean(State{New: p}, s) {
+		t.Errorf("written anew: got %v, %d lost, %v", s, lost, err)
+	}
 }

@@ -96,7 +96,7 @@ type plan struct {
 }
 
 // prepare checks everything that would stop a rotation, and changes nothing.
-func (r *Rotation) prepare(ctx context.Context, client *clientv3.Client, kind string) (*plan, Stored, error) {
+func (r *Rotation) prepare(ctx context.Context, client *clientv3.Client, q Request) (*plan, Stored, error) {
 	if err := r.configured(); err != nil {
 		return nil, Stored{}, err
 	}
@@ -130,18 +130,63 @@ func (r *Rotation) prepare(ctx context.Context, client *clientv3.Client, kind st
 	for key := range stored.Keys {
 		names = append(names, key[strings.LastIndex(key, " ")+1:])
 	}
-	kind = cmp.Or(kind, f.writers()[0].Kind)
-	if !slices.Contains(Kinds, kind) {
-		return nil, stored, advice.With(fmt.Errorf("kthwd makes no keys for the provider %q", kind), "providers: "+strings.Join(Kinds, ", "))
+	p := &plan{data: data, state: State{ID: rand.Text(), Files: []string{hashOf(data)}, revision: was.revision}}
+	if p.state.New, p.entry, err = newOf(f, q, names, was.New.Name); err != nil {
+		return nil, stored, err
 	}
-	p := &plan{data: data, state: State{ID: rand.Text(), New: f.newProvider(kind, append(names, was.New.Name)), Files: []string{hashOf(data)}, revision: was.revision}}
 	for _, w := range f.writers() {
 		p.state.Old = append(p.state.Old, w.String())
 	}
-	if p.entry, err = newKey(p.state.New); err != nil {
+	if err := r.tryAll(ctx, p); err != nil {
 		return nil, stored, err
 	}
-	return p, stored, r.tryAll(ctx, p)
+	return p, stored, r.tryServer(ctx, p)
+}
+
+// newOf makes the new key of a rotation: one of kthwd's, or a key server's. stored are the names of
+// the keys in etcd, and last is that of the rotation before.
+func newOf(f *file, q Request, stored []string, last string) (Provider, *yaml.Node, error) {
+	kind := cmp.Or(q.Provider, f.writers()[0].Kind)
+	given := q.Name != "" || q.Endpoint != ""
+	switch {
+	case kind == kms && (q.Name == "" || q.Endpoint == ""):
+		return Provider{}, nil, advice.With(advice.Usage(errors.New("a key server needs a name and the socket of its plugin")),
+			"--provider=kms --kms-name=vault --kms-endpoint=unix:///run/kms.sock; the same on each controller")
+	case kind == kms:
+		used := slices.Clone(stored)
+		for _, p := range f.all() {
+			used = append(used, p.Name)
+		}
+		if slices.Contains(used, q.Name) {
+			return Provider{}, nil, advice.With(advice.Usage(fmt.Errorf("the name %q is in use: values of the old key would look like new ones", q.Name)), "choose another --kms-name")
+		}
+		p := Provider{Kind: kms, Name: q.Name, Version: kmsV2}
+		entry, err := newServer(p, q)
+		return p, entry, err
+	case !slices.Contains(Kinds, kind):
+		return Provider{}, nil, advice.With(advice.Usage(fmt.Errorf("kthwd makes no keys for the provider %q", kind)), "providers: "+strings.Join(append(slices.Clone(Kinds), kms), ", "))
+	case given:
+		return Provider{}, nil, advice.Usage(fmt.Errorf("--kms-name and --kms-endpoint are for --provider=%s", kms))
+	}
+	p := f.newProvider(kind, append(stored, last))
+	entry, err := newKey(p)
+	return p, entry, err
+}
+
+// tryServer has every controller ask the key server of the new key, before anything changes.
+func (r *Rotation) tryServer(ctx context.Context, p *plan) error {
+	if p.state.New.Kind != kms {
+		return nil
+	}
+	data, err := in(p.data, formRead, p.state.New, p.entry)
+	if err != nil {
+		return err
+	}
+	all, err := r.ask(ctx, request{Trial: data}, askTime+kmsAnswers)
+	if err != nil {
+		return err
+	}
+	return complaints(all)
 }
 
 // tryAll reads each file of the rotation as the API server would.
@@ -194,6 +239,9 @@ func (r *Rotation) stored(ctx context.Context, client *clientv3.Client, data []b
 	c, err := load(life, data, "")
 	if err != nil {
 		return Stored{}, r.ofFile(err)
+	}
+	if err := r.gate.answers(ctx, c); err != nil { // else values would seem lost
+		return Stored{}, err
 	}
 	read, err := r.gate.reader(data, c)
 	if err != nil {
@@ -474,11 +522,11 @@ func (r *Rotation) rewriteAll(ctx context.Context, client *clientv3.Client, h *h
 	life, end := context.WithCancel(ctx)
 	defer end()
 	c, err := load(life, data, "")
-	if err == nil {
-		err = answers(ctx, c)
-	}
 	if err != nil {
 		return r.ofFile(err)
+	}
+	if err := r.gate.answers(ctx, c); err != nil {
+		return err
 	}
 	read, err := r.gate.reader(data, c)
 	if err != nil {

@@ -3,6 +3,7 @@ package encryption
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -11,6 +12,7 @@ import (
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/storage/value"
 )
@@ -28,7 +30,7 @@ var places = map[string]string{"replicationcontrollers": "controllers", "endpoin
 // Stored counts the values in etcd.
 type Stored struct {
 	Keys  map[string]int `json:"keys"`  // encrypted ones, by "secretbox key1"
-	Plain int            `json:"plain"` // not encrypted, of resources that the file names
+	Plain int            `json:"plain"` // not encrypted, of resources that the file encrypts
 }
 
 // Values is the number of all of them.
@@ -162,8 +164,13 @@ var errNoResource = errors.New("the file does not name this resource")
 
 // open decrypts a value; by is the transformer that has opened it.
 func (r reader) open(ctx context.Context, key string, data []byte) (plain []byte, by value.Transformer, err error) {
+	all := r.of(key)
+	if _, encrypted := splitStored(data); !encrypted {
+		t, _ := r.plainBy(key, data)
+		all = []value.Transformer{t}
+	}
 	err = errNoResource
-	for _, t := range r.of(key) {
+	for _, t := range slices.DeleteFunc(all, func(t value.Transformer) bool { return t == nil }) {
 		if plain, _, err = t.TransformFromStorage(ctx, data, value.DefaultContext(key)); err == nil {
 			return plain, t, nil
 		}
@@ -171,27 +178,74 @@ func (r reader) open(ctx context.Context, key string, data []byte) (plain []byte
 	return nil, nil, err // the error of a cipher quotes neither key nor value
 }
 
-// explicit lists where the resources lie that a configuration encrypts and names without a
-// wildcard.
-func (r reader) explicit() (all []string) {
+// wildcards reports whether the file names resources with a wildcard.
+func (r reader) wildcards() bool {
 	for gr := range r.keys {
-		if strings.Contains(gr.Resource, "*") || slices.Contains(r.plain, gr) {
-			continue
+		if gr.Resource == "*" {
+			return true
 		}
-		if strings.Contains(gr.Group, ".") {
-			all = append(all, r.root+gr.Group+"/"+gr.Resource+"/")
-		}
-		if isCustom(gr.Group) {
-			continue
-		}
-		place := gr.Resource
-		if p, ok := places[gr.Resource]; ok {
-			place = p
-		}
-		all = append(all, r.root+place+"/")
 	}
-	slices.Sort(all)
-	return slices.Compact(all)
+	return false
+}
+
+// plainBy returns the transformer with which the API server reads a value that has no key, and
+// whether it would write it with a key. It returns nil if the file does not name the resource:
+// then the value stays without a key. The group of a built-in resource is in the value.
+// It decides as transformerFromOverrides does (apiserver/pkg/server/options/encryptionconfig/config.go).
+func (r reader) plainBy(key string, data []byte) (by value.Transformer, encrypts bool) {
+	for _, gr := range r.resourcesOf(key, data) {
+		if t := r.keys[gr]; t != nil {
+			return t, !slices.Contains(r.plain, gr)
+		}
+	}
+	return nil, false
+}
+
+// resourcesOf lists what an encryption configuration may call the resource of a key, the most
+// certain first.
+func (r reader) resourcesOf(key string, data []byte) []schema.GroupResource {
+	path := strings.TrimPrefix(key, r.root)
+	first, rest, _ := strings.Cut(path, "/")
+	everything := schema.GroupResource{Group: "*", Resource: "*"}
+	if strings.Contains(first, ".") { // a custom resource, or one of an API that is served like one
+		second, _, _ := strings.Cut(rest, "/")
+		return []schema.GroupResource{{Group: first, Resource: second}, {Group: first, Resource: "*"}, everything}
+	}
+	name := first
+	for resource, place := range places {
+		if first == place || strings.HasPrefix(path, place+"/") {
+			name = resource
+		}
+	}
+	var all []schema.GroupResource
+	for gr := range r.keys { // whatever its group: no two built-in resources lie at one place
+		if gr.Resource == name && !isCustom(gr.Group) {
+			all = append(all, gr)
+		}
+	}
+	slices.SortFunc(all, func(a, b schema.GroupResource) int { return strings.Compare(a.String(), b.String()) })
+	if r.wildcards() {
+		if group, ok := groupOf(data); ok {
+			all = append(all, schema.GroupResource{Group: group, Resource: "*"})
+		}
+	}
+	return append(all, everything)
+}
+
+// groupOf returns the group in a stored object: protobuf or JSON.
+func groupOf(data []byte) (group string, ok bool) {
+	var object runtime.TypeMeta
+	if packed, is := bytes.CutPrefix(data, []byte("k8s\x00")); is {
+		var unknown runtime.Unknown
+		if unknown.Unmarshal(packed) != nil {
+			return "", false
+		}
+		object = unknown.TypeMeta
+	} else if json.Unmarshal(data, &object) != nil {
+		return "", false
+	}
+	gv, err := schema.ParseGroupVersion(object.APIVersion)
+	return gv.Group, err == nil && object.APIVersion != ""
 }
 
 // A problem is a value that a file cannot open.
@@ -204,18 +258,17 @@ type problem struct {
 // few that cannot be opened and their number.
 func (r reader) look(ctx context.Context, client *clientv3.Client, open bool) (s Stored, bad []problem, lost int, err error) {
 	s.Keys = map[string]int{}
-	explicit := r.explicit()
 	err = walk(ctx, client, r.root, func(kv *mvccpb.KeyValue) error {
 		key := string(kv.Key)
 		prefix, encrypted := splitStored(kv.Value)
-		belongs := slices.ContainsFunc(explicit, func(p string) bool { return strings.HasPrefix(key, p) })
+		by, encrypts := r.plainBy(key, kv.Value)
 		switch {
 		case encrypted:
 			s.Keys[keyName(prefix)]++
-		case belongs:
-			s.Plain++
-		default:
+		case by == nil:
 			return nil
+		case encrypts:
+			s.Plain++
 		}
 		if !open || strings.HasPrefix(prefix, storedPrefix+"kms:") && s.Keys[keyName(prefix)] > kmsSamples {
 			return nil

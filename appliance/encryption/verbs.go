@@ -37,6 +37,8 @@ type Request struct {
 	Verb     string `json:"verb"`
 	Plan     bool   `json:"plan,omitempty"`     // change nothing
 	Provider string `json:"provider,omitempty"` // of the new key; empty for the kind of the old one
+	Name     string `json:"name,omitempty"`     // of a key server
+	Endpoint string `json:"endpoint,omitempty"` // of a key server: the socket of its plugin on each controller
 	Brief    bool   `json:"brief,omitempty"`    // of status: leave out the look at etcd's values
 }
 
@@ -152,7 +154,7 @@ func readHolder(ctx context.Context, client *clientv3.Client) (string, error) {
 
 // rotate begins a rotation, or says what it would do.
 func (r *Rotation) rotate(ctx context.Context, client *clientv3.Client, q Request) (out Report, err error) {
-	p, stored, err := r.prepare(ctx, client, q.Provider)
+	p, stored, err := r.prepare(ctx, client, q)
 	if err != nil {
 		return out, err
 	}

@@ -98,8 +98,8 @@ func publicKeys(data []byte) (keys [][]byte, err error) {
 	return keys, nil
 }
 
-// encryptionKeys returns the secrets in an EncryptionConfiguration, of all providers.
-// A configuration that uses a key server holds none.
+// encryptionKeys returns the secrets in an EncryptionConfiguration, of all providers, and for each
+// key server its version and name, which the values have that it encrypts.
 func encryptionKeys(data []byte) (keys [][]byte, err error) {
 	var doc yaml.Node
 	if err := decodeYAML(data, &doc); err != nil {
@@ -110,6 +110,15 @@ func encryptionKeys(data []byte) (keys [][]byte, err error) {
 		for i, c := range n.Content {
 			if n.Kind == yaml.MappingNode && i%2 == 1 && n.Content[i-1].Value == "secret" && c.Kind == yaml.ScalarNode {
 				keys = append(keys, []byte(c.Value))
+			}
+			if n.Kind == yaml.MappingNode && i%2 == 1 && n.Content[i-1].Value == "kms" {
+				var server struct {
+					Version string `yaml:"apiVersion"`
+					Name    string `yaml:"name"`
+				}
+				if c.Decode(&server) == nil && server.Name != "" {
+					keys = append(keys, []byte("kms:"+server.Version+":"+server.Name))
+				}
 			}
 			walk(c)
 		}

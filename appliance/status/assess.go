@@ -307,6 +307,11 @@ func (a *assessment) balancer(r Report) {
 	if s.Discovery != nil && s.Discovery.Error != "" {
 		a.add(Healthy, kindDiscovery, "the last list stays in force until an API server answers", "no API server returns the list of backends: %s", s.Discovery.Error)
 	}
+	if s.Discovery != nil && s.Discovery.Certificate != nil && s.Discovery.Certificate.Error != "" {
+		c := s.Discovery.Certificate
+		a.add(Degraded, kindDiscoveryCertificate, c.Advice, "the certificate of the discovery ends on %s and is not renewed: %s", c.Ends.UTC().Format(time.RFC3339), c.Error)
+		a.since(c.Since)
+	}
 }
 
 // backends adds a finding if a backend of the load balancer is not ready.
@@ -359,6 +364,7 @@ func (a *assessment) certificates(r Report, now time.Time) {
 		case c.Problem != "":
 			a.add(Degraded, cause.Certificate, "", "%s: %s", c.File, c.Problem)
 		case c.Use == "signing": // only the key in it is used
+		case c.Use == UseDiscovery: // which the load balancer renews, and reports itself
 		case left <= 0 && file == pki.NameAdmin+".kubeconfig": // people have it, and nothing that runs
 			a.add(Degraded, cause.Certificate, renew(c), "%s (%s) expired on %s", file, c.Subject, c.NotAfter.UTC().Format(time.DateOnly))
 		case left <= 0:

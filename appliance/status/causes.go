@@ -29,6 +29,8 @@ const (
 	kindHeld        = "held_clients"
 	kindLimit       = "lb_limit"
 	kindDiscovery   = "discovery"
+
+	kindDiscoveryCertificate = "discovery_certificate"
 )
 
 // Kinds lists the kinds of findings of Assess with their meaning, without those of causes.
@@ -46,6 +48,7 @@ var Kinds = []struct{ Kind, Means string }{
 	{kindBackends, "backends of the load balancer are not ready"},
 	{kindHeld, "clients of the load balancer wait for a backend"},
 	{kindDiscovery, "no API server returns the list of backends"},
+	{kindDiscoveryCertificate, "the certificate with which the load balancer follows the list is due and cannot be renewed"},
 }
 
 // alarmSpace is etcd's alarm about its quota.

@@ -64,10 +64,13 @@ type Lease struct {
 type Certificate struct {
 	File     string    `json:"file"`
 	Subject  string    `json:"subject,omitempty"`
-	Use      string    `json:"use,omitempty"` // ca, server, client, signing
+	Use      string    `json:"use,omitempty"` // ca, server, client, signing, discovery
 	NotAfter time.Time `json:"notAfter"`
 	Problem  string    `json:"problem,omitempty"` // why it cannot be read
 }
+
+// UseDiscovery is the use of a certificate that the load balancer's discovery renews by itself.
+const UseDiscovery = "discovery"
 
 // Event is an observed change.
 type Event struct {

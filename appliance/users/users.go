@@ -18,6 +18,8 @@
 // not revoked here: see Revocable. Those of other components, such as system:kube-proxy, are
 // revoked one by one.
 //
+// A load balancer renews its own certificate: MayRenew is the policy.
+//
 // The records in etcd are below /kthwd/certificates/ and /kthwd/revoked/.
 package users
 
@@ -62,6 +64,8 @@ type Certificate struct {
 	Request   string    `json:"request,omitempty"` // the name of its CertificateSigningRequest
 	AskedBy   string    `json:"askedBy,omitempty"` // who asked for it
 	At        time.Time `json:"recorded"`
+
+	Credential string `json:"credential,omitempty"` // as the API server calls it: a hash of the certificate
 }
 
 // RecordOf returns the record of a certificate, without Signer, Request and AskedBy.
@@ -69,6 +73,7 @@ func RecordOf(cert *x509.Certificate) Certificate {
 	return Certificate{
 		Serial: Serial(cert), User: cert.Subject.CommonName, Groups: cert.Subject.Organization,
 		NotBefore: cert.NotBefore.UTC(), NotAfter: cert.NotAfter.UTC(), At: time.Now().UTC().Truncate(time.Second),
+		Credential: pki.CredentialOf(cert),
 	}
 }
 

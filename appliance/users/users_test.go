@@ -1,6 +1,9 @@
 package users
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
@@ -19,7 +22,10 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+	certificatesv1 "k8s.io/api/certificates/v1"
 
+	"kthwd/appliance/pki"
+	"kthwd/rbacseed"
 	"kthwd/test/harness"
 )
 
@@ -271,6 +277,67 @@ func TestRevocable(t *testing.T) {
 	} {
 		if err := Revocable(user); (err == nil) != want {
 			t.Errorf("%s: got %v, want it to be revocable: %v", user, err, want)
+		}
+	}
+}
+
+// A load balancer gets the next certificate only for its own name and groups, with a certificate
+// that is in the ledger, valid and not revoked, and for no longer life.
+func TestMayRenew(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	groups := []string{rbacseed.BalancerGroup, "others"}
+	held := Certificate{Serial: "1", User: "lb", Groups: groups, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(23 * time.Hour), Credential: "X"}
+	for name, tt := range map[string]struct {
+		change  func(*Renewal, *Certificate)
+		revoked revocations
+		want    string
+	}{
+		"as it is": {},
+		"groups in any order": {change: func(r *Renewal, _ *Certificate) {
+			r.Contents.Subject.Organization = []string{"others", rbacseed.BalancerGroup}
+		}},
+		"revoked by number":     {revoked: revocations{serials: map[string]revocation{"1": {At: now}}}, want: "is revoked"},
+		"revoked by name":       {revoked: revocations{users: map[string]revocation{"lb": {At: now}}}, want: "is revoked"},
+		"begun just after one":  {change: func(r *Renewal, c *Certificate) { c.NotBefore, r.Life = now, 23*time.Hour }, revoked: revocations{users: map[string]revocation{"lb": {At: now.Add(-time.Minute)}}}, want: "ask after"},
+		"begun long after one":  {change: func(r *Renewal, c *Certificate) { c.NotBefore, r.Life = now.Add(-time.Minute), 23*time.Hour }, revoked: revocations{users: map[string]revocation{"lb": {At: now.Add(-time.Hour)}}}},
+		"expired":               {change: func(_ *Renewal, c *Certificate) { c.NotAfter = now.Add(-time.Second) }, want: "has expired"},
+		"somebody else's":       {change: func(_ *Renewal, c *Certificate) { c.User = "other" }, want: "is not that of the load balancer"},
+		"not in the group":      {change: func(_ *Renewal, c *Certificate) { c.Groups = []string{"others"} }, want: "is not that of the load balancer"},
+		"without a certificate": {change: func(r *Renewal, _ *Certificate) { r.Credential = "" }, want: "has not come with a certificate"},
+		"a group less":          {change: func(_ *Renewal, c *Certificate) { c.Groups = append(slices.Clone(groups), "third") }, want: "asks for the groups"},
+		"a second more":         {change: func(r *Renewal, _ *Certificate) { r.Life += time.Second }, want: "lasts 24h0m0s at most"},
+		"a P-384 key": {change: func(r *Renewal, _ *Certificate) {
+			other, _ := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+			r.Contents.PublicKey = &other.PublicKey
+		}, want: "ECDSA P-256"},
+	} {
+		der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: "lb", Organization: groups}}, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		contents, err := x509.ParseCertificateRequest(der)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := Renewal{User: "lb", Groups: groups, Credential: "X", Signer: certificatesv1.KubeAPIServerClientSignerName, Usages: []string{"client auth", "digital signature"}, Life: 24 * time.Hour, Contents: contents}
+		c := held
+		if tt.change != nil {
+			tt.change(&r, &c)
+		}
+		if err = r.check(); err == nil {
+			err = r.checkAgainst(c, tt.revoked, now)
+		}
+		if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
+			t.Errorf("%s: got %v, want %q", name, err, tt.want)
+		}
+	}
+	for life, want := range map[time.Duration]time.Duration{time.Minute: 10 * time.Minute, 15 * time.Minute: 10 * time.Minute, 720*time.Hour + 5*time.Minute: 720 * time.Hour, 8760 * time.Hour: 2160 * time.Hour} {
+		if got := pki.RenewedLife(now, now.Add(life)); got != want {
+			t.Errorf("after %v: got %v, want %v", life, got, want)
 		}
 	}
 }

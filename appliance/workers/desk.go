@@ -46,6 +46,13 @@ const (
 	patience    = 30 * time.Second // for what becomes right by itself, before an Event
 )
 
+// The uses of certificates.
+const (
+	useClient   = "client"
+	useServing  = "serving"
+	useBalancer = "load-balancer"
+)
+
 const kindPending = "node_certificate_pending"
 
 // Config configures a Desk.
@@ -57,7 +64,13 @@ type Config struct {
 	Etcd     func() *embed.Etcd // nil while it does not run
 	Reserved func() []string    // the names and addresses in the API server's certificate
 	Services []netip.Prefix     // the ranges of service addresses
-	Log      *slog.Logger
+
+	// Renews reports whether a client with these groups is a load balancer, which asks for its own
+	// next certificate only, and MayRenew says why it does not get that. Nil for none.
+	Renews   func(groups []string) bool
+	MayRenew func(context.Context, *clientv3.Client, Request) error
+
+	Log *slog.Logger
 }
 
 // Desk decides about requests for the certificates of nodes. Make one with New.
@@ -74,9 +87,9 @@ type Desk struct {
 // New makes a Desk. It does no I/O.
 func New(cfg Config) *Desk {
 	d := &Desk{cfg: cfg, Removals: newRemovals(), pending: map[string]string{}, approved: prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "kthwd_node_certificates_approved_total", Help: "Requests for certificates of worker nodes that this controller has approved.",
+		Name: "kthwd_node_certificates_approved_total", Help: "Requests for certificates of worker nodes, and of load balancers for their discovery, that this controller has approved.",
 	}, []string{"use"})}
-	for _, use := range []string{"client", "serving"} {
+	for _, use := range []string{useClient, useServing, useBalancer} {
 		d.approved.WithLabelValues(use)
 	}
 	return d
@@ -105,12 +118,12 @@ func (d *Desk) Run(ctx context.Context) {
 	config.UserAgent = "kthwd"
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
-		d.cfg.Log.Error("requests of nodes are not decided", "err", err)
+		d.cfg.Log.Error("requests for certificates are not decided", "err", err)
 		return
 	}
 	objects, err := metadata.NewForConfig(config)
 	if err != nil {
-		d.cfg.Log.Error("requests of nodes are not decided", "err", err)
+		d.cfg.Log.Error("requests for certificates are not decided", "err", err)
 		return
 	}
 	dirty := make(chan struct{}, 1)
@@ -132,7 +145,7 @@ func (d *Desk) decideAll(ctx context.Context, client kubernetes.Interface, dirty
 		again = nil
 		left, err := d.round(ctx, client)
 		if err != nil && ctx.Err() == nil {
-			d.cfg.Log.Warn("requests of nodes are not decided, trying again", "err", err)
+			d.cfg.Log.Warn("requests for certificates are not decided, trying again", "err", err)
 		}
 		if left > 0 || err != nil {
 			again = time.After(lookAgain)
@@ -181,7 +194,7 @@ func (d *Desk) round(ctx context.Context, client kubernetes.Interface) (left int
 	if err != nil {
 		return 0, err
 	}
-	todo := slices.DeleteFunc(list.Items, func(csr certificatesv1.CertificateSigningRequest) bool { return !ours(&csr) })
+	todo := slices.DeleteFunc(list.Items, func(csr certificatesv1.CertificateSigningRequest) bool { return !d.ours(&csr) })
 	d.forget(todo)
 	if len(todo) == 0 {
 		return 0, nil
@@ -208,13 +221,15 @@ func (d *Desk) round(ctx context.Context, client kubernetes.Interface) (left int
 
 // ours reports whether a request waits for a decision of kthwd's. Renewals of client
 // certificates are upstream's (pkg/controller/certificates/approver).
-func ours(csr *certificatesv1.CertificateSigningRequest) bool {
+func (d *Desk) ours(csr *certificatesv1.CertificateSigningRequest) bool {
 	if len(csr.Status.Conditions) > 0 || len(csr.Status.Certificate) > 0 {
 		return false
 	}
-	return csr.Spec.SignerName == certificatesv1.KubeletServingSignerName ||
+	return d.renews(csr.Spec.Groups) || csr.Spec.SignerName == certificatesv1.KubeletServingSignerName ||
 		csr.Spec.SignerName == certificatesv1.KubeAPIServerClientKubeletSignerName && isToken(csr.Spec.Username)
 }
+
+func (d *Desk) renews(groups []string) bool { return d.cfg.Renews != nil && d.cfg.Renews(groups) }
 
 func isToken(user string) bool { return strings.HasPrefix(user, bootstrapapi.BootstrapUserPrefix) }
 
@@ -231,6 +246,10 @@ func (d *Desk) cluster(ctx context.Context, client kubernetes.Interface, server 
 	return c, nil
 }
 
+// CredentialKey is where the API server says with which certificate a client has come
+// (k8s.io/apiserver/pkg/authentication/user/user.go).
+const CredentialKey = "authentication.kubernetes.io/credential-id"
+
 // refusal is a decision against a request.
 type refusal struct{ error }
 
@@ -243,6 +262,12 @@ func (d *Desk) decide(ctx context.Context, client kubernetes.Interface, kv *clie
 	r, err := requestOf(csr)
 	if err != nil {
 		return refusal{err}
+	}
+	if d.renews(r.Groups) {
+		if err := d.cfg.MayRenew(ctx, kv, r); err != nil {
+			return refusal{err}
+		}
+		return d.approve(ctx, client, csr, useBalancer, "the load balancer's own certificate is valid")
 	}
 	if csr.Spec.SignerName == certificatesv1.KubeletServingSignerName {
 		name, _ := ofNode(r.Contents)
@@ -257,7 +282,7 @@ func (d *Desk) decide(ctx context.Context, client kubernetes.Interface, kv *clie
 		if _, err := c.checkServing(r, ranges); err != nil {
 			return refusal{err}
 		}
-		if err := d.approve(ctx, client, csr, "serving", "the node's own name and addresses"); err != nil {
+		if err := d.approve(ctx, client, csr, useServing, "the node's own name and addresses"); err != nil {
 			return err
 		}
 		return useUp(ctx, client, kv, c, node.Token)
@@ -269,13 +294,19 @@ func (d *Desk) decide(ctx context.Context, client kubernetes.Interface, kv *clie
 	if err := take(ctx, kv, info, name); err != nil {
 		return err
 	}
-	return d.approve(ctx, client, csr, "client", "the token "+info.ID+" is good for this node")
+	return d.approve(ctx, client, csr, useClient, "the token "+info.ID+" is good for this node")
 }
 
 func requestOf(csr *certificatesv1.CertificateSigningRequest) (Request, error) {
 	r := Request{User: csr.Spec.Username, Groups: csr.Spec.Groups, Signer: csr.Spec.SignerName}
 	for _, u := range csr.Spec.Usages {
 		r.Usages = append(r.Usages, string(u))
+	}
+	if ids := csr.Spec.Extra[CredentialKey]; len(ids) == 1 {
+		r.Credential = ids[0]
+	}
+	if seconds := csr.Spec.ExpirationSeconds; seconds != nil {
+		r.Life = time.Duration(*seconds) * time.Second
 	}
 	block, _ := pem.Decode(csr.Spec.Request)
 	if block == nil {
@@ -286,9 +317,12 @@ func requestOf(csr *certificatesv1.CertificateSigningRequest) (Request, error) {
 	return r, err
 }
 
-// Admit refuses a request of a token's bearer that will not be approved, at once, so that the
-// bearer sees why. It accepts every other request. Run decides the same way later.
+// Admit refuses a request of a token's bearer or of a load balancer that will not be approved, at
+// once, so that the client sees why. It accepts every other request. Run decides the same way later.
 func (d *Desk) Admit(ctx context.Context, r Request) error {
+	if d.renews(r.Groups) {
+		return d.admitRenewal(ctx, r)
+	}
 	if !isToken(r.User) || !slices.Contains(r.Groups, Group) {
 		return nil
 	}
@@ -314,6 +348,18 @@ func (d *Desk) Admit(ctx context.Context, r Request) error {
 	}
 	_, _, err = d.first(ctx, client, kv, c, r)
 	return err
+}
+
+func (d *Desk) admitRenewal(ctx context.Context, r Request) error {
+	server := d.cfg.Etcd()
+	if server == nil {
+		return errors.New("etcd does not run")
+	}
+	kv := v3client.New(server.Server)
+	defer kv.Close()
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	return d.cfg.MayRenew(ctx, kv, r)
 }
 
 // first decides about the first certificate of a node.
@@ -429,7 +475,7 @@ func (d *Desk) approve(ctx context.Context, client kubernetes.Interface, csr *ce
 		return err
 	}
 	d.approved.WithLabelValues(use).Inc()
-	d.cfg.Log.Info("certificate of a node approved", "request", csr.Name, "use", use, "user", csr.Spec.Username, "why", why)
+	d.cfg.Log.Info("certificate approved", "request", csr.Name, "use", use, "user", csr.Spec.Username, "why", why)
 	return nil
 }
 
@@ -437,7 +483,7 @@ func (d *Desk) approve(ctx context.Context, client kubernetes.Interface, csr *ce
 func (d *Desk) leave(ctx context.Context, client kubernetes.Interface, csr *certificatesv1.CertificateSigningRequest, why error) {
 	var refused refusal
 	if !errors.As(why, &refused) {
-		d.cfg.Log.Warn("no decision about the certificate of a node", "request", csr.Name, "err", why)
+		d.cfg.Log.Warn("no decision about a certificate", "request", csr.Name, "err", why)
 		return
 	}
 	if errors.Is(why, errNotYet) && time.Since(csr.CreationTimestamp.Time) < patience {
@@ -454,7 +500,7 @@ func (d *Desk) leave(ctx context.Context, client kubernetes.Interface, csr *cert
 	if known {
 		return
 	}
-	d.cfg.Log.Warn("certificate of a node not approved", "request", csr.Name, "user", csr.Spec.Username, "why", text)
+	d.cfg.Log.Warn("certificate not approved", "request", csr.Name, "user", csr.Spec.Username, "why", text)
 	sum := sha256.Sum256([]byte(string(csr.UID) + text))
 	at := metav1.Now()
 	// The same name on each controller: there is one Event.
@@ -493,7 +539,7 @@ func (d *Desk) Findings() []status.Finding {
 	}
 	slices.Sort(names)
 	f := status.Finding{Health: status.Healthy, Kind: kindPending, Since: d.since, Do: "kubectl get csr",
-		Text: fmt.Sprintf("the certificate request %s of a node is not approved: %s", names[0], d.pending[names[0]])}
+		Text: fmt.Sprintf("the certificate request %s is not approved: %s", names[0], d.pending[names[0]])}
 	if more := len(names) - 1; more > 0 {
 		f.Text += fmt.Sprintf("; and %d more", more)
 	}

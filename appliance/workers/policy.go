@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"crypto/x509"
 
@@ -22,6 +23,9 @@ type Request struct {
 	Signer   string
 	Usages   []string
 	Contents *x509.CertificateRequest
+
+	Credential string        // the certificate with which the client asks; empty for none
+	Life       time.Duration // that the client asks for; 0 for none
 }
 
 // A Controller is a controller of the cluster, as etcd knows it.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"text/tabwriter"
@@ -79,13 +80,16 @@ func (a *app) encryptionRotateVerb(l *config.Loader) *cobra.Command {
 			"All controllers must be up. A rotation that stops, at whichever moment, is continued by\n" +
 			"kthwd encryption resume or taken back by kthwd encryption abort. A verified backup is made\n" +
 			"first. The kthwd that runs does the work: this command only watches, and may be interrupted.",
-		Example: "  kthwd encryption rotate --plan\n  kthwd encryption rotate\n  kthwd encryption rotate --provider=secretbox",
-		Args:    noVerb,
-		RunE:    func(cmd *cobra.Command, _ []string) error { return a.encryptionRotate(cmd.Context(), l, in, without) },
+		Example: "  kthwd encryption rotate --plan\n  kthwd encryption rotate --provider=secretbox\n" +
+			"  kthwd encryption rotate --provider=kms --kms-name=vault --kms-endpoint=unix:///run/kms.sock",
+		Args: noVerb,
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.encryptionRotate(cmd.Context(), l, in, without) },
 	}
-	cmd.Flags().StringVar(&in.Provider, "provider", "", "`KIND` Provider of the new key: "+strings.Join(encryption.Kinds, ", ")+"; without this flag that of the old one.")
+	cmd.Flags().StringVar(&in.Provider, "provider", "", "`KIND` Provider of the new key: "+strings.Join(encryption.Kinds, ", ")+", "+encryption.KindKMS+"; without this flag that of the old one.")
+	cmd.Flags().StringVar(&in.Name, "kms-name", "", "`NAME` Name of the key server (KMS v2) for --provider=kms, one that was not used before.")
+	cmd.Flags().StringVar(&in.Endpoint, "kms-endpoint", "", "`URL` Socket of the key server's plugin, the same on each controller: unix:///run/kms.sock.")
 	cmd.Flags().BoolVar(&in.Plan, "plan", false, "Check everything, say what would be done, and change nothing.")
-	cobra.CheckErr(cmd.RegisterFlagCompletionFunc("provider", cobra.FixedCompletions(encryption.Kinds, cobra.ShellCompDirectiveNoFileComp)))
+	cobra.CheckErr(cmd.RegisterFlagCompletionFunc("provider", cobra.FixedCompletions(append(slices.Clone(encryption.Kinds), encryption.KindKMS), cobra.ShellCompDirectiveNoFileComp)))
 	withoutBackupFlag(cmd, &without)
 	l.AddFlags(cmd.Flags(), "config", "data-dir")
 	return cmd

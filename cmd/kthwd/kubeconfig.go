@@ -29,6 +29,7 @@ import (
 	"kthwd/appliance/supervise"
 	"kthwd/appliance/text"
 	"kthwd/appliance/users"
+	"kthwd/rbacseed"
 )
 
 // defaultUserLife is how long the certificate of a user lasts unless --expires says otherwise: a
@@ -40,7 +41,7 @@ type kubeconfigFlags struct {
 	groups                  []string
 	expires                 time.Duration
 	server, out, kubeconfig string
-	replace                 bool
+	replace, balancer       bool
 }
 
 func (a *app) kubeconfigVerb(l *config.Loader) *cobra.Command {
@@ -67,12 +68,22 @@ func (a *app) kubeconfigCreateVerb(l *config.Loader) *cobra.Command {
 			"refused, as are all names and groups of Kubernetes, and names of nodes and controllers:\n" +
 			"super-admin.kubeconfig is the one file for an emergency.",
 		Example: "  kthwd kubeconfig create jane --group=developers --server=https://10.0.1.48:6443\n" +
+			"  kthwd kubeconfig create kthwd-lb --load-balancer --server=https://10.0.1.48:6443 --out=lb.kubeconfig\n" +
 			"  kthwd kubeconfig create ci --expires=1h --out=- | ssh build 'umask 77; cat >ci.kubeconfig'",
 		Args: wantArgs(1, 1, usage),
-		RunE: func(cmd *cobra.Command, args []string) error { return a.kubeconfigCreate(cmd.Context(), l, f, args[0]) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if f.balancer {
+				f.groups = append(f.groups, rbacseed.BalancerGroup)
+				if !cmd.Flags().Changed("expires") {
+					f.expires = pki.BalancerLife
+				}
+			}
+			return a.kubeconfigCreate(cmd.Context(), l, f, args[0])
+		},
 	}
 	fs := cmd.Flags()
 	fs.StringArrayVar(&f.groups, "group", nil, "`GROUP` Group of the user; can be given more than once.")
+	fs.BoolVar(&f.balancer, "load-balancer", false, "Make it for --discovery-kubeconfig: with its rights, for 720h, and renewed by the load balancer.")
 	fs.DurationVar(&f.expires, "expires", defaultUserLife, "`DURATION` How long the certificate lasts, 1m or more, and no longer than the CA.")
 	fs.StringVar(&f.server, "server", "", "`URL` Address at which the user reaches the API server; empty means this machine at --advertise-address.")
 	fs.StringVar(&f.out, "out", "", "`FILE` File for the kubeconfig; - means standard output, empty USER.kubeconfig.")
@@ -106,6 +117,11 @@ func (a *app) kubeconfigCreate(ctx context.Context, l *config.Loader, f *kubecon
 	return a.withNodes(ctx, l, f.kubeconfig, nodeTimeout, func(ctx context.Context, n nodes) error {
 		if err := freeName(ctx, n, layout, name); err != nil {
 			return err
+		}
+		if users.IsBalancer(f.groups) {
+			if err := rbacseed.ApplyBalancer(ctx, n.client.RbacV1()); err != nil {
+				return err
+			}
 		}
 		if u.From, err = users.Begin(ctx, n.etcd, name); err != nil {
 			return err

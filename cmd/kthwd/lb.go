@@ -224,7 +224,17 @@ func (b *balancer) certificates() []status.Certificate {
 	if b.used == nil {
 		return nil
 	}
-	return b.used()
+	all := b.used()
+	if b.discovery == nil || b.discovery.Status().Certificate == nil {
+		return all
+	}
+	all = slices.Clone(all) // others have it
+	for i, c := range all {
+		if c.File == b.discovery.Kubeconfig && c.Use == "client" {
+			all[i].Use = status.UseDiscovery
+		}
+	}
+	return all
 }
 
 // certificateFiles are the certificates and kubeconfigs that a configuration names.

@@ -63,13 +63,10 @@ func servers(cluster *rest.Config, lists ...[]string) []*rest.Config {
 // list and a watch succeeded.
 func (d *Discovery) follow(ctx context.Context, server *rest.Config) (followed bool, err error) {
 	followed, err = d.followAs(ctx, server)
-	var other x509.HostnameError
-	if errors.As(err, &other) && server != d.cluster && server.ServerName != "" && d.cluster.ServerName == "" {
-		own := rest.CopyConfig(server)
-		own.ServerName = ""
+	if own := byOwnAddress(d.cluster, server, err); own != nil {
 		followed, err = d.followAs(ctx, own)
 	}
-	if err != nil && ctx.Err() == nil && !expired(err) {
+	if err != nil && ctx.Err() == nil && !expired(err) && !errors.Is(err, errRenewed) {
 		d.count(apiErrors)
 	}
 	var request *url.Error
@@ -79,12 +76,25 @@ func (d *Discovery) follow(ctx context.Context, server *rest.Config) (followed b
 	return followed, err
 }
 
+// byOwnAddress returns how to query a server whose certificate lacks the name that the kubeconfig
+// expects: by its own address. It returns nil if that is not what err means.
+func byOwnAddress(cluster, server *rest.Config, err error) *rest.Config {
+	var other x509.HostnameError
+	if !errors.As(err, &other) || server == cluster || server.ServerName == "" || cluster.ServerName != "" {
+		return nil
+	}
+	own := rest.CopyConfig(server)
+	own.ServerName = ""
+	return own
+}
+
 func (d *Discovery) followAs(ctx context.Context, server *rest.Config) (followed bool, err error) {
 	api, hangUp, err := newClient(server)
 	if err != nil {
 		return false, err
 	}
 	defer hangUp()
+	renewals := d.renewals.Load()
 	version, err := d.list(ctx, api)
 	if err != nil {
 		return false, err
@@ -107,14 +117,32 @@ func (d *Discovery) followAs(ctx context.Context, server *rest.Config) (followed
 			return true, errors.New("the watch ended at once")
 		}
 		followed = true
+		if d.renewals.Load() != renewals {
+			return true, errRenewed
+		}
 	}
 }
+
+// errRenewed means that the next watch is to be opened with another certificate.
+var errRenewed = errors.New("the certificate is renewed")
 
 // newClient returns a client with its own connections, which hangUp closes. Connections
 // shared by client-go would outlive Run, and delay the drain of a load balancer that they
 // pass through. The client uses HTTP/1.1 for the same reason: an abandoned watch closes
 // its connection.
 func newClient(server *rest.Config) (api rest.Interface, hangUp func(), err error) {
+	through, hangUp, err := newHTTPClient(server)
+	if err != nil {
+		return nil, nil, err
+	}
+	client, err := discoveryclient.NewForConfigAndClient(server, through)
+	if err != nil {
+		return nil, nil, err
+	}
+	return client.RESTClient(), hangUp, nil
+}
+
+func newHTTPClient(server *rest.Config) (client *http.Client, hangUp func(), err error) {
 	tlsConfig, err := rest.TLSConfigFor(server)
 	if err != nil {
 		return nil, nil, err
@@ -131,11 +159,7 @@ func newClient(server *rest.Config) (api rest.Interface, hangUp func(), err erro
 	if err != nil {
 		return nil, nil, err
 	}
-	client, err := discoveryclient.NewForConfigAndClient(server, &http.Client{Transport: wrapped})
-	if err != nil {
-		return nil, nil, err
-	}
-	return client.RESTClient(), transport.CloseIdleConnections, nil
+	return &http.Client{Transport: wrapped}, transport.CloseIdleConnections, nil
 }
 
 // slicesRequest returns a request for the EndpointSlices, without client-go's retries:
@@ -284,7 +308,7 @@ func hintFor(err error) string {
 	case anyOf(err, apierrors.IsForbidden):
 		return "the user of the kubeconfig must be allowed to get, list and watch endpointslices in the namespace default"
 	case anyOf(err, apierrors.IsUnauthorized):
-		return "the API server does not accept the user of the kubeconfig: its certificate or token may have expired"
+		return "the API server does not accept the user of the kubeconfig: its certificate or token may have expired, or was revoked; make another on a controller: kthwd kubeconfig create"
 	case errors.As(err, &unknown):
 		return "the kubeconfig has the CA of another cluster"
 	}

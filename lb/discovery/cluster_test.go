@@ -288,7 +288,7 @@ func (b *balancer) stop() {
 
 func (b *balancer) wait(what string, cond func(status.Report) error) {
 	b.t.Helper()
-	kthwtest.WaitFor(b.t, what, time.Minute, func() error {
+	kthwtest.WaitFor(b.t, what, kthwtest.Soon, func() error {
 		select {
 		case err := <-b.ended:
 			b.t.Fatalf("the load balancer has ended: %v", err)

@@ -14,6 +14,9 @@
 // reached, the last list stays in force. A list without backends changes nothing either,
 // because some API server has answered with it.
 //
+// If the kubeconfig has a certificate in the group kthwd:load-balancers, the package renews it: see
+// renew.go.
+//
 // The package links Kubernetes' client, which package lb does not. It does not test
 // backends: package check does.
 package discovery
@@ -27,6 +30,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -64,6 +68,8 @@ type Discovery struct {
 	pause   pause
 	report  supervise.Reporter
 	ready   func()
+
+	renewals atomic.Int64 // of the certificate, by this process
 
 	mu     sync.Mutex
 	last   cached // the list in force
@@ -140,6 +146,12 @@ func (d *Discovery) Run(ctx context.Context, ready func()) error {
 	var once sync.Once
 	d.ready = func() { once.Do(ready) }
 	d.reportState("")
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		d.keepCertificate(ctx)
+	}()
+	defer func() { <-over }()
 	for ctx.Err() == nil {
 		if d.round(ctx) {
 			d.pause.reset()

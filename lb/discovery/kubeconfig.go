@@ -23,6 +23,11 @@ func readKubeconfig(path string) (*rest.Config, error) {
 	if err != nil {
 		return nil, problem("want the kubeconfig of a user that may watch endpointslices in the namespace default", "%v", err)
 	}
+	return parseKubeconfig(path, file)
+}
+
+// parseKubeconfig returns the client configuration of the content of a kubeconfig.
+func parseKubeconfig(path string, file []byte) (*rest.Config, error) {
 	config, err := clientcmd.Load(file)
 	if err != nil {
 		return nil, problem("", "%s: not a kubeconfig: %s", path, text.Unquoted(err.Error()))

@@ -1,0 +1,111 @@
+package fault
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"kthwd/test/kthwtest"
+)
+
+// A file that names all resources with a wildcard: what is stored without a key is counted, a file
+// that would lose it is refused, a rotation gives it a key, and every resource can be read then.
+func TestEncryptionWildcard(t *testing.T) {
+	kthwtest.Turn(t, 1)
+	c := kthwtest.Start(t, kthwtest.Options{Args: []string{shortRequests}})
+	storeSecrets(t, c.Client(t), "s", 5)
+	file := filepath.Join(c.Dir, encryptionFile)
+	everything := strings.Replace(string(fileText(t, file)), "- secrets", "- '*.*'", 1)
+
+	edit(t, file, strings.Replace(everything, "      - identity: {}\n", "", 1))
+	kthwtest.WaitFor(t, "the finding", soon, func() error {
+		if r := mustStatus(t, c); !findingSays(r, "encryption_file", "written without a key, and the file lacks identity") {
+			return fmt.Errorf("got %+v", r.Findings)
+		}
+		return nil
+	})
+	edit(t, file, everything)
+	kthwtest.WaitFor(t, "the file to be used", soon, func() error {
+		if r := mustStatus(t, c); findingSays(r, "encryption_file", "") {
+			return fmt.Errorf("got %+v", r.Findings)
+		}
+		if code, out := verb(t, c, "encryption", "status"); code != 0 || strings.Contains(out, "another file than") {
+			return errors.New(out)
+		}
+		return nil
+	})
+	plain := func() (keys []string) {
+		answer, err := c.Etcd(t).Get(t.Context(), "/registry/", clientv3.WithPrefix())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, kv := range answer.Kvs {
+			if !strings.HasPrefix(string(kv.Value), "k8s:enc:") {
+				keys = append(keys, string(kv.Key))
+			}
+		}
+		return keys
+	}
+	if n := len(plain()); n < 50 {
+		t.Fatalf("only %d values without a key", n)
+	}
+	if code, out := verb(t, c, "encryption", "status"); code != 0 || strings.Contains(out, "plain 0") {
+		t.Errorf("status: got exit code %d:\n%s", code, out)
+	}
+	b := startBusy(t, c.Client(t))
+	if code, out := verb(t, c, "encryption", "rotate", "--without-backup"); code != 0 {
+		t.Fatalf("rotate: got exit code %d:\n%s", code, out)
+	}
+	b.check(t)
+	if keys := plain(); len(keys) > 0 {
+		t.Errorf("without a key: %v", keys)
+	}
+	c.Signal(t, syscall.SIGTERM)
+	c.Wait(t, soon)
+	c = kthwtest.Start(t, kthwtest.Options{Dir: c.Dir, Ports: &c.Ports, Args: []string{shortRequests}})
+	readSecrets(t, c.Client(t), "s", 5)
+	readAll(t, c.Client(t))
+	for _, said := range []string{"matching prefix", "unable to transform", "cannot decrypt"} {
+		if strings.Contains(c.Log.String(), said) {
+			t.Errorf("the log says %q:\n%s", said, c.Log.Tail(30))
+		}
+	}
+}
+
+// readAll lists every resource from etcd.
+func readAll(t *testing.T, client kubernetes.Interface) {
+	t.Helper()
+	lists, err := client.Discovery().ServerPreferredResources()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, list := range lists {
+		path := "/apis/" + list.GroupVersion
+		if !strings.Contains(list.GroupVersion, "/") {
+			path = "/api/" + list.GroupVersion
+		}
+		for _, r := range list.APIResources {
+			if !slices.Contains(r.Verbs, "list") || strings.Contains(r.Name, "/") {
+				continue
+			}
+			// Without a resource version the list comes from etcd, or is as new as that.
+			err := client.CoreV1().RESTClient().Get().AbsPath(path, r.Name).VersionedParams(&metav1.ListOptions{}, metav1.ParameterCodec).Do(t.Context()).Error()
+			if err != nil {
+				t.Errorf("%s/%s: %v", path, r.Name, err)
+			}
+			n++
+		}
+	}
+	if n < 30 {
+		t.Errorf("only %d resources", n)
+	}
+}
