@@ -68,7 +68,7 @@ func (v View) Finish(ctx context.Context, client *clientv3.Client, by string) er
 	return s.save(ctx, client)
 }
 
-// Unfinished names the controllers whose next start would still emulate the older minor.
+// Unfinished names the controllers that have not noted the end yet.
 func (v View) Unfinished() []string {
-	return v.names(func(c Controller) bool { return c.Away == "" && !c.Old && c.Emulated != "" && !c.Restart })
+	return v.names(func(c Controller) bool { return c.Away == "" && !c.Old && !c.noted })
 }

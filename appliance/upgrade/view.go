@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/etcdspace"
 	"kthwd/appliance/status"
@@ -25,6 +27,8 @@ type Controller struct {
 	MayGoBack  bool   `json:"mayGoBack,omitempty"` // the versions from before may run on its data
 	Away       string `json:"away,omitempty"`      // why it does not answer
 	Unwell     string `json:"unwell,omitempty"`    // why it is not ready
+
+	noted bool // its next start does not emulate the minor from before
 }
 
 // Stage is the place of a cluster in the life of an upgrade.
@@ -57,7 +61,11 @@ func Look(ctx context.Context, c *etcdspace.Cluster, all status.Cluster) (v View
 	if err != nil {
 		return v, err
 	}
-	s, err := ReadState(ctx, c.Local(), members.Cluster)
+	var o []clientv3.OpOption
+	if members.Leader == "" {
+		o = append(o, clientv3.WithSerializable())
+	}
+	s, err := ReadState(ctx, c.Local(), members.Cluster, o...)
 	if err != nil {
 		return v, err
 	}
@@ -107,6 +115,7 @@ func (c *Controller) complete(o status.Controller, s *State) {
 		return
 	}
 	c.Emulated, c.Restart = u.Emulated, u.Kube != "" && u.Emulated != u.Next
+	c.noted = s != nil && !behind(u.Kube, s.To.Kubernetes)
 	c.MayGoBack = s != nil && s.open() && u.Kube != "" && !behind(s.From.Kubernetes, u.Kube) && !behind(s.From.Etcd, u.Etcd)
 }
 
