@@ -91,6 +91,9 @@ func viewOf(s State, members etcdspace.Status, all status.Cluster) (v View) {
 			c.complete(all.Controllers[i], v.State)
 		}
 		c.Old = v.State != nil && (behind(c.Kubernetes, s.To.Kubernetes) || behind(c.Etcd, s.To.Etcd))
+		if v.etcdMinors && behind(s.From.Etcd, c.Storage) { // it tells within seconds
+			c.MayGoBack = false
+		}
 		v.Controllers = append(v.Controllers, c)
 	}
 	return v

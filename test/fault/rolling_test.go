@@ -21,8 +21,8 @@ import (
 	"kthwd/test/kthwtest"
 )
 
-// writer makes config maps at a steady rate, and watches them.
-type writer struct {
+// upgradeClient makes config maps at a steady rate, and watches them.
+type upgradeClient struct {
 	client kubernetes.Interface
 	stop   func() // of the writes
 
@@ -34,13 +34,13 @@ type writer struct {
 	ended  error // of the watch
 }
 
-// writeEvery is the pause between two writes; they do not wait for each other.
-const writeEvery = 20 * time.Millisecond
+// upgradeWriteEvery is the pause between two writes; they do not wait for each other.
+const upgradeWriteEvery = 20 * time.Millisecond
 
-// startWriter begins with an event that the watch has seen, so that it misses none after it.
-func startWriter(t *testing.T, client kubernetes.Interface) *writer {
+// startUpgradeClient begins with an event that the watch has seen, so that it misses none after it.
+func startUpgradeClient(t *testing.T, client kubernetes.Interface) *upgradeClient {
 	t.Helper()
-	w := &writer{client: client, failed: map[string]int{}, seen: map[string]bool{}}
+	w := &upgradeClient{client: client, failed: map[string]int{}, seen: map[string]bool{}}
 	ctx, cancel := context.WithCancel(t.Context())
 	list, err := client.CoreV1().ConfigMaps("default").List(ctx, metav1.ListOptions{})
 	if err != nil {
@@ -58,7 +58,7 @@ func startWriter(t *testing.T, client kubernetes.Interface) *writer {
 	watching.Go(func() { w.follow(watcher.ResultChan()) })
 	writing, stop := context.WithCancel(ctx)
 	wait.Go(func() {
-		tick := time.NewTicker(writeEvery)
+		tick := time.NewTicker(upgradeWriteEvery)
 		defer tick.Stop()
 		for i := 0; ; i++ {
 			select {
@@ -74,7 +74,7 @@ func startWriter(t *testing.T, client kubernetes.Interface) *writer {
 	return w
 }
 
-func (w *writer) follow(events <-chan watch.Event) {
+func (w *upgradeClient) follow(events <-chan watch.Event) {
 	for e := range events {
 		w.mu.Lock()
 		if m, ok := e.Object.(*corev1.ConfigMap); !ok {
@@ -87,7 +87,7 @@ func (w *writer) follow(events <-chan watch.Event) {
 }
 
 // write makes one attempt.
-func (w *writer) write(ctx context.Context, name string) {
+func (w *upgradeClient) write(ctx context.Context, name string) {
 	w.sent.Add(1)
 	_, err := w.client.CoreV1().ConfigMaps("default").Create(ctx, configMap(name, nil), metav1.CreateOptions{})
 	w.mu.Lock()
@@ -102,7 +102,7 @@ func (w *writer) write(ctx context.Context, name string) {
 }
 
 // check requires that every acknowledged write is there and was seen, and reports the failures.
-func (w *writer) check(t *testing.T) {
+func (w *upgradeClient) check(t *testing.T) {
 	t.Helper()
 	kthwtest.WaitFor(t, "the watch to have seen every acknowledged write", soon, func() error {
 		w.mu.Lock()
@@ -168,7 +168,7 @@ func TestRollingUpgrade(t *testing.T) {
 	balancer.WaitReady(t)
 	client := all[0].Client(t)
 	kthwtest.WaitFor(t, "the balancer to pass requests on", soon, func() error { return write(t, client, "first") })
-	w := startWriter(t, client)
+	w := startUpgradeClient(t, client)
 	answering := func(c upgrade.Controller) bool { return c.Away == "" && c.Unwell == "" }
 
 	m.replace(t, &all, 0, "")
@@ -181,7 +181,7 @@ func TestRollingUpgrade(t *testing.T) {
 	for i := range all {
 		m.replace(t, &all, i, "")
 	}
-	stage(t, all[0], upgrade.StageReached, raised)
+	stage(t, all[0], upgrade.StageReached, storesAsNew)
 	all[2].Signal(t, syscall.SIGKILL)
 	all[2].Wait(t, soon)
 	wantVerb(t, all[0], 1, []string{"c2 does not answer", "nothing was changed"}, "back")
@@ -204,7 +204,7 @@ func TestRollingUpgrade(t *testing.T) {
 	if u, err := upgradeStatus(t, all[0]); err == nil && u.Target != "" { // the old ones had too little time to end it
 		wantVerb(t, all[0], 0, nil, "back", "--cancel")
 	}
-	stage(t, all[0], upgrade.StageReached, func(c upgrade.Controller) bool { return raised(c) && answering(c) })
+	stage(t, all[0], upgrade.StageReached, func(c upgrade.Controller) bool { return storesAsNew(c) && answering(c) })
 	wantVerb(t, all[2], 0, []string{"finished", "restart c0, then c1, then c2"}, "finish")
 	stage(t, all[0], upgrade.StageFinishing, nil)
 	for i := range all {

@@ -56,9 +56,9 @@ func stage(t *testing.T, c *kthwtest.Controller, want upgrade.Stage, ok func(upg
 	return u
 }
 
-// raised is a controller whose etcd stores in its own format, and which the old kthwd cannot
+// storesAsNew is a controller whose etcd stores in its own format, and which the old kthwd cannot
 // follow any more.
-func raised(c upgrade.Controller) bool {
+func storesAsNew(c upgrade.Controller) bool {
 	return c.Storage != "" && strings.HasPrefix(c.Etcd, strings.TrimSuffix(c.Storage, "0")) && !c.MayGoBack && c.Away == ""
 }
 
@@ -139,7 +139,7 @@ func TestUpgradeAndBack(t *testing.T) {
 	storeSecrets(t, c.Client(t), "old", 3)
 
 	run("", syscall.SIGTERM)
-	stage(t, c, upgrade.StageReached, raised)
+	stage(t, c, upgrade.StageReached, storesAsNew)
 	emulates(t, c, from)
 	kept("by-old")
 	readSecrets(t, c.Client(t), "old", 3)
@@ -148,7 +148,7 @@ func TestUpgradeAndBack(t *testing.T) {
 	stop(t, c, syscall.SIGTERM, 0)
 	refusesData(t, previous, c, "no way back")
 	run("", syscall.SIGTERM)
-	stage(t, c, upgrade.StageReached, raised)
+	stage(t, c, upgrade.StageReached, storesAsNew)
 	emulates(t, c, from)
 
 	wantVerb(t, c, 0, []string{"validate", "enable", "stored", "record", "run the old kthwd again on c0"}, "back")
@@ -158,7 +158,7 @@ func TestUpgradeAndBack(t *testing.T) {
 	stage(t, c, upgrade.StageBack, func(c upgrade.Controller) bool { return c.MayGoBack })
 	wantVerb(t, c, 0, []string{"cancel"}, "back", "--cancel")
 	wantVerb(t, c, 1, []string{"no way back is under way"}, "back", "--cancel")
-	stage(t, c, upgrade.StageReached, raised)
+	stage(t, c, upgrade.StageReached, storesAsNew)
 	keep("after-cancel")
 	wantVerb(t, c, 0, []string{"enable"}, "back")
 
@@ -173,7 +173,7 @@ func TestUpgradeAndBack(t *testing.T) {
 	if u, err := upgradeStatus(t, c); err == nil && u.Stage == upgrade.StageBack { // the old one had too little time to end it
 		wantVerb(t, c, 0, nil, "back", "--cancel")
 	}
-	stage(t, c, upgrade.StageReached, raised)
+	stage(t, c, upgrade.StageReached, storesAsNew)
 	emulates(t, c, from)
 	wantVerb(t, c, 0, []string{"finished", "restart c0"}, "finish")
 	wantVerb(t, c, 0, []string{"finished"}, "finish")
@@ -181,7 +181,7 @@ func TestUpgradeAndBack(t *testing.T) {
 	wantVerb(t, c, 1, []string{"the upgrade is finished", "before-upgrade-"}, "back")
 	run("", syscall.SIGTERM)
 	emulates(t, c, to)
-	stage(t, c, upgrade.StageNone, raised)
+	stage(t, c, upgrade.StageNone, storesAsNew)
 	kept("by-old", "by-new", "by-old-again")
 	wantVerb(t, c, 1, []string{"the upgrade is finished", "before-upgrade-"}, "back")
 	stop(t, c, syscall.SIGTERM, 0)
