@@ -34,6 +34,7 @@ import (
 	"kthwd/appliance/support"
 	"kthwd/appliance/tokenkeys"
 	"kthwd/appliance/tune"
+	"kthwd/appliance/upgrade"
 	"kthwd/appliance/upstream"
 	"kthwd/appliance/users"
 	"kthwd/appliance/workers"
@@ -66,6 +67,7 @@ type prepared struct {
 	rotation  *encryption.Rotation // set by wire
 	workers   *workers.Desk        // one of the watchers; set by wire
 	users     *users.Ledger        // one of them; set by wire
+	upgrade   *upgrade.Watch       // set by wire
 	renewed   []string             // files with expired certificates that this start has renewed
 
 	live map[string]*controllers.Live // kubeconfigs that their clients follow, by program; set by wire

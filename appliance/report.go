@@ -62,7 +62,7 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 				Components: upstream.Explain(g.Status()), Names: p.names(api), Quorum: &quorum,
 				Name: p.cfg.Name, Dependencies: g.Dependencies(), Restarts: g.Restarts(),
 				Member: e.Member(), Certificates: append(used(), api.LoopbackCertificate()...),
-				LastRun: p.run.Before(),
+				LastRun: p.run.Before(), Upgrade: p.upgrade.Report(),
 			}
 			for _, l := range leases {
 				r.Leases = append(r.Leases, l.Lease())
@@ -131,7 +131,7 @@ func namesCertificate(key string) bool {
 
 // remember updates the member record. After a failure the next call tries again.
 func (p *prepared) remember(server *embed.Etcd) {
-	r := etcdfiles.Versions(p.o.Version)
+	r := p.upgrade.Remember()
 	ids := etcdfiles.RecordOf(server.Server.Cluster().ID(), server.Server.MemberID())
 	r.Cluster, r.Member, r.Members = ids.Cluster, ids.Member, etcd.Voters(server)
 	if r == p.record {
@@ -142,4 +142,5 @@ func (p *prepared) remember(server *embed.Etcd) {
 		return
 	}
 	p.record = r
+	p.upgrade.Wrote(r)
 }

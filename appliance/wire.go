@@ -32,6 +32,7 @@ import (
 	"kthwd/appliance/refused"
 	"kthwd/appliance/supervise"
 	"kthwd/appliance/tokenkeys"
+	"kthwd/appliance/upgrade"
 	"kthwd/appliance/upstream"
 	"kthwd/appliance/users"
 	"kthwd/appliance/version"
@@ -59,6 +60,8 @@ func (p *prepared) wire() (*supervise.Group, *Liveness, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	p.upgrade = p.newUpgrade(member)
+	p.observers = append(p.observers, p.upgrade)
 	p.workers = p.newWorkers(member, func() (*rest.Config, error) { return api.Loopback() })
 	p.gate = p.newGate(member)
 	p.users = users.New(users.Config{Etcd: member.Running, Log: p.o.Logs.Logger("kthwd")})
@@ -157,6 +160,13 @@ func (p *prepared) newEtcd(onOpen func()) (*etcd.Member, error) {
 	return member, member.AdmitControllers(p.layout.CA(), p.layout.EtcdCA())
 }
 
+func (p *prepared) newUpgrade(member *etcd.Member) *upgrade.Watch {
+	return upgrade.New(upgrade.Config{
+		Name: p.cfg.Name, Layout: p.layout, Member: member, APIServer: p.args[program.APIServer],
+		Now: etcdfiles.Versions(p.o.Version), Log: p.o.Logs.Logger("kthwd"),
+	})
+}
+
 // admit decides whether this controller belongs to the cluster.
 func (p *prepared) admit(ctx context.Context, member *etcd.Member, server *embed.Etcd) error {
 	shared := p.shared()
@@ -169,6 +179,9 @@ func (p *prepared) admit(ctx context.Context, member *etcd.Member, server *embed
 		if err := encryption.Admit(ctx, p.layout, client, program.Value(p.args[program.APIServer], "encryption-provider-config")); err != nil {
 			return err
 		}
+	}
+	if err := p.upgrade.Admit(ctx, server); err != nil {
+		return err
 	}
 	membership.Arrive(ctx, server)
 	p.tokens.Record(ctx, server)

@@ -36,6 +36,7 @@ var must = map[string][]string{
 var differs = []string{
 	"name", "advertise-address", "bind-address", "address", "initial-cluster", "initial-cluster-state", "initial-advertise-peer-urls", "listen-peer-urls",
 	"listen-client-urls", "advertise-client-urls", "secure-port", "etcd-servers", "data-dir", "wal-dir",
+	"emulated-version", // follows the upgrade of each controller, see kthwd upgrade status
 }
 
 func classOf(name, key string) Class {

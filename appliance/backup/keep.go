@@ -159,14 +159,30 @@ func ForgetUpgrade(l pki.Layout) error {
 	return nil
 }
 
-// pruneKept deletes all copies but the newest.
-func pruneKept(l pki.Layout) error {
-	all, err := filepath.Glob(filepath.Join(globEscape(l.Kept()), keptPrefix+"*"))
-	if err != nil || len(all) <= keptCopies {
-		return err
+// NewestKept returns the newest copy from before an upgrade; "" if there is none that can be
+// seen.
+func NewestKept(l pki.Layout) string {
+	all := keptIn(l)
+	if len(all) == 0 {
+		return ""
 	}
+	return all[0]
+}
+
+// keptIn lists the copies, the newest first.
+func keptIn(l pki.Layout) []string {
+	all, _ := filepath.Glob(filepath.Join(globEscape(l.Kept()), keptPrefix+"*")) // fails on a bad pattern only
 	stamp := func(path string) string { return path[strings.LastIndexByte(path, '-')+1:] }
 	slices.SortFunc(all, func(a, b string) int { return strings.Compare(stamp(b), stamp(a)) })
+	return all
+}
+
+// pruneKept deletes all copies but the newest.
+func pruneKept(l pki.Layout) error {
+	all := keptIn(l)
+	if len(all) <= keptCopies {
+		return nil
+	}
 	for _, path := range all[keptCopies:] {
 		// A copy that is deleted in part must not look like one.
 		gone := filepath.Join(l.Kept(), stagePrefix+filepath.Base(path))

@@ -24,6 +24,7 @@ import (
 	"kthwd/appliance/advice"
 	"kthwd/appliance/cmdline"
 	"kthwd/appliance/config"
+	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
 )
@@ -71,7 +72,7 @@ func merge(in Input) (*Lines, error) {
 		users   []string
 	}{
 		{program.Etcd, program.WithEtcdFiles(program.EtcdArgs(c, in.Layout, in.Socket), pki.StageOf(in.Layout).Files(in.Layout)), c.EtcdArgs},
-		{program.APIServer, program.APIServerArgs(c, in.Layout, in.Socket), c.APIServerArgs},
+		{program.APIServer, program.WithEmulation(program.APIServerArgs(c, in.Layout, in.Socket), etcdfiles.Emulates(in.Layout)), c.APIServerArgs},
 		{program.ControllerManager, program.WithSigner(program.ControllerManagerArgs(c, in.Layout), in.Signer), c.ControllerManagerArgs},
 		{program.Scheduler, program.SchedulerArgs(c, in.Layout), c.SchedulerArgs},
 	} {

@@ -48,6 +48,11 @@ type Record struct {
 	Kthwd      string `json:"kthwd"`
 	Kubernetes string `json:"kubernetes"`
 	Etcd       string `json:"etcd"`
+
+	// While an upgrade is not finished, the three above are those that may run again.
+	Emulated string `json:"kubernetesEmulated,omitempty"` // minor of Kubernetes
+	Before   Ran    `json:"before,omitzero"`              // the versions from before the upgrade
+	Last     Ran    `json:"last,omitzero"`                // the versions that ran last, if newer
 }
 
 // ReadRecord returns nil if the directory has no record.
@@ -169,6 +174,9 @@ func RecordOf(cluster, member types.ID) Record {
 // Follows refuses versions that must not follow those of r: now is this binary's, place is
 // what r belongs to, and back is advice for an older binary.
 func (r *Record) Follows(now Record, place, back string) error {
+	if err := r.refuseSkip(now, place); err != nil {
+		return err
+	}
 	var errs []error
 	for _, p := range []struct {
 		program, was, is string
@@ -221,8 +229,8 @@ func older(was, is string) bool {
 	return known && steps > 0
 }
 
-// minorOf returns the first two numbers of a version.
-func minorOf(v string) string {
+// MinorOf returns the first two numbers of a version.
+func MinorOf(v string) string {
 	parsed, err := utilversion.ParseGeneric(v)
 	if err != nil {
 		return v

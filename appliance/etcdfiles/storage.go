@@ -212,11 +212,11 @@ func IsBefore36(etcd string) bool { return older(etcd, "3.6.0") }
 // String is "etcd 3.5 to 3.6" or "Kubernetes 1.36 to 1.37", or both, and "adoption" for neither.
 func (u Upgrade) String() string {
 	var all []string
-	if a, b := minorOf(u.From.Kubernetes), minorOf(u.To.Kubernetes); u.From.Kubernetes != "" && a != b {
+	if a, b := MinorOf(u.From.Kubernetes), MinorOf(u.To.Kubernetes); u.From.Kubernetes != "" && a != b {
 		all = append(all, "Kubernetes "+a+" to "+b)
 	}
 	if u.Etcd {
-		all = append(all, "etcd "+minorOf(u.From.Etcd)+" to "+minorOf(u.To.Etcd))
+		all = append(all, "etcd "+MinorOf(u.From.Etcd)+" to "+MinorOf(u.To.Etcd))
 	}
 	if len(all) == 0 && u.Adoption {
 		return "adoption"
@@ -258,6 +258,7 @@ func (r Record) adopted(l pki.Layout) bool {
 // Upgrade returns the upgrade to the versions now, or nil if neither etcd nor Kubernetes gets a
 // newer minor.
 func (r Record) Upgrade(now Record) *Upgrade {
+	r = r.Latest()
 	u := &Upgrade{From: r, To: now, Etcd: older(r.Etcd, now.Etcd)}
 	if !u.Etcd && !older(r.Kubernetes, now.Kubernetes) {
 		return nil

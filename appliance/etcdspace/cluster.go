@@ -75,6 +75,9 @@ func (c *Cluster) Close() {
 	}
 }
 
+// Local is the client of the member here. Close ends it.
+func (c *Cluster) Local() *clientv3.Client { return c.local }
+
 // Status is the state of a cluster.
 type Status struct {
 	Cluster  string   `json:"cluster"` // its ID
@@ -91,6 +94,8 @@ type Member struct {
 	Learner bool     `json:"learner,omitempty"`
 	Leader  bool     `json:"leader,omitempty"`
 	Version string   `json:"version,omitempty"`
+	Storage string   `json:"storageVersion,omitempty"`  // of the format of its database
+	Target  string   `json:"downgradeTarget,omitempty"` // of etcd's own downgrade, while it is enabled
 	Term    uint64   `json:"term,omitempty"`
 	Index   uint64   `json:"index,omitempty"`   // of the last entry that is committed, in its view
 	Applied uint64   `json:"applied,omitempty"` // of the last entry that it has applied
@@ -247,7 +252,10 @@ func (c *Cluster) ask(ctx context.Context, m *Member) int64 {
 	}
 	m.Version, m.Term, m.Index, m.Applied = r.Version, r.RaftTerm, r.RaftIndex, r.RaftAppliedIndex
 	m.Size, m.InUse, m.Quota, m.Learner, m.knows = r.DbSize, r.DbSizeInUse, r.DbSizeQuota, r.IsLearner, r.Leader
-	m.State = StateOK
+	m.State, m.Storage = StateOK, r.StorageVersion
+	if d := r.DowngradeInfo; d.GetEnabled() {
+		m.Target = d.GetTargetVersion()
+	}
 	for _, e := range r.Errors {
 		m.note(e)
 	}

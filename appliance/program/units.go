@@ -213,6 +213,19 @@ func WithSigner(args []Arg, signer string) []Arg {
 	return args
 }
 
+// KeyEmulated is the flag of the API server that counts for all programs of a process: they
+// share one registry of versions (component-base/compatibility).
+const KeyEmulated = "emulated-version"
+
+// WithEmulation returns the API server's args with a minor of Kubernetes that it emulates; ""
+// is its own.
+func WithEmulation(args []Arg, minor string) []Arg {
+	if minor == "" {
+		return args
+	}
+	return append(args, Arg{KeyEmulated, minor})
+}
+
 // SchedulerArgs is the guide's kube-scheduler.service and kube-scheduler.yaml.
 func SchedulerArgs(c config.Controller, l pki.Layout) []Arg {
 	kubeconfig := l.Kubeconfig(pki.NameScheduler)

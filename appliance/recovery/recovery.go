@@ -353,7 +353,16 @@ func (r *Recovery) clear() error {
 
 // remember writes the record of a member that is alone now.
 func (r *Recovery) remember() error {
-	record := etcdfiles.Versions(r.version)
+	now := etcdfiles.Versions(r.version)
+	record := now
+	before, err := etcdfiles.ReadRecord(r.layout)
+	if err != nil {
+		return err
+	}
+	if before.Emulates(now) != "" { // an upgrade goes on where it was
+		base, _ := before.Base(now)
+		record = record.Emulating(base, now)
+	}
 	record.Cluster, record.Member, record.Members = r.Cluster, r.Member, 1
 	return record.Write(r.layout)
 }

@@ -31,6 +31,7 @@ type Controller struct {
 
 	Defragmenting bool      `json:"defragmenting,omitempty"` // its etcd member rewrites its database
 	Peers         []Peer    `json:"peers,omitempty"`         // the members in its view
+	Upgrade       *Upgrade  `json:"upgrade,omitempty"`       // nil of an older kthwd
 	Started       time.Time `json:"started,omitzero"`
 	Findings      []Finding `json:"findings,omitempty"` // worst first
 	Answered      time.Time `json:"answered,omitzero"`  // when it gave this answer; zero for never
@@ -61,7 +62,7 @@ const (
 func ControllerOf(r Report) Controller {
 	c := Controller{
 		Name: r.Name, Version: r.Version, Kubernetes: r.Kubernetes, Etcd: r.Etcd, Health: r.Health, Since: r.HealthSince,
-		Ready: r.Ready, Reason: r.Reason, Started: r.Started, Findings: r.Findings[:min(len(r.Findings), maxPassed)],
+		Ready: r.Ready, Reason: r.Reason, Upgrade: r.Upgrade, Started: r.Started, Findings: r.Findings[:min(len(r.Findings), maxPassed)],
 	}
 	if r.Quorum != nil {
 		c.Leader = r.Quorum.Leader
@@ -84,6 +85,9 @@ func (c Controller) From(name string) Controller {
 	}
 	if _, known := rank[c.Health]; !known {
 		c.Health = Down
+	}
+	if u := c.Upgrade; u != nil {
+		c.Upgrade = &Upgrade{Emulated: clip(u.Emulated), Next: clip(u.Next), Kthwd: clip(u.Kthwd), Kube: clip(u.Kube), Etcd: clip(u.Etcd)}
 	}
 	peers := c.Peers
 	c.Peers = nil

@@ -50,6 +50,7 @@ type Report struct {
 	Rates        map[string]Rate           `json:"backendRates,omitempty"` // a load balancer's, by backend
 	Events       []Event                   `json:"events,omitempty"`       // the last changes, newest first
 	LastRun      *lastrun.End              `json:"lastRun,omitempty"`      // how the run before this one ended; nil where none is recorded
+	Upgrade      *Upgrade                  `json:"upgrade,omitempty"`      // what an upgrade needs to know of this controller
 	HandedOver   bool                      `json:"handedOver,omitempty"`   // another process has taken over this load balancer's connections
 }
 
@@ -61,6 +62,16 @@ type Backup struct {
 	Verified time.Time     `json:"verified,omitzero"` // when it was restored and compared
 	Revision int64         `json:"revision,omitempty"`
 	Size     int64         `json:"size,omitempty"`
+}
+
+// Upgrade is what an upgrade to another minor of Kubernetes, or the way back, needs to know of a
+// controller.
+type Upgrade struct {
+	Emulated string `json:"emulated,omitempty"` // minor of Kubernetes that its API server emulates; "" for its own
+	Next     string `json:"next,omitempty"`     // the one that the next start of the same kthwd emulates
+	Kthwd    string `json:"kthwd"`              // the oldest versions that may run on its data
+	Kube     string `json:"kubernetes"`
+	Etcd     string `json:"etcd"`
 }
 
 // Quorum is the state of etcd's quorum.

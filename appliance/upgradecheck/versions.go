@@ -14,7 +14,7 @@ import (
 func (in Input) was() (etcdfiles.Record, bool) {
 	switch {
 	case in.Record != nil:
-		return *in.Record, true
+		return in.Record.Latest(), true
 	case in.Report != nil && in.Report.Kubernetes != "":
 		return etcdfiles.Record{Kthwd: in.Report.Version, Kubernetes: in.Report.Kubernetes, Etcd: in.Report.Etcd}, true
 	}
@@ -54,6 +54,9 @@ func judgeVersions(in Input) Result {
 	case !known:
 		return unknown(start, "the data directory has no member.json yet: nothing says which versions ran on it")
 	}
+	if r, unfinished := in.judgeUnfinished(was); unfinished {
+		return r
+	}
 	var all []Result
 	moves, same := []string{}, true
 	for _, s := range steps(was, in.Binary.record()) {
@@ -67,6 +70,26 @@ func judgeVersions(in Input) Result {
 		return warn("name the new kthwd with --binary", "the same versions as ran here last: there is nothing to upgrade")
 	}
 	return worst(append(all, ok("%s", strings.Join(moves, ", ")))...)
+}
+
+// judgeUnfinished judges a binary that is to follow on an upgrade which is not finished: the one
+// of before, or one that is newer still.
+func (in Input) judgeUnfinished(was etcdfiles.Record) (r Result, judged bool) {
+	if in.Record == nil || !in.Record.Unfinished() {
+		return r, false
+	}
+	is := in.Binary.record()
+	minors, _ := etcdfiles.Steps(was.Kubernetes, is.Kubernetes)
+	from, to := etcdfiles.MinorOf(in.Record.Kubernetes), etcdfiles.MinorOf(was.Kubernetes)
+	switch {
+	case minors > 0:
+		return no("kthwd upgrade finish", "the upgrade from Kubernetes %s to %s is not finished", from, to), true
+	case minors == 0:
+		return r, false
+	case in.Record.Follows(is, "this directory", "") != nil:
+		return no("kthwd upgrade back", "the way back from Kubernetes %s to %s is not ready on this controller", to, from), true
+	}
+	return warn("kthwd upgrade status", "the way back from Kubernetes %s to %s", to, from), true
 }
 
 // judge returns what is wrong with a step.

@@ -35,17 +35,6 @@ import (
 // upgradeCheckTimeout bounds a look at all keys of etcd; what is not known by then is unknown.
 const upgradeCheckTimeout = 5 * time.Minute
 
-func (a *app) upgradeVerb(l *config.Loader) *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "upgrade VERB",
-		Short: "Check whether the cluster can move to another kthwd",
-		Args:  noVerb,
-		RunE:  noVerbGiven,
-	}
-	cmd.AddCommand(a.upgradeCheckVerb(l), a.upgradeFactsVerb())
-	return cmd
-}
-
 // upgradeCheckFlags are the flags of kthwd upgrade check that are not settings.
 type upgradeCheckFlags struct {
 	binary, output string

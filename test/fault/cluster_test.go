@@ -20,11 +20,12 @@ import (
 // made is a cluster as kthwd pki init makes it: three controllers and a load
 // balancer, each on an address of its own.
 type made struct {
-	dir   string
-	lb    string
-	ports [4]kthwtest.Ports // the last are the load balancer's
-	args  []string          // of each controller, beside its file
-	env   []string          // of each controller
+	dir    string
+	lb     string
+	ports  [4]kthwtest.Ports // the last are the load balancer's
+	args   []string          // of each controller, beside its file
+	env    []string          // of each controller
+	binary string            // of each controller that starts; empty: this kthwd
 }
 
 func madeAddress(i int) string { return fmt.Sprintf("127.0.71.%d", i+1) }
@@ -66,6 +67,7 @@ func (m *made) start(t *testing.T, i int) *kthwtest.Controller {
 			fmt.Sprintf("--health-address=%s:%d", madeAddress(i), m.ports[i].Health),
 		}
 		o.Args = append(o.Args, m.args...)
+		o.Binary = m.binary
 	}
 	o.File = filepath.Join(o.Dir, "kthwd.yaml")
 	return kthwtest.Start(t, o)

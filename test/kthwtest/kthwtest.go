@@ -79,6 +79,21 @@ func Binary(t testing.TB) string {
 	return filepath.Join(Root(), "bin", "kthwd")
 }
 
+// Previous is the path of a kthwd with the minor of Kubernetes and etcd before this one's, which
+// make previous builds. A test is skipped without it.
+func Previous(t testing.TB) string {
+	t.Helper()
+	path := os.Getenv("KTHWD_PREVIOUS")
+	if path == "" {
+		const lacks = "KTHWD_PREVIOUS names no kthwd of the minor before: make previous, then KTHWD_PREVIOUS=$PWD/bin/previous/kthwd"
+		if os.Getenv("KTHWD_NO_SKIP") != "" {
+			t.Fatal(lacks)
+		}
+		t.Skip(lacks)
+	}
+	return path
+}
+
 // Tool builds a program of the project's go.mod, for example
 // "k8s.io/kubernetes/cmd/kubectl", with the versions stamped in, once per
 // test run, and returns its path. KTHWD_TOOLS names a directory that has the programs
@@ -116,6 +131,8 @@ type Options struct {
 	Dir  string   // data directory; empty: a new one
 	Args []string // further arguments, after those from Start
 	Env  []string // further environment
+	// Binary is the kthwd to run; empty: the one of Binary.
+	Binary string
 	// Wrap is put before the command line: {"ip", "netns", "exec", "x"}.
 	Wrap []string
 	// Ports are used instead of free ones when set: a restart on the same directory.
@@ -171,7 +188,10 @@ func Start(t testing.TB, o Options) *Controller {
 	default:
 		c.Ports = FreePorts(t, c.Address)
 	}
-	argv := append(append(append([]string{}, o.Wrap...), Binary(t)), append(c.Args(), o.Args...)...)
+	if o.Binary == "" {
+		o.Binary = Binary(t)
+	}
+	argv := append(append(append([]string{}, o.Wrap...), o.Binary), append(c.Args(), o.Args...)...)
 	c.Cmd = exec.Command(argv[0], argv[1:]...)
 	c.Cmd.Env = append(os.Environ(), o.Env...)
 	c.Cmd.Stdout, c.Cmd.Stderr = c.Log, c.Log

@@ -1,0 +1,173 @@
+package upgrade
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/status"
+
+	"kthwd/appliance/advice"
+	"kthwd/appliance/etcdfiles"
+)
+
+// ErrFinished is the reason why there is no way back. The caller knows which copy leads back.
+var ErrFinished = errors.New("the upgrade is finished: what was stored since may be unreadable for the version of before")
+
+const (
+	pollEvery      = 500 * time.Millisecond
+	requestTimeout = 10 * time.Second
+)
+
+// MayGoBack refuses a way back that does not exist, before anything is touched.
+func (v View) MayGoBack() error {
+	switch v.Judge() {
+	case StageFinishing:
+		return ErrFinished
+	case StageNone:
+		if v.State != nil && v.State.Finished {
+			return ErrFinished
+		}
+		return advice.With(errors.New("no upgrade is under way that could be taken back"), look)
+	case StageReturning, StageRolling:
+		if v.Leaderless {
+			return advice.With(errors.New("etcd has no leader"), "kthwd status says which controllers are missing")
+		}
+		return nil
+	}
+	if all := v.troubles(); len(all) > 0 {
+		return advice.With(fmt.Errorf("etcd cannot go back yet, nothing was changed: %s", and(all)), "start what is named: every member must take part; then kthwd upgrade back again")
+	}
+	return nil
+}
+
+// Returner takes an upgrade back.
+type Returner struct {
+	Client *clientv3.Client // of the member here
+	Look   func(context.Context) (View, error)
+	Say    func(step, text string)
+}
+
+// Back tells etcd to go back to the older minor, if it has left that, and waits until every
+// controller may run it. It can be repeated after any interruption.
+func (r Returner) Back(ctx context.Context) error {
+	v, err := r.Look(ctx)
+	if err == nil {
+		err = v.MayGoBack()
+	}
+	if err != nil {
+		return err
+	}
+	switch {
+	case v.Target != "":
+		r.Say("enable", "etcd's downgrade to "+etcdfiles.MinorOf(v.Target)+" is enabled already")
+	case v.etcdMinors && v.Judge() == StageReached:
+		if err := r.enable(ctx, v.State.fromEtcd()); err != nil {
+			return err
+		}
+	default:
+		r.Say("etcd", "stores everything as "+v.State.fromEtcd()+" reads it: nothing to do")
+	}
+	return r.await(ctx)
+}
+
+// enable begins etcd's own downgrade.
+func (r Returner) enable(ctx context.Context, minor string) error {
+	for _, step := range []struct {
+		name   string
+		action clientv3.DowngradeAction
+		done   string
+	}{
+		{"validate", clientv3.DowngradeValidate, "etcd can go back to " + minor},
+		{"enable", clientv3.DowngradeEnable, "etcd goes back to " + minor + ": its members write their databases so that it can read them"},
+	} {
+		if err := r.downgrade(ctx, step.action, minor); err != nil {
+			return advice.With(fmt.Errorf("%s etcd's downgrade to %s: %w", step.name, minor, err), "kthwd etcd status shows the members; kthwd upgrade back tries again, and goes on where it was")
+		}
+		r.Say(step.name, step.done)
+	}
+	return nil
+}
+
+func (r Returner) downgrade(ctx context.Context, action clientv3.DowngradeAction, minor string) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	_, err := r.Client.Downgrade(ctx, action, minor)
+	if s, ok := status.FromError(err); err != nil && ok && s.Message() != "" {
+		return errors.New(s.Message())
+	}
+	return err
+}
+
+// await waits until the older versions may run on every controller that has the newer ones.
+func (r Returner) await(ctx context.Context) error {
+	said := map[string]bool{}
+	for {
+		v, err := r.Look(ctx)
+		waiting := []string{}
+		if err == nil {
+			waiting = v.say(r.Say, said)
+			if len(waiting) == 0 {
+				return nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			why := "still waiting for " + and(waiting)
+			if err != nil {
+				why = err.Error()
+			}
+			return advice.With(fmt.Errorf("the way back is not ready: %s", why), "kthwd upgrade back goes on where it was; kthwd upgrade back --cancel ends it")
+		case <-time.After(pollEvery):
+		}
+	}
+}
+
+// say tells each controller's step once, and returns those that are not ready.
+func (v View) say(say func(step, text string), said map[string]bool) (waiting []string) {
+	for _, c := range v.Controllers {
+		stored := v.etcdMinors && !behind(v.State.From.Etcd, c.Storage) && c.Away == ""
+		if stored && !c.Old && !said["stored "+c.Name] {
+			said["stored "+c.Name] = true
+			say("stored", c.Name+": the database of etcd has the format of "+etcdfiles.MinorOf(c.Storage))
+		}
+		switch {
+		case c.Old:
+		case !c.MayGoBack || c.Away != "":
+			waiting = append(waiting, c.Name)
+		case !said[c.Name]:
+			said[c.Name] = true
+			say("record", c.Name+": the old kthwd may run again")
+		}
+	}
+	return waiting
+}
+
+// Cancel lets etcd go on to the newer minor.
+func (r Returner) Cancel(ctx context.Context) error {
+	v, err := r.Look(ctx)
+	switch {
+	case err != nil:
+		return err
+	case v.Leaderless:
+		return advice.With(errors.New("etcd has no leader"), "kthwd status says which controllers are missing")
+	case v.Target == "":
+		return advice.With(errors.New("no way back is under way: etcd's downgrade is not enabled"), look)
+	}
+	// etcd answers a cancellation that has failed as one that has not (etcdserver/v3_server.go:downgradeCancel).
+	for ctx.Err() == nil && v.Target != "" {
+		if err := r.downgrade(ctx, clientv3.DowngradeCancel, ""); err != nil {
+			return fmt.Errorf("cancel etcd's downgrade: %w", err)
+		}
+		if v, err = r.Look(ctx); err != nil {
+			return err
+		}
+	}
+	if v.Target != "" {
+		return advice.With(errors.New("etcd's downgrade is still enabled"), "kthwd upgrade back --cancel tries again")
+	}
+	r.Say("cancel", "etcd goes on with the upgrade as soon as all its members are new")
+	return nil
+}
