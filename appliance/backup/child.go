@@ -195,7 +195,8 @@ func RunChecker(ctx context.Context, file, dir, kthwd string, in io.Reader, out 
 }
 
 // StepBack lets other processes go first: on the processor, on the disk, and when memory
-// runs out. What the system forbids stays as it is.
+// runs out. The packaged unit's filter of system calls refuses a lower priority: then this
+// process takes one processor, and leaves the others to kthwd.
 func StepBack() {
 	const (
 		whoProcess = 1       // IOPRIO_WHO_PROCESS
@@ -207,7 +208,9 @@ func StepBack() {
 		if err != nil {
 			continue
 		}
-		_ = unix.Setpriority(unix.PRIO_PROCESS, id, 10)
+		if err := unix.Setpriority(unix.PRIO_PROCESS, id, 10); err != nil && !errors.Is(err, unix.ESRCH) {
+			runtime.GOMAXPROCS(1)
+		}
 		_, _, _ = unix.Syscall(unix.SYS_IOPRIO_SET, whoProcess, uintptr(id), idle)
 	}
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("500"), 0)

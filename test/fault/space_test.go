@@ -4,12 +4,15 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -410,4 +413,80 @@ func TestSpaceFullOnThree(t *testing.T) {
 	for _, c := range all {
 		c.WaitReady(t)
 	}
+}
+
+// A defragmentation that takes longer than systemd's watchdog allows is no reason to restart
+// kthwd: an open copy of the database, as of a backup, keeps it from its end.
+func TestSpaceWatchdog(t *testing.T) {
+	endToEnd(t, "TestWatchdog of cmd/kthwd is in make test")
+	kthwtest.Turn(t, 1)
+	const limit = 10 * time.Second
+	socket := filepath.Join(t.TempDir(), "notify")
+	systemd, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var fed atomic.Int64
+	go func() {
+		for message := make([]byte, 4096); ; {
+			n, err := systemd.Read(message)
+			if err != nil {
+				return
+			}
+			if strings.Contains(string(message[:n]), "WATCHDOG=1") {
+				fed.Add(1)
+			}
+		}
+	}()
+	t.Cleanup(func() { systemd.Close() })
+	c := kthwtest.Start(t, kthwtest.Options{Env: []string{"NOTIFY_SOCKET=" + socket, fmt.Sprintf("WATCHDOG_USEC=%d", limit.Microseconds())}})
+	client := c.Etcd(t)
+	loosen(t, client, 16)
+
+	copied, stop := context.WithCancel(t.Context())
+	defer stop()
+	snapshot, err := client.Snapshot(copied)
+	if err == nil {
+		_, err = snapshot.Read(make([]byte, 1))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() {
+		_, err := client.Defragment(t.Context(), client.Endpoints()[0])
+		ended <- err
+	}()
+	locked := func() error {
+		r, err := c.Status()
+		if err == nil && (r.Member == nil || r.Member.Defragmenting.IsZero()) {
+			err = errors.New("the member does not defragment")
+		}
+		return err
+	}
+	kthwtest.WaitFor(t, "the member to defragment", soon, locked)
+	begun := fed.Load()
+	// It is fed four times in each limit.
+	kthwtest.WaitFor(t, "the watchdog fed for two of its limits", soon, func() error {
+		if strings.Contains(c.Log.String(), "systemd will restart kthwd") {
+			t.Fatal("systemd restarts kthwd")
+		}
+		if n := fed.Load() - begun; n < 8 {
+			return fmt.Errorf("fed %d times", n)
+		}
+		return nil
+	})
+	if err := locked(); err != nil {
+		t.Fatalf("it ended before: %v", err)
+	}
+	stop()
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(soon):
+		t.Fatal("it does not end")
+	}
+	c.WaitReady(t)
 }
