@@ -166,7 +166,10 @@ func (d *Discovery) renewAt(ctx context.Context, server *rest.Config, c *credent
 		return errors.Join(fmt.Errorf("%s has changed meanwhile", c.path), err)
 	}
 	if err := durable.Replace(c.path, data); err != nil {
-		return err
+		// The owner of before may be one to whom this user cannot give a file.
+		if now, unread := os.ReadFile(c.path); unread != nil || string(now) != string(data) {
+			return err
+		}
 	}
 	d.renewals.Add(1)
 	next, err := readCredential(c.path)
