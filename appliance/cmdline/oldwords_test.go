@@ -55,7 +55,7 @@ var translations = []struct{ program, old, today, warning string }{
 	{program.Etcd, "experimental-stop-grpc-service-on-defrag=true", "feature-gates=StopGRPCServiceOnDefrag=true", "a feature gate now"},
 	{program.Etcd, "experimental-txn-mode-write-with-shared-buffer=true", "feature-gates=TxnModeWriteWithSharedBuffer=true", "a feature gate now"},
 	{program.Etcd, "experimental-enable-lease-checkpoint=true", "feature-gates=LeaseCheckpoint=true", "a feature gate now"},
-	{program.Etcd, "experimental-enable-lease-checkpoint-persist=true", "feature-gates=LeaseCheckpointPersist=true", "a feature gate now"},
+	{program.Etcd, "experimental-enable-lease-checkpoint-persist=false", "feature-gates=LeaseCheckpointPersist=false", "a feature gate now"},
 
 	{program.APIServer, "enable-swagger-ui=true", "", "the schema is always served, at /openapi/v2 and /openapi/v3"},
 	{program.APIServer, "kubelet-https=true", "", "kubelets are always spoken to over TLS"},

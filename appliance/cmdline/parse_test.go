@@ -59,7 +59,7 @@ func TestUnderscoresAreDashes(t *testing.T) {
 // A flag that etcd has lost, and that nothing replaces, comes with advice.
 func TestGoneFlag(t *testing.T) {
 	_, err := etcdline.Parse([]program.Arg{{Key: "discovery", Value: "https://discovery.etcd.io/x"}}, embed.NewZapLoggerBuilder(zap.NewNop()))
-	checkHinted(t, err, "--etcd-arg=discovery: etcd has no such flag any more", "discovery-endpoints")
+	checkHinted(t, err, "--etcd-arg=discovery: etcd has no such flag any more", "etcd's public discovery service of version 2 is gone: name the members with --initial-cluster, or use --etcd-arg=discovery-endpoints and --etcd-arg=discovery-token")
 }
 
 // A feature gate that Kubernetes has lost is refused with its reason if it asks for what no

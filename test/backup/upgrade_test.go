@@ -34,7 +34,7 @@ func stoppedOn(t *testing.T, data string) *kthwtest.Controller {
 // TestStartOf35 starts kthwd on the data of an etcd 3.5: they are refused, as they were.
 func TestStartOf35(t *testing.T) {
 	first := stoppedOn(t, "etcd-3.5.tar.gz")
-	c := kthwtest.Start(t, kthwtest.Options{Dir: first.Dir, Ports: &first.Ports})
+	c := kthwtest.Start(t, kthwtest.Options{Dir: first.Dir, Ports: &first.Ports, NoWait: true})
 	if code := c.Wait(t, kthwtest.Soon); code != 1 {
 		t.Errorf("got exit code %d, want 1", code)
 	}
