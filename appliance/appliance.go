@@ -122,7 +122,7 @@ func Run(ctx context.Context, cfg config.Controller, o Options) (err error) {
 	go p.others.Run(watching)
 	go p.mover.Run(watching)
 	go p.gate.Run(watching)
-	go p.upgrade.Run(watching)
+	go p.upgrade.Run(g.Leaving())  // etcd's own reads end the process once its database is closed
 	go p.rotation.Run(g.Leaving()) // a rotation stops before the API server does
 	return g.Run(ctx)
 }

@@ -149,7 +149,8 @@ func (w *Watch) Admit(ctx context.Context, server *embed.Etcd) error {
 		"start kthwd again: it does so, too, from now on")
 }
 
-// Run keeps the state until ctx ends.
+// Run keeps the state until ctx ends, which must be before the member is closed: it reads the
+// member's database.
 func (w *Watch) Run(ctx context.Context) {
 	for ctx.Err() == nil {
 		if err := w.round(ctx); err != nil && ctx.Err() == nil {
@@ -179,7 +180,9 @@ func (w *Watch) round(ctx context.Context) error {
 			return err
 		}
 	}
-	w.note(s, server)
+	if ctx.Err() == nil {
+		w.note(s, server)
+	}
 	return nil
 }
 

@@ -12,9 +12,11 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"k8s.io/klog/v2"
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/backup"
+	"kthwd/appliance/cmdline"
 	"kthwd/appliance/config"
 	"kthwd/appliance/etcdspace"
 	"kthwd/appliance/text"
@@ -127,7 +129,8 @@ func (a *app) withUpgrade(ctx context.Context, l *config.Loader, within time.Dur
 	if t.dir == "" {
 		return advice.With(usagef("a load balancer is in no upgrade of a cluster"), "run this on a controller")
 	}
-	t.Anywhere, t.Addr = false, "" // no other kthwd than the one with these data
+	klog.SetLogger(cmdline.DiscardLogger) // kube-apiserver's code lets gRPC report there each connection that fails (storage/etcd3/logger.go)
+	t.Anywhere, t.Addr = false, ""        // no other kthwd than the one with these data
 	ctx, release := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 	defer release()
 	ctx, cancel := context.WithTimeout(ctx, within)
