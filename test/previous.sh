@@ -8,6 +8,9 @@ set -euo pipefail
 commit=a43a5e47298f6b60fc3c1a3783729abce1908f7b
 
 file=$(realpath -m "$1") stamp=$(realpath -m "$1").commit
+mkdir -p "$(dirname "$file")"
+exec 9>"$file.lock"
+flock 9 # two at once would compile everything twice
 if [ -x "$file" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$commit" ]; then
 	exit
 fi
@@ -19,7 +22,6 @@ fi
 sources=$(mktemp -d)
 trap 'rm -rf "$sources"' EXIT
 git archive "$commit" | tar -x -C "$sources"
-mkdir -p "$(dirname "$file")"
 rm -f "$stamp"
 make -s -C "$sources" build BIN="$sources/kthwd" VERSION=v0.1.0-dev COMMIT="${commit:0:12}" SOURCE_DATE_EPOCH="$(git log -1 --format=%ct "$commit")"
 mv "$sources/kthwd" "$file"
