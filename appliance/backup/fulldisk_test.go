@@ -145,7 +145,7 @@ func TestKeepOnAFullDisk(t *testing.T) {
 	o.Opener = func(context.Context, string) *exec.Cmd { t.Error("a copy was opened"); return exec.Command("false") }
 	_, err := Keep(t.Context(), o)
 	oneLine(t, err)
-	harness.CheckRefusal(t, err, "a copy of the data from before the upgrade (etcd 3.5 to 3.6", "make room; or, with a copy elsewhere, start once with --copy-before-upgrade=false")
+	harness.CheckRefusal(t, err, "a copy of the data from before the upgrade (etcd 3.6 to 3.7", "make room; or, with a copy elsewhere, start once with --copy-before-upgrade=false")
 	if left := names(t, o.Layout.Kept()); len(left) != 0 {
 		t.Errorf("left: %v", left)
 	}

@@ -3,8 +3,10 @@ package fault
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -71,6 +73,10 @@ func TestGuard(t *testing.T) {
 	if r["members"] != 1.0 || r["cluster"] == "" || r["member"] == "" || r["kubernetes"] == "" {
 		t.Errorf("record: got %v", r)
 	}
+	is := func(program string) string { return fmt.Sprint(r[program]) }
+	newer, newerEtcd := minorFrom(t, is("kubernetes"), 1), strings.TrimPrefix(minorFrom(t, is("etcd"), 1), "v")
+	older := minorFrom(t, is("kubernetes"), -2)
+	skipped := strings.TrimSuffix(strings.TrimPrefix(minorFrom(t, is("kubernetes"), -1), "v"), ".1")
 	a := attempt{dir: c.Dir, ports: c.Ports}
 	for _, tt := range []struct {
 		name    string
@@ -78,12 +84,12 @@ func TestGuard(t *testing.T) {
 		parts   []string
 		hint    string
 	}{
-		{"Kubernetes was newer", func() func() { r.with(t, c.Dir, "kubernetes", "v1.37.1"); return func() {} },
-			[]string{c.Dir, "Kubernetes v1.37.1", "no way back"}, "run kthwd"},
-		{"etcd was newer", func() func() { r.with(t, c.Dir, "etcd", "3.7.0"); return func() {} },
-			[]string{c.Dir, "etcd 3.7.0", "no way back"}, "run kthwd"},
-		{"Kubernetes was two minors older", func() func() { r.with(t, c.Dir, "kubernetes", "v1.34.9"); return func() {} },
-			[]string{c.Dir, "Kubernetes v1.34.9", "must not be skipped"}, "with Kubernetes 1.35 first"},
+		{"Kubernetes was newer", func() func() { r.with(t, c.Dir, "kubernetes", newer); return func() {} },
+			[]string{c.Dir, "Kubernetes " + newer, "no way back"}, "run kthwd"},
+		{"etcd was newer", func() func() { r.with(t, c.Dir, "etcd", newerEtcd); return func() {} },
+			[]string{c.Dir, "etcd " + newerEtcd, "no way back"}, "run kthwd"},
+		{"Kubernetes was two minors older", func() func() { r.with(t, c.Dir, "kubernetes", older); return func() {} },
+			[]string{c.Dir, "Kubernetes " + older, "must not be skipped"}, "with Kubernetes " + skipped + " first"},
 		{"data of another cluster", func() func() {
 			back := moved(t, etcd)
 			if err := os.CopyFS(etcd, os.DirFS(filepath.Join(other.Dir, "etcd"))); err != nil {
