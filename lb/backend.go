@@ -145,6 +145,8 @@ func tierOf(st check.Status) int32 {
 		return tierReady
 	case !st.Suspect:
 		return tierHopeful
+	case st.Connectable && st.State != check.Dead && st.Leaving:
+		return tierLeaving
 	case st.Connectable && st.State != check.Dead, st.State == check.Unknown:
 		return tierDoubted
 	default:

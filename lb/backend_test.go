@@ -33,6 +33,7 @@ type apiServer struct {
 	addr   string
 	status atomic.Int32 // answered to /readyz
 	delay  atomic.Int64 // before that answer
+	failed atomic.Value // the check of its own that fails then; "" for none
 	paths  sync.Map     // requested paths
 
 	mu      sync.Mutex
@@ -46,6 +47,7 @@ func newAPIServer(t *testing.T) *apiServer {
 	a := &apiServer{t: t, addr: "127.0.0.1:0", resumed: make(chan bool)}
 	close(a.resumed)
 	a.status.Store(200)
+	a.failed.Store("")
 	a.start()
 	t.Cleanup(func() { a.resume(); a.kill() })
 	return a
@@ -77,6 +79,15 @@ func (a *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	w.WriteHeader(int(a.status.Load()))
+	if name := a.failed.Load(); name != "" {
+		fmt.Fprintf(w, "[+]ping ok\n[-]%s failed: reason withheld\n", name)
+	}
+}
+
+// fail makes a check of its own fail from now on.
+func (a *apiServer) fail(check string) {
+	a.failed.Store(check)
+	a.status.Store(500)
 }
 
 // refuse makes it stop listening; its connections stay.
@@ -239,6 +250,10 @@ func TestVerdictTier(t *testing.T) {
 		{check.Status{State: check.Ready, Suspect: true}, tierBad},
 		{check.Status{State: check.NotReady, Connectable: true, Suspect: true}, tierDoubted},
 		{check.Status{State: check.NotReady, Connectable: true}, tierHopeful},
+		{check.Status{State: check.Ready, Connectable: true, Suspect: true, Leaving: true}, tierLeaving},
+		{check.Status{State: check.NotReady, Connectable: true, Suspect: true, Leaving: true}, tierLeaving},
+		{check.Status{State: check.NotReady, Suspect: true, Leaving: true}, tierBad},
+		{check.Status{State: check.Dead, Connectable: true, Suspect: true, Leaving: true}, tierBad},
 		{check.Status{State: check.NotReady, Suspect: true}, tierBad},
 		{check.Status{State: check.Dead, Connectable: true, Suspect: true}, tierBad},
 		{check.Status{State: check.Dead, Suspect: true}, tierBad},

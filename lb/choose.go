@@ -14,6 +14,7 @@ const (
 	tierReady   int32 = iota // checks pass
 	tierHopeful              // not checked yet, or checks have not passed for long enough
 	tierDoubted              // the last check failed, or the backend answered that it is not ready
+	tierLeaving              // the backend said that it is about to stop: soon it refuses every request
 	tierBad                  // the backend does not answer
 )
 

@@ -31,7 +31,7 @@ func poolOf(balance string, tiers ...int32) (*Server, []*Backend) {
 var someClient = netip.MustParseAddr("10.1.2.3")
 
 func TestChooseTier(t *testing.T) {
-	const ready, hopeful, doubted, bad = tierReady, tierHopeful, tierDoubted, tierBad
+	const ready, hopeful, doubted, leaving, bad = tierReady, tierHopeful, tierDoubted, tierLeaving, tierBad
 	for _, tt := range []struct {
 		name  string
 		tiers []int32
@@ -44,6 +44,8 @@ func TestChooseTier(t *testing.T) {
 		{"ready before all", []int32{bad, doubted, hopeful, ready}, nil, []int{3}},
 		{"hopeful before doubted", []int32{bad, doubted, hopeful}, nil, []int{2}},
 		{"doubted before bad", []int32{bad, doubted}, nil, []int{1}},
+		{"doubted before leaving", []int32{leaving, doubted}, nil, []int{1}},
+		{"leaving before bad", []int32{bad, leaving}, nil, []int{1}},
 		{"bad before none", []int32{bad, bad}, nil, []int{0, 1}},
 		{"the next tier when the best was tried", []int32{ready, bad, doubted}, []int{0}, []int{2}},
 		{"the last one", []int32{ready, bad, doubted}, []int{0, 2}, []int{1}},

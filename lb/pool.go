@@ -373,7 +373,7 @@ func (s *Server) watchBackends(ctx context.Context) {
 	failOpen := false
 	for {
 		wait := s.cutDead(cut)
-		if s.heldNow.Load() > 0 && s.bestTier() <= tierDoubted {
+		if s.heldNow.Load() > 0 && s.bestTier() < tierBad {
 			s.onEachLoop(func(l *loop) { l.releaseHeld() })
 		}
 		if open := s.bestTier() > tierReady; open != failOpen {
@@ -458,7 +458,7 @@ func untilCut(st *check.Status, which string) time.Duration {
 		return -1
 	case which == CutNever, which == CutUnreachable && st.Connectable:
 		return -1
-	case !st.Connectable:
+	case !st.Connectable && !st.Leaving: // one that leaves ends its requests before its connections
 		return 0
 	}
 	return max(0, killDelay-time.Since(st.Since))

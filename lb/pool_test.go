@@ -39,6 +39,36 @@ func TestDeadBackendIsCut(t *testing.T) {
 	must(t, equal("killed_dead", r.backend(a.addr).closed[endDead].Load(), 1))
 }
 
+// A backend that said that it is about to stop, and then accepts no connections, still answers
+// what it was asked before: its connections stay for killDelay. When nobody is ready, new ones
+// go to one that is in doubt rather than to it.
+func TestLeavingBackend(t *testing.T) {
+	shortEvidence(t, 500*time.Millisecond)
+	a, b := newAPIServer(t), newAPIServer(t)
+	r := run(t, checkedConfig(a, b), Options{})
+	r.awaitTier(a, tierReady)
+	r.awaitTier(b, tierReady)
+	v := r.visit()
+	v.at(t, a)
+	a.fail("kthwd-leaving")
+	r.awaitTier(a, tierLeaving)
+	b.fail("etcd")
+	r.awaitTier(b, tierDoubted)
+	for range 5 {
+		r.visit().at(t, b)
+	}
+	b.status.Store(200)
+	r.awaitTier(b, tierReady)
+	a.refuse()
+	r.awaitState(a, check.Dead)
+	died := r.Status().Backends[0].Since // by the balancer's clock: this test may be late
+	v.cut(t)
+	if after := time.Since(died); after < 300*time.Millisecond {
+		t.Errorf("cut %v after it was dead", after)
+	}
+	must(t, equal("killed_dead", r.backend(a.addr).closed[endDead].Load(), 1))
+}
+
 // A backend that accepts but does not answer keeps its connections for killDelay, and
 // for good when it recovers in time.
 func TestSuspendedBackendIsCutLater(t *testing.T) {

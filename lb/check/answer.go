@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 )
 
@@ -21,6 +22,7 @@ var errNoHTTP = errors.New("the answer is not HTTP")
 type answer struct {
 	code    int
 	failing string // the first failing check of the backend itself, as "[-]etcd failed: reason withheld"
+	leaving bool   // one of its failing checks says that it is about to stop
 }
 
 // readAnswer reads only as much of an answer as its result needs. An answer with a whole
@@ -36,7 +38,7 @@ func readAnswer(in *stream, buffered *bufio.Reader) (answer, *http.Response, err
 	}
 	a := answer{code: resp.StatusCode}
 	if a.code != http.StatusOK {
-		a.failing = failingCheck(io.LimitReader(resp.Body, maxBody))
+		a.failing, a.leaving = failingCheck(io.LimitReader(resp.Body, maxBody))
 	}
 	return a, resp, nil
 }
@@ -64,16 +66,27 @@ func isEnd(err error) bool { return errors.Is(err, io.EOF) || errors.Is(err, io.
 // failingCheck returns the first line "[-]name failed: …" of a failing /readyz of an API
 // server (apiserver/pkg/server/healthz). It returns "" for other bodies, which may
 // contain anything and are not repeated.
-func failingCheck(body io.Reader) string {
+func failingCheck(body io.Reader) (first string, leaving bool) {
 	lines := bufio.NewScanner(body)
 	lines.Buffer(nil, maxBody)
 	for lines.Scan() {
-		if strings.HasPrefix(lines.Text(), "[-]") {
-			return printable(lines.Text())
+		check, failing := strings.CutPrefix(lines.Text(), "[-]")
+		if !failing {
+			continue
 		}
+		if first == "" {
+			first = printable(lines.Text())
+		}
+		name, _, _ := strings.Cut(check, " ")
+		leaving = leaving || slices.Contains(farewells, name)
 	}
-	return ""
+	return first, leaving
 }
+
+// farewells are the checks of /readyz that fail because the API server is about to stop:
+// kthwd's (appliance/apiserver/leaving.go), and upstream's own
+// (apiserver/pkg/server/healthz/healthz.go:shutdown).
+var farewells = []string{"kthwd-leaving", "shutdown"}
 
 // result returns the kind of the answer and, unless it is ok, the reason. shown tells
 // whether the check sent a client certificate.

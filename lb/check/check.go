@@ -116,6 +116,7 @@ type Result struct {
 	CertExpiry   time.Time     // expiry of the backend's certificate, verified or not; zero when none was seen
 	ConnectPhase bool          // the check failed before there was a TCP connection
 	Kept         bool          // the check used the connection of an earlier one; Connect and TLS are 0
+	Leaving      bool          // the backend answered that it is about to stop
 
 	// NoVerdict is the reason this failure does not count against the backend: this
 	// process got no CPU or no descriptor. "" for a result that counts.
@@ -137,6 +138,7 @@ type Status struct {
 	Suspect       bool        // the last check was not ok, or ConnectFailed was called since the last ok check started
 	SuspectReason string      // reason for Suspect; "" when not Suspect
 	Connectable   bool        // the last check got a TCP connection; with None, not Suspect
+	Leaving       bool        // the last answer to a check said that the backend is about to stop
 	CertExpiry    time.Time   // expiry of the last certificate seen
 	Transitions   Transitions // since New
 	Late          uint64      // failures since New that were dropped because this process was late or out of descriptors
@@ -148,7 +150,7 @@ type Transitions struct{ Ready, NotReady, Dead uint64 }
 // Observer receives the findings of a Checker, in Run's goroutine: calls never overlap,
 // and a call that blocks delays the checks. Each function may be nil.
 type Observer struct {
-	// Changed is called after each change of State, Suspect or Connectable, by a check
+	// Changed is called after each change of State, Suspect, Connectable or Leaving, by a check
 	// or by ConnectFailed. Changes that cancel out before the call are left out. The
 	// first call reports the first change after New.
 	Changed func(Status)
@@ -192,6 +194,7 @@ type Checker struct {
 type news struct {
 	state                State
 	suspect, connectable bool
+	leaving              bool
 }
 
 // New creates a Checker; it does nothing before Run. addr returns the present address of

@@ -79,6 +79,9 @@ func (m *machine) see(r Result, covers uint64, now time.Time) {
 	}
 	m.count(r.Kind.verdict(), now)
 	m.s.Last, m.s.Connectable = r.Kind, !r.ConnectPhase
+	if r.Kind.verdict() != failed { // without an answer, what the last one said stays true
+		m.s.Leaving = r.Leaving
+	}
 	if !r.CertExpiry.IsZero() {
 		m.s.CertExpiry = r.CertExpiry
 	}

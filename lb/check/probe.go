@@ -310,6 +310,7 @@ func (p *prober) see(got reply, r *Result) {
 		p.fail(r, KindTLSError, "no answer to GET "+p.cfg.Path, got.err)
 	default:
 		r.Kind, r.Err = got.result(p.cfg.Path, p.cfg.Certificate != nil)
+		r.Leaving = got.leaving
 	}
 }
 

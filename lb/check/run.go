@@ -328,7 +328,7 @@ func (c *Checker) together(t trial, pause time.Duration) time.Duration {
 // reportChange calls Changed when there is news.
 func (c *Checker) reportChange() {
 	s := c.Status()
-	n := news{s.State, s.Suspect, s.Connectable}
+	n := news{s.State, s.Suspect, s.Connectable, s.Leaving}
 	if n == c.reported {
 		return
 	}

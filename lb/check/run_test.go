@@ -273,6 +273,30 @@ func feed(m *machine, now time.Time, kinds ...Kind) {
 	}
 }
 
+// What a backend said last about leaving stays true until it answers again.
+func TestLeaving(t *testing.T) {
+	m := newMachine(Config{Mode: HTTPS, Fall: 2, Rise: 2}, time.Now())
+	for i, tt := range []struct {
+		seen Result
+		want bool
+	}{
+		{Result{Kind: KindOK}, false},
+		{Result{Kind: KindTimeout}, false},
+		{Result{Kind: KindNotReady, Leaving: true}, true},
+		{Result{Kind: KindTimeout}, true},
+		{Result{Kind: KindConnectError, ConnectPhase: true, NoVerdict: "no descriptor"}, true},
+		{Result{Kind: KindConnectError, ConnectPhase: true}, true},
+		{Result{Kind: KindNotReady}, false}, // it starts again
+		{Result{Kind: KindNotReady, Leaving: true}, true},
+		{Result{Kind: KindOK}, false},
+	} {
+		m.see(tt.seen, 0, time.Now())
+		if got := m.snapshot(time.Now()).Leaving; got != tt.want {
+			t.Errorf("result %d, %s: got %v, want %v", i, tt.seen.Kind, got, tt.want)
+		}
+	}
+}
+
 func TestRows(t *testing.T) {
 	const ok, no, dead = KindOK, KindNotReady, KindConnectError
 	for _, tt := range []struct {
