@@ -32,21 +32,24 @@ func TestOf(t *testing.T) {
 			"the conversion webhook of example.com/v1, Kind=Foo does not answer", "get customresourcedefinitions"},
 		"another key": {`failed to list *core.Secret: unable to transform key "/registry/secrets/shop/pw": output array was not large enough for encryption`, Decryption,
 			"cannot decrypt secret shop/pw: encryption-config.yaml has no key for it", "as the second key, under its old name"},
-		"another key, of another group":  {`unable to transform key "/registry/example.com/things/ns/one": no matching prefix found`, Decryption, "cannot decrypt thing ns/one", "second key"},
-		"another key, without an object": {`Internal error occurred: identity transformer tried to read encrypted data`, Decryption, "cannot decrypt an object", "second key"},
-		"an aggregated API":              {`v1beta1.metrics.k8s.io failed with: failing or missing response from https://10.32.0.7:443/apis/metrics.k8s.io/v1beta1: dial tcp 10.32.0.7:443: connect: no route to host`, APIService, "nothing answers for the APIService v1beta1.metrics.k8s.io", "delete apiservice v1beta1.metrics.k8s.io"},
-		"discovery":                      {`unable to retrieve the complete list of server APIs: metrics.k8s.io/v1beta1: stale GroupVersion discovery: metrics.k8s.io/v1beta1`, APIService, "APIService v1beta1.metrics.k8s.io (stale", "delete apiservice v1beta1.metrics.k8s.io"},
-		"etcd is full":                   {`etcdserver: mvcc: database space exceeded`, EtcdSpace, "has reached its quota", "kthwd etcd space --fix"},
-		"another CA":                     {`Get "https://127.0.0.1:6443/api?timeout=5s": tls: failed to verify certificate: x509: certificate signed by unknown authority (possibly because of "crypto/rsa: verification error")`, Certificate, "not the one that has signed the certificate of the other side 127.0.0.1:6443", "kthwd pki show"},
-		"a member's other CA":            {`prober detected unhealthy status: x509: certificate signed by unknown authority`, Certificate, "the CA here is not the one", "kthwd pki show"},
-		"RBAC":                           {`leases.coordination.k8s.io "kube-scheduler" is forbidden: User "system:kube-scheduler" cannot update resource "leases" in API group "coordination.k8s.io" in the namespace "kube-system"`, Forbidden, "RBAC does not let system:kube-scheduler update leases", "auth can-i update leases --as=system:kube-scheduler"},
-		"a quota":                        {`pods "a" is forbidden: exceeded quota: small, requested: pods=1, used: pods=1, limited: pods=1`, Quota, "the resource quota small is used up", "describe resourcequotas"},
-		"the clock of another":           {`prober found high clock drift clock-drift=3h0m0s`, Clock, "differs from the one here: 3h0m0s", "timedatectl"},
-		"a fence":                        {`pods "a" is forbidden: this controller does not hold the lease of the component that asks`, "", "", ""},
-		"a name with a shell in it":      {`v1.$(reboot) failed with: failing or missing response from https://1.2.3.4/x: y`, "", "", ""},
-		"a user with a shell in it":      {`x is forbidden: User "a;reboot" cannot get resource "pods"`, "", "", ""},
-		"unknown":                        {`context deadline exceeded`, "", "", ""},
-		"nothing":                        {"", "", "", ""},
+		"another key, of 1.37": {`cacher (secrets): unexpected ListAndWatch error: failed to list <unspecified>: failed to read one or more secrets from the storage: StorageError: corrupt object, Code: 7, Key: /registry/secrets/shop/pw, ResourceVersion: 0, AdditionalErrorMsg: data from the storage is not transformable revision=0: output array was not large enough for encryption; reinitializing...`, Decryption,
+			"cannot decrypt secret shop/pw: encryption-config.yaml has no key for it", "as the second key, under its old name"},
+		"another key, of 1.37, without an object": {`unable to update peer endpoint leases: data from the storage is not transformable revision=0: identity transformer tried to read encrypted data`, Decryption, "cannot decrypt an object", "second key"},
+		"another key, of another group":           {`unable to transform key "/registry/example.com/things/ns/one": no matching prefix found`, Decryption, "cannot decrypt thing ns/one", "second key"},
+		"another key, without an object":          {`Internal error occurred: identity transformer tried to read encrypted data`, Decryption, "cannot decrypt an object", "second key"},
+		"an aggregated API":                       {`v1beta1.metrics.k8s.io failed with: failing or missing response from https://10.32.0.7:443/apis/metrics.k8s.io/v1beta1: dial tcp 10.32.0.7:443: connect: no route to host`, APIService, "nothing answers for the APIService v1beta1.metrics.k8s.io", "delete apiservice v1beta1.metrics.k8s.io"},
+		"discovery":                               {`unable to retrieve the complete list of server APIs: metrics.k8s.io/v1beta1: stale GroupVersion discovery: metrics.k8s.io/v1beta1`, APIService, "APIService v1beta1.metrics.k8s.io (stale", "delete apiservice v1beta1.metrics.k8s.io"},
+		"etcd is full":                            {`etcdserver: mvcc: database space exceeded`, EtcdSpace, "has reached its quota", "kthwd etcd space --fix"},
+		"another CA":                              {`Get "https://127.0.0.1:6443/api?timeout=5s": tls: failed to verify certificate: x509: certificate signed by unknown authority (possibly because of "crypto/rsa: verification error")`, Certificate, "not the one that has signed the certificate of the other side 127.0.0.1:6443", "kthwd pki show"},
+		"a member's other CA":                     {`prober detected unhealthy status: x509: certificate signed by unknown authority`, Certificate, "the CA here is not the one", "kthwd pki show"},
+		"RBAC":                                    {`leases.coordination.k8s.io "kube-scheduler" is forbidden: User "system:kube-scheduler" cannot update resource "leases" in API group "coordination.k8s.io" in the namespace "kube-system"`, Forbidden, "RBAC does not let system:kube-scheduler update leases", "auth can-i update leases --as=system:kube-scheduler"},
+		"a quota":                                 {`pods "a" is forbidden: exceeded quota: small, requested: pods=1, used: pods=1, limited: pods=1`, Quota, "the resource quota small is used up", "describe resourcequotas"},
+		"the clock of another":                    {`prober found high clock drift clock-drift=3h0m0s`, Clock, "differs from the one here: 3h0m0s", "timedatectl"},
+		"a fence":                                 {`pods "a" is forbidden: this controller does not hold the lease of the component that asks`, "", "", ""},
+		"a name with a shell in it":               {`v1.$(reboot) failed with: failing or missing response from https://1.2.3.4/x: y`, "", "", ""},
+		"a user with a shell in it":               {`x is forbidden: User "a;reboot" cannot get resource "pods"`, "", "", ""},
+		"unknown":                                 {`context deadline exceeded`, "", "", ""},
+		"nothing":                                 {"", "", "", ""},
 	} {
 		c, ok := Of(tt.text, known)
 		if ok != (tt.kind != "") || c.Kind != tt.kind || !strings.Contains(c.Text, tt.says) || !strings.Contains(c.Do, tt.do) {
@@ -59,8 +62,9 @@ func TestOf(t *testing.T) {
 // a secret goes there.
 func TestPublic(t *testing.T) {
 	for text, want := range map[string]string{
-		`admission webhook "all.example.com" denied the request: password is hunter2`:   `the admission webhook "all.example.com" refuses its requests`,
-		`unable to transform key "/registry/secrets/shop/pw": no matching prefix found`: `cannot decrypt an object: encryption-config.yaml has no key for it`,
+		`admission webhook "all.example.com" denied the request: password is hunter2`:                                                                                                                    `the admission webhook "all.example.com" refuses its requests`,
+		`StorageError: corrupt object, Code: 7, Key: /registry/secrets/shop/pw, ResourceVersion: 0, AdditionalErrorMsg: data from the storage is not transformable revision=0: no matching prefix found`: `cannot decrypt an object: encryption-config.yaml has no key for it`,
+		`unable to transform key "/registry/secrets/shop/pw": no matching prefix found`:                                                                                                                  `cannot decrypt an object: encryption-config.yaml has no key for it`,
 	} {
 		if c, _ := Of(text, Names{}); c.Public != want {
 			t.Errorf("got %q, want %q", c.Public, want)

@@ -21,6 +21,9 @@ var knownCauses = []row{
 
 	{words: "unable to transform key", match: `unable to transform key \\*"(/[^"\\]+)\\*"`, kind: Decryption,
 		text: `cannot decrypt $1: encryption-config.yaml has no key for it`, public: "cannot decrypt an object: encryption-config.yaml has no key for it", do: oldKey, lasting: true, name: ofKey},
+	// From Kubernetes 1.37 on, whose AllowUnsafeMalformedObjectDeletion is on (apiserver/pkg/storage/etcd3/corrupt_obj_deleter.go).
+	{words: "data from the storage is not transformable", match: `corrupt object, Code: \d+, Key: (/[^ ,"\\]+), `, kind: Decryption,
+		text: `cannot decrypt $1: encryption-config.yaml has no key for it`, public: "cannot decrypt an object: encryption-config.yaml has no key for it", do: oldKey, lasting: true, name: ofKey},
 	{words: "no matching prefix found", kind: Decryption, text: "cannot decrypt an object: encryption-config.yaml has no key for it", do: oldKey, lasting: true},
 	{words: "identity transformer tried to read encrypted data", kind: Decryption, text: "cannot decrypt an object: encryption-config.yaml has no key for it", do: oldKey, lasting: true},
 	{words: "output array was not large enough for encryption", kind: Decryption, text: "cannot decrypt an object: encryption-config.yaml has another key", do: oldKey, lasting: true},

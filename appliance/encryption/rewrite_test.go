@@ -426,6 +426,11 @@ func TestPlainUnderWildcards(t *testing.T) {
 		"example.com/widgets/shop/w":      `{"kind":"Widget","apiVersion":"example.com/v1"}`,
 		"apiregistration.k8s.io/x/v1.":    `{"kind":"APIService","apiVersion":"apiregistration.k8s.io/v1"}`,
 		"something/that/nobody/has/heard": "of",
+		// The API server's own records, which no configuration reaches.
+		"ranges/servicenodeports":    `{"kind":"RangeAllocation","apiVersion":"v1"}`,
+		"ranges/serviceips":          `{"kind":"RangeAllocation","apiVersion":"v1"}`,
+		"masterleases/10.0.0.1":      `{"kind":"Endpoints","apiVersion":"v1"}`,
+		"peerserverleases/apiserver": `{"kind":"Endpoints","apiVersion":"v1"}`,
 	} {
 		put(t, client, reader{}, "", "/registry/"+name, content)
 	}

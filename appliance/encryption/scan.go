@@ -27,6 +27,13 @@ const (
 // (k8s.io/kubernetes/pkg/kubeapiserver/default_storage_factory_builder.go).
 var places = map[string]string{"replicationcontrollers": "controllers", "endpoints": "services/endpoints", "nodes": "minions", "services": "services/specs", "ingresses": "ingress"}
 
+// past are places below the storage prefix that no encryption configuration reaches, whatever it
+// names. The API server keeps its own records there, through a storage factory without transformers
+// (k8s.io/kubernetes/pkg/registry/core/rest/storage_core.go, newServiceIPAllocators;
+// pkg/controlplane/instance.go, createLeaseReconciler; pkg/controlplane/apiserver/peer.go): it cannot
+// read a value there that has a key, and does not start with one.
+var past = []string{"ranges/", "masterleases/", "peerserverleases/"}
+
 // Stored counts the values in etcd.
 type Stored struct {
 	Keys  map[string]int `json:"keys"`  // encrypted ones, by "secretbox key1"
@@ -114,9 +121,18 @@ type reader struct {
 	plain []schema.GroupResource // which are not encrypted on purpose
 }
 
+// reaches reports whether the API server asks its encryption configuration about a key in etcd.
+func (r reader) reaches(key string) bool {
+	path := strings.TrimPrefix(key, r.root)
+	return !slices.ContainsFunc(past, func(place string) bool { return strings.HasPrefix(path, place) })
+}
+
 // of lists the transformers that may belong to a key in etcd, the most certain first. It
 // does not know the group of a built-in resource.
 func (r reader) of(key string) (all []value.Transformer) {
+	if !r.reaches(key) {
+		return nil
+	}
 	path := strings.TrimPrefix(key, r.root)
 	first, rest, _ := strings.Cut(path, "/")
 	second, _, _ := strings.Cut(rest, "/")
@@ -189,8 +205,8 @@ func (r reader) wildcards() bool {
 }
 
 // plainBy returns the transformer with which the API server reads a value that has no key, and
-// whether it would write it with a key. It returns nil if the file does not name the resource:
-// then the value stays without a key. The group of a built-in resource is in the value.
+// whether it would write it with a key. It returns nil if the file does not name the resource, or
+// does not reach it: then the value stays without a key. The group of a built-in resource is in the value.
 // It decides as transformerFromOverrides does (apiserver/pkg/server/options/encryptionconfig/config.go).
 func (r reader) plainBy(key string, data []byte) (by value.Transformer, encrypts bool) {
 	for _, gr := range r.resourcesOf(key, data) {
@@ -204,6 +220,9 @@ func (r reader) plainBy(key string, data []byte) (by value.Transformer, encrypts
 // resourcesOf lists what an encryption configuration may call the resource of a key, the most
 // certain first.
 func (r reader) resourcesOf(key string, data []byte) []schema.GroupResource {
+	if !r.reaches(key) {
+		return nil
+	}
 	path := strings.TrimPrefix(key, r.root)
 	first, rest, _ := strings.Cut(path, "/")
 	everything := schema.GroupResource{Group: "*", Resource: "*"}
