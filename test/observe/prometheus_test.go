@@ -282,7 +282,7 @@ func (s *server) panels(t *testing.T, c, lb *kthwtest.Controller) {
 
 // TestNativeHistograms has a Prometheus that wants native histograms, hence protobuf,
 // and keeps exemplars. It gets both, and the dashboard has its values there, too, where
-// the load balancer's classic buckets are not.
+// the classic buckets of the load balancer and of Kubernetes are not.
 func TestNativeHistograms(t *testing.T) {
 	needE2E(t)
 	t.Parallel()
@@ -312,7 +312,7 @@ func TestNativeHistograms(t *testing.T) {
 			Exemplars []struct{ Labels map[string]string }
 		}
 		err := p.api("query_exemplars", url.Values{
-			"query": {"apiserver_request_duration_seconds_bucket"}, "start": {fmt.Sprint(time.Now().Add(-time.Hour).Unix())}, "end": {fmt.Sprint(time.Now().Add(time.Hour).Unix())},
+			"query": {"apiserver_request_duration_seconds"}, "start": {fmt.Sprint(time.Now().Add(-time.Hour).Unix())}, "end": {fmt.Sprint(time.Now().Add(time.Hour).Unix())},
 		}, &found)
 		if err == nil && (len(found) == 0 || found[0].Exemplars[0].Labels["trace_id"] == "") {
 			err = fmt.Errorf("got %v", found)
