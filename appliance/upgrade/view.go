@@ -199,7 +199,7 @@ func (v View) Next() (all []string) {
 			fmt.Sprintf("to go back: kthwd upgrade back, then run the old kthwd again on %s", inTurn(v.new())))
 	case StageReached:
 		all = append(all,
-			"to go on: kthwd upgrade finish, when nothing speaks for the way back any more",
+			"to go on: kthwd upgrade finish, once you no longer need the way back",
 			"to go back: kthwd upgrade back")
 	case StageBack:
 		if waiting := v.names(func(c Controller) bool { return !c.MayGoBack }); len(waiting) > 0 {
@@ -230,7 +230,7 @@ func (v View) away() (all []string) {
 		return nil
 	}
 	if v.State != nil && v.State.Finished {
-		return []string{fmt.Sprintf("%s: start the new kthwd there (Kubernetes %s); an older one cannot run any more", and(names), etcdfiles.MinorOf(v.State.To.Kubernetes))}
+		return []string{fmt.Sprintf("%s: start the new kthwd there (Kubernetes %s); an older one can no longer run", and(names), etcdfiles.MinorOf(v.State.To.Kubernetes))}
 	}
 	return []string{"start " + and(names) + " again, or remove what will not come back: kthwd member remove NAME"}
 }
