@@ -173,7 +173,7 @@ const goneGatesWhy = "feature gates that no longer exist are left out: what they
 func namesGoneGates(v string) bool { return withoutGoneGates(v) != v }
 
 // withoutGoneGates leaves out the gone gates that are set to true. One that is set to false
-// stays, and CheckGates refuses it: nothing has that effect any more.
+// stays, and CheckGates refuses it: nothing has that effect now.
 func withoutGoneGates(v string) string {
 	parts := slices.DeleteFunc(strings.Split(v, ","), func(p string) bool {
 		name, value, _ := strings.Cut(strings.TrimPrefix(strings.TrimSpace(p), "kube:"), "=")

@@ -57,7 +57,7 @@ func UnknownFlag(program string, names []string, err error) error {
 	see := "see the flags of " + program + " at " + reference(program)
 	if m := flagNotDefined.FindStringSubmatch(err.Error()); m != nil {
 		if instead := goneFlags[program][m[1]]; instead != "" {
-			return advice.With(fmt.Errorf("--%s-arg=%s: %s has no such flag any more", program, m[1], program), instead)
+			return advice.With(fmt.Errorf("--%s-arg=%s: %s no longer has this flag", program, m[1], program), instead)
 		}
 		if near := config.Nearest(m[1], names); near != "" {
 			see = fmt.Sprintf("did you mean --%s-arg=%s? %s", program, near, see)

@@ -59,11 +59,11 @@ func TestUnderscoresAreDashes(t *testing.T) {
 // A flag that etcd has lost, and that nothing replaces, comes with advice.
 func TestGoneFlag(t *testing.T) {
 	_, err := etcdline.Parse([]program.Arg{{Key: "discovery", Value: "https://discovery.etcd.io/x"}}, embed.NewZapLoggerBuilder(zap.NewNop()))
-	checkHinted(t, err, "--etcd-arg=discovery: etcd has no such flag any more", "etcd's public discovery service of version 2 is gone: name the members with --initial-cluster, or use --etcd-arg=discovery-endpoints and --etcd-arg=discovery-token")
+	checkHinted(t, err, "--etcd-arg=discovery: etcd no longer has this flag", "etcd's public discovery service of version 2 is gone: name the members with --initial-cluster, or use --etcd-arg=discovery-endpoints and --etcd-arg=discovery-token")
 }
 
 // A feature gate that Kubernetes has lost is refused with its reason if it asks for what no
-// version does any more; and Kubernetes has really lost it.
+// version still does; and Kubernetes has really lost it.
 func TestGoneGates(t *testing.T) {
 	err := cmdline.CheckGates(map[string][]program.Arg{program.APIServer: {{Key: "feature-gates", Value: "SidecarContainers=false"}}})
 	checkHinted(t, err, "--kube-apiserver-arg=feature-gates=SidecarContainers=false: this version has no such feature gate, its feature is always on", "leave it out")

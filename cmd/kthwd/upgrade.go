@@ -69,7 +69,7 @@ func (a *app) upgradeStatusVerb(l *config.Loader) *cobra.Command {
 func (a *app) upgradeFinishVerb(l *config.Loader) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "finish [flags]",
-		Short: "End an upgrade: nothing is emulated any more, and there is no way back",
+		Short: "End an upgrade: the older minor is no longer emulated, and there is no way back",
 		Long: "End the upgrade of the cluster. From its next restart on, each controller serves what the new\n" +
 			"minor of Kubernetes brings, and the old kthwd is refused; the restarts to make are printed. It\n" +
 			"is refused as long as a controller is old, away, not ready or of another version.\n\n" +

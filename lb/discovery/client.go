@@ -123,7 +123,7 @@ func (d *Discovery) followAs(ctx context.Context, server *rest.Config) (followed
 	}
 }
 
-// errRenewed means that the next watch is to be opened with another certificate.
+// errRenewed means that the next watch needs the new certificate.
 var errRenewed = errors.New("the certificate is renewed")
 
 // newClient returns a client with its own connections, which hangUp closes. Connections

@@ -56,8 +56,8 @@ func stage(t *testing.T, c *kthwtest.Controller, want upgrade.Stage, ok func(upg
 	return u
 }
 
-// storesAsNew is a controller whose etcd stores in its own format, and which the old kthwd cannot
-// follow any more.
+// storesAsNew is a controller whose etcd stores in its own format, and which the old kthwd can
+// no longer follow.
 func storesAsNew(c upgrade.Controller) bool {
 	return c.Storage != "" && strings.HasPrefix(c.Etcd, strings.TrimSuffix(c.Storage, "0")) && !c.MayGoBack && c.Away == ""
 }
