@@ -6,9 +6,11 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"testing"
 	"text/tabwriter"
+	"time"
 
 	"kthwd/test/kthwtest"
 	"kthwd/test/report"
@@ -43,25 +45,28 @@ const cost = 0.02
 
 // TestHardening compares kthwd with its own hardening taken away: make bench-hardening. As in
 // TestBench, a target that is missed is reported and fails nothing.
+//
+// The three take turns in short pieces, for another use of the machine comes and goes in
+// seconds: what lasts longer than a round is in each side of a pair.
 func TestHardening(t *testing.T) {
 	if os.Getenv("KTHWD_BENCH_HARDENING") == "" {
 		t.Skip("a benchmark of many minutes: make bench-hardening, or KTHWD_BENCH_HARDENING=1")
 	}
 	debug.SetGCPercent(400) // the clients share the cores with what they measure
 	s := readSettings(t)
+	s.phaseTime = duration(t, "KTHWD_BENCH_PHASE", time.Second)
 	sides := make([]*bench, len(variants))
 	for i, v := range variants {
 		sides[i] = &bench{settings: s, address: hostAddress(), results: newResults(), programs: programs{kthwd: kthwtest.Binary(t)}}
 		sides[i].kthwdArgs = v.args
 	}
-	for round := range max(s.rounds["start"], 1) {
-		for turn := range variants {
-			i := (round + turn) % len(variants) // none is always the first
-			t.Run(fmt.Sprintf("%d-%s", round+1, variants[i].name), func(t *testing.T) {
-				sides[i].awaitQuiet(t)
+	starts, bursts := max(number(t, "KTHWD_BENCH_ROUNDS", 15), 1), max(number(t, "KTHWD_BENCH_ROUNDS", 40), 1)
+	sides[0].awaitQuiet(t)
+	for round := range starts {
+		for _, i := range turns(round) {
+			t.Run(fmt.Sprintf("start-%d-%s", round+1, variants[i].name), func(t *testing.T) {
 				p := sides[i].newPlane(t, kthwd, filepath.Join(s.dir, fmt.Sprintf("%d-%s", round+1, variants[i].name)))
 				measureStart(t, sides[i], p, round)
-				measureThroughput(t, sides[i], p, round)
 				p.stop(t)
 			})
 			if t.Failed() {
@@ -69,22 +74,53 @@ func TestHardening(t *testing.T) {
 			}
 		}
 	}
-	writeHardening(t, sides)
+	measureBursts(t, sides, bursts)
+	writeHardening(t, sides, starts, bursts)
 }
 
-// writeHardening prints a table of ratios to the first variant, and one line of JSON.
-func writeHardening(t *testing.T, sides []*bench) {
+// turns are the variants in the order of a round: none is always the first.
+func turns(round int) (order []int) {
+	for turn := range variants {
+		order = append(order, (round+turn)%len(variants))
+	}
+	return order
+}
+
+// measureBursts measures throughput while all variants run: those whose turn it is not are idle.
+func measureBursts(t *testing.T, sides []*bench, rounds int) {
+	loads := make([]*load, len(sides))
+	for i, b := range sides {
+		p := b.newPlane(t, kthwd, filepath.Join(b.dir, "bursts-"+variants[i].name))
+		p.start(t)
+		p.awaitReady(t)
+		loads[i] = newLoad(t, p)
+		defer p.stop(t)
+	}
+	for round := range rounds {
+		for part := range loads[0].parts() {
+			for _, i := range turns(round + part) {
+				now := loads[i].parts()[part]
+				sides[i].results.add(now.metric, kthwd, round, sides[i].phase(t, loads[i].clients, now.do))
+			}
+		}
+	}
+}
+
+// writeHardening prints a table of ratios to the first variant, the median of the rounds and the
+// half of them around it, and one line of JSON.
+func writeHardening(t *testing.T, sides []*bench, starts, bursts int) {
 	var text strings.Builder
 	w := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "\t%s\t%s\t%s\ttarget\n", variants[0].name, variants[1].name, variants[2].name)
-	line := map[string]any{"bench": "kthwd-hardening", "rounds": sides[0].rounds["start"]}
+	line := map[string]any{"bench": "kthwd-hardening", "starts": starts, "bursts": bursts}
 	for _, row := range hardeningRows {
 		off := sides[0].results.of(row.m)
 		fmt.Fprintf(w, "%s\t%.3g %s", row.m.what, report.Median(valuesOf(off)), row.m.unit)
 		worst := 1.0
 		for i := 1; i < len(sides); i++ {
-			ratio := report.Median(report.Pairs(sides[i].results.of(row.m), off))
-			fmt.Fprintf(w, "\t%.3f ×", ratio)
+			pairs := slices.Sorted(slices.Values(report.Pairs(sides[i].results.of(row.m), off)))
+			ratio := report.Median(pairs)
+			fmt.Fprintf(w, "\t%.3f × (%.3f–%.3f)", ratio, pairs[len(pairs)/4], pairs[len(pairs)*3/4])
 			line[row.m.key+"_"+variants[i].name] = report.Round3(ratio)
 			if !row.more {
 				ratio = 1 / ratio

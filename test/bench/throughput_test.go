@@ -36,40 +36,61 @@ var payload = func() string {
 // measureThroughput creates, reads, lists and deletes ConfigMaps, each for the
 // same time, with 32 clients at once.
 func measureThroughput(t *testing.T, b *bench, p *plane, round int) {
-	clients := p.clients(t, workers)
-	p.awaitServiceAccount(t, clients[0])
-	prepareMaps(t, clients)
-
-	var made [workers]int // how many of its ConfigMaps each client has created
-	rate := b.phase(t, clients, func(ctx context.Context, c *kubernetes.Clientset, w, i int) (bool, error) {
-		_, err := c.CoreV1().ConfigMaps(makeSpace).Create(ctx, configMap(madeName(w, i)), metav1.CreateOptions{})
-		made[w] = i + 1
-		return true, err
-	})
-	b.results.add(metricCreate, p.side, round, rate)
-
-	rate = b.phase(t, clients, func(ctx context.Context, c *kubernetes.Clientset, _, _ int) (bool, error) {
-		_, err := c.CoreV1().ConfigMaps(listSpace).Get(ctx, listName(mathrand.IntN(listCount)), metav1.GetOptions{})
-		return true, err
-	})
-	b.results.add(metricGet, p.side, round, rate)
-
-	rate = b.phase(t, clients, func(ctx context.Context, c *kubernetes.Clientset, _, i int) (bool, error) {
-		return true, readList(ctx, c, i == 0)
-	})
-	b.results.add(metricList, p.side, round, rate)
-
-	var deleted [workers]int
-	remove := func(ctx context.Context, c *kubernetes.Clientset, w, i int) (bool, error) {
-		if deleted[w] == made[w] {
-			return false, nil
-		}
-		err := c.CoreV1().ConfigMaps(makeSpace).Delete(ctx, madeName(w, deleted[w]), metav1.DeleteOptions{})
-		deleted[w]++
-		return true, err
+	l := newLoad(t, p)
+	for _, part := range l.parts() {
+		b.results.add(part.metric, p.side, round, b.phase(t, l.clients, part.do))
 	}
-	b.results.add(metricDelete, p.side, round, b.phase(t, clients, remove))
-	cleanMaps(t, clients, remove)
+	cleanMaps(t, l.clients, l.remove)
+}
+
+// load is what 32 clients do with the ConfigMaps of one control plane. A client has made and
+// deleted the first ones of its own, in order.
+type load struct {
+	clients       []*kubernetes.Clientset
+	made, deleted [workers]int
+}
+
+func newLoad(t *testing.T, p *plane) *load {
+	t.Helper()
+	l := &load{clients: p.clients(t, workers)}
+	p.awaitServiceAccount(t, l.clients[0])
+	prepareMaps(t, l.clients)
+	return l
+}
+
+// loadPart is one operation and the metric of its rate.
+type loadPart struct {
+	metric *metric
+	do     operation
+}
+
+// parts are in the order in which they are measured: what one makes, the last one deletes.
+func (l *load) parts() []loadPart {
+	return []loadPart{{metricCreate, l.create}, {metricGet, l.get}, {metricList, l.list}, {metricDelete, l.remove}}
+}
+
+func (l *load) create(ctx context.Context, c *kubernetes.Clientset, w, _ int) (bool, error) {
+	_, err := c.CoreV1().ConfigMaps(makeSpace).Create(ctx, configMap(madeName(w, l.made[w])), metav1.CreateOptions{})
+	l.made[w]++
+	return true, err
+}
+
+func (l *load) get(ctx context.Context, c *kubernetes.Clientset, _, _ int) (bool, error) {
+	_, err := c.CoreV1().ConfigMaps(listSpace).Get(ctx, listName(mathrand.IntN(listCount)), metav1.GetOptions{})
+	return true, err
+}
+
+func (l *load) list(ctx context.Context, c *kubernetes.Clientset, _, i int) (bool, error) {
+	return true, readList(ctx, c, i == 0)
+}
+
+func (l *load) remove(ctx context.Context, c *kubernetes.Clientset, w, _ int) (bool, error) {
+	if l.deleted[w] == l.made[w] {
+		return false, nil
+	}
+	err := c.CoreV1().ConfigMaps(makeSpace).Delete(ctx, madeName(w, l.deleted[w]), metav1.DeleteOptions{})
+	l.deleted[w]++
+	return true, err
 }
 
 // readList reads a list to its end, compressed as it comes: what unpacking costs
