@@ -46,6 +46,9 @@ type Machine struct {
 // does not fit the others, it reports every misfit and writes nothing.
 func EnsureCluster(c Cluster) (Report, error) {
 	report, err := c.check()
+	if err != nil && isDir(c.Dir) {
+		report, err = c.checkLocked()
+	}
 	if err != nil {
 		return report, err
 	}
@@ -86,6 +89,17 @@ func (c Cluster) dirs() []string {
 		dirs = append(dirs, m.Dir)
 	}
 	return dirs
+}
+
+// checkLocked is check while no other EnsureCluster writes: without the lock of c.Dir, a half of
+// its files looks like a misfit.
+func (c Cluster) checkLocked() (Report, error) {
+	held, err := lock(c.Dir, syscall.LOCK_SH)
+	if err != nil {
+		return Report{}, err
+	}
+	defer held.Close()
+	return c.check()
 }
 
 // check reads every file and reports every misfit. It writes nothing.

@@ -17,7 +17,8 @@ import (
 // directory, which takes no longer than making the files.
 func Ensure(l Layout, s Spec) (Report, error) {
 	if v := newSurvey(l, s); !isDir(l.Dir) { // create no directory for an invalid Spec
-		if v.run(); len(v.problems) > 0 {
+		// Another process may make the directory meanwhile. Then only the survey with the lock counts.
+		if v.run(); len(v.problems) > 0 && !isDir(l.Dir) {
 			return v.report, errors.Join(v.problems...)
 		}
 		if err := makeDir(l.Dir); err != nil {

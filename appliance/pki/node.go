@@ -31,7 +31,8 @@ func IssueNode(l Layout, dir, name string, addresses []string, server string) ([
 	survey := func() *survey { v := newSurvey(l, spec); v.forNode(dir, name); return v }
 
 	if v := survey(); !isDir(dir) { // create no directory for an invalid request
-		if v.run(); len(v.problems) > 0 {
+		// As in Ensure: another process may make the directory meanwhile.
+		if v.run(); len(v.problems) > 0 && !isDir(dir) {
 			return nil, errors.Join(v.problems...)
 		}
 		if err := makeDir(dir); err != nil {

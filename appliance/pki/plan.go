@@ -18,6 +18,15 @@ type Plan struct {
 // joins one *Misfit for each problem. Ensure makes its files anew, with other keys: it
 // looks again under the lock, and the files may have changed meanwhile.
 func NewPlan(l Layout, s Spec) (*Plan, error) {
+	there := isDir(l.Dir)
+	p, err := newPlan(l, s)
+	if err != nil && !there && isDir(l.Dir) { // an Ensure has made it meanwhile, and a half of its files
+		return newPlan(l, s)
+	}
+	return p, err
+}
+
+func newPlan(l Layout, s Spec) (*Plan, error) {
 	if isDir(l.Dir) {
 		held, err := lock(l.Dir, syscall.LOCK_SH)
 		if err != nil {
