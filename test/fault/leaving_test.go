@@ -158,8 +158,10 @@ func leaderOf(c *kthwtest.Controller) (int, error) {
 
 // Nobody who comes through the balancer notices that controllers leave, one after
 // the other, and come back. It takes the place of seven: the controllers that stay must have a
-// processor to answer their checks with, or clients have nowhere to go.
+// processor to answer their checks with, or clients have nowhere to go. For the same reason it
+// does not run beside the other packages of make test.
 func TestLeaving(t *testing.T) {
+	endToEnd(t, "TestNoWriteFailsWhileLeadershipMoves, and TestLeavingBackend of lb, are in make test")
 	kthwtest.Turn(t, 7)
 	m := makeCluster(t)
 	m.args = longLeases()
