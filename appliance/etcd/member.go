@@ -191,7 +191,7 @@ func (e *Member) start(ctx context.Context, report supervise.Reporter) (*embed.E
 	case r := <-started:
 		return r.server, e.explain(r.err)
 	case err := <-e.fatal:
-		return nil, etcdfiles.Unusable(e.cfg.Dir, err)
+		return nil, e.explain(err)
 	case <-ctx.Done():
 		// StartEtcd takes no context. If it still returns, its server must be closed.
 		if r := <-started; r.server != nil {
@@ -207,13 +207,25 @@ func (e *Member) explain(err error) error {
 	if err == nil || errors.As(err, &network) {
 		return err
 	}
+	if r := refusal(err); r != nil {
+		return r
+	}
+	return etcdfiles.Unusable(e.cfg.Dir, err)
+}
+
+// refusal returns err with advice if it is one of the refusals, and nil for any other.
+func refusal(err error) error {
 	for _, r := range refusals {
 		if strings.Contains(err.Error(), r.theirs) {
 			return advice.With(fmt.Errorf("%s: %w", r.ours, err), r.hint)
 		}
 	}
-	return etcdfiles.Unusable(e.cfg.Dir, err)
+	return nil
 }
+
+// olderThanCluster is the panic of a member whose minor is older than the cluster's. It comes from
+// StartEtcd, or later, when a member that was away hears of it (version/downgrade.go).
+const olderThanCluster = "invalid downgrade; server version is lower"
 
 // refusals are the errors with which etcd refuses to start although its data are intact
 // (etcdserver/bootstrap.go, storage/schema/schema.go), with advice.
@@ -226,6 +238,8 @@ var refusals = []struct{ theirs, ours, hint string }{
 		"check that the other controllers run and that their peer ports (2380) can be reached from here"},
 	{"is not supported", "a newer etcd has written these data, and they are good",
 		"run the kthwd that wrote them, or a newer one; to come back to this one, run kthwd upgrade back there first"},
+	{olderThanCluster, "etcd's other members are of a newer minor, and this one cannot take part; its data are good",
+		"run the kthwd of the other controllers here: kthwd upgrade status on one of them says which"},
 	{"incompatible with current running cluster", "the etcd in this kthwd does not fit the other members'",
 		"kthwd version on every controller shows which ones run"},
 }
