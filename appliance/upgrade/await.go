@@ -16,15 +16,17 @@ const (
 	// patience bounds the wait for what a verb cannot bring about: a leader, and an answer of the
 	// kthwd here. An election, or a restart, is over before.
 	patience = 20 * time.Second
+	// rewrites bounds the wait for a record that could not be written: kthwd tries again every 5 s.
+	rewrites = 12 * time.Second
 )
 
 type looker = func(context.Context) (View, error)
 
 // await looks at the cluster until left names no controller. It ends early when the kthwd here has
-// ended, when a controller cannot write its record, and when patience is at its end.
+// ended, and when for some time nothing goes on that does not go on by itself.
 func await(ctx context.Context, look looker, left func(View) []string) error {
 	var why error
-	var blocked time.Time // since when why has been in the way; zero while nothing is
+	var blocked time.Time // since when something has been in the way; zero while nothing is
 	for {
 		v, err := look(ctx)
 		var waiting []string
@@ -32,7 +34,7 @@ func await(ctx context.Context, look looker, left func(View) []string) error {
 			if waiting = left(v); len(waiting) == 0 {
 				return nil
 			}
-			err = v.leaderless()
+			err = v.inTheWay()
 		}
 		if ctx.Err() == nil || why == nil { // the last look fails because its time is over
 			why = err
@@ -43,10 +45,11 @@ func await(ctx context.Context, look looker, left func(View) []string) error {
 		case blocked.IsZero():
 			blocked = time.Now()
 		}
-		if unwritten := v.unwritten(); len(unwritten) > 0 {
-			return advice.With(errors.New(strings.Join(unwritten, "; ")), "let it be written there: room on the disk, the owner and the permissions of the directory")
+		limit := patience
+		if len(v.unwritten()) > 0 {
+			limit = rewrites
 		}
-		if errors.Is(why, status.ErrNotRunning) || !blocked.IsZero() && time.Since(blocked) > patience {
+		if errors.Is(why, status.ErrNotRunning) || !blocked.IsZero() && time.Since(blocked) > limit {
 			return why
 		}
 		select {
@@ -60,12 +63,16 @@ func await(ctx context.Context, look looker, left func(View) []string) error {
 	}
 }
 
-// leaderless is an error with the missing controllers, if etcd has no leader.
-func (v View) leaderless() error {
-	if !v.Leaderless {
-		return nil
+// inTheWay is an error with what must be mended before a verb goes on.
+func (v View) inTheWay() error {
+	unwritten := v.unwritten()
+	switch {
+	case v.Leaderless:
+		return advice.With(errors.New(strings.Join(v.troubles(), "; ")), "start what is named")
+	case len(unwritten) > 0:
+		return advice.With(errors.New(strings.Join(unwritten, "; ")), "let it be written there: room on the disk, the owner and the permissions of the directory")
 	}
-	return advice.With(errors.New(strings.Join(v.troubles(), "; ")), "start what is named")
+	return nil
 }
 
 // goOn is an error of a verb that was begun, with the way on after the advice of its cause.

@@ -34,7 +34,8 @@ func TestAwait(t *testing.T) {
 		{"no leader", leaderless, nil, limit, "etcd has no leader", patience + 2*pollEvery},
 		{"no answer here", View{}, errors.New("nothing came back"), limit, "nothing came back", patience + 2*pollEvery},
 		{"the kthwd here has ended", View{}, ended, limit, "the last run: killed", 0},
-		{"no room for a record", full, nil, limit, "c0 cannot write member.json: no space left on device", 0},
+		{"no room for a record", full, nil, limit, "c0 cannot write member.json: no space left on device", rewrites + 2*pollEvery},
+		{"room for a record again", full, nil, rewrites / 2, "", rewrites},
 		{"a controller is away", silent, nil, 2 * limit, "still waiting for c0; c0 does not answer: connection refused", limit},
 		{"a controller was away", silent, nil, limit / 2, "", limit},
 	} {

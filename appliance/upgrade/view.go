@@ -177,10 +177,10 @@ func (v View) troubles() (all []string) {
 			all = append(all, c.Name+" is not ready: "+c.Unwell)
 		}
 	}
-	return append(all, v.unwritten()...)
+	return all
 }
 
-// unwritten says which controllers cannot write their record.
+// unwritten says which controllers could not write their record when they tried last.
 func (v View) unwritten() (all []string) {
 	for _, c := range v.Controllers {
 		if c.Away == "" && c.Unwritten != "" {

