@@ -227,6 +227,10 @@ func refusal(err error) error {
 // StartEtcd, or later, when a member that was away hears of it (version/downgrade.go).
 const olderThanCluster = "invalid downgrade; server version is lower"
 
+// olderThanPromised is the panic of a member that lacks what it has acknowledged to the leader
+// (go.etcd.io/raft/v3/log.go).
+const olderThanPromised = "Was the raft log corrupted, truncated, or lost?"
+
 // refusals are the errors with which etcd refuses to start although its data are intact
 // (etcdserver/bootstrap.go, storage/schema/schema.go), with advice.
 var refusals = []struct{ theirs, ours, hint string }{
@@ -240,6 +244,8 @@ var refusals = []struct{ theirs, ours, hint string }{
 		"run the kthwd that wrote them, or a newer one; to come back to this one, run kthwd upgrade back there first"},
 	{olderThanCluster, "etcd's other members are of a newer minor, and this one cannot take part; its data are good",
 		"run the kthwd of the other controllers here: kthwd upgrade status on one of them says which"},
+	{olderThanPromised, "etcd's data here are older than what this member has acknowledged to the others, such as a copy from before",
+		"they cannot be used: kthwd member remove and kthwd member add on another controller, then kthwd join --replace-data here"},
 	{"incompatible with current running cluster", "the etcd in this kthwd does not fit the other members'",
 		"kthwd version on every controller shows which ones run"},
 }

@@ -129,8 +129,10 @@ func (w *watch) died(err error) error {
 	if strings.Contains(err.Error(), metItsRemoval) {
 		return w.member.gone(w.server)
 	}
-	if strings.Contains(err.Error(), olderThanCluster) {
-		return refusal(err)
+	for _, older := range []string{olderThanCluster, olderThanPromised} {
+		if strings.Contains(err.Error(), older) {
+			return refusal(err)
+		}
 	}
 	return err
 }

@@ -277,8 +277,7 @@ func TestUpgradeOfThreeBroken(t *testing.T) {
 		c.Wait(t, soon)
 	}
 	before := copyDir(t, all[2].Dir)
-	m.binary = ""
-	all = m.startAll(t)
+	m.awayDuringTheUpgrade(t, &all, previous)
 	stage(t, all[0], upgrade.StageReached, func(c upgrade.Controller) bool { return storesAsNew(c) && c.Emulated == from && c.Unwell == "" })
 
 	m.quorumLostOnTheWayBack(t, &all)
@@ -291,11 +290,42 @@ func TestUpgradeOfThreeBroken(t *testing.T) {
 	stage(t, all[1], upgrade.StageReached, func(c upgrade.Controller) bool { return storesAsNew(c) && c.Unwell == "" })
 	wantVerb(t, all[1], 0, []string{"finished", "restart c0, then c1, then c2, then c4"}, "finish")
 
-	stop(t, all[2], syscall.SIGTERM, 0)
-	m.wasAway(t, &all, before, previous)
+	m.oldAfterTheEnd(t, &all, before, previous)
 	for _, name := range written {
 		kthwtest.WaitFor(t, name, soon, func() error { return has(t, direct(t, all[2]), name) })
 	}
+}
+
+// awayDuringTheUpgrade upgrades c0 and c1 while c2 is away, which then comes back as old as it was.
+func (m *made) awayDuringTheUpgrade(t *testing.T, all *[3]*kthwtest.Controller, previous string) {
+	t.Helper()
+	m.binary = ""
+	for i := range all[:2] {
+		all[i] = m.start(t, i)
+	}
+	for _, c := range all[:2] {
+		c.WaitReady(t)
+	}
+	saysNext(t, all[0], upgrade.StageReached, "start c2 again")
+	wantVerb(t, all[0], 1, []string{"c2 does not answer"}, "finish")
+	wantVerb(t, all[0], 1, []string{"nothing was changed", "c2 does not answer"}, "back")
+	m.binary = previous
+	all[2] = m.start(t, 2)
+	all[2].WaitReady(t)
+	saysNext(t, all[0], upgrade.StageRolling, "to go on: upgrade c2")
+	m.replace(t, all, 2, "")
+}
+
+// saysNext requires that kthwd upgrade status is in the stage and says what to type.
+func saysNext(t *testing.T, c *kthwtest.Controller, want upgrade.Stage, next string) {
+	t.Helper()
+	kthwtest.WaitFor(t, "kthwd upgrade status to say "+next, soon, func() error {
+		u, err := upgradeStatus(t, c)
+		if err == nil && (u.Stage != want || !strings.Contains(strings.Join(u.Next, "\n"), next)) {
+			err = fmt.Errorf("got stage %s, want %s; next %q", u.Stage, want, u.Next)
+		}
+		return err
+	})
 }
 
 // quorumLostOnTheWayBack kills two of three controllers when etcd's downgrade has just begun.
@@ -329,7 +359,7 @@ func (m *made) quorumLostOnTheWayBack(t *testing.T, all *[3]*kthwtest.Controller
 // start on.
 func (m *made) joinEmulating(t *testing.T, c *kthwtest.Controller, previous, from string) {
 	t.Helper()
-	g := &growing{net: 71, dir: m.dir, ports: map[int]kthwtest.Ports{0: m.ports[0]}, c: map[int]*kthwtest.Controller{0: c}}
+	g := m.asGrowing(c)
 	token := g.token(t, 4)
 	old := exec.CommandContext(t.Context(), previous, g.joinArgs(t, 4, token)...)
 	if out, err := old.CombinedOutput(); err == nil || !strings.Contains(string(out), "the minor versions must be the same") || !strings.Contains(string(out), "install the kthwd of the other controllers") {
@@ -346,34 +376,53 @@ func (m *made) joinEmulating(t *testing.T, c *kthwtest.Controller, previous, fro
 	stage(t, c, upgrade.StageReached, func(c upgrade.Controller) bool { return c.Emulated == from && c.Away == "" && c.Unwell == "" })
 }
 
-// wasAway starts c2 with the old kthwd on its data, and on those from before the upgrade, and with
-// the new one on those.
-func (m *made) wasAway(t *testing.T, all *[3]*kthwtest.Controller, before, previous string) {
+// oldAfterTheEnd starts c2 with the old kthwd on its data, and both on a copy from before the
+// upgrade, of which etcd's leader knows that c2 had more. It joins anew.
+func (m *made) oldAfterTheEnd(t *testing.T, all *[3]*kthwtest.Controller, before, previous string) {
 	t.Helper()
-	dir := all[2].Dir
-	m.binary = previous
-	is := contents(t, dir)
-	old := m.start(t, 2)
-	if code := old.Wait(t, soon); code != 1 || !strings.Contains(old.Log.String(), "no way back") {
-		t.Errorf("the old kthwd after the end: got exit code %d:\n%s", code, old.Log.Tail(10))
+	if etcdStatusOf(t, all[0]).Leader == "c2" {
+		spaceRuns(t, all[0], "move-leader", "c0")
 	}
+	stop(t, all[2], syscall.SIGTERM, 0)
+	dir := all[2].Dir
+	is := contents(t, dir)
+	ends := func(binary string, parts ...string) {
+		t.Helper()
+		m.binary = binary
+		c := m.start(t, 2)
+		if code := c.Wait(t, soon); code != 1 || slices.ContainsFunc(parts, func(p string) bool { return !strings.Contains(c.Log.String(), p) }) {
+			t.Errorf("%s after the end: got exit code %d, want 1 and %q:\n%s", binary, code, parts, c.Log.Tail(10))
+		}
+	}
+	ends(previous, "no way back")
 	sameContents(t, dir, is)
+	saysNext(t, all[0], upgrade.StageFinishing, "c2: start the new kthwd there")
 	if err := errors.Join(os.RemoveAll(dir), os.Rename(before, dir)); err != nil {
 		t.Fatal(err)
 	}
-	old = m.start(t, 2)
-	if code := old.Wait(t, soon); code != 1 || !strings.Contains(old.Log.String(), "invalid downgrade") {
-		t.Errorf("the old kthwd on the data of before: got exit code %d:\n%s", code, old.Log.Tail(10))
-	}
-	kthwtest.WaitFor(t, "status to name c2", soon, func() error {
-		u, err := upgradeStatus(t, all[0])
-		if err == nil && (u.Stage != upgrade.StageFinishing || !strings.Contains(strings.Join(u.Next, "\n"), "c2: start the new kthwd there")) {
-			err = fmt.Errorf("got stage %s, next %q", u.Stage, u.Next)
-		}
-		return err
+	ends(previous, "out of range")
+	ends("", "older than what this member has acknowledged", "kthwd join --replace-data here")
+	m.joinAgain(t, all)
+	stage(t, all[0], upgrade.StageFinishing, func(c upgrade.Controller) bool {
+		return c.Restart == (c.Name != "c2") && c.Away == "" && c.Unwell == ""
 	})
-	m.binary = ""
-	all[2] = m.start(t, 2)
+}
+
+// joinAgain brings c2 back with nothing but its name.
+func (m *made) joinAgain(t *testing.T, all *[3]*kthwtest.Controller) {
+	t.Helper()
+	if code, out := verb(t, all[0], "member", "remove", "c2"); code != 0 {
+		t.Fatalf("kthwd member remove: got exit code %d:\n%s", code, out)
+	}
+	g := m.asGrowing(all[0])
+	if code, out := g.join(t, 2, g.token(t, 2), "--replace-data"); code != 0 {
+		t.Fatalf("kthwd join --replace-data: got exit code %d:\n%s", code, out)
+	}
+	all[2] = g.start(t, 2)
 	all[2].WaitReady(t)
-	stage(t, all[0], upgrade.StageFinishing, func(c upgrade.Controller) bool { return c.Restart && c.Away == "" && c.Unwell == "" })
+}
+
+// asGrowing lets controllers join through c0.
+func (m *made) asGrowing(c0 *kthwtest.Controller) *growing {
+	return &growing{net: 71, dir: m.dir, ports: map[int]kthwtest.Ports{0: m.ports[0], 1: m.ports[1], 2: m.ports[2]}, c: map[int]*kthwtest.Controller{0: c0}}
 }
