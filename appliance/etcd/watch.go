@@ -129,10 +129,8 @@ func (w *watch) died(err error) error {
 	if strings.Contains(err.Error(), metItsRemoval) {
 		return w.member.gone(w.server)
 	}
-	for _, older := range []string{olderThanCluster, olderThanPromised} {
-		if strings.Contains(err.Error(), older) {
-			return refusal(err)
-		}
+	if said := known(err, fallenBehind); said != nil {
+		return said
 	}
 	return err
 }
