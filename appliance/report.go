@@ -134,12 +134,11 @@ func (p *prepared) remember(server *embed.Etcd) {
 	r := p.upgrade.Remember()
 	ids := etcdfiles.RecordOf(server.Server.Cluster().ID(), server.Server.MemberID())
 	r.Cluster, r.Member, r.Members = ids.Cluster, ids.Member, etcd.Voters(server)
-	if r == p.record {
-		return
-	}
-	if err := errors.Join(r.Write(p.layout), datadir.ForgetJoin(p.layout)); err != nil {
-		p.log.Debug("member record not written", "file", p.layout.Record(), "err", err)
-		return
+	if r != p.record {
+		if err := errors.Join(r.Write(p.layout), datadir.ForgetJoin(p.layout)); err != nil {
+			p.upgrade.NotWritten(err)
+			return
+		}
 	}
 	p.record = r
 	p.upgrade.Wrote(r)

@@ -28,6 +28,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -191,7 +192,7 @@ func (e *Member) start(ctx context.Context, report supervise.Reporter) (*embed.E
 	case r := <-started:
 		return r.server, e.explain(r.err)
 	case err := <-e.fatal:
-		return nil, etcdfiles.Unusable(e.cfg.Dir, err)
+		return nil, e.explain(err)
 	case <-ctx.Done():
 		// StartEtcd takes no context. If it still returns, its server must be closed.
 		if r := <-started; r.server != nil {
@@ -207,17 +208,27 @@ func (e *Member) explain(err error) error {
 	if err == nil || errors.As(err, &network) {
 		return err
 	}
-	for _, r := range refusals {
-		if strings.Contains(err.Error(), r.theirs) {
-			return advice.With(fmt.Errorf("%s: %w", r.ours, err), r.hint)
-		}
+	if r := known(err, append(slices.Clip(refusals), fallenBehind...)); r != nil {
+		return r
 	}
 	return etcdfiles.Unusable(e.cfg.Dir, err)
 }
 
+// known returns err with advice if it is in the table, and nil for any other.
+func known(err error, table []refusal) error {
+	for _, r := range table {
+		if strings.Contains(err.Error(), r.theirs) {
+			return advice.With(fmt.Errorf("%s: %w", r.ours, err), r.hint)
+		}
+	}
+	return nil
+}
+
+type refusal struct{ theirs, ours, hint string }
+
 // refusals are the errors with which etcd refuses to start although its data are intact
 // (etcdserver/bootstrap.go, storage/schema/schema.go), with advice.
-var refusals = []struct{ theirs, ours, hint string }{
+var refusals = []refusal{
 	{"has already been bootstrapped", "the cluster knows this member, but its data are not here",
 		"if they are on a disk that is not mounted, mount it; if they are lost, run kthwd member remove and kthwd member add on another controller, then kthwd join here"},
 	{"error validating peerURLs", "initial-cluster does not list the members that the cluster has",
@@ -228,6 +239,16 @@ var refusals = []struct{ theirs, ours, hint string }{
 		"run the kthwd that wrote them, or a newer one; to come back to this one, run kthwd upgrade back there first"},
 	{"incompatible with current running cluster", "the etcd in this kthwd does not fit the other members'",
 		"kthwd version on every controller shows which ones run"},
+}
+
+// fallenBehind are the panics of a member that hears what it lacks, in StartEtcd or later: it is
+// older than the cluster (version/downgrade.go), or its log is older than what it has acknowledged
+// (go.etcd.io/raft/v3/log.go).
+var fallenBehind = []refusal{
+	{"invalid downgrade; server version is lower", "etcd's other members are of a newer minor, and this one cannot take part; its data are good",
+		"run the kthwd of the other controllers here: kthwd upgrade status on one of them says which"},
+	{"Was the raft log corrupted, truncated, or lost?", "etcd's data here are older than what this member has acknowledged to the others, such as a copy from before",
+		"they cannot be used: kthwd member remove and kthwd member add on another controller, then kthwd join --replace-data here"},
 }
 
 // close stops the member: it transfers leadership, then etcd closes its listeners and

@@ -129,6 +129,9 @@ func (w *watch) died(err error) error {
 	if strings.Contains(err.Error(), metItsRemoval) {
 		return w.member.gone(w.server)
 	}
+	if said := known(err, fallenBehind); said != nil {
+		return said
+	}
 	return err
 }
 

@@ -72,6 +72,8 @@ type Upgrade struct {
 	Kthwd    string `json:"kthwd"`              // the oldest versions that may run on its data
 	Kube     string `json:"kubernetes"`
 	Etcd     string `json:"etcd"`
+
+	Unwritten string `json:"unwritten,omitempty"` // why the record of these versions cannot be written
 }
 
 // Quorum is the state of etcd's quorum.

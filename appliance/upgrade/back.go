@@ -7,19 +7,17 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"google.golang.org/grpc/status"
+	grpcstatus "google.golang.org/grpc/status"
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/etcdfiles"
+	"kthwd/appliance/status"
 )
 
 // ErrFinished is the reason why there is no way back. The caller knows which copy leads back.
 var ErrFinished = errors.New("the upgrade is finished: what was stored since may be unreadable for the version of before")
 
-const (
-	pollEvery      = 500 * time.Millisecond
-	requestTimeout = 10 * time.Second
-)
+const requestTimeout = 10 * time.Second
 
 // MayGoBack refuses a way back that does not exist, before anything is touched.
 func (v View) MayGoBack() error {
@@ -46,7 +44,7 @@ func (v View) MayGoBack() error {
 // Returner takes an upgrade back.
 type Returner struct {
 	Client *clientv3.Client // of the member here
-	Look   func(context.Context) (View, error)
+	Look   looker
 	Say    func(step, text string)
 }
 
@@ -65,7 +63,7 @@ func (r Returner) Back(ctx context.Context) error {
 		r.Say("enable", "etcd's downgrade to "+etcdfiles.MinorOf(v.Target)+" is enabled already")
 	case v.etcdMinors && v.Judge() == StageReached:
 		if err := r.enable(ctx, v.State.fromEtcd()); err != nil {
-			return err
+			return r.interrupted(ctx, err)
 		}
 	default:
 		r.Say("etcd", "stores everything as "+v.State.fromEtcd()+" reads it: nothing to do")
@@ -95,8 +93,19 @@ func (r Returner) downgrade(ctx context.Context, action clientv3.DowngradeAction
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	_, err := r.Client.Downgrade(ctx, action, minor)
-	if s, ok := status.FromError(err); err != nil && ok && s.Message() != "" {
+	if s, ok := grpcstatus.FromError(err); err != nil && ok && s.Message() != "" {
 		return errors.New(s.Message())
+	}
+	return err
+}
+
+// again is how a way back that was begun goes on.
+const again = "kthwd upgrade back goes on where it was; kthwd upgrade back --cancel ends it"
+
+// interrupted says why a request to etcd has failed, if the kthwd here has ended.
+func (r Returner) interrupted(ctx context.Context, err error) error {
+	if _, ended := r.Look(ctx); errors.Is(ended, status.ErrNotRunning) {
+		return goOn("the way back was interrupted", ended, again)
 	}
 	return err
 }
@@ -104,25 +113,11 @@ func (r Returner) downgrade(ctx context.Context, action clientv3.DowngradeAction
 // await waits until the older versions may run on every controller that has the newer ones.
 func (r Returner) await(ctx context.Context) error {
 	said := map[string]bool{}
-	for {
-		v, err := r.Look(ctx)
-		waiting := []string{}
-		if err == nil {
-			waiting = v.say(r.Say, said)
-			if len(waiting) == 0 {
-				return nil
-			}
-		}
-		select {
-		case <-ctx.Done():
-			why := "still waiting for " + and(waiting)
-			if err != nil {
-				why = err.Error()
-			}
-			return advice.With(fmt.Errorf("the way back is not ready: %s", why), "kthwd upgrade back goes on where it was; kthwd upgrade back --cancel ends it")
-		case <-time.After(pollEvery):
-		}
+	err := await(ctx, r.Look, func(v View) []string { return v.say(r.Say, said) })
+	if err != nil {
+		return goOn("the way back is not ready", err, again)
 	}
+	return nil
 }
 
 // say tells each controller's step once, and returns those that are not ready.
@@ -132,6 +127,10 @@ func (v View) say(say func(step, text string), said map[string]bool) (waiting []
 		if stored && !c.Old && !said["stored "+c.Name] {
 			said["stored "+c.Name] = true
 			say("stored", c.Name+": the database of etcd has the format of "+etcdfiles.MinorOf(c.Storage))
+		}
+		if c.Away != "" && !said["away "+c.Name] {
+			said["away "+c.Name] = true
+			say("waiting", c.Name+" does not answer: "+c.Away)
 		}
 		switch {
 		case c.Old:

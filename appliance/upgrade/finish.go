@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"kthwd/appliance/advice"
@@ -65,10 +66,26 @@ func (v View) Finish(ctx context.Context, client *clientv3.Client, by string) er
 	}
 	s := *v.State
 	s.Finished, s.By, s.Since = true, by, time.Now().UTC().Truncate(time.Second)
-	return s.save(ctx, client)
+	err := s.save(ctx, client)
+	switch {
+	case errors.Is(err, rpctypes.ErrNoSpace):
+		return goOn("the upgrade is not finished", err, "kthwd etcd space --fix makes room in etcd; then finish")
+	case err != nil && !errors.Is(err, errChanged):
+		return goOn("the upgrade may not be finished", err, "kthwd upgrade finish again, once etcd answers: kthwd etcd status shows it")
+	}
+	return err
 }
 
-// Unfinished names the controllers that have not noted the end yet.
-func (v View) Unfinished() []string {
+// AwaitNoted waits until every controller that answers has noted the end of the upgrade.
+func AwaitNoted(ctx context.Context, look func(context.Context) (View, error)) (v View, err error) {
+	err = await(ctx, look, func(now View) []string { v = now; return v.unfinished() })
+	if err != nil {
+		return v, goOn("the upgrade is finished, but not every controller has noted it yet", err, "kthwd upgrade finish again: it waits, and says which controllers to restart")
+	}
+	return v, nil
+}
+
+// unfinished names the controllers that have not noted the end yet.
+func (v View) unfinished() []string {
 	return v.names(func(c Controller) bool { return c.Away == "" && !c.Old && !c.noted })
 }

@@ -29,7 +29,8 @@ import (
 	"kthwd/appliance/etcdfiles"
 )
 
-// Key is the key of the State in etcd.
+// Key is the key of the State in etcd. It has no controller's seal, unlike a join: nothing secret
+// depends on it, and whoever can write to etcd can replace every object of Kubernetes.
 const Key = "/kthwd/upgrade"
 
 const recordTimeout = 5 * time.Second

@@ -27,6 +27,7 @@ type Controller struct {
 	MayGoBack  bool   `json:"mayGoBack,omitempty"` // the versions from before may run on its data
 	Away       string `json:"away,omitempty"`      // why it does not answer
 	Unwell     string `json:"unwell,omitempty"`    // why it is not ready
+	Unwritten  string `json:"unwritten,omitempty"` // why it cannot write member.json
 
 	noted bool // its next start does not emulate the minor from before
 }
@@ -117,6 +118,7 @@ func (c *Controller) complete(o status.Controller, s *State) {
 	if u == nil { // an older kthwd
 		return
 	}
+	c.Unwritten = u.Unwritten
 	c.Emulated, c.Restart = u.Emulated, u.Kube != "" && u.Emulated != u.Next
 	c.noted = s != nil && !behind(u.Kube, s.To.Kubernetes)
 	c.MayGoBack = s != nil && s.open() && u.Kube != "" && !behind(s.From.Kubernetes, u.Kube) && !behind(s.From.Etcd, u.Etcd)
@@ -178,6 +180,16 @@ func (v View) troubles() (all []string) {
 	return all
 }
 
+// unwritten says which controllers could not write their record when they tried last.
+func (v View) unwritten() (all []string) {
+	for _, c := range v.Controllers {
+		if c.Away == "" && c.Unwritten != "" {
+			all = append(all, c.Name+" cannot write member.json: "+c.Unwritten)
+		}
+	}
+	return all
+}
+
 // and joins names: c0, c1 and c2.
 func and(names []string) string {
 	if len(names) < 2 {
@@ -192,6 +204,9 @@ func inTurn(names []string) string { return strings.Join(names, ", then ") }
 // Next says what there is to do, one line for each way on; none when there is nothing.
 func (v View) Next() (all []string) {
 	all = v.away()
+	for _, u := range v.unwritten() {
+		all = append(all, u+": let it be written there, then go on")
+	}
 	switch v.Judge() {
 	case StageRolling:
 		all = append(all,
@@ -226,7 +241,12 @@ func (v View) Next() (all []string) {
 // away says what to do about the controllers that do not answer.
 func (v View) away() (all []string) {
 	names := v.names(func(c Controller) bool { return c.Away != "" })
-	if len(names) == 0 {
+	switch {
+	case v.Leaderless && len(names) > 0:
+		return []string{"etcd has no leader: start " + and(names) + " again, then " + look}
+	case v.Leaderless:
+		return []string{"etcd has no leader: wait for the election; kthwd status says who is missing"}
+	case len(names) == 0:
 		return nil
 	}
 	if v.State != nil && v.State.Finished {

@@ -58,9 +58,19 @@ func see(s State, target string, all ...member) View {
 
 var open = State{Cluster: "cc", From: before, To: after}
 
+func silent(m member) member { return m.but(func(m *member) { m.away = "connection refused" }) }
+
+// unwritten is v after the first controller could not write its record.
+func unwritten(v View) View {
+	v.Controllers[0].Unwritten = "no space left on device"
+	return v
+}
+
 func TestJudge(t *testing.T) {
 	ended := open
 	ended.Finished = true
+	noQuorum := see(open, "3.6.0", reached, silent(reached), silent(reached))
+	noQuorum.Leaderless = true
 	ready := reached.but(func(m *member) { m.mayBack, m.storage = true, "3.6.0" })
 	away := reached.but(func(m *member) { m.away = "connection refused" })
 	for _, tt := range []struct {
@@ -80,6 +90,8 @@ func TestJudge(t *testing.T) {
 		{"another patch", see(open, "", reached, reached.but(func(m *member) { m.is.Kubernetes = "v1.37.3" })), StageReached, "c1 has kthwd v0.3.0, Kubernetes v1.37.3", "", ""},
 		{"back begun", see(open, "3.6.0", reached, ready), StageBack, "a way back to etcd 3.6 is under way", "", "waits for c0"},
 		{"back ready", see(open, "3.6.0", ready, ready), StageBack, "--cancel", "", "run the old kthwd again on c0, then c1"},
+		{"back without a quorum", noQuorum, StageBack, "a way back", "etcd has no leader", "etcd has no leader: start c1 and c2 again"},
+		{"no room for a record", unwritten(see(open, "", reached)), StageReached, "", "", "c0 cannot write member.json: no space left on device: let it be written there"},
 		{"back half", see(open, "3.6.0", ready, oldOne), StageReturning, "a way back", "", "run the old kthwd again on c0"},
 		{"back done", see(open, "", oldOne, oldOne), StageNone, "no upgrade", "no upgrade", ""},
 		{"finished", see(ended, "", restart, finished), StageFinishing, "", ErrFinished.Error(), "restart c0, each"},

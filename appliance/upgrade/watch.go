@@ -52,6 +52,7 @@ type Watch struct {
 	oldest string // version of etcd that may run on the data; "" until it is known
 	target string // of etcd's own downgrade; "" while none is enabled
 	wrote  etcdfiles.Record
+	failed string // why the record cannot be written; "" if it can
 }
 
 // New makes the watch of a start. It reads the member record as the run before has left it.
@@ -120,7 +121,17 @@ func (w *Watch) Remember() etcdfiles.Record {
 func (w *Watch) Wrote(r etcdfiles.Record) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.wrote = r
+	w.wrote, w.failed = r, ""
+}
+
+// NotWritten tells that the record of the member could not be written.
+func (w *Watch) NotWritten(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.failed != err.Error() {
+		w.cfg.Log.Warn("the record of the member is not written, and is tried again", "file", w.cfg.Layout.Record(), "err", err)
+	}
+	w.failed = err.Error()
 }
 
 // Admit refuses to go on if the cluster is in the middle of an upgrade and this controller,
@@ -221,7 +232,7 @@ func (w *Watch) note(s State, server *embed.Etcd) {
 func (w *Watch) Report() *status.Upgrade {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return &status.Upgrade{Emulated: w.emulated, Next: w.next(), Kthwd: w.wrote.Kthwd, Kube: w.wrote.Kubernetes, Etcd: w.wrote.Etcd}
+	return &status.Upgrade{Emulated: w.emulated, Next: w.next(), Kthwd: w.wrote.Kthwd, Kube: w.wrote.Kubernetes, Etcd: w.wrote.Etcd, Unwritten: w.failed}
 }
 
 // next is the minor that the next start emulates. The caller holds mu.
@@ -250,6 +261,9 @@ func (w *Watch) Findings() []status.Finding {
 		f.Text = fmt.Sprintf("the upgrade %s is finished, and this controller emulates Kubernetes %s until it is restarted", w.state, w.emulated)
 	default:
 		return nil
+	}
+	if w.failed != "" {
+		f.Health, f.Text = status.Degraded, f.Text+"; member.json cannot be written: "+w.failed
 	}
 	return []status.Finding{f}
 }

@@ -210,6 +210,8 @@ func upgradeWord(c upgrade.Controller) string {
 		return "no answer: " + c.Away
 	case c.Unwell != "":
 		return "not ready: " + c.Unwell
+	case c.Unwritten != "":
+		return "cannot write member.json: " + c.Unwritten
 	case c.Old:
 		return "old"
 	case c.Restart:
@@ -234,15 +236,8 @@ func (a *app) upgradeFinish(ctx context.Context, t upgradeTarget) error {
 		return err
 	}
 	a.say("finished", v.State.String())
-	for {
-		if v, err = t.look(ctx); err == nil && len(v.Unfinished()) == 0 {
-			break
-		}
-		select {
-		case <-ctx.Done():
-			return advice.With(fmt.Errorf("the upgrade is finished, but %s has not noted it yet", strings.Join(v.Unfinished(), ", ")), "kthwd upgrade status shows when; then restart the controllers")
-		case <-time.After(time.Second):
-		}
+	if v, err = upgrade.AwaitNoted(ctx, t.look); err != nil {
+		return err
 	}
 	for _, next := range v.Next() {
 		a.say("next", next)

@@ -25,6 +25,7 @@ var decidedBy = map[string]func(ast.Expr) []string{
 	"expectedLines":  firstOfEach, // lines that go to level debug
 	"expectedParts":  causes,      // the same, matched by a part of the line
 	"refusals":       firstOfEach, // etcd's reasons not to start
+	"fallenBehind":   firstOfEach, // how etcd dies when it hears what it lacks
 	"metItsRemoval":  everyString, // how etcd dies when it is removed
 	"flagNotDefined": alternatives,
 	"knownCauses":    firstOfEach, // causes of errors, with what to do

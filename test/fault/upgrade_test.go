@@ -9,6 +9,8 @@ import (
 	"syscall"
 	"testing"
 
+	"k8s.io/client-go/kubernetes"
+
 	"kthwd/appliance/upgrade"
 	"kthwd/test/kthwtest"
 )
@@ -103,7 +105,12 @@ func refusesData(t *testing.T, binary string, c *kthwtest.Controller, want strin
 // minors are those of this kthwd and of the one before, as /version has them.
 func minors(t *testing.T, old *kthwtest.Controller) (from, to string) {
 	t.Helper()
-	v, err := old.Client(t).Discovery().ServerVersion()
+	return minorsOf(t, old.Client(t))
+}
+
+func minorsOf(t *testing.T, old kubernetes.Interface) (from, to string) {
+	t.Helper()
+	v, err := old.Discovery().ServerVersion()
 	if err != nil {
 		t.Fatal(err)
 	}
