@@ -27,7 +27,7 @@ func (a *app) pkiVerb(l *config.Loader) *cobra.Command {
 		Args:  noVerb,
 		RunE:  noVerbGiven,
 	}
-	cmd.AddCommand(a.pkiInitVerb(l), a.pkiShowVerb(l), a.pkiNodeVerb(l), a.pkiControllerVerb(l), a.pkiRenewVerb(l), a.pkiSplitVerb(l))
+	cmd.AddCommand(a.pkiInitVerb(l), a.pkiShowVerb(l), a.pkiNodeVerb(l), a.pkiControllerVerb(l), a.pkiRenewVerb(l), a.pkiServiceAccountVerb(l), a.pkiSplitVerb(l))
 	return cmd
 }
 
