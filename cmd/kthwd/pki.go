@@ -126,7 +126,10 @@ func (a *app) pkiShow(l *config.Loader) error {
 	if err := pki.WriteTable(a.out, entries, now); err != nil {
 		return err
 	}
-	if slices.ContainsFunc(entries, func(e pki.Entry) bool { return e.Problem != "" || e.NotAfter.Before(now) || e.NotBefore.After(now) }) {
+	if slices.ContainsFunc(entries, func(e pki.Entry) bool {
+		dated := !e.NotAfter.IsZero() // a public key alone is not: service-account.pem after a rotation
+		return e.Problem != "" || dated && e.NotAfter.Before(now) || e.NotBefore.After(now)
+	}) {
 		return errDegraded
 	}
 	return nil
