@@ -285,11 +285,17 @@ func TestServiceAccountRotate(t *testing.T) {
 		t.Errorf("the files have %v and %v", f.Signing(), f.Accepted())
 	}
 	mustVerb(t, c, []string{"pki", "show"}, "service-account.pem") // a public key has no dates that could be over
-	restarted := mustToken(t, client, "keeper")
+	startsAgain(t, c, args, mustToken(t, client, "keeper"))
+}
+
+// startsAgain restarts a controller after a rotation. It must accept a token from before, and find
+// nothing wrong with its files.
+func startsAgain(t *testing.T, c *kthwtest.Controller, args []string, token string) {
+	t.Helper()
 	c.Signal(t, syscall.SIGTERM)
 	c.Wait(t, soon)
 	c = kthwtest.Start(t, kthwtest.Options{Dir: c.Dir, Ports: &c.Ports, Args: args})
-	if err := whoAmI(t.Context(), withToken(t, c, restarted)); err != nil {
+	if err := whoAmI(t.Context(), withToken(t, c, token)); err != nil {
 		t.Errorf("a token of the new key after a restart: %v", err)
 	}
 	for _, kind := range []string{"service_account_rotation", "file_misfit", "file_changed", "certificate", "keys_replaced"} {
