@@ -395,8 +395,9 @@ func TestServiceAccountKilled(t *testing.T) {
 			if err := whoAmI(t.Context(), withToken(t, c, tokens[tt.drops])); !apierrors.IsUnauthorized(err) {
 				t.Errorf("after the drop: a token of the old key got %v", err)
 			}
+			gone := kidOf(t, tokens[tt.drops])
 			for name, token := range tokens {
-				if kidOf(t, token) == kidOf(t, tokens[tt.drops]) {
+				if kidOf(t, token) == gone {
 					delete(tokens, name)
 				}
 			}
