@@ -124,6 +124,7 @@ func Run(ctx context.Context, cfg config.Controller, o Options) (err error) {
 	go p.gate.Run(watching)
 	go p.upgrade.Run(g.Leaving())  // etcd's own reads end the process once its database is closed
 	go p.rotation.Run(g.Leaving()) // a rotation stops before the API server does
+	go p.tokenRotation.Run(g.Leaving())
 	return g.Run(ctx)
 }
 

@@ -33,6 +33,7 @@ import (
 	"kthwd/appliance/program"
 	"kthwd/appliance/support"
 	"kthwd/appliance/tokenkeys"
+	"kthwd/appliance/tokenrotation"
 	"kthwd/appliance/tune"
 	"kthwd/appliance/upgrade"
 	"kthwd/appliance/upstream"
@@ -65,10 +66,13 @@ type prepared struct {
 	mover     *etcdca.Mover        // set by wire
 	gate      *encryption.Gate     // set by wire
 	rotation  *encryption.Rotation // set by wire
+	tokenKeys *tokenrotation.Keys  // set by wire
 	workers   *workers.Desk        // one of the watchers; set by wire
 	users     *users.Ledger        // one of them; set by wire
 	upgrade   *upgrade.Watch       // set by wire
 	renewed   []string             // files with expired certificates that this start has renewed
+
+	tokenRotation *tokenrotation.Rotation // set by wire
 
 	live map[string]*controllers.Live // kubeconfigs that their clients follow, by program; set by wire
 }

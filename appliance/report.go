@@ -26,6 +26,7 @@ import (
 	"kthwd/appliance/status"
 	"kthwd/appliance/status/history"
 	"kthwd/appliance/supervise"
+	"kthwd/appliance/tokenrotation"
 	"kthwd/appliance/upstream"
 	"kthwd/appliance/version"
 )
@@ -40,6 +41,7 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 	maps.Copy(private, p.agree.Private())
 	maps.Copy(private, p.mover.Private())
 	maps.Copy(private, p.rotation.Private())
+	maps.Copy(private, p.tokenRotation.Private())
 	maps.Copy(private, p.privateBackup())
 	maps.Copy(private, privateDatabase(e))
 	if p.o.Private != nil {
@@ -77,6 +79,7 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 	})
 	p.others.Exchange(server.Own)
 	p.others.Handle(encryption.PeerPath, p.rotation.Peer())
+	p.others.Handle(tokenrotation.PeerPath, p.tokenRotation.Peer())
 	p.others.Listen(program.StatusAddress(p.cfg))
 	return server
 }

@@ -2,15 +2,22 @@ package appliance
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"slices"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 
+	"kthwd/appliance/advice"
 	"kthwd/appliance/encryption"
 	"kthwd/appliance/etcd"
+	"kthwd/appliance/lease"
 	"kthwd/appliance/membership"
+	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
+	"kthwd/appliance/tokenrotation"
 )
 
 // longestRequest is upstream's default of the API server's --request-timeout.
@@ -60,6 +67,67 @@ func (p *prepared) newRotation(member *etcd.Member) *encryption.Rotation {
 			return shared.Record(ctx, client, path, alone)
 		},
 	})
+}
+
+// newLiveTokenKeys makes what gives the API server the keys of service account tokens.
+func (p *prepared) newLiveTokenKeys(member *etcd.Member) *tokenrotation.Keys {
+	api := p.args[program.APIServer]
+	return tokenrotation.NewKeys(tokenrotation.KeysConfig{
+		Accepted: program.Values(api, "service-account-key-file"), Signing: program.Value(api, "service-account-signing-key-file"),
+		Loaded: func() {
+			p.machine.Accept(p.layout.Cert(pki.NameServiceAccount))
+			p.machine.Accept(p.layout.Key(pki.NameServiceAccount))
+			if server := member.Running(); server != nil { // whoever comes with a dropped key is named from now on
+				p.tokens.Record(context.Background(), server)
+			}
+		},
+	})
+}
+
+// newTokenRotation makes what rotates the key of service account tokens.
+func (p *prepared) newTokenRotation(member *etcd.Member, members *membership.Members, manager *lease.Pause) *tokenrotation.Rotation {
+	life, _ := time.ParseDuration(program.Value(p.args[program.APIServer], "service-account-max-token-expiration")) // upstream has parsed it before
+	return tokenrotation.New(tokenrotation.Config{
+		Name: p.cfg.Name, Layout: p.layout, Etcd: member, Keys: p.tokenKeys, Others: p.others, Tokens: p.tokens,
+		Log: p.o.Logs.Logger("kthwd"), Cannot: p.tokenKeyElsewhere(), Life: life,
+		NewTerm: func(ctx context.Context) error {
+			ctx, cancel := context.WithTimeout(ctx, givingUp)
+			defer cancel()
+			defer manager.End()
+			if err := manager.Begin(ctx); err != nil {
+				return fmt.Errorf("%s does not end its term: %w", program.ControllerManager, err)
+			}
+			return nil
+		},
+		Reseal: func(ctx context.Context, client *clientv3.Client) error {
+			return errors.Join(members.Reseal(ctx, client), p.mover.Reseal(ctx, client), p.rotation.Reseal(ctx, client))
+		},
+		Share: func(ctx context.Context, client *clientv3.Client, path string, alone bool) error {
+			shared := p.shared()
+			return shared.Record(ctx, client, path, alone)
+		},
+	})
+}
+
+// tokenKeyElsewhere says which flag of the user's keeps kthwd from rotating the key of tokens; nil
+// for none.
+func (p *prepared) tokenKeyElsewhere() error {
+	cert, key := p.layout.Cert(pki.NameServiceAccount), p.layout.Key(pki.NameServiceAccount)
+	for _, f := range []struct {
+		program, key, want string
+		optional           bool
+	}{
+		{program.APIServer, "service-account-key-file", cert, false},
+		{program.APIServer, "service-account-signing-key-file", key, false},
+		{program.ControllerManager, "service-account-private-key-file", key, true},
+	} {
+		values := program.Values(p.args[f.program], f.key)
+		if slices.Contains(values, f.want) || f.optional && len(values) == 0 {
+			continue
+		}
+		return advice.With(fmt.Errorf("its %s does not have %s as --%s", f.program, f.want, f.key), "leave that flag to kthwd, or rotate the key by hand")
+	}
+	return nil
 }
 
 // shared are the files that all controllers share.

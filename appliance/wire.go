@@ -3,8 +3,10 @@ package appliance
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -32,6 +34,7 @@ import (
 	"kthwd/appliance/refused"
 	"kthwd/appliance/supervise"
 	"kthwd/appliance/tokenkeys"
+	"kthwd/appliance/tokenrotation"
 	"kthwd/appliance/upgrade"
 	"kthwd/appliance/upstream"
 	"kthwd/appliance/users"
@@ -64,13 +67,14 @@ func (p *prepared) wire() (*supervise.Group, *Liveness, error) {
 	p.observers = append(p.observers, p.upgrade)
 	p.workers = p.newWorkers(member, func() (*rest.Config, error) { return api.Loopback() })
 	p.gate = p.newGate(member)
+	p.tokenKeys = p.newLiveTokenKeys(member)
 	p.users = users.New(users.Config{Etcd: member.Running, Log: p.o.Logs.Logger("kthwd")})
 	api = p.newAPIServer(member, fences)
-	pause := &lease.Pause{}
+	pause, managerPause := &lease.Pause{}, &lease.Pause{}
 	p.live = p.newLive()
-	member.OnAbsence(func(ctx context.Context) (func(), error) { return beAbsent(ctx, api, pause) })
+	member.OnAbsence(func(ctx context.Context) (func(), error) { return beAbsent(ctx, api, pause, managerPause) })
 	p.observers = append(p.observers, api)
-	kcm := controllers.NewManager(p.controllersConfig(g, program.ControllerManager, &fences.ControllerManager, pause), p.programs.Manager)
+	kcm := controllers.NewManager(p.controllersConfig(g, program.ControllerManager, &fences.ControllerManager, managerPause), p.programs.Manager)
 	sched := controllers.NewScheduler(p.controllersConfig(g, program.Scheduler, &fences.Scheduler, pause), p.programs.Scheduler, p.programs.Settings)
 	members := p.newMembers(member)
 	p.observers = append(p.observers, members)
@@ -87,8 +91,9 @@ func (p *prepared) wire() (*supervise.Group, *Liveness, error) {
 	watchers := p.newWatchers(member, api, seed)
 	p.others = others.New(member, p.log)
 	p.rotation = p.newRotation(member)
-	p.observers = append(p.observers, p.rotation)
-	statusServer := p.newStatus(g, member, members, api, []*lease.Record{kcm.Record(), sched.Record()}, append(append(watchers, p.tokens, p.gate, p.rotation), collectorsOf(seed, bridge)...)...)
+	p.tokenRotation = p.newTokenRotation(member, members, managerPause)
+	p.observers = append(p.observers, p.rotation, p.tokenRotation)
+	statusServer := p.newStatus(g, member, members, api, []*lease.Record{kcm.Record(), sched.Record()}, append(append(watchers, p.tokens, p.gate, p.rotation, p.tokenRotation), collectorsOf(seed, bridge)...)...)
 	bridges := []*supervise.Node{g.Add(statusServer).StopWithin(stopBridges)}
 	if bridge != nil {
 		bridges = append(bridges, g.Add(bridge).StopWithin(stopBridges))
@@ -114,15 +119,25 @@ const givingUp = time.Minute
 
 // beAbsent makes the other controllers do the work of this one while its etcd defragments:
 // they take the leases, and the clients of the API server. back ends it.
-func beAbsent(ctx context.Context, api *apiserver.Server, pause *lease.Pause) (back func(), err error) {
+func beAbsent(ctx context.Context, api *apiserver.Server, pauses ...*lease.Pause) (back func(), err error) {
 	bounded, cancel := context.WithTimeout(ctx, givingUp)
 	defer cancel()
-	err = pause.Begin(bounded)
-	if err != nil {
-		return pause.End, fmt.Errorf("the leases are not given up: %w", err)
+	errs := make([]error, len(pauses))
+	var all sync.WaitGroup
+	for i, p := range pauses {
+		all.Go(func() { errs[i] = p.Begin(bounded) })
+	}
+	all.Wait()
+	end := func() {
+		for _, p := range pauses {
+			p.End()
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return end, fmt.Errorf("the leases are not given up: %w", err)
 	}
 	serve, err := api.BeAbsent(ctx)
-	return func() { serve(); pause.End() }, err
+	return func() { serve(); end() }, err
 }
 
 // newDrift compares what the programs use, which the user's flags may have replaced.
@@ -179,6 +194,9 @@ func (p *prepared) admit(ctx context.Context, member *etcd.Member, server *embed
 		if err := encryption.Admit(ctx, p.layout, client, program.Value(p.args[program.APIServer], "encryption-provider-config")); err != nil {
 			return err
 		}
+		if err := tokenrotation.Admit(ctx, p.layout, client); err != nil {
+			return err
+		}
 	}
 	if err := p.upgrade.Admit(ctx, server); err != nil {
 		return err
@@ -195,7 +213,8 @@ func (p *prepared) newAPIServer(member *etcd.Member, fences *lease.Fences) *apis
 		Layout: p.layout, Etcd: member, Fences: fences, Log: p.o.Logs.Logger(program.APIServer),
 		Workers: p.workers, Encryption: p.gate, Signed: p.recordSigned,
 		Lists: []*refused.List{p.workers.Removals, p.users.Revoked}, Tried: p.users.Tried, Seen: p.users.Seen,
-		Refused: p.tokens.Refused, UsersDelay: slices.ContainsFunc(users, func(a program.Arg) bool { return a.Key == program.KeyShutdownDelay }),
+		Refused: p.tokens.Refused, Accepted: p.tokens.Accepted, TokenKeys: p.tokenKeys,
+		UsersDelay: slices.ContainsFunc(users, func(a program.Arg) bool { return a.Key == program.KeyShutdownDelay }),
 	})
 }
 

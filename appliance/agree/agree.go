@@ -73,9 +73,10 @@ type Controllers struct {
 type record struct {
 	Name     string            `json:"name"`
 	Versions map[string]string `json:"versions"`
-	Profile  string            `json:"profile,omitempty"` // "" from a kthwd that did not publish it yet
-	Plain    map[string]string `json:"plain"`             // "program key": the value, of flags that must agree
-	Hashed   map[string]string `json:"hashed"`            // "program key": an HMAC of the value, of the others
+	Profile  string            `json:"profile,omitempty"`  // "" from a kthwd that did not publish it yet
+	Plain    map[string]string `json:"plain"`              // "program key": the value, of flags that must agree
+	Hashed   map[string]string `json:"hashed"`             // "program key": an HMAC of the value, of the others
+	HashedBy string            `json:"hashedBy,omitempty"` // ID of the service-account key that the HMACs are made with
 }
 
 // Row is one flag, or one version, that is not the same everywhere.
@@ -137,10 +138,12 @@ func (c *Controllers) publish(ctx context.Context, client *clientv3.Client, serv
 
 func (c *Controllers) own(server *embed.Etcd) (record, error) {
 	r := record{Name: server.Server.Cfg.Name, Versions: c.Versions, Profile: c.Profile, Plain: map[string]string{}, Hashed: map[string]string{}}
-	key, err := pki.SharedSecret(c.Layout, "config record")
+	secrets, err := pki.SharedSecrets(c.Layout, "config record")
 	if err != nil {
 		return r, err
 	}
+	key := secrets[0].Key
+	r.HashedBy = secrets[0].ID
 	for name, args := range c.Args {
 		for _, a := range args {
 			id := name + " " + a.Key
@@ -191,6 +194,19 @@ func read(ctx context.Context, client *clientv3.Client, server *embed.Etcd) (map
 	return all, nil
 }
 
+// hashedAlike reports whether HMACs can be compared: not for the moment in which a rotation of the
+// service-account key has reached some controllers and others not yet.
+func hashedAlike(all map[string]record) bool {
+	by := ""
+	for _, r := range all {
+		if by != "" && r.HashedBy != "" && r.HashedBy != by {
+			return false
+		}
+		by = cmp.Or(by, r.HashedBy)
+	}
+	return true
+}
+
 // compare returns what is not the same in all records: what must agree first.
 func compare(all map[string]record) (rows []Row) {
 	values := map[string]map[string]string{} // by flag, then by controller
@@ -200,6 +216,7 @@ func compare(all map[string]record) (rows []Row) {
 		}
 		values[id][name] = value
 	}
+	alike := hashedAlike(all)
 	for name, r := range all {
 		for what, v := range r.Versions {
 			add(what+" version", name, v)
@@ -208,7 +225,9 @@ func compare(all map[string]record) (rows []Row) {
 			add(id, name, v)
 		}
 		for id, v := range r.Hashed {
-			add(id, name, v)
+			if alike {
+				add(id, name, v)
+			}
 		}
 	}
 	for name, r := range all {

@@ -105,3 +105,26 @@ func TestOwnHasNoSecret(t *testing.T) {
 		}
 	}
 }
+
+// HMACs of two keys say nothing of each other: while a rotation of the service account key has
+// reached some controllers only, they are not compared. What is published as it is, is.
+func TestCompareDuringARotation(t *testing.T) {
+	const should, must = "kube-apiserver event-ttl-x", "kube-apiserver feature-gates"
+	made := func(by, hashed, plain string) record {
+		return record{HashedBy: by, Hashed: map[string]string{should: hashed}, Plain: map[string]string{must: plain}}
+	}
+	for _, tt := range []struct {
+		name   string
+		c0, c1 record
+		want   int
+	}{
+		{"one key", made("k1", "#1", "a"), made("k1", "#2", "a"), 1},
+		{"two keys", made("k1", "#1", "a"), made("k2", "#2", "a"), 0},
+		{"two keys, and a flag that must agree", made("k1", "#1", "a"), made("k2", "#2", "b"), 1},
+		{"an older kthwd, which names none", made("", "#1", "a"), made("k1", "#2", "a"), 1},
+	} {
+		if rows := compare(map[string]record{"c0": tt.c0, "c1": tt.c1}); len(rows) != tt.want {
+			t.Errorf("%s: got %+v, want %d rows", tt.name, rows, tt.want)
+		}
+	}
+}

@@ -37,6 +37,7 @@ import (
 	"kthwd/appliance/refused"
 	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
+	"kthwd/appliance/tokenrotation"
 	"kthwd/appliance/upstream"
 	"kthwd/appliance/workers"
 )
@@ -87,6 +88,13 @@ type Config struct {
 	// Refused is called for each bearer token that is not accepted, with the client's
 	// HOST:PORT. It must not block; nil for none.
 	Refused func(token, address string)
+
+	// Accepted is called for each bearer token that is accepted, with its user and the client's
+	// HOST:PORT, which is empty for a TokenReview. It must not block; nil for none.
+	Accepted func(token, user, address string)
+
+	// TokenKeys has the keys of service account tokens; nil for those of the files at each start.
+	TokenKeys *tokenrotation.Keys
 }
 
 // Server runs kube-apiserver. Make one with New.
@@ -98,6 +106,8 @@ type Server struct {
 	fences     *lease.Fences
 	usersDelay bool
 	refused    func(token, address string)
+	accepted   func(token, user, address string)
+	tokenKeys  *tokenrotation.Keys
 	workers    *workers.Desk
 	encryption *encryption.Gate
 	lists      []*refused.List
@@ -122,6 +132,7 @@ func New(c Config) *Server {
 	return &Server{
 		args: c.Args, server: c.Server, layout: c.Layout, etcd: c.Etcd,
 		fences: c.Fences, usersDelay: c.UsersDelay, refused: c.Refused, workers: c.Workers, encryption: c.Encryption, log: c.Log,
+		accepted: c.Accepted, tokenKeys: c.TokenKeys,
 		lists: c.Lists, tried: c.Tried, seen: c.Seen, signed: c.Signed,
 	}
 }

@@ -72,7 +72,10 @@ func (a *Server) configure() (*apiapp.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	config, err := apiapp.NewConfig(completed)
+	var config *apiapp.Config
+	if err = a.liveTokens(completed); err == nil {
+		config, err = apiapp.NewConfig(completed)
+	}
 	if err == nil {
 		a.gateEncryption(config.KubeAPIs.ControlPlane.Generic, hash)
 		err = splitAudit(&config.Aggregator.GenericConfig.Config, completed.Audit)
@@ -89,6 +92,7 @@ func (a *Server) assemble(config *apiapp.Config) (*built, error) {
 	registerIdentity := who.replaceIdentity(&config.KubeAPIs.ControlPlane)
 	installOpenAPI := leaveOutOpenAPI(config.KubeAPIs.ControlPlane.Generic)
 	rememberClients(config, a.seen)
+	listenToAcceptances(config, a.accepted)
 	listenToRefusals(config, a.refused)
 	refuseCertificates(config, a.lists, a.tried)
 	a.keepWebhooks(config.KubeAPIs.ControlPlane.VersionedInformers)

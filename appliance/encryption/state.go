@@ -87,13 +87,20 @@ func (s State) String() string {
 	return fmt.Sprintf("%s → %s", from, to)
 }
 
+// sealPurpose separates the secret of these seals from others.
+const sealPurpose = "encryption rotation"
+
 // seal returns the HMAC over the state with a secret that all controllers have and etcd
 // does not, so write access to etcd is not enough to have a key dropped.
 func (s State) seal(l pki.Layout) ([]byte, error) {
-	secret, err := pki.SharedSecret(l, "encryption rotation")
+	secret, err := pki.SharedSecret(l, sealPurpose)
 	if err != nil {
 		return nil, err
 	}
+	return s.sealWith(secret)
+}
+
+func (s State) sealWith(secret []byte) ([]byte, error) {
 	const version = 1
 	s.Seal = nil
 	content, err := json.Marshal([]any{version, s})
@@ -103,6 +110,45 @@ func (s State) seal(l pki.Layout) ([]byte, error) {
 	mac := hmac.New(sha256.New, secret)
 	mac.Write(content)
 	return mac.Sum(nil), nil
+}
+
+// isSealed accepts a seal of each service-account key that this controller has: that key can be
+// rotated, too.
+func (s State) isSealed(l pki.Layout) (bool, error) {
+	secrets, err := pki.SharedSecrets(l, sealPurpose)
+	if err != nil {
+		return false, err
+	}
+	for _, secret := range secrets {
+		want, err := s.sealWith(secret.Key)
+		if err != nil {
+			return false, err
+		}
+		if hmac.Equal(want, s.Seal) {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// Reseal gives the state a seal of the service-account key that makes new ones, before a rotation
+// of that key drops the one before.
+func (r *Rotation) Reseal(ctx context.Context, client *clientv3.Client) error {
+	s, err := readState(ctx, r.cfg.Layout, client)
+	switch {
+	case errors.Is(err, errNoSeal), err == nil && s.ID == "":
+		return nil
+	case err != nil:
+		return err
+	case s.running():
+		return advice.With(errors.New("the encryption key is being rotated, too"), "let that end first: kthwd encryption status")
+	}
+	h, err := take(ctx, client, r.cfg.Name)
+	if err != nil {
+		return err
+	}
+	defer h.release()
+	return h.save(ctx, r.cfg.Layout, client, &s)
 }
 
 // errNoSeal means that something else than a controller has written the state.
@@ -123,11 +169,11 @@ func readState(ctx context.Context, l pki.Layout, client *clientv3.Client, o ...
 	if json.Unmarshal(answer.Kvs[0].Value, &s) != nil || len(s.Files) == 0 {
 		return State{}, fmt.Errorf("%s in etcd %w", stateKey, errNoSeal)
 	}
-	want, err := s.seal(l)
+	sealed, err := s.isSealed(l)
 	if err != nil {
 		return State{}, err
 	}
-	if !hmac.Equal(want, s.Seal) {
+	if !sealed {
 		return State{}, fmt.Errorf("%s in etcd %w", stateKey, errNoSeal)
 	}
 	s.revision = answer.Kvs[0].ModRevision

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -34,18 +35,25 @@ type record struct {
 // errNoSeal means that something else than a controller has written the record.
 var errNoSeal = errors.New("has no controller's seal: something else than kthwd can write to etcd; remove it")
 
+// sealPurpose separates the secret of these seals from others.
+const sealPurpose = "etcd CA record"
+
 // seal returns the HMAC over the record and its key, with a secret that all controllers
 // have and etcd does not.
 func (r record) seal(l pki.Layout, key string) ([]byte, error) {
-	secret, err := pki.SharedSecret(l, "etcd CA record")
+	secret, err := pki.SharedSecret(l, sealPurpose)
 	if err != nil {
 		return nil, err
 	}
+	return r.sealWith(secret, key), nil
+}
+
+func (r record) sealWith(secret []byte, key string) []byte {
 	const version = 1
 	content, _ := json.Marshal([]any{version, key, r.Request, r.Certificate}) // plain values always encode
 	mac := hmac.New(sha256.New, secret)
 	mac.Write(content)
-	return mac.Sum(nil), nil
+	return mac.Sum(nil)
 }
 
 // parse reads the value of key. A missing value is a record without content.
@@ -56,14 +64,44 @@ func parse(l pki.Layout, key string, value []byte) (r record, err error) {
 	if err := json.Unmarshal(value, &r); err != nil {
 		return record{}, fmt.Errorf("%s in etcd: %w", key, errNoSeal)
 	}
-	want, err := r.seal(l, key)
-	if err == nil && !hmac.Equal(want, r.Seal) {
+	secrets, err := pki.SharedSecrets(l, sealPurpose)
+	if err == nil && !slices.ContainsFunc(secrets, func(s pki.Secret) bool { return hmac.Equal(r.sealWith(s.Key, key), r.Seal) }) {
 		err = fmt.Errorf("%s in etcd: %w", key, errNoSeal)
 	}
 	if err != nil {
 		return record{}, err
 	}
 	return r, nil
+}
+
+// Reseal gives the records a seal of the key that makes new ones, before a rotation drops the
+// one before.
+func (m *Mover) Reseal(ctx context.Context, client *clientv3.Client) error {
+	ctx, cancel := context.WithTimeout(ctx, recordTimeout)
+	defer cancel()
+	answer, err := client.Get(ctx, prefix, clientv3.WithPrefix())
+	if err != nil {
+		return fmt.Errorf("read %s in etcd: %w", prefix, err)
+	}
+	for _, kv := range answer.Kvs {
+		key := string(kv.Key)
+		r, err := parse(m.layout, key, kv.Value)
+		if errors.Is(err, errNoSeal) {
+			continue // it is not trusted, and stays so
+		}
+		if err != nil {
+			return err
+		}
+		r.revision = kv.ModRevision
+		done, err := m.put(ctx, client, key, r)
+		if err == nil && !done {
+			err = errors.New("the move to a CA of etcd's own goes on at this moment")
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // recordTimeout bounds one read or write of a record.

@@ -152,11 +152,11 @@ func (m *Members) answerDial(ctx context.Context, client *clientv3.Client, serve
 	if err := json.Unmarshal(answer.Kvs[0].Value, &r); err != nil {
 		return err
 	}
-	key, err := m.sealKey()
+	sealed, err := m.isSealed(r.Seal, func(key []byte) []byte { return r.computeSeal(key, j.ID) })
 	if err != nil {
 		return err
 	}
-	if !hmac.Equal(r.Seal, r.computeSeal(key, j.ID)) {
+	if !sealed {
 		return errors.New("it has no controller's seal")
 	}
 	if m.dialled == r.Nonce {

@@ -5,8 +5,10 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"net"
 	"net/netip"
+	"slices"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -17,8 +19,47 @@ import (
 // controllers have and etcd does not. Without the seal, write access to etcd would be enough
 // to receive the cluster's keys.
 
-// sealKey returns the key of this cluster's seals.
-func (m *Members) sealKey() ([]byte, error) { return pki.SharedSecret(m.layout, "join record") }
+const sealPurpose = "join record"
+
+// sealKey returns the key of this cluster's new seals.
+func (m *Members) sealKey() ([]byte, error) { return pki.SharedSecret(m.layout, sealPurpose) }
+
+// isSealed reports whether a seal is one of this cluster's: during a rotation of the key that
+// they are derived from, two keys make them.
+func (m *Members) isSealed(seal []byte, compute func(key []byte) []byte) (bool, error) {
+	keys, err := pki.SharedSecrets(m.layout, sealPurpose)
+	return slices.ContainsFunc(keys, func(s pki.Secret) bool { return hmac.Equal(seal, compute(s.Key)) }), err
+}
+
+// Reseal gives the joins in progress a seal of the key that makes new ones, before a rotation
+// drops the one before.
+func (m *Members) Reseal(ctx context.Context, client *clientv3.Client) error {
+	key, err := m.sealKey()
+	if err != nil {
+		return err
+	}
+	all, _, err := readJoins(ctx, client)
+	if err != nil {
+		return err
+	}
+	for _, j := range all {
+		sealed, err := m.isSealed(j.Seal, j.computeSeal)
+		if err != nil {
+			return err
+		}
+		if !sealed || hmac.Equal(j.Seal, j.computeSeal(key)) {
+			continue
+		}
+		done, err := j.update(ctx, client, key)
+		if err == nil && !done {
+			err = errors.New("a controller is joining at this moment")
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // computeSeal returns the seal for the record's content. It covers every field that decides
 // which joiner receives which files. To cover a further field, change the version.
@@ -37,13 +78,13 @@ func (m *Members) joins(ctx context.Context, client *clientv3.Client, o ...clien
 	if err != nil || len(all) == 0 {
 		return nil, revision, err
 	}
-	key, err := m.sealKey()
-	if err != nil {
-		return nil, 0, err
-	}
 	var made []join
 	for _, j := range all {
-		if hmac.Equal(j.Seal, j.computeSeal(key)) {
+		sealed, err := m.isSealed(j.Seal, j.computeSeal)
+		if err != nil {
+			return nil, 0, err
+		}
+		if sealed {
 			made = append(made, j)
 			continue
 		}

@@ -1,6 +1,7 @@
 package pki
 
 import (
+	"crypto"
 	"crypto/hkdf"
 	"crypto/sha256"
 	"crypto/x509"
@@ -147,20 +148,51 @@ func SharesCA(a, b string) (bool, error) {
 
 // SharedSecret derives a key that only the controllers of the cluster can derive: HKDF
 // (RFC 5869) with SHA-256 over the service-account key, which all of them have and etcd
-// does not. purpose separates the keys of different uses.
+// does not. purpose separates the keys of different uses. What it has sealed is verified with
+// all of SharedSecrets, because the service-account key can be rotated.
 func SharedSecret(l Layout, purpose string) ([]byte, error) {
+	all, err := SharedSecrets(l, purpose)
+	if err != nil {
+		return nil, err
+	}
+	return all[0].Key, nil
+}
+
+// Secret is a key of SharedSecrets.
+type Secret struct {
+	ID  string // of the service-account key that it is derived from; every cluster publishes it
+	Key []byte
+}
+
+// SharedSecrets derives a key from each service-account key that this controller has: from the
+// one that signs tokens first, and during a rotation from the other one as well.
+func SharedSecrets(l Layout, purpose string) (all []Secret, err error) {
 	path := l.Key(NameServiceAccount)
 	data, _, err := read(path)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	key, err := parseKey(data)
-	if err != nil {
+	if _, err := parseKey(data); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
+	for _, p := range tokenParts(data, privateID) {
+		key, err := parseKey(p.text)
+		if err != nil {
+			break // what follows the last key
+		}
+		secret, err := secretOf(key, purpose)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		all = append(all, Secret{p.id, secret})
+	}
+	return all, nil
+}
+
+func secretOf(key crypto.Signer, purpose string) ([]byte, error) {
 	der, err := x509.MarshalPKCS8PrivateKey(key) // one form, whichever the file has
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, err
 	}
 	return hkdf.Key(sha256.New, der, nil, "kthwd "+purpose, sha256.Size)
 }

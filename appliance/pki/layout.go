@@ -87,6 +87,10 @@ func (l Layout) EncryptionConfig() string { return l.path("encryption-config.yam
 // NextEncryptionConfig is EncryptionConfig as a rotation that has not ended makes it next.
 func (l Layout) NextEncryptionConfig() string { return l.EncryptionConfig() + ".next" }
 
+// NextServiceAccountKey is the key of service account tokens that a rotation which has not ended
+// gives to all controllers.
+func (l Layout) NextServiceAccountKey() string { return l.Key(NameServiceAccount) + ".next" }
+
 // AuditPolicy configures what the API server records.
 func (l Layout) AuditPolicy() string { return l.path("audit-policy.yaml") }
 
@@ -157,7 +161,7 @@ func (l Layout) Kept() string { return l.path("kept") }
 func (l Layout) Files() []string {
 	l = Layout{}
 	files := []string{
-		l.CA(), l.CAKey(), l.EncryptionConfig(), l.NextEncryptionConfig(), l.AuditPolicy(), l.AuthenticationConfig(), l.AuditLog(), l.UnauthenticatedAuditLog(), l.SchedulerConfig(),
+		l.CA(), l.CAKey(), l.EncryptionConfig(), l.NextEncryptionConfig(), l.NextServiceAccountKey(), l.AuditPolicy(), l.AuthenticationConfig(), l.AuditLog(), l.UnauthenticatedAuditLog(), l.SchedulerConfig(),
 		filepath.Join(l.Etcd(), "member"), l.Run(), l.Lock(), l.InstanceID(), l.Record(), l.JoinRecord(), l.Names(), l.Restore(), l.Kept(),
 	}
 	for _, name := range []string{

@@ -4,6 +4,7 @@
 //	w := tokenkeys.New(tokenkeys.Config{Files: …, Issuers: …})
 //	w.Record(ctx, server)          // after the first quorum, before the API server
 //	w.Refused(token, remoteAddress) // for each token that was refused
+//	w.Accepted(token, user, address) // for each token that was accepted
 //	w.Findings()                   // for each report; never blocks
 //
 // The public keys that the cluster has had are recorded in etcd. With them Refused verifies
@@ -58,6 +59,12 @@ type Watch struct {
 	mu   sync.Mutex
 	keys map[string]key       // by key id; none before Record
 	rows map[rowName]*refusal // by what is wrong
+
+	accepted *prometheus.CounterVec
+
+	useMu   sync.Mutex
+	watched usage
+	headers map[string]string // key ids, by the first part of a token
 }
 
 // rowName tells refusals apart.
@@ -77,7 +84,10 @@ func New(cfg Config) *Watch {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Watch{cfg: cfg, rows: map[rowName]*refusal{}, count: prometheus.NewCounterVec(prometheus.CounterOpts{
+	return &Watch{cfg: cfg, rows: map[rowName]*refusal{}, headers: map[string]string{}, accepted: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "kthwd_accepted_tokens_total",
+		Help: "Service account tokens accepted, by the key id in their header: during a rotation those of the old key, too.",
+	}, []string{"kid"}), count: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "kthwd_refused_tokens_total",
 		Help: "Service account tokens refused because of their key or issuer, by the key id in their header; empty for a key that the cluster never had.",
 	}, []string{"reason", "kid"})}
@@ -225,7 +235,7 @@ func (r *refusal) who() string {
 }
 
 // Describe implements prometheus.Collector.
-func (w *Watch) Describe(ch chan<- *prometheus.Desc) { w.count.Describe(ch) }
+func (w *Watch) Describe(ch chan<- *prometheus.Desc) { w.count.Describe(ch); w.accepted.Describe(ch) }
 
 // Collect implements prometheus.Collector.
-func (w *Watch) Collect(ch chan<- prometheus.Metric) { w.count.Collect(ch) }
+func (w *Watch) Collect(ch chan<- prometheus.Metric) { w.count.Collect(ch); w.accepted.Collect(ch) }

@@ -128,6 +128,11 @@ func writeVerb(w io.Writer, verb *cobra.Command, prefix string) {
 	name := prefix + verb.Name()
 	if verb.HasSubCommands() && !verb.HasExample() {
 		fmt.Fprintf(w, line, name+" VERB", strings.Join(below(verb), ", "))
+		for _, group := range verb.Commands() {
+			if ownLine(group) {
+				writeVerb(w, group, name+" ")
+			}
+		}
 		return
 	}
 	fmt.Fprintf(w, line, name, verb.Short)
@@ -200,11 +205,14 @@ func ownFlags(cmd *cobra.Command, l *config.Loader) (own *pflag.FlagSet, all boo
 
 func (a *app) helpWidth() int { return min(terminalWidth(a.out, 100), 120) }
 
+// ownLine reports whether a verb has so many below it that the line of the verb above has no room.
+func ownLine(cmd *cobra.Command) bool { return !cmd.Hidden && len(cmd.Commands()) > 3 }
+
 // below lists the verbs below cmd, with those below them: "token create".
 func below(cmd *cobra.Command) (all []string) {
 	for _, c := range cmd.Commands() {
 		switch {
-		case c.Hidden:
+		case c.Hidden, ownLine(c):
 		case c.HasSubCommands():
 			for _, name := range below(c) {
 				all = append(all, c.Name()+" "+name)

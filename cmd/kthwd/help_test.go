@@ -41,10 +41,15 @@ func namedIn(help string, verb *cobra.Command) bool {
 	if strings.Contains(help, "\n  "+name+"  ") {
 		return true
 	}
-	first, rest, _ := strings.Cut(name, " ")
-	for line := range strings.Lines(help) {
-		if below, found := strings.CutPrefix(line, "  "+first+" VERB "); found {
-			return slices.Contains(strings.Split(strings.TrimSpace(below), ", "), rest)
+	for i, r := range name {
+		if r != ' ' {
+			continue
+		}
+		for line := range strings.Lines(help) {
+			below, found := strings.CutPrefix(line, "  "+name[:i]+" VERB ")
+			if found && slices.Contains(strings.Split(strings.TrimSpace(below), ", "), name[i+1:]) {
+				return true
+			}
 		}
 	}
 	return false

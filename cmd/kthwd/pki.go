@@ -27,7 +27,7 @@ func (a *app) pkiVerb(l *config.Loader) *cobra.Command {
 		Args:  noVerb,
 		RunE:  noVerbGiven,
 	}
-	cmd.AddCommand(a.pkiInitVerb(l), a.pkiShowVerb(l), a.pkiNodeVerb(l), a.pkiControllerVerb(l), a.pkiRenewVerb(l), a.pkiSplitVerb(l))
+	cmd.AddCommand(a.pkiInitVerb(l), a.pkiShowVerb(l), a.pkiNodeVerb(l), a.pkiControllerVerb(l), a.pkiRenewVerb(l), a.pkiServiceAccountVerb(l), a.pkiSplitVerb(l))
 	return cmd
 }
 
@@ -126,7 +126,10 @@ func (a *app) pkiShow(l *config.Loader) error {
 	if err := pki.WriteTable(a.out, entries, now); err != nil {
 		return err
 	}
-	if slices.ContainsFunc(entries, func(e pki.Entry) bool { return e.Problem != "" || e.NotAfter.Before(now) || e.NotBefore.After(now) }) {
+	if slices.ContainsFunc(entries, func(e pki.Entry) bool {
+		dated := !e.NotAfter.IsZero() // a public key alone is not: service-account.pem after a rotation
+		return e.Problem != "" || dated && e.NotAfter.Before(now) || e.NotBefore.After(now)
+	}) {
 		return errDegraded
 	}
 	return nil

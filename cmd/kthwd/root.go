@@ -56,8 +56,10 @@ func (a *app) newRoot() *cobra.Command {
 			a.preflightVerb(l), a.adoptVerb(), a.configVerb(l), a.explainVerb(l), a.ejectVerb(l), a.logLevelVerb(l),
 			a.statusVerb(l), a.tryVerb(), a.kubectlVerb(l), a.programVerb(), a.auditVerb(l), a.supportVerb(l), a.versionVerb(), a.completionVerb(),
 		}},
-		{"Membership", []*cobra.Command{a.memberVerb(l), a.joinVerb(l), a.nodeVerb(l), a.etcdVerb(l)}},
-		{"Backup and upgrade", []*cobra.Command{a.backupVerb(l), a.upgradeVerb(l)}},
+		{"Membership, backup and upgrade", []*cobra.Command{
+			a.memberVerb(l), a.joinVerb(l), a.nodeVerb(l), a.etcdVerb(l),
+			a.backupVerb(l), a.upgradeVerb(l),
+		}},
 		{"Certificates and keys", []*cobra.Command{a.pkiVerb(l), a.encryptionVerb(l), a.kubeconfigVerb(l)}},
 	} {
 		root.AddGroup(&cobra.Group{ID: group.title, Title: group.title})

@@ -1,0 +1,129 @@
+package tokenkeys
+
+import (
+	"cmp"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net"
+	"slices"
+	"strings"
+	"time"
+)
+
+// headersMax bounds the headers of tokens that are remembered. All tokens of a key have the same.
+const headersMax = 64
+
+// Use is who has come with tokens of one key, and since when that is known.
+type Use struct {
+	Since   time.Time `json:"since"`
+	Count   int       `json:"count"`
+	Last    time.Time `json:"last,omitzero"`
+	Clients []Client  `json:"clients,omitempty"` // the newest first, one for each account
+}
+
+// Client is an account that has come with a token.
+type Client struct {
+	Account string    `json:"account"` // "system:serviceaccount:…"
+	Address string    `json:"address"` // from which it came the last time
+	Last    time.Time `json:"last"`
+}
+
+// Newest names the client that has come last.
+func (u *Use) Newest() string {
+	if len(u.Clients) == 0 {
+		return "nobody"
+	}
+	said := u.Clients[0].Account + " at " + u.Clients[0].Address
+	switch n := len(u.Clients) - 1; {
+	case n == 1:
+		said += ", and another account"
+	case n > 1:
+		said += fmt.Sprintf(", and %d other accounts", n)
+	}
+	return said
+}
+
+// usage is the use of the watched key.
+type usage struct {
+	kid     string
+	since   time.Time
+	count   int
+	last    time.Time
+	clients map[string]Client
+}
+
+// WatchUse makes Accepted remember who comes with tokens of a key, from now on; empty for none. The
+// same key again changes nothing.
+func (w *Watch) WatchUse(kid string) {
+	w.useMu.Lock()
+	defer w.useMu.Unlock()
+	if w.watched.kid != kid {
+		w.watched = usage{kid: kid, since: time.Now().UTC(), clients: map[string]Client{}}
+	}
+}
+
+// UseOf is the use of the key since WatchUse was called with it; nil if it is not watched.
+func (w *Watch) UseOf(kid string) *Use {
+	w.useMu.Lock()
+	defer w.useMu.Unlock()
+	if kid == "" || w.watched.kid != kid {
+		return nil
+	}
+	u := &Use{Since: w.watched.since, Count: w.watched.count, Last: w.watched.last, Clients: slices.Collect(maps.Values(w.watched.clients))}
+	slices.SortFunc(u.Clients, func(a, b Client) int { return b.Last.Compare(a.Last) })
+	return u
+}
+
+// Accepted counts a token that the API server has just accepted, by its key. account is the user
+// that it stands for, address the client's, HOST:PORT, or empty for a TokenReview.
+func (w *Watch) Accepted(token, account, address string) {
+	if !strings.HasPrefix(account, "system:serviceaccount:") {
+		return
+	}
+	header, _, _ := strings.Cut(token, ".")
+	now := time.Now().UTC()
+	w.useMu.Lock()
+	defer w.useMu.Unlock()
+	kid, known := w.headers[header]
+	if !known {
+		if kid = kidOf(header); kid != "" && len(w.headers) < headersMax {
+			w.headers[header] = kid
+		}
+	}
+	if kid == "" {
+		return
+	}
+	w.accepted.WithLabelValues(kid).Inc()
+	if kid != w.watched.kid {
+		return
+	}
+	w.watched.count++
+	w.watched.last = now
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		host = cmp.Or(address, "a TokenReview")
+	}
+	if _, known := w.watched.clients[account]; !known && len(w.watched.clients) >= clientsMax {
+		oldest := slices.MinFunc(slices.Collect(maps.Values(w.watched.clients)), func(a, b Client) int { return a.Last.Compare(b.Last) })
+		delete(w.watched.clients, oldest.Account)
+	}
+	w.watched.clients[account] = Client{account, host, now}
+}
+
+// kidOf reads the key ID in the first part of a token. The API server has verified the token with a
+// key of this ID.
+func kidOf(header string) string {
+	data, err := base64.RawURLEncoding.DecodeString(header)
+	if err != nil {
+		return ""
+	}
+	var h struct {
+		KeyID string `json:"kid"`
+	}
+	if json.Unmarshal(data, &h) != nil {
+		return ""
+	}
+	return h.KeyID
+}

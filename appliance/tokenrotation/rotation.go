@@ -1,0 +1,396 @@
+package tokenrotation
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+
+	"kthwd/appliance/advice"
+	"kthwd/appliance/durable"
+	"kthwd/appliance/etcd"
+	"kthwd/appliance/others"
+	"kthwd/appliance/pki"
+	"kthwd/appliance/tokenkeys"
+)
+
+// unused is how long nobody may have come with the old key before it is dropped without force.
+const unused = 24 * time.Hour
+
+// Config describes a Rotation.
+type Config struct {
+	Name   string // this controller's
+	Layout pki.Layout
+	Etcd   *etcd.Member
+	Keys   *Keys
+	Others *others.Others
+	Tokens *tokenkeys.Watch
+	Log    *slog.Logger
+
+	Cannot error         // why the user's flags exclude a rotation; nil if they do not
+	Life   time.Duration // the longest life of a token that is asked for; 0 for no limit
+
+	// NewTerm makes kube-controller-manager end its term, if it has one, and begin another.
+	NewTerm func(ctx context.Context) error
+
+	// Reseal gives what is sealed in etcd a seal of the key that signs.
+	Reseal func(ctx context.Context, client *clientv3.Client) error
+
+	// Share tells the cluster the keys of the file as it is: besides those that it knows,
+	// or alone, and it forgets the others.
+	Share func(ctx context.Context, client *clientv3.Client, path string, alone bool) error
+}
+
+// Rotation rotates the key pair of service account tokens. Make one with New. Its methods may be
+// called from any goroutine.
+type Rotation struct {
+	cfg Config
+
+	accepting sync.Mutex // one stage at a time
+
+	mu      sync.Mutex
+	life    context.Context         // of Run; nil before
+	acting  bool                    // this controller carries the rotation on
+	halt    context.CancelCauseFunc // stops it; nil while it does not
+	over    chan struct{}           // closed when it has stopped
+	stopped error                   // why it does not go on
+	seen    State                   // as Run has last read it
+	holder  string
+	manager string // ID of the key with which kube-controller-manager signs; empty if not known yet
+}
+
+// New makes the Rotation of a controller.
+func New(c Config) *Rotation { return &Rotation{cfg: c} }
+
+func (r *Rotation) cert() string { return r.cfg.Layout.Cert(pki.NameServiceAccount) }
+
+func (r *Rotation) client() (*clientv3.Client, error) {
+	server := r.cfg.Etcd.Running()
+	if server == nil {
+		return nil, advice.With(errors.New("etcd has not started yet"), "kthwd status says what it waits for")
+	}
+	return v3client.New(server.Server), nil
+}
+
+// prepare checks everything that would stop a rotation, and changes nothing.
+func (r *Rotation) prepare(ctx context.Context, client *clientv3.Client, wait time.Duration) (State, error) {
+	if r.cfg.Cannot != nil {
+		return State{}, r.cfg.Cannot
+	}
+	if wait < 0 {
+		return State{}, advice.Usage(errors.New("--wait is less than nothing"))
+	}
+	was, err := readState(ctx, r.cfg.Layout, client)
+	switch {
+	case err != nil:
+		return was, err
+	case was.Running():
+		return was, advice.With(fmt.Errorf("a rotation has not ended: %s, stage %s since %s", was, was.Stage, was.Since.UTC().Format(time.RFC3339)), nextOf(was))
+	}
+	all, err := r.ask(ctx, request{Check: true}, askTime)
+	if err != nil {
+		return was, err
+	}
+	if err := complaints(all); err != nil {
+		return was, err
+	}
+	own := all[0]
+	for _, c := range all {
+		switch {
+		case len(c.Files) == 0 || c.Files[0] != c.Signs:
+			return was, advice.With(fmt.Errorf("%s: its API server signs with another key than that in service-account-key.pem", c.Name), "put the file from before back, or restart kthwd on "+c.Name)
+		case c.Signs != own.Signs:
+			return was, advice.With(fmt.Errorf("%s signs tokens with %s, and %s with %s", own.Name, Short(own.Signs), c.Name, Short(c.Signs)), "copy service-account.pem and its key from the controller whose files are right, and restart kthwd")
+		}
+	}
+	now := time.Now().UTC()
+	return State{ID: rand.Text(), Began: now, Signs: now.Add(wait), Stage: StagePublish, Old: own.Signs, revision: was.revision}, nil
+}
+
+// nextOf is the command that a rotation in this state waits for.
+func nextOf(s State) string {
+	if s.waits() {
+		return "kthwd pki service-account status says who still comes with the old key; kthwd pki service-account drop ends the rotation"
+	}
+	return "kthwd pki service-account resume ends it" + map[bool]string{true: ", kthwd pki service-account abort takes it back"}[s.Stage == StagePublish]
+}
+
+// act carries the rotation on in the background. begin returns the state with which it
+// starts; an error of it, or of the right to act, is returned, and nothing has changed then.
+func (r *Rotation) act(ctx context.Context, begin func(context.Context, *clientv3.Client, *hold) (State, error)) error {
+	r.mu.Lock()
+	life := r.life
+	busy := r.acting
+	r.acting = life != nil
+	r.mu.Unlock()
+	switch {
+	case life == nil:
+		return errors.New("kthwd has not started yet, or stops")
+	case busy:
+		return &errHeld{r.cfg.Name}
+	}
+	idle := func() {
+		r.mu.Lock()
+		r.acting = false
+		r.mu.Unlock()
+	}
+	client, err := r.client()
+	if err != nil {
+		idle()
+		return err
+	}
+	h, err := take(ctx, client, r.cfg.Name)
+	if err != nil {
+		idle()
+		client.Close()
+		return err
+	}
+	s, err := begin(ctx, client, h)
+	if err != nil {
+		idle()
+		h.release()
+		client.Close()
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(life)
+	over := make(chan struct{})
+	r.mu.Lock()
+	r.stopped, r.halt, r.over = nil, cancel, over
+	r.mu.Unlock()
+	go func() {
+		select {
+		case <-h.session.Done():
+			cancel(errLost)
+		case <-ctx.Done():
+		}
+	}()
+	go func() {
+		defer close(over)
+		err := r.carryOn(ctx, client, h, s)
+		if cause := context.Cause(ctx); cause != nil && err != nil {
+			err = cause
+		}
+		cancel(nil)
+		h.release()
+		client.Close()
+		r.end(s, err)
+	}()
+	return nil
+}
+
+// errHalted means that a person has asked to abort.
+var errHalted = errors.New("it is aborted")
+
+// stop ends what this controller does for a rotation, and returns when it has.
+func (r *Rotation) stop(ctx context.Context) error {
+	r.mu.Lock()
+	halt, over := r.halt, r.over
+	r.mu.Unlock()
+	if halt == nil {
+		return nil
+	}
+	halt(errHalted)
+	select {
+	case <-over:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// end notes how a run of the stages has ended.
+func (r *Rotation) end(s State, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.acting, r.halt, r.stopped = false, nil, err
+	if err != nil && r.life.Err() == nil && !errors.Is(err, errHalted) {
+		r.cfg.Log.Warn("the rotation of the service account key has stopped", "rotation", s.String(), "err", err)
+	}
+}
+
+// carryOn goes through the stages from that of s until a person has to decide, or the end.
+func (r *Rotation) carryOn(ctx context.Context, client *clientv3.Client, h *hold, s State) error {
+	for {
+		r.cfg.Log.Info("rotation of the service account key", "stage", string(s.Stage), "rotation", s.String())
+		var err error
+		next := StageDone
+		switch s.Stage {
+		case StagePublish:
+			next, err = StageSign, r.publish(ctx, s)
+		case StageSign:
+			key, _ := r.newKey(s) // every controller has it, unless its files were put back
+			next, err = StageWatch, r.spread(ctx, s, key)
+		case StageWatch: // resumed, because a controller was set back
+			key, _ := r.newKey(s)
+			return r.spread(ctx, s, key)
+		case StageDrop:
+			err = r.drop(ctx, client, s)
+		}
+		if err != nil {
+			return err
+		}
+		if err := r.enter(ctx, client, h, &s, next); err != nil {
+			return err
+		}
+		if next == StageSign || next == StageDone {
+			if err := r.forgetNext(); err != nil {
+				return err
+			}
+		}
+		if next == StageWatch || next == StageDone {
+			r.cfg.Log.Info("rotation of the service account key", "stage", string(next), "rotation", s.String())
+			return nil
+		}
+	}
+}
+
+// enter records that a stage begins.
+func (r *Rotation) enter(ctx context.Context, client *clientv3.Client, h *hold, s *State, stage Stage) error {
+	s.Stage, s.Since, s.By = stage, time.Now().UTC(), r.cfg.Name
+	return h.save(ctx, r.cfg.Layout, client, s)
+}
+
+// publish gives every controller the new key, waits until those who verify tokens elsewhere can know
+// it, and looks whether all controllers still have it.
+func (r *Rotation) publish(ctx context.Context, s State) error {
+	key, err := r.newKey(s)
+	if err != nil {
+		return err
+	}
+	if err := r.spread(ctx, s, key); err != nil {
+		return err
+	}
+	if wait := time.Until(s.Signs); wait > 0 {
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		return r.spread(ctx, s, key)
+	}
+	return nil
+}
+
+// newKey is the private key of a rotation, from this controller's files.
+func (r *Rotation) newKey(s State) ([]byte, error) {
+	f, err := pki.ReadTokenFiles(r.cfg.Layout)
+	if err != nil {
+		return nil, err
+	}
+	if key := f.PrivateKey(s.New); key != nil {
+		return key, nil
+	}
+	kept, err := os.ReadFile(r.next())
+	if err == nil {
+		if key := (pki.TokenFiles{Key: kept}).PrivateKey(s.New); key != nil {
+			return key, nil
+		}
+	}
+	return nil, advice.With(fmt.Errorf("the new key, %s, is not on this controller: %s has begun the rotation", Short(s.New), s.By),
+		"run kthwd pki service-account resume there; if that controller is lost, kthwd pki service-account abort takes the rotation back")
+}
+
+// spread makes every controller take the stage, and returns when each has. key is the new key, for
+// those that lack it. One that does not answer is named before any other changes.
+func (r *Rotation) spread(ctx context.Context, s State, key []byte) error {
+	all, err := r.ask(ctx, request{Check: true}, askTime)
+	if err != nil {
+		return err
+	}
+	if err := complaints(all); err != nil {
+		return err
+	}
+	if all, err = r.ask(ctx, request{ID: s.ID, Key: key}, takeTime); err != nil {
+		return err
+	}
+	return notConfirmed(s, all)
+}
+
+// drop makes every controller forget a key. Whatever it has sealed has another seal before.
+func (r *Rotation) drop(ctx context.Context, client *clientv3.Client, s State) error {
+	all, err := r.ask(ctx, request{Check: true}, askTime)
+	if err != nil {
+		return err
+	}
+	if err := complaints(all); err != nil {
+		return err
+	}
+	if !s.Back {
+		for _, c := range all {
+			if c.Signs != s.New || c.Manager != s.New {
+				return advice.With(fmt.Errorf("%s signs with %s: it was set back", c.Name, Short(c.Signs)), "copy service-account.pem and its key from another controller there, restart kthwd, then kthwd pki service-account resume")
+			}
+		}
+		if err := r.cfg.Reseal(ctx, client); err != nil {
+			return err
+		}
+	}
+	// A controller that starts from now on has both keys, or the one that stays.
+	if err := r.cfg.Share(ctx, client, r.cert(), false); err != nil {
+		return err
+	}
+	if err := r.spread(ctx, s, nil); err != nil {
+		return err
+	}
+	return r.cfg.Share(ctx, client, r.cert(), true)
+}
+
+// mayDrop refuses to drop a key with which somebody still comes, or which was not watched for
+// long enough to know.
+func mayDrop(s State, all []Controller, now time.Time) error {
+	const hint = "kthwd pki service-account status names who comes with it; --force drops it all the same, and their tokens are refused"
+	for _, c := range all {
+		switch {
+		case c.Use == nil:
+			return advice.With(fmt.Errorf("%s has not watched the old key yet", c.Name), "try again in a few seconds")
+		case c.Use.Count > 0 && now.Sub(c.Use.Last) < unused:
+			return advice.With(fmt.Errorf("the old key, %s, is still in use: %s saw %s at %s", Short(s.Old), c.Name, c.Use.Newest(), c.Use.Last.UTC().Format(time.RFC3339)), hint)
+		case now.Sub(c.Use.Since) < unused:
+			return advice.With(fmt.Errorf("%s has watched the old key since %s only: a day without a token of it shows that nobody needs it", c.Name, c.Use.Since.UTC().Format(time.RFC3339)), hint)
+		}
+	}
+	return nil
+}
+
+// next is where the controller that began keeps the new key until every controller has it.
+func (r *Rotation) next() string { return r.cfg.Layout.NextServiceAccountKey() }
+
+func (r *Rotation) keepNext(key []byte) error {
+	if err := durable.Write(r.next(), key, 0o600); err != nil {
+		return advice.With(fmt.Errorf("keep the new key: %w", err), "make the directory writable for kthwd's user")
+	}
+	return nil
+}
+
+func (r *Rotation) forgetNext() error {
+	if err := os.Remove(r.next()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// tidy removes the key that is kept for a rotation which another controller has carried on, or
+// which has never begun.
+func (r *Rotation) tidy(ctx context.Context, client *clientv3.Client, kept fs.FileInfo) {
+	// This one asks the quorum, which may know more than this member.
+	s, err := readState(ctx, r.cfg.Layout, client)
+	if err != nil || s.Running() && s.Stage == StagePublish {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if now, err := os.Lstat(r.next()); r.acting || err != nil || !os.SameFile(now, kept) {
+		return
+	}
+	if err := r.forgetNext(); err != nil {
+		r.cfg.Log.Warn("a file with a key that no rotation needs cannot be removed", "err", err)
+	}
+}

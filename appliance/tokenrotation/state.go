@@ -1,0 +1,276 @@
+package tokenrotation
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/client/v3/concurrency"
+
+	"kthwd/appliance/advice"
+	"kthwd/appliance/etcd"
+	"kthwd/appliance/pki"
+)
+
+// The keys of a rotation. kube-apiserver's are below /registry.
+const (
+	prefix    = "/kthwd/service-account/"
+	stateKey  = prefix + "rotation"
+	holderKey = prefix + "holder" // of the controller that acts; ends with its lease
+
+	holderTTL     = 15 // seconds after which another controller may act
+	recordTimeout = 5 * time.Second
+)
+
+// Stage is a step of a rotation.
+type Stage string
+
+// The stages, in their order.
+const (
+	StagePublish Stage = "publish" // all controllers accept tokens of the new key
+	StageSign    Stage = "sign"    // all controllers sign with it
+	StageWatch   Stage = "watch"   // tokens of the old key are accepted and counted, until it is dropped
+	StageDrop    Stage = "drop"    // all controllers forget the old key
+	StageDone    Stage = "done"
+)
+
+var stages = []Stage{StagePublish, StageSign, StageWatch, StageDrop}
+
+// Number counts the stages from 1.
+func (s Stage) Number() int { return slices.Index(stages, s) + 1 }
+
+// Of is the number of stages.
+const Of = 4
+
+// State is a rotation, as etcd has it. It holds no key, only the IDs of keys.
+type State struct {
+	ID    string    `json:"id"`
+	By    string    `json:"by"` // the controller that acted last
+	Began time.Time `json:"began"`
+	Since time.Time `json:"since"` // of the stage
+	Signs time.Time `json:"signs"` // when the new key may sign at the earliest
+	Stage Stage     `json:"stage"`
+	Back  bool      `json:"back,omitempty"` // the rotation is aborted: the new key is the one to drop
+	Old   string    `json:"old"`
+	New   string    `json:"new"`
+
+	// Seals has an HMAC over the rest for each key that the writer had, by its ID: a controller
+	// that has missed the new key must be able to believe that it has.
+	Seals map[string][]byte `json:"seals"`
+
+	revision int64
+}
+
+// Running reports whether a rotation is under way.
+func (s State) Running() bool { return s.ID != "" && s.Stage != StageDone }
+
+// waits reports whether nobody needs to act.
+func (s State) waits() bool { return s.Stage == StageWatch }
+
+// needsNew reports whether others may sign with the new key.
+func (s State) needsNew() bool {
+	return s.Running() && (s.Stage == StageSign || s.Stage == StageWatch || s.Stage == StageDrop && !s.Back)
+}
+
+// dropped is the key that the rotation drops in the end.
+func (s State) dropped() string {
+	if s.Back {
+		return s.New
+	}
+	return s.Old
+}
+
+// String is the rotation for people.
+func (s State) String() string {
+	if s.Back {
+		return fmt.Sprintf("%s → %s (aborted)", Short(s.New), Short(s.Old))
+	}
+	return fmt.Sprintf("%s → %s", Short(s.Old), Short(s.New))
+}
+
+// Short is the beginning of a key's ID, which tells the few keys of a cluster apart.
+func Short(id string) string { return id[:min(len(id), 8)] }
+
+// seals computes the seal of each secret that this controller has.
+func (s State) seals(l pki.Layout) (map[string][]byte, error) {
+	secrets, err := pki.SharedSecrets(l, "service account rotation")
+	if err != nil {
+		return nil, err
+	}
+	const version = 1
+	s.Seals = nil
+	content, err := json.Marshal([]any{version, s})
+	if err != nil {
+		return nil, err
+	}
+	all := map[string][]byte{}
+	for _, secret := range secrets {
+		mac := hmac.New(sha256.New, secret.Key)
+		mac.Write(content)
+		all[secret.ID] = mac.Sum(nil)
+	}
+	return all, nil
+}
+
+// errNoSeal means that something else than a controller has written the state.
+var errNoSeal = advice.With(errors.New("has no controller's seal: something else than kthwd can write to etcd, or this controller lacks the key"),
+	"see what it says: etcdctl get "+stateKey+"; if no rotation is under way, for the key was changed by hand, remove it: etcdctl del "+stateKey)
+
+// readState returns the zero value before the first rotation.
+func readState(ctx context.Context, l pki.Layout, client *clientv3.Client, o ...clientv3.OpOption) (s State, err error) {
+	ctx, cancel := context.WithTimeout(ctx, recordTimeout)
+	defer cancel()
+	answer, err := client.Get(ctx, stateKey, o...)
+	if err != nil {
+		return s, fmt.Errorf("read %s in etcd: %w", stateKey, err)
+	}
+	if len(answer.Kvs) == 0 {
+		return s, nil
+	}
+	if json.Unmarshal(answer.Kvs[0].Value, &s) != nil || s.ID == "" {
+		return State{}, fmt.Errorf("%s in etcd %w", stateKey, errNoSeal)
+	}
+	want, err := s.seals(l)
+	if err != nil {
+		return State{}, err
+	}
+	for id, seal := range want {
+		if hmac.Equal(seal, s.Seals[id]) {
+			s.revision = answer.Kvs[0].ModRevision
+			return s, nil
+		}
+	}
+	return State{}, fmt.Errorf("%s in etcd %w", stateKey, errNoSeal)
+}
+
+// Admit refuses a controller whose files are those from before a rotation with which others may
+// sign, or still have the key that a rotation has dropped: one that has joined with older files,
+// or was restored. Call it before an API server uses the files, on a controller that has others.
+// It waits for a quorum. A state without a seal admits everyone.
+func Admit(ctx context.Context, l pki.Layout, client *clientv3.Client) error {
+	if _, err := (State{}).seals(l); err != nil { // then no state can be believed
+		return nil
+	}
+	for {
+		s, err := readState(ctx, l, client)
+		switch {
+		case ctx.Err() != nil, errors.Is(err, errNoSeal):
+			return nil
+		case err == nil:
+			return s.admits(l)
+		}
+		select {
+		case <-time.After(etcd.QuorumPoll):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// admits says why a controller with these files cannot serve now; nil if it can.
+func (s State) admits(l pki.Layout) error {
+	f, err := pki.ReadTokenFiles(l)
+	if err != nil || s.ID == "" {
+		return nil // which the API server reports
+	}
+	cert, key := l.Cert(pki.NameServiceAccount), l.Key(pki.NameServiceAccount)
+	hint := fmt.Sprintf("copy %s and %s from another controller, and start kthwd again", cert, key)
+	switch all := append(f.Accepted(), f.Signing()...); {
+	case s.needsNew() && (!slices.Contains(f.Accepted(), s.New) || !slices.Contains(f.Signing(), s.New)):
+		return advice.With(fmt.Errorf("%s or its key lacks the key %s, with which other controllers sign tokens: the service account key is being rotated", cert, Short(s.New)), hint)
+	case s.Stage == StageDone && slices.Contains(all, s.dropped()):
+		return advice.With(fmt.Errorf("%s or its key still has the key %s, which a rotation has dropped on the other controllers", cert, Short(s.dropped())), hint)
+	}
+	return nil
+}
+
+// hold is the right to act, as long as its lease is kept alive.
+type hold struct {
+	session  *concurrency.Session
+	revision int64 // at which it was taken
+}
+
+// errHeld means that another controller acts.
+type errHeld struct{ by string }
+
+func (e *errHeld) Error() string {
+	return "a rotation of the service account key is being carried on by " + e.by
+}
+
+// Hint implements the errors of package advice.
+func (e *errHeld) Hint() string {
+	return fmt.Sprintf("watch it with kthwd pki service-account status; if %s has just died, try again after %d seconds", e.by, holderTTL)
+}
+
+// take acquires the right to act.
+func take(ctx context.Context, client *clientv3.Client, name string) (*hold, error) {
+	session, err := concurrency.NewSession(client, concurrency.WithTTL(holderTTL))
+	if err != nil {
+		return nil, fmt.Errorf("lease in etcd: %w", err)
+	}
+	asked, cancel := context.WithTimeout(ctx, recordTimeout)
+	defer cancel()
+	answer, err := client.Txn(asked).If(clientv3.Compare(clientv3.CreateRevision(holderKey), "=", 0)).
+		Then(clientv3.OpPut(holderKey, name, clientv3.WithLease(session.Lease()))).Else(clientv3.OpGet(holderKey)).Commit()
+	switch {
+	case err != nil:
+		_ = session.Close()
+		return nil, fmt.Errorf("write %s in etcd: %w", holderKey, err)
+	case !answer.Succeeded:
+		_ = session.Close()
+		by := "another controller"
+		if kvs := answer.Responses[0].GetResponseRange().Kvs; len(kvs) > 0 {
+			by = string(kvs[0].Value)
+		}
+		return nil, &errHeld{by}
+	}
+	return &hold{session, answer.Header.Revision}, nil
+}
+
+// release ends the right to act.
+func (h *hold) release() { _ = h.session.Close() }
+
+// errLost means that the right to act, or the state, belongs to another controller now.
+var errLost = advice.With(errors.New("another controller has taken the rotation over"), "kthwd pki service-account status says which")
+
+// save writes the state, unless it has changed or this controller may no longer act.
+func (h *hold) save(ctx context.Context, l pki.Layout, client *clientv3.Client, s *State) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, recordTimeout)
+	defer cancel()
+	if s.Seals, err = s.seals(l); err != nil {
+		return err
+	}
+	text, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	answer, err := client.Txn(ctx).If(
+		clientv3.Compare(clientv3.ModRevision(stateKey), "=", s.revision),
+		clientv3.Compare(clientv3.CreateRevision(holderKey), "=", h.revision),
+	).Then(clientv3.OpPut(stateKey, string(text))).Commit()
+	switch {
+	case err != nil:
+		return fmt.Errorf("write %s in etcd: %w", stateKey, err)
+	case !answer.Succeeded:
+		return errLost
+	}
+	s.revision = answer.Header.Revision
+	return nil
+}
+
+// readHolder names the controller that acts; empty for none.
+func readHolder(ctx context.Context, client *clientv3.Client) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, recordTimeout)
+	defer cancel()
+	answer, err := client.Get(ctx, holderKey)
+	if err != nil || len(answer.Kvs) == 0 {
+		return "", err
+	}
+	return string(answer.Kvs[0].Value), nil
+}
