@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/coreos/go-semver/semver"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 
@@ -209,7 +211,11 @@ func (w *Watch) begins(s State) bool {
 
 // note keeps what is known, and logs what has changed.
 func (w *Watch) note(s State, server *embed.Etcd) {
-	storage, downgrade := server.Server.StorageVersion(), server.Server.DowngradeInfo()
+	storage, open := storageVersion(server.Server)
+	if !open {
+		return
+	}
+	downgrade := server.Server.DowngradeInfo()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if s.Finished && !w.state.Finished && w.upgrades && s.leadsTo(w.cfg.Now) {
@@ -226,6 +232,21 @@ func (w *Watch) note(s State, server *embed.Etcd) {
 	if steps, known := etcdfiles.Steps(storage.String(), w.cfg.Now.Etcd); known && steps == 1 {
 		w.oldest = storage.String()
 	}
+}
+
+// storageVersion is the format of the member's database, nil if etcd does not know it. It is not
+// open when etcd closes it at this moment: of its own accord after a removal or a fatal error, or
+// because the start is refused. A read then meets a transaction that is nil
+// (server/storage/backend/read_tx.go: UnsafeRange).
+func storageVersion(server interface{ StorageVersion() *semver.Version }) (v *semver.Version, open bool) {
+	defer func() {
+		switch v := recover().(type) {
+		case nil, runtime.Error:
+		default:
+			panic(v)
+		}
+	}()
+	return server.StorageVersion(), true
 }
 
 // Report is what the verbs need to know of this controller.

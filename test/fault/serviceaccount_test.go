@@ -352,6 +352,7 @@ func killInTokenRotation(t *testing.T, c *kthwtest.Controller, stage string, arg
 // A controller that is killed in any stage accepts every token when it is back, and goes on when it
 // is told to; a rotation that is taken back leaves the files as they were.
 func TestServiceAccountKilled(t *testing.T) {
+	endToEnd(t, "TestServiceAccountRotate")
 	kthwtest.Turn(t, 1)
 	c := kthwtest.Start(t, kthwtest.Options{})
 	account(t, c.Client(t), "keeper")
