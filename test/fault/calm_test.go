@@ -76,9 +76,11 @@ func hadNoTime(line string, stalls []stall) bool {
 var lineTime = regexp.MustCompile(`^time=(\S+) `)
 
 // A healthy start, a workload as kubectl makes it, a second start and the stops log no
-// error, and no warning but those that are named. It takes the place of seven,
-// because a machine without time for kthwd is not calm.
+// error, and no warning but those that are named. It takes the place of seven, and does not
+// run beside the other packages of make test, because a machine without time for kthwd is not
+// calm: a write to the disk beside it shows no lack of processors.
 func TestHealthyLifeIsCalm(t *testing.T) {
+	endToEnd(t, "make test starts and stops many, and judges no warning")
 	kthwtest.Turn(t, 7)
 	stalls := watchMachine(t)
 	c := kthwtest.Start(t, kthwtest.Options{})
