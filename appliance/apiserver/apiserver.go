@@ -214,6 +214,10 @@ func (a *Server) serve(ctx context.Context, s *built, ready func()) error {
 	a.running = s
 	a.mu.Unlock()
 	s.generic.ShutdownTimeout = connectionGrace
+	var own *upstream.Connections // of this process to itself
+	if loopback, err := a.Loopback(); err == nil {
+		own = upstream.ConnectionsOf(loopback)
+	}
 	go func() { done <- s.run(running) }()
 	go func() {
 		select {
@@ -227,8 +231,8 @@ func (a *Server) serve(ctx context.Context, s *built, ready func()) error {
 		s.generic.ShutdownDelayDuration = rest
 		stop()
 		supervise.Sleep(ended, rest)
-		if loopback, err := a.Loopback(); err == nil {
-			upstream.KeepHangingUp(ended, loopback)
+		if own != nil {
+			own.KeepHangingUp(ended)
 		}
 	}()
 	probing, stopProbing := context.WithCancel(ctx)

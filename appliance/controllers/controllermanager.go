@@ -42,7 +42,7 @@ func (m *Manager) Run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
-	defer upstream.HangUp(client)
+	defer upstream.ConnectionsOf(client).HangUp() // which keeps them until then
 	l := m.lease(m.options.Generic.LeaderElection, client)
 	return l.Run(ctx, ready, func(_ context.Context, server string) (func(context.Context) error, error) {
 		return func(ctx context.Context) error { return m.term(ctx, server) }, nil

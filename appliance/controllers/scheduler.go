@@ -73,7 +73,7 @@ func (s *Scheduler) Run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
-	defer upstream.HangUp(client)
+	defer upstream.ConnectionsOf(client).HangUp() // which keeps them until then
 	l := s.lease(s.settings.election, client)
 	return l.Run(ctx, ready, s.prepare)
 }
