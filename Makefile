@@ -98,13 +98,16 @@ cover: ## which lines the light tests run: dist/cover.html and the total (COVER=
 	go tool cover -html=dist/cover.out -o dist/cover.html
 	@go tool cover -func=dist/cover.out | tail -n 1
 
+# The others have run in make test.
+E2E_OBSERVE = $(shell awk '/^func Test/ { sub(/[^A-Za-z0-9_].*/, "", $$2); name = $$2 } /^\tneedE2E/ && name { printf "%s%s", or, name; or = "|" }' test/observe/*_test.go)
+
 test-e2e: build ## whole clusters with kubectl and real nodes, and the failure tables of the load balancer and of three controllers; parts need root and are skipped without
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=40m ./test/e2e/...
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=15m -v ./test/lb
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=15m -v -run 'TestFaults' ./test/ha
 	$(MAKE) --no-print-directory -s previous
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) KTHWD_PREVIOUS=$(abspath bin/previous/kthwd) go test -count=1 -timeout=35m -v -run 'TestSplitEtcdCA|TestLoneCIS|TestSpace|TestAllDisksLost|TestRenewalOfThree|TestEncryptionOfThree|TestServiceAccountOfThree|TestServiceAccountKilled|TestRevokedOfThree|TestUpgradeCheckOfThree|TestUpgradeAndBack|TestRollingUpgrade|TestUpgradeKilled|TestUpgradeOfThreeBroken|TestLeaving|TestHealthyLifeIsCalm' ./test/fault
-	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=20m -parallel=6 ./test/observe
+	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=20m -parallel=6 -run '^($(E2E_OBSERVE))$$' ./test/observe
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=10m -v ./test/members
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=20m -v -run 'TestEnvtest|TestPage' ./test/try
 
