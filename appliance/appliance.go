@@ -108,10 +108,10 @@ func Run(ctx context.Context, cfg config.Controller, o Options) (err error) {
 	})
 	go p.events.Run(watching)
 	for _, w := range p.watchers {
-		go w.Run(g.Leaving()) // the API server that they ask stops, too
+		p.readers.run(g.Leaving(), w.Run) // the API server that they ask stops, too
 	}
-	go p.workers.Follow(watching) // the API server serves on while it leaves
-	go p.users.Follow(watching)
+	p.readers.run(watching, p.workers.Follow) // the API server serves on while it leaves
+	p.readers.run(watching, p.users.Follow)
 	p.run.Keep()
 	go tuner.Follow(watching)
 	go p.run.Beat(watching, tuner.Needs)
@@ -120,11 +120,11 @@ func Run(ctx context.Context, cfg config.Controller, o Options) (err error) {
 		go l.Follow(watching)
 	}
 	go p.others.Run(watching)
-	go p.mover.Run(watching)
-	go p.gate.Run(watching)
-	go p.upgrade.Run(g.Leaving())  // etcd's own reads end the process once its database is closed
-	go p.rotation.Run(g.Leaving()) // a rotation stops before the API server does
-	go p.tokenRotation.Run(g.Leaving())
+	p.readers.run(watching, p.mover.Run)
+	p.readers.run(watching, p.gate.Run)
+	p.readers.run(g.Leaving(), p.upgrade.Run)
+	p.readers.run(g.Leaving(), p.rotation.Run) // a rotation stops before the API server does
+	p.readers.run(g.Leaving(), p.tokenRotation.Run)
 	return g.Run(ctx)
 }
 

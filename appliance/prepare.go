@@ -73,6 +73,7 @@ type prepared struct {
 	renewed   []string             // files with expired certificates that this start has renewed
 
 	tokenRotation *tokenrotation.Rotation // set by wire
+	readers       *readers                // set by wire
 
 	live map[string]*controllers.Live // kubeconfigs that their clients follow, by program; set by wire
 }

@@ -72,6 +72,8 @@ func (p *prepared) wire() (*supervise.Group, *Liveness, error) {
 	api = p.newAPIServer(member, fences)
 	pause, managerPause := &lease.Pause{}, &lease.Pause{}
 	p.live = p.newLive()
+	p.readers = newReaders()
+	member.OnClose(p.readers.stop)
 	member.OnAbsence(func(ctx context.Context) (func(), error) { return beAbsent(ctx, api, pause, managerPause) })
 	p.observers = append(p.observers, api)
 	kcm := controllers.NewManager(p.controllersConfig(g, program.ControllerManager, &fences.ControllerManager, managerPause), p.programs.Manager)

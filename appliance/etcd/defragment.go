@@ -101,6 +101,10 @@ func (e *Member) OnAbsence(leave func(ctx context.Context) (back func(), err err
 	e.absence = leave
 }
 
+// OnClose sets what ends those who read the database in this process, before it is closed. It
+// returns when they have ended. Call OnClose before Run.
+func (e *Member) OnClose(end func()) { e.endReaders = end }
+
 // maintain is a grpc.UnaryServerInterceptor. It makes two of etcd's own requests harmless for
 // the clients of the cluster, and lets a third be answered meanwhile.
 func (e *Member) maintain(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (answer any, err error) {

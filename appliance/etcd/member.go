@@ -87,10 +87,11 @@ type Member struct {
 	watched watched // what the polls have seen of the other members
 	views   Views   // what the other controllers say; nil without them
 
-	defrag  defragmentation
-	copies  copies
-	absence func(ctx context.Context) (back func(), err error) // see OnAbsence
-	report  func(state string)                                 // tells a state that is ready; nil before there is one. mu guards it
+	defrag     defragmentation
+	copies     copies
+	absence    func(ctx context.Context) (back func(), err error) // see OnAbsence
+	endReaders func()                                             // see OnClose; nil for nobody
+	report     func(state string)                                 // tells a state that is ready; nil before there is one. mu guards it
 
 	strangers atomic.Pointer[string] // what lookForStrangers last reported; nil for none
 
@@ -254,6 +255,9 @@ var fallenBehind = []refusal{
 // close stops the member: it transfers leadership, then etcd closes its listeners and
 // its write-ahead log (embed/etcd.go:Close).
 func (e *Member) close(server *embed.Etcd) {
+	if e.endReaders != nil {
+		e.endReaders()
+	}
 	select {
 	case <-server.Server.ReadyNotify():
 		e.TransferLeadership(context.Background(), server, slog.LevelWarn) // if it still leads, or leads again
