@@ -76,12 +76,12 @@ func hadNoTime(line string, stalls []stall) bool {
 var lineTime = regexp.MustCompile(`^time=(\S+) `)
 
 // A healthy start, a workload as kubectl makes it, a second start and the stops log no
-// error, and no warning but those that are named. It takes the place of seven, and does not
+// error, and no warning but those that are named. It runs alone, and does not
 // run beside the other packages of make test, because a machine without time for kthwd is not
 // calm: a write to the disk beside it shows no lack of processors.
 func TestHealthyLifeIsCalm(t *testing.T) {
 	endToEnd(t, "make test starts and stops many, and judges no warning")
-	kthwtest.Turn(t, 7)
+	kthwtest.Turn(t, kthwtest.Alone)
 	stalls := watchMachine(t)
 	c := kthwtest.Start(t, kthwtest.Options{})
 	work(t, c)

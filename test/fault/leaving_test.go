@@ -157,12 +157,12 @@ func leaderOf(c *kthwtest.Controller) (int, error) {
 }
 
 // Nobody who comes through the balancer notices that controllers leave, one after
-// the other, and come back. It takes the place of seven: the controllers that stay must have a
+// the other, and come back. It runs alone: the controllers that stay must have a
 // processor to answer their checks with, or clients have nowhere to go. For the same reason it
 // does not run beside the other packages of make test.
 func TestLeaving(t *testing.T) {
 	endToEnd(t, "TestNoWriteFailsWhileLeadershipMoves, and TestLeavingBackend of lb, are in make test")
-	kthwtest.Turn(t, 7)
+	kthwtest.Turn(t, kthwtest.Alone)
 	m := makeCluster(t)
 	m.args = longLeases()
 	all := m.startAll(t)

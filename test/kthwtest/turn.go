@@ -16,8 +16,17 @@ import (
 )
 
 // atOncePerProcessor is the number of controllers that run at once for each processor. A
-// start computes for two seconds; then a controller, and its test, wait most of the time.
-const atOncePerProcessor = 4
+// start computes for two seconds; then a controller, and its test, wait most of the time. No
+// other package runs beside the end-to-end tests.
+func atOncePerProcessor() int {
+	if os.Getenv("KTHWD_E2E") != "" {
+		return 5
+	}
+	return 4
+}
+
+// Alone is a turn with all of the room: nothing else of the go test runs then.
+const Alone = 1000
 
 // Turn makes the test parallel, and returns when the machine has room for its controllers.
 // It keeps the room until the test has ended. All packages of one go test share the room;
@@ -58,7 +67,7 @@ func TakeTurns(n int) {
 }
 
 var theTurns = sync.OnceValue(func() *turns {
-	return newTurns(turnsDir(os.Args[0]), atOncePerProcessor*runtime.NumCPU())
+	return newTurns(turnsDir(os.Args[0]), atOncePerProcessor()*runtime.NumCPU())
 })
 
 // turnsDir is a directory that all test binaries of one go test share, given the path of this
