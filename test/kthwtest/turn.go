@@ -20,7 +20,7 @@ import (
 // other package runs beside the end-to-end tests.
 func atOncePerProcessor() int {
 	if os.Getenv("KTHWD_E2E") != "" {
-		return 5
+		return 6
 	}
 	return 4
 }
