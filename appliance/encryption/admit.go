@@ -2,17 +2,15 @@ package encryption
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"slices"
-	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"kthwd/appliance/advice"
-	"kthwd/appliance/etcd"
 	"kthwd/appliance/pki"
+	"kthwd/appliance/stages"
 )
 
 // Admit refuses a controller whose file lacks the new key of a rotation with which others may
@@ -23,20 +21,7 @@ func Admit(ctx context.Context, l pki.Layout, client *clientv3.Client, path stri
 	if _, err := (State{}).seal(l); path == "" || err != nil { // then no state can be believed
 		return nil
 	}
-	for {
-		s, err := readState(ctx, l, client)
-		switch {
-		case ctx.Err() != nil, errors.Is(err, errNoSeal):
-			return nil
-		case err == nil:
-			return s.admits(path)
-		}
-		select {
-		case <-time.After(etcd.QuorumPoll):
-		case <-ctx.Done():
-			return nil
-		}
-	}
+	return stages.Admit(ctx, func() (State, error) { return readState(ctx, l, client) }, errNoSeal, func(s State) error { return s.admits(path) })
 }
 
 // admits says why a controller with this file cannot serve now; nil if it can.

@@ -14,7 +14,7 @@ import (
 func TestAdmit(t *testing.T) {
 	client, l := startEtcd(t, false), layout(t)
 	p, read, write, alone := forms(t)
-	h, err := take(t.Context(), client, "c0")
+	h, err := kind.Take(t.Context(), client, "c0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,7 +38,7 @@ func TestAdmit(t *testing.T) {
 	} {
 		if tt.stage != "" {
 			s := State{ID: "a", Stage: tt.stage, Back: tt.back, New: p, Old: []string{"secretbox key1"}, Files: []string{"x"}, revision: revision}
-			if err := h.save(t.Context(), l, client, &s); err != nil {
+			if err := s.save(t.Context(), l, client, h); err != nil {
 				t.Fatal(err)
 			}
 			revision = s.revision
@@ -53,7 +53,7 @@ func TestAdmit(t *testing.T) {
 			}
 		}
 	}
-	if _, err := client.Put(t.Context(), stateKey, `{"id":"a","stage":"write","files":["x"]}`); err != nil {
+	if _, err := client.Put(t.Context(), kind.StateKey(), `{"id":"a","stage":"write","files":["x"]}`); err != nil {
 		t.Fatal(err)
 	}
 	if err := Admit(t.Context(), l, client, filepath.Join(l.Dir, "old")); err != nil {

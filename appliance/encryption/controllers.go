@@ -2,7 +2,6 @@ package encryption
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,13 +9,13 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/durable"
+	"kthwd/appliance/stages"
 	"kthwd/appliance/text"
 )
 
@@ -36,33 +35,18 @@ type request struct {
 
 // Controller is the answer.
 type Controller struct {
-	Name  string   `json:"name"`
-	File  string   `json:"file"`            // hash of encryption-config.yaml
-	InUse string   `json:"inUse"`           // hash of the file that the API server uses
-	Keys  []string `json:"keys,omitempty"`  // of the file; the first one writes
-	Error string   `json:"error,omitempty"` // why it cannot take part
-	Hint  string   `json:"hint,omitempty"`
+	stages.Answer
+	File  string   `json:"file"`           // hash of encryption-config.yaml
+	InUse string   `json:"inUse"`          // hash of the file that the API server uses
+	Keys  []string `json:"keys,omitempty"` // of the file; the first one writes
 }
 
 // Peer answers the controller that carries a rotation on. Give it to others.Handle.
-func (r *Rotation) Peer() http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, h *http.Request) {
-		var in request
-		if h.Method != http.MethodPost || json.NewDecoder(h.Body).Decode(&in) != nil {
-			http.Error(w, "not a request of a rotation", http.StatusBadRequest)
-			return
-		}
-		// A look at all of etcd takes longer than other answers may.
-		c := http.NewResponseController(w)
-		_ = errors.Join(c.SetReadDeadline(time.Time{}), c.SetWriteDeadline(time.Time{})) // not each server has them
-		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(r.answer(h.Context(), in)) // an error means that the other one has gone
-	})
-}
+func (r *Rotation) Peer() http.Handler { return stages.Peer(r.answer) }
 
 // answer does what another controller, or this one, asks for.
 func (r *Rotation) answer(ctx context.Context, in request) Controller {
-	c := Controller{Name: r.cfg.Name}
+	c := Controller{Answer: stages.Answer{Name: r.cfg.Name}}
 	err := r.configured()
 	if err == nil && in.Check {
 		err = r.replaceable()
@@ -83,8 +67,7 @@ func (r *Rotation) answer(ctx context.Context, in request) Controller {
 		}
 	}
 	if err != nil {
-		c.Error = err.Error()
-		c.Hint, _ = advice.Of(err)
+		c.Failed(err)
 	}
 	return c
 }
@@ -169,46 +152,7 @@ func (r *Rotation) edited(name string) error {
 
 // ask asks all controllers, this one first.
 func (r *Rotation) ask(ctx context.Context, in request, within time.Duration) ([]Controller, error) {
-	body, err := json.Marshal(in)
-	if err != nil {
-		return nil, err
-	}
-	own := make(chan Controller, 1)
-	go func() { own <- r.answer(ctx, in) }()
-	answers := r.cfg.Others.Call(ctx, PeerPath, body, within)
-	all := []Controller{<-own}
-	for _, a := range answers {
-		c := Controller{}
-		if a.Err == nil && json.Unmarshal(a.Body, &c) != nil {
-			a.Err = errors.New("its answer is not that of a controller")
-		}
-		if c.Name = a.Name; a.Err != nil {
-			c.Error, c.Hint = text.Joined(a.Err.Error()), "start "+a.Name+", or remove it with kthwd member remove "+a.Name
-		}
-		all = append(all, c)
-	}
-	return all, ctx.Err()
-}
-
-// complaints is an error that names each controller that cannot take part; nil without one.
-func complaints(all []Controller) error {
-	var said, hints []string
-	for _, c := range all {
-		if c.Error == "" {
-			continue
-		}
-		said = append(said, c.Name+": "+c.Error)
-		if c.Hint != "" && !slices.Contains(hints, c.Hint) {
-			hints = append(hints, c.Hint)
-		}
-	}
-	switch {
-	case len(said) == 0:
-		return nil
-	case len(hints) == 0:
-		return errors.New(strings.Join(said, "; "))
-	}
-	return advice.With(errors.New(strings.Join(said, "; ")), strings.Join(hints, "; "))
+	return stages.Ask(ctx, r.cfg.Others, PeerPath, in, within, func() Controller { return r.answer(ctx, in) })
 }
 
 // next is the file that the controller which began keeps beside the one in use, until the

@@ -16,9 +16,9 @@
 // at etcd's bytes, further apart than the longest request, have found no value of it.
 //
 // The state is below /kthwd/encryption in etcd, without any key, and sealed. The new key
-// travels from controller to controller, over the connections of package others. Whoever
-// holds holderKey acts; a controller that dies leaves the rotation where it is, and Resume
-// on any controller that has the new key continues it.
+// travels from controller to controller, over the connections of package others. The
+// controller that holds the right to act carries the rotation on, see package stages; resume on any
+// controller that has the new key continues it.
 //
 // Values are rewritten in etcd directly, each by compare-and-swap, and not through the API:
 // no webhook, no conversion and no quota is in the way, and nothing but the resourceVersion

@@ -11,47 +11,26 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/url"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.etcd.io/etcd/server/v3/embed"
-	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/storage/value"
 
 	"kthwd/appliance/pki"
+	"kthwd/appliance/stages"
+	"kthwd/test/etcdtest"
 )
 
 // startEtcd runs a member without ports.
 func startEtcd(t testing.TB, fsync bool) *clientv3.Client {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "kthwd") // short enough for a socket
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	cfg := embed.NewConfig()
-	cfg.Name, cfg.Dir, cfg.LogLevel = "c0", filepath.Join(dir, "etcd"), "fatal"
-	cfg.ListenPeerUrls, cfg.UnsafeNoFsync = nil, !fsync
-	cfg.ListenClientUrls = []url.URL{{Scheme: "unix", Path: filepath.Join(dir, "s")}}
-	cfg.InitialCluster = cfg.InitialClusterFromName("c0")
-	cfg.TickMs, cfg.ElectionMs = 20, 200
-	server, err := embed.StartEtcd(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(server.Close)
-	<-server.Server.ReadyNotify()
-	client := v3client.New(server.Server)
-	t.Cleanup(func() { client.Close() })
-	return client
+	return etcdtest.Client(t, etcdtest.Start(t, fsync))
 }
 
 // opened is a reader of a file.
@@ -216,20 +195,20 @@ func TestRewriteHeld(t *testing.T) {
 	client := startEtcd(t, false)
 	p, _, write, _ := forms(t)
 	put(t, client, opened(t, []byte(written)), "secrets", "/registry/secrets/shop/s", "content")
-	h, err := take(t.Context(), client, "c0")
+	h, err := kind.Take(t.Context(), client, "c0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	done, writing := 0, opened(t, write)
-	w := &rewriter{reader: writing, client: client, done: func(n int) { done += n }, due: dueForward(writing, p), held: []clientv3.Cmp{h.valid()}}
-	h.release()
-	if h, err = take(t.Context(), client, "c1"); err != nil {
+	w := &rewriter{reader: writing, client: client, done: func(n int) { done += n }, due: dueForward(writing, p), held: []clientv3.Cmp{h.Valid()}}
+	h.Release()
+	if h, err = kind.Take(t.Context(), client, "c1"); err != nil {
 		t.Fatal(err)
 	}
 	if err := w.run(t.Context()); err != nil || done != 0 {
 		t.Errorf("got %v, %d done", err, done)
 	}
-	w.held = []clientv3.Cmp{h.valid()}
+	w.held = []clientv3.Cmp{h.Valid()}
 	if err := w.run(t.Context()); err != nil || done != 1 {
 		t.Errorf("the one that may act: got %v, %d done", err, done)
 	}
@@ -328,37 +307,37 @@ func TestState(t *testing.T) {
 	if s, err := readState(t.Context(), l, client); err != nil || s.running() {
 		t.Fatalf("before: got %+v, %v", s, err)
 	}
-	h, err := take(t.Context(), client, "c0")
+	h, err := kind.Take(t.Context(), client, "c0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := take(t.Context(), client, "c1"); err == nil || !strings.Contains(err.Error(), "c0") {
+	if _, err := kind.Take(t.Context(), client, "c1"); err == nil || !strings.Contains(err.Error(), "c0") {
 		t.Errorf("a second holder: got %v", err)
 	}
 	s := State{ID: "a", Stage: StageWrite, Files: []string{"x"}}
-	if err := h.save(t.Context(), l, client, &s); err != nil {
+	if err := s.save(t.Context(), l, client, h); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := readState(t.Context(), l, client); err != nil || got.Stage != StageWrite || !got.running() {
 		t.Errorf("got %+v, %v", got, err)
 	}
-	answer, err := client.Get(t.Context(), stateKey)
+	answer, err := client.Get(t.Context(), kind.StateKey())
 	if err != nil {
 		t.Fatal(err)
 	}
 	forged := strings.Replace(string(answer.Kvs[0].Value), `"write"`, `"drop"`, 1)
-	if _, err := client.Put(t.Context(), stateKey, forged); err != nil {
+	if _, err := client.Put(t.Context(), kind.StateKey(), forged); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := readState(t.Context(), l, client); !errors.Is(err, errNoSeal) {
 		t.Errorf("a forged state: got %v", err)
 	}
-	if err := h.save(t.Context(), l, client, &s); !errors.Is(err, errLost) {
+	if err := s.save(t.Context(), l, client, h); !errors.Is(err, stages.ErrLost) {
 		t.Errorf("a state that has changed: got %v", err)
 	}
-	h.release()
+	h.Release()
 	s.revision++ // that of the forged one
-	if err := h.save(t.Context(), l, client, &s); !errors.Is(err, errLost) {
+	if err := s.save(t.Context(), l, client, h); !errors.Is(err, stages.ErrLost) {
 		t.Errorf("without the right to act: got %v", err)
 	}
 }

@@ -23,6 +23,7 @@ import (
 	"kthwd/appliance/etcd"
 	"kthwd/appliance/others"
 	"kthwd/appliance/pki"
+	"kthwd/appliance/stages"
 )
 
 const (
@@ -56,13 +57,10 @@ type Rotation struct {
 
 	accepting sync.Mutex // one file of another controller at a time
 
+	runner *stages.Runner
+
 	mu       sync.Mutex
-	life     context.Context         // of Run; nil before
-	acting   bool                    // this controller carries the rotation on
-	halt     context.CancelCauseFunc // stops it; nil while it does not
-	over     chan struct{}           // closed when it has stopped
 	progress progress
-	stopped  error // why it does not go on
 	seen     State // as Run has last read it
 	holder   string
 	total    float64 // values rewritten by this process
@@ -76,7 +74,11 @@ type progress struct {
 }
 
 // New makes the Rotation of a controller.
-func New(c Config) *Rotation { return &Rotation{cfg: c, gate: c.Gate} }
+func New(c Config) *Rotation {
+	r := &Rotation{cfg: c, gate: c.Gate}
+	r.runner = stages.NewRunner(stages.RunnerConfig{Kind: kind, Name: c.Name, Client: r.client, Log: c.Log})
+	return r
+}
 
 func (r *Rotation) file() string { return r.gate.cfg.File }
 
@@ -186,7 +188,7 @@ func (r *Rotation) tryServer(ctx context.Context, p *plan) error {
 	if err != nil {
 		return err
 	}
-	return complaints(all)
+	return stages.Complaints(all)
 }
 
 // tryAll reads each file of the rotation as the API server would.
@@ -217,7 +219,7 @@ func (r *Rotation) same(ctx context.Context, hash string) error {
 	if err != nil {
 		return err
 	}
-	if err := complaints(all); err != nil {
+	if err := stages.Complaints(all); err != nil {
 		return err
 	}
 	name := filepath.Base(r.file())
@@ -256,100 +258,24 @@ func (r *Rotation) stored(ctx context.Context, client *clientv3.Client, data []b
 
 // act carries the rotation on in the background. begin returns the state with which it
 // starts; an error of it, or of the right to act, is returned, and nothing has changed then.
-func (r *Rotation) act(ctx context.Context, begin func(context.Context, *clientv3.Client, *hold) (State, []byte, error)) error {
-	r.mu.Lock()
-	life := r.life
-	busy := r.acting
-	r.acting = life != nil
-	r.mu.Unlock()
-	switch {
-	case life == nil:
-		return errors.New("kthwd has not started yet, or stops")
-	case busy:
-		return &errHeld{r.cfg.Name}
-	}
-	idle := func() {
+func (r *Rotation) act(ctx context.Context, begin func(context.Context, *clientv3.Client, *stages.Hold) (State, []byte, error)) error {
+	return r.runner.Act(ctx, func(ctx context.Context, client *clientv3.Client, h *stages.Hold) (stages.Work, error) {
+		s, data, err := begin(ctx, client, h)
+		if err != nil {
+			return stages.Work{}, err
+		}
 		r.mu.Lock()
-		r.acting = false
+		r.progress = progress{}
 		r.mu.Unlock()
-	}
-	client, err := r.client()
-	if err != nil {
-		idle()
-		return err
-	}
-	h, err := take(ctx, client, r.cfg.Name)
-	if err != nil {
-		idle()
-		client.Close()
-		return err
-	}
-	s, key, err := begin(ctx, client, h)
-	if err != nil {
-		idle()
-		h.release()
-		client.Close()
-		return err
-	}
-	ctx, cancel := context.WithCancelCause(life)
-	over := make(chan struct{})
-	r.mu.Lock()
-	r.stopped, r.progress, r.halt, r.over = nil, progress{}, cancel, over
-	r.mu.Unlock()
-	go func() {
-		select {
-		case <-h.session.Done():
-			cancel(errLost)
-		case <-ctx.Done():
-		}
-	}()
-	go func() {
-		defer close(over)
-		err := r.carryOn(ctx, client, h, s, key)
-		if cause := context.Cause(ctx); cause != nil && err != nil {
-			err = cause
-		}
-		cancel(nil)
-		h.release()
-		client.Close()
-		r.end(s, err)
-	}()
-	return nil
-}
-
-// errHalted means that a person has asked to abort.
-var errHalted = errors.New("it is aborted")
-
-// stop ends what this controller does for a rotation, and returns when it has.
-func (r *Rotation) stop(ctx context.Context) error {
-	r.mu.Lock()
-	halt, over := r.halt, r.over
-	r.mu.Unlock()
-	if halt == nil {
-		return nil
-	}
-	halt(errHalted)
-	select {
-	case <-over:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// end notes how a run of the stages has ended.
-func (r *Rotation) end(s State, err error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.acting, r.halt, r.stopped = false, nil, err
-	if err != nil && r.life.Err() == nil && !errors.Is(err, errHalted) {
-		r.cfg.Log.Warn("the rotation of the encryption key has stopped", "rotation", s.String(), "err", err)
-	}
+		return stages.Work{What: s.String(), Stage: func(ctx context.Context, client *clientv3.Client, h *stages.Hold) error {
+			return r.carryOn(ctx, client, h, s, data)
+		}}, nil
+	})
 }
 
 // carryOn goes through the stages from that of s. data is the file of the stage if it is
 // known already.
-func (r *Rotation) carryOn(ctx context.Context, client *clientv3.Client, h *hold, s State, data []byte) (err error) {
+func (r *Rotation) carryOn(ctx context.Context, client *clientv3.Client, h *stages.Hold, s State, data []byte) (err error) {
 	for {
 		r.cfg.Log.Info("rotation of the encryption key", "stage", string(s.Stage), "rotation", s.String())
 		switch s.Stage {
@@ -371,18 +297,18 @@ func (r *Rotation) carryOn(ctx context.Context, client *clientv3.Client, h *hold
 		} else if err != nil {
 			return err
 		}
-		if s.Stage = stages[(s.Stage.Number())%Of]; s.Stage == StageRead {
+		if s.Stage = order[(s.Stage.Number())%Of]; s.Stage == StageRead {
 			break // the stage was the last one
 		}
 		if s.Stage == StageRewrite {
 			s.Since, s.By = time.Now().UTC(), r.cfg.Name
-			if err := h.save(ctx, r.cfg.Layout, client, &s); err != nil {
+			if err := s.save(ctx, r.cfg.Layout, client, h); err != nil {
 				return err
 			}
 		}
 	}
 	s.Stage, s.Since = StageDone, time.Now().UTC()
-	if err := h.save(ctx, r.cfg.Layout, client, &s); err != nil {
+	if err := s.save(ctx, r.cfg.Layout, client, h); err != nil {
 		return err
 	}
 	r.cfg.Log.Info("rotation of the encryption key has ended", "rotation", s.String())
@@ -403,7 +329,7 @@ func formOf(s State) form {
 }
 
 // enter makes the file of the stage, keeps it here, and records its hash.
-func (r *Rotation) enter(ctx context.Context, client *clientv3.Client, h *hold, s *State) ([]byte, error) {
+func (r *Rotation) enter(ctx context.Context, client *clientv3.Client, h *stages.Hold, s *State) ([]byte, error) {
 	here, err := os.ReadFile(r.file())
 	if err != nil {
 		return nil, err
@@ -427,14 +353,14 @@ func (r *Rotation) enter(ctx context.Context, client *clientv3.Client, h *hold, 
 }
 
 // record keeps the file of the stage beside the one in use, and then its hash in etcd.
-func (r *Rotation) record(ctx context.Context, client *clientv3.Client, h *hold, s *State, data []byte) error {
+func (r *Rotation) record(ctx context.Context, client *clientv3.Client, h *stages.Hold, s *State, data []byte) error {
 	if err := durable.Write(r.next(), data, 0o600); err != nil {
 		return advice.With(fmt.Errorf("keep the new key: %w", err), "make the directory writable for kthwd's user")
 	}
 	hash := hashOf(data)
 	s.Files = append(slices.DeleteFunc(s.Files, func(f string) bool { return f == hash }), hash)
 	s.Since, s.By = time.Now().UTC(), r.cfg.Name
-	return h.save(ctx, r.cfg.Layout, client, s)
+	return s.save(ctx, r.cfg.Layout, client, h)
 }
 
 // spread gives every controller the file of the stage, and returns when the API server of each uses it.
@@ -443,7 +369,7 @@ func (r *Rotation) spread(ctx context.Context, client *clientv3.Client, s State,
 	if err != nil {
 		return err
 	}
-	if err := complaints(all); err != nil {
+	if err := stages.Complaints(all); err != nil {
 		return err
 	}
 	for _, c := range all {
@@ -470,7 +396,7 @@ func (r *Rotation) spread(ctx context.Context, client *clientv3.Client, s State,
 	if all, err = r.ask(ctx, request{ID: s.ID, Data: data}, proofTime); err != nil {
 		return err
 	}
-	if err := complaints(all); err != nil {
+	if err := stages.Complaints(all); err != nil {
 		return err
 	}
 	for _, c := range all {
@@ -511,7 +437,7 @@ func clean(s State, stored Stored) bool {
 
 // rewriteAll rewrites what the key to be dropped has written, until two looks further apart
 // than the longest request find nothing of it.
-func (r *Rotation) rewriteAll(ctx context.Context, client *clientv3.Client, h *hold, s State) error {
+func (r *Rotation) rewriteAll(ctx context.Context, client *clientv3.Client, h *stages.Hold, s State) error {
 	data, err := os.ReadFile(r.file())
 	if err != nil {
 		return err
@@ -532,7 +458,7 @@ func (r *Rotation) rewriteAll(ctx context.Context, client *clientv3.Client, h *h
 	if err != nil {
 		return r.ofFile(err)
 	}
-	w := &rewriter{reader: read, client: client, done: r.count, due: dueForward(read, s.New), held: []clientv3.Cmp{h.valid()}}
+	w := &rewriter{reader: read, client: client, done: r.count, due: dueForward(read, s.New), held: []clientv3.Cmp{h.Valid()}}
 	if s.Back {
 		w.due = dueBack(s.New)
 	}

@@ -11,21 +11,14 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.etcd.io/etcd/client/v3/concurrency"
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/pki"
+	"kthwd/appliance/stages"
 )
 
-// The keys of a rotation. kube-apiserver's are below /registry.
-const (
-	prefix    = "/kthwd/encryption/"
-	stateKey  = prefix + "rotation"
-	holderKey = prefix + "holder" // of the controller that acts; ends with its lease
-
-	holderTTL     = 15 // seconds after which another controller may act
-	recordTimeout = 5 * time.Second
-)
+// kind names the rotation. kube-apiserver's keys in etcd are below /registry.
+var kind = stages.Kind{What: "the encryption key", Command: "kthwd encryption", Prefix: "/kthwd/encryption/"}
 
 // Stage is a step of a rotation.
 type Stage string
@@ -39,10 +32,10 @@ const (
 	StageDone    Stage = "done"
 )
 
-var stages = []Stage{StageRead, StageWrite, StageRewrite, StageDrop}
+var order = []Stage{StageRead, StageWrite, StageRewrite, StageDrop}
 
 // Number counts the stages from 1.
-func (s Stage) Number() int { return slices.Index(stages, s) + 1 }
+func (s Stage) Number() int { return slices.Index(order, s) + 1 }
 
 // Of is the number of stages.
 const Of = 4
@@ -143,118 +136,48 @@ func (r *Rotation) Reseal(ctx context.Context, client *clientv3.Client) error {
 	case s.running():
 		return advice.With(errors.New("the encryption key is being rotated, too"), "let that end first: kthwd encryption status")
 	}
-	h, err := take(ctx, client, r.cfg.Name)
+	h, err := kind.Take(ctx, client, r.cfg.Name)
 	if err != nil {
 		return err
 	}
-	defer h.release()
-	return h.save(ctx, r.cfg.Layout, client, &s)
+	defer h.Release()
+	return s.save(ctx, r.cfg.Layout, client, h)
 }
 
 // errNoSeal means that something else than a controller has written the state.
 var errNoSeal = advice.With(errors.New("has no controller's seal: something else than kthwd can write to etcd"),
-	"see what it says: etcdctl get "+stateKey+"; without it kthwd takes no rotation for under way")
+	"see what it says: etcdctl get "+kind.StateKey()+"; without it kthwd takes no rotation for under way")
 
 // readState returns the zero value before the first rotation.
 func readState(ctx context.Context, l pki.Layout, client *clientv3.Client, o ...clientv3.OpOption) (s State, err error) {
-	ctx, cancel := context.WithTimeout(ctx, recordTimeout)
+	ctx, cancel := context.WithTimeout(ctx, stages.RecordTimeout)
 	defer cancel()
-	answer, err := client.Get(ctx, stateKey, o...)
+	key := kind.StateKey()
+	answer, err := client.Get(ctx, key, o...)
 	if err != nil {
-		return s, fmt.Errorf("read %s in etcd: %w", stateKey, err)
+		return s, fmt.Errorf("read %s in etcd: %w", key, err)
 	}
 	if len(answer.Kvs) == 0 {
 		return s, nil
 	}
 	if json.Unmarshal(answer.Kvs[0].Value, &s) != nil || len(s.Files) == 0 {
-		return State{}, fmt.Errorf("%s in etcd %w", stateKey, errNoSeal)
+		return State{}, fmt.Errorf("%s in etcd %w", key, errNoSeal)
 	}
 	sealed, err := s.isSealed(l)
 	if err != nil {
 		return State{}, err
 	}
 	if !sealed {
-		return State{}, fmt.Errorf("%s in etcd %w", stateKey, errNoSeal)
+		return State{}, fmt.Errorf("%s in etcd %w", key, errNoSeal)
 	}
 	s.revision = answer.Kvs[0].ModRevision
 	return s, nil
 }
 
-// hold is the right to act, as long as its lease is kept alive.
-type hold struct {
-	session  *concurrency.Session
-	revision int64 // at which it was taken
-}
-
-// errHeld means that another controller acts.
-type errHeld struct{ by string }
-
-func (e *errHeld) Error() string {
-	return "a rotation of the encryption key is being carried on by " + e.by
-}
-
-// Hint implements the errors of package advice.
-func (e *errHeld) Hint() string {
-	return fmt.Sprintf("watch it with kthwd encryption status; if %s has just died, try again after %d seconds", e.by, holderTTL)
-}
-
-// take acquires the right to act. It waits for the lease of a controller that has just died.
-func take(ctx context.Context, client *clientv3.Client, name string) (*hold, error) {
-	session, err := concurrency.NewSession(client, concurrency.WithTTL(holderTTL))
-	if err != nil {
-		return nil, fmt.Errorf("lease in etcd: %w", err)
-	}
-	asked, cancel := context.WithTimeout(ctx, recordTimeout)
-	defer cancel()
-	answer, err := client.Txn(asked).If(clientv3.Compare(clientv3.CreateRevision(holderKey), "=", 0)).
-		Then(clientv3.OpPut(holderKey, name, clientv3.WithLease(session.Lease()))).Else(clientv3.OpGet(holderKey)).Commit()
-	switch {
-	case err != nil:
-		_ = session.Close()
-		return nil, fmt.Errorf("write %s in etcd: %w", holderKey, err)
-	case !answer.Succeeded:
-		_ = session.Close()
-		by := "another controller"
-		if kvs := answer.Responses[0].GetResponseRange().Kvs; len(kvs) > 0 {
-			by = string(kvs[0].Value)
-		}
-		return nil, &errHeld{by}
-	}
-	return &hold{session, answer.Header.Revision}, nil
-}
-
-// valid holds as long as nobody else may act.
-func (h *hold) valid() clientv3.Cmp {
-	return clientv3.Compare(clientv3.CreateRevision(holderKey), "=", h.revision)
-}
-
-// release ends the right to act.
-func (h *hold) release() { _ = h.session.Close() }
-
-// errLost means that the right to act, or the state, belongs to another controller now.
-var errLost = advice.With(errors.New("another controller has taken the rotation over"), "kthwd encryption status says which")
-
-// save writes the state, unless it has changed or this controller may no longer act.
-func (h *hold) save(ctx context.Context, l pki.Layout, client *clientv3.Client, s *State) (err error) {
-	ctx, cancel := context.WithTimeout(ctx, recordTimeout)
-	defer cancel()
+// save seals the state and writes it, unless it has changed or this controller may no longer act.
+func (s *State) save(ctx context.Context, l pki.Layout, client *clientv3.Client, h *stages.Hold) (err error) {
 	if s.Seal, err = s.seal(l); err != nil {
 		return err
 	}
-	text, err := json.Marshal(s)
-	if err != nil {
-		return err
-	}
-	answer, err := client.Txn(ctx).If(
-		clientv3.Compare(clientv3.ModRevision(stateKey), "=", s.revision),
-		h.valid(),
-	).Then(clientv3.OpPut(stateKey, string(text))).Commit()
-	switch {
-	case err != nil:
-		return fmt.Errorf("write %s in etcd: %w", stateKey, err)
-	case !answer.Succeeded:
-		return errLost
-	}
-	s.revision = answer.Header.Revision
-	return nil
+	return h.Save(ctx, client, s, &s.revision)
 }

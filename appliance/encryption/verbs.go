@@ -2,10 +2,8 @@ package encryption
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net/http"
 	"os"
@@ -16,6 +14,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"kthwd/appliance/advice"
+	"kthwd/appliance/stages"
 	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
 	"kthwd/appliance/text"
@@ -58,22 +57,7 @@ type Report struct {
 
 // Private returns the handler of the verbs, for the unix socket.
 func (r *Rotation) Private() map[string]http.HandlerFunc {
-	return map[string]http.HandlerFunc{"POST " + Path: func(w http.ResponseWriter, h *http.Request) {
-		c := http.NewResponseController(w) // a look at all of etcd takes longer than other answers may
-		_ = errors.Join(c.SetReadDeadline(time.Time{}), c.SetWriteDeadline(time.Time{}))
-		var in Request
-		err := json.NewDecoder(io.LimitReader(h.Body, 64<<10)).Decode(&in)
-		var out Report
-		if err == nil {
-			out, err = r.do(h.Context(), in)
-		}
-		if err != nil {
-			status.Refuse(w, http.StatusConflict, err)
-			return
-		}
-		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(out) // an error means that the client has gone
-	}}
+	return stages.Verbs(Path, r.do)
 }
 
 func (r *Rotation) do(ctx context.Context, in Request) (out Report, err error) {
@@ -91,7 +75,7 @@ func (r *Rotation) do(ctx context.Context, in Request) (out Report, err error) {
 		err = r.act(ctx, r.resume)
 	case VerbAbort:
 		if err = r.mayAbort(ctx, client); err == nil {
-			err = errors.Join(r.stop(ctx), r.act(ctx, r.abort))
+			err = errors.Join(r.runner.Halt(ctx), r.act(ctx, r.abort))
 		}
 	default:
 		err = fmt.Errorf("unknown verb %q", in.Verb)
@@ -115,16 +99,16 @@ func (r *Rotation) report(ctx context.Context, client *clientv3.Client, brief bo
 	if s.ID != "" {
 		out.Rotation, out.Running = &s, s.running()
 	}
-	if out.Holder, err = readHolder(ctx, client); err != nil {
+	if out.Holder, err = kind.Holder(ctx, client); err != nil {
 		return out, err
 	}
 	r.mu.Lock()
 	out.Progress = r.progress
-	if r.stopped != nil && !r.acting && out.Running {
-		out.Stopped = r.stopped.Error()
-		out.Hint, _ = advice.Of(r.stopped)
-	}
 	r.mu.Unlock()
+	if stopped := r.runner.Stopped(); stopped != nil && out.Running {
+		out.Stopped = stopped.Error()
+		out.Hint, _ = advice.Of(stopped)
+	}
 	if brief {
 		return out, nil
 	}
@@ -142,16 +126,6 @@ func (r *Rotation) report(ctx context.Context, client *clientv3.Client, brief bo
 	return out, err
 }
 
-func readHolder(ctx context.Context, client *clientv3.Client) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, recordTimeout)
-	defer cancel()
-	answer, err := client.Get(ctx, holderKey)
-	if err != nil || len(answer.Kvs) == 0 {
-		return "", err
-	}
-	return string(answer.Kvs[0].Value), nil
-}
-
 // rotate begins a rotation, or says what it would do.
 func (r *Rotation) rotate(ctx context.Context, client *clientv3.Client, q Request) (out Report, err error) {
 	p, stored, err := r.prepare(ctx, client, q)
@@ -162,7 +136,7 @@ func (r *Rotation) rotate(ctx context.Context, client *clientv3.Client, q Reques
 		out.File, out.Stored, out.Steps = r.file(), &stored, steps(p, stored, r.cfg.Settle)
 		return out, nil
 	}
-	err = r.act(ctx, func(ctx context.Context, client *clientv3.Client, h *hold) (State, []byte, error) {
+	err = r.act(ctx, func(ctx context.Context, client *clientv3.Client, h *stages.Hold) (State, []byte, error) {
 		data, err := in(p.data, formRead, p.state.New, p.entry)
 		if err != nil {
 			return State{}, nil, err
@@ -188,7 +162,7 @@ func steps(p *plan, stored Stored, settle time.Duration) []string {
 }
 
 // resume goes on with the stage at which a rotation has stopped.
-func (r *Rotation) resume(ctx context.Context, client *clientv3.Client, _ *hold) (State, []byte, error) {
+func (r *Rotation) resume(ctx context.Context, client *clientv3.Client, _ *stages.Hold) (State, []byte, error) {
 	s, err := r.unfinished(ctx, client)
 	return s, nil, err
 }
@@ -218,7 +192,7 @@ func (r *Rotation) mayAbort(ctx context.Context, client *clientv3.Client) error 
 
 // abort turns a rotation round: what the new key has written is written with the old one
 // again, and the new key is dropped.
-func (r *Rotation) abort(ctx context.Context, client *clientv3.Client, h *hold) (State, []byte, error) {
+func (r *Rotation) abort(ctx context.Context, client *clientv3.Client, h *stages.Hold) (State, []byte, error) {
 	if err := r.mayAbort(ctx, client); err != nil {
 		return State{}, nil, err
 	}
@@ -243,9 +217,7 @@ const (
 
 // Run carries rotations on, and follows those of other controllers, until ctx ends.
 func (r *Rotation) Run(ctx context.Context) {
-	r.mu.Lock()
-	r.life = ctx
-	r.mu.Unlock()
+	r.runner.Live(ctx)
 	for ctx.Err() == nil {
 		r.follow(ctx)
 		supervise.Sleep(ctx, followEvery)
@@ -261,7 +233,7 @@ func (r *Rotation) follow(ctx context.Context) {
 	s, err := readState(ctx, r.cfg.Layout, client, clientv3.WithSerializable())
 	var holder string
 	if err == nil && s.running() {
-		holder, err = readHolder(ctx, client)
+		holder, err = kind.Holder(ctx, client)
 	}
 	if err != nil {
 		r.cfg.Log.Debug("the rotation of the encryption key is not known", "err", err)
@@ -282,16 +254,16 @@ func (r *Rotation) tidy(ctx context.Context, client *clientv3.Client, kept fs.Fi
 	if s, err := readState(ctx, r.cfg.Layout, client); err != nil || s.running() {
 		return
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if now, err := os.Lstat(r.next()); r.acting || err != nil || !os.SameFile(now, kept) {
-		return
-	}
-	if err := r.forgetNext(); err != nil {
-		r.cfg.Log.Warn("a file with an encryption key that is in use no more cannot be removed", "err", err)
-		return
-	}
-	r.cfg.Log.Info("removed the file that was kept for a rotation which has ended", "file", r.next())
+	r.runner.Idle(func() {
+		if now, err := os.Lstat(r.next()); err != nil || !os.SameFile(now, kept) {
+			return
+		}
+		if err := r.forgetNext(); err != nil {
+			r.cfg.Log.Warn("a file with an encryption key that is in use no more cannot be removed", "err", err)
+			return
+		}
+		r.cfg.Log.Info("removed the file that was kept for a rotation which has ended", "file", r.next())
+	})
 }
 
 // Findings tells of a rotation that is under way, or has stopped.
@@ -304,10 +276,10 @@ func (r *Rotation) Findings() []status.Finding {
 	}
 	where := fmt.Sprintf("encryption key %s: stage %d of %d, %s", s, s.Stage.Number(), Of, s.Stage)
 	f := status.Finding{Health: status.Healthy, Kind: kindRotation, Text: where + ", by " + text.Line(r.holder), Do: r.verb("status"), Since: s.Since}
-	if r.holder == "" && !r.acting {
+	if r.holder == "" && !r.runner.Acting() {
 		f.Health, f.Text, f.Do = status.Degraded, where+", has stopped", r.verb("resume")
-		if r.stopped != nil {
-			f.Text += ": " + r.stopped.Error()
+		if stopped := r.runner.Stopped(); stopped != nil {
+			f.Text += ": " + stopped.Error()
 		}
 	}
 	return []status.Finding{f}

@@ -1,20 +1,27 @@
 package encryption
 
 import (
+	"context"
 	"log/slog"
 	"os"
+	"sync"
 	"testing"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+
+	"kthwd/appliance/stages"
+	"kthwd/test/etcdtest"
 )
 
 // The file that a controller keeps goes when another one has ended the rotation, and not
 // before: the new key may be nowhere else.
 func TestTidy(t *testing.T) {
-	client, l := startEtcd(t, false), layout(t)
+	server, l := etcdtest.Start(t, false), layout(t)
+	client := etcdtest.Client(t, server)
 	r := New(Config{Layout: l, Gate: NewGate(GateConfig{File: l.EncryptionConfig()}), Log: slog.New(slog.DiscardHandler)})
-	h, err := take(t.Context(), client, "c0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	r.runner = stages.NewRunner(stages.RunnerConfig{Kind: kind, Name: "c0", Client: func() (*clientv3.Client, error) { return v3client.New(server.Server), nil }})
+	r.runner.Live(t.Context())
 	if err := os.WriteFile(r.next(), []byte(written), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -23,9 +30,17 @@ func TestTidy(t *testing.T) {
 		stage        Stage
 		acting, gone bool
 	}{{StageRead, false, false}, {StageDone, true, false}, {StageDone, false, true}} {
-		s.Stage, r.acting = tt.stage, tt.acting
-		if err := h.save(t.Context(), l, client, &s); err != nil {
+		s.Stage = tt.stage
+		rest := make(chan struct{})
+		if err := r.runner.Act(t.Context(), func(ctx context.Context, client *clientv3.Client, h *stages.Hold) (stages.Work, error) {
+			wait := func(context.Context, *clientv3.Client, *stages.Hold) error { <-rest; return nil }
+			return stages.Work{Stage: wait}, s.save(ctx, l, client, h)
+		}); err != nil {
 			t.Fatal(err)
+		}
+		finish := sync.OnceFunc(func() { close(rest); _ = r.runner.Halt(t.Context()) })
+		if !tt.acting {
+			finish()
 		}
 		kept, err := os.Lstat(r.next())
 		if err != nil {
@@ -35,5 +50,6 @@ func TestTidy(t *testing.T) {
 		if _, err := os.Lstat(r.next()); os.IsNotExist(err) != tt.gone {
 			t.Errorf("%+v: got %v", tt, err)
 		}
+		finish()
 	}
 }

@@ -2,7 +2,6 @@ package tokenrotation
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -14,7 +13,7 @@ import (
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/pki"
-	"kthwd/appliance/text"
+	"kthwd/appliance/stages"
 	"kthwd/appliance/tokenkeys"
 )
 
@@ -36,34 +35,20 @@ type request struct {
 
 // Controller is the answer.
 type Controller struct {
-	Name    string         `json:"name"`
+	stages.Answer
 	Accepts []string       `json:"accepts,omitempty"` // IDs of the keys whose tokens the API server accepts
 	Signs   string         `json:"signs,omitempty"`   // ID of the key with which the API server signs
 	Files   []string       `json:"files,omitempty"`   // IDs of the private keys in the file; the first one signs
 	Manager string         `json:"manager,omitempty"` // ID of the key with which kube-controller-manager signs
 	Use     *tokenkeys.Use `json:"use,omitempty"`     // of the key asked for
-	Error   string         `json:"error,omitempty"`   // why it cannot take part
-	Hint    string         `json:"hint,omitempty"`
 }
 
 // Peer answers the controller that carries a rotation on. Give it to others.Handle.
-func (r *Rotation) Peer() http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, h *http.Request) {
-		var in request
-		if h.Method != http.MethodPost || json.NewDecoder(h.Body).Decode(&in) != nil {
-			http.Error(w, "not a request of a rotation", http.StatusBadRequest)
-			return
-		}
-		c := http.NewResponseController(w) // the end of a term takes longer than other answers may
-		_ = errors.Join(c.SetReadDeadline(time.Time{}), c.SetWriteDeadline(time.Time{}))
-		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(r.answer(h.Context(), in)) // an error means that the other one has gone
-	})
-}
+func (r *Rotation) Peer() http.Handler { return stages.Peer(r.answer) }
 
 // answer does what another controller, or this one, asks for.
 func (r *Rotation) answer(ctx context.Context, in request) Controller {
-	c := Controller{Name: r.cfg.Name}
+	c := Controller{Answer: stages.Answer{Name: r.cfg.Name}}
 	err := r.cfg.Cannot
 	if err == nil && in.Check {
 		if err = pki.TokenFilesReplaceable(r.cfg.Layout); err != nil {
@@ -85,8 +70,7 @@ func (r *Rotation) answer(ctx context.Context, in request) Controller {
 		c.Use = r.cfg.Tokens.UseOf(in.Watch)
 	}
 	if err != nil {
-		c.Error = err.Error()
-		c.Hint, _ = advice.Of(err)
+		c.Failed(err)
 	}
 	return c
 }
@@ -235,55 +219,15 @@ func shorts(ids []string) string {
 
 // ask asks all controllers, this one first.
 func (r *Rotation) ask(ctx context.Context, in request, within time.Duration) ([]Controller, error) {
-	body, err := json.Marshal(in)
-	if err != nil {
-		return nil, err
-	}
-	own := make(chan Controller, 1)
-	go func() { own <- r.answer(ctx, in) }()
-	answers := r.cfg.Others.Call(ctx, PeerPath, body, within)
-	all := []Controller{<-own}
-	for _, a := range answers {
-		c := Controller{}
-		if a.Err == nil && json.Unmarshal(a.Body, &c) != nil {
-			a.Err = errors.New("its answer is not that of a controller")
-		}
-		if c.Name = a.Name; a.Err != nil {
-			c.Error, c.Hint = text.Joined(a.Err.Error()), "start "+a.Name+", or remove it with kthwd member remove "+a.Name
-		}
-		all = append(all, c)
-	}
-	return all, ctx.Err()
-}
-
-// complaints is an error that names each controller that cannot take part; nil without one.
-func complaints(all []Controller) error {
-	var said, hints []string
-	for _, c := range all {
-		if c.Error == "" {
-			continue
-		}
-		said = append(said, c.Name+": "+c.Error)
-		if c.Hint != "" && !slices.Contains(hints, c.Hint) {
-			hints = append(hints, c.Hint)
-		}
-	}
-	switch {
-	case len(said) == 0:
-		return nil
-	case len(hints) == 0:
-		return errors.New(strings.Join(said, "; "))
-	}
-	return advice.With(errors.New(strings.Join(said, "; ")), strings.Join(hints, "; "))
+	return stages.Ask(ctx, r.cfg.Others, PeerPath, in, within, func() Controller { return r.answer(ctx, in) })
 }
 
 // notConfirmed is an error that names each controller that has not taken a stage; nil without one.
 func notConfirmed(s State, all []Controller) error {
 	for i, c := range all {
 		if err := confirmed(s, c); c.Error == "" && err != nil {
-			all[i].Error = err.Error()
-			all[i].Hint, _ = advice.Of(err)
+			all[i].Failed(err)
 		}
 	}
-	return complaints(all)
+	return stages.Complaints(all)
 }

@@ -20,6 +20,6 @@
 // The new private key travels from controller to controller, over the connections of package
 // others. Before the old key is dropped, Config.Reseal gives every seal in etcd the new one.
 //
-// Whoever holds holderKey acts; a controller that dies leaves the rotation where it is, and
-// Resume on any controller that has the new key continues it.
+// The controller that holds the right to act carries the rotation on, see package stages; resume on any
+// controller that has the new key continues it.
 package tokenrotation

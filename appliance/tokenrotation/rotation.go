@@ -19,6 +19,7 @@ import (
 	"kthwd/appliance/etcd"
 	"kthwd/appliance/others"
 	"kthwd/appliance/pki"
+	"kthwd/appliance/stages"
 	"kthwd/appliance/tokenkeys"
 )
 
@@ -56,19 +57,20 @@ type Rotation struct {
 
 	accepting sync.Mutex // one stage at a time
 
+	runner *stages.Runner
+
 	mu      sync.Mutex
-	life    context.Context         // of Run; nil before
-	acting  bool                    // this controller carries the rotation on
-	halt    context.CancelCauseFunc // stops it; nil while it does not
-	over    chan struct{}           // closed when it has stopped
-	stopped error                   // why it does not go on
-	seen    State                   // as Run has last read it
+	seen    State // as Run has last read it
 	holder  string
 	manager string // ID of the key with which kube-controller-manager signs; empty if not known yet
 }
 
 // New makes the Rotation of a controller.
-func New(c Config) *Rotation { return &Rotation{cfg: c} }
+func New(c Config) *Rotation {
+	r := &Rotation{cfg: c}
+	r.runner = stages.NewRunner(stages.RunnerConfig{Kind: kind, Name: c.Name, Client: r.client, Log: c.Log})
+	return r
+}
 
 func (r *Rotation) cert() string { return r.cfg.Layout.Cert(pki.NameServiceAccount) }
 
@@ -99,7 +101,7 @@ func (r *Rotation) prepare(ctx context.Context, client *clientv3.Client, wait ti
 	if err != nil {
 		return was, err
 	}
-	if err := complaints(all); err != nil {
+	if err := stages.Complaints(all); err != nil {
 		return was, err
 	}
 	own := all[0]
@@ -125,99 +127,17 @@ func nextOf(s State) string {
 
 // act carries the rotation on in the background. begin returns the state with which it
 // starts; an error of it, or of the right to act, is returned, and nothing has changed then.
-func (r *Rotation) act(ctx context.Context, begin func(context.Context, *clientv3.Client, *hold) (State, error)) error {
-	r.mu.Lock()
-	life := r.life
-	busy := r.acting
-	r.acting = life != nil
-	r.mu.Unlock()
-	switch {
-	case life == nil:
-		return errors.New("kthwd has not started yet, or stops")
-	case busy:
-		return &errHeld{r.cfg.Name}
-	}
-	idle := func() {
-		r.mu.Lock()
-		r.acting = false
-		r.mu.Unlock()
-	}
-	client, err := r.client()
-	if err != nil {
-		idle()
-		return err
-	}
-	h, err := take(ctx, client, r.cfg.Name)
-	if err != nil {
-		idle()
-		client.Close()
-		return err
-	}
-	s, err := begin(ctx, client, h)
-	if err != nil {
-		idle()
-		h.release()
-		client.Close()
-		return err
-	}
-	ctx, cancel := context.WithCancelCause(life)
-	over := make(chan struct{})
-	r.mu.Lock()
-	r.stopped, r.halt, r.over = nil, cancel, over
-	r.mu.Unlock()
-	go func() {
-		select {
-		case <-h.session.Done():
-			cancel(errLost)
-		case <-ctx.Done():
-		}
-	}()
-	go func() {
-		defer close(over)
-		err := r.carryOn(ctx, client, h, s)
-		if cause := context.Cause(ctx); cause != nil && err != nil {
-			err = cause
-		}
-		cancel(nil)
-		h.release()
-		client.Close()
-		r.end(s, err)
-	}()
-	return nil
-}
-
-// errHalted means that a person has asked to abort.
-var errHalted = errors.New("it is aborted")
-
-// stop ends what this controller does for a rotation, and returns when it has.
-func (r *Rotation) stop(ctx context.Context) error {
-	r.mu.Lock()
-	halt, over := r.halt, r.over
-	r.mu.Unlock()
-	if halt == nil {
-		return nil
-	}
-	halt(errHalted)
-	select {
-	case <-over:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// end notes how a run of the stages has ended.
-func (r *Rotation) end(s State, err error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.acting, r.halt, r.stopped = false, nil, err
-	if err != nil && r.life.Err() == nil && !errors.Is(err, errHalted) {
-		r.cfg.Log.Warn("the rotation of the service account key has stopped", "rotation", s.String(), "err", err)
-	}
+func (r *Rotation) act(ctx context.Context, begin func(context.Context, *clientv3.Client, *stages.Hold) (State, error)) error {
+	return r.runner.Act(ctx, func(ctx context.Context, client *clientv3.Client, h *stages.Hold) (stages.Work, error) {
+		s, err := begin(ctx, client, h)
+		return stages.Work{What: s.String(), Stage: func(ctx context.Context, client *clientv3.Client, h *stages.Hold) error {
+			return r.carryOn(ctx, client, h, s)
+		}}, err
+	})
 }
 
 // carryOn goes through the stages from that of s until a person has to decide, or the end.
-func (r *Rotation) carryOn(ctx context.Context, client *clientv3.Client, h *hold, s State) error {
+func (r *Rotation) carryOn(ctx context.Context, client *clientv3.Client, h *stages.Hold, s State) error {
 	for {
 		r.cfg.Log.Info("rotation of the service account key", "stage", string(s.Stage), "rotation", s.String())
 		var err error
@@ -253,9 +173,9 @@ func (r *Rotation) carryOn(ctx context.Context, client *clientv3.Client, h *hold
 }
 
 // enter records that a stage begins.
-func (r *Rotation) enter(ctx context.Context, client *clientv3.Client, h *hold, s *State, stage Stage) error {
+func (r *Rotation) enter(ctx context.Context, client *clientv3.Client, h *stages.Hold, s *State, stage Stage) error {
 	s.Stage, s.Since, s.By = stage, time.Now().UTC(), r.cfg.Name
-	return h.save(ctx, r.cfg.Layout, client, s)
+	return s.save(ctx, r.cfg.Layout, client, h)
 }
 
 // publish gives every controller the new key, waits until those who verify tokens elsewhere can know
@@ -305,7 +225,7 @@ func (r *Rotation) spread(ctx context.Context, s State, key []byte) error {
 	if err != nil {
 		return err
 	}
-	if err := complaints(all); err != nil {
+	if err := stages.Complaints(all); err != nil {
 		return err
 	}
 	if all, err = r.ask(ctx, request{ID: s.ID, Key: key}, takeTime); err != nil {
@@ -320,7 +240,7 @@ func (r *Rotation) drop(ctx context.Context, client *clientv3.Client, s State) e
 	if err != nil {
 		return err
 	}
-	if err := complaints(all); err != nil {
+	if err := stages.Complaints(all); err != nil {
 		return err
 	}
 	if !s.Back {
@@ -385,12 +305,12 @@ func (r *Rotation) tidy(ctx context.Context, client *clientv3.Client, kept fs.Fi
 	if err != nil || s.Running() && s.Stage == StagePublish {
 		return
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if now, err := os.Lstat(r.next()); r.acting || err != nil || !os.SameFile(now, kept) {
-		return
-	}
-	if err := r.forgetNext(); err != nil {
-		r.cfg.Log.Warn("a file with a key that no rotation needs cannot be removed", "err", err)
-	}
+	r.runner.Idle(func() {
+		if now, err := os.Lstat(r.next()); err != nil || !os.SameFile(now, kept) {
+			return
+		}
+		if err := r.forgetNext(); err != nil {
+			r.cfg.Log.Warn("a file with a key that no rotation needs cannot be removed", "err", err)
+		}
+	})
 }

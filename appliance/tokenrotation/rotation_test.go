@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"kthwd/appliance/pki"
+	"kthwd/appliance/stages"
 	"kthwd/appliance/tokenkeys"
 )
 
@@ -58,7 +59,7 @@ func TestForms(t *testing.T) {
 	}
 	for stage, files := range forms {
 		c := Controller{Accepts: files.Accepted(), Signs: files.Signing()[0], Manager: files.Signing()[0], Files: files.Signing()}
-		for _, other := range stages {
+		for _, other := range order {
 			s.Stage = other
 			same := slices.Equal(files.Signing(), forms[other].Signing())
 			if err := confirmed(s, c); (err == nil) != same {
@@ -171,7 +172,7 @@ func TestMayDrop(t *testing.T) {
 		{"since an hour", &tokenkeys.Use{Since: ago(time.Hour)}, "c1 has watched the old key since"},
 		{"not yet", nil, "c1 has not watched"},
 	} {
-		all := []Controller{{Name: "c0", Use: &tokenkeys.Use{Since: ago(48 * time.Hour)}}, {Name: "c1", Use: tt.use}}
+		all := []Controller{{Answer: stages.Answer{Name: "c0"}, Use: &tokenkeys.Use{Since: ago(48 * time.Hour)}}, {Answer: stages.Answer{Name: "c1"}, Use: tt.use}}
 		err := mayDrop(State{Old: "old"}, all, now)
 		if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
 			t.Errorf("%s: got %v, want %q", tt.name, err, tt.want)

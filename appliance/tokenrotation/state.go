@@ -11,22 +11,14 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.etcd.io/etcd/client/v3/concurrency"
 
 	"kthwd/appliance/advice"
-	"kthwd/appliance/etcd"
 	"kthwd/appliance/pki"
+	"kthwd/appliance/stages"
 )
 
-// The keys of a rotation. kube-apiserver's are below /registry.
-const (
-	prefix    = "/kthwd/service-account/"
-	stateKey  = prefix + "rotation"
-	holderKey = prefix + "holder" // of the controller that acts; ends with its lease
-
-	holderTTL     = 15 // seconds after which another controller may act
-	recordTimeout = 5 * time.Second
-)
+// kind names the rotation. kube-apiserver's keys in etcd are below /registry.
+var kind = stages.Kind{What: "the service account key", Command: "kthwd pki service-account", Prefix: "/kthwd/service-account/"}
 
 // Stage is a step of a rotation.
 type Stage string
@@ -40,10 +32,10 @@ const (
 	StageDone    Stage = "done"
 )
 
-var stages = []Stage{StagePublish, StageSign, StageWatch, StageDrop}
+var order = []Stage{StagePublish, StageSign, StageWatch, StageDrop}
 
 // Number counts the stages from 1.
-func (s Stage) Number() int { return slices.Index(stages, s) + 1 }
+func (s Stage) Number() int { return slices.Index(order, s) + 1 }
 
 // Of is the number of stages.
 const Of = 4
@@ -120,21 +112,22 @@ func (s State) seals(l pki.Layout) (map[string][]byte, error) {
 
 // errNoSeal means that something else than a controller has written the state.
 var errNoSeal = advice.With(errors.New("has no controller's seal: something else than kthwd can write to etcd, or this controller lacks the key"),
-	"see what it says: etcdctl get "+stateKey+"; if no rotation is under way, for the key was changed by hand, remove it: etcdctl del "+stateKey)
+	"see what it says: etcdctl get "+kind.StateKey()+"; if no rotation is under way, for the key was changed by hand, remove it: etcdctl del "+kind.StateKey())
 
 // readState returns the zero value before the first rotation.
 func readState(ctx context.Context, l pki.Layout, client *clientv3.Client, o ...clientv3.OpOption) (s State, err error) {
-	ctx, cancel := context.WithTimeout(ctx, recordTimeout)
+	ctx, cancel := context.WithTimeout(ctx, stages.RecordTimeout)
 	defer cancel()
-	answer, err := client.Get(ctx, stateKey, o...)
+	key := kind.StateKey()
+	answer, err := client.Get(ctx, key, o...)
 	if err != nil {
-		return s, fmt.Errorf("read %s in etcd: %w", stateKey, err)
+		return s, fmt.Errorf("read %s in etcd: %w", key, err)
 	}
 	if len(answer.Kvs) == 0 {
 		return s, nil
 	}
 	if json.Unmarshal(answer.Kvs[0].Value, &s) != nil || s.ID == "" {
-		return State{}, fmt.Errorf("%s in etcd %w", stateKey, errNoSeal)
+		return State{}, fmt.Errorf("%s in etcd %w", key, errNoSeal)
 	}
 	want, err := s.seals(l)
 	if err != nil {
@@ -146,7 +139,7 @@ func readState(ctx context.Context, l pki.Layout, client *clientv3.Client, o ...
 			return s, nil
 		}
 	}
-	return State{}, fmt.Errorf("%s in etcd %w", stateKey, errNoSeal)
+	return State{}, fmt.Errorf("%s in etcd %w", key, errNoSeal)
 }
 
 // Admit refuses a controller whose files are those from before a rotation with which others may
@@ -157,20 +150,7 @@ func Admit(ctx context.Context, l pki.Layout, client *clientv3.Client) error {
 	if _, err := (State{}).seals(l); err != nil { // then no state can be believed
 		return nil
 	}
-	for {
-		s, err := readState(ctx, l, client)
-		switch {
-		case ctx.Err() != nil, errors.Is(err, errNoSeal):
-			return nil
-		case err == nil:
-			return s.admits(l)
-		}
-		select {
-		case <-time.After(etcd.QuorumPoll):
-		case <-ctx.Done():
-			return nil
-		}
-	}
+	return stages.Admit(ctx, func() (State, error) { return readState(ctx, l, client) }, errNoSeal, func(s State) error { return s.admits(l) })
 }
 
 // admits says why a controller with these files cannot serve now; nil if it can.
@@ -190,87 +170,10 @@ func (s State) admits(l pki.Layout) error {
 	return nil
 }
 
-// hold is the right to act, as long as its lease is kept alive.
-type hold struct {
-	session  *concurrency.Session
-	revision int64 // at which it was taken
-}
-
-// errHeld means that another controller acts.
-type errHeld struct{ by string }
-
-func (e *errHeld) Error() string {
-	return "a rotation of the service account key is being carried on by " + e.by
-}
-
-// Hint implements the errors of package advice.
-func (e *errHeld) Hint() string {
-	return fmt.Sprintf("watch it with kthwd pki service-account status; if %s has just died, try again after %d seconds", e.by, holderTTL)
-}
-
-// take acquires the right to act.
-func take(ctx context.Context, client *clientv3.Client, name string) (*hold, error) {
-	session, err := concurrency.NewSession(client, concurrency.WithTTL(holderTTL))
-	if err != nil {
-		return nil, fmt.Errorf("lease in etcd: %w", err)
-	}
-	asked, cancel := context.WithTimeout(ctx, recordTimeout)
-	defer cancel()
-	answer, err := client.Txn(asked).If(clientv3.Compare(clientv3.CreateRevision(holderKey), "=", 0)).
-		Then(clientv3.OpPut(holderKey, name, clientv3.WithLease(session.Lease()))).Else(clientv3.OpGet(holderKey)).Commit()
-	switch {
-	case err != nil:
-		_ = session.Close()
-		return nil, fmt.Errorf("write %s in etcd: %w", holderKey, err)
-	case !answer.Succeeded:
-		_ = session.Close()
-		by := "another controller"
-		if kvs := answer.Responses[0].GetResponseRange().Kvs; len(kvs) > 0 {
-			by = string(kvs[0].Value)
-		}
-		return nil, &errHeld{by}
-	}
-	return &hold{session, answer.Header.Revision}, nil
-}
-
-// release ends the right to act.
-func (h *hold) release() { _ = h.session.Close() }
-
-// errLost means that the right to act, or the state, belongs to another controller now.
-var errLost = advice.With(errors.New("another controller has taken the rotation over"), "kthwd pki service-account status says which")
-
-// save writes the state, unless it has changed or this controller may no longer act.
-func (h *hold) save(ctx context.Context, l pki.Layout, client *clientv3.Client, s *State) (err error) {
-	ctx, cancel := context.WithTimeout(ctx, recordTimeout)
-	defer cancel()
+// save seals the state and writes it, unless it has changed or this controller may no longer act.
+func (s *State) save(ctx context.Context, l pki.Layout, client *clientv3.Client, h *stages.Hold) (err error) {
 	if s.Seals, err = s.seals(l); err != nil {
 		return err
 	}
-	text, err := json.Marshal(s)
-	if err != nil {
-		return err
-	}
-	answer, err := client.Txn(ctx).If(
-		clientv3.Compare(clientv3.ModRevision(stateKey), "=", s.revision),
-		clientv3.Compare(clientv3.CreateRevision(holderKey), "=", h.revision),
-	).Then(clientv3.OpPut(stateKey, string(text))).Commit()
-	switch {
-	case err != nil:
-		return fmt.Errorf("write %s in etcd: %w", stateKey, err)
-	case !answer.Succeeded:
-		return errLost
-	}
-	s.revision = answer.Header.Revision
-	return nil
-}
-
-// readHolder names the controller that acts; empty for none.
-func readHolder(ctx context.Context, client *clientv3.Client) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, recordTimeout)
-	defer cancel()
-	answer, err := client.Get(ctx, holderKey)
-	if err != nil || len(answer.Kvs) == 0 {
-		return "", err
-	}
-	return string(answer.Kvs[0].Value), nil
+	return h.Save(ctx, client, s, &s.revision)
 }

@@ -2,10 +2,8 @@ package tokenrotation
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"os"
 	"time"
@@ -15,6 +13,7 @@ import (
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/pki"
+	"kthwd/appliance/stages"
 	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
 	"kthwd/appliance/text"
@@ -59,22 +58,7 @@ func (r Report) Halted() bool { return r.Running && !r.Waits && r.Holder == "" }
 
 // Private returns the handler of the verbs, for the unix socket.
 func (r *Rotation) Private() map[string]http.HandlerFunc {
-	return map[string]http.HandlerFunc{"POST " + Path: func(w http.ResponseWriter, h *http.Request) {
-		c := http.NewResponseController(w) // a controller that is away takes longer than other answers may
-		_ = errors.Join(c.SetReadDeadline(time.Time{}), c.SetWriteDeadline(time.Time{}))
-		var in Request
-		err := json.NewDecoder(io.LimitReader(h.Body, 64<<10)).Decode(&in)
-		var out Report
-		if err == nil {
-			out, err = r.do(h.Context(), in)
-		}
-		if err != nil {
-			status.Refuse(w, http.StatusConflict, err)
-			return
-		}
-		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(out) // an error means that the client has gone
-	}}
+	return stages.Verbs(Path, r.do)
 }
 
 func (r *Rotation) do(ctx context.Context, in Request) (out Report, err error) {
@@ -89,14 +73,14 @@ func (r *Rotation) do(ctx context.Context, in Request) (out Report, err error) {
 	case VerbRotate:
 		return r.rotate(ctx, client, in)
 	case VerbResume:
-		err = r.act(ctx, func(ctx context.Context, client *clientv3.Client, _ *hold) (State, error) {
+		err = r.act(ctx, func(ctx context.Context, client *clientv3.Client, _ *stages.Hold) (State, error) {
 			return r.unfinished(ctx, client)
 		})
 	case VerbDrop:
 		err = r.beginDrop(ctx, client, in.Force)
 	case VerbAbort:
 		if _, err = r.mayAbort(ctx, client); err == nil {
-			err = errors.Join(r.stop(ctx), r.act(ctx, r.abort))
+			err = errors.Join(r.runner.Halt(ctx), r.act(ctx, r.abort))
 		}
 	default:
 		err = fmt.Errorf("unknown verb %q", in.Verb)
@@ -107,7 +91,7 @@ func (r *Rotation) do(ctx context.Context, in Request) (out Report, err error) {
 	return r.report(ctx, client, true)
 }
 
-// report says where the rotation is, which keys each controller uses, and who comes with the old one.
+// report says where the rotation is, which keys each controller uses, and which accounts still use the old one.
 func (r *Rotation) report(ctx context.Context, client *clientv3.Client, brief bool) (out Report, err error) {
 	s, err := readState(ctx, r.cfg.Layout, client)
 	if err != nil {
@@ -119,15 +103,13 @@ func (r *Rotation) report(ctx context.Context, client *clientv3.Client, brief bo
 	if s.waits() && r.cfg.Life > 0 {
 		out.Expired = s.Since.Add(r.cfg.Life)
 	}
-	if out.Holder, err = readHolder(ctx, client); err != nil {
+	if out.Holder, err = kind.Holder(ctx, client); err != nil {
 		return out, err
 	}
-	r.mu.Lock()
-	if r.stopped != nil && !r.acting && out.Running {
-		out.Stopped = r.stopped.Error()
-		out.Hint, _ = advice.Of(r.stopped)
+	if stopped := r.runner.Stopped(); stopped != nil && out.Running {
+		out.Stopped = stopped.Error()
+		out.Hint, _ = advice.Of(stopped)
 	}
-	r.mu.Unlock()
 	if brief {
 		return out, nil
 	}
@@ -150,7 +132,7 @@ func (r *Rotation) rotate(ctx context.Context, client *clientv3.Client, q Reques
 		out.Steps = []string{
 			"publish  every controller gets a new key, accepts its tokens and shows it at /openid/v1/jwks",
 			fmt.Sprintf("sign     %s later every controller signs with it, and kube-controller-manager begins another term", q.Wait),
-			fmt.Sprintf("watch    tokens of %s are accepted, and whoever comes with one is named", old),
+			fmt.Sprintf("watch    tokens of %s are accepted, and the accounts that use one are named", old),
 			fmt.Sprintf("drop     after kthwd pki service-account drop every controller forgets %s", old),
 		}
 		return out, nil
@@ -160,7 +142,7 @@ func (r *Rotation) rotate(ctx context.Context, client *clientv3.Client, q Reques
 		return out, err
 	}
 	s.New = id
-	err = r.act(ctx, func(ctx context.Context, client *clientv3.Client, h *hold) (State, error) {
+	err = r.act(ctx, func(ctx context.Context, client *clientv3.Client, h *stages.Hold) (State, error) {
 		if err := r.keepNext(key); err != nil { // before the state: without it nobody could go on
 			return s, err
 		}
@@ -201,10 +183,10 @@ func (r *Rotation) beginDrop(ctx context.Context, client *clientv3.Client, force
 	if err != nil {
 		return err
 	}
-	return r.act(ctx, func(ctx context.Context, client *clientv3.Client, h *hold) (State, error) {
+	return r.act(ctx, func(ctx context.Context, client *clientv3.Client, h *stages.Hold) (State, error) {
 		now, err := r.unfinished(ctx, client)
 		if err != nil || now.revision != s.revision {
-			return now, errors.Join(err, errLost)
+			return now, errors.Join(err, kind.Lost())
 		}
 		return now, r.enter(ctx, client, h, &now, StageDrop)
 	})
@@ -225,7 +207,7 @@ func (r *Rotation) mayAbort(ctx context.Context, client *clientv3.Client) (State
 }
 
 // abort turns a rotation round: every controller forgets the new key, with which nobody has signed.
-func (r *Rotation) abort(ctx context.Context, client *clientv3.Client, h *hold) (State, error) {
+func (r *Rotation) abort(ctx context.Context, client *clientv3.Client, h *stages.Hold) (State, error) {
 	s, err := r.mayAbort(ctx, client)
 	if err != nil {
 		return s, err
@@ -241,9 +223,7 @@ const (
 
 // Run carries rotations on, and follows those of other controllers, until ctx ends.
 func (r *Rotation) Run(ctx context.Context) {
-	r.mu.Lock()
-	r.life = ctx
-	r.mu.Unlock()
+	r.runner.Live(ctx)
 	for ctx.Err() == nil {
 		r.follow(ctx)
 		supervise.Sleep(ctx, followEvery)
@@ -259,7 +239,7 @@ func (r *Rotation) follow(ctx context.Context) {
 	s, err := readState(ctx, r.cfg.Layout, client, clientv3.WithSerializable())
 	var holder string
 	if err == nil && s.Running() {
-		holder, err = readHolder(ctx, client)
+		holder, err = kind.Holder(ctx, client)
 	}
 	if err != nil {
 		r.cfg.Log.Debug("the rotation of the service account key is not known", "err", err)
@@ -293,11 +273,11 @@ func (r *Rotation) Findings() []status.Finding {
 		f.Text += fmt.Sprintf(": %d tokens of the old key were accepted here, the newest of %s", use.Count, use.Newest())
 	case s.waits():
 		f.Text += ": no token of the old key was seen here yet"
-	case r.holder == "" && !r.acting:
+	case r.holder == "" && !r.runner.Acting():
 		f.Health, f.Do = status.Degraded, r.verb(VerbResume)
 		f.Text += ", has stopped"
-		if r.stopped != nil {
-			f.Text += ": " + r.stopped.Error()
+		if stopped := r.runner.Stopped(); stopped != nil {
+			f.Text += ": " + stopped.Error()
 		}
 	default:
 		f.Text += ", by " + text.Line(r.holder)
