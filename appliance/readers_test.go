@@ -11,21 +11,23 @@ import (
 // delays a stop by no more than its patience.
 func TestReadersEndBeforeEtcd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newReaders()
-		reading := 0
+		r, reading := newReaders(), make(chan struct{})
 		for range 3 {
-			reading++
 			r.run(context.Background(), func(ctx context.Context) {
 				<-ctx.Done()
-				time.Sleep(time.Second) // the read that is under way
-				reading--
+				<-reading // the read that is under way
 			})
-			synctest.Wait()
 		}
-		r.stop()
-		if reading != 0 {
-			t.Errorf("%d read on", reading)
+		stopped := make(chan struct{})
+		go func() { defer close(stopped); r.stop() }()
+		synctest.Wait()
+		select {
+		case <-stopped:
+			t.Error("etcd closes while they read")
+		default:
 		}
+		close(reading)
+		<-stopped
 		left, leave := context.WithCancel(context.Background())
 		r = newReaders()
 		r.run(left, func(ctx context.Context) { <-ctx.Done() })

@@ -77,7 +77,7 @@ func (p *prepared) newLiveTokenKeys(member *etcd.Member) *tokenrotation.Keys {
 		Loaded: func() {
 			p.machine.Accept(p.layout.Cert(pki.NameServiceAccount))
 			p.machine.Accept(p.layout.Key(pki.NameServiceAccount))
-			if server := member.Running(); server != nil { // whoever comes with a dropped key is named from now on
+			if server := member.Running(); server != nil { // tokens of a dropped key are named from now on
 				p.tokens.Record(context.Background(), server)
 			}
 		},

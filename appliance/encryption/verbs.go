@@ -16,7 +16,6 @@ import (
 	"kthwd/appliance/advice"
 	"kthwd/appliance/stages"
 	"kthwd/appliance/status"
-	"kthwd/appliance/supervise"
 	"kthwd/appliance/text"
 )
 
@@ -210,34 +209,19 @@ func (r *Rotation) abort(ctx context.Context, client *clientv3.Client, h *stages
 	return s, data, err
 }
 
-const (
-	kindRotation = "encryption_rotation"
-	followEvery  = 5 * time.Second
-)
+const kindRotation = "encryption_rotation"
 
 // Run carries rotations on, and follows those of other controllers, until ctx ends.
-func (r *Rotation) Run(ctx context.Context) {
-	r.runner.Live(ctx)
-	for ctx.Err() == nil {
-		r.follow(ctx)
-		supervise.Sleep(ctx, followEvery)
-	}
-}
+func (r *Rotation) Run(ctx context.Context) { r.runner.Run(ctx, r.follow) }
 
-func (r *Rotation) follow(ctx context.Context) {
-	client, err := r.client()
-	if err != nil {
-		return
-	}
-	defer client.Close()
+func (r *Rotation) follow(ctx context.Context, client *clientv3.Client) error {
 	s, err := readState(ctx, r.cfg.Layout, client, clientv3.WithSerializable())
 	var holder string
 	if err == nil && s.running() {
 		holder, err = kind.Holder(ctx, client)
 	}
 	if err != nil {
-		r.cfg.Log.Debug("the rotation of the encryption key is not known", "err", err)
-		return
+		return err
 	}
 	r.mu.Lock()
 	r.seen, r.holder = s, holder
@@ -245,6 +229,7 @@ func (r *Rotation) follow(ctx context.Context) {
 	if kept, err := os.Lstat(r.next()); err == nil && r.file() != "" && !s.running() {
 		r.tidy(ctx, client, kept)
 	}
+	return nil
 }
 
 // tidy removes the file that a controller keeps for a rotation which another one has ended, or

@@ -5,8 +5,11 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"kthwd/appliance/supervise"
 )
 
 // RunnerConfig describes a Runner.
@@ -38,6 +41,24 @@ func (r *Runner) Live(ctx context.Context) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.life = ctx
+}
+
+// followEvery is the pause between two looks of Run.
+const followEvery = 5 * time.Second
+
+// Run is Live, and calls look every 5 s, with a client of the member here once that has started,
+// until ctx ends: changes of other controllers are followed so.
+func (r *Runner) Run(ctx context.Context, look func(context.Context, *clientv3.Client) error) {
+	r.Live(ctx)
+	for ctx.Err() == nil {
+		if client, err := r.cfg.Client(); err == nil {
+			if err := look(ctx, client); err != nil {
+				r.cfg.Log.Debug("the rotation of "+r.cfg.Kind.What+" is not known", "err", err)
+			}
+			client.Close()
+		}
+		supervise.Sleep(ctx, followEvery)
+	}
 }
 
 // Work is what remains to be done of a change.

@@ -15,7 +15,7 @@ import (
 // headersMax bounds the headers of tokens that are remembered. All tokens of a key have the same.
 const headersMax = 64
 
-// Use is who has come with tokens of one key, and since when that is known.
+// Use is the use of tokens of one key, and the time since which that is known.
 type Use struct {
 	Since   time.Time `json:"since"`
 	Count   int       `json:"count"`
@@ -23,14 +23,14 @@ type Use struct {
 	Clients []Client  `json:"clients,omitempty"` // the newest first, one for each account
 }
 
-// Client is an account that has come with a token.
+// Client is an account that has used a token.
 type Client struct {
 	Account string    `json:"account"` // "system:serviceaccount:…"
 	Address string    `json:"address"` // from which it came the last time
 	Last    time.Time `json:"last"`
 }
 
-// Newest names the client that has come last.
+// Newest names the client that has used one last.
 func (u *Use) Newest() string {
 	if len(u.Clients) == 0 {
 		return "nobody"
@@ -54,7 +54,7 @@ type usage struct {
 	clients map[string]Client
 }
 
-// WatchUse makes Accepted remember who comes with tokens of a key, from now on; empty for none. The
+// WatchUse makes Accepted remember the accounts that use tokens of a key; an empty one ends that. The
 // same key again changes nothing.
 func (w *Watch) WatchUse(kid string) {
 	w.useMu.Lock()

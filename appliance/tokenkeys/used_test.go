@@ -10,7 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 )
 
-// Tokens are counted by their key, and those who come with the watched one are named, the newest
+// Tokens are counted by their key, and the accounts that use the watched one are named, the newest
 // first; users that are no service account are nobody's tokens.
 func TestAccepted(t *testing.T) {
 	w := New(Config{})

@@ -11,7 +11,7 @@
 //
 // A rotation passes through the stages of Stage. The new key is published first: every controller
 // accepts its tokens, and shows it to those who verify tokens elsewhere. Then it signs. The old one
-// is accepted until a person has it dropped, and each controller tells who still comes with it.
+// is accepted until a person has it dropped, and each controller names the accounts that still use it.
 // A stage ends when every controller confirms it, so no controller ever refuses a token that
 // another one has made.
 //

@@ -23,7 +23,7 @@ import (
 	"kthwd/appliance/tokenkeys"
 )
 
-// unused is how long nobody may have come with the old key before it is dropped without force.
+// unused is how long nobody may have used the old key before it is dropped without force.
 const unused = 24 * time.Hour
 
 // Config describes a Rotation.
@@ -120,7 +120,7 @@ func (r *Rotation) prepare(ctx context.Context, client *clientv3.Client, wait ti
 // nextOf is the command that a rotation in this state waits for.
 func nextOf(s State) string {
 	if s.waits() {
-		return "kthwd pki service-account status says who still comes with the old key; kthwd pki service-account drop ends the rotation"
+		return "kthwd pki service-account status names the accounts that still use the old key; kthwd pki service-account drop ends the rotation"
 	}
 	return "kthwd pki service-account resume ends it" + map[bool]string{true: ", kthwd pki service-account abort takes it back"}[s.Stage == StagePublish]
 }
@@ -266,7 +266,7 @@ func (r *Rotation) drop(ctx context.Context, client *clientv3.Client, s State) e
 // mayDrop refuses to drop a key with which somebody still comes, or which was not watched for
 // long enough to know.
 func mayDrop(s State, all []Controller, now time.Time) error {
-	const hint = "kthwd pki service-account status names who comes with it; --force drops it all the same, and their tokens are refused"
+	const hint = "kthwd pki service-account status names the accounts that use it; --force drops it all the same, and their tokens are refused"
 	for _, c := range all {
 		switch {
 		case c.Use == nil:

@@ -156,7 +156,7 @@ func TestSealsAndAdmission(t *testing.T) {
 }
 
 // The old key is dropped without force only after a day in which every controller has watched, and
-// has seen nobody come with it.
+// has seen nobody use it.
 func TestMayDrop(t *testing.T) {
 	now := time.Now()
 	ago := func(d time.Duration) time.Time { return now.Add(-d) }

@@ -15,7 +15,6 @@ import (
 	"kthwd/appliance/pki"
 	"kthwd/appliance/stages"
 	"kthwd/appliance/status"
-	"kthwd/appliance/supervise"
 	"kthwd/appliance/text"
 )
 
@@ -36,7 +35,7 @@ type Request struct {
 	Verb  string        `json:"verb"`
 	Plan  bool          `json:"plan,omitempty"`  // of rotate: change nothing
 	Wait  time.Duration `json:"wait,omitempty"`  // of rotate: how long the new key is published before it signs
-	Force bool          `json:"force,omitempty"` // of drop: also while somebody comes with the old key
+	Force bool          `json:"force,omitempty"` // of drop: also while somebody uses the old key
 	Brief bool          `json:"brief,omitempty"` // of status: ask no controller
 }
 
@@ -216,34 +215,19 @@ func (r *Rotation) abort(ctx context.Context, client *clientv3.Client, h *stages
 	return s, r.enter(ctx, client, h, &s, StageDrop)
 }
 
-const (
-	kindRotation = "service_account_rotation"
-	followEvery  = 5 * time.Second
-)
+const kindRotation = "service_account_rotation"
 
 // Run carries rotations on, and follows those of other controllers, until ctx ends.
-func (r *Rotation) Run(ctx context.Context) {
-	r.runner.Live(ctx)
-	for ctx.Err() == nil {
-		r.follow(ctx)
-		supervise.Sleep(ctx, followEvery)
-	}
-}
+func (r *Rotation) Run(ctx context.Context) { r.runner.Run(ctx, r.follow) }
 
-func (r *Rotation) follow(ctx context.Context) {
-	client, err := r.client()
-	if err != nil {
-		return
-	}
-	defer client.Close()
+func (r *Rotation) follow(ctx context.Context, client *clientv3.Client) error {
 	s, err := readState(ctx, r.cfg.Layout, client, clientv3.WithSerializable())
 	var holder string
 	if err == nil && s.Running() {
 		holder, err = kind.Holder(ctx, client)
 	}
 	if err != nil {
-		r.cfg.Log.Debug("the rotation of the service account key is not known", "err", err)
-		return
+		return err
 	}
 	r.mu.Lock()
 	r.seen, r.holder = s, holder
@@ -256,6 +240,7 @@ func (r *Rotation) follow(ctx context.Context) {
 	if kept, err := os.Lstat(r.next()); err == nil && !(s.Running() && s.Stage == StagePublish) {
 		r.tidy(ctx, client, kept)
 	}
+	return nil
 }
 
 // Findings tells of a rotation that is under way, waits or has stopped.

@@ -245,7 +245,7 @@ func (v View) away() (all []string) {
 	case v.Leaderless && len(names) > 0:
 		return []string{"etcd has no leader: start " + and(names) + " again, then " + look}
 	case v.Leaderless:
-		return []string{"etcd has no leader: wait for the election; kthwd status says who is missing"}
+		return []string{"etcd has no leader: wait for the election; kthwd status names the members that are missing"}
 	case len(names) == 0:
 		return nil
 	}

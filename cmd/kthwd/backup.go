@@ -34,12 +34,7 @@ import (
 )
 
 func (a *app) backupVerb(l *config.Loader) *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "backup VERB",
-		Short: "Make, verify and restore backups of the cluster",
-		Args:  noVerb,
-		RunE:  noVerbGiven,
-	}
+	cmd := group("backup", "Make, verify and restore backups of the cluster")
 	cmd.AddCommand(a.backupKeygenVerb(), a.backupCreateVerb(l), a.backupListVerb(l), a.backupVerifyVerb(), a.backupRestoreVerb(l), a.backupPruneVerb(l), a.backupCheckVerb(), a.backupOpenVerb())
 	return cmd
 }

@@ -2,69 +2,52 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"net/http"
-	"os/signal"
 	"slices"
 	"strings"
-	"syscall"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"kthwd/appliance/advice"
 	"kthwd/appliance/config"
 	"kthwd/appliance/encryption"
 	"kthwd/appliance/text"
 )
 
 const (
+	encryptionCommand = "kthwd encryption"
+
 	// encryptionTimeout bounds one question: a look at all of etcd, on slow disks.
 	encryptionTimeout = 15 * time.Minute
-	encryptionPoll    = 500 * time.Millisecond
 )
 
 func (a *app) encryptionVerb(l *config.Loader) *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "encryption VERB",
-		Short: "Look at the key with which secrets are stored, or rotate it",
-		Args:  noVerb,
-		RunE:  noVerbGiven,
+	cmd := group("encryption", "Look at the key with which secrets are stored, or rotate it")
+	goOn := func(verb, short, long string) *cobra.Command {
+		return a.rotationGoOnVerb(l, encryptionCommand, verb, short, long, func(ctx context.Context, t target) error {
+			if _, err := askEncryption(ctx, t, encryption.Request{Verb: verb}); err != nil {
+				return err
+			}
+			return a.encryptionWatch(ctx, t)
+		})
 	}
 	cmd.AddCommand(a.encryptionStatusVerb(l), a.encryptionRotateVerb(l),
-		a.encryptionGoOnVerb(l, encryption.VerbResume, "Go on with a rotation that has stopped",
+		goOn(encryption.VerbResume, "Go on with a rotation that has stopped",
 			"Go on with the stage at which a rotation of the encryption key has stopped: because a\n"+
 				"controller was away, or because the one that carried it on has died. Run it on any controller\n"+
 				"that has the new key; the error names the one where to run it otherwise."),
-		a.encryptionGoOnVerb(l, encryption.VerbAbort, "Take a rotation back",
+		goOn(encryption.VerbAbort, "Take a rotation back",
 			"Take a rotation of the encryption key back, until its last stage has begun: what the new key\n"+
 				"has written is written with the old one again, and every controller forgets the new key."))
 	return cmd
 }
 
 func (a *app) encryptionStatusVerb(l *config.Loader) *cobra.Command {
-	var output string
-	cmd := &cobra.Command{
-		Use:   "status [flags]",
-		Short: "Show which keys are in use, and what is stored with which",
-		Long: "Show a rotation that is under way, the keys and the file that every controller uses, and how\n" +
-			"many values in etcd are stored with which key. Every value is read. The exit code is 1 while\n" +
-			"a rotation has stopped, or if a value cannot be read.",
-		Example: "  kthwd encryption status\n  kthwd encryption status -o json",
-		Args:    noVerb,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			asJSON, err := checkOutput(output)
-			if err != nil {
-				return err
-			}
-			return a.encryptionStatus(cmd.Context(), l, asJSON)
-		},
-	}
-	outputFlag(cmd, &output)
-	l.AddFlags(cmd.Flags(), "config", "data-dir")
-	return cmd
+	return a.rotationStatusVerb(l, encryptionCommand, "Show which keys are in use, and what is stored with which",
+		"Show a rotation that is under way, the keys and the file that every controller uses, and how\n"+
+			"many values in etcd are stored with which key. Every value is read. The exit code is 1 while\n"+
+			"a rotation has stopped, or if a value cannot be read.", a.encryptionStatus)
 }
 
 func (a *app) encryptionRotateVerb(l *config.Loader) *cobra.Command {
@@ -95,58 +78,24 @@ func (a *app) encryptionRotateVerb(l *config.Loader) *cobra.Command {
 	return cmd
 }
 
-func (a *app) encryptionGoOnVerb(l *config.Loader, verb, short, long string) *cobra.Command {
-	cmd := &cobra.Command{
-		Use:     verb + " [flags]",
-		Short:   short,
-		Long:    long,
-		Example: "  kthwd encryption " + verb,
-		Args:    noVerb,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withEncryption(cmd.Context(), l, func(ctx context.Context, t target) error {
-				if _, err := askEncryption(ctx, t, encryption.Request{Verb: verb}); err != nil {
-					return err
-				}
-				return a.encryptionWatch(ctx, t)
-			})
-		},
-	}
-	l.AddFlags(cmd.Flags(), "config", "data-dir")
-	return cmd
+func askEncryption(ctx context.Context, t target, in encryption.Request) (encryption.Report, error) {
+	return askTarget[encryption.Report](ctx, t, encryption.Path, in, encryptionTimeout)
 }
 
-func (a *app) withEncryption(ctx context.Context, l *config.Loader, do func(context.Context, target) error) error {
-	t, err := a.target(l)
+func (a *app) encryptionStatus(ctx context.Context, t target, asJSON bool) error {
+	r, err := askEncryption(ctx, t, encryption.Request{Verb: encryption.VerbStatus})
 	if err != nil {
 		return err
 	}
-	ctx, release := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
-	defer release()
-	return do(ctx, t)
-}
-
-func askEncryption(ctx context.Context, t target, in encryption.Request) (out encryption.Report, err error) {
-	ctx, cancel := context.WithTimeout(ctx, encryptionTimeout)
-	defer cancel()
-	return out, t.explain(t.Do(ctx, http.MethodPost, encryption.Path, in, &out))
-}
-
-func (a *app) encryptionStatus(ctx context.Context, l *config.Loader, asJSON bool) error {
-	return a.withEncryption(ctx, l, func(ctx context.Context, t target) error {
-		r, err := askEncryption(ctx, t, encryption.Request{Verb: encryption.VerbStatus})
-		if err != nil {
-			return err
-		}
-		if asJSON {
-			err = writeJSON(a.out, r)
-		} else {
-			err = a.writeEncryption(r)
-		}
-		if err == nil && r.Running && r.Holder == "" {
-			err = errDegraded
-		}
-		return err
-	})
+	if asJSON {
+		err = writeJSON(a.out, r)
+	} else {
+		err = a.writeEncryption(r)
+	}
+	if err == nil && r.Running && r.Holder == "" {
+		err = errDegraded
+	}
+	return err
 }
 
 // writeEncryption shows a report to people.
@@ -154,16 +103,16 @@ func (a *app) writeEncryption(r encryption.Report) error {
 	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
 	switch s := r.Rotation; {
 	case r.Running:
-		fmt.Fprintf(w, "rotation\tstage %d of %d, %s, since %s: %s\n", s.Stage.Number(), encryption.Of, text.Line(string(s.Stage)), s.Since.UTC().Format(time.RFC3339), text.Line(s.String()))
+		writeStage(w, s.Stage.Number(), encryption.Of, string(s.Stage), s.Since, s.String())
 		if r.Holder != "" {
 			fmt.Fprintf(w, "\tcarried on by %s\n", text.Line(r.Holder))
 		} else {
 			fmt.Fprintln(w, "\thas stopped")
 		}
 	case s != nil:
-		fmt.Fprintf(w, "rotation\tnone; the last one, %s, ended at %s\n", text.Line(s.String()), s.Since.UTC().Format(time.RFC3339))
+		writeEnded(w, s.String(), s.Since)
 	default:
-		fmt.Fprintln(w, "rotation\tnone")
+		writeEnded(w, "", time.Time{})
 	}
 	fmt.Fprintf(w, "file\t%s\n", text.Line(r.File))
 	for _, c := range r.Controllers {
@@ -180,10 +129,7 @@ func (a *app) writeEncryption(r encryption.Report) error {
 		fmt.Fprintf(w, "in etcd\t%s\n", text.Line(r.Stored.String()))
 	}
 	if r.Running && r.Holder == "" {
-		if r.Stopped != "" {
-			fmt.Fprintf(w, "why\t%s\n", text.Line(r.Stopped))
-		}
-		fmt.Fprintln(w, "next\tkthwd encryption resume")
+		writeHalt(w, r.Stopped, encryptionCommand)
 	}
 	return w.Flush()
 }
@@ -195,7 +141,7 @@ func short(hash string) string {
 }
 
 func (a *app) encryptionRotate(ctx context.Context, l *config.Loader, in encryption.Request, without bool) error {
-	return a.withEncryption(ctx, l, func(ctx context.Context, t target) error {
+	return a.withTarget(ctx, l, func(ctx context.Context, t target) error {
 		plan := in
 		plan.Plan = true
 		r, err := askEncryption(ctx, t, plan)
@@ -223,37 +169,19 @@ func (a *app) encryptionRotate(ctx context.Context, l *config.Loader, in encrypt
 
 // encryptionWatch shows the stages of a rotation until it ends.
 func (a *app) encryptionWatch(ctx context.Context, t target) error {
-	var said string
-	for {
+	goOn := "kthwd encryption resume goes on; kthwd encryption abort takes the rotation back"
+	return a.watchRotation(ctx, encryptionCommand, goOn, func(ctx context.Context) (*rotationLook, error) {
 		r, err := askEncryption(ctx, t, encryption.Request{Verb: encryption.VerbStatus, Brief: true})
-		switch {
-		case ctx.Err() != nil:
-			return errors.New("interrupted: the running kthwd goes on; kthwd encryption status shows it")
-		case err != nil:
-			return err
-		case r.Rotation == nil:
-			return errors.New("the rotation has disappeared from etcd")
+		if err != nil || r.Rotation == nil {
+			return nil, err
 		}
 		s := r.Rotation
-		if stage := fmt.Sprintf("stage %d of %d, %s: %s", s.Stage.Number(), encryption.Of, s.Stage, s); r.Running && stage != said {
-			said = stage
-			fmt.Fprintln(a.err, text.Line(stage))
+		look := &rotationLook{stage: string(s.Stage), stopped: r.Stopped, hint: r.Hint}
+		if r.Running {
+			look.line = stageLine(s.Stage.Number(), encryption.Of, look.stage, s.String())
+		} else {
+			look.done = fmt.Sprintf("%s; %d values written anew", s, r.Progress.Rewritten)
 		}
-		switch {
-		case !r.Running:
-			fmt.Fprintf(a.out, "done  %s; %d values written anew\n", text.Line(s.String()), r.Progress.Rewritten)
-			return nil
-		case r.Stopped != "":
-			stopped := fmt.Errorf("stage %s has stopped: %s", s.Stage, text.Line(r.Stopped))
-			hint := "kthwd encryption resume goes on; kthwd encryption abort takes the rotation back"
-			if r.Hint != "" {
-				hint = r.Hint + "; then " + hint
-			}
-			return advice.With(stopped, hint)
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(encryptionPoll):
-		}
-	}
+		return look, nil
+	})
 }

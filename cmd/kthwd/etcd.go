@@ -22,12 +22,7 @@ import (
 )
 
 func (a *app) etcdVerb(l *config.Loader) *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "etcd VERB",
-		Short: "Look at etcd, make room in it, or recover it",
-		Args:  noVerb,
-		RunE:  noVerbGiven,
-	}
+	cmd := group("etcd", "Look at etcd, make room in it, or recover it")
 	cmd.AddCommand(a.etcdStatusVerb(l), a.etcdSpaceVerb(l), a.etcdSnapshotVerb(l), a.etcdMoveLeaderVerb(l), a.etcdRecoverVerb(l))
 	return cmd
 }

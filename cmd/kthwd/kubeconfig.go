@@ -45,12 +45,7 @@ type kubeconfigFlags struct {
 }
 
 func (a *app) kubeconfigVerb(l *config.Loader) *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "kubeconfig VERB",
-		Short: "Make kubeconfigs for users, list and revoke certificates",
-		Args:  noVerb,
-		RunE:  noVerbGiven,
-	}
+	cmd := group("kubeconfig", "Make kubeconfigs for users, list and revoke certificates")
 	cmd.AddCommand(a.kubeconfigCreateVerb(l), a.kubeconfigListVerb(l), a.kubeconfigRevokeVerb(l))
 	return cmd
 }

@@ -23,12 +23,7 @@ import (
 const memberTimeout = 25 * time.Second
 
 func (a *app) memberVerb(l *config.Loader) *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "member VERB",
-		Short: "List, add, remove and readdress the controllers of the cluster",
-		Args:  noVerb,
-		RunE:  noVerbGiven,
-	}
+	cmd := group("member", "List, add, remove and readdress the controllers of the cluster")
 	cmd.AddCommand(a.memberAddVerb(l), a.memberAddressVerb(l), a.memberListVerb(l), a.memberRemoveVerb(l))
 	return cmd
 }

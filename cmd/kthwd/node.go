@@ -34,12 +34,7 @@ import (
 const nodeTimeout = 30 * time.Second
 
 func (a *app) nodeVerb(l *config.Loader) *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "node VERB",
-		Short: "Join, list and remove worker nodes",
-		Args:  noVerb,
-		RunE:  noVerbGiven,
-	}
+	cmd := group("node", "Join, list and remove worker nodes")
 	cmd.AddCommand(a.nodeTokenVerb(l), a.nodeJoinVerb(), a.nodeListVerb(l), a.nodeRemoveVerb(l))
 	return cmd
 }

@@ -35,12 +35,7 @@ type tokenFlags struct {
 }
 
 func (a *app) nodeTokenVerb(l *config.Loader) *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "token VERB",
-		Short: "Make, list and delete tokens with which worker nodes join",
-		Args:  noVerb,
-		RunE:  noVerbGiven,
-	}
+	cmd := group("token", "Make, list and delete tokens with which worker nodes join")
 	cmd.AddCommand(a.nodeTokenCreateVerb(l), a.nodeTokenListVerb(l), a.nodeTokenDeleteVerb(l))
 	return cmd
 }

@@ -21,12 +21,7 @@ import (
 )
 
 func (a *app) pkiVerb(l *config.Loader) *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "pki VERB",
-		Short: "Make, show and issue certificates and kubeconfigs",
-		Args:  noVerb,
-		RunE:  noVerbGiven,
-	}
+	cmd := group("pki", "Make, show and issue certificates and kubeconfigs")
 	cmd.AddCommand(a.pkiInitVerb(l), a.pkiShowVerb(l), a.pkiNodeVerb(l), a.pkiControllerVerb(l), a.pkiRenewVerb(l), a.pkiServiceAccountVerb(l), a.pkiSplitVerb(l))
 	return cmd
 }

@@ -90,6 +90,11 @@ func noVerb(cmd *cobra.Command, args []string) error {
 	return advice.With(err, "verbs: "+strings.Join(verbs(cmd), ", "))
 }
 
+// group is a command that only groups verbs.
+func group(name, short string) *cobra.Command {
+	return &cobra.Command{Use: name + " VERB", Short: short, Args: noVerb, RunE: noVerbGiven}
+}
+
 // noVerbGiven is the run of a command that only groups verbs.
 func noVerbGiven(cmd *cobra.Command, _ []string) error {
 	return advice.With(usagef("%s: no verb given", cmd.Name()), "verbs: "+strings.Join(verbs(cmd), ", "))

@@ -30,12 +30,7 @@ const (
 )
 
 func (a *app) upgradeVerb(l *config.Loader) *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "upgrade VERB",
-		Short: "Check an upgrade of the cluster, finish it, or take it back",
-		Args:  noVerb,
-		RunE:  noVerbGiven,
-	}
+	cmd := group("upgrade", "Check an upgrade of the cluster, finish it, or take it back")
 	cmd.AddCommand(a.upgradeCheckVerb(l), a.upgradeStatusVerb(l), a.upgradeFinishVerb(l), a.upgradeBackVerb(l), a.upgradeFactsVerb())
 	return cmd
 }

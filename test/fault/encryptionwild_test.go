@@ -45,19 +45,7 @@ func TestEncryptionWildcard(t *testing.T) {
 		}
 		return nil
 	})
-	plain := func() (keys []string) {
-		answer, err := c.Etcd(t).Get(t.Context(), "/registry/", clientv3.WithPrefix())
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, kv := range answer.Kvs {
-			if !strings.HasPrefix(string(kv.Value), "k8s:enc:") {
-				keys = append(keys, string(kv.Key))
-			}
-		}
-		return keys
-	}
-	if n := len(plain()); n < 50 {
+	if n := len(plainKeys(t, c)); n < 50 {
 		t.Fatalf("only %d values without a key", n)
 	}
 	if code, out := verb(t, c, "encryption", "status"); code != 0 || strings.Contains(out, "plain 0") {
@@ -68,21 +56,7 @@ func TestEncryptionWildcard(t *testing.T) {
 		t.Fatalf("rotate: got exit code %d:\n%s", code, out)
 	}
 	b.check(t)
-	own := []string{"/registry/masterleases/", "/registry/peerserverleases/", "/registry/ranges/"}
-	keys := plain()
-	for _, place := range own {
-		if address == "127.0.0.1" && place == "/registry/masterleases/" { // upstream makes no endpoint of loopback
-			continue
-		}
-		if !slices.ContainsFunc(keys, func(key string) bool { return strings.HasPrefix(key, place) }) {
-			t.Errorf("%s: nothing without a key in it, of %v", place, keys)
-		}
-	}
-	for _, key := range keys {
-		if !slices.ContainsFunc(own, func(place string) bool { return strings.HasPrefix(key, place) }) {
-			t.Errorf("without a key: %s", key)
-		}
-	}
+	onlyOwnArePlain(t, plainKeys(t, c), address)
 	if code, out := verb(t, c, "encryption", "status"); code != 0 || !strings.Contains(out, "plain 0") {
 		t.Errorf("status: got exit code %d:\n%s", code, out)
 	}
@@ -101,6 +75,40 @@ func TestEncryptionWildcard(t *testing.T) {
 	readSecrets(t, c.Client(t), "s", 5)
 	readAll(t, c.Client(t))
 	readable()
+}
+
+// plainKeys are those of the values below /registry that are stored without an encryption key.
+func plainKeys(t *testing.T, c *kthwtest.Controller) (keys []string) {
+	t.Helper()
+	answer, err := c.Etcd(t).Get(t.Context(), "/registry/", clientv3.WithPrefix())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, kv := range answer.Kvs {
+		if !strings.HasPrefix(string(kv.Value), "k8s:enc:") {
+			keys = append(keys, string(kv.Key))
+		}
+	}
+	return keys
+}
+
+// onlyOwnArePlain wants the API server's own records among keys, and no other.
+func onlyOwnArePlain(t *testing.T, keys []string, address string) {
+	t.Helper()
+	own := []string{"/registry/masterleases/", "/registry/peerserverleases/", "/registry/ranges/"}
+	for _, place := range own {
+		if address == "127.0.0.1" && place == "/registry/masterleases/" { // upstream makes no endpoint of loopback
+			continue
+		}
+		if !slices.ContainsFunc(keys, func(key string) bool { return strings.HasPrefix(key, place) }) {
+			t.Errorf("%s: nothing without a key in it, of %v", place, keys)
+		}
+	}
+	for _, key := range keys {
+		if !slices.ContainsFunc(own, func(place string) bool { return strings.HasPrefix(key, place) }) {
+			t.Errorf("without a key: %s", key)
+		}
+	}
 }
 
 // ownAddress is one of this machine that is no loopback, or 127.0.0.1 if it has no other.

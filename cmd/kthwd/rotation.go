@@ -1,0 +1,139 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"kthwd/appliance/advice"
+	"kthwd/appliance/config"
+	"kthwd/appliance/text"
+)
+
+// rotationPoll is the time from one look at a rotation to the next.
+const rotationPoll = 500 * time.Millisecond
+
+// withTarget calls do with the kthwd that the flags name. A signal ends its context.
+func (a *app) withTarget(ctx context.Context, l *config.Loader, do func(context.Context, target) error) error {
+	t, err := a.target(l)
+	if err != nil {
+		return err
+	}
+	ctx, release := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	defer release()
+	return do(ctx, t)
+}
+
+// askTarget asks the running kthwd for what a verb needs.
+func askTarget[Out any](ctx context.Context, t target, path string, in any, within time.Duration) (out Out, err error) {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	return out, t.explain(t.Do(ctx, http.MethodPost, path, in, &out))
+}
+
+// rotationStatusVerb is the status of a rotation. show prints it, as JSON if asked to.
+func (a *app) rotationStatusVerb(l *config.Loader, command, short, long string, show func(ctx context.Context, t target, asJSON bool) error) *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use: "status [flags]", Short: short, Long: long, Args: noVerb,
+		Example: "  " + command + " status\n  " + command + " status -o json",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			asJSON, err := checkOutput(output)
+			if err != nil {
+				return err
+			}
+			return a.withTarget(cmd.Context(), l, func(ctx context.Context, t target) error { return show(ctx, t, asJSON) })
+		},
+	}
+	outputFlag(cmd, &output)
+	l.AddFlags(cmd.Flags(), "config", "data-dir")
+	return cmd
+}
+
+// rotationGoOnVerb is a verb without input that lets a rotation go on, forward or back.
+func (a *app) rotationGoOnVerb(l *config.Loader, command, verb, short, long string, run func(context.Context, target) error) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: verb + " [flags]", Short: short, Long: long, Args: noVerb, Example: "  " + command + " " + verb,
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.withTarget(cmd.Context(), l, run) },
+	}
+	l.AddFlags(cmd.Flags(), "config", "data-dir")
+	return cmd
+}
+
+// rotationLook is a rotation at one moment, for watchRotation.
+type rotationLook struct {
+	stage   string // its name
+	line    string // what to say of it; empty once the rotation has ended
+	done    string // what to say at the end; empty before
+	stopped string // why it does not go on
+	hint    string
+}
+
+// watchRotation shows the stages of a rotation until it ends, stops or waits for a person. goOn says
+// what leads on from a stop.
+func (a *app) watchRotation(ctx context.Context, command, goOn string, look func(context.Context) (*rotationLook, error)) error {
+	var said string
+	for {
+		r, err := look(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return errors.New("interrupted: the running kthwd goes on; " + command + " status shows it")
+		case err != nil:
+			return err
+		case r == nil:
+			return errors.New("the rotation has disappeared from etcd")
+		}
+		if r.line != "" && r.line != said {
+			said = r.line
+			fmt.Fprintln(a.err, text.Line(r.line))
+		}
+		switch {
+		case r.stopped != "":
+			if r.hint != "" {
+				goOn = r.hint + "; then " + goOn
+			}
+			return advice.With(fmt.Errorf("stage %s has stopped: %s", r.stage, text.Line(r.stopped)), goOn)
+		case r.done != "":
+			fmt.Fprintf(a.out, "done  %s\n", text.Line(r.done))
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(rotationPoll):
+		}
+	}
+}
+
+// stageLine is a stage for people.
+func stageLine(number, of int, stage, rotation string) string {
+	return fmt.Sprintf("stage %d of %d, %s: %s", number, of, stage, rotation)
+}
+
+// writeStage shows the rotation under way, with the controller that carries it on.
+func writeStage(w io.Writer, number, of int, stage string, since time.Time, rotation string) {
+	fmt.Fprintf(w, "rotation\tstage %d of %d, %s, since %s: %s\n", number, of, text.Line(stage), since.UTC().Format(time.RFC3339), text.Line(rotation))
+}
+
+// writeEnded shows that no rotation is under way, and the last one if there was one.
+func writeEnded(w io.Writer, last string, ended time.Time) {
+	if last == "" {
+		fmt.Fprintln(w, "rotation\tnone")
+		return
+	}
+	fmt.Fprintf(w, "rotation\tnone; the last one, %s, ended at %s\n", text.Line(last), ended.UTC().Format(time.RFC3339))
+}
+
+// writeHalt shows why a rotation does not go on, and what makes it.
+func writeHalt(w io.Writer, why, command string) {
+	if why != "" {
+		fmt.Fprintf(w, "why\t%s\n", text.Line(why))
+	}
+	fmt.Fprintln(w, "next\t"+command+" resume")
+}
