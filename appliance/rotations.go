@@ -94,7 +94,7 @@ func (p *prepared) newTokenRotation(member *etcd.Member, members *membership.Mem
 			ctx, cancel := context.WithTimeout(ctx, givingUp)
 			defer cancel()
 			defer manager.End()
-			if err := manager.Begin(ctx); err != nil {
+			if err := manager.Begin(ctx, "until the next term, which signs with another key"); err != nil {
 				return fmt.Errorf("%s does not end its term: %w", program.ControllerManager, err)
 			}
 			return nil

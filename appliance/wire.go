@@ -127,7 +127,7 @@ func beAbsent(ctx context.Context, api *apiserver.Server, pauses ...*lease.Pause
 	errs := make([]error, len(pauses))
 	var all sync.WaitGroup
 	for i, p := range pauses {
-		all.Go(func() { errs[i] = p.Begin(bounded) })
+		all.Go(func() { errs[i] = p.Begin(bounded, "while etcd defragments") })
 	}
 	all.Wait()
 	end := func() {

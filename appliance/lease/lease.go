@@ -129,7 +129,7 @@ func (l *Lease) Run(ctx context.Context, ready func(), prepare standby) error {
 	}
 	pause := firstTermPause
 	for ctx.Err() == nil {
-		l.pause.enter(ctx, func() { report.Standby("left to others for a while"); ready() })
+		l.pause.enter(ctx, func(why string) { report.Standby("left to others " + why); ready() })
 		begun := time.Now()
 		running, stop := l.pause.paused(ctx)
 		err := l.term(running, report, ready, prepare)
@@ -143,7 +143,7 @@ func (l *Lease) Run(ctx context.Context, ready func(), prepare standby) error {
 		case ctx.Err() != nil:
 			return nil
 		case paused && !errors.Is(err, term.ErrStillRunning):
-			l.log.Info("term ended: the lease is left to others for a while")
+			l.log.Info("term ended: the lease is left to others " + l.pause.reason())
 			continue
 		case err == nil:
 			err = errors.New("ended without being asked to")

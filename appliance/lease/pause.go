@@ -11,14 +11,15 @@ import (
 type Pause struct {
 	mu     sync.Mutex
 	begun  int           // pauses under way
+	why    string        // the reason of the last one
 	terms  int           // campaigns and terms under way
 	change chan struct{} // closed and replaced at each change; nil until needed
 }
 
-// Begin gives up the terms, and blocks until all have ended or ctx ends. The caller must call
-// End once in any case.
-func (p *Pause) Begin(ctx context.Context) error {
-	p.update(func() { p.begun++ })
+// Begin gives up the terms, and blocks until all have ended or ctx ends. why follows "the lease is
+// left to others": "while etcd defragments". The caller must call End once in any case.
+func (p *Pause) Begin(ctx context.Context, why string) error {
+	p.update(func() { p.begun++; p.why = why })
 	for {
 		terms, changed := p.state(func() int { return p.terms })
 		if terms == 0 {
@@ -35,9 +36,19 @@ func (p *Pause) Begin(ctx context.Context) error {
 // End lets the leases campaign again.
 func (p *Pause) End() { p.update(func() { p.begun-- }) }
 
-// enter blocks while there is a pause or until ctx ends; it calls waits first if it must wait.
-// exit must follow.
-func (p *Pause) enter(ctx context.Context, waits func()) {
+// reason is why of the last pause; empty before the first.
+func (p *Pause) reason() string {
+	if p == nil {
+		return ""
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.why
+}
+
+// enter blocks while there is a pause or until ctx ends; it calls waits with its reason first if it
+// must wait. exit must follow.
+func (p *Pause) enter(ctx context.Context, waits func(why string)) {
 	if p == nil {
 		return
 	}
@@ -52,7 +63,7 @@ func (p *Pause) enter(ctx context.Context, waits func()) {
 		p.mu.Unlock()
 		if !said {
 			said = true
-			waits()
+			waits(p.reason())
 		}
 		select {
 		case <-changed:

@@ -10,11 +10,11 @@ import (
 func TestPause(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var p Pause
-		p.enter(t.Context(), func() { t.Error("enter waited without a pause") })
+		p.enter(t.Context(), func(string) { t.Error("enter waited without a pause") })
 		term, end := p.paused(t.Context())
 		defer end()
 		begun := make(chan error, 1)
-		go func() { begun <- p.Begin(t.Context()) }()
+		go func() { begun <- p.Begin(t.Context(), "while etcd defragments") }()
 		synctest.Wait()
 		if term.Err() == nil {
 			t.Error("the term goes on in a pause")
@@ -29,9 +29,9 @@ func TestPause(t *testing.T) {
 			t.Error(err)
 		}
 
-		entered, waits := make(chan struct{}), false
+		entered, waits := make(chan struct{}), ""
 		go func() {
-			p.enter(t.Context(), func() { waits = true })
+			p.enter(t.Context(), func(why string) { waits = why })
 			close(entered)
 		}()
 		synctest.Wait()
@@ -42,13 +42,13 @@ func TestPause(t *testing.T) {
 		}
 		p.End()
 		<-entered
-		if !waits {
-			t.Error("enter did not say that it waits")
+		if waits != "while etcd defragments" {
+			t.Errorf("enter said that it waits %q", waits)
 		}
 
 		// A term that does not end does not hold Begin beyond its context.
 		ctx, cancel := context.WithCancel(t.Context())
-		go func() { begun <- p.Begin(ctx) }()
+		go func() { begun <- p.Begin(ctx, "") }()
 		synctest.Wait()
 		cancel()
 		if err := <-begun; !errors.Is(err, context.Canceled) {

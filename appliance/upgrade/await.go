@@ -70,7 +70,7 @@ func (v View) inTheWay() error {
 	case v.Leaderless:
 		return advice.With(errors.New(strings.Join(v.troubles(), "; ")), "start what is named")
 	case len(unwritten) > 0:
-		return advice.With(errors.New(strings.Join(unwritten, "; ")), "let it be written there: room on the disk, the owner and the permissions of the directory")
+		return advice.With(errors.New(strings.Join(unwritten, "; ")), "free room on its disk, or give kthwd's user the directory")
 	}
 	return nil
 }

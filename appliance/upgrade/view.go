@@ -205,7 +205,7 @@ func inTurn(names []string) string { return strings.Join(names, ", then ") }
 func (v View) Next() (all []string) {
 	all = v.away()
 	for _, u := range v.unwritten() {
-		all = append(all, u+": let it be written there, then go on")
+		all = append(all, u+": free room on its disk, or give kthwd's user the file, then go on")
 	}
 	switch v.Judge() {
 	case StageRolling:

@@ -91,7 +91,7 @@ func TestJudge(t *testing.T) {
 		{"back begun", see(open, "3.6.0", reached, ready), StageBack, "a way back to etcd 3.6 is under way", "", "waits for c0"},
 		{"back ready", see(open, "3.6.0", ready, ready), StageBack, "--cancel", "", "run the old kthwd again on c0, then c1"},
 		{"back without a quorum", noQuorum, StageBack, "a way back", "etcd has no leader", "etcd has no leader: start c1 and c2 again"},
-		{"no room for a record", unwritten(see(open, "", reached)), StageReached, "", "", "c0 cannot write member.json: no space left on device: let it be written there"},
+		{"no room for a record", unwritten(see(open, "", reached)), StageReached, "", "", "c0 cannot write member.json: no space left on device: free room on its disk"},
 		{"back half", see(open, "3.6.0", ready, oldOne), StageReturning, "a way back", "", "run the old kthwd again on c0"},
 		{"back done", see(open, "", oldOne, oldOne), StageNone, "no upgrade", "no upgrade", ""},
 		{"finished", see(ended, "", restart, finished), StageFinishing, "", ErrFinished.Error(), "restart c0, each"},
