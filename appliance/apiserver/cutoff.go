@@ -8,15 +8,22 @@ import (
 )
 
 const (
-	cutAfter  = 2 * time.Second // from the begin of a stop
+	cutAfter  = 2 * time.Second // from the begin of a stop before the server was ready
+	drainTime = 8 * time.Second // from the moment that no new request is accepted
 	lastWords = time.Second     // for a request of the stop itself after that
 )
 
-// cutoff bounds the requests of a server that stops before it was ready. Upstream lets each
-// admission plugin wait 10 s for its informers, which the stop has ended
-// (apiserver/pkg/admission/handler.go:WaitForReady), and waits for the requests before it
-// ends: so that one request of the start could take longer than the whole stop may. There
-// are no clients yet, only the server's own. The zero value is ready for use.
+// cutoff bounds the requests of a server that stops, which ends after them. The zero value is
+// ready for use.
+//
+// Before the server was ready there are only its own: upstream lets each admission plugin wait
+// 10 s for its informers, which the stop has ended (apiserver/pkg/admission/handler.go:
+// WaitForReady), so that one request of the start could take longer than the whole stop may.
+//
+// Later there are also those of clients, which have drainTime. A webhook that accepts connections
+// and never answers holds each request that asks it for up to 30 s, those of the stop as well:
+// hooks that run one after the other withdraw the endpoint and delete the server's lease
+// (kubernetes/pkg/controlplane/controller/kubernetesservice/controller.go:Stop).
 type cutoff struct {
 	mu    sync.Mutex
 	over  bool

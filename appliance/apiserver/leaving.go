@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	apirequest "k8s.io/apiserver/pkg/endpoints/request"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/apiserver/pkg/server/healthz"
 
@@ -29,7 +30,7 @@ type departure struct {
 	closing    atomic.Bool // each answer is the last one on its connection
 	absent     atomic.Bool // etcd does not answer for a while: requests are sent elsewhere
 
-	beforeReady cutoff // of the requests that came before
+	requests cutoff // of those that a stop waits for
 }
 
 // readyz is an additional check of the API server's /readyz. Upstream's own check fails
@@ -58,10 +59,18 @@ func (f *departure) wrap(next http.Handler) http.Handler {
 			http.Error(w, "etcd defragments its database on this controller: connect again, and another one answers", http.StatusTooManyRequests)
 			return
 		}
-		if !f.servedOnce.Load() {
-			bounded, done := f.beforeReady.bound(req)
+		next.ServeHTTP(w, req)
+	})
+}
+
+// cuttable lets the requests end that a stop waits for. Once the server was ready, a stop waits
+// for no long-running ones: upstream ends watches, and streams stay until the process ends.
+func (f *departure) cuttable(next http.Handler, c *genericapiserver.Config) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if info, known := apirequest.RequestInfoFrom(req.Context()); !f.servedOnce.Load() || !known || !c.LongRunningFunc(req, info) {
+			bound, done := f.requests.bound(req)
 			defer done()
-			req = bounded
+			req = bound
 		}
 		next.ServeHTTP(w, req)
 	})
@@ -77,9 +86,12 @@ func isProbe(path string) bool {
 	return false
 }
 
-// chained adds wrap to the chain of filters.
-func (f *departure) chained(build func(http.Handler, *genericapiserver.Config) http.Handler) func(http.Handler, *genericapiserver.Config) http.Handler {
-	return func(h http.Handler, c *genericapiserver.Config) http.Handler { return f.wrap(build(h, c)) }
+// chained adds wrap in front of the chain of filters, and cuttable behind it, where the kind of
+// a request is known.
+func (f *departure) chained(build chain) chain {
+	return func(h http.Handler, c *genericapiserver.Config) http.Handler {
+		return f.wrap(build(f.cuttable(h, c), c))
+	}
 }
 
 // closeAfter makes the remaining clients reconnect, after clients that probe /readyz have
@@ -93,14 +105,16 @@ func (f *departure) closeAfter(delay time.Duration) {
 // leave covers the time from the start of the group's stop until ctx ends, when the API
 // server itself must stop. It returns how long the server must accept new requests after
 // that, which becomes upstream's delay.
-func (a *Server) leave(ctx context.Context, s *built) time.Duration {
+func (a *Server) leave(ctx context.Context, s *built) (rest time.Duration) {
 	begun := time.Now()
 	close(s.leaving)
 	s.absent.Store(false)
 	s.notReady.Store(true)
 	go a.etcd.Abandon(context.WithoutCancel(ctx), quorumPatience)
 	if !s.servedOnce.Load() {
-		time.AfterFunc(cutAfter, s.beforeReady.cut)
+		time.AfterFunc(cutAfter, s.requests.cut)
+	} else {
+		defer func() { time.AfterFunc(rest+drainTime, s.requests.cut) }()
 	}
 	delay := a.delay(context.Cause(supervise.Leaving(ctx)), s)
 	s.closeAfter(delay)

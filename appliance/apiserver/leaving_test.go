@@ -13,6 +13,9 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	apirequest "k8s.io/apiserver/pkg/endpoints/request"
+	genericapiserver "k8s.io/apiserver/pkg/server"
 )
 
 func TestFarewellInTime(t *testing.T) {
@@ -46,39 +49,44 @@ func TestFarewellInTime(t *testing.T) {
 	})
 }
 
-// Requests of a server that was never ready end when it is cut off, and those of its stop
-// have a little time. Those that came after it was ready are left alone.
+// Requests end when they are cut off, and those of the stop have a little time. Those that run
+// long are left alone, unless the server was never ready.
 func TestCutoff(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var f departure
-		request := func() (took func() time.Duration) {
-			begun, done := time.Now(), make(chan time.Duration, 1)
-			go f.wrap(http.HandlerFunc(func(_ http.ResponseWriter, req *http.Request) {
-				select {
-				case <-req.Context().Done():
-				case <-time.After(time.Hour):
-				}
-				done <- time.Since(begun)
-			})).ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodPost, "/", nil))
-			return func() time.Duration { return <-done }
-		}
-		before := request()
-		time.Sleep(time.Minute)
-		f.beforeReady.cut()
-		if got := before(); got != time.Minute {
-			t.Errorf("a request of the start: got %v, want until the cut after %v", got, time.Minute)
-		}
-		if got := request()(); got != lastWords {
-			t.Errorf("a request of the stop: got %v, want %v", got, lastWords)
-		}
-		f.servedOnce.Store(true)
-		if got := request()(); got != time.Hour {
-			t.Errorf("a client's request: got %v, want all the time that it takes", got)
-		}
-		if n := len(f.beforeReady.known); n != 0 {
-			t.Errorf("%d requests are remembered", n)
-		}
-	})
+	for _, ready := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			var f departure
+			f.servedOnce.Store(ready)
+			kinds := &genericapiserver.Config{LongRunningFunc: func(_ *http.Request, info *apirequest.RequestInfo) bool { return info.Verb == "watch" }}
+			request := func(verb string) (took func() time.Duration) {
+				begun, done := time.Now(), make(chan time.Duration, 1)
+				ctx := apirequest.WithRequestInfo(t.Context(), &apirequest.RequestInfo{Verb: verb})
+				go f.cuttable(http.HandlerFunc(func(_ http.ResponseWriter, req *http.Request) {
+					select {
+					case <-req.Context().Done():
+					case <-time.After(time.Hour):
+					}
+					done <- time.Since(begun)
+				}), kinds).ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(ctx, http.MethodPost, "/", nil))
+				return func() time.Duration { return <-done }
+			}
+			before, watch := request("create"), request("watch")
+			time.Sleep(time.Minute)
+			f.requests.cut()
+			if got := before(); got != time.Minute {
+				t.Errorf("a request before the cut: got %v, want until the cut after %v", got, time.Minute)
+			}
+			if got := request("create")(); got != lastWords {
+				t.Errorf("a request of the stop: got %v, want %v", got, lastWords)
+			}
+			if got, want := watch(), map[bool]time.Duration{false: time.Minute, true: time.Hour}[ready]; got != want {
+				t.Errorf("a watch, ready %v: got %v, want %v", ready, got, want)
+			}
+			synctest.Wait()
+			if n := len(f.requests.known); n != 0 {
+				t.Errorf("%d requests are remembered", n)
+			}
+		})
+	}
 }
 
 // Clients of either protocol leave without an error: a request that is under way

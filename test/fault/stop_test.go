@@ -3,6 +3,7 @@ package fault
 import (
 	"crypto/tls"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"slices"
@@ -43,6 +44,33 @@ func refuseLeases(t *testing.T, c *kthwtest.Controller) {
 	}
 }
 
+// holdWrites makes the API server ask a webhook about every write that accepts connections and
+// never answers, and waits until it holds one.
+func holdWrites(t *testing.T, c *kthwtest.Controller) {
+	t.Helper()
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { silent.Close() })
+	fail, none, url, longest := admission.Fail, admission.SideEffectClassNone, "https://"+silent.Addr().String()+"/", int32(30)
+	_, err = c.Client(t).AdmissionregistrationV1().ValidatingWebhookConfigurations().Create(t.Context(), &admission.ValidatingWebhookConfiguration{
+		ObjectMeta: metav1.ObjectMeta{Name: "silent"},
+		Webhooks: []admission.ValidatingWebhook{{Name: "silent.example.com", FailurePolicy: &fail, SideEffects: &none, AdmissionReviewVersions: []string{"v1"},
+			TimeoutSeconds: &longest, ClientConfig: admission.WebhookClientConfig{URL: &url},
+			Rules: []admission.RuleWithOperations{{Operations: []admission.OperationType{admission.OperationAll}, Rule: admission.Rule{
+				APIGroups: []string{"*"}, APIVersions: []string{"*"}, Resources: []string{"*/*"}}}}}},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	held, err := silent.Accept() // a renewal of a lease, at the latest
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { held.Close() })
+}
+
 // TestStopWhileLeasesAreRefused stops kthwd while no Lease can be written, not even its
 // own, and while status names that.
 func TestStopWhileLeasesAreRefused(t *testing.T) {
@@ -78,7 +106,8 @@ func TestStopWhileLeasesAreRefused(t *testing.T) {
 }
 
 // TestStopWithALongHostName: a host name of 64 characters, the most that Linux takes, is
-// one too many for the label of the API server's identity Lease.
+// one too many for the label of the API server's identity Lease. The stop is one in which no
+// write of anything is answered.
 func TestStopWithALongHostName(t *testing.T) {
 	kthwtest.Turn(t, 1)
 	if os.Getuid() != 0 {
@@ -97,6 +126,7 @@ func TestStopWithALongHostName(t *testing.T) {
 		}
 		return nil
 	})
+	holdWrites(t, c)
 	inOrderAfter(t, c)
 }
 
