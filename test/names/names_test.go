@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	openapi_v2 "github.com/google/gnostic-models/openapiv2"
+
 	linked "kthwd/appliance/names"
 	"kthwd/test/kthwtest"
 )
@@ -238,6 +240,29 @@ func TestWaysToAProgram(t *testing.T) {
 	}
 }
 
+// documentsAgree compares the paths of the two versions of the OpenAPI document.
+func documentsAgree(t *testing.T, c *kthwtest.Controller) {
+	t.Helper()
+	second, err := c.Client(t).Discovery().OpenAPISchema()
+	if err != nil {
+		t.Fatal(err)
+	}
+	third, err := c.Client(t).Discovery().OpenAPIV3().Paths()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for group := range third {
+		if !slices.ContainsFunc(second.Paths.Path, func(p *openapi_v2.NamedPathItem) bool {
+			return strings.HasPrefix(p.Name, "/"+group+"/") || p.Name == "/"+group
+		}) {
+			t.Errorf("version 2 of the OpenAPI document has no path below /%s, version 3 has", group)
+		}
+	}
+	if len(third) < 20 || len(second.Definitions.AdditionalProperties) < 500 {
+		t.Errorf("%d groups in version 3, %d definitions in version 2", len(third), len(second.Definitions.AdditionalProperties))
+	}
+}
+
 // TestKubeconfig is kthwd kubectl beside a running controller.
 func TestKubeconfig(t *testing.T) {
 	c := kthwtest.Start(t, kthwtest.Options{})
@@ -254,6 +279,13 @@ func TestKubeconfig(t *testing.T) {
 	if got := kthwd("", "__complete kubectl "+dir+" get namespaces kube-s"); !strings.HasPrefix(got.stdout, "kube-system") {
 		t.Errorf("completion of a namespace: got %+v", got)
 	}
+	// Either version of the OpenAPI document; that of version 2 is built for this one.
+	for _, output := range []string{"plaintext", "plaintext-openapiv2"} {
+		if got := kthwd("", "kubectl "+dir+" explain deployments.spec.replicas --output="+output); got.code != 0 || !strings.Contains(got.stdout, "Number of desired pods") {
+			t.Errorf("explain, %s: got %+v", output, got)
+		}
+	}
+	documentsAgree(t, c)
 	if got := kthwd("", "kubectl "+dir+" get configmap nothing"); got.code != 1 || !strings.HasPrefix(got.stderr, "Error from server (NotFound)") {
 		t.Errorf("an object that is not there: got %+v", got)
 	}
