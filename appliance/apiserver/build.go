@@ -90,7 +90,7 @@ func (a *Server) assemble(config *apiapp.Config) (*built, error) {
 	register := leaveOutBootstrapHooks(config.KubeAPIs.ControlPlane.Generic, a.log)
 	who := &identity{}
 	registerIdentity := who.replaceIdentity(&config.KubeAPIs.ControlPlane)
-	installOpenAPI := leaveOutOpenAPI(config.KubeAPIs.ControlPlane.Generic)
+	installOpenAPI := leaveOutOpenAPI(config.KubeAPIs.ControlPlane.Generic, a.log)
 	rememberClients(config, a.seen)
 	listenToAcceptances(config, a.accepted)
 	listenToRefusals(config, a.refused)

@@ -14,8 +14,6 @@ import (
 	"testing"
 	"time"
 
-	openapi_v2 "github.com/google/gnostic-models/openapiv2"
-
 	linked "kthwd/appliance/names"
 	"kthwd/test/kthwtest"
 )
@@ -240,32 +238,9 @@ func TestWaysToAProgram(t *testing.T) {
 	}
 }
 
-// documentsAgree compares the paths of the two versions of the OpenAPI document.
-func documentsAgree(t *testing.T, c *kthwtest.Controller) {
-	t.Helper()
-	second, err := c.Client(t).Discovery().OpenAPISchema()
-	if err != nil {
-		t.Fatal(err)
-	}
-	third, err := c.Client(t).Discovery().OpenAPIV3().Paths()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for group := range third {
-		if !slices.ContainsFunc(second.Paths.Path, func(p *openapi_v2.NamedPathItem) bool {
-			return strings.HasPrefix(p.Name, "/"+group+"/") || p.Name == "/"+group
-		}) {
-			t.Errorf("version 2 of the OpenAPI document has no path below /%s, version 3 has", group)
-		}
-	}
-	if len(third) < 20 || len(second.Definitions.AdditionalProperties) < 500 {
-		t.Errorf("%d groups in version 3, %d definitions in version 2", len(third), len(second.Definitions.AdditionalProperties))
-	}
-}
-
 // TestKubeconfig is kthwd kubectl beside a running controller.
 func TestKubeconfig(t *testing.T) {
-	c := kthwtest.Start(t, kthwtest.Options{})
+	c := kthwtest.Start(t, kthwtest.Options{Args: []string{"--log-level=kube-apiserver=debug"}}) // for openAPI
 	c.WaitReady(t)
 	home, dir := t.TempDir(), "--data-dir="+filepath.Dir(c.Kubeconfig("admin"))
 	kthwd := func(env, line string) outcome {
@@ -285,7 +260,7 @@ func TestKubeconfig(t *testing.T) {
 			t.Errorf("explain, %s: got %+v", output, got)
 		}
 	}
-	documentsAgree(t, c)
+	openAPI(t, c)
 	if got := kthwd("", "kubectl "+dir+" get configmap nothing"); got.code != 1 || !strings.HasPrefix(got.stderr, "Error from server (NotFound)") {
 		t.Errorf("an object that is not there: got %+v", got)
 	}

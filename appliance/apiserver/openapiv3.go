@@ -1,0 +1,191 @@
+package apiserver
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"crypto/sha512"
+	_ "embed"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/emicklei/go-restful/v3"
+	"golang.org/x/sync/errgroup"
+	"k8s.io/apiserver/pkg/features"
+	"k8s.io/apiserver/pkg/server/mux"
+	"k8s.io/apiserver/pkg/server/routes"
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
+	"k8s.io/kube-openapi/pkg/common"
+	"k8s.io/kube-openapi/pkg/common/restfuladapter"
+	"k8s.io/kube-openapi/pkg/handler3"
+)
+
+// knownHashes has a line for each document of version 3 of a kthwd that make build has made: its
+// group and version, the key of its sources, its hash. make golden writes it, by TestKubeconfig.
+//
+//go:embed openapi.hashes
+var knownHashes string
+
+const openAPIV3Root = "/openapi/v3"
+
+// openAPIV3 serves the OpenAPI documents of version 3, one for each group and version, and the
+// list of them, as routes.OpenAPI does. The list has the hash of each document, and the aggregator
+// asks for it at the start and each second (kube-aggregator/pkg/controllers/openapiv3/
+// aggregator/aggregator.go), so that upstream builds and renders all documents at the start: a
+// sixth of its processor time, for documents that are asked for one at a time, if at all. This one
+// knows the hashes, and makes a document when it is asked for. A document whose sources
+// it does not know, such as one for other feature gates, is made at the start.
+type openAPIV3 struct {
+	config   *common.OpenAPIV3Config
+	log      *slog.Logger
+	services map[string]*restful.WebService // by group and version, such as apis/apps/v1
+
+	building  sync.Mutex // upstream's builder completes config
+	documents map[string]http.Handler
+
+	list     []byte
+	etag     string
+	modified time.Time
+}
+
+func newOpenAPIV3(config *common.OpenAPIV3Config, services []*restful.WebService, log *slog.Logger) *openAPIV3 {
+	o := &openAPIV3{config: config, log: log, services: map[string]*restful.WebService{}, documents: map[string]http.Handler{}}
+	for _, service := range services {
+		o.services[strings.TrimPrefix(service.RootPath(), "/")] = service
+	}
+	return o
+}
+
+// install makes the list, and serves it and the documents.
+func (o *openAPIV3) install(mux *mux.PathRecorderMux) error {
+	known := map[string]string{}
+	for line := range strings.Lines(knownHashes) {
+		if f := strings.Fields(line); len(f) == 3 {
+			known[f[1]] = f[2]
+		}
+	}
+	var mu sync.Mutex
+	var all errgroup.Group
+	list := handler3.OpenAPIV3Discovery{Paths: map[string]handler3.OpenAPIV3DiscoveryGroupVersion{}}
+	for group, service := range o.services {
+		all.Go(func() (err error) {
+			key := keyOf(o.config, service)
+			hash, isKnown := known[key]
+			if !isKnown {
+				hash, err = o.hash(group)
+			}
+			o.log.Debug("OpenAPI document", "key", key, "group", group, "hash", hash, "known", isKnown)
+			mu.Lock()
+			defer mu.Unlock()
+			at := url.URL{Path: path.Join(openAPIV3Root, group), RawQuery: url.Values{"hash": {hash}}.Encode()}
+			list.Paths[group] = handler3.OpenAPIV3DiscoveryGroupVersion{ServerRelativeURL: at.String()}
+			return err
+		})
+	}
+	if err := all.Wait(); err != nil {
+		return err
+	}
+	data, err := json.Marshal(list)
+	if err != nil {
+		return err
+	}
+	o.list, o.etag, o.modified = data, fmt.Sprintf("%X", sha512.Sum512(data)), time.Now()
+	mux.HandleFunc(openAPIV3Root, o.serveList)
+	mux.HandlePrefix(openAPIV3Root+"/", http.HandlerFunc(o.serveDocument))
+	return nil
+}
+
+func (o *openAPIV3) serveList(w http.ResponseWriter, req *http.Request) {
+	w.Header().Set("Etag", strconv.Quote(o.etag))
+	w.Header().Set("Content-Type", "application/json")
+	http.ServeContent(w, req, openAPIV3Root, o.modified, bytes.NewReader(o.list))
+}
+
+func (o *openAPIV3) serveDocument(w http.ResponseWriter, req *http.Request) {
+	document := o.document(strings.TrimPrefix(req.URL.Path, openAPIV3Root+"/"))
+	if document == nil {
+		http.NotFound(w, req)
+		return
+	}
+	document.ServeHTTP(w, req)
+}
+
+// document returns upstream's handler of one group and version, built when it is first asked for;
+// nil if there is none.
+func (o *openAPIV3) document(group string) http.Handler {
+	service, exists := o.services[group]
+	if !exists {
+		return nil
+	}
+	o.building.Lock()
+	defer o.building.Unlock()
+	if o.documents[group] == nil {
+		alone, handler := restful.NewContainer().Add(service), mux.NewPathRecorderMux("openapi/"+group)
+		routes.OpenAPI{V3Config: o.config}.InstallV3(alone, handler)
+		o.documents[group] = handler
+	}
+	return o.documents[group]
+}
+
+// hash renders a document.
+func (o *openAPIV3) hash(group string) (string, error) {
+	req, err := http.NewRequest(http.MethodHead, openAPIV3Root+"/"+group, nil)
+	if err != nil {
+		return "", err
+	}
+	w := discard{}
+	o.document(group).ServeHTTP(w, req)
+	hash, err := strconv.Unquote(http.Header(w).Get("Etag"))
+	if err != nil {
+		return "", fmt.Errorf("OpenAPI document of %s: it has no hash", group)
+	}
+	return hash, nil
+}
+
+// discard is a response writer that drops the body.
+type discard http.Header
+
+func (d discard) Header() http.Header { return http.Header(d) }
+
+func (discard) Write(b []byte) (int, error) { return len(b), nil }
+
+func (discard) WriteHeader(int) {}
+
+// keyOf tells the sources of a document from others: all that upstream's builder sees of the
+// routes, and what of the settings is in it. The types that it describes are a part of the binary,
+// like the known hashes.
+func keyOf(config *common.OpenAPIV3Config, service *restful.WebService) string {
+	sum := sha256.New()
+	fmt.Fprintln(sum, utilfeature.DefaultFeatureGate.Enabled(features.OpenAPIEnums))
+	_ = json.NewEncoder(sum).Encode(config.Info) // a hash takes everything, and this type is text
+	for _, container := range restfuladapter.AdaptWebServices([]*restful.WebService{service}) {
+		fmt.Fprintf(sum, "%q\n", container.RootPath())
+		writeParameters(sum, container.PathParameters())
+		for _, r := range container.Routes() {
+			fmt.Fprintf(sum, "%q %q %q %q %q %q %v %T %T\n", r.Method(), r.Path(), r.OperationName(), r.Description(), r.Consumes(), r.Produces(), r.Metadata(), r.RequestPayloadSample(), r.ResponsePayloadSample())
+			writeParameters(sum, r.Parameters())
+			answers := r.StatusCodeResponses()
+			slices.SortFunc(answers, func(a, b common.StatusCodeResponse) int { return a.Code() - b.Code() })
+			for _, a := range answers {
+				fmt.Fprintf(sum, "%d %q %T\n", a.Code(), a.Message(), a.Model())
+			}
+		}
+	}
+	return hex.EncodeToString(sum.Sum(nil))
+}
+
+func writeParameters(w io.Writer, parameters []common.Parameter) {
+	for _, p := range parameters {
+		fmt.Fprintf(w, "%d %q %q %q %v %v\n", p.Kind(), p.Name(), p.Description(), p.DataType(), p.Required(), p.AllowMultiple())
+	}
+}
