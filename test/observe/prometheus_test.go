@@ -50,19 +50,24 @@ func TestRules(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tests, err := os.ReadFile(filepath.Join(packaging, "prometheus/kthwd.rules.test.yml"))
-	if err != nil {
-		t.Fatal(err)
+	unit := []string{"kthwd.rules.test.yml", "kthwd.rules.hours.test.yml"}
+	var tests strings.Builder
+	for _, file := range unit {
+		data, err := os.ReadFile(filepath.Join(packaging, "prometheus", file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		tests.Write(data)
 	}
 	for _, m := range regexp.MustCompile(`- alert: (\w+)`).FindAllStringSubmatch(string(rules), -1) {
 		for _, what := range []string{" fires\n", " stays quiet\n"} {
-			if !strings.Contains(string(tests), "name: "+m[1]+what) {
+			if !strings.Contains(tests.String(), "name: "+m[1]+what) {
 				t.Errorf("no unit test: %s%s", m[1], what)
 			}
 		}
 	}
 	promtool := tool(t, "promtool", "prometheus")
-	for _, args := range [][]string{{"check", "config", "prometheus.yml"}, {"check", "rules", "kthwd.rules.yml"}, {"test", "rules", "kthwd.rules.test.yml"}} {
+	for _, args := range [][]string{{"check", "config", "prometheus.yml"}, {"check", "rules", "kthwd.rules.yml"}, append([]string{"test", "rules"}, unit...)} {
 		cmd := exec.Command(promtool, args...)
 		cmd.Dir = filepath.Join(packaging, "prometheus")
 		if out, err := cmd.CombinedOutput(); err != nil {
