@@ -5,10 +5,10 @@ import (
 	"crypto/sha256"
 	"crypto/sha512"
 	_ "embed"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
 	"net/url"
@@ -165,27 +165,56 @@ func (discard) WriteHeader(int) {}
 // routes, and what of the settings is in it. The types that it describes are a part of the binary,
 // like the known hashes.
 func keyOf(config *common.OpenAPIV3Config, service *restful.WebService) string {
-	sum := sha256.New()
-	fmt.Fprintln(sum, utilfeature.DefaultFeatureGate.Enabled(features.OpenAPIEnums))
-	_ = json.NewEncoder(sum).Encode(config.Info) // a hash takes everything, and this type is text
+	var k sources
+	k.add(strconv.FormatBool(utilfeature.DefaultFeatureGate.Enabled(features.OpenAPIEnums)))
+	info, _ := json.Marshal(config.Info) // a type of strings
+	k.add(string(info))
 	for _, container := range restfuladapter.AdaptWebServices([]*restful.WebService{service}) {
-		fmt.Fprintf(sum, "%q\n", container.RootPath())
-		writeParameters(sum, container.PathParameters())
+		k.add(container.RootPath())
+		k.parameters(container.PathParameters())
 		for _, r := range container.Routes() {
-			fmt.Fprintf(sum, "%q %q %q %q %q %q %v %T %T\n", r.Method(), r.Path(), r.OperationName(), r.Description(), r.Consumes(), r.Produces(), r.Metadata(), r.RequestPayloadSample(), r.ResponsePayloadSample())
-			writeParameters(sum, r.Parameters())
+			k.add(r.Method(), r.Path(), r.OperationName(), r.Description(), fmt.Sprint(r.Metadata()), typeOf(r.RequestPayloadSample()), typeOf(r.ResponsePayloadSample()))
+			k.list(r.Consumes())
+			k.list(r.Produces())
+			k.parameters(r.Parameters())
 			answers := r.StatusCodeResponses()
 			slices.SortFunc(answers, func(a, b common.StatusCodeResponse) int { return a.Code() - b.Code() })
 			for _, a := range answers {
-				fmt.Fprintf(sum, "%d %q %T\n", a.Code(), a.Message(), a.Model())
+				k.add(strconv.Itoa(a.Code()), a.Message(), typeOf(a.Model()))
 			}
 		}
 	}
-	return hex.EncodeToString(sum.Sum(nil))
+	sum := sha256.Sum256(k.text)
+	return hex.EncodeToString(sum[:])
 }
 
-func writeParameters(w io.Writer, parameters []common.Parameter) {
-	for _, p := range parameters {
-		fmt.Fprintf(w, "%d %q %q %q %v %v\n", p.Kind(), p.Name(), p.Description(), p.DataType(), p.Required(), p.AllowMultiple())
+func typeOf(sample any) string { return fmt.Sprintf("%T", sample) }
+
+// sources are texts one after the other, each after its length.
+type sources struct{ text []byte }
+
+func (k *sources) add(all ...string) {
+	for _, s := range all {
+		k.text = append(binary.AppendUvarint(k.text, uint64(len(s))), s...)
 	}
+}
+
+func (k *sources) list(all []string) {
+	k.text = binary.AppendUvarint(k.text, uint64(len(all)))
+	k.add(all...)
+}
+
+func (k *sources) parameters(all []common.Parameter) {
+	k.text = binary.AppendUvarint(k.text, uint64(len(all)))
+	for _, p := range all {
+		k.add(p.Name(), p.Description(), p.DataType())
+		k.text = append(k.text, byte(p.Kind()), asByte(p.Required()), asByte(p.AllowMultiple()))
+	}
+}
+
+func asByte(b bool) byte {
+	if b {
+		return 1
+	}
+	return 0
 }

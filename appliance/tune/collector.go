@@ -11,8 +11,8 @@ import (
 	"kthwd/appliance/supervise"
 )
 
-// While four programs start in one heap, 300 MB are allocated, most of it for OpenAPI
-// documents, and thrown away: collecting that again and again is a third of the start's CPU
+// While four programs start in one heap, more than 200 MB are allocated, and most of that is
+// thrown away: collecting it again and again would be a third of the start's CPU
 // time. From then on pace.go decides. A user's GOGC or GOMEMLIMIT replaces all of this.
 const (
 	startLimit = 256 << 20 // no collection below this while starting; more would leave the heap in fragments
