@@ -19,6 +19,20 @@ var knownCauses = []row{
 		text: `the conversion webhook of $1 does not answer ($2)`, lasting: true,
 		do: "kubectl get customresourcedefinitions -o=custom-columns=NAME:.metadata.name,KIND:.spec.names.kind,WEBHOOK:.spec.conversion.webhook.clientConfig"},
 
+	// Before the two below, whose words an error of a key server is wrapped in: its keys are elsewhere, and
+	// encryption-config.yaml lacks none. Upstream waits for a plugin until the deadline, and then has the last dial's error.
+	{words: "failed to decrypt DEK, error: ", match: `failed to decrypt DEK, error: rpc error: code = (?:DeadlineExceeded|Unavailable|Canceled) .*dial unix (/[A-Za-z0-9_./@+-]+): `, kind: KeyServer,
+		text: `the key server (a KMS plugin) does not answer at $1, so nothing that it has encrypted can be read`, public: noKeyServer, do: "ss -xlp src $1; if it shows no listener, start the KMS plugin, or read its log", lasting: true},
+	{words: "failed to decrypt DEK, error: ", match: `failed to decrypt DEK, error: rpc error: code = (?:DeadlineExceeded|Unavailable|Canceled) desc = (.+)`, kind: KeyServer,
+		text: `the key server (a KMS plugin) does not answer, so nothing that it has encrypted can be read ($1)`, do: startKeyServer, lasting: true},
+	{words: "failed to decrypt DEK, error: ", match: `failed to decrypt DEK, error: (.+)`, kind: KeyServer,
+		text: `the key server (a KMS plugin) does not decrypt what it has encrypted ($1)`, do: "read the log of the KMS plugin, and give it its old key back", lasting: true},
+	{words: "failed to encrypt DEK, error: ", match: `failed to encrypt DEK, error: (.+)`, kind: KeyServer,
+		text: `the key server (a KMS plugin) does not encrypt ($1)`, do: startKeyServer, lasting: true},
+	// A plugin that is away while its keys are in the cache: reads go on, writes end after three minutes.
+	{words: "encryptedDEKSource with keyID hash", match: `encryptedDEKSource with keyID hash .+ expired at (\S+)`, kind: KeyServer,
+		text: `the key server (a KMS plugin) does not answer, and without it nothing is encrypted after $1`, public: noKeyServer, do: startKeyServer, lasting: true},
+
 	{words: "unable to transform key", match: `unable to transform key \\*"(/[^"\\]+)\\*"`, kind: Decryption,
 		text: `cannot decrypt $1: encryption-config.yaml has no key for it`, public: "cannot decrypt an object: encryption-config.yaml has no key for it", do: oldKey, lasting: true, name: ofKey},
 	// From Kubernetes 1.37 on, whose AllowUnsafeMalformedObjectDeletion is on (apiserver/pkg/storage/etcd3/corrupt_obj_deleter.go).
@@ -73,7 +87,10 @@ var knownCauses = []row{
 // Advice that several rows share.
 const (
 	listWebhooks = "kubectl get validatingwebhookconfigurations,mutatingwebhookconfigurations"
-	oldKey       = "put the old key back into encryption-config.yaml as the second key, under its old name, give the first one another name, and restart kthwd"
+
+	noKeyServer    = "the key server (a KMS plugin) does not answer"
+	startKeyServer = "start the KMS plugin at the endpoint in encryption-config.yaml, or read its log"
+	oldKey         = "put the old key back into encryption-config.yaml as the second key, under its old name, give the first one another name, and restart kthwd"
 )
 
 // The kinds of known causes.
@@ -81,6 +98,7 @@ const (
 	Webhook     = "webhook"
 	Conversion  = "conversion"
 	Decryption  = "decryption"
+	KeyServer   = "key_server"
 	APIService  = "apiservice"
 	EtcdSpace   = "etcd_space"
 	EtcdLeader  = "etcd_leader"
@@ -103,6 +121,7 @@ var Kinds = []struct{ Kind, Means string }{
 	{Webhook, "an admission webhook refuses the program's requests, or does not answer"},
 	{Conversion, "the conversion webhook of a custom resource does not answer"},
 	{Decryption, "encryption-config.yaml lacks the key of an object"},
+	{KeyServer, "the key server that encrypts objects, a KMS plugin, does not answer or refuses"},
 	{APIService, "nothing answers for an aggregated API"},
 	{EtcdSpace, "etcd's database has reached its quota"},
 	{EtcdLeader, "etcd has no leader"},
