@@ -15,6 +15,15 @@ var knownCauses = []row{
 		text: `the admission webhook "$1" refuses its requests ($2)`, do: listWebhooks, name: ofWebhook},
 	{words: "failed calling webhook", match: `failed calling webhook \\?"([^"\\]+)\\?"[:;] (?:failed to call webhook: )?(.+)`, kind: Webhook,
 		text: `the admission webhook "$1" does not answer ($2)`, do: listWebhooks, lasting: true, name: ofWebhook},
+	// Mutating policies are the ones that the second dispatcher serves (admission/plugin/policy/mutating/dispatcher.go).
+	{words: "ValidatingAdmissionPolicy '", match: `ValidatingAdmissionPolicy '([a-z0-9.-]+)' with binding '([a-z0-9.-]+)' denied request: (.+?)(?:; |$)`, kind: Policy,
+		text: `the validating admission policy $1 refuses the requests ($3)`, do: "kubectl delete validatingadmissionpolicybinding $2"},
+	{words: "ValidatingAdmissionPolicy '", match: `ValidatingAdmissionPolicy '([a-z0-9.-]+)' denied request: (.+?)(?:; |$)`, kind: Policy,
+		text: `the validating admission policy $1 refuses the requests ($2)`, do: "kubectl delete validatingadmissionpolicy $1"},
+	{words: "' with binding '", match: `policy '([a-z0-9.-]+)' with binding '([a-z0-9.-]+)' denied request: (.+?)(?:; |$)`, kind: Policy,
+		text: `the mutating admission policy $1 refuses the requests ($3)`, do: "kubectl delete mutatingadmissionpolicybinding $2"},
+	{words: " denied request: ", match: `policy \\*"([a-z0-9.-]+)\\*" denied request: (.+?)(?:; |$)`, kind: Policy,
+		text: `the mutating admission policy $1 refuses the requests ($2)`, do: "kubectl delete mutatingadmissionpolicy $1"},
 	{words: "conversion webhook for", match: `conversion webhook for (\S+, Kind=\S+) failed: (.+)`, kind: Conversion,
 		text: `the conversion webhook of $1 does not answer ($2)`, lasting: true,
 		do: "kubectl get customresourcedefinitions -o=custom-columns=NAME:.metadata.name,KIND:.spec.names.kind,WEBHOOK:.spec.conversion.webhook.clientConfig"},
@@ -96,6 +105,7 @@ const (
 // The kinds of known causes.
 const (
 	Webhook     = "webhook"
+	Policy      = "admission_policy"
 	Conversion  = "conversion"
 	Decryption  = "decryption"
 	KeyServer   = "key_server"
@@ -119,6 +129,7 @@ const (
 // metrics, whose label has no other value than these.
 var Kinds = []struct{ Kind, Means string }{
 	{Webhook, "an admission webhook refuses the program's requests, or does not answer"},
+	{Policy, "an admission policy refuses the program's requests"},
 	{Conversion, "the conversion webhook of a custom resource does not answer"},
 	{Decryption, "encryption-config.yaml lacks the key of an object"},
 	{KeyServer, "the key server that encrypts objects, a KMS plugin, does not answer or refuses"},

@@ -138,15 +138,25 @@ func (is *trouble) explains(s supervise.Status, now time.Time) bool {
 }
 
 // Explain adds to each program's state the error that its code has logged, unless the state
-// has one already. A state that nothing explains stays as it is.
+// has one already, or the error with which its last term has ended, if only that has a known
+// cause. A state that nothing explains stays as it is.
 func Explain(all []supervise.Status) []supervise.Status {
 	for i, s := range all {
 		if s.Cause != "" {
 			continue
 		}
-		if is, ok := heard.of(s); ok {
+		is, ok := heard.of(s)
+		switch {
+		case !is.known && s.State == supervise.Starting && isKnown(s.LastError): // which upstream may log as a warning
+			all[i].Cause, all[i].CauseSince = s.LastError, s.Since
+		case ok:
 			all[i].Cause, all[i].CauseSince = is.text, is.first
 		}
 	}
 	return all
+}
+
+func isKnown(text string) bool {
+	_, ok := cause.Of(text, cause.Names{})
+	return ok
 }

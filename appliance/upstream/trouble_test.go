@@ -106,3 +106,31 @@ func TestTroubleLine(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 }
+
+// The end of a term may be the only place of a known cause: kube-controller-manager logs a
+// refused token as a warning, and then what follows from it as an error.
+func TestExplainByTheEndOfATerm(t *testing.T) {
+	before := heard
+	t.Cleanup(func() { heard = before })
+	began := time.Now()
+	h, _, log := hearing(began)
+	heard = h
+	log(program.ControllerManager, slog.LevelError, "Error building controllers: timed out waiting for the condition")
+	for _, tt := range []struct {
+		last, want string
+		state      supervise.State
+	}{
+		{refusing, refusing, supervise.Starting},
+		{"timed out", "Error building controllers: timed out waiting for the condition", supervise.Starting},
+		{refusing, "Error building controllers: timed out waiting for the condition", supervise.Waiting},
+	} {
+		s := supervise.Status{Name: program.ControllerManager, State: tt.state, Since: began, LastError: tt.last}
+		if got := Explain([]supervise.Status{s})[0]; got.Cause != tt.want || !got.CauseSince.Equal(began) {
+			t.Errorf("%s, %q: got %q since %s, want %q", tt.state, tt.last, got.Cause, got.CauseSince, tt.want)
+		}
+	}
+	log(program.ControllerManager, slog.LevelError, dead)
+	if got := Explain([]supervise.Status{{Name: program.ControllerManager, State: supervise.Starting, Since: began, LastError: refusing}})[0]; got.Cause != dead {
+		t.Errorf("a known cause that was logged: got %q", got.Cause)
+	}
+}

@@ -2,6 +2,7 @@ package fault
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"syscall"
@@ -23,6 +24,7 @@ type switchable struct {
 	on   func(context.Context, kubernetes.Interface) error
 	off  func(context.Context, kubernetes.Interface) error
 	says string // part of the last error
+	do   string // part of the command that removes it
 }
 
 // deadWebhook refuses what rule describes, because nothing answers at its address.
@@ -45,6 +47,7 @@ func deadWebhook(name string, rule admissionv1.Rule, operations ...admissionv1.O
 			return client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Delete(ctx, name, metav1.DeleteOptions{})
 		},
 		says: name + ".example.com",
+		do:   "delete validatingwebhookconfiguration/" + name,
 	}
 }
 
@@ -82,6 +85,7 @@ func refusingPolicy(name string) switchable {
 			return client.AdmissionregistrationV1().ValidatingAdmissionPolicies().Delete(ctx, name, metav1.DeleteOptions{})
 		},
 		says: "no more tokens",
+		do:   "delete validatingadmissionpolicybinding " + name,
 	}
 }
 
@@ -109,6 +113,7 @@ func TestExitEndsOneTerm(t *testing.T) {
 			client, pid := c.Client(t), c.Cmd.Process.Pid
 			kthwtest.WaitFor(t, "terms that ended by exits", 2*soon, func() error { return exits(c, kcm, tt.exits) })
 			saysWhy(t, c, kcm, cause.says)
+			saysWhatToDo(t, c, cause.do)
 			for _, name := range []string{"etcd", "kube-apiserver", sched} {
 				lasts(t, c, name)
 			}
@@ -176,6 +181,17 @@ func saysWhy(t *testing.T, c *kthwtest.Controller, name, cause string) {
 	if want := `kthwd_component_leaked_terms_total{component="` + name + `"} 0`; !strings.Contains(metrics, want) {
 		t.Errorf("metrics: want %s", want)
 	}
+}
+
+// saysWhatToDo waits until kthwd status has the command: between two terms that fail, one works for a moment.
+func saysWhatToDo(t *testing.T, c *kthwtest.Controller, do string) {
+	t.Helper()
+	kthwtest.WaitFor(t, "kthwd status to say "+do, soon, func() error {
+		if _, output := verb(t, c, "status"); !strings.Contains(output, do) {
+			return errors.New(output)
+		}
+		return nil
+	})
 }
 
 // works is nil when kube-controller-manager has made the service account of a new namespace.
