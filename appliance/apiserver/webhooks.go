@@ -12,24 +12,19 @@ func (a *Server) keepWebhooks(shared informers.SharedInformerFactory) {
 	a.informers = shared
 }
 
-// Webhooks returns, by the name of each admission webhook, its configuration as kubectl
-// takes it, such as validatingwebhookconfiguration/policy; "" for a name that several have.
+// Webhooks returns, by the name of each admission webhook, its configurations as kubectl
+// takes them, such as validatingwebhookconfiguration/policy: several may have the name.
 // It reads the cache of the server's own admission, asks nobody, and is empty until the
 // server is built.
-func (a *Server) Webhooks() map[string]string {
+func (a *Server) Webhooks() map[string][]string {
 	a.mu.Lock()
 	shared := a.informers
 	a.mu.Unlock()
 	if shared == nil {
 		return nil
 	}
-	all := map[string]string{}
-	add := func(webhook, configuration string) {
-		if _, taken := all[webhook]; taken {
-			configuration = ""
-		}
-		all[webhook] = configuration
-	}
+	all := map[string][]string{}
+	add := func(webhook, configuration string) { all[webhook] = append(all[webhook], configuration) }
 	admission := shared.Admissionregistration().V1()
 	validating, _ := admission.ValidatingWebhookConfigurations().Lister().List(labels.Everything()) // of a cache: no error
 	for _, c := range validating {

@@ -15,6 +15,7 @@ package cause
 
 import (
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -32,8 +33,8 @@ type Cause struct {
 // Names is what a process knows about its cluster beyond the text of an error. The zero
 // value is valid.
 type Names struct {
-	Kubeconfig string            // the administrator's, for commands; empty for kubectl's default
-	Webhooks   map[string]string // by the name of a webhook: its configuration, as kubectl delete takes it
+	Kubeconfig string              // the administrator's, for commands; empty for kubectl's default
+	Webhooks   map[string][]string // by the name of a webhook: its configurations, as kubectl delete takes them
 }
 
 // maxText bounds a clause. The explanation of a webhook can have any length.
@@ -134,10 +135,16 @@ var rows = sync.OnceValue(func() []row {
 	return all
 })
 
-// ofWebhook names the command that deletes a webhook's configuration.
+// ofWebhook names the command that deletes a webhook's configuration. Where several have one
+// of that name, the error does not say which.
 func ofWebhook(c Cause, n Names, webhook string) Cause {
-	if configuration := n.Webhooks[webhook]; configuration != "" {
-		c.Do = n.command("kubectl delete " + configuration)
+	switch all := n.Webhooks[webhook]; len(all) {
+	case 0:
+	case 1:
+		c.Do = n.command("kubectl delete " + all[0])
+	default:
+		all = slices.Sorted(slices.Values(all)) // a cache has no order
+		c.Do = n.command("kubectl get "+strings.Join(all, " ")+" -o yaml") + "; delete the one at fault"
 	}
 	return c
 }

@@ -18,7 +18,9 @@ import (
 	"time"
 )
 
-var known = Names{Kubeconfig: "/d/admin.kubeconfig", Webhooks: map[string]string{"all.example.com": "validatingwebhookconfiguration/deny", "two.example.com": ""}}
+var known = Names{Kubeconfig: "/d/admin.kubeconfig", Webhooks: map[string][]string{
+	"all.example.com": {"validatingwebhookconfiguration/deny"}, "two.example.com": {"validatingwebhookconfiguration/b", "mutatingwebhookconfiguration/a"},
+}}
 
 func TestOf(t *testing.T) {
 	for name, tt := range map[string]struct{ text, kind, says, do string }{
@@ -27,7 +29,7 @@ func TestOf(t *testing.T) {
 		"a webhook that is away, in a quoted line": {`Failed to update lease: Internal error occurred: failed calling webhook \"other.example.com\": failed to call webhook: Post \"https://127.0.0.1:9/?timeout=1s\": dial tcp 127.0.0.1:9: connect: connection refused`, Webhook,
 			`the admission webhook "other.example.com" does not answer (Post `, "kubectl --kubeconfig=/d/admin.kubeconfig get validatingwebhookconfigurations,mutatingwebhookconfigurations"},
 		"a name that two configurations have": {`admission webhook "two.example.com" denied the request without explanation`, Webhook,
-			`"two.example.com" refuses its requests (without explanation)`, "kubectl --kubeconfig=/d/admin.kubeconfig get validating"},
+			`"two.example.com" refuses its requests (without explanation)`, "kubectl --kubeconfig=/d/admin.kubeconfig get mutatingwebhookconfiguration/a validatingwebhookconfiguration/b -o yaml; delete the one at fault"},
 		"a conversion webhook": {`Failed to watch: failed to list *v1.Foo: conversion webhook for example.com/v1, Kind=Foo failed: Post "https://x.y.svc:443/": service "x" not found`, Conversion,
 			"the conversion webhook of example.com/v1, Kind=Foo does not answer", "get customresourcedefinitions"},
 		"a validating policy": {`leases.coordination.k8s.io "kube-scheduler" is forbidden: ValidatingAdmissionPolicy 'no-leases' with binding 'no-leases.example.com' denied request: no more leases; discovery failed`, Policy,

@@ -128,7 +128,7 @@ const (
 // Kinds lists the kinds of known causes with their meaning, for the documentation and for
 // metrics, whose label has no other value than these.
 var Kinds = []struct{ Kind, Means string }{
-	{Webhook, "an admission webhook refuses the program's requests, or does not answer"},
+	{Webhook, "an admission webhook refuses the program's requests, does not answer, or gives answers that cannot be used"},
 	{Policy, "an admission policy refuses the program's requests"},
 	{Conversion, "the conversion webhook of a custom resource does not answer"},
 	{Decryption, "encryption-config.yaml lacks the key of an object"},

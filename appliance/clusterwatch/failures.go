@@ -33,7 +33,30 @@ type counter struct {
 	kind   string // of the finding
 	opts   prometheus.CounterOpts
 	labels []string
-	counts func(*dto.Metric) (name string, ok bool) // whose failure it is
+	counts func(*dto.Metric) (whose subject, ok bool) // ok is false for what is no failure
+}
+
+// subject is whose failures are counted together.
+type subject struct {
+	kind string // of the finding
+	name string // of a webhook, CRD or plugin
+
+	// Of a webhook.
+	admission string // the label type, typeValidating or typeMutating: both may have the name
+	unusable  bool   // it can be called, and its answers cannot be used
+}
+
+// Values of labels of upstream's metrics about webhooks (apiserver/pkg/admission/metrics/metrics.go).
+const (
+	typeValidating = "validating"
+	typeMutating   = "admit"
+
+	errorNone   = "no_error"                 // the webhook has refused the request, as it may
+	errorAnswer = "apiserver_internal_error" // such as a patch that does not fit the object
+)
+
+func webhookOf(m *dto.Metric) subject {
+	return subject{name: series.Label(m, "name"), admission: series.Label(m, "type"), unusable: series.Label(m, "error_type") == errorAnswer}
 }
 
 // The kinds of findings about failures.
@@ -48,21 +71,21 @@ var counters = []counter{
 	{kindRefuses, prometheus.CounterOpts{
 		Name: "apiserver_admission_webhook_rejection_count",
 		Help: "[ALPHA] Admission webhook rejection count, identified by name and broken out for each admission type (validating or admit) and operation. Additional labels specify an error type (calling_webhook_error or apiserver_internal_error if an error occurred; no_error otherwise) and optionally a non-zero rejection code if the webhook rejects the request with an HTTP status code (honored by the apiserver when the code is greater or equal to 400). Codes greater than 600 are truncated to 600, to keep the metrics cardinality bounded.",
-	}, []string{"name", "type", "operation", "error_type", "rejection_code"}, func(m *dto.Metric) (string, bool) {
-		return series.Label(m, "name"), series.Label(m, "error_type") == "calling_webhook_error"
+	}, []string{"name", "type", "operation", "error_type", "rejection_code"}, func(m *dto.Metric) (subject, bool) {
+		return webhookOf(m), series.Label(m, "error_type") != errorNone
 	}},
 	{kindFailsOpen, prometheus.CounterOpts{
 		Name: "apiserver_admission_webhook_fail_open_count",
 		Help: "[ALPHA] Admission webhook fail open count, identified by name and broken out for each admission type (validating or admit).",
-	}, []string{"name", "type"}, func(m *dto.Metric) (string, bool) { return series.Label(m, "name"), true }},
+	}, []string{"name", "type"}, func(m *dto.Metric) (subject, bool) { return webhookOf(m), true }},
 	{kindConverts, prometheus.CounterOpts{
 		Name: "apiserver_conversion_webhook_request_total",
 		Help: "[ALPHA] Counter for conversion webhook requests with success/failure and failure error type",
-	}, []string{"result", "failure_type"}, func(m *dto.Metric) (string, bool) { return "", series.Label(m, "result") == "failure" }},
+	}, []string{"result", "failure_type"}, func(m *dto.Metric) (subject, bool) { return subject{}, series.Label(m, "result") == "failure" }},
 	{kindAuditLost, prometheus.CounterOpts{
 		Name: "apiserver_audit_error_total",
 		Help: "[ALPHA] Counter of audit events that failed to be audited properly. Plugin identifies the plugin affected by the error.",
-	}, []string{"plugin"}, func(m *dto.Metric) (string, bool) { return series.Label(m, "plugin"), true }},
+	}, []string{"plugin"}, func(m *dto.Metric) (subject, bool) { return subject{name: series.Label(m, "plugin")}, true }},
 }
 
 // registered returns upstream's collector of a family, or nil.
@@ -74,8 +97,8 @@ func (c counter) registered() prometheus.Collector {
 // webhook, so it is gathered, which takes long, and only after a failure.
 const conversionFamily = "apiserver_crd_conversion_webhook_duration_seconds"
 
-func failedConversions() map[string]float64 {
-	all := map[string]float64{}
+func failedConversions() map[subject]float64 {
+	all := map[subject]float64{}
 	families, _ := legacyregistry.DefaultGatherer.Gather() // the other families do not matter
 	for _, f := range families {
 		if f.GetName() != conversionFamily {
@@ -83,7 +106,7 @@ func failedConversions() map[string]float64 {
 		}
 		for _, m := range f.GetMetric() {
 			if series.Label(m, "succeeded") == "false" {
-				all[series.Label(m, "crd_name")] += float64(m.GetHistogram().GetSampleCount())
+				all[subject{name: series.Label(m, "crd_name")}] += float64(m.GetHistogram().GetSampleCount())
 			}
 		}
 	}
@@ -92,7 +115,7 @@ func failedConversions() map[string]float64 {
 
 // failure is what one webhook, CRD or plugin has failed.
 type failure struct {
-	kind, name  string
+	subject
 	seen        float64 // total of the last look
 	before      float64 // total when this row of failures began
 	since, last time.Time
@@ -105,15 +128,18 @@ type failures struct {
 	converted  float64                         // failed requests to conversion webhooks at the last look; used by look
 
 	mu    sync.Mutex
-	all   map[[2]string]*failure // by kind and name
-	hooks map[string]hook        // by the name of the webhook; nil until a list has succeeded
+	all   map[subject]*failure
+	hooks map[hookName][]hook // nil until a list has succeeded
 }
+
+// hookName is what several webhooks can share: it is unique within one configuration only.
+type hookName struct{ admission, name string }
 
 // hook is an admission webhook's place.
 type hook struct{ kind, configuration, server string }
 
 func newFailures(cfg Config) *failures {
-	f := &failures{cfg: cfg, collectors: map[string]prometheus.Collector{}, all: map[[2]string]*failure{}}
+	f := &failures{cfg: cfg, collectors: map[string]prometheus.Collector{}, all: map[subject]*failure{}}
 	for _, c := range counters {
 		if f.collectors[c.kind] = c.registered(); f.collectors[c.kind] == nil {
 			cfg.Log.Error("a metric of Kubernetes is not as expected, so failures are not seen", "family", c.opts.Name)
@@ -125,17 +151,18 @@ func newFailures(cfg Config) *failures {
 // look reads the counters. It asks the API server only while a webhook fails.
 func (f *failures) look(ctx context.Context, client kubernetes.Interface, now time.Time) {
 	for _, c := range counters {
-		totals := map[string]float64{}
+		totals := map[subject]float64{}
 		for _, m := range series.Read(f.collectors[c.kind]) {
-			if name, ok := c.counts(m); ok {
-				totals[name] += m.GetCounter().GetValue()
+			if whose, ok := c.counts(m); ok {
+				totals[whose] += m.GetCounter().GetValue()
 			}
 		}
 		if c.kind == kindConverts {
-			totals = f.conversions(totals[""])
+			totals = f.conversions(totals[subject{}])
 		}
-		for name, total := range totals {
-			f.note(c.kind, name, total, now)
+		for whose, total := range totals {
+			whose.kind = c.kind
+			f.note(whose, total, now)
 		}
 	}
 	if f.webhookFails(now) {
@@ -144,7 +171,7 @@ func (f *failures) look(ctx context.Context, client kubernetes.Interface, now ti
 }
 
 // conversions names the CRDs when the total of failed requests has grown.
-func (f *failures) conversions(total float64) map[string]float64 {
+func (f *failures) conversions(total float64) map[subject]float64 {
 	if total == f.converted {
 		return nil
 	}
@@ -152,23 +179,23 @@ func (f *failures) conversions(total float64) map[string]float64 {
 	return failedConversions()
 }
 
-func (f *failures) note(kind, name string, total float64, now time.Time) {
+func (f *failures) note(whose subject, total float64, now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	one := f.all[[2]string{kind, name}]
+	one := f.all[whose]
 	if one == nil {
 		if total == 0 {
 			return
 		}
-		one = &failure{kind: kind, name: name}
-		f.all[[2]string{kind, name}] = one
+		one = &failure{subject: whose}
+		f.all[whose] = one
 	}
 	if total <= one.seen {
 		return
 	}
 	if now.Sub(one.last) > failureQuiet {
 		one.since, one.before = now, one.seen
-		f.cfg.Log.Warn("failures begin", "kind", kind, "name", name)
+		f.cfg.Log.Warn("failures begin", "kind", whose.kind, "name", whose.name)
 	}
 	one.seen, one.last = total, now
 }
@@ -197,20 +224,29 @@ func (f *failures) findHooks(ctx context.Context, client kubernetes.Interface) {
 	if err != nil {
 		return
 	}
-	hooks := map[string]hook{}
-	for _, c := range validating.Items {
-		for _, w := range c.Webhooks {
-			hooks[w.Name] = hook{"validatingwebhookconfiguration", c.Name, serverOf(w.ClientConfig)}
-		}
-	}
-	for _, c := range mutating.Items {
-		for _, w := range c.Webhooks {
-			hooks[w.Name] = hook{"mutatingwebhookconfiguration", c.Name, serverOf(w.ClientConfig)}
-		}
-	}
+	hooks := hooksOf(validating.Items, mutating.Items)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.hooks = hooks
+}
+
+func hooksOf(validating []admissionv1.ValidatingWebhookConfiguration, mutating []admissionv1.MutatingWebhookConfiguration) map[hookName][]hook {
+	all := map[hookName][]hook{}
+	add := func(admission, name string, h hook) {
+		key := hookName{admission, name}
+		all[key] = append(all[key], h)
+	}
+	for _, c := range validating {
+		for _, w := range c.Webhooks {
+			add(typeValidating, w.Name, hook{"validatingwebhookconfiguration", c.Name, serverOf(w.ClientConfig)})
+		}
+	}
+	for _, c := range mutating {
+		for _, w := range c.Webhooks {
+			add(typeMutating, w.Name, hook{"mutatingwebhookconfiguration", c.Name, serverOf(w.ClientConfig)})
+		}
+	}
+	return all
 }
 
 // serverOf names a webhook's server without the query of its URL, which may be a secret.
@@ -258,16 +294,35 @@ func (f *failures) finding(one *failure) (status.Finding, bool) {
 		}
 		return finding, true
 	}
-	h, known := f.hooks[one.name]
-	if !known {
+	return f.ofWebhook(one, n)
+}
+
+func (f *failures) ofWebhook(one *failure, n int64) (status.Finding, bool) {
+	hooks := f.hooks[hookName{one.admission, one.name}]
+	if len(hooks) == 0 {
 		return status.Finding{Text: fmt.Sprintf("the webhook %s fails", one.name)}, f.hooks == nil
 	}
-	effect := "requests refused because of it: %d"
+	does := "cannot be called"
+	if one.unusable {
+		does = "gives answers that cannot be used"
+	}
+	effect := fmt.Sprintf("requests refused because of it: %d", n)
 	if one.kind == kindFailsOpen {
-		effect = "requests that went on without it: %d"
+		effect = fmt.Sprintf("requests that went on without it: %d", n)
+	}
+	kind := hooks[0].kind
+	var names, places []string
+	for _, h := range hooks {
+		names, places = append(names, h.configuration), append(places, h.configuration+" at "+h.server)
+	}
+	if len(hooks) > 1 {
+		return status.Finding{
+			Text: fmt.Sprintf("the webhook %s of one %s %s: %s; %s", one.name, kind, does, strings.Join(places, ", or "), effect),
+			Do:   f.cfg.kubectl("get", kind, strings.Join(names, " "), "-o yaml") + "; delete the one at fault",
+		}, true
 	}
 	return status.Finding{
-		Text: fmt.Sprintf("the webhook %s of %s %s cannot be called at %s: "+effect, one.name, h.kind, h.configuration, h.server, n),
-		Do:   f.cfg.kubectl("delete", h.kind, h.configuration),
+		Text: fmt.Sprintf("the webhook %s of %s %s %s at %s: %s", one.name, kind, names[0], does, hooks[0].server, effect),
+		Do:   f.cfg.kubectl("delete", kind, names[0]),
 	}, true
 }
