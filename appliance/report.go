@@ -12,6 +12,7 @@ import (
 
 	"kthwd/appliance/apiserver"
 	"kthwd/appliance/cause"
+	"kthwd/appliance/config"
 	"kthwd/appliance/datadir"
 	"kthwd/appliance/encryption"
 	"kthwd/appliance/etcd"
@@ -86,7 +87,18 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 
 // names are those that the causes of errors are told with.
 func (p *prepared) names(api *apiserver.Server) cause.Names {
-	return cause.Names{Kubeconfig: p.layout.Kubeconfig(pki.NameAdmin), Webhooks: api.Webhooks()}
+	n := p.commandNames()
+	n.Webhooks = api.Webhooks()
+	return n
+}
+
+// commandNames are the part of names that commands need.
+func (p *prepared) commandNames() cause.Names {
+	n := cause.Names{Kubeconfig: p.layout.Kubeconfig(pki.NameAdmin)}
+	if p.layout.Dir != config.Default().Controller.DataDir {
+		n.Dir = p.layout.Dir
+	}
+	return n
 }
 
 // observer watches something outside the components, such as a disk, a file or an object in

@@ -59,7 +59,7 @@ func (p *prepared) newWatchers(member *etcd.Member, api *apiserver.Server, seed 
 	})
 	p.watchers = []watcher{
 		cluster, p.machine, p.backups, p.agree, renewer, p.workers, p.users,
-		etcdspace.NewGrowth(member, p.o.Logs.Logger(program.Etcd)), p.newUpkeep(member),
+		etcdspace.NewGrowth(member, p.commandNames(), p.o.Logs.Logger(program.Etcd)), p.newUpkeep(member),
 	}
 	for _, w := range p.watchers {
 		p.observers = append(p.observers, w)
@@ -74,7 +74,7 @@ func (p *prepared) newUpkeep(member *etcd.Member) *etcdspace.Upkeep {
 	if err != nil {
 		window = config.Window{} // the configuration was valid
 	}
-	return etcdspace.NewUpkeep(etcdspace.UpkeepConfig{Window: window.At, Member: member, Layout: p.layout, Log: p.o.Logs.Logger(program.Etcd)})
+	return etcdspace.NewUpkeep(etcdspace.UpkeepConfig{Window: window.At, Member: member, Layout: p.layout, Names: p.commandNames(), Log: p.o.Logs.Logger(program.Etcd)})
 }
 
 // newWorkers makes the desk that decides about the certificates of worker nodes.

@@ -14,6 +14,7 @@
 package cause
 
 import (
+	"cmp"
 	"regexp"
 	"slices"
 	"strings"
@@ -34,6 +35,8 @@ type Cause struct {
 // value is valid.
 type Names struct {
 	Kubeconfig string              // the administrator's, for commands; empty for kubectl's default
+	Dir        string              // the data directory, for kthwd's verbs; empty for their default
+	Unit       string              // systemd's; empty means kthwd-controller
 	Webhooks   map[string][]string // by the name of a webhook: its configurations, as kubectl delete takes them
 }
 
@@ -79,12 +82,27 @@ func IsRoutine(text string) bool {
 	return false
 }
 
-// command puts the administrator's kubeconfig into a command of kubectl.
-func (n Names) command(do string) string {
-	if n.Kubeconfig == "" {
-		return do
+// Kthwd is the command line of a verb of kthwd's that asks the process or its files.
+func (n Names) Kthwd(verb string) string {
+	if n.Dir == "" {
+		return "kthwd " + verb
 	}
-	return strings.ReplaceAll(do, "kubectl ", "kubectl --kubeconfig="+quoted(n.Kubeconfig)+" ")
+	return "kthwd " + verb + " --data-dir=" + quoted(n.Dir)
+}
+
+// UnitName is the name of systemd's unit.
+func (n Names) UnitName() string { return cmp.Or(n.Unit, ownUnit) }
+
+// command completes a command of the table: with the administrator's kubeconfig, the data
+// directory or the unit.
+func (n Names) command(do string) string {
+	if n.Kubeconfig != "" {
+		do = strings.ReplaceAll(do, "kubectl ", "kubectl --kubeconfig="+quoted(n.Kubeconfig)+" ")
+	}
+	if verb, ok := strings.CutPrefix(do, "kthwd "); ok {
+		do = n.Kthwd(verb)
+	}
+	return strings.ReplaceAll(do, ownUnit, n.UnitName())
 }
 
 var plainWord = regexp.MustCompile(`^[A-Za-z0-9_./:@%+=-]+$`)

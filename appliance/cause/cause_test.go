@@ -172,6 +172,40 @@ func TestRows(t *testing.T) {
 	}
 }
 
+// A command works as it stands: with the directory of the process that it is about, and with
+// a unit that is shipped.
+func TestCommands(t *testing.T) {
+	verb, unit := 0, 0
+	for _, r := range rows() {
+		for name, n := range map[string]Names{
+			"kthwd-controller": {Dir: "/srv/my data"}, "kthwd-lb": {Dir: "/srv/my data", Unit: "kthwd-lb"},
+		} {
+			do := n.command(r.do)
+			if strings.HasPrefix(do, "kthwd ") {
+				verb++
+				if !strings.HasSuffix(do, " --data-dir='/srv/my data'") {
+					t.Errorf("%q: got %q, want the directory", r.words, do)
+				}
+			}
+			if words := strings.Fields(do); words[0] == "systemctl" || words[0] == "journalctl" {
+				unit++
+				if !slices.Contains(words, name) {
+					t.Errorf("%q: got %q, want %s", r.words, do, name)
+				}
+				if _, err := os.Stat("../../packaging/systemd/" + name + ".service"); err != nil {
+					t.Errorf("%q: %v", do, err)
+				}
+			}
+		}
+	}
+	if verb == 0 || unit == 0 {
+		t.Errorf("got %d verbs, %d units: nothing is tested", verb, unit)
+	}
+	if got := (Names{}).Kthwd("pki show"); got != "kthwd pki show" {
+		t.Errorf("got %q", got)
+	}
+}
+
 func FuzzOf(f *testing.F) {
 	for _, r := range knownCauses {
 		f.Add(r.words)

@@ -65,7 +65,7 @@ var knownCauses = []row{
 	{words: "etcdserver: no leader", kind: EtcdLeader, text: "etcd has no leader", do: "kthwd member list"},
 	{words: "etcdserver: request timed out", kind: EtcdTimeout, text: "etcd does not answer in time", do: "kthwd status -o wide"},
 
-	{words: "too many open files", kind: Descriptors, text: "the process has no free file descriptor", do: "systemctl show kthwd --property=LimitNOFILE"},
+	{words: "too many open files", kind: Descriptors, text: "the process has no free file descriptor", do: "systemctl show " + ownUnit + " --property=LimitNOFILE"},
 	{words: "no space left on device", match: `(?:(/[^ :"]+): )?no space left on device`, kind: DiskFull, text: "a disk is full: $1", do: "df -h"},
 
 	{words: "x509: certificate has expired or is not yet valid", match: `not yet valid: current time (\S+) is after (\S+)`, kind: Certificate,
@@ -95,6 +95,7 @@ var knownCauses = []row{
 
 // Advice that several rows share.
 const (
+	ownUnit      = "kthwd-controller" // which Names may replace
 	listWebhooks = "kubectl get validatingwebhookconfigurations,mutatingwebhookconfigurations"
 
 	noKeyServer    = "the key server (a KMS plugin) does not answer"

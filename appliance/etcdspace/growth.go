@@ -13,6 +13,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 
+	"kthwd/appliance/cause"
 	"kthwd/appliance/etcd"
 	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
@@ -128,6 +129,7 @@ func (c *Cluster) Growth(ctx context.Context, s Status) (*Trend, error) {
 // and call Run.
 type Growth struct {
 	member *etcd.Member
+	names  cause.Names
 	log    *slog.Logger
 
 	mu    sync.Mutex
@@ -135,8 +137,8 @@ type Growth struct {
 }
 
 // NewGrowth returns a Growth that has not begun.
-func NewGrowth(member *etcd.Member, log *slog.Logger) *Growth {
-	return &Growth{member: member, log: log}
+func NewGrowth(member *etcd.Member, names cause.Names, log *slog.Logger) *Growth {
+	return &Growth{member: member, names: names, log: log}
 }
 
 // Run reads the samples, and adds one each hour while this member leads, until ctx ends.
@@ -201,7 +203,7 @@ func (g *Growth) Findings() []status.Finding {
 		return nil
 	}
 	return []status.Finding{{
-		Health: status.Degraded, Kind: "etcd_growth", Do: "kthwd etcd space shows what fills it",
+		Health: status.Degraded, Kind: "etcd_growth", Do: g.names.Kthwd("etcd space") + "; it shows what fills the database",
 		Text: fmt.Sprintf("etcd's data grow by %s a day, and reach the quota on %s", text.Bytes(int64(t.PerDay)), t.Full.UTC().Format(time.DateOnly)),
 	}}
 }

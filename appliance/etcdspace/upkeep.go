@@ -11,6 +11,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"kthwd/appliance/cause"
 	"kthwd/appliance/etcd"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/status"
@@ -45,6 +46,7 @@ type UpkeepConfig struct {
 	Window func(now time.Time) (begin, end time.Time, open bool)
 	Member *etcd.Member
 	Layout pki.Layout
+	Names  cause.Names // for commands
 	Log    *slog.Logger
 }
 
@@ -210,7 +212,7 @@ func (u *Upkeep) Findings() []status.Finding {
 		return nil
 	}
 	return []status.Finding{{
-		Health: status.Degraded, Kind: "etcd_upkeep", Since: u.since, Do: "kthwd etcd space --fix",
+		Health: status.Degraded, Kind: "etcd_upkeep", Since: u.since, Do: u.cfg.Names.Kthwd("etcd space --fix"),
 		Text: "no room was made in etcd's databases in the window of --space-window: " + u.failed,
 	}}
 }

@@ -233,19 +233,19 @@ func (a *assessment) member(r Report) {
 	}
 	for _, alarm := range m.Alarms {
 		if alarm == alarmSpace {
-			a.add(Down, cause.EtcdSpace, reclaimSpace, "etcd has the alarm %s: its database has reached its quota of %s, and nothing can be written", alarm, text.Bytes(m.Quota))
+			a.add(Down, cause.EtcdSpace, r.Names.Kthwd(reclaimSpace), "etcd has the alarm %s: its database has reached its quota of %s, and nothing can be written", alarm, text.Bytes(m.Quota))
 			continue
 		}
 		a.add(Down, kindEtcdAlarm, "stop this member and compare its data with the others' before anything is written", "etcd has the alarm %s", alarm)
 	}
 	if m.Quota > 0 && float64(m.Size) >= quotaShare*float64(m.Quota) && len(m.Alarms) == 0 {
-		a.add(Degraded, cause.EtcdSpace, reclaimSpace,
+		a.add(Degraded, cause.EtcdSpace, r.Names.Kthwd(reclaimSpace),
 			"etcd's database is at %s of %s; at its quota it accepts no more writes", text.Bytes(m.Size), text.Bytes(m.Quota))
 	}
 }
 
-// reclaimSpace is the command that makes room in etcd's database.
-const reclaimSpace = "kthwd etcd space --fix"
+// reclaimSpace is the verb that makes room in etcd's database.
+const reclaimSpace = "etcd space --fix"
 
 // disk judges by the time that was spent, by slow calls, and only then by a percentile: on
 // the slowest disk there are too few calls for one.

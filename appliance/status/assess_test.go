@@ -99,6 +99,13 @@ func TestAssess(t *testing.T) {
 		"one slow call": {change(func(r *Report) {
 			r.Member.Fsync = Latency{P99: 2 * time.Second, Count: 50, Slow: 1, Spent: 3 * time.Second, Window: time.Minute}
 		}), Healthy, "", ""},
+		"full, in another directory": {change(func(r *Report) { r.Member.Alarms, r.Names.Dir = []string{"NOSPACE"}, "/srv/k" }), Down, "etcd has the alarm NOSPACE", "kthwd etcd space --fix --data-dir=/srv/k"},
+		"a program that cannot begin": {change(func(r *Report) {
+			r.Components[4].State, r.Components[4].LastError = supervise.Starting, "unheard of"
+		}), Degraded, "kube-scheduler is starting; last error: unheard of", "journalctl --unit=kthwd-controller --lines=100"},
+		"a program of a balancer that cannot begin": {change(func(r *Report) {
+			r.Components[4].State, r.Components[4].LastError, r.Names.Unit = supervise.Starting, "unheard of", "kthwd-lb"
+		}), Degraded, "kube-scheduler is starting; last error: unheard of", "journalctl --unit=kthwd-lb --lines=100"},
 		"a few fsyncs": {change(func(r *Report) { r.Member.Fsync = Latency{P99: time.Second, Count: 3} }), Healthy, "", ""},
 		"nearly full":  {change(func(r *Report) { r.Member.Size = 7 << 30 }), Degraded, "etcd's database is at 7.0 GiB of 8.0 GiB", "kthwd etcd space --fix"},
 		"full":         {change(func(r *Report) { r.Member.Size, r.Member.Alarms = 8<<30, []string{"NOSPACE"} }), Down, "etcd has the alarm NOSPACE", "kthwd etcd space --fix"},

@@ -87,7 +87,7 @@ func (a *assessment) known(r Report, quorum bool) (all []*shared) {
 		case ok && (c.Lasting || !s.Healthy()):
 			all = together(all, c, s)
 		case !s.Healthy():
-			a.unexplained(s)
+			a.unexplained(r, s)
 		}
 	}
 	return all
@@ -161,7 +161,7 @@ func (k *shared) sentence() string {
 }
 
 // unexplained adds the finding of a component whose error has no known cause: the error.
-func (a *assessment) unexplained(s supervise.Status) {
+func (a *assessment) unexplained(r Report, s supervise.Status) {
 	said := s.Name + " is " + string(s.State)
 	if s.Reason != "" && s.Reason != s.LastError {
 		said += ": " + s.Reason
@@ -175,7 +175,7 @@ func (a *assessment) unexplained(s supervise.Status) {
 			if !strings.Contains(said, last) {
 				said += "; last error: " + last
 			}
-			do = "it tries again by itself; journalctl --unit=kthwd --lines=100 shows the log"
+			do = "it tries again by itself; journalctl --unit=" + r.Names.UnitName() + " --lines=100"
 		}
 	}
 	a.findings = append(a.findings, Finding{Health: severity(s), Kind: kindComponent, Text: text.Line(said), Do: do, Since: began(s)})

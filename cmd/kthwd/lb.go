@@ -20,6 +20,7 @@ import (
 
 	"kthwd/appliance"
 	"kthwd/appliance/advice"
+	"kthwd/appliance/cause"
 	"kthwd/appliance/config"
 	"kthwd/appliance/lastrun"
 	"kthwd/appliance/logging"
@@ -292,7 +293,7 @@ func (b *balancer) run(ctx context.Context) (err error) {
 			ready, reason := g.Ready()
 			r := status.Report{
 				Version: version, Name: host, PID: os.Getpid(), Started: b.app.started,
-				Ready: ready, Reason: reason, Components: g.Status(), Dependencies: g.Dependencies(),
+				Ready: ready, Reason: reason, Components: g.Status(), Dependencies: g.Dependencies(), Names: cause.Names{Unit: balancerUnit},
 			}
 			b.report(&r)
 			b.observed(&r)

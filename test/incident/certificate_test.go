@@ -95,13 +95,13 @@ func TestCertificatesExpireSoon(t *testing.T) {
 		others = append(others, finding(t, c, "certificate", name+".pem (").Do)
 	}
 	bring()
-	typeCommand(t, c, found.Do)
-	typeCommand(t, c, etcd)
+	typeCommand(t, found.Do)
+	typeCommand(t, etcd)
 	for _, port := range []int{ports.Secure, ports.EtcdClient, ports.EtcdPeer, ports.ControllerManager, ports.Scheduler} {
 		kthwtest.WaitFor(t, fmt.Sprintf("the new certificate at port %d", port), soon, func() error { return servesNew(port) })
 	}
 	for _, do := range others {
-		typeCommand(t, c, do)
+		typeCommand(t, do)
 	}
 	healthy(t, c, "certificate")
 	healthy(t, c, "certificate_renewal")

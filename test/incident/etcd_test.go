@@ -41,7 +41,7 @@ func TestEtcdWithoutSpace(t *testing.T) {
 		cause: "etcd has the alarm NOSPACE", do: "kthwd etcd space --fix",
 		bridge: "etcd's database has reached its quota", log: "etcdserver: mvcc: database space exceeded",
 	})
-	out := shell(t, c, found.Do)
+	out := typeCommand(t, found.Do)
 	for _, want := range []string{"BEFORE", "c0", "NOSPACE is off"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("kthwd etcd space: got %s, want %q", out, want)

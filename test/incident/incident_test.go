@@ -218,22 +218,3 @@ func checks(t *testing.T, incident, surface string, port int, address, path, tex
 	})
 	return ok
 }
-
-// shell types a command of a finding, with the tools of this project in place of those of
-// the machine, and the controller's directory for kthwd's verbs.
-func shell(t *testing.T, c *kthwtest.Controller, command string) string {
-	t.Helper()
-	words := strings.Fields(command)
-	switch words[0] {
-	case "kubectl":
-		words[0] = kthwtest.Kubectl(t)
-	case "kthwd":
-		words[0] = kthwtest.Binary(t)
-		words = append(words, "--config=", "--data-dir="+c.Dir)
-	}
-	out, err := exec.Command(words[0], words[1:]...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s: %v\n%s", command, err, out)
-	}
-	return string(out)
-}

@@ -214,10 +214,10 @@ func brokenWebhooks(t *testing.T, c *kthwtest.Controller) {
 	_, _ = c.TryKubectl(t, "create", "configmap", "refused")
 	c.Kubectl(t, "create", "serviceaccount", "passed")
 	f := finding(t, c, "webhook", "closed.example.com", "validatingwebhookconfiguration closed", "127.0.0.1:1")
-	typeCommand(t, c, f.Do)
+	typeCommand(t, f.Do)
 	noFinding(t, c, "webhook")
 	f = finding(t, c, "webhook_skipped", "open.example.com", "mutatingwebhookconfiguration open")
-	typeCommand(t, c, f.Do)
+	typeCommand(t, f.Do)
 	noFinding(t, c, "webhook_skipped")
 }
 
@@ -234,7 +234,7 @@ func brokenAPIService(t *testing.T, c *kthwtest.Controller) {
 	if stuck := finding(t, c, "namespace_stuck", "namespace doomed hangs in Terminating"); stuck.Do != f.Do {
 		t.Errorf("of the namespace: %s; want %s", stuck.Do, f.Do)
 	}
-	typeCommand(t, c, f.Do)
+	typeCommand(t, f.Do)
 	healthy(t, c, "apiservice")
 	noFinding(t, c, "namespace_stuck")
 }
@@ -251,17 +251,20 @@ func brokenConversion(t *testing.T, c *kthwtest.Controller) {
 	})
 	_, _ = c.TryKubectl(t, "get", "--raw", "/apis/example.com/v2/namespaces/default/widgets")
 	f := finding(t, c, "conversion", "widgets.example.com")
-	typeCommand(t, c, f.Do)
+	typeCommand(t, f.Do)
 }
 
-// typeCommand runs a command as a shell would, with the kubectl and the kthwd of the test.
-func typeCommand(t *testing.T, c *kthwtest.Controller, command string) {
+// typeCommand types a command of a finding as it stands, with the kubectl and the kthwd of the
+// test in place of those of the machine, and returns its output.
+func typeCommand(t *testing.T, command string) string {
 	t.Helper()
 	cmd := exec.Command("sh", "-c", command)
 	cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(kthwtest.Kubectl(t))+":"+filepath.Dir(kthwtest.Binary(t))+":"+os.Getenv("PATH"))
-	if out, err := cmd.CombinedOutput(); err != nil {
+	out, err := cmd.CombinedOutput()
+	if err != nil {
 		t.Fatalf("%s: %v\n%s", command, err, out)
 	}
+	return string(out)
 }
 
 func fileWith(t *testing.T, data string) string {

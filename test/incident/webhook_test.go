@@ -32,7 +32,7 @@ func webhookForEverything(t *testing.T, c *kthwtest.Controller) {
 		bridge: `the admission webhook "all.incident.test" does not answer`,
 		log:    `failed calling webhook "all.incident.test"`,
 	})
-	shell(t, c, found.Do)
+	typeCommand(t, found.Do)
 	healthy(t, c, "webhook")
 }
 
@@ -49,7 +49,7 @@ func webhookDenies(t *testing.T, c *kthwtest.Controller) {
 		bridge: `the admission webhook "all.incident.test" refuses its requests`,
 		log:    `admission webhook "all.incident.test" denied the request: closed for the incident`,
 	})
-	shell(t, c, found.Do)
+	typeCommand(t, found.Do)
 	healthy(t, c, "webhook")
 }
 
