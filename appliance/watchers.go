@@ -114,6 +114,9 @@ func (p *prepared) newObserve() *observe.Watch {
 		observe.File{Path: p.layout.Kubeconfig(pki.NameAdmin), Role: observe.Kubeconfig},
 		observe.File{Path: p.layout.Cert(pki.NameHealth), Key: p.layout.Key(pki.NameHealth), Role: observe.Certificate},
 		observe.File{Path: p.layout.Key(pki.NameHealth), Role: observe.Key})
+	for _, path := range []string{p.layout.Key(pki.NameEtcdCA), p.layout.Key(pki.NameFrontProxyCA), p.layout.Kubeconfig(pki.NameSuperAdmin)} {
+		files = append(files, observe.File{Path: path, Role: observe.Spare})
+	}
 	if p.o.File != "" {
 		files = append(files, observe.File{Path: p.o.File})
 	}

@@ -43,6 +43,7 @@ const (
 	TokenKey                  // the key that signs them
 	EncryptionKey             // how secrets are stored
 	Kubeconfig
+	Spare // read by no program that runs: its absence is no fault, and a change that fits says nothing
 )
 
 const (
@@ -56,11 +57,15 @@ const (
 
 // content is what is kept of a file.
 type content struct {
-	gone  bool
-	sum   [sha256.Size]byte // salted
-	keys  []string          // fingerprints of keys that others depend on
-	stamp stamp
+	gone   bool
+	sum    [sha256.Size]byte // salted
+	keys   []string          // fingerprints of keys that others depend on
+	stamp  stamp
+	access access
 }
+
+// access says who may read and write a file.
+type access struct{ mode, uid, gid uint32 }
 
 // stamp changes with the content.
 type stamp struct {
@@ -163,7 +168,7 @@ func (f *files) takeLoaded() (news bool) {
 // compareOne reports whether a file has changed since the last round.
 func (f *files) compareOne(file File, now time.Time) bool {
 	before := f.seen[file.Path]
-	if stampOf(file.Path) == before.stamp {
+	if is, _ := stampOf(file.Path); is == before.stamp {
 		f.accept(file.Path, now)
 		return false
 	}
@@ -201,10 +206,15 @@ func (f *files) assess() {
 	misfits := f.misfits()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, c := range f.changes {
+	for path, c := range f.changes {
 		before := c.finding.Text
 		c.finding = f.assessChange(c, misfits)
 		c.finding.Since = c.at
+		if c.finding.Health == status.Healthy && (c.Role == Spare || c.is.sameText(f.inUse[path])) {
+			f.inUse[path] = c.is
+			delete(f.changes, path)
+			continue
+		}
 		switch {
 		case c.finding.Text == before:
 		case c.finding.Health == status.Healthy:
@@ -234,8 +244,18 @@ func (f *files) assessChange(c *change, misfits []*pki.Misfit) status.Finding {
 	bad := func(format string, args ...any) status.Finding {
 		return status.Finding{Health: status.Degraded, Kind: kindMisfit, Text: fmt.Sprintf(format, args...), Do: "put the old " + name + " back in " + filepath.Dir(c.Path)}
 	}
-	if c.is.gone {
+	fine := status.Finding{Health: status.Healthy, Kind: kindChanged, Text: changed + ", and fits the other files"}
+	switch {
+	case c.is.gone && c.Role == Spare:
+		return fine
+	case c.is.gone:
 		return bad("%s is gone since %s: what runs has read it, the next start cannot", c.Path, clock(c.at))
+	case c.is.sameText(f.inUse[c.Path]):
+		if m := misfitOf(c.Path, misfits); m != nil {
+			return status.Finding{Health: status.Degraded, Kind: kindMisfit, Do: m.Hint,
+				Text: fmt.Sprintf("the owner or the permissions of %s changed at %s, and the next start refuses it: %s", c.Path, clock(c.at), m.Problem)}
+		}
+		return fine
 	}
 	strangers := depend(c, misfits)
 	effect, lost := f.lostKeys(c)
@@ -250,18 +270,24 @@ func (f *files) assessChange(c *change, misfits []*pki.Misfit) status.Finding {
 			return bad("%s and does not fit its key %s: %v", changed, filepath.Base(c.Key), err)
 		}
 	}
-	for _, m := range misfits {
-		if m.File == c.Path {
-			return bad("%s: %s", changed, strings.TrimSpace(m.Problem+" "+baseOf(m.Other)))
-		}
+	if m := misfitOf(c.Path, misfits); m != nil {
+		return bad("%s: %s", changed, strings.TrimSpace(m.Problem+" "+baseOf(m.Other)))
 	}
-	return status.Finding{Health: status.Healthy, Kind: kindChanged, Text: changed + ", and fits the other files"}
+	return fine
+}
+
+// misfitOf returns the first misfit of a file, or nil.
+func misfitOf(path string, misfits []*pki.Misfit) *pki.Misfit {
+	if i := slices.IndexFunc(misfits, func(m *pki.Misfit) bool { return m.File == path }); i >= 0 {
+		return misfits[i]
+	}
+	return nil
 }
 
 // fits says how a file does not fit those that follow.
 var fits = map[Role]string{
 	Settings: "does not fit", Certificate: "does not fit", Key: "is not the key of", CA: "is not the CA of",
-	TokenKeys: "does not fit", TokenKey: "is not the key of", EncryptionKey: "does not fit", Kubeconfig: "does not fit",
+	TokenKeys: "does not fit", TokenKey: "is not the key of", EncryptionKey: "does not fit", Kubeconfig: "does not fit", Spare: "does not fit",
 }
 
 // depend lists the files that no longer fit a changed one, certificates in use first. The
@@ -322,7 +348,8 @@ func (f *files) collect(ch chan<- prometheus.Metric) {
 
 // read reads a file that may be missing. One that cannot be read counts as gone.
 func (f *files) read(file File) content {
-	c := content{stamp: stampOf(file.Path), gone: true}
+	c := content{gone: true}
+	c.stamp, c.access = stampOf(file.Path)
 	data, err := readFile(file.Path)
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
@@ -338,7 +365,9 @@ func (f *files) read(file File) content {
 	return c
 }
 
-func (c content) same(other content) bool { return c.gone == other.gone && c.sum == other.sum }
+func (c content) same(other content) bool { return c.sameText(other) && c.access == other.access }
+
+func (c content) sameText(other content) bool { return c.gone == other.gone && c.sum == other.sum }
 
 func readFile(path string) ([]byte, error) {
 	info, err := os.Stat(path)
@@ -351,13 +380,13 @@ func readFile(path string) ([]byte, error) {
 	return os.ReadFile(path)
 }
 
-// stampOf returns the zero value for a file that cannot be examined.
-func stampOf(path string) stamp {
+// stampOf returns zero values for a file that cannot be examined.
+func stampOf(path string) (stamp, access) {
 	var s unix.Stat_t
 	if unix.Stat(path, &s) != nil {
-		return stamp{}
+		return stamp{}, access{}
 	}
-	return stamp{s.Ino, s.Size, s.Mtim, s.Ctim}
+	return stamp{s.Ino, s.Size, s.Mtim, s.Ctim}, access{s.Mode, s.Uid, s.Gid}
 }
 
 func clock(t time.Time) string { return t.UTC().Format("2006-01-02 15:04 UTC") }

@@ -34,6 +34,7 @@ func filesOf(l pki.Layout) []File {
 		{Path: l.Cert(pki.NameKubernetes), Role: Certificate, Key: l.Key(pki.NameKubernetes)}, {Path: l.Key(pki.NameKubernetes), Role: Key},
 		{Path: l.Cert(pki.NameServiceAccount), Role: TokenKeys}, {Path: l.Key(pki.NameServiceAccount), Role: TokenKey},
 		{Path: l.EncryptionConfig(), Role: EncryptionKey}, {Path: l.AuditPolicy()}, {Path: l.Kubeconfig(pki.NameScheduler), Role: Kubeconfig},
+		{Path: l.Key(pki.NameEtcdCA), Role: Spare},
 	}
 }
 
@@ -67,11 +68,18 @@ func TestFilesChange(t *testing.T) {
 		{"a second CA", nil, func(t *testing.T) { add(t, l.CA(), contents(t, other.CA())) }, []string{"healthy ca.pem" + clocked}},
 		{"gone", nil, func(t *testing.T) { remove(t, l.Kubeconfig(pki.NameScheduler)) },
 			[]string{"degraded " + l.Kubeconfig(pki.NameScheduler) + " is gone since 2026-01-02 02:09 UTC"}},
+		{"a key for everybody", nil, func(t *testing.T) { allow(t, l.CAKey(), 0o644) },
+			[]string{"degraded the owner or the permissions of " + l.CAKey() + clocked + ", and the next start refuses it: readable or writable by group or others (mode 0644)"}},
+		{"a key that no program reads for everybody", nil, func(t *testing.T) { allow(t, l.Key(pki.NameEtcdCA), 0o640) },
+			[]string{"degraded the owner or the permissions of " + l.Key(pki.NameEtcdCA) + clocked}},
+		{"other permissions that fit", nil, func(t *testing.T) { allow(t, l.CA(), 0o600); allow(t, l.CAKey(), 0o400) }, nil},
+		{"a key that no program reads is elsewhere", nil, func(t *testing.T) { remove(t, l.Key(pki.NameEtcdCA)) }, nil},
+		{"another key that no program reads", []func(pki.Layout) string{key(pki.NameEtcdCA)}, nil, []string{"degraded etcd-ca-key.pem" + clocked}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			before := map[string]string{}
+			before, modes := map[string]string{}, map[string]os.FileMode{}
 			for _, file := range f.all {
-				before[file.Path] = contents(t, file.Path)
+				before[file.Path], modes[file.Path] = contents(t, file.Path), mode(t, file.Path)
 			}
 			for _, path := range tt.paths {
 				write(t, path(l), contents(t, path(other)))
@@ -88,10 +96,17 @@ func TestFilesChange(t *testing.T) {
 				if line := string(got[i].Health) + " " + got[i].Text; !strings.HasPrefix(line, want) || !got[i].Since.Equal(at) {
 					t.Errorf("finding = %s; want %s", line, want)
 				}
+				if strings.Contains(want, "permissions") && !strings.HasPrefix(got[i].Do, "chmod 600 "+l.Dir) {
+					t.Errorf("%s: do = %s", want, got[i].Do)
+				}
 			}
 			noSecrets(t, f, l, other)
 			for path, data := range before {
+				if mode(t, path) == 0o400 {
+					allow(t, path, 0o600)
+				}
 				write(t, path, data)
+				allow(t, path, modes[path])
 			}
 			f.compare(at)
 			if got := f.findings(); len(got) > 0 {
@@ -213,6 +228,23 @@ func write(t *testing.T, path, data string) {
 }
 
 func add(t *testing.T, path, data string) { write(t, path, contents(t, path)+data) }
+
+func allow(t *testing.T, path string, mode os.FileMode) {
+	t.Helper()
+	if err := os.Chmod(path, mode); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// mode is 0 for a file that is not there.
+func mode(t *testing.T, path string) os.FileMode {
+	t.Helper()
+	info, err := os.Stat(path)
+	if err != nil {
+		return 0
+	}
+	return info.Mode().Perm()
+}
 
 func touch(t *testing.T, path string) {
 	t.Helper()
