@@ -110,6 +110,9 @@ func (p *prepared) newObserve() *observe.Watch {
 	if audit := program.Value(p.args[program.APIServer], "audit-log-path"); audit != "" && audit != "-" {
 		places = append(places, observe.Place{Path: filepath.Dir(audit), Use: observe.Audit})
 	}
+	if p.cfg.BackupDir != "" {
+		places = append(places, observe.Place{Path: p.cfg.BackupDir, Use: observe.Backup})
+	}
 	files := append(observe.FilesOf(p.args),
 		observe.File{Path: p.layout.Kubeconfig(pki.NameAdmin), Role: observe.Kubeconfig},
 		observe.File{Path: p.layout.Cert(pki.NameHealth), Key: p.layout.Key(pki.NameHealth), Role: observe.Certificate},

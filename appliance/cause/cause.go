@@ -116,7 +116,7 @@ func quoted(s string) string {
 }
 
 func cut(s string) string {
-	s = strings.TrimSpace(s)
+	s = strings.TrimRight(strings.TrimSpace(s), ": ") // without a name that the error does not have
 	if len(s) > maxText {
 		s = strings.ToValidUTF8(s[:maxText], "") + "…"
 	}

@@ -63,6 +63,8 @@ func TestOf(t *testing.T) {
 		"RBAC":                                    {`leases.coordination.k8s.io "kube-scheduler" is forbidden: User "system:kube-scheduler" cannot update resource "leases" in API group "coordination.k8s.io" in the namespace "kube-system"`, Forbidden, "RBAC does not let system:kube-scheduler update leases", "auth can-i update leases --as=system:kube-scheduler"},
 		"a quota":                                 {`pods "a" is forbidden: exceeded quota: small, requested: pods=1, used: pods=1, limited: pods=1`, Quota, "the resource quota small is used up", "describe resourcequotas"},
 		"the clock of another":                    {`prober found high clock drift clock-drift=3h0m0s`, Clock, "differs from the one here: 3h0m0s", "timedatectl"},
+		"a file system that is read-only":         {`open /d/kthwd.lock: read-only file system`, DiskReadOnly, "a file system is read-only: /d/kthwd.lock", "journalctl -k"},
+		"a disk that fails, without a name":       {`wal: input/output error`, DiskError, "a disk does not do what it is told", "journalctl -k"},
 		"a fence":                                 {`pods "a" is forbidden: this controller does not hold the lease of the component that asks`, "", "", ""},
 		"a name with a shell in it":               {`v1.$(reboot) failed with: failing or missing response from https://1.2.3.4/x: y`, "", "", ""},
 		"a user with a shell in it":               {`x is forbidden: User "a;reboot" cannot get resource "pods"`, "", "", ""},
@@ -94,11 +96,13 @@ func TestPublic(t *testing.T) {
 func TestRealErrors(t *testing.T) {
 	_, refused := net.Dial("tcp", closedPort(t))
 	for kind, errs := range map[string][]error{
-		Certificate: certificateErrors(t),
-		Refused:     {refused},
-		DiskFull:    {&os.PathError{Op: "write", Path: "/var/lib/etcd/wal", Err: syscall.ENOSPC}},
-		Descriptors: {&net.OpError{Op: "accept", Net: "tcp", Err: os.NewSyscallError("accept4", syscall.EMFILE)}},
-		"otherwise": {context.DeadlineExceeded, errors.New("x")},
+		Certificate:  certificateErrors(t),
+		Refused:      {refused},
+		DiskFull:     {&os.PathError{Op: "write", Path: "/var/lib/etcd/wal", Err: syscall.ENOSPC}, &os.PathError{Op: "write", Path: "/var/lib/etcd/wal", Err: syscall.EDQUOT}},
+		DiskReadOnly: {&os.PathError{Op: "open", Path: "/var/lib/etcd/wal", Err: syscall.EROFS}},
+		DiskError:    {&os.PathError{Op: "read", Path: "/var/lib/etcd/wal", Err: syscall.EIO}, syscall.EIO},
+		Descriptors:  {&net.OpError{Op: "accept", Net: "tcp", Err: os.NewSyscallError("accept4", syscall.EMFILE)}},
+		"otherwise":  {context.DeadlineExceeded, errors.New("x")},
 	} {
 		for _, err := range errs {
 			if got := Kind(err, "otherwise"); got != kind {

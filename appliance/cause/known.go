@@ -67,6 +67,9 @@ var knownCauses = []row{
 
 	{words: "too many open files", kind: Descriptors, text: "the process has no free file descriptor", do: "systemctl show " + ownUnit + " --property=LimitNOFILE"},
 	{words: "no space left on device", match: `(?:(/[^ :"]+): )?no space left on device`, kind: DiskFull, text: "a disk is full: $1", do: "df -h"},
+	{words: "disk quota exceeded", match: `(?:(/[^ :"]+): )?disk quota exceeded`, kind: DiskFull, text: "the disk quota of the user of kthwd is used up: $1", do: "repquota -a"},
+	{words: "read-only file system", match: `(?:(/[^ :"]+): )?read-only file system`, kind: DiskReadOnly, text: "a file system is read-only: $1", do: diskErrors + "; then mount it read-write again"},
+	{words: "input/output error", match: `(?:(/[^ :"]+): )?input/output error`, kind: DiskError, text: "a disk does not do what it is told: $1", do: diskErrors + "; the disk is probably broken"},
 
 	{words: "x509: certificate has expired or is not yet valid", match: `not yet valid: current time (\S+) is after (\S+)`, kind: Certificate,
 		text: "a certificate has expired at $2", do: "kthwd pki show"},
@@ -95,6 +98,7 @@ var knownCauses = []row{
 
 // Advice that several rows share.
 const (
+	diskErrors   = "look for errors of the disk: journalctl -k --lines=100"
 	ownUnit      = "kthwd-controller" // which Names may replace
 	listWebhooks = "kubectl get validatingwebhookconfigurations,mutatingwebhookconfigurations"
 
@@ -105,25 +109,27 @@ const (
 
 // The kinds of known causes.
 const (
-	Webhook     = "webhook"
-	Policy      = "admission_policy"
-	Conversion  = "conversion"
-	Decryption  = "decryption"
-	KeyServer   = "key_server"
-	APIService  = "apiservice"
-	EtcdSpace   = "etcd_space"
-	EtcdLeader  = "etcd_leader"
-	EtcdTimeout = "etcd_timeout"
-	Peers       = "peers"
-	Clock       = "clock"
-	Descriptors = "descriptors"
-	DiskFull    = "disk_full"
-	Certificate = "certificate"
-	Credentials = "credentials"
-	Forbidden   = "forbidden"
-	Quota       = "quota"
-	Terminating = "terminating"
-	Refused     = "refused"
+	Webhook      = "webhook"
+	Policy       = "admission_policy"
+	Conversion   = "conversion"
+	Decryption   = "decryption"
+	KeyServer    = "key_server"
+	APIService   = "apiservice"
+	EtcdSpace    = "etcd_space"
+	EtcdLeader   = "etcd_leader"
+	EtcdTimeout  = "etcd_timeout"
+	Peers        = "peers"
+	Clock        = "clock"
+	Descriptors  = "descriptors"
+	DiskFull     = "disk_full"
+	DiskError    = "disk_error"
+	DiskReadOnly = "disk_read_only"
+	Certificate  = "certificate"
+	Credentials  = "credentials"
+	Forbidden    = "forbidden"
+	Quota        = "quota"
+	Terminating  = "terminating"
+	Refused      = "refused"
 )
 
 // Kinds lists the kinds of known causes with their meaning, for the documentation and for
@@ -142,6 +148,8 @@ var Kinds = []struct{ Kind, Means string }{
 	{Clock, "the clocks of two controllers differ"},
 	{Descriptors, "the process has no free file descriptor"},
 	{DiskFull, "a disk is full"},
+	{DiskReadOnly, "a file system that kthwd writes to is read-only"},
+	{DiskError, "a disk fails"},
 	{Certificate, "a certificate has expired, is not valid yet, is from another CA or has another name"},
 	{Credentials, "the API server does not accept a program's credentials"},
 	{Forbidden, "RBAC refuses a program's request"},

@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
 
+	"kthwd/appliance/cause"
 	"kthwd/appliance/status"
 	"kthwd/appliance/text"
 )
@@ -28,15 +29,17 @@ type Use int
 
 // The uses of a place.
 const (
-	Data  Use = iota // kthwd's own files
-	Etcd             // etcd's data
-	Audit            // audit records
+	Data   Use = iota // kthwd's own files
+	Etcd              // etcd's data
+	Audit             // audit records
+	Backup            // archives, perhaps on another machine's disk
 )
 
 // lost says what goes wrong without room, now and beforehand.
 var lost = map[Use][2]string{
-	Etcd:  {"etcd stops at the first write that fails", "etcd would stop"},
-	Audit: {"audit records are being lost", "audit records would be lost"},
+	Etcd:   {"etcd stops at the first write that fails", "etcd would stop"},
+	Audit:  {"audit records are being lost", "audit records would be lost"},
+	Backup: {"no backup is made", "no backup would be made"},
 }
 
 // A level is reached when no more than the smaller of a share and a number is left: large
@@ -89,10 +92,15 @@ func levelOf(unit string, free, size uint64, before int) int {
 	return enough
 }
 
+// askTime is how long a file system on another machine may take. One that is away blocks
+// whoever asks, for as long as it is.
+const askTime = time.Second
+
 // disks watches the file systems of all places.
 type disks struct {
-	places []Place
-	log    *slog.Logger
+	places  []Place
+	log     *slog.Logger
+	pending map[string]chan answer // by path, of those that have not answered; used by measure
 
 	mu   sync.Mutex
 	room map[string]room   // by place
@@ -105,6 +113,13 @@ type room struct {
 	device                 uint64
 	free, size             uint64 // bytes
 	freeInodes, sizeInodes uint64
+	readOnly               bool
+}
+
+// answer is that of roomOf.
+type answer struct {
+	room
+	err error
 }
 
 // recent is the level of the last round.
@@ -114,7 +129,32 @@ type recent struct {
 }
 
 func newDisks(places []Place, log *slog.Logger) *disks {
-	return &disks{places: places, log: log, past: map[string]recent{}}
+	return &disks{places: places, log: log, pending: map[string]chan answer{}, past: map[string]recent{}}
+}
+
+// ask is roomOf, and gives up on the file systems of other machines.
+func (d *disks) ask(p Place) (room, error) {
+	if p.Use != Backup {
+		return roomOf(p.Path)
+	}
+	answers := d.pending[p.Path]
+	if answers == nil {
+		answers = make(chan answer, 1)
+		d.pending[p.Path] = answers
+		go func() {
+			r, err := roomOf(p.Path)
+			answers <- answer{r, err}
+		}()
+	}
+	late := time.NewTimer(askTime)
+	defer late.Stop()
+	select {
+	case a := <-answers:
+		delete(d.pending, p.Path)
+		return a.room, a.err
+	case <-late.C:
+		return room{}, fmt.Errorf("the file system of %s does not answer", p.Path)
+	}
 }
 
 // measure asks each file system once how much room it has, and words the findings.
@@ -122,7 +162,7 @@ func (d *disks) measure(now time.Time) {
 	rooms, uses, first := map[string]room{}, map[uint64][]Use{}, map[uint64]string{}
 	var devices []uint64
 	for _, p := range d.places {
-		r, err := roomOf(p.Path)
+		r, err := d.ask(p)
 		if err != nil {
 			d.log.Debug("file system not asked", "path", p.Path, "err", err)
 			continue
@@ -139,6 +179,9 @@ func (d *disks) measure(now time.Time) {
 	d.room, d.now = rooms, nil
 	for _, device := range devices {
 		r := rooms[first[device]]
+		if d.assessReadOnly(r.readOnly, first[device], uses[device], now) {
+			continue
+		}
 		d.assess(unitBytes, r.free, r.size, first[device], uses[device], now)
 		d.assess(unitInodes, r.freeInodes, r.sizeInodes, first[device], uses[device], now)
 	}
@@ -171,6 +214,50 @@ func (d *disks) assess(unit string, free, size uint64, path string, uses []Use, 
 	}
 }
 
+// assessReadOnly adds a finding about a file system that takes no writes, and returns readOnly.
+// The kernel makes a file system read-only when it finds damage.
+func (d *disks) assessReadOnly(readOnly bool, path string, uses []Use, now time.Time) bool {
+	key := "read-only " + path
+	before, known := d.past[key]
+	switch {
+	case !readOnly && known:
+		delete(d.past, key)
+		d.log.Info("the file system can be written again", "path", path)
+	case readOnly && !known:
+		before = recent{since: now}
+		d.past[key] = before
+	}
+	if !readOnly {
+		return false
+	}
+	f := status.Finding{
+		Health: status.Degraded, Kind: cause.DiskReadOnly, Since: before.since,
+		Text: fmt.Sprintf("the file system of %s is read-only", path),
+		Do:   "look for errors of the disk: journalctl -k --lines=100; then: mount -o remount,rw " + text.ShellWord(mountOf(path)),
+	}
+	if effects := effectsOn(uses, true); len(effects) > 0 {
+		f.Text += ": " + strings.Join(effects, "; ")
+	}
+	if slices.Contains(uses, Etcd) {
+		f.Health = status.Down
+	}
+	d.now = append(d.now, f)
+	if !known {
+		d.log.Warn(f.Text)
+	}
+	return true
+}
+
+// effectsOn says what goes wrong for these uses, now or beforehand.
+func effectsOn(uses []Use, now bool) (all []string) {
+	for _, u := range []Use{Audit, Etcd, Backup} {
+		if effect, ok := lost[u]; ok && slices.Contains(uses, u) {
+			all = append(all, effect[map[bool]int{true: 0, false: 1}[now]])
+		}
+	}
+	return all
+}
+
 // findingAt words one level. A full disk below etcd is the worst: the process will end.
 func findingAt(l level, unit string, free, size uint64, path string, uses []Use) status.Finding {
 	f := status.Finding{Health: l.health, Kind: l.kind}
@@ -181,12 +268,7 @@ func findingAt(l level, unit string, free, size uint64, path string, uses []Use)
 		f.Do = "du -x -d1 --inodes " + text.ShellWord(mountOf(path)) + " | sort -n"
 	}
 	full := l.kind == kindFull
-	var effects []string
-	for _, u := range []Use{Audit, Etcd} {
-		if effect, ok := lost[u]; ok && slices.Contains(uses, u) {
-			effects = append(effects, effect[map[bool]int{true: 0, false: 1}[full]])
-		}
-	}
+	effects := effectsOn(uses, full)
 	if full && slices.Contains(uses, Etcd) {
 		f.Health = status.Down
 	}
@@ -226,7 +308,7 @@ func roomOf(path string) (room, error) {
 		free = s.Bfree - min(s.Bfree, ext4Keeps)
 	}
 	block := uint64(s.Frsize)
-	return room{device: info.Dev, free: free * block, size: s.Blocks * block, freeInodes: s.Ffree, sizeInodes: s.Files}, nil
+	return room{device: info.Dev, free: free * block, size: s.Blocks * block, freeInodes: s.Ffree, sizeInodes: s.Files, readOnly: s.Flags&unix.ST_RDONLY != 0}, nil
 }
 
 // mountOf returns the highest directory above path on the same file system.

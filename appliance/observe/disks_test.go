@@ -60,6 +60,8 @@ func TestDiskFindings(t *testing.T) {
 		{"full", 0, unitBytes, all, status.Down, ": audit records are being lost; etcd stops at the first write that fails"},
 		{"full, audit only", 0, unitBytes, []Use{Audit}, status.Degraded, ": audit records are being lost"},
 		{"full, neither", 0, unitBytes, []Use{Data}, status.Degraded, "0 B free of 1.0 KiB"},
+		{"full, backups only", 0, unitBytes, []Use{Backup}, status.Degraded, ": no backup is made"},
+		{"low, backups only", 1, unitBytes, []Use{Backup}, status.Degraded, "without room no backup would be made"},
 		{"low", 1, unitBytes, all, status.Degraded, "without room audit records would be lost and etcd would stop"},
 		{"inodes", 0, unitInodes, all, status.Down, "0 inodes free of 1024: audit records are being lost"},
 		{"scarce", 2, unitBytes, all, status.Healthy, "without room"},
@@ -87,7 +89,7 @@ func TestDiskFills(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
 	place := Place{Path: filepath.Join(dir, "not", "there yet"), Use: Audit}
-	d := newDisks([]Place{place, {Path: filepath.Join(dir, "audit"), Use: Etcd}}, slog.New(slog.DiscardHandler))
+	d := newDisks([]Place{place, {Path: filepath.Join(dir, "archives"), Use: Backup}, {Path: filepath.Join(dir, "audit"), Use: Etcd}}, slog.New(slog.DiscardHandler))
 	began := time.Now()
 	measured := func() []status.Finding { d.measure(began); return d.findings() }
 
@@ -109,6 +111,43 @@ func TestDiskFills(t *testing.T) {
 	}
 	if all := measured(); len(all) > 0 {
 		t.Errorf("after: %+v", all)
+	}
+
+	remount := func(flags uintptr) {
+		t.Helper()
+		if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_REMOUNT|flags, "size=8m,nr_inodes=100"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	remount(unix.MS_RDONLY)
+	all = measured()
+	want := " is read-only: audit records are being lost; etcd stops at the first write that fails; no backup is made"
+	if len(all) != 1 || all[0].Kind != "disk_read_only" || all[0].Health != status.Down || !all[0].Since.Equal(began) || !strings.HasSuffix(all[0].Text, want) {
+		t.Fatalf("read-only: %+v", all)
+	}
+	_, command, _ := strings.Cut(all[0].Do, "; then: ")
+	if out, err := exec.Command("sh", "-c", command).CombinedOutput(); err != nil {
+		t.Errorf("%s: %v\n%s", command, err, out)
+	}
+	if all := measured(); len(all) > 0 {
+		t.Errorf("after %s: %+v", command, all)
+	}
+}
+
+// A file system that is away is asked once, and the others are not kept waiting.
+func TestDiskThatIsAway(t *testing.T) {
+	place := Place{Path: t.TempDir(), Use: Backup}
+	d := newDisks([]Place{place, {Path: t.TempDir()}}, slog.New(slog.DiscardHandler))
+	away := make(chan answer, 1)
+	d.pending[place.Path] = away
+	d.measure(time.Now())
+	if _, asked := d.room[place.Path]; asked || len(d.room) != 1 || d.pending[place.Path] != away {
+		t.Errorf("got %+v, pending %v", d.room, d.pending)
+	}
+	away <- answer{room{device: 7, free: 1 << 40, size: 1 << 40}, nil}
+	d.measure(time.Now())
+	if d.room[place.Path].device != 7 || len(d.pending) > 0 {
+		t.Errorf("got %+v, pending %v", d.room, d.pending)
 	}
 }
 
