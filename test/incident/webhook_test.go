@@ -43,7 +43,7 @@ func webhookDenies(t *testing.T, c *kthwtest.Controller) {
 	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
 	makeWebhook(t, c, admissionv1.WebhookClientConfig{URL: &server.URL, CABundle: ca}, "coordination.k8s.io", "leases")
 	found := look(t, c, incident{
-		name: "C16 webhook denies the leases", kind: "webhook",
+		name: "C16 webhook denies the leases", kind: "webhook", alert: alertNotReady, // a refusal is what a webhook is for
 		cause:  `the admission webhook "all.incident.test" refuses its requests (closed for the incident)`,
 		do:     "kubectl --kubeconfig=" + c.Kubeconfig("admin") + " delete validatingwebhookconfiguration/incident",
 		bridge: `the admission webhook "all.incident.test" refuses its requests`,
