@@ -38,6 +38,7 @@ import (
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/archive"
+	"kthwd/appliance/datadir"
 	"kthwd/appliance/durable"
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/etcdsocket"
@@ -98,6 +99,9 @@ func Create(ctx context.Context, o Options) (c Created, err error) {
 	defer client.Close()
 	status, err := o.before(ctx, client)
 	if err != nil {
+		return c, err
+	}
+	if err := datadir.Private(o.Dir); err != nil {
 		return c, err
 	}
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {

@@ -9,9 +9,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"kthwd/appliance/archive"
+	"kthwd/appliance/datadir"
 )
 
 // stagePrefix begins the name of a directory in which an archive is made or verified.
@@ -21,19 +23,29 @@ const lockName = "lock"
 
 // stage is a directory for the files of one backup or one verification. It is locked as long as its process lives.
 type stage struct {
-	dir  string
-	lock *os.File
+	dir    string
+	parent *os.Root
+	lock   *os.File
 }
 
-// newStage makes a directory in dir, and removes those of processes that have died.
+// newStage makes a directory in dir, and removes those of processes that have died. It refuses a
+// dir in which another user could put something else in its place.
 func newStage(dir string) (*stage, error) {
-	removeLeftovers(dir)
-	path, err := os.MkdirTemp(dir, stagePrefix)
+	if err := datadir.Steady(dir); err != nil {
+		return nil, err
+	}
+	parent, err := os.OpenRoot(dir)
 	if err != nil {
 		return nil, err
 	}
-	s := &stage{dir: path}
-	s.lock, err = os.OpenFile(filepath.Join(path, lockName), os.O_RDWR|os.O_CREATE, 0o600)
+	removeLeftovers(parent)
+	path, err := os.MkdirTemp(dir, stagePrefix)
+	if err != nil {
+		parent.Close()
+		return nil, err
+	}
+	s := &stage{dir: path, parent: parent}
+	s.lock, err = os.OpenFile(filepath.Join(path, lockName), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err == nil {
 		err = syscall.Flock(int(s.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	}
@@ -46,25 +58,70 @@ func newStage(dir string) (*stage, error) {
 
 // removeLeftovers removes the directories of processes that have died. A directory whose
 // lock is not there yet belongs to a process that begins.
-func removeLeftovers(dir string) {
-	all, _ := filepath.Glob(filepath.Join(globEscape(dir), stagePrefix+"*"))
-	for _, path := range all {
-		lock, err := os.OpenFile(filepath.Join(path, lockName), os.O_RDWR, 0)
-		if err != nil {
-			_ = os.Remove(path) // succeeds only if it is empty; a process that begins then fails, and says so
+func removeLeftovers(parent *os.Root) {
+	entries, _ := fs.ReadDir(parent.FS(), ".")
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), stagePrefix) {
 			continue
 		}
-		if syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil {
-			_ = removeStage(path)
+		dir, err := openStage(parent, e.Name())
+		if err != nil {
+			continue
 		}
-		lock.Close()
+		lock, err := openLock(dir)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			_ = parent.Remove(e.Name()) // succeeds only if it is empty; a process that begins then fails, and says so
+		case err == nil && syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil:
+			_ = removeStage(parent, e.Name(), dir)
+		}
+		if err == nil {
+			lock.Close()
+		}
+		dir.Close()
 	}
+}
+
+// errNoStage means that a name that begins like a stage's is something else.
+var errNoStage = errors.New("no directory of this user")
+
+// openStage opens a directory of this user's: a link in its place, which leads out of the parent or
+// to another directory in it, is none, and neither is a directory of another user, who can
+// exchange what is in it.
+func openStage(parent *os.Root, name string) (*os.Root, error) {
+	named, err := parent.Lstat(name)
+	if err != nil {
+		return nil, err
+	}
+	if stat, ok := named.Sys().(*syscall.Stat_t); !ok || !named.IsDir() || int(stat.Uid) != os.Geteuid() {
+		return nil, errNoStage
+	}
+	dir, err := parent.OpenRoot(name)
+	if err != nil {
+		return nil, err
+	}
+	if opened, err := dir.Stat("."); err != nil || !os.SameFile(named, opened) { // a link has taken its place
+		dir.Close()
+		return nil, errors.Join(err, errNoStage)
+	}
+	return dir, nil
+}
+
+func openLock(dir *os.Root) (*os.File, error) {
+	info, err := dir.Lstat(lockName)
+	if err == nil && !info.Mode().IsRegular() {
+		err = errNoStage
+	}
+	if err != nil {
+		return nil, err
+	}
+	return dir.OpenFile(lockName, os.O_RDWR|syscall.O_NONBLOCK, 0)
 }
 
 // removeStage removes the lock last: what cannot be removed now, because a child of the dead
 // process still writes there, is found again.
-func removeStage(dir string) error {
-	entries, err := os.ReadDir(dir)
+func removeStage(parent *os.Root, name string, dir *os.Root) error {
+	entries, err := fs.ReadDir(dir.FS(), ".")
 	if err != nil {
 		return err
 	}
@@ -72,14 +129,14 @@ func removeStage(dir string) error {
 		if e.Name() == lockName {
 			continue
 		}
-		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+		if err := dir.RemoveAll(e.Name()); err != nil {
 			return err
 		}
 	}
-	if err := os.Remove(filepath.Join(dir, lockName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := dir.Remove(lockName); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return os.Remove(dir)
+	return parent.Remove(name)
 }
 
 // globEscape makes a path stand for itself in a pattern.
@@ -95,10 +152,14 @@ func globEscape(path string) string {
 }
 
 func (s *stage) remove() {
-	_ = removeStage(s.dir) // the next one tries again
+	if dir, err := openStage(s.parent, filepath.Base(s.dir)); err == nil {
+		_ = removeStage(s.parent, filepath.Base(s.dir), dir) // the next one tries again
+		dir.Close()
+	}
 	if s.lock != nil {
 		s.lock.Close()
 	}
+	s.parent.Close()
 }
 
 func (s *stage) database() string { return filepath.Join(s.dir, archive.Database) }

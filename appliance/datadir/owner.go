@@ -15,6 +15,7 @@ import (
 	"kthwd/appliance/advice"
 	"kthwd/appliance/filesystem"
 	"kthwd/appliance/pki"
+	"kthwd/appliance/text"
 )
 
 // Foreign is the refusal to write into a directory of another user: that user can put
@@ -77,6 +78,35 @@ func ownedBy(dir string, uid int) error {
 		f.User = u.Username
 	}
 	return f
+}
+
+// Private refuses a directory, such as one of backups, of another user, and one that others can
+// write to: root would follow the links that they put there, or take their files for its own. It
+// does not need to exist.
+func Private(dir string) error {
+	if err := ownedBy(dir, os.Geteuid()); err != nil {
+		return err
+	}
+	return openToOthers(dir, 0)
+}
+
+// Steady is Private for a directory of which only the caller's own new files matter: a sticky bit
+// keeps others from an exchange of those.
+func Steady(dir string) error {
+	if err := ownedBy(dir, os.Geteuid()); err != nil {
+		return err
+	}
+	return openToOthers(dir, fs.ModeSticky)
+}
+
+// openToOthers leaves out directories with one of the bits unless.
+func openToOthers(dir string, unless fs.FileMode) error {
+	info, err := os.Stat(dir)
+	if err != nil || info.Mode().Perm()&0o022 == 0 || info.Mode()&unless != 0 {
+		return nil
+	}
+	return advice.With(fmt.Errorf("%s: writable by group or others (mode %04o), who can replace the files in it", dir, info.Mode().Perm()),
+		"chmod go-w "+text.ShellWord(dir))
 }
 
 // Usable refuses a data directory that cannot be written to or cannot be made, that belongs

@@ -64,7 +64,7 @@ func Begin(o Options) (_ *Change, err error) {
 		return nil, advice.With(fmt.Errorf("no data of etcd in %s: %w", c.layout.Etcd(), err), "name the directory with --data-dir, or the configuration file with --config; a controller that has never run takes its address from --advertise-address")
 	}
 	if c.lock, err = datadir.Lock(c.layout); err != nil {
-		return nil, advice.With(err, "stop kthwd here first: its address changes while it is down")
+		return nil, err // with the advice that fits: its user, its mode, or a kthwd that runs
 	}
 	defer func() {
 		if err != nil {

@@ -27,6 +27,7 @@ import (
 	"kthwd/appliance/archive"
 	"kthwd/appliance/backup"
 	"kthwd/appliance/config"
+	"kthwd/appliance/datadir"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
 	"kthwd/appliance/support"
@@ -99,6 +100,11 @@ func (a *app) backupCreate(ctx context.Context, l *config.Loader, f *createFlags
 	}
 	if f.stepBack {
 		backup.StepBack()
+	}
+	if f.dir != "" { // the one of the settings is known later
+		if err := datadir.Private(absolute(f.dir)); err != nil {
+			return err
+		}
 	}
 	ctx, release := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 	defer release()
@@ -423,6 +429,9 @@ func (a *app) backupPrune(l *config.Loader, dir string, keep int, plan bool) err
 	}
 	if keep < 1 {
 		return advice.With(usagef("--keep %d: want 1 or more", keep), "to delete all archives, delete the files")
+	}
+	if err := datadir.Private(dir); err != nil {
+		return err
 	}
 	prune, word := func() (archive.Pruning, error) { return archive.Prune(dir, keep, "") }, "deleted"
 	if plan {

@@ -1,8 +1,11 @@
 package attack
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -12,13 +15,15 @@ import (
 	"testing"
 	"time"
 
+	"kthwd/appliance/archive"
 	"kthwd/appliance/member"
 	"kthwd/test/kthwtest"
 )
 
 const stranger = 65534 // any user but root
 
-// verbs are the command lines that write into the data directory. None needs a network.
+// verbs are the command lines that write into the data directory, which is that of the backups,
+// too. None needs a network.
 func verbs(t *testing.T, dir string) map[string][]string {
 	start := kthwtest.Controller{Dir: dir, Address: "127.0.0.1", Ports: kthwtest.FreePorts(t, "127.0.0.1")}
 	token := member.Token{ID: "a1b2c3d4e5f6", Secret: make([]byte, 16), Addresses: []string{"127.0.0.1:1"}}
@@ -27,7 +32,30 @@ func verbs(t *testing.T, dir string) map[string][]string {
 		"init":    {"pki", "init", "--advertise-address=127.0.0.1", "--data-dir=" + dir},
 		"join":    {"join", token.String(), "--data-dir=" + dir},
 		"recover": {"etcd", "recover", "--data-dir=" + dir},
+		"renew":   {"pki", "renew", "--config=", "--data-dir=" + dir},
+		"address": {"member", "address", "127.0.0.2", "--config=", "--data-dir=" + dir},
+		"create":  {"backup", "create", "--config=", "--data-dir=" + dir, "--dir=" + dir},
+		"prune":   {"backup", "prune", "--config=", "--dir=" + dir},
+		"verify":  {"backup", "verify", anArchive(t, dir)},
+		"restore": {"backup", "restore", anArchive(t, filepath.Dir(dir)), "--yes", "--config=", "--data-dir=" + dir, "--advertise-address=127.0.0.1"},
 	}
+}
+
+// anArchive makes an archive in a directory, unless there is one, or no directory.
+func anArchive(t *testing.T, dir string) string {
+	t.Helper()
+	v := versions(t)
+	database := make([]byte, 1<<10)
+	m := archive.Manifest{
+		Format: archive.Format, Created: time.Date(2026, 11, 28, 12, 0, 0, 0, time.UTC), Kthwd: "v0.1.0-dev", Kubernetes: v.Kubernetes, Etcd: v.Etcd,
+		Name: "c0", Cluster: "f5b3f7d8d797cc5f", Member: "1", Files: []archive.File{archive.NewFile(archive.Database, database, 0o600, true)},
+	}
+	path := filepath.Join(dir, archive.Name(m))
+	err := archive.Write(path, m, func(string) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(database)), nil }, nil)
+	if err != nil && !errors.Is(err, fs.ErrExist) && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+	return path
 }
 
 // tree is every name, mode and content below dir.
@@ -73,7 +101,7 @@ func trap(t *testing.T, in string) (dir string) {
 	if err := os.Chmod(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"kthwd.lock", "kthwd.join", "instance-id", "audit.log", ".member.json.new"} {
+	for _, name := range []string{"kthwd.lock", "kthwd.join", "instance-id", "audit.log", ".member.json.new", "ca.pem"} {
 		file := filepath.Join(victim, name)
 		if err := os.WriteFile(file, []byte("the victim's"), 0o644); err != nil {
 			t.Fatal(err)
@@ -82,8 +110,10 @@ func trap(t *testing.T, in string) (dir string) {
 			t.Fatal(err)
 		}
 	}
-	if err := os.Symlink(victim, filepath.Join(dir, "run")); err != nil {
-		t.Fatal(err)
+	for name, target := range map[string]string{"run": victim, ".kthwd-backup-1": victim} {
+		if err := os.Symlink(target, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return dir
 }
@@ -202,7 +232,13 @@ func TestDirectoryOpenToOthers(t *testing.T) {
 		if err := os.Chmod(dir, mode); err != nil {
 			t.Fatal(err)
 		}
+		if err := os.WriteFile(filepath.Join(dir, "ca.pem"), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
 		for name, args := range verbs(t, dir) {
+			if name == "verify" && mode&os.ModeSticky != 0 {
+				continue // what it makes is its own, and the bit keeps others from it
+			}
 			t.Run(fmt.Sprint(mode, " ", name), func(t *testing.T) {
 				wantRefused(t, in, args, dir+": writable by group or others", "hint: chmod go-w "+dir)
 			})

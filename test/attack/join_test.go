@@ -81,14 +81,19 @@ func (g *grown) files(t *testing.T, id string, secret []byte, joiner string) (in
 	return g.ask(joinRequest(t, id, secret, joiner))
 }
 
-func joinRequest(t *testing.T, id string, secret []byte, joiner string) []byte {
+// versions are those of the binary.
+func versions(t *testing.T) (v member.Versions) {
 	t.Helper()
-	var versions struct{ Kubernetes, Etcd string }
-	if code, out := kthwd(t, "version", "--output=json"); code != 0 || json.Unmarshal([]byte(out), &versions) != nil {
+	if code, out := kthwd(t, "version", "--output=json"); code != 0 || json.Unmarshal([]byte(out), &v) != nil {
 		t.Fatalf("kthwd version: exit code %d\n%s", code, out)
 	}
+	return v
+}
+
+func joinRequest(t *testing.T, id string, secret []byte, joiner string) []byte {
+	t.Helper()
 	body, err := json.Marshal(member.Request{ID: id, Secret: secret, Joiner: joiner, NeedsCertificate: true, NeedsEtcdCertificate: true, KnowsEtcdCA: true,
-		Versions: member.Versions{Kubernetes: versions.Kubernetes, Etcd: versions.Etcd}})
+		Versions: versions(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
