@@ -16,9 +16,7 @@ package join
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/tls"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -107,12 +105,6 @@ func Join(ctx context.Context, l pki.Layout, o Options) (Joined, error) {
 	return j.writeConfig()
 }
 
-func randomName() string {
-	name := make([]byte, 16)
-	_, _ = rand.Read(name) // it never fails
-	return hex.EncodeToString(name)
-}
-
 // joiner is the state of one run of Join.
 type joiner struct {
 	layout   pki.Layout
@@ -133,11 +125,11 @@ func (j *joiner) resume() error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if id, name, _ := strings.Cut(strings.TrimSpace(string(data)), " "); id == j.client.Token.ID && len(name) == len(randomName()) {
+	if id, name, _ := strings.Cut(strings.TrimSpace(string(data)), " "); id == j.client.Token.ID && member.IsJoiner(name) {
 		j.client.Joiner, j.resumed = name, true
 		return nil
 	}
-	j.client.Joiner = randomName()
+	j.client.Joiner = member.NewJoiner()
 	return durable.Write(path, []byte(j.client.Token.ID+" "+j.client.Joiner+"\n"), 0o600)
 }
 

@@ -1,10 +1,13 @@
 package member
 
 import (
+	"crypto/rand"
+	"encoding/hex"
 	"fmt"
-	"kthwd/appliance/config"
 	"strings"
 	"time"
+
+	"kthwd/appliance/config"
 )
 
 // The steps of a join, after kthwd member add has made a token:
@@ -85,6 +88,23 @@ type Request struct {
 	PeerPort             int  `json:"peerPort,omitempty"`             // for AdmitPath: where the joiner listens
 
 	From string `json:"-"` // HOST:PORT that the request came from, as the server saw it
+}
+
+// joinerSize is the number of random bytes in the name of a joiner.
+const joinerSize = 16
+
+// NewJoiner returns a name for Request.Joiner.
+func NewJoiner() string {
+	name := make([]byte, joinerSize)
+	_, _ = rand.Read(name) // it never fails
+	return hex.EncodeToString(name)
+}
+
+// IsJoiner reports whether a name is one of NewJoiner's. A token is bound to its first joiner by
+// that name, so an empty or a guessable one must bind no token.
+func IsJoiner(name string) bool {
+	data, err := hex.DecodeString(name)
+	return err == nil && len(data) == joinerSize
 }
 
 // Files is the answer to FilesPath.

@@ -179,28 +179,35 @@ func (m *Members) joinOf(ctx context.Context, client *clientv3.Client, in member
 	if i < 0 {
 		return join{}, &member.Refusal{Text: "the token is not known here: it has expired, was used, or there is a newer one", Advice: newToken}
 	}
-	j, fits := all[i], version.Member(m.version).Fits(in.Versions)
+	return all[i], m.judge(all[i], in)
+}
+
+// judge returns a *member.Refusal if a request may not have what the token of j gives.
+func (m *Members) judge(j join, in member.Request) error {
+	fits := version.Member(m.version).Fits(in.Versions)
 	switch hash := (member.Token{ID: in.ID, Secret: in.Secret}).Hash(); {
 	case subtle.ConstantTimeCompare(hash, j.Secret) != 1:
-		return j, &member.Refusal{Text: "the token is wrong", Advice: newToken}
+		return &member.Refusal{Text: "the token is wrong", Advice: newToken}
+	case !member.IsJoiner(in.Joiner):
+		return &member.Refusal{Text: "the request has no name of a kthwd join, to which the token could be bound", Advice: "use kthwd join, of the version of the other controllers: " + m.version}
 	case !j.valid:
-		return j, &member.Refusal{Text: "the token has expired", Advice: newToken}
+		return &member.Refusal{Text: "the token has expired", Advice: newToken}
 	case fits != nil:
-		return j, fits
+		return fits
 	case !in.KnowsEtcdCA && pki.StageOf(m.layout) != pki.StageShared:
-		return j, &member.Refusal{Text: fmt.Sprintf("the kthwd that wants to join, %.40q, is older than etcd's own CA, which this cluster has: etcd would refuse its certificate", in.Versions.Kthwd),
+		return &member.Refusal{Text: fmt.Sprintf("the kthwd that wants to join, %.40q, is older than etcd's own CA, which this cluster has: etcd would refuse its certificate", in.Versions.Kthwd),
 			Advice: "install the kthwd of the other controllers: " + m.version}
 	case !j.mayComeFrom(in.From):
-		return j, &member.Refusal{Source: j.source(), Text: fmt.Sprintf("the token is for %s at %s, and this request comes from %s", j.Name, j.source(), host(in.From)),
+		return &member.Refusal{Source: j.source(), Text: fmt.Sprintf("the token is for %s at %s, and this request comes from %s", j.Name, j.source(), host(in.From)),
 			Advice: fmt.Sprintf("if that is the right machine: kthwd member add %s %s --from=%s; if not, somebody else has the token: kthwd member remove %[1]s", j.Name, j.Address, host(in.From))}
 	case j.Joiner != "" && j.Joiner != in.Joiner:
-		return j, &member.Refusal{Text: fmt.Sprintf("the token was used already: %s is being added", j.Name),
+		return &member.Refusal{Text: fmt.Sprintf("the token was used already: %s is being added", j.Name),
 			Advice: fmt.Sprintf("if that was not meant: kthwd member remove %s on a controller, then kthwd member add %[1]s %s", j.Name, j.Address)}
 	case j.Holder != "" && j.Holder != in.Joiner:
-		return j, &member.Refusal{Text: fmt.Sprintf("the token was used already, by another kthwd join than this one: the files for %s are given once", j.Name),
+		return &member.Refusal{Text: fmt.Sprintf("the token was used already, by another kthwd join than this one: the files for %s are given once", j.Name),
 			Advice: fmt.Sprintf("go on in the data directory where it was used first, or kthwd member add %s %s for a new token; if nobody has used it, somebody else has the cluster's keys", j.Name, j.Address)}
 	}
-	return j, nil
+	return nil
 }
 
 // giveFiles handles the joiner's first request: it returns the files and settings that a

@@ -12,19 +12,27 @@ import (
 	"testing"
 
 	"kthwd/appliance/member"
+	"kthwd/appliance/pki"
+	"kthwd/appliance/version"
 )
 
 // FuzzJoinRequest: the join port answers any body with a refusal, in one line, that repeats
 // no secret of the request.
 func FuzzJoinRequest(f *testing.F) {
-	for _, s := range []string{"", "{}", "null", `{"id":"a1","secret":"czNjcmV0c2VjcmV0","joiner":"x","versions":{}}`, strings.Repeat("[", 40000), `{"id":"\u001b[2J\n"}`, `{"peerPort":99999999999}`, `{"from":"10.0.0.1:1"}`} {
+	for _, s := range []string{"", "{}", "null", `{"id":"a1","secret":"czNjcmV0c2VjcmV0","joiner":"x","versions":{}}`, strings.Repeat("[", 40000), `{"id":"\u001b[2J\n"}`, `{"peerPort":99999999999}`, `{"from":"10.0.0.1:1"}`,
+		`{"id":"a1b2c3d4e5f6","secret":"AAAAAAAAAAAAAAAAAAAAAA==","joiner":"","knowsEtcdCA":true}`, `{"id":"a1b2c3d4e5f6","secret":"AAAAAAAAAAAAAAAAAAAAAA==","joiner":"0123456789abcdef0123456789abcdef","knowsEtcdCA":true}`} {
 		f.Add([]byte(s))
 	}
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	m := &Members{layout: pki.Layout{Dir: f.TempDir()}}
 	f.Fuzz(func(t *testing.T, body []byte) {
 		var seen member.Request
 		handler := joinAnswer(log, newRefusals(), func(_ context.Context, in member.Request) (member.Files, error) {
 			seen = in
+			in.Versions = version.Member("")
+			if m.judge(aJoin(in.ID), in) == nil && !member.IsJoiner(in.Joiner) {
+				t.Errorf("a token can be used by the joiner %q, to whom it is not bound", in.Joiner)
+			}
 			return member.Files{}, &member.Refusal{Text: "the token is not known here", Advice: newToken}
 		})
 		w := httptest.NewRecorder()

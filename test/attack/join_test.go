@@ -198,6 +198,10 @@ func TestTokenIsGoodOnce(t *testing.T) {
 	if code, body, err := g.ask(old); err != nil || code != http.StatusConflict || strings.Contains(body, keyBlock) || !strings.Contains(body, "older than etcd's own CA") {
 		t.Errorf("an older kthwd: got %d %.200q, %v; want it refused", code, body, err)
 	}
+	// Without a name of its own a joiner would leave the token as it is, for others.
+	if code, body, err := g.files(t, token.ID, token.Secret, ""); err != nil || code != http.StatusConflict || strings.Contains(body, keyBlock) {
+		t.Errorf("a joiner without a name: got %d %.200q, %v; want it refused", code, body, err)
+	}
 	if code, body, err := g.files(t, token.ID, token.Secret, first); err != nil || code != http.StatusOK || !strings.Contains(body, "service-account-key.pem") {
 		t.Fatalf("the first use: got %d %.200q, %v", code, body, err)
 	}
