@@ -309,7 +309,7 @@ func (j *joiner) writeConfig() (Joined, error) {
 	}
 	whole := j.o.Config
 	whole.Controller = j.cfg
-	if err := durable.Write(j.file(), config.JoinedFile(whole), 0o644); err != nil {
+	if err := durable.Write(j.file(), config.JoinedFile(whole), 0o640); err != nil {
 		return Joined{}, err
 	}
 	j.o.Say("wrote    " + j.file())

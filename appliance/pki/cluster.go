@@ -206,7 +206,7 @@ func (c Cluster) parts(home *survey, m Machine) (parts []part) {
 			add(d.path(home.layout), d.path(l), d.mode)
 		}
 	}
-	return append(parts, part{path: filepath.Join(m.Dir, m.ConfigName), mode: modePublic,
+	return append(parts, part{path: filepath.Join(m.Dir, m.ConfigName), mode: modeConfig,
 		make: func() ([]byte, error) { return m.Config, nil },
 		fits: func(path string, data []byte) *Misfit {
 			problem := m.Fits(data)

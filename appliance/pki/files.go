@@ -16,6 +16,7 @@ import (
 const (
 	modeSecret fs.FileMode = 0o600
 	modePublic fs.FileMode = 0o644
+	modeConfig fs.FileMode = 0o640 // arguments of the programs may hold secrets; root may give it the service's group
 	modeDir    fs.FileMode = 0o700
 
 	maxSize = 1 << 20 // far more than any of these files needs

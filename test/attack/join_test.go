@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -256,6 +257,9 @@ func TestJoinPortHasLimits(t *testing.T) {
 		t.Errorf("%d lines in the log for %d requests, of which %d were looked at", lines, requests, codes[http.StatusConflict])
 	}
 	g.joinWith(t)
+	if info, err := os.Stat(filepath.Join(g.data, "kthwd.yaml")); err != nil || info.Mode().Perm()&^0o640 != 0 {
+		t.Errorf("the configuration file of the new controller: %v, %v; want mode 0640", info, err)
+	}
 }
 
 func lineWith(log, text string) string {
