@@ -174,7 +174,7 @@ func (p *prepared) newEtcd(onOpen func()) (*etcd.Member, error) {
 	if err != nil {
 		return nil, advice.Usage(err)
 	}
-	return member, member.AdmitControllers(p.layout.CA(), p.layout.EtcdCA())
+	return member, member.AdmitControllers()
 }
 
 func (p *prepared) newUpgrade(member *etcd.Member) *upgrade.Watch {

@@ -51,11 +51,8 @@ func (in Input) etcd(args []program.Arg) ([]program.Arg, []loss, error) {
 		urls := slices.DeleteFunc(strings.Split(a.Value, ","), func(u string) bool { return strings.HasPrefix(u, "unix") })
 		args[i].Value = strings.Join(urls, ",")
 	}
-	l := in.Config.Controller.Layout()
 	var lost []loss
-	if ours, err := sharesCA(program.Value(args, "peer-trusted-ca-file"), l); err != nil {
-		return nil, nil, err
-	} else if ours && !has(args, peerCNs) && !has(args, peerNames) {
+	if program.Value(args, "peer-trusted-ca-file") != "" && !has(args, peerCNs) && !has(args, peerNames) {
 		names, err := pki.Controllers(program.Value(args, "peer-cert-file"))
 		if err != nil {
 			return nil, nil, err
@@ -66,9 +63,7 @@ func (in Input) etcd(args []program.Arg) ([]program.Arg, []loss, error) {
 		}
 		args = append(args, program.Arg{Key: key, Value: strings.Join(list, ",")})
 	}
-	if ours, err := sharesCA(program.Value(args, "trusted-ca-file"), l); err != nil {
-		return nil, nil, err
-	} else if ours && !has(args, clientNames) {
+	if program.Value(args, "trusted-ca-file") != "" && !has(args, clientNames) {
 		// etcd has no flag for the common name of a client, but every controller's certificate
 		// has the names of the API server's service as well.
 		names, err := pki.ServiceNames(program.Value(args, "cert-file"))
@@ -85,20 +80,6 @@ func (in Input) etcd(args []program.Arg) ([]program.Arg, []loss, error) {
 		args = append(args, program.Arg{Key: gateway, Value: "false"})
 	}
 	return args, lost, nil
-}
-
-// sharesCA reports whether etcd trusts one of the data directory's CAs. kthwd sets no names
-// for a CA of another origin.
-func sharesCA(file string, l pki.Layout) (bool, error) {
-	for _, ca := range []string{l.CA(), l.EtcdCA()} {
-		if file == "" {
-			continue
-		}
-		if shared, err := pki.SharesCA(file, ca); err != nil || shared {
-			return shared, err
-		}
-	}
-	return false, nil
 }
 
 // apiServer is its command line with etcd behind TLS, as in the guide, in place of a socket.

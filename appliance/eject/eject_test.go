@@ -110,6 +110,19 @@ func TestSharedCA(t *testing.T) {
 	}
 }
 
+// kthwd's etcd accepts controllers only, whichever CA it trusts, and so does the one without kthwd.
+func TestAnotherCA(t *testing.T) {
+	in, other := controller(t), controller(t)
+	for i, a := range in.Args[program.Etcd] {
+		if a.Key == "trusted-ca-file" || a.Key == "peer-trusted-ca-file" {
+			in.Args[program.Etcd][i].Value = other.Config.Controller.Layout().CA()
+		}
+	}
+	if unit := made(t, in)["systemd/etcd.service"]; strings.Count(unit, "-allowed-") != 2 {
+		t.Errorf("got\n%s", unit)
+	}
+}
+
 // The user's own names of etcd's clients stay.
 func TestUsersNames(t *testing.T) {
 	in := controller(t)

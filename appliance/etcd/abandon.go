@@ -136,7 +136,7 @@ func (e *Member) Abandon(ctx context.Context, patience time.Duration) {
 		return
 	}
 	for end := time.Now().Add(patience); time.Now().Before(end); supervise.Sleep(ctx, ReadyPoll) {
-		if leaderOf(server) != 0 || ctx.Err() != nil {
+		if LeaderOf(server) != 0 || ctx.Err() != nil {
 			return
 		}
 	}

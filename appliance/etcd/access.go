@@ -27,19 +27,13 @@ import (
 // AdmitControllers makes etcd's two ports refuse all certificates except a controller's.
 // The cluster's CA also signs workers' certificates and, through the API, any user's,
 // and access to etcd means root on the whole cluster. With a CA of etcd's own the names
-// are the second line of defence. A port stays unchanged if the user has set its names, or
-// if it uses a CA that is not among cas. Call it before Run.
-func (e *Member) AdmitControllers(cas ...string) error {
+// are the second line of defence. So are they with a CA of the user's: nothing here tells what
+// else that has signed, or whether it is a cluster's CA under another certificate. A port stays
+// unchanged if the user has set its names. Call it before Run.
+func (e *Member) AdmitControllers() error {
 	ports := []*transport.TLSInfo{&e.cfg.ClientTLSInfo, &e.cfg.PeerTLSInfo}
 	for _, port := range ports {
 		if port.Empty() || !allowedNames(port).Empty() {
-			continue
-		}
-		ours, err := sharesCA(port.TrustedCAFile, cas)
-		if err != nil {
-			return err
-		}
-		if !ours {
 			continue
 		}
 		names, err := pki.Controllers(port.CertFile)
@@ -51,16 +45,6 @@ func (e *Member) AdmitControllers(cas ...string) error {
 	}
 	e.replaceGateway()
 	return nil
-}
-
-// sharesCA reports whether a file of CAs has one in common with any of the others.
-func sharesCA(file string, others []string) (bool, error) {
-	for _, other := range others {
-		if shared, err := pki.SharesCA(file, other); err != nil || shared {
-			return shared, err
-		}
-	}
-	return false, nil
 }
 
 // allowedNames returns the names that a port of etcd accepts; none means all.
@@ -199,9 +183,9 @@ func SubjectOf(leaf *x509.Certificate) string {
 	return "no common name"
 }
 
-// leaderOf returns the current leader in this member's view, or 0. A leader that is not a
+// LeaderOf returns the current leader in this member's view, or 0. A leader that is not a
 // member does not count, because any client of the peer port can claim to lead.
-func leaderOf(server *embed.Etcd) types.ID {
+func LeaderOf(server *embed.Etcd) types.ID {
 	leader := server.Server.Leader()
 	if leader != 0 && server.Server.Cluster().Member(leader) == nil {
 		return 0

@@ -37,7 +37,7 @@ func (e *Member) leaderWithin(ctx context.Context, patience time.Duration) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for ctx.Err() == nil {
-		if server := e.Running(); server != nil && leaderOf(server) != 0 {
+		if server := e.Running(); server != nil && LeaderOf(server) != 0 {
 			return
 		}
 		supervise.Sleep(ctx, ReadyPoll)

@@ -171,7 +171,7 @@ func (e *Member) lookForStrangers(ctx context.Context, server *embed.Etcd) {
 	}
 	for logged := ""; ctx.Err() == nil; supervise.Sleep(ctx, strangerPoll) {
 		var found []string
-		if leaderOf(server) == 0 {
+		if LeaderOf(server) == 0 {
 			found = e.findStrangers(ctx, tls, server)
 		}
 		text := strings.Join(found, "; ")

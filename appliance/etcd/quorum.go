@@ -106,7 +106,7 @@ func (e *Member) Quorum() status.Quorum {
 	}
 	q.Needed = q.Members/2 + 1
 	q.Warning = strings.Join(config.EvenWarning(q.Members), "")
-	if leader := leaderOf(server); leader != 0 {
+	if leader := LeaderOf(server); leader != 0 {
 		q.Active = max(q.Active, q.Needed) // raft deposes a leader with fewer
 		q.Silent = e.watched.silent(time.Now())
 		q.Leader = leader.String()
@@ -144,5 +144,5 @@ func Voters(server *embed.Etcd) (n int) {
 // Redundant tells whether the cluster has other voting members and a leader.
 func (e *Member) Redundant() bool {
 	server := e.Running()
-	return server != nil && Voters(server) > 1 && leaderOf(server) != 0
+	return server != nil && Voters(server) > 1 && LeaderOf(server) != 0
 }

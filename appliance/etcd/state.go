@@ -37,9 +37,9 @@ func (e *Member) Member() *status.Member {
 	if server == nil {
 		return nil
 	}
-	s := server.Server
+	s, leader := server.Server, LeaderOf(server)
 	m := &status.Member{
-		ID: s.MemberID().String(), Name: e.cfg.Name, Leader: s.Leader() == s.MemberID() && s.Leader() != 0,
+		ID: s.MemberID().String(), Name: e.cfg.Name, Leader: leader == s.MemberID() && leader != 0,
 		Learner: s.IsLearner(), Term: s.Term(), Applied: s.AppliedIndex(),
 		Quota: quota(e.cfg), Fsync: e.fsyncs.Latency(time.Now()),
 	}
@@ -63,7 +63,7 @@ func (e *Member) Member() *status.Member {
 		id := p.ID.String()
 		m.Members = append(m.Members, status.MemberInfo{
 			ID: id, Name: p.Name, URLs: p.PeerURLs, Learner: p.IsLearner,
-			Local: p.ID == s.MemberID(), Leader: p.ID == s.Leader(), Active: active[id], Unheard: unheard[id],
+			Local: p.ID == s.MemberID(), Leader: p.ID == leader, Active: active[id], Unheard: unheard[id],
 		})
 	}
 	return m
@@ -89,7 +89,7 @@ func (e *Member) StatusResponse() (*pb.StatusResponse, error) {
 	s, m := server.Server, e.Member()
 	r := &pb.StatusResponse{
 		Header:  &pb.ResponseHeader{ClusterId: uint64(s.Cluster().ID()), MemberId: uint64(s.MemberID()), Revision: s.KV().Rev(), RaftTerm: s.Term()},
-		Version: version.Version, Leader: uint64(s.Leader()), RaftTerm: s.Term(), IsLearner: m.Learner,
+		Version: version.Version, Leader: uint64(LeaderOf(server)), RaftTerm: s.Term(), IsLearner: m.Learner,
 		RaftIndex: s.CommittedIndex(), RaftAppliedIndex: s.AppliedIndex(), DbSize: m.Size, DbSizeInUse: m.InUse, DbSizeQuota: m.Quota,
 	}
 	for _, a := range s.Alarms() {

@@ -58,7 +58,7 @@ type watched struct {
 
 // sample records the leader, the answers to it if this member leads, and the connections.
 func (w *watched) sample(server *embed.Etcd, now time.Time) {
-	self, leader := server.Server.MemberID(), leaderOf(server)
+	self, leader := server.Server.MemberID(), LeaderOf(server)
 	acks, leads := map[string]bool(nil), false
 	if leader == self && Voters(server) > 1 {
 		acks, leads = etcdmetrics.Acknowledged(self)
@@ -120,7 +120,7 @@ func (w *watched) silent(now time.Time) bool {
 // Participants returns the IDs of the members that take part in the quorum, or that would
 // as far as this member knows, and the name of the controller that says so.
 func (e *Member) Participants(server *embed.Etcd) (active map[string]bool, says string) {
-	self, leader, now := server.Server.MemberID(), leaderOf(server), time.Now()
+	self, leader, now := server.Server.MemberID(), LeaderOf(server), time.Now()
 	active = e.Reachable(server)
 	active[self.String()] = true
 	if leader == 0 {
@@ -167,7 +167,7 @@ func (e *Member) unheard(server *embed.Etcd, active map[string]bool) map[string]
 	e.watched.mu.Lock()
 	defer e.watched.mu.Unlock()
 	for id, at := range lost {
-		if !active[id] || !e.watched.refused[id] || leaderOf(server) == 0 || now.Sub(at) < viewMargin || now.Sub(since) < viewMargin {
+		if !active[id] || !e.watched.refused[id] || LeaderOf(server) == 0 || now.Sub(at) < viewMargin || now.Sub(since) < viewMargin {
 			delete(lost, id)
 		}
 	}
@@ -196,7 +196,7 @@ const confirmEvery = 5 * time.Second
 // and is not heard by it has a leader, and no use of it. It blocks until ctx ends.
 func (e *Member) confirmReads(ctx context.Context, server *embed.Etcd) {
 	for ctx.Err() == nil {
-		if Voters(server) > 1 && leaderOf(server) != 0 && e.confirmRead(ctx, server) || Voters(server) == 1 {
+		if Voters(server) > 1 && LeaderOf(server) != 0 && e.confirmRead(ctx, server) || Voters(server) == 1 {
 			e.watched.mu.Lock()
 			e.watched.confirmed = time.Now()
 			e.watched.mu.Unlock()
@@ -243,7 +243,7 @@ func (e *Member) AskLeader(ctx context.Context) {
 	if server == nil || e.views == nil {
 		return
 	}
-	if leader := leaderOf(server); leader != 0 && leader != server.Server.MemberID() {
+	if leader := LeaderOf(server); leader != 0 && leader != server.Server.MemberID() {
 		e.views.View(ctx, uint64(leader), true)
 	}
 }

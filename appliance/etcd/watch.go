@@ -106,7 +106,7 @@ func (w *watch) poll() {
 	if len(e.fatal) > 0 {
 		return // the goroutine that died may hold a lock that the rest needs
 	}
-	leader := leaderOf(w.server) != 0
+	leader := LeaderOf(w.server) != 0
 	e.noteLeader(leader)
 	e.watched.sample(w.server, time.Now())
 	w.state.check(leader)

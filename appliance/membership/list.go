@@ -136,7 +136,7 @@ func (m *Members) list(ctx context.Context) (member.List, error) {
 	}
 	defer done()
 	under := m.underWay(ctx, client)
-	self, leader := server.Server.MemberID(), server.Server.Leader()
+	self, leader := server.Server.MemberID(), etcd.LeaderOf(server)
 	m.etcd.AskLeader(ctx)
 	active, says := m.etcd.Participants(server)
 	l := member.List{Seen: says, Elsewhere: m.etcd.Quorum().Elsewhere}

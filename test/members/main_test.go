@@ -151,7 +151,7 @@ func runMember(ctx context.Context, cfg config.Controller, l pki.Layout, sockets
 	if err != nil {
 		return err
 	}
-	if err := own.AdmitControllers(l.CA()); err != nil {
+	if err := own.AdmitControllers(); err != nil {
 		return err
 	}
 	members := membership.New(membership.Config{
