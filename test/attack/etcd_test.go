@@ -124,6 +124,8 @@ func TestSplitClosesEtcd(t *testing.T) {
 	if err := reads(forged); err != nil {
 		t.Errorf("before the move: got %v; want it accepted, or this test shows nothing", err)
 	}
+	kinds := c.kinds(t)
+	c.answersOnly(t, kinds, "kubernetes.pem")
 	if code, out := kthwd(t, "pki", "split-etcd-ca", "--config=", "--data-dir="+dir); code != 0 || !strings.Contains(out, "next  restart kthwd here, and etcd has a CA of its own") {
 		t.Fatalf("kthwd pki split-etcd-ca: exit code %d\n%s", code, out)
 	}
@@ -137,6 +139,82 @@ func TestSplitClosesEtcd(t *testing.T) {
 	}
 	if err := reads(c.pair(t, "etcd")); err != nil {
 		t.Errorf("etcd.pem after the move: %v", err)
+	}
+	for _, name := range []string{"etcd", "etcd-ca"} {
+		kinds[name+".pem"] = c.pair(t, name)
+	}
+	c.answersOnly(t, kinds, "etcd.pem")
+}
+
+// kinds are certificates of every kind that kthwd makes, by file: all of the data directory, those
+// of other verbs, and those that the signers of Kubernetes give for a request.
+func (c *cluster) kinds(t *testing.T) map[string]tls.Certificate {
+	t.Helper()
+	out := t.TempDir()
+	for _, args := range [][]string{
+		{"pki", "node", "w1", "10.77.0.2", "--server=https://10.77.0.1:6443", "--output-dir=" + out},
+		{"kubeconfig", "create", "jane", "--group=developers", "--out=" + filepath.Join(out, "jane.kubeconfig")},
+		{"kubeconfig", "create", "kthwd-lb", "--load-balancer", "--out=" + filepath.Join(out, "kthwd-lb.kubeconfig")},
+	} {
+		if code, said := kthwd(t, append(args, "--config=", "--data-dir="+c.Dir)...); code != 0 {
+			t.Fatalf("kthwd %q: exit code %d\n%s", args, code, said)
+		}
+	}
+	node := pkix.Name{CommonName: "system:node:w1", Organization: []string{"system:nodes"}}
+	all := map[string]tls.Certificate{
+		"a kubelet's of a request":           c.ca.sign(t, node),
+		"a kubelet's for serving":            c.ca.sign(t, node, "w1", "10.77.0.2"),
+		"a user's of a request":              c.ca.sign(t, pkix.Name{CommonName: "dev-user"}),
+		"a legacy request's":                 c.ca.sign(t, pkix.Name{CommonName: "kubernetes.default"}, "svc.example.com"),
+		"an administrator's, system:masters": c.ca.sign(t, pkix.Name{CommonName: "kubernetes-admin", Organization: []string{"system:masters"}}),
+	}
+	for _, dir := range []string{c.Dir, out} {
+		files, err := os.ReadDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range files {
+			path := filepath.Join(dir, f.Name())
+			if name, ok := strings.CutSuffix(path, "-key.pem"); ok {
+				cert, err := tls.LoadX509KeyPair(name+".pem", path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				all[filepath.Base(name)+".pem"] = cert
+			}
+			if filepath.Ext(path) == ".kubeconfig" {
+				all[f.Name()] = certOf(t, path)
+			}
+		}
+	}
+	for _, name := range []string{"ca.pem", "kubernetes.pem", "service-account.pem", "kthwd-health.pem", "front-proxy-ca.pem", "front-proxy-client.pem", "admin.kubeconfig", "super-admin.kubeconfig",
+		"kube-controller-manager.kubeconfig", "kube-scheduler.kubeconfig", "w1.pem", "w1.kubeconfig", "jane.kubeconfig", "kthwd-lb.kubeconfig"} {
+		if _, there := all[name]; !there {
+			t.Errorf("%s is not tried", name)
+		}
+	}
+	return all
+}
+
+// answersOnly shows each certificate, whichever CAs etcd asks for, on both ports of etcd, and wants
+// all to be refused but the one called accepted.
+func (c *cluster) answersOnly(t *testing.T, certs map[string]tls.Certificate, accepted string) {
+	t.Helper()
+	for name, cert := range certs {
+		for port, path := range map[int]string{c.Ports.EtcdClient: "/version", c.Ports.EtcdPeer: "/members"} {
+			client := &http.Client{Timeout: kthwtest.Soon, Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{
+				InsecureSkipVerify: true, GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }}}}
+			resp, err := client.Get(fmt.Sprintf("https://%s:%d%s", c.Address, port, path))
+			if err == nil {
+				resp.Body.Close()
+			}
+			switch refused := err != nil && strings.Contains(err.Error(), "remote error: tls:"); {
+			case name == accepted && err != nil:
+				t.Errorf("%s on port %d: got %v, want it accepted", name, port, err)
+			case name != accepted && !refused:
+				t.Errorf("%s on port %d: got %v, want a refusal by etcd's TLS", name, port, err)
+			}
+		}
 	}
 }
 
@@ -179,7 +257,12 @@ func (c *cluster) approve(t *testing.T, cn string) (tls.Certificate, error) {
 
 func (c *cluster) ofKubeconfig(t *testing.T, name string) tls.Certificate {
 	t.Helper()
-	cfg, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig(name))
+	return certOf(t, c.Kubeconfig(name))
+}
+
+func certOf(t *testing.T, kubeconfig string) tls.Certificate {
+	t.Helper()
+	cfg, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
 		t.Fatal(err)
 	}
