@@ -95,7 +95,7 @@ func (p *prepared) wire() (*supervise.Group, *Liveness, error) {
 	p.rotation = p.newRotation(member)
 	p.tokenRotation = p.newTokenRotation(member, members, managerPause)
 	p.observers = append(p.observers, p.rotation, p.tokenRotation)
-	statusServer := p.newStatus(g, member, members, api, []*lease.Record{kcm.Record(), sched.Record()}, append(append(watchers, p.tokens, p.gate, p.rotation, p.tokenRotation), collectorsOf(seed, bridge)...)...)
+	statusServer := p.newStatus(g, member, members, api, []*lease.Record{kcm.Record(), sched.Record()}, append(append(watchers, members, p.tokens, p.gate, p.rotation, p.tokenRotation), collectorsOf(seed, bridge)...)...)
 	bridges := []*supervise.Node{g.Add(statusServer).StopWithin(stopBridges)}
 	if bridge != nil {
 		bridges = append(bridges, g.Add(bridge).StopWithin(stopBridges))

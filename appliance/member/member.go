@@ -108,6 +108,9 @@ type Refusal struct {
 	// Source is the address that a joiner must speak from, if it spoke from another one.
 	Source string
 
+	// Reason is a word for the counter of refusals; "" means another reason than its own ones.
+	Reason string
+
 	next bool // another controller may not refuse it
 }
 

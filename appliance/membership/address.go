@@ -35,10 +35,11 @@ type readdressing struct {
 // Findings reports a peer URL that is not this controller's, as long as it is not corrected. It
 // never blocks.
 func (m *Members) Findings() []status.Finding {
+	all := m.refused.finding(time.Now())
 	if f := m.address.found.Load(); f != nil {
-		return []status.Finding{*f}
+		all = append(all, *f)
 	}
-	return nil
+	return all
 }
 
 // keepAddress compares the peer URL of this controller in the membership with the one that it

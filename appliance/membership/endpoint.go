@@ -105,23 +105,25 @@ func (e *joinEndpoint) tls() (*tls.Config, error) {
 // joinHandler serves the two requests of a joiner.
 func (m *Members) joinHandler() http.Handler {
 	mux, limit := http.NewServeMux(), newRefusals()
-	mux.HandleFunc("POST "+member.FilesPath, joinAnswer(m.log, limit, m.giveFiles))
-	mux.HandleFunc("POST "+member.AdmitPath, joinAnswer(m.log, limit, m.admit))
+	mux.HandleFunc("POST "+member.FilesPath, joinAnswer(m.log, limit, m.refused, m.giveFiles))
+	mux.HandleFunc("POST "+member.AdmitPath, joinAnswer(m.log, limit, m.refused, m.admit))
 	return mux
 }
 
 // joinAnswer makes the handler of one request. It logs each refusal within the limit.
-func joinAnswer[T any](log *slog.Logger, limit *refusals, step func(context.Context, member.Request) (T, error)) http.HandlerFunc {
+func joinAnswer[T any](log *slog.Logger, limit *refusals, refused *refusedJoins, step func(context.Context, member.Request) (T, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		done, dropped := limit.begin(r.RemoteAddr)
 		if done == nil {
+			refused.refused(reasonDropped, r.RemoteAddr, nil)
 			tooMany(w, r, log, dropped)
 			return
 		}
 		var in member.Request
 		if json.NewDecoder(io.LimitReader(r.Body, 64<<10)).Decode(&in) != nil {
 			done(true)
+			refused.refused(reasonForm, r.RemoteAddr, nil)
 			http.Error(w, "no request of kthwd join", http.StatusBadRequest)
 			return
 		}
@@ -139,6 +141,7 @@ func joinAnswer[T any](log *slog.Logger, limit *refusals, step func(context.Cont
 		}
 		f.Hint, _ = advice.Of(err)
 		done(!f.Retry)
+		refused.refused(reasonOther, r.RemoteAddr, refusal)
 		level, more := slog.LevelWarn, []any{}
 		if f.Retry {
 			level = slog.LevelDebug
@@ -177,7 +180,7 @@ func (m *Members) joinOf(ctx context.Context, client *clientv3.Client, in member
 	}
 	i := slices.IndexFunc(all, func(j join) bool { return j.ID == in.ID })
 	if i < 0 {
-		return join{}, &member.Refusal{Text: "the token is not known here: it has expired, was used, or there is a newer one", Advice: newToken}
+		return join{}, &member.Refusal{Reason: reasonUnknown, Text: "the token is not known here: it has expired, was used, or there is a newer one", Advice: newToken}
 	}
 	return all[i], m.judge(all[i], in)
 }
@@ -187,24 +190,27 @@ func (m *Members) judge(j join, in member.Request) error {
 	fits := version.Member(m.version).Fits(in.Versions)
 	switch hash := (member.Token{ID: in.ID, Secret: in.Secret}).Hash(); {
 	case subtle.ConstantTimeCompare(hash, j.Secret) != 1:
-		return &member.Refusal{Text: "the token is wrong", Advice: newToken}
+		return &member.Refusal{Reason: reasonSecret, Text: "the token is wrong", Advice: newToken}
 	case !member.IsJoiner(in.Joiner):
-		return &member.Refusal{Text: "the request has no name of a kthwd join, to which the token could be bound", Advice: "use kthwd join, of the version of the other controllers: " + m.version}
+		return &member.Refusal{Reason: reasonForm, Text: "the request has no name of a kthwd join, to which the token could be bound", Advice: "use kthwd join, of the version of the other controllers: " + m.version}
 	case !j.valid:
-		return &member.Refusal{Text: "the token has expired", Advice: newToken}
+		return &member.Refusal{Reason: reasonExpired, Text: "the token has expired", Advice: newToken}
 	case fits != nil:
+		if refusal, ok := errors.AsType[*member.Refusal](fits); ok {
+			refusal.Reason = reasonVersion
+		}
 		return fits
 	case !in.KnowsEtcdCA && pki.StageOf(m.layout) != pki.StageShared:
-		return &member.Refusal{Text: fmt.Sprintf("the kthwd that wants to join, %.40q, is older than etcd's own CA, which this cluster has: etcd would refuse its certificate", in.Versions.Kthwd),
+		return &member.Refusal{Reason: reasonVersion, Text: fmt.Sprintf("the kthwd that wants to join, %.40q, is older than etcd's own CA, which this cluster has: etcd would refuse its certificate", in.Versions.Kthwd),
 			Advice: "install the kthwd of the other controllers: " + m.version}
 	case !j.mayComeFrom(in.From):
-		return &member.Refusal{Source: j.source(), Text: fmt.Sprintf("the token is for %s at %s, and this request comes from %s", j.Name, j.source(), host(in.From)),
+		return &member.Refusal{Reason: reasonAddress, Source: j.source(), Text: fmt.Sprintf("the token is for %s at %s, and this request comes from %s", j.Name, j.source(), host(in.From)),
 			Advice: fmt.Sprintf("if that is the right machine: kthwd member add %s %s --from=%s; if not, somebody else has the token: kthwd member remove %[1]s", j.Name, j.Address, host(in.From))}
 	case j.Joiner != "" && j.Joiner != in.Joiner:
-		return &member.Refusal{Text: fmt.Sprintf("the token was used already: %s is being added", j.Name),
+		return &member.Refusal{Reason: reasonUsed, Text: fmt.Sprintf("the token was used already: %s is being added", j.Name),
 			Advice: fmt.Sprintf("if that was not meant: kthwd member remove %s on a controller, then kthwd member add %[1]s %s", j.Name, j.Address)}
 	case j.Holder != "" && j.Holder != in.Joiner:
-		return &member.Refusal{Text: fmt.Sprintf("the token was used already, by another kthwd join than this one: the files for %s are given once", j.Name),
+		return &member.Refusal{Reason: reasonUsed, Text: fmt.Sprintf("the token was used already, by another kthwd join than this one: the files for %s are given once", j.Name),
 			Advice: fmt.Sprintf("go on in the data directory where it was used first, or kthwd member add %s %s for a new token; if nobody has used it, somebody else has the cluster's keys", j.Name, j.Address)}
 	}
 	return nil

@@ -27,7 +27,7 @@ func FuzzJoinRequest(f *testing.F) {
 	m := &Members{layout: pki.Layout{Dir: f.TempDir()}}
 	f.Fuzz(func(t *testing.T, body []byte) {
 		var seen member.Request
-		handler := joinAnswer(log, newRefusals(), func(_ context.Context, in member.Request) (member.Files, error) {
+		handler := joinAnswer(log, newRefusals(), newRefusedJoins(), func(_ context.Context, in member.Request) (member.Files, error) {
 			seen = in
 			in.Versions = version.Member("")
 			if m.judge(aJoin(in.ID), in) == nil && !member.IsJoiner(in.Joiner) {

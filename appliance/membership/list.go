@@ -72,6 +72,7 @@ type Members struct {
 	log     *slog.Logger
 
 	endpoint         *joinEndpoint
+	refused          *refusedJoins
 	address          readdressing
 	loneLeaderLogged bool   // used by Run's goroutine only
 	dialled          string // the last request to dial a joiner; used by Run's goroutine only
@@ -81,7 +82,7 @@ type Members struct {
 
 // New prepares the component. It opens nothing.
 func New(c Config) *Members {
-	m := &Members{etcd: c.Etcd, cfg: c.Controller, layout: c.Layout, version: c.Version, prefix: c.Prefix, log: c.Log}
+	m := &Members{etcd: c.Etcd, cfg: c.Controller, layout: c.Layout, version: c.Version, prefix: c.Prefix, log: c.Log, refused: newRefusedJoins()}
 	m.endpoint = &joinEndpoint{
 		address: net.JoinHostPort(m.cfg.AdvertiseAddress, strconv.Itoa(m.cfg.JoinPort)),
 		layout:  m.layout, handler: m.joinHandler(), log: m.log,

@@ -1,16 +1,19 @@
 package observe
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"math"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -31,6 +34,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/util/keyutil"
 
+	"kthwd/appliance/member"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/status"
 	"kthwd/test/kthwtest"
@@ -63,7 +67,7 @@ var faults = []fault{
 	{"files and objects are spoilt", []string{"KthwdFilesChanged", "KthwdBootstrapRestored", "KthwdWebhookFails", "KthwdConversionFails", "KthwdAPIServiceUnavailable", "KthwdNamespaceStuck"}, false, spoilt},
 	{"connections take the descriptors", []string{"KthwdDescriptorsFew"}, false, fewDescriptors},
 	{"a killed controller comes back with other settings", []string{"KthwdRunEndedBadly", "KthwdDegraded", "KthwdTokensRefused"}, false, otherSettings},
-	{"a revoked user comes back", []string{"KthwdRevokedCertificateUsed"}, false, revokedUser},
+	{"a revoked user comes back, and a join token is used twice", []string{"KthwdRevokedCertificateUsed", "KthwdJoinTokenReused"}, false, revokedUser},
 	{"no backup is made for two days", []string{"KthwdNoBackup"}, false, oldBackup},
 	{"an encryption file is spoilt, and a rotation is killed", []string{"KthwdEncryptionFileRefused", "KthwdEncryptionRotationStopped"}, false, spoiltEncryption},
 	{"the data in etcd grow fast", []string{"KthwdEtcdFullSoon"}, false, growingData},
@@ -491,19 +495,29 @@ func otherSettings(t *testing.T) scene {
 	}
 }
 
-// revokedUser lets a user come to the API server after the user's revocation.
+// revokedUser lets a user come to the API server after the user's revocation, and a second machine
+// to the join port with the token of the first.
 func revokedUser(t *testing.T) scene {
 	c := kthwtest.Start(t, kthwtest.Options{})
 	kubeconfig := filepath.Join(t.TempDir(), "jane.kubeconfig")
-	verb := func(args ...string) {
+	verb := func(args ...string) string {
 		t.Helper()
-		out, err := exec.CommandContext(t.Context(), kthwtest.Binary(t), append(append([]string{"kubeconfig"}, args...), "--config=", "--data-dir="+c.Dir)...).CombinedOutput()
+		out, err := exec.CommandContext(t.Context(), kthwtest.Binary(t), append(args, "--config=", "--data-dir="+c.Dir)...).CombinedOutput()
 		if err != nil {
-			t.Fatalf("kthwd kubeconfig %s: %v: %s", args[0], err, out)
+			t.Fatalf("kthwd %s: %v: %s", args[:2], err, out)
 		}
+		return string(out)
 	}
-	verb("create", "jane", "--out="+kubeconfig)
-	verb("revoke", "jane")
+	verb("kubeconfig", "create", "jane", "--out="+kubeconfig)
+	verb("kubeconfig", "revoke", "jane")
+	token, err := member.ParseToken(regexp.MustCompile(`kthwd1\.\S+`).FindString(verb("member", "add", "c1", "127.0.0.2", "--from=127.0.0.1")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	join := func(joiner string) int { return askToJoin(t, c, token, joiner) }
+	if code := join(member.NewJoiner()); code != http.StatusOK {
+		t.Fatalf("the first use of a join token: got %d", code)
+	}
 	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
 		t.Fatal(err)
@@ -516,10 +530,34 @@ func revokedUser(t *testing.T) scene {
 				if _, err := client.CoreV1().Namespaces().List(t.Context(), metav1.ListOptions{}); err == nil {
 					t.Error("the user is not refused")
 				}
-			}, "KthwdRevokedCertificateUsed")
+				if code := join(member.NewJoiner()); code == http.StatusOK {
+					t.Error("a second use of a join token is not refused")
+				}
+			}, "KthwdRevokedCertificateUsed", "KthwdJoinTokenReused")
 		},
 		mend: func(*server) {}, // the user stays away
 	}
+}
+
+// askToJoin asks for the files of the cluster, as kthwd join does, and returns the code of the answer.
+func askToJoin(t *testing.T, c *kthwtest.Controller, token member.Token, joiner string) int {
+	t.Helper()
+	var v member.Versions
+	said, err := exec.CommandContext(t.Context(), kthwtest.Binary(t), "version", "--output=json").Output()
+	if err := errors.Join(err, json.Unmarshal(said, &v)); err != nil {
+		t.Fatal(err)
+	}
+	body, err := json.Marshal(member.Request{ID: token.ID, Secret: token.Secret, Joiner: joiner, KnowsEtcdCA: true, Versions: v})
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := &http.Client{Timeout: kthwtest.Soon, Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+	resp, err := client.Post(fmt.Sprintf("https://%s:%d%s", c.Address, c.Ports.Join, member.FilesPath), "application/json", bytes.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	return resp.StatusCode
 }
 
 // tokenFor signs a token with the cluster's own key.
