@@ -4,8 +4,10 @@ import (
 	"errors"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"strings"
 
+	authnv1 "k8s.io/api/authentication/v1"
 	auditinternal "k8s.io/apiserver/pkg/apis/audit"
 	"k8s.io/apiserver/pkg/audit"
 	"k8s.io/apiserver/pkg/authentication/user"
@@ -71,10 +73,16 @@ func (b splitBackend) ProcessEvents(events ...*auditinternal.Event) bool {
 
 // of returns the backend of one record. A request whose credentials are wrong has no user.
 func (b splitBackend) of(e *auditinternal.Event) audit.Backend {
-	if e.User.Username == "" || e.User.Username == user.Anonymous {
+	if e.User.Username == "" || isAnonymous(e.User) {
 		return b.unknown
 	}
 	return b.known
+}
+
+// isAnonymous tells the user without credentials from one who was given the name: the latter has
+// other groups, or an ID of the credentials (authentication/request/anonymous, .../x509).
+func isAnonymous(u authnv1.UserInfo) bool {
+	return u.Username == user.Anonymous && slices.Equal(u.Groups, []string{user.AllUnauthenticated}) && len(u.Extra) == 0
 }
 
 // Run implements audit.Backend.

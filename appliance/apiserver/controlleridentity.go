@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"k8s.io/apiserver/pkg/admission"
+	"k8s.io/apiserver/pkg/authentication/user"
 	apioptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 	certificatesapi "k8s.io/kubernetes/pkg/apis/certificates"
 
@@ -69,6 +70,9 @@ func (c *controllerIdentity) Validate(ctx context.Context, a admission.Attribute
 	}
 	if c.names.ClaimedBy(request) {
 		return admission.NewForbidden(a, fmt.Errorf("%s belongs to the cluster's controllers, and opens etcd; kthwd pki controller issues their certificates", c.names))
+	}
+	if request.Subject.CommonName == user.Anonymous {
+		return admission.NewForbidden(a, fmt.Errorf("%s is the name of clients without credentials", user.Anonymous))
 	}
 	if err := c.record(ctx, a, csr); err != nil {
 		return admission.NewForbidden(a, fmt.Errorf("the certificate cannot be recorded: %w", err))

@@ -58,6 +58,7 @@ func TestControllerNamesAreNotSigned(t *testing.T) {
 		{"denying an old one", byName, client, certificateRequest(t, "kubernetes"), "approval", denied, nil, admission.Update, false},
 		{"signing an old one", byName, client, certificateRequest(t, "kubernetes"), "status", approved, []byte("x"), admission.Update, true},
 		{"labelling an old one", byName, client, certificateRequest(t, "kubernetes"), "", approved, nil, admission.Update, false},
+		{"the name of clients without credentials", byName, client, certificateRequest(t, "system:anonymous"), "", nil, nil, admission.Create, true},
 		{"no request", byName, client, []byte("x"), "", nil, nil, admission.Create, false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
