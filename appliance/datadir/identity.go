@@ -9,6 +9,8 @@ import (
 	"os"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"kthwd/appliance/durable"
 	"kthwd/appliance/pki"
 )
@@ -33,7 +35,7 @@ func Identity(l pki.Layout, name string) (string, error) {
 }
 
 func readOwn(path string) ([]byte, error) {
-	f, err := openOwn(path, os.O_RDONLY, 0)
+	f, err := openOwn(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}

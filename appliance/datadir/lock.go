@@ -26,6 +26,7 @@ import (
 	"syscall"
 
 	"kthwd/appliance/advice"
+	"kthwd/appliance/paths"
 	"kthwd/appliance/pki"
 )
 
@@ -61,10 +62,9 @@ func Lock(l pki.Layout) (*os.File, error) {
 // Holder returns the process that holds the lock of the data directory, or 0. It takes
 // no lock, so that it never keeps a kthwd from starting.
 func Holder(l pki.Layout) int {
-	text, _ := os.ReadFile(l.Lock())
+	text, info, errRead := paths.ReadRegular(l.Lock(), 32)
 	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	info, errStat := os.Stat(l.Lock())
-	if err != nil || errStat != nil {
+	if err != nil || errRead != nil {
 		return 0
 	}
 	file, ok := info.Sys().(*syscall.Stat_t)

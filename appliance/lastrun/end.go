@@ -4,10 +4,10 @@ import (
 	"bytes"
 	"cmp"
 	"fmt"
-	"io"
-	"os"
 	"strings"
 	"time"
+
+	"kthwd/appliance/paths"
 )
 
 // End is how a run ended.
@@ -63,16 +63,11 @@ func (f Files) Last() (End, error) {
 // gather collects the evidence about the recorded run.
 func (f Files) gather(r Record) evidence {
 	e := evidence{boot: boot(), kills: r.killsOf(), remains: r.ownRemains()}
-	file, err := os.Open(f.Crash())
+	head, info, err := paths.ReadRegular(f.Crash(), 4<<10)
 	if err != nil {
 		return e
 	}
-	defer file.Close()
-	if info, err := file.Stat(); err == nil {
-		e.crashAt = info.ModTime()
-	}
-	head, _ := io.ReadAll(io.LimitReader(file, 4<<10))
-	e.crash = reason(head)
+	e.crash, e.crashAt = reason(head), info.ModTime()
 	return e
 }
 

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -242,4 +243,32 @@ func TestUnwritable(t *testing.T) {
 	r.Keep()
 	r.Ready()
 	r.beat(time.Now())
+}
+
+// Root reads the record and the trace in a directory of kthwd's: a link there shows no other file,
+// and a FIFO keeps nobody waiting.
+func TestReadsNoFIFOAndNoLink(t *testing.T) {
+	other, files := filepath.Join(t.TempDir(), "other"), In(t.TempDir())
+	if err := os.WriteFile(other, []byte(`{"version":"secret","error":"secret"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, put := range map[string]func(path string) error{
+		"FIFO": func(path string) error { return syscall.Mkfifo(path, 0o600) },
+		"link": func(path string) error { return os.Symlink(other, path) },
+	} {
+		for _, path := range []string{files.Record(), files.Crash()} {
+			if err := put(path); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if r, err := files.Read(); err == nil {
+			t.Errorf("%s: the record is %+v", name, r)
+		}
+		if e := files.gather(Record{}); e.crash != "" {
+			t.Errorf("%s: the crash is %q", name, e.crash)
+		}
+		if err := errors.Join(os.Remove(files.Record()), os.Remove(files.Crash())); err != nil {
+			t.Fatal(err)
+		}
+	}
 }

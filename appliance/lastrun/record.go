@@ -31,6 +31,7 @@ import (
 	"time"
 
 	"kthwd/appliance/cgroup"
+	"kthwd/appliance/paths"
 	"kthwd/appliance/text"
 )
 
@@ -112,7 +113,7 @@ var ErrNone = errors.New("no run is recorded")
 // Read reads the record of the present or last run.
 func (f Files) Read() (Record, error) {
 	var r Record
-	data, err := os.ReadFile(f.Record())
+	data, info, err := paths.ReadRegular(f.Record(), 2*size)
 	if errors.Is(err, os.ErrNotExist) {
 		return r, ErrNone
 	}
@@ -121,10 +122,6 @@ func (f Files) Read() (Record, error) {
 	}
 	if err := json.Unmarshal(bytes.TrimSpace(data), &r); err != nil {
 		return r, fmt.Errorf("%s: %w", f.Record(), err)
-	}
-	info, err := os.Stat(f.Record())
-	if err != nil {
-		return r, err
 	}
 	r.alive = info.ModTime()
 	return r, nil

@@ -9,13 +9,13 @@ import (
 	"io"
 	"io/fs"
 	"net/url"
-	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"sync"
 
+	"kthwd/appliance/paths"
 	"kthwd/appliance/text"
 )
 
@@ -62,7 +62,7 @@ func NewRedactor(dir string, files ...string) *Redactor {
 // file adds the secrets in a file: private keys, values of secret keys in YAML and JSON,
 // and the fields of a CSV file with tokens or passwords.
 func (r *Redactor) file(path string) {
-	f, err := os.Open(path)
+	f, _, err := paths.OpenRegular(path, true) // a setting may name a link
 	if err != nil {
 		return
 	}

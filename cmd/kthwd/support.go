@@ -15,6 +15,7 @@ import (
 	"kthwd/appliance/advice"
 	"kthwd/appliance/config"
 	"kthwd/appliance/lastrun"
+	"kthwd/appliance/paths"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
 	"kthwd/appliance/status"
@@ -131,6 +132,9 @@ func (s *supporter) secretsOf(r support.Running) {
 	}
 }
 
+// mostTrace bounds the trace of a crash in the archive.
+const mostTrace = 16 << 20
+
 // offline collects what lies on the disk, and describes the machine.
 func (s *supporter) offline(l *config.Loader) {
 	s.add("machine.txt", support.Machine(s.pid), nil)
@@ -153,7 +157,7 @@ func (s *supporter) offline(l *config.Loader) {
 	s.add("certificates.txt", b.Bytes(), err)
 	run := lastrun.In(layout.Run())
 	for _, path := range []string{run.Record(), run.Crash(), run.CrashBefore()} {
-		if text, err := os.ReadFile(path); !errors.Is(err, os.ErrNotExist) && len(text) > 0 {
+		if text, _, err := paths.ReadRegular(path, mostTrace); !errors.Is(err, os.ErrNotExist) && len(text) > 0 {
 			s.add(filepath.Join("last-run", filepath.Base(path)), text, err)
 		}
 	}
