@@ -45,8 +45,8 @@ func (f *Foreign) Prefix() string {
 // another user, and a data directory that others can write to.
 func Owned(l pki.Layout) error { return owned(l) }
 
-// owned refuses a data directory, and one of etcd, of another user, and a data directory
-// that others can write to. Neither needs to exist.
+// owned refuses a data directory, and one of etcd, of another user, and one that others can
+// write to or can exchange. Neither needs to exist.
 func owned(l pki.Layout) error {
 	for _, dir := range []string{l.Dir, l.Etcd()} {
 		if err := ownedBy(dir, os.Geteuid()); err != nil {
@@ -56,7 +56,36 @@ func owned(l pki.Layout) error {
 	if misfit := pki.OpenToOthers(l.Dir); misfit != nil {
 		return misfit
 	}
+	if err := openToOthers(l.Etcd(), 0); err != nil {
+		return err
+	}
+	for _, dir := range []string{l.Dir, l.Etcd()} {
+		if err := reachedSafely(dir, os.Geteuid()); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+// reachedSafely refuses a path through a symbolic link of another user, and one below a directory
+// that everybody can write to without a sticky bit: they could put another directory in the place
+// of dir. A group that can write to a directory above is left to its administrator.
+func reachedSafely(dir string, uid int) error {
+	for at := filepath.Clean(dir); ; at = filepath.Dir(at) {
+		if info, err := os.Lstat(at); err == nil && info.Mode()&fs.ModeSymlink != 0 {
+			if err := foreign(at, info, uid); err != nil {
+				return err
+			}
+		}
+		above := filepath.Dir(at)
+		if above == at {
+			return nil
+		}
+		if info, err := os.Stat(above); err == nil && info.Mode().Perm()&0o002 != 0 && info.Mode()&fs.ModeSticky == 0 {
+			return advice.With(fmt.Errorf("%s: writable by everybody (mode %04o), who can put another directory in the place of %s", above, info.Mode().Perm(), at),
+				"chmod o-w "+text.ShellWord(above))
+		}
+	}
 }
 
 // ownedBy leaves a directory of root to the permissions: another user cannot write there.
@@ -65,11 +94,16 @@ func ownedBy(dir string, uid int) error {
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
 		return nil
 	}
-	if err != nil {
+	if err != nil || !info.IsDir() {
 		return err
 	}
+	return foreign(dir, info, uid)
+}
+
+// foreign is a *Foreign if the file belongs neither to the user nor to root.
+func foreign(dir string, info fs.FileInfo, uid int) error {
 	stat, ok := info.Sys().(*syscall.Stat_t)
-	if !ok || int(stat.Uid) == uid || stat.Uid == 0 || !info.IsDir() {
+	if !ok || int(stat.Uid) == uid || stat.Uid == 0 {
 		return nil
 	}
 	number := strconv.Itoa(int(stat.Uid))

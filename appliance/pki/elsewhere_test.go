@@ -47,6 +47,18 @@ func TestElsewhere(t *testing.T) {
 	if after, _ := os.ReadDir(place); len(after) != len(before) {
 		t.Errorf("got %d files elsewhere, want %d", len(after), len(before))
 	}
+	if os.Geteuid() == 0 { // to give a file away
+		key := l.Elsewhere["ca-key.pem"]
+		if err := os.Chown(key, 65534, 65534); err != nil {
+			t.Fatal(err)
+		}
+		warned := func(r Report) bool {
+			return slices.ContainsFunc(r.Warnings, func(w string) bool { return strings.HasPrefix(w, key+": belongs to another user") })
+		}
+		if theirs, err := Check(l, spec); err != nil || warned(report) || !warned(theirs) {
+			t.Errorf("a key of another user: got %v, %v, before %v; want a warning", theirs.Warnings, err, report.Warnings)
+		}
+	}
 	shared, err := Share(l, nil, true)
 	if err != nil || shared.Files["ca.pem"] == nil || shared.Files["encryption-config.yaml"] == nil {
 		t.Errorf("shared files: %v, %v", len(shared.Files), err)

@@ -197,10 +197,19 @@ func (v *survey) read(path string, refuse fs.FileMode) (data []byte, there bool)
 		v.misfit(&Misfit{File: path, Problem: fmt.Sprintf("readable or writable by group or others (mode %04o)", mode), Hint: "chmod 600 " + text.ShellWord(path)})
 	case refuse == forTheGroup && mode&forNobodyElse != 0:
 		v.warn("%s: readable or writable by its group (mode %04o)", path, mode)
+	case refuse == forNobodyElse && v.layout.isElsewhere(path) && ofAnother(info):
+		v.warn("%s: belongs to another user, who can replace it; chown it to the user that runs kthwd", path)
 	case refuse == forAll && mode&0o022 != 0:
 		v.warn("%s: writable by group or others (mode %04o); chmod go-w %s", path, mode, text.ShellWord(path))
 	}
 	return data, true
+}
+
+// ofAnother reports whether a file belongs neither to this user nor to root. In the data
+// directory, whose owner is checked, that does not matter.
+func ofAnother(info fs.FileInfo) bool {
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	return ok && int(stat.Uid) != os.Geteuid() && stat.Uid != 0
 }
 
 func (v *survey) load(r row) pair {

@@ -246,6 +246,31 @@ func TestDirectoryOpenToOthers(t *testing.T) {
 	}
 }
 
+// So they can where it lies in a directory that everybody can write to, or where they have made a
+// link to it, and with etcd's directory alone.
+func TestDirectoryThatOthersExchange(t *testing.T) {
+	in := t.TempDir()
+	open, etcd := filepath.Join(in, "open"), filepath.Join(in, "etcd")
+	for path, mode := range map[string]os.FileMode{open: 0o777, filepath.Join(in, "sticky"): 0o777 | os.ModeSticky, etcd: 0o770} {
+		if err := errors.Join(os.Mkdir(path, 0o700), os.Chmod(path, mode)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantRefused(t, in, verbs(t, filepath.Join(open, "data"))["init"], open+": writable by everybody", "hint: chmod o-w "+open)
+	wantRefused(t, in, append(verbs(t, filepath.Join(in, "data"))["start"], "--etcd-data-dir="+etcd), etcd+": writable by group or others", "hint: chmod go-w "+etcd)
+	if code, out := kthwd(t, verbs(t, filepath.Join(in, "sticky", "data"))["init"]...); code != 0 {
+		t.Errorf("below a directory with a sticky bit: exit code %d\n%s", code, out)
+	}
+	if os.Geteuid() != 0 {
+		return
+	}
+	target, link := filepath.Join(in, "sticky", "data"), filepath.Join(in, "sticky", "link")
+	if err := errors.Join(os.Symlink(target, link), os.Lchown(link, stranger, stranger)); err != nil {
+		t.Fatal(err)
+	}
+	wantRefused(t, in, verbs(t, link)["init"], link+" belongs to the user ", "hint: run this as that user: ")
+}
+
 // A directory of root's is refused by its permissions, as before.
 func TestDirectoryOfRoot(t *testing.T) {
 	if os.Geteuid() != 0 {

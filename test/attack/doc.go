@@ -13,7 +13,7 @@
 //	M1   a join token works any number of times            TestTokenIsGoodOnce
 //	M2   the token is in the command line                  TestScripts
 //	M3   root follows links in the data directory          TestRootFollowsNoLinksOfTheDirectorysOwner, TestLinksInAnOwnDirectory, TestLinkInPlaceOfTheRunDirectory, TestEtcdDirectoryOfAnotherUser; of backups: TestLeftoversAreThisUsersDirectories
-//	M4   others can write to the data directory            TestDirectoryOpenToOthers, TestDirectoryOfRoot
+//	M4   others can write to the data directory            TestDirectoryOpenToOthers, TestDirectoryThatOthersExchange, TestDirectoryOfRoot
 //	M5   the balancer shares the controller's user         TestMemoryIsClosed, TestDebian
 //	M6   a core dump has the keys                          TestMemoryIsClosed, TestDebian
 //	M7   profiles on ports 10257 and 10259                 TestClosedWhereTheGuideIsSilent; their addresses are the guide's
