@@ -109,7 +109,7 @@ func (b *Backend) bytesMoved(listener int) (received, sent uint64) {
 // start starts checking the backend, as cfg says.
 func (b *Backend) start(cfg Config, f *files) {
 	checker := check.New(check.Config{
-		Backend: b.name, Mode: check.Mode(cfg.Check), Path: cfg.CheckPath, Interval: cfg.CheckInterval, Line: b.s.o.checkLine, Timeout: cfg.CheckTimeout,
+		Backend: b.name, Mode: check.Mode(cfg.Check), Path: cfg.CheckPath, Interval: cfg.CheckInterval, Line: b.s.o.checkLine, Hold: b.s.o.checkHold, Timeout: cfg.CheckTimeout,
 		Fall: cfg.CheckFall, Rise: cfg.CheckRise, Roots: f.roots, ServerName: b.is.serverName, Certificate: f.certificate, Sources: cfg.sourceAddresses(), Log: b.s.log,
 	}, func() (netip.AddrPort, error) { return b.at, nil }, check.Observer{Changed: b.changed, Checked: b.checked})
 	b.checker.Store(checker)

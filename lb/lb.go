@@ -64,6 +64,7 @@ type Options struct {
 	// process's own number if the hand-over fails. May be nil.
 	OnSuccessor func(pid int)
 
+	checkHold    time.Duration // how long a backend is first held down; zero means 5 s
 	checkLine    time.Duration // how long a connection carries check after check; zero means check.LineLife
 	balanceEvery time.Duration // interval of rebalance; zero means the constant balanceEvery
 	resolver     *net.Resolver // of the backends' names; nil means net.DefaultResolver

@@ -119,12 +119,12 @@ var (
 	namesDesc       = desc("name_addresses", "Addresses in use of a configured name.", "name")
 	nameProblemDesc = desc("name_problem", "1 while the last look-up of a configured name failed or found an address that is not used.", "name")
 	stateDesc       = desc("backend_state", "1 for the present state of the backend.", "backend", "state")
-	upDesc          = desc("backend_up", "1 while the backend is preferred for new connections.", "backend")
+	upDesc          = desc("backend_up", "1 while the backend is preferred for new connections: it is ready, or held down while none is ready.", "backend")
 	checksDesc      = desc("health_checks_total", "Health checks.", "backend", "result")
 	transitionsDesc = desc("backend_state_transitions_total", "Changes of the state found by health checks.", "backend", "to")
 	transitionAt    = desc("backend_last_transition_timestamp_seconds", "When the state last changed.", "backend")
 	countDesc       = desc("backends", "Backends in each state.", "state")
-	failOpenDesc    = desc("fail_open", "1 while no backend is ready, so that any backend is used.")
+	failOpenDesc    = desc("fail_open", "1 while no backend passes its checks, so that any backend is used.")
 	inUseDesc       = desc("loops_in_use", "Loops that accept connections, one more when these are busy, at most one per processor.")
 	loopBusyDesc    = desc("loop_busy_seconds_total", "Time in which a loop was busy.", "loop")
 	heldDesc        = desc("connections_held", "Clients waiting for a backend.")
@@ -213,7 +213,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	out.gauge(handoverTime, s.handover.pause().Seconds())
 }
 
-var allStates = []string{string(check.Unknown), string(check.Ready), stateSlowStart, string(check.NotReady), string(check.Dead), stateDraining}
+var allStates = []string{string(check.Unknown), string(check.Ready), stateSlowStart, stateHeld, string(check.NotReady), string(check.Dead), stateDraining}
 
 type collector struct{ ch chan<- prometheus.Metric }
 
@@ -257,7 +257,7 @@ func (c collector) traffic(l *account, backends []*Backend) {
 func (c collector) backend(b *Backend, state string) {
 	c.gauge(backendActiveDesc, float64(b.active.Load()), b.name)
 	c.counter(backendTotalDesc, b.total.Load(), b.name)
-	c.gauge(upDesc, number(state != stateDraining && b.tier.Load() == tierReady), b.name)
+	c.gauge(upDesc, number(state != stateDraining && b.preferred()), b.name)
 	if b.is.name != "" {
 		c.gauge(infoDesc, 1, b.name, b.is.name)
 	}

@@ -376,7 +376,7 @@ func (s *Server) watchBackends(ctx context.Context) {
 		if s.heldNow.Load() > 0 && s.bestTier() < tierBad {
 			s.onEachLoop(func(l *loop) { l.releaseHeld() })
 		}
-		if open := s.bestTier() > tierReady; open != failOpen {
+		if open := s.lacksPassing(); open != failOpen {
 			failOpen = open
 			s.logFailOpen(open)
 		}
@@ -404,12 +404,29 @@ func (s *Server) logFailOpen(open bool) {
 	if open {
 		s.log.Warn("no backend is ready: new connections go to any backend that might answer")
 	} else {
-		s.log.Info("a backend is ready again")
+		s.log.Info("a backend passes its checks again")
 	}
 }
 
-// failsOpen reports whether no backend is ready, so that any backend is used.
-func (s *Server) failsOpen() bool { return len(s.pool.Load().choices) > 0 && s.bestTier() > tierReady }
+// failsOpen reports whether no backend passes its checks, so that any backend is used.
+func (s *Server) failsOpen() bool { return len(s.pool.Load().choices) > 0 && s.lacksPassing() }
+
+// lacksPassing reports whether no backend is ready, and none passes its checks while it is
+// held down.
+func (s *Server) lacksPassing() bool {
+	return s.bestTier() > tierReady && !slices.ContainsFunc(s.pool.Load().choices, (*Backend).heldDown)
+}
+
+// heldDown reports whether b passes its checks and is held down.
+func (b *Backend) heldDown() bool {
+	return b.tier.Load() == tierHopeful && b.checker.Load().Status().Held
+}
+
+// preferred reports whether b is chosen before those that fail their checks: it is ready, or
+// none is and it is held down.
+func (b *Backend) preferred() bool {
+	return b.tier.Load() == tierReady || b.heldDown() && b.s.bestTier() == tierHopeful
+}
 
 func (s *Server) bestTier() int32 {
 	best := tierBad

@@ -13,7 +13,7 @@ type Status struct {
 	Ready       bool             `json:"ready"`            // accepting and not stopping
 	Reason      string           `json:"reason,omitempty"` // the reason it is not ready, one line
 	Serves      bool             `json:"serves"`           // some backend can be given connections; damped (serving.go)
-	FailOpen    bool             `json:"failOpen"`         // no backend is ready, so any backend is used
+	FailOpen    bool             `json:"failOpen"`         // no backend is ready, and none passes its checks while it is held down, so any backend is used
 	Connections int              `json:"connections"`
 	Held        int              `json:"held"` // clients waiting for a backend
 	Listen      []ListenerStatus `json:"listeners"`
@@ -59,7 +59,7 @@ type ListenerStatus struct {
 type BackendStatus struct {
 	Address   string    `json:"address"`          // ADDRESS:PORT; of a name without an address the name
 	Name      string    `json:"name,omitempty"`   // the configured name that Address comes from
-	State     string    `json:"state"`            // unknown, ready, slow_start, not_ready, dead, draining, unresolved
+	State     string    `json:"state"`            // unknown, ready, slow_start, held, not_ready, dead, draining, unresolved
 	Use       string    `json:"use,omitempty"`    // "backup" or "last resort" of a backend that is used when no better one is ready
 	Weight    *int      `json:"weight,omitempty"` // its share of connections, if that is not 1
 	Since     time.Time `json:"since"`
@@ -85,6 +85,7 @@ type NameStatus struct {
 const (
 	stateUnresolved = "unresolved" // a name that has no address
 	stateSlowStart  = "slow_start"
+	stateHeld       = "held"     // its checks pass again, and it is held down because it has fallen repeatedly
 	stateDraining   = "draining" // removed from the configuration; its connections may last for the drain time
 )
 
@@ -189,6 +190,8 @@ func (b *Backend) state(draining bool) string {
 		return string(check.Unknown)
 	case st.State == check.Ready && b.share(b.s.clock()) < 1:
 		return stateSlowStart
+	case st.State != check.Ready && b.checker.Load().Status().Held:
+		return stateHeld
 	}
 	return string(st.State)
 }

@@ -317,22 +317,26 @@ func (a *assessment) balancer(r Report) {
 // backends adds a finding if a backend of the load balancer is not ready.
 func (a *assessment) backends(s *lb.Status) {
 	var bad []string
-	ready, hoped := 0, 0
+	ready, hoped, held := 0, 0, false
 	for _, b := range s.Backends {
 		switch b.State {
 		case "ready", "slow_start":
 			ready++
-		case "not_ready", "dead", "unresolved":
+		case "held", "not_ready", "dead", "unresolved":
 			why := b.Reason
 			if why == "" {
 				why = b.LastCheck
 			}
 			bad = append(bad, nameOf(b)+" is "+b.State+" ("+why+")")
+			held = held || b.State == "held"
 		case "unknown":
 			hoped++
 		}
 	}
 	switch {
+	case ready == 0 && held:
+		a.add(Degraded, kindBackends, adviceOnBackends(s.Backends, "read the log for the reason why they have fallen, and run kthwd status there"),
+			"no backend is ready; those that are held down pass their checks and are used: %s", strings.Join(bad, ", "))
 	case len(s.Backends) > 0 && ready == 0 && hoped == 0:
 		a.add(Down, kindBackends, adviceOnBackends(s.Backends, "run kthwd status on these machines; connections go to any backend that answers"), "no backend is ready: %s", strings.Join(bad, ", "))
 	case len(bad) > 0:

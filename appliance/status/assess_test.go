@@ -123,6 +123,10 @@ func TestAssess(t *testing.T) {
 		"a backend dead":       {balancing("ready", "dead"), Degraded, "1 of 2 backends are not ready: b:6443 is dead (x)", ""},
 		"all backends dead":    {balancing("dead", "not_ready"), Down, "no backend is ready: a:6443 is dead (x), b:6443 is not_ready (x)", ""},
 		"not checked yet":      {balancing("unknown", "dead"), Degraded, "1 of 2", ""},
+		"the only one held":    {balancing("held"), Degraded, "no backend is ready; those that are held down pass their checks and are used: a:6443 is held (x)", "why they have fallen"},
+		"both held":            {balancing("held", "held"), Degraded, "no backend is ready; those that are held down", ""},
+		"held and dead":        {balancing("held", "dead"), Degraded, "no backend is ready; those that are held down pass their checks and are used: a:6443 is held (x), b:6443 is dead (x)", ""},
+		"held and ready":       {balancing("held", "ready"), Degraded, "1 of 2 backends are not ready: a:6443 is held (x)", "kthwd status there"},
 		"what has handed over": {func() Report { r := balancing("dead"); r.HandedOver = true; return r }(), Healthy, "", ""},
 	} {
 		got, findings := Assess(tt.r, noon)

@@ -78,8 +78,11 @@ func (r Report) work(c supervise.Status) condition {
 
 // balances returns the condition of a load balancer with these backends.
 func balances(all []lb.BackendStatus) condition {
-	ready, bad := 0, 0
+	ready, held, bad := 0, 0, 0
 	for _, b := range all {
+		if b.State == "held" {
+			held++
+		}
 		switch tones[b.State] {
 		case "good", "calm":
 			ready++
@@ -88,6 +91,8 @@ func balances(all []lb.BackendStatus) condition {
 		}
 	}
 	switch {
+	case ready == 0 && held > 0:
+		return condition{Tone: "warn", But: "no backend is ready, and those held down are used"}
 	case ready == 0:
 		return condition{Tone: "bad", But: "no backend is ready"}
 	case bad > 0 || ready < len(all):

@@ -79,15 +79,23 @@ func TestConditions(t *testing.T) {
 
 // A load balancer is as green as its backends.
 func TestConditionOfBalancer(t *testing.T) {
-	for want, states := range map[string][]string{
-		"good": {"ready", "slow_start"}, "warn": {"ready", "dead"}, "bad": {"dead", "unknown"},
+	for _, tt := range []struct {
+		want   string
+		states []string
+	}{
+		{"good", []string{"ready", "slow_start"}},
+		{"warn", []string{"ready", "dead"}},
+		{"bad", []string{"dead", "unknown"}},
+		{"warn", []string{"held"}},
+		{"warn", []string{"held", "dead"}},
+		{"warn", []string{"held", "ready"}},
 	} {
 		r := Report{Components: []supervise.Status{{Name: "lb", State: supervise.Ready}}, LB: &lb.Status{}}
-		for _, s := range states {
+		for _, s := range tt.states {
 			r.LB.Backends = append(r.LB.Backends, lb.BackendStatus{Address: s, State: s})
 		}
-		if got := r.conditions(noon)["lb"].Tone; got != want {
-			t.Errorf("%v: got %s, want %s", states, got, want)
+		if got := r.conditions(noon)["lb"].Tone; got != tt.want {
+			t.Errorf("%v: got %s, want %s", tt.states, got, tt.want)
 		}
 	}
 }

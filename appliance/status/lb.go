@@ -102,5 +102,5 @@ func useOf(b lb.BackendStatus) string {
 }
 
 var backendColours = map[string]colour{
-	"ready": green, "slow_start": cyan, "unknown": yellow, "not_ready": yellow, "draining": yellow, "dead": red, "unresolved": red,
+	"ready": green, "slow_start": cyan, "held": yellow, "unknown": yellow, "not_ready": yellow, "draining": yellow, "dead": red, "unresolved": red,
 }

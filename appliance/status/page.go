@@ -109,7 +109,7 @@ type pageFinding struct {
 // readers cannot tell it from colour alone.
 var tones = map[string]string{
 	"ready": "good", "standby": "calm", "slow_start": "calm", "healthy": "good", "waiting": "warn", "starting": "warn", "stopping": "warn",
-	"unknown": "warn", "not_ready": "warn", "draining": "warn", "degraded": "warn", "failed": "bad", "dead": "bad", "unresolved": "bad", "down": "bad", "stopped": "plain",
+	"unknown": "warn", "held": "warn", "not_ready": "warn", "draining": "warn", "degraded": "warn", "failed": "bad", "dead": "bad", "unresolved": "bad", "down": "bad", "stopped": "plain",
 }
 
 func newPage(r Report, now time.Time, paths []string) page {

@@ -205,7 +205,7 @@ func backendChanges(before, after *lb.Status, now time.Time) (all []Event) {
 		all = append(all, Event{Time: now, Object: "backend " + text.Line(address), To: "removed"})
 	}
 	if before.FailOpen != after.FailOpen {
-		all = append(all, Event{Time: now, Object: program.LB, To: map[bool]string{true: "fails open", false: "chooses among ready backends"}[after.FailOpen]})
+		all = append(all, Event{Time: now, Object: program.LB, To: map[bool]string{true: "fails open", false: "chooses among backends that pass their checks"}[after.FailOpen]})
 	}
 	return all
 }

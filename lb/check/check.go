@@ -94,6 +94,7 @@ type Config struct {
 	Path        string           // path that HTTPS requests; without spaces and control characters
 	Interval    time.Duration    // from the start of one check to the next, jittered by 10 %
 	Line        time.Duration    // how long a connection carries check after check; 0 means LineLife
+	Hold        time.Duration    // how long the first hold-down lasts; 0 means 5 s
 	Timeout     time.Duration    // limit of one check: connect, TLS, answer; three usual round trips are added
 	Fall        int              // consecutive bad results that end Ready
 	Rise        int              // consecutive good results that restore Ready
@@ -131,6 +132,7 @@ type Result struct {
 type Status struct {
 	State         State
 	Since         time.Time   // time of the last change of State
+	Held          bool        // its checks pass again, and it is held down because it has fallen repeatedly
 	Reason        string      // reason of the last change, "bad_cert: x509: …", or a note that it is held down
 	Last          Kind        // kind of the last check that counted; "" before the first
 	LastReason    string      // reason that check was not ok; "" when it was

@@ -1,6 +1,7 @@
 package check
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 )
@@ -44,7 +45,8 @@ func (k Kind) verdict() verdict {
 type machine struct {
 	mode       Mode
 	fall, rise int
-	s          Status // as reported, except for Reason while held down
+	firstHold  time.Duration
+	s          Status // as reported, except for Held, and for Reason while held down
 
 	goods, answers, fails int       // consecutive results of each verdict
 	bads                  int       // consecutive answers and fails, mixed
@@ -63,7 +65,7 @@ type machine struct {
 }
 
 func newMachine(cfg Config, now time.Time) machine {
-	m := machine{mode: cfg.Mode, fall: max(cfg.Fall, 1), rise: max(cfg.Rise, 1)}
+	m := machine{mode: cfg.Mode, fall: max(cfg.Fall, 1), rise: max(cfg.Rise, 1), firstHold: cmp.Or(cfg.Hold, holdDown)}
 	m.s = Status{State: Unknown, Since: now, Reason: "not checked yet"}
 	if cfg.Mode == None {
 		m.s.State, m.s.Reason, m.s.Connectable = Ready, "backends are not checked", true
@@ -167,7 +169,7 @@ func (m *machine) fell(now time.Time) {
 		m.falls = 0
 	case up < fallsAgain:
 		m.falls++
-		m.hold = min(holdDown<<min(m.falls-1, 10), maxHoldDown)
+		m.hold = min(m.firstHold<<min(m.falls-1, 10), maxHoldDown)
 	}
 }
 
@@ -178,13 +180,9 @@ func (m *machine) rose(now time.Time) {
 	}
 }
 
-// held returns the remaining hold-down if the checks continue to pass.
-func (m *machine) held(now time.Time) time.Duration {
-	if m.s.State == Ready || m.goods == 0 {
-		return 0
-	}
-	return max(0, m.hold-now.Sub(m.goodSince))
-}
+// held reports whether the checks pass and only the hold-down keeps the backend from being
+// ready.
+func (m *machine) held() bool { return m.s.State != Ready && m.goods > 0 && m.hold > 0 }
 
 // unsettled reports whether a change of state may be near, so that checks run faster.
 func (m *machine) unsettled() bool {
@@ -245,8 +243,9 @@ func (m *machine) connectOK() {
 
 func (m *machine) snapshot(now time.Time) Status {
 	s := m.s
-	if d := m.held(now); d > 0 {
-		left := (d + time.Second - 1).Truncate(time.Second)
+	if s.Held = m.held(); s.Held {
+		left := max(0, m.hold-now.Sub(m.goodSince))
+		left = (left + time.Second - 1).Truncate(time.Second)
 		s.Reason = fmt.Sprintf("held down for another %v: it fell %d times", left, m.falls+1)
 	}
 	return s
