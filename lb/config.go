@@ -249,13 +249,20 @@ func ownListener(listen []string, backend string) string {
 	if err != nil {
 		return ""
 	}
+	ip = ip.Unmap()
+	switch ip { // a connection to an unspecified address reaches the loopback one
+	case netip.IPv4Unspecified():
+		ip = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	case netip.IPv6Unspecified():
+		ip = netip.IPv6Loopback()
+	}
 	port, _ := strconv.ParseUint(text, 10, 16)
 	for _, l := range listen {
 		a, err := listenAddress(l)
 		if err != nil || a.Port() != uint16(port) {
 			continue
 		}
-		family := map[bool]string{true: "tcp4", false: "tcp6"}[ip.Unmap().Is4()]
+		family := map[bool]string{true: "tcp4", false: "tcp6"}[ip.Is4()]
 		if n := Network(l); a.Addr().Unmap() == ip || a.Addr().IsUnspecified() && (n == "tcp" || n == family) && isLocal(ip) {
 			return l
 		}

@@ -2,6 +2,7 @@ package lb
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -54,7 +55,7 @@ func (s *Server) newFollowed(cfg Config, at spec) *followed {
 	f.Name = names.New(names.Config{
 		Host: at.host, Port: at.port,
 		Slow: resolveEvery, Fast: min(max(cfg.CheckInterval, leastResolve), resolveEvery),
-		Settled: func() bool { return s.settled(f) }, Refuse: s.refuseItself, Changed: s.nameChanged,
+		Settled: func() bool { return s.settled(f) }, Refuse: s.refuseAddress, Changed: s.nameChanged,
 		Resolver: s.o.resolver, Log: s.log,
 	})
 	ctx, cancel := context.WithCancel(context.Background())
@@ -71,8 +72,11 @@ func (s *Server) followed() []*followed {
 	return nil
 }
 
-// refuseItself refuses an address of this balancer.
-func (s *Server) refuseItself(a netip.AddrPort) error {
+// refuseAddress refuses an address of this balancer, and one that no backend can have.
+func (s *Server) refuseAddress(a netip.AddrPort) error {
+	if !connectable(a.Addr()) {
+		return errors.New("which is " + notConnectable)
+	}
 	if l := ownListener(s.cfg.Load().Listen, a.String()); l != "" {
 		return fmt.Errorf("which is this load balancer itself (it listens on %s)", l)
 	}

@@ -238,6 +238,52 @@ func TestSameServerCountsOnce(t *testing.T) {
 	r.visit().at(t, servers[0])
 }
 
+// An address that no backend can have is left out, and said. A connection to 0.0.0.0 would
+// reach the balancer itself.
+func TestNameWithImpossibleAddresses(t *testing.T) {
+	watchLeaks(t)
+	port, servers := apiServersOf(t, "127.0.0.11")
+	f, own := socket(t, "127.0.0.1:"+port)
+	dns := dnstest.Start(t)
+	impossible := []string{"0.0.0.0", "224.0.0.1", "255.255.255.255", "::", "ff02::1"}
+	dns.Set("api.test", append(impossible, "127.0.0.11", "::ffff:0.0.0.0")...)
+	cfg := namedConfig("api.test:" + port)
+	cfg.Listen = []string{own}
+	r := run(t, cfg, Options{Sockets: []*os.File{f}, resolver: dns.Resolver()})
+	r.addresses(servers[0].addr)
+	problem := r.Status().Names[0].Problem
+	for _, a := range impossible {
+		if want := "api.test is " + net.JoinHostPort(a, port) + ", which is not an address that can be connected to"; !strings.Contains(problem, want) {
+			t.Errorf("got %q, want %q", problem, want)
+		}
+	}
+	r.visit().at(t, servers[0])
+	dns.Set("api.test", "::ffff:0.0.0.0", "::")
+	r.fast(t)
+	eventually(t, "no backend is left", func() error { return equal("addresses", r.Status().Names[0].Addresses, 0) })
+}
+
+// A connection to an unspecified address reaches the loopback one.
+func TestOwnListenerUnspecified(t *testing.T) {
+	for _, tt := range []struct {
+		listen, backend string
+		own             bool
+	}{
+		{":6443", "0.0.0.0:6443", true},
+		{":6443", "[::]:6443", true},
+		{"0.0.0.0:6443", "[::ffff:0.0.0.0]:6443", true},
+		{"127.0.0.1:6443", "0.0.0.0:6443", true},
+		{"[::1]:6443", "[::]:6443", true},
+		{"0.0.0.0:6443", "[::]:6443", false},
+		{"10.9.9.9:6443", "0.0.0.0:6443", false},
+		{":6443", "0.0.0.0:443", false},
+	} {
+		if got := ownListener([]string{tt.listen}, tt.backend) != ""; got != tt.own {
+			t.Errorf("%s, listening on %s: got %v, want %v", tt.backend, tt.listen, got, tt.own)
+		}
+	}
+}
+
 func TestServiceRecords(t *testing.T) {
 	watchLeaks(t)
 	_, servers := apiServersOf(t, "127.0.0.11", "127.0.0.12")
@@ -348,6 +394,8 @@ func TestParseSpec(t *testing.T) {
 		"a:1 check":                 `has the option "check"`,
 		"a:1 backup=no":             `has the option "backup=no"`,
 		"a":                         "has no port",
+		"[::ffff:0.0.0.0]:6443":     "is not an address that can be connected to",
+		"255.255.255.255:6443":      "is not an address that can be connected to",
 		"server s1 10.0.0.1:6443":   "has no port",
 		"10.0.0.1:6443 10.0.0.2:80": `has the option "10.0.0.2:80"`,
 	} {

@@ -98,11 +98,22 @@ func canonicalHost(host string) (string, error) {
 	if err != nil {
 		return host, nil
 	}
-	if ip.IsUnspecified() || ip.IsMulticast() {
-		return "", errors.New("is not an address that can be connected to")
+	if ip = ip.Unmap(); !connectable(ip) {
+		return "", errors.New("is " + notConnectable)
 	}
-	return ip.Unmap().String(), nil
+	return ip.String(), nil
 }
+
+const notConnectable = "not an address that can be connected to"
+
+// connectable reports whether ip can be the address of another machine. A connection to an
+// unspecified one reaches this machine.
+func connectable(ip netip.Addr) bool {
+	ip = ip.Unmap()
+	return !ip.IsUnspecified() && !ip.IsMulticast() && ip != broadcast
+}
+
+var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 
 // meantBackend returns what was probably meant by a backend that is refused, or "".
 func meantBackend(b string) string {
