@@ -74,7 +74,10 @@ type Status struct {
 type Name struct {
 	c    Config
 	kick chan struct{}
-	last map[string][]netip.Addr // by family and host; used by Run's goroutine only
+
+	// Used by Run's goroutine only.
+	last  map[string][]netip.Addr // by family and host
+	limit time.Duration           // of one question
 
 	mu sync.Mutex
 	s  Status
@@ -164,14 +167,10 @@ func (n *Name) troubled() bool { return n.Status().Problem != "" || !n.c.Settled
 // jitter keeps the look-ups of several names and machines from falling into step.
 func jitter(d time.Duration) time.Duration { return d - time.Duration(rand.Float64()*0.1*float64(d)) }
 
-// lookUpLimit is the time for all queries of one look-up.
-const lookUpLimit = 5 * time.Second
-
 // once looks the name up and publishes the result.
 func (n *Name) once(ctx context.Context) {
-	limited, cancel := context.WithTimeout(ctx, lookUpLimit)
-	defer cancel()
-	found, err := n.find(limited)
+	n.limit = limitOf(resolvConf)
+	found, err := n.find(ctx)
 	if ctx.Err() != nil {
 		return
 	}
@@ -198,7 +197,9 @@ func (n *Name) find(ctx context.Context) ([]Server, error) {
 }
 
 func (n *Name) findServices(ctx context.Context) ([]Server, error) {
-	_, records, err := n.c.Resolver.LookupSRV(ctx, "", "", n.c.Host)
+	limited, cancel := context.WithTimeout(ctx, n.limit)
+	defer cancel()
+	_, records, err := n.c.Resolver.LookupSRV(limited, "", "", n.c.Host)
 	records = slices.DeleteFunc(records, func(r *net.SRV) bool { return r.Target == "." || r.Port == 0 })
 	if err == nil && len(records) == 0 {
 		err = fmt.Errorf("%s has no SRV record with a server", n.c.Host)
@@ -240,6 +241,8 @@ func (n *Name) addresses(ctx context.Context, host string) ([]netip.Addr, error)
 	ask := func(network string) <-chan answer {
 		c := make(chan answer, 1)
 		go func() {
+			ctx, cancel := context.WithTimeout(ctx, n.limit)
+			defer cancel()
 			found, err := n.c.Resolver.LookupNetIP(ctx, network, host)
 			c <- answer{found, err}
 		}()

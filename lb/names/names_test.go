@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -150,6 +152,60 @@ func TestNoVerdictBeforeAnAnswer(t *testing.T) {
 	r.dns.Set("api.test", "127.0.0.11")
 	r.dns.Silence(false)
 	r.has("127.0.0.11:6443")
+}
+
+// With a first server that says nothing, the second one is asked and answers.
+func TestSecondServer(t *testing.T) {
+	t.Parallel() // the resolver waits for the first one for seconds
+	dead, good := dnstest.Start(t), dnstest.Start(t)
+	dead.Silence(true)
+	good.Set("api.test", "127.0.0.11")
+	if limitOf(resolvConf) < 2*leastLimit {
+		t.Skip("this machine's resolver tries once only")
+	}
+	var tries atomic.Int64
+	r := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+		if tries.Add(1) <= 2 { // one question for each family
+			return dead.Resolver().Dial(ctx, network, address)
+		}
+		return good.Resolver().Dial(ctx, network, address)
+	}}
+	n := New(Config{Host: "api.test", Port: 6443, Slow: time.Hour, Fast: time.Hour, Resolver: r})
+	n.once(t.Context())
+	if s := n.Status(); len(s.Servers) != 1 || dead.Queries() == 0 {
+		t.Errorf("the first server was asked %d times: got %+v", dead.Queries(), s)
+	}
+}
+
+func TestLimit(t *testing.T) {
+	for text, want := range map[string]time.Duration{
+		"nameserver 10.0.0.1\nnameserver fd00::1\n": 20 * time.Second,
+		"nameserver 10.0.0.1\n":                     10 * time.Second,
+		"":                                          20 * time.Second,
+		"nameserver a\n# nameserver 10.0.0.1\n; options timeout:1\nsearch example.com":                      20 * time.Second,
+		"nameserver 10.0.0.1\noptions ndots:5 timeout:2 attempts:3 rotate":                                  6 * time.Second,
+		"nameserver 10.0.0.1\noptions timeout:0 attempts:x":                                                 2 * time.Second,
+		"nameserver 10.0.0.1\nnameserver 10.0.0.2\nnameserver 10.0.0.3\nnameserver 10.0.0.4\noptions edns0": 30 * time.Second,
+	} {
+		if got := limitIn(text); got != want {
+			t.Errorf("%q: got %v, want %v", text, got, want)
+		}
+	}
+	if got := limitOf(filepath.Join(t.TempDir(), "none")); got != 20*time.Second {
+		t.Errorf("no file: got %v", got)
+	}
+	file := filepath.Join(t.TempDir(), "resolv.conf")
+	for text, want := range map[string]time.Duration{
+		"nameserver 10.0.0.1\noptions timeout:1 attempts:1":                       leastLimit,
+		"nameserver 10.0.0.1\nnameserver 10.0.0.2\noptions timeout:30 attempts:5": mostLimit,
+	} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := limitOf(file); got != want {
+			t.Errorf("%q: got %v, want %v", text, got, want)
+		}
+	}
 }
 
 func TestTooManyAddresses(t *testing.T) {
