@@ -10,6 +10,7 @@
 // gone is more urgent than any TTL. What is known changes only with an answer. A look-up
 // that fails, or that answers nothing where there was something, changes nothing, of one
 // family as little as of both: a fault of DNS is more likely than the end of all servers.
+// A family whose answer is late does not hold up the other one (RFC 8305 §3).
 //
 // Call New, then Run once; the other methods may be called at any time. The package
 // connects to no server.
@@ -44,6 +45,7 @@ type Config struct {
 
 	Slow    time.Duration // from one look-up to the next
 	Fast    time.Duration // the same while Settled returns false or the last look-up failed
+	Limit   time.Duration // of one question; 0 means what /etc/resolv.conf says
 	Settled func() bool   // whether nothing is wrong with the servers; nil means true
 
 	// Refuse returns the reason an address is not to be used, or nil. May be nil.
@@ -75,9 +77,15 @@ type Name struct {
 	c    Config
 	kick chan struct{}
 
-	// Used by Run's goroutine only.
-	last  map[string][]netip.Addr // by family and host
-	limit time.Duration           // of one question
+	late chan struct{} // signals that a question has ended; holds one
+
+	// Used by Run's goroutine only. The maps are by family and host.
+	last   map[string][]netip.Addr
+	failed map[string]error       // why the last question that has ended had no answer
+	asked  map[string]chan answer // questions whose answers are not read yet
+	asking sync.WaitGroup
+	limit  time.Duration // of one question
+	urgent bool          // the last look-up calls for another one soon
 
 	mu sync.Mutex
 	s  Status
@@ -100,7 +108,7 @@ func New(c Config) *Name {
 	if c.Changed == nil {
 		c.Changed = func() {}
 	}
-	return &Name{c: c, kick: make(chan struct{}, 1), last: map[string][]netip.Addr{}, s: Status{Since: time.Now()}}
+	return &Name{c: c, kick: make(chan struct{}, 1), late: make(chan struct{}, 1), last: map[string][]netip.Addr{}, failed: map[string]error{}, asked: map[string]chan answer{}, s: Status{Since: time.Now()}}
 }
 
 // Status returns what is known.
@@ -125,15 +133,18 @@ func has(all []Server, a netip.AddrPort) bool {
 
 // Hurry makes the next look-up come no later than Config.Fast after the last one. It
 // never blocks.
-func (n *Name) Hurry() {
+func (n *Name) Hurry() { signal(n.kick) }
+
+func signal(to chan struct{}) {
 	select {
-	case n.kick <- struct{}{}:
+	case to <- struct{}{}:
 	default:
 	}
 }
 
 // Run looks the name up again and again until ctx ends. It blocks.
 func (n *Name) Run(ctx context.Context) {
+	defer n.asking.Wait()
 	for ctx.Err() == nil {
 		began := time.Now()
 		n.once(ctx)
@@ -158,27 +169,32 @@ func (n *Name) wait(ctx context.Context, began time.Time) {
 			if n.troubled() { // else the trouble is over already
 				t.Reset(n.c.Fast - time.Since(began))
 			}
+		case <-n.late:
+			if n.readLate() { // the next look-up finds what is known of both families
+				t.Reset(n.c.Fast - time.Since(began))
+			}
 		}
 	}
 }
 
-func (n *Name) troubled() bool { return n.Status().Problem != "" || !n.c.Settled() }
+func (n *Name) troubled() bool { return n.urgent || !n.c.Settled() }
 
 // jitter keeps the look-ups of several names and machines from falling into step.
 func jitter(d time.Duration) time.Duration { return d - time.Duration(rand.Float64()*0.1*float64(d)) }
 
 // once looks the name up and publishes the result.
 func (n *Name) once(ctx context.Context) {
-	n.limit = limitOf(resolvConf)
+	n.limit, n.urgent = cmp.Or(n.c.Limit, limitOf(resolvConf)), false
+	n.readLate()
 	found, err := n.find(ctx)
 	if ctx.Err() != nil {
 		return
 	}
-	var notes []string
+	servers, notes := n.choose(found)
+	n.urgent = n.urgent || len(notes) > 0
 	if err != nil {
-		notes = append(notes, text(err))
+		notes = slices.Insert(notes, 0, text(err))
 	}
-	servers, notes := n.choose(found, notes)
 	n.publish(servers, strings.Join(notes, "; "))
 }
 
@@ -204,8 +220,12 @@ func (n *Name) findServices(ctx context.Context) ([]Server, error) {
 	if err == nil && len(records) == 0 {
 		err = fmt.Errorf("%s has no SRV record with a server", n.c.Host)
 	}
+	n.urgent = n.urgent || err != nil
 	if err != nil && len(records) == 0 {
 		return n.Status().Servers, err
+	}
+	for _, r := range records { // all at once: each may take as long as the limit
+		n.ask(ctx, target(r))
 	}
 	most, best := uint16(0), uint16(1<<16-1)
 	for _, r := range records {
@@ -214,7 +234,7 @@ func (n *Name) findServices(ctx context.Context) ([]Server, error) {
 	var all []Server
 	var errs []error
 	for _, r := range records {
-		addresses, err := n.addresses(ctx, strings.TrimSuffix(r.Target, "."))
+		addresses, err := n.addresses(ctx, target(r))
 		errs = append(errs, err)
 		for _, a := range addresses {
 			all = append(all, Server{netip.AddrPortFrom(a, r.Port), weight(r.Weight, most), r.Priority > best})
@@ -222,6 +242,8 @@ func (n *Name) findServices(ctx context.Context) ([]Server, error) {
 	}
 	return all, errors.Join(errs...)
 }
+
+func target(r *net.SRV) string { return strings.TrimSuffix(r.Target, ".") }
 
 // weight brings the weights of SRV records, up to 65535, into the range of a backend's.
 func weight(w, most uint16) int {
@@ -231,62 +253,11 @@ func weight(w, most uint16) int {
 	return max(1, int(w)*maxWeight/int(most))
 }
 
-// addresses returns the addresses of a host. The two families are separate questions: one
-// that gets no answer leaves the other as it is.
-func (n *Name) addresses(ctx context.Context, host string) ([]netip.Addr, error) {
-	type answer struct {
-		found []netip.Addr
-		err   error
-	}
-	ask := func(network string) <-chan answer {
-		c := make(chan answer, 1)
-		go func() {
-			ctx, cancel := context.WithTimeout(ctx, n.limit)
-			defer cancel()
-			found, err := n.c.Resolver.LookupNetIP(ctx, network, host)
-			c <- answer{found, err}
-		}()
-		return c
-	}
-	six, four := ask("ip6"), ask("ip4")
-	answers := map[string]answer{"ip6": <-six, "ip4": <-four}
-	some := len(answers["ip6"].found)+len(answers["ip4"].found) > 0
-	var all []netip.Addr
-	var failed error
-	for _, network := range []string{"ip6", "ip4"} {
-		a, key := answers[network], network+" "+host
-		switch {
-		case a.err == nil:
-			n.last[key] = unmapped(a.found)
-		case some && none(a.err):
-			delete(n.last, key)
-		case failed == nil || none(failed):
-			failed = a.err
-		}
-		all = append(all, n.last[key]...)
-	}
-	return all, failed
-}
-
-func unmapped(all []netip.Addr) []netip.Addr {
-	for i := range all {
-		all[i] = all[i].Unmap()
-	}
-	return all
-}
-
-// none reports whether err says that there are no such records, and not that there is no
-// answer.
-func none(err error) bool {
-	var dns *net.DNSError
-	var addr *net.AddrError // a name in /etc/hosts, without an address of the family
-	return errors.As(err, &dns) && dns.IsNotFound || errors.As(err, &addr)
-}
-
-// choose leaves out what cannot be used, and adds a note for it.
-func (n *Name) choose(found []Server, notes []string) ([]Server, []string) {
+// choose leaves out what cannot be used, with a note for it.
+func (n *Name) choose(found []Server) ([]Server, []string) {
 	present := n.Status().Servers
 	var usable []Server
+	var notes []string
 	for _, s := range found {
 		switch err := n.c.Refuse(s.Address); {
 		case has(usable, s.Address):

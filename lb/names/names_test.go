@@ -139,6 +139,7 @@ func TestFailureChangesNothing(t *testing.T) {
 }
 
 func TestNoVerdictBeforeAnAnswer(t *testing.T) {
+	t.Parallel() // the resolver repeats a question after seconds
 	r := follow(t, func(d *dnstest.Server) { d.Silence(true) }, nil)
 	harness.WaitFor(t, "a question", patience, func() error {
 		if r.dns.Queries() == 0 {
@@ -206,6 +207,86 @@ func TestLimit(t *testing.T) {
 			t.Errorf("%q: got %v, want %v", text, got, want)
 		}
 	}
+}
+
+// A server that says nothing to questions of one family does not hold up the other one: its
+// look-ups go on while the question is open.
+func TestOneFamilyIsSilent(t *testing.T) {
+	r := follow(t, func(d *dnstest.Server) {
+		d.Silence(true, dnsmessage.TypeAAAA)
+		d.Set("api.test", "127.0.0.11")
+	}, nil)
+	r.has("127.0.0.11:6443")
+	r.problem("")
+	harness.WaitFor(t, "more questions for A than for AAAA", patience, func() error {
+		if a, aaaa := r.dns.Queries(dnsmessage.TypeA), r.dns.Queries(dnsmessage.TypeAAAA); a < aaaa+5 {
+			return fmt.Errorf("%d for A, %d for AAAA", a, aaaa)
+		}
+		return nil
+	})
+	r.dns.Set("api.test", "127.0.0.12")
+	r.has("127.0.0.12:6443")
+}
+
+// A family that never answers is no problem while the other one does, and needs no haste.
+func TestFamilyThatNeverAnswers(t *testing.T) {
+	dns := dnstest.Start(t)
+	dns.Silence(true, dnsmessage.TypeAAAA)
+	dns.Set("api.test", "127.0.0.11")
+	n := New(Config{Host: "api.test", Port: 6443, Slow: time.Hour, Fast: time.Hour, Limit: 300 * time.Millisecond, Resolver: dns.Resolver()})
+	for range 3 {
+		n.once(t.Context())
+		n.asking.Wait() // until the limit
+		if s := n.Status(); len(s.Servers) != 1 || s.Problem != "" || n.troubled() {
+			t.Errorf("got %+v, troubled %v", s, n.troubled())
+		}
+	}
+	dns.Silence(true)
+	n.once(t.Context())
+	if s := n.Status(); len(s.Servers) != 1 || s.Problem == "" || !n.troubled() {
+		t.Errorf("with both silent: got %+v, troubled %v", s, n.troubled())
+	}
+}
+
+// What is known of a family stays while that is silent, which is said, and ends with an answer.
+func TestSilentFamilyKeepsItsAddresses(t *testing.T) {
+	r := follow(t, func(d *dnstest.Server) { d.Set("api.test", "127.0.0.11", "::1") }, func(c *Config) { c.Limit = 300 * time.Millisecond })
+	r.has("[::1]:6443", "127.0.0.11:6443")
+	r.dns.Silence(true, dnsmessage.TypeAAAA)
+	r.dns.Set("api.test", "127.0.0.12")
+	r.has("[::1]:6443", "127.0.0.12:6443")
+	r.problem("timeout")
+	r.dns.Silence(false, dnsmessage.TypeAAAA)
+	r.has("127.0.0.12:6443")
+	r.problem("")
+}
+
+// That problem lasts, so it calls for no haste.
+func TestSilentFamilyNeedsNoHaste(t *testing.T) {
+	dns := dnstest.Start(t)
+	dns.Set("api.test", "127.0.0.11", "::1")
+	n := New(Config{Host: "api.test", Port: 6443, Slow: time.Hour, Fast: time.Hour, Limit: 300 * time.Millisecond, Resolver: dns.Resolver()})
+	n.once(t.Context())
+	dns.Silence(true, dnsmessage.TypeAAAA)
+	for range 2 {
+		n.once(t.Context())
+		n.asking.Wait() // until the limit
+	}
+	if s := n.Status(); len(s.Servers) != 2 || s.Problem == "" || n.troubled() {
+		t.Errorf("got %+v, troubled %v", s, n.troubled())
+	}
+}
+
+// An answer that comes after its look-up has ended counts, without a wait for the next one.
+func TestLateFamily(t *testing.T) {
+	t.Parallel() // the resolver repeats a question after seconds
+	r := follow(t, func(d *dnstest.Server) {
+		d.Silence(true, dnsmessage.TypeAAAA)
+		d.Set("api.test", "127.0.0.11", "::1")
+	}, func(c *Config) { c.Slow = time.Hour })
+	r.has("127.0.0.11:6443")
+	r.dns.Silence(false, dnsmessage.TypeAAAA) // the resolver repeats its question
+	r.has("[::1]:6443", "127.0.0.11:6443")
 }
 
 func TestTooManyAddresses(t *testing.T) {

@@ -25,14 +25,17 @@ type Server struct {
 	hosts   map[string][]netip.Addr
 	srv     map[string][]net.SRV
 	fails   map[dnsmessage.Type]dnsmessage.RCode
-	silent  bool
-	queries int
+	silent  map[dnsmessage.Type]bool
+	queries map[dnsmessage.Type]int
 }
+
+// types are those that a resolver asks for.
+var types = []dnsmessage.Type{dnsmessage.TypeA, dnsmessage.TypeAAAA, dnsmessage.TypeSRV, dnsmessage.TypeCNAME}
 
 // Start starts a server on a free port of 127.0.0.1, which ends with the test.
 func Start(t testing.TB) *Server {
 	t.Helper()
-	s := &Server{hosts: map[string][]netip.Addr{}, srv: map[string][]net.SRV{}, fails: map[dnsmessage.Type]dnsmessage.RCode{}}
+	s := &Server{hosts: map[string][]netip.Addr{}, srv: map[string][]net.SRV{}, fails: map[dnsmessage.Type]dnsmessage.RCode{}, silent: map[dnsmessage.Type]bool{}, queries: map[dnsmessage.Type]int{}}
 	var err error
 	if s.tcp, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
 		t.Fatal(err)
@@ -81,13 +84,31 @@ func (s *Server) Fail(on bool, types ...dnsmessage.Type) {
 	})
 }
 
-// Silence makes the server say nothing, or answer again.
-func (s *Server) Silence(on bool) { s.change(func() { s.silent = on }) }
+// Silence makes the server say nothing to questions of some types, of all if none is named,
+// or answer again.
+func (s *Server) Silence(on bool, some ...dnsmessage.Type) {
+	s.change(func() {
+		for _, t := range orAll(some) {
+			s.silent[t] = on
+		}
+	})
+}
 
-// Queries returns the number of questions so far.
-func (s *Server) Queries() (n int) {
-	s.change(func() { n = s.queries })
+// Queries returns the number of questions so far, of some types or of all.
+func (s *Server) Queries(some ...dnsmessage.Type) (n int) {
+	s.change(func() {
+		for _, t := range orAll(some) {
+			n += s.queries[t]
+		}
+	})
 	return n
+}
+
+func orAll(some []dnsmessage.Type) []dnsmessage.Type {
+	if len(some) == 0 {
+		return types
+	}
+	return some
 }
 
 func (s *Server) change(f func()) {
@@ -151,8 +172,8 @@ func (s *Server) answer(question []byte, most int) []byte {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.queries++
-	if s.silent {
+	s.queries[q.Type]++
+	if s.silent[q.Type] {
 		return nil
 	}
 	m := dnsmessage.Message{Header: dnsmessage.Header{ID: h.ID, Response: true, RecursionDesired: h.RecursionDesired, RecursionAvailable: true}, Questions: []dnsmessage.Question{q}}
