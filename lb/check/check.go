@@ -100,7 +100,7 @@ type Config struct {
 	Rise        int              // consecutive good results that restore Ready
 	Roots       *x509.CertPool   // CAs that verify the backend's certificate; nil verifies nothing
 	ServerName  string           // name in the backend's certificate; "" means the address
-	Sources     []netip.Addr     // the check comes from the first that has the family of the backend; empty leaves it to the kernel
+	Sources     []netip.Addr     // checks come from those that have the family of the backend, by turns; empty leaves it to the kernel
 	Certificate *tls.Certificate // client certificate of the checks; nil sends none
 	Log         *slog.Logger     // gets one line for each change of State; nil logs nothing
 }

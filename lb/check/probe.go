@@ -32,6 +32,7 @@ type prober struct {
 	tlsUntil time.Time     // when its session is forgotten
 	line     *line         // the connection of the last check; nil when it cannot carry another
 	asked    time.Time     // when the present check sent its request on that line
+	turn     int           // attempts to connect, which take the sources by turns
 }
 
 // limit is the time for a check: the configured one, and that of the round trips a check
@@ -188,17 +189,6 @@ func (p *prober) pace() (between time.Duration, most int) {
 	return max(secondTry, 2*p.rtt+secondTry/2), mostTries
 }
 
-// source returns the address that a connection to a backend comes from; nil leaves it to
-// the kernel.
-func (p *prober) source(to netip.AddrPort) net.Addr {
-	for _, a := range p.cfg.Sources {
-		if a.Is4() == to.Addr().Unmap().Is4() {
-			return net.TCPAddrFromAddrPort(netip.AddrPortFrom(a, 0))
-		}
-	}
-	return nil
-}
-
 // dial returns the first connection that is answered. An error other than a timeout ends
 // it at once.
 func (p *prober) dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
@@ -211,15 +201,17 @@ func (p *prober) dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) 
 	}
 	between, most := p.pace()
 	tries := make(chan try, most)
-	d := net.Dialer{KeepAlive: -1, LocalAddr: p.source(to)} // too short-lived for keep-alive
 	begin := func() {
-		start := time.Now()
-		conn, err := d.DialContext(ctx, "tcp", to.String())
-		tries <- try{conn, time.Since(start), err}
+		p.turn++
+		go func(sources []netip.Addr) {
+			start := time.Now()
+			conn, err := dialFrom(ctx, sources, to)
+			tries <- try{conn, time.Since(start), err}
+		}(p.sources(to))
 	}
 	again := time.NewTicker(between)
 	defer again.Stop()
-	go begin()
+	begin()
 	for begun, left := 1, 1; ; {
 		select {
 		case t := <-tries:
@@ -239,7 +231,7 @@ func (p *prober) dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) 
 			if begun < most {
 				begun++
 				left++
-				go begin()
+				begin()
 			}
 		}
 	}
@@ -362,7 +354,10 @@ func cause(err error) string {
 // shortage returns the error if a connect failed because this machine is out of
 // descriptors, memory or local ports; else 0.
 func shortage(err error) syscall.Errno {
-	for _, e := range []syscall.Errno{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL} {
+	for _, e := range []syscall.Errno{
+		syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM,
+		syscall.EADDRNOTAVAIL, syscall.EADDRINUSE, syscall.EAGAIN,
+	} {
 		if errors.Is(err, e) {
 			return e
 		}

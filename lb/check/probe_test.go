@@ -429,7 +429,7 @@ func TestRequest(t *testing.T) {
 
 func TestShortage(t *testing.T) {
 	for errno, want := range map[syscall.Errno]bool{
-		syscall.EMFILE: true, syscall.ENFILE: true, syscall.EADDRNOTAVAIL: true,
+		syscall.EMFILE: true, syscall.ENFILE: true, syscall.EADDRNOTAVAIL: true, syscall.EADDRINUSE: true, syscall.EAGAIN: true,
 		syscall.ECONNREFUSED: false, syscall.EHOSTUNREACH: false, syscall.ENETUNREACH: false,
 	} {
 		err := &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", errno)}
