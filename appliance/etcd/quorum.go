@@ -72,7 +72,7 @@ func (q *quorumState) check(leader bool) {
 func (q *quorumState) seen(now status.Quorum) []any {
 	attrs := []any{"members", now.Members, "reachable", now.Active, "needed", now.Needed}
 	if now.Advice != "" {
-		attrs = append(attrs, "hint", now.Advice)
+		attrs = append(attrs, "hint", now.LookFirst(now.Advice))
 	}
 	return attrs
 }
@@ -122,12 +122,7 @@ func (e *Member) Quorum() status.Quorum {
 	if strangers := e.strangers.Load(); strangers != nil {
 		q.Note += "; " + *strangers
 	}
-	if q.Elsewhere = e.elsewhere(); q.Elsewhere != "" {
-		q.Note += "; others have one, with the leader " + q.Elsewhere
-		q.Advice = "let this controller and the others reach each other's etcd peer port"
-	} else if e.mayBeLost(q) {
-		q.Advice = "if so many are lost for good that there will be no quorum again, stop kthwd here and run kthwd etcd recover"
-	}
+	e.advise(&q)
 	return q
 }
 

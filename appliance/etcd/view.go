@@ -36,7 +36,8 @@ type Views interface {
 	// View returns the last answer of the controller with that member ID, with fresh after
 	// asking it again. It blocks for a few seconds at most, and not at all without fresh.
 	View(ctx context.Context, id uint64, fresh bool) (status.Controller, bool)
-	// Elsewhere returns the name of a leader that another controller named after since.
+	// Elsewhere returns the name of a leader that a controller named after since: itself, or
+	// the one that it follows.
 	Elsewhere(since time.Time) string
 	// Answering returns how many other controllers have told their state lately.
 	Answering() int
@@ -177,7 +178,27 @@ func (e *Member) unheard(server *embed.Etcd, active map[string]bool) map[string]
 // mayBeLost tells whether so many members are silent that there may be no quorum again. A
 // controller that tells its state is not lost, whether its etcd is heard or not.
 func (e *Member) mayBeLost(q status.Quorum) bool {
-	return e.hadQuorum.Load() && q.Members > 1 && q.Active < q.Needed && (e.views == nil || 1+e.views.Answering() < q.Needed)
+	return e.hadQuorum.Load() && q.Members > 1 && q.Active < q.Needed && 1+e.answering() < q.Needed
+}
+
+// advise completes the state of the quorum while this member has no leader.
+func (e *Member) advise(q *status.Quorum) {
+	switch q.Elsewhere = e.elsewhere(); {
+	case q.Elsewhere != "":
+		q.Note += "; others have one, with the leader " + q.Elsewhere
+		q.Advice = "let this controller and the others reach each other's etcd peer port"
+	case e.mayBeLost(*q):
+		q.Maybe = q.Members-1-e.answering() >= q.Needed
+		q.Advice = "if so many are lost for good that there will be no quorum again, stop kthwd here and run kthwd etcd recover"
+	}
+}
+
+// answering returns how many other controllers have told their state lately.
+func (e *Member) answering() int {
+	if e.views == nil {
+		return 0
+	}
+	return e.views.Answering()
 }
 
 // elsewhere returns the leader that others have while this member has none.

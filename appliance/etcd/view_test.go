@@ -1,7 +1,9 @@
 package etcd
 
 import (
+	"context"
 	"maps"
+	"strings"
 	"testing"
 	"time"
 
@@ -52,6 +54,48 @@ func TestBelieve(t *testing.T) {
 				t.Errorf("got %v, want %v", active, tt.want)
 			}
 		})
+	}
+}
+
+// told is what other controllers say.
+type told struct {
+	leader    string
+	answering int
+}
+
+func (v told) View(context.Context, uint64, bool) (status.Controller, bool) {
+	return status.Controller{}, false
+}
+func (v told) Elsewhere(time.Time) string { return v.leader }
+func (v told) Answering() int             { return v.answering }
+
+// The advice to give the others up is there only if so few answer that there may be no quorum
+// again, and begins with the doubt if they may have one without this controller.
+func TestAdvise(t *testing.T) {
+	for name, tt := range map[string]struct {
+		members, active int
+		views           Views
+		recover, doubt  bool
+	}{
+		"nobody answers":                    {3, 1, told{}, true, true},
+		"nobody is asked":                   {3, 1, nil, true, true},
+		"one answers":                       {3, 1, told{answering: 1}, false, false},
+		"the others have a leader":          {3, 1, told{leader: "c2"}, false, false},
+		"two of two":                        {2, 1, told{}, true, false},
+		"of five, two are heard":            {5, 2, told{answering: 1}, true, true},
+		"of four, one answers":              {4, 2, told{answering: 1}, true, false},
+		"all are heard, and none leads yet": {3, 3, told{}, false, false},
+	} {
+		e := &Member{views: tt.views}
+		e.hadQuorum.Store(true)
+		q := status.Quorum{Members: tt.members, Needed: tt.members/2 + 1, Active: tt.active}
+		e.advise(&q)
+		if got := strings.Contains(q.Advice, "recover"); got != tt.recover || q.Maybe != tt.doubt {
+			t.Errorf("%s: recover %v, doubt %v; want %v, %v", name, got, q.Maybe, tt.recover, tt.doubt)
+		}
+		if hint := q.LookFirst(q.Advice); strings.HasPrefix(hint, "the others may have a quorum: look there first; ") != tt.doubt {
+			t.Errorf("%s: got the hint %q", name, hint)
+		}
 	}
 }
 

@@ -167,7 +167,11 @@ func (l List) MayAdd(name, address string) error {
 func (l List) quorumWithout(gone Member) error {
 	all := l.Voters()
 	nowUp, nowDown := up(all)
-	switch needed := len(all)/2 + 1; {
+	needed, first := len(all)/2+1, ""
+	if len(nowDown) >= needed {
+		first = "the others may have a quorum: look there first; "
+	}
+	switch {
 	case l.Elsewhere != "":
 		return &Refusal{Text: fmt.Sprintf("this controller is cut off from the others, which have a quorum with the leader %s", l.Elsewhere),
 			Advice: "run this on one of them: " + names(nowDown)}
@@ -176,7 +180,7 @@ func (l List) quorumWithout(gone Member) error {
 			Advice: "run this on the leader", Retry: true}
 	case len(nowUp) < needed:
 		return &Refusal{Text: fmt.Sprintf("%d of %d members are up, and %d are needed for any change", len(nowUp), len(all), needed),
-			Advice: "bring one of these back: " + names(nowDown) + "; if they are lost for good: kthwd etcd recover"}
+			Advice: first + "bring one of these back: " + names(nowDown) + "; if they are lost for good: kthwd etcd recover"}
 	}
 	rest := slices.DeleteFunc(slices.Clone(all), func(m Member) bool { return m.Name == gone.Name })
 	restUp, restDown := up(rest)

@@ -33,7 +33,7 @@ func TestMayRemove(t *testing.T) {
 		{"uul", "c2", "", ""},
 		{"uddl", "c3", "", ""}, // etcd decides about learners
 		{"uuu", "a2", "", ""},
-		{"uuddd", "c4", "2 of 5 members are up, and 3 are needed for any change", "bring one of these back: c2, c3, c4; if they are lost for good: kthwd etcd recover"},
+		{"uuddd", "c4", "2 of 5 members are up, and 3 are needed for any change", "the others may have a quorum: look there first; bring one of these back: c2, c3, c4; if they are lost for good: kthwd etcd recover"},
 		{"uud", "c1", "removing c1 would lose the quorum: 1 of the 2 that remain are up (down: c2), and 2 are needed", "bring one of these back first: c2; or remove a member that is down instead"},
 		{"uuudd", "c1", "removing c1 would lose the quorum: 2 of the 4 that remain are up (down: c3, c4), and 3 are needed", "bring one of these back first: c3, c4; or remove a member that is down instead"},
 		{"uuudd", "c4", "", ""},

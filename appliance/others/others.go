@@ -161,16 +161,32 @@ func (o *Others) View(ctx context.Context, id uint64, fresh bool) (status.Contro
 	return c, known && o.current(c)
 }
 
-// Elsewhere implements etcd.Views.
-func (o *Others) Elsewhere(since time.Time) string {
+// Elsewhere implements etcd.Views. A leader's own word comes first; one that cannot be reached
+// from here is believed to lead when a follower that is ready names it.
+func (o *Others) Elsewhere(since time.Time) (leader string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, c := range o.known {
-		if c.Leads && o.current(c) && c.Answered.After(since) {
+		switch {
+		case !o.current(c) || !c.Answered.After(since):
+		case c.Leads:
 			return c.Name
+		case c.Ready && c.Leader != c.Name && o.mayLead(c.Leader):
+			leader = c.Leader
 		}
 	}
-	return ""
+	return leader
+}
+
+// mayLead reports whether name is that of another controller which does not say itself that it
+// does not lead. The caller holds mu.
+func (o *Others) mayLead(name string) bool {
+	for _, c := range o.known {
+		if c.Name == name {
+			return c.Leads || !o.current(c)
+		}
+	}
+	return false
 }
 
 // Answering implements etcd.Views.

@@ -230,6 +230,39 @@ func TestHear(t *testing.T) {
 	}
 }
 
+// Where the others have a quorum is known from its leader, or from a follower that is ready.
+func TestElsewhere(t *testing.T) {
+	begin := time.Now()
+	answer := func(name, leader string, ready bool) status.Controller {
+		return status.Controller{Name: name, Leader: leader, Leads: leader == name, Ready: ready, Answered: begin}
+	}
+	gone := status.Controller{Name: "c2", Leads: true, Answered: begin.Add(-time.Minute), Error: "no answer within 2s"}
+	old := answer("c1", "c2", true)
+	old.Answered = begin.Add(-2 * time.Second)
+	for name, tt := range map[string]struct {
+		known []status.Controller
+		want  string
+	}{
+		"the leader says so":                    {[]status.Controller{answer("c1", "c2", true), answer("c2", "c2", true)}, "c2"},
+		"a follower of one cut off from here":   {[]status.Controller{answer("c1", "c2", true), gone}, "c2"},
+		"one that is not ready":                 {[]status.Controller{answer("c1", "c2", false), gone}, ""},
+		"one without a leader":                  {[]status.Controller{answer("c1", "", true), gone}, ""},
+		"one that follows this one":             {[]status.Controller{answer("c1", "c0", true), gone}, ""},
+		"told before the loss":                  {[]status.Controller{old, gone}, ""},
+		"the one that is named denies it":       {[]status.Controller{answer("c1", "c2", true), answer("c2", "", true)}, ""},
+		"the one that is named follows another": {[]status.Controller{answer("c1", "c2", true), answer("c2", "c1", true)}, ""},
+		"nobody answers":                        {[]status.Controller{gone}, ""},
+	} {
+		o := newAuthority(t).asker()
+		for i, c := range tt.known {
+			o.known[uint64(i)] = c
+		}
+		if got := o.Elsewhere(begin.Add(-time.Second)); got != tt.want {
+			t.Errorf("%s: got %q, want %q", name, got, tt.want)
+		}
+	}
+}
+
 // A question carries the state of the controller that asks.
 func TestAskTells(t *testing.T) {
 	a := newAuthority(t)

@@ -137,7 +137,7 @@ func (a *assessment) quorum(r Report) {
 		a.add(Down, kindQuorum, "let this controller and the others reach each other's etcd peer port, and look at "+q.Leader+" with kthwd status there",
 			"etcd's leader %s does not answer %s: nothing can be written here", q.Leader, r.here())
 	case q.Leader == "":
-		do := "start the other controllers, and check that they can reach each other's etcd peer port; no data is lost meanwhile"
+		do := q.LookFirst("start the other controllers, and check that they can reach each other's etcd peer port; no data is lost meanwhile")
 		if q.Advice != "" {
 			do += "; " + q.Advice
 		}

@@ -65,6 +65,11 @@ func TestAssess(t *testing.T) {
 			r.Ready = false
 			r.Name, r.Quorum = "one", &Quorum{Members: 3, Needed: 2, Active: 1, Elsewhere: "two"}
 		}), Down, "one is cut off from etcd's quorum, which the others have, with the leader two", "reach each other's etcd peer port"},
+		"without any answer": {change(func(r *Report) {
+			r.Ready = false
+			r.Quorum = &Quorum{Members: 3, Needed: 2, Active: 1, Maybe: true, Advice: "run kthwd etcd recover"}
+			r.Components[1].State = supervise.Waiting
+		}), Down, "etcd has no quorum: 1 of 3 members can be reached", "the others may have a quorum: look there first; start the other controllers, and check that they can reach each other's etcd peer port; no data is lost meanwhile; run kthwd etcd recover"},
 		"a leader that does not answer": {change(func(r *Report) {
 			r.Name, r.Quorum.Leader, r.Quorum.Silent = "one", "two", true
 		}), Down, "etcd's leader two does not answer one", ""},

@@ -85,9 +85,19 @@ type Quorum struct {
 	Seen      string `json:"seenBy,omitempty"`          // name of the controller that counted Active
 	Silent    bool   `json:"silentLeader,omitempty"`    // the leader confirms no read of this member's
 	Elsewhere string `json:"leaderElsewhere,omitempty"` // the leader that other controllers have while this one has none
+	Maybe     bool   `json:"maybeElsewhere,omitempty"`  // so many others give no answer that they may have a quorum without this one
 	Note      string `json:"note,omitempty"`            // a further remark, one line
 	Warning   string `json:"warning,omitempty"`         // about a number of members that is probably a mistake
 	Advice    string `json:"advice,omitempty"`          // what remains to be done when the other members do not return
+}
+
+// LookFirst returns advice to a controller without a quorum. Where the others may have one, it
+// begins with that: nothing is lost then, and no member must be forced to go on alone.
+func (q Quorum) LookFirst(do string) string {
+	if q.Maybe {
+		return "the others may have a quorum: look there first; " + do
+	}
+	return do
 }
 
 // WriteTable writes a Report for people, with ages as of now.

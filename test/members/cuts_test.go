@@ -35,6 +35,7 @@ func TestCuts(t *testing.T) {
 	}
 	c0, c1, c2 := c.machines[0], c.machines[1], c.machines[2]
 	t.Run("two followers", func(t *testing.T) { followersApart(t, c, c0, c1, c2) })
+	t.Run("a follower, from the leader", func(t *testing.T) { leaderApart(t, c, c0, c1, c2) })
 	t.Run("one, from all", func(t *testing.T) { oneApart(t, c, c0, c1, c2) })
 	t.Run("all, towards the leader", func(t *testing.T) { leaderUnheard(t, c, c0, c1, c2) })
 }
@@ -53,6 +54,35 @@ func followersApart(t *testing.T, c *cluster, c0, c1, c2 *machine) {
 	}
 	open(t, c0, c1)
 	open(t, c1, c0)
+	c.whole(t)
+}
+
+// leaderApart cuts all ports between a follower and the leader: the other follower, which it
+// reaches, says where the quorum is.
+func leaderApart(t *testing.T, c *cluster, c0, c1, c2 *machine) {
+	c.moveLeader(t, c2)
+	part(t, c0, c2)
+	const want = "c0 is cut off from etcd's quorum, which the others have, with the leader c2"
+	harness.WaitFor(t, "c0 to be cut off from the quorum of a leader that does not answer it", soon, func() error {
+		all, err := c0.client().Cluster(t.Context())
+		if err != nil {
+			return err
+		}
+		said, unanswered := "", false
+		for _, o := range all.Controllers {
+			unanswered = unanswered || o.Name == "c2" && o.Error != ""
+			for _, f := range o.Findings {
+				if o.Here && f.Kind == "quorum" {
+					said = f.Text + "; " + f.Do
+				}
+			}
+		}
+		if !unanswered || !strings.HasPrefix(said, want) || strings.Contains(said, "recover") {
+			return fmt.Errorf("c2 unanswered %v: got %s", unanswered, said)
+		}
+		return nil
+	})
+	meet(t, c0, c2)
 	c.whole(t)
 }
 

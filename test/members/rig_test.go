@@ -170,6 +170,15 @@ func finding(r status.Report, kind string) status.Finding {
 func shut(t testing.TB, m *machine, from ...*machine) { firewall(t, "-A", m, from) }
 func open(t testing.TB, m *machine, from ...*machine) { firewall(t, "-D", m, from) }
 
+// part cuts two machines from each other, on all ports and in both directions. meet ends it.
+func part(t testing.TB, a, b *machine) { wall(t, "-A", a, b); wall(t, "-A", b, a) }
+func meet(t testing.TB, a, b *machine) { wall(t, "-D", a, b); wall(t, "-D", b, a) }
+
+func wall(t testing.TB, do string, m, from *machine) {
+	t.Helper()
+	m.host.Run(t, "iptables", "-w", do, "INPUT", "-s", from.address, "-j", "DROP")
+}
+
 func firewall(t testing.TB, do string, m *machine, from []*machine) {
 	t.Helper()
 	for _, f := range from {
