@@ -52,7 +52,7 @@ var names = []string{
 	"C9 broken APIService",
 	"C10 bootstrap roles deleted",
 	"C11 port taken",
-	"C12 too many open files",
+	"C12 too few open files",
 	"C13 kubernetes.pem expires in 5 days",
 	"C14 nothing runs",
 	"C15 kubernetes.pem has expired",
