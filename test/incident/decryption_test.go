@@ -73,9 +73,15 @@ func TestAnotherEncryptionKey(t *testing.T) {
 	}
 }
 
-// stop ends a controller in order.
+// stop asks a controller to stop, perhaps in the middle of an incident, and wants it to end in
+// order all the same.
 func stop(t *testing.T, c *kthwtest.Controller) {
 	t.Helper()
 	c.Signal(t, syscall.SIGTERM)
-	c.Wait(t, soon)
+	if code := c.Wait(t, soon); code != 0 {
+		t.Errorf("a stop that was asked for: got exit code %d, want 0; the log ends with\n%s", code, c.Log.Tail(40))
+	}
+	if said := statusText(t, c); !strings.Contains(said, "the last run: stopped in order") {
+		t.Errorf("after a stop that was asked for: got\n%s", said)
+	}
 }

@@ -38,6 +38,9 @@ func TestDiskFull(t *testing.T) {
 	}
 	disk.MakeRoom(t)
 	noFinding(t, c, "disk_full")
+	disk.Fill(t)
+	finding(t, c, "disk_full")
+	stop(t, c)
 }
 
 // C5: every write to etcd's disk takes longer than a second, which etcd logs. The disk that

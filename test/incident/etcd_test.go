@@ -67,6 +67,7 @@ func TestEtcdWithoutSpace(t *testing.T) {
 	if alarms, err := c.Etcd(t).AlarmList(t.Context()); err != nil || len(alarms.Alarms) != 1 {
 		t.Errorf("the alarms after it: got %v, %v", alarms, err)
 	}
+	stop(t, c)
 }
 
 // Without a kthwd the command says so at once.

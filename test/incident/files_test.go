@@ -19,7 +19,8 @@ import (
 	"kthwd/test/kthwtest"
 )
 
-// TestFilesReplaced has files replaced while kthwd runs, and between two runs.
+// TestFilesReplaced has files replaced while kthwd runs, and between two runs. It stops with one
+// that is not the one in use.
 func TestFilesReplaced(t *testing.T) {
 	kthwtest.Turn(t, 1)
 	c := kthwtest.Start(t, kthwtest.Options{})
@@ -143,6 +144,9 @@ func tokenKeysReplaced(t *testing.T, c *kthwtest.Controller) {
 			})
 		}
 	}
+	replaceFile(t, here.Key(pki.NameKubernetes), other.Key(pki.NameKubernetes))
+	finding(t, c, "file_misfit", "kubernetes-key.pem changed at ")
+	stop(t, c)
 }
 
 // tokenOf makes a service account, and returns a token of it.

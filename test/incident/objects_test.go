@@ -66,17 +66,24 @@ func TestSpoiltObjects(t *testing.T) {
 	c := kthwtest.Start(t, kthwtest.Options{})
 	t.Run("bootstrap objects", func(t *testing.T) { bootstrapObjectsRestored(t, c) })
 	makeDoomed(t, c)
-	for name, incidents := range map[string][]func(*testing.T, *kthwtest.Controller){
-		"webhooks":         {brokenWebhooks},
-		"served by others": {brokenAPIService, brokenConversion}, // a dead conversion keeps namespaces, too
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			for _, incident := range incidents {
-				incident(t, c)
-			}
-		})
-	}
+	t.Run("side by side", func(t *testing.T) {
+		for name, incidents := range map[string][]func(*testing.T, *kthwtest.Controller){
+			"webhooks":         {brokenWebhooks},
+			"served by others": {brokenAPIService, brokenConversion}, // a dead conversion keeps namespaces, too
+		} {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				for _, incident := range incidents {
+					incident(t, c)
+				}
+			})
+		}
+	})
+	applyText(t, c, kthwtest.DeadAPIService)
+	finding(t, c, "apiservice", "v1.broken.example.com")
+	_, _ = c.TryKubectl(t, "get", "--raw", "/apis/example.com/v2/namespaces/default/widgets")
+	finding(t, c, "conversion", "widgets.example.com")
+	stop(t, c) // in the middle of both
 }
 
 // makeDoomed makes the namespace that brokenAPIService deletes, with all that kthwd puts into

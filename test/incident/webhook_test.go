@@ -13,18 +13,27 @@ import (
 	"kthwd/test/kthwtest"
 )
 
-// TestWebhooks has one webhook after the other on one controller.
+// TestWebhooks has one webhook after the other on one controller, which stops beside the last.
 func TestWebhooks(t *testing.T) {
 	kthwtest.Turn(t, 1)
 	c := kthwtest.Start(t, kthwtest.Options{})
 	t.Run("for everything", func(t *testing.T) { webhookForEverything(t, c) })
 	t.Run("that denies", func(t *testing.T) { webhookDenies(t, c) })
+	makeDeadWebhook(t, c)
+	finding(t, c, "webhook", "all.incident.test")
+	stop(t, c)
+}
+
+// makeDeadWebhook makes a webhook that refuses everything, for nobody answers.
+func makeDeadWebhook(t *testing.T, c *kthwtest.Controller) {
+	t.Helper()
+	makeWebhook(t, c, admissionv1.WebhookClientConfig{URL: new("https://127.0.0.1:9/")}, "*", "*/*") // nothing listens at the port discard
 }
 
 // A webhook that nobody answers for refuses every request, the renewals of the leases too
 // (C1). Its configuration is no object of a webhook, so that it can still be deleted.
 func webhookForEverything(t *testing.T, c *kthwtest.Controller) {
-	makeWebhook(t, c, admissionv1.WebhookClientConfig{URL: new("https://127.0.0.1:9/")}, "*", "*/*") // nothing listens at the port discard
+	makeDeadWebhook(t, c)
 	found := look(t, c, incident{
 		name: "C1 webhook refuses everything", kind: "webhook",
 		cause:  `the admission webhook "all.incident.test" does not answer`,
