@@ -38,7 +38,11 @@ func publicKey(t *testing.T, p pair) string {
 // reissue changes a certificate but keeps its key and CA.
 func reissue(t *testing.T, l Layout, name string, change func(*x509.Certificate)) {
 	t.Helper()
-	p, ca := loadPair(t, l, name), loadPair(t, l, nameCA)
+	issuer := nameCA
+	if i := slices.IndexFunc(rowsOf(l), func(r row) bool { return r.name == name && r.issuer != "" }); i >= 0 {
+		issuer = rowsOf(l)[i].issuer
+	}
+	p, ca := loadPair(t, l, name), loadPair(t, l, issuer)
 	change(p.chain[0])
 	p.chain[0].SerialNumber = nil
 	put(t, l.Cert(name), string(encodeCertificates(sign(t, p.chain[0], p.key, ca).chain)))
@@ -84,6 +88,20 @@ func TestMisfits(t *testing.T) {
 		{"an address among the DNS names", func(t *testing.T, l Layout, s *Spec) {
 			reissue(t, l, NameKubernetes, func(c *x509.Certificate) { c.IPAddresses, c.DNSNames = nil, append(c.DNSNames, s.Local...) })
 		}, []string{"kubernetes.pem"}, ": not valid for 10.0.0.11, 127.0.0.1, where it will be served: a client takes an address from the IP"},
+		{"an address among the DNS names of etcd", func(t *testing.T, l Layout, s *Spec) {
+			reissue(t, l, NameEtcd, func(c *x509.Certificate) { c.IPAddresses, c.DNSNames = nil, append(c.DNSNames, s.Local...) })
+		}, []string{"etcd.pem"}, ": a client takes an address from the IP"},
+		{"an address as the common name alone", func(t *testing.T, l Layout, s *Spec) {
+			reissue(t, l, NameKubernetes, func(c *x509.Certificate) {
+				c.IPAddresses, c.DNSNames, c.Subject.CommonName = nil, nil, s.Local[0]
+			})
+		}, []string{"kubernetes.pem"}, ": not valid for 10.0.0.11, 127.0.0.1, where it will be served"},
+		{"etcd's not for clients", func(t *testing.T, l Layout, s *Spec) {
+			reissue(t, l, NameEtcd, func(c *x509.Certificate) { c.ExtKeyUsage = serverAndClient[:1] })
+		}, []string{"etcd.pem"}, ": not issued for client use (only for: server)"},
+		{"etcd's not for servers", func(t *testing.T, l Layout, s *Spec) {
+			reissue(t, l, NameEtcd, func(c *x509.Certificate) { c.ExtKeyUsage = client })
+		}, []string{"etcd.pem"}, ": not issued for server use (only for: client)"},
 		{"a server that the certificate does not name", func(t *testing.T, l Layout, s *Spec) {
 			replace(t, l.Kubeconfig(NameScheduler), "https://127.0.0.1:", "https://127.0.0.9:")
 		}, []string{"kube-scheduler.kubeconfig", "kubernetes.pem"}, ": its server is called 127.0.0.9, for which"},

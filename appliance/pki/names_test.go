@@ -10,10 +10,13 @@ import (
 // A certificate that is moved away and made anew keeps its names.
 func TestNamesAreKept(t *testing.T) {
 	l := fresh(t)
-	reissue(t, l, NameKubernetes, func(c *x509.Certificate) {
-		c.DNSNames = append(c.DNSNames, "lb.example.com", "*.api.example.com")
-		c.IPAddresses = append(c.IPAddresses, net.IPv4(192, 0, 2, 9))
-	})
+	names := []string{NameKubernetes, NameEtcd}
+	for _, name := range names {
+		reissue(t, l, name, func(c *x509.Certificate) {
+			c.DNSNames = append(c.DNSNames, "lb.example.com", "*.api.example.com")
+			c.IPAddresses = append(c.IPAddresses, net.IPv4(192, 0, 2, 9), net.ParseIP("fd00::9"))
+		})
+	}
 	if err := RecordNames(l); err != nil {
 		t.Fatal(err)
 	}
@@ -22,11 +25,13 @@ func TestNamesAreKept(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantSame(t, l.Dir, before)
-	want := slices.Sorted(slices.Values(sans(certificate(t, l.Cert(NameKubernetes)))))
-	remove(t, l.Cert(NameKubernetes), l.Key(NameKubernetes))
-	wantWarning(t, ensure(t, l, testSpec()), "kubernetes.pem: made anew", "lb.example.com, *.api.example.com, 192.0.2.9", "names.json")
-	if got := slices.Sorted(slices.Values(sans(certificate(t, l.Cert(NameKubernetes))))); !slices.Equal(got, want) {
-		t.Errorf("got names %q, want %q", got, want)
+	for _, name := range names {
+		want := slices.Sorted(slices.Values(sans(certificate(t, l.Cert(name)))))
+		remove(t, l.Cert(name), l.Key(name))
+		wantWarning(t, ensure(t, l, testSpec()), name+".pem: made anew", "lb.example.com, *.api.example.com, 192.0.2.9, fd00::9", "names.json")
+		if got := slices.Sorted(slices.Values(sans(certificate(t, l.Cert(name))))); !slices.Equal(got, want) {
+			t.Errorf("%s: got names %q, want %q", name, got, want)
+		}
 	}
 
 	remove(t, l.Cert(NameKubernetes), l.Key(NameKubernetes), l.Names())
