@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,6 +13,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unicode"
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/config"
@@ -113,6 +115,29 @@ func TestNotifier(t *testing.T) {
 		size, err := systemd.Read(b)
 		if err != nil || string(b[:size]) != want {
 			t.Errorf("got %q, %v; want %q", b[:size], err, want)
+		}
+	}
+}
+
+// A name from elsewhere in JSON neither moves a terminal's cursor nor hides text, and is the same for a program.
+func TestJSONIsPrintable(t *testing.T) {
+	in := map[string]string{"name": "a\x1b[2J\x7f\u009b31m\u202e\u200b\u2066 <é> 漢 \U000e0001\U0001f600 \"\\"}
+	var out bytes.Buffer
+	if err := writeJSON(&out, in); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range out.String() {
+		if r != '\n' && !unicode.IsPrint(r) {
+			t.Errorf("%U is in %q", r, out.String())
+		}
+	}
+	var back map[string]string
+	if err := json.Unmarshal(out.Bytes(), &back); err != nil || back["name"] != in["name"] {
+		t.Errorf("got %q, %v; want %q", back["name"], err, in["name"])
+	}
+	for _, kept := range []string{"é", "漢", "\U0001f600"} {
+		if !strings.Contains(out.String(), kept) {
+			t.Errorf("%q is escaped: %s", kept, out.String())
 		}
 	}
 }
