@@ -109,6 +109,9 @@ func (p *prepared) check() (err error) {
 			return err
 		}
 	}
+	if err := datadir.NoLinks(p.layout.AuditLog(), p.layout.UnauthenticatedAuditLog()); err != nil {
+		return err
+	}
 	if err := p.guard(); err != nil {
 		return err
 	}

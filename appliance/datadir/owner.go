@@ -183,6 +183,17 @@ func openOwn(path string, flag int, mode fs.FileMode) (*os.File, error) {
 	return f, err
 }
 
+// NoLinks refuses a symbolic link in place of a file that somebody else opens, and follows it: one
+// that is left from an earlier owner of the directory. None of the files needs to exist.
+func NoLinks(paths ...string) error {
+	for _, path := range paths {
+		if info, err := os.Lstat(path); err == nil && info.Mode()&fs.ModeSymlink != 0 {
+			return isLink(path)
+		}
+	}
+	return nil
+}
+
 func isLink(path string) error {
 	return advice.With(fmt.Errorf("%s is a symbolic link, which kthwd does not follow", path), "find out who made it, then remove it")
 }

@@ -198,6 +198,18 @@ func TestLinksInAnOwnDirectory(t *testing.T) {
 	}
 }
 
+// Upstream opens the audit logs, and follows a link in their place.
+func TestLinkInPlaceOfAnAuditLog(t *testing.T) {
+	for _, name := range []string{"audit.log", "audit-unauthenticated.log"} {
+		in := t.TempDir()
+		dir, victim := filepath.Join(in, "data"), filepath.Join(in, "victim")
+		if err := errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(victim, []byte("the victim's"), 0o600), os.Symlink(victim, filepath.Join(dir, name))); err != nil {
+			t.Fatal(err)
+		}
+		wantRefused(t, in, verbs(t, dir)["start"], filepath.Join(dir, name)+" is a symbolic link")
+	}
+}
+
 // Before, run/ was followed, and its target received the mode 0700, sockets and keys.
 func TestLinkInPlaceOfTheRunDirectory(t *testing.T) {
 	in := t.TempDir()

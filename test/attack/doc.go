@@ -12,7 +12,7 @@
 //	H3   a lost administrator keeps all rights             TestClosedWhereTheGuideIsSilent, TestAdministrators, TestRevokedUser
 //	M1   a join token works any number of times            TestTokenIsGoodOnce
 //	M2   the token is in the command line                  TestScripts
-//	M3   root follows links in the data directory          TestRootFollowsNoLinksOfTheDirectorysOwner, TestLinksInAnOwnDirectory, TestLinkInPlaceOfTheRunDirectory, TestEtcdDirectoryOfAnotherUser; of backups: TestLeftoversAreThisUsersDirectories
+//	M3   root follows links in the data directory          TestRootFollowsNoLinksOfTheDirectorysOwner, TestLinksInAnOwnDirectory, TestLinkInPlaceOfTheRunDirectory, TestLinkInPlaceOfAnAuditLog, TestEtcdDirectoryOfAnotherUser; of backups: TestLeftoversAreThisUsersDirectories
 //	M4   others can write to the data directory            TestDirectoryOpenToOthers, TestDirectoryThatOthersExchange, TestDirectoryOfRoot
 //	M5   the balancer shares the controller's user         TestMemoryIsClosed, TestDebian
 //	M6   a core dump has the keys                          TestMemoryIsClosed, TestDebian
