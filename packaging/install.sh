@@ -10,11 +10,11 @@ from=$(cd "$(dirname "$0")" && pwd)
 put() { # MODE SOURCE DESTINATION
 	install -D -m "$1" "$2" "$root$3"
 }
-settings() { # SOURCE DESTINATION
+settings() { # SOURCE DESTINATION [MODE]
 	if [ -e "$root$2" ]; then
-		cmp -s "$1" "$root$2" || { put 0644 "$1" "$2.new"; echo "kept $root$2; the new one is $2.new"; }
+		cmp -s "$1" "$root$2" || { put "${3:-0644}" "$1" "$2.new"; echo "kept $root$2; the new one is $2.new"; }
 	else
-		put 0644 "$1" "$2"
+		put "${3:-0644}" "$1" "$2"
 	fi
 }
 
@@ -36,7 +36,7 @@ put 0644 "$from/etc/sysusers.conf" /usr/lib/sysusers.d/kthwd.conf
 put 0644 "$from/etc/tmpfiles.conf" /usr/lib/tmpfiles.d/kthwd.conf
 settings "$generated/controller.yaml" /etc/kthwd/controller.yaml
 settings "$generated/lb.yaml" /etc/kthwd/lb.yaml
-settings "$from/etc/default" /etc/default/kthwd
+settings "$from/etc/default" /etc/default/kthwd 0640 # flags may hold secrets
 settings "$from/etc/logrotate" /etc/logrotate.d/kthwd
 for page in "$generated"/man/*.1; do
 	put 0644 "$page" "/usr/share/man/man1/${page##*/}"

@@ -34,7 +34,7 @@ func TestRPM(t *testing.T) {
 		}
 	}
 	m.shows("getent passwd kthwd", "/usr/sbin/nologin")
-	m.shows("stat --format '%a %U:%G' /etc/kthwd/controller.yaml /etc/kthwd/lb.yaml", "640 root:kthwd\n640 root:kthwd-lb")
+	m.shows("stat --format '%a %U:%G' /etc/kthwd/controller.yaml /etc/kthwd/lb.yaml /etc/default/kthwd", "640 root:kthwd\n640 root:kthwd-lb\n640 root:root")
 	m.shows("stat --format '%a %U:%G' /var/lib/kubernetes /var/log/kthwd /var/log/kthwd-lb", "700 kthwd:kthwd\n750 kthwd:kthwd\n750 kthwd-lb:kthwd-lb")
 	if out := m.run("rpm --verify --nodeps kthwd"); out != "" {
 		t.Errorf("rpm --verify:\n%s", out)

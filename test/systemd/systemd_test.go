@@ -84,7 +84,7 @@ func installs(t *testing.T, c, b *machine) {
 		m.shows("/usr/lib/kthwd/bin/kubectl version --client", "Client Version: v")
 		m.shows("getent passwd kthwd", "/usr/sbin/nologin")
 		m.shows("stat -c '%a %U' /var/lib/kubernetes", "700 kthwd")
-		m.shows("stat -c '%a %U:%G' /etc/kthwd/controller.yaml /etc/kthwd/lb.yaml", "640 root:kthwd\n640 root:kthwd-lb\n")
+		m.shows("stat -c '%a %U:%G' /etc/kthwd/controller.yaml /etc/kthwd/lb.yaml /etc/default/kthwd", "640 root:kthwd\n640 root:kthwd-lb\n640 root:root\n")
 		m.shows("dpkg-query --showformat '${Conffiles}' --show kthwd", "/etc/kthwd/controller.yaml", "/etc/kthwd/lb.yaml", "/etc/default/kthwd", "/etc/logrotate.d/kthwd")
 		if out := m.run("logrotate --debug /etc/logrotate.d/kthwd 2>&1"); strings.Contains(out, "error") || !strings.Contains(out, "/var/log/kthwd-lb/*.log") {
 			t.Errorf("logrotate --debug:\n%s", out)
