@@ -101,6 +101,9 @@ func (a *app) backupCreate(ctx context.Context, l *config.Loader, f *createFlags
 	if f.stepBack {
 		backup.StepBack()
 	}
+	if err := closeMemory(); err != nil { // after StepBack, which writes below /proc/self
+		a.warn(openMemory + ": " + err.Error())
+	}
 	if f.dir != "" { // the one of the settings is known later
 		if err := datadir.Private(absolute(f.dir)); err != nil {
 			return err
@@ -135,7 +138,7 @@ func (a *app) backupCreate(ctx context.Context, l *config.Loader, f *createFlags
 	if asJSON {
 		return writeJSON(a.out, made)
 	}
-	fmt.Fprintf(a.out, "%s\n", made.File)
+	fmt.Fprintf(a.out, "%s\n", text.Line(made.File))
 	a.describeVerified(made.Verified)
 	return nil
 }
@@ -304,7 +307,7 @@ func (a *app) backupList(l *config.Loader, dir string, identityFiles []string, a
 		if e.Problem != "" {
 			encrypted = "damaged"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", e.Created.Format("2006-01-02 15:04:05"), text.Line(e.Name), e.Revision, megabytes(e.Size), e.Cluster, encrypted, e.CAKey, text.Line(e.File))
+		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", e.Created.Format("2006-01-02 15:04:05"), text.Line(e.Name), e.Revision, megabytes(e.Size), text.Line(e.Cluster), encrypted, e.CAKey, text.Line(e.File))
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -462,6 +465,8 @@ func (a *app) backupCheckVerb() *cobra.Command {
 		Hidden: true,
 		Args:   wantArgs(2, 2, "FILE DIR"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			backup.StepBack()
+			_ = closeMemory()
 			return backup.RunChecker(cmd.Context(), args[0], args[1], version, os.Stdin, os.Stdout, slog.New(slog.DiscardHandler))
 		},
 	}
@@ -476,6 +481,7 @@ func (a *app) backupOpenVerb() *cobra.Command {
 		Hidden: true,
 		Args:   wantArgs(1, 1, "DIR"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			_ = closeMemory()
 			return backup.RunOpener(cmd.Context(), args[0], os.Stdout, slog.New(slog.DiscardHandler))
 		},
 	}

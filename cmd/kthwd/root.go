@@ -27,6 +27,8 @@ func (a *app) newRoot() *cobra.Command {
 			}
 			return a.serve(cmd.Context(), l)
 		},
+		PersistentPreRun: a.closeMemoryOf,
+
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}

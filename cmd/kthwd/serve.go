@@ -46,7 +46,7 @@ func (a *app) serve(ctx context.Context, l *config.Loader) error {
 	a.introduce(log, l)
 	if !l.Config.Debugger {
 		if err := closeMemory(); err != nil {
-			log.Warn("other processes of this user can read the memory of this one", "err", err)
+			log.Warn(openMemory, "err", err)
 		}
 	}
 	if a.catchStderr != nil && l.Config.Is(config.RoleController) {

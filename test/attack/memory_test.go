@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -41,6 +42,26 @@ func TestMemoryIsClosed(t *testing.T) {
 		if out, err := try(closed, file); err == nil || !strings.Contains(out, "ermission denied") {
 			t.Errorf("a process of the same user opens %s: %v\n%s", file, err, out)
 		}
+	}
+	// Verbs that read keys, and the child process of a backup; each waits for its standard input.
+	for _, verb := range [][]string{{"join", "-", "--config=", "--data-dir=" + filepath.Join(in, "joins")}, {"backup", "check", filepath.Join(in, "none"), in}} {
+		cmd := exec.CommandContext(t.Context(), wrap[0], append(slices.Clone(wrap[1:]), append([]string{kthwtest.Binary(t)}, verb...)...)...)
+		input, err := cmd.StdinPipe()
+		if err == nil {
+			err = cmd.Start()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		kthwtest.WaitFor(t, strings.Join(verb[:2], " ")+" to close its memory", kthwtest.Soon, func() error {
+			out, err := run(t, append(wrap, "sh", "-c", fmt.Sprintf("exec 3</proc/%d/mem", cmd.Process.Pid))...)
+			if err == nil || !strings.Contains(out, "ermission denied") {
+				return fmt.Errorf("a process of the same user opens it: %v %s", err, out)
+			}
+			return nil
+		})
+		input.Close()
+		_ = cmd.Wait() // it has nothing to do
 	}
 	if out, err := run(t, append(wrap, kthwtest.Binary(t), "status", "--data-dir="+dir)...); err != nil {
 		t.Errorf("kthwd status as the same user: %v\n%s", err, out)
