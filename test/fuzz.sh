@@ -4,7 +4,8 @@
 #
 # Light packages are instrumented, so that inputs that reach new code are kept. To
 # instrument Kubernetes and etcd takes longer than a round, so targets of other packages
-# run on their seeds' mutations alone.
+# run on their seeds' mutations alone. An input that reaches new code is made smaller by a few
+# attempts only: Go's 60 seconds for each would be the whole round of a target.
 set -eu
 cd "$(dirname "$0")/.."
 seconds=$1
@@ -27,11 +28,11 @@ echo "$targets" >"$work/targets"
 while read -r package target; do
 	printf '%s %s: ' "$package" "$target"
 	if grep -q "^$package  *light\$" appliance/config/testdata/arrows.txt; then
-		set -- go test -run '^$' -fuzz "^$target\$" -fuzztime "${each}s" "./$package"
+		set -- go test -run '^$' -fuzz "^$target\$" -fuzztime "${each}s" -fuzzminimizetime 20x "./$package"
 	else
 		binary=$work/$(echo "$package" | tr / -)
 		[ -x "$binary" ] || go test -c -o "$binary" "./$package"
-		set -- env -C "$package" "$binary" -test.run '^$' -test.fuzz "^$target\$" -test.fuzztime "${each}s" -test.fuzzcachedir "$work/cache"
+		set -- env -C "$package" "$binary" -test.run '^$' -test.fuzz "^$target\$" -test.fuzztime "${each}s" -test.fuzzminimizetime 20x -test.fuzzcachedir "$work/cache"
 	fi
 	if "$@" >"$work/out" 2>&1 || ended_in_time "$work/out"; then
 		grep -o 'execs: [0-9]*' "$work/out" | tail -n 1

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"filippo.io/age"
 
@@ -43,7 +44,7 @@ const ageIntro = "age-encryption.org/v1\n"
 
 // look opens an archive and reads its last line only.
 func look(path string) (_ *Archive, err error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a FIFO would keep it waiting
 	if err != nil {
 		return nil, err
 	}

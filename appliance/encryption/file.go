@@ -315,7 +315,7 @@ func in(data []byte, want form, p Provider, entry *yaml.Node) ([]byte, error) {
 	for _, g := range keyed {
 		switch want {
 		case formRead:
-			g.list.Content = slices.Insert(g.list.Content, 1, entry)
+			g.list.Content = slices.Insert(g.list.Content, min(1, len(g.list.Content)), entry) // the new one may be the only one
 		case formWrite:
 			g.list.Content = slices.Insert(g.list.Content, 0, entry)
 		case formNew:
