@@ -330,7 +330,7 @@ func (g *growing) otherFiles(t *testing.T, refused func(string, string, int, []s
 func (g *growing) otherVersion(t *testing.T, token member.Token) {
 	t.Helper()
 	for _, v := range []member.Versions{{Kubernetes: "v1.36.9", Etcd: "3.7.0"}, {Kubernetes: "v1.37.0", Etcd: "3.6.0"}} {
-		_, err := member.Client{Token: token, Joiner: "x", Versions: v}.Files(t.Context(), true, true)
+		_, err := member.Client{Token: token, Joiner: member.NewJoiner(), Versions: v}.Files(t.Context(), true, true)
 		if err == nil || !strings.Contains(err.Error(), "the minor versions must be the same") {
 			t.Errorf("a joiner with %+v: got %v, want a refusal", v, err)
 		}
@@ -346,7 +346,7 @@ func (g *growing) elsewhere(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := member.Client{Token: token, Joiner: "x", Versions: versions(t)}
+	c := member.Client{Token: token, Joiner: member.NewJoiner(), Versions: versions(t)}
 	if _, err := c.Files(t.Context(), true, true); err != nil {
 		t.Fatalf("the files for c2: %v", err)
 	}

@@ -63,12 +63,12 @@ func lastRun(t *testing.T, c *kthwtest.Controller) lastrun.End {
 // kthwd needs.
 func TestKilledByTheMemoryLimit(t *testing.T) {
 	kthwtest.Turn(t, 1)
-	first := kthwtest.Start(t, kthwtest.Options{Wrap: smallGroup(t, 170<<20), NoWait: true})
+	first := kthwtest.Start(t, kthwtest.Options{Wrap: smallGroup(t, 96<<20), NoWait: true})
 	if code := first.Wait(t, 5*time.Minute); code != -1 {
 		t.Skipf("got exit code %d: this kernel did not end it", code)
 	}
 	said, _ := exec.Command(kthwtest.Binary(t), "status", "--data-dir="+first.Dir).CombinedOutput()
-	const want = "memory limit 170 MiB, an empty control plane needs 384 MiB"
+	const want = "memory limit 96 MiB, an empty control plane needs 384 MiB"
 	if !strings.Contains(string(said), want) {
 		t.Errorf("status without a process: got %s, want %q", said, want)
 	}

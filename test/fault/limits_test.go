@@ -78,7 +78,7 @@ func TestLowLimits(t *testing.T) {
 func anyonesDir(t *testing.T) string {
 	t.Helper()
 	above := openDir(t)
-	if err := os.Chmod(above, 0o777); err != nil {
+	if err := os.Chmod(above, os.ModeSticky|0o777); err != nil {
 		t.Fatal(err)
 	}
 	return filepath.Join(above, "data")

@@ -52,12 +52,12 @@ func TestNothingRuns(t *testing.T) {
 // C8: the kernel has ended the process, because of a memory limit.
 func TestOutOfMemory(t *testing.T) {
 	kthwtest.Turn(t, 1)
-	limited := memoryLimit(t, 170<<20)
+	limited := memoryLimit(t, 96<<20)
 	c := kthwtest.Start(t, kthwtest.Options{Wrap: limited, NoWait: true})
 	if code := c.Wait(t, soon); code != -1 {
 		t.Skipf("got exit code %d: this kernel did not end it", code)
 	}
-	const cause = "memory limit 170 MiB, an empty control plane needs 384 MiB"
+	const cause = "memory limit 96 MiB, an empty control plane needs 384 MiB"
 	if said := statusText(t, c); !strings.Contains(said, cause) {
 		t.Errorf("status without a process: got %s, want %q", said, cause)
 	}
