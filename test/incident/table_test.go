@@ -10,7 +10,6 @@ import (
 
 // Each alert of the table is shipped, and the one about all other kinds is about these.
 func TestAlertsAreShipped(t *testing.T) {
-	t.Parallel()
 	rules, err := os.ReadFile("../../packaging/prometheus/kthwd.rules.yml")
 	if err != nil {
 		t.Fatal(err)
@@ -48,7 +47,6 @@ func TestAlertsAreShipped(t *testing.T) {
 
 // An incident that was skipped has no points, and counts.
 func TestTable(t *testing.T) {
-	t.Parallel()
 	full := func(name string) row { return row{name: name, cause: true, since: true, command: true} }
 	var seen []row
 	for _, name := range names {
