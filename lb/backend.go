@@ -28,7 +28,8 @@ type Backend struct {
 	tier     atomic.Int32
 	class    atomic.Int32
 	weight   atomic.Int32
-	delivers atomic.Bool  // dead by its checks, and its connections deliver
+	delivers atomic.Bool  // dead by its checks, and its connections deliver, or it answers checks late
+	late     atomic.Bool  // of delivers, the latter
 	prodded  atomic.Bool  // its connections are asked for signs of life
 	unproven atomic.Bool  // discovered, and it has never answered; used without checks only
 	readyAt  atomic.Int64 // time of recovery, on the server's clock; 0 when it needs no slow start
@@ -109,7 +110,7 @@ func (b *Backend) bytesMoved(listener int) (received, sent uint64) {
 // start starts checking the backend, as cfg says.
 func (b *Backend) start(cfg Config, f *files) {
 	checker := check.New(check.Config{
-		Backend: b.name, Mode: check.Mode(cfg.Check), Path: cfg.CheckPath, Interval: cfg.CheckInterval, Line: b.s.o.checkLine, Hold: b.s.o.checkHold, Timeout: cfg.CheckTimeout,
+		Backend: b.name, Mode: check.Mode(cfg.Check), Path: cfg.CheckPath, Interval: cfg.CheckInterval, Line: b.s.o.checkLine, Hold: b.s.o.checkHold, Late: killDelay, Timeout: cfg.CheckTimeout,
 		Fall: cfg.CheckFall, Rise: cfg.CheckRise, Roots: f.roots, ServerName: b.is.serverName, Certificate: f.certificate, Sources: cfg.sourceAddresses(), Log: b.s.log,
 	}, func() (netip.AddrPort, error) { return b.at, nil }, check.Observer{Changed: b.changed, Checked: b.checked})
 	b.checker.Store(checker)

@@ -61,6 +61,10 @@ func (l *loop) proofOf(b *Backend) (newest proof) {
 	return newest
 }
 
+// An idle connection has nothing to deliver, and an upload is only acknowledged, by a kernel
+// that does so for a stopped program as well. So an answer to a check counts, too, that came
+// when its time was over.
+
 // lives reports whether a proof came after a check had failed, and lately. The first failed
 // check of a row has ended at failing: whatever stopped the backend from answering it had
 // happened by then. One that delivered longer than killDelay ago may have stopped since.
@@ -71,7 +75,7 @@ func lives(shown, failing, now time.Time) bool {
 const proofMargin = 20 * time.Millisecond // the kernel's clock for this is coarse
 
 // spared returns how long the connections of a dead backend stay because they prove that
-// it lives; 0 when they do not. A backend that delivers is asked again after a second. One
+// it lives, or because it answers checks late; 0 when neither does. A backend that delivers is asked again after a second. One
 // whose kernel still answers accepts connections as little as before, but may be
 // overloaded, or behind a network that loses packets: it is given the time of one that
 // accepts connections and does not answer.
@@ -84,7 +88,10 @@ func (s *Server) spared(b *Backend, st *check.Status) time.Duration {
 	at := time.Now()
 	switch left := killDelay - at.Sub(st.Since); {
 	case lives(found.data, now.FailingSince, at):
-		b.spare(now)
+		b.spare(now, false)
+		return min(killDelay, time.Second)
+	case lives(b.checker.Load().LateAnswer(), now.FailingSince, at):
+		b.spare(now, true)
 		return min(killDelay, time.Second)
 	case !st.Connectable && now.Last == check.KindTimeout && lives(found.ack, now.FailingSince, at) && left > 0:
 		return min(left, 250*time.Millisecond)
@@ -92,11 +99,20 @@ func (s *Server) spared(b *Backend, st *check.Status) time.Duration {
 	return 0
 }
 
-// spare notes, and logs once, that a dead backend delivers.
-func (b *Backend) spare(st check.Status) {
+// spare notes, and logs once, that a dead backend delivers, or answers checks late.
+func (b *Backend) spare(st check.Status, late bool) {
+	b.late.Store(late)
 	if !b.delivers.Swap(true) {
-		b.s.log.Warn("a backend fails its checks but delivers: its connections stay", "backend", b.name, "connections", b.active.Load(), "reason", st.LastReason)
+		b.s.log.Warn("a backend fails its checks but lives", "backend", b.name, "connections", b.active.Load(), "sign", b.sign(), "reason", st.LastReason)
 	}
+}
+
+// sign says how a backend that fails its checks shows that it lives.
+func (b *Backend) sign() string {
+	if b.late.Load() {
+		return "it answers checks late, and its connections stay"
+	}
+	return "its connections deliver, and stay"
 }
 
 // prodded is how many connections of a backend per loop are asked for a sign of life.

@@ -76,6 +76,39 @@ func TestDeliveringBackendIsNotCut(t *testing.T) {
 	idle.cut(t)
 }
 
+// A backend that answers its checks, but late, keeps its connections, also idle ones. One that
+// no longer answers does not.
+func TestSlowChecksCutNothing(t *testing.T) {
+	shortEvidence(t, 3*time.Second)
+	a, b := newAPIServer(t), newAPIServer(t)
+	r := run(t, checksTimeOut(a, b), Options{})
+	r.awaitTier(a, tierReady)
+	r.awaitTier(b, tierReady)
+	idle := r.visit()
+	idle.at(t, a)
+	stays := killDelay + time.Second
+	for _, slow := range []time.Duration{750 * time.Millisecond, 1500 * time.Millisecond} { // of a timeout of half a second
+		a.delay.Store(int64(slow))
+		r.awaitState(a, check.Dead)
+		r.visit().at(t, b)
+		died := r.Status().Backends[0].Since
+		eventually(t, "it is said, beyond the time of a cut", func() error {
+			if reason := r.Status().Backends[0].Reason; !strings.Contains(reason, "it answers checks late, and its connections stay") {
+				return errors.New(reason)
+			}
+			if left := stays - time.Since(died); left > 0 {
+				return fmt.Errorf("another %v", left)
+			}
+			return nil
+		})
+		stays += killDelay
+	}
+	must(t, equal("killed_dead", r.backend(a.addr).closed[endDead].Load(), 0))
+	idle.at(t, a)
+	a.suspend()
+	idle.cut(t)
+}
+
 // Without a delivery nothing is known for a dead backend's connections: they are cut.
 func TestSilentBackendIsCut(t *testing.T) {
 	shortEvidence(t, 300*time.Millisecond)

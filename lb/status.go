@@ -162,7 +162,7 @@ func (b *Backend) report(draining bool) BackendStatus {
 	if st := b.checker.Load().Status(); st.State != check.Unknown || st.Last != "" {
 		r.Since, r.LastCheck, r.Reason = st.Since, string(st.Last), reasonOf(st)
 		if b.delivers.Load() {
-			r.Reason += "; its connections deliver, and stay"
+			r.Reason += "; " + b.sign()
 		}
 	}
 	return r

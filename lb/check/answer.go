@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 )
 
 const (
@@ -36,6 +37,9 @@ func readAnswer(in *stream, buffered *bufio.Reader) (answer, *http.Response, err
 	default:
 		return answer{}, nil, errNoHTTP
 	}
+	if in.head != nil {
+		in.head.Store(true)
+	}
 	a := answer{code: resp.StatusCode}
 	if a.code != http.StatusOK {
 		a.failing, a.leaving = failingCheck(io.LimitReader(resp.Body, maxBody))
@@ -49,6 +53,7 @@ type stream struct {
 	r    io.Reader
 	left int
 	err  error
+	head *atomic.Bool // set when a header is complete; may be nil
 }
 
 func (s *stream) Read(b []byte) (int, error) {

@@ -95,6 +95,7 @@ type Config struct {
 	Interval    time.Duration    // from the start of one check to the next, jittered by 10 %
 	Line        time.Duration    // how long a connection carries check after check; 0 means LineLife
 	Hold        time.Duration    // how long the first hold-down lasts; 0 means 5 s
+	Late        time.Duration    // how long LateAnswer counts an answer after the end of its check; 0 means not at all
 	Timeout     time.Duration    // limit of one check: connect, TLS, answer; three usual round trips are added
 	Fall        int              // consecutive bad results that end Ready
 	Rise        int              // consecutive good results that restore Ready
@@ -217,7 +218,7 @@ func New(cfg Config, addr func() (netip.AddrPort, error), o Observer) *Checker {
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
-	p := &prober{cfg: cfg, addr: addr, lost: func() { signal(c.lost) }, heard: c.heard}
+	p := &prober{cfg: cfg, addr: addr, late: newLate(cfg.Late), lost: func() { signal(c.lost) }, heard: c.heard}
 	c.kept, c.probe, c.limit, c.renew = p, p.probe, p.limit, p.drop
 	c.usual = func() time.Duration { return p.rtt }
 	c.m = newMachine(cfg, time.Now())

@@ -2,12 +2,14 @@ package check
 
 import (
 	"bufio"
+	"context"
 	"crypto/tls"
 	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -30,6 +32,7 @@ type line struct {
 	until   time.Time // when it is replaced
 
 	phase   atomic.Int32
+	head    atomic.Bool // the header of the answer to the present request is there
 	closing atomic.Bool
 	quit    chan struct{} // closed by close
 	answers chan reply    // the answer to each request
@@ -67,10 +70,11 @@ func spreadOf(d time.Duration) time.Duration {
 func (l *line) read(lost func()) {
 	defer close(l.done)
 	defer l.conn.Close()
-	in := &stream{r: l.conn}
+	in := &stream{r: l.conn, head: &l.head}
 	buffered := bufio.NewReader(in)
 	for {
 		in.left = maxHead + maxBody
+		l.head.Store(false)
 		a, resp, err := readAnswer(in, buffered)
 		if l.phase.Load() == lineIdle { // it has ended, or an answer came without a request
 			if !l.closing.Load() {
@@ -112,16 +116,29 @@ func (l *line) over() bool {
 	}
 }
 
-// ask sends the request and returns its answer. The deadline of the connection ends it.
-func (l *line) ask() (answer, error) {
-	if _, err := l.conn.Write(l.request); err != nil {
+// ask sends the request and returns its answer. lift lifts the limit of the connection, which
+// has to outlive an answer that is late; ctx ends the wait. An answer whose header has come
+// counts without the rest.
+func (l *line) ask(ctx context.Context, lift func()) (answer, error) {
+	_, err := l.conn.Write(l.request)
+	lift()
+	if err != nil {
 		return answer{}, err
 	}
-	select {
-	case r := <-l.answers:
-		return r.answer, r.err
-	case <-l.done:
-		return answer{}, io.EOF
+	over := ctx.Done()
+	for {
+		select {
+		case r := <-l.answers:
+			return r.answer, r.err
+		case <-l.done:
+			return answer{}, io.EOF
+		case <-over:
+			if !l.head.Load() {
+				return answer{}, os.ErrDeadlineExceeded
+			}
+			l.conn.SetReadDeadline(time.Unix(1, 0))
+			over = nil
+		}
 	}
 }
 

@@ -32,6 +32,7 @@ type prober struct {
 	tlsUntil time.Time     // when its session is forgotten
 	line     *line         // the connection of the last check; nil when it cannot carry another
 	asked    time.Time     // when the present check sent its request on that line
+	late     *late         // waits for answers that come after their check; nil when they do not matter
 	turn     int           // attempts to connect, which take the sources by turns
 }
 
@@ -64,9 +65,10 @@ func (p *prober) probe(ctx context.Context) (r Result) {
 		r.Kind = KindOK
 		return r
 	}
-	defer limit(ctx, conn)()
+	lift := limit(ctx, conn)
 	c := p.handshake(conn, to, &r)
 	if c == nil {
+		lift()
 		conn.Close()
 		return r
 	}
@@ -77,7 +79,7 @@ func (p *prober) probe(ctx context.Context) (r Result) {
 	p.line = &line{conn: c, to: to, request: p.request(to), expiry: r.CertExpiry}
 	p.line.start(p.cfg.line(), lost)
 	p.asked = time.Now()
-	a, err := p.line.ask()
+	a, err := p.line.ask(ctx, lift)
 	p.see(reply{a, err}, &r)
 	if p.cfg.Interval >= p.cfg.line()/2 {
 		p.drop()
@@ -289,10 +291,15 @@ func (p *prober) request(to netip.AddrPort) []byte {
 }
 
 // see fills in the result that follows from the answer on the line. It ends a line that
-// has not answered.
+// has not answered, or leaves it to the answer that may come late.
 func (p *prober) see(got reply, r *Result) {
 	r.HTTP = time.Since(p.asked)
-	if got.err != nil {
+	switch {
+	case got.err == nil:
+	case p.late != nil && isTimeout(got.err):
+		p.late.wait(p.line)
+		p.line = nil
+	default:
 		p.drop()
 	}
 	switch {

@@ -52,6 +52,7 @@ func (c *Checker) Run(ctx context.Context) {
 		c.runUnchecked(ctx)
 		return
 	}
+	defer c.kept.late.end()
 	defer c.renew()
 	now := time.Now()
 	c.plan.set(now, now)
