@@ -3,11 +3,14 @@ package lb
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"kthwd/lb/check"
 )
 
 // limitKind is a limit of this balancer or of its machine. Reaching one is no fault of a
@@ -22,11 +25,12 @@ const (
 	limitPorts                        // local ports towards a backend
 	limitMemory                       // of the kernel, for sockets
 	limitAccessLog                    // the disk of the access log, or its speed
+	limitSource                       // an address of Sources that the machine no longer has
 	limitKinds
 )
 
 // limitNames are the limits in status, metrics and the log.
-var limitNames = [limitKinds]string{"max_connections", "max_connections_per_source", "max_held", "descriptors", "ports", "kernel_memory", "access_log"}
+var limitNames = [limitKinds]string{"max_connections", "max_connections_per_source", "max_held", "descriptors", "ports", "kernel_memory", "access_log", "source_address"}
 
 // consequences say for each limit what is the matter and what helps.
 var consequences = [limitKinds]struct{ text, do string }{
@@ -36,6 +40,7 @@ var consequences = [limitKinds]struct{ text, do string }{
 	limitDescriptors: {"no file descriptor is free: new clients wait in the kernel's queue", "raise LimitNOFILE= of the unit, or ulimit -n; a client takes two"},
 	limitPorts:       {"no local port towards a backend is free: clients wait for one", "give further addresses of this machine with --source, or widen net.ipv4.ip_local_port_range"},
 	limitMemory:      {"the kernel has no memory for another socket", "see net.ipv4.tcp_mem and the memory limit of the unit"},
+	limitSource:      {"an address of --source is no longer on this machine: connections come from the others, and clients wait where there is none", "give this machine the address again, or take it out of --source"},
 	limitAccessLog:   {"the access log takes no more lines, and some are lost", "make room on its disk, or turn it off with --access-log="},
 }
 
@@ -80,6 +85,8 @@ func limitOf(errno syscall.Errno) (limitKind, bool) {
 		return limitDescriptors, true
 	case unix.EADDRNOTAVAIL, unix.EAGAIN, unix.EADDRINUSE:
 		return limitPorts, true
+	case check.NoSource:
+		return limitSource, true
 	case unix.ENOBUFS, unix.ENOMEM:
 		return limitMemory, true
 	}
@@ -139,13 +146,21 @@ func (s *Server) limitValue(k limitKind) string {
 		}
 	case limitAccessLog:
 		return cfg.AccessLog
+	case limitSource:
+		var gone []string
+		for _, a := range cfg.sourceAddresses() {
+			if !isLocal(a) {
+				gone = append(gone, a.String())
+			}
+		}
+		return strings.Join(gone, ", ")
 	}
 	return ""
 }
 
 // LimitStatus is a limit that was reached in the last minute.
 type LimitStatus struct {
-	Name  string    `json:"name"`  // max_connections, max_connections_per_source, max_held, descriptors, ports, kernel_memory, access_log
+	Name  string    `json:"name"`  // max_connections, max_connections_per_source, max_held, descriptors, ports, kernel_memory, access_log, source_address
 	Value string    `json:"value"` // of the limit, where it has one
 	Hits  uint64    `json:"hits"`  // since the start
 	Since time.Time `json:"since"`

@@ -147,6 +147,14 @@ func TestSources(t *testing.T) {
 			t.Errorf("got %s", host)
 		}
 	}
+	must(t, equal("source_address", r.limits.all[limitSource].hits.Load() > 0, true), equal("ports", r.limits.all[limitPorts].hits.Load(), 0))
+	lost := set
+	lost.sources = set.sources[:1]
+	r.set.Store(&lost)
+	b := r.allBackends()[0]
+	r.dial().Write([]byte("nobody gets this"))
+	eventually(t, "the client is held", func() error { return equal("held", r.Status().Held, 1) })
+	must(t, equal("ports", r.limits.all[limitPorts].hits.Load(), 0), equal("errors", r.Status().Backends[0].Errors, 0), equal("tier", b.tier.Load(), tierReady))
 	for _, bad := range []string{"192.0.2.1", "127.0.0.21", "0.0.0.0", "x", "127.0.0.1:80"} {
 		cfg := cfg
 		cfg.Sources = append([]string{"127.0.0.21"}, bad)

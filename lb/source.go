@@ -8,6 +8,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"kthwd/lb/check"
 )
 
 // A connection to a backend has a local port, of which an address has some 28 000 towards
@@ -45,14 +47,16 @@ func (v *validator) sources(c Config) {
 	}
 }
 
-// connectFrom is connect from one source after another, until one has a port left.
+// connectFrom is connect from one source after another, until one has a port left. The error is
+// check.NoSource when this machine has none of them.
 func (s *Server) connectFrom(fd int32, to *sockaddr) (errno syscall.Errno) {
 	all := s.settings().sources
 	if len(all) == 0 {
 		return connect(fd, to)
 	}
 	start := s.sourceTurn.Add(1)
-	errno = unix.EAFNOSUPPORT // no source of the family: the kernel chooses
+	gone := false
+	errno = unix.EAFNOSUPPORT // no source of the family
 	for i := range uint64(len(all)) {
 		from := all[(start+i)%uint64(len(all))]
 		if from.family() != to.family() {
@@ -61,14 +65,24 @@ func (s *Server) connectFrom(fd int32, to *sockaddr) (errno syscall.Errno) {
 		// The port is chosen at the connect, when the destination is known, and so can be
 		// in use towards other destinations.
 		setInt(fd, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
-		if errno = bind(fd, from); errno == 0 {
+		bound := bind(fd, from)
+		if bound == unix.EADDRNOTAVAIL { // for want of the address, not of a port
+			gone = true
+			continue
+		}
+		if errno = bound; bound == 0 {
 			errno = connect(fd, to)
 		}
 		if errno != unix.EADDRNOTAVAIL && errno != unix.EADDRINUSE {
-			return errno
+			break
 		}
 	}
-	if errno == unix.EAFNOSUPPORT {
+	switch {
+	case gone && errno == unix.EAFNOSUPPORT:
+		return check.NoSource
+	case gone:
+		s.reach(limitSource)
+	case errno == unix.EAFNOSUPPORT: // the kernel chooses
 		return connect(fd, to)
 	}
 	return errno

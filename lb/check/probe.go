@@ -359,8 +359,11 @@ func cause(err error) string {
 }
 
 // shortage returns the error if a connect failed because this machine is out of
-// descriptors, memory or local ports; else 0.
+// descriptors, memory or local ports, or NoSource; else 0.
 func shortage(err error) syscall.Errno {
+	if lacksSource(err) {
+		return NoSource
+	}
 	for _, e := range []syscall.Errno{
 		syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM,
 		syscall.EADDRNOTAVAIL, syscall.EADDRINUSE, syscall.EAGAIN,

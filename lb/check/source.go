@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -41,6 +42,15 @@ func dialFrom(ctx context.Context, sources []netip.Addr, to netip.AddrPort) (con
 		}
 	}
 	return conn, err
+}
+
+// NoSource is the shortage of a machine that no longer has an address of Config.Sources. The
+// kernel's own word for it is that for a lack of ports.
+const NoSource = syscall.ENODEV
+
+func lacksSource(err error) bool {
+	var call *os.SyscallError
+	return errors.As(err, &call) && call.Syscall == "bind" && call.Err == syscall.EADDRNOTAVAIL
 }
 
 // portAtConnect has the kernel choose the port of a socket at the connect, when the

@@ -81,6 +81,13 @@ func TestPortsOfSources(t *testing.T) {
 			t.Errorf("with a second source: got %+v", r)
 		}
 	}
+	gone := netip.MustParseAddr("192.0.2.1")
+	if r := checkFrom(backend, gone, spare); r.Kind != KindOK {
+		t.Errorf("with a second source beside one that is gone: got %+v", r)
+	}
+	if r := checkFrom(backend, gone); r.NoVerdict == "" || r.Shortage != NoSource {
+		t.Errorf("with a source that is gone: got %+v", r)
+	}
 	if r := checkFrom(backend, full); r.NoVerdict == "" || r.Shortage != syscall.EADDRNOTAVAIL {
 		t.Errorf("with no port left: got %+v", r)
 	}
