@@ -22,6 +22,17 @@ func healthyReport() Report {
 	return r
 }
 
+// The findings of a load balancer have their kinds, and the beginnings that it knows.
+func TestFindingsOfBalancer(t *testing.T) {
+	r := balancing("ready")
+	r.LB.Limits = []lb.LimitStatus{{Name: "ports", Since: noon}}
+	r.LB.Names = []lb.NameStatus{{Name: "api.test:6443", Addresses: 1, Problem: "x", Since: noon}, {Name: "well.test:6443", Addresses: 2}, {Name: "none.test:6443", Problem: "among the backends"}}
+	_, findings := Assess(r, noon)
+	if len(findings) != 2 || findings[0].Kind != "lb_limit" || findings[1].Kind != "backend_name" || findings[0].Since != noon || findings[1].Since != noon {
+		t.Errorf("got %+v", findings)
+	}
+}
+
 func balancing(states ...string) Report {
 	r := reports()["lb"]
 	s := lb.Status{Ready: true, Check: "tcp"}
@@ -124,14 +135,34 @@ func TestAssess(t *testing.T) {
 		"no certificate":                    {change(func(r *Report) { r.Certificates[0].Problem = "permission\ndenied" }), Degraded, "/d/ca.pem: permission denied", ""},
 		"stopping":                          {change(func(r *Report) { r.Ready, r.Reason = false, "stopping" }), Down, "not ready: stopping", ""},
 
-		"all backends ready":   {balancing("ready", "slow_start"), Healthy, "", ""},
-		"a backend dead":       {balancing("ready", "dead"), Degraded, "1 of 2 backends are not ready: b:6443 is dead (x)", ""},
-		"all backends dead":    {balancing("dead", "not_ready"), Down, "no backend is ready: a:6443 is dead (x), b:6443 is not_ready (x)", ""},
-		"not checked yet":      {balancing("unknown", "dead"), Degraded, "1 of 2", ""},
-		"the only one held":    {balancing("held"), Degraded, "no backend is ready; those that are held down pass their checks and are used: a:6443 is held (x)", "why they have fallen"},
-		"both held":            {balancing("held", "held"), Degraded, "no backend is ready; those that are held down", ""},
-		"held and dead":        {balancing("held", "dead"), Degraded, "no backend is ready; those that are held down pass their checks and are used: a:6443 is held (x), b:6443 is dead (x)", ""},
-		"held and ready":       {balancing("held", "ready"), Degraded, "1 of 2 backends are not ready: a:6443 is held (x)", "kthwd status there"},
+		"all backends ready": {balancing("ready", "slow_start"), Healthy, "", ""},
+		"a backend dead":     {balancing("ready", "dead"), Degraded, "1 of 2 backends are not ready: b:6443 is dead (x)", ""},
+		"all backends dead":  {balancing("dead", "not_ready"), Down, "no backend is ready: a:6443 is dead (x), b:6443 is not_ready (x)", ""},
+		"not checked yet":    {balancing("unknown", "dead"), Degraded, "1 of 2", ""},
+		"the only one held":  {balancing("held"), Degraded, "no backend is ready; those that are held down pass their checks and are used: a:6443 is held (x)", "why they have fallen"},
+		"both held":          {balancing("held", "held"), Degraded, "no backend is ready; those that are held down", ""},
+		"held and dead":      {balancing("held", "dead"), Degraded, "no backend is ready; those that are held down pass their checks and are used: a:6443 is held (x), b:6443 is dead (x)", ""},
+		"held and ready":     {balancing("held", "ready"), Degraded, "1 of 2 backends are not ready: a:6443 is held (x)", "kthwd status there"},
+		"a limit reached": {func() Report {
+			r := balancing("ready")
+			r.LB.Limits = []lb.LimitStatus{{Name: "max_held", Value: "1", Hits: 3, Since: noon, Text: "clients are\nclosed", Do: "raise it"}}
+			return r
+		}(), Degraded, "the limit max_held (1) is reached: clients are closed", "raise it"},
+		"a limit without a number": {func() Report {
+			r := balancing("ready")
+			r.LB.Limits = []lb.LimitStatus{{Name: "ports", Text: "no port is free"}}
+			return r
+		}(), Degraded, "the limit ports is reached: no port is free", ""},
+		"a name with a problem": {func() Report {
+			r := balancing("ready")
+			r.LB.Names = []lb.NameStatus{{Name: "api.test:6443", Addresses: 1, Problem: "server\nmisbehaving", Since: noon}}
+			return r
+		}(), Healthy, "the name api.test:6443: server misbehaving", "correct the records"},
+		"a name without an address": {func() Report { // which is a backend that is not ready
+			r := balancing("ready", "unresolved")
+			r.LB.Names = []lb.NameStatus{{Name: "b:6443", Problem: "no such host"}}
+			return r
+		}(), Degraded, "1 of 2 backends are not ready: b:6443 is unresolved (x)", ""},
 		"what has handed over": {func() Report { r := balancing("dead"); r.HandedOver = true; return r }(), Healthy, "", ""},
 	} {
 		got, findings := Assess(tt.r, noon)
