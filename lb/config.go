@@ -275,16 +275,20 @@ func isLocal(ip netip.Addr) bool {
 	if ip.IsLoopback() {
 		return true
 	}
-	addrs, err := net.InterfaceAddrs()
-	if err != nil {
-		return false
-	}
+	return slices.Contains(interfaceAddresses(), ip.Unmap().WithZone(""))
+}
+
+// interfaceAddresses returns the addresses of this machine.
+func interfaceAddresses() (all []netip.Addr) {
+	addrs, _ := net.InterfaceAddrs() // none is known, then
 	for _, a := range addrs {
-		if n, ok := a.(*net.IPNet); ok && n.IP.Equal(ip.AsSlice()) {
-			return true
+		if n, ok := a.(*net.IPNet); ok {
+			if ip, ok := netip.AddrFromSlice(n.IP); ok {
+				all = append(all, ip.Unmap())
+			}
 		}
 	}
-	return false
+	return all
 }
 
 func (v *validator) choices(c Config) {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -93,6 +94,21 @@ func openListener(address string, free, beside bool) (*net.TCPListener, error) {
 		return nil, err
 	}
 	return ln.(*net.TCPListener), nil
+}
+
+// away says why nothing can reach an address that is listened on before the machine has it, or
+// returns "". An address that another machine has at the moment comes to an interface that has
+// its family; one of the wrong family never comes.
+func away(address string, here []netip.Addr) string {
+	at, err := listenAddress(address)
+	if err != nil || at.Addr().IsUnspecified() || at.Addr().IsLoopback() {
+		return ""
+	}
+	is4 := at.Addr().Unmap().Is4()
+	if slices.ContainsFunc(here, func(a netip.Addr) bool { return a.Is4() == is4 && !a.IsLoopback() }) {
+		return ""
+	}
+	return "address not here: no interface has " + map[bool]string{true: "IPv4", false: "IPv6"}[is4]
 }
 
 // newListener converts ln, which it closes, to a bare descriptor outside Go's poller.

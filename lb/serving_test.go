@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"sync"
 	"testing"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"kthwd/lb/check"
+	"kthwd/test/lbtest"
 )
 
 func TestServingIsDamped(t *testing.T) {
@@ -188,4 +190,28 @@ func TestFreebind(t *testing.T) {
 		}
 		must(t, ln.Close())
 	}
+}
+
+// An address whose family no interface has never comes, which status says.
+func TestFreebindOfMissingFamily(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, for a network of its own")
+	}
+	if !lbtest.OwnMachine(t) {
+		return
+	}
+	if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
+		t.Fatalf("ip: %v\n%s", err, out)
+	}
+	cfg := testConfig("192.0.2.1:6443")
+	cfg.Listen, cfg.Freebind = []string{"127.0.0.1:6443", "192.0.2.50:6443", "[2001:db8::50]:6443"}, true
+	r := run(t, cfg, Options{})
+	for i, want := range []string{"", "address not here: no interface has IPv4", "address not here: no interface has IPv6"} {
+		l := r.Status().Listen[i]
+		must(t, equal(l.Address, l.Away, want))
+	}
+	if out, err := exec.Command("ip", "address", "add", "192.0.2.9/24", "dev", "lo").CombinedOutput(); err != nil {
+		t.Fatalf("ip: %v\n%s", err, out)
+	}
+	must(t, equal("with another address of the family", r.Status().Listen[1].Away, ""))
 }

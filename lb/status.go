@@ -53,6 +53,7 @@ type ListenerStatus struct {
 	Accepted uint64 `json:"accepted"`
 	Rejected uint64 `json:"rejected"`
 	Closed   bool   `json:"closed,omitempty"` // a reload has removed it; its connections are not over yet
+	Away     string `json:"away,omitempty"`   // why no client reaches it: with Freebind, no interface has its family
 }
 
 // BackendStatus is one backend.
@@ -104,6 +105,9 @@ func (s *Server) Status() Status {
 	}
 	for _, l := range s.accountsInUse() {
 		ls := ListenerStatus{Address: l.address, Active: int(l.active.Load()), Accepted: l.accepted.Load(), Closed: !s.listensOn(l)}
+		if cfg.Freebind {
+			ls.Away = away(l.address, interfaceAddresses())
+		}
 		for i := range l.rejected {
 			ls.Rejected += l.rejected[i].Load()
 		}

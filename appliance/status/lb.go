@@ -44,10 +44,14 @@ func discoveryLine(s lb.DiscoveryStatus, now time.Time, p func(colour, string) s
 	return "discovery: from " + text.Line(s.Server)
 }
 
-// listenerName marks the address of a listener that a reload has closed: its connections go on.
+// listenerName marks the address of a listener that a reload has closed, whose connections go on,
+// and of one that nothing can reach.
 func listenerName(l lb.ListenerStatus) string {
-	if l.Closed {
+	switch {
+	case l.Closed:
 		return l.Address + " (closed)"
+	case l.Away != "":
+		return l.Address + " (" + l.Away + ")"
 	}
 	return l.Address
 }

@@ -93,6 +93,18 @@ func reports() map[string]Report {
 	return all
 }
 
+func TestListenerName(t *testing.T) {
+	for want, l := range map[string]lb.ListenerStatus{
+		"a:1":          {Address: "a:1"},
+		"a:1 (closed)": {Address: "a:1", Closed: true, Away: "x"},
+		"a:1 (address not here: no interface has IPv6)": {Address: "a:1", Away: "address not here: no interface has IPv6"},
+	} {
+		if got := listenerName(l); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
 func TestWriteTable(t *testing.T) {
 	for name, r := range reports() {
 		for suffix, colour := range map[string]bool{"": false, "-colour": true} {
