@@ -6,6 +6,9 @@
 // five times, for a quarter of the CPU time of kthwd version, and find little to free. The
 // next collection, or Over, puts back the usual setting. GOGC in the environment replaces this.
 //
+// Variables of the environment that Kubernetes' packages read while they are initialised, for tests
+// of Kubernetes, are removed before they can, unless the process is a program by its name.
+//
 // kubectl's translations are loaded only in a process that is kubectl and speaks another language
 // than English: its packages use them while they are initialised, and the loading takes a fifth of
 // the CPU time of kubectl version. The English translations are the texts themselves.
@@ -21,6 +24,7 @@ import (
 
 	"k8s.io/kubectl/pkg/util/i18n"
 
+	"kthwd/appliance/environment"
 	"kthwd/appliance/names"
 )
 
@@ -36,6 +40,9 @@ func init() {
 		usual = sync.OnceFunc(func() { debug.SetGCPercent(before) })
 		// The finalizer of an unreachable object runs after the first collection.
 		runtime.SetFinalizer(new([16]byte), func(*[16]byte) { usual() })
+	}
+	if names.Of(os.Args).Name == "" {
+		environment.TakeEarly()
 	}
 	if names.Of(os.Args).Name != names.Kubectl || english(os.Getenv) {
 		// The error means that translations are loaded, and then there is nothing to save.

@@ -61,11 +61,11 @@ var table = []Variable{
 	{"KUBERNETES_MASTER", Removed, "client-go would use it as server of a kubeconfig without one"},
 	{"KUBECONFIG", Removed, "kubeconfigs are named by flags only"},
 	{"POD_NAMESPACE", Removed, "client-go would use it as namespace"},
-	{"KUBE_CACHE_MUTATION_DETECTOR", Warned, "for tests of Kubernetes: costs memory and ends the process"},
-	{"KUBE_WATCHLIST_INCONSISTENCY_DETECTOR", Warned, "for tests of Kubernetes: lists everything twice"},
-	{"KUBE_WATCHCACHE_CONSISTENCY_CHECKER", Warned, "for tests of Kubernetes: ends the process"},
-	{"KUBE_PANIC_WATCH_DECODE_ERROR", Warned, "for tests of Kubernetes: ends the process"},
-	{"KUBE_PATCH_CONVERSION_DETECTOR", Warned, "for tests of Kubernetes"},
+	{"KUBE_CACHE_MUTATION_DETECTOR", Refused, "for tests of Kubernetes: costs memory and ends the process"},
+	{"KUBE_WATCHLIST_INCONSISTENCY_DETECTOR", Refused, "for tests of Kubernetes: lists everything twice"},
+	{"KUBE_WATCHCACHE_CONSISTENCY_CHECKER", Refused, "for tests of Kubernetes: ends the process"},
+	{"KUBE_PANIC_WATCH_DECODE_ERROR", Refused, "for tests of Kubernetes: ends the process"},
+	{"KUBE_PATCH_CONVERSION_DETECTOR", Refused, "for tests of Kubernetes"},
 	{"KUBE_*", Refused, "set the flag with --kube-apiserver-arg, --kube-controller-manager-arg or --kube-scheduler-arg, such as feature-gates"},
 	{"DISABLE_HTTP2", Refused, "client-go would use one connection for each request"},
 	{"HTTP2_READ_IDLE_TIMEOUT_SECONDS", Refused, "client-go would notice dead connections at other times"},
@@ -134,11 +134,34 @@ type Note struct {
 	Name    string // the variable, or several with commas
 }
 
+// early are variables that packages of Kubernetes read while they are initialised.
+var early = []string{
+	"KUBE_CACHE_MUTATION_DETECTOR",          // client-go/tools/cache/mutation_detector.go
+	"KUBE_PATCH_CONVERSION_DETECTOR",        // apimachinery/pkg/runtime/converter.go
+	"KUBE_PANIC_WATCH_DECODE_ERROR",         // apiserver/pkg/storage/etcd3/watcher.go
+	"KUBE_WATCHCACHE_CONSISTENCY_CHECKER",   // apiserver/pkg/storage/cacher/consistency/checker.go
+	"KUBE_WATCHLIST_INCONSISTENCY_DETECTOR", // client-go/util/consistencydetector
+}
+
+// gone are those that TakeEarly has removed.
+var gone []string
+
+// TakeEarly removes the variables that Take would be too late for. A package that is initialised
+// before those of Kubernetes calls it; Take says what it has removed.
+func TakeEarly() {
+	for _, name := range early {
+		if os.Getenv(name) != "" {
+			gone = append(gone, name)
+		}
+		os.Unsetenv(name)
+	}
+}
+
 // Take changes the process's environment as Table says, and returns what there is to
 // say. inside are further hosts that are never asked through a proxy. A value is never
 // part of a Note, because it may hold a secret.
 func Take(inside []string) (notes []Note) {
-	var names []string
+	names := slices.Clone(gone)
 	for _, pair := range os.Environ() {
 		name, _, _ := strings.Cut(pair, "=")
 		names = append(names, name)

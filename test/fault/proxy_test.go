@@ -85,7 +85,7 @@ func TestProxyOfTheEnvironment(t *testing.T) {
 	at := addresses(t, 71, 3)
 	proxy := newRecorder(t)
 	env := []string{"HTTPS_PROXY=" + proxy.url, "http_proxy=" + proxy.url, "HTTP_PROXY=" + proxy.url, "https_proxy=" + proxy.url, "NO_PROXY=", "no_proxy=",
-		"KUBERNETES_SERVICE_HOST=10.254.71.9", "KUBERNETES_SERVICE_PORT=1", "KUBECONFIG=/nowhere", "ETCD_NAME=other", "ETCD_DATA_DIR=/nowhere", "KUBE_FEATURE_WatchListClient=nonsense", "REQUEST_METHOD=GET"}
+		"KUBERNETES_SERVICE_HOST=10.254.71.9", "KUBERNETES_SERVICE_PORT=1", "KUBECONFIG=/nowhere", "ETCD_NAME=other", "ETCD_DATA_DIR=/nowhere", "KUBE_FEATURE_WatchListClient=nonsense", "KUBE_CACHE_MUTATION_DETECTOR=true", "REQUEST_METHOD=GET"}
 	k := &trio{}
 	var peers []string
 	for i := range k.dirs {
@@ -123,7 +123,7 @@ func TestProxyOfTheEnvironment(t *testing.T) {
 	})
 	client := all[0].Client(t)
 	for _, c := range all {
-		for _, want := range []string{"asked for names outside the cluster only", "variable=HTTPS_PROXY,https_proxy,HTTP_PROXY,http_proxy", "variable=ETCD_NAME", "variable=KUBE_FEATURE_WatchListClient"} {
+		for _, want := range []string{"asked for names outside the cluster only", "variable=HTTPS_PROXY,https_proxy,HTTP_PROXY,http_proxy", "variable=ETCD_NAME", "variable=KUBE_FEATURE_WatchListClient", "variable=KUBE_CACHE_MUTATION_DETECTOR"} {
 			if !strings.Contains(c.Log.String(), want) {
 				t.Errorf("the log lacks %q", want)
 			}
