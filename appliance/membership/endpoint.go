@@ -193,7 +193,7 @@ func (m *Members) judge(j join, in member.Request) error {
 		return &member.Refusal{Reason: reasonSecret, Text: "the token is wrong", Advice: newToken}
 	case !member.IsJoiner(in.Joiner):
 		return &member.Refusal{Reason: reasonForm, Text: "the request has no name of a kthwd join, to which the token could be bound", Advice: "use kthwd join, of the version of the other controllers: " + m.version}
-	case !j.valid:
+	case !j.valid || j.outlived(time.Now()):
 		return &member.Refusal{Reason: reasonExpired, Text: "the token has expired", Advice: newToken}
 	case fits != nil:
 		if refusal, ok := errors.AsType[*member.Refusal](fits); ok {

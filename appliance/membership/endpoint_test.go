@@ -24,7 +24,7 @@ var aSecret = make([]byte, 16)
 
 // aJoin is the join of a valid token.
 func aJoin(id string) join {
-	return join{ID: id, Name: "c1", Address: "192.0.2.1", From: "192.0.2.1", Secret: member.Token{ID: id, Secret: aSecret}.Hash(), valid: true}
+	return join{ID: id, Name: "c1", Address: "192.0.2.1", From: "192.0.2.1", Secret: member.Token{ID: id, Secret: aSecret}.Hash(), TTL: time.Hour, Made: time.Now(), valid: true}
 }
 
 // Each refusal is counted by its reason, and a second use of a token is a finding for an hour.
@@ -39,6 +39,7 @@ func TestRefusedJoinsAreCounted(t *testing.T) {
 		{reasonSecret, func(_ *join, in *member.Request) { in.Secret = []byte("x") }},
 		{reasonForm, func(_ *join, in *member.Request) { in.Joiner = "" }},
 		{reasonExpired, func(j *join, _ *member.Request) { j.valid = false }},
+		{reasonExpired, func(j *join, _ *member.Request) { j.Made = j.Made.Add(-2 * j.TTL) }}, // its lease was granted again
 		{reasonVersion, func(_ *join, in *member.Request) { in.Versions.Etcd = "1.0.0" }},
 		{reasonAddress, func(j *join, _ *member.Request) { j.From = "192.0.2.9" }},
 		{reasonUsed, func(j *join, _ *member.Request) { j.Holder = first }},

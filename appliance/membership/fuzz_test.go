@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"kthwd/appliance/member"
 	"kthwd/appliance/pki"
@@ -52,7 +53,7 @@ func FuzzJoinRequest(f *testing.F) {
 // covers what it says.
 func FuzzJoinRecord(f *testing.F) {
 	key := []byte("a key that etcd does not have")
-	sealed := join{ID: "a1b2c3d4e5f6", Name: "c1", Address: "10.0.0.1", CAKey: false}
+	sealed := join{ID: "a1b2c3d4e5f6", Name: "c1", Address: "10.0.0.1", CAKey: false, Made: time.Now().Truncate(time.Second)}
 	sealed.Seal = sealed.computeSeal(key)
 	data, err := json.Marshal(sealed)
 	if err != nil {
@@ -66,7 +67,7 @@ func FuzzJoinRecord(f *testing.F) {
 		if json.Unmarshal(data, &j) != nil || !hmac.Equal(j.Seal, j.computeSeal(key)) {
 			return
 		}
-		if j.Name != sealed.Name || j.Address != sealed.Address || j.CAKey != sealed.CAKey || j.ID != sealed.ID {
+		if j.Name != sealed.Name || j.Address != sealed.Address || j.CAKey != sealed.CAKey || j.ID != sealed.ID || j.Made.Unix() != sealed.Made.Unix() {
 			t.Errorf("a record that no controller has sealed: %+v", j)
 		}
 	})

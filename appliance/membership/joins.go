@@ -36,6 +36,7 @@ type join struct {
 	From    string        `json:"from,omitempty"` // address from which the joiner sends its requests; empty means Address
 	TTL     time.Duration `json:"ttlNanoseconds"`
 	Lease   int64         `json:"lease"`
+	Made    time.Time     `json:"made"`
 
 	// Holder is the joiner that received the files; every other one is refused.
 	Holder string `json:"holder,omitempty"`
@@ -50,6 +51,13 @@ type join struct {
 	arrived  bool  // the learner runs and has the cluster's shared files
 	revision int64 // of the record
 }
+
+// clocksApart is how far the clocks of two controllers may be apart.
+const clocksApart = 10 * time.Minute
+
+// outlived reports whether the token's time is over by the clock, too. Who can write to etcd can put
+// an old record back, with its seal, and grant its lease again; its time is in the seal.
+func (j join) outlived(now time.Time) bool { return now.Sub(j.Made) > j.TTL+clocksApart }
 
 // member returns the member that this join created, or nil.
 func (j join) member(all []*membership.Member) *membership.Member {
@@ -95,7 +103,7 @@ func (j join) record(ctx context.Context, client *clientv3.Client, key []byte, r
 	if err != nil {
 		return err
 	}
-	j.Lease = int64(lease.ID)
+	j.Lease, j.Made = int64(lease.ID), time.Now().UTC().Truncate(time.Second)
 	j.Seal = j.computeSeal(key)
 	value, err := json.Marshal(j)
 	if err != nil {

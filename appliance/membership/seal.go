@@ -64,8 +64,8 @@ func (m *Members) Reseal(ctx context.Context, client *clientv3.Client) error {
 // computeSeal returns the seal for the record's content. It covers every field that decides
 // which joiner receives which files. To cover a further field, change the version.
 func (j join) computeSeal(key []byte) []byte {
-	const version = 1
-	content, _ := json.Marshal([]any{version, j.ID, j.Name, j.Address, j.From, j.Secret, j.CAKey, j.TTL, j.Lease, j.Holder, j.Joiner, j.PeerURL}) // plain values always encode
+	const version = 2
+	content, _ := json.Marshal([]any{version, j.ID, j.Name, j.Address, j.From, j.Secret, j.CAKey, j.TTL, j.Lease, j.Made.Unix(), j.Holder, j.Joiner, j.PeerURL}) // plain values always encode
 	mac := hmac.New(sha256.New, key)
 	mac.Write(content)
 	return mac.Sum(nil)
