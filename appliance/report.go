@@ -98,6 +98,9 @@ func (p *prepared) commandNames() cause.Names {
 	if p.layout.Dir != config.Default().Controller.DataDir {
 		n.Dir = p.layout.Dir
 	}
+	if program.Value(p.args[program.Etcd], "wal-dir") != "" {
+		n.LogFlag = "--etcd-arg=wal-dir"
+	}
 	return n
 }
 

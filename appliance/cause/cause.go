@@ -37,6 +37,7 @@ type Names struct {
 	Kubeconfig string              // the administrator's, for commands; empty for kubectl's default
 	Dir        string              // the data directory, for kthwd's verbs; empty for their default
 	Unit       string              // systemd's; empty means kthwd-controller
+	LogFlag    string              // names the directory of etcd's log; empty means --etcd-data-dir
 	Webhooks   map[string][]string // by the name of a webhook: its configurations, as kubectl delete takes them
 }
 

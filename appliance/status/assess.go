@@ -226,7 +226,7 @@ func (a *assessment) member(r Report) {
 	if m == nil {
 		return
 	}
-	a.disk(m.Fsync)
+	a.disk(m.Fsync, cmp.Or(r.Names.LogFlag, "--etcd-data-dir"))
 	if !m.Defragmenting.IsZero() {
 		a.add(Healthy, kindDefrag, "", "etcd defragments its database here: this controller's clients are served by others until it is done, and alone they wait")
 		a.since(m.Defragmenting)
@@ -248,8 +248,8 @@ func (a *assessment) member(r Report) {
 const reclaimSpace = "etcd space --fix"
 
 // disk judges by the time that was spent, by slow calls, and only then by a percentile: on
-// the slowest disk there are too few calls for one.
-func (a *assessment) disk(f Latency) {
+// the slowest disk there are too few calls for one. The disk is that of etcd's log, which flag names.
+func (a *assessment) disk(f Latency, flag string) {
 	h, says, is := Healthy, fmt.Sprintf("etcd fsync p99 is %d ms", f.P99.Milliseconds()), "the disk is slower than etcd recommends (10 ms)"
 	switch {
 	case f.waiting():
@@ -262,7 +262,7 @@ func (a *assessment) disk(f Latency) {
 	if f.slow() {
 		is = "the disk is too slow: leases and leadership may be lost"
 	}
-	a.add(h, kindFsync, "give etcd its own disk, an SSD, with --etcd-data-dir, and look for other writers to this one", "%s; %s", says, is)
+	a.add(h, kindFsync, "give etcd its own disk, an SSD, with "+flag+", and look for other writers to this one", "%s; %s", says, is)
 }
 
 // busy is the share of the time that was spent.
