@@ -93,7 +93,7 @@ func levelOf(unit string, free, size uint64, before int) int {
 }
 
 // askTime is how long a file system on another machine may take. One that is away blocks
-// whoever asks, for as long as it is.
+// the question for as long as it is.
 const askTime = time.Second
 
 // disks watches the file systems of all places.
