@@ -11,57 +11,62 @@ import (
 	"kthwd/test/kthwtest"
 )
 
-// TestFileSystemThatLacks: a start on a file system without hard links, owners and modes is refused
-// with its name, as the directory of kthwd or of etcd's data, and leaves nothing there.
+// TestFileSystemThatLacks: a start on a file system that lacks what kthwd needs is refused with its
+// type, as the directory of kthwd or of etcd's data, and leaves nothing there. Every kernel has a
+// file system without directories, for message queues; one without hard links, owners and modes
+// is left out where the kernel has none.
 func TestFileSystemThatLacks(t *testing.T) {
 	kthwtest.Turn(t, 1)
-	mount := vfat(t)
-	for _, tt := range []struct {
-		name      string
-		data, own string
-		lacks     string
-	}{
-		{"the data directory", mount, t.TempDir(), "--data-dir=" + mount + "/data: the file system (vfat, mounted at " + mount + ") has no file modes, no file owners, no hard links, no unix sockets"},
-		{"etcd's", t.TempDir(), mount, "--etcd-data-dir=" + mount + "/etcd: the file system (vfat, mounted at " + mount + ") has no file modes, no file owners"},
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, for a file system of its own")
+	}
+	for kind, lacks := range map[string]struct{ data, etcd string }{
+		"mqueue": {"no directories", "no directories"},
+		"vfat":   {"no file modes, no file owners, no hard links, no unix sockets", "no file modes, no file owners"},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			before := tree(t, mount)
-			a := attempt{dir: filepath.Join(tt.data, "data"), ports: kthwtest.FreePorts(t, "127.0.0.1"), args: []string{"--etcd-data-dir=" + filepath.Join(tt.own, "etcd")}}
-			a.run(t).check(t, 1, "ext4, xfs or btrfs", tt.lacks)
-			if after := tree(t, mount); after != before {
-				t.Errorf("got %s, want %s", after, before)
+		t.Run(kind, func(t *testing.T) {
+			at := mounted(t, kind)
+			said := ": the file system (" + kind + ", mounted at " + at + ") has "
+			for _, tt := range []struct{ data, etcd, error string }{
+				{at, t.TempDir(), "--data-dir=" + at + "/data" + said + lacks.data},
+				{t.TempDir(), at, "--etcd-data-dir=" + at + "/etcd" + said + lacks.etcd},
+			} {
+				before := tree(t, at)
+				a := attempt{dir: filepath.Join(tt.data, "data"), ports: kthwtest.FreePorts(t, "127.0.0.1"), args: []string{"--etcd-data-dir=" + filepath.Join(tt.etcd, "etcd")}}
+				a.run(t).check(t, 1, "ext4, xfs or btrfs", tt.error)
+				if after := tree(t, at); after != before {
+					t.Errorf("got %s, want %s", after, before)
+				}
 			}
 		})
 	}
 }
 
-// vfat mounts a file system of that type, as root's alone, until the test ends.
-func vfat(t *testing.T) string {
+// mounted mounts a file system of that type, as root's alone, until the test ends.
+func mounted(t *testing.T, kind string) string {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root, for a file system of its own")
-	}
-	if _, err := exec.LookPath("mkfs.vfat"); err != nil && os.Getenv("KTHWD_NO_SKIP") == "" {
-		t.Skip("needs mkfs.vfat, of Debian's dosfstools")
-	}
 	dir := t.TempDir()
-	image, mount := filepath.Join(dir, "image"), filepath.Join(dir, "disk")
+	image, at := filepath.Join(dir, "image"), filepath.Join(dir, "disk")
 	f, err := os.Create(image)
 	if err == nil {
-		err = errors.Join(f.Truncate(64<<20), f.Close(), os.Mkdir(mount, 0o755))
+		err = errors.Join(f.Truncate(64<<20), f.Close(), os.Mkdir(at, 0o755))
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, argv := range [][]string{{"mkfs.vfat", image}, {"mount", "-o", "loop,umask=077", image, mount}} {
+	steps := [][]string{{"mount", "-t", kind, "none", at}, {"chmod", "0700", at}}
+	if kind == "vfat" {
+		steps = [][]string{{"mkfs.vfat", image}, {"mount", "-o", "loop,umask=077", image, at}}
+	}
+	for _, argv := range steps {
 		if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
-			t.Fatalf("%q: %v\n%s", argv, err, out)
+			t.Skipf("no %s here: %q: %v\n%s", kind, argv, err, out)
 		}
 	}
 	t.Cleanup(func() {
-		if err := syscall.Unmount(mount, syscall.MNT_DETACH); err != nil {
-			t.Errorf("unmount %s: %v", mount, err)
+		if err := syscall.Unmount(at, syscall.MNT_DETACH); err != nil {
+			t.Errorf("unmount %s: %v", at, err)
 		}
 	})
-	return mount
+	return at
 }

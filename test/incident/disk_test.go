@@ -49,10 +49,12 @@ func TestSlowDisk(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, for a file system of its own")
 	}
-	kthwtest.Turn(t, 2)
-	dirs := map[string]string{"--etcd-data-dir": "etcd", "--etcd-arg=wal-dir": "log"}
-	for flag, name := range dirs {
-		t.Run(name, func(t *testing.T) { slow(t, flag, name) })
+	t.Parallel()
+	for flag, name := range map[string]string{"--etcd-data-dir": "etcd", "--etcd-arg=wal-dir": "log"} {
+		t.Run(name, func(t *testing.T) {
+			kthwtest.Turn(t, 1)
+			slow(t, flag, name)
+		})
 	}
 }
 
