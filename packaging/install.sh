@@ -36,7 +36,10 @@ put 0644 "$from/etc/sysusers.conf" /usr/lib/sysusers.d/kthwd.conf
 put 0644 "$from/etc/tmpfiles.conf" /usr/lib/tmpfiles.d/kthwd.conf
 settings "$generated/controller.yaml" /etc/kthwd/controller.yaml
 settings "$generated/lb.yaml" /etc/kthwd/lb.yaml
-settings "$from/etc/default" /etc/default/kthwd 0640 # flags may hold secrets
+# Flags may hold secrets. Debian's packages have the usual mode until they are installed (scripts/common.sh: private).
+default=0640
+[ "$kind" != deb ] || default=0644
+settings "$from/etc/default" /etc/default/kthwd $default
 settings "$from/etc/logrotate" /etc/logrotate.d/kthwd
 for page in "$generated"/man/*.1; do
 	put 0644 "$page" "/usr/share/man/man1/${page##*/}"

@@ -114,6 +114,7 @@ set_up() {
 	systemd-tmpfiles --create kthwd.conf || true
 	private kthwd /etc/kthwd/controller.yaml
 	private kthwd-lb /etc/kthwd/lb.yaml
+	private root /etc/default/kthwd
 	restart_steps
 	if booted; then
 		systemctl daemon-reload

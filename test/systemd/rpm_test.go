@@ -42,8 +42,9 @@ func TestRPM(t *testing.T) {
 	if got, want := strings.Fields(m.run("rpm --query --configfiles kthwd")), "/etc/default/kthwd /etc/kthwd/controller.yaml /etc/kthwd/lb.yaml /etc/logrotate.d/kthwd"; strings.Join(got, " ") != want {
 		t.Errorf("settings: got %s, want %s", got, want)
 	}
-	if out := m.run("rpm --query --queryformat '[%{FILEUSERNAME}:%{FILEGROUPNAME} %{FILEMODES:perms} %{FILENAMES}\n]' kthwd"); strings.Count(out, "root:root -rw-r--r-- ")+strings.Count(out, "root:root drwxr-xr-x ") != strings.Count(out, "\n")-4-len(names.All) ||
+	if out := m.run("rpm --query --queryformat '[%{FILEUSERNAME}:%{FILEGROUPNAME} %{FILEMODES:perms} %{FILENAMES}\n]' kthwd"); strings.Count(out, "root:root -rw-r--r-- ")+strings.Count(out, "root:root drwxr-xr-x ") != strings.Count(out, "\n")-5-len(names.All) ||
 		strings.Count(out, " /usr/lib/kthwd/bin/") != len(names.All) ||
+		!strings.Contains(out, "root:root -rw-r----- /etc/default/kthwd\n") ||
 		!strings.Contains(out, "root:kthwd -rw-r----- /etc/kthwd/controller.yaml\nroot:kthwd-lb -rw-r----- /etc/kthwd/lb.yaml\n") ||
 		!strings.Contains(out, "root:root -rwxr-xr-x /usr/bin/kthwd\n") || !strings.Contains(out, " /usr/lib/systemd/system/kthwd-lb.socket\n") {
 		t.Errorf("files:\n%s", out)
