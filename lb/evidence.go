@@ -61,13 +61,13 @@ func (l *loop) proofOf(b *Backend) (newest proof) {
 	return newest
 }
 
-// An idle connection has nothing to deliver, and an upload is only acknowledged, by a kernel
-// that does so for a stopped program as well. So an answer to a check counts, too, that came
-// when its time was over.
-
 // lives reports whether a proof came after a check had failed, and lately. The first failed
 // check of a row has ended at failing: whatever stopped the backend from answering it had
 // happened by then. One that delivered longer than killDelay ago may have stopped since.
+//
+// An idle connection has nothing to deliver, and an upload is only acknowledged, by a kernel
+// that does so for a stopped program as well. So an answer to a check is a proof, too, that came
+// when its time was over.
 func lives(shown, failing, now time.Time) bool {
 	return !failing.IsZero() && shown.Sub(failing) > proofMargin && now.Sub(shown) <= killDelay
 }

@@ -70,8 +70,7 @@ func TestCutoff(t *testing.T) {
 				return func() time.Duration { return <-done }
 			}
 			before, watch := request("create"), request("watch")
-			time.Sleep(time.Minute)
-			f.requests.cut()
+			time.AfterFunc(time.Minute, f.requests.cut)
 			if got := before(); got != time.Minute {
 				t.Errorf("a request before the cut: got %v, want until the cut after %v", got, time.Minute)
 			}
