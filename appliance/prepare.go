@@ -14,6 +14,7 @@ import (
 
 	"kthwd/appliance/agree"
 	"kthwd/appliance/backup"
+	"kthwd/appliance/carotation"
 	"kthwd/appliance/cmdline"
 	"kthwd/appliance/commands"
 	"kthwd/appliance/config"
@@ -73,6 +74,8 @@ type prepared struct {
 	renewed   []string             // files with expired certificates that this start has renewed
 
 	tokenRotation *tokenrotation.Rotation // set by wire
+	caRotation    *carotation.Rotation    // set by wire
+	oldCA         *carotation.Watch       // set by wire
 	readers       *readers                // set by wire
 
 	live map[string]*controllers.Live // kubeconfigs that their clients follow, by program; set by wire

@@ -11,6 +11,7 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 
 	"kthwd/appliance/apiserver"
+	"kthwd/appliance/carotation"
 	"kthwd/appliance/cause"
 	"kthwd/appliance/config"
 	"kthwd/appliance/datadir"
@@ -43,6 +44,7 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 	maps.Copy(private, p.mover.Private())
 	maps.Copy(private, p.rotation.Private())
 	maps.Copy(private, p.tokenRotation.Private())
+	maps.Copy(private, p.caRotation.Private())
 	maps.Copy(private, p.privateBackup())
 	maps.Copy(private, privateDatabase(e))
 	if p.o.Private != nil {
@@ -81,6 +83,7 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 	p.others.Exchange(server.Own)
 	p.others.Handle(encryption.PeerPath, p.rotation.Peer())
 	p.others.Handle(tokenrotation.PeerPath, p.tokenRotation.Peer())
+	p.others.Handle(carotation.PeerPath, p.caRotation.Peer())
 	p.others.Listen(program.StatusAddress(p.cfg))
 	return server
 }

@@ -91,16 +91,10 @@ func (p *prepared) newTokenRotation(member *etcd.Member, members *membership.Mem
 		Name: p.cfg.Name, Layout: p.layout, Etcd: member, Keys: p.tokenKeys, Others: p.others, Tokens: p.tokens,
 		Log: p.o.Logs.Logger("kthwd"), Cannot: p.tokenKeyElsewhere(), Life: life,
 		NewTerm: func(ctx context.Context) error {
-			ctx, cancel := context.WithTimeout(ctx, givingUp)
-			defer cancel()
-			defer manager.End()
-			if err := manager.Begin(ctx, "until the next term, which signs with another key"); err != nil {
-				return fmt.Errorf("%s does not end its term: %w", program.ControllerManager, err)
-			}
-			return nil
+			return newTerm(ctx, program.ControllerManager, manager, "until the next term, which signs with another key")
 		},
 		Reseal: func(ctx context.Context, client *clientv3.Client) error {
-			return errors.Join(members.Reseal(ctx, client), p.mover.Reseal(ctx, client), p.rotation.Reseal(ctx, client))
+			return errors.Join(members.Reseal(ctx, client), p.mover.Reseal(ctx, client), p.rotation.Reseal(ctx, client), p.caRotation.Reseal(ctx, client))
 		},
 		Share: func(ctx context.Context, client *clientv3.Client, path string, alone bool) error {
 			shared := p.shared()

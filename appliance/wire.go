@@ -18,6 +18,7 @@ import (
 	"kthwd/appliance/advice"
 	"kthwd/appliance/agree"
 	"kthwd/appliance/apiserver"
+	"kthwd/appliance/carotation"
 	"kthwd/appliance/cause"
 	"kthwd/appliance/cmdline"
 	"kthwd/appliance/controllers"
@@ -68,6 +69,7 @@ func (p *prepared) wire() (*supervise.Group, *Liveness, error) {
 	p.workers = p.newWorkers(member, func() (*rest.Config, error) { return api.Loopback() })
 	p.gate = p.newGate(member)
 	p.tokenKeys = p.newLiveTokenKeys(member)
+	p.oldCA = &carotation.Watch{}
 	p.users = users.New(users.Config{Etcd: member.Running, Log: p.o.Logs.Logger("kthwd")})
 	api = p.newAPIServer(member, fences)
 	pause, managerPause := &lease.Pause{}, &lease.Pause{}
@@ -94,8 +96,9 @@ func (p *prepared) wire() (*supervise.Group, *Liveness, error) {
 	p.others = others.New(member, p.log)
 	p.rotation = p.newRotation(member)
 	p.tokenRotation = p.newTokenRotation(member, members, managerPause)
-	p.observers = append(p.observers, p.rotation, p.tokenRotation)
-	statusServer := p.newStatus(g, member, members, api, []*lease.Record{kcm.Record(), sched.Record()}, append(append(watchers, members, p.tokens, p.gate, p.rotation, p.tokenRotation), collectorsOf(seed, bridge)...)...)
+	p.caRotation = p.newCARotation(member, managerPause, pause, func() (*rest.Config, error) { return api.Loopback() })
+	p.observers = append(p.observers, p.rotation, p.tokenRotation, p.caRotation)
+	statusServer := p.newStatus(g, member, members, api, []*lease.Record{kcm.Record(), sched.Record()}, append(append(watchers, members, p.tokens, p.gate, p.rotation, p.tokenRotation, p.caRotation), collectorsOf(seed, bridge)...)...)
 	bridges := []*supervise.Node{g.Add(statusServer).StopWithin(stopBridges)}
 	if bridge != nil {
 		bridges = append(bridges, g.Add(bridge).StopWithin(stopBridges))
@@ -199,6 +202,9 @@ func (p *prepared) admit(ctx context.Context, member *etcd.Member, server *embed
 		if err := tokenrotation.Admit(ctx, p.layout, client); err != nil {
 			return err
 		}
+		if err := carotation.Admit(ctx, p.layout, client); err != nil {
+			return err
+		}
 	}
 	if err := p.upgrade.Admit(ctx, server); err != nil {
 		return err
@@ -214,7 +220,7 @@ func (p *prepared) newAPIServer(member *etcd.Member, fences *lease.Fences) *apis
 		Args: cmdline.WithoutGates(p.args[program.APIServer]), Server: p.cfg.LocalServer(),
 		Layout: p.layout, Etcd: member, Fences: fences, Log: p.o.Logs.Logger(program.APIServer),
 		Workers: p.workers, Encryption: p.gate, Signed: p.recordSigned,
-		Lists: []*refused.List{p.workers.Removals, p.users.Revoked}, Tried: p.users.Tried, Seen: p.users.Seen,
+		Lists: []*refused.List{p.workers.Removals, p.users.Revoked}, Tried: p.users.Tried, Seen: p.users.Seen, Used: p.oldCA.Used,
 		Refused: p.tokens.Refused, Accepted: p.tokens.Accepted, TokenKeys: p.tokenKeys,
 		UsersDelay: slices.ContainsFunc(users, func(a program.Arg) bool { return a.Key == program.KeyShutdownDelay }),
 	})
@@ -229,7 +235,7 @@ func (p *prepared) shutdownDelay() time.Duration {
 func (p *prepared) controllersConfig(g *supervise.Group, name string, fence *lease.Fence, pause *lease.Pause) controllers.Config {
 	return controllers.Config{
 		Args: cmdline.WithoutGates(p.args[name]), Identity: p.identity,
-		Fence: fence, Pause: pause, Live: p.live[name], Alive: controllers.Alive(g, name), Logs: p.o.Logs,
+		Term: p.termArgs, Fence: fence, Pause: pause, Live: p.live[name], Alive: controllers.Alive(g, name), Logs: p.o.Logs,
 	}
 }
 

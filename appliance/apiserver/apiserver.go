@@ -81,6 +81,10 @@ type Config struct {
 	// must not block; nil for none.
 	Seen func(cert *x509.Certificate)
 
+	// Used is called for each request that is accepted from a client with a certificate, with its
+	// user and HOST:PORT. It must not block; nil for none.
+	Used func(cert *x509.Certificate, user, address string)
+
 	// Signed is called before a certificate is stored that was signed for a request. Its error
 	// keeps the certificate from being given away; nil for none.
 	Signed SignedFunc
@@ -113,6 +117,7 @@ type Server struct {
 	lists      []*refused.List
 	tried      TriedFunc
 	seen       func(*x509.Certificate)
+	used       func(cert *x509.Certificate, user, address string)
 	signed     SignedFunc
 	log        *slog.Logger
 
@@ -133,7 +138,7 @@ func New(c Config) *Server {
 		args: c.Args, server: c.Server, layout: c.Layout, etcd: c.Etcd,
 		fences: c.Fences, usersDelay: c.UsersDelay, refused: c.Refused, workers: c.Workers, encryption: c.Encryption, log: c.Log,
 		accepted: c.Accepted, tokenKeys: c.TokenKeys,
-		lists: c.Lists, tried: c.Tried, seen: c.Seen, signed: c.Signed,
+		lists: c.Lists, tried: c.Tried, seen: c.Seen, used: c.Used, signed: c.Signed,
 	}
 }
 

@@ -91,7 +91,7 @@ func (a *Server) assemble(config *apiapp.Config) (*built, error) {
 	who := &identity{}
 	registerIdentity := who.replaceIdentity(&config.KubeAPIs.ControlPlane)
 	installOpenAPI := leaveOutOpenAPI(config.KubeAPIs.ControlPlane.Generic, a.log)
-	rememberClients(config, a.seen)
+	rememberClients(config, a.seen, a.used)
 	listenToAcceptances(config, a.accepted)
 	listenToRefusals(config, a.refused)
 	refuseCertificates(config, a.lists, a.tried)

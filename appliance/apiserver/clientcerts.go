@@ -29,7 +29,8 @@ type clientCerts struct {
 	speakers func() []string // headers in which a front proxy names the user it speaks for
 	known    *lru.Cache      // *x509.Certificate to verdict
 	seen     func(*x509.Certificate)
-	told     *lru.Cache // *x509.Certificate that seen was told of, or that no CA of the cluster has signed
+	used     func(cert *x509.Certificate, user, address string) // called for each request with a certificate; nil for nobody
+	told     *lru.Cache                                         // *x509.Certificate that seen was told of, or that no CA of the cluster has signed
 }
 
 // verdict is valid under the CAs in roots. A change of their file makes another pool.
@@ -40,7 +41,7 @@ type verdict struct {
 }
 
 // rememberClients inserts clientCerts before the API server's authenticator.
-func rememberClients(config *apiapp.Config, seen func(*x509.Certificate)) {
+func rememberClients(config *apiapp.Config, seen func(*x509.Certificate), used func(cert *x509.Certificate, user, address string)) {
 	info := config.KubeAPIs.ControlPlane.Extra.ClusterAuthenticationInfo
 	if info.ClientCA == nil {
 		return
@@ -52,7 +53,7 @@ func rememberClients(config *apiapp.Config, seen func(*x509.Certificate)) {
 	// Only the aggregator's chain sees requests; the other two servers are behind it.
 	auth := &config.Aggregator.GenericConfig.Authentication
 	remembering := newClientCerts(auth.Authenticator, info.ClientCA.VerifyOptions, speakers)
-	remembering.seen = seen
+	remembering.seen, remembering.used = seen, used
 	auth.Authenticator = remembering
 }
 
@@ -71,12 +72,14 @@ func (c *clientCerts) AuthenticateRequest(req *http.Request) (*authenticator.Res
 		response, ok, err := c.next.AuthenticateRequest(req)
 		if err == nil && ok {
 			c.tell(req)
+			c.use(certificateOf(req), response, req)
 		}
 		return response, ok, err
 	}
 	now := time.Now()
 	if kept, ok := c.known.Get(cert); ok {
 		if v := kept.(verdict); v.roots == cas.Roots && now.Before(v.until) {
+			c.use(cert, v.response, req)
 			return v.response, true, nil
 		}
 		c.known.Remove(cert)
@@ -91,7 +94,17 @@ func (c *clientCerts) AuthenticateRequest(req *http.Request) (*authenticator.Res
 	if c.seen != nil {
 		c.seen(cert)
 	}
+	c.use(cert, response, req)
 	return response, true, nil
+}
+
+// use tells used of a request that was accepted, if it has come with a certificate. Its user may
+// have shown something else beside it.
+func (c *clientCerts) use(cert *x509.Certificate, response *authenticator.Response, req *http.Request) {
+	if c.used == nil || cert == nil || response == nil || response.User == nil {
+		return
+	}
+	c.used(cert, response.User.GetName(), req.RemoteAddr)
 }
 
 // tell tells seen of a certificate about which upstream has decided: one with others behind it, or

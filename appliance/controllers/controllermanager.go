@@ -6,7 +6,6 @@ import (
 	"net/http"
 
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/client-go/tools/clientcmd"
 	componentbaseconfig "k8s.io/component-base/config"
 	"k8s.io/component-base/configz"
 	"k8s.io/component-base/metrics/prometheus/slis"
@@ -38,11 +37,11 @@ func NewManager(c Config, options *kcmoptions.KubeControllerManagerOptions) *Man
 // Run implements supervise.Component. It is ready when this controller leads or
 // has seen the leader.
 func (m *Manager) Run(ctx context.Context, ready func()) error {
-	client, err := clientcmd.BuildConfigFromFlags(m.options.Master, m.live.of(m.options.Generic.ClientConnection.Kubeconfig))
+	client, err := m.newLeaseClient(m.options.Master, m.options.Generic.ClientConnection.Kubeconfig)
 	if err != nil {
 		return err
 	}
-	defer upstream.ConnectionsOf(client).HangUp() // which keeps them until then
+	defer client.hangUp()
 	l := m.lease(m.options.Generic.LeaderElection, client)
 	return l.Run(ctx, ready, func(_ context.Context, server string) (func(context.Context) error, error) {
 		return func(ctx context.Context) error { return m.term(ctx, server) }, nil
@@ -57,7 +56,11 @@ func (m *Manager) term(ctx context.Context, server string) error {
 	// releases it (client-go/tools/cache/identity.go); nothing else in this process uses such names.
 	cache.ResetInformerNamesForTesting()
 	configz.Delete(kcmapp.ConfigzName)
-	opts, err := ParseManager(m.live.in(m.args))
+	args := m.args
+	if m.forTerm != nil {
+		args = m.forTerm(args)
+	}
+	opts, err := ParseManager(m.live.in(args))
 	if err != nil {
 		return err
 	}

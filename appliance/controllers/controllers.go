@@ -4,7 +4,6 @@ import (
 	"log/slog"
 
 	"k8s.io/apiserver/pkg/server/healthz"
-	"k8s.io/client-go/rest"
 	componentbaseconfig "k8s.io/component-base/config"
 
 	"kthwd/appliance/lease"
@@ -18,7 +17,8 @@ type Config struct {
 	Identity string        // of this controller, as the holder of a lease
 	Fence    *lease.Fence
 	Pause    *lease.Pause
-	Live     *Live // the kubeconfig of Args, if its clients should follow it; may be nil
+	Term     func(args []program.Arg) []program.Arg // the command line of the next term of kube-controller-manager; nil for Args
+	Live     *Live                                  // the kubeconfig of Args, if its clients should follow it; may be nil
 	Alive    healthz.HealthChecker
 	Logs     *logging.Logs
 }
@@ -27,6 +27,7 @@ type Config struct {
 type common struct {
 	name     string
 	args     []program.Arg
+	forTerm  func([]program.Arg) []program.Arg
 	identity string
 	record   *lease.Record
 	fence    *lease.Fence
@@ -39,7 +40,7 @@ type common struct {
 
 func newCommon(name string, c Config) common {
 	return common{
-		name: name, args: c.Args, identity: c.Identity, record: lease.NewRecord(name, c.Identity),
+		name: name, args: c.Args, forTerm: c.Term, identity: c.Identity, record: lease.NewRecord(name, c.Identity),
 		fence: c.Fence, pause: c.Pause, live: c.Live, alive: c.Alive, logs: c.Logs, log: c.Logs.Logger(name),
 	}
 }
@@ -50,9 +51,9 @@ func (c *common) Name() string { return c.name }
 // Record returns the program's lease, for the status.
 func (c *common) Record() *lease.Record { return c.record }
 
-func (c *common) lease(election componentbaseconfig.LeaderElectionConfiguration, client *rest.Config) *lease.Lease {
+func (c *common) lease(election componentbaseconfig.LeaderElectionConfiguration, client *leaseClient) *lease.Lease {
 	return lease.New(lease.Config{
-		Component: c.name, Identity: c.identity, Election: election, Client: client,
+		Component: c.name, Identity: c.identity, Election: election, Client: client.current, ForTerm: client.forTerm,
 		Fence: c.fence, Record: c.record, Pause: c.pause, Log: c.log,
 	})
 }

@@ -1,7 +1,10 @@
 package controllers
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"log/slog"
 	"os"
@@ -13,22 +16,26 @@ import (
 
 	"go.yaml.in/yaml/v3"
 	"k8s.io/apiserver/pkg/server/dynamiccertificates"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 	"k8s.io/client-go/transport"
 
 	"kthwd/appliance/durable"
 	"kthwd/appliance/program"
 	"kthwd/appliance/supervise"
+	"kthwd/appliance/upstream"
 )
 
-// Live is a kubeconfig whose clients take over a new certificate while they run. Upstream
-// reads a certificate that a kubeconfig contains once, and one in a file again and again
-// (client-go/transport/cert_rotation.go): so Live puts it into a file. Make one with NewLive.
+// Live is a kubeconfig whose clients take over a new certificate, and new CAs, while they run.
+// Upstream reads a certificate that a kubeconfig contains once, and one in a file again and again
+// (client-go/transport/cert_rotation.go and ca_rotation.go): so Live puts them into files. Make one with NewLive.
 type Live struct {
 	from, dir string
 	log       *slog.Logger
 	seen      string     // of from, when it was last read; used by Follow
 	mu        sync.Mutex // held while the files are written
+	cas       []byte     // at the first write
 }
 
 // liveLook is the time between two looks at the kubeconfig.
@@ -57,7 +64,14 @@ func (l *Live) Path() string {
 	return path
 }
 
-// Follow writes the certificate anew after each change of the kubeconfig, until ctx ends.
+// Refresh writes the certificate and the CAs anew, if the kubeconfig was replaced.
+func (l *Live) Refresh() {
+	if _, err := l.write(); err != nil {
+		l.log.Warn("a changed kubeconfig is not used yet", "file", l.from, "err", err)
+	}
+}
+
+// Follow writes the certificate and the CAs anew after each change of the kubeconfig, until ctx ends.
 // Clients have it within transport.CertCallbackRefreshDuration, 5 minutes.
 func (l *Live) Follow(ctx context.Context) {
 	l.seen = l.stamp()
@@ -106,15 +120,86 @@ func (l *Live) write() (path string, err error) {
 	if len(user.ClientCertificateData) == 0 || len(user.ClientKeyData) == 0 {
 		return "", errNothingEmbedded
 	}
-	pair := filepath.Join(l.dir, strings.TrimSuffix(filepath.Base(l.from), ".kubeconfig")+"-client.pem")
+	name := l.nameFor(config.Clusters[context.Cluster])
+	pair := filepath.Join(l.dir, name+"-client.pem")
 	pem := slices.Concat(user.ClientCertificateData, []byte("\n"), user.ClientKeyData)
 	user.ClientCertificate, user.ClientKey, user.ClientCertificateData, user.ClientKeyData = pair, pair, nil, nil
+	if cluster := config.Clusters[context.Cluster]; cluster != nil && len(cluster.CertificateAuthorityData) > 0 {
+		cas := filepath.Join(l.dir, name+"-ca.pem")
+		if err := durable.Write(cas, cluster.CertificateAuthorityData, 0o600); err != nil {
+			return "", err
+		}
+		cluster.CertificateAuthority, cluster.CertificateAuthorityData = cas, nil
+	}
 	data, err := clientcmd.Write(*config)
 	if err != nil {
 		return "", err
 	}
 	path = filepath.Join(l.dir, filepath.Base(l.from))
 	return path, errors.Join(durable.Write(pair, pem, 0o600), durable.Write(path, data, 0o600))
+}
+
+// nameFor begins the names of the files. With other CAs than at first it is another one: client-go
+// looks for new CAs in a file every 5 minutes only, and takes a client that names the same files
+// for the same as before (client-go/transport/cache.go). The clients of a new term have the CAs at once so.
+func (l *Live) nameFor(cluster *clientcmdapi.Cluster) string {
+	name := strings.TrimSuffix(filepath.Base(l.from), ".kubeconfig")
+	if cluster == nil {
+		return name
+	}
+	if l.cas == nil {
+		l.cas = slices.Clone(cluster.CertificateAuthorityData)
+	}
+	if bytes.Equal(l.cas, cluster.CertificateAuthorityData) {
+		return name
+	}
+	sum := sha256.Sum256(cluster.CertificateAuthorityData)
+	return name + "-" + hex.EncodeToString(sum[:4])
+}
+
+// leaseClient is the client of a lease. Its connections end with hangUp.
+type leaseClient struct {
+	build func() (*rest.Config, error)
+	log   *slog.Logger
+
+	current     *rest.Config
+	connections []*upstream.Connections
+}
+
+// newLeaseClient makes the first client, from the kubeconfig that is used in the place of that path.
+func (c *common) newLeaseClient(master, kubeconfig string) (*leaseClient, error) {
+	l := &leaseClient{log: c.log, build: func() (*rest.Config, error) {
+		return clientcmd.BuildConfigFromFlags(master, c.live.of(kubeconfig))
+	}}
+	first, err := l.build()
+	if err != nil {
+		return nil, err
+	}
+	l.use(first)
+	return l, nil
+}
+
+func (l *leaseClient) use(config *rest.Config) {
+	l.current = config
+	l.connections = append(l.connections, upstream.ConnectionsOf(config)) // which keeps them until hangUp
+}
+
+// forTerm is the client of the next term: another one than before only if the CAs are others.
+func (l *leaseClient) forTerm() *rest.Config {
+	next, err := l.build()
+	switch {
+	case err != nil:
+		l.log.Warn("the kubeconfig is used as it was", "err", err)
+	case next.CAFile != l.current.CAFile:
+		l.use(next)
+	}
+	return l.current
+}
+
+func (l *leaseClient) hangUp() {
+	for _, c := range l.connections {
+		c.HangUp()
+	}
 }
 
 // kubeconfigFlags are those of kube-controller-manager and kube-scheduler that name one.

@@ -36,8 +36,8 @@ func TestLiveFollows(t *testing.T) {
 	t.Cleanup(func() { liveLook = old })
 	live, l := liveOf(t)
 	config, err := clientcmd.BuildConfigFromFlags("", live.Path())
-	if err != nil || config.CertFile == "" || config.CertFile != config.KeyFile || len(config.CertData)+len(config.KeyData) > 0 || len(config.CAData) == 0 {
-		t.Fatalf("got %q and %q, %v; want a file with both", config.CertFile, config.KeyFile, err)
+	if err != nil || config.CertFile == "" || config.CertFile != config.KeyFile || len(config.CertData)+len(config.KeyData)+len(config.CAData) > 0 || config.CAFile == "" {
+		t.Fatalf("got %q and %q, %v; want files with both, and one with the CAs", config.CertFile, config.KeyFile, err)
 	}
 	for _, file := range []string{live.Path(), config.CertFile} {
 		if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {

@@ -12,7 +12,6 @@ import (
 	"k8s.io/apiserver/pkg/server/mux"
 	"k8s.io/apiserver/pkg/server/routes"
 	"k8s.io/client-go/informers"
-	"k8s.io/client-go/tools/clientcmd"
 	componentbaseconfig "k8s.io/component-base/config"
 	"k8s.io/component-base/configz"
 	"k8s.io/component-base/logs"
@@ -69,11 +68,11 @@ type Settings struct {
 // Run implements supervise.Component. It is ready when this controller leads or
 // has seen the leader.
 func (s *Scheduler) Run(ctx context.Context, ready func()) error {
-	client, err := clientcmd.BuildConfigFromFlags(s.options.Master, s.live.of(s.settings.kubeconfig))
+	client, err := s.newLeaseClient(s.options.Master, s.settings.kubeconfig)
 	if err != nil {
 		return err
 	}
-	defer upstream.ConnectionsOf(client).HangUp() // which keeps them until then
+	defer client.hangUp()
 	l := s.lease(s.settings.election, client)
 	return l.Run(ctx, ready, s.prepare)
 }

@@ -75,6 +75,7 @@ type Config struct {
 	Identity  string // of this controller
 	Election  componentbaseconfig.LeaderElectionConfiguration
 	Client    *rest.Config
+	ForTerm   func() *rest.Config // the client from the next term on; nil for Client
 	Fence     *Fence
 	Record    *Record // the lease as status shows it; nil in tests
 	Pause     *Pause  // while it lasts, the lease is left to others; nil for never
@@ -91,6 +92,7 @@ type Lease struct {
 	identity  string
 	election  componentbaseconfig.LeaderElectionConfiguration
 	client    *rest.Config
+	forTerm   func() *rest.Config
 	fence     *Fence
 	record    *Record
 	pause     *Pause
@@ -104,7 +106,7 @@ type Lease struct {
 // New prepares a lease. It makes no connection.
 func New(c Config) *Lease {
 	return &Lease{
-		component: c.Component, identity: c.Identity, election: c.Election, client: c.Client,
+		component: c.Component, identity: c.Identity, election: c.Election, client: c.Client, forTerm: c.ForTerm,
 		fence: c.Fence, record: c.Record, pause: c.Pause, log: c.Log,
 	}
 }
@@ -130,6 +132,9 @@ func (l *Lease) Run(ctx context.Context, ready func(), prepare standby) error {
 	pause := firstTermPause
 	for ctx.Err() == nil {
 		l.pause.enter(ctx, func(why string) { report.Standby("left to others " + why); ready() })
+		if l.forTerm != nil {
+			l.client = l.forTerm()
+		}
 		begun := time.Now()
 		running, stop := l.pause.paused(ctx)
 		err := l.term(running, report, ready, prepare)

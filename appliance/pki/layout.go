@@ -87,6 +87,9 @@ func (l Layout) EncryptionConfig() string { return l.path("encryption-config.yam
 // NextEncryptionConfig is EncryptionConfig as a rotation that has not ended makes it next.
 func (l Layout) NextEncryptionConfig() string { return l.EncryptionConfig() + ".next" }
 
+// NextCAKey is the key of a CA that a rotation which has not ended gives to all controllers.
+func (l Layout) NextCAKey() string { return l.CAKey() + ".next" }
+
 // NextServiceAccountKey is the key of service account tokens that a rotation which has not ended
 // gives to all controllers.
 func (l Layout) NextServiceAccountKey() string { return l.Key(NameServiceAccount) + ".next" }
@@ -161,7 +164,7 @@ func (l Layout) Kept() string { return l.path("kept") }
 func (l Layout) Files() []string {
 	l = Layout{}
 	files := []string{
-		l.CA(), l.CAKey(), l.EncryptionConfig(), l.NextEncryptionConfig(), l.NextServiceAccountKey(), l.AuditPolicy(), l.AuthenticationConfig(), l.AuditLog(), l.UnauthenticatedAuditLog(), l.SchedulerConfig(),
+		l.CA(), l.CAKey(), l.NextCAKey(), l.EncryptionConfig(), l.NextEncryptionConfig(), l.NextServiceAccountKey(), l.AuditPolicy(), l.AuthenticationConfig(), l.AuditLog(), l.UnauthenticatedAuditLog(), l.SchedulerConfig(),
 		filepath.Join(l.Etcd(), "member"), l.Run(), l.Lock(), l.InstanceID(), l.Record(), l.JoinRecord(), l.Names(), l.Restore(), l.Kept(),
 	}
 	for _, name := range []string{

@@ -22,7 +22,7 @@ import (
 
 func (a *app) pkiVerb(l *config.Loader) *cobra.Command {
 	cmd := group("pki", "Make, show and issue certificates and kubeconfigs")
-	cmd.AddCommand(a.pkiInitVerb(l), a.pkiShowVerb(l), a.pkiNodeVerb(l), a.pkiControllerVerb(l), a.pkiRenewVerb(l), a.pkiServiceAccountVerb(l), a.pkiSplitVerb(l))
+	cmd.AddCommand(a.pkiInitVerb(l), a.pkiShowVerb(l), a.pkiNodeVerb(l), a.pkiControllerVerb(l), a.pkiRenewVerb(l), a.pkiServiceAccountVerb(l), a.pkiCAVerb(l), a.pkiSplitVerb(l))
 	return cmd
 }
 

@@ -5,18 +5,23 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"kthwd/appliance/durable"
 	"kthwd/appliance/pki"
 	"kthwd/test/kthwtest"
 )
 
 // joinerAddress is a second address of the machine: that of a controller is no worker's.
 const joinerAddress = "10.0.1.74"
+
+// workerCA is the worker's ca.pem. The machine has the controller's, too.
+const workerCA = "/var/lib/kubelet/ca.pem"
 
 // forMachine is what the kubelet needs on a machine in CI, beside the file that the join has
 // written.
@@ -44,7 +49,7 @@ func TestRealNodeJoins(t *testing.T) {
 	made := run(t, kthwtest.Binary(t), "node", "token", "create", "--name="+workerName, "--cidr="+joinerAddress+"/32", "-o=json")
 	writeFile(t, "/run/join.json", made)
 	t.Cleanup(func() { os.Remove("/run/join.json") })
-	run(t, kthwtest.Binary(t), "node", "join", "--from=/run/join.json", "--node-ip="+joinerAddress, "--cgroup-driver=cgroupfs",
+	run(t, kthwtest.Binary(t), "node", "join", "--from=/run/join.json", "--node-ip="+joinerAddress, "--cgroup-driver=cgroupfs", "--ca-file="+workerCA,
 		"--kubelet="+kthwtest.Tool(t, kubeletPackage))
 	writeFile(t, "/etc/kubelet.d/10-machine.conf", forMachine)
 	command := execStart(readFile(t, "/etc/systemd/system/kubelet.service"))
@@ -63,6 +68,7 @@ func TestRealNodeJoins(t *testing.T) {
 		})
 	})
 	t.Run("logs and exec", func(t *testing.T) { wantAllowed(t, c, kubelet, pod) })
+	t.Run("another CA", func(t *testing.T) { replaceCA(t, c, kubelet, pod) })
 	t.Run("deleted", func(t *testing.T) { wantDeleted(t, c) })
 	t.Run("removed", func(t *testing.T) {
 		run(t, kthwtest.Binary(t), "node", "remove", workerName, "--drain")
@@ -78,6 +84,30 @@ func TestRealNodeJoins(t *testing.T) {
 		if list, err := c.Client(t).CoreV1().Nodes().List(t.Context(), metav1.ListOptions{}); err != nil || len(list.Items) > 0 {
 			t.Errorf("nodes: got %v, %v; want none", list.Items, err)
 		}
+	})
+}
+
+// replaceCA replaces the cluster's CA under a kubelet that runs: the new one does not sign before the
+// kubelet trusts it.
+func replaceCA(t *testing.T, c *kthwtest.Controller, kubelet *daemon, pod string) {
+	t.Helper()
+	run(t, kthwtest.Binary(t), "pki", "ca", "rotate", "--without-backup")
+	if out := run(t, kthwtest.Binary(t), "pki", "ca", "status"); !strings.Contains(out, "0 of 1 trust the new CA") {
+		t.Errorf("before the kubelet has ca.pem:\n%s", out)
+	}
+	if out, err := exec.CommandContext(t.Context(), kthwtest.Binary(t), "pki", "ca", "sign").CombinedOutput(); err == nil || !strings.Contains(string(out), workerName+" does not trust the new CA") {
+		t.Errorf("kthwd pki ca sign: %v\n%s", err, out)
+	}
+	if err := durable.Write(workerCA, []byte(readFile(t, pki.Layout{Dir: c.Dir}.CA())), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	kthwtest.WaitFor(t, "the kubelet to trust the new CA", kthwtest.Soon, func() error {
+		return lacks(run(t, kthwtest.Binary(t), "pki", "ca", "status"), "1 of 1 trust the new CA")
+	})
+	run(t, kthwtest.Binary(t), "pki", "ca", "sign", "--force")
+	wantAllowed(t, c, kubelet, pod)
+	kthwtest.WaitFor(t, "the node to be named", kthwtest.Soon, func() error {
+		return lacks(run(t, kthwtest.Binary(t), "pki", "ca", "status"), "system:node:"+workerName+" from")
 	})
 }
 

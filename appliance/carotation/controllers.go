@@ -1,0 +1,404 @@
+package carotation
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+
+	"kthwd/appliance/advice"
+	"kthwd/appliance/pki"
+	"kthwd/appliance/stages"
+	"kthwd/appliance/supervise"
+)
+
+// PeerPath is where a controller answers the one that carries a rotation on.
+const PeerPath = "/kthwd/ca"
+
+const (
+	askTime  = 10 * time.Second // bounds a question
+	takeTime = 3 * time.Minute  // bounds a stage: kube-controller-manager's term ends and begins in it
+	lookTime = 5 * time.Second  // bounds a look at the API server here
+	lookPoll = 200 * time.Millisecond
+)
+
+// request is a question to a controller. Without an ID it only asks for the state.
+type request struct {
+	Check bool   `json:"check,omitempty"` // whether the CA could be rotated
+	ID    string `json:"id,omitempty"`    // of the rotation whose stage the controller is to take
+	Key   []byte `json:"key,omitempty"`   // the new private key, PEM; empty where nobody needs it
+	Watch string `json:"watch,omitempty"` // ID of the CA whose use is asked for
+}
+
+// Controller is the answer.
+type Controller struct {
+	stages.Answer
+	Trusts  []string `json:"trusts,omitempty"`  // IDs of the CAs in ca.pem
+	Accepts []string `json:"accepts,omitempty"` // those of them whose certificates the API server accepts
+	Signs   string   `json:"signs,omitempty"`   // ID of the CA whose key is here
+	Serves  string   `json:"serves,omitempty"`  // ID of the CA that has signed the API server's certificate
+	Manager bool     `json:"manager,omitempty"` // kube-controller-manager uses the files as they are
+	Late    []string `json:"late,omitempty"`    // files with a certificate of another CA than the one that signs
+	Use     *Use     `json:"use,omitempty"`     // of the CA asked for
+}
+
+// Peer answers the controller that carries a rotation on. Give it to others.Handle.
+func (r *Rotation) Peer() http.Handler { return stages.Peer(r.answer) }
+
+// answer does what another controller, or this one, asks for.
+func (r *Rotation) answer(ctx context.Context, in request) Controller {
+	c := Controller{Answer: stages.Answer{Name: r.cfg.Name}}
+	err := r.cfg.Cannot
+	if err == nil && in.Check {
+		err = r.check()
+	}
+	if err == nil && in.ID != "" {
+		err = r.accept(ctx, in)
+	}
+	if is, failed := pki.ReadClusterCA(r.cfg.Layout); failed == nil {
+		c.Trusts, c.Signs, c.Manager = is.IDs(), is.Signs(), r.managerKnows(state(is))
+		if is.Signer != nil {
+			c.Late = pki.SignedByOthers(r.cfg.Layout, is.Signer)
+		}
+		if c.Accepts, c.Serves, failed = r.look(ctx, is); failed != nil && err == nil {
+			err = failed
+		}
+	} else if err == nil {
+		err = failed
+	}
+	if in.Watch != "" {
+		c.Use = r.cfg.Watch.Use(in.Watch)
+	}
+	if err != nil {
+		c.Failed(err)
+	}
+	return c
+}
+
+// check says why this controller cannot take part.
+func (r *Rotation) check() error {
+	if stage := pki.StageOf(r.cfg.Layout); stage != pki.StageOwn {
+		return advice.With(errors.New("its etcd uses the cluster's CA: it would have to be restarted for each stage"), "give etcd a CA of its own first: kthwd pki split-etcd-ca")
+	}
+	return pki.CARotatable(r.cfg.Layout, r.cfg.Life, time.Now())
+}
+
+// state is what kube-controller-manager reads of the CA at the start of a term.
+func state(c pki.ClusterCA) string { return c.Signs() + " " + strings.Join(c.IDs(), ",") }
+
+// managerKnows reports whether kube-controller-manager has begun its term with that state. Its first
+// one has.
+func (r *Rotation) managerKnows(now string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.manager == "" {
+		r.manager = now
+	}
+	return r.manager == now
+}
+
+// accept gives this controller's files the form of the rotation's stage, and lets its programs use
+// them.
+func (r *Rotation) accept(ctx context.Context, in request) error {
+	r.accepting.Lock()
+	defer r.accepting.Unlock()
+	server := r.cfg.Etcd.Running()
+	if server == nil {
+		return errors.New("etcd has not started")
+	}
+	client := v3client.New(server.Server)
+	defer client.Close()
+	s, err := readState(ctx, r.cfg.Layout, client)
+	switch {
+	case err != nil:
+		return err
+	case !s.Running() || s.ID != in.ID:
+		return errors.New("the stage is not that of a rotation under way")
+	}
+	r.note(s)
+	is, err := pki.ReadClusterCA(r.cfg.Layout)
+	if err != nil {
+		return err
+	}
+	r.managerKnows(state(is))
+	f, err := form(s, r.cfg.Name, is, in.Key)
+	if err != nil {
+		return err
+	}
+	// A program trusts a CA before it meets a certificate of it, and until it has met the last one.
+	changed, err := pki.SetClusterCA(r.cfg.Layout, withAll(f.trusted, is.Trusted), f.key, f.next)
+	r.cfg.Changed(changed)
+	if err != nil {
+		return err
+	}
+	if err := r.signAnew(s, f.signs); err != nil {
+		return err
+	}
+	changed, err = pki.SetClusterCA(r.cfg.Layout, f.trusted, f.key, f.next)
+	r.cfg.Changed(changed)
+	if err != nil {
+		return err
+	}
+	if err := r.manage(ctx); err != nil {
+		return err
+	}
+	return r.awaitServer(ctx, s)
+}
+
+// signAnew makes the certificates of another CA than the one that signs anew.
+func (r *Rotation) signAnew(s State, key []byte) error {
+	if s.signsNew() {
+		changed, err := pki.PublicTokenKeys(r.cfg.Layout)
+		if changed {
+			r.cfg.Changed([]string{r.cfg.Layout.Cert(pki.NameServiceAccount)})
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if key == nil { // nothing is of another CA, see form
+		return nil
+	}
+	done, err := pki.Renew(r.cfg.Layout, pki.RenewOptions{Moved: true, CAKey: key, Life: r.cfg.Life})
+	var changed []string
+	for _, d := range done {
+		changed = append(changed, d.File)
+		r.cfg.Log.Info("certificate signed by the new CA", "file", d.File, "until", d.Until, "old", d.Kept)
+	}
+	r.cfg.Changed(changed)
+	return err
+}
+
+// withAll is the first list, followed by what only the second one has.
+func withAll(a, b []*x509.Certificate) []*x509.Certificate {
+	all := slices.Clone(a)
+	for _, ca := range b {
+		if !slices.ContainsFunc(all, ca.Equal) {
+			all = append(all, ca)
+		}
+	}
+	return all
+}
+
+// manage lets kube-controller-manager begin a new term if its files are others than at the start of
+// its last one.
+func (r *Rotation) manage(ctx context.Context) error {
+	is, err := pki.ReadClusterCA(r.cfg.Layout)
+	if err != nil || r.managerKnows(state(is)) {
+		return err
+	}
+	if err := r.cfg.NewTerm(ctx); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.manager = state(is)
+	return nil
+}
+
+// awaitServer waits until the API server here uses the files: it follows them, within a minute at
+// most (apiserver/pkg/server/dynamiccertificates).
+func (r *Rotation) awaitServer(ctx context.Context, s State) error {
+	for {
+		is, err := pki.ReadClusterCA(r.cfg.Layout)
+		if err != nil {
+			return err
+		}
+		accepts, serves, err := r.look(ctx, is)
+		if err == nil {
+			if err = r.follows(s, is, accepts, serves); err == nil {
+				return nil
+			}
+		}
+		if ctx.Err() != nil {
+			return err
+		}
+		supervise.Sleep(ctx, lookPoll)
+	}
+}
+
+// follows says what the API server here does not follow yet.
+func (r *Rotation) follows(s State, is pki.ClusterCA, accepts []string, serves string) error {
+	for _, id := range is.IDs() {
+		if !slices.Contains(accepts, id) {
+			return fmt.Errorf("its API server does not accept certificates of %s yet", Short(id))
+		}
+	}
+	if s.Stage == StageDrop && slices.Contains(accepts, s.dropped()) {
+		return fmt.Errorf("its API server still accepts certificates of %s", Short(s.dropped()))
+	}
+	if serves != is.Signs() {
+		return fmt.Errorf("its API server does not show a certificate of %s yet", Short(is.Signs()))
+	}
+	return nil
+}
+
+// look learns in a handshake with the API server here whose certificates it accepts, because a server
+// names the CAs when it asks for a certificate (RFC 8446, 4.2.4), and which CA has signed its own.
+// Those of the rotation are recognized, too, when they are in no file.
+func (r *Rotation) look(ctx context.Context, is pki.ClusterCA) (accepts []string, serves string, err error) {
+	u, err := url.Parse(r.cfg.Server)
+	if err != nil {
+		return nil, "", err
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookTime)
+	defer cancel()
+	known := withAll(is.Trusted, r.ofRotation())
+	var named [][]byte
+	config := &tls.Config{
+		MinVersion: tls.VersionTLS12,
+		// The certificate is looked at, not believed: nothing is sent.
+		InsecureSkipVerify: true, //nolint:gosec // see above
+		ServerName:         u.Hostname(),
+		GetClientCertificate: func(in *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			named = in.AcceptableCAs
+			return &tls.Certificate{}, nil
+		},
+		VerifyConnection: func(s tls.ConnectionState) error {
+			for _, ca := range known {
+				if s.PeerCertificates[0].CheckSignatureFrom(ca) == nil {
+					serves = pki.CAID(ca)
+				}
+			}
+			return nil
+		},
+	}
+	conn, err := (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", u.Host)
+	if err != nil {
+		return nil, "", advice.With(fmt.Errorf("its API server does not answer: %w", err), "kthwd status says what it waits for")
+	}
+	conn.Close()
+	for _, ca := range known {
+		if slices.ContainsFunc(named, func(subject []byte) bool { return bytes.Equal(subject, ca.RawSubject) }) {
+			accepts = append(accepts, pki.CAID(ca))
+		}
+	}
+	return accepts, serves, nil
+}
+
+// files are those of a controller in a stage.
+type files struct {
+	trusted []*x509.Certificate // in ca.pem
+	key     []byte              // ca-key.pem; nil where that is kept elsewhere
+	next    []byte              // the key that does not sign yet; nil for none
+	signs   []byte              // the key with which the controller's certificates are signed; nil if none needs that
+}
+
+// form returns the files that the controller of that name has in a stage. Each form follows from
+// every earlier one, so that a controller that has missed a stage can take part again. One without
+// ca-key.pem gets none for longer than it needs, but for the one that has made the new CA.
+func form(s State, name string, is pki.ClusterCA, key []byte) (f files, err error) {
+	ca, err := s.ca()
+	if err != nil {
+		return f, err
+	}
+	without := func(id string) []*x509.Certificate {
+		return slices.DeleteFunc(slices.Clone(is.Trusted), func(c *x509.Certificate) bool { return pki.CAID(c) == id })
+	}
+	if s.Stage == StageDrop && s.Back {
+		if is.Signs() != s.Old {
+			return f, lacks(s.Old)
+		}
+		return files{trusted: without(s.New), key: is.Key}, nil
+	}
+	for _, here := range [][]byte{is.Next, is.Key} {
+		if here != nil && pki.KeyOfCA(here, ca) {
+			key = here
+		}
+	}
+	if !pki.KeyOfCA(key, ca) {
+		key = nil
+	}
+	both := withAll(is.Trusted, []*x509.Certificate{ca})
+	if s.Stage == StageTrust || s.Stage == StageDistribute {
+		switch {
+		case is.Signs() != s.Old:
+			return f, lacks(s.Old)
+		case key == nil:
+			return f, lacks(s.New)
+		}
+		return files{trusted: both, key: is.Key, next: key}, nil
+	}
+	f = files{trusted: both, signs: key}
+	switch keeps := is.Key != nil || s.Origin == name; {
+	case key != nil && keeps:
+		f.key = key
+	case key == nil && (keeps || is.Signs() != s.New):
+		return f, lacks(s.New)
+	}
+	if s.Stage == StageDrop {
+		f.trusted = withAll([]*x509.Certificate{ca}, without(s.Old))
+	} else if !is.Trusts(s.Old) {
+		return f, lacks(s.Old)
+	}
+	return f, nil
+}
+
+func lacks(id string) error {
+	return advice.With(fmt.Errorf("its ca.pem or ca-key.pem lacks the CA %s", Short(id)),
+		"copy both files from another controller, and restart kthwd there; then kthwd pki ca resume")
+}
+
+// confirmed says what keeps a controller from having taken a stage; nil if it has.
+func confirmed(s State, c Controller) error {
+	signs, accepts, not := s.New, []string{s.Old, s.New}, ""
+	switch {
+	case s.Stage == StageTrust || s.Stage == StageDistribute:
+		signs = s.Old
+	case s.Stage == StageDrop && s.Back:
+		signs, accepts, not = s.Old, []string{s.Old}, s.New
+	case s.Stage == StageDrop:
+		accepts, not = []string{s.New}, s.Old
+	}
+	switch {
+	case c.Signs != signs:
+		return fmt.Errorf("it signs with %s, and not with %s", Short(c.Signs), Short(signs))
+	case c.Serves != signs:
+		return fmt.Errorf("its API server does not show a certificate of %s", Short(signs))
+	case slices.ContainsFunc(accepts, func(id string) bool { return !slices.Contains(c.Accepts, id) || !slices.Contains(c.Trusts, id) }):
+		return fmt.Errorf("its API server accepts certificates of %s only", shorts(c.Accepts))
+	case !c.Manager:
+		return errors.New("its kube-controller-manager has not begun a term with the CAs of now")
+	case not != "" && (slices.Contains(c.Accepts, not) || slices.Contains(c.Trusts, not)):
+		return fmt.Errorf("it still trusts %s", Short(not))
+	case len(c.Late) > 0:
+		return fmt.Errorf("%s: not signed by %s yet", strings.Join(c.Late, ", "), Short(signs))
+	}
+	return nil
+}
+
+func shorts(ids []string) string {
+	var all []string
+	for _, id := range ids {
+		all = append(all, Short(id))
+	}
+	return strings.Join(all, ", ")
+}
+
+// ask asks all controllers, this one first.
+func (r *Rotation) ask(ctx context.Context, in request, within time.Duration) ([]Controller, error) {
+	return stages.Ask(ctx, r.cfg.Others, PeerPath, in, within, func() Controller {
+		ctx, cancel := context.WithTimeout(ctx, within)
+		defer cancel()
+		return r.answer(ctx, in)
+	})
+}
+
+// notConfirmed is an error that names each controller that has not taken a stage; nil without one.
+func notConfirmed(s State, all []Controller) error {
+	for i, c := range all {
+		if err := confirmed(s, c); c.Error == "" && err != nil {
+			all[i].Failed(err)
+		}
+	}
+	return stages.Complaints(all)
+}
