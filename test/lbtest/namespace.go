@@ -25,11 +25,9 @@ type Namespace struct {
 // NewNamespace creates a namespace that lasts as long as the test or a process in it.
 func NewNamespace(t testing.TB) *Namespace {
 	t.Helper()
-	n := &Namespace{calls: make(chan func())}
-	made := make(chan error)
-	go n.live(made)
-	if err := <-made; err != nil {
-		t.Fatalf("new network namespace: %v", err)
+	n, err := OpenNamespace()
+	if err != nil {
+		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		for _, pid := range n.Processes() { // processes left over
@@ -39,6 +37,18 @@ func NewNamespace(t testing.TB) *Namespace {
 		unix.Close(n.fd)
 	})
 	return n
+}
+
+// OpenNamespace creates a namespace that lasts as long as this process or one in it, for
+// TestMain.
+func OpenNamespace() (*Namespace, error) {
+	n := &Namespace{calls: make(chan func())}
+	made := make(chan error)
+	go n.live(made)
+	if err := <-made; err != nil {
+		return nil, fmt.Errorf("new network namespace: %w", err)
+	}
+	return n, nil
 }
 
 // live runs the thread inside the namespace, which never leaves it and ends with it.
