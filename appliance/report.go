@@ -88,6 +88,11 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 	return server
 }
 
+// webClients looks at the clients of the metrics address.
+func (p *prepared) webClients() status.WebClients {
+	return status.WebClients{Address: p.o.Metrics.Address, Web: p.o.Metrics.Web, CA: program.Value(p.args[program.APIServer], "client-ca-file")}
+}
+
 // names are those that the causes of errors are told with.
 func (p *prepared) names(api *apiserver.Server) cause.Names {
 	n := p.commandNames()

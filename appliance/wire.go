@@ -59,7 +59,7 @@ func (p *prepared) wire() (*supervise.Group, *Liveness, error) {
 	fences := lease.NewFences(p.cfg.LocalServer())
 	var api *apiserver.Server
 	p.drift, p.tokens = p.newDrift(), p.newTokenKeys()
-	p.observers = append(p.observers, p.drift, p.tokens)
+	p.observers = append(p.observers, p.drift, p.tokens, p.webClients())
 	member, err := p.newEtcd(func() { api.Begin() })
 	if err != nil {
 		return nil, nil, err

@@ -30,6 +30,7 @@ const (
 	kindLimit       = "lb_limit"
 	kindDiscovery   = "discovery"
 
+	kindMetricsClients       = "metrics_clients"
 	kindDiscoveryCertificate = "discovery_certificate"
 )
 
@@ -48,6 +49,7 @@ var Kinds = []struct{ Kind, Means string }{
 	{kindBackends, "backends of the load balancer are not ready"},
 	{kindHeld, "clients of the load balancer wait for a backend"},
 	{kindDiscovery, "no API server returns the list of backends"},
+	{kindMetricsClients, "the web configuration of the metrics address asks for client certificates, and takes more of them than it seems to"},
 	{kindDiscoveryCertificate, "the certificate with which the load balancer follows the list is due and cannot be renewed"},
 }
 

@@ -26,6 +26,10 @@ type Web struct {
 	Users       bool // basic auth is required
 	CertFile    string
 	CAFile      string
+
+	verifies  bool   // only certificates of clientCAs are accepted
+	named     bool   // and only with one of the names that the file lists
+	clientCAs []byte // PEM
 }
 
 // ReadWeb reads and checks a web configuration file. It refuses a file that holds a
@@ -49,6 +53,14 @@ func ReadWeb(path string) (Web, error) {
 		ClientCerts: t.ClientAuth != "" && t.ClientAuth != "NoClientCert",
 		Users:       len(c.Users) > 0,
 		CertFile:    t.TLSCertPath, CAFile: t.ClientCAs,
+		verifies:  t.ClientAuth == "RequireAndVerifyClientCert",
+		named:     t.ClientAllowedSans != nil,
+		clientCAs: []byte(t.ClientCAsText),
+	}
+	if w.CAFile != "" {
+		if w.clientCAs, err = os.ReadFile(w.CAFile); err != nil {
+			return w, err
+		}
 	}
 	if w.Users || t.TLSKey != "" {
 		err = private(path)

@@ -297,6 +297,7 @@ func (b *balancer) run(ctx context.Context) (err error) {
 			}
 			b.report(&r)
 			b.observed(&r)
+			r.Observed = append(r.Observed, webClients(c).Findings()...)
 			return r
 		},
 	})).StopWithin(stopStatus)

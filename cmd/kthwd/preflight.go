@@ -59,6 +59,7 @@ func (a *app) preflight(ctx context.Context, l *config.Loader, asJSON bool) erro
 	if l.Config.Is(config.RoleLB) {
 		all = append(all, balancerChecks(ctx, l)...)
 	}
+	all = append(all, metricsClients(l)...)
 	all = append(all, preflight.Memory(tune.UsableMemory()))
 	if l.Config.Is(config.RoleController) {
 		all = append(all, preflight.Limits(program.Quota(l.Config.Controller))...)
@@ -160,6 +161,22 @@ func (a *app) controllerPorts(ctx context.Context, l *config.Loader) preflight.R
 		}
 	}
 	return failed(r, errs)
+}
+
+// metricsClients checks the web configuration of the metrics address as a start does, and whom it
+// lets in.
+func metricsClients(l *config.Loader) []preflight.Result {
+	r := preflight.Result{What: "metrics clients", Verdict: preflight.OK, Found: l.Config.MetricsWeb}
+	if l.Config.MetricsAddress == "" || l.Config.MetricsWeb == "" {
+		return nil
+	}
+	if err := checkWeb(l); err != nil {
+		return []preflight.Result{failed(r, advice.Lines(err))}
+	}
+	for _, f := range webClients(l.Config).Findings() {
+		r.Verdict, r.Found, r.Do = preflight.Warn, f.Text, f.Do
+	}
+	return []preflight.Result{r}
 }
 
 func failed(r preflight.Result, errs []error) preflight.Result {

@@ -85,6 +85,15 @@ func checkWeb(l *config.Loader) error {
 		Hint: "its format: https://github.com/prometheus/exporter-toolkit/blob/master/docs/web-configuration.md"})
 }
 
+// webClients looks at the clients of the metrics address.
+func webClients(c config.Config) status.WebClients {
+	ca := c.LB.BackendCA
+	if c.Is(config.RoleController) {
+		ca = c.Controller.Layout().CA()
+	}
+	return status.WebClients{Address: c.MetricsAddress, Web: c.MetricsWeb, CA: ca}
+}
+
 // balance runs the load balancer, and the controller beside it if the process has that
 // role too. before is the version of the file that was read.
 func (a *app) balance(ctx context.Context, l *config.Loader, logs *logging.Logs, b *balancer, before fileVersion) error {
@@ -181,6 +190,9 @@ func (a *app) introduce(log *slog.Logger, l *config.Loader) {
 			attrs = append(attrs, "discovery-kubeconfig", c.DiscoveryKubeconfig, "discovery-cache", c.DiscoveryCache)
 		}
 		warnings = append(warnings, config.LBWarnings(c)...)
+	}
+	for _, f := range webClients(l.Config).Findings() {
+		warnings = append(warnings, f.Text+": "+f.Do)
 	}
 	log.Info("configuration; kthwd config shows all of it", attrs...)
 	for _, w := range warnings {
