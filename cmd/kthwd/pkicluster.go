@@ -7,6 +7,7 @@ import (
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/config"
+	"kthwd/appliance/datadir"
 	"kthwd/appliance/pki"
 )
 
@@ -50,7 +51,29 @@ func (a *app) pkiInitCluster(l *config.Loader, f *clusterFlags, fs *pflag.FlagSe
 	for _, w := range c.Warnings() {
 		a.warn(w)
 	}
+	if err := placesOf(f.out, plan); err != nil {
+		return err
+	}
 	r, err := pki.EnsureCluster(plan)
 	a.list(r)
 	return err
+}
+
+// placesOf refuses directories for the files of a cluster that belong to another user, or that
+// others can write to or exchange, as a start refuses a data directory: the keys of the CAs are
+// among them.
+func placesOf(out string, plan pki.Cluster) error {
+	if err := datadir.Steady(out); err != nil {
+		return err
+	}
+	dirs := []string{plan.Dir}
+	for _, m := range plan.Machines {
+		dirs = append(dirs, m.Dir)
+	}
+	for _, dir := range dirs {
+		if err := datadir.Owned(pki.Layout{Dir: dir}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
