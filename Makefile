@@ -31,7 +31,7 @@ DIRS      := appliance cmd health lb packaging rbacseed test
 LIGHT      = $(shell awk '$$2 == "light" { print "./" $$1 }' appliance/config/testdata/arrows.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help build previous tool run test test-backup test-attacks test-attacks-user incidents test-light test-one fuzz cover test-e2e test-lb-peers soak screenshots bench bench-scale bench-hardening bench-try bench-backup bench-encryption bench-lb lint lint-extra golden verify bump hooks package image package-check generated install test-systemd clean FORCE
+.PHONY: help build previous tool run test test-backup test-attacks test-attacks-user test-attacks-reviewed incidents test-light test-one fuzz cover test-e2e test-lb-peers soak screenshots bench bench-scale bench-hardening bench-try bench-backup bench-encryption bench-lb lint lint-extra golden verify bump hooks package image package-check generated install test-systemd clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -80,6 +80,13 @@ test-attacks: build ## attacks that once worked, on the real binary
 
 test-attacks-user: build ## the attacks as an ordinary user, to whom the kernel grants nothing; needs root
 	test/attack/unprivileged.sh $(abspath $(BIN))
+
+# The commit that the review of security attacked.
+REVIEWED = fa4bf260b44fced615b91721182223a63994ed5d
+test-attacks-reviewed: build ## the attacks on the kthwd that was reviewed, where each must succeed
+	@test/previous.sh bin/reviewed/kthwd $(REVIEWED)
+	@git archive $(REVIEWED):packaging/systemd | tar -x -C bin/reviewed
+	KTHWD_REVIEWED=$(abspath bin/reviewed/kthwd) KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=30m -v -run '^(TestReviewed|TestReproductions)$$' ./test/attack
 
 # Tests of whole clusters need their switch as well: KTHWD_E2E=1 make test-one T=TestNewUser
 packages_of = $(shell grep -rlE --include='*_test.go' '^func $(firstword $(subst /, ,$(1)) none)\b' $(DIRS) | xargs -rn1 dirname | sort -u | sed 's,^,./,')

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Builds the kthwd with the minor of Kubernetes and etcd before this one's, for the tests of
 # upgrades: test/previous.sh FILE. It is a commit of this repository, and is built again only
-# when that changes.
+# when that changes. test/previous.sh FILE COMMIT builds another commit.
 set -euo pipefail
 
 # The last commit with Kubernetes 1.36 and etcd 3.6. The next move to another minor moves it.
-commit=a43a5e47298f6b60fc3c1a3783729abce1908f7b
+commit=${2:-a43a5e47298f6b60fc3c1a3783729abce1908f7b}
 
 file=$(realpath -m "$1") stamp=$(realpath -m "$1").commit
 mkdir -p "$(dirname "$file")"

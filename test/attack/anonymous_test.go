@@ -71,7 +71,11 @@ func TestAnonymousRecordsAreElsewhere(t *testing.T) {
 	for _, profile := range []string{"guide", "cis"} {
 		t.Run(profile, func(t *testing.T) {
 			t.Parallel()
-			c := start(t, kthwtest.Options{Args: []string{"--profile=" + profile}})
+			o := kthwtest.Options{Args: []string{"--profile=" + profile}}
+			if reviewed {
+				o.Args = nil // it has no profiles
+			}
+			c := start(t, o)
 			admin := c.pair(t, "admin")
 			log, foreign := filepath.Join(c.Dir, "audit.log"), filepath.Join(c.Dir, "audit-unauthenticated.log")
 			create(t, c, admin, "evidence", "")
@@ -79,7 +83,7 @@ func TestAnonymousRecordsAreElsewhere(t *testing.T) {
 			for kind := range anonymousKinds {
 				before := written(t, foreign)
 				ofAttacker(t, c, kind, each)
-				if anonymousKinds[kind].recorded {
+				if anonymousKinds[kind].recorded && !reviewed {
 					kthwtest.WaitFor(t, "the records of: "+kind, kthwtest.Soon, func() error {
 						if written(t, foreign) == before {
 							return errors.New("the file of clients without credentials has none")
@@ -141,7 +145,7 @@ func ofAttacker(t *testing.T, c *cluster, kind string, n int) {
 	if kind == "foreign certificate" {
 		config.Certificates = []tls.Certificate{ownAuthority(t).sign(t, pkix.Name{CommonName: "admin", Organization: []string{"system:masters"}})}
 	}
-	transport := &http.Transport{TLSClientConfig: config, MaxIdleConnsPerHost: 16}
+	transport := &http.Transport{TLSClientConfig: config, DialContext: attacker.dial, MaxIdleConnsPerHost: 16}
 	defer transport.CloseIdleConnections()
 	var left, answered atomic.Int64
 	left.Store(int64(n))

@@ -19,6 +19,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -38,11 +39,27 @@ type authority struct {
 	key  crypto.Signer
 }
 
+// start runs a controller at an address that the attacker reaches.
 func start(t *testing.T, o kthwtest.Options) *cluster {
 	t.Helper()
+	if o.Address == "" {
+		o.Address = here
+	}
 	c := &cluster{Controller: kthwtest.Start(t, o)}
-	c.ca, c.etcdCA = readCA(t, c.Dir, "ca"), readCA(t, c.Dir, "etcd-ca")
+	c.ca = readCA(t, c.Dir, "ca")
+	if !reviewed {
+		c.etcdCA = readCA(t, c.Dir, "etcd-ca")
+	}
 	return c
+}
+
+// ofController is the certificate that etcd's ports accept.
+func (c *cluster) ofController(t *testing.T) tls.Certificate {
+	t.Helper()
+	if c.etcdCA.cert == nil {
+		return c.pair(t, "kubernetes")
+	}
+	return c.pair(t, "etcd")
 }
 
 func readCA(t *testing.T, dir, name string) authority {
@@ -118,7 +135,8 @@ func writePEM(t *testing.T, cert tls.Certificate, certFile, keyFile string) {
 	}
 }
 
-// ask sends a request with a client certificate to a port of the controller.
+// ask sends a request with a client certificate to a port of the controller, from the attacker's
+// machine.
 func (c *cluster) ask(ctx context.Context, cert tls.Certificate, method string, port int, path string, body []byte) (int, string, error) {
 	return c.send(ctx, cert, method, port, path, body, nil)
 }
@@ -129,12 +147,16 @@ func (c *cluster) patch(ctx context.Context, cert tls.Certificate, path, body st
 }
 
 func (c *cluster) send(ctx context.Context, cert tls.Certificate, method string, port int, path string, body []byte, header http.Header) (int, string, error) {
+	return c.sendFrom(ctx, attacker, cert, method, port, path, body, header)
+}
+
+func (c *cluster) sendFrom(ctx context.Context, from machine, cert tls.Certificate, method string, port int, path string, body []byte, header http.Header) (int, string, error) {
 	pool := x509.NewCertPool()
 	pool.AddCert(c.ca.cert)
 	if c.etcdCA.cert != nil {
 		pool.AddCert(c.etcdCA.cert)
 	}
-	client := &http.Client{Timeout: kthwtest.Soon, Transport: &http.Transport{DisableKeepAlives: true,
+	client := &http.Client{Timeout: kthwtest.Soon, Transport: &http.Transport{DisableKeepAlives: true, DialContext: from.dial,
 		TLSClientConfig: &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{cert}}}}
 	req, err := http.NewRequestWithContext(ctx, method, fmt.Sprintf("https://%s%s", net.JoinHostPort(c.Address, fmt.Sprint(port)), path), bytes.NewReader(body))
 	if err != nil {
@@ -155,7 +177,14 @@ func (c *cluster) send(ctx context.Context, cert tls.Certificate, method string,
 // kthwd runs a verb and returns its exit code and output.
 func kthwd(t *testing.T, args ...string) (int, string) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), kthwtest.Binary(t), args...)
+	return kthwdOn(t, machine{}, args...)
+}
+
+// kthwdOn is kthwd on another machine.
+func kthwdOn(t *testing.T, m machine, args ...string) (int, string) {
+	t.Helper()
+	argv := slices.Concat(m.wrap(), []string{kthwtest.Binary(t)}, args)
+	cmd := exec.CommandContext(t.Context(), argv[0], argv[1:]...)
 	out, err := cmd.CombinedOutput()
 	if cmd.ProcessState == nil {
 		t.Fatalf("kthwd %q: %v", args, err)

@@ -3,13 +3,16 @@ package attack
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -27,9 +30,10 @@ const stranger = 65534 // any user but root
 func verbs(t *testing.T, dir string) map[string][]string {
 	start := kthwtest.Controller{Dir: dir, Address: "127.0.0.1", Ports: kthwtest.FreePorts(t, "127.0.0.1")}
 	token := member.Token{ID: "a1b2c3d4e5f6", Secret: make([]byte, 16), Addresses: []string{"127.0.0.1:1"}}
-	return map[string][]string{
+	all := map[string][]string{
 		"start":   start.Args(),
 		"init":    {"pki", "init", "--advertise-address=127.0.0.1", "--data-dir=" + dir},
+		"cluster": {"pki", "init", "--config=", "--controllers=c0=10.77.1.1,c1=10.77.1.2", "--out=" + dir},
 		"join":    {"join", token.String(), "--data-dir=" + dir},
 		"recover": {"etcd", "recover", "--data-dir=" + dir},
 		"renew":   {"pki", "renew", "--config=", "--data-dir=" + dir},
@@ -39,6 +43,12 @@ func verbs(t *testing.T, dir string) map[string][]string {
 		"verify":  {"backup", "verify", anArchive(t, dir)},
 		"restore": {"backup", "restore", anArchive(t, filepath.Dir(dir)), "--yes", "--config=", "--data-dir=" + dir, "--advertise-address=127.0.0.1"},
 	}
+	if reviewed {
+		maps.DeleteFunc(all, func(name string, _ []string) bool {
+			return !slices.Contains([]string{"start", "init", "join", "recover"}, name)
+		})
+	}
+	return all
 }
 
 // anArchive makes an archive in a directory, unless there is one, or no directory.
@@ -76,7 +86,9 @@ func tree(t *testing.T, dir string) string {
 			if err != nil {
 				return err
 			}
-			content = string(data)
+			if content = string(data); len(data) > 1<<10 {
+				content = fmt.Sprintf("%d bytes, %x", len(data), sha256.Sum256(data))
+			}
 		}
 		fmt.Fprintf(&all, "%s %v %q\n", path, info.Mode(), content)
 		return nil
@@ -118,12 +130,15 @@ func trap(t *testing.T, in string) (dir string) {
 	return dir
 }
 
+// refusal bounds the time until a command has been refused.
+var refusal = map[bool]time.Duration{false: 2 * time.Minute, true: 20 * time.Second}[reviewed]
+
 // wantRefused runs kthwd, which must fail with all of the parts in its output and change
 // nothing below the directory.
 func wantRefused(t *testing.T, in string, args []string, parts ...string) {
 	t.Helper()
 	before := tree(t, in)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute) // a start that is not refused runs
+	ctx, cancel := context.WithTimeout(t.Context(), refusal) // a start that is not refused runs
 	defer cancel()
 	out, err := exec.CommandContext(ctx, kthwtest.Binary(t), args...).CombinedOutput()
 	if err == nil || ctx.Err() != nil {
@@ -223,7 +238,9 @@ func TestLinkInPlaceOfTheRunDirectory(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := tree(t, victim)
-	out, err := exec.CommandContext(t.Context(), kthwtest.Binary(t), verbs(t, dir)["start"]...).CombinedOutput()
+	ctx, cancel := context.WithTimeout(t.Context(), refusal)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, kthwtest.Binary(t), verbs(t, dir)["start"]...).CombinedOutput()
 	if err == nil || !strings.Contains(string(out), filepath.Join(dir, "run")+" is a symbolic link") {
 		t.Errorf("got %v:\n%s", err, out)
 	}
@@ -237,18 +254,21 @@ func TestLinkInPlaceOfTheRunDirectory(t *testing.T) {
 func TestDirectoryOpenToOthers(t *testing.T) {
 	for _, mode := range []os.FileMode{0o777, 0o777 | os.ModeSticky, 0o770, 0o702} {
 		in := t.TempDir()
-		dir := filepath.Join(in, "data")
-		if err := os.MkdirAll(filepath.Join(dir, "etcd", "member", "wal"), 0o755); err != nil {
+		dir, fresh := filepath.Join(in, "data"), filepath.Join(in, "fresh")
+		if err := errors.Join(os.MkdirAll(filepath.Join(dir, "etcd", "member", "wal"), 0o755), os.Mkdir(fresh, 0o700)); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.Chmod(dir, mode); err != nil {
+		if err := errors.Join(os.Chmod(dir, mode), os.Chmod(fresh, mode)); err != nil {
 			t.Fatal(err)
 		}
+		t.Run(fmt.Sprint(mode, " init of an empty one"), func(t *testing.T) {
+			wantRefused(t, in, verbs(t, fresh)["init"], fresh+": writable by group or others", "hint: chmod go-w "+fresh)
+		})
 		if err := os.WriteFile(filepath.Join(dir, "ca.pem"), nil, 0o644); err != nil {
 			t.Fatal(err)
 		}
 		for name, args := range verbs(t, dir) {
-			if name == "verify" && mode&os.ModeSticky != 0 {
+			if (name == "verify" || name == "cluster") && mode&os.ModeSticky != 0 {
 				continue // what it makes is its own, and the bit keeps others from it
 			}
 			t.Run(fmt.Sprint(mode, " ", name), func(t *testing.T) {

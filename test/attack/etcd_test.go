@@ -19,6 +19,8 @@ import (
 	"testing"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -27,6 +29,9 @@ import (
 
 	"kthwd/test/kthwtest"
 )
+
+// workersAddress is that of the attacker where it has a network: a worker that was taken over.
+const workersAddress = "10.77.0.99"
 
 var rangeAll = []byte(fmt.Sprintf(`{"key":%q,"range_end":%q,"count_only":true}`,
 	base64.StdEncoding.EncodeToString([]byte("/registry/")), base64.StdEncoding.EncodeToString([]byte("/registry0"))))
@@ -37,7 +42,7 @@ func TestEtcdAnswersControllersOnly(t *testing.T) {
 	t.Parallel()
 	c := start(t, kthwtest.Options{})
 	node := t.TempDir()
-	if code, out := kthwd(t, "pki", "node", "w1", "10.77.0.2", "--data-dir="+c.Dir, "--config=", "--server=https://10.77.0.1:6443", "--output-dir="+node); code != 0 {
+	if code, out := kthwd(t, "pki", "node", "w1", workersAddress, "--data-dir="+c.Dir, "--config=", "--server=https://10.77.0.1:6443", "--output-dir="+node); code != 0 {
 		t.Fatalf("kthwd pki node: exit code %d\n%s", code, out)
 	}
 	nodeCert, err := tls.LoadX509KeyPair(filepath.Join(node, "w1.pem"), filepath.Join(node, "w1-key.pem"))
@@ -48,13 +53,11 @@ func TestEtcdAnswersControllersOnly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, cert := range map[string]tls.Certificate{
+	certs := map[string]tls.Certificate{
 		"a worker's, as kthwd pki node makes it": nodeCert,
-		"a worker's at this address":             c.ca.sign(t, pkix.Name{CommonName: "system:node:w2", Organization: []string{"system:nodes"}}, "w2", c.Address),
-		"a worker's with a controller's hosts":   c.ca.sign(t, pkix.Name{CommonName: "system:node:w3", Organization: []string{"system:nodes"}}, "kubernetes.default.svc", "kubernetes", c.Address),
-		"a client's called kubernetes":           c.ca.sign(t, pkix.Name{CommonName: "kubernetes", Organization: []string{"Kubernetes"}}, "kubernetes.default.svc", c.Address),
-		"the API server's, kubernetes.pem":       c.pair(t, "kubernetes"),
-		"one of etcd's CA for another name":      c.etcdCA.sign(t, pkix.Name{CommonName: "backup"}, c.Address),
+		"a worker's at this address":             c.ca.sign(t, pkix.Name{CommonName: "system:node:w2", Organization: []string{"system:nodes"}}, "w2", attacker.source()),
+		"a worker's with a controller's hosts":   c.ca.sign(t, pkix.Name{CommonName: "system:node:w3", Organization: []string{"system:nodes"}}, "kubernetes.default.svc", "kubernetes", c.Address, attacker.source()),
+		"a client's called kubernetes":           c.ca.sign(t, pkix.Name{CommonName: "kubernetes", Organization: []string{"Kubernetes"}}, "kubernetes.default.svc", c.Address, attacker.source()),
 		"a user's, approved":                     user,
 		"an administrator's":                     c.ofKubeconfig(t, "admin"),
 		"kube-controller-manager's":              c.ofKubeconfig(t, "kube-controller-manager"),
@@ -62,7 +65,12 @@ func TestEtcdAnswersControllersOnly(t *testing.T) {
 		"the health bridge's":                    c.pair(t, "kthwd-health"),
 		"the front proxy's":                      c.pair(t, "front-proxy-client"),
 		"none":                                   {},
-	} {
+	}
+	if !reviewed { // it has one CA, and one certificate of a controller
+		certs["one of etcd's CA for another name"] = c.etcdCA.sign(t, pkix.Name{CommonName: "backup"}, c.Address, attacker.source())
+		certs["the API server's, kubernetes.pem"] = c.pair(t, "kubernetes")
+	}
+	for name, cert := range certs {
 		t.Run(name, func(t *testing.T) {
 			for _, try := range []struct {
 				method, path string
@@ -83,14 +91,15 @@ func TestEtcdAnswersControllersOnly(t *testing.T) {
 		})
 	}
 	t.Run("a controller's", func(t *testing.T) {
-		own := c.pair(t, "etcd")
+		own := c.ofController(t)
 		// Several times: etcd's own gateway connects to one of its listeners by chance.
 		for range 3 {
-			if code, body, err := c.ask(t.Context(), own, http.MethodPost, c.Ports.EtcdClient, "/v3/kv/range", rangeAll); err != nil || code != http.StatusOK || !strings.Contains(body, `"count":"`) {
+			if code, body, err := c.sendFrom(t.Context(), machine{}, own, http.MethodPost, c.Ports.EtcdClient, "/v3/kv/range", rangeAll, nil); err != nil || code != http.StatusOK || !strings.Contains(body, `"count":"`) {
 				t.Errorf("etcd's HTTP API: got %d %.200q, %v", code, body, err)
 			}
 		}
-		if code, body, err := c.ask(t.Context(), own, http.MethodGet, c.Ports.EtcdPeer, "/members", nil); err != nil || code != http.StatusOK {
+		// From its own address, which its certificate has: etcd asks that of a peer.
+		if code, body, err := c.sendFrom(t.Context(), machine{}, own, http.MethodGet, c.Ports.EtcdPeer, "/members", nil, nil); err != nil || code != http.StatusOK {
 			t.Errorf("/members of the peer port: got %d %.200q, %v", code, body, err)
 		}
 		if answer, err := c.Etcd(t).Get(t.Context(), "/registry/"); err != nil || answer.Header == nil {
@@ -99,12 +108,59 @@ func TestEtcdAnswersControllersOnly(t *testing.T) {
 	})
 }
 
+// H1: heartbeats of a leader that is no member, in ever higher terms, stop all writes of an etcd
+// that takes them. The forger knows the IDs of the cluster and of the member.
+func TestForgedRaftMessages(t *testing.T) {
+	t.Parallel()
+	c := start(t, kthwtest.Options{})
+	members, err := c.Etcd(t).MemberList(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	const term, forger, count = 1_000_000, 0x12345, 50
+	worker := c.ca.sign(t, pkix.Name{CommonName: "system:node:w1", Organization: []string{"system:nodes"}}, "w1", attacker.source())
+	header := http.Header{
+		"X-Etcd-Cluster-Id": {fmt.Sprintf("%x", members.Header.ClusterId)}, "X-Server-From": {fmt.Sprintf("%x", forger)},
+		"X-Server-Version": {"3.6.0"}, "X-Min-Cluster-Version": {"3.0.0"},
+	}
+	taken := 0
+	for i := range uint64(count) {
+		message, err := proto.Marshal(&raftpb.Message{Type: raftpb.MessageType_MsgHeartbeat.Enum(), To: proto.Uint64(members.Header.MemberId), From: proto.Uint64(forger), Term: proto.Uint64(term + i)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if code, body, err := c.send(t.Context(), worker, http.MethodPost, c.Ports.EtcdPeer, "/raft", message, header); err == nil {
+			if taken++; taken == 1 {
+				t.Errorf("the peer port answers a forged heartbeat with %d %.80q", code, body)
+			}
+		}
+	}
+	now := func() uint64 {
+		answer, err := c.Etcd(t).Get(t.Context(), "/", clientv3.WithSerializable())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return answer.Header.RaftTerm
+	}
+	if taken > 0 { // it may take a moment to have its effect
+		kthwtest.WaitFor(t, "the forger's term", kthwtest.Soon, func() error {
+			if is := now(); is < term {
+				return fmt.Errorf("it is %d", is)
+			}
+			return nil
+		})
+	}
+	if is := now(); taken > 0 || is >= term {
+		t.Errorf("%d of %d forged heartbeats were answered, and etcd's term is %d", taken, count, is)
+	}
+}
+
 // With one CA, a certificate of it that has a controller's name is all of etcd. After the
 // move to a CA of etcd's own it is nothing there.
 func TestSplitClosesEtcd(t *testing.T) {
 	t.Parallel()
-	dir, ports := filepath.Join(t.TempDir(), "c0"), kthwtest.FreePorts(t, "127.0.0.1")
-	if code, out := kthwd(t, "pki", "init", "--config=", "--data-dir="+dir, "--advertise-address=127.0.0.1", fmt.Sprintf("--secure-port=%d", ports.Secure)); code != 0 {
+	dir, ports := filepath.Join(t.TempDir(), "c0"), kthwtest.FreePorts(t, here)
+	if code, out := kthwd(t, "pki", "init", "--config=", "--data-dir="+dir, "--bind-address="+here, "--advertise-address="+here, fmt.Sprintf("--secure-port=%d", ports.Secure)); code != 0 {
 		t.Fatalf("kthwd pki init: exit code %d\n%s", code, out)
 	}
 	for _, name := range []string{"etcd-ca.pem", "etcd-ca-key.pem", "etcd.pem", "etcd-key.pem"} {
@@ -112,8 +168,8 @@ func TestSplitClosesEtcd(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	c := &cluster{Controller: kthwtest.Start(t, kthwtest.Options{Dir: dir, Ports: &ports}), ca: readCA(t, dir, "ca")}
-	forged := c.ca.sign(t, pkix.Name{CommonName: "kubernetes"}, c.Address)
+	c := &cluster{Controller: kthwtest.Start(t, kthwtest.Options{Dir: dir, Address: here, Ports: &ports}), ca: readCA(t, dir, "ca")}
+	forged := c.ca.sign(t, pkix.Name{CommonName: "kubernetes"}, c.Address, attacker.source())
 	reads := func(cert tls.Certificate) error {
 		code, body, err := c.ask(t.Context(), cert, http.MethodPost, c.Ports.EtcdClient, "/v3/kv/range", rangeAll)
 		if err == nil && code != http.StatusOK {
@@ -131,7 +187,7 @@ func TestSplitClosesEtcd(t *testing.T) {
 	}
 	c.Signal(t, syscall.SIGTERM)
 	c.Wait(t, kthwtest.Soon)
-	c.Controller, c.etcdCA = kthwtest.Start(t, kthwtest.Options{Dir: dir, Ports: &ports}), readCA(t, dir, "etcd-ca")
+	c.Controller, c.etcdCA = kthwtest.Start(t, kthwtest.Options{Dir: dir, Address: here, Ports: &ports}), readCA(t, dir, "etcd-ca")
 	for name, cert := range map[string]tls.Certificate{"a certificate called kubernetes": forged, "kubernetes.pem": c.pair(t, "kubernetes")} {
 		if err := reads(cert); err == nil || !strings.Contains(err.Error(), "remote error: tls:") {
 			t.Errorf("%s after the move: got %v, want a refusal by etcd's TLS", name, err)
@@ -152,7 +208,7 @@ func (c *cluster) kinds(t *testing.T) map[string]tls.Certificate {
 	t.Helper()
 	out := t.TempDir()
 	for _, args := range [][]string{
-		{"pki", "node", "w1", "10.77.0.2", "--server=https://10.77.0.1:6443", "--output-dir=" + out},
+		{"pki", "node", "w1", workersAddress, "--server=https://10.77.0.1:6443", "--output-dir=" + out},
 		{"kubeconfig", "create", "jane", "--group=developers", "--out=" + filepath.Join(out, "jane.kubeconfig")},
 		{"kubeconfig", "create", "kthwd-lb", "--load-balancer", "--out=" + filepath.Join(out, "kthwd-lb.kubeconfig")},
 	} {
@@ -163,7 +219,7 @@ func (c *cluster) kinds(t *testing.T) map[string]tls.Certificate {
 	node := pkix.Name{CommonName: "system:node:w1", Organization: []string{"system:nodes"}}
 	all := map[string]tls.Certificate{
 		"a kubelet's of a request":           c.ca.sign(t, node),
-		"a kubelet's for serving":            c.ca.sign(t, node, "w1", "10.77.0.2"),
+		"a kubelet's for serving":            c.ca.sign(t, node, "w1", attacker.source()),
 		"a user's of a request":              c.ca.sign(t, pkix.Name{CommonName: "dev-user"}),
 		"a legacy request's":                 c.ca.sign(t, pkix.Name{CommonName: "kubernetes.default"}, "svc.example.com"),
 		"an administrator's, system:masters": c.ca.sign(t, pkix.Name{CommonName: "kubernetes-admin", Organization: []string{"system:masters"}}),
@@ -201,8 +257,12 @@ func (c *cluster) kinds(t *testing.T) map[string]tls.Certificate {
 func (c *cluster) answersOnly(t *testing.T, certs map[string]tls.Certificate, accepted string) {
 	t.Helper()
 	for name, cert := range certs {
+		from := attacker
+		if name == accepted {
+			from = machine{} // a peer's certificate has its address
+		}
 		for port, path := range map[int]string{c.Ports.EtcdClient: "/version", c.Ports.EtcdPeer: "/members"} {
-			client := &http.Client{Timeout: kthwtest.Soon, Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{
+			client := &http.Client{Timeout: kthwtest.Soon, Transport: &http.Transport{DisableKeepAlives: true, DialContext: from.dial, TLSClientConfig: &tls.Config{
 				InsecureSkipVerify: true, GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }}}}
 			resp, err := client.Get(fmt.Sprintf("https://%s:%d%s", c.Address, port, path))
 			if err == nil {
@@ -219,13 +279,13 @@ func (c *cluster) answersOnly(t *testing.T, certs map[string]tls.Certificate, ac
 }
 
 // approve makes an administrator approve a user's certificate, as in any cluster.
-func (c *cluster) approve(t *testing.T, cn string) (tls.Certificate, error) {
+func (c *cluster) approve(t *testing.T, cn string, names ...string) (tls.Certificate, error) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: cn}}, key)
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: cn}, DNSNames: names}, key)
 	if err != nil {
 		t.Fatal(err)
 	}

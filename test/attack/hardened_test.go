@@ -2,9 +2,12 @@ package attack
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -16,11 +19,23 @@ import (
 	"kthwd/test/kthwtest"
 )
 
+// flagSecret is the value of a flag that a joiner must have, and nobody else should.
+const flagSecret = "s3cret-of-this-cluster"
+
 // What the guide leaves to upstream's defaults is closed.
 func TestClosedWhereTheGuideIsSilent(t *testing.T) {
 	t.Parallel()
-	c := start(t, kthwtest.Options{})
+	c := start(t, kthwtest.Options{Args: []string{"--etcd-arg=initial-cluster-token=" + flagSecret}})
 	admin := c.pair(t, "admin")
+	t.Run("values of flags", func(t *testing.T) {
+		log := c.Log.String()
+		if !strings.Contains(log, "initial-cluster-token") {
+			t.Error("the log does not tell of the flag: this test shows nothing")
+		}
+		if strings.Contains(log, flagSecret) {
+			t.Errorf("the log has the value of a flag that may be a secret: %s", lineWith(log, flagSecret))
+		}
+	})
 	t.Run("cipher suites", func(t *testing.T) { weakSuitesAreRefused(t, c, admin) })
 	t.Run("profiles", func(t *testing.T) {
 		for name, port := range map[string]int{"kube-apiserver": c.Ports.Secure, "kube-controller-manager": c.Ports.ControllerManager, "kube-scheduler": c.Ports.Scheduler} {
@@ -64,6 +79,9 @@ func administratorLosesRights(t *testing.T, c *cluster, admin tls.Certificate) {
 	if code := secrets(admin); code != http.StatusOK {
 		t.Fatalf("an administrator lists secrets: %d", code)
 	}
+	if cert, err := x509.ParseCertificate(admin.Certificate[0]); err != nil || slices.Contains(cert.Subject.Organization, "system:masters") {
+		t.Fatalf("admin.kubeconfig is of %v, whose rights no binding gives or takes, until %v (%v)", cert.Subject.Organization, cert.NotAfter, err)
+	}
 	super := c.pair(t, "super-admin")
 	patch := func(body string) {
 		t.Helper()
@@ -98,7 +116,7 @@ func administratorLosesRights(t *testing.T, c *cluster, admin tls.Certificate) {
 // weakSuitesAreRefused: no port accepts a suite of TLS 1.2 in CBC mode, which upstream
 // allows; a suite in GCM mode shows that the port is there and speaks TLS 1.2.
 func weakSuitesAreRefused(t *testing.T, c *cluster, admin tls.Certificate) {
-	etcd := c.pair(t, "etcd")
+	etcd := c.ofController(t)
 	for name, at := range map[string]struct {
 		port int
 		cert tls.Certificate
@@ -107,12 +125,13 @@ func weakSuitesAreRefused(t *testing.T, c *cluster, admin tls.Certificate) {
 		"etcd": {c.Ports.EtcdClient, etcd}, "etcd's peers": {c.Ports.EtcdPeer, etcd},
 	} {
 		dial := func(suite uint16) error {
-			conn, err := (&tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{suite}, Certificates: []tls.Certificate{at.cert}}}).
-				DialContext(t.Context(), "tcp", net.JoinHostPort(c.Address, fmt.Sprint(at.port)))
-			if err == nil {
-				conn.Close()
+			conn, err := attacker.Dial(t.Context(), net.JoinHostPort(c.Address, fmt.Sprint(at.port)))
+			if err != nil {
+				return err
 			}
-			return err
+			defer conn.Close()
+			return tls.Client(conn, &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{suite}, Certificates: []tls.Certificate{at.cert}}).
+				HandshakeContext(t.Context())
 		}
 		if err := dial(tls.TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA); err == nil {
 			t.Errorf("%s accepts a suite in CBC mode", name)

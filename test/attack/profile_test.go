@@ -2,9 +2,12 @@ package attack
 
 import (
 	"errors"
+	"fmt"
+	"net"
 	"os/exec"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -37,6 +40,22 @@ func TestProfileCIS(t *testing.T) {
 		}
 		if err := c.privileged(t, "kube-system"); err != nil {
 			t.Errorf("a privileged pod in kube-system: %v", err)
+		}
+	})
+	t.Run("ports of loopback", func(t *testing.T) {
+		if !attacker.apart() {
+			t.Skip("needs root, for a network of its own")
+		}
+		for name, port := range map[string]int{"kube-controller-manager": c.Ports.ControllerManager, "kube-scheduler": c.Ports.Scheduler, "etcd's clients": c.Ports.EtcdClient} {
+			if conn, err := attacker.Dial(t.Context(), net.JoinHostPort(c.Address, fmt.Sprint(port))); !errors.Is(err, syscall.ECONNREFUSED) {
+				t.Errorf("the port of %s from another machine: got %v, %v; want it refused", name, conn, err)
+			}
+			conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", net.JoinHostPort("127.0.0.1", fmt.Sprint(port)))
+			if err != nil {
+				t.Errorf("the port of %s on loopback: %v", name, err)
+				continue
+			}
+			conn.Close()
 		}
 	})
 	t.Run("explain", func(t *testing.T) { explained(t, c) })

@@ -99,7 +99,7 @@ func (c *cluster) wantCode(t *testing.T, cert tls.Certificate, want int, path st
 	t.Helper()
 	pool := x509.NewCertPool()
 	pool.AddCert(c.ca.cert)
-	client := &http.Client{Timeout: kthwtest.Soon, Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: pool,
+	client := &http.Client{Timeout: kthwtest.Soon, Transport: &http.Transport{DisableKeepAlives: true, DialContext: attacker.dial, TLSClientConfig: &tls.Config{RootCAs: pool,
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }}}}
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, fmt.Sprintf("https://%s:%d%s", c.Address, c.Ports.Secure, path), nil)
 	if err != nil {
