@@ -36,7 +36,7 @@ func TestAnonymousPushesNoEvidenceOut(t *testing.T) {
 		if code, body, err := c.ask(t.Context(), tls.Certificate{}, http.MethodGet, c.Ports.Secure, path, nil); err != nil || code != http.StatusForbidden && code != http.StatusUnauthorized {
 			t.Fatalf("an anonymous request: %d %.100q, %v", code, body, err)
 		}
-		if !kept(t, c.Dir, `"name":"evidence"`) {
+		if sent%20 == 0 && !kept(t, c.Dir, `"name":"evidence"`) {
 			t.Fatalf("%d anonymous requests have pushed an administrator's record out of every audit log", sent+1)
 		}
 		if info, err := os.Stat(foreign); reviewed {

@@ -152,18 +152,18 @@ func TestForgedJoinGivesNothing(t *testing.T) {
 		if err != nil || len(answer.Kvs) != 1 {
 			t.Fatalf("the record of the token: %v, %v", answer, err)
 		}
-		var record map[string]any
+		var record map[string]json.RawMessage // numbers stay as they are
 		if err := json.Unmarshal(answer.Kvs[0].Value, &record); err != nil || record["seal"] == nil {
-			t.Fatalf("the record of the token: %v, seal %v", err, record["seal"])
+			t.Fatalf("the record of the token: %v, seal %s", err, record["seal"])
 		}
 		const id = "b1b2c3d4e5f6"
-		secret := forge(t, etcd, id, map[string]any{"seal": record["seal"], "lease": record["lease"]})
+		secret := forge(t, etcd, id, record["seal"])
 		if err := g.wantUnknown(t, "the forged token", attacker, id, secret); err != nil {
 			t.Errorf("the join port is closed, although there is a token: %v", err)
 		}
 		kthwtest.WaitFor(t, "the end of the forged record", kthwtest.Soon, func() error { return there(t, etcd, id) })
 		// The genuine record with the CA's key added.
-		record["caKey"] = true
+		record["caKey"] = json.RawMessage("true")
 		value, err := json.Marshal(record)
 		if err != nil {
 			t.Fatal(err)
@@ -178,20 +178,24 @@ func TestForgedJoinGivesNothing(t *testing.T) {
 }
 
 // forge writes the record of a join for the attacker's machine, which gives away the key of the CA.
-func forge(t *testing.T, etcd *clientv3.Client, id string, more map[string]any) (secret []byte) {
+// Nothing but the seal tells it from one that a controller made.
+func forge(t *testing.T, etcd *clientv3.Client, id string, seal json.RawMessage) (secret []byte) {
 	t.Helper()
+	lease, err := etcd.Grant(t.Context(), 900)
+	if err != nil {
+		t.Fatal(err)
+	}
 	secret = bytes.Repeat([]byte{7}, 16)
 	hash := sha256.Sum256(append([]byte("kthwd join\x00"+id+"\x00"), secret...))
-	record := map[string]any{"id": id, "name": "evil", "address": attacker.address, "secret": hash[:], "caKey": true, "ttlNanoseconds": 9e11, "lease": 0}
-	for k, v := range more {
-		record[k] = v
-	}
+	record := map[string]any{"id": id, "name": "evil", "address": attacker.address, "secret": hash[:], "caKey": true, "ttlNanoseconds": 900 * time.Second,
+		"lease": lease.ID, "made": time.Now().UTC().Truncate(time.Second), "seal": seal}
 	value, err := json.Marshal(record)
 	if err != nil {
 		t.Fatal(err)
 	}
 	// In one step: a record whose token is not valid is dropped as expired.
-	if _, err := etcd.Txn(t.Context()).Then(clientv3.OpPut("/kthwd/joins/"+id, string(value)), clientv3.OpPut("/kthwd/joins/"+id+"/valid", "")).Commit(); err != nil {
+	if _, err := etcd.Txn(t.Context()).Then(clientv3.OpPut("/kthwd/joins/"+id, string(value)),
+		clientv3.OpPut("/kthwd/joins/"+id+"/valid", "", clientv3.WithLease(lease.ID))).Commit(); err != nil {
 		t.Fatal(err)
 	}
 	return secret
