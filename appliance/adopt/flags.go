@@ -1,97 +1,31 @@
 package adopt
 
 import (
-	"flag"
 	"fmt"
 	"slices"
 	"strings"
 
-	"github.com/spf13/pflag"
 	"go.etcd.io/etcd/pkg/v3/flags"
-	"go.etcd.io/etcd/server/v3/embed"
-	cliflag "k8s.io/component-base/cli/flag"
-	kcmapp "k8s.io/kubernetes/cmd/kube-controller-manager/app"
-	kcmoptions "k8s.io/kubernetes/cmd/kube-controller-manager/app/options"
-	schedoptions "k8s.io/kubernetes/cmd/kube-scheduler/app/options"
 
-	apioptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
-
+	"kthwd/appliance/flagvalue"
 	"kthwd/appliance/program"
 )
-
-// known is a flag of a program, as upstream's own flag sets have it.
-type known struct {
-	bare string // its value without one; "" if it needs one
-	set  func(string) error
-	is   func() string
-}
-
-// flagsOf returns a program's flags by name, from upstream's own options.
-func flagsOf(name string) (map[string]known, error) {
-	all := map[string]known{}
-	if name == program.Etcd {
-		fs := flag.NewFlagSet(name, flag.ContinueOnError)
-		embed.NewConfig().AddFlags(fs)
-		fs.Var(flags.NewSelectiveStringValue(embed.ClusterStateFlagNew, embed.ClusterStateFlagExisting), "initial-cluster-state", "")
-		fs.VisitAll(func(f *flag.Flag) {
-			k := known{set: f.Value.Set, is: f.Value.String}
-			if b, ok := f.Value.(interface{ IsBoolFlag() bool }); ok && b.IsBoolFlag() {
-				k.bare = "true"
-			}
-			all[f.Name] = k
-		})
-		return all, nil
-	}
-	var sets cliflag.NamedFlagSets
-	switch name {
-	case program.APIServer:
-		sets = apioptions.NewServerRunOptions().Flags()
-	case program.ControllerManager:
-		o, err := kcmoptions.NewKubeControllerManagerOptions()
-		if err != nil {
-			return nil, err
-		}
-		sets = o.Flags(kcmapp.KnownControllers(), kcmapp.ControllersDisabledByDefault(), kcmapp.ControllerAliases())
-	case program.Scheduler:
-		sets = *schedoptions.NewOptions().Flags
-	}
-	for _, set := range sets.FlagSets {
-		set.VisitAll(func(f *pflag.Flag) {
-			all[f.Name] = known{bare: f.NoOptDefVal, set: f.Value.Set, is: f.Value.String}
-		})
-	}
-	return all, nil
-}
 
 // equal reports whether a program takes two values of a flag for the same.
 func equal(name, key, a, b string) bool {
 	if a == b {
 		return true
 	}
-	as := func(value string) (string, bool) {
-		all, err := flagsOf(name)
-		if err != nil {
-			return "", false
-		}
-		f, ok := all[key]
-		return read(f, ok, value)
-	}
-	x, ok := as(a)
-	y, ok2 := as(b)
-	return ok && ok2 && x == y
-}
-
-func read(f known, ok bool, value string) (string, bool) {
-	if !ok || f.set(value) != nil {
-		return "", false
-	}
-	return f.is(), true
+	var values flagvalue.Reader
+	x, ok := values.Read(name, key, a)
+	y, ok2 := values.Read(name, key, b)
+	return ok && ok2 && x.Value == y.Value
 }
 
 // parse reads the words of a command line as the program does. A flag that today's program does
 // not have takes the next word for its value unless that is a flag.
 func parse(name string, words []string) (args []program.Arg, err error) {
-	all, err := flagsOf(name)
+	all, err := flagvalue.Of(name)
 	if err != nil {
 		return nil, err
 	}
@@ -107,8 +41,8 @@ func parse(name string, words []string) (args []program.Arg, err error) {
 		next := i+1 < len(words)
 		switch {
 		case found:
-		case isKnown && f.bare != "":
-			value = f.bare
+		case isKnown && f.Bare != "":
+			value = f.Bare
 		case isKnown && !next:
 			return nil, fmt.Errorf("--%s has no value", key)
 		case isKnown, next && !strings.HasPrefix(words[i+1], "-"):
@@ -124,7 +58,7 @@ func parse(name string, words []string) (args []program.Arg, err error) {
 
 // fromEnvironment adds the flags that etcd reads from its environment, where no argument sets them.
 func fromEnvironment(args []program.Arg, env []string) ([]program.Arg, error) {
-	all, err := flagsOf(program.Etcd)
+	all, err := flagvalue.Of(program.Etcd)
 	if err != nil {
 		return nil, err
 	}

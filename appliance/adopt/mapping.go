@@ -16,6 +16,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"kthwd/appliance/cmdline"
+	"kthwd/appliance/flagvalue"
 	"kthwd/appliance/found"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
@@ -303,13 +304,13 @@ func (p *planner) today(name string, a program.Arg, ours []program.Arg, line Lin
 		line.Verdict, line.Why = Refused, "kthwd sets this flag itself: "+instead
 		return line
 	}
-	all, err := flagsOf(name)
+	all, err := flagvalue.Of(name)
 	f, isKnown := all[a.Key]
 	switch {
 	case err == nil && a.Key != "v" && !isKnown:
 		line.Verdict, line.Why = Refused, name+" has no such flag in this version"
 		return line
-	case isKnown && f.set(a.Value) != nil:
+	case isKnown && f.Set(a.Value) != nil:
 		line.Verdict, line.Why = Refused, name+" does not take this value in this version"
 		return line
 	}
