@@ -8,8 +8,9 @@
 // so the comparison needs no API and no RBAC, and what a removed member left is ignored. The
 // values of flags that must agree are published as they are; they are no secrets. Of every
 // other flag there is only an HMAC with a key that all controllers have and etcd does not, so
-// that a short value cannot be guessed from it. Run does not end a controller: what differs is
-// a finding.
+// that a short value cannot be guessed from it. Values are compared as the programs read them, so
+// two spellings of one value, or a default that is written out, are no difference. Run does not
+// end a controller: what differs is a finding.
 package agree
 
 import (
@@ -64,7 +65,16 @@ type Controllers struct {
 	Profile  string            // config.ProfileGuide or config.ProfileCIS
 	Log      *slog.Logger
 
+	// Read is what a program reads in the values of a flag that is given once for each, and its
+	// default; false if that is not known, and the values are compared as they are written. It may
+	// be nil, and must be safe for concurrent use.
+	Read func(program, key string, values ...string) (is, otherwise string, ok bool)
+
+	once  sync.Once
+	given map[string]given // of Args
+
 	mu    sync.Mutex
+	known map[string]string // readings of the values in records
 	rows  []Row
 	since map[string]time.Time // by row: when it was seen first
 }
@@ -74,9 +84,9 @@ type record struct {
 	Name     string            `json:"name"`
 	Versions map[string]string `json:"versions"`
 	Profile  string            `json:"profile,omitempty"`  // "" from a kthwd that did not publish it yet
-	Plain    map[string]string `json:"plain"`              // "program key": the value, of flags that must agree
+	Plain    map[string]string `json:"plain"`              // "program key": the value as it is written, of flags that must agree
 	Hashed   map[string]string `json:"hashed"`             // "program key": an HMAC of the value, of the others
-	HashedBy string            `json:"hashedBy,omitempty"` // ID of the service-account key that the HMACs are made with
+	HashedBy string            `json:"hashedBy,omitempty"` // ID of the service-account key that the HMACs are made with, and of what
 }
 
 // Row is one flag, or one version, that is not the same everywhere.
@@ -113,7 +123,7 @@ func (c *Controllers) round(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c.note(compare(all), time.Now())
+	c.note(compare(all, c.reads), time.Now())
 	return nil
 }
 
@@ -143,21 +153,16 @@ func (c *Controllers) own(server *embed.Etcd) (record, error) {
 		return r, err
 	}
 	key := secrets[0].Key
-	r.HashedBy = secrets[0].ID
-	for name, args := range c.Args {
-		for _, a := range args {
-			id := name + " " + a.Key
-			switch classOf(name, a.Key) {
-			case Must:
-				if before, again := r.Plain[id]; again {
-					a.Value = before + "," + a.Value
-				}
-				r.Plain[id] = a.Value
-			case Should:
-				mac := hmac.New(sha256.New, key)
-				mac.Write([]byte(r.Hashed[id] + id + "\x00" + c.plain(a.Value))) // a flag may be given several times
-				r.Hashed[id] = "#" + hex.EncodeToString(mac.Sum(nil)[:6])
-			}
+	r.HashedBy = secrets[0].ID + hashedAsRead
+	for id, g := range c.givenOnce() {
+		name, flag, _ := strings.Cut(id, " ")
+		switch class := classOf(name, flag); {
+		case class == Must:
+			r.Plain[id] = g.written
+		case class == Should && !g.isDefault:
+			mac := hmac.New(sha256.New, key)
+			mac.Write([]byte(id + "\x00" + c.plain(g.read)))
+			r.Hashed[id] = "#" + hex.EncodeToString(mac.Sum(nil)[:6])
 		}
 	}
 	return r, nil
@@ -195,7 +200,8 @@ func read(ctx context.Context, client *clientv3.Client, server *embed.Etcd) (map
 }
 
 // hashedAlike reports whether HMACs can be compared: not for the moment in which a rotation of the
-// service-account key has reached some controllers and others not yet.
+// service-account key has reached some controllers and others not yet, nor beside a kthwd that
+// made them of the values as they are written.
 func hashedAlike(all map[string]record) bool {
 	by := ""
 	for _, r := range all {
@@ -207,8 +213,9 @@ func hashedAlike(all map[string]record) bool {
 	return true
 }
 
-// compare returns what is not the same in all records: what must agree first.
-func compare(all map[string]record) (rows []Row) {
+// compare returns what is not the same in all records: what must agree first. Of flags that must
+// agree, reads says what a program makes of them in a record.
+func compare(all map[string]record, reads func(r record, id string) string) (rows []Row) {
 	values := map[string]map[string]string{} // by flag, then by controller
 	add := func(id, name, value string) {
 		if values[id] == nil {
@@ -241,12 +248,12 @@ func compare(all map[string]record) (rows []Row) {
 	for id, by := range values {
 		distinct := map[string]bool{}
 		for name := range all {
-			by[name] += "" // a flag that is not given differs from an empty one no more than that
+			by[name] += "" // a flag that is not given
 			distinct[by[name]] = true
 		}
-		if len(distinct) > 1 {
-			p, key, _ := strings.Cut(id, " ")
-			rows = append(rows, Row{Program: p, Key: key, Class: classOf(p, key), Values: by})
+		p, key, _ := strings.Cut(id, " ")
+		if class := classOf(p, key); len(distinct) > 1 && !(class == Must && p != ownProgram && alikeAsRead(all, id, reads)) {
+			rows = append(rows, Row{Program: p, Key: key, Class: class, Values: by})
 		}
 	}
 	order := map[Class]int{Must: 0, Should: 1, Differs: 2}

@@ -9,6 +9,8 @@ import (
 	"kthwd/appliance/program"
 )
 
+func asWritten(r record, id string) string { return r.Plain[id] }
+
 // One flag of each class differs: what must agree is a finding with both values, what should
 // agree is shown without a value, and what differs by nature is not compared.
 func TestCompare(t *testing.T) {
@@ -18,8 +20,8 @@ func TestCompare(t *testing.T) {
 	}
 	c := &Controllers{Log: slog.New(slog.DiscardHandler)}
 	begin := time.Now()
-	c.note(compare(all), begin)
-	c.note(compare(all), begin.Add(time.Minute))
+	c.note(compare(all, asWritten), begin)
+	c.note(compare(all, asWritten), begin.Add(time.Minute))
 	if len(c.rows) != 2 || c.rows[0].Class != Must || c.rows[1].Class != Should {
 		t.Fatalf("got %+v", c.rows)
 	}
@@ -31,7 +33,7 @@ func TestCompare(t *testing.T) {
 		t.Errorf("among one, and among both: got %+v, %+v", Among(c.rows, []string{"c0"}), Among(c.rows, []string{"c0", "c1"}))
 	}
 	delete(all, "c1")
-	if c.note(compare(all), begin); len(c.Findings()) != 0 || len(c.rows) != 0 {
+	if c.note(compare(all, asWritten), begin); len(c.Findings()) != 0 || len(c.rows) != 0 {
 		t.Errorf("a lone controller: got %+v", c.rows)
 	}
 }
@@ -42,7 +44,7 @@ func TestCompareMissing(t *testing.T) {
 	rows := compare(map[string]record{
 		"c0": {Plain: map[string]string{program.Scheduler + " feature-gates": "A=true"}, Versions: map[string]string{"kthwd": "v1"}},
 		"c1": {Versions: map[string]string{"kthwd": "v2"}, Hashed: map[string]string{program.APIServer + " of-the-future": "#cc"}},
-	})
+	}, asWritten)
 	var got []string
 	for _, r := range rows {
 		got = append(got, string(r.Class)+": "+r.id()+": "+r.text())
@@ -65,7 +67,7 @@ func TestCompareProfiles(t *testing.T) {
 	}
 	texts := func() (found []string) {
 		c := &Controllers{Log: slog.New(slog.DiscardHandler)}
-		c.note(compare(all), time.Now())
+		c.note(compare(all, asWritten), time.Now())
 		for _, f := range c.Findings() {
 			found = append(found, f.Text)
 		}
@@ -123,7 +125,7 @@ func TestCompareDuringARotation(t *testing.T) {
 		{"two keys, and a flag that must agree", made("k1", "#1", "a"), made("k2", "#2", "b"), 1},
 		{"an older kthwd, which names none", made("", "#1", "a"), made("k1", "#2", "a"), 1},
 	} {
-		if rows := compare(map[string]record{"c0": tt.c0, "c1": tt.c1}); len(rows) != tt.want {
+		if rows := compare(map[string]record{"c0": tt.c0, "c1": tt.c1}, asWritten); len(rows) != tt.want {
 			t.Errorf("%s: got %+v, want %d rows", tt.name, rows, tt.want)
 		}
 	}

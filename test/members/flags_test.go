@@ -11,7 +11,7 @@ import (
 )
 
 // A service range that only one of three controllers has is a finding on each, with the values.
-// Nothing else that differs between machines is one.
+// Nothing else that differs between machines is one, nor are other spellings of the same values.
 func TestFlagsThatMustAgree(t *testing.T) {
 	if !requireNetwork(t) {
 		return
@@ -21,6 +21,11 @@ func TestFlagsThatMustAgree(t *testing.T) {
 	file := strings.Replace(read(t, c1.file()), "service-cluster-ip-range: 10.32.0.0/24", "service-cluster-ip-range: 10.32.0.0/16", 1)
 	if err := os.WriteFile(c1.file(), []byte(file), 0o600); err != nil || !strings.Contains(file, "10.32.0.0/16") {
 		t.Fatalf("%v:\n%s", err, file)
+	}
+	c2 := c.machines[2]
+	spellings := "kube-apiserver-arg: [event-ttl=60m, audit-log-maxage=0x1e, authorization-mode=RBAC, authorization-mode=Node]\n"
+	if err := os.WriteFile(c2.file(), []byte(read(t, c2.file())+spellings), 0o600); err != nil {
+		t.Fatal(err)
 	}
 	start(t, c.machines...)
 	for _, m := range c.machines {

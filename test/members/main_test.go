@@ -24,6 +24,7 @@ import (
 	"kthwd/appliance/datadir"
 	"kthwd/appliance/etcd"
 	"kthwd/appliance/etcdfiles"
+	"kthwd/appliance/flagvalue"
 	"kthwd/appliance/join"
 	"kthwd/appliance/logging"
 	"kthwd/appliance/member"
@@ -160,9 +161,15 @@ func runMember(ctx context.Context, cfg config.Controller, l pki.Layout, sockets
 	o := others.New(own, slog.New(slog.DiscardHandler))
 	own.UseViews(o)
 	o.Listen(program.StatusAddress(cfg))
+	var reader flagvalue.Reader
+	apiserver, _ := program.Merge(program.APIServer, program.APIServerArgs(cfg, l, sockets.Etcd), program.ParseUser(cfg.APIServerArgs))
 	flags := &agree.Controllers{
 		Member: own, Layout: l, Address: cfg.AdvertiseAddress, Profile: cfg.Profile, Log: logs.Logger("kthwd"), Versions: map[string]string{"kthwd": "v0.1.0-dev"},
-		Args: map[string][]program.Arg{program.APIServer: program.APIServerArgs(cfg, l, sockets.Etcd), program.ControllerManager: program.ControllerManagerArgs(cfg, l)},
+		Args: map[string][]program.Arg{program.APIServer: apiserver, program.ControllerManager: program.ControllerManagerArgs(cfg, l)},
+		Read: func(name, key string, values ...string) (string, string, bool) {
+			r, ok := reader.Read(name, key, values...)
+			return r.Value, r.Default, ok
+		},
 	}
 	private := members.Private()
 	maps.Copy(private, flags.Private())

@@ -1,0 +1,12 @@
+package appliance
+
+import "kthwd/appliance/flagvalue"
+
+// flagReader returns what agree.Controllers.Read is to be.
+func flagReader() func(program, key string, values ...string) (is, otherwise string, ok bool) {
+	var reader flagvalue.Reader
+	return func(program, key string, values ...string) (is, otherwise string, ok bool) {
+		r, ok := reader.Read(program, key, values...)
+		return r.Value, r.Default, ok
+	}
+}
