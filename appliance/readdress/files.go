@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -155,7 +156,7 @@ func (c *Change) writeFile() error {
 	if err != nil {
 		return err
 	}
-	changed, rest := edit(data, c.self.Name, c.old, c.o.Address)
+	changed, rest := edit(data, c.self.Name, c.old, c.o.Address, c.places())
 	if !bytes.Equal(changed, data) {
 		if err := durable.Write(c.o.File, changed, info.Mode().Perm()); err != nil {
 			return err
@@ -168,13 +169,30 @@ func (c *Change) writeFile() error {
 	return nil
 }
 
+// places returns the addresses of the other controllers; none where nobody has told them.
+func (c *Change) places() map[string]string {
+	all := map[string]string{}
+	for _, m := range c.others {
+		if c.learned && m.Name != "" && len(m.PeerURLs) > 0 {
+			all[m.Name] = hostOf(m.PeerURLs[0])
+		}
+	}
+	return all
+}
+
 // edit returns a configuration file with the new address where the old one was this
 // controller's: as the value of a key about this machine, or in its entry of initial-cluster.
-// Comments and everything else stay. rest lists the other lines with the old address.
-func edit(file []byte, name, old, new string) (changed []byte, rest []string) {
+// The entries of others there get the addresses that those have now, by name, for a list with an
+// address that two of them have is refused. Comments and everything else stay. rest lists the
+// other lines with the old address.
+func edit(file []byte, name, old, new string, others map[string]string) (changed []byte, rest []string) {
 	own := regexp.MustCompile(`^(advertise-address|bind-address|health-address|metrics-address)(\s*:\s*["']?\[?)` + regexp.QuoteMeta(old) + `(\]?(:\d+)?["']?\s*(#.*)?)$`)
 	advertised := regexp.MustCompile(`^(advertise-address\s*:\s*)[^#]*?(\s*(#.*)?)$`)
-	entry := regexp.MustCompile(`(^|[\s,\["'])` + regexp.QuoteMeta(name) + `=([0-9A-Fa-f.:]+)`)
+	places := maps.Clone(others)
+	if places == nil {
+		places = map[string]string{}
+	}
+	places[name] = new
 	mention := regexp.MustCompile(`(^|[^0-9A-Fa-f.:])` + regexp.QuoteMeta(old) + `($|[^0-9A-Fa-f.])`)
 	lines := strings.Split(strings.TrimSuffix(string(file), "\n"), "\n")
 	found, inList := false, false
@@ -188,7 +206,9 @@ func edit(file []byte, name, old, new string) (changed []byte, rest []string) {
 			found = true
 			line = advertised.ReplaceAllString(line, "${1}"+quoted(new)+"${2}")
 		case inList:
-			line = entry.ReplaceAllString(line, "${1}"+name+"="+new)
+			for name, at := range places {
+				line = regexp.MustCompile(`(^|[\s,\["'])`+regexp.QuoteMeta(name)+`=([0-9A-Fa-f.:]+)`).ReplaceAllString(line, "${1}"+name+"="+at)
+			}
 		default:
 			line = own.ReplaceAllString(line, "${1}${2}"+new+"${3}")
 		}

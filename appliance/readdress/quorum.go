@@ -1,6 +1,7 @@
 package readdress
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -28,12 +29,7 @@ const (
 
 // changePeerURL changes the peer URL through the others, if they have a quorum without this
 // controller: it is down now, and the change must not depend on its return.
-func (c *Change) changePeerURL(ctx context.Context, pair tls.Certificate) error {
-	config, err := c.clientTLS(pair)
-	if err != nil {
-		return err
-	}
-	c.learn(ctx, config)
+func (c *Change) changePeerURL(ctx context.Context, config *tls.Config) error {
 	up, down, reasons := c.ask(ctx, config)
 	voters := slices.DeleteFunc(append(slices.Clone(c.others), c.self), func(m etcdfiles.StoredMember) bool { return m.IsLearner })
 	if needed := len(voters)/2 + 1; len(up) < needed {
@@ -48,35 +44,76 @@ func (c *Change) changePeerURL(ctx context.Context, pair tls.Certificate) error 
 	return c.update(ctx, client)
 }
 
-// learn takes the client URLs of the others from the first one that answers: what is stored here
-// is as old as the last quorum of this controller, and others may have moved since.
+// learn takes the members from the others, as they are now: what is stored here is as old as the
+// last quorum of this controller, and since then others may have moved, joined or left. A list
+// on which a quorum agrees comes before what one of them has stored, and of those the one of the
+// latest term. If nobody answers, what is stored here remains.
 func (c *Change) learn(ctx context.Context, config *tls.Config) {
-	for _, m := range c.others {
-		client, err := c.client(config, m.ClientURLs)
-		if err != nil {
-			continue // it has no URL
-		}
-		list, err := listOf(ctx, client)
-		client.Close()
-		if err != nil {
-			continue
-		}
-		for _, e := range list.Members {
-			for i := range c.others {
-				if c.others[i].ID == strconv.FormatUint(e.ID, 16) && len(e.ClientURLs) > 0 {
-					c.others[i].ClientURLs = e.ClientURLs
-				}
-			}
-		}
+	lists := make([]answer, len(c.others))
+	var all sync.WaitGroup
+	for i, m := range c.others {
+		all.Go(func() { lists[i] = c.listOf(ctx, config, m.ClientURLs) })
+	}
+	all.Wait()
+	slices.SortStableFunc(lists, answer.compare)
+	if len(lists) == 0 || lists[0].list == nil {
 		return
 	}
+	var others []etcdfiles.StoredMember
+	for _, e := range lists[0].list.Members {
+		m := etcdfiles.StoredMember{ID: strconv.FormatUint(e.ID, 16), Name: e.Name, PeerURLs: e.PeerURLs, ClientURLs: e.ClientURLs, IsLearner: e.IsLearner}
+		if m.ID == c.self.ID {
+			c.self.IsLearner = m.IsLearner
+		} else {
+			others = append(others, m)
+		}
+	}
+	c.others, c.learned = others, true
 }
 
-// listOf returns the members as one of them has stored them.
-func listOf(ctx context.Context, client *clientv3.Client) (*clientv3.MemberListResponse, error) {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
-	defer cancel()
-	return client.MemberList(ctx, clientv3.WithSerializable())
+// answer is a list of the members; nil if none came.
+type answer struct {
+	list   *clientv3.MemberListResponse
+	agreed bool // by a quorum
+}
+
+// compare puts the better one first.
+func (a answer) compare(b answer) int {
+	term := func(a answer) uint64 {
+		if a.list == nil {
+			return 0
+		}
+		return a.list.Header.GetRaftTerm()
+	}
+	switch {
+	case a.agreed != b.agreed:
+		return map[bool]int{true: -1, false: 1}[a.agreed]
+	case (a.list == nil) != (b.list == nil):
+		return map[bool]int{true: 1, false: -1}[a.list == nil]
+	}
+	return cmp.Compare(term(b), term(a))
+}
+
+// listOf asks a controller for the members.
+func (c *Change) listOf(ctx context.Context, config *tls.Config, endpoints []string) answer {
+	client, err := c.client(config, endpoints)
+	if err != nil {
+		return answer{} // it has no URL
+	}
+	defer client.Close()
+	ask := func(options ...clientv3.OpOption) (*clientv3.MemberListResponse, error) {
+		ctx, cancel := context.WithTimeout(ctx, askTimeout)
+		defer cancel()
+		return client.MemberList(ctx, options...)
+	}
+	stored, err := ask(clientv3.WithSerializable())
+	if err != nil {
+		return answer{}
+	}
+	if list, err := ask(); err == nil {
+		return answer{list, true}
+	}
+	return answer{stored, false}
 }
 
 // update changes the peer URL, and refuses one that another member has by now.

@@ -4,8 +4,9 @@
 //	defer c.Close()
 //	err = c.Run(ctx)
 //
-// Begin takes the data directory's lock and refuses every address that cannot be right. Run
-// changes the peer URL through the quorum of the other controllers, has kubernetes.pem made
+// Begin takes the data directory's lock and refuses every address that cannot be right. Run asks
+// the other controllers who the members are now, refuses the address of another one, changes the
+// peer URL through the quorum of the others, has kubernetes.pem made
 // anew with all names of the old one, and writes the address into the configuration file and
 // the kubeconfigs. Each step may be repeated: after an interruption the same call continues.
 // The old files are moved into the directory old beside them.
@@ -35,6 +36,7 @@ import (
 	"kthwd/appliance/datadir"
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/pki"
+	"kthwd/appliance/text"
 )
 
 // Options is the input of Begin.
@@ -48,13 +50,14 @@ type Options struct {
 
 // Change is a change of the address. Make one with Begin; the caller must Close it.
 type Change struct {
-	o      Options
-	cfg    config.Controller // with the new address
-	layout pki.Layout
-	lock   *os.File
-	self   etcdfiles.StoredMember
-	others []etcdfiles.StoredMember
-	old    string // the address in the membership
+	o       Options
+	cfg     config.Controller // with the new address
+	layout  pki.Layout
+	lock    *os.File
+	self    etcdfiles.StoredMember
+	others  []etcdfiles.StoredMember // as stored, until learn has asked them
+	old     string                   // the address in the membership
+	learned bool                     // others are as they have told
 }
 
 // Begin locks the data directory and checks the address. It changes nothing.
@@ -125,7 +128,20 @@ func (c *Change) readMembers() error {
 	return nil
 }
 
-// refuse returns why a controller cannot have this address, or nil.
+// taken returns an error if another member has the new address. On loopback all may have one.
+func (c *Change) taken() error {
+	if ip, err := netip.ParseAddr(c.o.Address); err == nil && ip.IsLoopback() {
+		return nil
+	}
+	for _, m := range c.others {
+		if slices.ContainsFunc(m.PeerURLs, func(u string) bool { return hostOf(u) == c.o.Address }) {
+			return advice.With(fmt.Errorf("%s is the address of another controller, %s", c.o.Address, text.Line(m.Name)), "give an address of this machine; ip address lists them")
+		}
+	}
+	return nil
+}
+
+// refuse returns why a controller cannot have this address, whoever the others are, or nil.
 func (c *Change) refuse(address string) error {
 	if _, err := config.ParseMember(c.self.Name, address); err != nil {
 		return advice.With(err, "give an IP address of this machine; ip address lists them")
@@ -133,11 +149,6 @@ func (c *Change) refuse(address string) error {
 	ip := netip.MustParseAddr(address)
 	if before, err := netip.ParseAddr(c.old); ip.IsLoopback() && (err != nil || !before.IsLoopback()) {
 		return advice.With(fmt.Errorf("%s is loopback, which no other machine reaches", address), "give an address of this machine's network; ip address lists them")
-	}
-	for _, m := range c.others {
-		if slices.ContainsFunc(m.PeerURLs, func(u string) bool { return hostOf(u) == address }) && !ip.IsLoopback() {
-			return advice.With(fmt.Errorf("%s is the address of another controller, %s", address, m.Name), "give an address of this machine; ip address lists them")
-		}
 	}
 	l, err := net.Listen("tcp", net.JoinHostPort(address, "0"))
 	if err != nil {
@@ -164,13 +175,21 @@ func (c *Change) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	config, err := c.clientTLS(pair)
+	if err != nil {
+		return err
+	}
+	c.learn(ctx, config)
+	if err := c.taken(); err != nil {
+		return err
+	}
 	switch {
 	case c.o.AtStart:
 		c.o.Say("left     the peer URL to the next start, which changes it when there is a quorum")
 	case len(c.others) == 0:
 		c.o.Say("left     the peer URL to the next start: this is the only member")
 	default:
-		if err := c.changePeerURL(ctx, pair); err != nil {
+		if err := c.changePeerURL(ctx, config); err != nil {
 			return err
 		}
 	}
@@ -182,8 +201,8 @@ func (c *Change) peerURL() string {
 	return "https://" + net.JoinHostPort(c.o.Address, strconv.Itoa(c.cfg.EtcdPeerPort))
 }
 
-func hostOf(text string) string {
-	u, err := url.Parse(text)
+func hostOf(peerURL string) string {
+	u, err := url.Parse(peerURL)
 	if err != nil {
 		return ""
 	}
