@@ -149,7 +149,7 @@ func (l *loop) admit(a arrival) {
 	p := a.pair()
 	p.loop, p.born = l, l.now
 	t := l.s.settings()
-	if len(t.proxies) > 0 && t.trusts(p.peer.Addr()) {
+	if len(t.proxies) > 0 && t.expectsHeader(p) {
 		l.admitProxied(p)
 		return
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -16,9 +17,10 @@ import (
 
 // A proxy in front of the balancer tells the client's address in a header before the
 // client's bytes (https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt). The
-// header is required from the addresses in Config.AcceptProxyFrom, and is not looked for
-// from any other: it is then the client's data, as with HAProxy's expect-proxy. To guess
-// would let every client name an address of its choice.
+// header is required from the addresses in Config.AcceptProxyFrom, on the listeners with the
+// option accept-proxy or, where none has it, on all. From any other address, and on any other
+// listener, it is not looked for: it is then the client's data, as with HAProxy's expect-proxy.
+// To guess would let every client name an address of its choice.
 
 // proxied is a connection whose client is behind a proxy.
 type proxied struct {
@@ -26,14 +28,10 @@ type proxied struct {
 	to  netip.AddrPort // the address that the client connected to; the zero one if the header has none
 }
 
-// trusts reports whether connections from an address begin with a PROXY header.
-func (t *settings) trusts(from netip.Addr) bool {
-	for _, p := range t.proxies {
-		if p.Contains(from.WithZone("")) {
-			return true
-		}
-	}
-	return false
+// expectsHeader reports whether the connection of a client begins with a PROXY header.
+func (t *settings) expectsHeader(p *pair) bool {
+	from := p.peer.Addr().WithZone("")
+	return slices.ContainsFunc(t.proxies, func(n netip.Prefix) bool { return n.Contains(from) }) && slices.Contains(t.proxied, p.listener.address)
 }
 
 // proxies returns the trusted addresses; the configuration is valid.
@@ -156,7 +154,7 @@ func (l *loop) badHeader(p *pair, why error) {
 	last := l.s.headerWarned.Load()
 	if now := l.now + 1; (last == 0 || now-last > int64(time.Minute)) && l.s.headerWarned.CompareAndSwap(last, now) {
 		l.s.log.Warn("connections closed: no valid PROXY header", "from", p.proxied.via, "listener", p.listener.address, "err", why,
-			"hint", "let the proxy send the PROXY protocol, or take its address out of --accept-proxy-from")
+			"hint", "let the proxy send the PROXY protocol, take its address out of --accept-proxy-from, or let it use a --listen without accept-proxy beside one that has it")
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -333,6 +334,115 @@ func TestAcceptProxyUntrusted(t *testing.T) {
 	must(t, r.Reload(cfg))
 	try("no header: data")
 	r.empty()
+}
+
+// With the option on one of two listeners, headers count there only, and only from trusted
+// addresses. A reload moves the option to the other one without touching a socket, and without it
+// all listeners look for headers again.
+func TestAcceptProxyPerListener(t *testing.T) {
+	plain, proxied := unused(t), unused(t)
+	r, got, log := behind(t, func(c *Config) { c.Listen = []string{plain, proxied + " accept-proxy"} })
+	const v1, part = "PROXY TCP4 192.0.2.1 10.0.1.48 56324 6443\r\n", "PROXY TCP4 192."
+	headers := map[string]string{"v1": v1, "v2": wholeHeaders["v2 TCP4"].header, "v2 with TLVs": wholeHeaders["v2 TLVs"].header}
+	rejected := func(at string) uint64 {
+		i := slices.IndexFunc(r.listeners, func(l *listener) bool { return l.address == at })
+		return r.listeners[i].rejected[rejectHeader].Load()
+	}
+	// ask sends a text from an address, and returns the client that the backend and the access
+	// log have, and what the backend gets.
+	ask := func(at, from, text string) (client, rest string) {
+		t.Helper()
+		before := len(accessLines(t, log))
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+		conn, err := d.DialContext(t.Context(), "tcp", at)
+		must(t, err)
+		c := conn.(*net.TCPConn)
+		defer c.Close()
+		must(t, write(c, text), c.CloseWrite())
+		seen := receive(t, "what the backend sees", got)
+		client, rest, _ = strings.Cut(seen, " to ")
+		_, rest, _ = strings.Cut(rest, ": ")
+		own := c.LocalAddr().String()
+		eventually(t, "a line in the access log", func() error {
+			proxy := own
+			if client == own {
+				proxy = ""
+			}
+			for _, l := range accessLines(t, log)[before:] { // those of refused headers are between
+				if l.Client == client && l.Proxy == proxy {
+					return nil
+				}
+			}
+			return fmt.Errorf("none of %s by %q", client, proxy)
+		})
+		if client == own {
+			client = "own"
+		}
+		return client, rest
+	}
+	looksAt := func(at string) {
+		t.Helper()
+		for name, header := range headers {
+			if client, rest := ask(at, "127.0.0.1", header+"data"); client != four || rest != "data" {
+				t.Errorf("%s at %s: the backend sees %q from %s", name, at, rest, client)
+			}
+			if client, rest := ask(at, "127.0.0.2", header+"data"); client != "own" || rest != header+"data" {
+				t.Errorf("%s at %s from an address that is not trusted: the backend sees %q from %s", name, at, rest, client)
+			}
+		}
+		before := rejected(at)
+		for i, text := range []string{part, "GET / HTTP/1.1\r\n\r\n", badHeaders["v2 wrong checksum"]} {
+			c := dial(t, at)
+			must(t, write(c, text))
+			_ = c.CloseWrite() // it may be closed already
+			must(t, expectGone(c))
+			eventually(t, "it is counted", func() error { return equal("rejected", rejected(at), before+uint64(i)+1) })
+		}
+	}
+	ignores := func(at string) {
+		t.Helper()
+		before := rejected(at)
+		for _, text := range []string{"data", v1 + "data", wholeHeaders["v2 TCP4"].header, part, badHeaders["v2 wrong checksum"]} {
+			if client, rest := ask(at, "127.0.0.1", text); client != "own" || rest != text {
+				t.Errorf("%q at %s: the backend sees %q from %s", text, at, rest, client)
+			}
+		}
+		must(t, equal("rejected", rejected(at), before))
+	}
+	sockets := func() string { return fmt.Sprint(inode(t, r.listeners[0].fd), inode(t, r.listeners[1].fd)) }
+	before := sockets()
+	ignores(plain)
+	looksAt(proxied)
+	must(t, r.Reload(r.relistened(plain+" accept-proxy", proxied)))
+	ignores(proxied)
+	looksAt(plain)
+	must(t, r.Reload(r.relistened(plain, proxied)))
+	looksAt(plain)
+	looksAt(proxied)
+	must(t, equal("the sockets", sockets(), before), equal("in status", r.Status().Listen[1].AcceptProxy, true))
+	r.empty()
+}
+
+// A client that waits at a listener which a reload removes is what it was before the reload.
+func TestProxiedSince(t *testing.T) {
+	with := func(from string, listen ...string) Config {
+		return Config{Listen: listen, AcceptProxyFrom: strings.Fields(from)}
+	}
+	for _, tt := range []struct {
+		name     string
+		old, now Config
+		want     string
+	}{
+		{"off", with("", ":1", ":2"), with("", ":1"), ""},
+		{"all", with("", ":1"), with("::1", ":1", ":2"), ":1 :2"},
+		{"one of two", with("::1", ":1"), with("::1", ":1", ":2 accept-proxy"), ":2"},
+		{"removed, which had it", with("::1", ":1 accept-proxy", ":2"), with("::1", ":3 accept-proxy"), ":3 :1"},
+		{"removed, when all had it", with("::1", ":1", ":2"), with("::1", ":1", ":3 accept-proxy"), ":3 :2"},
+	} {
+		if got := strings.Join(tt.now.proxiedSince(&tt.old), " "); got != tt.want {
+			t.Errorf("%s: got %q, want %q", tt.name, got, tt.want)
+		}
+	}
 }
 
 // The limit per source counts clients, not the proxy.

@@ -42,7 +42,7 @@ const (
 
 // Config is the configuration of a load balancer. Start from Default.
 type Config struct {
-	Listen   []string // ADDRESS:PORT of each listener
+	Listen   []string // ADDRESS:PORT of each listener; the option accept-proxy may follow
 	Freebind bool     // listen on addresses that this machine does not have yet, such as one that keepalived brings
 	Backends []string // HOST:PORT of each API server, or a name with SRV records; "weight N" and "backup" may follow (spec.go). A name stands for all its addresses, which are followed
 
@@ -75,7 +75,7 @@ type Config struct {
 	DrainTimeout  time.Duration // how long connections may last after their backend is removed or the process stops
 
 	ProxyProtocol   string   // ProxyOff, ProxyV1 or ProxyV2
-	AcceptProxyFrom []string // addresses and networks of proxies whose connections begin with a PROXY header
+	AcceptProxyFrom []string // addresses and networks of proxies whose connections begin with a PROXY header; on which listeners: see ProxiedListeners
 	Metrics         string   // MetricsAuto, MetricsEach or MetricsSum
 	AccessLog       string   // file with one JSON line per connection; "" for none
 	UpgradeSocket   string   // unix socket for the hand-over to a new process; a name that starts with @ is abstract; "" means one named after the listeners
@@ -164,20 +164,6 @@ func (v *validator) add(field, format string, args ...any) *Problem {
 func (v *validator) needs(field, value, other, otherValue string) {
 	if value != "" && otherValue == "" {
 		v.add(field, "%s needs", value).Other = []string{other}
-	}
-}
-
-func (v *validator) listeners(c Config) {
-	if len(c.Listen) == 0 {
-		v.add("Listen", "is empty").Hint = "such as :6443"
-	}
-	for i, l := range c.Listen {
-		if _, err := listenAddress(l); err != nil {
-			v.add("Listen", "%q %v", l, err).Hint = didYouMean(meant(l, func(s string) bool { _, err := listenAddress(s); return err == nil }),
-				"want ADDRESS:PORT, such as 10.0.1.48:6443, or :6443 for all addresses")
-		} else if slices.Contains(c.Listen[:i], l) {
-			v.add("Listen", "%s is given twice", l)
-		}
 	}
 }
 

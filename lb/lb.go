@@ -137,6 +137,7 @@ type settings struct {
 	maxHeld, maxPerSource                     int64
 	proxy                                     string
 	proxies                                   []netip.Prefix // whose connections begin with a PROXY header
+	proxied                                   []string       // listeners on which they do
 	sources                                   []*sockaddr    // of connections to backends; empty means the kernel's choice
 }
 
@@ -167,7 +168,7 @@ func New(cfg Config, o Options) (*Server, error) {
 	if err := errors.Join(cfg.Validate(), err); err != nil {
 		return nil, err
 	}
-	discovered, err := s.usableBackends(cfg.Listen, o.Discovered)
+	discovered, err := s.usableBackends(cfg.ListenAddresses(), o.Discovered)
 	if err != nil {
 		return nil, err
 	}
@@ -295,7 +296,7 @@ func (s *Server) openListeners(old *predecessor) error {
 	cfg := s.cfg.Load()
 	var errs []error
 	var opened []*listener
-	for _, address := range cfg.Listen {
+	for _, address := range cfg.ListenAddresses() {
 		var ln inheritedSocket
 		at := slices.IndexFunc(inherited, func(l inheritedSocket) bool { return sameListener(address, l.Addr()) && sameFamily(address, l.Addr()) })
 		if at < 0 {

@@ -3,6 +3,7 @@ package lb
 import (
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -10,11 +11,18 @@ import (
 // SplitLists takes the lists apart that people write as one element: separated by commas,
 // spaces or lines, in brackets, in quotes, with dashes or with a comma at the end. It
 // returns a list with one listener, backend, source or proxy in each element, as Config
-// wants them. Options stay with their backend. An element that is empty stays, to be
+// wants them. Options stay with their listener or backend. An element that is empty stays, to be
 // refused: a variable without a value may be behind it.
 func (c *Config) SplitLists() {
-	for _, list := range []*[]string{&c.Listen, &c.Sources, &c.AcceptProxyFrom} {
+	for _, list := range []*[]string{&c.Sources, &c.AcceptProxyFrom} {
 		*list = splitList(*list, func(string) bool { return true })
+	}
+	c.Listen = splitList(c.Listen, beginsListener)
+	for i := len(c.Listen) - 1; i > 0; i-- {
+		if c.Listen[i] == acceptProxy { // behind a comma: no address, so it belongs to the one before
+			c.Listen[i-1] += " " + acceptProxy
+			c.Listen = slices.Delete(c.Listen, i, i+1)
+		}
 	}
 	c.Backends = splitList(c.Backends, beginsBackend)
 }
@@ -22,6 +30,13 @@ func (c *Config) SplitLists() {
 // beginsBackend reports whether a word after a backend is the next one, and not an option.
 func beginsBackend(word string) bool {
 	return strings.ContainsAny(word, ":._") && !strings.Contains(word, "=")
+}
+
+// beginsListener reports whether a word after a listener is the next one, and not an option: a
+// port alone is one that will be refused.
+func beginsListener(word string) bool {
+	_, err := strconv.ParseUint(word, 10, 64)
+	return err == nil || strings.ContainsAny(word, ":.")
 }
 
 // splitList takes each element apart; begins decides which words after the first begin an

@@ -60,6 +60,45 @@ func TestLists(t *testing.T) {
 	}
 }
 
+// The option of a listener stays with it, in each spelling of a list.
+func TestListsOfListeners(t *testing.T) {
+	for in, want := range map[string][]string{
+		":6443 accept-proxy":                      {":6443 accept-proxy"},
+		":6443,accept-proxy":                      {":6443 accept-proxy"},
+		":443, :6443 accept-proxy":                {":443", ":6443 accept-proxy"},
+		":6443 accept-proxy :443":                 {":6443 accept-proxy", ":443"},
+		":6443,accept-proxy,10.0.1.48:443":        {":6443 accept-proxy", "10.0.1.48:443"},
+		`[":443", "[fd00::1]:6443 accept-proxy"]`: {":443", "[fd00::1]:6443 accept-proxy"},
+		"- :443\n- 10.0.1.48:6443 accept-proxy":   {":443", "10.0.1.48:6443 accept-proxy"},
+		":6443 proxy_protocol reuseport":          {":6443 proxy_protocol reuseport"},
+		"6443 443":                                {"6443", "443"},
+		"accept-proxy":                            {"accept-proxy"},
+	} {
+		c := Config{Listen: []string{in}}
+		c.SplitLists()
+		if !slices.Equal(c.Listen, want) {
+			t.Errorf("%q is %q, want %q", in, c.Listen, want)
+		}
+	}
+}
+
+// The option needs the addresses of proxies.
+func TestAcceptProxyNeedsAddresses(t *testing.T) {
+	c := Default()
+	c.Backends, c.Listen = []string{"10.0.0.11:6443"}, []string{":443", ":6443 accept-proxy"}
+	if err := c.Validate(); err == nil || err.Error() != `Listen ":6443 accept-proxy" needs AcceptProxyFrom` {
+		t.Errorf("got %v", err)
+	}
+	c.AcceptProxyFrom = []string{"10.0.1.5"}
+	if err := c.Validate(); err != nil {
+		t.Error(err)
+	}
+	c.Listen = []string{":6443", ":6443 accept-proxy"}
+	if err := c.Validate(); err == nil || err.Error() != "Listen :6443 is given twice" {
+		t.Errorf("got %v", err)
+	}
+}
+
 // What is refused is named, with the right spelling.
 func TestRefusedSpellings(t *testing.T) {
 	for _, tt := range []struct{ field, in, want, hint string }{
@@ -85,6 +124,10 @@ func TestRefusedSpellings(t *testing.T) {
 		{"Listen", "eth0:6443", `has no IP address, but "eth0"`, "want ADDRESS:PORT"},
 		{"Listen", "224.0.0.18:6443", "is not an address that a client can connect to", "want ADDRESS:PORT"},
 		{"Listen", "", `"" is empty`, "want ADDRESS:PORT"},
+		{"Listen", "accept-proxy", `"accept-proxy" is no address`, "write it behind its address, such as :6443 accept-proxy"},
+		{"Listen", ":6443 proxy_protocol", `has the option "proxy_protocol"; the option is accept-proxy`, "did you mean :6443 accept-proxy?"},
+		{"Listen", "10.0.1.48:6443 ssl", `has the option "ssl"`, "want ADDRESS:PORT"},
+		{"Listen", "https://10.0.1.48:6443 accept-proxy", "is a URL", "did you mean 10.0.1.48:6443 accept-proxy?"},
 	} {
 		c := Default()
 		c.Backends = []string{"10.0.0.11:6443"}

@@ -77,7 +77,7 @@ func (s *Server) refuseAddress(a netip.AddrPort) error {
 	if !connectable(a.Addr()) {
 		return errors.New("which is " + notConnectable)
 	}
-	if l := ownListener(s.cfg.Load().Listen, a.String()); l != "" {
+	if l := ownListener(s.cfg.Load().ListenAddresses(), a.String()); l != "" {
 		return fmt.Errorf("which is this load balancer itself (it listens on %s)", l)
 	}
 	return nil

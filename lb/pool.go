@@ -128,7 +128,7 @@ func (s *Server) hasDiscovered() bool {
 // changes nothing: an API server must have answered with it, so the cluster has at least
 // one.
 func (s *Server) SetDiscovered(backends []string) error {
-	names, err := s.usableBackends(s.cfg.Load().Listen, backends)
+	names, err := s.usableBackends(s.cfg.Load().ListenAddresses(), backends)
 	if err != nil || len(names) == 0 {
 		return err
 	}
@@ -167,7 +167,9 @@ func (s *Server) install(cfg Config, f *files) {
 	changed := old == nil || checksDiffer(*old, cfg) || !sameFiles(s.files, f)
 	s.cfg.Store(&cfg)
 	s.files = f
-	s.set.Store(settingsOf(cfg))
+	set := settingsOf(cfg)
+	set.proxied = cfg.proxiedSince(old)
+	s.set.Store(set)
 	limit, by := connectionLimit(cfg.MaxConnections, max(len(cfg.Backends), len(s.discovered), len(s.backends)))
 	s.limit.Store(limit)
 	s.limitBy.Store(int32(by))

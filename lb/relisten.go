@@ -32,7 +32,7 @@ type relistening struct {
 // relisten opens the listeners of cfg that are not open. The error joins all reasons why one
 // is not, and then none has been opened. The caller holds changing.
 func (s *Server) relisten(cfg Config) (*relistening, error) {
-	if slices.Equal(s.cfg.Load().Listen, cfg.Listen) {
+	if slices.Equal(s.cfg.Load().ListenAddresses(), cfg.ListenAddresses()) {
 		return &relistening{}, nil
 	}
 	if !s.listening || s.handover.now.Load() {
@@ -47,17 +47,18 @@ func (s *Server) relisten(cfg Config) (*relistening, error) {
 }
 
 func (r *relistening) open(cfg Config) error {
+	addresses := cfg.ListenAddresses()
 	r.gone = slices.Clone(r.s.listeners)
 	names := map[string]*listener{}
 	for _, l := range r.s.listeners {
-		if slices.Contains(cfg.Listen, l.address) {
+		if slices.Contains(addresses, l.address) {
 			names[l.address] = l
 			r.gone = slices.DeleteFunc(r.gone, func(other *listener) bool { return other == l })
 		}
 	}
 	free := slices.Clone(r.gone) // of those, the sockets that another spelling may have
 	var errs []error
-	for _, address := range cfg.Listen {
+	for _, address := range addresses {
 		l := names[address]
 		if l == nil {
 			at := slices.IndexFunc(free, func(l *listener) bool { return respelled(address, l) })

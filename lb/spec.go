@@ -188,7 +188,7 @@ func (v *validator) backends(c Config) {
 		case slices.Contains(seen, name):
 			v.add("Backends", "%s is given twice", b)
 		default:
-			if l := ownListener(c.Listen, name); l != "" {
+			if l := ownListener(c.ListenAddresses(), name); l != "" {
 				v.add("Backends", "%s is this load balancer itself, which listens on %s", b, l).Hint = "a backend is an API server; give the controllers' addresses, or listen on one address only"
 			}
 		}

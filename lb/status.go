@@ -48,12 +48,13 @@ type CertificateStatus struct {
 
 // ListenerStatus is one listening address.
 type ListenerStatus struct {
-	Address  string `json:"address"`
-	Active   int    `json:"active"`
-	Accepted uint64 `json:"accepted"`
-	Rejected uint64 `json:"rejected"`
-	Closed   bool   `json:"closed,omitempty"` // a reload has removed it; its connections are not over yet
-	Away     string `json:"away,omitempty"`   // why no client reaches it: with Freebind, no interface has its family
+	Address     string `json:"address"`
+	Active      int    `json:"active"`
+	Accepted    uint64 `json:"accepted"`
+	Rejected    uint64 `json:"rejected"`
+	Closed      bool   `json:"closed,omitempty"`      // a reload has removed it; its connections are not over yet
+	AcceptProxy bool   `json:"acceptProxy,omitempty"` // connections of proxies begin with a PROXY header here
+	Away        string `json:"away,omitempty"`        // why no client reaches it: with Freebind, no interface has its family
 }
 
 // BackendStatus is one backend.
@@ -105,6 +106,7 @@ func (s *Server) Status() Status {
 	}
 	for _, l := range s.accountsInUse() {
 		ls := ListenerStatus{Address: l.address, Active: int(l.active.Load()), Accepted: l.accepted.Load(), Closed: !s.listensOn(l)}
+		ls.AcceptProxy = len(cfg.AcceptProxyFrom) > 0 && slices.Contains(s.settings().proxied, l.address)
 		if cfg.Freebind {
 			ls.Away = away(l.address, interfaceAddresses())
 		}

@@ -166,7 +166,7 @@ func (s *Server) upgradeSocket() *net.UnixAddr {
 	name := cfg.UpgradeSocket
 	if name == "" {
 		h := fnv.New64a()
-		for _, l := range slices.Sorted(slices.Values(cfg.Listen)) {
+		for _, l := range slices.Sorted(slices.Values(cfg.ListenAddresses())) {
 			fmt.Fprintln(h, l)
 		}
 		name = fmt.Sprintf("@kthwd-lb-%d-%x", os.Getuid(), h.Sum64())

@@ -106,7 +106,7 @@ func (l *Loader) settings() []setting {
 		{"kube-controller-manager-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag for kube-controller-manager; overrides kthwd's own, or takes it out: KEY-; repeatable.", (*repeated)(&k.ControllerManagerArgs)},
 		{"kube-scheduler-arg", RoleController, groupPrograms, "KEY=VALUE", "Flag for kube-scheduler; overrides kthwd's own, or takes it out: KEY-; repeatable.", (*repeated)(&k.SchedulerArgs)},
 
-		{"listen", RoleLB, groupLB, "ADDRESS:PORT", "Address to which clients connect. Without ADDRESS it means all addresses; 0.0.0.0 is all of IPv4 only, [::] all of IPv6 only; repeatable.", (*repeated)(&b.Listen)},
+		{"listen", RoleLB, groupLB, "ADDRESS:PORT", "Address to which clients connect. Without ADDRESS it means all addresses; 0.0.0.0 is all of IPv4 only, [::] all of IPv6 only. The option accept-proxy may follow, see --accept-proxy-from; repeatable.", (*repeated)(&b.Listen)},
 		{"freebind", RoleLB, groupLB, "", "Listen on addresses that this machine does not have yet, such as one that keepalived brings.", &b.Freebind},
 		{"backend", RoleLB, groupLB, "HOST:PORT", "An API server behind the load balancer. A name stands for all its addresses, which are followed while kthwd runs; a name such as _https._tcp.example.com for its SRV records. Options may follow: weight N (0 to 256) and backup; repeatable.", (*repeated)(&b.Backends)},
 		{"check", RoleLB, groupLB, "KIND", "How backends are checked: https requests --check-path over TLS, tcp connects, none relies on failed connections of clients.", &b.Check},
@@ -135,7 +135,7 @@ func (l *Loader) settings() []setting {
 		{"shutdown-delay", RoleLB, groupLB, "DURATION", "How long clients are still accepted after SIGTERM, while /readyz returns 503.", &b.ShutdownDelay},
 		{"drain-timeout", RoleLB, groupLB, "DURATION", "How long connections may continue after their backend is removed or kthwd begins to stop.", &b.DrainTimeout},
 		{"proxy-protocol", RoleLB, groupLB, "VERSION", "PROXY protocol header sent to backends: off, v1 or v2. kube-apiserver does not understand it.", &b.ProxyProtocol},
-		{"accept-proxy-from", RoleLB, groupLB, "ADDRESS", "Address or network of a proxy in front, such as 10.0.1.5 or 10.0.1.0/28. Its connections must begin with a PROXY protocol header, v1 or v2, which names the client; a header from any other address is a client's data; repeatable.", (*repeated)(&b.AcceptProxyFrom)},
+		{"accept-proxy-from", RoleLB, groupLB, "ADDRESS", "Address or network of a proxy in front, such as 10.0.1.5 or 10.0.1.0/28. Its connections must begin with a PROXY protocol header, v1 or v2, which names the client: on each --listen with the option accept-proxy or, where none has it, on all. Any other header is a client's data; repeatable.", (*repeated)(&b.AcceptProxyFrom)},
 		{"metrics-backends", RoleLB, groupLB, "WHICH", "Backends whose metrics are all their own: each, none but a few (sum), or each up to 10 backends (auto). A backend has some 110 series of its own; without, 5 and a share in those with the label backend=\"all\".", &b.Metrics},
 		{"access-log", RoleLB, groupLB, "FILE", "File that receives one line of JSON for each connection; empty writes none.", &b.AccessLog},
 		{"upgrade-socket", RoleLB, groupLB, "PATH", "Unix socket on which a new kthwd takes over listeners and connections; @NAME is an abstract socket. Empty means one named after --listen.", &b.UpgradeSocket},

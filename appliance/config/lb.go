@@ -75,8 +75,9 @@ func fromLB(p *lb.Problem) *Problem {
 
 // lbListeners returns the listeners with a valid address; the others are problems already.
 func lbListeners(c lb.Config) (all []listener) {
-	for i, l := range c.Listen {
-		if slices.Contains(c.Listen[:i], l) {
+	addresses := c.ListenAddresses()
+	for i, l := range addresses {
+		if slices.Contains(addresses[:i], l) {
 			continue // a problem as well
 		}
 		if host, port, problem := splitAddress(l); problem == "" {

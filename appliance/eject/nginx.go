@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -85,11 +86,11 @@ func streamFile(c lb.Config) (File, error) {
 		line("        server %s;", s)
 	}
 	line("    }\n\n    server {")
-	accept := ""
-	if len(c.AcceptProxyFrom) > 0 {
-		accept = " proxy_protocol"
-	}
-	for _, l := range c.Listen {
+	for _, l := range c.ListenAddresses() {
+		accept := ""
+		if slices.Contains(c.ProxiedListeners(), l) {
+			accept = " proxy_protocol"
+		}
 		line("        listen %s%s;", listenAt(l), accept)
 	}
 	for _, from := range c.AcceptProxyFrom {

@@ -44,16 +44,20 @@ func discoveryLine(s lb.DiscoveryStatus, now time.Time, p func(colour, string) s
 	return "discovery: from " + text.Line(s.Server)
 }
 
-// listenerName marks the address of a listener that a reload has closed, whose connections go on,
-// and of one that nothing can reach.
+// listenerName marks the address of a listener that looks for PROXY headers, of one that a reload
+// has closed, whose connections go on, and of one that nothing can reach.
 func listenerName(l lb.ListenerStatus) string {
+	name := l.Address
+	if l.AcceptProxy {
+		name += " accept-proxy"
+	}
 	switch {
 	case l.Closed:
-		return l.Address + " (closed)"
+		return name + " (closed)"
 	case l.Away != "":
-		return l.Address + " (" + l.Away + ")"
+		return name + " (" + l.Away + ")"
 	}
-	return l.Address
+	return name
 }
 
 func listenerTable(s lb.Status) table {

@@ -95,8 +95,10 @@ func reports() map[string]Report {
 
 func TestListenerName(t *testing.T) {
 	for want, l := range map[string]lb.ListenerStatus{
-		"a:1":          {Address: "a:1"},
-		"a:1 (closed)": {Address: "a:1", Closed: true, Away: "x"},
+		"a:1":                       {Address: "a:1"},
+		"a:1 (closed)":              {Address: "a:1", Closed: true, Away: "x"},
+		"a:1 accept-proxy":          {Address: "a:1", AcceptProxy: true},
+		"a:1 accept-proxy (closed)": {Address: "a:1", AcceptProxy: true, Closed: true},
 		"a:1 (address not here: no interface has IPv6)": {Address: "a:1", Away: "address not here: no interface has IPv6"},
 	} {
 		if got := listenerName(l); got != want {

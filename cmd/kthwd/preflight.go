@@ -192,9 +192,9 @@ func failed(r preflight.Result, errs []error) preflight.Result {
 // the kthwd that this one will take over from.
 func balancerChecks(ctx context.Context, l *config.Loader) []preflight.Result {
 	c := l.Config.LB
-	listens := preflight.Result{What: "listen", Verdict: preflight.OK, Found: strings.Join(c.Listen, ", ") + " free"}
+	listens := preflight.Result{What: "listen", Verdict: preflight.OK, Found: strings.Join(c.ListenAddresses(), ", ") + " free"}
 	var errs []error
-	for _, address := range c.Listen {
+	for _, address := range c.ListenAddresses() {
 		ln, err := new(net.ListenConfig).Listen(ctx, lb.Network(address), address)
 		if err != nil {
 			errs = append(errs, err)

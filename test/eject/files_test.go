@@ -75,6 +75,7 @@ func TestStream(t *testing.T) {
 	for name, flags := range map[string][]string{
 		"the guide's": {"--backend=10.0.1.73:6443", "--backend=10.0.1.35:6443"},
 		"options":     {"--listen=127.0.0.1:16443", "--backend=10.0.1.73:6443 weight 10", "--backend=10.0.1.35:6443 backup", "--backend=10.0.1.36:6443 weight=0", "--proxy-protocol=v1", "--accept-proxy-from=10.9.0.0/16"},
+		"one proxied": {"--listen=127.0.0.1:16443", "--listen=127.0.0.1:16444 accept-proxy", "--backend=10.0.1.73:6443", "--accept-proxy-from=10.9.0.0/16"},
 		"by source":   {"--listen=127.0.0.1:16443", "--backend=10.0.1.73:6443", "--backend=10.0.1.35:6443", "--balance=source", "--source=127.0.0.1"},
 		"first":       {"--listen=[::1]:16443", "--backend=10.0.1.73:6443", "--backend=10.0.1.35:6443", "--balance=first"},
 		"IPv6":        {"--listen=127.0.0.1:16443", "--backend=[fd00::1]:6443", "--balance=round-robin"},

@@ -16,7 +16,8 @@ import (
 
 // TestBehindHaproxy puts a real HAProxy in front of kthwd: send-proxy and send-proxy-v2,
 // with a checksum and TLVs. The access log has the clients' addresses, and kthwd sees
-// HAProxy's checks as nobody's.
+// HAProxy's checks as nobody's. A listener beside, without accept-proxy, serves HAProxy's own
+// machine without a header.
 func TestBehindHaproxy(t *testing.T) {
 	sidesToRun(t)
 	for _, b := range []*lbtest.Balancer{lbtest.Kthwd, lbtest.Haproxy} {
@@ -41,7 +42,7 @@ func TestBehindHaproxy(t *testing.T) {
 // HAProxy has listenAddress, to which clients connect.
 func (s *suite) behindHaproxy(t *testing.T, option string) {
 	t.Helper()
-	const behind = "10.42.0.2:6443"
+	const behind, plain = "10.42.0.2:6443", "10.42.0.2:7443"
 	r := &rig{suite: s, row: &row{name: "behind HAProxy"}, side: lbtest.Kthwd}
 	r.network(t) // the front is the switch's machine
 	for i := range r.hosts {
@@ -51,8 +52,8 @@ func (s *suite) behindHaproxy(t *testing.T, option string) {
 	machine := r.host(t, "10.42.0.2", 12)
 	dir := t.TempDir()
 	log := filepath.Join(dir, "access.log")
-	r.setup = lbtest.Setup{Dir: dir, Namespace: machine, Listen: behind, HTTPS: true, CA: s.certificate,
-		Args: []string{"--accept-proxy-from=10.42.0.1", "--access-log=" + log, "--metrics-address=127.0.0.1:10300"}}
+	r.setup = lbtest.Setup{Dir: dir, Namespace: machine, Listen: behind + " accept-proxy", HTTPS: true, CA: s.certificate,
+		Args: []string{"--listen=" + plain, "--accept-proxy-from=10.42.0.1", "--access-log=" + log, "--metrics-address=127.0.0.1:10300"}}
 	for i := range r.hosts {
 		r.setup.Backends = append(r.setup.Backends, backendAddress(i))
 	}
@@ -73,6 +74,17 @@ backend kthwd
 	lbtest.Start(t, lbtest.Command{Name: "haproxy", Namespace: r.lb, Argv: []string{"haproxy", "-db", "-f", config}})
 	r.awaitReady(t)
 
+	beside, err := r.lb.Dial(t.Context(), plain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secure, err := r.secure(t.Context(), beside)
+	if err != nil {
+		t.Fatalf("without a header, to the listener without accept-proxy: %v", err)
+	}
+	if _, err := ask(secure); err != nil {
+		t.Errorf("without a header, to the listener without accept-proxy: %v", err)
+	}
 	direct, err := r.clients.Dial(t.Context(), behind) // no proxy: kthwd looks for no header
 	if err != nil {
 		t.Fatal(err)
@@ -103,6 +115,7 @@ backend kthwd
 				t.Fatalf("a proxy that is none: %s", line)
 			case strings.HasPrefix(l.Client, clientAddress+":") && l.Proxy != "":
 				proxied++
+			case strings.HasPrefix(l.Client, "10.42.0.1:") && l.Proxy == "": // the one beside
 			case l.Client == own:
 				lie = l.Proxy == ""
 			case l.Backend != "":
