@@ -17,6 +17,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -25,6 +26,7 @@ import (
 	"time"
 
 	"kthwd/lb/check"
+	"kthwd/test/lbtest"
 )
 
 // apiServer is a TLS server with /readyz.
@@ -43,8 +45,13 @@ type apiServer struct {
 
 func newAPIServer(t *testing.T) *apiServer {
 	t.Helper()
+	return newAPIServerAt(t, "127.0.0.1:0")
+}
+
+func newAPIServerAt(t *testing.T, address string) *apiServer {
+	t.Helper()
 	watchLeaks(t)
-	a := &apiServer{t: t, addr: "127.0.0.1:0", resumed: make(chan bool)}
+	a := &apiServer{t: t, addr: address, resumed: make(chan bool)}
 	close(a.resumed)
 	a.status.Store(200)
 	a.failed.Store("")
@@ -299,6 +306,37 @@ func TestCheckTCP(t *testing.T) {
 		st := r.Status().Backends
 		return errors.Join(equal("first", st[0].State, "dead"), equal("second", st[1].State, "ready"))
 	})
+}
+
+// An address of one link is checked, and its clients are served, on the link in its zone.
+func TestZones(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, for a network of its own")
+	}
+	if !lbtest.OwnMachine(t) {
+		return
+	}
+	for link, at := range map[string]string{"lan0": "fe80::50", "Lan1": "fe80::51"} {
+		for _, argv := range [][]string{
+			{"link", "set", "lo", "up"}, {"link", "add", link, "type", "veth", "peer", "name", link + "p"}, {"link", "set", link + "p", "up"}, {"link", "set", link, "up"},
+			{"address", "add", at + "/64", "dev", link, "nodad"},
+		} {
+			if out, err := exec.Command("ip", argv...).CombinedOutput(); err != nil {
+				t.Fatalf("ip %s: %v\n%s", strings.Join(argv, " "), err, out)
+			}
+		}
+	}
+	for _, host := range []string{"fe80::50%lan0", "fe80::51%Lan1"} {
+		a := newAPIServerAt(t, net.JoinHostPort(host, "0"))
+		_, port, err := net.SplitHostPort(a.addr)
+		must(t, err)
+		a.addr = net.JoinHostPort(host, port) // package net may not know the link yet
+		r := run(t, checkedConfig(a), Options{})
+		r.awaitState(a, check.Ready)
+		r.visit().at(t, a)
+		a.status.Store(500)
+		r.awaitState(a, check.NotReady)
+	}
 }
 
 func TestBadCertificate(t *testing.T) {

@@ -80,6 +80,9 @@ func (s *Server) choose(client netip.Addr, tried []*Backend) *Backend {
 		return nil
 	}
 	usable := func(b *Backend) bool { return b.order() <= best && !slices.Contains(tried, b) }
+	if len(tried) > 0 && p.balance != FirstAlive {
+		usable = p.otherFamily(tried, usable)
+	}
 	var chosen *Backend
 	switch p.balance {
 	case RoundRobin:
@@ -96,6 +99,30 @@ func (s *Server) choose(client netip.Addr, tried []*Backend) *Backend {
 	}
 	return chosen
 }
+
+// otherFamily narrows usable to the backends of the family, IPv4 or IPv6, that was tried less
+// often, if there are some: where one family has no way, the second attempt finds that out, and
+// not the last one (RFC 8305 §4). FirstAlive has the order that is configured; of a name's
+// addresses the families take turns in it.
+func (p *pool) otherFamily(tried []*Backend, usable func(*Backend) bool) func(*Backend) bool {
+	four := 0
+	for _, b := range tried {
+		if b.isFour() {
+			four++
+		}
+	}
+	if 2*four == len(tried) {
+		return usable
+	}
+	wantsFour := 2*four < len(tried)
+	other := func(b *Backend) bool { return b.isFour() == wantsFour && usable(b) }
+	if !slices.ContainsFunc(p.choices, other) {
+		return usable
+	}
+	return other
+}
+
+func (b *Backend) isFour() bool { return b.at.Addr().Unmap().Is4() }
 
 func first(p *pool, usable func(*Backend) bool) *Backend {
 	for _, b := range p.choices {

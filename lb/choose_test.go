@@ -70,6 +70,50 @@ func TestChooseTier(t *testing.T) {
 	}
 }
 
+// The attempt after one that is slow or has failed is to the other family, if a backend of the
+// best tier has it. The order of FirstAlive is the configured one.
+func TestChooseOtherFamily(t *testing.T) {
+	families := []string{"[fd00::1]:1", "[fd00::2]:1", "[fd00::3]:1", "10.0.0.1:1", "10.0.0.2:1"}
+	for _, tt := range []struct {
+		name   string
+		worse  []int // not of the best tier
+		tried  []int
+		want   []int // any of them
+		inTurn int   // the one of FirstAlive
+	}{
+		{"after IPv6", nil, []int{0}, []int{3, 4}, 1},
+		{"after IPv4", nil, []int{4}, []int{0, 1, 2}, 0},
+		{"after one of each", nil, []int{0, 3}, []int{1, 2, 4}, 1},
+		{"after two of IPv6", nil, []int{0, 2}, []int{3, 4}, 1},
+		{"none of the other family is left", nil, []int{0, 3, 4}, []int{1, 2}, 1},
+		{"none of the other family is as good", []int{3, 4}, []int{0}, []int{1, 2}, 1},
+		{"one of the other family is as good", []int{3}, []int{1}, []int{4}, 0},
+	} {
+		for _, balance := range allBalances {
+			s, all := poolOf(balance, make([]int32, len(families))...)
+			for i, at := range families {
+				all[i].at = netip.MustParseAddrPort(at)
+			}
+			for _, i := range tt.worse {
+				all[i].tier.Store(tierDoubted)
+			}
+			var tried []*Backend
+			for _, i := range tt.tried {
+				tried = append(tried, all[i])
+			}
+			want := tt.want
+			if balance == FirstAlive {
+				want = []int{tt.inTurn}
+			}
+			for range 10 {
+				if got := slices.Index(all, s.choose(someClient, tried)); !slices.Contains(want, got) {
+					t.Errorf("%s, %s: got %d, want one of %v", tt.name, balance, got, want)
+				}
+			}
+		}
+	}
+}
+
 // choose never returns a worse tier while a better one is untried, nor nil while a
 // backend is untried.
 func TestChooseInvariant(t *testing.T) {

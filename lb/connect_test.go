@@ -152,6 +152,34 @@ func TestHedge(t *testing.T) {
 	must(t, equal("to the slow one", r.backend(hole).connecting.Load(), 0))
 }
 
+// Where one family has no way, the first hedge finds the other one, whichever backend is next by
+// turns.
+func TestHedgeOfTheOtherFamily(t *testing.T) {
+	for _, balance := range []string{LeastConnections, RoundRobin} {
+		t.Run(balance, func(t *testing.T) {
+			p := newPeer(t)
+			backends := []string{p.addr}
+			for range 6 {
+				backends = append(backends, blackHoleAt(t, "[::1]:0"))
+			}
+			cfg := testConfig(backends...)
+			cfg.Balance = balance
+			cfg.ConnectTimeout, cfg.ConnectBudget = time.Hour, time.Hour // nothing but a hedge serves it
+			r := run(t, cfg, Options{})
+			good := r.backend(p.addr)
+			hedged := func() uint64 { return good.hedgeWon.Load() }
+			for i := 0; hedged() == 0 && i < len(backends); i++ { // some client comes to a hole
+				client, server, _ := r.pairUp(p)
+				say(t, client, server, "hello")
+			}
+			must(t, equal("hedges won", hedged(), 1))
+			for _, hole := range backends[1:] {
+				must(t, equal("second attempts to "+hole, r.backend(hole).retries.Load(), 0))
+			}
+		})
+	}
+}
+
 // The fast backend is found even with more slow backends than concurrent attempts.
 func TestManySlowBackends(t *testing.T) {
 	p := newPeer(t)

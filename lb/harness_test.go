@@ -426,20 +426,32 @@ func parentsLife() context.Context {
 // blackHole returns the address of a server with a full queue, which answers no SYN.
 func blackHole(t *testing.T) string {
 	t.Helper()
+	return blackHoleAt(t, "127.0.0.1:0")
+}
+
+func blackHoleAt(t *testing.T, address string) string {
+	t.Helper()
 	watchLeaks(t)
-	addr := unused(t)
-	fd := boundTo(t, addr)
-	must(t, unix.Listen(fd, 0))
-	a := netip.MustParseAddrPort(addr)
+	ln, err := net.Listen("tcp", address)
+	must(t, err)
+	f, err := ln.(*net.TCPListener).File()
+	must(t, err, ln.Close())
+	t.Cleanup(func() { f.Close() })
+	must(t, unix.Listen(int(f.Fd()), 0))
+	at := ln.Addr().(*net.TCPAddr).AddrPort()
+	family, to := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Port: int(at.Port()), Addr: at.Addr().As16()})
+	if at.Addr().Unmap().Is4() {
+		family, to = unix.AF_INET, &unix.SockaddrInet4{Port: int(at.Port()), Addr: at.Addr().Unmap().As4()}
+	}
 	for range 4 { // more than its queue holds
-		c, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		c, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 		must(t, err)
 		t.Cleanup(func() { unix.Close(c) })
-		if err := unix.Connect(c, &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}); err != nil && err != unix.EINPROGRESS {
+		if err := unix.Connect(c, to); err != nil && err != unix.EINPROGRESS {
 			t.Fatal(err)
 		}
 	}
-	return addr
+	return at.String()
 }
 
 // stream returns endless bytes that depend on a seed.
