@@ -50,6 +50,9 @@ func Start(t testing.TB) *Server {
 	return s
 }
 
+// Address is where the server answers.
+func (s *Server) Address() string { return s.tcp.Addr().String() }
+
 // Resolver returns a resolver that asks this server only.
 func (s *Server) Resolver() *net.Resolver {
 	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {

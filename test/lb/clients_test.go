@@ -214,41 +214,6 @@ func (r *rig) askOn(ctx context.Context, fd int) (string, error) {
 	return ask(conn)
 }
 
-// listenLosses returns how often the kernel of a namespace had no room for a connection in
-// the queue of a listener, and how many it dropped for that and other reasons.
-func listenLosses(t *testing.T, n *lbtest.Namespace) (overflows, drops int) {
-	t.Helper()
-	var text []byte
-	var err error
-	n.Do(func() { text, err = os.ReadFile("/proc/thread-self/net/netstat") })
-	if err != nil {
-		t.Fatal(err)
-	}
-	var names []string
-	for line := range strings.Lines(string(text)) {
-		words := strings.Fields(line)
-		if len(words) == 0 || words[0] != "TcpExt:" {
-			continue
-		}
-		if names == nil {
-			names = words
-			continue
-		}
-		for i, name := range names {
-			value, _ := strconv.Atoi(words[i])
-			switch name {
-			case "ListenOverflows":
-				overflows = value
-			case "ListenDrops":
-				drops = value
-			}
-		}
-		return overflows, drops
-	}
-	t.Fatalf("no TcpExt in %s", text)
-	return 0, 0
-}
-
 type requests []sent
 
 func (rs requests) failed() requests {

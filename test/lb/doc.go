@@ -33,10 +33,11 @@
 //	11   SIGSTOP of the balancer for 3 s
 //	12   /readyz of a backend takes 1.5 s, longer than a check may
 //	13   5 % and then 10 % of the packets from and to backends are lost, each way
-//	14   the backends are one name with three addresses, one of which is silent
-//	     (HAProxy takes the first address of a name that it does not ask a DNS server for)
-//	15   the address to listen on comes after the start (--freebind; nginx has no such
-//	     option, and HAProxy is left without transparent)
+//	14   the backends are one name with three addresses, one of which is silent (HAProxy
+//	     has server-template and a resolvers section; nginx resolves at its start, or
+//	     follows the name where the free version can)
+//	15   the address to listen on comes after the start (--freebind; HAProxy's transparent;
+//	     net.ipv4.ip_nonlocal_bind for nginx, which has no option for it)
 //	16   5000 clients connect at once
 //	17   5 clients read nothing for 45 s, while their kernels answer
 //

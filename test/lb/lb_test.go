@@ -22,6 +22,7 @@ type row struct {
 	prepare func(*lbtest.Setup) // may be nil
 	run     func(*testing.T, *rig)
 	alone   bool   // it takes all of the machine's CPU for a while, so no other row runs beside it
+	named   bool   // the backends are one name
 	listen  string // where clients connect to; "" means listenAddress, which is there from the start
 }
 
@@ -43,8 +44,8 @@ var rows = []*row{
 	{name: "9b", run: descriptors, prepare: func(s *lbtest.Setup) { s.Descriptors = 200 }},
 	{name: "11", run: starved},
 	{name: "1", run: killed},
-	{name: "14", run: oneName, prepare: func(s *lbtest.Setup) { s.Backends = []string{backendsName + ":6443"} }},
-	{name: "15", run: addressComes, listen: lateAddress, prepare: func(s *lbtest.Setup) { s.Args = append(s.Args, "--freebind") }},
+	{name: "14", run: oneName, named: true},
+	{name: "15", run: addressComes, listen: lateAddress, prepare: func(s *lbtest.Setup) { s.Args, s.Late = append(s.Args, "--freebind"), true }},
 	{name: "16", run: allAtOnce, alone: true},
 }
 

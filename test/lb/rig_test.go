@@ -23,6 +23,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"kthwd/test/dnstest"
 	"kthwd/test/harness"
 	"kthwd/test/lbtest"
 )
@@ -74,6 +75,16 @@ func (s *suite) newRig(t *testing.T, row *row, side *lbtest.Balancer) *rig {
 	}
 	for i := range r.hosts {
 		r.setup.Backends = append(r.setup.Backends, backendAddress(i))
+	}
+	if row.named {
+		var dns *dnstest.Server
+		r.lb.Do(func() { dns = dnstest.Start(t) })
+		var all []string
+		for i := range r.hosts {
+			all = append(all, backendIP(i))
+		}
+		dns.Set(backendsName, all...)
+		r.setup.Backends, r.setup.Resolver, r.setup.Addresses = []string{backendsName + ":6443"}, dns.Address(), backendCount
 	}
 	if row.prepare != nil {
 		row.prepare(&r.setup)
@@ -166,7 +177,7 @@ func (r *rig) awaitReady(t *testing.T) {
 	missing := map[string]bool{}
 	for _, address := range r.setup.Backends {
 		for i := range r.hosts {
-			if address == backendAddress(i) || address == backendsName+":6443" && r.judged() {
+			if address == backendAddress(i) || address == backendsName+":6443" {
 				missing[backendName(i)] = true
 			}
 		}

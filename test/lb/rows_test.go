@@ -603,7 +603,7 @@ const bursts = 4
 func allAtOnce(t *testing.T, r *rig) {
 	const n = 5000
 	ws := r.watches(t, 30, beating, r.clients)
-	overflows, drops := listenLosses(t, r.lb)
+	overflows, drops := lbtest.ListenLosses(t, r.lb)
 	var all requests
 	var p50, p99 []time.Duration
 	for i := range bursts {
@@ -615,7 +615,7 @@ func allAtOnce(t *testing.T, r *rig) {
 	}
 	slices.Sort(p50)
 	slices.Sort(p99)
-	overflowsNow, dropsNow := listenLosses(t, r.lb)
+	overflowsNow, dropsNow := lbtest.ListenLosses(t, r.lb)
 	r.failures(t, "16", fmt.Sprintf("%d clients at once, %d times: failed", n, bursts), all)
 	r.count(t, "16", "  connections for which the queue had no room", overflowsNow-overflows, 0)
 	r.count(t, "16", "  SYNs and connections dropped", dropsNow-drops, 0)

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -22,8 +23,11 @@ type Setup struct {
 	HTTPS     bool   // check GET /readyz over TLS; otherwise check that a connection succeeds
 	CA        string // CA certificate for HTTPS checks; "" verifies nothing
 	Args      []string
-	Reloads   bool // Change will be called, so the backends are in a file
-	Upgrades  bool // Upgrade will be called
+	Resolver  string // DNS server that knows the names in Backends, for nginx and HAProxy; kthwd asks as the machine does
+	Addresses int    // of each such name
+	Late      bool   // the machine has Listen later only, which users of each balancer arrange in another way
+	Reloads   bool   // Change will be called, so the backends are in a file
+	Upgrades  bool   // Upgrade will be called
 	// Descriptors is the limit of descriptors; 0 means that of this process.
 	Descriptors int
 }
@@ -152,8 +156,16 @@ const (
 func nginxCommand(t testing.TB, s Setup) Command {
 	t.Helper()
 	var servers strings.Builder
+	resolve := ""
+	if s.Resolver != "" && nginxFollows() {
+		fmt.Fprintf(&servers, "    zone kubernetes 64k;\n    resolver %s valid=1s;\n", s.Resolver)
+		resolve = " resolve"
+	}
 	for _, b := range s.Backends {
-		fmt.Fprintf(&servers, "    server %s;\n", b)
+		fmt.Fprintf(&servers, "    server %s%s;\n", b, resolve)
+	}
+	if s.Late { // it has no option for it; this is what users of keepalived set
+		s.Namespace.Sysctl(t, "net/ipv4/ip_nonlocal_bind", "1")
 	}
 	user := ""
 	if os.Geteuid() == 0 && !s.Nobody {
@@ -179,6 +191,17 @@ stream {
 	return Command{Argv: []string{nginxProgram, "-p", s.Dir, "-e", "stderr", "-c", config}, Stop: syscall.SIGTERM}
 }
 
+// nginxFollows reports whether this nginx follows the addresses of a name in an upstream block,
+// which the free one does from 1.27.3 on. Before, it uses all that the name has at the start.
+func nginxFollows() bool {
+	_, text, _ := strings.Cut(firstLine(nginxProgram, "-v"), "nginx/")
+	var major, minor, patch int
+	if n, _ := fmt.Sscanf(text, "%d.%d.%d", &major, &minor, &patch); n < 3 {
+		return false
+	}
+	return slices.Compare([]int{major, minor, patch}, []int{1, 27, 3}) >= 0
+}
+
 // Haproxy is Debian's HAProxy in TCP mode with checks.
 var Haproxy = &Balancer{
 	Name:    "haproxy",
@@ -196,8 +219,19 @@ func haproxyCommand(t testing.TB, s Setup) Command {
 		check, option = "check check-ssl verify none", "\n  option httpchk GET /readyz\n  http-check expect status 200"
 	}
 	var servers strings.Builder
+	resolvers, bind := "", s.Listen
+	if s.Resolver != "" { // else it takes the first address of a name, and keeps it
+		resolvers = fmt.Sprintf("\nresolvers names\n  nameserver n %s\n  timeout resolve 1s\n  timeout retry 1s\n  hold valid 1s", s.Resolver)
+	}
 	for i, b := range s.Backends {
-		fmt.Fprintf(&servers, "  server s%d %s %s\n", i, b, check)
+		if s.Resolver != "" {
+			fmt.Fprintf(&servers, "  server-template s%d- %d %s %s resolvers names init-addr none\n", i, s.Addresses, b, check)
+		} else {
+			fmt.Fprintf(&servers, "  server s%d %s %s\n", i, b, check)
+		}
+	}
+	if s.Late {
+		bind += " transparent"
 	}
 	maxconn := (descriptorLimit() - 500) / 2
 	if s.Descriptors > 0 {
@@ -211,13 +245,13 @@ defaults
   option redispatch
   timeout connect 5s
   timeout client 1h
-  timeout server 1h
+  timeout server 1h%s
 frontend apiservers
   bind %s
   default_backend controllers
 backend controllers
   balance roundrobin%s
-%s`, maxconn, filepath.Join(s.Dir, "haproxy.sock"), s.Listen, option, servers.String()))
+%s`, maxconn, filepath.Join(s.Dir, "haproxy.sock"), resolvers, bind, option, servers.String()))
 	argv := []string{haproxyProgram, "-db", "-f", config}
 	if s.Reloads || s.Upgrades {
 		argv = append(argv, "-W") // a master that can start another worker
