@@ -151,6 +151,10 @@ func (b *bench) measure(t *testing.T, part string, round int) {
 	if part == "latency" && b.rate == 0 {
 		b.findRate(t)
 	}
+	if part == "burst" {
+		b.bursts(t, round)
+		return
+	}
 	for i := range b.sides {
 		if t.Failed() {
 			return
@@ -162,7 +166,7 @@ func (b *bench) measure(t *testing.T, part string, round int) {
 		b.turn(t, fmt.Sprintf("%s-%d-%s", part, round+1, s.Name), s, func(t *testing.T, r *rig) {
 			map[string]func(*testing.T){
 				"requests": r.measureRequests, "connections": r.measureConnections,
-				"bulk": r.measureBulk, "idle": r.measureIdle, "latency": r.measureLatency, "mixed": r.measureMixed, "burst": r.measureBurst, "checks": r.measureChecks,
+				"bulk": r.measureBulk, "idle": r.measureIdle, "latency": r.measureLatency, "mixed": r.measureMixed, "checks": r.measureChecks,
 			}[part](t)
 		}, round)
 	}
@@ -206,12 +210,13 @@ var backends = []string{"127.0.0.11:6443", "127.0.0.12:6443", "127.0.0.13:6443"}
 type rig struct {
 	bench    *bench
 	side     *lbtest.Balancer
+	listen   string       // address of balancer
 	setup    lbtest.Setup // of balancer
 	ns       *lbtest.Namespace
 	backend  *lbtest.Process
 	balancer *lbtest.Process
 	samples  []measuredSample
-	beside   []int // load generators that run beside the one that is measured
+	beside   []int // load generators and balancers that run beside what is measured
 }
 
 type measuredSample struct {
@@ -236,27 +241,32 @@ func (r *rig) others() float64 {
 func (b *bench) newRig(t *testing.T, s *lbtest.Balancer) *rig {
 	t.Helper()
 	b.awaitQuiet()
-	r := &rig{bench: b, side: s, ns: lbtest.NewNamespace(t)}
+	r := &rig{bench: b, side: s, ns: lbtest.NewNamespace(t), listen: listenAt}
 	r.ns.Sysctl(t, "net/ipv4/ip_local_port_range", "10000 65000")
 	r.backend = lbtest.StartHelper(t, r.ns, "backend", backends...)
 	if line := r.backend.Line(t); line != "ready" {
 		t.Fatalf("backend said %q", line)
 	}
-	dir := filepath.Join(b.dir, s.Name)
+	r.start(t)
+	return r
+}
+
+// start starts the balancer, and waits until it balances.
+func (r *rig) start(t *testing.T) {
+	t.Helper()
+	dir := filepath.Join(r.bench.dir, r.side.Name)
 	if err := os.MkdirAll(dir, 0o777); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Chown(dir, lbtest.Nobody, lbtest.Nobody); err != nil {
 		t.Fatal(err)
 	}
-	setup := lbtest.Setup{Dir: dir, Namespace: r.ns, Nobody: true, Listen: listenAt, Backends: backends}
-	if s == lbtest.Kthwd {
-		setup.Args = b.kthwdArgs
+	r.setup = lbtest.Setup{Dir: dir, Namespace: r.ns, Nobody: true, Listen: r.listen, Backends: backends}
+	if r.side == lbtest.Kthwd {
+		r.setup.Args = r.bench.kthwdArgs
 	}
-	r.setup = setup
-	r.balancer = s.Start(t, setup)
+	r.balancer = r.side.Start(t, r.setup)
 	r.awaitReady(t)
-	return r
 }
 
 // quietShare is the most that others may use of the machine in a quiet moment.
@@ -281,12 +291,12 @@ func (r *rig) awaitReady(t *testing.T) {
 		if !r.balancer.Running() {
 			t.Fatalf("%s has ended", r.side.Name)
 		}
-		r.ns.Do(func() { err = exchange(listenAt) })
+		r.ns.Do(func() { err = exchange(r.listen) })
 		return err
 	})
 	for range 2 * len(backends) {
 		r.ns.Do(func() {
-			if err := exchange(listenAt); err != nil {
+			if err := exchange(r.listen); err != nil {
 				t.Error(err)
 			}
 		})
@@ -327,7 +337,7 @@ type measured struct {
 func (r *rig) run(t *testing.T, o order, while func(load *lbtest.Process)) measured {
 	t.Helper()
 	if o.Address == "" {
-		o.Address = listenAt
+		o.Address = r.listen
 	}
 	text, err := json.Marshal(o)
 	if err != nil {
@@ -499,23 +509,6 @@ func (r *rig) measureMixed(t *testing.T) {
 	r.add(metricMixedP50, report.Median(p50))
 	r.add(metricMixedP99, report.Median(p99))
 	r.add(metricMixedBulk, bulk.Done*8/1e9/bulk.Seconds)
-}
-
-// burstClients is the number of kubelets that were all cut off.
-const burstClients = 5000
-
-// measureBurst opens many connections at once, several times. The result is the median of
-// the percentiles.
-func (r *rig) measureBurst(t *testing.T) {
-	const bursts = 8
-	var p50, p99 []float64
-	n := min(burstClients, (r.bench.limit-600)/6)
-	for range bursts {
-		m := r.run(t, order{Kind: "burst", Clients: n}, nil)
-		p50, p99 = append(p50, m.P50/1000), append(p99, m.P99/1000)
-	}
-	r.add(metricBurstP50, report.Median(p50))
-	r.add(metricBurstP99, report.Median(p99))
 }
 
 // findRate derives the rate from the earlier measurement of requests, or else from a short

@@ -50,8 +50,10 @@
 //	mixed        1000 small requests per second over 64 connections, while two streams
 //	             move as much as they can; the result is the median of the percentiles of
 //	             six turns of a second, with the balancer, not what it adds
-//	burst        5000 clients connect at once, make one exchange each, and close, eight times;
-//	             the result is the median of the percentiles
+//	burst        5000 clients connect at once, make one exchange each, and close; all balancers
+//	             stand beside each other and take eight turns, burst by burst; the result is
+//	             the median of the percentiles, and of the ratios of the turns. A client that
+//	             is not served fails the test, and what the listen queue loses is counted
 //	checks       kthwd only, without clients: it checks 60 backends, each of them a server of
 //	             Go with TLS on 127.0.1.x, for five times KTHWD_BENCH_PHASE, and then another
 //	             one with --check=none runs as long; the result is the difference

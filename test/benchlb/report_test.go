@@ -61,6 +61,8 @@ var (
 	metricMixedBulk       = &metric{"mixed_bulk", "  throughput of these streams", "Gbit/s", true, target{}}
 	metricBurstP50        = &metric{"burst_p50", "5000 clients at once, p50", "ms", false, target{}}
 	metricBurstP99        = &metric{"burst_p99", "5000 clients at once, p99", "ms", false, target{ofNginx, 1}}
+	metricBurstRatio      = &metric{"burst_ratio", "  p99 beside nginx's burst of the same turn", "", false, target{atMost, 1}}
+	metricBurstLost       = &metric{"burst_lost", "  connections that the listen queue lost", "", false, target{atMost, 0}}
 	metricChecksCPU       = &metric{"checks_cpu", "checks of 60 backends: CPU", "% of a core", false, target{atMost, 2}}
 	metricNoChecksCPU     = &metric{"no_checks_cpu", "  CPU without checks", "% of a core", false, target{}}
 	metricOthers          = &metric{"others", "machine used by other processes meanwhile", "%", false, target{}}
@@ -70,7 +72,7 @@ var (
 		metricIdleMemory, metricIdleTotal, metricIdleDescriptors, metricIdlePipes, metricIdleCPU,
 		metricP50, metricP99, metricDirectP50, metricDirectP99, metricLatencyCPU,
 		metricMixedP50, metricMixedP99, metricMixedBulk,
-		metricBurstP50, metricBurstP99, metricChecksCPU, metricNoChecksCPU, metricOthers,
+		metricBurstP50, metricBurstP99, metricBurstRatio, metricBurstLost, metricChecksCPU, metricNoChecksCPU, metricOthers,
 	}
 )
 
