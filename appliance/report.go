@@ -46,7 +46,7 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 	maps.Copy(private, p.tokenRotation.Private())
 	maps.Copy(private, p.caRotation.Private())
 	maps.Copy(private, p.privateBackup())
-	maps.Copy(private, privateDatabase(e))
+	maps.Copy(private, privateDatabase(e.OpenCopy))
 	if p.o.Private != nil {
 		maps.Copy(private, p.o.Private(p.args))
 	}

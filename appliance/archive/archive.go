@@ -2,10 +2,14 @@
 //
 // A file is a tar, or a tar encrypted for age recipients, and a last line:
 //
-//	manifest.json   which cluster, which versions, and the SHA-256 of all that follows
+//	manifest.json   which cluster, which versions, and the SHA-256 of files/NAME
 //	files/NAME      the files of the data directory
 //	etcd.db         the database, as etcdctl snapshot save writes it
+//	SHA256SUMS      the SHA-256 of all before, as sha256sum writes it
 //	(the last line) kthwd-backup-1 cluster ID sha256 SUM
+//
+// In format 1, which this package reads and no longer writes by itself, manifest.json has the sum
+// of the database too, which must then be known before the first byte, and SHA256SUMS is missing.
 //
 // The sum in the last line covers everything before it, so that damage shows without an
 // identity; Check compares it. Open reads all but the database, Archive.Extract the rest, and both
@@ -31,14 +35,16 @@ import (
 	"kthwd/appliance/advice"
 )
 
-// Format is the version of the manifest and of the archive that this package writes.
-const Format = 1
+// Format is the version of the manifest and of the archive that this package writes, and the
+// newest one that it reads.
+const Format = 2
 
 // The names in an archive.
 const (
 	manifestName = "manifest.json"
 	Database     = "etcd.db" // the last of Manifest.Files, after names below FilesDir
 	FilesDir     = "files/"
+	sumsName     = "SHA256SUMS" // from format 2 on
 )
 
 // ConfigFile is the name, below FilesDir, of the settings of the controller.
@@ -82,7 +88,7 @@ type Manifest struct {
 type File struct {
 	Name   string `json:"name"`
 	Size   int64  `json:"size"`
-	SHA256 string `json:"sha256"`
+	SHA256 string `json:"sha256,omitempty"` // of the database only in format 1
 	Mode   uint32 `json:"mode"`
 	Secret bool   `json:"secret,omitempty"` // holds a private key, or the key of the encryption
 }
@@ -152,10 +158,10 @@ func parseManifest(data []byte) (m Manifest, err error) {
 		return m, err
 	}
 	if m.Format > Format {
-		return m, advice.With(fmt.Errorf("made by a newer kthwd (%s): its format is %d, and this kthwd reads format %d", m.Kthwd, m.Format, Format), "use kthwd "+m.Kthwd+" or a newer one")
+		return m, advice.With(fmt.Errorf("made by a newer kthwd (%s): its format is %d, and this kthwd reads formats up to %d", m.Kthwd, m.Format, Format), "use kthwd "+m.Kthwd+" or a newer one")
 	}
 	last := len(m.Files) - 1
-	if m.Format < 1 || last < 0 || m.Files[last].Name != Database || m.Files[last].Size < 0 {
+	if m.Format < 1 || last < 0 || m.Files[last].Name != Database || m.Files[last].Size < 0 || m.Format == 1 && m.Files[last].SHA256 == "" {
 		return m, errors.New("not a manifest of a backup")
 	}
 	all := int64(0)
@@ -163,6 +169,9 @@ func parseManifest(data []byte) (m Manifest, err error) {
 		base, below := strings.CutPrefix(f.Name, FilesDir)
 		if !below || !IsFileName(base) || m.Find(f.Name) != &m.Files[i] {
 			return m, fmt.Errorf("%q is no name in an archive, or is there twice", f.Name)
+		}
+		if f.SHA256 == "" {
+			return m, fmt.Errorf("%s: no sum", f.Name)
 		}
 		if all += f.Size; f.Size < 0 || f.Size > MaxFile || all > maxFiles {
 			return m, fmt.Errorf("%s: %d bytes are too many", f.Name, f.Size)

@@ -3,11 +3,13 @@ package archive
 import (
 	"bytes"
 	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	mathrand "math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -24,18 +26,32 @@ var noon = time.Date(2026, 11, 28, 12, 0, 0, 0, time.UTC)
 // write makes an archive in dir, made at a time, and returns its path.
 func write(t *testing.T, dir string, at time.Time, recipients ...age.Recipient) string {
 	t.Helper()
-	database := make([]byte, 40<<10)
-	_, _ = rand.Read(database)
-	content := map[string][]byte{Database: database, "files/ca.pem": []byte("certificate"), "files/kthwd.yaml": nil}
-	m := Manifest{Format: Format, Created: at, Kthwd: "v0.1.0", Name: "c0", Cluster: "f5b3f7d8d797cc5f", Revision: 7, Files: []File{
-		NewFile("files/ca.pem", []byte("certificate"), 0o644, false), NewFile("files/kthwd.yaml", nil, 0o600, false), NewFile(Database, database, 0o600, true),
-	}}
+	return writeFormat(t, Format, dir, at, recipients...)
+}
+
+// writeFormat makes an archive of that format.
+func writeFormat(t *testing.T, format int, dir string, at time.Time, recipients ...age.Recipient) string {
+	t.Helper()
+	m, open := sampleOf(format, at)
 	path := filepath.Join(dir, Name(m))
-	open := func(name string) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(content[name])), nil }
 	if err := Write(path, m, open, recipients); err != nil {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// sampleOf is the content of an archive, with another database each time.
+func sampleOf(format int, at time.Time) (Manifest, func(name string) (io.ReadCloser, error)) {
+	database := make([]byte, 40<<10)
+	_, _ = rand.Read(database)
+	content := map[string][]byte{Database: database, "files/ca.pem": []byte("certificate"), "files/kthwd.yaml": nil}
+	m := Manifest{Format: format, Created: at, Kthwd: "v0.1.0", Name: "c0", Cluster: "f5b3f7d8d797cc5f", Revision: 7, Files: []File{
+		NewFile("files/ca.pem", []byte("certificate"), 0o644, false), NewFile("files/kthwd.yaml", nil, 0o600, false), NewFile(Database, database, 0o600, true),
+	}}
+	if format > 1 {
+		m.Files[2].SHA256 = ""
+	}
+	return m, func(name string) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(content[name])), nil }
 }
 
 // readAll opens an archive and extracts it.
@@ -73,6 +89,62 @@ func TestGoodArchives(t *testing.T) {
 	}
 }
 
+// TestFormat1 reads an archive that a kthwd has written which knew no other format.
+func TestFormat1(t *testing.T) {
+	path := filepath.Join("testdata", "format1")
+	a, err := Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	if m := a.Manifest; m.Format != 1 || m.Revision != 7 || m.Database().SHA256 == "" {
+		t.Errorf("got %+v", m)
+	}
+	dir := t.TempDir()
+	if err := a.Extract(dir, nil); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(filepath.Join(dir, Database)); string(got) != "the database of format 1" {
+		t.Errorf("got %q, %v", got, err)
+	}
+}
+
+// TestSums lets sha256sum compare what tar has unpacked, as a person without kthwd does.
+func TestSums(t *testing.T) {
+	path, dir := write(t, t.TempDir(), noon), t.TempDir()
+	unpack := "head -c -113 \"$1\" | tar x -C \"$2\" && cd \"$2\" && sha256sum -c SHA256SUMS"
+	out, err := exec.CommandContext(t.Context(), "sh", "-ec", unpack, "sh", path, dir).CombinedOutput()
+	const want = "manifest.json: OK\nfiles/ca.pem: OK\nfiles/kthwd.yaml: OK\netcd.db: OK\n"
+	if err != nil || string(out) != want {
+		t.Errorf("got %v\n%swant\n%s", err, out, want)
+	}
+}
+
+// TestSwappedFiles exchanges files of two archives, with a last line that fits.
+func TestSwappedFiles(t *testing.T) {
+	m, open := sampleOf(Format, noon)
+	other, openOther := sampleOf(Format, noon.Add(time.Hour))
+	var a, b bytes.Buffer
+	if err := errors.Join(writeBody(&a, m, open, nil), writeBody(&b, other, openOther, nil)); err != nil {
+		t.Fatal(err)
+	}
+	const head = 512 // of each file in a tar
+	database := bytes.LastIndex(a.Bytes(), []byte(Database+"\x00")) + head
+	sums := bytes.LastIndex(a.Bytes(), []byte(sumsName+"\x00")) + head
+	for name, end := range map[string]int{Database: sums - head, manifestName: a.Len()} {
+		body := slices.Concat(a.Bytes()[:database], b.Bytes()[database:end], a.Bytes()[end:])
+		sum := sha256.New()
+		sum.Write(body)
+		path := filepath.Join(t.TempDir(), "swapped")
+		if err := os.WriteFile(path, append(body, footer(m.Cluster, sum)...), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if d, ok := errors.AsType[*Damaged](readAll(t, path)); !ok || d.Part != name {
+			t.Errorf("got %v, want that %s is damaged", d, name)
+		}
+	}
+}
+
 func TestExtract(t *testing.T) {
 	path := write(t, t.TempDir(), noon)
 	a, err := Open(path)
@@ -97,10 +169,13 @@ func TestExtract(t *testing.T) {
 // alone.
 func TestDamage(t *testing.T) {
 	id := newIdentity(t)
-	for name, recipients := range map[string][]age.Recipient{"plain": nil, "encrypted": {id.Recipient()}} {
+	for name, made := range map[string]struct {
+		format     int
+		recipients []age.Recipient
+	}{"plain": {Format, nil}, "encrypted": {Format, []age.Recipient{id.Recipient()}}, "format 1": {1, nil}} {
 		t.Run(name, func(t *testing.T) {
-			dir := t.TempDir()
-			path := write(t, dir, noon, recipients...)
+			dir, recipients := t.TempDir(), made.recipients
+			path := writeFormat(t, made.format, dir, noon, recipients...)
 			good, err := os.ReadFile(path)
 			if err != nil {
 				t.Fatal(err)
@@ -197,8 +272,10 @@ func TestOpenRefuses(t *testing.T) {
 
 func TestParseManifestRefuses(t *testing.T) {
 	for name, text := range map[string]string{
-		"a newer format":   `{"format":2,"kthwd":"v9.0.0","files":[{"name":"etcd.db"}]}`,
+		"a newer format":   `{"format":3,"kthwd":"v9.0.0","files":[{"name":"etcd.db"}]}`,
 		"no database":      `{"format":1,"files":[{"name":"files/ca.pem"}]}`,
+		"no sum, old":      `{"format":1,"files":[{"name":"etcd.db"}]}`,
+		"no sum of a file": `{"format":2,"files":[{"name":"files/ca.pem"},{"name":"etcd.db"}]}`,
 		"a path":           `{"format":1,"files":[{"name":"files/../../etc/passwd"},{"name":"etcd.db"}]}`,
 		"a hidden file":    `{"format":1,"files":[{"name":"files/.bashrc"},{"name":"etcd.db"}]}`,
 		"a file twice":     `{"format":1,"files":[{"name":"files/ca.pem"},{"name":"files/ca.pem"},{"name":"etcd.db"}]}`,
@@ -215,7 +292,7 @@ func TestParseManifestRefuses(t *testing.T) {
 			t.Errorf("%s: not refused", name)
 		}
 	}
-	_, err := parseManifest([]byte(`{"format":2,"kthwd":"v9.0.0"}`))
+	_, err := parseManifest([]byte(`{"format":3,"kthwd":"v9.0.0"}`))
 	if hint, _ := advice.Of(err); !strings.Contains(hint, "v9.0.0") {
 		t.Errorf("a newer format: got %v, hint %q", err, hint)
 	}

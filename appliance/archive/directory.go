@@ -108,7 +108,7 @@ func Prune(dir string, keep int, verified string) (Pruning, error) {
 		return p, err
 	}
 	for i, file := range p.Delete {
-		if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			p.Delete = p.Delete[:i]
 			return p, err
 		}

@@ -44,9 +44,6 @@ func FuzzArchive(f *testing.F) {
 				t.Errorf("a file is called %q", name)
 			}
 		}
-		// What Extract does, without the disk, which it waits for.
-		if err := a.next(io.Discard, a.Manifest.Database(), nil); err == nil {
-			_ = a.compareSum()
-		}
+		_ = a.readDatabase(io.Discard, nil) // what Extract does, without the disk, which it waits for
 	})
 }

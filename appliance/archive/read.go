@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -35,6 +36,7 @@ type Archive struct {
 	file *os.File
 	read *counted // what was read of the body
 	tar  *tar.Reader
+	sums sums // of the files that were read
 }
 
 var lastLine = text.Pattern(`^\nkthwd-backup-1 cluster ([0-9a-f]{16}) sha256 ([0-9a-f]{64})\n$`)
@@ -139,6 +141,9 @@ func (a *Archive) begin(identities []age.Identity) error {
 	var data []byte
 	if err == nil {
 		data, err = limited(a.tar, MaxFile)
+		sum := sha256.New()
+		sum.Write(data)
+		a.sums.add(manifestName, sum)
 	}
 	if err == nil {
 		a.Manifest, err = parseManifest(data)
@@ -191,11 +196,20 @@ func (a *Archive) ExtractDatabase(path string, progress func(n int64)) (err erro
 		return err
 	}
 	defer func() { err = errors.Join(err, out.Close()) }()
-	if err := a.next(NewPaced(out), a.Manifest.Database(), progress); err != nil {
+	paced := NewPaced(out)
+	defer func() { err = errors.Join(err, paced.Close()) }()
+	return a.readDatabase(paced, progress)
+}
+
+// readDatabase reads the database and the rest of the archive, and compares every sum.
+func (a *Archive) readDatabase(w io.Writer, progress func(n int64)) error {
+	if err := a.next(w, a.Manifest.Database(), progress); err != nil {
 		return err
 	}
-	if err := out.Sync(); err != nil {
-		return err
+	if a.Manifest.Format > 1 {
+		if err := a.compareSums(); err != nil {
+			return err
+		}
 	}
 	if _, err := a.tar.Next(); !errors.Is(err, io.EOF) {
 		if err == nil {
@@ -204,6 +218,31 @@ func (a *Archive) ExtractDatabase(path string, progress func(n int64)) (err erro
 		return a.damaged("its end", err)
 	}
 	return a.compareSum()
+}
+
+// compareSums reads sumsName, and compares it with what was read before.
+func (a *Archive) compareSums() error {
+	h, err := a.tar.Next()
+	if err == nil && h.Name != sumsName {
+		err = fmt.Errorf("%q stands in its place", h.Name)
+	}
+	var data []byte
+	if err == nil {
+		data, err = limited(a.tar, MaxFile)
+	}
+	if err != nil {
+		return a.damaged(sumsName, err)
+	}
+	lines := slices.Collect(strings.Lines(string(data)))
+	for i, f := range append([]File{{Name: manifestName}}, a.Manifest.Files...) {
+		if i >= len(lines) || lines[i] != a.sums[i] {
+			return a.damaged(f.Name, fmt.Errorf("its SHA-256 is %.12s…, and %s says another", a.sums[i], sumsName))
+		}
+	}
+	if len(lines) > len(a.sums) {
+		return a.damaged(sumsName, errors.New("it has more lines than the archive has files"))
+	}
+	return nil
 }
 
 // compareSum reads the rest of the body, and compares the sum of all.
@@ -231,7 +270,8 @@ func (a *Archive) next(w io.Writer, f File, progress func(int64)) error {
 	if err := a.copy(io.MultiWriter(w, sum), f, progress); err != nil {
 		return err
 	}
-	if is := hex.EncodeToString(sum.Sum(nil)); is != f.SHA256 {
+	a.sums.add(f.Name, sum)
+	if is := hex.EncodeToString(sum.Sum(nil)); is != f.SHA256 && f.SHA256 != "" {
 		return a.damaged(f.Name, fmt.Errorf("its SHA-256 is %.12s…, and the manifest says %.12s…", is, f.SHA256))
 	}
 	return nil

@@ -4,8 +4,8 @@
 //	made, err := backup.Create(ctx, backup.Options{Layout: layout, Dir: dir, …})
 //	found, err := backup.Verify(ctx, backup.VerifyOptions{File: file, …})
 //
-// Create copies the database of the running member through its unix socket, adds every
-// file that a controller needs, and lets Verify restore the result. Only an archive that
+// Create copies the database of the running member and every file that a controller needs into
+// an archive, and lets Verify restore the result. Only an archive that
 // has passed gets its final name, so a crash at any moment leaves hidden directories, which
 // the next Create in the same directory removes.
 //
@@ -20,7 +20,6 @@ package backup
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -40,6 +39,7 @@ import (
 	"kthwd/appliance/archive"
 	"kthwd/appliance/datadir"
 	"kthwd/appliance/durable"
+	"kthwd/appliance/etcd"
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/etcdsocket"
 	"kthwd/appliance/pki"
@@ -59,9 +59,9 @@ type Options struct {
 	Settings   []byte              // a configuration file with the settings in force
 	Args       map[string][]string // the programs' command lines
 	Checker    Checker
-	// Database opens a copy of the running member's database, with its SHA-256 at its end. If it
-	// is nil or fails, etcd itself is asked for one, which costs the daemon memory.
-	Database   func(ctx context.Context) (io.ReadCloser, error)
+	// Database opens a copy of the running member's database. If it is nil or fails, etcd itself is
+	// asked for one, which costs the daemon memory; a copy without its Store costs a further one on the disk.
+	Database   func(ctx context.Context) (*Copy, error)
 	Unrecorded bool // it is no backup that the cluster shows as its last: the file is on the disk of the data
 	Report     func(Event)
 }
@@ -112,16 +112,28 @@ func Create(ctx context.Context, o Options) (c Created, err error) {
 		return c, err
 	}
 	defer stage.remove()
-	// The copy and the archive; then the archive, the copy in it and the restored database.
+	// The archive, the database that is read from it and the restored one.
 	if err := enoughRoom(o.Dir, 3*status.DbSize); err != nil {
 		return c, err
 	}
-	m, f, err := o.gather(ctx, client, stage, status)
+	m, f, err := o.gather(status)
 	if err != nil {
 		return c, err
 	}
+	var database *Copy
+	if err := step(o.Report, StepSnapshot, status.DbSize, func(add func(int64)) (err error) {
+		database, err = o.open(ctx, client, stage, add)
+		return err
+	}); err != nil {
+		return c, err
+	}
+	defer database.Close()
+	m.Files = append(f.list, archive.File{Name: archive.Database, Size: database.Size, Mode: 0o600, Secret: true})
+	if err := compare(ctx, client, database.Store, status, &m); err != nil {
+		return c, err
+	}
 	c.Warnings = warnings(m, o.PlainKeys || len(o.Recipients) > 0)
-	return c, o.finish(ctx, client, stage, m, f, &c)
+	return c, o.finish(ctx, client, stage, m, f, database, &c)
 }
 
 // before refuses a member whose data are not those of the cluster.
@@ -140,8 +152,8 @@ func (o Options) before(ctx context.Context, client *clientv3.Client) (*clientv3
 	return status, nil
 }
 
-// gather copies the database and the files, and describes them.
-func (o Options) gather(ctx context.Context, client *clientv3.Client, stage *stage, status *clientv3.StatusResponse) (m archive.Manifest, f *files, err error) {
+// gather reads the files, and describes the member.
+func (o Options) gather(status *clientv3.StatusResponse) (m archive.Manifest, f *files, err error) {
 	secrets := o.PlainKeys || len(o.Recipients) > 0
 	if f, err = collect(o.Layout, secrets); err != nil {
 		return m, nil, err
@@ -159,15 +171,7 @@ func (o Options) gather(ctx context.Context, client *clientv3.Client, stage *sta
 	if data, err := os.ReadFile(o.Layout.EncryptionConfig()); err == nil {
 		m.KMS = services(data)
 	}
-	var database archive.File
-	if err := step(o.Report, StepSnapshot, status.DbSize, func(add func(int64)) (err error) {
-		database, err = o.copyDatabase(ctx, client, stage.database(), add)
-		return err
-	}); err != nil {
-		return m, nil, err
-	}
-	m.Files = append(f.list, database)
-	return m, f, o.compare(ctx, client, stage, status, &m)
+	return m, f, nil
 }
 
 // problems are what is wrong with certificates that go into the archive.
@@ -186,66 +190,23 @@ func problems(l pki.Layout, f *files) map[string]string {
 	return found
 }
 
-// open opens a copy of the running member's database.
-func (o Options) open(ctx context.Context, client *clientv3.Client) (io.ReadCloser, error) {
-	if o.Database != nil {
-		if r, err := o.Database(ctx); err == nil { // a daemon that began with an older kthwd has none
-			return r, nil
-		}
-	}
-	r, err := client.SnapshotWithVersion(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return r.Snapshot, nil
-}
-
-// copyDatabase writes a snapshot of the running member to the new file path, as etcdctl
-// does: the database, then its SHA-256.
-func (o Options) copyDatabase(ctx context.Context, client *clientv3.Client, path string, add func(int64)) (f archive.File, err error) {
-	r, err := o.open(ctx, client)
-	if err != nil {
-		return f, fmt.Errorf("copy the database: %w", err)
-	}
-	defer r.Close()
-	out, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return f, err
-	}
-	defer func() { err = errors.Join(err, out.Close()) }()
-	whole, body := sha256.New(), newTrailer(sha256.New())
-	w := io.MultiWriter(archive.NewPaced(out), whole, body, adder(add))
-	n, err := io.CopyBuffer(w, onlyReader{r}, make([]byte, 256<<10))
-	if err != nil {
-		return f, fmt.Errorf("copy the database: %w", err)
-	}
-	if !bytes.Equal(body.sum.Sum(nil), body.last) {
-		return f, fmt.Errorf("copy the database: the %d bytes that came do not have the sum that etcd sent with them", n)
-	}
-	return archive.File{Name: archive.Database, Size: n, SHA256: fmt.Sprintf("%x", whole.Sum(nil)), Mode: 0o600, Secret: true}, out.Sync()
-}
-
 // compare asks the running member what the store in the copy must have.
-func (o Options) compare(ctx context.Context, client *clientv3.Client, stage *stage, before *clientv3.StatusResponse, m *archive.Manifest) error {
-	s, err := readStore(stage.database())
-	if err != nil {
-		return err
-	}
-	m.Revision, m.CompactRevision = s.revision, s.compacted
+func compare(ctx context.Context, client *clientv3.Client, s etcd.Store, before *clientv3.StatusResponse, m *archive.Manifest) error {
+	m.Revision, m.CompactRevision = s.Revision, s.Compacted
 	after, err := client.Status(ctx, client.Endpoints()[0])
 	if err != nil {
 		return fmt.Errorf("ask the etcd member: %w", err)
 	}
-	if s.revision < before.Header.Revision || s.revision > after.Header.Revision {
-		return fmt.Errorf("the copy of the database is of revision %d, and the member had %d before and %d after", s.revision, before.Header.Revision, after.Header.Revision)
+	if s.Revision < before.Header.Revision || s.Revision > after.Header.Revision {
+		return fmt.Errorf("the copy of the database is of revision %d, and the member had %d before and %d after", s.Revision, before.Header.Revision, after.Header.Revision)
 	}
-	count, err := client.Get(ctx, "\x00", clientv3.WithFromKey(), clientv3.WithCountOnly(), clientv3.WithRev(s.revision))
+	count, err := client.Get(ctx, "\x00", clientv3.WithFromKey(), clientv3.WithCountOnly(), clientv3.WithRev(s.Revision))
 	if err != nil {
-		return fmt.Errorf("count the keys at revision %d: %w", s.revision, err)
+		return fmt.Errorf("count the keys at revision %d: %w", s.Revision, err)
 	}
 	m.Keys = count.Count
 	if after.DbSizeInUse <= largestHashed {
-		if h, err := client.HashKV(ctx, client.Endpoints()[0], s.revision); err == nil && h.CompactRevision == s.compacted {
+		if h, err := client.HashKV(ctx, client.Endpoints()[0], s.Revision); err == nil && h.CompactRevision == s.Compacted {
 			m.Hash = h.Hash
 		}
 	}
@@ -268,7 +229,7 @@ func memberNames(all []*etcdserverpb.Member) (names []string) {
 }
 
 // finish packs the archive, verifies it, gives it its name and records it.
-func (o Options) finish(ctx context.Context, client *clientv3.Client, stage *stage, m archive.Manifest, f *files, c *Created) error {
+func (o Options) finish(ctx context.Context, client *clientv3.Client, stage *stage, m archive.Manifest, f *files, database *Copy, c *Created) error {
 	file, recipients, identity, err := stage.archive(m), o.Recipients, (*age.X25519Identity)(nil), error(nil)
 	if len(recipients) > 0 {
 		// A machine cannot read its own archives, so the verification has an identity of its own,
@@ -279,11 +240,16 @@ func (o Options) finish(ctx context.Context, client *clientv3.Client, stage *sta
 		recipients = append(slices.Clone(recipients), identity.Recipient())
 	}
 	if err := step(o.Report, StepPack, m.Database().Size, func(add func(int64)) error {
-		return archive.Write(file, m, stage.content(f, add), recipients)
+		return archive.Write(file, m, func(name string) (io.ReadCloser, error) {
+			if name == archive.Database {
+				return database.content(add), nil
+			}
+			return io.NopCloser(bytes.NewReader(f.content[name])), nil
+		}, recipients)
 	}); err != nil {
 		return err
 	}
-	if err := os.Remove(stage.database()); err != nil { // makes room for the restored one
+	if err := database.Close(); err != nil { // makes room for the restored one
 		return err
 	}
 	v := VerifyOptions{File: file, Dir: stage.dir, Checker: o.Checker, Report: o.Report}

@@ -1,6 +1,7 @@
 package backup
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,13 +9,16 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"net"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"filippo.io/age"
@@ -82,6 +86,7 @@ func newController(t *testing.T, n int) *controller {
 	_, err = pki.Ensure(l, c.config.PKISpec())
 	must(t, errors.Join(err, pki.RecordNames(l), os.Mkdir(l.Run(), 0o700)))
 	c.start(t)
+	c.serveCopies(t)
 	client := v3client.New(c.server.Server)
 	for i := range n {
 		_, err := client.Put(t.Context(), fmt.Sprintf("/registry/configmaps/default/c%d", i), strings.Repeat("v", 100))
@@ -181,9 +186,61 @@ func encrypt(t *testing.T, l pki.Layout, key string) string {
 	return ""
 }
 
+// serveCopies gives the database to each client of a socket, as kthwd does: a line with size and
+// store, then the bytes.
+func (c *controller) serveCopies(t *testing.T) {
+	t.Helper()
+	listener, err := net.Listen("unix", copySocket(c.config.Layout()))
+	must(t, err)
+	var all sync.WaitGroup
+	t.Cleanup(func() { listener.Close(); all.Wait() })
+	b := c.server.Server.Backend()
+	all.Go(func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			all.Go(func() {
+				defer conn.Close()
+				made, err := etcd.NewCopy(b)
+				if err != nil {
+					return
+				}
+				defer made.Close()
+				if json.NewEncoder(conn).Encode(made) == nil {
+					_ = made.Send(context.Background(), conn) // the client may have been killed
+				}
+			})
+		}
+	})
+}
+
+func copySocket(l pki.Layout) string { return filepath.Join(l.Run(), "copies.sock") }
+
+// askForCopy is a client of serveCopies.
+func askForCopy(ctx context.Context, l pki.Layout) (*Copy, error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", copySocket(l))
+	if err != nil {
+		return nil, err
+	}
+	context.AfterFunc(ctx, func() { conn.Close() })
+	r := bufio.NewReader(conn)
+	line, err := r.ReadBytes('\n')
+	var c etcd.Copy
+	if err = errors.Join(err, json.Unmarshal(line, &c)); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return NewCopy(struct {
+		io.Reader
+		io.Closer
+	}{r, conn}, c.Size, c.Store), nil
+}
+
 func (c *controller) options(dir string) Options {
 	return Options{
-		Layout: c.config.Layout(), Dir: dir, PlainKeys: true, Kthwd: "v0.1.0", Name: "c0", Address: "127.0.0.1",
+		Database: func(ctx context.Context) (*Copy, error) { return askForCopy(ctx, c.config.Layout()) },
+		Layout:   c.config.Layout(), Dir: dir, PlainKeys: true, Kthwd: "v0.1.0", Name: "c0", Address: "127.0.0.1",
 		Server: c.config.LocalServer(), Prefix: "/registry", Settings: []byte("name: c0\n"), Checker: checker,
 	}
 }
@@ -213,12 +270,114 @@ func names(t *testing.T, dir string) (all []string) {
 	return all
 }
 
+// older are options as with a running kthwd that gives no copy, or one without its store.
+func older(o Options) map[string]Options {
+	none, bare, whole := o, o, o.Database
+	none.Database = func(context.Context) (*Copy, error) { return nil, errors.New("404 page not found") }
+	bare.Database = func(ctx context.Context) (*Copy, error) {
+		c, err := whole(ctx)
+		if err == nil {
+			c.Size, c.Store = 0, etcd.Store{}
+		}
+		return c, err
+	}
+	return map[string]Options{"no copy": none, "no store": bare}
+}
+
+// stagedDatabases are the databases that lie in the directory of an archive while that is made.
+func stagedDatabases(t *testing.T, dir string) []string {
+	t.Helper()
+	found, err := filepath.Glob(filepath.Join(dir, stagePrefix+"*", archive.Database))
+	must(t, err)
+	return found
+}
+
+// A running kthwd that is older serves a backup, too, by a further copy on the disk.
+func TestCreateWithAnOlderKthwd(t *testing.T) {
+	c := newController(t, 10)
+	for name, o := range older(c.options("")) {
+		t.Run(name, func(t *testing.T) {
+			o.Dir = t.TempDir()
+			staged := 0
+			o.Report = func(e Event) {
+				if all := stagedDatabases(t, o.Dir); e.Step == StepPack && e.Took == 0 {
+					staged += len(all)
+				} else if e.Step == StepExtract && len(all) > 0 {
+					t.Errorf("left when the archive is verified: %v", all)
+				}
+			}
+			made := c.create(t, o)
+			if m := made.Verified.Manifest; m.Keys < 14 || staged == 0 {
+				t.Errorf("got %+v, and the database was on the disk at %d events", m, staged)
+			}
+			if left := names(t, o.Dir); len(left) != 1 {
+				t.Errorf("left: %v", left)
+			}
+		})
+	}
+}
+
+// A copy that breaks off, or whose bytes are not those that were sent, becomes no archive.
+func TestCreateFromABrokenCopy(t *testing.T) {
+	c, dir := newController(t, 10), t.TempDir()
+	whole := c.options(dir).Database
+	for name, tt := range map[string]struct {
+		want   string
+		change func(io.Reader) io.Reader
+	}{
+		"breaks off": {"copy the database: ", func(r io.Reader) io.Reader { return io.LimitReader(r, 10_000) }},
+		"fails": {"copy the database: unexpected EOF", func(r io.Reader) io.Reader {
+			return io.MultiReader(io.LimitReader(r, 10_000), iotest.ErrReader(io.ErrUnexpectedEOF))
+		}},
+		"another byte": {"do not have the sum that etcd sent", func(r io.Reader) io.Reader {
+			return io.MultiReader(io.LimitReader(r, 10_000), strings.NewReader("x"), &skip{r, 1})
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := c.options(dir)
+			o.Database = func(ctx context.Context) (*Copy, error) {
+				c, err := whole(ctx)
+				if err == nil {
+					c.Reader = tt.change(c.Reader)
+				}
+				return c, err
+			}
+			_, err := Create(t.Context(), o)
+			if err == nil || !strings.Contains(err.Error(), tt.want) || StepOf(err) != StepPack {
+				t.Errorf("got %v in the step %q, want %q", err, StepOf(err), tt.want)
+			}
+			if left := names(t, dir); len(left) != 0 {
+				t.Errorf("left: %v", left)
+			}
+		})
+	}
+}
+
+// skip leaves out the next n bytes.
+type skip struct {
+	io.Reader
+	n int64
+}
+
+func (s *skip) Read(p []byte) (int, error) {
+	if _, err := io.CopyN(io.Discard, s.Reader, s.n); err != nil {
+		return 0, err
+	}
+	s.n = 0
+	return s.Reader.Read(p)
+}
+
 func TestCreate(t *testing.T) {
 	c, dir, id := newController(t, 100), t.TempDir(), newIdentity(t)
 	o := c.options(dir)
 	o.PlainKeys, o.Recipients = false, []age.Recipient{id.Recipient()}
 	steps := map[string]bool{}
-	o.Report = func(e Event) { steps[e.Step] = steps[e.Step] || e.Took > 0 }
+	o.Report = func(e Event) {
+		steps[e.Step] = steps[e.Step] || e.Took > 0
+		if all := stagedDatabases(t, dir); len(all) > 0 {
+			t.Errorf("in the step %s the database lies beside the archive: %v", e.Step, all)
+		}
+	}
 	made := c.create(t, o)
 	m := made.Verified.Manifest
 	if got := names(t, dir); len(got) != 1 || filepath.Join(dir, got[0]) != made.File {
@@ -308,6 +467,8 @@ func TestVerifyFinds(t *testing.T) {
 		{"fewer keys", "keys at revision", func(m *archive.Manifest, _ *[]byte, _ map[string][]byte) { m.Keys++ }},
 		{"other keys", "the hash of its keys", func(m *archive.Manifest, _ *[]byte, _ map[string][]byte) { m.Hash++ }},
 		{"an older database", "its revision is", func(m *archive.Manifest, _ *[]byte, _ map[string][]byte) { m.Revision += 1000 }},
+		{"a newer database", "its revision is", func(m *archive.Manifest, _ *[]byte, _ map[string][]byte) { m.Revision-- }},
+		{"a database compacted elsewhere", "compacted up to", func(m *archive.Manifest, _ *[]byte, _ map[string][]byte) { m.CompactRevision++ }},
 		{"not a database", "etcd.db", func(_ *archive.Manifest, database *[]byte, _ map[string][]byte) { *database = make([]byte, 64<<10) }},
 		{"a damaged page", "etcd.db", func(_ *archive.Manifest, database *[]byte, _ map[string][]byte) {
 			for i := 4096 * 4; i < len(*database)-32; i++ {

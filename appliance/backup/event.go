@@ -7,8 +7,8 @@ import (
 
 // The steps of a backup and of a verification.
 const (
-	StepSnapshot = "snapshot" // the database is copied from the running member
-	StepPack     = "pack"     // the archive is written
+	StepSnapshot = "snapshot" // a copy of the running member's database is opened; one without its size and state goes to the disk
+	StepPack     = "pack"     // the archive is written, the database straight from the member
 	StepExtract  = "extract"  // it is read back, and every sum compared
 	StepRestore  = "restore"  // the database is restored into a temporary etcd
 	StepRead     = "read"     // that etcd is read: revision, hash, number of keys, encrypted objects

@@ -271,10 +271,9 @@ func (o KeepOptions) copyFile(ctx context.Context, from, to string) (err error) 
 	defer func() { err = errors.Join(err, out.Close()) }()
 	read, written := sha256.New(), sha256.New()
 	worked := adder(func(int64) { o.working() })
-	if _, err := io.CopyBuffer(io.MultiWriter(archive.NewPaced(out), read, worked), onlyReader{stopped{ctx, in}}, make([]byte, 1<<20)); err != nil {
-		return err
-	}
-	if err := out.Sync(); err != nil {
+	paced := archive.NewPaced(out)
+	_, err = io.CopyBuffer(io.MultiWriter(paced, read, worked), onlyReader{stopped{ctx, in}}, make([]byte, 1<<20))
+	if err = errors.Join(err, paced.Close()); err != nil {
 		return err
 	}
 	_ = unix.Fadvise(int(out.Fd()), 0, 0, unix.FADV_DONTNEED) // so that the comparison reads the disk

@@ -22,6 +22,9 @@ import (
 // diesAt is the variable that names the event at which a child kills itself, counted from 1.
 const diesAt = "KTHWD_TEST_DIES_AT"
 
+// olderRuns is the variable that gives a child a running kthwd that is older.
+const olderRuns = "KTHWD_TEST_OLDER_RUNS"
+
 // mortal returns a Report that kills this process at the event of diesAt.
 func mortal() func(Event) {
 	at, _ := strconv.Atoi(os.Getenv(diesAt))
@@ -83,15 +86,19 @@ func TestCreateKilled(t *testing.T) {
 			t.Errorf("%s: the archive from before: %v", what, err)
 		}
 	}
-	events := 0
-	for killed := true; killed && events < 100; {
-		events++
-		killed = child(t, events, 0, "create", c.config.DataDir, dir)
-		check(fmt.Sprintf("killed at event %d", events))
+	for _, old := range []string{"", "yes"} {
+		t.Setenv(olderRuns, old)
+		events := 0
+		for killed := true; killed && events < 100; {
+			events++
+			killed = child(t, events, 0, "create", c.config.DataDir, dir)
+			check(fmt.Sprintf("killed at event %d, an older kthwd: %q", events, old))
+		}
+		if events < 10 {
+			t.Errorf("only %d events, want two for each of six steps", events)
+		}
 	}
-	if events < 10 {
-		t.Errorf("only %d events, want two for each of six steps", events)
-	}
+	t.Setenv(olderRuns, "")
 	source := rand.New(rand.NewPCG(16, 1))
 	for range 6 {
 		after := time.Duration(source.Int64N(int64(whole))) + time.Millisecond

@@ -27,6 +27,9 @@ func createChild(data, dir string) int {
 	c := &controller{config: config.Default().Controller}
 	c.config.DataDir, c.config.BindAddress, c.config.AdvertiseAddress = data, "127.0.0.1", "127.0.0.1"
 	o := c.options(dir)
+	if os.Getenv(olderRuns) != "" {
+		o = older(o)["no copy"]
+	}
 	o.Report = mortal()
 	made, err := Create(context.Background(), o)
 	if err != nil {

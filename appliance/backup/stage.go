@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"io/fs"
 	"os"
@@ -119,8 +118,14 @@ func openLock(dir *os.Root) (*os.File, error) {
 }
 
 // removeStage removes the lock last: what cannot be removed now, because a child of the dead
-// process still writes there, is found again.
+// process still writes there, is found again. Large files go first, piece by piece.
 func removeStage(parent *os.Root, name string, dir *os.Root) error {
+	_ = fs.WalkDir(dir.FS(), ".", func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.Type().IsRegular() && d.Name() != lockName {
+			removeFile(dir, path)
+		}
+		return nil
+	})
 	entries, err := fs.ReadDir(dir.FS(), ".")
 	if err != nil {
 		return err
@@ -137,6 +142,18 @@ func removeStage(parent *os.Root, name string, dir *os.Root) error {
 		return err
 	}
 	return parent.Remove(name)
+}
+
+// removeFile is archive.Remove within a directory.
+func removeFile(dir *os.Root, path string) {
+	f, err := dir.OpenFile(path, os.O_WRONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	if dir.Remove(path) == nil {
+		archive.Free(f)
+	}
 }
 
 // globEscape makes a path stand for itself in a pattern.
@@ -166,23 +183,6 @@ func (s *stage) database() string { return filepath.Join(s.dir, archive.Database
 
 func (s *stage) archive(m archive.Manifest) string { return filepath.Join(s.dir, archive.Name(m)) }
 
-// content returns the files for archive.Write.
-func (s *stage) content(f *files, add func(int64)) func(name string) (io.ReadCloser, error) {
-	return func(name string) (io.ReadCloser, error) {
-		if name != archive.Database {
-			return io.NopCloser(bytes.NewReader(f.content[name])), nil
-		}
-		file, err := os.Open(s.database())
-		if err != nil {
-			return nil, err
-		}
-		return struct {
-			io.Reader
-			io.Closer
-		}{io.TeeReader(file, adder(add)), file}, nil
-	}
-}
-
 // adder counts what is written to it.
 type adder func(int64)
 
@@ -193,20 +193,3 @@ func (a adder) Write(p []byte) (int, error) {
 
 // onlyReader hides that a reader can write itself, so that the size of the buffer counts.
 type onlyReader struct{ io.Reader }
-
-// trailer sums up all that is written to it but the last bytes, which are a sum.
-type trailer struct {
-	sum  hash.Hash
-	last []byte
-}
-
-func newTrailer(sum hash.Hash) *trailer { return &trailer{sum: sum} }
-
-func (t *trailer) Write(p []byte) (int, error) {
-	t.last = append(t.last, p...)
-	if n := len(t.last) - t.sum.Size(); n > 0 {
-		t.sum.Write(t.last[:n])
-		t.last = append(t.last[:0], t.last[n:]...)
-	}
-	return len(p), nil
-}

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -74,13 +75,12 @@ func (c Check) Run(ctx context.Context) (v Verified, err error) {
 		return v, err
 	}
 	restored := filepath.Join(c.Dir, "etcd")
-	target := Target{Name: "verify", PeerURL: "http://localhost:2380", Token: "verify"}
-	err = c.step(StepRestore, 0, func(func(int64)) error {
-		return restoreDatabase(ctx, filepath.Join(files, archive.Database), restored, target)
-	})
-	if err != nil {
+	if err := c.step(StepRestore, 0, func(func(int64)) error { return c.restore(ctx, v.Manifest, files, restored) }); err != nil {
 		return v, &archive.Damaged{Path: c.File, Part: archive.Database, Err: err}
 	}
+	var freed sync.WaitGroup
+	freed.Go(func() { _ = archive.Remove(filepath.Join(files, archive.Database)) }) // the caller deletes what is left
+	defer freed.Wait()
 	if err := c.step(StepRead, 0, func(func(int64)) error { return c.read(ctx, &v, files, restored) }); err != nil {
 		return v, err
 	}
@@ -106,6 +106,19 @@ func fits(a *archive.Archive, kthwd string) error {
 // step reports the beginning and the end of a step.
 func (c Check) step(name string, total int64, do func(add func(int64)) error) error {
 	return step(c.Report, name, total, do)
+}
+
+// restore restores the database that was extracted, and compares its state with the manifest.
+func (c Check) restore(ctx context.Context, m archive.Manifest, files, restored string) error {
+	extracted := filepath.Join(files, archive.Database)
+	if err := restoreDatabase(ctx, extracted, restored, Target{Name: "verify", PeerURL: "http://localhost:2380", Token: "verify"}); err != nil {
+		return err
+	}
+	s, err := readStore(extracted)
+	if err == nil && (s.Revision != m.Revision || s.Compacted != m.CompactRevision) {
+		err = fmt.Errorf("its revision is %d, compacted up to %d, and the manifest says %d and %d", s.Revision, s.Compacted, m.Revision, m.CompactRevision)
+	}
+	return err
 }
 
 // read starts etcd on the restored data, and compares the store with the manifest.

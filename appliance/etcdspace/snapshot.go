@@ -74,10 +74,12 @@ func (c *Cluster) receive(ctx context.Context, part *os.File) error {
 		return fmt.Errorf("ask the etcd member for a snapshot: %w", plain(err))
 	}
 	defer source.Close()
-	if _, err := io.Copy(archive.NewPaced(part), source); err != nil {
+	paced := archive.NewPaced(part)
+	_, err = io.Copy(paced, source)
+	if err = errors.Join(err, paced.Close()); err != nil {
 		return fmt.Errorf("write the snapshot: %w", err)
 	}
-	return part.Sync()
+	return nil
 }
 
 // verifySum compares a file with the SHA-256 at its end.

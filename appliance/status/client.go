@@ -148,19 +148,19 @@ func parseLevels(body []byte) map[string]string {
 // Open requests one of the paths of the unix socket of the running kthwd, for an answer that is
 // too large for memory. The caller closes it. An answer that breaks off ends with
 // io.ErrUnexpectedEOF.
-func (c Client) Open(ctx context.Context, path string) (io.ReadCloser, error) {
+func (c Client) Open(ctx context.Context, path string) (io.ReadCloser, http.Header, error) {
 	if c.Socket == "" {
-		return nil, fmt.Errorf("%w: it has no socket", ErrNotRunning)
+		return nil, nil, fmt.Errorf("%w: it has no socket", ErrNotRunning)
 	}
 	resp, err := request(ctx, c.transport(), http.MethodGet, "http://kthwd"+path, "", Login{})
 	if err != nil {
-		return nil, named(err, c.Socket)
+		return nil, nil, named(err, c.Socket)
 	}
 	if resp.StatusCode != http.StatusOK {
 		defer resp.Body.Close()
-		return nil, refusedBy(resp)
+		return nil, nil, refusedBy(resp)
 	}
-	return resp.Body, nil
+	return resp.Body, resp.Header, nil
 }
 
 // transport connects to the socket, once for each request.

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"maps"
 	"net/http"
@@ -169,7 +168,7 @@ func (a *app) createOptions(t target, f *createFlags, running support.Running) (
 		Name: set["name"].Value, Address: set["advertise-address"].Value, Prefix: prefixOf(running.Programs),
 		Server:   config.Controller{BindAddress: set["bind-address"].Value, SecurePort: port}.LocalServer(),
 		Settings: rendered, Args: running.Programs, Checker: a.checker, Unrecorded: f.unrecorded,
-		Database: func(ctx context.Context) (io.ReadCloser, error) { return t.Open(ctx, appliance.PathDatabase) },
+		Database: func(ctx context.Context) (*backup.Copy, error) { return appliance.OpenDatabase(ctx, t.Client) },
 	}, errors.Join(errDir, errKeys)
 }
 

@@ -24,7 +24,7 @@ func (a *app) newProgress(quiet bool) *progress {
 
 // doing says what a step does.
 var doing = map[string]string{
-	backup.StepSnapshot: "copy the database",
+	backup.StepSnapshot: "ask for the database",
 	backup.StepPack:     "write the archive",
 	backup.StepExtract:  "read it back",
 	backup.StepRestore:  "restore it",

@@ -39,7 +39,8 @@ type backupTurn struct {
 	steps           map[string]time.Duration
 	file            string
 	size            int64
-	ended           time.Time // of the command, and so of the last step
+	checked         time.Time // begin of the verification's first step, within some ms
+	ended           time.Time // of the command
 }
 
 // putTime is one put.
@@ -51,19 +52,34 @@ type putTime struct {
 // backupSteps are the steps of a backup in their order.
 var backupSteps = []string{backup.StepSnapshot, backup.StepPack, backup.StepExtract, backup.StepRestore, backup.StepRead, backup.StepFiles}
 
-// longestIn returns the longest put that went on in each step, in ms.
+// afterwards is what the command does after the last step: it deletes what it no longer needs.
+const afterwards = "afterwards"
+
+// longestIn returns the longest put that went on in each step, in ms. What a command does between
+// pack and extract counts as pack.
 func (m backupTurn) longestIn() map[string]float64 {
 	found := map[string]float64{}
-	end := m.ended
-	for _, step := range slices.Backward(backupSteps) {
-		begin := end.Add(-m.steps[step])
+	look := func(step string, begin, end time.Time) {
 		for _, p := range m.all {
 			if p.sent.Before(end) && p.sent.Add(p.took).After(begin) {
 				found[step] = max(found[step], p.took.Seconds()*1000)
 			}
 		}
+	}
+	split := slices.Index(backupSteps, backup.StepExtract)
+	end := m.checked
+	for _, step := range slices.Backward(backupSteps[:split]) {
+		begin := end.Add(-m.steps[step])
+		look(step, begin, end)
 		end = begin
 	}
+	begin := m.checked
+	for _, step := range backupSteps[split:] {
+		end := begin.Add(m.steps[step])
+		look(step, begin, end)
+		begin = end
+	}
+	look(afterwards, begin, m.ended)
 	return found
 }
 
@@ -100,7 +116,7 @@ func TestBackup(t *testing.T) {
 	create := func() backupTurn {
 		cmd := exec.CommandContext(t.Context(), kthwtest.Binary(t), "backup", "create", "--config=", "--data-dir="+c.Dir, "--dir="+archives,
 			"--recipient="+identity+".pub", "--keep=1", "--step-back", "--output=json")
-		return measureTurn(t, c, client, func() backupTurn { return runBackup(t, cmd) })
+		return measureTurn(t, c, client, func() backupTurn { return runBackup(t, cmd, archives) })
 	}
 	last := create() // not counted: it says how long a quiet turn must be
 	var quiet, busy []backupTurn
@@ -117,7 +133,7 @@ func TestBackup(t *testing.T) {
 	}
 	verify := exec.CommandContext(t.Context(), kthwtest.Binary(t), "backup", "verify", last.file, "--identity="+identity, "--output=json")
 	begun := time.Now()
-	verified := runBackup(t, verify)
+	verified := runBackup(t, verify, archives)
 	writeBackup(t, size, quiet, busy, time.Since(begun), verified.check)
 }
 
@@ -240,7 +256,8 @@ func readStatus(pid int) (map[string]float64, error) {
 
 // runBackup runs kthwd backup create or verify, and watches the memory of that process and of its
 // child. VmHWM is the highest RSS of a process so far, so that little is missed between two looks.
-func runBackup(t *testing.T, cmd *exec.Cmd) (m backupTurn) {
+// The child makes a directory in that of the archives when its first step begins.
+func runBackup(t *testing.T, cmd *exec.Cmd, archives string) (m backupTurn) {
 	t.Helper()
 	var out, said strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &said
@@ -252,6 +269,9 @@ func runBackup(t *testing.T, cmd *exec.Cmd) (m backupTurn) {
 	go func() {
 		defer close(watched)
 		for ; ctx.Err() == nil; wait(ctx, 10*time.Millisecond) {
+			if found, _ := filepath.Glob(filepath.Join(archives, ".kthwd-backup-*", ".kthwd-backup-*", "check", "files")); len(found) > 0 && m.checked.IsZero() {
+				m.checked = time.Now()
+			}
 			own, _ := readStatus(cmd.Process.Pid) // nothing of a process that has ended
 			m.create = max(m.create, own["VmHWM"])
 			for _, child := range children(cmd.Process.Pid) {
@@ -337,7 +357,7 @@ func writeBackup(t *testing.T, size int64, quiet, busy []backupTurn, verify time
 		fmt.Fprintf(w, "%v %% of the puts, ms\t%.1f\t%.1f\t%.2f\t\t\n", 100*share, putsAt(quiet, share), putsAt(busy, share), putsAt(busy, share)/putsAt(quiet, share))
 	}
 	byStep := map[string]float64{}
-	for _, name := range backupSteps {
+	for _, name := range append(slices.Clone(backupSteps), afterwards) {
 		byStep[name] = median(busy, func(m backupTurn) float64 { return m.longestIn()[name] })
 		fmt.Fprintf(w, "  longest while %s, ms\t\t%.1f\t\t\t\n", name, byStep[name])
 	}
