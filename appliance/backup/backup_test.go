@@ -531,6 +531,23 @@ func rewrite(t *testing.T, file string, change func(m *archive.Manifest, databas
 	return changed
 }
 
+// TestFormat1 verifies and restores an archive of format 1, which has the sum of the database in its manifest.
+func TestFormat1(t *testing.T) {
+	c := newController(t, 5)
+	file := rewrite(t, c.create(t, c.options(t.TempDir())).File, func(m *archive.Manifest, _ *[]byte, _ map[string][]byte) { m.Format = 1 })
+	v, err := Verify(t.Context(), VerifyOptions{File: file, Checker: checker})
+	must(t, err)
+	if v.Manifest.Format != 1 || v.Manifest.Database().SHA256 == "" || v.Manifest.Keys != 9 {
+		t.Errorf("got %+v", v.Manifest)
+	}
+	o := restoreOptions(t, file)
+	r, err := BeginRestore(o)
+	must(t, err)
+	defer r.Close()
+	must(t, r.Run(t.Context()))
+	checkRestored(t, o.Config, 5)
+}
+
 func TestCreateRefuses(t *testing.T) {
 	c, dir := newController(t, 1), t.TempDir()
 	t.Run("a verification that fails", func(t *testing.T) {
