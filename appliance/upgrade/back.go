@@ -58,6 +58,9 @@ func (r Returner) Back(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := r.setOnward(ctx, v.State, false); err != nil {
+		return goOn("the way back is not ready", r.because(ctx, err), again)
+	}
 	switch {
 	case v.Target != "":
 		r.Say("enable", "etcd's downgrade to "+etcdfiles.MinorOf(v.Target)+" is enabled already")
@@ -104,8 +107,16 @@ const again = "kthwd upgrade back goes on where it was; kthwd upgrade back --can
 
 // interrupted says why a request to etcd has failed, if the kthwd here has ended.
 func (r Returner) interrupted(ctx context.Context, err error) error {
-	if _, ended := r.Look(ctx); errors.Is(ended, status.ErrNotRunning) {
+	if ended := r.because(ctx, err); errors.Is(ended, status.ErrNotRunning) {
 		return goOn("the way back was interrupted", ended, again)
+	}
+	return err
+}
+
+// because is the end of the kthwd here, if that is why a request to etcd has failed, else err.
+func (r Returner) because(ctx context.Context, err error) error {
+	if _, ended := r.Look(ctx); errors.Is(ended, status.ErrNotRunning) {
+		return ended
 	}
 	return err
 }
@@ -144,7 +155,18 @@ func (v View) say(say func(step, text string), said map[string]bool) (waiting []
 	return waiting
 }
 
-// Cancel lets etcd go on to the newer minor.
+const (
+	tryCancel = "kthwd upgrade back --cancel tries again"
+	// noteWithin bounds the wait for the records of all controllers: each looks at etcd every 2 s and
+	// writes every 5 s. A kthwd that does not know State.Onward notes nothing before etcd goes on.
+	noteWithin = 20 * time.Second
+	// cancelWithin bounds the wait for etcd, which takes no longer than one request once there is a leader.
+	cancelWithin = time.Minute
+)
+
+// Cancel lets etcd go on to the newer minor. Each controller notes before that the old kthwd may
+// not run: etcd, once told, changes its databases within moments, and an old kthwd that was let in
+// would end with etcd's own error.
 func (r Returner) Cancel(ctx context.Context) error {
 	v, err := r.Look(ctx)
 	switch {
@@ -155,18 +177,70 @@ func (r Returner) Cancel(ctx context.Context) error {
 	case v.Target == "":
 		return advice.With(errors.New("no way back is under way: etcd's downgrade is not enabled"), look)
 	}
-	// etcd answers a cancellation that has failed as one that has not (etcdserver/v3_server.go:downgradeCancel).
-	for ctx.Err() == nil && v.Target != "" {
-		if err := r.downgrade(ctx, clientv3.DowngradeCancel, ""); err != nil {
-			return fmt.Errorf("cancel etcd's downgrade: %w", err)
-		}
-		if v, err = r.Look(ctx); err != nil {
-			return err
-		}
+	if err = r.refuseOld(ctx, v.State); err == nil {
+		err = r.disable(ctx)
 	}
-	if v.Target != "" {
-		return advice.With(errors.New("etcd's downgrade is still enabled"), "kthwd upgrade back --cancel tries again")
+	if err != nil {
+		return goOn("etcd's downgrade may still be enabled", err, tryCancel)
 	}
 	r.Say("cancel", "etcd goes on with the upgrade as soon as all its members are new")
 	return nil
+}
+
+// refuseOld waits until no controller lets the old kthwd run. One that is away is not waited for, nor
+// one that cannot write its record: its old kthwd would be refused by etcd.
+func (r Returner) refuseOld(ctx context.Context, s *State) error {
+	if s == nil || s.Finished { // somebody else has told etcd to go back
+		return nil
+	}
+	if err := r.setOnward(ctx, s, true); err != nil {
+		return r.because(ctx, err)
+	}
+	within, cancel := context.WithTimeout(ctx, noteWithin)
+	defer cancel()
+	leaderless := false
+	err := await(within, r.Look, func(v View) []string {
+		leaderless = v.Leaderless
+		return v.names(func(c Controller) bool { return c.MayGoBack && c.Away == "" && !c.Old })
+	})
+	switch {
+	case err != nil && (leaderless || ctx.Err() != nil || errors.Is(err, status.ErrNotRunning)):
+		return err
+	case err != nil:
+		r.Say("record", "not every controller has noted that the old kthwd may not run: "+err.Error())
+	default:
+		r.Say("record", "the old kthwd may not run")
+	}
+	return nil
+}
+
+// setOnward records whether the way back is given up.
+func (r Returner) setOnward(ctx context.Context, s *State, onward bool) error {
+	if s == nil || s.Onward == onward {
+		return nil
+	}
+	changed := *s
+	changed.Onward = onward
+	return changed.save(ctx, r.Client)
+}
+
+// disable ends etcd's downgrade. etcd answers a cancellation that has failed as one that has not
+// (etcdserver/v3_server.go:downgradeCancel), so it is looked at, and told again.
+func (r Returner) disable(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, cancelWithin)
+	defer cancel()
+	var refused error
+	err := await(ctx, r.Look, func(v View) []string {
+		switch {
+		case v.Target == "":
+			return nil
+		case !v.Leaderless:
+			refused = r.downgrade(ctx, clientv3.DowngradeCancel, "")
+		}
+		return []string{"etcd"}
+	})
+	if err != nil && ctx.Err() != nil && refused != nil {
+		err = fmt.Errorf("%w (%w)", err, refused)
+	}
+	return err
 }

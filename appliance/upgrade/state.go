@@ -43,6 +43,9 @@ type State struct {
 	By       string        `json:"by"` // the controller that wrote it
 	Since    time.Time     `json:"since"`
 	Finished bool          `json:"finished"` // the older minor may not run again
+	// Onward means that the way back was given up: every controller notes that the older minor may
+	// not run, before etcd goes on. The next way back takes it away.
+	Onward bool `json:"onward,omitempty"`
 
 	revision int64 // of the key; 0 if there is none
 }

@@ -226,7 +226,8 @@ func (w *Watch) note(s State, server *embed.Etcd) {
 		w.target = downgrade.TargetVersion
 	}
 	// A lone member raises the version of its storage on its own, moments after its start.
-	if storage == nil || etcd.Voters(server) < 2 && w.target == "" {
+	lone := etcd.Voters(server) < 2 && w.target == ""
+	if storage == nil || lone || s.Onward && s.leadsTo(w.cfg.Now) {
 		return
 	}
 	if steps, known := etcdfiles.Steps(storage.String(), w.cfg.Now.Etcd); known && steps == 1 {
