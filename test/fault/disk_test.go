@@ -119,6 +119,12 @@ func tmpfs(t *testing.T, size string) string {
 		t.Skip("needs root, to mount a small file system")
 	}
 	dir := t.TempDir()
+	mountTmpfs(t, dir, size)
+	return dir
+}
+
+func mountTmpfs(t *testing.T, dir, size string) {
+	t.Helper()
 	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "mode=0700,size="+size, "tmpfs", dir).CombinedOutput(); err != nil {
 		t.Skipf("cannot mount a tmpfs: %v: %s", err, out)
 	}
@@ -127,7 +133,6 @@ func tmpfs(t *testing.T, size string) string {
 			t.Error(err)
 		}
 	})
-	return dir
 }
 
 const noSpace, makeRoom = "no space left on device", "disk is full"
