@@ -109,13 +109,14 @@ func (p *prepared) wire() (*supervise.Group, *Liveness, error) {
 	}
 	etcdNode := g.Add(member, bridges...).StopWithin(stopEtcd)
 	g.Add(members, etcdNode).StopWithin(stopBridges)
-	apiNode := g.Add(api, etcdNode).StopWithin(stopAPIServer + p.shutdownDelay())
-	g.Add(seed, apiNode)
-	// The ports open at once; the programs behind them wait for the API server.
+	// The ports open at once, and close after the API server, whose componentstatuses ask them; the
+	// programs behind them wait for the API server.
 	kcmPort := g.Add(kcm.Port(), bridges...).StopWithin(stopBridges)
 	schedPort := g.Add(sched.Port(), bridges...).StopWithin(stopBridges)
-	g.Add(kcm, apiNode, kcmPort).StopWithin(stopControllers)
-	g.Add(sched, apiNode, schedPort).StopWithin(stopControllers)
+	apiNode := g.Add(api, etcdNode, kcmPort, schedPort).StopWithin(stopAPIServer + p.shutdownDelay())
+	g.Add(seed, apiNode)
+	g.Add(kcm, apiNode).StopWithin(stopControllers)
+	g.Add(sched, apiNode).StopWithin(stopControllers)
 	return g, &Liveness{group: g, etcd: member, api: api}, nil
 }
 

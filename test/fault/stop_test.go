@@ -165,3 +165,26 @@ func TestStopWhileStarting(t *testing.T) {
 		})
 	}
 }
+
+// The ports of kube-controller-manager and kube-scheduler answer for as long as the API server does, also in a
+// stop: its componentstatuses ask them.
+func TestPortsOutliveTheAPIServer(t *testing.T) {
+	kthwtest.Turn(t, 1)
+	c := kthwtest.Start(t, kthwtest.Options{Args: []string{"--kube-apiserver-arg=shutdown-delay-duration=5s"}})
+	transport := insecure()
+	url := func(port int, path string) string { return fmt.Sprintf("https://%s:%d%s", c.Address, port, path) }
+	c.Signal(t, syscall.SIGTERM)
+	asked := 0
+	for ; !c.Exited(); asked++ {
+		for name, port := range map[string]int{kcm: c.Ports.ControllerManager, sched: c.Ports.Scheduler} {
+			code, body, err := ask(transport, url(port, "/healthz"))
+			// The API server is asked afterwards: it was there when the port was asked.
+			if _, _, gone := ask(transport, url(c.Ports.Secure, "/livez")); gone == nil && (err != nil || code != http.StatusOK) {
+				t.Fatalf("%s does not answer while the API server does: %d %q, %v", name, code, body, err)
+			}
+		}
+	}
+	if code := c.Wait(t, soon); code != 0 || asked < 2 {
+		t.Errorf("got exit code %d, asked %d times; want 0, and more than once", code, asked)
+	}
+}
