@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -21,6 +22,7 @@ import (
 	"kthwd/appliance/advice"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/status"
+	"kthwd/appliance/text"
 )
 
 // A File is one that a program has read, and may read again.
@@ -57,11 +59,44 @@ const (
 
 // content is what is kept of a file.
 type content struct {
-	gone   bool
+	absent absence
 	sum    [sha256.Size]byte // salted
 	keys   []string          // fingerprints of keys that others depend on
 	stamp  stamp
 	access access
+}
+
+// absence says why a file has no content that can be read. The zero value is that of a file
+// that can be read.
+type absence struct {
+	is     string // what it is or does
+	detail string // of the kernel; may be empty
+}
+
+// The kinds of absence that have a remedy of their own. Of all others the file in its place
+// must go.
+const (
+	gone    = "is gone"
+	dangles = "is a link to a file that is not there"
+	refused = "cannot be read" // with a detail
+)
+
+// absenceOf returns the absence of a file that readFile has returned an error for.
+func absenceOf(path string, err error) absence {
+	var unfit *unfitError
+	var errno syscall.Errno
+	switch {
+	case errors.As(err, &unfit):
+		return absence{is: unfit.is}
+	case errors.Is(err, fs.ErrNotExist):
+		if _, err := os.Lstat(path); err == nil {
+			return absence{is: dangles}
+		}
+		return absence{is: gone}
+	case errors.As(err, &errno):
+		return absence{refused, errno.Error()}
+	}
+	return absence{refused, err.Error()}
 }
 
 // access says who may read and write a file.
@@ -168,7 +203,7 @@ func (f *files) takeLoaded() (news bool) {
 // compareOne reports whether a file has changed since the last round.
 func (f *files) compareOne(file File, now time.Time) bool {
 	before := f.seen[file.Path]
-	if is, _ := stampOf(file.Path); is == before.stamp {
+	if is, _ := stampOf(file.Path); is == before.stamp && before.absent == (absence{}) {
 		f.accept(file.Path, now)
 		return false
 	}
@@ -246,10 +281,10 @@ func (f *files) assessChange(c *change, misfits []*pki.Misfit) status.Finding {
 	}
 	fine := status.Finding{Health: status.Healthy, Kind: kindChanged, Text: changed + ", and fits the other files"}
 	switch {
-	case c.is.gone && c.Role == Spare:
+	case c.is.absent.is == gone && c.Role == Spare:
 		return fine
-	case c.is.gone:
-		return bad("%s is gone since %s: what runs has read it, the next start cannot", c.Path, clock(c.at))
+	case c.is.absent != absence{}:
+		return c.unreadable()
 	case c.is.sameText(f.inUse[c.Path]):
 		if m := misfitOf(c.Path, misfits); m != nil {
 			return status.Finding{Health: status.Degraded, Kind: kindMisfit, Do: m.Hint,
@@ -274,6 +309,35 @@ func (f *files) assessChange(c *change, misfits []*pki.Misfit) status.Finding {
 		return bad("%s: %s", changed, strings.TrimSpace(m.Problem+" "+baseOf(m.Other)))
 	}
 	return fine
+}
+
+// unreadable is the finding of a file without content, with the remedy of its kind.
+func (c *change) unreadable() status.Finding {
+	f := status.Finding{Health: status.Degraded, Kind: kindMisfit}
+	f.Text = fmt.Sprintf("%s %s since %s", c.Path, c.is.absent.is, clock(c.at))
+	if c.is.absent.detail != "" {
+		f.Text += " (" + c.is.absent.detail + ")"
+	}
+	f.Text += ": what runs has read it, the next start cannot"
+	if c.Role == Spare {
+		f.Text = strings.Replace(f.Text, "what runs has read it, the next start cannot", "the next start cannot read it", 1)
+	}
+	name, dir := filepath.Base(c.Path), filepath.Dir(c.Path)
+	switch {
+	case c.is.absent.is == gone, c.is.absent.is == dangles:
+		f.Do = "put the old " + name + " back in " + dir
+	case c.is.absent.is == refused && isDenied(c.is.absent.detail):
+		f.Do = "namei -l " + text.ShellWord(c.Path) // whose, and with which mode, each directory and the file are
+	case c.is.absent.is == refused:
+		f.Do = "look for errors of the disk with journalctl --dmesg --priority=warning, and put the old " + name + " back in " + dir
+	default:
+		f.Do = "move " + name + " away, and put the old one back in " + dir
+	}
+	return f
+}
+
+func isDenied(detail string) bool {
+	return detail == syscall.EACCES.Error() || detail == syscall.EPERM.Error()
 }
 
 // misfitOf returns the first misfit of a file, or nil.
@@ -346,18 +410,15 @@ func (f *files) collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(changedFiles, prometheus.GaugeValue, float64(count[status.Degraded]), "false")
 }
 
-// read reads a file that may be missing. One that cannot be read counts as gone.
-func (f *files) read(file File) content {
-	c := content{gone: true}
+// read reads a file that may be missing.
+func (f *files) read(file File) (c content) {
 	c.stamp, c.access = stampOf(file.Path)
 	data, err := readFile(file.Path)
 	if err != nil {
-		if !errors.Is(err, fs.ErrNotExist) {
-			f.log.Debug("file not read", "err", err)
-		}
+		c.absent = absenceOf(file.Path, err)
 		return c
 	}
-	c.gone, c.sum = false, sha256.Sum256(slices.Concat(f.salt, data))
+	c.sum = sha256.Sum256(slices.Concat(f.salt, data))
 	switch file.Role {
 	case CA, TokenKeys, EncryptionKey:
 		c.keys = pki.Prints(data, f.salt)
@@ -367,15 +428,24 @@ func (f *files) read(file File) content {
 
 func (c content) same(other content) bool { return c.sameText(other) && c.access == other.access }
 
-func (c content) sameText(other content) bool { return c.gone == other.gone && c.sum == other.sum }
+func (c content) sameText(other content) bool { return c.absent == other.absent && c.sum == other.sum }
+
+// unfitError is about something that is no file of a configuration.
+type unfitError struct{ path, is string }
+
+func (e *unfitError) Error() string { return e.path + " " + e.is }
 
 func readFile(path string) ([]byte, error) {
 	info, err := os.Stat(path)
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, err
-	}
-	if !info.Mode().IsRegular() || info.Size() > fileLimit {
-		return nil, fmt.Errorf("%s is no file of a configuration", path)
+	case info.IsDir():
+		return nil, &unfitError{path, "is a directory"}
+	case !info.Mode().IsRegular():
+		return nil, &unfitError{path, "is no regular file"}
+	case info.Size() > fileLimit:
+		return nil, &unfitError{path, "is too large for what it should hold"}
 	}
 	return os.ReadFile(path)
 }

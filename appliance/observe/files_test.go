@@ -7,9 +7,12 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
@@ -113,6 +116,86 @@ func TestFilesChange(t *testing.T) {
 				t.Errorf("after the files were put back: %+v", got)
 			}
 		})
+	}
+}
+
+// A file that cannot be read is not said to be gone: each kind of fault has its sentence and its
+// remedy, also where the file's own inode is as before, and is forgotten when the file is back.
+func TestFilesUnreadable(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		spoil    func(t *testing.T, path string) // with a file in path.old
+		text, do string
+	}{
+		{"gone", func(*testing.T, string) {}, " is gone since ", "put the old policy.yaml back in "},
+		{"the link's file is gone", func(t *testing.T, path string) { link(t, "nowhere", path) }, " is a link to a file that is not there since ", "put the old policy.yaml back in "},
+		{"a directory", func(t *testing.T, path string) { check(t, os.Mkdir(path, 0o700)) }, " is a directory since ", "move policy.yaml away, "},
+		{"a pipe", func(t *testing.T, path string) { check(t, unix.Mkfifo(path, 0o600)) }, " is no regular file since ", "move policy.yaml away, "},
+		{"a device", func(t *testing.T, path string) { link(t, "/dev/null", path) }, " is no regular file since ", "move policy.yaml away, "},
+		{"a loop of links", func(t *testing.T, path string) { link(t, path, path) }, " cannot be read since 2026-01-02 02:09 UTC (too many levels of symbolic links)", "look for errors of the disk"},
+		{"an error of the disk", func(t *testing.T, path string) { link(t, "/proc/self/mem", path) }, " cannot be read since 2026-01-02 02:09 UTC (input/output error)", "look for errors of the disk with journalctl --dmesg"},
+		{"too large", func(t *testing.T, path string) { check(t, os.WriteFile(path, make([]byte, fileLimit+1), 0o600)) }, " is too large ", "move policy.yaml away, "},
+		{"for root only", func(t *testing.T, path string) { check(t, os.WriteFile(path, nil, 0)) }, " cannot be read since 2026-01-02 02:09 UTC (permission denied)", "namei -l "},
+		{"in a directory for root only", func(t *testing.T, path string) { check(t, os.Chmod(filepath.Dir(path), 0)) }, " cannot be read since 2026-01-02 02:09 UTC (permission denied)", "namei -l "},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			at := time.Date(2026, 1, 2, 2, 9, 0, 0, time.UTC)
+			dir := filepath.Join(t.TempDir(), "d")
+			for _, above := range []string{filepath.Dir(dir), filepath.Dir(filepath.Dir(dir))} {
+				check(t, os.Chmod(above, 0o755)) // for another user, below
+			}
+			check(t, os.Mkdir(dir, 0o755))
+			path := filepath.Join(dir, "policy.yaml")
+			check(t, os.WriteFile(path, []byte("mine\n"), 0o644))
+			f := newFiles([]File{{Path: path}}, nil, slog.New(slog.DiscardHandler))
+			check(t, os.Rename(path, path+".old"))
+			tt.spoil(t, path)
+			as := func(do func()) { do() }
+			if strings.HasSuffix(tt.name, "for root only") {
+				as = func(do func()) { asNobody(t, do) }
+			}
+			as(func() { f.compare(at); f.compare(at.Add(time.Minute)) })
+			got := f.findings()
+			if len(got) != 1 || got[0].Health != status.Degraded || got[0].Kind != kindMisfit || !got[0].Since.Equal(at) {
+				t.Fatalf("got %+v, want one finding", got)
+			}
+			if !strings.HasPrefix(got[0].Text, path+tt.text) || !strings.HasSuffix(got[0].Text, ": what runs has read it, the next start cannot") || !strings.HasPrefix(got[0].Do, tt.do) {
+				t.Errorf("got %+v, want %q and %q", got[0], path+tt.text, tt.do)
+			}
+			check(t, os.Chmod(dir, 0o755))
+			check(t, os.RemoveAll(path))
+			check(t, os.Rename(path+".old", path))
+			as(func() { f.compare(at) })
+			if got := f.findings(); len(got) > 0 {
+				t.Errorf("after the file is back: %+v", got)
+			}
+		})
+	}
+}
+
+// asNobody runs do with the rights of no user of this machine, if the test runs as root.
+func asNobody(t *testing.T, do func()) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		do()
+		return
+	}
+	runtime.LockOSThread() // the rights are those of a thread
+	defer runtime.UnlockOSThread()
+	check(t, unix.Setfsuid(65534))
+	defer unix.Setfsuid(0)
+	do()
+}
+
+func link(t *testing.T, to, path string) {
+	t.Helper()
+	check(t, os.Symlink(to, path))
+}
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 
