@@ -25,7 +25,7 @@ func TestTablesEscapeEveryString(t *testing.T) {
 			fill(reflect.ValueOf(&r).Elem(), evil)
 			tt.spare(&r)
 			var b strings.Builder
-			if err := WriteWide(&b, r, time.Now(), false); err != nil {
+			if err := WriteWide(&b, r, time.Now(), false, 100); err != nil {
 				t.Fatal(err)
 			}
 			if !strings.Contains(b.String(), "ev ]0;pwned ready") {

@@ -36,10 +36,10 @@ func FuzzReport(f *testing.F) {
 		}
 		r.Health, r.Findings = Assess(r, now)
 		var out bytes.Buffer
-		if err := WriteTable(&out, r, now, false); err != nil {
+		if err := WriteTable(&out, r, now, false, 100); err != nil {
 			t.Fatal(err)
 		}
-		if err := WriteWide(&out, r, now, false); err != nil {
+		if err := WriteWide(&out, r, now, false, 100); err != nil {
 			t.Fatal(err)
 		}
 		if i := strings.IndexFunc(out.String(), func(c rune) bool { return c != '\n' && !unicode.IsPrint(c) && c != ' ' }); i >= 0 {

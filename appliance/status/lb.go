@@ -13,10 +13,10 @@ import (
 func (r Report) onlyLB() bool { return r.LB != nil && r.Kubernetes == "" }
 
 // writeLB writes the state of a load balancer.
-func writeLB(b *strings.Builder, s lb.Status, now time.Time, p func(colour, string) string) {
+func writeLB(b *strings.Builder, s lb.Status, now time.Time, p func(colour, string) string, width int) {
 	listenerTable(s).write(b)
 	b.WriteByte('\n')
-	backendTable(s, now, p).write(b)
+	backendTable(s, now, p).fit(width).write(b)
 	b.WriteByte('\n')
 	checks := "checks: " + text.Line(s.Check)
 	if strings.HasPrefix(s.Check, lb.CheckHTTPS) && !s.Verified {
@@ -92,7 +92,7 @@ func backendTable(s lb.Status, now time.Time, p func(colour, string) string) tab
 			{text: fmt.Sprint(b.Active)},
 			{text: fmt.Sprint(b.Total)},
 			{text: fmt.Sprint(b.Errors)},
-			{text: text.Line(reason)},
+			{text: text.Line(reason), sentence: true},
 		})
 	}
 	return t.withoutEmptyColumn(6).withoutEmptyColumn(3).withoutEmptyColumn(2).withoutEmptyColumn(1)

@@ -13,7 +13,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"kthwd/appliance/cause"
 	"kthwd/appliance/lastrun"
@@ -100,19 +99,21 @@ func (q Quorum) LookFirst(do string) string {
 	return do
 }
 
-// WriteTable writes a Report for people, with ages as of now.
-func WriteTable(w io.Writer, r Report, now time.Time, colour bool) error {
+// WriteTable writes a Report for people, with ages as of now. Sentences in its tables go on in
+// further lines, so that none is longer than width where the other columns leave room; with
+// a width of 0, for programs and files, each row is a line.
+func WriteTable(w io.Writer, r Report, now time.Time, colour bool, width int) error {
 	p := painter(colour)
 	var b strings.Builder
 	fmt.Fprintf(&b, "kthwd %s (%s), process %d, up %s\n\n", text.Line(r.Version), text.Line(r.what()), r.PID, Age(now.Sub(r.Started)))
 	if !r.onlyLB() || !r.healthy() {
-		r.components(now, p).write(&b)
+		r.components(now, p).fit(width).write(&b)
 		if r.LB != nil || r.Quorum != nil {
 			b.WriteByte('\n')
 		}
 	}
 	if r.LB != nil {
-		writeLB(&b, *r.LB, now, p)
+		writeLB(&b, *r.LB, now, p, width)
 	}
 	if r.Quorum != nil {
 		fmt.Fprintf(&b, "%s\n", r.Quorum.line(p))
@@ -151,11 +152,20 @@ func (r Report) components(now time.Time, p func(colour, string) string) table {
 			{text: text.Line(string(c.State)), shown: p(colours[c.State], text.Line(string(c.State)))},
 			{text: Age(now.Sub(c.Since))},
 			{text: fmt.Sprint(c.Restarts)},
-			{text: text.Line(c.Reason)},
-			{text: text.Line(c.LastError)},
+			{text: text.Line(reasonBeside(c)), sentence: true},
+			{text: text.Line(c.LastError), sentence: true},
 		})
 	}
 	return t.withoutEmptyColumn(4)
+}
+
+// reasonBeside returns the reason of a state for a row that has the last error, too: nothing if
+// it only repeats that, as that of a term which begins again does.
+func reasonBeside(c supervise.Status) string {
+	if c.LastError != "" && strings.HasSuffix(c.Reason, ": "+c.LastError) {
+		return ""
+	}
+	return c.Reason
 }
 
 func (q Quorum) line(p func(colour, string) string) string {
@@ -212,42 +222,5 @@ func painter(on bool) func(colour, string) string {
 	paint := text.Painter(on)
 	return func(c colour, s string) string {
 		return paint(string(c), s)
-	}
-}
-
-// table is rows of cells. write aligns them by their text, and prints shown, which
-// may hold colours, in its place.
-type table [][]cell
-
-type cell struct{ text, shown string }
-
-func (t table) withoutEmptyColumn(i int) table {
-	for _, row := range t[1:] {
-		if row[i].text != "" {
-			return t
-		}
-	}
-	for n, row := range t {
-		t[n] = append(row[:i], row[i+1:]...)
-	}
-	return t
-}
-
-func (t table) write(b *strings.Builder) {
-	widths := make([]int, len(t[0]))
-	for _, row := range t {
-		for i, c := range row {
-			widths[i] = max(widths[i], utf8.RuneCountInString(c.text))
-		}
-	}
-	for _, row := range t {
-		var line strings.Builder
-		for i, c := range row {
-			if c.shown == "" {
-				c.shown = c.text
-			}
-			line.WriteString(c.shown + strings.Repeat(" ", widths[i]-utf8.RuneCountInString(c.text)+2))
-		}
-		b.WriteString(strings.TrimRight(line.String(), " ") + "\n")
 	}
 }

@@ -112,7 +112,7 @@ func TestWriteTable(t *testing.T) {
 		for suffix, colour := range map[string]bool{"": false, "-colour": true} {
 			t.Run(name+suffix, func(t *testing.T) {
 				var got bytes.Buffer
-				if err := WriteTable(&got, r, noon, colour); err != nil {
+				if err := WriteTable(&got, r, noon, colour, 0); err != nil {
 					t.Fatal(err)
 				}
 				harness.Golden(t, filepath.Join("testdata", name+suffix+".golden"), got.Bytes())

@@ -24,15 +24,15 @@ func writeFindings(b *strings.Builder, r Report, p func(colour, string) string) 
 
 // WriteWide writes the output of WriteTable, then the members of etcd, the leases,
 // the certificates in use and the last changes.
-func WriteWide(w io.Writer, r Report, now time.Time, colour bool) error {
+func WriteWide(w io.Writer, r Report, now time.Time, colour bool, width int) error {
 	var b strings.Builder
-	if err := WriteTable(&b, r, now, colour); err != nil {
+	if err := WriteTable(&b, r, now, colour, width); err != nil {
 		return err
 	}
 	for _, t := range []table{memberTable(r), leaseTable(r, now), certificateTable(r, now), eventTable(r, now)} {
 		if len(t) > 1 {
 			b.WriteByte('\n')
-			t.write(&b)
+			t.fit(width).write(&b)
 		}
 	}
 	_, err := io.WriteString(w, b.String())
@@ -53,6 +53,16 @@ func (t table) add(cells ...string) table {
 		row[i].text = text.Line(c)
 	}
 	return append(t, row)
+}
+
+// sentences makes the last n columns wrap.
+func (t table) sentences(n int) table {
+	for _, row := range t[1:] {
+		for i := len(row) - n; i < len(row); i++ {
+			row[i].sentence = true
+		}
+	}
+	return t
 }
 
 func memberTable(r Report) table {
@@ -114,7 +124,7 @@ func certificateTable(r Report, now time.Time) table {
 	for _, c := range r.Certificates {
 		t = t.add(filepath.Base(c.File), c.Subject, c.Use, c.left(now), c.Problem)
 	}
-	return t.withoutEmptyColumn(4)
+	return t.sentences(1).withoutEmptyColumn(4)
 }
 
 // left returns how long the certificate remains valid, or "" if it cannot be read.
@@ -136,7 +146,7 @@ func eventTable(r Report, now time.Time) table {
 	for _, e := range r.Events[:min(len(r.Events), 10)] {
 		t = t.add(Age(now.Sub(e.Time)), e.Object, e.From, e.To, e.Reason)
 	}
-	return t
+	return t.sentences(1)
 }
 
 // Fingerprint changes when the report should be shown to a person again: with states

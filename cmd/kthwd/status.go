@@ -167,7 +167,7 @@ func (a *app) writeStatus(r status.Report, output string) error {
 	if output == "wide" {
 		write = status.WriteWide
 	}
-	return write(a.out, r.Spelled(a.asTyped), time.Now(), colours(a.out))
+	return write(a.out, r.Spelled(a.asTyped), time.Now(), colours(a.out), terminalWidth(a.out, 0))
 }
 
 // watchStatus shows the status again when anything but the time has changed.

@@ -97,7 +97,7 @@ func (s *supporter) live(ctx context.Context) {
 	}
 	s.pid = r.PID
 	var wide, table bytes.Buffer
-	_ = status.WriteWide(&wide, r, time.Now(), false)
+	_ = status.WriteWide(&wide, r, time.Now(), false, 100)
 	_ = writeJSON(&table, r)
 	s.add("status.txt", wide.Bytes(), nil)
 	s.add("status.json", table.Bytes(), nil)
