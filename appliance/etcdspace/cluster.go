@@ -34,6 +34,7 @@ import (
 	"go.etcd.io/etcd/client/pkg/v3/types"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/status"
 
 	"kthwd/appliance/advice"
@@ -215,6 +216,7 @@ func (c *Cluster) connect(m *Member) {
 	}
 	client, err := clientv3.New(clientv3.Config{
 		Endpoints: m.clients, TLS: c.tls, Logger: zap.NewNop(), DialKeepAliveTime: keepAlive, DialKeepAliveTimeout: keepAlive,
+		DialOptions: []grpc.DialOption{grpc.WithNoProxy()},
 	})
 	if err != nil {
 		m.Error = err.Error()

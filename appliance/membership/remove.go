@@ -11,6 +11,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	etcderrors "go.etcd.io/etcd/server/v3/etcdserver/errors"
+	"google.golang.org/grpc"
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/agree"
@@ -91,7 +92,7 @@ func (m *Members) leaderClient(ctx context.Context, server *embed.Etcd) (*client
 	if err != nil {
 		return nil, err
 	}
-	return clientv3.New(clientv3.Config{Endpoints: leader.ClientURLs, TLS: tls, Context: ctx, Logger: server.Server.Logger()})
+	return clientv3.New(clientv3.Config{Endpoints: leader.ClientURLs, TLS: tls, Context: ctx, Logger: server.Server.Logger(), DialOptions: []grpc.DialOption{grpc.WithNoProxy()}})
 }
 
 // throughLeader makes a change of the membership at the leader. etcd judges a change by the

@@ -127,8 +127,8 @@ func discover(ctx context.Context, server *url.URL, id, secret string, hashes []
 
 // fetch asks for the description. The server is not known yet: nothing secret is sent.
 func fetch(ctx context.Context, server *url.URL, id string) (answer workers.Welcome, chain []*x509.Certificate, clock time.Time, err error) {
-	client := &http.Client{Timeout: requestTimeout, Transport: &http.Transport{
-		Proxy: http.ProxyFromEnvironment, DisableKeepAlives: true,
+	client := &http.Client{Timeout: requestTimeout, Transport: &http.Transport{ // without a proxy, as all within the cluster
+		DisableKeepAlives: true,
 		// What comes back is verified by its signature, and then the server by the CAs in it.
 		TLSClientConfig: &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS12}, //nolint:gosec // see genuine
 	}}
@@ -244,7 +244,7 @@ func genuine(chain []*x509.Certificate, ca []byte, host string) error {
 // try makes the request that the kubelet will make, without effect.
 func try(ctx context.Context, o Options, f found) error {
 	client, err := kubernetes.NewForConfig(&rest.Config{
-		Host: o.Server, BearerToken: o.Token, Timeout: requestTimeout, UserAgent: "kthwd",
+		Host: o.Server, BearerToken: o.Token, Timeout: requestTimeout, UserAgent: "kthwd", Proxy: http.ProxyURL(nil),
 		TLSClientConfig: rest.TLSClientConfig{CAData: f.ca},
 	})
 	if err != nil {

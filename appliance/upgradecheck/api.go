@@ -41,6 +41,9 @@ func NewAPI(kubeconfig, server string) (*API, error) {
 	if err != nil {
 		return nil, err
 	}
+	if c.Proxy == nil { // the kubeconfig names none
+		c.Proxy = http.ProxyURL(nil) // nor does the environment: nothing within the cluster goes through a proxy
+	}
 	client, err := rest.HTTPClientFor(c)
 	if err != nil {
 		return nil, err

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"os/signal"
 	"strings"
 	"syscall"
@@ -80,13 +79,16 @@ func (a *app) withNodes(ctx context.Context, l *config.Loader, kubeconfig string
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	admin.UserAgent = "kthwd"
+	if kubeconfig == "" || admin.Proxy == nil {
+		admin.Proxy = http.ProxyURL(nil) // nothing within the cluster goes through a proxy of the environment
+	}
 	if kubeconfig == "" {
 		c, err := a.controllerHere(ctx, l)
 		if err != nil {
 			return err
 		}
 		// The file's server may be a load balancer with a CA of its own, and it may be down.
-		admin.Host, admin.Proxy = c.LocalServer(), func(*http.Request) (*url.URL, error) { return nil, nil }
+		admin.Host = c.LocalServer()
 		admin.CAFile, admin.CAData, admin.ServerName, admin.Insecure = c.Layout().CA(), nil, "", false
 	}
 	client, err := kubernetes.NewForConfig(admin)

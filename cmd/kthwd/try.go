@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -286,7 +287,7 @@ func (t *trial) fill(ctx context.Context, kubeconfig string) error {
 	if err != nil {
 		return err
 	}
-	cluster.QPS, cluster.Burst = -1, -1
+	cluster.QPS, cluster.Burst, cluster.Proxy = -1, -1, http.ProxyURL(nil)
 	client, err := kubernetes.NewForConfig(cluster)
 	if err != nil {
 		return err

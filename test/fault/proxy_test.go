@@ -137,6 +137,7 @@ func TestProxyOfTheEnvironment(t *testing.T) {
 	if body, err := client.CoreV1().RESTClient().Get().AbsPath("/api/v1/nodes/n0/proxy/healthz").DoRaw(t.Context()); err == nil || strings.Contains(string(body), "refused by the test") {
 		t.Errorf("a kubelet that is not there: got %q, %v", body, err)
 	}
+	verbsWithoutProxy(t, all[0], env)
 	if got := proxy.asked(); len(got) > 0 {
 		t.Errorf("asked for at the proxy: got %q, want nothing yet", got)
 	}
@@ -166,5 +167,29 @@ func TestProxyOfTheEnvironment(t *testing.T) {
 	all[0].Wait(t, soon)
 	if got := proxy.asked(); !slices.Equal(got, []string{"hook.outside.test:443"}) {
 		t.Errorf("asked for at the proxy: got %q, want the webhook only", got)
+	}
+}
+
+// verbsWithoutProxy runs the verbs that ask the cluster as a client of its API does. Each must
+// get its answer.
+func verbsWithoutProxy(t *testing.T, c *kthwtest.Controller, env []string) {
+	t.Helper()
+	token := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(token, []byte("abcdef.0123456789abcdef\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"node", "join", fmt.Sprintf("--server=https://%s:%d", c.Address, c.Ports.Secure), "--ca-hash=sha256:" + strings.Repeat("0", 64), "--token-file=" + token}, "knows no token abcdef"},
+		{[]string{"upgrade", "check", "--config=", "--data-dir=" + c.Dir}, "API servers asked: "},
+		{[]string{"node", "list", "--config=", "--data-dir=" + c.Dir, "--kubeconfig=" + c.Kubeconfig("admin")}, "KUBELET"},
+	} {
+		cmd := exec.CommandContext(t.Context(), kthwtest.Binary(t), tt.args...)
+		cmd.Env = append(os.Environ(), env...)
+		if out, err := cmd.CombinedOutput(); !strings.Contains(string(out), tt.want) {
+			t.Errorf("kthwd %s: %v, want %q:\n%s", strings.Join(tt.args, " "), err, tt.want, out)
+		}
 	}
 }
