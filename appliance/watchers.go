@@ -37,7 +37,7 @@ func (p *prepared) newWatchers(member *etcd.Member, api *apiserver.Server, seed 
 	cluster := clusterwatch.New(clusterwatch.Config{
 		Client: api.Loopback,
 		Restore: []clusterwatch.Restorer{
-			apiserver.RestoreBootstrapRoles,
+			apiserver.RestoreBootstrapRoles, apiserver.RestorePriorityClasses, new(apiserver.OwnAPIServices).Restore,
 			func(ctx context.Context, _ kubernetes.Interface) ([]rbacseed.Change, error) { return seed.Restore(ctx) },
 		},
 		Event:      func(reason, text string) { p.events.Warn(reason, text) },

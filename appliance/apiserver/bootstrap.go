@@ -20,7 +20,6 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/util/retry"
 	"k8s.io/component-helpers/auth/rbac/reconciliation"
-	internalscheduling "k8s.io/kubernetes/pkg/apis/scheduling/v1"
 	rbacrest "k8s.io/kubernetes/pkg/registry/rbac/rest"
 	schedulingrest "k8s.io/kubernetes/pkg/registry/scheduling/rest"
 	"k8s.io/kubernetes/plugin/pkg/auth/authorizer/rbac/bootstrappolicy"
@@ -343,20 +342,6 @@ func splitBindings(ctx context.Context, client kubernetes.Interface) error {
 		split := template.DeepCopy()
 		split.Subjects, split.Labels, split.Annotations = existing.Subjects, existing.Labels, existing.Annotations
 		if _, err := bindings.Create(ctx, split, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
-			return err
-		}
-	}
-	return nil
-}
-
-func bootstrapPriorityClasses(ctx context.Context, client kubernetes.Interface) error {
-	classes := client.SchedulingV1().PriorityClasses()
-	for _, class := range internalscheduling.SystemPriorityClasses() {
-		_, err := classes.Get(ctx, class.Name, metav1.GetOptions{})
-		if apierrors.IsNotFound(err) {
-			_, err = classes.Create(ctx, class, metav1.CreateOptions{})
-		}
-		if err != nil && !apierrors.IsAlreadyExists(err) {
 			return err
 		}
 	}

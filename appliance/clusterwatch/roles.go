@@ -12,6 +12,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	rbacv1 "k8s.io/api/rbac/v1"
+	schedulingv1 "k8s.io/api/scheduling/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/watch"
@@ -55,7 +56,13 @@ var sources = []source{
 	{rbacv1.SchemeGroupVersion.WithResource("rolebindings"), bootstrapLabel},
 	// the guide's binding has no label
 	{rbacv1.SchemeGroupVersion.WithResource("clusterrolebindings"), metav1.ListOptions{FieldSelector: "metadata.name=" + rbacseed.BindingName}},
+	{schedulingv1.SchemeGroupVersion.WithResource("priorityclasses"), metav1.ListOptions{}}, // few, and they hardly change
+	{schema.GroupVersionResource{Group: "apiregistration.k8s.io", Version: "v1", Resource: "apiservices"}, metav1.ListOptions{LabelSelector: ownAPIServices}},
 }
+
+// ownAPIServices selects the APIServices that an API server makes for its own groups
+// (kube-aggregator/pkg/controllers/autoregister/autoregister_controller.go:manageOnStart).
+const ownAPIServices = "kube-aggregator.kubernetes.io/automanaged=onstart"
 
 // roles makes bootstrap objects again as soon as they are deleted or changed.
 type roles struct {
@@ -80,7 +87,7 @@ func newRoles(cfg Config) *roles {
 	r := &roles{
 		restore: cfg.Restore, auditLog: cfg.AuditLog, event: cfg.Event, log: cfg.Log, past: map[string]*restoration{},
 		restored: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "kthwd_bootstrap_restored_total", Help: "Bootstrap roles and bindings that were deleted or changed while kthwd ran, and were made again.",
+			Name: "kthwd_bootstrap_restored_total", Help: "Objects of the start (bootstrap roles and bindings, system priority classes, APIServices of the API server's own groups) that were deleted or changed while kthwd ran, and were made again.",
 		}, []string{"action"}),
 	}
 	for _, a := range []rbacseed.Action{rbacseed.Created, rbacseed.Updated, rbacseed.Recreated} {
@@ -93,7 +100,7 @@ func newRoles(cfg Config) *roles {
 func (r *roles) run(ctx context.Context, config *rest.Config, client kubernetes.Interface) {
 	objects, err := metadata.NewForConfig(config)
 	if err != nil {
-		r.log.Error("bootstrap roles are not watched", "err", err)
+		r.log.Error("bootstrap objects are not watched", "err", err)
 		return
 	}
 	dirty := make(chan struct{}, 1)
@@ -113,7 +120,7 @@ func (r *roles) run(ctx context.Context, config *rest.Config, client kubernetes.
 			mark(dirty)
 			if why := err.Error(); why != failing && ctx.Err() == nil {
 				failing = why
-				r.log.Warn("bootstrap roles cannot be checked, trying again", "err", err)
+				r.log.Warn("bootstrap objects cannot be checked, trying again", "err", err)
 			}
 		} else {
 			failing = ""
@@ -196,13 +203,23 @@ func (r *roles) findings(now time.Time) []status.Finding {
 		f.Text += fmt.Sprintf(", %d times so far: something works against it", times)
 	}
 	if r.auditLog != "" { // verb and name stand in this order in a line of it
-		f.Do = fmt.Sprintf(`grep -E '"verb":"(delete|deletecollection|update|patch)".*"name":"%s"' %s`, nameOf(objects[0]), text.ShellWord(r.auditLog))
+		f.Do = fmt.Sprintf(`grep -E '"verb":"((delete|update|patch)".*"name":"%s"|deletecollection".*"resource":"%s")' %s`,
+			nameOf(objects[0]), resourceOf(objects[0]), text.ShellWord(r.auditLog))
 	}
 	return []status.Finding{f}
 }
 
 // nameOf returns the name of an object without its kind and namespace.
 func nameOf(object string) string { return object[strings.LastIndexAny(object, " /")+1:] }
+
+// resourceOf returns the resource of an object, as the audit log has it: the kind in the plural.
+func resourceOf(object string) string {
+	kind, _, _ := strings.Cut(object, " ")
+	if strings.HasSuffix(kind, "s") {
+		return kind + "es"
+	}
+	return kind + "s"
+}
 
 // some names the first few of all.
 func some(all []string) string {

@@ -53,7 +53,7 @@ func TestRestoredFinding(t *testing.T) {
 	}
 }
 
-// The advice finds the line of whoever deleted the object.
+// The advice finds the line of whoever deleted the object, alone or with all others of its kind.
 func TestRestoredCommand(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "it's $HOME")
 	if err := os.Mkdir(dir, 0o700); err != nil {
@@ -63,16 +63,29 @@ func TestRestoredCommand(t *testing.T) {
 	lines := `{"kind":"Event","verb":"get","user":{"username":"x"},"objectRef":{"resource":"clusterroles","name":"cluster-admin"}}
 {"kind":"Event","verb":"delete","user":{"username":"eve"},"objectRef":{"resource":"clusterroles","name":"cluster-admin"}}
 {"kind":"Event","verb":"delete","user":{"username":"y"},"objectRef":{"resource":"clusterroles","name":"other"}}
+{"kind":"Event","verb":"deletecollection","user":{"username":"mallory"},"objectRef":{"resource":"priorityclasses","apiGroup":"scheduling.k8s.io"}}
+{"kind":"Event","verb":"deletecollection","user":{"username":"z"},"objectRef":{"resource":"events","namespace":"default"}}
 `
 	if err := os.WriteFile(log, []byte(lines), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	w := New(Config{AuditLog: log})
-	now := time.Now()
-	w.roles.say(rbacseed.Change{Object: "clusterrole cluster-admin", Action: rbacseed.Created}, now)
-	out, err := exec.Command("sh", "-c", w.Findings()[0].Do).Output()
-	if err != nil || !strings.Contains(string(out), "eve") || strings.Count(string(out), "\n") != 1 {
-		t.Errorf("%s: %v, %q", w.Findings()[0].Do, err, out)
+	for object, who := range map[string]string{"clusterrole cluster-admin": "eve", "priorityclass system-node-critical": "mallory"} {
+		w := New(Config{AuditLog: log})
+		w.roles.say(rbacseed.Change{Object: object, Action: rbacseed.Created}, time.Now())
+		out, err := exec.Command("sh", "-c", w.Findings()[0].Do).Output()
+		if err != nil || !strings.Contains(string(out), who) || strings.Count(string(out), "\n") != 1 {
+			t.Errorf("%s: %v, %q", w.Findings()[0].Do, err, out)
+		}
+	}
+}
+
+func TestResourceOf(t *testing.T) {
+	for object, want := range map[string]string{
+		"clusterrole view": "clusterroles", "rolebinding kube-system/x": "rolebindings", "priorityclass system-node-critical": "priorityclasses", "apiservice v1.apps": "apiservices",
+	} {
+		if got := resourceOf(object); got != want {
+			t.Errorf("resourceOf(%q) = %q, want %q", object, got, want)
+		}
 	}
 }
 

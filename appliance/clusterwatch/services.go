@@ -10,6 +10,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
@@ -26,7 +28,12 @@ const (
 
 	kindAPIService = cause.APIService
 	kindNamespace  = "namespace_stuck"
+	kindServices   = "service_range_deleted"
 )
+
+// defaultServiceCIDR is the name of the range of --service-cluster-ip-range
+// (kubernetes/pkg/controlplane/controller/defaultservicecidr).
+const defaultServiceCIDR = "kubernetes"
 
 // services looks for APIServices that are not available, and for namespaces that cannot
 // be deleted.
@@ -53,7 +60,7 @@ type apiServices struct {
 	} `json:"items"`
 }
 
-// look makes two small requests, both answered from the server's cache.
+// look makes three small requests, all answered from the server's cache.
 func (s *services) look(ctx context.Context, client kubernetes.Interface, now time.Time) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -72,8 +79,14 @@ func (s *services) look(ctx context.Context, client kubernetes.Interface, now ti
 		s.cfg.Log.Debug("namespaces not listed", "err", err)
 		return
 	}
+	addresses, err := client.NetworkingV1().ServiceCIDRs().Get(ctx, defaultServiceCIDR, metav1.GetOptions{ResourceVersion: "0"})
+	if err != nil && !apierrors.IsNotFound(err) { // upstream makes one that is missing
+		s.cfg.Log.Debug("the range of Services not read", "err", err)
+		return
+	}
 	broken, remedy := s.broken(list, now)
 	all := append(capped(broken), capped(s.stuck(terminating.Items, remedy, now))...)
+	all = append(all, s.ending(addresses, now)...)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.all = all
@@ -136,6 +149,21 @@ func (s *services) stuck(terminating []corev1.Namespace, remedy string, now time
 		})
 	}
 	return all
+}
+
+// ending has a finding while the range of Services is being deleted. It cannot be: the Service
+// kubernetes keeps an address of it, and until then no other Service gets one. Without its
+// finalizer it goes at once, and the API server makes it again
+// (kubernetes/pkg/controller/servicecidrs/servicecidrs_controller.go).
+func (s *services) ending(r *networkingv1.ServiceCIDR, now time.Time) []status.Finding {
+	if r == nil || r.DeletionTimestamp == nil || now.Sub(r.DeletionTimestamp.Time) < settled {
+		return nil
+	}
+	return []status.Finding{{
+		Health: status.Degraded, Kind: kindServices, Since: r.DeletionTimestamp.Time,
+		Text: fmt.Sprintf("ServiceCIDR %s, the range of Services, hangs in its deletion: no new Service gets an address", r.Name),
+		Do:   s.cfg.kubectl("patch servicecidr", r.Name, `--type=merge --patch='{"metadata":{"finalizers":null}}'`),
+	}}
 }
 
 func hindrance(ns corev1.Namespace, now time.Time) (corev1.NamespaceCondition, bool) {
