@@ -130,6 +130,11 @@ func TestBadFiles(t *testing.T) {
 		{"a private key in a certificate readable by the world", func(t *testing.T, dir string) {
 			appendTo(t, dir, "kubernetes.pem", string(pemOf(t, dir, "kubernetes-key.pem")))
 		}, "chmod 600", []string{"kubernetes.pem", "mode 0644"}},
+		{"a private key in the certificate of the token keys", func(t *testing.T, dir string) {
+			appendTo(t, dir, "service-account.pem", string(pemOf(t, dir, "service-account-key.pem")))
+		}, "chmod 600", []string{"service-account.pem", "mode 0644"}},
+		{"a kubeconfig readable by the world", func(t *testing.T, dir string) { chmod(t, dir, "admin.kubeconfig", 0o644) },
+			"chmod", []string{"admin.kubeconfig", "mode 0644"}},
 		{"a CA that is hidden by a byte order mark", func(t *testing.T, dir string) {
 			overwrite(t, dir, "ca.pem", "\xef\xbb\xbf"+string(pemOf(t, dir, "ca.pem")))
 		},
@@ -143,6 +148,12 @@ func TestBadFiles(t *testing.T) {
 		}, "", []string{"ca-key.pem", "not the key of"}},
 		{"an address among the DNS names", func(t *testing.T, dir string) {
 			issueFor(t, dir, dir, time.Now().Add(time.Hour), []string{"kubernetes", "localhost", "127.0.0.1"}, nil)
+		}, "", []string{"kubernetes.pem", "not valid for 127.0.0.1"}},
+		{"no name but the common name", func(t *testing.T, dir string) {
+			issueFor(t, dir, dir, time.Now().Add(time.Hour), nil, nil)
+		}, "", []string{"kubernetes.pem", "not valid for 127.0.0.1"}},
+		{"another address", func(t *testing.T, dir string) {
+			issueFor(t, dir, dir, time.Now().Add(time.Hour), []string{"kubernetes", "localhost"}, []net.IP{net.IPv4(10, 240, 0, 99)})
 		}, "", []string{"kubernetes.pem", "not valid for 127.0.0.1"}},
 		{"certificate expired, and nothing here renews it", func(t *testing.T, dir string) {
 			issue(t, dir, dir, time.Now().Add(-time.Hour))

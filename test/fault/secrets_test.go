@@ -1,6 +1,7 @@
 package fault
 
 import (
+	"crypto/x509"
 	"fmt"
 	"os"
 	"os/exec"
@@ -74,18 +75,54 @@ func away(t *testing.T, dir string, globs ...string) (putBack func()) {
 	return func() { move(other, dir) }
 }
 
-// kubernetes.pem that is moved away, as a hint says, keeps its names when it is made anew.
+// A certificate that is made anew keeps the names of the one before it: of one that was moved
+// away, as a hint says, by the next start or by a verb, and of one that a verb renews.
 func TestNewCertificateKeepsNames(t *testing.T) {
 	kthwtest.Turn(t, 1)
 	c := kthwtest.Start(t, kthwtest.Options{Args: []string{"--subject-alt-name=lb.example.com"}})
 	stop(t, c, syscall.SIGTERM, 0)
-	away(t, c.Dir, "kubernetes*.pem")
-	c = again(t, c, kthwtest.Options{})
-	if log := c.Log.String(); !strings.Contains(log, "with the names of the one before it, too: lb.example.com") {
-		t.Errorf("log: got\n%s\nwant the name", log)
+	run := func(args ...string) string {
+		out, err := exec.Command(kthwtest.Binary(t), append(args, "--config=", "--data-dir="+c.Dir)...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("kthwd %s: %v\n%s", strings.Join(args, " "), err, out)
+		}
+		return string(out)
 	}
-	out, err := exec.Command(kthwtest.Binary(t), "pki", "show", "--data-dir="+c.Dir).CombinedOutput()
-	if err != nil || !strings.Contains(string(out), "lb.example.com") {
-		t.Errorf("pki show: got %s (%v), want the name", out, err)
+	for _, tt := range []struct {
+		name string
+		anew func()
+	}{
+		{"a start", func() {
+			away(t, c.Dir, "kubernetes*.pem")
+			c = again(t, c, kthwtest.Options{})
+			if log := c.Log.String(); !strings.Contains(log, "with the names of the one before it, too: lb.example.com") {
+				t.Errorf("log: got\n%s\nwant the name", log)
+			}
+			stop(t, c, syscall.SIGTERM, 0)
+		}},
+		{"pki init", func() {
+			away(t, c.Dir, "kubernetes*.pem")
+			run("pki", "init", "--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", fmt.Sprintf("--secure-port=%d", c.Ports.Secure))
+		}},
+		{"pki renew", func() { run("pki", "renew", "kubernetes") }},
+	} {
+		before := serial(t, c.Dir)
+		tt.anew()
+		if serial(t, c.Dir) == before {
+			t.Errorf("%s: kubernetes.pem is the old one", tt.name)
+		}
+		if out := run("pki", "show"); !strings.Contains(out, "lb.example.com") {
+			t.Errorf("%s: pki show: got %s, want the name", tt.name, out)
+		}
 	}
+}
+
+// serial is the number of kubernetes.pem.
+func serial(t *testing.T, dir string) string {
+	t.Helper()
+	cert, err := x509.ParseCertificate(block(t, dir, "kubernetes.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert.SerialNumber.String()
 }
