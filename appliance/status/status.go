@@ -125,7 +125,7 @@ func WriteTable(w io.Writer, r Report, now time.Time, colour bool, width int) er
 	case r.Ready:
 		fmt.Fprintf(&b, "%s\n", p(green, "ready"))
 	default:
-		fmt.Fprintf(&b, "%s: %s\n", p(red, "not ready"), text.Line(r.Reason))
+		fmt.Fprintf(&b, "%s: %s\n", p(red, "not ready"), text.Line(r.reasonBelow()))
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
@@ -166,6 +166,17 @@ func reasonBeside(c supervise.Status) string {
 		return ""
 	}
 	return c.Reason
+}
+
+// reasonBelow returns why the process is not ready, for a line below the table of components: it
+// does not repeat an error of that.
+func (r Report) reasonBelow() string {
+	for _, c := range r.Components {
+		if before, repeats := strings.CutSuffix(r.Reason, "after: "+c.LastError); repeats && c.LastError != "" {
+			return before + "after the error above"
+		}
+	}
+	return r.Reason
 }
 
 func (q Quorum) line(p func(colour, string) string) string {

@@ -5,8 +5,10 @@ import (
 	"unicode/utf8"
 )
 
-// leastSentence is the width that a column of sentences keeps, however narrow the terminal is.
-const leastSentence = 24
+const (
+	leastSentence = 20 // characters that a column of sentences keeps, however narrow the terminal is
+	mostLines     = 3  // of one sentence; what it means is said in a finding, and all of it in JSON
+)
 
 // table is rows of cells. write aligns them by their text, and prints shown, which
 // may hold colours, in its place.
@@ -97,8 +99,17 @@ func wrapRow(row []cell, widths []int) (rows table) {
 	return rows
 }
 
-// wrap returns a text as lines of at most n characters. It cuts a word only if it is longer.
-func wrap(s string, n int) (lines []string) {
+// wrap returns a text as a few lines of at most n characters. It cuts a word only if it is longer.
+func wrap(s string, n int) []string {
+	lines := wrapAll(s, n)
+	if len(lines) <= mostLines {
+		return lines
+	}
+	last := []rune(lines[mostLines-1])
+	return append(lines[:mostLines-1], string(last[:min(len(last), n-1)])+"…")
+}
+
+func wrapAll(s string, n int) (lines []string) {
 	line, length := "", 0
 	for word := range strings.FieldsSeq(s) {
 		size := utf8.RuneCountInString(word)

@@ -14,30 +14,40 @@ import (
 func TestTableFits(t *testing.T) {
 	const said = `lease lost: Put "https://127.0.0.1:6443/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/kube-controller-manager?timeout=5s": ` +
 		`admission webhook "leases.example.com" denied the request: nobody may write leases`
+	const shown = `lease lost: Put "https://127.0.0.1:6443/`
 	r := healthyReport()
 	r.Components = append([]supervise.Status{}, r.Components...)
+	r.Components[0].Name = "kube-controller-manager-port" // the longest
 	c := &r.Components[3]
 	c.State, c.Since, c.Restarts, c.LastError, c.Reason = supervise.Starting, noon, 17, said, "begins again after: "+said
+	r.Ready, r.Reason = false, c.Name+": "+c.Reason
 	r.Events = []Event{{Time: noon, Object: c.Name, From: "ready", To: "starting", Reason: c.Reason}}
-	for _, width := range []int{80, 100, 132, 1000} {
+	for _, width := range []int{80, 100, 200, 1000} {
 		t.Run(fmt.Sprint(width), func(t *testing.T) {
 			var out strings.Builder
 			if err := WriteWide(&out, r, noon, false, width); err != nil {
 				t.Fatal(err)
 			}
 			components, _, _ := strings.Cut(out.String(), "\n\nMEMBER")
-			if strings.Contains(components, "begins again") {
+			if strings.Count(components, "begins again") != 1 || strings.Count(components, "lease lost") != 1 {
 				t.Errorf("the error is said twice:\n%s", components)
 			}
 			_, events, _ := strings.Cut(out.String(), "\nAGO")
-			for line := range strings.Lines(components + events) {
+			for line := range strings.Lines(components + "\n" + events) {
 				long := strings.HasPrefix(line, "etcd: ") || strings.HasPrefix(line, "kthwd ") // paragraphs
-				if n := utf8.RuneCountInString(strings.TrimSpace(line)); n > width && !long {
+				if n := utf8.RuneCountInString(strings.TrimRight(line, " \n")); n > width && !long {
 					t.Errorf("%d characters, want at most %d: %s", n, width, line)
 				}
 			}
-			if width < 1000 && !inColumn(components, "LAST ERROR", said) {
-				t.Errorf("the error is not whole:\n%s", components)
+			want := shown
+			if width >= 200 { // three lines have room for it
+				want = said
+			}
+			if !inColumn(components, "LAST ERROR", want) {
+				t.Errorf("the error lacks %q:\n%s", want, components)
+			}
+			if last := components[strings.LastIndex(strings.TrimSpace(components), "\n")+1:]; last != "not ready: kube-controller-manager: begins again after the error above" {
+				t.Errorf("got the verdict %q", last)
 			}
 		})
 	}
@@ -68,6 +78,9 @@ func TestWrap(t *testing.T) {
 		{"ab cd ef", 5, "ab cd|ef"},
 		{"abcdefghijkl m", 5, "abcde|fghij|kl m"},
 		{"ä ö ü", 3, "ä ö|ü"},
+		{"a bb ccc dddd", 4, "a bb|ccc|dddd"},
+		{"a bb ccc dddd e", 4, "a bb|ccc|ddd…"},
+		{"one two three four five", 5, "one|two|thre…"},
 	} {
 		if got := strings.Join(wrap(tt.text, tt.n), "|"); got != tt.want {
 			t.Errorf("wrap(%q, %d) = %q, want %q", tt.text, tt.n, got, tt.want)
