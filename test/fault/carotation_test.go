@@ -255,23 +255,10 @@ func TestCARotate(t *testing.T) {
 	c := kthwtest.Start(t, kthwtest.Options{})
 	client := direct(t, c)
 	caFile := likeKubelet(t, c, "w1")
-	before := clusterCAOf(t, c)
-	old := before.Signs()
+	old := clusterCAOf(t, c).Signs()
 	jane := filepath.Join(t.TempDir(), "jane.kubeconfig")
 	mustVerb(t, c, []string{"kubeconfig", "create", "jane", "--out=" + jane, fmt.Sprintf("--server=https://%s:%d", c.Address, c.Ports.Secure)})
-	mustVerb(t, c, caRotation("rotate", "--plan"), "trust ", "distribute ", "sign ", "watch ", "drop ")
-	mustVerb(t, c, caRotation("status"), "rotation", "none", "signs with "+old[:8]+", trusts "+old[:8])
-	for _, v := range []string{"resume", "sign", "drop", "abort"} {
-		refuses(t, c, caRotation(v), "no rotation of the cluster's CA is under way")
-	}
-	files := contentOf(t, c, "ca.pem", "ca-key.pem", "admin.kubeconfig", "kube-scheduler.kubeconfig", "kubernetes.pem")
-	mustVerb(t, c, caRotation("rotate", "--without-backup"), "ca.pem has both CAs")
-	mustVerb(t, c, caRotation("abort"), "aborted")
-	for name, data := range contentOf(t, c, "ca.pem", "ca-key.pem", "admin.kubeconfig", "kube-scheduler.kubeconfig", "kubernetes.pem") {
-		if data != files[name] {
-			t.Errorf("taken back, %s is another file than before", name)
-		}
-	}
+	takenBack(t, c, old)
 
 	events, err := client.CoreV1().ConfigMaps("default").Watch(t.Context(), metav1.ListOptions{})
 	if err != nil {
@@ -335,6 +322,30 @@ func TestCARotate(t *testing.T) {
 	}
 	mustVerb(t, c, caRotation("status"), "none; the last one, "+old[:8]+" → "+now[:8])
 	mustVerb(t, c, []string{"pki", "show"}, "ca.pem")
+	startsWithNewCA(t, c)
+}
+
+// takenBack begins a rotation and takes it back, which leaves the files as they were, to the byte.
+func takenBack(t *testing.T, c *kthwtest.Controller, old string) {
+	t.Helper()
+	mustVerb(t, c, caRotation("rotate", "--plan"), "trust ", "distribute ", "sign ", "watch ", "drop ")
+	mustVerb(t, c, caRotation("status"), "rotation", "none", "signs with "+old[:8]+", trusts "+old[:8])
+	for _, v := range []string{"resume", "sign", "drop", "abort"} {
+		refuses(t, c, caRotation(v), "no rotation of the cluster's CA is under way")
+	}
+	files := contentOf(t, c, "ca.pem", "ca-key.pem", "admin.kubeconfig", "kube-scheduler.kubeconfig", "kubernetes.pem")
+	mustVerb(t, c, caRotation("rotate", "--without-backup"), "ca.pem has both CAs")
+	mustVerb(t, c, caRotation("abort"), "aborted")
+	for name, data := range contentOf(t, c, "ca.pem", "ca-key.pem", "admin.kubeconfig", "kube-scheduler.kubeconfig", "kubernetes.pem") {
+		if data != files[name] {
+			t.Errorf("taken back, %s is another file than before", name)
+		}
+	}
+}
+
+// startsWithNewCA restarts a controller after a rotation, which must find nothing wrong with its files.
+func startsWithNewCA(t *testing.T, c *kthwtest.Controller) {
+	t.Helper()
 	c.Signal(t, syscall.SIGTERM)
 	c.Wait(t, soon)
 	c = kthwtest.Start(t, kthwtest.Options{Dir: c.Dir, Ports: &c.Ports})
