@@ -29,6 +29,7 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/rest"
 
+	"kthwd/appliance/cause"
 	"kthwd/appliance/encryption"
 	"kthwd/appliance/etcd"
 	"kthwd/appliance/lease"
@@ -288,7 +289,7 @@ func (a *Server) Findings() []status.Finding {
 	if who == nil {
 		return nil
 	}
-	return who.findings()
+	return who.findings(cause.Names{Kubeconfig: a.layout.Kubeconfig(pki.NameAdmin), Webhooks: a.Webhooks()})
 }
 
 // LoopbackCertificate returns the certificate that the API server makes for itself in

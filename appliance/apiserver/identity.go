@@ -24,6 +24,7 @@ import (
 	controlplane "k8s.io/kubernetes/pkg/controlplane/apiserver"
 	"k8s.io/utils/ptr"
 
+	"kthwd/appliance/cause"
 	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
 	"kthwd/appliance/text"
@@ -189,15 +190,19 @@ func (i *identity) note(err error) {
 	i.failed, i.err = i.failed+1, err
 }
 
-func (i *identity) findings() []status.Finding {
+// findings has the command of the error's cause, if that is known.
+func (i *identity) findings(names cause.Names) []status.Finding {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.failed < identityWord {
 		return nil
 	}
+	do := "kubectl --kubeconfig " + text.ShellWord(names.Kubeconfig) + " -n kube-system get lease " + i.name + " -o yaml"
+	if c, ok := cause.Of(i.err.Error(), names); ok && c.Do != "" {
+		do = c.Do
+	}
 	return []status.Finding{{
-		Health: status.Degraded, Kind: "identity_lease", Since: i.since,
+		Health: status.Degraded, Kind: "identity_lease", Since: i.since, Do: do,
 		Text: fmt.Sprintf("kube-apiserver cannot write its identity Lease kube-system/%s: %s", i.name, text.Line(i.err.Error())),
-		Do:   "kubectl -n kube-system get lease " + i.name + " -o yaml; an error that names a webhook: kubectl get validatingwebhookconfigurations,mutatingwebhookconfigurations",
 	}}
 }
