@@ -44,9 +44,10 @@ func (c *Controllers) readGiven(name, key string, values []string) given {
 		return g
 	}
 	g.read, g.isDefault = is, is == otherwise
-	last := values[len(values)-1]
-	if one, _, ok := c.Read(name, key, last); ok && one == is {
-		g.written = last
+	if last := values[len(values)-1]; len(values) > 1 {
+		if one, _, ok := c.Read(name, key, last); ok && one == is {
+			g.written = last
+		}
 	}
 	return g
 }
