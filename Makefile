@@ -84,7 +84,7 @@ test-attacks-user: build ## the attacks as an ordinary user, to whom the kernel 
 # The commit that the review of security attacked.
 REVIEWED = fa4bf260b44fced615b91721182223a63994ed5d
 test-attacks-reviewed: build ## the attacks on the kthwd that was reviewed, where each must succeed
-	@test/previous.sh bin/reviewed/kthwd $(REVIEWED)
+	@COMMIT=$(REVIEWED) test/previous.sh bin/reviewed/kthwd
 	@git archive $(REVIEWED):packaging/systemd | tar -x -C bin/reviewed
 	KTHWD_REVIEWED=$(abspath bin/reviewed/kthwd) KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=30m -v -run '^(TestReviewed|TestReproductions)$$' ./test/attack
 
@@ -161,6 +161,7 @@ bench-lb: $(if $(KTHWD_LB_BIN),,build) ## kthwd --role=lb against nginx, HAProxy
 test-systemd: ## the .deb and the .rpm on Debian machines that systemd boots: life of the units, upgrade, remove; needs root
 	$(MAKE) --no-print-directory package-deb-amd64 package-rpm-amd64 VERSION=v0.9.0
 	$(MAKE) --no-print-directory package-deb-amd64 VERSION=v0.10.0
+	test/previous.sh dist/previous/kthwd v0.8.0 dist
 	KTHWD_SYSTEMD=$(abspath dist) go test -count=1 -timeout=20m -v ./test/systemd
 
 lint: ## gofmt, go vet, staticcheck (the first time it reads all of Kubernetes: some 5 minutes)

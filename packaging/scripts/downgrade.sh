@@ -10,11 +10,15 @@ refuse_downgrade() {
 		kubernetes) own=@KUBERNETES@ ;;
 		etcd) own=@ETCD@ ;;
 		esac
-		had=$(sed -n "s/^ *\"$part\": \"v*\([0-9]*\.[0-9]*\)\.[^\"]*\",*\$/\1/p" "$record")
+		# Two spaces: the versions that may run. Further in are those from before an upgrade that is not
+		# finished, and those that ran last.
+		had=$(sed -n "s/^  \"$part\": \"v*\([0-9]*\.[0-9]*\)\.[^\"]*\",*\$/\1/p" "$record")
 		[ -n "$had" ] || continue
 		if [ "${had%%.*}" -gt "${own%%.*}" ] || { [ "${had%%.*}" -eq "${own%%.*}" ] && [ "${had#*.}" -gt "${own#*.}" ]; }; then
 			echo "kthwd: error: /var/lib/kubernetes was last run with $part $had, and this package has $own: there is no way back to an older minor" >&2
-			echo "kthwd: hint: keep the installed version; to go back, put back a copy of etcd's data from before the upgrade and move $record away" >&2
+			hint="keep the installed version; to go back, put back a copy of etcd's data from before the upgrade and move $record away"
+			! grep -q '^  "kubernetesEmulated"' "$record" || hint="the upgrade is not finished: run kthwd upgrade back, then install this package again"
+			echo "kthwd: hint: $hint" >&2
 			exit 1
 		fi
 	done

@@ -131,7 +131,7 @@ func share(t *testing.T, machines map[string]*machine) {
 // between them.
 func bridged(t *testing.T, addresses map[string]string) map[string]string {
 	t.Helper()
-	hub := fmt.Sprintf("kthwd-hub-%d", os.Getpid())
+	hub := fmt.Sprintf("kthwd-hub-%d-%d", os.Getpid(), networks.Add(1))
 	names := map[string]string{}
 	netns := func(name string) {
 		host(t, "ip", "netns", "add", name)

@@ -115,6 +115,7 @@ type machine struct {
 	name    string
 	root    string
 	network string
+	address string // where a test wants it
 	nspawn  atomic.Pointer[exec.Cmd]
 	gone    chan struct{} // closed when nspawn has ended
 	end     error         // why, once gone is closed
