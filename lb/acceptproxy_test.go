@@ -348,37 +348,9 @@ func TestAcceptProxyPerListener(t *testing.T) {
 		i := slices.IndexFunc(r.listeners, func(l *listener) bool { return l.address == at })
 		return r.listeners[i].rejected[rejectHeader].Load()
 	}
-	// ask sends a text from an address, and returns the client that the backend and the access
-	// log have, and what the backend gets.
 	ask := func(at, from, text string) (client, rest string) {
 		t.Helper()
-		before := len(accessLines(t, log))
-		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
-		conn, err := d.DialContext(t.Context(), "tcp", at)
-		must(t, err)
-		c := conn.(*net.TCPConn)
-		defer c.Close()
-		must(t, write(c, text), c.CloseWrite())
-		seen := receive(t, "what the backend sees", got)
-		client, rest, _ = strings.Cut(seen, " to ")
-		_, rest, _ = strings.Cut(rest, ": ")
-		own := c.LocalAddr().String()
-		eventually(t, "a line in the access log", func() error {
-			proxy := own
-			if client == own {
-				proxy = ""
-			}
-			for _, l := range accessLines(t, log)[before:] { // those of refused headers are between
-				if l.Client == client && l.Proxy == proxy {
-					return nil
-				}
-			}
-			return fmt.Errorf("none of %s by %q", client, proxy)
-		})
-		if client == own {
-			client = "own"
-		}
-		return client, rest
+		return askAt(t, got, log, at, from, text)
 	}
 	looksAt := func(at string) {
 		t.Helper()
@@ -421,6 +393,38 @@ func TestAcceptProxyPerListener(t *testing.T) {
 	looksAt(proxied)
 	must(t, equal("the sockets", sockets(), before), equal("in status", r.Status().Listen[1].AcceptProxy, true))
 	r.empty()
+}
+
+// askAt sends a text to a listener of behind's server, from an address, and returns the client
+// that the backend and the access log have, and what the backend gets.
+func askAt(t *testing.T, got chan string, log, at, from, text string) (client, rest string) {
+	t.Helper()
+	before := len(accessLines(t, log))
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+	conn, err := d.DialContext(t.Context(), "tcp", at)
+	must(t, err)
+	c := conn.(*net.TCPConn)
+	defer c.Close()
+	must(t, write(c, text), c.CloseWrite())
+	client, rest, _ = strings.Cut(receive(t, "what the backend sees", got), " to ")
+	_, rest, _ = strings.Cut(rest, ": ")
+	own := c.LocalAddr().String()
+	eventually(t, "a line in the access log", func() error {
+		proxy := own
+		if client == own {
+			proxy = ""
+		}
+		for _, l := range accessLines(t, log)[before:] { // those of refused headers are between
+			if l.Client == client && l.Proxy == proxy {
+				return nil
+			}
+		}
+		return fmt.Errorf("none of %s by %q", client, proxy)
+	})
+	if client == own {
+		client = "own"
+	}
+	return client, rest
 }
 
 // A client that waits at a listener which a reload removes is what it was before the reload.

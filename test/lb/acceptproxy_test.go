@@ -74,31 +74,8 @@ backend kthwd
 	lbtest.Start(t, lbtest.Command{Name: "haproxy", Namespace: r.lb, Argv: []string{"haproxy", "-db", "-f", config}})
 	r.awaitReady(t)
 
-	beside, err := r.lb.Dial(t.Context(), plain)
-	if err != nil {
-		t.Fatal(err)
-	}
-	secure, err := r.secure(t.Context(), beside)
-	if err != nil {
-		t.Fatalf("without a header, to the listener without accept-proxy: %v", err)
-	}
-	if _, err := ask(secure); err != nil {
-		t.Errorf("without a header, to the listener without accept-proxy: %v", err)
-	}
-	direct, err := r.clients.Dial(t.Context(), behind) // no proxy: kthwd looks for no header
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer direct.Close()
-	if _, err := direct.Write([]byte("PROXY TCP4 192.0.2.1 10.42.0.1 56324 6443\r\n")); err != nil {
-		t.Fatal(err)
-	}
-	own := direct.LocalAddr().String()
-	if err := direct.SetReadDeadline(time.Now().Add(2 * time.Minute)); err != nil {
-		t.Fatal(err)
-	}
-	_, _ = io.Copy(io.Discard, direct) // the backend, which understands TLS only, closes it
-	direct.Close()
+	r.askBeside(t, plain)
+	own := r.lie(t, behind)
 	harness.WaitFor(t, "lines of both clients", 2*time.Minute, func() error {
 		text, err := os.ReadFile(log)
 		if err != nil {
@@ -130,4 +107,38 @@ backend kthwd
 	if n, known := metricAt(t, machine, "127.0.0.1:10300", "kthwd_lb_connections_rejected_total", `reason="proxy_header"`); n > 0 || !known {
 		t.Errorf("%g headers of HAProxy were refused (known: %v)", n, known)
 	}
+}
+
+// askBeside asks from HAProxy's own machine, without a header.
+func (r *rig) askBeside(t *testing.T, at string) {
+	t.Helper()
+	raw, err := r.lb.Dial(t.Context(), at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := r.secure(t.Context(), raw)
+	if err == nil {
+		_, err = ask(conn)
+	}
+	if err != nil {
+		t.Errorf("without a header, to the listener without accept-proxy: %v", err)
+	}
+}
+
+// lie sends a header as a client, and returns its address.
+func (r *rig) lie(t *testing.T, behind string) string {
+	t.Helper()
+	direct, err := r.clients.Dial(t.Context(), behind) // no proxy: kthwd looks for no header
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer direct.Close()
+	if _, err := direct.Write([]byte("PROXY TCP4 192.0.2.1 10.42.0.1 56324 6443\r\n")); err != nil {
+		t.Fatal(err)
+	}
+	if err := direct.SetReadDeadline(time.Now().Add(2 * time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = io.Copy(io.Discard, direct) // the backend, which understands TLS only, closes it
+	return direct.LocalAddr().String()
 }
