@@ -111,8 +111,8 @@ E2E_OBSERVE = $(shell awk '/^func Test/ { sub(/[^A-Za-z0-9_].*/, "", $$2); name 
 test-e2e: build ## whole clusters with kubectl and real nodes, and the failure tables of the load balancer and of three controllers; parts need root and are skipped without
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=40m ./test/e2e/...
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=15m -v ./test/lb
-	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=15m -v -run 'TestFaults' ./test/ha
 	$(MAKE) --no-print-directory -s previous
+	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) KTHWD_PREVIOUS=$(abspath bin/previous/kthwd) go test -count=1 -timeout=15m -v -run 'TestFaults|TestUpgrade' ./test/ha
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) KTHWD_PREVIOUS=$(abspath bin/previous/kthwd) go test -count=1 -timeout=35m -v -run 'TestSplitEtcdCA|TestLoneCIS|TestSpace|TestAllDisksLost|TestRenewalOfThree|TestEncryptionOfThree|TestServiceAccountOfThree|TestServiceAccountKilled|TestCAKilled|TestCAOfThree|TestRevokedOfThree|TestUpgradeCheckOfThree|TestUpgradeAndBack|TestRollingUpgrade|TestUpgradeKilled|TestUpgradeOfThreeBroken|TestLeaving|TestHealthyLifeIsCalm' ./test/fault
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=20m -parallel=6 -run '^($(E2E_OBSERVE))$$' ./test/observe
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=10m -v ./test/members

@@ -6,6 +6,7 @@
 //	make soak                                           # its rows in random order, 10 minutes (SOAK=1h for longer)
 //	KTHWD_SOAK_SEED=42 make soak                        # the same order and the same victims again
 //	KTHWD_HA_STRICT=1 make soak                         # a missed bound fails, however busy the machine
+//	KTHWD_E2E=1 KTHWD_PREVIOUS=… go test -v -run TestUpgrade ./test/ha  # the same clients through another minor, back, and up for good
 //	KTHWD_HA_ROWS=kill-leader,stop KTHWD_E2E=1 go test -v -run TestFaults ./test/ha
 //
 // KTHWD_HA_LOGS=DIR keeps the whole log of each machine. As root it needs ip

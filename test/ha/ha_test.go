@@ -73,7 +73,7 @@ func runTable(t *testing.T, network bool) {
 	t.Helper()
 	var results []*result
 	t.Cleanup(func() { whatFailed(os.Stdout, results) }) // after all logs
-	r := newRig(t, network)
+	r := newRig(t, network, "")
 	r.random = rand.New(rand.NewPCG(seed(t), 0))
 	for _, w := range rows() {
 		if !wanted(w.name) || w.network && !network {
@@ -125,7 +125,7 @@ func soak(t *testing.T, network bool, length time.Duration) {
 	t.Helper()
 	var results []*result
 	t.Cleanup(func() { whatFailed(os.Stdout, results) }) // after all logs
-	r := newRig(t, network)
+	r := newRig(t, network, "")
 	r.random = rand.New(rand.NewPCG(seed(t), 0))
 	for end := time.Now().Add(length); time.Now().Before(end); {
 		all := slices.DeleteFunc(rows(), func(w *row) bool { return !wanted(w.name) || w.network && !network })

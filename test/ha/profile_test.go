@@ -32,7 +32,7 @@ func TestProfile(t *testing.T) {
 	if !lbtest.OwnMachine(t) {
 		return
 	}
-	c := newCluster(t, true)
+	c := newCluster(t, true, "")
 	for i, m := range c.controllers() {
 		c.writeMap(t, fmt.Sprintf("before-%d", i))
 		m.setProfile(t, "cis")

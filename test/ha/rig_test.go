@@ -60,8 +60,9 @@ type cluster struct {
 func (c *cluster) controllers() []*machine { return c.machines[:controllerCount] }
 func (c *cluster) balancer() *machine      { return c.machines[controllerCount] }
 
-// newCluster makes the directories, runs all, and waits until all are ready.
-func newCluster(t *testing.T, network bool) *cluster {
+// newCluster makes the directories, runs all, and waits until all are ready. The controllers run
+// binary, or this kthwd if that is empty.
+func newCluster(t *testing.T, network bool, binary string) *cluster {
 	t.Helper()
 	c := &cluster{network: network}
 	for i := range controllerCount + 1 {
@@ -88,7 +89,9 @@ func newCluster(t *testing.T, network bool) *cluster {
 	}
 	c.makeDirectories(t)
 	for _, m := range c.machines {
-		m.unit = newUnit(t, m.name, m.host, append([]string{kthwtest.Binary(t)}, m.args(network, m == c.balancer())...)...)
+		if m.unit = newUnit(t, m.name, m.host, append([]string{kthwtest.Binary(t)}, m.args(network, m == c.balancer())...)...); binary != "" && m != c.balancer() {
+			m.runs(binary)
+		}
 	}
 	c.onAll()
 	c.awaitReady(t, recovery)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -41,9 +42,9 @@ type rig struct {
 	random  *rand.Rand // which of several machines
 }
 
-func newRig(t *testing.T, network bool) *rig {
+func newRig(t *testing.T, network bool, binary string) *rig {
 	t.Helper()
-	r := &rig{cluster: newCluster(t, network), objects: map[string]change{}}
+	r := &rig{cluster: newCluster(t, network, binary), objects: map[string]change{}}
 	for _, m := range r.controllers() {
 		r.audits = append(r.audits, &auditLog{controller: m.name, path: filepath.Join(m.dir, "audit.log")})
 	}
@@ -74,6 +75,9 @@ type round struct {
 	quiet     time.Duration // longest wait of a writer beside the fault: before it, and after all was well again
 	longest   map[string]gap
 	survivors []*machine // whose processes must be the same at the end
+
+	oldStops atomic.Bool  // a kthwd of the minor before is stopping
+	excused  atomic.Int64 // componentstatuses that met it
 }
 
 // run does to the rig what a row says, and judges what came of it.

@@ -243,23 +243,29 @@ func rollingRestart(o *round) {
 	o.hold(time.Second)
 	o.begun = time.Now()
 	for _, m := range o.controllers() {
-		n := m.count()
-		m.signal(syscall.SIGTERM)
-		begun := time.Now()
-		kthwtest.WaitFor(o.t, m.name+" to be restarted and all to be ready", recovery, func() error {
-			if m.count() == n {
-				return errors.New(m.name + " runs still")
-			}
-			return o.allReady()
-		})
-		if end := m.lastExit(); end.Code != 0 {
-			o.fault("%s: exit code %d after SIGTERM, want 0", m.name, end.Code)
-		} else {
-			o.note("%s stopped in %s, all ready in %s", m.name, seconds(end.At.Sub(begun)), seconds(time.Since(begun)))
-		}
+		o.restart(m)
 	}
 	o.hold(time.Second)
 	load.none(o, "requests", loadRate*5)
+}
+
+// restart waits until all are ready again.
+func (o *round) restart(m *machine) {
+	o.t.Helper()
+	n := m.count()
+	m.signal(syscall.SIGTERM)
+	begun := time.Now()
+	kthwtest.WaitFor(o.t, m.name+" to be restarted and all to be ready", recovery, func() error {
+		if m.count() == n {
+			return errors.New(m.name + " runs still")
+		}
+		return o.allReady()
+	})
+	if end := m.lastExit(); end.Code != 0 {
+		o.fault("%s: exit code %d after SIGTERM, want 0", m.name, end.Code)
+	} else {
+		o.note("%s stopped in %s, all ready in %s", m.name, seconds(end.At.Sub(begun)), seconds(time.Since(begun)))
+	}
 }
 
 func allKilled(o *round) {

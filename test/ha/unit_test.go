@@ -23,6 +23,7 @@ const restartPause = time.Second
 type unit struct {
 	name string
 	argv []string
+	at   int // of the program in argv
 	env  []string
 	host *lbtest.Namespace // with a host name of its own; nil: this process's
 	log  *kthwtest.Log
@@ -51,7 +52,7 @@ func newUnit(t testing.TB, name string, host *lbtest.Namespace, argv ...string) 
 	t.Helper()
 	u := &unit{name: name, argv: argv, host: host, log: &kthwtest.Log{}, off: true, wake: make(chan struct{}, 1), done: make(chan struct{})}
 	if host != nil {
-		u.argv = append([]string{lbtest.Self(t), name}, argv...)
+		u.argv, u.at = append([]string{lbtest.Self(t), name}, argv...), 2
 		u.env = []string{lbtest.HelperEnv("host")}
 	}
 	u.output = u.log
@@ -92,7 +93,9 @@ func (u *unit) run() {
 
 // once is one process, from its start to its end.
 func (u *unit) once() {
+	u.mu.Lock()
 	cmd := exec.Command(u.argv[0], u.argv[1:]...)
+	u.mu.Unlock()
 	cmd.Env = append(os.Environ(), u.env...)
 	cmd.Stdout, cmd.Stderr = u.output, u.output
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for the test
@@ -129,6 +132,13 @@ func (u *unit) set(change func()) {
 	case u.wake <- struct{}{}:
 	default:
 	}
+}
+
+// runs is the program from the next start on.
+func (u *unit) runs(program string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.argv[u.at] = program
 }
 
 // on starts the program, and keeps it running.
