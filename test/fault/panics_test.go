@@ -47,6 +47,9 @@ func TestPanicEndsOneTerm(t *testing.T) {
 				t.Fatal(err)
 			}
 			kthwtest.WaitFor(t, "terms that ended by panics", 2*soon, func() error {
+				if c.Exited() {
+					t.Fatalf("the process has ended:\n%s", c.Log.Tail(5))
+				}
 				r, err := c.Status()
 				if got := r.Restarts[kcm]["panic"]; err == nil && got < 2 {
 					err = fmt.Errorf("got %d: %v", got, r.Restarts)
