@@ -17,11 +17,10 @@ import (
 // TestClients finds each place that makes a client of HTTP, of Kubernetes or of etcd, or reads a
 // kubeconfig for one. Such a place is without a proxy by its text, or has a row here.
 var clientsWithProxy = map[string]string{
-	"appliance/commands/files.go clientcmd.BuildConfigFromFlags":                "reads the file, connects to nothing",
-	"appliance/controllers/controllermanager.go clientcmd.BuildConfigFromFlags": "in the controller: NO_PROXY has the kubeconfig's server, and its transport is shared with upstream's clients",
-	"appliance/controllers/scheduler.go clientcmd.BuildConfigFromFlags":         "as controllermanager.go",
-	"appliance/etcdgateway/gateway.go grpc.NewClient":                           "a unix socket",
-	"lb/discovery/kubeconfig.go clientcmd.NewDefaultClientConfig":               "client.go of the package makes the transport, without a proxy",
+	"appliance/commands/files.go clientcmd.BuildConfigFromFlags":   "reads the file, connects to nothing",
+	"appliance/controllers/live.go clientcmd.BuildConfigFromFlags": "in the controller: NO_PROXY has the kubeconfig's server, and its transport is shared with upstream's clients",
+	"appliance/etcdgateway/gateway.go grpc.NewClient":              "a unix socket",
+	"lb/discovery/kubeconfig.go clientcmd.NewDefaultClientConfig":  "client.go of the package makes the transport, without a proxy",
 }
 
 // makesClient are the expressions that make a client with a proxy of the environment, unless they say otherwise.
