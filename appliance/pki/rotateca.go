@@ -212,15 +212,20 @@ func SetClusterCA(l Layout, trusted []*x509.Certificate, key, next []byte) (chan
 			both = append(both, ca)
 		}
 	}
+	file, _, err := read(l.CA())
+	if err != nil {
+		return nil, err
+	}
+	between := caFile(file, both)
 	steps := [](func() error){
-		func() error { return set(l.CA(), encodeCertificates(is.Trusted), encodeCertificates(both)) },
+		func() error { return set(l.CA(), file, between) },
 		func() error {
 			if key == nil {
 				return nil
 			}
 			return set(l.CAKey(), is.Key, key)
 		},
-		func() error { return set(l.CA(), encodeCertificates(both), encodeCertificates(trusted)) },
+		func() error { return set(l.CA(), between, caFile(between, trusted)) },
 	}
 	for _, step := range steps {
 		if err := step(); err != nil {
@@ -237,6 +242,27 @@ func SetClusterCA(l Layout, trusted []*x509.Certificate, key, next []byte) (chan
 		}
 	}
 	return changed, nil
+}
+
+// caFile is a file of CAs with others in it: what stays is as it was, with the text before it, and
+// what comes is behind it.
+func caFile(data []byte, trusted []*x509.Certificate) (next []byte) {
+	from := data
+	var there []*x509.Certificate
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		ca, err := x509.ParseCertificate(block.Bytes)
+		if err == nil && slices.ContainsFunc(trusted, ca.Equal) {
+			next, there = append(next, from[:len(from)-len(rest)]...), append(there, ca)
+		}
+		from = rest
+	}
+	next = append(next, from...)
+	for _, ca := range trusted {
+		if !slices.ContainsFunc(there, ca.Equal) {
+			next = append(ended(next), encodeCertificates([]*x509.Certificate{ca})...)
+		}
+	}
+	return next
 }
 
 // trustInKubeconfigs gives the kubeconfigs that contain CAs of before the new ones.

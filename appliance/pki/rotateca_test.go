@@ -34,6 +34,14 @@ func clusterCA(t *testing.T, l Layout) ClusterCA {
 func TestRotateCA(t *testing.T) {
 	l := madeLayout(t)
 	spec := Spec{Server: "https://127.0.0.1:6443", Local: []string{"127.0.0.1"}, ServiceIP: net.ParseIP("10.32.0.1")}
+	written, err := os.ReadFile(l.CA())
+	if err == nil {
+		written = append([]byte("# the CA of the shop\n"), written...)
+		err = os.WriteFile(l.CA(), written, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	old := clusterCA(t, l)
 	if err := CARotatable(l, 0, time.Now()); err != nil {
 		t.Fatal(err)
@@ -76,6 +84,11 @@ func TestRotateCA(t *testing.T) {
 	if SignedByOthers(l, old.Signer) != nil || len(SignedByOthers(l, ca)) == 0 {
 		t.Error("the old CA signs, and nothing is of another one")
 	}
+	step("taken back", before, old.Key, nil, old.Signer)
+	if is, err := os.ReadFile(l.CA()); err != nil || string(is) != string(written) {
+		t.Errorf("taken back, ca.pem is another file: %v\n%s", err, is)
+	}
+	step("trust", append(slices.Clone(before), ca), old.Key, key, old.Signer)
 	tokens, err := ReadTokenFiles(l)
 	if err != nil {
 		t.Fatal(err)
