@@ -49,18 +49,6 @@ func clusterCAOf(t *testing.T, c *kthwtest.Controller) pki.ClusterCA {
 	return ca
 }
 
-// withFile is a client of one controller with a kubeconfig, which it reads now.
-func withFile(t *testing.T, c *kthwtest.Controller, path string) (kubernetes.Interface, error) {
-	t.Helper()
-	config, err := clientcmd.BuildConfigFromFlags("", path)
-	if err != nil {
-		return nil, err
-	}
-	config.Host = fmt.Sprintf("https://%s:%d", c.Address, c.Ports.Secure)
-	config.QPS, config.Burst = -1, -1
-	return kubernetes.NewForConfig(config)
-}
-
 // fileReaders ask each controller with its admin.kubeconfig, which they read each time, over a new
 // connection. None may fail.
 type fileReaders struct {
