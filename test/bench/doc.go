@@ -6,6 +6,7 @@
 //	make bench                                               # everything, about 20 minutes
 //	KTHWD_BENCH_ROUNDS=3 KTHWD_BENCH_ONLY=start make bench   # a part of it
 //	make bench-hardening                                     # what kthwd's own hardening costs
+//	KTHWD_BENCH_UPTO=default KTHWD_BENCH_ONLY=throughput make bench-hardening   # two variants and one part of it
 //	make bench-backup SIZE=1G                                # what a backup costs
 //	make bench-scale SIZES=20/300                            # clusters of other sizes
 //
