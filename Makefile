@@ -166,6 +166,7 @@ test-systemd: ## the .deb and the .rpm on Debian machines that systemd boots: li
 test-upgrade: build previous ## another minor of Kubernetes and etcd for three controllers, and back: 200 requests a second through a balancer in namespaces, and with apt on Debian machines that systemd boots; needs root
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) KTHWD_PREVIOUS=$(abspath bin/previous/kthwd) go test -count=1 -timeout=15m -v -run 'TestUpgrade' ./test/ha
 	$(MAKE) --no-print-directory package-deb-amd64 VERSION=v0.9.0
+	$(MAKE) --no-print-directory package-deb-amd64 VERSION=v0.10.0
 	test/previous.sh dist/previous/kthwd v0.8.0 dist
 	KTHWD_MINOR=1 KTHWD_SYSTEMD=$(abspath dist) go test -count=1 -timeout=20m -v -run 'TestMinor' ./test/systemd
 
