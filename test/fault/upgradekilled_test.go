@@ -133,7 +133,7 @@ func (b *brokenUpgrade) reached(t *testing.T) {
 func TestUpgradeKilled(t *testing.T) {
 	endToEnd(t, "TestUpgradeAndBack")
 	b := &brokenUpgrade{previous: kthwtest.Previous(t)}
-	kthwtest.Turn(t, 1)
+	kthwtest.LongTurn(t, 1)
 	b.data, b.etcd = tmpfs(t, "48m"), tmpfs(t, "256m")
 	b.args = []string{"--etcd-data-dir=" + filepath.Join(b.etcd, "etcd"), "--copy-before-upgrade=false"}
 	b.c = kthwtest.Start(t, kthwtest.Options{Dir: filepath.Join(b.data, "data"), Binary: b.previous, Args: b.args})

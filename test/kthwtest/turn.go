@@ -37,8 +37,19 @@ const Alone = 1000
 // keep the room that they wait for. The package calls TakeTurns in TestMain.
 func Turn(t *testing.T, controllers int) {
 	t.Helper()
+	turn(t, controllers, controllers)
+}
+
+// LongTurn is Turn for a test that takes minutes with few controllers: it goes before all others.
+func LongTurn(t *testing.T, controllers int) {
+	t.Helper()
+	turn(t, controllers, Alone+controllers)
+}
+
+func turn(t *testing.T, controllers, rank int) {
+	t.Helper()
 	t.Parallel()
-	release, err := theTurns().wait(controllers)
+	release, err := theTurns().wait(controllers, rank)
 	if err != nil {
 		t.Fatalf("turn for %d controllers: %v", controllers, err)
 	}
@@ -90,7 +101,7 @@ type turns struct {
 
 	mu      sync.Mutex
 	mine    []bool // the places taken by this process
-	waiting []int  // the wishes, the largest first
+	waiting []int  // the ranks of the wishes, the highest first
 }
 
 func newTurns(dir string, n int) *turns {
@@ -118,30 +129,30 @@ func newTurns(dir string, n int) *turns {
 	return r
 }
 
-// wait blocks until it has n places, or all if there are fewer. It returns what gives them
-// back.
-func (r *turns) wait(n int) (release func(), err error) {
+// wait blocks until it has n places, or all if there are fewer, and no wish of a higher rank waits. It
+// returns what gives them back.
+func (r *turns) wait(n, rank int) (release func(), err error) {
 	if r.err != nil {
 		return nil, r.err
 	}
 	n = min(n, len(r.places))
 	r.mu.Lock()
-	r.waiting = append(r.waiting, n)
+	r.waiting = append(r.waiting, rank)
 	slices.SortFunc(r.waiting, func(a, b int) int { return b - a })
 	r.mu.Unlock()
 	for {
 		// Another process tells nobody that it gives a place back. Before the first time, those that
 		// begin at the same moment all say their wish.
 		time.Sleep(100 * time.Millisecond)
-		got, err := r.try(n)
+		got, err := r.try(n, rank)
 		if err != nil || got != nil {
 			return func() { r.release(got) }, err
 		}
 	}
 }
 
-// try takes n places, or none: not if there is a larger wish.
-func (r *turns) try(n int) (got []int, err error) {
+// try takes n places, or none: not if a wish of a higher rank waits.
+func (r *turns) try(n, rank int) (got []int, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err := syscall.Flock(int(r.master.Fd()), syscall.LOCK_EX); err != nil {
@@ -149,7 +160,7 @@ func (r *turns) try(n int) (got []int, err error) {
 	}
 	defer func() { _ = syscall.Flock(int(r.master.Fd()), syscall.LOCK_UN) }()
 	free := r.lock()
-	if len(free) < n || r.waiting[0] > n {
+	if len(free) < n || r.waiting[0] > rank {
 		r.unlock(free)
 		return nil, nil
 	}

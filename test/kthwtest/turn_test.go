@@ -30,7 +30,7 @@ func TestTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		take := func(r *turns, n int) func() {
 			t.Helper()
-			release, err := r.wait(n)
+			release, err := r.wait(n, n)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -64,9 +64,28 @@ func TestTurns(t *testing.T) {
 				t.Errorf("got %d, want %d", got, want)
 			}
 		}
+		all := take(one, 5)
+		for n, rank := range map[int]int{1: Alone + 1, 4: 4} { // a long one, and a large one
+			done.Go(func() {
+				release, err := one.wait(n, rank)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				order <- n
+				time.Sleep(time.Second)
+				release()
+			})
+		}
+		synctest.Wait()
+		time.Sleep(time.Second)
+		all()
+		if first, second := <-order, <-order; first != 1 || second != 4 {
+			t.Errorf("got %d before %d, want the long one first", first, second)
+		}
 	})
 	single := newTurns("", 1)
-	release, err := single.wait(3)
+	release, err := single.wait(3, 3)
 	if err != nil {
 		t.Fatal(err)
 	}
