@@ -299,7 +299,7 @@ func TestEtcdVerbs(t *testing.T) {
 // A run that is killed at any of its steps, or whose member is, is continued by the next one.
 func TestSpaceKilled(t *testing.T) {
 	endToEnd(t, "TestEtcdVerbs is in make test")
-	kthwtest.Turn(t, 3)
+	kthwtest.LongTurn(t, 3)
 	m := makeCluster(t)
 	all := m.startAll(t)
 	for _, at := range []struct {
