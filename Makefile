@@ -113,7 +113,7 @@ test-e2e: build ## whole clusters with kubectl and real nodes, and the failure t
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=15m -v ./test/lb
 	$(MAKE) --no-print-directory -s previous
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) KTHWD_PREVIOUS=$(abspath bin/previous/kthwd) go test -count=1 -timeout=15m -v -run 'TestFaults' ./test/ha
-	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) KTHWD_PREVIOUS=$(abspath bin/previous/kthwd) go test -count=1 -timeout=35m -v -run 'TestSplitEtcdCA|TestLoneCIS|TestSpace|TestAllDisksLost|TestRenewalOfThree|TestEncryptionOfThree|TestServiceAccountOfThree|TestServiceAccountKilled|TestCAKilled|TestCAOfThree|TestRevokedOfThree|TestUpgradeCheckOfThree|TestUpgradeAndBack|TestRollingUpgrade|TestUpgradeKilled|TestUpgradeOfThreeBroken|TestLeaving|TestHealthyLifeIsCalm' ./test/fault
+	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) KTHWD_PREVIOUS=$(abspath bin/previous/kthwd) go test -count=1 -timeout=35m -v -run 'TestSplitEtcdCA|TestLoneCIS|TestSpace|TestAllDisksLost|TestRenewalOfThree|TestEncryptionOfThree|TestServiceAccountOfThree|TestServiceAccountKilled|TestCAKilled|TestCAOfThree|TestRevokedOfThree|TestUpgradeCheckOfThree|TestUpgradeAndBack|TestRollingUpgrade|TestUpgradeKilled|TestLeaving|TestHealthyLifeIsCalm' ./test/fault
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=20m -parallel=6 -run '^($(E2E_OBSERVE))$$' ./test/observe
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=10m -v ./test/members
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=20m -v -run 'TestEnvtest|TestPage' ./test/try
@@ -163,8 +163,9 @@ test-systemd: ## the .deb and the .rpm on Debian machines that systemd boots: li
 	$(MAKE) --no-print-directory package-deb-amd64 VERSION=v0.10.0
 	KTHWD_SYSTEMD=$(abspath dist) go test -count=1 -timeout=20m -v ./test/systemd
 
-test-upgrade: build previous ## another minor of Kubernetes and etcd for three controllers, and back: 200 requests a second through a balancer in namespaces, and with apt on Debian machines that systemd boots; needs root
+test-upgrade: build previous ## another minor of Kubernetes and etcd for three controllers, and back: 200 requests a second through a balancer in namespaces, broken on the way, and with apt on Debian machines that systemd boots; needs root
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) KTHWD_PREVIOUS=$(abspath bin/previous/kthwd) go test -count=1 -timeout=15m -v -run 'TestUpgrade' ./test/ha
+	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) KTHWD_PREVIOUS=$(abspath bin/previous/kthwd) go test -count=1 -timeout=20m -v -run 'TestUpgradeOfThreeBroken' ./test/fault
 	$(MAKE) --no-print-directory package-deb-amd64 VERSION=v0.9.0
 	$(MAKE) --no-print-directory package-deb-amd64 VERSION=v0.10.0
 	test/previous.sh dist/previous/kthwd v0.8.0 dist
