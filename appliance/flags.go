@@ -2,7 +2,7 @@ package appliance
 
 import "kthwd/appliance/flagvalue"
 
-// flagReader returns what agree.Controllers.Read is to be.
+// flagReader returns the function for agree.Controllers.Read.
 func flagReader() func(program, key string, values ...string) (is, otherwise string, ok bool) {
 	var reader flagvalue.Reader
 	return func(program, key string, values ...string) (is, otherwise string, ok bool) {

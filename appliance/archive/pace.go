@@ -128,7 +128,7 @@ func Free(f *os.File) {
 	if err := unix.Fstat(fd, &is); err != nil || is.Mode&unix.S_IFMT != unix.S_IFREG || is.Nlink > 0 {
 		return
 	}
-	// The kernel gives this lease only to the one who has the file open alone (fcntl(2)).
+	// The kernel gives this lease only where no other descriptor of the file is open (fcntl(2)).
 	if _, err := unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_WRLCK); err != nil {
 		return
 	}

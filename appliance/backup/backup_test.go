@@ -683,60 +683,8 @@ func TestRestore(t *testing.T) {
 			t.Errorf("the old data: %v", err)
 		}
 	})
-	t.Run("and back", func(t *testing.T) {
-		o.Replace = true
-		l := o.Config.Layout()
-		must(t, os.WriteFile(l.Cert("of-before"), []byte("before"), 0o600)) // has no place in the restored cluster
-		must(t, os.Remove(l.Names()))                                       // a restore makes it
-		inUse := func() map[string]string {
-			all := sums(t, l.Dir)
-			for name := range all {
-				if strings.HasPrefix(name, ".") || strings.HasPrefix(name, "etcd/.") || name == filepath.Base(l.Lock()) {
-					delete(all, name)
-				}
-			}
-			return all
-		}
-		before := inUse()
-		r, err := BeginRestore(o)
-		must(t, err)
-		must(t, r.Run(t.Context()))
-		r.Close()
-		restored := inUse()
-		if equal(before, restored) {
-			t.Fatal("the restore has changed nothing")
-		}
-		commands := strings.Join(r.WayBack(), "\n")
-		out, err := exec.CommandContext(t.Context(), "sh", "-euc", commands).CombinedOutput()
-		if err != nil {
-			t.Fatalf("%v\n%s\n%s", err, commands, out)
-		}
-		if after := inUse(); !equal(before, after) {
-			t.Errorf("after\n%s\ngot %v\nwant %v", commands, slices.Sorted(maps.Keys(after)), slices.Sorted(maps.Keys(before)))
-		}
-		if err := exec.CommandContext(t.Context(), "sh", "-euc", commands).Run(); err == nil || !equal(before, inUse()) {
-			t.Errorf("run again: %v, and the files are %v", err, inUse())
-		}
-		checkRestored(t, o.Config, 5)
-	})
-	t.Run("two in one second", func(t *testing.T) {
-		o.Replace = true
-		now, kept := time.Now(), ""
-		for range 3 {
-			r, err := BeginRestore(o)
-			must(t, err)
-			r.choose(now)
-			must(t, r.checkData())
-			must(t, r.Run(t.Context()))
-			r.Close()
-			for _, dir := range []string{kept, r.Aside} {
-				if kept == r.Aside || dir != "" && !datadir.Exists(filepath.Join(dir, "member", "snap", "db")) {
-					t.Errorf("the old data in %q: gone, or the same as of another restore", dir)
-				}
-			}
-			kept = r.Aside
-		}
-	})
+	t.Run("and back", func(t *testing.T) { restoreAndBack(t, o) })
+	t.Run("two in one second", func(t *testing.T) { restoreInOneSecond(t, o) })
 	t.Run("a running kthwd", func(t *testing.T) {
 		lock, err := datadir.Lock(o.Config.Layout())
 		must(t, err)
@@ -744,6 +692,66 @@ func TestRestore(t *testing.T) {
 		_, err = BeginRestore(o)
 		harness.CheckRefusal(t, err, "in use by another kthwd", "stop that one first")
 	})
+}
+
+// restoreAndBack restores onto data, and goes back by the commands that the restore names.
+func restoreAndBack(t *testing.T, o RestoreOptions) {
+	t.Helper()
+	o.Replace = true
+	l := o.Config.Layout()
+	must(t, os.WriteFile(l.Cert("of-before"), []byte("before"), 0o600)) // has no place in the restored cluster
+	must(t, os.Remove(l.Names()))                                       // a restore makes it
+	inUse := func() map[string]string {
+		all := sums(t, l.Dir)
+		for name := range all {
+			if strings.HasPrefix(name, ".") || strings.HasPrefix(name, "etcd/.") || name == filepath.Base(l.Lock()) {
+				delete(all, name)
+			}
+		}
+		return all
+	}
+	before := inUse()
+	r, err := BeginRestore(o)
+	must(t, err)
+	must(t, r.Run(t.Context()))
+	r.Close()
+	restored := inUse()
+	if equal(before, restored) {
+		t.Fatal("the restore has changed nothing")
+	}
+	commands := strings.Join(r.WayBack(), "\n")
+	out, err := exec.CommandContext(t.Context(), "sh", "-euc", commands).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s\n%s", err, commands, out)
+	}
+	if after := inUse(); !equal(before, after) {
+		t.Errorf("after\n%s\ngot %v\nwant %v", commands, slices.Sorted(maps.Keys(after)), slices.Sorted(maps.Keys(before)))
+	}
+	if err := exec.CommandContext(t.Context(), "sh", "-euc", commands).Run(); err == nil || !equal(before, inUse()) {
+		t.Errorf("run again: %v, and the files are %v", err, inUse())
+	}
+	checkRestored(t, o.Config, 5)
+}
+
+// restoreInOneSecond restores three times at one moment: the data of before is in another place each time.
+func restoreInOneSecond(t *testing.T, o RestoreOptions) {
+	t.Helper()
+	o.Replace = true
+	now, kept := time.Now(), ""
+	for range 3 {
+		r, err := BeginRestore(o)
+		must(t, err)
+		r.choose(now)
+		must(t, r.checkData())
+		must(t, r.Run(t.Context()))
+		r.Close()
+		for _, dir := range []string{kept, r.Aside} {
+			if kept == r.Aside || dir != "" && !datadir.Exists(filepath.Join(dir, "member", "snap", "db")) {
+				t.Errorf("the old data in %q: gone, or the same as of another restore", dir)
+			}
+		}
+		kept = r.Aside
+	}
 }
 
 // After any step at which a restore dies, either nothing has changed, or the next start

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"os"
 	"sync"
 	"time"
 
@@ -16,7 +15,6 @@ import (
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 
 	"kthwd/appliance/advice"
-	"kthwd/appliance/durable"
 	"kthwd/appliance/etcd"
 	"kthwd/appliance/others"
 	"kthwd/appliance/pki"
@@ -172,7 +170,7 @@ func (r *Rotation) carryOn(ctx context.Context, client *clientv3.Client, h *stag
 			return err
 		}
 		if next == StageDone {
-			if err := r.forgetNext(); err != nil {
+			if err := stages.ForgetKey(r.cfg.Layout.NextCAKey()); err != nil {
 				return err
 			}
 		}
@@ -260,21 +258,6 @@ func mayDrop(s State, all []Controller, now time.Time) error {
 	return nil
 }
 
-// keepNext keeps the key of the new CA until every controller signs with it.
-func (r *Rotation) keepNext(key []byte) error {
-	if err := durable.Write(r.cfg.Layout.NextCAKey(), key, 0o600); err != nil {
-		return advice.With(fmt.Errorf("keep the key of the new CA: %w", err), "make the directory writable for kthwd's user")
-	}
-	return nil
-}
-
-func (r *Rotation) forgetNext() error {
-	if err := os.Remove(r.cfg.Layout.NextCAKey()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
-}
-
 // tidy removes the key that is kept for a rotation which another controller has carried on, or
 // which has never begun.
 func (r *Rotation) tidy(ctx context.Context, client *clientv3.Client, kept fs.FileInfo) {
@@ -283,14 +266,7 @@ func (r *Rotation) tidy(ctx context.Context, client *clientv3.Client, kept fs.Fi
 	if err != nil || s.needsNext() {
 		return
 	}
-	r.runner.Idle(func() {
-		if now, err := os.Lstat(r.cfg.Layout.NextCAKey()); err != nil || !os.SameFile(now, kept) {
-			return
-		}
-		if err := r.forgetNext(); err != nil {
-			r.cfg.Log.Warn("a file with a key that no rotation needs cannot be removed", "err", err)
-		}
-	})
+	r.runner.ForgetKept(r.cfg.Layout.NextCAKey(), kept)
 }
 
 // needsNext reports whether a controller may have the new key beside the old one.

@@ -107,8 +107,8 @@ func (r *Rotation) do(ctx context.Context, in Request) (out Report, err error) {
 	return r.report(ctx, client, true)
 }
 
-// report says where the rotation is, which CAs each controller uses, and who is not ready for the
-// next step.
+// report gives the stage of the rotation, the CAs of each controller, and the workers and users that
+// are not ready for the next step.
 func (r *Rotation) report(ctx context.Context, client *clientv3.Client, brief bool) (out Report, err error) {
 	s, err := readState(ctx, r.cfg.Layout, client)
 	if err != nil {
@@ -131,10 +131,14 @@ func (r *Rotation) report(ctx context.Context, client *clientv3.Client, brief bo
 	if out.Running {
 		in.Watch = s.Old
 	}
-	if out.Controllers, err = r.ask(ctx, in, askTime); err == nil && s.Stage == StageDistribute {
-		out.Workers, err = r.workers(ctx, s)
+	if out.Controllers, err = r.ask(ctx, in, askTime); err != nil || s.Stage != StageDistribute {
+		return out, err
 	}
-	return out, err
+	workers, failed := r.workers(ctx, s)
+	if out.Workers = workers; failed != nil { // the controllers are shown all the same
+		out.Workers = []Worker{{Node: "workers", Error: failed.Error()}}
+	}
+	return out, nil
 }
 
 // rotate begins a rotation, or says what it would do.
@@ -163,7 +167,7 @@ func (r *Rotation) rotate(ctx context.Context, client *clientv3.Client, q Reques
 	}
 	s.New, s.Certificate = pki.CAID(ca), ca.Raw
 	err = r.act(ctx, func(ctx context.Context, client *clientv3.Client, h *stages.Hold) (State, error) {
-		if err := r.keepNext(key); err != nil { // before the state: without it nobody could go on
+		if err := stages.KeepKey(r.cfg.Layout.NextCAKey(), key); err != nil { // before the state: without it nobody could go on
 			return s, err
 		}
 		return s, r.enter(ctx, client, h, &s, StageTrust)
@@ -284,7 +288,7 @@ func (r *Rotation) Findings() []status.Finding {
 		Text: fmt.Sprintf("cluster's CA %s: stage %d of %d, %s", s, s.Stage.Number(), Of, s.Stage)}
 	switch use := r.cfg.Watch.Use(s.Old); {
 	case s.Stage == StageDistribute:
-		f.Text += ": ca.pem has both CAs, and is to be copied to every worker, balancer and user"
+		f.Text += ": ca.pem has both CAs; copy it to every worker, balancer and user"
 	case s.Stage == StageWatch && use != nil && use.Count > 0:
 		f.Text += fmt.Sprintf(": %d requests with certificates of the old CA came here, the newest of %s", use.Count, use.Newest())
 	case s.Stage == StageWatch:

@@ -26,7 +26,7 @@ type Use struct {
 	Clients []Client  `json:"clients,omitempty"` // the newest first, one for each user
 }
 
-// Client is a user who has come with a certificate.
+// Client is a user with a certificate of the CA, as the last request showed it.
 type Client struct {
 	User    string    `json:"user"`
 	Address string    `json:"address"` // from which it came the last time
@@ -49,7 +49,7 @@ func (u *Use) Newest() string {
 	return said
 }
 
-// Watch knows who comes with certificates of the CA that a rotation replaces. The zero value
+// Watch records the users of certificates of the CA that a rotation replaces. The zero value
 // watches none. Its methods may be called from any goroutine.
 type Watch struct {
 	watched atomic.Pointer[usage] // nil for none

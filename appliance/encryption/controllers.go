@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -158,10 +157,3 @@ func (r *Rotation) ask(ctx context.Context, in request, within time.Duration) ([
 // next is the file that the controller which began keeps beside the one in use, until the
 // rotation ends: the new key exists nowhere else at first.
 func (r *Rotation) next() string { return r.file() + ".next" }
-
-func (r *Rotation) forgetNext() error {
-	if err := os.Remove(r.next()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
-}

@@ -312,7 +312,7 @@ func (r *Rotation) carryOn(ctx context.Context, client *clientv3.Client, h *stag
 		return err
 	}
 	r.cfg.Log.Info("rotation of the encryption key has ended", "rotation", s.String())
-	return r.forgetNext()
+	return stages.ForgetKey(r.next())
 }
 
 // formOf is what the file of a stage looks like.

@@ -150,27 +150,19 @@ var errNoSeal = advice.With(errors.New("has no controller's seal: something else
 
 // readState returns the zero value before the first rotation.
 func readState(ctx context.Context, l pki.Layout, client *clientv3.Client, o ...clientv3.OpOption) (s State, err error) {
-	ctx, cancel := context.WithTimeout(ctx, stages.RecordTimeout)
-	defer cancel()
-	key := kind.StateKey()
-	answer, err := client.Get(ctx, key, o...)
-	if err != nil {
-		return s, fmt.Errorf("read %s in etcd: %w", key, err)
+	if s.revision, err = kind.Fetch(ctx, client, &s, errNoSeal, o...); err != nil || s.revision == 0 {
+		return State{}, err
 	}
-	if len(answer.Kvs) == 0 {
-		return s, nil
+	sealed := false
+	if len(s.Files) > 0 {
+		sealed, err = s.isSealed(l)
 	}
-	if json.Unmarshal(answer.Kvs[0].Value, &s) != nil || len(s.Files) == 0 {
-		return State{}, fmt.Errorf("%s in etcd %w", key, errNoSeal)
+	if err == nil && !sealed {
+		err = kind.Unsealed(errNoSeal)
 	}
-	sealed, err := s.isSealed(l)
 	if err != nil {
 		return State{}, err
 	}
-	if !sealed {
-		return State{}, fmt.Errorf("%s in etcd %w", key, errNoSeal)
-	}
-	s.revision = answer.Kvs[0].ModRevision
 	return s, nil
 }
 

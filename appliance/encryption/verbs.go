@@ -239,16 +239,7 @@ func (r *Rotation) tidy(ctx context.Context, client *clientv3.Client, kept fs.Fi
 	if s, err := readState(ctx, r.cfg.Layout, client); err != nil || s.running() {
 		return
 	}
-	r.runner.Idle(func() {
-		if now, err := os.Lstat(r.next()); err != nil || !os.SameFile(now, kept) {
-			return
-		}
-		if err := r.forgetNext(); err != nil {
-			r.cfg.Log.Warn("a file with an encryption key that is in use no more cannot be removed", "err", err)
-			return
-		}
-		r.cfg.Log.Info("removed the file that was kept for a rotation which has ended", "file", r.next())
-	})
+	r.runner.ForgetKept(r.next(), kept)
 }
 
 // Findings tells of a rotation that is under way, or has stopped.

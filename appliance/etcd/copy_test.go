@@ -94,7 +94,7 @@ func TestCopy(t *testing.T) {
 	}
 }
 
-// A copy that nobody wants any more ends.
+// A copy ends when its reader has gone.
 func TestCopyEnds(t *testing.T) {
 	o, err := OpenOffline(t.Context(), "c0", t.TempDir(), true, slog.New(slog.DiscardHandler))
 	if err != nil {

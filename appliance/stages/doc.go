@@ -9,5 +9,5 @@
 //
 // The right to act is a key in etcd with a lease (Hold): one controller carries the change on, in
 // the background, and one that dies leaves it where it is, so that any other one may go on. What
-// the stages are and what the state in etcd contains is the caller's, and so are its seals.
+// the stages are and what the state in etcd contains is the caller's.
 package stages

@@ -17,7 +17,7 @@ type RunnerConfig struct {
 	Kind   Kind
 	Name   string                           // this controller's
 	Client func() (*clientv3.Client, error) // of the member here; the Runner closes it
-	Log    *slog.Logger
+	Log    *slog.Logger                     // nil for none
 }
 
 // Runner carries a change on in the background, one at a time. Make one with NewRunner. Its methods
@@ -34,7 +34,12 @@ type Runner struct {
 }
 
 // NewRunner makes a Runner. It does nothing before Live.
-func NewRunner(c RunnerConfig) *Runner { return &Runner{cfg: c} }
+func NewRunner(c RunnerConfig) *Runner {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Runner{cfg: c}
+}
 
 // Live lets changes be carried on until ctx ends.
 func (r *Runner) Live(ctx context.Context) {

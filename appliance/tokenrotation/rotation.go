@@ -15,7 +15,6 @@ import (
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 
 	"kthwd/appliance/advice"
-	"kthwd/appliance/durable"
 	"kthwd/appliance/etcd"
 	"kthwd/appliance/others"
 	"kthwd/appliance/pki"
@@ -161,7 +160,7 @@ func (r *Rotation) carryOn(ctx context.Context, client *clientv3.Client, h *stag
 			return err
 		}
 		if next == StageSign || next == StageDone {
-			if err := r.forgetNext(); err != nil {
+			if err := stages.ForgetKey(r.next()); err != nil {
 				return err
 			}
 		}
@@ -283,20 +282,6 @@ func mayDrop(s State, all []Controller, now time.Time) error {
 // next is where the controller that began keeps the new key until every controller has it.
 func (r *Rotation) next() string { return r.cfg.Layout.NextServiceAccountKey() }
 
-func (r *Rotation) keepNext(key []byte) error {
-	if err := durable.Write(r.next(), key, 0o600); err != nil {
-		return advice.With(fmt.Errorf("keep the new key: %w", err), "make the directory writable for kthwd's user")
-	}
-	return nil
-}
-
-func (r *Rotation) forgetNext() error {
-	if err := os.Remove(r.next()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
-}
-
 // tidy removes the key that is kept for a rotation which another controller has carried on, or
 // which has never begun.
 func (r *Rotation) tidy(ctx context.Context, client *clientv3.Client, kept fs.FileInfo) {
@@ -305,12 +290,5 @@ func (r *Rotation) tidy(ctx context.Context, client *clientv3.Client, kept fs.Fi
 	if err != nil || s.Running() && s.Stage == StagePublish {
 		return
 	}
-	r.runner.Idle(func() {
-		if now, err := os.Lstat(r.next()); err != nil || !os.SameFile(now, kept) {
-			return
-		}
-		if err := r.forgetNext(); err != nil {
-			r.cfg.Log.Warn("a file with a key that no rotation needs cannot be removed", "err", err)
-		}
-	})
+	r.runner.ForgetKept(r.next(), kept)
 }

@@ -2,9 +2,6 @@ package tokenrotation
 
 import (
 	"context"
-	"crypto/hmac"
-	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -54,7 +51,7 @@ type State struct {
 
 	// Seals has an HMAC over the rest for each key that the writer had, by its ID: a controller
 	// that has missed the new key must be able to believe that it has.
-	Seals map[string][]byte `json:"seals"`
+	Seals stages.Seals `json:"seals"`
 
 	revision int64
 }
@@ -90,24 +87,9 @@ func (s State) String() string {
 func Short(id string) string { return id[:min(len(id), 8)] }
 
 // seals computes the seal of each secret that this controller has.
-func (s State) seals(l pki.Layout) (map[string][]byte, error) {
-	secrets, err := pki.SharedSecrets(l, "service account rotation")
-	if err != nil {
-		return nil, err
-	}
-	const version = 1
+func (s State) seals(l pki.Layout) (stages.Seals, error) {
 	s.Seals = nil
-	content, err := json.Marshal([]any{version, s})
-	if err != nil {
-		return nil, err
-	}
-	all := map[string][]byte{}
-	for _, secret := range secrets {
-		mac := hmac.New(sha256.New, secret.Key)
-		mac.Write(content)
-		all[secret.ID] = mac.Sum(nil)
-	}
-	return all, nil
+	return stages.SealsOf(l, "service account rotation", s)
 }
 
 // errNoSeal means that something else than a controller has written the state.
@@ -116,30 +98,17 @@ var errNoSeal = advice.With(errors.New("has no controller's seal: something else
 
 // readState returns the zero value before the first rotation.
 func readState(ctx context.Context, l pki.Layout, client *clientv3.Client, o ...clientv3.OpOption) (s State, err error) {
-	ctx, cancel := context.WithTimeout(ctx, stages.RecordTimeout)
-	defer cancel()
-	key := kind.StateKey()
-	answer, err := client.Get(ctx, key, o...)
-	if err != nil {
-		return s, fmt.Errorf("read %s in etcd: %w", key, err)
-	}
-	if len(answer.Kvs) == 0 {
-		return s, nil
-	}
-	if json.Unmarshal(answer.Kvs[0].Value, &s) != nil || s.ID == "" {
-		return State{}, fmt.Errorf("%s in etcd %w", key, errNoSeal)
+	if s.revision, err = kind.Fetch(ctx, client, &s, errNoSeal, o...); err != nil || s.revision == 0 {
+		return State{}, err
 	}
 	want, err := s.seals(l)
+	if err == nil && (s.ID == "" || !want.Match(s.Seals)) {
+		err = kind.Unsealed(errNoSeal)
+	}
 	if err != nil {
 		return State{}, err
 	}
-	for id, seal := range want {
-		if hmac.Equal(seal, s.Seals[id]) {
-			s.revision = answer.Kvs[0].ModRevision
-			return s, nil
-		}
-	}
-	return State{}, fmt.Errorf("%s in etcd %w", key, errNoSeal)
+	return s, nil
 }
 
 // Admit refuses a controller whose files are those from before a rotation with which others may

@@ -142,7 +142,7 @@ func (r *Rotation) rotate(ctx context.Context, client *clientv3.Client, q Reques
 	}
 	s.New = id
 	err = r.act(ctx, func(ctx context.Context, client *clientv3.Client, h *stages.Hold) (State, error) {
-		if err := r.keepNext(key); err != nil { // before the state: without it nobody could go on
+		if err := stages.KeepKey(r.next(), key); err != nil { // before the state: without it nobody could go on
 			return s, err
 		}
 		return s, r.enter(ctx, client, h, &s, StagePublish)

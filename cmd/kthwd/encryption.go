@@ -87,33 +87,17 @@ func (a *app) encryptionStatus(ctx context.Context, t target, asJSON bool) error
 	if err != nil {
 		return err
 	}
-	if asJSON {
-		err = writeJSON(a.out, r)
-	} else {
-		err = a.writeEncryption(r)
-	}
-	if err == nil && r.Running && r.Holder == "" {
-		err = errDegraded
-	}
-	return err
+	return a.showRotation(r, asJSON, func() error { return a.writeEncryption(r) }, r.Running && r.Holder == "")
 }
 
 // writeEncryption shows a report to people.
 func (a *app) writeEncryption(r encryption.Report) error {
 	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
-	switch s := r.Rotation; {
-	case r.Running:
-		writeStage(w, s.Stage.Number(), encryption.Of, string(s.Stage), s.Since, s.String())
-		if r.Holder != "" {
-			fmt.Fprintf(w, "\tcarried on by %s\n", text.Line(r.Holder))
-		} else {
-			fmt.Fprintln(w, "\thas stopped")
-		}
-	case s != nil:
-		writeEnded(w, s.String(), s.Since)
-	default:
-		writeEnded(w, "", time.Time{})
+	head := rotationHead{running: r.Running, of: encryption.Of, holder: r.Holder, halted: r.Running && r.Holder == ""}
+	if s := r.Rotation; s != nil {
+		head.known, head.number, head.stage, head.what, head.since = true, s.Stage.Number(), string(s.Stage), s.String(), s.Since
 	}
+	writeHead(w, head)
 	fmt.Fprintf(w, "file\t%s\n", text.Line(r.File))
 	for _, c := range r.Controllers {
 		said := "uses " + text.Line(strings.Join(c.Keys, ", "))
@@ -150,9 +134,7 @@ func (a *app) encryptionRotate(ctx context.Context, l *config.Loader, in encrypt
 		}
 		if in.Plan {
 			fmt.Fprintf(a.out, "in etcd  %s\n", text.Line(r.Stored.String()))
-			for _, step := range r.Steps {
-				fmt.Fprintln(a.out, text.Line(step))
-			}
+			a.writeSteps(r.Steps)
 			return nil
 		}
 		if !without {

@@ -104,9 +104,7 @@ func (a *app) caRotate(ctx context.Context, t target, in carotation.Request, wit
 		return err
 	}
 	if in.Plan {
-		for _, step := range r.Steps {
-			fmt.Fprintln(a.out, text.Line(step))
-		}
+		a.writeSteps(r.Steps)
 		return nil
 	}
 	if !without {
@@ -129,34 +127,17 @@ func (a *app) caRotationStatus(ctx context.Context, t target, asJSON bool) error
 	if err != nil {
 		return err
 	}
-	if asJSON {
-		err = writeJSON(a.out, r)
-	} else {
-		err = a.writeCARotation(r)
-	}
-	if err == nil && r.Halted() {
-		err = errDegraded
-	}
-	return err
+	return a.showRotation(r, asJSON, func() error { return a.writeCARotation(r) }, r.Halted())
 }
 
 // writeCARotation shows a report to people.
 func (a *app) writeCARotation(r carotation.Report) error {
 	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
-	switch s := r.Rotation; {
-	case r.Running:
-		writeStage(w, s.Stage.Number(), carotation.Of, string(s.Stage), s.Since, s.String())
-		switch {
-		case r.Holder != "":
-			fmt.Fprintf(w, "\tcarried on by %s\n", text.Line(r.Holder))
-		case r.Halted():
-			fmt.Fprintln(w, "\thas stopped")
-		}
-	case s != nil:
-		writeEnded(w, s.String(), s.Since)
-	default:
-		writeEnded(w, "", time.Time{})
+	head := rotationHead{running: r.Running, of: carotation.Of, holder: r.Holder, halted: r.Halted()}
+	if s := r.Rotation; s != nil {
+		head.known, head.number, head.stage, head.what, head.since = true, s.Stage.Number(), string(s.Stage), s.String(), s.Since
 	}
+	writeHead(w, head)
 	for _, c := range r.Controllers {
 		said := text.Line(c.Error)
 		if c.Error == "" {

@@ -80,9 +80,7 @@ func (a *app) tokenRotationRotateVerb(l *config.Loader) *cobra.Command {
 					return err
 				}
 				if in.Plan {
-					for _, step := range r.Steps {
-						fmt.Fprintln(a.out, text.Line(step))
-					}
+					a.writeSteps(r.Steps)
 					return nil
 				}
 				return a.tokenRotationWatch(ctx, t)
@@ -104,36 +102,19 @@ func (a *app) tokenRotationStatus(ctx context.Context, t target, asJSON bool) er
 	if err != nil {
 		return err
 	}
-	if asJSON {
-		err = writeJSON(a.out, r)
-	} else {
-		err = a.writeTokenRotation(r)
-	}
-	if err == nil && r.Halted() {
-		err = errDegraded
-	}
-	return err
+	return a.showRotation(r, asJSON, func() error { return a.writeTokenRotation(r) }, r.Halted())
 }
 
 // writeTokenRotation shows a report to people.
 func (a *app) writeTokenRotation(r tokenrotation.Report) error {
 	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
-	switch s := r.Rotation; {
-	case r.Running:
-		writeStage(w, s.Stage.Number(), tokenrotation.Of, string(s.Stage), s.Since, s.String())
-		switch {
-		case r.Holder != "":
-			fmt.Fprintf(w, "\tcarried on by %s\n", text.Line(r.Holder))
-		case r.Halted():
-			fmt.Fprintln(w, "\thas stopped")
-		}
-		if s.Stage == tokenrotation.StagePublish {
-			fmt.Fprintf(w, "\tthe new key signs at %s at the earliest\n", s.Signs.UTC().Format(time.RFC3339))
-		}
-	case s != nil:
-		writeEnded(w, s.String(), s.Since)
-	default:
-		writeEnded(w, "", time.Time{})
+	head := rotationHead{running: r.Running, of: tokenrotation.Of, holder: r.Holder, halted: r.Halted()}
+	if s := r.Rotation; s != nil {
+		head.known, head.number, head.stage, head.what, head.since = true, s.Stage.Number(), string(s.Stage), s.String(), s.Since
+	}
+	writeHead(w, head)
+	if s := r.Rotation; r.Running && s.Stage == tokenrotation.StagePublish {
+		fmt.Fprintf(w, "\tthe new key signs at %s at the earliest\n", s.Signs.UTC().Format(time.RFC3339))
 	}
 	for _, c := range r.Controllers {
 		said := text.Line(c.Error)

@@ -116,6 +116,56 @@ func stageLine(number, of int, stage, rotation string) string {
 	return fmt.Sprintf("stage %d of %d, %s: %s", number, of, stage, rotation)
 }
 
+// showRotation shows a report as JSON, or as write does. A rotation that has halted is no error of
+// the command, but its exit code.
+func (a *app) showRotation(report any, asJSON bool, write func() error, halted bool) error {
+	err := error(nil)
+	if asJSON {
+		err = writeJSON(a.out, report)
+	} else {
+		err = write()
+	}
+	if err == nil && halted {
+		err = errDegraded
+	}
+	return err
+}
+
+// rotationHead is the first thing that a status says of a rotation.
+type rotationHead struct {
+	known, running bool // there was one; it is under way
+	number, of     int  // of the stage
+	stage, what    string
+	since          time.Time
+	holder         string // the controller that carries it on; empty for none
+	halted         bool
+}
+
+// writeHead shows the rotation that is under way, or the last one.
+func writeHead(w io.Writer, h rotationHead) {
+	switch {
+	case !h.running && !h.known:
+		writeEnded(w, "", time.Time{})
+	case !h.running:
+		writeEnded(w, h.what, h.since)
+	default:
+		writeStage(w, h.number, h.of, h.stage, h.since, h.what)
+		switch {
+		case h.holder != "":
+			fmt.Fprintf(w, "\tcarried on by %s\n", text.Line(h.holder))
+		case h.halted:
+			fmt.Fprintln(w, "\thas stopped")
+		}
+	}
+}
+
+// writeSteps shows the steps of a plan.
+func (a *app) writeSteps(steps []string) {
+	for _, step := range steps {
+		fmt.Fprintln(a.out, text.Line(step))
+	}
+}
+
 // writeStage shows the rotation under way, with the controller that carries it on.
 func writeStage(w io.Writer, number, of int, stage string, since time.Time, rotation string) {
 	fmt.Fprintf(w, "rotation\tstage %d of %d, %s, since %s: %s\n", number, of, text.Line(stage), since.UTC().Format(time.RFC3339), text.Line(rotation))

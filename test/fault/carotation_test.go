@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -13,7 +12,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -408,32 +406,6 @@ func noCAKeyInEtcd(t *testing.T, c *kthwtest.Controller) {
 	noKeyInState(t, c.Etcd(t), "secret: "+lines[1])
 }
 
-// killInCARotation runs a verb, and kills the controller when the rotation enters a stage.
-func killInCARotation(t *testing.T, c *kthwtest.Controller, stage string, args ...string) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), soon)
-	defer cancel()
-	states := c.Etcd(t).Watch(ctx, caRotationKey)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		_ = exec.CommandContext(ctx, kthwtest.Binary(t), append(caRotation(args...), "--config=", "--data-dir="+c.Dir)...).Run()
-	}()
-	for answer := range states {
-		for _, e := range answer.Events {
-			var s struct{ Stage string }
-			if json.Unmarshal(e.Kv.Value, &s) == nil && s.Stage == stage {
-				c.Signal(t, syscall.SIGKILL)
-				c.Wait(t, soon)
-				cancel()
-				<-done
-				return
-			}
-		}
-	}
-	t.Fatalf("the rotation has not come to the stage %s", stage)
-}
-
 // A controller that is killed in any stage starts again, serves its clients, and goes on when it is
 // told to.
 func TestCAKilled(t *testing.T) {
@@ -450,7 +422,7 @@ func TestCAKilled(t *testing.T) {
 		{"sign", "resume", []string{"sign", "--force"}},
 		{"drop", "resume", []string{"drop", "--force"}},
 	} {
-		killInCARotation(t, c, tt.stage, tt.run...)
+		killWhen(t, c, caRotationKey, tt.stage, caRotation(tt.run...)...)
 		c = kthwtest.Start(t, kthwtest.Options{Dir: c.Dir, Ports: &c.Ports})
 		if err := readFileOnce(t.Context(), c); err != nil {
 			t.Errorf("after a kill in %s: %v", tt.stage, err)

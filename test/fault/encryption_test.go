@@ -275,7 +275,7 @@ func killAtStage(t *testing.T, c *kthwtest.Controller, etcd *clientv3.Client, st
 // rotation has stopped, and ends it when it is told to. An abort leads back, and a key that a
 // value needs is not dropped.
 func TestEncryptionKilled(t *testing.T) {
-	kthwtest.Turn(t, 1)
+	kthwtest.LongTurn(t, 1)
 	c := kthwtest.Start(t, kthwtest.Options{Args: []string{shortRequests}})
 	const n = 30
 	storeSecrets(t, c.Client(t), "s", n)

@@ -113,79 +113,82 @@ func TestSecondOnTheSameDirectory(t *testing.T) {
 	}
 }
 
+// badFiles are files of a data directory that a start refuses, each with its hint and the words of the error.
+var badFiles = []struct {
+	name  string
+	spoil func(t *testing.T, dir string)
+	hint  string
+	parts []string
+}{
+	{"CA key readable by the world", func(t *testing.T, dir string) { chmod(t, dir, "ca-key.pem", 0o644) },
+		"chmod", []string{"ca-key.pem"}},
+	{"server key readable by the world", func(t *testing.T, dir string) { chmod(t, dir, "kubernetes-key.pem", 0o604) },
+		"chmod", []string{"kubernetes-key.pem"}},
+	{"encryption key readable by the world", func(t *testing.T, dir string) { chmod(t, dir, "encryption-config.yaml", 0o644) },
+		"chmod", []string{"encryption-config.yaml"}},
+	{"a private key in a certificate readable by the world", func(t *testing.T, dir string) {
+		appendTo(t, dir, "kubernetes.pem", string(pemOf(t, dir, "kubernetes-key.pem")))
+	}, "chmod 600", []string{"kubernetes.pem", "mode 0644"}},
+	{"a private key in the certificate of the token keys", func(t *testing.T, dir string) {
+		appendTo(t, dir, "service-account.pem", string(pemOf(t, dir, "service-account-key.pem")))
+	}, "chmod 600", []string{"service-account.pem", "mode 0644"}},
+	{"a kubeconfig readable by the world", func(t *testing.T, dir string) { chmod(t, dir, "admin.kubeconfig", 0o644) },
+		"chmod", []string{"admin.kubeconfig", "mode 0644"}},
+	{"a CA that is hidden by a byte order mark", func(t *testing.T, dir string) {
+		overwrite(t, dir, "ca.pem", "\xef\xbb\xbf"+string(pemOf(t, dir, "ca.pem")))
+	},
+		"", []string{"ca.pem", "byte order mark"}},
+	{"no CA belongs to the key", func(t *testing.T, dir string) {
+		overwrite(t, dir, "ca.pem", string(pemOf(t, dir, "front-proxy-ca.pem"))+string(pemOf(t, newAttempt(t).dir, "ca.pem")))
+		remove(t, dir, "kubernetes.pem", "kubernetes-key.pem", "kthwd-health.pem", "kthwd-health-key.pem", "service-account.pem")
+		for _, name := range []string{"admin", "super-admin", "kube-controller-manager", "kube-scheduler"} {
+			remove(t, dir, name+".pem", name+"-key.pem", name+".kubeconfig")
+		}
+	}, "", []string{"ca-key.pem", "not the key of"}},
+	{"an address among the DNS names", func(t *testing.T, dir string) {
+		issueFor(t, dir, dir, time.Now().Add(time.Hour), []string{"kubernetes", "localhost", "127.0.0.1"}, nil)
+	}, "", []string{"kubernetes.pem", "not valid for 127.0.0.1"}},
+	{"no name but the common name", func(t *testing.T, dir string) {
+		issueFor(t, dir, dir, time.Now().Add(time.Hour), nil, nil)
+	}, "", []string{"kubernetes.pem", "not valid for 127.0.0.1"}},
+	{"another address", func(t *testing.T, dir string) {
+		issueFor(t, dir, dir, time.Now().Add(time.Hour), []string{"kubernetes", "localhost"}, []net.IP{net.IPv4(10, 240, 0, 99)})
+	}, "", []string{"kubernetes.pem", "not valid for 127.0.0.1"}},
+	{"certificate expired, and nothing here renews it", func(t *testing.T, dir string) {
+		issue(t, dir, dir, time.Now().Add(-time.Hour))
+		remove(t, dir, "ca-key.pem")
+	}, "", []string{"kubernetes.pem", "expired", "the key of its CA is not here"}},
+	{"certificate from another CA", func(t *testing.T, dir string) { issue(t, newAttempt(t).dir, dir, time.Now().Add(time.Hour)) },
+		"", []string{"kubernetes.pem", "ca.pem"}},
+	{"key of another certificate", func(t *testing.T, dir string) { move(t, dir, "admin-key.pem", "kubernetes-key.pem") },
+		"", []string{"kubernetes.pem", "kubernetes-key.pem"}},
+	{"CA key missing, a certificate too", func(t *testing.T, dir string) { remove(t, dir, "ca-key.pem", "kubernetes.pem") },
+		"", []string{"ca-key.pem"}},
+	{"certificate is no PEM", func(t *testing.T, dir string) { overwrite(t, dir, "kubernetes.pem", "hello") },
+		"", []string{"kubernetes.pem"}},
+	{"encryption configuration is no YAML", func(t *testing.T, dir string) { overwrite(t, dir, "encryption-config.yaml", "kind: [") },
+		"", []string{"encryption-config.yaml"}},
+	{"encryption configuration without a provider", func(t *testing.T, dir string) {
+		overwrite(t, dir, "encryption-config.yaml", "kind: EncryptionConfiguration\napiVersion: apiserver.config.k8s.io/v1\nresources:\n- resources: [secrets]\n")
+	}, "correct the file", []string{"encryption-config.yaml", "at least one resources[0].providers is required"}},
+	{"audit policy is no policy", func(t *testing.T, dir string) { overwrite(t, dir, "audit-policy.yaml", "kind: Pod\n") },
+		"correct the file", []string{"audit-policy.yaml"}},
+	{"authentication configuration is none", func(t *testing.T, dir string) { overwrite(t, dir, "authentication-config.yaml", "kind: Pod\n") },
+		"correct the file", []string{"authentication-config.yaml", "is no AuthenticationConfiguration"}},
+	{"authentication configuration with an unknown field", func(t *testing.T, dir string) {
+		overwrite(t, dir, "authentication-config.yaml", "kind: AuthenticationConfiguration\napiVersion: apiserver.config.k8s.io/v1\nanonymus: {enabled: true}\n")
+	}, "correct the file", []string{"authentication-config.yaml", "anonymus"}},
+	{"authentication configuration with a wrong issuer", func(t *testing.T, dir string) {
+		overwrite(t, dir, "authentication-config.yaml", "kind: AuthenticationConfiguration\napiVersion: apiserver.config.k8s.io/v1\njwt: [{issuer: {url: 'http://x', audiences: [a]}}]\n")
+	}, "correct the file", []string{"authentication-config.yaml", "jwt[0].issuer.url"}},
+	{"scheduler configuration is none", func(t *testing.T, dir string) {
+		overwrite(t, dir, "kube-scheduler.yaml", "kind: KubeSchedulerConfiguration\napiVersion: kubescheduler.config.k8s.io/v1\nprofile: []\n")
+	}, "correct the file", []string{"kube-scheduler.yaml", "profile"}},
+}
+
 func TestBadFiles(t *testing.T) {
 	t.Parallel()
-	for _, tt := range []struct {
-		name  string
-		spoil func(t *testing.T, dir string)
-		hint  string
-		parts []string
-	}{
-		{"CA key readable by the world", func(t *testing.T, dir string) { chmod(t, dir, "ca-key.pem", 0o644) },
-			"chmod", []string{"ca-key.pem"}},
-		{"server key readable by the world", func(t *testing.T, dir string) { chmod(t, dir, "kubernetes-key.pem", 0o604) },
-			"chmod", []string{"kubernetes-key.pem"}},
-		{"encryption key readable by the world", func(t *testing.T, dir string) { chmod(t, dir, "encryption-config.yaml", 0o644) },
-			"chmod", []string{"encryption-config.yaml"}},
-		{"a private key in a certificate readable by the world", func(t *testing.T, dir string) {
-			appendTo(t, dir, "kubernetes.pem", string(pemOf(t, dir, "kubernetes-key.pem")))
-		}, "chmod 600", []string{"kubernetes.pem", "mode 0644"}},
-		{"a private key in the certificate of the token keys", func(t *testing.T, dir string) {
-			appendTo(t, dir, "service-account.pem", string(pemOf(t, dir, "service-account-key.pem")))
-		}, "chmod 600", []string{"service-account.pem", "mode 0644"}},
-		{"a kubeconfig readable by the world", func(t *testing.T, dir string) { chmod(t, dir, "admin.kubeconfig", 0o644) },
-			"chmod", []string{"admin.kubeconfig", "mode 0644"}},
-		{"a CA that is hidden by a byte order mark", func(t *testing.T, dir string) {
-			overwrite(t, dir, "ca.pem", "\xef\xbb\xbf"+string(pemOf(t, dir, "ca.pem")))
-		},
-			"", []string{"ca.pem", "byte order mark"}},
-		{"no CA belongs to the key", func(t *testing.T, dir string) {
-			overwrite(t, dir, "ca.pem", string(pemOf(t, dir, "front-proxy-ca.pem"))+string(pemOf(t, newAttempt(t).dir, "ca.pem")))
-			remove(t, dir, "kubernetes.pem", "kubernetes-key.pem", "kthwd-health.pem", "kthwd-health-key.pem", "service-account.pem")
-			for _, name := range []string{"admin", "super-admin", "kube-controller-manager", "kube-scheduler"} {
-				remove(t, dir, name+".pem", name+"-key.pem", name+".kubeconfig")
-			}
-		}, "", []string{"ca-key.pem", "not the key of"}},
-		{"an address among the DNS names", func(t *testing.T, dir string) {
-			issueFor(t, dir, dir, time.Now().Add(time.Hour), []string{"kubernetes", "localhost", "127.0.0.1"}, nil)
-		}, "", []string{"kubernetes.pem", "not valid for 127.0.0.1"}},
-		{"no name but the common name", func(t *testing.T, dir string) {
-			issueFor(t, dir, dir, time.Now().Add(time.Hour), nil, nil)
-		}, "", []string{"kubernetes.pem", "not valid for 127.0.0.1"}},
-		{"another address", func(t *testing.T, dir string) {
-			issueFor(t, dir, dir, time.Now().Add(time.Hour), []string{"kubernetes", "localhost"}, []net.IP{net.IPv4(10, 240, 0, 99)})
-		}, "", []string{"kubernetes.pem", "not valid for 127.0.0.1"}},
-		{"certificate expired, and nothing here renews it", func(t *testing.T, dir string) {
-			issue(t, dir, dir, time.Now().Add(-time.Hour))
-			remove(t, dir, "ca-key.pem")
-		}, "", []string{"kubernetes.pem", "expired", "the key of its CA is not here"}},
-		{"certificate from another CA", func(t *testing.T, dir string) { issue(t, newAttempt(t).dir, dir, time.Now().Add(time.Hour)) },
-			"", []string{"kubernetes.pem", "ca.pem"}},
-		{"key of another certificate", func(t *testing.T, dir string) { move(t, dir, "admin-key.pem", "kubernetes-key.pem") },
-			"", []string{"kubernetes.pem", "kubernetes-key.pem"}},
-		{"CA key missing, a certificate too", func(t *testing.T, dir string) { remove(t, dir, "ca-key.pem", "kubernetes.pem") },
-			"", []string{"ca-key.pem"}},
-		{"certificate is no PEM", func(t *testing.T, dir string) { overwrite(t, dir, "kubernetes.pem", "hello") },
-			"", []string{"kubernetes.pem"}},
-		{"encryption configuration is no YAML", func(t *testing.T, dir string) { overwrite(t, dir, "encryption-config.yaml", "kind: [") },
-			"", []string{"encryption-config.yaml"}},
-		{"encryption configuration without a provider", func(t *testing.T, dir string) {
-			overwrite(t, dir, "encryption-config.yaml", "kind: EncryptionConfiguration\napiVersion: apiserver.config.k8s.io/v1\nresources:\n- resources: [secrets]\n")
-		}, "correct the file", []string{"encryption-config.yaml", "at least one resources[0].providers is required"}},
-		{"audit policy is no policy", func(t *testing.T, dir string) { overwrite(t, dir, "audit-policy.yaml", "kind: Pod\n") },
-			"correct the file", []string{"audit-policy.yaml"}},
-		{"authentication configuration is none", func(t *testing.T, dir string) { overwrite(t, dir, "authentication-config.yaml", "kind: Pod\n") },
-			"correct the file", []string{"authentication-config.yaml", "is no AuthenticationConfiguration"}},
-		{"authentication configuration with an unknown field", func(t *testing.T, dir string) {
-			overwrite(t, dir, "authentication-config.yaml", "kind: AuthenticationConfiguration\napiVersion: apiserver.config.k8s.io/v1\nanonymus: {enabled: true}\n")
-		}, "correct the file", []string{"authentication-config.yaml", "anonymus"}},
-		{"authentication configuration with a wrong issuer", func(t *testing.T, dir string) {
-			overwrite(t, dir, "authentication-config.yaml", "kind: AuthenticationConfiguration\napiVersion: apiserver.config.k8s.io/v1\njwt: [{issuer: {url: 'http://x', audiences: [a]}}]\n")
-		}, "correct the file", []string{"authentication-config.yaml", "jwt[0].issuer.url"}},
-		{"scheduler configuration is none", func(t *testing.T, dir string) {
-			overwrite(t, dir, "kube-scheduler.yaml", "kind: KubeSchedulerConfiguration\napiVersion: kubescheduler.config.k8s.io/v1\nprofile: []\n")
-		}, "correct the file", []string{"kube-scheduler.yaml", "profile"}},
-	} {
+	for _, tt := range badFiles {
 		t.Run(tt.name, func(t *testing.T) {
 			kthwtest.Turn(t, 1)
 			a := newAttempt(t)

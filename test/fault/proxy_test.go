@@ -16,6 +16,7 @@ import (
 	admission "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
 
 	"kthwd/test/kthwtest"
 )
@@ -141,6 +142,18 @@ func TestProxyOfTheEnvironment(t *testing.T) {
 	if got := proxy.asked(); len(got) > 0 {
 		t.Errorf("asked for at the proxy: got %q, want nothing yet", got)
 	}
+	askWebhookOutside(t, client, proxy)
+	all[0].Signal(t, syscall.SIGTERM)
+	all[0].Wait(t, soon)
+	if got := proxy.asked(); !slices.Equal(got, []string{"hook.outside.test:443"}) {
+		t.Errorf("asked for at the proxy: got %q, want the webhook only", got)
+	}
+}
+
+// askWebhookOutside makes a webhook whose name is outside the cluster, which the API server must ask
+// through the proxy.
+func askWebhookOutside(t *testing.T, client kubernetes.Interface, proxy *recorder) {
+	t.Helper()
 	ignore, none, url := admission.Ignore, admission.SideEffectClassNone, "https://hook.outside.test/"
 	_, err := client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Create(t.Context(), &admission.ValidatingWebhookConfiguration{
 		ObjectMeta: metav1.ObjectMeta{Name: "outside"},
@@ -163,11 +176,6 @@ func TestProxyOfTheEnvironment(t *testing.T) {
 		}
 		return nil
 	})
-	all[0].Signal(t, syscall.SIGTERM)
-	all[0].Wait(t, soon)
-	if got := proxy.asked(); !slices.Equal(got, []string{"hook.outside.test:443"}) {
-		t.Errorf("asked for at the proxy: got %q, want the webhook only", got)
-	}
 }
 
 // verbsWithoutProxy runs the verbs that ask the cluster as a client of its API does. Each must

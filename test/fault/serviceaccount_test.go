@@ -323,16 +323,16 @@ func noTokenKeyInEtcd(t *testing.T, c *kthwtest.Controller) {
 	noKeyInState(t, c.Etcd(t), secret.String())
 }
 
-// killInTokenRotation runs a verb, and kills the controller when the rotation enters a stage.
-func killInTokenRotation(t *testing.T, c *kthwtest.Controller, stage string, args ...string) {
+// killWhen runs a verb, and kills the controller when the rotation at that key enters a stage.
+func killWhen(t *testing.T, c *kthwtest.Controller, key, stage string, verb ...string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), soon)
 	defer cancel()
-	watch := c.Etcd(t).Watch(ctx, tokenRotationKey)
+	watch := c.Etcd(t).Watch(ctx, key)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_ = exec.CommandContext(ctx, kthwtest.Binary(t), append(tokenRotation(args...), "--config=", "--data-dir="+c.Dir)...).Run()
+		_ = exec.CommandContext(ctx, kthwtest.Binary(t), append(verb, "--config=", "--data-dir="+c.Dir)...).Run()
 	}()
 	for answer := range watch {
 		for _, e := range answer.Events {
@@ -369,7 +369,7 @@ func TestServiceAccountKilled(t *testing.T) {
 		{"drop", "resume", []string{"drop", "--force"}, "the first"},
 		{"sign", "resume", []string{"rotate", "--wait=0s"}, ""},
 	} {
-		killInTokenRotation(t, c, tt.stage, tt.run...)
+		killWhen(t, c, tokenRotationKey, tt.stage, tokenRotation(tt.run...)...)
 		c = kthwtest.Start(t, kthwtest.Options{Dir: c.Dir, Ports: &c.Ports})
 		// The lease of the process that died may last for some seconds.
 		kthwtest.WaitFor(t, tt.then+" after a kill in "+tt.stage, soon, func() error {

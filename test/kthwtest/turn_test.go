@@ -73,12 +73,10 @@ func TestTurns(t *testing.T) {
 					return
 				}
 				order <- n
-				time.Sleep(time.Second)
 				release()
 			})
 		}
-		synctest.Wait()
-		time.Sleep(time.Second)
+		synctest.Wait() // both have said their wish
 		all()
 		if first, second := <-order, <-order; first != 1 || second != 4 {
 			t.Errorf("got %d before %d, want the long one first", first, second)
