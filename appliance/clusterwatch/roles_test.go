@@ -53,7 +53,7 @@ func TestRestoredFinding(t *testing.T) {
 	}
 }
 
-// The advice finds the line of whoever deleted the object, alone or with all others of its kind.
+// The advice finds the line of the user that deleted the object, alone or with all others of its kind.
 func TestRestoredCommand(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "it's $HOME")
 	if err := os.Mkdir(dir, 0o700); err != nil {

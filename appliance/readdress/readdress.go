@@ -141,7 +141,7 @@ func (c *Change) taken() error {
 	return nil
 }
 
-// refuse returns why a controller cannot have this address, whoever the others are, or nil.
+// refuse returns why a controller cannot have this address, with any other members, or nil.
 func (c *Change) refuse(address string) error {
 	if _, err := config.ParseMember(c.self.Name, address); err != nil {
 		return advice.With(err, "give an IP address of this machine; ip address lists them")

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// L6: a controller of several has no key that nothing on it uses, so that whoever takes it over does
+// L6: a controller of several has no key that nothing on it uses, so that an attacker on it does
 // not get it. A lone one has all of the guide's files, the key of the CA among them.
 func TestControllersLackUnusedKeys(t *testing.T) {
 	out := filepath.Join(t.TempDir(), "cluster")

@@ -29,7 +29,7 @@ type machine struct {
 var (
 	here     = "127.0.0.1"                     // a controller's address
 	second   = machine{address: "127.0.81.2"}  // of a controller that joins
-	attacker = machine{address: "127.0.81.99"} // of whoever attacks over the network
+	attacker = machine{address: "127.0.81.99"} // of the attacker, over the network
 )
 
 func TestMain(m *testing.M) {

@@ -30,8 +30,8 @@ type reproduction struct {
 // reproductions has every finding. TestReviewed holds each row to a run of fa4bf26.
 var reproductions = []reproduction{
 	{"C1", "all of etcd, to read and to write, to any certificate of the cluster", "TestEtcdAnswersControllersOnly", `POST /v3/kv/range of port \d+: got 200`, false},
-	{"C1", "a certificate called kubernetes, to whoever an administrator approves", "TestControllersNameIsNotSigned", `the common name kubernetes: got <nil>, want it forbidden`, false},
-	{"C2", "ca-key.pem, to whoever can write to etcd", "TestForgedJoinGivesNothing", `answers the forged token with 200 .*, ca-key.pem in them: true`, false},
+	{"C1", "a certificate called kubernetes, to every user that an administrator approves", "TestControllersNameIsNotSigned", `the common name kubernetes: got <nil>, want it forbidden`, false},
+	{"C2", "ca-key.pem, to every writer of etcd", "TestForgedJoinGivesNothing", `answers the forged token with 200 .*, ca-key.pem in them: true`, false},
 	{"H1", "the term of etcd, to a worker's heartbeats", "TestForgedRaftMessages", `50 of 50 forged heartbeats were answered, and etcd's term is 10000\d\d`, false},
 	{"H2", "the audit log, to requests without credentials", "TestAnonymousPushesNoEvidenceOut", `\d+ anonymous requests have pushed an administrator's record out`, false},
 	{"H2", "a record in it to each such request", "TestAnonymousRecordsAreElsewhere", `\d+ records of the attacker, \d+ bytes, are in the log of the others`, false},
