@@ -16,16 +16,16 @@ import (
 var roots = []string{"packages", "attacks as an ordinary user", "packages on machines that systemd boots"}
 
 // TestCIReportsTimes requires .ci/run to print the duration of each step, even if one
-// fails, and to run the light tests before all others. Its programs are stubs.
+// fails, and to run the light tests and lint before all others. Its programs are stubs.
 func TestCIReportsTimes(t *testing.T) {
 	for _, tt := range []struct {
 		name, fails string
 		steps       []string // as printed in the table, in this order, without root's
 		result      string
 	}{
-		{"all passes", "nothing", []string{"light tests", "lint", "unit and process tests", "random input", "end-to-end tests", "packages twice, the same bytes"}, "passed"},
-		{"lint fails", "lint", []string{"light tests", "lint"}, "FAILED in: lint"},
-		{"the first one fails", "test-light", []string{"light tests"}, "FAILED in: light tests"},
+		{"all passes", "nothing", []string{"light tests, and lint beside them", "unit and process tests", "random input", "end-to-end tests", "packages twice, the same bytes"}, "passed"},
+		{"lint fails", "lint", []string{"light tests, and lint beside them"}, "FAILED in: light tests, and lint beside them"},
+		{"the first one fails", "test-light", []string{"light tests, and lint beside them"}, "FAILED in: light tests, and lint beside them"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := t.TempDir()
