@@ -105,18 +105,20 @@ cover: ## which lines the light tests run: dist/cover.html and the total (COVER=
 	go tool cover -html=dist/cover.out -o dist/cover.html
 	@go tool cover -func=dist/cover.out | tail -n 1
 
-# The others have run in make test.
-E2E_OBSERVE = $(shell awk '/^func Test/ { sub(/[^A-Za-z0-9_].*/, "", $$2); name = $$2 } /^\tneedE2E/ && name { printf "%s%s", or, name; or = "|" }' test/observe/*_test.go)
+# Of test/fault and test/observe, the others have run in make test. Those of E2E_ALONE measure,
+# and nothing runs beside them; the rest waits more than it computes.
+tests_of = $(shell awk '/^func Test/ { sub(/[^A-Za-z0-9_].*/, "", $$2); name = $$2 } $(2) && name { printf "%s%s", or, name; or = "|"; name = "" }' $(1)/*_test.go)
+E2E_ALONE = ^(TestLeaving|TestHealthyLifeIsCalm)
+E2E_FAULT = TestSplitEtcdCA|TestLoneCIS|TestSpace|TestAllDisksLost|TestRenewalOfThree|TestEncryptionOfThree|TestServiceAccountOfThree|TestServiceAccountKilled|TestCAKilled|TestCAOfThree|TestRevokedOfThree|TestUpgradeCheckOfThree|TestUpgradeAndBack|TestRollingUpgrade|TestUpgradeKilled
+E2E_BESIDE = $(call tests_of,test/observe,/^\tneedE2E/)|$(call tests_of,test/members,/^func Test/)|TestEnvtest|TestPage[A-Za-z]*
 
 test-e2e: build ## whole clusters with kubectl and real nodes, and the failure tables of the load balancer and of three controllers; parts need root and are skipped without
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=40m ./test/e2e/...
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=15m -v ./test/lb
 	$(MAKE) --no-print-directory -s previous
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) KTHWD_PREVIOUS=$(abspath bin/previous/kthwd) go test -count=1 -timeout=15m -v -run 'TestFaults' ./test/ha
-	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) KTHWD_PREVIOUS=$(abspath bin/previous/kthwd) go test -count=1 -timeout=35m -v -run 'TestSplitEtcdCA|TestLoneCIS|TestSpace|TestAllDisksLost|TestRenewalOfThree|TestEncryptionOfThree|TestServiceAccountOfThree|TestServiceAccountKilled|TestCAKilled|TestCAOfThree|TestRevokedOfThree|TestUpgradeCheckOfThree|TestUpgradeAndBack|TestRollingUpgrade|TestUpgradeKilled|TestLeaving|TestHealthyLifeIsCalm' ./test/fault
-	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=20m -parallel=6 -run '^($(E2E_OBSERVE))$$' ./test/observe
-	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=10m -v ./test/members
-	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=20m -v -run 'TestEnvtest|TestPage' ./test/try
+	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=15m -v -run '$(E2E_ALONE)' ./test/fault
+	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) KTHWD_PREVIOUS=$(abspath bin/previous/kthwd) go test -p 4 -count=1 -timeout=35m -v -run '^($(E2E_FAULT))|^($(E2E_BESIDE))$$' ./test/fault ./test/observe ./test/members ./test/try
 
 SOAK ?= 10m
 soak: build ## the faults of three controllers, then dead webhooks and APIs, kills in rotations of the encryption key, then connections cut in one direction and other addresses, in random order for SOAK=10m each; KTHWD_SOAK_SEED repeats one; in namespaces as root, else on loopback
