@@ -126,23 +126,15 @@ func short(hash string) string {
 
 func (a *app) encryptionRotate(ctx context.Context, l *config.Loader, in encryption.Request, without bool) error {
 	return a.withTarget(ctx, l, func(ctx context.Context, t target) error {
-		plan := in
-		plan.Plan = true
-		r, err := askEncryption(ctx, t, plan)
-		if err != nil {
-			return err
-		}
-		if in.Plan {
-			fmt.Fprintf(a.out, "in etcd  %s\n", text.Line(r.Stored.String()))
-			a.writeSteps(r.Steps)
-			return nil
-		}
-		if !without {
-			if err := a.backupBefore(ctx, t, "encryption-rotate"); err != nil {
-				return err
+		begun, err := a.rotate(ctx, t, beginning{change: "encryption-rotate", onlyPlan: in.Plan, withoutBackup: without, ask: func(plan bool) ([]string, error) {
+			in.Plan = plan
+			r, err := askEncryption(ctx, t, in)
+			if err != nil || !plan {
+				return nil, err
 			}
-		}
-		if _, err := askEncryption(ctx, t, in); err != nil {
+			return append([]string{"in etcd  " + r.Stored.String()}, r.Steps...), nil
+		}})
+		if err != nil || !begun {
 			return err
 		}
 		return a.encryptionWatch(ctx, t)

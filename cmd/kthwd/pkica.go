@@ -95,24 +95,13 @@ func (a *app) caRotationRotateVerb(l *config.Loader) *cobra.Command {
 	return cmd
 }
 
-// caRotate begins a rotation after a backup, or shows the plan.
 func (a *app) caRotate(ctx context.Context, t target, in carotation.Request, without bool) error {
-	plan := in
-	plan.Plan = true
-	r, err := askCARotation(ctx, t, plan) // an error that would stop it costs no backup
-	if err != nil {
-		return err
-	}
-	if in.Plan {
-		a.writeSteps(r.Steps)
-		return nil
-	}
-	if !without {
-		if err := a.backupBefore(ctx, t, "ca-rotate"); err != nil {
-			return err
-		}
-	}
-	if _, err := askCARotation(ctx, t, in); err != nil {
+	begun, err := a.rotate(ctx, t, beginning{change: "ca-rotate", onlyPlan: in.Plan, withoutBackup: without, ask: func(plan bool) ([]string, error) {
+		in.Plan = plan
+		r, err := askCARotation(ctx, t, in)
+		return r.Steps, err
+	}})
+	if err != nil || !begun {
 		return err
 	}
 	return a.caRotationWatch(ctx, t)

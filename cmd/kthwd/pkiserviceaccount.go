@@ -60,6 +60,7 @@ func (a *app) tokenRotationStatusVerb(l *config.Loader) *cobra.Command {
 
 func (a *app) tokenRotationRotateVerb(l *config.Loader) *cobra.Command {
 	in := tokenrotation.Request{Verb: tokenrotation.VerbRotate}
+	var without bool
 	cmd := &cobra.Command{
 		Use:   "rotate [flags]",
 		Short: "Let another key sign service account tokens, while the controllers serve",
@@ -69,19 +70,20 @@ func (a *app) tokenRotationRotateVerb(l *config.Loader) *cobra.Command {
 			"pki service-account status names the accounts that use one. Nothing is restarted but the term of\n" +
 			"kube-controller-manager.\n\n" +
 			"All controllers must be up. A rotation that stops, at whichever moment, is continued by kthwd\n" +
-			"pki service-account resume, or taken back by abort before the new key signs. The kthwd that\n" +
-			"runs does the work: this command only watches, and may be interrupted.",
+			"pki service-account resume, or taken back by abort before the new key signs. A verified backup\n" +
+			"is made first. The kthwd that runs does the work: this command only watches, and may be\n" +
+			"interrupted.",
 		Example: "  kthwd pki service-account rotate --plan\n  kthwd pki service-account rotate --wait=0s",
 		Args:    noVerb,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.withTarget(cmd.Context(), l, func(ctx context.Context, t target) error {
-				r, err := askTokenRotation(ctx, t, in)
-				if err != nil {
+				begun, err := a.rotate(ctx, t, beginning{change: "service-account-rotate", onlyPlan: in.Plan, withoutBackup: without, ask: func(plan bool) ([]string, error) {
+					in.Plan = plan
+					r, err := askTokenRotation(ctx, t, in)
+					return r.Steps, err
+				}})
+				if err != nil || !begun {
 					return err
-				}
-				if in.Plan {
-					a.writeSteps(r.Steps)
-					return nil
 				}
 				return a.tokenRotationWatch(ctx, t)
 			})
@@ -89,6 +91,7 @@ func (a *app) tokenRotationRotateVerb(l *config.Loader) *cobra.Command {
 	}
 	cmd.Flags().DurationVar(&in.Wait, "wait", tokenrotation.Cached, "`DURATION` How long the new key is published before it signs: those outside the cluster who verify tokens may keep the old list for an hour. 0s if there are none.")
 	cmd.Flags().BoolVar(&in.Plan, "plan", false, "Ask every controller, say what would be done, and change nothing.")
+	withoutBackupFlag(cmd, &without)
 	l.AddFlags(cmd.Flags(), "config", "data-dir")
 	return cmd
 }

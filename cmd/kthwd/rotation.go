@@ -166,6 +166,33 @@ func (a *app) writeSteps(steps []string) {
 	}
 }
 
+// beginning is how a rotation of some kind begins.
+type beginning struct {
+	change                  string // the name of its backup
+	onlyPlan, withoutBackup bool
+	ask                     func(plan bool) (steps []string, err error)
+}
+
+// rotate asks for the plan, makes a backup, and begins the rotation. An error that would stop the
+// rotation costs no backup. With onlyPlan it shows the plan alone.
+func (a *app) rotate(ctx context.Context, t target, b beginning) (begun bool, err error) {
+	steps, err := b.ask(true)
+	if err != nil {
+		return false, err
+	}
+	if b.onlyPlan {
+		a.writeSteps(steps)
+		return false, nil
+	}
+	if !b.withoutBackup {
+		if err := a.backupBefore(ctx, t, b.change); err != nil {
+			return false, err
+		}
+	}
+	_, err = b.ask(false)
+	return err == nil, err
+}
+
 // writeStage shows the rotation under way, with the controller that carries it on.
 func writeStage(w io.Writer, number, of int, stage string, since time.Time, rotation string) {
 	fmt.Fprintf(w, "rotation\tstage %d of %d, %s, since %s: %s\n", number, of, text.Line(stage), since.UTC().Format(time.RFC3339), text.Line(rotation))

@@ -1,7 +1,7 @@
 // Package benchlb compares kthwd --role=lb with Debian's nginx (the guide's
 // stream block), Debian's HAProxy (mode tcp) and a plain tcpproxy.
 //
-//	make bench-lb                                               # everything, about 15 minutes
+//	make bench-lb                                               # everything, about 22 minutes
 //	KTHWD_BENCH_ROUNDS=1 make bench-lb                          # a first look, 1.5 minutes
 //	KTHWD_BENCH_ONLY=requests,connections make bench-lb         # a part of it
 //	KTHWD_LB_BIN=PROGRAM KTHWD_BENCH_LB=1 go test -v ./test/benchlb # a program that takes the same flags
@@ -48,8 +48,11 @@
 //	             turns of a quarter of a second; the result is the median of the turns'
 //	             percentiles through the balancer minus the median of those past it
 //	mixed        1000 small requests per second over 64 connections, while two streams
-//	             move as much as they can; the result is the median of the percentiles of
-//	             six turns of a second, with the balancer, not what it adds
+//	             move as much as they can, and while they move 4 Gbit/s together; the
+//	             result is the median of the percentiles of six turns of a second, with the
+//	             balancer, not what it adds. Streams without a bound are others through each
+//	             balancer: the one that moves most leaves least of the two cores, and of the
+//	             backend's thread, to the small requests
 //	burst        5000 clients connect at once, make one exchange each, and close; all balancers
 //	             stand beside each other and take eight turns, burst by burst; the result is
 //	             the median of the percentiles, and of the ratios of the turns. A client that

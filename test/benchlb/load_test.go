@@ -14,17 +14,17 @@ import (
 
 // order is the task of the load generator.
 type order struct {
-	Kind    string // requests, connections, bulk, idle, rate or burst
+	Kind    string // requests, connections, bulk, paced, idle, rate or burst
 	Address string
 	Clients int
-	Rate    float64       // requests per second, for rate
+	Rate    float64       // requests per second, for rate; bytes per second of all clients, for paced
 	Warm    time.Duration // time before the measurement
 	Time    time.Duration // length of the measurement
 }
 
 // outcome is the result of a measurement.
 type outcome struct {
-	Done    float64 // exchanges; for bulk, bytes
+	Done    float64 // exchanges; for bulk and paced, bytes
 	Failed  int     // connections that failed
 	Reason  string  // of the first failure
 	Seconds float64
@@ -42,6 +42,7 @@ type load struct {
 	conns    []loadConn // by descriptor
 	outcome  outcome
 	counting bool
+	counted  time.Time // begin of the measurement
 	buffer   [64 << 10]byte
 
 	idle      []int32 // connections of rate without a request, the longest idle first
@@ -75,7 +76,7 @@ func runLoad(args []string) error {
 		return err
 	}
 	if err := map[string]func() error{
-		"requests": l.requests, "connections": l.connections, "bulk": l.bulk, "idle": l.idling, "rate": l.rate, "burst": l.burst,
+		"requests": l.requests, "connections": l.connections, "bulk": l.bulk, "paced": l.paced, "idle": l.idling, "rate": l.rate, "burst": l.burst,
 	}[l.Kind](); err != nil {
 		return err
 	}
@@ -149,19 +150,12 @@ func (l *load) again(fd int) error {
 // run waits for events and handles them until the time is over.
 func (l *load) run(handle func(unix.EpollEvent) error) error {
 	start := time.Now()
-	var counted time.Time
 	for {
 		events, err := l.wait(100 * time.Millisecond)
 		if err != nil {
 			return err
 		}
-		now := time.Now()
-		switch {
-		case !l.counting && now.Sub(start) >= l.Warm:
-			l.counting, counted = true, now
-			fmt.Println("begin")
-		case l.counting && now.Sub(counted) >= l.Time:
-			l.outcome.Seconds = now.Sub(counted).Seconds()
+		if l.over(start) {
 			return nil
 		}
 		for _, e := range events {
@@ -170,6 +164,20 @@ func (l *load) run(handle func(unix.EpollEvent) error) error {
 			}
 		}
 	}
+}
+
+// over begins the measurement after the warm-up, and reports its end.
+func (l *load) over(start time.Time) bool {
+	now := time.Now()
+	switch {
+	case !l.counting && now.Sub(start) >= l.Warm:
+		l.counting, l.counted = true, now
+		fmt.Println("begin")
+	case l.counting && now.Sub(l.counted) >= l.Time:
+		l.outcome.Seconds = now.Sub(l.counted).Seconds()
+		return true
+	}
+	return false
 }
 
 func (l *load) count(n int) {
@@ -245,6 +253,55 @@ func (l *load) bulk() error {
 		l.count(n)
 		return nil
 	})
+}
+
+// paced: all clients together receive Rate bytes a second, in pulses of a millisecond.
+func (l *load) paced() error {
+	const pulse, owed = time.Millisecond, 10 * time.Millisecond
+	l.request[0] = kindBulk
+	for range l.Clients {
+		if err := l.begin(); err != nil {
+			return err
+		}
+	}
+	var streams []int
+	due, start := 0.0, time.Now()
+	for paid := start; !l.over(start); {
+		events, err := l.wait(pulse)
+		if err != nil {
+			return err
+		}
+		for _, e := range events {
+			if err := l.mute(e); err != nil {
+				return err
+			}
+			streams = append(streams, int(e.Fd))
+		}
+		now := time.Now()
+		due = min(due+l.Rate*now.Sub(paid).Seconds(), l.Rate*owed.Seconds())
+		paid = now
+		share := int(due) / l.Clients
+		for _, fd := range streams {
+			n, err := discard(fd, share)
+			if again(err) {
+				continue
+			}
+			if err != nil || n == 0 {
+				return fmt.Errorf("paced stream ended: %d, %w", n, err)
+			}
+			l.count(n)
+			due -= float64(n)
+		}
+	}
+	return nil
+}
+
+// mute takes no more events of a stream, whose first byte has come.
+func (l *load) mute(e unix.EpollEvent) error {
+	if !l.conns[e.Fd].sent || e.Events&(unix.EPOLLERR|unix.EPOLLHUP) != 0 {
+		return fmt.Errorf("paced stream: events %#x", e.Events)
+	}
+	return l.modify(int(e.Fd), 0)
 }
 
 // idling opens all connections, at most 64 at a time before their response, and

@@ -57,8 +57,11 @@ var (
 	metricDirectP99       = &metric{"direct_p99", "  latency without a balancer, p99", "µs", false, target{}}
 	metricLatencyCPU      = &metric{"latency_cpu", "  balancer's CPU time per request then", "µs", false, target{}}
 	metricMixedP50        = &metric{"mixed_p50", "small requests beside two bulk streams, p50", "µs", false, target{}}
-	metricMixedP99        = &metric{"mixed_p99", "small requests beside two bulk streams, p99", "µs", false, target{ofNginx, 1}}
+	metricMixedP99        = &metric{"mixed_p99", "small requests beside two bulk streams, p99", "µs", false, target{}}
 	metricMixedBulk       = &metric{"mixed_bulk", "  throughput of these streams", "Gbit/s", true, target{}}
+	metricPacedP50        = &metric{"paced_p50", "small requests beside 4 Gbit/s, p50", "µs", false, target{}}
+	metricPacedP99        = &metric{"paced_p99", "small requests beside 4 Gbit/s, p99", "µs", false, target{ofNginx, 1}}
+	metricPacedBulk       = &metric{"paced_bulk", "  throughput of these streams", "Gbit/s", true, target{}}
 	metricBurstP50        = &metric{"burst_p50", "5000 clients at once, p50", "ms", false, target{}}
 	metricBurstP99        = &metric{"burst_p99", "5000 clients at once, p99", "ms", false, target{ofNginx, 1}}
 	metricBurstRatio      = &metric{"burst_ratio", "  p99 beside nginx's burst of the same turn", "", false, target{atMost, 1}}
@@ -72,6 +75,7 @@ var (
 		metricIdleMemory, metricIdleTotal, metricIdleDescriptors, metricIdlePipes, metricIdleCPU,
 		metricP50, metricP99, metricDirectP50, metricDirectP99, metricLatencyCPU,
 		metricMixedP50, metricMixedP99, metricMixedBulk,
+		metricPacedP50, metricPacedP99, metricPacedBulk,
 		metricBurstP50, metricBurstP99, metricBurstRatio, metricBurstLost, metricChecksCPU, metricNoChecksCPU, metricOthers,
 	}
 )

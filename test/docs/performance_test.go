@@ -157,6 +157,10 @@ var lbRows = []lbRow{
 	{"memory for each idle connection", "idle_memory", func(v float64) string { return fmt.Sprintf("%.1f KiB", v) }, false},
 	{"added latency at half load, p50", "p50", func(v float64) string { return fmt.Sprintf("%.0f µs", v) }, true},
 	{"added latency at half load, p99", "p99", func(v float64) string { return fmt.Sprintf("%.0f µs", v) }, true},
+	{"1000 small requests a second beside bulk streams of 4 Gbit/s, p99", "paced_p99", func(v float64) string { return fmt.Sprintf("%.1f ms", v/1000) }, true},
+	{"the same beside two streams that move all they can, p99", "mixed_p99", func(v float64) string { return fmt.Sprintf("%.1f ms", v/1000) }, true},
+	{"… and what these streams move", "mixed_bulk", func(v float64) string { return fmt.Sprintf("%.1f Gbit/s", v) }, false},
+	{"5000 clients at once, p99", "burst_p99", func(v float64) string { return fmt.Sprintf("%.0f ms", v) }, true},
 }
 
 func benchLBSection(e entry) string {
