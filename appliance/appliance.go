@@ -125,7 +125,9 @@ func Run(ctx context.Context, cfg config.Controller, o Options) (err error) {
 	p.readers.run(g.Leaving(), p.upgrade.Run)
 	p.readers.run(g.Leaving(), p.rotation.Run) // a rotation stops before the API server does
 	p.readers.run(g.Leaving(), p.tokenRotation.Run)
-	p.readers.run(g.Leaving(), p.caRotation.Run)
+	for _, r := range p.caRotations {
+		p.readers.run(g.Leaving(), r.Run)
+	}
 	return g.Run(ctx)
 }
 

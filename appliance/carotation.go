@@ -2,6 +2,7 @@ package appliance
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -17,43 +18,87 @@ import (
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/carotation"
+	"kthwd/appliance/controllers"
 	"kthwd/appliance/etcd"
 	"kthwd/appliance/lease"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
 )
 
-// newCARotation makes what replaces the cluster's CA.
-func (p *prepared) newCARotation(member *etcd.Member, manager, scheduler *lease.Pause, client func() (*rest.Config, error)) *carotation.Rotation {
-	return carotation.New(carotation.Config{
-		Name: p.cfg.Name, Server: p.cfg.LocalServer(), Layout: p.layout, Etcd: member, Others: p.others, Watch: p.oldCA,
-		Life: p.o.LeafLife, Log: p.o.Logs.Logger("kthwd"), Cannot: p.caElsewhere(),
-		Changed: func(paths []string) {
-			for _, path := range paths {
-				p.machine.Accept(path)
+// newOldCAs makes what watches each of the CAs while it is replaced.
+func newOldCAs() (all []*carotation.Watch) {
+	for range carotation.CAs() {
+		all = append(all, &carotation.Watch{})
+	}
+	return all
+}
+
+// usesCA tells of a request with a certificate.
+func (p *prepared) usesCA(cert *x509.Certificate, user, address string) {
+	for _, w := range p.oldCAs {
+		w.Used(cert, user, address)
+	}
+}
+
+// newCARotations makes what replaces each of the CAs.
+func (p *prepared) newCARotations(member *etcd.Member, manager, scheduler *lease.Pause, client func() (*rest.Config, error)) (all []*carotation.Rotation) {
+	for i, ca := range carotation.CAs() {
+		c := carotation.Config{
+			CA: ca, Name: p.cfg.Name, Server: p.cfg.LocalServer(), Layout: p.layout, Etcd: member, Others: p.others, Watch: p.oldCAs[i],
+			Life: p.o.LeafLife, Log: p.o.Logs.Logger("kthwd"), Changed: p.filesChanged,
+			Share: func(ctx context.Context, client *clientv3.Client, path string, alone bool) error {
+				shared := p.shared()
+				return shared.Record(ctx, client, path, alone)
+			},
+		}
+		published, list := "client-ca-file", kubelets
+		if ca == carotation.FrontProxy {
+			published, list = "requestheader-client-ca-file", extensionServers
+			c.Cannot, c.Settle = p.frontProxyElsewhere(), controllers.CertificatesWithin()
+		} else {
+			c.Cannot = p.caElsewhere()
+			c.NewTerm = func(ctx context.Context) error {
+				const why = "until the next term, which reads the CAs anew"
+				return errors.Join(newTerm(ctx, program.ControllerManager, manager, why), newTerm(ctx, program.Scheduler, scheduler, why))
 			}
-			if len(paths) > 0 {
-				for _, l := range p.live {
-					l.Refresh()
-				}
-			}
-		},
-		NewTerm: func(ctx context.Context) error {
-			const why = "until the next term, which reads the CAs anew"
-			return errors.Join(newTerm(ctx, program.ControllerManager, manager, why), newTerm(ctx, program.Scheduler, scheduler, why))
-		},
-		Share: func(ctx context.Context, client *clientv3.Client, path string, alone bool) error {
-			shared := p.shared()
-			return shared.Record(ctx, client, path, alone)
-		},
-		Kubelets: func(ctx context.Context) ([]carotation.Kubelet, error) {
-			config, err := client()
+		}
+		c.Verifiers = func(ctx context.Context) ([]carotation.Verifier, error) {
+			api, err := clientOf(client)
 			if err != nil {
 				return nil, err
 			}
-			return kubelets(ctx, config)
-		},
-	})
+			return list(ctx, api)
+		}
+		c.Unpublish = func(ctx context.Context, ca *x509.Certificate) error {
+			api, err := clientOf(client)
+			if err != nil {
+				return err
+			}
+			return unpublish(ctx, api, published, ca)
+		}
+		all = append(all, carotation.New(c))
+	}
+	return all
+}
+
+func clientOf(config func() (*rest.Config, error)) (kubernetes.Interface, error) {
+	c, err := config()
+	if err != nil {
+		return nil, err
+	}
+	return kubernetes.NewForConfig(c)
+}
+
+// filesChanged makes known that files of the data directory were replaced for a reason.
+func (p *prepared) filesChanged(paths []string) {
+	for _, path := range paths {
+		p.machine.Accept(path)
+	}
+	if len(paths) > 0 {
+		for _, l := range p.live {
+			l.Refresh()
+		}
+	}
 }
 
 // newTerm makes a program end its term, if it has one, and begin another.
@@ -89,10 +134,7 @@ func (p *prepared) termArgs(args []program.Arg) []program.Arg {
 // caElsewhere says which flag of the user's keeps kthwd from rotating the cluster's CA; nil for none.
 func (p *prepared) caElsewhere() error {
 	ca := p.layout.CA()
-	for _, f := range []struct {
-		program, key string
-		want         []string
-	}{
+	err := p.otherFlag([]wantedFlag{
 		{program.APIServer, "client-ca-file", []string{ca}},
 		{program.APIServer, "kubelet-certificate-authority", []string{ca}},
 		{program.APIServer, "tls-cert-file", []string{p.layout.Cert(pki.NameKubernetes)}},
@@ -100,10 +142,9 @@ func (p *prepared) caElsewhere() error {
 		{program.ControllerManager, "client-ca-file", []string{ca}},
 		{program.ControllerManager, "cluster-signing-cert-file", []string{"", ca, p.layout.Run() + "/" + pki.SignerFile}},
 		{program.Scheduler, "client-ca-file", []string{ca}},
-	} {
-		if is := program.Value(p.args[f.program], f.key); !slices.Contains(f.want, is) {
-			return advice.With(fmt.Errorf("its %s has --%s=%s", f.program, f.key, is), "leave that flag to kthwd, or replace the CA by hand")
-		}
+	})
+	if err != nil {
+		return err
 	}
 	for _, a := range p.args[program.ControllerManager] {
 		if strings.HasPrefix(a.Key, "cluster-signing-") && strings.HasSuffix(a.Key, "-cert-file") && a.Key != "cluster-signing-cert-file" {
@@ -113,26 +154,51 @@ func (p *prepared) caElsewhere() error {
 	return nil
 }
 
-// kubelets lists the nodes and where their kubelets answer, as the API server finds them.
-func kubelets(ctx context.Context, config *rest.Config) (all []carotation.Kubelet, err error) {
-	client, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		return nil, err
+// frontProxyElsewhere says which flag of the user's keeps kthwd from rotating the front proxy's CA; nil
+// for none.
+func (p *prepared) frontProxyElsewhere() error {
+	ca := p.layout.Cert(pki.NameFrontProxyCA)
+	return p.otherFlag([]wantedFlag{
+		{program.APIServer, "requestheader-client-ca-file", []string{ca}},
+		{program.APIServer, "proxy-client-cert-file", []string{p.layout.Cert(pki.NameFrontProxyClient)}},
+		{program.APIServer, "proxy-client-key-file", []string{p.layout.Key(pki.NameFrontProxyClient)}},
+		{program.ControllerManager, "requestheader-client-ca-file", []string{"", ca}},
+		{program.Scheduler, "requestheader-client-ca-file", []string{"", ca}},
+	})
+}
+
+// wantedFlag is a flag of a program, with the values that kthwd gives it.
+type wantedFlag struct {
+	program, key string
+	want         []string
+}
+
+// otherFlag is an error that names the first flag with another value.
+func (p *prepared) otherFlag(all []wantedFlag) error {
+	for _, f := range all {
+		if is := program.Value(p.args[f.program], f.key); !slices.Contains(f.want, is) {
+			return advice.With(fmt.Errorf("its %s has --%s=%s", f.program, f.key, is), "leave that flag to kthwd, or replace the CA by hand")
+		}
 	}
+	return nil
+}
+
+// kubelets lists the nodes and where their kubelets answer, as the API server finds them.
+func kubelets(ctx context.Context, client kubernetes.Interface) (all []carotation.Verifier, err error) {
 	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("the nodes are not known: %w", err)
 	}
 	for _, n := range nodes.Items {
-		k := carotation.Kubelet{Node: n.Name}
+		v := carotation.Verifier{Name: n.Name, Path: "/healthz"}
 		for _, kind := range []corev1.NodeAddressType{corev1.NodeInternalIP, corev1.NodeInternalDNS, corev1.NodeHostName, corev1.NodeExternalIP, corev1.NodeExternalDNS} {
 			for _, a := range n.Status.Addresses {
-				if port := n.Status.DaemonEndpoints.KubeletEndpoint.Port; a.Type == kind && k.Address == "" && port > 0 {
-					k.Address = net.JoinHostPort(a.Address, strconv.Itoa(int(port)))
+				if port := n.Status.DaemonEndpoints.KubeletEndpoint.Port; a.Type == kind && v.Address == "" && port > 0 {
+					v.Address = net.JoinHostPort(a.Address, strconv.Itoa(int(port)))
 				}
 			}
 		}
-		all = append(all, k)
+		all = append(all, v)
 	}
 	return all, nil
 }

@@ -74,8 +74,8 @@ type prepared struct {
 	renewed   []string             // files with expired certificates that this start has renewed
 
 	tokenRotation *tokenrotation.Rotation // set by wire
-	caRotation    *carotation.Rotation    // set by wire
-	oldCA         *carotation.Watch       // set by wire
+	caRotations   []*carotation.Rotation  // of each CA; set by wire
+	oldCAs        []*carotation.Watch     // one for each of them; set by wire
 	readers       *readers                // set by wire
 
 	live map[string]*controllers.Live // kubeconfigs that their clients follow, by program; set by wire

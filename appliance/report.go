@@ -44,7 +44,9 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 	maps.Copy(private, p.mover.Private())
 	maps.Copy(private, p.rotation.Private())
 	maps.Copy(private, p.tokenRotation.Private())
-	maps.Copy(private, p.caRotation.Private())
+	for _, r := range p.caRotations {
+		maps.Copy(private, r.Private())
+	}
 	maps.Copy(private, p.privateBackup())
 	maps.Copy(private, privateDatabase(e.OpenCopy))
 	if p.o.Private != nil {
@@ -83,7 +85,9 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 	p.others.Exchange(server.Own)
 	p.others.Handle(encryption.PeerPath, p.rotation.Peer())
 	p.others.Handle(tokenrotation.PeerPath, p.tokenRotation.Peer())
-	p.others.Handle(carotation.PeerPath, p.caRotation.Peer())
+	for i, ca := range carotation.CAs() {
+		p.others.Handle(ca.PeerPath(), p.caRotations[i].Peer())
+	}
 	p.others.Listen(program.StatusAddress(p.cfg))
 	return server
 }

@@ -94,7 +94,11 @@ func (p *prepared) newTokenRotation(member *etcd.Member, members *membership.Mem
 			return newTerm(ctx, program.ControllerManager, manager, "until the next term, which signs with another key")
 		},
 		Reseal: func(ctx context.Context, client *clientv3.Client) error {
-			return errors.Join(members.Reseal(ctx, client), p.mover.Reseal(ctx, client), p.rotation.Reseal(ctx, client), p.caRotation.Reseal(ctx, client))
+			errs := []error{members.Reseal(ctx, client), p.mover.Reseal(ctx, client), p.rotation.Reseal(ctx, client)}
+			for _, r := range p.caRotations {
+				errs = append(errs, r.Reseal(ctx, client))
+			}
+			return errors.Join(errs...)
 		},
 		Share: func(ctx context.Context, client *clientv3.Client, path string, alone bool) error {
 			shared := p.shared()

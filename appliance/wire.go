@@ -69,7 +69,7 @@ func (p *prepared) wire() (*supervise.Group, *Liveness, error) {
 	p.workers = p.newWorkers(member, func() (*rest.Config, error) { return api.Loopback() })
 	p.gate = p.newGate(member)
 	p.tokenKeys = p.newLiveTokenKeys(member)
-	p.oldCA = &carotation.Watch{}
+	p.oldCAs = newOldCAs()
 	p.users = users.New(users.Config{Etcd: member.Running, Log: p.o.Logs.Logger("kthwd")})
 	api = p.newAPIServer(member, fences)
 	pause, managerPause := &lease.Pause{}, &lease.Pause{}
@@ -97,9 +97,13 @@ func (p *prepared) wire() (*supervise.Group, *Liveness, error) {
 	p.others = others.New(member, p.log)
 	p.rotation = p.newRotation(member)
 	p.tokenRotation = p.newTokenRotation(member, members, managerPause)
-	p.caRotation = p.newCARotation(member, managerPause, pause, func() (*rest.Config, error) { return api.Loopback() })
-	p.observers = append(p.observers, p.rotation, p.tokenRotation, p.caRotation)
-	statusServer := p.newStatus(g, member, members, api, []*lease.Record{kcm.Record(), sched.Record()}, append(append(watchers, members, p.tokens, p.gate, p.rotation, p.tokenRotation, p.caRotation), collectorsOf(seed, bridge)...)...)
+	p.caRotations = p.newCARotations(member, managerPause, pause, func() (*rest.Config, error) { return api.Loopback() })
+	p.observers = append(p.observers, p.rotation, p.tokenRotation)
+	collectors := append(watchers, members, p.tokens, p.gate, p.rotation, p.tokenRotation)
+	for _, r := range p.caRotations {
+		p.observers, collectors = append(p.observers, r), append(collectors, r)
+	}
+	statusServer := p.newStatus(g, member, members, api, []*lease.Record{kcm.Record(), sched.Record()}, append(collectors, collectorsOf(seed, bridge)...)...)
 	bridges := []*supervise.Node{g.Add(statusServer).StopWithin(stopBridges)}
 	if bridge != nil {
 		bridges = append(bridges, g.Add(bridge).StopWithin(stopBridges))
@@ -222,7 +226,7 @@ func (p *prepared) newAPIServer(member *etcd.Member, fences *lease.Fences) *apis
 		Args: cmdline.WithoutGates(p.args[program.APIServer]), Server: p.cfg.LocalServer(),
 		Layout: p.layout, Etcd: member, Fences: fences, Log: p.o.Logs.Logger(program.APIServer),
 		Workers: p.workers, Encryption: p.gate, Signed: p.recordSigned,
-		Lists: []*refused.List{p.workers.Removals, p.users.Revoked}, Tried: p.users.Tried, Seen: p.users.Seen, Used: p.oldCA.Used,
+		Lists: []*refused.List{p.workers.Removals, p.users.Revoked}, Tried: p.users.Tried, Seen: p.users.Seen, Used: p.usesCA,
 		Refused: p.tokens.Refused, Accepted: p.tokens.Accepted, TokenKeys: p.tokenKeys,
 		UsersDelay: slices.ContainsFunc(users, func(a program.Arg) bool { return a.Key == program.KeyShutdownDelay }),
 	})

@@ -24,19 +24,19 @@ func newLayout(t *testing.T) pki.Layout {
 }
 
 // begun is a rotation that has just begun in a directory, and its new key.
-func begun(t *testing.T, l pki.Layout) (State, pki.ClusterCA, []byte) {
+func begun(t *testing.T, l pki.Layout) (State, pki.CA, []byte) {
 	t.Helper()
 	is := read(t, l)
-	ca, key, err := pki.NewClusterCA(is.Signer, time.Now())
+	ca, key, err := pki.NewCA(is.Signer, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
 	return State{ID: "1", Stage: StageTrust, Old: is.Signs(), New: pki.CAID(ca), Certificate: ca.Raw, Before: is.Signer.Raw, Since: time.Now().UTC()}, is, key
 }
 
-func read(t *testing.T, l pki.Layout) pki.ClusterCA {
+func read(t *testing.T, l pki.Layout) pki.CA {
 	t.Helper()
-	is, err := pki.ReadClusterCA(l)
+	is, err := pki.ReadCA(l, pki.NameCA)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,7 +44,7 @@ func read(t *testing.T, l pki.Layout) pki.ClusterCA {
 }
 
 // as answers as a controller does whose files have that form.
-func as(is pki.ClusterCA) Controller {
+func as(is pki.CA) Controller {
 	return Controller{Answer: stages.Answer{Name: "c0"}, Trusts: is.IDs(), Accepts: is.IDs(), Signs: is.Signs(), Serves: is.Signs(), Manager: true}
 }
 
@@ -54,27 +54,27 @@ func TestForms(t *testing.T) {
 	l := newLayout(t)
 	s, is, key := begun(t, l)
 	all := []Stage{StageTrust, StageSign, StageDrop}
-	forms := map[Stage]pki.ClusterCA{}
+	forms := map[Stage]pki.CA{}
 	for _, stage := range all {
 		s.Stage = stage
-		f, err := form(s, "c0", read(t, l), key)
+		f, err := Cluster.authority().form(s, "c0", read(t, l), key)
 		if err != nil {
 			t.Fatalf("%s: %v", stage, err)
 		}
-		if _, err := pki.SetClusterCA(l, f.trusted, f.key, f.next); err != nil {
+		if _, err := pki.SetCA(l, pki.NameCA, f.trusted, f.key, f.next); err != nil {
 			t.Fatalf("%s: %v", stage, err)
 		}
 		forms[stage] = read(t, l)
 		if stage != StageDrop { // a controller that has missed it comes from the files before
-			f, err := form(s, "c0", is, key)
+			f, err := Cluster.authority().form(s, "c0", is, key)
 			if err != nil || len(f.trusted) != 2 || !pki.KeyOfCA(f.key, forms[stage].Signer) {
 				t.Errorf("%s from the beginning: got %d CAs, %v", stage, len(f.trusted), err)
 			}
 		}
-		if _, err := form(s, "c0", is, nil); err == nil {
+		if _, err := Cluster.authority().form(s, "c0", is, nil); err == nil {
 			t.Errorf("%s without the new key: no error", stage)
 		}
-		if again, err := form(s, "c0", forms[stage], nil); err != nil || len(again.trusted) != len(forms[stage].Trusted) || !slices.Equal(again.key, forms[stage].Key) {
+		if again, err := Cluster.authority().form(s, "c0", forms[stage], nil); err != nil || len(again.trusted) != len(forms[stage].Trusted) || !slices.Equal(again.key, forms[stage].Key) {
 			t.Errorf("%s again: got %d CAs, %v", stage, len(again.trusted), err)
 		}
 	}
@@ -87,11 +87,11 @@ func TestForms(t *testing.T) {
 		}
 	}
 	s.Stage, s.Back = StageDrop, true
-	f, err := form(s, "c0", forms[StageTrust], nil)
+	f, err := Cluster.authority().form(s, "c0", forms[StageTrust], nil)
 	if err != nil || len(f.trusted) != 1 || pki.CAID(f.trusted[0]) != s.Old || !slices.Equal(f.key, is.Key) || f.next != nil {
 		t.Errorf("taken back: got %d CAs, %v", len(f.trusted), err)
 	}
-	if _, err := form(s, "c0", forms[StageSign], nil); err == nil {
+	if _, err := Cluster.authority().form(s, "c0", forms[StageSign], nil); err == nil {
 		t.Error("taken back after the new CA has signed: no error")
 	}
 }
@@ -108,23 +108,23 @@ func TestFormsWithoutKey(t *testing.T) {
 		}
 		for _, stage := range []Stage{StageTrust, StageSign, StageDrop} {
 			s.Stage = stage
-			f, err := form(s, name, read(t, l), key)
+			f, err := Cluster.authority().form(s, name, read(t, l), key)
 			if err != nil {
 				t.Fatalf("%s, %s: %v", name, stage, err)
 			}
 			key = nil // from the second stage on it is here
 			for _, trusted := range [][]*x509.Certificate{withAll(f.trusted, read(t, l).Trusted), f.trusted} {
-				if _, err := pki.SetClusterCA(l, trusted, f.key, f.next); err != nil {
+				if _, err := pki.SetCA(l, pki.NameCA, trusted, f.key, f.next); err != nil {
 					t.Fatalf("%s, %s: %v", name, stage, err)
 				}
 				if f.signs != nil {
-					if _, err := pki.Renew(l, pki.RenewOptions{Moved: true, CAKey: f.signs}); err != nil {
+					if _, err := pki.Renew(l, pki.RenewOptions{Moved: pki.NameCA, CAKey: f.signs}); err != nil {
 						t.Fatalf("%s, %s: %v", name, stage, err)
 					}
 				}
 			}
-			if is := read(t, l); confirmed(s, as(is)) != nil || len(pki.SignedByOthers(l, is.Signer)) > 0 {
-				t.Errorf("%s, %s: %v, of others: %v", name, stage, confirmed(s, as(is)), pki.SignedByOthers(l, is.Signer))
+			if is := read(t, l); confirmed(s, as(is)) != nil || len(pki.SignedByOthers(l, pki.NameCA, is.Signer)) > 0 {
+				t.Errorf("%s, %s: %v, of others: %v", name, stage, confirmed(s, as(is)), pki.SignedByOthers(l, pki.NameCA, is.Signer))
 			}
 		}
 		is := read(t, l)
@@ -147,7 +147,7 @@ func TestNotConfirmed(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Stage = StageSign
-	good := as(pki.ClusterCA{Trusted: []*x509.Certificate{is.Signer, ca}, Key: key, Signer: ca})
+	good := as(pki.CA{Trusted: []*x509.Certificate{is.Signer, ca}, Key: key, Signer: ca})
 	if err := confirmed(s, good); err != nil {
 		t.Fatal(err)
 	}
@@ -177,7 +177,7 @@ func TestAdmits(t *testing.T) {
 	want := func(stage Stage, said string) {
 		t.Helper()
 		s.Stage = stage
-		if err := s.admits(l); (err == nil) != (said == "") || err != nil && !strings.Contains(err.Error(), said) {
+		if err := Cluster.authority().admits(s, l); (err == nil) != (said == "") || err != nil && !strings.Contains(err.Error(), said) {
 			t.Errorf("%s: got %v, want %q", stage, err, said)
 		}
 	}
@@ -185,12 +185,12 @@ func TestAdmits(t *testing.T) {
 	want(StageDistribute, "")
 	want(StageSign, "lacks the CA "+Short(s.New))
 	want(StageDone, "still has the CA "+Short(s.Old))
-	if _, err := pki.SetClusterCA(l, []*x509.Certificate{is.Signer, ca}, key, nil); err != nil {
+	if _, err := pki.SetCA(l, pki.NameCA, []*x509.Certificate{is.Signer, ca}, key, nil); err != nil {
 		t.Fatal(err)
 	}
 	want(StageWatch, "")
 	want(StageDone, "still has the CA "+Short(s.Old))
-	if _, err := pki.SetClusterCA(l, []*x509.Certificate{ca}, key, nil); err != nil {
+	if _, err := pki.SetCA(l, pki.NameCA, []*x509.Certificate{ca}, key, nil); err != nil {
 		t.Fatal(err)
 	}
 	want(StageDone, "")
@@ -243,7 +243,7 @@ func TestMayDrop(t *testing.T) {
 		"since":           {Since: now.Add(-time.Hour)},
 		"":                {Since: now.Add(-48 * time.Hour), Count: 1, Last: now.Add(-30 * time.Hour)},
 	} {
-		err := mayDrop(s, []Controller{{Use: use}}, now)
+		err := Cluster.authority().mayDrop(s, []Controller{{Use: use}}, now)
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %q", err, want)
 		}

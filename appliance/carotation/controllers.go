@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -20,9 +21,6 @@ import (
 	"kthwd/appliance/stages"
 	"kthwd/appliance/supervise"
 )
-
-// PeerPath is where a controller answers the one that carries a rotation on.
-const PeerPath = "/kthwd/ca"
 
 const (
 	askTime  = 10 * time.Second // bounds a question
@@ -42,10 +40,10 @@ type request struct {
 // Controller is the answer.
 type Controller struct {
 	stages.Answer
-	Trusts  []string `json:"trusts,omitempty"`  // IDs of the CAs in ca.pem
+	Trusts  []string `json:"trusts,omitempty"`  // IDs of the CAs in the file
 	Accepts []string `json:"accepts,omitempty"` // those of them whose certificates the API server accepts
 	Signs   string   `json:"signs,omitempty"`   // ID of the CA whose key is here
-	Serves  string   `json:"serves,omitempty"`  // ID of the CA that has signed the API server's certificate
+	Serves  string   `json:"serves,omitempty"`  // ID of the CA that has signed the certificate which the API server shows
 	Manager bool     `json:"manager,omitempty"` // kube-controller-manager uses the files as they are
 	Late    []string `json:"late,omitempty"`    // files with a certificate of another CA than the one that signs
 	Use     *Use     `json:"use,omitempty"`     // of the CA asked for
@@ -64,10 +62,10 @@ func (r *Rotation) answer(ctx context.Context, in request) Controller {
 	if err == nil && in.ID != "" {
 		err = r.accept(ctx, in)
 	}
-	if is, failed := pki.ReadClusterCA(r.cfg.Layout); failed == nil {
+	if is, failed := r.read(); failed == nil {
 		c.Trusts, c.Signs, c.Manager = is.IDs(), is.Signs(), r.managerKnows(state(is))
 		if is.Signer != nil {
-			c.Late = pki.SignedByOthers(r.cfg.Layout, is.Signer)
+			c.Late = pki.SignedByOthers(r.cfg.Layout, r.a.file, is.Signer)
 		}
 		if c.Accepts, c.Serves, failed = r.look(ctx, is); failed != nil && err == nil {
 			err = failed
@@ -86,18 +84,21 @@ func (r *Rotation) answer(ctx context.Context, in request) Controller {
 
 // check says why this controller cannot take part.
 func (r *Rotation) check() error {
-	if stage := pki.StageOf(r.cfg.Layout); stage != pki.StageOwn {
+	if stage := pki.StageOf(r.cfg.Layout); r.a.CA == Cluster && stage != pki.StageOwn {
 		return advice.With(errors.New("its etcd uses the cluster's CA: it would have to be restarted for each stage"), "give etcd a CA of its own first: kthwd pki split-etcd-ca")
 	}
-	return pki.CARotatable(r.cfg.Layout, r.cfg.Life, time.Now())
+	return pki.CARotatable(r.cfg.Layout, r.a.file, r.cfg.Life, time.Now())
 }
 
 // state is what kube-controller-manager reads of the CA at the start of a term.
-func state(c pki.ClusterCA) string { return c.Signs() + " " + strings.Join(c.IDs(), ",") }
+func state(c pki.CA) string { return c.Signs() + " " + strings.Join(c.IDs(), ",") }
 
 // managerKnows reports whether kube-controller-manager has begun its term with that state. Its first
 // one has.
 func (r *Rotation) managerKnows(now string) bool {
+	if r.cfg.NewTerm == nil {
+		return true
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.manager == "" {
@@ -117,7 +118,7 @@ func (r *Rotation) accept(ctx context.Context, in request) error {
 	}
 	client := v3client.New(server.Server)
 	defer client.Close()
-	s, err := readState(ctx, r.cfg.Layout, client)
+	s, err := r.readState(ctx, client)
 	switch {
 	case err != nil:
 		return err
@@ -125,17 +126,17 @@ func (r *Rotation) accept(ctx context.Context, in request) error {
 		return errors.New("the stage is not that of a rotation under way")
 	}
 	r.note(s)
-	is, err := pki.ReadClusterCA(r.cfg.Layout)
+	is, err := r.read()
 	if err != nil {
 		return err
 	}
 	r.managerKnows(state(is))
-	f, err := form(s, r.cfg.Name, is, in.Key)
+	f, err := r.a.form(s, r.cfg.Name, is, in.Key)
 	if err != nil {
 		return err
 	}
 	// A program trusts a CA before it meets a certificate of it, and until it has met the last one.
-	changed, err := pki.SetClusterCA(r.cfg.Layout, withAll(f.trusted, is.Trusted), f.key, f.next)
+	changed, err := pki.SetCA(r.cfg.Layout, r.a.file, withAll(f.trusted, is.Trusted), f.key, f.next)
 	r.cfg.Changed(changed)
 	if err != nil {
 		return err
@@ -143,7 +144,7 @@ func (r *Rotation) accept(ctx context.Context, in request) error {
 	if err := r.signAnew(s, f.signs); err != nil {
 		return err
 	}
-	changed, err = pki.SetClusterCA(r.cfg.Layout, f.trusted, f.key, f.next)
+	changed, err = pki.SetCA(r.cfg.Layout, r.a.file, f.trusted, f.key, f.next)
 	r.cfg.Changed(changed)
 	if err != nil {
 		return err
@@ -151,12 +152,15 @@ func (r *Rotation) accept(ctx context.Context, in request) error {
 	if err := r.manage(ctx); err != nil {
 		return err
 	}
+	if s.signsNew() {
+		r.settle(ctx)
+	}
 	return r.awaitServer(ctx, s)
 }
 
 // signAnew makes the certificates of another CA than the one that signs anew.
 func (r *Rotation) signAnew(s State, key []byte) error {
-	if s.signsNew() {
+	if r.a.CA == Cluster && s.signsNew() {
 		changed, err := pki.PublicTokenKeys(r.cfg.Layout)
 		if changed {
 			r.cfg.Changed([]string{r.cfg.Layout.Cert(pki.NameServiceAccount)})
@@ -168,7 +172,7 @@ func (r *Rotation) signAnew(s State, key []byte) error {
 	if key == nil { // nothing is of another CA, see form
 		return nil
 	}
-	done, err := pki.Renew(r.cfg.Layout, pki.RenewOptions{Moved: true, CAKey: key, Life: r.cfg.Life})
+	done, err := pki.Renew(r.cfg.Layout, pki.RenewOptions{Moved: r.a.file, CAKey: key, Life: r.cfg.Life})
 	var changed []string
 	for _, d := range done {
 		changed = append(changed, d.File)
@@ -192,7 +196,7 @@ func withAll(a, b []*x509.Certificate) []*x509.Certificate {
 // manage lets kube-controller-manager begin a new term if its files are others than at the start of
 // its last one.
 func (r *Rotation) manage(ctx context.Context) error {
-	is, err := pki.ReadClusterCA(r.cfg.Layout)
+	is, err := r.read()
 	if err != nil || r.managerKnows(state(is)) {
 		return err
 	}
@@ -205,11 +209,21 @@ func (r *Rotation) manage(ctx context.Context) error {
 	return nil
 }
 
+// settle waits until the API server here uses the certificate as it is now, where that is a matter of
+// time: kube-aggregator shows its own to extension API servers only.
+func (r *Rotation) settle(ctx context.Context) {
+	info, err := os.Stat(r.cfg.Layout.Cert(pki.OwnCertificate(r.a.file)))
+	if err != nil || r.cfg.Settle == 0 {
+		return // the rest of the stage says what is wrong with the file
+	}
+	supervise.Sleep(ctx, min(r.cfg.Settle, time.Until(info.ModTime().Add(r.cfg.Settle))))
+}
+
 // awaitServer waits until the API server here uses the files: it follows them, within a minute at
 // most (apiserver/pkg/server/dynamiccertificates).
 func (r *Rotation) awaitServer(ctx context.Context, s State) error {
 	for {
-		is, err := pki.ReadClusterCA(r.cfg.Layout)
+		is, err := r.read()
 		if err != nil {
 			return err
 		}
@@ -227,7 +241,7 @@ func (r *Rotation) awaitServer(ctx context.Context, s State) error {
 }
 
 // follows says what the API server here does not follow yet.
-func (r *Rotation) follows(s State, is pki.ClusterCA, accepts []string, serves string) error {
+func (r *Rotation) follows(s State, is pki.CA, accepts []string, serves string) error {
 	for _, id := range is.IDs() {
 		if !slices.Contains(accepts, id) {
 			return fmt.Errorf("its API server does not accept certificates of %s yet", Short(id))
@@ -243,9 +257,10 @@ func (r *Rotation) follows(s State, is pki.ClusterCA, accepts []string, serves s
 }
 
 // look learns in a handshake with the API server here whose certificates it accepts, because a server
-// names the CAs when it asks for a certificate (RFC 8446, 4.2.4), and which CA has signed its own.
+// names the CAs when it asks for a certificate (RFC 8446, 4.2.4): those of the cluster and the front
+// proxy. It learns which CA has signed the server's own, too; that of the front proxy is looked at in its file.
 // Those of the rotation are recognized, too, when they are in no file.
-func (r *Rotation) look(ctx context.Context, is pki.ClusterCA) (accepts []string, serves string, err error) {
+func (r *Rotation) look(ctx context.Context, is pki.CA) (accepts []string, serves string, err error) {
 	u, err := url.Parse(r.cfg.Server)
 	if err != nil {
 		return nil, "", err
@@ -282,21 +297,24 @@ func (r *Rotation) look(ctx context.Context, is pki.ClusterCA) (accepts []string
 			accepts = append(accepts, pki.CAID(ca))
 		}
 	}
+	if r.a.CA != Cluster {
+		serves = pki.Shows(r.cfg.Layout, r.a.file, known)
+	}
 	return accepts, serves, nil
 }
 
 // files are those of a controller in a stage.
 type files struct {
-	trusted []*x509.Certificate // in ca.pem
-	key     []byte              // ca-key.pem; nil where that is kept elsewhere
+	trusted []*x509.Certificate // in the file of the CA
+	key     []byte              // of the CA; nil where that is kept elsewhere
 	next    []byte              // the key that does not sign yet; nil for none
 	signs   []byte              // the key with which the controller's certificates are signed; nil if none needs that
 }
 
 // form returns the files that the controller of that name has in a stage. Each form follows from
 // every earlier one, so that a controller that has missed a stage can take part again. One without
-// ca-key.pem gets none for longer than it needs, but for the one that has made the new CA.
-func form(s State, name string, is pki.ClusterCA, key []byte) (f files, err error) {
+// a key gets none for longer than it needs, but for the one that has made the new CA.
+func (a *authority) form(s State, name string, is pki.CA, key []byte) (f files, err error) {
 	ca, err := s.ca()
 	if err != nil {
 		return f, err
@@ -306,7 +324,7 @@ func form(s State, name string, is pki.ClusterCA, key []byte) (f files, err erro
 	}
 	if s.Stage == StageDrop && s.Back {
 		if is.Signs() != s.Old {
-			return f, lacks(s.Old)
+			return f, a.lacks(s.Old)
 		}
 		return files{trusted: without(s.New), key: is.Key}, nil
 	}
@@ -322,9 +340,9 @@ func form(s State, name string, is pki.ClusterCA, key []byte) (f files, err erro
 	if s.Stage == StageTrust || s.Stage == StageDistribute {
 		switch {
 		case is.Signs() != s.Old:
-			return f, lacks(s.Old)
+			return f, a.lacks(s.Old)
 		case key == nil:
-			return f, lacks(s.New)
+			return f, a.lacks(s.New)
 		}
 		return files{trusted: both, key: is.Key, next: key}, nil
 	}
@@ -333,19 +351,14 @@ func form(s State, name string, is pki.ClusterCA, key []byte) (f files, err erro
 	case key != nil && keeps:
 		f.key = key
 	case key == nil && (keeps || is.Signs() != s.New):
-		return f, lacks(s.New)
+		return f, a.lacks(s.New)
 	}
 	if s.Stage == StageDrop {
 		f.trusted = withAll([]*x509.Certificate{ca}, without(s.Old))
 	} else if !is.Trusts(s.Old) {
-		return f, lacks(s.Old)
+		return f, a.lacks(s.Old)
 	}
 	return f, nil
-}
-
-func lacks(id string) error {
-	return advice.With(fmt.Errorf("its ca.pem or ca-key.pem lacks the CA %s", Short(id)),
-		"copy both files from another controller, and restart kthwd there; then kthwd pki ca resume")
 }
 
 // confirmed says what keeps a controller from having taken a stage; nil if it has.
@@ -386,7 +399,7 @@ func shorts(ids []string) string {
 
 // ask asks all controllers, this one first.
 func (r *Rotation) ask(ctx context.Context, in request, within time.Duration) ([]Controller, error) {
-	return stages.Ask(ctx, r.cfg.Others, PeerPath, in, within, func() Controller {
+	return stages.Ask(ctx, r.cfg.Others, r.a.PeerPath(), in, within, func() Controller {
 		ctx, cancel := context.WithTimeout(ctx, within)
 		defer cancel()
 		return r.answer(ctx, in)

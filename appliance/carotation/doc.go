@@ -1,6 +1,6 @@
-// Package carotation replaces the cluster's CA while the controllers serve.
+// Package carotation replaces the cluster's CA, or that of the front proxy, while the controllers serve.
 //
-//	r := carotation.New(carotation.Config{Watch: watch, Others: others, …})
+//	r := carotation.New(carotation.Config{CA: carotation.Cluster, Watch: watch, Others: others, …})
 //	go r.Run(ctx)
 //
 // A rotation passes through the stages of Stage. All controllers trust the new CA first, beside the
@@ -16,7 +16,11 @@
 // A stage ends when every controller confirms it. A controller looks at its own API server for
 // that, in a TLS handshake: which CAs it names, and whose certificate it shows.
 //
-// The state is below /kthwd/ca in etcd, without any key, and sealed. The new key travels from
+// The front proxy's CA passes through the same stages, by itself: see authority for the differences. In
+// the place of workers there are the extension API servers. Nothing is restarted and no term ends,
+// because the API server follows the files.
+//
+// The state is below /kthwd/ca or /kthwd/front-proxy-ca in etcd, without any key, and sealed. The new key travels from
 // controller to controller, over the connections of package others, whose certificates are of
 // etcd's CA.
 package carotation

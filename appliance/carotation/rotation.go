@@ -33,6 +33,7 @@ const (
 
 // Config describes a Rotation.
 type Config struct {
+	CA     CA
 	Name   string // this controller's
 	Server string // https://HOST:PORT of its API server, as itself reaches it
 	Layout pki.Layout
@@ -48,21 +49,30 @@ type Config struct {
 	Changed func(paths []string)
 
 	// NewTerm makes kube-controller-manager and kube-scheduler end their terms, if they have one, and
-	// begin another.
+	// begin another. Nil if they read nothing of the CA at the start of one.
 	NewTerm func(ctx context.Context) error
+
+	// Settle is how long the API server may go on with a certificate that was replaced, where it shows
+	// that to nobody whom kthwd could ask.
+	Settle time.Duration
 
 	// Share tells the cluster the CAs of the file as it is: besides those that it knows, or
 	// alone, and it forgets the others.
 	Share func(ctx context.Context, client *clientv3.Client, path string, alone bool) error
 
-	// Kubelets lists the nodes with the HOST:PORT of their kubelets.
-	Kubelets func(ctx context.Context) ([]Kubelet, error)
+	// Verifiers lists those who verify certificates of the CA: kubelets, or extension API servers.
+	Verifiers func(ctx context.Context) ([]Verifier, error)
+
+	// Unpublish takes a CA that is dropped out of what API servers have published of it.
+	Unpublish func(ctx context.Context, ca *x509.Certificate) error
 }
 
-// Rotation replaces the cluster's CA. Make one with New. Its methods may be called from any
+// Rotation replaces a CA. Make one with New. Its methods may be called from any
 // goroutine.
 type Rotation struct {
-	cfg Config
+	cfg     Config
+	a       *authority
+	metrics metrics
 
 	accepting sync.Mutex // one stage at a time
 
@@ -76,8 +86,9 @@ type Rotation struct {
 
 // New makes the Rotation of a controller.
 func New(c Config) *Rotation {
-	r := &Rotation{cfg: c}
-	r.runner = stages.NewRunner(stages.RunnerConfig{Kind: kind, Name: c.Name, Client: r.client, Log: c.Log})
+	r := &Rotation{cfg: c, a: c.CA.authority()}
+	r.metrics = r.a.metrics()
+	r.runner = stages.NewRunner(stages.RunnerConfig{Kind: r.a.kind, Name: c.Name, Client: r.client, Log: c.Log})
 	return r
 }
 
@@ -90,14 +101,14 @@ func (r *Rotation) client() (*clientv3.Client, error) {
 }
 
 // prepare checks everything that would stop a rotation, and changes nothing.
-func (r *Rotation) prepare(ctx context.Context, client *clientv3.Client) (State, pki.ClusterCA, error) {
-	none := pki.ClusterCA{}
-	was, err := readState(ctx, r.cfg.Layout, client)
+func (r *Rotation) prepare(ctx context.Context, client *clientv3.Client) (State, pki.CA, error) {
+	none := pki.CA{}
+	was, err := r.readState(ctx, client)
 	switch {
 	case err != nil:
 		return was, none, err
 	case was.Running():
-		return was, none, advice.With(fmt.Errorf("a rotation has not ended: %s, stage %s since %s", was, was.Stage, was.Since.UTC().Format(time.RFC3339)), nextOf(was))
+		return was, none, advice.With(fmt.Errorf("a rotation has not ended: %s, stage %s since %s", was, was.Stage, was.Since.UTC().Format(time.RFC3339)), r.nextOf(was))
 	}
 	all, err := r.ask(ctx, request{Check: true}, askTime)
 	if err == nil {
@@ -106,34 +117,40 @@ func (r *Rotation) prepare(ctx context.Context, client *clientv3.Client) (State,
 	if err != nil {
 		return was, none, err
 	}
-	here, err := pki.ReadClusterCA(r.cfg.Layout)
+	here, err := r.read()
 	if err != nil {
 		return was, none, err
 	}
 	for _, c := range all {
 		switch {
 		case c.Signs == "":
-			return was, none, advice.With(fmt.Errorf("%s: neither ca-key.pem nor kubernetes.pem belongs to a CA in ca.pem", c.Name), "copy the files that belong together there")
+			return was, none, advice.With(fmt.Errorf("%s: neither %s nor %s belongs to a CA in %s", c.Name, r.a.keyFile(), r.a.ownFile(), r.a.certFile()), "copy the files that belong together there")
 		case c.Signs != all[0].Signs:
-			return was, none, advice.With(fmt.Errorf("%s signs with the CA %s, and %s with %s", all[0].Name, Short(all[0].Signs), c.Name, Short(c.Signs)), "copy ca.pem and ca-key.pem from the controller whose files are right, and restart kthwd")
+			return was, none, advice.With(fmt.Errorf("%s signs with the CA %s, and %s with %s", all[0].Name, Short(all[0].Signs), c.Name, Short(c.Signs)), "copy "+r.a.certFile()+" and "+r.a.keyFile()+" from the controller whose files are right, and restart kthwd")
 		case c.Serves != c.Signs:
-			return was, none, advice.With(fmt.Errorf("%s: its API server shows a certificate of another CA than that of its ca-key.pem", c.Name), "kthwd pki renew kubernetes there, or put the pair that belongs together back")
+			return was, none, advice.With(fmt.Errorf("%s: its API server shows a certificate of another CA than that of its %s", c.Name, r.a.keyFile()), "kthwd pki renew "+pki.OwnCertificate(r.a.file)+" there, or put the pair that belongs together back")
 		}
 	}
 	return State{ID: rand.Text(), Began: time.Now().UTC(), Stage: StageTrust, Origin: r.cfg.Name, Old: here.Signs(), Before: here.Signer.Raw, revision: was.revision}, here, nil
 }
 
+// read reads the CA of this controller.
+func (r *Rotation) read() (pki.CA, error) { return pki.ReadCA(r.cfg.Layout, r.a.file) }
+
+// nextKey is the file with the key that does not sign yet.
+func (r *Rotation) nextKey() string { return r.cfg.Layout.NextCAKey(r.a.file) }
+
 // nextOf is the command that a rotation in this state waits for.
-func nextOf(s State) string {
+func (r *Rotation) nextOf(s State) string {
 	switch s.Stage {
 	case StageDistribute:
-		return "copy ca.pem to every worker, balancer and user; then kthwd pki ca sign goes on, or kthwd pki ca abort takes it back"
+		return fmt.Sprintf("%s; %s goes on then, or %s takes it back", r.a.Bring(), r.a.Verb(VerbSign), r.a.Verb(VerbAbort))
 	case StageWatch:
-		return "kthwd pki ca status names the users who still come with a certificate of the old CA; kthwd pki ca drop ends the rotation"
+		return fmt.Sprintf("%s names the users who still come with a certificate of the old CA; %s ends the rotation", r.a.Verb(VerbStatus), r.a.Verb(VerbDrop))
 	case StageTrust:
-		return "kthwd pki ca resume goes on, kthwd pki ca abort takes it back"
+		return fmt.Sprintf("%s goes on, %s takes it back", r.a.Verb(VerbResume), r.a.Verb(VerbAbort))
 	}
-	return "kthwd pki ca resume goes on"
+	return r.a.Verb(VerbResume) + " goes on"
 }
 
 // act carries the rotation on in the background. begin returns the state with which it
@@ -150,7 +167,7 @@ func (r *Rotation) act(ctx context.Context, begin func(context.Context, *clientv
 // carryOn goes through the stages from that of s until a person has to decide, or the end.
 func (r *Rotation) carryOn(ctx context.Context, client *clientv3.Client, h *stages.Hold, s State) error {
 	for {
-		r.cfg.Log.Info("rotation of the cluster's CA", "stage", string(s.Stage), "rotation", s.String())
+		r.cfg.Log.Info("rotation of "+r.a.kind.What, "stage", string(s.Stage), "rotation", s.String())
 		var err error
 		next := StageDone
 		switch s.Stage {
@@ -170,12 +187,12 @@ func (r *Rotation) carryOn(ctx context.Context, client *clientv3.Client, h *stag
 			return err
 		}
 		if next == StageDone {
-			if err := stages.ForgetKey(r.cfg.Layout.NextCAKey()); err != nil {
+			if err := stages.ForgetKey(r.nextKey()); err != nil {
 				return err
 			}
 		}
 		if s.waits() || next == StageDone {
-			r.cfg.Log.Info("rotation of the cluster's CA", "stage", string(next), "rotation", s.String())
+			r.cfg.Log.Info("rotation of "+r.a.kind.What, "stage", string(next), "rotation", s.String())
 			return nil
 		}
 	}
@@ -184,24 +201,24 @@ func (r *Rotation) carryOn(ctx context.Context, client *clientv3.Client, h *stag
 // enter records that a stage begins.
 func (r *Rotation) enter(ctx context.Context, client *clientv3.Client, h *stages.Hold, s *State, stage Stage) error {
 	s.Stage, s.Since, s.By = stage, time.Now().UTC(), r.cfg.Name
-	return s.save(ctx, r.cfg.Layout, client, h)
+	return r.save(ctx, client, h, s)
 }
 
 // trust gives every controller the new CA and its key.
 func (r *Rotation) trust(ctx context.Context, client *clientv3.Client, s State) error {
 	key := r.keptKey()
 	if key == nil {
-		return advice.With(errors.New("the key of the new CA is not on this controller"), "run kthwd pki ca resume on "+s.Origin+", or kthwd pki ca abort")
+		return advice.With(errors.New("the key of the new CA is not on this controller"), "run "+r.a.Verb(VerbResume)+" on "+s.Origin+", or "+r.a.Verb(VerbAbort))
 	}
 	if err := r.spread(ctx, s, key); err != nil {
 		return err
 	}
-	return r.cfg.Share(ctx, client, r.cfg.Layout.CA(), false) // a controller that starts from now on has both
+	return r.share(ctx, client, false) // a controller that starts from now on has both
 }
 
 // keptKey is the key of the new CA as this controller has it; nil if it has none.
 func (r *Rotation) keptKey() []byte {
-	c, err := pki.ReadClusterCA(r.cfg.Layout)
+	c, err := r.read()
 	if err != nil {
 		return nil
 	}
@@ -230,21 +247,33 @@ func (r *Rotation) spread(ctx context.Context, s State, key []byte) error {
 	return notConfirmed(s, all)
 }
 
-// drop makes every controller forget a CA.
+// share tells the cluster the CAs in the file.
+func (r *Rotation) share(ctx context.Context, client *clientv3.Client, alone bool) error {
+	return r.cfg.Share(ctx, client, r.cfg.Layout.Cert(r.a.file), alone)
+}
+
+// drop makes every controller forget a CA, and then those who read what API servers publish of it.
 func (r *Rotation) drop(ctx context.Context, client *clientv3.Client, s State) error {
-	if err := r.cfg.Share(ctx, client, r.cfg.Layout.CA(), false); err != nil {
+	if err := r.share(ctx, client, false); err != nil {
 		return err
 	}
 	if err := r.spread(ctx, s, nil); err != nil {
 		return err
 	}
-	return r.cfg.Share(ctx, client, r.cfg.Layout.CA(), true)
+	ca, err := x509.ParseCertificate(s.droppedCertificate())
+	if err == nil {
+		err = r.cfg.Unpublish(ctx, ca)
+	}
+	if err != nil {
+		return err
+	}
+	return r.share(ctx, client, true)
 }
 
 // mayDrop refuses to drop a CA with whose certificates somebody still comes, or which was not watched
 // for long enough to know.
-func mayDrop(s State, all []Controller, now time.Time) error {
-	const hint = "kthwd pki ca status names the users; --force drops it all the same, and their certificates are refused"
+func (a *authority) mayDrop(s State, all []Controller, now time.Time) error {
+	hint := a.Verb(VerbStatus) + " names the users; --force drops it all the same, and their certificates are refused"
 	for _, c := range all {
 		switch {
 		case c.Use == nil:
@@ -262,11 +291,11 @@ func mayDrop(s State, all []Controller, now time.Time) error {
 // which has never begun.
 func (r *Rotation) tidy(ctx context.Context, client *clientv3.Client, kept fs.FileInfo) {
 	// This one asks the quorum, which may know more than this member.
-	s, err := readState(ctx, r.cfg.Layout, client)
+	s, err := r.readState(ctx, client)
 	if err != nil || s.needsNext() {
 		return
 	}
-	r.runner.ForgetKept(r.cfg.Layout.NextCAKey(), kept)
+	r.runner.ForgetKept(r.nextKey(), kept)
 }
 
 // needsNext reports whether a controller may have the new key beside the old one.

@@ -15,9 +15,6 @@ import (
 	"kthwd/appliance/stages"
 )
 
-// kind names the rotation. kube-apiserver's keys in etcd are below /registry.
-var kind = stages.Kind{What: "the cluster's CA", Command: "kthwd pki ca", Prefix: "/kthwd/ca/"}
-
 // Stage is a step of a rotation.
 type Stage string
 
@@ -79,6 +76,14 @@ func (s State) dropped() string {
 	return s.Old
 }
 
+// droppedCertificate is that of the CA which is dropped, DER.
+func (s State) droppedCertificate() []byte {
+	if s.Back {
+		return s.Certificate
+	}
+	return s.Before
+}
+
 // ca is the certificate of the new CA.
 func (s State) ca() (*x509.Certificate, error) {
 	ca, err := x509.ParseCertificate(s.Certificate)
@@ -100,23 +105,19 @@ func (s State) String() string {
 func Short(id string) string { return id[:min(len(id), 8)] }
 
 // seals computes the seal of each secret that this controller has.
-func (s State) seals(l pki.Layout) (stages.Seals, error) {
+func (a *authority) seals(l pki.Layout, s State) (stages.Seals, error) {
 	s.Seals = nil
-	return stages.SealsOf(l, "CA rotation", s)
+	return stages.SealsOf(l, a.purpose, s)
 }
 
-// errNoSeal means that something else than a controller has written the state.
-var errNoSeal = advice.With(errors.New("has no controller's seal: something else than kthwd can write to etcd, or this controller lacks the service account key"),
-	"see what it says: etcdctl get "+kind.StateKey()+"; if no rotation is under way, remove it: etcdctl del "+kind.StateKey())
-
 // readState returns the zero value before the first rotation.
-func readState(ctx context.Context, l pki.Layout, client *clientv3.Client, o ...clientv3.OpOption) (s State, err error) {
-	if s.revision, err = kind.Fetch(ctx, client, &s, errNoSeal, o...); err != nil || s.revision == 0 {
+func (a *authority) readState(ctx context.Context, l pki.Layout, client *clientv3.Client, o ...clientv3.OpOption) (s State, err error) {
+	if s.revision, err = a.kind.Fetch(ctx, client, &s, a.noSeal, o...); err != nil || s.revision == 0 {
 		return State{}, err
 	}
-	want, err := s.seals(l)
+	want, err := a.seals(l, s)
 	if err == nil && (s.ID == "" || !want.Match(s.Seals)) {
-		err = kind.Unsealed(errNoSeal)
+		err = a.kind.Unsealed(a.noSeal)
 	}
 	if err != nil {
 		return State{}, err
@@ -129,24 +130,32 @@ func readState(ctx context.Context, l pki.Layout, client *clientv3.Client, o ...
 // was restored. Call it before an API server uses the files, on a controller that has others. It
 // waits for a quorum. A state without a seal admits everyone.
 func Admit(ctx context.Context, l pki.Layout, client *clientv3.Client) error {
-	if _, err := (State{}).seals(l); err != nil { // then no state can be believed
-		return nil
+	for _, ca := range CAs() {
+		a := ca.authority()
+		if _, err := a.seals(l, State{}); err != nil { // then no state can be believed
+			return nil
+		}
+		err := stages.Admit(ctx, func() (State, error) { return a.readState(ctx, l, client) }, a.noSeal, func(s State) error { return a.admits(s, l) })
+		if err != nil {
+			return err
+		}
 	}
-	return stages.Admit(ctx, func() (State, error) { return readState(ctx, l, client) }, errNoSeal, func(s State) error { return s.admits(l) })
+	return nil
 }
 
 // admits says why a controller with these files cannot serve now; nil if it can.
-func (s State) admits(l pki.Layout) error {
-	c, err := pki.ReadClusterCA(l)
+func (a *authority) admits(s State, l pki.Layout) error {
+	c, err := pki.ReadCA(l, a.file)
 	if err != nil || s.ID == "" {
 		return nil // which the API server reports
 	}
-	hint := fmt.Sprintf("copy %s and %s from another controller, have its certificates made anew with kthwd pki renew --all, and start kthwd again", l.CA(), l.CAKey())
+	cert := l.Cert(a.file)
+	hint := fmt.Sprintf("copy %s and %s from another controller, have its certificates made anew with kthwd pki renew --all, and start kthwd again", cert, l.Key(a.file))
 	switch {
 	case s.signsNew() && !c.Trusts(s.New):
-		return advice.With(fmt.Errorf("%s lacks the CA %s, with which other controllers sign: the cluster's CA is being replaced", l.CA(), Short(s.New)), hint)
+		return advice.With(fmt.Errorf("%s lacks the CA %s, with which other controllers sign: %s is being replaced", cert, Short(s.New), a.kind.What), hint)
 	case s.Stage == StageDone && c.Trusts(s.dropped()):
-		return advice.With(fmt.Errorf("%s still has the CA %s, which a rotation has dropped on the other controllers", l.CA(), Short(s.dropped())), hint)
+		return advice.With(fmt.Errorf("%s still has the CA %s, which a rotation has dropped on the other controllers", cert, Short(s.dropped())), hint)
 	}
 	return nil
 }
@@ -154,26 +163,30 @@ func (s State) admits(l pki.Layout) error {
 // Reseal gives the state a seal of the key of service account tokens that signs now. It is refused
 // while a rotation of the CA is under way.
 func (r *Rotation) Reseal(ctx context.Context, client *clientv3.Client) error {
-	s, err := readState(ctx, r.cfg.Layout, client)
+	s, err := r.readState(ctx, client)
 	switch {
-	case errors.Is(err, errNoSeal), err == nil && s.ID == "":
+	case errors.Is(err, r.a.noSeal), err == nil && s.ID == "":
 		return nil
 	case err != nil:
 		return err
 	case s.Running():
-		return advice.With(errors.New("the cluster's CA is being replaced, too"), "let that end first: kthwd pki ca status")
+		return advice.With(errors.New(r.a.kind.What+" is being replaced, too"), "let that end first: "+r.a.Verb("status"))
 	}
-	h, err := kind.Take(ctx, client, r.cfg.Name)
+	h, err := r.a.kind.Take(ctx, client, r.cfg.Name)
 	if err != nil {
 		return err
 	}
 	defer h.Release()
-	return s.save(ctx, r.cfg.Layout, client, h)
+	return r.save(ctx, client, h, &s)
+}
+
+func (r *Rotation) readState(ctx context.Context, client *clientv3.Client, o ...clientv3.OpOption) (State, error) {
+	return r.a.readState(ctx, r.cfg.Layout, client, o...)
 }
 
 // save seals the state and writes it, unless it has changed or this controller may no longer act.
-func (s *State) save(ctx context.Context, l pki.Layout, client *clientv3.Client, h *stages.Hold) (err error) {
-	if s.Seals, err = s.seals(l); err != nil {
+func (r *Rotation) save(ctx context.Context, client *clientv3.Client, h *stages.Hold, s *State) (err error) {
+	if s.Seals, err = r.a.seals(r.cfg.Layout, *s); err != nil {
 		return err
 	}
 	return h.Save(ctx, client, s, &s.revision)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -17,9 +18,6 @@ import (
 	"kthwd/appliance/status"
 	"kthwd/appliance/text"
 )
-
-// Path is the path of the verbs on the control socket.
-const Path = "/ca"
 
 // The verbs of Request.
 const (
@@ -48,7 +46,8 @@ type Report struct {
 	Stopped     string       `json:"stopped,omitempty"`  // why it does not go on, if this controller knows
 	Hint        string       `json:"hint,omitempty"`
 	Controllers []Controller `json:"controllers,omitempty"`
-	Workers     []Worker     `json:"workers,omitempty"` // while ca.pem is distributed
+	Workers     []Worker     `json:"workers,omitempty"` // while the cluster's CA is distributed
+	Servers     []Server     `json:"servers,omitempty"` // while the front proxy's is
 	Steps       []string     `json:"steps,omitempty"`   // of a plan
 }
 
@@ -56,7 +55,7 @@ type Report struct {
 func (r Report) Halted() bool { return r.Running && !r.Waits && r.Holder == "" }
 
 // Private returns the handler of the verbs, for the unix socket.
-func (r *Rotation) Private() map[string]http.HandlerFunc { return stages.Verbs(Path, r.do) }
+func (r *Rotation) Private() map[string]http.HandlerFunc { return stages.Verbs(r.a.Path(), r.do) }
 
 func (r *Rotation) do(ctx context.Context, in Request) (out Report, err error) {
 	client, err := r.client()
@@ -90,7 +89,7 @@ func (r *Rotation) do(ctx context.Context, in Request) (out Report, err error) {
 				err = stages.Complaints(all)
 			}
 			if err == nil {
-				err = mayDrop(s, all, time.Now())
+				err = r.a.mayDrop(s, all, time.Now())
 			}
 			return err
 		})
@@ -110,14 +109,15 @@ func (r *Rotation) do(ctx context.Context, in Request) (out Report, err error) {
 // report gives the stage of the rotation, the CAs of each controller, and the workers and users that
 // are not ready for the next step.
 func (r *Rotation) report(ctx context.Context, client *clientv3.Client, brief bool) (out Report, err error) {
-	s, err := readState(ctx, r.cfg.Layout, client)
+	s, err := r.readState(ctx, client)
 	if err != nil {
 		return out, err
 	}
 	if s.ID != "" {
 		out.Rotation, out.Running, out.Waits = &s, s.Running(), s.waits()
 	}
-	if out.Holder, err = kind.Holder(ctx, client); err != nil {
+	var left *stages.Stop
+	if out.Holder, left, err = r.a.kind.Acts(ctx, client); err != nil {
 		return out, err
 	}
 	if stopped := r.runner.Stopped(); stopped != nil && out.Running {
@@ -127,6 +127,9 @@ func (r *Rotation) report(ctx context.Context, client *clientv3.Client, brief bo
 	if brief {
 		return out, nil
 	}
+	if left != nil && out.Stopped == "" && out.Running {
+		out.Stopped, out.Hint = left.By+": "+left.Why, left.Hint
+	}
 	in := request{}
 	if out.Running {
 		in.Watch = s.Old
@@ -134,10 +137,7 @@ func (r *Rotation) report(ctx context.Context, client *clientv3.Client, brief bo
 	if out.Controllers, err = r.ask(ctx, in, askTime); err != nil || s.Stage != StageDistribute {
 		return out, err
 	}
-	workers, failed := r.workers(ctx, s)
-	if out.Workers = workers; failed != nil { // the controllers are shown all the same
-		out.Workers = []Worker{{Node: "workers", Error: failed.Error()}}
-	}
+	r.verifiers(ctx, s, &out)
 	return out, nil
 }
 
@@ -148,26 +148,16 @@ func (r *Rotation) rotate(ctx context.Context, client *clientv3.Client, q Reques
 		return out, err
 	}
 	if q.Plan {
-		old := Short(s.Old)
-		out.Steps = []string{
-			"trust       every controller gets a new CA and its key, and accepts its certificates, too",
-			"distribute  you copy ca.pem, which has both CAs then, to every worker, balancer and user",
-			"sign        after kthwd pki ca sign every controller signs with the new CA, its own certificates first",
-			fmt.Sprintf("watch       certificates of %s are accepted, and the users who come with one are named", old),
-			fmt.Sprintf("drop        after kthwd pki ca drop every controller forgets %s", old),
-		}
-		if here.Key == nil {
-			out.Steps = append(out.Steps, "            the key of the new CA stays in ca-key.pem of "+r.cfg.Name+": move it where you keep that of the old one")
-		}
+		out.Steps = r.steps(s, here)
 		return out, nil
 	}
-	ca, key, err := pki.NewClusterCA(here.Signer, time.Now())
+	ca, key, err := pki.NewCA(here.Signer, time.Now())
 	if err != nil {
 		return out, err
 	}
 	s.New, s.Certificate = pki.CAID(ca), ca.Raw
 	err = r.act(ctx, func(ctx context.Context, client *clientv3.Client, h *stages.Hold) (State, error) {
-		if err := stages.KeepKey(r.cfg.Layout.NextCAKey(), key); err != nil { // before the state: without it nobody could go on
+		if err := stages.KeepKey(r.nextKey(), key); err != nil { // before the state: without it nobody could go on
 			return s, err
 		}
 		return s, r.enter(ctx, client, h, &s, StageTrust)
@@ -178,11 +168,33 @@ func (r *Rotation) rotate(ctx context.Context, client *clientv3.Client, q Reques
 	return r.report(ctx, client, true)
 }
 
+// steps are those of a plan.
+func (r *Rotation) steps(s State, here pki.CA) []string {
+	own := "its own certificates first"
+	if r.a.CA == FrontProxy {
+		own = "its " + r.a.ownFile()
+	}
+	steps := []string{
+		"trust       every controller gets a new CA and its key, and accepts its certificates, too",
+		"distribute  you copy ca.pem, which has both CAs then, to every worker, balancer and user",
+		fmt.Sprintf("sign        after %s every controller signs with the new CA, %s", r.a.Verb(VerbSign), own),
+		fmt.Sprintf("watch       certificates of %s are accepted, and the users who come with one are named", Short(s.Old)),
+		fmt.Sprintf("drop        after %s every controller forgets %s", r.a.Verb(VerbDrop), Short(s.Old)),
+	}
+	if r.a.CA == FrontProxy {
+		steps[1] = "distribute  extension API servers read both CAs from a ConfigMap; you copy " + r.a.certFile() + " to those that have it as a file"
+	}
+	if here.Key == nil {
+		steps = append(steps, "            the key of the new CA stays in "+r.a.keyFile()+" of "+r.cfg.Name+": move it where you keep that of the old one")
+	}
+	return steps
+}
+
 // unfinished is the rotation that is under way.
 func (r *Rotation) unfinished(ctx context.Context, client *clientv3.Client) (State, error) {
-	s, err := readState(ctx, r.cfg.Layout, client)
+	s, err := r.readState(ctx, client)
 	if err == nil && !s.Running() {
-		err = advice.With(errors.New("no rotation of the cluster's CA is under way"), "kthwd pki ca rotate begins one")
+		err = advice.With(errors.New("no rotation of "+r.a.kind.What+" is under way"), r.a.Verb(VerbRotate)+" begins one")
 	}
 	return s, err
 }
@@ -195,7 +207,7 @@ func (r *Rotation) goOn(ctx context.Context, client *clientv3.Client, from, to S
 	case err != nil:
 		return err
 	case s.Stage != from:
-		return advice.With(fmt.Errorf("this step comes after the stage %s, and the rotation is in the stage %s", from, s.Stage), nextOf(s))
+		return advice.With(fmt.Errorf("this step comes after the stage %s, and the rotation is in the stage %s", from, s.Stage), r.nextOf(s))
 	}
 	all, err := r.ask(ctx, request{Check: true}, askTime)
 	if err == nil {
@@ -210,7 +222,7 @@ func (r *Rotation) goOn(ctx context.Context, client *clientv3.Client, from, to S
 	return r.act(ctx, func(ctx context.Context, client *clientv3.Client, h *stages.Hold) (State, error) {
 		now, err := r.unfinished(ctx, client)
 		if err != nil || now.revision != s.revision {
-			return now, errors.Join(err, kind.Lost())
+			return now, errors.Join(err, r.a.kind.Lost())
 		}
 		return now, r.enter(ctx, client, h, &now, to)
 	})
@@ -223,9 +235,9 @@ func (r *Rotation) mayAbort(ctx context.Context, client *clientv3.Client) (State
 	case err != nil:
 		return s, err
 	case s.Back:
-		return s, advice.With(errors.New("the rotation is being aborted already"), "kthwd pki ca resume goes on with that")
+		return s, advice.With(errors.New("the rotation is being aborted already"), r.a.Verb(VerbResume)+" goes on with that")
 	case s.Stage != StageTrust && s.Stage != StageDistribute:
-		return s, advice.With(errors.New("the rotation can no longer be aborted: the new CA has signed"), "end it with kthwd pki ca drop, and rotate again if the new CA must go")
+		return s, advice.With(errors.New("the rotation can no longer be aborted: the new CA has signed"), "end it with "+r.a.Verb(VerbDrop)+", and rotate again if the new CA must go")
 	}
 	return s, nil
 }
@@ -240,16 +252,14 @@ func (r *Rotation) abort(ctx context.Context, client *clientv3.Client, h *stages
 	return s, r.enter(ctx, client, h, &s, StageDrop)
 }
 
-const kindRotation = "ca_rotation"
-
 // Run carries rotations on, and follows those of other controllers, until ctx ends.
 func (r *Rotation) Run(ctx context.Context) { r.runner.Run(ctx, r.follow) }
 
 func (r *Rotation) follow(ctx context.Context, client *clientv3.Client) error {
-	s, err := readState(ctx, r.cfg.Layout, client, clientv3.WithSerializable())
+	s, err := r.readState(ctx, client, clientv3.WithSerializable())
 	var holder string
 	if err == nil && s.Running() {
-		holder, err = kind.Holder(ctx, client)
+		holder, err = r.runner.Follow(ctx, client)
 	}
 	if err != nil {
 		return err
@@ -259,7 +269,7 @@ func (r *Rotation) follow(ctx context.Context, client *clientv3.Client) error {
 	r.holder = holder
 	r.mu.Unlock()
 	r.watch(s)
-	if kept, err := os.Lstat(r.cfg.Layout.NextCAKey()); err == nil && !s.needsNext() {
+	if kept, err := os.Lstat(r.nextKey()); err == nil && !s.needsNext() {
 		r.tidy(ctx, client, kept)
 	}
 	return nil
@@ -284,11 +294,11 @@ func (r *Rotation) Findings() []status.Finding {
 	if !s.Running() {
 		return nil
 	}
-	f := status.Finding{Health: status.Healthy, Kind: kindRotation, Do: r.verb(VerbStatus), Since: s.Since,
-		Text: fmt.Sprintf("cluster's CA %s: stage %d of %d, %s", s, s.Stage.Number(), Of, s.Stage)}
+	f := status.Finding{Health: status.Healthy, Kind: r.a.finding, Do: r.verb(VerbStatus), Since: s.Since,
+		Text: fmt.Sprintf("%s %s: stage %d of %d, %s", strings.TrimPrefix(r.a.kind.What, "the "), s, s.Stage.Number(), Of, s.Stage)}
 	switch use := r.cfg.Watch.Use(s.Old); {
 	case s.Stage == StageDistribute:
-		f.Text += ": ca.pem has both CAs; copy it to every worker, balancer and user"
+		f.Text += ": " + r.a.Bring()
 	case s.Stage == StageWatch && use != nil && use.Count > 0:
 		f.Text += fmt.Sprintf(": %d requests with certificates of the old CA came here, the newest of %s", use.Count, use.Newest())
 	case s.Stage == StageWatch:
@@ -296,8 +306,8 @@ func (r *Rotation) Findings() []status.Finding {
 	case r.holder == "" && !r.runner.Acting():
 		f.Health, f.Do = status.Degraded, r.verb(VerbResume)
 		f.Text += ", has stopped"
-		if stopped := r.runner.Stopped(); stopped != nil {
-			f.Text += ": " + stopped.Error()
+		if why := r.runner.Why(); why != "" {
+			f.Text += ": " + why
 		}
 	default:
 		f.Text += ", by " + text.Line(r.holder)
@@ -306,29 +316,44 @@ func (r *Rotation) Findings() []status.Finding {
 }
 
 func (r *Rotation) verb(name string) string {
-	return kind.Command + " " + name + " --data-dir=" + text.ShellWord(r.cfg.Layout.Dir)
+	return r.a.Verb(name) + " --data-dir=" + text.ShellWord(r.cfg.Layout.Dir)
 }
 
-var (
-	stageMetric = prometheus.NewDesc("kthwd_ca_rotation_stage", "Stage of the rotation of the cluster's CA, as this controller knows it: 0 none, 1 trust, 2 distribute, 3 sign, 4 watch, 5 drop.", nil, nil)
-	usedMetric  = prometheus.NewDesc("kthwd_ca_rotation_old_requests_total", "Requests with a client certificate of the CA that is being replaced, since this kthwd watches it.", nil, nil)
-)
+// metrics are those of one CA.
+type metrics struct {
+	stages.Metrics
+	stage, used *prometheus.Desc
+}
+
+func (a *authority) metrics() metrics {
+	name := "kthwd_" + a.finding
+	return metrics{
+		a.kind.Metrics(),
+		prometheus.NewDesc(name+"_stage", "Stage of the rotation of "+a.kind.What+", as this controller knows it: 0 none, 1 trust, 2 distribute, 3 sign, 4 watch, 5 drop.", nil, nil),
+		prometheus.NewDesc(name+"_old_requests_total", "Requests with a client certificate of "+a.kind.What+" that is being replaced, since this kthwd watches it.", nil, nil),
+	}
+}
 
 // Describe implements prometheus.Collector.
-func (r *Rotation) Describe(ch chan<- *prometheus.Desc) { ch <- stageMetric; ch <- usedMetric }
+func (r *Rotation) Describe(ch chan<- *prometheus.Desc) {
+	r.metrics.Describe(ch)
+	ch <- r.metrics.stage
+	ch <- r.metrics.used
+}
 
 // Collect implements prometheus.Collector.
 func (r *Rotation) Collect(ch chan<- prometheus.Metric) {
 	r.mu.Lock()
 	s := r.seen
 	r.mu.Unlock()
-	n, used := 0, 0
+	n, used, since := 0, 0, time.Time{}
 	if s.Running() {
-		n = s.Stage.Number()
+		n, since = s.Stage.Number(), s.Since
 		if use := r.cfg.Watch.Use(s.Old); use != nil {
 			used = use.Count
 		}
 	}
-	ch <- prometheus.MustNewConstMetric(stageMetric, prometheus.GaugeValue, float64(n))
-	ch <- prometheus.MustNewConstMetric(usedMetric, prometheus.CounterValue, float64(used))
+	r.metrics.Collect(ch, since, len(r.runner.Late()))
+	ch <- prometheus.MustNewConstMetric(r.metrics.stage, prometheus.GaugeValue, float64(n))
+	ch <- prometheus.MustNewConstMetric(r.metrics.used, prometheus.CounterValue, float64(used))
 }

@@ -47,6 +47,12 @@ func ReadCertificatesEvery(d time.Duration) {
 	liveLook, transport.CertCallbackRefreshDuration, dynamiccertificates.FileRefreshDuration = d, d, d
 }
 
+// CertificatesWithin is the time in which servers use a certificate whose file was replaced, also if they
+// miss the change: with a margin for a slow machine.
+func CertificatesWithin() time.Duration {
+	return dynamiccertificates.FileRefreshDuration + 5*time.Second
+}
+
 // NewLive prepares the kubeconfig from. Its files in dir are secret. It does no I/O.
 func NewLive(from, dir string, log *slog.Logger) *Live { return &Live{from: from, dir: dir, log: log} }
 

@@ -98,7 +98,8 @@ func (r *Rotation) report(ctx context.Context, client *clientv3.Client, brief bo
 	if s.ID != "" {
 		out.Rotation, out.Running = &s, s.running()
 	}
-	if out.Holder, err = kind.Holder(ctx, client); err != nil {
+	var left *stages.Stop
+	if out.Holder, left, err = kind.Acts(ctx, client); err != nil {
 		return out, err
 	}
 	r.mu.Lock()
@@ -110,6 +111,9 @@ func (r *Rotation) report(ctx context.Context, client *clientv3.Client, brief bo
 	}
 	if brief {
 		return out, nil
+	}
+	if left != nil && out.Stopped == "" && out.Running {
+		out.Stopped, out.Hint = left.By+": "+left.Why, left.Hint
 	}
 	if out.Controllers, err = r.ask(ctx, request{}, askTime); err != nil {
 		return out, err
@@ -218,7 +222,7 @@ func (r *Rotation) follow(ctx context.Context, client *clientv3.Client) error {
 	s, err := readState(ctx, r.cfg.Layout, client, clientv3.WithSerializable())
 	var holder string
 	if err == nil && s.running() {
-		holder, err = kind.Holder(ctx, client)
+		holder, err = r.runner.Follow(ctx, client)
 	}
 	if err != nil {
 		return err
@@ -254,8 +258,8 @@ func (r *Rotation) Findings() []status.Finding {
 	f := status.Finding{Health: status.Healthy, Kind: kindRotation, Text: where + ", by " + text.Line(r.holder), Do: r.verb("status"), Since: s.Since}
 	if r.holder == "" && !r.runner.Acting() {
 		f.Health, f.Text, f.Do = status.Degraded, where+", has stopped", r.verb("resume")
-		if stopped := r.runner.Stopped(); stopped != nil {
-			f.Text += ": " + stopped.Error()
+		if why := r.runner.Why(); why != "" {
+			f.Text += ": " + why
 		}
 	}
 	return []status.Finding{f}
@@ -268,19 +272,25 @@ func (r *Rotation) verb(name string) string {
 var (
 	stageMetric = prometheus.NewDesc("kthwd_encryption_rotation_stage", "Stage of the rotation of the encryption key, as this controller knows it: 0 none, 1 read, 2 write, 3 rewrite, 4 drop.", nil, nil)
 	totalMetric = prometheus.NewDesc("kthwd_encryption_rewritten_total", "Values in etcd that this controller has written anew with another encryption key.", nil, nil)
+	allMetrics  = kind.Metrics()
 )
 
 // Describe implements prometheus.Collector.
-func (r *Rotation) Describe(ch chan<- *prometheus.Desc) { ch <- stageMetric; ch <- totalMetric }
+func (r *Rotation) Describe(ch chan<- *prometheus.Desc) {
+	allMetrics.Describe(ch)
+	ch <- stageMetric
+	ch <- totalMetric
+}
 
 // Collect implements prometheus.Collector.
 func (r *Rotation) Collect(ch chan<- prometheus.Metric) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	n := 0
+	n, since := 0, time.Time{}
 	if r.seen.running() {
-		n = r.seen.Stage.Number()
+		n, since = r.seen.Stage.Number(), r.seen.Since
 	}
+	allMetrics.Collect(ch, since, len(r.runner.Late()))
 	ch <- prometheus.MustNewConstMetric(stageMetric, prometheus.GaugeValue, float64(n))
 	ch <- prometheus.MustNewConstMetric(totalMetric, prometheus.CounterValue, r.total)
 }

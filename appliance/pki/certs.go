@@ -75,20 +75,20 @@ const controllerCN = "kubernetes"
 // certificates lists every certificate in the order of the tutorial. A CA precedes
 // the certificates that it signs.
 var certificates = []row{
-	{name: nameCA, cn: "Kubernetes", org: "Kubernetes"},
+	{name: NameCA, cn: "Kubernetes", org: "Kubernetes"},
 	// The API server as a client of kubelets also uses this certificate, and etcd where it
 	// has no CA of its own. Part 3 binds system:kube-apiserver-to-kubelet to the user
 	// "kubernetes".
-	{name: NameKubernetes, issuer: nameCA, cn: controllerCN, org: "Kubernetes", uses: serverAndClient,
+	{name: NameKubernetes, issuer: NameCA, cn: controllerCN, org: "Kubernetes", uses: serverAndClient,
 		identity: expected, names: serverNames, must: func(s Spec) []string { return s.Local }, renewed: true},
-	{name: NameServiceAccount, issuer: nameCA, cn: "service-accounts", publicOnly: true},
-	{name: NameAdmin, issuer: nameCA, cn: "admin", org: AdminsGroup, uses: client, configOnly: true, life: adminLife, renewed: true},
-	{name: NameSuperAdmin, issuer: nameCA, cn: "super-admin", org: "system:masters", uses: client, configOnly: true},
-	{name: NameControllerManager, issuer: nameCA, cn: "system:kube-controller-manager",
+	{name: NameServiceAccount, issuer: NameCA, cn: "service-accounts", publicOnly: true},
+	{name: NameAdmin, issuer: NameCA, cn: "admin", org: AdminsGroup, uses: client, configOnly: true, life: adminLife, renewed: true},
+	{name: NameSuperAdmin, issuer: NameCA, cn: "super-admin", org: "system:masters", uses: client, configOnly: true},
+	{name: NameControllerManager, issuer: NameCA, cn: "system:kube-controller-manager",
 		org: "system:kube-controller-manager", uses: client, identity: required, configOnly: true, renewed: true},
-	{name: NameScheduler, issuer: nameCA, cn: "system:kube-scheduler",
+	{name: NameScheduler, issuer: NameCA, cn: "system:kube-scheduler",
 		org: "system:kube-scheduler", uses: client, identity: required, configOnly: true, renewed: true},
-	{name: NameHealth, issuer: nameCA, cn: "kthwd-health", uses: client, renewed: true},
+	{name: NameHealth, issuer: NameCA, cn: "kthwd-health", uses: client, renewed: true},
 	// The tutorial lacks these two. This CA must be separate: a client that it has
 	// signed may name the user of a request in a header.
 	{name: NameFrontProxyCA, cn: "front-proxy-ca"},
@@ -105,7 +105,7 @@ func (r row) isCA() bool { return r.issuer == "" }
 
 // signsControllers reports whether the CA signs certificates of controllers, so that its
 // key is given to a controller only on demand.
-func (r row) signsControllers() bool { return r.name == nameCA || r.name == NameEtcdCA }
+func (r row) signsControllers() bool { return r.name == NameCA || r.name == NameEtcdCA }
 
 // ownEach reports whether each controller has a certificate of its own, which names it.
 func (r row) ownEach() bool { return r.name == NameKubernetes || r.name == NameEtcd }

@@ -316,7 +316,7 @@ func (v *survey) checkSigner(r row) {
 		v.misfit(&Misfit{File: l.Key(r.name), Problem: "missing, but needed to issue", Other: strings.Join(unsigned, ", "),
 			Hint: fmt.Sprintf("copy %s from where %s was made, at least for the first start, or issue these there and copy them with their keys",
 				filepath.Base(l.Key(r.name)), filepath.Base(l.Cert(r.name)))})
-	case r.name == nameCA && !r.given:
+	case r.name == NameCA && !r.given:
 		v.warn("%s: missing, so kube-controller-manager cannot sign certificates for kubelets and others", l.Key(r.name))
 	}
 }

@@ -180,7 +180,7 @@ func (c Cluster) parts(home *survey, m Machine) (parts []part) {
 		parts = append(parts, part{path: to, mode: mode, copyOf: from})
 	}
 	for _, r := range home.rows {
-		if m.Server == "" && r.name != nameCA {
+		if m.Server == "" && r.name != NameCA {
 			continue
 		}
 		if r.org == "system:masters" || slices.Contains(machineConfigs, r.name) {
@@ -197,7 +197,7 @@ func (c Cluster) parts(home *survey, m Machine) (parts []part) {
 		} {
 			parts = append(parts, part{path: l.Kubeconfig(k.name), mode: modeSecret,
 				make: func() ([]byte, error) {
-					return renderKubeconfig(home.spec, k.server, home.pairs[nameCA], home.pairs[k.name])
+					return renderKubeconfig(home.spec, k.server, home.pairs[NameCA], home.pairs[k.name])
 				},
 				fits: func(path string, data []byte) *Misfit { return fitsConfig(home, path, data, k.server) },
 			})
@@ -295,7 +295,7 @@ func fitsConfig(home *survey, path string, data []byte, server string) *Misfit {
 	if err != nil {
 		return &Misfit{File: path, Problem: err.Error(), Hint: "restore it, or move it away"}
 	}
-	ca := home.pairs[nameCA]
+	ca := home.pairs[NameCA]
 	if ca.chain != nil && !slices.ContainsFunc(a.cas, func(c *x509.Certificate) bool { return c.Equal(ca.chain[0]) }) {
 		return &Misfit{File: path, Problem: "the certificate authority in it is not", Other: home.layout.CA(),
 			Hint: "the two come from different runs: move it away and kthwd makes a new one"}

@@ -167,12 +167,12 @@ func TestWarnings(t *testing.T) {
 			old := &x509.Certificate{Subject: row{cn: "admin", org: "system:masters"}.subject(), ExtKeyUsage: client,
 				NotBefore: noon.AddDate(-2, 0, 0), NotAfter: noon.AddDate(-1, 0, 0)}
 			admin := loadPair(t, l, NameAdmin)
-			put(t, l.Cert(NameAdmin), string(encodeCertificates(sign(t, old, admin.key, loadPair(t, l, nameCA)).chain)))
+			put(t, l.Cert(NameAdmin), string(encodeCertificates(sign(t, old, admin.key, loadPair(t, l, NameCA)).chain)))
 		}, []string{"admin.pem: expired on", "nothing that runs uses its dates"}},
 		{"another common name", func(t *testing.T, l Layout, s *Spec) {
 			other := certificate(t, l.Cert(NameKubernetes))
 			other.RawSubject, other.Subject.CommonName = nil, "apiserver"
-			put(t, l.Cert(NameKubernetes), string(encodeCertificates(sign(t, other, loadPair(t, l, NameKubernetes).key, loadPair(t, l, nameCA)).chain)))
+			put(t, l.Cert(NameKubernetes), string(encodeCertificates(sign(t, other, loadPair(t, l, NameKubernetes).key, loadPair(t, l, NameCA)).chain)))
 		}, []string{`kubernetes.pem: its common name is "apiserver"`}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -233,18 +233,18 @@ func TestAccepted(t *testing.T) {
 		{"service account: expired", func(t *testing.T, l Layout, s *Spec) {
 			old := &x509.Certificate{Subject: row{cn: "sa"}.subject(), NotBefore: noon.AddDate(-2, 0, 0), NotAfter: noon.AddDate(-1, 0, 0)}
 			put(t, l.Cert(NameServiceAccount), string(encodeCertificates(
-				sign(t, old, loadPair(t, l, NameServiceAccount).key, loadPair(t, l, nameCA)).chain)))
+				sign(t, old, loadPair(t, l, NameServiceAccount).key, loadPair(t, l, NameCA)).chain)))
 		}, nil},
 		{"service account: the key alone", func(t *testing.T, l Layout, s *Spec) { os.Remove(l.Cert(NameServiceAccount)) }, []string{"service-account.pem"}},
 		{"a bundle with an intermediate CA", func(t *testing.T, l Layout, s *Spec) {
 			put(t, l.CA(), string(encodeCertificates(sign(t, &x509.Certificate{Subject: row{cn: "Kubernetes", org: "Kubernetes"}.subject(),
-				IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}, loadPair(t, l, nameCA).key, pair{}).chain)))
+				IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}, loadPair(t, l, NameCA).key, pair{}).chain)))
 			for _, k := range kubeconfigs {
 				os.Remove(l.Kubeconfig(k.name)) // contain the previous CA
 			}
 			key, _ := newKey()
 			between := sign(t, &x509.Certificate{Subject: row{cn: "between"}.subject(), IsCA: true, BasicConstraintsValid: true,
-				KeyUsage: x509.KeyUsageCertSign}, key, loadPair(t, l, nameCA))
+				KeyUsage: x509.KeyUsageCertSign}, key, loadPair(t, l, NameCA))
 			leaf := sign(t, certificate(t, l.Cert(NameKubernetes)), loadPair(t, l, NameKubernetes).key, between)
 			put(t, l.Cert(NameKubernetes), string(encodeCertificates(append(leaf.chain, between.chain...))))
 		}, []string{"super-admin.kubeconfig", "admin.kubeconfig", "kube-controller-manager.kubeconfig", "kube-scheduler.kubeconfig"}},

@@ -17,9 +17,8 @@ const (
 	NameEtcdCA            = "etcd-ca"                 // signs etcd, and nothing else
 	NameEtcd              = "etcd"                    // etcd member: to its clients, its peers, and as a client of theirs
 	NameAdminRemote       = "admin-remote"            // a kubeconfig only: admin through Spec.RemoteServer
+	NameCA                = "ca"                      // the cluster's: Layout.CA and Layout.CAKey
 )
-
-const nameCA = "ca" // Layout.CA and Layout.CAKey
 
 // Layout defines every path below the data directory. Its methods only join strings;
 // they neither create nor read files.
@@ -36,7 +35,7 @@ type Layout struct {
 // has, too.
 func Movable() (names []string) {
 	l := Layout{}
-	for _, name := range []string{nameCA, NameKubernetes, NameServiceAccount, NameFrontProxyCA, NameFrontProxyClient, NameEtcdCA, NameEtcd} {
+	for _, name := range []string{NameCA, NameKubernetes, NameServiceAccount, NameFrontProxyCA, NameFrontProxyClient, NameEtcdCA, NameEtcd} {
 		names = append(names, l.Cert(name), l.Key(name))
 	}
 	return append(names, l.Kubeconfig(NameControllerManager), l.Kubeconfig(NameScheduler), l.EncryptionConfig(), l.AuditPolicy(), l.SchedulerConfig())
@@ -58,10 +57,10 @@ func (l Layout) isElsewhere(path string) bool {
 }
 
 // CA is the certificate of the cluster's CA.
-func (l Layout) CA() string { return l.Cert(nameCA) }
+func (l Layout) CA() string { return l.Cert(NameCA) }
 
 // CAKey is the key of the cluster's CA.
-func (l Layout) CAKey() string { return l.Key(nameCA) }
+func (l Layout) CAKey() string { return l.Key(NameCA) }
 
 // EtcdCA holds the CAs that etcd trusts, in a directory that has it: its own and, while a
 // cluster moves to that, the cluster's.
@@ -87,8 +86,9 @@ func (l Layout) EncryptionConfig() string { return l.path("encryption-config.yam
 // NextEncryptionConfig is EncryptionConfig as a rotation that has not ended makes it next.
 func (l Layout) NextEncryptionConfig() string { return l.EncryptionConfig() + ".next" }
 
-// NextCAKey is the key of a CA that a rotation which has not ended gives to all controllers.
-func (l Layout) NextCAKey() string { return l.CAKey() + ".next" }
+// NextCAKey is the key of the CA of that name as a rotation which has not ended gives it to all
+// controllers.
+func (l Layout) NextCAKey(name string) string { return l.Key(name) + ".next" }
 
 // NextServiceAccountKey is the key of service account tokens that a rotation which has not ended
 // gives to all controllers.
@@ -164,7 +164,7 @@ func (l Layout) Kept() string { return l.path("kept") }
 func (l Layout) Files() []string {
 	l = Layout{}
 	files := []string{
-		l.CA(), l.CAKey(), l.NextCAKey(), l.EncryptionConfig(), l.NextEncryptionConfig(), l.NextServiceAccountKey(), l.AuditPolicy(), l.AuthenticationConfig(), l.AuditLog(), l.UnauthenticatedAuditLog(), l.SchedulerConfig(),
+		l.CA(), l.CAKey(), l.NextCAKey(NameCA), l.NextCAKey(NameFrontProxyCA), l.EncryptionConfig(), l.NextEncryptionConfig(), l.NextServiceAccountKey(), l.AuditPolicy(), l.AuthenticationConfig(), l.AuditLog(), l.UnauthenticatedAuditLog(), l.SchedulerConfig(),
 		filepath.Join(l.Etcd(), "member"), l.Run(), l.Lock(), l.InstanceID(), l.Record(), l.JoinRecord(), l.Names(), l.Restore(), l.Kept(),
 	}
 	for _, name := range []string{

@@ -48,7 +48,7 @@ func List(l Layout) ([]Entry, error) {
 	for _, name := range names {
 		path := l.path(name)
 		if strings.HasSuffix(name, ".kubeconfig") {
-			entries = append(entries, listKubeconfig(path, issuers[nameCA])...)
+			entries = append(entries, listKubeconfig(path, issuers[NameCA])...)
 			continue
 		}
 		r := knownAs(strings.TrimSuffix(name, ".pem"))
@@ -90,7 +90,7 @@ func knownAs(name string) row {
 			return r
 		}
 	}
-	return row{name: name, issuer: nameCA}
+	return row{name: name, issuer: NameCA}
 }
 
 func listCertificate(path string, r row, cas []*x509.Certificate) Entry {

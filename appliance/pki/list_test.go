@@ -48,7 +48,7 @@ func TestTableOfTrouble(t *testing.T) {
 	remove(t, l.Kubeconfig(NameControllerManager))
 	evil := loadPair(t, l, NameHealth)
 	evil.chain[0].RawSubject, evil.chain[0].Subject.CommonName = nil, "\x1b[2Jx\ty"
-	put(t, l.Cert("evil"), string(encodeCertificates(sign(t, evil.chain[0], evil.key, loadPair(t, l, nameCA)).chain)))
+	put(t, l.Cert("evil"), string(encodeCertificates(sign(t, evil.chain[0], evil.key, loadPair(t, l, NameCA)).chain)))
 	harness.Golden(t, "testdata/table-trouble.golden", []byte(table(t, l, noon.AddDate(-1, 0, 0))))
 }
 

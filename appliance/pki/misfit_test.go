@@ -38,7 +38,7 @@ func publicKey(t *testing.T, p pair) string {
 // reissue changes a certificate but keeps its key and CA.
 func reissue(t *testing.T, l Layout, name string, change func(*x509.Certificate)) {
 	t.Helper()
-	issuer := nameCA
+	issuer := NameCA
 	if i := slices.IndexFunc(rowsOf(l), func(r row) bool { return r.name == name && r.issuer != "" }); i >= 0 {
 		issuer = rowsOf(l)[i].issuer
 	}
@@ -272,19 +272,19 @@ func TestMisfits(t *testing.T) {
 			put(t, l.Kubeconfig(NameAdmin), get(t, other.Kubeconfig(NameAdmin)))
 		}, []string{"admin.kubeconfig", "ca.pem"}, ": the certificate authority in it is not "},
 		{"a kubeconfig with a client of another cluster", func(t *testing.T, l Layout, s *Spec) {
-			repack(t, l, NameScheduler, loadPair(t, other, NameScheduler), loadPair(t, l, nameCA))
+			repack(t, l, NameScheduler, loadPair(t, other, NameScheduler), loadPair(t, l, NameCA))
 		}, []string{"kube-scheduler.kubeconfig", "ca.pem"}, ": its client certificate is not signed by "},
 		{"a kubeconfig with another's key", func(t *testing.T, l Layout, s *Spec) {
 			p := loadPair(t, l, NameScheduler)
 			p.key = loadPair(t, l, NameAdmin).key
-			repack(t, l, NameScheduler, p, loadPair(t, l, nameCA))
+			repack(t, l, NameScheduler, p, loadPair(t, l, NameCA))
 		}, []string{"kube-scheduler.kubeconfig"}, ": its client key is not the key of its client certificate"},
 		{"a kubeconfig of somebody else", func(t *testing.T, l Layout, s *Spec) {
-			repack(t, l, NameScheduler, loadPair(t, l, NameControllerManager), loadPair(t, l, nameCA))
+			repack(t, l, NameScheduler, loadPair(t, l, NameControllerManager), loadPair(t, l, NameCA))
 		}, []string{"kube-scheduler.kubeconfig"}, `: its client certificate is for "CN=system:kube-controller-manager,O=system:kube-controller-manager", want "CN=system:kube-scheduler,O=system:kube-scheduler"`},
 		{"a kubeconfig with a server's certificate", func(t *testing.T, l Layout, s *Spec) {
 			reissue(t, l, NameScheduler, func(c *x509.Certificate) { c.ExtKeyUsage = serverAndClient[:1] })
-			repack(t, l, NameScheduler, loadPair(t, l, NameScheduler), loadPair(t, l, nameCA))
+			repack(t, l, NameScheduler, loadPair(t, l, NameScheduler), loadPair(t, l, NameCA))
 		}, []string{"kube-scheduler.kubeconfig"}, ": its client certificate is not issued for client use (only for: server)"},
 		{"a kubeconfig for another port", func(t *testing.T, l Layout, s *Spec) { s.Server = "https://127.0.0.1:7443" },
 			[]string{"kube-scheduler.kubeconfig"}, ": its server is https://127.0.0.1:6443, but the API server of this kthwd is at https://127.0.0.1:7443"},

@@ -73,10 +73,10 @@ func lockBoth(ca, dir string) (release func(), err error) {
 
 // forNode narrows the survey to the CA, which must exist, and the node.
 func (v *survey) forNode(dir, name string) {
-	ca := v.row(nameCA)
+	ca := v.row(NameCA)
 	ca.given = true
 	names := func(s Spec) []string { return unique(slices.Concat([]string{name}, s.Addresses)) }
-	v.rows = []row{ca, {name: name, issuer: nameCA, cn: "system:node:" + name, org: "system:nodes",
+	v.rows = []row{ca, {name: name, issuer: NameCA, cn: "system:node:" + name, org: "system:nodes",
 		uses: serverAndClient, identity: required, names: names, must: names, dir: dir}}
 	v.configs = []config{{name: name, cert: name, server: localServer, dir: dir}}
 	v.documents = nil

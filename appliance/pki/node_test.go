@@ -47,7 +47,7 @@ func wantNode(t *testing.T, l Layout, dir string) {
 		t.Errorf("SANs %s, want %s", got, want)
 	}
 	for _, use := range serverAndClient {
-		if _, err := c.Verify(x509.VerifyOptions{Roots: pool(t, l, nameCA), KeyUsages: []x509.ExtKeyUsage{use}}); err != nil {
+		if _, err := c.Verify(x509.VerifyOptions{Roots: pool(t, l, NameCA), KeyUsages: []x509.ExtKeyUsage{use}}); err != nil {
 			t.Errorf("%s: %v", useName(use), err)
 		}
 	}

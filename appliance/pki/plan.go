@@ -43,7 +43,7 @@ func newPlan(l Layout, s Spec) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Plan{Report: v.report, files: map[string][]byte{}, signer: v.pairs[nameCA].signer()}
+	p := &Plan{Report: v.report, files: map[string][]byte{}, signer: v.pairs[NameCA].signer()}
 	for _, f := range files {
 		p.files[f.path] = f.data
 	}
@@ -73,7 +73,7 @@ const SignerFile = "ca-signing.pem"
 // make. Both are empty if the key is kept elsewhere.
 func Signer(l Layout) (path string, data []byte, err error) {
 	v := newSurvey(l, Spec{})
-	ca := v.load(v.row(nameCA))
+	ca := v.load(v.row(NameCA))
 	if err := errors.Join(v.problems...); err != nil || ca.key == nil {
 		return "", nil, err
 	}

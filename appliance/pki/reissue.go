@@ -31,8 +31,8 @@ type RenewOptions struct {
 	Names []string      // of RenewalNames
 	Due   bool          // and all that are due
 	All   bool          // and all that kthwd renews by itself when they are due
-	Moved bool          // and all that another CA has signed than the one of the same file whose key is here
-	CAKey []byte        // the key of the cluster's CA, where the directory has another one or none; nil for that of the directory
+	Moved string        // name of a CA: and all of it that another CA has signed than the one of the same file whose key is here
+	CAKey []byte        // the key of that CA, where the directory has another one or none; nil for that of the directory
 	Life  time.Duration // of new certificates; 0 means a year
 	Now   func() time.Time
 }
@@ -54,7 +54,7 @@ func Renew(l Layout, o RenewOptions) (done []Renewed, err error) {
 	v.moves = o.Moved
 	v.loadCAs()
 	if o.CAKey != nil {
-		v.signWith(o.CAKey)
+		v.signWith(o.Moved, o.CAKey)
 	}
 	if err := errors.Join(v.problems...); err != nil {
 		return nil, err
@@ -64,7 +64,7 @@ func Renew(l Layout, o RenewOptions) (done []Renewed, err error) {
 	var changes []*change
 	for _, f := range files {
 		state := v.state(f)
-		asked := slices.Contains(o.Names, f.name) || o.All && f.row.renewed || o.Moved && v.moved(f)
+		asked := slices.Contains(o.Names, f.name) || o.All && f.row.renewed || o.Moved != "" && o.Moved == f.row.issuer && v.moved(f)
 		if !asked && !(o.Due && state.IsDue(v.now)) {
 			continue
 		}
@@ -78,20 +78,20 @@ func Renew(l Layout, o RenewOptions) (done []Renewed, err error) {
 	return done, errors.Join(append(errs, failed...)...)
 }
 
-// signWith makes a key sign for the cluster's CA. What nothing can renew here later has a long life.
-func (v *survey) signWith(caKey []byte) {
+// signWith makes a key sign for the CA of that name. What nothing can renew here later has a long life.
+func (v *survey) signWith(name string, caKey []byte) {
 	key, err := parseKey(caKey)
 	if err != nil {
 		v.problems = append(v.problems, err)
 		return
 	}
-	ca := v.pairs[nameCA]
+	ca := v.pairs[name]
 	if ca.key == nil {
-		longLived(v.rows, func(r row) bool { return r.issuer == nameCA })
+		longLived(v.rows, func(r row) bool { return r.issuer == name })
 	}
 	ca.key = key
 	ca.signerFirst(v.now)
-	v.pairs[nameCA] = ca
+	v.pairs[name] = ca
 }
 
 func missingNames(names []string, files []leafFile) (errs []error) {

@@ -95,7 +95,7 @@ func (v *survey) state(f leafFile) Renewal {
 		if !r.Due.IsZero() && !r.Until.After(r.NotAfter.Add(time.Second)) {
 			if !v.now.Before(r.Due) {
 				r.Cannot = fmt.Sprintf("it ends with its CA, on %s", day(r.NotAfter))
-				r.Hint = "replace the CA in time, for everything that it has signed ends with it: kthwd pki ca rotate for the cluster's"
+				r.Hint = "replace the CA in time, for everything that it has signed ends with it: kthwd pki ca rotate for the cluster's, with --ca=front-proxy for the front proxy's"
 			}
 		}
 	}
@@ -148,7 +148,7 @@ func (v *survey) cannot(f leafFile) (reason, hint string) {
 			HintElsewhere(f.name)
 	case !fits(ca.key, ca.chain[0].PublicKey):
 		return v.layout.Key(f.row.issuer) + " is not the key of a CA in " + caFile, "copy the pair that belongs together"
-	case !signed(f.pair.chain, ca.chain[:1]) && !(v.moves && v.moved(f)):
+	case !signed(f.pair.chain, ca.chain[:1]) && !(v.moves == f.row.issuer && v.moved(f)):
 		return fmt.Sprintf("another CA has signed it than %s is of", filepath.Base(v.layout.Key(f.row.issuer))),
 			"clients that verify it may trust the one that has signed it only: issue it there"
 	case !current(ca.chain[0], v.now):

@@ -427,7 +427,7 @@ func TestRequestsAndImport(t *testing.T) {
 			c.ExtraExtensions, c.ExtKeyUsage = nil, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 		},
 	} {
-		good, bad := answer(t, ca, all[1], nameCA, nil), answer(t, ca, all[0], nameCA, change)
+		good, bad := answer(t, ca, all[1], NameCA, nil), answer(t, ca, all[0], NameCA, change)
 		if done, err := Import(l, []string{good, bad}, time.Now()); err == nil || len(done) > 0 || !strings.Contains(err.Error(), want) {
 			t.Errorf("Import = %+v, %v; want %q", done, err, want)
 		}
@@ -442,12 +442,12 @@ func TestRequestsAndImport(t *testing.T) {
 			t.Errorf("Import of %s = %v; want %q", filepath.Base(path), err, want)
 		}
 	}
-	if _, err := Import(l, []string{answer(t, ca, all[0], nameCA, nil)}, time.Now().Add(-48*time.Hour)); err == nil || !strings.Contains(err.Error(), "clock") {
+	if _, err := Import(l, []string{answer(t, ca, all[0], NameCA, nil)}, time.Now().Add(-48*time.Hour)); err == nil || !strings.Contains(err.Error(), "clock") {
 		t.Errorf("Import with a clock behind = %v", err)
 	}
 	wantSame(t, l.Dir, before)
 	more := func(c *x509.Certificate) { c.DNSNames = append(c.DNSNames, "grown.example.com") }
-	done, err := Import(l, []string{answer(t, ca, all[0], nameCA, more), answer(t, ca, all[1], nameCA, nil)}, time.Now())
+	done, err := Import(l, []string{answer(t, ca, all[0], NameCA, more), answer(t, ca, all[1], NameCA, nil)}, time.Now())
 	if err != nil || len(done) != 3 {
 		t.Fatalf("Import = %+v, %v", done, err)
 	}

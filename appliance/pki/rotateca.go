@@ -30,19 +30,19 @@ func CAID(ca *x509.Certificate) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// ClusterCA is the cluster's CA, as the files of a controller have it.
-type ClusterCA struct {
-	Trusted []*x509.Certificate // in ca.pem, in its order
-	Key     []byte              // ca-key.pem; nil where it is kept elsewhere
-	Signer  *x509.Certificate   // that one of Trusted to which the key belongs; without a key, the one that has signed kubernetes.pem
+// CA is a CA that a rotation can replace, NameCA or NameFrontProxyCA, as the files of a controller have it.
+type CA struct {
+	Trusted []*x509.Certificate // in the file of the certificate, in its order
+	Key     []byte              // nil where it is kept elsewhere
+	Signer  *x509.Certificate   // that one of Trusted to which the key belongs; without a key, the one that has signed the controller's certificate
 	Next    []byte              // the key that a rotation has brought, which does not sign yet; nil for none
 }
 
-// Trusts reports whether the CA with this ID is in ca.pem.
-func (c ClusterCA) Trusts(id string) bool { return slices.Contains(c.IDs(), id) }
+// Trusts reports whether the CA with this ID is in the file.
+func (c CA) Trusts(id string) bool { return slices.Contains(c.IDs(), id) }
 
-// IDs are those of the CAs in ca.pem.
-func (c ClusterCA) IDs() (ids []string) {
+// IDs are those of the CAs in the file.
+func (c CA) IDs() (ids []string) {
 	for _, ca := range c.Trusted {
 		ids = append(ids, CAID(ca))
 	}
@@ -50,35 +50,47 @@ func (c ClusterCA) IDs() (ids []string) {
 }
 
 // Signs is the ID of Signer; empty if no CA of Trusted is that.
-func (c ClusterCA) Signs() string {
+func (c CA) Signs() string {
 	if c.Signer == nil {
 		return ""
 	}
 	return CAID(c.Signer)
 }
 
-// Certificate is the CA with this ID; nil if ca.pem lacks it.
-func (c ClusterCA) Certificate(id string) *x509.Certificate {
+// Certificate is the CA with this ID; nil if the file lacks it.
+func (c CA) Certificate(id string) *x509.Certificate {
 	if i := slices.Index(c.IDs(), id); i >= 0 {
 		return c.Trusted[i]
 	}
 	return nil
 }
 
-// ReadClusterCA reads the cluster's CA.
-func ReadClusterCA(l Layout) (c ClusterCA, err error) {
-	data, _, err := read(l.CA())
+// OwnCertificate names the certificate by which a controller shows whose key signs for the CA of that
+// name.
+func OwnCertificate(ca string) string {
+	if ca == NameFrontProxyCA {
+		return NameFrontProxyClient
+	}
+	return NameKubernetes
+}
+
+// ReadCA reads the CA of that name.
+func ReadCA(l Layout, name string) (c CA, err error) {
+	data, _, err := read(l.Cert(name))
 	if err == nil {
 		c.Trusted, _, err = parseCertificates(data)
 	}
-	if err != nil {
-		return c, fmt.Errorf("%s: %w", l.CA(), err)
+	if err == nil && len(c.Trusted) == 0 {
+		err = errors.New("holds no certificate")
 	}
-	if c.Next, _, err = read(l.NextCAKey()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err != nil {
+		return c, fmt.Errorf("%s: %w", l.Cert(name), err)
+	}
+	if c.Next, _, err = read(l.NextCAKey(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return c, err
 	}
-	if c.Key, _, err = read(l.CAKey()); errors.Is(err, fs.ErrNotExist) {
-		c.Signer = signerOf(l, c.Trusted)
+	if c.Key, _, err = read(l.Key(name)); errors.Is(err, fs.ErrNotExist) {
+		c.Signer = signerOf(l, name, c.Trusted)
 		return c, nil
 	}
 	if err != nil {
@@ -86,7 +98,7 @@ func ReadClusterCA(l Layout) (c ClusterCA, err error) {
 	}
 	key, err := parseKey(c.Key)
 	if err != nil {
-		return c, fmt.Errorf("%s: %w", l.CAKey(), err)
+		return c, fmt.Errorf("%s: %w", l.Key(name), err)
 	}
 	p := pair{key: key, chain: slices.Clone(c.Trusted)}
 	if p.signerFirst(time.Now()); fits(key, p.chain[0].PublicKey) {
@@ -95,9 +107,18 @@ func ReadClusterCA(l Layout) (c ClusterCA, err error) {
 	return c, nil
 }
 
-// signerOf is the CA that has signed kubernetes.pem; nil if that cannot be read.
-func signerOf(l Layout, cas []*x509.Certificate) *x509.Certificate {
-	data, _, err := read(l.Cert(NameKubernetes))
+// Shows is the ID of the CA in the file of that name which has signed this controller's certificate;
+// empty for none.
+func Shows(l Layout, name string, cas []*x509.Certificate) string {
+	if ca := signerOf(l, name, cas); ca != nil {
+		return CAID(ca)
+	}
+	return ""
+}
+
+// signerOf is the CA that has signed the controller's certificate; nil if that cannot be read.
+func signerOf(l Layout, name string, cas []*x509.Certificate) *x509.Certificate {
+	data, _, err := read(l.Cert(OwnCertificate(name)))
 	if err != nil {
 		return nil
 	}
@@ -113,10 +134,10 @@ func signerOf(l Layout, cas []*x509.Certificate) *x509.Certificate {
 	return nil
 }
 
-// NewClusterCA makes a CA to replace the one that signs, and its key as PEM. Its subject is that of
+// NewCA makes a CA to replace the one that signs, and its key as PEM. Its subject is that of
 // the old one with a serial number, so that both can be told apart where only subjects are named,
 // as in a TLS handshake.
-func NewClusterCA(old *x509.Certificate, now time.Time) (ca *x509.Certificate, key []byte, err error) {
+func NewCA(old *x509.Certificate, now time.Time) (ca *x509.Certificate, key []byte, err error) {
 	signer, err := newKey()
 	if err != nil {
 		return nil, nil, err
@@ -145,27 +166,27 @@ func KeyOfCA(key []byte, ca *x509.Certificate) bool {
 	return err == nil && fits(signer, ca.PublicKey)
 }
 
-// CARotatable returns why the CA of a directory cannot be rotated by kthwd: because a file is
+// CARotatable returns why the CA of that name cannot be rotated by kthwd: because a file is
 // elsewhere, cannot be replaced, or cannot be signed anew here. life is that of new certificates; 0 means a year.
-func CARotatable(l Layout, life time.Duration, now time.Time) error {
+func CARotatable(l Layout, name string, life time.Duration, now time.Time) error {
 	held, err := lock(l.Dir, syscall.LOCK_SH)
 	if err != nil {
 		return err
 	}
 	defer held.Close()
 	var problems []error
-	for _, path := range []string{l.CA(), l.CAKey()} {
+	for _, path := range []string{l.Cert(name), l.Key(name)} {
 		if l.isElsewhere(path) {
 			problems = append(problems, &Misfit{File: path, Problem: reasonYours, Hint: "copy it to " + l.Dir + " and take its line out of files"})
-		} else if err := durable.Replaceable(path); err != nil && (path != l.CAKey() || !errors.Is(err, fs.ErrNotExist)) {
+		} else if err := durable.Replaceable(path); err != nil && (path != l.Key(name) || !errors.Is(err, fs.ErrNotExist)) {
 			problems = append(problems, fmt.Errorf("%s cannot be replaced: %w", path, err))
 		}
 	}
 	v := newSurvey(l, Spec{LeafLife: life, Now: func() time.Time { return now }})
 	v.loadCAs()
-	v.moves = true
+	v.moves = name
 	for _, f := range v.leafFiles() {
-		if f.row.issuer != nameCA {
+		if f.row.issuer != name {
 			continue
 		}
 		if reason, hint := v.cannot(f); reason != "" && !strings.HasPrefix(reason, reasonNoKey) { // the key comes with the rotation
@@ -175,21 +196,21 @@ func CARotatable(l Layout, life time.Duration, now time.Time) error {
 	return errors.Join(append(problems, v.problems...)...)
 }
 
-// SetClusterCA gives a directory the CAs to trust, in ca.pem and in kthwd's kubeconfigs, and the
-// key that signs, if it is not nil. It writes in an order in which the key fits a CA in ca.pem at
-// each moment, also in a crash. A nil next removes the key that a rotation keeps. It returns the files that it has changed.
-func SetClusterCA(l Layout, trusted []*x509.Certificate, key, next []byte) (changed []string, err error) {
+// SetCA gives a directory the CAs of that name to trust, those of the cluster also in kthwd's
+// kubeconfigs, and the key that signs, if it is not nil. It writes in an order in which the key fits
+// a CA in the file at each moment, also in a crash. A nil next removes the key that a rotation keeps. It returns the files that it has changed.
+func SetCA(l Layout, name string, trusted []*x509.Certificate, key, next []byte) (changed []string, err error) {
 	held, err := lock(l.Dir, syscall.LOCK_EX)
 	if err != nil {
 		return nil, err
 	}
 	defer held.Close()
-	is, err := ReadClusterCA(l)
+	is, err := ReadCA(l, name)
 	if err != nil {
 		return nil, err
 	}
 	if key != nil && !slices.ContainsFunc(trusted, func(ca *x509.Certificate) bool { return KeyOfCA(key, ca) }) {
-		return nil, fmt.Errorf("%s: without the CA whose key signs", l.CA())
+		return nil, fmt.Errorf("%s: without the CA whose key signs", l.Cert(name))
 	}
 	set := func(path string, is, data []byte) error {
 		if bytes.Equal(is, data) {
@@ -202,7 +223,7 @@ func SetClusterCA(l Layout, trusted []*x509.Certificate, key, next []byte) (chan
 		return durable.Replace(path, data)
 	}
 	if next != nil && !bytes.Equal(next, is.Next) {
-		if err := durable.Write(l.NextCAKey(), next, modeSecret); err != nil {
+		if err := durable.Write(l.NextCAKey(name), next, modeSecret); err != nil {
 			return nil, err
 		}
 	}
@@ -212,32 +233,34 @@ func SetClusterCA(l Layout, trusted []*x509.Certificate, key, next []byte) (chan
 			both = append(both, ca)
 		}
 	}
-	file, _, err := read(l.CA())
+	file, _, err := read(l.Cert(name))
 	if err != nil {
 		return nil, err
 	}
 	between := caFile(file, both)
 	steps := [](func() error){
-		func() error { return set(l.CA(), file, between) },
+		func() error { return set(l.Cert(name), file, between) },
 		func() error {
 			if key == nil {
 				return nil
 			}
-			return set(l.CAKey(), is.Key, key)
+			return set(l.Key(name), is.Key, key)
 		},
-		func() error { return set(l.CA(), between, caFile(between, trusted)) },
+		func() error { return set(l.Cert(name), between, caFile(between, trusted)) },
 	}
 	for _, step := range steps {
 		if err := step(); err != nil {
 			return changed, err
 		}
 	}
-	more, err := trustInKubeconfigs(l, is.Trusted, trusted)
-	if changed = append(changed, more...); err != nil {
-		return changed, err
+	if name == NameCA {
+		more, err := trustInKubeconfigs(l, is.Trusted, trusted)
+		if changed = append(changed, more...); err != nil {
+			return changed, err
+		}
 	}
 	if next == nil && is.Next != nil {
-		if err := os.Remove(l.NextCAKey()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := os.Remove(l.NextCAKey(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return changed, err
 		}
 	}
@@ -263,6 +286,19 @@ func caFile(data []byte, trusted []*x509.Certificate) (next []byte) {
 		}
 	}
 	return next
+}
+
+// WithoutCA is a list of certificates, as PEM, without that CA; and the number of the others.
+func WithoutCA(data []byte, ca *x509.Certificate) (rest []byte, others int) {
+	from := data
+	for block, after := pem.Decode(data); block != nil; block, after = pem.Decode(after) {
+		if !bytes.Equal(block.Bytes, ca.Raw) {
+			rest = append(rest, from[:len(from)-len(after)]...)
+			others++
+		}
+		from = after
+	}
+	return append(rest, from...), others
 }
 
 // trustInKubeconfigs gives the kubeconfigs that contain CAs of before the new ones.
@@ -313,12 +349,13 @@ func trustInKubeconfigs(l Layout, before, trusted []*x509.Certificate) (changed 
 	return changed, nil
 }
 
-// SignedByOthers lists the files with a certificate that another CA of ca.pem has signed than that one.
-func SignedByOthers(l Layout, signer *x509.Certificate) (paths []string) {
+// SignedByOthers lists the files with a certificate that another CA of the file of that name has signed
+// than that one.
+func SignedByOthers(l Layout, name string, signer *x509.Certificate) (paths []string) {
 	v := newSurvey(l, Spec{})
 	v.loadCAs()
 	for _, f := range v.leafFiles() {
-		if f.row.issuer == nameCA && len(f.pair.chain) > 0 && !signed(f.pair.chain, []*x509.Certificate{signer}) && signed(f.pair.chain, v.pairs[nameCA].chain) {
+		if f.row.issuer == name && len(f.pair.chain) > 0 && !signed(f.pair.chain, []*x509.Certificate{signer}) && signed(f.pair.chain, v.pairs[name].chain) {
 			paths = append(paths, f.path)
 		}
 	}
@@ -331,17 +368,20 @@ func (v *survey) moved(f leafFile) bool {
 	return len(cas) > 1 && len(f.pair.chain) > 0 && !signed(f.pair.chain, cas[:1]) && signed(f.pair.chain, cas)
 }
 
-// KubeletProbe makes a short certificate for the user of kubernetes.pem, signed by a CA: a kubelet
-// that accepts it trusts that CA.
-func KubeletProbe(l Layout, ca *x509.Certificate, caKey []byte, now time.Time) (tls.Certificate, error) {
-	none := tls.Certificate{}
-	data, _, err := read(l.Cert(NameKubernetes))
+// Probe makes a short client certificate for the subject of the controller's own, signed by a CA that
+// is to take the place of the one of that name: a server that accepts it trusts that CA.
+func Probe(l Layout, name string, ca *x509.Certificate, caKey []byte, now time.Time) (tls.Certificate, error) {
+	none, own := tls.Certificate{}, l.Cert(OwnCertificate(name))
+	data, _, err := read(own)
 	if err != nil {
 		return none, err
 	}
 	chain, _, err := parseCertificates(data)
-	if err != nil || len(chain) == 0 {
-		return none, fmt.Errorf("%s: %w", l.Cert(NameKubernetes), errors.Join(err))
+	if err == nil && len(chain) == 0 {
+		err = errors.New("holds no certificate")
+	}
+	if err != nil {
+		return none, fmt.Errorf("%s: %w", own, err)
 	}
 	signer, err := parseKey(caKey)
 	if err != nil {
@@ -351,7 +391,7 @@ func KubeletProbe(l Layout, ca *x509.Certificate, caKey []byte, now time.Time) (
 	if err != nil {
 		return none, err
 	}
-	template, err := row{cn: chain[0].Subject.CommonName, issuer: nameCA, uses: client, life: time.Hour}.template(nil, key.Public(), now)
+	template, err := row{cn: chain[0].Subject.CommonName, issuer: name, uses: client, life: time.Hour}.template(nil, key.Public(), now)
 	if err != nil {
 		return none, err
 	}

@@ -13,7 +13,7 @@ import (
 
 // The secrets that etcd's data or the cluster's clients depend on, for Spec.NewSecrets.
 const (
-	SecretCA             = nameCA
+	SecretCA             = NameCA
 	SecretServiceAccount = NameServiceAccount
 	SecretEncryption     = "encryption-config"
 	SecretEtcdCA         = NameEtcdCA

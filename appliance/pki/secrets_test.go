@@ -13,7 +13,7 @@ func TestNewSecrets(t *testing.T) {
 		SecretCA: func(l Layout) []string {
 			all := []string{l.CA(), l.CAKey()}
 			for _, r := range certificates {
-				if r.issuer == nameCA && !r.publicOnly {
+				if r.issuer == NameCA && !r.publicOnly {
 					all = append(all, l.Cert(r.name), l.Key(r.name))
 				}
 			}

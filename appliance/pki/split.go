@@ -39,7 +39,7 @@ func TrustEtcdCA(l Layout, ca *x509.Certificate) error {
 		if p := v.load(etcdRow(NameEtcdCA)); p.key != nil && !fits(p.key, ca.PublicKey) {
 			return &Misfit{File: l.EtcdCAKey(), Problem: "is the key of another CA than the one of the cluster's etcd", Hint: "move it away"}
 		}
-		shared := v.load(v.row(nameCA))
+		shared := v.load(v.row(NameCA))
 		if err := errors.Join(v.problems...); err != nil {
 			return err
 		}
@@ -130,7 +130,7 @@ func UseEtcdCertificate(l Layout, cert []byte) error {
 // TrustEtcdCAOnly ends etcd's trust in the cluster's CA, from its next start on.
 func TrustEtcdCAOnly(l Layout) error {
 	return locked(l, func(v *survey) error {
-		shared, both := v.load(v.row(nameCA)), v.load(etcdRow(NameEtcdCA))
+		shared, both := v.load(v.row(NameCA)), v.load(etcdRow(NameEtcdCA))
 		own := slices.DeleteFunc(both.chain, func(c *x509.Certificate) bool { return slices.ContainsFunc(shared.chain, c.Equal) })
 		leaf := v.load(etcdRow(NameEtcd))
 		switch {

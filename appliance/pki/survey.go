@@ -50,7 +50,7 @@ type survey struct {
 
 	expired    []leafFile          // that ensure renews: see RenewExpired
 	kept       map[string][]string // names that a new certificate keeps, by row: see keepNames
-	moves      bool                // a leaf of another CA in the same file is signed anew
+	moves      string              // name of the CA: a leaf of another one in its file is signed anew
 	newSecrets []secret            // made beside existing data, because the Spec says so
 }
 

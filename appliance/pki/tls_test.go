@@ -20,18 +20,18 @@ func TestHandshakes(t *testing.T) {
 			address              string
 			ok                   bool
 		}{
-			{"etcd peer", NameKubernetes, NameKubernetes, nameCA, nameCA, "10.0.0.11", true},
-			{"service address", NameKubernetes, NameHealth, nameCA, nameCA, "10.32.0.1", true},
-			{"service name", NameKubernetes, NameHealth, nameCA, nameCA, "kubernetes.default", true},
-			{"health bridge", NameKubernetes, NameHealth, nameCA, nameCA, "127.0.0.1", true},
-			{"scheduler", NameKubernetes, "kubeconfig:" + NameScheduler, nameCA, nameCA, "127.0.0.1", true},
-			{"controller-manager", NameKubernetes, "kubeconfig:" + NameControllerManager, nameCA, nameCA, "127.0.0.1", true},
-			{"admin", NameKubernetes, "kubeconfig:" + NameAdmin, nameCA, nameCA, "127.0.0.1", true},
-			{"front proxy", NameKubernetes, NameFrontProxyClient, nameCA, NameFrontProxyCA, "127.0.0.1", true},
-			{"address of another", NameKubernetes, NameHealth, nameCA, nameCA, "192.0.2.1", false},
-			{"a client as server", NameHealth, NameKubernetes, nameCA, nameCA, "", false},
-			{"front proxy as user", NameKubernetes, NameFrontProxyClient, nameCA, nameCA, "127.0.0.1", false},
-			{"user as front proxy", NameKubernetes, NameHealth, nameCA, NameFrontProxyCA, "127.0.0.1", false},
+			{"etcd peer", NameKubernetes, NameKubernetes, NameCA, NameCA, "10.0.0.11", true},
+			{"service address", NameKubernetes, NameHealth, NameCA, NameCA, "10.32.0.1", true},
+			{"service name", NameKubernetes, NameHealth, NameCA, NameCA, "kubernetes.default", true},
+			{"health bridge", NameKubernetes, NameHealth, NameCA, NameCA, "127.0.0.1", true},
+			{"scheduler", NameKubernetes, "kubeconfig:" + NameScheduler, NameCA, NameCA, "127.0.0.1", true},
+			{"controller-manager", NameKubernetes, "kubeconfig:" + NameControllerManager, NameCA, NameCA, "127.0.0.1", true},
+			{"admin", NameKubernetes, "kubeconfig:" + NameAdmin, NameCA, NameCA, "127.0.0.1", true},
+			{"front proxy", NameKubernetes, NameFrontProxyClient, NameCA, NameFrontProxyCA, "127.0.0.1", true},
+			{"address of another", NameKubernetes, NameHealth, NameCA, NameCA, "192.0.2.1", false},
+			{"a client as server", NameHealth, NameKubernetes, NameCA, NameCA, "", false},
+			{"front proxy as user", NameKubernetes, NameFrontProxyClient, NameCA, NameCA, "127.0.0.1", false},
+			{"user as front proxy", NameKubernetes, NameHealth, NameCA, NameFrontProxyCA, "127.0.0.1", false},
 		} {
 			t.Run(name+"/"+test.name, func(t *testing.T) {
 				err := handshake(t,

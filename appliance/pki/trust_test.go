@@ -31,7 +31,7 @@ func TestBundle(t *testing.T) {
 		warns      string // "" means no warning
 	}
 	l := fresh(t)
-	own, key := get(t, l.CA()), loadPair(t, l, nameCA)
+	own, key := get(t, l.CA()), loadPair(t, l, NameCA)
 	other, expired := caOf(t, pair{}, "other", -1, 400), caOf(t, pair{}, "old", -400, -1)
 	for _, b := range []bundle{
 		{"another CA behind", own + other, ""},

@@ -106,22 +106,22 @@ func IssueUser(l Layout, u User) (UserKubeconfig, error) {
 	}
 	defer held.Close()
 	v := newSurvey(l, Spec{Server: u.Server})
-	ca := v.load(v.row(nameCA))
+	ca := v.load(v.row(NameCA))
 	switch {
 	case len(v.problems) > 0:
 		return UserKubeconfig{}, errors.Join(v.problems...)
 	case ca.chain == nil || ca.key == nil:
-		return UserKubeconfig{}, fmt.Errorf("%s: %w", v.layout.Key(nameCA), ErrNoCAKey)
+		return UserKubeconfig{}, fmt.Errorf("%s: %w", v.layout.Key(NameCA), ErrNoCAKey)
 	}
 	if end := ca.chain[0].NotAfter; v.now.Add(u.Life).After(end) {
-		return UserKubeconfig{}, &Misfit{File: v.layout.Cert(nameCA),
+		return UserKubeconfig{}, &Misfit{File: v.layout.Cert(NameCA),
 			Problem: fmt.Sprintf("ends on %s, before --expires=%v", end.UTC().Format(time.RFC3339), u.Life), Hint: "want a shorter --expires"}
 	}
 	key, err := newKey()
 	if err != nil {
 		return UserKubeconfig{}, err
 	}
-	r := row{name: u.Name, cn: u.Name, issuer: nameCA, uses: client, life: u.Life}
+	r := row{name: u.Name, cn: u.Name, issuer: NameCA, uses: client, life: u.Life}
 	template, err := r.template(nil, key.Public(), v.now)
 	if err != nil {
 		return UserKubeconfig{}, err
@@ -133,7 +133,7 @@ func IssueUser(l Layout, u User) (UserKubeconfig, error) {
 	within(template, ca.chain[0])
 	der, err := x509.CreateCertificate(rand.Reader, template, ca.chain[0], key.Public(), ca.key)
 	if err != nil {
-		return UserKubeconfig{}, fmt.Errorf("sign with %s: %w", v.layout.Key(nameCA), err)
+		return UserKubeconfig{}, fmt.Errorf("sign with %s: %w", v.layout.Key(NameCA), err)
 	}
 	cert, err := x509.ParseCertificate(der)
 	if err != nil {

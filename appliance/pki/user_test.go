@@ -31,7 +31,7 @@ func TestIssueUser(t *testing.T) {
 		t.Errorf("got a certificate from %v until %v, want from %v for an hour", c.NotBefore, c.NotAfter, from)
 	}
 	for use, want := range map[x509.ExtKeyUsage]bool{x509.ExtKeyUsageClientAuth: true, x509.ExtKeyUsageServerAuth: false} {
-		_, err := c.Verify(x509.VerifyOptions{Roots: pool(t, l, nameCA), KeyUsages: []x509.ExtKeyUsage{use}, CurrentTime: from})
+		_, err := c.Verify(x509.VerifyOptions{Roots: pool(t, l, NameCA), KeyUsages: []x509.ExtKeyUsage{use}, CurrentTime: from})
 		if (err == nil) != want {
 			t.Errorf("use %v: got %v, want it to be good: %v", use, err, want)
 		}

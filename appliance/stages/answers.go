@@ -63,26 +63,27 @@ func Ask[C any, P answering[C]](ctx context.Context, o *others.Others, path stri
 	return all, ctx.Err()
 }
 
-// Complaints is an error that names each controller that cannot take part; nil without one.
+// Complaints is a LateError that names each controller that cannot take part; nil without one.
 func Complaints[C any, P answering[C]](all []C) error {
-	var said, hints []string
+	var said, hints, names []string
 	for i := range all {
 		c := P(&all[i]).answer()
 		if c.Error == "" {
 			continue
 		}
-		said = append(said, c.Name+": "+c.Error)
+		said, names = append(said, c.Name+": "+c.Error), append(names, c.Name)
 		if c.Hint != "" && !slices.Contains(hints, c.Hint) {
 			hints = append(hints, c.Hint)
 		}
 	}
+	late := &LateError{names, errors.New(strings.Join(said, "; "))}
 	switch {
 	case len(said) == 0:
 		return nil
 	case len(hints) == 0:
-		return errors.New(strings.Join(said, "; "))
+		return late
 	}
-	return advice.With(errors.New(strings.Join(said, "; ")), strings.Join(hints, "; "))
+	return advice.With(late, strings.Join(hints, "; "))
 }
 
 // maxQuestion bounds what another controller may send: a question has a file of keys at most.

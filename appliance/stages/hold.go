@@ -24,7 +24,16 @@ const (
 type Kind struct {
 	What    string // "the encryption key"
 	Command string // of its verbs: "kthwd encryption"
+	Flags   string // what follows a verb: "--ca=front-proxy"; empty for nothing
 	Prefix  string // of its keys in etcd: "/kthwd/encryption/"
+}
+
+// Verb is the command of a verb.
+func (k Kind) Verb(name string) string {
+	if k.Flags == "" {
+		return k.Command + " " + name
+	}
+	return k.Command + " " + name + " " + k.Flags
 }
 
 // StateKey is the key of the state in etcd.
@@ -52,14 +61,14 @@ func (e *errHeld) Error() string {
 
 // Hint implements the errors of package advice.
 func (e *errHeld) Hint() string {
-	return fmt.Sprintf("watch it with %s status; if %s has just died, try again after %d seconds", e.kind.Command, e.by, holderTTL)
+	return fmt.Sprintf("watch it with %s; if %s has just died, try again after %d seconds", e.kind.Verb("status"), e.by, holderTTL)
 }
 
 // ErrLost means that the right to act, or the state, belongs to another controller now.
 var ErrLost = errors.New("another controller has taken the rotation over")
 
 // Lost is ErrLost with advice.
-func (k Kind) Lost() error { return advice.With(ErrLost, k.Command+" status says which") }
+func (k Kind) Lost() error { return advice.With(ErrLost, k.Verb("status")+" says which") }
 
 // Take acquires the right to act for the controller of that name. It does not wait for another
 // one's lease.

@@ -31,6 +31,7 @@ type Runner struct {
 	halt    context.CancelCauseFunc // stops it; nil while it does not
 	over    chan struct{}           // closed when it has stopped
 	stopped error                   // why it does not go on
+	left    *Stop                   // the same, as Follow has found it in etcd
 }
 
 // NewRunner makes a Runner. It does nothing before Live.
@@ -119,8 +120,11 @@ func (r *Runner) start(life context.Context, client *clientv3.Client, h *Hold, w
 	ctx, cancel := context.WithCancelCause(life)
 	over := make(chan struct{})
 	r.mu.Lock()
-	r.stopped, r.halt, r.over = nil, cancel, over
+	r.stopped, r.left, r.halt, r.over = nil, nil, cancel, over
 	r.mu.Unlock()
+	if err := h.goesOn(ctx, client); err != nil {
+		r.cfg.Log.Debug("why the rotation had stopped stays in etcd", "err", err)
+	}
 	go func() {
 		select {
 		case <-h.session.Done():
@@ -133,6 +137,10 @@ func (r *Runner) start(life context.Context, client *clientv3.Client, h *Hold, w
 		err := work.Stage(ctx, client, h)
 		if cause := context.Cause(ctx); cause != nil && err != nil {
 			err = cause
+		} else if err != nil {
+			if err := h.leave(life, client, stopOf(err, r.cfg.Name)); err != nil {
+				r.cfg.Log.Debug("the other controllers do not know why the rotation has stopped", "err", err)
+			}
 		}
 		cancel(nil)
 		h.Release()

@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 
@@ -143,5 +146,72 @@ func TestComplaints(t *testing.T) {
 	err := Complaints([]controller{made("c0", full), made("c1", nil), made("c2", full), made("c3", errors.New("away"))})
 	if hint, _ := advice.Of(err); err == nil || err.Error() != "c0: disk full; c2: disk full; c3: away" || hint != "make room" {
 		t.Errorf("got %v, %q", err, hint)
+	}
+}
+
+// What keeps a change from going on is told to every controller, with the names of those that are late, until
+// it goes on.
+func TestStopped(t *testing.T) {
+	server := etcdtest.Start(t, false)
+	client := etcdtest.Client(t, server)
+	runner := func(name string) *Runner {
+		r := NewRunner(RunnerConfig{Kind: aKind, Name: name, Client: func() (*clientv3.Client, error) { return v3client.New(server.Server), nil }})
+		r.Live(t.Context())
+		return r
+	}
+	acts := func(r *Runner, stage func() error) {
+		t.Helper()
+		err := r.Act(t.Context(), func(context.Context, *clientv3.Client, *Hold) (Work, error) {
+			return Work{What: "a change", Stage: func(context.Context, *clientv3.Client, *Hold) error { return stage() }}, nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		harness.WaitFor(t, "the end of the work", time.Minute, func() error {
+			if r.Acting() {
+				return errors.New("it acts")
+			}
+			return nil
+		})
+	}
+	type controller struct{ Answer }
+	c0, c1 := runner("c0"), runner("c1")
+	acts(c0, func() error {
+		return Complaints([]controller{{Answer{Name: "c0"}}, {Answer{Name: "c2", Error: "is away", Hint: "start c2"}}})
+	})
+	for _, r := range []*Runner{c0, c1} {
+		if holder, err := r.Follow(t.Context(), client); holder != "" || err != nil || r.Why() != "c2: is away" || !slices.Equal(r.Late(), []string{"c2"}) {
+			t.Errorf("%s: got %q, late %v, held by %q: %v", r.cfg.Name, r.Why(), r.Late(), holder, err)
+		}
+	}
+	if _, stop, err := aKind.Acts(t.Context(), client); err != nil || stop == nil || stop.By != "c0" || stop.Hint != "start c2" {
+		t.Errorf("got %+v, %v", stop, err)
+	}
+	acts(c1, func() error { // while it goes on, and afterwards, nobody is late
+		holder, err := c0.Follow(t.Context(), client)
+		if holder != "c1" || err != nil || c0.Why() != "" || c0.Late() != nil {
+			t.Errorf("while c1 acts: got %q, late %v, held by %q: %v", c0.Why(), c0.Late(), holder, err)
+		}
+		return nil
+	})
+	for _, r := range []*Runner{c0, c1} {
+		if _, err := r.Follow(t.Context(), client); err != nil || r.Why() != "" || r.Late() != nil {
+			t.Errorf("%s, at the end: got %q, late %v: %v", r.cfg.Name, r.Why(), r.Late(), err)
+		}
+	}
+}
+
+// The metrics of a rotation bear its name, and are there without one.
+func TestMetrics(t *testing.T) {
+	m := aKind.Metrics()
+	for since, want := range map[time.Time][]float64{{}: {0, 0}, time.Unix(1700000000, 0): {1700000000, 2}} {
+		ch := make(chan prometheus.Metric, 2)
+		m.Collect(ch, since, 2)
+		for _, want := range want {
+			var got dto.Metric
+			if err := (<-ch).Write(&got); err != nil || got.GetGauge().GetValue() != want || got.GetLabel()[0].GetValue() != "key" {
+				t.Errorf("got %v, want %v: %v", &got, want, err)
+			}
+		}
 	}
 }

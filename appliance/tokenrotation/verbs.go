@@ -102,7 +102,8 @@ func (r *Rotation) report(ctx context.Context, client *clientv3.Client, brief bo
 	if s.waits() && r.cfg.Life > 0 {
 		out.Expired = s.Since.Add(r.cfg.Life)
 	}
-	if out.Holder, err = kind.Holder(ctx, client); err != nil {
+	var left *stages.Stop
+	if out.Holder, left, err = kind.Acts(ctx, client); err != nil {
 		return out, err
 	}
 	if stopped := r.runner.Stopped(); stopped != nil && out.Running {
@@ -111,6 +112,9 @@ func (r *Rotation) report(ctx context.Context, client *clientv3.Client, brief bo
 	}
 	if brief {
 		return out, nil
+	}
+	if left != nil && out.Stopped == "" && out.Running {
+		out.Stopped, out.Hint = left.By+": "+left.Why, left.Hint
 	}
 	in := request{}
 	if out.Running {
@@ -224,7 +228,7 @@ func (r *Rotation) follow(ctx context.Context, client *clientv3.Client) error {
 	s, err := readState(ctx, r.cfg.Layout, client, clientv3.WithSerializable())
 	var holder string
 	if err == nil && s.Running() {
-		holder, err = kind.Holder(ctx, client)
+		holder, err = r.runner.Follow(ctx, client)
 	}
 	if err != nil {
 		return err
@@ -261,8 +265,8 @@ func (r *Rotation) Findings() []status.Finding {
 	case r.holder == "" && !r.runner.Acting():
 		f.Health, f.Do = status.Degraded, r.verb(VerbResume)
 		f.Text += ", has stopped"
-		if stopped := r.runner.Stopped(); stopped != nil {
-			f.Text += ": " + stopped.Error()
+		if why := r.runner.Why(); why != "" {
+			f.Text += ": " + why
 		}
 	default:
 		f.Text += ", by " + text.Line(r.holder)
@@ -274,18 +278,22 @@ func (r *Rotation) verb(name string) string {
 	return "kthwd pki service-account " + name + " --data-dir=" + text.ShellWord(r.cfg.Layout.Dir)
 }
 
-var stageMetric = prometheus.NewDesc("kthwd_service_account_rotation_stage", "Stage of the rotation of the service account key, as this controller knows it: 0 none, 1 publish, 2 sign, 3 watch, 4 drop.", nil, nil)
+var (
+	stageMetric = prometheus.NewDesc("kthwd_service_account_rotation_stage", "Stage of the rotation of the service account key, as this controller knows it: 0 none, 1 publish, 2 sign, 3 watch, 4 drop.", nil, nil)
+	allMetrics  = kind.Metrics()
+)
 
 // Describe implements prometheus.Collector.
-func (r *Rotation) Describe(ch chan<- *prometheus.Desc) { ch <- stageMetric }
+func (r *Rotation) Describe(ch chan<- *prometheus.Desc) { allMetrics.Describe(ch); ch <- stageMetric }
 
 // Collect implements prometheus.Collector.
 func (r *Rotation) Collect(ch chan<- prometheus.Metric) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	n := 0
+	n, since := 0, time.Time{}
 	if r.seen.Running() {
-		n = r.seen.Stage.Number()
+		n, since = r.seen.Stage.Number(), r.seen.Since
 	}
+	allMetrics.Collect(ch, since, len(r.runner.Late()))
 	ch <- prometheus.MustNewConstMetric(stageMetric, prometheus.GaugeValue, float64(n))
 }

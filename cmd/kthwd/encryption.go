@@ -113,7 +113,7 @@ func (a *app) writeEncryption(r encryption.Report) error {
 		fmt.Fprintf(w, "in etcd\t%s\n", text.Line(r.Stored.String()))
 	}
 	if r.Running && r.Holder == "" {
-		writeHalt(w, r.Stopped, encryptionCommand)
+		writeHalt(w, r.Stopped, encryptionCommand+" resume")
 	}
 	return w.Flush()
 }
@@ -144,7 +144,7 @@ func (a *app) encryptionRotate(ctx context.Context, l *config.Loader, in encrypt
 // encryptionWatch shows the stages of a rotation until it ends.
 func (a *app) encryptionWatch(ctx context.Context, t target) error {
 	goOn := "kthwd encryption resume goes on; kthwd encryption abort takes the rotation back"
-	return a.watchRotation(ctx, encryptionCommand, goOn, func(ctx context.Context) (*rotationLook, error) {
+	return a.watchRotation(ctx, encryptionCommand+" status", goOn, func(ctx context.Context) (*rotationLook, error) {
 		r, err := askEncryption(ctx, t, encryption.Request{Verb: encryption.VerbStatus, Brief: true})
 		if err != nil || r.Rotation == nil {
 			return nil, err

@@ -22,16 +22,61 @@ const (
 	caRotationTimeout = time.Minute
 )
 
+// caFlag selects one of the cluster's CAs.
+type caFlag struct{ name string }
+
+func (f *caFlag) add(cmd *cobra.Command) {
+	names := carotation.CAs()
+	var values []string
+	for _, ca := range names {
+		values = append(values, string(ca))
+	}
+	cmd.Flags().StringVar(&f.name, "ca", string(names[0]), "`NAME` Which CA: "+strings.Join(values, " or ")+".")
+	cobra.CheckErr(cmd.RegisterFlagCompletionFunc("ca", cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)))
+}
+
+func (f *caFlag) value() (carotation.CA, error) {
+	for _, ca := range carotation.CAs() {
+		if string(ca) == f.name {
+			return ca, nil
+		}
+	}
+	return "", usagef("--ca=%s: want cluster or front-proxy", f.name)
+}
+
+// caTarget is a CA of a running kthwd.
+type caTarget struct {
+	target
+	ca carotation.CA
+}
+
+func (t caTarget) ask(ctx context.Context, in carotation.Request) (carotation.Report, error) {
+	return askTarget[carotation.Report](ctx, t.target, t.ca.Path(), in, caRotationTimeout)
+}
+
+// withCA gives a verb the flag, and calls do with the CA that it selects.
+func withCA(f *caFlag, do func(context.Context, caTarget) error) func(context.Context, target) error {
+	return func(ctx context.Context, t target) error {
+		ca, err := f.value()
+		if err != nil {
+			return err
+		}
+		return do(ctx, caTarget{t, ca})
+	}
+}
+
 func (a *app) pkiCAVerb(l *config.Loader) *cobra.Command {
-	cmd := group("ca", "Look at the cluster's CA, or replace it")
+	cmd := group("ca", "Look at the cluster's CAs, or replace one")
 	goOn := func(verb, short, long, force string) *cobra.Command {
 		var forced bool
-		cmd := a.rotationGoOnVerb(l, caRotationCommand, verb, short, long, func(ctx context.Context, t target) error {
-			if _, err := askCARotation(ctx, t, carotation.Request{Verb: verb, Force: forced}); err != nil {
+		var which caFlag
+		cmd := a.rotationGoOnVerb(l, caRotationCommand, verb, short, long, withCA(&which, func(ctx context.Context, t caTarget) error {
+			if _, err := t.ask(ctx, carotation.Request{Verb: verb, Force: forced}); err != nil {
 				return err
 			}
 			return a.caRotationWatch(ctx, t)
-		})
+		}))
+		which.add(cmd)
 		if force != "" {
 			cmd.Flags().BoolVar(&forced, "force", false, force)
 		}
@@ -42,8 +87,9 @@ func (a *app) pkiCAVerb(l *config.Loader) *cobra.Command {
 			"Let every controller sign with the new CA: its own certificates first, for the same keys and\n"+
 				"names, and from then on those that nodes and users ask for. The verb itself is refused while a\n"+
 				"kubelet does not accept a certificate of the new CA, and for six minutes after the controllers\n"+
-				"trust it, for programs read a changed ca.pem that late.",
-			"Sign, although a kubelet does not trust the new CA, or a program may not have read it."),
+				"trust it, for programs read a changed ca.pem that late. With --ca=front-proxy it is refused\n"+
+				"while an extension API server does not accept one.",
+			"Sign, although somebody does not trust the new CA, or a program may not have read it."),
 		goOn(carotation.VerbDrop, "Forget the old CA, which ends a rotation",
 			"Let every controller forget the old CA: its certificates are refused from then on. The verb\n"+
 				"itself is refused until every controller has watched for a day and seen no certificate of the\n"+
@@ -59,46 +105,56 @@ func (a *app) pkiCAVerb(l *config.Loader) *cobra.Command {
 }
 
 func (a *app) caRotationStatusVerb(l *config.Loader) *cobra.Command {
-	return a.rotationStatusVerb(l, caRotationCommand, "Show which CAs are in use, and who still needs the old one",
+	var which caFlag
+	cmd := a.rotationStatusVerb(l, caRotationCommand, "Show which CAs are in use, and who still needs the old one",
 		"Show a rotation that is under way, the CA with which every controller signs and those that it\n"+
-			"trusts; while ca.pem is distributed the kubelets that do not trust the new CA, and later the\n"+
-			"users who come with a certificate of the old one. CAs are named by the beginning of the hash\n"+
-			"of their key. The exit code is 1 while a rotation has stopped.", a.caRotationStatus)
+			"trusts; while the new CA is distributed the kubelets, or extension API servers, that do not trust\n"+
+			"it, and later the users who come with a certificate of the old one. CAs are named by the beginning\n"+
+			"of the hash of their key. The exit code is 1 while a rotation has stopped.", func(ctx context.Context, t target, asJSON bool) error {
+			return withCA(&which, func(ctx context.Context, t caTarget) error { return a.caRotationStatus(ctx, t, asJSON) })(ctx, t)
+		})
+	which.add(cmd)
+	return cmd
 }
 
 func (a *app) caRotationRotateVerb(l *config.Loader) *cobra.Command {
 	in := carotation.Request{Verb: carotation.VerbRotate}
 	var without bool
+	var which caFlag
 	cmd := &cobra.Command{
 		Use:   "rotate [flags]",
-		Short: "Replace the cluster's CA, while the controllers serve",
+		Short: "Replace one of the cluster's CAs, while the controllers serve",
 		Long: "Make a new CA, and let it replace the cluster's. First every controller trusts both. Then you\n" +
 			"copy ca.pem to workers, balancers and users, and kthwd pki ca sign lets the new CA sign.\n" +
 			"Certificates of the old one are accepted until kthwd pki ca drop; kthwd pki ca status names\n" +
 			"the users who come with one. Nothing is restarted but the terms of kube-controller-manager\n" +
-			"and kube-scheduler.\n\n" +
-			"All controllers must be up, and have a CA of etcd's own (kthwd pki split-etcd-ca). The key of\n" +
-			"the new CA is in ca-key.pem of this controller afterwards, and of those that had one. A rotation that stops, at whichever moment, is continued by kthwd pki ca\n" +
-			"resume, or taken back by abort before the new CA signs. A verified backup is made first. The\n" +
+			"and kube-scheduler. --ca=front-proxy does the same with the CA of the certificate with which API\n" +
+			"servers speak to extension API servers; these read the new one by themselves.\n\n" +
+			"All controllers must be up, and have a CA of etcd's own (kthwd pki split-etcd-ca) if it is the\n" +
+			"cluster's. The key of the new CA is beside its certificate on this controller afterwards, and on\n" +
+			"those that had the old one. A rotation that stops, at whichever moment, is continued by kthwd pki\n" +
+			"ca resume, or taken back by abort before the new CA signs. A verified backup is made first. The\n" +
 			"kthwd that runs does the work: this command only watches, and may be interrupted.",
-		Example: "  kthwd pki ca rotate --plan\n  kthwd pki ca rotate",
+		Example: "  kthwd pki ca rotate --plan\n  kthwd pki ca rotate\n  kthwd pki ca rotate --ca=front-proxy",
 		Args:    noVerb,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withTarget(cmd.Context(), l, func(ctx context.Context, t target) error {
+			return a.withTarget(cmd.Context(), l, withCA(&which, func(ctx context.Context, t caTarget) error {
 				return a.caRotate(ctx, t, in, without)
-			})
+			}))
 		},
 	}
+	which.add(cmd)
 	cmd.Flags().BoolVar(&in.Plan, "plan", false, "Ask every controller, say what would be done, and change nothing.")
 	withoutBackupFlag(cmd, &without)
 	l.AddFlags(cmd.Flags(), "config", "data-dir")
 	return cmd
 }
 
-func (a *app) caRotate(ctx context.Context, t target, in carotation.Request, without bool) error {
-	begun, err := a.rotate(ctx, t, beginning{change: "ca-rotate", onlyPlan: in.Plan, withoutBackup: without, ask: func(plan bool) ([]string, error) {
+// caRotate begins a rotation after a backup, or shows the plan.
+func (a *app) caRotate(ctx context.Context, t caTarget, in carotation.Request, without bool) error {
+	begun, err := a.rotate(ctx, t.target, beginning{change: "ca-rotate", onlyPlan: in.Plan, withoutBackup: without, ask: func(plan bool) ([]string, error) {
 		in.Plan = plan
-		r, err := askCARotation(ctx, t, in)
+		r, err := t.ask(ctx, in)
 		return r.Steps, err
 	}})
 	if err != nil || !begun {
@@ -107,20 +163,16 @@ func (a *app) caRotate(ctx context.Context, t target, in carotation.Request, wit
 	return a.caRotationWatch(ctx, t)
 }
 
-func askCARotation(ctx context.Context, t target, in carotation.Request) (carotation.Report, error) {
-	return askTarget[carotation.Report](ctx, t, carotation.Path, in, caRotationTimeout)
-}
-
-func (a *app) caRotationStatus(ctx context.Context, t target, asJSON bool) error {
-	r, err := askCARotation(ctx, t, carotation.Request{Verb: carotation.VerbStatus})
+func (a *app) caRotationStatus(ctx context.Context, t caTarget, asJSON bool) error {
+	r, err := t.ask(ctx, carotation.Request{Verb: carotation.VerbStatus})
 	if err != nil {
 		return err
 	}
-	return a.showRotation(r, asJSON, func() error { return a.writeCARotation(r) }, r.Halted())
+	return a.showRotation(r, asJSON, func() error { return a.writeCARotation(t.ca, r) }, r.Halted())
 }
 
 // writeCARotation shows a report to people.
-func (a *app) writeCARotation(r carotation.Report) error {
+func (a *app) writeCARotation(ca carotation.CA, r carotation.Report) error {
 	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
 	head := rotationHead{running: r.Running, of: carotation.Of, holder: r.Holder, halted: r.Halted()}
 	if s := r.Rotation; s != nil {
@@ -139,14 +191,15 @@ func (a *app) writeCARotation(r carotation.Report) error {
 		fmt.Fprintf(w, "%s\t%s\n", text.Line(c.Name), said)
 	}
 	writeWorkers(w, r.Workers)
+	writeServers(w, r.Servers)
 	writeCAUses(w, r)
 	switch {
 	case r.Halted():
-		writeHalt(w, r.Stopped, caRotationCommand)
+		writeHalt(w, r.Stopped, ca.Verb(carotation.VerbResume))
 	case r.Waits && r.Rotation.Stage == carotation.StageDistribute:
-		fmt.Fprintln(w, "next\tcopy ca.pem to every worker, balancer and user, then kthwd pki ca sign")
+		fmt.Fprintf(w, "next\t%s, then %s\n", ca.Bring(), ca.Verb(carotation.VerbSign))
 	case r.Waits:
-		fmt.Fprintln(w, "next\tkthwd pki ca drop, once nobody comes with a certificate of the old CA")
+		fmt.Fprintf(w, "next\t%s, once nobody comes with a certificate of the old CA\n", ca.Verb(carotation.VerbDrop))
 	}
 	return w.Flush()
 }
@@ -155,18 +208,35 @@ func (a *app) writeCARotation(r carotation.Report) error {
 func writeWorkers(w io.Writer, all []carotation.Worker) {
 	trust := 0
 	for _, one := range all {
-		switch {
-		case one.Error != "":
-			fmt.Fprintf(w, "%s\tcannot be asked: %s\n", text.Line(one.Node), text.Line(one.Error))
-		case one.Trusts:
-			trust++
-		default:
-			fmt.Fprintf(w, "%s\tdoes not trust the new CA yet\n", text.Line(one.Node))
-		}
+		trust += writeTrust(w, one.Node, one.Trusts, one.Error)
 	}
 	if len(all) > 0 {
 		fmt.Fprintf(w, "workers\t%d of %d trust the new CA\n", trust, len(all))
 	}
+}
+
+// writeServers shows which extension API servers do.
+func writeServers(w io.Writer, all []carotation.Server) {
+	trust := 0
+	for _, one := range all {
+		trust += writeTrust(w, one.Name, one.Trusts, one.Error)
+	}
+	if len(all) > 0 {
+		fmt.Fprintf(w, "servers\t%d of %d extension API servers trust the new CA\n", trust, len(all))
+	}
+}
+
+// writeTrust shows one that does not trust the new CA, and returns 1 for one that does.
+func writeTrust(w io.Writer, name string, trusts bool, failed string) int {
+	switch {
+	case failed != "":
+		fmt.Fprintf(w, "%s\tcannot be asked: %s\n", text.Line(name), text.Line(failed))
+	case trusts:
+		return 1
+	default:
+		fmt.Fprintf(w, "%s\tdoes not trust the new CA yet\n", text.Line(name))
+	}
+	return 0
 }
 
 // writeCAUses shows the users who come with a certificate of the old CA.
@@ -183,9 +253,9 @@ func writeCAUses(w io.Writer, r carotation.Report) {
 }
 
 // caRotationWatch shows the stages of a rotation until it ends, or waits for a person.
-func (a *app) caRotationWatch(ctx context.Context, t target) error {
-	return a.watchRotation(ctx, caRotationCommand, "kthwd pki ca resume goes on", func(ctx context.Context) (*rotationLook, error) {
-		r, err := askCARotation(ctx, t, carotation.Request{Verb: carotation.VerbStatus, Brief: true})
+func (a *app) caRotationWatch(ctx context.Context, t caTarget) error {
+	return a.watchRotation(ctx, t.ca.Verb(carotation.VerbStatus), t.ca.Verb(carotation.VerbResume)+" goes on", func(ctx context.Context) (*rotationLook, error) {
+		r, err := t.ask(ctx, carotation.Request{Verb: carotation.VerbStatus, Brief: true})
 		if err != nil || r.Rotation == nil {
 			return nil, err
 		}
@@ -199,9 +269,9 @@ func (a *app) caRotationWatch(ctx context.Context, t target) error {
 		switch {
 		case !r.Waits || r.Holder != "":
 		case s.Stage == carotation.StageDistribute:
-			look.done = "ca.pem has both CAs: copy it to every worker, balancer and user, then kthwd pki ca sign"
+			look.done = t.ca.Bring() + ", then " + t.ca.Verb(carotation.VerbSign)
 		default:
-			look.done = fmt.Sprintf("%s signs; certificates of %s are accepted until kthwd pki ca drop", carotation.Short(s.New), carotation.Short(s.Old))
+			look.done = fmt.Sprintf("%s signs; certificates of %s are accepted until %s", carotation.Short(s.New), carotation.Short(s.Old), t.ca.Verb(carotation.VerbDrop))
 		}
 		return look, nil
 	})

@@ -133,7 +133,7 @@ func (a *app) writeTokenRotation(r tokenrotation.Report) error {
 	writeUses(w, r)
 	switch {
 	case r.Halted():
-		writeHalt(w, r.Stopped, tokenRotationCommand)
+		writeHalt(w, r.Stopped, tokenRotationCommand+" resume")
 	case r.Waits:
 		fmt.Fprintln(w, "next\tkthwd pki service-account drop, once nobody uses the old key")
 	}
@@ -158,7 +158,7 @@ func writeUses(w *tabwriter.Writer, r tokenrotation.Report) {
 
 // tokenRotationWatch shows the stages of a rotation until it ends, or waits for a person.
 func (a *app) tokenRotationWatch(ctx context.Context, t target) error {
-	return a.watchRotation(ctx, tokenRotationCommand, "kthwd pki service-account resume goes on", func(ctx context.Context) (*rotationLook, error) {
+	return a.watchRotation(ctx, tokenRotationCommand+" status", "kthwd pki service-account resume goes on", func(ctx context.Context) (*rotationLook, error) {
 		r, err := askTokenRotation(ctx, t, tokenrotation.Request{Verb: tokenrotation.VerbStatus, Brief: true})
 		if err != nil || r.Rotation == nil {
 			return nil, err

@@ -76,15 +76,15 @@ type rotationLook struct {
 	hint    string
 }
 
-// watchRotation shows the stages of a rotation until it ends, stops or waits for a person. goOn says
-// what leads on from a stop.
-func (a *app) watchRotation(ctx context.Context, command, goOn string, look func(context.Context) (*rotationLook, error)) error {
+// watchRotation shows the stages of a rotation until it ends, stops or waits for a person. status is the
+// command that shows it later, and goOn says what leads on from a stop.
+func (a *app) watchRotation(ctx context.Context, status, goOn string, look func(context.Context) (*rotationLook, error)) error {
 	var said string
 	for {
 		r, err := look(ctx)
 		switch {
 		case ctx.Err() != nil:
-			return errors.New("interrupted: the running kthwd goes on; " + command + " status shows it")
+			return errors.New("interrupted: the running kthwd goes on; " + status + " shows it")
 		case err != nil:
 			return err
 		case r == nil:
@@ -208,9 +208,9 @@ func writeEnded(w io.Writer, last string, ended time.Time) {
 }
 
 // writeHalt shows why a rotation does not go on, and what makes it.
-func writeHalt(w io.Writer, why, command string) {
+func writeHalt(w io.Writer, why, resume string) {
 	if why != "" {
 		fmt.Fprintf(w, "why\t%s\n", text.Line(why))
 	}
-	fmt.Fprintln(w, "next\t"+command+" resume")
+	fmt.Fprintln(w, "next\t"+resume)
 }

@@ -38,9 +38,9 @@ const caRotationKey = "/kthwd/ca/rotation"
 func caRotation(args ...string) []string { return append([]string{"pki", "ca"}, args...) }
 
 // clusterCAOf reads the CA of a controller, with its key.
-func clusterCAOf(t *testing.T, c *kthwtest.Controller) pki.ClusterCA {
+func clusterCAOf(t *testing.T, c *kthwtest.Controller) pki.CA {
 	t.Helper()
-	ca, err := pki.ReadClusterCA(pki.Layout{Dir: c.Dir})
+	ca, err := pki.ReadCA(pki.Layout{Dir: c.Dir}, pki.NameCA)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -303,6 +303,7 @@ func TestCARotate(t *testing.T) {
 	})
 	r.check(t)
 	wantRootCAs(t, direct(t, c), now)
+	wantPublishedCAs(t, direct(t, c), "client-ca-file", now)
 	if is := clusterCAOf(t, c); !slices.Equal(is.IDs(), []string{now}) || is.Signs() != now || is.Next != nil {
 		t.Errorf("the files have the CAs %v, and sign with %s", is.IDs(), is.Signs())
 	}

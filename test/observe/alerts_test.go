@@ -70,6 +70,7 @@ var faults = []fault{
 	{"a revoked user comes back, and a join token is used twice", []string{"KthwdRevokedCertificateUsed", "KthwdJoinTokenReused"}, false, revokedUser},
 	{"no backup is made for two days", []string{"KthwdNoBackup"}, false, oldBackup},
 	{"an encryption file is spoilt, and a rotation is killed", []string{"KthwdEncryptionFileRefused", "KthwdEncryptionRotationStopped"}, false, spoiltEncryption},
+	{"rotations have stopped, one of them two days ago", []string{"KthwdCARotationStopped", "KthwdServiceAccountRotationStopped", "KthwdRotationStands"}, false, stoppedRotations},
 	{"the data in etcd grow fast", []string{"KthwdEtcdFullSoon"}, false, growingData},
 	{"a process is killed again and again", []string{"KthwdRestartLoop"}, false, restartLoop},
 }
