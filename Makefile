@@ -31,7 +31,7 @@ DIRS      := appliance cmd health lb packaging rbacseed test
 LIGHT      = $(shell awk '$$2 == "light" { print "./" $$1 }' appliance/config/testdata/arrows.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help build previous tool run test test-backup test-attacks test-attacks-user test-attacks-reviewed incidents test-light test-one fuzz cover test-e2e test-lb-peers soak screenshots bench bench-scale bench-hardening bench-try bench-backup bench-encryption bench-lb lint lint-extra golden verify bump hooks package image package-check generated install test-systemd test-upgrade clean FORCE
+.PHONY: help build previous tool run test test-backup test-attacks test-attacks-user test-attacks-reviewed incidents test-light test-one fuzz cover test-e2e test-lb-peers test-conformance soak screenshots bench bench-scale bench-hardening bench-try bench-backup bench-encryption bench-lb lint lint-extra golden verify bump hooks package image package-check generated install test-systemd test-upgrade clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -119,6 +119,18 @@ test-e2e: build ## whole clusters with kubectl and real nodes, and the failure t
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) KTHWD_PREVIOUS=$(abspath bin/previous/kthwd) go test -count=1 -timeout=15m -v -run 'TestFaults' ./test/ha
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=15m -v -run '$(E2E_ALONE)' ./test/fault
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) KTHWD_PREVIOUS=$(abspath bin/previous/kthwd) go test -p 4 -count=1 -timeout=35m -v -run '^($(E2E_FAULT))|^($(E2E_BESIDE))$$' ./test/fault ./test/observe ./test/members ./test/try
+
+# Kubernetes' own tests, of the version in go.mod. The modules that only they need are in a copy
+# of go.mod, so that they move no version of kthwd's.
+CONFORMANCE := dist/conformance
+$(CONFORMANCE)/e2e.test: FORCE
+	@mkdir -p $(CONFORMANCE) && cp go.mod go.sum $(CONFORMANCE)
+	go test -c -vet=off -mod=mod -modfile=$(CONFORMANCE)/go.mod -ldflags '$(LDFLAGS)' -o $@ k8s.io/kubernetes/test/e2e
+	go build -mod=mod -modfile=$(CONFORMANCE)/go.mod -o $(CONFORMANCE)/ginkgo github.com/onsi/ginkgo/v2/ginkgo
+
+FOCUS ?=
+test-conformance: build $(CONFORMANCE)/e2e.test $(TOOLS)/kubectl ## Kubernetes' conformance tests that need no kubelet, on kthwd and on the four separate programs: a table, and dist/conformance/results.txt (FOCUS='Watchers|Lease' for some of them)
+	KTHWD_CONFORMANCE=$(abspath $(CONFORMANCE)) KTHWD_CONFORMANCE_FOCUS='$(FOCUS)' KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=2h -v -run 'TestConformance$$' ./test/bench
 
 SOAK ?= 10m
 soak: build ## the faults of three controllers, then dead webhooks and APIs, kills in rotations of the encryption key, then connections cut in one direction and other addresses, in random order for SOAK=10m each; KTHWD_SOAK_SEED repeats one; in namespaces as root, else on loopback

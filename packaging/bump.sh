@@ -76,7 +76,7 @@ END
 git grep -lF -e "$old_kubernetes" -e "${old_etcd#v}" -- ':!go.mod' ':!go.sum' | sed 's/^/      /' || true
 cat <<END
 [ ] the table of versions in docs/versioning.md, and CHANGELOG.md
-[ ] make verify, make test, make test-e2e
+[ ] make verify, make test, make test-e2e, make test-conformance
 END
 if [ $failed = 1 ]; then
 	echo "bump: error: the pages name files or words that upstream no longer has, see above" >&2

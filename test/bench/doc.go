@@ -9,6 +9,7 @@
 //	KTHWD_BENCH_UPTO=default KTHWD_BENCH_ONLY=throughput make bench-hardening   # two variants and one part of it
 //	make bench-backup SIZE=1G                                # what a backup costs
 //	make bench-scale SIZES=20/300                            # clusters of other sizes
+//	make test-conformance                                    # conformance tests on both sides, no figures
 //
 // It prints a table and one line of JSON that begins with {"bench":"kthwd". A
 // target that is missed is reported and fails nothing; what breaks fails:
@@ -89,6 +90,14 @@
 // garbage that its collector has not taken yet, and the pages of the database that the child has
 // restored, which the kernel takes back when others need them; the lines beside it leave out the
 // latter.
+//
+// # Conformance
+//
+// make test-conformance runs Kubernetes' own conformance tests on both sides at the same time.
+// testdata/conformance.txt says for each whether it needs a kubelet; those that need none run, in a
+// cluster whose two nodes are only objects (appliance/fakenode). Their names decide: a test that the
+// four programs pass must pass on kthwd. One that fails on both sides is printed and fails nothing.
+// Reports, logs and the results by name are in dist/conformance. FOCUS='Watchers|Lease' runs some of them.
 //
 // # What it does not say
 //
