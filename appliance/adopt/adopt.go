@@ -1,7 +1,7 @@
 // Package adopt turns the control plane that found.Read finds on a machine into the configuration
 // of a kthwd that goes on with the same data.
 //
-//	plan := adopt.New(ctx, found.Read(o), adopt.Options{})
+//	plan := adopt.New(ctx, found.Read(ctx, o), adopt.Options{})
 //	err := adopt.Text(w, plan)
 //	err = errors.Join(plan.Problems...)   // none: the plan can be carried out
 //	data := plan.File
@@ -397,11 +397,20 @@ func (p *planner) nginx() {
 
 // stops lists the commands that stop what kthwd replaces.
 func (p *planner) stops() {
-	var units []string
+	systemctl := func(verb, unit string) {
+		if n := len(p.Stop); n > 0 && strings.HasPrefix(p.Stop[n-1], "systemctl "+verb+" ") {
+			p.Stop[n-1] += " " + unit
+			return
+		}
+		p.Stop = append(p.Stop, "systemctl "+verb+" "+unit)
+	}
 	for _, prog := range slices.Backward(p.m.Programs) {
+		unit := strings.TrimSuffix(filepath.Base(prog.From), ".service")
 		switch {
+		case strings.HasPrefix(prog.From, "/run/systemd/transient/"), strings.HasPrefix(prog.From, "/run/systemd/generator"):
+			systemctl("stop", unit) // none of these can be disabled
 		case strings.HasSuffix(prog.From, ".service"):
-			units = append(units, strings.TrimSuffix(filepath.Base(prog.From), ".service"))
+			systemctl("disable --now", unit)
 		case prog.Kind == found.FromManifests:
 			p.Stop = append(p.Stop, "mv "+prog.From+" "+filepath.Dir(filepath.Dir(prog.From))+"/")
 		default:
@@ -410,9 +419,6 @@ func (p *planner) stops() {
 	}
 	if p.m.Health != nil {
 		p.note("port %s is nginx's until its server is taken out or nginx is stopped", p.m.Health.Listen)
-	}
-	if len(units) > 0 {
-		p.Stop = append(p.Stop, "systemctl disable --now "+strings.Join(units, " "))
 	}
 }
 

@@ -283,6 +283,10 @@ func (p *planner) today(name string, a program.Arg, ours []program.Arg, line Lin
 		line.Verdict, line.Why = Dropped, why
 		return line
 	}
+	if verdict, why := p.inCode(name, a); verdict != "" {
+		line.Verdict, line.Why = verdict, why
+		return line
+	}
 	if isFile, done := p.fileVerdict(name, a, own, &line); done || isFile {
 		return line
 	}
@@ -320,6 +324,42 @@ func (p *planner) today(name string, a program.Arg, ours []program.Arg, line Lin
 		line.Why = cmp.Or(line.Why, "kthwd's own: "+strings.Join(own, ","))
 	}
 	return line
+}
+
+// inCode is the verdict on a flag for what kthwd does without one, or with a file that it writes
+// itself: those that kthwd eject adds, so that a cluster that comes back is what it was.
+func (p *planner) inCode(name string, a program.Arg) (verdict, why string) {
+	switch {
+	case name == program.APIServer && a.Key == "admission-control-config-file":
+		data, err := os.ReadFile(p.path(name, a.Key))
+		if err == nil && string(data) == string(program.AdmissionConfig(p.cfg)) {
+			return Same, "kthwd writes this file itself"
+		}
+	case name != program.Etcd:
+	case a.Key == "enable-grpc-gateway" && a.Value == "false" && has(p.args[name], "client-cert-allowed-hostname"):
+		return Dropped, "kthwd serves etcd's HTTP API itself, which etcd cannot while its port accepts certain names only"
+	case p.admitsControllers(a):
+		return Dropped, "kthwd's etcd accepts controllers only"
+	}
+	return "", ""
+}
+
+// admitsControllers reports whether a flag of etcd names those that kthwd's etcd accepts without
+// it. A certificate that cannot be read names nobody, and is another problem of the plan.
+func (p *planner) admitsControllers(a program.Arg) bool {
+	peers, _ := pki.Controllers(p.path(program.Etcd, "peer-cert-file"))
+	var names []string
+	switch a.Key {
+	case "client-cert-allowed-hostname":
+		names, _ = pki.ServiceNames(p.path(program.Etcd, "cert-file"))
+	case "peer-cert-allowed-cn":
+		names = peers.CommonNames
+	case "peer-cert-allowed-hostname":
+		names = peers.Hosts
+	}
+	allowed := strings.Split(a.Value, ",")
+	slices.Sort(allowed)
+	return len(names) > 0 && slices.Equal(allowed, slices.Sorted(slices.Values(names)))
 }
 
 // fileVerdict is the verdict on a flag in whose place kthwd names a file of its layout.

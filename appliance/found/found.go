@@ -2,14 +2,16 @@
 // processes, systemd units with their drop-ins, kubeadm's static pods, and what nginx does for
 // the API server.
 //
-//	m := found.Read(found.Options{})
+//	m := found.Read(ctx, found.Options{})
 //
-// It reads only, starts nothing, and judges no flag. A description that it cannot turn into
+// Units are what systemd says over D-Bus; their files are read where no systemd answers. Read
+// reads only, starts nothing, and judges no flag. A description that it cannot turn into
 // one command line, such as a unit with a wrapper script, becomes a problem of its program, with
 // the way out. It links neither Kubernetes nor etcd.
 package found
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -28,7 +30,7 @@ func Names() []string {
 
 // The sources of a command line.
 const (
-	FromUnits     = "units"     // systemd's unit files
+	FromUnits     = "units"     // systemd's units
 	FromManifests = "manifests" // kubeadm's static pods
 	FromRunning   = "running"   // processes
 )
@@ -89,7 +91,7 @@ func (p Program) Path(path string) string {
 
 // Read reads the machine. A running program is believed before a description of it, since that
 // is the cluster of today; a note says where the two differ.
-func Read(o Options) *Machine {
+func Read(ctx context.Context, o Options) *Machine {
 	m := &Machine{}
 	if o.Root == "" {
 		o.Root = "/"
@@ -102,7 +104,7 @@ func Read(o Options) *Machine {
 		written = append(written, m.manifests(o.Root)...)
 	}
 	if wants(FromUnits) {
-		units, problems := m.units(o.Root)
+		units, problems := m.units(ctx, o.Root)
 		written, wrapped = append(written, units...), problems
 	}
 	if !wants(FromRunning) {

@@ -85,7 +85,7 @@ func TestGolden(t *testing.T) {
 	for _, archive := range archives {
 		name := strings.TrimSuffix(filepath.Base(archive), ".txtar")
 		t.Run(name, func(t *testing.T) {
-			got := describe(Read(Options{Root: unpack(t, archive)}))
+			got := describe(Read(t.Context(), Options{Root: unpack(t, archive)}))
 			harness.Golden(t, filepath.Join("testdata", name+".golden"), got)
 		})
 	}
@@ -101,7 +101,7 @@ func TestLinks(t *testing.T) {
 	if err := os.Symlink("/dev/null", unit); err != nil {
 		t.Fatal(err)
 	}
-	if got := only(Read(Options{Root: root}).Programs, "kube-scheduler"); len(got) != 0 {
+	if got := only(Read(t.Context(), Options{Root: root}).Programs, "kube-scheduler"); len(got) != 0 {
 		t.Errorf("masked: got %v, want none", got)
 	}
 	if err := os.Remove(unit); err != nil {
@@ -110,7 +110,7 @@ func TestLinks(t *testing.T) {
 	if err := os.Symlink("/lib/systemd/system/kube-scheduler.service", unit); err != nil {
 		t.Fatal(err)
 	}
-	if got := only(Read(Options{Root: root}).Programs, "kube-scheduler"); len(got) != 1 || got[0].Args[0] != "--from=lib" {
+	if got := only(Read(t.Context(), Options{Root: root}).Programs, "kube-scheduler"); len(got) != 1 || got[0].Args[0] != "--from=lib" {
 		t.Errorf("linked: got %v, want the unit in lib", got)
 	}
 }
@@ -124,7 +124,7 @@ func TestEndlessInclude(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(root, "etc/nginx/nginx.conf"), []byte("include nginx.conf;\ninclude nginx.conf;\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	Read(Options{Root: root})
+	Read(t.Context(), Options{Root: root})
 }
 
 // Files that cannot be read are named, and their owner is the way.
@@ -137,7 +137,7 @@ func TestUnreadable(t *testing.T) {
 	if err := os.Mkdir(path, 0o700); err != nil { // root reads every file
 		t.Fatal(err)
 	}
-	m := Read(Options{Root: root})
+	m := Read(t.Context(), Options{Root: root})
 	if len(m.Problems) != 1 || len(m.Missing) != 1 || !strings.Contains(m.Problems[0].Error(), "etcd.yaml") {
 		t.Errorf("got %v, want a problem with etcd.yaml, and that etcd is missing", m.Problems)
 	}

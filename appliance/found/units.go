@@ -1,6 +1,7 @@
 package found
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -13,26 +14,17 @@ import (
 	"kthwd/appliance/advice"
 )
 
-// searchPath are systemd's directories of units; an earlier one hides the later ones
-// (systemd.unit(5), "Unit File Load Path").
+// searchPath are systemd's directories of units, where systemd itself does not answer; an earlier
+// one hides the later ones (systemd.unit(5), "Unit File Load Path").
 var searchPath = []string{
 	"/etc/systemd/system", "/run/systemd/system", "/run/systemd/generator", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system",
 }
 
-// units reads all services of the search path, and returns the programs among them. One that
-// runs a program in a way that cannot be read is a problem of that program.
-func (m *Machine) units(root string) (all []Program, problems map[string]error) {
+// units returns the programs among systemd's services. One that runs a program in a way that
+// cannot be read is a problem of that program.
+func (m *Machine) units(ctx context.Context, root string) (all []Program, problems map[string]error) {
 	problems = map[string]error{}
-	for name, path := range unitFiles(root) {
-		u := unit{root: root, name: name, path: path}
-		if err := u.load(); err != nil {
-			if errors.Is(err, fs.ErrPermission) {
-				m.refuse(err, "run this as root")
-			} else {
-				m.note("%v: left alone", err)
-			}
-			continue
-		}
+	for _, u := range m.services(ctx, root) {
 		p, err := u.program()
 		switch {
 		case err != nil:
@@ -40,10 +32,41 @@ func (m *Machine) units(root string) (all []Program, problems map[string]error) 
 		case p.Name != "":
 			all = append(all, p)
 		}
+		if u.stale && p.Name != "" {
+			m.note("%s has changed, and systemd has not read it again: the plan goes by what systemd has; systemctl daemon-reload reads it", u.path)
+		}
 	}
 	slices.SortFunc(all, func(a, b Program) int { return strings.Compare(a.From, b.From) })
 	return all, problems
 }
+
+// services are those that systemd has loaded, or can load. The files are read where no systemd
+// runs, and below another root, of which the systemd of this machine knows nothing.
+func (m *Machine) services(ctx context.Context, root string) (all []unit) {
+	if root == "/" {
+		all, err := m.loaded(ctx)
+		if err == nil {
+			return all
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			m.note("systemd does not tell its units (%v): their files were read", err)
+		}
+	}
+	for name, path := range unitFiles(root) {
+		u := unit{root: root, name: name, path: path}
+		switch err := u.load(); {
+		case err == nil:
+			all = append(all, u)
+		case errors.Is(err, fs.ErrPermission):
+			m.refuse(err, "run this as root")
+		default:
+			m.note("%v: left alone", err)
+		}
+	}
+	return all
+}
+
+func isTemplate(name string) bool { return strings.HasSuffix(name, "@.service") }
 
 // unitFiles returns the path of each service by its name. Templates are left out.
 func unitFiles(root string) map[string]string {
@@ -54,7 +77,7 @@ func unitFiles(root string) map[string]string {
 			continue
 		}
 		for _, name := range names {
-			if !strings.HasSuffix(name, "@.service") {
+			if !isTemplate(name) {
 				files[name] = filepath.Join(root, dir, name)
 			}
 		}
@@ -73,6 +96,7 @@ type unit struct {
 	env              []string
 	envFiles         []string
 	unset            []string
+	stale            bool // systemd has not read its newest file
 }
 
 func (u *unit) load() error {

@@ -99,7 +99,7 @@ func (a *app) adopt(ctx context.Context, f adoptFlags) error {
 	if f.root == "" {
 		o.Versions = adoption.AskVersion
 	}
-	plan := adoption.New(ctx, found.Read(found.Options{Root: f.root, From: f.from}), o)
+	plan := adoption.New(ctx, found.Read(ctx, found.Options{Root: f.root, From: f.from}), o)
 	if err := a.showAdoption(plan, f.output); err != nil {
 		return err
 	}

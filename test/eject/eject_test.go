@@ -16,7 +16,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -78,14 +77,14 @@ func TestThereAndBack(t *testing.T) {
 	sameAsRunning(t, c, out, args)
 	verifyUnits(t, out)
 
-	away := absence(t, c)
+	away := kthwtest.WatchAway(t, c.RESTConfig(t))
 	c.Signal(t, syscall.SIGTERM)
 	if code := c.Wait(t, kthwtest.Soon); code != 0 {
 		t.Fatalf("kthwd ended with %d", code)
 	}
 	programs := startPrograms(t, out)
 	healthy(t, c)
-	t.Logf("the API was away for %v on the way out", away())
+	awayOnce(t, "out", away())
 
 	same(t, "after eject", before, everything(t, c.RESTConfig(t)))
 	works(t, c.RESTConfig(t), token, 3)
@@ -93,16 +92,25 @@ func TestThereAndBack(t *testing.T) {
 	bridge(t, c, out)
 	between := everything(t, c.RESTConfig(t))
 
-	away = absence(t, c)
+	away = kthwtest.WatchAway(t, c.RESTConfig(t))
 	for _, p := range slices.Backward(programs) {
 		p.stop(t)
 	}
 	back := kthwtest.Start(t, kthwtest.Options{Dir: c.Dir, Ports: &c.Ports, NoWait: true})
 	healthy(t, back)
-	t.Logf("the API was away for %v on the way back", away())
+	awayOnce(t, "back", away())
 	back.WaitReady(t)
 	same(t, "with kthwd again", between, everything(t, back.RESTConfig(t)))
 	works(t, back.RESTConfig(t), token, 1)
+}
+
+// awayOnce requires the API to go away once, and to stay when it is back.
+func awayOnce(t *testing.T, way string, a kthwtest.Away) {
+	t.Helper()
+	t.Logf("the API was away for %v on the way %s", a.Longest, way)
+	if a.Times != 1 {
+		t.Errorf("the API was away %d times on the way %s, want once", a.Times, way)
+	}
 }
 
 // sameAsRunning requires --running to write what the configuration does.
@@ -131,37 +139,6 @@ func sameAsRunning(t *testing.T, c *kthwtest.Controller, out string, args []stri
 	if info, err := os.Stat(file); err != nil || info.Mode() != 0o600 {
 		t.Errorf("%s: got %v, %v; want mode 0600, for a proxy's password", file, info, err)
 	}
-}
-
-// absence follows the API server's health, and returns a function that tells the longest time
-// without an answer.
-func absence(t *testing.T, c *kthwtest.Controller) func() time.Duration {
-	t.Helper()
-	config := rest.CopyConfig(c.RESTConfig(t))
-	config.Timeout = time.Second
-	client, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	over, longest := make(chan struct{}), make(chan time.Duration)
-	go func() {
-		last, most := time.Now(), time.Duration(0)
-		for tick := time.Tick(20 * time.Millisecond); ; {
-			if client.Discovery().RESTClient().Get().AbsPath("/readyz").Do(context.Background()).Error() == nil {
-				most, last = max(most, time.Since(last)), time.Now()
-			}
-			select {
-			case <-over:
-				longest <- most
-				return
-			case <-tick:
-			}
-		}
-	}()
-	return sync.OnceValue(func() time.Duration {
-		close(over)
-		return (<-longest).Round(10 * time.Millisecond)
-	})
 }
 
 // content makes the objects that must survive, and returns a service account's token.

@@ -166,6 +166,7 @@ func TestContainer(t *testing.T) {
 
 	e.prints(t, "kubernetes ", "/usr/bin/kthwd", "version")
 	e.prints(t, "etcdctl version: ", "/usr/lib/kthwd/bin/etcdctl", "version")
+	e.tries(t)
 	e.controller(t)
 }
 
@@ -183,6 +184,38 @@ func (e engine) prints(t *testing.T, want string, args ...string) {
 		}
 		return nil
 	})
+}
+
+// tries runs kthwd try as PID 1, with memory for its files and without: the exit code is that of
+// its command, in all three cases.
+func (e engine) tries(t *testing.T) {
+	t.Helper()
+	room := []string{"--mount", "type=tmpfs,src=tmpfs,dst=/tmp,options=mode=1777"}
+	n := 0
+	try := func(flags []string, command ...string) (out string, code int) {
+		n++
+		id := fmt.Sprint("try", n)
+		args := append(append([]string{"run", "--rm", "--read-only"}, flags...), "kthwd:v1.2.3", id, "/usr/bin/kthwd", "try", "--")
+		cmd := e.command(append(args, command...)...)
+		text, _ := cmd.CombinedOutput()
+		return string(text), cmd.ProcessState.ExitCode()
+	}
+	kthwtest.WaitFor(t, "kthwd try in a container", kthwtest.Soon, func() error { // see prints
+		out, code := try(room, "kubectl", "create", "configmap", "c", "--from-literal=a=b")
+		if code != 0 {
+			t.Fatalf("got exit code %d\n%s", code, out)
+		}
+		if !strings.Contains(out, "configmap/c created") {
+			return fmt.Errorf("it prints %q", out)
+		}
+		return nil
+	})
+	if out, code := try(room, "kubectl", "get", "--raw", "/nothing"); code != 1 {
+		t.Errorf("a command that fails: got exit code %d\n%s", code, out)
+	}
+	if out, code := try(nil, "kubectl", "get", "namespaces"); code != 1 {
+		t.Errorf("no room on a read-only root: got exit code %d\n%s", code, out)
+	}
 }
 
 // controller runs a controller in a container until it is asked to stop.
