@@ -68,12 +68,8 @@ func Create(ctx context.Context, client kubernetes.Interface, n int, version str
 		if err := all.renew(ctx, name); err != nil {
 			return nil, err
 		}
-		made, err := client.CoreV1().Nodes().Create(ctx, node(name, version), metav1.CreateOptions{})
-		if err != nil {
-			return nil, err
-		}
-		made.Status = status(name, version)
-		if _, err := client.CoreV1().Nodes().UpdateStatus(ctx, made, metav1.UpdateOptions{}); err != nil {
+		// With its status, as a kubelet does: kube-controller-manager may write the node at once.
+		if _, err := client.CoreV1().Nodes().Create(ctx, node(name, version), metav1.CreateOptions{}); err != nil {
 			return nil, err
 		}
 	}
