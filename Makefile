@@ -31,7 +31,7 @@ DIRS      := appliance cmd health lb packaging rbacseed test
 LIGHT      = $(shell awk '$$2 == "light" { print "./" $$1 }' appliance/config/testdata/arrows.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help build previous tool run test test-backup test-attacks test-attacks-user test-attacks-reviewed incidents test-light test-one fuzz cover test-e2e test-lb-peers test-conformance soak screenshots bench bench-scale bench-hardening bench-try bench-backup bench-encryption bench-lb lint lint-extra golden verify bump hooks package image package-check generated install test-systemd test-upgrade clean FORCE
+.PHONY: help build previous tool run test test-backup test-suites test-attacks test-attacks-user test-attacks-reviewed incidents test-light test-one fuzz cover test-e2e test-lb-peers test-conformance soak screenshots bench bench-scale bench-hardening bench-try bench-backup bench-encryption bench-lb lint lint-extra golden verify bump hooks package image package-check generated install test-systemd test-upgrade clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -155,6 +155,12 @@ bench-try: build ## kthwd try beside controller-runtime's envtest with kthwd's n
 	$(MAKE) --no-print-directory -s tool PKG=k8s.io/kubernetes/cmd/kube-apiserver OUT=$(TOOLS)/kube-apiserver
 	$(MAKE) --no-print-directory -s $(TOOLS)/kubectl
 	KTHWD_BENCH_TRY=$(TRIES) KTHWD_TOOLS=$(abspath $(TOOLS)) KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=60m -v -run 'TestBench' ./test/try
+
+test-suites: build ## controller-runtime's own tests of envtest and its client, with upstream's programs and with kthwd's names: the same must pass; minutes
+	$(MAKE) --no-print-directory -s tool PKG=go.etcd.io/etcd/server/v3 OUT=$(TOOLS)/etcd
+	$(MAKE) --no-print-directory -s tool PKG=k8s.io/kubernetes/cmd/kube-apiserver OUT=$(TOOLS)/kube-apiserver
+	$(MAKE) --no-print-directory -s $(TOOLS)/kubectl
+	KTHWD_SUITES=$(abspath $(TOOLS)) KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=60m -v -run 'TestSuites' ./test/try
 
 SIZE ?= 256M
 bench-backup: build ## what a backup of a database of SIZE=1G costs: the longest put beside a quiet one's, memory, time by step

@@ -67,6 +67,8 @@ type Program struct {
 	Kind    string            // one of the sources
 	Version string            // of the image, such as v1.36.3; "" if nothing says it
 	Mounts  map[string]string // paths on the machine by their path in the container; nil outside one
+
+	closed bool // the environment of the process cannot be read
 }
 
 // Process is a running program.
@@ -143,6 +145,8 @@ func (m *Machine) choose(name string, running, written []Program, wrapped error)
 			if !slices.Equal(p.Args, w.Args) {
 				m.note("%s: %s was started with other words than %s has; the plan goes by the process", name, p.From, w.From)
 			}
+		} else if p.closed {
+			m.refuse(fmt.Errorf("%s, %s: its environment cannot be read", name, p.From), "run this as root")
 		}
 		m.Programs = append(m.Programs, p)
 	case wrapped != nil:

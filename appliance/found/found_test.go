@@ -143,6 +143,22 @@ func TestUnreadable(t *testing.T) {
 	}
 }
 
+// The environment of a process matters where nothing else tells it: a description does.
+func TestClosedProcess(t *testing.T) {
+	running := []Program{{Name: "etcd", From: "process 7", Kind: FromRunning, closed: true}}
+	written := []Program{{Name: "etcd", From: "/etc/systemd/system/etcd.service", Kind: FromUnits, Env: []string{"ETCD_NAME=a"}}}
+	alone, both, units := &Machine{}, &Machine{}, &Machine{}
+	alone.choose("etcd", running, nil, nil)
+	both.choose("etcd", running, written, nil)
+	units.choose("etcd", nil, written, nil) // --from=units
+	if len(alone.Problems) != 1 || !strings.Contains(alone.Problems[0].Error(), "etcd, process 7: its environment cannot be read") {
+		t.Errorf("a process alone: got %v", alone.Problems)
+	}
+	if len(both.Problems)+len(units.Problems) != 0 || both.Programs[0].Env[0] != "ETCD_NAME=a" {
+		t.Errorf("with a unit: got %v and %v", both, units)
+	}
+}
+
 func FuzzUnit(f *testing.F) {
 	f.Add([]byte("[Service]\nExecStart=/x/etcd \\\n# c\n --a='b c' \"d\\x20\" \\\\\n--e=%H ${F} $G $$\nEnvironment=F=1 \"G=2 3\"\n"))
 	f.Add([]byte("[Service]\r\nExecStart=\nExecStart=-@:+!etcd etcd\r\n\\"))

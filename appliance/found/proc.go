@@ -38,8 +38,8 @@ func (m *Machine) processes(root string) (all []Program) {
 		p := Program{Name: name, Exe: words[0], Args: args, Kind: FromRunning, From: fmt.Sprintf("process %d", pid)}
 		if environ, err := os.ReadFile(filepath.Join(dir, e.Name(), "environ")); err == nil {
 			p.Env = strings.Split(strings.TrimSuffix(string(environ), "\x00"), "\x00")
-		} else if errors.Is(err, fs.ErrPermission) {
-			m.refuse(fmt.Errorf("%s, %s: its environment cannot be read", name, p.From), "run this as root")
+		} else {
+			p.closed = errors.Is(err, fs.ErrPermission)
 		}
 		if cwd, err := os.Readlink(filepath.Join(dir, e.Name(), "cwd")); err == nil {
 			p.Args = absolute(p.Args, cwd)

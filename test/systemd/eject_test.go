@@ -9,7 +9,7 @@ import (
 
 var ejectedUnits = []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"}
 
-// TestEject follows the README.txt of kthwd eject to four units, and back. The machine has no
+// TestEject follows the README.txt of kthwd eject to four units, and back, and adopts the units. The machine has no
 // network, so the steps of nginx are left out; test/eject has them.
 func TestEject(t *testing.T) {
 	t.Parallel() // with TestInstall, when TestDebian, where times matter, is over
@@ -77,6 +77,11 @@ func TestEject(t *testing.T) {
 	m.run("systemctl start " + controllerUnit)
 	m.state("etcd.service", "inactive")
 	m.shows("kthwd status", "\nready")
+
+	began = time.Now()
+	adoptsUnits(t, m)
+	check("adopted")
+	t.Logf("the adoption took %v", time.Since(began).Round(100*time.Millisecond))
 }
 
 // readmeCommands are the commands of README.txt, without those of nginx: the steps, and the
