@@ -106,11 +106,11 @@ cover: ## which lines the light tests run: dist/cover.html and the total (COVER=
 	@go tool cover -func=dist/cover.out | tail -n 1
 
 # Of test/fault and test/observe, the others have run in make test. Those of E2E_ALONE measure,
-# and nothing runs beside them; the rest waits more than it computes.
+# and nothing runs beside them. test/members waits more than it computes, and test/names only computes.
 tests_of = $(shell awk '/^func Test/ { sub(/[^A-Za-z0-9_].*/, "", $$2); name = $$2 } $(2) && name { printf "%s%s", or, name; or = "|"; name = "" }' $(1)/*_test.go)
 E2E_ALONE = ^(TestLeaving|TestHealthyLifeIsCalm)
 E2E_FAULT = TestSplitEtcdCA|TestLoneCIS|TestSpace|TestAllDisksLost|TestRenewalOfThree|TestEncryptionOfThree|TestServiceAccountOfThree|TestServiceAccountKilled|TestCAKilled|TestCAOfThree|TestFrontProxyCAKilled|TestFrontProxyCAOfThree|TestRevokedOfThree|TestUpgradeCheckOfThree|TestUpgradeAndBack|TestRollingUpgrade|TestUpgradeKilled
-E2E_BESIDE = $(call tests_of,test/observe,/^\tneedE2E/)|$(call tests_of,test/members,/^func Test/)|TestEnvtest|TestPage[A-Za-z]*
+E2E_BESIDE = $(call tests_of,test/members,/^func Test/)|TestProgramsAreUpstreams
 
 test-e2e: build ## whole clusters with kubectl and real nodes, and the failure tables of the load balancer and of three controllers; parts need root and are skipped without
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=40m ./test/e2e/...
@@ -118,7 +118,9 @@ test-e2e: build ## whole clusters with kubectl and real nodes, and the failure t
 	$(MAKE) --no-print-directory -s previous
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) KTHWD_PREVIOUS=$(abspath bin/previous/kthwd) go test -count=1 -timeout=15m -v -run 'TestFaults' ./test/ha
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=15m -v -run '$(E2E_ALONE)' ./test/fault
-	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) KTHWD_PREVIOUS=$(abspath bin/previous/kthwd) go test -p 4 -count=1 -timeout=35m -v -run '^($(E2E_FAULT))|^($(E2E_BESIDE))$$' ./test/fault ./test/observe ./test/members ./test/try
+	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) KTHWD_PREVIOUS=$(abspath bin/previous/kthwd) go test -p 3 -count=1 -timeout=35m -v -run '^($(E2E_FAULT))|^($(E2E_BESIDE))$$' ./test/fault ./test/members ./test/names
+	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=20m -run '^($(call tests_of,test/observe,/^\tneedE2E/))$$' ./test/observe
+	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=20m -v -run 'TestEnvtest|TestPage' ./test/try
 
 # Kubernetes' own tests, of the version in go.mod. The modules that only they need are in a copy
 # of go.mod, so that they move no version of kthwd's.
@@ -183,8 +185,8 @@ test-systemd: ## the .deb and the .rpm on Debian machines that systemd boots: li
 	$(MAKE) --no-print-directory package-deb-amd64 VERSION=v0.10.0
 	KTHWD_SYSTEMD=$(abspath dist) go test -count=1 -timeout=20m -v ./test/systemd
 
-test-upgrade: build previous ## another minor of Kubernetes and etcd for three controllers, and back: 200 requests a second through a balancer in namespaces, broken on the way, and with apt on Debian machines that systemd boots; needs root
-	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) KTHWD_PREVIOUS=$(abspath bin/previous/kthwd) go test -count=1 -timeout=15m -v -run 'TestUpgrade' ./test/ha
+test-upgrade: build previous ## another minor of Kubernetes and etcd for three controllers, and back: 200 requests a second through a balancer in namespaces, broken on the way, and with apt on Debian machines that systemd boots; then profile cis for a running cluster; needs root
+	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) KTHWD_PREVIOUS=$(abspath bin/previous/kthwd) go test -count=1 -timeout=15m -v -run 'TestUpgrade|TestProfile' ./test/ha
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) KTHWD_PREVIOUS=$(abspath bin/previous/kthwd) go test -count=1 -timeout=20m -v -run 'TestUpgradeOfThreeBroken' ./test/fault
 	$(MAKE) --no-print-directory package-deb-amd64 VERSION=v0.9.0
 	$(MAKE) --no-print-directory package-deb-amd64 VERSION=v0.10.0

@@ -8,6 +8,7 @@ package byname
 
 import (
 	"os"
+	"time"
 	_ "time/tzdata" // for CronJobs, as upstream's programs have it
 
 	"github.com/spf13/cobra"
@@ -82,6 +83,7 @@ func kubectl() int {
 // utl puts etcdutl together, whose own command is in its package main.
 func utl() int {
 	root := &cobra.Command{Use: "etcdutl", Short: "An administrative command line tool for etcd3.", SuggestFor: []string{"etcdutl"}}
+	root.PersistentFlags().DurationVar(&etcdutl.FlockTimeout, "timeout", 10*time.Second, "time to wait to obtain a file lock on db file, 0 to block indefinitely")
 	root.PersistentFlags().StringVarP(&etcdutl.OutputFormat, "write-out", "w", "simple", "set the output format (fields, json, protobuf, simple, table)")
 	cobra.CheckErr(root.RegisterFlagCompletionFunc("write-out", cobra.FixedCompletions([]string{"fields", "json", "protobuf", "simple", "table"}, cobra.ShellCompDirectiveDefault)))
 	root.AddCommand(
