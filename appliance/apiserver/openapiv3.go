@@ -133,19 +133,24 @@ func (o *openAPIV3) document(group string) http.Handler {
 	if o.documents[group] == nil {
 		alone, handler := restful.NewContainer().Add(service), mux.NewPathRecorderMux("openapi/"+group)
 		routes.OpenAPI{V3Config: o.config}.InstallV3(alone, handler)
+		// The documents share schemas, which the builder of another one writes to: this one is rendered
+		// before that begins, and its bytes are kept (kube-openapi/pkg/handler3/handler.go).
+		_, _ = etagOf(handler, group) // one that cannot be built says so when it is asked for
 		o.documents[group] = handler
 	}
 	return o.documents[group]
 }
 
 // hash renders a document.
-func (o *openAPIV3) hash(group string) (string, error) {
+func (o *openAPIV3) hash(group string) (string, error) { return etagOf(o.document(group), group) }
+
+func etagOf(document http.Handler, group string) (string, error) {
 	req, err := http.NewRequest(http.MethodHead, openAPIV3Root+"/"+group, nil)
 	if err != nil {
 		return "", err
 	}
 	w := discard{}
-	o.document(group).ServeHTTP(w, req)
+	document.ServeHTTP(w, req)
 	hash, err := strconv.Unquote(http.Header(w).Get("Etag"))
 	if err != nil {
 		return "", errors.New("it has no hash, because it could not be built")
