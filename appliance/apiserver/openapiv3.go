@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/url"
 	"path"
@@ -50,7 +51,7 @@ type openAPIV3 struct {
 	log      *slog.Logger
 	services map[string]*restful.WebService // by group and version, such as apis/apps/v1
 
-	building  sync.Mutex // upstream's builder completes config
+	building  sync.Mutex
 	documents map[string]http.Handler
 
 	list     []byte
@@ -132,25 +133,34 @@ func (o *openAPIV3) document(group string) http.Handler {
 	defer o.building.Unlock()
 	if o.documents[group] == nil {
 		alone, handler := restful.NewContainer().Add(service), mux.NewPathRecorderMux("openapi/"+group)
-		routes.OpenAPI{V3Config: o.config}.InstallV3(alone, handler)
-		// The documents share schemas, which the builder of another one writes to: this one is rendered
-		// before that begins, and its bytes are kept (kube-openapi/pkg/handler3/handler.go).
-		_, _ = etagOf(handler, group) // one that cannot be built says so when it is asked for
+		config := *o.config
+		config.Definitions = withOwnExtensions(config.Definitions)
+		routes.OpenAPI{V3Config: &config}.InstallV3(alone, handler)
 		o.documents[group] = handler
 	}
 	return o.documents[group]
 }
 
-// hash renders a document.
-func (o *openAPIV3) hash(group string) (string, error) { return etagOf(o.document(group), group) }
+// withOwnExtensions returns the definitions with a copy of each one's extensions. Upstream's builder
+// writes to these (kube-openapi/pkg/builder3/openapi.go: buildDefinitionRecursively), and a document
+// that was built before reads them when it is rendered, maybe at the same time.
+func withOwnExtensions(all map[string]common.OpenAPIDefinition) map[string]common.OpenAPIDefinition {
+	own := make(map[string]common.OpenAPIDefinition, len(all))
+	for name, d := range all {
+		d.Schema.Extensions = maps.Clone(d.Schema.Extensions)
+		own[name] = d
+	}
+	return own
+}
 
-func etagOf(document http.Handler, group string) (string, error) {
+// hash renders a document.
+func (o *openAPIV3) hash(group string) (string, error) {
 	req, err := http.NewRequest(http.MethodHead, openAPIV3Root+"/"+group, nil)
 	if err != nil {
 		return "", err
 	}
 	w := discard{}
-	document.ServeHTTP(w, req)
+	o.document(group).ServeHTTP(w, req)
 	hash, err := strconv.Unquote(http.Header(w).Get("Etag"))
 	if err != nil {
 		return "", errors.New("it has no hash, because it could not be built")
