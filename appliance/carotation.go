@@ -25,7 +25,7 @@ import (
 	"kthwd/appliance/program"
 )
 
-// newOldCAs makes what watches each of the CAs while it is replaced.
+// newOldCAs makes a watch of each CA, for the time in which it is replaced.
 func newOldCAs() (all []*carotation.Watch) {
 	for range carotation.CAs() {
 		all = append(all, &carotation.Watch{})
@@ -40,7 +40,7 @@ func (p *prepared) usesCA(cert *x509.Certificate, user, address string) {
 	}
 }
 
-// newCARotations makes what replaces each of the CAs.
+// newCARotations makes the rotation of each CA.
 func (p *prepared) newCARotations(member *etcd.Member, manager, scheduler *lease.Pause, client func() (*rest.Config, error)) (all []*carotation.Rotation) {
 	for i, ca := range carotation.CAs() {
 		c := carotation.Config{

@@ -326,8 +326,8 @@ func (p *planner) today(name string, a program.Arg, ours []program.Arg, line Lin
 	return line
 }
 
-// inCode is the verdict on a flag for what kthwd does without one, or with a file that it writes
-// itself: those that kthwd eject adds, so that a cluster that comes back is what it was.
+// inCode is the verdict on a flag that kthwd eject adds, because kthwd needs none for the same, or
+// writes the file itself: a cluster that comes back is the same as before.
 func (p *planner) inCode(name string, a program.Arg) (verdict, why string) {
 	switch {
 	case name == program.APIServer && a.Key == "admission-control-config-file":

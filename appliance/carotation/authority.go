@@ -30,7 +30,7 @@ func (c CA) PeerPath() string { return "/kthwd/" + c.authority().file }
 // Verb is the command of a verb.
 func (c CA) Verb(name string) string { return c.authority().kind.Verb(name) }
 
-// Bring says who needs the new CA before it signs.
+// Bring names the machines and users that need the new CA before it signs.
 func (c CA) Bring() string {
 	if c == FrontProxy {
 		return "front-proxy-ca.pem has both CAs: copy it to extension API servers that have it as a file"
@@ -38,7 +38,7 @@ func (c CA) Bring() string {
 	return "ca.pem has both CAs: copy it to every worker, balancer and user"
 }
 
-// authority is what differs from one CA to the other.
+// authority holds the differences between the CAs.
 type authority struct {
 	CA
 	file    string      // name of its files, see pki.ReadCA

@@ -60,10 +60,10 @@ type Config struct {
 	// alone, and it forgets the others.
 	Share func(ctx context.Context, client *clientv3.Client, path string, alone bool) error
 
-	// Verifiers lists those who verify certificates of the CA: kubelets, or extension API servers.
+	// Verifiers lists the servers that verify certificates of the CA: kubelets, or extension API servers.
 	Verifiers func(ctx context.Context) ([]Verifier, error)
 
-	// Unpublish takes a CA that is dropped out of what API servers have published of it.
+	// Unpublish takes a dropped CA out of the ConfigMap in which API servers publish theirs.
 	Unpublish func(ctx context.Context, ca *x509.Certificate) error
 }
 
@@ -252,7 +252,8 @@ func (r *Rotation) share(ctx context.Context, client *clientv3.Client, alone boo
 	return r.cfg.Share(ctx, client, r.cfg.Layout.Cert(r.a.file), alone)
 }
 
-// drop makes every controller forget a CA, and then those who read what API servers publish of it.
+// drop makes every controller forget a CA, and then the readers of the ConfigMap in which API servers
+// publish it.
 func (r *Rotation) drop(ctx context.Context, client *clientv3.Client, s State) error {
 	if err := r.share(ctx, client, false); err != nil {
 		return err

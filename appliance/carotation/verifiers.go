@@ -44,7 +44,7 @@ type Server struct {
 	Error  string `json:"error,omitempty"` // why that is not known
 }
 
-// verdict is what a verifier says of a certificate of the new CA.
+// verdict is the answer of a verifier to a certificate of the new CA.
 type verdict struct {
 	name   string
 	trusts bool
@@ -166,7 +166,7 @@ func (r *Rotation) maySign(ctx context.Context, s State, now time.Time) error {
 	if len(said) > 0 {
 		return advice.With(errors.New(strings.Join(said, "; ")), hint)
 	}
-	if at := s.Since.Add(followed); r.a.CA == Cluster && now.Before(at) { // all who verify the front proxy have been asked
+	if at := s.Since.Add(followed); r.a.CA == Cluster && now.Before(at) { // every server that verifies the front proxy has been asked
 		return advice.With(fmt.Errorf("programs that follow ca.pem may not have read the new one before %s", at.UTC().Format(time.RFC3339)),
 			"wait until then; or go on with --force where nothing but kthwd follows it")
 	}

@@ -16,8 +16,8 @@ import (
 const askTime = 30 * time.Second
 
 // loaded asks systemd over D-Bus for its services. It knows more than the search path says: transient
-// units, drop-ins of every directory and of a common prefix of names, what systemctl set-property has
-// changed, and which file counts while a newer one waits for systemctl daemon-reload. The error
+// units, drop-ins of every directory and of a common prefix of names, the changes of systemctl
+// set-property, and which file counts while a newer one waits for systemctl daemon-reload. The error
 // is fs.ErrNotExist where no systemd runs.
 func (m *Machine) loaded(ctx context.Context) (all []unit, err error) {
 	ctx, cancel := context.WithTimeout(ctx, askTime)

@@ -4,7 +4,7 @@
 //
 //	m := found.Read(ctx, found.Options{})
 //
-// Units are what systemd says over D-Bus; their files are read where no systemd answers. Read
+// systemd tells its units over D-Bus; their files are read where no systemd answers. Read
 // reads only, starts nothing, and judges no flag. A description that it cannot turn into
 // one command line, such as a unit with a wrapper script, becomes a problem of its program, with
 // the way out. It links neither Kubernetes nor etcd.

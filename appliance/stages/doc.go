@@ -8,6 +8,6 @@
 //	all, err := stages.Ask(ctx, others, path, question, within, own) // every controller
 //
 // The right to act is a key in etcd with a lease (Hold): one controller carries the change on, in
-// the background, and one that dies leaves it where it is, so that any other one may go on. What
-// the stages are and what the state in etcd contains is the caller's.
+// the background, and one that dies leaves it where it is, so that any other one may go on. The
+// caller defines the stages and the content of the state in etcd.
 package stages

@@ -24,7 +24,7 @@ const (
 type Kind struct {
 	What    string // "the encryption key"
 	Command string // of its verbs: "kthwd encryption"
-	Flags   string // what follows a verb: "--ca=front-proxy"; empty for nothing
+	Flags   string // after each verb: "--ca=front-proxy"; empty for none
 	Prefix  string // of its keys in etcd: "/kthwd/encryption/"
 }
 

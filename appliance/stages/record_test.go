@@ -42,7 +42,7 @@ func TestSeals(t *testing.T) {
 	}
 }
 
-// Before the first state there is none, and what is no state is said with its key.
+// Before the first state there is none, and the error of a value that is no state names its key.
 func TestFetch(t *testing.T) {
 	client := etcdtest.Client(t, etcdtest.Start(t, false))
 	noSeal := errors.New("has no seal")

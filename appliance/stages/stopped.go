@@ -13,8 +13,8 @@ import (
 	"kthwd/appliance/text"
 )
 
-// Stop is why a change does not go on, as the controller has left it in etcd that carried it on. It is
-// for people only: nothing is decided by it.
+// Stop is the reason why a change does not go on. The controller that carried it on has left it in
+// etcd, for people only: nothing is decided by it.
 type Stop struct {
 	By   string    `json:"by"`
 	At   time.Time `json:"at"`
@@ -57,8 +57,8 @@ func (h *Hold) goesOn(ctx context.Context, client *clientv3.Client) error {
 	return err
 }
 
-// Acts returns the controller that acts, empty for none, and why the change has stopped; nil if no
-// controller has left a reason.
+// Acts returns the controller that acts, empty for none, and the reason why the change has stopped; nil
+// if no controller has left one.
 func (k Kind) Acts(ctx context.Context, client *clientv3.Client, o ...clientv3.OpOption) (holder string, stop *Stop, err error) {
 	ctx, cancel := context.WithTimeout(ctx, RecordTimeout)
 	defer cancel()
@@ -98,8 +98,8 @@ func lateOf(err error) []string {
 	return nil
 }
 
-// Follow looks who acts, and keeps why a change has stopped, for Why and Late. Call it again and
-// again while a change is under way.
+// Follow returns the controller that acts, empty for none, and keeps the reason of a stop for Why and
+// Late. Call it again and again while a change is under way.
 func (r *Runner) Follow(ctx context.Context, client *clientv3.Client) (holder string, err error) {
 	holder, stop, err := r.cfg.Kind.Acts(ctx, client)
 	if err != nil {
@@ -113,8 +113,8 @@ func (r *Runner) Follow(ctx context.Context, client *clientv3.Client) (holder st
 	return holder, nil
 }
 
-// Why says why a change does not go on: as this controller knows it, or as the one has left it that
-// carried it on; empty if neither is known, or while it goes on here.
+// Why is the reason why a change does not go on: the one that this controller knows, or the one that the
+// controller which carried it on has left; empty if there is neither, or while it goes on here.
 func (r *Runner) Why() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()

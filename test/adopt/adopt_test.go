@@ -417,6 +417,15 @@ func replace(t *testing.T, path string, data []byte, mode os.FileMode) (undo fun
 	}
 }
 
+func contents(t *testing.T, path string) []byte {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
 // refusals tries what cannot be adopted: each is refused with the reason and the way, and nothing is
 // written.
 func (p *plant) refusals(t *testing.T) {
@@ -434,13 +443,7 @@ func (p *plant) refusals(t *testing.T) {
 	if _, err := pki.Ensure(other, pki.Spec{Local: []string{"127.0.0.1"}, Server: "https://127.0.0.1:1"}); err != nil {
 		t.Fatal(err)
 	}
-	theirs := func(path string) []byte {
-		data, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return data
-	}
+	theirs := func(path string) []byte { return contents(t, path) }
 	ofKey := filepath.Join(p.data, "encryption-config.yaml")
 	for _, tt := range []struct {
 		name, want string

@@ -1,23 +1,15 @@
 package e2e
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/base64"
-	"encoding/pem"
 	"fmt"
-	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
 	"sync"
 	"testing"
-	"time"
 
 	"kthwd/appliance/pki"
 	"kthwd/test/kthwtest"
@@ -94,7 +86,7 @@ type proxied struct {
 // startExtension serves on address, for bearers of a front-proxy certificate only.
 func startExtension(t *testing.T, c *kthwtest.Controller, address string) *extension {
 	t.Helper()
-	pair, caPEM := servingPair(t, "extension.default.svc")
+	pair, caPEM := kthwtest.ServingPair(t, "extension.default.svc")
 	clients := certPool(t, pki.Layout{Dir: c.Dir}.Cert(pki.NameFrontProxyCA))
 	listener, err := net.Listen("tcp", net.JoinHostPort(address, "0"))
 	if err != nil {
@@ -131,23 +123,4 @@ func (e *extension) asked(user string) *proxied {
 		return &e.requests[i]
 	}
 	return nil
-}
-
-// servingPair is a server's certificate for name that is its own CA.
-func servingPair(t *testing.T, name string) (tls.Certificate, []byte) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, DNSNames: []string{name},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }

@@ -16,8 +16,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -47,36 +45,15 @@ func clusterCAOf(t *testing.T, c *kthwtest.Controller) pki.CA {
 	return ca
 }
 
-// fileReaders ask each controller with its admin.kubeconfig, which they read each time, over a new
-// connection. None may fail.
-type fileReaders struct {
-	stop         func()
-	done, failed atomic.Int64
-	said         atomic.Value
-}
-
-func startFileReaders(t *testing.T, all ...*kthwtest.Controller) *fileReaders {
+// startFileReaders asks each controller with its admin.kubeconfig, which is read each time, over a new
+// connection.
+func startFileReaders(t *testing.T, all ...*kthwtest.Controller) *asking {
 	t.Helper()
-	ctx, cancel := context.WithCancel(t.Context())
-	r := &fileReaders{}
-	var wait sync.WaitGroup
+	var requests []func(context.Context) error
 	for _, c := range all {
-		wait.Go(func() {
-			for ctx.Err() == nil {
-				err := readFileOnce(ctx, c)
-				if ctx.Err() != nil {
-					return
-				}
-				if r.done.Add(1); err != nil {
-					r.failed.Add(1)
-					r.said.Store(err.Error())
-				}
-			}
-		})
+		requests = append(requests, func(ctx context.Context) error { return readFileOnce(ctx, c) })
 	}
-	r.stop = func() { cancel(); wait.Wait() }
-	t.Cleanup(r.stop)
-	return r
+	return startAsking(t, requests...)
 }
 
 func readFileOnce(ctx context.Context, c *kthwtest.Controller) error {
@@ -104,15 +81,6 @@ func readFileOnce(ctx context.Context, c *kthwtest.Controller) error {
 		return errors.New(resp.Status)
 	}
 	return nil
-}
-
-func (r *fileReaders) check(t *testing.T) {
-	t.Helper()
-	r.stop()
-	if r.failed.Load() > 0 || r.done.Load() == 0 {
-		t.Errorf("%d of %d requests failed, such as: %v", r.failed.Load(), r.done.Load(), r.said.Load())
-	}
-	t.Logf("%d requests, %d failed", r.done.Load(), r.failed.Load())
 }
 
 // likeKubelet answers as a kubelet's port does: 401 to a certificate that is not of its CAs. Its node
@@ -458,20 +426,7 @@ func TestCAOfThree(t *testing.T) {
 	old := clusterCAOf(t, all[0]).Signs()
 	before := contentOf(t, all[2], "ca.pem")
 
-	all[2].Signal(t, syscall.SIGKILL)
-	all[2].Wait(t, soon)
-	kthwtest.WaitFor(t, "the refusal", soon, func() error { // for another reason, while etcd elects a leader
-		code, out := verb(t, all[0], caRotation("rotate", "--without-backup")...)
-		if code == 0 {
-			t.Fatalf("a rotation without c2:\n%s", out)
-		}
-		if !strings.Contains(out, "c2: ") || !strings.Contains(out, "start c2") {
-			return errors.New(out)
-		}
-		return nil
-	})
-	all[2] = m.start(t, 2)
-	all[2].WaitReady(t)
+	m.refusesWithoutC2(t, &all, caRotation("rotate", "--without-backup")...)
 
 	r := startFileReaders(t, all[:]...)
 	mustVerb(t, all[0], caRotation("rotate", "--without-backup"), "ca.pem has both CAs")

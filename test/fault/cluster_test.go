@@ -4,6 +4,7 @@ import (
 	"crypto"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -202,4 +203,24 @@ func publicKey(t *testing.T, path string) []byte {
 		t.Fatal(err)
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
+}
+
+// refusesWithoutC2 requires a verb that begins a rotation to be refused while c2 is away, and starts c2
+// again.
+func (m *made) refusesWithoutC2(t *testing.T, all *[3]*kthwtest.Controller, args ...string) {
+	t.Helper()
+	all[2].Signal(t, syscall.SIGKILL)
+	all[2].Wait(t, soon)
+	kthwtest.WaitFor(t, "the refusal", soon, func() error { // for another reason, while etcd elects a leader
+		code, out := verb(t, all[0], args...)
+		if code == 0 {
+			t.Fatalf("a rotation without c2:\n%s", out)
+		}
+		if !strings.Contains(out, "c2: ") || !strings.Contains(out, "start c2") {
+			return errors.New(out)
+		}
+		return nil
+	})
+	all[2] = m.start(t, 2)
+	all[2].WaitReady(t)
 }

@@ -333,20 +333,7 @@ func TestEncryptionOfThree(t *testing.T) {
 	storeSecrets(t, direct(t, all[0]), "s", n)
 	old := fileText(t, filepath.Join(all[2].Dir, encryptionFile))
 
-	all[2].Signal(t, syscall.SIGKILL)
-	all[2].Wait(t, soon)
-	kthwtest.WaitFor(t, "the refusal", soon, func() error { // for another reason, while etcd elects a leader
-		code, out := verb(t, all[0], "encryption", "rotate", "--without-backup")
-		if code == 0 {
-			t.Fatalf("a rotation without c2:\n%s", out)
-		}
-		if !strings.Contains(out, "c2: ") || !strings.Contains(out, "start c2") {
-			return errors.New(out)
-		}
-		return nil
-	})
-	all[2] = m.start(t, 2)
-	all[2].WaitReady(t)
+	m.refusesWithoutC2(t, &all, "encryption", "rotate", "--without-backup")
 
 	b := startBusy(t, direct(t, all[0]), direct(t, all[1]))
 	watch := all[1].Etcd(t).Watch(t.Context(), rotationKey)

@@ -3,19 +3,14 @@ package fault
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"log"
-	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -24,7 +19,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -77,7 +71,7 @@ func startExtension(t *testing.T, c *kthwtest.Controller, name string, cas func(
 	if err != nil {
 		t.Fatal(err)
 	}
-	pair, caPEM := servingPair(t, name+".default.svc")
+	pair, caPEM := kthwtest.ServingPair(t, name+".default.svc")
 	server := &httptest.Server{
 		Listener: listener, TLS: &tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequestClientCert, MinVersion: tls.VersionTLS12},
 		Config: &http.Server{ErrorLog: log.New(io.Discard, "", 0), Handler: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
@@ -145,25 +139,6 @@ func (e *extension) of(cas ...*x509.Certificate) string {
 	return ""
 }
 
-// servingPair is a server's certificate for name that is its own CA.
-func servingPair(t *testing.T, name string) (tls.Certificate, []byte) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, DNSNames: []string{name},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-}
-
 // fromConfigMap is what upstream's servers know the front proxies' CAs by: they follow the ConfigMap.
 func fromConfigMap(t *testing.T, client kubernetes.Interface) func() (x509.VerifyOptions, bool) {
 	t.Helper()
@@ -210,47 +185,17 @@ func wantPublishedCAs(t *testing.T, client kubernetes.Interface, key string, wan
 	}
 }
 
-// askers ask extensions through the aggregators of controllers, all the time. None may fail.
-type askers struct {
-	stop         func()
-	done, failed atomic.Int64
-	said         atomic.Value
-}
-
-func startAskers(t *testing.T, extensions []*extension, all ...*kthwtest.Controller) *askers {
+// startAskers asks extensions through the aggregators of controllers.
+func startAskers(t *testing.T, extensions []*extension, all ...*kthwtest.Controller) *asking {
 	t.Helper()
-	ctx, cancel := context.WithCancel(t.Context())
-	a := &askers{}
-	var wait sync.WaitGroup
+	var requests []func(context.Context) error
 	for _, c := range all {
 		client := direct(t, c)
 		for _, e := range extensions {
-			wait.Go(func() {
-				for ctx.Err() == nil {
-					err := e.ask(ctx, client)
-					if ctx.Err() != nil {
-						return
-					}
-					if a.done.Add(1); err != nil {
-						a.failed.Add(1)
-						a.said.Store(err.Error())
-					}
-				}
-			})
+			requests = append(requests, func(ctx context.Context) error { return e.ask(ctx, client) })
 		}
 	}
-	a.stop = func() { cancel(); wait.Wait() }
-	t.Cleanup(a.stop)
-	return a
-}
-
-func (a *askers) check(t *testing.T) {
-	t.Helper()
-	a.stop()
-	if a.failed.Load() > 0 || a.done.Load() == 0 {
-		t.Errorf("%d of %d requests failed, such as: %v", a.failed.Load(), a.done.Load(), a.said.Load())
-	}
-	t.Logf("%d requests, %d failed", a.done.Load(), a.failed.Load())
+	return startAsking(t, requests...)
 }
 
 // speaks is an authenticating proxy before the API server: it speaks for jane with a certificate.

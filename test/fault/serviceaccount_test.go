@@ -425,20 +425,7 @@ func TestServiceAccountOfThree(t *testing.T) {
 	kept := mustToken(t, direct(t, all[0]), "keeper")
 	old, before := kidOf(t, kept), tokenFilesOf(t, all[2])
 
-	all[2].Signal(t, syscall.SIGKILL)
-	all[2].Wait(t, soon)
-	kthwtest.WaitFor(t, "the refusal", soon, func() error { // for another reason, while etcd elects a leader
-		code, out := verb(t, all[0], tokenRotation("rotate", "--wait=0s")...)
-		if code == 0 {
-			t.Fatalf("a rotation without c2:\n%s", out)
-		}
-		if !strings.Contains(out, "c2: ") || !strings.Contains(out, "start c2") {
-			return errors.New(out)
-		}
-		return nil
-	})
-	all[2] = m.start(t, 2)
-	all[2].WaitReady(t)
+	m.refusesWithoutC2(t, &all, tokenRotation("rotate", "--wait=0s")...)
 
 	r := startRereaders(t, all[:]...)
 	mustVerb(t, all[0], tokenRotation("rotate", "--wait=0s", "--without-backup"), "signs; tokens of "+old[:8]+" are accepted")

@@ -20,7 +20,7 @@ func adoptsUnits(t *testing.T, m *machine) {
 	m.run("systemd-run --unit=kube-scheduler --uid=kthwd --gid=kthwd --property=Restart=always --property=RestartSec=1000 " + scheduler)
 	m.run("echo '# changed' >> /etc/systemd/system/kube-controller-manager.service")
 
-	// As the owner of the data, who is not root: everybody may ask systemd.
+	// kthwd's user, which owns the data, asks: systemd answers every user.
 	plan := m.run("runuser -u kthwd -- kthwd adopt --from=units --out=/var/lib/kubernetes/adopted.yaml")
 	for _, want := range []string{
 		"kube-scheduler, of /run/systemd/transient/kube-scheduler.service\n", "kube-apiserver-arg: event-ttl=2h", "kube-apiserver-arg: goaway-chance=0.001",

@@ -1,0 +1,49 @@
+package fault
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"testing"
+)
+
+// asking repeats requests, each kind beside the others, until it is checked or the test ends.
+type asking struct {
+	stop         func()
+	done, failed atomic.Int64
+	said         atomic.Value
+}
+
+func startAsking(t *testing.T, requests ...func(context.Context) error) *asking {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	a := &asking{}
+	var all sync.WaitGroup
+	for _, request := range requests {
+		all.Go(func() {
+			for ctx.Err() == nil {
+				err := request(ctx)
+				if ctx.Err() != nil {
+					return
+				}
+				if a.done.Add(1); err != nil {
+					a.failed.Add(1)
+					a.said.Store(err.Error())
+				}
+			}
+		})
+	}
+	a.stop = func() { cancel(); all.Wait() }
+	t.Cleanup(a.stop)
+	return a
+}
+
+// check ends them. None may have failed.
+func (a *asking) check(t *testing.T) {
+	t.Helper()
+	a.stop()
+	if a.failed.Load() > 0 || a.done.Load() == 0 {
+		t.Errorf("%d of %d requests failed, such as: %v", a.failed.Load(), a.done.Load(), a.said.Load())
+	}
+	t.Logf("%d requests, %d failed", a.done.Load(), a.failed.Load())
+}
