@@ -31,7 +31,7 @@ DIRS      := appliance cmd health lb packaging rbacseed test
 LIGHT      = $(shell awk '$$2 == "light" { print "./" $$1 }' appliance/config/testdata/arrows.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help build previous tool run test test-backup test-suites test-attacks test-attacks-user test-attacks-reviewed incidents test-light test-one fuzz cover test-e2e test-lb-peers test-conformance soak screenshots bench bench-scale bench-hardening bench-try bench-backup bench-encryption bench-lb lint lint-extra golden verify bump hooks package image package-check generated install test-systemd test-upgrade clean FORCE
+.PHONY: help build previous tool run test test-backup test-suites test-attacks test-attacks-user test-attacks-reviewed incidents test-light test-one fuzz cover test-e2e test-lb-peers test-conformance soak screenshots bench bench-previous bench-scale bench-hardening bench-try bench-names bench-backup bench-encryption bench-lb lint lint-extra golden verify bump hooks package image package-check generated install test-systemd test-upgrade clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -56,7 +56,7 @@ run: build ## run a controller without root, data in ./.kthwd (RUN_FLAGS=… for
 
 # The longest first, beside the others: their tests wait more than they compute. Those of
 # test/fault and test/incident share the machine by turns (kthwtest.Turn).
-LONGEST = ./test/fault ./test/incident ./test/docs ./test/observe ./cmd/kthwd ./test/attack
+LONGEST = ./test/fault ./test/incident ./test/adopt ./test/docs ./test/names ./test/observe ./cmd/kthwd ./test/attack ./test/image ./lb ./lb/discovery
 
 # go vet is a part of make lint. Without debug information a test that has Kubernetes in it
 # is linked in half of the processor time. The same flags everywhere: they are a part of what
@@ -109,14 +109,14 @@ cover: ## which lines the light tests run: dist/cover.html and the total (COVER=
 # and nothing runs beside them. test/members waits more than it computes, and test/names only computes.
 tests_of = $(shell awk '/^func Test/ { sub(/[^A-Za-z0-9_].*/, "", $$2); name = $$2 } $(2) && name { printf "%s%s", or, name; or = "|"; name = "" }' $(1)/*_test.go)
 E2E_ALONE = ^(TestLeaving|TestHealthyLifeIsCalm)
-E2E_FAULT = TestSplitEtcdCA|TestLoneCIS|TestSpace|TestAllDisksLost|TestRenewalOfThree|TestEncryptionOfThree|TestServiceAccountOfThree|TestServiceAccountKilled|TestCAKilled|TestCAOfThree|TestFrontProxyCAKilled|TestFrontProxyCAOfThree|TestRevokedOfThree|TestUpgradeCheckOfThree|TestUpgradeAndBack|TestRollingUpgrade|TestUpgradeKilled
+E2E_FAULT = TestSplitEtcdCA|TestLoneCIS|TestSpace|TestAllDisksLost|TestRenewalOfThree|TestEncryptionOfThree|TestServiceAccountOfThree|TestServiceAccountKilled|TestCAKilled|TestCAOfThree|TestFrontProxyCAKilled|TestFrontProxyCAOfThree|TestRevokedOfThree|TestUpgradeCheckOfThree|TestUpgradeAndBack|TestRollingUpgrade|TestUpgradeKilled|TestUpgradeOfThreeBroken
 E2E_BESIDE = $(call tests_of,test/members,/^func Test/)|TestProgramsAreUpstreams
 
 test-e2e: build ## whole clusters with kubectl and real nodes, and the failure tables of the load balancer and of three controllers; parts need root and are skipped without
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=40m ./test/e2e/...
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=15m -v ./test/lb
 	$(MAKE) --no-print-directory -s previous
-	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) KTHWD_PREVIOUS=$(abspath bin/previous/kthwd) go test -count=1 -timeout=15m -v -run 'TestFaults' ./test/ha
+	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) KTHWD_PREVIOUS=$(abspath bin/previous/kthwd) go test -count=1 -timeout=15m -v -run 'TestFaults|TestUpgrade$$' ./test/ha
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=15m -v -run '$(E2E_ALONE)' ./test/fault
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) KTHWD_PREVIOUS=$(abspath bin/previous/kthwd) go test -p 3 -count=1 -timeout=35m -v -run '^($(E2E_FAULT))|^($(E2E_BESIDE))$$' ./test/fault ./test/members ./test/names
 	KTHWD_E2E=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=20m -run '^($(call tests_of,test/observe,/^\tneedE2E/))$$' ./test/observe
@@ -144,6 +144,9 @@ screenshots: build ## make docs/images from the pages of a controller and a load
 bench: build ## kthwd against the four separate programs: a table and one JSON line
 	KTHWD_BENCH=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=60m -v ./test/bench/...
 
+bench-previous: build previous ## kthwd against the kthwd of the minor before: the same table
+	KTHWD_BENCH=1 KTHWD_BENCH_PREVIOUS=$(abspath bin/previous/kthwd) KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=60m -v -run 'TestBench$$' ./test/bench
+
 SIZES ?= 100/3000,500/15000,1000/30000
 bench-scale: build ## clusters of SIZES=100/3000,… (nodes/pods), kthwd and the four programs in turns: tables, slopes, one JSON line; PUBLISH="two cores; nothing else ran" draws docs/scale.svg
 	KTHWD_BENCH_SCALE=$(SIZES) KTHWD_BENCH_PUBLISH="$(PUBLISH)" KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=6h -v -run 'TestScale$$' ./test/bench
@@ -157,6 +160,9 @@ bench-try: build ## kthwd try beside controller-runtime's envtest with kthwd's n
 	$(MAKE) --no-print-directory -s tool PKG=k8s.io/kubernetes/cmd/kube-apiserver OUT=$(TOOLS)/kube-apiserver
 	$(MAKE) --no-print-directory -s $(TOOLS)/kubectl
 	KTHWD_BENCH_TRY=$(TRIES) KTHWD_TOOLS=$(abspath $(TOOLS)) KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=60m -v -run 'TestBench' ./test/try
+
+bench-names: build $(TOOLS)/kubectl ## kubectl and the short verbs by kthwd's name beside upstream's kubectl: ratios of time, TRIES=5 turns each
+	KTHWD_BENCH_NAMES=$(TRIES) KTHWD_TOOLS=$(abspath $(TOOLS)) KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=10m -v -run 'TestBench$$' ./test/names
 
 test-suites: build ## controller-runtime's own tests of envtest and its client, with upstream's programs and with kthwd's names: the same must pass; minutes
 	$(MAKE) --no-print-directory -s tool PKG=go.etcd.io/etcd/server/v3 OUT=$(TOOLS)/etcd

@@ -29,6 +29,7 @@ type settings struct {
 	profile   time.Duration
 	dir       string
 	kthwdArgs []string
+	previous  string // a kthwd in place of the separate programs
 }
 
 func readSettings(t *testing.T) settings {
@@ -42,6 +43,7 @@ func readSettings(t *testing.T) settings {
 		profile:   duration(t, "KTHWD_BENCH_PROFILE", 0),
 		dir:       os.Getenv("KTHWD_BENCH_DIR"),
 		kthwdArgs: strings.Fields(os.Getenv("KTHWD_BENCH_KTHWD_ARGS")),
+		previous:  os.Getenv("KTHWD_BENCH_PREVIOUS"),
 	}
 	if only := os.Getenv("KTHWD_BENCH_ONLY"); only != "" {
 		s.parts = strings.Split(only, ",")
@@ -121,18 +123,21 @@ type bench struct {
 // newBench is a run with the programs of both sides.
 func newBench(t *testing.T) *bench {
 	t.Helper()
-	return &bench{
+	b := &bench{
 		settings: readSettings(t),
 		address:  hostAddress(),
 		results:  newResults(),
-		programs: programs{
-			kthwd:             kthwtest.Binary(t),
-			etcd:              kthwtest.Tool(t, "go.etcd.io/etcd/server/v3"),
-			apiserver:         kthwtest.Tool(t, "k8s.io/kubernetes/cmd/kube-apiserver"),
-			controllerManager: kthwtest.Tool(t, "k8s.io/kubernetes/cmd/kube-controller-manager"),
-			scheduler:         kthwtest.Tool(t, "k8s.io/kubernetes/cmd/kube-scheduler"),
-		},
+		programs: programs{kthwd: kthwtest.Binary(t)},
 	}
+	if b.previous != "" {
+		b.results.beside = "previous"
+	} else {
+		b.programs.etcd = kthwtest.Tool(t, "go.etcd.io/etcd/server/v3")
+		b.programs.apiserver = kthwtest.Tool(t, "k8s.io/kubernetes/cmd/kube-apiserver")
+		b.programs.controllerManager = kthwtest.Tool(t, "k8s.io/kubernetes/cmd/kube-controller-manager")
+		b.programs.scheduler = kthwtest.Tool(t, "k8s.io/kubernetes/cmd/kube-scheduler")
+	}
+	return b
 }
 
 // turn is what one control plane is used for.

@@ -5,6 +5,7 @@
 //
 //	make bench                                               # everything, about 20 minutes
 //	KTHWD_BENCH_ROUNDS=3 KTHWD_BENCH_ONLY=start make bench   # a part of it
+//	make bench-previous                                      # beside the kthwd of the minor before
 //	make bench-hardening                                     # what kthwd's own hardening costs
 //	KTHWD_BENCH_UPTO=default KTHWD_BENCH_ONLY=throughput make bench-hardening   # two variants and one part of it
 //	make bench-backup SIZE=1G                                # what a backup costs
@@ -60,6 +61,8 @@
 //	                          of the machine
 //	KTHWD_BENCH_DIR=DIR       keep data and logs there; else they are removed
 //	KTHWD_BENCH_KTHWD_ARGS=…  further arguments of kthwd, separated by spaces
+//	KTHWD_BENCH_PREVIOUS=FILE another kthwd takes the place of the separate programs, and the line
+//	                          of JSON begins with {"bench":"kthwd-previous"
 //	KTHWD_BENCH_PROFILE=30s   save a CPU profile of kthwd, this long, from within the idle
 //	                          window to KTHWD_BENCH_DIR; spoils that turn's numbers a little
 //

@@ -58,10 +58,13 @@ func (b *bench) newPlane(t *testing.T, s side, dir string) *plane {
 		t.Fatal(err)
 	}
 	p := &plane{side: s, address: b.address, ports: kthwtest.FreePorts(t, "0.0.0.0"), layout: pki.Layout{Dir: dir + "/data"}}
-	if s == separate {
+	switch {
+	case s == kthwd:
+		p.units = []*unit{kthwdUnit(b.programs.kthwd, p, dir, b.kthwdArgs)}
+	case b.previous != "":
+		p.units = []*unit{kthwdUnit(b.previous, p, dir, b.kthwdArgs)}
+	default:
 		p.units = separateUnits(t, b.programs, p, dir)
-	} else {
-		p.units = []*unit{kthwdUnit(b.programs, p, dir, b.kthwdArgs)}
 	}
 	t.Cleanup(func() {
 		p.kill()
@@ -76,10 +79,10 @@ func (b *bench) newPlane(t *testing.T, s side, dir string) *plane {
 
 // kthwdUnit is kthwd with the same addresses and verbosity as the separate
 // programs, and its own defaults for the rest.
-func kthwdUnit(bin programs, p *plane, dir string, further []string) *unit {
+func kthwdUnit(binary string, p *plane, dir string, further []string) *unit {
 	local := func(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
 	argv := []string{
-		bin.kthwd, "--role=controller", "--config=", "--data-dir=" + p.layout.Dir, "--advertise-address=" + p.address,
+		binary, "--role=controller", "--config=", "--data-dir=" + p.layout.Dir, "--advertise-address=" + p.address,
 		"--secure-port=" + strconv.Itoa(p.ports.Secure),
 		"--etcd-client-port=" + strconv.Itoa(p.ports.EtcdClient),
 		"--etcd-peer-port=" + strconv.Itoa(p.ports.EtcdPeer),

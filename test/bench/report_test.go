@@ -107,13 +107,16 @@ func (t target) met(value, ratio float64) string {
 type results struct {
 	samples  map[*metric]*[2][]report.Sample
 	restarts [2]int
+	beside   string // the heading of the side that kthwd is compared with
 }
 
-func newResults() *results { return &results{samples: map[*metric]*[2][]report.Sample{}} }
+func newResults() *results {
+	return &results{samples: map[*metric]*[2][]report.Sample{}, beside: separate.String()}
+}
 
 // clone is for a turn that may have to be forgotten.
 func (r *results) clone() *results {
-	c := &results{samples: map[*metric]*[2][]report.Sample{}, restarts: r.restarts}
+	c := &results{samples: map[*metric]*[2][]report.Sample{}, restarts: r.restarts, beside: r.beside}
 	for m, sides := range r.samples {
 		c.samples[m] = &[2][]report.Sample{slices.Clone(sides[separate]), slices.Clone(sides[kthwd])}
 	}
@@ -140,7 +143,11 @@ type summary struct {
 }
 
 func (r *results) summary(m *metric) summary {
-	s := summary{Unit: m.unit, Reach: m.reach.String()}
+	reach := m.reach
+	if r.beside != separate.String() {
+		reach = target{} // it is for the separate programs
+	}
+	s := summary{Unit: m.unit, Reach: reach.String()}
 	values := r.samples[m]
 	s.Separate, s.Kthwd = report.SpreadOf(values[separate]), report.SpreadOf(values[kthwd])
 	value, ratio := math.NaN(), math.NaN()
@@ -153,7 +160,7 @@ func (r *results) summary(m *metric) summary {
 		s.Ratio = &rounded
 	}
 	s.Pairs = report.Pairs(values[kthwd], values[separate])
-	s.Met = m.reach.met(value, ratio)
+	s.Met = reach.met(value, ratio)
 	return s
 }
 
@@ -163,8 +170,8 @@ func (b *bench) report(t *testing.T) {
 	t.Helper()
 	fmt.Println()
 	b.results.table(os.Stdout, metrics)
-	fmt.Printf("\nmedian (min–max); ratio of the medians (of the pairs); restarts by the units: separate %d, kthwd %d\n\n",
-		b.results.restarts[separate], b.results.restarts[kthwd])
+	fmt.Printf("\nmedian (min–max); ratio of the medians (of the pairs); restarts by the units: %s %d, kthwd %d\n\n",
+		b.results.beside, b.results.restarts[separate], b.results.restarts[kthwd])
 	line, err := json.Marshal(struct {
 		Bench    string             `json:"bench"`
 		Versions map[string]string  `json:"versions"`
@@ -177,7 +184,7 @@ func (b *bench) report(t *testing.T) {
 		Restarts map[string]int     `json:"restarts"`
 		Metrics  map[string]summary `json:"metrics"`
 	}{
-		Bench: "kthwd", Versions: b.versions(t), Cores: runtime.NumCPU(), Address: b.address,
+		Bench: map[bool]string{false: "kthwd", true: "kthwd-previous"}[b.previous != ""], Versions: b.versions(t), Cores: runtime.NumCPU(), Address: b.address,
 		Rounds: b.rounds, Idle: b.idle.String(), Phase: b.phaseTime.String(), Args: b.kthwdArgs,
 		Restarts: map[string]int{"separate": b.results.restarts[separate], "kthwd": b.results.restarts[kthwd]},
 		Metrics:  b.results.summaries(),
@@ -198,7 +205,7 @@ func (r *results) summaries() map[string]summary {
 
 func (r *results) table(out io.Writer, metrics []*metric) {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "what\tseparate\tkthwd\tratio\treach\tmet?")
+	fmt.Fprintf(w, "what\t%s\tkthwd\tratio\treach\tmet?\n", r.beside)
 	for _, m := range metrics {
 		if r.samples[m] == nil {
 			continue
@@ -213,11 +220,15 @@ func (r *results) table(out io.Writer, metrics []*metric) {
 func (b *bench) versions(t *testing.T) map[string]string {
 	t.Helper()
 	versions := map[string]string{"go": runtime.Version()}
-	for name, argv := range map[string][]string{
+	commands := map[string][]string{
 		"kthwd":          {b.programs.kthwd, "version"},
 		"etcd":           {b.programs.etcd, "--version"},
 		"kube-apiserver": {b.programs.apiserver, "--version"},
-	} {
+	}
+	if b.previous != "" {
+		commands = map[string][]string{"kthwd": {b.programs.kthwd, "version"}, "previous": {b.previous, "version"}}
+	}
+	for name, argv := range commands {
 		out, err := exec.CommandContext(t.Context(), argv[0], argv[1:]...).Output()
 		if err != nil {
 			t.Errorf("%s: %v", strings.Join(argv, " "), err)

@@ -15,8 +15,12 @@ const watchers = 50
 // measureStop measures from SIGTERM to the end while clients watch: of kthwd,
 // and once of a kube-apiserver, which waits a minute for its watchers.
 func measureStop(t *testing.T, b *bench, p *plane, round int) {
-	if p.side == separate && round > 0 {
-		return
+	served := p.units[0] // kthwd, whichever it is
+	if len(p.units) > 1 {
+		served = p.unit(t, "kube-apiserver")
+		if round > 0 {
+			return
+		}
 	}
 	clients := p.clients(t, watchers)
 	p.awaitServiceAccount(t, clients[0])
@@ -30,16 +34,14 @@ func measureStop(t *testing.T, b *bench, p *plane, round int) {
 			}
 		}()
 	}
-	name := map[side]string{separate: "kube-apiserver", kthwd: "kthwd"}[p.side]
-	u := p.unit(t, name)
 	begin := time.Now()
-	u.terminate()
-	exit, err := u.wait(stopBudget)
+	served.terminate()
+	exit, err := served.wait(stopBudget)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if exit.code != 0 && p.side == kthwd {
-		t.Fatalf("%s: exit code %d after SIGTERM; want 0", name, exit.code)
+		t.Fatalf("%s: exit code %d after SIGTERM; want 0", served.name, exit.code)
 	}
 	b.results.add(metricStop, p.side, round, exit.at.Sub(begin).Seconds())
 }
