@@ -260,7 +260,7 @@ func (s *scale) section(commit, date, machine string) string {
 			fmt.Fprintf(&b, " %.2f |", ratio)
 		}
 		slope := "—"
-		if g.Slope != nil && g.Slope.Ratio != nil {
+		if g.Slope != nil && g.Slope.Ratio != nil && *g.Slope.Ratio > 0 { // a figure that falls has none
 			slope = fmt.Sprintf("%.2f", *g.Slope.Ratio)
 		}
 		fmt.Fprintf(&b, " %s |\n", slope)
