@@ -156,7 +156,13 @@ func TestEtcdCARotate(t *testing.T) {
 	etcdAnswers(t, c, "at the end")
 	mustVerb(t, c, etcdCA("status"), "none; the last one, "+old[:8]+" → "+now[:8])
 	mustVerb(t, c, caRotation("status"), "none")
-	for _, kind := range []string{"etcd_ca_rotation", "file_misfit", "file_changed", "certificate", "keys_replaced"} {
+	kthwtest.WaitFor(t, "the end of the finding", soon, func() error { // the state is looked at every 5 s
+		if r := mustStatus(t, c); findingSays(r, "etcd_ca_rotation", "") {
+			return fmt.Errorf("got the findings %+v", r.Findings)
+		}
+		return nil
+	})
+	for _, kind := range []string{"file_misfit", "file_changed", "certificate", "keys_replaced"} {
 		if r := mustStatus(t, c); findingSays(r, kind, "") {
 			t.Errorf("at the end: got the findings %+v", r.Findings)
 		}
