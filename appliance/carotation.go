@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -52,10 +53,17 @@ func (p *prepared) newCARotations(member *etcd.Member, manager, scheduler *lease
 			},
 		}
 		published, list := "client-ca-file", kubelets
-		if ca == carotation.FrontProxy {
+		switch ca {
+		case carotation.Etcd:
+			c.Cannot = p.etcdCAElsewhere()
+			c.Ports = func() []string { return etcdPorts(member) }
+			c.Verifiers = func(context.Context) ([]carotation.Verifier, error) { return etcdMembers(member) }
+			all = append(all, carotation.New(c))
+			continue
+		case carotation.FrontProxy:
 			published, list = "requestheader-client-ca-file", extensionServers
 			c.Cannot, c.Settle = p.frontProxyElsewhere(), controllers.CertificatesWithin()
-		} else {
+		default:
 			c.Cannot = p.caElsewhere()
 			c.NewTerm = func(ctx context.Context) error {
 				const why = "until the next term, which reads the CAs anew"
@@ -165,6 +173,65 @@ func (p *prepared) frontProxyElsewhere() error {
 		{program.ControllerManager, "requestheader-client-ca-file", []string{"", ca}},
 		{program.Scheduler, "requestheader-client-ca-file", []string{"", ca}},
 	})
+}
+
+// etcdCAElsewhere says why kthwd cannot rotate etcd's CA: etcd has none of its own alone, or a flag of the user's
+// names another; nil if it can.
+func (p *prepared) etcdCAElsewhere() error {
+	if stage := pki.StageOf(p.layout); stage != pki.StageOwn {
+		return advice.With(errors.New("its etcd "+stage.String()), "give etcd a CA of its own alone first, which is a new one: kthwd pki split-etcd-ca")
+	}
+	ca, cert, key := p.layout.EtcdCA(), p.layout.Cert(pki.NameEtcd), p.layout.Key(pki.NameEtcd)
+	return p.otherFlag([]wantedFlag{
+		{program.Etcd, "trusted-ca-file", []string{ca}},
+		{program.Etcd, "peer-trusted-ca-file", []string{ca}},
+		{program.Etcd, "client-cert-auth", []string{"true"}},
+		{program.Etcd, "peer-client-cert-auth", []string{"true"}},
+		{program.Etcd, "cert-file", []string{cert}},
+		{program.Etcd, "key-file", []string{key}},
+		{program.Etcd, "peer-cert-file", []string{cert}},
+		{program.Etcd, "peer-key-file", []string{key}},
+		{program.Etcd, "client-cert-file", []string{""}},
+		{program.Etcd, "peer-client-cert-file", []string{""}},
+		{program.APIServer, "etcd-cafile", []string{"", ca}},
+		{program.APIServer, "etcd-certfile", []string{"", cert}},
+	})
+}
+
+// etcdPorts lists the ports of a member that verify certificates, as HOST:PORT.
+func etcdPorts(member *etcd.Member) (all []string) {
+	server := member.Running()
+	if server == nil {
+		return nil
+	}
+	is := server.Config()
+	for _, u := range slices.Concat(is.ListenPeerUrls, is.ListenClientUrls) {
+		if u.Scheme == "https" {
+			all = append(all, u.Host)
+		}
+	}
+	return all
+}
+
+// etcdMembers lists the members, each at its peer port: that is where they would lose each other.
+func etcdMembers(member *etcd.Member) (all []carotation.Verifier, err error) {
+	server := member.Running()
+	if server == nil {
+		return nil, errors.New("etcd has not started")
+	}
+	for _, m := range server.Server.Cluster().Members() {
+		v := carotation.Verifier{Name: m.Name, Path: "/version"}
+		if v.Name == "" {
+			v.Name = m.ID.String()
+		}
+		for _, text := range m.PeerURLs {
+			if u, err := url.Parse(text); err == nil && u.Scheme == "https" && v.Address == "" {
+				v.Address = u.Host
+			}
+		}
+		all = append(all, v)
+	}
+	return all, nil
 }
 
 // wantedFlag is a flag of a program, with the values that kthwd gives it.

@@ -16,13 +16,19 @@ type CA string
 const (
 	Cluster    CA = "cluster"     // signs the certificates of API servers, programs, nodes and users
 	FrontProxy CA = "front-proxy" // signs the one with which the API server speaks to extension API servers in the name of a user
+	Etcd       CA = "etcd"        // signs those of etcd's members, for their clients and each other
 )
 
 // CAs lists them.
-func CAs() []CA { return []CA{Cluster, FrontProxy} }
+func CAs() []CA { return []CA{Cluster, FrontProxy, Etcd} }
 
 // Path is the path of the verbs on the control socket.
-func (c CA) Path() string { return "/" + c.authority().file }
+func (c CA) Path() string {
+	if c == Etcd {
+		return "/etcd-ca-rotation" // the other one is the move to that CA, see etcdca.Path
+	}
+	return "/" + c.authority().file
+}
 
 // PeerPath is where a controller answers the one that carries a rotation on.
 func (c CA) PeerPath() string { return "/kthwd/" + c.authority().file }
@@ -30,12 +36,39 @@ func (c CA) PeerPath() string { return "/kthwd/" + c.authority().file }
 // Verb is the command of a verb.
 func (c CA) Verb(name string) string { return c.authority().kind.Verb(name) }
 
+// Stages is the number of the stages.
+func (c CA) Stages() int {
+	if c == Etcd {
+		return StageForget.Number()
+	}
+	return StageDrop.Number()
+}
+
 // Bring names the machines and users that need the new CA before it signs.
 func (c CA) Bring() string {
-	if c == FrontProxy {
+	switch c {
+	case FrontProxy:
 		return "front-proxy-ca.pem has both CAs: copy it to extension API servers that have it as a file"
+	case Etcd:
+		return "etcd-ca.pem has both CAs: restart kthwd on every controller, one after the other"
 	}
 	return "ca.pem has both CAs: copy it to every worker, balancer and user"
+}
+
+// server is the program whose handshake shows the CAs in use.
+func (c CA) server() string {
+	if c == Etcd {
+		return "etcd"
+	}
+	return "API server"
+}
+
+// awaited is the stage in which a person does what the new CA needs before it signs.
+func (c CA) awaited() Stage {
+	if c == Etcd {
+		return StageRestart
+	}
+	return StageDistribute
 }
 
 // authority holds the differences between the CAs.
@@ -51,6 +84,7 @@ type authority struct {
 var authorities = map[CA]*authority{
 	Cluster:    newAuthority(Cluster, pki.NameCA, "the cluster's CA", "", "CA rotation", "ca_rotation"),
 	FrontProxy: newAuthority(FrontProxy, pki.NameFrontProxyCA, "the front proxy's CA", "--ca="+string(FrontProxy), "front proxy CA rotation", "front_proxy_ca_rotation"),
+	Etcd:       newAuthority(Etcd, pki.NameEtcdCA, "etcd's CA", "--ca="+string(Etcd), "etcd CA rotation", "etcd_ca_rotation"),
 }
 
 func (c CA) authority() *authority { return authorities[c] }

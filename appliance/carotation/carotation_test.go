@@ -81,7 +81,7 @@ func TestForms(t *testing.T) {
 	for _, stage := range all {
 		for of, is := range forms {
 			s.Stage = stage
-			if err := confirmed(s, as(is)); (err == nil) != (stage == of) {
+			if err := Cluster.authority().confirmed(s, as(is)); (err == nil) != (stage == of) {
 				t.Errorf("the form of %s in the stage %s: got %v", of, stage, err)
 			}
 		}
@@ -123,8 +123,8 @@ func TestFormsWithoutKey(t *testing.T) {
 					}
 				}
 			}
-			if is := read(t, l); confirmed(s, as(is)) != nil || len(pki.SignedByOthers(l, pki.NameCA, is.Signer)) > 0 {
-				t.Errorf("%s, %s: %v, of others: %v", name, stage, confirmed(s, as(is)), pki.SignedByOthers(l, pki.NameCA, is.Signer))
+			if is := read(t, l); Cluster.authority().confirmed(s, as(is)) != nil || len(pki.SignedByOthers(l, pki.NameCA, is.Signer)) > 0 {
+				t.Errorf("%s, %s: %v, of others: %v", name, stage, Cluster.authority().confirmed(s, as(is)), pki.SignedByOthers(l, pki.NameCA, is.Signer))
 			}
 		}
 		is := read(t, l)
@@ -148,7 +148,7 @@ func TestNotConfirmed(t *testing.T) {
 	}
 	s.Stage = StageSign
 	good := as(pki.CA{Trusted: []*x509.Certificate{is.Signer, ca}, Key: key, Signer: ca})
-	if err := confirmed(s, good); err != nil {
+	if err := Cluster.authority().confirmed(s, good); err != nil {
 		t.Fatal(err)
 	}
 	for want, spoil := range map[string]func(*Controller){
@@ -160,7 +160,7 @@ func TestNotConfirmed(t *testing.T) {
 	} {
 		c := good
 		spoil(&c)
-		if err := confirmed(s, c); err == nil || !strings.Contains(err.Error(), want) {
+		if err := Cluster.authority().confirmed(s, c); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %q", err, want)
 		}
 	}

@@ -7,6 +7,8 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -25,7 +27,7 @@ import (
 const (
 	askTime  = 10 * time.Second // bounds a question
 	takeTime = 3 * time.Minute  // bounds a stage: kube-controller-manager's term ends and begins in it
-	lookTime = 5 * time.Second  // bounds a look at the API server here
+	lookTime = 5 * time.Second  // bounds a look at the API server or etcd here
 	lookPoll = 200 * time.Millisecond
 )
 
@@ -41,10 +43,11 @@ type request struct {
 type Controller struct {
 	stages.Answer
 	Trusts  []string `json:"trusts,omitempty"`  // IDs of the CAs in the file
-	Accepts []string `json:"accepts,omitempty"` // those of them whose certificates the API server accepts
+	Accepts []string `json:"accepts,omitempty"` // those of them whose certificates the API server accepts, or etcd at each of its ports
 	Signs   string   `json:"signs,omitempty"`   // ID of the CA whose key is here
-	Serves  string   `json:"serves,omitempty"`  // ID of the CA that has signed the certificate which the API server shows
+	Serves  string   `json:"serves,omitempty"`  // ID of the CA that has signed the certificate which that shows
 	Manager bool     `json:"manager,omitempty"` // kube-controller-manager uses the files as they are
+	Restart bool     `json:"restart,omitempty"` // kthwd is to be restarted there; set in a report
 	Late    []string `json:"late,omitempty"`    // files with a certificate of another CA than the one that signs
 	Use     *Use     `json:"use,omitempty"`     // of the CA asked for
 }
@@ -86,6 +89,9 @@ func (r *Rotation) answer(ctx context.Context, in request) Controller {
 func (r *Rotation) check() error {
 	if stage := pki.StageOf(r.cfg.Layout); r.a.CA == Cluster && stage != pki.StageOwn {
 		return advice.With(errors.New("its etcd uses the cluster's CA: it would have to be restarted for each stage"), "give etcd a CA of its own first: kthwd pki split-etcd-ca")
+	}
+	if stage := pki.StageOf(r.cfg.Layout); r.a.CA == Etcd && stage != pki.StageOwn {
+		return advice.With(errors.New("its etcd "+stage.String()), "give etcd a CA of its own alone first, which is a new one: kthwd pki split-etcd-ca")
 	}
 	return pki.CARotatable(r.cfg.Layout, r.a.file, r.cfg.Life, time.Now())
 }
@@ -243,40 +249,91 @@ func (r *Rotation) awaitServer(ctx context.Context, s State) error {
 // follows says what the API server here does not follow yet.
 func (r *Rotation) follows(s State, is pki.CA, accepts []string, serves string) error {
 	for _, id := range is.IDs() {
-		if !slices.Contains(accepts, id) {
+		if r.a.CA != Etcd && !slices.Contains(accepts, id) {
 			return fmt.Errorf("its API server does not accept certificates of %s yet", Short(id))
 		}
 	}
-	if s.Stage == StageDrop && slices.Contains(accepts, s.dropped()) {
+	if r.a.CA != Etcd && s.Stage == StageDrop && slices.Contains(accepts, s.dropped()) {
 		return fmt.Errorf("its API server still accepts certificates of %s", Short(s.dropped()))
 	}
 	if serves != is.Signs() {
-		return fmt.Errorf("its API server does not show a certificate of %s yet", Short(is.Signs()))
+		return fmt.Errorf("its %s does not show a certificate of %s yet", r.a.server(), Short(is.Signs()))
 	}
 	return nil
 }
 
-// look learns in a handshake with the API server here whose certificates it accepts, because a server
+// look learns in a handshake with the API server or etcd here whose certificates it accepts, because a server
 // names the CAs when it asks for a certificate (RFC 8446, 4.2.4): those of the cluster and the front
 // proxy. It learns which CA has signed the server's own, too; that of the front proxy is looked at in its file.
 // Those of the rotation are recognized, too, when they are in no file.
 func (r *Rotation) look(ctx context.Context, is pki.CA) (accepts []string, serves string, err error) {
+	known := withAll(is.Trusted, r.ofRotation())
+	if r.a.CA == Etcd {
+		return r.lookAtEtcd(ctx, known)
+	}
 	u, err := url.Parse(r.cfg.Server)
 	if err != nil {
 		return nil, "", err
 	}
+	accepts, serves, err = handshake(ctx, u.Host, known, nil)
+	if err != nil {
+		return nil, "", advice.With(fmt.Errorf("its API server does not answer: %w", err), "kthwd status says what it waits for")
+	}
+	if r.a.CA != Cluster {
+		serves = pki.Shows(r.cfg.Layout, r.a.file, known)
+	}
+	return accepts, serves, nil
+}
+
+// lookAtEtcd is look for the ports of etcd here, which refuse a connection without a certificate: they are shown
+// this controller's own.
+func (r *Rotation) lookAtEtcd(ctx context.Context, known []*x509.Certificate) (accepts []string, serves string, err error) {
+	own, err := r.ownPair()
+	if err != nil {
+		return nil, "", err
+	}
+	for i, port := range r.cfg.Ports() {
+		here, by, err := handshake(ctx, port, known, &own)
+		switch {
+		case err != nil:
+			return nil, "", advice.With(fmt.Errorf("its etcd does not answer at %s: %w", port, err), "kthwd status says what it waits for")
+		case i == 0:
+			accepts, serves = here, by
+		case !slices.Equal(accepts, here) || serves != by:
+			return nil, "", advice.With(errors.New("the ports of its etcd do not have the same CAs"), "restart kthwd on "+r.cfg.Name)
+		}
+	}
+	return accepts, serves, nil
+}
+
+// ownPair is the certificate by which this controller shows which CA signs.
+func (r *Rotation) ownPair() (tls.Certificate, error) {
+	name := pki.OwnCertificate(r.a.file)
+	return tls.LoadX509KeyPair(r.cfg.Layout.Cert(name), r.cfg.Layout.Key(name))
+}
+
+// handshake learns which of the known CAs a server names, and which one has signed its certificate. With an own
+// certificate it is an error that the server refuses that.
+func handshake(ctx context.Context, address string, known []*x509.Certificate, own *tls.Certificate) (accepts []string, serves string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, lookTime)
 	defer cancel()
-	known := withAll(is.Trusted, r.ofRotation())
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, "", err
+	}
+	shown := &tls.Certificate{}
+	if own != nil {
+		shown = own
+	}
 	var named [][]byte
 	config := &tls.Config{
 		MinVersion: tls.VersionTLS12,
-		// The certificate is looked at, not believed: nothing is sent.
+		// The certificate is looked at, not believed: nothing secret is sent.
 		InsecureSkipVerify: true, //nolint:gosec // see above
-		ServerName:         u.Hostname(),
+		ServerName:         host,
 		GetClientCertificate: func(in *tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			named = in.AcceptableCAs
-			return &tls.Certificate{}, nil
+			return shown, nil
 		},
 		VerifyConnection: func(s tls.ConnectionState) error {
 			for _, ca := range known {
@@ -287,20 +344,34 @@ func (r *Rotation) look(ctx context.Context, is pki.CA) (accepts []string, serve
 			return nil
 		},
 	}
-	conn, err := (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", u.Host)
+	conn, err := (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", address)
 	if err != nil {
-		return nil, "", advice.With(fmt.Errorf("its API server does not answer: %w", err), "kthwd status says what it waits for")
+		return nil, "", err
 	}
-	conn.Close()
+	defer conn.Close()
+	if own != nil {
+		if err := answers(ctx, conn, address); err != nil {
+			return nil, "", err
+		}
+	}
 	for _, ca := range known {
 		if slices.ContainsFunc(named, func(subject []byte) bool { return bytes.Equal(subject, ca.RawSubject) }) {
 			accepts = append(accepts, pki.CAID(ca))
 		}
 	}
-	if r.a.CA != Cluster {
-		serves = pki.Shows(r.cfg.Layout, r.a.file, known)
-	}
 	return accepts, serves, nil
+}
+
+// answers waits for an answer: in TLS 1.3 only that tells whether the server has accepted a certificate.
+func answers(ctx context.Context, conn net.Conn, address string) error {
+	if deadline, ok := ctx.Deadline(); ok {
+		_ = conn.SetDeadline(deadline)
+	}
+	_, failed := fmt.Fprintf(conn, "GET /version HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", address)
+	if _, err := io.ReadFull(conn, make([]byte, 1)); err != nil { // the alert says more than a write that has failed
+		return errors.Join(err, failed)
+	}
+	return nil
 }
 
 // files are those of a controller in a stage.
@@ -322,7 +393,7 @@ func (a *authority) form(s State, name string, is pki.CA, key []byte) (f files, 
 	without := func(id string) []*x509.Certificate {
 		return slices.DeleteFunc(slices.Clone(is.Trusted), func(c *x509.Certificate) bool { return pki.CAID(c) == id })
 	}
-	if s.Stage == StageDrop && s.Back {
+	if s.drops() && s.Back {
 		if is.Signs() != s.Old {
 			return f, a.lacks(s.Old)
 		}
@@ -337,7 +408,7 @@ func (a *authority) form(s State, name string, is pki.CA, key []byte) (f files, 
 		key = nil
 	}
 	both := withAll(is.Trusted, []*x509.Certificate{ca})
-	if s.Stage == StageTrust || s.Stage == StageDistribute {
+	if s.before() {
 		switch {
 		case is.Signs() != s.Old:
 			return f, a.lacks(s.Old)
@@ -353,7 +424,7 @@ func (a *authority) form(s State, name string, is pki.CA, key []byte) (f files, 
 	case key == nil && (keeps || is.Signs() != s.New):
 		return f, a.lacks(s.New)
 	}
-	if s.Stage == StageDrop {
+	if s.drops() {
 		f.trusted = withAll([]*x509.Certificate{ca}, without(s.Old))
 	} else if !is.Trusts(s.Old) {
 		return f, a.lacks(s.Old)
@@ -362,31 +433,60 @@ func (a *authority) form(s State, name string, is pki.CA, key []byte) (f files, 
 }
 
 // confirmed says what keeps a controller from having taken a stage; nil if it has.
-func confirmed(s State, c Controller) error {
-	signs, accepts, not := s.New, []string{s.Old, s.New}, ""
+func (a *authority) confirmed(s State, c Controller) error {
+	signs, trusts, not := s.New, []string{s.Old, s.New}, ""
 	switch {
-	case s.Stage == StageTrust || s.Stage == StageDistribute:
+	case s.before():
 		signs = s.Old
-	case s.Stage == StageDrop && s.Back:
-		signs, accepts, not = s.Old, []string{s.Old}, s.New
-	case s.Stage == StageDrop:
-		accepts, not = []string{s.New}, s.Old
+	case s.drops() && s.Back:
+		signs, trusts, not = s.Old, []string{s.Old}, s.New
+	case s.drops():
+		trusts, not = []string{s.New}, s.Old
 	}
+	lacks := func(ids []string) bool {
+		return slices.ContainsFunc(trusts, func(id string) bool { return !slices.Contains(ids, id) })
+	}
+	// etcd has the CAs of its files only after a restart, which a person decides about.
+	late := a.CA == Etcd && (s.before() || s.Stage == StageDrop)
 	switch {
 	case c.Signs != signs:
 		return fmt.Errorf("it signs with %s, and not with %s", Short(c.Signs), Short(signs))
 	case c.Serves != signs:
-		return fmt.Errorf("its API server does not show a certificate of %s", Short(signs))
-	case slices.ContainsFunc(accepts, func(id string) bool { return !slices.Contains(c.Accepts, id) || !slices.Contains(c.Trusts, id) }):
-		return fmt.Errorf("its API server accepts certificates of %s only", shorts(c.Accepts))
+		return fmt.Errorf("its %s does not show a certificate of %s", a.server(), Short(signs))
+	case lacks(c.Trusts):
+		return fmt.Errorf("its %s has %s only", a.certFile(), shorts(c.Trusts))
+	case lacks(c.Accepts) && !late:
+		return a.mayNeedRestart(c, fmt.Errorf("its %s accepts certificates of %s only", a.server(), shorts(c.Accepts)))
 	case !c.Manager:
 		return errors.New("its kube-controller-manager has not begun a term with the CAs of now")
-	case not != "" && (slices.Contains(c.Accepts, not) || slices.Contains(c.Trusts, not)):
+	case not != "" && slices.Contains(c.Trusts, not):
 		return fmt.Errorf("it still trusts %s", Short(not))
+	case not != "" && slices.Contains(c.Accepts, not) && !late:
+		return a.mayNeedRestart(c, fmt.Errorf("its %s still accepts certificates of %s", a.server(), Short(not)))
 	case len(c.Late) > 0:
 		return fmt.Errorf("%s: not signed by %s yet", strings.Join(c.Late, ", "), Short(signs))
 	}
 	return nil
+}
+
+// mayNeedRestart adds to an error the restart that ends it.
+func (a *authority) mayNeedRestart(c Controller, err error) error {
+	if a.CA != Etcd {
+		return err
+	}
+	return advice.With(err, "restart kthwd on "+c.Name)
+}
+
+// wantsRestart reports whether an etcd that accepts certificates of these CAs is to be restarted in this
+// stage.
+func (a *authority) wantsRestart(s State, accepts []string) bool {
+	switch {
+	case a.CA != Etcd || !s.Running() || s.Stage == StageTrust:
+		return false
+	case s.drops():
+		return slices.Contains(accepts, s.dropped())
+	}
+	return !slices.Contains(accepts, s.New)
 }
 
 func shorts(ids []string) string {
@@ -407,9 +507,9 @@ func (r *Rotation) ask(ctx context.Context, in request, within time.Duration) ([
 }
 
 // notConfirmed is an error that names each controller that has not taken a stage; nil without one.
-func notConfirmed(s State, all []Controller) error {
+func (a *authority) notConfirmed(s State, all []Controller) error {
 	for i, c := range all {
-		if err := confirmed(s, c); c.Error == "" && err != nil {
+		if err := a.confirmed(s, c); c.Error == "" && err != nil {
 			all[i].Failed(err)
 		}
 	}

@@ -1,4 +1,5 @@
-// Package carotation replaces the cluster's CA, or that of the front proxy, while the controllers serve.
+// Package carotation replaces the cluster's CA, or that of the front proxy or of etcd, while the controllers
+// serve.
 //
 //	r := carotation.New(carotation.Config{CA: carotation.Cluster, Watch: watch, Others: others, …})
 //	go r.Run(ctx)
@@ -20,7 +21,12 @@
 // the place of workers there are the extension API servers. Nothing is restarted and no term ends,
 // because the API server follows the files.
 //
-// The state is below /kthwd/ca or /kthwd/front-proxy-ca in etcd, without any key, and sealed. The new key travels from
+// etcd's CA passes through stages of its own, because etcd reads its CAs at its start only: a person
+// restarts every controller before the new CA signs, and again after the old one was dropped. Only a
+// handshake with each etcd shows that: the new CA does not sign before all accept its certificates, also with
+// force, for members that refuse each other have no quorum.
+//
+// The state is below /kthwd/ca, /kthwd/front-proxy-ca or /kthwd/etcd-ca in etcd, without any key, and sealed. The new key travels from
 // controller to controller, over the connections of package others, whose certificates are of
-// etcd's CA.
+// etcd's CA: of the old one, as long as a key travels.
 package carotation

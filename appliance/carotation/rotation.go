@@ -35,7 +35,7 @@ const (
 type Config struct {
 	CA     CA
 	Name   string // this controller's
-	Server string // https://HOST:PORT of its API server, as itself reaches it
+	Server string // https://HOST:PORT of its API server, as itself reaches it; of etcd's CA see Ports
 	Layout pki.Layout
 	Etcd   *etcd.Member
 	Others *others.Others
@@ -60,10 +60,15 @@ type Config struct {
 	// alone, and it forgets the others.
 	Share func(ctx context.Context, client *clientv3.Client, path string, alone bool) error
 
-	// Verifiers lists the servers that verify certificates of the CA: kubelets, or extension API servers.
+	// Ports lists HOST:PORT of each port of etcd here that verifies certificates of etcd's CA. Nil for
+	// another CA.
+	Ports func() []string
+
+	// Verifiers lists the servers that verify certificates of the CA: kubelets, extension API servers, or
+	// the members of etcd.
 	Verifiers func(ctx context.Context) ([]Verifier, error)
 
-	// Unpublish takes a dropped CA out of the ConfigMap in which API servers publish theirs.
+	// Unpublish takes a dropped CA out of the ConfigMap in which API servers publish theirs. Nil for none.
 	Unpublish func(ctx context.Context, ca *x509.Certificate) error
 }
 
@@ -73,6 +78,7 @@ type Rotation struct {
 	cfg     Config
 	a       *authority
 	metrics metrics
+	started []string // IDs of the CAs with which etcd here starts; of etcd's CA only
 
 	accepting sync.Mutex // one stage at a time
 
@@ -88,6 +94,9 @@ type Rotation struct {
 func New(c Config) *Rotation {
 	r := &Rotation{cfg: c, a: c.CA.authority()}
 	r.metrics = r.a.metrics()
+	if is, err := r.read(); err == nil && c.CA == Etcd {
+		r.started = is.IDs()
+	}
 	r.runner = stages.NewRunner(stages.RunnerConfig{Kind: r.a.kind, Name: c.Name, Client: r.client, Log: c.Log})
 	return r
 }
@@ -128,7 +137,7 @@ func (r *Rotation) prepare(ctx context.Context, client *clientv3.Client) (State,
 		case c.Signs != all[0].Signs:
 			return was, none, advice.With(fmt.Errorf("%s signs with the CA %s, and %s with %s", all[0].Name, Short(all[0].Signs), c.Name, Short(c.Signs)), "copy "+r.a.certFile()+" and "+r.a.keyFile()+" from the controller whose files are right, and restart kthwd")
 		case c.Serves != c.Signs:
-			return was, none, advice.With(fmt.Errorf("%s: its API server shows a certificate of another CA than that of its %s", c.Name, r.a.keyFile()), "kthwd pki renew "+pki.OwnCertificate(r.a.file)+" there, or put the pair that belongs together back")
+			return was, none, advice.With(fmt.Errorf("%s: its %s shows a certificate of another CA than that of its %s", c.Name, r.a.server(), r.a.keyFile()), "kthwd pki renew "+pki.OwnCertificate(r.a.file)+" there, or put the pair that belongs together back")
 		}
 	}
 	return State{ID: rand.Text(), Began: time.Now().UTC(), Stage: StageTrust, Origin: r.cfg.Name, Old: here.Signs(), Before: here.Signer.Raw, revision: was.revision}, here, nil
@@ -145,7 +154,14 @@ func (r *Rotation) nextOf(s State) string {
 	switch s.Stage {
 	case StageDistribute:
 		return fmt.Sprintf("%s; %s goes on then, or %s takes it back", r.a.Bring(), r.a.Verb(VerbSign), r.a.Verb(VerbAbort))
+	case StageRestart:
+		return fmt.Sprintf("%s; %s goes on then, or %s takes it back", r.a.Bring(), r.a.Verb(VerbSign), r.a.Verb(VerbAbort))
+	case StageForget:
+		return s.Again() + "; " + r.a.Verb(VerbResume) + " ends the rotation"
 	case StageWatch:
+		if r.a.CA == Etcd {
+			return r.a.Verb(VerbDrop) + " goes on"
+		}
 		return fmt.Sprintf("%s names the users who still come with a certificate of the old CA; %s ends the rotation", r.a.Verb(VerbStatus), r.a.Verb(VerbDrop))
 	case StageTrust:
 		return fmt.Sprintf("%s goes on, %s takes it back", r.a.Verb(VerbResume), r.a.Verb(VerbAbort))
@@ -172,13 +188,17 @@ func (r *Rotation) carryOn(ctx context.Context, client *clientv3.Client, h *stag
 		next := StageDone
 		switch s.Stage {
 		case StageTrust:
-			next, err = StageDistribute, r.trust(ctx, client, s)
+			next, err = r.a.awaited(), r.trust(ctx, client, s)
 		case StageSign:
 			next, err = StageWatch, r.spread(ctx, s, r.keptKey())
-		case StageDistribute, StageWatch: // resumed, because a controller was set back
+		case StageDistribute, StageRestart, StageWatch: // resumed, because a controller was set back
 			return r.spread(ctx, s, r.keptKey())
 		case StageDrop:
-			err = r.drop(ctx, client, s)
+			if err = r.drop(ctx, client, s); err == nil && r.a.CA == Etcd && r.stillAccepts(ctx, s) {
+				next = StageForget
+			}
+		case StageForget:
+			err = r.spread(ctx, s, nil)
 		}
 		if err != nil {
 			return err
@@ -244,7 +264,7 @@ func (r *Rotation) spread(ctx context.Context, s State, key []byte) error {
 	if all, err = r.ask(ctx, request{ID: s.ID, Key: key}, takeTime); err != nil {
 		return err
 	}
-	return notConfirmed(s, all)
+	return r.a.notConfirmed(s, all)
 }
 
 // share tells the cluster the CAs in the file.
@@ -261,14 +281,24 @@ func (r *Rotation) drop(ctx context.Context, client *clientv3.Client, s State) e
 	if err := r.spread(ctx, s, nil); err != nil {
 		return err
 	}
-	ca, err := x509.ParseCertificate(s.droppedCertificate())
-	if err == nil {
-		err = r.cfg.Unpublish(ctx, ca)
-	}
-	if err != nil {
-		return err
+	if r.cfg.Unpublish != nil {
+		ca, err := x509.ParseCertificate(s.droppedCertificate())
+		if err == nil {
+			err = r.cfg.Unpublish(ctx, ca)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	return r.share(ctx, client, true)
+}
+
+// stillAccepts reports whether an etcd has to be restarted before it refuses certificates of the dropped CA, or
+// cannot be asked.
+func (r *Rotation) stillAccepts(ctx context.Context, s State) bool {
+	s.Stage = StageForget
+	all, err := r.ask(ctx, request{}, askTime)
+	return err != nil || r.a.notConfirmed(s, all) != nil
 }
 
 // mayDrop refuses to drop a CA with whose certificates somebody still comes, or which was not watched
@@ -301,7 +331,7 @@ func (r *Rotation) tidy(ctx context.Context, client *clientv3.Client, kept fs.Fi
 
 // needsNext reports whether a controller may have the new key beside the old one.
 func (s State) needsNext() bool {
-	return s.Running() && (s.Stage == StageTrust || s.Stage == StageDistribute || s.Stage == StageSign)
+	return s.Running() && (s.before() || s.Stage == StageSign)
 }
 
 // note keeps a state that was read.

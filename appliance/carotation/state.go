@@ -22,19 +22,23 @@ type Stage string
 const (
 	StageTrust      Stage = "trust"      // all controllers trust the new CA, too
 	StageDistribute Stage = "distribute" // a person brings ca.pem to all others
+	StageRestart    Stage = "restart"    // of etcd's CA, in the place of distribute: a person restarts every controller
 	StageSign       Stage = "sign"       // all controllers sign with the new CA
 	StageWatch      Stage = "watch"      // certificates of the old CA are accepted, and their users named, until it is dropped
 	StageDrop       Stage = "drop"       // all controllers forget the old CA
+	StageForget     Stage = "forget"     // of etcd's CA: a person restarts every controller, and etcd forgets the old one, too
 	StageDone       Stage = "done"
 )
 
-var order = []Stage{StageTrust, StageDistribute, StageSign, StageWatch, StageDrop}
+var order = []Stage{StageTrust, StageDistribute, StageSign, StageWatch, StageDrop, StageForget}
 
 // Number counts the stages from 1.
-func (s Stage) Number() int { return slices.Index(order, s) + 1 }
-
-// Of is the number of stages.
-const Of = 5
+func (s Stage) Number() int {
+	if s == StageRestart {
+		s = StageDistribute
+	}
+	return slices.Index(order, s) + 1
+}
 
 // State is a rotation, as etcd has it. It holds no key.
 type State struct {
@@ -61,11 +65,26 @@ type State struct {
 func (s State) Running() bool { return s.ID != "" && s.Stage != StageDone }
 
 // waits reports whether the rotation waits for a person.
-func (s State) waits() bool { return s.Stage == StageDistribute || s.Stage == StageWatch }
+func (s State) waits() bool {
+	return s.before() && s.Stage != StageTrust || s.Stage == StageWatch || s.Stage == StageForget
+}
+
+// before reports whether the rotation is in a stage in which the old CA signs.
+func (s State) before() bool {
+	return s.Stage == StageTrust || s.Stage == StageDistribute || s.Stage == StageRestart
+}
+
+// Again is the last thing that a person does for another CA of etcd.
+func (s State) Again() string {
+	return "restart kthwd on every controller, one after the other, so that etcd refuses certificates of " + Short(s.dropped())
+}
+
+// drops reports whether a controller has the files without the CA that is dropped.
+func (s State) drops() bool { return s.Stage == StageDrop || s.Stage == StageForget }
 
 // signsNew reports whether others may sign with the new CA.
 func (s State) signsNew() bool {
-	return s.Running() && (s.Stage == StageSign || s.Stage == StageWatch || s.Stage == StageDrop && !s.Back)
+	return s.Running() && (s.Stage == StageSign || s.Stage == StageWatch || s.drops() && !s.Back)
 }
 
 // dropped is the CA that the rotation drops in the end.

@@ -33,7 +33,7 @@ const (
 type Request struct {
 	Verb  string `json:"verb"`
 	Plan  bool   `json:"plan,omitempty"`  // of rotate: change nothing
-	Force bool   `json:"force,omitempty"` // of sign and drop: also where somebody is not ready for it
+	Force bool   `json:"force,omitempty"` // of sign and drop: also where somebody is not ready for it, but for a member of etcd
 	Brief bool   `json:"brief,omitempty"` // of status: ask nobody
 }
 
@@ -73,26 +73,9 @@ func (r *Rotation) do(ctx context.Context, in Request) (out Report, err error) {
 			return r.unfinished(ctx, client)
 		})
 	case VerbSign:
-		err = r.goOn(ctx, client, StageDistribute, StageSign, func(s State) error {
-			if in.Force {
-				return nil
-			}
-			return r.maySign(ctx, s, time.Now())
-		})
+		err = r.goOn(ctx, client, r.a.awaited(), StageSign, func(s State, all []Controller) error { return r.judgeSign(ctx, s, all, in.Force) })
 	case VerbDrop:
-		err = r.goOn(ctx, client, StageWatch, StageDrop, func(s State) error {
-			if in.Force {
-				return nil
-			}
-			all, err := r.ask(ctx, request{Watch: s.Old}, askTime)
-			if err == nil {
-				err = stages.Complaints(all)
-			}
-			if err == nil {
-				err = r.a.mayDrop(s, all, time.Now())
-			}
-			return err
-		})
+		err = r.goOn(ctx, client, StageWatch, StageDrop, func(s State, _ []Controller) error { return r.judgeDrop(ctx, s, in.Force) })
 	case VerbAbort:
 		if _, err = r.mayAbort(ctx, client); err == nil {
 			err = errors.Join(r.runner.Halt(ctx), r.act(ctx, r.abort))
@@ -104,6 +87,36 @@ func (r *Rotation) do(ctx context.Context, in Request) (out Report, err error) {
 		return out, err
 	}
 	return r.report(ctx, client, true)
+}
+
+// judgeSign says what speaks against the stage sign.
+func (r *Rotation) judgeSign(ctx context.Context, s State, all []Controller, force bool) error {
+	switch {
+	case r.a.CA == Etcd:
+		return r.membersReady(ctx, s, all)
+	case force:
+		return nil
+	}
+	return r.maySign(ctx, s, time.Now())
+}
+
+// judgeDrop says what speaks against the stage drop. Who needs etcd's old CA beside the members is not
+// known.
+func (r *Rotation) judgeDrop(ctx context.Context, s State, force bool) error {
+	switch {
+	case r.a.CA == Etcd:
+		return r.membersReady(ctx, s, nil)
+	case force:
+		return nil
+	}
+	all, err := r.ask(ctx, request{Watch: s.Old}, askTime)
+	if err == nil {
+		err = stages.Complaints(all)
+	}
+	if err == nil {
+		err = r.a.mayDrop(s, all, time.Now())
+	}
+	return err
 }
 
 // report gives the stage of the rotation, the CAs of each controller, and the workers and users that
@@ -120,6 +133,9 @@ func (r *Rotation) report(ctx context.Context, client *clientv3.Client, brief bo
 	if out.Holder, left, err = r.a.kind.Acts(ctx, client); err != nil {
 		return out, err
 	}
+	if out.Holder == "" && r.runner.Acting() { // it has given up the right to act, and the reason why is not known yet
+		out.Holder = r.cfg.Name
+	}
 	if stopped := r.runner.Stopped(); stopped != nil && out.Running {
 		out.Stopped = stopped.Error()
 		out.Hint, _ = advice.Of(stopped)
@@ -131,10 +147,14 @@ func (r *Rotation) report(ctx context.Context, client *clientv3.Client, brief bo
 		out.Stopped, out.Hint = left.By+": "+left.Why, left.Hint
 	}
 	in := request{}
-	if out.Running {
+	if out.Running && r.a.CA != Etcd {
 		in.Watch = s.Old
 	}
-	if out.Controllers, err = r.ask(ctx, in, askTime); err != nil || s.Stage != StageDistribute {
+	out.Controllers, err = r.ask(ctx, in, askTime)
+	for i, c := range out.Controllers {
+		out.Controllers[i].Restart = c.Error == "" && r.a.wantsRestart(s, c.Accepts)
+	}
+	if err != nil || s.Stage != StageDistribute {
 		return out, err
 	}
 	r.verifiers(ctx, s, &out)
@@ -171,7 +191,7 @@ func (r *Rotation) rotate(ctx context.Context, client *clientv3.Client, q Reques
 // steps are those of a plan.
 func (r *Rotation) steps(s State, here pki.CA) []string {
 	own := "its own certificates first"
-	if r.a.CA == FrontProxy {
+	if r.a.CA != Cluster {
 		own = "its " + r.a.ownFile()
 	}
 	steps := []string{
@@ -183,6 +203,12 @@ func (r *Rotation) steps(s State, here pki.CA) []string {
 	}
 	if r.a.CA == FrontProxy {
 		steps[1] = "distribute  extension API servers read both CAs from a ConfigMap; you copy " + r.a.certFile() + " to those that have it as a file"
+	}
+	if r.a.CA == Etcd {
+		steps[0] = "trust       every controller gets a new CA and its key in its files"
+		steps[1] = "restart     you restart kthwd on every controller, one after the other, for etcd reads its CAs at its start"
+		steps[3] = fmt.Sprintf("watch       certificates of %s are accepted, while you give programs of yours that speak to etcd others", Short(s.Old))
+		steps = append(steps, fmt.Sprintf("forget      you restart kthwd on every controller again, and %s ends the rotation", r.a.Verb(VerbResume)))
 	}
 	if here.Key == nil {
 		steps = append(steps, "            the key of the new CA stays in "+r.a.keyFile()+" of "+r.cfg.Name+": move it where you keep that of the old one")
@@ -201,7 +227,7 @@ func (r *Rotation) unfinished(ctx context.Context, client *clientv3.Client) (Sta
 
 // goOn lets a stage begin that a person decides about, if all controllers have taken the one before
 // and may says nothing against it.
-func (r *Rotation) goOn(ctx context.Context, client *clientv3.Client, from, to Stage, may func(State) error) error {
+func (r *Rotation) goOn(ctx context.Context, client *clientv3.Client, from, to Stage, may func(State, []Controller) error) error {
 	s, err := r.unfinished(ctx, client)
 	switch {
 	case err != nil:
@@ -211,10 +237,10 @@ func (r *Rotation) goOn(ctx context.Context, client *clientv3.Client, from, to S
 	}
 	all, err := r.ask(ctx, request{Check: true}, askTime)
 	if err == nil {
-		err = notConfirmed(s, all)
+		err = r.a.notConfirmed(s, all)
 	}
 	if err == nil {
-		err = may(s)
+		err = may(s, all)
 	}
 	if err != nil {
 		return err
@@ -236,7 +262,7 @@ func (r *Rotation) mayAbort(ctx context.Context, client *clientv3.Client) (State
 		return s, err
 	case s.Back:
 		return s, advice.With(errors.New("the rotation is being aborted already"), r.a.Verb(VerbResume)+" goes on with that")
-	case s.Stage != StageTrust && s.Stage != StageDistribute:
+	case !s.before():
 		return s, advice.With(errors.New("the rotation can no longer be aborted: the new CA has signed"), "end it with "+r.a.Verb(VerbDrop)+", and rotate again if the new CA must go")
 	}
 	return s, nil
@@ -277,7 +303,7 @@ func (r *Rotation) follow(ctx context.Context, client *clientv3.Client) error {
 
 // watch watches the old CA from the moment at which the new one signs.
 func (r *Rotation) watch(s State) {
-	if !s.signsNew() {
+	if !s.signsNew() || r.a.CA == Etcd { // the API server sees none of etcd's certificates
 		r.cfg.Watch.Of(nil)
 		return
 	}
@@ -295,10 +321,19 @@ func (r *Rotation) Findings() []status.Finding {
 		return nil
 	}
 	f := status.Finding{Health: status.Healthy, Kind: r.a.finding, Do: r.verb(VerbStatus), Since: s.Since,
-		Text: fmt.Sprintf("%s %s: stage %d of %d, %s", strings.TrimPrefix(r.a.kind.What, "the "), s, s.Stage.Number(), Of, s.Stage)}
+		Text: fmt.Sprintf("%s %s: stage %d of %d, %s", strings.TrimPrefix(r.a.kind.What, "the "), s, s.Stage.Number(), r.a.Stages(), s.Stage)}
 	switch use := r.cfg.Watch.Use(s.Old); {
+	case r.a.wantsRestart(s, r.started) && s.waits():
+		f.Text += ": restart kthwd here, one controller after the other"
+		f.Do = "systemctl restart kthwd-controller"
+	case s.Stage == StageRestart:
+		f.Text += ": kthwd was restarted here; once it was on all controllers, " + r.a.Verb(VerbSign) + " goes on"
+	case s.Stage == StageForget:
+		f.Text += ": kthwd was restarted here; once it was on all controllers, " + r.a.Verb(VerbResume) + " ends it"
 	case s.Stage == StageDistribute:
 		f.Text += ": " + r.a.Bring()
+	case s.Stage == StageWatch && r.a.CA == Etcd:
+		f.Text += ": etcd accepts certificates of both CAs"
 	case s.Stage == StageWatch && use != nil && use.Count > 0:
 		f.Text += fmt.Sprintf(": %d requests with certificates of the old CA came here, the newest of %s", use.Count, use.Newest())
 	case s.Stage == StageWatch:
@@ -322,23 +357,28 @@ func (r *Rotation) verb(name string) string {
 // metrics are those of one CA.
 type metrics struct {
 	stages.Metrics
-	stage, used *prometheus.Desc
+	stage, used *prometheus.Desc // used is nil where no use is known
 }
 
 func (a *authority) metrics() metrics {
-	name := "kthwd_" + a.finding
-	return metrics{
-		a.kind.Metrics(),
-		prometheus.NewDesc(name+"_stage", "Stage of the rotation of "+a.kind.What+", as this controller knows it: 0 none, 1 trust, 2 distribute, 3 sign, 4 watch, 5 drop.", nil, nil),
-		prometheus.NewDesc(name+"_old_requests_total", "Requests with a client certificate of "+a.kind.What+" that is being replaced, since this kthwd watches it.", nil, nil),
+	name, names := "kthwd_"+a.finding, "0 none, 1 trust, 2 distribute, 3 sign, 4 watch, 5 drop"
+	if a.CA == Etcd {
+		names = "0 none, 1 trust, 2 restart, 3 sign, 4 watch, 5 drop, 6 forget"
 	}
+	m := metrics{Metrics: a.kind.Metrics(), stage: prometheus.NewDesc(name+"_stage", "Stage of the rotation of "+a.kind.What+", as this controller knows it: "+names+".", nil, nil)}
+	if a.CA != Etcd {
+		m.used = prometheus.NewDesc(name+"_old_requests_total", "Requests with a client certificate of "+a.kind.What+" that is being replaced, since this kthwd watches it.", nil, nil)
+	}
+	return m
 }
 
 // Describe implements prometheus.Collector.
 func (r *Rotation) Describe(ch chan<- *prometheus.Desc) {
 	r.metrics.Describe(ch)
 	ch <- r.metrics.stage
-	ch <- r.metrics.used
+	if r.metrics.used != nil {
+		ch <- r.metrics.used
+	}
 }
 
 // Collect implements prometheus.Collector.
@@ -355,5 +395,7 @@ func (r *Rotation) Collect(ch chan<- prometheus.Metric) {
 	}
 	r.metrics.Collect(ch, since, len(r.runner.Late()))
 	ch <- prometheus.MustNewConstMetric(r.metrics.stage, prometheus.GaugeValue, float64(n))
-	ch <- prometheus.MustNewConstMetric(r.metrics.used, prometheus.CounterValue, float64(used))
+	if r.metrics.used != nil {
+		ch <- prometheus.MustNewConstMetric(r.metrics.used, prometheus.CounterValue, float64(used))
+	}
 }

@@ -3,11 +3,13 @@ package carotation
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -19,10 +21,10 @@ import (
 // probeTime bounds the question to one verifier.
 const probeTime = 5 * time.Second
 
-// Verifier is a server that verifies certificates of the CA: the kubelet of a node, or an extension API
-// server.
+// Verifier is a server that verifies certificates of the CA: the kubelet of a node, an extension API
+// server, or a member of etcd.
 type Verifier struct {
-	Name    string // of the node, or of the APIService
+	Name    string // of the node, of the APIService or of the member
 	Address string // HOST:PORT; empty if none is known
 	Host    string // by which its clients call it; empty for the address
 	Path    string // of a question that changes nothing
@@ -61,11 +63,7 @@ func (r *Rotation) probe(ctx context.Context, s State) ([]verdict, error) {
 	if err != nil {
 		return nil, err
 	}
-	key := r.keptKey()
-	if !pki.KeyOfCA(key, ca) {
-		return nil, r.a.lacks(s.New)
-	}
-	pair, err := pki.Probe(r.cfg.Layout, r.a.file, ca, key, time.Now())
+	pair, err := r.probePair(s, ca)
 	if err != nil {
 		return nil, err
 	}
@@ -79,6 +77,48 @@ func (r *Rotation) probe(ctx context.Context, s State) ([]verdict, error) {
 	}
 	asking.Wait()
 	return all, nil
+}
+
+// probePair is a certificate of the new CA. A controller that has the key of etcd's new CA no longer, because
+// that has signed, shows its own.
+func (r *Rotation) probePair(s State, ca *x509.Certificate) (tls.Certificate, error) {
+	key := r.keptKey()
+	switch {
+	case pki.KeyOfCA(key, ca):
+		return pki.Probe(r.cfg.Layout, r.a.file, ca, key, time.Now())
+	case r.a.CA == Etcd && pki.Shows(r.cfg.Layout, r.a.file, []*x509.Certificate{ca}) == s.New:
+		return r.ownPair()
+	}
+	return tls.Certificate{}, r.a.lacks(s.New)
+}
+
+// membersReady refuses a step while a member of etcd refuses certificates of the new CA: it still has the CAs with
+// which it has started, and would lose its connections to the others. all are the answers of the controllers.
+func (r *Rotation) membersReady(ctx context.Context, s State, all []Controller) error {
+	var said, names []string
+	for _, c := range all {
+		if !slices.Contains(c.Accepts, s.New) {
+			said, names = append(said, fmt.Sprintf("%s: its etcd does not accept certificates of %s yet", c.Name, Short(s.New))), append(names, c.Name)
+		}
+	}
+	verdicts, err := r.probe(ctx, s)
+	if err != nil {
+		return err
+	}
+	for _, v := range verdicts {
+		switch {
+		case slices.Contains(names, v.name):
+		case v.err != nil:
+			said, names = append(said, fmt.Sprintf("%s cannot be asked: %v", v.name, v.err)), append(names, v.name)
+		case !v.trusts:
+			said, names = append(said, fmt.Sprintf("%s: its etcd refuses a certificate of %s", v.name, Short(s.New))), append(names, v.name)
+		}
+	}
+	if len(said) == 0 {
+		return nil
+	}
+	return advice.With(errors.New(strings.Join(said, "; ")),
+		"restart kthwd on "+strings.Join(names, ", ")+", one after the other; --force changes nothing about this, for members that refuse each other have no quorum")
 }
 
 // asked reports whether a verifier accepts a certificate. It answers 401 to one that it does not trust,

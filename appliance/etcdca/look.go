@@ -35,7 +35,8 @@ type Other struct {
 
 // authorities are the CAs between which the cluster moves.
 type authorities struct {
-	own     *x509.Certificate // nil before there is one
+	own     *x509.Certificate   // nil before there is one
+	next    []*x509.Certificate // while that is replaced (package carotation), after the move: the two
 	cluster []*x509.Certificate
 }
 
@@ -45,6 +46,11 @@ func (m *Mover) others(ctx context.Context, server *embed.Etcd, own *x509.Certif
 	var err error
 	if cas.cluster, err = pki.ClusterCAs(m.layout); err != nil {
 		return nil, err
+	}
+	if m.started == pki.StageOwn {
+		if cas.next, err = pki.EtcdCAs(m.layout); err != nil {
+			return nil, err
+		}
 	}
 	files := m.started.Files(m.layout) // the member itself uses them
 	pair, err := tls.LoadX509KeyPair(files.Cert, files.Key)
@@ -117,7 +123,9 @@ func (m *Mover) look(ctx context.Context, address string, own tls.Certificate, c
 
 // shows reports whether the certificate is of etcd's own CA.
 func (a authorities) shows(leaf *x509.Certificate) bool {
-	return a.own != nil && leaf.CheckSignatureFrom(a.own) == nil
+	return slices.ContainsFunc(append(slices.Clone(a.next), a.own), func(ca *x509.Certificate) bool {
+		return ca != nil && leaf.CheckSignatureFrom(ca) == nil
+	})
 }
 
 // handshake connects to a member's peer port with a certificate, and returns the member's
@@ -140,7 +148,7 @@ func (m *Mover) handshake(ctx context.Context, address string, own *tls.Certific
 		VerifyConnection: func(s tls.ConnectionState) error {
 			shown := s.PeerCertificates[0]
 			roots, more := x509.NewCertPool(), x509.NewCertPool()
-			for _, ca := range append(slices.Clone(cas.cluster), cas.own) {
+			for _, ca := range append(slices.Concat(cas.cluster, cas.next), cas.own) {
 				if ca != nil {
 					roots.AddCert(ca)
 				}

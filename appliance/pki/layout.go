@@ -164,7 +164,7 @@ func (l Layout) Kept() string { return l.path("kept") }
 func (l Layout) Files() []string {
 	l = Layout{}
 	files := []string{
-		l.CA(), l.CAKey(), l.NextCAKey(NameCA), l.NextCAKey(NameFrontProxyCA), l.EncryptionConfig(), l.NextEncryptionConfig(), l.NextServiceAccountKey(), l.AuditPolicy(), l.AuthenticationConfig(), l.AuditLog(), l.UnauthenticatedAuditLog(), l.SchedulerConfig(),
+		l.CA(), l.CAKey(), l.NextCAKey(NameCA), l.NextCAKey(NameFrontProxyCA), l.NextCAKey(NameEtcdCA), l.EncryptionConfig(), l.NextEncryptionConfig(), l.NextServiceAccountKey(), l.AuditPolicy(), l.AuthenticationConfig(), l.AuditLog(), l.UnauthenticatedAuditLog(), l.SchedulerConfig(),
 		filepath.Join(l.Etcd(), "member"), l.Run(), l.Lock(), l.InstanceID(), l.Record(), l.JoinRecord(), l.Names(), l.Restore(), l.Kept(),
 	}
 	for _, name := range []string{

@@ -95,7 +95,7 @@ func (v *survey) state(f leafFile) Renewal {
 		if !r.Due.IsZero() && !r.Until.After(r.NotAfter.Add(time.Second)) {
 			if !v.now.Before(r.Due) {
 				r.Cannot = fmt.Sprintf("it ends with its CA, on %s", day(r.NotAfter))
-				r.Hint = "replace the CA in time, for everything that it has signed ends with it: kthwd pki ca rotate for the cluster's, with --ca=front-proxy for the front proxy's"
+				r.Hint = "replace the CA in time, for everything that it has signed ends with it: kthwd pki ca rotate for the cluster's, with --ca=front-proxy or --ca=etcd for those"
 			}
 		}
 	}

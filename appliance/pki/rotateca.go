@@ -30,7 +30,7 @@ func CAID(ca *x509.Certificate) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// CA is a CA that a rotation can replace, NameCA or NameFrontProxyCA, as the files of a controller have it.
+// CA is a CA that a rotation can replace, NameCA, NameFrontProxyCA or NameEtcdCA, as the files of a controller have it.
 type CA struct {
 	Trusted []*x509.Certificate // in the file of the certificate, in its order
 	Key     []byte              // nil where it is kept elsewhere
@@ -68,8 +68,11 @@ func (c CA) Certificate(id string) *x509.Certificate {
 // OwnCertificate names the certificate by which a controller shows whose key signs for the CA of that
 // name.
 func OwnCertificate(ca string) string {
-	if ca == NameFrontProxyCA {
+	switch ca {
+	case NameFrontProxyCA:
 		return NameFrontProxyClient
+	case NameEtcdCA:
+		return NameEtcd
 	}
 	return NameKubernetes
 }
@@ -369,7 +372,8 @@ func (v *survey) moved(f leafFile) bool {
 }
 
 // Probe makes a short client certificate for the subject of the controller's own, signed by a CA that
-// is to take the place of the one of that name: a server that accepts it trusts that CA.
+// is to take the place of the one of that name: a server that accepts it trusts that CA. For etcd it has the
+// names of the controller's own, too, which etcd may ask for.
 func Probe(l Layout, name string, ca *x509.Certificate, caKey []byte, now time.Time) (tls.Certificate, error) {
 	none, own := tls.Certificate{}, l.Cert(OwnCertificate(name))
 	data, _, err := read(own)
@@ -396,6 +400,9 @@ func Probe(l Layout, name string, ca *x509.Certificate, caKey []byte, now time.T
 		return none, err
 	}
 	template.RawSubject = chain[0].RawSubject
+	if name == NameEtcdCA {
+		template.DNSNames, template.IPAddresses = chain[0].DNSNames, chain[0].IPAddresses
+	}
 	der, err := x509.CreateCertificate(rand.Reader, template, ca, key.Public(), signer)
 	if err != nil {
 		return none, err

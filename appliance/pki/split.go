@@ -161,6 +161,9 @@ func EtcdCA(l Layout) (*x509.Certificate, error) {
 	return nil, &Misfit{File: l.EtcdCA(), Problem: "holds no CA besides that of the cluster"}
 }
 
+// EtcdCAs returns the certificates in etcd-ca.pem.
+func EtcdCAs(l Layout) ([]*x509.Certificate, error) { return readCAs(l.EtcdCA()) }
+
 // ClusterCAs returns the certificates in ca.pem.
 func ClusterCAs(l Layout) ([]*x509.Certificate, error) { return readCAs(l.CA()) }
 

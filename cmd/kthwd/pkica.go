@@ -31,7 +31,7 @@ func (f *caFlag) add(cmd *cobra.Command) {
 	for _, ca := range names {
 		values = append(values, string(ca))
 	}
-	cmd.Flags().StringVar(&f.name, "ca", string(names[0]), "`NAME` Which CA: "+strings.Join(values, " or ")+".")
+	cmd.Flags().StringVar(&f.name, "ca", string(names[0]), "`NAME` Which CA: "+strings.Join(values[:len(values)-1], ", ")+" or "+values[len(values)-1]+".")
 	cobra.CheckErr(cmd.RegisterFlagCompletionFunc("ca", cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)))
 }
 
@@ -41,7 +41,7 @@ func (f *caFlag) value() (carotation.CA, error) {
 			return ca, nil
 		}
 	}
-	return "", usagef("--ca=%s: want cluster or front-proxy", f.name)
+	return "", usagef("--ca=%s: want cluster, front-proxy or etcd", f.name)
 }
 
 // caTarget is a CA of a running kthwd.
@@ -88,12 +88,14 @@ func (a *app) pkiCAVerb(l *config.Loader) *cobra.Command {
 				"names, and from then on those that nodes and users ask for. The verb itself is refused while a\n"+
 				"kubelet does not accept a certificate of the new CA, and for six minutes after the controllers\n"+
 				"trust it, for programs read a changed ca.pem that late. With --ca=front-proxy it is refused\n"+
-				"while an extension API server does not accept one.",
+				"while an extension API server does not accept one, and with --ca=etcd, also with --force,\n"+
+				"while a member of etcd does not, which was not restarted yet.",
 			"Sign, although somebody does not trust the new CA, or a program may not have read it."),
 		goOn(carotation.VerbDrop, "Forget the old CA, which ends a rotation",
 			"Let every controller forget the old CA: its certificates are refused from then on. The verb\n"+
 				"itself is refused until every controller has watched for a day and seen no certificate of the\n"+
-				"old CA; kthwd pki ca status names the users who come with one.",
+				"old CA; kthwd pki ca status names the users who come with one. etcd's old CA is forgotten with\n"+
+				"the restart of each controller that follows, and kthwd pki ca resume --ca=etcd ends it.",
 			"Forget it, although somebody may still have a certificate of it."),
 		goOn(carotation.VerbResume, "Go on with a rotation that has stopped",
 			"Go on with the stage at which a rotation of the CA has stopped: because a controller was\n"+
@@ -129,13 +131,14 @@ func (a *app) caRotationRotateVerb(l *config.Loader) *cobra.Command {
 			"Certificates of the old one are accepted until kthwd pki ca drop; kthwd pki ca status names\n" +
 			"the users who come with one. Nothing is restarted but the terms of kube-controller-manager\n" +
 			"and kube-scheduler. --ca=front-proxy does the same with the CA of the certificate with which API\n" +
-			"servers speak to extension API servers; these read the new one by themselves.\n\n" +
+			"servers speak to extension API servers; these read the new one by themselves. With --ca=etcd it is\n" +
+			"that of etcd's members: you restart one controller after the other before sign, and after drop.\n\n" +
 			"All controllers must be up, and have a CA of etcd's own (kthwd pki split-etcd-ca) if it is the\n" +
 			"cluster's. The key of the new CA is beside its certificate on this controller afterwards, and on\n" +
 			"those that had the old one. A rotation that stops, at whichever moment, is continued by kthwd pki\n" +
 			"ca resume, or taken back by abort before the new CA signs. A verified backup is made first. The\n" +
 			"kthwd that runs does the work: this command only watches, and may be interrupted.",
-		Example: "  kthwd pki ca rotate --plan\n  kthwd pki ca rotate\n  kthwd pki ca rotate --ca=front-proxy",
+		Example: "  kthwd pki ca rotate --plan\n  kthwd pki ca rotate\n  kthwd pki ca rotate --ca=front-proxy\n  kthwd pki ca rotate --ca=etcd",
 		Args:    noVerb,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.withTarget(cmd.Context(), l, withCA(&which, func(ctx context.Context, t caTarget) error {
@@ -174,7 +177,7 @@ func (a *app) caRotationStatus(ctx context.Context, t caTarget, asJSON bool) err
 // writeCARotation shows a report to people.
 func (a *app) writeCARotation(ca carotation.CA, r carotation.Report) error {
 	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
-	head := rotationHead{running: r.Running, of: carotation.Of, holder: r.Holder, halted: r.Halted()}
+	head := rotationHead{running: r.Running, of: ca.Stages(), holder: r.Holder, halted: r.Halted()}
 	if s := r.Rotation; s != nil {
 		head.known, head.number, head.stage, head.what, head.since = true, s.Stage.Number(), string(s.Stage), s.String(), s.Since
 	}
@@ -187,6 +190,9 @@ func (a *app) writeCARotation(ca carotation.CA, r carotation.Report) error {
 				trusts = append(trusts, carotation.Short(id))
 			}
 			said = fmt.Sprintf("signs with %s, trusts %s", text.Line(carotation.Short(c.Signs)), text.Line(strings.Join(trusts, ", ")))
+			if c.Restart {
+				said += ", is to be restarted"
+			}
 		}
 		fmt.Fprintf(w, "%s\t%s\n", text.Line(c.Name), said)
 	}
@@ -198,10 +204,28 @@ func (a *app) writeCARotation(ca carotation.CA, r carotation.Report) error {
 		writeHalt(w, r.Stopped, ca.Verb(carotation.VerbResume))
 	case r.Waits && r.Rotation.Stage == carotation.StageDistribute:
 		fmt.Fprintf(w, "next\t%s, then %s\n", ca.Bring(), ca.Verb(carotation.VerbSign))
+	case r.Waits && ca == carotation.Etcd:
+		fmt.Fprintf(w, "next\t%s\n", nextOfEtcd(r))
 	case r.Waits:
 		fmt.Fprintf(w, "next\t%s, once nobody comes with a certificate of the old CA\n", ca.Verb(carotation.VerbDrop))
 	}
 	return w.Flush()
+}
+
+// nextOfEtcd is what a rotation of etcd's CA waits for.
+func nextOfEtcd(r carotation.Report) string {
+	verb := map[carotation.Stage]string{carotation.StageRestart: carotation.VerbSign, carotation.StageWatch: carotation.VerbDrop, carotation.StageForget: carotation.VerbResume}[r.Rotation.Stage]
+	next := carotation.Etcd.Verb(verb)
+	var names []string
+	for _, c := range r.Controllers {
+		if c.Restart {
+			names = append(names, text.Line(c.Name))
+		}
+	}
+	if len(names) > 0 {
+		next = "restart kthwd on " + strings.Join(names, ", ") + ", one after the other; then " + next
+	}
+	return next
 }
 
 // writeWorkers shows which kubelets trust the new CA.
@@ -262,13 +286,15 @@ func (a *app) caRotationWatch(ctx context.Context, t caTarget) error {
 		s := r.Rotation
 		look := &rotationLook{stage: string(s.Stage), stopped: r.Stopped, hint: r.Hint}
 		if r.Running {
-			look.line = stageLine(s.Stage.Number(), carotation.Of, look.stage, s.String())
+			look.line = stageLine(s.Stage.Number(), t.ca.Stages(), look.stage, s.String())
 		} else {
 			look.done = s.String()
 		}
 		switch {
 		case !r.Waits || r.Holder != "":
-		case s.Stage == carotation.StageDistribute:
+		case s.Stage == carotation.StageForget:
+			look.done = s.Again() + "; then " + t.ca.Verb(carotation.VerbResume)
+		case s.Stage == carotation.StageDistribute || s.Stage == carotation.StageRestart:
 			look.done = t.ca.Bring() + ", then " + t.ca.Verb(carotation.VerbSign)
 		default:
 			look.done = fmt.Sprintf("%s signs; certificates of %s are accepted until %s", carotation.Short(s.New), carotation.Short(s.Old), t.ca.Verb(carotation.VerbDrop))
