@@ -77,7 +77,7 @@ func (r *Rotation) do(ctx context.Context, in Request) (out Report, err error) {
 			if in.Force {
 				return nil
 			}
-			return r.maySign(ctx, s, time.Now())
+			return stages.TooEarly(r.maySign(ctx, s, time.Now()))
 		})
 	case VerbDrop:
 		err = r.goOn(ctx, client, StageWatch, StageDrop, func(s State) error {
@@ -89,7 +89,7 @@ func (r *Rotation) do(ctx context.Context, in Request) (out Report, err error) {
 				err = stages.Complaints(all)
 			}
 			if err == nil {
-				err = r.a.mayDrop(s, all, time.Now())
+				err = stages.TooEarly(r.a.mayDrop(s, all, time.Now()))
 			}
 			return err
 		})
