@@ -85,7 +85,7 @@ func (p *prepared) newWorkers(member *etcd.Member, client func() (*rest.Config, 
 	}
 	return workers.New(workers.Config{
 		Client: client, Etcd: member.Running, Services: services, Log: p.o.Logs.Logger("kthwd"),
-		Reserved: func() []string { return pki.HostsOf(program.Value(p.args[program.APIServer], "tls-cert-file")) },
+		Reserved: func(ctx context.Context, etcd *clientv3.Client) ([]string, error) { return p.agree.AllHosts(ctx, etcd) }, // made later
 		Renews:   users.IsBalancer,
 		MayRenew: func(ctx context.Context, etcd *clientv3.Client, r workers.Request) error {
 			return users.MayRenew(ctx, etcd, users.Renewal{User: r.User, Groups: r.Groups, Credential: r.Credential,

@@ -86,6 +86,7 @@ func (p *prepared) wire() (*supervise.Group, *Liveness, error) {
 		Member: member, Layout: p.layout, Address: p.cfg.AdvertiseAddress, Args: p.args, Log: p.log,
 		Profile:  p.cfg.Profile,
 		Read:     flagReader(),
+		Hosts:    func() []string { return pki.HostsOf(program.Value(p.args[program.APIServer], "tls-cert-file")) },
 		Versions: map[string]string{"kthwd": p.o.Version, "Kubernetes": version.Linked().Kubernetes, "etcd": version.Linked().Etcd},
 	}
 	p.mover = etcdca.New(etcdca.Config{Name: p.cfg.Name, Layout: p.layout, Etcd: member, Log: p.o.Logs.Logger(program.Etcd)})

@@ -65,6 +65,10 @@ type Controllers struct {
 	Profile  string            // config.ProfileGuide or config.ProfileCIS
 	Log      *slog.Logger
 
+	// Hosts returns the names and addresses in the certificate of the API server here. It may be
+	// nil, and must be safe for concurrent use.
+	Hosts func() []string
+
 	// Read is what a program reads in the values of a flag that is given once for each, and its
 	// default; false if that is not known, and the values are compared as they are written. It may
 	// be nil, and must be safe for concurrent use.
@@ -87,6 +91,7 @@ type record struct {
 	Plain    map[string]string `json:"plain"`              // "program key": the value as it is written, of flags that must agree
 	Hashed   map[string]string `json:"hashed"`             // "program key": an HMAC of the value, of the others
 	HashedBy string            `json:"hashedBy,omitempty"` // ID of the service-account key that the HMACs are made with, and of what
+	Hosts    []string          `json:"hosts,omitempty"`    // names and addresses in the API server's certificate
 }
 
 // Row is one flag, or one version, that is not the same everywhere.
@@ -152,6 +157,9 @@ func (c *Controllers) own(server *embed.Etcd) (record, error) {
 	if err != nil {
 		return r, err
 	}
+	if c.Hosts != nil {
+		r.Hosts = c.Hosts()
+	}
 	key := secrets[0].Key
 	r.HashedBy = secrets[0].ID + hashedAsRead
 	for id, g := range c.givenOnce() {
@@ -197,6 +205,30 @@ func read(ctx context.Context, client *clientv3.Client, server *embed.Etcd) (map
 		}
 	}
 	return all, nil
+}
+
+// AllHosts returns the names and addresses in the certificates of the API servers of all controllers:
+// those here, and what the others have published.
+func (c *Controllers) AllHosts(ctx context.Context, client *clientv3.Client) ([]string, error) {
+	server := c.Member.Running()
+	if server == nil {
+		return nil, errors.New("etcd does not run")
+	}
+	all, err := read(ctx, client, server)
+	if err != nil {
+		return nil, err
+	}
+	return hosts(all, c.Hosts()), nil
+}
+
+// hosts joins the hosts of records with those of this controller.
+func hosts(all map[string]record, here []string) []string {
+	joined := slices.Clone(here)
+	for _, r := range all {
+		joined = append(joined, r.Hosts...)
+	}
+	slices.Sort(joined)
+	return slices.Compact(joined)
 }
 
 // hashedAlike reports whether HMACs can be compared: not for the moment in which a rotation of the

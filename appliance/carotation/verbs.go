@@ -97,7 +97,7 @@ func (r *Rotation) judgeSign(ctx context.Context, s State, all []Controller, for
 	case force:
 		return nil
 	}
-	return r.maySign(ctx, s, time.Now())
+	return stages.TooEarly(r.maySign(ctx, s, time.Now()))
 }
 
 // judgeDrop says what speaks against the stage drop. Who needs etcd's old CA beside the members is not
@@ -114,7 +114,7 @@ func (r *Rotation) judgeDrop(ctx context.Context, s State, force bool) error {
 		err = stages.Complaints(all)
 	}
 	if err == nil {
-		err = r.a.mayDrop(s, all, time.Now())
+		err = stages.TooEarly(r.a.mayDrop(s, all, time.Now()))
 	}
 	return err
 }

@@ -66,7 +66,7 @@ func (d *Drift) Check(ctx context.Context, server *embed.Etcd) error {
 		return nil
 	}
 	if len(here.Kvs) == 0 {
-		if err := d.refuseEmpty(ctx, client, prefix); err != nil {
+		if err := d.refuseEmpty(ctx, client, prefix, here.Header.Revision); err != nil {
 			return err
 		}
 	}
@@ -92,9 +92,11 @@ func (d *Drift) services(ctx context.Context, client *clientv3.Client, prefix st
 // kthwdKeys are kthwd's own; no API server's are below them.
 const kthwdKeys = "/kthwd/"
 
-func (d *Drift) refuseEmpty(ctx context.Context, client *clientv3.Client, prefix string) error {
+// refuseEmpty looks elsewhere in etcd, at the revision at which nothing was below prefix: another
+// controller of a new cluster may write its first objects meanwhile.
+func (d *Drift) refuseEmpty(ctx context.Context, client *clientv3.Client, prefix string, revision int64) error {
 	for _, r := range [][2]string{{"/", kthwdKeys}, {clientv3.GetPrefixRangeEnd(kthwdKeys), "0"}} {
-		other, err := client.Get(ctx, r[0], clientv3.WithRange(r[1]), clientv3.WithLimit(1), clientv3.WithKeysOnly())
+		other, err := client.Get(ctx, r[0], clientv3.WithRange(r[1]), clientv3.WithLimit(1), clientv3.WithKeysOnly(), clientv3.WithRev(revision))
 		if err != nil || len(other.Kvs) == 0 {
 			continue
 		}

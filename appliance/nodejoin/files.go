@@ -87,7 +87,7 @@ func plan(o Options, f found) (*Plan, error) {
 	p := &Plan{Files: []File{
 		{Path: o.Files.CA, Mode: 0o644, Data: f.ca},
 		{Path: o.Files.bootstrap(), Mode: 0o600, Data: bootstrap},
-		{Path: o.Files.config(), Mode: 0o644, Data: kubeletConfig(o, f)},
+		{Path: o.Files.config(), Mode: 0o644, Data: append(kubeletConfig(o, f), resolver()...)},
 	}}
 	if o.Files.Unit != "" {
 		p.Files = append(p.Files, File{Path: o.Files.Unit, Mode: 0o644, Data: unit(o)})
@@ -142,7 +142,7 @@ func (p *Plan) Write() (made []string, err error) {
 func kubeletConfig(o Options, f found) []byte {
 	dns, _ := json.Marshal(f.cluster.DNS)       // JSON is YAML
 	domain, _ := json.Marshal(f.cluster.Domain) // the same
-	text := fmt.Sprintf(`# Made by kthwd node join.
+	return fmt.Appendf(nil, `# Made by kthwd node join.
 kind: KubeletConfiguration
 apiVersion: kubelet.config.k8s.io/v1beta1
 authentication:
@@ -161,11 +161,14 @@ clusterDNS: %s
 cgroupDriver: %s
 containerRuntimeEndpoint: %s
 `, o.Files.CA, domain, dns, o.Files.CgroupDriver, o.Files.Runtime)
-	const resolved = "/run/systemd/resolve/resolv.conf" // without the local stub, which pods cannot reach
-	if _, err := os.Stat(resolved); err == nil {
-		text += "resolvConf: " + resolved + "\n"
+}
+
+// resolver is the line of the kubelet's configuration about this machine's resolver.
+func resolver() string {
+	if _, err := os.Stat(resolved); err != nil {
+		return ""
 	}
-	return []byte(text)
+	return "resolvConf: " + resolved + "\n"
 }
 
 func unit(o Options) []byte {

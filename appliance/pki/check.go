@@ -195,7 +195,7 @@ func (v *survey) checkDates(file, what string, c *x509.Certificate, idle bool) {
 		m.Problem = fmt.Sprintf("%sexpired on %s, and it is now %s", what, day(c.NotAfter), day(v.now))
 		m.Hint = "renew it, or move it (and its key, if that is a file) away and kthwd makes new ones"
 		if c.IsCA {
-			m.Hint = "everything that an expired CA has signed is invalid, too: redo all of part 2"
+			m.Hint = hintExpiredCA
 		}
 	case left < expiresSoon:
 		v.warn("%s: %sexpires on %s, in %d days", file, what, day(c.NotAfter), int(left.Hours()/24))
@@ -208,6 +208,8 @@ func (v *survey) checkDates(file, what string, c *x509.Certificate, idle bool) {
 		v.misfit(m)
 	}
 }
+
+const hintExpiredCA = "check this machine's clock; if it is right, everything that the CA has signed is invalid, too: redo all of part 2"
 
 // checkLeafDates is checkDates for a leaf, but has an expired one renewed if the Spec wants
 // that and this directory can.

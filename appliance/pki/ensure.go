@@ -30,6 +30,9 @@ func Ensure(l Layout, s Spec) (Report, error) {
 		return Report{}, err
 	}
 	defer held.Close()
+	if err := finishNewKeys(l); err != nil {
+		return Report{}, err
+	}
 	return newSurvey(l, s).ensure(l.Dir)
 }
 

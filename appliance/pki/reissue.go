@@ -24,6 +24,7 @@ type Renewed struct {
 	Until      time.Time // the end of the new one
 	Kept       string    // the old file
 	Shortened  bool      // the new one ends with its CA, before its own life is over
+	NewKey     bool      // it is for another key than the old one
 }
 
 // RenewOptions says what Renew does.
@@ -35,11 +36,14 @@ type RenewOptions struct {
 	CAKey []byte        // the key of that CA, where the directory has another one or none; nil for that of the directory
 	Life  time.Duration // of new certificates; 0 means a year
 	Now   func() time.Time
+
+	NewKey bool // for another key, too: somebody may know the old one
 }
 
-// Renew puts new certificates in the place of those in the directory, for the same keys and
-// names. Each file is replaced in one step, when the new one is whole and the old one is
-// kept; a crash leaves the one or the other. It blocks while another call works on the
+// Renew puts new certificates in the place of those in the directory, for the same names and, without
+// NewKey, the same keys. Each file is replaced in one step, when the new one is whole and the old
+// one is kept; a crash leaves the one or the other. Between a new key and its certificate it leaves
+// both on the disk, and the next Renew or Ensure ends it. It blocks while another call works on the
 // directory. The error joins one for each file that was not renewed; the others are.
 func Renew(l Layout, o RenewOptions) (done []Renewed, err error) {
 	if err := checkRenewalNames(o.Names); err != nil {
@@ -50,6 +54,9 @@ func Renew(l Layout, o RenewOptions) (done []Renewed, err error) {
 		return nil, err
 	}
 	defer held.Close()
+	if err := finishNewKeys(l); err != nil {
+		return nil, err
+	}
 	v := newSurvey(l, Spec{LeafLife: o.Life, Now: o.Now})
 	v.moves = o.Moved
 	v.loadCAs()
@@ -62,6 +69,7 @@ func Renew(l Layout, o RenewOptions) (done []Renewed, err error) {
 	files := v.leafFiles()
 	errs := missingNames(o.Names, files)
 	var changes []*change
+	keys := keyMaker{}
 	for _, f := range files {
 		state := v.state(f)
 		asked := slices.Contains(o.Names, f.name) || o.All && f.row.renewed || o.Moved != "" && o.Moved == f.row.issuer && v.moved(f)
@@ -71,6 +79,16 @@ func Renew(l Layout, o RenewOptions) (done []Renewed, err error) {
 		if state.Cannot != "" {
 			errs = append(errs, f.refused(state.Cannot, state.Hint))
 			continue
+		}
+		if o.NewKey {
+			if v.layout.isElsewhere(f.keyPath) {
+				errs = append(errs, f.refused("its key is a file of yours, which files: names", ""))
+				continue
+			}
+			if err := keys.give(&f); err != nil {
+				errs = append(errs, f.refused(err.Error(), ""))
+				continue
+			}
 		}
 		changes = append(changes, v.reissue(f))
 	}
@@ -114,6 +132,7 @@ type change struct {
 	shortened bool
 	kept      string
 	new       []byte
+	half      bool  // the new key has its name, and the certificate has not
 	err       error // what kept it from being made
 }
 
@@ -130,7 +149,7 @@ func (v *survey) reissue(f leafFile) *change {
 // again makes a certificate like the one in the file.
 func (v *survey) again(f leafFile) (*x509.Certificate, error) {
 	ca, like := v.pairs[f.row.issuer], f.pair.chain[0]
-	template, err := f.row.template(nil, like.PublicKey, v.now)
+	template, err := f.row.template(nil, f.public(), v.now)
 	if err != nil {
 		return nil, err
 	}
@@ -142,7 +161,7 @@ func (v *survey) again(f leafFile) (*x509.Certificate, error) {
 		template.KeyUsage = like.KeyUsage
 	}
 	within(template, ca.chain[0])
-	der, err := x509.CreateCertificate(rand.Reader, template, ca.chain[0], like.PublicKey, ca.key)
+	der, err := x509.CreateCertificate(rand.Reader, template, ca.chain[0], f.public(), ca.key)
 	var cert *x509.Certificate
 	if err == nil {
 		cert, err = x509.ParseCertificate(der)
@@ -175,8 +194,15 @@ func (v *survey) install(changes []*change) (done []Renewed, errs []error) {
 		staging.Go(c.stage) // at once: the disk flushes several files as fast as one
 	}
 	staging.Wait()
+	if slices.ContainsFunc(ready(), func(c *change) bool { return c.newKey != nil }) {
+		if err := durable.Sync(v.layout.Dir); err != nil { // a crash from now on finds each certificate beside its key
+			for _, c := range ready() {
+				c.err = err
+			}
+		}
+	}
 	for _, c := range ready() {
-		c.err = os.Rename(durable.Hidden(c.path), c.path)
+		c.put()
 	}
 	if len(ready()) > 0 {
 		if err := durable.Sync(v.layout.Dir); err != nil {
@@ -185,25 +211,62 @@ func (v *survey) install(changes []*change) (done []Renewed, errs []error) {
 	}
 	for _, c := range changes {
 		if c.err != nil {
-			_ = os.Remove(durable.Hidden(c.path)) // c.err says more
+			c.clear()
 			errs = append(errs, &Failed{File: c.path, Err: fmt.Errorf("renew %s: %w", c.path, c.err)})
 			continue
 		}
-		done = append(done, Renewed{Name: c.name, File: c.path, Until: c.chain[0].NotAfter, Kept: c.kept, Shortened: c.shortened})
+		done = append(done, Renewed{Name: c.name, File: c.path, Until: c.chain[0].NotAfter, Kept: c.kept, Shortened: c.shortened, NewKey: c.newKey != nil})
 	}
 	return done, errs
 }
 
-// stage writes the new file under its hidden name.
+// stage writes the new file, and its new key, under their hidden names.
 func (c *change) stage() {
 	if c.new, c.err = c.with(c.chain...); c.err != nil {
 		return
 	}
-	if err := os.Remove(durable.Hidden(c.path)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		c.err = err
+	if c.err = hide(c.path, c.new, c.mode); c.err != nil {
 		return
 	}
-	c.err = durable.Create(durable.Hidden(c.path), c.new, c.mode)
+	if key, is := c.ofKey(); is {
+		var data []byte
+		if data, c.err = encodeKey(c.newKey); c.err == nil {
+			c.err = hide(key.path, data, key.mode)
+		}
+	}
+}
+
+// hide writes a file under its hidden name.
+func hide(path string, data []byte, mode fs.FileMode) error {
+	if err := os.Remove(durable.Hidden(path)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return durable.Create(durable.Hidden(path), data, mode)
+}
+
+// put gives the new files their names, the key first: see finishNewKeys.
+func (c *change) put() {
+	if key, is := c.ofKey(); is {
+		if c.err = os.Rename(durable.Hidden(key.path), key.path); c.err != nil {
+			return
+		}
+		c.half = true
+	}
+	if c.err = os.Rename(durable.Hidden(c.path), c.path); c.err == nil {
+		c.half = false
+	}
+}
+
+// clear removes the hidden files of a change that has failed, unless its key is in place: then the
+// next renewal ends it.
+func (c *change) clear() {
+	if c.half {
+		return
+	}
+	_ = os.Remove(durable.Hidden(c.path)) // c.err says more
+	if key, is := c.ofKey(); is {
+		_ = os.Remove(durable.Hidden(key.path))
+	}
 }
 
 // keptCopies is how many old versions of a file stay.
@@ -218,7 +281,14 @@ func (v *survey) keepAll(changes []*change) {
 	var keeping sync.WaitGroup
 	for _, c := range changes {
 		if c.err = err; err == nil {
-			keeping.Go(func() { c.kept, c.err = keep(v.layout.KeptCertificates(), c.leafFile, v.now) }) // see install
+			keeping.Go(func() { // see install
+				if c.kept, c.err = keep(v.layout.KeptCertificates(), c.leafFile, v.now); c.err != nil {
+					return
+				}
+				if key, is := c.ofKey(); is {
+					_, c.err = keep(v.layout.KeptCertificates(), key, v.now)
+				}
+			})
 		}
 	}
 	keeping.Wait()

@@ -3,6 +3,7 @@ package pki
 import (
 	"bytes"
 	"cmp"
+	"crypto"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/binary"
@@ -61,6 +62,10 @@ type leafFile struct {
 	data []byte
 	mode fs.FileMode
 	pair pair // key and chain as they are
+
+	keyPath string // of a certificate that has its key in another file
+	keyData []byte
+	newKey  crypto.Signer // that takes the place of the old one; nil for that
 
 	problem, hint string // why it cannot be renewed, whatever the signer
 }
@@ -153,7 +158,7 @@ func (v *survey) cannot(f leafFile) (reason, hint string) {
 			"clients that verify it may trust the one that has signed it only: issue it there"
 	case !current(ca.chain[0], v.now):
 		return fmt.Sprintf("its CA is valid from %s to %s, and it is now %s", day(ca.chain[0].NotBefore), day(ca.chain[0].NotAfter), day(v.now)),
-			"everything that an expired CA has signed is invalid, too: redo all of part 2"
+			hintExpiredCA
 	}
 	return "", ""
 }
@@ -234,6 +239,7 @@ func (v *survey) readLeaf(r row) (leafFile, bool) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return f.unfit("its key is missing: "+v.layout.Key(r.name), "copy the key from the origin of the certificate"), true
 	}
+	f.keyPath, f.keyData = v.layout.Key(r.name), data
 	if err == nil {
 		f.pair.key, err = parseKey(data)
 	}
@@ -318,12 +324,26 @@ func (f leafFile) with(chain ...*x509.Certificate) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	data := bytes.ReplaceAll(f.data, []byte(old), []byte(base64.StdEncoding.EncodeToString(encodeCertificates(chain))))
+	data, err := replaced(f.data, old, base64.StdEncoding.EncodeToString(encodeCertificates(chain)))
+	if err == nil && f.newKey != nil {
+		data, err = f.withKey(data)
+	}
+	if err != nil {
+		return nil, err
+	}
 	a, err := parseKubeconfig(data, filepath.Dir(f.path))
-	if err == nil && !a.client.chain[0].Equal(chain[0]) {
+	if err == nil && (!a.client.chain[0].Equal(chain[0]) || !fits(a.client.key, chain[0].PublicKey)) {
 		err = errors.New("the new certificate would not be the one in use")
 	}
 	return data, err
+}
+
+// replaced replaces a value of a kubeconfig, which is on one line there.
+func replaced(data []byte, old, value string) ([]byte, error) {
+	if old == "" || !bytes.Contains(data, []byte(old)) {
+		return nil, errors.New("its client certificate or key is in another file, or spread over several lines")
+	}
+	return bytes.ReplaceAll(data, []byte(old), []byte(value)), nil
 }
 
 // RenewalNames lists the names that Renew takes, in the order of the tutorial.

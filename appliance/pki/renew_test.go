@@ -422,7 +422,8 @@ func TestRequestsAndImport(t *testing.T) {
 			c.NotAfter = time.Now().Add(-time.Hour)
 			c.NotBefore = c.NotAfter.Add(-time.Hour)
 		},
-		"certificate of a CA": func(c *x509.Certificate) { c.IsCA, c.BasicConstraintsValid = true, true },
+		"and its CA before that": func(c *x509.Certificate) { c.NotAfter = certificate(t, ca.CA()).NotAfter.Add(time.Hour) },
+		"certificate of a CA":    func(c *x509.Certificate) { c.IsCA, c.BasicConstraintsValid = true, true },
 		"not issued for client ": func(c *x509.Certificate) {
 			c.ExtraExtensions, c.ExtKeyUsage = nil, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 		},

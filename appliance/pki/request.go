@@ -94,8 +94,8 @@ func (f leafFile) request() (Request, error) {
 // Import puts certificates that were signed elsewhere in the place of those whose key they
 // fit: kubernetes.pem, or the kubeconfigs and the pair beside them. files are PEM files of
 // one certificate each, followed by those between it and the CA. A certificate must have
-// the subject, the uses and all names of the one before it, be valid now, and lead to a CA
-// that the clients here trust. If one is refused, nothing is changed.
+// the subject, the uses and all names of the one before it, be valid now, lead to a CA
+// that the clients here trust, and not end after that. If one is refused, nothing is changed.
 func Import(l Layout, files []string, now time.Time) (done []Renewed, err error) {
 	held, err := lock(l.Dir, syscall.LOCK_EX)
 	if err != nil {
@@ -171,6 +171,8 @@ func (v *survey) unfit(f leafFile, chain []*x509.Certificate) string {
 		return fmt.Sprintf("it is valid from %s to %s, and it is now %s", day(c.NotBefore), day(c.NotAfter), day(v.now))
 	case !signed(chain, cas):
 		return "it is not signed by a CA in " + v.layout.Cert(f.row.issuer)
+	case outlives(chain, cas) != nil:
+		return fmt.Sprintf("it ends on %s, and its CA before that, on %s", day(c.NotAfter), day(outlives(chain, cas).NotAfter))
 	}
 	for _, use := range old.ExtKeyUsage {
 		if !allows(c, use) {
@@ -184,6 +186,21 @@ func (v *survey) unfit(f leafFile, chain []*x509.Certificate) string {
 		return v.distrust(chain)
 	}
 	return ""
+}
+
+// outlives returns the CA that ends before the certificate that it has signed; nil if one of the CAs
+// does not. The end of such a certificate would be believed, and come sooner.
+func outlives(chain, cas []*x509.Certificate) (ca *x509.Certificate) {
+	for i := range cas {
+		switch {
+		case !signed(chain, cas[i:i+1]):
+		case !chain[0].NotAfter.After(cas[i].NotAfter):
+			return nil
+		default:
+			ca = cas[i]
+		}
+	}
+	return ca
 }
 
 // distrust names a kubeconfig here whose user could no longer verify the API server.

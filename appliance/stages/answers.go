@@ -114,12 +114,30 @@ func Verbs[Request, Report any](path string, do func(context.Context, Request) (
 			out, err = do(r.Context(), in)
 		}
 		if err != nil {
-			status.Refuse(w, http.StatusConflict, err)
+			code := http.StatusConflict
+			if _, early := errors.AsType[*tooEarly](err); early {
+				code = status.TooEarly
+			}
+			status.Refuse(w, code, err)
 			return
 		}
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(out) // an error means that the client has gone
 	}}
+}
+
+// tooEarly is an error that time takes away.
+type tooEarly struct{ error }
+
+func (e *tooEarly) Unwrap() error { return e.error }
+
+// TooEarly marks the refusal of a verb that will be accepted later, without a change by anybody:
+// the client may ask again. It returns nil for nil.
+func TooEarly(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &tooEarly{err}
 }
 
 // unhurried takes the deadlines away: a look at all of etcd, the end of a term, and a controller that

@@ -135,6 +135,15 @@ func (r *refused) Error() string { return r.text }
 // Hint returns the hint that came with it.
 func (r *refused) Hint() string { return r.hint }
 
+// TooEarly is the code with which Refuse says that the same request will be accepted later.
+const TooEarly = http.StatusTooEarly
+
+// IsTooEarly reports whether the running kthwd has refused a request with TooEarly.
+func IsTooEarly(err error) bool {
+	r, ok := errors.AsType[*refused](err)
+	return ok && r.code == TooEarly
+}
+
 func parseLevels(body []byte) map[string]string {
 	levels := map[string]string{}
 	for line := range strings.Lines(string(body)) {

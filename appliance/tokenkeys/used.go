@@ -17,7 +17,8 @@ const headersMax = 64
 
 // Use is the use of tokens of one key, and the time since which that is known.
 type Use struct {
-	Since   time.Time `json:"since"`
+	First   time.Time `json:"first"` // when an earlier process began to watch; Since without one
+	Since   time.Time `json:"since"` // when this process did: nobody has watched while none ran
 	Count   int       `json:"count"`
 	Last    time.Time `json:"last,omitzero"`
 	Clients []Client  `json:"clients,omitempty"` // the newest first, one for each account
@@ -48,6 +49,7 @@ func (u *Use) Newest() string {
 // usage is the use of the watched key.
 type usage struct {
 	kid     string
+	first   time.Time
 	since   time.Time
 	count   int
 	last    time.Time
@@ -60,18 +62,43 @@ func (w *Watch) WatchUse(kid string) {
 	w.useMu.Lock()
 	defer w.useMu.Unlock()
 	if w.watched.kid != kid {
-		w.watched = usage{kid: kid, since: time.Now().UTC(), clients: map[string]Client{}}
+		now := time.Now().UTC()
+		w.watched = usage{kid: kid, first: now, since: now, clients: map[string]Client{}}
 	}
 }
 
-// UseOf is the use of the key since WatchUse was called with it; nil if it is not watched.
+// Resume adds what an earlier process has seen of the watched key. The time since which the use is
+// known without a break stays.
+func (w *Watch) Resume(kid string, before Use) {
+	w.useMu.Lock()
+	defer w.useMu.Unlock()
+	u := &w.watched
+	if kid == "" || u.kid != kid {
+		return
+	}
+	u.count += before.Count
+	if !before.First.IsZero() && before.First.Before(u.first) {
+		u.first = before.First
+	}
+	if before.Last.After(u.last) {
+		u.last = before.Last
+	}
+	for _, c := range before.Clients {
+		if now, known := u.clients[c.Account]; (!known && len(u.clients) < clientsMax) || known && c.Last.After(now.Last) {
+			u.clients[c.Account] = c
+		}
+	}
+}
+
+// UseOf is the use of the key since WatchUse was called with it, and what Resume has added; nil if it is
+// not watched.
 func (w *Watch) UseOf(kid string) *Use {
 	w.useMu.Lock()
 	defer w.useMu.Unlock()
 	if kid == "" || w.watched.kid != kid {
 		return nil
 	}
-	u := &Use{Since: w.watched.since, Count: w.watched.count, Last: w.watched.last, Clients: slices.Collect(maps.Values(w.watched.clients))}
+	u := &Use{First: w.watched.first, Since: w.watched.since, Count: w.watched.count, Last: w.watched.last, Clients: slices.Collect(maps.Values(w.watched.clients))}
 	slices.SortFunc(u.Clients, func(a, b Client) int { return b.Last.Compare(a.Last) })
 	return u
 }

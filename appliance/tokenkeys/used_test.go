@@ -50,6 +50,18 @@ func TestAccepted(t *testing.T) {
 	if slices.ContainsFunc(u.Clients, func(c Client) bool { return c.Account == web }) {
 		t.Error("the oldest client was kept")
 	}
+
+	again := New(Config{}) // a process that comes after this one
+	again.Resume(old.id, *u)
+	again.WatchUse(old.id)
+	again.Accepted(token(old), web, "10.0.0.7:4711")
+	again.Resume(other.id, *u)
+	again.Resume(old.id, *u)
+	r := again.UseOf(old.id)
+	if r.Count != u.Count+1 || len(r.Clients) != clientsMax || r.Clients[0].Account != web || !r.First.Equal(u.First) || !r.Since.After(u.Since) {
+		t.Errorf("after a restart: got %d uses by %d clients, the newest %s, watched since %v and %v; before %v", r.Count, len(r.Clients), r.Newest(), r.First, r.Since, u.Since)
+	}
+
 	w.WatchUse(other.id)
 	if w.UseOf(old.id) != nil || w.UseOf(other.id).Count != 0 {
 		t.Error("another watched key has the use of the one before")

@@ -58,6 +58,8 @@ type Rotation struct {
 
 	runner *stages.Runner
 
+	kept keptUse // used by follow only
+
 	mu      sync.Mutex
 	seen    State // as Run has last read it
 	holder  string
@@ -162,6 +164,12 @@ func (r *Rotation) carryOn(ctx context.Context, client *clientv3.Client, h *stag
 		if next == StageSign || next == StageDone {
 			if err := stages.ForgetKey(r.next()); err != nil {
 				return err
+			}
+		}
+		if next == StageDone {
+			// Each controller removes its own record; this is for those that do not run.
+			if _, err := client.Delete(ctx, usesPrefix, clientv3.WithPrefix()); err != nil {
+				r.cfg.Log.Debug("the records of accounts stay in etcd", "err", err)
 			}
 		}
 		if next == StageWatch || next == StageDone {

@@ -181,7 +181,7 @@ func (r *Rotation) beginDrop(ctx context.Context, client *clientv3.Client, force
 		err = notConfirmed(s, all)
 	}
 	if err == nil && !force {
-		err = mayDrop(s, all, time.Now())
+		err = stages.TooEarly(mayDrop(s, all, time.Now()))
 	}
 	if err != nil {
 		return err
@@ -241,6 +241,9 @@ func (r *Rotation) follow(ctx context.Context, client *clientv3.Client) error {
 		watched = s.Old
 	}
 	r.cfg.Tokens.WatchUse(watched)
+	if err := r.keepUse(ctx, client, watched, time.Now()); err != nil {
+		r.cfg.Log.Debug("the accounts that use the old key are not recorded", "err", err)
+	}
 	if kept, err := os.Lstat(r.next()); err == nil && !(s.Running() && s.Stage == StagePublish) {
 		r.tidy(ctx, client, kept)
 	}

@@ -62,8 +62,10 @@ type Config struct {
 	Client func() (*rest.Config, error)
 
 	Etcd     func() *embed.Etcd // nil while it does not run
-	Reserved func() []string    // the names and addresses in the API server's certificate
 	Services []netip.Prefix     // the ranges of service addresses
+
+	// Reserved returns the names and addresses in the certificates of all API servers.
+	Reserved func(context.Context, *clientv3.Client) ([]string, error)
 
 	// Renews reports whether a client with these groups is a load balancer, which asks for its own
 	// next certificate only, and MayRenew says why it does not get that. Nil for none.
@@ -205,7 +207,7 @@ func (d *Desk) round(ctx context.Context, client kubernetes.Interface) (left int
 	}
 	kv := v3client.New(server.Server)
 	defer kv.Close()
-	c, err := d.cluster(ctx, client, server)
+	c, err := d.cluster(ctx, client, kv, server)
 	if err != nil {
 		return len(todo), err
 	}
@@ -234,12 +236,16 @@ func (d *Desk) renews(groups []string) bool { return d.cfg.Renews != nil && d.cf
 func isToken(user string) bool { return strings.HasPrefix(user, bootstrapapi.BootstrapUserPrefix) }
 
 // cluster collects the facts for decisions.
-func (d *Desk) cluster(ctx context.Context, client kubernetes.Interface, server *embed.Etcd) (cluster, error) {
+func (d *Desk) cluster(ctx context.Context, client kubernetes.Interface, kv *clientv3.Client, server *embed.Etcd) (cluster, error) {
 	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{ResourceVersion: "0"})
 	if err != nil {
 		return cluster{}, err
 	}
-	c := cluster{nodes: nodes.Items, services: d.cfg.Services, reserved: d.cfg.Reserved()}
+	reserved, err := d.cfg.Reserved(ctx, kv)
+	if err != nil {
+		return cluster{}, err
+	}
+	c := cluster{nodes: nodes.Items, services: d.cfg.Services, reserved: reserved}
 	for _, m := range server.Server.Cluster().Members() {
 		c.controllers = append(c.controllers, Controller{m.Name, etcd.PeerHost(m)})
 	}
@@ -342,7 +348,7 @@ func (d *Desk) Admit(ctx context.Context, r Request) error {
 	defer kv.Close()
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
-	c, err := d.cluster(ctx, client, server)
+	c, err := d.cluster(ctx, client, kv, server)
 	if err != nil {
 		return err
 	}

@@ -34,7 +34,7 @@ type Controller struct{ Name, Address string }
 // cluster is what the policy knows of the cluster.
 type cluster struct {
 	controllers []Controller
-	reserved    []string // names and addresses of the API server
+	reserved    []string // names and addresses of the API servers
 	services    []netip.Prefix
 	nodes       []corev1.Node
 }
@@ -81,11 +81,11 @@ func checkUsages(usages []string, want certificatesv1.KeyUsage) error {
 // checkFree refuses a name that is somebody else's.
 func (c cluster) checkFree(name string) error {
 	for _, other := range c.controllers {
-		if other.Name == name {
+		if strings.EqualFold(other.Name, name) {
 			return fmt.Errorf("%s is the name of a controller", name)
 		}
 	}
-	if slices.Contains(c.reserved, name) {
+	if slices.ContainsFunc(c.reserved, func(r string) bool { return same(r, name) }) {
 		return fmt.Errorf("%s is a name of the API server", name)
 	}
 	return nil
@@ -155,6 +155,12 @@ func (c cluster) checkServing(r Request, ranges []netip.Prefix) (name string, er
 
 // checkDNS accepts a name that is the node's own.
 func (c cluster) checkDNS(node corev1.Node, dns string) error {
+	dns = strings.ToLower(strings.TrimSuffix(dns, ".")) // as those who verify a certificate compare names
+	for _, other := range c.controllers {
+		if same(other.Address, dns) {
+			return fmt.Errorf("%s is the address of the controller %s", dns, other.Name)
+		}
+	}
 	switch {
 	case strings.Contains(dns, "*"):
 		return fmt.Errorf("%s stands for the names of others, too", dns)

@@ -25,7 +25,7 @@ func node(name string, addresses ...string) corev1.Node {
 }
 
 var facts = cluster{
-	controllers: []Controller{{"c0", "10.0.1.73"}, {"c1", "fd00::1"}},
+	controllers: []Controller{{"c0", "10.0.1.73"}, {"c1", "fd00::1"}, {"c2", "c2.example.com"}},
 	reserved:    []string{"kubernetes", "kubernetes.default.svc", "lb.example.com", "10.0.1.48"},
 	services:    []netip.Prefix{netip.MustParsePrefix("10.32.0.0/24")},
 	nodes:       []corev1.Node{node("w0", "10.0.1.31", "fd00::31", "w0.example.com"), node("w1", "10.0.1.32", "10.32.0.9", "10.0.1.73", "127.0.0.1")},
@@ -51,7 +51,11 @@ func TestServing(t *testing.T) {
 		{name: "a user asks", change: func(r *Request) { r.Groups = nil }, want: "asks for"},
 		{name: "no addresses", change: func(r *Request) { r.Contents.DNSNames, r.Contents.IPAddresses = nil, nil }, want: "no address"},
 		{name: "API server's name", change: func(r *Request) { r.Contents.DNSNames = []string{"lb.example.com"} }, want: "API server"},
+		{name: "API server's name, capitals", change: func(r *Request) { r.Contents.DNSNames = []string{"LB.example.com"} }, want: "API server"},
+		{name: "a controller's name in DNS", change: func(r *Request) { r.Contents.DNSNames = []string{"C2.example.com"} }, want: "the address of the controller c2"},
+		{name: "API server's name, a dot", change: func(r *Request) { r.Contents.DNSNames = []string{"kubernetes.default.svc."} }, want: "API server"},
 		{name: "service", change: func(r *Request) { r.Contents.DNSNames = []string{"dns.kube-system.svc"} }, want: "service"},
+		{name: "service, capitals", change: func(r *Request) { r.Contents.DNSNames = []string{"dns.kube-system.SVC"} }, want: "service"},
 		{name: "service in full", change: func(r *Request) { r.Contents.DNSNames = []string{"dns.kube-system.svc.cluster.local"} }, want: "service"},
 		{name: "wildcard", change: func(r *Request) { r.Contents.DNSNames = []string{"*.example.com"} }, want: "names of others"},
 		{name: "mail", change: func(r *Request) { r.Contents.EmailAddresses = []string{"a@b"} }, want: "mail"},

@@ -21,6 +21,7 @@ import (
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/config"
+	"kthwd/appliance/nodejoin"
 	"kthwd/appliance/supervise"
 	"kthwd/appliance/text"
 	"kthwd/appliance/workers"
@@ -32,6 +33,7 @@ type tokenFlags struct {
 	limits                     workers.Limits
 	ranges                     []string
 	server, kubeconfig, output string
+	script                     bool
 }
 
 func (a *app) nodeTokenVerb(l *config.Loader) *cobra.Command {
@@ -48,10 +50,11 @@ func (a *app) nodeTokenCreateVerb(l *config.Loader) *cobra.Command {
 		Long: "Make a token with which a machine joins the cluster as a worker node, and print the command\n" +
 			"for that machine. The token is good for one node, unless --nodes says more, within --ttl.\n" +
 			"--name and --cidr bound which node it is good for, and the addresses for which that node\n" +
-			"gets serving certificates, then and later.\n\n" +
+			"gets serving certificates, then and later. --script prints a shell script instead, which makes\n" +
+			"the machine a node without kthwd; it holds the token.\n\n" +
 			"The key of the CA must be on the controllers: kube-controller-manager signs with it.",
 		Example: "  kthwd node token create --server=https://10.0.1.48:6443\n" +
-			"  kthwd node token create --name=worker-0 --cidr=10.0.1.31/32 --ttl=15m",
+			"  kthwd node token create --name=worker-0 --cidr=10.0.1.31/32 --script | ssh root@worker-0 sh",
 		Args: noVerb,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.nodeTokenCreate(cmd.Context(), l, f) },
 	}
@@ -61,6 +64,7 @@ func (a *app) nodeTokenCreateVerb(l *config.Loader) *cobra.Command {
 	fs.StringVar(&f.limits.Name, "name", "", "`NAME` The only node that may join with it; empty means any that the cluster does not have.")
 	fs.StringSliceVar(&f.ranges, "cidr", nil, "`CIDR` Range in which the nodes' addresses must be; more than one with commas. Empty means any.")
 	fs.StringVar(&f.server, "server", "", "`URL` Address at which the node reaches the API server; empty means this machine at --advertise-address.")
+	fs.BoolVar(&f.script, "script", false, "Print a shell script for the machine, which needs no kthwd; with --name.")
 	outputFlag(cmd, &f.output)
 	kubeconfigFlag(fs, &f.kubeconfig)
 	l.AddFlags(fs, "config", "data-dir", "bind-address", "advertise-address", "secure-port", "service-cluster-ip-range")
@@ -87,6 +91,9 @@ func (a *app) nodeTokenCreate(ctx context.Context, l *config.Loader, f *tokenFla
 	if err := f.limits.Check(f.ttl); err != nil {
 		return advice.Usage(err)
 	}
+	if f.script && asJSON {
+		return usagef("--script and -o json exclude each other")
+	}
 	c, err := a.controllerHere(ctx, l)
 	if err != nil {
 		return err
@@ -103,8 +110,13 @@ func (a *app) nodeTokenCreate(ctx context.Context, l *config.Loader, f *tokenFla
 	if err != nil {
 		return err
 	}
-	description, err := workers.Describe(server, ca, workers.Cluster{DNS: []string{dns}, Domain: clusterDomain})
+	cluster := workers.Cluster{DNS: []string{dns}, Domain: clusterDomain}
+	description, err := workers.Describe(server, ca, cluster)
 	if err != nil {
+		return err
+	}
+	script := nodejoin.Script{CA: ca, Cluster: cluster, Options: nodejoin.Options{Server: server, Name: f.limits.Name, Files: nodejoin.DefaultFiles()}}
+	if _, err := script.Text(); f.script && err != nil { // before there is a token
 		return err
 	}
 	return a.withNodes(ctx, l, f.kubeconfig, nodeTimeout, func(ctx context.Context, n nodes) error {
@@ -113,8 +125,14 @@ func (a *app) nodeTokenCreate(ctx context.Context, l *config.Loader, f *tokenFla
 			return err
 		}
 		made.Server, made.Hashes, made.Name = server, hashes, f.limits.Name
-		if asJSON {
+		switch {
+		case asJSON:
 			return writeJSON(a.out, made)
+		case f.script:
+			script.Token, script.Expires = made.Token, made.Expires
+			lines, err := script.Text()
+			fmt.Fprint(a.out, lines)
+			return err
 		}
 		return a.printToken(made, f)
 	})

@@ -69,15 +69,18 @@ func (a *app) pkiCAVerb(l *config.Loader) *cobra.Command {
 	cmd := group("ca", "Look at the cluster's CAs, or replace one")
 	goOn := func(verb, short, long, force string) *cobra.Command {
 		var forced bool
+		var wait time.Duration
 		var which caFlag
 		cmd := a.rotationGoOnVerb(l, caRotationCommand, verb, short, long, withCA(&which, func(ctx context.Context, t caTarget) error {
-			if _, err := t.ask(ctx, carotation.Request{Verb: verb, Force: forced}); err != nil {
+			err := a.patiently(ctx, wait, func() error { _, err := t.ask(ctx, carotation.Request{Verb: verb, Force: forced}); return err })
+			if err != nil {
 				return err
 			}
 			return a.caRotationWatch(ctx, t)
 		}))
 		which.add(cmd)
 		if force != "" {
+			waitFlag(cmd, &wait)
 			cmd.Flags().BoolVar(&forced, "force", false, force)
 		}
 		return cmd

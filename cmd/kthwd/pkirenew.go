@@ -24,6 +24,7 @@ import (
 // renewFlags are those of kthwd pki renew.
 type renewFlags struct {
 	all, plan bool
+	newKey    bool
 	csrOut    string
 	imports   []string
 }
@@ -36,7 +37,8 @@ func (a *app) pkiRenewVerb(l *config.Loader) *cobra.Command {
 		Long: "Renew the certificates called NAME, all with --all, or else those that are due: when a third\n" +
 			"of a year is left. Each keeps its key, its subject and its names. A running kthwd renews what\n" +
 			"is due by itself, and takes over what this verb has renewed, without a restart. The old files\n" +
-			"are kept in kept/certificates.\n\n" +
+			"are kept in kept/certificates. With --new-key each gets another key, too: for one that somebody\n" +
+			"may know.\n\n" +
 			"Where the key of the CA is elsewhere, --csr-out writes a request for each certificate, and\n" +
 			"--import takes the signed ones: one is refused that lacks a name of the one before it.\n\n" +
 			"Names: " + strings.Join(pki.RenewalNames(), ", ") + ".\n" +
@@ -47,6 +49,7 @@ func (a *app) pkiRenewVerb(l *config.Loader) *cobra.Command {
 	}
 	cmd.ValidArgs = pki.RenewalNames()
 	cmd.Flags().BoolVar(&f.all, "all", false, "Renew all that kthwd renews by itself, due or not.")
+	cmd.Flags().BoolVar(&f.newKey, "new-key", false, "Make another key for each, too.")
 	cmd.Flags().BoolVar(&f.plan, "plan", false, "Print when each is due and what this would do; change nothing.")
 	cmd.Flags().StringVar(&f.csrOut, "csr-out", "", "`DIR` Directory for a request (PKCS #10) for each certificate, in place of a renewal; made if it is missing.")
 	cmd.Flags().StringSliceVar(&f.imports, "import", nil, "`FILE` Certificates that were signed elsewhere, a PEM file each.")
@@ -77,7 +80,7 @@ func (a *app) pkiRenew(ctx context.Context, l *config.Loader, f *renewFlags, nam
 		a.renewed(done)
 		return err
 	}
-	done, err := pki.Renew(layout, pki.RenewOptions{Names: names, All: f.all, Due: len(names) == 0})
+	done, err := pki.Renew(layout, pki.RenewOptions{Names: names, All: f.all, Due: len(names) == 0, NewKey: f.newKey})
 	a.renewed(done)
 	if err == nil && len(done) == 0 {
 		fmt.Fprintln(a.out, "nothing is due; --plan prints when it is")
@@ -96,6 +99,8 @@ func (f *renewFlags) check(names []string) error {
 	switch {
 	case given > 1:
 		return usagef("--plan, --csr-out and --import exclude each other")
+	case f.newKey && (f.csrOut != "" || len(f.imports) > 0):
+		return usagef("--new-key excludes --csr-out and --import, which are about the keys that are here")
 	case len(f.imports) > 0 && (len(names) > 0 || f.all):
 		return usagef("--import takes no names: the keys say which certificates are replaced")
 	case f.csrOut != "" && len(names) == 0 && !f.all:
@@ -115,6 +120,9 @@ func (a *app) renewed(done []pki.Renewed) {
 		note := ""
 		if r.Shortened {
 			note = ", with its CA"
+		}
+		if r.NewKey {
+			note += ", with another key"
 		}
 		fmt.Fprintf(a.out, "renewed  %s until %s%s; the old one is %s\n", r.File, r.Until.UTC().Format(time.DateOnly), note, r.Kept)
 	}
@@ -149,7 +157,7 @@ func (f *renewFlags) planned(r pki.Renewal, names []string, now time.Time) strin
 	case r.Cannot != "":
 		return "cannot be renewed: " + r.Cannot
 	case asked || len(names) == 0 && r.IsDue(now):
-		return "renew until " + r.Until.UTC().Format(time.DateOnly)
+		return "renew until " + r.Until.UTC().Format(time.DateOnly) + map[bool]string{true: ", with another key"}[f.newKey]
 	}
 	return "keep"
 }

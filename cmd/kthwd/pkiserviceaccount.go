@@ -24,10 +24,12 @@ const (
 func (a *app) pkiServiceAccountVerb(l *config.Loader) *cobra.Command {
 	cmd := group("service-account", "Look at the key that signs service account tokens, or rotate it")
 	var force bool
+	var wait time.Duration
 	goOn := func(verb, short, long string) *cobra.Command {
 		return a.rotationGoOnVerb(l, tokenRotationCommand, verb, short, long, func(ctx context.Context, t target) error {
 			in := tokenrotation.Request{Verb: verb, Force: force}
-			if _, err := askTokenRotation(ctx, t, in); err != nil {
+			err := a.patiently(ctx, wait, func() error { _, err := askTokenRotation(ctx, t, in); return err })
+			if err != nil {
 				return err
 			}
 			return a.tokenRotationWatch(ctx, t)
@@ -37,6 +39,7 @@ func (a *app) pkiServiceAccountVerb(l *config.Loader) *cobra.Command {
 		"Let every controller forget the old key: its tokens are refused from then on. The verb itself is\n"+
 			"refused until every controller has watched for a day and seen no token of the old key; pods get\n"+
 			"new tokens within the hour, a Secret of the type service-account-token keeps its old one.")
+	waitFlag(drop, &wait)
 	drop.Flags().BoolVar(&force, "force", false, "Forget it, although somebody may still use a token of it.")
 	cmd.AddCommand(a.tokenRotationStatusVerb(l), a.tokenRotationRotateVerb(l),
 		goOn(tokenrotation.VerbResume, "Go on with a rotation that has stopped",
@@ -146,7 +149,14 @@ func writeUses(w *tabwriter.Writer, r tokenrotation.Report) {
 		if c.Use == nil {
 			continue
 		}
-		fmt.Fprintf(w, "old key\t%s accepted %d tokens of it since %s\n", text.Line(c.Name), c.Use.Count, c.Use.Since.UTC().Format(time.RFC3339))
+		from := c.Use.First
+		if from.IsZero() { // of an older kthwd
+			from = c.Use.Since
+		}
+		fmt.Fprintf(w, "old key\t%s accepted %d tokens of it since %s\n", text.Line(c.Name), c.Use.Count, from.UTC().Format(time.RFC3339))
+		if c.Use.Since.After(from) {
+			fmt.Fprintf(w, "\tit was restarted, and has watched without a break since %s\n", c.Use.Since.UTC().Format(time.RFC3339))
+		}
 		for _, client := range c.Use.Clients {
 			fmt.Fprintf(w, "\t%s from %s at %s\n", text.Line(client.Account), text.Line(client.Address), client.Last.UTC().Format(time.RFC3339))
 		}

@@ -14,11 +14,19 @@ import (
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/config"
+	"kthwd/appliance/status"
 	"kthwd/appliance/text"
 )
 
-// rotationPoll is the time from one look at a rotation to the next.
-const rotationPoll = 500 * time.Millisecond
+const (
+	// rotationPoll is the time from one look at a rotation to the next.
+	rotationPoll = 500 * time.Millisecond
+
+	// tryAgain is the pause after a refusal because it is too early, and sayAgain how often the
+	// reason is shown.
+	tryAgain = 10 * time.Second
+	sayAgain = 10 * time.Minute
+)
 
 // withTarget calls do with the kthwd that the flags name. A signal ends its context.
 func (a *app) withTarget(ctx context.Context, l *config.Loader, do func(context.Context, target) error) error {
@@ -65,6 +73,33 @@ func (a *app) rotationGoOnVerb(l *config.Loader, command, verb, short, long stri
 	}
 	l.AddFlags(cmd.Flags(), "config", "data-dir")
 	return cmd
+}
+
+// waitFlag gives a verb that may come too early the time for which it is tried again.
+func waitFlag(cmd *cobra.Command, wait *time.Duration) {
+	cmd.Flags().DurationVar(wait, "wait", 0, "`DURATION` How long to try again while it is too early; 0s refuses at once.")
+}
+
+// patiently calls do until it is not too early for that, for so long at most, and shows what it waits
+// for.
+func (a *app) patiently(ctx context.Context, wait time.Duration, do func() error) error {
+	end, say := time.Now().Add(wait), time.Now()
+	for {
+		err := do()
+		now := time.Now()
+		if !status.IsTooEarly(err) || !now.Before(end) {
+			return err
+		}
+		if !now.Before(say) {
+			fmt.Fprintf(a.err, "waits  %s\n", text.Line(err.Error()))
+			say = now.Add(sayAgain)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("interrupted, and nothing has changed: %w", err)
+		case <-time.After(min(tryAgain, time.Until(end))):
+		}
+	}
 }
 
 // rotationLook is a rotation at one moment, for watchRotation.

@@ -69,7 +69,11 @@ func runMachine(t *testing.T, env []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), self, "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=10m")
+	atMost := "10m"
+	if os.Getenv(rotationEnv) != "" {
+		atMost = "70m"
+	}
+	cmd := exec.CommandContext(t.Context(), self, "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout="+atMost)
 	cmd.Env, cmd.Stdout, cmd.Stderr = env, t.Output(), t.Output()
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWUTS,

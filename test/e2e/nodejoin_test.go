@@ -27,6 +27,7 @@ const workerCA = "/var/lib/kubelet/ca.pem"
 // written.
 const forMachine = `kind: KubeletConfiguration
 apiVersion: kubelet.config.k8s.io/v1beta1
+cgroupDriver: cgroupfs
 resolvConf: ""
 cgroupsPerQOS: false
 enforceNodeAllocatable: []
@@ -43,18 +44,7 @@ func TestRealNodeJoins(t *testing.T) {
 	if !onWorkerMachine(t) {
 		return
 	}
-	run(t, "ip", "address", "add", joinerAddress+"/24", "dev", "eth0")
-	c := kthwtest.Start(t, kthwtest.Options{Plain: true, Args: []string{"--advertise-address=" + workerAddress}})
-	startContainerd(t, os.Getenv(archiveEnv))
-	made := run(t, kthwtest.Binary(t), "node", "token", "create", "--name="+workerName, "--cidr="+joinerAddress+"/32", "-o=json")
-	writeFile(t, "/run/join.json", made)
-	t.Cleanup(func() { os.Remove("/run/join.json") })
-	run(t, kthwtest.Binary(t), "node", "join", "--from=/run/join.json", "--node-ip="+joinerAddress, "--cgroup-driver=cgroupfs", "--ca-file="+workerCA,
-		"--kubelet="+kthwtest.Tool(t, kubeletPackage))
-	writeFile(t, "/etc/kubelet.d/10-machine.conf", forMachine)
-	command := execStart(readFile(t, "/etc/systemd/system/kubelet.service"))
-	kubelet := startDaemon(t, command[0], append(command[1:], "--config-dir=/etc/kubelet.d", "--v=2")...)
-	waitNodeReady(t, c, kubelet)
+	c, kubelet := joinWorker(t, byCommand)
 	pod := deployHello(t, c)
 
 	t.Run("serving certificate", func(t *testing.T) {
@@ -85,6 +75,44 @@ func TestRealNodeJoins(t *testing.T) {
 			t.Errorf("nodes: got %v, %v; want none", list.Items, err)
 		}
 	})
+}
+
+// joinWorker runs a controller and joins a real kubelet to it, whose files join writes. args are the
+// controller's.
+func joinWorker(t *testing.T, join func(*testing.T), args ...string) (*kthwtest.Controller, *daemon) {
+	t.Helper()
+	run(t, "ip", "address", "add", joinerAddress+"/24", "dev", "eth0")
+	c := kthwtest.Start(t, kthwtest.Options{Plain: true, Args: append(args, "--advertise-address="+workerAddress)})
+	startContainerd(t, os.Getenv(archiveEnv))
+	join(t)
+	writeFile(t, "/etc/kubelet.d/10-machine.conf", forMachine)
+	command := execStart(readFile(t, "/etc/systemd/system/kubelet.service"))
+	kubelet := startDaemon(t, kthwtest.Tool(t, kubeletPackage), append(command[1:], "--config-dir=/etc/kubelet.d", "--v=2")...)
+	waitNodeReady(t, c, kubelet)
+	return c, kubelet
+}
+
+// newToken makes a token for the worker.
+func newToken(t *testing.T, args ...string) string {
+	t.Helper()
+	return run(t, kthwtest.Binary(t), append([]string{"node", "token", "create", "--name=" + workerName, "--cidr=" + joinerAddress + "/32"}, args...)...)
+}
+
+// byCommand joins with kthwd.
+func byCommand(t *testing.T) {
+	t.Helper()
+	writeFile(t, "/run/join.json", newToken(t, "-o=json"))
+	t.Cleanup(func() { os.Remove("/run/join.json") })
+	run(t, kthwtest.Binary(t), "node", "join", "--from=/run/join.json", "--node-ip="+joinerAddress, "--cgroup-driver=cgroupfs", "--ca-file="+workerCA,
+		"--kubelet="+kthwtest.Tool(t, kubeletPackage))
+}
+
+// byScript joins with the shell script, without kthwd. The machine has the CA's file already.
+func byScript(t *testing.T) {
+	t.Helper()
+	writeFile(t, "/run/join.sh", newToken(t, "--script"))
+	t.Cleanup(func() { os.Remove("/run/join.sh") })
+	wantAll(t, run(t, "env", "NODE_IP="+joinerAddress, "sh", "/run/join.sh"), "made  /var/lib/kubelet/bootstrap.kubeconfig", "made  /etc/systemd/system/kubelet.service")
 }
 
 // replaceCA replaces the cluster's CA under a kubelet that runs: the new one does not sign before the

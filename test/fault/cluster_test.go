@@ -27,6 +27,7 @@ type made struct {
 	args   []string          // of each controller, beside its file
 	env    []string          // of each controller
 	binary string            // of each controller that starts; empty: this kthwd
+	homes  []string          // the working directory of each controller; nil for the test's
 }
 
 func madeAddress(i int) string { return fmt.Sprintf("127.0.71.%d", i+1) }
@@ -69,6 +70,9 @@ func (m *made) start(t *testing.T, i int) *kthwtest.Controller {
 		}
 		o.Args = append(o.Args, m.args...)
 		o.Binary = m.binary
+		if m.homes != nil {
+			o.Wrap = []string{"env", "--chdir=" + m.homes[i]}
+		}
 	}
 	o.File = filepath.Join(o.Dir, "kthwd.yaml")
 	return kthwtest.Start(t, o)

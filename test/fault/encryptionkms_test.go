@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -45,12 +46,24 @@ func newKeyServer(t *testing.T, id string) *keyServer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir, err := os.MkdirTemp("", "kms") // short enough for a socket
+	return &keyServer{id: id, seal: seal, socket: filepath.Join(shortDir(t), "s")}
+}
+
+// shortDir is a directory whose name leaves room for that of a socket.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "kms")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	return &keyServer{id: id, seal: seal, socket: filepath.Join(dir, "s")}
+	return dir
+}
+
+// beside is a plugin for the same key on another machine.
+func (k *keyServer) beside(t *testing.T) *keyServer {
+	t.Helper()
+	return &keyServer{id: k.id, seal: k.seal, socket: filepath.Join(shortDir(t), "s")}
 }
 
 func (k *keyServer) endpoint() string { return "unix://" + k.socket }
@@ -199,5 +212,118 @@ func TestEncryptionKMS(t *testing.T) {
 	_ = atStage(t, c, "rewrite", func() { code, out = verb(t, c, "encryption", "abort") }, "--provider=kms", "--kms-name=vault3", "--kms-endpoint="+second.endpoint())
 	if got := storedWith(t, c.Etcd(t)); code != 0 || len(got) != 1 || got["secretbox key1"] < n {
 		t.Errorf("abort: got exit code %d, in etcd %v:\n%s", code, got, out)
+	}
+}
+
+// Three controllers, each with a KMS plugin of its own for the same key. A plugin that is missing
+// on one of them is named before anything changes; one that goes away stops the rotation, and
+// another controller than began it ends it. The values of a key server are proven on the way
+// back, too, where a controller is killed, and one with the file of another time is not admitted.
+func TestKMSOfThree(t *testing.T) {
+	endToEnd(t, "TestEncryptionKMS moves the secrets of one controller")
+	kthwtest.Turn(t, 3)
+	first := newKeyServer(t, "1")
+	plugins := []*keyServer{first, first.beside(t), first.beside(t)}
+	m := makeCluster(t)
+	m.args = append(m.args, shortRequests)
+	for _, k := range plugins {
+		m.homes = append(m.homes, filepath.Dir(k.socket))
+	}
+	all := m.startAll(t)
+	const n = 40
+	storeSecrets(t, direct(t, all[0]), "s", n)
+	files := func() (all []string) {
+		for i := range 3 {
+			all = append(all, string(fileText(t, filepath.Join(m.dir, fmt.Sprintf("c%d", i), encryptionFile))))
+		}
+		return all
+	}
+	before := files()
+	// One file for all, whose socket is another one on each: as on machines.
+	to := []string{"--provider=kms", "--kms-name=vault", "--kms-endpoint=unix:///proc/self/cwd/s"}
+
+	plugins[0].start(t)
+	plugins[1].start(t)
+	refuses(t, all[0], append([]string{"encryption", "rotate"}, to...), "c2: ", "a key server does not answer", "start the KMS plugin")
+	if answer, err := all[0].Etcd(t).Get(t.Context(), "/kthwd/encryption/", clientv3.WithPrefix()); err != nil || len(answer.Kvs) > 0 || !slices.Equal(files(), before) {
+		t.Errorf("after the refusal: got %v, %v", answer, err)
+	}
+
+	plugins[2].start(t)
+	b := startBusy(t, direct(t, all[0]), direct(t, all[1]))
+	out := atStage(t, all[0], "rewrite", plugins[2].stop, to...)
+	if !strings.Contains(out, "has stopped: c2: ") || !strings.Contains(out, "a key server does not answer") || !strings.Contains(out, "kthwd encryption resume") {
+		t.Fatalf("without the plugin of c2: got\n%s", out)
+	}
+	b.check(t)
+	kthwtest.WaitFor(t, "the finding on another controller", soon, func() error {
+		if r := mustStatus(t, all[1]); !findingSays(r, "encryption_rotation", "has stopped") {
+			return fmt.Errorf("got %+v", r.Findings)
+		}
+		return nil
+	})
+	plugins[2].start(t)
+	resumes(t, all[1])
+	m.keptWith(t, all, "kms vault", n)
+	if now := files(); strings.Contains(now[0], "secret:") || now[1] != now[0] || now[2] != now[0] {
+		t.Error("a file still has a key, or the files differ")
+	}
+
+	withKMS := files()[2]
+	all[2].Signal(t, syscall.SIGTERM)
+	all[2].Wait(t, soon)
+	edit(t, filepath.Join(all[2].Dir, encryptionFile), before[2])
+	m.notAdmitted(t, "not that of the other controllers")
+	edit(t, filepath.Join(all[2].Dir, encryptionFile), withKMS)
+	all[2] = m.start(t, 2)
+	all[2].WaitReady(t)
+	readSecrets(t, direct(t, all[2]), "s", n) // which it has never seen: the plugin opens them
+
+	b = startBusy(t, direct(t, all[0]), direct(t, all[1]))
+	killInStage(t, all[:], 1, 2, 0, "write", "secretbox", 0)
+	b.check(t)
+	all[2] = m.start(t, 2)
+	all[2].WaitReady(t)
+	resumes(t, all[1])
+	for _, k := range plugins {
+		k.stop()
+	}
+	m.keptWith(t, all, "secretbox key1", n)
+	all[2].Signal(t, syscall.SIGTERM)
+	all[2].Wait(t, soon)
+	edit(t, filepath.Join(all[2].Dir, encryptionFile), withKMS)
+	m.notAdmitted(t, "not that of the other controllers")
+}
+
+// resumes ends the rotation that has stopped. The lease of a process that died may last for some
+// seconds.
+func resumes(t *testing.T, c *kthwtest.Controller) {
+	t.Helper()
+	kthwtest.WaitFor(t, "kthwd encryption resume", soon, func() error {
+		code, out := verb(t, c, "encryption", "resume")
+		if code != 0 && !strings.Contains(out, "no rotation of the encryption key is under way") {
+			return errors.New(out)
+		}
+		return nil
+	})
+}
+
+// keptWith wants all values to be of one key, and each controller to read them.
+func (m *made) keptWith(t *testing.T, all [3]*kthwtest.Controller, key string, n int) {
+	t.Helper()
+	if got := storedWith(t, all[0].Etcd(t)); len(got) != 1 || got[key] < n {
+		t.Errorf("in etcd: got %v, want %s", got, key)
+	}
+	for _, c := range all {
+		readSecrets(t, direct(t, c), "s", n)
+	}
+}
+
+// notAdmitted starts controller 2, which must end with that error.
+func (m *made) notAdmitted(t *testing.T, want string) {
+	t.Helper()
+	stranger := m.start(t, 2)
+	if code := stranger.Wait(t, soon); code != 1 || !strings.Contains(stranger.Log.String(), want) {
+		t.Errorf("got exit code %d, want %q in the log:\n%s", code, want, stranger.Log.Tail(20))
 	}
 }

@@ -57,6 +57,7 @@ func frontProxyOf(t *testing.T, c *kthwtest.Controller) pki.CA {
 type extension struct {
 	name   string
 	issuer atomic.Value // of the certificate of the last request
+	client atomic.Value // the public key in it
 }
 
 func (e *extension) path() string { return "/apis/" + e.name + ".kthwd.test/v1" }
@@ -80,6 +81,7 @@ func startExtension(t *testing.T, c *kthwtest.Controller, name string, cas func(
 				return
 			}
 			e.issuer.Store(string(req.TLS.PeerCertificates[0].AuthorityKeyId))
+			e.client.Store(string(req.TLS.PeerCertificates[0].RawSubjectPublicKeyInfo))
 			w.Header().Set("Content-Type", "application/json")
 			fmt.Fprintf(w, `{"kind":"APIResourceList","apiVersion":"v1","groupVersion":"%s.kthwd.test/v1","resources":[]}`, name)
 		})},
@@ -289,8 +291,31 @@ func TestFrontProxyCARotate(t *testing.T) {
 		t.Errorf("the files have the CAs %v, and sign with %s", is.IDs(), is.Signs())
 	}
 	mustVerb(t, c, frontProxy("status"), "none; the last one, "+old[:8]+" → "+now[:8])
+	anotherFrontProxyKey(t, c, live)
 	asks.check(t)
 	frontProxyRestarts(t, c, live)
+}
+
+// anotherFrontProxyKey replaces the key with which the API server speaks for its users, which a
+// rotation of the CA keeps: somebody may know it.
+func anotherFrontProxyKey(t *testing.T, c *kthwtest.Controller, e *extension) {
+	t.Helper()
+	client := direct(t, c)
+	const file = "front-proxy-client-key.pem"
+	before, shown := contentOf(t, c, file)[file], e.client.Load()
+	mustVerb(t, c, []string{"pki", "renew", pki.NameFrontProxyClient, "--new-key"}, "with another key")
+	if contentOf(t, c, file)[file] == before {
+		t.Errorf("%s is as it was", file)
+	}
+	kthwtest.WaitFor(t, "a request with the new key", soon, func() error {
+		if err := e.ask(t.Context(), client); err != nil {
+			t.Fatal(err)
+		}
+		if e.client.Load() == shown {
+			return errors.New("the aggregator shows a certificate for the old one")
+		}
+		return nil
+	})
 }
 
 // frontProxyTakenBack begins a rotation and takes it back, which leaves the files as they were, to the byte.

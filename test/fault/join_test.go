@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
@@ -210,9 +211,39 @@ func TestGrow(t *testing.T) {
 	g.grow(t, 4)
 	lists(t, g.c[0], "c0 voter up", "c1 voter up", "c2 voter up", "c3 voter up", "c4 voter up")
 	w.stop(t, g.c)
+	g.knowsHosts(t)
 	for i, c := range g.c {
 		kthwtest.WaitFor(t, fmt.Sprintf("a write at c%d", i), soon, func() error { return write(t, ownClient(t, c), fmt.Sprintf("at-c%d", i)) })
 	}
+}
+
+// knowsHosts wants each controller to publish the addresses of its certificate, for which no node gets
+// one: those that have joined have a certificate with other names.
+func (g *growing) knowsHosts(t *testing.T) {
+	t.Helper()
+	kthwtest.WaitFor(t, "the hosts of every controller", soon, func() error {
+		answer, err := g.c[0].Etcd(t).Get(t.Context(), "/kthwd/config/", clientv3.WithPrefix())
+		if err != nil {
+			return err
+		}
+		published := map[string]string{}
+		for _, kv := range answer.Kvs {
+			var r struct {
+				Name  string
+				Hosts []string
+			}
+			if err := json.Unmarshal(kv.Value, &r); err != nil {
+				return err
+			}
+			published[r.Name] = strings.Join(r.Hosts, " ") + " "
+		}
+		for i := range g.c {
+			if has := published[fmt.Sprintf("c%d", i)]; !strings.Contains(has, g.address(i)+" ") {
+				return fmt.Errorf("c%d: got %q, want %s in it", i, has, g.address(i))
+			}
+		}
+		return nil
+	})
 }
 
 // A controller that was removed comes back with a token, and its old data are kept.

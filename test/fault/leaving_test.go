@@ -26,7 +26,6 @@ import (
 // crowd is clients that ask for something all the time and forgive nothing: no
 // answer is asked for twice.
 type crowd struct {
-	base   string
 	stop   func()
 	done   sync.WaitGroup
 	asked  atomic.Int64
@@ -49,8 +48,15 @@ func startCrowd(t *testing.T, config *rest.Config) *crowd {
 // asks again: for a machine of which nobody knows how much it can bear.
 func startCrowdOf(t *testing.T, config *rest.Config, patient bool) *crowd {
 	t.Helper()
+	return startCrowdAt(t, patient, config)
+}
+
+// startCrowdAt is startCrowdOf with clients of several servers: those of the first kind ask the first
+// one, and so on.
+func startCrowdAt(t *testing.T, patient bool, configs ...*rest.Config) *crowd {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	c := &crowd{base: config.Host, stop: cancel}
+	c := &crowd{stop: cancel}
 	for i, kind := range []struct {
 		name  string
 		each  time.Duration
@@ -62,6 +68,7 @@ func startCrowdOf(t *testing.T, config *rest.Config, patient bool) *crowd {
 		}},
 		{"new connections", 20 * time.Millisecond, func(t *http.Transport) { t.DisableKeepAlives = true }},
 	} {
+		config := configs[i%len(configs)]
 		tls, err := rest.TLSConfigFor(config)
 		if err != nil {
 			t.Fatal(err)
@@ -81,7 +88,7 @@ func startCrowdOf(t *testing.T, config *rest.Config, patient bool) *crowd {
 				case <-ctx.Done():
 					return
 				}
-				if ask := func() { c.ask(client, kind.name, fmt.Sprintf("crowd-%d-%d", i, n), n%5 == 0) }; patient {
+				if ask := func() { c.ask(client, config.Host, kind.name, fmt.Sprintf("crowd-%d-%d", i, n), n%5 == 0) }; patient {
 					ask()
 				} else {
 					under.Go(ask)
@@ -93,9 +100,9 @@ func startCrowdOf(t *testing.T, config *rest.Config, patient bool) *crowd {
 	return c
 }
 
-func (c *crowd) ask(client *http.Client, who, name string, write bool) {
+func (c *crowd) ask(client *http.Client, base, who, name string, write bool) {
 	begun := time.Now()
-	err := c.try(client, name, write)
+	err := c.try(client, base, name, write)
 	c.asked.Add(1)
 	if write {
 		c.writes.Add(1)
@@ -109,8 +116,8 @@ func (c *crowd) ask(client *http.Client, who, name string, write bool) {
 	}
 }
 
-func (c *crowd) try(client *http.Client, name string, write bool) error {
-	method, url, body, want := http.MethodGet, c.base+"/api/v1/namespaces/default", []byte(nil), http.StatusOK
+func (c *crowd) try(client *http.Client, base, name string, write bool) error {
+	method, url, body, want := http.MethodGet, base+"/api/v1/namespaces/default", []byte(nil), http.StatusOK
 	if write {
 		method, url, want = http.MethodPost, url+"/configmaps", http.StatusCreated
 		body, _ = json.Marshal(corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}})

@@ -56,18 +56,18 @@ type onlookers struct {
 	problems []string
 }
 
-// watchAll opens watches, each on a connection of its own.
-func watchAll(t *testing.T, config *rest.Config, n int) *onlookers {
+// watchAll opens watches, each on a connection of its own, at one server after the other.
+func watchAll(t *testing.T, n int, configs ...*rest.Config) *onlookers {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	o := &onlookers{stop: cancel, seen: make([]atomic.Int64, n)}
-	first := kubernetes.NewForConfigOrDie(config)
+	first := kubernetes.NewForConfigOrDie(configs[0])
 	object, err := first.CoreV1().ConfigMaps("default").Create(ctx, configMap("seen-by-all", map[string]string{"n": "0"}), metav1.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for i := range n {
-		own := rest.CopyConfig(config)
+		own := rest.CopyConfig(configs[i%len(configs)])
 		own.Dial = (&net.Dialer{}).DialContext // not shared with the others
 		w, err := kubernetes.NewForConfigOrDie(own).CoreV1().ConfigMaps("default").Watch(ctx, metav1.ListOptions{
 			FieldSelector: "metadata.name=seen-by-all", ResourceVersion: object.ResourceVersion})
@@ -231,7 +231,7 @@ func TestRenewalUnderLoad(t *testing.T) {
 	made := time.Now() // all of the first ones, at the latest
 	config := lasting(t, c.Dir, fmt.Sprintf("https://127.0.0.1:%d", c.Ports.Secure))
 	client := kubernetes.NewForConfigOrDie(config)
-	watches := watchAll(t, config, 10)
+	watches := watchAll(t, 10, config)
 	crowd := startCrowdOf(t, config, true)
 	renewedOften(t, c, 1, 10*shortLife)
 	kthwtest.WaitFor(t, "the end of the first certificates", 10*shortLife, func() error {
@@ -247,6 +247,8 @@ func TestRenewalUnderLoad(t *testing.T) {
 	if code, body, err := bridge(c, "/healthz"); err != nil || code != http.StatusOK {
 		t.Errorf("health bridge: %d %s %v", code, body, err)
 	}
+	takesNewKeys(t, c)
+	asksTheAPIServer(t, c, client)
 	crowd.end(t)
 	watches.end(t, client)
 	works, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -270,6 +272,34 @@ func TestRenewalUnderLoad(t *testing.T) {
 	}
 }
 
+// takesNewKeys gives every certificate another key, which each port shows.
+func takesNewKeys(t *testing.T, c *kthwtest.Controller) {
+	t.Helper()
+	l := pki.Layout{Dir: c.Dir}
+	before := fileText(t, l.Key(pki.NameKubernetes))
+	mustVerb(t, c, []string{"pki", "renew", "--all", "--new-key"}, "/kubernetes.pem until ", ", with another key; ")
+	if string(fileText(t, l.Key(pki.NameKubernetes))) == string(before) {
+		t.Error("the key of kubernetes.pem is as it was")
+	}
+	for port, name := range map[int]string{c.Ports.Secure: pki.NameKubernetes, c.Ports.EtcdClient: pki.NameEtcd, c.Ports.EtcdPeer: pki.NameEtcd} {
+		kthwtest.WaitFor(t, fmt.Sprintf("the new key at port %d", port), soon, func() error {
+			pair, err := tls.LoadX509KeyPair(l.Cert(name), l.Key(name))
+			if err != nil {
+				return err
+			}
+			conn, err := tls.Dial("tcp", net.JoinHostPort(c.Address, strconv.Itoa(port)), &tls.Config{InsecureSkipVerify: true}) // only looked at
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			if shown := conn.ConnectionState().PeerCertificates[0]; string(shown.RawSubjectPublicKeyInfo) != string(pair.Leaf.RawSubjectPublicKeyInfo) {
+				return fmt.Errorf("it shows a certificate for another key, until %v", shown.NotAfter)
+			}
+			return nil
+		})
+	}
+}
+
 // roundTrip has kube-controller-manager do something: it makes the ConfigMap of the CA in a new
 // namespace.
 func roundTrip(ctx context.Context, client kubernetes.Interface) error {
@@ -286,23 +316,25 @@ func roundTrip(ctx context.Context, client kubernetes.Interface) error {
 	}
 }
 
-// Three controllers renew their own certificates under load; the members of etcd and the two
-// leases stay together all the while.
+// Three controllers renew their own certificates for five minutes, with clients and watches at each
+// of them; the members of etcd and the two leases stay together all the while.
 func TestRenewalOfThree(t *testing.T) {
 	endToEnd(t, "TestRenewalUnderLoad is in make test")
 	kthwtest.Turn(t, 3)
-	const life = 90 * time.Second
+	const life, under = 90 * time.Second, 5 * time.Minute
 	m := makeCluster(t, "--with-ca-key=c0", "--with-ca-key=c1", "--with-ca-key=c2")
 	m.env = shortLived(life)
-	begun := time.Now()
 	for i := range 3 { // those of pki init last a year
 		shorten(t, pki.Layout{Dir: filepath.Join(m.dir, fmt.Sprintf("c%d", i))}, life)
 	}
 	all := m.startAll(t)
-	config := lasting(t, filepath.Join(m.dir, "ca"), fmt.Sprintf("https://%s:%d", madeAddress(0), m.ports[0].Secure))
-	client := kubernetes.NewForConfigOrDie(config)
-	watches := watchAll(t, config, 10)
-	crowd := startCrowdOf(t, config, true) // 200 a second where the machine bears it
+	var configs []*rest.Config
+	for i := range all {
+		configs = append(configs, lasting(t, filepath.Join(m.dir, "ca"), fmt.Sprintf("https://%s:%d", madeAddress(i), m.ports[i].Secure)))
+	}
+	client := kubernetes.NewForConfigOrDie(configs[0])
+	watches := watchAll(t, 10, configs...)
+	crowd, loaded := startCrowdAt(t, true, configs...), time.Now() // 200 a second where the machine bears it
 	for _, c := range all {
 		kthwtest.WaitFor(t, "three renewals of kubernetes.pem and etcd.pem", 10*time.Minute, func() error {
 			if n := renewed(t, c); n["kubernetes.pem"] < 3 || n["etcd.pem"] < 3 || n["kube-controller-manager.kubeconfig"] < 3 {
@@ -311,8 +343,15 @@ func TestRenewalOfThree(t *testing.T) {
 			return nil
 		})
 	}
-	t.Logf("renewed three times in %v: %v", time.Since(begun), renewed(t, all[0]))
+	kthwtest.WaitFor(t, "five minutes under load", 2*under, func() error {
+		if past := time.Since(loaded); past < under {
+			return fmt.Errorf("%v are over", past)
+		}
+		return nil
+	})
+	t.Logf("%v under load, renewed: %v", time.Since(loaded).Round(time.Second), renewed(t, all[0]))
 	crowd.end(t)
+	t.Logf("%.0f requests a second", float64(crowd.asked.Load())/time.Since(loaded).Seconds())
 	watches.end(t, client)
 	for _, c := range all {
 		unbroken(t, c)

@@ -15,7 +15,9 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -266,6 +268,10 @@ func TestServiceAccountRotate(t *testing.T) {
 	refuses(t, c, tokenRotation("rotate"), "a rotation has not ended", "kthwd pki service-account drop")
 	mustVerb(t, c, tokenRotation("resume"))
 	noTokenKeyInEtcd(t, c)
+	if code, out := verb(t, c, tokenRotation("drop", "--wait=1s")...); code != 1 || !strings.Contains(out, "waits  the old key") {
+		t.Errorf("drop --wait=1s: got exit code %d:\n%s", code, out)
+	}
+	c = watchesAnew(t, c, args)
 
 	mustVerb(t, c, tokenRotation("drop", "--force"), "done  ")
 	wantPublished(t, client, now)
@@ -281,11 +287,47 @@ func TestServiceAccountRotate(t *testing.T) {
 	r.check(t, 2)
 	mustVerb(t, c, []string{"encryption", "status"}, "none; the last one")
 	mustVerb(t, c, tokenRotation("status"), "none; the last one, "+old[:8]+" → "+now[:8])
+	kthwtest.WaitFor(t, "no record of accounts to be left", soon, func() error {
+		answer, err := c.Etcd(t).Get(t.Context(), "/kthwd/service-account/used/", clientv3.WithPrefix())
+		if err == nil && len(answer.Kvs) > 0 {
+			err = fmt.Errorf("got %v", answer.Kvs)
+		}
+		return err
+	})
 	if f := tokenFilesOf(t, c); !slices.Equal(f.Signing(), []string{now}) || !slices.Equal(f.Accepted(), []string{now}) {
 		t.Errorf("the files have %v and %v", f.Signing(), f.Accepted())
 	}
 	mustVerb(t, c, []string{"pki", "show"}, "service-account.pem") // a public key has no dates that could be over
 	startsAgain(t, c, args, mustToken(t, client, "keeper"))
+}
+
+// watchesAnew restarts a controller that watches the old key: it still knows who has used that, and says
+// since when it has watched without a break.
+func watchesAnew(t *testing.T, c *kthwtest.Controller, args []string) *kthwtest.Controller {
+	t.Helper()
+	const keeper = "system:serviceaccount:default:keeper"
+	kthwtest.WaitFor(t, "the account to be recorded", soon, func() error {
+		answer, err := c.Etcd(t).Get(t.Context(), "/kthwd/service-account/used/", clientv3.WithPrefix())
+		if err == nil && (len(answer.Kvs) != 1 || !strings.Contains(string(answer.Kvs[0].Value), keeper)) {
+			err = fmt.Errorf("got %v", answer.Kvs)
+		}
+		return err
+	})
+	c.Signal(t, syscall.SIGTERM)
+	c.Wait(t, soon)
+	stopped := time.Now().Truncate(time.Second)
+	c = kthwtest.Start(t, kthwtest.Options{Dir: c.Dir, Ports: &c.Ports, Args: args})
+	kthwtest.WaitFor(t, "the accounts of before", soon, func() error {
+		code, out := verb(t, c, tokenRotation("status")...)
+		_, since, _ := strings.Cut(out, "it was restarted, and has watched without a break since ")
+		since, _, _ = strings.Cut(since, "\n")
+		if at, err := time.Parse(time.RFC3339, since); code != 0 || err != nil || at.Before(stopped) || !strings.Contains(out, keeper+" from") {
+			return fmt.Errorf("want a time after %v, got exit code %d: %s", stopped, code, out)
+		}
+		return nil
+	})
+	refuses(t, c, tokenRotation("drop"), "is still in use", keeper)
+	return c
 }
 
 // startsAgain restarts a controller after a rotation. It must accept a token from before, and find
