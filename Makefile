@@ -31,7 +31,7 @@ DIRS      := appliance cmd health lb packaging rbacseed test
 LIGHT      = $(shell awk '$$2 == "light" { print "./" $$1 }' appliance/config/testdata/arrows.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help build previous tool run test test-backup test-suites test-attacks test-attacks-user test-attacks-reviewed incidents test-light test-one fuzz cover test-e2e test-lb-peers test-conformance soak test-encryption-kills test-kubelet-rotation screenshots bench bench-previous bench-scale bench-hardening bench-try bench-names bench-backup bench-encryption bench-lb lint lint-extra golden verify bump hooks package image package-check generated install test-systemd test-upgrade clean FORCE
+.PHONY: help build previous tool run test test-backup test-suites test-attacks test-attacks-user test-attacks-reviewed incidents test-light test-one fuzz cover test-e2e test-lb-peers test-conformance soak test-encryption-kills test-rotations test-kubelet-rotation screenshots bench bench-previous bench-scale bench-hardening bench-try bench-names bench-backup bench-encryption bench-lb lint lint-extra golden verify bump hooks package image package-check generated install test-systemd test-upgrade clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -109,7 +109,7 @@ cover: ## which lines the light tests run: dist/cover.html and the total (COVER=
 # and nothing runs beside them. test/members waits more than it computes, and test/names only computes.
 tests_of = $(shell awk '/^func Test/ { sub(/[^A-Za-z0-9_].*/, "", $$2); name = $$2 } $(2) && name { printf "%s%s", or, name; or = "|"; name = "" }' $(1)/*_test.go)
 E2E_ALONE = ^(TestLeaving|TestHealthyLifeIsCalm)
-E2E_FAULT = TestSplitEtcdCA|TestLoneCIS|TestSpace|TestAllDisksLost|TestRenewalOfThree|TestEncryptionOfThree|TestServiceAccountOfThree|TestServiceAccountKilled|TestCAKilled|TestCAOfThree|TestFrontProxyCAKilled|TestFrontProxyCAOfThree|TestEtcdCAKilled|TestEtcdCAOfThree|TestRevokedOfThree|TestUpgradeCheckOfThree|TestUpgradeAndBack|TestRollingUpgrade|TestUpgradeKilled|TestUpgradeOfThreeBroken|TestEncryptionKilledOfThree|TestKMSOfThree
+E2E_FAULT = TestSplitEtcdCA|TestLoneCIS|TestSpace|TestAllDisksLost|TestRenewalOfThree|TestEncryptionOfThree|TestServiceAccountOfThree|TestServiceAccountKilled|TestCAKilled|TestCAOfThree|TestFrontProxyCAKilled|TestFrontProxyCAOfThree|TestEtcdCAKilled|TestEtcdCAOfThree|TestRevokedOfThree|TestUpgradeCheckOfThree|TestUpgradeAndBack|TestRollingUpgrade|TestUpgradeKilled|TestUpgradeOfThreeBroken
 E2E_BESIDE = $(call tests_of,test/members,/^func Test/)|TestProgramsAreUpstreams
 
 test-e2e: build ## whole clusters with kubectl and real nodes, and the failure tables of the load balancer and of three controllers; parts need root and are skipped without
@@ -141,6 +141,9 @@ soak: build ## the faults of three controllers, then dead webhooks and APIs, kil
 KILLS ?= 50
 test-encryption-kills: build ## any of three controllers killed in any stage of rotations of the encryption key, KILLS=50 times: no secret is unreadable, and each rotation ends
 	KTHWD_KILLS=$(KILLS) KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=0 -v -run '^TestSoakEncryption$$' ./test/fault
+
+test-rotations: build ## what is too long for make test-e2e: certificates of 90 s renewed for five minutes under load, keys of a key server (KMS), a kill in each stage of the encryption key's rotation, each on three controllers
+	KTHWD_E2E=1 KTHWD_RENEWAL=5m KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=30m -v -run '^(TestRenewalOfThree|TestKMSOfThree|TestEncryptionKilledOfThree)$$' ./test/fault
 
 test-kubelet-rotation: build ## a real kubelet with certificates of ten minutes, which it replaces three times: half an hour of waiting; as root, in namespaces
 	KTHWD_E2E=1 KTHWD_KUBELET_ROTATION=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=75m -v -run '^TestKubeletRotation$$' ./test/e2e

@@ -15,9 +15,9 @@ import (
 var endToEndOnly = regexp.MustCompile(`\A(?:.*\n)?(?:\t(?:endToEnd|needE2E|requireE2E|kthwtest\.LongTurn|kthwtest\.Turn|t\.Parallel)\(.*\n)*?(?:\t(?:endToEnd|needE2E|requireE2E)\(t|\tif os\.Getenv\("KTHWD_E2E"\) == "" \{\n\t\tt\.Skip)`)
 
 // TestTargetsRunAllTests requires every test that skips itself in make test to be run by make
-// test-e2e or make test-upgrade: otherwise it proves nothing.
+// test-e2e, test-upgrade or test-rotations: otherwise it proves nothing.
 func TestTargetsRunAllTests(t *testing.T) {
-	cmd := exec.CommandContext(t.Context(), "make", "-n", "test-e2e", "test-upgrade")
+	cmd := exec.CommandContext(t.Context(), "make", "-n", "test-e2e", "test-upgrade", "test-rotations")
 	cmd.Dir = kthwtest.Root()
 	out, err := cmd.CombinedOutput()
 	if err != nil {
