@@ -64,6 +64,9 @@ func limit(n int, h http.Handler) http.Handler {
 	})
 }
 
+// unknownPath begins the answer to a request for an unknown path.
+const unknownPath = "not found: "
+
 // unknown answers a request for an unknown path with the list of paths.
 func unknown(paths []string) http.HandlerFunc {
 	list := strings.Join(paths, "\n") + "\n"
@@ -71,7 +74,7 @@ func unknown(paths []string) http.HandlerFunc {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		w.WriteHeader(http.StatusNotFound)
-		fmt.Fprintf(w, "not found: %.100q; the paths are:\n", r.URL.Path)
+		fmt.Fprintf(w, unknownPath+"%.100q; the paths are:\n", r.URL.Path)
 		io.WriteString(w, list)
 	}
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"kthwd/appliance/advice"
 	"kthwd/appliance/supervise"
 	"kthwd/lb"
 	"kthwd/test/harness"
@@ -200,6 +201,11 @@ func TestClient(t *testing.T) {
 	}
 	if _, err := c.SetLevels(ctx, "loud"); err == nil || err.Error() != `unknown log level "loud"` {
 		t.Errorf("SetLevels(loud): got %v", err)
+	}
+	// Of another version, or in kthwd try: the list of paths would be no help.
+	_, err = Client{Socket: serve(t, unknown([]string{"/"}))}.Get(ctx, "/of-another-version")
+	if hint, _ := advice.Of(err); err == nil || !strings.Contains(err.Error(), "does not have this") || hint == "" || strings.Contains(err.Error(), "paths") {
+		t.Errorf("an unknown path: got %v, hint %q", err, hint)
 	}
 }
 
