@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	core "k8s.io/api/core/v1"
@@ -35,8 +36,9 @@ import (
 )
 
 const (
-	tryRoom  = 128 << 20 // what a small test needs: etcd's files and a few thousand objects
-	tryPorts = 6
+	startEnds = 15 * time.Second // how long the end of a start may take before its directory is removed all the same
+	tryRoom   = 128 << 20        // what a small test needs: etcd's files and a few thousand objects
+	tryPorts  = 6
 )
 
 // trial is one run of kthwd try.
@@ -212,9 +214,21 @@ func (t *trial) serve(ctx context.Context) error {
 		return errors.Join(failure, advice.With(errors.New("the control plane has ended"), "kthwd try --keep leaves its log, kthwd.log"))
 	default:
 	}
-	if t.keep { // what is removed needs no end in order
-		stop()
-		<-ended
+	var again <-chan os.Signal
+	var late <-chan time.Time
+	if !t.keep {
+		select {
+		case <-serving: // what is removed needs no end in order
+			return err
+		default: // but a start makes directories, also in the place of removed ones
+			again, late = t.signals, time.After(startEnds)
+		}
+	}
+	stop()
+	select {
+	case <-ended:
+	case <-again:
+	case <-late:
 	}
 	return err
 }
