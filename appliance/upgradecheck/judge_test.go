@@ -21,6 +21,8 @@ func good() Input {
 	here := status.Controller{Name: "c0", Here: true, Kubernetes: "v1.50.1", Etcd: "4.1.0", Health: status.Healthy, Ready: true}
 	other := here
 	other.Name, other.Here = "c1", false
+	third := other
+	third.Name = "c2"
 	return Input{
 		Now: now,
 		Binary: Binary{Path: "/new", Kthwd: "v0.9.0", Kubernetes: "v1.51.0", Etcd: "4.1.2",
@@ -30,7 +32,7 @@ func good() Input {
 			Ready: true, Health: status.Healthy, Quorum: &status.Quorum{Members: 3, Needed: 2, Active: 3, Leader: "c0"},
 			Backup: &status.Backup{Verified: now.Add(-time.Minute)},
 		},
-		Cluster:      &status.Cluster{Controllers: []status.Controller{here, other}},
+		Cluster:      &status.Cluster{Controllers: []status.Controller{here, other, third}},
 		Etcd:         &etcdspace.Status{Leader: "c0", Members: []etcdspace.Member{{Name: "c0", State: etcdspace.StateOK, Size: 1 << 20, Quota: 8 << 20}}},
 		Stored:       &Stored{Objects: map[Object]int{{Version: "apps/v1", Kind: "Deployment", Resource: "deployments", Protobuf: true}: 2}},
 		Asked:        Asked{Servers: 2, APIs: map[DeprecatedAPI]bool{{Version: "v1", Resource: "endpoints"}: true}},
@@ -94,6 +96,8 @@ func TestJudge(t *testing.T) {
 		{"other one is away", other(func(c *status.Controller) { c.Error = "refused" }), "controllers", Warn, "c1 is away; it was last on Kubernetes v1.50.1", "--cluster"},
 		{"other one never answered", other(func(c *status.Controller) { *c = status.Controller{Name: "c1", Error: "x"} }), "controllers", Warn, "c1 is away, and its version", ""},
 		{"other one was not asked", other(func(c *status.Controller) { *c = status.Controller{Name: "c1"} }), "controllers", Unknown, "c1 has not been asked", ""},
+		{"other one was not heard of", func(in *Input) { in.Cluster.Controllers = in.Cluster.Controllers[:2] }, "controllers", Unknown, "have not answered yet: 1 of 3", "--cluster"},
+		{"no other one was heard of", func(in *Input) { in.Cluster.Controllers = in.Cluster.Controllers[:1] }, "controllers", Unknown, "have not answered yet: 2 of 3", "--cluster"},
 		{"other one is behind", other(func(c *status.Controller) { c.Kubernetes = "v1.49.0" }), "controllers", No, "c1 is on Kubernetes v1.49.0, more than one minor", "upgrade c1 first"},
 		{"other one's etcd is behind", other(func(c *status.Controller) { c.Etcd = "3.9.0" }), "controllers", No, "c1 is on etcd 3.9.0", "upgrade c1 first"},
 		{"other one is done already", other(func(c *status.Controller) { c.Kubernetes = "v1.51.0" }), "controllers", OK, "c1 has Kubernetes v1.51.0", ""},

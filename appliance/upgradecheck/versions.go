@@ -124,7 +124,7 @@ func judgeControllers(in Input) Result {
 		return noBinary("the other controllers' versions are")
 	case in.Cluster == nil:
 		return in.notRunning("the other controllers' versions are")
-	case len(in.Cluster.Controllers) < 2:
+	case in.members() < 2 && len(in.Cluster.Controllers) < 2:
 		return ok("there is no other one")
 	}
 	var here status.Controller
@@ -141,10 +141,21 @@ func judgeControllers(in Input) Result {
 			versions = append(versions, fmt.Sprintf("%s has Kubernetes %s", c.Name, c.Kubernetes))
 		}
 	}
+	if missing := in.members() - len(in.Cluster.Controllers); missing > 0 {
+		all = append(all, unknown("kthwd status --cluster", "controllers that have not answered yet: %d of %d", missing, in.members()))
+	}
 	if len(all) > 0 {
 		return worst(all...)
 	}
 	return ok("%s", list(versions))
+}
+
+// members is the number of etcd's members; 0 if that is not known.
+func (in Input) members() int {
+	if in.Report == nil || in.Report.Quorum == nil {
+		return 0
+	}
+	return in.Report.Quorum.Members
 }
 
 // skew judges one other controller.
