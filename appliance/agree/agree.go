@@ -208,7 +208,7 @@ func read(ctx context.Context, client *clientv3.Client, server *embed.Etcd) (map
 }
 
 // AllHosts returns the names and addresses in the certificates of the API servers of all controllers:
-// those here, and what the others have published.
+// those here, and those in the records of the others.
 func (c *Controllers) AllHosts(ctx context.Context, client *clientv3.Client) ([]string, error) {
 	server := c.Member.Running()
 	if server == nil {

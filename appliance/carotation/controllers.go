@@ -47,7 +47,7 @@ type Controller struct {
 	Signs   string   `json:"signs,omitempty"`   // ID of the CA whose key is here
 	Serves  string   `json:"serves,omitempty"`  // ID of the CA that has signed the certificate which that shows
 	Manager bool     `json:"manager,omitempty"` // kube-controller-manager uses the files as they are
-	Restart bool     `json:"restart,omitempty"` // kthwd is to be restarted there; set in a report
+	Restart bool     `json:"restart,omitempty"` // kthwd there needs a restart; set in a report
 	Late    []string `json:"late,omitempty"`    // files with a certificate of another CA than the one that signs
 	Use     *Use     `json:"use,omitempty"`     // of the CA asked for
 }
@@ -89,9 +89,6 @@ func (r *Rotation) answer(ctx context.Context, in request) Controller {
 func (r *Rotation) check() error {
 	if stage := pki.StageOf(r.cfg.Layout); r.a.CA == Cluster && stage != pki.StageOwn {
 		return advice.With(errors.New("its etcd uses the cluster's CA: it would have to be restarted for each stage"), "give etcd a CA of its own first: kthwd pki split-etcd-ca")
-	}
-	if stage := pki.StageOf(r.cfg.Layout); r.a.CA == Etcd && stage != pki.StageOwn {
-		return advice.With(errors.New("its etcd "+stage.String()), "give etcd a CA of its own alone first, which is a new one: kthwd pki split-etcd-ca")
 	}
 	return pki.CARotatable(r.cfg.Layout, r.a.file, r.cfg.Life, time.Now())
 }
@@ -277,7 +274,7 @@ func (r *Rotation) look(ctx context.Context, is pki.CA) (accepts []string, serve
 	}
 	accepts, serves, err = handshake(ctx, u.Host, known, nil)
 	if err != nil {
-		return nil, "", advice.With(fmt.Errorf("its API server does not answer: %w", err), "kthwd status says what it waits for")
+		return nil, "", advice.With(fmt.Errorf("its API server does not answer: %w", err), "kthwd status names the cause")
 	}
 	if r.a.CA != Cluster {
 		serves = pki.Shows(r.cfg.Layout, r.a.file, known)
@@ -296,7 +293,7 @@ func (r *Rotation) lookAtEtcd(ctx context.Context, known []*x509.Certificate) (a
 		here, by, err := handshake(ctx, port, known, &own)
 		switch {
 		case err != nil:
-			return nil, "", advice.With(fmt.Errorf("its etcd does not answer at %s: %w", port, err), "kthwd status says what it waits for")
+			return nil, "", advice.With(fmt.Errorf("its etcd does not answer at %s: %w", port, err), "kthwd status names the cause")
 		case i == 0:
 			accepts, serves = here, by
 		case !slices.Equal(accepts, here) || serves != by:
@@ -477,7 +474,7 @@ func (a *authority) mayNeedRestart(c Controller, err error) error {
 	return advice.With(err, "restart kthwd on "+c.Name)
 }
 
-// wantsRestart reports whether an etcd that accepts certificates of these CAs is to be restarted in this
+// wantsRestart reports whether an etcd that accepts certificates of these CAs needs a restart in this
 // stage.
 func (a *authority) wantsRestart(s State, accepts []string) bool {
 	switch {

@@ -67,7 +67,7 @@ func TestStagesOfEtcd(t *testing.T) {
 		stage   Stage
 		accepts map[string][]string // by what etcd is like, the CAs that it accepts
 		not     []string            // those that do not confirm the stage
-		wants   []string            // those that are to be restarted
+		wants   []string            // the controllers that need a restart
 	}{
 		{StageTrust, map[string][]string{"as before": old, "restarted": both}, nil, nil},
 		{StageRestart, map[string][]string{"as before": old, "restarted": both}, nil, []string{"as before"}},
@@ -198,7 +198,7 @@ func TestMembersReady(t *testing.T) {
 			}
 		}
 	}
-	s.Stage = StageWatch // who has no key any longer shows its own certificate
+	s.Stage = StageWatch // a controller that no longer has the key shows its own certificate
 	if err := os.Remove(l.EtcdCAKey()); err != nil {
 		t.Fatal(err)
 	}

@@ -152,9 +152,7 @@ func (r *Rotation) nextKey() string { return r.cfg.Layout.NextCAKey(r.a.file) }
 // nextOf is the command that a rotation in this state waits for.
 func (r *Rotation) nextOf(s State) string {
 	switch s.Stage {
-	case StageDistribute:
-		return fmt.Sprintf("%s; %s goes on then, or %s takes it back", r.a.Bring(), r.a.Verb(VerbSign), r.a.Verb(VerbAbort))
-	case StageRestart:
+	case StageDistribute, StageRestart:
 		return fmt.Sprintf("%s; %s goes on then, or %s takes it back", r.a.Bring(), r.a.Verb(VerbSign), r.a.Verb(VerbAbort))
 	case StageForget:
 		return s.Again() + "; " + r.a.Verb(VerbResume) + " ends the rotation"

@@ -89,7 +89,7 @@ func (r *Rotation) do(ctx context.Context, in Request) (out Report, err error) {
 	return r.report(ctx, client, true)
 }
 
-// judgeSign says what speaks against the stage sign.
+// judgeSign gives the reason against the stage sign; nil without one.
 func (r *Rotation) judgeSign(ctx context.Context, s State, all []Controller, force bool) error {
 	switch {
 	case r.a.CA == Etcd:
@@ -100,8 +100,8 @@ func (r *Rotation) judgeSign(ctx context.Context, s State, all []Controller, for
 	return stages.TooEarly(r.maySign(ctx, s, time.Now()))
 }
 
-// judgeDrop says what speaks against the stage drop. Who needs etcd's old CA beside the members is not
-// known.
+// judgeDrop gives the reason against the stage drop; nil without one. Clients of etcd that need its old CA,
+// beside the members, are not known.
 func (r *Rotation) judgeDrop(ctx context.Context, s State, force bool) error {
 	switch {
 	case r.a.CA == Etcd:

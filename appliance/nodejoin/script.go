@@ -24,7 +24,7 @@ const (
 )
 
 // A Script makes a machine a worker node as Prepare and Write do, without kthwd on it. It is a
-// secret: it has the token. Whoever gives it to the machine vouches for the CA in it.
+// secret: it has the token. The person who gives it to the machine vouches for the CA in it.
 type Script struct {
 	Options        // with a Name
 	CA      []byte // PEM, of the CAs that the machine is to trust

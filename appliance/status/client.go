@@ -168,7 +168,7 @@ func (c Client) Open(ctx context.Context, path string) (io.ReadCloser, http.Head
 	}
 	if resp.StatusCode != http.StatusOK {
 		defer resp.Body.Close()
-		return nil, nil, c.strange(refusedBy(resp))
+		return nil, nil, c.explained(refusedBy(resp))
 	}
 	return resp.Body, resp.Header, nil
 }
@@ -188,12 +188,12 @@ func (c Client) socket(ctx context.Context, method, path, body string) ([]byte, 
 	if err == nil || errors.Is(err, ErrNotRunning) || errors.Is(err, context.DeadlineExceeded) {
 		return answer, err
 	}
-	return answer, c.strange(named(err, c.Socket))
+	return answer, c.explained(named(err, c.Socket))
 }
 
-// strange puts an error that a person understands in place of the list of paths, which a kthwd
-// answers that does not have the path.
-func (c Client) strange(err error) error {
+// explained puts an error that a person understands in place of the list of paths, with which a kthwd
+// answers a request for a path that it does not have.
+func (c Client) explained(err error) error {
 	if r, ok := errors.AsType[*refused](err); ok && r.code == http.StatusNotFound && strings.HasPrefix(r.text, unknownPath) {
 		return advice.With(fmt.Errorf("the kthwd that runs does not have this (at %s)", c.Socket),
 			"it is another version, which its own binary can ask: kthwd version; kthwd try does not have all of it either")

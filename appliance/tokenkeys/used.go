@@ -67,7 +67,7 @@ func (w *Watch) WatchUse(kid string) {
 	}
 }
 
-// Resume adds what an earlier process has seen of the watched key. The time since which the use is
+// Resume adds the use of the watched key that an earlier process has seen. The time since which the use is
 // known without a break stays.
 func (w *Watch) Resume(kid string, before Use) {
 	w.useMu.Lock()
@@ -90,7 +90,7 @@ func (w *Watch) Resume(kid string, before Use) {
 	}
 }
 
-// UseOf is the use of the key since WatchUse was called with it, and what Resume has added; nil if it is
+// UseOf is the use of the key since WatchUse was called with it, with the use that Resume has added; nil if it is
 // not watched.
 func (w *Watch) UseOf(kid string) *Use {
 	w.useMu.Lock()

@@ -21,7 +21,7 @@ type useRecord struct {
 	Use tokenkeys.Use `json:"use"`
 }
 
-// keptUse is what the record in etcd has.
+// keptUse is the content of the record in etcd.
 type keptUse struct {
 	key   string // empty before the first look
 	count int

@@ -155,7 +155,7 @@ func (c cluster) checkServing(r Request, ranges []netip.Prefix) (name string, er
 
 // checkDNS accepts a name that is the node's own.
 func (c cluster) checkDNS(node corev1.Node, dns string) error {
-	dns = strings.ToLower(strings.TrimSuffix(dns, ".")) // as those who verify a certificate compare names
+	dns = strings.ToLower(strings.TrimSuffix(dns, ".")) // a client that verifies a certificate compares names so
 	for _, other := range c.controllers {
 		if same(other.Address, dns) {
 			return fmt.Errorf("%s is the address of the controller %s", dns, other.Name)

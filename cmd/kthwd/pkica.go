@@ -194,7 +194,7 @@ func (a *app) writeCARotation(ca carotation.CA, r carotation.Report) error {
 			}
 			said = fmt.Sprintf("signs with %s, trusts %s", text.Line(carotation.Short(c.Signs)), text.Line(strings.Join(trusts, ", ")))
 			if c.Restart {
-				said += ", is to be restarted"
+				said += ", needs a restart"
 			}
 		}
 		fmt.Fprintf(w, "%s\t%s\n", text.Line(c.Name), said)
@@ -215,7 +215,7 @@ func (a *app) writeCARotation(ca carotation.CA, r carotation.Report) error {
 	return w.Flush()
 }
 
-// nextOfEtcd is what a rotation of etcd's CA waits for.
+// nextOfEtcd is the next command of a rotation of etcd's CA, with the restarts before it.
 func nextOfEtcd(r carotation.Report) string {
 	verb := map[carotation.Stage]string{carotation.StageRestart: carotation.VerbSign, carotation.StageWatch: carotation.VerbDrop, carotation.StageForget: carotation.VerbResume}[r.Rotation.Stage]
 	next := carotation.Etcd.Verb(verb)

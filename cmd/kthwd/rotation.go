@@ -80,8 +80,8 @@ func waitFlag(cmd *cobra.Command, wait *time.Duration) {
 	cmd.Flags().DurationVar(wait, "wait", 0, "`DURATION` How long to try again while it is too early; 0s refuses at once.")
 }
 
-// patiently calls do until it is not too early for that, for so long at most, and shows what it waits
-// for.
+// patiently calls do until it is not too early for that, for so long at most, and shows the reason
+// of the wait.
 func (a *app) patiently(ctx context.Context, wait time.Duration, do func() error) error {
 	end, say := time.Now().Add(wait), time.Now()
 	for {

@@ -35,14 +35,20 @@ const caRotationKey = "/kthwd/ca/rotation"
 
 func caRotation(args ...string) []string { return append([]string{"pki", "ca"}, args...) }
 
-// clusterCAOf reads the CA of a controller, with its key.
-func clusterCAOf(t *testing.T, c *kthwtest.Controller) pki.CA {
+// caOf reads a CA of a controller, with its key.
+func caOf(t *testing.T, c *kthwtest.Controller, name string) pki.CA {
 	t.Helper()
-	ca, err := pki.ReadCA(pki.Layout{Dir: c.Dir}, pki.NameCA)
+	ca, err := pki.ReadCA(pki.Layout{Dir: c.Dir}, name)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return ca
+}
+
+// clusterCAOf reads the cluster's CA of a controller, with its key.
+func clusterCAOf(t *testing.T, c *kthwtest.Controller) pki.CA {
+	t.Helper()
+	return caOf(t, c, pki.NameCA)
 }
 
 // startFileReaders asks each controller with its admin.kubeconfig, which is read each time, over a new

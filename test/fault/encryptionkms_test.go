@@ -133,17 +133,9 @@ func TestEncryptionKMS(t *testing.T) {
 	const n = 40
 	storeSecrets(t, c.Client(t), "s", n)
 	file := filepath.Join(c.Dir, encryptionFile)
-	before := string(fileText(t, file))
 	first, second := newKeyServer(t, "1"), newKeyServer(t, "2")
 
-	refuses(t, c, []string{"encryption", "rotate", "--provider=kms", "--kms-name=vault", "--kms-endpoint=" + first.endpoint()}, "a key server does not answer", "start the KMS plugin")
-	refuses(t, c, []string{"encryption", "rotate", "--provider=kms", "--kms-name=vault"}, "needs a name and the socket", "--kms-endpoint")
-	refuses(t, c, []string{"encryption", "rotate", "--provider=kms", "--kms-name=key1", "--kms-endpoint=" + first.endpoint()}, "is in use", "--kms-name")
-	refuses(t, c, []string{"encryption", "rotate", "--kms-name=vault"}, "are for --provider=kms")
-	if answer, err := c.Etcd(t).Get(t.Context(), "/kthwd/encryption/", clientv3.WithPrefix()); err != nil || len(answer.Kvs) > 0 || string(fileText(t, file)) != before {
-		t.Errorf("after the refusals: got %v, %v", answer, err)
-	}
-
+	refusesKeyServer(t, c, first.endpoint())
 	first.start(t)
 	b := startBusy(t, c.Client(t))
 	rotated := func(want, stored string, args ...string) {
@@ -212,6 +204,20 @@ func TestEncryptionKMS(t *testing.T) {
 	_ = atStage(t, c, "rewrite", func() { code, out = verb(t, c, "encryption", "abort") }, "--provider=kms", "--kms-name=vault3", "--kms-endpoint="+second.endpoint())
 	if got := storedWith(t, c.Etcd(t)); code != 0 || len(got) != 1 || got["secretbox key1"] < n {
 		t.Errorf("abort: got exit code %d, in etcd %v:\n%s", code, got, out)
+	}
+}
+
+// refusesKeyServer wants each wrong request for a key server to be refused, and nothing to change.
+func refusesKeyServer(t *testing.T, c *kthwtest.Controller, endpoint string) {
+	t.Helper()
+	file := filepath.Join(c.Dir, encryptionFile)
+	before := string(fileText(t, file))
+	refuses(t, c, []string{"encryption", "rotate", "--provider=kms", "--kms-name=vault", "--kms-endpoint=" + endpoint}, "a key server does not answer", "start the KMS plugin")
+	refuses(t, c, []string{"encryption", "rotate", "--provider=kms", "--kms-name=vault"}, "needs a name and the socket", "--kms-endpoint")
+	refuses(t, c, []string{"encryption", "rotate", "--provider=kms", "--kms-name=key1", "--kms-endpoint=" + endpoint}, "is in use", "--kms-name")
+	refuses(t, c, []string{"encryption", "rotate", "--kms-name=vault"}, "are for --provider=kms")
+	if answer, err := c.Etcd(t).Get(t.Context(), "/kthwd/encryption/", clientv3.WithPrefix()); err != nil || len(answer.Kvs) > 0 || string(fileText(t, file)) != before {
+		t.Errorf("after the refusals: got %v, %v", answer, err)
 	}
 }
 

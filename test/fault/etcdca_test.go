@@ -33,11 +33,7 @@ func etcdCA(verb string, args ...string) []string {
 // etcdCAOf reads etcd's CA of a controller, with its key.
 func etcdCAOf(t *testing.T, c *kthwtest.Controller) pki.CA {
 	t.Helper()
-	ca, err := pki.ReadCA(pki.Layout{Dir: c.Dir}, pki.NameEtcdCA)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return ca
+	return caOf(t, c, pki.NameEtcdCA)
 }
 
 // etcdPorts are the ports of a controller's etcd.
@@ -122,7 +118,7 @@ func TestEtcdCARotate(t *testing.T) {
 	if both.Signs() != old {
 		t.Fatal("the new CA signs already")
 	}
-	mustVerb(t, c, etcdCA("status"), "stage 2 of 6, restart", "is to be restarted", "next", "restart kthwd on ")
+	mustVerb(t, c, etcdCA("status"), "stage 2 of 6, restart", "needs a restart", "next", "restart kthwd on ")
 	for _, args := range [][]string{etcdCA("sign"), etcdCA("sign", "--force")} {
 		refuses(t, c, args, "its etcd does not accept certificates of "+now[:8], "restart kthwd on ")
 	}

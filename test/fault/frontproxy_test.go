@@ -45,11 +45,7 @@ func frontProxy(verb string, args ...string) []string {
 // frontProxyOf reads the front proxy's CA of a controller, with its key.
 func frontProxyOf(t *testing.T, c *kthwtest.Controller) pki.CA {
 	t.Helper()
-	ca, err := pki.ReadCA(pki.Layout{Dir: c.Dir}, pki.NameFrontProxyCA)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return ca
+	return caOf(t, c, pki.NameFrontProxyCA)
 }
 
 // extension is an extension API server of the group NAME.kthwd.test. It answers for a front proxy only, with

@@ -287,13 +287,7 @@ func TestServiceAccountRotate(t *testing.T) {
 	r.check(t, 2)
 	mustVerb(t, c, []string{"encryption", "status"}, "none; the last one")
 	mustVerb(t, c, tokenRotation("status"), "none; the last one, "+old[:8]+" → "+now[:8])
-	kthwtest.WaitFor(t, "no record of accounts to be left", soon, func() error {
-		answer, err := c.Etcd(t).Get(t.Context(), "/kthwd/service-account/used/", clientv3.WithPrefix())
-		if err == nil && len(answer.Kvs) > 0 {
-			err = fmt.Errorf("got %v", answer.Kvs)
-		}
-		return err
-	})
+	noAccountsInEtcd(t, c)
 	if f := tokenFilesOf(t, c); !slices.Equal(f.Signing(), []string{now}) || !slices.Equal(f.Accepted(), []string{now}) {
 		t.Errorf("the files have %v and %v", f.Signing(), f.Accepted())
 	}
@@ -301,8 +295,20 @@ func TestServiceAccountRotate(t *testing.T) {
 	startsAgain(t, c, args, mustToken(t, client, "keeper"))
 }
 
-// watchesAnew restarts a controller that watches the old key: it still knows who has used that, and says
-// since when it has watched without a break.
+// noAccountsInEtcd waits until no record of accounts is left.
+func noAccountsInEtcd(t *testing.T, c *kthwtest.Controller) {
+	t.Helper()
+	kthwtest.WaitFor(t, "no record of accounts to be left", soon, func() error {
+		answer, err := c.Etcd(t).Get(t.Context(), "/kthwd/service-account/used/", clientv3.WithPrefix())
+		if err == nil && len(answer.Kvs) > 0 {
+			err = fmt.Errorf("got %v", answer.Kvs)
+		}
+		return err
+	})
+}
+
+// watchesAnew restarts a controller that watches the old key: it still names the accounts that have used
+// that, and the time since which it has watched without a break.
 func watchesAnew(t *testing.T, c *kthwtest.Controller, args []string) *kthwtest.Controller {
 	t.Helper()
 	const keeper = "system:serviceaccount:default:keeper"

@@ -3,7 +3,6 @@ package names
 import (
 	"os"
 	"os/exec"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -11,6 +10,7 @@ import (
 	"time"
 
 	"kthwd/test/kthwtest"
+	"kthwd/test/report"
 )
 
 // cost is that of one run of a command.
@@ -59,18 +59,17 @@ func costOf(t *testing.T, binary string, args []string) cost {
 }
 
 func medians(all []cost) cost {
-	middle := func(of func(cost) int64) int64 {
-		var values []int64
+	median := func(of func(cost) float64) float64 {
+		var values []float64
 		for _, c := range all {
 			values = append(values, of(c))
 		}
-		slices.Sort(values)
-		return values[len(values)/2]
+		return report.Median(values)
 	}
 	return cost{
-		time.Duration(middle(func(c cost) int64 { return int64(c.wall) })),
-		time.Duration(middle(func(c cost) int64 { return int64(c.cpu) })),
-		middle(func(c cost) int64 { return c.rss }),
+		time.Duration(median(func(c cost) float64 { return float64(c.wall) })),
+		time.Duration(median(func(c cost) float64 { return float64(c.cpu) })),
+		int64(median(func(c cost) float64 { return float64(c.rss) })),
 	}
 }
 
