@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"kthwd/appliance/durable"
+	"kthwd/appliance/nodejoin"
 	"kthwd/appliance/pki"
 	"kthwd/test/kthwtest"
 )
@@ -77,16 +78,19 @@ func TestRealNodeJoins(t *testing.T) {
 	})
 }
 
-// joinWorker runs a controller and joins a real kubelet to it, whose files join writes. args are the
-// controller's.
-func joinWorker(t *testing.T, join func(*testing.T), args ...string) (*kthwtest.Controller, *daemon) {
+// joinWorker runs a controller and joins a real kubelet to it, whose files join writes. join returns the
+// path of the kubelet that the unit has to name. args are the controller's.
+func joinWorker(t *testing.T, join func(*testing.T) string, args ...string) (*kthwtest.Controller, *daemon) {
 	t.Helper()
 	run(t, "ip", "address", "add", joinerAddress+"/24", "dev", "eth0")
 	c := kthwtest.Start(t, kthwtest.Options{Plain: true, Args: append(args, "--advertise-address="+workerAddress)})
 	startContainerd(t, os.Getenv(archiveEnv))
-	join(t)
+	path := join(t)
 	writeFile(t, "/etc/kubelet.d/10-machine.conf", forMachine)
 	command := execStart(readFile(t, "/etc/systemd/system/kubelet.service"))
+	if command[0] != path {
+		t.Errorf("the unit starts %s, want %s", command[0], path)
+	}
 	kubelet := startDaemon(t, kthwtest.Tool(t, kubeletPackage), append(command[1:], "--config-dir=/etc/kubelet.d", "--v=2")...)
 	waitNodeReady(t, c, kubelet)
 	return c, kubelet
@@ -99,20 +103,23 @@ func newToken(t *testing.T, args ...string) string {
 }
 
 // byCommand joins with kthwd.
-func byCommand(t *testing.T) {
+func byCommand(t *testing.T) string {
 	t.Helper()
+	kubelet := kthwtest.Tool(t, kubeletPackage)
 	writeFile(t, "/run/join.json", newToken(t, "-o=json"))
 	t.Cleanup(func() { os.Remove("/run/join.json") })
 	run(t, kthwtest.Binary(t), "node", "join", "--from=/run/join.json", "--node-ip="+joinerAddress, "--cgroup-driver=cgroupfs", "--ca-file="+workerCA,
-		"--kubelet="+kthwtest.Tool(t, kubeletPackage))
+		"--kubelet="+kubelet)
+	return kubelet
 }
 
 // byScript joins with the shell script, without kthwd. The machine has the CA's file already.
-func byScript(t *testing.T) {
+func byScript(t *testing.T) string {
 	t.Helper()
 	writeFile(t, "/run/join.sh", newToken(t, "--script"))
 	t.Cleanup(func() { os.Remove("/run/join.sh") })
 	wantAll(t, run(t, "env", "NODE_IP="+joinerAddress, "sh", "/run/join.sh"), "made  /var/lib/kubelet/bootstrap.kubeconfig", "made  /etc/systemd/system/kubelet.service")
+	return nodejoin.DefaultFiles().Kubelet
 }
 
 // replaceCA replaces the cluster's CA under a kubelet that runs: the new one does not sign before the
