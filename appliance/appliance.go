@@ -28,6 +28,7 @@ import (
 	"kthwd/appliance/config"
 	"kthwd/appliance/controllers"
 	"kthwd/appliance/etcd"
+	"kthwd/appliance/liveness"
 	"kthwd/appliance/logging"
 	"kthwd/appliance/program"
 	"kthwd/appliance/status"
@@ -49,7 +50,7 @@ type Options struct {
 	OnServing  func()                            // called once, when the API server is ready; may be nil
 	OnReady    func(timeline []supervise.Status) // called once, when everything is ready; may be nil
 	OnChange   func(ready bool, reason string)   // called after each change of the state record; may be nil
-	OnWired    func(*Liveness)                   // called once, before the first component starts; may be nil
+	OnWired    func(*liveness.Probe)             // called once, before the first component starts; may be nil
 	LeafLife   time.Duration                     // how long a certificate is valid that kthwd renews; 0 means a year
 	ExtraRole  *ExtraRole                        // another role of the process; may be nil
 
@@ -91,12 +92,12 @@ func Run(ctx context.Context, cfg config.Controller, o Options) (err error) {
 	defer p.close()
 	p.tune(tuner)
 	defer func() { p.run.End(err) }()
-	g, liveness, err := p.wire()
+	g, probe, err := p.wire()
 	if err != nil {
 		return err
 	}
 	if o.OnWired != nil {
-		o.OnWired(liveness)
+		o.OnWired(probe)
 	}
 	restore := upstream.CatchExits(g, o.Logs.Logger("kthwd"))
 	defer restore()
@@ -108,10 +109,10 @@ func Run(ctx context.Context, cfg config.Controller, o Options) (err error) {
 	})
 	go p.events.Run(watching)
 	for _, w := range p.watchers {
-		p.readers.run(g.Leaving(), w.Run) // the API server that they ask stops, too
+		p.readers.Run(g.Leaving(), w.Run) // the API server that they ask stops, too
 	}
-	p.readers.run(watching, p.workers.Follow) // the API server serves on while it leaves
-	p.readers.run(watching, p.users.Follow)
+	p.readers.Run(watching, p.workers.Follow) // the API server serves on while it leaves
+	p.readers.Run(watching, p.users.Follow)
 	p.run.Keep()
 	go tuner.Follow(watching)
 	go p.run.Beat(watching, tuner.Needs)
@@ -120,13 +121,13 @@ func Run(ctx context.Context, cfg config.Controller, o Options) (err error) {
 		go l.Follow(watching)
 	}
 	go p.others.Run(watching)
-	p.readers.run(watching, p.mover.Run)
-	p.readers.run(watching, p.gate.Run)
-	p.readers.run(g.Leaving(), p.upgrade.Run)
-	p.readers.run(g.Leaving(), p.rotation.Run) // a rotation stops before the API server does
-	p.readers.run(g.Leaving(), p.tokenRotation.Run)
+	p.readers.Run(watching, p.mover.Run)
+	p.readers.Run(watching, p.gate.Run)
+	p.readers.Run(g.Leaving(), p.upgrade.Run)
+	p.readers.Run(g.Leaving(), p.rotation.Run) // a rotation stops before the API server does
+	p.readers.Run(g.Leaving(), p.tokenRotation.Run)
 	for _, r := range p.caRotations {
-		p.readers.run(g.Leaving(), r.Run)
+		p.readers.Run(g.Leaving(), r.Run)
 	}
 	return g.Run(ctx)
 }

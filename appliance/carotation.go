@@ -5,15 +5,11 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"net"
 	"net/url"
 	"slices"
-	"strconv"
 	"strings"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
@@ -24,6 +20,7 @@ import (
 	"kthwd/appliance/lease"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
+	"kthwd/appliance/verifiers"
 )
 
 // newOldCAs makes a watch of each CA, for the time in which it is replaced.
@@ -52,7 +49,7 @@ func (p *prepared) newCARotations(member *etcd.Member, manager, scheduler *lease
 				return shared.Record(ctx, client, path, alone)
 			},
 		}
-		published, list := "client-ca-file", kubelets
+		published, list := "client-ca-file", verifiers.Kubelets
 		switch ca {
 		case carotation.Etcd:
 			c.Cannot = p.etcdCAElsewhere()
@@ -61,7 +58,7 @@ func (p *prepared) newCARotations(member *etcd.Member, manager, scheduler *lease
 			all = append(all, carotation.New(c))
 			continue
 		case carotation.FrontProxy:
-			published, list = "requestheader-client-ca-file", extensionServers
+			published, list = "requestheader-client-ca-file", verifiers.ExtensionServers
 			c.Cannot, c.Settle = p.frontProxyElsewhere(), controllers.CertificatesWithin()
 		default:
 			c.Cannot = p.caElsewhere()
@@ -82,7 +79,7 @@ func (p *prepared) newCARotations(member *etcd.Member, manager, scheduler *lease
 			if err != nil {
 				return err
 			}
-			return unpublish(ctx, api, published, ca)
+			return verifiers.Unpublish(ctx, api, published, ca)
 		}
 		all = append(all, carotation.New(c))
 	}
@@ -248,24 +245,4 @@ func (p *prepared) otherFlag(all []wantedFlag) error {
 		}
 	}
 	return nil
-}
-
-// kubelets lists the nodes and where their kubelets answer, as the API server finds them.
-func kubelets(ctx context.Context, client kubernetes.Interface) (all []carotation.Verifier, err error) {
-	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return nil, fmt.Errorf("the nodes are not known: %w", err)
-	}
-	for _, n := range nodes.Items {
-		v := carotation.Verifier{Name: n.Name, Path: "/healthz"}
-		for _, kind := range []corev1.NodeAddressType{corev1.NodeInternalIP, corev1.NodeInternalDNS, corev1.NodeHostName, corev1.NodeExternalIP, corev1.NodeExternalDNS} {
-			for _, a := range n.Status.Addresses {
-				if port := n.Status.DaemonEndpoints.KubeletEndpoint.Port; a.Type == kind && v.Address == "" && port > 0 {
-					v.Address = net.JoinHostPort(a.Address, strconv.Itoa(int(port)))
-				}
-			}
-		}
-		all = append(all, v)
-	}
-	return all, nil
 }

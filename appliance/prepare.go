@@ -32,6 +32,7 @@ import (
 	"kthwd/appliance/pki"
 	"kthwd/appliance/preflight"
 	"kthwd/appliance/program"
+	"kthwd/appliance/readers"
 	"kthwd/appliance/support"
 	"kthwd/appliance/tokenkeys"
 	"kthwd/appliance/tokenrotation"
@@ -76,7 +77,7 @@ type prepared struct {
 	tokenRotation *tokenrotation.Rotation // set by wire
 	caRotations   []*carotation.Rotation  // of each CA; set by wire
 	oldCAs        []*carotation.Watch     // one for each of them; set by wire
-	readers       *readers                // set by wire
+	readers       *readers.Group          // set by wire
 
 	live map[string]*controllers.Live // kubeconfigs that their clients follow, by program; set by wire
 }

@@ -28,10 +28,12 @@ import (
 	"kthwd/appliance/etcdca"
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/lease"
+	"kthwd/appliance/liveness"
 	"kthwd/appliance/membership"
 	"kthwd/appliance/others"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
+	"kthwd/appliance/readers"
 	"kthwd/appliance/refused"
 	"kthwd/appliance/supervise"
 	"kthwd/appliance/tokenkeys"
@@ -54,7 +56,7 @@ const (
 )
 
 // wire adds the components to a group. They stop in the reverse order of this list.
-func (p *prepared) wire() (*supervise.Group, *Liveness, error) {
+func (p *prepared) wire() (*supervise.Group, *liveness.Probe, error) {
 	g := supervise.New(p.log)
 	fences := lease.NewFences(p.cfg.LocalServer())
 	var api *apiserver.Server
@@ -74,8 +76,8 @@ func (p *prepared) wire() (*supervise.Group, *Liveness, error) {
 	api = p.newAPIServer(member, fences)
 	pause, managerPause := &lease.Pause{}, &lease.Pause{}
 	p.live = p.newLive()
-	p.readers = newReaders()
-	member.OnClose(p.readers.stop)
+	p.readers = readers.New()
+	member.OnClose(p.readers.Stop)
 	member.OnAbsence(func(ctx context.Context) (func(), error) { return beAbsent(ctx, api, pause, managerPause) })
 	p.observers = append(p.observers, api)
 	kcm := controllers.NewManager(p.controllersConfig(g, program.ControllerManager, &fences.ControllerManager, managerPause), p.programs.Manager)
@@ -122,7 +124,7 @@ func (p *prepared) wire() (*supervise.Group, *Liveness, error) {
 	g.Add(seed, apiNode)
 	g.Add(kcm, apiNode).StopWithin(stopControllers)
 	g.Add(sched, apiNode).StopWithin(stopControllers)
-	return g, &Liveness{group: g, etcd: member, api: api}, nil
+	return g, liveness.New(g, member, api), nil
 }
 
 // givingUp bounds how long the programs may take to give up their leases before etcd

@@ -16,6 +16,7 @@ import (
 	"kthwd/appliance/advice"
 	"kthwd/appliance/config"
 	"kthwd/appliance/early"
+	"kthwd/appliance/liveness"
 	"kthwd/appliance/logging"
 	"kthwd/appliance/program"
 	"kthwd/appliance/status"
@@ -134,7 +135,7 @@ func (a *app) control(ctx context.Context, l *config.Loader, logs *logging.Logs,
 		OnWork:    a.working(),
 		OnReady:   func(timeline []supervise.Status) { a.ready(log, l, timeline) },
 		OnChange:  a.changed(ctx),
-		OnWired:   func(p *appliance.Liveness) { a.attend(ctx, log, p) },
+		OnWired:   func(p *liveness.Probe) { a.attend(ctx, log, p) },
 		ExtraRole: extra,
 		Private: func(args map[string][]program.Arg) map[string]http.HandlerFunc {
 			return support.Handlers(logs, func() support.Running { return a.running(l, args) })

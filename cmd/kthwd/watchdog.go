@@ -12,8 +12,8 @@ import (
 	"kthwd/appliance/supervise"
 )
 
-// liveness answers the service manager's two questions: does the start make progress, and is the process alive?
-type liveness interface {
+// prober answers the service manager's two questions: does the start make progress, and is the process alive?
+type prober interface {
 	Status() []supervise.Status
 	// Alive returns nil while the process does its own part, whatever others do.
 	Alive(context.Context) error
@@ -21,7 +21,7 @@ type liveness interface {
 
 // attend keeps the service manager informed: it requests more time for a start that
 // makes progress, and then reports that the process is alive. It returns at once.
-func (a *app) attend(ctx context.Context, log *slog.Logger, p liveness) {
+func (a *app) attend(ctx context.Context, log *slog.Logger, p prober) {
 	if a.notify == nil {
 		return
 	}
@@ -56,7 +56,7 @@ func (a *app) working() func() {
 // keepStarting requests more time while a start makes progress, or waits for something
 // outside the process, such as other controllers: that may take forever, and a restart
 // would not help. It returns once the process is ready or begins to stop.
-func keepStarting(ctx context.Context, n *notifier, p liveness) {
+func keepStarting(ctx context.Context, n *notifier, p prober) {
 	ticker := time.NewTicker(startCheck)
 	defer ticker.Stop()
 	var last []supervise.Status

@@ -1,4 +1,4 @@
-package appliance
+package readers
 
 import (
 	"context"
@@ -11,15 +11,15 @@ import (
 // delays a stop by no more than its patience.
 func TestReadersEndBeforeEtcd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r, reading := newReaders(), make(chan struct{})
+		r, reading := New(), make(chan struct{})
 		for range 3 {
-			r.run(context.Background(), func(ctx context.Context) {
+			r.Run(context.Background(), func(ctx context.Context) {
 				<-ctx.Done()
 				<-reading // the read that is under way
 			})
 		}
 		stopped := make(chan struct{})
-		go func() { defer close(stopped); r.stop() }()
+		go func() { defer close(stopped); r.Stop() }()
 		synctest.Wait()
 		select {
 		case <-stopped:
@@ -29,16 +29,16 @@ func TestReadersEndBeforeEtcd(t *testing.T) {
 		close(reading)
 		<-stopped
 		left, leave := context.WithCancel(context.Background())
-		r = newReaders()
-		r.run(left, func(ctx context.Context) { <-ctx.Done() })
+		r = New()
+		r.Run(left, func(ctx context.Context) { <-ctx.Done() })
 		leave()
-		r.stop() // it ended by itself
+		r.Stop() // it ended by itself
 		stuck := make(chan struct{})
-		r = newReaders()
-		r.run(context.Background(), func(context.Context) { <-stuck })
+		r = New()
+		r.Run(context.Background(), func(context.Context) { <-stuck })
 		begun := time.Now()
-		r.stop()
-		if took := time.Since(begun); took != readersPatience {
+		r.Stop()
+		if took := time.Since(begun); took != patience {
 			t.Errorf("a reader that does not end delays the stop by %v", took)
 		}
 		close(stuck)

@@ -1,4 +1,6 @@
-package appliance
+// Package liveness answers a service manager's question whether a running controller works: a
+// watchdog that gets no answer ends the process, and the manager starts another one.
+package liveness
 
 import (
 	"context"
@@ -14,9 +16,9 @@ import (
 	"kthwd/appliance/supervise"
 )
 
-// Liveness answers a service manager's questions about a running controller. Its methods
-// may be called from any goroutine until Run returns.
-type Liveness struct {
+// Probe answers questions about one controller. Its methods may be called from any goroutine
+// until the group has stopped.
+type Probe struct {
 	group *supervise.Group
 	etcd  *etcd.Member
 	api   *apiserver.Server
@@ -26,15 +28,20 @@ type Liveness struct {
 	server string
 }
 
+// New returns the probe of a controller: its components, its etcd and its API server.
+func New(group *supervise.Group, member *etcd.Member, api *apiserver.Server) *Probe {
+	return &Probe{group: group, etcd: member, api: api}
+}
+
 // Status returns the state record; see supervise.Group.Status.
-func (p *Liveness) Status() []supervise.Status { return p.group.Status() }
+func (p *Probe) Status() []supervise.Status { return p.group.Status() }
 
 // Alive returns nil while this process works by itself: the state record answers, etcd
 // reads its own data, and the API server's /livez succeeds. It does not depend on the
 // other controllers, because a lost quorum does not justify a restart. It skips
 // components that the record reports as not serving, and etcd while it rewrites its database,
 // for as long as a slow disk needs for that.
-func (p *Liveness) Alive(ctx context.Context) error {
+func (p *Probe) Alive(ctx context.Context) error {
 	serves := map[string]bool{}
 	for _, s := range p.group.Status() {
 		serves[s.Name] = s.Healthy()
@@ -54,7 +61,7 @@ func (p *Liveness) Alive(ctx context.Context) error {
 
 // livez queries the API server on its port. It excludes the check of etcd, which reads
 // through the quorum (apiserver/pkg/storage/storagebackend/factory/etcd3.go).
-func (p *Liveness) livez(ctx context.Context) error {
+func (p *Probe) livez(ctx context.Context) error {
 	client, server, err := p.loopback()
 	if err != nil {
 		return err
@@ -62,7 +69,7 @@ func (p *Liveness) livez(ctx context.Context) error {
 	return apiserver.Get(ctx, client, server+"/livez?exclude=etcd")
 }
 
-func (p *Liveness) loopback() (*http.Client, string, error) {
+func (p *Probe) loopback() (*http.Client, string, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.client != nil {

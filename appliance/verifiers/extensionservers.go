@@ -1,4 +1,7 @@
-package appliance
+// Package verifiers finds those who verify the API server by a CA that is replaced: the kubelets of
+// all nodes, and extension API servers. It takes a CA out of what extension API servers read it
+// from, once no API server has it any longer.
+package verifiers
 
 import (
 	"context"
@@ -22,8 +25,8 @@ import (
 	"kthwd/appliance/pki"
 )
 
-// extensionServers lists every endpoint of every extension API server, as the aggregator finds them.
-func extensionServers(ctx context.Context, client kubernetes.Interface) (all []carotation.Verifier, err error) {
+// ExtensionServers lists every endpoint of every extension API server, as the aggregator finds them.
+func ExtensionServers(ctx context.Context, client kubernetes.Interface) (all []carotation.Verifier, err error) {
 	data, err := client.Discovery().RESTClient().Get().AbsPath("/apis/apiregistration.k8s.io/v1/apiservices").
 		SetHeader("Accept", "application/json").DoRaw(ctx)
 	var list apiregistrationv1.APIServiceList
@@ -114,8 +117,8 @@ const (
 	trustName      = "extension-apiserver-authentication"
 )
 
-// unpublish takes a CA out of that ConfigMap. No API server has it any longer, so that none adds it again.
-func unpublish(ctx context.Context, client kubernetes.Interface, key string, ca *x509.Certificate) error {
+// Unpublish takes a CA out of that ConfigMap. No API server has it any longer, so that none adds it again.
+func Unpublish(ctx context.Context, client kubernetes.Interface, key string, ca *x509.Certificate) error {
 	maps := client.CoreV1().ConfigMaps(trustNamespace)
 	err := retry.RetryOnConflict(retry.DefaultBackoff, func() error {
 		m, err := maps.Get(ctx, trustName, metav1.GetOptions{})
