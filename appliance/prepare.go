@@ -33,6 +33,7 @@ import (
 	"kthwd/appliance/preflight"
 	"kthwd/appliance/program"
 	"kthwd/appliance/readers"
+	"kthwd/appliance/selfbackup"
 	"kthwd/appliance/support"
 	"kthwd/appliance/tokenkeys"
 	"kthwd/appliance/tokenrotation"
@@ -126,7 +127,7 @@ func (p *prepared) check() (err error) {
 	} else {
 		err = errors.Join(err, commands.CheckWords(p.cfg))
 	}
-	if err := errors.Join(preflight.EnoughLimits(program.Quota(p.cfg)), preflight.Ports(p.cfg, p.o.Metrics.Address), checkBackup(p.cfg), err); err != nil {
+	if err := errors.Join(preflight.EnoughLimits(program.Quota(p.cfg)), preflight.Ports(p.cfg, p.o.Metrics.Address), selfbackup.CheckSettings(p.cfg), err); err != nil {
 		return err
 	}
 	p.tell(lines)
@@ -182,7 +183,7 @@ func (p *prepared) make(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	if err := p.keepCopy(ctx); err != nil {
+	if err := selfbackup.KeepCopy(ctx, p.cfg, p.o.Version, p.o.OnWork, p.log); err != nil {
 		return err
 	}
 	if err := p.ensurePKI(); err != nil {

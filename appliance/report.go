@@ -24,6 +24,7 @@ import (
 	"kthwd/appliance/membership"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
+	"kthwd/appliance/selfbackup"
 	"kthwd/appliance/series"
 	"kthwd/appliance/status"
 	"kthwd/appliance/status/history"
@@ -47,8 +48,8 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 	for _, r := range p.caRotations {
 		maps.Copy(private, r.Private())
 	}
-	maps.Copy(private, p.privateBackup())
-	maps.Copy(private, privateDatabase(e.OpenCopy))
+	maps.Copy(private, selfbackup.BeforeChange(p.cfg, p.log))
+	maps.Copy(private, selfbackup.Database(e.OpenCopy))
 	if p.o.Private != nil {
 		maps.Copy(private, p.o.Private(p.args))
 	}

@@ -19,6 +19,7 @@ import (
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
 	"kthwd/appliance/renewal"
+	"kthwd/appliance/selfbackup"
 	"kthwd/appliance/users"
 	"kthwd/appliance/workers"
 	"kthwd/rbacseed"
@@ -46,7 +47,7 @@ func (p *prepared) newWatchers(member *etcd.Member, api *apiserver.Server, seed 
 		Log:        p.o.Logs.Logger("kthwd"),
 	})
 	p.machine = p.newObserve()
-	p.backups = p.newBackups(member)
+	p.backups = selfbackup.NewSchedule(p.cfg, member.Running, p.o.Logs.Logger("backup"))
 	renewer := renewal.New(renewal.Config{
 		Layout: p.layout, Life: p.o.LeafLife, Before: p.renewed, Log: p.o.Logs.Logger("kthwd"),
 		Event: func(warning bool, reason, text string) {

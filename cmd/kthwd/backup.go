@@ -21,7 +21,6 @@ import (
 	"filippo.io/age"
 	"github.com/spf13/cobra"
 
-	"kthwd/appliance"
 	"kthwd/appliance/advice"
 	"kthwd/appliance/archive"
 	"kthwd/appliance/backup"
@@ -29,6 +28,7 @@ import (
 	"kthwd/appliance/datadir"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
+	"kthwd/appliance/selfbackup"
 	"kthwd/appliance/support"
 	"kthwd/appliance/text"
 )
@@ -168,7 +168,7 @@ func (a *app) createOptions(t target, f *createFlags, running support.Running) (
 		Name: set["name"].Value, Address: set["advertise-address"].Value, Prefix: prefixOf(running.Programs),
 		Server:   config.Controller{BindAddress: set["bind-address"].Value, SecurePort: port}.LocalServer(),
 		Settings: rendered, Args: running.Programs, Checker: a.checker, Unrecorded: f.unrecorded,
-		Database: func(ctx context.Context) (*backup.Copy, error) { return appliance.OpenDatabase(ctx, t.Client) },
+		Database: func(ctx context.Context) (*backup.Copy, error) { return selfbackup.OpenDatabase(ctx, t.Client) },
 	}, errors.Join(errDir, errKeys)
 }
 
@@ -497,7 +497,7 @@ func (a *app) backupBefore(ctx context.Context, t target, change string) error {
 		fmt.Fprintln(a.err, "A backup is made and verified first; --without-backup leaves it out.")
 	}
 	var made backup.Created
-	if err := t.explain(t.Do(ctx, http.MethodPost, appliance.PathBackup+"?for="+change, nil, &made)); err != nil {
+	if err := t.explain(t.Do(ctx, http.MethodPost, selfbackup.PathBackup+"?for="+change, nil, &made)); err != nil {
 		return err
 	}
 	fmt.Fprintf(a.out, "backup  %s  revision %d, verified; kthwd backup restore goes back to it\n", text.Line(made.File), made.Verified.Manifest.Revision)

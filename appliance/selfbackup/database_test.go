@@ -1,4 +1,4 @@
-package appliance
+package selfbackup
 
 import (
 	"bytes"
@@ -31,7 +31,7 @@ func TestOpenDatabase(t *testing.T) {
 	mux := http.NewServeMux()
 	none := errors.New("etcd has not started")
 	started, copies := false, make(chan *etcd.Copy, 1)
-	for pattern, handler := range privateDatabase(func() (*etcd.Copy, error) {
+	for pattern, handler := range Database(func() (*etcd.Copy, error) {
 		if !started {
 			return nil, none
 		}
