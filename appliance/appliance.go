@@ -122,12 +122,10 @@ func Run(ctx context.Context, cfg config.Controller, o Options) (err error) {
 	}
 	go p.others.Run(watching)
 	p.readers.Run(watching, p.mover.Run)
-	p.readers.Run(watching, p.gate.Run)
+	p.readers.Run(watching, p.rotations.Gate.Run)
 	p.readers.Run(g.Leaving(), p.upgrade.Run)
-	p.readers.Run(g.Leaving(), p.rotation.Run) // a rotation stops before the API server does
-	p.readers.Run(g.Leaving(), p.tokenRotation.Run)
-	for _, r := range p.caRotations {
-		p.readers.Run(g.Leaving(), r.Run)
+	for _, r := range p.rotations.All() {
+		p.readers.Run(g.Leaving(), r.Run) // a rotation stops before the API server does
 	}
 	return g.Run(ctx)
 }

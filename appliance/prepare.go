@@ -14,29 +14,28 @@ import (
 
 	"kthwd/appliance/agree"
 	"kthwd/appliance/backup"
-	"kthwd/appliance/carotation"
 	"kthwd/appliance/cmdline"
 	"kthwd/appliance/commands"
 	"kthwd/appliance/config"
 	"kthwd/appliance/controllers"
 	"kthwd/appliance/datadir"
 	"kthwd/appliance/drift"
-	"kthwd/appliance/encryption"
 	"kthwd/appliance/environment"
 	"kthwd/appliance/etcdca"
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/events"
 	"kthwd/appliance/lastrun"
+	"kthwd/appliance/membership"
 	"kthwd/appliance/observe"
 	"kthwd/appliance/others"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/preflight"
 	"kthwd/appliance/program"
 	"kthwd/appliance/readers"
+	"kthwd/appliance/rotations"
 	"kthwd/appliance/selfbackup"
 	"kthwd/appliance/support"
 	"kthwd/appliance/tokenkeys"
-	"kthwd/appliance/tokenrotation"
 	"kthwd/appliance/tune"
 	"kthwd/appliance/upgrade"
 	"kthwd/appliance/upstream"
@@ -67,18 +66,14 @@ type prepared struct {
 	run       *lastrun.Run         // the record of this run
 	others    *others.Others       // set by wire
 	mover     *etcdca.Mover        // set by wire
-	gate      *encryption.Gate     // set by wire
-	rotation  *encryption.Rotation // set by wire
-	tokenKeys *tokenrotation.Keys  // set by wire
+	rotations *rotations.Rotations // set by wire
 	workers   *workers.Desk        // one of the watchers; set by wire
 	users     *users.Ledger        // one of them; set by wire
 	upgrade   *upgrade.Watch       // set by wire
 	renewed   []string             // files with expired certificates that this start has renewed
 
-	tokenRotation *tokenrotation.Rotation // set by wire
-	caRotations   []*carotation.Rotation  // of each CA; set by wire
-	oldCAs        []*carotation.Watch     // one for each of them; set by wire
-	readers       *readers.Group          // set by wire
+	shared  *membership.SharedFiles // set by wire
+	readers *readers.Group          // set by wire
 
 	live map[string]*controllers.Live // kubeconfigs that their clients follow, by program; set by wire
 }

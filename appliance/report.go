@@ -11,11 +11,9 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 
 	"kthwd/appliance/apiserver"
-	"kthwd/appliance/carotation"
 	"kthwd/appliance/cause"
 	"kthwd/appliance/config"
 	"kthwd/appliance/datadir"
-	"kthwd/appliance/encryption"
 	"kthwd/appliance/etcd"
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/etcdmetrics"
@@ -29,7 +27,6 @@ import (
 	"kthwd/appliance/status"
 	"kthwd/appliance/status/history"
 	"kthwd/appliance/supervise"
-	"kthwd/appliance/tokenrotation"
 	"kthwd/appliance/upstream"
 	"kthwd/appliance/version"
 )
@@ -43,9 +40,7 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 	private := m.Private()
 	maps.Copy(private, p.agree.Private())
 	maps.Copy(private, p.mover.Private())
-	maps.Copy(private, p.rotation.Private())
-	maps.Copy(private, p.tokenRotation.Private())
-	for _, r := range p.caRotations {
+	for _, r := range p.rotations.All() {
 		maps.Copy(private, r.Private())
 	}
 	maps.Copy(private, selfbackup.BeforeChange(p.cfg, p.log))
@@ -84,11 +79,7 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 		},
 	})
 	p.others.Exchange(server.Own)
-	p.others.Handle(encryption.PeerPath, p.rotation.Peer())
-	p.others.Handle(tokenrotation.PeerPath, p.tokenRotation.Peer())
-	for i, ca := range carotation.CAs() {
-		p.others.Handle(ca.PeerPath(), p.caRotations[i].Peer())
-	}
+	p.rotations.Handle(p.others)
 	p.others.Listen(program.StatusAddress(p.cfg))
 	return server
 }

@@ -46,7 +46,6 @@ func (p *prepared) newWatchers(member *etcd.Member, api *apiserver.Server, seed 
 		Kubeconfig: p.layout.Kubeconfig(pki.NameAdmin),
 		Log:        p.o.Logs.Logger("kthwd"),
 	})
-	p.machine = p.newObserve()
 	p.backups = selfbackup.NewSchedule(p.cfg, member.Running, p.o.Logs.Logger("backup"))
 	renewer := renewal.New(renewal.Config{
 		Layout: p.layout, Life: p.o.LeafLife, Before: p.renewed, Log: p.o.Logs.Logger("kthwd"),

@@ -18,12 +18,10 @@ import (
 	"kthwd/appliance/advice"
 	"kthwd/appliance/agree"
 	"kthwd/appliance/apiserver"
-	"kthwd/appliance/carotation"
 	"kthwd/appliance/cause"
 	"kthwd/appliance/cmdline"
 	"kthwd/appliance/controllers"
 	"kthwd/appliance/drift"
-	"kthwd/appliance/encryption"
 	"kthwd/appliance/etcd"
 	"kthwd/appliance/etcdca"
 	"kthwd/appliance/etcdfiles"
@@ -35,9 +33,9 @@ import (
 	"kthwd/appliance/program"
 	"kthwd/appliance/readers"
 	"kthwd/appliance/refused"
+	"kthwd/appliance/rotations"
 	"kthwd/appliance/supervise"
 	"kthwd/appliance/tokenkeys"
-	"kthwd/appliance/tokenrotation"
 	"kthwd/appliance/upgrade"
 	"kthwd/appliance/upstream"
 	"kthwd/appliance/users"
@@ -60,7 +58,8 @@ func (p *prepared) wire() (*supervise.Group, *liveness.Probe, error) {
 	g := supervise.New(p.log)
 	fences := lease.NewFences(p.cfg.LocalServer())
 	var api *apiserver.Server
-	p.drift, p.tokens = p.newDrift(), p.newTokenKeys()
+	p.drift, p.tokens, p.machine = p.newDrift(), p.newTokenKeys(), p.newObserve()
+	p.shared = &membership.SharedFiles{Layout: p.layout, InUse: p.usesShared, Replaced: p.machine.Replaced}
 	p.observers = append(p.observers, p.drift, p.tokens, p.webClients())
 	member, err := p.newEtcd(func() { api.Begin() })
 	if err != nil {
@@ -69,20 +68,20 @@ func (p *prepared) wire() (*supervise.Group, *liveness.Probe, error) {
 	p.upgrade = p.newUpgrade(member)
 	p.observers = append(p.observers, p.upgrade)
 	p.workers = p.newWorkers(member, func() (*rest.Config, error) { return api.Loopback() })
-	p.gate = p.newGate(member)
-	p.tokenKeys = p.newLiveTokenKeys(member)
-	p.oldCAs = newOldCAs()
-	p.users = users.New(users.Config{Etcd: member.Running, Log: p.o.Logs.Logger("kthwd")})
-	api = p.newAPIServer(member, fences)
 	pause, managerPause := &lease.Pause{}, &lease.Pause{}
 	p.live = p.newLive()
+	members := p.newMembers(member)
+	p.mover = etcdca.New(etcdca.Config{Name: p.cfg.Name, Layout: p.layout, Etcd: member, Log: p.o.Logs.Logger(program.Etcd)})
+	p.others = others.New(member, p.log)
+	p.rotations = p.newRotations(member, members, managerPause, pause, func() (*rest.Config, error) { return api.Loopback() })
+	p.users = users.New(users.Config{Etcd: member.Running, Log: p.o.Logs.Logger("kthwd")})
+	api = p.newAPIServer(member, fences)
 	p.readers = readers.New()
 	member.OnClose(p.readers.Stop)
 	member.OnAbsence(func(ctx context.Context) (func(), error) { return beAbsent(ctx, api, pause, managerPause) })
 	p.observers = append(p.observers, api)
 	kcm := controllers.NewManager(p.controllersConfig(g, program.ControllerManager, &fences.ControllerManager, managerPause), p.programs.Manager)
 	sched := controllers.NewScheduler(p.controllersConfig(g, program.Scheduler, &fences.Scheduler, pause), p.programs.Scheduler, p.programs.Settings)
-	members := p.newMembers(member)
 	p.observers = append(p.observers, members)
 	p.agree = &agree.Controllers{
 		Member: member, Layout: p.layout, Address: p.cfg.AdvertiseAddress, Args: p.args, Log: p.log,
@@ -91,19 +90,13 @@ func (p *prepared) wire() (*supervise.Group, *liveness.Probe, error) {
 		Hosts:    func() []string { return pki.HostsOf(program.Value(p.args[program.APIServer], "tls-cert-file")) },
 		Versions: map[string]string{"kthwd": p.o.Version, "Kubernetes": version.Linked().Kubernetes, "etcd": version.Linked().Etcd},
 	}
-	p.mover = etcdca.New(etcdca.Config{Name: p.cfg.Name, Layout: p.layout, Etcd: member, Log: p.o.Logs.Logger(program.Etcd)})
-	p.observers = append(p.observers, p.mover, p.gate)
+	p.observers = append(p.observers, p.mover, p.rotations.Gate)
 	seed := p.newSeed(api)
 	bridge := p.newHealth(g)
 
 	watchers := p.newWatchers(member, api, seed)
-	p.others = others.New(member, p.log)
-	p.rotation = p.newRotation(member)
-	p.tokenRotation = p.newTokenRotation(member, members, managerPause)
-	p.caRotations = p.newCARotations(member, managerPause, pause, func() (*rest.Config, error) { return api.Loopback() })
-	p.observers = append(p.observers, p.rotation, p.tokenRotation)
-	collectors := append(watchers, members, p.tokens, p.gate, p.rotation, p.tokenRotation)
-	for _, r := range p.caRotations {
+	collectors := append(watchers, members, p.tokens, p.rotations.Gate)
+	for _, r := range p.rotations.All() {
 		p.observers, collectors = append(p.observers, r), append(collectors, r)
 	}
 	statusServer := p.newStatus(g, member, members, api, []*lease.Record{kcm.Record(), sched.Record()}, append(collectors, collectorsOf(seed, bridge)...)...)
@@ -127,14 +120,10 @@ func (p *prepared) wire() (*supervise.Group, *liveness.Probe, error) {
 	return g, liveness.New(g, member, api), nil
 }
 
-// givingUp bounds how long the programs may take to give up their leases before etcd
-// defragments: the time that upstream gives its controllers, and more for a slow machine.
-const givingUp = time.Minute
-
 // beAbsent makes the other controllers do the work of this one while its etcd defragments:
 // they take the leases, and the clients of the API server. back ends it.
 func beAbsent(ctx context.Context, api *apiserver.Server, pauses ...*lease.Pause) (back func(), err error) {
-	bounded, cancel := context.WithTimeout(ctx, givingUp)
+	bounded, cancel := context.WithTimeout(ctx, lease.GivingUp)
 	defer cancel()
 	errs := make([]error, len(pauses))
 	var all sync.WaitGroup
@@ -198,20 +187,13 @@ func (p *prepared) newUpgrade(member *etcd.Member) *upgrade.Watch {
 
 // admit decides whether this controller belongs to the cluster.
 func (p *prepared) admit(ctx context.Context, member *etcd.Member, server *embed.Etcd) error {
-	shared := p.shared()
-	if err := shared.Check(ctx, server, member.Sharers(), p.o.Logs.Logger(program.Etcd)); err != nil {
+	if err := p.shared.Check(ctx, server, member.Sharers(), p.o.Logs.Logger(program.Etcd)); err != nil {
 		return err
 	}
 	if member.Sharers() > 1 {
 		client := v3client.New(server.Server)
 		defer client.Close()
-		if err := encryption.Admit(ctx, p.layout, client, program.Value(p.args[program.APIServer], "encryption-provider-config")); err != nil {
-			return err
-		}
-		if err := tokenrotation.Admit(ctx, p.layout, client); err != nil {
-			return err
-		}
-		if err := carotation.Admit(ctx, p.layout, client); err != nil {
+		if err := p.rotations.Admit(ctx, client); err != nil {
 			return err
 		}
 	}
@@ -228,9 +210,9 @@ func (p *prepared) newAPIServer(member *etcd.Member, fences *lease.Fences) *apis
 	return apiserver.New(apiserver.Config{
 		Args: cmdline.WithoutGates(p.args[program.APIServer]), Server: p.cfg.LocalServer(),
 		Layout: p.layout, Etcd: member, Fences: fences, Log: p.o.Logs.Logger(program.APIServer),
-		Workers: p.workers, Encryption: p.gate, Signed: p.recordSigned,
-		Lists: []*refused.List{p.workers.Removals, p.users.Revoked}, Tried: p.users.Tried, Seen: p.users.Seen, Used: p.usesCA,
-		Refused: p.tokens.Refused, Accepted: p.tokens.Accepted, TokenKeys: p.tokenKeys,
+		Workers: p.workers, Encryption: p.rotations.Gate, Signed: p.recordSigned,
+		Lists: []*refused.List{p.workers.Removals, p.users.Revoked}, Tried: p.users.Tried, Seen: p.users.Seen, Used: p.rotations.Used,
+		Refused: p.tokens.Refused, Accepted: p.tokens.Accepted, TokenKeys: p.rotations.Keys,
 		UsersDelay: slices.ContainsFunc(users, func(a program.Arg) bool { return a.Key == program.KeyShutdownDelay }),
 	})
 }
@@ -244,7 +226,7 @@ func (p *prepared) shutdownDelay() time.Duration {
 func (p *prepared) controllersConfig(g *supervise.Group, name string, fence *lease.Fence, pause *lease.Pause) controllers.Config {
 	return controllers.Config{
 		Args: cmdline.WithoutGates(p.args[name]), Identity: p.identity,
-		Term: p.termArgs, Fence: fence, Pause: pause, Live: p.live[name], Alive: controllers.Alive(g, name), Logs: p.o.Logs,
+		Term: p.rotations.TermArgs, Fence: fence, Pause: pause, Live: p.live[name], Alive: controllers.Alive(g, name), Logs: p.o.Logs,
 	}
 }
 
@@ -255,6 +237,19 @@ func (p *prepared) newLive() map[string]*controllers.Live {
 		all[name] = controllers.NewLive(p.layout.Kubeconfig(file), p.layout.Run(), p.o.Logs.Logger(name))
 	}
 	return all
+}
+
+func (p *prepared) newRotations(member *etcd.Member, members *membership.Members, manager, scheduler *lease.Pause, client func() (*rest.Config, error)) *rotations.Rotations {
+	return rotations.New(rotations.Config{
+		Controller: p.cfg, Args: p.args, Prefix: p.storagePrefix(), Shared: p.shared, WriteRun: p.writeRun, Life: p.o.LeafLife,
+		Etcd: member, Members: members, Mover: p.mover, Others: p.others, Machine: p.machine, Refused: p.tokens,
+		Manager: manager, Scheduler: scheduler, Within: controllers.CertificatesWithin(), Client: client, Logs: p.o.Logs,
+		Refresh: func() {
+			for _, l := range p.live {
+				l.Refresh()
+			}
+		},
+	})
 }
 
 func (p *prepared) newMembers(member *etcd.Member) *membership.Members {

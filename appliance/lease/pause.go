@@ -3,7 +3,12 @@ package lease
 import (
 	"context"
 	"sync"
+	"time"
 )
+
+// GivingUp bounds how long a program may take to give up its lease in a Pause: the time that
+// upstream gives its controllers, and more for a slow machine.
+const GivingUp = time.Minute
 
 // Pause makes leases give up their terms in order, so that other controllers take them, and
 // not campaign until its end. The zero value is ready for use, and its methods may be called

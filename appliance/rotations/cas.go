@@ -1,4 +1,4 @@
-package appliance
+package rotations
 
 import (
 	"context"
@@ -9,13 +9,11 @@ import (
 	"slices"
 	"strings"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/carotation"
-	"kthwd/appliance/controllers"
 	"kthwd/appliance/etcd"
 	"kthwd/appliance/lease"
 	"kthwd/appliance/pki"
@@ -23,59 +21,50 @@ import (
 	"kthwd/appliance/verifiers"
 )
 
-// newOldCAs makes a watch of each CA, for the time in which it is replaced.
-func newOldCAs() (all []*carotation.Watch) {
-	for range carotation.CAs() {
-		all = append(all, &carotation.Watch{})
-	}
-	return all
-}
-
-// usesCA tells of a request with a certificate.
-func (p *prepared) usesCA(cert *x509.Certificate, user, address string) {
-	for _, w := range p.oldCAs {
+// Used tells of a request with a certificate, and of its user.
+func (r *Rotations) Used(cert *x509.Certificate, user, address string) {
+	for _, w := range r.watches {
 		w.Used(cert, user, address)
 	}
 }
 
-// newCARotations makes the rotation of each CA.
-func (p *prepared) newCARotations(member *etcd.Member, manager, scheduler *lease.Pause, client func() (*rest.Config, error)) (all []*carotation.Rotation) {
-	for i, ca := range carotation.CAs() {
+// newCAs makes the rotation of each CA, and the watch of each for the time in which it is replaced.
+func (r *Rotations) newCAs() (all []*carotation.Rotation) {
+	for _, ca := range carotation.CAs() {
+		watch := &carotation.Watch{}
+		r.watches = append(r.watches, watch)
 		c := carotation.Config{
-			CA: ca, Name: p.cfg.Name, Server: p.cfg.LocalServer(), Layout: p.layout, Etcd: member, Others: p.others, Watch: p.oldCAs[i],
-			Life: p.o.LeafLife, Log: p.o.Logs.Logger("kthwd"), Changed: p.filesChanged,
-			Share: func(ctx context.Context, client *clientv3.Client, path string, alone bool) error {
-				shared := p.shared()
-				return shared.Record(ctx, client, path, alone)
-			},
+			CA: ca, Name: r.cfg.Controller.Name, Server: r.cfg.Controller.LocalServer(), Layout: r.layout, Etcd: r.cfg.Etcd, Others: r.cfg.Others, Watch: watch,
+			Life: r.cfg.Life, Log: r.cfg.Logs.Logger("kthwd"), Changed: r.filesChanged,
+			Share: r.cfg.Shared.Record,
 		}
 		published, list := "client-ca-file", verifiers.Kubelets
 		switch ca {
 		case carotation.Etcd:
-			c.Cannot = p.etcdCAElsewhere()
-			c.Ports = func() []string { return etcdPorts(member) }
-			c.Verifiers = func(context.Context) ([]carotation.Verifier, error) { return etcdMembers(member) }
+			c.Cannot = r.etcdCAElsewhere()
+			c.Ports = func() []string { return etcdPorts(r.cfg.Etcd) }
+			c.Verifiers = func(context.Context) ([]carotation.Verifier, error) { return etcdMembers(r.cfg.Etcd) }
 			all = append(all, carotation.New(c))
 			continue
 		case carotation.FrontProxy:
 			published, list = "requestheader-client-ca-file", verifiers.ExtensionServers
-			c.Cannot, c.Settle = p.frontProxyElsewhere(), controllers.CertificatesWithin()
+			c.Cannot, c.Settle = r.frontProxyElsewhere(), r.cfg.Within
 		default:
-			c.Cannot = p.caElsewhere()
+			c.Cannot = r.caElsewhere()
 			c.NewTerm = func(ctx context.Context) error {
 				const why = "until the next term, which reads the CAs anew"
-				return errors.Join(newTerm(ctx, program.ControllerManager, manager, why), newTerm(ctx, program.Scheduler, scheduler, why))
+				return errors.Join(newTerm(ctx, program.ControllerManager, r.cfg.Manager, why), newTerm(ctx, program.Scheduler, r.cfg.Scheduler, why))
 			}
 		}
 		c.Verifiers = func(ctx context.Context) ([]carotation.Verifier, error) {
-			api, err := clientOf(client)
+			api, err := clientOf(r.cfg.Client)
 			if err != nil {
 				return nil, err
 			}
 			return list(ctx, api)
 		}
 		c.Unpublish = func(ctx context.Context, ca *x509.Certificate) error {
-			api, err := clientOf(client)
+			api, err := clientOf(r.cfg.Client)
 			if err != nil {
 				return err
 			}
@@ -95,20 +84,18 @@ func clientOf(config func() (*rest.Config, error)) (kubernetes.Interface, error)
 }
 
 // filesChanged makes known that files of the data directory were replaced for a reason.
-func (p *prepared) filesChanged(paths []string) {
+func (r *Rotations) filesChanged(paths []string) {
 	for _, path := range paths {
-		p.machine.Accept(path)
+		r.cfg.Machine.Accept(path)
 	}
 	if len(paths) > 0 {
-		for _, l := range p.live {
-			l.Refresh()
-		}
+		r.cfg.Refresh()
 	}
 }
 
 // newTerm makes a program end its term, if it has one, and begin another.
 func newTerm(ctx context.Context, name string, pause *lease.Pause, why string) error {
-	ctx, cancel := context.WithTimeout(ctx, givingUp)
+	ctx, cancel := context.WithTimeout(ctx, lease.GivingUp)
 	defer cancel()
 	defer pause.End()
 	if err := pause.Begin(ctx, why); err != nil {
@@ -117,41 +104,41 @@ func newTerm(ctx context.Context, name string, pause *lease.Pause, why string) e
 	return nil
 }
 
-// termArgs is the command line of kube-controller-manager's next term: it signs with one
+// TermArgs is the command line of kube-controller-manager's next term: it signs with one
 // certificate, and ca.pem may have become one with several.
-func (p *prepared) termArgs(args []program.Arg) []program.Arg {
+func (r *Rotations) TermArgs(args []program.Arg) []program.Arg {
 	const flag = "cluster-signing-cert-file"
-	if p.caElsewhere() != nil || program.Value(args, flag) == "" {
+	if r.caElsewhere() != nil || program.Value(args, flag) == "" {
 		return args
 	}
-	signer, data, err := pki.Signer(p.layout)
+	signer, data, err := pki.Signer(r.layout)
 	if err == nil && data != nil {
-		signer, err = p.writeRun(pki.SignerFile, data)
-		p.machine.Accept(signer)
+		signer, err = r.cfg.WriteRun(pki.SignerFile, data)
+		r.cfg.Machine.Accept(signer)
 	}
 	if err != nil || signer == "" {
-		p.log.Warn("kube-controller-manager signs with the certificate of its last term", "err", err)
+		r.log.Warn("kube-controller-manager signs with the certificate of its last term", "err", err)
 		return args
 	}
 	return program.WithSigner(slices.Clone(args), signer)
 }
 
 // caElsewhere says which flag of the user's keeps kthwd from rotating the cluster's CA; nil for none.
-func (p *prepared) caElsewhere() error {
-	ca := p.layout.CA()
-	err := p.otherFlag([]wantedFlag{
+func (r *Rotations) caElsewhere() error {
+	ca := r.layout.CA()
+	err := r.otherFlag([]wantedFlag{
 		{program.APIServer, "client-ca-file", []string{ca}},
 		{program.APIServer, "kubelet-certificate-authority", []string{ca}},
-		{program.APIServer, "tls-cert-file", []string{p.layout.Cert(pki.NameKubernetes)}},
+		{program.APIServer, "tls-cert-file", []string{r.layout.Cert(pki.NameKubernetes)}},
 		{program.ControllerManager, "root-ca-file", []string{ca}},
 		{program.ControllerManager, "client-ca-file", []string{ca}},
-		{program.ControllerManager, "cluster-signing-cert-file", []string{"", ca, p.layout.Run() + "/" + pki.SignerFile}},
+		{program.ControllerManager, "cluster-signing-cert-file", []string{"", ca, r.layout.Run() + "/" + pki.SignerFile}},
 		{program.Scheduler, "client-ca-file", []string{ca}},
 	})
 	if err != nil {
 		return err
 	}
-	for _, a := range p.args[program.ControllerManager] {
+	for _, a := range r.cfg.Args[program.ControllerManager] {
 		if strings.HasPrefix(a.Key, "cluster-signing-") && strings.HasSuffix(a.Key, "-cert-file") && a.Key != "cluster-signing-cert-file" {
 			return advice.With(fmt.Errorf("its %s has --%s", program.ControllerManager, a.Key), "leave that flag to kthwd, or replace the CA by hand")
 		}
@@ -161,12 +148,12 @@ func (p *prepared) caElsewhere() error {
 
 // frontProxyElsewhere says which flag of the user's keeps kthwd from rotating the front proxy's CA; nil
 // for none.
-func (p *prepared) frontProxyElsewhere() error {
-	ca := p.layout.Cert(pki.NameFrontProxyCA)
-	return p.otherFlag([]wantedFlag{
+func (r *Rotations) frontProxyElsewhere() error {
+	ca := r.layout.Cert(pki.NameFrontProxyCA)
+	return r.otherFlag([]wantedFlag{
 		{program.APIServer, "requestheader-client-ca-file", []string{ca}},
-		{program.APIServer, "proxy-client-cert-file", []string{p.layout.Cert(pki.NameFrontProxyClient)}},
-		{program.APIServer, "proxy-client-key-file", []string{p.layout.Key(pki.NameFrontProxyClient)}},
+		{program.APIServer, "proxy-client-cert-file", []string{r.layout.Cert(pki.NameFrontProxyClient)}},
+		{program.APIServer, "proxy-client-key-file", []string{r.layout.Key(pki.NameFrontProxyClient)}},
 		{program.ControllerManager, "requestheader-client-ca-file", []string{"", ca}},
 		{program.Scheduler, "requestheader-client-ca-file", []string{"", ca}},
 	})
@@ -174,12 +161,12 @@ func (p *prepared) frontProxyElsewhere() error {
 
 // etcdCAElsewhere says why kthwd cannot rotate etcd's CA: etcd has none of its own alone, or a flag of the user's
 // names another; nil if it can.
-func (p *prepared) etcdCAElsewhere() error {
-	if stage := pki.StageOf(p.layout); stage != pki.StageOwn {
+func (r *Rotations) etcdCAElsewhere() error {
+	if stage := pki.StageOf(r.layout); stage != pki.StageOwn {
 		return advice.With(errors.New("its etcd "+stage.String()), "give etcd a CA of its own alone first, which is a new one: kthwd pki split-etcd-ca")
 	}
-	ca, cert, key := p.layout.EtcdCA(), p.layout.Cert(pki.NameEtcd), p.layout.Key(pki.NameEtcd)
-	return p.otherFlag([]wantedFlag{
+	ca, cert, key := r.layout.EtcdCA(), r.layout.Cert(pki.NameEtcd), r.layout.Key(pki.NameEtcd)
+	return r.otherFlag([]wantedFlag{
 		{program.Etcd, "trusted-ca-file", []string{ca}},
 		{program.Etcd, "peer-trusted-ca-file", []string{ca}},
 		{program.Etcd, "client-cert-auth", []string{"true"}},
@@ -238,9 +225,9 @@ type wantedFlag struct {
 }
 
 // otherFlag is an error that names the first flag with another value.
-func (p *prepared) otherFlag(all []wantedFlag) error {
+func (r *Rotations) otherFlag(all []wantedFlag) error {
 	for _, f := range all {
-		if is := program.Value(p.args[f.program], f.key); !slices.Contains(f.want, is) {
+		if is := program.Value(r.cfg.Args[f.program], f.key); !slices.Contains(f.want, is) {
 			return advice.With(fmt.Errorf("its %s has --%s=%s", f.program, f.key, is), "leave that flag to kthwd, or replace the CA by hand")
 		}
 	}
