@@ -6,7 +6,7 @@
 //	health bridge, status ─► etcd ─► kube-apiserver ─► { rbac seed, kube-controller-manager, kube-scheduler }
 //
 // An arrow means: starts when the left one is ready, stops before it. wire.go is
-// that list; prepare.go is everything that must be right before it.
+// that list; package prepare is everything that must be right before it.
 //
 // The packages below catch what upstream's code would do to its host. A lost lease ends
 // one term of one program, not the process (lease). A missing quorum is a state in which
@@ -30,6 +30,7 @@ import (
 	"kthwd/appliance/etcd"
 	"kthwd/appliance/liveness"
 	"kthwd/appliance/logging"
+	"kthwd/appliance/prepare"
 	"kthwd/appliance/program"
 	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
@@ -85,13 +86,16 @@ func Run(ctx context.Context, cfg config.Controller, o Options) (err error) {
 		o.Started = time.Now()
 	}
 	tuner := begin(o)
-	p, err := prepare(ctx, cfg, o)
+	made, err := prepare.Controller(ctx, cfg, prepare.Options{
+		Logs: o.Logs, Version: o.Version, Started: o.Started, Metrics: o.Metrics.Address, LeafLife: o.LeafLife, Working: o.OnWork,
+	})
 	if err != nil {
 		return err
 	}
-	defer p.close()
+	defer made.Close()
+	p := &wiring{Prepared: made, o: o, log: o.Logs.Logger("kthwd")}
 	p.tune(tuner)
-	defer func() { p.run.End(err) }()
+	defer func() { p.Run.End(err) }()
 	g, probe, err := p.wire()
 	if err != nil {
 		return err
@@ -104,7 +108,7 @@ func Run(ctx context.Context, cfg config.Controller, o Options) (err error) {
 	watching, stopWatching := context.WithCancel(context.Background())
 	defer stopWatching()
 	go announce(watching, g, o, func(ctx context.Context) {
-		p.run.Ready()
+		p.Run.Ready()
 		tuner.Settle(ctx)
 	})
 	go p.events.Run(watching)
@@ -113,10 +117,10 @@ func Run(ctx context.Context, cfg config.Controller, o Options) (err error) {
 	}
 	p.readers.Run(watching, p.workers.Follow) // the API server serves on while it leaves
 	p.readers.Run(watching, p.users.Follow)
-	p.run.Keep()
+	p.Run.Keep()
 	go tuner.Follow(watching)
-	go p.run.Beat(watching, tuner.Needs)
-	defer context.AfterFunc(ctx, func() { p.run.Asked(context.Cause(ctx)) })()
+	go p.Run.Beat(watching, tuner.Needs)
+	defer context.AfterFunc(ctx, func() { p.Run.Asked(context.Cause(ctx)) })()
 	for _, l := range p.live {
 		go l.Follow(watching)
 	}
@@ -166,7 +170,7 @@ func begin(o Options) *tune.Tuner {
 }
 
 // tune lets the status show what the tuner finds.
-func (p *prepared) tune(t *tune.Tuner) {
-	t.Needed(p.run.NeededBefore())
+func (p *wiring) tune(t *tune.Tuner) {
+	t.Needed(p.Run.NeededBefore())
 	p.observers = append(p.observers, t)
 }

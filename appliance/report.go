@@ -32,7 +32,7 @@ import (
 )
 
 // newStatus makes the component that serves the status of this process.
-func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.Members, api *apiserver.Server, leases []*lease.Record, collectors ...prometheus.Collector) supervise.Component {
+func (p *wiring) newStatus(g *supervise.Group, e *etcd.Member, m *membership.Members, api *apiserver.Server, leases []*lease.Record, collectors ...prometheus.Collector) supervise.Component {
 	versions, extra := version.Linked(), p.o.ExtraRole
 	if extra == nil {
 		extra = &ExtraRole{Report: func(*status.Report) {}}
@@ -43,18 +43,18 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 	for _, r := range p.rotations.All() {
 		maps.Copy(private, r.Private())
 	}
-	maps.Copy(private, selfbackup.BeforeChange(p.cfg, p.log))
+	maps.Copy(private, selfbackup.BeforeChange(p.Config, p.log))
 	maps.Copy(private, selfbackup.Database(e.OpenCopy))
 	if p.o.Private != nil {
-		maps.Copy(private, p.o.Private(p.args))
+		maps.Copy(private, p.o.Private(p.Args))
 	}
 	used := status.CertificatesOf(p.usedFiles)
-	p.events = events.New(p.cfg.Name, api.Loopback, used, p.o.Logs.Logger("kthwd"))
+	p.events = events.New(p.Config.Name, api.Loopback, used, p.o.Logs.Logger("kthwd"))
 	e.UseViews(p.others)
 	server := status.NewServer(status.ServerConfig{
 		Others: p.others.Controllers, History: []history.Source{etcdmetrics.History(), series.Requests(api.Loopback)},
 		Changed: g.Changed, OnEvent: p.events.Seen,
-		Socket: p.socket.Control, Address: p.o.Metrics.Address, Web: p.o.Metrics.Web, Pprof: p.o.Metrics.Pprof,
+		Socket: p.Socket.Control, Address: p.o.Metrics.Address, Web: p.o.Metrics.Web, Pprof: p.o.Metrics.Pprof,
 		Logs: p.o.Logs, AsTyped: p.o.AsTyped, Collectors: append(collectors, extra.Collectors...), Programs: series.Programs(), Private: private,
 		Report: func() status.Report {
 			ready, reason := g.Ready()
@@ -63,9 +63,9 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 				Version: p.o.Version, Kubernetes: versions.Kubernetes, Etcd: versions.Etcd,
 				PID: os.Getpid(), Started: p.o.Started, Ready: ready, Reason: reason,
 				Components: upstream.Explain(g.Status()), Names: p.names(api), Quorum: &quorum,
-				Name: p.cfg.Name, Dependencies: g.Dependencies(), Restarts: g.Restarts(),
+				Name: p.Config.Name, Dependencies: g.Dependencies(), Restarts: g.Restarts(),
 				Member: e.Member(), Certificates: append(used(), api.LoopbackCertificate()...),
-				LastRun: p.run.Before(), Upgrade: p.upgrade.Report(),
+				LastRun: p.Run.Before(), Upgrade: p.upgrade.Report(),
 			}
 			for _, l := range leases {
 				r.Leases = append(r.Leases, l.Lease())
@@ -80,29 +80,29 @@ func (p *prepared) newStatus(g *supervise.Group, e *etcd.Member, m *membership.M
 	})
 	p.others.Exchange(server.Own)
 	p.rotations.Handle(p.others)
-	p.others.Listen(program.StatusAddress(p.cfg))
+	p.others.Listen(program.StatusAddress(p.Config))
 	return server
 }
 
 // webClients looks at the clients of the metrics address.
-func (p *prepared) webClients() status.WebClients {
-	return status.WebClients{Address: p.o.Metrics.Address, Web: p.o.Metrics.Web, CA: program.Value(p.args[program.APIServer], "client-ca-file")}
+func (p *wiring) webClients() status.WebClients {
+	return status.WebClients{Address: p.o.Metrics.Address, Web: p.o.Metrics.Web, CA: program.Value(p.Args[program.APIServer], "client-ca-file")}
 }
 
 // names are those that the causes of errors are told with.
-func (p *prepared) names(api *apiserver.Server) cause.Names {
+func (p *wiring) names(api *apiserver.Server) cause.Names {
 	n := p.commandNames()
 	n.Webhooks = api.Webhooks()
 	return n
 }
 
 // commandNames are the part of names that commands need.
-func (p *prepared) commandNames() cause.Names {
-	n := cause.Names{Kubeconfig: p.layout.Kubeconfig(pki.NameAdmin)}
-	if p.layout.Dir != config.Default().Controller.DataDir {
-		n.Dir = p.layout.Dir
+func (p *wiring) commandNames() cause.Names {
+	n := cause.Names{Kubeconfig: p.Layout.Kubeconfig(pki.NameAdmin)}
+	if p.Layout.Dir != config.Default().Controller.DataDir {
+		n.Dir = p.Layout.Dir
 	}
-	if program.Value(p.args[program.Etcd], "wal-dir") != "" {
+	if program.Value(p.Args[program.Etcd], "wal-dir") != "" {
 		n.LogFlag = "--etcd-arg=wal-dir"
 	}
 	return n
@@ -114,21 +114,21 @@ type observer interface{ Findings() []status.Finding }
 
 // usedFiles returns the certificates and kubeconfigs that the programs, kthwd and its
 // verbs use, each once.
-func (p *prepared) usedFiles() (files []string) {
+func (p *wiring) usedFiles() (files []string) {
 	add := func(path string) {
 		if path != "" && !slices.Contains(files, path) {
 			files = append(files, path)
 		}
 	}
 	for _, name := range []string{program.Etcd, program.APIServer, program.ControllerManager, program.Scheduler} {
-		for _, a := range p.args[name] {
+		for _, a := range p.Args[name] {
 			if namesCertificate(a.Key) {
 				add(a.Value)
 			}
 		}
 	}
-	add(p.layout.Cert(pki.NameHealth))
-	add(p.layout.Kubeconfig(pki.NameAdmin))
+	add(p.Layout.Cert(pki.NameHealth))
+	add(p.Layout.Kubeconfig(pki.NameAdmin))
 	if p.o.Metrics.Web != "" {
 		if w, err := status.ReadWeb(p.o.Metrics.Web); err == nil {
 			add(w.CertFile)
@@ -152,12 +152,12 @@ func namesCertificate(key string) bool {
 }
 
 // remember updates the member record. After a failure the next call tries again.
-func (p *prepared) remember(server *embed.Etcd) {
+func (p *wiring) remember(server *embed.Etcd) {
 	r := p.upgrade.Remember()
 	ids := etcdfiles.RecordOf(server.Server.Cluster().ID(), server.Server.MemberID())
 	r.Cluster, r.Member, r.Members = ids.Cluster, ids.Member, etcd.Voters(server)
 	if r != p.record {
-		if err := errors.Join(r.Write(p.layout), datadir.ForgetJoin(p.layout)); err != nil {
+		if err := errors.Join(r.Write(p.Layout), datadir.ForgetJoin(p.Layout)); err != nil {
 			p.upgrade.NotWritten(err)
 			return
 		}

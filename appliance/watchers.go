@@ -34,7 +34,7 @@ type watcher interface {
 }
 
 // newWatchers makes the watchers, and returns them as collectors of their metrics.
-func (p *prepared) newWatchers(member *etcd.Member, api *apiserver.Server, seed *rbacseed.Seed) (all []prometheus.Collector) {
+func (p *wiring) newWatchers(member *etcd.Member, api *apiserver.Server, seed *rbacseed.Seed) (all []prometheus.Collector) {
 	cluster := clusterwatch.New(clusterwatch.Config{
 		Client: api.Loopback,
 		Restore: []clusterwatch.Restorer{
@@ -42,13 +42,13 @@ func (p *prepared) newWatchers(member *etcd.Member, api *apiserver.Server, seed 
 			func(ctx context.Context, _ kubernetes.Interface) ([]rbacseed.Change, error) { return seed.Restore(ctx) },
 		},
 		Event:      func(reason, text string) { p.events.Warn(reason, text) },
-		AuditLog:   program.Value(p.args[program.APIServer], "audit-log-path"),
-		Kubeconfig: p.layout.Kubeconfig(pki.NameAdmin),
+		AuditLog:   program.Value(p.Args[program.APIServer], "audit-log-path"),
+		Kubeconfig: p.Layout.Kubeconfig(pki.NameAdmin),
 		Log:        p.o.Logs.Logger("kthwd"),
 	})
-	p.backups = selfbackup.NewSchedule(p.cfg, member.Running, p.o.Logs.Logger("backup"))
+	p.backups = selfbackup.NewSchedule(p.Config, member.Running, p.o.Logs.Logger("backup"))
 	renewer := renewal.New(renewal.Config{
-		Layout: p.layout, Life: p.o.LeafLife, Before: p.renewed, Log: p.o.Logs.Logger("kthwd"),
+		Layout: p.Layout, Life: p.o.LeafLife, Before: p.Renewed, Log: p.o.Logs.Logger("kthwd"),
 		Event: func(warning bool, reason, text string) {
 			if warning {
 				p.events.Warn(reason, text)
@@ -69,17 +69,17 @@ func (p *prepared) newWatchers(member *etcd.Member, api *apiserver.Server, seed 
 }
 
 // newUpkeep makes the watcher that makes room in etcd's databases by itself.
-func (p *prepared) newUpkeep(member *etcd.Member) *etcdspace.Upkeep {
-	window, err := config.ParseWindow(p.cfg.SpaceWindow)
+func (p *wiring) newUpkeep(member *etcd.Member) *etcdspace.Upkeep {
+	window, err := config.ParseWindow(p.Config.SpaceWindow)
 	if err != nil {
 		window = config.Window{} // the configuration was valid
 	}
-	return etcdspace.NewUpkeep(etcdspace.UpkeepConfig{Window: window.At, Member: member, Layout: p.layout, Names: p.commandNames(), Log: p.o.Logs.Logger(program.Etcd)})
+	return etcdspace.NewUpkeep(etcdspace.UpkeepConfig{Window: window.At, Member: member, Layout: p.Layout, Names: p.commandNames(), Log: p.o.Logs.Logger(program.Etcd)})
 }
 
 // newWorkers makes the desk that decides about the certificates of worker nodes.
-func (p *prepared) newWorkers(member *etcd.Member, client func() (*rest.Config, error)) *workers.Desk {
-	services, err := workers.ParseRanges(strings.Split(program.Value(p.args[program.APIServer], "service-cluster-ip-range"), ","))
+func (p *wiring) newWorkers(member *etcd.Member, client func() (*rest.Config, error)) *workers.Desk {
+	services, err := workers.ParseRanges(strings.Split(program.Value(p.Args[program.APIServer], "service-cluster-ip-range"), ","))
 	if err != nil {
 		services = nil // upstream refuses it
 	}
@@ -95,29 +95,29 @@ func (p *prepared) newWorkers(member *etcd.Member, client func() (*rest.Config, 
 }
 
 // recordSigned records a certificate that was signed for a request.
-func (p *prepared) recordSigned(ctx context.Context, s apiserver.Signed) error {
+func (p *wiring) recordSigned(ctx context.Context, s apiserver.Signed) error {
 	c := users.RecordOf(s.Certificate)
 	c.Signer, c.Request, c.AskedBy = s.Signer, s.Request, s.User
 	return p.users.Signed(ctx, c)
 }
 
 // newObserve makes the watch over disks, files and descriptors.
-func (p *prepared) newObserve() *observe.Watch {
-	places := []observe.Place{{Path: p.layout.Dir, Use: observe.Data}, {Path: p.layout.Etcd(), Use: observe.Etcd}}
-	if wal := program.Value(p.args[program.Etcd], "wal-dir"); wal != "" {
+func (p *wiring) newObserve() *observe.Watch {
+	places := []observe.Place{{Path: p.Layout.Dir, Use: observe.Data}, {Path: p.Layout.Etcd(), Use: observe.Etcd}}
+	if wal := program.Value(p.Args[program.Etcd], "wal-dir"); wal != "" {
 		places = append(places, observe.Place{Path: wal, Use: observe.Etcd})
 	}
-	if audit := program.Value(p.args[program.APIServer], "audit-log-path"); audit != "" && audit != "-" {
+	if audit := program.Value(p.Args[program.APIServer], "audit-log-path"); audit != "" && audit != "-" {
 		places = append(places, observe.Place{Path: filepath.Dir(audit), Use: observe.Audit})
 	}
-	if p.cfg.BackupDir != "" {
-		places = append(places, observe.Place{Path: p.cfg.BackupDir, Use: observe.Backup})
+	if p.Config.BackupDir != "" {
+		places = append(places, observe.Place{Path: p.Config.BackupDir, Use: observe.Backup})
 	}
-	files := append(observe.FilesOf(p.args),
-		observe.File{Path: p.layout.Kubeconfig(pki.NameAdmin), Role: observe.Kubeconfig},
-		observe.File{Path: p.layout.Cert(pki.NameHealth), Key: p.layout.Key(pki.NameHealth), Role: observe.Certificate},
-		observe.File{Path: p.layout.Key(pki.NameHealth), Role: observe.Key})
-	for _, path := range []string{p.layout.Key(pki.NameEtcdCA), p.layout.Key(pki.NameFrontProxyCA), p.layout.Kubeconfig(pki.NameSuperAdmin)} {
+	files := append(observe.FilesOf(p.Args),
+		observe.File{Path: p.Layout.Kubeconfig(pki.NameAdmin), Role: observe.Kubeconfig},
+		observe.File{Path: p.Layout.Cert(pki.NameHealth), Key: p.Layout.Key(pki.NameHealth), Role: observe.Certificate},
+		observe.File{Path: p.Layout.Key(pki.NameHealth), Role: observe.Key})
+	for _, path := range []string{p.Layout.Key(pki.NameEtcdCA), p.Layout.Key(pki.NameFrontProxyCA), p.Layout.Kubeconfig(pki.NameSuperAdmin)} {
 		files = append(files, observe.File{Path: path, Role: observe.Spare})
 	}
 	if p.o.File != "" {
@@ -125,6 +125,6 @@ func (p *prepared) newObserve() *observe.Watch {
 	}
 	return observe.New(observe.Config{
 		Places: places, Files: files, Log: p.o.Logs.Logger("kthwd"),
-		Check: func() error { _, err := pki.Check(p.layout, p.cfg.PKISpec()); return err },
+		Check: func() error { _, err := pki.Check(p.Layout, p.Config.PKISpec()); return err },
 	})
 }

@@ -54,12 +54,12 @@ const (
 )
 
 // wire adds the components to a group. They stop in the reverse order of this list.
-func (p *prepared) wire() (*supervise.Group, *liveness.Probe, error) {
+func (p *wiring) wire() (*supervise.Group, *liveness.Probe, error) {
 	g := supervise.New(p.log)
-	fences := lease.NewFences(p.cfg.LocalServer())
+	fences := lease.NewFences(p.Config.LocalServer())
 	var api *apiserver.Server
 	p.drift, p.tokens, p.machine = p.newDrift(), p.newTokenKeys(), p.newObserve()
-	p.shared = &membership.SharedFiles{Layout: p.layout, InUse: p.usesShared, Replaced: p.machine.Replaced}
+	p.shared = &membership.SharedFiles{Layout: p.Layout, InUse: p.usesShared, Replaced: p.machine.Replaced}
 	p.observers = append(p.observers, p.drift, p.tokens, p.webClients())
 	member, err := p.newEtcd(func() { api.Begin() })
 	if err != nil {
@@ -71,7 +71,7 @@ func (p *prepared) wire() (*supervise.Group, *liveness.Probe, error) {
 	pause, managerPause := &lease.Pause{}, &lease.Pause{}
 	p.live = p.newLive()
 	members := p.newMembers(member)
-	p.mover = etcdca.New(etcdca.Config{Name: p.cfg.Name, Layout: p.layout, Etcd: member, Log: p.o.Logs.Logger(program.Etcd)})
+	p.mover = etcdca.New(etcdca.Config{Name: p.Config.Name, Layout: p.Layout, Etcd: member, Log: p.o.Logs.Logger(program.Etcd)})
 	p.others = others.New(member, p.log)
 	p.rotations = p.newRotations(member, members, managerPause, pause, func() (*rest.Config, error) { return api.Loopback() })
 	p.users = users.New(users.Config{Etcd: member.Running, Log: p.o.Logs.Logger("kthwd")})
@@ -80,14 +80,14 @@ func (p *prepared) wire() (*supervise.Group, *liveness.Probe, error) {
 	member.OnClose(p.readers.Stop)
 	member.OnAbsence(func(ctx context.Context) (func(), error) { return beAbsent(ctx, api, pause, managerPause) })
 	p.observers = append(p.observers, api)
-	kcm := controllers.NewManager(p.controllersConfig(g, program.ControllerManager, &fences.ControllerManager, managerPause), p.programs.Manager)
-	sched := controllers.NewScheduler(p.controllersConfig(g, program.Scheduler, &fences.Scheduler, pause), p.programs.Scheduler, p.programs.Settings)
+	kcm := controllers.NewManager(p.controllersConfig(g, program.ControllerManager, &fences.ControllerManager, managerPause), p.Programs.Manager)
+	sched := controllers.NewScheduler(p.controllersConfig(g, program.Scheduler, &fences.Scheduler, pause), p.Programs.Scheduler, p.Programs.Settings)
 	p.observers = append(p.observers, members)
 	p.agree = &agree.Controllers{
-		Member: member, Layout: p.layout, Address: p.cfg.AdvertiseAddress, Args: p.args, Log: p.log,
-		Profile:  p.cfg.Profile,
+		Member: member, Layout: p.Layout, Address: p.Config.AdvertiseAddress, Args: p.Args, Log: p.log,
+		Profile:  p.Config.Profile,
 		Read:     flagReader(),
-		Hosts:    func() []string { return pki.HostsOf(program.Value(p.args[program.APIServer], "tls-cert-file")) },
+		Hosts:    func() []string { return pki.HostsOf(program.Value(p.Args[program.APIServer], "tls-cert-file")) },
 		Versions: map[string]string{"kthwd": p.o.Version, "Kubernetes": version.Linked().Kubernetes, "etcd": version.Linked().Etcd},
 	}
 	p.observers = append(p.observers, p.mover, p.rotations.Gate)
@@ -144,31 +144,31 @@ func beAbsent(ctx context.Context, api *apiserver.Server, pauses ...*lease.Pause
 }
 
 // newDrift compares what the programs use, which the user's flags may have replaced.
-func (p *prepared) newDrift() *drift.Drift {
-	api, manager := p.args[program.APIServer], p.args[program.ControllerManager]
+func (p *wiring) newDrift() *drift.Drift {
+	api, manager := p.Args[program.APIServer], p.Args[program.ControllerManager]
 	return &drift.Drift{
 		Prefix: p.storagePrefix(), ServiceRange: program.Value(api, "service-cluster-ip-range"),
 		PodRange: program.Value(manager, "cluster-cidr"), Allocates: program.Value(manager, "allocate-node-cidrs") == "true",
-		ClusterName: program.Value(manager, "cluster-name"), ClusterToken: program.Value(p.args[program.Etcd], "initial-cluster-token"),
+		ClusterName: program.Value(manager, "cluster-name"), ClusterToken: program.Value(p.Args[program.Etcd], "initial-cluster-token"),
 		Issuers: program.Values(api, "service-account-issuer"),
 	}
 }
 
 // newTokenKeys makes the watch over tokens that the API server refuses.
-func (p *prepared) newTokenKeys() *tokenkeys.Watch {
-	api := p.args[program.APIServer]
+func (p *wiring) newTokenKeys() *tokenkeys.Watch {
+	api := p.Args[program.APIServer]
 	return tokenkeys.New(tokenkeys.Config{
 		Files: program.Values(api, "service-account-key-file"), Issuers: program.Values(api, "service-account-issuer"),
-		Kubeconfig: p.layout.Kubeconfig(pki.NameAdmin), Log: p.o.Logs.Logger(program.APIServer),
+		Kubeconfig: p.Layout.Kubeconfig(pki.NameAdmin), Log: p.o.Logs.Logger(program.APIServer),
 	})
 }
 
 // newEtcd makes the member as it last ran in this directory: a member that had others
 // keeps etcd's own timing.
-func (p *prepared) newEtcd(onOpen func()) (*etcd.Member, error) {
-	before, _ := etcdfiles.ReadRecord(p.layout) // Guard has read it, too
+func (p *wiring) newEtcd(onOpen func()) (*etcd.Member, error) {
+	before, _ := etcdfiles.ReadRecord(p.Layout) // Guard has read it, too
 	member, err := etcd.New(etcd.Config{
-		Args: p.args[program.Etcd], Log: p.o.Logs.Logger(program.Etcd),
+		Args: p.Args[program.Etcd], Log: p.o.Logs.Logger(program.Etcd),
 		HadQuorum: before != nil, HadOthers: before != nil && before.Members > 1,
 		OnOpen: onOpen, OnFirstQuorum: p.admit, OnMembership: p.remember,
 	})
@@ -178,15 +178,15 @@ func (p *prepared) newEtcd(onOpen func()) (*etcd.Member, error) {
 	return member, member.AdmitControllers()
 }
 
-func (p *prepared) newUpgrade(member *etcd.Member) *upgrade.Watch {
+func (p *wiring) newUpgrade(member *etcd.Member) *upgrade.Watch {
 	return upgrade.New(upgrade.Config{
-		Name: p.cfg.Name, Layout: p.layout, Member: member, APIServer: p.args[program.APIServer],
+		Name: p.Config.Name, Layout: p.Layout, Member: member, APIServer: p.Args[program.APIServer],
 		Now: etcdfiles.Versions(p.o.Version), Log: p.o.Logs.Logger("kthwd"),
 	})
 }
 
 // admit decides whether this controller belongs to the cluster.
-func (p *prepared) admit(ctx context.Context, member *etcd.Member, server *embed.Etcd) error {
+func (p *wiring) admit(ctx context.Context, member *etcd.Member, server *embed.Etcd) error {
 	if err := p.shared.Check(ctx, server, member.Sharers(), p.o.Logs.Logger(program.Etcd)); err != nil {
 		return err
 	}
@@ -205,11 +205,11 @@ func (p *prepared) admit(ctx context.Context, member *etcd.Member, server *embed
 	return p.drift.Check(ctx, server)
 }
 
-func (p *prepared) newAPIServer(member *etcd.Member, fences *lease.Fences) *apiserver.Server {
-	users := program.ParseUser(p.cfg.APIServerArgs)
+func (p *wiring) newAPIServer(member *etcd.Member, fences *lease.Fences) *apiserver.Server {
+	users := program.ParseUser(p.Config.APIServerArgs)
 	return apiserver.New(apiserver.Config{
-		Args: cmdline.WithoutGates(p.args[program.APIServer]), Server: p.cfg.LocalServer(),
-		Layout: p.layout, Etcd: member, Fences: fences, Log: p.o.Logs.Logger(program.APIServer),
+		Args: cmdline.WithoutGates(p.Args[program.APIServer]), Server: p.Config.LocalServer(),
+		Layout: p.Layout, Etcd: member, Fences: fences, Log: p.o.Logs.Logger(program.APIServer),
 		Workers: p.workers, Encryption: p.rotations.Gate, Signed: p.recordSigned,
 		Lists: []*refused.List{p.workers.Removals, p.users.Revoked}, Tried: p.users.Tried, Seen: p.users.Seen, Used: p.rotations.Used,
 		Refused: p.tokens.Refused, Accepted: p.tokens.Accepted, TokenKeys: p.rotations.Keys,
@@ -218,30 +218,30 @@ func (p *prepared) newAPIServer(member *etcd.Member, fences *lease.Fences) *apis
 }
 
 // shutdownDelay is how long the API server keeps serving in a stop.
-func (p *prepared) shutdownDelay() time.Duration {
-	delay, _ := time.ParseDuration(program.Value(p.args[program.APIServer], program.KeyShutdownDelay)) // upstream has parsed it before
+func (p *wiring) shutdownDelay() time.Duration {
+	delay, _ := time.ParseDuration(program.Value(p.Args[program.APIServer], program.KeyShutdownDelay)) // upstream has parsed it before
 	return delay
 }
 
-func (p *prepared) controllersConfig(g *supervise.Group, name string, fence *lease.Fence, pause *lease.Pause) controllers.Config {
+func (p *wiring) controllersConfig(g *supervise.Group, name string, fence *lease.Fence, pause *lease.Pause) controllers.Config {
 	return controllers.Config{
-		Args: cmdline.WithoutGates(p.args[name]), Identity: p.identity,
+		Args: cmdline.WithoutGates(p.Args[name]), Identity: p.Identity,
 		Term: p.rotations.TermArgs, Fence: fence, Pause: pause, Live: p.live[name], Alive: controllers.Alive(g, name), Logs: p.o.Logs,
 	}
 }
 
 // newLive makes the kubeconfigs of kthwd's own whose certificates kthwd renews.
-func (p *prepared) newLive() map[string]*controllers.Live {
+func (p *wiring) newLive() map[string]*controllers.Live {
 	all := map[string]*controllers.Live{}
 	for name, file := range map[string]string{program.ControllerManager: pki.NameControllerManager, program.Scheduler: pki.NameScheduler} {
-		all[name] = controllers.NewLive(p.layout.Kubeconfig(file), p.layout.Run(), p.o.Logs.Logger(name))
+		all[name] = controllers.NewLive(p.Layout.Kubeconfig(file), p.Layout.Run(), p.o.Logs.Logger(name))
 	}
 	return all
 }
 
-func (p *prepared) newRotations(member *etcd.Member, members *membership.Members, manager, scheduler *lease.Pause, client func() (*rest.Config, error)) *rotations.Rotations {
+func (p *wiring) newRotations(member *etcd.Member, members *membership.Members, manager, scheduler *lease.Pause, client func() (*rest.Config, error)) *rotations.Rotations {
 	return rotations.New(rotations.Config{
-		Controller: p.cfg, Args: p.args, Prefix: p.storagePrefix(), Shared: p.shared, WriteRun: p.writeRun, Life: p.o.LeafLife,
+		Controller: p.Config, Args: p.Args, Prefix: p.storagePrefix(), Shared: p.shared, WriteRun: p.WriteRun, Life: p.o.LeafLife,
 		Etcd: member, Members: members, Mover: p.mover, Others: p.others, Machine: p.machine, Refused: p.tokens,
 		Manager: manager, Scheduler: scheduler, Within: controllers.CertificatesWithin(), Client: client, Logs: p.o.Logs,
 		Refresh: func() {
@@ -252,9 +252,9 @@ func (p *prepared) newRotations(member *etcd.Member, members *membership.Members
 	})
 }
 
-func (p *prepared) newMembers(member *etcd.Member) *membership.Members {
+func (p *wiring) newMembers(member *etcd.Member) *membership.Members {
 	return membership.New(membership.Config{
-		Etcd: member, Controller: p.cfg, Layout: p.layout, Version: p.o.Version,
+		Etcd: member, Controller: p.Config, Layout: p.Layout, Version: p.o.Version,
 		Prefix: p.storagePrefix(), Log: p.o.Logs.Logger(membership.Name),
 	})
 }
@@ -267,17 +267,17 @@ func collectorsOf(seed *rbacseed.Seed, bridge *health.Bridge) []prometheus.Colle
 }
 
 // newHealth makes the health bridge; nil if it is switched off.
-func (p *prepared) newHealth(g *supervise.Group) *health.Bridge {
-	if p.cfg.HealthAddress == "" {
+func (p *wiring) newHealth(g *supervise.Group) *health.Bridge {
+	if p.Config.HealthAddress == "" {
 		return nil
 	}
 	return health.New(health.Config{
-		Address:    p.cfg.HealthAddress,
-		ServerName: p.cfg.HealthServerName,
-		Target:     p.cfg.LocalServer(),
-		CAFile:     p.layout.CA(),
-		CertFile:   p.layout.Cert(pki.NameHealth),
-		KeyFile:    p.layout.Key(pki.NameHealth),
+		Address:    p.Config.HealthAddress,
+		ServerName: p.Config.HealthServerName,
+		Target:     p.Config.LocalServer(),
+		CAFile:     p.Layout.CA(),
+		CertFile:   p.Layout.Cert(pki.NameHealth),
+		KeyFile:    p.Layout.Key(pki.NameHealth),
 		Local:      g.Ready,
 		Components: func() []health.Check { return checks(g) },
 		Log:        p.o.Logs.Logger("health"),
@@ -299,9 +299,9 @@ func checks(g *supervise.Group) []health.Check {
 
 // newSeed makes the component that binds the role to the user of the API server's
 // kubelet client certificate.
-func (p *prepared) newSeed(api *apiserver.Server) *rbacseed.Seed {
+func (p *wiring) newSeed(api *apiserver.Server) *rbacseed.Seed {
 	return rbacseed.New(rbacseed.Config{
-		User: apiserver.KubeletClientUser(program.Value(p.args[program.APIServer], "kubelet-client-certificate")),
+		User: apiserver.KubeletClientUser(program.Value(p.Args[program.APIServer], "kubelet-client-certificate")),
 		Client: func() (rbacclient.RbacV1Interface, error) {
 			loopback, err := api.Loopback()
 			if err != nil {
