@@ -12,6 +12,7 @@ import (
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/etcdspace"
 	"kthwd/appliance/status"
+	"kthwd/appliance/upgradecheck/binary"
 )
 
 var now = time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -25,7 +26,7 @@ func good() Input {
 	third.Name = "c2"
 	return Input{
 		Now: now,
-		Binary: Binary{Path: "/new", Kthwd: "v0.9.0", Kubernetes: "v1.51.0", Etcd: "4.1.2",
+		Binary: binary.Binary{Path: "/new", Kthwd: "v0.9.0", Kubernetes: "v1.51.0", Etcd: "4.1.2",
 			Kinds: map[string][]string{"v1": {"Secret"}, "apps/v1": {"Deployment"}, "old.k8s.io/v1": {"Thing"}, "new.k8s.io/v1alpha1": {"Toy"}}},
 		Record: &etcdfiles.Record{Kthwd: "v0.8.0", Kubernetes: "v1.50.1", Etcd: "4.1.0"},
 		Report: &status.Report{
@@ -118,7 +119,7 @@ func TestJudge(t *testing.T) {
 		{"silent member", member(func(m *etcdspace.Member) { m.State, m.Error = etcdspace.StateSilent, "late" }), "etcd", Warn, "does not answer: late", ""},
 		{"members unknown", func(in *Input) { in.Etcd, in.EtcdErr = nil, errors.New("no socket") }, "etcd", Unknown, "no socket", ""},
 		{"flag is gone", func(in *Input) {
-			in.Configuration = Configuration{Problems: []string{"kube-apiserver: unknown flag --x"}, Hints: []string{"remove it"}}
+			in.Configuration = binary.Configuration{Problems: []string{"kube-apiserver: unknown flag --x"}, Hints: []string{"remove it"}}
 		}, "configuration", No, "refuses it: kube-apiserver: unknown flag --x", "remove it"},
 		{"flag was translated", func(in *Input) { in.Configuration.Warnings = []string{"--old is --new"} }, "configuration", Warn, "--old is --new", ""},
 		{"no answer about flags", func(in *Input) { in.ConfigurationErr = errors.New("no answer within 1m0s") }, "configuration", Unknown, "no answer", ""},

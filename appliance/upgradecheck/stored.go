@@ -117,7 +117,7 @@ func judgeStored(in Input) Result {
 	custom := in.customVersions()
 	var all []Result
 	for _, o := range in.Stored.sorted() {
-		if in.Binary.canRead(o.Version, o.Kind) || custom[o.Version] {
+		if in.Binary.CanRead(o.Version, o.Kind) || custom[o.Version] {
 			continue
 		}
 		n := in.Stored.Objects[o]

@@ -1,15 +1,15 @@
 // Package upgradecheck judges whether a controller may be moved to another kthwd now.
 //
-//	b, err := upgradecheck.Inspect(ctx, path)        // the new binary
+//	b, err := binary.Inspect(ctx, path)              // the new binary
 //	input.Binary, input.BinaryErr = b, err
 //	…                                                // what else is known of the cluster
 //	results := upgradecheck.Judge(input)
 //
 // Judge only judges: an Input has all that was found, and for each thing that was not the error
-// that says why. What could not be found is never judged as good. Inspect, the methods of Binary
-// and API, ReadStored and ReadRequests find it, and change nothing.
+// that says why. What could not be found is never judged as good. Package binary, the methods of
+// API, ReadStored and ReadRequests find it, and change nothing.
 //
-// What the new binary can read from etcd it says itself (see Facts): the old one could only guess.
+// What the new binary can read from etcd it says itself (see binary.Facts): the old one could only guess.
 package upgradecheck
 
 import (
@@ -27,6 +27,7 @@ import (
 	"kthwd/appliance/etcdspace"
 	"kthwd/appliance/status"
 	"kthwd/appliance/text"
+	"kthwd/appliance/upgradecheck/binary"
 )
 
 // Verdict is the result of a check.
@@ -52,7 +53,7 @@ type Result struct {
 type Input struct {
 	Now time.Time
 
-	Binary    Binary
+	Binary    binary.Binary
 	BinaryErr error
 
 	Record    *etcdfiles.Record // of the data directory; nil for none
@@ -65,7 +66,7 @@ type Input struct {
 	Drift    []agree.Row
 	DriftErr error
 
-	Configuration    Configuration
+	Configuration    binary.Configuration
 	ConfigurationErr error
 
 	Etcd    *etcdspace.Status

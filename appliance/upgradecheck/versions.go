@@ -27,7 +27,7 @@ func (in Input) upgrade() *etcdfiles.Upgrade {
 	if !known || in.BinaryErr != nil {
 		return nil
 	}
-	return was.Upgrade(in.Binary.record())
+	return was.Upgrade(in.Binary.Record())
 }
 
 // step is the move of one program.
@@ -59,7 +59,7 @@ func judgeVersions(in Input) Result {
 	}
 	var all []Result
 	moves, same := []string{}, true
-	for _, s := range steps(was, in.Binary.record()) {
+	for _, s := range steps(was, in.Binary.Record()) {
 		all = append(all, s.judge()...)
 		same = same && s.was == s.is
 		if s.was != s.is {
@@ -78,7 +78,7 @@ func (in Input) judgeUnfinished(was etcdfiles.Record) (r Result, judged bool) {
 	if in.Record == nil || !in.Record.Unfinished() {
 		return r, false
 	}
-	is := in.Binary.record()
+	is := in.Binary.Record()
 	minors, _ := etcdfiles.Steps(was.Kubernetes, is.Kubernetes)
 	from, to := etcdfiles.MinorOf(in.Record.Kubernetes), etcdfiles.MinorOf(was.Kubernetes)
 	switch {
@@ -160,7 +160,7 @@ func (in Input) members() int {
 
 // skew judges one other controller.
 func (in Input) skew(here, c status.Controller) (all []Result) {
-	is := in.Binary.record()
+	is := in.Binary.Record()
 	for _, p := range []struct{ program, was, here, is string }{{"Kubernetes", c.Kubernetes, here.Kubernetes, is.Kubernetes}, {"etcd", c.Etcd, here.Etcd, is.Etcd}} {
 		far, known := etcdfiles.Steps(p.was, p.is)
 		behind, _ := etcdfiles.Steps(p.was, p.here)

@@ -54,7 +54,7 @@ func TestSocketActivation(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "sh", "-c", `LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=api exec "$0" "$@"`,
-		binary, "--config=", "--role=lb", "--check=tcp", "--metrics-address=", "--status-socket=", "--listen="+address, "--backend="+server.Addr().String())
+		kthwdBinary, "--config=", "--role=lb", "--check=tcp", "--metrics-address=", "--status-socket=", "--listen="+address, "--backend="+server.Addr().String())
 	var log bytes.Buffer
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = &log, &log, []*os.File{file}
 	if err := cmd.Start(); err != nil {

@@ -22,8 +22,8 @@ import (
 
 var updateScripts = flag.Bool("update-scripts", false, "rewrite the expected output in the scripts")
 
-// binary is the real kthwd, as make build links it.
-var binary string
+// kthwdBinary is the real kthwd, as make build links it.
+var kthwdBinary string
 
 // TestMain builds the real binary, once, unless KTHWD_BIN names one.
 func TestMain(m *testing.M) {
@@ -34,7 +34,7 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	code := 1
-	if binary, err = buildBinary(dir); err != nil {
+	if kthwdBinary, err = buildBinary(dir); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 	} else {
 		code = m.Run()
@@ -89,7 +89,7 @@ func TestScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup: func(env *testscript.Env) error {
-			env.Setenv("PATH", filepath.Dir(binary)+string(os.PathListSeparator)+env.Getenv("PATH"))
+			env.Setenv("PATH", filepath.Dir(kthwdBinary)+string(os.PathListSeparator)+env.Getenv("PATH"))
 			env.Setenv("NO_COLOR", "1")
 			env.Values[processesKey{}] = map[string]*process{}
 			env.Values[connectionsKey{}] = map[string]*connection{}
@@ -182,7 +182,7 @@ func waitFor(ts *testscript.TestScript, neg bool, args []string) {
 func command(ctx context.Context, ts *testscript.TestScript, args []string) *exec.Cmd {
 	program := args[0]
 	if program == "kthwd" {
-		program = binary
+		program = kthwdBinary
 	}
 	cmd := exec.CommandContext(ctx, program, args[1:]...)
 	cmd.Dir = ts.MkAbs(".")

@@ -30,6 +30,7 @@ import (
 	"kthwd/appliance/support"
 	"kthwd/appliance/text"
 	"kthwd/appliance/upgradecheck"
+	"kthwd/appliance/upgradecheck/binary"
 )
 
 // upgradeCheckTimeout bounds a look at all keys of etcd; what is not known by then is unknown.
@@ -67,19 +68,19 @@ func (a *app) upgradeCheckVerb(l *config.Loader) *cobra.Command {
 // upgradeFactsVerb is for the kthwd that checks an upgrade to this one.
 func (a *app) upgradeFactsVerb() *cobra.Command {
 	return &cobra.Command{
-		Use:    strings.Join(upgradecheck.FactsVerb[1:], " "),
+		Use:    strings.Join(binary.FactsVerb[1:], " "),
 		Short:  "Print the objects that this kthwd can read from etcd",
 		Hidden: true,
 		Args:   noVerb,
 		RunE: func(*cobra.Command, []string) error {
-			return writeJSON(a.out, upgradecheck.Facts{Kinds: apiserver.Decodable()})
+			return writeJSON(a.out, binary.Facts{Kinds: apiserver.Decodable()})
 		},
 	}
 }
 
 // upgradeChecked is the output as JSON.
 type upgradeChecked struct {
-	Binary  upgradecheck.Binary   `json:"binary"`
+	Binary  binary.Binary         `json:"binary"`
 	Go      bool                  `json:"go"` // the upgrade may begin
 	Results []upgradecheck.Result `json:"results"`
 }
@@ -141,7 +142,7 @@ func (a *app) upgradeInput(ctx context.Context, l *config.Loader, f upgradeCheck
 			return in, &downError{in.Down}
 		}
 	}
-	in.Binary, in.BinaryErr = upgradecheck.Inspect(ctx, f.binary)
+	in.Binary, in.BinaryErr = binary.Inspect(ctx, f.binary)
 	if in.BinaryErr == nil {
 		in.BinaryErr = ctx.Err()
 	}
@@ -180,7 +181,7 @@ func askReport(ctx context.Context, c target) (*status.Report, error) {
 func controllerOf(c config.Controller, t target, running support.Running) config.Controller {
 	c.DataDir = t.dir
 	for _, s := range running.Settings {
-		values, err := upgradecheck.Words(s.Text)
+		values, err := binary.Words(s.Text)
 		if err != nil || len(values) == 0 {
 			continue
 		}

@@ -17,12 +17,13 @@ import (
 	utilversion "k8s.io/apimachinery/pkg/util/version"
 
 	"kthwd/appliance/upgradecheck"
+	"kthwd/appliance/upgradecheck/binary"
 	"kthwd/test/kthwtest"
 )
 
 // upgradeChecked is the answer of kthwd upgrade check -o json.
 type upgradeChecked struct {
-	Binary  upgradecheck.Binary   `json:"binary"`
+	Binary  binary.Binary   `json:"binary"`
 	Go      bool                  `json:"go"`
 	Results []upgradecheck.Result `json:"results"`
 }

@@ -1,7 +1,6 @@
-package upgradecheck
+package binary
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,7 +10,6 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"kthwd/appliance/config"
-	"kthwd/appliance/text"
 )
 
 // Configuration is what the new binary says of the configuration of this controller.
@@ -77,20 +75,4 @@ func Words(line string) ([]string, error) {
 		return []string{one}, err
 	}
 	return []string{line}, nil
-}
-
-func judgeConfiguration(in Input) Result {
-	const look = "kthwd config, of the new binary, with the flags of the service"
-	c := in.Configuration
-	switch {
-	case in.BinaryErr != nil:
-		return noBinary("the configuration is")
-	case in.ConfigurationErr != nil:
-		return unknown(look, "the configuration is not judged: %s", why(in.ConfigurationErr))
-	case len(c.Problems) > 0:
-		return no(cmp.Or(text.Line(strings.Join(c.Hints, "; ")), look), "the new binary refuses it: %s", list(c.Problems))
-	case len(c.Warnings) > 0:
-		return warn(look, "the new binary accepts it and warns: %s", list(c.Warnings))
-	}
-	return ok("the new binary accepts the flags and the file")
 }

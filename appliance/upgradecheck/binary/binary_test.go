@@ -1,4 +1,4 @@
-package upgradecheck
+package binary
 
 import (
 	"debug/elf"

@@ -1,4 +1,10 @@
-package upgradecheck
+// Package binary looks at another kthwd than the one that runs, and asks it what it is: for which
+// versions it was built, which objects it can read from etcd, and whether it accepts a
+// configuration.
+//
+// Nothing is executed that is no kthwd for this machine, and nothing as root that another user could
+// have written.
+package binary
 
 import (
 	"bytes"
@@ -52,13 +58,13 @@ type Binary struct {
 	run        string              // the path that is executed
 }
 
-// record is the part of a member record that depends on the binary.
-func (b Binary) record() etcdfiles.Record {
+// Record is the part of a member record that depends on the binary.
+func (b Binary) Record() etcdfiles.Record {
 	return etcdfiles.Record{Kthwd: b.Kthwd, Kubernetes: b.Kubernetes, Etcd: b.Etcd}
 }
 
-// canRead reports whether the binary can read an object of that kind.
-func (b Binary) canRead(version, kind string) bool { return slices.Contains(b.Kinds[version], kind) }
+// CanRead reports whether the binary can read an object of that kind.
+func (b Binary) CanRead(version, kind string) bool { return slices.Contains(b.Kinds[version], kind) }
 
 // Inspect looks at a kthwd and asks it for its versions and facts; path "" means the binary of
 // this process. Nothing is executed that is no kthwd for this machine, and nothing as root
@@ -212,12 +218,4 @@ func messages(said []byte, kind string) (all []string) {
 		}
 	}
 	return all
-}
-
-func judgeBinary(in Input) Result {
-	b := in.Binary
-	if in.BinaryErr != nil {
-		return of(No, in.BinaryErr, "")
-	}
-	return ok("kthwd %s with Kubernetes %s and etcd %s: %s", b.Kthwd, b.Kubernetes, b.Etcd, b.Path)
 }
