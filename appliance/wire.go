@@ -28,12 +28,14 @@ import (
 	"kthwd/appliance/lease"
 	"kthwd/appliance/liveness"
 	"kthwd/appliance/membership"
+	"kthwd/appliance/membership/joins"
 	"kthwd/appliance/others"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
 	"kthwd/appliance/readers"
 	"kthwd/appliance/refused"
 	"kthwd/appliance/rotations"
+	"kthwd/appliance/sharedfiles"
 	"kthwd/appliance/supervise"
 	"kthwd/appliance/tokenkeys"
 	"kthwd/appliance/upgrade"
@@ -59,7 +61,7 @@ func (p *wiring) wire() (*supervise.Group, *liveness.Probe, error) {
 	fences := lease.NewFences(p.Config.LocalServer())
 	var api *apiserver.Server
 	p.drift, p.tokens, p.machine = p.newDrift(), p.newTokenKeys(), p.newObserve()
-	p.shared = &membership.SharedFiles{Layout: p.Layout, InUse: p.usesShared, Replaced: p.machine.Replaced}
+	p.shared = &sharedfiles.Files{Layout: p.Layout, InUse: p.usesShared, Replaced: p.machine.Replaced}
 	p.observers = append(p.observers, p.drift, p.tokens, p.webClients())
 	member, err := p.newEtcd(func() { api.Begin() })
 	if err != nil {
@@ -200,7 +202,7 @@ func (p *wiring) admit(ctx context.Context, member *etcd.Member, server *embed.E
 	if err := p.upgrade.Admit(ctx, server); err != nil {
 		return err
 	}
-	membership.Arrive(ctx, server)
+	joins.Arrive(ctx, server)
 	p.tokens.Record(ctx, server)
 	return p.drift.Check(ctx, server)
 }

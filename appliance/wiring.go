@@ -12,13 +12,13 @@ import (
 	"kthwd/appliance/etcdca"
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/events"
-	"kthwd/appliance/membership"
 	"kthwd/appliance/observe"
 	"kthwd/appliance/others"
 	"kthwd/appliance/prepare"
 	"kthwd/appliance/program"
 	"kthwd/appliance/readers"
 	"kthwd/appliance/rotations"
+	"kthwd/appliance/sharedfiles"
 	"kthwd/appliance/tokenkeys"
 	"kthwd/appliance/upgrade"
 	"kthwd/appliance/users"
@@ -43,7 +43,7 @@ type wiring struct {
 	watchers  []watcher      // the observers among them that run beside the components
 	others    *others.Others
 	mover     *etcdca.Mover
-	shared    *membership.SharedFiles
+	shared    *sharedfiles.Files
 	rotations *rotations.Rotations
 	workers   *workers.Desk // one of the watchers
 	users     *users.Ledger // one of them

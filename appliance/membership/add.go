@@ -19,6 +19,8 @@ import (
 	"kthwd/appliance/config"
 	"kthwd/appliance/datadir"
 	"kthwd/appliance/member"
+	"kthwd/appliance/membership/change"
+	"kthwd/appliance/membership/joins"
 	"kthwd/appliance/pki"
 )
 
@@ -31,7 +33,7 @@ func (m *Members) addRequest(r *http.Request) (any, error) {
 	if err := json.NewDecoder(io.LimitReader(r.Body, 64<<10)).Decode(&in); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), changeTimeout)
+	ctx, cancel := context.WithTimeout(r.Context(), change.Timeout)
 	defer cancel()
 	return m.add(ctx, in)
 }
@@ -67,11 +69,11 @@ func (m *Members) add(ctx context.Context, in member.AddRequest) (member.Added, 
 	}
 	pending, _, err := m.joins(ctx, client)
 	if err != nil {
-		return member.Added{}, changeError(err)
+		return member.Added{}, change.Explain(err)
 	}
-	j := join{ID: token.ID, Name: in.Name, Address: in.Address, From: in.From, Secret: token.Hash(), CAKey: in.CAKey, TTL: in.TTL}
-	if err := j.record(ctx, client, key, slices.DeleteFunc(pending, func(p join) bool { return p.Name != in.Name })); err != nil {
-		return member.Added{}, changeError(err)
+	j := joins.Join{ID: token.ID, Name: in.Name, Address: in.Address, From: in.From, Secret: token.Hash(), CAKey: in.CAKey, TTL: in.TTL}
+	if err := j.Record(ctx, client, key, slices.DeleteFunc(pending, func(p joins.Join) bool { return p.Name != in.Name })); err != nil {
+		return member.Added{}, change.Explain(err)
 	}
 	m.log.Info("token made for a further controller", "name", in.Name, "address", in.Address, "ttl", in.TTL)
 	return member.Added{Token: token.String(), Warnings: m.addWarnings(l, in)}, nil

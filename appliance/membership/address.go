@@ -15,6 +15,7 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/membership"
 
+	"kthwd/appliance/membership/change"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
@@ -35,7 +36,7 @@ type readdressing struct {
 // Findings reports a peer URL that is not this controller's, as long as it is not corrected. It
 // never blocks.
 func (m *Members) Findings() []status.Finding {
-	all := m.refused.finding(time.Now())
+	all := m.refused.Findings(time.Now())
 	if f := m.address.found.Load(); f != nil {
 		all = append(all, *f)
 	}
@@ -83,7 +84,7 @@ func (m *Members) peerURLs(server *embed.Etcd) (was, is []string) {
 }
 
 func (m *Members) correctAddress(ctx context.Context, server *embed.Etcd, was, is []string) error {
-	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, change.Timeout)
 	defer cancel()
 	for _, e := range server.Server.Cluster().Members() {
 		if e.ID != server.Server.MemberID() && slices.ContainsFunc(e.PeerURLs, func(u string) bool { return slices.Contains(is, u) }) {
@@ -96,7 +97,7 @@ func (m *Members) correctAddress(ctx context.Context, server *embed.Etcd, was, i
 		}
 	}
 	_, err := server.Server.UpdateMember(ctx, membership.Member{ID: server.Server.MemberID(), RaftAttributes: membership.RaftAttributes{PeerURLs: is}})
-	return changeError(err)
+	return change.Explain(err)
 }
 
 // answers reports whether a controller on another machine answers at a peer URL.
@@ -141,7 +142,7 @@ func (m *Members) forgetEndpoint(ctx context.Context, was, is []string) {
 		return
 	}
 	defer done()
-	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, change.Timeout)
 	defer cancel()
 	for _, host := range hosts(was) {
 		if _, err := netip.ParseAddr(host); err != nil || slices.Contains(hosts(is), host) {

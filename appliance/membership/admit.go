@@ -21,6 +21,8 @@ import (
 	"kthwd/appliance/config"
 	"kthwd/appliance/etcd"
 	"kthwd/appliance/member"
+	"kthwd/appliance/membership/change"
+	"kthwd/appliance/membership/joins"
 	"kthwd/appliance/pki"
 )
 
@@ -29,7 +31,7 @@ import (
 // membership cannot be revoked.
 func (m *Members) admit(ctx context.Context, in member.Request) (member.Admitted, error) {
 	var a member.Admitted
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), change.Timeout)
 	defer cancel()
 	client, server, done, err := m.client()
 	if err != nil {
@@ -41,7 +43,7 @@ func (m *Members) admit(ctx context.Context, in member.Request) (member.Admitted
 		return a, err
 	}
 	peer := "https://" + net.JoinHostPort(j.Address, strconv.Itoa(in.PeerPort))
-	if j.member(server.Server.Cluster().Members()) == nil {
+	if j.Member(server.Server.Cluster().Members()) == nil {
 		if err := m.addLearner(ctx, client, server, &j, in, peer); err != nil {
 			return a, err
 		}
@@ -64,7 +66,7 @@ func (m *Members) admit(ctx context.Context, in member.Request) (member.Admitted
 // addLearner spends the token, then changes the membership. A crash between the two
 // leaves a record that expires. If the outcome of the change is unknown, the token stays
 // spent, and the joiner that spent it may try again.
-func (m *Members) addLearner(ctx context.Context, client *clientv3.Client, server *embed.Etcd, j *join, in member.Request, peer string) error {
+func (m *Members) addLearner(ctx context.Context, client *clientv3.Client, server *embed.Etcd, j *joins.Join, in member.Request, peer string) error {
 	for _, e := range server.Server.Cluster().Members() {
 		if e.IsLearner && !slices.Contains(e.PeerURLs, peer) {
 			return &member.Refusal{Text: "another controller is catching up, at " + etcd.PeerHost(e), Advice: "wait until kthwd member list shows that it votes", Retry: true}
@@ -74,7 +76,7 @@ func (m *Members) addLearner(ctx context.Context, client *clientv3.Client, serve
 	if err != nil {
 		return err
 	}
-	if err := m.dialBack(ctx, *j, peer, joinerHash(in.Joiner)); err != nil {
+	if err := m.dialBack(ctx, *j, peer, joins.JoinerHash(in.Joiner)); err != nil {
 		return err
 	}
 	if err := m.othersReach(ctx, client, server, *j, in.PeerPort, in.Joiner); err != nil {
@@ -86,26 +88,26 @@ func (m *Members) addLearner(ctx context.Context, client *clientv3.Client, serve
 	}
 	before := *j
 	j.Joiner, j.PeerURL = in.Joiner, urls.StringSlice()[0]
-	if done, err := j.update(ctx, client, key); err != nil || !done {
+	if done, err := j.Update(ctx, client, key); err != nil || !done {
 		return errors.Join(err, &member.Refusal{Text: "two machines use this token at the same time", Advice: newToken, Retry: true})
 	}
 	now := time.Now()
-	err = retryUnhealthy(ctx, func() error {
-		if j.member(server.Server.Cluster().Members()) != nil {
+	err = change.Retry(ctx, func() error {
+		if j.Member(server.Server.Cluster().Members()) != nil {
 			return nil // an earlier attempt succeeded without an answer
 		}
 		_, err := server.Server.AddMember(ctx, *membership.NewMemberAsLearner("", urls, "", &now))
 		if errors.Is(err, etcderrors.ErrUnhealthy) {
-			err = m.throughLeader(ctx, server, func(c *clientv3.Client) error {
+			err = change.ThroughLeader(ctx, m.layout, server, m.log, func(c *clientv3.Client) error {
 				_, err := c.MemberAddAsLearner(ctx, urls.StringSlice())
 				return err
 			})
 		}
 		return err
 	})
-	if err != nil && !outcomeUnknown(err) {
-		before.revision = j.revision
-		if _, again := before.update(context.WithoutCancel(ctx), client, key); again != nil {
+	if err != nil && !change.OutcomeUnknown(err) {
+		before.After(*j)
+		if _, again := before.Update(context.WithoutCancel(ctx), client, key); again != nil {
 			m.log.Warn("the token stays spent", "name", j.Name, "err", again)
 		}
 	}
@@ -119,7 +121,7 @@ func (m *Members) addLearner(ctx context.Context, client *clientv3.Client, serve
 // dialBack verifies that the joiner answers on its peer port, with a certificate of the
 // cluster's CA, before the membership depends on it. joiner is the hash of the joiner's
 // name.
-func (m *Members) dialBack(ctx context.Context, j join, peer string, joiner []byte) error {
+func (m *Members) dialBack(ctx context.Context, j joins.Join, peer string, joiner []byte) error {
 	tls, err := pki.ClientTLS(m.layout)
 	if err != nil {
 		return err
@@ -146,7 +148,7 @@ func (m *Members) dialBack(ctx context.Context, j join, peer string, joiner []by
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
-	if err != nil || !bytes.Equal(joinerHash(string(body)), joiner) {
+	if err != nil || !bytes.Equal(joins.JoinerHash(string(body)), joiner) {
 		return &member.Refusal{Text: fmt.Sprintf("the program that answers at %s is not the controller that wants to join", peer),
 			Advice: "find the program that listens there; the token remains valid"}
 	}

@@ -16,11 +16,14 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/config"
 	"kthwd/appliance/member"
+	"kthwd/appliance/membership/joins"
+	"kthwd/appliance/membership/refusals"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/preflight"
 	"kthwd/appliance/version"
@@ -60,7 +63,7 @@ func (e *joinEndpoint) open() error {
 		return advice.With(err, preflight.PortHint(err, e.address, "--join-port"))
 	}
 	e.failed = ""
-	limit := conns.New(joinConns)
+	limit := conns.New(refusals.Conns)
 	e.server = &http.Server{
 		Handler: e.handler, TLSConfig: tls, ErrorLog: slog.NewLogLogger(e.log.Handler(), slog.LevelDebug),
 		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 40 * time.Second, MaxHeaderBytes: 16 << 10,
@@ -104,26 +107,26 @@ func (e *joinEndpoint) tls() (*tls.Config, error) {
 
 // joinHandler serves the two requests of a joiner.
 func (m *Members) joinHandler() http.Handler {
-	mux, limit := http.NewServeMux(), newRefusals()
+	mux, limit := http.NewServeMux(), refusals.NewLimit()
 	mux.HandleFunc("POST "+member.FilesPath, joinAnswer(m.log, limit, m.refused, m.giveFiles))
 	mux.HandleFunc("POST "+member.AdmitPath, joinAnswer(m.log, limit, m.refused, m.admit))
 	return mux
 }
 
 // joinAnswer makes the handler of one request. It logs each refusal within the limit.
-func joinAnswer[T any](log *slog.Logger, limit *refusals, refused *refusedJoins, step func(context.Context, member.Request) (T, error)) http.HandlerFunc {
+func joinAnswer[T any](log *slog.Logger, limit *refusals.Limit, refused *refusals.Counter, step func(context.Context, member.Request) (T, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
-		done, dropped := limit.begin(r.RemoteAddr)
+		done, dropped := limit.Begin(r.RemoteAddr)
 		if done == nil {
-			refused.refused(reasonDropped, r.RemoteAddr, nil)
+			refused.Refused(refusals.ReasonDropped, r.RemoteAddr, nil)
 			tooMany(w, r, log, dropped)
 			return
 		}
 		var in member.Request
 		if json.NewDecoder(io.LimitReader(r.Body, 64<<10)).Decode(&in) != nil {
 			done(true)
-			refused.refused(reasonForm, r.RemoteAddr, nil)
+			refused.Refused(refusals.ReasonForm, r.RemoteAddr, nil)
 			http.Error(w, "no request of kthwd join", http.StatusBadRequest)
 			return
 		}
@@ -141,7 +144,7 @@ func joinAnswer[T any](log *slog.Logger, limit *refusals, refused *refusedJoins,
 		}
 		f.Hint, _ = advice.Of(err)
 		done(!f.Retry)
-		refused.refused(reasonOther, r.RemoteAddr, refusal)
+		refused.Refused(refusals.ReasonOther, r.RemoteAddr, refusal)
 		level, more := slog.LevelWarn, []any{}
 		if f.Retry {
 			level = slog.LevelDebug
@@ -163,7 +166,7 @@ func tooMany(w http.ResponseWriter, r *http.Request, log *slog.Logger, dropped i
 	}
 	w.Header().Set("Retry-After", "1")
 	w.WriteHeader(http.StatusTooManyRequests)
-	_ = json.NewEncoder(w).Encode(member.Failed{Error: "too many requests from " + host(r.RemoteAddr) + " were refused", Hint: "wait a moment; " + newToken, Retry: true})
+	_ = json.NewEncoder(w).Encode(member.Failed{Error: "too many requests from " + refusals.Host(r.RemoteAddr) + " were refused", Hint: "wait a moment; " + newToken, Retry: true})
 }
 
 // printableID makes an ID from the network short and safe to log.
@@ -173,44 +176,44 @@ func printableID(id string) string { return fmt.Sprintf("%.16q", id) }
 const newToken = "make a new one on a controller: kthwd member add NAME ADDRESS"
 
 // joinOf returns the join that a request's token belongs to, or a *member.Refusal.
-func (m *Members) joinOf(ctx context.Context, client *clientv3.Client, in member.Request) (join, error) {
+func (m *Members) joinOf(ctx context.Context, client *clientv3.Client, in member.Request) (joins.Join, error) {
 	all, _, err := m.joins(ctx, client)
 	if err != nil {
-		return join{}, err
+		return joins.Join{}, err
 	}
-	i := slices.IndexFunc(all, func(j join) bool { return j.ID == in.ID })
+	i := slices.IndexFunc(all, func(j joins.Join) bool { return j.ID == in.ID })
 	if i < 0 {
-		return join{}, &member.Refusal{Reason: reasonUnknown, Text: "the token is not known here: it has expired, was used, or there is a newer one", Advice: newToken}
+		return joins.Join{}, &member.Refusal{Reason: refusals.ReasonUnknown, Text: "the token is not known here: it has expired, was used, or there is a newer one", Advice: newToken}
 	}
 	return all[i], m.judge(all[i], in)
 }
 
 // judge returns a *member.Refusal if a request may not have what the token of j gives.
-func (m *Members) judge(j join, in member.Request) error {
+func (m *Members) judge(j joins.Join, in member.Request) error {
 	fits := version.Member(m.version).Fits(in.Versions)
 	switch hash := (member.Token{ID: in.ID, Secret: in.Secret}).Hash(); {
 	case subtle.ConstantTimeCompare(hash, j.Secret) != 1:
-		return &member.Refusal{Reason: reasonSecret, Text: "the token is wrong", Advice: newToken}
+		return &member.Refusal{Reason: refusals.ReasonSecret, Text: "the token is wrong", Advice: newToken}
 	case !member.IsJoiner(in.Joiner):
-		return &member.Refusal{Reason: reasonForm, Text: "the request has no name of a kthwd join, to which the token could be bound", Advice: "use kthwd join, of the version of the other controllers: " + m.version}
-	case !j.valid || j.outlived(time.Now()):
-		return &member.Refusal{Reason: reasonExpired, Text: "the token has expired", Advice: newToken}
+		return &member.Refusal{Reason: refusals.ReasonForm, Text: "the request has no name of a kthwd join, to which the token could be bound", Advice: "use kthwd join, of the version of the other controllers: " + m.version}
+	case !j.Valid || j.Outlived(time.Now()):
+		return &member.Refusal{Reason: refusals.ReasonExpired, Text: "the token has expired", Advice: newToken}
 	case fits != nil:
 		if refusal, ok := errors.AsType[*member.Refusal](fits); ok {
-			refusal.Reason = reasonVersion
+			refusal.Reason = refusals.ReasonVersion
 		}
 		return fits
 	case !in.KnowsEtcdCA && pki.StageOf(m.layout) != pki.StageShared:
-		return &member.Refusal{Reason: reasonVersion, Text: fmt.Sprintf("the kthwd that wants to join, %.40q, is older than etcd's own CA, which this cluster has: etcd would refuse its certificate", in.Versions.Kthwd),
+		return &member.Refusal{Reason: refusals.ReasonVersion, Text: fmt.Sprintf("the kthwd that wants to join, %.40q, is older than etcd's own CA, which this cluster has: etcd would refuse its certificate", in.Versions.Kthwd),
 			Advice: "install the kthwd of the other controllers: " + m.version}
-	case !j.mayComeFrom(in.From):
-		return &member.Refusal{Reason: reasonAddress, Source: j.source(), Text: fmt.Sprintf("the token is for %s at %s, and this request comes from %s", j.Name, j.source(), host(in.From)),
-			Advice: fmt.Sprintf("if that is the right machine: kthwd member add %s %s --from=%s; if not, somebody else has the token: kthwd member remove %[1]s", j.Name, j.Address, host(in.From))}
+	case !j.MayComeFrom(in.From):
+		return &member.Refusal{Reason: refusals.ReasonAddress, Source: j.Source(), Text: fmt.Sprintf("the token is for %s at %s, and this request comes from %s", j.Name, j.Source(), refusals.Host(in.From)),
+			Advice: fmt.Sprintf("if that is the right machine: kthwd member add %s %s --from=%s; if not, somebody else has the token: kthwd member remove %[1]s", j.Name, j.Address, refusals.Host(in.From))}
 	case j.Joiner != "" && j.Joiner != in.Joiner:
-		return &member.Refusal{Reason: reasonUsed, Text: fmt.Sprintf("the token was used already: %s is being added", j.Name),
+		return &member.Refusal{Reason: refusals.ReasonUsed, Text: fmt.Sprintf("the token was used already: %s is being added", j.Name),
 			Advice: fmt.Sprintf("if that was not meant: kthwd member remove %s on a controller, then kthwd member add %[1]s %s", j.Name, j.Address)}
 	case j.Holder != "" && j.Holder != in.Joiner:
-		return &member.Refusal{Reason: reasonUsed, Text: fmt.Sprintf("the token was used already, by another kthwd join than this one: the files for %s are given once", j.Name),
+		return &member.Refusal{Reason: refusals.ReasonUsed, Text: fmt.Sprintf("the token was used already, by another kthwd join than this one: the files for %s are given once", j.Name),
 			Advice: fmt.Sprintf("go on in the data directory where it was used first, or kthwd member add %s %s for a new token; if nobody has used it, somebody else has the cluster's keys", j.Name, j.Address)}
 	}
 	return nil
@@ -244,7 +247,7 @@ func (m *Members) giveFiles(ctx context.Context, in member.Request) (member.File
 }
 
 // bindToken binds the token to the joiner, unless it is bound already.
-func (m *Members) bindToken(ctx context.Context, client *clientv3.Client, j join, in member.Request) error {
+func (m *Members) bindToken(ctx context.Context, client *clientv3.Client, j joins.Join, in member.Request) error {
 	if j.Holder != "" {
 		return nil // joinOf has compared it with the joiner
 	}
@@ -253,25 +256,16 @@ func (m *Members) bindToken(ctx context.Context, client *clientv3.Client, j join
 		return err
 	}
 	j.Holder = in.Joiner
-	done, err := j.update(ctx, client, key)
+	done, err := j.Update(ctx, client, key)
 	if err == nil && !done {
 		return &member.Refusal{Text: "the token is being used by another kthwd join at this moment", Advice: newToken, Retry: true}
 	}
 	return err
 }
 
-// host returns the address without its port.
-func host(address string) string {
-	h, _, err := net.SplitHostPort(address)
-	if err != nil {
-		return address
-	}
-	return h
-}
-
 // issueFor adds the certificates that the joiner needs, for its address, to the shared
 // files.
-func (m *Members) issueFor(j join, in member.Request, shared pki.Shared) error {
+func (m *Members) issueFor(j joins.Join, in member.Request, shared pki.Shared) error {
 	var names []string
 	if in.NeedsCertificate {
 		names = append(names, pki.NameKubernetes)
@@ -315,3 +309,9 @@ func (m *Members) settings() member.Settings {
 	}
 	return s
 }
+
+// Describe implements prometheus.Collector.
+func (m *Members) Describe(ch chan<- *prometheus.Desc) { m.refused.Total.Describe(ch) }
+
+// Collect implements prometheus.Collector.
+func (m *Members) Collect(ch chan<- prometheus.Metric) { m.refused.Total.Collect(ch) }

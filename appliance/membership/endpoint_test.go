@@ -14,6 +14,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"kthwd/appliance/member"
+	"kthwd/appliance/membership/joins"
+	"kthwd/appliance/membership/refusals"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/version"
 	"kthwd/test/harness"
@@ -23,37 +25,37 @@ import (
 var aSecret = make([]byte, 16)
 
 // aJoin is the join of a valid token.
-func aJoin(id string) join {
-	return join{ID: id, Name: "c1", Address: "192.0.2.1", From: "192.0.2.1", Secret: member.Token{ID: id, Secret: aSecret}.Hash(), TTL: time.Hour, Made: time.Now(), valid: true}
+func aJoin(id string) joins.Join {
+	return joins.Join{ID: id, Name: "c1", Address: "192.0.2.1", From: "192.0.2.1", Secret: member.Token{ID: id, Secret: aSecret}.Hash(), TTL: time.Hour, Made: time.Now(), Valid: true}
 }
 
 // Each refusal is counted by its reason, and a second use of a token is a finding for an hour.
 func TestRefusedJoinsAreCounted(t *testing.T) {
-	m := &Members{layout: pki.Layout{Dir: t.TempDir()}, refused: newRefusedJoins()}
+	m := &Members{layout: pki.Layout{Dir: t.TempDir()}, refused: refusals.NewCounter()}
 	first, second := strings.Repeat("a1", 16), strings.Repeat("b2", 16)
 	good := member.Request{ID: "a1b2c3d4e5f6", Secret: aSecret, Joiner: second, KnowsEtcdCA: true, Versions: version.Member("")}
 	for _, c := range []struct {
 		reason string
-		change func(j *join, in *member.Request)
+		change func(j *joins.Join, in *member.Request)
 	}{
-		{reasonSecret, func(_ *join, in *member.Request) { in.Secret = []byte("x") }},
-		{reasonForm, func(_ *join, in *member.Request) { in.Joiner = "" }},
-		{reasonExpired, func(j *join, _ *member.Request) { j.valid = false }},
-		{reasonExpired, func(j *join, _ *member.Request) { j.Made = j.Made.Add(-2 * j.TTL) }}, // its lease was granted again
-		{reasonVersion, func(_ *join, in *member.Request) { in.Versions.Etcd = "1.0.0" }},
-		{reasonAddress, func(j *join, _ *member.Request) { j.From = "192.0.2.9" }},
-		{reasonUsed, func(j *join, _ *member.Request) { j.Holder = first }},
-		{reasonUsed, func(j *join, _ *member.Request) { j.Joiner = first }},
+		{refusals.ReasonSecret, func(_ *joins.Join, in *member.Request) { in.Secret = []byte("x") }},
+		{refusals.ReasonForm, func(_ *joins.Join, in *member.Request) { in.Joiner = "" }},
+		{refusals.ReasonExpired, func(j *joins.Join, _ *member.Request) { j.Valid = false }},
+		{refusals.ReasonExpired, func(j *joins.Join, _ *member.Request) { j.Made = j.Made.Add(-2 * j.TTL) }}, // its lease was granted again
+		{refusals.ReasonVersion, func(_ *joins.Join, in *member.Request) { in.Versions.Etcd = "1.0.0" }},
+		{refusals.ReasonAddress, func(j *joins.Join, _ *member.Request) { j.From = "192.0.2.9" }},
+		{refusals.ReasonUsed, func(j *joins.Join, _ *member.Request) { j.Holder = first }},
+		{refusals.ReasonUsed, func(j *joins.Join, _ *member.Request) { j.Joiner = first }},
 	} {
-		if c.reason != reasonUsed && len(m.Findings()) > 0 {
+		if c.reason != refusals.ReasonUsed && len(m.Findings()) > 0 {
 			t.Errorf("before %s: %v", c.reason, m.Findings())
 		}
-		handler := joinAnswer(slog.New(slog.DiscardHandler), newRefusals(), m.refused, func(_ context.Context, in member.Request) (member.Files, error) {
+		handler := joinAnswer(slog.New(slog.DiscardHandler), refusals.NewLimit(), m.refused, func(_ context.Context, in member.Request) (member.Files, error) {
 			j := aJoin(in.ID)
 			c.change(&j, &in)
 			return member.Files{}, m.judge(j, in)
 		})
-		before := testutil.ToFloat64(m.refused.total.WithLabelValues(c.reason))
+		before := testutil.ToFloat64(m.refused.Total.WithLabelValues(c.reason))
 		body, err := json.Marshal(good)
 		if err != nil {
 			t.Fatal(err)
@@ -61,14 +63,14 @@ func TestRefusedJoinsAreCounted(t *testing.T) {
 		r := httptest.NewRequest(http.MethodPost, member.FilesPath, bytes.NewReader(body))
 		r.RemoteAddr = "192.0.2.1:1000"
 		handler(httptest.NewRecorder(), r)
-		if got := testutil.ToFloat64(m.refused.total.WithLabelValues(c.reason)); got != before+1 {
+		if got := testutil.ToFloat64(m.refused.Total.WithLabelValues(c.reason)); got != before+1 {
 			t.Errorf("%s is counted %v times, want %v", c.reason, got, before+1)
 		}
 	}
-	if all := m.Findings(); len(all) != 1 || all[0].Kind != KindReused || !strings.Contains(all[0].Text, "from 192.0.2.1: the token was used already") {
+	if all := m.Findings(); len(all) != 1 || all[0].Kind != refusals.KindReused || !strings.Contains(all[0].Text, "from 192.0.2.1: the token was used already") {
 		t.Errorf("findings: %+v", all)
 	}
-	if all := m.refused.finding(time.Now().Add(2 * reusedFor)); len(all) > 0 {
+	if all := m.refused.Findings(time.Now().Add(2 * refusals.ReusedFor)); len(all) > 0 {
 		t.Errorf("two hours later: %+v", all)
 	}
 }

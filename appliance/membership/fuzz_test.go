@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"kthwd/appliance/member"
+	"kthwd/appliance/membership/joins"
+	"kthwd/appliance/membership/refusals"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/version"
 )
@@ -28,7 +30,7 @@ func FuzzJoinRequest(f *testing.F) {
 	m := &Members{layout: pki.Layout{Dir: f.TempDir()}}
 	f.Fuzz(func(t *testing.T, body []byte) {
 		var seen member.Request
-		handler := joinAnswer(log, newRefusals(), newRefusedJoins(), func(_ context.Context, in member.Request) (member.Files, error) {
+		handler := joinAnswer(log, refusals.NewLimit(), refusals.NewCounter(), func(_ context.Context, in member.Request) (member.Files, error) {
 			seen = in
 			in.Versions = version.Member("")
 			if m.judge(aJoin(in.ID), in) == nil && !member.IsJoiner(in.Joiner) {
@@ -53,8 +55,8 @@ func FuzzJoinRequest(f *testing.F) {
 // covers what it says.
 func FuzzJoinRecord(f *testing.F) {
 	key := []byte("a key that etcd does not have")
-	sealed := join{ID: "a1b2c3d4e5f6", Name: "c1", Address: "10.0.0.1", CAKey: false, Made: time.Now().Truncate(time.Second)}
-	sealed.Seal = sealed.computeSeal(key)
+	sealed := joins.Join{ID: "a1b2c3d4e5f6", Name: "c1", Address: "10.0.0.1", CAKey: false, Made: time.Now().Truncate(time.Second)}
+	sealed.Seal = sealed.ComputeSeal(key)
 	data, err := json.Marshal(sealed)
 	if err != nil {
 		f.Fatal(err)
@@ -63,8 +65,8 @@ func FuzzJoinRecord(f *testing.F) {
 	f.Add([]byte(strings.Replace(string(data), `"caKey":false`, `"caKey":true`, 1)))
 	f.Add([]byte(`{"seal":""}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		var j join
-		if json.Unmarshal(data, &j) != nil || !hmac.Equal(j.Seal, j.computeSeal(key)) {
+		var j joins.Join
+		if json.Unmarshal(data, &j) != nil || !hmac.Equal(j.Seal, j.ComputeSeal(key)) {
 			return
 		}
 		if j.Name != sealed.Name || j.Address != sealed.Address || j.CAKey != sealed.CAKey || j.ID != sealed.ID || j.Made.Unix() != sealed.Made.Unix() {

@@ -16,10 +16,6 @@
 //
 // The record is in etcd below /kthwd/joins, so any controller can continue a join.
 //
-// SharedFiles.Check compares the files that all controllers must share with the
-// cluster's fingerprints. It must pass before an API server uses the files: with
-// another encryption key it would write data that no other controller can read.
-//
 // The joining machine's own side is in package join, the offline recovery in
 // recovery.
 package membership
@@ -46,6 +42,8 @@ import (
 	"kthwd/appliance/config"
 	"kthwd/appliance/etcd"
 	"kthwd/appliance/member"
+	"kthwd/appliance/membership/joins"
+	"kthwd/appliance/membership/refusals"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
@@ -72,7 +70,7 @@ type Members struct {
 	log     *slog.Logger
 
 	endpoint         *joinEndpoint
-	refused          *refusedJoins
+	refused          *refusals.Counter
 	address          readdressing
 	loneLeaderLogged bool   // used by Run's goroutine only
 	dialled          string // the last request to dial a joiner; used by Run's goroutine only
@@ -82,7 +80,7 @@ type Members struct {
 
 // New prepares the component. It opens nothing.
 func New(c Config) *Members {
-	m := &Members{etcd: c.Etcd, cfg: c.Controller, layout: c.Layout, version: c.Version, prefix: c.Prefix, log: c.Log, refused: newRefusedJoins()}
+	m := &Members{etcd: c.Etcd, cfg: c.Controller, layout: c.Layout, version: c.Version, prefix: c.Prefix, log: c.Log, refused: refusals.NewCounter()}
 	m.endpoint = &joinEndpoint{
 		address: net.JoinHostPort(m.cfg.AdvertiseAddress, strconv.Itoa(m.cfg.JoinPort)),
 		layout:  m.layout, handler: m.joinHandler(), log: m.log,
@@ -154,7 +152,7 @@ func (m *Members) list(ctx context.Context) (member.List, error) {
 			one.Name = id // it has never run, and no known join added it
 		}
 		for i, j := range under {
-			if j.member([]*membership.Member{e}) == nil {
+			if j.Member([]*membership.Member{e}) == nil {
 				continue
 			}
 			under = slices.Delete(under, i, i+1)
@@ -174,7 +172,7 @@ func (m *Members) list(ctx context.Context) (member.List, error) {
 
 // timed is a join and its remaining time.
 type timed struct {
-	join
+	joins.Join
 	left time.Duration
 }
 
@@ -188,7 +186,7 @@ func (m *Members) underWay(ctx context.Context, client *clientv3.Client) (all []
 		m.log.Debug("joins not read", "err", err)
 	}
 	for _, j := range pending {
-		all = append(all, timed{j, j.remains(ctx, client)})
+		all = append(all, timed{j, j.Remains(ctx, client)})
 	}
 	return all
 }

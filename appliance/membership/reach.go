@@ -2,9 +2,7 @@ package membership
 
 import (
 	"context"
-	"crypto/hmac"
 	"crypto/rand"
-	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -18,6 +16,7 @@ import (
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/member"
+	"kthwd/appliance/membership/joins"
 )
 
 // A member that another one does not reach costs the cluster its tolerance of a fault
@@ -26,48 +25,14 @@ import (
 // each of the others writes what it found. An older one does not, and is not waited for
 // any longer than a dial takes.
 
-// dialKey is the key of the request to dial a joiner.
-func dialKey(id string) string { return joinsPrefix + id + "/dial" }
-
-// reachKey is the prefix of what the others found, by the ID of their member.
-func reachKey(id string) string { return joinsPrefix + id + "/reach/" }
-
 const (
 	dialTimeout  = 5 * time.Second
 	reachTimeout = dialTimeout + 3*time.Second
 )
 
-// dialRequest asks the controllers to dial the joiner of a join.
-type dialRequest struct {
-	Nonce    string `json:"nonce"`
-	PeerPort int    `json:"peerPort"`
-	Joiner   []byte `json:"joiner"` // hash of the joiner's name
-	Seal     []byte `json:"seal"`   // see seal.go
-}
-
-// reached is what a controller found.
-type reached struct {
-	Nonce string `json:"nonce"`
-	Name  string `json:"name"`
-	Error string `json:"error,omitempty"`
-	Hint  string `json:"hint,omitempty"`
-}
-
-func (r dialRequest) computeSeal(key []byte, id string) []byte {
-	content, _ := json.Marshal([]any{"dial", 1, id, r.Nonce, r.PeerPort, r.Joiner})
-	mac := hmac.New(sha256.New, key)
-	mac.Write(content)
-	return mac.Sum(nil)
-}
-
-func joinerHash(joiner string) []byte {
-	sum := sha256.Sum256([]byte(joiner))
-	return sum[:]
-}
-
 // othersReach has the other controllers dial the joiner, and refuses it if one of them
 // cannot. It waits only for those that take part.
-func (m *Members) othersReach(ctx context.Context, client *clientv3.Client, server *embed.Etcd, j join, peerPort int, joiner string) error {
+func (m *Members) othersReach(ctx context.Context, client *clientv3.Client, server *embed.Etcd, j joins.Join, peerPort int, joiner string) error {
 	wanted := map[string]string{} // names, by the IDs of their members
 	active, _ := m.etcd.Participants(server)
 	for _, e := range server.Server.Cluster().Members() {
@@ -84,15 +49,15 @@ func (m *Members) othersReach(ctx context.Context, client *clientv3.Client, serv
 	}
 	nonce := make([]byte, 16)
 	_, _ = rand.Read(nonce) // it never fails
-	r := dialRequest{Nonce: hex.EncodeToString(nonce), PeerPort: peerPort, Joiner: joinerHash(joiner)}
-	r.Seal = r.computeSeal(key, j.ID)
+	r := joins.DialRequest{Nonce: hex.EncodeToString(nonce), PeerPort: peerPort, Joiner: joins.JoinerHash(joiner)}
+	r.Seal = r.ComputeSeal(key, j.ID)
 	value, err := json.Marshal(r)
 	if err != nil {
 		return err
 	}
 	answer, err := client.Txn(ctx).Then(
-		clientv3.OpDelete(reachKey(j.ID), clientv3.WithPrefix()),
-		clientv3.OpPut(dialKey(j.ID), string(value), clientv3.WithLease(clientv3.LeaseID(j.Lease))),
+		clientv3.OpDelete(joins.ReachKey(j.ID), clientv3.WithPrefix()),
+		clientv3.OpPut(joins.DialKey(j.ID), string(value), clientv3.WithLease(clientv3.LeaseID(j.Lease))),
 	).Commit()
 	if err != nil {
 		return err
@@ -101,15 +66,15 @@ func (m *Members) othersReach(ctx context.Context, client *clientv3.Client, serv
 }
 
 // awaitReach collects what the controllers in wanted find, and returns the refusals.
-func (m *Members) awaitReach(ctx context.Context, client *clientv3.Client, j join, nonce string, revision int64, wanted map[string]string) error {
+func (m *Members) awaitReach(ctx context.Context, client *clientv3.Client, j joins.Join, nonce string, revision int64, wanted map[string]string) error {
 	within, cancel := context.WithTimeout(ctx, reachTimeout)
 	defer cancel()
 	var cannot []string
 	hint := ""
-	for change := range client.Watch(within, reachKey(j.ID), clientv3.WithPrefix(), clientv3.WithRev(revision+1)) {
+	for change := range client.Watch(within, joins.ReachKey(j.ID), clientv3.WithPrefix(), clientv3.WithRev(revision+1)) {
 		for _, event := range change.Events {
-			id := strings.TrimPrefix(string(event.Kv.Key), reachKey(j.ID))
-			var found reached
+			id := strings.TrimPrefix(string(event.Kv.Key), joins.ReachKey(j.ID))
+			var found joins.Reached
 			if _, asked := wanted[id]; !asked || json.Unmarshal(event.Kv.Value, &found) != nil || found.Nonce != nonce {
 				continue
 			}
@@ -132,9 +97,9 @@ func (m *Members) awaitReach(ctx context.Context, client *clientv3.Client, j joi
 }
 
 // answerDials dials the joiners of pending joins that another controller asks about.
-func (m *Members) answerDials(ctx context.Context, client *clientv3.Client, server *embed.Etcd, pending []join) {
+func (m *Members) answerDials(ctx context.Context, client *clientv3.Client, server *embed.Etcd, pending []joins.Join) {
 	for _, j := range pending {
-		if !j.valid || j.PeerURL != "" {
+		if !j.Valid || j.PeerURL != "" {
 			continue
 		}
 		if err := m.answerDial(ctx, client, server, j); err != nil {
@@ -143,16 +108,16 @@ func (m *Members) answerDials(ctx context.Context, client *clientv3.Client, serv
 	}
 }
 
-func (m *Members) answerDial(ctx context.Context, client *clientv3.Client, server *embed.Etcd, j join) error {
-	answer, err := client.Get(ctx, dialKey(j.ID), clientv3.WithSerializable())
+func (m *Members) answerDial(ctx context.Context, client *clientv3.Client, server *embed.Etcd, j joins.Join) error {
+	answer, err := client.Get(ctx, joins.DialKey(j.ID), clientv3.WithSerializable())
 	if err != nil || len(answer.Kvs) == 0 {
 		return err
 	}
-	var r dialRequest
+	var r joins.DialRequest
 	if err := json.Unmarshal(answer.Kvs[0].Value, &r); err != nil {
 		return err
 	}
-	sealed, err := m.isSealed(r.Seal, func(key []byte) []byte { return r.computeSeal(key, j.ID) })
+	sealed, err := m.isSealed(r.Seal, func(key []byte) []byte { return r.ComputeSeal(key, j.ID) })
 	if err != nil {
 		return err
 	}
@@ -164,7 +129,7 @@ func (m *Members) answerDial(ctx context.Context, client *clientv3.Client, serve
 	}
 	m.dialled = r.Nonce
 	m.tasks.Go(func() {
-		found := reached{Nonce: r.Nonce, Name: m.cfg.Name}
+		found := joins.Reached{Nonce: r.Nonce, Name: m.cfg.Name}
 		peer := "https://" + net.JoinHostPort(j.Address, strconv.Itoa(r.PeerPort))
 		if err := m.dialBack(ctx, j, peer, r.Joiner); err != nil {
 			found.Error = err.Error()
@@ -172,7 +137,7 @@ func (m *Members) answerDial(ctx context.Context, client *clientv3.Client, serve
 		}
 		value, err := json.Marshal(found)
 		if err == nil {
-			_, err = client.Put(ctx, reachKey(j.ID)+server.Server.MemberID().String(), string(value), clientv3.WithLease(clientv3.LeaseID(j.Lease)))
+			_, err = client.Put(ctx, joins.ReachKey(j.ID)+server.Server.MemberID().String(), string(value), clientv3.WithLease(clientv3.LeaseID(j.Lease)))
 		}
 		if err != nil {
 			m.log.Warn("what a dial of the new controller found is not recorded", "name", j.Name, "found", found.Error, "err", err)

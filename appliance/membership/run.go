@@ -13,6 +13,8 @@ import (
 
 	"kthwd/appliance/etcd"
 	"kthwd/appliance/etcdmetrics"
+	"kthwd/appliance/membership/change"
+	"kthwd/appliance/membership/joins"
 	"kthwd/appliance/supervise"
 )
 
@@ -55,7 +57,7 @@ func (m *Members) follow(ctx context.Context, client *clientv3.Client, server *e
 	if err != nil {
 		return err
 	}
-	changes := client.Watch(ctx, joinsPrefix, clientv3.WithPrefix(), clientv3.WithRev(revision+1))
+	changes := client.Watch(ctx, joins.Prefix, clientv3.WithPrefix(), clientv3.WithRev(revision+1))
 	for {
 		m.act(ctx, client, server, pending)
 		again := m.giveUpLeadership(ctx, server)
@@ -98,7 +100,7 @@ func (m *Members) giveUpLeadership(ctx context.Context, server *embed.Etcd) (aga
 }
 
 // act opens or closes the endpoint and, on the leader, advances the joins.
-func (m *Members) act(ctx context.Context, client *clientv3.Client, server *embed.Etcd, pending []join) {
+func (m *Members) act(ctx context.Context, client *clientv3.Client, server *embed.Etcd, pending []joins.Join) {
 	if len(pending) == 0 {
 		m.endpoint.close()
 		return
@@ -108,12 +110,12 @@ func (m *Members) act(ctx context.Context, client *clientv3.Client, server *embe
 	if server.Server.Leader() != server.Server.MemberID() {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, change.Timeout)
 	defer cancel()
 	for _, j := range pending {
 		over, err := m.advance(ctx, server, j)
 		if err == nil && over {
-			err = j.forget(ctx, client)
+			err = j.Forget(ctx, client)
 		}
 		if err != nil {
 			m.log.Debug("join not advanced", "name", j.Name, "err", err)
@@ -123,25 +125,25 @@ func (m *Members) act(ctx context.Context, client *clientv3.Client, server *embe
 
 // advance takes the next step of a join. The join is over when the controller votes or has
 // failed to arrive in time.
-func (m *Members) advance(ctx context.Context, server *embed.Etcd, j join) (over bool, err error) {
-	learner := j.member(server.Server.Cluster().Members())
+func (m *Members) advance(ctx context.Context, server *embed.Etcd, j joins.Join) (over bool, err error) {
+	learner := j.Member(server.Server.Cluster().Members())
 	switch {
-	case learner == nil && !j.valid:
+	case learner == nil && !j.Valid:
 		m.log.Info("the token has expired", "name", j.Name, "address", j.Address)
 		return true, nil
 	case learner == nil:
 		return false, nil
 	case !learner.IsLearner:
 		return true, nil
-	case j.arrived && etcdmetrics.ActivePeers(server.Server.MemberID())[learner.ID.String()]:
+	case j.Arrived && etcdmetrics.ActivePeers(server.Server.MemberID())[learner.ID.String()]:
 		if err := m.promote(ctx, server, learner, j); err == nil || !errors.Is(err, etcderrors.ErrLearnerNotReady) {
 			return err == nil, err
 		}
 	}
-	if j.valid {
+	if j.Valid {
 		return false, nil
 	}
-	if err := m.removeID(ctx, server, learner.ID.String()); err != nil {
+	if err := change.Remove(ctx, m.layout, server, m.log, learner.ID.String()); err != nil {
 		return false, err
 	}
 	m.log.Warn("a controller did not arrive in time and is no longer a member", "name", j.Name, "address", j.Address)
@@ -149,7 +151,7 @@ func (m *Members) advance(ctx context.Context, server *embed.Etcd, j join) (over
 }
 
 // promote makes a learner that has caught up a voter.
-func (m *Members) promote(ctx context.Context, server *embed.Etcd, learner *membership.Member, j join) error {
+func (m *Members) promote(ctx context.Context, server *embed.Etcd, learner *membership.Member, j joins.Join) error {
 	_, err := server.Server.PromoteMember(ctx, uint64(learner.ID))
 	if err != nil {
 		return err

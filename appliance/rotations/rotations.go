@@ -36,6 +36,7 @@ import (
 	"kthwd/appliance/others"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
+	"kthwd/appliance/sharedfiles"
 	"kthwd/appliance/status"
 	"kthwd/appliance/tokenkeys"
 	"kthwd/appliance/tokenrotation"
@@ -46,7 +47,7 @@ type Config struct {
 	Controller config.Controller
 	Args       map[string][]program.Arg                                // the programs' command lines
 	Prefix     string                                                  // of kube-apiserver's keys in etcd
-	Shared     *membership.SharedFiles                                 // the files that all controllers share
+	Shared     *sharedfiles.Files                                 // the files that all controllers share
 	WriteRun   func(name string, data []byte) (path string, err error) // writes a file of the run directory
 	Life       time.Duration                                           // of the certificates that kthwd issues; 0 means a year
 

@@ -1,4 +1,11 @@
-package membership
+// Package joins has the records of controllers that are joining the cluster, below /kthwd/joins in
+// etcd: what a token is good for, who used it, and whether the new controller has arrived. Any
+// controller can continue a join.
+//
+// A record is trusted only with a controller's seal: an HMAC with a key that all controllers have
+// and etcd does not. Without the seal, write access to etcd would be enough to receive the cluster's
+// keys. Read returns records with and without one: the caller compares.
+package joins
 
 import (
 	"context"
@@ -15,19 +22,20 @@ import (
 	"kthwd/appliance/supervise"
 )
 
-// joinsPrefix is the prefix of the joins in progress. Each has a record and a key with a
+// Prefix is the prefix of the joins in progress. Each has a record and a key with a
 // lease, which limits first the lifetime of the token and then the time that the learner
 // has to arrive. A lease is used because the clocks of controllers may differ.
-const joinsPrefix = "/kthwd/joins/"
+const Prefix = "/kthwd/joins/"
 
-func joinKey(id string) string { return joinsPrefix + id }
+// Key is the key of a record.
+func Key(id string) string { return Prefix + id }
 
-func validKey(id string) string { return joinsPrefix + id + "/valid" }
+func validKey(id string) string { return Prefix + id + "/valid" }
 
-func arrivedKey(id string) string { return joinsPrefix + id + "/arrived" }
+func arrivedKey(id string) string { return Prefix + id + "/arrived" }
 
-// join is the record of one controller's join. A value without a valid seal is not trusted.
-type join struct {
+// Join is the record of one controller's join. A value without a valid seal is not trusted.
+type Join struct {
 	ID      string        `json:"id"`
 	Name    string        `json:"name"`
 	Address string        `json:"address"`
@@ -47,20 +55,21 @@ type join struct {
 
 	Seal []byte `json:"seal,omitempty"` // see seal.go
 
-	valid    bool  // the lease has not expired
-	arrived  bool  // the learner runs and has the cluster's shared files
+	Valid   bool `json:"-"` // the lease has not expired
+	Arrived bool `json:"-"` // the learner runs and has the cluster's shared files
+
 	revision int64 // of the record
 }
 
 // clocksApart is how far the clocks of two controllers may be apart.
 const clocksApart = 10 * time.Minute
 
-// outlived reports whether the token's time is over by the clock, too. Who can write to etcd can put
+// Outlived reports whether the token's time is over by the clock, too. Who can write to etcd can put
 // an old record back, with its seal, and grant its lease again; its time is in the seal.
-func (j join) outlived(now time.Time) bool { return now.Sub(j.Made) > j.TTL+clocksApart }
+func (j Join) Outlived(now time.Time) bool { return now.Sub(j.Made) > j.TTL+clocksApart }
 
-// member returns the member that this join created, or nil.
-func (j join) member(all []*membership.Member) *membership.Member {
+// Member returns the member that this join created, or nil.
+func (j Join) Member(all []*membership.Member) *membership.Member {
 	for _, m := range all {
 		if j.PeerURL != "" && len(m.PeerURLs) > 0 && m.PeerURLs[0] == j.PeerURL {
 			return m
@@ -69,47 +78,47 @@ func (j join) member(all []*membership.Member) *membership.Member {
 	return nil
 }
 
-// readJoins returns all records, sealed or not, ordered by ID.
-func readJoins(ctx context.Context, client *clientv3.Client, o ...clientv3.OpOption) (all []join, revision int64, err error) {
-	answer, err := client.Get(ctx, joinsPrefix, append(o, clientv3.WithPrefix())...)
+// Read returns all records, sealed or not, ordered by ID.
+func Read(ctx context.Context, client *clientv3.Client, o ...clientv3.OpOption) (all []Join, revision int64, err error) {
+	answer, err := client.Get(ctx, Prefix, append(o, clientv3.WithPrefix())...)
 	if err != nil {
 		return nil, 0, err
 	}
 	leases := map[string]int64{} // by key; 0 for a key without a lease
 	for _, kv := range answer.Kvs {
 		leases[string(kv.Key)] = kv.Lease
-		id := strings.TrimPrefix(string(kv.Key), joinsPrefix)
+		id := strings.TrimPrefix(string(kv.Key), Prefix)
 		if strings.Contains(id, "/") {
 			continue
 		}
-		j := join{}
+		j := Join{}
 		if err := json.Unmarshal(kv.Value, &j); err != nil || j.ID != id {
-			j = join{ID: id} // not written by a controller
+			j = Join{ID: id} // not written by a controller
 		}
 		j.revision = kv.ModRevision
 		all = append(all, j)
 	}
 	for i := range all {
-		_, all[i].arrived = leases[arrivedKey(all[i].ID)]
-		all[i].valid = all[i].Lease != 0 && leases[validKey(all[i].ID)] == all[i].Lease
+		_, all[i].Arrived = leases[arrivedKey(all[i].ID)]
+		all[i].Valid = all[i].Lease != 0 && leases[validKey(all[i].ID)] == all[i].Lease
 	}
 	return all, answer.Header.Revision, nil
 }
 
-// record writes a new join with a lease of its own, and deletes the replaced joins of
+// Record writes a new join with a lease of its own, and deletes the replaced joins of
 // the same controller.
-func (j join) record(ctx context.Context, client *clientv3.Client, key []byte, replaced []join) error {
+func (j Join) Record(ctx context.Context, client *clientv3.Client, key []byte, replaced []Join) error {
 	lease, err := client.Grant(ctx, int64(j.TTL/time.Second))
 	if err != nil {
 		return err
 	}
 	j.Lease, j.Made = int64(lease.ID), time.Now().UTC().Truncate(time.Second)
-	j.Seal = j.computeSeal(key)
+	j.Seal = j.ComputeSeal(key)
 	value, err := json.Marshal(j)
 	if err != nil {
 		return err
 	}
-	ops := []clientv3.Op{clientv3.OpPut(joinKey(j.ID), string(value)), clientv3.OpPut(validKey(j.ID), "", clientv3.WithLease(lease.ID))}
+	ops := []clientv3.Op{clientv3.OpPut(Key(j.ID), string(value)), clientv3.OpPut(validKey(j.ID), "", clientv3.WithLease(lease.ID))}
 	for _, r := range replaced {
 		ops = append(ops, r.deletion()...)
 	}
@@ -117,15 +126,15 @@ func (j join) record(ctx context.Context, client *clientv3.Client, key []byte, r
 	return err
 }
 
-// update replaces the record, unless it has changed since it was read.
-func (j *join) update(ctx context.Context, client *clientv3.Client, key []byte) (done bool, err error) {
-	j.Seal = j.computeSeal(key)
+// Update replaces the record, unless it has changed since it was read.
+func (j *Join) Update(ctx context.Context, client *clientv3.Client, key []byte) (done bool, err error) {
+	j.Seal = j.ComputeSeal(key)
 	value, err := json.Marshal(j)
 	if err != nil {
 		return false, err
 	}
-	answer, err := client.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(joinKey(j.ID)), "=", j.revision)).
-		Then(clientv3.OpPut(joinKey(j.ID), string(value))).Commit()
+	answer, err := client.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(Key(j.ID)), "=", j.revision)).
+		Then(clientv3.OpPut(Key(j.ID), string(value))).Commit()
 	if err != nil || !answer.Succeeded {
 		return false, err
 	}
@@ -133,14 +142,17 @@ func (j *join) update(ctx context.Context, client *clientv3.Client, key []byte) 
 	return true, nil
 }
 
+// After lets j replace a later version of its record.
+func (j *Join) After(later Join) { j.revision = later.revision }
+
 // deletion returns the operations that delete all keys of a join.
-func (j join) deletion() []clientv3.Op {
-	return []clientv3.Op{clientv3.OpDelete(joinKey(j.ID)), clientv3.OpDelete(validKey(j.ID)), clientv3.OpDelete(arrivedKey(j.ID)),
-		clientv3.OpDelete(dialKey(j.ID)), clientv3.OpDelete(reachKey(j.ID), clientv3.WithPrefix())}
+func (j Join) deletion() []clientv3.Op {
+	return []clientv3.Op{clientv3.OpDelete(Key(j.ID)), clientv3.OpDelete(validKey(j.ID)), clientv3.OpDelete(arrivedKey(j.ID)),
+		clientv3.OpDelete(DialKey(j.ID)), clientv3.OpDelete(ReachKey(j.ID), clientv3.WithPrefix())}
 }
 
-// forget deletes the record of a join that has succeeded or failed.
-func (j join) forget(ctx context.Context, client *clientv3.Client) error {
+// Forget deletes the record of a join that has succeeded or failed.
+func (j Join) Forget(ctx context.Context, client *clientv3.Client) error {
 	_, err := client.Txn(ctx).Then(j.deletion()...).Commit()
 	return err
 }
@@ -162,24 +174,24 @@ func Arrive(ctx context.Context, server *embed.Etcd) {
 func tryArrive(ctx context.Context, client *clientv3.Client, server *embed.Etcd) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	all, _, err := readJoins(ctx, client) // a learner looks only for its own name, so it needs no seal
+	all, _, err := Read(ctx, client) // a learner looks only for its own name, so it needs no seal
 	if err != nil {
 		return err
 	}
 	self := server.Server.Cluster().Member(server.Server.MemberID())
 	for _, j := range all {
-		if self == nil || j.member([]*membership.Member{self}) == nil {
+		if self == nil || j.Member([]*membership.Member{self}) == nil {
 			continue
 		}
-		_, err = client.Txn(ctx).If(clientv3.Compare(clientv3.CreateRevision(joinKey(j.ID)), ">", 0)).
+		_, err = client.Txn(ctx).If(clientv3.Compare(clientv3.CreateRevision(Key(j.ID)), ">", 0)).
 			Then(clientv3.OpPut(arrivedKey(j.ID), "")).Commit()
 	}
 	return err
 }
 
-// remains returns the time left on the lease; 0 means unknown.
-func (j join) remains(ctx context.Context, client *clientv3.Client) time.Duration {
-	if !j.valid {
+// Remains returns the time left on the lease; 0 means unknown.
+func (j Join) Remains(ctx context.Context, client *clientv3.Client) time.Duration {
+	if !j.Valid {
 		return 0
 	}
 	answer, err := client.TimeToLive(ctx, clientv3.LeaseID(j.Lease))

@@ -1,4 +1,4 @@
-package membership
+package refusals
 
 import (
 	"fmt"
@@ -10,10 +10,10 @@ import (
 func TestRefusalsOfASource(t *testing.T) { synctest.Test(t, testRefusalsOfASource) }
 
 func testRefusalsOfASource(t *testing.T) {
-	r := newRefusals()
+	r := NewLimit()
 	refuse := func(from string, n int) (admitted int) {
 		for range n {
-			if done, _ := r.begin(from); done != nil {
+			if done, _ := r.Begin(from); done != nil {
 				admitted++
 				done(true)
 			}
@@ -23,10 +23,10 @@ func testRefusalsOfASource(t *testing.T) {
 	if n := refuse("192.0.2.1:1000", 100); n != refusalsFirst {
 		t.Errorf("%d of 100 requests admitted, want %d", n, refusalsFirst)
 	}
-	if done, dropped := r.begin("192.0.2.1:2000"); done != nil || dropped != 100-refusalsFirst+1 {
+	if done, dropped := r.Begin("192.0.2.1:2000"); done != nil || dropped != 100-refusalsFirst+1 {
 		t.Errorf("admitted %v, %d dropped; want the request dropped as number %d", done != nil, dropped, 100-refusalsFirst+1)
 	}
-	if done, _ := r.begin("192.0.2.2:1000"); done == nil {
+	if done, _ := r.Begin("192.0.2.2:1000"); done == nil {
 		t.Error("another source has to wait, too")
 	}
 	// A machine has the whole /64.
@@ -44,10 +44,10 @@ func testRefusalsOfASource(t *testing.T) {
 }
 
 func TestRequestsAtOnceCountAsRefusals(t *testing.T) {
-	r := newRefusals()
+	r := NewLimit()
 	var under []func(bool)
 	for range 100 {
-		if done, _ := r.begin("192.0.2.1:1000"); done != nil {
+		if done, _ := r.Begin("192.0.2.1:1000"); done != nil {
 			under = append(under, done)
 		}
 	}
@@ -58,7 +58,7 @@ func TestRequestsAtOnceCountAsRefusals(t *testing.T) {
 		done(false) // an honest joiner is not refused, and never has to wait
 	}
 	for range 100 {
-		done, _ := r.begin("192.0.2.1:1000")
+		done, _ := r.Begin("192.0.2.1:1000")
 		if done == nil {
 			t.Fatal("a source without a refusal has to wait")
 		}
@@ -67,9 +67,9 @@ func TestRequestsAtOnceCountAsRefusals(t *testing.T) {
 }
 
 func TestSourcesAreBounded(t *testing.T) {
-	r := newRefusals()
+	r := NewLimit()
 	for i := range 2 * sourcesKept {
-		r.begin(fmt.Sprintf("10.0.%d.%d:1", i/256, i%256))
+		r.Begin(fmt.Sprintf("10.0.%d.%d:1", i/256, i%256))
 	}
 	if n := r.sources.Len(); n > sourcesKept {
 		t.Errorf("%d sources are kept, want at most %d", n, sourcesKept)

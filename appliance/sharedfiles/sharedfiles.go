@@ -1,4 +1,7 @@
-package membership
+// Package sharedfiles compares the files that all controllers must share with the cluster's
+// fingerprints of them, which etcd has. With another encryption key an API server would write data
+// that no other controller can read.
+package sharedfiles
 
 import (
 	"context"
@@ -35,8 +38,8 @@ type fingerprints struct {
 	Replaced map[string]time.Time `json:"replaced,omitempty"`
 }
 
-// SharedFiles are the files that all controllers share, as far as this one uses them.
-type SharedFiles struct {
+// Files are those that all controllers share, as far as this one uses them.
+type Files struct {
 	Layout pki.Layout
 	InUse  func(path string) bool // whether this controller uses the file
 
@@ -49,7 +52,7 @@ type SharedFiles struct {
 // fingerprints. Call it before an API server uses them: with another encryption key it
 // would write data that no other controller can read. It waits for a quorum. In a
 // cluster of one, changed files replace the known fingerprints.
-func (p *SharedFiles) Check(ctx context.Context, server *embed.Etcd, members int, log *slog.Logger) error {
+func (p *Files) Check(ctx context.Context, server *embed.Etcd, members int, log *slog.Logger) error {
 	client := v3client.New(server.Server)
 	defer client.Close()
 	for {
@@ -70,7 +73,7 @@ func (p *SharedFiles) Check(ctx context.Context, server *embed.Etcd, members int
 
 // compareOnce is one attempt of Check. done is false if etcd did not answer or another controller wrote
 // first.
-func (p *SharedFiles) compareOnce(ctx context.Context, client *clientv3.Client, members int, log *slog.Logger) (done bool, err error) {
+func (p *Files) compareOnce(ctx context.Context, client *clientv3.Client, members int, log *slog.Logger) (done bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	answer, err := client.Get(ctx, fingerprintsKey)
@@ -112,7 +115,7 @@ func (p *SharedFiles) compareOnce(ctx context.Context, client *clientv3.Client, 
 // Record tells the cluster the fingerprints of one of the files as it is now, besides the known
 // ones. With alone they replace the known ones: a controller that comes back with a key that
 // was dropped is no longer admitted.
-func (p *SharedFiles) Record(ctx context.Context, client *clientv3.Client, path string, alone bool) error {
+func (p *Files) Record(ctx context.Context, client *clientv3.Client, path string, alone bool) error {
 	name := filepath.Base(path)
 	for {
 		answer, err := client.Get(ctx, fingerprintsKey)
@@ -157,7 +160,7 @@ func (p *SharedFiles) Record(ctx context.Context, client *clientv3.Client, path 
 	}
 }
 
-func (p *SharedFiles) tell(f fingerprints) {
+func (p *Files) tell(f fingerprints) {
 	if p.Replaced == nil {
 		return
 	}

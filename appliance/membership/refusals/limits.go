@@ -1,4 +1,4 @@
-package membership
+package refusals
 
 import (
 	"net"
@@ -13,16 +13,16 @@ import (
 // Limits of the join port. A joiner sends two requests, and again each second while it
 // has to wait.
 const (
-	joinConns     = 128         // open connections
+	Conns         = 128         // open connections
 	refusalsFirst = 5           // refusals that a source gets before it has to wait
 	refusalsEvery = time.Second // and from then on, one in this time
 	sourcesKept   = 1024        // sources that are remembered; the one that was heard longest ago goes
 )
 
-// refusals limits the requests of each source that has been refused. Every request reads
+// Limit limits the requests of each source that has been refused. Every request reads
 // etcd through the quorum and writes a line to the log, so a source without a token
 // must not have many of them. It also bounds guesses at a token.
-type refusals struct {
+type Limit struct {
 	mu      sync.Mutex
 	sources *lru.Cache
 }
@@ -35,12 +35,13 @@ type source struct {
 	dropped  int // requests that were not looked at since the last one that was
 }
 
-func newRefusals() *refusals { return &refusals{sources: lru.New(sourcesKept)} }
+// NewLimit returns a limit for sources that are not known yet.
+func NewLimit() *Limit { return &Limit{sources: lru.New(sourcesKept)} }
 
-// begin admits a request from the remote address, and returns the function that takes its
+// Begin admits a request from the remote address, and returns the function that takes its
 // result. Without admission done is nil. dropped is the number of requests of the same
 // source that were not admitted: since the last admitted one, or including this one.
-func (r *refusals) begin(remote string) (done func(refused bool), dropped int) {
+func (r *Limit) Begin(remote string) (done func(refused bool), dropped int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := r.source(remote)
@@ -61,7 +62,7 @@ func (r *refusals) begin(remote string) (done func(refused bool), dropped int) {
 }
 
 // source returns the record of an address. The lock is held.
-func (r *refusals) source(remote string) *source {
+func (r *Limit) source(remote string) *source {
 	key := sourceOf(remote)
 	if s, ok := r.sources.Get(key); ok {
 		return s.(*source)
