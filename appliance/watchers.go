@@ -11,6 +11,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"kthwd/appliance/apiserver"
+	"kthwd/appliance/apiserver/bootstrap"
 	"kthwd/appliance/clusterwatch"
 	"kthwd/appliance/config"
 	"kthwd/appliance/etcd"
@@ -38,7 +39,7 @@ func (p *wiring) newWatchers(member *etcd.Member, api *apiserver.Server, seed *r
 	cluster := clusterwatch.New(clusterwatch.Config{
 		Client: api.Loopback,
 		Restore: []clusterwatch.Restorer{
-			apiserver.RestoreBootstrapRoles, apiserver.RestorePriorityClasses, new(apiserver.OwnAPIServices).Restore,
+			bootstrap.RestoreRoles, bootstrap.RestorePriorityClasses, new(bootstrap.OwnAPIServices).Restore,
 			func(ctx context.Context, _ kubernetes.Interface) ([]rbacseed.Change, error) { return seed.Restore(ctx) },
 		},
 		Event:      func(reason, text string) { p.events.Warn(reason, text) },

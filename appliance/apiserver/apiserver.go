@@ -29,6 +29,8 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/rest"
 
+	"kthwd/appliance/apiserver/access"
+	"kthwd/appliance/apiserver/identitylease"
 	"kthwd/appliance/cause"
 	"kthwd/appliance/encryption"
 	"kthwd/appliance/etcd"
@@ -76,7 +78,7 @@ type Config struct {
 	// Lists are certificates that are refused, and Tried is called for each request with one. It
 	// must not block; nil for none.
 	Lists []*refused.List
-	Tried TriedFunc
+	Tried access.TriedFunc
 
 	// Seen is called for a certificate that a client has come with, again for each connection. It
 	// must not block; nil for none.
@@ -116,7 +118,7 @@ type Server struct {
 	workers    *workers.Desk
 	encryption *encryption.Gate
 	lists      []*refused.List
-	tried      TriedFunc
+	tried      access.TriedFunc
 	seen       func(*x509.Certificate)
 	used       func(cert *x509.Certificate, user, address string)
 	signed     SignedFunc
@@ -127,7 +129,7 @@ type Server struct {
 	mu        sync.Mutex
 	loopback  *rest.Config
 	informers informers.SharedInformerFactory
-	identity  *identity
+	identity  *identitylease.Lease
 	running   *built // nil until it serves
 }
 
@@ -233,7 +235,7 @@ func (a *Server) serve(ctx context.Context, s *built, ready func()) error {
 			return
 		}
 		rest := a.leave(ctx, s)
-		s.identity.leave()
+		s.identity.Leave()
 		s.generic.ShutdownDelayDuration = rest
 		stop()
 		supervise.Sleep(ended, rest)
@@ -289,7 +291,7 @@ func (a *Server) Findings() []status.Finding {
 	if who == nil {
 		return nil
 	}
-	return who.findings(cause.Names{Kubeconfig: a.layout.Kubeconfig(pki.NameAdmin), Webhooks: a.Webhooks()})
+	return who.Findings(cause.Names{Kubeconfig: a.layout.Kubeconfig(pki.NameAdmin), Webhooks: a.Webhooks()})
 }
 
 // LoopbackCertificate returns the certificate that the API server makes for itself in

@@ -9,6 +9,10 @@ import (
 	apiapp "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	apioptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 
+	"kthwd/appliance/apiserver/access"
+	"kthwd/appliance/apiserver/bootstrap"
+	"kthwd/appliance/apiserver/identitylease"
+	"kthwd/appliance/apiserver/openapi"
 	"kthwd/appliance/cmdline"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
@@ -24,7 +28,7 @@ type configured struct {
 type built struct {
 	departure
 	leaving  chan struct{} // closed when it begins to stop
-	identity *identity
+	identity *identitylease.Lease
 	generic  *genericapiserver.GenericAPIServer
 	run      func(ctx context.Context) error
 }
@@ -78,7 +82,7 @@ func (a *Server) configure() (*apiapp.Config, error) {
 	}
 	if err == nil {
 		a.gateEncryption(config.KubeAPIs.ControlPlane.Generic, hash)
-		err = splitAudit(&config.Aggregator.GenericConfig.Config, completed.Audit)
+		err = access.SplitAudit(&config.Aggregator.GenericConfig.Config, completed.Audit)
 	}
 	if err != nil && completed.SecureServing.Listener != nil {
 		err = errors.Join(err, completed.SecureServing.Listener.Close())
@@ -87,19 +91,19 @@ func (a *Server) configure() (*apiapp.Config, error) {
 }
 
 func (a *Server) assemble(config *apiapp.Config) (*built, error) {
-	register := leaveOutBootstrapHooks(config.KubeAPIs.ControlPlane.Generic, a.log)
-	who := &identity{}
-	registerIdentity := who.replaceIdentity(&config.KubeAPIs.ControlPlane)
-	installOpenAPI := leaveOutOpenAPI(config.KubeAPIs.ControlPlane.Generic, a.log)
-	rememberClients(config, a.seen, a.used)
-	listenToAcceptances(config, a.accepted)
-	listenToRefusals(config, a.refused)
-	refuseCertificates(config, a.lists, a.tried)
+	register := bootstrap.LeaveOutHooks(config.KubeAPIs.ControlPlane.Generic, a.log)
+	who := &identitylease.Lease{}
+	registerIdentity := who.Replace(&config.KubeAPIs.ControlPlane)
+	installOpenAPI := openapi.LeaveOut(config.KubeAPIs.ControlPlane.Generic, a.log)
+	access.RememberClients(config, a.seen, a.used)
+	access.ListenToAcceptances(config, a.accepted)
+	access.ListenToRefusals(config, a.refused)
+	access.RefuseCertificates(config, a.lists, a.tried)
 	a.keepWebhooks(config.KubeAPIs.ControlPlane.VersionedInformers)
 	s := &built{identity: who, leaving: make(chan struct{})}
 	front := &config.Aggregator.GenericConfig.Config
-	front.Authorization.Authorizer = waitForRights(front.Authorization.Authorizer, config.KubeAPIs.ControlPlane.VersionedInformers)
-	front.BuildHandlerChainFunc = bounded(a.endingRefused(a.welcomed(a.fences.Wrap(s.chained(front.BuildHandlerChainFunc)))))
+	front.Authorization.Authorizer = access.WaitForRights(front.Authorization.Authorizer, config.KubeAPIs.ControlPlane.VersionedInformers)
+	front.BuildHandlerChainFunc = access.Bounded(access.EndingRefused(a.lists, a.welcomed(a.fences.Wrap(s.chained(front.BuildHandlerChainFunc)))))
 	completed, err := config.Complete()
 	if err != nil {
 		return nil, err

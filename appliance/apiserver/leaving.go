@@ -12,6 +12,7 @@ import (
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/apiserver/pkg/server/healthz"
 
+	"kthwd/appliance/apiserver/access"
 	"kthwd/appliance/supervise"
 )
 
@@ -88,7 +89,7 @@ func isProbe(path string) bool {
 
 // chained adds wrap in front of the chain of filters, and cuttable behind it, where the kind of
 // a request is known.
-func (f *departure) chained(build chain) chain {
+func (f *departure) chained(build access.Chain) access.Chain {
 	return func(h http.Handler, c *genericapiserver.Config) http.Handler {
 		return f.wrap(build(f.cuttable(h, c), c))
 	}

@@ -3,13 +3,9 @@ package apiserver
 import (
 	"context"
 	"errors"
-	"net/http"
-	"strings"
 	"sync"
 
 	"gopkg.in/go-jose/go-jose.v2/jwt"
-	"k8s.io/apiserver/pkg/authentication/authenticator"
-	apiapp "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	apioptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 	"k8s.io/kubernetes/pkg/serviceaccount"
 
@@ -106,34 +102,4 @@ func (t *tokens) signer() (serviceaccount.TokenGenerator, error) {
 	}
 	t.of, t.generator = now, generator
 	return generator, nil
-}
-
-// acceptances tells a listener of bearer tokens that were accepted.
-type acceptances struct {
-	next authenticator.Request
-	told func(token, user, address string)
-}
-
-// listenToAcceptances inserts acceptances before the API server's authenticators: the aggregator's,
-// which all requests pass, and the one behind it, which only a TokenReview asks
-// (kubernetes/pkg/registry/authentication/rest/storage_authentication.go).
-func listenToAcceptances(config *apiapp.Config, told func(token, user, address string)) {
-	if told == nil {
-		return
-	}
-	front, reviews := &config.Aggregator.GenericConfig.Authentication, &config.KubeAPIs.ControlPlane.Generic.Authentication
-	front.Authenticator = acceptances{front.Authenticator, told}
-	reviews.Authenticator = acceptances{reviews.Authenticator, told}
-}
-
-// AuthenticateRequest implements authenticator.Request.
-func (a acceptances) AuthenticateRequest(req *http.Request) (*authenticator.Response, bool, error) {
-	header := req.Header.Get("Authorization") // upstream takes an accepted token out of the header (bearertoken.go)
-	response, ok, err := a.next.AuthenticateRequest(req)
-	if ok && err == nil && header != "" {
-		if fields := strings.Fields(header); len(fields) > 1 && strings.EqualFold(fields[0], "bearer") {
-			a.told(fields[1], response.User.GetName(), req.RemoteAddr)
-		}
-	}
-	return response, ok, err
 }

@@ -16,6 +16,7 @@ import (
 	bootstraputil "k8s.io/cluster-bootstrap/token/util"
 	certificatesapi "k8s.io/kubernetes/pkg/apis/certificates"
 
+	"kthwd/appliance/apiserver/access"
 	"kthwd/appliance/workers"
 )
 
@@ -51,7 +52,7 @@ func (c *controllerIdentity) admitWorker(ctx context.Context, a admission.Attrib
 }
 
 // welcomed answers machines that join.
-func (a *Server) welcomed(next chain) chain {
+func (a *Server) welcomed(next access.Chain) access.Chain {
 	if a.workers == nil {
 		return next
 	}

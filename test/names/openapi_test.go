@@ -46,7 +46,7 @@ func openAPI(t *testing.T, c *kthwtest.Controller) {
 		key, group, hash := found[1], found[2], found[3]
 		known = append(known, group+" "+key+" "+hash+"\n")
 		if found[4] != "true" && !harness.Updating() {
-			t.Errorf("%s was made at the start: appliance/apiserver/openapi.hashes does not have it; make golden writes it", group)
+			t.Errorf("%s was made at the start: appliance/apiserver/openapi/openapi.hashes does not have it; make golden writes it", group)
 		}
 		want := fmt.Sprintf("%X", sha512.Sum512(get("/openapi/v3/"+group)))
 		if at, err := url.Parse(list.Paths[group].ServerRelativeURL); err != nil || at.Query().Get("hash") != want || (hash != want && !harness.Updating()) {
@@ -54,7 +54,7 @@ func openAPI(t *testing.T, c *kthwtest.Controller) {
 		}
 	}
 	slices.Sort(known)
-	harness.Golden(t, filepath.Join(kthwtest.Root(), "appliance", "apiserver", "openapi.hashes"), []byte(strings.Join(known, "")))
+	harness.Golden(t, filepath.Join(kthwtest.Root(), "appliance", "apiserver", "openapi", "openapi.hashes"), []byte(strings.Join(known, "")))
 
 	second, err := c.Client(t).Discovery().OpenAPISchema()
 	if err != nil {

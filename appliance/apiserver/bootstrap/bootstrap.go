@@ -1,4 +1,8 @@
-package apiserver
+// Package bootstrap makes the objects that kube-apiserver makes at its start and never again: the
+// bootstrap policy, the system priority classes and the APIServices of its own groups. Its hooks take
+// the place of two slow ones of upstream's, which end the process when etcd is slow, and the Restore
+// functions make an object again that is gone.
+package bootstrap
 
 import (
 	"context"
@@ -34,36 +38,36 @@ const (
 	bootstrapPause   = 250 * time.Millisecond
 )
 
-// bootstrapHooks replace two slow hooks of upstream's. Those wait a second before they
+// hooks replace two slow hooks of upstream's. Those wait a second before they
 // begin, write 134 objects one after the other, and end the process if etcd does not
 // answer for 30 s
 // (pkg/registry/rbac/rest/storage_rbac.go, pkg/registry/scheduling/rest/storage_scheduling.go).
-var bootstrapHooks = map[string]func(context.Context, kubernetes.Interface) error{
+var hooks = map[string]func(context.Context, kubernetes.Interface) error{
 	rbacrest.PostStartHookName:       bootstrapRBAC,
 	schedulingrest.PostStartHookName: bootstrapPriorityClasses,
 }
 
-// leaveOutBootstrapHooks prevents the registration of upstream's hooks, by the mechanism
+// LeaveOutHooks prevents the registration of upstream's hooks, by the mechanism
 // that upstream uses for an API server without RBAC (pkg/controlplane/apiserver/
 // config.go). Call the returned function with the server that was built meanwhile: it
 // registers kthwd's hooks under the same names, so that /readyz has the usual checks.
-func leaveOutBootstrapHooks(config *genericapiserver.Config, log *slog.Logger) (register func(*genericapiserver.GenericAPIServer) error) {
-	for name := range bootstrapHooks {
+func LeaveOutHooks(config *genericapiserver.Config, log *slog.Logger) (register func(*genericapiserver.GenericAPIServer) error) {
+	for name := range hooks {
 		config.DisabledPostStartHooks.Insert(name)
 	}
 	return func(server *genericapiserver.GenericAPIServer) error {
 		var errs []error
-		for name, write := range bootstrapHooks {
+		for name, write := range hooks {
 			config.DisabledPostStartHooks.Delete(name) // one set, shared by the servers of the chain
-			errs = append(errs, server.AddPostStartHook(name, bootstrapHook(log, write)))
+			errs = append(errs, server.AddPostStartHook(name, hook(log, write)))
 		}
 		return errors.Join(errs...)
 	}
 }
 
-// bootstrapHook repeats write until it succeeds or the server stops. It returns no
+// hook repeats write until it succeeds or the server stops. It returns no
 // error, because an error would end the process.
-func bootstrapHook(log *slog.Logger, write func(context.Context, kubernetes.Interface) error) genericapiserver.PostStartHookFunc {
+func hook(log *slog.Logger, write func(context.Context, kubernetes.Interface) error) genericapiserver.PostStartHookFunc {
 	return func(hook genericapiserver.PostStartHookContext) error {
 		loopback := rest.CopyConfig(hook.LoopbackClientConfig)
 		client, err := kubernetes.NewForConfig(loopback)
@@ -85,15 +89,15 @@ func bootstrapHook(log *slog.Logger, write func(context.Context, kubernetes.Inte
 // bootstrapRBAC reconciles upstream's bootstrap policy as upstream does, but in
 // parallel: roles first, then the bindings that need them.
 func bootstrapRBAC(ctx context.Context, client kubernetes.Interface) error {
-	_, err := RestoreBootstrapRoles(ctx, client)
+	_, err := RestoreRoles(ctx, client)
 	return err
 }
 
-// RestoreBootstrapRoles makes upstream's bootstrap roles and bindings again where they
+// RestoreRoles makes upstream's bootstrap roles and bindings again where they
 // are missing or lack something, by the rules of upstream's start: additions stay, and an
 // object annotated rbac.authorization.kubernetes.io/autoupdate: "false" is left as it is.
 // It returns what it has written, also beside an error.
-func RestoreBootstrapRoles(ctx context.Context, client kubernetes.Interface) ([]rbacseed.Change, error) {
+func RestoreRoles(ctx context.Context, client kubernetes.Interface) ([]rbacseed.Change, error) {
 	if err := primeAggregatedRoles(ctx, client); err != nil {
 		return nil, err
 	}

@@ -1,4 +1,6 @@
-package apiserver
+// Package identitylease renews the Lease by which the API servers of a cluster know each other, in
+// place of upstream's loop, which a Lease that cannot be written keeps from ending.
+package identitylease
 
 import (
 	"context"
@@ -31,19 +33,19 @@ import (
 )
 
 const (
-	// identityHook starts upstream's loop that renews the API server's identity Lease
+	// hookName starts upstream's loop that renews the API server's identity Lease
 	// (pkg/controlplane/apiserver/server.go). Only a success ends that loop, and the hook
 	// that stops it waits for its lock, so a Lease that cannot be written made a stop hang.
-	identityHook = "start-kube-apiserver-identity-lease-controller"
+	hookName = "start-kube-apiserver-identity-lease-controller"
 
-	identityAttempt = 5 * time.Second // bounds one request
-	identityRetry   = 2 * time.Second // after a failure
-	identityWord    = 3               // failures in a row from which it is a finding
+	attempt = 5 * time.Second // bounds one request
+	retry   = 2 * time.Second // after a failure
+	told    = 3               // failures in a row from which it is a finding
 )
 
-// identity keeps the Lease by which other API servers know this one. Its zero value does
+// Lease keeps the Lease by which other API servers know this one. Its zero value does
 // nothing. Upstream's hook that runs before a shutdown deletes the Lease.
-type identity struct {
+type Lease struct {
 	ctx  context.Context // ends when the API server leaves
 	stop context.CancelFunc
 	peer string // HOST:PORT at which other API servers reach this one; "" announces none
@@ -55,21 +57,21 @@ type identity struct {
 	err    error
 }
 
-// replaceIdentity keeps upstream's loop from being registered. Call the returned function
+// Replace keeps upstream's loop from being registered. Call the returned function
 // with the complete server: it registers kthwd's under the same name.
-func (i *identity) replaceIdentity(c *controlplane.Config) (register func(*genericapiserver.GenericAPIServer) error) {
+func (i *Lease) Replace(c *controlplane.Config) (register func(*genericapiserver.GenericAPIServer) error) {
 	config := c.Generic
 	if !utilfeature.DefaultFeatureGate.Enabled(apiserverfeatures.APIServerIdentity) {
 		return func(*genericapiserver.GenericAPIServer) error { return nil }
 	}
 	i.ctx, i.stop = context.WithCancel(context.Background())
-	config.DisabledPostStartHooks.Insert(identityHook)
+	config.DisabledPostStartHooks.Insert(hookName)
 	return func(server *genericapiserver.GenericAPIServer) error {
-		config.DisabledPostStartHooks.Delete(identityHook)
+		config.DisabledPostStartHooks.Delete(hookName)
 		if utilfeature.DefaultFeatureGate.Enabled(apiserverfeatures.UnknownVersionInteroperabilityProxy) {
 			i.peer = peerAddress(c)
 		}
-		return server.AddPostStartHook(identityHook, func(hook genericapiserver.PostStartHookContext) error {
+		return server.AddPostStartHook(hookName, func(hook genericapiserver.PostStartHookContext) error {
 			client, err := kubernetes.NewForConfig(hook.LoopbackClientConfig)
 			if err != nil {
 				return err
@@ -93,14 +95,14 @@ func peerAddress(c *controlplane.Config) string {
 	return net.JoinHostPort(c.Generic.PublicAddress.String(), strconv.Itoa(port))
 }
 
-// leave ends the renewals, before upstream deletes the Lease.
-func (i *identity) leave() {
+// Leave ends the renewals, before upstream deletes the Lease.
+func (i *Lease) Leave() {
 	if i.stop != nil {
 		i.stop()
 	}
 }
 
-func (i *identity) renew(hook context.Context, leases coordinationclient.LeaseInterface) {
+func (i *Lease) renew(hook context.Context, leases coordinationclient.LeaseInterface) {
 	ctx, cancel := context.WithCancel(hook)
 	defer cancel()
 	defer context.AfterFunc(i.ctx, cancel)()
@@ -115,15 +117,15 @@ func (i *identity) renew(hook context.Context, leases coordinationclient.LeaseIn
 		pause := controlplane.IdentityLeaseRenewIntervalPeriod
 		last = renewed
 		if err != nil {
-			last, pause = nil, identityRetry // an empty Lease came with the error: read it again
+			last, pause = nil, retry // an empty Lease came with the error: read it again
 		}
 		supervise.Sleep(ctx, pause)
 	}
 }
 
 // write renews last, or the Lease that exists, or makes one.
-func (i *identity) write(ctx context.Context, leases coordinationclient.LeaseInterface, last *coordinationv1.Lease, holder string) (*coordinationv1.Lease, error) {
-	ctx, cancel := context.WithTimeout(ctx, identityAttempt)
+func (i *Lease) write(ctx context.Context, leases coordinationclient.LeaseInterface, last *coordinationv1.Lease, holder string) (*coordinationv1.Lease, error) {
+	ctx, cancel := context.WithTimeout(ctx, attempt)
 	defer cancel()
 	if last == nil {
 		found, err := leases.Get(ctx, i.name, metav1.GetOptions{})
@@ -144,7 +146,7 @@ func (i *identity) write(ctx context.Context, leases coordinationclient.LeaseInt
 
 // fill writes into the Lease what upstream's labelAPIServerHeartbeatFunc does, but
 // a host name that is too long for a label is cut: with it, no write would be accepted.
-func (i *identity) fill(l *coordinationv1.Lease, holder string) {
+func (i *Lease) fill(l *coordinationv1.Lease, holder string) {
 	if l.Labels == nil {
 		l.Labels = map[string]string{}
 	}
@@ -177,7 +179,7 @@ func hostLabel(host string) string {
 	return host
 }
 
-func (i *identity) note(err error) {
+func (i *Lease) note(err error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if err == nil {
@@ -190,11 +192,11 @@ func (i *identity) note(err error) {
 	i.failed, i.err = i.failed+1, err
 }
 
-// findings has the command of the error's cause, if that is known.
-func (i *identity) findings(names cause.Names) []status.Finding {
+// Findings has the command of the error's cause, if that is known.
+func (i *Lease) Findings(names cause.Names) []status.Finding {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if i.failed < identityWord {
+	if i.failed < told {
 		return nil
 	}
 	do := "kubectl --kubeconfig " + text.ShellWord(names.Kubeconfig) + " -n kube-system get lease " + i.name + " -o yaml"

@@ -1,4 +1,8 @@
-package apiserver
+// Package access is what stands between kube-apiserver and its clients, beside upstream's own
+// authentication and authorization: one verdict on a client certificate per connection, certificates
+// that are refused, listeners for tokens, rights that are read before anybody is refused, and bounds
+// on what a client without credentials can do.
+package access
 
 import (
 	"crypto/x509"
@@ -40,8 +44,8 @@ type verdict struct {
 	until    time.Time
 }
 
-// rememberClients inserts clientCerts before the API server's authenticator.
-func rememberClients(config *apiapp.Config, seen func(*x509.Certificate), used func(cert *x509.Certificate, user, address string)) {
+// RememberClients inserts clientCerts before the API server's authenticator.
+func RememberClients(config *apiapp.Config, seen func(*x509.Certificate), used func(cert *x509.Certificate, user, address string)) {
 	info := config.KubeAPIs.ControlPlane.Extra.ClusterAuthenticationInfo
 	if info.ClientCA == nil {
 		return

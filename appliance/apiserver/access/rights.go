@@ -1,4 +1,4 @@
-package apiserver
+package access
 
 import (
 	"context"
@@ -26,8 +26,8 @@ type unread struct {
 	read   atomic.Bool
 }
 
-// waitForRights makes the authorizer wait until the roles and bindings of a start are read.
-func waitForRights(inner authorizer.Authorizer, shared informers.SharedInformerFactory) authorizer.Authorizer {
+// WaitForRights makes the authorizer wait until the roles and bindings of a start are read.
+func WaitForRights(inner authorizer.Authorizer, shared informers.SharedInformerFactory) authorizer.Authorizer {
 	rbac := shared.Rbac().V1()
 	return &unread{Authorizer: inner, synced: []cache.InformerSynced{
 		rbac.Roles().Informer().HasSynced, rbac.RoleBindings().Informer().HasSynced,

@@ -1,4 +1,6 @@
-package apiserver
+// Package openapi serves kube-apiserver's OpenAPI documents, each made when it is first asked for.
+// Upstream makes all of them at a start, a quarter of its processor time, and few are ever asked for.
+package openapi
 
 import (
 	"fmt"
@@ -14,7 +16,7 @@ import (
 	"k8s.io/kube-openapi/pkg/validation/spec"
 )
 
-// leaveOutOpenAPI prevents the API server from building its OpenAPI documents one after
+// LeaveOut prevents the API server from building its OpenAPI documents one after
 // the other while it prepares to run (apiserver/pkg/server/genericapiserver.go:
 // PrepareRun). Call the returned function with the API server of the chain that was built
 // meanwhile, before that is prepared: it serves the same documents, built with the same code.
@@ -22,7 +24,7 @@ import (
 // The fields of the server that upstream fills then (OpenAPIVersionedService, StaticOpenAPISpec,
 // OpenAPIV3VersionedService) are read of the server for custom resources only
 // (apiextensions-apiserver/pkg/apiserver/apiserver.go), and this is another one.
-func leaveOutOpenAPI(config *genericapiserver.Config, log *slog.Logger) (install func(genericapiserver.DelegationTarget) error) {
+func LeaveOut(config *genericapiserver.Config, log *slog.Logger) (install func(genericapiserver.DelegationTarget) error) {
 	config.SkipOpenAPIInstallation = true
 	return func(target genericapiserver.DelegationTarget) error {
 		server, ok := target.(*genericapiserver.GenericAPIServer)

@@ -1,4 +1,4 @@
-package apiserver
+package access
 
 import (
 	"net/http"
@@ -14,8 +14,8 @@ type refusals struct {
 	told func(token, address string)
 }
 
-// listenToRefusals inserts refusals before the API server's authenticator.
-func listenToRefusals(config *apiapp.Config, told func(token, address string)) {
+// ListenToRefusals inserts refusals before the API server's authenticator.
+func ListenToRefusals(config *apiapp.Config, told func(token, address string)) {
 	if told == nil {
 		return
 	}

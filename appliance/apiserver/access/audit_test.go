@@ -1,4 +1,4 @@
-package apiserver
+package access
 
 import (
 	"crypto/x509"

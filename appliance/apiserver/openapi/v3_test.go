@@ -1,4 +1,4 @@
-package apiserver
+package openapi
 
 import (
 	"log/slog"
@@ -19,7 +19,7 @@ type thing struct{}
 // A document is built while another one is rendered: neither may write to a schema of both. A write
 // to a map that another request reads ends the process.
 func TestDocumentsShareNothing(t *testing.T) {
-	const name, kinds, foreign = "kthwd/appliance/apiserver.thing", "x-kubernetes-group-version-kind", "x-kubernetes-map-type"
+	const name, kinds, foreign = "kthwd/appliance/apiserver/openapi.thing", "x-kubernetes-group-version-kind", "x-kubernetes-map-type"
 	shared := spec.Extensions{foreign: "atomic", common.ExtensionV2Schema: "old"}
 	before := maps.Clone(shared)
 	definition := common.OpenAPIDefinition{Schema: spec.Schema{VendorExtensible: spec.VendorExtensible{Extensions: shared}}}

@@ -1,4 +1,4 @@
-package apiserver
+package access
 
 import (
 	"errors"
@@ -30,9 +30,9 @@ const (
 	unauthenticatedBackups = 1
 )
 
-// splitAudit sends the records of unauthenticated requests to the second file. A webhook
+// SplitAudit sends the records of unauthenticated requests to the second file. A webhook
 // goes on receiving all records. Without a file there is nothing to split.
-func splitAudit(config *genericapiserver.Config, options *genericoptions.AuditOptions) error {
+func SplitAudit(config *genericapiserver.Config, options *genericoptions.AuditOptions) error {
 	path := options.LogOptions.Path
 	if config.AuditBackend == nil || path == "" || path == "-" {
 		return nil
@@ -101,9 +101,9 @@ func (b splitBackend) String() string {
 	return "known:" + b.known.String() + ",unauthenticated:" + b.unknown.String()
 }
 
-// bounded refuses what is longer than any client of Kubernetes sends, before it is
+// Bounded refuses what is longer than any client of Kubernetes sends, before it is
 // authenticated, recorded and acted on. net/http allows a MiB.
-func bounded(build chain) chain {
+func Bounded(build Chain) Chain {
 	return func(h http.Handler, c *genericapiserver.Config) http.Handler {
 		next := build(h, c)
 		return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
@@ -119,8 +119,8 @@ func bounded(build chain) chain {
 	}
 }
 
-// chain adds the filters in front of a handler.
-type chain = func(http.Handler, *genericapiserver.Config) http.Handler
+// Chain adds the filters in front of a handler.
+type Chain = func(http.Handler, *genericapiserver.Config) http.Handler
 
 func forwardedLength(req *http.Request) (n int) {
 	for _, v := range req.Header["X-Forwarded-For"] {
