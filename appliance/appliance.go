@@ -27,7 +27,7 @@ import (
 
 	"kthwd/appliance/config"
 	"kthwd/appliance/controllers"
-	"kthwd/appliance/etcd"
+	"kthwd/appliance/etcd/embedded"
 	"kthwd/appliance/liveness"
 	"kthwd/appliance/logging"
 	"kthwd/appliance/prepare"
@@ -164,7 +164,7 @@ func serves(all []supervise.Status) bool {
 // begin prepares the process for its start.
 func begin(o Options) *tune.Tuner {
 	if o.Disposable {
-		etcd.ShortenLog()
+		embedded.ShortenLog()
 	}
 	return tune.Process(tune.Config{Log: o.Logs.Logger("kthwd"), Brief: o.Disposable})
 }

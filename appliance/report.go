@@ -15,6 +15,7 @@ import (
 	"kthwd/appliance/config"
 	"kthwd/appliance/datadir"
 	"kthwd/appliance/etcd"
+	"kthwd/appliance/etcd/view"
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/etcdmetrics"
 	"kthwd/appliance/events"
@@ -155,7 +156,7 @@ func namesCertificate(key string) bool {
 func (p *wiring) remember(server *embed.Etcd) {
 	r := p.upgrade.Remember()
 	ids := etcdfiles.RecordOf(server.Server.Cluster().ID(), server.Server.MemberID())
-	r.Cluster, r.Member, r.Members = ids.Cluster, ids.Member, etcd.Voters(server)
+	r.Cluster, r.Member, r.Members = ids.Cluster, ids.Member, view.Voters(server)
 	if r != p.record {
 		if err := errors.Join(r.Write(p.Layout), datadir.ForgetJoin(p.Layout)); err != nil {
 			p.upgrade.NotWritten(err)

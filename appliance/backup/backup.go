@@ -39,7 +39,7 @@ import (
 	"kthwd/appliance/archive"
 	"kthwd/appliance/datadir"
 	"kthwd/appliance/durable"
-	"kthwd/appliance/etcd"
+	"kthwd/appliance/etcd/dbcopy"
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/etcdsocket"
 	"kthwd/appliance/pki"
@@ -191,7 +191,7 @@ func problems(l pki.Layout, f *files) map[string]string {
 }
 
 // compare asks the running member what the store in the copy must have.
-func compare(ctx context.Context, client *clientv3.Client, s etcd.Store, before *clientv3.StatusResponse, m *archive.Manifest) error {
+func compare(ctx context.Context, client *clientv3.Client, s dbcopy.Store, before *clientv3.StatusResponse, m *archive.Manifest) error {
 	m.Revision, m.CompactRevision = s.Revision, s.Compacted
 	after, err := client.Status(ctx, client.Endpoints()[0])
 	if err != nil {

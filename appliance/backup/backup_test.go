@@ -31,7 +31,8 @@ import (
 	"kthwd/appliance/archive"
 	"kthwd/appliance/config"
 	"kthwd/appliance/datadir"
-	"kthwd/appliance/etcd"
+	"kthwd/appliance/etcd/dbcopy"
+	"kthwd/appliance/etcd/embedded"
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/pki"
 	"kthwd/test/harness"
@@ -203,7 +204,7 @@ func (c *controller) serveCopies(t *testing.T) {
 			}
 			all.Go(func() {
 				defer conn.Close()
-				made, err := etcd.NewCopy(b)
+				made, err := dbcopy.NewCopy(b)
 				if err != nil {
 					return
 				}
@@ -227,7 +228,7 @@ func askForCopy(ctx context.Context, l pki.Layout) (*Copy, error) {
 	context.AfterFunc(ctx, func() { conn.Close() })
 	r := bufio.NewReader(conn)
 	line, err := r.ReadBytes('\n')
-	var c etcd.Copy
+	var c dbcopy.Copy
 	if err = errors.Join(err, json.Unmarshal(line, &c)); err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
@@ -277,7 +278,7 @@ func older(o Options) map[string]Options {
 	bare.Database = func(ctx context.Context) (*Copy, error) {
 		c, err := whole(ctx)
 		if err == nil {
-			c.Size, c.Store = 0, etcd.Store{}
+			c.Size, c.Store = 0, dbcopy.Store{}
 		}
 		return c, err
 	}
@@ -623,7 +624,7 @@ func checkRestored(t *testing.T, c config.Controller, keys int) {
 			t.Errorf("left: %s", name)
 		}
 	}
-	e, err := etcd.OpenOffline(t.Context(), c.Name, l.Etcd(), true, noLog)
+	e, err := embedded.OpenOffline(t.Context(), c.Name, l.Etcd(), true, noLog)
 	must(t, err)
 	defer e.Close()
 	client := v3client.New(e.Server)

@@ -14,21 +14,21 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"kthwd/appliance/archive"
-	"kthwd/appliance/etcd"
+	"kthwd/appliance/etcd/dbcopy"
 )
 
 // Copy is a copy of the running member's database, as etcdctl snapshot save writes it: the
 // database, then its SHA-256. It is read once. Until Close the member keeps every page of it.
 type Copy struct {
 	Size  int64
-	Store etcd.Store // of the copy; the zero value if it is not known
+	Store dbcopy.Store // of the copy; the zero value if it is not known
 
 	io.Reader
 	close func() error
 }
 
 // NewCopy returns a copy that is read from r; Close closes r.
-func NewCopy(r io.ReadCloser, size int64, s etcd.Store) *Copy {
+func NewCopy(r io.ReadCloser, size int64, s dbcopy.Store) *Copy {
 	return &Copy{Size: size, Store: s, Reader: r, close: sync.OnceValue(r.Close)}
 }
 
@@ -76,7 +76,7 @@ func (o Options) open(ctx context.Context, client *clientv3.Client, stage *stage
 		if err != nil {
 			return nil, fmt.Errorf("copy the database: %w", err)
 		}
-		c = NewCopy(r.Snapshot, 0, etcd.Store{})
+		c = NewCopy(r.Snapshot, 0, dbcopy.Store{})
 	}
 	defer c.Close()
 	return stage.keep(c.content(add))

@@ -6,11 +6,11 @@ import (
 
 	"go.etcd.io/bbolt"
 
-	"kthwd/appliance/etcd"
+	"kthwd/appliance/etcd/dbcopy"
 )
 
 // readStore reads the state of the store in a database's file.
-func readStore(path string) (s etcd.Store, err error) {
+func readStore(path string) (s dbcopy.Store, err error) {
 	// bbolt panics on a page that is not one.
 	defer func() {
 		if damage := recover(); damage != nil {
@@ -22,6 +22,6 @@ func readStore(path string) (s etcd.Store, err error) {
 		return s, fmt.Errorf("%s: %w", path, err)
 	}
 	defer db.Close()
-	err = db.View(func(tx *bbolt.Tx) error { s, err = etcd.ReadStore(tx); return err })
+	err = db.View(func(tx *bbolt.Tx) error { s, err = dbcopy.ReadStore(tx); return err })
 	return s, err
 }

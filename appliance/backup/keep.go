@@ -24,7 +24,7 @@ import (
 	"kthwd/appliance/advice"
 	"kthwd/appliance/archive"
 	"kthwd/appliance/durable"
-	"kthwd/appliance/etcd"
+	"kthwd/appliance/etcd/embedded"
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/pki"
 )
@@ -422,7 +422,7 @@ func openCopy(ctx context.Context, dir string, log *slog.Logger) (revision int64
 	}
 	for _, m := range members {
 		if m.ID == ids.Member && !m.IsLearner && m.Name != "" {
-			return etcd.ForceAlone(ctx, m.Name, dir, m.ClientURLs, log)
+			return embedded.ForceAlone(ctx, m.Name, dir, m.ClientURLs, log)
 		}
 	}
 	return revision, nil // a learner cannot lead itself, so its database was read only

@@ -26,7 +26,7 @@ import (
 	"kthwd/appliance/config"
 	"kthwd/appliance/datadir"
 	"kthwd/appliance/durable"
-	"kthwd/appliance/etcd"
+	"kthwd/appliance/etcd/embedded"
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
@@ -316,7 +316,7 @@ func (r *Restore) tryExchange() error {
 // forget deletes from the restored store what belongs to the controllers and the joins of
 // back then.
 func (r *Restore) forget(ctx context.Context) (err error) {
-	e, err := etcd.OpenOffline(ctx, r.o.Config.Name, r.stage(), false, r.o.Log)
+	e, err := embedded.OpenOffline(ctx, r.o.Config.Name, r.stage(), false, r.o.Log)
 	if err != nil {
 		return err
 	}

@@ -21,7 +21,7 @@ import (
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/archive"
-	"kthwd/appliance/etcd"
+	"kthwd/appliance/etcd/embedded"
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/pki"
 )
@@ -129,7 +129,7 @@ func (c Check) read(ctx context.Context, v *Verified, files, restored string) er
 	if err := etcdfiles.Check(restored); err != nil {
 		return damaged("%w", err)
 	}
-	e, err := etcd.OpenOffline(ctx, "verify", restored, true, c.Log)
+	e, err := embedded.OpenOffline(ctx, "verify", restored, true, c.Log)
 	if err != nil {
 		return damaged("etcd does not start on it: %w", err)
 	}
@@ -160,7 +160,7 @@ func (c Check) read(ctx context.Context, v *Verified, files, restored string) er
 const sample = 20
 
 // decrypt opens a sample of each resource that is encrypted in the store, with the keys of the archive.
-func (c Check) decrypt(ctx context.Context, v *Verified, e *etcd.Offline, files string) error {
+func (c Check) decrypt(ctx context.Context, v *Verified, e *embedded.Offline, files string) error {
 	encrypted, err := encryptedObjects(ctx, e, v.Manifest)
 	if err != nil || len(encrypted) == 0 {
 		return err
@@ -209,7 +209,7 @@ const (
 
 // encryptedObjects returns a sample of the encrypted objects of each resource. It reads the
 // first keys of each resource, and jumps to the next.
-func encryptedObjects(ctx context.Context, e *etcd.Offline, m archive.Manifest) (map[string][]object, error) {
+func encryptedObjects(ctx context.Context, e *embedded.Offline, m archive.Manifest) (map[string][]object, error) {
 	found := map[string][]object{}
 	root := strings.TrimRight(m.Prefix, "/") + "/"
 	end := []byte(clientv3.GetPrefixRangeEnd(root))

@@ -11,6 +11,9 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
 
+	"kthwd/appliance/etcd/embedded"
+	"kthwd/appliance/etcd/requests"
+	"kthwd/appliance/etcd/view"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
 	"kthwd/test/kthwtest"
@@ -65,16 +68,16 @@ func TestNamesWhateverTheCA(t *testing.T) {
 // A leader that is no member counts as none, also in what etcd's maintenance API says: a client of
 // the peer port could claim to lead.
 func TestLeaderThatIsNoMember(t *testing.T) {
-	o, err := OpenOffline(t.Context(), "c0", t.TempDir(), true, slog.New(slog.DiscardHandler))
+	o, err := embedded.OpenOffline(t.Context(), "c0", t.TempDir(), true, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { o.Close() })
 	config := o.Config()
-	e := &Member{cfg: &config, server: o.Etcd, log: slog.New(slog.DiscardHandler), requests: newRequests()}
+	e := &Member{cfg: &config, server: o.Etcd, log: slog.New(slog.DiscardHandler), requests: requests.New()}
 	const forger = 0xdead
 	self := o.Server.MemberID()
-	if LeaderOf(o.Etcd) != self || !e.Member().Leader {
+	if view.LeaderOf(o.Etcd) != self || !e.Member().Leader {
 		t.Fatal("a member that is alone does not lead")
 	}
 	seen := 0
@@ -86,7 +89,7 @@ func TestLeaderThatIsNoMember(t *testing.T) {
 		if o.Server.Leader() != forger {
 			return errors.New("it does not yet")
 		}
-		leader, member := LeaderOf(o.Etcd), e.Member()
+		leader, member := view.LeaderOf(o.Etcd), e.Member()
 		answer, err := e.StatusResponse()
 		if err != nil || o.Server.Leader() != forger { // this member has been elected again meanwhile
 			return errors.Join(err, errors.New("it is over again"))

@@ -120,7 +120,7 @@ func (e *Member) maintain(ctx context.Context, req any, _ *grpc.UnaryServerInfo,
 		})
 		return answer, failed
 	case *pb.MoveLeaderRequest:
-		e.HoldWrites(ctx, func() { answer, err = handle(ctx, r) })
+		e.transfers.HoldWrites(ctx, e.Running(), func() { answer, err = handle(ctx, r) })
 		return answer, err
 	}
 	return handle(ctx, req)
@@ -262,6 +262,6 @@ func (e *Member) MoveLeader(ctx context.Context, to types.ID) (err error) {
 	if server == nil {
 		return grpcstatus.Error(codes.Unavailable, "etcd has not started")
 	}
-	e.HoldWrites(ctx, func() { err = server.Server.MoveLeader(ctx, uint64(server.Server.MemberID()), uint64(to)) })
+	e.transfers.HoldWrites(ctx, server, func() { err = server.Server.MoveLeader(ctx, uint64(server.Server.MemberID()), uint64(to)) })
 	return err
 }

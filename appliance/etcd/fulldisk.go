@@ -6,6 +6,7 @@ import (
 	"strings"
 	"syscall"
 
+	"kthwd/appliance/etcd/requests"
 	"kthwd/appliance/supervise"
 )
 
@@ -36,7 +37,7 @@ func wasAskedToStop(ctx context.Context) bool {
 // or not done, and all acknowledged writes are in the write-ahead log.
 func (w *watch) leaveOpen(ctx context.Context, err error) error {
 	w.member.sayLeftOpen(err)
-	w.member.requests.fail(errFullDisk) // those that wait for a lock would wait forever
+	w.member.requests.Fail(requests.ErrFullDisk) // those that wait for a lock would wait forever
 	<-ctx.Done()
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"kthwd/appliance/etcd/requests"
 	"kthwd/appliance/supervise"
 	"kthwd/test/harness"
 )
@@ -50,7 +51,7 @@ func in(t *testing.T, failure error, f func(ctx context.Context, e *Member, read
 	t.Helper()
 	log := &harness.Log{}
 	logger := log.Logger(slog.LevelWarn)
-	e := &Member{log: logger, fatal: make(chan error, 1), requests: newRequests()}
+	e := &Member{log: logger, fatal: make(chan error, 1), requests: requests.New()}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	g := supervise.New(logger)
@@ -119,7 +120,7 @@ func TestLeaveOpen(t *testing.T) {
 		waiting := make(chan error, 1)
 		handled := make(chan struct{})
 		go func() {
-			_, err := e.requests.intercept(ctx, nil, nil, func(ctx context.Context, _ any) (any, error) {
+			_, err := e.requests.Intercept(ctx, nil, nil, func(ctx context.Context, _ any) (any, error) {
 				close(handled)
 				<-ctx.Done()
 				return nil, ctx.Err()

@@ -18,18 +18,13 @@
 //
 // A fatal line in etcd's log ends Run with an error, never the process. The package does
 // not change the membership (see membership) and does not repair data (see etcdfiles and
-// recovery). ForceAlone is for recovery only.
+// recovery).
 package etcd
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"log/slog"
-	"net"
 	"os"
-	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -37,15 +32,17 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 	"google.golang.org/grpc"
 
-	"kthwd/appliance/advice"
-	"kthwd/appliance/etcdfiles"
+	"kthwd/appliance/etcd/dbcopy"
+	"kthwd/appliance/etcd/embedded"
+	"kthwd/appliance/etcd/leadership"
+	"kthwd/appliance/etcd/peers"
+	"kthwd/appliance/etcd/requests"
 	"kthwd/appliance/etcdgateway"
 	"kthwd/appliance/etcdline"
 	"kthwd/appliance/etcdmetrics"
 	"kthwd/appliance/program"
 	"kthwd/appliance/supervise"
 	"kthwd/appliance/upstream"
-	"kthwd/appliance/writegate"
 )
 
 // Config describes a member for New.
@@ -88,7 +85,7 @@ type Member struct {
 	views   Views   // what the other controllers say; nil without them
 
 	defrag     defragmentation
-	copies     copies
+	copies     dbcopy.Open
 	absence    func(ctx context.Context) (back func(), err error) // see OnAbsence
 	endReaders func()                                             // see OnClose; nil for nobody
 	report     func(state string)                                 // tells a state that is ready; nil before there is one. mu guards it
@@ -97,9 +94,9 @@ type Member struct {
 
 	leaderless time.Time // when the leader was lost; zero while there is one
 
-	gate     writegate.Gate       // closed for a moment while leadership moves
-	requests *requests            // abandoned in a stop without a quorum
-	gateway  *etcdgateway.Gateway // etcd's HTTP API; nil if it is disabled or etcd's own serves it
+	transfers leadership.Transfers // its gate is closed for a moment while leadership moves
+	requests  *requests.Requests   // abandoned in a stop without a quorum
+	gateway   *etcdgateway.Gateway // etcd's HTTP API; nil if it is disabled or etcd's own serves it
 }
 
 var _ supervise.Component = (*Member)(nil)
@@ -108,7 +105,7 @@ var _ supervise.Component = (*Member)(nil)
 func New(c Config) (*Member, error) {
 	e := &Member{
 		log: c.Log, onFirstQuorum: c.OnFirstQuorum, onMembership: c.OnMembership,
-		fatal: make(chan error, 1), leave: make(chan struct{}, 1), requests: newRequests(),
+		fatal: make(chan error, 1), leave: make(chan struct{}, 1), requests: requests.New(), transfers: leadership.Transfers{Log: c.Log},
 	}
 	e.hadQuorum.Store(c.HadQuorum)
 	var err error
@@ -122,7 +119,7 @@ func New(c Config) (*Member, error) {
 		e.onOpen = c.OnOpen
 	}
 	e.cfg.GRPCAdditionalServerOptions = append(e.cfg.GRPCAdditionalServerOptions,
-		grpc.ChainUnaryInterceptor(e.requests.intercept, e.gate.Intercept, e.maintain),
+		grpc.ChainUnaryInterceptor(e.requests.Intercept, e.transfers.Gate.Intercept, e.maintain),
 		grpc.StreamInterceptor(e.awaitLeader)) // it runs before etcd's own, which are chained
 	return e, nil
 }
@@ -134,17 +131,17 @@ func (e *Member) Name() string { return program.Etcd }
 // raft write, which requires a quorum. It waits for that without a deadline, because a
 // member that gives up can never form a quorum.
 func (e *Member) Run(ctx context.Context, ready func()) error {
-	if err := e.prepare(); err != nil {
+	if err := embedded.Prepare(e.cfg.Dir); err != nil {
 		return err
 	}
 	report := supervise.Report(ctx)
-	if err := e.learnMembers(ctx, report); err != nil || ctx.Err() != nil {
+	if err := peers.Learn(ctx, e.cfg, e.log, report); err != nil || ctx.Err() != nil {
 		return err
 	}
-	if err := e.refuseToShutOut(ctx); err != nil {
+	if err := peers.RefuseToShutOut(ctx, e.cfg); err != nil {
 		return err
 	}
-	server, err := e.start(ctx, report)
+	server, err := embedded.Start(ctx, e.cfg, e.fatal, report, e.close)
 	if err != nil || server == nil {
 		return err
 	}
@@ -155,101 +152,6 @@ func (e *Member) Run(ctx context.Context, ready func()) error {
 		e.onOpen()
 	}
 	return e.watch(ctx, server, report, ready)
-}
-
-// prepare makes the data directory, readable by its owner only, and checks existing data.
-func (e *Member) prepare() error {
-	if err := os.MkdirAll(e.cfg.Dir, 0o700); err != nil {
-		return err
-	}
-	if err := etcdfiles.RefuseForeign(e.cfg.Dir); err != nil {
-		return err
-	}
-	if err := etcdfiles.Check(e.cfg.Dir); err != nil {
-		return etcdfiles.Unusable(e.cfg.Dir, err)
-	}
-	return nil
-}
-
-// start runs embed.StartEtcd, which may log a fatal line or panic on damaged data. Both
-// become errors here. It returns nil, nil if ctx ends first.
-func (e *Member) start(ctx context.Context, report supervise.Reporter) (*embed.Etcd, error) {
-	type result struct {
-		server *embed.Etcd
-		err    error
-	}
-	started := make(chan result, 1)
-	go func() {
-		defer func() {
-			if v := recover(); v != nil {
-				started <- result{nil, fmt.Errorf("%v", v)}
-			}
-		}()
-		server, err := embed.StartEtcd(e.cfg)
-		started <- result{server, err}
-	}()
-	report.Starting("opening " + e.cfg.Dir)
-	select {
-	case r := <-started:
-		return r.server, e.explain(r.err)
-	case err := <-e.fatal:
-		return nil, e.explain(err)
-	case <-ctx.Done():
-		// StartEtcd takes no context. If it still returns, its server must be closed.
-		if r := <-started; r.server != nil {
-			e.close(r.server)
-		}
-		return nil, nil
-	}
-}
-
-// explain adds advice to an error of StartEtcd, unless the network caused it.
-func (e *Member) explain(err error) error {
-	var network *net.OpError
-	if err == nil || errors.As(err, &network) {
-		return err
-	}
-	if r := known(err, append(slices.Clip(refusals), fallenBehind...)); r != nil {
-		return r
-	}
-	return etcdfiles.Unusable(e.cfg.Dir, err)
-}
-
-// known returns err with advice if it is in the table, and nil for any other.
-func known(err error, table []refusal) error {
-	for _, r := range table {
-		if strings.Contains(err.Error(), r.theirs) {
-			return advice.With(fmt.Errorf("%s: %w", r.ours, err), r.hint)
-		}
-	}
-	return nil
-}
-
-type refusal struct{ theirs, ours, hint string }
-
-// refusals are the errors with which etcd refuses to start although its data are intact
-// (etcdserver/bootstrap.go, storage/schema/schema.go), with advice.
-var refusals = []refusal{
-	{"has already been bootstrapped", "the cluster knows this member, but its data are not here",
-		"if they are on a disk that is not mounted, mount it; if they are lost, run kthwd member remove and kthwd member add on another controller, then kthwd join here"},
-	{"error validating peerURLs", "initial-cluster does not list the members that the cluster has",
-		"kthwd member list on another controller shows them; kthwd member add there and kthwd join here make it right"},
-	{"cannot fetch cluster info from peer urls", "no member of the cluster answers",
-		"check that the other controllers run and that their peer ports (2380) can be reached from here"},
-	{"is not supported", "a newer etcd has written these data, and they are good",
-		"run the kthwd that wrote them, or a newer one; to come back to this one, run kthwd upgrade back there first"},
-	{"incompatible with current running cluster", "the etcd in this kthwd does not fit the other members'",
-		"kthwd version on every controller shows which ones run"},
-}
-
-// fallenBehind are the panics of a member that hears what it lacks, in StartEtcd or later: it is
-// older than the cluster (version/downgrade.go), or its log is older than what it has acknowledged
-// (go.etcd.io/raft/v3/log.go).
-var fallenBehind = []refusal{
-	{"invalid downgrade; server version is lower", "etcd's other members are of a newer minor, and this one cannot take part; its data are good",
-		"run the kthwd of the other controllers here: kthwd upgrade status on one of them says which"},
-	{"Was the raft log corrupted, truncated, or lost?", "etcd's data here are older than what this member has acknowledged to the others, such as a copy from before",
-		"they cannot be used: kthwd member remove and kthwd member add on another controller, then kthwd join --replace-data here"},
 }
 
 // close stops the member: it transfers leadership, then etcd closes its listeners and
@@ -279,6 +181,13 @@ func (e *Member) RequestTransfer() {
 	case e.leave <- struct{}{}:
 	default:
 	}
+}
+
+// TransferLeadership makes another member the leader, if this one leads and there is
+// another voter, and holds the writes of all members until then. It blocks for a few
+// seconds at most, and logs a failure at level.
+func (e *Member) TransferLeadership(ctx context.Context, server *embed.Etcd, level slog.Level) {
+	e.transfers.Move(ctx, server, level)
 }
 
 // died is called by etcd's logger on a fatal line, on the goroutine that logged it.

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 
+	"kthwd/appliance/etcd/view"
 	"kthwd/appliance/supervise"
 )
 
@@ -29,7 +30,7 @@ func (e *Member) awaitLeader(srv any, stream grpc.ServerStream, info *grpc.Strea
 	if slices.Contains(md[rpctypes.MetadataRequireLeaderKey], rpctypes.MetadataHasLeader) {
 		e.leaderWithin(stream.Context(), leaderPatience)
 	}
-	return e.requests.stream(srv, stream, info, handle)
+	return e.requests.Stream(srv, stream, info, handle)
 }
 
 // leaderWithin blocks until there is a leader, until patience is over, or until ctx ends.
@@ -37,7 +38,7 @@ func (e *Member) leaderWithin(ctx context.Context, patience time.Duration) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for ctx.Err() == nil {
-		if server := e.Running(); server != nil && LeaderOf(server) != 0 {
+		if server := e.Running(); server != nil && view.LeaderOf(server) != 0 {
 			return
 		}
 		supervise.Sleep(ctx, ReadyPoll)

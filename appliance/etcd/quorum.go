@@ -8,19 +8,11 @@ import (
 	"strings"
 	"time"
 
-	"go.etcd.io/etcd/server/v3/embed"
-
 	"kthwd/appliance/config"
+	"kthwd/appliance/etcd/view"
 	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
 )
-
-// Learns tells whether the member is a learner. EtcdServer.IsLearner panics for a removed
-// member; this returns false.
-func Learns(server *embed.Etcd) bool {
-	m := server.Server.Cluster().Member(server.Server.MemberID())
-	return m != nil && m.IsLearner
-}
 
 // Sharers returns the number of members that must have the same shared files. A voter
 // counts the voters; a learner counts all members.
@@ -29,10 +21,10 @@ func (e *Member) Sharers() int {
 	if server == nil {
 		return 0
 	}
-	if Learns(server) {
+	if view.Learns(server) {
 		return len(server.Server.Cluster().Members())
 	}
-	return Voters(server)
+	return view.Voters(server)
 }
 
 // quorumState turns "there is a leader" into log lines and states, once per change.
@@ -106,14 +98,11 @@ func (e *Member) Quorum() status.Quorum {
 	}
 	q.Needed = q.Members/2 + 1
 	q.Warning = strings.Join(config.EvenWarning(q.Members), "")
-	if leader := LeaderOf(server); leader != 0 {
+	if leader := view.LeaderOf(server); leader != 0 {
 		q.Active = max(q.Active, q.Needed) // raft deposes a leader with fewer
 		q.Silent = e.watched.silent(time.Now())
-		q.Leader = leader.String()
-		if m := server.Server.Cluster().Member(leader); m != nil && m.Name != "" {
-			q.Leader = m.Name
-		}
-		if Learns(server) {
+		q.Leader = view.NameOf(server, leader)
+		if view.Learns(server) {
 			q.Note = "learner: catching up; it votes once it has"
 		}
 		return q
@@ -126,18 +115,8 @@ func (e *Member) Quorum() status.Quorum {
 	return q
 }
 
-// Voters returns the number of voting members.
-func Voters(server *embed.Etcd) (n int) {
-	for _, m := range server.Server.Cluster().Members() {
-		if !m.IsLearner {
-			n++
-		}
-	}
-	return n
-}
-
 // Redundant tells whether the cluster has other voting members and a leader.
 func (e *Member) Redundant() bool {
 	server := e.Running()
-	return server != nil && Voters(server) > 1 && LeaderOf(server) != 0
+	return server != nil && view.Voters(server) > 1 && view.LeaderOf(server) != 0
 }

@@ -8,11 +8,11 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/version"
-
 	"go.etcd.io/etcd/server/v3/embed"
 	"google.golang.org/grpc/codes"
 	grpcstatus "google.golang.org/grpc/status"
 
+	"kthwd/appliance/etcd/view"
 	"kthwd/appliance/status"
 )
 
@@ -37,7 +37,7 @@ func (e *Member) Member() *status.Member {
 	if server == nil {
 		return nil
 	}
-	s, leader := server.Server, LeaderOf(server)
+	s, leader := server.Server, view.LeaderOf(server)
 	m := &status.Member{
 		ID: s.MemberID().String(), Name: e.cfg.Name, Leader: leader == s.MemberID() && leader != 0,
 		Learner: s.IsLearner(), Term: s.Term(), Applied: s.AppliedIndex(),
@@ -89,7 +89,7 @@ func (e *Member) StatusResponse() (*pb.StatusResponse, error) {
 	s, m := server.Server, e.Member()
 	r := &pb.StatusResponse{
 		Header:  &pb.ResponseHeader{ClusterId: uint64(s.Cluster().ID()), MemberId: uint64(s.MemberID()), Revision: s.KV().Rev(), RaftTerm: s.Term()},
-		Version: version.Version, Leader: uint64(LeaderOf(server)), RaftTerm: s.Term(), IsLearner: m.Learner,
+		Version: version.Version, Leader: uint64(view.LeaderOf(server)), RaftTerm: s.Term(), IsLearner: m.Learner,
 		RaftIndex: s.CommittedIndex(), RaftAppliedIndex: s.AppliedIndex(), DbSize: m.Size, DbSizeInUse: m.InUse, DbSizeQuota: m.Quota,
 	}
 	for _, a := range s.Alarms() {

@@ -15,6 +15,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"kthwd/appliance/etcd/leadership"
 	"kthwd/appliance/program"
 	"kthwd/appliance/supervise"
 	"kthwd/test/kthwtest"
@@ -153,7 +154,7 @@ func TestNoWriteFailsWhileLeadershipMoves(t *testing.T) {
 	stop()
 	writers.Wait()
 	t.Logf("%d writes, the slowest took %v", writes.Load(), time.Duration(longest.Load()).Round(time.Millisecond))
-	left, err := all[0].client.Get(t.Context(), transferKey, clientv3.WithPrefix())
+	left, err := all[0].client.Get(t.Context(), leadership.Key, clientv3.WithPrefix())
 	if err != nil || left.Count != 0 {
 		t.Errorf("left in etcd: %v, %v", left, err)
 	}
@@ -163,7 +164,7 @@ func TestNoWriteFailsWhileLeadershipMoves(t *testing.T) {
 func TestHeldWritesGoOn(t *testing.T) {
 	m := threeMembers(t)[0]
 	opened := make(chan struct{})
-	m.hold(t.Context(), m.server, opened)
+	m.transfers.Hold(t.Context(), m.server, opened)
 	select {
 	case <-opened:
 		t.Error("the gate is open already")

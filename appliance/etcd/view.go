@@ -9,6 +9,8 @@ import (
 	"go.etcd.io/etcd/client/pkg/v3/types"
 	"go.etcd.io/etcd/server/v3/embed"
 
+	"kthwd/appliance/etcd/peers"
+	"kthwd/appliance/etcd/view"
 	"kthwd/appliance/etcdmetrics"
 	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
@@ -59,9 +61,9 @@ type watched struct {
 
 // sample records the leader, the answers to it if this member leads, and the connections.
 func (w *watched) sample(server *embed.Etcd, now time.Time) {
-	self, leader := server.Server.MemberID(), LeaderOf(server)
+	self, leader := server.Server.MemberID(), view.LeaderOf(server)
 	acks, leads := map[string]bool(nil), false
-	if leader == self && Voters(server) > 1 {
+	if leader == self && view.Voters(server) > 1 {
 		acks, leads = etcdmetrics.Acknowledged(self)
 	}
 	active := etcdmetrics.ActivePeers(self)
@@ -121,7 +123,7 @@ func (w *watched) silent(now time.Time) bool {
 // Participants returns the IDs of the members that take part in the quorum, or that would
 // as far as this member knows, and the name of the controller that says so.
 func (e *Member) Participants(server *embed.Etcd) (active map[string]bool, says string) {
-	self, leader, now := server.Server.MemberID(), LeaderOf(server), time.Now()
+	self, leader, now := server.Server.MemberID(), view.LeaderOf(server), time.Now()
 	active = e.Reachable(server)
 	active[self.String()] = true
 	if leader == 0 {
@@ -168,7 +170,7 @@ func (e *Member) unheard(server *embed.Etcd, active map[string]bool) map[string]
 	e.watched.mu.Lock()
 	defer e.watched.mu.Unlock()
 	for id, at := range lost {
-		if !active[id] || !e.watched.refused[id] || LeaderOf(server) == 0 || now.Sub(at) < viewMargin || now.Sub(since) < viewMargin {
+		if !active[id] || !e.watched.refused[id] || view.LeaderOf(server) == 0 || now.Sub(at) < viewMargin || now.Sub(since) < viewMargin {
 			delete(lost, id)
 		}
 	}
@@ -217,7 +219,7 @@ const confirmEvery = 5 * time.Second
 // and is not heard by it has a leader, and no use of it. It blocks until ctx ends.
 func (e *Member) confirmReads(ctx context.Context, server *embed.Etcd) {
 	for ctx.Err() == nil {
-		if Voters(server) > 1 && LeaderOf(server) != 0 && e.confirmRead(ctx, server) || Voters(server) == 1 {
+		if view.Voters(server) > 1 && view.LeaderOf(server) != 0 && e.confirmRead(ctx, server) || view.Voters(server) == 1 {
 			e.watched.mu.Lock()
 			e.watched.confirmed = time.Now()
 			e.watched.mu.Unlock()
@@ -235,20 +237,12 @@ func (e *Member) tryLost(ctx context.Context, server *embed.Etcd) {
 	refused := map[string]bool{}
 	for _, m := range server.Server.Cluster().Members() {
 		if id := m.ID.String(); !lost[id].IsZero() && len(m.PeerURLs) > 0 {
-			refused[id] = e.tryPeer(ctx, m.PeerURLs[0]) != nil
+			refused[id] = peers.Try(ctx, e.cfg, m.PeerURLs[0]) != nil
 		}
 	}
 	e.watched.mu.Lock()
 	defer e.watched.mu.Unlock()
 	e.watched.refused = refused
-}
-
-func (e *Member) tryPeer(ctx context.Context, url string) error {
-	tls, err := e.cfg.PeerTLSInfo.ClientConfig()
-	if err == nil {
-		_, err = fetchMembers(ctx, tls, url)
-	}
-	return err
 }
 
 func (e *Member) confirmRead(ctx context.Context, server *embed.Etcd) bool {
@@ -264,7 +258,7 @@ func (e *Member) AskLeader(ctx context.Context) {
 	if server == nil || e.views == nil {
 		return
 	}
-	if leader := LeaderOf(server); leader != 0 && leader != server.Server.MemberID() {
+	if leader := view.LeaderOf(server); leader != 0 && leader != server.Server.MemberID() {
 		e.views.View(ctx, uint64(leader), true)
 	}
 }

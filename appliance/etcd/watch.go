@@ -12,6 +12,9 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 
 	"kthwd/appliance/advice"
+	"kthwd/appliance/etcd/embedded"
+	"kthwd/appliance/etcd/peers"
+	"kthwd/appliance/etcd/view"
 	"kthwd/appliance/etcdline"
 	"kthwd/appliance/supervise"
 )
@@ -96,7 +99,7 @@ func (w *watch) begin() {
 	w.member.report = w.state.report.Ready
 	w.member.mu.Unlock()
 	w.member.hadQuorum.Store(true)
-	w.tasks.Go(func() { w.member.followTransfers(w.running, w.server) })
+	w.tasks.Go(func() { w.member.transfers.Follow(w.running, w.server) })
 	w.member.reportMembership(w.server)
 }
 
@@ -106,7 +109,7 @@ func (w *watch) poll() {
 	if len(e.fatal) > 0 {
 		return // the goroutine that died may hold a lock that the rest needs
 	}
-	leader := LeaderOf(w.server) != 0
+	leader := view.LeaderOf(w.server) != 0
 	e.noteLeader(leader)
 	e.watched.sample(w.server, time.Now())
 	w.state.check(leader)
@@ -118,7 +121,7 @@ func (w *watch) poll() {
 		e.reportMembership(w.server)
 	}
 	if len(w.server.Server.Cluster().Members()) > 1 {
-		e.limitUnacked()
+		peers.LimitUnacked(e.cfg.ListenPeerUrls, e.log)
 	}
 }
 
@@ -129,7 +132,7 @@ func (w *watch) died(err error) error {
 	if strings.Contains(err.Error(), metItsRemoval) {
 		return w.member.gone(w.server)
 	}
-	if said := known(err, fallenBehind); said != nil {
+	if said := embedded.FallenBehind(err); said != nil {
 		return said
 	}
 	return err
@@ -199,12 +202,12 @@ func (e *Member) admission(ctx context.Context, server *embed.Etcd) error {
 // awaitVote blocks until this member is a voter, or until ctx ends. A learner refuses
 // clients, so an API server must not be built on one.
 func (e *Member) awaitVote(ctx context.Context, server *embed.Etcd) {
-	if !Learns(server) {
+	if !view.Learns(server) {
 		return
 	}
 	begun := time.Now()
 	e.log.Info("this member is a learner: catching up with the others")
-	for Learns(server) && ctx.Err() == nil {
+	for view.Learns(server) && ctx.Err() == nil {
 		supervise.Sleep(ctx, ReadyPoll)
 	}
 	if ctx.Err() == nil {

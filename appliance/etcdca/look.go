@@ -17,7 +17,7 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/membership"
 
-	"kthwd/appliance/etcd"
+	"kthwd/appliance/etcd/peers"
 	"kthwd/appliance/pki"
 )
 
@@ -160,7 +160,7 @@ func (m *Mover) handshake(ctx context.Context, address string, own *tls.Certific
 				return fmt.Errorf("it shows a certificate of neither CA: %w", err)
 			}
 			if !names.Match(shown) {
-				return fmt.Errorf("it has a certificate for %s, which is no controller's", etcd.SubjectOf(shown))
+				return fmt.Errorf("it has a certificate for %s, which is no controller's", peers.SubjectOf(shown))
 			}
 			leaf = shown
 			return nil

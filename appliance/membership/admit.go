@@ -19,7 +19,8 @@ import (
 	etcderrors "go.etcd.io/etcd/server/v3/etcdserver/errors"
 
 	"kthwd/appliance/config"
-	"kthwd/appliance/etcd"
+	"kthwd/appliance/etcd/peers"
+	"kthwd/appliance/etcd/view"
 	"kthwd/appliance/member"
 	"kthwd/appliance/membership/change"
 	"kthwd/appliance/membership/joins"
@@ -58,7 +59,7 @@ func (m *Members) admit(ctx context.Context, in member.Request) (member.Admitted
 		if name == "" {
 			name = j.Name
 		}
-		a.Members = append(a.Members, config.Member{Name: name, Address: etcd.PeerHost(e)})
+		a.Members = append(a.Members, config.Member{Name: name, Address: view.PeerHost(e)})
 	}
 	return a, nil
 }
@@ -69,7 +70,7 @@ func (m *Members) admit(ctx context.Context, in member.Request) (member.Admitted
 func (m *Members) addLearner(ctx context.Context, client *clientv3.Client, server *embed.Etcd, j *joins.Join, in member.Request, peer string) error {
 	for _, e := range server.Server.Cluster().Members() {
 		if e.IsLearner && !slices.Contains(e.PeerURLs, peer) {
-			return &member.Refusal{Text: "another controller is catching up, at " + etcd.PeerHost(e), Advice: "wait until kthwd member list shows that it votes", Retry: true}
+			return &member.Refusal{Text: "another controller is catching up, at " + view.PeerHost(e), Advice: "wait until kthwd member list shows that it votes", Retry: true}
 		}
 	}
 	urls, err := types.NewURLs([]string{peer})
@@ -136,7 +137,7 @@ func (m *Members) dialBack(ctx context.Context, j joins.Join, peer string, joine
 	resp, err := client.Do(req)
 	if names := m.etcd.PeerNames(); resp != nil && !names.Match(resp.TLS.PeerCertificates[0]) {
 		resp.Body.Close()
-		return &member.Refusal{Text: fmt.Sprintf("the certificate of the new controller's etcd is for %s, and etcd here accepts %s: the cluster would shut it out", etcd.SubjectOf(resp.TLS.PeerCertificates[0]), names),
+		return &member.Refusal{Text: fmt.Sprintf("the certificate of the new controller's etcd is for %s, and etcd here accepts %s: the cluster would shut it out", peers.SubjectOf(resp.TLS.PeerCertificates[0]), names),
 			Advice: "move etcd.pem (or kubernetes.pem, if there is none) and its key away there and join again, and the cluster issues them; the token remains valid"}
 	}
 	if text, do, ok := member.Outdated(err, "kubernetes.pem of the new controller", time.Now()); ok {

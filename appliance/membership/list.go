@@ -41,6 +41,7 @@ import (
 	"kthwd/appliance/advice"
 	"kthwd/appliance/config"
 	"kthwd/appliance/etcd"
+	"kthwd/appliance/etcd/view"
 	"kthwd/appliance/member"
 	"kthwd/appliance/membership/joins"
 	"kthwd/appliance/membership/refusals"
@@ -135,14 +136,14 @@ func (m *Members) list(ctx context.Context) (member.List, error) {
 	}
 	defer done()
 	under := m.underWay(ctx, client)
-	self, leader := server.Server.MemberID(), etcd.LeaderOf(server)
+	self, leader := server.Server.MemberID(), view.LeaderOf(server)
 	m.etcd.AskLeader(ctx)
 	active, says := m.etcd.Participants(server)
 	l := member.List{Seen: says, Elsewhere: m.etcd.Quorum().Elsewhere}
 	for _, e := range server.Server.Cluster().Members() {
 		id := e.ID.String()
 		one := member.Member{
-			Name: e.Name, Address: etcd.PeerHost(e), ID: id, Role: member.Voter,
+			Name: e.Name, Address: view.PeerHost(e), ID: id, Role: member.Voter,
 			Up: active[id], Leader: e.ID == leader, Self: e.ID == self,
 		}
 		if e.IsLearner {

@@ -11,7 +11,7 @@ import (
 	"go.etcd.io/etcd/server/v3/etcdserver/api/membership"
 	etcderrors "go.etcd.io/etcd/server/v3/etcdserver/errors"
 
-	"kthwd/appliance/etcd"
+	"kthwd/appliance/etcd/view"
 	"kthwd/appliance/etcdmetrics"
 	"kthwd/appliance/membership/change"
 	"kthwd/appliance/membership/joins"
@@ -88,7 +88,7 @@ func (m *Members) follow(ctx context.Context, client *clientv3.Client, server *e
 // of a lone member, which it keeps until its next start. It returns true if the caller must
 // call it again.
 func (m *Members) giveUpLeadership(ctx context.Context, server *embed.Etcd) (again bool) {
-	if !m.etcd.HasLoneTiming() || etcd.Voters(server) < 2 || server.Server.Leader() != server.Server.MemberID() {
+	if !m.etcd.HasLoneTiming() || view.Voters(server) < 2 || server.Server.Leader() != server.Server.MemberID() {
 		return false
 	}
 	if !m.loneLeaderLogged {
@@ -156,6 +156,6 @@ func (m *Members) promote(ctx context.Context, server *embed.Etcd, learner *memb
 	if err != nil {
 		return err
 	}
-	m.log.Info("learner has caught up and votes now", "name", j.Name, "address", j.Address, "members", etcd.Voters(server))
+	m.log.Info("learner has caught up and votes now", "name", j.Name, "address", j.Address, "members", view.Voters(server))
 	return nil
 }

@@ -16,7 +16,7 @@ import (
 
 	"go.etcd.io/etcd/client/pkg/v3/types"
 
-	"kthwd/appliance/etcd"
+	"kthwd/appliance/etcd/peers"
 	"kthwd/appliance/status"
 )
 
@@ -107,7 +107,7 @@ func (o *Others) Exchange(own func() status.Controller) {
 	o.state = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !o.ofController(r.TLS) {
 			if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
-				o.log.Debug("state not passed on", "to", r.RemoteAddr, "certificate", etcd.SubjectOf(r.TLS.PeerCertificates[0]))
+				o.log.Debug("state not passed on", "to", r.RemoteAddr, "certificate", peers.SubjectOf(r.TLS.PeerCertificates[0]))
 			}
 			http.Error(w, notController, http.StatusForbidden)
 			return

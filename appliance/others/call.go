@@ -13,7 +13,7 @@ import (
 	"sync"
 	"time"
 
-	"kthwd/appliance/etcd"
+	"kthwd/appliance/etcd/peers"
 )
 
 // maxCall bounds a request and an answer of Call.
@@ -32,7 +32,7 @@ func (o *Others) Handle(path string, h http.Handler) {
 	guarded := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !o.ofController(r.TLS) {
 			if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
-				o.log.Debug("not answered", "path", path, "to", r.RemoteAddr, "certificate", etcd.SubjectOf(r.TLS.PeerCertificates[0]))
+				o.log.Debug("not answered", "path", path, "to", r.RemoteAddr, "certificate", peers.SubjectOf(r.TLS.PeerCertificates[0]))
 			}
 			http.Error(w, notController, http.StatusForbidden)
 			return

@@ -36,6 +36,7 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 
 	"kthwd/appliance/etcd"
+	"kthwd/appliance/etcd/peers"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
@@ -270,7 +271,7 @@ func (o *Others) clientTLS() (*tls.Config, error) {
 func controllersOnly(config *tls.Config, names pki.ControllerNames) *tls.Config {
 	config.VerifyConnection = func(s tls.ConnectionState) error {
 		if len(s.VerifiedChains) == 0 || !names.Match(s.PeerCertificates[0]) {
-			return errors.New("it has a certificate for " + etcd.SubjectOf(s.PeerCertificates[0]) + ", which is no controller's")
+			return errors.New("it has a certificate for " + peers.SubjectOf(s.PeerCertificates[0]) + ", which is no controller's")
 		}
 		return nil
 	}

@@ -39,7 +39,7 @@ import (
 	"kthwd/appliance/config"
 	"kthwd/appliance/datadir"
 	"kthwd/appliance/durable"
-	"kthwd/appliance/etcd"
+	"kthwd/appliance/etcd/embedded"
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
@@ -292,7 +292,7 @@ func (r *Recovery) steps(ctx context.Context, revision *int64) []step {
 		{"mark the copy", false, func() error { return r.mark(mark) }},
 		{"copy etcd's data", false, func() error { return copyTree(ctx, r.Data, copied) }},
 		{"force a new cluster", false, func() (err error) {
-			*revision, err = etcd.ForceAlone(ctx, r.Name, r.Backup, r.self.ClientURLs, r.log)
+			*revision, err = embedded.ForceAlone(ctx, r.Name, r.Backup, r.self.ClientURLs, r.log)
 			return err
 		}},
 		{"write the new data to the disk", false, func() error {

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"kthwd/appliance/backup"
-	"kthwd/appliance/etcd"
+	"kthwd/appliance/etcd/dbcopy"
 	"kthwd/appliance/status"
 )
 
@@ -31,9 +31,9 @@ func OpenDatabase(ctx context.Context, running status.Client) (*backup.Copy, err
 	revision, errRevision := strconv.ParseInt(header.Get(headerRevision), 10, 64)
 	compacted, errCompacted := strconv.ParseInt(header.Get(headerCompacted), 10, 64)
 	if errors.Join(errSize, errRevision, errCompacted) != nil {
-		return backup.NewCopy(body, 0, etcd.Store{}), nil
+		return backup.NewCopy(body, 0, dbcopy.Store{}), nil
 	}
-	return backup.NewCopy(body, size, etcd.Store{Revision: revision, Compacted: compacted}), nil
+	return backup.NewCopy(body, size, dbcopy.Store{Revision: revision, Compacted: compacted}), nil
 }
 
 // patience is how long a client of PathDatabase may take nothing before the copy ends: as long as
@@ -41,7 +41,7 @@ func OpenDatabase(ctx context.Context, running status.Client) (*backup.Copy, err
 const patience = 5 * time.Minute
 
 // Database returns the handler that gives kthwd backup create the database.
-func Database(open func() (*etcd.Copy, error)) map[string]http.HandlerFunc {
+func Database(open func() (*dbcopy.Copy, error)) map[string]http.HandlerFunc {
 	return map[string]http.HandlerFunc{"GET " + PathDatabase: func(w http.ResponseWriter, r *http.Request) {
 		c, err := open()
 		if err != nil {

@@ -11,14 +11,15 @@ import (
 	"path/filepath"
 	"testing"
 
-	"kthwd/appliance/etcd"
+	"kthwd/appliance/etcd/dbcopy"
+	"kthwd/appliance/etcd/embedded"
 	"kthwd/appliance/status"
 )
 
 // TestOpenDatabase asks for a copy of a database over a socket: its size and the state of its store
 // come first.
 func TestOpenDatabase(t *testing.T) {
-	o, err := etcd.OpenOffline(t.Context(), "c0", t.TempDir(), true, slog.New(slog.DiscardHandler))
+	o, err := embedded.OpenOffline(t.Context(), "c0", t.TempDir(), true, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -30,12 +31,12 @@ func TestOpenDatabase(t *testing.T) {
 	}
 	mux := http.NewServeMux()
 	none := errors.New("etcd has not started")
-	started, copies := false, make(chan *etcd.Copy, 1)
-	for pattern, handler := range Database(func() (*etcd.Copy, error) {
+	started, copies := false, make(chan *dbcopy.Copy, 1)
+	for pattern, handler := range Database(func() (*dbcopy.Copy, error) {
 		if !started {
 			return nil, none
 		}
-		c, err := etcd.NewCopy(o.Server.Backend())
+		c, err := dbcopy.NewCopy(o.Server.Backend())
 		copies <- c
 		return c, err
 	}) {

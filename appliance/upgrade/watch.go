@@ -11,13 +11,13 @@ import (
 	"time"
 
 	"github.com/coreos/go-semver/semver"
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
-
 	"kthwd/appliance/advice"
 	"kthwd/appliance/etcd"
+	"kthwd/appliance/etcd/view"
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
@@ -154,7 +154,7 @@ func (w *Watch) Admit(ctx context.Context, server *embed.Etcd) error {
 		return nil
 	}
 	r := etcdfiles.RecordOf(server.Server.Cluster().ID(), server.Server.MemberID())
-	r.Members, r.Etcd = etcd.Voters(server), w.cfg.Now.Etcd
+	r.Members, r.Etcd = view.Voters(server), w.cfg.Now.Etcd
 	if err := r.Emulating(s.From, w.cfg.Now).Write(w.cfg.Layout); err != nil {
 		return err
 	}
@@ -184,7 +184,7 @@ func (w *Watch) round(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if w.begins(s) && etcd.Voters(server) > 0 {
+	if w.begins(s) && view.Voters(server) > 0 {
 		s = State{
 			Cluster: server.Server.Cluster().ID().String(), From: w.base, By: w.cfg.Name, Since: time.Now().UTC().Truncate(time.Second),
 			To: etcdfiles.Ran{Kthwd: w.cfg.Now.Kthwd, Kubernetes: w.cfg.Now.Kubernetes, Etcd: w.cfg.Now.Etcd}, revision: s.revision,
@@ -226,7 +226,7 @@ func (w *Watch) note(s State, server *embed.Etcd) {
 		w.target = downgrade.TargetVersion
 	}
 	// A lone member raises the version of its storage on its own, moments after its start.
-	lone := etcd.Voters(server) < 2 && w.target == ""
+	lone := view.Voters(server) < 2 && w.target == ""
 	if storage == nil || lone || s.Onward && s.leadsTo(w.cfg.Now) {
 		return
 	}

@@ -31,7 +31,7 @@ import (
 	bootstrapapi "k8s.io/cluster-bootstrap/token/api"
 	bootstraputil "k8s.io/cluster-bootstrap/token/util"
 
-	"kthwd/appliance/etcd"
+	"kthwd/appliance/etcd/view"
 	"kthwd/appliance/refused"
 	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
@@ -247,7 +247,7 @@ func (d *Desk) cluster(ctx context.Context, client kubernetes.Interface, kv *cli
 	}
 	c := cluster{nodes: nodes.Items, services: d.cfg.Services, reserved: reserved}
 	for _, m := range server.Server.Cluster().Members() {
-		c.controllers = append(c.controllers, Controller{m.Name, etcd.PeerHost(m)})
+		c.controllers = append(c.controllers, Controller{m.Name, view.PeerHost(m)})
 	}
 	return c, nil
 }

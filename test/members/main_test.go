@@ -23,6 +23,7 @@ import (
 	"kthwd/appliance/config"
 	"kthwd/appliance/datadir"
 	"kthwd/appliance/etcd"
+	"kthwd/appliance/etcd/view"
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/flagvalue"
 	"kthwd/appliance/join"
@@ -198,6 +199,6 @@ func runMember(ctx context.Context, cfg config.Controller, l pki.Layout, sockets
 func recordOf(server *embed.Etcd) etcdfiles.Record {
 	r := etcdfiles.Versions("v0.1.0-dev")
 	ids := etcdfiles.RecordOf(server.Server.Cluster().ID(), server.Server.MemberID())
-	r.Cluster, r.Member, r.Members = ids.Cluster, ids.Member, etcd.Voters(server)
+	r.Cluster, r.Member, r.Members = ids.Cluster, ids.Member, view.Voters(server)
 	return r
 }

@@ -19,6 +19,7 @@ import (
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 
 	"kthwd/appliance/etcd"
+	"kthwd/appliance/etcd/view"
 	"kthwd/appliance/supervise"
 )
 
@@ -162,7 +163,7 @@ func (j Join) Forget(ctx context.Context, client *clientv3.Client) error {
 func Arrive(ctx context.Context, server *embed.Etcd) {
 	client := v3client.New(server.Server)
 	defer client.Close()
-	for etcd.Learns(server) && ctx.Err() == nil {
+	for view.Learns(server) && ctx.Err() == nil {
 		if tryArrive(ctx, client, server) == nil {
 			return
 		}

@@ -1,4 +1,4 @@
-package etcd
+package embedded
 
 import (
 	"context"
@@ -9,7 +9,6 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 
 	"kthwd/appliance/etcdfiles"
-	"kthwd/appliance/upstream"
 )
 
 // ForceAlone makes etcd form a cluster of one from the copy in dir, and returns the
@@ -22,12 +21,10 @@ func ForceAlone(ctx context.Context, name, dir string, clientURLs []string, log 
 	if kept > 0 {
 		log.Info("writes kept that the lost members may not have confirmed", "entries", kept)
 	}
-	e := &Member{log: log, fatal: make(chan error, 1)}
-	e.cfg = embed.NewConfig()
-	e.cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(upstream.NewZap(log, e.died))
-	e.cfg.Name, e.cfg.Dir, e.cfg.ForceNewCluster = name, dir, true
-	e.cfg.AdvertiseClientUrls = parseURLs(clientURLs)
-	o, err := e.openOffline(ctx)
+	cfg := embed.NewConfig()
+	cfg.Name, cfg.Dir, cfg.ForceNewCluster = name, dir, true
+	cfg.AdvertiseClientUrls = parseURLs(clientURLs)
+	o, err := openOffline(ctx, cfg, log)
 	if err != nil {
 		return 0, err
 	}

@@ -1,4 +1,7 @@
-package etcd
+// Package peers talks to the other members of etcd over their peer ports, beside etcd itself: it
+// fetches the members before a first start, tells members of another CA or with another name, which
+// etcd's log does not show, and gives up connections that take no more bytes.
+package peers
 
 import (
 	"context"
@@ -8,9 +11,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"net/http"
-	"net/url"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -21,21 +24,10 @@ import (
 	"go.etcd.io/etcd/server/v3/etcdserver/api/membership"
 
 	"kthwd/appliance/advice"
+	"kthwd/appliance/etcd/view"
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/supervise"
 )
-
-// PeerHost returns the address at which the other members reach a member; "" if unknown.
-func PeerHost(e *membership.Member) string {
-	if len(e.PeerURLs) == 0 {
-		return ""
-	}
-	u, err := url.Parse(e.PeerURLs[0])
-	if err != nil {
-		return e.PeerURLs[0]
-	}
-	return u.Hostname()
-}
 
 // membersTimeout bounds one request to one peer.
 const membersTimeout = 3 * time.Second
@@ -66,31 +58,31 @@ func fetchMembers(ctx context.Context, tls *tls.Config, url string) ([]*membersh
 	return members, nil
 }
 
-// learnMembers fetches the current members from the cluster before the first start of a
+// Learn fetches the current members from the cluster before the first start of a
 // controller that has joined it. etcd requires exactly the current members, and members
 // may have been added or removed since kthwd join wrote the list. It blocks until one
 // answers or ctx ends.
-func (e *Member) learnMembers(ctx context.Context, report supervise.Reporter) error {
-	if e.cfg.ClusterState != embed.ClusterStateFlagExisting || e.hasData() {
+func Learn(ctx context.Context, cfg *embed.Config, log *slog.Logger, report supervise.Reporter) error {
+	if cfg.ClusterState != embed.ClusterStateFlagExisting || hasData(cfg) {
 		return nil
 	}
-	known, err := types.NewURLsMap(e.cfg.InitialCluster)
+	known, err := types.NewURLsMap(cfg.InitialCluster)
 	if err != nil {
 		return fmt.Errorf("initial-cluster: %w", err)
 	}
-	tls, err := e.cfg.PeerTLSInfo.ClientConfig()
+	tls, err := cfg.PeerTLSInfo.ClientConfig()
 	if err != nil {
 		return err
 	}
-	delete(known, e.cfg.Name)
+	delete(known, cfg.Name)
 	for last := ""; ctx.Err() == nil; supervise.Sleep(ctx, time.Second) {
-		members, reasons := e.anyMembers(ctx, tls, known)
+		members, reasons := anyMembers(ctx, tls, known)
 		if members != nil {
-			return e.joinThese(members)
+			return joinThese(cfg, members)
 		}
 		if last != reasons && ctx.Err() == nil {
 			last = reasons
-			e.log.Warn("no controller of the cluster answers", "err", reasons)
+			log.Warn("no controller of the cluster answers", "err", reasons)
 			report.Waiting("waiting for a controller of the cluster: " + reasons)
 		}
 	}
@@ -99,7 +91,7 @@ func (e *Member) learnMembers(ctx context.Context, report supervise.Reporter) er
 
 // anyMembers fetches the members from the first peer that answers, or returns the reason
 // of each failure.
-func (e *Member) anyMembers(ctx context.Context, tls *tls.Config, known types.URLsMap) ([]*membership.Member, string) {
+func anyMembers(ctx context.Context, tls *tls.Config, known types.URLsMap) ([]*membership.Member, string) {
 	var reasons []string
 	for _, name := range slices.Sorted(maps.Keys(known)) {
 		for _, url := range known[name].StringSlice() {
@@ -114,15 +106,15 @@ func (e *Member) anyMembers(ctx context.Context, tls *tls.Config, known types.UR
 }
 
 // joinThese sets etcd's initial cluster. It fails if this member is not in the list.
-func (e *Member) joinThese(members []*membership.Member) error {
-	own := e.cfg.AdvertisePeerUrls[0].String()
+func joinThese(cfg *embed.Config, members []*membership.Member) error {
+	own := cfg.AdvertisePeerUrls[0].String()
 	var all []string
 	found := false
 	for _, m := range members {
 		name := m.Name
 		switch {
 		case slices.Contains(m.PeerURLs, own):
-			name, found = e.cfg.Name, true
+			name, found = cfg.Name, true
 		case name == "":
 			name = m.ID.String() // it has not started
 		}
@@ -131,18 +123,18 @@ func (e *Member) joinThese(members []*membership.Member) error {
 		}
 	}
 	if !found {
-		return advice.With(fmt.Errorf("this controller, %s at %s, is not among the members of the cluster: it was removed, or given up because it did not arrive in time", e.cfg.Name, own),
+		return advice.With(fmt.Errorf("this controller, %s at %s, is not among the members of the cluster: it was removed, or given up because it did not arrive in time", cfg.Name, own),
 			"kthwd member add NAME ADDRESS on another controller, then kthwd join with --replace-data here")
 	}
-	e.cfg.InitialCluster = strings.Join(all, ",")
+	cfg.InitialCluster = strings.Join(all, ",")
 	return nil
 }
 
 // hasData tells whether the member has a write-ahead log, which lists the members.
-func (e *Member) hasData() bool {
-	dir := e.cfg.WalDir
+func hasData(cfg *embed.Config) bool {
+	dir := cfg.WalDir
 	if dir == "" {
-		dir = filepath.Join(e.cfg.Dir, "member", "wal")
+		dir = filepath.Join(cfg.Dir, "member", "wal")
 	}
 	names, err := etcdfiles.Logs(dir)
 	return err == nil && len(names) > 0
@@ -157,54 +149,30 @@ func peerError(err error) string {
 	return err.Error()
 }
 
-// strangerPoll is how often a member without a leader checks its peers' certificates.
-const strangerPoll = 5 * time.Second
-
-// lookForStrangers finds the peers with a certificate of another CA, or with a name that
-// is not accepted, while this member has no leader. Otherwise it would wait for them
-// forever without a visible reason: etcd's transport logs each failed connection at level
-// debug only. It blocks until ctx ends.
-func (e *Member) lookForStrangers(ctx context.Context, server *embed.Etcd) {
-	tls, err := e.cfg.PeerTLSInfo.ClientConfig()
-	if err != nil || e.cfg.PeerTLSInfo.Empty() {
-		return
-	}
-	for logged := ""; ctx.Err() == nil; supervise.Sleep(ctx, strangerPoll) {
-		var found []string
-		if LeaderOf(server) == 0 {
-			found = e.findStrangers(ctx, tls, server)
-		}
-		text := strings.Join(found, "; ")
-		switch {
-		case ctx.Err() != nil:
-			return
-		case text == "":
-			e.strangers.Store(nil)
-		default:
-			e.strangers.Store(&text)
-		}
-		if text != logged && text != "" {
-			e.log.Warn("a controller of another CA, or with another name: it and this one do not speak with each other", "err", text,
-				"hint", "all controllers need the same CA of etcd, etcd-ca.pem or ca.pem, and certificates of it with the same name; kthwd pki split-etcd-ca --plan shows which CA this one uses")
-		}
-		logged = text
-	}
-}
-
-func (e *Member) findStrangers(ctx context.Context, tls *tls.Config, server *embed.Etcd) (found []string) {
+// Strangers returns the peers with a certificate of another CA, or with a name that is not accepted.
+func Strangers(ctx context.Context, cfg *embed.Config, tls *tls.Config, server *embed.Etcd) (found []string) {
 	for _, m := range server.Server.Cluster().Members() {
 		if m.ID == server.Server.MemberID() || len(m.PeerURLs) == 0 {
 			continue
 		}
 		_, err := fetchMembers(ctx, tls, m.PeerURLs[0])
 		if errors.As(err, new(x509.UnknownAuthorityError)) {
-			found = append(found, fmt.Sprintf("%s at %s shows a certificate of another CA than %s", m.Name, PeerHost(m), e.cfg.PeerTLSInfo.TrustedCAFile))
+			found = append(found, fmt.Sprintf("%s at %s shows a certificate of another CA than %s", m.Name, view.PeerHost(m), cfg.PeerTLSInfo.TrustedCAFile))
 		} else if err != nil {
-			if why := e.strangeName(ctx, m.PeerURLs[0]); why != "" {
-				found = append(found, fmt.Sprintf("%s at %s %s", m.Name, PeerHost(m), why))
+			if why := strangeName(ctx, cfg, m.PeerURLs[0]); why != "" {
+				found = append(found, fmt.Sprintf("%s at %s %s", m.Name, view.PeerHost(m), why))
 			}
 		}
 	}
 	slices.Sort(found)
 	return found
+}
+
+// Try connects to a peer.
+func Try(ctx context.Context, cfg *embed.Config, url string) error {
+	tls, err := cfg.PeerTLSInfo.ClientConfig()
+	if err == nil {
+		_, err = fetchMembers(ctx, tls, url)
+	}
+	return err
 }

@@ -1,4 +1,4 @@
-package etcd
+package embedded
 
 import (
 	"context"
@@ -25,29 +25,45 @@ type Offline struct {
 // called name, and waits until it leads itself. fast leaves out the flushes to the disk, for
 // data that are thrown away. The caller calls Close.
 func OpenOffline(ctx context.Context, name, dir string, fast bool, log *slog.Logger) (*Offline, error) {
-	e := &Member{log: log, fatal: make(chan error, 1)}
-	e.cfg = embed.NewConfig()
-	e.cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(upstream.NewZap(log, e.died))
-	e.cfg.Name, e.cfg.Dir, e.cfg.UnsafeNoFsync = name, dir, fast
-	return e.openOffline(ctx)
+	cfg := embed.NewConfig()
+	cfg.Name, cfg.Dir, cfg.UnsafeNoFsync = name, dir, fast
+	return openOffline(ctx, cfg, log)
 }
 
-// openOffline starts the member of e.cfg without ports.
-func (e *Member) openOffline(ctx context.Context) (*Offline, error) {
-	e.cfg.InitialCluster = e.cfg.InitialClusterFromName(e.cfg.Name) // etcd ignores it if there is a write-ahead log
-	e.cfg.ListenPeerUrls, e.cfg.ListenClientUrls = nil, nil
-	e.cfg.QuotaBackendBytes = -1 // no alarm, however large the database is
-	etcdline.UseLoneTiming(e.cfg)
-	server, err := e.start(ctx, supervise.Reporter{})
+// openOffline starts the member of cfg without ports.
+func openOffline(ctx context.Context, cfg *embed.Config, log *slog.Logger) (*Offline, error) {
+	fatal := make(chan error, 1)
+	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(upstream.NewZap(log, func(err error) {
+		select {
+		case fatal <- err:
+		default:
+		}
+	}))
+	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name) // etcd ignores it if there is a write-ahead log
+	cfg.ListenPeerUrls, cfg.ListenClientUrls = nil, nil
+	cfg.QuotaBackendBytes = -1 // no alarm, however large the database is
+	etcdline.UseLoneTiming(cfg)
+	server, err := Start(ctx, cfg, fatal, supervise.Reporter{}, closeLate)
 	if err != nil || server == nil {
 		return nil, errors.Join(err, ctx.Err())
 	}
-	o := &Offline{server, e.fatal}
+	o := &Offline{server, fatal}
 	if err := o.ready(ctx); err != nil {
 		_ = o.Close() // which has no better reason
 		return nil, err
 	}
 	return o, nil
+}
+
+// closeLate closes a server that nobody waits for: before it leads itself, Close would wait for that
+// (embed/serve.go:serve).
+func closeLate(server *embed.Etcd) {
+	select {
+	case <-server.Server.ReadyNotify():
+	default:
+		server.Server.HardStop()
+	}
+	server.Close()
 }
 
 // Close stops the member. The error is the one of which it died, on a full disk for example: then

@@ -1,4 +1,4 @@
-package etcd
+package dbcopy
 
 import (
 	"bytes"
@@ -15,22 +15,24 @@ import (
 
 	"go.etcd.io/bbolt"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"kthwd/appliance/etcd/embedded"
 )
 
 // A copy is under way from the first begin to the last end.
 func TestCopies(t *testing.T) {
-	var e Member
-	if !e.Copying().IsZero() {
+	var o Open
+	if !o.Since().IsZero() {
 		t.Error("a new member copies")
 	}
-	first := e.copies.begin()
-	since := e.Copying()
-	second := e.copies.begin()
+	first := o.Begin()
+	since := o.Since()
+	second := o.Begin()
 	first()
-	if since.IsZero() || e.Copying() != since {
-		t.Errorf("with one of two ended: since %v, then %v", since, e.Copying())
+	if since.IsZero() || o.Since() != since {
+		t.Errorf("with one of two ended: since %v, then %v", since, o.Since())
 	}
-	if second(); !e.Copying().IsZero() {
+	if second(); !o.Since().IsZero() {
 		t.Error("it copies without a copy")
 	}
 }
@@ -38,7 +40,7 @@ func TestCopies(t *testing.T) {
 // A copy knows its size and the state of its store before it is read, and has nothing of what is
 // written later.
 func TestCopy(t *testing.T) {
-	o, err := OpenOffline(t.Context(), "c0", t.TempDir(), true, slog.New(slog.DiscardHandler))
+	o, err := embedded.OpenOffline(t.Context(), "c0", t.TempDir(), true, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +98,7 @@ func TestCopy(t *testing.T) {
 
 // A copy ends when its reader has gone.
 func TestCopyEnds(t *testing.T) {
-	o, err := OpenOffline(t.Context(), "c0", t.TempDir(), true, slog.New(slog.DiscardHandler))
+	o, err := embedded.OpenOffline(t.Context(), "c0", t.TempDir(), true, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

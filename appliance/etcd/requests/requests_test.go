@@ -1,4 +1,4 @@
-package etcd
+package requests
 
 import (
 	"context"
@@ -14,10 +14,10 @@ import (
 
 func TestAbandonedRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRequests()
+		r := New()
 		boom := errors.New("boom")
 		call := func(handle func(context.Context) (any, error)) (any, error) {
-			return r.intercept(t.Context(), nil, nil, func(ctx context.Context, _ any) (any, error) { return handle(ctx) })
+			return r.Intercept(t.Context(), nil, nil, func(ctx context.Context, _ any) (any, error) { return handle(ctx) })
 		}
 		if got, err := call(func(context.Context) (any, error) { return 7, nil }); got != 7 || err != nil {
 			t.Errorf("got %v %v, want the handler's answer", got, err)
@@ -41,7 +41,7 @@ func TestAbandonedRequests(t *testing.T) {
 			locked <- err
 		}()
 		synctest.Wait()
-		r.fail(errNoQuorum)
+		r.Fail(ErrNoQuorum)
 		synctest.Wait()
 		if err := <-waits; status.Code(err) != codes.FailedPrecondition {
 			t.Errorf("one that waits: got %v, want FailedPrecondition", err)
@@ -79,12 +79,12 @@ func (p *parts) SendMsg(any) error        { p.sent++; return nil }
 // Lists that are answered in parts are abandoned as all other requests; watches go on.
 func TestAbandonedStreams(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRequests()
+		r := New()
 		boom := errors.New("boom")
 		list, watch := &grpc.StreamServerInfo{FullMethod: "/etcdserverpb.KV/RangeStream", IsServerStream: true}, &grpc.StreamServerInfo{IsServerStream: true, IsClientStream: true}
 		call := func(info *grpc.StreamServerInfo, handle func(grpc.ServerStream) error) (sent int, err error) {
 			p := &parts{ctx: t.Context()}
-			err = r.stream(nil, p, info, func(_ any, s grpc.ServerStream) error { return handle(s) })
+			err = r.Stream(nil, p, info, func(_ any, s grpc.ServerStream) error { return handle(s) })
 			return p.sent, err
 		}
 		if sent, err := call(list, func(s grpc.ServerStream) error { return s.SendMsg(nil) }); sent != 1 || err != nil {
@@ -110,7 +110,7 @@ func TestAbandonedStreams(t *testing.T) {
 			return s.SendMsg(nil)
 		})
 		synctest.Wait()
-		r.fail(errNoQuorum)
+		r.Fail(ErrNoQuorum)
 		time.Sleep(lockGrace)
 		synctest.Wait()
 		for name, want := range map[string]codes.Code{"one that waits": codes.FailedPrecondition, "one whose last part was sent": codes.OK, "one that waits for a lock": codes.FailedPrecondition} {

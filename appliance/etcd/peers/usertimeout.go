@@ -1,6 +1,7 @@
-package etcd
+package peers
 
 import (
+	"log/slog"
 	"net/netip"
 	"net/url"
 	"os"
@@ -16,8 +17,8 @@ import (
 // is lost and sent again ends nothing.
 const unackedTimeout = 10 * time.Second
 
-// limitUnacked makes the kernel give up the present connections of peers that take no more
-// bytes. Call it every few seconds. etcd's
+// LimitUnacked makes the kernel give up the present connections of peers that take no more
+// bytes, to the addresses at which the member listens for peers. Call it every few seconds. etcd's
 // own deadline has no effect on small messages: they fit into the buffer of a dead connection
 // for as long as TCP repeats them, a quarter of an hour, and etcd sends them nowhere else
 // meanwhile. If only one direction is cut, that costs a quorum that has the other direction.
@@ -25,11 +26,11 @@ const unackedTimeout = 10 * time.Second
 // etcd makes its listener by itself, and for Multipath TCP, as Go's default is: such a listener
 // has no option that its connections could inherit. So they are found among the process's
 // sockets.
-func (e *Member) limitUnacked() {
-	listens := peerPorts(e.cfg.ListenPeerUrls)
+func LimitUnacked(listen []url.URL, log *slog.Logger) {
+	listens := peerPorts(listen)
 	names, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
-		e.log.Debug("connections of peers keep the kernel's timeout", "err", err)
+		log.Debug("connections of peers keep the kernel's timeout", "err", err)
 	}
 	for _, name := range names {
 		fd, err := strconv.Atoi(name.Name())
@@ -37,7 +38,7 @@ func (e *Member) limitUnacked() {
 			continue
 		}
 		if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(unackedTimeout.Milliseconds())); err != nil {
-			e.log.Debug("a peer's connection keeps the kernel's timeout", "err", err)
+			log.Debug("a peer's connection keeps the kernel's timeout", "err", err)
 		}
 	}
 }
