@@ -18,7 +18,7 @@ import (
 	utilversion "k8s.io/apimachinery/pkg/util/version"
 
 	"kthwd/appliance/advice"
-	"kthwd/appliance/backup"
+	"kthwd/appliance/backup/verify"
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
@@ -188,7 +188,7 @@ func (p *planner) secrets(ctx context.Context, dir string) {
 	if prefix == "" {
 		prefix = "/registry"
 	}
-	s, err := backup.OpenStored(ctx, dir, "/"+strings.Trim(prefix, "/"), file)
+	s, err := verify.OpenStored(ctx, dir, "/"+strings.Trim(prefix, "/"), file)
 	if err != nil {
 		hint, ok := advice.Of(err)
 		if !ok {

@@ -1,17 +1,12 @@
-// Package backup makes archives of a running cluster, verifies them by restoring them, and
-// restores a cluster from one.
+// Package backup makes archives of a running cluster, on a schedule if there is one, and restores a
+// cluster from one.
 //
 //	made, err := backup.Create(ctx, backup.Options{Layout: layout, Dir: dir, …})
-//	found, err := backup.Verify(ctx, backup.VerifyOptions{File: file, …})
 //
 // Create copies the database of the running member and every file that a controller needs into
-// an archive, and lets Verify restore the result. Only an archive that
+// an archive, and lets package verify restore the result. Only an archive that
 // has passed gets its final name, so a crash at any moment leaves hidden directories, which
 // the next Create in the same directory removes.
-//
-// Verify runs Check.Run in a child process with a memory limit and a low priority: that
-// starts an etcd on the restored database, compares it with the manifest, and opens what
-// is encrypted with the archived keys. The child is this program, run as Options.Checker.
 //
 // Package archive has the format. The package never changes the cluster, except for one
 // key, RecordKey, which says when the last backup was made.
@@ -37,6 +32,9 @@ import (
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/archive"
+	"kthwd/appliance/backup/step"
+	"kthwd/appliance/backup/verify"
+	"kthwd/appliance/backup/workdir"
 	"kthwd/appliance/datadir"
 	"kthwd/appliance/durable"
 	"kthwd/appliance/etcd/dbcopy"
@@ -58,18 +56,18 @@ type Options struct {
 	Prefix     string              // of kube-apiserver's keys in etcd
 	Settings   []byte              // a configuration file with the settings in force
 	Args       map[string][]string // the programs' command lines
-	Checker    Checker
+	Checker    verify.Checker
 	// Database opens a copy of the running member's database. If it is nil or fails, etcd itself is
 	// asked for one, which costs the daemon memory; a copy without its Store costs a further one on the disk.
 	Database   func(ctx context.Context) (*Copy, error)
 	Unrecorded bool // it is no backup that the cluster shows as its last: the file is on the disk of the data
-	Report     func(Event)
+	Report     func(step.Event)
 }
 
 // Created is the result of Create.
 type Created struct {
 	File     string                   `json:"file"` // its final path
-	Verified Verified                 `json:"verified"`
+	Verified verify.Verified          `json:"verified"`
 	Took     map[string]time.Duration `json:"tookNanoseconds"` // by step
 	Warnings []string                 `json:"warnings,omitempty"`
 
@@ -87,7 +85,7 @@ const largestHashed = 64 << 20
 func Create(ctx context.Context, o Options) (c Created, err error) {
 	c.Took = map[string]time.Duration{}
 	report := o.Report
-	o.Report = func(e Event) {
+	o.Report = func(e step.Event) {
 		if c.Took[e.Step] += e.Took; report != nil {
 			report(e)
 		}
@@ -107,13 +105,13 @@ func Create(ctx context.Context, o Options) (c Created, err error) {
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return c, err
 	}
-	stage, err := newStage(o.Dir)
+	stage, err := workdir.New(o.Dir)
 	if err != nil {
 		return c, err
 	}
-	defer stage.remove()
+	defer stage.Remove()
 	// The archive, the database that is read from it and the restored one.
-	if err := enoughRoom(o.Dir, 3*status.DbSize); err != nil {
+	if err := workdir.EnoughRoom(o.Dir, 3*status.DbSize); err != nil {
 		return c, err
 	}
 	m, f, err := o.gather(status)
@@ -121,7 +119,7 @@ func Create(ctx context.Context, o Options) (c Created, err error) {
 		return c, err
 	}
 	var database *Copy
-	if err := step(o.Report, StepSnapshot, status.DbSize, func(add func(int64)) (err error) {
+	if err := step.Run(o.Report, step.Snapshot, status.DbSize, func(add func(int64)) (err error) {
 		database, err = o.open(ctx, client, stage, add)
 		return err
 	}); err != nil {
@@ -229,8 +227,8 @@ func memberNames(all []*etcdserverpb.Member) (names []string) {
 }
 
 // finish packs the archive, verifies it, gives it its name and records it.
-func (o Options) finish(ctx context.Context, client *clientv3.Client, stage *stage, m archive.Manifest, f *files, database *Copy, c *Created) error {
-	file, recipients, identity, err := stage.archive(m), o.Recipients, (*age.X25519Identity)(nil), error(nil)
+func (o Options) finish(ctx context.Context, client *clientv3.Client, stage *workdir.Dir, m archive.Manifest, f *files, database *Copy, c *Created) error {
+	file, recipients, identity, err := stage.Archive(m), o.Recipients, (*age.X25519Identity)(nil), error(nil)
 	if len(recipients) > 0 {
 		// A machine cannot read its own archives, so the verification has an identity of its own,
 		// which exists in memory, and only until then.
@@ -239,7 +237,7 @@ func (o Options) finish(ctx context.Context, client *clientv3.Client, stage *sta
 		}
 		recipients = append(slices.Clone(recipients), identity.Recipient())
 	}
-	if err := step(o.Report, StepPack, m.Database().Size, func(add func(int64)) error {
+	if err := step.Run(o.Report, step.Pack, m.Database().Size, func(add func(int64)) error {
 		return archive.Write(file, m, func(name string) (io.ReadCloser, error) {
 			if name == archive.Database {
 				return database.content(add), nil
@@ -252,11 +250,11 @@ func (o Options) finish(ctx context.Context, client *clientv3.Client, stage *sta
 	if err := database.Close(); err != nil { // makes room for the restored one
 		return err
 	}
-	v := VerifyOptions{File: file, Dir: stage.dir, Checker: o.Checker, Report: o.Report}
+	v := verify.Options{File: file, Dir: stage.Path, Checker: o.Checker, Report: o.Report}
 	if identity != nil {
 		v.Identities = identity.String() + "\n"
 	}
-	if c.Verified, err = Verify(ctx, v); err != nil {
+	if c.Verified, err = verify.Verify(ctx, v); err != nil {
 		return err
 	}
 	final := filepath.Join(o.Dir, archive.Name(m))
@@ -296,22 +294,10 @@ func warnings(m archive.Manifest, secrets bool) (all []string) {
 	return all
 }
 
-// MissingKeys are the keys of CAs whose certificate is in an archive, and which are not in it
-// themselves: without copies of them a restored cluster gives no further controller and no node a
-// certificate.
-func MissingKeys(m archive.Manifest) (names []string) {
-	for _, path := range [][2]string{{pki.Layout{}.CA(), pki.Layout{}.CAKey()}, {pki.Layout{}.EtcdCA(), pki.Layout{}.EtcdCAKey()}} {
-		if m.Find(archive.FilesDir+path[0]) != nil && m.Find(archive.FilesDir+path[1]) == nil {
-			names = append(names, path[1])
-		}
-	}
-	return names
-}
-
 // keysElsewhere are the MissingKeys that were not left out: the machine has them not. A controller
 // that has joined has none.
 func keysElsewhere(m archive.Manifest) []string {
-	return slices.DeleteFunc(MissingKeys(m), func(name string) bool { return slices.Contains(m.LeftOut, name) })
+	return slices.DeleteFunc(archive.MissingKeys(m), func(name string) bool { return slices.Contains(m.LeftOut, name) })
 }
 
 // RecordKey is the key in etcd with the Record of the last backup.
@@ -336,7 +322,7 @@ func record(ctx context.Context, client *clientv3.Client, m archive.Manifest, c 
 	value, err := json.Marshal(Record{
 		At: m.Created, By: m.Name, File: c.File, Size: c.Verified.Size, Revision: m.Revision,
 		Verified: time.Now().UTC().Truncate(time.Second), Took: c.Took,
-		Secrets: m.Secrets, Lacks: MissingKeys(m),
+		Secrets: m.Secrets, Lacks: archive.MissingKeys(m),
 	})
 	if err != nil {
 		return err

@@ -25,10 +25,15 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+	"k8s.io/apiserver/pkg/server/options/encryptionconfig"
 	"k8s.io/apiserver/pkg/storage/value"
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/archive"
+	"kthwd/appliance/backup/keep"
+	"kthwd/appliance/backup/step"
+	"kthwd/appliance/backup/verify"
+	"kthwd/appliance/backup/workdir"
 	"kthwd/appliance/config"
 	"kthwd/appliance/datadir"
 	"kthwd/appliance/etcd/dbcopy"
@@ -44,14 +49,14 @@ var noLog = slog.New(slog.DiscardHandler)
 // TestMain is the child process of a verification when the arguments say so.
 func TestMain(m *testing.M) {
 	if len(os.Args) == 4 && os.Args[1] == "check" {
-		if err := RunChecker(context.Background(), os.Args[2], os.Args[3], "v0.1.0", os.Stdin, os.Stdout, noLog); err != nil {
+		if err := verify.RunChecker(context.Background(), os.Args[2], os.Args[3], "v0.1.0", os.Stdin, os.Stdout, noLog); err != nil {
 			fmt.Fprintln(os.Stderr, "error:", err)
 			os.Exit(1)
 		}
 		return
 	}
 	if len(os.Args) == 3 && os.Args[1] == "open" {
-		if err := RunOpener(context.Background(), os.Args[2], os.Stdout, noLog); err != nil {
+		if err := keep.RunOpener(context.Background(), os.Args[2], os.Stdout, noLog); err != nil {
 			os.Exit(1)
 		}
 		return
@@ -173,12 +178,11 @@ func encrypt(t *testing.T, l pki.Layout, key string) string {
 	t.Helper()
 	data, err := os.ReadFile(l.EncryptionConfig())
 	must(t, err)
-	dir := t.TempDir()
-	copied := filepath.Join(dir, "encryption-config.yaml")
+	copied := filepath.Join(t.TempDir(), "encryption-config.yaml")
 	must(t, os.WriteFile(copied, data, 0o600))
-	k, err := loadKeys(t.Context(), copied)
+	c, err := encryptionconfig.LoadEncryptionConfig(t.Context(), copied, false, "")
 	must(t, err)
-	for _, transformer := range k {
+	for _, transformer := range c.Transformers {
 		sealed, err := transformer.TransformToStorage(t.Context(), []byte("secret"), value.DefaultContext(key))
 		must(t, err)
 		return string(sealed)
@@ -288,7 +292,7 @@ func older(o Options) map[string]Options {
 // stagedDatabases are the databases that lie in the directory of an archive while that is made.
 func stagedDatabases(t *testing.T, dir string) []string {
 	t.Helper()
-	found, err := filepath.Glob(filepath.Join(dir, stagePrefix+"*", archive.Database))
+	found, err := filepath.Glob(filepath.Join(dir, workdir.Prefix+"*", archive.Database))
 	must(t, err)
 	return found
 }
@@ -300,10 +304,10 @@ func TestCreateWithAnOlderKthwd(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			o.Dir = t.TempDir()
 			staged := 0
-			o.Report = func(e Event) {
-				if all := stagedDatabases(t, o.Dir); e.Step == StepPack && e.Took == 0 {
+			o.Report = func(e step.Event) {
+				if all := stagedDatabases(t, o.Dir); e.Step == step.Pack && e.Took == 0 {
 					staged += len(all)
-				} else if e.Step == StepExtract && len(all) > 0 {
+				} else if e.Step == step.Extract && len(all) > 0 {
 					t.Errorf("left when the archive is verified: %v", all)
 				}
 			}
@@ -344,8 +348,8 @@ func TestCreateFromABrokenCopy(t *testing.T) {
 				return c, err
 			}
 			_, err := Create(t.Context(), o)
-			if err == nil || !strings.Contains(err.Error(), tt.want) || StepOf(err) != StepPack {
-				t.Errorf("got %v in the step %q, want %q", err, StepOf(err), tt.want)
+			if err == nil || !strings.Contains(err.Error(), tt.want) || step.Of(err) != step.Pack {
+				t.Errorf("got %v in the step %q, want %q", err, step.Of(err), tt.want)
 			}
 			if left := names(t, dir); len(left) != 0 {
 				t.Errorf("left: %v", left)
@@ -373,7 +377,7 @@ func TestCreate(t *testing.T) {
 	o := c.options(dir)
 	o.PlainKeys, o.Recipients = false, []age.Recipient{id.Recipient()}
 	steps := map[string]bool{}
-	o.Report = func(e Event) {
+	o.Report = func(e step.Event) {
 		steps[e.Step] = steps[e.Step] || e.Took > 0
 		if all := stagedDatabases(t, dir); len(all) > 0 {
 			t.Errorf("in the step %s the database lies beside the archive: %v", e.Step, all)
@@ -390,7 +394,7 @@ func TestCreate(t *testing.T) {
 	if got := made.Verified.Decrypted["secrets"]; got != 1 || made.Verified.Certificates < 10 {
 		t.Errorf("got %d secrets decrypted, %d certificates opened", got, made.Verified.Certificates)
 	}
-	for _, step := range []string{StepSnapshot, StepPack, StepExtract, StepRestore, StepRead, StepFiles} {
+	for _, step := range []string{step.Snapshot, step.Pack, step.Extract, step.Restore, step.Read, step.Files} {
 		if !steps[step] {
 			t.Errorf("no event of the end of %s", step)
 		}
@@ -406,14 +410,14 @@ func TestCreate(t *testing.T) {
 		copied := filepath.Join(t.TempDir(), filepath.Base(made.File))
 		data, err := os.ReadFile(made.File)
 		must(t, errors.Join(err, os.WriteFile(copied, data, 0o600)))
-		v, err := Verify(t.Context(), VerifyOptions{File: copied, Identities: id.String(), Checker: checker})
+		v, err := verify.Verify(t.Context(), verify.Options{File: copied, Identities: id.String(), Checker: checker})
 		if err != nil || v.Manifest.Revision != m.Revision || v.Decrypted["secrets"] != 1 {
 			t.Errorf("got %+v, %v", v, err)
 		}
 		if left := names(t, filepath.Dir(copied)); len(left) != 1 {
 			t.Errorf("left beside it: %v", left)
 		}
-		_, err = Verify(t.Context(), VerifyOptions{File: copied, Checker: checker})
+		_, err = verify.Verify(t.Context(), verify.Options{File: copied, Checker: checker})
 		if hint, _ := advice.Of(err); !errors.Is(err, archive.ErrEncrypted) || !strings.Contains(hint, "--identity") {
 			t.Errorf("without an identity: got %v", err)
 		}
@@ -491,7 +495,7 @@ func TestVerifyFinds(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			file := rewrite(t, made.File, tt.change)
-			_, err := Verify(t.Context(), VerifyOptions{File: file, Checker: checker})
+			_, err := verify.Verify(t.Context(), verify.Options{File: file, Checker: checker})
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got %v, want %q", err, tt.want)
 			}
@@ -536,7 +540,7 @@ func rewrite(t *testing.T, file string, change func(m *archive.Manifest, databas
 func TestFormat1(t *testing.T) {
 	c := newController(t, 5)
 	file := rewrite(t, c.create(t, c.options(t.TempDir())).File, func(m *archive.Manifest, _ *[]byte, _ map[string][]byte) { m.Format = 1 })
-	v, err := Verify(t.Context(), VerifyOptions{File: file, Checker: checker})
+	v, err := verify.Verify(t.Context(), verify.Options{File: file, Checker: checker})
 	must(t, err)
 	if v.Manifest.Format != 1 || v.Manifest.Database().SHA256 == "" || v.Manifest.Keys != 9 {
 		t.Errorf("got %+v", v.Manifest)
@@ -564,8 +568,8 @@ func TestCreateRefuses(t *testing.T) {
 	t.Run("interrupted", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		o := c.options(dir)
-		o.Report = func(e Event) {
-			if e.Step == StepRestore {
+		o.Report = func(e step.Event) {
+			if e.Step == step.Restore {
 				cancel()
 			}
 		}
@@ -577,7 +581,7 @@ func TestCreateRefuses(t *testing.T) {
 		}
 	})
 	t.Run("a dead process's directory is removed", func(t *testing.T) {
-		dead := filepath.Join(dir, stagePrefix+"1")
+		dead := filepath.Join(dir, workdir.Prefix+"1")
 		must(t, errors.Join(os.Mkdir(dead, 0o700), os.WriteFile(filepath.Join(dead, "lock"), nil, 0o600), os.WriteFile(filepath.Join(dead, "etcd.db"), nil, 0o600)))
 		c.create(t, c.options(dir))
 		if left := names(t, dir); len(left) != 1 || strings.HasPrefix(left[0], ".") {
@@ -606,7 +610,7 @@ func restoreOptions(t *testing.T, file string) RestoreOptions {
 	c := config.Default().Controller
 	c.DataDir, c.Name, c.BindAddress, c.AdvertiseAddress = filepath.Join(t.TempDir(), "kubernetes"), "new", "127.0.0.2", "127.0.0.2"
 	must(t, c.Resolve())
-	return RestoreOptions{File: file, Config: c, Settings: []byte("name: new\n"), Kthwd: "v0.1.0", Log: noLog, Report: func(Event) {}}
+	return RestoreOptions{File: file, Config: c, Settings: []byte("name: new\n"), Kthwd: "v0.1.0", Log: noLog, Report: func(step.Event) {}}
 }
 
 // checkRestored checks that a data directory is complete, and that of the archive's cluster.

@@ -13,7 +13,6 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"kthwd/appliance/archive"
-	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/pki"
 )
 
@@ -46,25 +45,13 @@ func collect(l pki.Layout, secrets bool) (*files, error) {
 // there, and those that the configuration has elsewhere.
 func namesOf(l pki.Layout, entries []os.DirEntry) (names []string) {
 	for _, e := range entries {
-		if _, elsewhere := l.Elsewhere[e.Name()]; !elsewhere && wanted(l, e.Name()) {
+		if _, elsewhere := l.Elsewhere[e.Name()]; !elsewhere && archive.Wanted(l, e.Name()) {
 			names = append(names, e.Name())
 		}
 	}
 	names = append(names, slices.Collect(maps.Keys(l.Elsewhere))...)
 	slices.Sort(names)
 	return names
-}
-
-// wanted reports whether a file of the data directory goes into an archive.
-func wanted(l pki.Layout, name string) bool {
-	if !archive.IsFileName(name) || name == archive.ConfigFile { // the settings in force take its place
-		return false
-	}
-	path := filepath.Join(l.Dir, name)
-	if path == l.Record() || path == l.Names() {
-		return true
-	}
-	return slices.Contains([]string{".pem", ".kubeconfig", ".yaml"}, filepath.Ext(name))
 }
 
 func (f *files) addFile(l pki.Layout, name string, secrets bool) error {
@@ -153,9 +140,4 @@ func outside(l pki.Layout, args map[string][]string) (paths []string) {
 func below(dir, path string) bool {
 	rel, err := filepath.Rel(dir, path)
 	return err == nil && rel != ".." && !strings.HasPrefix(rel, ".."+string(filepath.Separator))
-}
-
-// recordOf returns the versions and the IDs of an archive as a member record has them.
-func recordOf(m archive.Manifest) etcdfiles.Record {
-	return etcdfiles.Record{Cluster: m.Cluster, Member: m.Member, Kthwd: m.Kthwd, Kubernetes: m.Kubernetes, Etcd: m.Etcd}
 }

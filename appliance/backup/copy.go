@@ -14,6 +14,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"kthwd/appliance/archive"
+	"kthwd/appliance/backup/workdir"
 	"kthwd/appliance/etcd/dbcopy"
 )
 
@@ -62,7 +63,7 @@ func (c *content) Read(p []byte) (n int, err error) {
 }
 
 // open opens a copy of the running member's database, whose size and store are known.
-func (o Options) open(ctx context.Context, client *clientv3.Client, stage *stage, add func(int64)) (*Copy, error) {
+func (o Options) open(ctx context.Context, client *clientv3.Client, stage *workdir.Dir, add func(int64)) (*Copy, error) {
 	var c *Copy
 	err := errors.ErrUnsupported
 	if o.Database != nil {
@@ -79,12 +80,12 @@ func (o Options) open(ctx context.Context, client *clientv3.Client, stage *stage
 		c = NewCopy(r.Snapshot, 0, dbcopy.Store{})
 	}
 	defer c.Close()
-	return stage.keep(c.content(add))
+	return toDisk(stage, c.content(add))
 }
 
-// keep writes a copy to a file, from which it is read again.
-func (s *stage) keep(in io.Reader) (_ *Copy, err error) {
-	out, err := os.OpenFile(s.database(), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+// toDisk writes a copy to a file, from which it is read again.
+func toDisk(s *workdir.Dir, in io.Reader) (_ *Copy, err error) {
+	out, err := os.OpenFile(s.Database(), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -94,11 +95,11 @@ func (s *stage) keep(in io.Reader) (_ *Copy, err error) {
 		}
 	}()
 	paced := archive.NewPaced(out)
-	size, err := io.CopyBuffer(paced, onlyReader{in}, make([]byte, 256<<10))
+	size, err := io.CopyBuffer(paced, workdir.OnlyReader{Reader: in}, make([]byte, 256<<10))
 	if err = errors.Join(err, paced.Close()); err != nil {
 		return nil, err
 	}
-	store, err := readStore(s.database())
+	store, err := dbcopy.ReadFile(s.Database())
 	if err != nil {
 		return nil, err
 	}
@@ -106,7 +107,7 @@ func (s *stage) keep(in io.Reader) (_ *Copy, err error) {
 		return nil, err
 	}
 	return &Copy{Size: size, Store: store, Reader: out, close: sync.OnceValue(func() error {
-		return errors.Join(out.Close(), archive.Remove(s.database()))
+		return errors.Join(out.Close(), archive.Remove(s.Database()))
 	})}, nil
 }
 

@@ -12,6 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"kthwd/appliance/archive"
+	"kthwd/appliance/backup/keep"
+	"kthwd/appliance/backup/step"
+	"kthwd/appliance/backup/verify"
 	"kthwd/appliance/datadir"
 	"kthwd/test/harness"
 )
@@ -47,10 +50,10 @@ func fill(t *testing.T, dir string) {
 }
 
 // fillAt fills the disk once, when a step begins.
-func fillAt(t *testing.T, dir, step string) func(Event) {
+func fillAt(t *testing.T, dir, at string) func(step.Event) {
 	filled := false
-	return func(e Event) {
-		if e.Step == step && !filled {
+	return func(e step.Event) {
+		if e.Step == at && !filled {
 			filled = true
 			fill(t, dir)
 		}
@@ -86,13 +89,13 @@ func TestCreateOnAFullDisk(t *testing.T) {
 		}
 		must(t, archive.Check(good))
 	}
-	for _, step := range []string{StepSnapshot, StepPack} {
-		t.Run("in the step "+step, func(t *testing.T) {
+	for _, at := range []string{step.Snapshot, step.Pack} {
+		t.Run("in the step "+at, func(t *testing.T) {
 			o := c.options(dir)
-			if step == StepSnapshot { // what an older kthwd gives is written in this step
+			if at == step.Snapshot { // what an older kthwd gives is written in this step
 				o = older(o)["no copy"]
 			}
-			o.Report = fillAt(t, dir, step)
+			o.Report = fillAt(t, dir, at)
 			_, err := Create(t.Context(), o)
 			oneLine(t, err)
 			check(t)
@@ -120,13 +123,13 @@ func TestCreateOnAFullDisk(t *testing.T) {
 func TestVerifyOnAFullDisk(t *testing.T) {
 	c, dir := newController(t, 1000), smallDisk(t)
 	file := c.create(t, c.options(t.TempDir())).File
-	for _, step := range []string{"", StepExtract, StepRestore, StepRead} {
-		t.Run("in the step "+step, func(t *testing.T) {
-			if step == "" {
+	for _, at := range []string{"", step.Extract, step.Restore, step.Read} {
+		t.Run("in the step "+at, func(t *testing.T) {
+			if at == "" {
 				fill(t, dir)
 			}
-			_, err := Verify(t.Context(), VerifyOptions{File: file, Dir: dir, Checker: checker, Report: fillAt(t, dir, step)})
-			if err != nil || step == "" { // the child may have been quicker
+			_, err := verify.Verify(t.Context(), verify.Options{File: file, Dir: dir, Checker: checker, Report: fillAt(t, dir, at)})
+			if err != nil || at == "" { // the child may have been quicker
 				oneLine(t, err)
 			}
 			makeRoom(t, dir)
@@ -146,7 +149,7 @@ func TestKeepOnAFullDisk(t *testing.T) {
 	before := sums(t, o.Layout.Etcd())
 	fill(t, dir)
 	o.Opener = func(context.Context, string) *exec.Cmd { t.Error("a copy was opened"); return exec.Command("false") }
-	_, err := Keep(t.Context(), o)
+	_, err := keep.Keep(t.Context(), o)
 	oneLine(t, err)
 	harness.CheckRefusal(t, err, "a copy of the data from before the upgrade (etcd 3.6 to 3.7", "make room; or, with a copy elsewhere, start once with --copy-before-upgrade=false")
 	if left := names(t, o.Layout.Kept()); len(left) != 0 {
@@ -167,10 +170,10 @@ func TestRestoreOnAFullDisk(t *testing.T) {
 	o.Config.EtcdDataDir = ""
 	must(t, o.Config.Resolve())
 	l := o.Config.Layout()
-	for _, step := range []string{StepExtract, StepRestore, StepRead, StepFiles} {
-		t.Run("in the step "+step, func(t *testing.T) {
+	for _, at := range []string{step.Extract, step.Restore, step.Read, step.Files} {
+		t.Run("in the step "+at, func(t *testing.T) {
 			o := o
-			o.Report = fillAt(t, dir, step)
+			o.Report = fillAt(t, dir, at)
 			r, err := BeginRestore(o)
 			must(t, err)
 			err = r.Run(t.Context())

@@ -15,6 +15,9 @@ import (
 	"time"
 
 	"kthwd/appliance/archive"
+	"kthwd/appliance/backup/step"
+	"kthwd/appliance/backup/verify"
+	"kthwd/appliance/backup/workdir"
 	"kthwd/appliance/config"
 	"kthwd/appliance/datadir"
 )
@@ -26,10 +29,10 @@ const diesAt = "KTHWD_TEST_DIES_AT"
 const olderRuns = "KTHWD_TEST_OLDER_RUNS"
 
 // mortal returns a Report that kills this process at the event of diesAt.
-func mortal() func(Event) {
+func mortal() func(step.Event) {
 	at, _ := strconv.Atoi(os.Getenv(diesAt))
 	n := 0
-	return func(Event) {
+	return func(step.Event) {
 		if n++; n == at {
 			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 			select {} // the signal is on its way
@@ -37,9 +40,9 @@ func mortal() func(Event) {
 	}
 }
 
-// child runs this test as a child process that dies at an event, or after a time that is not 0.
+// killedChild runs this test as a child process that dies at an event, or after a time that is not 0.
 // It reports whether the child was killed.
-func child(t *testing.T, event int, after time.Duration, args ...string) (killed bool) {
+func killedChild(t *testing.T, event int, after time.Duration, args ...string) (killed bool) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", args...)
 	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d", diesAt, event))
@@ -77,7 +80,7 @@ func TestCreateKilled(t *testing.T) {
 			if verified[file] {
 				continue
 			}
-			if _, err := Verify(t.Context(), VerifyOptions{File: file, Checker: checker}); err != nil {
+			if _, err := verify.Verify(t.Context(), verify.Options{File: file, Checker: checker}); err != nil {
 				t.Errorf("%s: %s has a final name: %v", what, file, err)
 			}
 			verified[file] = true
@@ -91,7 +94,7 @@ func TestCreateKilled(t *testing.T) {
 		events := 0
 		for killed := true; killed && events < 100; {
 			events++
-			killed = child(t, events, 0, "create", c.config.DataDir, dir)
+			killed = killedChild(t, events, 0, "create", c.config.DataDir, dir)
 			check(fmt.Sprintf("killed at event %d, an older kthwd: %q", events, old))
 		}
 		if events < 10 {
@@ -102,11 +105,11 @@ func TestCreateKilled(t *testing.T) {
 	source := rand.New(rand.NewPCG(16, 1))
 	for range 6 {
 		after := time.Duration(source.Int64N(int64(whole))) + time.Millisecond
-		child(t, 0, after, "create", c.config.DataDir, dir)
+		killedChild(t, 0, after, "create", c.config.DataDir, dir)
 		check(fmt.Sprintf("killed after %v", after))
 	}
 	c.create(t, c.options(dir)) // it removes what is left over
-	if left, err := filepath.Glob(filepath.Join(dir, stagePrefix+"*")); err != nil || len(left) > 0 {
+	if left, err := filepath.Glob(filepath.Join(dir, workdir.Prefix+"*")); err != nil || len(left) > 0 {
 		t.Errorf("left: %v, %v", left, err)
 	}
 }
@@ -121,7 +124,7 @@ func TestVerifyKilled(t *testing.T) {
 	events := 0
 	for killed := true; killed && events < 100; {
 		events++
-		killed = child(t, events, 0, "verify", file)
+		killed = killedChild(t, events, 0, "verify", file)
 	}
 	if events < 6 {
 		t.Errorf("only %d events", events)
@@ -148,7 +151,7 @@ func TestPruneKilled(t *testing.T) {
 			newest = filepath.Join(dir, fmt.Sprintf("c0-20260101T%06dZ-r%d.kthwd", i, i+1))
 			must(t, os.Link(a.Path, newest)) // a name of another one, which Check does not look at
 		}
-		child(t, 0, time.Duration(source.Int64N(int64(300*time.Millisecond)))+time.Millisecond, "prune", dir)
+		killedChild(t, 0, time.Duration(source.Int64N(int64(300*time.Millisecond)))+time.Millisecond, "prune", dir)
 		left := names(t, dir)
 		if len(left) == 0 || left[len(left)-1] != filepath.Base(newest) {
 			t.Fatalf("left: %v, want %s among it", left, newest)
@@ -168,7 +171,7 @@ func TestRestoreKilled(t *testing.T) {
 		t.Helper()
 		o := restoreOptions(t, file)
 		begun := time.Now()
-		killed = child(t, event, after, "restore", file, o.Config.DataDir)
+		killed = killedChild(t, event, after, "restore", file, o.Config.DataDir)
 		took = time.Since(begun)
 		l := o.Config.Layout()
 		if datadir.Exists(l.Lock()) {
@@ -205,7 +208,7 @@ func TestRestoreKilled(t *testing.T) {
 // verifyChild, pruneChild and restoreChild are the children of these tests.
 func verifyChild(file string) error {
 	report := mortal()
-	_, err := Verify(context.Background(), VerifyOptions{File: file, Checker: checker, Report: report})
+	_, err := verify.Verify(context.Background(), verify.Options{File: file, Checker: checker, Report: report})
 	return err
 }
 

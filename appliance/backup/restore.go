@@ -23,6 +23,10 @@ import (
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/archive"
+	"kthwd/appliance/backup/etcdrestore"
+	"kthwd/appliance/backup/step"
+	"kthwd/appliance/backup/verify"
+	"kthwd/appliance/backup/workdir"
 	"kthwd/appliance/config"
 	"kthwd/appliance/datadir"
 	"kthwd/appliance/durable"
@@ -42,7 +46,7 @@ type RestoreOptions struct {
 	Replace    bool              // data of etcd and other files that are there move aside
 	Kthwd      string
 	Log        *slog.Logger
-	Report     func(Event)
+	Report     func(step.Event)
 }
 
 // Restore makes this machine the only controller of the cluster in an archive. Call
@@ -87,7 +91,7 @@ func BeginRestore(o RestoreOptions) (_ *Restore, err error) {
 		return nil, err
 	}
 	r.Manifest, r.Size = r.opened.Manifest, r.opened.Size
-	if err := fits(r.opened, o.Kthwd); err != nil {
+	if err := verify.Fits(r.opened, o.Kthwd); err != nil {
 		return nil, err
 	}
 	if dir := program.Value(program.ParseUser(o.Config.EtcdArgs), "wal-dir"); dir != "" {
@@ -230,7 +234,7 @@ func (r *Restore) Run(ctx context.Context) error {
 		return err
 	}
 	r.removeLeftovers()
-	if err := enoughRoom(r.layout.Etcd(), 2*r.Manifest.Database().Size); err != nil {
+	if err := workdir.EnoughRoom(r.layout.Etcd(), 2*r.Manifest.Database().Size); err != nil {
 		return err
 	}
 	for _, s := range r.steps(ctx) {
@@ -258,29 +262,29 @@ type part struct {
 
 func (r *Restore) steps(ctx context.Context) []part {
 	database := filepath.Join(r.work(), archive.Database)
-	t := Target{Name: r.o.Config.Name, PeerURL: "https://" + net.JoinHostPort(r.o.Config.AdvertiseAddress, strconv.Itoa(r.o.Config.EtcdPeerPort)), Bump: bump}
+	t := etcdrestore.Target{Name: r.o.Config.Name, PeerURL: "https://" + net.JoinHostPort(r.o.Config.AdvertiseAddress, strconv.Itoa(r.o.Config.EtcdPeerPort)), Bump: bump}
 	journal := datadir.Restore{
 		Files: r.newFiles(), Aside: filepath.Join(r.layout.Dir, restoreAside+r.stamp), Member: filepath.Join(r.stage(), "member"),
 	}
 	return []part{
 		{"see whether directories can be exchanged", false, r.tryExchange},
 		{"read the archive", false, func() error {
-			return step(r.o.Report, StepExtract, r.Manifest.Database().Size, func(add func(int64)) error { return r.opened.ExtractDatabase(database, add) })
+			return step.Run(r.o.Report, step.Extract, r.Manifest.Database().Size, func(add func(int64)) error { return r.opened.ExtractDatabase(database, add) })
 		}},
 		{"restore the database", false, func() (err error) {
 			if t.Token, err = newToken(); err != nil {
 				return err
 			}
-			return step(r.o.Report, StepRestore, 0, func(func(int64)) error { return restoreDatabase(ctx, database, r.stage(), t) })
+			return step.Run(r.o.Report, step.Restore, 0, func(func(int64)) error { return etcdrestore.Run(ctx, database, r.stage(), t) })
 		}},
 		{"forget what is not of the new cluster", false, func() error {
-			return step(r.o.Report, StepRead, 0, func(func(int64)) error { return r.forget(ctx) })
+			return step.Run(r.o.Report, step.Read, 0, func(func(int64)) error { return r.forget(ctx) })
 		}},
 		{"make the files", false, func() error {
-			return step(r.o.Report, StepFiles, 0, func(func(int64)) error { return r.makeFiles() })
+			return step.Run(r.o.Report, step.Files, 0, func(func(int64)) error { return r.makeFiles() })
 		}},
 		{"write all to the disk", false, func() error {
-			return errors.Join(os.RemoveAll(r.work()), syncTree(r.stage()), syncTree(r.newFiles()), durable.Sync(r.layout.Etcd()), durable.Sync(r.layout.Dir))
+			return errors.Join(os.RemoveAll(r.work()), workdir.SyncTree(r.stage()), workdir.SyncTree(r.newFiles()), durable.Sync(r.layout.Etcd()), durable.Sync(r.layout.Dir))
 		}},
 		{"begin the exchange", false, func() error {
 			journal.Remove, r.added = r.stale(), r.without()
@@ -459,7 +463,7 @@ func (r *Restore) stale() (names []string) {
 	for _, e := range entries {
 		path := filepath.Join(r.layout.Dir, e.Name())
 		kept := datadir.Exists(filepath.Join(r.newFiles(), e.Name()))
-		if e.Type().IsRegular() && !kept && (wanted(r.layout, e.Name()) || path == r.layout.JoinRecord()) {
+		if e.Type().IsRegular() && !kept && (archive.Wanted(r.layout, e.Name()) || path == r.layout.JoinRecord()) {
 			names = append(names, e.Name())
 		}
 	}
@@ -512,7 +516,7 @@ func (r *Restore) WayBack() (commands []string) {
 // removeLeftovers removes the directories of restores that have not been committed. The
 // caller holds the lock, and no restore is committed.
 func (r *Restore) removeLeftovers() {
-	for _, pattern := range []string{filepath.Join(globEscape(r.layout.Etcd()), restoreWork+"*"), filepath.Join(globEscape(r.layout.Dir), restoreFiles+"*")} {
+	for _, pattern := range []string{filepath.Join(workdir.GlobEscape(r.layout.Etcd()), restoreWork+"*"), filepath.Join(workdir.GlobEscape(r.layout.Dir), restoreFiles+"*")} {
 		all, _ := filepath.Glob(pattern)
 		for _, path := range all {
 			stamp := strings.TrimPrefix(strings.TrimPrefix(filepath.Base(path), restoreWork), restoreFiles)
@@ -521,11 +525,4 @@ func (r *Restore) removeLeftovers() {
 			_ = os.RemoveAll(path)
 		}
 	}
-}
-
-// syncTree flushes everything below dir to the disk.
-func syncTree(dir string) error {
-	return filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
-		return errors.Join(err, durable.Sync(path))
-	})
 }

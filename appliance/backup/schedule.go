@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -24,6 +23,8 @@ import (
 	"go.etcd.io/etcd/client/pkg/v3/types"
 	"go.etcd.io/etcd/server/v3/embed"
 
+	"kthwd/appliance/backup/child"
+	"kthwd/appliance/backup/step"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
@@ -73,7 +74,7 @@ const otherStep = "other"
 // NewSchedule returns a schedule that has not begun.
 func NewSchedule(cfg ScheduleConfig) *Schedule {
 	s := &Schedule{cfg: cfg, started: time.Now(), failures: map[string]int{}}
-	for _, step := range []string{StepSnapshot, StepPack, StepExtract, StepRestore, StepRead, StepFiles, StepPrune, StepHook, otherStep} {
+	for _, step := range []string{step.Snapshot, step.Pack, step.Extract, step.Restore, step.Read, step.Files, step.Prune, step.Hook, otherStep} {
 		s.failures[step] = 0
 	}
 	return s
@@ -198,16 +199,9 @@ func runCreate(cmd *exec.Cmd) (a answer, words string, err error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 5 * time.Second
-	err = runLocked(cmd)
+	err = child.Run(cmd)
 	_ = json.Unmarshal(out.Bytes(), &a) // without an answer the step is another
 	return a, said.String(), err
-}
-
-// runLocked keeps the thread that starts the child, with which Pdeathsig would end it.
-func runLocked(cmd *exec.Cmd) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	return cmd.Run()
 }
 
 func (s *Schedule) record(a answer, err error, said string) {
@@ -217,7 +211,7 @@ func (s *Schedule) record(a answer, err error, said string) {
 		s.cfg.Log.Warn("backup", "warning", w)
 	}
 	if a.HookError != "" {
-		s.failures[StepHook]++
+		s.failures[step.Hook]++
 	}
 	if err == nil && a.File != "" {
 		s.failed = ""
@@ -343,7 +337,7 @@ func (s *Schedule) Collect(ch chan<- prometheus.Metric) {
 	gauge(verifiedDesc, verified)
 	gauge(sizeDesc, float64(last.Size))
 	gauge(everyDesc, s.cfg.Every.Seconds())
-	for _, step := range []string{StepSnapshot, StepPack, StepExtract, StepRestore, StepRead, StepFiles} {
+	for _, step := range []string{step.Snapshot, step.Pack, step.Extract, step.Restore, step.Read, step.Files} {
 		gauge(durationDesc, last.Took[step].Seconds(), step)
 	}
 	for _, step := range slices.Sorted(maps.Keys(s.failures)) {

@@ -16,6 +16,7 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 
+	"kthwd/appliance/backup/step"
 	"kthwd/appliance/config"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/status"
@@ -34,7 +35,7 @@ func createChild(data, dir string) int {
 	made, err := Create(context.Background(), o)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "kthwd: error:", err)
-		_ = json.NewEncoder(os.Stdout).Encode(answer{Failed: StepOf(err)})
+		_ = json.NewEncoder(os.Stdout).Encode(answer{Failed: step.Of(err)})
 		return 1
 	}
 	_ = json.NewEncoder(os.Stdout).Encode(made)

@@ -21,6 +21,7 @@ import (
 	"kthwd/appliance/advice"
 	"kthwd/appliance/archive"
 	"kthwd/appliance/backup"
+	"kthwd/appliance/backup/keep"
 	"kthwd/appliance/config"
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/program"
@@ -64,14 +65,14 @@ func KeepCopy(ctx context.Context, c config.Controller, kthwd string, working fu
 		return err
 	}
 	if u == nil {
-		return backup.ForgetUpgrade(l)
+		return keep.ForgetUpgrade(l)
 	}
 	if !c.UpgradeCopy {
 		log.Warn("no copy of the data before the upgrade: --copy-before-upgrade is false", "upgrade", u.String())
 		return nil
 	}
 	log.Info("the data are copied before the upgrade", "upgrade", u.String(), "to", l.Kept())
-	kept, err := backup.Keep(ctx, backup.KeepOptions{
+	kept, err := keep.Keep(ctx, keep.Options{
 		Layout: l, WAL: program.Value(program.ParseUser(c.EtcdArgs), "wal-dir"), Upgrade: *u, Log: log, Working: working,
 		Opener: func(ctx context.Context, dir string) *exec.Cmd {
 			return exec.CommandContext(ctx, "/proc/self/exe", "backup", "open", dir)

@@ -15,7 +15,7 @@ import (
 
 	adoption "kthwd/appliance/adopt"
 	"kthwd/appliance/advice"
-	"kthwd/appliance/backup"
+	"kthwd/appliance/backup/keep"
 	"kthwd/appliance/datadir"
 	"kthwd/appliance/durable"
 	"kthwd/appliance/found"
@@ -113,7 +113,7 @@ func (a *app) adopt(ctx context.Context, f adoptFlags) error {
 		return nil
 	}
 	if f.copyData != "" {
-		if err := backup.CopyMember(ctx, plan.EtcdDir, plan.WAL, f.copyData); err != nil {
+		if err := keep.CopyMember(ctx, plan.EtcdDir, plan.WAL, f.copyData); err != nil {
 			return fmt.Errorf("copy etcd's data, which are as they were: %w", err)
 		}
 	}

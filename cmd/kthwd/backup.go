@@ -24,6 +24,10 @@ import (
 	"kthwd/appliance/advice"
 	"kthwd/appliance/archive"
 	"kthwd/appliance/backup"
+	"kthwd/appliance/backup/child"
+	"kthwd/appliance/backup/keep"
+	"kthwd/appliance/backup/step"
+	"kthwd/appliance/backup/verify"
 	"kthwd/appliance/config"
 	"kthwd/appliance/datadir"
 	"kthwd/appliance/pki"
@@ -98,7 +102,7 @@ func (a *app) backupCreate(ctx context.Context, l *config.Loader, f *createFlags
 		return err
 	}
 	if f.stepBack {
-		backup.StepBack()
+		child.StepBack()
 	}
 	if err := closeMemory(); err != nil { // after StepBack, which writes below /proc/self
 		a.warn(openMemory + ": " + err.Error())
@@ -126,7 +130,7 @@ func (a *app) backupCreate(ctx context.Context, l *config.Loader, f *createFlags
 	case err != nil && ctx.Err() != nil:
 		return errors.New("interrupted: no archive was made")
 	case err != nil && asJSON:
-		return errors.Join(err, writeJSON(a.out, map[string]string{"failed": backup.StepOf(err)}))
+		return errors.Join(err, writeJSON(a.out, map[string]string{"failed": step.Of(err)}))
 	case err != nil:
 		return err
 	}
@@ -199,7 +203,7 @@ func prefixOf(programs map[string][]string) string {
 }
 
 // describeVerified prints what a verification has found.
-func (a *app) describeVerified(v backup.Verified) {
+func (a *app) describeVerified(v verify.Verified) {
 	m := v.Manifest
 	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
 	how := "not encrypted"
@@ -267,7 +271,7 @@ func lookInto(e archive.Entry, identities []age.Identity) listed {
 		return l
 	}
 	defer opened.Close()
-	if l.CAKey, l.Lacks = "yes", backup.MissingKeys(opened.Manifest); len(l.Lacks) > 0 {
+	if l.CAKey, l.Lacks = "yes", archive.MissingKeys(opened.Manifest); len(l.Lacks) > 0 {
 		l.CAKey = "no"
 	}
 	return l
@@ -358,7 +362,7 @@ func (a *app) backupVerify(ctx context.Context, file string, identities []string
 	ctx, release := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 	defer release()
 	bar := a.newProgress(asJSON)
-	v, err := backup.Verify(ctx, backup.VerifyOptions{File: absolute(file), Identities: keys, Dir: dir, Checker: a.checker, Report: bar.report})
+	v, err := verify.Verify(ctx, verify.Options{File: absolute(file), Identities: keys, Dir: dir, Checker: a.checker, Report: bar.report})
 	bar.end()
 	if err != nil && ctx.Err() != nil {
 		return errors.New("interrupted")
@@ -464,9 +468,9 @@ func (a *app) backupCheckVerb() *cobra.Command {
 		Hidden: true,
 		Args:   wantArgs(2, 2, "FILE DIR"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			backup.StepBack()
+			child.StepBack()
 			_ = closeMemory()
-			return backup.RunChecker(cmd.Context(), args[0], args[1], version, os.Stdin, os.Stdout, slog.New(slog.DiscardHandler))
+			return verify.RunChecker(cmd.Context(), args[0], args[1], version, os.Stdin, os.Stdout, slog.New(slog.DiscardHandler))
 		},
 	}
 }
@@ -481,7 +485,7 @@ func (a *app) backupOpenVerb() *cobra.Command {
 		Args:   wantArgs(1, 1, "DIR"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			_ = closeMemory()
-			return backup.RunOpener(cmd.Context(), args[0], os.Stdout, slog.New(slog.DiscardHandler))
+			return keep.RunOpener(cmd.Context(), args[0], os.Stdout, slog.New(slog.DiscardHandler))
 		},
 	}
 }

@@ -5,7 +5,7 @@ import (
 	"io"
 	"strings"
 
-	"kthwd/appliance/backup"
+	"kthwd/appliance/backup/step"
 )
 
 // progress shows the steps of a backup: on a terminal a bar on one line, elsewhere a line
@@ -24,17 +24,17 @@ func (a *app) newProgress(quiet bool) *progress {
 
 // doing says what a step does.
 var doing = map[string]string{
-	backup.StepSnapshot: "ask for the database",
-	backup.StepPack:     "write the archive",
-	backup.StepExtract:  "read it back",
-	backup.StepRestore:  "restore it",
-	backup.StepRead:     "compare the keys",
-	backup.StepFiles:    "open the files",
-	backup.StepPrune:    "delete old archives",
-	backup.StepHook:     "run the hook",
+	step.Snapshot: "ask for the database",
+	step.Pack:     "write the archive",
+	step.Extract:  "read it back",
+	step.Restore:  "restore it",
+	step.Read:     "compare the keys",
+	step.Files:    "open the files",
+	step.Prune:    "delete old archives",
+	step.Hook:     "run the hook",
 }
 
-func (p *progress) report(e backup.Event) {
+func (p *progress) report(e step.Event) {
 	switch {
 	case p.quiet:
 	case e.Took > 0:
@@ -47,7 +47,7 @@ func (p *progress) report(e backup.Event) {
 
 const barWidth = 30
 
-func (p *progress) draw(e backup.Event) {
+func (p *progress) draw(e step.Event) {
 	line := doing[e.Step] + " …"
 	if e.Total > 0 {
 		share := min(float64(e.Done)/float64(e.Total), 1)

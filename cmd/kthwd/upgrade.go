@@ -15,7 +15,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"kthwd/appliance/advice"
-	"kthwd/appliance/backup"
+	"kthwd/appliance/backup/keep"
 	"kthwd/appliance/cmdline"
 	"kthwd/appliance/config"
 	"kthwd/appliance/etcdspace"
@@ -275,7 +275,7 @@ func (a *app) upgradeBack(ctx context.Context, t upgradeTarget, cancel bool) err
 // wayBack names what leads back after an upgrade is finished: the copy of before, or the last
 // archive.
 func (a *app) wayBack(ctx context.Context, t upgradeTarget) string {
-	if dir := backup.NewestKept(t.layout()); dir != "" {
+	if dir := keep.NewestKept(t.layout()); dir != "" {
 		return fmt.Sprintf("what was written since the upgrade is lost on the way that remains: put back the copy of each controller from before it, here %s; README there says how", dir)
 	}
 	if r, err := t.Status(ctx); err == nil && r.Backup != nil && r.Backup.File != "" {

@@ -19,7 +19,7 @@ import (
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/apiserver"
-	"kthwd/appliance/backup"
+	"kthwd/appliance/backup/keep"
 	"kthwd/appliance/config"
 	"kthwd/appliance/datadir"
 	"kthwd/appliance/etcdfiles"
@@ -248,7 +248,7 @@ func inputOfFiles(c config.Controller, in *upgradecheck.Input) {
 		in.Certificates = status.CertificatesOf(func() []string { return certificatesIn(layout) })()
 	}
 	in.CopyOff = !c.UpgradeCopy
-	in.CopySize, in.CopyErr = backup.KeepOptions{Layout: layout, WAL: program.Value(program.ParseUser(c.EtcdArgs), "wal-dir")}.Room()
+	in.CopySize, in.CopyErr = keep.Options{Layout: layout, WAL: program.Value(program.ParseUser(c.EtcdArgs), "wal-dir")}.Room()
 }
 
 // certificatesIn are the files with certificates that a data directory has.

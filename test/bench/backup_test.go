@@ -22,7 +22,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
-	"kthwd/appliance/backup"
+	"kthwd/appliance/backup/step"
 	"kthwd/test/kthwtest"
 	"kthwd/test/report"
 )
@@ -50,7 +50,7 @@ type putTime struct {
 }
 
 // backupSteps are the steps of a backup in their order.
-var backupSteps = []string{backup.StepSnapshot, backup.StepPack, backup.StepExtract, backup.StepRestore, backup.StepRead, backup.StepFiles}
+var backupSteps = []string{step.Snapshot, step.Pack, step.Extract, step.Restore, step.Read, step.Files}
 
 // afterwards is what the command does after the last step: it deletes what it no longer needs.
 const afterwards = "afterwards"
@@ -66,7 +66,7 @@ func (m backupTurn) longestIn() map[string]float64 {
 			}
 		}
 	}
-	split := slices.Index(backupSteps, backup.StepExtract)
+	split := slices.Index(backupSteps, step.Extract)
 	end := m.checked
 	for _, step := range slices.Backward(backupSteps[:split]) {
 		begin := end.Add(-m.steps[step])

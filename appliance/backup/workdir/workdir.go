@@ -1,4 +1,6 @@
-package backup
+// Package workdir makes the hidden directories in which an archive, a verification or a copy is made,
+// and removes those of processes that have died.
+package workdir
 
 import (
 	"bytes"
@@ -15,21 +17,21 @@ import (
 	"kthwd/appliance/datadir"
 )
 
-// stagePrefix begins the name of a directory in which an archive is made or verified.
-const stagePrefix = ".kthwd-backup-"
+// Prefix begins the name of a directory in which an archive is made or verified.
+const Prefix = ".kthwd-backup-"
 
 const lockName = "lock"
 
-// stage is a directory for the files of one backup or one verification. It is locked as long as its process lives.
-type stage struct {
-	dir    string
+// Dir is a directory for the files of one backup or one verification. It is locked as long as its process lives.
+type Dir struct {
+	Path   string
 	parent *os.Root
 	lock   *os.File
 }
 
-// newStage makes a directory in dir, and removes those of processes that have died. It refuses a
+// New makes a directory in dir, and removes those of processes that have died. It refuses a
 // dir in which another user could put something else in its place.
-func newStage(dir string) (*stage, error) {
+func New(dir string) (*Dir, error) {
 	if err := datadir.Steady(dir); err != nil {
 		return nil, err
 	}
@@ -38,18 +40,18 @@ func newStage(dir string) (*stage, error) {
 		return nil, err
 	}
 	removeLeftovers(parent)
-	path, err := os.MkdirTemp(dir, stagePrefix)
+	path, err := os.MkdirTemp(dir, Prefix)
 	if err != nil {
 		parent.Close()
 		return nil, err
 	}
-	s := &stage{dir: path, parent: parent}
+	s := &Dir{Path: path, parent: parent}
 	s.lock, err = os.OpenFile(filepath.Join(path, lockName), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err == nil {
 		err = syscall.Flock(int(s.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	}
 	if err != nil {
-		s.remove()
+		s.Remove()
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
 	return s, nil
@@ -60,7 +62,7 @@ func newStage(dir string) (*stage, error) {
 func removeLeftovers(parent *os.Root) {
 	entries, _ := fs.ReadDir(parent.FS(), ".")
 	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), stagePrefix) {
+		if !strings.HasPrefix(e.Name(), Prefix) {
 			continue
 		}
 		dir, err := openStage(parent, e.Name())
@@ -156,8 +158,8 @@ func removeFile(dir *os.Root, path string) {
 	}
 }
 
-// globEscape makes a path stand for itself in a pattern.
-func globEscape(path string) string {
+// GlobEscape makes a path stand for itself in a pattern.
+func GlobEscape(path string) string {
 	var b bytes.Buffer
 	for _, c := range []byte(path) {
 		if c == '*' || c == '?' || c == '[' || c == '\\' {
@@ -168,9 +170,10 @@ func globEscape(path string) string {
 	return b.String()
 }
 
-func (s *stage) remove() {
-	if dir, err := openStage(s.parent, filepath.Base(s.dir)); err == nil {
-		_ = removeStage(s.parent, filepath.Base(s.dir), dir) // the next one tries again
+// Remove removes the directory with all that is in it.
+func (s *Dir) Remove() {
+	if dir, err := openStage(s.parent, filepath.Base(s.Path)); err == nil {
+		_ = removeStage(s.parent, filepath.Base(s.Path), dir) // the next one tries again
 		dir.Close()
 	}
 	if s.lock != nil {
@@ -179,17 +182,11 @@ func (s *stage) remove() {
 	s.parent.Close()
 }
 
-func (s *stage) database() string { return filepath.Join(s.dir, archive.Database) }
+// Database is the path of a database in it.
+func (s *Dir) Database() string { return filepath.Join(s.Path, archive.Database) }
 
-func (s *stage) archive(m archive.Manifest) string { return filepath.Join(s.dir, archive.Name(m)) }
+// Archive is the path of an archive in it.
+func (s *Dir) Archive(m archive.Manifest) string { return filepath.Join(s.Path, archive.Name(m)) }
 
-// adder counts what is written to it.
-type adder func(int64)
-
-func (a adder) Write(p []byte) (int, error) {
-	a(int64(len(p)))
-	return len(p), nil
-}
-
-// onlyReader hides that a reader can write itself, so that the size of the buffer counts.
-type onlyReader struct{ io.Reader }
+// OnlyReader hides that a reader can write itself, so that the size of the buffer counts.
+type OnlyReader struct{ io.Reader }

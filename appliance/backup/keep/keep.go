@@ -1,4 +1,6 @@
-package backup
+// Package keep copies the data of a controller that is stopped, before a newer minor opens them. There
+// is no other way back.
+package keep
 
 import (
 	"bytes"
@@ -23,6 +25,8 @@ import (
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/archive"
+	"kthwd/appliance/backup/child"
+	"kthwd/appliance/backup/workdir"
 	"kthwd/appliance/durable"
 	"kthwd/appliance/etcd/embedded"
 	"kthwd/appliance/etcdfiles"
@@ -38,8 +42,8 @@ const keptPrefix = "before-upgrade-"
 // readMe is the file in a copy that tells a person what it is.
 const readMe = "README"
 
-// KeepOptions is the input of Keep.
-type KeepOptions struct {
+// Options is the input of Keep.
+type Options struct {
 	Layout  pki.Layout
 	WAL     string // directory of etcd's log; "" for the one beside the database
 	Upgrade etcdfiles.Upgrade
@@ -64,7 +68,7 @@ type Kept struct {
 //
 // A start that fails and is repeated keeps the first copy, whose data no newer version has
 // touched. ForgetUpgrade ends that. The two newest copies stay.
-func Keep(ctx context.Context, o KeepOptions) (k Kept, err error) {
+func Keep(ctx context.Context, o Options) (k Kept, err error) {
 	if k, found := o.earlier(); found {
 		k.Again = true
 		return k, nil
@@ -72,22 +76,22 @@ func Keep(ctx context.Context, o KeepOptions) (k Kept, err error) {
 	if err := os.MkdirAll(o.Layout.Kept(), 0o700); err != nil {
 		return k, err
 	}
-	stage, err := newStage(o.Layout.Kept())
+	stage, err := workdir.New(o.Layout.Kept())
 	if err != nil {
 		return k, err
 	}
-	defer stage.remove()
+	defer stage.Remove()
 	if k.Size, err = o.size(); err != nil {
 		return k, err
 	}
-	if err := enoughRoom(o.Layout.Kept(), need(k.Size)); err != nil {
+	if err := workdir.EnoughRoom(o.Layout.Kept(), need(k.Size)); err != nil {
 		return k, advice.With(fmt.Errorf("a copy of the data from before the upgrade (%s): %w", o.Upgrade, err), "make room; or, with a copy elsewhere, start once with --copy-before-upgrade=false")
 	}
-	copied := filepath.Join(stage.dir, "copy")
+	copied := filepath.Join(stage.Path, "copy")
 	if err := o.copyAll(ctx, copied); err != nil {
 		return k, err
 	}
-	if k.Revision, err = o.open(ctx, copied, filepath.Join(stage.dir, "opened")); err != nil {
+	if k.Revision, err = o.open(ctx, copied, filepath.Join(stage.Path, "opened")); err != nil {
 		return k, err
 	}
 	k.To, k.Made = o.to(), time.Now().UTC().Truncate(time.Second)
@@ -100,7 +104,7 @@ func need(size int64) int64 { return 2 * size }
 
 // Room returns the size of the copy that Keep would make, and an error with the figures if there
 // is no room for it. It only looks at sizes, so that kthwd may run.
-func (o KeepOptions) Room() (size int64, err error) {
+func (o Options) Room() (size int64, err error) {
 	if size, err = o.size(); err != nil {
 		return 0, err
 	}
@@ -108,15 +112,15 @@ func (o KeepOptions) Room() (size int64, err error) {
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 		dir = o.Layout.Dir
 	}
-	return size, enoughRoom(dir, need(size))
+	return size, workdir.EnoughRoom(dir, need(size))
 }
 
 // finish gives the copy its name, and records it.
-func (o KeepOptions) finish(copied string, k Kept) error {
+func (o Options) finish(copied string, k Kept) error {
 	if err := durable.Create(filepath.Join(copied, readMe), o.explain(k), 0o600); err != nil {
 		return err
 	}
-	if err := syncTree(copied); err != nil {
+	if err := workdir.SyncTree(copied); err != nil {
 		return err
 	}
 	if err := os.Rename(copied, k.Dir); err != nil {
@@ -137,12 +141,12 @@ func (o KeepOptions) finish(copied string, k Kept) error {
 
 func upgradeRecord(l pki.Layout) string { return filepath.Join(l.Kept(), "upgrade.json") }
 
-func (o KeepOptions) to() string {
+func (o Options) to() string {
 	return o.Upgrade.To.Kubernetes + " " + o.Upgrade.To.Etcd
 }
 
 // earlier returns the copy that an earlier start of the same upgrade has made.
-func (o KeepOptions) earlier() (k Kept, found bool) {
+func (o Options) earlier() (k Kept, found bool) {
 	data, err := os.ReadFile(upgradeRecord(o.Layout))
 	if err != nil || json.Unmarshal(data, &k) != nil || k.To != o.to() {
 		return Kept{}, false
@@ -171,7 +175,7 @@ func NewestKept(l pki.Layout) string {
 
 // keptIn lists the copies, the newest first.
 func keptIn(l pki.Layout) []string {
-	all, _ := filepath.Glob(filepath.Join(globEscape(l.Kept()), keptPrefix+"*")) // fails on a bad pattern only
+	all, _ := filepath.Glob(filepath.Join(workdir.GlobEscape(l.Kept()), keptPrefix+"*")) // fails on a bad pattern only
 	stamp := func(path string) string { return path[strings.LastIndexByte(path, '-')+1:] }
 	slices.SortFunc(all, func(a, b string) int { return strings.Compare(stamp(b), stamp(a)) })
 	return all
@@ -185,7 +189,7 @@ func pruneKept(l pki.Layout) error {
 	}
 	for _, path := range all[keptCopies:] {
 		// A copy that is deleted in part must not look like one.
-		gone := filepath.Join(l.Kept(), stagePrefix+filepath.Base(path))
+		gone := filepath.Join(l.Kept(), workdir.Prefix+filepath.Base(path))
 		if err := errors.Join(os.Rename(path, gone), os.RemoveAll(gone)); err != nil {
 			return err
 		}
@@ -194,7 +198,7 @@ func pruneKept(l pki.Layout) error {
 }
 
 // sources are the directories and files to copy, with their names in the copy.
-func (o KeepOptions) sources() (all map[string]string, err error) {
+func (o Options) sources() (all map[string]string, err error) {
 	all = map[string]string{}
 	member := filepath.Join(o.Layout.Etcd(), "member")
 	add := func(from, to string) error {
@@ -217,7 +221,7 @@ func (o KeepOptions) sources() (all map[string]string, err error) {
 	}
 	entries, err := os.ReadDir(o.Layout.Dir)
 	for _, e := range entries {
-		if path := filepath.Join(o.Layout.Dir, e.Name()); e.Type().IsRegular() && (wanted(o.Layout, e.Name()) || e.Name() == archive.ConfigFile) {
+		if path := filepath.Join(o.Layout.Dir, e.Name()); e.Type().IsRegular() && (archive.Wanted(o.Layout, e.Name()) || e.Name() == archive.ConfigFile) {
 			all[e.Name()] = path
 		}
 	}
@@ -228,7 +232,7 @@ func (o KeepOptions) sources() (all map[string]string, err error) {
 	return all, err
 }
 
-func (o KeepOptions) size() (n int64, err error) {
+func (o Options) size() (n int64, err error) {
 	all, err := o.sources()
 	for _, path := range all {
 		info, errStat := os.Stat(path)
@@ -242,7 +246,7 @@ func (o KeepOptions) size() (n int64, err error) {
 
 // copyAll copies everything to the new directory to, and compares each copy on the disk with
 // its source.
-func (o KeepOptions) copyAll(ctx context.Context, to string) error {
+func (o Options) copyAll(ctx context.Context, to string) error {
 	all, err := o.sources()
 	if err != nil {
 		return err
@@ -255,7 +259,7 @@ func (o KeepOptions) copyAll(ctx context.Context, to string) error {
 	return nil
 }
 
-func (o KeepOptions) copyFile(ctx context.Context, from, to string) (err error) {
+func (o Options) copyFile(ctx context.Context, from, to string) (err error) {
 	if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
 		return err
 	}
@@ -272,7 +276,7 @@ func (o KeepOptions) copyFile(ctx context.Context, from, to string) (err error) 
 	read, written := sha256.New(), sha256.New()
 	worked := adder(func(int64) { o.working() })
 	paced := archive.NewPaced(out)
-	_, err = io.CopyBuffer(io.MultiWriter(paced, read, worked), onlyReader{stopped{ctx, in}}, make([]byte, 1<<20))
+	_, err = io.CopyBuffer(io.MultiWriter(paced, read, worked), workdir.OnlyReader{Reader: stopped{ctx, in}}, make([]byte, 1<<20))
 	if err = errors.Join(err, paced.Close()); err != nil {
 		return err
 	}
@@ -280,7 +284,7 @@ func (o KeepOptions) copyFile(ctx context.Context, from, to string) (err error) 
 	if _, err := out.Seek(0, io.SeekStart); err != nil {
 		return err
 	}
-	if _, err := io.CopyBuffer(io.MultiWriter(written, worked), onlyReader{stopped{ctx, out}}, make([]byte, 1<<20)); err != nil {
+	if _, err := io.CopyBuffer(io.MultiWriter(written, worked), workdir.OnlyReader{Reader: stopped{ctx, out}}, make([]byte, 1<<20)); err != nil {
 		return err
 	}
 	if !bytes.Equal(read.Sum(nil), written.Sum(nil)) {
@@ -289,7 +293,7 @@ func (o KeepOptions) copyFile(ctx context.Context, from, to string) (err error) 
 	return nil
 }
 
-func (o KeepOptions) working() {
+func (o Options) working() {
 	if o.Working != nil {
 		o.Working()
 	}
@@ -315,8 +319,8 @@ type opened struct {
 }
 
 // open copies the copy once more, and opens that one: what opens it writes to it.
-func (o KeepOptions) open(ctx context.Context, copied, to string) (revision int64, err error) {
-	member := KeepOptions{Layout: pki.Layout{Dir: filepath.Join(copied, "none"), EtcdDir: filepath.Join(copied, "etcd")}, Working: o.Working}
+func (o Options) open(ctx context.Context, copied, to string) (revision int64, err error) {
+	member := Options{Layout: pki.Layout{Dir: filepath.Join(copied, "none"), EtcdDir: filepath.Join(copied, "etcd")}, Working: o.Working}
 	from := filepath.Join(copied, "etcd")
 	err = filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() {
@@ -338,7 +342,7 @@ func (o KeepOptions) open(ctx context.Context, copied, to string) (revision int6
 // to, and compares each file on the disk with its source. wal is the directory of its log;
 // "" means the one beside the database.
 func CopyMember(ctx context.Context, from, wal, to string) (err error) {
-	o := KeepOptions{Layout: pki.Layout{Dir: filepath.Join(to, "none"), EtcdDir: from}, WAL: wal}
+	o := Options{Layout: pki.Layout{Dir: filepath.Join(to, "none"), EtcdDir: from}, WAL: wal}
 	size, err := o.size()
 	if err != nil {
 		return err
@@ -351,7 +355,7 @@ func CopyMember(ctx context.Context, from, wal, to string) (err error) {
 			err = errors.Join(err, os.RemoveAll(to))
 		}
 	}()
-	if err := enoughRoom(to, size); err != nil {
+	if err := workdir.EnoughRoom(to, size); err != nil {
 		return err
 	}
 	all, err := o.sources()
@@ -364,7 +368,7 @@ func CopyMember(ctx context.Context, from, wal, to string) (err error) {
 			return fmt.Errorf("copy %s: %w", path, err)
 		}
 	}
-	return syncTree(to)
+	return workdir.SyncTree(to)
 }
 
 // openChild opens the copy of the data of etcd in dir in a child process; data is where the data are.
@@ -374,7 +378,7 @@ func openChild(ctx context.Context, opener func(context.Context, string) *exec.C
 	cmd.Stdout, cmd.Stderr = &out, &said
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	done := make(chan error, 1)
-	go func() { done <- runLocked(cmd) }()
+	go func() { done <- child.Run(cmd) }()
 	for waiting := true; waiting; {
 		select {
 		case err = <-done:
@@ -388,7 +392,7 @@ func openChild(ctx context.Context, opener func(context.Context, string) *exec.C
 	case ctx.Err() != nil:
 		return 0, ctx.Err()
 	case errAnswer != nil:
-		err = ended(err, &said)
+		err = child.Ended(err, &said)
 	case a.Error != "":
 		err = errors.New(a.Error)
 	default:
@@ -429,7 +433,7 @@ func openCopy(ctx context.Context, dir string, log *slog.Logger) (revision int64
 }
 
 // explain is the text beside a copy.
-func (o KeepOptions) explain(k Kept) []byte {
+func (o Options) explain(k Kept) []byte {
 	var b strings.Builder
 	before, first, last := "the first start of "+o.Upgrade.String(), "install the version of before", "start it"
 	if o.Upgrade.Adoption {
@@ -450,4 +454,12 @@ func (o KeepOptions) explain(k Kept) []byte {
 	}
 	fmt.Fprintf(&b, "  5. give the files the owner of %s: chown -R --reference=%s …\n  6. %s\n", o.Layout.Dir, o.Layout.Dir, last)
 	return []byte(b.String())
+}
+
+// adder counts what is written to it.
+type adder func(int64)
+
+func (a adder) Write(p []byte) (int, error) {
+	a(int64(len(p)))
+	return len(p), nil
 }

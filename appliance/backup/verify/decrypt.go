@@ -1,4 +1,4 @@
-package backup
+package verify
 
 import (
 	"context"
@@ -72,7 +72,7 @@ func withoutKMS(data []byte) ([]byte, error) {
 	return yaml.Marshal(c)
 }
 
-// open decrypts the value of a key with whichever key fits.
+// open decrypts the value of a key with whichever key Fits.
 func (k keys) open(ctx context.Context, key string, data []byte) error {
 	err := errors.New("it has no key for it")
 	for _, t := range k {

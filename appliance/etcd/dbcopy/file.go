@@ -1,16 +1,14 @@
-package backup
+package dbcopy
 
 import (
 	"fmt"
 	"time"
 
 	"go.etcd.io/bbolt"
-
-	"kthwd/appliance/etcd/dbcopy"
 )
 
-// readStore reads the state of the store in a database's file.
-func readStore(path string) (s dbcopy.Store, err error) {
+// ReadFile reads the state of the store in a database's file.
+func ReadFile(path string) (s Store, err error) {
 	// bbolt panics on a page that is not one.
 	defer func() {
 		if damage := recover(); damage != nil {
@@ -22,6 +20,6 @@ func readStore(path string) (s dbcopy.Store, err error) {
 		return s, fmt.Errorf("%s: %w", path, err)
 	}
 	defer db.Close()
-	err = db.View(func(tx *bbolt.Tx) error { s, err = dbcopy.ReadStore(tx); return err })
+	err = db.View(func(tx *bbolt.Tx) error { s, err = ReadStore(tx); return err })
 	return s, err
 }

@@ -1,4 +1,11 @@
-package backup
+// Package verify finds out whether an archive is good, by restoring it.
+//
+//	found, err := verify.Verify(ctx, verify.Options{File: file, …})
+//
+// Verify runs Check.Run in a child process with a memory limit and a low priority: that starts an
+// etcd on the restored database, compares it with the manifest, and opens what is encrypted with the
+// archived keys. The child is this program, run as Options.Checker.
+package verify
 
 import (
 	"bytes"
@@ -21,6 +28,10 @@ import (
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/archive"
+	"kthwd/appliance/backup/etcdrestore"
+	"kthwd/appliance/backup/step"
+	"kthwd/appliance/backup/workdir"
+	"kthwd/appliance/etcd/dbcopy"
 	"kthwd/appliance/etcd/embedded"
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/pki"
@@ -33,7 +44,7 @@ type Check struct {
 	Dir        string       // empty; it receives the restored database, and the caller deletes it
 	Kthwd      string       // version of this program
 	Log        *slog.Logger // etcd's lines
-	Report     func(Event)
+	Report     func(step.Event)
 }
 
 // Verified is what a verification has found.
@@ -60,31 +71,31 @@ func (c Check) Run(ctx context.Context) (v Verified, err error) {
 		return v, err
 	}
 	defer a.Close()
-	v.Manifest, v.Size, v.Encrypted, v.Lacks = a.Manifest, a.Size, a.Encrypted, MissingKeys(a.Manifest)
-	if err := fits(a, c.Kthwd); err != nil {
+	v.Manifest, v.Size, v.Encrypted, v.Lacks = a.Manifest, a.Size, a.Encrypted, archive.MissingKeys(a.Manifest)
+	if err := Fits(a, c.Kthwd); err != nil {
 		return v, err
 	}
-	if err := enoughRoom(c.Dir, 2*a.Manifest.Database().Size); err != nil {
+	if err := workdir.EnoughRoom(c.Dir, 2*a.Manifest.Database().Size); err != nil {
 		return v, err
 	}
 	files := filepath.Join(c.Dir, "files")
 	if err := os.Mkdir(files, 0o700); err != nil {
 		return v, err
 	}
-	if err := c.step(StepExtract, a.Size, func(add func(int64)) error { return a.Extract(files, add) }); err != nil {
+	if err := c.step(step.Extract, a.Size, func(add func(int64)) error { return a.Extract(files, add) }); err != nil {
 		return v, err
 	}
 	restored := filepath.Join(c.Dir, "etcd")
-	if err := c.step(StepRestore, 0, func(func(int64)) error { return c.restore(ctx, v.Manifest, files, restored) }); err != nil {
+	if err := c.step(step.Restore, 0, func(func(int64)) error { return c.restore(ctx, v.Manifest, files, restored) }); err != nil {
 		return v, &archive.Damaged{Path: c.File, Part: archive.Database, Err: err}
 	}
 	var freed sync.WaitGroup
 	freed.Go(func() { _ = archive.Remove(filepath.Join(files, archive.Database)) }) // the caller deletes what is left
 	defer freed.Wait()
-	if err := c.step(StepRead, 0, func(func(int64)) error { return c.read(ctx, &v, files, restored) }); err != nil {
+	if err := c.step(step.Read, 0, func(func(int64)) error { return c.read(ctx, &v, files, restored) }); err != nil {
 		return v, err
 	}
-	return v, c.step(StepFiles, 0, func(func(int64)) error { return c.files(&v, files) })
+	return v, c.step(step.Files, 0, func(func(int64)) error { return c.files(&v, files) })
 }
 
 // notDamage says of an archive that could not be verified for want of room that it is not damaged.
@@ -94,27 +105,27 @@ func notDamage(file string, err error) error {
 	if !ok || !errors.Is(d.Err, syscall.ENOSPC) && !errors.Is(d.Err, syscall.EDQUOT) && !strings.Contains(d.Err.Error(), syscall.ENOSPC.Error()) {
 		return err
 	}
-	return &stepError{StepOf(err), advice.With(fmt.Errorf("%s cannot be verified: %w", file, d.Err), "make room, or name a directory on a larger disk")}
+	return &step.Error{Step: step.Of(err), Err: advice.With(fmt.Errorf("%s cannot be verified: %w", file, d.Err), "make room, or name a directory on a larger disk")}
 }
 
-// fits refuses an archive of a version that this program cannot follow.
-func fits(a *archive.Archive, kthwd string) error {
+// Fits refuses an archive of a version that this program cannot follow.
+func Fits(a *archive.Archive, kthwd string) error {
 	was := recordOf(a.Manifest)
 	return was.Follows(etcdfiles.Versions(kthwd), "the cluster in "+a.Path, "an archive of before the upgrade can be restored with this one")
 }
 
 // step reports the beginning and the end of a step.
 func (c Check) step(name string, total int64, do func(add func(int64)) error) error {
-	return step(c.Report, name, total, do)
+	return step.Run(c.Report, name, total, do)
 }
 
 // restore restores the database that was extracted, and compares its state with the manifest.
 func (c Check) restore(ctx context.Context, m archive.Manifest, files, restored string) error {
 	extracted := filepath.Join(files, archive.Database)
-	if err := restoreDatabase(ctx, extracted, restored, Target{Name: "verify", PeerURL: "http://localhost:2380", Token: "verify"}); err != nil {
+	if err := etcdrestore.Run(ctx, extracted, restored, etcdrestore.Target{Name: "verify", PeerURL: "http://localhost:2380", Token: "verify"}); err != nil {
 		return err
 	}
-	s, err := readStore(extracted)
+	s, err := dbcopy.ReadFile(extracted)
 	if err == nil && (s.Revision != m.Revision || s.Compacted != m.CompactRevision) {
 		err = fmt.Errorf("its revision is %d, compacted up to %d, and the manifest says %d and %d", s.Revision, s.Compacted, m.Revision, m.CompactRevision)
 	}
@@ -262,4 +273,9 @@ func (c Check) files(v *Verified, dir string) error {
 		}
 	}
 	return errors.Join(problems...)
+}
+
+// recordOf returns the versions and the IDs of an archive as a member record has them.
+func recordOf(m archive.Manifest) etcdfiles.Record {
+	return etcdfiles.Record{Cluster: m.Cluster, Member: m.Member, Kthwd: m.Kthwd, Kubernetes: m.Kubernetes, Etcd: m.Etcd}
 }

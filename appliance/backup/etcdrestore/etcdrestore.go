@@ -1,4 +1,6 @@
-package backup
+// Package etcdrestore makes a data directory of etcd from a copy of a database, with etcd's own code,
+// and brings it to the disk in pieces that the disk bears.
+package etcdrestore
 
 import (
 	"context"
@@ -13,8 +15,6 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"golang.org/x/sys/unix"
-
-	"kthwd/appliance/advice"
 )
 
 // Target is the member as which a database is restored.
@@ -25,8 +25,8 @@ type Target struct {
 	Bump    uint64 // added to the revision; everything before counts as compacted. 0 means neither
 }
 
-// restoreDatabase makes a data directory of etcd, of a cluster of one, from a snapshot.
-func restoreDatabase(ctx context.Context, file, dir string, t Target) (err error) {
+// Run makes a data directory of etcd, of a cluster of one, from a snapshot.
+func Run(ctx context.Context, file, dir string, t Target) (err error) {
 	// etcdutl panics or exits on some damage, on this goroutine.
 	defer func() {
 		if v := recover(); v != nil {
@@ -100,19 +100,4 @@ func setSync(f *os.File, on bool) {
 		flags |= syncFlag
 	}
 	_ = unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, flags)
-}
-
-const margin = 128 << 20 // etcd allocates two log files of 64 MB
-
-// enoughRoom refuses a directory whose file system has less than need bytes, and a margin.
-func enoughRoom(dir string, need int64) error {
-	var disk unix.Statfs_t
-	if err := unix.Statfs(dir, &disk); err != nil {
-		return fmt.Errorf("free space of %s: %w", dir, err)
-	}
-	if free := int64(disk.Bavail) * disk.Bsize; free < need+margin {
-		return advice.With(fmt.Errorf("%s has %d MB free, and %d MB are needed for a moment", dir, free>>20, (need+margin)>>20),
-			"make room, or name a directory on a larger disk")
-	}
-	return nil
 }
