@@ -32,7 +32,7 @@ import (
 	"kthwd/appliance/apiserver/access"
 	"kthwd/appliance/apiserver/identitylease"
 	"kthwd/appliance/cause"
-	"kthwd/appliance/encryption"
+	"kthwd/appliance/encryption/gate"
 	"kthwd/appliance/etcd"
 	"kthwd/appliance/lease"
 	"kthwd/appliance/pki"
@@ -73,7 +73,7 @@ type Config struct {
 	Workers *workers.Desk
 
 	// Encryption replaces the encryption configuration; nil for nobody.
-	Encryption *encryption.Gate
+	Encryption *gate.Gate
 
 	// Lists are certificates that are refused, and Tried is called for each request with one. It
 	// must not block; nil for none.
@@ -116,7 +116,7 @@ type Server struct {
 	accepted   func(token, user, address string)
 	tokenKeys  *tokenrotation.Keys
 	workers    *workers.Desk
-	encryption *encryption.Gate
+	encryption *gate.Gate
 	lists      []*refused.List
 	tried      access.TriedFunc
 	seen       func(*x509.Certificate)

@@ -9,6 +9,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"kthwd/appliance/advice"
+	"kthwd/appliance/encryption/keyfile"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/stages"
 )
@@ -33,8 +34,8 @@ func (s State) admits(path string) error {
 	if err != nil {
 		return nil // which the API server reports
 	}
-	f, err := parseFile(data)
-	if err != nil || slices.Contains(namesOf(f.all()), s.New.String()) {
+	f, err := keyfile.Parse(data)
+	if err != nil || slices.Contains(keyfile.Names(f.All()), s.New.String()) {
 		return nil
 	}
 	return s.lacksNew(path, "start kthwd again")

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"kthwd/appliance/advice"
+	"kthwd/appliance/encryption/gate"
+	"kthwd/appliance/encryption/keyfile"
 )
 
 // A controller whose file lacks the new key is refused while others may write with that: one
@@ -62,7 +64,7 @@ func TestAdmit(t *testing.T) {
 }
 
 func TestMissedBy(t *testing.T) {
-	s := State{ID: "a", Stage: StageWrite, New: Provider{Kind: "secretbox", Name: "key2"}, Files: []string{"old", "read", "write"}}
+	s := State{ID: "a", Stage: StageWrite, New: keyfile.Provider{Kind: "secretbox", Name: "key2"}, Files: []string{"old", "read", "write"}}
 	both := []string{"secretbox key1", "secretbox key2"}
 	for name, tt := range map[string]struct {
 		is   Controller
@@ -81,7 +83,7 @@ func TestMissedBy(t *testing.T) {
 
 // Whoever has the stage's file beside the edited one need not look for it elsewhere.
 func TestEditedHint(t *testing.T) {
-	r := New(Config{Name: "c0", Gate: NewGate(GateConfig{File: filepath.Join(t.TempDir(), "e.yaml")})})
+	r := New(Config{Name: "c0", Gate: gate.New(gate.Config{File: filepath.Join(t.TempDir(), "e.yaml")})})
 	for _, kept := range []bool{false, true} {
 		if kept {
 			if err := os.WriteFile(r.next(), nil, 0o600); err != nil {

@@ -14,6 +14,7 @@ import (
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/durable"
+	"kthwd/appliance/encryption/keyfile"
 	"kthwd/appliance/stages"
 	"kthwd/appliance/text"
 )
@@ -60,9 +61,9 @@ func (r *Rotation) answer(ctx context.Context, in request) Controller {
 		c.InUse, err = r.gate.InUse()
 	}
 	if data, failed := os.ReadFile(r.file()); failed == nil {
-		c.File = hashOf(data)
-		if f, err := parseFile(data); err == nil {
-			c.Keys = namesOf(f.all())
+		c.File = keyfile.Hash(data)
+		if f, err := keyfile.Parse(data); err == nil {
+			c.Keys = keyfile.Names(f.All())
 		}
 	}
 	if err != nil {
@@ -91,11 +92,11 @@ func (r *Rotation) replaceable() error {
 func (r *Rotation) try(ctx context.Context, data []byte) error {
 	life, end := context.WithCancel(ctx)
 	defer end()
-	c, err := load(life, data, "")
+	c, err := keyfile.Load(life, data, "")
 	if err != nil {
 		return r.ofFile(err)
 	}
-	return r.gate.answers(ctx, c)
+	return r.gate.Answers(ctx, c)
 }
 
 // accept writes a file and lets the API server use it, if it is that of the rotation's stage.
@@ -112,7 +113,7 @@ func (r *Rotation) accept(ctx context.Context, in request) error {
 	switch {
 	case err != nil:
 		return err
-	case !s.running() || s.ID != in.ID || s.hash() != hashOf(in.Data):
+	case !s.running() || s.ID != in.ID || s.hash() != keyfile.Hash(in.Data):
 		return errors.New("the file is not that of the rotation's stage")
 	}
 	if _, err := r.gate.InUse(); err != nil {
@@ -122,7 +123,7 @@ func (r *Rotation) accept(ctx context.Context, in request) error {
 	if err != nil {
 		return err
 	}
-	if !slices.Contains(s.Files, hashOf(here)) {
+	if !slices.Contains(s.Files, keyfile.Hash(here)) {
 		return r.edited(r.cfg.Name)
 	}
 	life, end := context.WithCancel(ctx)
@@ -134,8 +135,8 @@ func (r *Rotation) accept(ctx context.Context, in request) error {
 		return err
 	}
 	_, err = r.gate.Load(context.WithoutCancel(ctx)) // what is on the disk is used, also when nobody waits for the answer
-	if err == nil && r.gate.cfg.Loaded != nil {
-		r.gate.cfg.Loaded(r.file())
+	if err == nil {
+		r.gate.Loaded()
 	}
 	return err
 }

@@ -22,6 +22,9 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/storage/value"
 
+	"kthwd/appliance/encryption/gate"
+	"kthwd/appliance/encryption/keyfile"
+	"kthwd/appliance/encryption/values"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/stages"
 	"kthwd/test/etcdtest"
@@ -34,15 +37,15 @@ func startEtcd(t testing.TB, fsync bool) *clientv3.Client {
 }
 
 // opened is a reader of a file.
-func opened(t testing.TB, data []byte) reader {
+func opened(t testing.TB, data []byte) values.Reader {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(cancel)
-	c, err := load(ctx, data, "")
+	c, err := keyfile.Load(ctx, data, "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := NewGate(GateConfig{Prefix: "/registry"}).reader(data, c)
+	r, err := gate.New(gate.Config{Prefix: "/registry"}).Reader(data, c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,10 +53,10 @@ func opened(t testing.TB, data []byte) reader {
 }
 
 // put stores what an API server with that file would store.
-func put(t testing.TB, client *clientv3.Client, r reader, gr, key, content string) {
+func put(t testing.TB, client *clientv3.Client, r values.Reader, gr, key, content string) {
 	t.Helper()
 	data := []byte(content)
-	if tr := r.keys[schema.ParseGroupResource(gr)]; tr != nil {
+	if tr := r.Keys[schema.ParseGroupResource(gr)]; tr != nil {
 		var err error
 		if data, err = tr.TransformToStorage(context.Background(), data, value.DefaultContext(key)); err != nil {
 			t.Fatal(err)
@@ -65,16 +68,16 @@ func put(t testing.TB, client *clientv3.Client, r reader, gr, key, content strin
 }
 
 // forms makes the files of a rotation of written.
-func forms(t testing.TB) (p Provider, read, write, alone []byte) {
+func forms(t testing.TB) (p keyfile.Provider, read, write, alone []byte) {
 	t.Helper()
-	p = Provider{Kind: "secretbox", Name: "key2"}
-	key, err := newKey(p)
+	p = keyfile.Provider{Kind: "secretbox", Name: "key2"}
+	key, err := keyfile.NewKey(p)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var all [3][]byte
-	for i, f := range []form{formRead, formWrite, formNew} {
-		if all[i], err = in([]byte(written), f, p, key); err != nil {
+	for i, f := range []keyfile.Form{keyfile.FormRead, keyfile.FormWrite, keyfile.FormNew} {
+		if all[i], err = keyfile.In([]byte(written), f, p, key); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -92,9 +95,9 @@ func TestRewrite(t *testing.T) {
 		put(t, client, old, "secrets", fmt.Sprintf("/registry/secrets/shop/s%d", i), "content "+strings.Repeat("x", i*100))
 	}
 	put(t, client, old, "widgets.example.com", "/registry/example.com/widgets/shop/w", "content")
-	put(t, client, reader{}, "", "/registry/secrets/shop/plain", "content")
-	put(t, client, reader{}, "", "/registry/secrets.example.com/widgets/x", "content") // another group
-	put(t, client, reader{}, "", "/registry/configmaps/shop/c", "content")
+	put(t, client, values.Reader{}, "", "/registry/secrets/shop/plain", "content")
+	put(t, client, values.Reader{}, "", "/registry/secrets.example.com/widgets/x", "content") // another group
+	put(t, client, values.Reader{}, "", "/registry/configmaps/shop/c", "content")
 	lease, err := client.Grant(t.Context(), 3600)
 	if err != nil {
 		t.Fatal(err)
@@ -111,9 +114,9 @@ func TestRewrite(t *testing.T) {
 
 	writing := opened(t, write)
 	s := State{New: p}
-	look := func(r reader) Stored {
+	look := func(r values.Reader) values.Stored {
 		t.Helper()
-		stored, bad, lost, err := r.look(t.Context(), client, true)
+		stored, bad, lost, err := r.Look(t.Context(), client, true)
 		if err != nil || lost > 0 {
 			t.Fatalf("got %v, %d lost, %v", bad, lost, err)
 		}
@@ -123,8 +126,8 @@ func TestRewrite(t *testing.T) {
 		t.Fatalf("before: got %v", got)
 	}
 	done := 0
-	w := &rewriter{reader: writing, client: client, done: func(n int) { done += n }, due: dueForward(writing, p)}
-	if err := w.run(t.Context()); err != nil {
+	w := &values.Rewriter{Reader: writing, Client: client, Done: func(n int) { done += n }, Due: values.DueForward(writing, p)}
+	if err := w.Run(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if got := look(opened(t, alone)); got.Keys["secretbox key2"] != 153 || got.Plain != 0 || !clean(s, got) || done != 153 {
@@ -140,7 +143,7 @@ func TestRewrite(t *testing.T) {
 		}
 	}
 	before := answer.Header.Revision
-	if err := w.run(t.Context()); err != nil || done != 153 {
+	if err := w.Run(t.Context()); err != nil || done != 153 {
 		t.Errorf("again: got %v, %d done", err, done)
 	}
 	if answer, _ := client.Get(t.Context(), "x"); answer.Header.Revision != before {
@@ -148,8 +151,8 @@ func TestRewrite(t *testing.T) {
 	}
 
 	reading := opened(t, read)
-	back := &rewriter{reader: reading, client: client, done: func(int) {}, due: dueBack(p)}
-	if err := back.run(t.Context()); err != nil {
+	back := &values.Rewriter{Reader: reading, Client: client, Done: func(int) {}, Due: values.DueBack(p)}
+	if err := back.Run(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if got := look(old); got.Keys["secretbox key1"] != 153 || !clean(State{New: p, Back: true}, got) {
@@ -166,24 +169,24 @@ func TestRewriteConflict(t *testing.T) {
 	for _, name := range []string{"a", "b", "c"} {
 		put(t, client, old, "secrets", "/registry/secrets/shop/"+name, "content")
 	}
-	w := &rewriter{reader: writing, client: client, done: func(int) {}, due: dueForward(writing, p)}
-	meanwhile := w.due
-	w.due = func(key string, data []byte) bool {
+	w := &values.Rewriter{Reader: writing, Client: client, Done: func(int) {}, Due: values.DueForward(writing, p)}
+	meanwhile := w.Due
+	w.Due = func(key string, data []byte) bool {
 		if strings.HasSuffix(key, "/c") { // b has been read, and not written yet
 			put(t, client, writing, "secrets", "/registry/secrets/shop/b", "newer")
 		}
 		return meanwhile(key, data)
 	}
-	if err := w.run(t.Context()); err != nil {
+	if err := w.Run(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]string{"a": "content", "b": "newer", "c": "content"} {
 		key := "/registry/secrets/shop/" + name
 		answer, err := client.Get(t.Context(), key)
-		if err != nil || !bytes.HasPrefix(answer.Kvs[0].Value, []byte(p.prefix())) {
+		if err != nil || !bytes.HasPrefix(answer.Kvs[0].Value, []byte(p.Prefix())) {
 			t.Fatalf("%s: got %v, %v", name, answer, err)
 		}
-		if got, _, err := writing.open(t.Context(), key, answer.Kvs[0].Value); err != nil || string(got) != want {
+		if got, _, err := writing.Open(t.Context(), key, answer.Kvs[0].Value); err != nil || string(got) != want {
 			t.Errorf("%s: got %q, %v, want %q", name, got, err, want)
 		}
 	}
@@ -200,16 +203,16 @@ func TestRewriteHeld(t *testing.T) {
 		t.Fatal(err)
 	}
 	done, writing := 0, opened(t, write)
-	w := &rewriter{reader: writing, client: client, done: func(n int) { done += n }, due: dueForward(writing, p), held: []clientv3.Cmp{h.Valid()}}
+	w := &values.Rewriter{Reader: writing, Client: client, Done: func(n int) { done += n }, Due: values.DueForward(writing, p), Held: []clientv3.Cmp{h.Valid()}}
 	h.Release()
 	if h, err = kind.Take(t.Context(), client, "c1"); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.run(t.Context()); err != nil || done != 0 {
+	if err := w.Run(t.Context()); err != nil || done != 0 {
 		t.Errorf("got %v, %d done", err, done)
 	}
-	w.held = []clientv3.Cmp{h.Valid()}
-	if err := w.run(t.Context()); err != nil || done != 1 {
+	w.Held = []clientv3.Cmp{h.Valid()}
+	if err := w.Run(t.Context()); err != nil || done != 1 {
 		t.Errorf("the one that may act: got %v, %d done", err, done)
 	}
 }
@@ -221,31 +224,31 @@ func TestRepeat(t *testing.T) {
 	p, _, write, _ := forms(t)
 	put(t, client, opened(t, []byte(written)), "secrets", "/registry/secrets/shop/s", "content")
 	writing := opened(t, write)
-	r := New(Config{Gate: NewGate(GateConfig{}), Log: slog.New(slog.DiscardHandler)})
+	r := New(Config{Gate: gate.New(gate.Config{}), Log: slog.New(slog.DiscardHandler)})
 	ended, end := context.WithCancel(t.Context())
 	end()
-	w := &rewriter{reader: writing, client: client, done: func(int) {}, due: dueForward(writing, p)}
+	w := &values.Rewriter{Reader: writing, Client: client, Done: func(int) {}, Due: values.DueForward(writing, p)}
 	runs := 0
 	if err := r.repeat(t.Context(), func() (bool, error) {
 		if runs++; runs == 1 {
-			err := w.run(ended)
+			err := w.Run(ended)
 			if err == nil {
 				t.Error("a run without etcd: no error")
 			}
 			return false, err
 		}
-		return true, w.run(t.Context())
+		return true, w.Run(t.Context())
 	}); err != nil || runs != 2 {
 		t.Errorf("without an answer: got %v after %d runs", err, runs)
 	}
-	if s, _, _, err := writing.look(t.Context(), client, true); err != nil || !clean(State{New: p}, s) {
+	if s, _, _, err := writing.Look(t.Context(), client, true); err != nil || !clean(State{New: p}, s) {
 		t.Errorf("got %v, %v", s, err)
 	}
 	for _, tt := range []struct {
 		ctx  context.Context
 		err  error
 		want int
-	}{{t.Context(), errors.New("cannot be opened"), 1}, {ended, &noAnswer{"read etcd", context.Canceled}, 1}} {
+	}{{t.Context(), errors.New("cannot be opened"), 1}, {ended, &values.NoAnswer{Request: "read etcd", Err: context.Canceled}, 1}} {
 		runs = 0
 		if err := r.repeat(tt.ctx, func() (bool, error) { runs++; return false, tt.err }); !errors.Is(err, tt.err) || runs != tt.want {
 			t.Errorf("got %v after %d runs", err, runs)
@@ -260,7 +263,7 @@ func TestUnreadable(t *testing.T) {
 	old := opened(t, []byte(written))
 	put(t, client, old, "secrets", "/registry/secrets/shop/s", "content")
 	put(t, client, old, "widgets.example.com", "/registry/example.com/widgets/shop/w", "content")
-	put(t, client, reader{}, "", "/registry/secrets/shop/plain", "content")
+	put(t, client, values.Reader{}, "", "/registry/secrets/shop/plain", "content")
 	for name, tt := range map[string]struct {
 		file string
 		want []string
@@ -270,10 +273,10 @@ func TestUnreadable(t *testing.T) {
 		"a resource less":              {strings.Replace(written, "      - widgets.example.com\n", "", 1), []string{"/registry/example.com/widgets/shop/w"}},
 		"without identity":             {strings.Replace(written, "      - identity: {}\n", "", 1), []string{"/registry/secrets/shop/plain"}},
 	} {
-		_, bad, lost, err := opened(t, []byte(tt.file)).look(t.Context(), client, true)
+		_, bad, lost, err := opened(t, []byte(tt.file)).Look(t.Context(), client, true)
 		var got []string
 		for _, p := range bad {
-			got = append(got, p.key)
+			got = append(got, p.Key)
 		}
 		if err != nil || !slices.Equal(got, tt.want) || lost != len(tt.want) {
 			t.Errorf("%s: got %v, %d, %v, want %v", name, got, lost, err, tt.want)
@@ -355,10 +358,10 @@ func BenchmarkRewrite(b *testing.B) {
 	}
 	for b.Loop() {
 		b.StopTimer()
-		for batch := range slices.Chunk(names, batchValues) {
+		for batch := range slices.Chunk(names, 100) {
 			var puts []clientv3.Op
 			for _, key := range batch {
-				data, err := old.keys[schema.GroupResource{Resource: "secrets"}].TransformToStorage(b.Context(), bytes.Repeat([]byte("x"), 1024), value.DefaultContext(key))
+				data, err := old.Keys[schema.GroupResource{Resource: "secrets"}].TransformToStorage(b.Context(), bytes.Repeat([]byte("x"), 1024), value.DefaultContext(key))
 				if err != nil {
 					b.Fatal(err)
 				}
@@ -369,14 +372,14 @@ func BenchmarkRewrite(b *testing.B) {
 			}
 		}
 		b.StartTimer()
-		p := Provider{Kind: "secretbox", Name: "key2"}
-		w := &rewriter{reader: writing, client: client, done: func(int) {}, due: dueForward(writing, p)}
-		if err := w.run(b.Context()); err != nil {
+		p := keyfile.Provider{Kind: "secretbox", Name: "key2"}
+		w := &values.Rewriter{Reader: writing, Client: client, Done: func(int) {}, Due: values.DueForward(writing, p)}
+		if err := w.Run(b.Context()); err != nil {
 			b.Fatal(err)
 		}
 	}
 	b.ReportMetric(float64(n*b.N)/b.Elapsed().Seconds(), "values/s")
-	_ = walk(b.Context(), client, "/registry/", func(kv *mvccpb.KeyValue) error {
+	_ = values.Walk(b.Context(), client, "/registry/", func(kv *mvccpb.KeyValue) error {
 		if bytes.Contains(kv.Value[:32], []byte("key1")) {
 			b.Fatalf("%s has the old key", kv.Key)
 		}
@@ -411,7 +414,7 @@ func TestPlainUnderWildcards(t *testing.T) {
 		"masterleases/10.0.0.1":      `{"kind":"Endpoints","apiVersion":"v1"}`,
 		"peerserverleases/apiserver": `{"kind":"Endpoints","apiVersion":"v1"}`,
 	} {
-		put(t, client, reader{}, "", "/registry/"+name, content)
+		put(t, client, values.Reader{}, "", "/registry/"+name, content)
 	}
 	all := []string{"apiregistration.k8s.io/x/v1.", "configmaps/shop/c", "deployments/shop/d", "example.com/widgets/shop/w", "secrets/shop/s", "services/specs/shop/v", "something/that/nobody/has/heard"}
 	for name, tt := range map[string]struct {
@@ -428,17 +431,17 @@ func TestPlainUnderWildcards(t *testing.T) {
 		"one of a group that is not": {entry(key+plain, "secrets") + entry(plain, "*."), []string{"secrets/shop/s"}},
 	} {
 		r := opened(t, []byte(header+tt.file))
-		s, _, lost, err := r.look(t.Context(), client, true)
+		s, _, lost, err := r.Look(t.Context(), client, true)
 		if err != nil || lost > 0 || s.Plain != len(tt.want) {
 			t.Errorf("%s: got %v, %d lost, %v, want %d", name, s, lost, err, len(tt.want))
 		}
 		// Without identity these, and only these, would be unreadable.
-		_, _, lost, err = opened(t, []byte(strings.ReplaceAll(header+tt.file, key+plain, key))).look(t.Context(), client, true)
+		_, _, lost, err = opened(t, []byte(strings.ReplaceAll(header+tt.file, key+plain, key))).Look(t.Context(), client, true)
 		if err != nil || lost != len(tt.want) {
 			t.Errorf("%s, without identity: got %d lost, %v, want %d", name, lost, err, len(tt.want))
 		}
-		due, want := dueForward(r, Provider{Kind: "secretbox", Name: "key1"}), slices.Clone(tt.want)
-		if err := walk(t.Context(), client, "/registry/", func(kv *mvccpb.KeyValue) error {
+		due, want := values.DueForward(r, keyfile.Provider{Kind: "secretbox", Name: "key1"}), slices.Clone(tt.want)
+		if err := values.Walk(t.Context(), client, "/registry/", func(kv *mvccpb.KeyValue) error {
 			if at := slices.Index(want, strings.TrimPrefix(string(kv.Key), "/registry/")); due(string(kv.Key), kv.Value) != (at >= 0) {
 				t.Errorf("%s: %s is due: %v", name, kv.Key, at < 0)
 			}
@@ -448,12 +451,12 @@ func TestPlainUnderWildcards(t *testing.T) {
 		}
 	}
 	r := opened(t, []byte(header+entry(key+plain, "*.*")))
-	p := Provider{Kind: "secretbox", Name: "key1"}
-	w := &rewriter{reader: r, client: client, done: func(int) {}, due: dueForward(r, p)}
-	if err := w.run(t.Context()); err != nil {
+	p := keyfile.Provider{Kind: "secretbox", Name: "key1"}
+	w := &values.Rewriter{Reader: r, Client: client, Done: func(int) {}, Due: values.DueForward(r, p)}
+	if err := w.Run(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if s, _, lost, err := r.look(t.Context(), client, true); err != nil || lost > 0 || s.Keys["secretbox key1"] != len(all) || !clean(State{New: p}, s) {
+	if s, _, lost, err := r.Look(t.Context(), client, true); err != nil || lost > 0 || s.Keys["secretbox key1"] != len(all) || !clean(State{New: p}, s) {
 		t.Errorf("written anew: got %v, %d lost, %v", s, lost, err)
 	}
 }

@@ -20,6 +20,9 @@ import (
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/durable"
+	"kthwd/appliance/encryption/gate"
+	"kthwd/appliance/encryption/keyfile"
+	"kthwd/appliance/encryption/values"
 	"kthwd/appliance/etcd"
 	"kthwd/appliance/others"
 	"kthwd/appliance/pki"
@@ -36,7 +39,7 @@ type Config struct {
 	Name   string // this controller's
 	Layout pki.Layout
 	Etcd   *etcd.Member
-	Gate   *Gate
+	Gate   *gate.Gate
 	Others *others.Others
 	Log    *slog.Logger
 
@@ -53,7 +56,7 @@ type Config struct {
 // goroutine.
 type Rotation struct {
 	cfg  Config
-	gate *Gate
+	gate *gate.Gate
 
 	accepting sync.Mutex // one file of another controller at a time
 
@@ -80,7 +83,7 @@ func New(c Config) *Rotation {
 	return r
 }
 
-func (r *Rotation) file() string { return r.gate.cfg.File }
+func (r *Rotation) file() string { return r.gate.File() }
 
 func (r *Rotation) client() (*clientv3.Client, error) {
 	server := r.cfg.Etcd.Running()
@@ -98,31 +101,31 @@ type plan struct {
 }
 
 // prepare checks everything that would stop a rotation, and changes nothing.
-func (r *Rotation) prepare(ctx context.Context, client *clientv3.Client, q Request) (*plan, Stored, error) {
+func (r *Rotation) prepare(ctx context.Context, client *clientv3.Client, q Request) (*plan, values.Stored, error) {
 	if err := r.configured(); err != nil {
-		return nil, Stored{}, err
+		return nil, values.Stored{}, err
 	}
 	was, err := readState(ctx, r.cfg.Layout, client)
 	switch {
 	case err != nil:
-		return nil, Stored{}, err
+		return nil, values.Stored{}, err
 	case was.running():
-		return nil, Stored{}, advice.With(fmt.Errorf("a rotation has not ended: %s, stage %s since %s", was, was.Stage, was.Since.UTC().Format(time.RFC3339)),
+		return nil, values.Stored{}, advice.With(fmt.Errorf("a rotation has not ended: %s, stage %s since %s", was, was.Stage, was.Since.UTC().Format(time.RFC3339)),
 			"kthwd encryption status shows it; kthwd encryption resume ends it, kthwd encryption abort takes it back")
 	}
 	data, err := os.ReadFile(r.file())
 	if err != nil {
-		return nil, Stored{}, err
+		return nil, values.Stored{}, err
 	}
-	f, err := parseFile(data)
+	f, err := keyfile.Parse(data)
 	if err == nil {
-		err = f.rotatable()
+		err = f.Rotatable()
 	}
 	if err != nil {
-		return nil, Stored{}, r.ofFile(err)
+		return nil, values.Stored{}, r.ofFile(err)
 	}
-	if err := r.same(ctx, hashOf(data)); err != nil {
-		return nil, Stored{}, err
+	if err := r.same(ctx, keyfile.Hash(data)); err != nil {
+		return nil, values.Stored{}, err
 	}
 	stored, err := r.stored(ctx, client, data)
 	if err != nil {
@@ -132,11 +135,11 @@ func (r *Rotation) prepare(ctx context.Context, client *clientv3.Client, q Reque
 	for key := range stored.Keys {
 		names = append(names, key[strings.LastIndex(key, " ")+1:])
 	}
-	p := &plan{data: data, state: State{ID: rand.Text(), Files: []string{hashOf(data)}, revision: was.revision}}
+	p := &plan{data: data, state: State{ID: rand.Text(), Files: []string{keyfile.Hash(data)}, revision: was.revision}}
 	if p.state.New, p.entry, err = newOf(f, q, names, was.New.Name); err != nil {
 		return nil, stored, err
 	}
-	for _, w := range f.writers() {
+	for _, w := range f.Writers() {
 		p.state.Old = append(p.state.Old, w.String())
 	}
 	if err := r.tryAll(ctx, p); err != nil {
@@ -147,44 +150,44 @@ func (r *Rotation) prepare(ctx context.Context, client *clientv3.Client, q Reque
 
 // newOf makes the new key of a rotation: one of kthwd's, or a key server's. stored are the names of
 // the keys in etcd, and last is that of the rotation before.
-func newOf(f *file, q Request, stored []string, last string) (Provider, *yaml.Node, error) {
-	kind := cmp.Or(q.Provider, f.writers()[0].Kind)
+func newOf(f *keyfile.File, q Request, stored []string, last string) (keyfile.Provider, *yaml.Node, error) {
+	kind := cmp.Or(q.Provider, f.Writers()[0].Kind)
 	given := q.Name != "" || q.Endpoint != ""
 	switch {
-	case kind == kms && (q.Name == "" || q.Endpoint == ""):
-		return Provider{}, nil, advice.With(advice.Usage(errors.New("a key server needs a name and the socket of its plugin")),
+	case kind == keyfile.KindKMS && (q.Name == "" || q.Endpoint == ""):
+		return keyfile.Provider{}, nil, advice.With(advice.Usage(errors.New("a key server needs a name and the socket of its plugin")),
 			"--provider=kms --kms-name=vault --kms-endpoint=unix:///run/kms.sock; the same on each controller")
-	case kind == kms:
+	case kind == keyfile.KindKMS:
 		used := slices.Clone(stored)
-		for _, p := range f.all() {
+		for _, p := range f.All() {
 			used = append(used, p.Name)
 		}
 		if slices.Contains(used, q.Name) {
-			return Provider{}, nil, advice.With(advice.Usage(fmt.Errorf("the name %q is in use: values of the old key would look like new ones", q.Name)), "choose another --kms-name")
+			return keyfile.Provider{}, nil, advice.With(advice.Usage(fmt.Errorf("the name %q is in use: values of the old key would look like new ones", q.Name)), "choose another --kms-name")
 		}
-		p := Provider{Kind: kms, Name: q.Name, Version: kmsV2}
-		entry, err := newServer(p, q)
+		p := keyfile.Provider{Kind: keyfile.KindKMS, Name: q.Name, Version: keyfile.VersionKMS}
+		entry, err := keyfile.NewServer(p, q.Endpoint)
 		return p, entry, err
-	case !slices.Contains(Kinds, kind):
-		return Provider{}, nil, advice.With(advice.Usage(fmt.Errorf("kthwd makes no keys for the provider %q", kind)), "providers: "+strings.Join(append(slices.Clone(Kinds), kms), ", "))
+	case !slices.Contains(keyfile.Kinds, kind):
+		return keyfile.Provider{}, nil, advice.With(advice.Usage(fmt.Errorf("kthwd makes no keys for the provider %q", kind)), "providers: "+strings.Join(append(slices.Clone(keyfile.Kinds), keyfile.KindKMS), ", "))
 	case given:
-		return Provider{}, nil, advice.Usage(fmt.Errorf("--kms-name and --kms-endpoint are for --provider=%s", kms))
+		return keyfile.Provider{}, nil, advice.Usage(fmt.Errorf("--kms-name and --kms-endpoint are for --provider=%s", keyfile.KindKMS))
 	}
-	p := f.newProvider(kind, append(stored, last))
-	entry, err := newKey(p)
+	p := f.NewProvider(kind, append(stored, last))
+	entry, err := keyfile.NewKey(p)
 	return p, entry, err
 }
 
 // tryServer has every controller ask the key server of the new key, before anything changes.
 func (r *Rotation) tryServer(ctx context.Context, p *plan) error {
-	if p.state.New.Kind != kms {
+	if p.state.New.Kind != keyfile.KindKMS {
 		return nil
 	}
-	data, err := in(p.data, formRead, p.state.New, p.entry)
+	data, err := keyfile.In(p.data, keyfile.FormRead, p.state.New, p.entry)
 	if err != nil {
 		return err
 	}
-	all, err := r.ask(ctx, request{Trial: data}, askTime+kmsAnswers)
+	all, err := r.ask(ctx, request{Trial: data}, askTime+keyfile.AnswerTime)
 	if err != nil {
 		return err
 	}
@@ -195,10 +198,10 @@ func (r *Rotation) tryServer(ctx context.Context, p *plan) error {
 func (r *Rotation) tryAll(ctx context.Context, p *plan) error {
 	life, end := context.WithCancel(ctx)
 	defer end()
-	for _, want := range []form{formRead, formWrite, formNew} {
-		next, err := in(p.data, want, p.state.New, p.entry)
+	for _, want := range []keyfile.Form{keyfile.FormRead, keyfile.FormWrite, keyfile.FormNew} {
+		next, err := keyfile.In(p.data, want, p.state.New, p.entry)
 		if err == nil {
-			_, err = load(life, next, "")
+			_, err = keyfile.Load(life, next, "")
 		}
 		if err != nil {
 			return r.ofFile(err)
@@ -235,23 +238,23 @@ func (r *Rotation) same(ctx context.Context, hash string) error {
 }
 
 // stored looks at etcd with a file. What that cannot open is an error.
-func (r *Rotation) stored(ctx context.Context, client *clientv3.Client, data []byte) (Stored, error) {
+func (r *Rotation) stored(ctx context.Context, client *clientv3.Client, data []byte) (values.Stored, error) {
 	life, end := context.WithCancel(ctx)
 	defer end()
-	c, err := load(life, data, "")
+	c, err := keyfile.Load(life, data, "")
 	if err != nil {
-		return Stored{}, r.ofFile(err)
+		return values.Stored{}, r.ofFile(err)
 	}
-	if err := r.gate.answers(ctx, c); err != nil { // else values would seem lost
-		return Stored{}, err
+	if err := r.gate.Answers(ctx, c); err != nil { // else values would seem lost
+		return values.Stored{}, err
 	}
-	read, err := r.gate.reader(data, c)
+	read, err := r.gate.Reader(data, c)
 	if err != nil {
-		return Stored{}, r.ofFile(err)
+		return values.Stored{}, r.ofFile(err)
 	}
-	s, bad, lost, err := read.look(ctx, client, true)
+	s, bad, lost, err := read.Look(ctx, client, true)
 	if err == nil && lost > 0 {
-		err = r.gate.unreadable(read, bad, lost)
+		err = r.gate.Unreadable(read, bad, lost)
 	}
 	return s, err
 }
@@ -316,16 +319,16 @@ func (r *Rotation) carryOn(ctx context.Context, client *clientv3.Client, h *stag
 }
 
 // formOf is what the file of a stage looks like.
-func formOf(s State) form {
+func formOf(s State) keyfile.Form {
 	switch {
 	case s.Back && s.Stage == StageDrop:
-		return formWithout
+		return keyfile.FormWithout
 	case s.Back || s.Stage == StageRead:
-		return formRead
+		return keyfile.FormRead
 	case s.Stage == StageWrite:
-		return formWrite
+		return keyfile.FormWrite
 	}
-	return formNew
+	return keyfile.FormNew
 }
 
 // enter makes the file of the stage, keeps it here, and records its hash.
@@ -334,17 +337,17 @@ func (r *Rotation) enter(ctx context.Context, client *clientv3.Client, h *stages
 	if err != nil {
 		return nil, err
 	}
-	if !slices.Contains(s.Files, hashOf(here)) {
+	if !slices.Contains(s.Files, keyfile.Hash(here)) {
 		return nil, r.edited(r.cfg.Name)
 	}
-	data, err := in(here, formOf(*s), s.New, nil)
-	if errors.Is(err, errNoKey) {
+	data, err := keyfile.In(here, formOf(*s), s.New, nil)
+	if errors.Is(err, keyfile.ErrNoKey) {
 		kept, failed := os.ReadFile(r.next())
 		if failed != nil {
 			return nil, advice.With(fmt.Errorf("the new key, %s, is not on this controller: %s has begun the rotation", s.New, s.By),
 				"run kthwd encryption resume there; if that controller is lost, kthwd encryption abort takes the rotation back")
 		}
-		data, err = in(kept, formOf(*s), s.New, nil)
+		data, err = keyfile.In(kept, formOf(*s), s.New, nil)
 	}
 	if err != nil {
 		return nil, r.ofFile(err)
@@ -357,7 +360,7 @@ func (r *Rotation) record(ctx context.Context, client *clientv3.Client, h *stage
 	if err := durable.Write(r.next(), data, 0o600); err != nil {
 		return advice.With(fmt.Errorf("keep the new key: %w", err), "make the directory writable for kthwd's user")
 	}
-	hash := hashOf(data)
+	hash := keyfile.Hash(data)
 	s.Files = append(slices.DeleteFunc(s.Files, func(f string) bool { return f == hash }), hash)
 	s.Since, s.By = time.Now().UTC(), r.cfg.Name
 	return s.save(ctx, r.cfg.Layout, client, h)
@@ -393,7 +396,7 @@ func (r *Rotation) spread(ctx context.Context, client *clientv3.Client, s State,
 			return err
 		}
 	}
-	if all, err = r.ask(ctx, request{ID: s.ID, Data: data}, proofTime); err != nil {
+	if all, err = r.ask(ctx, request{ID: s.ID, Data: data}, gate.ProofTime); err != nil {
 		return err
 	}
 	if err := stages.Complaints(all); err != nil {
@@ -428,11 +431,11 @@ func (r *Rotation) ready(ctx context.Context, client *clientv3.Client, s State) 
 var errNeeded = errors.New("etcd still has values of the key that the last stage drops")
 
 // clean reports whether no value needs the key that the rotation drops.
-func clean(s State, stored Stored) bool {
+func clean(s State, stored values.Stored) bool {
 	if s.Back {
-		return stored.Keys[keyName(s.New.prefix())] == 0
+		return stored.Keys[values.KeyName(s.New.Prefix())] == 0
 	}
-	return stored.Plain == 0 && stored.Keys[keyName(s.New.prefix())] == stored.Values()
+	return stored.Plain == 0 && stored.Keys[values.KeyName(s.New.Prefix())] == stored.Values()
 }
 
 // rewriteAll rewrites what the key to be dropped has written, until two looks further apart
@@ -442,29 +445,29 @@ func (r *Rotation) rewriteAll(ctx context.Context, client *clientv3.Client, h *s
 	if err != nil {
 		return err
 	}
-	if hashOf(data) != s.hash() {
+	if keyfile.Hash(data) != s.hash() {
 		return r.edited(r.cfg.Name)
 	}
 	life, end := context.WithCancel(ctx)
 	defer end()
-	c, err := load(life, data, "")
+	c, err := keyfile.Load(life, data, "")
 	if err != nil {
 		return r.ofFile(err)
 	}
-	if err := r.gate.answers(ctx, c); err != nil {
+	if err := r.gate.Answers(ctx, c); err != nil {
 		return err
 	}
-	read, err := r.gate.reader(data, c)
+	read, err := r.gate.Reader(data, c)
 	if err != nil {
 		return r.ofFile(err)
 	}
-	w := &rewriter{reader: read, client: client, done: r.count, due: dueForward(read, s.New), held: []clientv3.Cmp{h.Valid()}}
+	w := &values.Rewriter{Reader: read, Client: client, Done: r.count, Due: values.DueForward(read, s.New), Held: []clientv3.Cmp{h.Valid()}}
 	if s.Back {
-		w.due = dueBack(s.New)
+		w.Due = values.DueBack(s.New)
 	}
 	r.note(func(p *progress) { p.Began = time.Now() })
 	return r.repeat(ctx, func() (proven bool, err error) {
-		if err := w.run(ctx); err != nil {
+		if err := w.Run(ctx); err != nil {
 			return false, err
 		}
 		return r.prove(ctx, client, read, s)
@@ -491,12 +494,12 @@ func (r *Rotation) repeat(ctx context.Context, rewrite func() (proven bool, err 
 
 // transient reports whether an error may be over in a second.
 func transient(ctx context.Context, err error) bool {
-	_, silent := errors.AsType[*noAnswer](err)
+	_, silent := errors.AsType[*values.NoAnswer](err)
 	return silent && ctx.Err() == nil
 }
 
 // prove looks twice.
-func (r *Rotation) prove(ctx context.Context, client *clientv3.Client, read reader, s State) (bool, error) {
+func (r *Rotation) prove(ctx context.Context, client *clientv3.Client, read values.Reader, s State) (bool, error) {
 	pause := time.Duration(0)
 	for n := range 2 {
 		select {
@@ -504,7 +507,7 @@ func (r *Rotation) prove(ctx context.Context, client *clientv3.Client, read read
 		case <-ctx.Done():
 			return false, ctx.Err()
 		}
-		stored, _, _, err := read.look(ctx, client, false)
+		stored, _, _, err := read.Look(ctx, client, false)
 		if err != nil {
 			return false, err
 		}
@@ -518,14 +521,6 @@ func (r *Rotation) prove(ctx context.Context, client *clientv3.Client, read read
 	return true, nil
 }
 
-func sleep(ctx context.Context, d time.Duration) error {
-	select {
-	case <-time.After(d):
-	case <-ctx.Done():
-	}
-	return ctx.Err()
-}
-
 func (r *Rotation) note(change func(*progress)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -537,4 +532,13 @@ func (r *Rotation) count(n int) {
 	defer r.mu.Unlock()
 	r.progress.Rewritten += n
 	r.total += float64(n)
+}
+
+// sleep waits, and returns the error of ctx if that ends.
+func sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
+	}
+	return ctx.Err()
 }

@@ -13,6 +13,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"kthwd/appliance/advice"
+	"kthwd/appliance/encryption/keyfile"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/stages"
 )
@@ -42,15 +43,15 @@ const Of = 4
 
 // State is a rotation, as etcd has it. It holds no key.
 type State struct {
-	ID    string    `json:"id"`
-	By    string    `json:"by"` // the controller that acted last
-	Began time.Time `json:"began"`
-	Since time.Time `json:"since"` // of the stage
-	Stage Stage     `json:"stage"`
-	Back  bool      `json:"back,omitempty"` // the rotation is aborted: the new key is the one to drop
-	Old   []string  `json:"old"`            // the keys that wrote before: "secretbox key1"
-	New   Provider  `json:"new"`
-	Files []string  `json:"files"` // hashes of the files that a controller may have; the last one is the stage's
+	ID    string           `json:"id"`
+	By    string           `json:"by"` // the controller that acted last
+	Began time.Time        `json:"began"`
+	Since time.Time        `json:"since"` // of the stage
+	Stage Stage            `json:"stage"`
+	Back  bool             `json:"back,omitempty"` // the rotation is aborted: the new key is the one to drop
+	Old   []string         `json:"old"`            // the keys that wrote before: "secretbox key1"
+	New   keyfile.Provider `json:"new"`
+	Files []string         `json:"files"` // hashes of the files that a controller may have; the last one is the stage's
 
 	Seal []byte `json:"seal"`
 

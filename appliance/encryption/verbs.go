@@ -14,6 +14,8 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"kthwd/appliance/advice"
+	"kthwd/appliance/encryption/keyfile"
+	"kthwd/appliance/encryption/values"
 	"kthwd/appliance/stages"
 	"kthwd/appliance/status"
 	"kthwd/appliance/text"
@@ -42,16 +44,16 @@ type Request struct {
 
 // Report is the answer.
 type Report struct {
-	File        string       `json:"file"`
-	Rotation    *State       `json:"rotation,omitempty"` // nil before the first one
-	Running     bool         `json:"running"`            // it has not ended
-	Holder      string       `json:"holder,omitempty"`   // the controller that carries it on; empty if it has stopped
-	Stopped     string       `json:"stopped,omitempty"`  // why it does not go on, if this controller knows
-	Hint        string       `json:"hint,omitempty"`
-	Progress    progress     `json:"progress"`
-	Controllers []Controller `json:"controllers,omitempty"`
-	Stored      *Stored      `json:"stored,omitempty"`
-	Steps       []string     `json:"steps,omitempty"` // of a plan
+	File        string         `json:"file"`
+	Rotation    *State         `json:"rotation,omitempty"` // nil before the first one
+	Running     bool           `json:"running"`            // it has not ended
+	Holder      string         `json:"holder,omitempty"`   // the controller that carries it on; empty if it has stopped
+	Stopped     string         `json:"stopped,omitempty"`  // why it does not go on, if this controller knows
+	Hint        string         `json:"hint,omitempty"`
+	Progress    progress       `json:"progress"`
+	Controllers []Controller   `json:"controllers,omitempty"`
+	Stored      *values.Stored `json:"stored,omitempty"`
+	Steps       []string       `json:"steps,omitempty"` // of a plan
 }
 
 // Private returns the handler of the verbs, for the unix socket.
@@ -140,7 +142,7 @@ func (r *Rotation) rotate(ctx context.Context, client *clientv3.Client, q Reques
 		return out, nil
 	}
 	err = r.act(ctx, func(ctx context.Context, client *clientv3.Client, h *stages.Hold) (State, []byte, error) {
-		data, err := in(p.data, formRead, p.state.New, p.entry)
+		data, err := keyfile.In(p.data, keyfile.FormRead, p.state.New, p.entry)
 		if err != nil {
 			return State{}, nil, err
 		}
@@ -154,7 +156,7 @@ func (r *Rotation) rotate(ctx context.Context, client *clientv3.Client, q Reques
 }
 
 // steps is a plan for people.
-func steps(p *plan, stored Stored, settle time.Duration) []string {
+func steps(p *plan, stored values.Stored, settle time.Duration) []string {
 	old := strings.Join(p.state.Old, ", ")
 	return []string{
 		fmt.Sprintf("read     every controller gets %s as second key, and its API server uses that", p.state.New),

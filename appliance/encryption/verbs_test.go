@@ -10,6 +10,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 
+	"kthwd/appliance/encryption/gate"
 	"kthwd/appliance/stages"
 	"kthwd/test/etcdtest"
 )
@@ -19,7 +20,7 @@ import (
 func TestTidy(t *testing.T) {
 	server, l := etcdtest.Start(t, false), layout(t)
 	client := etcdtest.Client(t, server)
-	r := New(Config{Layout: l, Gate: NewGate(GateConfig{File: l.EncryptionConfig()}), Log: slog.New(slog.DiscardHandler)})
+	r := New(Config{Layout: l, Gate: gate.New(gate.Config{File: l.EncryptionConfig()}), Log: slog.New(slog.DiscardHandler)})
 	r.runner = stages.NewRunner(stages.RunnerConfig{Kind: kind, Name: "c0", Client: func() (*clientv3.Client, error) { return v3client.New(server.Server), nil }})
 	r.runner.Live(t.Context())
 	if err := os.WriteFile(r.next(), []byte(written), 0o600); err != nil {

@@ -27,6 +27,7 @@ import (
 	"kthwd/appliance/carotation"
 	"kthwd/appliance/config"
 	"kthwd/appliance/encryption"
+	"kthwd/appliance/encryption/gate"
 	"kthwd/appliance/etcd"
 	"kthwd/appliance/etcdca"
 	"kthwd/appliance/lease"
@@ -47,7 +48,7 @@ type Config struct {
 	Controller config.Controller
 	Args       map[string][]program.Arg                                // the programs' command lines
 	Prefix     string                                                  // of kube-apiserver's keys in etcd
-	Shared     *sharedfiles.Files                                 // the files that all controllers share
+	Shared     *sharedfiles.Files                                      // the files that all controllers share
 	WriteRun   func(name string, data []byte) (path string, err error) // writes a file of the run directory
 	Life       time.Duration                                           // of the certificates that kthwd issues; 0 means a year
 
@@ -72,7 +73,7 @@ type Rotations struct {
 	layout pki.Layout
 	log    *slog.Logger
 
-	Gate *encryption.Gate    // gives the API server its encryption configuration
+	Gate *gate.Gate          // gives the API server its encryption configuration
 	Keys *tokenrotation.Keys // gives the API server the keys of service account tokens
 
 	encryption *encryption.Rotation
@@ -133,9 +134,9 @@ func (r *Rotations) Admit(ctx context.Context, client *clientv3.Client) error {
 const longestRequest = time.Minute
 
 // newGate makes what gives the API server its encryption configuration.
-func (r *Rotations) newGate() *encryption.Gate {
+func (r *Rotations) newGate() *gate.Gate {
 	api := r.cfg.Args[program.APIServer]
-	return encryption.NewGate(encryption.GateConfig{
+	return gate.New(gate.Config{
 		File: program.Value(api, "encryption-provider-config"), Prefix: r.cfg.Prefix, Etcd: r.cfg.Etcd,
 		Reload: program.Value(api, "encryption-provider-config-automatic-reload") == "true",
 		Log:    r.cfg.Logs.Logger(program.APIServer), Loaded: func(path string) { r.cfg.Machine.Accept(path) },

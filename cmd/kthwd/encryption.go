@@ -12,6 +12,7 @@ import (
 
 	"kthwd/appliance/config"
 	"kthwd/appliance/encryption"
+	"kthwd/appliance/encryption/keyfile"
 	"kthwd/appliance/text"
 )
 
@@ -68,11 +69,11 @@ func (a *app) encryptionRotateVerb(l *config.Loader) *cobra.Command {
 		Args: noVerb,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.encryptionRotate(cmd.Context(), l, in, without) },
 	}
-	cmd.Flags().StringVar(&in.Provider, "provider", "", "`KIND` Provider of the new key: "+strings.Join(encryption.Kinds, ", ")+", "+encryption.KindKMS+"; without this flag that of the old one.")
+	cmd.Flags().StringVar(&in.Provider, "provider", "", "`KIND` Provider of the new key: "+strings.Join(keyfile.Kinds, ", ")+", "+keyfile.KindKMS+"; without this flag that of the old one.")
 	cmd.Flags().StringVar(&in.Name, "kms-name", "", "`NAME` Name of the key server (KMS v2) for --provider=kms, one that was not used before.")
 	cmd.Flags().StringVar(&in.Endpoint, "kms-endpoint", "", "`URL` Socket of the key server's plugin, the same on each controller: unix:///run/kms.sock.")
 	cmd.Flags().BoolVar(&in.Plan, "plan", false, "Check everything, say what would be done, and change nothing.")
-	cobra.CheckErr(cmd.RegisterFlagCompletionFunc("provider", cobra.FixedCompletions(append(slices.Clone(encryption.Kinds), encryption.KindKMS), cobra.ShellCompDirectiveNoFileComp)))
+	cobra.CheckErr(cmd.RegisterFlagCompletionFunc("provider", cobra.FixedCompletions(append(slices.Clone(keyfile.Kinds), keyfile.KindKMS), cobra.ShellCompDirectiveNoFileComp)))
 	withoutBackupFlag(cmd, &without)
 	l.AddFlags(cmd.Flags(), "config", "data-dir")
 	return cmd

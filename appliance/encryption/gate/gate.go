@@ -1,11 +1,19 @@
-package encryption
+// Package gate gives the API server its encryption configuration.
+//
+//	g := gate.New(gate.Config{File: path, Etcd: member, …})
+//	g.Serve(ctx, transformers, hash, id) // by the API server, once it is built
+//	go g.Run(ctx)                        // notices a file that was edited
+//
+// The API server's own reload believes each file that can be parsed, also one without the key of what
+// is stored. The gate takes its place: it tries a file on every value in etcd, and only then gives it
+// to the API server.
+package gate
 
 import (
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -21,20 +29,21 @@ import (
 	"k8s.io/apiserver/pkg/server/options/encryptionconfig/metrics"
 
 	"kthwd/appliance/advice"
+	"kthwd/appliance/encryption/keyfile"
+	"kthwd/appliance/encryption/values"
 	"kthwd/appliance/etcd"
 	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
 	"kthwd/appliance/text"
 )
 
-const (
-	lookEvery  = 2 * time.Second  // for a file that was edited
-	kmsAnswers = 10 * time.Second // for the key servers of a new file, as upstream waits
-	proofTime  = 10 * time.Minute // for a look at all of etcd
-)
+const lookEvery = 2 * time.Second // for a file that was edited
 
-// GateConfig configures a Gate.
-type GateConfig struct {
+// ProofTime is for a look at all of etcd.
+const ProofTime = 10 * time.Minute
+
+// Config configures a Gate.
+type Config struct {
 	File   string       // of --encryption-provider-config; empty for none
 	Prefix string       // below which the API server stores
 	Etcd   *etcd.Member // whose values a file must open
@@ -49,10 +58,10 @@ type GateConfig struct {
 	Edited func(path string)
 }
 
-// Gate gives the API server its encryption configuration. Make one with NewGate. Its
+// Gate gives the API server its encryption configuration. Make one with New. Its
 // methods may be called from any goroutine.
 type Gate struct {
-	cfg GateConfig
+	cfg Config
 
 	loading sync.Mutex // one file at a time
 
@@ -71,8 +80,18 @@ type refusal struct {
 	at   time.Time
 }
 
-// NewGate makes a Gate. It does no I/O.
-func NewGate(c GateConfig) *Gate { return &Gate{cfg: c} }
+// New makes a Gate. It does no I/O.
+func New(c Config) *Gate { return &Gate{cfg: c} }
+
+// File is that of --encryption-provider-config; empty for none.
+func (g *Gate) File() string { return g.cfg.File }
+
+// Loaded makes known that the API server uses a file of a rotation.
+func (g *Gate) Loaded() {
+	if g.cfg.Loaded != nil {
+		g.cfg.Loaded(g.cfg.File)
+	}
+}
 
 // Serve makes the gate responsible for an API server whose file has this hash. server ends with
 // the API server.
@@ -124,16 +143,16 @@ func (g *Gate) Load(ctx context.Context) (string, error) {
 	g.loading.Lock()
 	defer g.loading.Unlock()
 	using, err := g.InUse()
-	if err != nil || using == hashOf(data) {
-		g.note(hashOf(data), nil)
+	if err != nil || using == keyfile.Hash(data) {
+		g.note(keyfile.Hash(data), nil)
 		return using, err
 	}
 	err = g.use(ctx, data)
-	g.note(hashOf(data), err)
+	g.note(keyfile.Hash(data), err)
 	if err != nil {
 		return using, err
 	}
-	return hashOf(data), nil
+	return keyfile.Hash(data), nil
 }
 
 // use gives the API server a file, if it opens all that is stored.
@@ -155,7 +174,7 @@ func (g *Gate) use(ctx context.Context, data []byte) error {
 		return errNotServing
 	}
 	g.transform.Set(c.Transformers, end, c.HealthChecks[0], c.KMSCloseGracePeriod)
-	g.hash = hashOf(data)
+	g.hash = keyfile.Hash(data)
 	metrics.RecordEncryptionConfigAutomaticReloadSuccess(id, g.hash)
 	g.cfg.Log.Info("the API server uses another encryption configuration", "file", g.cfg.File, "hash", g.hash)
 	return nil
@@ -164,11 +183,11 @@ func (g *Gate) use(ctx context.Context, data []byte) error {
 // Try reads a file as the API server would, asks its key servers, and opens every value in
 // etcd with it. The result works until life ends.
 func (g *Gate) Try(ctx, life context.Context, data []byte, id string) (*encryptionconfig.EncryptionConfiguration, error) {
-	c, err := load(life, data, id)
+	c, err := keyfile.Load(life, data, id)
 	if err != nil {
 		return nil, advice.With(fmt.Errorf("%s: %w", g.cfg.File, err), "correct the file; it must keep the old key, which stored secrets need")
 	}
-	if err := g.answers(ctx, c); err != nil {
+	if err := g.Answers(ctx, c); err != nil {
 		return nil, err
 	}
 	client, err := g.client()
@@ -176,78 +195,56 @@ func (g *Gate) Try(ctx, life context.Context, data []byte, id string) (*encrypti
 		return nil, err
 	}
 	defer client.Close()
-	ctx, cancel := context.WithTimeout(ctx, proofTime)
+	ctx, cancel := context.WithTimeout(ctx, ProofTime)
 	defer cancel()
-	r, err := g.reader(data, c)
+	r, err := g.Reader(data, c)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", g.cfg.File, err)
 	}
-	_, bad, lost, err := r.look(ctx, client, true)
+	_, bad, lost, err := r.Look(ctx, client, true)
 	if err != nil {
 		return nil, err
 	}
 	if lost > 0 {
-		return nil, g.unreadable(r, bad, lost)
+		return nil, g.Unreadable(r, bad, lost)
 	}
 	return c, nil
 }
 
-// reader opens what is stored with a file and what was loaded from it.
-func (g *Gate) reader(data []byte, c *encryptionconfig.EncryptionConfiguration) (reader, error) {
-	r := reader{root: strings.TrimRight(g.cfg.Prefix, "/") + "/", keys: c.Transformers}
-	f, err := parseFile(data)
+// Reader opens what is stored with a file and what was loaded from it.
+func (g *Gate) Reader(data []byte, c *encryptionconfig.EncryptionConfiguration) (values.Reader, error) {
+	r := values.Reader{Root: strings.TrimRight(g.cfg.Prefix, "/") + "/", Keys: c.Transformers}
+	f, err := keyfile.Parse(data)
 	if err != nil {
 		return r, err
 	}
-	for _, group := range f.groups {
-		for _, resource := range group.resources {
-			if !group.encrypts() {
-				r.plain = append(r.plain, schema.ParseGroupResource(resource))
+	for _, group := range f.Groups {
+		for _, resource := range group.Resources {
+			if !group.Encrypts() {
+				r.Plain = append(r.Plain, schema.ParseGroupResource(resource))
 			}
 		}
 	}
 	return r, nil
 }
 
-// unreadable names what a file cannot open, and the key that it lacks.
-func (g *Gate) unreadable(r reader, bad []problem, lost int) error {
+// Unreadable names what a file cannot open, and the key that it lacks.
+func (g *Gate) Unreadable(r values.Reader, bad []values.Problem, lost int) error {
 	first := bad[0]
 	by, do := "written without a key, and the file lacks identity", "add identity: {} as the last provider, or put the old file back"
-	if first.prefix != "" {
-		by = "written with the key " + keyName(first.prefix)
+	if first.Prefix != "" {
+		by = "written with the key " + values.KeyName(first.Prefix)
 		do = "put that key back into " + filepath.Base(g.cfg.File) + ", under the same name and after the first one"
 	}
-	return advice.With(fmt.Errorf("%s would make %d objects unreadable, such as %s, %s", g.cfg.File, lost, text.Line(r.objectOf(first.key)), by), do)
+	return advice.With(fmt.Errorf("%s would make %d objects unreadable, such as %s, %s", g.cfg.File, lost, text.Line(r.ObjectOf(first.Key)), by), do)
 }
 
-// answers asks the key servers of a configuration.
-func (g *Gate) answers(ctx context.Context, c *encryptionconfig.EncryptionConfiguration) error {
-	if err := answers(ctx, c); err != nil {
+// Answers asks the key servers of a configuration.
+func (g *Gate) Answers(ctx context.Context, c *encryptionconfig.EncryptionConfiguration) error {
+	if err := keyfile.Answers(ctx, c); err != nil {
 		return advice.With(fmt.Errorf("%s: a key server does not answer: %s", g.cfg.File, text.Joined(err.Error())), "start the KMS plugin, or correct its endpoint")
 	}
 	return nil
-}
-
-// answers waits until the key servers of a configuration answer.
-func answers(ctx context.Context, c *encryptionconfig.EncryptionConfiguration) error {
-	if len(c.HealthChecks) != 1 {
-		return errors.New("upstream checks several things")
-	}
-	ctx, cancel := context.WithTimeout(ctx, kmsAnswers)
-	defer cancel()
-	for {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "/healthz", nil)
-		if err != nil {
-			return err
-		}
-		if err = c.HealthChecks[0].Check(req); err == nil {
-			return nil
-		}
-		supervise.Sleep(ctx, 100*time.Millisecond)
-		if ctx.Err() != nil {
-			return err
-		}
-	}
 }
 
 // note keeps why a file is not used.
@@ -297,8 +294,8 @@ func (g *Gate) edited(ctx context.Context) {
 	g.loading.Lock() // a rotation may be about to use the file
 	using, err := g.InUse()
 	g.loading.Unlock()
-	if err != nil || using == hashOf(data) {
-		g.note(hashOf(data), nil)
+	if err != nil || using == keyfile.Hash(data) {
+		g.note(keyfile.Hash(data), nil)
 		return
 	}
 	if g.cfg.Reload || g.cfg.Etcd.Sharers() <= 1 {
@@ -312,14 +309,14 @@ func (g *Gate) edited(ctx context.Context) {
 	_, err = g.Try(ctx, life, data, "")
 	g.loading.Lock()
 	defer g.loading.Unlock()
-	if using, _ := g.InUse(); using == hashOf(data) { // meanwhile, by a rotation
+	if using, _ := g.InUse(); using == keyfile.Hash(data) { // meanwhile, by a rotation
 		return
 	}
 	if err != nil {
-		g.note(hashOf(data), err)
+		g.note(keyfile.Hash(data), err)
 		return
 	}
-	g.note(hashOf(data), advice.With(fmt.Errorf("%s was edited, and the API server uses the file from before until its next start, because all controllers need the same keys", g.cfg.File),
+	g.note(keyfile.Hash(data), advice.With(fmt.Errorf("%s was edited, and the API server uses the file from before until its next start, because all controllers need the same keys", g.cfg.File),
 		"put the file from before back, and let kthwd encryption rotate change the key on all of them"))
 }
 

@@ -1,4 +1,4 @@
-package encryption
+package keyfile
 
 import (
 	"strings"
@@ -18,7 +18,7 @@ func FuzzFile(f *testing.F) {
 		f.Add([]byte(s))
 	}
 	p := Provider{Kind: "secretbox", Name: "new"}
-	key, err := newKey(p)
+	key, err := NewKey(p)
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -29,20 +29,20 @@ func FuzzFile(f *testing.F) {
 				t.Errorf("the error tells a secret: %v", err)
 			}
 		}
-		read, err := parseFile(data)
+		read, err := Parse(data)
 		clean(err)
 		if err != nil {
 			return
 		}
-		clean(read.rotatable())
-		read.newProvider("secretbox", nil)
-		for _, form := range []form{formRead, formWrite, formNew, formWithout} {
-			out, err := in(data, form, p, key)
+		clean(read.Rotatable())
+		read.NewProvider("secretbox", nil)
+		for _, form := range []Form{FormRead, FormWrite, FormNew, FormWithout} {
+			out, err := In(data, form, p, key)
 			clean(err)
 			if err != nil {
 				continue
 			}
-			if _, err := parseFile(out); err != nil && form != formWithout { // which may be a list without a provider
+			if _, err := Parse(out); err != nil && form != FormWithout { // which may be a list without a provider
 				t.Errorf("form %d of a file that can be read cannot be: %v\n%s", form, err, out)
 			}
 		}

@@ -1,4 +1,10 @@
-package encryption
+// Package values looks at the values in etcd that an encryption configuration is about: with which key
+// each was written, whether a configuration opens it, and writes them anew with another key.
+//
+// Values are rewritten in etcd directly, each by compare-and-swap, and not through the API: no
+// webhook, no conversion and no quota is in the way, and nothing but the resourceVersion of an object
+// changes.
+package values
 
 import (
 	"bytes"
@@ -15,6 +21,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/storage/value"
+
+	"kthwd/appliance/encryption/keyfile"
 )
 
 const (
@@ -59,13 +67,13 @@ func (s Stored) String() string {
 	return strings.Join(append(all, fmt.Sprintf("plain %d", s.Plain)), "   ")
 }
 
-// walk calls fn with each value below prefix, in the order of their keys.
-func walk(ctx context.Context, client *clientv3.Client, prefix string, fn func(*mvccpb.KeyValue) error) error {
+// Walk calls fn with each value below prefix, in the order of their keys.
+func Walk(ctx context.Context, client *clientv3.Client, prefix string, fn func(*mvccpb.KeyValue) error) error {
 	next, end := prefix, clientv3.GetPrefixRangeEnd(prefix)
 	for {
 		answer, err := client.Get(ctx, next, clientv3.WithRange(end), clientv3.WithLimit(page))
 		if err != nil {
-			return &noAnswer{"read etcd", err}
+			return &NoAnswer{"read etcd", err}
 		}
 		for _, kv := range answer.Kvs {
 			if err := fn(kv); err != nil {
@@ -79,22 +87,22 @@ func walk(ctx context.Context, client *clientv3.Client, prefix string, fn func(*
 	}
 }
 
-// noAnswer is a request that etcd has not answered, as while it elects a leader.
-type noAnswer struct {
-	request string
-	err     error
+// NoAnswer is a request that etcd has not answered, as while it elects a leader.
+type NoAnswer struct {
+	Request string
+	Err     error
 }
 
-func (n *noAnswer) Error() string { return n.request + ": " + n.err.Error() }
+func (n *NoAnswer) Error() string { return n.Request + ": " + n.Err.Error() }
 
-func (n *noAnswer) Unwrap() error { return n.err }
+func (n *NoAnswer) Unwrap() error { return n.Err }
 
 // splitStored splits the prefix off an encrypted value: "k8s:enc:secretbox:v1:key1:".
 func splitStored(data []byte) (prefix string, ok bool) {
-	if !bytes.HasPrefix(data, []byte(storedPrefix)) {
+	if !bytes.HasPrefix(data, []byte(keyfile.StoredPrefix)) {
 		return "", false
 	}
-	at := len(storedPrefix)
+	at := len(keyfile.StoredPrefix)
 	for range 3 { // provider, version, name
 		i := bytes.IndexByte(data[at:], ':')
 		if i < 0 {
@@ -105,35 +113,35 @@ func splitStored(data []byte) (prefix string, ok bool) {
 	return string(data[:at]), true
 }
 
-// keyName is the key of a prefix, for people: "secretbox key1".
-func keyName(prefix string) string {
-	parts := strings.Split(strings.TrimPrefix(prefix, storedPrefix), ":")
+// KeyName is the key of a prefix, for people: "secretbox key1".
+func KeyName(prefix string) string {
+	parts := strings.Split(strings.TrimPrefix(prefix, keyfile.StoredPrefix), ":")
 	if len(parts) < 3 {
 		return prefix
 	}
 	return parts[0] + " " + parts[2]
 }
 
-// reader opens values with the keys of a configuration.
-type reader struct {
-	root  string // the storage prefix, with a slash at its end
-	keys  map[schema.GroupResource]value.Transformer
-	plain []schema.GroupResource // which are not encrypted on purpose
+// Reader opens values with the keys of a configuration.
+type Reader struct {
+	Root  string // the storage prefix, with a slash at its end
+	Keys  map[schema.GroupResource]value.Transformer
+	Plain []schema.GroupResource // which are not encrypted on purpose
 }
 
 // reaches reports whether the API server asks its encryption configuration about a key in etcd.
-func (r reader) reaches(key string) bool {
-	path := strings.TrimPrefix(key, r.root)
+func (r Reader) reaches(key string) bool {
+	path := strings.TrimPrefix(key, r.Root)
 	return !slices.ContainsFunc(past, func(place string) bool { return strings.HasPrefix(path, place) })
 }
 
 // of lists the transformers that may belong to a key in etcd, the most certain first. It
 // does not know the group of a built-in resource.
-func (r reader) of(key string) (all []value.Transformer) {
+func (r Reader) of(key string) (all []value.Transformer) {
 	if !r.reaches(key) {
 		return nil
 	}
-	path := strings.TrimPrefix(key, r.root)
+	path := strings.TrimPrefix(key, r.Root)
 	first, rest, _ := strings.Cut(path, "/")
 	second, _, _ := strings.Cut(rest, "/")
 	name, builtIn := first, true
@@ -143,28 +151,28 @@ func (r reader) of(key string) (all []value.Transformer) {
 		}
 	}
 	if strings.Contains(first, ".") { // a custom resource: its group has a dot
-		if t := r.keys[schema.GroupResource{Group: first, Resource: second}]; t != nil {
+		if t := r.Keys[schema.GroupResource{Group: first, Resource: second}]; t != nil {
 			return []value.Transformer{t}
 		}
-		if t := r.keys[schema.GroupResource{Group: first, Resource: "*"}]; t != nil {
+		if t := r.Keys[schema.GroupResource{Group: first, Resource: "*"}]; t != nil {
 			return []value.Transformer{t}
 		}
 		builtIn = false
 	}
-	sorted := slices.SortedFunc(maps.Keys(r.keys), func(a, b schema.GroupResource) int { return strings.Compare(a.String(), b.String()) })
+	sorted := slices.SortedFunc(maps.Keys(r.Keys), func(a, b schema.GroupResource) int { return strings.Compare(a.String(), b.String()) })
 	for _, exact := range []bool{true, false} {
 		for _, gr := range sorted {
 			switch {
 			case exact && builtIn && gr.Resource == name && !isCustom(gr.Group),
 				!exact && builtIn && gr.Resource == "*" && gr.Group != "*" && !isCustom(gr.Group):
-				all = append(all, r.keys[gr])
+				all = append(all, r.Keys[gr])
 			}
 		}
 		if exact && len(all) > 0 {
 			return all
 		}
 	}
-	if t := r.keys[schema.GroupResource{Group: "*", Resource: "*"}]; t != nil {
+	if t := r.Keys[schema.GroupResource{Group: "*", Resource: "*"}]; t != nil {
 		all = append(all, t)
 	}
 	return all
@@ -178,8 +186,8 @@ func isCustom(group string) bool {
 // errNoResource means that the file does not name the resource of an encrypted value.
 var errNoResource = errors.New("the file does not name this resource")
 
-// open decrypts a value; by is the transformer that has opened it.
-func (r reader) open(ctx context.Context, key string, data []byte) (plain []byte, by value.Transformer, err error) {
+// Open decrypts a value; by is the transformer that has opened it.
+func (r Reader) Open(ctx context.Context, key string, data []byte) (plain []byte, by value.Transformer, err error) {
 	all := r.of(key)
 	if _, encrypted := splitStored(data); !encrypted {
 		t, _ := r.plainBy(key, data)
@@ -195,8 +203,8 @@ func (r reader) open(ctx context.Context, key string, data []byte) (plain []byte
 }
 
 // wildcards reports whether the file names resources with a wildcard.
-func (r reader) wildcards() bool {
-	for gr := range r.keys {
+func (r Reader) wildcards() bool {
+	for gr := range r.Keys {
 		if gr.Resource == "*" {
 			return true
 		}
@@ -208,10 +216,10 @@ func (r reader) wildcards() bool {
 // whether it would write it with a key. It returns nil if the file does not name the resource, or
 // does not reach it: then the value stays without a key. The group of a built-in resource is in the value.
 // It decides as transformerFromOverrides does (apiserver/pkg/server/options/encryptionconfig/config.go).
-func (r reader) plainBy(key string, data []byte) (by value.Transformer, encrypts bool) {
+func (r Reader) plainBy(key string, data []byte) (by value.Transformer, encrypts bool) {
 	for _, gr := range r.resourcesOf(key, data) {
-		if t := r.keys[gr]; t != nil {
-			return t, !slices.Contains(r.plain, gr)
+		if t := r.Keys[gr]; t != nil {
+			return t, !slices.Contains(r.Plain, gr)
 		}
 	}
 	return nil, false
@@ -219,11 +227,11 @@ func (r reader) plainBy(key string, data []byte) (by value.Transformer, encrypts
 
 // resourcesOf lists what an encryption configuration may call the resource of a key, the most
 // certain first.
-func (r reader) resourcesOf(key string, data []byte) []schema.GroupResource {
+func (r Reader) resourcesOf(key string, data []byte) []schema.GroupResource {
 	if !r.reaches(key) {
 		return nil
 	}
-	path := strings.TrimPrefix(key, r.root)
+	path := strings.TrimPrefix(key, r.Root)
 	first, rest, _ := strings.Cut(path, "/")
 	everything := schema.GroupResource{Group: "*", Resource: "*"}
 	if strings.Contains(first, ".") { // a custom resource, or one of an API that is served like one
@@ -237,7 +245,7 @@ func (r reader) resourcesOf(key string, data []byte) []schema.GroupResource {
 		}
 	}
 	var all []schema.GroupResource
-	for gr := range r.keys { // whatever its group: no two built-in resources lie at one place
+	for gr := range r.Keys { // whatever its group: no two built-in resources lie at one place
 		if gr.Resource == name && !isCustom(gr.Group) {
 			all = append(all, gr)
 		}
@@ -267,34 +275,34 @@ func groupOf(data []byte) (group string, ok bool) {
 	return gv.Group, err == nil && object.APIVersion != ""
 }
 
-// A problem is a value that a file cannot open.
-type problem struct {
-	key, prefix string
-	err         error
+// A Problem is a value that a file cannot open.
+type Problem struct {
+	Key, Prefix string
+	Err         error
 }
 
-// look counts the values in etcd. If open is true, it opens them, too, and lists the first
+// Look counts the values in etcd. If open is true, it opens them, too, and lists the first
 // few that cannot be opened and their number.
-func (r reader) look(ctx context.Context, client *clientv3.Client, open bool) (s Stored, bad []problem, lost int, err error) {
+func (r Reader) Look(ctx context.Context, client *clientv3.Client, open bool) (s Stored, bad []Problem, lost int, err error) {
 	s.Keys = map[string]int{}
-	err = walk(ctx, client, r.root, func(kv *mvccpb.KeyValue) error {
+	err = Walk(ctx, client, r.Root, func(kv *mvccpb.KeyValue) error {
 		key := string(kv.Key)
 		prefix, encrypted := splitStored(kv.Value)
 		by, encrypts := r.plainBy(key, kv.Value)
 		switch {
 		case encrypted:
-			s.Keys[keyName(prefix)]++
+			s.Keys[KeyName(prefix)]++
 		case by == nil:
 			return nil
 		case encrypts:
 			s.Plain++
 		}
-		if !open || strings.HasPrefix(prefix, storedPrefix+"kms:") && s.Keys[keyName(prefix)] > kmsSamples {
+		if !open || strings.HasPrefix(prefix, keyfile.StoredPrefix+"kms:") && s.Keys[KeyName(prefix)] > kmsSamples {
 			return nil
 		}
-		if _, _, err := r.open(ctx, key, kv.Value); err != nil {
+		if _, _, err := r.Open(ctx, key, kv.Value); err != nil {
 			if lost++; len(bad) < named {
-				bad = append(bad, problem{key, prefix, err})
+				bad = append(bad, Problem{key, prefix, err})
 			}
 		}
 		return ctx.Err()
@@ -302,5 +310,5 @@ func (r reader) look(ctx context.Context, client *clientv3.Client, open bool) (s
 	return s, bad, lost, err
 }
 
-// objectOf is a key in etcd as people call it.
-func (r reader) objectOf(key string) string { return strings.TrimPrefix(key, r.root) }
+// ObjectOf is a key in etcd as people call it.
+func (r Reader) ObjectOf(key string) string { return strings.TrimPrefix(key, r.Root) }

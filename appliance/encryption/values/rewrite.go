@@ -1,4 +1,4 @@
-package encryption
+package values
 
 import (
 	"context"
@@ -11,6 +11,8 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
 	"k8s.io/apiserver/pkg/storage/value"
+
+	"kthwd/appliance/encryption/keyfile"
 )
 
 // One transaction of a rewrite. etcd accepts 128 operations and 1.5 MiB. Each holds up the writes
@@ -27,13 +29,13 @@ const (
 	mostASecond = 1300
 )
 
-// rewriter writes values of one key anew with another.
-type rewriter struct {
-	reader reader
-	client *clientv3.Client
-	due    func(key string, data []byte) bool // whether a value needs the new key
-	done   func(n int)                        // called after each transaction, from one goroutine at a time
-	held   []clientv3.Cmp                     // what else must be so for each write: the right to act
+// Rewriter writes values of one key anew with another.
+type Rewriter struct {
+	Reader Reader
+	Client *clientv3.Client
+	Due    func(key string, data []byte) bool // whether a value needs the new key
+	Done   func(n int)                        // called after each transaction, from one goroutine at a time
+	Held   []clientv3.Cmp                     // what else must be so for each write: the right to act
 
 	batch  []change
 	bytes  int
@@ -49,10 +51,10 @@ type change struct {
 	data     []byte
 }
 
-// run looks at all values once, and rewrites those that are due. A value that changes
+// Run looks at all values once, and rewrites those that are due. A value that changes
 // meanwhile is left to its writer, who uses the new key already; the next run finds what is
 // left.
-func (w *rewriter) run(ctx context.Context) error {
+func (w *Rewriter) Run(ctx context.Context) error {
 	w.batch, w.bytes = nil, 0
 	w.writes, ctx = errgroup.WithContext(ctx)
 	w.writes.SetLimit(underWay)
@@ -65,19 +67,19 @@ func (w *rewriter) run(ctx context.Context) error {
 	return err
 }
 
-func (w *rewriter) walk(ctx context.Context) error {
-	err := walk(ctx, w.client, w.reader.root, func(kv *mvccpb.KeyValue) error {
+func (w *Rewriter) walk(ctx context.Context) error {
+	err := Walk(ctx, w.Client, w.Reader.Root, func(kv *mvccpb.KeyValue) error {
 		key := string(kv.Key)
-		if !w.due(key, kv.Value) {
+		if !w.Due(key, kv.Value) {
 			return nil
 		}
-		plain, by, err := w.reader.open(ctx, key, kv.Value)
+		plain, by, err := w.Reader.Open(ctx, key, kv.Value)
 		if err != nil {
-			return fmt.Errorf("%s: %w", w.reader.objectOf(key), err)
+			return fmt.Errorf("%s: %w", w.Reader.ObjectOf(key), err)
 		}
 		data, err := by.TransformToStorage(ctx, plain, value.DefaultContext(key))
 		if err != nil {
-			return fmt.Errorf("encrypt %s: %w", w.reader.objectOf(key), err)
+			return fmt.Errorf("encrypt %s: %w", w.Reader.ObjectOf(key), err)
 		}
 		w.batch, w.bytes = append(w.batch, change{key, kv.ModRevision, data}), w.bytes+len(data)
 		if len(w.batch) >= batchValues || w.bytes >= batchBytes {
@@ -92,7 +94,7 @@ func (w *rewriter) walk(ctx context.Context) error {
 }
 
 // flush begins to write the batch: all of it, or what has not changed, one by one.
-func (w *rewriter) flush(ctx context.Context) error {
+func (w *Rewriter) flush(ctx context.Context) error {
 	batch := w.batch
 	w.batch, w.bytes = nil, 0
 	if len(batch) == 0 {
@@ -116,45 +118,45 @@ func (w *rewriter) flush(ctx context.Context) error {
 	return w.pace.WaitN(ctx, len(batch))
 }
 
-func (w *rewriter) count(n int, err error) {
+func (w *Rewriter) count(n int, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err == nil {
-		w.done(n)
+		w.Done(n)
 	}
 }
 
 // write replaces values that are as they were read. A value keeps its lease.
-func (w *rewriter) write(ctx context.Context, all ...change) (done bool, err error) {
-	same := slices.Clone(w.held)
+func (w *Rewriter) write(ctx context.Context, all ...change) (done bool, err error) {
+	same := slices.Clone(w.Held)
 	var puts []clientv3.Op
 	for _, c := range all {
 		same = append(same, clientv3.Compare(clientv3.ModRevision(c.key), "=", c.revision))
 		puts = append(puts, clientv3.OpPut(c.key, string(c.data), clientv3.WithIgnoreLease()))
 	}
-	answer, err := w.client.Txn(ctx).If(same...).Then(puts...).Commit()
+	answer, err := w.Client.Txn(ctx).If(same...).Then(puts...).Commit()
 	if err != nil {
-		return false, &noAnswer{"write to etcd", err}
+		return false, &NoAnswer{"write to etcd", err}
 	}
 	return answer.Succeeded, nil
 }
 
-// dueForward chooses what has another key than the new one, and what has none although the file
+// DueForward chooses what has another key than the new one, and what has none although the file
 // encrypts its resource.
-func dueForward(r reader, to Provider) func(key string, data []byte) bool {
+func DueForward(r Reader, to keyfile.Provider) func(key string, data []byte) bool {
 	return func(key string, data []byte) bool {
 		if prefix, encrypted := splitStored(data); encrypted {
-			return prefix != to.prefix() && len(r.of(key)) > 0
+			return prefix != to.Prefix() && len(r.of(key)) > 0
 		}
 		_, encrypts := r.plainBy(key, data)
 		return encrypts
 	}
 }
 
-// dueBack chooses what has the new key.
-func dueBack(to Provider) func(key string, data []byte) bool {
+// DueBack chooses what has the new key.
+func DueBack(to keyfile.Provider) func(key string, data []byte) bool {
 	return func(_ string, data []byte) bool {
 		prefix, encrypted := splitStored(data)
-		return encrypted && prefix == to.prefix()
+		return encrypted && prefix == to.Prefix()
 	}
 }

@@ -1,4 +1,4 @@
-package encryption
+package keyfile
 
 import (
 	"slices"
@@ -33,12 +33,12 @@ resources:
 
 func providersIn(t *testing.T, data []byte) string {
 	t.Helper()
-	f, err := parseFile(data)
+	f, err := Parse(data)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var all []string
-	for _, g := range f.groups {
+	for _, g := range f.Groups {
 		var one []string
 		for _, p := range g.providers() {
 			one = append(one, p.String())
@@ -52,28 +52,28 @@ func providersIn(t *testing.T, data []byte) string {
 // made only once.
 func TestForms(t *testing.T) {
 	p := Provider{Kind: "aesgcm", Name: "key2"}
-	key, err := newKey(p)
+	key, err := NewKey(p)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := map[form]string{
-		formRead:    "secretbox key1, aesgcm key2, identity | identity",
-		formWrite:   "aesgcm key2, secretbox key1, identity | identity",
-		formNew:     "aesgcm key2, identity | identity",
-		formWithout: "secretbox key1, identity | identity",
+	want := map[Form]string{
+		FormRead:    "secretbox key1, aesgcm key2, identity | identity",
+		FormWrite:   "aesgcm key2, secretbox key1, identity | identity",
+		FormNew:     "aesgcm key2, identity | identity",
+		FormWithout: "secretbox key1, identity | identity",
 	}
-	from := map[form][]byte{formWithout: []byte(written)}
-	for _, f := range []form{formRead, formWrite, formNew} {
-		if from[f], err = in([]byte(written), f, p, key); err != nil {
+	from := map[Form][]byte{FormWithout: []byte(written)}
+	for _, f := range []Form{FormRead, FormWrite, FormNew} {
+		if from[f], err = In([]byte(written), f, p, key); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for start, data := range from {
 		for to, want := range want {
-			if start == formNew && to != formNew || start == formWithout && to != formWithout {
+			if start == FormNew && to != FormNew || start == FormWithout && to != FormWithout {
 				continue // one of the keys is gone
 			}
-			got, err := in(data, to, p, nil)
+			got, err := In(data, to, p, nil)
 			if err != nil {
 				t.Fatalf("%d to %d: %v", start, to, err)
 			}
@@ -83,22 +83,22 @@ func TestForms(t *testing.T) {
 			if !strings.Contains(string(got), "# a comment that stays") {
 				t.Errorf("%d to %d: the comment is gone", start, to)
 			}
-			if c, err := load(t.Context(), got, ""); err != nil || len(c.Transformers) != 3 {
+			if c, err := Load(t.Context(), got, ""); err != nil || len(c.Transformers) != 3 {
 				t.Errorf("%d to %d: upstream reads %v, %v", start, to, c, err)
 			}
-			if twice, err := in(got, to, p, nil); err != nil || string(twice) != string(got) {
+			if twice, err := In(got, to, p, nil); err != nil || string(twice) != string(got) {
 				t.Errorf("%d to %d: made twice it differs: %v\n%s", start, to, err, twice)
 			}
 		}
 	}
-	if _, err := in([]byte(written), formRead, p, nil); err != errNoKey {
+	if _, err := In([]byte(written), FormRead, p, nil); err != ErrNoKey {
 		t.Errorf("without the key: got %v", err)
 	}
 }
 
 // The name of a new key is one that no value and no key has, in whatever order they stand.
 func TestNewName(t *testing.T) {
-	f, err := parseFile([]byte(written))
+	f, err := Parse([]byte(written))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,7 +106,7 @@ func TestNewName(t *testing.T) {
 		stored []string
 		want   string
 	}{{nil, "key2"}, {[]string{"key7", "other", "keyx"}, "key8"}} {
-		if got := f.newProvider("secretbox", tt.stored).Name; got != tt.want {
+		if got := f.NewProvider("secretbox", tt.stored).Name; got != tt.want {
 			t.Errorf("%q: got %s, want %s", tt.stored, got, tt.want)
 		}
 	}
@@ -129,9 +129,9 @@ func TestRefusedFiles(t *testing.T) {
 		"two writers and a wildcard": {entry(one) + "- resources: ['*.*']\n  providers:\n  - aescbc: {keys: [{name: key9, secret: " + secret2 + "}]}\n",
 			"wildcards"},
 	} {
-		f, err := parseFile([]byte(tt.file))
+		f, err := Parse([]byte(tt.file))
 		if err == nil {
-			err = f.rotatable()
+			err = f.Rotatable()
 		}
 		if err == nil {
 			t.Errorf("%s: accepted", name)
@@ -142,7 +142,7 @@ func TestRefusedFiles(t *testing.T) {
 		}
 	}
 	short := strings.Replace(written, secret1, "c2hvcnQ=", 1)
-	if _, err := load(t.Context(), []byte(short), ""); err == nil || strings.Contains(err.Error(), "c2hvcnQ") || strings.Contains(err.Error(), "/proc/") {
+	if _, err := Load(t.Context(), []byte(short), ""); err == nil || strings.Contains(err.Error(), "c2hvcnQ") || strings.Contains(err.Error(), "/proc/") {
 		t.Errorf("a key of the wrong length: got %v", err)
 	}
 }
@@ -155,17 +155,11 @@ func TestPrefix(t *testing.T) {
 		{Kind: "kms", Name: "vault", Version: "v2"}: "k8s:enc:kms:v2:vault:",
 		{Kind: identity}:                            "",
 	} {
-		if got := p.prefix(); got != want {
+		if got := p.Prefix(); got != want {
 			t.Errorf("%v: got %s, want %s", p, got, want)
 		}
-		if got, ok := splitStored([]byte(want + "x:y:z")); ok != (want != "") || got != want {
-			t.Errorf("%s: got %s, %v", want, got, ok)
-		}
 	}
-	if got := keyName("k8s:enc:secretbox:v1:key1:"); got != "secretbox key1" {
-		t.Errorf("got %s", got)
-	}
-	if slices.Contains(Kinds, kms) {
+	if slices.Contains(Kinds, KindKMS) {
 		t.Error("kthwd makes no key for a key server")
 	}
 }

@@ -1,4 +1,6 @@
-package encryption
+// Package keyfile edits an encryption configuration of the API server as text, so that comments
+// remain, and reads one with the API server's own reader.
+package keyfile
 
 import (
 	"bytes"
@@ -8,16 +10,19 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 	"golang.org/x/sys/unix"
 	"k8s.io/apiserver/pkg/server/options/encryptionconfig"
 
 	"kthwd/appliance/advice"
+	"kthwd/appliance/supervise"
 	"kthwd/appliance/text"
 )
 
@@ -27,16 +32,19 @@ var Kinds = []string{"secretbox", "aesgcm", "aescbc"}
 
 const (
 	identity = "identity"
-	kms      = "kms"
-	kmsV2    = "v2"
+
+	// VersionKMS is that of the key servers to which kthwd rotates.
+	VersionKMS = "v2"
 
 	keySize = 32 // AES-256; secretbox has no other
 
-	storedPrefix = "k8s:enc:" // of each encrypted value (apiserver/pkg/server/options/encryptionconfig/config.go)
+	// StoredPrefix begins each encrypted value
+	// (apiserver/pkg/server/options/encryptionconfig/config.go).
+	StoredPrefix = "k8s:enc:"
 )
 
 // KindKMS is the provider of a key server.
-const KindKMS = kms
+const KindKMS = "kms"
 
 // Provider is one key of an encryption configuration.
 type Provider struct {
@@ -48,47 +56,47 @@ type Provider struct {
 
 func (p Provider) String() string { return strings.TrimSpace(p.Kind + " " + p.Name) }
 
-// namesOf are providers for people.
-func namesOf(all []Provider) (said []string) {
+// Names are providers for people.
+func Names(all []Provider) (said []string) {
 	for _, p := range all {
 		said = append(said, p.String())
 	}
 	return said
 }
 
-// prefix is the beginning of each value that the provider has written; empty for identity.
-func (p Provider) prefix() string {
+// Prefix is the beginning of each value that the provider has written; empty for identity.
+func (p Provider) Prefix() string {
 	switch p.Kind {
 	case identity:
 		return ""
-	case kms:
+	case KindKMS:
 		version := p.Version
 		if version == "" {
 			version = "v1"
 		}
-		return storedPrefix + "kms:" + version + ":" + p.Name + ":"
+		return StoredPrefix + "kms:" + version + ":" + p.Name + ":"
 	}
-	return storedPrefix + p.Kind + ":v1:" + p.Name + ":"
+	return StoredPrefix + p.Kind + ":v1:" + p.Name + ":"
 }
 
-// hashOf is the hash of a file, as the API server publishes it.
-func hashOf(data []byte) string { return fmt.Sprintf("sha256:%x", sha256.Sum256(data)) }
+// Hash is the hash of a file, as the API server publishes it.
+func Hash(data []byte) string { return fmt.Sprintf("sha256:%x", sha256.Sum256(data)) }
 
-// file is an encryption configuration that is edited as text, so that comments remain.
-type file struct {
+// File is an encryption configuration that is edited as text, so that comments remain.
+type File struct {
+	Groups []Group
 	doc    yaml.Node
-	groups []group
 }
 
-// group is an entry of resources.
-type group struct {
-	resources []string
+// Group is an entry of resources.
+type Group struct {
+	Resources []string
 	list      *yaml.Node // its providers
 }
 
-// parseFile reads an encryption configuration. Its errors repeat no value of the file.
-func parseFile(data []byte) (*file, error) {
-	f := &file{}
+// Parse reads an encryption configuration. Its errors repeat no value of the file.
+func Parse(data []byte) (*File, error) {
+	f := &File{}
 	if err := yaml.Unmarshal(data, &f.doc); err != nil {
 		return nil, errors.New(text.Unquoted(err.Error()))
 	}
@@ -103,15 +111,15 @@ func parseFile(data []byte) (*file, error) {
 		return nil, errors.New("it has no resources")
 	}
 	for _, entry := range resources.Content {
-		g := group{list: child(entry, "providers")}
+		g := Group{list: child(entry, "providers")}
 		names := child(entry, "resources")
 		if g.list == nil || g.list.Kind != yaml.SequenceNode || len(g.list.Content) == 0 || names == nil {
 			return nil, errors.New("an entry of resources has no providers")
 		}
 		for _, n := range names.Content {
-			g.resources = append(g.resources, n.Value)
+			g.Resources = append(g.Resources, n.Value)
 		}
-		f.groups = append(f.groups, g)
+		f.Groups = append(f.Groups, g)
 	}
 	return f, nil
 }
@@ -140,8 +148,8 @@ func providersOf(entry *yaml.Node) (all []Provider) {
 		switch kind {
 		case identity:
 			all = append(all, Provider{Kind: identity})
-		case kms:
-			p := Provider{Kind: kms}
+		case KindKMS:
+			p := Provider{Kind: KindKMS}
 			if n := child(value, "name"); n != nil {
 				p.Name = n.Value
 			}
@@ -165,7 +173,7 @@ func providersOf(entry *yaml.Node) (all []Provider) {
 }
 
 // providers lists the keys of a group; the first one writes.
-func (g group) providers() (all []Provider) {
+func (g Group) providers() (all []Provider) {
 	for _, entry := range g.list.Content {
 		all = append(all, providersOf(entry)...)
 	}
@@ -173,20 +181,20 @@ func (g group) providers() (all []Provider) {
 }
 
 // writer is the provider that writes; identity for none.
-func (g group) writer() Provider {
+func (g Group) writer() Provider {
 	if all := g.providers(); len(all) > 0 {
 		return all[0]
 	}
 	return Provider{Kind: identity}
 }
 
-// encrypts reports whether the group belongs to a rotation: what is written without a key
+// Encrypts reports whether the group belongs to a rotation: what is written without a key
 // on purpose stays as it is.
-func (g group) encrypts() bool { return g.writer().Kind != identity }
+func (g Group) Encrypts() bool { return g.writer().Kind != identity }
 
-// all lists the keys of all groups, each once.
-func (f *file) all() (all []Provider) {
-	for _, g := range f.groups {
+// All lists the keys of all groups, each once.
+func (f *File) All() (all []Provider) {
+	for _, g := range f.Groups {
 		for _, p := range g.providers() {
 			if !slices.Contains(all, p) {
 				all = append(all, p)
@@ -196,28 +204,28 @@ func (f *file) all() (all []Provider) {
 	return all
 }
 
-// writers lists the providers that encrypt, each once.
-func (f *file) writers() (all []Provider) {
-	for _, g := range f.groups {
-		if p := g.writer(); g.encrypts() && !slices.Contains(all, p) {
+// Writers lists the providers that encrypt, each once.
+func (f *File) Writers() (all []Provider) {
+	for _, g := range f.Groups {
+		if p := g.writer(); g.Encrypts() && !slices.Contains(all, p) {
 			all = append(all, p)
 		}
 	}
 	return all
 }
 
-// rotatable says why kthwd does not rotate the keys of a file; nil if it does.
-func (f *file) rotatable() error {
+// Rotatable says why kthwd does not rotate the keys of a file; nil if it does.
+func (f *File) Rotatable() error {
 	wildcards := false
-	for i, g := range f.groups {
+	for i, g := range f.Groups {
 		keys := slices.ContainsFunc(g.providers(), func(p Provider) bool { return p.Kind != identity })
-		if !g.encrypts() && keys {
+		if !g.Encrypts() && keys {
 			return advice.With(fmt.Errorf("entry %d of resources writes without a key, and has keys to read with: a change by hand has not ended", i+1),
 				"end it: put the key first again, or take it out when no value needs it")
 		}
-		wildcards = wildcards || slices.ContainsFunc(g.resources, func(r string) bool { return strings.Contains(r, "*") })
+		wildcards = wildcards || slices.ContainsFunc(g.Resources, func(r string) bool { return strings.Contains(r, "*") })
 	}
-	switch writers := f.writers(); {
+	switch writers := f.Writers(); {
 	case len(writers) == 0:
 		return advice.With(errors.New("nothing is encrypted: identity is the first provider everywhere"), "put a provider with a key before identity, and restart kthwd")
 	case len(writers) > 1 && wildcards:
@@ -226,12 +234,12 @@ func (f *file) rotatable() error {
 	return nil
 }
 
-// newProvider names a key that the file does not have: a name that was used before would
+// NewProvider names a key that the file does not have: a name that was used before would
 // make old values look like new ones.
-func (f *file) newProvider(kind string, stored []string) Provider {
+func (f *File) NewProvider(kind string, stored []string) Provider {
 	most := 0
 	used := slices.Clone(stored)
-	for _, p := range f.all() {
+	for _, p := range f.All() {
 		used = append(used, p.Name)
 	}
 	for _, name := range used {
@@ -242,8 +250,8 @@ func (f *file) newProvider(kind string, stored []string) Provider {
 	return Provider{Kind: kind, Name: "key" + strconv.Itoa(most+1)}
 }
 
-// newKey makes the entry of a new key.
-func newKey(p Provider) (*yaml.Node, error) {
+// NewKey makes the entry of a new key.
+func NewKey(p Provider) (*yaml.Node, error) {
 	key := make([]byte, keySize)
 	if _, err := rand.Read(key); err != nil {
 		return nil, err
@@ -257,24 +265,24 @@ func newKey(p Provider) (*yaml.Node, error) {
 	return &n, err
 }
 
-// newServer makes the entry of a key server.
-func newServer(p Provider, q Request) (*yaml.Node, error) {
+// NewServer makes the entry of a key server.
+func NewServer(p Provider, endpoint string) (*yaml.Node, error) {
 	type server struct {
 		Version  string `yaml:"apiVersion"`
 		Name     string `yaml:"name"`
 		Endpoint string `yaml:"endpoint"`
 	}
 	var n yaml.Node
-	err := n.Encode(map[string]server{kms: {p.Version, p.Name, q.Endpoint}})
+	err := n.Encode(map[string]server{KindKMS: {p.Version, p.Name, endpoint}})
 	return &n, err
 }
 
 // take removes the entry of the key p from every group, and returns it; nil if it is nowhere.
-func (f *file) take(p Provider) (entry *yaml.Node) {
-	for _, g := range f.groups {
+func (f *File) take(p Provider) (entry *yaml.Node) {
+	for _, g := range f.Groups {
 		g.list.Content = slices.DeleteFunc(g.list.Content, func(e *yaml.Node) bool {
 			all := providersOf(e)
-			if len(all) != 1 || all[0].prefix() != p.prefix() {
+			if len(all) != 1 || all[0].Prefix() != p.Prefix() {
 				return false
 			}
 			entry = e
@@ -284,24 +292,25 @@ func (f *file) take(p Provider) (entry *yaml.Node) {
 	return entry
 }
 
-// A form is what the file of a stage looks like, given the new key.
-type form int
+// A Form is what the file of a stage looks like, given the new key.
+type Form int
 
+// The forms of a file.
 const (
-	formRead    form = iota // the old ones write, the new key reads
-	formWrite               // the new key writes, the old ones read
-	formNew                 // the new key alone, and identity where it was
-	formWithout             // as before the rotation
+	FormRead    Form = iota // the old ones write, the new key reads
+	FormWrite               // the new key writes, the old ones read
+	FormNew                 // the new key alone, and identity where it was
+	FormWithout             // as before the rotation
 )
 
-// in returns the file in a form. entry is the new key if the file does not have it.
-func in(data []byte, want form, p Provider, entry *yaml.Node) ([]byte, error) {
-	f, err := parseFile(data)
+// In returns the file in a form. entry is the new key if the file does not have it.
+func In(data []byte, want Form, p Provider, entry *yaml.Node) ([]byte, error) {
+	f, err := Parse(data)
 	if err != nil {
 		return nil, err
 	}
-	var keyed []group // before the key is taken out, which may be the only one
-	for _, g := range f.groups {
+	var keyed []Group // before the key is taken out, which may be the only one
+	for _, g := range f.Groups {
 		if slices.ContainsFunc(g.providers(), func(p Provider) bool { return p.Kind != identity }) {
 			keyed = append(keyed, g)
 		}
@@ -309,16 +318,16 @@ func in(data []byte, want form, p Provider, entry *yaml.Node) ([]byte, error) {
 	if had := f.take(p); had != nil {
 		entry = had
 	}
-	if entry == nil && want != formWithout {
-		return nil, errNoKey
+	if entry == nil && want != FormWithout {
+		return nil, ErrNoKey
 	}
 	for _, g := range keyed {
 		switch want {
-		case formRead:
+		case FormRead:
 			g.list.Content = slices.Insert(g.list.Content, min(1, len(g.list.Content)), entry) // the new one may be the only one
-		case formWrite:
+		case FormWrite:
 			g.list.Content = slices.Insert(g.list.Content, 0, entry)
-		case formNew:
+		case FormNew:
 			plain := slices.DeleteFunc(g.list.Content, func(e *yaml.Node) bool {
 				return slices.ContainsFunc(providersOf(e), func(p Provider) bool { return p.Kind != identity })
 			})
@@ -335,11 +344,11 @@ func in(data []byte, want form, p Provider, entry *yaml.Node) ([]byte, error) {
 	return bytes.Replace(out.Bytes(), []byte("new ones with key1; those written"), []byte("new ones with the first key; those written"), 1), nil
 }
 
-// errNoKey means that a file lacks the new key of a rotation.
-var errNoKey = errors.New("the new key is not here")
+// ErrNoKey means that a file lacks the new key of a rotation.
+var ErrNoKey = errors.New("the new key is not here")
 
-// load reads a configuration with the API server's own reader. What it starts ends with ctx.
-func load(ctx context.Context, data []byte, id string) (*encryptionconfig.EncryptionConfiguration, error) {
+// Load reads a configuration with the API server's own reader. What it starts ends with ctx.
+func Load(ctx context.Context, data []byte, id string) (*encryptionconfig.EncryptionConfiguration, error) {
 	// In memory that has a path (memfd_create(2)): what was proven is what is used, and a
 	// key belongs on no further disk.
 	fd, err := unix.MemfdCreate("kthwd", unix.MFD_CLOEXEC|unix.MFD_NOEXEC_SEAL) // without it vm.memfd_noexec=2 refuses
@@ -359,4 +368,29 @@ func load(ctx context.Context, data []byte, id string) (*encryptionconfig.Encryp
 		return nil, errors.New(strings.ReplaceAll(text.Unquoted(err.Error()), f.Name(), "the file"))
 	}
 	return c, nil
+}
+
+// AnswerTime is for the key servers of a file, as upstream waits.
+const AnswerTime = 10 * time.Second
+
+// Answers waits until the key servers of a configuration answer.
+func Answers(ctx context.Context, c *encryptionconfig.EncryptionConfiguration) error {
+	if len(c.HealthChecks) != 1 {
+		return errors.New("upstream checks several things")
+	}
+	ctx, cancel := context.WithTimeout(ctx, AnswerTime)
+	defer cancel()
+	for {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "/healthz", nil)
+		if err != nil {
+			return err
+		}
+		if err = c.HealthChecks[0].Check(req); err == nil {
+			return nil
+		}
+		supervise.Sleep(ctx, 100*time.Millisecond)
+		if ctx.Err() != nil {
+			return err
+		}
+	}
 }

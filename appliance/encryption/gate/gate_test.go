@@ -1,4 +1,4 @@
-package encryption
+package gate
 
 import (
 	"errors"
@@ -12,16 +12,20 @@ import (
 
 	"k8s.io/apiserver/pkg/server/options/encryptionconfig"
 
+	"kthwd/appliance/encryption/keyfile"
 	"kthwd/test/harness"
 )
+
+// edited is the content of the file; nothing parses it.
+const edited = "kind: EncryptionConfiguration\n"
 
 // A look at an edited file waits for a rotation that is about to use it.
 func TestEditedByARotation(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "encryption-config.yaml")
-	if err := os.WriteFile(path, []byte(written), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte(edited), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	g := NewGate(GateConfig{File: path, Log: slog.New(slog.DiscardHandler)})
+	g := New(Config{File: path, Log: slog.New(slog.DiscardHandler)})
 	g.Serve(t.Context(), &encryptionconfig.DynamicTransformers{}, "sha256:old", "id")
 	g.loading.Lock()
 	looked := make(chan struct{})
@@ -37,7 +41,7 @@ func TestEditedByARotation(t *testing.T) {
 		return nil
 	})
 	g.mu.Lock()
-	g.hash = hashOf([]byte(written))
+	g.hash = keyfile.Hash([]byte(edited))
 	g.mu.Unlock()
 	g.loading.Unlock()
 	<-looked
