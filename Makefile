@@ -73,7 +73,7 @@ test-light: ## the tests that link no Kubernetes, in seconds
 	go test $(TEST_FLAGS) $(LIGHT)
 
 test-backup: build ## archives damaged, processes killed at each step, and a cluster restored elsewhere
-	KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=10m -v ./appliance/archive ./appliance/backup ./test/backup
+	KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=10m -v ./appliance/archive ./appliance/backup/... ./test/backup
 
 test-attacks: build ## attacks that once worked, on the real binary
 	KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=10m -v ./test/attack
