@@ -22,7 +22,7 @@ BUILD_DATE := $(shell date -u -d @$(SOURCE_DATE_EPOCH) +%Y-%m-%dT%H:%M:%SZ)
 # empty: a module has a version and a hash of its content, but no commit.
 STAMPS  = gitVersion=$(KUBERNETES) gitMajor=$(word 1,$(MAJOR_MINOR)) gitMinor=$(word 2,$(MAJOR_MINOR)) \
           gitCommit= gitTreeState=clean buildDate=$(BUILD_DATE)
-LDFLAGS = $(if $(DBG),,-s -w) -X main.version=$(VERSION) -X main.commit=$(COMMIT) \
+LDFLAGS = $(if $(DBG),,-s -w) -X kthwd/cmd/kthwd/cli.Version=$(VERSION) -X kthwd/cmd/kthwd/cli.Commit=$(COMMIT) \
           $(foreach p,k8s.io/component-base/version k8s.io/client-go/pkg/version,$(addprefix -X $(p).,$(STAMPS)))
 
 RUN_FLAGS ?= --role=controller --data-dir=./.kthwd --health-address=127.0.0.1:8080 \

@@ -55,11 +55,13 @@ func TestTableIsComplete(t *testing.T) {
 	if testing.Short() {
 		t.Skip("runs go list")
 	}
-	out, err := exec.CommandContext(t.Context(), "go", "list", "-f", `{{join .Imports "\n"}}`, "kthwd/cmd/kthwd").Output()
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-f", `{{join .Imports "\n"}}`, "kthwd/cmd/kthwd/...").Output()
 	if err != nil {
 		t.Fatalf("go list: %v", err)
 	}
-	imports := slices.DeleteFunc(strings.Fields(string(out)), func(path string) bool { return slices.Contains(notOfDaemon, path) })
+	imports := slices.DeleteFunc(strings.Fields(string(out)), func(path string) bool {
+		return slices.Contains(notOfDaemon, path) || strings.HasPrefix(path, "kthwd/cmd/kthwd/")
+	})
 	args := append([]string{"list", "-deps", "-f", `{{if not .Standard}}{{$d := .Dir}}{{range .GoFiles}}{{$d}}/{{.}}{{"\n"}}{{end}}{{end}}`}, imports...)
 	out, err = exec.CommandContext(t.Context(), "go", args...).Output()
 	if err != nil {

@@ -10,12 +10,14 @@ import (
 
 	"kthwd/appliance/logging"
 	"kthwd/appliance/status"
+	"kthwd/cmd/kthwd/cli"
 )
 
 // A command in advice begins with the word that works here; the names of units, directories
 // and other machines' commands stay.
 func TestAsTyped(t *testing.T) {
-	a := &app{out: io.Discard, err: io.Discard, called: "bin/kthwd"}
+	a := newApp(io.Discard, io.Discard)
+	a.Called = "bin/kthwd"
 	for advice, want := range map[string]string{
 		"kthwd status": "bin/kthwd status",
 		"start it: kthwd --role=controller --config=/etc/kthwd/c.yaml":                                  "start it: bin/kthwd --role=controller --config=/etc/kthwd/c.yaml",
@@ -24,15 +26,15 @@ func TestAsTyped(t *testing.T) {
 		"run kthwd status on these machines":                                                            "run kthwd status on these machines",
 		"restart kthwd; systemctl status kthwd-controller; journalctl -u kthwd --since=today":           "restart kthwd; systemctl status kthwd-controller; journalctl -u kthwd --since=today",
 	} {
-		if got := a.asTyped(advice); got != want {
+		if got := a.AsTyped(advice); got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}
 	}
 	r := status.Report{Findings: []status.Finding{{Do: "kthwd pki show"}}}
-	if got := r.Spelled(a.asTyped).Findings[0].Do; got != "bin/kthwd pki show" || r.Findings[0].Do != "kthwd pki show" {
+	if got := r.Spelled(a.AsTyped).Findings[0].Do; got != "bin/kthwd pki show" || r.Findings[0].Do != "kthwd pki show" {
 		t.Errorf("got %q, and %q in the report itself", got, r.Findings[0].Do)
 	}
-	if got := (&app{called: "kthwd"}).asTyped("kthwd status"); got != "kthwd status" {
+	if got := (&cli.App{Called: "kthwd"}).AsTyped("kthwd status"); got != "kthwd status" {
 		t.Errorf("found by the shell: got %q", got)
 	}
 }
@@ -40,8 +42,9 @@ func TestAsTyped(t *testing.T) {
 // The hints of a log name commands as the advice on the terminal does.
 func TestHintsAsTyped(t *testing.T) {
 	var log bytes.Buffer
-	a := &app{out: io.Discard, err: &log, called: "bin/kthwd"}
-	logs, err := a.newLogs(logging.Text, nil)
+	a := newApp(io.Discard, &log)
+	a.Called = "bin/kthwd"
+	logs, err := a.NewLogs(logging.Text, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,14 +62,14 @@ func TestCalledAs(t *testing.T) {
 	}
 	dir := t.TempDir()
 	t.Setenv("PATH", dir)
-	if got := calledAs("bin/kthwd"); got != "bin/kthwd" {
+	if got := cli.CalledAs("bin/kthwd"); got != "bin/kthwd" {
 		t.Errorf("not in PATH: got %q", got)
 	}
 	other := filepath.Join(dir, "kthwd")
 	if err := os.WriteFile(other, []byte("#!/bin/sh\n"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if got := calledAs("my bin/kthwd"); got != "'my bin/kthwd'" {
+	if got := cli.CalledAs("my bin/kthwd"); got != "'my bin/kthwd'" {
 		t.Errorf("another program in PATH: got %q", got)
 	}
 	if err := os.Remove(other); err != nil {
@@ -75,7 +78,7 @@ func TestCalledAs(t *testing.T) {
 	if err := os.Symlink(own, other); err != nil {
 		t.Fatal(err)
 	}
-	if got := calledAs("bin/kthwd"); got != "kthwd" {
+	if got := cli.CalledAs("bin/kthwd"); got != "kthwd" {
 		t.Errorf("in PATH: got %q", got)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"kthwd/appliance/advice"
+	"kthwd/cmd/kthwd/cli"
 )
 
 func (a *app) completionVerb() *cobra.Command {
@@ -21,11 +22,11 @@ func (a *app) completionVerb() *cobra.Command {
 		DisableFlagsInUseLine: true,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 1 || !slices.Contains(shells, args[0]) {
-				return advice.With(usagef("completion: want one shell"), "shells: "+strings.Join(shells, ", "))
+				return advice.With(cli.Usagef("completion: want one shell"), "shells: "+strings.Join(shells, ", "))
 			}
 			return nil
 		},
-		RunE: func(cmd *cobra.Command, args []string) error { return writeCompletion(cmd.Root(), a.out, args[0]) },
+		RunE: func(cmd *cobra.Command, args []string) error { return writeCompletion(cmd.Root(), a.Out, args[0]) },
 	}
 }
 

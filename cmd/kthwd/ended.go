@@ -8,6 +8,7 @@ import (
 
 	"kthwd/appliance/config"
 	"kthwd/appliance/lastrun"
+	"kthwd/cmd/kthwd/cli"
 )
 
 // endedVerb serves ExecStopPost= of the units, so help hides it: systemd knows
@@ -18,7 +19,7 @@ func (a *app) endedVerb(l *config.Loader) *cobra.Command {
 		Use:    "ended [flags]",
 		Short:  "Add systemd's result to the record of the run that has just ended",
 		Hidden: true,
-		Args:   noVerb,
+		Args:   cli.NoVerb,
 		RunE:   func(*cobra.Command, []string) error { return a.ended(l) },
 	}
 	l.AddFlags(cmd.Flags())
@@ -29,7 +30,7 @@ func (a *app) endedVerb(l *config.Loader) *cobra.Command {
 func (a *app) ended(l *config.Loader) error {
 	result := os.Getenv("SERVICE_RESULT")
 	if result == "" {
-		return usagef("SERVICE_RESULT is not set: only systemd runs this verb, from ExecStopPost=")
+		return cli.Usagef("SERVICE_RESULT is not set: only systemd runs this verb, from ExecStopPost=")
 	}
 	if err := l.Load(); err != nil {
 		return err

@@ -11,6 +11,7 @@ import (
 
 	"kthwd/appliance/config"
 	"kthwd/appliance/pki"
+	"kthwd/cmd/kthwd/cli"
 )
 
 // packaged has the settings in a package's configuration files: paths that its units provide.
@@ -27,7 +28,7 @@ func (a *app) generateVerb() *cobra.Command {
 		Use:    "generate DIR",
 		Short:  "Write the files of a package that are made from this program",
 		Hidden: true,
-		Args:   wantArgs(1, 1, "DIR"),
+		Args:   cli.WantArgs(1, 1, "DIR"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			files, err := generated(cmd.Root())
 			if err != nil {

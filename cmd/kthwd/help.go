@@ -11,6 +11,7 @@ import (
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/config"
+	"kthwd/cmd/kthwd/cli"
 )
 
 const exitCodes = "Exit codes: 0 asked to stop, or done; 1 failed; 2 wrong usage or configuration.\n"
@@ -59,14 +60,14 @@ func topics(root *cobra.Command, args []string) []string {
 	case err != nil || len(rest) > 0:
 		return nil
 	case len(args) == 0:
-		return append([]string{config.RoleController, config.RoleLB}, verbs(root)...)
+		return append([]string{config.RoleController, config.RoleLB}, cli.Verbs(root)...)
 	}
-	return verbs(verb)
+	return cli.Verbs(verb)
 }
 
 func unknownTopic(root *cobra.Command, args []string) error {
-	err := usagef("unknown help topic %q", strings.Join(args, " "))
-	if near := nearestVerb(root, args[0]); near != "" && near != args[0] {
+	err := cli.Usagef("unknown help topic %q", strings.Join(args, " "))
+	if near := cli.NearestVerb(root, args[0]); near != "" && near != args[0] {
 		return advice.With(err, "did you mean kthwd help "+near+"?")
 	}
 	if known := topics(root, args[:1]); len(known) > 0 {
@@ -95,7 +96,7 @@ func (a *app) help(cmd *cobra.Command, l *config.Loader) {
 	case roles != nil:
 		a.writeRoleHelp(l, roles)
 	default:
-		writeRootHelp(a.out, cmd)
+		writeRootHelp(a.Out, cmd)
 	}
 }
 
@@ -156,7 +157,7 @@ func (a *app) writeRoleHelp(l *config.Loader, roles []string) {
 		fmt.Fprintf(&b, "  kthwd --role=%s --backend=HOST:PORT... [flags]\n", strings.Join(roles, ","))
 	}
 	fmt.Fprintf(&b, "\nEach flag is also a key of the same name in the file of --config; the flag wins.\n\n%s%s", l.Usage(a.helpWidth(), roles...), exitCodes)
-	fmt.Fprint(a.out, b.String())
+	fmt.Fprint(a.Out, b.String())
 }
 
 func (a *app) writeVerbHelp(cmd *cobra.Command, l *config.Loader) {
@@ -172,7 +173,7 @@ func (a *app) writeVerbHelp(cmd *cobra.Command, l *config.Loader) {
 	if cmd.Example != "" {
 		fmt.Fprintf(&b, "\nExamples:\n%s\n", cmd.Example)
 	}
-	if len(verbs(cmd)) > 0 {
+	if len(cli.Verbs(cmd)) > 0 {
 		b.WriteString("\nVerbs:\n")
 		for _, c := range cmd.Commands() {
 			if !c.Hidden {
@@ -186,7 +187,7 @@ func (a *app) writeVerbHelp(cmd *cobra.Command, l *config.Loader) {
 	if all {
 		b.WriteString("\nIt takes the flags of a role as well: kthwd help controller, kthwd help lb\n")
 	}
-	fmt.Fprint(a.out, b.String())
+	fmt.Fprint(a.Out, b.String())
 }
 
 // ownFlags are the flags that the help of a command lists. A command that takes all
@@ -203,7 +204,7 @@ func ownFlags(cmd *cobra.Command, l *config.Loader) (own *pflag.FlagSet, all boo
 	return own, all
 }
 
-func (a *app) helpWidth() int { return min(terminalWidth(a.out, 100), 120) }
+func (a *app) helpWidth() int { return min(cli.TerminalWidth(a.Out, 100), 120) }
 
 // ownLine reports whether a verb has so many below it that the line of the verb above has no room.
 func ownLine(cmd *cobra.Command) bool { return !cmd.Hidden && len(cmd.Commands()) > 3 }

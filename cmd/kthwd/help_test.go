@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"io"
 	"slices"
 	"strings"
 	"testing"
@@ -15,7 +16,7 @@ import (
 func TestHelpIsOneScreen(t *testing.T) {
 	const lines, columns = 40, 80
 	var out bytes.Buffer
-	a := &app{out: &out, err: &out}
+	a := newApp(&out, &out)
 	if code := a.run(context.Background(), []string{"--help"}); code != 0 {
 		t.Fatalf("exit code %d\n%s", code, out.String())
 	}
@@ -27,7 +28,7 @@ func TestHelpIsOneScreen(t *testing.T) {
 			t.Errorf("%d columns, want %d at most: %s", n, columns, line)
 		}
 	}
-	root := (&app{out: &out, err: &out}).newRoot()
+	root := newApp(&out, &out).newRoot()
 	for _, verb := range leaves(root) {
 		if !namedIn(out.String(), verb) {
 			t.Errorf("the help lacks the verb %q", verb.CommandPath())
@@ -57,13 +58,13 @@ func namedIn(help string, verb *cobra.Command) bool {
 
 // Each verb explains itself, by kthwd help VERB as by kthwd VERB --help.
 func TestHelpOfEveryVerb(t *testing.T) {
-	for _, verb := range leaves((&app{}).newRoot()) {
+	for _, verb := range leaves(newApp(io.Discard, io.Discard).newRoot()) {
 		path := strings.Fields(strings.TrimPrefix(verb.CommandPath(), "kthwd "))
 		var topic, flag bytes.Buffer
-		if code := (&app{out: &topic, err: &topic}).run(context.Background(), append([]string{"help"}, path...)); code != 0 {
+		if code := newApp(&topic, &topic).run(context.Background(), append([]string{"help"}, path...)); code != 0 {
 			t.Errorf("kthwd help %s: exit code %d", strings.Join(path, " "), code)
 		}
-		(&app{out: &flag, err: &flag}).run(context.Background(), append(path, "--help"))
+		newApp(&flag, &flag).run(context.Background(), append(path, "--help"))
 		if topic.String() != flag.String() || !strings.Contains(topic.String(), "Usage:\n  "+verb.CommandPath()) {
 			t.Errorf("kthwd help %s:\n%s\nwith --help:\n%s", strings.Join(path, " "), topic.String(), flag.String())
 		}

@@ -1,11 +1,7 @@
 package main
 
 import (
-	"errors"
-	"fmt"
-	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -14,10 +10,10 @@ import (
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/config"
-	"kthwd/appliance/datadir"
 	"kthwd/appliance/names"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/text"
+	"kthwd/cmd/kthwd/cli"
 )
 
 // kubectlVerb is kthwd kubectl for help and completion; main has run the others.
@@ -35,7 +31,7 @@ func (a *app) kubectlVerb(l *config.Loader) *cobra.Command {
 			if slices.Contains(args, "--help") {
 				return cmd.Help()
 			}
-			return advice.With(usagef("kubectl: only --data-dir and --config may stand before it"), "put kubectl's own flags after it: kthwd kubectl get nodes")
+			return advice.With(cli.Usagef("kubectl: only --data-dir and --config may stand before it"), "put kubectl's own flags after it: kthwd kubectl get nodes")
 		},
 	}
 	l.AddFlags(cmd.Flags(), "config", "data-dir")
@@ -60,12 +56,12 @@ func (a *app) programVerb() *cobra.Command {
 			}
 			hint := "programs: " + strings.Join(names.All, ", ")
 			if len(args) == 0 {
-				return advice.With(usagef("program: no name given"), hint)
+				return advice.With(cli.Usagef("program: no name given"), hint)
 			}
 			if near := config.Nearest(args[0], names.All); near != "" {
 				hint = "did you mean " + near + "?"
 			}
-			return advice.With(usagef("program: %q is no program", args[0]), hint)
+			return advice.With(cli.Usagef("program: %q is no program", args[0]), hint)
 		},
 	}
 }
@@ -98,41 +94,21 @@ func (a *app) adminKubeconfig(own []string) (string, error) {
 	if err := flags.Parse(own); err != nil {
 		return "", l.FlagError(err)
 	}
-	t, err := a.target(l)
+	t, err := a.Target(l)
 	if err != nil {
 		return "", err
 	}
-	path := t.layout().Kubeconfig(pki.NameAdmin)
-	return path, t.readable(path)
-}
-
-// readable says what to do where the kubeconfig cannot be read.
-func (t target) readable(path string) error {
-	f, err := os.Open(path)
-	switch {
-	case err == nil:
-		return f.Close()
-	case errors.Is(err, fs.ErrPermission):
-		return t.forbidden(err)
-	case !errors.Is(err, fs.ErrNotExist):
-		return err
-	case t.dir == "":
-		return advice.With(errors.New("a load balancer has no admin.kubeconfig"), "name one: kthwd kubectl --kubeconfig=FILE …")
-	case !datadir.Exists(filepath.Dir(path)):
-		err = fmt.Errorf("%s does not exist", t.dir)
-	default:
-		err = fmt.Errorf("%s has no admin.kubeconfig", t.dir)
-	}
-	return advice.With(err, "name the directory of the controller, kthwd kubectl --data-dir=DIR …, or a kubeconfig with --kubeconfig or KUBECONFIG")
+	path := t.Layout().Kubeconfig(pki.NameAdmin)
+	return path, t.Readable(path)
 }
 
 // kubectlCommand asks this kthwd, in whichever directory it is typed.
 func kubectlCommand(l *config.Loader) string {
 	switch {
 	case l.Origin("data-dir") == config.OriginFlag:
-		return "kthwd kubectl --data-dir=" + text.ShellWord(absolute(l.Config.Controller.DataDir)) + " get nodes"
+		return "kthwd kubectl --data-dir=" + text.ShellWord(cli.Absolute(l.Config.Controller.DataDir)) + " get nodes"
 	case l.File() != "" && l.File() != config.DefaultFile:
-		return "kthwd kubectl --config=" + text.ShellWord(absolute(l.File())) + " get nodes"
+		return "kthwd kubectl --config=" + text.ShellWord(cli.Absolute(l.File())) + " get nodes"
 	}
 	return "kthwd kubectl get nodes"
 }

@@ -30,6 +30,8 @@ import (
 	"kthwd/appliance/support"
 	"kthwd/appliance/text"
 	"kthwd/appliance/tune"
+	"kthwd/cmd/kthwd/cli"
+	lookverbs "kthwd/cmd/kthwd/look"
 	"kthwd/lb"
 	"kthwd/lb/discovery"
 )
@@ -165,7 +167,7 @@ func (b *balancer) Run(ctx context.Context, ready func()) error {
 	var file *fs.PathError
 	switch {
 	case errors.Is(err, syscall.EACCES) && !errors.As(err, &file):
-		return advice.With(err, lowPortHint+" with --listen")
+		return advice.With(err, cli.LowPortHint+" with --listen")
 	case !errors.Is(err, lb.ErrHandedOver):
 		return l.WithPlaces(err)
 	}
@@ -287,12 +289,12 @@ func (b *balancer) run(ctx context.Context) (err error) {
 	host, _ := os.Hostname() // for the page: without a name it says kthwd only
 	st := g.Add(status.NewServer(status.ServerConfig{
 		Socket:  socket,
-		Address: c.MetricsAddress, Web: c.MetricsWeb, Pprof: c.MetricsPprof, TakeOver: b.app.inherits.predecessor != 0, Logs: b.logs, AsTyped: b.app.asTyped, Collectors: b.collectors(), Shared: b.takesOver, Hold: b.up, Changed: g.Changed,
-		Private: support.Handlers(b.logs, func() support.Running { return b.app.running(b.inForce.Load(), nil) }),
+		Address: c.MetricsAddress, Web: c.MetricsWeb, Pprof: c.MetricsPprof, TakeOver: b.app.inherits.predecessor != 0, Logs: b.logs, AsTyped: b.app.AsTyped, Collectors: b.collectors(), Shared: b.takesOver, Hold: b.up, Changed: g.Changed,
+		Private: support.Handlers(b.logs, func() support.Running { return lookverbs.Running(b.app.App, b.inForce.Load(), nil) }),
 		Report: func() status.Report {
 			ready, reason := g.Ready()
 			r := status.Report{
-				Version: version, Name: host, PID: os.Getpid(), Started: b.app.started,
+				Version: cli.Version, Name: host, PID: os.Getpid(), Started: b.app.started,
 				Ready: ready, Reason: reason, Components: g.Status(), Dependencies: g.Dependencies(), Names: cause.Names{Unit: balancerUnit},
 			}
 			b.report(&r)
@@ -469,7 +471,7 @@ func (b *balancer) refused(err error) {
 	}
 	for _, e := range advice.Lines(err) {
 		var attrs []any
-		if hint := hintFor(e); hint != "" {
+		if hint := cli.HintFor(e); hint != "" {
 			attrs = append(attrs, "hint", text.Joined(hint))
 		}
 		b.log.Error("reload refused, the old configuration stays", append([]any{"err", text.Joined(e.Error())}, attrs...)...)

@@ -20,6 +20,7 @@ import (
 	"kthwd/appliance/logging"
 	"kthwd/appliance/status"
 	"kthwd/appliance/supervise"
+	"kthwd/cmd/kthwd/cli"
 	"kthwd/lb"
 )
 
@@ -80,7 +81,8 @@ func newFake(t *testing.T, text string, args ...string) (b *balancer, f *fakeSer
 	file = filepath.Join(t.TempDir(), "lb.yaml")
 	write(t, file, text)
 	log = &lockedBuffer{}
-	a := &app{out: log, err: log, started: time.Now(), args: append([]string{"--role=lb", "--config=" + file, "--metrics-address="}, args...)}
+	a := newApp(log, log)
+	a.started, a.Args = time.Now(), append([]string{"--role=lb", "--config=" + file, "--metrics-address="}, args...)
 	l, err := a.reread()
 	if err != nil {
 		t.Fatal(err)
@@ -316,7 +318,7 @@ func TestNoRightToThePort(t *testing.T) {
 	b, f, _, _ := newFake(t, "backend: 10.0.0.1:6443\n")
 	f.end <- fmt.Errorf("listen on :443: %w", syscall.EACCES)
 	err := b.Run(t.Context(), func() {})
-	if hint := hintFor(fmt.Errorf("lb: %w", err)); !strings.Contains(hint, "CAP_NET_BIND_SERVICE") || !strings.Contains(hint, "--listen") {
+	if hint := cli.HintFor(fmt.Errorf("lb: %w", err)); !strings.Contains(hint, "CAP_NET_BIND_SERVICE") || !strings.Contains(hint, "--listen") {
 		t.Errorf("got %v with hint %q", err, hint)
 	}
 }
@@ -326,8 +328,8 @@ func TestProblemOfRun(t *testing.T) {
 	b, f, _, _ := newFake(t, "backend: 10.0.0.1:6443\n", "--access-log=/x")
 	f.end <- &lb.Problem{Field: "AccessLog", Text: "permission denied: /x", Hint: "h"}
 	err := b.Run(t.Context(), func() {})
-	if err == nil || err.Error() != "--access-log permission denied: /x" || hintFor(err) != "h" {
-		t.Errorf("got %v with hint %q", err, hintFor(err))
+	if err == nil || err.Error() != "--access-log permission denied: /x" || cli.HintFor(err) != "h" {
+		t.Errorf("got %v with hint %q", err, cli.HintFor(err))
 	}
 }
 
@@ -345,7 +347,7 @@ func TestToggleDebug(t *testing.T) {
 }
 
 func TestSuccessor(t *testing.T) {
-	a := &app{args: []string{"--role=lb"}, notify: &notifier{path: "@systemd"}}
+	a := &app{App: &cli.App{Args: []string{"--role=lb"}}, notify: &notifier{path: "@systemd"}}
 	cmd, err := a.successorCommand()
 	if err != nil {
 		t.Fatal(err)

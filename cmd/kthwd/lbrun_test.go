@@ -13,6 +13,7 @@ import (
 
 	"kthwd/appliance/lastrun"
 	"kthwd/appliance/status"
+	"kthwd/cmd/kthwd/cli"
 	"kthwd/test/harness"
 )
 
@@ -24,7 +25,7 @@ func TestBalancerRecordsItsRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	socket := filepath.Join(dir, "status.sock")
-	files, _ := balancerRun(socket)
+	files, _ := cli.BalancerRun(socket)
 	client := status.Client{Socket: socket}
 	run := func(look func(status.Report)) {
 		t.Helper()
@@ -48,8 +49,8 @@ func TestBalancerRecordsItsRun(t *testing.T) {
 			t.Errorf("the first run: got %+v before it", r.LastRun)
 		}
 	})
-	ask := target{Client: client}
-	if err := ask.explain(status.ErrNotRunning); !strings.Contains(err.Error(), "the last run: stopped in order at ") || !errors.Is(err, status.ErrNotRunning) {
+	ask := cli.Target{Client: client}
+	if err := ask.Explain(status.ErrNotRunning); !strings.Contains(err.Error(), "the last run: stopped in order at ") || !errors.Is(err, status.ErrNotRunning) {
 		t.Errorf("without a process: got %v", err)
 	}
 

@@ -69,9 +69,9 @@ func (a *app) successorCommand() (*exec.Cmd, error) {
 			return nil, err
 		}
 	}
-	cmd := exec.Command(path, a.args...)
+	cmd := exec.Command(path, a.Args...)
 	cmd.Env = append(os.Environ(), a.notify.environment()...)
 	cmd.Env = append(cmd.Env, fmt.Sprintf("%s=%d", takeOverFrom, os.Getpid()))
-	cmd.Stdout, cmd.Stderr = a.out, a.err
+	cmd.Stdout, cmd.Stderr = a.Out, a.Err
 	return cmd, nil
 }

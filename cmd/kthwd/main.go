@@ -10,36 +10,33 @@ import (
 	"context"
 	"io"
 	"os"
-	"regexp"
-	"sync"
 	"time"
 
 	"kthwd/appliance/byname"
 	"kthwd/appliance/logging"
 	"kthwd/appliance/names"
 	"kthwd/appliance/upstream"
-)
-
-// Set by the Makefile, with the versions of Kubernetes; see version.Linked.
-var (
-	version = "unknown"
-	commit  = "unknown"
+	"kthwd/cmd/kthwd/cli"
 )
 
 // app is one run of the program.
 type app struct {
-	out, err io.Writer
+	*cli.App
+
 	exit     func(code int) // called at the second signal too; does not return
 	notify   *notifier
 	inherits inheritance
 	started  time.Time
-	args     []string // command line without the name of the program
-	called   string   // with which a person runs the program here; empty means kthwd
-
-	commandOnce sync.Once
-	command     *regexp.Regexp // see ownCommand
 
 	catchStderr func(*logging.Logs) error // for a controller; nil in a test, which owns os.Stderr
+}
+
+// newApp makes a run whose words go to out and err.
+func newApp(out, err io.Writer) *app {
+	a := &app{App: &cli.App{Out: out, Err: err}}
+	a.Verbs = func() []string { return cli.Verbs(newApp(io.Discard, io.Discard).newRoot()) }
+	a.OnError = func(all []error) { a.notify.failed(all) }
+	return a
 }
 
 func main() {
@@ -49,16 +46,19 @@ func main() {
 		os.Exit(runProgram(call))
 	}
 	own := *os.Stderr // keeps writing there after catchStderr
-	a := &app{out: os.Stdout, err: &own, exit: os.Exit, notify: takeNotifier(), inherits: takeInheritance(), started: time.Now(), called: calledAs(os.Args[0]), catchStderr: upstream.CatchStderr}
+	a := newApp(os.Stdout, &own)
+	a.exit, a.notify, a.inherits, a.started, a.catchStderr = os.Exit, takeNotifier(), takeInheritance(), time.Now(), upstream.CatchStderr
+	a.Called = cli.CalledAs(os.Args[0])
 	a.exit(a.run(context.Background(), os.Args[1:]))
 }
 
 // runProgram runs one of upstream's programs and returns its exit code.
 func runProgram(call names.Call) (code int) {
 	if call.Find {
-		a := &app{out: os.Stdout, err: os.Stderr, called: calledAs(os.Args[0]), args: os.Args[1:]}
+		a := newApp(os.Stdout, os.Stderr)
+		a.Called, a.Args = cli.CalledAs(os.Args[0]), os.Args[1:]
 		if err := a.findKubeconfig(call); err != nil {
-			return a.report(err)
+			return a.Report(err)
 		}
 	}
 	return byname.Run(call.Name, call.Args)
@@ -66,8 +66,8 @@ func runProgram(call names.Call) (code int) {
 
 // run executes a command line and returns the exit code.
 func (a *app) run(ctx context.Context, args []string) (code int) {
-	a.args = args
+	a.Args = args
 	root := a.newRoot()
 	root.SetArgs(args)
-	return a.report(root.ExecuteContext(ctx))
+	return a.Report(root.ExecuteContext(ctx))
 }

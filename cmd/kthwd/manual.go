@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"kthwd/appliance/config"
+	"kthwd/cmd/kthwd/cli"
 )
 
 // manual generates the manual pages, section 1, from the commands: kthwd.1,
@@ -33,7 +34,7 @@ func manual(root *cobra.Command) map[string][]byte {
 
 func manualPage(cmd *cobra.Command, name string) string {
 	p := &roff{}
-	fmt.Fprintf(p, ".TH %q 1 %q %q \"kthwd manual\"\n", strings.ToUpper(name), buildDate().Format("2006-01-02"), "kthwd "+version)
+	fmt.Fprintf(p, ".TH %q 1 %q %q \"kthwd manual\"\n", strings.ToUpper(name), buildDate().Format("2006-01-02"), "kthwd "+cli.Version)
 	p.section("NAME")
 	p.text(name + ` \- ` + escape(strings.TrimSuffix(lowerFirst(strings.TrimPrefix(cmd.Short, "kthwd ")), ".")))
 	p.section("SYNOPSIS")
@@ -134,7 +135,7 @@ func (p *roff) item(what, text string) {
 }
 
 func (p *roff) verbs(cmd *cobra.Command) {
-	if len(verbs(cmd)) == 0 {
+	if len(cli.Verbs(cmd)) == 0 {
 		return
 	}
 	p.section("VERBS")

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"kthwd/appliance/text"
+	"kthwd/cmd/kthwd/cli"
 )
 
 // notifier reports the state of the process to systemd (sd_notify(3)). A nil notifier
@@ -112,7 +113,7 @@ func (n *notifier) failed(errs []error) {
 	if more := len(errs) - 1; more > 0 {
 		state += fmt.Sprintf(" (and %d more)", more)
 	}
-	if hint := hintFor(errs[0]); hint != "" {
+	if hint := cli.HintFor(errs[0]); hint != "" {
 		state += "; hint: " + hint
 	}
 	n.status(state)

@@ -21,6 +21,7 @@ import (
 	"kthwd/appliance/program"
 	"kthwd/appliance/text"
 	"kthwd/appliance/tune"
+	"kthwd/cmd/kthwd/cli"
 	"kthwd/lb"
 )
 
@@ -34,9 +35,9 @@ func (a *app) preflightVerb(l *config.Loader) *cobra.Command {
 			"code is 1; it is 2 if a program would refuse its flags. The latency of the disk is measured in the data directory, for one second at\n" +
 			"most.",
 		Example: "  kthwd preflight --role=controller --config=/etc/kthwd/controller.yaml",
-		Args:    noVerb,
+		Args:    cli.NoVerb,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			asJSON, err := checkOutput(output)
+			asJSON, err := cli.CheckOutput(output)
 			if err != nil {
 				return err
 			}
@@ -44,12 +45,12 @@ func (a *app) preflightVerb(l *config.Loader) *cobra.Command {
 		},
 	}
 	l.AddFlags(cmd.Flags())
-	outputFlag(cmd, &output)
+	cli.OutputFlag(cmd, &output)
 	return cmd
 }
 
 func (a *app) preflight(ctx context.Context, l *config.Loader, asJSON bool) error {
-	if err := read(l); err != nil {
+	if err := cli.Read(l); err != nil {
 		return err
 	}
 	var all []preflight.Result
@@ -78,7 +79,7 @@ func (a *app) preflight(ctx context.Context, l *config.Loader, asJSON bool) erro
 		}
 	}
 	if preflight.Failed(all) {
-		return errDegraded
+		return cli.ErrDegraded
 	}
 	return nil
 }
@@ -87,22 +88,22 @@ func (a *app) preflight(ctx context.Context, l *config.Loader, asJSON bool) erro
 func (a *app) showPreflight(all []preflight.Result, asJSON bool) error {
 	switch {
 	case asJSON:
-		return writeJSON(a.out, all)
-	case isJournal(a.err):
+		return cli.WriteJSON(a.Out, all)
+	case cli.IsJournal(a.Err):
 		for _, r := range all {
 			level := map[preflight.Verdict]slog.Level{preflight.Warn: slog.LevelWarn, preflight.Fail: slog.LevelError}[r.Verdict]
 			if r.Verdict != preflight.OK {
-				fmt.Fprintf(a.err, "%spreflight: %s: %s; %s\n", a.priority(level), r.What, r.Found, r.Do)
+				fmt.Fprintf(a.Err, "%spreflight: %s: %s; %s\n", a.Priority(level), r.What, r.Found, r.Do)
 			}
 		}
 		return nil
 	}
 	for i := range all {
-		all[i].Do = a.asTyped(all[i].Do)
+		all[i].Do = a.AsTyped(all[i].Do)
 	}
-	p := painter(a.out)
+	p := cli.Painter(a.Out)
 	colour := map[preflight.Verdict]string{preflight.OK: "32", preflight.Warn: "33", preflight.Fail: "31;1"}
-	return preflight.WriteTable(a.out, all, func(v preflight.Verdict) string { return p(colour[v], string(v)) })
+	return preflight.WriteTable(a.Out, all, func(v preflight.Verdict) string { return p(colour[v], string(v)) })
 }
 
 func (a *app) controllerChecks(ctx context.Context, l *config.Loader) []preflight.Result {
@@ -152,7 +153,7 @@ func (a *app) controllerPorts(ctx context.Context, l *config.Loader) preflight.R
 	if len(errs) == 0 {
 		return r
 	}
-	if c, err := a.target(l); err == nil {
+	if c, err := a.Target(l); err == nil {
 		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 		defer cancel()
 		if report, err := c.Status(ctx); err == nil {
@@ -184,7 +185,7 @@ func failed(r preflight.Result, errs []error) preflight.Result {
 	for _, err := range errs {
 		found = append(found, text.Joined(err.Error()))
 	}
-	r.Verdict, r.Found, r.Do = preflight.Fail, strings.Join(found, "; "), hintFor(errs[0])
+	r.Verdict, r.Found, r.Do = preflight.Fail, strings.Join(found, "; "), cli.HintFor(errs[0])
 	return r
 }
 

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"kthwd/appliance/config"
+	"kthwd/cmd/kthwd/cli"
 )
 
 // reread reads the configuration again, with the command line of this process.
@@ -16,21 +17,10 @@ func (a *app) reread() (*config.Loader, error) {
 	l := config.NewLoader()
 	fs := pflag.NewFlagSet("kthwd", pflag.ContinueOnError)
 	l.AddFlags(fs)
-	if err := fs.Parse(a.args); err != nil {
+	if err := fs.Parse(a.Args); err != nil {
 		return nil, l.FlagError(err)
 	}
-	return l, read(l)
-}
-
-// read loads, resolves and validates a configuration whose flags are parsed.
-func read(l *config.Loader) error {
-	if err := l.Load(); err != nil {
-		return err
-	}
-	if err := l.Resolve(); err != nil {
-		return err
-	}
-	return l.Validate()
+	return l, cli.Read(l)
 }
 
 // fileVersion changes when a file is written or replaced.

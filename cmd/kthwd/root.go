@@ -1,14 +1,18 @@
 package main
 
 import (
-	"fmt"
-	"strings"
-
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"kthwd/appliance/advice"
 	"kthwd/appliance/config"
+	backupverbs "kthwd/cmd/kthwd/backup"
+	"kthwd/cmd/kthwd/cli"
+	etcdverbs "kthwd/cmd/kthwd/etcd"
+	keysverbs "kthwd/cmd/kthwd/keys"
+	lookverbs "kthwd/cmd/kthwd/look"
+	membersverbs "kthwd/cmd/kthwd/members"
+	moveverbs "kthwd/cmd/kthwd/move"
+	upgradeverbs "kthwd/cmd/kthwd/upgrade"
 )
 
 // newRoot makes the command line. The verbs share one loader, because only one of
@@ -20,20 +24,20 @@ func (a *app) newRoot() *cobra.Command {
 		Short:   "kthwd runs the Kubernetes control plane, the hard way, as one daemon, or the load balancer in front of several.",
 		Long:    "kthwd runs the Kubernetes control plane, the hard way, as one daemon, or the\nload balancer in front of several.",
 		Example: "  kthwd --role=controller\n  kthwd --role=lb --backend=10.0.1.73:6443 --backend=10.0.1.35:6443\n  kthwd status",
-		Args:    noVerb,
+		Args:    cli.NoVerb,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if only, _ := cmd.Flags().GetBool("version"); only {
-				return a.version(false)
+				return lookverbs.WriteVersion(a.App)
 			}
 			return a.serve(cmd.Context(), l)
 		},
-		PersistentPreRun: a.closeMemoryOf,
+		PersistentPreRun: a.CloseMemoryOf,
 
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.SetOut(a.out)
-	root.SetErr(a.err)
+	root.SetOut(a.Out)
+	root.SetErr(a.Err)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return l.FlagError(err) })
 	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) { a.help(cmd, l) })
 	root.SetHelpCommand(a.helpVerb(l))
@@ -55,14 +59,14 @@ func (a *app) newRoot() *cobra.Command {
 		verbs []*cobra.Command
 	}{
 		{"Run and look", []*cobra.Command{
-			a.preflightVerb(l), a.adoptVerb(), a.configVerb(l), a.explainVerb(l), a.ejectVerb(l), a.logLevelVerb(l),
-			a.statusVerb(l), a.tryVerb(), a.kubectlVerb(l), a.programVerb(), a.auditVerb(l), a.supportVerb(l), a.versionVerb(), a.completionVerb(),
+			a.preflightVerb(l), moveverbs.Adopt(a.App), lookverbs.Config(a.App, l), lookverbs.Explain(a.App, l), moveverbs.Eject(a.App, l), lookverbs.LogLevel(a.App, l),
+			lookverbs.Status(a.App, l), a.tryVerb(), a.kubectlVerb(l), a.programVerb(), lookverbs.Audit(a.App, l), lookverbs.Support(a.App, l), lookverbs.Version(a.App), a.completionVerb(),
 		}},
 		{"Membership, backup and upgrade", []*cobra.Command{
-			a.memberVerb(l), a.joinVerb(l), a.nodeVerb(l), a.etcdVerb(l),
-			a.backupVerb(l), a.upgradeVerb(l),
+			membersverbs.Member(a.App, l), membersverbs.Join(a.App, l), membersverbs.Node(a.App, l), etcdverbs.Verb(a.App, l),
+			backupverbs.Verb(a.App, l), upgradeverbs.Verb(a.App, l),
 		}},
-		{"Certificates and keys", []*cobra.Command{a.pkiVerb(l), a.encryptionVerb(l), a.kubeconfigVerb(l)}},
+		{"Certificates and keys", []*cobra.Command{keysverbs.PKI(a.App, l), keysverbs.Encryption(a.App, l), membersverbs.Kubeconfig(a.App, l)}},
 	} {
 		root.AddGroup(&cobra.Group{ID: group.title, Title: group.title})
 		for _, verb := range group.verbs {
@@ -72,60 +76,4 @@ func (a *app) newRoot() *cobra.Command {
 	}
 	root.AddCommand(a.generateVerb(), a.endedVerb(l))
 	return root
-}
-
-// noVerb refuses an argument of a command that takes only verbs and flags.
-func noVerb(cmd *cobra.Command, args []string) error {
-	if len(args) == 0 {
-		return nil
-	}
-	if !cmd.HasSubCommands() {
-		return usagef("%s takes no argument, got %q", cmd.CommandPath(), args[0])
-	}
-	err := usagef("unknown verb %q", args[0])
-	if near := nearestVerb(cmd, args[0]); near != "" {
-		return advice.With(err, fmt.Sprintf("did you mean %s %s?", cmd.CommandPath(), near))
-	}
-	if role := rolesIn(args[0]); role != nil && !cmd.HasParent() {
-		return advice.With(err, fmt.Sprintf("run it with kthwd --role=%s; kthwd help %[1]s lists its flags", args[0]))
-	}
-	return advice.With(err, "verbs: "+strings.Join(verbs(cmd), ", "))
-}
-
-// group is a command that only groups verbs.
-func group(name, short string) *cobra.Command {
-	return &cobra.Command{Use: name + " VERB", Short: short, Args: noVerb, RunE: noVerbGiven}
-}
-
-// noVerbGiven is the run of a command that only groups verbs.
-func noVerbGiven(cmd *cobra.Command, _ []string) error {
-	return advice.With(usagef("%s: no verb given", cmd.Name()), "verbs: "+strings.Join(verbs(cmd), ", "))
-}
-
-// nearestVerb is the verb of cmd that a misspelled name most likely meant, or "".
-func nearestVerb(cmd *cobra.Command, name string) string {
-	cmd.SuggestionsMinimumDistance = 2
-	if near := cmd.SuggestionsFor(name); len(near) > 0 {
-		return near[0]
-	}
-	return ""
-}
-
-// wantArgs refuses a wrong number of arguments; usage names the right ones.
-func wantArgs(least, most int, usage string) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, args []string) error {
-		if len(args) >= least && (most < 0 || len(args) <= most) {
-			return nil
-		}
-		return advice.With(usagef("%s: got %d arguments", cmd.CommandPath(), len(args)), "usage: "+strings.TrimSpace(cmd.CommandPath()+" "+usage))
-	}
-}
-
-func verbs(cmd *cobra.Command) (names []string) {
-	for _, c := range cmd.Commands() {
-		if !c.Hidden {
-			names = append(names, c.Name())
-		}
-	}
-	return names
 }

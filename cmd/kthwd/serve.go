@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -24,30 +23,32 @@ import (
 	"kthwd/appliance/support"
 	"kthwd/appliance/text"
 	linked "kthwd/appliance/version"
+	"kthwd/cmd/kthwd/cli"
+	lookverbs "kthwd/cmd/kthwd/look"
 )
 
 // serve is kthwd without a verb: it runs the roles until it is asked to stop.
 func (a *app) serve(ctx context.Context, l *config.Loader) error {
 	early.Over()
 	before := statFile(l.Watched())
-	if err := read(l); err != nil {
+	if err := cli.Read(l); err != nil {
 		return err
 	}
 	if err := checkWeb(l); err != nil {
 		return err
 	}
 	if l.Config.Is(config.RoleController) && !linked.Linked().Stamped {
-		return advice.With(usagef("this binary lacks the version of its Kubernetes and will not serve"), "build it with make build")
+		return advice.With(cli.Usagef("this binary lacks the version of its Kubernetes and will not serve"), "build it with make build")
 	}
-	logs, err := a.newLogs(l.Config.LogFormat, l.Config.LogLevel)
+	logs, err := a.NewLogs(l.Config.LogFormat, l.Config.LogLevel)
 	if err != nil {
 		return err
 	}
 	log := logs.Logger("kthwd")
 	a.introduce(log, l)
 	if !l.Config.Debugger {
-		if err := closeMemory(); err != nil {
-			log.Warn(openMemory, "err", err)
+		if err := cli.CloseMemory(); err != nil {
+			log.Warn(cli.OpenMemory, "err", err)
 		}
 	}
 	if a.catchStderr != nil && l.Config.Is(config.RoleController) {
@@ -126,19 +127,19 @@ func (a *app) control(ctx context.Context, l *config.Loader, logs *logging.Logs,
 	log := logs.Logger("kthwd")
 	return appliance.Run(ctx, l.Config.Controller, appliance.Options{
 		Logs:      logs,
-		Version:   version,
+		Version:   cli.Version,
 		File:      l.File(),
 		Metrics:   appliance.Metrics{Address: l.Config.MetricsAddress, Web: l.Config.MetricsWeb, Pprof: l.Config.MetricsPprof},
 		Started:   a.started,
 		LeafLife:  leafLife(),
-		AsTyped:   a.asTyped,
+		AsTyped:   a.AsTyped,
 		OnWork:    a.working(),
 		OnReady:   func(timeline []supervise.Status) { a.ready(log, l, timeline) },
 		OnChange:  a.changed(ctx),
 		OnWired:   func(p *liveness.Probe) { a.attend(ctx, log, p) },
 		ExtraRole: extra,
 		Private: func(args map[string][]program.Arg) map[string]http.HandlerFunc {
-			return support.Handlers(logs, func() support.Running { return a.running(l, args) })
+			return support.Handlers(logs, func() support.Running { return lookverbs.Running(a.App, l, args) })
 		},
 	})
 }
@@ -154,24 +155,10 @@ func leafLife() time.Duration {
 	return life
 }
 
-// logFormat replaces text by the variant for a terminal or the journal, if standard error is one.
-func (a *app) logFormat(format string) string {
-	switch {
-	case format == logging.Text && isJournal(a.err):
-		return logging.Journal
-	case format != logging.Text || !isTerminal(a.err):
-		return format
-	case colours(a.err):
-		return logging.Terminal
-	default:
-		return logging.Plain
-	}
-}
-
 // introduce logs the versions and the main settings of this start.
 func (a *app) introduce(log *slog.Logger, l *config.Loader) {
 	v := linked.Linked()
-	in := []any{"version", version, "commit", commit, "go", v.Go}
+	in := []any{"version", cli.Version, "commit", cli.Commit, "go", v.Go}
 	if l.Config.Is(config.RoleController) {
 		in = append(in, "kubernetes", v.Kubernetes, "etcd", v.Etcd)
 	}
@@ -230,17 +217,17 @@ func sentence(reason string) string {
 func (a *app) ready(log *slog.Logger, l *config.Loader, timeline []supervise.Status) {
 	a.notify.ready()
 	c := l.Config
-	kubectl := a.asTyped(kubectlCommand(l))
-	page, ask := pageURL(c), a.asTyped(statusCommand(l))
+	kubectl := a.AsTyped(kubectlCommand(l))
+	page, ask := pageURL(c), a.AsTyped(statusCommand(l))
 	took := time.Since(a.started).Round(10 * time.Millisecond)
-	if c.LogFormat == logging.JSON || isJournal(a.err) {
+	if c.LogFormat == logging.JSON || cli.IsJournal(a.Err) {
 		log.Info("all ready", "took", took, "page", page, "status", ask, "try", kubectl)
 		return
 	}
 	if page != "" {
 		page += "\n"
 	}
-	fmt.Fprintf(a.err, "%s\n%s%s\n%s\n", timelineText(timeline, took), page, ask, kubectl)
+	fmt.Fprintf(a.Err, "%s\n%s%s\n%s\n", timelineText(timeline, took), page, ask, kubectl)
 }
 
 // pageURL is the address of the status page as a browser on this machine reaches it; "" if
@@ -264,9 +251,9 @@ func pageURL(c config.Config) string {
 func statusCommand(l *config.Loader) string {
 	switch {
 	case l.Origin("data-dir") == config.OriginFlag:
-		return "kthwd status --data-dir=" + text.ShellWord(absolute(l.Config.Controller.DataDir))
+		return "kthwd status --data-dir=" + text.ShellWord(cli.Absolute(l.Config.Controller.DataDir))
 	case l.File() != "" && l.File() != config.DefaultFile:
-		return "kthwd status --config=" + text.ShellWord(absolute(l.File()))
+		return "kthwd status --config=" + text.ShellWord(cli.Absolute(l.File()))
 	}
 	return "kthwd status"
 }
@@ -284,11 +271,4 @@ func timelineText(timeline []supervise.Status, total time.Duration) string {
 	}
 	fmt.Fprintf(&b, "%-*s  %7s  %7.2fs\n", width, "all ready", "", total.Seconds())
 	return b.String()
-}
-
-func absolute(path string) string {
-	if abs, err := filepath.Abs(path); err == nil {
-		return abs
-	}
-	return path
 }

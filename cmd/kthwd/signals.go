@@ -38,7 +38,7 @@ func (a *app) untilSignal(ctx context.Context, log *slog.Logger, other reactions
 				a.notify.stopping()
 				cancel(errors.New(s.String()))
 			default:
-				fmt.Fprintf(a.err, "%skthwd: error: second signal (%s) during the stop: ended at once\n", a.priority(slog.LevelError), s)
+				fmt.Fprintf(a.Err, "%skthwd: error: second signal (%s) during the stop: ended at once\n", a.Priority(slog.LevelError), s)
 				a.exit(1)
 			}
 		}

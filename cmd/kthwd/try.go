@@ -33,6 +33,7 @@ import (
 	"kthwd/appliance/scratch"
 	"kthwd/appliance/text"
 	linked "kthwd/appliance/version"
+	"kthwd/cmd/kthwd/cli"
 )
 
 const (
@@ -71,7 +72,7 @@ func (a *app) tryVerb() *cobra.Command {
 		Example: "  kthwd try -- kubectl get namespaces\n  kthwd try --crd=config/crd/bases -- go test ./...\n  kthwd try --ready-nodes=3 --apply=app.yaml -- ./test.sh",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if dash := cmd.ArgsLenAtDash(); len(args) > 0 && dash != 0 {
-				return advice.With(usagef("try: %q does not stand behind --", args[0]), "put -- before the command: kthwd try -- go test ./...")
+				return advice.With(cli.Usagef("try: %q does not stand behind --", args[0]), "put -- before the command: kthwd try -- go test ./...")
 			}
 			t.args = args
 			return t.run(cmd.Context())
@@ -85,15 +86,10 @@ func (a *app) tryVerb() *cobra.Command {
 	return cmd
 }
 
-// exited is the exit code of a command, which has said all there is to say.
-type exited int
-
-func (e exited) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
-
 func (t *trial) run(ctx context.Context) (err error) {
 	early.Over()
 	if !linked.Linked().Stamped {
-		return advice.With(usagef("this binary lacks the version of its Kubernetes and will not serve"), "build it with make build")
+		return advice.With(cli.Usagef("this binary lacks the version of its Kubernetes and will not serve"), "build it with make build")
 	}
 	if err := t.read(); err != nil {
 		return err
@@ -110,14 +106,14 @@ func (t *trial) run(ctx context.Context) (err error) {
 	}
 	defer func() {
 		if left := t.dir.Remove(); left != nil {
-			t.app.report(left) // beside the exit code of the command
+			t.app.Report(left) // beside the exit code of the command
 		}
 	}()
 	if t.keep {
 		if err := t.dir.Keep(); err != nil {
 			return err
 		}
-		fmt.Fprintln(t.app.err, "kept: "+t.dir.Path)
+		fmt.Fprintln(t.app.Err, "kept: "+t.dir.Path)
 	}
 	if err := t.findCommand(); err != nil {
 		return err
@@ -129,7 +125,7 @@ func (t *trial) run(ctx context.Context) (err error) {
 func (t *trial) read() error {
 	var errs []error
 	if t.nodes < 0 || t.nodes > fakenode.Most {
-		errs = append(errs, usagef("--ready-nodes=%d: from 0 to %d", t.nodes, fakenode.Most))
+		errs = append(errs, cli.Usagef("--ready-nodes=%d: from 0 to %d", t.nodes, fakenode.Most))
 	}
 	crds, err := manifest.Read(t.crds, manifest.Definitions)
 	errs = append(errs, advice.Usage(err))
@@ -205,7 +201,7 @@ func (t *trial) serve(ctx context.Context) error {
 	go func() {
 		defer close(ended)
 		failure = appliance.Run(ctx, c, appliance.Options{
-			Logs: t.log, Version: version, Started: t.app.started, Disposable: true, OnServing: func() { close(serving) },
+			Logs: t.log, Version: cli.Version, Started: t.app.started, Disposable: true, OnServing: func() { close(serving) },
 		})
 	}()
 	err = t.use(ctx, c.Layout().Kubeconfig(pki.NameAdmin), serving, ended)
@@ -270,7 +266,7 @@ func (t *trial) use(ctx context.Context, kubeconfig string, serving, ended <-cha
 		return t.interrupted(s)
 	}
 	if t.command == "" {
-		fmt.Fprintln(t.app.out, "export KUBECONFIG="+text.ShellWord(kubeconfig))
+		fmt.Fprintln(t.app.Out, "export KUBECONFIG="+text.ShellWord(kubeconfig))
 		select {
 		case <-t.signals:
 		case <-ended:
@@ -278,18 +274,18 @@ func (t *trial) use(ctx context.Context, kubeconfig string, serving, ended <-cha
 		return nil
 	}
 	t.set("KUBECONFIG", kubeconfig)
-	command := scratch.Command{Path: t.command, Args: t.args, Env: t.env, Stdin: os.Stdin, Stdout: t.app.out, Stderr: t.app.err}
+	command := scratch.Command{Path: t.command, Args: t.args, Env: t.env, Stdin: os.Stdin, Stdout: t.app.Out, Stderr: t.app.Err}
 	code, err := command.Run(t.signals, ended)
 	if err != nil {
 		return err
 	}
-	return exited(code)
+	return cli.Exited(code)
 }
 
 // interrupted is the end of a run that a signal ends before its command runs.
 func (t *trial) interrupted(s os.Signal) error {
 	if number, ok := s.(syscall.Signal); ok && t.command != "" {
-		return exited(scratch.Signalled + int(number))
+		return cli.Exited(scratch.Signalled + int(number))
 	}
 	return nil
 }

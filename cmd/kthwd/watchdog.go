@@ -28,7 +28,7 @@ func (a *app) attend(ctx context.Context, log *slog.Logger, p prober) {
 	go func() {
 		keepStarting(ctx, a.notify, p)
 		if a.notify.watchdog > 0 {
-			w := watchdog{limit: a.notify.watchdog, alive: p.Alive, feed: a.notify.feed, log: log, dump: a.err}
+			w := watchdog{limit: a.notify.watchdog, alive: p.Alive, feed: a.notify.feed, log: log, dump: a.Err}
 			w.run(context.Background(), ctx)
 		}
 	}()

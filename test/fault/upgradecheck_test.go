@@ -23,7 +23,7 @@ import (
 
 // upgradeChecked is the answer of kthwd upgrade check -o json.
 type upgradeChecked struct {
-	Binary  binary.Binary   `json:"binary"`
+	Binary  binary.Binary         `json:"binary"`
 	Go      bool                  `json:"go"`
 	Results []upgradecheck.Result `json:"results"`
 }
