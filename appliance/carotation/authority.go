@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"kthwd/appliance/advice"
+	"kthwd/appliance/carotation/castate"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/stages"
 )
@@ -39,9 +40,9 @@ func (c CA) Verb(name string) string { return c.authority().kind.Verb(name) }
 // Stages is the number of the stages.
 func (c CA) Stages() int {
 	if c == Etcd {
-		return StageForget.Number()
+		return castate.StageForget.Number()
 	}
-	return StageDrop.Number()
+	return castate.StageDrop.Number()
 }
 
 // Bring names the machines and users that need the new CA before it signs.
@@ -64,11 +65,11 @@ func (c CA) server() string {
 }
 
 // awaited is the stage in which a person does what the new CA needs before it signs.
-func (c CA) awaited() Stage {
+func (c CA) awaited() castate.Stage {
 	if c == Etcd {
-		return StageRestart
+		return castate.StageRestart
 	}
-	return StageDistribute
+	return castate.StageDistribute
 }
 
 // authority holds the differences between the CAs.
@@ -106,6 +107,6 @@ func (a *authority) ownFile() string  { return pki.OwnCertificate(a.file) + ".pe
 
 // lacks is the error of a controller that has not the files of the rotation.
 func (a *authority) lacks(id string) error {
-	return advice.With(fmt.Errorf("its %s or %s lacks the CA %s", a.certFile(), a.keyFile(), Short(id)),
+	return advice.With(fmt.Errorf("its %s or %s lacks the CA %s", a.certFile(), a.keyFile(), castate.Short(id)),
 		"copy both files from another controller, and restart kthwd there; then "+a.Verb("resume"))
 }

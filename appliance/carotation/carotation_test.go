@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"kthwd/appliance/carotation/castate"
+	"kthwd/appliance/carotation/watch"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/stages"
 )
@@ -24,14 +26,14 @@ func newLayout(t *testing.T) pki.Layout {
 }
 
 // begun is a rotation that has just begun in a directory, and its new key.
-func begun(t *testing.T, l pki.Layout) (State, pki.CA, []byte) {
+func begun(t *testing.T, l pki.Layout) (castate.State, pki.CA, []byte) {
 	t.Helper()
 	is := read(t, l)
 	ca, key, err := pki.NewCA(is.Signer, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
-	return State{ID: "1", Stage: StageTrust, Old: is.Signs(), New: pki.CAID(ca), Certificate: ca.Raw, Before: is.Signer.Raw, Since: time.Now().UTC()}, is, key
+	return castate.State{ID: "1", Stage: castate.StageTrust, Old: is.Signs(), New: pki.CAID(ca), Certificate: ca.Raw, Before: is.Signer.Raw, Since: time.Now().UTC()}, is, key
 }
 
 func read(t *testing.T, l pki.Layout) pki.CA {
@@ -53,8 +55,8 @@ func as(is pki.CA) Controller {
 func TestForms(t *testing.T) {
 	l := newLayout(t)
 	s, is, key := begun(t, l)
-	all := []Stage{StageTrust, StageSign, StageDrop}
-	forms := map[Stage]pki.CA{}
+	all := []castate.Stage{castate.StageTrust, castate.StageSign, castate.StageDrop}
+	forms := map[castate.Stage]pki.CA{}
 	for _, stage := range all {
 		s.Stage = stage
 		f, err := Cluster.authority().form(s, "c0", read(t, l), key)
@@ -65,7 +67,7 @@ func TestForms(t *testing.T) {
 			t.Fatalf("%s: %v", stage, err)
 		}
 		forms[stage] = read(t, l)
-		if stage != StageDrop { // a controller that has missed it comes from the files before
+		if stage != castate.StageDrop { // a controller that has missed it comes from the files before
 			f, err := Cluster.authority().form(s, "c0", is, key)
 			if err != nil || len(f.trusted) != 2 || !pki.KeyOfCA(f.key, forms[stage].Signer) {
 				t.Errorf("%s from the beginning: got %d CAs, %v", stage, len(f.trusted), err)
@@ -86,12 +88,12 @@ func TestForms(t *testing.T) {
 			}
 		}
 	}
-	s.Stage, s.Back = StageDrop, true
-	f, err := Cluster.authority().form(s, "c0", forms[StageTrust], nil)
+	s.Stage, s.Back = castate.StageDrop, true
+	f, err := Cluster.authority().form(s, "c0", forms[castate.StageTrust], nil)
 	if err != nil || len(f.trusted) != 1 || pki.CAID(f.trusted[0]) != s.Old || !slices.Equal(f.key, is.Key) || f.next != nil {
 		t.Errorf("taken back: got %d CAs, %v", len(f.trusted), err)
 	}
-	if _, err := Cluster.authority().form(s, "c0", forms[StageSign], nil); err == nil {
+	if _, err := Cluster.authority().form(s, "c0", forms[castate.StageSign], nil); err == nil {
 		t.Error("taken back after the new CA has signed: no error")
 	}
 }
@@ -106,7 +108,7 @@ func TestFormsWithoutKey(t *testing.T) {
 		if err := os.Remove(l.CAKey()); err != nil {
 			t.Fatal(err)
 		}
-		for _, stage := range []Stage{StageTrust, StageSign, StageDrop} {
+		for _, stage := range []castate.Stage{castate.StageTrust, castate.StageSign, castate.StageDrop} {
 			s.Stage = stage
 			f, err := Cluster.authority().form(s, name, read(t, l), key)
 			if err != nil {
@@ -142,21 +144,21 @@ func TestFormsWithoutKey(t *testing.T) {
 // What is not as the stage wants it is said.
 func TestNotConfirmed(t *testing.T) {
 	s, is, key := begun(t, newLayout(t))
-	ca, err := s.ca()
+	ca, err := s.CA()
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.Stage = StageSign
+	s.Stage = castate.StageSign
 	good := as(pki.CA{Trusted: []*x509.Certificate{is.Signer, ca}, Key: key, Signer: ca})
 	if err := Cluster.authority().confirmed(s, good); err != nil {
 		t.Fatal(err)
 	}
 	for want, spoil := range map[string]func(*Controller){
-		"kube-controller-manager":              func(c *Controller) { c.Manager = false },
-		"does not show a certificate":          func(c *Controller) { c.Serves = s.Old },
-		"accepts certificates of":              func(c *Controller) { c.Accepts = []string{s.New} },
-		"not signed by":                        func(c *Controller) { c.Late = []string{"admin.kubeconfig"} },
-		"signs with " + Short(s.Old) + ", and": func(c *Controller) { c.Signs = s.Old },
+		"kube-controller-manager":                      func(c *Controller) { c.Manager = false },
+		"does not show a certificate":                  func(c *Controller) { c.Serves = s.Old },
+		"accepts certificates of":                      func(c *Controller) { c.Accepts = []string{s.New} },
+		"not signed by":                                func(c *Controller) { c.Late = []string{"admin.kubeconfig"} },
+		"signs with " + castate.Short(s.Old) + ", and": func(c *Controller) { c.Signs = s.Old },
 	} {
 		c := good
 		spoil(&c)
@@ -170,76 +172,39 @@ func TestNotConfirmed(t *testing.T) {
 func TestAdmits(t *testing.T) {
 	l := newLayout(t)
 	s, is, key := begun(t, l)
-	ca, err := s.ca()
+	ca, err := s.CA()
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := func(stage Stage, said string) {
+	want := func(stage castate.Stage, said string) {
 		t.Helper()
 		s.Stage = stage
 		if err := Cluster.authority().admits(s, l); (err == nil) != (said == "") || err != nil && !strings.Contains(err.Error(), said) {
 			t.Errorf("%s: got %v, want %q", stage, err, said)
 		}
 	}
-	want(StageTrust, "")
-	want(StageDistribute, "")
-	want(StageSign, "lacks the CA "+Short(s.New))
-	want(StageDone, "still has the CA "+Short(s.Old))
+	want(castate.StageTrust, "")
+	want(castate.StageDistribute, "")
+	want(castate.StageSign, "lacks the CA "+castate.Short(s.New))
+	want(castate.StageDone, "still has the CA "+castate.Short(s.Old))
 	if _, err := pki.SetCA(l, pki.NameCA, []*x509.Certificate{is.Signer, ca}, key, nil); err != nil {
 		t.Fatal(err)
 	}
-	want(StageWatch, "")
-	want(StageDone, "still has the CA "+Short(s.Old))
+	want(castate.StageWatch, "")
+	want(castate.StageDone, "still has the CA "+castate.Short(s.Old))
 	if _, err := pki.SetCA(l, pki.NameCA, []*x509.Certificate{ca}, key, nil); err != nil {
 		t.Fatal(err)
 	}
-	want(StageDone, "")
-}
-
-// The old CA's users are named, each once, and nobody else; without a rotation nothing is kept.
-func TestWatch(t *testing.T) {
-	l := newLayout(t)
-	s, is, _ := begun(t, l)
-	ca, err := s.ca()
-	if err != nil {
-		t.Fatal(err)
-	}
-	of := func(issuer *x509.Certificate) *x509.Certificate {
-		return &x509.Certificate{AuthorityKeyId: issuer.SubjectKeyId}
-	}
-	w := &Watch{}
-	w.Used(of(is.Signer), "early", "10.0.0.1:1")
-	if w.Use(s.Old) != nil {
-		t.Error("without a rotation: something is watched")
-	}
-	w.Of(is.Signer)
-	w.Used(of(ca), "new", "10.0.0.2:1")
-	w.Used(of(is.Signer), "jane", "10.0.0.3:1")
-	w.Used(of(is.Signer), "joe", "10.0.0.4:1")
-	w.Used(of(is.Signer), "jane", "[fd00::3]:1")
-	w.Of(is.Signer) // changes nothing
-	use := w.Use(s.Old)
-	if use == nil || use.Count != 3 || len(use.Clients) != 2 || !slices.ContainsFunc(use.Clients, func(c Client) bool { return c.User == "jane" && c.Address == "fd00::3" }) {
-		t.Errorf("got %+v", use)
-	}
-	if w.Use(s.New) != nil {
-		t.Error("the new CA is watched")
-	}
-	for i := range 2 * clientsMax {
-		w.Used(of(is.Signer), strings.Repeat("x", i+1), "10.0.0.5:1")
-	}
-	if got := len(w.Use(s.Old).Clients); got != clientsMax {
-		t.Errorf("%d users are kept, want %d", got, clientsMax)
-	}
+	want(castate.StageDone, "")
 }
 
 // The old CA is not dropped while somebody needs it, or while that is not known.
 func TestMayDrop(t *testing.T) {
 	now := time.Now()
-	s := State{Old: "0123456789"}
-	for want, use := range map[string]*Use{
+	s := castate.State{Old: "0123456789"}
+	for want, use := range map[string]*watch.Use{
 		"has not watched": nil,
-		"still in use":    {Since: now.Add(-48 * time.Hour), Count: 1, Last: now.Add(-time.Hour), Clients: []Client{{User: "jane"}}},
+		"still in use":    {Since: now.Add(-48 * time.Hour), Count: 1, Last: now.Add(-time.Hour), Clients: []watch.Client{{User: "jane"}}},
 		"since":           {Since: now.Add(-time.Hour)},
 		"":                {Since: now.Add(-48 * time.Hour), Count: 1, Last: now.Add(-30 * time.Hour)},
 	} {

@@ -1,14 +1,11 @@
 package carotation
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -19,6 +16,9 @@ import (
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 
 	"kthwd/appliance/advice"
+	"kthwd/appliance/carotation/castate"
+	"kthwd/appliance/carotation/handshake"
+	"kthwd/appliance/carotation/watch"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/stages"
 	"kthwd/appliance/supervise"
@@ -42,14 +42,14 @@ type request struct {
 // Controller is the answer.
 type Controller struct {
 	stages.Answer
-	Trusts  []string `json:"trusts,omitempty"`  // IDs of the CAs in the file
-	Accepts []string `json:"accepts,omitempty"` // those of them whose certificates the API server accepts, or etcd at each of its ports
-	Signs   string   `json:"signs,omitempty"`   // ID of the CA whose key is here
-	Serves  string   `json:"serves,omitempty"`  // ID of the CA that has signed the certificate which that shows
-	Manager bool     `json:"manager,omitempty"` // kube-controller-manager uses the files as they are
-	Restart bool     `json:"restart,omitempty"` // kthwd there needs a restart; set in a report
-	Late    []string `json:"late,omitempty"`    // files with a certificate of another CA than the one that signs
-	Use     *Use     `json:"use,omitempty"`     // of the CA asked for
+	Trusts  []string   `json:"trusts,omitempty"`  // IDs of the CAs in the file
+	Accepts []string   `json:"accepts,omitempty"` // those of them whose certificates the API server accepts, or etcd at each of its ports
+	Signs   string     `json:"signs,omitempty"`   // ID of the CA whose key is here
+	Serves  string     `json:"serves,omitempty"`  // ID of the CA that has signed the certificate which that shows
+	Manager bool       `json:"manager,omitempty"` // kube-controller-manager uses the files as they are
+	Restart bool       `json:"restart,omitempty"` // kthwd there needs a restart; set in a report
+	Late    []string   `json:"late,omitempty"`    // files with a certificate of another CA than the one that signs
+	Use     *watch.Use `json:"use,omitempty"`     // of the CA asked for
 }
 
 // Peer answers the controller that carries a rotation on. Give it to others.Handle.
@@ -155,15 +155,15 @@ func (r *Rotation) accept(ctx context.Context, in request) error {
 	if err := r.manage(ctx); err != nil {
 		return err
 	}
-	if s.signsNew() {
+	if s.SignsNew() {
 		r.settle(ctx)
 	}
 	return r.awaitServer(ctx, s)
 }
 
 // signAnew makes the certificates of another CA than the one that signs anew.
-func (r *Rotation) signAnew(s State, key []byte) error {
-	if r.a.CA == Cluster && s.signsNew() {
+func (r *Rotation) signAnew(s castate.State, key []byte) error {
+	if r.a.CA == Cluster && s.SignsNew() {
 		changed, err := pki.PublicTokenKeys(r.cfg.Layout)
 		if changed {
 			r.cfg.Changed([]string{r.cfg.Layout.Cert(pki.NameServiceAccount)})
@@ -224,7 +224,7 @@ func (r *Rotation) settle(ctx context.Context) {
 
 // awaitServer waits until the API server here uses the files: it follows them, within a minute at
 // most (apiserver/pkg/server/dynamiccertificates).
-func (r *Rotation) awaitServer(ctx context.Context, s State) error {
+func (r *Rotation) awaitServer(ctx context.Context, s castate.State) error {
 	for {
 		is, err := r.read()
 		if err != nil {
@@ -244,17 +244,17 @@ func (r *Rotation) awaitServer(ctx context.Context, s State) error {
 }
 
 // follows says what the API server here does not follow yet.
-func (r *Rotation) follows(s State, is pki.CA, accepts []string, serves string) error {
+func (r *Rotation) follows(s castate.State, is pki.CA, accepts []string, serves string) error {
 	for _, id := range is.IDs() {
 		if r.a.CA != Etcd && !slices.Contains(accepts, id) {
-			return fmt.Errorf("its API server does not accept certificates of %s yet", Short(id))
+			return fmt.Errorf("its API server does not accept certificates of %s yet", castate.Short(id))
 		}
 	}
-	if r.a.CA != Etcd && s.Stage == StageDrop && slices.Contains(accepts, s.dropped()) {
-		return fmt.Errorf("its API server still accepts certificates of %s", Short(s.dropped()))
+	if r.a.CA != Etcd && s.Stage == castate.StageDrop && slices.Contains(accepts, s.Dropped()) {
+		return fmt.Errorf("its API server still accepts certificates of %s", castate.Short(s.Dropped()))
 	}
 	if serves != is.Signs() {
-		return fmt.Errorf("its %s does not show a certificate of %s yet", r.a.server(), Short(is.Signs()))
+		return fmt.Errorf("its %s does not show a certificate of %s yet", r.a.server(), castate.Short(is.Signs()))
 	}
 	return nil
 }
@@ -272,7 +272,7 @@ func (r *Rotation) look(ctx context.Context, is pki.CA) (accepts []string, serve
 	if err != nil {
 		return nil, "", err
 	}
-	accepts, serves, err = handshake(ctx, u.Host, known, nil)
+	accepts, serves, err = handshake.CAs(ctx, u.Host, known, nil)
 	if err != nil {
 		return nil, "", advice.With(fmt.Errorf("its API server does not answer: %w", err), "kthwd status names the cause")
 	}
@@ -290,7 +290,7 @@ func (r *Rotation) lookAtEtcd(ctx context.Context, known []*x509.Certificate) (a
 		return nil, "", err
 	}
 	for i, port := range r.cfg.Ports() {
-		here, by, err := handshake(ctx, port, known, &own)
+		here, by, err := handshake.CAs(ctx, port, known, &own)
 		switch {
 		case err != nil:
 			return nil, "", advice.With(fmt.Errorf("its etcd does not answer at %s: %w", port, err), "kthwd status names the cause")
@@ -309,68 +309,6 @@ func (r *Rotation) ownPair() (tls.Certificate, error) {
 	return tls.LoadX509KeyPair(r.cfg.Layout.Cert(name), r.cfg.Layout.Key(name))
 }
 
-// handshake learns which of the known CAs a server names, and which one has signed its certificate. With an own
-// certificate it is an error that the server refuses that.
-func handshake(ctx context.Context, address string, known []*x509.Certificate, own *tls.Certificate) (accepts []string, serves string, err error) {
-	ctx, cancel := context.WithTimeout(ctx, lookTime)
-	defer cancel()
-	host, _, err := net.SplitHostPort(address)
-	if err != nil {
-		return nil, "", err
-	}
-	shown := &tls.Certificate{}
-	if own != nil {
-		shown = own
-	}
-	var named [][]byte
-	config := &tls.Config{
-		MinVersion: tls.VersionTLS12,
-		// The certificate is looked at, not believed: nothing secret is sent.
-		InsecureSkipVerify: true, //nolint:gosec // see above
-		ServerName:         host,
-		GetClientCertificate: func(in *tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			named = in.AcceptableCAs
-			return shown, nil
-		},
-		VerifyConnection: func(s tls.ConnectionState) error {
-			for _, ca := range known {
-				if s.PeerCertificates[0].CheckSignatureFrom(ca) == nil {
-					serves = pki.CAID(ca)
-				}
-			}
-			return nil
-		},
-	}
-	conn, err := (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", address)
-	if err != nil {
-		return nil, "", err
-	}
-	defer conn.Close()
-	if own != nil {
-		if err := answers(ctx, conn, address); err != nil {
-			return nil, "", err
-		}
-	}
-	for _, ca := range known {
-		if slices.ContainsFunc(named, func(subject []byte) bool { return bytes.Equal(subject, ca.RawSubject) }) {
-			accepts = append(accepts, pki.CAID(ca))
-		}
-	}
-	return accepts, serves, nil
-}
-
-// answers waits for an answer: in TLS 1.3 only that tells whether the server has accepted a certificate.
-func answers(ctx context.Context, conn net.Conn, address string) error {
-	if deadline, ok := ctx.Deadline(); ok {
-		_ = conn.SetDeadline(deadline)
-	}
-	_, failed := fmt.Fprintf(conn, "GET /version HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", address)
-	if _, err := io.ReadFull(conn, make([]byte, 1)); err != nil { // the alert says more than a write that has failed
-		return errors.Join(err, failed)
-	}
-	return nil
-}
-
 // files are those of a controller in a stage.
 type files struct {
 	trusted []*x509.Certificate // in the file of the CA
@@ -382,15 +320,15 @@ type files struct {
 // form returns the files that the controller of that name has in a stage. Each form follows from
 // every earlier one, so that a controller that has missed a stage can take part again. One without
 // a key gets none for longer than it needs, but for the one that has made the new CA.
-func (a *authority) form(s State, name string, is pki.CA, key []byte) (f files, err error) {
-	ca, err := s.ca()
+func (a *authority) form(s castate.State, name string, is pki.CA, key []byte) (f files, err error) {
+	ca, err := s.CA()
 	if err != nil {
 		return f, err
 	}
 	without := func(id string) []*x509.Certificate {
 		return slices.DeleteFunc(slices.Clone(is.Trusted), func(c *x509.Certificate) bool { return pki.CAID(c) == id })
 	}
-	if s.drops() && s.Back {
+	if s.Drops() && s.Back {
 		if is.Signs() != s.Old {
 			return f, a.lacks(s.Old)
 		}
@@ -405,7 +343,7 @@ func (a *authority) form(s State, name string, is pki.CA, key []byte) (f files, 
 		key = nil
 	}
 	both := withAll(is.Trusted, []*x509.Certificate{ca})
-	if s.before() {
+	if s.OldSigns() {
 		switch {
 		case is.Signs() != s.Old:
 			return f, a.lacks(s.Old)
@@ -421,7 +359,7 @@ func (a *authority) form(s State, name string, is pki.CA, key []byte) (f files, 
 	case key == nil && (keeps || is.Signs() != s.New):
 		return f, a.lacks(s.New)
 	}
-	if s.drops() {
+	if s.Drops() {
 		f.trusted = withAll([]*x509.Certificate{ca}, without(s.Old))
 	} else if !is.Trusts(s.Old) {
 		return f, a.lacks(s.Old)
@@ -430,26 +368,26 @@ func (a *authority) form(s State, name string, is pki.CA, key []byte) (f files, 
 }
 
 // confirmed says what keeps a controller from having taken a stage; nil if it has.
-func (a *authority) confirmed(s State, c Controller) error {
+func (a *authority) confirmed(s castate.State, c Controller) error {
 	signs, trusts, not := s.New, []string{s.Old, s.New}, ""
 	switch {
-	case s.before():
+	case s.OldSigns():
 		signs = s.Old
-	case s.drops() && s.Back:
+	case s.Drops() && s.Back:
 		signs, trusts, not = s.Old, []string{s.Old}, s.New
-	case s.drops():
+	case s.Drops():
 		trusts, not = []string{s.New}, s.Old
 	}
 	lacks := func(ids []string) bool {
 		return slices.ContainsFunc(trusts, func(id string) bool { return !slices.Contains(ids, id) })
 	}
 	// etcd has the CAs of its files only after a restart, which a person decides about.
-	late := a.CA == Etcd && (s.before() || s.Stage == StageDrop)
+	late := a.CA == Etcd && (s.OldSigns() || s.Stage == castate.StageDrop)
 	switch {
 	case c.Signs != signs:
-		return fmt.Errorf("it signs with %s, and not with %s", Short(c.Signs), Short(signs))
+		return fmt.Errorf("it signs with %s, and not with %s", castate.Short(c.Signs), castate.Short(signs))
 	case c.Serves != signs:
-		return fmt.Errorf("its %s does not show a certificate of %s", a.server(), Short(signs))
+		return fmt.Errorf("its %s does not show a certificate of %s", a.server(), castate.Short(signs))
 	case lacks(c.Trusts):
 		return fmt.Errorf("its %s has %s only", a.certFile(), shorts(c.Trusts))
 	case lacks(c.Accepts) && !late:
@@ -457,11 +395,11 @@ func (a *authority) confirmed(s State, c Controller) error {
 	case !c.Manager:
 		return errors.New("its kube-controller-manager has not begun a term with the CAs of now")
 	case not != "" && slices.Contains(c.Trusts, not):
-		return fmt.Errorf("it still trusts %s", Short(not))
+		return fmt.Errorf("it still trusts %s", castate.Short(not))
 	case not != "" && slices.Contains(c.Accepts, not) && !late:
-		return a.mayNeedRestart(c, fmt.Errorf("its %s still accepts certificates of %s", a.server(), Short(not)))
+		return a.mayNeedRestart(c, fmt.Errorf("its %s still accepts certificates of %s", a.server(), castate.Short(not)))
 	case len(c.Late) > 0:
-		return fmt.Errorf("%s: not signed by %s yet", strings.Join(c.Late, ", "), Short(signs))
+		return fmt.Errorf("%s: not signed by %s yet", strings.Join(c.Late, ", "), castate.Short(signs))
 	}
 	return nil
 }
@@ -476,12 +414,12 @@ func (a *authority) mayNeedRestart(c Controller, err error) error {
 
 // wantsRestart reports whether an etcd that accepts certificates of these CAs needs a restart in this
 // stage.
-func (a *authority) wantsRestart(s State, accepts []string) bool {
+func (a *authority) wantsRestart(s castate.State, accepts []string) bool {
 	switch {
-	case a.CA != Etcd || !s.Running() || s.Stage == StageTrust:
+	case a.CA != Etcd || !s.Running() || s.Stage == castate.StageTrust:
 		return false
-	case s.drops():
-		return slices.Contains(accepts, s.dropped())
+	case s.Drops():
+		return slices.Contains(accepts, s.Dropped())
 	}
 	return !slices.Contains(accepts, s.New)
 }
@@ -489,7 +427,7 @@ func (a *authority) wantsRestart(s State, accepts []string) bool {
 func shorts(ids []string) string {
 	var all []string
 	for _, id := range ids {
-		all = append(all, Short(id))
+		all = append(all, castate.Short(id))
 	}
 	return strings.Join(all, ", ")
 }
@@ -504,7 +442,7 @@ func (r *Rotation) ask(ctx context.Context, in request, within time.Duration) ([
 }
 
 // notConfirmed is an error that names each controller that has not taken a stage; nil without one.
-func (a *authority) notConfirmed(s State, all []Controller) error {
+func (a *authority) notConfirmed(s castate.State, all []Controller) error {
 	for i, c := range all {
 		if err := a.confirmed(s, c); c.Error == "" && err != nil {
 			all[i].Failed(err)

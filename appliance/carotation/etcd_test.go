@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"kthwd/appliance/advice"
+	"kthwd/appliance/carotation/castate"
+	"kthwd/appliance/carotation/handshake"
 	"kthwd/appliance/pki"
 )
 
@@ -28,18 +30,18 @@ func readEtcd(t *testing.T, l pki.Layout) pki.CA {
 }
 
 // begunEtcd is a rotation of etcd's CA that has just begun in a directory, and its new key.
-func begunEtcd(t *testing.T, l pki.Layout) (State, []byte) {
+func begunEtcd(t *testing.T, l pki.Layout) (castate.State, []byte) {
 	t.Helper()
 	is := readEtcd(t, l)
 	ca, key, err := pki.NewCA(is.Signer, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
-	return State{ID: "1", Stage: StageTrust, Origin: "c0", Old: is.Signs(), New: pki.CAID(ca), Certificate: ca.Raw, Before: is.Signer.Raw}, key
+	return castate.State{ID: "1", Stage: castate.StageTrust, Origin: "c0", Old: is.Signs(), New: pki.CAID(ca), Certificate: ca.Raw, Before: is.Signer.Raw}, key
 }
 
 // take gives a directory the files of a stage.
-func take(t *testing.T, l pki.Layout, s State, key []byte) {
+func take(t *testing.T, l pki.Layout, s castate.State, key []byte) {
 	t.Helper()
 	f, err := Etcd.authority().form(s, "c0", readEtcd(t, l), key)
 	if err != nil {
@@ -64,17 +66,17 @@ func TestStagesOfEtcd(t *testing.T) {
 	s, key := begunEtcd(t, l)
 	old, both, now := []string{s.Old}, []string{s.Old, s.New}, []string{s.New}
 	for _, tt := range []struct {
-		stage   Stage
+		stage   castate.Stage
 		accepts map[string][]string // by what etcd is like, the CAs that it accepts
 		not     []string            // those that do not confirm the stage
 		wants   []string            // the controllers that need a restart
 	}{
-		{StageTrust, map[string][]string{"as before": old, "restarted": both}, nil, nil},
-		{StageRestart, map[string][]string{"as before": old, "restarted": both}, nil, []string{"as before"}},
-		{StageSign, map[string][]string{"as before": old, "restarted": both}, []string{"as before"}, []string{"as before"}},
-		{StageWatch, map[string][]string{"as before": old, "restarted": both}, []string{"as before"}, []string{"as before"}},
-		{StageDrop, map[string][]string{"as before": both, "restarted": now}, nil, []string{"as before"}},
-		{StageForget, map[string][]string{"as before": both, "restarted": now}, []string{"as before"}, []string{"as before"}},
+		{castate.StageTrust, map[string][]string{"as before": old, "restarted": both}, nil, nil},
+		{castate.StageRestart, map[string][]string{"as before": old, "restarted": both}, nil, []string{"as before"}},
+		{castate.StageSign, map[string][]string{"as before": old, "restarted": both}, []string{"as before"}, []string{"as before"}},
+		{castate.StageWatch, map[string][]string{"as before": old, "restarted": both}, []string{"as before"}, []string{"as before"}},
+		{castate.StageDrop, map[string][]string{"as before": both, "restarted": now}, nil, []string{"as before"}},
+		{castate.StageForget, map[string][]string{"as before": both, "restarted": now}, []string{"as before"}, []string{"as before"}},
 	} {
 		s.Stage = tt.stage
 		take(t, l, s, key)
@@ -94,14 +96,14 @@ func TestStagesOfEtcd(t *testing.T) {
 				t.Errorf("%s, etcd %s: a restart is wanted: %v", tt.stage, name, got)
 			}
 		}
-		if s.waits() != slices.Contains([]Stage{StageRestart, StageWatch, StageForget}, tt.stage) {
-			t.Errorf("%s waits for a person: %v", tt.stage, s.waits())
+		if s.Waits() != slices.Contains([]castate.Stage{castate.StageRestart, castate.StageWatch, castate.StageForget}, tt.stage) {
+			t.Errorf("%s waits for a person: %v", tt.stage, s.Waits())
 		}
 	}
 	if is := readEtcd(t, l); !slices.Equal(is.IDs(), now) || is.Signs() != s.New || is.Next != nil {
 		t.Errorf("at the end the files have %v, and %s signs", is.IDs(), is.Signs())
 	}
-	if Etcd.Stages() != 6 || StageRestart.Number() != 2 || Cluster.Stages() != 5 || StageForget.Number() != Etcd.Stages() {
+	if Etcd.Stages() != 6 || castate.StageRestart.Number() != 2 || Cluster.Stages() != 5 || castate.StageForget.Number() != Etcd.Stages() {
 		t.Error("the stages are not counted as the metrics have them")
 	}
 }
@@ -132,7 +134,7 @@ func TestLookAtEtcd(t *testing.T) {
 	s, key := begunEtcd(t, l)
 	take(t, l, s, key)
 	is := readEtcd(t, l)
-	ca, err := s.ca()
+	ca, err := s.CA()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -164,9 +166,9 @@ func TestMembersReady(t *testing.T) {
 	l := newLayout(t)
 	s, key := begunEtcd(t, l)
 	take(t, l, s, key)
-	s.Stage = StageRestart
+	s.Stage = castate.StageRestart
 	is := readEtcd(t, l)
-	ca, err := s.ca()
+	ca, err := s.CA()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -175,15 +177,15 @@ func TestMembersReady(t *testing.T) {
 	ready.Name, late.Name, late.Accepts = "c0", "c1", []string{s.Old}
 	for name, tt := range map[string]struct {
 		all     []Controller
-		members []Verifier
+		members []handshake.Verifier
 		want    []string // of the error; nil for none
 	}{
-		"all were restarted":      {[]Controller{ready}, []Verifier{{Name: "c0", Address: restarted}}, nil},
-		"its own answer":          {[]Controller{ready, late}, []Verifier{{Name: "c0", Address: restarted}, {Name: "c1", Address: before}}, []string{"c1: its etcd does not accept", "restart kthwd on c1,"}},
-		"the handshake":           {[]Controller{ready}, []Verifier{{Name: "c0", Address: restarted}, {Name: "c2", Address: before}}, []string{"c2: its etcd refuses a certificate", "restart kthwd on c2,"}},
-		"a member that is not up": {[]Controller{ready}, []Verifier{{Name: "c2", Error: "it is away"}}, []string{"c2 cannot be asked: it is away"}},
+		"all were restarted":      {[]Controller{ready}, []handshake.Verifier{{Name: "c0", Address: restarted}}, nil},
+		"its own answer":          {[]Controller{ready, late}, []handshake.Verifier{{Name: "c0", Address: restarted}, {Name: "c1", Address: before}}, []string{"c1: its etcd does not accept", "restart kthwd on c1,"}},
+		"the handshake":           {[]Controller{ready}, []handshake.Verifier{{Name: "c0", Address: restarted}, {Name: "c2", Address: before}}, []string{"c2: its etcd refuses a certificate", "restart kthwd on c2,"}},
+		"a member that is not up": {[]Controller{ready}, []handshake.Verifier{{Name: "c2", Error: "it is away"}}, []string{"c2 cannot be asked: it is away"}},
 	} {
-		r := New(Config{CA: Etcd, Name: "c0", Layout: l, Verifiers: func(context.Context) ([]Verifier, error) { return tt.members, nil }})
+		r := New(Config{CA: Etcd, Name: "c0", Layout: l, Verifiers: func(context.Context) ([]handshake.Verifier, error) { return tt.members, nil }})
 		for _, force := range []bool{false, true} {
 			err := r.judgeSign(t.Context(), s, tt.all, force)
 			if (err == nil) != (tt.want == nil) {
@@ -198,13 +200,13 @@ func TestMembersReady(t *testing.T) {
 			}
 		}
 	}
-	s.Stage = StageWatch // a controller that no longer has the key shows its own certificate
+	s.Stage = castate.StageWatch // a controller that no longer has the key shows its own certificate
 	if err := os.Remove(l.EtcdCAKey()); err != nil {
 		t.Fatal(err)
 	}
-	take(t, l, State{ID: "1", Stage: StageSign, Origin: "c1", Old: s.Old, New: s.New, Certificate: s.Certificate, Before: s.Before}, key)
-	r := New(Config{CA: Etcd, Name: "c0", Layout: l, Verifiers: func(context.Context) ([]Verifier, error) {
-		return []Verifier{{Name: "c1", Address: restarted}, {Name: "c2", Address: before}}, nil
+	take(t, l, castate.State{ID: "1", Stage: castate.StageSign, Origin: "c1", Old: s.Old, New: s.New, Certificate: s.Certificate, Before: s.Before}, key)
+	r := New(Config{CA: Etcd, Name: "c0", Layout: l, Verifiers: func(context.Context) ([]handshake.Verifier, error) {
+		return []handshake.Verifier{{Name: "c1", Address: restarted}, {Name: "c2", Address: before}}, nil
 	}})
 	if err := r.judgeDrop(t.Context(), s, true); err == nil || !strings.Contains(err.Error(), "c2: its etcd refuses") || strings.Contains(err.Error(), "c1") {
 		t.Errorf("a drop: got %v", err)

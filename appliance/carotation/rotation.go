@@ -15,6 +15,9 @@ import (
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 
 	"kthwd/appliance/advice"
+	"kthwd/appliance/carotation/castate"
+	"kthwd/appliance/carotation/handshake"
+	"kthwd/appliance/carotation/watch"
 	"kthwd/appliance/etcd"
 	"kthwd/appliance/others"
 	"kthwd/appliance/pki"
@@ -39,7 +42,7 @@ type Config struct {
 	Layout pki.Layout
 	Etcd   *etcd.Member
 	Others *others.Others
-	Watch  *Watch
+	Watch  *watch.Watch
 	Life   time.Duration // of the certificates that are signed anew; 0 for a year
 	Log    *slog.Logger
 
@@ -66,7 +69,7 @@ type Config struct {
 
 	// Verifiers lists the servers that verify certificates of the CA: kubelets, extension API servers, or
 	// the members of etcd.
-	Verifiers func(ctx context.Context) ([]Verifier, error)
+	Verifiers func(ctx context.Context) ([]handshake.Verifier, error)
 
 	// Unpublish takes a dropped CA out of the ConfigMap in which API servers publish theirs. Nil for none.
 	Unpublish func(ctx context.Context, ca *x509.Certificate) error
@@ -85,7 +88,7 @@ type Rotation struct {
 	runner *stages.Runner
 
 	mu      sync.Mutex
-	seen    State // as it was last read here
+	seen    castate.State // as it was last read here
 	holder  string
 	manager string // what kube-controller-manager has read at the start of its term; empty if that is not known yet
 }
@@ -110,7 +113,7 @@ func (r *Rotation) client() (*clientv3.Client, error) {
 }
 
 // prepare checks everything that would stop a rotation, and changes nothing.
-func (r *Rotation) prepare(ctx context.Context, client *clientv3.Client) (State, pki.CA, error) {
+func (r *Rotation) prepare(ctx context.Context, client *clientv3.Client) (castate.State, pki.CA, error) {
 	none := pki.CA{}
 	was, err := r.readState(ctx, client)
 	switch {
@@ -135,12 +138,12 @@ func (r *Rotation) prepare(ctx context.Context, client *clientv3.Client) (State,
 		case c.Signs == "":
 			return was, none, advice.With(fmt.Errorf("%s: neither %s nor %s belongs to a CA in %s", c.Name, r.a.keyFile(), r.a.ownFile(), r.a.certFile()), "copy the files that belong together there")
 		case c.Signs != all[0].Signs:
-			return was, none, advice.With(fmt.Errorf("%s signs with the CA %s, and %s with %s", all[0].Name, Short(all[0].Signs), c.Name, Short(c.Signs)), "copy "+r.a.certFile()+" and "+r.a.keyFile()+" from the controller whose files are right, and restart kthwd")
+			return was, none, advice.With(fmt.Errorf("%s signs with the CA %s, and %s with %s", all[0].Name, castate.Short(all[0].Signs), c.Name, castate.Short(c.Signs)), "copy "+r.a.certFile()+" and "+r.a.keyFile()+" from the controller whose files are right, and restart kthwd")
 		case c.Serves != c.Signs:
 			return was, none, advice.With(fmt.Errorf("%s: its %s shows a certificate of another CA than that of its %s", c.Name, r.a.server(), r.a.keyFile()), "kthwd pki renew "+pki.OwnCertificate(r.a.file)+" there, or put the pair that belongs together back")
 		}
 	}
-	return State{ID: rand.Text(), Began: time.Now().UTC(), Stage: StageTrust, Origin: r.cfg.Name, Old: here.Signs(), Before: here.Signer.Raw, revision: was.revision}, here, nil
+	return castate.State{ID: rand.Text(), Began: time.Now().UTC(), Stage: castate.StageTrust, Origin: r.cfg.Name, Old: here.Signs(), Before: here.Signer.Raw, Revision: was.Revision}, here, nil
 }
 
 // read reads the CA of this controller.
@@ -150,18 +153,18 @@ func (r *Rotation) read() (pki.CA, error) { return pki.ReadCA(r.cfg.Layout, r.a.
 func (r *Rotation) nextKey() string { return r.cfg.Layout.NextCAKey(r.a.file) }
 
 // nextOf is the command that a rotation in this state waits for.
-func (r *Rotation) nextOf(s State) string {
+func (r *Rotation) nextOf(s castate.State) string {
 	switch s.Stage {
-	case StageDistribute, StageRestart:
+	case castate.StageDistribute, castate.StageRestart:
 		return fmt.Sprintf("%s; %s goes on then, or %s takes it back", r.a.Bring(), r.a.Verb(VerbSign), r.a.Verb(VerbAbort))
-	case StageForget:
+	case castate.StageForget:
 		return s.Again() + "; " + r.a.Verb(VerbResume) + " ends the rotation"
-	case StageWatch:
+	case castate.StageWatch:
 		if r.a.CA == Etcd {
 			return r.a.Verb(VerbDrop) + " goes on"
 		}
 		return fmt.Sprintf("%s names the users who still come with a certificate of the old CA; %s ends the rotation", r.a.Verb(VerbStatus), r.a.Verb(VerbDrop))
-	case StageTrust:
+	case castate.StageTrust:
 		return fmt.Sprintf("%s goes on, %s takes it back", r.a.Verb(VerbResume), r.a.Verb(VerbAbort))
 	}
 	return r.a.Verb(VerbResume) + " goes on"
@@ -169,7 +172,7 @@ func (r *Rotation) nextOf(s State) string {
 
 // act carries the rotation on in the background. begin returns the state with which it
 // starts; an error of it, or of the right to act, is returned, and nothing has changed then.
-func (r *Rotation) act(ctx context.Context, begin func(context.Context, *clientv3.Client, *stages.Hold) (State, error)) error {
+func (r *Rotation) act(ctx context.Context, begin func(context.Context, *clientv3.Client, *stages.Hold) (castate.State, error)) error {
 	return r.runner.Act(ctx, func(ctx context.Context, client *clientv3.Client, h *stages.Hold) (stages.Work, error) {
 		s, err := begin(ctx, client, h)
 		return stages.Work{What: s.String(), Stage: func(ctx context.Context, client *clientv3.Client, h *stages.Hold) error {
@@ -179,23 +182,23 @@ func (r *Rotation) act(ctx context.Context, begin func(context.Context, *clientv
 }
 
 // carryOn goes through the stages from that of s until a person has to decide, or the end.
-func (r *Rotation) carryOn(ctx context.Context, client *clientv3.Client, h *stages.Hold, s State) error {
+func (r *Rotation) carryOn(ctx context.Context, client *clientv3.Client, h *stages.Hold, s castate.State) error {
 	for {
 		r.cfg.Log.Info("rotation of "+r.a.kind.What, "stage", string(s.Stage), "rotation", s.String())
 		var err error
-		next := StageDone
+		next := castate.StageDone
 		switch s.Stage {
-		case StageTrust:
+		case castate.StageTrust:
 			next, err = r.a.awaited(), r.trust(ctx, client, s)
-		case StageSign:
-			next, err = StageWatch, r.spread(ctx, s, r.keptKey())
-		case StageDistribute, StageRestart, StageWatch: // resumed, because a controller was set back
+		case castate.StageSign:
+			next, err = castate.StageWatch, r.spread(ctx, s, r.keptKey())
+		case castate.StageDistribute, castate.StageRestart, castate.StageWatch: // resumed, because a controller was set back
 			return r.spread(ctx, s, r.keptKey())
-		case StageDrop:
+		case castate.StageDrop:
 			if err = r.drop(ctx, client, s); err == nil && r.a.CA == Etcd && r.stillAccepts(ctx, s) {
-				next = StageForget
+				next = castate.StageForget
 			}
-		case StageForget:
+		case castate.StageForget:
 			err = r.spread(ctx, s, nil)
 		}
 		if err != nil {
@@ -204,12 +207,12 @@ func (r *Rotation) carryOn(ctx context.Context, client *clientv3.Client, h *stag
 		if err := r.enter(ctx, client, h, &s, next); err != nil {
 			return err
 		}
-		if next == StageDone {
+		if next == castate.StageDone {
 			if err := stages.ForgetKey(r.nextKey()); err != nil {
 				return err
 			}
 		}
-		if s.waits() || next == StageDone {
+		if s.Waits() || next == castate.StageDone {
 			r.cfg.Log.Info("rotation of "+r.a.kind.What, "stage", string(next), "rotation", s.String())
 			return nil
 		}
@@ -217,13 +220,13 @@ func (r *Rotation) carryOn(ctx context.Context, client *clientv3.Client, h *stag
 }
 
 // enter records that a stage begins.
-func (r *Rotation) enter(ctx context.Context, client *clientv3.Client, h *stages.Hold, s *State, stage Stage) error {
+func (r *Rotation) enter(ctx context.Context, client *clientv3.Client, h *stages.Hold, s *castate.State, stage castate.Stage) error {
 	s.Stage, s.Since, s.By = stage, time.Now().UTC(), r.cfg.Name
 	return r.save(ctx, client, h, s)
 }
 
 // trust gives every controller the new CA and its key.
-func (r *Rotation) trust(ctx context.Context, client *clientv3.Client, s State) error {
+func (r *Rotation) trust(ctx context.Context, client *clientv3.Client, s castate.State) error {
 	key := r.keptKey()
 	if key == nil {
 		return advice.With(errors.New("the key of the new CA is not on this controller"), "run "+r.a.Verb(VerbResume)+" on "+s.Origin+", or "+r.a.Verb(VerbAbort))
@@ -248,7 +251,7 @@ func (r *Rotation) keptKey() []byte {
 
 // spread makes every controller take the rotation's stage, with the new key, for those that lack
 // it. One that does not answer is named before any other changes.
-func (r *Rotation) spread(ctx context.Context, s State, key []byte) error {
+func (r *Rotation) spread(ctx context.Context, s castate.State, key []byte) error {
 	all, err := r.ask(ctx, request{Check: true}, askTime)
 	if err == nil {
 		err = stages.Complaints(all)
@@ -256,7 +259,7 @@ func (r *Rotation) spread(ctx context.Context, s State, key []byte) error {
 	if err != nil {
 		return err
 	}
-	if ca, err := s.ca(); err != nil || !pki.KeyOfCA(key, ca) {
+	if ca, err := s.CA(); err != nil || !pki.KeyOfCA(key, ca) {
 		key = nil // each controller has its own copy, or says that it lacks it
 	}
 	if all, err = r.ask(ctx, request{ID: s.ID, Key: key}, takeTime); err != nil {
@@ -272,7 +275,7 @@ func (r *Rotation) share(ctx context.Context, client *clientv3.Client, alone boo
 
 // drop makes every controller forget a CA, and then the readers of the ConfigMap in which API servers
 // publish it.
-func (r *Rotation) drop(ctx context.Context, client *clientv3.Client, s State) error {
+func (r *Rotation) drop(ctx context.Context, client *clientv3.Client, s castate.State) error {
 	if err := r.share(ctx, client, false); err != nil {
 		return err
 	}
@@ -280,7 +283,7 @@ func (r *Rotation) drop(ctx context.Context, client *clientv3.Client, s State) e
 		return err
 	}
 	if r.cfg.Unpublish != nil {
-		ca, err := x509.ParseCertificate(s.droppedCertificate())
+		ca, err := x509.ParseCertificate(s.DroppedCertificate())
 		if err == nil {
 			err = r.cfg.Unpublish(ctx, ca)
 		}
@@ -293,22 +296,22 @@ func (r *Rotation) drop(ctx context.Context, client *clientv3.Client, s State) e
 
 // stillAccepts reports whether an etcd has to be restarted before it refuses certificates of the dropped CA, or
 // cannot be asked.
-func (r *Rotation) stillAccepts(ctx context.Context, s State) bool {
-	s.Stage = StageForget
+func (r *Rotation) stillAccepts(ctx context.Context, s castate.State) bool {
+	s.Stage = castate.StageForget
 	all, err := r.ask(ctx, request{}, askTime)
 	return err != nil || r.a.notConfirmed(s, all) != nil
 }
 
 // mayDrop refuses to drop a CA with whose certificates somebody still comes, or which was not watched
 // for long enough to know.
-func (a *authority) mayDrop(s State, all []Controller, now time.Time) error {
+func (a *authority) mayDrop(s castate.State, all []Controller, now time.Time) error {
 	hint := a.Verb(VerbStatus) + " names the users; --force drops it all the same, and their certificates are refused"
 	for _, c := range all {
 		switch {
 		case c.Use == nil:
 			return advice.With(fmt.Errorf("%s has not watched the old CA yet", c.Name), "try again in a few seconds")
 		case c.Use.Count > 0 && now.Sub(c.Use.Last) < unused:
-			return advice.With(fmt.Errorf("certificates of the old CA, %s, are still in use: %s saw %s at %s", Short(s.Old), c.Name, c.Use.Newest(), c.Use.Last.UTC().Format(time.RFC3339)), hint)
+			return advice.With(fmt.Errorf("certificates of the old CA, %s, are still in use: %s saw %s at %s", castate.Short(s.Old), c.Name, c.Use.Newest(), c.Use.Last.UTC().Format(time.RFC3339)), hint)
 		case now.Sub(c.Use.Since) < unused:
 			return advice.With(fmt.Errorf("%s has watched the old CA since %s only: a day without a certificate of it shows that nobody needs it", c.Name, c.Use.Since.UTC().Format(time.RFC3339)), hint)
 		}
@@ -321,19 +324,14 @@ func (a *authority) mayDrop(s State, all []Controller, now time.Time) error {
 func (r *Rotation) tidy(ctx context.Context, client *clientv3.Client, kept fs.FileInfo) {
 	// This one asks the quorum, which may know more than this member.
 	s, err := r.readState(ctx, client)
-	if err != nil || s.needsNext() {
+	if err != nil || s.NeedsNext() {
 		return
 	}
 	r.runner.ForgetKept(r.nextKey(), kept)
 }
 
-// needsNext reports whether a controller may have the new key beside the old one.
-func (s State) needsNext() bool {
-	return s.Running() && (s.before() || s.Stage == StageSign)
-}
-
 // note keeps a state that was read.
-func (r *Rotation) note(s State) {
+func (r *Rotation) note(s castate.State) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.seen = s

@@ -13,6 +13,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"kthwd/appliance/advice"
+	"kthwd/appliance/carotation/castate"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/stages"
 	"kthwd/appliance/status"
@@ -39,16 +40,16 @@ type Request struct {
 
 // Report is the answer.
 type Report struct {
-	Rotation    *State       `json:"rotation,omitempty"` // nil before the first one
-	Running     bool         `json:"running"`            // it has not ended
-	Waits       bool         `json:"waits,omitempty"`    // for a person
-	Holder      string       `json:"holder,omitempty"`   // the controller that carries it on; empty if none does
-	Stopped     string       `json:"stopped,omitempty"`  // why it does not go on, if this controller knows
-	Hint        string       `json:"hint,omitempty"`
-	Controllers []Controller `json:"controllers,omitempty"`
-	Workers     []Worker     `json:"workers,omitempty"` // while the cluster's CA is distributed
-	Servers     []Server     `json:"servers,omitempty"` // while the front proxy's is
-	Steps       []string     `json:"steps,omitempty"`   // of a plan
+	Rotation    *castate.State `json:"rotation,omitempty"` // nil before the first one
+	Running     bool           `json:"running"`            // it has not ended
+	Waits       bool           `json:"waits,omitempty"`    // for a person
+	Holder      string         `json:"holder,omitempty"`   // the controller that carries it on; empty if none does
+	Stopped     string         `json:"stopped,omitempty"`  // why it does not go on, if this controller knows
+	Hint        string         `json:"hint,omitempty"`
+	Controllers []Controller   `json:"controllers,omitempty"`
+	Workers     []Worker       `json:"workers,omitempty"` // while the cluster's CA is distributed
+	Servers     []Server       `json:"servers,omitempty"` // while the front proxy's is
+	Steps       []string       `json:"steps,omitempty"`   // of a plan
 }
 
 // Halted reports whether the rotation should go on and does not.
@@ -69,13 +70,13 @@ func (r *Rotation) do(ctx context.Context, in Request) (out Report, err error) {
 	case VerbRotate:
 		return r.rotate(ctx, client, in)
 	case VerbResume:
-		err = r.act(ctx, func(ctx context.Context, client *clientv3.Client, _ *stages.Hold) (State, error) {
+		err = r.act(ctx, func(ctx context.Context, client *clientv3.Client, _ *stages.Hold) (castate.State, error) {
 			return r.unfinished(ctx, client)
 		})
 	case VerbSign:
-		err = r.goOn(ctx, client, r.a.awaited(), StageSign, func(s State, all []Controller) error { return r.judgeSign(ctx, s, all, in.Force) })
+		err = r.goOn(ctx, client, r.a.awaited(), castate.StageSign, func(s castate.State, all []Controller) error { return r.judgeSign(ctx, s, all, in.Force) })
 	case VerbDrop:
-		err = r.goOn(ctx, client, StageWatch, StageDrop, func(s State, _ []Controller) error { return r.judgeDrop(ctx, s, in.Force) })
+		err = r.goOn(ctx, client, castate.StageWatch, castate.StageDrop, func(s castate.State, _ []Controller) error { return r.judgeDrop(ctx, s, in.Force) })
 	case VerbAbort:
 		if _, err = r.mayAbort(ctx, client); err == nil {
 			err = errors.Join(r.runner.Halt(ctx), r.act(ctx, r.abort))
@@ -90,7 +91,7 @@ func (r *Rotation) do(ctx context.Context, in Request) (out Report, err error) {
 }
 
 // judgeSign gives the reason against the stage sign; nil without one.
-func (r *Rotation) judgeSign(ctx context.Context, s State, all []Controller, force bool) error {
+func (r *Rotation) judgeSign(ctx context.Context, s castate.State, all []Controller, force bool) error {
 	switch {
 	case r.a.CA == Etcd:
 		return r.membersReady(ctx, s, all)
@@ -102,7 +103,7 @@ func (r *Rotation) judgeSign(ctx context.Context, s State, all []Controller, for
 
 // judgeDrop gives the reason against the stage drop; nil without one. Clients of etcd that need its old CA,
 // beside the members, are not known.
-func (r *Rotation) judgeDrop(ctx context.Context, s State, force bool) error {
+func (r *Rotation) judgeDrop(ctx context.Context, s castate.State, force bool) error {
 	switch {
 	case r.a.CA == Etcd:
 		return r.membersReady(ctx, s, nil)
@@ -127,7 +128,7 @@ func (r *Rotation) report(ctx context.Context, client *clientv3.Client, brief bo
 		return out, err
 	}
 	if s.ID != "" {
-		out.Rotation, out.Running, out.Waits = &s, s.Running(), s.waits()
+		out.Rotation, out.Running, out.Waits = &s, s.Running(), s.Waits()
 	}
 	var left *stages.Stop
 	if out.Holder, left, err = r.a.kind.Acts(ctx, client); err != nil {
@@ -154,7 +155,7 @@ func (r *Rotation) report(ctx context.Context, client *clientv3.Client, brief bo
 	for i, c := range out.Controllers {
 		out.Controllers[i].Restart = c.Error == "" && r.a.wantsRestart(s, c.Accepts)
 	}
-	if err != nil || s.Stage != StageDistribute {
+	if err != nil || s.Stage != castate.StageDistribute {
 		return out, err
 	}
 	r.verifiers(ctx, s, &out)
@@ -176,11 +177,11 @@ func (r *Rotation) rotate(ctx context.Context, client *clientv3.Client, q Reques
 		return out, err
 	}
 	s.New, s.Certificate = pki.CAID(ca), ca.Raw
-	err = r.act(ctx, func(ctx context.Context, client *clientv3.Client, h *stages.Hold) (State, error) {
+	err = r.act(ctx, func(ctx context.Context, client *clientv3.Client, h *stages.Hold) (castate.State, error) {
 		if err := stages.KeepKey(r.nextKey(), key); err != nil { // before the state: without it nobody could go on
 			return s, err
 		}
-		return s, r.enter(ctx, client, h, &s, StageTrust)
+		return s, r.enter(ctx, client, h, &s, castate.StageTrust)
 	})
 	if err != nil {
 		return out, err
@@ -189,7 +190,7 @@ func (r *Rotation) rotate(ctx context.Context, client *clientv3.Client, q Reques
 }
 
 // steps are those of a plan.
-func (r *Rotation) steps(s State, here pki.CA) []string {
+func (r *Rotation) steps(s castate.State, here pki.CA) []string {
 	own := "its own certificates first"
 	if r.a.CA != Cluster {
 		own = "its " + r.a.ownFile()
@@ -198,8 +199,8 @@ func (r *Rotation) steps(s State, here pki.CA) []string {
 		"trust       every controller gets a new CA and its key, and accepts its certificates, too",
 		"distribute  you copy ca.pem, which has both CAs then, to every worker, balancer and user",
 		fmt.Sprintf("sign        after %s every controller signs with the new CA, %s", r.a.Verb(VerbSign), own),
-		fmt.Sprintf("watch       certificates of %s are accepted, and the users who come with one are named", Short(s.Old)),
-		fmt.Sprintf("drop        after %s every controller forgets %s", r.a.Verb(VerbDrop), Short(s.Old)),
+		fmt.Sprintf("watch       certificates of %s are accepted, and the users who come with one are named", castate.Short(s.Old)),
+		fmt.Sprintf("drop        after %s every controller forgets %s", r.a.Verb(VerbDrop), castate.Short(s.Old)),
 	}
 	if r.a.CA == FrontProxy {
 		steps[1] = "distribute  extension API servers read both CAs from a ConfigMap; you copy " + r.a.certFile() + " to those that have it as a file"
@@ -207,7 +208,7 @@ func (r *Rotation) steps(s State, here pki.CA) []string {
 	if r.a.CA == Etcd {
 		steps[0] = "trust       every controller gets a new CA and its key in its files"
 		steps[1] = "restart     you restart kthwd on every controller, one after the other, for etcd reads its CAs at its start"
-		steps[3] = fmt.Sprintf("watch       certificates of %s are accepted, while you give programs of yours that speak to etcd others", Short(s.Old))
+		steps[3] = fmt.Sprintf("watch       certificates of %s are accepted, while you give programs of yours that speak to etcd others", castate.Short(s.Old))
 		steps = append(steps, fmt.Sprintf("forget      you restart kthwd on every controller again, and %s ends the rotation", r.a.Verb(VerbResume)))
 	}
 	if here.Key == nil {
@@ -217,7 +218,7 @@ func (r *Rotation) steps(s State, here pki.CA) []string {
 }
 
 // unfinished is the rotation that is under way.
-func (r *Rotation) unfinished(ctx context.Context, client *clientv3.Client) (State, error) {
+func (r *Rotation) unfinished(ctx context.Context, client *clientv3.Client) (castate.State, error) {
 	s, err := r.readState(ctx, client)
 	if err == nil && !s.Running() {
 		err = advice.With(errors.New("no rotation of "+r.a.kind.What+" is under way"), r.a.Verb(VerbRotate)+" begins one")
@@ -227,7 +228,7 @@ func (r *Rotation) unfinished(ctx context.Context, client *clientv3.Client) (Sta
 
 // goOn lets a stage begin that a person decides about, if all controllers have taken the one before
 // and may says nothing against it.
-func (r *Rotation) goOn(ctx context.Context, client *clientv3.Client, from, to Stage, may func(State, []Controller) error) error {
+func (r *Rotation) goOn(ctx context.Context, client *clientv3.Client, from, to castate.Stage, may func(castate.State, []Controller) error) error {
 	s, err := r.unfinished(ctx, client)
 	switch {
 	case err != nil:
@@ -245,9 +246,9 @@ func (r *Rotation) goOn(ctx context.Context, client *clientv3.Client, from, to S
 	if err != nil {
 		return err
 	}
-	return r.act(ctx, func(ctx context.Context, client *clientv3.Client, h *stages.Hold) (State, error) {
+	return r.act(ctx, func(ctx context.Context, client *clientv3.Client, h *stages.Hold) (castate.State, error) {
 		now, err := r.unfinished(ctx, client)
-		if err != nil || now.revision != s.revision {
+		if err != nil || now.Revision != s.Revision {
 			return now, errors.Join(err, r.a.kind.Lost())
 		}
 		return now, r.enter(ctx, client, h, &now, to)
@@ -255,27 +256,27 @@ func (r *Rotation) goOn(ctx context.Context, client *clientv3.Client, from, to S
 }
 
 // mayAbort refuses an abort that comes too late, or twice.
-func (r *Rotation) mayAbort(ctx context.Context, client *clientv3.Client) (State, error) {
+func (r *Rotation) mayAbort(ctx context.Context, client *clientv3.Client) (castate.State, error) {
 	s, err := r.unfinished(ctx, client)
 	switch {
 	case err != nil:
 		return s, err
 	case s.Back:
 		return s, advice.With(errors.New("the rotation is being aborted already"), r.a.Verb(VerbResume)+" goes on with that")
-	case !s.before():
+	case !s.OldSigns():
 		return s, advice.With(errors.New("the rotation can no longer be aborted: the new CA has signed"), "end it with "+r.a.Verb(VerbDrop)+", and rotate again if the new CA must go")
 	}
 	return s, nil
 }
 
 // abort turns a rotation round: every controller forgets the new CA, which has signed nothing.
-func (r *Rotation) abort(ctx context.Context, client *clientv3.Client, h *stages.Hold) (State, error) {
+func (r *Rotation) abort(ctx context.Context, client *clientv3.Client, h *stages.Hold) (castate.State, error) {
 	s, err := r.mayAbort(ctx, client)
 	if err != nil {
 		return s, err
 	}
 	s.Back = true
-	return s, r.enter(ctx, client, h, &s, StageDrop)
+	return s, r.enter(ctx, client, h, &s, castate.StageDrop)
 }
 
 // Run carries rotations on, and follows those of other controllers, until ctx ends.
@@ -295,15 +296,15 @@ func (r *Rotation) follow(ctx context.Context, client *clientv3.Client) error {
 	r.holder = holder
 	r.mu.Unlock()
 	r.watch(s)
-	if kept, err := os.Lstat(r.nextKey()); err == nil && !s.needsNext() {
+	if kept, err := os.Lstat(r.nextKey()); err == nil && !s.NeedsNext() {
 		r.tidy(ctx, client, kept)
 	}
 	return nil
 }
 
 // watch watches the old CA from the moment at which the new one signs.
-func (r *Rotation) watch(s State) {
-	if !s.signsNew() || r.a.CA == Etcd { // the API server sees none of etcd's certificates
+func (r *Rotation) watch(s castate.State) {
+	if !s.SignsNew() || r.a.CA == Etcd { // the API server sees none of etcd's certificates
 		r.cfg.Watch.Of(nil)
 		return
 	}
@@ -323,20 +324,20 @@ func (r *Rotation) Findings() []status.Finding {
 	f := status.Finding{Health: status.Healthy, Kind: r.a.finding, Do: r.verb(VerbStatus), Since: s.Since,
 		Text: fmt.Sprintf("%s %s: stage %d of %d, %s", strings.TrimPrefix(r.a.kind.What, "the "), s, s.Stage.Number(), r.a.Stages(), s.Stage)}
 	switch use := r.cfg.Watch.Use(s.Old); {
-	case r.a.wantsRestart(s, r.started) && s.waits():
+	case r.a.wantsRestart(s, r.started) && s.Waits():
 		f.Text += ": restart kthwd here, one controller after the other"
 		f.Do = "systemctl restart kthwd-controller"
-	case s.Stage == StageRestart:
+	case s.Stage == castate.StageRestart:
 		f.Text += ": kthwd was restarted here; once it was on all controllers, " + r.a.Verb(VerbSign) + " goes on"
-	case s.Stage == StageForget:
+	case s.Stage == castate.StageForget:
 		f.Text += ": kthwd was restarted here; once it was on all controllers, " + r.a.Verb(VerbResume) + " ends it"
-	case s.Stage == StageDistribute:
+	case s.Stage == castate.StageDistribute:
 		f.Text += ": " + r.a.Bring()
-	case s.Stage == StageWatch && r.a.CA == Etcd:
+	case s.Stage == castate.StageWatch && r.a.CA == Etcd:
 		f.Text += ": etcd accepts certificates of both CAs"
-	case s.Stage == StageWatch && use != nil && use.Count > 0:
+	case s.Stage == castate.StageWatch && use != nil && use.Count > 0:
 		f.Text += fmt.Sprintf(": %d requests with certificates of the old CA came here, the newest of %s", use.Count, use.Newest())
-	case s.Stage == StageWatch:
+	case s.Stage == castate.StageWatch:
 		f.Text += ": no certificate of the old CA was seen here yet"
 	case r.holder == "" && !r.runner.Acting():
 		f.Health, f.Do = status.Degraded, r.verb(VerbResume)

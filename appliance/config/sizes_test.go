@@ -20,10 +20,9 @@ var largerPackages = map[string]struct {
 	most int
 	why  string
 }{
-	"appliance/pki":        {6500, "one subject, the files of a data directory, in one package that every other uses; light, so that it compiles in a second"},
-	"appliance/status":     {4500, "one subject, the report: its tables, its page, its server and its client; light"},
-	"appliance/config":     {2800, "one table of settings with its file, its checks and its origins; light"},
-	"appliance/carotation": {2000, "one rotation of either CA; the search for those who verify by it is package verifiers already"},
+	"appliance/pki":    {6500, "one subject, the files of a data directory, in one package that every other uses; light, so that it compiles in a second"},
+	"appliance/status": {4500, "one subject, the report: its tables, its page, its server and its client; light"},
+	"appliance/config": {2800, "one table of settings with its file, its checks and its origins; light"},
 }
 
 // TestSizes holds the packages below appliance to a size that a person can read in one go.

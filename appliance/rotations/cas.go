@@ -14,6 +14,8 @@ import (
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/carotation"
+	"kthwd/appliance/carotation/handshake"
+	"kthwd/appliance/carotation/watch"
 	"kthwd/appliance/etcd"
 	"kthwd/appliance/lease"
 	"kthwd/appliance/pki"
@@ -31,7 +33,7 @@ func (r *Rotations) Used(cert *x509.Certificate, user, address string) {
 // newCAs makes the rotation of each CA, and the watch of each for the time in which it is replaced.
 func (r *Rotations) newCAs() (all []*carotation.Rotation) {
 	for _, ca := range carotation.CAs() {
-		watch := &carotation.Watch{}
+		watch := &watch.Watch{}
 		r.watches = append(r.watches, watch)
 		c := carotation.Config{
 			CA: ca, Name: r.cfg.Controller.Name, Server: r.cfg.Controller.LocalServer(), Layout: r.layout, Etcd: r.cfg.Etcd, Others: r.cfg.Others, Watch: watch,
@@ -43,7 +45,7 @@ func (r *Rotations) newCAs() (all []*carotation.Rotation) {
 		case carotation.Etcd:
 			c.Cannot = r.etcdCAElsewhere()
 			c.Ports = func() []string { return etcdPorts(r.cfg.Etcd) }
-			c.Verifiers = func(context.Context) ([]carotation.Verifier, error) { return etcdMembers(r.cfg.Etcd) }
+			c.Verifiers = func(context.Context) ([]handshake.Verifier, error) { return etcdMembers(r.cfg.Etcd) }
 			all = append(all, carotation.New(c))
 			continue
 		case carotation.FrontProxy:
@@ -56,7 +58,7 @@ func (r *Rotations) newCAs() (all []*carotation.Rotation) {
 				return errors.Join(newTerm(ctx, program.ControllerManager, r.cfg.Manager, why), newTerm(ctx, program.Scheduler, r.cfg.Scheduler, why))
 			}
 		}
-		c.Verifiers = func(ctx context.Context) ([]carotation.Verifier, error) {
+		c.Verifiers = func(ctx context.Context) ([]handshake.Verifier, error) {
 			api, err := clientOf(r.cfg.Client)
 			if err != nil {
 				return nil, err
@@ -198,13 +200,13 @@ func etcdPorts(member *etcd.Member) (all []string) {
 }
 
 // etcdMembers lists the members, each at its peer port: that is where they would lose each other.
-func etcdMembers(member *etcd.Member) (all []carotation.Verifier, err error) {
+func etcdMembers(member *etcd.Member) (all []handshake.Verifier, err error) {
 	server := member.Running()
 	if server == nil {
 		return nil, errors.New("etcd has not started")
 	}
 	for _, m := range server.Server.Cluster().Members() {
-		v := carotation.Verifier{Name: m.Name, Path: "/version"}
+		v := handshake.Verifier{Name: m.Name, Path: "/version"}
 		if v.Name == "" {
 			v.Name = m.ID.String()
 		}

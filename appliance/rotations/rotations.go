@@ -25,6 +25,7 @@ import (
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/carotation"
+	"kthwd/appliance/carotation/watch"
 	"kthwd/appliance/config"
 	"kthwd/appliance/encryption"
 	"kthwd/appliance/encryption/gate"
@@ -79,7 +80,7 @@ type Rotations struct {
 	encryption *encryption.Rotation
 	tokens     *tokenrotation.Rotation
 	cas        []*carotation.Rotation // of each CA
-	watches    []*carotation.Watch    // one for each of them
+	watches    []*watch.Watch         // one for each of them
 }
 
 // A Rotation replaces one key or one CA.

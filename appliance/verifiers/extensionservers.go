@@ -21,12 +21,12 @@ import (
 	apiregistrationv1 "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1"
 
 	"kthwd/appliance/advice"
-	"kthwd/appliance/carotation"
+	"kthwd/appliance/carotation/handshake"
 	"kthwd/appliance/pki"
 )
 
 // ExtensionServers lists every endpoint of every extension API server, as the aggregator finds them.
-func ExtensionServers(ctx context.Context, client kubernetes.Interface) (all []carotation.Verifier, err error) {
+func ExtensionServers(ctx context.Context, client kubernetes.Interface) (all []handshake.Verifier, err error) {
 	data, err := client.Discovery().RESTClient().Get().AbsPath("/apis/apiregistration.k8s.io/v1/apiservices").
 		SetHeader("Accept", "application/json").DoRaw(ctx)
 	var list apiregistrationv1.APIServiceList
@@ -41,7 +41,7 @@ func ExtensionServers(ctx context.Context, client kubernetes.Interface) (all []c
 		if service == nil { // the API server's own
 			continue
 		}
-		v := carotation.Verifier{
+		v := handshake.Verifier{
 			Name: a.Name, Host: service.Name + "." + service.Namespace + ".svc", User: pki.NameHealth,
 			Path: "/apis/" + a.Spec.Group + "/" + a.Spec.Version,
 		}

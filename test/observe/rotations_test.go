@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"kthwd/appliance/carotation"
+	"kthwd/appliance/carotation/castate"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/stages"
 	"kthwd/appliance/tokenrotation"
@@ -37,9 +37,9 @@ func stoppedRotations(t *testing.T) scene {
 		make: func(*server) {
 			must(verb("ca", "rotate", "--without-backup"))
 			must(verb("service-account", "rotate", "--wait=0s"))
-			var ca carotation.State
+			var ca castate.State
 			change(t, c, "/kthwd/ca/rotation", "CA rotation", &ca, func() {
-				ca.Stage, ca.Since, ca.Seals = carotation.StageTrust, ca.Since.Add(-48*time.Hour), nil
+				ca.Stage, ca.Since, ca.Seals = castate.StageTrust, ca.Since.Add(-48*time.Hour), nil
 			}, func(s stages.Seals) { ca.Seals = s })
 			var tokens tokenrotation.State
 			change(t, c, "/kthwd/service-account/rotation", "service account rotation", &tokens, func() {

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"kthwd/appliance/carotation"
+	"kthwd/appliance/carotation/castate"
 	"kthwd/appliance/config"
 	"kthwd/appliance/text"
 	"kthwd/cmd/kthwd/cli"
@@ -191,9 +192,9 @@ func (a *app) writeCARotation(ca carotation.CA, r carotation.Report) error {
 		if c.Error == "" {
 			var trusts []string
 			for _, id := range c.Trusts {
-				trusts = append(trusts, carotation.Short(id))
+				trusts = append(trusts, castate.Short(id))
 			}
-			said = fmt.Sprintf("signs with %s, trusts %s", text.Line(carotation.Short(c.Signs)), text.Line(strings.Join(trusts, ", ")))
+			said = fmt.Sprintf("signs with %s, trusts %s", text.Line(castate.Short(c.Signs)), text.Line(strings.Join(trusts, ", ")))
 			if c.Restart {
 				said += ", needs a restart"
 			}
@@ -206,7 +207,7 @@ func (a *app) writeCARotation(ca carotation.CA, r carotation.Report) error {
 	switch {
 	case r.Halted():
 		writeHalt(w, r.Stopped, ca.Verb(carotation.VerbResume))
-	case r.Waits && r.Rotation.Stage == carotation.StageDistribute:
+	case r.Waits && r.Rotation.Stage == castate.StageDistribute:
 		fmt.Fprintf(w, "next\t%s, then %s\n", ca.Bring(), ca.Verb(carotation.VerbSign))
 	case r.Waits && ca == carotation.Etcd:
 		fmt.Fprintf(w, "next\t%s\n", nextOfEtcd(r))
@@ -218,7 +219,7 @@ func (a *app) writeCARotation(ca carotation.CA, r carotation.Report) error {
 
 // nextOfEtcd is the next command of a rotation of etcd's CA, with the restarts before it.
 func nextOfEtcd(r carotation.Report) string {
-	verb := map[carotation.Stage]string{carotation.StageRestart: carotation.VerbSign, carotation.StageWatch: carotation.VerbDrop, carotation.StageForget: carotation.VerbResume}[r.Rotation.Stage]
+	verb := map[castate.Stage]string{castate.StageRestart: carotation.VerbSign, castate.StageWatch: carotation.VerbDrop, castate.StageForget: carotation.VerbResume}[r.Rotation.Stage]
 	next := carotation.Etcd.Verb(verb)
 	var names []string
 	for _, c := range r.Controllers {
@@ -296,12 +297,12 @@ func (a *app) caRotationWatch(ctx context.Context, t caTarget) error {
 		}
 		switch {
 		case !r.Waits || r.Holder != "":
-		case s.Stage == carotation.StageForget:
+		case s.Stage == castate.StageForget:
 			look.done = s.Again() + "; then " + t.ca.Verb(carotation.VerbResume)
-		case s.Stage == carotation.StageDistribute || s.Stage == carotation.StageRestart:
+		case s.Stage == castate.StageDistribute || s.Stage == castate.StageRestart:
 			look.done = t.ca.Bring() + ", then " + t.ca.Verb(carotation.VerbSign)
 		default:
-			look.done = fmt.Sprintf("%s signs; certificates of %s are accepted until %s", carotation.Short(s.New), carotation.Short(s.Old), t.ca.Verb(carotation.VerbDrop))
+			look.done = fmt.Sprintf("%s signs; certificates of %s are accepted until %s", castate.Short(s.New), castate.Short(s.Old), t.ca.Verb(carotation.VerbDrop))
 		}
 		return look, nil
 	})

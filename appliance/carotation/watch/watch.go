@@ -1,4 +1,10 @@
-package carotation
+// Package watch records the users of certificates of a CA that a rotation replaces.
+//
+//	w := &watch.Watch{}
+//	w.Of(old)                      // from now on
+//	w.Used(cert, user, address)    // for each request
+//	use := w.Use(pki.CAID(old))    // what came since
+package watch
 
 import (
 	"bytes"
