@@ -14,13 +14,11 @@ import (
 	"kthwd/appliance/cause"
 	"kthwd/appliance/config"
 	"kthwd/appliance/datadir"
-	"kthwd/appliance/etcd"
 	"kthwd/appliance/etcd/view"
 	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/etcdmetrics"
 	"kthwd/appliance/events"
 	"kthwd/appliance/lease"
-	"kthwd/appliance/membership"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
 	"kthwd/appliance/selfbackup"
@@ -33,42 +31,42 @@ import (
 )
 
 // newStatus makes the component that serves the status of this process.
-func (p *wiring) newStatus(g *supervise.Group, e *etcd.Member, m *membership.Members, api *apiserver.Server, leases []*lease.Record, collectors ...prometheus.Collector) supervise.Component {
+func (p *wiring) newStatus(g *supervise.Group, c *components, collectors []prometheus.Collector) supervise.Component {
 	versions, extra := version.Linked(), p.o.ExtraRole
 	if extra == nil {
 		extra = &ExtraRole{Report: func(*status.Report) {}}
 	}
-	private := m.Private()
+	private := c.members.Private()
 	maps.Copy(private, p.agree.Private())
 	maps.Copy(private, p.mover.Private())
 	for _, r := range p.rotations.All() {
 		maps.Copy(private, r.Private())
 	}
 	maps.Copy(private, selfbackup.BeforeChange(p.Config, p.log))
-	maps.Copy(private, selfbackup.Database(e.OpenCopy))
+	maps.Copy(private, selfbackup.Database(c.member.OpenCopy))
 	if p.o.Private != nil {
 		maps.Copy(private, p.o.Private(p.Args))
 	}
 	used := status.CertificatesOf(p.usedFiles)
-	p.events = events.New(p.Config.Name, api.Loopback, used, p.o.Logs.Logger("kthwd"))
-	e.UseViews(p.others)
+	p.events = events.New(p.Config.Name, c.api.Loopback, used, p.o.Logs.Logger("kthwd"))
+	c.member.UseViews(p.others)
 	server := status.NewServer(status.ServerConfig{
-		Others: p.others.Controllers, History: []history.Source{etcdmetrics.History(), series.Requests(api.Loopback)},
+		Others: p.others.Controllers, History: []history.Source{etcdmetrics.History(), series.Requests(c.api.Loopback)},
 		Changed: g.Changed, OnEvent: p.events.Seen,
 		Socket: p.Socket.Control, Address: p.o.Metrics.Address, Web: p.o.Metrics.Web, Pprof: p.o.Metrics.Pprof,
 		Logs: p.o.Logs, AsTyped: p.o.AsTyped, Collectors: append(collectors, extra.Collectors...), Programs: series.Programs(), Private: private,
 		Report: func() status.Report {
 			ready, reason := g.Ready()
-			quorum := e.Quorum()
+			quorum := c.member.Quorum()
 			r := status.Report{
 				Version: p.o.Version, Kubernetes: versions.Kubernetes, Etcd: versions.Etcd,
 				PID: os.Getpid(), Started: p.o.Started, Ready: ready, Reason: reason,
-				Components: upstream.Explain(g.Status()), Names: p.names(api), Quorum: &quorum,
+				Components: upstream.Explain(g.Status()), Names: p.names(c.api), Quorum: &quorum,
 				Name: p.Config.Name, Dependencies: g.Dependencies(), Restarts: g.Restarts(),
-				Member: e.Member(), Certificates: append(used(), api.LoopbackCertificate()...),
+				Member: c.member.Member(), Certificates: append(used(), c.api.LoopbackCertificate()...),
 				LastRun: p.Run.Before(), Upgrade: p.upgrade.Report(),
 			}
-			for _, l := range leases {
+			for _, l := range []*lease.Record{c.manager.Record(), c.scheduler.Record()} {
 				r.Leases = append(r.Leases, l.Lease())
 			}
 			for _, o := range p.observers {

@@ -1,47 +1,28 @@
 package appliance
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"go.etcd.io/etcd/server/v3/embed"
-	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
-	rbacclient "k8s.io/client-go/kubernetes/typed/rbac/v1"
 	"k8s.io/client-go/rest"
 
-	"kthwd/appliance/advice"
-	"kthwd/appliance/agree"
 	"kthwd/appliance/apiserver"
-	"kthwd/appliance/cause"
-	"kthwd/appliance/cmdline"
 	"kthwd/appliance/controllers"
-	"kthwd/appliance/drift"
 	"kthwd/appliance/etcd"
 	"kthwd/appliance/etcdca"
-	"kthwd/appliance/etcdfiles"
 	"kthwd/appliance/lease"
 	"kthwd/appliance/liveness"
 	"kthwd/appliance/membership"
-	"kthwd/appliance/membership/joins"
 	"kthwd/appliance/others"
-	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
 	"kthwd/appliance/readers"
-	"kthwd/appliance/refused"
-	"kthwd/appliance/rotations"
 	"kthwd/appliance/sharedfiles"
 	"kthwd/appliance/supervise"
-	"kthwd/appliance/tokenkeys"
-	"kthwd/appliance/upgrade"
-	"kthwd/appliance/upstream"
 	"kthwd/appliance/users"
-	"kthwd/appliance/version"
 	"kthwd/health"
 	"kthwd/rbacseed"
 )
@@ -55,71 +36,104 @@ const (
 	stopBridges     = 5 * time.Second
 )
 
-// wire adds the components to a group. They stop in the reverse order of this list.
+// components are those of a controller, before they are in a group.
+type components struct {
+	status    supervise.Component
+	bridge    *health.Bridge // nil if it is switched off
+	member    *etcd.Member
+	members   *membership.Members
+	api       *apiserver.Server
+	seed      *rbacseed.Seed
+	manager   *controllers.Manager
+	scheduler *controllers.Scheduler
+
+	managerPause, schedulerPause *lease.Pause
+}
+
+// wire makes the components and adds them to a group.
 func (p *wiring) wire() (*supervise.Group, *liveness.Probe, error) {
 	g := supervise.New(p.log)
-	fences := lease.NewFences(p.Config.LocalServer())
-	var api *apiserver.Server
-	p.drift, p.tokens, p.machine = p.newDrift(), p.newTokenKeys(), p.newObserve()
-	p.shared = &sharedfiles.Files{Layout: p.Layout, InUse: p.usesShared, Replaced: p.machine.Replaced}
-	p.observers = append(p.observers, p.drift, p.tokens, p.webClients())
-	member, err := p.newEtcd(func() { api.Begin() })
+	c, err := p.newComponents(g)
 	if err != nil {
 		return nil, nil, err
 	}
-	p.upgrade = p.newUpgrade(member)
-	p.observers = append(p.observers, p.upgrade)
-	p.workers = p.newWorkers(member, func() (*rest.Config, error) { return api.Loopback() })
-	pause, managerPause := &lease.Pause{}, &lease.Pause{}
-	p.live = p.newLive()
-	members := p.newMembers(member)
-	p.mover = etcdca.New(etcdca.Config{Name: p.Config.Name, Layout: p.Layout, Etcd: member, Log: p.o.Logs.Logger(program.Etcd)})
-	p.others = others.New(member, p.log)
-	p.rotations = p.newRotations(member, members, managerPause, pause, func() (*rest.Config, error) { return api.Loopback() })
-	p.users = users.New(users.Config{Etcd: member.Running, Log: p.o.Logs.Logger("kthwd")})
-	api = p.newAPIServer(member, fences)
-	p.readers = readers.New()
-	member.OnClose(p.readers.Stop)
-	member.OnAbsence(func(ctx context.Context) (func(), error) { return beAbsent(ctx, api, pause, managerPause) })
-	p.observers = append(p.observers, api)
-	kcm := controllers.NewManager(p.controllersConfig(g, program.ControllerManager, &fences.ControllerManager, managerPause), p.Programs.Manager)
-	sched := controllers.NewScheduler(p.controllersConfig(g, program.Scheduler, &fences.Scheduler, pause), p.Programs.Scheduler, p.Programs.Settings)
-	p.observers = append(p.observers, members)
-	p.agree = &agree.Controllers{
-		Member: member, Layout: p.Layout, Address: p.Config.AdvertiseAddress, Args: p.Args, Log: p.log,
-		Profile:  p.Config.Profile,
-		Read:     flagReader(),
-		Hosts:    func() []string { return pki.HostsOf(program.Value(p.Args[program.APIServer], "tls-cert-file")) },
-		Versions: map[string]string{"kthwd": p.o.Version, "Kubernetes": version.Linked().Kubernetes, "etcd": version.Linked().Etcd},
-	}
-	p.observers = append(p.observers, p.mover, p.rotations.Gate)
-	seed := p.newSeed(api)
-	bridge := p.newHealth(g)
+	p.add(g, c)
+	return g, liveness.New(g, c.member, c.api), nil
+}
 
-	watchers := p.newWatchers(member, api, seed)
-	collectors := append(watchers, members, p.tokens, p.rotations.Gate)
-	for _, r := range p.rotations.All() {
-		p.observers, collectors = append(p.observers, r), append(collectors, r)
+// newComponents makes the components, and all that runs beside them.
+func (p *wiring) newComponents(g *supervise.Group) (c *components, err error) {
+	c = &components{managerPause: &lease.Pause{}, schedulerPause: &lease.Pause{}}
+	fences := lease.NewFences(p.Config.LocalServer())
+	p.drift, p.tokens, p.machine = p.newDrift(), p.newTokenKeys(), p.newObserve()
+	p.shared = &sharedfiles.Files{Layout: p.Layout, InUse: p.usesShared, Replaced: p.machine.Replaced}
+	p.observers = append(p.observers, p.drift, p.tokens, p.webClients())
+	if c.member, err = p.newEtcd(func() { c.api.Begin() }); err != nil {
+		return nil, err
 	}
-	statusServer := p.newStatus(g, member, members, api, []*lease.Record{kcm.Record(), sched.Record()}, append(collectors, collectorsOf(seed, bridge)...)...)
-	bridges := []*supervise.Node{g.Add(statusServer).StopWithin(stopBridges)}
-	if bridge != nil {
-		bridges = append(bridges, g.Add(bridge).StopWithin(stopBridges))
+	p.live, p.readers = p.newLive(), readers.New()
+	p.newChanges(c)
+	c.api = p.newAPIServer(c.member, fences)
+	p.observers = append(p.observers, c.api)
+	c.member.OnClose(p.readers.Stop)
+	c.member.OnAbsence(func(ctx context.Context) (func(), error) {
+		return beAbsent(ctx, c.api, c.schedulerPause, c.managerPause)
+	})
+	c.manager = controllers.NewManager(p.controllersConfig(g, program.ControllerManager, &fences.ControllerManager, c.managerPause), p.Programs.Manager)
+	c.scheduler = controllers.NewScheduler(p.controllersConfig(g, program.Scheduler, &fences.Scheduler, c.schedulerPause), p.Programs.Scheduler, p.Programs.Settings)
+	p.observers = append(p.observers, c.members, p.mover, p.rotations.Gate)
+	p.agree = p.newAgree(c.member)
+	c.seed, c.bridge = p.newSeed(c.api), p.newHealth(g)
+	c.status = p.newStatus(g, c, p.newCollectors(c))
+	return c, nil
+}
+
+// newChanges makes the parts that change the cluster at a person's word: its members, workers, users,
+// versions, keys and CAs. They reach the API server when it has started.
+func (p *wiring) newChanges(c *components) {
+	loopback := func() (*rest.Config, error) { return c.api.Loopback() }
+	p.upgrade = p.newUpgrade(c.member)
+	p.observers = append(p.observers, p.upgrade)
+	p.workers = p.newWorkers(c.member, loopback)
+	c.members = p.newMembers(c.member)
+	p.mover = etcdca.New(etcdca.Config{Name: p.Config.Name, Layout: p.Layout, Etcd: c.member, Log: p.o.Logs.Logger(program.Etcd)})
+	p.others = others.New(c.member, p.log)
+	p.rotations = p.newRotations(c, loopback)
+	p.users = users.New(users.Config{Etcd: c.member.Running, Log: p.o.Logs.Logger("kthwd")})
+}
+
+// add adds the components to a group. They stop in the reverse order of this list.
+func (p *wiring) add(g *supervise.Group, c *components) {
+	bridges := []*supervise.Node{g.Add(c.status).StopWithin(stopBridges)}
+	if c.bridge != nil {
+		bridges = append(bridges, g.Add(c.bridge).StopWithin(stopBridges))
 	}
 	if p.o.ExtraRole != nil {
 		p.o.ExtraRole.Add(g, bridges[0])
 	}
-	etcdNode := g.Add(member, bridges...).StopWithin(stopEtcd)
-	g.Add(members, etcdNode).StopWithin(stopBridges)
+	etcdNode := g.Add(c.member, bridges...).StopWithin(stopEtcd)
+	g.Add(c.members, etcdNode).StopWithin(stopBridges)
 	// The ports open at once, and close after the API server, whose componentstatuses ask them; the
 	// programs behind them wait for the API server.
-	kcmPort := g.Add(kcm.Port(), bridges...).StopWithin(stopBridges)
-	schedPort := g.Add(sched.Port(), bridges...).StopWithin(stopBridges)
-	apiNode := g.Add(api, etcdNode, kcmPort, schedPort).StopWithin(stopAPIServer + p.shutdownDelay())
-	g.Add(seed, apiNode)
-	g.Add(kcm, apiNode).StopWithin(stopControllers)
-	g.Add(sched, apiNode).StopWithin(stopControllers)
-	return g, liveness.New(g, member, api), nil
+	managerPort := g.Add(c.manager.Port(), bridges...).StopWithin(stopBridges)
+	schedulerPort := g.Add(c.scheduler.Port(), bridges...).StopWithin(stopBridges)
+	apiNode := g.Add(c.api, etcdNode, managerPort, schedulerPort).StopWithin(stopAPIServer + p.shutdownDelay())
+	g.Add(c.seed, apiNode)
+	g.Add(c.manager, apiNode).StopWithin(stopControllers)
+	g.Add(c.scheduler, apiNode).StopWithin(stopControllers)
+}
+
+// newCollectors makes the watchers, and returns all that has metrics.
+func (p *wiring) newCollectors(c *components) []prometheus.Collector {
+	all := append(p.newWatchers(c.member, c.api, c.seed), c.members, p.tokens, p.rotations.Gate)
+	for _, r := range p.rotations.All() {
+		p.observers, all = append(p.observers, r), append(all, r)
+	}
+	all = append(all, c.seed.Collector())
+	if c.bridge != nil {
+		all = append(all, c.bridge.Collector())
+	}
+	return all
 }
 
 // beAbsent makes the other controllers do the work of this one while its etcd defragments:
@@ -143,174 +157,4 @@ func beAbsent(ctx context.Context, api *apiserver.Server, pauses ...*lease.Pause
 	}
 	serve, err := api.BeAbsent(ctx)
 	return func() { serve(); end() }, err
-}
-
-// newDrift compares what the programs use, which the user's flags may have replaced.
-func (p *wiring) newDrift() *drift.Drift {
-	api, manager := p.Args[program.APIServer], p.Args[program.ControllerManager]
-	return &drift.Drift{
-		Prefix: p.storagePrefix(), ServiceRange: program.Value(api, "service-cluster-ip-range"),
-		PodRange: program.Value(manager, "cluster-cidr"), Allocates: program.Value(manager, "allocate-node-cidrs") == "true",
-		ClusterName: program.Value(manager, "cluster-name"), ClusterToken: program.Value(p.Args[program.Etcd], "initial-cluster-token"),
-		Issuers: program.Values(api, "service-account-issuer"),
-	}
-}
-
-// newTokenKeys makes the watch over tokens that the API server refuses.
-func (p *wiring) newTokenKeys() *tokenkeys.Watch {
-	api := p.Args[program.APIServer]
-	return tokenkeys.New(tokenkeys.Config{
-		Files: program.Values(api, "service-account-key-file"), Issuers: program.Values(api, "service-account-issuer"),
-		Kubeconfig: p.Layout.Kubeconfig(pki.NameAdmin), Log: p.o.Logs.Logger(program.APIServer),
-	})
-}
-
-// newEtcd makes the member as it last ran in this directory: a member that had others
-// keeps etcd's own timing.
-func (p *wiring) newEtcd(onOpen func()) (*etcd.Member, error) {
-	before, _ := etcdfiles.ReadRecord(p.Layout) // Guard has read it, too
-	member, err := etcd.New(etcd.Config{
-		Args: p.Args[program.Etcd], Log: p.o.Logs.Logger(program.Etcd),
-		HadQuorum: before != nil, HadOthers: before != nil && before.Members > 1,
-		OnOpen: onOpen, OnFirstQuorum: p.admit, OnMembership: p.remember,
-	})
-	if err != nil {
-		return nil, advice.Usage(err)
-	}
-	return member, member.AdmitControllers()
-}
-
-func (p *wiring) newUpgrade(member *etcd.Member) *upgrade.Watch {
-	return upgrade.New(upgrade.Config{
-		Name: p.Config.Name, Layout: p.Layout, Member: member, APIServer: p.Args[program.APIServer],
-		Now: etcdfiles.Versions(p.o.Version), Log: p.o.Logs.Logger("kthwd"),
-	})
-}
-
-// admit decides whether this controller belongs to the cluster.
-func (p *wiring) admit(ctx context.Context, member *etcd.Member, server *embed.Etcd) error {
-	if err := p.shared.Check(ctx, server, member.Sharers(), p.o.Logs.Logger(program.Etcd)); err != nil {
-		return err
-	}
-	if member.Sharers() > 1 {
-		client := v3client.New(server.Server)
-		defer client.Close()
-		if err := p.rotations.Admit(ctx, client); err != nil {
-			return err
-		}
-	}
-	if err := p.upgrade.Admit(ctx, server); err != nil {
-		return err
-	}
-	joins.Arrive(ctx, server)
-	p.tokens.Record(ctx, server)
-	return p.drift.Check(ctx, server)
-}
-
-func (p *wiring) newAPIServer(member *etcd.Member, fences *lease.Fences) *apiserver.Server {
-	users := program.ParseUser(p.Config.APIServerArgs)
-	return apiserver.New(apiserver.Config{
-		Args: cmdline.WithoutGates(p.Args[program.APIServer]), Server: p.Config.LocalServer(),
-		Layout: p.Layout, Etcd: member, Fences: fences, Log: p.o.Logs.Logger(program.APIServer),
-		Workers: p.workers, Encryption: p.rotations.Gate, Signed: p.recordSigned,
-		Lists: []*refused.List{p.workers.Removals, p.users.Revoked}, Tried: p.users.Tried, Seen: p.users.Seen, Used: p.rotations.Used,
-		Refused: p.tokens.Refused, Accepted: p.tokens.Accepted, TokenKeys: p.rotations.Keys,
-		UsersDelay: slices.ContainsFunc(users, func(a program.Arg) bool { return a.Key == program.KeyShutdownDelay }),
-	})
-}
-
-// shutdownDelay is how long the API server keeps serving in a stop.
-func (p *wiring) shutdownDelay() time.Duration {
-	delay, _ := time.ParseDuration(program.Value(p.Args[program.APIServer], program.KeyShutdownDelay)) // upstream has parsed it before
-	return delay
-}
-
-func (p *wiring) controllersConfig(g *supervise.Group, name string, fence *lease.Fence, pause *lease.Pause) controllers.Config {
-	return controllers.Config{
-		Args: cmdline.WithoutGates(p.Args[name]), Identity: p.Identity,
-		Term: p.rotations.TermArgs, Fence: fence, Pause: pause, Live: p.live[name], Alive: controllers.Alive(g, name), Logs: p.o.Logs,
-	}
-}
-
-// newLive makes the kubeconfigs of kthwd's own whose certificates kthwd renews.
-func (p *wiring) newLive() map[string]*controllers.Live {
-	all := map[string]*controllers.Live{}
-	for name, file := range map[string]string{program.ControllerManager: pki.NameControllerManager, program.Scheduler: pki.NameScheduler} {
-		all[name] = controllers.NewLive(p.Layout.Kubeconfig(file), p.Layout.Run(), p.o.Logs.Logger(name))
-	}
-	return all
-}
-
-func (p *wiring) newRotations(member *etcd.Member, members *membership.Members, manager, scheduler *lease.Pause, client func() (*rest.Config, error)) *rotations.Rotations {
-	return rotations.New(rotations.Config{
-		Controller: p.Config, Args: p.Args, Prefix: p.storagePrefix(), Shared: p.shared, WriteRun: p.WriteRun, Life: p.o.LeafLife,
-		Etcd: member, Members: members, Mover: p.mover, Others: p.others, Machine: p.machine, Refused: p.tokens,
-		Manager: manager, Scheduler: scheduler, Within: controllers.CertificatesWithin(), Client: client, Logs: p.o.Logs,
-		Refresh: func() {
-			for _, l := range p.live {
-				l.Refresh()
-			}
-		},
-	})
-}
-
-func (p *wiring) newMembers(member *etcd.Member) *membership.Members {
-	return membership.New(membership.Config{
-		Etcd: member, Controller: p.Config, Layout: p.Layout, Version: p.o.Version,
-		Prefix: p.storagePrefix(), Log: p.o.Logs.Logger(membership.Name),
-	})
-}
-
-func collectorsOf(seed *rbacseed.Seed, bridge *health.Bridge) []prometheus.Collector {
-	if bridge == nil {
-		return []prometheus.Collector{seed.Collector()}
-	}
-	return []prometheus.Collector{seed.Collector(), bridge.Collector()}
-}
-
-// newHealth makes the health bridge; nil if it is switched off.
-func (p *wiring) newHealth(g *supervise.Group) *health.Bridge {
-	if p.Config.HealthAddress == "" {
-		return nil
-	}
-	return health.New(health.Config{
-		Address:    p.Config.HealthAddress,
-		ServerName: p.Config.HealthServerName,
-		Target:     p.Config.LocalServer(),
-		CAFile:     p.Layout.CA(),
-		CertFile:   p.Layout.Cert(pki.NameHealth),
-		KeyFile:    p.Layout.Key(pki.NameHealth),
-		Local:      g.Ready,
-		Components: func() []health.Check { return checks(g) },
-		Log:        p.o.Logs.Logger("health"),
-	})
-}
-
-// checks returns the state record in the form of the bridge's ?verbose.
-func checks(g *supervise.Group) []health.Check {
-	var all []health.Check
-	for _, s := range upstream.Explain(g.Status()) {
-		reason := cmp.Or(s.Reason, string(s.State))
-		if c, ok := cause.Of(s.Cause, cause.Names{}); ok {
-			reason = string(s.State) + ": " + c.Public
-		}
-		all = append(all, health.Check{Name: s.Name, OK: s.Healthy(), Reason: reason})
-	}
-	return all
-}
-
-// newSeed makes the component that binds the role to the user of the API server's
-// kubelet client certificate.
-func (p *wiring) newSeed(api *apiserver.Server) *rbacseed.Seed {
-	return rbacseed.New(rbacseed.Config{
-		User: apiserver.KubeletClientUser(program.Value(p.Args[program.APIServer], "kubelet-client-certificate")),
-		Client: func() (rbacclient.RbacV1Interface, error) {
-			loopback, err := api.Loopback()
-			if err != nil {
-				return nil, err
-			}
-			return rbacclient.NewForConfig(loopback)
-		},
-		Log: p.o.Logs.Logger("rbac-seed"),
-	})
 }
