@@ -2,6 +2,8 @@ package adopt
 
 import (
 	"context"
+	"errors"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -60,6 +62,31 @@ func TestEqual(t *testing.T) {
 		if got := equal(tt.name, tt.key, tt.a, tt.b); got != tt.want {
 			t.Errorf("--%s=%s and %s: got %t", tt.key, tt.a, tt.b, got)
 		}
+	}
+}
+
+// A process calls itself what it likes, so what another user could have written is not executed.
+func TestAskVersion(t *testing.T) {
+	dir := t.TempDir()
+	exe, ran := filepath.Join(dir, "kube-apiserver"), filepath.Join(dir, "ran")
+	if err := os.WriteFile(exe, []byte("#!/bin/sh\ntouch "+ran+"\necho Kubernetes v1.36.1\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := AskVersion(t.Context(), exe); err != nil || got != "v1.36.1" {
+		t.Errorf("got %q, %v, want v1.36.1", got, err)
+	}
+	if err := errors.Join(os.Remove(ran), os.Chmod(exe, 0o777)); err != nil {
+		t.Fatal(err)
+	}
+	link := filepath.Join(t.TempDir(), "kube-apiserver")
+	if err := os.Symlink(exe, link); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := AskVersion(t.Context(), link); err == nil || !strings.Contains(err.Error(), "other users can write "+exe) {
+		t.Errorf("got %q, %v, want that others can write it", got, err)
+	}
+	if _, err := os.Stat(ran); err == nil {
+		t.Error("it was executed")
 	}
 }
 

@@ -20,6 +20,7 @@ import (
 	"kthwd/appliance/advice"
 	"kthwd/appliance/backup/verify"
 	"kthwd/appliance/etcdfiles"
+	"kthwd/appliance/paths"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
 	"kthwd/appliance/version"
@@ -209,12 +210,29 @@ func orNone(s string) string {
 
 var versionIn = regexp.MustCompile(`v\d+\.\d+\.\d+`)
 
-// AskVersion asks a program of Kubernetes for its version.
+// AskVersion asks a program of Kubernetes for its version. The name of a program may come from a process,
+// which names itself as it likes: nothing is executed that another user could have written.
 func AskVersion(ctx context.Context, exe string) (string, error) {
+	path, err := filepath.EvalSymlinks(exe)
+	if err != nil {
+		return "", err
+	}
+	switch at, err := paths.Written(path); {
+	case err != nil:
+		return "", err
+	case at != "":
+		return "", fmt.Errorf("%s is not asked, since other users can write %s", exe, at)
+	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, exe, "--version").Output()
-	return versionIn.FindString(string(out)), err
+	cmd := exec.CommandContext(ctx, path, "--version")
+	cmd.Args[0] = exe // a link may be one of several programs by its name
+	cmd.Env, cmd.WaitDelay = []string{}, time.Second
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("%s --version: %w", exe, err)
+	}
+	return versionIn.FindString(string(out)), nil
 }
 
 // kubernetesVersion refuses objects of a Kubernetes that this one must not follow.
@@ -224,17 +242,20 @@ func (p *planner) kubernetesVersion(ctx context.Context) {
 	if was == "" {
 		was, how = api.Version, "as the image says"
 	}
+	unknown := errors.New("the version of Kubernetes that served the data is not known")
 	if was == "" && p.o.Versions != nil && filepath.IsAbs(api.Exe) {
 		v, err := p.o.Versions(ctx, api.Exe)
 		if err == nil {
 			was, how = v, "as "+api.Exe+" says"
+		} else {
+			unknown = fmt.Errorf("%w: %w", unknown, err)
 		}
 	}
 	now := version.Linked().Kubernetes
 	steps, known := minors(was, now)
 	switch {
 	case !known:
-		p.refuse(errors.New("the version of Kubernetes that served the data is not known"), "name it: --was=v1.NN.N, as kubectl version says")
+		p.refuse(unknown, "name it: --was=v1.NN.N, as kubectl version says")
 	case steps < 0:
 		p.refuse(fmt.Errorf("the data were served by Kubernetes %s, which is newer than the %s in this kthwd: there is no way back", was, now), "take a kthwd with that Kubernetes")
 	case steps > 1:

@@ -29,6 +29,7 @@ import (
 
 	"kthwd/appliance/advice"
 	"kthwd/appliance/etcdfiles"
+	"kthwd/appliance/paths"
 	"kthwd/appliance/text"
 )
 
@@ -150,21 +151,12 @@ func checkProgram(path string) error {
 
 // onlyRoots refuses a path that another user than root could have changed.
 func onlyRoots(path string) error {
-	for at := path; ; at = filepath.Dir(at) {
-		info, err := os.Stat(at)
-		if err != nil {
-			return err
-		}
-		owner, known := info.Sys().(*syscall.Stat_t)
-		sticky := info.IsDir() && info.Mode()&fs.ModeSticky != 0 // others cannot rename what is in it
-		if !known || owner.Uid != 0 || info.Mode().Perm()&0o022 != 0 && !sticky {
-			return advice.With(fmt.Errorf("%s is not executed as root: users other than root can write %s", path, at),
-				"install it, or copy it to a directory of root's: install -o root -m 0755 "+text.ShellWord(path)+" /usr/local/sbin/kthwd-new")
-		}
-		if at == filepath.Dir(at) {
-			return nil
-		}
+	at, err := paths.Written(path)
+	if err != nil || at == "" {
+		return err
 	}
+	return advice.With(fmt.Errorf("%s is not executed as root: users other than root can write %s", path, at),
+		"install it, or copy it to a directory of root's: install -o root -m 0755 "+text.ShellWord(path)+" /usr/local/sbin/kthwd-new")
 }
 
 // ask runs a verb that must succeed, and returns its standard output.
