@@ -20,6 +20,7 @@ import (
 	"strings"
 
 	"kthwd/appliance/advice"
+	"kthwd/appliance/paths"
 	"kthwd/appliance/program"
 )
 
@@ -54,7 +55,8 @@ type Machine struct {
 	Missing  []string  // programs of which there is no trace
 	Problems []error   // each with advice; the plan is none then
 
-	included int // files that nginx includes
+	included  int   // files that nginx includes
+	leftAlone []int // processes of strangers
 }
 
 // Program is the command line of one program.
@@ -68,7 +70,9 @@ type Program struct {
 	Version string            // of the image, such as v1.36.3; "" if nothing says it
 	Mounts  map[string]string // paths on the machine by their path in the container; nil outside one
 
-	closed bool // the environment of the process cannot be read
+	closed   bool   // the environment of the process cannot be read
+	stranger string // whose the process may be, see strangerOf
+	pid      int
 }
 
 // Process is a running program.
@@ -92,7 +96,9 @@ func (p Program) Path(path string) string {
 }
 
 // Read reads the machine. A running program is believed before a description of it, since that
-// is the cluster of today; a note says where the two differ.
+// is the cluster of today; a note says where the two differ. A process of an ordinary user or in a
+// container, which anybody may have started under this name, is believed where a description has
+// the same words, and where Options.From names processes.
 func Read(ctx context.Context, o Options) *Machine {
 	m := &Machine{}
 	if o.Root == "" {
@@ -109,18 +115,42 @@ func Read(ctx context.Context, o Options) *Machine {
 		units, problems := m.units(ctx, o.Root)
 		written, wrapped = append(written, units...), problems
 	}
-	if !wants(FromRunning) {
-		running = nil
-	}
 	for _, name := range Names() {
-		m.choose(name, only(running, name), only(written, name), wrapped[name])
+		described := only(written, name)
+		known := m.known(only(running, name), described, slices.Contains(o.From, FromRunning))
+		if !wants(FromRunning) {
+			known = nil
+		}
+		m.choose(name, known, described, wrapped[name])
 	}
+	m.Running = slices.DeleteFunc(m.Running, func(p Process) bool { return slices.Contains(m.leftAlone, p.PID) })
 	m.nginx(o.Root)
 	return m
 }
 
 func only(all []Program, name string) []Program {
 	return slices.DeleteFunc(slices.Clone(all), func(p Program) bool { return p.Name != name })
+}
+
+// known leaves out the processes that may be anybody's, unless a description has the same words, or nothing
+// else tells the words: choose refuses that. Else anybody's words would become kthwd's settings.
+func (m *Machine) known(running, written []Program, believed bool) (all []Program) {
+	own := slices.ContainsFunc(running, func(p Program) bool { return p.stranger == "" })
+	for _, p := range running {
+		switch {
+		case believed:
+			p.stranger = ""
+		case p.stranger == "", len(written) == 0 && !own:
+		case len(written) == 1 && slices.Equal(p.Args, written[0].Args) && !own && len(all) == 0:
+			p.Exe = written[0].Exe
+		default:
+			m.leftAlone = append(m.leftAlone, p.pid)
+			m.note("%s: %s, %s, was left alone; --from=running believes it", p.Name, p.From, p.stranger)
+			continue
+		}
+		all = append(all, p)
+	}
+	return all
 }
 
 // choose takes one of the command lines of a program.
@@ -137,6 +167,10 @@ func (m *Machine) choose(name string, running, written []Program, wrapped error)
 		m.refuse(fmt.Errorf("%s runs twice: %s", name, places(running)), "stop the one that this cluster does not use")
 	case len(written) > 1:
 		m.refuse(fmt.Errorf("%s is described twice: %s", name, places(written)), "name one kind with --from, or remove the description that this cluster does not use")
+	case len(running) == 1 && running[0].stranger != "" && len(written) == 0:
+		p := running[0]
+		m.refuse(fmt.Errorf("%s: %s is %s, so anybody may have started it under this name", name, p.From, p.stranger),
+			"if it is the cluster's, say so: --from=running, and --from=units or --from=manifests for programs that do not run")
 	case len(running) == 1:
 		p := running[0]
 		if len(written) == 1 {
@@ -169,20 +203,17 @@ func (m *Machine) note(format string, args ...any) {
 // maxDescription is the size of the largest file that is read.
 const maxDescription = 1 << 20
 
-// readFile reads a description.
+// readFile reads a description. It waits for nobody, as the opening of a FIFO would.
 func readFile(path string) ([]byte, error) {
-	f, err := os.Open(path)
+	if path == os.DevNull { // no lines
+		return nil, nil
+	}
+	f, info, err := paths.OpenRegular(path, true)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	switch {
-	case err != nil:
-		return nil, err
-	case info.IsDir():
-		return nil, fmt.Errorf("%s: a directory", path)
-	case info.Size() > maxDescription:
+	if info.Size() > maxDescription {
 		return nil, fmt.Errorf("%s: larger than %d bytes", path, maxDescription)
 	}
 	return io.ReadAll(io.LimitReader(f, maxDescription))

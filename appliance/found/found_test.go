@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/tools/txtar"
@@ -112,6 +113,31 @@ func TestLinks(t *testing.T) {
 	}
 	if got := only(Read(t.Context(), Options{Root: root}).Programs, "kube-scheduler"); len(got) != 1 || got[0].Args[0] != "--from=lib" {
 		t.Errorf("linked: got %v, want the unit in lib", got)
+	}
+}
+
+// What somebody has put in the place of a file is not waited for.
+func TestReadWaitsForNobody(t *testing.T) {
+	root := unpack(t, "testdata/environment.txtar")
+	file := filepath.Join(root, "etc/kubernetes/apiserver.env")
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mkfifo(file, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m := Read(t.Context(), Options{Root: root})
+	if len(m.Problems) != 1 || !strings.Contains(m.Problems[0].Error(), "apiserver.env is no regular file") {
+		t.Errorf("got %v, want that the file is no regular one", m.Problems)
+	}
+}
+
+// --from=running is the word of the administrator that the processes are the cluster's.
+func TestStrangersByWord(t *testing.T) {
+	m := Read(t.Context(), Options{Root: unpack(t, "testdata/strangers.txtar"), From: []string{FromRunning}})
+	got := only(m.Programs, "kube-apiserver")
+	if len(got) != 1 || got[0].From != "process 74" || len(m.Problems) > 0 {
+		t.Errorf("got %v, %v, want process 74", got, m.Problems)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/user"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -35,7 +36,11 @@ func (m *Machine) processes(root string) (all []Program) {
 		if name == "" || !serves(args) {
 			continue
 		}
-		p := Program{Name: name, Exe: words[0], Args: args, Kind: FromRunning, From: fmt.Sprintf("process %d", pid)}
+		status, err := os.ReadFile(filepath.Join(dir, e.Name(), "status"))
+		if err != nil && root == "/" { // it has ended
+			continue
+		}
+		p := Program{Name: name, Exe: words[0], Args: args, Kind: FromRunning, From: fmt.Sprintf("process %d", pid), stranger: strangerOf(status), pid: pid}
 		if environ, err := os.ReadFile(filepath.Join(dir, e.Name(), "environ")); err == nil {
 			p.Env = strings.Split(strings.TrimSuffix(string(environ), "\x00"), "\x00")
 		} else {
@@ -48,6 +53,31 @@ func (m *Machine) processes(root string) (all []Program) {
 		all = append(all, p)
 	}
 	return all
+}
+
+// strangerOf says whose a process may be that nobody who runs this machine has started: every user and every
+// container calls a process what it likes. "" means one of root's, or of the user of this process. The owner of
+// a directory in /proc is no evidence: it is root for a process that has made itself undumpable.
+func strangerOf(status []byte) string {
+	for line := range strings.Lines(string(status)) {
+		key, value, _ := strings.Cut(line, ":")
+		ids := strings.Fields(value)
+		switch {
+		case key == "NSpid" && len(ids) > 1:
+			return "in a container"
+		case key == "Uid":
+			for _, id := range ids { // the first is that of the user who has called a set-user-ID program so
+				if id == "0" || id == strconv.Itoa(os.Geteuid()) {
+					continue
+				}
+				if u, err := user.LookupId(id); err == nil {
+					id = u.Username
+				}
+				return "of the user " + id
+			}
+		}
+	}
+	return ""
 }
 
 // called returns the program that a command line means, and its arguments. The binary of kthwd
