@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -132,6 +133,22 @@ func TestReadWaitsForNobody(t *testing.T) {
 	}
 }
 
+// A drop-in may be masked below another root, too, and the unit stays.
+func TestMaskedDropIn(t *testing.T) {
+	root := unpack(t, "testdata/values.txtar")
+	dir := filepath.Join(root, "etc/systemd/system/kube-scheduler.service.d")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(os.DevNull, filepath.Join(dir, "10.conf")); err != nil {
+		t.Fatal(err)
+	}
+	m := Read(t.Context(), Options{Root: root})
+	if got := only(m.Programs, "kube-scheduler"); len(got) != 1 {
+		t.Errorf("got %v, want the unit; %v", got, m.Notes)
+	}
+}
+
 // --from=running is the word of the administrator that the processes are the cluster's.
 func TestStrangersByWord(t *testing.T) {
 	m := Read(t.Context(), Options{Root: unpack(t, "testdata/strangers.txtar"), From: []string{FromRunning}})
@@ -213,8 +230,49 @@ func FuzzUnit(f *testing.F) {
 	})
 }
 
+// What systemd's own reader makes of such files: 30-systemd-environment-d-generator prints it.
+func TestEnvironmentAsSystemd(t *testing.T) {
+	const text = `ARGS=--a="b c" 'd e' --f=g\\ h "" "open
+WORD="last one"
+export EXPORTED=1
+TWO="a" "b"
+TAIL="a" b 'c'
+MID=a"b c"d
+SPACE=  x y  ` + `
+NL="line1
+line2"
+CONT=a \
+ b
+  INDENT = v
+; comment
+# comment \
+AFTER=1
+SQ='a\b"c'
+DQ="a\b\"c\\d"
+ESC=a\nb\"c
+Q="x"#y
+no assignment
+LAST=1`
+	want := []string{
+		`ARGS=--a="b c" 'd e' --f=g\ h "" "open`, "WORD=last one", "TWO=ab", "TAIL=ab 'c'", `MID=a"b c"d`, "SPACE=x y", "NL=line1\nline2", "CONT=a  b", "INDENT=v",
+		`SQ=a\b"c`, `DQ=a\b"c\d`, `ESC=anb"c`, "Q=x#y", "LAST=1",
+	}
+	if got := parseEnvironment([]byte(text)); !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// A value becomes as many words as it has, without their quotes.
+func TestSplitValue(t *testing.T) {
+	got := splitValue(` --a="b c" 'd e' --f=g\ h "" "open`)
+	if want := []string{"--a=b c", "d e", "--f=g h", "", "open"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
 func FuzzEnvironment(f *testing.F) {
 	f.Add([]byte("A=1\n# c\nexport B='x y' \\\n z\nC=\"a\\\"b\"\n"))
+	f.Add([]byte("A=\"x\ny\" z \r\n;c\\\nB='\\"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		for _, e := range parseEnvironment(data) {
 			if name, _, ok := strings.Cut(e, "="); !ok || !isName(name) {

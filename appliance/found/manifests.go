@@ -57,8 +57,9 @@ type pod struct {
 			Args    []string `yaml:"args"`
 			Image   string   `yaml:"image"`
 			Env     []struct {
-				Name  string `yaml:"name"`
-				Value string `yaml:"value"`
+				Name      string `yaml:"name"`
+				Value     string `yaml:"value"`
+				ValueFrom any    `yaml:"valueFrom"`
 			} `yaml:"env"`
 			VolumeMounts []struct {
 				Name      string `yaml:"name"`
@@ -103,9 +104,20 @@ func parseManifest(data []byte) (p Program, err error) {
 		if p.Name != "" {
 			return p, fmt.Errorf("runs %s and %s in one pod", p.Name, name)
 		}
-		p = Program{Name: name, Exe: words[0], Args: args, Kind: FromManifests, Version: imageVersion(c.Image), Mounts: map[string]string{}}
+		p = Program{Name: name, Exe: words[0], Kind: FromManifests, Version: imageVersion(c.Image), Mounts: map[string]string{}}
+		v := variables{known: map[string]string{}, foreign: map[string]bool{}}
 		for _, e := range c.Env {
-			p.Env = append(p.Env, e.Name+"="+e.Value)
+			if v.foreign[e.Name] = e.ValueFrom != nil; e.ValueFrom == nil {
+				value, _ := v.expand(e.Value) // the words that need it tell the error
+				v.known[e.Name] = value
+				p.Env = append(p.Env, e.Name+"="+value)
+			}
+		}
+		for _, a := range args {
+			if a, err = v.expand(a); err != nil {
+				return p, err
+			}
+			p.Args = append(p.Args, a)
 		}
 		for _, v := range c.VolumeMounts {
 			if path := host[v.Name]; path != "" && v.MountPath != "" {
@@ -114,6 +126,40 @@ func parseManifest(data []byte) (p Program, err error) {
 		}
 	}
 	return p, nil
+}
+
+// variables are those of a container.
+type variables struct {
+	known   map[string]string
+	foreign map[string]bool // whose values the kubelet knows
+}
+
+// expand replaces $(NAME) in a word, and $$ by one $, as the kubelet does. What is no variable stays.
+func (v variables) expand(s string) (string, error) {
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		rest := s[i:]
+		end := strings.IndexByte(rest, ')')
+		switch {
+		case strings.HasPrefix(rest, "$$"):
+			b.WriteByte('$')
+			i++
+		case strings.HasPrefix(rest, "$(") && end > 0:
+			name := rest[2:end]
+			value, known := v.known[name]
+			if v.foreign[name] {
+				return "", fmt.Errorf("takes $(%s) from the kubelet, which alone knows its value: write it in its place", name)
+			}
+			if !known {
+				value = rest[:end+1]
+			}
+			b.WriteString(value)
+			i += end
+		default:
+			b.WriteByte(s[i])
+		}
+	}
+	return b.String(), nil
 }
 
 // imageVersion returns the version in the tag of an image: etcd's 3.6.4-0 is 3.6.4.

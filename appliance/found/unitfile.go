@@ -170,8 +170,44 @@ func specifiers(s, unit string, host func() string) (string, error) {
 	return b.String(), nil
 }
 
+// splitValue takes the value of a variable apart: blanks separate words, quotes keep them together, and a
+// backslash keeps the next character as it is. A quotation mark need not be closed.
+func splitValue(s string) (words []string) {
+	var word strings.Builder
+	quote, in := byte(0), false
+	for i := 0; i < len(s); i++ {
+		c := s[i]
+		switch {
+		case c == '\\':
+			if i++; i < len(s) {
+				word.WriteByte(s[i])
+			}
+			in = true
+		case quote != 0 && c == quote:
+			quote = 0
+		case quote != 0:
+			word.WriteByte(c)
+		case c == '"' || c == '\'':
+			quote, in = c, true
+		case c == ' ' || c == '\t' || c == '\n' || c == '\r':
+			if in {
+				words = append(words, word.String())
+			}
+			word.Reset()
+			in = false
+		default:
+			word.WriteByte(c)
+			in = true
+		}
+	}
+	if in {
+		words = append(words, word.String())
+	}
+	return words
+}
+
 // expand replaces the variables of a command line: ${X} within a word, and $X as a word of its
-// own, which becomes as many words as it has.
+// own, which becomes as many words as its value has, without their quotes.
 func expand(words, env []string) (out []string) {
 	get := func(name string) string {
 		value := ""
@@ -184,7 +220,7 @@ func expand(words, env []string) (out []string) {
 	}
 	for _, w := range words {
 		if name, ok := strings.CutPrefix(w, "$"); ok && isName(name) {
-			out = append(out, strings.Fields(get(name))...)
+			out = append(out, splitValue(get(name))...)
 			continue
 		}
 		var b strings.Builder
@@ -220,54 +256,96 @@ func isName(s string) bool {
 	return s != ""
 }
 
-// parseEnvironment reads a file of EnvironmentFile=: lines NAME=VALUE, with comments, quotes
-// and continued lines (systemd.exec(5)).
+// newline and blank are the characters between lines, and within one.
+const newline, blank = "\n\r", " \t"
+
+// parseEnvironment reads a file of EnvironmentFile= as systemd does (systemd.exec(5), basic/env-file.c):
+// lines NAME=VALUE and comments, which a backslash continues. Quotes count where a value, or the next part of
+// one, begins; elsewhere they are characters of it, and $NAME in ExecStart= takes them for quotes.
 func parseEnvironment(data []byte) (env []string) {
-	line := ""
-	for raw := range bytes.Lines(data) {
-		text := strings.TrimRight(string(raw), "\r\n")
-		if line == "" {
-			text = strings.TrimLeft(text, " \t")
-			if text == "" || text[0] == '#' || text[0] == ';' {
-				continue
+	for len(data) > 0 {
+		line := data
+		if end := bytes.IndexAny(data, newline); end >= 0 {
+			line = data[:end]
+		}
+		name, _, found := bytes.Cut(line, []byte("="))
+		switch comment := bytes.TrimLeft(line, blank); {
+		case len(comment) > 0 && (comment[0] == '#' || comment[0] == ';'):
+			data = afterComment(data)
+		case !found:
+			data = data[min(len(line)+1, len(data)):]
+		default:
+			var value string
+			value, data = environmentValue(data[len(name)+1:])
+			if key := strings.Trim(string(name), blank); isName(key) {
+				env = append(env, key+"="+value)
 			}
-		}
-		if before, more := strings.CutSuffix(text, `\`); more {
-			line += before
-			continue
-		}
-		line += text
-		name, value, found := strings.Cut(strings.TrimPrefix(line, "export "), "=")
-		line = ""
-		if name = strings.TrimSpace(name); found && isName(name) {
-			env = append(env, name+"="+unquote(strings.TrimSpace(value)))
 		}
 	}
 	return env
 }
 
-// unquote removes the quotes and the backslashes of a value.
-func unquote(s string) string {
-	var b strings.Builder
-	quote := byte(0)
-	for i := 0; i < len(s); i++ {
-		c := s[i]
+// afterComment returns what follows a comment.
+func afterComment(data []byte) []byte {
+	for i := 0; i < len(data); i++ {
 		switch {
-		case quote == '\'' && c != quote:
-			b.WriteByte(c)
-		case c == '\\' && i+1 < len(s):
+		case data[i] == '\\':
 			i++
-			if quote == '"' && !strings.ContainsRune("\"\\`$", rune(s[i])) {
-				b.WriteByte('\\')
-			}
-			b.WriteByte(s[i])
-		case quote == 0 && (c == '"' || c == '\''):
-			quote = c
-		case c == quote:
-			quote = 0
-		default:
-			b.WriteByte(c)
+		case strings.IndexByte(newline, data[i]) >= 0:
+			return data[i+1:]
 		}
 	}
-	return b.String()
+	return nil
+}
+
+// environmentValue reads a value up to the end of its line, and returns what follows.
+func environmentValue(data []byte) (value string, rest []byte) {
+	var b []byte
+	part, kept := true, 0 // a part begins here; the length of b without the blanks that the end of the line cuts off
+	i := 0
+	for ; i < len(data) && strings.IndexByte(newline, data[i]) < 0; i++ {
+		switch c := data[i]; {
+		case part && (c == '"' || c == '\''):
+			var quoted []byte
+			quoted, i = quotedPart(data, i)
+			b = append(b, quoted...)
+			kept = len(b)
+		case c == '\\':
+			part = false
+			if i++; i < len(data) && strings.IndexByte(newline, data[i]) < 0 {
+				b = append(b, data[i])
+				kept = len(b)
+			}
+		case strings.IndexByte(blank, c) >= 0:
+			if !part {
+				b = append(b, c)
+			}
+		default:
+			part = false
+			b = append(b, c)
+			kept = len(b)
+		}
+	}
+	return string(b[:kept]), data[min(i+1, len(data)):]
+}
+
+// quotedPart reads the part of a value whose quotation mark is at data[begin], and returns where it ends.
+func quotedPart(data []byte, begin int) (part []byte, end int) {
+	quote := data[begin]
+	for i := begin + 1; i < len(data); i++ {
+		switch c := data[i]; {
+		case c == quote:
+			return part, i
+		case c == '\\' && quote == '"' && i+1 < len(data):
+			if i++; strings.IndexByte("\"\\`$", data[i]) < 0 && data[i] != '\n' {
+				part = append(part, '\\')
+			}
+			if data[i] != '\n' {
+				part = append(part, data[i])
+			}
+		default:
+			part = append(part, c)
+		}
+	}
+	return part, len(data)
 }

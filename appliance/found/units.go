@@ -103,6 +103,9 @@ func (u *unit) load() error {
 	paths := append([]string{u.path}, u.dropIns()...)
 	for _, path := range paths {
 		if target, err := os.Readlink(path); err == nil && filepath.IsAbs(target) { // below another root
+			if target == os.DevNull { // a drop-in that is masked
+				continue
+			}
 			path = filepath.Join(u.root, target)
 		}
 		data, err := readFile(path)
@@ -184,20 +187,34 @@ func (u *unit) environment() ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		data, err := readFile(filepath.Join(u.root, path))
-		switch {
-		case err == nil:
-			env = append(env, parseEnvironment(data)...)
-		case errors.Is(err, fs.ErrPermission):
-			return nil, advice.With(err, "run this as root")
-		case !optional:
-			return nil, advice.With(err, "the unit does not start without this file: bring it back")
+		for _, path := range u.matching(path) {
+			data, err := readFile(filepath.Join(u.root, path))
+			switch {
+			case err == nil:
+				env = append(env, parseEnvironment(data)...)
+			case errors.Is(err, fs.ErrPermission):
+				return nil, advice.With(err, "run this as root")
+			case !optional:
+				return nil, advice.With(err, "the unit does not start without this file: bring it back")
+			}
 		}
 	}
 	return slices.DeleteFunc(env, func(e string) bool {
 		name, _, _ := strings.Cut(e, "=")
 		return slices.Contains(u.unset, name) || slices.Contains(u.unset, e)
 	}), nil
+}
+
+// matching returns the files of EnvironmentFile=, which may be a pattern; the path itself, where nothing matches.
+func (u *unit) matching(path string) (all []string) {
+	names, err := fs.Glob(os.DirFS(u.root), strings.TrimPrefix(filepath.Clean(path), "/"))
+	if err != nil || len(names) == 0 {
+		return []string{path}
+	}
+	for _, name := range names {
+		all = append(all, "/"+name)
+	}
+	return all
 }
 
 // program returns the program that the unit runs; its name is "" if the unit runs none. An error
