@@ -19,6 +19,7 @@ import (
 	"kthwd/appliance/config"
 	"kthwd/appliance/datadir"
 	"kthwd/appliance/lastrun"
+	"kthwd/appliance/paths"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/status"
 	"kthwd/appliance/text"
@@ -205,10 +206,7 @@ func (t Target) Forbidden(err error) error {
 	if !ok || int(owner.Uid) == os.Geteuid() {
 		return err
 	}
-	name := "#" + strconv.Itoa(int(owner.Uid)) // sudo(8) takes numbers so
-	if u, err := user.LookupId(strconv.Itoa(int(owner.Uid))); err == nil {
-		name = u.Username
-	}
+	name := sudoName(owner.Uid)
 	return advice.With(fmt.Errorf("%s belongs to the user %s: %w", t.Dir, name, err), "run this as that user: "+t.as(name))
 }
 
@@ -314,10 +312,11 @@ func BalancerRun(socket string) (_ lastrun.Files, ok bool) {
 
 // Readable says what to do where the kubeconfig cannot be read.
 func (t Target) Readable(path string) error {
-	f, err := os.Open(path)
+	f, info, err := paths.OpenRegular(path, true)
 	switch {
 	case err == nil:
-		return f.Close()
+		defer f.Close()
+		return t.mayUse(f, info)
 	case errors.Is(err, fs.ErrPermission):
 		return t.Forbidden(err)
 	case !errors.Is(err, fs.ErrNotExist):
