@@ -133,6 +133,19 @@ func Steady(dir string) error {
 	return openToOthers(dir, fs.ModeSticky)
 }
 
+// Unshared refuses a directory whose files another user could exchange: a symbolic link, a directory of
+// another user, one that others can write to, or one in whose place others can put another. It does not
+// need to exist.
+func Unshared(dir string) error {
+	if err := NoLinks(dir); err != nil {
+		return err
+	}
+	if err := Private(dir); err != nil {
+		return err
+	}
+	return reachedSafely(dir, os.Geteuid())
+}
+
 // openToOthers leaves out directories with one of the bits unless.
 func openToOthers(dir string, unless fs.FileMode) error {
 	info, err := os.Stat(dir)

@@ -263,6 +263,57 @@ func TestWrite(t *testing.T) {
 	}
 }
 
+// A Write that fails leaves nothing: no file and no directory that it has made.
+func TestWriteFails(t *testing.T) {
+	top := t.TempDir()
+	files := []File{{"README.txt", 0o644, []byte("a")}, {"config/environment", 0o600, []byte("b")}, {"config/" + strings.Repeat("x", 300), 0o644, nil}}
+	empty := filepath.Join(top, "empty")
+	if err := os.Mkdir(empty, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{filepath.Join(top, "a", "b"), empty} {
+		if err := Write(dir, files); err == nil {
+			t.Fatal("a name of 300 characters was written")
+		}
+	}
+	if left, err := filepath.Glob(filepath.Join(top, "*", "*")); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	if _, err := os.Stat(filepath.Join(top, "a")); err == nil {
+		t.Error("a directory above is left")
+	}
+}
+
+// Units that root installs are not written where another user could exchange them.
+func TestWriteUnshared(t *testing.T) {
+	top := t.TempDir()
+	files := []File{{"README.txt", 0o644, []byte("a")}}
+	shared, link := filepath.Join(top, "shared"), filepath.Join(top, "link")
+	if err := os.Mkdir(shared, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(shared, link); err != nil {
+		t.Fatal(err)
+	}
+	harness.CheckRefusal(t, Write(link, files), "is a symbolic link", "remove it")
+	if err := os.Chmod(shared, 0o777|os.ModeSticky); err != nil {
+		t.Fatal(err)
+	}
+	harness.CheckRefusal(t, Write(shared, files), "writable by group or others", "chmod go-w")
+	if os.Geteuid() == 0 {
+		if err := os.Chmod(shared, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chown(shared, 12345, 12345); err != nil {
+			t.Fatal(err)
+		}
+		harness.CheckRefusal(t, Write(shared, files), "belongs to the user 12345", "run this as that user")
+	}
+	if entries, err := os.ReadDir(shared); err != nil || len(entries) > 0 {
+		t.Errorf("written: %v, %v", entries, err)
+	}
+}
+
 func write(t *testing.T, path string) {
 	t.Helper()
 	if err := os.WriteFile(path, []byte("{}"), 0o600); err != nil {

@@ -6,13 +6,23 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"kthwd/appliance/advice"
+	"kthwd/appliance/datadir"
 	"kthwd/appliance/durable"
 )
 
-// CheckOut refuses a directory that is not empty. One that does not exist is right.
+// CheckOut refuses a directory that is not empty, and one in which another user could exchange the
+// units that root installs. One that does not exist is right.
 func CheckOut(dir string) error {
+	path, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	if err := datadir.Unshared(path); err != nil {
+		return err
+	}
 	entries, err := os.ReadDir(dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -26,24 +36,37 @@ func CheckOut(dir string) error {
 }
 
 // Write writes the files into the directory, which it makes, with directories below it. It
-// writes nothing elsewhere. After an error the directory may hold a part of them.
-func Write(dir string, files []File) error {
+// writes nothing elsewhere, and after an error nothing is left of it.
+func Write(dir string, files []File) (err error) {
 	if err := CheckOut(dir); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	var m traces
+	defer func() {
+		if err != nil {
+			m.remove()
+		}
+	}()
+	if err := m.directory(dir); err != nil {
+		return err
+	}
+	if err := CheckOut(dir); err != nil { // somebody else may have been quicker
 		return err
 	}
 	written := map[string]bool{dir: true}
 	for _, f := range files {
 		path := filepath.Join(dir, f.Path)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			return err
-		}
-		if err := durable.Create(path, f.Data, f.Mode); err != nil {
+		if err := m.directory(filepath.Dir(path)); err != nil {
 			return err
 		}
 		written[filepath.Dir(path)] = true
+		err := durable.Create(path, f.Data, f.Mode)
+		if !errors.Is(err, fs.ErrExist) {
+			m = append(m, path)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	for d := range written {
 		if err := durable.Sync(d); err != nil {
@@ -51,4 +74,31 @@ func Write(dir string, files []File) error {
 		}
 	}
 	return nil
+}
+
+// traces are the files and directories that Write has made, in this order.
+type traces []string
+
+// directory makes a directory, and those above it.
+func (m *traces) directory(path string) error {
+	err := os.Mkdir(path, 0o755)
+	if errors.Is(err, fs.ErrNotExist) && path != filepath.Dir(path) {
+		if err := m.directory(filepath.Dir(path)); err != nil {
+			return err
+		}
+		err = os.Mkdir(path, 0o755)
+	}
+	switch info, errStat := os.Stat(path); {
+	case err == nil:
+		*m = append(*m, path)
+	case errors.Is(err, fs.ErrExist) && errStat == nil && info.IsDir():
+		err = nil
+	}
+	return err
+}
+
+func (m traces) remove() {
+	for _, path := range slices.Backward(m) {
+		_ = os.Remove(path) // the error of Write says more
+	}
 }

@@ -20,6 +20,8 @@ import (
 	"kthwd/appliance/config"
 	"kthwd/appliance/eject"
 	"kthwd/appliance/environment"
+	"kthwd/appliance/etcdfiles"
+	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
 	"kthwd/appliance/support"
 	"kthwd/appliance/text"
@@ -165,6 +167,9 @@ func (a *app) handedOver(l *config.Loader, running *support.Running) (in eject.I
 	if !l.Config.Is(config.RoleController) {
 		return in, nil
 	}
+	if err := ofThisMinor(l.Config.Controller.Layout()); err != nil && !errors.Is(err, fs.ErrPermission) {
+		return in, err
+	}
 	lines, files, err := commands.OfflineFiles(l.Config.Controller)
 	if err != nil && !errors.Is(err, fs.ErrPermission) { // Make says what to do about that
 		return in, err
@@ -183,6 +188,28 @@ func (a *app) handedOver(l *config.Loader, running *support.Running) (in eject.I
 		in.Variables = a.variablesOf(running.PID, in.Args)
 	}
 	return in, nil
+}
+
+// ofThisMinor refuses data that another minor of Kubernetes or etcd has served last. The units and README.txt
+// would name this kthwd's: older programs cannot read newer data, and newer ones open older data without a copy.
+func ofThisMinor(l pki.Layout) error {
+	r, err := etcdfiles.ReadRecord(l)
+	if err != nil || r == nil {
+		return err
+	}
+	was, now := r.Latest(), etcdfiles.Versions(cli.Version)
+	for _, p := range []struct{ program, was, is string }{{"Kubernetes", was.Kubernetes, now.Kubernetes}, {"etcd", was.Etcd, now.Etcd}} {
+		steps, known := etcdfiles.Steps(p.was, p.is)
+		if !known || steps == 0 {
+			continue
+		}
+		hint := "run eject of that kthwd, " + was.Kthwd
+		if steps > 0 {
+			hint += "; or start this one first, which copies the data before it opens them"
+		}
+		return advice.With(fmt.Errorf("%s was last run with %s %s, and this kthwd has %s: the units would be for other versions than the data", l.Dir, p.program, p.was, p.is), hint)
+	}
+	return nil
 }
 
 // variablesOf are the variables of the running kthwd that the programs need.
