@@ -30,9 +30,11 @@ import (
 	"kthwd/appliance/commands"
 	"kthwd/appliance/config"
 	"kthwd/appliance/datadir"
+	"kthwd/appliance/environment"
 	"kthwd/appliance/found"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
+	"kthwd/appliance/text"
 )
 
 // Options is what the machine does not say.
@@ -103,6 +105,7 @@ func New(ctx context.Context, m *found.Machine, o Options) *Plan {
 	p.Notes, p.Problems = m.Notes, slices.Clone(m.Problems)
 	p.read()
 	if len(p.Problems) > 0 {
+		p.apart(ctx)
 		return &p.Plan
 	}
 	p.chooseKeys()
@@ -111,11 +114,25 @@ func New(ctx context.Context, m *found.Machine, o Options) *Plan {
 	p.compare()
 	p.nginx()
 	p.stops()
-	if len(p.Problems) == 0 {
+	if p.Plan.EtcdDir != "" {
 		p.render()
 		p.check()
 	}
+	if len(p.Problems) > 0 {
+		p.File = nil
+	}
 	return &p.Plan
+}
+
+// apart checks what needs no other program than its own, so that one run names all that is in the way.
+func (p *planner) apart(ctx context.Context) {
+	if _, is := p.program[program.APIServer]; is {
+		p.kubernetesVersion(ctx)
+	}
+	if dir := p.path(program.Etcd, "data-dir"); filepath.IsAbs(dir) {
+		p.Plan.EtcdDir, p.WAL = dir, p.path(program.Etcd, "wal-dir")
+		p.backend()
+	}
 }
 
 func (p *planner) refuse(err error, hint string) {
@@ -142,6 +159,7 @@ func (p *planner) read() {
 			continue
 		}
 		p.program[prog.Name], p.args[prog.Name] = prog, args
+		p.environment(prog)
 	}
 	if servers := p.value(program.APIServer, "etcd-servers"); servers != "" && !p.ownEtcd(servers) {
 		p.refuse(fmt.Errorf("etcd is elsewhere: kube-apiserver uses %s, and kthwd's API server uses the member beside it", servers),
@@ -155,6 +173,19 @@ func (p *planner) read() {
 	if len(p.m.Missing) == 0 && has(p.args[program.Etcd], "config-file") {
 		p.refuse(fmt.Errorf("etcd reads its settings from %s, which has its own names for them", p.value(program.Etcd, "config-file")),
 			"write them as flags into etcd's command line; the names are those of etcd --help")
+	}
+}
+
+// environment names the variables of a program that its code reads. Their values may be secrets.
+func (p *planner) environment(prog found.Program) {
+	var names []string
+	for _, v := range environment.Handed(prog.Env, nil) {
+		if name, _, _ := strings.Cut(v, "="); slices.ContainsFunc(prog.Env, func(e string) bool { return strings.HasPrefix(e, name+"=") }) {
+			names = append(names, name)
+		}
+	}
+	if names = slices.Compact(names); len(names) > 0 {
+		p.note("%s, %s, has %s in its environment, and kthwd.yaml has no variables: set them where kthwd is started", prog.Name, prog.From, strings.Join(names, ", "))
 	}
 }
 
@@ -226,7 +257,7 @@ func (p *planner) chooseKeys() {
 		c.DataDir = filepath.Dir(ca)
 	}
 	p.setKey("data-dir", quote(c.DataDir))
-	text := func(name, flag, key string, into *string, absent string) {
+	word := func(name, flag, key string, into *string, absent string) {
 		v := p.value(name, flag)
 		if v == "" {
 			v = absent
@@ -241,10 +272,10 @@ func (p *planner) chooseKeys() {
 			p.setPort(key, v, name+" --"+flag, into)
 		}
 	}
-	text(program.Etcd, "name", "name", &c.Name, "default")
-	text(program.APIServer, "bind-address", "bind-address", &c.BindAddress, "0.0.0.0")
-	text(program.APIServer, "service-cluster-ip-range", "service-cluster-ip-range", &c.ServiceClusterIPRange, "10.0.0.0/24") // options.go: DefaultServiceIPCIDR
-	text(program.ControllerManager, "cluster-cidr", "cluster-cidr", &c.ClusterCIDR, "")
+	word(program.Etcd, "name", "name", &c.Name, "default")
+	word(program.APIServer, "bind-address", "bind-address", &c.BindAddress, "0.0.0.0")
+	word(program.APIServer, "service-cluster-ip-range", "service-cluster-ip-range", &c.ServiceClusterIPRange, "10.0.0.0/24") // options.go: DefaultServiceIPCIDR
+	word(program.ControllerManager, "cluster-cidr", "cluster-cidr", &c.ClusterCIDR, "")
 	port(program.APIServer, "secure-port", "secure-port", &c.SecurePort)
 	port(program.ControllerManager, "secure-port", "controller-manager-port", &c.ControllerManagerPort)
 	port(program.Scheduler, "secure-port", "scheduler-port", &c.SchedulerPort)
@@ -268,7 +299,7 @@ func (p *planner) chooseKeys() {
 	if net.ParseIP(peer) == nil {
 		peer = ""
 	}
-	text(program.APIServer, "advertise-address", "advertise-address", &c.AdvertiseAddress, peer)
+	word(program.APIServer, "advertise-address", "advertise-address", &c.AdvertiseAddress, peer)
 	if dir := p.path(program.Etcd, "data-dir"); filepath.IsAbs(dir) {
 		c.EtcdDataDir = dir
 	} else {
@@ -302,7 +333,7 @@ func (p *planner) render() {
 	for _, prog := range p.m.Programs {
 		from = append(from, prog.Name+" of "+prog.From)
 	}
-	fmt.Fprintf(&b, "# Made by kthwd adopt: %s.\n# kthwd explain shows each flag that the programs get, with its origin.\n", strings.Join(from, ", "))
+	fmt.Fprintf(&b, "# Made by kthwd adopt: %s.\n# kthwd explain shows each flag that the programs get, with its origin.\n", text.Line(strings.Join(from, ", ")))
 	for _, key := range p.order {
 		fmt.Fprintf(&b, "%s: %s\n", key, p.keys[key])
 	}
@@ -340,7 +371,13 @@ func quote(s string) string {
 func (p *planner) check() {
 	l, err := config.Parse("kthwd.yaml", p.File)
 	if err != nil {
-		p.Problems = append(p.Problems, advice.Lines(err)...)
+		for _, e := range advice.Lines(err) {
+			hint := "the plan has the flag that this comes from: change it, or name another --data-dir"
+			if problem, is := errors.AsType[*config.Problem](e); is && problem.Hint != "" {
+				hint = problem.Hint
+			}
+			p.refuse(e, hint)
+		}
 		return
 	}
 	c := l.Config.Controller
@@ -386,10 +423,10 @@ func (p *planner) nginx() {
 	for _, s := range p.m.Streams {
 		line := "kthwd --role=lb"
 		for _, l := range s.Listen {
-			line += " --listen=" + l
+			line += " --listen=" + text.ShellWord(l)
 		}
 		for _, b := range s.Backends {
-			line += " --backend=" + b
+			line += " --backend=" + text.ShellWord(b)
 		}
 		p.note("nginx, %s, is a load balancer, and can stay; in its place: %s", s.From, line)
 	}
@@ -405,14 +442,14 @@ func (p *planner) stops() {
 		p.Stop = append(p.Stop, "systemctl "+verb+" "+unit)
 	}
 	for _, prog := range slices.Backward(p.m.Programs) {
-		unit := strings.TrimSuffix(filepath.Base(prog.From), ".service")
+		unit := text.ShellWord(strings.TrimSuffix(filepath.Base(prog.From), ".service"))
 		switch {
 		case strings.HasPrefix(prog.From, "/run/systemd/transient/"), strings.HasPrefix(prog.From, "/run/systemd/generator"):
 			systemctl("stop", unit) // none of these can be disabled
 		case strings.HasSuffix(prog.From, ".service"):
 			systemctl("disable --now", unit)
 		case prog.Kind == found.FromManifests:
-			p.Stop = append(p.Stop, "mv "+prog.From+" "+filepath.Dir(filepath.Dir(prog.From))+"/")
+			p.Stop = append(p.Stop, "mv "+text.ShellWord(prog.From)+" "+filepath.Dir(filepath.Dir(prog.From))+"/")
 		default:
 			p.Stop = append(p.Stop, "kill "+strings.TrimPrefix(prog.From, "process ")+"   # "+prog.Name+"; keep it from starting again")
 		}

@@ -90,6 +90,26 @@ func TestAskVersion(t *testing.T) {
 	}
 }
 
+// Variables are named without their values, which may be secrets, and words that are no text are refused.
+func TestEnvironmentAndText(t *testing.T) {
+	m := &found.Machine{Missing: []string{program.Etcd, program.ControllerManager, program.Scheduler}, Programs: []found.Program{{
+		Name: program.APIServer, From: "process 7", Kind: found.FromRunning, Version: "v1.2.3",
+		Env: []string{"PATH=/bin", "HTTPS_PROXY=http://u:pw4711@proxy:1", "INVOCATION_ID=x"},
+	}}}
+	p := New(t.Context(), m, Options{})
+	notes := strings.Join(p.Notes, "\n")
+	if !strings.Contains(notes, "kube-apiserver, process 7, has HTTPS_PROXY in its environment") || strings.Contains(notes, "pw4711") {
+		t.Errorf("got %q", notes)
+	}
+	// What is wrong apart from the missing programs is named at once, too.
+	if !slices.ContainsFunc(p.Problems, func(err error) bool { return strings.Contains(err.Error(), "served by Kubernetes v1.2.3") }) {
+		t.Errorf("got %v, want the version, too", p.Problems)
+	}
+	if _, err := parse(program.Etcd, []string{"--name=a\xff"}); err == nil || !strings.Contains(err.Error(), "is not UTF-8") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func FuzzQuote(f *testing.F) {
 	for _, s := range []string{"", "a", "10.0.0.1", "0x1f", "yes", "true", "1e3", "- x", "a: b", "~", "#", "\"\n\t\\", "é\u2028", "a=b", "2001-01-01", "=", ".inf"} {
 		f.Add(s)

@@ -29,43 +29,50 @@ import (
 // member is an etcd member in the data.
 type member = etcdfiles.StoredMember
 
-// data checks etcd's data, without an etcd.
+// data checks the version of Kubernetes, and etcd's data without an etcd.
 func (p *planner) data(ctx context.Context) {
 	p.kubernetesVersion(ctx)
+	if dir, usable := p.backend(); usable {
+		p.member(dir)
+		p.secrets(ctx, dir)
+	}
+}
+
+// backend checks etcd's database, and returns the directory of the member in it.
+func (p *planner) backend() (dir string, usable bool) {
 	for _, r := range p.m.Running {
 		if r.Name == program.Etcd {
 			p.running(fmt.Sprintf("process %d", r.PID))
-			return
+			return "", false
 		}
 	}
 	if p.Plan.EtcdDir == "" {
-		return
+		return "", false
 	}
-	dir := filepath.Join(p.Plan.EtcdDir, "member")
+	dir = filepath.Join(p.Plan.EtcdDir, "member")
 	b, err := etcdfiles.ReadBackend(dir)
 	switch {
 	case errors.Is(err, bolterrors.ErrTimeout):
 		p.running("a process that holds " + filepath.Join(dir, "snap", "db"))
-		return
+		return "", false
 	case errors.Is(err, fs.ErrNotExist):
 		p.refuse(fmt.Errorf("%s holds no data of etcd", p.Plan.EtcdDir), "if they are on a disk that is not mounted, mount it; correct etcd's --data-dir; an empty kthwd needs no adoption")
-		return
+		return "", false
 	case errors.Is(err, fs.ErrPermission):
 		p.refuse(err, "run this as root")
-		return
+		return "", false
 	case err != nil:
 		p.Problems = append(p.Problems, etcdfiles.Unusable(p.Plan.EtcdDir, err))
-		return
+		return "", false
 	}
 	if !p.etcdVersion(b) {
-		return
+		return "", false
 	}
 	if err := etcdfiles.Check(p.Plan.EtcdDir); err != nil {
 		p.Problems = append(p.Problems, etcdfiles.Unusable(p.Plan.EtcdDir, err))
-		return
+		return "", false
 	}
-	p.member(dir)
-	p.secrets(ctx, dir)
+	return dir, true
 }
 
 func (p *planner) running(what string) {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"go.etcd.io/etcd/pkg/v3/flags"
 
@@ -31,6 +32,9 @@ func parse(name string, words []string) (args []program.Arg, err error) {
 	}
 	for i := 0; i < len(words); i++ {
 		word := words[i]
+		if !utf8.ValidString(word) {
+			return nil, fmt.Errorf("%q is not UTF-8", word)
+		}
 		text := strings.TrimPrefix(strings.TrimPrefix(word, "-"), "-")
 		if text == word || text == "" {
 			return nil, fmt.Errorf("%q is no flag", word)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"os/signal"
 	"path/filepath"
 	"slices"
@@ -85,10 +86,27 @@ func (f *adoptFlags) check() error {
 		}
 		*path = abs
 	}
+	var errs []error
 	for _, path := range []string{f.out, f.copyData} {
-		if path != "" && datadir.Exists(path) {
-			return advice.With(fmt.Errorf("%s exists, and kthwd replaces nothing", path), "name another path, or move it away")
+		if path != "" {
+			errs = append(errs, newPath(path))
 		}
+	}
+	return errors.Join(errs...)
+}
+
+// newPath refuses a path that exists, and one that cannot be made.
+func newPath(path string) error {
+	if datadir.Exists(path) {
+		return advice.With(fmt.Errorf("%s exists, and kthwd replaces nothing", path), "name another path, or move it away")
+	}
+	switch info, err := os.Stat(filepath.Dir(path)); {
+	case errors.Is(err, fs.ErrNotExist):
+		return advice.With(err, "make the directory first: mkdir -p "+text.ShellWord(filepath.Dir(path)))
+	case err != nil:
+		return err
+	case !info.IsDir():
+		return advice.With(fmt.Errorf("%s is no directory", filepath.Dir(path)), "name another path")
 	}
 	return nil
 }
@@ -113,21 +131,59 @@ func (a *app) adopt(ctx context.Context, f adoptFlags) error {
 		}
 		return nil
 	}
-	if f.copyData != "" {
-		if err := keep.CopyMember(ctx, plan.EtcdDir, plan.WAL, f.copyData); err != nil {
-			return fmt.Errorf("copy etcd's data, which are as they were: %w", err)
-		}
-	}
-	if err := durable.Create(f.out, plan.File, 0o600); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return advice.With(err, "make the directory first: mkdir -p "+text.ShellWord(filepath.Dir(f.out)))
-		}
+	if err := f.write(ctx, plan); err != nil {
 		return err
 	}
 	if f.output == "" {
 		a.nextOfAdoption(plan, f)
 	}
 	return nil
+}
+
+// write makes the files of the plan, all or none.
+func (f adoptFlags) write(ctx context.Context, plan *adoption.Plan) error {
+	if f.copyData != "" {
+		if within(f.copyData, plan.EtcdDir) || plan.WAL != "" && within(f.copyData, plan.WAL) {
+			return advice.With(cli.Usagef("--copy-data=%s is in the directory that is copied", f.copyData), "name a directory beside etcd's")
+		}
+		if err := keep.CopyMember(ctx, plan.EtcdDir, plan.WAL, f.copyData); err != nil {
+			return fmt.Errorf("copy etcd's data, which are as they were: %w", err)
+		}
+	}
+	err := durable.Create(f.out, plan.File, 0o600)
+	if errors.Is(err, fs.ErrExist) { // somebody else's
+		return errors.Join(err, f.removeCopy())
+	}
+	if err == nil {
+		err = durable.Sync(filepath.Dir(f.out))
+	}
+	if err != nil {
+		_ = os.Remove(f.out) // err says more
+		return errors.Join(err, f.removeCopy())
+	}
+	return nil
+}
+
+func (f adoptFlags) removeCopy() error {
+	if f.copyData == "" {
+		return nil
+	}
+	return os.RemoveAll(f.copyData)
+}
+
+// within reports whether a path, which need not exist, is below a directory.
+func within(path, dir string) bool {
+	for {
+		path = filepath.Dir(path)
+		one, errOne := os.Stat(path)
+		other, errOther := os.Stat(dir)
+		if errOne == nil && errOther == nil && os.SameFile(one, other) {
+			return true
+		}
+		if path == filepath.Dir(path) {
+			return false
+		}
+	}
 }
 
 func (a *app) showAdoption(plan *adoption.Plan, output string) error {
