@@ -7,6 +7,7 @@ import (
 	"time"
 
 	apiextensions "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -17,6 +18,8 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/restmapper"
+
+	"kthwd/appliance/advice"
 )
 
 const (
@@ -58,13 +61,24 @@ func (c *Client) Apply(ctx context.Context, objects []Object) error {
 			waits = nil
 		}
 		if err := c.apply(ctx, o); err != nil {
-			return fmt.Errorf("%s: %w", o, err)
+			return withHint(fmt.Errorf("%s: %w", o, err))
 		}
 		if Definitions(o) {
 			waits = append(waits, o)
 		}
 	}
 	return c.established(ctx, waits)
+}
+
+// withHint adds the way to an object that the cluster does not know how to take.
+func withHint(err error) error {
+	switch {
+	case meta.IsNoMatchError(err):
+		return advice.With(err, "the API server does not serve this kind: --crd names the file of its definition")
+	case apierrors.IsNotFound(err):
+		return advice.With(err, "objects are applied in their order: put the namespace first")
+	}
+	return err
 }
 
 func (c *Client) apply(ctx context.Context, o Object) error {
@@ -108,7 +122,7 @@ func (c *Client) established(ctx context.Context, all []Object) error {
 			return last == nil, nil
 		})
 		if err != nil {
-			return fmt.Errorf("%s: not established: %w", o, last)
+			return advice.With(fmt.Errorf("%s: not established: %w", o, last), "correct the definition; two of one group cannot have the same names")
 		}
 	}
 	if len(all) > 0 {

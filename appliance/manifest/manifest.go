@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	apiextensions "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -26,6 +27,7 @@ import (
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"sigs.k8s.io/yaml"
 
+	"kthwd/appliance/advice"
 	"kthwd/appliance/text"
 )
 
@@ -56,7 +58,7 @@ func Read(paths []string, keep func(Object) bool) (all []Object, err error) {
 	for _, path := range paths {
 		files, err := filesOf(path)
 		if err != nil {
-			errs = append(errs, err)
+			errs = append(errs, advice.With(err, "name a file, or a directory of files "+strings.Join(extensions, ", ")))
 			continue
 		}
 		before, failed := len(all), false
@@ -72,7 +74,8 @@ func Read(paths []string, keep func(Object) bool) (all []Object, err error) {
 			}
 		}
 		if len(all) == before && !failed {
-			errs = append(errs, fmt.Errorf("%s: has no object of the kind that is looked for", path))
+			errs = append(errs, advice.With(fmt.Errorf("%s: has no object of the kind that is looked for", path),
+				"--crd takes CustomResourceDefinitions, --apply all objects; of a directory the files "+strings.Join(extensions, ", ")+" are read, and none below it"))
 		}
 	}
 	return all, errors.Join(errs...)

@@ -27,6 +27,8 @@ const (
 type Unrunnable struct {
 	Name string
 	Err  error
+
+	path string // of the file that is there
 }
 
 func (u *Unrunnable) Error() string { return fmt.Sprintf("%s: %v", u.Name, u.Err) }
@@ -36,11 +38,16 @@ func (u *Unrunnable) Unwrap() error { return u.Err }
 
 // Hint implements advice: what to do about it.
 func (u *Unrunnable) Hint() string {
+	_, searched := errors.AsType[notInPath](u.Err)
 	switch {
 	case errors.Is(u.Err, fs.ErrPermission):
 		return "chmod +x makes a file executable"
 	case errors.Is(u.Err, syscall.ENOEXEC):
 		return "the first line of a script names its shell: #!/bin/sh"
+	case errors.Is(u.Err, fs.ErrNotExist) && u.path != "":
+		return "the file is there, and the shell of its first line, or the loader that it needs, is not"
+	case searched && executable(u.Name) == nil:
+		return "a command of this directory is named with it: ./" + u.Name
 	}
 	return ""
 }
@@ -58,7 +65,7 @@ func (u *Unrunnable) Code() int {
 func Find(command, path string) (string, error) {
 	if strings.Contains(command, "/") {
 		if err := executable(command); err != nil {
-			return "", &Unrunnable{command, err}
+			return "", &Unrunnable{Name: command, Err: err}
 		}
 		return command, nil
 	}
@@ -76,7 +83,7 @@ func Find(command, path string) (string, error) {
 	if errors.Is(found, fs.ErrNotExist) {
 		found = notInPath{}
 	}
-	return "", &Unrunnable{command, found}
+	return "", &Unrunnable{Name: command, Err: found}
 }
 
 // notInPath is fs.ErrNotExist in the words of a shell.
@@ -132,7 +139,7 @@ func (c Command) Run(signals <-chan os.Signal, gone <-chan struct{}) (code int, 
 		if errors.As(err, &path) {
 			err = path.Err
 		}
-		return 0, &Unrunnable{c.Args[0], err}
+		return 0, &Unrunnable{Name: c.Args[0], Err: err, path: c.Path}
 	}
 	done := make(chan struct{})
 	go func() {

@@ -157,6 +157,13 @@ func TestRefused(t *testing.T) {
 	}
 	plain := write("plain", "")
 	nameless := write("nameless.yaml", "apiVersion: v1\nkind: ConfigMap\n---\nkind: X\n")
+	lost := write("lost", "#!/no/such/shell\n")
+	if err := os.Chmod(lost, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(dir, "empty"), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	object := write("object.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: x}\n")
 	for _, c := range []struct {
 		args string
@@ -167,10 +174,14 @@ func TestRefused(t *testing.T) {
 		{"-- " + dir + "/missing", 127, []string{"no such file"}},
 		{"-- " + plain, 126, []string{"permission denied", "chmod +x"}},
 		{"-- " + dir, 126, []string{"is a directory"}},
+		{"-- " + lost, 127, []string{"no such file", "the shell of its first line"}},
 		{"true", 2, []string{"put -- before the command"}},
 		{"--ready-nodes=-1", 2, []string{"from 0 to 100"}},
 		{"--ready-nodes=101 --crd=/nowhere --apply=" + nameless, 2, []string{"from 0 to 100", "/nowhere", "nameless.yaml:1: ConfigMap without metadata.name", "nameless.yaml:2: an object without apiVersion and kind"}},
-		{"--crd=" + object, 2, []string{"has no object of the kind"}},
+		{"--ready-nodes=many", 2, []string{"--ready-nodes"}},
+		{"--crd=" + object, 2, []string{"has no object of the kind", "hint: --crd takes CustomResourceDefinitions"}},
+		{"--apply=/nonexistent -- true", 2, []string{"/nonexistent: no such file", "hint: name a file, or a directory of files .yaml"}},
+		{"--apply=" + dir + "/empty", 2, []string{"has no object of the kind", "none below it"}},
 		{"--apply=" + write("bad.yaml", "a: b: c\n"), 2, []string{"bad.yaml:1: "}},
 		{"--apply=" + write("twice.yaml", "apiVersion: v1\nkind: ConfigMap\nkind: Secret\n"), 2, []string{"twice.yaml:1: ", "kind"}},
 	} {
@@ -347,14 +358,21 @@ items:
 	if got := strings.Join(strings.Fields(r.stdout.String()), " "); got != "app big default small" {
 		t.Errorf("got %q", got)
 	}
-	bad := filepath.Join(dir, "bad.yaml")
-	if err := os.WriteFile(bad, []byte("{apiVersion: example.com/v1, kind: Box, metadata: {name: none}, spec: {size: 0}}\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	r = start(t, "", "--crd=testdata/envtest/crds", "--apply="+bad, "--", "touch", filepath.Join(dir, "ran"))
-	r.ends(t, 1)
-	if !strings.Contains(r.stderr.String(), "bad.yaml:1: Box none: ") {
-		t.Errorf("got %q, want the place", r.stderr.String())
+	// What the cluster refuses ends the run with the place, and with the way where there is one.
+	for _, tt := range []struct{ args, text, want string }{
+		{"--crd=testdata/envtest/crds", "{apiVersion: example.com/v1, kind: Box, metadata: {name: none}, spec: {size: 0}}", "bad.yaml:1: Box none: "},
+		{"", "{apiVersion: example.com/v1, kind: Box, metadata: {name: none}, spec: {size: 1}}", "hint: the API server does not serve this kind: --crd names"},
+		{"", "{apiVersion: v1, kind: ConfigMap, metadata: {name: none, namespace: nowhere}}", "put the namespace first"},
+	} {
+		bad := filepath.Join(dir, "bad.yaml")
+		if err := os.WriteFile(bad, []byte(tt.text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		r = start(t, "", append(strings.Fields(tt.args), "--apply="+bad, "--", "touch", filepath.Join(dir, "ran"))...)
+		r.ends(t, 1)
+		if !strings.Contains(r.stderr.String(), tt.want) {
+			t.Errorf("got %q, want %q", r.stderr.String(), tt.want)
+		}
 	}
 	if _, err := os.Stat(filepath.Join(dir, "ran")); err == nil {
 		t.Error("the command ran")
