@@ -71,7 +71,7 @@ func (p *plant) thereAndBack(ctx context.Context, t *testing.T, c *kthwtest.Cont
 	again := filepath.Join(q.root, "kthwd.yaml")
 	away = kthwtest.WatchAway(t, p.admin)
 	q.stopAll()
-	out, errs, code := q.adopt(t, "--was="+kubernetesVersion(t), "--out="+again)
+	out, errs, code := q.adopt(t, "--was="+kubernetesVersion(t), "--data-dir="+p.data, "--out="+again)
 	if code != 0 {
 		t.Fatalf("adopted again: got exit code %d\n%s\n%s", code, out, errs)
 	}

@@ -20,6 +20,8 @@ import (
 	"testing"
 	"time"
 
+	"k8s.io/client-go/tools/clientcmd"
+
 	"kthwd/appliance/pki"
 	"kthwd/test/kthwtest"
 )
@@ -97,6 +99,14 @@ func newKubeadm(t *testing.T) *plant {
 		}
 		put(to, data)
 	}
+	for _, name := range []string{"crt", "key"} { // kubeadm has a pair of its own for the API server
+		put("pki/apiserver-etcd-client."+name, contents(t, filepath.Join(etc, "pki/etcd/server."+name)))
+	}
+	admin, err := clientcmd.BuildConfigFromFlags("", made.Kubeconfig(pki.NameSuperAdmin))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.admin = admin
 	cert, key := serverOnly(t, made.CA(), made.CAKey())
 	put("pki/apiserver.crt", cert)
 	put("pki/apiserver.key", key)
@@ -132,7 +142,8 @@ func (p *plant) pods(t *testing.T, etc string) {
 		},
 		"kube-apiserver": {
 			"--advertise-address=127.0.0.1", "--bind-address=127.0.0.1", "--allow-privileged=true", "--authorization-mode=Node,RBAC", "--client-ca-file=" + pki + "ca.crt", "--enable-admission-plugins=NodeRestriction",
-			"--enable-bootstrap-token-auth=true", "--etcd-servers=" + at(p.ports.EtcdClient), "--kubelet-client-certificate=" + pki + "apiserver-kubelet-client.crt", "--kubelet-client-key=" + pki + "apiserver-kubelet-client.key",
+			"--enable-bootstrap-token-auth=true", "--endpoint-reconciler-type=none", // on loopback
+			"--etcd-cafile=" + pki + "etcd/ca.crt", "--etcd-certfile=" + pki + "apiserver-etcd-client.crt", "--etcd-keyfile=" + pki + "apiserver-etcd-client.key", "--etcd-servers=" + at(p.ports.EtcdClient), "--kubelet-client-certificate=" + pki + "apiserver-kubelet-client.crt", "--kubelet-client-key=" + pki + "apiserver-kubelet-client.key",
 			"--proxy-client-cert-file=" + pki + "front-proxy-client.crt", "--proxy-client-key-file=" + pki + "front-proxy-client.key", "--requestheader-allowed-names=front-proxy-client",
 			"--requestheader-client-ca-file=" + pki + "front-proxy-ca.crt", "--secure-port=" + strconv.Itoa(p.ports.Secure), "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
 			"--service-account-key-file=" + pki + "sa.pub", "--service-account-signing-key-file=" + pki + "sa.key", "--service-cluster-ip-range=10.96.0.0/12",
@@ -167,23 +178,27 @@ func quoted(words []string) (all []string) {
 	return all
 }
 
-// kubeadm's static pods become a kthwd that uses kubeadm's files where they lie.
+// kubeadm's static pods become a kthwd that uses kubeadm's files where they lie, with every object, key and
+// token, which units of kthwd eject take over, and another kthwd from them.
 func TestKubeadm(t *testing.T) {
 	kthwtest.Turn(t, 1)
+	ctx := t.Context()
 	p := newKubeadm(t)
 	inContainer := strings.NewReplacer("/etc/kubernetes", filepath.Join(p.root, "kubernetes"), "/var/lib/etcd", p.etcd)
 	onMachine := map[string][]string{}
-	for _, w := range p.words["etcd"] {
-		onMachine["etcd"] = append(onMachine["etcd"], inContainer.Replace(w))
-	}
-	p.words = onMachine
 	if err := os.MkdirAll(filepath.Join(p.root, "usr/local/bin"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Symlink(kthwtest.Binary(t), p.exe("etcd")); err != nil {
-		t.Fatal(err)
+	for _, name := range names {
+		for _, w := range p.words[name] {
+			onMachine[name] = append(onMachine[name], inContainer.Replace(w))
+		}
+		if err := os.Symlink(kthwtest.Binary(t), p.exe(name)); err != nil {
+			t.Fatal(err)
+		}
 	}
-	p.start(t, "etcd")
+	p.words = onMachine
+	token := write(ctx, t, p.startAll(ctx, t))
 	kthwtest.WaitFor(t, "etcd", kthwtest.Soon, func() error {
 		for _, says := range []string{"ready to serve client requests", "cluster version is updated"} { // until then the data have no version
 			if !strings.Contains(p.logs["etcd"].String(), says) {
@@ -192,7 +207,8 @@ func TestKubeadm(t *testing.T) {
 		}
 		return nil
 	})
-	p.stop("etcd")
+	before := objects(ctx, t, p.admin)
+	p.stopAll()
 	file := filepath.Join(p.root, "kthwd.yaml")
 	out, errs, code := p.adopt(t, "--data-dir="+p.data, "--out="+file)
 	if code != 0 || !strings.Contains(out, "mv /etc/kubernetes/manifests/etcd.yaml /etc/kubernetes/") {
@@ -201,6 +217,7 @@ func TestKubeadm(t *testing.T) {
 	t.Log(out)
 	c := kthwtest.Start(t, kthwtest.Options{Dir: p.data, File: file, Ports: &p.ports})
 	c.Kubectl(t, "get", "namespaces")
+	p.compare(ctx, t, before, token)
 	for _, name := range []string{"ca.pem", "service-account-key.pem", "etcd-ca.pem"} {
 		if _, err := os.Stat(filepath.Join(p.data, name)); err == nil {
 			t.Errorf("kthwd made %s, which kubeadm has", name)
@@ -215,4 +232,5 @@ func TestKubeadm(t *testing.T) {
 	if err != nil || cert.VerifyHostname("node") != nil || cert.VerifyHostname("10.96.0.1") != nil {
 		t.Errorf("kubernetes.pem: %v, names %v, want those of apiserver.crt", err, cert.DNSNames)
 	}
+	halt(t, p.thereAndBack(ctx, t, c, before, token))
 }
