@@ -265,7 +265,7 @@ func TestProbe(t *testing.T) {
 			addr: func(t *testing.T) netip.AddrPort { return serveHTTP(t, good, endless(500, "[+]more ok\n")) }},
 		{name: "500 with a line without end", kind: KindNotReady, err: "500 Internal",
 			addr: func(t *testing.T) netip.AddrPort { return serveHTTP(t, good, endless(500, "[-]more")) }},
-		{name: "500 and the rest does not come", kind: KindNotReady, err: "[-]etcd failed",
+		{name: "500 and the rest does not come", kind: KindNotReady, err: "[-]etcd failed", timeout: later,
 			addr: func(t *testing.T) netip.AddrPort {
 				return serveTLS(t, good, true, "HTTP/1.1 500 No\r\nContent-Length: 900\r\n\r\n[+]ping ok\n[-]etcd failed: x\n")
 			}},

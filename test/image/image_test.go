@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -29,19 +30,36 @@ func lacks(t *testing.T, what string) {
 	t.Skipf("lacks %s", what)
 }
 
-// tool builds packaging/image, which is a module of its own.
+// toolDir is where the tests find the program that tool builds. TestMain makes it.
+var toolDir string
+
+func TestMain(m *testing.M) {
+	var err error
+	if toolDir, err = os.MkdirTemp("", "kthwd-image"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	os.RemoveAll(toolDir)
+	os.Exit(code)
+}
+
+var buildTool = sync.OnceValues(func() ([]byte, error) {
+	cmd := exec.Command("go", "build", "-o", filepath.Join(toolDir, "image"), ".")
+	cmd.Dir = filepath.Join(kthwtest.Root(), "packaging", "image")
+	return cmd.CombinedOutput()
+})
+
+// tool builds packaging/image, which is a module of its own, once for all tests.
 func tool(t *testing.T) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "image")
-	cmd := exec.Command("go", "build", "-o", path, ".")
-	cmd.Dir = filepath.Join(kthwtest.Root(), "packaging", "image")
-	if out, err := cmd.CombinedOutput(); err != nil {
+	if out, err := buildTool(); err != nil {
 		if bytes.Contains(out, []byte("dial tcp")) || bytes.Contains(out, []byte("module lookup disabled")) {
 			lacks(t, "the modules of packaging/image")
 		}
 		t.Fatalf("build packaging/image: %v\n%s", err, out)
 	}
-	return path
+	return filepath.Join(toolDir, "image")
 }
 
 // makeImage makes an archive of binaries, each ARCHITECTURE=FILE.

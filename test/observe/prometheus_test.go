@@ -50,7 +50,7 @@ func TestRules(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	unit := []string{"kthwd.rules.test.yml", "kthwd.rules.hours.test.yml"}
+	unit := []string{"kthwd.rules.test.yml", "kthwd.rules.hours.test.yml", "kthwd.rules.days.test.yml"}
 	var tests strings.Builder
 	for _, file := range unit {
 		data, err := os.ReadFile(filepath.Join(packaging, "prometheus", file))
