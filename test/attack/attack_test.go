@@ -45,8 +45,24 @@ func start(t *testing.T, o kthwtest.Options) *cluster {
 	if o.Address == "" {
 		o.Address = here
 	}
-	c := &cluster{Controller: kthwtest.Start(t, o)}
-	c.ca = readCA(t, c.Dir, "ca")
+	return clusterOf(t, kthwtest.Start(t, o))
+}
+
+// shared is for the attacks that leave nothing behind when they are refused.
+var shared = kthwtest.Shared{Tests: 5}
+
+// use returns a controller that tests share, but one of its own where each attack succeeds.
+func use(t *testing.T) *cluster {
+	t.Helper()
+	if reviewed {
+		return start(t, kthwtest.Options{})
+	}
+	return clusterOf(t, shared.Use(t, kthwtest.Options{Address: here}))
+}
+
+func clusterOf(t *testing.T, controller *kthwtest.Controller) *cluster {
+	t.Helper()
+	c := &cluster{Controller: controller, ca: readCA(t, controller.Dir, "ca")}
 	if !reviewed {
 		c.etcdCA = readCA(t, c.Dir, "etcd-ca")
 	}

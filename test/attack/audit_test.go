@@ -130,7 +130,7 @@ func TestAnonymousSeesProbesOnly(t *testing.T) {
 		"/version": http.StatusUnauthorized, "/api": http.StatusUnauthorized, "/apis": http.StatusUnauthorized, "/metrics": http.StatusUnauthorized,
 		"/livez/ping": http.StatusUnauthorized, "/api/v1/namespaces/default/configmaps/livez": http.StatusUnauthorized, "//livez": http.StatusUnauthorized,
 	}
-	c := start(t, kthwtest.Options{})
+	c := use(t)
 	for path, want := range paths {
 		if code, body, err := c.ask(t.Context(), tls.Certificate{}, http.MethodGet, c.Ports.Secure, path, nil); err != nil || code != want {
 			t.Errorf("%s: got %d %.100q, %v; want %d", path, code, body, err, want)

@@ -40,7 +40,7 @@ var rangeAll = []byte(fmt.Sprintf(`{"key":%q,"range_end":%q,"count_only":true}`,
 // hand) on etcd's two ports. etcd answers only controllers, by its own CA.
 func TestEtcdAnswersControllersOnly(t *testing.T) {
 	t.Parallel()
-	c := start(t, kthwtest.Options{})
+	c := use(t)
 	node := t.TempDir()
 	if code, out := kthwd(t, "pki", "node", "w1", workersAddress, "--data-dir="+c.Dir, "--config=", "--server=https://10.77.0.1:6443", "--output-dir="+node); code != 0 {
 		t.Fatalf("kthwd pki node: exit code %d\n%s", code, out)
@@ -112,7 +112,7 @@ func TestEtcdAnswersControllersOnly(t *testing.T) {
 // that takes them. The forger knows the IDs of the cluster and of the member.
 func TestForgedRaftMessages(t *testing.T) {
 	t.Parallel()
-	c := start(t, kthwtest.Options{})
+	c := use(t)
 	members, err := c.Etcd(t).MemberList(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -337,7 +337,7 @@ func certOf(t *testing.T, kubeconfig string) tls.Certificate {
 // approves it.
 func TestControllersNameIsNotSigned(t *testing.T) {
 	t.Parallel()
-	c := start(t, kthwtest.Options{})
+	c := use(t)
 	if _, err := c.approve(t, "kubernetes"); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "belongs to the cluster's controllers") {
 		t.Errorf("a certificate for the common name kubernetes: got %v, want it forbidden", err)
 	}

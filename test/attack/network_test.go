@@ -50,7 +50,7 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 	}
-	os.Exit(m.Run())
+	os.Exit(shared.Run(m))
 }
 
 // runOnOwnNetwork runs these tests in a new network, which ends with them.

@@ -26,7 +26,7 @@ import (
 // the same key. Somebody who knows the user's name can neither come in nor put the blame on it.
 func TestRevokedUser(t *testing.T) {
 	t.Parallel()
-	c := start(t, kthwtest.Options{})
+	c := use(t)
 	code, out := kthwd(t, "kubeconfig", "create", "jane", "--out=-", "--data-dir="+c.Dir, "--config=")
 	config, err := clientcmd.RESTConfigFromKubeConfig([]byte(out))
 	if code != 0 || err != nil {

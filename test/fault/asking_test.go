@@ -2,10 +2,25 @@ package fault
 
 import (
 	"context"
+	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 )
+
+// shares reports whether tests of other packages run at the same time, as in make test. The
+// end-to-end tests and the soaks have the processors for themselves.
+var shares = os.Getenv("KTHWD_E2E")+os.Getenv("KTHWD_SOAK")+os.Getenv("KTHWD_KILLS") == ""
+
+// breathe is the pause of a client that asks all the time while something changes. Without one
+// it takes the processors from what it watches and from other tests. The end-to-end tests count
+// the requests of a second, and have none.
+func breathe(ctx context.Context) {
+	if shares {
+		pause(ctx, 25*time.Millisecond)
+	}
+}
 
 // asking repeats requests, each kind beside the others, until it is checked or the test ends.
 type asking struct {
@@ -21,7 +36,7 @@ func startAsking(t *testing.T, requests ...func(context.Context) error) *asking 
 	var all sync.WaitGroup
 	for _, request := range requests {
 		all.Go(func() {
-			for ctx.Err() == nil {
+			for ; ctx.Err() == nil; breathe(ctx) {
 				err := request(ctx)
 				if ctx.Err() != nil {
 					return

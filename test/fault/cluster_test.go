@@ -1,6 +1,7 @@
 package fault
 
 import (
+	"cmp"
 	"crypto"
 	"crypto/x509"
 	"encoding/pem"
@@ -28,6 +29,7 @@ type made struct {
 	env    []string          // of each controller
 	binary string            // of each controller that starts; empty: this kthwd
 	homes  []string          // the working directory of each controller; nil for the test's
+	owner  *testing.T        // with which all processes end; nil for the test that starts one
 }
 
 func madeAddress(i int) string { return fmt.Sprintf("127.0.71.%d", i+1) }
@@ -75,7 +77,7 @@ func (m *made) start(t *testing.T, i int) *kthwtest.Controller {
 		}
 	}
 	o.File = filepath.Join(o.Dir, "kthwd.yaml")
-	return kthwtest.Start(t, o)
+	return kthwtest.Start(cmp.Or(m.owner, t), o)
 }
 
 // Two commands per machine make a cluster, in whatever order they are given, and
@@ -135,6 +137,40 @@ func (m *made) startAll(t *testing.T) (all [3]*kthwtest.Controller) {
 		c.WaitReady(t)
 	}
 	return all
+}
+
+// allUp starts those that have ended, and returns when all are ready.
+func (m *made) allUp(t *testing.T, all *[3]*kthwtest.Controller) {
+	t.Helper()
+	for i, c := range all {
+		if c.Exited() {
+			all[i] = m.start(t, i)
+		}
+	}
+	for _, c := range all {
+		c.WaitReady(t)
+	}
+}
+
+// TestOfThree is what three controllers share: no part needs the one before it, and each begins with
+// all of them up.
+func TestOfThree(t *testing.T) {
+	kthwtest.LongTurn(t, 3)
+	m := makeCluster(t)
+	m.owner = t
+	all := m.startAll(t)
+	for _, part := range []struct {
+		name string
+		run  func(*testing.T, *made, *[3]*kthwtest.Controller)
+	}{
+		{"EtcdVerbs", etcdVerbs}, {"RollingRestartAmongExits", rollingRestartAmongExits}, {"ClusterStatus", clusterStatusOfThree},
+		{"MemberRemove", memberRemove}, // the last one: two members are removed for good
+	} {
+		t.Run(part.name, func(t *testing.T) {
+			m.allUp(t, &all)
+			part.run(t, m, &all)
+		})
+	}
 }
 
 // refusesOthersFiles starts the controller with keys of its own in place of the

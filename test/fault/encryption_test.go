@@ -110,6 +110,7 @@ func startBusy(t *testing.T, clients ...kubernetes.Interface) *busy {
 		wait.Go(func() {
 			secrets := client.CoreV1().Secrets("default")
 			for i := 0; ctx.Err() == nil; i++ {
+				breathe(ctx)
 				name := fmt.Sprintf("busy-%d-%d", n, i%20)
 				s, err := secrets.Get(ctx, name, metav1.GetOptions{})
 				switch {

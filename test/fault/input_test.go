@@ -93,8 +93,7 @@ func TestPortInUse(t *testing.T) {
 
 // The same for all ports at once: each is named.
 func TestAllPortsInUse(t *testing.T) {
-	kthwtest.Turn(t, 1)
-	c := kthwtest.Start(t, kthwtest.Options{})
+	c := use(t)
 	dir := filepath.Join(t.TempDir(), "data")
 	o := attempt{dir: dir, ports: c.Ports}.run(t)
 	problems, hints := o.errorLines()
@@ -104,8 +103,7 @@ func TestAllPortsInUse(t *testing.T) {
 }
 
 func TestSecondOnTheSameDirectory(t *testing.T) {
-	kthwtest.Turn(t, 1)
-	c := kthwtest.Start(t, kthwtest.Options{})
+	c := use(t)
 	o := attempt{dir: c.Dir, ports: kthwtest.FreePorts(t, "127.0.0.1")}.run(t)
 	o.check(t, 1, "stop that one first", c.Dir+" is in use by another kthwd", fmt.Sprintf("process %d", c.Cmd.Process.Pid))
 	if r, err := c.Status(); err != nil || !r.Ready {

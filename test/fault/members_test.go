@@ -73,10 +73,7 @@ func lists(t *testing.T, c *kthwtest.Controller, want ...string) {
 
 // Controllers leave the cluster for good, the leader too, and what would cost the
 // others their quorum is refused. One that comes back is told how.
-func TestMemberRemove(t *testing.T) {
-	kthwtest.Turn(t, 3)
-	m := makeCluster(t)
-	all := m.startAll(t)
+func memberRemove(t *testing.T, m *made, all *[3]*kthwtest.Controller) {
 	lists(t, all[0], "c0 voter up", "c1 voter up", "c2 voter up")
 	refuses(t, all[0], []string{"member", "remove", "c0"}, "error: c0 is this controller itself", "hint: run this on another one: c1, c2")
 	refuses(t, all[0], []string{"member", "remove", "c7"}, `error: there is no member "c7"`, "hint: members: c0, c1, c2")

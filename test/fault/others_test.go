@@ -52,10 +52,7 @@ func words(t *testing.T, c *kthwtest.Controller) (all map[string]string, code in
 
 // Every controller knows the state of the others, also of one that is killed, and without
 // a quorum. Nobody but a controller is told.
-func TestClusterStatus(t *testing.T) {
-	kthwtest.Turn(t, 3)
-	m := makeCluster(t)
-	all := m.startAll(t)
+func clusterStatusOfThree(t *testing.T, m *made, all *[3]*kthwtest.Controller) {
 	await := func(c *kthwtest.Controller, want map[string]string, code int) {
 		t.Helper()
 		kthwtest.WaitFor(t, fmt.Sprint("the cluster to be ", want), soon, func() error {

@@ -228,7 +228,7 @@ func unbroken(t *testing.T, c *kthwtest.Controller) {
 
 // Every certificate of a controller is renewed, and all of the first ones end: no request fails, no watch is cut, nothing begins again.
 func TestRenewalUnderLoad(t *testing.T) {
-	kthwtest.Turn(t, 1)
+	kthwtest.LongTurn(t, 1)
 	c := kthwtest.Start(t, kthwtest.Options{Env: shortLived(shortLife)})
 	made := time.Now() // all of the first ones, at the latest
 	config := lasting(t, c.Dir, fmt.Sprintf("https://127.0.0.1:%d", c.Ports.Secure))

@@ -113,7 +113,7 @@ func startRereaders(t *testing.T, all ...*kthwtest.Controller) *rereaders {
 		name := fmt.Sprintf("rereader-%d", i)
 		account(t, issuers[i], name)
 		wait.Go(func() {
-			for ctx.Err() == nil {
+			for ; ctx.Err() == nil; breathe(ctx) {
 				token, err := newToken(ctx, issuers[i], name)
 				if err != nil {
 					continue

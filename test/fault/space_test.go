@@ -178,7 +178,7 @@ func etcdStatusOf(t *testing.T, c *kthwtest.Controller) (s etcdspace.Status) {
 // balancer: no write fails, no lease is lost, and the status knows why a member does not
 // answer. The same on one controller is the measure.
 func TestSpaceOfThree(t *testing.T) {
-	endToEnd(t, "TestEtcdVerbs is in make test")
+	endToEnd(t, "TestOfThree is in make test")
 	kthwtest.Turn(t, 4)
 	const keep = 48 // MiB in use
 	m := makeCluster(t)
@@ -244,10 +244,7 @@ func TestSpaceOfThree(t *testing.T) {
 }
 
 // kthwd etcd status, snapshot and move-leader, with all members and with one gone.
-func TestEtcdVerbs(t *testing.T) {
-	kthwtest.Turn(t, 3)
-	m := makeCluster(t)
-	all := m.startAll(t)
+func etcdVerbs(t *testing.T, m *made, all *[3]*kthwtest.Controller) {
 	s := etcdStatusOf(t, all[0])
 	if len(s.Members) != 3 || s.Leader == "" {
 		t.Fatalf("got %+v", s)
@@ -298,7 +295,7 @@ func TestEtcdVerbs(t *testing.T) {
 
 // A run that is killed at any of its steps, or whose member is, is continued by the next one.
 func TestSpaceKilled(t *testing.T) {
-	endToEnd(t, "TestEtcdVerbs is in make test")
+	endToEnd(t, "TestOfThree is in make test")
 	kthwtest.LongTurn(t, 3)
 	m := makeCluster(t)
 	all := m.startAll(t)
@@ -376,7 +373,7 @@ func killAt(t *testing.T, cmd *exec.Cmd, step string, nth int) {
 // Three members with the alarm about the quota: one run says what has filled them, and
 // makes the cluster writable again.
 func TestSpaceFullOnThree(t *testing.T) {
-	endToEnd(t, "TestEtcdVerbs is in make test")
+	endToEnd(t, "TestOfThree is in make test")
 	kthwtest.Turn(t, 3)
 	m := makeCluster(t)
 	m.args = []string{fmt.Sprintf("--etcd-arg=quota-backend-bytes=%d", 48<<20)}

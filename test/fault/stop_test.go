@@ -176,6 +176,7 @@ func TestPortsOutliveTheAPIServer(t *testing.T) {
 	c.Signal(t, syscall.SIGTERM)
 	asked := 0
 	for ; !c.Exited(); asked++ {
+		breathe(t.Context())
 		for name, port := range map[string]int{kcm: c.Ports.ControllerManager, sched: c.Ports.Scheduler} {
 			code, body, err := ask(transport, url(port, "/healthz"))
 			// The API server is asked afterwards: it was there when the port was asked.

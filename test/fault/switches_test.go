@@ -232,10 +232,7 @@ func (w *steadyWriter) stop(t *testing.T) int {
 
 // While kube-controller-manager exits wherever it leads, three controllers are restarted one
 // after the other. The quorum stays, and no other process ends.
-func TestRollingRestartAmongExits(t *testing.T) {
-	kthwtest.Turn(t, 3)
-	m := makeCluster(t)
-	all := m.startAll(t)
+func rollingRestartAmongExits(t *testing.T, m *made, all *[3]*kthwtest.Controller) {
 	cause := deadWebhook("refuses-tokens", tokens, admissionv1.Create)
 	on := false
 	flip(t, ownClient(t, all[0]), cause, &on)

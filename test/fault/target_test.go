@@ -1,6 +1,7 @@
 package fault
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -16,8 +17,7 @@ import (
 // TestVerbsFindTheController: a verb without --data-dir is about the controller that answers
 // at the metrics address, wherever its directory is.
 func TestVerbsFindTheController(t *testing.T) {
-	kthwtest.Turn(t, 1)
-	c := kthwtest.Start(t, kthwtest.Options{})
+	c := use(t)
 	alone := fmt.Sprintf("metrics-address: 127.0.0.1:%d\n", c.Ports.Metrics)
 	t.Run("alone", func(t *testing.T) { verbsFind(t, c, alone) })
 	// Of a load balancer only its socket counts here, which is there until another one replaces it.
@@ -69,12 +69,12 @@ func TestVerbsFindAnothersController(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root can run a verb as another user")
 	}
-	kthwtest.Turn(t, 1)
-	c := kthwtest.Start(t, kthwtest.Options{})
+	c := use(t)
 	binary := filepath.Join(t.TempDir(), "kthwd")
-	data, err := os.ReadFile(kthwtest.Binary(t))
-	if err == nil {
-		err = os.WriteFile(binary, data, 0o755)
+	err := os.Link(kthwtest.Binary(t), binary)
+	if err != nil { // on another file system
+		data, errRead := os.ReadFile(kthwtest.Binary(t))
+		err = errors.Join(errRead, os.WriteFile(binary, data, 0o755))
 	}
 	file := filepath.Join(filepath.Dir(binary), "kthwd.yaml")
 	if err == nil {

@@ -25,7 +25,7 @@
 //
 // A cause outside must not end or hang the process:
 //
-//	S1  a webhook refuses tokens of service accounts        TestExitEndsOneTerm; beside TestExitEndsOneTerm "refusingPolicy", TestPanicEndsOneTerm "horizontalpodautoscaler" "job", TestSoakSwitches, TestRollingRestartAmongExits, TestWebhooks
+//	S1  a webhook refuses tokens of service accounts        TestExitEndsOneTerm; beside TestExitEndsOneTerm "refusingPolicy", TestPanicEndsOneTerm "horizontalpodautoscaler" "job", TestSoakSwitches, TestOfThree "RollingRestartAmongExits", TestWebhooks
 //	S2  a host name of 64 characters                        TestStopWithALongHostName; beside TestStopWhileLeasesAreRefused, TestStopWhileStarting, TestStopOnFullDisk, TestStopBesideStreams
 //	S3  HTTPS_PROXY on two controllers                      TestProxyOfTheEnvironment; beside TestProxyOfTheEnvironment "KUBERNETES_SERVICE_HOST" "KUBECONFIG" "ETCD_DATA_DIR" "verbsWithoutProxy", TestClients
 //	S4  authorization-config excludes a flag of kthwd's     TestFlagsGiveWay; beside TestFlagsGiveWay "audit-log-path-", TestFlagsThatExcludeEachOther, TestRefusedStartWritesNothing "a flag that kthwd relies on"

@@ -170,6 +170,17 @@ type Controller struct {
 // test ends, and its log is shown when the test failed.
 func Start(t testing.TB, o Options) *Controller {
 	t.Helper()
+	c := run(t, o)
+	t.Cleanup(func() { c.cleanup(t) })
+	if !o.NoWait {
+		c.WaitReady(t)
+	}
+	return c
+}
+
+// run runs a controller that nobody stops.
+func run(t testing.TB, o Options) *Controller {
+	t.Helper()
 	c := &Controller{Dir: o.Dir, Address: o.Address, Log: &Log{}, plain: o.Plain, file: o.File, exited: make(chan struct{})}
 	if c.Dir == "" && o.Plain {
 		c.Dir = config.Default().Controller.DataDir
@@ -202,10 +213,6 @@ func Start(t testing.TB, o Options) *Controller {
 		c.err = c.Cmd.Wait()
 		close(c.exited)
 	}()
-	t.Cleanup(func() { c.cleanup(t) })
-	if !o.NoWait {
-		c.WaitReady(t)
-	}
 	return c
 }
 
@@ -239,22 +246,30 @@ func (c *Controller) Args() []string {
 }
 
 func (c *Controller) cleanup(t testing.TB) {
+	if err := c.end(); err != nil {
+		t.Error(err)
+	}
+	if t.Failed() {
+		t.Logf("log of kthwd in %s:\n%s", c.Dir, c.Log.Tail(200))
+	}
+}
+
+// end stops the process if it runs, and returns what is wrong with its end and its log.
+func (c *Controller) end() (err error) {
 	if !c.Exited() {
 		_ = c.Cmd.Process.Signal(syscall.SIGTERM)
 		select {
 		case <-c.exited:
 		case <-time.After(2 * time.Minute):
-			t.Errorf("kthwd did not stop within 2 minutes of SIGTERM")
+			err = errors.New("kthwd did not stop within 2 minutes of SIGTERM")
 			_ = c.Cmd.Process.Kill()
 			<-c.exited
 		}
 	}
 	if n := c.Log.UnloggedLines(); n > 0 {
-		t.Errorf("%d lines of kthwd's log are not its own", n)
+		err = errors.Join(err, fmt.Errorf("%d lines of kthwd's log are not its own", n))
 	}
-	if t.Failed() {
-		t.Logf("log of kthwd in %s:\n%s", c.Dir, c.Log.Tail(200))
-	}
+	return err
 }
 
 // Signal sends a signal to the process.
