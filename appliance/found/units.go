@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"kthwd/appliance/advice"
+	"kthwd/appliance/found/unitfile"
 )
 
 // searchPath are systemd's directories of units, where systemd itself does not answer; an earlier
@@ -112,7 +113,7 @@ func (u *unit) load() error {
 		if err != nil {
 			return err
 		}
-		for _, o := range parseUnit(data) {
+		for _, o := range unitfile.Parse(data) {
 			if o.Section == "Service" {
 				if err := u.set(o); err != nil {
 					return fmt.Errorf("%s: %w", path, err)
@@ -145,7 +146,7 @@ func (u *unit) dropIns() (paths []string) {
 }
 
 // set applies one line. An empty value takes back all earlier ones.
-func (u *unit) set(o option) error {
+func (u *unit) set(o unitfile.Option) error {
 	list := map[string]*[]string{"ExecStart": &u.starts, "Environment": &u.env, "EnvironmentFile": &u.envFiles, "UnsetEnvironment": &u.unset}[o.Key]
 	switch {
 	case list == nil:
@@ -154,11 +155,11 @@ func (u *unit) set(o option) error {
 	case o.Key == "ExecStart" || o.Key == "EnvironmentFile":
 		*list = append(*list, o.Value)
 	default:
-		value, err := specifiers(o.Value, u.name, u.host)
+		value, err := unitfile.Specifiers(o.Value, u.name, u.host)
 		if err != nil {
 			return err
 		}
-		words, err := splitWords(value)
+		words, err := unitfile.Words(value)
 		if err != nil {
 			return fmt.Errorf("%s=: %w", o.Key, err)
 		}
@@ -183,7 +184,7 @@ func (u *unit) environment() ([]string, error) {
 	env := slices.Clone(u.env)
 	for _, file := range u.envFiles {
 		path, optional := strings.CutPrefix(file, "-")
-		path, err := specifiers(strings.Trim(path, `"'`), u.name, u.host)
+		path, err := unitfile.Specifiers(strings.Trim(path, `"'`), u.name, u.host)
 		if err != nil {
 			return nil, err
 		}
@@ -191,7 +192,7 @@ func (u *unit) environment() ([]string, error) {
 			data, err := readFile(filepath.Join(u.root, path))
 			switch {
 			case err == nil:
-				env = append(env, parseEnvironment(data)...)
+				env = append(env, unitfile.Environment(data)...)
 			case errors.Is(err, fs.ErrPermission):
 				return nil, advice.With(err, "run this as root")
 			case !optional:
@@ -231,11 +232,11 @@ func (u *unit) program() (p Program, err error) {
 		return wrong(fmt.Errorf("has %d lines ExecStart=, and the program needs one", len(u.starts)),
 			"give each program a unit of its own; an empty ExecStart= in a drop-in takes back the earlier ones")
 	}
-	line, err := specifiers(u.starts[0], u.name, u.host)
+	line, err := unitfile.Specifiers(u.starts[0], u.name, u.host)
 	if err != nil {
 		return wrong(err, "write the value in its place")
 	}
-	words, err := splitWords(line)
+	words, err := unitfile.Words(line)
 	if err != nil {
 		return wrong(fmt.Errorf("ExecStart=: %w", err), "correct the line")
 	}
@@ -256,7 +257,7 @@ func (u *unit) program() (p Program, err error) {
 	prefix := words[0][:len(words[0])-len(strings.TrimLeft(words[0], "-@:+!|"))]
 	words[0] = strings.TrimPrefix(words[0], prefix)
 	if !strings.Contains(prefix, ":") {
-		words = expand(words, env)
+		words = unitfile.Expand(words, env)
 	}
 	if len(words) == 0 {
 		return empty()
@@ -277,7 +278,7 @@ func (u *unit) program() (p Program, err error) {
 // mentions returns the program that the unit is about, by its command lines or else its name.
 func (u *unit) mentions() string {
 	for _, start := range u.starts {
-		words, err := splitWords(start)
+		words, err := unitfile.Words(start)
 		if err != nil || len(words) == 0 {
 			words = strings.Fields(start)
 		}

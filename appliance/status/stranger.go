@@ -37,28 +37,39 @@ func (s *Stranger) Sentence() string {
 // belongs to one of the users.
 func believing(users []int) *http.Transport {
 	return &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-		_, port, err := net.SplitHostPort(addr)
-		if err != nil {
-			return nil, err
-		}
-		n, err := strconv.Atoi(port)
-		if err != nil {
-			return nil, err
-		}
-		before, err := listening.On(n)
-		if err != nil {
-			return nil, err
-		}
-		conn, err := new(net.Dialer).DialContext(ctx, network, addr)
-		if err != nil {
-			return nil, err
-		}
-		if err := believe(conn, before, users); err != nil {
-			conn.Close()
-			return nil, err
-		}
-		return conn, nil
+		return dialBelieved(ctx, network, addr, users, listening.On)
 	}}
+}
+
+// dialBelieved connects to one of the users. It tries whether anybody listens first: on has to read about
+// every connection of the machine, a tenth of the time of a completion.
+func dialBelieved(ctx context.Context, network, addr string, users []int, on func(port int) ([]listening.Socket, error)) (net.Conn, error) {
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, err
+	}
+	n, err := strconv.Atoi(port)
+	if err != nil {
+		return nil, err
+	}
+	trial, err := new(net.Dialer).DialContext(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	trial.Close()
+	before, err := on(n)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := new(net.Dialer).DialContext(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	if err := believe(conn, before, users); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return conn, nil
 }
 
 // believe checks which user has accepted conn. The sockets that listened before the connection

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"kthwd/appliance/listening"
@@ -34,6 +35,19 @@ func TestStrangerIsNotBelieved(t *testing.T) {
 	c.Owners = nil
 	if _, err := c.Status(t.Context()); err != nil {
 		t.Errorf("a server that the user named: %v", err)
+	}
+}
+
+// Where nobody listens, nothing else is looked at: a completion of the shell would wait for it.
+func TestNobodyListens(t *testing.T) {
+	s := httptest.NewServer(nil)
+	s.Close()
+	_, err := dialBelieved(t.Context(), "tcp", s.Listener.Addr().String(), nil, func(int) ([]listening.Socket, error) {
+		t.Error("all connections of the machine were read")
+		return nil, nil
+	})
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("got %v, want a connection that is refused", err)
 	}
 }
 

@@ -559,4 +559,23 @@ func (p *plant) copies(t *testing.T) {
 	if _, errs, code := p.adopt(t, "--was="+kubernetesVersion(t), "--out="+file); code != 1 || !strings.Contains(errs, "kthwd replaces nothing") {
 		t.Errorf("over an existing file: got exit code %d, %s", code, errs)
 	}
+	// Both are made, or none of them.
+	for _, tt := range []struct {
+		out, copy, want string
+		code            int
+	}{
+		{filepath.Join(dir, strings.Repeat("x", 300)), filepath.Join(dir, "none"), "name too long", 1},
+		{filepath.Join(dir, "none.yaml"), filepath.Join(p.etcd, "member", "none"), "in the directory that is copied", 2},
+		{filepath.Join(dir, "none", "none.yaml"), filepath.Join(dir, "none"), "mkdir -p " + filepath.Join(dir, "none"), 1},
+	} {
+		_, errs, code := p.adopt(t, "--was="+kubernetesVersion(t), "--out="+tt.out, "--copy-data="+tt.copy)
+		if code != tt.code || !strings.Contains(errs, tt.want) {
+			t.Errorf("--out=%.60s --copy-data=%s: got exit code %d, %s, want %d and %q", tt.out, tt.copy, code, errs, tt.code, tt.want)
+		}
+		for _, path := range []string{tt.out, tt.copy} {
+			if _, err := os.Lstat(path); err == nil {
+				t.Errorf("%.60s is left", path)
+			}
+		}
+	}
 }

@@ -1,4 +1,13 @@
-package found
+// Package unitfile reads the syntax of systemd's files: units (systemd.syntax(7)), the words of their settings
+// with quotes, escapes, specifiers and variables, and files of EnvironmentFile=.
+//
+//	for _, o := range unitfile.Parse(data) {
+//		words, err := unitfile.Words(o.Value)
+//	}
+//
+// It reads no file and knows no setting: a caller expands specifiers before it takes a value apart, and
+// variables after that.
+package unitfile
 
 import (
 	"bytes"
@@ -8,13 +17,13 @@ import (
 	"unicode/utf8"
 )
 
-// option is one line of a unit file.
-type option struct{ Section, Key, Value string }
+// Option is one line of a unit file, in its section.
+type Option struct{ Section, Key, Value string }
 
-// parseUnit reads a unit file as systemd does (systemd.syntax(7)). go-systemd's reader is no
+// Parse reads a unit file as systemd does (systemd.syntax(7)). go-systemd's reader is no
 // replacement: it refuses a comment within a continued line, a line of more than 2048 bytes
 // and CRLF, all of which systemd reads.
-func parseUnit(data []byte) (all []option) {
+func Parse(data []byte) (all []Option) {
 	section, line, continued := "", "", false
 	for raw := range bytes.Lines(bytes.TrimPrefix(data, []byte("\ufeff"))) {
 		text := strings.TrimRight(string(raw), "\r\n")
@@ -43,21 +52,21 @@ func parseUnit(data []byte) (all []option) {
 	return all
 }
 
-func parseLine(section, line string, all []option) (string, []option) {
+func parseLine(section, line string, all []Option) (string, []Option) {
 	line = strings.TrimSpace(line)
 	if name, ok := strings.CutPrefix(line, "["); ok {
 		return strings.TrimSuffix(name, "]"), all
 	}
 	key, value, found := strings.Cut(line, "=")
 	if found && section != "" {
-		all = append(all, option{section, strings.TrimSpace(key), strings.TrimSpace(value)})
+		all = append(all, Option{section, strings.TrimSpace(key), strings.TrimSpace(value)})
 	}
 	return section, all
 }
 
-// splitWords takes a value apart as systemd does for ExecStart= and Environment=: blanks
+// Words takes a value apart as systemd does for ExecStart= and Environment=: blanks
 // separate words, quotes keep them together, and a backslash begins an escape.
-func splitWords(s string) (words []string, err error) {
+func Words(s string) (words []string, err error) {
 	var word strings.Builder
 	quote, in := byte(0), false
 	for i := 0; i < len(s); i++ {
@@ -133,9 +142,9 @@ func unescape(s string) (decoded string, n int) {
 	return string(rune(v)), begin + digits
 }
 
-// specifiers replaces what begins with % (systemd.unit(5), "Specifiers"). unit is the name of
+// Specifiers replaces what begins with % (systemd.unit(5), "Specifiers"). unit is the name of
 // the file.
-func specifiers(s, unit string, host func() string) (string, error) {
+func Specifiers(s, unit string, host func() string) (string, error) {
 	if !strings.Contains(s, "%") {
 		return s, nil
 	}
@@ -206,9 +215,9 @@ func splitValue(s string) (words []string) {
 	return words
 }
 
-// expand replaces the variables of a command line: ${X} within a word, and $X as a word of its
+// Expand replaces the variables of a command line: ${X} within a word, and $X as a word of its
 // own, which becomes as many words as its value has, without their quotes.
-func expand(words, env []string) (out []string) {
+func Expand(words, env []string) (out []string) {
 	get := func(name string) string {
 		value := ""
 		for _, e := range env {
@@ -259,10 +268,10 @@ func isName(s string) bool {
 // newline and blank are the characters between lines, and within one.
 const newline, blank = "\n\r", " \t"
 
-// parseEnvironment reads a file of EnvironmentFile= as systemd does (systemd.exec(5), basic/env-file.c):
+// Environment reads a file of EnvironmentFile= as systemd does (systemd.exec(5), basic/env-file.c):
 // lines NAME=VALUE and comments, which a backslash continues. Quotes count where a value, or the next part of
 // one, begins; elsewhere they are characters of it, and $NAME in ExecStart= takes them for quotes.
-func parseEnvironment(data []byte) (env []string) {
+func Environment(data []byte) (env []string) {
 	for len(data) > 0 {
 		line := data
 		if end := bytes.IndexAny(data, newline); end >= 0 {
