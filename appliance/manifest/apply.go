@@ -119,8 +119,12 @@ func (c *Client) established(ctx context.Context, all []Object) error {
 		last := errors.New("the API server has not looked at it yet")
 		err := wait.PollUntilContextTimeout(ctx, poll, patience, true, func(ctx context.Context) (bool, error) {
 			last = c.served(ctx, o, last)
-			return last == nil, nil
+			_, never := errors.AsType[refusedNames](last)
+			return last == nil || never, nil
 		})
+		if err == nil {
+			err = last
+		}
 		if err != nil {
 			return advice.With(fmt.Errorf("%s: not established: %w", o, last), "correct the definition; two of one group cannot have the same names")
 		}
@@ -130,6 +134,11 @@ func (c *Client) established(ctx context.Context, all []Object) error {
 	}
 	return nil
 }
+
+// refusedNames is why a definition cannot be established while the others are as they are.
+type refusedNames string
+
+func (r refusedNames) Error() string { return string(r) }
 
 // served reports why a definition's kind cannot be used yet. before is the reason of the
 // last time.
@@ -145,6 +154,8 @@ func (c *Client) served(ctx context.Context, o Object, before error) error {
 	ready := false
 	for _, condition := range crd.Status.Conditions {
 		switch {
+		case condition.Type == apiextensions.NamesAccepted && condition.Status == apiextensions.ConditionFalse:
+			return refusedNames(condition.Message)
 		case condition.Type == apiextensions.Established && condition.Status == apiextensions.ConditionTrue:
 			ready = true
 		case condition.Type != apiextensions.NonStructuralSchema && condition.Status == apiextensions.ConditionFalse && condition.Message != "":

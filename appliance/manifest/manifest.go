@@ -151,7 +151,10 @@ func decodeDocument(place string, document []byte) ([]Object, error) {
 		return nil, nil // only comments
 	}
 	u := &unstructured.Unstructured{}
-	if err := u.UnmarshalJSON(data); err != nil {
+	switch err := u.UnmarshalJSON(data); {
+	case runtime.IsMissingKind(err) || runtime.IsMissingVersion(err): // it has the whole document in it, which may hold secrets
+		return nil, errNoKind
+	case err != nil:
 		return nil, err
 	}
 	if !u.IsList() {
@@ -166,11 +169,13 @@ func decodeDocument(place string, document []byte) ([]Object, error) {
 	return all, err
 }
 
+var errNoKind = errors.New("an object without apiVersion and kind")
+
 // named refuses an object that cannot be applied.
 func named(o Object) ([]Object, error) {
 	switch {
 	case o.GetKind() == "" || o.GetAPIVersion() == "":
-		return nil, errors.New("an object without apiVersion and kind")
+		return nil, errNoKind
 	case o.GetName() == "":
 		return nil, fmt.Errorf("%s without metadata.name", o.GetKind())
 	}

@@ -45,6 +45,20 @@ func TestRead(t *testing.T) {
 	}
 }
 
+// What is no object may be a file of secrets, of which no error shows anything.
+func TestReadQuotesNothing(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "values.yaml")
+	for _, text := range []string{"password: s3cret\n", "kind: List\napiVersion: v1\nitems: [{password: s3cret}]\n", "- s3cret\n", "s3cret\n"} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := Read([]string{file}, All)
+		if err == nil || strings.Contains(err.Error(), "s3cret") || !strings.Contains(err.Error(), "values.yaml:1: ") {
+			t.Errorf("%q: got %v, want its place alone", text, err)
+		}
+	}
+}
+
 func TestReadNamesAllProblems(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "bad.yaml")

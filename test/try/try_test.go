@@ -359,7 +359,9 @@ items:
 		t.Errorf("got %q", got)
 	}
 	// What the cluster refuses ends the run with the place, and with the way where there is one.
+	box := "{apiVersion: apiextensions.k8s.io/v1, kind: CustomResourceDefinition, metadata: {name: NAME.example.com}, spec: {group: example.com, names: {plural: NAME, kind: Crate}, scope: Namespaced, versions: [{name: v1, served: true, storage: true, schema: {openAPIV3Schema: {type: object}}}]}}"
 	for _, tt := range []struct{ args, text, want string }{
+		{"", strings.ReplaceAll(box, "NAME", "crates") + "\n---\n" + strings.ReplaceAll(box, "NAME", "cases"), "is already in use"},
 		{"--crd=testdata/envtest/crds", "{apiVersion: example.com/v1, kind: Box, metadata: {name: none}, spec: {size: 0}}", "bad.yaml:1: Box none: "},
 		{"", "{apiVersion: example.com/v1, kind: Box, metadata: {name: none}, spec: {size: 1}}", "hint: the API server does not serve this kind: --crd names"},
 		{"", "{apiVersion: v1, kind: ConfigMap, metadata: {name: none, namespace: nowhere}}", "put the namespace first"},
