@@ -49,6 +49,9 @@ func (s *Shared) Use(t *testing.T, o Options) *Controller {
 	if s.c == nil {
 		t.Fatal("the controller that tests share has not become ready in another test")
 	}
+	if s.c.Exited() {
+		t.Fatalf("the controller that tests share has ended in another test:\n%s", s.c.Log.Tail(60))
+	}
 	t.Cleanup(func() { s.endOf(t) })
 	return s.c
 }
