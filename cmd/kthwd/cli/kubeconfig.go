@@ -12,10 +12,21 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"kthwd/appliance/advice"
+	"kthwd/appliance/paths"
 )
 
 // mostKubeconfig is far more than a kubeconfig needs.
 const mostKubeconfig = 1 << 20
+
+// MayUse is an error for a kubeconfig that this process must not use, and for one that it cannot read.
+func (t Target) MayUse(path string) error {
+	f, info, err := paths.OpenRegular(path, true)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return t.mayUse(f, info)
+}
 
 // mayUse refuses the kubeconfig of another user that names a command or a file of a token: a client
 // would execute the one and send the other as the user of this process, which may be root.

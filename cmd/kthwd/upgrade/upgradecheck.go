@@ -220,7 +220,7 @@ func (a *app) inputOfRunning(ctx context.Context, c cli.Target, layout pki.Layou
 		}
 		in.Stored, in.StoredErr = upgradecheck.ReadStored(ctx, etcd, cmp.Or(program.Value(args, "etcd-prefix"), "/registry"))
 	}
-	api, err := upgradecheck.NewAPI(layout.Kubeconfig(pki.NameAdmin), localServer(args))
+	api, err := adminAPI(c, layout, args)
 	if err != nil {
 		in.CRDsErr, in.AskedErr = err, err
 		return
@@ -228,6 +228,15 @@ func (a *app) inputOfRunning(ctx context.Context, c cli.Target, layout pki.Layou
 	defer api.Close()
 	in.CRDs, in.CRDsErr = api.CRDs(ctx)
 	in.Asked, in.AskedErr = api.Asked(ctx)
+}
+
+// adminAPI asks the API server that has the flags args as the admin of the data directory.
+func adminAPI(c cli.Target, layout pki.Layout, args []program.Arg) (*upgradecheck.API, error) {
+	kubeconfig := layout.Kubeconfig(pki.NameAdmin)
+	if err := c.MayUse(kubeconfig); err != nil {
+		return nil, err
+	}
+	return upgradecheck.NewAPI(kubeconfig, localServer(args))
 }
 
 // localServer is the URL of the API server that has the flags args.
