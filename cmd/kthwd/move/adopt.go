@@ -186,18 +186,25 @@ func within(path, dir string) bool {
 	}
 }
 
+// adoptionProblem is in the way of an adoption.
+type adoptionProblem struct {
+	Problem string `json:"problem"`
+	Hint    string `json:"hint,omitempty"`
+}
+
 func (a *app) showAdoption(plan *adoption.Plan, output string) error {
 	if output == "" {
 		return adoption.Text(a.Out, plan)
 	}
-	problems := []string{}
+	problems := []adoptionProblem{}
 	for _, p := range plan.Problems {
-		problems = append(problems, p.Error())
+		hint, _ := advice.Of(p)
+		problems = append(problems, adoptionProblem{p.Error(), hint})
 	}
 	return cli.WriteJSON(a.Out, struct {
 		*adoption.Plan
-		Problems []string `json:"problems"`
-		File     string   `json:"kthwdYAML"`
+		Problems []adoptionProblem `json:"problems"`
+		File     string            `json:"kthwdYAML"`
 	}{plan, problems, string(plan.File)})
 }
 
