@@ -55,8 +55,8 @@ func (m *Machine) processes(root string) (all []Program) {
 	return all
 }
 
-// strangerOf says whose a process may be that nobody who runs this machine has started: every user and every
-// container calls a process what it likes. "" means one of root's, or of the user of this process. The owner of
+// strangerOf names the user or container that may have started a process in place of an administrator: every
+// user and every container names its processes as it likes. "" means one of root's, or of the user of this process. The owner of
 // a directory in /proc is no evidence: it is root for a process that has made itself undumpable.
 func strangerOf(status []byte) string {
 	for line := range strings.Lines(string(status)) {
@@ -66,7 +66,7 @@ func strangerOf(status []byte) string {
 		case key == "NSpid" && len(ids) > 1:
 			return "in a container"
 		case key == "Uid":
-			for _, id := range ids { // the first is that of the user who has called a set-user-ID program so
+			for _, id := range ids { // the first is the user that has started a set-user-ID program
 				if id == "0" || id == strconv.Itoa(os.Geteuid()) {
 					continue
 				}

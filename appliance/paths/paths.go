@@ -3,7 +3,7 @@
 // Problem says why a path cannot be one of kthwd's settings. Plain tells whether a path
 // may stand in a URL and in a list with commas as it is; etcd and its client take their
 // socket in both. RemoveSocket makes room for a listener, and never removes anything but
-// a socket. Written finds who else could have written a file that is about to be executed.
+// a socket. Written finds the place at which another user could have written a file that is about to be executed.
 //
 // The package imports nothing of kthwd. Package text quotes a path for a shell.
 package paths

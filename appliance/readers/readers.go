@@ -1,5 +1,5 @@
-// Package readers holds back the end of etcd until those have ended who read its database in this
-// process.
+// Package readers holds back the end of etcd until the readers of its database in this process have
+// ended.
 //
 //	r := readers.New()
 //	member.OnClose(r.Stop)

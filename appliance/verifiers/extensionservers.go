@@ -1,5 +1,5 @@
-// Package verifiers finds those who verify the API server by a CA that is replaced: the kubelets of
-// all nodes, and extension API servers. It takes a CA out of what extension API servers read it
+// Package verifiers finds the servers that verify the API server by a CA that is replaced: the
+// kubelets of all nodes, and extension API servers. It takes a CA out of what extension API servers read it
 // from, once no API server has it any longer.
 package verifiers
 

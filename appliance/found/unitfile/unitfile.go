@@ -67,22 +67,32 @@ func parseLine(section, line string, all []Option) (string, []Option) {
 // Words takes a value apart as systemd does for ExecStart= and Environment=: blanks
 // separate words, quotes keep them together, and a backslash begins an escape.
 func Words(s string) (words []string, err error) {
+	words, open := split(s, unescape)
+	if open != 0 {
+		return nil, fmt.Errorf("a quotation mark %c is not closed", open)
+	}
+	return words, nil
+}
+
+// split returns the words, and the quotation mark that is not closed, or 0. escape reads the escape at the
+// beginning of its argument, and returns how long it is.
+func split(s string, escape func(string) (decoded string, length int)) (words []string, open byte) {
 	var word strings.Builder
-	quote, in := byte(0), false
+	in := false
 	for i := 0; i < len(s); i++ {
 		c := s[i]
 		switch {
 		case c == '\\':
-			decoded, n := unescape(s[i:])
+			decoded, n := escape(s[i:])
 			word.WriteString(decoded)
 			in = true
 			i += n - 1
-		case quote != 0 && c == quote:
-			quote = 0
-		case quote != 0:
+		case open != 0 && c == open:
+			open = 0
+		case open != 0:
 			word.WriteByte(c)
 		case c == '"' || c == '\'':
-			quote, in = c, true
+			open, in = c, true
 		case c == ' ' || c == '\t' || c == '\n' || c == '\r':
 			if in {
 				words = append(words, word.String())
@@ -94,13 +104,10 @@ func Words(s string) (words []string, err error) {
 			in = true
 		}
 	}
-	if quote != 0 {
-		return nil, fmt.Errorf("a quotation mark %c is not closed", quote)
-	}
 	if in {
 		words = append(words, word.String())
 	}
-	return words, nil
+	return words, open
 }
 
 var simpleEscapes = map[byte]string{
@@ -179,39 +186,10 @@ func Specifiers(s, unit string, host func() string) (string, error) {
 	return b.String(), nil
 }
 
-// splitValue takes the value of a variable apart: blanks separate words, quotes keep them together, and a
-// backslash keeps the next character as it is. A quotation mark need not be closed.
+// splitValue takes the value of a variable apart as Words does, but a backslash keeps the next character as
+// it is, and a quotation mark need not be closed.
 func splitValue(s string) (words []string) {
-	var word strings.Builder
-	quote, in := byte(0), false
-	for i := 0; i < len(s); i++ {
-		c := s[i]
-		switch {
-		case c == '\\':
-			if i++; i < len(s) {
-				word.WriteByte(s[i])
-			}
-			in = true
-		case quote != 0 && c == quote:
-			quote = 0
-		case quote != 0:
-			word.WriteByte(c)
-		case c == '"' || c == '\'':
-			quote, in = c, true
-		case c == ' ' || c == '\t' || c == '\n' || c == '\r':
-			if in {
-				words = append(words, word.String())
-			}
-			word.Reset()
-			in = false
-		default:
-			word.WriteByte(c)
-			in = true
-		}
-	}
-	if in {
-		words = append(words, word.String())
-	}
+	words, _ = split(s, func(s string) (string, int) { return s[1:min(2, len(s))], min(2, len(s)) })
 	return words
 }
 

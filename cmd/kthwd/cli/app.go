@@ -1,5 +1,5 @@
-// Package cli has what all verbs of kthwd share: who runs it and where its words go, which kthwd a
-// verb asks and why there is no answer, the errors and the hints beside them.
+// Package cli has what all verbs of kthwd share: one run of the program and where its words go, the
+// kthwd that a verb asks and why there is no answer, the errors and the hints beside them.
 package cli
 
 import (

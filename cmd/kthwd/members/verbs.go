@@ -1,4 +1,4 @@
-// Package members has the verbs of those who belong to a cluster: controllers (kthwd member, kthwd join),
+// Package members has the verbs about the parts of a cluster: controllers (kthwd member, kthwd join),
 // workers (kthwd node) and users (kthwd kubeconfig).
 package members
 
