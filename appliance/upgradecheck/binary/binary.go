@@ -110,8 +110,6 @@ func (b *Binary) examine(asRoot bool) error {
 		return err
 	case !info.Mode().IsRegular():
 		return advice.With(fmt.Errorf("%s is no file", b.Path), name)
-	case unix.Access(b.Path, unix.X_OK) != nil:
-		return advice.With(fmt.Errorf("%s is not executable", b.Path), "chmod +x "+text.ShellWord(b.Path))
 	}
 	if err := checkProgram(b.Path); err != nil {
 		return err
@@ -128,7 +126,8 @@ func (b *Binary) examine(asRoot bool) error {
 // machines are the architectures for which kthwd is built.
 var machines = map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64}
 
-// checkProgram refuses a file that is no kthwd of this machine's architecture.
+// checkProgram refuses a file that is no kthwd of this machine's architecture. Only a program
+// of this machine is told that it is not executable: chmod makes no program of a text.
 func checkProgram(path string) error {
 	f, err := elf.Open(path)
 	var form *elf.FormatError
@@ -141,6 +140,9 @@ func checkProgram(path string) error {
 	defer f.Close()
 	if want, known := machines[runtime.GOARCH]; known && f.Machine != want {
 		return advice.With(fmt.Errorf("%s is for another architecture, %s; this machine is %s", path, strings.TrimPrefix(f.Machine.String(), "EM_"), runtime.GOARCH), "get the kthwd for "+runtime.GOARCH)
+	}
+	if unix.Access(path, unix.X_OK) != nil {
+		return advice.With(fmt.Errorf("%s is not executable", path), "chmod +x "+text.ShellWord(path))
 	}
 	built, err := buildinfo.ReadFile(path)
 	if err != nil || !strings.HasSuffix(strings.TrimSuffix(built.Path, ".test"), "/cmd/kthwd") {

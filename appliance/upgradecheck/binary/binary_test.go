@@ -49,6 +49,7 @@ func TestExamine(t *testing.T) {
 		{"missing", filepath.Join(t.TempDir(), "none"), "does not exist", "--binary"},
 		{"a directory", t.TempDir(), "is no file", "--binary"},
 		{"not executable", program(t, 0o644), "is not executable", "chmod +x"},
+		{"a text that is not executable", file(t, []byte("kthwd\n"), 0o644), "is no kthwd: it is no program for Linux", "--binary"},
 		{"empty", file(t, nil, 0o755), "is no kthwd", "--binary"},
 		{"a script", file(t, []byte("#!/bin/sh\ntouch executed\n"), 0o755), "is no kthwd: it is no program for Linux", "--binary"},
 		{"a truncated program", file(t, []byte("\x7fELF\x02\x01\x01"), 0o755), "is no kthwd", "--binary"},
