@@ -2,6 +2,8 @@
 // for, the shortest verb too: some 800 packages of Kubernetes, etcd and kubectl fill tables
 // before main begins. It imports little, so that Go initialises it before them.
 //
+// The process runs on one core until its main function begins, see oneCore.
+//
 // The garbage collector does not run until the heap has 32 MiB: otherwise it would run four or
 // five times, for a quarter of the CPU time of kthwd version, and find little to free. The
 // next collection, or Over, puts back the usual setting. GOGC in the environment replaces this.
@@ -35,6 +37,7 @@ const restful = 800
 var usual = sync.OnceFunc(func() {})
 
 func init() {
+	oneCore()
 	if os.Getenv("GOGC") == "" {
 		before := debug.SetGCPercent(restful)
 		usual = sync.OnceFunc(func() { debug.SetGCPercent(before) })

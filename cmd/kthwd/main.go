@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"kthwd/appliance/byname"
+	"kthwd/appliance/early"
 	"kthwd/appliance/logging"
 	"kthwd/appliance/names"
 	"kthwd/appliance/upstream"
@@ -40,6 +41,7 @@ func newApp(out, err io.Writer) *app {
 }
 
 func main() {
+	early.Main()
 	// These programs end the process themselves, and some only so: as their own mains do, this one
 	// has nothing else to do by then. NOTIFY_SOCKET and LISTEN_FDS stay theirs.
 	if call := names.Of(os.Args); call.Name != "" {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -134,15 +135,27 @@ kubectl run p --image=none --restart=Never
 kubectl get --raw /readyz
 kubectl get serviceaccount -n default -o name | sort
 stat -c %a "$KUBECONFIG"
+grep -h ^Cpus_allowed_list: /proc/self/status /proc/$PPID/task/*/status | sort -u
 exit 3`, "sh", "a b", "c")
 	r.ends(t, 3)
-	want := "from standard input\nargs: a b c\nproxy: http://127.0.0.1:1\npod/p created\nokserviceaccount/default\nserviceaccount/x\n600\n"
+	want := "from standard input\nargs: a b c\nproxy: http://127.0.0.1:1\npod/p created\nokserviceaccount/default\nserviceaccount/x\n600\n" + cores(t)
 	if got := r.stdout.String(); got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	if got := r.stderr.String(); got != "" {
 		t.Errorf("kthwd wrote %q", got)
 	}
+}
+
+// cores is the line of proc_pid_status(5) with the cores that this test may use. kthwd is on one of
+// them while its packages are initialised (appliance/early), and no longer.
+func cores(t *testing.T) string {
+	t.Helper()
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(regexp.MustCompile(`(?m)^Cpus_allowed_list:.*\n`).Find(status))
 }
 
 // TestRefused ends before anything is started.
