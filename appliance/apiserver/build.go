@@ -94,7 +94,7 @@ func (a *Server) assemble(config *apiapp.Config) (*built, error) {
 	register := bootstrap.LeaveOutHooks(config.KubeAPIs.ControlPlane.Generic, a.log)
 	who := &identitylease.Lease{}
 	registerIdentity := who.Replace(&config.KubeAPIs.ControlPlane)
-	installOpenAPI := openapi.LeaveOut(config.KubeAPIs.ControlPlane.Generic, a.log)
+	documents := openapi.LeaveOut(config.KubeAPIs.ControlPlane.Generic, a.log)
 	access.RememberClients(config, a.seen, a.used)
 	access.ListenToAcceptances(config, a.accepted)
 	access.ListenToRefusals(config, a.refused)
@@ -118,7 +118,7 @@ func (a *Server) assemble(config *apiapp.Config) (*built, error) {
 	if err := registerIdentity(chain.GenericAPIServer); err != nil {
 		return nil, err
 	}
-	if err := installOpenAPI(chain.GenericAPIServer.NextDelegate()); err != nil {
+	if err := documents.Install(chain.GenericAPIServer.NextDelegate()); err != nil {
 		return nil, err
 	}
 	s.generic = chain.GenericAPIServer
@@ -126,6 +126,7 @@ func (a *Server) assemble(config *apiapp.Config) (*built, error) {
 		return nil, err
 	}
 	prepared, err := chain.PrepareRun()
+	documents.Prepared()
 	s.run = prepared.Run
 	return s, err
 }

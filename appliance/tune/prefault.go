@@ -8,9 +8,9 @@ import (
 )
 
 const (
-	prefaultSize      = 176 << 20 // about what the heap of a start holds before its first collection
-	prefaultRoom      = 8         // … where that is no more than this part of the memory
-	madvPopulateWrite = 23        // MADV_POPULATE_WRITE, madvise(2), Linux 5.14
+	prefaultSize      = 96 << 20 // about what the heap of a start holds before its first collection
+	prefaultRoom      = 8        // … where that is no more than this part of the memory
+	madvPopulateWrite = 23       // MADV_POPULATE_WRITE, madvise(2), Linux 5.14
 )
 
 // prefault makes the kernel create the pages of the start's heap in one call, on the

@@ -31,7 +31,7 @@ import (
 )
 
 const (
-	briefStart  = 400         // GOGC of a start below startLimit, whose garbage is worth few collections
+	briefStart  = 50          // GOGC of a start: 100 is a sixth faster, and leaves 12 MiB more in fragments
 	briefSettle = time.Second // from ready to the end of the start's garbage
 
 	followEvery = 5 * time.Second // a control group's limit may be lowered, and its processes be ended for it

@@ -16,25 +16,57 @@ import (
 	"k8s.io/kube-openapi/pkg/validation/spec"
 )
 
+// Documents are those of one API server.
+type Documents struct {
+	config *genericapiserver.Config
+	log    *slog.Logger
+}
+
 // LeaveOut prevents the API server from building its OpenAPI documents one after
 // the other while it prepares to run (apiserver/pkg/server/genericapiserver.go:
-// PrepareRun). Call the returned function with the API server of the chain that was built
-// meanwhile, before that is prepared: it serves the same documents, built with the same code.
+// PrepareRun). Call Install before the chain is prepared, and Prepared after that.
+func LeaveOut(config *genericapiserver.Config, log *slog.Logger) *Documents {
+	config.SkipOpenAPIInstallation = true
+	keepNoBuilder(config)
+	return &Documents{config, log}
+}
+
+// Install serves the same documents, built with the same code, by the API server of the chain
+// that was built with the configuration.
 //
-// The fields of the server that upstream fills then (OpenAPIVersionedService, StaticOpenAPISpec,
+// The fields of the server that upstream fills (OpenAPIVersionedService, StaticOpenAPISpec,
 // OpenAPIV3VersionedService) are read of the server for custom resources only
 // (apiextensions-apiserver/pkg/apiserver/apiserver.go), and this is another one.
-func LeaveOut(config *genericapiserver.Config, log *slog.Logger) (install func(genericapiserver.DelegationTarget) error) {
-	config.SkipOpenAPIInstallation = true
-	return func(target genericapiserver.DelegationTarget) error {
-		server, ok := target.(*genericapiserver.GenericAPIServer)
-		if !ok {
-			return fmt.Errorf("OpenAPI: the API server behind the aggregator is a %T", target)
-		}
-		container, mux := server.Handler.GoRestfulContainer, server.Handler.NonGoRestfulMux
-		openAPIV2(config.OpenAPIConfig, container.RegisteredWebServices()).RegisterOpenAPIVersionedService("/openapi/v2", mux)
-		return newOpenAPIV3(config.OpenAPIV3Config, container.RegisteredWebServices(), log).install(mux)
+func (d *Documents) Install(target genericapiserver.DelegationTarget) error {
+	server, ok := target.(*genericapiserver.GenericAPIServer)
+	if !ok {
+		return fmt.Errorf("OpenAPI: the API server behind the aggregator is a %T", target)
 	}
+	container, mux := server.Handler.GoRestfulContainer, server.Handler.NonGoRestfulMux
+	openAPIV2(d.config.OpenAPIConfig, container.RegisteredWebServices()).RegisterOpenAPIVersionedService("/openapi/v2", mux)
+	return newOpenAPIV3(d.config.OpenAPIV3Config, container.RegisteredWebServices(), d.log).install(mux)
+}
+
+// Prepared frees the definitions of all types, with which the servers have built theirs by now; they
+// are a twelfth of an empty cluster's heap. A document that is asked for later makes them again.
+// Call it before the servers run.
+func (d *Documents) Prepared() { d.config.OpenAPIV3Config.Definitions = nil }
+
+// keepNoBuilder lets the collector have the definitions of all types that a builder has made for
+// itself. Where a configuration has no function for the tags of a route, the builder gives it one that
+// keeps the builder (kube-openapi/pkg/builder/openapi.go, builder3/openapi.go: newOpenAPI). This
+// one does the same.
+func keepNoBuilder(config *genericapiserver.Config) {
+	tags := config.OpenAPIConfig.GetOperationIDAndTags
+	ofRoute := func(r common.Route) (string, []string, error) {
+		adapter, ok := r.(*restfuladapter.RouteAdapter)
+		if !ok {
+			return "", nil, fmt.Errorf("OpenAPI: the route %s is a %T", r.Path(), r)
+		}
+		return tags(adapter.Route)
+	}
+	config.OpenAPIConfig.GetOperationIDAndTagsFromRoute = ofRoute
+	config.OpenAPIV3Config.GetOperationIDAndTagsFromRoute = ofRoute
 }
 
 // openAPIV2 serves the document of version 2, which is built when it is first asked for: the

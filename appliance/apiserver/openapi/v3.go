@@ -20,6 +20,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"weak"
 
 	"github.com/emicklei/go-restful/v3"
 	"k8s.io/apiserver/pkg/features"
@@ -29,6 +30,7 @@ import (
 	"k8s.io/kube-openapi/pkg/common"
 	"k8s.io/kube-openapi/pkg/common/restfuladapter"
 	"k8s.io/kube-openapi/pkg/handler3"
+	"k8s.io/kube-openapi/pkg/validation/spec"
 )
 
 // knownHashes has a line for each document of version 3 of a kthwd that make build has made: its
@@ -51,8 +53,9 @@ type openAPIV3 struct {
 	log      *slog.Logger
 	services map[string]*restful.WebService // by group and version, such as apis/apps/v1
 
-	building  sync.Mutex
-	documents map[string]http.Handler
+	building    sync.Mutex
+	documents   map[string]http.Handler
+	definitions weak.Pointer[map[string]common.OpenAPIDefinition] // until the next collection
 
 	list     []byte
 	etag     string
@@ -134,11 +137,27 @@ func (o *openAPIV3) document(group string) http.Handler {
 	if o.documents[group] == nil {
 		alone, handler := restful.NewContainer().Add(service), mux.NewPathRecorderMux("openapi/"+group)
 		config := *o.config
-		config.Definitions = withOwnExtensions(config.Definitions)
+		config.Definitions = withOwnExtensions(o.allDefinitions())
 		routes.OpenAPI{V3Config: &config}.InstallV3(alone, handler)
 		o.documents[group] = handler
 	}
 	return o.documents[group]
+}
+
+// allDefinitions returns those of all types, also after Prepared. It needs the lock.
+func (o *openAPIV3) allDefinitions() map[string]common.OpenAPIDefinition {
+	if o.config.Definitions != nil {
+		return o.config.Definitions
+	}
+	if all := o.definitions.Value(); all != nil {
+		return *all
+	}
+	all := o.config.GetDefinitions(func(name string) spec.Ref { // as in apiserver/pkg/server/config.go:DefaultOpenAPIV3Config
+		definition, _ := o.config.GetDefinitionName(name)
+		return spec.MustCreateRef("#/components/schemas/" + common.EscapeJsonPointer(definition))
+	})
+	o.definitions = weak.Make(&all)
+	return all
 }
 
 // withOwnExtensions returns the definitions with a copy of each one's extensions. Upstream's builder

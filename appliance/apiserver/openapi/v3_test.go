@@ -5,16 +5,31 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
 	"testing"
+	"weak"
 
 	"github.com/emicklei/go-restful/v3"
+	genericapiserver "k8s.io/apiserver/pkg/server"
+	"k8s.io/apiserver/pkg/server/mux"
 	"k8s.io/kube-openapi/pkg/common"
 	"k8s.io/kube-openapi/pkg/validation/spec"
 )
 
 // thing is the type that the documents of TestDocumentsShareNothing have in common.
 type thing struct{}
+
+// things are services whose one route answers with a thing.
+func things(groups ...string) (services []*restful.WebService) {
+	for _, group := range groups {
+		service := new(restful.WebService).Path("/" + group)
+		service.Route(service.GET("/things").Operation("list").Produces("application/json").Returns(http.StatusOK, "OK", thing{}).
+			To(func(*restful.Request, *restful.Response) {}))
+		services = append(services, service)
+	}
+	return services
+}
 
 // A document is built while another one is rendered: neither may write to a schema of both. A write
 // to a map that another request reads ends the process.
@@ -28,14 +43,7 @@ func TestDocumentsShareNothing(t *testing.T) {
 		Definitions:       map[string]common.OpenAPIDefinition{name: definition},
 		GetDefinitionName: func(string) (string, spec.Extensions) { return "thing", spec.Extensions{kinds: []any{"Thing"}} },
 	}
-	var services []*restful.WebService
-	for _, group := range []string{"apis/a/v1", "apis/b/v1"} {
-		service := new(restful.WebService).Path("/" + group)
-		service.Route(service.GET("/things").Operation("list").Produces("application/json").Returns(http.StatusOK, "OK", thing{}).
-			To(func(*restful.Request, *restful.Response) {}))
-		services = append(services, service)
-	}
-	o := newOpenAPIV3(config, services, slog.New(slog.DiscardHandler))
+	o := newOpenAPIV3(config, things("apis/a/v1", "apis/b/v1"), slog.New(slog.DiscardHandler))
 	for group := range o.services {
 		w := httptest.NewRecorder()
 		o.document(group).ServeHTTP(w, httptest.NewRequest(http.MethodGet, openAPIV3Root+"/"+group, nil))
@@ -46,4 +54,53 @@ func TestDocumentsShareNothing(t *testing.T) {
 	if !maps.Equal(shared, before) {
 		t.Errorf("the schema that all share has become %v", shared)
 	}
+}
+
+// The definitions of all types stay for no longer than a document needs them.
+func TestDefinitionsAreForgotten(t *testing.T) {
+	var made []weak.Pointer[[1024]byte] // a part of another type than that of the documents
+	definitions := func(ref common.ReferenceCallback) map[string]common.OpenAPIDefinition {
+		part := new([1024]byte)
+		made = append(made, weak.Make(part))
+		other := spec.Schema{VendorExtensible: spec.VendorExtensible{Extensions: spec.Extensions{"x-part": part}}}
+		return map[string]common.OpenAPIDefinition{
+			"kthwd/appliance/apiserver/openapi.thing": {Schema: spec.Schema{SchemaProps: spec.SchemaProps{Description: "a thing"}}},
+			"kthwd/appliance/apiserver/openapi.other": {Schema: other},
+		}
+	}
+	tags := func(r *restful.Route) (string, []string, error) { return r.Path, nil, nil }
+	named := func(name string) (string, spec.Extensions) { return name[strings.LastIndex(name, ".")+1:], nil }
+	config := &genericapiserver.Config{
+		OpenAPIConfig:   &common.Config{Info: &spec.Info{}, GetDefinitions: definitions, GetDefinitionName: named, GetOperationIDAndTags: tags},
+		OpenAPIV3Config: &common.OpenAPIV3Config{Info: &spec.Info{}, GetDefinitions: definitions, GetDefinitionName: named, GetOperationIDAndTags: tags},
+	}
+	config.OpenAPIV3Config.Definitions = definitions(nil)
+	d := LeaveOut(config, slog.New(slog.DiscardHandler))
+	services := things("apis/a/v1", "apis/b/v1")
+	three, mux := newOpenAPIV3(config.OpenAPIV3Config, services, d.log), mux.NewPathRecorderMux("test")
+	openAPIV2(config.OpenAPIConfig, services).RegisterOpenAPIVersionedService("/openapi/v2", mux)
+	if err := three.install(mux); err != nil { // makes both: it does not know their hashes
+		t.Fatal(err)
+	}
+	d.Prepared()
+	three.documents = map[string]http.Handler{}
+	for _, path := range []string{"/openapi/v2", openAPIV3Root + "/apis/a/v1", openAPIV3Root + "/apis/b/v1"} {
+		w := httptest.NewRecorder()
+		mux.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+		if w.Code != http.StatusOK || !strings.Contains(w.Body.String(), "a thing") {
+			t.Errorf("%s: got %d %s", path, w.Code, w.Body)
+		}
+	}
+	if len(made) != 3 {
+		t.Errorf("the definitions were made %d times, want 3: before, for version 2 and for both of version 3", len(made))
+	}
+	runtime.GC()
+	for i, part := range made {
+		if part.Value() != nil {
+			t.Errorf("the definitions that were made as number %d are kept", i+1)
+		}
+	}
+	runtime.KeepAlive(three)
+	runtime.KeepAlive(config)
+	runtime.KeepAlive(mux)
 }
