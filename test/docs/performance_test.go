@@ -25,10 +25,11 @@ type entry struct {
 	Run     struct {
 		Versions map[string]string
 		Metrics  map[string]measured
+		Values   map[string]float64 // of kthwd alone
 	}
 }
 
-// measured is one metric of a run. make bench has Separate and Kthwd, make bench-lb has
+// measured is one metric of a run. make bench has Separate and Kthwd, the others have
 // Sides and To.
 type measured struct {
 	Separate, Kthwd side
@@ -46,6 +47,8 @@ func TestPerformance(t *testing.T) {
 	text := read(t, performance)
 	want := replaceBetween(t, text, "bench", benchSection(lastEntry(t, "test/bench/history.jsonl")))
 	want = replaceBetween(t, want, "bench-lb", benchLBSection(lastEntry(t, "test/benchlb/history.jsonl")))
+	want = replaceBetween(t, want, "bench-try", benchTrySection(lastEntry(t, "test/try/history.jsonl")))
+	want = replaceBetween(t, want, "bench-names", benchNamesSection(lastEntry(t, "test/names/history.jsonl")))
 	harness.Golden(t, filepath.Join(kthwtest.Root(), performance), []byte(want))
 }
 
@@ -184,6 +187,42 @@ func benchLBSection(e entry) string {
 			row.text(m.Sides["kthwd"].Median), row.text(m.Sides["nginx"].Median), row.text(m.Sides["haproxy"].Median), text)
 	}
 	return b.String()
+}
+
+func benchTrySection(e entry) string {
+	var b strings.Builder
+	b.WriteString(e.card())
+	b.WriteString("| what | `kthwd try` | envtest, kthwd's names | envtest, upstream's programs | `kthwd try` to the last |\n|---|---|---|---|---|\n")
+	for _, row := range []struct{ what, key string }{{"start until the command or the test runs", "start"}, {"CPU time from start to end", "cpu"}} {
+		m := e.Run.Metrics[row.key]
+		fmt.Fprintf(&b, "| %s | %s s | %s s | %s s | %s |\n", row.what,
+			figure(m.Sides["kthwd"].Median), figure(m.Sides["names"].Median), figure(m.Sides["upstream"].Median), m.withPairs())
+	}
+	v := e.Run.Values
+	fmt.Fprintf(&b, "\nTen `kthwd try -- true` at once: %s s. After half a minute one has %s MiB (RSS), of which %s MiB are its own and the rest pages of the binary; at its start it had %s MiB.\n",
+		figure(v["ten_at_once_s"]), figure(v["VmRSS_mib"]), figure(v["RssAnon_mib"]), figure(v["VmHWM_mib"]))
+	return b.String()
+}
+
+func benchNamesSection(e entry) string {
+	var b strings.Builder
+	b.WriteString(e.card())
+	b.WriteString("| command | time | CPU time | highest RSS | kubectl's time |\n|---|---|---|---|---|\n")
+	for _, command := range []string{"kubectl version --client", "kubectl __complete get --output ", "kubectl get --help", "version", "__complete pki "} {
+		m := e.Run.Metrics
+		wall, cpu, rss := m[command+": time"], m[command+": cpu"], m[command+": rss"]
+		fmt.Fprintf(&b, "| `kthwd %s` | %s | %s | %s: %s MiB beside %s | %s ms |\n", strings.TrimSpace(command), wall.withPairs(), ratio(cpu.Ratio),
+			ratio(rss.Ratio), figure(rss.Sides["kthwd"].Median), figure(rss.Sides["kubectl"].Median), figure(wall.Sides["kubectl"].Median))
+	}
+	return b.String()
+}
+
+// withPairs is the ratio, and in brackets the lowest and the highest of a round.
+func (m measured) withPairs() string {
+	if len(m.Pairs) == 0 {
+		return ratio(m.Ratio)
+	}
+	return fmt.Sprintf("%s (%.2f–%.2f)", ratio(m.Ratio), slices.Min(m.Pairs), slices.Max(m.Pairs))
 }
 
 // card names the run from which the figures come.

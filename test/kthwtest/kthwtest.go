@@ -61,6 +61,18 @@ var build struct {
 	err  error
 }
 
+// Installed is the path of a copy of a program, as an installation writes it, for measurements: the
+// page cache has a file that the linker has just written in larger pieces, of which the kernel maps
+// more at once, so that the RSS of each process is higher by tens of MiB.
+func Installed(t testing.TB, program string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), filepath.Base(program))
+	if out, err := exec.Command("install", "-m", "0755", program, path).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return path
+}
+
 // Binary is the path of the kthwd that make build makes.
 func Binary(t testing.TB) string {
 	t.Helper()

@@ -1,6 +1,7 @@
 package names
 
 import (
+	"encoding/json"
 	"os"
 	"os/exec"
 	"strconv"
@@ -20,13 +21,14 @@ type cost struct {
 }
 
 // TestBench runs upstream's kubectl and kthwd's in turns, with commands that ask no server, and
-// prints how much more kthwd's take. Nothing fails.
+// prints how much more kthwd's take, and one line of JSON. Nothing fails. To publish a run,
+// append a line to history.jsonl here, as test/bench/doc.go says, then run make golden.
 func TestBench(t *testing.T) {
 	turns, err := strconv.Atoi(os.Getenv("KTHWD_BENCH_NAMES"))
 	if err != nil {
 		t.Skip("make bench-names runs it")
 	}
-	kthwd, kubectl := kthwtest.Binary(t), kthwtest.Tool(t, "k8s.io/kubernetes/cmd/kubectl")
+	kthwd, kubectl := kthwtest.Installed(t, kthwtest.Binary(t)), kthwtest.Installed(t, kthwtest.Tool(t, "k8s.io/kubernetes/cmd/kubectl"))
 	rows := []struct{ ours, theirs []string }{
 		{[]string{"kubectl", "version", "--client"}, []string{"version", "--client"}},
 		{[]string{"kubectl", "__complete", "get", "--output", ""}, []string{"__complete", "get", "--output", ""}},
@@ -34,16 +36,32 @@ func TestBench(t *testing.T) {
 		{[]string{"version"}, []string{"version", "--client"}},
 		{[]string{"__complete", "pki", ""}, []string{"__complete", "get", "--output", ""}},
 	}
+	metrics := map[string]report.Metric{}
 	for _, row := range rows {
-		var ours, theirs []cost
-		for range turns {
-			theirs = append(theirs, costOf(t, kubectl, row.theirs))
-			ours = append(ours, costOf(t, kthwd, row.ours))
+		wall, cpu, rss := map[string][]report.Sample{}, map[string][]report.Sample{}, map[string][]report.Sample{}
+		add := func(side string, turn int, c cost) {
+			wall[side] = append(wall[side], report.Sample{Round: turn, Value: milliseconds(c.wall)})
+			cpu[side] = append(cpu[side], report.Sample{Round: turn, Value: milliseconds(c.cpu)})
+			rss[side] = append(rss[side], report.Sample{Round: turn, Value: float64(c.rss) / 1024})
 		}
-		our, their := medians(ours), medians(theirs)
-		t.Logf("kthwd %-40s time %.2f, CPU time %.2f of kubectl's %q (%v); at most %d MiB beside %d",
-			strings.Join(row.ours, " "), ratio(our.wall, their.wall), ratio(our.cpu, their.cpu), row.theirs, their.wall.Round(time.Millisecond), our.rss>>10, their.rss>>10)
+		for turn := range turns {
+			add("kubectl", turn, costOf(t, kubectl, row.theirs))
+			add("kthwd", turn, costOf(t, kthwd, row.ours))
+		}
+		name := strings.Join(row.ours, " ")
+		for key, m := range map[string]report.Metric{
+			"time": report.MetricOf("ms", wall, "kubectl"), "cpu": report.MetricOf("ms", cpu, "kubectl"), "rss": report.MetricOf("MiB", rss, "kubectl"),
+		} {
+			metrics[name+": "+key] = m
+			t.Logf("kthwd %-40s %-4s %s beside kubectl's %q %s, ratio %s", name, key,
+				m.Sides["kthwd"].Text(m.Unit), row.theirs, m.Sides["kubectl"].Text(m.Unit), report.RatioText(&m.Ratio, m.Pairs, m.Unit))
+		}
 	}
+	line, err := json.Marshal(map[string]any{"bench": "kthwd-names", "metrics": metrics})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%s", line)
 }
 
 func costOf(t *testing.T, binary string, args []string) cost {
@@ -58,19 +76,4 @@ func costOf(t *testing.T, binary string, args []string) cost {
 	return cost{wall, cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(), usage.Maxrss}
 }
 
-func medians(all []cost) cost {
-	median := func(of func(cost) float64) float64 {
-		var values []float64
-		for _, c := range all {
-			values = append(values, of(c))
-		}
-		return report.Median(values)
-	}
-	return cost{
-		time.Duration(median(func(c cost) float64 { return float64(c.wall) })),
-		time.Duration(median(func(c cost) float64 { return float64(c.cpu) })),
-		int64(median(func(c cost) float64 { return float64(c.rss) })),
-	}
-}
-
-func ratio(a, b time.Duration) float64 { return a.Seconds() / b.Seconds() }
+func milliseconds(d time.Duration) float64 { return d.Seconds() * 1000 }

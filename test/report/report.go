@@ -60,6 +60,25 @@ func Pairs(ours, theirs []Sample) (ratios []float64) {
 	return ratios
 }
 
+// Metric is one figure of several sides, for JSON. One side is called "kthwd".
+type Metric struct {
+	Unit  string             `json:"unit"`
+	Sides map[string]*Spread `json:"sides"`
+	To    string             `json:"to"`    // the side that kthwd is compared with
+	Ratio float64            `json:"ratio"` // of the medians
+	Pairs []float64          `json:"pairs"` // the ratios of the rounds
+}
+
+// MetricOf summarises the samples of each side and compares kthwd's with those of the side to.
+func MetricOf(unit string, samples map[string][]Sample, to string) Metric {
+	m := Metric{Unit: unit, Sides: map[string]*Spread{}, To: to, Pairs: Pairs(samples["kthwd"], samples[to])}
+	for side, all := range samples {
+		m.Sides[side] = SpreadOf(all)
+	}
+	m.Ratio = Round3(m.Sides["kthwd"].Median / m.Sides[to].Median)
+	return m
+}
+
 // Text returns the median with its unit and, with several samples, the range; a dash
 // for nil.
 func (s *Spread) Text(unit string) string {

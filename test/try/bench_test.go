@@ -1,11 +1,11 @@
 package try
 
 import (
+	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -13,63 +13,63 @@ import (
 
 	"kthwd/appliance/names"
 	"kthwd/test/kthwtest"
+	"kthwd/test/report"
 )
 
 // measured is one start: the time until a client may begin, and the CPU time of all of it.
 type measured struct{ start, cpu time.Duration }
 
 // TestBench starts kthwd try and envtest in turns, envtest with kthwd's names and with
-// upstream's programs, and prints the medians and their ratios. Nothing fails: a busy
-// machine makes all of them slow.
+// upstream's programs, and prints the medians, their ratios and one line of JSON. Nothing
+// fails: a busy machine makes all of them slow. To publish a run, append a line to
+// history.jsonl here, as test/bench/doc.go says, then run make golden.
 func TestBench(t *testing.T) {
 	turns, err := strconv.Atoi(os.Getenv("KTHWD_BENCH_TRY"))
 	if err != nil {
 		t.Skip("make bench-try runs it")
 	}
+	kthwd := kthwtest.Installed(t, kthwtest.Binary(t))
 	dir, env := project(t)
 	binary := filepath.Join(dir, "envtest.test")
 	shell(t, dir, env, "go test -c -o "+binary)
 	assets := t.TempDir()
 	for _, name := range names.All {
-		if err := os.Symlink(kthwtest.Binary(t), filepath.Join(assets, name)); err != nil {
+		if err := os.Symlink(kthwd, filepath.Join(assets, name)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	kinds := []string{"kthwd try", "envtest with kthwd's names", "envtest with upstream's programs"}
-	results := map[string][]measured{}
-	for range turns {
-		for i, kind := range kinds {
-			cmd := exec.Command(binary, "-test.run=TestStart$")
-			switch i {
-			case 0:
-				cmd = exec.Command(kthwtest.Binary(t), "try", "--", "date", "+%s%N")
-			case 1:
+	sides := map[string][]string{ // the command, and how its environment differs
+		"kthwd":    {kthwd, "try", "--", "date", "+%s%N"},
+		"names":    {binary, "-test.run=TestStart$"},
+		"upstream": {binary, "-test.run=TestStart$"},
+	}
+	start, cpu := map[string][]report.Sample{}, map[string][]report.Sample{}
+	for turn := range turns {
+		for _, side := range []string{"kthwd", "names", "upstream"} {
+			cmd := exec.Command(sides[side][0], sides[side][1:]...)
+			switch side {
+			case "names":
 				cmd.Env = append(env, "MEASURE=1", "KUBEBUILDER_ASSETS="+assets)
-			case 2:
+			case "upstream":
 				cmd.Env = append(env, "MEASURE=1", "KUBEBUILDER_ASSETS="+os.Getenv("KTHWD_TOOLS"))
 			}
-			results[kind] = append(results[kind], measure(t, cmd, dir))
+			m := measure(t, cmd, dir)
+			start[side] = append(start[side], report.Sample{Round: turn, Value: m.start.Seconds()})
+			cpu[side] = append(cpu[side], report.Sample{Round: turn, Value: m.cpu.Seconds()})
 		}
 	}
-	base := map[string]measured{}
-	for _, kind := range kinds {
-		base[kind] = median(results[kind])
+	metrics := map[string]report.Metric{"start": report.MetricOf("s", start, "upstream"), "cpu": report.MetricOf("s", cpu, "upstream")}
+	for name, m := range metrics {
+		t.Logf("%-5s kthwd try %s, envtest with kthwd's names %s, with upstream's programs %s: kthwd try is %s of the last", name,
+			m.Sides["kthwd"].Text("s"), m.Sides["names"].Text("s"), m.Sides["upstream"].Text("s"), report.RatioText(&m.Ratio, m.Pairs, m.Unit))
 	}
-	for _, kind := range kinds {
-		m, first := base[kind], base[kinds[0]]
-		t.Logf("%-34s start %6.2f s, kthwd try is %.2f of it; CPU time %6.2f s, %.2f of it", kind,
-			m.start.Seconds(), first.start.Seconds()/m.start.Seconds(), m.cpu.Seconds(), first.cpu.Seconds()/m.cpu.Seconds())
+	values := memoryOfOne(t, kthwd)
+	values["ten_at_once_s"] = tenAtOnce(t, kthwd)
+	line, err := json.Marshal(map[string]any{"bench": "kthwd-try", "metrics": metrics, "values": values})
+	if err != nil {
+		t.Fatal(err)
 	}
-	memoryOfOne(t)
-	tenAtOnce(t)
-}
-
-func median(all []measured) (m measured) {
-	slices.SortFunc(all, func(a, b measured) int { return int(a.start - b.start) })
-	m.start = all[len(all)/2].start
-	slices.SortFunc(all, func(a, b measured) int { return int(a.cpu - b.cpu) })
-	m.cpu = all[len(all)/2].cpu
-	return m
+	t.Logf("%s", line)
 }
 
 var number = regexp.MustCompile(`(?m)^(took=)?(\d+)$`)
@@ -92,22 +92,32 @@ func measure(t *testing.T, cmd *exec.Cmd, dir string) measured {
 	return measured{start, cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()}
 }
 
-// memoryOfOne shows the memory of a run half a minute after its start.
-func memoryOfOne(t *testing.T) {
-	out, err := exec.Command(kthwtest.Binary(t), "try", "--", "sh", "-c", "sleep 30; grep -E 'VmHWM|VmRSS|RssAnon' /proc/$PPID/status; du -sm $(dirname $KUBECONFIG)").CombinedOutput()
+// memoryOfOne returns the memory of a run half a minute after its start, in MiB.
+func memoryOfOne(t *testing.T, kthwd string) map[string]float64 {
+	t.Helper()
+	out, err := exec.Command(kthwd, "try", "--", "sh", "-c", "sleep 30; grep -E 'VmHWM|VmRSS|RssAnon' /proc/$PPID/status; du -sm $(dirname $KUBECONFIG)").CombinedOutput()
 	t.Logf("memory after 30 s, and the directory in MiB: %v\n%s", err, out)
+	values := map[string]float64{}
+	for _, m := range regexp.MustCompile(`(?m)^(VmHWM|VmRSS|RssAnon):\s+(\d+) kB$`).FindAllSubmatch(out, -1) {
+		kib, _ := strconv.ParseFloat(string(m[2]), 64) // the expression has only digits
+		values[string(m[1])+"_mib"] = report.Round3(kib / 1024)
+	}
+	return values
 }
 
-func tenAtOnce(t *testing.T) {
+func tenAtOnce(t *testing.T, kthwd string) (seconds float64) {
+	t.Helper()
 	begin := time.Now()
 	var all sync.WaitGroup
 	for range 10 {
 		all.Go(func() {
-			if out, err := exec.Command(kthwtest.Binary(t), "try", "--", "true").CombinedOutput(); err != nil {
+			if out, err := exec.Command(kthwd, "try", "--", "true").CombinedOutput(); err != nil {
 				t.Errorf("%v\n%s", err, out)
 			}
 		})
 	}
 	all.Wait()
-	t.Logf("ten at once: %.1f s", time.Since(begin).Seconds())
+	seconds = report.Round3(time.Since(begin).Seconds())
+	t.Logf("ten at once: %.1f s", seconds)
+	return seconds
 }
