@@ -127,15 +127,15 @@ func newBench(t *testing.T) *bench {
 		settings: readSettings(t),
 		address:  hostAddress(),
 		results:  newResults(),
-		programs: programs{kthwd: kthwtest.Binary(t)},
+		programs: programs{kthwd: kthwtest.Installed(t, kthwtest.Binary(t))},
 	}
 	if b.previous != "" {
-		b.results.beside = "previous"
+		b.results.beside, b.previous = "previous", kthwtest.Installed(t, b.previous)
 	} else {
-		b.programs.etcd = kthwtest.Tool(t, "go.etcd.io/etcd/server/v3")
-		b.programs.apiserver = kthwtest.Tool(t, "k8s.io/kubernetes/cmd/kube-apiserver")
-		b.programs.controllerManager = kthwtest.Tool(t, "k8s.io/kubernetes/cmd/kube-controller-manager")
-		b.programs.scheduler = kthwtest.Tool(t, "k8s.io/kubernetes/cmd/kube-scheduler")
+		b.programs.etcd = kthwtest.Installed(t, kthwtest.Tool(t, "go.etcd.io/etcd/server/v3"))
+		b.programs.apiserver = kthwtest.Installed(t, kthwtest.Tool(t, "k8s.io/kubernetes/cmd/kube-apiserver"))
+		b.programs.controllerManager = kthwtest.Installed(t, kthwtest.Tool(t, "k8s.io/kubernetes/cmd/kube-controller-manager"))
+		b.programs.scheduler = kthwtest.Installed(t, kthwtest.Tool(t, "k8s.io/kubernetes/cmd/kube-scheduler"))
 	}
 	return b
 }

@@ -34,6 +34,8 @@
 // there beforehand; kthwd makes its own within the measured time. kthwd has
 // no flags but addresses, ports and verbosity.
 //
+// All programs are copies, as an installation writes them (kthwtest.Installed).
+//
 // The sides take turns, A B A B …, and each turn waits until the machine is
 // quiet. The parts, by the names that KTHWD_BENCH_ONLY takes, separated by commas:
 //

@@ -89,7 +89,7 @@ func TestHardening(t *testing.T) {
 	chooseVariants(t)
 	sides := make([]*bench, len(variants))
 	for i, v := range variants {
-		sides[i] = &bench{settings: s, address: hostAddress(), results: newResults(), programs: programs{kthwd: kthwtest.Binary(t)}}
+		sides[i] = &bench{settings: s, address: hostAddress(), results: newResults(), programs: programs{kthwd: kthwtest.Installed(t, kthwtest.Binary(t))}}
 		sides[i].kthwdArgs = v.args
 	}
 	starts, bursts := max(number(t, "KTHWD_BENCH_ROUNDS", 15), 1), max(number(t, "KTHWD_BENCH_ROUNDS", 40), 1)
