@@ -2,7 +2,7 @@
 // for, the shortest verb too: some 800 packages of Kubernetes, etcd and kubectl fill tables
 // before main begins. It imports little, so that Go initialises it before them.
 //
-// The process runs on one core until its main function begins, see oneCore.
+// A command that ends runs on one core until its main function begins, see oneCore.
 //
 // The garbage collector does not run until the heap has 32 MiB: otherwise it would run four or
 // five times, for a quarter of the CPU time of kthwd version, and find little to free. The

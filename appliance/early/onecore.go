@@ -1,12 +1,16 @@
 package early
 
 import (
+	"os"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"kthwd/appliance/names"
 )
 
 // program is the package whose main function calls Main.
@@ -19,7 +23,7 @@ var allCores = sync.OnceFunc(func() {})
 func Main() { allCores() }
 
 // oneCore keeps all threads on one core until Main. It does nothing where a filter of system
-// calls refuses that, as kthwd's systemd units do.
+// calls refuses that.
 //
 // While packages are initialised, the main goroutine is bound to its thread (runtime/proc.go), and
 // etcd and Kubernetes register some 200 metrics, each of which waits for a goroutine
@@ -27,9 +31,11 @@ func Main() { allCores() }
 // thread. With several cores they also wake up a core that sleeps, which is a quarter of the time of
 // kthwd version.
 //
-// A test that links this package has another main function, and would stay on one core.
+// A process that stays is left alone: the kernel remembers which cores a process has asked for
+// (sched_setaffinity(2)), so that it would not follow a cpuset that grows later. So is a test that
+// links this package: it has another main function, and would stay on one core.
 func oneCore() {
-	if info, ok := debug.ReadBuildInfo(); !ok || info.Path != program {
+	if info, ok := debug.ReadBuildInfo(); stays(os.Args) || !ok || info.Path != program {
 		return
 	}
 	var usual, one unix.CPUSet
@@ -41,6 +47,17 @@ func oneCore() {
 	if setAffinity(&one) {
 		allCores = sync.OnceFunc(func() { setAffinity(&usual) })
 	}
+}
+
+// stays reports whether a command line is that of a role or of a program that serves.
+func stays(argv []string) bool {
+	switch names.Of(argv).Name {
+	case "":
+		return len(argv) < 2 || strings.HasPrefix(argv[1], "-")
+	case names.Kubectl, names.Etcdctl, names.Etcdutl:
+		return false
+	}
+	return true
 }
 
 // currentCore is the core that runs this thread. The kernel has just chosen it: it is idle if
