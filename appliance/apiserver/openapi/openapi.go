@@ -7,6 +7,7 @@ import (
 	"log/slog"
 
 	"github.com/emicklei/go-restful/v3"
+	endpoints "k8s.io/apiserver/pkg/endpoints/openapi"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/kube-openapi/pkg/builder"
 	"k8s.io/kube-openapi/pkg/cached"
@@ -55,15 +56,14 @@ func (d *Documents) Prepared() { d.config.OpenAPIV3Config.Definitions = nil }
 // keepNoBuilder lets the collector have the definitions of all types that a builder has made for
 // itself. Where a configuration has no function for the tags of a route, the builder gives it one that
 // keeps the builder (kube-openapi/pkg/builder/openapi.go, builder3/openapi.go: newOpenAPI). This
-// one does the same.
+// one does the same: it calls the function that genericapiserver.DefaultOpenAPIConfig names.
 func keepNoBuilder(config *genericapiserver.Config) {
-	tags := config.OpenAPIConfig.GetOperationIDAndTags
 	ofRoute := func(r common.Route) (string, []string, error) {
 		adapter, ok := r.(*restfuladapter.RouteAdapter)
 		if !ok {
 			return "", nil, fmt.Errorf("OpenAPI: the route %s is a %T", r.Path(), r)
 		}
-		return tags(adapter.Route)
+		return endpoints.GetOperationIDAndTags(adapter.Route)
 	}
 	config.OpenAPIConfig.GetOperationIDAndTagsFromRoute = ofRoute
 	config.OpenAPIV3Config.GetOperationIDAndTagsFromRoute = ofRoute

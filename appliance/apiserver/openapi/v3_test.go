@@ -24,7 +24,7 @@ type thing struct{}
 func things(groups ...string) (services []*restful.WebService) {
 	for _, group := range groups {
 		service := new(restful.WebService).Path("/" + group)
-		service.Route(service.GET("/things").Operation("list").Produces("application/json").Returns(http.StatusOK, "OK", thing{}).
+		service.Route(service.GET("/things").Operation("list "+group).Produces("application/json").Returns(http.StatusOK, "OK", thing{}).
 			To(func(*restful.Request, *restful.Response) {}))
 		services = append(services, service)
 	}
@@ -68,11 +68,10 @@ func TestDefinitionsAreForgotten(t *testing.T) {
 			"kthwd/appliance/apiserver/openapi.other": {Schema: other},
 		}
 	}
-	tags := func(r *restful.Route) (string, []string, error) { return r.Path, nil, nil }
 	named := func(name string) (string, spec.Extensions) { return name[strings.LastIndex(name, ".")+1:], nil }
 	config := &genericapiserver.Config{
-		OpenAPIConfig:   &common.Config{Info: &spec.Info{}, GetDefinitions: definitions, GetDefinitionName: named, GetOperationIDAndTags: tags},
-		OpenAPIV3Config: &common.OpenAPIV3Config{Info: &spec.Info{}, GetDefinitions: definitions, GetDefinitionName: named, GetOperationIDAndTags: tags},
+		OpenAPIConfig:   &common.Config{Info: &spec.Info{}, GetDefinitions: definitions, GetDefinitionName: named},
+		OpenAPIV3Config: &common.OpenAPIV3Config{Info: &spec.Info{}, GetDefinitions: definitions, GetDefinitionName: named},
 	}
 	config.OpenAPIV3Config.Definitions = definitions(nil)
 	d := LeaveOut(config, slog.New(slog.DiscardHandler))
