@@ -31,7 +31,7 @@ DIRS      := appliance cmd health lb packaging rbacseed test
 LIGHT      = $(shell awk '$$2 == "light" { print "./" $$1 }' appliance/config/testdata/arrows.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help build previous tool run test test-backup test-suites test-attacks test-attacks-user test-attacks-reviewed incidents test-light test-one fuzz cover test-e2e test-lb-peers test-conformance soak test-encryption-kills test-rotations test-kubelet-rotation screenshots bench bench-previous bench-scale bench-hardening bench-try bench-names bench-backup bench-encryption bench-lb lint lint-extra golden verify bump hooks package image package-check generated install test-systemd test-upgrade clean FORCE
+.PHONY: help build previous tool run test test-backup test-suites test-attacks test-attacks-user test-attacks-reviewed incidents test-light test-one fuzz cover test-e2e test-lb-peers test-conformance soak test-encryption-kills test-rotations test-kubelet-rotation screenshots bench bench-previous bench-scale bench-far bench-hardening bench-try bench-names bench-backup bench-encryption bench-lb lint lint-extra golden verify bump hooks package image package-check generated install test-systemd test-upgrade clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -160,6 +160,10 @@ bench-previous: build previous ## kthwd against the kthwd of the minor before: t
 SIZES ?= 100/3000,500/15000,1000/30000
 bench-scale: build ## clusters of SIZES=100/3000,… (nodes/pods), kthwd and the four programs in turns: tables, slopes, one JSON line; PUBLISH="two cores; nothing else ran" draws docs/scale.svg
 	KTHWD_BENCH_SCALE=$(SIZES) KTHWD_BENCH_PUBLISH="$(PUBLISH)" KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=6h -v -run 'TestScale$$' ./test/bench
+
+FAR ?= 500/15000
+bench-far: build ## clusters of FAR=500/15000,… (nodes/pods) that are written to etcd directly: the start with their data, memory, lists, heartbeats, kthwd and the four programs in turns; LONE=1 measures kthwd without kubelets
+	KTHWD_BENCH_FAR=$(FAR) KTHWD_BENCH_LONE=$(LONE) KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=6h -v -run 'TestFar$$' ./test/bench
 
 bench-hardening: build ## kthwd as installed, and with profile cis, against kthwd without the hardening that flags can take away: ratios of start and throughput
 	KTHWD_BENCH_HARDENING=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=60m -v -run TestHardening ./test/bench

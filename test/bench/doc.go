@@ -10,6 +10,7 @@
 //	KTHWD_BENCH_UPTO=default KTHWD_BENCH_ONLY=throughput make bench-hardening   # two variants and one part of it
 //	make bench-backup SIZE=1G                                # what a backup costs
 //	make bench-scale SIZES=20/300                            # clusters of other sizes
+//	make bench-far FAR=2000/60000                            # clusters that are written to etcd directly
 //	make test-conformance                                    # conformance tests on both sides, no figures
 //
 // It prints a table and one line of JSON that begins with {"bench":"kthwd". A
@@ -83,6 +84,17 @@
 //
 // With PUBLISH="two cores; nothing else ran" it appends the line to scale.jsonl, draws docs/scale.svg
 // and writes the section of docs/performance.md.
+//
+// # Further
+//
+// make bench-far measures clusters that are too large to be made through the API first. Each side makes one
+// node and one pod and stops; an etcd on its data, without fsync, gets all others, as an API server
+// stores them; then the side starts with them beside the kubelets of all nodes. It measures the start, single requests
+// right after it and later, the memory, the CPU time of the heartbeats, writes beside them, the cluster
+// without a client, and the stop. KTHWD_BENCH_IDLE is the window as above. With LONE=1 there is only
+// kthwd, no kubelet, and no more than the start, the memory half a minute later and the stop: on two cores
+// that is the way to the largest sizes, for their kubelets take more of the machine than the control plane.
+// It prints one line of JSON for each size, which begins with {"bench":"kthwd-far".
 //
 // # Backups
 //

@@ -7,6 +7,7 @@ import (
 	"os"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -174,14 +175,16 @@ func (r *scaleRun) fill(t *testing.T) time.Time {
 	t.Helper()
 	peak, stop := r.watchMemory()
 	ctx := within(t, fillBudget)
-	begin := time.Now()
+	before, begin := r.revision(t), time.Now()
 	if err := each(r.clients, r.size.pods, func(c *kubernetes.Clientset, i int) error {
 		_, err := c.CoreV1().Pods("default").Create(ctx, scalePod(fmt.Sprintf("pod-%05d", i), i), metav1.CreateOptions{})
 		return err
 	}); err != nil {
 		t.Fatalf("create pods: %v", err)
 	}
-	r.add(scaleCreated, float64(r.size.pods)/time.Since(begin).Seconds())
+	seconds := time.Since(begin).Seconds()
+	r.add(scaleCreated, float64(r.size.pods)/seconds)
+	r.add(scaleWrites, (r.revision(t)-before)/seconds)
 	for {
 		done, err := r.watcher.CoreV1().Pods("default").List(ctx, metav1.ListOptions{FieldSelector: "status.phase=Pending", Limit: 1})
 		if err == nil && len(done.Items) == 0 {
@@ -197,6 +200,20 @@ func (r *scaleRun) fill(t *testing.T) time.Time {
 	stop()
 	r.add(scalePeakRSS, *peak)
 	return time.Now()
+}
+
+// revision is that of etcd: each write has one.
+func (r *scaleRun) revision(t *testing.T) float64 {
+	t.Helper()
+	list, err := r.watcher.CoreV1().Pods("default").List(t.Context(), metav1.ListOptions{Limit: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	revision, err := strconv.ParseFloat(list.ResourceVersion, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return revision
 }
 
 // watchMemory keeps the highest RSS until stop is called.

@@ -29,6 +29,7 @@ func newLatency(key, what string, reach target) latency {
 // The targets are those of the issue about cost that grows as slowly as the cluster.
 var (
 	scaleCreated    = &metric{"created", "pods created, 32 clients", "/s", target{}}
+	scaleWrites     = &metric{"writes", "  writes to etcd meanwhile", "/s", target{}}
 	scaleRunning    = &metric{"running", "  until all run", "/s", target{}}
 	scalePeakRSS    = &metric{"rss_peak", "RSS, highest while they are created", "MiB", target{}}
 	scaleFilledRSS  = &metric{"rss_filled", "RSS right afterwards", "MiB", target{ratioAtMost, 0.8}}
@@ -50,7 +51,7 @@ var (
 	scaleRestartRSS   = &metric{"rss_restart", "RSS after the restart", "MiB", target{}}
 
 	scaleMetrics = []*metric{
-		scaleCreated, scaleRunning, scalePeakRSS, scaleFilledRSS, scaleSettledRSS, scaleHeartbeats, scaleAlone,
+		scaleCreated, scaleWrites, scaleRunning, scalePeakRSS, scaleFilledRSS, scaleSettledRSS, scaleHeartbeats, scaleAlone,
 		scaleBind.p50, scaleBind.p99, scaleGet.p50, scaleGet.p99, scalePatch.p50, scalePatch.p99,
 		scaleLists[0].p50, scaleLists[0].p99, scaleLists[1].p50, scaleLists[1].p99, scaleLists[2].p50, scaleLists[2].p99,
 		scaleRestart, scaleRestartBound, scaleBindAgain.p50, scaleBindAgain.p99,

@@ -49,6 +49,7 @@ func TestPerformance(t *testing.T) {
 	want = replaceBetween(t, want, "bench-lb", benchLBSection(lastEntry(t, "test/benchlb/history.jsonl")))
 	want = replaceBetween(t, want, "bench-try", benchTrySection(lastEntry(t, "test/try/history.jsonl")))
 	want = replaceBetween(t, want, "bench-names", benchNamesSection(lastEntry(t, "test/names/history.jsonl")))
+	want = replaceBetween(t, want, "bench-far", benchFarSection(t, read(t, "test/bench/far.jsonl")))
 	harness.Golden(t, filepath.Join(kthwtest.Root(), performance), []byte(want))
 }
 
@@ -213,6 +214,73 @@ func benchNamesSection(e entry) string {
 		wall, cpu, rss := m[command+": time"], m[command+": cpu"], m[command+": rss"]
 		fmt.Fprintf(&b, "| `kthwd %s` | %s | %s | %s: %s MiB beside %s | %s ms |\n", strings.TrimSpace(command), wall.withPairs(), ratio(cpu.Ratio),
 			ratio(rss.Ratio), figure(rss.Sides["kthwd"].Median), figure(rss.Sides["kubectl"].Median), figure(wall.Sides["kubectl"].Median))
+	}
+	return b.String()
+}
+
+// farRows are the figures of make bench-far, with their keys and units.
+var farRows = []struct{ what, key, unit string }{
+	{"objects in etcd", "data", "MiB"},
+	{"start with the data → `/readyz`", "restart", "s"},
+	{"start → first new pod bound", "restart_bound", "s"},
+	{"the ten after it, one after the other, p50", "restart_bind_p50", "ms"},
+	{"list of all pods right after the start, p50", "restart_list_all_p50", "ms"},
+	{"RSS, highest of the start", "rss_restart_peak", "MiB"},
+	{"RSS after the start", "rss_restart", "MiB"},
+	{"RSS with heartbeats, settled", "rss_settled", "MiB"},
+	{"CPU of the heartbeats, ticks of 10 ms in 60 s", "cpu_heartbeats", ""},
+	{"writes of 32 clients beside them", "written", "/s"},
+	{"list of 500 pods, p50", "list_500_p50", "ms"},
+	{"list of all pods, p50", "list_all_p50", "ms"},
+	{"list by a label, 2 % of the pods, p50", "list_label_p50", "ms"},
+	{"CPU without a client, ticks in 60 s", "cpu_alone", ""},
+	{"SIGTERM → exit", "stop", "s"},
+}
+
+// benchFarSection has a column for each line of the file.
+func benchFarSection(t *testing.T, file string) string {
+	t.Helper()
+	var heads, cards []string
+	columns := make([][]string, len(farRows))
+	for line := range strings.Lines(file) {
+		var e struct {
+			entry
+			Run struct {
+				Size    string
+				Lone    bool
+				Metrics map[string]struct {
+					Kthwd side
+					Ratio float64
+				}
+			}
+		}
+		if err := json.Unmarshal([]byte(line), &e); err != nil || e.Commit == "" || e.Date == "" || e.Machine == "" || len(e.Run.Metrics) == 0 {
+			t.Fatalf("test/bench/far.jsonl: %v: %s", err, line)
+		}
+		head := e.Run.Size
+		if e.Run.Lone {
+			head += " alone"
+		}
+		heads, cards = append(heads, head), append(cards, head+": "+strings.TrimSpace(e.card()))
+		for i, row := range farRows {
+			m, measured := e.Run.Metrics[row.key]
+			cell := "—"
+			if measured {
+				cell = withUnit(figure(m.Kthwd.Median), row.unit)
+				if m.Ratio > 0 {
+					cell += " (" + ratio(m.Ratio) + ")"
+				}
+			}
+			columns[i] = append(columns[i], cell)
+		}
+	}
+	var b strings.Builder
+	for _, card := range cards {
+		b.WriteString("- " + card + "\n")
+	}
+	fmt.Fprintf(&b, "\n| what | %s |\n|---|%s\n", strings.Join(heads, " | "), strings.Repeat("---|", len(heads)))
+	for i, row := range farRows {
+		fmt.Fprintf(&b, "| %s | %s |\n", row.what, strings.Join(columns[i], " | "))
 	}
 	return b.String()
 }
