@@ -86,7 +86,7 @@ func (f *far) measureLone(t *testing.T, r *scaleRun) {
 	r.add(scaleRestart, r.awaitReady(t).Seconds())
 	r.bind(t)
 	r.add(scaleRestartBound, time.Since(r.started).Seconds())
-	time.Sleep(loneWindow)
+	sleep(t.Context(), loneWindow)
 	stop()
 	r.add(scaleRestartPeak, *peak)
 	r.add(scaleRestartRSS, r.memory(t).rss)
