@@ -37,6 +37,12 @@ func (r *scaleRun) fillEtcd(t *testing.T) {
 	flags := append(etcdFlags(r.plane), "--unsafe-no-fsync", "--quota-backend-bytes="+strconv.Itoa(fillQuota))
 	u := &unit{name: "etcd", argv: append([]string{r.programs.etcd}, flags...), log: filepath.Join(filepath.Dir(r.layout.Dir), "fill.log")}
 	u.start(t)
+	t.Cleanup(func() {
+		if u.running() { // the test has failed
+			u.terminate()
+			_, _ = u.wait(stopBudget)
+		}
+	})
 	client := r.etcdClient(t)
 	ctx := within(t, fillBudget)
 	begin := time.Now()

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"runtime"
+	"runtime/debug"
 	"strings"
 	"testing"
 	"weak"
@@ -58,6 +59,8 @@ func TestDocumentsShareNothing(t *testing.T) {
 
 // The definitions of all types stay for no longer than a document needs them.
 func TestDefinitionsAreForgotten(t *testing.T) {
+	usual := debug.SetGCPercent(-1) // a collection between two documents would have the definitions made once more
+	defer debug.SetGCPercent(usual)
 	var made []weak.Pointer[[1024]byte] // a part of another type than that of the documents
 	definitions := func(ref common.ReferenceCallback) map[string]common.OpenAPIDefinition {
 		part := new([1024]byte)
