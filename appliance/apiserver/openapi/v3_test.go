@@ -12,6 +12,8 @@ import (
 	"weak"
 
 	"github.com/emicklei/go-restful/v3"
+	apiruntime "k8s.io/apimachinery/pkg/runtime"
+	endpoints "k8s.io/apiserver/pkg/endpoints/openapi"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/apiserver/pkg/server/mux"
 	"k8s.io/kube-openapi/pkg/common"
@@ -71,12 +73,11 @@ func TestDefinitionsAreForgotten(t *testing.T) {
 			"kthwd/appliance/apiserver/openapi.other": {Schema: other},
 		}
 	}
-	named := func(name string) (string, spec.Extensions) { return name[strings.LastIndex(name, ".")+1:], nil }
+	namer := endpoints.NewDefinitionNamer(apiruntime.NewScheme())
 	config := &genericapiserver.Config{
-		OpenAPIConfig:   &common.Config{Info: &spec.Info{}, GetDefinitions: definitions, GetDefinitionName: named},
-		OpenAPIV3Config: &common.OpenAPIV3Config{Info: &spec.Info{}, GetDefinitions: definitions, GetDefinitionName: named},
+		OpenAPIConfig:   genericapiserver.DefaultOpenAPIConfig(definitions, namer),
+		OpenAPIV3Config: genericapiserver.DefaultOpenAPIV3Config(definitions, namer),
 	}
-	config.OpenAPIV3Config.Definitions = definitions(nil)
 	d := LeaveOut(config, slog.New(slog.DiscardHandler))
 	services := things("apis/a/v1", "apis/b/v1")
 	three, mux := newOpenAPIV3(config.OpenAPIV3Config, services, d.log), mux.NewPathRecorderMux("test")
