@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 
+	"k8s.io/apiserver/pkg/registry/generic"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/client-go/rest"
 	apiapp "k8s.io/kubernetes/cmd/kube-apiserver/app"
@@ -13,6 +14,7 @@ import (
 	"kthwd/appliance/apiserver/bootstrap"
 	"kthwd/appliance/apiserver/identitylease"
 	"kthwd/appliance/apiserver/openapi"
+	"kthwd/appliance/apiserver/watchcache"
 	"kthwd/appliance/cmdline"
 	"kthwd/appliance/pki"
 	"kthwd/appliance/program"
@@ -94,6 +96,7 @@ func (a *Server) assemble(config *apiapp.Config) (*built, error) {
 	register := bootstrap.LeaveOutHooks(config.KubeAPIs.ControlPlane.Generic, a.log)
 	who := &identitylease.Lease{}
 	registerIdentity := who.Replace(&config.KubeAPIs.ControlPlane)
+	promptLists(config)
 	documents := openapi.LeaveOut(config.KubeAPIs.ControlPlane.Generic, a.log)
 	access.RememberClients(config, a.seen, a.used)
 	access.ListenToAcceptances(config, a.accepted)
@@ -129,6 +132,18 @@ func (a *Server) assemble(config *apiapp.Config) (*built, error) {
 	documents.Prepared()
 	s.run = prepared.Run
 	return s, err
+}
+
+// promptLists sees to it that no list waits for a tick of the watch cache, in all three servers.
+func promptLists(config *apiapp.Config) {
+	for _, getter := range []*generic.RESTOptionsGetter{
+		&config.KubeAPIs.ControlPlane.Generic.RESTOptionsGetter,
+		&config.ApiExtensions.GenericConfig.RESTOptionsGetter,
+		&config.ApiExtensions.ExtraConfig.CRDRESTOptionsGetter,
+		&config.Aggregator.GenericConfig.RESTOptionsGetter,
+	} {
+		*getter = watchcache.Prompt(*getter)
+	}
 }
 
 // Parse reads a kube-apiserver command line with upstream's own options, and adds the
