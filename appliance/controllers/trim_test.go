@@ -1,6 +1,7 @@
 package controllers
 
 import (
+	"context"
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
@@ -45,11 +46,15 @@ func TestTrimNodes(t *testing.T) {
 	if err := trimNodes(factory); err != nil {
 		t.Fatal(err)
 	}
-	factory.Start(t.Context().Done())
-	factory.WaitForCacheSync(t.Context().Done())
+	ctx, stop := context.WithCancel(t.Context())
+	defer func() { // before the server: it waits for the watch
+		stop()
+		factory.Shutdown()
+	}()
+	factory.Start(ctx.Done())
+	factory.WaitForCacheSync(ctx.Done())
 	got, err := nodes.Lister().Get("n")
 	if err != nil || got.ManagedFields != nil || got.Labels["a"] != "b" {
 		t.Errorf("got %+v and %v; want the node without managedFields", got, err)
 	}
-	server.CloseClientConnections()
 }

@@ -61,6 +61,7 @@ func newAPIServer(t *testing.T) *apiServer {
 
 // stop ends the server and its connections, as a kill does.
 func (s *apiServer) stop() {
+	s.Listener.Close() // first, or a client is back with a watch that Close waits for
 	s.cut()
 	s.CloseClientConnections()
 	s.Close()

@@ -26,14 +26,14 @@ import (
 
 const (
 	losses        = 5
-	leaseDuration = 4 * time.Second
-	goroutineRoom = 60 // requests in flight come and go; idle connections close after 90 s
+	leaseDuration = 8 * time.Second // with 4 s a busy machine took leases away by itself, one after another
+	goroutineRoom = 60              // requests in flight come and go; idle connections close after 90 s
 )
 
 // quickLeases make a term end within seconds of its lease's loss.
 func quickLeases() (args []string) {
 	for _, program := range []string{kcm, sched} {
-		for _, setting := range []string{"lease-duration=" + leaseDuration.String(), "renew-deadline=2s", "retry-period=400ms"} {
+		for _, setting := range []string{"lease-duration=" + leaseDuration.String(), "renew-deadline=5s", "retry-period=400ms"} {
 			args = append(args, "--"+program+"-arg=leader-elect-"+setting)
 		}
 	}
@@ -511,7 +511,7 @@ func watchCalm(t *testing.T, c *kthwtest.Controller) *calm {
 	m.done.Go(func() { m.watch(ctx, w) })
 	m.done.Go(func() { m.write(ctx, client, object) })
 	for name, port := range map[string]int{kcm: c.Ports.ControllerManager, sched: c.Ports.Scheduler} {
-		m.done.Go(func() { m.ask(ctx, name, fmt.Sprintf("https://%s:%d/healthz", c.Address, port)) })
+		m.done.Go(func() { m.ask(ctx, c, name, fmt.Sprintf("https://%s:%d/healthz", c.Address, port)) })
 	}
 	t.Cleanup(func() { cancel(); m.done.Wait() })
 	return m
@@ -557,13 +557,24 @@ func (m *calm) watch(ctx context.Context, w watch.Interface) {
 	}
 }
 
-func (m *calm) ask(ctx context.Context, name, url string) {
+// overdue is how long a component may be on its way back before its port says so (controllers.Alive).
+const overdue = 20 * time.Second
+
+func (m *calm) ask(ctx context.Context, c *kthwtest.Controller, name, url string) {
 	transport := insecure()
+	late := func() bool { // a machine may be too busy for a term to begin within that time
+		s, err := component(c, name)
+		return err == nil && s.State == supervise.Starting && time.Since(s.Since) > overdue
+	}
+	wasLate := false
 	for ctx.Err() == nil {
 		code, body, err := ask(transport, url)
-		if err != nil || code != http.StatusOK {
+		fine := err == nil && code == http.StatusOK
+		isLate := !fine && strings.Contains(body, "[-]leaderElection failed") && late()
+		if !fine && !isLate && !wasLate { // it may have come back in between
 			m.problem(ctx, "%s: %s: got %d %s %v, want 200", name, url, code, body, err)
 		}
+		wasLate = isLate
 		pause(ctx, 100*time.Millisecond)
 	}
 }

@@ -78,8 +78,8 @@ func TestPanicEndsOneTerm(t *testing.T) {
 			if err != nil || r.PID != pid || c.Exited() {
 				t.Errorf("got process %d (%v), want %d as before", r.PID, err, pid)
 			}
-			if err := leaked(c, 0); err != nil {
-				t.Error(err)
+			if n, err := leaked(c); err != nil || n != 0 {
+				t.Errorf("%d terms were left behind, %v; want none", n, err)
 			}
 			stop(t, c, syscall.SIGTERM, 0)
 		})
