@@ -98,7 +98,8 @@ type prompted struct {
 
 	mu     sync.Mutex
 	stream metadata.MD // of the cache's watch: etcd's client finds its stream by it
-	due    bool        // a request has not been sent yet
+	due    bool        // a reader needs a request that has not been sent yet
+	asking bool        // ask's goroutine runs
 	sent   time.Time
 }
 
@@ -120,22 +121,33 @@ func (p *prompted) GetCurrentResourceVersion(ctx context.Context) (uint64, error
 	return revision, err
 }
 
-// ask asks for progress now, or when gap has passed since the last request.
+// ask asks for progress now, or when gap has passed since the last request. One goroutine does so:
+// where the cache's watch hangs, a request hangs with it.
 func (p *prompted) ask() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.due {
-		return
-	}
 	p.due = true
-	if early := gap - time.Since(p.sent); early > 0 {
-		time.AfterFunc(early, p.send)
-	} else {
+	if !p.asking {
+		p.asking = true
 		go p.send()
 	}
 }
 
 func (p *prompted) send() {
+	for p.more() {
+		time.Sleep(gap - time.Since(p.sent))
+		p.request()
+	}
+}
+
+func (p *prompted) more() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.asking = p.due
+	return p.due
+}
+
+func (p *prompted) request() {
 	p.mu.Lock()
 	p.due, p.sent = false, time.Now() // a reader that comes from now on may need a later revision
 	ctx := metadata.NewOutgoingContext(context.Background(), p.stream)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"reflect"
+	goruntime "runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -125,6 +126,27 @@ func TestManyReadersAskSeldom(t *testing.T) {
 	}
 }
 
+// TestAHungWatch has readers while a request for progress does not return.
+func TestAHungWatch(t *testing.T) {
+	counted := &counting{revision: 7, hang: make(chan struct{})}
+	p := &prompted{Interface: counted}
+	for begun := time.Now(); counted.requests.Load() == 0 || time.Since(begun) < 4*gap; goruntime.Gosched() {
+		if _, err := p.GetCurrentResourceVersion(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := counted.requests.Load(); n != 1 {
+		t.Errorf("%d requests hang; want 1", n)
+	}
+	close(counted.hang)
+	kthwtest.WaitFor(t, "a request for the readers that came meanwhile", time.Minute, func() error {
+		if last, all := counted.last.Load(), counted.readers.Load(); last != all {
+			return fmt.Errorf("the latest came after %d of %d", last, all)
+		}
+		return nil
+	})
+}
+
 func TestLeftAlone(t *testing.T) {
 	etcd := etcdtest.Start(t, false)
 	decorator := func(g generic.RESTOptionsGetter, resource string) uintptr {
@@ -177,7 +199,8 @@ type counting struct {
 	revision uint64
 	readers  atomic.Int64
 	requests atomic.Int64
-	last     atomic.Int64 // how many readers had come before the latest request
+	last     atomic.Int64  // how many readers had come before the latest request
+	hang     chan struct{} // until it is closed, requests do not return; nil if they do
 }
 
 func (c *counting) GetCurrentResourceVersion(context.Context) (uint64, error) {
@@ -188,6 +211,9 @@ func (c *counting) GetCurrentResourceVersion(context.Context) (uint64, error) {
 func (c *counting) RequestWatchProgress(context.Context) error {
 	c.requests.Add(1)
 	c.last.Store(c.readers.Load())
+	if c.hang != nil {
+		<-c.hang
+	}
 	return nil
 }
 
