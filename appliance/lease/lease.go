@@ -266,13 +266,13 @@ func (l *Lease) serve(c *campaign, t *term.Term, lead func(context.Context) erro
 	done, ended, over := t.Go(lead), t.Context().Done(), c.over
 	var patience time.Duration
 	var late <-chan time.Time
-	lost := false
+	lost, exited := false, false // exited: before the lease was lost
 	for {
 		select {
 		case err := <-done:
-			return l.finished(c, t, lost, err)
+			return l.finished(c, lost && !exited, err)
 		case <-over:
-			over, lost = nil, true
+			over, lost, exited = nil, true, t.Exited() != nil
 			if t.Context().Err() == nil {
 				l.log.Warn("lease lost, stopping", "margin", l.margin())
 			}
@@ -295,14 +295,15 @@ func (l *Lease) serve(c *campaign, t *term.Term, lead func(context.Context) erro
 	}
 }
 
-// finished returns why a term has ended whose program returned err.
-func (l *Lease) finished(c *campaign, t *term.Term, lost bool, err error) error {
+// finished returns why a term has ended whose program returned err. A program whose lease is lost may
+// exit for that, since the API server refuses its requests: the lease is the reason.
+func (l *Lease) finished(c *campaign, lost bool, err error) error {
 	still := errors.Is(err, term.ErrStillRunning)
 	if still {
 		c.keep()
 	}
 	switch {
-	case !lost || t.Exited() != nil:
+	case !lost:
 		return err
 	case still:
 		return fmt.Errorf("%w; %w", l.lost(), term.ErrStillRunning)

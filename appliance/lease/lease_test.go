@@ -46,6 +46,8 @@ func TestTermEnds(t *testing.T) {
 		{"lost, behind another's fence", true, "https://10.0.1.48:6443", nil, &stuckTermError{program.Scheduler, 5 * time.Second}, 6 * time.Second},
 		{"lost, behind the fence, and takes 40 s", true, "https://127.0.0.1:6443", slowly(40 * time.Second), errLeaseLost, 41 * time.Second},
 		{"lost, behind the fence, and does not stop", true, "https://127.0.0.1:6443", nil, &stuckTermError{program.Scheduler, time.Minute}, 61 * time.Second},
+		{"lost, and exits for that", true, "", exitsAtItsEnd(4 * time.Second), errLeaseLost, 5 * time.Second},
+		{"exits, and loses its lease", true, "", exits(4 * time.Second), exit, 4 * time.Second},
 		{"ends by itself", false, "", func(context.Context) error { return failed }, failed, 0},
 		{"exits, and stops at once", false, "", exits(0), exit, 0},
 		{"exits, and takes 40 s", false, "", exits(40 * time.Second), exit, 40 * time.Second},
@@ -94,6 +96,14 @@ func exits(d time.Duration) func(context.Context) error {
 	return func(ctx context.Context) error {
 		go func() { term.Current().Leave(exit) }()
 		return slowly(d)(ctx)
+	}
+}
+
+// exitsAtItsEnd is a program that exits when its context ends, and stops d later.
+func exitsAtItsEnd(d time.Duration) func(context.Context) error {
+	return func(ctx context.Context) error {
+		<-ctx.Done()
+		return exits(d)(ctx)
 	}
 }
 
