@@ -22,14 +22,7 @@ const (
 // TestFar measures clusters whose objects are written to etcd directly, because their creation
 // through the API takes longer than anything that is measured: see the package comment.
 func TestFar(t *testing.T) {
-	text := os.Getenv("KTHWD_BENCH_FAR")
-	if text == "" {
-		t.Skip("a benchmark of minutes: make bench-far, or KTHWD_BENCH_FAR=100/3000 for a small one")
-	}
-	sizes, err := readSizes(text)
-	if err != nil {
-		t.Fatal(err)
-	}
+	sizes := sizesOf(t, "KTHWD_BENCH_FAR", "a benchmark of minutes: make bench-far, or KTHWD_BENCH_FAR=100/3000 for a small one")
 	sides := []side{separate, kthwd}
 	f := &far{lone: os.Getenv("KTHWD_BENCH_LONE") != ""}
 	if f.lone {
@@ -55,7 +48,7 @@ type far struct {
 func (f *far) measure(t *testing.T, b *bench, p *plane, round int) {
 	r := &scaleRun{scale: f.scale, plane: p, round: round}
 	for i := range r.size.nodes {
-		r.names = append(r.names, fmt.Sprintf("node-%04d", i))
+		r.names = append(r.names, nodeName(i))
 	}
 	r.makeOne(t)
 	r.stop(t)
@@ -109,8 +102,6 @@ func (f *far) measureWrites(t *testing.T, r *scaleRun) {
 	}
 	r.add(farWritten, farWrites/time.Since(begin).Seconds())
 }
-
-func podName(i int) string { return fmt.Sprintf("pod-%05d", i) }
 
 // makeOne starts the side and makes the first node, its kubelet and the first pod. It returns when
 // the pod runs: what etcd has then is the model of all others.

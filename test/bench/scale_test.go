@@ -66,14 +66,7 @@ type scale struct {
 
 // TestScale compares the two sides with clusters of several sizes: see the package comment.
 func TestScale(t *testing.T) {
-	text := os.Getenv("KTHWD_BENCH_SCALE")
-	if text == "" {
-		t.Skip("a benchmark of an hour: make bench-scale, or KTHWD_BENCH_SCALE=20/300 for a small one")
-	}
-	sizes, err := readSizes(text)
-	if err != nil {
-		t.Fatal(err)
-	}
+	sizes := sizesOf(t, "KTHWD_BENCH_SCALE", "a benchmark of an hour: make bench-scale, or KTHWD_BENCH_SCALE=20/300 for a small one")
 	debug.SetGCPercent(400) // the clients share the cores with what they measure
 	s := &scale{sizes: sizes, results: map[size]*results{}, bench: newBench(t)}
 	for _, size := range sizes {
@@ -92,6 +85,23 @@ func TestScale(t *testing.T) {
 	}
 	s.report(t)
 }
+
+// sizesOf reads the sizes from the environment, and skips the test without them.
+func sizesOf(t *testing.T, variable, skip string) []size {
+	t.Helper()
+	text := os.Getenv(variable)
+	if text == "" {
+		t.Skip(skip)
+	}
+	sizes, err := readSizes(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sizes
+}
+
+func nodeName(i int) string { return fmt.Sprintf("node-%04d", i) }
+func podName(i int) string  { return fmt.Sprintf("pod-%05d", i) }
 
 // scaleRun is the cluster of one turn.
 type scaleRun struct {
@@ -147,7 +157,7 @@ func (r *scaleRun) addTimes(m latency, times []time.Duration) {
 func (r *scaleRun) makeCluster(t *testing.T) {
 	t.Helper()
 	for i := range r.size.nodes {
-		r.names = append(r.names, fmt.Sprintf("node-%04d", i))
+		r.names = append(r.names, nodeName(i))
 	}
 	ctx := within(t, 5*time.Minute)
 	if err := each(r.clients, len(r.names), func(c *kubernetes.Clientset, i int) error { return createNode(ctx, c, r.names[i]) }); err != nil {
@@ -177,7 +187,7 @@ func (r *scaleRun) fill(t *testing.T) time.Time {
 	ctx := within(t, fillBudget)
 	before, begin := r.revision(t), time.Now()
 	if err := each(r.clients, r.size.pods, func(c *kubernetes.Clientset, i int) error {
-		_, err := c.CoreV1().Pods("default").Create(ctx, scalePod(fmt.Sprintf("pod-%05d", i), i), metav1.CreateOptions{})
+		_, err := c.CoreV1().Pods("default").Create(ctx, scalePod(podName(i), i), metav1.CreateOptions{})
 		return err
 	}); err != nil {
 		t.Fatalf("create pods: %v", err)
@@ -254,7 +264,7 @@ func (r *scaleRun) requests(t *testing.T) {
 	ctx := within(t, 5*time.Minute)
 	client := r.clientsThatSpeak(t, 1, runtime.ContentTypeProtobuf)[0].CoreV1()
 	pods := client.Pods("default")
-	name := func(i int) string { return fmt.Sprintf("pod-%05d", i*7919%r.size.pods) }
+	name := func(i int) string { return podName(i * 7919 % r.size.pods) }
 	r.addTimes(scaleBind, r.times(t, binds, func(int) error { r.bind(t); return nil }))
 	r.addTimes(scaleGet, r.times(t, gets, func(i int) error {
 		_, err := pods.Get(ctx, name(i), metav1.GetOptions{})
