@@ -31,7 +31,7 @@ DIRS      := appliance cmd health lb packaging rbacseed test
 LIGHT      = $(shell awk '$$2 == "light" { print "./" $$1 }' appliance/config/testdata/arrows.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help build previous tool run test test-backup test-suites test-attacks test-attacks-user test-attacks-reviewed incidents test-light test-one fuzz cover test-e2e test-lb-peers test-conformance soak test-encryption-kills test-rotations test-kubelet-rotation screenshots bench bench-previous bench-scale bench-far bench-hardening bench-try bench-names bench-backup bench-encryption bench-lb lint lint-extra golden verify bump hooks package image package-check generated install test-systemd test-upgrade clean FORCE
+.PHONY: help build previous tool tools run test test-backup test-suites test-attacks test-attacks-user test-attacks-reviewed incidents test-light test-one fuzz cover test-e2e test-lb-peers test-conformance soak test-encryption-kills test-rotations test-kubelet-rotation screenshots bench bench-previous bench-scale bench-far bench-hardening bench-try bench-names bench-backup bench-encryption bench-lb lint lint-extra golden verify bump hooks package image package-check generated install test-systemd test-upgrade clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -47,9 +47,14 @@ previous: ## build bin/previous/kthwd, with the minor of Kubernetes and etcd bef
 tool: ## build a program of go.mod with the same stamps: make tool PKG=k8s.io/kubernetes/cmd/kubectl OUT=bin/tools/kubectl
 	go build -ldflags '$(LDFLAGS)' -o $(OUT) $(PKG)
 
-TOOLS := bin/tools
-$(TOOLS)/kubectl: FORCE
-	@$(MAKE) --no-print-directory -s tool PKG=k8s.io/kubernetes/cmd/kubectl OUT=$@
+# Upstream's own programs.
+TOOLS    := bin/tools
+PROGRAMS := etcd etcdctl etcdutl kube-apiserver kube-controller-manager kube-scheduler kubectl
+OF_ETCD  := etcd=server etcdctl=etcdctl etcdutl=etcdutl
+tools: $(PROGRAMS:%=$(TOOLS)/%) ## upstream's own programs, of the versions in go.mod, with which tests and benchmarks compare
+$(PROGRAMS:%=$(TOOLS)/%): FORCE
+	@$(MAKE) --no-print-directory -s tool OUT=$@ \
+		PKG=$(or $(patsubst $(@F)=%,go.etcd.io/etcd/%/v3,$(filter $(@F)=%,$(OF_ETCD))),k8s.io/kubernetes/cmd/$(@F))
 
 run: build ## run a controller without root, data in ./.kthwd (RUN_FLAGS=… for others)
 	$(BIN) $(RUN_FLAGS)
@@ -169,19 +174,14 @@ bench-hardening: build ## kthwd as installed, and with profile cis, against kthw
 	KTHWD_BENCH_HARDENING=1 KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=60m -v -run TestHardening ./test/bench
 
 TRIES ?= 5
-bench-try: build ## kthwd try beside controller-runtime's envtest with kthwd's names and with upstream's programs, TRIES=5 turns each: ratios of time and CPU
-	$(MAKE) --no-print-directory -s tool PKG=go.etcd.io/etcd/server/v3 OUT=$(TOOLS)/etcd
-	$(MAKE) --no-print-directory -s tool PKG=k8s.io/kubernetes/cmd/kube-apiserver OUT=$(TOOLS)/kube-apiserver
-	$(MAKE) --no-print-directory -s $(TOOLS)/kubectl
+ENVTEST = $(addprefix $(TOOLS)/,etcd kube-apiserver kubectl)
+bench-try: build $(ENVTEST) ## kthwd try beside controller-runtime's envtest with kthwd's names and with upstream's programs, TRIES=5 turns each: ratios of time and CPU
 	KTHWD_BENCH_TRY=$(TRIES) KTHWD_TOOLS=$(abspath $(TOOLS)) KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=60m -v -run 'TestBench' ./test/try
 
 bench-names: build $(TOOLS)/kubectl ## kubectl and the short verbs by kthwd's name beside upstream's kubectl: ratios of time, TRIES=5 turns each
 	KTHWD_BENCH_NAMES=$(TRIES) KTHWD_TOOLS=$(abspath $(TOOLS)) KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=10m -v -run 'TestBench$$' ./test/names
 
-test-suites: build ## controller-runtime's own tests of envtest and its client, with upstream's programs and with kthwd's names: the same must pass; minutes
-	$(MAKE) --no-print-directory -s tool PKG=go.etcd.io/etcd/server/v3 OUT=$(TOOLS)/etcd
-	$(MAKE) --no-print-directory -s tool PKG=k8s.io/kubernetes/cmd/kube-apiserver OUT=$(TOOLS)/kube-apiserver
-	$(MAKE) --no-print-directory -s $(TOOLS)/kubectl
+test-suites: build $(ENVTEST) ## controller-runtime's own tests of envtest and its client, with upstream's programs and with kthwd's names: the same must pass; minutes
 	KTHWD_SUITES=$(abspath $(TOOLS)) KTHWD_BIN=$(abspath $(BIN)) go test -count=1 -timeout=60m -v -run 'TestSuites' ./test/try
 
 SIZE ?= 256M

@@ -26,6 +26,7 @@ type made struct {
 	lb     string
 	ports  [4]kthwtest.Ports // the last are the load balancer's
 	args   []string          // of each controller, beside its file
+	lbArgs []string          // of the load balancer, beside its file
 	env    []string          // of each controller
 	binary string            // of each controller that starts; empty: this kthwd
 	homes  []string          // the working directory of each controller; nil for the test's
@@ -62,7 +63,7 @@ func (m *made) start(t *testing.T, i int) *kthwtest.Controller {
 	o.Dir = filepath.Join(m.dir, fmt.Sprintf("c%d", i))
 	if i == 3 {
 		o.Dir = filepath.Join(m.dir, "lb-"+m.lb)
-		o.Args = []string{"--status-socket="}
+		o.Args = append([]string{"--status-socket="}, m.lbArgs...)
 	} else {
 		o.Args = []string{
 			fmt.Sprintf("--etcd-client-port=%d", m.ports[i].EtcdClient),
@@ -125,6 +126,14 @@ func TestMadeCluster(t *testing.T) {
 	m.refusesOthersFiles(t, lost)
 	all[lost] = m.start(t, lost)
 	all[lost].WaitReady(t)
+}
+
+// startPatientBalancer starts a load balancer that cuts no connections. A controller that lives looks dead on a machine
+// that stands still for seconds, and a request that waits for it must not fail.
+func (m *made) startPatientBalancer(t *testing.T) *kthwtest.Controller {
+	t.Helper()
+	m.lbArgs = []string{"--cut=never"}
+	return m.start(t, 3)
 }
 
 // startAll starts the three controllers, and returns when all are ready.

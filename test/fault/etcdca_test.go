@@ -304,7 +304,7 @@ func TestEtcdCAOfThree(t *testing.T) {
 	kthwtest.Turn(t, 3)
 	m := makeCluster(t)
 	all := m.startAll(t)
-	balancer := m.start(t, 3)
+	balancer := m.startPatientBalancer(t)
 	balancer.WaitReady(t)
 	was := etcdCAOf(t, all[0])
 	key, err := os.ReadFile(filepath.Join(m.dir, "ca", "etcd-ca-key.pem")) // no controller has it

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
@@ -34,8 +35,12 @@ type upgradeClient struct {
 	ended  error // of the watch
 }
 
-// upgradeWriteEvery is the pause between two writes; they do not wait for each other.
-const upgradeWriteEvery = 20 * time.Millisecond
+// A write begins every upgradeWriteEvery, and does not wait for the one before. Where the machine is slower
+// than that, upgradeWritesAtOnce bounds those under way: a cluster that falls behind would never catch up.
+const (
+	upgradeWriteEvery   = 20 * time.Millisecond
+	upgradeWritesAtOnce = 10
+)
 
 // startUpgradeClient begins with an event that the watch has seen, so that it misses none after it.
 func startUpgradeClient(t *testing.T, client kubernetes.Interface) *upgradeClient {
@@ -60,12 +65,15 @@ func startUpgradeClient(t *testing.T, client kubernetes.Interface) *upgradeClien
 	wait.Go(func() {
 		tick := time.NewTicker(upgradeWriteEvery)
 		defer tick.Stop()
+		var writers errgroup.Group
+		writers.SetLimit(upgradeWritesAtOnce)
 		for i := 0; ; i++ {
 			select {
 			case <-writing.Done():
+				_ = writers.Wait()
 				return
 			case <-tick.C:
-				wait.Go(func() { w.write(ctx, fmt.Sprintf("steady-%d", i)) })
+				writers.Go(func() error { w.write(ctx, fmt.Sprintf("steady-%d", i)); return nil })
 			}
 		}
 	})
@@ -164,7 +172,7 @@ func TestRollingUpgrade(t *testing.T) {
 	m := makeCluster(t)
 	m.binary = previous
 	all := m.startAll(t)
-	balancer := m.start(t, 3)
+	balancer := m.startPatientBalancer(t)
 	balancer.WaitReady(t)
 	client := all[0].Client(t)
 	kthwtest.WaitFor(t, "the balancer to pass requests on", soon, func() error { return write(t, client, "first") })

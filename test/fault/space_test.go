@@ -182,7 +182,7 @@ func TestSpaceOfThree(t *testing.T) {
 	kthwtest.Turn(t, 4)
 	const keep = 48 // MiB in use
 	m := makeCluster(t)
-	balancer := m.start(t, 3)
+	balancer := m.startPatientBalancer(t)
 	all := m.startAll(t)
 	balancer.WaitReady(t)
 	alone := kthwtest.Start(t, kthwtest.Options{})
