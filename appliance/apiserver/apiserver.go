@@ -164,9 +164,13 @@ func (a *Server) Run(ctx context.Context, ready func()) error {
 		}
 		report.Starting("building the API server")
 		a.loadRefused(ctx)
-		prepared, err := a.build()
-		if err == nil {
+		prepared, err := a.build(supervise.Leaving(ctx))
+		switch {
+		case err == nil:
 			return a.serve(ctx, prepared, ready)
+		case errors.Is(err, errLeaving):
+			<-ctx.Done() // soon: all that depend on it have not begun
+			return nil
 		}
 		if a.quorum(ctx) == nil {
 			return err

@@ -35,14 +35,26 @@ type built struct {
 	run      func(ctx context.Context) error
 }
 
+// errLeaving is the error of a build during which kthwd began to stop.
+var errLeaving = errors.New("kthwd stops")
+
 // build does the work of kube-apiserver/app/server.go:Run up to its last line, with the
-// two bootstrap hooks replaced and the OpenAPI documents built in parallel.
-func (a *Server) build() (*built, error) {
+// two bootstrap hooks replaced and the OpenAPI documents built in parallel. A server is
+// not worth running once leaving has ended: on a busy machine it needs longer to start its caches,
+// before it can stop, than a stop may take.
+func (a *Server) build(leaving context.Context) (*built, error) {
 	config, err := a.configuration()
 	if err != nil {
 		return nil, err
 	}
-	server, err := a.assemble(config)
+	server, err := (*built)(nil), errLeaving
+	if leaving.Err() == nil {
+		server, err = a.assemble(config)
+	}
+	if err == nil && leaving.Err() != nil {
+		server.generic.Destroy()
+		err = errLeaving
+	}
 	if err != nil {
 		// NewConfig has opened the port, so a later failure must close it.
 		return nil, errors.Join(err, config.KubeAPIs.ControlPlane.Generic.SecureServing.Listener.Close())

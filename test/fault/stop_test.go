@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -149,6 +150,15 @@ func TestStopWhileStarting(t *testing.T) {
 			inOrderAfter(t, c)
 		})
 	}
+	t.Run("before-the-API-server-is-built", func(t *testing.T) {
+		kthwtest.Turn(t, 1)
+		for range 3 { // a build may have ended before the signal arrives
+			if !servesInVain(t) {
+				return
+			}
+		}
+		t.Error("the API server began to serve after kthwd had been asked to stop, three times")
+	})
 	for _, n := range []string{"first", "second", "third", "fourth"} { // what is under way then differs
 		t.Run("first-answer-of-the-API-server/"+n, func(t *testing.T) {
 			kthwtest.Turn(t, 1)
@@ -164,6 +174,25 @@ func TestStopWhileStarting(t *testing.T) {
 			inOrderAfter(t, c)
 		})
 	}
+}
+
+// servesInVain stops a controller as soon as its etcd serves, and reports whether its API server began to serve after that.
+func servesInVain(t *testing.T) bool {
+	t.Helper()
+	c := kthwtest.Start(t, kthwtest.Options{NoWait: true, Args: []string{"--log-level=kube-apiserver=debug"}})
+	kthwtest.WaitFor(t, "etcd", soon, func() error {
+		if !strings.Contains(c.Log.String(), "component=etcd msg=ready") {
+			return fmt.Errorf("not yet; exited: %v", c.Exited())
+		}
+		return nil
+	})
+	inOrderAfter(t, c)
+	_, after, asked := strings.Cut(c.Log.String(), "asked to stop")
+	if !asked {
+		t.Fatalf("the stop is not in the log:\n%s", c.Log.Tail(40))
+	}
+	serves := regexp.MustCompile(fmt.Sprintf(`Serving securely on \S*:%d\b`, c.Ports.Secure))
+	return serves.MatchString(after)
 }
 
 // The ports of kube-controller-manager and kube-scheduler answer for as long as the API server does, also in a
