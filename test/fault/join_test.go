@@ -257,9 +257,7 @@ func TestRejoin(t *testing.T) {
 	lists(t, g.c[0], "c0 voter up", "c1 voter up", "c2 voter down")
 	refuses(t, g.c[0], []string{"member", "add", "c3", g.address(3)}, "error: 2 of 3 members are up, and 3 must be up to add another one", "hint: bring one of these back, or remove it: c2")
 	refuses(t, g.c[0], []string{"member", "add", "c2", g.address(2)}, "error: c2 is a member already", "hint: to replace it, remove it first: kthwd member remove c2")
-	if code, out := verb(t, g.c[0], "member", "remove", "c2"); code != 0 {
-		t.Fatalf("kthwd member remove: got exit code %d:\n%s", code, out)
-	}
+	mustRemove(t, g.c[0], "c2")
 	comesBackInVain(t, g.start(t, 2))
 	token := g.token(t, 2)
 	code, out := g.join(t, 2, token)
@@ -387,9 +385,7 @@ func (g *growing) elsewhere(t *testing.T) {
 	}
 	// Somebody else does: the health bridge of c0 speaks no TLS, its etcd no language of ours.
 	lists(t, g.c[0], "c0 voter up", "c1 joining its", "c2 joining its")
-	if code, out := verb(t, g.c[0], "member", "remove", "c2"); code != 0 {
-		t.Errorf("kthwd member remove of one with a token: got exit code %d:\n%s", code, out)
-	}
+	mustRemove(t, g.c[0], "c2")
 	lists(t, g.c[0], "c0 voter up", "c1 joining its")
 	if _, err := c.Files(t.Context(), true, true); err == nil || !strings.Contains(err.Error(), "the token is not known here") {
 		t.Errorf("a token that was taken back: got %v, want a refusal", err)

@@ -531,9 +531,7 @@ func (m *made) oldAfterTheEnd(t *testing.T, all *[3]*kthwtest.Controller, before
 // joinAgain brings c2 back with nothing but its name.
 func (m *made) joinAgain(t *testing.T, all *[3]*kthwtest.Controller) {
 	t.Helper()
-	if code, out := verb(t, all[0], "member", "remove", "c2"); code != 0 {
-		t.Fatalf("kthwd member remove: got exit code %d:\n%s", code, out)
-	}
+	mustRemove(t, all[0], "c2")
 	g := m.asGrowing(all[0])
 	if code, out := g.join(t, 2, g.token(t, 2), "--replace-data"); code != 0 {
 		t.Fatalf("kthwd join --replace-data: got exit code %d:\n%s", code, out)

@@ -23,7 +23,7 @@ import (
 )
 
 // soon bounds each wait of this package. It decides nothing on a machine that works.
-const soon = 3 * time.Minute
+const soon = 5 * time.Minute
 
 // incident is what the surfaces must say.
 type incident struct {

@@ -10,7 +10,7 @@ import (
 
 // Soon is for conditions whose time no test measures. It only bounds a hang: a busy machine
 // may need long.
-const Soon = 3 * time.Minute
+const Soon = 5 * time.Minute
 
 // WaitFor is harness.WaitFor, for the tests that import this package anyway.
 func WaitFor(t testing.TB, what string, within time.Duration, cond func() error) {
