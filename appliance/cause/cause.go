@@ -72,7 +72,7 @@ func Kind(err error, otherwise string) string {
 	return otherwise
 }
 
-// IsRoutine reports whether a line that upstream logs as an error is part of normal work,
+// IsRoutine reports whether a line that upstream logs as an error keeps nothing from working,
 // so that it is no cause of anything.
 func IsRoutine(text string) bool {
 	for _, words := range routineErrors {

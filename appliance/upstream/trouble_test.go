@@ -33,6 +33,7 @@ func TestTroubleOfAProgramThatFails(t *testing.T) {
 	}
 	say(program.Scheduler, slog.LevelWarn, "a warning without a known cause")
 	say(program.Scheduler, slog.LevelError, "the object has been modified; please apply your changes to the latest version and try again")
+	say(program.Scheduler, slog.LevelError, "Failed to watch CA file, will retry later: error creating fsnotify watcher: too many open files")
 	if got, ok := h.of(starting); ok {
 		t.Errorf("got %+v, want nothing of a warning and of routine", got)
 	}
