@@ -268,7 +268,7 @@ func (m *machine) init() int {
 
 func (m *machine) booted() {
 	m.t.Helper()
-	kthwtest.WaitFor(m.t, m.name+" to boot", 2*time.Minute, func() error {
+	kthwtest.WaitFor(m.t, m.name+" to boot", kthwtest.Soon, func() error {
 		select {
 		case <-m.gone:
 			m.t.Fatalf("%s: nspawn has ended: %v\n%s", m.name, m.end, m.log.Tail(10))
@@ -323,7 +323,7 @@ func (m *machine) fails(command string) string {
 func (m *machine) shows(command string, want ...string) string {
 	m.t.Helper()
 	var out string
-	kthwtest.WaitFor(m.t, m.name+": "+command, 90*time.Second, func() error {
+	kthwtest.WaitFor(m.t, m.name+": "+command, kthwtest.Soon, func() error {
 		var err error
 		out, err = m.try(command)
 		for _, w := range want {
@@ -354,7 +354,7 @@ func (m *machine) property(unit, name string) string {
 // state waits until a unit is in a state, such as active or failed.
 func (m *machine) state(unit, want string) {
 	m.t.Helper()
-	kthwtest.WaitFor(m.t, m.name+": "+unit+" to be "+want, 2*time.Minute, func() error {
+	kthwtest.WaitFor(m.t, m.name+": "+unit+" to be "+want, kthwtest.Soon, func() error {
 		out, err := m.try("systemctl show --property=ActiveState --value " + unit)
 		if err != nil {
 			return err

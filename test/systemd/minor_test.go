@@ -5,7 +5,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"kthwd/test/kthwtest"
 )
@@ -72,7 +71,7 @@ func (m *machine) upgradeTo(version string) string {
 func oneMinorBack(m *machine) {
 	m.t.Helper()
 	const again = "apt-get install -y -q --allow-downgrades -o Dpkg::Options::=--force-confold ./kthwd_" + minorBefore + "-1_amd64.deb"
-	kthwtest.WaitFor(m.t, "the record to refuse the older minor", 2*time.Minute, func() error {
+	kthwtest.WaitFor(m.t, "the record to refuse the older minor", kthwtest.Soon, func() error {
 		_, err := m.try("grep -q '^  \"etcd\": \"" + newEtcd + "' /var/lib/kubernetes/member.json")
 		return err
 	})
@@ -96,7 +95,7 @@ func oneMinorBack(m *machine) {
 func finishMinor(all []*machine) {
 	m := all[0]
 	m.t.Helper()
-	kthwtest.WaitFor(m.t, "kthwd upgrade finish", 2*time.Minute, func() error {
+	kthwtest.WaitFor(m.t, "kthwd upgrade finish", kthwtest.Soon, func() error {
 		_, err := m.try("kthwd upgrade finish")
 		return err
 	})

@@ -236,7 +236,7 @@ func (m *machine) restarts(unit string) int {
 // comesBack waits for one more restart than before, and for the unit to serve.
 func (m *machine) comesBack(unit string, before int) {
 	m.t.Helper()
-	kthwtest.WaitFor(m.t, unit+" to be restarted", 2*time.Minute, func() error {
+	kthwtest.WaitFor(m.t, unit+" to be restarted", kthwtest.Soon, func() error {
 		if got := m.restarts(unit); got <= before {
 			return fmt.Errorf("it was restarted %d times, %d before", got, before)
 		}
@@ -284,7 +284,7 @@ func watchdog(t *testing.T, c, _ *machine) {
 func reboot(t *testing.T, c, _ *machine) {
 	first := c.init()
 	c.run("systemctl reboot")
-	kthwtest.WaitFor(t, "the machine to go down", 3*time.Minute, func() error {
+	kthwtest.WaitFor(t, "the machine to go down", kthwtest.Soon, func() error {
 		if now := c.init(); now == 0 || now == first {
 			return errors.New("it is up")
 		}
