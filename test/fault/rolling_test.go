@@ -212,7 +212,9 @@ func TestRollingUpgrade(t *testing.T) {
 	if u, err := upgradeStatus(t, all[0]); err == nil && u.Target != "" { // the old ones had too little time to end it
 		wantVerb(t, all[0], 0, nil, "back", "--cancel")
 	}
-	stage(t, all[0], upgrade.StageReached, func(c upgrade.Controller) bool { return storesAsNew(c) && answering(c) })
+	for _, c := range []*kthwtest.Controller{all[0], all[2]} { // each hears the others for itself
+		stage(t, c, upgrade.StageReached, func(c upgrade.Controller) bool { return storesAsNew(c) && answering(c) })
+	}
 	wantVerb(t, all[2], 0, []string{"finished", "restart c0, then c1, then c2"}, "finish")
 	stage(t, all[0], upgrade.StageFinishing, nil)
 	m.replace(t, &all, 0, "") // the others would only take the same step once more
