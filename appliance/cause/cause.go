@@ -80,7 +80,7 @@ func IsRoutine(text string) bool {
 			return true
 		}
 	}
-	return false
+	return noWatchLeft.MatchString(text)
 }
 
 // Kthwd is the command line of a verb of kthwd's that asks the process or its files.

@@ -92,6 +92,22 @@ func TestPublic(t *testing.T) {
 	}
 }
 
+// A file that is read every minute, because nothing can watch it, keeps nothing from working; one that cannot be
+// read may.
+func TestIsRoutine(t *testing.T) {
+	for text, want := range map[string]bool{
+		"error creating fsnotify watcher: too many open files":           true,
+		"error adding watch for file /d/ca.pem: no space left on device": true,
+		"error adding watch for file /d/ca.pem: permission denied":       false,
+		"accept tcp 127.0.0.1:6443: accept4: too many open files":        false,
+		"write /var/lib/etcd/member/wal/0.tmp: no space left on device":  false,
+	} {
+		if got := IsRoutine(text); got != want {
+			t.Errorf("%s: got %v, want %v", text, got, want)
+		}
+	}
+}
+
 // Errors of Go's standard library match as it makes them.
 func TestRealErrors(t *testing.T) {
 	_, refused := net.Dial("tcp", closedPort(t))

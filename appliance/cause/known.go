@@ -1,16 +1,21 @@
 package cause
 
+import "regexp"
+
 // routineErrors are words of upstream's errors that keep nothing from working: a conflict of two
 // writers, which the later one repeats, the end of a request, and a file that is read every minute because no
-// inotify instance or watch is left (fs.inotify.max_user_instances, max_user_watches). Their "too many open files" and
-// "no space left on device" are not about descriptors and disks.
+// inotify instance is left (fs.inotify.max_user_instances), whose "too many open files" is not about descriptors.
 var routineErrors = []string{
 	"the object has been modified; please apply your changes to the latest version and try again",
 	"context canceled",
-	"error creating fsnotify watcher: ", "error adding watch for file ", // apiserver/pkg/server/dynamiccertificates
+	"error creating fsnotify watcher: ",                 // apiserver/pkg/server/dynamiccertificates
 	"error creating file watcher, falling back to poll", // apiserver/pkg/util/filesystem/watchuntil.go
 	"fsnotify watcher init: ",                           // kubernetes/pkg/util/filesystem/watcher.go
 }
+
+// noWatchLeft is the same for fs.inotify.max_user_watches: the disk has room. Any other error of that kind says why a
+// file cannot be read.
+var noWatchLeft = regexp.MustCompile(`error adding watch for file .+: no space left on device`)
 
 // knownCauses is the table. The first row that matches counts, so a row stands before those
 // whose words its errors may contain. A group that a command takes allows only characters

@@ -147,10 +147,15 @@ func healthy(ts *testscript.TestScript, neg bool, args []string) {
 	if !errors.As(err, &exit) || exit.ExitCode() != 1 {
 		ts.Fatalf("kthwd status: got %v, want exit code 0", err)
 	}
+	slow := false
 	for line := range strings.Lines(ts.ReadFile("stdout")) {
 		if strings.HasPrefix(line, "degraded: ") && !slowDisk.MatchString(line) {
 			ts.Fatalf("kthwd status: %s", line)
 		}
+		slow = slow || slowDisk.MatchString(line)
+	}
+	if !slow {
+		ts.Fatalf("kthwd status: exit code 1, and no line says that the disk is slow")
 	}
 }
 

@@ -38,7 +38,7 @@ import (
 const (
 	kcm   = "kube-controller-manager"
 	sched = "kube-scheduler"
-	soon  = 5 * time.Minute // only bounds a hang: a busy machine may need long
+	soon  = kthwtest.Soon
 )
 
 // stays fails unless cond holds at every look for the length of d.

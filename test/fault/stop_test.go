@@ -180,8 +180,9 @@ func TestStopWhileStarting(t *testing.T) {
 func servesInVain(t *testing.T) bool {
 	t.Helper()
 	c := kthwtest.Start(t, kthwtest.Options{NoWait: true, Args: []string{"--log-level=kube-apiserver=debug"}})
-	kthwtest.WaitFor(t, "etcd", soon, func() error {
-		if !strings.Contains(c.Log.String(), "component=etcd msg=ready") {
+	const serving = "Serving securely on"
+	kthwtest.WaitFor(t, "etcd and the first port", soon, func() error { // the API server is built after both
+		if log := c.Log.String(); !strings.Contains(log, "component=etcd msg=ready") || !strings.Contains(log, serving) {
 			return fmt.Errorf("not yet; exited: %v", c.Exited())
 		}
 		return nil
@@ -191,7 +192,7 @@ func servesInVain(t *testing.T) bool {
 	if !asked {
 		t.Fatalf("the stop is not in the log:\n%s", c.Log.Tail(40))
 	}
-	serves := regexp.MustCompile(fmt.Sprintf(`Serving securely on \S*:%d\b`, c.Ports.Secure))
+	serves := regexp.MustCompile(fmt.Sprintf(`%s \S*:%d\b`, serving, c.Ports.Secure))
 	return serves.MatchString(after)
 }
 

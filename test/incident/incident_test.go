@@ -16,14 +16,13 @@ import (
 	"sync"
 	"testing"
 	"text/tabwriter"
-	"time"
 
 	"kthwd/appliance/status"
 	"kthwd/test/kthwtest"
 )
 
 // soon bounds each wait of this package. It decides nothing on a machine that works.
-const soon = 5 * time.Minute
+const soon = kthwtest.Soon
 
 // incident is what the surfaces must say.
 type incident struct {
