@@ -108,7 +108,7 @@ func (a *Server) assemble(config *apiapp.Config) (*built, error) {
 	register := bootstrap.LeaveOutHooks(config.KubeAPIs.ControlPlane.Generic, a.log)
 	who := &identitylease.Lease{}
 	registerIdentity := who.Replace(&config.KubeAPIs.ControlPlane)
-	promptLists(config)
+	setStorage(config)
 	documents := openapi.LeaveOut(config.KubeAPIs.ControlPlane.Generic, a.log)
 	access.RememberClients(config, a.seen, a.used)
 	access.ListenToAcceptances(config, a.accepted)
@@ -146,8 +146,8 @@ func (a *Server) assemble(config *apiapp.Config) (*built, error) {
 	return s, err
 }
 
-// promptLists sees to it that no list waits for a tick of the watch cache, in all three servers.
-func promptLists(config *apiapp.Config) {
+// setStorage gives all three servers watch caches whose lists wait for no tick, and shared connections to etcd.
+func setStorage(config *apiapp.Config) {
 	for _, getter := range []*generic.RESTOptionsGetter{
 		&config.KubeAPIs.ControlPlane.Generic.RESTOptionsGetter,
 		&config.ApiExtensions.GenericConfig.RESTOptionsGetter,

@@ -27,6 +27,8 @@ import (
 	"k8s.io/apiserver/pkg/storage/storagebackend"
 	"k8s.io/apiserver/pkg/storage/storagebackend/factory"
 	"k8s.io/client-go/tools/cache"
+
+	"kthwd/appliance/apiserver/etcdclients"
 )
 
 const (
@@ -37,8 +39,8 @@ const (
 	requestTimeout = time.Second // for a watch that is being opened again
 )
 
-// Prompt returns getter with a watch cache that asks for progress at once. Resources without a watch
-// cache, and a getter that is not upstream's, are left alone.
+// Prompt returns getter with a watch cache that asks for progress at once, on connections to etcd that
+// all resources share. A getter that is not upstream's is left alone.
 func Prompt(getter generic.RESTOptionsGetter) generic.RESTOptionsGetter {
 	if upstream, ok := getter.(*options.StorageFactoryRestOptionsFactory); ok {
 		return prompt{upstream}
@@ -52,8 +54,12 @@ type prompt struct {
 
 func (p prompt) GetRESTOptions(resource schema.GroupResource, example runtime.Object) (generic.RESTOptions, error) {
 	o, err := p.StorageFactoryRestOptionsFactory.GetRESTOptions(resource, example)
-	if err != nil || !p.Options.EnableWatchCache {
+	if err != nil {
 		return o, err
+	}
+	o.Decorator = etcdclients.Undecorated
+	if !p.Options.EnableWatchCache {
+		return o, nil
 	}
 	sizes, err := options.ParseWatchCacheSizes(p.Options.WatchCacheSizes)
 	if size, given := sizes[resource]; given && size <= 0 {
@@ -70,7 +76,7 @@ func cached(
 	config *storagebackend.ConfigForResource, prefix string, key func(runtime.Object) (string, error),
 	object, list func() runtime.Object, attributes storage.AttrFunc, indexed storage.IndexerFuncs, indexers *cache.Indexers,
 ) (storage.Interface, factory.DestroyFunc, error) {
-	raw, destroy, err := generic.NewRawStorage(config, object, list, prefix)
+	raw, destroy, err := etcdclients.Storage(config, object, list, prefix)
 	if err != nil {
 		return raw, destroy, err
 	}

@@ -30,6 +30,7 @@ import (
 	feature "k8s.io/apiserver/pkg/util/feature"
 	featuretest "k8s.io/component-base/featuregate/testing"
 
+	"kthwd/appliance/apiserver/etcdclients"
 	"kthwd/test/etcdtest"
 	"kthwd/test/kthwtest"
 )
@@ -147,7 +148,7 @@ func TestAHungWatch(t *testing.T) {
 	})
 }
 
-func TestLeftAlone(t *testing.T) {
+func TestDecorators(t *testing.T) {
 	etcd := etcdtest.Start(t, false)
 	decorator := func(g generic.RESTOptionsGetter, resource string) uintptr {
 		o, err := g.GetRESTOptions(schema.GroupResource{Group: example.GroupName, Resource: resource}, nil)
@@ -164,15 +165,15 @@ func TestLeftAlone(t *testing.T) {
 	for _, c := range []struct {
 		name, resource string
 		getter         generic.RESTOptionsGetter
-		same           bool
+		want           generic.StorageDecorator
 	}{
-		{name: "a resource with a cache", getter: upstream, resource: "pods"},
-		{name: "a resource whose cache is off", getter: upstream, resource: "replicasets", same: true},
-		{name: "all caches off", getter: off, resource: "pods", same: true},
-		{name: "another getter", getter: foreign, resource: "pods", same: true},
+		{name: "a resource with a cache", getter: upstream, resource: "pods", want: cached},
+		{name: "a resource whose cache is off", getter: upstream, resource: "replicasets", want: etcdclients.Undecorated},
+		{name: "all caches off", getter: off, resource: "pods", want: etcdclients.Undecorated},
+		{name: "another getter", getter: foreign, resource: "pods", want: generic.UndecoratedStorage},
 	} {
-		if same := decorator(Prompt(c.getter), c.resource) == decorator(c.getter, c.resource); same != c.same {
-			t.Errorf("%s: the same decorator as upstream's: %v; want %v", c.name, same, c.same)
+		if got, want := decorator(Prompt(c.getter), c.resource), reflect.ValueOf(c.want).Pointer(); got != want {
+			t.Errorf("%s: the decorator is %s; want %s", c.name, goruntime.FuncForPC(got).Name(), goruntime.FuncForPC(want).Name())
 		}
 	}
 }
