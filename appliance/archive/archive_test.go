@@ -322,7 +322,7 @@ func TestPrune(t *testing.T) {
 	if err := os.WriteFile(other, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	p, err := Prune(dir, 2, "")
+	p, err := Prune(dir, 2, Verified{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -336,10 +336,10 @@ func TestPrune(t *testing.T) {
 	if _, err := os.Stat(other); err != nil {
 		t.Error(err)
 	}
-	if p, err = Prune(dir, 2, paths[4]); err != nil || len(p.Delete) != 1 || p.Delete[0] != paths[1] {
+	if p, err = Prune(dir, 2, Verified{File: paths[4]}); err != nil || len(p.Delete) != 1 || p.Delete[0] != paths[1] {
 		t.Errorf("with a newer verified one: got %v, %v", p, err)
 	}
-	if _, err := PlanPrune(dir, 0, ""); err == nil {
+	if _, err := PlanPrune(dir, 0, Verified{}); err == nil {
 		t.Error("keep 0 is not refused")
 	}
 }
@@ -358,7 +358,7 @@ func TestPruneKeepsAllWhenNoneIsWhole(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if p, err := Prune(dir, 1, ""); err != nil || len(p.Delete) != 0 || len(p.Kept) != 2 {
+	if p, err := Prune(dir, 1, Verified{}); err != nil || len(p.Delete) != 0 || len(p.Kept) != 2 {
 		t.Errorf("got %v, %v, want two kept", p, err)
 	}
 }
@@ -378,5 +378,51 @@ func TestParseRecipients(t *testing.T) {
 		if hint, _ := advice.Of(err); err == nil || hint == "" || strings.Contains(err.Error(), secret[20:]) {
 			t.Errorf("%s: got %v, want an error with a hint and without a secret", name, err)
 		}
+	}
+}
+
+// An archive that lacks the keys of the CAs does not displace another controller's that may have them.
+func TestPruneKeepsKeys(t *testing.T) {
+	dir, id := t.TempDir(), newIdentity(t)
+	hour := 0
+	make := func(name string, key bool, recipients ...age.Recipient) string {
+		t.Helper()
+		m, open := sampleOf(Format, noon.Add(time.Duration(hour)*time.Hour))
+		hour++
+		m.Name = name
+		with := open
+		if key {
+			m.Files = append([]File{NewFile("files/ca-key.pem", []byte("key"), 0o600, true)}, m.Files...)
+			with = func(name string) (io.ReadCloser, error) {
+				if name == "files/ca-key.pem" {
+					return io.NopCloser(strings.NewReader("key")), nil
+				}
+				return open(name)
+			}
+		}
+		path := filepath.Join(dir, Name(m))
+		if err := Write(path, m, with, recipients); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	sealed := make("c0", true, id.Recipient())
+	plain := make("c0", true)
+	others := make("c2", false)
+	first := make("c1", false)
+	second := make("c1", false)
+	p, err := Prune(dir, 1, Verified{File: second, Lacks: []string{"ca-key.pem"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := fmt.Sprint(p.Delete), fmt.Sprint([]string{first, others}); got != want {
+		t.Errorf("an archive without keys displaces %s; want %s", got, want)
+	}
+	third := make("c1", true, id.Recipient())
+	if p, err = Prune(dir, 1, Verified{File: third}); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := fmt.Sprint(p.Delete), fmt.Sprint([]string{sealed, plain, second}); got != want {
+		t.Errorf("an archive with keys displaces %s; want %s", got, want)
 	}
 }

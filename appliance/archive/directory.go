@@ -63,10 +63,36 @@ type Pruning struct {
 	Kept   []string // archives that Prune would delete, and keeps: see Prune
 }
 
+// Verified is an archive that was verified just now.
+type Verified struct {
+	File  string
+	Lacks []string // see MissingKeys
+}
+
+// replaces reports whether the archive may take the place of another one: an archive without keys of CAs
+// takes that of an archive which may have them only if the same controller made both.
+func (v Verified) replaces(e Entry, by string) bool {
+	return len(v.Lacks) == 0 || e.Name == by || !e.mayHaveKeys()
+}
+
+// mayHaveKeys reports whether keys of CAs are in the archive, or cannot be ruled out.
+func (e Entry) mayHaveKeys() bool {
+	if e.Encrypted {
+		return true
+	}
+	a, err := Open(e.File)
+	if err != nil {
+		return true
+	}
+	defer a.Close()
+	return len(MissingKeys(a.Manifest)) == 0
+}
+
 // PlanPrune returns which archives Prune would delete. It reads archives until it has
-// found a whole one of each cluster. verified, if not "", was verified just now, and only
-// archives of its cluster are looked at.
-func PlanPrune(dir string, keep int, verified string) (p Pruning, err error) {
+// found a whole one of each cluster. If verified has a file, only archives that it can replace
+// are looked at: those of its cluster, without the archives of other controllers that may have keys
+// of CAs which it lacks.
+func PlanPrune(dir string, keep int, verified Verified) (p Pruning, err error) {
 	if keep < 1 {
 		return p, fmt.Errorf("cannot keep %d archives: want 1 or more", keep)
 	}
@@ -75,9 +101,9 @@ func PlanPrune(dir string, keep int, verified string) (p Pruning, err error) {
 		return p, err
 	}
 	clusters := map[string][]Entry{}
-	only := slices.IndexFunc(all, func(e Entry) bool { return e.File == verified })
+	only := slices.IndexFunc(all, func(e Entry) bool { return e.File == verified.File })
 	for _, e := range all {
-		if e.Problem == "" && (only < 0 || e.Cluster == all[only].Cluster) { // nobody knows whose the others are, so a person must delete them
+		if e.Problem == "" && (only < 0 || e.Cluster == all[only].Cluster && verified.replaces(e, all[only].Name)) { // nobody knows whose the others are, so a person must delete them
 			clusters[e.Cluster] = append(clusters[e.Cluster], e)
 		}
 	}
@@ -85,7 +111,7 @@ func PlanPrune(dir string, keep int, verified string) (p Pruning, err error) {
 		if len(entries) <= keep {
 			continue
 		}
-		whole := slices.IndexFunc(entries, func(e Entry) bool { return e.File == verified || Check(e.File) == nil })
+		whole := slices.IndexFunc(entries, func(e Entry) bool { return e.File == verified.File || Check(e.File) == nil })
 		for i, e := range entries[keep:] {
 			if i+keep == whole || whole < 0 {
 				p.Kept = append(p.Kept, e.File)
@@ -102,7 +128,7 @@ func PlanPrune(dir string, keep int, verified string) (p Pruning, err error) {
 // Prune deletes all archives in dir but the keep newest of each cluster. The newest whole
 // archive of a cluster stays, however old it is: Pruning.Kept has it if it is not among the
 // keep newest. verified is as for PlanPrune.
-func Prune(dir string, keep int, verified string) (Pruning, error) {
+func Prune(dir string, keep int, verified Verified) (Pruning, error) {
 	p, err := PlanPrune(dir, keep, verified)
 	if err != nil {
 		return p, err

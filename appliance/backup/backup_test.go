@@ -759,6 +759,19 @@ func restoreInOneSecond(t *testing.T, o RestoreOptions) {
 	}
 }
 
+// endsWith is a context that has ended once a file is there.
+type endsWith struct {
+	context.Context
+	file string
+}
+
+func (e endsWith) Err() error {
+	if datadir.Exists(e.file) {
+		return context.Canceled
+	}
+	return e.Context.Err()
+}
+
 // After any step at which a restore dies, either nothing has changed, or the next start
 // finishes it; another restore works in both cases.
 func TestRestoreDies(t *testing.T) {
@@ -769,6 +782,15 @@ func TestRestoreDies(t *testing.T) {
 	must(t, err)
 	n := len(r.steps(t.Context()))
 	r.Close()
+	t.Run("interrupted once it is committed", func(t *testing.T) {
+		o := restoreOptions(t, made.File)
+		r, err := BeginRestore(o)
+		must(t, err)
+		defer r.Close()
+		must(t, r.Run(endsWith{t.Context(), o.Config.Layout().Restore()}))
+		r.Close()
+		checkRestored(t, o.Config, 5)
+	})
 	for steps := range n {
 		t.Run(fmt.Sprintf("after %d steps", steps), func(t *testing.T) {
 			o := restoreOptions(t, made.File)
@@ -840,6 +862,40 @@ func TestRestoreRefuses(t *testing.T) {
 		must(t, err)
 		_, err = BeginRestore(o)
 		harness.CheckRefusal(t, err, "has other files than the archive: ca-key.pem, ca.pem", "--replace-data")
+	})
+	t.Run("files outside the data directory", func(t *testing.T) {
+		full := c.create(t, c.options(t.TempDir())).File
+		key, err := os.ReadFile(c.config.Layout().Key(pki.NameServiceAccount))
+		must(t, err)
+		for _, tt := range []struct {
+			name    string
+			content []byte // nil for no file
+			refused bool
+		}{{"that of the archive", key, false}, {"another", []byte("another"), true}, {"none", nil, true}} {
+			o := restoreOptions(t, full)
+			at := filepath.Join(t.TempDir(), "sa.key")
+			if tt.content != nil {
+				must(t, os.WriteFile(at, tt.content, 0o600))
+			}
+			o.Config.Files, o.Replace = []string{"service-account-key.pem=" + at}, true
+			r, err := BeginRestore(o)
+			if tt.refused {
+				harness.CheckRefusal(t, err, at+" for service-account-key.pem", "take service-account-key.pem out of files")
+				continue
+			}
+			must(t, err)
+			r.Close()
+		}
+		o := restoreOptions(t, bare) // the archive has no secrets
+		must(t, os.MkdirAll(o.Config.DataDir, 0o700))
+		for _, name := range []string{"ca-key.pem", "etcd-ca-key.pem", "service-account-key.pem", "front-proxy-ca-key.pem", "encryption-config.yaml"} {
+			o.Config.Files = append(o.Config.Files, name+"="+filepath.Join(c.config.DataDir, name))
+		}
+		r, err := BeginRestore(o)
+		must(t, err)
+		defer r.Close()
+		must(t, r.Run(t.Context()))
+		checkRestored(t, o.Config, 1)
 	})
 	t.Run("an identity of somebody else", func(t *testing.T) {
 		o := c.options(t.TempDir())

@@ -92,6 +92,8 @@ func TestKeep(t *testing.T) {
 		for _, old := range []string{"kubernetes-1.35-to-1.36-20200101T000000Z", "etcd-3.5-to-3.6-20210101T000000Z"} {
 			must(t, os.Mkdir(filepath.Join(o.Layout.Kept(), "before-upgrade-"+old), 0o700))
 		}
+		begun := filepath.Join(o.Layout.Kept(), ".kthwd-backup-before-upgrade-etcd-3.4-to-3.5-20190101T000000Z")
+		must(t, os.MkdirAll(filepath.Join(begun, "etcd"), 0o700)) // a deletion that was cut off
 		must(t, keep.ForgetUpgrade(o.Layout))
 		must(t, os.Rename(k.Dir, filepath.Join(o.Layout.Kept(), "before-upgrade-"+"etcd-3.6-to-3.7-20220101T000000Z")))
 		newest, err := keep.Keep(t.Context(), o)

@@ -213,7 +213,7 @@ func verifyChild(file string) error {
 }
 
 func pruneChild(dir string) error {
-	_, err := archive.Prune(dir, 1, "")
+	_, err := archive.Prune(dir, 1, archive.Verified{})
 	return err
 }
 

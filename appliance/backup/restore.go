@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -173,13 +174,13 @@ const (
 	restoreAdded = ".after-restore-files-" // of WayBack
 )
 
-// checkFiles refuses an archive without the secrets that its data depend on, unless they are
-// in the data directory, and files in the data directory that are not those of the archive.
+// checkFiles refuses an archive without the secrets that its data depend on, unless this machine has
+// them, and files on this machine that are not those of the archive.
 func (r *Restore) checkFiles() error {
 	var missing, other []string
 	for _, name := range r.Manifest.LeftOut {
 		switch {
-		case datadir.Exists(filepath.Join(r.layout.Dir, name)):
+		case datadir.Exists(r.layout.Path(name)):
 			r.Given = append(r.Given, name)
 		case !replaceable(name):
 			missing = append(missing, name)
@@ -191,7 +192,7 @@ func (r *Restore) checkFiles() error {
 			other = append(other, name)
 		}
 	}
-	var errs []error
+	errs := r.checkElsewhere()
 	if len(missing) > 0 {
 		errs = append(errs, advice.With(fmt.Errorf("%s was made without secrets, and the restored cluster needs %s", r.o.File, strings.Join(missing, ", ")),
 			"put copies of these files into "+r.layout.Dir+" first"))
@@ -202,6 +203,23 @@ func (r *Restore) checkFiles() error {
 			"with --replace-data they move aside; or name another --data-dir"))
 	}
 	return errors.Join(errs...)
+}
+
+// checkElsewhere refuses files outside the data directory, which a restore does not touch, that are not
+// those of the archive: a start would read them in place of the restored ones.
+func (r *Restore) checkElsewhere() (errs []error) {
+	for _, name := range slices.Sorted(maps.Keys(r.layout.Elsewhere)) {
+		data, archived := r.opened.Files[name]
+		if !archived || replaceable(name) {
+			continue
+		}
+		at := r.layout.Path(name)
+		if is, err := os.ReadFile(at); err != nil || !bytes.Equal(is, data) {
+			errs = append(errs, advice.With(fmt.Errorf("files of the configuration has %s for %s, and that is not the one of the archive", at, name),
+				"bring "+at+" back as it was; or take "+name+" out of files, and the restored one in "+r.layout.Dir+" counts"))
+		}
+	}
+	return errs
 }
 
 // replaceable reports whether a file can be made anew from the others: the CA signs it.
@@ -238,7 +256,10 @@ func (r *Restore) Run(ctx context.Context) error {
 		return err
 	}
 	for _, s := range r.steps(ctx) {
-		err := ctx.Err()
+		var err error
+		if !s.committed {
+			err = ctx.Err()
+		}
 		if err == nil {
 			err = s.do()
 		}
@@ -368,7 +389,7 @@ func (r *Restore) makeFiles() error {
 		}
 	}
 	for _, name := range r.Given {
-		data, err := os.ReadFile(filepath.Join(r.layout.Dir, name))
+		data, err := os.ReadFile(r.layout.Path(name))
 		if err != nil {
 			return err
 		}

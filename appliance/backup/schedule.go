@@ -108,7 +108,9 @@ func (s *Schedule) look(ctx context.Context) (wait time.Duration, ours bool) {
 		r := &Record{}
 		if json.Unmarshal(answer.Kvs[0].Value, r) == nil {
 			s.mu.Lock()
-			s.last = r
+			if s.last = r; r.Verified.After(s.attempt) {
+				s.failed = "" // a person, or another controller, has made one since
+			}
 			s.mu.Unlock()
 		}
 	}

@@ -119,6 +119,14 @@ func TestScheduleFails(t *testing.T) {
 	if s.due(time.Now()) || !s.due(time.Now().Add(retryAfter)) {
 		t.Error("the next attempt comes after a pause")
 	}
+	value, err := json.Marshal(Record{At: time.Now(), File: file, Verified: time.Now().Add(time.Second)})
+	must(t, err)
+	_, err = v3client.New(c.server.Server).Put(t.Context(), RecordKey, string(value))
+	must(t, err)
+	s.look(t.Context())
+	if f := s.Findings(); len(f) != 0 {
+		t.Errorf("after a backup that a person has made: %v", f)
+	}
 }
 
 // A last archive without the keys of CAs is advice, which names the controller that can make a

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -28,7 +29,8 @@ type Restore struct {
 	Inode  string   `json:"inode"`  // of the new member directory, which a change of its name keeps
 }
 
-// Commit records the restore. The caller holds the lock, and calls FinishRestore next.
+// Commit records the restore, and leaves no record if it fails. The caller holds the lock, and calls
+// FinishRestore next.
 func (r Restore) Commit(l pki.Layout) (err error) {
 	if r.Inode, err = Inode(r.Member); err != nil {
 		return err
@@ -37,7 +39,11 @@ func (r Restore) Commit(l pki.Layout) (err error) {
 	if err != nil {
 		return err
 	}
-	return durable.Write(l.Restore(), append(data, '\n'), 0o600)
+	err = durable.Write(l.Restore(), append(data, '\n'), 0o600)
+	if err != nil { // also when the file has its name, and its directory is not on the disk
+		err = errors.Join(err, notThere(os.Remove(l.Restore())))
+	}
+	return err
 }
 
 // FinishRestore puts a committed restore in place, and reports whether there was one. The
@@ -135,7 +141,7 @@ func (r Restore) placeMember(l pki.Layout) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return os.Rename(r.Member, member)
-	case err != nil || inode == r.Inode:
+	case err != nil || SameInode(inode, r.Inode):
 		return err
 	}
 	return Exchange(member, r.Member)
@@ -164,6 +170,14 @@ func Inode(path string) (string, error) {
 		return "", fmt.Errorf("%s: %w", path, err)
 	}
 	return fmt.Sprintf("%d:%d", s.Dev, s.Ino), nil
+}
+
+// SameInode compares what Inode returned for two directories of one file system, of which one may be
+// from before a boot: the device of a file system may have another number after each.
+func SameInode(a, b string) bool {
+	_, x, _ := strings.Cut(a, ":")
+	_, y, _ := strings.Cut(b, ":")
+	return x == y && x != ""
 }
 
 // Exchange swaps the names of two directories in one system call.

@@ -245,11 +245,18 @@ func (r *Recovery) checkFreeSpace() error {
 }
 
 // Run recovers the member and returns the revision of the store. If ctx ends before the
-// directories are swapped, nothing has changed.
+// directories are swapped, nothing has changed; afterwards it does not count.
 func (r *Recovery) Run(ctx context.Context) (revision int64, err error) {
 	steps := r.steps(ctx, &revision)
 	for _, s := range steps {
-		if err := errors.Join(ctx.Err(), s.do()); err != nil {
+		var err error
+		if !s.changed {
+			err = ctx.Err()
+		}
+		if err == nil {
+			err = s.do()
+		}
+		if err != nil {
 			if s.changed {
 				return revision, fmt.Errorf("%s, after the new data took their place: %w", s.what, err)
 			}
@@ -335,7 +342,7 @@ func (r *Recovery) findLeftovers() error {
 			return err
 		}
 		// An empty mark was not fully written, so no copy was begun.
-		if was := strings.TrimSpace(string(data)); was == inode || was == "" {
+		if was := strings.TrimSpace(string(data)); was == "" || datadir.SameInode(was, inode) {
 			r.Cleared = append(r.Cleared, filepath.Dir(m))
 		}
 	}

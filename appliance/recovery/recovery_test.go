@@ -229,6 +229,50 @@ func TestRecoverStopsWithoutAChange(t *testing.T) {
 	}
 }
 
+// ending is a context that ends when it is asked for the n-th time.
+type ending struct {
+	context.Context
+	n int
+}
+
+func (e *ending) Err() error {
+	if e.n--; e.n < 0 {
+		return context.Canceled
+	}
+	return nil
+}
+
+// TestRecoverInterrupted ends the context before each step in turn: either nothing has changed, or the
+// recovery is complete and the old data are there.
+func TestRecoverInterrupted(t *testing.T) {
+	const n = 3
+	source := lastOfThree(t, n)
+	complete := false
+	for asked := 0; !complete; asked++ {
+		c := config.Controller{DataDir: t.TempDir(), Name: "c0"}
+		if err := os.CopyFS(c.Layout().Etcd(), os.DirFS(source.Layout().Etcd())); err != nil {
+			t.Fatal(err)
+		}
+		r := begin(t, c)
+		_, err := r.Run(&ending{t.Context(), asked})
+		r.Close()
+		switch {
+		case err == nil:
+			complete = true
+			if _, err := os.Stat(filepath.Join(r.Backup, "member", "snap", "db")); err != nil {
+				t.Errorf("asked %d times: the old data: %v", asked, err)
+			}
+			checkAlone(t, c.Layout().Etcd(), n)
+		case !strings.Contains(err.Error(), "nothing has changed"):
+			t.Errorf("asked %d times: %v", asked, err)
+		default:
+			if again := begin(t, c); len(again.Lost) != 2 {
+				t.Errorf("asked %d times: %v; but lost are %+v, want two as before", asked, err, again.Lost)
+			}
+		}
+	}
+}
+
 func TestRecoverRefuses(t *testing.T) {
 	c := lastOfThree(t, 1)
 	t.Run("a member that answers", func(t *testing.T) {

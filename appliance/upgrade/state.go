@@ -56,6 +56,14 @@ func (s State) toKube() string   { return etcdfiles.MinorOf(s.To.Kubernetes) }
 func (s State) fromEtcd() string { return etcdfiles.MinorOf(s.From.Etcd) }
 func (s State) toEtcd() string   { return etcdfiles.MinorOf(s.To.Etcd) }
 
+// Upgrade is the upgrade of the versions.
+func (s State) Upgrade() etcdfiles.Upgrade {
+	record := func(r etcdfiles.Ran) etcdfiles.Record {
+		return etcdfiles.Record{Kthwd: r.Kthwd, Kubernetes: r.Kubernetes, Etcd: r.Etcd}
+	}
+	return etcdfiles.Upgrade{From: record(s.From), To: record(s.To), Etcd: s.fromEtcd() != s.toEtcd()}
+}
+
 // there reports whether the cluster has begun an upgrade.
 func (s State) there() bool { return s.To.Kubernetes != "" }
 

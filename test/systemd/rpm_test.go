@@ -58,7 +58,11 @@ func TestRPM(t *testing.T) {
 	m.shows("kthwd status", "kthwd v"+old, "\nready")
 	m.run(kubectl + "create configmap before")
 
+	m.fails("systemctl start " + balancerUnit) // it has no backend yet
+	m.state(balancerUnit, "failed")
+
 	out := m.run(rpm + "--upgrade " + freshFile)
+	m.state(balancerUnit, "failed") // and still restarted by the next upgrade
 	for _, want := range []string{"kthwd: the controller was restarted and is ready", "/etc/kthwd/controller.yaml created as /etc/kthwd/controller.yaml.rpmnew"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("the upgrade does not say %q:\n%s", want, out)

@@ -130,12 +130,13 @@ func ready(ctx context.Context, client *clientv3.Client) error {
 	return nil
 }
 
-// dial begins to connect, with the options of upstream's clients.
+// dial begins to connect, with the options of upstream's clients, and never through a proxy of the environment.
 func dial(to storagebackend.TransportConfig) (*clientv3.Client, error) {
 	config := clientv3.Config{
 		Endpoints: to.ServerList, DialTimeout: dialTimeout,
 		DialKeepAliveTime: keepaliveTime, DialKeepAliveTimeout: keepaliveTimeout,
 		DialOptions: []grpc.DialOption{
+			grpc.WithNoProxy(),
 			grpc.WithChainUnaryInterceptor(counted().UnaryClientInterceptor()),
 			grpc.WithChainStreamInterceptor(counted().StreamClientInterceptor()),
 			grpc.WithStatsHandler(otelgrpc.NewClientHandler(

@@ -95,7 +95,7 @@ func Keep(ctx context.Context, o Options) (k Kept, err error) {
 		return k, err
 	}
 	k.To, k.Made = o.to(), time.Now().UTC().Truncate(time.Second)
-	k.Dir = filepath.Join(o.Layout.Kept(), fmt.Sprintf("%s%s-%s", keptPrefix, strings.ToLower(strings.NewReplacer(", ", "-", " ", "-").Replace(o.Upgrade.String())), k.Made.Format("20060102T150405Z")))
+	k.Dir = filepath.Join(o.Layout.Kept(), nameOf(o.Upgrade)+k.Made.Format("20060102T150405Z"))
 	return k, o.finish(copied, k)
 }
 
@@ -163,14 +163,19 @@ func ForgetUpgrade(l pki.Layout) error {
 	return nil
 }
 
-// NewestKept returns the newest copy from before an upgrade; "" if there is none that can be
-// seen.
-func NewestKept(l pki.Layout) string {
-	all := keptIn(l)
-	if len(all) == 0 {
-		return ""
+// Newest returns the newest copy from before that upgrade; "" if there is none that can be seen.
+func Newest(l pki.Layout, u etcdfiles.Upgrade) string {
+	for _, dir := range keptIn(l) {
+		if strings.HasPrefix(filepath.Base(dir), nameOf(u)) {
+			return dir
+		}
 	}
-	return all[0]
+	return ""
+}
+
+// nameOf is the name of a copy without its time.
+func nameOf(u etcdfiles.Upgrade) string {
+	return keptPrefix + strings.ToLower(strings.NewReplacer(", ", "-", " ", "-").Replace(u.String())) + "-"
 }
 
 // keptIn lists the copies, the newest first.
@@ -181,13 +186,16 @@ func keptIn(l pki.Layout) []string {
 	return all
 }
 
-// pruneKept deletes all copies but the newest.
+// pruneKept deletes all copies but the newest, and what an earlier call has begun to delete.
 func pruneKept(l pki.Layout) error {
-	all := keptIn(l)
-	if len(all) <= keptCopies {
-		return nil
+	begun, _ := filepath.Glob(filepath.Join(workdir.GlobEscape(l.Kept()), workdir.Prefix+keptPrefix+"*")) // fails on a bad pattern only
+	for _, path := range begun {
+		if err := os.RemoveAll(path); err != nil {
+			return err
+		}
 	}
-	for _, path := range all[keptCopies:] {
+	all := keptIn(l)
+	for _, path := range all[min(keptCopies, len(all)):] {
 		// A copy that is deleted in part must not look like one.
 		gone := filepath.Join(l.Kept(), workdir.Prefix+filepath.Base(path))
 		if err := errors.Join(os.Rename(path, gone), os.RemoveAll(gone)); err != nil {

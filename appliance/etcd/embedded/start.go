@@ -8,8 +8,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -20,7 +22,8 @@ import (
 	"kthwd/appliance/supervise"
 )
 
-// Prepare makes the data directory, readable by its owner only, and checks existing data.
+// Prepare makes the data directory, readable by its owner only, checks existing data, and deletes what a
+// defragmentation that was killed has left. The caller has the directory for itself.
 func Prepare(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -31,7 +34,24 @@ func Prepare(dir string) error {
 	if err := etcdfiles.Check(dir); err != nil {
 		return etcdfiles.Unusable(dir, err)
 	}
-	return nil
+	return removeDefragmented(dir)
+}
+
+// removeDefragmented deletes copies of the database that a defragmentation has not finished. etcd 3.6 did so
+// itself at each start; since 3.7 nothing calls cleanupSnapdir
+// (go.etcd.io/etcd/server/v3/etcdserver/api/snap/snapshotter.go).
+func removeDefragmented(dir string) error {
+	snap := filepath.Join(dir, "member", "snap")
+	names, err := os.ReadDir(snap)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, n := range names {
+		if strings.HasPrefix(n.Name(), "db.tmp") && n.Type().IsRegular() {
+			err = errors.Join(err, os.Remove(filepath.Join(snap, n.Name())))
+		}
+	}
+	return err
 }
 
 // Start runs embed.StartEtcd, which may log a fatal line or panic on damaged data. Both

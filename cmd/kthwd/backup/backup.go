@@ -179,7 +179,7 @@ func (a *app) createOptions(t cli.Target, f *createFlags, running support.Runnin
 // afterwards prunes and runs the hook. What fails there is a warning: the archive is good.
 func (a *app) afterwards(ctx context.Context, f *createFlags, dir string, made *backup.Created) {
 	if f.keep > 0 {
-		p, err := archive.Prune(dir, f.keep, made.File)
+		p, err := archive.Prune(dir, f.keep, archive.Verified{File: made.File, Lacks: made.Verified.Lacks})
 		if made.Pruned = p.Delete; err != nil {
 			made.Warnings = append(made.Warnings, "old archives are not deleted: "+err.Error())
 		}
@@ -439,9 +439,9 @@ func (a *app) backupPrune(l *config.Loader, dir string, keep int, plan bool) err
 	if err := datadir.Private(dir); err != nil {
 		return err
 	}
-	prune, word := func() (archive.Pruning, error) { return archive.Prune(dir, keep, "") }, "deleted"
+	prune, word := func() (archive.Pruning, error) { return archive.Prune(dir, keep, archive.Verified{}) }, "deleted"
 	if plan {
-		prune, word = func() (archive.Pruning, error) { return archive.PlanPrune(dir, keep, "") }, "would be deleted"
+		prune, word = func() (archive.Pruning, error) { return archive.PlanPrune(dir, keep, archive.Verified{}) }, "would be deleted"
 	}
 	p, err := prune()
 	for _, file := range p.Delete {

@@ -19,6 +19,7 @@ import (
 	"kthwd/appliance/cmdline"
 	"kthwd/appliance/config"
 	"kthwd/appliance/etcdspace"
+	"kthwd/appliance/pki"
 	"kthwd/appliance/text"
 	"kthwd/appliance/upgrade"
 	"kthwd/cmd/kthwd/cli"
@@ -259,7 +260,8 @@ func (a *app) upgradeBack(ctx context.Context, t upgradeTarget, cancel bool) err
 	err := r.Back(ctx)
 	switch {
 	case errors.Is(err, upgrade.ErrFinished):
-		return advice.With(err, a.wayBack(ctx, t))
+		v, _ := t.look(ctx) // without an answer it is the advice without a copy
+		return advice.With(err, wayBack(t.Layout(), v.State))
 	case err != nil:
 		return err
 	}
@@ -273,14 +275,13 @@ func (a *app) upgradeBack(ctx context.Context, t upgradeTarget, cancel bool) err
 	return nil
 }
 
-// wayBack names what leads back after an upgrade is finished: the copy of before, or the last
-// archive.
-func (a *app) wayBack(ctx context.Context, t upgradeTarget) string {
-	if dir := keep.NewestKept(t.Layout()); dir != "" {
-		return fmt.Sprintf("what was written since the upgrade is lost on the way that remains: put back the copy of each controller from before it, here %s; README there says how", dir)
-	}
-	if r, err := t.Status(ctx); err == nil && r.Backup != nil && r.Backup.File != "" {
-		return fmt.Sprintf("restore the last verified archive, %s on %s, with the kthwd that made it: kthwd backup restore", r.Backup.File, r.Backup.By)
+// wayBack names what leads back after an upgrade is finished: the copy of before, or an archive of
+// before. The last archive is likely one of the newer minor, so it is not named.
+func wayBack(l pki.Layout, s *upgrade.State) string {
+	if s != nil {
+		if dir := keep.Newest(l, s.Upgrade()); dir != "" {
+			return fmt.Sprintf("what was written since the upgrade is lost on the way that remains: put back the copy of each controller from before it, here %s; README there says how", dir)
+		}
 	}
 	return "restore an archive from before the upgrade with the kthwd that made it: kthwd backup restore"
 }
