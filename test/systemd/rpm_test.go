@@ -96,7 +96,7 @@ func TestRPM(t *testing.T) {
 	if out := m.run("systemctl list-unit-files 'kthwd*' --no-legend || true"); out != "" {
 		t.Errorf("units:\n%s", out)
 	}
-	if left := added(before, files(m)); left != "/etc/kthwd\n/var/log/kthwd\n/var/log/kthwd-lb\n" {
+	if left := added(before, files(m)); left != "/etc/kthwd\n/var/lib/kthwd-lb\n/var/log/kthwd\n/var/log/kthwd-lb\n" {
 		t.Errorf("left behind:\n%s", left)
 	}
 }
