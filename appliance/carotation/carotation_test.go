@@ -2,6 +2,7 @@ package carotation
 
 import (
 	"crypto/x509"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -138,6 +139,38 @@ func TestFormsWithoutKey(t *testing.T) {
 		if long := entry.NotAfter.After(end); long != (name == "c1") {
 			t.Errorf("%s: kubernetes.pem ends on %s", name, entry.NotAfter)
 		}
+	}
+}
+
+// A controller that keeps no key of the CA has it until it has signed with it, also when that fails.
+func TestSigningFails(t *testing.T) {
+	l := newLayout(t)
+	s, _, key := begun(t, l)
+	s.Origin, s.Stage = "c0", castate.StageTrust
+	if err := os.Remove(l.CAKey()); err != nil {
+		t.Fatal(err)
+	}
+	r := &Rotation{cfg: Config{Layout: l, Changed: func([]string) {}}, a: Cluster.authority()}
+	replace := func(key []byte, sign error) error {
+		t.Helper()
+		f, err := r.a.form(s, "c1", read(t, l), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.replace(read(t, l), f, func() error { return sign })
+	}
+	if err := replace(key, nil); err != nil {
+		t.Fatal(err)
+	}
+	s.Stage = castate.StageSign
+	full := errors.New("no space left on device")
+	for range 2 {
+		if err := replace(nil, full); !errors.Is(err, full) {
+			t.Errorf("%v; want %v", err, full)
+		}
+	}
+	if err := replace(nil, nil); err != nil || read(t, l).Next != nil {
+		t.Errorf("once it has signed: %v; is the key here? %v", err, read(t, l).Next != nil)
 	}
 }
 

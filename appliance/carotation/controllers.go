@@ -138,18 +138,7 @@ func (r *Rotation) accept(ctx context.Context, in request) error {
 	if err != nil {
 		return err
 	}
-	// A program trusts a CA before it meets a certificate of it, and until it has met the last one.
-	changed, err := pki.SetCA(r.cfg.Layout, r.a.file, withAll(f.trusted, is.Trusted), f.key, f.next)
-	r.cfg.Changed(changed)
-	if err != nil {
-		return err
-	}
-	if err := r.signAnew(s, f.signs); err != nil {
-		return err
-	}
-	changed, err = pki.SetCA(r.cfg.Layout, r.a.file, f.trusted, f.key, f.next)
-	r.cfg.Changed(changed)
-	if err != nil {
+	if err := r.replace(is, f, func() error { return r.signAnew(s, f.signs) }); err != nil {
 		return err
 	}
 	if err := r.manage(ctx); err != nil {
@@ -159,6 +148,27 @@ func (r *Rotation) accept(ctx context.Context, in request) error {
 		r.settle(ctx)
 	}
 	return r.awaitServer(ctx, s)
+}
+
+// replace writes the files around sign: a program trusts a CA before it meets a certificate of it, and
+// until it has met the last one. A key that does not stay here goes last, for sign needs it, also when
+// it is repeated.
+func (r *Rotation) replace(is pki.CA, f files, sign func() error) error {
+	next := f.next
+	if next == nil {
+		next = is.Next
+	}
+	changed, err := pki.SetCA(r.cfg.Layout, r.a.file, withAll(f.trusted, is.Trusted), f.key, next)
+	r.cfg.Changed(changed)
+	if err != nil {
+		return err
+	}
+	if err := sign(); err != nil {
+		return err
+	}
+	changed, err = pki.SetCA(r.cfg.Layout, r.a.file, f.trusted, f.key, f.next)
+	r.cfg.Changed(changed)
+	return err
 }
 
 // signAnew makes the certificates of another CA than the one that signs anew.

@@ -140,7 +140,7 @@ func (r *Rotation) prepare(ctx context.Context, client *clientv3.Client) (castat
 		case c.Signs != all[0].Signs:
 			return was, none, advice.With(fmt.Errorf("%s signs with the CA %s, and %s with %s", all[0].Name, castate.Short(all[0].Signs), c.Name, castate.Short(c.Signs)), "copy "+r.a.certFile()+" and "+r.a.keyFile()+" from the controller whose files are right, and restart kthwd")
 		case c.Serves != c.Signs:
-			return was, none, advice.With(fmt.Errorf("%s: its %s shows a certificate of another CA than that of its %s", c.Name, r.a.server(), r.a.keyFile()), "kthwd pki renew "+pki.OwnCertificate(r.a.file)+" there, or put the pair that belongs together back")
+			return was, none, advice.With(fmt.Errorf("%s: its %s shows a certificate of another CA than that of its %s", c.Name, r.a.server(), r.a.keyFile()), "put the CA and the certificate that belong together back there, and restart kthwd")
 		}
 	}
 	return castate.State{ID: rand.Text(), Began: time.Now().UTC(), Stage: castate.StageTrust, Origin: r.cfg.Name, Old: here.Signs(), Before: here.Signer.Raw, Revision: was.Revision}, here, nil

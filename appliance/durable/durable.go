@@ -24,11 +24,19 @@ func Hidden(path string) string {
 // Write makes or replaces the file, with that mode, and returns when the disk has the data
 // and the name. After an error the old file is unchanged, or the new file is complete.
 func Write(path string, data []byte, mode fs.FileMode) error {
+	return write(path, data, mode, func(string) error { return nil })
+}
+
+// write calls prepare with the new file before it receives its name.
+func write(path string, data []byte, mode fs.FileMode, prepare func(hidden string) error) error {
 	hidden := Hidden(path)
 	if err := os.Remove(hidden); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	err := Create(hidden, data, mode)
+	if err == nil {
+		err = prepare(hidden)
+	}
 	if err == nil {
 		err = os.Rename(hidden, path)
 	}
@@ -39,8 +47,8 @@ func Write(path string, data []byte, mode fs.FileMode) error {
 	return Sync(filepath.Dir(path))
 }
 
-// Replace writes a file in place of another, with the mode and the owner of that. A symbolic link
-// stays, and its target is replaced.
+// Replace writes a file in place of another, with the mode and the owner of that; a process that may
+// not give files away keeps it. A symbolic link stays, and its target is replaced.
 func Replace(path string, data []byte) error {
 	path, err := filepath.EvalSymlinks(path)
 	if err != nil {
@@ -50,13 +58,17 @@ func Replace(path string, data []byte) error {
 	if err != nil {
 		return err
 	}
-	if err := Write(path, data, info.Mode().Perm()); err != nil {
+	return write(path, data, info.Mode().Perm(), func(hidden string) error {
+		was, ok := info.Sys().(*syscall.Stat_t)
+		if !ok || int(was.Uid) == os.Geteuid() && int(was.Gid) == os.Getegid() {
+			return nil
+		}
+		err := os.Chown(hidden, int(was.Uid), int(was.Gid))
+		if os.Geteuid() != 0 && errors.Is(err, fs.ErrPermission) {
+			return nil
+		}
 		return err
-	}
-	if was, ok := info.Sys().(*syscall.Stat_t); ok && (int(was.Uid) != os.Geteuid() || int(was.Gid) != os.Getegid()) {
-		return os.Chown(path, int(was.Uid), int(was.Gid))
-	}
-	return nil
+	})
 }
 
 // Replaceable tries to write beside the file, or beside the target of a symbolic link.

@@ -71,3 +71,40 @@ func TestCreateReplacesNothing(t *testing.T) {
 	}
 	check(t, path, "first", 0o600)
 }
+
+// TestReplaceOfAnothersFile is a process that may write to the directory, and not give files away.
+func TestReplaceOfAnothersFile(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to have a file of root's")
+	}
+	const nobody = 65534
+	dir, err := os.MkdirTemp("", "kthwd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	path := filepath.Join(dir, "file")
+	if err := errors.Join(os.WriteFile(path, []byte("old"), 0o640), os.Chown(dir, nobody, nobody)); err != nil {
+		t.Fatal(err)
+	}
+	as := func(uid int) {
+		t.Helper()
+		if err := syscall.Setresuid(-1, uid, -1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	as(nobody)
+	replaced, may := Replace(path, []byte("new")), Replaceable(path)
+	as(0)
+	if err := errors.Join(replaced, may); err != nil {
+		t.Error(err)
+	}
+	check(t, path, "new", 0o640)
+	if err := Replace(path, []byte("newer")); err != nil {
+		t.Error(err)
+	}
+	check(t, path, "newer", 0o640)
+	if info, err := os.Stat(path); err != nil || info.Sys().(*syscall.Stat_t).Uid != nobody {
+		t.Errorf("root's Replace has changed the owner: %+v, %v", info.Sys(), err)
+	}
+}

@@ -209,7 +209,10 @@ func (v *survey) checkDates(file, what string, c *x509.Certificate, idle bool) {
 	}
 }
 
-const hintExpiredCA = "check this machine's clock; if it is right, everything that the CA has signed is invalid, too: redo all of part 2"
+// hintExpiredCA keeps all keys: another CA would refuse every client, and another encryption key would
+// lose the secrets.
+const hintExpiredCA = "check this machine's clock; if it is right, issue the certificate again for the same key (openssl x509 -in CA.pem -signkey CA-key.pem -days 3653 -out NEW.pem), " +
+	"put it in place on every controller, and move the kubeconfigs away that hold the old one: what the CA has signed is valid again, and a start makes them anew"
 
 // checkLeafDates is checkDates for a leaf, but has an expired one renewed if the Spec wants
 // that and this directory can.

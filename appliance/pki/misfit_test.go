@@ -471,3 +471,43 @@ func misfits(err error) (found []*Misfit) {
 	}
 	return found
 }
+
+// TestExpiredCA follows the hint for a CA that has expired: its certificate is issued again for the same
+// key, and nothing else is lost.
+func TestExpiredCA(t *testing.T) {
+	l := fresh(t)
+	ca := loadPair(t, l, NameCA)
+	again := func(from, to time.Time) {
+		t.Helper()
+		c := *ca.chain[0]
+		c.NotBefore, c.NotAfter = from, to
+		put(t, l.CA(), string(encodeCertificates(sign(t, &c, ca.key, pair{}).chain)))
+	}
+	again(noon.AddDate(-5, 0, 0), noon.AddDate(0, 0, -1))
+	_, err := Check(l, testSpec())
+	var expired *Misfit
+	for _, m := range misfits(err) {
+		if m.File == l.CA() {
+			expired = m
+		}
+	}
+	if expired == nil || !strings.Contains(expired.Hint, "the same key") {
+		t.Fatalf("got %v", err)
+	}
+	again(noon, noon.AddDate(10, 0, 0))
+	for name := range contents(t, l.Dir) {
+		if strings.HasSuffix(name, ".kubeconfig") {
+			remove(t, filepath.Join(l.Dir, name))
+		}
+	}
+	before := contents(t, l.Dir)
+	ensure(t, l, testSpec())
+	for name, was := range before {
+		if now := contents(t, l.Dir)[name]; now != was {
+			t.Errorf("%s has changed", name)
+		}
+	}
+	if report, err := Check(l, testSpec()); err != nil || len(report.Missing) > 0 {
+		t.Errorf("%v, missing %v", err, report.Missing)
+	}
+}

@@ -190,7 +190,7 @@ func (w *Watch) finding(name rowName, row *refusal) status.Finding {
 		return status.Finding{
 			Health: status.Degraded,
 			Text:   fmt.Sprintf("tokens from before %s are refused, for their key %s is in no file since then: %d, of %s", until, name.kid, row.n, row.who()),
-			Do:     w.pods(row.newest) + "; restart these pods, and they get new tokens; or append the old public key to " + files + " and restart kthwd",
+			Do:     w.pods(row.newest) + "; restart these pods, and they get new tokens; or, unless kthwd pki service-account drop has taken it away, append the old public key to " + files + " and restart kthwd",
 		}
 	case OtherIssuer:
 		const flag = "--kube-apiserver-arg=service-account-issuer="
