@@ -170,3 +170,25 @@ func TestGuide(t *testing.T) {
 		t.Errorf("etcd's data: got %s, want %s", p.EtcdDir, dir)
 	}
 }
+
+// TestLogElsewhere has etcd's log on another disk: a copy of the data has its own, and must not write into
+// that of the original.
+func TestLogElsewhere(t *testing.T) {
+	for copied, want := range map[string]string{"": Passed, filepath.Join(t.TempDir(), "copy"): Dropped} {
+		m := &found.Machine{Programs: []found.Program{{
+			Name: program.Etcd, Exe: program.Etcd, From: "etcd.service", Kind: found.FromUnits, Version: "v1.2.3",
+			Args: []string{"--name=c0", "--data-dir=" + t.TempDir(), "--wal-dir=" + t.TempDir()},
+		}}}
+		verdict := ""
+		for _, pp := range New(t.Context(), m, Options{EtcdDir: copied}).Programs {
+			for _, l := range pp.Lines {
+				if strings.HasPrefix(l.Flag, "--wal-dir") {
+					verdict = l.Verdict
+				}
+			}
+		}
+		if verdict != want {
+			t.Errorf("with a copy at %q --wal-dir is %q; want %q", copied, verdict, want)
+		}
+	}
+}

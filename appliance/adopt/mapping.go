@@ -336,6 +336,8 @@ func (p *planner) inCode(name string, a program.Arg) (verdict, why string) {
 			return Same, "kthwd writes this file itself"
 		}
 	case name != program.Etcd:
+	case a.Key == "wal-dir" && p.o.EtcdDir != "":
+		return Dropped, "the copy has the log beside the database, and that of before stays as it is"
 	case a.Key == "enable-grpc-gateway" && a.Value == "false" && has(p.args[name], "client-cert-allowed-hostname"):
 		return Dropped, "kthwd serves etcd's HTTP API itself, which etcd cannot while its port accepts certain names only"
 	case p.admitsControllers(a):
