@@ -150,9 +150,8 @@ func (r *Rotation) accept(ctx context.Context, in request) error {
 	return r.awaitServer(ctx, s)
 }
 
-// replace writes the files around sign: a program trusts a CA before it meets a certificate of it, and
-// until it has met the last one. A key that does not stay here goes last, for sign needs it, also when
-// it is repeated.
+// replace writes the files around sign: a program trusts a CA before it meets a certificate of it, until it has
+// met the last one. A key that does not stay goes last, for sign may be repeated.
 func (r *Rotation) replace(is pki.CA, f files, sign func() error) error {
 	next := f.next
 	if next == nil {
@@ -163,11 +162,10 @@ func (r *Rotation) replace(is pki.CA, f files, sign func() error) error {
 	if err != nil {
 		return err
 	}
-	if err := sign(); err != nil {
-		return err
+	if err = sign(); err == nil {
+		changed, err = pki.SetCA(r.cfg.Layout, r.a.file, f.trusted, f.key, f.next)
+		r.cfg.Changed(changed)
 	}
-	changed, err = pki.SetCA(r.cfg.Layout, r.a.file, f.trusted, f.key, f.next)
-	r.cfg.Changed(changed)
 	return err
 }
 
