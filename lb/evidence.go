@@ -81,8 +81,11 @@ const proofMargin = 20 * time.Millisecond // the kernel's clock for this is coar
 // accepts connections and does not answer.
 func (s *Server) spared(b *Backend, st *check.Status) time.Duration {
 	now := b.checker.Load().Status()
-	if now.State != check.Dead || b.active.Load() == 0 {
+	if b.active.Load() == 0 {
 		return 0
+	}
+	if now.State != check.Dead { // the checker is new, as after a reload, or its verdict is on its way
+		return min(killDelay, time.Second)
 	}
 	found := s.proofOf(b)
 	at := time.Now()

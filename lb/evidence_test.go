@@ -68,6 +68,10 @@ func TestDeliveringBackendIsNotCut(t *testing.T) {
 		}
 		return nil
 	})
+	cfg := *r.cfg.Load()
+	cfg.CheckTimeout += 100 * time.Millisecond // a new checker knows nothing yet
+	must(t, r.Reload(cfg))
+	r.awaitState(a, check.Dead)
 	stop()
 	idle.at(t, a)
 	must(t, equal("killed_dead", r.backend(a.addr).closed[endDead].Load(), 0))
